@@ -1,0 +1,1 @@
+//! What Capsa is tested with.
