@@ -1,1 +1,303 @@
-//! (see below)
+//! What a hypervisor has to answer to be a backend.
+//!
+//! A backend is a table of facts and a few pure functions: what it can do, what to look for on the
+//! host, whether what was found is enough, and how a checked specification becomes a
+//! [`LaunchPlan`]. It opens nothing and starts nothing, so all of them are compiled and tested
+//! everywhere, and a new one is one file of data.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::Serialize;
+
+use crate::capabilities::{BackendCapabilities, Checked, Violation};
+use crate::cmdline::KernelCmdline;
+use crate::codec::qmp::QmpMessage;
+use crate::host::{HostFacts, Reason};
+use crate::plan::{LaunchPlan, Message, Note, RunDirPlan};
+use crate::spec::VmSpec;
+
+/// A hypervisor as data.
+pub trait HypervisorBackend: Send + Sync + fmt::Debug {
+    /// Its name: `qemu`, `cloud-hypervisor`, `vfkit`.
+    fn name(&self) -> &'static str;
+
+    /// What it can do.
+    fn capabilities(&self) -> &BackendCapabilities;
+
+    /// Which programs to look for and what to ask them. With a specification, only what that
+    /// machine needs is looked for; without one, everything.
+    fn probe(&self, spec: Option<&VmSpec>) -> ProbePlan;
+
+    /// Whether it can be used here, with every reason against it.
+    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
+
+    /// The first layer of the kernel command line.
+    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline;
+
+    /// Where the first disk appears in the guest.
+    fn default_root_device(&self) -> &str;
+
+    /// What this backend refuses beyond its capability table, given what was found.
+    fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
+
+    /// The exact programs, arguments and messages. Never fails: whatever could not be planned was
+    /// refused by the check.
+    fn plan(
+        &self,
+        vm: &Checked,
+        at: &RunDirPlan,
+        host: &HostFacts,
+        found: &ProbeReport,
+    ) -> LaunchPlan;
+
+    /// What a reply to `message` means.
+    fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
+        let _ = message;
+        reply.verdict()
+    }
+
+    /// What an event of the control channel means, if anything.
+    fn event(&self, event: &QmpMessage) -> Option<GuestEvent> {
+        let _ = event;
+        None
+    }
+}
+
+/// What to look for on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProbePlan {
+    /// The questions.
+    pub questions: Vec<Question>,
+}
+
+/// One question to one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The key of the answer in the [`ProbeReport`].
+    pub key: &'static str,
+    /// An environment variable that names the program outright.
+    pub env: &'static str,
+    /// Names to look for in `PATH`, or absolute paths, in order.
+    pub candidates: Vec<String>,
+    /// The arguments that make it answer and exit.
+    pub args: Vec<&'static str>,
+}
+
+/// The answers, by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProbeReport {
+    answers: BTreeMap<&'static str, Answer>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// No candidate exists.
+    NotFound {
+        /// The names and paths that were tried.
+        tried: Vec<String>,
+    },
+    /// It exists and did not answer: it failed, hung, or is not a program.
+    Failed {
+        /// Where it is.
+        program: String,
+        /// What happened.
+        why: String,
+    },
+    /// It answered.
+    Said {
+        /// Where it is.
+        program: String,
+        /// What it printed, standard output before standard error.
+        output: String,
+    },
+}
+
+impl ProbeReport {
+    /// Adds an answer.
+    pub fn insert(&mut self, key: &'static str, answer: Answer) {
+        self.answers.insert(key, answer);
+    }
+
+    /// The answer to a question; `None` when it was not asked.
+    pub fn get(&self, key: &str) -> Option<&Answer> {
+        self.answers.get(key)
+    }
+
+    /// The program that answered, or `fallback` where none did (in a dry run on a foreign host).
+    pub fn program(&self, key: &str, fallback: &str) -> String {
+        match self.get(key) {
+            Some(Answer::Said { program, .. } | Answer::Failed { program, .. }) => program.clone(),
+            _ => fallback.to_string(),
+        }
+    }
+
+    /// What it printed.
+    pub fn output(&self, key: &str) -> Option<&str> {
+        match self.get(key) {
+            Some(Answer::Said { output, .. }) => Some(output),
+            _ => None,
+        }
+    }
+
+    /// The version in what it printed.
+    pub fn version(&self, key: &str) -> Option<Version> {
+        Version::find(self.output(key)?)
+    }
+}
+
+/// A program's version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// Major.
+    pub major: u32,
+    /// Minor.
+    pub minor: u32,
+    /// Patch; 0 where the program prints none.
+    pub patch: u32,
+}
+
+impl Version {
+    /// A version.
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// The first `N.N` or `N.N.N` in `text`, with or without a leading `v`.
+    ///
+    /// ```
+    /// use capsa_proto::backend::Version;
+    ///
+    /// let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)";
+    /// assert_eq!(Version::find(text), Some(Version::new(10, 0, 2)));
+    /// assert_eq!(Version::find("cloud-hypervisor v53.0"), Some(Version::new(53, 0, 0)));
+    /// ```
+    pub fn find(text: &str) -> Option<Self> {
+        text.split(|c: char| c.is_whitespace() || "(),".contains(c)).find_map(|word| {
+            let word = word.strip_prefix('v').unwrap_or(word);
+            let mut parts = word.split(['.', '-', '+', '~', ':']);
+            let major = parts.next()?.parse().ok()?;
+            let minor = parts.next()?.parse().ok()?;
+            let patch = parts.next().and_then(|p| p.parse().ok()).unwrap_or(0);
+            Some(Self { major, minor, patch })
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+impl Serialize for Version {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// Whether a backend can be used here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Availability {
+    /// Its version, where the program answered.
+    pub version: Option<Version>,
+    /// Where the program is.
+    pub program: Option<String>,
+    /// Every reason against it; it is usable when there is none.
+    pub against: Vec<Reason>,
+    /// What is not as one would wish although it can be used.
+    pub notes: Vec<Note>,
+}
+
+impl Availability {
+    /// Nothing speaks against it.
+    pub fn is_usable(&self) -> bool {
+        self.against.is_empty()
+    }
+}
+
+/// A reply on the control channel.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Reply {
+    /// A QMP return.
+    Qmp,
+    /// A QMP error.
+    QmpError {
+        /// QEMU's error class.
+        class: String,
+        /// Its description.
+        desc: String,
+    },
+    /// An HTTP response.
+    Http {
+        /// The status code.
+        status: u16,
+        /// The body, as text.
+        body: String,
+    },
+    /// The connection ended, or the reply could not be understood.
+    Broken(String),
+}
+
+impl Reply {
+    /// What it means where a backend has no opinion: errors refuse, the rest is done.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Qmp => Verdict::Done,
+            Self::QmpError { desc, .. } => Verdict::Refused(desc.clone()),
+            Self::Http { status: 200..=299, .. } => Verdict::Done,
+            Self::Http { status, body } => {
+                Verdict::Refused(alloc::format!("status {status}: {body}"))
+            }
+            Self::Broken(why) => Verdict::Refused(why.clone()),
+        }
+    }
+}
+
+/// What a reply means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was done.
+    Done,
+    /// Not yet: send the message again.
+    Again,
+    /// It was refused; the hypervisor's words.
+    Refused(String),
+}
+
+/// What the hypervisor says about its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GuestEvent {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest reset: a reboot, or a panic that reboots.
+    Reset,
+    /// The guest told a panic device that it panicked.
+    Panicked,
+    /// Somebody who is not Capsa told the hypervisor to quit.
+    QuitByOthers,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_programs_print_them() {
+        for (text, want) in [
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", (7, 2, 22)),
+            ("virtiofsd 1.14.0", (1, 14, 0)),
+            ("vfkit version: v0.6.4", (0, 6, 4)),
+            ("cloud-hypervisor v53.0.0-dirty", (53, 0, 0)),
+            ("virtiofsd backend 1.10.1", (1, 10, 1)),
+        ] {
+            assert_eq!(Version::find(text), Some(Version::new(want.0, want.1, want.2)), "{text}");
+        }
+        assert_eq!(Version::find("no number at all"), None);
+    }
+}

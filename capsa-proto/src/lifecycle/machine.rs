@@ -1,0 +1,464 @@
+//! The walk through the tables.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::table::{self, Entry, Outside, Phase, Trigger};
+use super::{Action, EndedBy, Exit, Input, Refused, StopReport, StopStep, Timing, VmStatus};
+use crate::backend::Verdict;
+use crate::plan::{LaunchPlan, Message, ProcessId, Signal, Step};
+use crate::spec::RebootPolicy;
+use crate::time::{Deadline, Instant};
+
+/// How long the pause is before a boot message is sent again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// A helper often ends *because* the hypervisor does, and may be seen to end first. This long the
+/// hypervisor's own end is waited for before the helper is blamed.
+const BLAME_AFTER: Duration = Duration::from_millis(200);
+
+/// The lifecycle of one machine. See the [module](super) for the loop and the laws.
+#[derive(Debug)]
+pub struct Machine {
+    script: Script,
+    timing: Timing,
+    phase: Phase,
+    processes: Vec<Process>,
+    messages_done: usize,
+    actions: VecDeque<Action>,
+    status: VmStatus,
+
+    phase_ends: Option<Deadline>,
+    time_ends: Option<Deadline>,
+    send_again: Option<Deadline>,
+    blame_helper: Option<(Deadline, EndedBy)>,
+    grace: Duration,
+
+    cause: Option<EndedBy>,
+    panic_seen: bool,
+    time_limit_hit: bool,
+    steps: Vec<StopStep>,
+    exit: Option<Exit>,
+}
+
+/// The parts of a plan that the machine acts on.
+#[derive(Debug)]
+struct Script {
+    names: Vec<String>,
+    boot: Vec<Message>,
+    ask: Option<Message>,
+    quit: Step,
+    on_reboot: RebootPolicy,
+    time_limit: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Idle,
+    Alive,
+    Gone,
+}
+
+impl Machine {
+    /// A machine that will walk through `plan`.
+    pub fn new(plan: &LaunchPlan, timing: Timing) -> Self {
+        Self {
+            script: Script {
+                names: plan.processes.iter().map(|p| p.name.clone()).collect(),
+                boot: plan.boot.clone(),
+                ask: plan.ask.clone(),
+                quit: plan.quit.clone(),
+                on_reboot: plan.on_reboot,
+                time_limit: plan.time_limit,
+            },
+            timing,
+            phase: Phase::Created,
+            processes: plan.processes.iter().map(|_| Process::Idle).collect(),
+            messages_done: 0,
+            actions: VecDeque::new(),
+            status: VmStatus::Created,
+            phase_ends: None,
+            time_ends: None,
+            send_again: None,
+            blame_helper: None,
+            grace: timing.grace,
+            cause: None,
+            panic_seen: false,
+            time_limit_hit: false,
+            steps: Vec::new(),
+            exit: None,
+        }
+    }
+
+    /// Takes what happened, or what is wished for.
+    ///
+    /// Inputs that mean nothing in the present phase are ignored: they are late news.
+    ///
+    /// # Errors
+    ///
+    /// When a wish cannot be granted: a second start, a stop or kill before the start. A stop or
+    /// kill of a machine that is ending or has ended is granted; it changes nothing or hurries.
+    pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), Refused> {
+        match input {
+            Input::Start if self.phase == Phase::Created => self.go(now, Trigger::Start),
+            Input::Start => return Err(Refused::AlreadyStarted),
+            Input::Stop { .. } | Input::Kill if self.phase == Phase::Created => {
+                return Err(Refused::NotStarted);
+            }
+            Input::Stop { grace } => self.stop(now, grace),
+            Input::Kill => {
+                self.blame(EndedBy::Owner);
+                self.go(now, Trigger::Kill);
+            }
+            Input::Spawned(id) => {
+                self.processes[id.0] = Process::Alive;
+                self.actions.push_back(Action::AwaitReady(id));
+            }
+            Input::SpawnFailed(id, why) => {
+                self.processes[id.0] = Process::Gone;
+                let why = format!("cannot start {}: {why}", self.script.names[id.0]);
+                self.blame(EndedBy::StartFailed { why });
+                self.go(now, Trigger::SpawnFailed);
+            }
+            Input::Ready(id) => self.ready(now, id),
+            Input::Replied(verdict) => self.replied(now, verdict),
+            Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
+            Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
+            Input::GuestPoweredOff if self.guest_runs() => {
+                self.blame(EndedBy::GuestPowerOff);
+                self.go(now, Trigger::GuestOff);
+            }
+            Input::GuestReset if self.guest_runs() => self.guest_reset(now),
+            Input::GuestPanicked { certain: true } if self.guest_runs() => {
+                self.blame(EndedBy::GuestPanic);
+                self.go(now, Trigger::GuestFell);
+            }
+            Input::GuestPanicked { .. } => self.panic_seen = true,
+            Input::QuitByOthers if self.guest_runs() => {
+                let name = &self.script.names[self.hypervisor().0];
+                let what = format!("{name} was told to quit by another process");
+                self.blame(EndedBy::HypervisorLost { what });
+                self.go(now, Trigger::GuestOff);
+            }
+            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers => {}
+            Input::Timeout => self.timeout(now),
+        }
+        Ok(())
+    }
+
+    /// The next thing to do. Carry it out, and answer it, before handing in anything else.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When the machine wants [`Input::Timeout`]. In the past while actions wait to be polled.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        if !self.actions.is_empty() {
+            return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
+        }
+        let blame = self.blame_helper.as_ref().map(|(deadline, _)| *deadline);
+        [self.phase_ends, self.time_ends, self.send_again, blame]
+            .into_iter()
+            .fold(None, Deadline::earliest)
+    }
+
+    /// The status as last announced.
+    pub const fn status(&self) -> &VmStatus {
+        &self.status
+    }
+
+    /// The phase, for logs and tests.
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How it ended; `None` while it has not.
+    pub fn report(&self) -> Option<StopReport> {
+        (self.phase == Phase::Ended).then(|| StopReport {
+            ended_by: self.cause.clone().unwrap_or(EndedBy::Owner),
+            time_limit: self.time_limit_hit,
+            steps: self.steps.clone(),
+            exit: self.exit.clone(),
+        })
+    }
+
+    fn hypervisor(&self) -> ProcessId {
+        ProcessId(self.processes.len() - 1)
+    }
+
+    fn guest_runs(&self) -> bool {
+        matches!(self.phase, Phase::Booting | Phase::Running | Phase::Asking)
+    }
+
+    /// The first cause is the cause; what follows are its consequences.
+    fn blame(&mut self, cause: EndedBy) {
+        if self.cause.is_none() && self.phase != Phase::Ended {
+            self.cause = Some(cause);
+        }
+    }
+
+    fn stop(&mut self, now: Instant, grace: Duration) {
+        match self.phase {
+            Phase::Running => {
+                self.grace = grace;
+                self.go(now, Trigger::Stop);
+            }
+            // A second stop may shorten the grace, never lengthen it.
+            Phase::Asking => {
+                let ends = Deadline { at: now + grace, why: "grace period" };
+                self.phase_ends = Deadline::earliest(self.phase_ends, Some(ends));
+            }
+            Phase::Helpers | Phase::Launching | Phase::Booting => {
+                self.blame(EndedBy::Owner);
+                self.go(now, Trigger::Stop);
+            }
+            _ => {}
+        }
+    }
+
+    fn ready(&mut self, now: Instant, id: ProcessId) {
+        match self.phase {
+            Phase::Launching if id == self.hypervisor() => self.go(now, Trigger::ControlUp),
+            Phase::Helpers if id != self.hypervisor() => match self.next_helper() {
+                Some(_) => self.go(now, Trigger::NextHelper),
+                None => self.go(now, Trigger::HelpersUp),
+            },
+            _ => {}
+        }
+    }
+
+    fn next_helper(&self) -> Option<ProcessId> {
+        let helpers = &self.processes[..self.hypervisor().0];
+        helpers.iter().position(|p| *p == Process::Idle).map(ProcessId)
+    }
+
+    fn replied(&mut self, now: Instant, verdict: Verdict) {
+        match (self.phase, verdict) {
+            (Phase::Booting, Verdict::Done) => {
+                self.messages_done += 1;
+                if self.messages_done < self.script.boot.len() {
+                    self.go(now, Trigger::NextMessage);
+                } else {
+                    self.go(now, Trigger::Booted);
+                }
+            }
+            (Phase::Booting, Verdict::Again) => {
+                self.send_again = Some(Deadline { at: now + AGAIN_AFTER, why: "ask again" });
+            }
+            (Phase::Booting, Verdict::Refused(said)) => {
+                let name = &self.script.names[self.hypervisor().0];
+                let message = self.script.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let why = format!("{name} refused to {message}: {said}");
+                self.blame(EndedBy::StartFailed { why });
+                self.go(now, Trigger::BootRefused);
+            }
+            // A guest that cannot be asked needs no grace to answer.
+            (Phase::Asking, Verdict::Refused(_)) => self.phase_timeout(now),
+            _ => {}
+        }
+    }
+
+    fn guest_reset(&mut self, now: Instant) {
+        if self.script.on_reboot == RebootPolicy::Restart {
+            self.panic_seen = false;
+            self.actions.push_back(Action::AnnounceReboot);
+            return;
+        }
+        self.blame(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
+        self.go(now, Trigger::GuestFell);
+    }
+
+    fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {
+        let id = self.hypervisor();
+        self.processes[id.0] = Process::Gone;
+        let name = &self.script.names[id.0];
+        let cause = match self.phase {
+            Phase::Launching | Phase::Booting => {
+                EndedBy::StartFailed { why: format!("{name} {exit}") }
+            }
+            _ if self.panic_seen => EndedBy::GuestPanic,
+            // A backend without events: a clean exit that nobody asked for is the guest's.
+            _ if exit.code == Some(0) => EndedBy::GuestPowerOff,
+            _ => EndedBy::HypervisorLost { what: format!("{name} {exit}") },
+        };
+        self.blame(cause);
+        self.exit = Some(exit);
+        self.go(now, Trigger::HypervisorGone);
+    }
+
+    fn helper_exited(&mut self, now: Instant, id: ProcessId, exit: &Exit) {
+        self.processes[id.0] = Process::Gone;
+        let what = format!("{} {exit}", self.script.names[id.0]);
+        match self.phase {
+            Phase::Helpers => {
+                self.blame(EndedBy::StartFailed { why: what });
+                self.go(now, Trigger::HelperLost);
+            }
+            Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking => {
+                if self.blame_helper.is_none() {
+                    let at = now + BLAME_AFTER;
+                    let deadline = Deadline { at, why: "the hypervisor may be leaving too" };
+                    self.blame_helper = Some((deadline, EndedBy::HelperLost { what }));
+                }
+            }
+            _ => self.check_all_gone(now),
+        }
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        let due = |deadline: &Option<Deadline>| deadline.is_some_and(|d| d.at <= now);
+        if due(&self.send_again) {
+            self.send_again = None;
+            self.send_boot_message();
+        }
+        if self.blame_helper.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
+            && let Some((_, cause)) = self.blame_helper.take()
+        {
+            self.blame(cause);
+            self.go(now, Trigger::HelperLost);
+        }
+        if due(&self.time_ends) {
+            self.time_ends = None;
+            self.time_limit_hit = true;
+            self.grace = self.timing.grace;
+            self.go(now, Trigger::TimeLimit);
+        }
+        if due(&self.phase_ends) {
+            self.phase_timeout(now);
+        }
+    }
+
+    fn phase_timeout(&mut self, now: Instant) {
+        let row = table::phase(self.phase);
+        match self.phase {
+            Phase::Helpers | Phase::Launching | Phase::Booting => {
+                let waited = row.limit.map(|(limit, why)| (why, limit(&self.timing)));
+                let (why, limit) = waited.unwrap_or(("start", Duration::ZERO));
+                self.blame(EndedBy::StartFailed { why: format!("gave up after {limit:?}: {why}") });
+            }
+            Phase::Asking if self.time_limit_hit => self.blame(EndedBy::TimeLimit),
+            Phase::Asking => self.blame(EndedBy::Owner),
+            Phase::Killing | Phase::Sweeping => self.step(StopStep::GaveUp),
+            _ => {}
+        }
+        self.go(now, Trigger::Timeout);
+    }
+
+    fn go(&mut self, now: Instant, trigger: Trigger) {
+        if let Some(to) = table::next(self.phase, trigger) {
+            self.enter(now, to);
+        }
+    }
+
+    fn enter(&mut self, now: Instant, phase: Phase) {
+        let row = table::phase(phase);
+        self.phase = phase;
+        self.phase_ends = row.limit.map(|(limit, why)| {
+            let limit = if phase == Phase::Asking { self.grace } else { limit(&self.timing) };
+            Deadline { at: now + limit, why }
+        });
+        self.send_again = None;
+        self.time_ends = match (phase, self.script.time_limit) {
+            (Phase::Running, Some(limit)) => Some(Deadline { at: now + limit, why: "time limit" }),
+            _ => None,
+        };
+        if !matches!(phase, Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking) {
+            self.blame_helper = None;
+        }
+        self.announce(row.outside);
+        self.act(now, row.entry);
+    }
+
+    fn announce(&mut self, outside: Outside) {
+        let status = match outside {
+            Outside::Created => VmStatus::Created,
+            Outside::Starting => VmStatus::Starting,
+            Outside::Running => VmStatus::Running,
+            Outside::Stopping => VmStatus::Stopping,
+            Outside::Terminal => match self.report() {
+                Some(report) => report.status(),
+                None => return,
+            },
+        };
+        if status != self.status {
+            self.status = status.clone();
+            self.actions.push_back(Action::Announce(status));
+        }
+    }
+
+    fn act(&mut self, now: Instant, entry: Entry) {
+        let hypervisor = self.hypervisor();
+        match entry {
+            Entry::Nothing if self.phase == Phase::Draining => self.check_all_gone(now),
+            Entry::Nothing => {}
+            Entry::SpawnHelper => match self.next_helper() {
+                Some(helper) => self.actions.push_back(Action::Spawn(helper)),
+                None => self.go(now, Trigger::HelpersUp),
+            },
+            Entry::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
+            Entry::SendBoot if self.script.boot.is_empty() => self.go(now, Trigger::Booted),
+            Entry::SendBoot => self.send_boot_message(),
+            Entry::Ask => match self.script.ask.clone() {
+                Some(message) => {
+                    self.step(StopStep::Asked);
+                    self.actions.push_back(Action::Control(message));
+                }
+                None => self.phase_timeout(now),
+            },
+            Entry::Quit => {
+                self.step(StopStep::Quit);
+                self.actions.push_back(match self.script.quit.clone() {
+                    Step::Control(message) => Action::Control(message),
+                    Step::Signal(signal) => Action::Signal(hypervisor, signal),
+                });
+            }
+            Entry::KillHypervisor => {
+                self.withdraw_spawns();
+                if self.processes[hypervisor.0] == Process::Alive {
+                    self.step(StopStep::Killed);
+                    self.actions.push_back(Action::Signal(hypervisor, Signal::Kill));
+                } else {
+                    self.go(now, Trigger::HypervisorGone);
+                }
+            }
+            Entry::KillHelpers => {
+                self.withdraw_spawns();
+                for id in (0..hypervisor.0).filter(|id| self.processes[*id] == Process::Alive) {
+                    self.actions.push_back(Action::Signal(ProcessId(id), Signal::Kill));
+                }
+                self.check_all_gone(now);
+            }
+            Entry::Release => self.actions.push_back(Action::Release),
+        }
+    }
+
+    fn send_boot_message(&mut self) {
+        if let Some(message) = self.script.boot.get(self.messages_done) {
+            self.actions.push_back(Action::Control(message.clone()));
+        }
+    }
+
+    /// A spawn that nobody has carried out yet need not be carried out any more.
+    fn withdraw_spawns(&mut self) {
+        self.actions.retain(|action| !matches!(action, Action::Spawn(_) | Action::AwaitReady(_)));
+    }
+
+    fn check_all_gone(&mut self, now: Instant) {
+        // In `Sweeping` a hypervisor that did not die of SIGKILL is waited for once more.
+        if !self.processes.contains(&Process::Alive) {
+            self.go(now, Trigger::AllGone);
+        }
+    }
+
+    fn step(&mut self, step: StopStep) {
+        if !self.steps.contains(&step) {
+            self.steps.push(step);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+//! One test per promise, then the laws under random inputs.
+
+use super::*;
+use crate::path::HostPath;
+use crate::plan::{ConsolePlan, ControlPlan, ProcessPlan, Protocol, Ready};
+use alloc::borrow::ToOwned;
+use alloc::string::ToString;
+use alloc::vec;
+
+fn plan(helpers: usize) -> LaunchPlan {
+    let run_dir = HostPath::new("/run/capsa/x").unwrap();
+    let process = |name: &str, ready: Ready| ProcessPlan {
+        name: name.to_owned(),
+        program: name.to_owned(),
+        args: vec![],
+        ready,
+    };
+    let mut processes: Vec<_> = (0..helpers)
+        .map(|n| process("helper", Ready::SocketExists(run_dir.join(&n.to_string()))))
+        .collect();
+    processes.push(process("vmm", Ready::ControlConnected));
+    LaunchPlan {
+        backend: "test",
+        control: ControlPlan { protocol: Protocol::Qmp, socket: run_dir.join("control") },
+        run_dir,
+        processes,
+        console: ConsolePlan::None,
+        boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
+        ask: Some(Message::qmp("ask", "system_powerdown")),
+        quit: Step::Control(Message::qmp("quit", "quit")),
+        cmdline: String::new(),
+        on_reboot: RebootPolicy::End,
+        time_limit: None,
+        notes: vec![],
+    }
+}
+
+/// A machine, a fake clock, and everything it wanted done.
+struct Pair {
+    machine: Machine,
+    now: Instant,
+    done: Vec<Action>,
+}
+
+impl Pair {
+    fn new(plan: &LaunchPlan) -> Self {
+        Self { machine: Machine::new(plan, Timing::default()), now: Instant::ZERO, done: vec![] }
+    }
+
+    fn say(&mut self, input: Input) -> &mut Self {
+        self.machine.handle_input(self.now, input).unwrap();
+        self.settle()
+    }
+
+    /// Carries out actions the way a healthy world would.
+    fn settle(&mut self) -> &mut Self {
+        while let Some(action) = self.machine.poll_action() {
+            self.done.push(action.clone());
+            if let Action::Spawn(id) = action {
+                self.machine.handle_input(self.now, Input::Spawned(id)).unwrap();
+            }
+        }
+        self
+    }
+
+    fn running(plan: &LaunchPlan) -> Self {
+        let mut pair = Self::new(plan);
+        pair.say(Input::Start);
+        for id in 0..plan.processes.len() {
+            pair.say(Input::Ready(ProcessId(id)));
+        }
+        for _ in &plan.boot {
+            pair.say(Input::Replied(Verdict::Done));
+        }
+        assert_eq!(*pair.machine.status(), VmStatus::Running);
+        pair
+    }
+
+    fn time_out(&mut self) -> &mut Self {
+        let deadline = self.machine.poll_timeout().expect("a deadline to wait for");
+        self.now = self.now.max(deadline.at);
+        self.say(Input::Timeout)
+    }
+
+    fn report(&self) -> StopReport {
+        self.machine.report().expect("it ended")
+    }
+}
+
+const VMM: ProcessId = ProcessId(0);
+
+#[test]
+fn start_announces_starting_then_running() {
+    let pair = Pair::running(&plan(0));
+    let announced: Vec<_> = pair
+        .done
+        .iter()
+        .filter_map(|a| match a {
+            Action::Announce(status) => Some(status.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(announced, [VmStatus::Starting, VmStatus::Running]);
+}
+
+#[test]
+fn helpers_start_one_after_the_other_before_the_hypervisor() {
+    let mut pair = Pair::new(&plan(2));
+    pair.say(Input::Start);
+    assert!(pair.done.contains(&Action::Spawn(ProcessId(0))));
+    assert!(!pair.done.contains(&Action::Spawn(ProcessId(1))));
+    pair.say(Input::Ready(ProcessId(0)));
+    assert!(pair.done.contains(&Action::Spawn(ProcessId(1))));
+    assert!(!pair.done.contains(&Action::Spawn(ProcessId(2))));
+    pair.say(Input::Ready(ProcessId(1)));
+    assert!(pair.done.contains(&Action::Spawn(ProcessId(2))));
+}
+
+#[test]
+fn a_second_start_is_refused() {
+    let mut pair = Pair::running(&plan(0));
+    assert_eq!(pair.machine.handle_input(pair.now, Input::Start), Err(Refused::AlreadyStarted));
+}
+
+#[test]
+fn stop_before_start_is_refused() {
+    let mut pair = Pair::new(&plan(0));
+    assert_eq!(pair.machine.handle_input(pair.now, Input::Kill), Err(Refused::NotStarted));
+}
+
+#[test]
+fn a_guest_that_obeys_needs_only_the_asking() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Stop { grace: Duration::from_secs(1) });
+    pair.say(Input::Replied(Verdict::Done)).say(Input::GuestPoweredOff);
+    pair.say(Input::Exited(VMM, Exit::with_code(0)));
+    let report = pair.report();
+    assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
+    assert_eq!(report.steps, [StopStep::Asked]);
+    assert_eq!(report.to_string(), "guest powered off, as asked");
+    assert_eq!(*pair.machine.status(), VmStatus::Stopped { exit_code: Some(0) });
+}
+
+#[test]
+fn a_deaf_guest_takes_every_rung_of_the_ladder() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Stop { grace: Duration::from_secs(1) });
+    pair.time_out();
+    assert_eq!(pair.now, Instant::from_micros(1_000_000));
+    pair.time_out();
+    assert_eq!(pair.done.last(), Some(&Action::Signal(VMM, Signal::Kill)));
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
+    let report = pair.report();
+    assert_eq!(report.ended_by, EndedBy::Owner);
+    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit, StopStep::Killed]);
+    assert_eq!(*pair.machine.status(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Stop { grace: Duration::from_secs(10) });
+    pair.say(Input::Stop { grace: Duration::from_secs(1) });
+    pair.say(Input::Stop { grace: Duration::from_secs(60) });
+    assert_eq!(pair.machine.poll_timeout().unwrap().at, Instant::from_micros(1_000_000));
+}
+
+#[test]
+fn stop_while_starting_kills_at_once() {
+    let mut pair = Pair::new(&plan(0));
+    pair.say(Input::Start).say(Input::Stop { grace: Duration::from_secs(9) });
+    assert_eq!(pair.done.last(), Some(&Action::Signal(VMM, Signal::Kill)));
+}
+
+#[test]
+fn a_spawn_that_was_not_carried_out_is_withdrawn() {
+    let mut machine = Machine::new(&plan(1), Timing::default());
+    machine.handle_input(Instant::ZERO, Input::Start).unwrap();
+    machine.handle_input(Instant::ZERO, Input::Kill).unwrap();
+    let actions: Vec<_> = core::iter::from_fn(|| machine.poll_action()).collect();
+    assert!(!actions.iter().any(|a| matches!(a, Action::Spawn(_))), "{actions:?}");
+    assert_eq!(actions.last(), Some(&Action::Release));
+}
+
+#[test]
+fn a_refused_boot_message_fails_with_the_hypervisors_words() {
+    let mut pair = Pair::new(&plan(0));
+    pair.say(Input::Start).say(Input::Ready(VMM));
+    pair.say(Input::Replied(Verdict::Refused("no such kernel".into())));
+    pair.say(Input::Exited(VMM, Exit::with_code(1)));
+    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    assert_eq!(message, "start failed: vmm refused to agree: no such kernel");
+}
+
+#[test]
+fn a_hypervisor_that_dies_early_fails_with_what_it_said() {
+    let mut pair = Pair::new(&plan(0));
+    pair.say(Input::Start);
+    pair.say(Input::Exited(VMM, Exit { code: Some(1), signal: None, said: "bad option\n".into() }));
+    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    assert_eq!(message, "start failed: vmm exited with status 1: bad option");
+}
+
+#[test]
+fn a_crash_is_not_taken_for_a_power_off() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(11), said: String::new() }));
+    assert!(matches!(pair.report().ended_by, EndedBy::HypervisorLost { .. }));
+    assert!(matches!(pair.machine.status(), VmStatus::Failed { .. }));
+}
+
+#[test]
+fn a_reset_after_a_panic_on_the_console_is_a_panic() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::GuestPanicked { certain: false });
+    assert_eq!(*pair.machine.status(), VmStatus::Running, "text alone ends nothing");
+    pair.say(Input::GuestReset).say(Input::Exited(VMM, Exit::with_code(0)));
+    assert_eq!(pair.report().ended_by, EndedBy::GuestPanic);
+}
+
+#[test]
+fn a_reboot_is_announced_where_that_was_asked_for() {
+    let mut plan = plan(0);
+    plan.on_reboot = RebootPolicy::Restart;
+    let mut pair = Pair::running(&plan);
+    pair.say(Input::GuestReset);
+    assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));
+    assert_eq!(*pair.machine.status(), VmStatus::Running);
+}
+
+#[test]
+fn the_time_limit_climbs_the_ladder_and_says_so() {
+    let mut plan = plan(0);
+    plan.time_limit = Some(Duration::from_secs(3));
+    let mut pair = Pair::running(&plan);
+    pair.time_out().time_out();
+    pair.say(Input::Exited(VMM, Exit::with_code(0)));
+    let report = pair.report();
+    assert_eq!(report.ended_by, EndedBy::TimeLimit);
+    assert_eq!(report.to_string(), "power cut, time limit reached");
+}
+
+#[test]
+fn a_helper_that_dies_is_blamed_only_if_the_hypervisor_stays() {
+    let mut stays = Pair::running(&plan(1));
+    stays.say(Input::Exited(ProcessId(0), Exit::with_code(1))).time_out();
+    stays.say(Input::Exited(ProcessId(1), Exit::with_code(0)));
+    assert!(matches!(stays.report().ended_by, EndedBy::HelperLost { .. }));
+
+    let mut leaves = Pair::running(&plan(1));
+    leaves.say(Input::Exited(ProcessId(0), Exit::with_code(0)));
+    let killed = Exit { code: None, signal: Some(9), said: String::new() };
+    leaves.say(Input::Exited(ProcessId(1), killed));
+    assert!(matches!(leaves.report().ended_by, EndedBy::HypervisorLost { .. }));
+}
+
+/// The world of the random test: which processes run, and what they may do next.
+struct World {
+    alive: Vec<bool>,
+    killed: Vec<bool>,
+    released: usize,
+    after_release: usize,
+}
+
+/// One random life. Returns the number of steps it took.
+fn live(seed: u64) -> usize {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let helpers = rng.usize(0..3);
+    let mut plan = plan(helpers);
+    plan.ask = plan.ask.filter(|_| rng.bool());
+    plan.time_limit = rng.bool().then(|| Duration::from_millis(rng.u64(0..60_000)));
+    plan.on_reboot = if rng.bool() { RebootPolicy::End } else { RebootPolicy::Restart };
+    if rng.bool() {
+        plan.quit = Step::Signal(Signal::Term);
+    }
+    let impatience = [0, 2, 20][rng.usize(0..3)];
+    let count = helpers + 1;
+    let mut machine = Machine::new(&plan, Timing::default());
+    let mut now = Instant::ZERO;
+    let mut world = World {
+        alive: vec![false; count],
+        killed: vec![false; count],
+        released: 0,
+        after_release: 0,
+    };
+    let mut terminal: Option<VmStatus> = None;
+    machine.handle_input(now, Input::Start).unwrap();
+
+    for step in 0..10_000 {
+        // A machine may be slow to be polled: wishes can come between input and poll.
+        if rng.u8(..) < impatience {
+            let _ = machine.handle_input(now, Input::Kill);
+        }
+        while let Some(action) = machine.poll_action() {
+            world.after_release += world.released;
+            match action {
+                Action::Spawn(id) => {
+                    assert!(!world.alive[id.0], "seed {seed}: spawned twice");
+                    let input = if rng.u8(..) < 230 {
+                        world.alive[id.0] = true;
+                        Input::Spawned(id)
+                    } else {
+                        Input::SpawnFailed(id, "no".into())
+                    };
+                    machine.handle_input(now, input).unwrap();
+                }
+                Action::Signal(id, signal) => {
+                    if id.0 < helpers {
+                        assert!(
+                            !world.alive[helpers] || world.killed[helpers],
+                            "seed {seed}: helper signalled before the hypervisor was gone"
+                        );
+                    }
+                    world.killed[id.0] |= signal == Signal::Kill;
+                }
+                Action::Release => world.released += 1,
+                _ => {}
+            }
+        }
+        if machine.status().is_terminal() {
+            let status = machine.status().clone();
+            assert_eq!(*terminal.get_or_insert(status.clone()), status, "seed {seed}");
+        }
+        if world.released > 0 {
+            // Late news after the end change nothing.
+            for input in [Input::GuestReset, Input::Timeout, Input::Replied(Verdict::Done)] {
+                let _ = machine.handle_input(now, input);
+            }
+            assert!(machine.poll_action().is_none(), "seed {seed}: action after release");
+            assert_eq!((world.released, world.after_release), (1, 0), "seed {seed}");
+            for id in 0..count {
+                assert!(!world.alive[id] || world.killed[id], "seed {seed}: {id} left running");
+            }
+            return step;
+        }
+        let id = ProcessId(rng.usize(0..count));
+        let input = match rng.u8(0..14) {
+            0 => Input::Stop { grace: Duration::from_millis(rng.u64(0..5_000)) },
+            1..=4 if world.alive[id.0] => Input::Ready(id),
+            5..=7 => Input::Replied(match rng.u8(0..10) {
+                0 => Verdict::Refused("no".into()),
+                1 => Verdict::Again,
+                _ => Verdict::Done,
+            }),
+            8 if world.alive[id.0] => {
+                world.alive[id.0] = false;
+                Input::Exited(id, Exit::with_code(rng.i32(0..2)))
+            }
+            9 if world.alive[helpers] => Input::GuestReset,
+            10 if world.alive[helpers] => Input::GuestPanicked { certain: rng.bool() },
+            11 if world.alive[helpers] && rng.u8(..) < 60 => Input::GuestPoweredOff,
+            12 if world.killed[id.0] && world.alive[id.0] && rng.bool() => {
+                world.alive[id.0] = false;
+                Input::Exited(id, Exit { code: None, signal: Some(9), said: String::new() })
+            }
+            _ => {
+                match machine.poll_timeout() {
+                    Some(deadline) => now = now.max(deadline.at),
+                    None => drop(machine.handle_input(now, Input::Kill)),
+                }
+                Input::Timeout
+            }
+        };
+        machine.handle_input(now, input).unwrap();
+    }
+    panic!("seed {seed}: no end in sight in phase {:?}", machine.phase());
+}
+
+#[test]
+fn the_laws_hold_over_many_random_lives() {
+    let longest = (0..20_000).map(live).max().unwrap();
+    assert!(longest < 10_000);
+}
+
+#[test]
+fn after_a_kill_timeouts_alone_lead_to_the_end() {
+    for helpers in 0..3 {
+        for progress in 0..8 {
+            let plan = plan(helpers);
+            let mut pair = Pair::new(&plan);
+            pair.say(Input::Start);
+            for n in 0..progress {
+                pair.say(if n <= helpers {
+                    Input::Ready(ProcessId(n))
+                } else {
+                    Input::Replied(Verdict::Done)
+                });
+            }
+            pair.say(Input::Kill);
+            for _ in 0..5 {
+                if pair.machine.report().is_none() {
+                    pair.time_out();
+                }
+            }
+            assert_eq!(pair.done.last(), Some(&Action::Release), "{helpers} {progress}");
+            assert!(
+                matches!(pair.machine.status(), VmStatus::Failed { .. }),
+                "it gave up, and says so"
+            );
+        }
+    }
+}
