@@ -19,6 +19,7 @@
 //! | [`codec`] | machine 4: the control protocols, HTTP/1.1 and QMP |
 //! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
 //! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
+//! | [`virtiofsd`] | the helper behind a virtio-fs share, for the backends that need one |
 //!
 //! # Driving a machine
 //!
@@ -47,3 +48,4 @@ pub mod path;
 pub mod plan;
 pub mod spec;
 pub mod time;
+pub mod virtiofsd;

@@ -1,0 +1,205 @@
+//! virtiofsd: one process per virtio-fs share, for the backends that do not share by themselves.
+//!
+//! Data only, as a backend is: what to look for, what speaks against what was found, and the exact
+//! process for a share. The device that connects to the socket is the backend's own business, and so
+//! is the tag the guest mounts by: `--tag` is not used, because QEMU 7.1 to 8.0 crashes over it.
+//!
+//! Two programs carry the name. The one meant here is written in Rust and counts from 1.0. The other,
+//! in C, came with QEMU up to 7.2; it counts as QEMU does and cannot keep a share read-only, so it is
+//! told apart by what it prints and refused.
+//!
+//! A share is sandboxed in namespaces of its own. That works for root, and through a user namespace
+//! for everybody else, who then owns whatever the guest writes. Where the kernel allows neither (in
+//! many containers) virtiofsd says so and exits, and the start fails with its words: sharing without
+//! a sandbox is not chosen silently.
+
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::backend::{Answer, ProbeReport, Question, Version};
+use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
+use crate::host::Reason;
+use crate::path::HostPath;
+use crate::plan::{ProcessPlan, Ready, RunDirPlan};
+use crate::spec::MountMode;
+
+/// The key of its answer in the [`ProbeReport`].
+pub const KEY: &str = "virtiofsd";
+
+/// The environment variable that names the program outright.
+pub const ENV: &str = "CAPSA_VIRTIOFSD";
+
+/// The oldest version that has `--readonly` (read from the sources of 1.12.0 and 1.13.0).
+pub const MIN_VERSION: Version = Version::new(1, 13, 0);
+
+/// What to look for.
+///
+/// Distributions keep it out of `PATH`: Debian and Fedora in `/usr/libexec`, Arch in `/usr/lib`.
+pub fn question() -> Question {
+    Question {
+        key: KEY,
+        env: ENV,
+        candidates: vec![
+            "virtiofsd".to_string(),
+            "/usr/libexec/virtiofsd".to_string(),
+            "/usr/lib/virtiofsd".to_string(),
+        ],
+        args: vec!["--version"],
+    }
+}
+
+/// Everything that speaks against the virtiofsd that was found. Empty when it can be used, and when
+/// nobody asked.
+pub fn against(found: &ProbeReport) -> Vec<Reason> {
+    const INSTALL: &str = "install virtiofsd 1.13 or later (the package virtiofsd, or cargo install \
+                           virtiofsd) and set CAPSA_VIRTIOFSD if it is not in PATH";
+    let reason = |what| vec![Reason::new(what, INSTALL)];
+    match found.get(KEY) {
+        None => Vec::new(),
+        Some(Answer::NotFound { tried }) => {
+            reason(format!("virtiofsd was not found (tried {})", tried.join(", ")))
+        }
+        Some(Answer::Failed { program, why }) => {
+            reason(format!("{program} --version did not work: {why}"))
+        }
+        Some(Answer::Said { program, output }) => match Version::find(output) {
+            // "virtiofsd version 7.2.22", or none at all before QEMU 6.1, and then always
+            // "using FUSE kernel interface version 7.36".
+            _ if output.contains("FUSE kernel interface") => reason(format!(
+                "{program} is the virtiofsd that came with QEMU up to 7.2, which cannot keep a \
+                 share read-only"
+            )),
+            None => reason(format!("{program} did not say its version")),
+            Some(version) if version < MIN_VERSION => {
+                reason(format!("{program} is version {version}, older than {MIN_VERSION}"))
+            }
+            Some(_) => Vec::new(),
+        },
+    }
+}
+
+/// The socket that serves the `n`th share of a machine.
+pub fn socket(n: usize, at: &RunDirPlan) -> HostPath {
+    at.socket(&format!("fs{n}.sock"))
+}
+
+/// The process that serves `share`, the `n`th of its machine, on [`socket`]`(n, at)`.
+///
+/// It takes one connection and exits when that closes, so it goes down with the hypervisor.
+/// It leaves `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
+pub fn process(
+    share: &PlannedShare,
+    n: usize,
+    at: &RunDirPlan,
+    found: &ProbeReport,
+) -> ProcessPlan {
+    let socket = socket(n, at);
+    let cache = match &share.mechanism {
+        PlannedMechanism::VirtioFs { cache } => *cache,
+        PlannedMechanism::Virtio9p { .. } => panic!("a 9p share has no virtiofsd"),
+    };
+    let mut args: Vec<_> = [
+        "--socket-path",
+        socket.as_str(),
+        "--shared-dir",
+        share.host.as_str(),
+        "--cache",
+        match cache {
+            CacheMode::Auto => "auto",
+            CacheMode::Always => "always",
+            CacheMode::None => "never",
+        },
+        "--sandbox",
+        "namespace",
+    ]
+    .map(ToString::to_string)
+    .into();
+    if share.mode == MountMode::ReadOnly {
+        args.push("--readonly".to_string());
+    }
+    ProcessPlan {
+        name: format!("virtiofsd for {}", share.guest),
+        program: found.program(KEY, "virtiofsd"),
+        args,
+        ready: Ready::SocketExists(socket),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::*;
+
+    fn said(output: &str) -> ProbeReport {
+        let mut found = ProbeReport::default();
+        let (program, output) = ("/usr/libexec/virtiofsd".into(), String::from(output));
+        found.insert(KEY, Answer::Said { program, output });
+        found
+    }
+
+    fn share(mode: MountMode, cache: CacheMode) -> PlannedShare {
+        PlannedShare {
+            host: HostPath::new("/srv/my work,1").unwrap(),
+            guest: "/workspace".into(),
+            mode,
+            tag: "capsa0".into(),
+            mechanism: PlannedMechanism::VirtioFs { cache },
+            why: "asked for",
+        }
+    }
+
+    #[test]
+    fn what_speaks_against_it() {
+        for (output, want) in [
+            ("virtiofsd 1.14.0", None),
+            ("virtiofsd 1.13.0\n", None),
+            ("virtiofsd backend 1.10.1", Some("version 1.10.1, older than 1.13.0")),
+            ("virtiofsd 1.12.0", Some("version 1.12.0, older")),
+            (
+                "virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7)\n\
+                 using FUSE kernel interface version 7.36",
+                Some("came with QEMU"),
+            ),
+            ("using FUSE kernel interface version 7.33", Some("came with QEMU")),
+            ("hello", Some("did not say its version")),
+        ] {
+            let reasons = against(&said(output));
+            match want {
+                None => assert_eq!(reasons, [], "{output}"),
+                Some(want) => assert!(reasons[0].what.contains(want), "{output}: {reasons:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn absent_and_broken_are_reasons_and_unasked_is_none() {
+        assert_eq!(against(&ProbeReport::default()), []);
+        let mut found = ProbeReport::default();
+        found.insert(KEY, Answer::NotFound { tried: question().candidates });
+        assert!(against(&found)[0].what.contains("/usr/libexec/virtiofsd"));
+        found.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 127".into() });
+        assert!(against(&found)[0].what.contains("status 127"));
+    }
+
+    #[test]
+    fn a_process_serves_one_share_on_its_own_socket() {
+        let at = RunDirPlan::new(HostPath::new("/run/c/1").unwrap());
+        let read_only = process(&share(MountMode::ReadOnly, CacheMode::None), 3, &at, &said(""));
+        assert_eq!(read_only.name, "virtiofsd for /workspace");
+        assert_eq!(read_only.program, "/usr/libexec/virtiofsd");
+        assert_eq!(
+            read_only.args.join("|"),
+            "--socket-path|/run/c/1/fs3.sock|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
+             namespace|--readonly"
+        );
+        assert_eq!(read_only.ready, Ready::SocketExists(socket(3, &at)));
+
+        let found = ProbeReport::default();
+        let writable = process(&share(MountMode::ReadWrite, CacheMode::Auto), 0, &at, &found);
+        assert_eq!(writable.program, "virtiofsd");
+        assert!(!writable.args.iter().any(|arg| arg == "--readonly"));
+    }
+}
