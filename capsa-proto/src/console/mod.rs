@@ -62,6 +62,8 @@
 
 mod cursor;
 mod expect;
+#[doc(hidden)]
+pub mod fuzz;
 mod matcher;
 mod script;
 mod scrollback;
