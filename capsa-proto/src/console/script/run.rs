@@ -4,7 +4,6 @@
 //! see `line.rs` for the typed line and what it is proof against. The echo comes before the first
 //! mark and is thrown away, and the prompt of the shell is not needed to find the end.
 //!
-//! The shell has to be a POSIX one (dash, bash, busybox ash, ksh, zsh) with its prompt showing.
 //! What cannot be seen from here: the kernel may print into the middle of the output (it is then
 //! in it), or into the middle of a mark (then the command times out; `quiet` or `loglevel=` on the
 //! kernel command line help).
@@ -41,8 +40,12 @@ pub enum Stdin {
 
 /// A command under way.
 ///
-/// On a timeout it types Ctrl-C once, which gives the shell back where the console is a
-/// controlling terminal, and then ends. Closed consoles end it at once.
+/// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
+/// supported: `command eval` means something else there.
+///
+/// On a timeout it types Ctrl-C once and then ends. That gives the shell back where the console is a
+/// controlling terminal; a shell that is the init of an initramfs usually has none, and goes on with
+/// the command. A console that closes ends the script at once.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Output, RunCommand, Scrollback, Script};
