@@ -65,8 +65,9 @@ fn file_facts(path: &Path) -> FileFacts {
     if !kind.is_file() && !kind.is_block_device() {
         return FileFacts::Special;
     }
-    match head_and_size(path, kind.is_block_device(), metadata.len()) {
-        Ok((head, size)) => FileFacts::File { size, head, writable },
+    let device = kind.is_block_device();
+    match head_and_size(path, device, metadata.len()) {
+        Ok((head, size)) => FileFacts::File { size, head, writable, device },
         Err(error) => FileFacts::Unreadable(error.to_string()),
     }
 }
@@ -90,7 +91,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         fs::write(&file, b"QFI\xfbrest").unwrap();
-        let FileFacts::File { size, head, writable } = file_facts(&file) else { panic!() };
+        let FileFacts::File { size, head, writable, device: false } = file_facts(&file) else { panic!() };
         assert_eq!((size, head.as_slice(), writable), (8, b"QFI\xfbrest".as_slice(), true));
         assert_eq!(file_facts(dir.path()), FileFacts::Directory { writable: true });
         assert_eq!(file_facts(&dir.path().join("none")), FileFacts::Missing);

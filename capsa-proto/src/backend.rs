@@ -40,6 +40,13 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// Where the first disk appears in the guest.
     fn default_root_device(&self) -> &str;
 
+    /// Everything that speaks against virtio-fs shares with what was found here, where the
+    /// capability table has them.
+    fn against_virtio_fs(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
+        let _ = (host, found);
+        Vec::new()
+    }
+
     /// What this backend refuses beyond its capability table, given what was found.
     fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
 

@@ -100,6 +100,8 @@ pub enum FileFacts {
         head: Vec<u8>,
         /// This process may write to it.
         writable: bool,
+        /// It is a block device.
+        device: bool,
     },
     /// A socket, a pipe, a character device.
     Special,

@@ -147,7 +147,7 @@ mod tests {
             mode,
             tag: "capsa0".into(),
             mechanism: PlannedMechanism::VirtioFs { cache },
-            why: "asked for",
+            why: "asked for".into(),
         }
     }
 

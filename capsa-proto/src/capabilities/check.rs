@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use super::{CacheMode, Checked, PlannedMechanism, PlannedShare, Violation, ViolationKind as Kind};
 use crate::backend::{HypervisorBackend, ProbeReport};
 use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
-use crate::host::{Arch, FileFacts, HostFacts};
+use crate::host::{Arch, FileFacts, HostFacts, Reason};
 use crate::path::HostPath;
 use crate::plan::{LONGEST_SOCKET_NAME, Note};
 use crate::spec::{
@@ -27,7 +27,7 @@ pub fn check(
     host: &HostFacts,
     found: &ProbeReport,
 ) -> Result<Checked, Vec<Violation>> {
-    let mut pass = Pass { spec: &spec, backend, host, out: Vec::new(), notes: Vec::new() };
+    let mut pass = Pass { spec: &spec, backend, host, found, out: Vec::new(), notes: Vec::new() };
     pass.boot_files();
     pass.disks();
     pass.resources();
@@ -44,6 +44,7 @@ struct Pass<'a> {
     spec: &'a VmSpec,
     backend: &'a dyn HypervisorBackend,
     host: &'a HostFacts,
+    found: &'a ProbeReport,
     out: Vec<Violation>,
     notes: Vec<Note>,
 }
@@ -389,36 +390,37 @@ impl Pass<'_> {
         &mut self,
         n: usize,
         asked: &ShareMechanism,
-    ) -> Option<(String, PlannedMechanism, &'static str)> {
+    ) -> Option<(String, PlannedMechanism, String)> {
         let capabilities = self.backend.capabilities();
-        let (fs, p9) = (capabilities.virtio_fs, capabilities.virtio_9p);
-        let default_tag = || format!("capsa{n}");
+        let (has_fs, has_9p) = (capabilities.virtio_fs, capabilities.virtio_9p);
+        let against_fs = self.backend.against_virtio_fs(self.host, self.found);
         let field = format!("shares[{n}].mechanism");
+        let tag = format!("capsa{n}");
+        let fs = PlannedMechanism::VirtioFs { cache: CacheMode::Auto };
+        let p9 = PlannedMechanism::Virtio9p { msize: DEFAULT_MSIZE };
         match asked {
-            ShareMechanism::Auto if fs => Some((
-                default_tag(),
-                PlannedMechanism::VirtioFs { cache: CacheMode::Auto },
-                "virtio-fs is the faster of what this backend has",
-            )),
-            ShareMechanism::Auto if p9 => Some((
-                default_tag(),
-                PlannedMechanism::Virtio9p { msize: DEFAULT_MSIZE },
-                "this backend has no virtio-fs",
-            )),
+            ShareMechanism::Auto if has_fs && against_fs.is_empty() => {
+                Some((tag, fs, "virtio-fs is the fastest this backend has".into()))
+            }
+            ShareMechanism::Auto if has_9p => {
+                let why = match against_fs.first() {
+                    Some(reason) => format!("virtio-fs cannot be used: {}", reason.what),
+                    None => "this backend has no virtio-fs".into(),
+                };
+                Some((tag, p9, why))
+            }
             ShareMechanism::Auto => {
-                self.unsupported(&field, "it cannot share directories", "use another backend");
+                self.virtio_fs_refused(&field, has_fs, &against_fs);
                 None
             }
             ShareMechanism::VirtioFs(config) => {
-                if !fs {
-                    self.unsupported(&field, "virtio-fs is not supported", "ask for auto");
-                }
+                self.virtio_fs_refused(&field, has_fs, &against_fs);
                 let cache = self.cache_mode(n, config.cache.as_deref());
                 let tag = self.tag(n, config.tag.as_deref(), VIRTIOFS_TAG_MAX);
-                Some((tag, PlannedMechanism::VirtioFs { cache }, "asked for"))
+                Some((tag, PlannedMechanism::VirtioFs { cache }, "asked for".into()))
             }
             ShareMechanism::Virtio9p(config) => {
-                if !p9 {
+                if !has_9p {
                     self.unsupported(
                         &field,
                         "virtio-9p is not supported",
@@ -435,8 +437,17 @@ impl Pass<'_> {
                     );
                 }
                 let tag = self.tag(n, config.tag.as_deref(), P9_TAG_MAX);
-                Some((tag, PlannedMechanism::Virtio9p { msize }, "asked for"))
+                Some((tag, PlannedMechanism::Virtio9p { msize }, "asked for".into()))
             }
+        }
+    }
+
+    fn virtio_fs_refused(&mut self, field: &str, has_fs: bool, against: &[Reason]) {
+        if !has_fs {
+            self.unsupported(field, "virtio-fs is not supported", "use another backend");
+        }
+        for reason in against {
+            self.unsupported(field, reason.what.clone(), reason.remedy.clone());
         }
     }
 

@@ -214,7 +214,7 @@ pub struct PlannedShare {
     /// The mechanism.
     pub mechanism: PlannedMechanism,
     /// Why this mechanism.
-    pub why: &'static str,
+    pub why: String,
 }
 
 /// The mechanism of a [`PlannedShare`].

@@ -1,0 +1,67 @@
+//! Which accelerator, and why.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use capsa_proto::host::{HostFacts, Os, Reason};
+use capsa_proto::plan::Note;
+use capsa_proto::spec::Accelerator;
+
+use crate::emulation_note;
+
+/// A choice of accelerator.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    /// The argument of `-accel`.
+    pub(crate) accel: &'static str,
+    /// What the user should know about it.
+    pub(crate) notes: Vec<Note>,
+    /// Why what was asked for cannot be had.
+    pub(crate) against: Vec<Reason>,
+}
+
+impl Choice {
+    const fn of(accel: &'static str) -> Self {
+        Self { accel, notes: Vec::new(), against: Vec::new() }
+    }
+}
+
+const KVM: &str = "kvm";
+const HVF: &str = "hvf";
+/// One host thread per virtual CPU.
+const EMULATION: &str = "tcg,thread=multi";
+
+pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> Choice {
+    match asked {
+        Accelerator::Kvm => kvm(host),
+        Accelerator::Hvf if host.os == Os::MacOs => Choice::of(HVF),
+        Accelerator::Hvf => {
+            let reason = Reason::new("Hypervisor.framework is macOS' own", "ask for auto");
+            Choice { against: [reason].into(), ..Choice::of(HVF) }
+        }
+        Accelerator::Emulation => Choice::of(EMULATION),
+        _ => automatic(host),
+    }
+}
+
+fn automatic(host: &HostFacts) -> Choice {
+    let mut choice = match host.os {
+        Os::MacOs => return Choice::of(HVF),
+        Os::Linux if host.kvm.is_usable() => return Choice::of(KVM),
+        _ => Choice::of(EMULATION),
+    };
+    choice.notes = host.kvm.against().iter().map(|r| emulation_note(&r.to_string())).collect();
+    choice
+}
+
+/// KVM was forced. Where it answers but the CPU shows no flag, a guest may run or hang: whoever
+/// forces it is told, and gets it.
+fn kvm(host: &HostFacts) -> Choice {
+    let against = host.kvm.against();
+    if host.kvm.answers() {
+        let notes = against.iter().map(|reason| Note::warning(reason.to_string())).collect();
+        Choice { notes, ..Choice::of(KVM) }
+    } else {
+        Choice { against, ..Choice::of(KVM) }
+    }
+}

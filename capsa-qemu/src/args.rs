@@ -1,0 +1,243 @@
+//! How a checked specification becomes arguments.
+//!
+//! `-nodefaults` and `-no-user-config`: the machine has what stands here and nothing else. Every
+//! option that takes a comma list gets its paths with commas doubled, and disks go in as JSON, so
+//! that no path can add an option.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use capsa_proto::backend::ProbeReport;
+use capsa_proto::capabilities::{Checked, PlannedMechanism, PlannedShare};
+use capsa_proto::host::{Arch, FileFacts, HostFacts};
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::{
+    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
+    Step,
+};
+use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
+use capsa_proto::virtiofsd;
+use serde_json::json;
+
+use crate::{PROGRAM, accel};
+
+const CONTROL_SOCKET: &str = "qmp.sock";
+const CONSOLE_SOCKET: &str = "console.sock";
+
+pub(crate) fn plan(
+    vm: &Checked,
+    at: &RunDirPlan,
+    host: &HostFacts,
+    found: &ProbeReport,
+) -> LaunchPlan {
+    let spec = vm.spec();
+    let accel = accel::choose(spec.accelerator, host);
+    let program = found.program(PROGRAM, &format!("qemu-system-{}", host.arch.as_str()));
+
+    let mut notes: Vec<Note> = vm.notes().to_vec();
+    notes.extend(accel.notes.iter().cloned());
+    notes.extend(vm.shares().iter().map(mount_note));
+
+    let mut args = Args::default();
+    args.machine(vm, host, accel.accel);
+    args.sandbox(found);
+    args.boot(vm);
+    args.console(spec.console, at);
+    args.control(at);
+    for (n, disk) in spec.disks.iter().enumerate() {
+        args.disk(n, disk, host);
+    }
+    args.network(spec.network);
+    for (n, share) in vm.shares().iter().enumerate() {
+        args.share(n, share, at);
+    }
+
+    let mut processes: Vec<ProcessPlan> = vm
+        .shares()
+        .iter()
+        .enumerate()
+        .filter(|(_, share)| matches!(share.mechanism, PlannedMechanism::VirtioFs { .. }))
+        .map(|(n, share)| virtiofsd::process(share, n, at, found))
+        .collect();
+    processes.push(ProcessPlan {
+        name: "qemu".into(),
+        program,
+        args: args.0,
+        ready: Ready::ControlConnected,
+    });
+
+    LaunchPlan {
+        backend: "qemu",
+        run_dir: at.path().clone(),
+        processes,
+        control: ControlPlan { protocol: Protocol::Qmp, socket: at.socket(CONTROL_SOCKET) },
+        console: match spec.console {
+            ConsoleMode::Disabled => ConsolePlan::None,
+            mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },
+        },
+        boot: vec![
+            Message::qmp("agree on capabilities", "qmp_capabilities"),
+            Message::qmp("let the guest go", "cont"),
+        ],
+        ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
+        quit: Step::Control(Message::qmp("quit", "quit")),
+        cmdline: vm.cmdline().to_string(),
+        on_reboot: spec.on_reboot,
+        time_limit: spec.time_limit,
+        notes,
+    }
+}
+
+fn mount_note(share: &PlannedShare) -> Note {
+    Note::info(format!(
+        "{} is shared by {} ({}); a guest with systemd 254 or later mounts it by itself, others \
+         run: mount -t {} -o {} {} {}",
+        share.guest,
+        share.fs_type(),
+        share.why,
+        share.fs_type(),
+        share.mount_options(),
+        share.tag,
+        share.guest
+    ))
+}
+
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    fn push(&mut self, args: &[&str]) {
+        self.0.extend(args.iter().map(ToString::to_string));
+    }
+
+    fn machine(&mut self, vm: &Checked, host: &HostFacts, accel: &str) {
+        let resources = &vm.spec().resources;
+        self.push(&["-nodefaults", "-no-user-config", "-display", "none", "-S"]);
+        let mut machine = match host.arch {
+            Arch::Aarch64 => "virt".to_string(),
+            _ => "q35".to_string(),
+        };
+        let shared =
+            vm.shares().iter().any(|s| matches!(s.mechanism, PlannedMechanism::VirtioFs { .. }));
+        if shared {
+            // virtiofsd reads and writes the guest's memory itself.
+            let size = resources.memory_mb;
+            let memory = format!("memory-backend-memfd,id=ram,size={size}M,share=on");
+            self.push(&["-object", &memory]);
+            machine.push_str(",memory-backend=ram");
+        }
+        self.push(&["-machine", &machine, "-accel", accel, "-cpu", "max"]);
+        self.push(&["-smp", &resources.cpus.to_string()]);
+        self.push(&["-m", &format!("{}M", resources.memory_mb)]);
+        let reboot = match vm.spec().on_reboot {
+            RebootPolicy::End => "reboot=shutdown",
+            RebootPolicy::Restart => "reboot=reset",
+        };
+        self.push(&["-action", &format!("{reboot},panic=shutdown")]);
+        self.push(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]);
+    }
+
+    /// QEMU's own seccomp filter, where it was built with one.
+    fn sandbox(&mut self, found: &ProbeReport) {
+        if found.output(PROGRAM).is_some_and(|help| help.contains("-sandbox on")) {
+            self.push(&[
+                "-sandbox",
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            ]);
+        }
+    }
+
+    fn boot(&mut self, vm: &Checked) {
+        self.push(&["-kernel", vm.spec().kernel.as_str()]);
+        if let Some(initrd) = &vm.spec().initrd {
+            self.push(&["-initrd", initrd.as_str()]);
+        }
+        self.push(&["-append", vm.cmdline()]);
+    }
+
+    /// Before the control channel: when that listens, this does.
+    fn console(&mut self, mode: ConsoleMode, at: &RunDirPlan) {
+        if mode != ConsoleMode::Disabled {
+            self.listener("console", &at.socket(CONSOLE_SOCKET));
+            self.push(&["-serial", "chardev:console"]);
+        }
+    }
+
+    fn control(&mut self, at: &RunDirPlan) {
+        self.listener("control", &at.socket(CONTROL_SOCKET));
+        self.push(&["-mon", "chardev=control,mode=control"]);
+    }
+
+    fn listener(&mut self, id: &str, socket: &HostPath) {
+        let path = comma(socket);
+        self.push(&["-chardev", &format!("socket,id={id},path={path},server=on,wait=off")]);
+    }
+
+    fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
+        let format = disk.format.as_str();
+        if disk.ephemeral {
+            // The overlay is an unlinked temporary file: a crash leaves nothing.
+            let path = comma(&disk.path);
+            self.push(&[
+                "-drive",
+                &format!("if=none,id=disk{n},format={format},snapshot=on,file={path}"),
+            ]);
+        } else {
+            let is_device = matches!(host.file(&disk.path), FileFacts::File { device: true, .. });
+            let blockdev = json!({
+                "driver": format,
+                "node-name": format!("disk{n}"),
+                "read-only": disk.read_only,
+                "discard": "unmap",
+                "file": {
+                    "driver": if is_device { "host_device" } else { "file" },
+                    "filename": disk.path.as_str(),
+                    "discard": "unmap",
+                },
+            });
+            self.push(&["-blockdev", &blockdev.to_string()]);
+        }
+        self.push(&["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
+    }
+
+    fn network(&mut self, mode: NetworkMode) {
+        if mode == NetworkMode::Nat {
+            // No boot ROM: the kernel is given, and reading it costs time.
+            self.push(&["-netdev", "user,id=net0"]);
+            self.push(&["-device", "virtio-net-pci,netdev=net0,romfile="]);
+        }
+    }
+
+    fn share(&mut self, n: usize, share: &PlannedShare, at: &RunDirPlan) {
+        let tag = &share.tag;
+        match share.mechanism {
+            PlannedMechanism::VirtioFs { .. } => {
+                let path = comma(&virtiofsd::socket(n, at));
+                self.push(&["-chardev", &format!("socket,id=fs{n},path={path}")]);
+                self.push(&["-device", &format!("vhost-user-fs-pci,chardev=fs{n},tag={tag}")]);
+            }
+            PlannedMechanism::Virtio9p { .. } => {
+                let path = comma(&share.host);
+                let readonly = match share.mode {
+                    MountMode::ReadOnly => "on",
+                    MountMode::ReadWrite => "off",
+                };
+                self.push(&[
+                    "-fsdev",
+                    &format!(
+                        "local,id=fs{n},path={path},security_model=none,multidevs=remap,\
+                         readonly={readonly}"
+                    ),
+                ]);
+                self.push(&["-device", &format!("virtio-9p-pci,fsdev=fs{n},mount_tag={tag}")]);
+            }
+        }
+    }
+}
+
+/// A path in a comma list: QEMU takes a doubled comma for one.
+fn comma(path: &HostPath) -> String {
+    path.as_str().replace(',', ",,")
+}

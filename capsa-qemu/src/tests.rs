@@ -1,0 +1,343 @@
+//! Plans to the letter, and every refusal.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use core::time::Duration;
+
+use super::*;
+use capsa_proto::capabilities::{ViolationKind as Kind, check};
+use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
+use capsa_proto::path::HostPath;
+use capsa_proto::spec::{
+    Accelerator, ConsoleMode, Disk, ImageFormat, MountMode, RebootPolicy, Share, Virtio9pConfig,
+    VirtioFsConfig,
+};
+
+const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev user,id=str\n-sandbox on[,\n";
+const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n";
+
+fn path(text: &str) -> HostPath {
+    HostPath::new(text).unwrap()
+}
+
+fn file(head: &[u8], size: u64) -> FileFacts {
+    FileFacts::File { size, head: head.to_vec(), writable: true, device: false }
+}
+
+fn bz_image() -> Vec<u8> {
+    let mut head = vec![0; 0x206];
+    head[0x202..].copy_from_slice(b"HdrS");
+    head
+}
+
+fn host() -> HostFacts {
+    let files = BTreeMap::from([
+        (path("/k"), file(&bz_image(), 9)),
+        (path("/i"), file(b"070701", 9)),
+        (path("/d.raw"), file(&[0; 8], 1024)),
+        (path("/d,1.qcow2"), file(b"QFI\xfb\0\0\0\x03", 1024)),
+        (
+            path("/dev/vg"),
+            FileFacts::File { size: 4096, head: vec![0; 8], writable: true, device: true },
+        ),
+        (path("/work"), FileFacts::Directory { writable: true }),
+    ]);
+    HostFacts {
+        os: Os::Linux,
+        arch: Arch::X86_64,
+        memory_mb: 4096,
+        kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
+        socket_path_max: 107,
+        run_dir: path("/run/capsa/x"),
+        files,
+    }
+}
+
+fn found() -> ProbeReport {
+    let mut found = ProbeReport::default();
+    let said = |output: &str| Answer::Said { program: "/bin/q".into(), output: output.into() };
+    found.insert(PROGRAM, said(HELP));
+    found.insert(DEVICES, said(ALL_DEVICES));
+    found.insert(
+        virtiofsd::KEY,
+        Answer::Said { program: "/bin/virtiofsd".into(), output: "virtiofsd 1.14.0".into() },
+    );
+    found
+}
+
+fn spec() -> VmSpec {
+    VmSpec { network: NetworkMode::None, ..VmSpec::new(path("/k")) }
+}
+
+fn try_plan(
+    spec: VmSpec,
+    host: &HostFacts,
+    found: &ProbeReport,
+) -> Result<LaunchPlan, Vec<Violation>> {
+    let checked = check(spec, &Qemu, host, found)?;
+    Ok(Qemu.plan(&checked, &RunDirPlan::new(host.run_dir.clone()), host, found))
+}
+
+fn plan(spec: VmSpec) -> LaunchPlan {
+    try_plan(spec, &host(), &found()).unwrap()
+}
+
+fn args(plan: &LaunchPlan) -> String {
+    plan.processes.last().unwrap().args.join(" ")
+}
+
+fn refused(spec: VmSpec) -> Vec<(String, Kind)> {
+    refused_on(spec, &host(), &found())
+}
+
+fn refused_on(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<(String, Kind)> {
+    let violations = try_plan(spec, host, found).unwrap_err();
+    assert!(violations.iter().all(|v| !v.reason.is_empty() && !v.remedy.is_empty()));
+    violations.into_iter().map(|v| (v.field, v.kind)).collect()
+}
+
+#[test]
+fn the_smallest_machine_to_the_letter() {
+    assert_eq!(
+        args(&plan(spec())),
+        "-nodefaults -no-user-config -display none -S -machine q35 -accel kvm -cpu max -smp 1 \
+         -m 512M -action reboot=shutdown,panic=shutdown -device virtio-rng-pci -device pvpanic-pci \
+         -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
+         -kernel /k -append reboot=t panic=-1 \
+         -chardev socket,id=control,path=/run/capsa/x/qmp.sock,server=on,wait=off \
+         -mon chardev=control,mode=control"
+    );
+}
+
+#[test]
+fn the_console_listens_before_the_control_channel() {
+    let plan = plan(VmSpec { console: ConsoleMode::Enabled, ..spec() });
+    let args = args(&plan);
+    assert!(args.find("console.sock").unwrap() < args.find("qmp.sock").unwrap());
+    assert!(plan.cmdline.starts_with("console=ttyS0 "), "{}", plan.cmdline);
+}
+
+#[test]
+fn disks_always_name_their_format_and_no_path_adds_an_option() {
+    let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
+    let plan = plan(VmSpec {
+        disks: vec![
+            disk("/d.raw", ImageFormat::Raw),
+            Disk { ephemeral: true, ..disk("/d,1.qcow2", ImageFormat::Qcow2) },
+            Disk { read_only: true, ..disk("/dev/vg", ImageFormat::Raw) },
+        ],
+        ..spec()
+    });
+    let args = args(&plan);
+    assert!(
+        args.contains(
+            r#""driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/d.raw"}"#
+        ),
+        "{args}"
+    );
+    assert!(args.contains("format=qcow2,snapshot=on,file=/d,,1.qcow2"), "{args}");
+    assert!(args.contains(r#""driver":"host_device","filename":"/dev/vg""#), "{args}");
+    assert!(args.contains(r#""read-only":true"#), "{args}");
+    assert!(plan.cmdline.contains("root=/dev/vda"));
+}
+
+#[test]
+fn shares_take_virtio_fs_and_say_how_to_mount_it() {
+    let share = Share {
+        host: path("/work"),
+        guest: "/workspace".into(),
+        mode: MountMode::ReadOnly,
+        mechanism: ShareMechanism::Auto,
+    };
+    let plan = plan(VmSpec { shares: vec![share], ..spec() });
+    assert_eq!(plan.processes.len(), 2);
+    assert!(plan.processes[0].args.contains(&"--readonly".into()));
+    let args = args(&plan);
+    assert!(args.contains("memory-backend-memfd,id=ram,size=512M,share=on"), "{args}");
+    assert!(args.contains("-machine q35,memory-backend=ram"), "{args}");
+    assert!(args.contains("vhost-user-fs-pci,chardev=fs0,tag=capsa0"), "{args}");
+    assert!(plan.cmdline.contains("systemd.mount-extra=capsa0:/workspace:virtiofs:ro"));
+}
+
+#[test]
+fn auto_falls_back_to_9p_and_says_why() {
+    let mut found = found();
+    found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["virtiofsd".into()] });
+    let share = Share {
+        host: path("/work"),
+        guest: "/workspace".into(),
+        mode: MountMode::ReadWrite,
+        mechanism: ShareMechanism::Auto,
+    };
+    let spec = VmSpec { shares: vec![share.clone()], ..spec() };
+    let plan = try_plan(spec.clone(), &host(), &found).unwrap();
+    assert_eq!(plan.processes.len(), 1);
+    assert!(args(&plan).contains("security_model=none,multidevs=remap,readonly=off"));
+    let why = plan.notes.iter().find(|n| n.text.contains("shared by 9p")).unwrap();
+    assert!(why.text.contains("virtiofsd was not found"), "{}", why.text);
+
+    let forced = Share { mechanism: ShareMechanism::VirtioFs(VirtioFsConfig::default()), ..share };
+    let spec = VmSpec { shares: vec![forced], ..spec };
+    assert_eq!(
+        refused_on(spec, &host(), &found),
+        [("shares[0].mechanism".into(), Kind::Unsupported)]
+    );
+}
+
+#[test]
+fn emulation_is_chosen_only_with_a_warning() {
+    let mut host = host();
+    host.kvm.cpu_flag = false;
+    let automatic = try_plan(spec(), &host, &found()).unwrap();
+    assert!(args(&automatic).contains("-accel tcg,thread=multi"));
+    assert!(automatic.notes[0].text.contains("neither vmx nor svm"), "{:?}", automatic.notes);
+    // Whoever forces KVM where it answers gets it, with a warning.
+    let forced =
+        try_plan(VmSpec { accelerator: Accelerator::Kvm, ..spec() }, &host, &found()).unwrap();
+    assert!(args(&forced).contains("-accel kvm"));
+    assert_eq!(forced.notes.len(), 1);
+    host.kvm = KvmFacts::ABSENT;
+    let forced = VmSpec { accelerator: Accelerator::Kvm, ..spec() };
+    assert_eq!(refused_on(forced, &host, &found()), [("accelerator".into(), Kind::Unsupported)]);
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
+    let share = |host: &str, guest: &str, tag: Option<&str>| Share {
+        host: path(host),
+        guest: guest.into(),
+        mode: MountMode::ReadWrite,
+        mechanism: ShareMechanism::Virtio9p(Virtio9pConfig {
+            tag: tag.map(Into::into),
+            msize: None,
+        }),
+    };
+    let mut spec = VmSpec {
+        kernel: path("/work"),
+        initrd: Some(path("/none")),
+        disks: vec![
+            disk("/d,1.qcow2", ImageFormat::Raw),
+            disk("/d.raw", ImageFormat::Qcow2),
+            disk("/d.raw", ImageFormat::Raw),
+        ],
+        shares: vec![
+            share("/none", "/a", Some("same")),
+            share("/work", "b", Some("same")),
+            share("/work", "/c:d", None),
+        ],
+        time_limit: Some(Duration::ZERO),
+        ..spec()
+    };
+    spec.resources.cpus = 0;
+    spec.resources.memory_mb = 5000;
+    spec.cmdline.arg("a=b\nc");
+    assert_eq!(
+        refused(spec),
+        [
+            ("kernel".into(), Kind::WrongType),
+            ("initrd".into(), Kind::Missing),
+            ("disks[0].path".into(), Kind::WrongFormat),
+            ("disks[1].path".into(), Kind::WrongFormat),
+            ("disks[2].path".into(), Kind::Duplicate),
+            ("cpus".into(), Kind::OutOfRange),
+            ("memory".into(), Kind::OutOfRange),
+            ("timeout".into(), Kind::OutOfRange),
+            ("shares[0].host".into(), Kind::Missing),
+            ("shares[1].guest".into(), Kind::Malformed),
+            ("shares[1].tag".into(), Kind::Duplicate),
+            ("shares[2].guest".into(), Kind::Malformed),
+            ("cmdline".into(), Kind::Malformed),
+        ]
+    );
+}
+
+#[test]
+fn a_command_line_the_kernel_would_cut_is_refused() {
+    let mut spec = spec();
+    spec.cmdline.arg(format!("a={}", "x".repeat(2048)).as_str());
+    assert_eq!(refused(spec), [("cmdline".into(), Kind::TooLong)]);
+}
+
+#[test]
+fn a_run_directory_too_long_for_a_socket_is_refused() {
+    let mut host = host();
+    host.run_dir = path(&format!("/{}", "r".repeat(100)));
+    assert_eq!(refused_on(spec(), &host, &found()), [("run_dir".into(), Kind::TooLong)]);
+}
+
+#[test]
+fn empty_disks_and_things_that_are_no_kernel_are_refused() {
+    let mut host = host();
+    host.files.insert(path("/d.raw"), file(&[], 0));
+    host.files.insert(path("/k"), file(b"#!/bin/sh", 9));
+    let disk =
+        Disk { path: path("/d.raw"), format: ImageFormat::Raw, read_only: false, ephemeral: false };
+    assert_eq!(
+        refused_on(VmSpec { disks: vec![disk], ..spec() }, &host, &found()),
+        [("kernel".into(), Kind::WrongFormat), ("disks[0].path".into(), Kind::Empty),]
+    );
+}
+
+#[test]
+fn what_this_qemu_was_built_without_is_refused() {
+    let mut found = found();
+    let said = |output: &str| Answer::Said { program: "/bin/q".into(), output: output.into() };
+    found.insert(PROGRAM, said("QEMU emulator version 7.2.22\n"));
+    found.insert(DEVICES, said(""));
+    let share = Share {
+        host: path("/work"),
+        guest: "/w".into(),
+        mode: MountMode::ReadWrite,
+        mechanism: ShareMechanism::Virtio9p(Virtio9pConfig::default()),
+    };
+    let spec = VmSpec { network: NetworkMode::Nat, shares: vec![share], ..spec() };
+    assert_eq!(
+        refused_on(spec, &host(), &found),
+        [("network".into(), Kind::Unsupported), ("shares".into(), Kind::Unsupported),]
+    );
+}
+
+#[test]
+fn judge_names_what_is_wrong_and_what_to_do() {
+    let judged = |answer: Answer| {
+        let mut found = ProbeReport::default();
+        found.insert(PROGRAM, answer);
+        Qemu.judge(&host(), &found)
+    };
+    assert!(Qemu.judge(&host(), &found()).is_usable());
+    let missing = judged(Answer::NotFound { tried: vec![] });
+    assert!(missing.against[0].remedy.contains("apt-get install"));
+    let old = judged(Answer::Said {
+        program: "/bin/q".into(),
+        output: "QEMU emulator version 5.2.0".into(),
+    });
+    assert!(old.against[0].what.contains("5.2.0"));
+    assert!(old.against[0].remedy.contains("6.2.0"));
+}
+
+#[test]
+fn events_say_who_ended_it() {
+    let event = |name: &str, reason: &str| QmpMessage::Event {
+        name: name.into(),
+        data: serde_json::json!({"guest": true, "reason": reason}),
+        at_micros: None,
+    };
+    for (name, reason, want) in [
+        ("SHUTDOWN", "guest-shutdown", Some(GuestEvent::PoweredOff)),
+        ("SHUTDOWN", "guest-reset", Some(GuestEvent::Reset)),
+        ("RESET", "guest-reset", Some(GuestEvent::Reset)),
+        ("RESET", "host-qmp-system-reset", None),
+        ("SHUTDOWN", "host-signal", Some(GuestEvent::QuitByOthers)),
+        ("GUEST_PANICKED", "", Some(GuestEvent::Panicked)),
+        ("STOP", "", None),
+    ] {
+        assert_eq!(Qemu.event(&event(name, reason)), want, "{name} {reason}");
+    }
+}
+
+#[test]
+fn a_reboot_restarts_where_that_was_asked_for() {
+    let plan = plan(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() });
+    assert!(args(&plan).contains("-action reboot=reset,panic=shutdown"));
+}
