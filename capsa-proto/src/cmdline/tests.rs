@@ -60,6 +60,7 @@ fn text_with_two_readings_is_refused() {
         ("=b", CmdlineError::EmptyKey),
         ("a=b\"c d\"", byte(value(), b'"', 1)),
         ("a=\"b\"c", byte(value(), b'"', 0)),
+        ("\"a=\"b\"\"", byte(value(), b'"', 0)),
         ("a\"b c\"", byte(Place::Key, b'"', 1)),
         ("\"a b\"", byte(Place::Key, b' ', 1)),
         ("a=\"b\nc\"", byte(value(), b'\n', 1)),

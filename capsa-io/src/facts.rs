@@ -1,0 +1,99 @@
+//! Looks at the host, so that the checks of the core are functions of values.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
+use capsa_proto::path::HostPath;
+use capsa_proto::spec::VmSpec;
+use nix::unistd::{AccessFlags, access};
+
+use crate::sys;
+
+/// Everything the checks want to know about this host and the files `spec` names.
+///
+/// Opens and reads the first bytes of each file; blocks as long as the file system does.
+pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
+    let arch = arch();
+    let mut files = std::collections::BTreeMap::new();
+    if let Some(spec) = spec {
+        let named = [Some(&spec.kernel), spec.initrd.as_ref()];
+        let disks = spec.disks.iter().map(|disk| &disk.path);
+        let shares = spec.shares.iter().map(|share| &share.host);
+        for path in named.into_iter().flatten().chain(disks).chain(shares) {
+            files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())));
+        }
+    }
+    HostFacts {
+        os: sys::host::OS,
+        arch,
+        memory_mb: sys::host::memory_mb(),
+        kvm: sys::host::kvm(arch),
+        socket_path_max: sys::SOCKET_PATH_MAX,
+        run_dir,
+        files,
+    }
+}
+
+/// The architecture this was compiled for, which is the host's.
+pub const fn arch() -> Arch {
+    if cfg!(target_arch = "x86_64") {
+        Arch::X86_64
+    } else if cfg!(target_arch = "aarch64") {
+        Arch::Aarch64
+    } else {
+        Arch::Other
+    }
+}
+
+fn file_facts(path: &Path) -> FileFacts {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return FileFacts::Missing,
+        Err(error) => return FileFacts::Unreadable(error.to_string()),
+    };
+    let writable = access(path, AccessFlags::W_OK).is_ok();
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return match access(path, AccessFlags::R_OK | AccessFlags::X_OK) {
+            Ok(()) => FileFacts::Directory { writable },
+            Err(errno) => FileFacts::Unreadable(errno.desc().into()),
+        };
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return FileFacts::Special;
+    }
+    match head_and_size(path, kind.is_block_device(), metadata.len()) {
+        Ok((head, size)) => FileFacts::File { size, head, writable },
+        Err(error) => FileFacts::Unreadable(error.to_string()),
+    }
+}
+
+fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>, u64)> {
+    let mut file = File::open(path)?;
+    // The metadata of a block device says 0; its end says more.
+    let size = if is_device { io::Seek::seek(&mut file, io::SeekFrom::End(0))? } else { len };
+    io::Seek::rewind(&mut file)?;
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    Ok((head, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, b"QFI\xfbrest").unwrap();
+        let FileFacts::File { size, head, writable } = file_facts(&file) else { panic!() };
+        assert_eq!((size, head.as_slice(), writable), (8, b"QFI\xfbrest".as_slice(), true));
+        assert_eq!(file_facts(dir.path()), FileFacts::Directory { writable: true });
+        assert_eq!(file_facts(&dir.path().join("none")), FileFacts::Missing);
+        assert_eq!(file_facts(Path::new("/dev/null")), FileFacts::Special);
+    }
+}

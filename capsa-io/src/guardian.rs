@@ -1,0 +1,131 @@
+//! Kills this program's hypervisors when this program dies, however it dies.
+//!
+//! A process cannot clean up after its own SIGKILL. A death signal (`PR_SET_PDEATHSIG`) is no help
+//! either: it is bound to the *thread* that spawned, and threads of an embedding program come and
+//! go. So one tiny process per program, a POSIX shell that reads a pipe, knows the process groups
+//! that Capsa started. When the pipe closes, because the program is gone, it kills them and ends.
+//!
+//! What it does not do: it never touches a process that did not announce itself through
+//! [`spawn`], and it never outlives its own work.
+//!
+//! A child announces itself between fork and exec (see [`sys::before_exec`]), so there is no moment
+//! in which a hypervisor runs and the guardian does not know it. A child that was reaped is
+//! withdrawn *before* its number can be reused.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::sys;
+
+/// Reads `+ PID`, `- PID` and `=` (forget all) until the pipe closes, then kills every group still listed.
+///
+/// It ignores what a terminal sends to whole groups, and lives in a group of its own.
+const SCRIPT: &str = "\
+trap '' HUP INT QUIT TERM TSTP TTIN TTOU
+live=' '
+while read -r op pid; do
+  case $op in
+    +) live=\"$live$pid \" ;;
+    -) case $live in
+         *\" $pid \"*) live=\"${live%%\" $pid \"*} ${live#*\" $pid \"}\" ;;
+       esac ;;
+    =) live=' ' ;;
+  esac
+done
+for pid in $live; do
+  kill -KILL -\"$pid\" 2>/dev/null
+done
+";
+
+static GUARDIAN: Mutex<Option<Guardian>> = Mutex::new(None);
+
+struct Guardian {
+    shell: Child,
+    pipe: ChildStdin,
+    live: BTreeSet<u32>,
+}
+
+/// Starts `command` in a process group of its own, known to the guardian.
+///
+/// # Errors
+///
+/// When the guardian or the program cannot be started.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut slot = lock();
+    let guardian = Guardian::alive(&mut slot)?;
+    command.process_group(0);
+    sys::before_exec(command, guardian.pipe.as_raw_fd());
+    match command.spawn() {
+        Ok(child) => {
+            guardian.live.insert(child.id());
+            Ok(child)
+        }
+        Err(error) => {
+            // A child that could not become the program has announced itself all the same, and its
+            // number is free again.
+            guardian.tell_all()?;
+            Err(error)
+        }
+    }
+}
+
+/// Withdraws a child, after it exited and before it is reaped.
+pub(crate) fn withdraw(pid: u32) {
+    if let Some(guardian) = lock().as_mut()
+        && guardian.live.remove(&pid)
+    {
+        // A guardian that is gone is replaced at the next spawn, and then told who lives.
+        let _ = guardian.pipe.write_all(format!("- {pid}\n").as_bytes());
+    }
+}
+
+fn lock() -> MutexGuard<'static, Option<Guardian>> {
+    GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Guardian {
+    /// The guardian, started now if there is none or if somebody killed it.
+    fn alive(slot: &mut Option<Self>) -> io::Result<&mut Self> {
+        let lost = match slot {
+            Some(guardian) => guardian.shell.try_wait().map_or(true, |ended| ended.is_some()),
+            None => false,
+        };
+        let live = if lost { slot.take().map(|g| g.live) } else { None }.unwrap_or_default();
+        match slot {
+            Some(guardian) => Ok(guardian),
+            None => Ok(slot.insert(Self::start(live)?)),
+        }
+    }
+
+    fn start(live: BTreeSet<u32>) -> io::Result<Self> {
+        let mut shell = Command::new("/bin/sh")
+            .args(["-c", SCRIPT, "capsa-guardian"])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot start /bin/sh as guardian: {error}"))
+            })?;
+        let pipe = shell.stdin.take().expect("stdin was asked for");
+        let mut guardian = Self { shell, pipe, live };
+        guardian.tell_all()?;
+        Ok(guardian)
+    }
+
+    /// Replaces what the shell believes by what is true.
+    fn tell_all(&mut self) -> io::Result<()> {
+        let mut text = String::from("=\n");
+        for pid in &self.live {
+            text.push_str(&format!("+ {pid}\n"));
+        }
+        self.pipe.write_all(text.as_bytes())
+    }
+}

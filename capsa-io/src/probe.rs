@@ -1,0 +1,185 @@
+//! Asks programs about themselves: finds them, runs them with a deadline, keeps their answers.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use capsa_proto::backend::{Answer, ProbePlan, ProbeReport, Question};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{AccessFlags, access};
+
+use crate::process;
+
+/// How long a program may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of an answer is kept.
+const ANSWER: u64 = 1 << 20;
+
+/// Asks every question. Blocks until all are answered: milliseconds, or seconds where a program
+/// hangs. A program that was asked before and has not changed since is not run again.
+pub fn ask(plan: &ProbePlan) -> ProbeReport {
+    let mut report = ProbeReport::default();
+    for question in &plan.questions {
+        report.insert(question.key, answer(question));
+    }
+    report
+}
+
+fn answer(question: &Question) -> Answer {
+    let Some(program) = find(question) else {
+        let mut tried = question.candidates.clone();
+        if let Some(named) = std::env::var_os(question.env) {
+            tried = vec![format!("{}={}", question.env, named.display())];
+        }
+        return Answer::NotFound { tried };
+    };
+    let name = program.display().to_string();
+    match cached(&program, &question.args) {
+        Ok(output) => Answer::Said { program: name, output },
+        Err(error) => Answer::Failed { program: name, why: error.to_string() },
+    }
+}
+
+/// The program a question is for. A variable that names one is believed, or nothing is found.
+fn find(question: &Question) -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os(question.env).filter(|v| !v.is_empty()) {
+        let named = PathBuf::from(named);
+        return if named.components().count() > 1 { executable(named) } else { in_path(&named) };
+    }
+    question.candidates.iter().find_map(|candidate| {
+        let candidate = Path::new(candidate);
+        if candidate.is_absolute() { executable(candidate.to_owned()) } else { in_path(candidate) }
+    })
+}
+
+fn in_path(name: &Path) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).find_map(|dir| executable(dir.join(name)))
+}
+
+fn executable(path: PathBuf) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    (path.is_file() && access(&path, AccessFlags::X_OK).is_ok()).then_some(path)
+}
+
+/// What identifies an answer: the program as it lies on disk, and what it was asked.
+type Asked = (PathBuf, Option<SystemTime>, u64, Vec<&'static str>);
+
+fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
+    static ANSWERS: LazyLock<Mutex<HashMap<Asked, String>>> = LazyLock::new(Mutex::default);
+    let metadata = program.metadata()?;
+    let asked =
+        (program.to_owned(), metadata.modified().ok(), metadata.len(), args.to_vec());
+    let lock = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = lock().get(&asked) {
+        return Ok(known.clone());
+    }
+    let output = run(program, args)?;
+    lock().insert(asked, output.clone());
+    Ok(output)
+}
+
+fn run(program: &Path, args: &[&str]) -> io::Result<String> {
+    let mut command = process::command(&program.display().to_string());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let stdout = child.stdout.take().expect("stdout was asked for");
+    let stderr = child.stderr.take().expect("stderr was asked for");
+    let read = read_both((stdout, &mut out), (stderr, &mut err));
+    if let Err(error) = read {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    let status = child.wait()?;
+    out.extend_from_slice(&err);
+    let text = String::from_utf8_lossy(&out).into_owned();
+    if status.success() {
+        Ok(text)
+    } else {
+        let words = text.trim().lines().next_back().unwrap_or("it said nothing").to_owned();
+        Err(io::Error::other(format!("{status}: {words}")))
+    }
+}
+
+/// Reads both ends until they close, or until patience ends.
+fn read_both<A: Read + AsFd, B: Read + AsFd>(
+    a: (A, &mut Vec<u8>),
+    b: (B, &mut Vec<u8>),
+) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut a, mut b) = ((Some(a.0), a.1), (Some(b.0), b.1));
+    while a.0.is_some() || b.0.is_some() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (ready_a, ready_b) = {
+            let mut fds = Vec::with_capacity(2);
+            fds.extend(a.0.as_ref().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
+            fds.extend(b.0.as_ref().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
+            let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
+            if poll(&mut fds, PollTimeout::from(millis))? == 0 && left.is_zero() {
+                let text = format!("no answer within {PATIENCE:?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            let mut ready = ready.into_iter();
+            (
+                a.0.is_some() && ready.next().unwrap_or(false),
+                b.0.is_some() && ready.next().unwrap_or(false),
+            )
+        };
+        if ready_a {
+            read_some(&mut a.0, a.1)?;
+        }
+        if ready_b {
+            read_some(&mut b.0, b.1)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_some(from: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()> {
+    let mut chunk = [0; 8192];
+    let Some(end) = from else { return Ok(()) };
+    match end.read(&mut chunk)? {
+        0 => *from = None,
+        n if (into.len() + n) as u64 <= ANSWER => into.extend_from_slice(&chunk[..n]),
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(candidate: &str, args: Vec<&'static str>) -> Question {
+        let env = "CAPSA_TEST_NO_SUCH_VARIABLE";
+        Question { key: "q", env, candidates: vec![candidate.into()], args }
+    }
+
+    #[test]
+    fn a_program_answers_on_both_of_its_outputs() {
+        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]));
+        let Answer::Said { program, output } = answer else { panic!("{answer:?}") };
+        assert!(program.ends_with("/sh"), "{program}");
+        assert_eq!(output, "version 1.2.3\nmore\n");
+    }
+
+    #[test]
+    fn a_failure_carries_the_last_words() {
+        let answer = answer(&question("sh", vec!["-c", "echo cannot load library >&2; exit 127"]));
+        let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
+        assert!(why.contains("127") && why.contains("cannot load library"), "{why}");
+    }
+
+    #[test]
+    fn a_missing_program_lists_what_was_tried() {
+        let answer = answer(&question("no-such-program-here", vec![]));
+        assert_eq!(answer, Answer::NotFound { tried: vec!["no-such-program-here".into()] });
+    }
+}

@@ -1,0 +1,256 @@
+//! A child process: started with nothing it does not need, watched, ended, reaped.
+//!
+//! Each child leads a process group of its own, gets an allow-listed environment, and has no
+//! descriptor but its standard ones. Its standard error is drained into a short tail that goes into
+//! error messages. What this module does not do is decide anything.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+
+use capsa_proto::lifecycle::Exit;
+use capsa_proto::plan::{ProcessPlan, Signal};
+use nix::sys::signal::Signal as SysSignal;
+
+use crate::guardian;
+use crate::sys::{self, ExitWatch, Peek, Poll, Source};
+
+/// Variables that a child may see. Everything else, such as tokens of the embedding program, stays.
+const ENVIRONMENT: [&str; 9] = [
+    "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR",
+];
+
+/// Bytes of standard error that are kept.
+const TAIL: usize = 4096;
+
+/// A running or exited child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+    reaped: bool,
+    exit: Option<ExitWatch>,
+    stderr: Option<Source<ChildStderr>>,
+    tail: Vec<u8>,
+}
+
+/// The poller's keys for a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keys {
+    pub(crate) exit: usize,
+    pub(crate) stderr: usize,
+}
+
+impl Process {
+    /// Starts it. `terminal`, if given, becomes its standard input and output.
+    pub(crate) fn spawn(
+        plan: &ProcessPlan,
+        poll: &Poll,
+        keys: Keys,
+        terminal: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let mut command = command(&plan.program);
+        command.args(&plan.args).stderr(Stdio::piped());
+        match terminal {
+            Some(terminal) => command.stdin(terminal.try_clone()?).stdout(terminal),
+            None => command.stdin(Stdio::null()).stdout(Stdio::null()),
+        };
+        let mut child = guardian::spawn(&mut command)?;
+        drop(command);
+        let stderr = child.stderr.take().expect("stderr was asked for");
+        let mut process = Self {
+            child,
+            name: plan.name.clone(),
+            reaped: false,
+            exit: None,
+            stderr: None,
+            tail: Vec::new(),
+        };
+        // From here on dropping `process` ends the child.
+        sys::set_nonblocking(stderr.as_fd())?;
+        process.stderr = Some(poll.add(stderr, keys.stderr)?);
+        process.exit = Some(ExitWatch::new(poll, process.pid(), keys.exit)?);
+        Ok(process)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Signals the whole group, unless it was reaped already.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        if self.reaped {
+            return Ok(());
+        }
+        let signal = match signal {
+            Signal::Term => SysSignal::SIGTERM,
+            Signal::Kill => SysSignal::SIGKILL,
+        };
+        sys::signal_group(self.pid(), signal)
+    }
+
+    /// Reads what it wrote to standard error, at most `budget` bytes. Says whether more may wait.
+    pub(crate) fn drain_stderr(&mut self, budget: usize) -> bool {
+        let mut chunk = [0; 4096];
+        let mut left = budget;
+        while let Some(stderr) = &mut self.stderr {
+            if left == 0 {
+                return true;
+            }
+            match stderr.io().read(&mut chunk) {
+                Ok(0) => self.stderr = None,
+                Ok(n) => {
+                    left = left.saturating_sub(n);
+                    tracing::debug!(
+                        process = %self.name,
+                        "stderr: {}",
+                        String::from_utf8_lossy(&chunk[..n]).trim_end()
+                    );
+                    self.tail.extend_from_slice(&chunk[..n]);
+                    let excess = self.tail.len().saturating_sub(TAIL);
+                    self.tail.drain(..excess);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.stderr = None,
+            }
+        }
+        false
+    }
+
+    /// Reaps it if it has exited. Comes back with its end once; after that with `None`.
+    pub(crate) fn try_reap(&mut self) -> Option<Exit> {
+        if self.reaped || sys::peek(self.pid()) == Peek::Runs {
+            return None;
+        }
+        let status = self.reap();
+        self.exit = None;
+        self.drain_stderr(16 * TAIL);
+        self.stderr = None;
+        Some(Exit {
+            code: status.and_then(|s| s.code()),
+            signal: status.and_then(|s| s.signal()),
+            said: last_lines(&self.tail),
+        })
+    }
+
+    /// Waits for its end, which must be near. `None` when somebody else reaped it.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        // Whatever it left in its group dies while the number, a zombie's, is still its own.
+        let _ = sys::signal_group(self.pid(), SysSignal::SIGKILL);
+        let status = match sys::wait_exited(self.pid()) {
+            // Somebody else reaped it, or SIGCHLD is ignored: it is gone, and how is not known.
+            Peek::Unknown => None,
+            Peek::Runs | Peek::Exited => Some(()),
+        };
+        // Withdrawn while its number is still its own.
+        guardian::withdraw(self.pid());
+        self.reaped = true;
+        status.and_then(|()| self.child.wait().ok())
+    }
+}
+
+impl Drop for Process {
+    /// Ends a child that still runs: SIGKILL to its group, then waits for it.
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.reap();
+        }
+    }
+}
+
+/// A command with our environment and nothing else.
+pub(crate) fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().current_dir("/");
+    for name in ENVIRONMENT {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// The last few lines of what a program wrote: where the reason of its end stands.
+fn last_lines(tail: &[u8]) -> String {
+    let text = String::from_utf8_lossy(tail);
+    let lines: Vec<&str> = text.trim().lines().collect();
+    lines[lines.len().saturating_sub(6)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa_proto::path::HostPath;
+    use capsa_proto::plan::Ready;
+    use std::time::{Duration, Instant};
+
+    fn plan(script: &str) -> ProcessPlan {
+        ProcessPlan {
+            name: "test".into(),
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            ready: Ready::SocketExists(HostPath::new("/none").unwrap()),
+        }
+    }
+
+    fn spawn(script: &str) -> (Poll, Process) {
+        let poll = Poll::new().unwrap();
+        let process = Process::spawn(&plan(script), &poll, Keys { exit: 1, stderr: 2 }, None);
+        (poll, process.unwrap())
+    }
+
+    fn exit_of(process: &mut Process) -> Exit {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            process.drain_stderr(1024);
+            if let Some(exit) = process.try_reap() {
+                return exit;
+            }
+            assert!(Instant::now() < deadline, "it did not end");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn status_and_last_words_come_back() {
+        let (_poll, mut process) = spawn("echo no such disk >&2; exit 3");
+        let exit = exit_of(&mut process);
+        assert_eq!((exit.code, exit.said.as_str()), (Some(3), "no such disk"));
+    }
+
+    #[test]
+    fn a_child_sees_no_variable_that_is_not_allowed() {
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "cargo sets it for tests");
+        let (_poll, mut process) = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
+        assert_eq!(exit_of(&mut process).said, "nothing");
+    }
+
+    #[test]
+    fn dropping_ends_the_whole_group() {
+        let (_poll, mut process) = spawn("sleep 1000 & echo $! >&2; wait");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while process.tail.is_empty() {
+            process.drain_stderr(1024);
+            assert!(Instant::now() < deadline, "it said nothing");
+            std::thread::yield_now();
+        }
+        let sleeper: u32 = last_lines(&process.tail).parse().unwrap();
+        let before = sys::start_time(sleeper);
+        drop(process);
+        while cfg!(target_os = "linux") && sys::start_time(sleeper) == before {
+            assert!(Instant::now() < deadline, "the sleeper outlived its group");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let poll = Poll::new().unwrap();
+        let mut plan = plan("");
+        plan.program = "/nowhere/at/all".into();
+        let error = Process::spawn(&plan, &poll, Keys { exit: 1, stderr: 2 }, None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,232 @@
+//! The private directory of a machine, and what crashes left of others.
+//!
+//! It holds the machine's sockets, so it is short (a socket's path has 107 bytes on Linux, 103 on
+//! macOS), belongs to this user alone (0700), and goes when the machine goes. A lock in it, held by
+//! the owner's open file, says whether the owner lives: the kernel drops it however the owner dies,
+//! so nobody has to trust a process number. What an owner that died left behind is swept.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+
+use crate::sys;
+
+/// The lock of one run directory, and of the directory that holds them all.
+const LOCK: &str = "lock";
+/// The children of a run directory's owner: `PID START-TIME` a line.
+const CHILDREN: &str = "children";
+
+/// Where run directories are: `$CAPSA_RUN_DIR`, else `$XDG_RUNTIME_DIR/capsa`, else
+/// `/tmp/capsa-UID`.
+pub fn base() -> PathBuf {
+    let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    named("CAPSA_RUN_DIR")
+        .or_else(|| named("XDG_RUNTIME_DIR").map(|dir| dir.join("capsa")))
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/capsa-{}", Uid::effective())))
+}
+
+/// A path in [`base`] for a new run directory. Nothing is made yet.
+pub fn fresh_path() -> PathBuf {
+    let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(8).collect();
+    base().join(id.to_lowercase())
+}
+
+/// A run directory that exists as long as this value.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes it, and the directory around it where that is missing.
+    ///
+    /// # Errors
+    ///
+    /// When it exists, cannot be made, or when the directory around it belongs to somebody else or
+    /// is open to others.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let base = path.parent().ok_or_else(|| io::Error::other("a run directory has a parent"))?;
+        let _base = lock_base(base)?;
+        private(false).create(path)?;
+        let made = (|| {
+            let mut lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK))?;
+            lock.try_lock()?;
+            let me = std::process::id();
+            writeln!(lock, "{me} {}", sys::start_time(me).unwrap_or(0))?;
+            Ok(lock)
+        })();
+        match made {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(path);
+                Err(error)
+            }
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a child down, so that a sweep can end it should the guardian not have.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn note_child(&self, pid: u32) -> io::Result<()> {
+        let start = sys::start_time(pid).unwrap_or(0);
+        let mut file =
+            OpenOptions::new().append(true).create(true).open(self.path.join(CHILDREN))?;
+        writeln!(file, "{pid} {start}")
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), "cannot remove the run directory: {error}");
+        }
+    }
+}
+
+/// What a sweep found and removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swept {
+    /// The run directory of an owner that is gone.
+    pub path: PathBuf,
+    /// Its children that still ran and were killed.
+    pub killed: Vec<u32>,
+}
+
+/// Removes what owners that died left in `base`, and kills what they left running.
+///
+/// # Errors
+///
+/// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
+pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
+    if !base.exists() {
+        return Ok(Vec::new());
+    }
+    let _base = lock_base(base)?;
+    let mut swept = Vec::new();
+    for entry in fs::read_dir(base)? {
+        let path = entry?.path();
+        if !path.symlink_metadata()?.is_dir() {
+            continue;
+        }
+        // Making a directory and locking it happens under the base's lock, so a directory without
+        // a held lock has no owner.
+        if let Ok(lock) = File::open(path.join(LOCK))
+            && let Err(TryLockError::WouldBlock) = lock.try_lock()
+        {
+            continue;
+        }
+        let killed = kill_children(&path);
+        fs::remove_dir_all(&path)?;
+        tracing::info!(path = %path.display(), ?killed, "swept what an owner left behind");
+        swept.push(Swept { path, killed });
+    }
+    Ok(swept)
+}
+
+fn kill_children(run_dir: &Path) -> Vec<u32> {
+    let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
+    let mut killed = Vec::new();
+    for line in children.lines() {
+        let mut words = line.split(' ');
+        let (Some(Ok(pid)), Some(Ok(start))) = (
+            words.next().map(str::parse::<u32>),
+            words.next().map(str::parse::<u64>),
+        ) else {
+            continue;
+        };
+        // A number alone may be another process by now; with its start time it is this one.
+        if start != 0
+            && sys::start_time(pid) == Some(start)
+            && sys::signal_group(pid, nix::sys::signal::Signal::SIGKILL).is_ok()
+        {
+            killed.push(pid);
+        }
+    }
+    killed
+}
+
+/// Makes `base` if need be, refuses it when it is not ours alone, and holds its lock.
+fn lock_base(base: &Path) -> io::Result<File> {
+    private(true).create(base)?;
+    let found = base.symlink_metadata()?;
+    let not_ours = |why: &str| {
+        let text = format!("{} {why}; set CAPSA_RUN_DIR to another directory", base.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    };
+    if !found.is_dir() {
+        return not_ours("is not a directory");
+    }
+    if found.uid() != Uid::effective().as_raw() {
+        return not_ours("belongs to another user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return not_ours("can be written by other users");
+    }
+    let lock =
+        OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+fn private(parents: bool) -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700).recursive(parents);
+    builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_dir_is_private_and_goes_with_its_value() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("b").join("one");
+        let run_dir = RunDir::create(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o700);
+        drop(run_dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_sweep_takes_only_what_nobody_owns() {
+        let base = tempfile::tempdir().unwrap();
+        let owned = RunDir::create(&base.path().join("owned")).unwrap();
+        let left = base.path().join("left");
+        std::mem::forget(RunDir::create(&left).unwrap()._lock.try_clone().unwrap());
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(LOCK), "1 1\n").unwrap();
+        let swept = sweep(base.path()).unwrap();
+        assert_eq!(swept, [Swept { path: left, killed: vec![] }]);
+        assert!(owned.path().exists());
+    }
+
+    #[test]
+    fn a_base_open_to_others_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let base = tempfile::tempdir().unwrap();
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = RunDir::create(&base.path().join("x")).unwrap_err();
+        assert!(error.to_string().contains("written by other users"), "{error}");
+    }
+
+    #[test]
+    fn an_existing_directory_is_not_taken_over() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("x");
+        let _first = RunDir::create(&path).unwrap();
+        assert_eq!(RunDir::create(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert!(path.exists());
+    }
+}

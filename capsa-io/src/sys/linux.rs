@@ -1,0 +1,118 @@
+//! Linux: pidfds, `/proc`, `/dev/kvm`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use capsa_proto::host::{Arch, KvmDevice, KvmFacts, Os};
+use nix::libc;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{Poll, Source};
+
+/// `sun_path` has 108 bytes, one of them for the NUL.
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
+
+/// Becomes ready when a child exits. The child need not be reaped by anyone in particular.
+#[derive(Debug)]
+pub(crate) struct ExitWatch {
+    _pidfd: Source<OwnedFd>,
+}
+
+impl ExitWatch {
+    /// Watches a child that has not been reaped yet.
+    pub(crate) fn new(poll: &Poll, pid: u32, key: usize) -> io::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { _pidfd: poll.add(pidfd, key)? })
+    }
+}
+
+/// Called between fork and exec. Descriptors of the embedding program that it forgot to mark must
+/// not reach a hypervisor that runs hostile guests. Needs Linux 5.11; before that nothing happens.
+pub(super) fn close_other_descriptors_on_exec() {
+    // SAFETY: the call takes three integers and touches no memory of ours.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// When a process started, in clock ticks since boot: with its pid, a name that is never reused.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command, may hold blanks and parentheses: count from its end.
+    let rest = &stat[stat.rfind(')')? + 1..];
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+pub(crate) mod host {
+    //! Facts about the host.
+
+    use super::{Arch, AsRawFd, KvmDevice, KvmFacts, Os, fs, io};
+    use nix::unistd::{Gid, Group, Uid, User, getgroups};
+    use std::os::unix::fs::MetadataExt;
+
+    nix::ioctl_none_bad!(kvm_get_api_version, nix::request_code_none!(0xAE, 0x00));
+
+    pub(crate) const OS: Os = Os::Linux;
+
+    pub(crate) fn memory_mb() -> u64 {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let kib = total.and_then(|t| t.split_whitespace().next()).and_then(|t| t.parse().ok());
+        kib.map_or(u64::MAX, |kib: u64| kib / 1024)
+    }
+
+    pub(crate) fn kvm(arch: Arch) -> KvmFacts {
+        KvmFacts { device: kvm_device(), cpu_flag: arch != Arch::X86_64 || x86_virtualises() }
+    }
+
+    fn kvm_device() -> KvmDevice {
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        match device {
+            Ok(device) => {
+                // SAFETY: the descriptor is open and the request takes no argument.
+                match unsafe { kvm_get_api_version(device.as_raw_fd()) } {
+                    Ok(api) => KvmDevice::Answers { api },
+                    Err(errno) => KvmDevice::Broken(errno.desc().into()),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => KvmDevice::Absent,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                KvmDevice::NoPermission { group_pending: pending_group("/dev/kvm") }
+            }
+            Err(error) => KvmDevice::Broken(error.to_string()),
+        }
+    }
+
+    /// The group of `path`, when the user is listed in it and this session does not have it yet.
+    fn pending_group(path: &str) -> Option<String> {
+        let gid = Gid::from_raw(fs::metadata(path).ok()?.gid());
+        if getgroups().ok()?.contains(&gid) {
+            return None;
+        }
+        let group = Group::from_gid(gid).ok()??;
+        let user = User::from_uid(Uid::current()).ok()??;
+        group.mem.contains(&user.name).then_some(group.name)
+    }
+
+    fn x86_virtualises() -> bool {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+        flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_one_start_time() {
+        let me = std::process::id();
+        let first = start_time(me).expect("we run");
+        assert_eq!(start_time(me), Some(first));
+        assert_eq!(start_time(u32::MAX), None);
+    }
+}

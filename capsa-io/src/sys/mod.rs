@@ -1,0 +1,29 @@
+//! The system-call contract: everything that is unsafe or differs between operating systems.
+//!
+//! The rest of the crate sees these items and no `cfg`:
+//!
+//! | item | Linux | macOS |
+//! | --- | --- | --- |
+//! | [`Poll`], [`Source`] | epoll | kqueue |
+//! | [`ExitWatch`] | a pidfd | a kqueue process filter |
+//! | [`before_exec`] | close-on-exec for every descriptor, name given to the guardian | name given to the guardian |
+//! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
+//! | [`open_pty`] | the same | the same |
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "macos")]
+mod macos;
+mod poll;
+mod unix;
+
+#[cfg(target_os = "linux")]
+use linux as os;
+#[cfg(target_os = "macos")]
+use macos as os;
+
+pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, host, start_time};
+pub(crate) use poll::{Poll, Ready, Source};
+pub(crate) use unix::{
+    Peek, before_exec, open_pty, peek, set_nonblocking, signal_group, wait_exited,
+};

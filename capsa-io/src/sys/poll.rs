@@ -1,0 +1,90 @@
+//! A level-triggered poller whose sources take themselves out again.
+//!
+//! `polling` asks, unsafely, that a descriptor is removed before it is closed. [`Source`] owns the
+//! descriptor, so it can promise that.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polling::{Event, Events, PollMode, Poller};
+
+/// A poller. Its own descriptor is readable when one of its sources is ready.
+#[derive(Debug)]
+pub(crate) struct Poll {
+    poller: Arc<Poller>,
+    events: Events,
+}
+
+/// One source that is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) key: usize,
+    pub(crate) writable: bool,
+}
+
+impl Poll {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { poller: Arc::new(Poller::new()?), events: Events::new() })
+    }
+
+    /// Watches `io` for reading.
+    pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<Source<F>> {
+        let interest = Event::readable(key);
+        // SAFETY: `Source` owns the descriptor and deletes it from the poller before closing it.
+        unsafe {
+            self.poller.add_with_mode(&io.as_fd(), interest, PollMode::Level)?;
+        }
+        Ok(Source { poller: Arc::clone(&self.poller), io, interest })
+    }
+
+    pub(crate) fn poller(&self) -> &Arc<Poller> {
+        &self.poller
+    }
+
+    /// Collects what is ready, without waiting.
+    pub(crate) fn collect(&mut self, into: &mut Vec<Ready>) -> io::Result<()> {
+        self.events.clear();
+        self.poller.wait(&mut self.events, Some(Duration::ZERO))?;
+        into.extend(self.events.iter().map(|e| Ready { key: e.key, writable: e.writable }));
+        Ok(())
+    }
+}
+
+impl AsFd for Poll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+}
+
+/// A descriptor that is watched as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Source<F: AsFd> {
+    poller: Arc<Poller>,
+    io: F,
+    interest: Event,
+}
+
+impl<F: AsFd> Source<F> {
+    pub(crate) fn io(&mut self) -> &mut F {
+        &mut self.io
+    }
+
+    /// Says which readiness matters from now on. Cheap when nothing changes.
+    pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {
+        if (self.interest.readable, self.interest.writable) != (readable, writable) {
+            self.interest.readable = readable;
+            self.interest.writable = writable;
+            self.poller.modify_with_mode(self.io.as_fd(), self.interest, PollMode::Level)?;
+        }
+        Ok(())
+    }
+}
+
+impl<F: AsFd> Drop for Source<F> {
+    fn drop(&mut self) {
+        // Only a poller that is already broken can refuse this, and then nothing is left to mend.
+        let _ = self.poller.delete(self.io.as_fd());
+    }
+}

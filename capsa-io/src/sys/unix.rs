@@ -1,0 +1,147 @@
+//! What every Unix does alike.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc;
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::Pid;
+
+use super::os;
+
+/// Makes the child announce itself to the guardian before it becomes the program.
+///
+/// The child writes its own line, so there is no moment in which it runs and nobody knows: until
+/// `exec` it holds the write end of the guardian's pipe itself, which keeps the guardian waiting.
+/// The line is `+ PID`, in one write, which a pipe takes whole.
+pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
+    let announce = move || {
+        os::close_other_descriptors_on_exec();
+        let mut line = [0_u8; 24];
+        // SAFETY: `getpid` cannot fail and is async-signal-safe.
+        let pid = unsafe { libc::getpid() };
+        let used = announcement(pid.unsigned_abs(), &mut line);
+        // SAFETY: the pointer and length are those of a live slice; `write` is async-signal-safe.
+        let wrote = unsafe { libc::write(guardian, line[..used].as_ptr().cast(), used) };
+        if usize::try_from(wrote) == Ok(used) { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
+    // getpid, close_range and write, all async-signal-safe.
+    unsafe {
+        command.pre_exec(announce);
+    }
+}
+
+/// Writes `+ PID\n` without allocating.
+fn announcement(mut pid: u32, line: &mut [u8; 24]) -> usize {
+    let mut digits = [0_u8; 10];
+    let mut count = 0;
+    loop {
+        digits[count] = b'0' + u8::try_from(pid % 10).unwrap_or(0);
+        count += 1;
+        pid /= 10;
+        if pid == 0 {
+            break;
+        }
+    }
+    line[..2].copy_from_slice(b"+ ");
+    for (to, digit) in line[2..].iter_mut().zip(digits[..count].iter().rev()) {
+        *to = *digit;
+    }
+    line[2 + count] = b'\n';
+    3 + count
+}
+
+/// Sends a signal to the process group that `pid` leads.
+///
+/// A group that is already gone is no error.
+pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
+    let group = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    match killpg(group, signal) {
+        // macOS says EPERM for a group of zombies only.
+        Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a child has exited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peek {
+    /// It runs.
+    Runs,
+    /// It exited and waits to be reaped.
+    Exited,
+    /// It is no child of ours any more: reaped by somebody else.
+    Unknown,
+}
+
+/// Looks whether a child has exited, without reaping it.
+pub(crate) fn peek(pid: u32) -> Peek {
+    wait(pid, libc::WNOHANG)
+}
+
+/// Waits until a child has exited, without reaping it.
+pub(crate) fn wait_exited(pid: u32) -> Peek {
+    wait(pid, 0)
+}
+
+fn wait(pid: u32, flags: libc::c_int) -> Peek {
+    loop {
+        // SAFETY: an all-zero `siginfo_t` is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOWAIT | flags;
+        // SAFETY: `info` is valid for writing.
+        let failed = unsafe { libc::waitid(libc::P_PID, pid, &raw mut info, flags) } != 0;
+        if failed && Errno::last() == Errno::EINTR {
+            continue;
+        }
+        // SAFETY: `waitid` fills in the fields of a child's exit, or leaves them zero.
+        let found = unsafe { info.si_pid() } != 0;
+        return match (failed, found) {
+            (true, _) => Peek::Unknown,
+            (false, true) => Peek::Exited,
+            (false, false) => Peek::Runs,
+        };
+    }
+}
+
+/// Opens a raw pty: the master for us, non-blocking, and the slave for a child.
+pub(crate) fn open_pty() -> io::Result<(File, OwnedFd)> {
+    let pty = openpty(None, None)?;
+    for fd in [&pty.master, &pty.slave] {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    let mut modes = tcgetattr(&pty.slave)?;
+    cfmakeraw(&mut modes);
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &modes)?;
+    set_nonblocking(pty.master.as_fd())?;
+    Ok((File::from(pty.master), pty.slave))
+}
+
+/// Sets `O_NONBLOCK`.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_are_what_the_guardian_reads() {
+        for pid in [0, 1, 10, 4_194_304, u32::MAX] {
+            let mut line = [0; 24];
+            let used = announcement(pid, &mut line);
+            assert_eq!(&line[..used], format!("+ {pid}\n").as_bytes());
+        }
+    }
+}

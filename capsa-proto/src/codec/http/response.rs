@@ -1,0 +1,249 @@
+//! The response decoder: a state for each part of a response, one line or one run of bytes a step.
+
+use alloc::vec::Vec;
+
+use super::HttpError;
+use super::head::{Framing, StatusLine, parse_chunk_size, parse_status_line, split_header};
+use crate::codec::{MAX_HTTP_CHUNK_LINE, MAX_HTTP_HEAD};
+
+/// A complete response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The status, 200 to 599; interim responses are skipped.
+    pub status: u16,
+    /// The body, with the chunks put together. Empty where there was none.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// Whether the status is a 2xx.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// Decodes one response out of however many reads.
+///
+/// Keeps at most the body limit plus [`MAX_HTTP_HEAD`] bytes. Bytes behind the response are ignored:
+/// nothing can follow on a connection that serves one exchange.
+#[derive(Debug)]
+pub struct ResponseDecoder {
+    state: State,
+    /// The part of the current line that came so far.
+    line: Vec<u8>,
+    /// Bytes of finished head lines, interim responses and trailers included.
+    head_bytes: usize,
+    status_line: StatusLine,
+    framing: Framing,
+    body: Vec<u8>,
+    max_body: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    StatusLine,
+    Header,
+    Body { left: usize },
+    ChunkSize,
+    ChunkData { left: usize },
+    ChunkEnd,
+    Trailer,
+    UntilEof,
+    Done,
+    Taken,
+    Failed(HttpError),
+}
+
+impl ResponseDecoder {
+    /// A decoder that refuses a body of more than `max_body` bytes.
+    pub fn new(max_body: usize) -> Self {
+        Self {
+            state: State::StatusLine,
+            line: Vec::new(),
+            head_bytes: 0,
+            status_line: StatusLine { status: 0, chunks_allowed: false },
+            framing: Framing::default(),
+            body: Vec::new(),
+            max_body,
+        }
+    }
+
+    /// Takes bytes that came, any number of them.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be part of a response, or pass a limit; the same error from then on.
+    pub fn handle_bytes(&mut self, mut bytes: &[u8]) -> Result<(), HttpError> {
+        while !bytes.is_empty() {
+            bytes = match self.step(bytes) {
+                Ok(rest) => rest,
+                Err(error) => return Err(self.fail(error)),
+            };
+        }
+        self.error()
+    }
+
+    /// Takes the end of the stream. It completes a response whose body has no length.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpError::UnexpectedEof`] when the response is not complete, or the earlier error.
+    pub fn handle_eof(&mut self) -> Result<(), HttpError> {
+        match self.state {
+            State::Failed(error) => Err(error),
+            State::Done | State::Taken => Ok(()),
+            State::UntilEof => {
+                self.state = State::Done;
+                Ok(())
+            }
+            _ => Err(self.fail(HttpError::UnexpectedEof)),
+        }
+    }
+
+    /// The response, once, when it is complete.
+    pub fn poll_response(&mut self) -> Option<Response> {
+        if self.state != State::Done {
+            return None;
+        }
+        self.state = State::Taken;
+        Some(Response { status: self.status_line.status, body: core::mem::take(&mut self.body) })
+    }
+
+    fn error(&self) -> Result<(), HttpError> {
+        match self.state {
+            State::Failed(error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn fail(&mut self, error: HttpError) -> HttpError {
+        self.state = State::Failed(error);
+        self.line = Vec::new();
+        self.body = Vec::new();
+        error
+    }
+
+    /// Consumes at least one byte and gives back the rest.
+    fn step<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], HttpError> {
+        match self.state {
+            State::Failed(error) => Err(error),
+            State::Done | State::Taken => Ok(&[]),
+            State::UntilEof => {
+                self.extend_body(bytes)?;
+                Ok(&[])
+            }
+            State::Body { left } | State::ChunkData { left } => {
+                let (part, rest) = bytes.split_at(left.min(bytes.len()));
+                self.extend_body(part)?;
+                let left = left - part.len();
+                self.state = match self.state {
+                    State::Body { .. } if left == 0 => State::Done,
+                    State::Body { .. } => State::Body { left },
+                    _ if left == 0 => State::ChunkEnd,
+                    _ => State::ChunkData { left },
+                };
+                Ok(rest)
+            }
+            State::StatusLine
+            | State::Header
+            | State::Trailer
+            | State::ChunkSize
+            | State::ChunkEnd => self.step_line(bytes),
+        }
+    }
+
+    fn step_line<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], HttpError> {
+        let newline = memchr::memchr(b'\n', bytes);
+        let (part, rest) = bytes.split_at(newline.map_or(bytes.len(), |i| i + 1));
+        let (max, too_long, malformed) = match self.state {
+            State::ChunkSize => (MAX_HTTP_CHUNK_LINE, HttpError::BadChunk, HttpError::BadChunk),
+            State::ChunkEnd => (2, HttpError::BadChunk, HttpError::BadChunk),
+            _ => {
+                let too_long = HttpError::HeadTooLong { max: MAX_HTTP_HEAD };
+                (MAX_HTTP_HEAD - self.head_bytes, too_long, HttpError::BadHeader)
+            }
+        };
+        if self.line.len() + part.len() > max {
+            return Err(too_long);
+        }
+        self.line.extend_from_slice(part);
+        if newline.is_some() {
+            let line = core::mem::take(&mut self.line);
+            self.on_line(line.strip_suffix(b"\r\n").ok_or(malformed)?)?;
+        }
+        Ok(rest)
+    }
+
+    fn on_line(&mut self, line: &[u8]) -> Result<(), HttpError> {
+        if matches!(self.state, State::StatusLine | State::Header | State::Trailer) {
+            self.head_bytes += line.len() + 2;
+        }
+        match self.state {
+            State::StatusLine => {
+                self.status_line = parse_status_line(line)?;
+                self.framing = Framing::default();
+                self.state = State::Header;
+            }
+            State::Header if line.is_empty() => self.state = self.after_head()?,
+            State::Header => self.framing.add_header(line)?,
+            State::ChunkSize => {
+                self.state = match self.checked_length(parse_chunk_size(line)?)? {
+                    0 => State::Trailer,
+                    left => State::ChunkData { left },
+                };
+            }
+            State::ChunkEnd if line.is_empty() => self.state = State::ChunkSize,
+            State::ChunkEnd => return Err(HttpError::BadChunk),
+            State::Trailer if line.is_empty() => self.state = State::Done,
+            State::Trailer => {
+                split_header(line)?;
+            }
+            State::Body { .. }
+            | State::ChunkData { .. }
+            | State::UntilEof
+            | State::Done
+            | State::Taken
+            | State::Failed(_) => unreachable!("these states do not read lines"),
+        }
+        Ok(())
+    }
+
+    /// How the body is delimited: RFC 9112, section 6.3.
+    fn after_head(&self) -> Result<State, HttpError> {
+        let Framing { content_length, chunked } = self.framing;
+        if chunked && content_length.is_some() {
+            return Err(HttpError::ConflictingLength);
+        }
+        if chunked && !self.status_line.chunks_allowed {
+            return Err(HttpError::BadTransferEncoding);
+        }
+        Ok(match (self.status_line.status, content_length) {
+            (101, _) => return Err(HttpError::UnexpectedUpgrade),
+            (100..200, _) => State::StatusLine,
+            (204 | 304, _) => State::Done,
+            _ if chunked => State::ChunkSize,
+            (_, None) => State::UntilEof,
+            (_, Some(length)) => match self.checked_length(length)? {
+                0 => State::Done,
+                left => State::Body { left },
+            },
+        })
+    }
+
+    /// Refuses a length at its announcement, before a byte of it is read.
+    fn checked_length(&self, length: u64) -> Result<usize, HttpError> {
+        let room = self.max_body - self.body.len();
+        match usize::try_from(length) {
+            Ok(length) if length <= room => Ok(length),
+            _ => Err(HttpError::BodyTooLong { max: self.max_body }),
+        }
+    }
+
+    fn extend_body(&mut self, part: &[u8]) -> Result<(), HttpError> {
+        if part.len() > self.max_body - self.body.len() {
+            return Err(HttpError::BodyTooLong { max: self.max_body });
+        }
+        self.body.extend_from_slice(part);
+        Ok(())
+    }
+}
