@@ -6,25 +6,24 @@ use capsa_proto::time::{Deadline, Instant};
 
 /// A monotonic clock whose origin is its creation.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
+pub(crate) struct Clock {
     origin: Monotonic,
 }
 
 impl Clock {
     /// A clock that starts at zero now.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { origin: Monotonic::now() }
     }
 
     /// Now.
-    pub fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         let micros = self.origin.elapsed().as_micros();
         Instant::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
     /// How long it is until `deadline`, rounded up to a microsecond; zero when it has passed.
-    pub fn until(&self, deadline: Deadline) -> Duration {
+    pub(crate) fn until(&self, deadline: Deadline) -> Duration {
         deadline.at.since(self.now())
     }
 }

@@ -1,2 +1,30 @@
-//! x
-mod clock;mod facts;mod guardian;mod probe;mod process;pub mod run_dir;mod sys;
+//! Everything Capsa does to the world: processes, sockets, ptys, polling, the clock, directories.
+//!
+//! The deciding is done in `capsa-proto`; this crate carries it out. It knows no hypervisor by name:
+//! what to start and what to say comes in a [`LaunchPlan`](capsa_proto::plan::LaunchPlan), and what
+//! an answer means, a [`HypervisorBackend`](capsa_proto::backend::HypervisorBackend) says.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`supervisor`] | runs one machine: one descriptor, one deadline, one call |
+//! | [`console`] | the console's bytes, readers and conversations |
+//! | [`run_dir`] | the private directory of a machine, and the sweep |
+//! | [`mod@facts`] | looks at the host for the checks |
+//! | [`probe`] | asks programs for their versions |
+//! | `guardian` | kills what this program started when this program dies |
+//! | `process`, `control`, `stream`, `clock` | a child, the control channel, a byte stream, the time |
+//! | `sys` | the system calls, and the only `unsafe` |
+//!
+//! No signal handler is installed here and no child is reaped that was not started here.
+
+mod clock;
+pub mod console;
+mod control;
+pub mod facts;
+mod guardian;
+pub mod probe;
+mod process;
+pub mod run_dir;
+mod stream;
+pub mod supervisor;
+mod sys;

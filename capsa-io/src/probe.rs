@@ -72,8 +72,7 @@ type Asked = (PathBuf, Option<SystemTime>, u64, Vec<&'static str>);
 fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
     static ANSWERS: LazyLock<Mutex<HashMap<Asked, String>>> = LazyLock::new(Mutex::default);
     let metadata = program.metadata()?;
-    let asked =
-        (program.to_owned(), metadata.modified().ok(), metadata.len(), args.to_vec());
+    let asked = (program.to_owned(), metadata.modified().ok(), metadata.len(), args.to_vec());
     let lock = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = lock().get(&asked) {
         return Ok(known.clone());

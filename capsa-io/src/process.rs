@@ -18,7 +18,15 @@ use crate::sys::{self, ExitWatch, Peek, Poll, Source};
 
 /// Variables that a child may see. Everything else, such as tokens of the embedding program, stays.
 const ENVIRONMENT: [&str; 9] = [
-    "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "USER", "XDG_RUNTIME_DIR",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "XDG_RUNTIME_DIR",
 ];
 
 /// Bytes of standard error that are kept.

@@ -139,10 +139,9 @@ fn kill_children(run_dir: &Path) -> Vec<u32> {
     let mut killed = Vec::new();
     for line in children.lines() {
         let mut words = line.split(' ');
-        let (Some(Ok(pid)), Some(Ok(start))) = (
-            words.next().map(str::parse::<u32>),
-            words.next().map(str::parse::<u64>),
-        ) else {
+        let (Some(Ok(pid)), Some(Ok(start))) =
+            (words.next().map(str::parse::<u32>), words.next().map(str::parse::<u64>))
+        else {
             continue;
         };
         // A number alone may be another process by now; with its start time it is this one.
@@ -173,8 +172,7 @@ fn lock_base(base: &Path) -> io::Result<File> {
     if found.mode() & 0o022 != 0 {
         return not_ours("can be written by other users");
     }
-    let lock =
-        OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK))?;
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK))?;
     lock.lock()?;
     Ok(lock)
 }

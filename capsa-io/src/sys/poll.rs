@@ -39,6 +39,8 @@ impl Poll {
         Ok(Source { poller: Arc::clone(&self.poller), io, interest })
     }
 
+    /// For what only one operating system can watch.
+    #[cfg(target_os = "macos")]
     pub(crate) fn poller(&self) -> &Arc<Poller> {
         &self.poller
     }

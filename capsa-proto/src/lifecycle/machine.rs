@@ -16,8 +16,8 @@ use crate::time::{Deadline, Instant};
 /// How long the pause is before a boot message is sent again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// A helper often ends *because* the hypervisor does, and may be seen to end first. This long the
-/// hypervisor's own end is waited for before the helper is blamed.
+/// A helper or the control channel often ends *because* the hypervisor does, and may be seen to end
+/// first. This long the hypervisor's own end is waited for before the part is blamed.
 const BLAME_AFTER: Duration = Duration::from_millis(200);
 
 /// The lifecycle of one machine. See the [module](super) for the loop and the laws.
@@ -34,7 +34,7 @@ pub struct Machine {
     phase_ends: Option<Deadline>,
     time_ends: Option<Deadline>,
     send_again: Option<Deadline>,
-    blame_helper: Option<(Deadline, EndedBy)>,
+    blame_later: Option<(Deadline, EndedBy)>,
     grace: Duration,
 
     cause: Option<EndedBy>,
@@ -83,7 +83,7 @@ impl Machine {
             phase_ends: None,
             time_ends: None,
             send_again: None,
-            blame_helper: None,
+            blame_later: None,
             grace: timing.grace,
             cause: None,
             panic_seen: false,
@@ -127,6 +127,7 @@ impl Machine {
             Input::Replied(verdict) => self.replied(now, verdict),
             Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
             Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
+            Input::ControlLost => self.control_lost(now),
             Input::GuestPoweredOff if self.guest_runs() => {
                 self.blame(EndedBy::GuestPowerOff);
                 self.go(now, Trigger::GuestOff);
@@ -159,7 +160,7 @@ impl Machine {
         if !self.actions.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
         }
-        let blame = self.blame_helper.as_ref().map(|(deadline, _)| *deadline);
+        let blame = self.blame_later.as_ref().map(|(deadline, _)| *deadline);
         [self.phase_ends, self.time_ends, self.send_again, blame]
             .into_iter()
             .fold(None, Deadline::earliest)
@@ -295,16 +296,33 @@ impl Machine {
         match self.phase {
             Phase::Helpers => {
                 self.blame(EndedBy::StartFailed { why: what });
-                self.go(now, Trigger::HelperLost);
+                self.go(now, Trigger::PartLost);
             }
             Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking => {
-                if self.blame_helper.is_none() {
-                    let at = now + BLAME_AFTER;
-                    let deadline = Deadline { at, why: "the hypervisor may be leaving too" };
-                    self.blame_helper = Some((deadline, EndedBy::HelperLost { what }));
-                }
+                self.part_lost(now, EndedBy::HelperLost { what });
             }
             _ => self.check_all_gone(now),
+        }
+    }
+
+    fn control_lost(&mut self, now: Instant) {
+        let what = format!("{} closed its control channel", self.script.names[self.hypervisor().0]);
+        match self.phase {
+            Phase::Launching | Phase::Booting => {
+                self.part_lost(now, EndedBy::StartFailed { why: what });
+            }
+            Phase::Running | Phase::Asking => {
+                self.part_lost(now, EndedBy::HypervisorLost { what });
+            }
+            _ => {}
+        }
+    }
+
+    fn part_lost(&mut self, now: Instant, cause: EndedBy) {
+        if self.blame_later.is_none() {
+            let at = now + BLAME_AFTER;
+            let deadline = Deadline { at, why: "the hypervisor may be leaving too" };
+            self.blame_later = Some((deadline, cause));
         }
     }
 
@@ -314,11 +332,11 @@ impl Machine {
             self.send_again = None;
             self.send_boot_message();
         }
-        if self.blame_helper.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
-            && let Some((_, cause)) = self.blame_helper.take()
+        if self.blame_later.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
+            && let Some((_, cause)) = self.blame_later.take()
         {
             self.blame(cause);
-            self.go(now, Trigger::HelperLost);
+            self.go(now, Trigger::PartLost);
         }
         if due(&self.time_ends) {
             self.time_ends = None;
@@ -366,7 +384,7 @@ impl Machine {
             _ => None,
         };
         if !matches!(phase, Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking) {
-            self.blame_helper = None;
+            self.blame_later = None;
         }
         self.announce(row.outside);
         self.act(now, row.entry);

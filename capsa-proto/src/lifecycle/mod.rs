@@ -59,6 +59,8 @@ pub enum Input {
     Replied(Verdict),
     /// The process is gone.
     Exited(ProcessId, Exit),
+    /// The control channel broke.
+    ControlLost,
     /// The hypervisor says the guest powered off. Its process will follow.
     GuestPoweredOff,
     /// The guest reset.

@@ -55,8 +55,8 @@ pub enum Trigger {
     BootRefused,
     /// A program could not be started.
     SpawnFailed,
-    /// A helper ended although it is needed.
-    HelperLost,
+    /// A helper or the control channel was lost although it is needed.
+    PartLost,
     /// The guest powered off.
     GuestOff,
     /// The guest reset, and that ends the machine; or it panicked.
@@ -169,14 +169,14 @@ pub const TRANSITIONS: &[(Phase, Trigger, Phase)] = {
         (P::Helpers, T::NextHelper, P::Helpers),
         (P::Helpers, T::HelpersUp, P::Launching),
         (P::Helpers, T::SpawnFailed, P::Sweeping),
-        (P::Helpers, T::HelperLost, P::Sweeping),
+        (P::Helpers, T::PartLost, P::Sweeping),
         (P::Helpers, T::Timeout, P::Sweeping),
         (P::Helpers, T::Stop, P::Sweeping),
         (P::Helpers, T::Kill, P::Sweeping),
         //
         (P::Launching, T::ControlUp, P::Booting),
         (P::Launching, T::SpawnFailed, P::Sweeping),
-        (P::Launching, T::HelperLost, P::Killing),
+        (P::Launching, T::PartLost, P::Killing),
         (P::Launching, T::Timeout, P::Killing),
         (P::Launching, T::Stop, P::Killing),
         (P::Launching, T::Kill, P::Killing),
@@ -185,7 +185,7 @@ pub const TRANSITIONS: &[(Phase, Trigger, Phase)] = {
         (P::Booting, T::NextMessage, P::Booting),
         (P::Booting, T::Booted, P::Running),
         (P::Booting, T::BootRefused, P::Killing),
-        (P::Booting, T::HelperLost, P::Killing),
+        (P::Booting, T::PartLost, P::Killing),
         (P::Booting, T::Timeout, P::Killing),
         (P::Booting, T::Stop, P::Killing),
         (P::Booting, T::Kill, P::Killing),
@@ -198,14 +198,14 @@ pub const TRANSITIONS: &[(Phase, Trigger, Phase)] = {
         (P::Running, T::Kill, P::Killing),
         (P::Running, T::GuestOff, P::Leaving),
         (P::Running, T::GuestFell, P::Quitting),
-        (P::Running, T::HelperLost, P::Quitting),
+        (P::Running, T::PartLost, P::Quitting),
         (P::Running, T::HypervisorGone, P::Draining),
         //
         (P::Asking, T::Timeout, P::Quitting),
         (P::Asking, T::Kill, P::Killing),
         (P::Asking, T::GuestOff, P::Leaving),
         (P::Asking, T::GuestFell, P::Quitting),
-        (P::Asking, T::HelperLost, P::Quitting),
+        (P::Asking, T::PartLost, P::Quitting),
         (P::Asking, T::HypervisorGone, P::Draining),
         //
         (P::Leaving, T::Timeout, P::Killing),

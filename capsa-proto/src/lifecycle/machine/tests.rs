@@ -346,7 +346,13 @@ fn live(seed: u64) -> usize {
                 world.alive[id.0] = false;
                 Input::Exited(id, Exit::with_code(rng.i32(0..2)))
             }
-            9 if world.alive[helpers] => Input::GuestReset,
+            9 if world.alive[helpers] => {
+                if rng.bool() {
+                    Input::GuestReset
+                } else {
+                    Input::ControlLost
+                }
+            }
             10 if world.alive[helpers] => Input::GuestPanicked { certain: rng.bool() },
             11 if world.alive[helpers] && rng.u8(..) < 60 => Input::GuestPoweredOff,
             12 if world.killed[id.0] && world.alive[id.0] && rng.bool() => {

@@ -1,0 +1,356 @@
+//! The console of one machine: its bytes, who reads them, who waits for what.
+//!
+//! The guest's output is drained as it comes, whether or not anybody reads, into a bounded log.
+//! Readers have places in it. A wait or a script is polled whenever bytes, time or the end make a
+//! difference; its outcome is kept until it is taken. One that is cancelled puts its reader back
+//! where it began: nothing that was not handed out is lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+use capsa_proto::console::{
+    Cursor, Expect, Matcher, Outcome, Output, Overflow, Reply, Script, ScriptError, Scrollback,
+    Search,
+};
+use capsa_proto::time::{Deadline, Instant};
+
+use crate::stream::{Got, Stream};
+use crate::sys::{Poll, Source};
+
+/// Bytes read from the guest in one call of [`Console::on_ready`], at most.
+pub const READ_BUDGET: usize = 256 * 1024;
+/// Bytes that may wait to be written to the guest.
+pub const WRITE_QUEUE: usize = 256 * 1024;
+
+/// What the kernel prints when it gives up.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// A reader of the console: its place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReaderId(u64);
+
+/// A wait or script that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitId(u64);
+
+/// Something that reads the console until it has what it wants.
+pub enum Conversation {
+    /// Wait for a pattern.
+    Expect(Expect),
+    /// Hold a conversation.
+    Script(Box<dyn Script + Send>),
+}
+
+/// How a [`Conversation`] ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// A wait for a pattern.
+    Expect(Outcome),
+    /// A script.
+    Script(Result<Reply, ScriptError>),
+}
+
+/// What happened on the console.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) data: bool,
+    pub(crate) writable: bool,
+    pub(crate) closed: bool,
+    pub(crate) panic: bool,
+    /// The read budget was spent: there may be more.
+    pub(crate) more: bool,
+}
+
+struct Wait {
+    reader: ReaderId,
+    /// Where the reader was, for a cancel.
+    began: Cursor,
+    conversation: Conversation,
+    ended: Option<Ended>,
+}
+
+/// The console of one machine.
+pub struct Console {
+    stream: Option<Source<Stream>>,
+    log: Scrollback,
+    closed: bool,
+    outgoing: VecDeque<u8>,
+    readers: BTreeMap<ReaderId, Cursor>,
+    waits: BTreeMap<WaitId, Wait>,
+    next_id: u64,
+    panic: (Matcher, Search),
+}
+
+impl Console {
+    pub(crate) fn new(capacity: usize, overflow: Overflow) -> Self {
+        Self {
+            stream: None,
+            log: Scrollback::with_overflow(capacity, overflow),
+            closed: false,
+            outgoing: VecDeque::new(),
+            readers: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            next_id: 0,
+            panic: (Matcher::new([PANIC]), Search::from(0)),
+        }
+    }
+
+    /// Everything the guest said that is still kept.
+    pub fn log(&self) -> &Scrollback {
+        &self.log
+    }
+
+    /// No more output will come: the hypervisor closed it, or the machine is over.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// A new reader, at the oldest byte that is kept.
+    pub fn add_reader(&mut self) -> ReaderId {
+        let id = ReaderId(self.fresh_id());
+        self.readers.insert(id, Cursor::at(self.log.start()));
+        id
+    }
+
+    /// Another reader at the same place.
+    pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
+        let id = ReaderId(self.fresh_id());
+        let cursor = self.cursor(reader);
+        self.readers.insert(id, cursor);
+        id
+    }
+
+    /// Takes a reader away. Its waits are cancelled.
+    pub fn remove_reader(&mut self, reader: ReaderId) {
+        self.waits.retain(|_, wait| wait.reader != reader);
+        self.readers.remove(&reader);
+        self.adjust_interest();
+    }
+
+    /// Reads what is there, without waiting. Zero when nothing is.
+    pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return 0 };
+        let n = cursor.read(&self.log, into);
+        self.adjust_interest();
+        n
+    }
+
+    /// Takes all that is there.
+    pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
+        let bytes = cursor.take(&self.log);
+        self.adjust_interest();
+        bytes
+    }
+
+    /// Whether there is something to read.
+    pub fn has_unread(&self, reader: ReaderId) -> bool {
+        !self.cursor(reader).peek(&self.log).is_empty()
+    }
+
+    /// Bytes this reader missed, because they were dropped before it read them.
+    pub fn lost(&self, reader: ReaderId) -> u64 {
+        self.cursor(reader).lost()
+    }
+
+    /// Queues bytes for the guest and says how many were taken: fewer than given when the queue is
+    /// full, until the guest has read.
+    ///
+    /// # Errors
+    ///
+    /// `BrokenPipe` when the console is closed.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.closed {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the console is closed"));
+        }
+        let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
+        self.outgoing.extend(&bytes[..taken]);
+        self.flush();
+        Ok(taken)
+    }
+
+    /// Begins a conversation at the reader's place. It may be over at once.
+    pub fn begin(&mut self, now: Instant, reader: ReaderId, conversation: Conversation) -> WaitId {
+        let id = WaitId(self.fresh_id());
+        let began = self.cursor(reader);
+        self.waits.insert(id, Wait { reader, began, conversation, ended: None });
+        self.poll_wait(now, id);
+        id
+    }
+
+    /// Takes the outcome of a conversation that is over. After that the id is unknown.
+    pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
+        self.waits.get(&id)?.ended.as_ref()?;
+        self.waits.remove(&id)?.ended
+    }
+
+    /// Gives a conversation up. What it read and did not hand out is unread again.
+    pub fn cancel(&mut self, id: WaitId) {
+        if let Some(wait) = self.waits.remove(&id)
+            && let Some(cursor) = self.readers.get_mut(&wait.reader)
+        {
+            *cursor = wait.began;
+        }
+    }
+
+    pub(crate) fn attach(&mut self, stream: Stream, poll: &Poll, key: usize) -> io::Result<()> {
+        self.stream = Some(poll.add(stream, key)?);
+        self.flush();
+        self.adjust_interest();
+        Ok(())
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// When a conversation wants to be polled again.
+    pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
+        let open = self.waits.values().filter(|wait| wait.ended.is_none());
+        open.map(|wait| match &wait.conversation {
+            Conversation::Expect(expect) => expect.poll_timeout(),
+            Conversation::Script(script) => script.poll_timeout(),
+        })
+        .fold(None, Deadline::earliest)
+    }
+
+    /// Lets time pass for the conversations. Gives those that are over because of it.
+    pub(crate) fn on_time(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
+        self.poll_waits(now, ended);
+    }
+
+    /// Moves bytes both ways, with bounded work.
+    pub(crate) fn on_ready(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> News {
+        let mut news = News::default();
+        let queued = self.outgoing.len();
+        self.flush();
+        news.writable = self.outgoing.len() < queued;
+        let mut chunk = [0; 8192];
+        let mut budget = READ_BUDGET;
+        while self.stream.is_some() {
+            let room = self.room().min(chunk.len());
+            if room == 0 {
+                break;
+            }
+            if budget == 0 {
+                news.more = true;
+                break;
+            }
+            let Some(stream) = &mut self.stream else { break };
+            match stream.io().read(&mut chunk[..room]) {
+                Got::NothingYet => break,
+                Got::Bytes(n) => {
+                    budget = budget.saturating_sub(n);
+                    news.data = true;
+                    self.log.push(&chunk[..n]);
+                    news.panic |= self.saw_panic();
+                    self.poll_waits(now, ended);
+                }
+                Got::Closed => {
+                    self.stream = None;
+                    news.closed |= self.close(now, ended);
+                }
+            }
+        }
+        self.adjust_interest();
+        news
+    }
+
+    /// No more output will come. `true` when that is news.
+    pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
+        let news = !self.closed;
+        self.closed = true;
+        self.stream = None;
+        self.outgoing.clear();
+        self.poll_waits(now, ended);
+        news
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn cursor(&self, reader: ReaderId) -> Cursor {
+        self.readers.get(&reader).copied().unwrap_or(Cursor::at(self.log.end()))
+    }
+
+    fn room(&self) -> usize {
+        let slowest = self.readers.values().map(Cursor::offset).min();
+        self.log.room(slowest.unwrap_or(self.log.end())).min(self.log.capacity())
+    }
+
+    fn saw_panic(&mut self) -> bool {
+        let (matcher, search) = &mut self.panic;
+        let Some(hit) = matcher.find(search, &self.log) else { return false };
+        *search = Search::from(hit.end);
+        true
+    }
+
+    fn poll_waits(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
+        if self.waits.is_empty() {
+            return;
+        }
+        let open: Vec<WaitId> =
+            self.waits.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
+        ended.extend(open.into_iter().filter(|id| self.poll_wait(now, *id)));
+    }
+
+    /// Polls one conversation until it waits or is over. `true` when it is over now.
+    fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
+        let Some(wait) = self.waits.get_mut(&id) else { return false };
+        let Some(cursor) = self.readers.get_mut(&wait.reader) else { return false };
+        let (log, closed) = (&self.log, self.closed);
+        wait.ended = match &mut wait.conversation {
+            Conversation::Expect(expect) => {
+                expect.poll(now, log, cursor, closed).map(Ended::Expect)
+            }
+            Conversation::Script(script) => loop {
+                match script.poll_output(now, log, cursor, closed) {
+                    Output::Write(bytes) => self.outgoing.extend(&bytes),
+                    Output::Wait => break None,
+                    Output::Done(result) => break Some(Ended::Script(result)),
+                }
+            },
+        };
+        let over = wait.ended.is_some();
+        self.flush();
+        over
+    }
+
+    fn flush(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        while !self.outgoing.is_empty() {
+            let (front, _) = self.outgoing.as_slices();
+            match stream.io().write(front) {
+                Ok(0) => break,
+                Ok(n) => drop(self.outgoing.drain(..n)),
+                // The reading side will see the end, and say so once.
+                Err(_) => self.outgoing.clear(),
+            }
+        }
+        self.adjust_interest();
+    }
+
+    fn adjust_interest(&mut self) {
+        let readable = self.room() > 0;
+        let writable = !self.outgoing.is_empty();
+        if let Some(stream) = &mut self.stream
+            && let Err(error) = stream.set_interest(readable, writable)
+        {
+            tracing::warn!("cannot watch the console: {error}");
+            self.stream = None;
+        }
+    }
+}
+
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Console")
+            .field("end", &self.log.end())
+            .field("closed", &self.closed)
+            .field("readers", &self.readers.len())
+            .field("waits", &self.waits.len())
+            .finish_non_exhaustive()
+    }
+}

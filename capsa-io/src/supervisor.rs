@@ -1,0 +1,537 @@
+//! Runs one machine: carries out what the lifecycle machine wants, tells it what happened.
+//!
+//! Everything hangs on one descriptor and one deadline:
+//!
+//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Supervisor::next_timeout`] has passed.
+//! 2. Call [`Supervisor::on_ready`]. Its work is bounded; calling it for nothing is harmless.
+//! 3. Take events from [`Supervisor::poll_event`] until there are none.
+//! 4. Ask `next_timeout` again before waiting: any call may have made it shorter. When a budget was
+//!    spent it is zero, because an edge-triggered loop would not report the rest.
+//!
+//! There is no policy here. An `if` that decides something about a machine's life belongs in
+//! [`capsa_proto::lifecycle`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsa_proto::backend::{GuestEvent, HypervisorBackend};
+use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
+use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, Timing, VmStatus};
+use capsa_proto::plan::{ConsolePlan, LaunchPlan, ProcessId, Ready as ReadyWhen};
+use capsa_proto::time::{Deadline, Instant};
+
+use crate::clock::Clock;
+use crate::console::{Console, Conversation, Ended, ReaderId, WaitId};
+use crate::control::{Control, Heard};
+use crate::process::{Keys, Process};
+use crate::run_dir::{self, RunDir};
+use crate::stream::Stream;
+use crate::sys::{self, Poll, Ready};
+
+const CONTROL: usize = 0;
+const CONSOLE: usize = 1;
+
+const fn keys(id: ProcessId) -> Keys {
+    Keys { exit: 2 + 2 * id.0, stderr: 3 + 2 * id.0 }
+}
+
+/// Bytes of standard error read from a process in one call.
+const STDERR_BUDGET: usize = 64 * 1024;
+
+/// How a machine is run, beside its plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How long each phase may take.
+    pub timing: Timing,
+    /// Bytes of console output that are kept.
+    pub scrollback: usize,
+    /// What happens when more comes.
+    pub overflow: Overflow,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timing: Timing::default(),
+            scrollback: DEFAULT_CAPACITY,
+            overflow: Overflow::DropOldest,
+        }
+    }
+}
+
+/// What happened to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Its status changed.
+    Status(VmStatus),
+    /// The guest booted again.
+    Rebooted,
+    /// The console has output that was not there before. Said once until it is taken.
+    ConsoleData,
+    /// The console takes input again.
+    ConsoleWritable,
+    /// The console will say no more.
+    ConsoleClosed,
+    /// A conversation is over: take it with [`Supervisor::take_ended`].
+    Ended(WaitId),
+}
+
+/// One machine and everything it needs.
+#[derive(Debug)]
+pub struct Supervisor {
+    plan: LaunchPlan,
+    backend: Arc<dyn HypervisorBackend>,
+    machine: Machine,
+    clock: Clock,
+    poll: Poll,
+    processes: Vec<Option<Process>>,
+    control: Control,
+    console: Console,
+    awaiting: Option<Awaiting>,
+    run_dir: Option<RunDir>,
+    events: VecDeque<Event>,
+    /// A budget was spent: there is more to do although nothing will be reported again.
+    more: bool,
+    ready: Vec<Ready>,
+    span: tracing::Span,
+}
+
+/// A process whose readiness is looked for.
+#[derive(Debug, Clone, Copy)]
+struct Awaiting {
+    id: ProcessId,
+    tries: u32,
+    next: Instant,
+}
+
+impl Awaiting {
+    /// 1 ms at first, when every one counts, then less often.
+    fn pause(self) -> Duration {
+        Duration::from_millis(match self.tries {
+            0..50 => 1,
+            50..100 => 5,
+            _ => 20,
+        })
+    }
+}
+
+impl Supervisor {
+    /// A machine that will follow `plan`. Nothing is started.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left for a poller.
+    pub fn new(
+        plan: LaunchPlan,
+        backend: Arc<dyn HypervisorBackend>,
+        options: Options,
+    ) -> io::Result<Self> {
+        let name = Path::new(plan.run_dir.as_str()).file_name().unwrap_or_default();
+        let span = tracing::info_span!("vm", id = %name.display(), backend = plan.backend);
+        Ok(Self {
+            machine: Machine::new(&plan, options.timing),
+            backend,
+            clock: Clock::new(),
+            poll: Poll::new()?,
+            processes: plan.processes.iter().map(|_| None).collect(),
+            control: Control::new(plan.control.clone(), CONTROL),
+            console: Console::new(options.scrollback, options.overflow),
+            awaiting: None,
+            run_dir: None,
+            events: VecDeque::new(),
+            more: false,
+            ready: Vec::new(),
+            plan,
+            span,
+        })
+    }
+
+    /// Wants it to run. The spawning happens in [`Supervisor::on_ready`].
+    ///
+    /// # Errors
+    ///
+    /// When it was started before.
+    pub fn start(&mut self) -> Result<(), Refused> {
+        self.wish(Input::Start)
+    }
+
+    /// Wants the guest to power off, and its power cut after `grace`.
+    ///
+    /// # Errors
+    ///
+    /// When it was never started.
+    pub fn stop(&mut self, grace: Duration) -> Result<(), Refused> {
+        self.wish(Input::Stop { grace })
+    }
+
+    /// Wants it gone.
+    ///
+    /// # Errors
+    ///
+    /// When it was never started.
+    pub fn kill(&mut self) -> Result<(), Refused> {
+        self.wish(Input::Kill)
+    }
+
+    fn wish(&mut self, input: Input) -> Result<(), Refused> {
+        self.machine.handle_input(self.clock.now(), input)
+    }
+
+    /// Its status.
+    pub fn status(&self) -> &VmStatus {
+        self.machine.status()
+    }
+
+    /// How it ended, once it has.
+    pub fn report(&self) -> Option<StopReport> {
+        self.machine.report()
+    }
+
+    /// What it follows.
+    pub fn plan(&self) -> &LaunchPlan {
+        &self.plan
+    }
+
+    /// The hypervisor's process id while it runs.
+    pub fn hypervisor_pid(&self) -> Option<u32> {
+        self.processes.last()?.as_ref().map(Process::pid)
+    }
+
+    /// Its console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Its console, to read and write.
+    pub fn console_mut(&mut self) -> &mut Console {
+        &mut self.console
+    }
+
+    /// Begins a conversation with the console. [`Event::Ended`] says when it is over, also when
+    /// that is at once. `make` gets the present time, which conversations count from.
+    pub fn begin(
+        &mut self,
+        reader: ReaderId,
+        make: impl FnOnce(Instant) -> Conversation,
+    ) -> WaitId {
+        let now = self.clock.now();
+        self.console.begin(now, reader, make(now))
+    }
+
+    /// Takes the outcome of a conversation that is over.
+    pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
+        self.console.take_ended(id)
+    }
+
+    /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero:
+    /// call [`Supervisor::on_ready`] now.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        if self.more || !self.events.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.deadline().map(|deadline| self.clock.until(deadline))
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Does what there is to do, with bounded work: at most
+    /// [`READ_BUDGET`](crate::console::READ_BUDGET) bytes of console output, 64 KiB of control
+    /// traffic, 64 KiB of standard error per process.
+    ///
+    /// # Errors
+    ///
+    /// When the poller itself fails. Everything else that goes wrong is the machine's, and shows
+    /// in its status.
+    pub fn on_ready(&mut self) -> io::Result<()> {
+        let span = self.span.clone();
+        let _entered = span.enter();
+        self.more = false;
+        self.ready.clear();
+        self.poll.collect(&mut self.ready)?;
+        let ready = |key: usize, set: &[Ready]| set.iter().any(|r| r.key == key);
+
+        // What was said comes before who left: an exit is explained by the words before it.
+        if ready(CONTROL, &self.ready) {
+            self.control_ready();
+        }
+        if ready(CONSOLE, &self.ready) {
+            self.console_ready();
+        }
+        for n in 0..self.processes.len() {
+            if ready(keys(ProcessId(n)).stderr, &self.ready)
+                && let Some(process) = &mut self.processes[n]
+            {
+                self.more |= process.drain_stderr(STDERR_BUDGET);
+            }
+        }
+        // The hypervisor before its helpers, which end because it does.
+        for n in (0..self.processes.len()).rev() {
+            if ready(keys(ProcessId(n)).exit, &self.ready) {
+                self.exit_ready(ProcessId(n));
+            }
+        }
+        self.time_passed();
+        self.act();
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        let awaiting = self.awaiting.map(|a| Deadline { at: a.next, why: "look for its socket" });
+        [self.machine.poll_timeout(), awaiting, self.console.poll_timeout()]
+            .into_iter()
+            .fold(None, Deadline::earliest)
+    }
+
+    fn tell(&mut self, input: Input) {
+        tracing::trace!(?input, "input");
+        // Only wishes are ever refused.
+        let _ = self.machine.handle_input(self.clock.now(), input);
+    }
+
+    fn control_ready(&mut self) {
+        let mut heard = Vec::new();
+        self.more |= self.control.on_ready(&self.poll, &mut heard);
+        for heard in heard {
+            self.heard(heard);
+        }
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Up => self.look_for_readiness(),
+            Heard::Reply(message, reply) => {
+                let verdict = self.backend.reply(&message, &reply);
+                self.tell(Input::Replied(verdict));
+            }
+            Heard::Event(event) => {
+                tracing::debug!(?event, "control event");
+                let input = match self.backend.event(&event) {
+                    Some(GuestEvent::PoweredOff) => Input::GuestPoweredOff,
+                    Some(GuestEvent::Reset) => Input::GuestReset,
+                    Some(GuestEvent::Panicked) => Input::GuestPanicked { certain: true },
+                    Some(GuestEvent::QuitByOthers) => Input::QuitByOthers,
+                    _ => return,
+                };
+                // What the guest printed before it fell explains why.
+                self.console_ready();
+                self.tell(input);
+            }
+            Heard::Lost => self.tell(Input::ControlLost),
+        }
+        self.act();
+    }
+
+    fn console_ready(&mut self) {
+        let mut ended = Vec::new();
+        let news = self.console.on_ready(self.clock.now(), &mut ended);
+        self.more |= news.more;
+        if news.data {
+            self.say_once(Event::ConsoleData);
+        }
+        if news.writable {
+            self.say_once(Event::ConsoleWritable);
+        }
+        if news.closed {
+            self.events.push_back(Event::ConsoleClosed);
+        }
+        self.events.extend(ended.into_iter().map(Event::Ended));
+        if news.panic {
+            self.tell(Input::GuestPanicked { certain: false });
+        }
+    }
+
+    fn say_once(&mut self, event: Event) {
+        if !self.events.contains(&event) {
+            self.events.push_back(event);
+        }
+    }
+
+    fn exit_ready(&mut self, id: ProcessId) {
+        if id == self.plan.hypervisor() {
+            // Its last words, on every channel. While there is more to read, its exit waits: the
+            // descriptor stays readable.
+            self.control_ready();
+            self.console_ready();
+            if self.more {
+                return;
+            }
+        }
+        let Some(process) = &mut self.processes[id.0] else { return };
+        if let Some(exit) = process.try_reap() {
+            tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
+            self.processes[id.0] = None;
+            self.tell(Input::Exited(id, exit));
+        }
+    }
+
+    fn time_passed(&mut self) {
+        let now = self.clock.now();
+        if self.awaiting.is_some_and(|a| a.next <= now) {
+            self.look_for_readiness();
+        }
+        if self.machine.poll_timeout().is_some_and(|d| d.at <= now) {
+            self.tell(Input::Timeout);
+        }
+        if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
+            let mut ended = Vec::new();
+            self.console.on_time(now, &mut ended);
+            self.events.extend(ended.into_iter().map(Event::Ended));
+        }
+    }
+
+    /// Carries out every action. The machine's own bounds make this end.
+    fn act(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Spawn(id) => {
+                    let input = match self.spawn(id) {
+                        Ok(()) => Input::Spawned(id),
+                        Err(error) => Input::SpawnFailed(id, error.to_string()),
+                    };
+                    self.tell(input);
+                }
+                Action::AwaitReady(id) => {
+                    self.awaiting = Some(Awaiting { id, tries: 0, next: self.clock.now() });
+                    self.look_for_readiness();
+                }
+                Action::Control(message) => {
+                    tracing::debug!(message = message.why, "control message");
+                    if let Some(heard) = self.control.send(message, &self.poll) {
+                        self.heard(heard);
+                    }
+                }
+                Action::Signal(id, signal) => {
+                    tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
+                    if let Some(process) = &self.processes[id.0]
+                        && let Err(error) = process.signal(signal)
+                    {
+                        tracing::warn!("cannot signal {}: {error}", self.plan.process(id).name);
+                    }
+                }
+                Action::Announce(status) => {
+                    tracing::info!(%status, "status");
+                    if !matches!(status, VmStatus::Starting) {
+                        self.awaiting = None;
+                    }
+                    self.events.push_back(Event::Status(status));
+                }
+                Action::AnnounceReboot => self.events.push_back(Event::Rebooted),
+                Action::Release => self.release(),
+            }
+        }
+    }
+
+    fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
+        if self.run_dir.is_none() {
+            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
+        }
+        let terminal = match &self.plan.console {
+            ConsolePlan::Pty { .. } if id == self.plan.hypervisor() => Some(self.open_pty()?),
+            _ => None,
+        };
+        let plan = self.plan.process(id);
+        tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
+        let process = Process::spawn(plan, &self.poll, keys(id), terminal)?;
+        tracing::info!(process = %plan.name, pid = process.pid(), "started");
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.note_child(process.pid())?;
+        }
+        self.processes[id.0] = Some(process);
+        Ok(())
+    }
+
+    fn open_pty(&mut self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = sys::open_pty()?;
+        self.console.attach(Stream::Pty(ours), &self.poll, CONSOLE)?;
+        Ok(theirs)
+    }
+
+    /// Looks whether the awaited process is up, and when to look again if not.
+    fn look_for_readiness(&mut self) {
+        let Some(mut awaiting) = self.awaiting else { return };
+        if self.is_up(awaiting.id) {
+            self.awaiting = None;
+            self.tell(Input::Ready(awaiting.id));
+            return;
+        }
+        awaiting.next = self.clock.now() + awaiting.pause();
+        awaiting.tries = awaiting.tries.saturating_add(1);
+        self.awaiting = Some(awaiting);
+    }
+
+    fn is_up(&mut self, id: ProcessId) -> bool {
+        match &self.plan.process(id).ready {
+            ReadyWhen::SocketExists(path) => Path::new(path.as_str()).exists(),
+            ReadyWhen::ControlConnected => {
+                if let ConsolePlan::Socket { socket, .. } = &self.plan.console
+                    && !self.console.is_attached()
+                    && !self.console.is_closed()
+                {
+                    let Ok(stream) = Stream::connect(socket.as_str()) else { return false };
+                    if self.console.attach(stream, &self.poll, CONSOLE).is_err() {
+                        return false;
+                    }
+                }
+                // A refused connection is a hypervisor that is not there yet.
+                self.control.try_connect(&self.poll).unwrap_or(false)
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        for process in self.processes.iter_mut().rev().filter_map(Option::take) {
+            // Only one that did not die of SIGKILL is left here. Waiting for it could take for ever;
+            // the guardian keeps it in mind.
+            tracing::error!(pid = process.pid(), "left a process behind that does not die");
+            std::mem::forget(process);
+        }
+        let mut ended = Vec::new();
+        if self.console.close(self.clock.now(), &mut ended) {
+            self.events.push_back(Event::ConsoleClosed);
+        }
+        self.events.extend(ended.into_iter().map(Event::Ended));
+        self.awaiting = None;
+        self.run_dir = None;
+    }
+}
+
+impl AsFd for Supervisor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}
+
+impl Drop for Supervisor {
+    /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().rev() {
+            *process = None;
+        }
+    }
+}
+
+/// Makes the run directory, after sweeping, once per program, what others left.
+fn make_run_dir(path: &Path) -> io::Result<RunDir> {
+    static SWEPT: std::sync::Once = std::sync::Once::new();
+    SWEPT.call_once(|| {
+        if let Some(base) = path.parent()
+            && let Err(error) = run_dir::sweep(base)
+        {
+            tracing::warn!("cannot sweep {}: {error}", base.display());
+        }
+    });
+    RunDir::create(path).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot make the run directory {}: {error}", path.display()),
+        )
+    })
+}

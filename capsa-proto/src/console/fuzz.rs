@@ -1,0 +1,231 @@
+//! Bodies of the fuzz targets: any bytes in, laws asserted. Not part of the API.
+
+use super::{Cursor, Expect, Login, Matcher, Outcome, Output, RunCommand, Script, Scrollback};
+use crate::time::Instant;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+const NONCE: u64 = 7;
+const LIMIT: usize = 64;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Patterns and chunks from `data`: a wait fed in chunks ends as one fed whole, where the rule says.
+///
+/// The first byte gives the number of patterns. Patterns are lines; the rest is the stream, cut at
+/// each byte by its low bits.
+pub fn matching(data: &[u8]) {
+    let Some((&head, data)) = data.split_first() else { return };
+    let mut lines = data.splitn(usize::from(head % 5) + 2, |&b| b == b'\n');
+    let mut patterns: Vec<&[u8]> = lines.by_ref().take(usize::from(head % 5) + 1).collect();
+    let stream = lines.next().unwrap_or_else(|| patterns.pop().unwrap_or_default());
+
+    let whole = {
+        let mut log = Scrollback::new(stream.len());
+        log.push(stream);
+        wait(&patterns).poll(Instant::ZERO, &log, &mut Cursor::at(0), true)
+    };
+    let mut log = Scrollback::new(stream.len());
+    let (mut wait, mut cursor) = (wait(&patterns), Cursor::at(0));
+    let mut chunked = wait.poll(Instant::ZERO, &log, &mut cursor, stream.is_empty());
+    let mut rest = stream;
+    while chunked.is_none() && !rest.is_empty() {
+        let (now, later) = rest.split_at((usize::from(rest[0] % 8) + 1).min(rest.len()));
+        log.push(now);
+        rest = later;
+        chunked = wait.poll(Instant::ZERO, &log, &mut cursor, rest.is_empty());
+    }
+    assert_eq!(chunked, whole, "chunking made a difference");
+
+    match whole {
+        Some(Outcome::Matched { pattern, output, truncated }) => {
+            assert!(!truncated && stream.starts_with(&output));
+            assert!(output.ends_with(patterns[pattern]));
+            let earlier = &output[..output.len().saturating_sub(1)];
+            for (i, other) in patterns.iter().enumerate() {
+                assert!(i >= pattern || !output.ends_with(other), "tie not to the first listed");
+                let ends_earlier = memchr::memmem::find(earlier, other).is_some();
+                assert!(output.is_empty() || !ends_earlier, "an earlier end was passed over");
+            }
+            assert_eq!(cursor.offset(), output.len() as u64);
+        }
+        Some(Outcome::Closed { .. }) => assert_eq!(cursor.offset(), 0, "consumed without a match"),
+        other => panic!("a closed console with no timeout gave {other:?}"),
+    }
+}
+
+fn wait(patterns: &[&[u8]]) -> Expect {
+    Expect::new(Matcher::new(patterns), Instant::ZERO, None)
+}
+
+/// A guest that says what `data` has, at the times it has: every script ends, in bounds, and
+/// however the bytes between two moments are cut.
+///
+/// A byte of 0xff lets time pass, 0xfe stands for the begin mark and 0xfd for the end mark.
+pub fn scripts(data: &[u8]) {
+    let Some((&head, data)) = data.split_first() else { return };
+    let script = || -> Box<dyn Script> {
+        let (now, timeout) = (Instant::ZERO, Some(30 * SECOND));
+        match head % 4 {
+            0 => Box::new(Login::new("root", None, now, timeout).expect("typeable")),
+            1 => Box::new(Login::new("root", Some("pw"), now, timeout).expect("typeable")),
+            n => {
+                let prompt = if n == 2 { None } else { Some("# ") };
+                let run = RunCommand::new("x", prompt, NONCE, now, timeout).expect("typeable");
+                Box::new(run.output_limit(LIMIT))
+            }
+        }
+    };
+    let moments = data.split(|&b| b == 0xff).map(|moment| {
+        let mut bytes = Vec::new();
+        for &byte in moment {
+            match byte {
+                0xfe => bytes.extend_from_slice(b"capsa:begin:0000000000000007\r\n"),
+                0xfd => bytes.extend_from_slice(b"capsa:end:0000000000000007:0;\r\n"),
+                _ => bytes.push(byte),
+            }
+        }
+        bytes
+    });
+    let moments: Vec<Vec<u8>> = moments.collect();
+    let whole = play(script().as_mut(), &moments, usize::MAX);
+    for chunk in [1, 5] {
+        assert_eq!(play(script().as_mut(), &moments, chunk), whole, "chunking made a difference");
+    }
+}
+
+/// All that a script wrote, and its end.
+fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<Output> {
+    let mut log = Scrollback::new(1 << 20);
+    let (mut cursor, mut now, mut outputs) = (Cursor::at(0), Instant::ZERO, Vec::new());
+    for moment in moments {
+        for bytes in moment.chunks(chunk.min(moment.len()).max(1)) {
+            log.push(bytes);
+            if settle(script, now, &log, &mut cursor, &mut outputs) {
+                return outputs;
+            }
+        }
+        now = now + SECOND;
+        if settle(script, now, &log, &mut cursor, &mut outputs) {
+            return outputs;
+        }
+    }
+    // Timeouts alone bring it to an end.
+    for _ in 0..20 {
+        if settle(script, now, &log, &mut cursor, &mut outputs) {
+            return outputs;
+        }
+        now = script.poll_timeout().expect("a script that waits has a deadline").at.max(now);
+    }
+    panic!("the script does not end: {outputs:?}");
+}
+
+/// Polls until the script waits. True when it is done.
+fn settle(
+    script: &mut dyn Script,
+    now: Instant,
+    log: &Scrollback,
+    cursor: &mut Cursor,
+    outputs: &mut Vec<Output>,
+) -> bool {
+    for _ in 0..10 {
+        let output = script.poll_output(now, log, cursor, false);
+        assert!(cursor.offset() <= log.end());
+        match &output {
+            Output::Wait => return false,
+            Output::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
+            Output::Done(result) => {
+                if let Ok(reply) = result {
+                    // A command keeps up to its limit, a login the tail.
+                    assert!(
+                        reply.output.len() <= if reply.status.is_some() { LIMIT } else { 2048 }
+                    );
+                }
+                assert_eq!(script.poll_timeout(), None);
+                outputs.push(output);
+                return true;
+            }
+        }
+        outputs.push(output);
+    }
+    panic!("the script writes without end: {outputs:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn matching_holds_on_a_small_table() {
+        for data in [
+            &b""[..],
+            b"\0",
+            b"\x01",
+            b"\0a\nbab",
+            b"\x01ab\nb\nxxab",
+            b"\x04a\nb\nc\nd\n\nabcd",
+            b"\x02aa\naaa\na\nbaaa",
+            b"\x03login:\nPassword:\n# \n$ \nguest login: ",
+        ] {
+            matching(data);
+        }
+    }
+
+    #[test]
+    fn scripts_hold_on_a_small_table() {
+        for data in [
+            &b""[..], b"\0", b"\x01", b"\x02", b"\x03",
+            b"\0login: \xff\xffroot\r\n# \xff", b"\x01login: \xffPassword: \xff\xff# \xff",
+            b"\x01login: \xffPassword: \xffLogin incorrect\r\nlogin: ",
+            b"\x02\xfehello\r\n\xfd", b"\x03\xfehello\xff\xfd# ", b"\x03\xfe\xfe\xfd\xfd\xff\xff# ",
+            b"\x02\xfeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\xfd",
+            b"\0\x1b]\xff\x1b[\xff[  1.000000]\xff\xff",
+        ] {
+            scripts(data);
+        }
+    }
+
+    #[test]
+    fn random_bytes_hold_too() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let words: [&[u8]; 24] = [
+            b"a",
+            b"b",
+            b"\n",
+            b"\r\n",
+            b"# ",
+            b"$ ",
+            b"> ",
+            b"login: ",
+            b"assword: ",
+            b"[",
+            b" ",
+            b"Login incorrect",
+            b"[    1.234567] x",
+            b"\x1b[0m",
+            b"\x1b]",
+            b"\x1b",
+            b"\x07",
+            b"7;",
+            b"capsa:end:",
+            b"\xff",
+            b"\xff",
+            b"\xfe",
+            b"\xfd",
+            b"\r",
+        ];
+        for _ in 0..1000 {
+            let mut data: Vec<u8> = [random.u8(..)].into();
+            for _ in 0..random.usize(0..20) {
+                data.extend_from_slice(words[random.usize(0..words.len())]);
+            }
+            let held = catch_unwind(|| {
+                matching(&data);
+                scripts(&data);
+            });
+            assert!(held.is_ok(), "broken by {:?}", data.escape_ascii().to_string());
+        }
+    }
+}

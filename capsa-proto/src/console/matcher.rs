@@ -1,0 +1,310 @@
+//! [`Matcher`]: which of several patterns comes first in a stream.
+//!
+//! **The earliest end wins; ties go to the pattern listed first.** No later byte can change that
+//! answer, so it does not depend on how the stream was cut into reads. (Earliest *start* would: a
+//! long pattern that began first may still be incomplete when a short one is already whole.)
+//!
+//! Patterns are bytes, not regular expressions: the work stays linear whatever a guest sends.
+
+use super::Scrollback;
+use alloc::vec::Vec;
+use memchr::memmem::Finder;
+
+/// How far all patterns are looked for before going on together. Without it, a wait for something
+/// near would search the whole log for a pattern that is not there, each time.
+const BLOCK: u64 = 4096;
+
+/// Where a pattern was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// Its index in the order given to [`Matcher::new`].
+    pub pattern: usize,
+    /// The offset of its first byte.
+    pub start: u64,
+    /// The offset one past its last byte.
+    pub end: u64,
+}
+
+/// A set of patterns to look for.
+///
+/// An empty pattern is found at once, where the search begins. With no patterns at all nothing is
+/// ever found, which makes a wait for the end of the stream.
+///
+/// ```
+/// use capsa_proto::console::{Matcher, Scrollback, Search};
+///
+/// let matcher = Matcher::new(["login:", "Kernel panic"]);
+/// let mut log = Scrollback::new(1024);
+/// let mut search = Search::from(0);
+///
+/// log.push(b"guest log");
+/// assert_eq!(matcher.find(&mut search, &log), None);
+/// log.push(b"in: ");
+/// let hit = matcher.find(&mut search, &log).unwrap();
+/// assert_eq!((hit.pattern, hit.start, hit.end), (0, 6, 12));
+/// ```
+#[derive(Debug, Clone)]
+pub struct Matcher {
+    finders: Vec<Finder<'static>>,
+    longest: usize,
+}
+
+/// How far one search has come: the part of a wait that changes.
+///
+/// It looks at each new byte once per pattern, plus at the `len - 1` bytes before it, where a
+/// pattern may have begun.
+#[derive(Debug, Clone)]
+pub struct Search {
+    from: u64,
+    scanned: u64,
+    hit: Option<Hit>,
+    /// Bytes looked at, summed over the patterns.
+    #[cfg(test)]
+    work: u64,
+}
+
+impl Matcher {
+    /// A matcher for any of `patterns`, which are numbered in this order.
+    pub fn new(patterns: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        let finders: Vec<_> =
+            patterns.into_iter().map(|p| Finder::new(p.as_ref()).into_owned()).collect();
+        let longest = finders.iter().map(|f| f.needle().len()).max().unwrap_or(0);
+        Self { finders, longest }
+    }
+
+    /// The patterns, in their order.
+    pub fn patterns(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.finders.iter().map(|f| f.needle())
+    }
+
+    /// Looks at what is new in `log` since the last call with this `search`.
+    ///
+    /// A search that has found something keeps giving the same hit. Bytes that were dropped before
+    /// they were looked at are not found, and no hit reaches across them.
+    pub fn find(&self, search: &mut Search, log: &Scrollback) -> Option<Hit> {
+        if search.hit.is_none() {
+            search.hit = self.empty_pattern(search.from).or_else(|| self.advance(search, log));
+        }
+        search.hit
+    }
+
+    fn empty_pattern(&self, at: u64) -> Option<Hit> {
+        let pattern = self.patterns().position(<[u8]>::is_empty)?;
+        Some(Hit { pattern, start: at, end: at })
+    }
+
+    fn advance(&self, search: &mut Search, log: &Scrollback) -> Option<Hit> {
+        let from = search.from.max(log.start());
+        search.scanned = search.scanned.max(from);
+        while search.scanned < log.end() {
+            let upto = log.end().min(search.scanned + BLOCK.max(self.longest as u64));
+            let hit = self.best_in(search, log, from, upto);
+            if hit.is_some() {
+                return hit;
+            }
+            search.scanned = upto;
+        }
+        None
+    }
+
+    /// The hit with the earliest end up to `upto`, given that none ends at or before `scanned`.
+    fn best_in(&self, search: &mut Search, log: &Scrollback, from: u64, upto: u64) -> Option<Hit> {
+        let mut best: Option<Hit> = None;
+        for (pattern, finder) in self.finders.iter().enumerate() {
+            let len = finder.needle().len() as u64;
+            let start = search.scanned.saturating_sub(len - 1).max(from);
+            // A later pattern has to end strictly earlier, so it need not look at the last byte.
+            let stop = best.map_or(upto, |hit| hit.end - 1);
+            if start + len > stop {
+                continue;
+            }
+            let bytes = &log.since(start)[..(stop - start) as usize];
+            #[cfg(test)]
+            {
+                search.work += bytes.len() as u64;
+            }
+            if let Some(i) = finder.find(bytes) {
+                let start = start + i as u64;
+                best = Some(Hit { pattern, start, end: start + len });
+            }
+        }
+        best
+    }
+}
+
+impl Search {
+    /// A search that begins at `offset`.
+    pub const fn from(offset: u64) -> Self {
+        Self {
+            from: offset,
+            scanned: offset,
+            hit: None,
+            #[cfg(test)]
+            work: 0,
+        }
+    }
+
+    /// Where it began.
+    pub const fn origin(&self) -> u64 {
+        self.from
+    }
+
+    /// The offset before which no hit of `matcher` can begin any more: what comes earlier need not
+    /// be kept for this search.
+    pub(super) fn settled(&self, matcher: &Matcher) -> u64 {
+        match self.hit {
+            Some(hit) => hit.start,
+            None => {
+                let overlap = matcher.longest.saturating_sub(1) as u64;
+                self.scanned.saturating_sub(overlap).max(self.from)
+            }
+        }
+    }
+}
+
+/// The slow obvious version: at each end, in order, is there a pattern that ends here?
+#[cfg(test)]
+fn naive(patterns: &[Vec<u8>], stream: &[u8], from: usize) -> Option<Hit> {
+    for end in from..=stream.len() {
+        for (pattern, needle) in patterns.iter().enumerate() {
+            if stream[from..end].ends_with(needle) {
+                let start = (end - needle.len()) as u64;
+                return Some(Hit { pattern, start, end: end as u64 });
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn find(patterns: &[&str], stream: &str) -> Option<(usize, u64, u64)> {
+        let mut log = Scrollback::new(1 << 16);
+        log.push(stream.as_bytes());
+        let hit = Matcher::new(patterns).find(&mut Search::from(0), &log)?;
+        Some((hit.pattern, hit.start, hit.end))
+    }
+
+    #[test]
+    fn earliest_end_wins_then_the_first_listed() {
+        for (patterns, stream, expected) in [
+            (&["b", "a"][..], "xab", Some((1, 1, 2))),
+            (&["abcd", "bc"], "abcd", Some((1, 1, 3))),
+            (&["bc", "abc"], "abc", Some((0, 1, 3))),
+            (&["abc", "bc"], "abc", Some((0, 0, 3))),
+            (&["a", "a"], "a", Some((0, 0, 1))),
+            (&["aa"], "baaa", Some((0, 1, 3))),
+            (&["x", ""], "x", Some((1, 0, 0))),
+            (&[""], "", Some((0, 0, 0))),
+            (&["x"], "", None),
+            (&[], "anything", None),
+        ] {
+            assert_eq!(find(patterns, stream), expected, "{patterns:?} in {stream:?}");
+        }
+    }
+
+    #[test]
+    fn pattern_split_across_reads_matches() {
+        let matcher = Matcher::new(["login:"]);
+        let mut log = Scrollback::new(64);
+        let mut search = Search::from(0);
+        for byte in b"x login" {
+            log.push(&[*byte]);
+            assert_eq!(matcher.find(&mut search, &log), None);
+        }
+        log.push(b":");
+        assert_eq!(matcher.find(&mut search, &log), Some(Hit { pattern: 0, start: 2, end: 8 }));
+    }
+
+    #[test]
+    fn nothing_before_the_origin_is_part_of_a_hit() {
+        let mut log = Scrollback::new(64);
+        log.push(b"abab");
+        let hit = Matcher::new(["ab"]).find(&mut Search::from(1), &log);
+        assert_eq!(hit, Some(Hit { pattern: 0, start: 2, end: 4 }));
+    }
+
+    #[test]
+    fn a_search_overtaken_by_dropping_goes_on_with_what_is_left() {
+        let matcher = Matcher::new(["ab"]);
+        let mut log = Scrollback::new(4);
+        let mut search = Search::from(0);
+        log.push(b"a");
+        assert_eq!(matcher.find(&mut search, &log), None);
+        log.push(b"123bxab");
+        assert_eq!(matcher.find(&mut search, &log), Some(Hit { pattern: 0, start: 6, end: 8 }));
+    }
+
+    #[test]
+    fn each_byte_is_looked_at_once_plus_the_overlap() {
+        let patterns = ["needle", "pin"];
+        let matcher = Matcher::new(patterns);
+        let mut log = Scrollback::new(1 << 20);
+        let mut search = Search::from(0);
+        let (polls, chunk) = (1000u64, 100u64);
+        for _ in 0..polls {
+            log.push(&[b'.'; 100]);
+            assert_eq!(matcher.find(&mut search, &log), None);
+            // With nothing new there is nothing to do.
+            assert_eq!(matcher.find(&mut search, &log), None);
+        }
+        let fresh = polls * chunk * patterns.len() as u64;
+        let overlap = (polls - 1) * ((6 - 1) + (3 - 1));
+        assert_eq!(search.work, fresh + overlap);
+    }
+
+    #[test]
+    fn a_near_hit_does_not_pay_for_a_long_log() {
+        let matcher = Matcher::new(["absent", "near"]);
+        let mut log = Scrollback::new(1 << 20);
+        log.push(b"near");
+        log.push(&[b'.'; 500_000]);
+        let mut search = Search::from(0);
+        assert_eq!(matcher.find(&mut search, &log).map(|hit| hit.end), Some(4));
+        assert!(search.work <= 2 * BLOCK, "{}", search.work);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_what_the_naive_twin_gives(
+            patterns in prop::collection::vec(prop::collection::vec(b'a'..=b'c', 0..5), 1..=5),
+            stream in prop::collection::vec(b'a'..=b'c', 0..60),
+            cuts in prop::collection::vec(1usize..8, 0..60),
+            from in 0usize..4,
+        ) {
+            let from = from.min(stream.len());
+            let expected = naive(&patterns, &stream, from);
+            let matcher = Matcher::new(&patterns);
+
+            let mut whole = Scrollback::new(1024);
+            whole.push(&stream);
+            prop_assert_eq!(matcher.find(&mut Search::from(from as u64), &whole), expected);
+
+            let mut log = Scrollback::new(1024);
+            let mut search = Search::from(from as u64);
+            let mut rest = &stream[..];
+            let mut found = matcher.find(&mut search, &log);
+            for cut in cuts.iter().copied().chain([stream.len()]) {
+                let (now, later) = rest.split_at(cut.min(rest.len()));
+                log.push(now);
+                rest = later;
+                found = found.or_else(|| matcher.find(&mut search, &log));
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn blocks_do_not_show(gap in 4000usize..4200, len in 1usize..6000) {
+            let needle: Vec<u8> = core::iter::repeat_n(b'n', len).collect();
+            let mut stream: Vec<u8> = core::iter::repeat_n(b'.', gap).collect();
+            stream.extend_from_slice(&needle);
+            let mut log = Scrollback::new(1 << 16);
+            log.push(&stream);
+            let hit = Matcher::new([&needle]).find(&mut Search::from(0), &log);
+            prop_assert_eq!(hit.map(|h| h.start), Some(gap as u64));
+        }
+    }
+}

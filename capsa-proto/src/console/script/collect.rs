@@ -1,0 +1,98 @@
+//! [`Collected`]: a command's output, gathered as it comes, up to a limit.
+//!
+//! It undoes what the terminal did on the way out (`\n` became `\r\n`) and nothing else: a lone
+//! `\r`, control bytes and invalid UTF-8 are the command's own.
+
+use alloc::vec::Vec;
+
+/// Bytes gathered so far.
+#[derive(Debug, Clone)]
+pub(super) struct Collected {
+    bytes: Vec<u8>,
+    limit: usize,
+    /// A `\r` came last, and whether it stays depends on the next byte.
+    held: bool,
+    truncated: bool,
+}
+
+impl Collected {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, held: false, truncated: false }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(&first) = bytes.first() {
+            if core::mem::take(&mut self.held) && first != b'\n' {
+                self.keep(b"\r");
+            }
+            match memchr::memchr(b'\r', bytes) {
+                Some(i) => {
+                    self.keep(&bytes[..i]);
+                    self.held = true;
+                    bytes = &bytes[i + 1..];
+                }
+                None => {
+                    self.keep(bytes);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The output, and whether it was cut at the limit.
+    pub(super) fn finish(&mut self) -> (Vec<u8>, bool) {
+        if core::mem::take(&mut self.held) {
+            self.keep(b"\r");
+        }
+        (core::mem::take(&mut self.bytes), self.truncated)
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = self.limit.saturating_sub(self.bytes.len());
+        self.truncated |= bytes.len() > room;
+        self.bytes.extend_from_slice(&bytes[..room.min(bytes.len())]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+
+    fn collect(chunks: &[&str], limit: usize) -> (String, bool) {
+        let mut collected = Collected::new(limit);
+        for chunk in chunks {
+            collected.push(chunk.as_bytes());
+        }
+        let (bytes, truncated) = collected.finish();
+        (String::from_utf8(bytes).expect("ASCII"), truncated)
+    }
+
+    #[test]
+    fn only_the_terminal_s_carriage_returns_go() {
+        for (text, expected) in [
+            ("a\r\nb\r\n", "a\nb\n"),
+            ("50%\r100%\r\n", "50%\r100%\n"),
+            ("a\r\r\nb", "a\r\nb"),
+            ("a\r", "a\r"),
+            ("\r\r\r", "\r\r\r"),
+            ("a\nb", "a\nb"),
+            ("", ""),
+        ] {
+            assert_eq!(collect(&[text], 99), (expected.into(), false), "{text:?}");
+            let bytewise: Vec<&str> = text.split_inclusive(|_| true).collect();
+            assert_eq!(collect(&bytewise, 99), (expected.into(), false), "{text:?} bytewise");
+        }
+    }
+
+    #[test]
+    fn the_limit_keeps_the_front_and_says_so() {
+        assert_eq!(collect(&["ab\r\n", "cd"], 3), ("ab\n".into(), true));
+        assert_eq!(collect(&["ab\r\n"], 3), ("ab\n".into(), false));
+        assert_eq!(collect(&["a\r"], 1), ("a".into(), true));
+    }
+}

@@ -1,0 +1,280 @@
+//! [`Login`]: from whatever the console shows to a shell prompt.
+//!
+//! ```text
+//!            login:            assword:              # $ >
+//! (waiting) ───────► username ─────────► password ─────────► done
+//!     │                  └───────────────────────────────────►│
+//!     └─────── a guest that logs in by itself ───────────────►│
+//! ```
+//!
+//! A prompt is what stands at the end of the output, escape sequences and kernel messages taken
+//! out, and **has stood there for [`SETTLE`]**: whether `login: ` is a prompt or the beginning of
+//! `login: root (automatic login)` shows only when nothing follows, and a wait makes the answer
+//! independent of how the bytes were cut.
+//!
+//! Where silence lasts, Enter is pressed a few times, with growing pauses: a shell that was there
+//! before us, or whose prompt was lost in kernel messages, then shows one. Never while a password
+//! may be asked for, where Enter would be the answer.
+
+use super::screen::{PIECE, Screen, Sign};
+use super::{Frame, Output, Reply, Script, ScriptError};
+use crate::console::{Cursor, Scrollback};
+use crate::time::{Deadline, Instant};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+/// How long a prompt has to stand unchanged at the end of the output.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The silence before Enter is pressed for the first time; doubled each time.
+const NUDGE_AFTER: Duration = Duration::from_secs(5);
+
+/// How often Enter is pressed unasked in one stage.
+const NUDGES: u32 = 3;
+
+/// How often a guest may ask for the name again before that counts as a refusal. An earlier Enter
+/// of ours makes it ask once more than needed.
+const NAME_TRIES: u32 = 3;
+
+/// What the Enter key of a terminal sends. Getty learns from it to map it to a newline.
+const ENTER: &str = "\r";
+
+/// A login under way.
+///
+/// A guest that shows a shell prompt, with or without asking for anything, is logged in: a
+/// password given and not asked for is no error. The reply's output is the end of the conversation.
+///
+/// ```
+/// use capsa_proto::console::{Cursor, Login, Output, Scrollback, Script};
+/// use capsa_proto::time::Instant;
+/// use core::time::Duration;
+///
+/// let mut now = Instant::ZERO;
+/// let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+/// let mut script = Login::new("root", None, now, None)?;
+///
+/// log.push(b"Welcome\r\nguest login: ");
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// now = now + Duration::from_millis(100); // the prompt has settled
+/// let typed = Output::Write(b"root\r".to_vec());
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), typed);
+///
+/// log.push(b"root\r\n# ");
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// now = script.poll_timeout().unwrap().at;
+/// assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Done(Ok(_))));
+/// # Ok::<(), capsa_proto::console::ScriptError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Login {
+    frame: Frame,
+    username: String,
+    password: Option<Secret>,
+    stage: Stage,
+    screen: Screen,
+    /// A prompt that stands since then.
+    standing: Option<(Sign, Instant)>,
+    /// When something was last shown or typed; none before the first poll.
+    active: Option<Instant>,
+    nudges: u32,
+    name_tries: u32,
+}
+
+/// What was typed last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Nothing,
+    Name,
+    Password,
+}
+
+/// Text that does not show in `Debug`.
+#[derive(Clone)]
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Login {
+    /// A login that begins `now`.
+    ///
+    /// # Errors
+    /// When the name or the password has a control byte: it would end the line, or be acted on by
+    /// the terminal.
+    pub fn new(
+        username: &str,
+        password: Option<&str>,
+        now: Instant,
+        timeout: Option<Duration>,
+    ) -> Result<Self, ScriptError> {
+        typeable("username", username)?;
+        typeable("password", password.unwrap_or_default())?;
+        Ok(Self {
+            frame: Frame::new(now, timeout),
+            username: username.into(),
+            password: password.map(|p| Secret(p.into())),
+            stage: Stage::Nothing,
+            screen: Screen::default(),
+            standing: None,
+            active: None,
+            nudges: 0,
+            name_tries: 0,
+        })
+    }
+
+    /// Takes in what is new. True when the guest refused.
+    fn look(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> bool {
+        let shown = self.screen.shown();
+        while !cursor.peek(log).is_empty() {
+            let from = cursor.offset().max(log.start());
+            self.screen.push(cursor.before(log, from + PIECE as u64));
+            if self.stage != Stage::Nothing && self.screen.says_incorrect() {
+                return true;
+            }
+        }
+        if self.screen.shown() != shown {
+            self.active = Some(now);
+            self.standing = self.screen.sign().map(|sign| (sign, now));
+        }
+        false
+    }
+
+    fn answer(
+        &mut self,
+        sign: Sign,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+    ) -> Option<Output> {
+        match (sign, self.stage) {
+            (Sign::Shell, _) => Some(self.succeed(log, cursor)),
+            (Sign::Login, Stage::Nothing | Stage::Name) if self.name_tries < NAME_TRIES => {
+                self.name_tries += 1;
+                let name = self.username.clone();
+                Some(self.write(Stage::Name, &name, now))
+            }
+            (Sign::Password, Stage::Name) => match self.password.clone() {
+                Some(Secret(password)) => Some(self.write(Stage::Password, &password, now)),
+                None => {
+                    let username = self.username.clone();
+                    Some(self.frame.fail(ScriptError::PasswordNeeded { username }, cursor))
+                }
+            },
+            // Asked by somebody else's attempt: Enter will end that.
+            (Sign::Password, Stage::Nothing) => None,
+            (Sign::Login | Sign::Password, _) => Some(self.refused(cursor)),
+        }
+    }
+
+    fn write(&mut self, stage: Stage, text: &str, now: Instant) -> Output {
+        if stage != self.stage {
+            self.nudges = 0;
+        }
+        self.stage = stage;
+        self.screen.clear();
+        self.standing = None;
+        self.active = Some(now);
+        let mut line = Vec::with_capacity(text.len() + ENTER.len());
+        line.extend_from_slice(text.as_bytes());
+        line.extend_from_slice(ENTER.as_bytes());
+        Output::Write(line)
+    }
+
+    fn succeed(&mut self, log: &Scrollback, cursor: &Cursor) -> Output {
+        let output = self.frame.tail(log);
+        let begin = self.frame.enter(cursor).offset();
+        let truncated = (output.len() as u64) < log.end() - begin.min(log.end());
+        self.frame.succeed(Reply { output, status: None, truncated })
+    }
+
+    fn refused(&mut self, cursor: &mut Cursor) -> Output {
+        let username = self.username.clone();
+        self.frame.fail(ScriptError::LoginIncorrect { username }, cursor)
+    }
+
+    fn settles_at(&self) -> Option<Deadline> {
+        let (sign, since) = self.standing?;
+        // Nothing will come of this one; see `answer`.
+        let ignored = (sign, self.stage) == (Sign::Password, Stage::Nothing);
+        if ignored { None } else { Some(Deadline { at: since + SETTLE, why: "prompt settles" }) }
+    }
+
+    fn nudge_at(&self) -> Option<Deadline> {
+        if self.stage == Stage::Name || self.nudges == NUDGES || self.settles_at().is_some() {
+            return None;
+        }
+        let pause = NUDGE_AFTER * 2u32.pow(self.nudges);
+        Some(Deadline { at: self.active? + pause, why: "console is silent, press Enter" })
+    }
+
+    fn expected(&self) -> &'static str {
+        match self.stage {
+            Stage::Nothing => "a login prompt or a shell prompt",
+            Stage::Name => "a password prompt or a shell prompt",
+            Stage::Password => "a shell prompt",
+        }
+    }
+}
+
+impl Script for Login {
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output {
+        if let Some(error) = &self.frame.ended {
+            return Output::Done(Err(error.clone()));
+        }
+        self.frame.enter(cursor);
+        self.active.get_or_insert(now);
+        if self.look(now, log, cursor) {
+            return self.refused(cursor);
+        }
+        if closed {
+            let error = self.frame.closed(log, self.expected().into());
+            return self.frame.fail(error, cursor);
+        }
+        let over = self.frame.clock.is_over(now);
+        // When the time is over a shell still counts, but nothing more is typed.
+        if let (Some((sign, _)), Some(settles)) = (self.standing, self.settles_at())
+            && (if over { sign == Sign::Shell } else { now >= settles.at })
+            && let Some(output) = self.answer(sign, now, log, cursor)
+        {
+            return output;
+        }
+        if over {
+            let error = self.frame.timed_out(now, log, self.expected().into());
+            return self.frame.fail(error, cursor);
+        }
+        if self.nudge_at().is_some_and(|nudge| now >= nudge.at) {
+            self.nudges += 1;
+            return self.write(self.stage, "", now);
+        }
+        Output::Wait
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        if self.frame.ended.is_some() {
+            return None;
+        }
+        let soon = self.settles_at().or(self.nudge_at());
+        Deadline::earliest(self.frame.deadline("login timed out"), soon)
+    }
+}
+
+fn typeable(what: &'static str, text: &str) -> Result<(), ScriptError> {
+    match text.bytes().find(u8::is_ascii_control) {
+        Some(byte) => Err(ScriptError::Untypeable { what, byte }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

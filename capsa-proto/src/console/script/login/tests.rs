@@ -1,0 +1,196 @@
+use super::super::shell::{At, Guest, Talk, talk};
+use super::*;
+use alloc::format;
+use alloc::string::ToString;
+use proptest::prelude::*;
+
+const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
+
+fn login(password: Option<&str>) -> Login {
+    Login::new("root", password, Instant::ZERO, MINUTE).expect("typeable")
+}
+
+fn guest(at: At, banner: &str) -> Guest {
+    let mut guest = Guest::new(at);
+    guest.say(banner);
+    guest.prompt();
+    guest
+}
+
+fn typed(talk: &Talk) -> Vec<&str> {
+    talk.typed.iter().map(|b| core::str::from_utf8(b).expect("UTF-8")).collect()
+}
+
+const BANNER: &str = "[    0.000000] Linux version 6.1\nWelcome to the guest\n\n";
+const NOISE: &str = "[    4.812345] random: crng init done\n[    4.9] odd";
+
+#[test]
+fn prompts_are_answered_in_turn_under_any_chunking() {
+    type Case = (At, Option<&'static str>, Option<&'static str>, &'static [&'static str]);
+    let cases: [Case; 6] = [
+        (At::Login, None, None, &["root\r"]),
+        (At::Login, Some("s3cret"), Some("s3cret"), &["root\r", "s3cret\r"]),
+        // Given, but nobody asks.
+        (At::Login, None, Some("s3cret"), &["root\r"]),
+        (At::Shell, None, Some("s3cret"), &[]),
+        (At::Shell, None, None, &[]),
+        (At::Login, Some(""), Some(""), &["root\r", "\r"]),
+    ];
+    for (at, wants, has, expected) in cases {
+        for noise in ["", "[    4.812345] random: crng init done\n"] {
+            for prompt in
+                ["# ", "$ ", "\x1b]0;t\x07\x1b[1;32mroot@vm\x1b[0m:~# \x1b[6n", "sh-5.2> "]
+            {
+                for chunk in [1, 13, 10_000] {
+                    let mut guest = Guest::new(at);
+                    (guest.password, guest.noise, guest.prompt) = (wants, noise, prompt);
+                    guest.say(BANNER);
+                    guest.prompt();
+                    let talk = talk(&mut login(has), &mut guest, chunk, 5);
+                    assert!(talk.result.is_ok(), "{:?} {at:?} {prompt:?}", talk.result);
+                    assert_eq!(typed(&talk), expected, "{at:?} {noise:?} {prompt:?} {chunk}");
+                    assert_eq!(talk.cursor.peek(&talk.log), b"", "all of it is consumed");
+                    assert!(talk.took < Duration::from_secs(1));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_password_is_named() {
+    let mut guest = guest(At::Login, BANNER);
+    guest.password = Some("right");
+    let talk = talk(&mut login(Some("wrong")), &mut guest, 3, 0);
+    let error = talk.result.expect_err("refused");
+    assert_eq!(error.to_string(), "login as \"root\" refused by the guest");
+    assert_eq!(talk.cursor, Cursor::at(0), "what the guest said can be read again");
+}
+
+#[test]
+fn a_password_that_is_asked_for_and_missing_is_named() {
+    let mut guest = guest(At::Login, BANNER);
+    guest.password = Some("right");
+    let error = talk(&mut login(None), &mut guest, 3, 0).result.expect_err("needed");
+    assert_eq!(error, ScriptError::PasswordNeeded { username: "root".into() });
+}
+
+#[test]
+fn silence_gets_a_bounded_number_of_enters() {
+    let mut dead = Guest::new(At::Dead);
+    let talk1 = talk(&mut login(None), &mut dead, 3, 0);
+    assert_eq!(typed(&talk1), ["\r", "\r", "\r"]);
+    let error = talk1.result.expect_err("dead");
+    let expected = "timed out after 60s waiting for a login prompt or a shell prompt";
+    assert_eq!(error.to_string(), expected);
+
+    // A shell whose prompt came before we did.
+    let mut shell = Guest::new(At::Shell);
+    let talk2 = talk(&mut login(None), &mut shell, 3, 0);
+    assert!(talk2.result.is_ok());
+    assert_eq!(typed(&talk2), ["\r"]);
+
+    // A prompt hidden by a kernel without time stamps.
+    let mut hidden = guest(At::Shell, BANNER);
+    hidden.say("random: crng init done\n");
+    let talk3 = talk(&mut login(None), &mut hidden, 3, 0);
+    assert!(talk3.result.is_ok());
+    assert_eq!(typed(&talk3), ["\r"]);
+}
+
+#[test]
+fn enter_is_never_the_answer_to_a_late_password_prompt() {
+    let mut script = login(Some("s3cret"));
+    let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
+    let mut step = |text: &str, after: u64| {
+        log.push(text.as_bytes());
+        // The clock moves only after the bytes were seen.
+        let first = script.poll_output(now, &log, &mut cursor, false);
+        now = now + Duration::from_millis(after);
+        match first {
+            Output::Wait => script.poll_output(now, &log, &mut cursor, false),
+            other => other,
+        }
+    };
+    assert_eq!(step("vm login: ", 100), Output::Write(b"root\r".to_vec()));
+    for _ in 0..20 {
+        assert_eq!(step("", 1000), Output::Wait);
+    }
+    assert_eq!(step("root\r\nPassword: ", 50), Output::Wait, "not settled yet");
+    assert_eq!(step("", 50), Output::Write(b"s3cret\r".to_vec()));
+}
+
+#[test]
+fn an_automatic_login_is_not_a_prompt() {
+    for chunk in [1, 100] {
+        let mut guest = Guest::new(At::Shell);
+        guest.say("guest login: root (automatic login)\n\nLast login: Mon Nov 23 on ttyS0\n# ");
+        let talk = talk(&mut login(None), &mut guest, chunk, 0);
+        assert!(talk.result.is_ok());
+        assert_eq!(typed(&talk), [""; 0]);
+    }
+}
+
+#[test]
+fn a_password_prompt_of_somebody_else_is_ended_with_enter() {
+    let mut guest = guest(At::Password, "");
+    guest.password = Some("s3cret");
+    let talk = talk(&mut login(Some("s3cret")), &mut guest, 9, 0);
+    assert!(talk.result.is_ok(), "{:?}", talk.result);
+    assert_eq!(typed(&talk), ["\r", "root\r", "s3cret\r"]);
+}
+
+#[test]
+fn a_shell_beats_the_timeout_and_nothing_is_typed_after_it() {
+    for (text, ok) in [("# ", true), ("vm login: ", false)] {
+        let mut log = Scrollback::default();
+        log.push(text.as_bytes());
+        let late = Instant::ZERO + Duration::from_secs(99);
+        let output = login(None).poll_output(late, &log, &mut Cursor::at(0), false);
+        assert!(matches!(output, Output::Done(ref r) if r.is_ok() == ok), "{output:?}");
+    }
+}
+
+#[test]
+fn the_password_shows_nowhere() {
+    let mut script = login(Some("s3cret"));
+    assert!(!format!("{script:?}").contains("s3cret"));
+    let mut guest = guest(At::Login, "");
+    guest.password = Some("s3cret");
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    log.push(b"login: ");
+    let mut shown = alloc::string::String::new();
+    let mut now = Instant::ZERO;
+    for text in ["", "", "Password: ", "", ""] {
+        log.push(text.as_bytes());
+        shown += &format!("{:?}", script.poll_output(now, &log, &mut cursor, false));
+        now = now + SETTLE;
+    }
+    assert!(shown.contains("Write(7 bytes)") && !shown.contains("s3cret"), "{shown}");
+    let error = Login::new("root", Some("s3cret\n"), now, None).expect_err("control byte");
+    assert_eq!(error.to_string(), "password contains the byte 0x0a, which cannot be typed");
+}
+
+#[test]
+fn a_closed_console_ends_it() {
+    let mut log = Scrollback::default();
+    log.push(b"Kernel panic - not syncing");
+    let output = login(None).poll_output(Instant::ZERO, &log, &mut Cursor::at(0), true);
+    let Output::Done(Err(ScriptError::Closed { tail, .. })) = output else { panic!("{output:?}") };
+    assert_eq!(tail, b"Kernel panic - not syncing");
+}
+
+proptest! {
+    #[test]
+    fn chunking_makes_no_difference(seed in any::<u64>(), chunk in 1usize..200) {
+        let run = |chunk, seed| {
+            let mut guest = Guest::new(At::Login);
+            (guest.password, guest.noise) = (Some("pw"), NOISE);
+            guest.say(BANNER);
+            guest.prompt();
+            let talk = talk(&mut login(Some("pw")), &mut guest, chunk, seed);
+            (talk.result, talk.cursor, talk.typed, talk.took)
+        };
+        prop_assert_eq!(run(chunk, seed), run(1 << 20, 0));
+    }
+}

@@ -1,0 +1,188 @@
+//! [`Script`]: a conversation with a guest, as what to type next and when it is over.
+//!
+//! Two come with Capsa: [`Login`] and [`RunCommand`]. Both are driven alike:
+//!
+//! 1. Call [`poll_output`](Script::poll_output), with the time and the log.
+//! 2. On [`Write`](Output::Write), send the bytes to the guest and go back to 1.
+//! 3. On [`Wait`](Output::Wait), push what the guest says into the log, until something came or
+//!    [`poll_timeout`](Script::poll_timeout) is reached; then go back to 1.
+//! 4. On [`Done`](Output::Done), stop.
+//!
+//! A script consumes what it reads as it reads it, so that a guest can say more than the log holds.
+//! One that fails puts the cursor back where it began: what is still in the log can be read again.
+
+mod collect;
+mod line;
+mod login;
+mod run;
+mod screen;
+#[cfg(test)]
+mod shell;
+
+pub use line::COMMAND_MAX;
+pub use login::Login;
+pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
+
+use super::expect::Clock;
+use super::{Cursor, Scrollback};
+use crate::time::{Deadline, Instant};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+/// A conversation that is under way.
+pub trait Script {
+    /// What to do next. `closed` means that no more bytes will be pushed.
+    ///
+    /// All calls take the same log and cursor. A call's work is bounded by what is unread in the
+    /// log. An error is sticky: it is given again when asked again.
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output;
+
+    /// When to poll again even if the guest says nothing.
+    fn poll_timeout(&self) -> Option<Deadline>;
+}
+
+/// What a script wants.
+///
+/// Its `Debug` form gives the length of a write, not the bytes: they may be a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Output {
+    /// These bytes go to the guest, all of them and in order; do not log them. Then poll again.
+    Write(Vec<u8>),
+    /// More output of the guest, or a later time.
+    Wait,
+    /// It is over.
+    Done(Result<Reply, ScriptError>),
+}
+
+/// What a script brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reply {
+    /// For a command, its output, with the terminal's `\r\n` made `\n` again. For a login, the last
+    /// 2 KiB or fewer of the conversation, as they came.
+    pub output: Vec<u8>,
+    /// For a command, its exit status as the shell has it: above 128 for death by a signal.
+    pub status: Option<i32>,
+    /// Whether `output` is not all there was.
+    pub truncated: bool,
+}
+
+/// Why a script did not get to its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScriptError {
+    /// The time was over.
+    #[error("timed out after {waited:?} waiting for {expected}")]
+    TimedOut {
+        /// What should have come next, in words.
+        expected: String,
+        /// Since the script was made.
+        waited: Duration,
+        /// The last 2 KiB or fewer of what came instead.
+        tail: Vec<u8>,
+    },
+    /// The console closed.
+    #[error("console closed while waiting for {expected}")]
+    Closed {
+        /// What should have come next, in words.
+        expected: String,
+        /// The last 2 KiB or fewer before the end.
+        tail: Vec<u8>,
+    },
+    /// The guest refused the username or the password.
+    #[error("login as {username:?} refused by the guest")]
+    LoginIncorrect {
+        /// Who tried.
+        username: String,
+    },
+    /// The guest asked for a password and none was given.
+    #[error("guest asked for a password for {username:?} and none was given")]
+    PasswordNeeded {
+        /// Who tried.
+        username: String,
+    },
+    /// The command is longer than [`COMMAND_MAX`].
+    #[error("command of {len} bytes is longer than {max} bytes")]
+    CommandTooLong {
+        /// What it would take, with special bytes escaped.
+        len: usize,
+        /// What is allowed.
+        max: usize,
+    },
+    /// A name, a password or a command has a byte that cannot be typed as itself.
+    #[error("{what} contains the byte {byte:#04x}, which cannot be typed")]
+    Untypeable {
+        /// What was to be typed, in words; never its content.
+        what: &'static str,
+        /// The first such byte.
+        byte: u8,
+    },
+    /// The script was polled after it had succeeded.
+    #[error("script has already ended")]
+    Ended,
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write(bytes) => write!(f, "Write({} bytes)", bytes.len()),
+            Self::Wait => f.write_str("Wait"),
+            Self::Done(result) => f.debug_tuple("Done").field(result).finish(),
+        }
+    }
+}
+
+/// What all scripts do alike: know their time, where they began, and how they ended.
+#[derive(Debug, Clone)]
+struct Frame {
+    clock: Clock,
+    begin: Option<Cursor>,
+    ended: Option<ScriptError>,
+}
+
+impl Frame {
+    fn new(now: Instant, timeout: Option<Duration>) -> Self {
+        Self { clock: Clock::new(now, timeout), begin: None, ended: None }
+    }
+
+    /// Notes where the script began, on the first call.
+    fn enter(&mut self, cursor: &Cursor) -> Cursor {
+        *self.begin.get_or_insert(*cursor)
+    }
+
+    fn succeed(&mut self, reply: Reply) -> Output {
+        self.ended = Some(ScriptError::Ended);
+        Output::Done(Ok(reply))
+    }
+
+    fn fail(&mut self, error: ScriptError, cursor: &mut Cursor) -> Output {
+        if let Some(begin) = self.begin {
+            *cursor = begin;
+        }
+        self.ended = Some(error.clone());
+        Output::Done(Err(error))
+    }
+
+    fn timed_out(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
+        ScriptError::TimedOut { expected, waited: self.clock.waited(now), tail: self.tail(log) }
+    }
+
+    fn closed(&self, log: &Scrollback, expected: String) -> ScriptError {
+        ScriptError::Closed { expected, tail: self.tail(log) }
+    }
+
+    fn tail(&self, log: &Scrollback) -> Vec<u8> {
+        super::expect::tail_since(log, self.begin.unwrap_or_default().offset())
+    }
+
+    fn deadline(&self, why: &'static str) -> Option<Deadline> {
+        if self.ended.is_some() { None } else { self.clock.deadline(why) }
+    }
+}

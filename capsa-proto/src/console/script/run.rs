@@ -1,0 +1,339 @@
+//! [`RunCommand`]: a command in the guest's shell, with its output and its exit status.
+//!
+//! The command is typed between two `printf`s whose output marks where its own begins and ends;
+//! see `line.rs` for the typed line and what it is proof against. The echo comes before the first
+//! mark and is thrown away, and the prompt of the shell is not needed to find the end.
+//!
+//! What cannot be seen from here: the kernel may print into the middle of the output (it is then
+//! in it), or into the middle of a mark (then the command times out; `quiet` or `loglevel=` on the
+//! kernel command line help).
+
+use super::collect::Collected;
+use super::line::{Command, Marks};
+use super::{Frame, Output, Reply, Script, ScriptError};
+use crate::console::{Cursor, Hit, Matcher, Scrollback, Search};
+use crate::time::{Deadline, Instant};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+/// How much output is kept unless told otherwise: 16 MiB.
+pub const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// Ctrl-C, as a terminal sends it.
+const INTERRUPT: u8 = 0x03;
+
+/// What a command reads from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stdin {
+    /// `/dev/null`: a command that reads finds the end at once. The default. A guest without that
+    /// device (an initramfs that mounts no `/dev`) fails the command and says so.
+    #[default]
+    Null,
+    /// The console, for the likes of `stty`. A command that reads waits, until the timeout or for
+    /// what else is written to the console.
+    Terminal,
+}
+
+/// A command under way.
+///
+/// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
+/// supported: `command eval` means something else there.
+///
+/// On a timeout it types Ctrl-C once and then ends. That gives the shell back where the console is a
+/// controlling terminal; a shell that is the init of an initramfs usually has none, and goes on with
+/// the command. A console that closes ends the script at once.
+///
+/// ```
+/// use capsa_proto::console::{Cursor, Output, RunCommand, Scrollback, Script};
+/// use capsa_proto::time::Instant;
+///
+/// let now = Instant::ZERO;
+/// let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+/// let mut script = RunCommand::new("uname", None, 7, now, None)?;
+///
+/// let Output::Write(line) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// log.push(&line); // the guest echoes what is typed
+/// log.push(b"\r\ncapsa:begin:0000000000000007\r\n");
+/// log.push(b"Linux\r\n");
+/// log.push(b"capsa:end:0000000000000007:0;\r\n");
+///
+/// let Output::Done(reply) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// let reply = reply?;
+/// assert_eq!((&reply.output[..], reply.status), (&b"Linux\n"[..], Some(0)));
+/// # Ok::<(), capsa_proto::console::ScriptError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct RunCommand {
+    frame: Frame,
+    command: Command,
+    nonce: u64,
+    stdin: Stdin,
+    prompt: Option<Matcher>,
+    stage: Stage,
+    /// The search of the present stage.
+    search: Option<Search>,
+    collected: Collected,
+    status: Option<i32>,
+    /// What the cursor had lost when the output began.
+    lost_before: u64,
+    /// Ctrl-C was typed, and this is what to end with.
+    interrupted: Option<ScriptError>,
+    begin: Matcher,
+    more: Matcher,
+    end: Matcher,
+}
+
+/// What comes next.
+#[derive(Debug, Clone)]
+enum Stage {
+    /// The lines are not made yet.
+    Fresh,
+    /// The front line is to be typed.
+    Type(VecDeque<Vec<u8>>),
+    /// The mark that a line was taken; these are left to type.
+    More(VecDeque<Vec<u8>>),
+    Begin,
+    BeginLine,
+    Output,
+    EndLine,
+    Prompt,
+}
+
+enum Step {
+    Write(Vec<u8>),
+    Go(Stage),
+    Starved,
+    Finished,
+}
+
+impl RunCommand {
+    /// A script that runs `command` from `now` on.
+    ///
+    /// `command` is one or more lines of shell, run by the shell itself: `cd` and variables last,
+    /// `exit` ends the shell. With a `prompt`, the script ends when that has come after the
+    /// command, and consumes it; without (or with an empty one) it ends with the line of the mark.
+    /// `nonce` tells this command's marks from others: a different number for each command.
+    ///
+    /// # Errors
+    /// When the command has a NUL byte or is longer than [`COMMAND_MAX`](super::COMMAND_MAX).
+    pub fn new(
+        command: &str,
+        prompt: Option<&str>,
+        nonce: u64,
+        now: Instant,
+        timeout: Option<Duration>,
+    ) -> Result<Self, ScriptError> {
+        let command = Command::parse(command)?;
+        let marks = Marks::new(nonce);
+        Ok(Self {
+            frame: Frame::new(now, timeout),
+            command,
+            nonce,
+            stdin: Stdin::Null,
+            prompt: prompt.filter(|p| !p.is_empty()).map(|p| Matcher::new([p])),
+            stage: Stage::Fresh,
+            search: None,
+            collected: Collected::new(OUTPUT_LIMIT),
+            status: None,
+            lost_before: 0,
+            interrupted: None,
+            begin: Matcher::new([marks.begin]),
+            more: Matcher::new([marks.more]),
+            end: Matcher::new([marks.end]),
+        })
+    }
+
+    /// Keeps at most the first `bytes` of the output. The rest is read, thrown away, and admitted
+    /// in [`Reply::truncated`].
+    #[must_use]
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.collected.set_limit(bytes);
+        self
+    }
+
+    /// What the command reads from.
+    #[must_use]
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    fn step(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Step {
+        match &mut self.stage {
+            Stage::Fresh => Step::Go(Stage::Type(self.command.lines(self.nonce, self.stdin))),
+            Stage::Type(lines) => {
+                let line = lines.pop_front().unwrap_or_default();
+                let lines = core::mem::take(lines);
+                self.stage = if lines.is_empty() { Stage::Begin } else { Stage::More(lines) };
+                Step::Write(line)
+            }
+            Stage::More(lines) => match seek(&self.more, &mut self.search, log, cursor) {
+                Some(_) => Step::Go(Stage::Type(core::mem::take(lines))),
+                None => Step::Starved,
+            },
+            Stage::Begin => match seek(&self.begin, &mut self.search, log, cursor) {
+                Some(_) => Step::Go(Stage::BeginLine),
+                None => Step::Starved,
+            },
+            Stage::BeginLine => match line_end(log, cursor) {
+                true => {
+                    self.lost_before = cursor.lost();
+                    Step::Go(Stage::Output)
+                }
+                false => Step::Starved,
+            },
+            Stage::Output => self.output(log, cursor),
+            Stage::EndLine => match (line_end(log, cursor), &self.prompt) {
+                (false, _) => Step::Starved,
+                (true, Some(_)) => Step::Go(Stage::Prompt),
+                (true, None) => Step::Finished,
+            },
+            Stage::Prompt => match &self.prompt {
+                Some(prompt) if seek(prompt, &mut self.search, log, cursor).is_none() => {
+                    Step::Starved
+                }
+                _ => Step::Finished,
+            },
+        }
+    }
+
+    /// Gathers what is surely output, up to the end mark with its status.
+    fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Step {
+        let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
+        let hit = self.end.find(search, log);
+        self.collected.push(cursor.before(log, search.settled(&self.end)));
+        let Some(Hit { end, .. }) = hit else { return Step::Starved };
+        match status(log.since(end)) {
+            Status::Known { status, len } => {
+                cursor.before(log, end + len as u64);
+                self.status = Some(status);
+                self.search = None;
+                Step::Go(Stage::EndLine)
+            }
+            Status::Incomplete => Step::Starved,
+            Status::No => {
+                // Something that looked like our mark was printed by the command.
+                self.collected.push(cursor.before(log, end));
+                self.search = None;
+                Step::Go(Stage::Output)
+            }
+        }
+    }
+
+    fn expected(&self) -> String {
+        match &self.stage {
+            Stage::Fresh | Stage::Type(_) | Stage::More(_) | Stage::Begin | Stage::BeginLine => {
+                "the shell to take the command".into()
+            }
+            Stage::Output | Stage::EndLine => "the command to end".into(),
+            Stage::Prompt => {
+                let prompt = self.prompt.as_ref().and_then(|m| m.patterns().next());
+                format!("the prompt {:?}", String::from_utf8_lossy(prompt.unwrap_or_default()))
+            }
+        }
+    }
+}
+
+impl Script for RunCommand {
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output {
+        if let Some(error) = &self.frame.ended {
+            return Output::Done(Err(error.clone()));
+        }
+        if let Some(error) = self.interrupted.take() {
+            return self.frame.fail(error, cursor);
+        }
+        self.frame.enter(cursor);
+        loop {
+            match self.step(log, cursor) {
+                Step::Write(bytes) => return Output::Write(bytes),
+                Step::Go(stage) => self.stage = stage,
+                Step::Finished => {
+                    let (output, cut) = self.collected.finish();
+                    let truncated = cut || cursor.lost() > self.lost_before;
+                    return self.frame.succeed(Reply { output, status: self.status, truncated });
+                }
+                Step::Starved => break,
+            }
+        }
+        if closed {
+            let error = self.frame.closed(log, self.expected());
+            self.frame.fail(error, cursor)
+        } else if self.frame.clock.is_over(now) {
+            self.interrupted = Some(self.frame.timed_out(now, log, self.expected()));
+            Output::Write(vec![INTERRUPT])
+        } else {
+            Output::Wait
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        self.frame.deadline("console command timed out")
+    }
+}
+
+/// Looks for a mark, consuming what surely comes before it, and then the mark itself.
+fn seek(
+    matcher: &Matcher,
+    search: &mut Option<Search>,
+    log: &Scrollback,
+    cursor: &mut Cursor,
+) -> Option<Hit> {
+    let state = search.get_or_insert_with(|| Search::from(cursor.offset()));
+    let hit = matcher.find(state, log);
+    match hit {
+        Some(hit) => {
+            cursor.before(log, hit.end);
+            *search = None;
+        }
+        None => _ = cursor.before(log, state.settled(matcher)),
+    }
+    hit
+}
+
+/// Consumes the end of a mark's line. False when it may still come. Anything else than carriage
+/// returns and one newline is not part of it: the kernel may have cut in.
+fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
+    let unread = cursor.peek(log);
+    let returns = unread.iter().take_while(|&&b| b == b'\r').count();
+    let newline = match unread.get(returns) {
+        Some(b'\n') => 1,
+        Some(_) => 0,
+        None => return false,
+    };
+    let end = log.end() - unread.len() as u64 + (returns + newline) as u64;
+    cursor.before(log, end);
+    true
+}
+
+enum Status {
+    Known { status: i32, len: usize },
+    Incomplete,
+    No,
+}
+
+/// Reads `decimal ";"`, with as many digits as an exit status can have.
+fn status(bytes: &[u8]) -> Status {
+    const DIGITS: usize = 3;
+    let digits = bytes.iter().take(DIGITS + 1).take_while(|b| b.is_ascii_digit()).count();
+    match bytes.get(digits) {
+        None if digits <= DIGITS => Status::Incomplete,
+        Some(b';') if (1..=DIGITS).contains(&digits) => {
+            let status = bytes[..digits].iter().fold(0, |n, b| n * 10 + i32::from(b - b'0'));
+            Status::Known { status, len: digits + 1 }
+        }
+        _ => Status::No,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+use super::super::shell::{At, ECHOES, Guest, Talk, talk};
+use super::*;
+use crate::console::script::COMMAND_MAX;
+use alloc::string::ToString;
+use proptest::prelude::*;
+
+const TIMEOUT: Option<Duration> = Some(Duration::from_secs(10));
+
+fn command(text: &str, prompt: Option<&str>) -> RunCommand {
+    RunCommand::new(text, prompt, 0xbeef, Instant::ZERO, TIMEOUT).expect("typeable")
+}
+
+fn shell(behaviour: fn(&str) -> (&'static [u8], Option<i32>)) -> Guest {
+    let mut guest = Guest::new(At::Shell);
+    guest.behaviour = behaviour;
+    guest.prompt();
+    guest
+}
+
+fn unread(talk: &Talk) -> String {
+    String::from_utf8_lossy(talk.cursor.peek(&talk.log)).into()
+}
+
+#[test]
+fn output_and_status_come_back_under_every_echo_and_chunking() {
+    type Case = (fn(&str) -> (&'static [u8], Option<i32>), &'static [u8], i32);
+    let cases: [Case; 6] = [
+        (|_| (b"hi\n", Some(0)), b"hi\n", 0),
+        (|_| (b"no newline", Some(1)), b"no newline", 1),
+        (|_| (b"", Some(127)), b"", 127),
+        (|_| (b"# \n# ", Some(0)), b"# \n# ", 0),
+        (|_| (b"\x00\xff\x1b[2J\r\t\x07", Some(255)), b"\x00\xff\x1b[2J\r\t\x07", 255),
+        (
+            |_| (b"capsa:end:000000000000beef:x;capsa:end:000000000000beef:1234;capsa", Some(3)),
+            b"capsa:end:000000000000beef:x;capsa:end:000000000000beef:1234;capsa",
+            3,
+        ),
+    ];
+    for (behaviour, output, status) in cases {
+        for echo in ECHOES {
+            for (chunk, prompt) in [(1, None), (7, Some("# ")), (10_000, Some("# ")), (64, None)] {
+                let mut guest = shell(behaviour);
+                guest.echo = echo;
+                // Long enough to wrap.
+                let text = "echo 'it is' \"a command\" that is rather longer than a row of 80 columns; \
+                            echo # ; echo capsa:begin:; true";
+                let talk = talk(&mut command(text, prompt), &mut guest, chunk, 1);
+                let reply = talk.result.as_ref().expect("a reply");
+                assert_eq!(reply.output, output, "{echo:?} {chunk}");
+                assert_eq!((reply.status, reply.truncated), (Some(status), false));
+                assert_eq!(guest.ran, [text]);
+                assert_eq!(unread(&talk), if prompt.is_some() { "" } else { "# " });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_command_goes_in_several_lines_and_arrives_whole() {
+    for text in [
+        "x".repeat(5000),
+        "'".repeat(3000),
+        "caf\u{e9}\n\t\\".repeat(700),
+        format!("cat <<'E'\n{}\nE", "it's a line\n".repeat(400)),
+        "y".repeat(COMMAND_MAX),
+    ] {
+        for echo in ECHOES {
+            let mut guest = shell(|_| (b"done\n", Some(0)));
+            guest.echo = echo;
+            let talk = talk(&mut command(&text, Some("# ")), &mut guest, 900, 2);
+            assert_eq!(talk.result.map(|r| r.output), Ok(b"done\n".to_vec()));
+            assert_eq!(guest.ran, [&*text]);
+            assert!(talk.typed.len() > 2);
+        }
+    }
+}
+
+#[test]
+fn a_timeout_types_one_interrupt_and_loses_nothing() {
+    let mut guest = shell(|_| (b"working...", None));
+    let talk = talk(&mut command("sleep 999", None), &mut guest, 5, 3);
+    let error = talk.result.clone().expect_err("a timeout");
+    assert_eq!(error.to_string(), "timed out after 10s waiting for the command to end");
+    let ScriptError::TimedOut { tail, .. } = error else { panic!("{error}") };
+    assert!(tail.ends_with(b"working..."));
+    assert_eq!((guest.interrupts, talk.typed.last()), (1, Some(&vec![INTERRUPT])));
+    assert!(unread(&talk).ends_with("working...^C\r\n# "), "the cursor is back at the start");
+
+    let mut again = command("sleep 1", None);
+    guest.behaviour = |_| (b"ok", Some(0));
+    let talk = super::super::shell::talk(&mut again, &mut guest, 5, 3);
+    assert_eq!(talk.result.map(|r| r.output), Ok(b"ok".to_vec()), "the shell is usable");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let mut dead = Guest::new(At::Dead);
+    let error = talk(&mut command("x", None), &mut dead, 1, 0).result.expect_err("dead");
+    assert!(error.to_string().ends_with("for the shell to take the command"), "{error}");
+
+    let mut guest = shell(|_| (b"hi\n", Some(0)));
+    let error = talk(&mut command("x", Some("$ ")), &mut guest, 1, 0).result.expect_err("prompt");
+    assert!(error.to_string().ends_with("for the prompt \"$ \""), "{error}");
+}
+
+#[test]
+fn a_closed_console_ends_it_after_the_bytes_were_used() {
+    let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";
+    for (text, closed) in [(done, false), (&done[..done.len() - 4], true)] {
+        let mut log = Scrollback::default();
+        let mut cursor = Cursor::at(0);
+        let mut script = command("x", None);
+        let now = Instant::ZERO;
+        assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Write(_)));
+        log.push(text.as_bytes());
+        let output = script.poll_output(now, &log, &mut cursor, true);
+        match (output, closed) {
+            (Output::Done(Ok(reply)), false) => assert_eq!(reply.output, b"ok\n"),
+            (Output::Done(Err(ScriptError::Closed { .. })), true) => {
+                assert_eq!(cursor, Cursor::at(0));
+            }
+            other => panic!("{other:?}"),
+        }
+        let again = script.poll_output(now, &log, &mut cursor, true);
+        assert!(matches!(again, Output::Done(Err(_))), "sticky: {again:?}");
+        assert_eq!(script.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn output_beyond_the_limit_and_beyond_the_log_is_admitted() {
+    // More than the log of `talk` holds, in chunks that fit.
+    static BIG: [u8; 300_000] = [b'z'; 300_000];
+    let mut guest = shell(|_| (&BIG, Some(0)));
+    let talk1 = talk(&mut command("big", None), &mut guest, 4096, 4);
+    let reply = talk1.result.expect("a reply");
+    assert_eq!((reply.output.len(), reply.truncated), (BIG.len(), false));
+
+    let mut guest = shell(|_| (&BIG, Some(5)));
+    let mut script = command("big", None).output_limit(1000);
+    let reply = talk(&mut script, &mut guest, 4096, 4).result.expect("a reply");
+    assert_eq!((reply.output.len(), reply.truncated, reply.status), (1000, true, Some(5)));
+
+    let mut guest = shell(|_| (&BIG, Some(5)));
+    let reply = talk(&mut command("big", None), &mut guest, 1 << 20, 9).result;
+    // The begin mark was dropped with the first bytes, or some of the output was.
+    assert!(reply.is_err() || reply.is_ok_and(|r| r.truncated));
+}
+
+#[test]
+fn output_dropped_while_nobody_polled_is_admitted() {
+    let mut log = Scrollback::new(64);
+    let mut cursor = Cursor::at(0);
+    let mut script = command("x", None);
+    let mut poll = |log: &Scrollback| script.poll_output(Instant::ZERO, log, &mut cursor, false);
+    assert!(matches!(poll(&log), Output::Write(_)));
+    log.push(b"capsa:begin:000000000000beef\r\nhead");
+    assert_eq!(poll(&log), Output::Wait);
+    log.push(&[b'.'; 100]);
+    log.push(b"tail capsa:end:000000000000beef:0;\r\n");
+    let Output::Done(Ok(reply)) = poll(&log) else { panic!("done") };
+    assert!(reply.truncated);
+    assert!(reply.output.ends_with(b"tail "));
+}
+
+proptest! {
+    #[test]
+    fn chunking_makes_no_difference(seed in any::<u64>(), chunk in 1usize..200, echo in 0usize..4) {
+        let run = |chunk, seed| {
+            let mut guest = shell(|_| (b"# a\nb\r\ncapsa:end:000000000000beef:;\n$ ", Some(2)));
+            guest.echo = ECHOES[echo];
+            let talk = talk(&mut command("x y z", Some("# ")), &mut guest, chunk, seed);
+            (talk.result, talk.cursor, talk.typed, talk.took)
+        };
+        prop_assert_eq!(run(chunk, seed), run(1 << 20, 0));
+    }
+}

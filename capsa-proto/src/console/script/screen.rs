@@ -1,0 +1,266 @@
+//! [`Screen`]: what a person would take for the prompt, looking at the end of the output.
+//!
+//! Two things are taken out first: escape sequences, and messages of the kernel, known by their
+//! time stamp. Such a message ends with a newline, so without it the line that it cut into is
+//! whole again:
+//!
+//! ```text
+//! guest login: [    4.812345] random: crng init done\r\n        is the prompt  "guest login: "
+//! ```
+//!
+//! A kernel that prints no time stamps is not seen through; [`Login`](super::Login) then has to ask
+//! for a new prompt.
+
+use alloc::vec::Vec;
+use memchr::memmem;
+
+/// How much of the output's end is looked at.
+const WINDOW: usize = 4096;
+
+/// How much output is taken at a time, so that nothing short is missed between two looks.
+pub(super) const PIECE: usize = WINDOW / 4;
+
+/// What stands at the end of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// `login:`, but not that of `Last login:`.
+    Login,
+    /// `assword:`, so with either first letter.
+    Password,
+    /// `# `, `$ ` or `> `.
+    Shell,
+}
+
+/// The end of the output since the last [`clear`](Self::clear), as a person would read it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Screen {
+    text: Vec<u8>,
+    shown: u64,
+    state: State,
+    /// What may become a time stamp of the kernel, and is not shown until it cannot.
+    held: Vec<u8>,
+}
+
+/// What the next byte belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Text,
+    /// A message of the kernel, to the end of the line.
+    Kernel,
+    /// After an ESC, and intermediate bytes.
+    Escape,
+    /// CSI: parameters, then one final byte.
+    Csi,
+    /// A string (window title), to BEL or ST. A newline ends it too, or a stray one would hide
+    /// everything after it.
+    String,
+}
+
+impl Screen {
+    /// Takes what came, [`PIECE`] bytes or fewer at a time.
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        for &byte in piece {
+            self.state = self.next(byte);
+        }
+        let excess = self.text.len().saturating_sub(WINDOW);
+        self.text.drain(..excess);
+    }
+
+    /// Forgets the text, not what an unfinished sequence is.
+    pub(super) fn clear(&mut self) {
+        self.text.clear();
+    }
+
+    /// How many bytes were ever shown: while it stays the same, so does what a person sees.
+    pub(super) fn shown(&self) -> u64 {
+        self.shown
+    }
+
+    /// What is asked for at the end of the output, if anything.
+    pub(super) fn sign(&self) -> Option<Sign> {
+        let line = self.text.rsplit(|&b| b == b'\n').next()?;
+        // A line editor may go back and draw the prompt again.
+        let line = line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty())?;
+        if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) {
+            return Some(Sign::Shell);
+        }
+        let line = line.trim_ascii_end().to_ascii_lowercase();
+        if line.ends_with(b"assword:") {
+            Some(Sign::Password)
+        } else if line.ends_with(b"login:") && !line.ends_with(b"last login:") {
+            Some(Sign::Login)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the guest has said that name and password do not fit.
+    pub(super) fn says_incorrect(&self) -> bool {
+        memmem::find(&self.text, b"Login incorrect").is_some()
+    }
+
+    fn next(&mut self, byte: u8) -> State {
+        match (self.state, byte) {
+            (State::String, 0x07 | b'\n') => State::Text,
+            // ESC begins the end of a string as it begins anything else; ST is `ESC \`.
+            (_, 0x1b) => State::Escape,
+            (State::String, _) => State::String,
+            (State::Escape, b'[') => State::Csi,
+            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
+            (State::Escape, 0x20..=0x2f) => State::Escape,
+            (State::Csi, 0x20..=0x3f) => State::Csi,
+            (State::Escape | State::Csi, _) => State::Text,
+            (State::Kernel, b'\n') => State::Text,
+            (State::Kernel, _) => State::Kernel,
+            (State::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.letter(byte),
+            (State::Text, _) => State::Text,
+        }
+    }
+
+    fn letter(&mut self, byte: u8) -> State {
+        if !self.held.is_empty() {
+            self.held.push(byte);
+            match Stamp::judge(&self.held) {
+                Stamp::Whole => {
+                    self.held.clear();
+                    return State::Kernel;
+                }
+                Stamp::Partial => return State::Text,
+                Stamp::No => {
+                    self.held.pop();
+                    self.shown += self.held.len() as u64;
+                    self.text.append(&mut self.held);
+                }
+            }
+        }
+        if byte == b'[' {
+            self.held.push(byte);
+        } else {
+            self.text.push(byte);
+            self.shown += 1;
+        }
+        State::Text
+    }
+}
+
+/// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
+/// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stamp {
+    Whole,
+    /// It may become one.
+    Partial,
+    No,
+}
+
+impl Stamp {
+    /// More than the kernel ever prints.
+    const LONGEST: usize = 32;
+
+    /// Judges bytes that begin with `[`.
+    fn judge(bytes: &[u8]) -> Self {
+        let digits = |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).count();
+        let blanks = bytes[1..].iter().take_while(|&&b| b == b' ').count();
+        let rest = &bytes[1 + blanks..];
+        let seconds = digits(rest);
+        if bytes.len() > Self::LONGEST {
+            return Self::No;
+        }
+        match rest[seconds..] {
+            [] => Self::Partial,
+            [b'.', ref rest @ ..] if seconds > 0 => match (digits(rest), rest) {
+                (6, [.., b']']) if rest.len() == 7 => Self::Whole,
+                (n, rest) if n == rest.len() && n <= 6 => Self::Partial,
+                _ => Self::No,
+            },
+            _ => Self::No,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sign(text: &str) -> Option<Sign> {
+        let mut screen = Screen::default();
+        for piece in text.as_bytes().chunks(PIECE) {
+            screen.push(piece);
+        }
+        screen.sign()
+    }
+
+    #[test]
+    fn a_sign_is_what_stands_at_the_end() {
+        for (text, expected) in [
+            ("guest login: ", Some(Sign::Login)),
+            ("guest login:", Some(Sign::Login)),
+            ("\r\n\r\nLogin: ", Some(Sign::Login)),
+            ("Last login: ", None),
+            ("Last login: Mon Nov 23\r\n# ", Some(Sign::Shell)),
+            ("guest login: root (automatic login)", None),
+            ("guest login: \r\n", None),
+            ("Password: ", Some(Sign::Password)),
+            ("root's password:", Some(Sign::Password)),
+            ("/ # ", Some(Sign::Shell)),
+            ("/ # \x1b[6n", Some(Sign::Shell)),
+            ("\x1b[?2004h\x1b[1;32mroot@vm\x1b[0m:~# \x1b[K", Some(Sign::Shell)),
+            ("\x1b]0;root@vm: ~\x07user@vm:~$ ", Some(Sign::Shell)),
+            ("\x1b]0;title\x1b\\sh-5.2> \x1b[", Some(Sign::Shell)),
+            ("\x1b(B# ", Some(Sign::Shell)),
+            ("\r\x1b[K\r# ", Some(Sign::Shell)),
+            ("# \r", Some(Sign::Shell)),
+            ("# \r\n", None),
+            ("# ls", None),
+            ("", None),
+            ("\x1b", None),
+            ("\x1b]0;never ended", None),
+            ("caf\u{e9} # ", Some(Sign::Shell)),
+        ] {
+            assert_eq!(sign(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_does_not_hide_a_prompt() {
+        for (text, expected) in [
+            ("# [    1.234567] random: crng init done\r\n", Some(Sign::Shell)),
+            ("lo[    1.234567] a\r\n[    1.234568] b\r\ngin: ", Some(Sign::Login)),
+            ("Password: [12345.678901][    T1] usb 1-1: new", Some(Sign::Password)),
+            ("# [1.23] not the kernel\r\n", None),
+            ("# [    1.234567 not the kernel\r\n", None),
+            ("[root@vm ~]# ", Some(Sign::Shell)),
+            ("# [", Some(Sign::Shell)),
+            ("# [  1.2345", Some(Sign::Shell)),
+            ("# [x", None),
+            ("[[    1.234567] a\r\n# ", Some(Sign::Shell)),
+        ] {
+            assert_eq!(sign(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_seen_does_not_count_as_shown() {
+        let mut screen = Screen::default();
+        screen.push(b"# ");
+        let shown = screen.shown();
+        for byte in b"\x1b[0m[    1.234567] random: crng init done\r\n\x1b]0;title\x07" {
+            screen.push(&[*byte]);
+            assert_eq!((screen.shown(), screen.sign()), (shown, Some(Sign::Shell)));
+        }
+        screen.push(b" ");
+        assert_eq!(screen.shown(), shown + 1);
+    }
+
+    #[test]
+    fn incorrect_is_seen_in_the_middle_of_much_output() {
+        let mut screen = Screen::default();
+        let text = [&[b'x'; 700][..], b"\r\nLogin incorrect\r\n", &[b'y'; 5000]].concat();
+        let seen = text.chunks(PIECE).filter(|piece| {
+            screen.push(piece);
+            screen.says_incorrect()
+        });
+        assert!(seen.count() > 0);
+    }
+}
