@@ -1,1 +1,230 @@
-//! Placeholder line, replaced in the next commits.
+//! Cloud Hypervisor as data: what it can do, what to look for, and the exact plan of a machine.
+//!
+//! A machine is one `cloud-hypervisor` process, started empty, and one virtiofsd for each share,
+//! started before it. The whole configuration goes over the REST socket in `vm.create`, so no path
+//! passes through an option parser. Its console is a pty of ours as the process's standard input and
+//! output: the serial mode `Tty` loses nothing from the first byte on every version, while the mode
+//! `Socket` drops what was written before somebody connected (before v53).
+//!
+//! What it does not do: read the event monitor. So a guest's power-off is known by the process's
+//! exit (status 0, and a vCPU failure looks the same), and **a reboot is not seen**: the guest
+//! boots again inside the process, which has no option against it. (With shares it cannot: virtiofsd
+//! takes one connection and is gone after it.) Where the machine should end on a reboot, which is the
+//! default, the plan carries a warning.
+//!
+//! Facts are from Cloud Hypervisor v53 and its source; older versions are named where they differ.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod judge;
+mod refuse;
+#[cfg(test)]
+mod tests;
+mod vm_config;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use capsa_proto::backend::{
+    Availability, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict, Version,
+};
+use capsa_proto::capabilities::{
+    BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
+    NetworkModeSupport, Violation,
+};
+use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
+use capsa_proto::host::{Arch, HostFacts};
+use capsa_proto::plan::{
+    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
+    Step,
+};
+use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
+use capsa_proto::virtiofsd;
+
+/// The key of its answer in a [`ProbeReport`].
+pub const KEY: &str = "cloud-hypervisor";
+
+/// The oldest version that honours `image_type`.
+///
+/// `vm.create` accepts fields it does not know. An older version would therefore drop `image_type`
+/// without a word and guess the format of every disk from its content, which a guest can write:
+/// a raw disk that a guest gave a qcow2 header with a backing file of its choice would open that
+/// file on the host (GHSA-jmr4-g2hv-mjj6).
+pub const MIN_VERSION: Version = Version::new(50, 1, 0);
+
+/// The Cloud Hypervisor backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CloudHypervisor;
+
+static CAPABILITIES: BackendCapabilities = BackendCapabilities {
+    guest_os: GuestOsSupport { linux: true },
+    boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: true },
+    image_formats: ImageFormatSupport { raw: true, qcow2: true },
+    // It has no NAT of its own; a tap device or a vhost-user peer would have to bring one.
+    network_modes: NetworkModeSupport { none: true, nat: false },
+    virtio_fs: true,
+    virtio_9p: false,
+    share_read_only: true,
+    disk_ephemeral: false,
+    disk_read_only: true,
+    reboot_restart: true,
+    vsock: false,
+    // What every architecture has; x86-64 alone goes to 8192.
+    max_cpus: Some(255),
+    max_memory_mb: None,
+};
+
+impl CloudHypervisor {
+    /// The backend.
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl HypervisorBackend for CloudHypervisor {
+    fn name(&self) -> &'static str {
+        KEY
+    }
+
+    fn capabilities(&self) -> &BackendCapabilities {
+        &CAPABILITIES
+    }
+
+    fn probe(&self, spec: Option<&VmSpec>) -> ProbePlan {
+        let mut questions = vec![Question {
+            key: KEY,
+            env: "CAPSA_CLOUD_HYPERVISOR",
+            // The second is what the release page calls the binary that runs anywhere.
+            candidates: vec![KEY.to_string(), "cloud-hypervisor-static".to_string()],
+            args: vec!["--version"],
+        }];
+        if spec.is_none_or(|spec| !spec.shares.is_empty()) {
+            questions.push(virtiofsd::question());
+        }
+        ProbePlan { questions }
+    }
+
+    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
+        judge::judge(host, found)
+    }
+
+    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline {
+        let mut line = KernelCmdline::new();
+        line.console(match host.arch {
+            Arch::Aarch64 => "ttyAMA0",
+            _ => "ttyS0",
+        });
+        line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", "-1"));
+        line
+    }
+
+    fn default_root_device(&self) -> &str {
+        "/dev/vda"
+    }
+
+    fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
+        refuse::refuse(spec, host, found)
+    }
+
+    fn plan(
+        &self,
+        vm: &Checked,
+        at: &RunDirPlan,
+        host: &HostFacts,
+        found: &ProbeReport,
+    ) -> LaunchPlan {
+        let spec = vm.spec();
+        let socket = at.socket("api.sock");
+        let mut processes: Vec<_> = vm
+            .shares()
+            .iter()
+            .enumerate()
+            .map(|(n, share)| virtiofsd::process(share, n, at, found))
+            .collect();
+        processes.push(ProcessPlan {
+            name: KEY.to_string(),
+            program: found.program(KEY, KEY),
+            args: vec![
+                "--api-socket".to_string(),
+                format!("path={socket}"),
+                "--seccomp".to_string(),
+                "true".to_string(),
+            ],
+            ready: Ready::ControlConnected,
+        });
+        LaunchPlan {
+            backend: KEY,
+            run_dir: at.path().clone(),
+            processes,
+            control: ControlPlan { protocol: Protocol::Http, socket },
+            console: match spec.console {
+                ConsoleMode::Disabled => ConsolePlan::None,
+                mode => ConsolePlan::Pty { mode },
+            },
+            boot: vec![
+                Message::http(
+                    "create the machine",
+                    "PUT",
+                    "/api/v1/vm.create",
+                    Some(vm_config::vm_config(vm, at, host)),
+                ),
+                Message::http("boot the guest", "PUT", "/api/v1/vm.boot", None),
+            ],
+            ask: Some(Message::http(
+                "press the power button",
+                "PUT",
+                "/api/v1/vm.power-button",
+                None,
+            )),
+            // SIGTERM would do the same, no more: neither reaches the guest.
+            quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
+            cmdline: vm.cmdline().to_string(),
+            on_reboot: spec.on_reboot,
+            time_limit: spec.time_limit,
+            notes: notes(vm, host),
+        }
+    }
+
+    /// An error's body is a JSON array of strings, the error and its causes, outermost first.
+    fn reply(&self, _: &Message, reply: &Reply) -> Verdict {
+        match (reply.verdict(), reply) {
+            (Verdict::Refused(plain), Reply::Http { body, .. }) => {
+                let chain: Vec<String> = serde_json::from_str(body).unwrap_or_default();
+                Verdict::Refused(if chain.is_empty() { plain } else { chain.join(": ") })
+            }
+            (verdict, _) => verdict,
+        }
+    }
+}
+
+fn notes(vm: &Checked, host: &HostFacts) -> Vec<Note> {
+    let spec = vm.spec();
+    let mut notes = vm.notes().to_vec();
+    let asked = u64::from(spec.resources.memory_mb);
+    let given = vm_config::memory_mb(spec.resources.memory_mb);
+    if given != asked {
+        notes.push(Note::info(format!(
+            "memory is {given} MiB instead of {asked}: it comes in multiples of 2 MiB"
+        )));
+    }
+    for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
+        notes
+            .push(Note::info(format!("{} has a backing file, which is opened with it", disk.path)));
+    }
+    if spec.on_reboot == RebootPolicy::End {
+        notes.push(Note::warning(if spec.shares.is_empty() {
+            "a guest that reboots, or panics with panic=-1, boots again instead of ending the \
+             machine: cloud-hypervisor cannot be told otherwise (set a time limit, or use the qemu \
+             backend)"
+        } else {
+            "a guest that reboots, or panics with panic=-1, ends the machine as failed: its shares \
+             are lost in the reboot"
+        }));
+    }
+    notes
+}

@@ -1,1 +1,197 @@
-//! Placeholder line, replaced in the next commits.
+//! vfkit as data: what it can do, what to look for, and the exact plan of a machine.
+//!
+//! A machine is one `vfkit` process that is given everything on its command line and starts the
+//! guest at once; its REST socket tells when Virtualization.framework has it running. There are no
+//! helpers: NAT and directory sharing are the framework's own.
+//!
+//! # Why the console is `stdio`
+//!
+//! vfkit has three consoles. `logFilePath` takes no input. `pty` opens a terminal of its own, whose
+//! path is only known once the process runs, and until somebody reads there the guest may hang in
+//! early boot (vfkit issue 347, pull request 259). `stdio` works from the first byte, with a pty of
+//! ours as standard input (which must be a terminal) and output. Its price: the REST server logs
+//! every request on standard output, so the console holds whole lines that begin with `[GIN]`: one
+//! for each question whether the guest runs yet, before or among its first output, and one where it
+//! is asked to power off. Nothing is asked in between, and the plan says so in a note. A few known
+//! lines are better than a guest that may hang.
+//!
+//! # What is not known
+//!
+//! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
+//! assumption; there is no event for it and no option against it, so the plan carries a warning.
+//!
+//! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod args;
+#[cfg(test)]
+mod grammar;
+mod judge;
+mod refuse;
+mod reply;
+#[cfg(test)]
+mod tests;
+
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde_json::json;
+
+use capsa_proto::backend::{
+    Availability, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict, Version,
+};
+use capsa_proto::capabilities::{
+    BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
+    NetworkModeSupport, Violation,
+};
+use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
+use capsa_proto::host::HostFacts;
+use capsa_proto::plan::{
+    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
+    Signal, Step,
+};
+use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
+
+/// The key of its answer in a [`ProbeReport`].
+pub const KEY: &str = "vfkit";
+
+/// The oldest version that asks the guest to stop on SIGTERM; until 0.6.1 it cut the power.
+pub const MIN_VERSION: Version = Version::new(0, 6, 2);
+
+/// The vfkit backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Vfkit;
+
+static CAPABILITIES: BackendCapabilities = BackendCapabilities {
+    guest_os: GuestOsSupport { linux: true },
+    boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: false },
+    image_formats: ImageFormatSupport { raw: true, qcow2: false },
+    network_modes: NetworkModeSupport { none: true, nat: true },
+    virtio_fs: true,
+    virtio_9p: false,
+    // The framework can; vfkit has no option for it and always shares writable.
+    share_read_only: false,
+    disk_ephemeral: false,
+    disk_read_only: true,
+    reboot_restart: false,
+    vsock: false,
+    max_cpus: None,
+    max_memory_mb: None,
+};
+
+impl Vfkit {
+    /// The backend.
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl HypervisorBackend for Vfkit {
+    fn name(&self) -> &'static str {
+        KEY
+    }
+
+    fn capabilities(&self) -> &BackendCapabilities {
+        &CAPABILITIES
+    }
+
+    fn probe(&self, _: Option<&VmSpec>) -> ProbePlan {
+        // Homebrew on Apple silicon and on Intel, and podman's installer, which brings its own.
+        let candidates =
+            [KEY, "/opt/homebrew/bin/vfkit", "/usr/local/bin/vfkit", "/opt/podman/bin/vfkit"];
+        ProbePlan {
+            questions: vec![Question {
+                key: KEY,
+                env: "CAPSA_VFKIT",
+                candidates: candidates.map(ToString::to_string).into(),
+                args: vec!["--version"],
+            }],
+        }
+    }
+
+    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
+        judge::judge(host, found)
+    }
+
+    fn kernel_cmdline_defaults(&self, _: &HostFacts) -> KernelCmdline {
+        let mut line = KernelCmdline::new();
+        line.console("hvc0");
+        line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", "-1"));
+        line
+    }
+
+    fn default_root_device(&self) -> &str {
+        "/dev/vda"
+    }
+
+    fn refuse(&self, spec: &VmSpec, host: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
+        refuse::refuse(spec, host)
+    }
+
+    fn plan(
+        &self,
+        vm: &Checked,
+        at: &RunDirPlan,
+        _: &HostFacts,
+        found: &ProbeReport,
+    ) -> LaunchPlan {
+        let spec = vm.spec();
+        let socket = at.socket("rest.sock");
+        LaunchPlan {
+            backend: KEY,
+            run_dir: at.path().clone(),
+            processes: vec![ProcessPlan {
+                name: KEY.to_string(),
+                program: found.program(KEY, KEY),
+                args: args::args(vm, at, &socket),
+                ready: Ready::ControlConnected,
+            }],
+            control: ControlPlan { protocol: Protocol::Http, socket },
+            console: match spec.console {
+                ConsoleMode::Disabled => ConsolePlan::None,
+                mode => ConsolePlan::Pty { mode },
+            },
+            boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
+            ask: Some(Message::http(
+                "press the power button",
+                "POST",
+                reply::STATE,
+                Some(json!({ "state": "Stop" })),
+            )),
+            // It asks the guest once more, waits five seconds and forces it. The REST call that
+            // forces at once, HardStop, loses its own reply to the process's exit.
+            quit: Step::Signal(Signal::Term),
+            cmdline: vm.cmdline().to_string(),
+            on_reboot: spec.on_reboot,
+            time_limit: spec.time_limit,
+            notes: notes(vm),
+        }
+    }
+
+    fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
+        reply::verdict(message, reply)
+    }
+}
+
+fn notes(vm: &Checked) -> Vec<Note> {
+    let spec = vm.spec();
+    let mut notes = vm.notes().to_vec();
+    if spec.console != ConsoleMode::Disabled {
+        notes.push(Note::info(
+            "vfkit logs its control requests on the console: lines that begin with [GIN], before \
+             the guest's first output and where it is asked to power off",
+        ));
+    }
+    if spec.on_reboot == RebootPolicy::End {
+        notes.push(Note::warning(
+            "a guest that reboots, or panics with panic=-1, probably boots again instead of ending \
+             the machine: vfkit cannot be told otherwise (set a time limit)",
+        ));
+    }
+    notes
+}

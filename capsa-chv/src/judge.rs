@@ -1,0 +1,66 @@
+//! Whether Cloud Hypervisor can be used on a host.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use capsa_proto::backend::{Answer, Availability, ProbeReport, Version};
+use capsa_proto::host::{Arch, HostFacts, Os, Reason};
+use capsa_proto::plan::Note;
+use capsa_proto::virtiofsd;
+
+use crate::{KEY, MIN_VERSION};
+
+pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
+    let (program, version) = match found.get(KEY) {
+        Some(Answer::Said { program, output }) => (Some(program.clone()), Version::find(output)),
+        Some(Answer::Failed { program, .. }) => (Some(program.clone()), None),
+        _ => (None, None),
+    };
+    let mut against = Vec::new();
+    if host.os == Os::Linux {
+        against.extend(against_architecture(host.arch));
+        against.extend(against_program(found));
+        against.extend(host.kvm.against());
+    } else {
+        // What else is missing there would only be noise.
+        against.push(Reason::new(
+            "it runs on Linux only",
+            "use the vfkit backend on macOS, or the qemu backend",
+        ));
+    }
+    // Only a machine with shares needs virtiofsd, and is refused without it.
+    let notes = virtiofsd::against(found)
+        .into_iter()
+        .map(|reason| Note::warning(format!("no shares: {reason}")))
+        .collect();
+    Availability { version, program, against, notes }
+}
+
+fn against_architecture(arch: Arch) -> Option<Reason> {
+    matches!(arch, Arch::Other)
+        .then(|| Reason::new("it runs on x86-64 and arm64 only", "use the qemu backend"))
+}
+
+fn against_program(found: &ProbeReport) -> Option<Reason> {
+    let what = match found.get(KEY)? {
+        Answer::NotFound { tried } => {
+            format!("the program was not found (tried {})", tried.join(", "))
+        }
+        Answer::Failed { program, why } => format!("{program} --version did not work: {why}"),
+        Answer::Said { program, output } => match Version::find(output) {
+            None => format!("{program} did not say its version"),
+            Some(version) if version < MIN_VERSION => format!(
+                "{program} is version {version}, older than {MIN_VERSION}: it would guess the \
+                 format of disks"
+            ),
+            Some(_) => return None,
+        },
+    };
+    Some(Reason::new(
+        what,
+        format!(
+            "install cloud-hypervisor {MIN_VERSION} or later and set CAPSA_CLOUD_HYPERVISOR if it \
+             is not in PATH"
+        ),
+    ))
+}

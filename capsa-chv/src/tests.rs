@@ -1,0 +1,373 @@
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde_json::{Value, json};
+
+use capsa_proto::backend::Answer;
+use capsa_proto::capabilities::check;
+use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::{Body, NoteLevel};
+use capsa_proto::spec::{
+    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, Share, ShareMechanism, Virtio9pConfig,
+    VirtioFsConfig,
+};
+
+use super::*;
+
+const BACKEND: CloudHypervisor = CloudHypervisor::new();
+
+fn path(text: &str) -> HostPath {
+    HostPath::new(text).unwrap()
+}
+
+fn file(head: Vec<u8>) -> FileFacts {
+    FileFacts::File { size: 1 << 20, head, writable: true }
+}
+
+fn qcow2(backing_file_offset: u64) -> FileFacts {
+    let mut head = b"QFI\xfb\0\0\0\x03".to_vec();
+    head.extend(backing_file_offset.to_be_bytes());
+    head.resize(1024, 0);
+    file(head)
+}
+
+fn host() -> HostFacts {
+    let mut kernel = vec![0; 1024];
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    HostFacts {
+        os: Os::Linux,
+        arch: Arch::X86_64,
+        memory_mb: 65536,
+        kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
+        socket_path_max: 107,
+        run_dir: path("/run/c/1"),
+        files: BTreeMap::from([
+            (path("/k"), file(kernel)),
+            (path("/i"), file(vec![1; 1024])),
+            (path("/raw"), file(vec![0; 1024])),
+            (path("/plain.qcow2"), qcow2(0)),
+            (path("/over.qcow2"), qcow2(0x118)),
+            (path("/work"), FileFacts::Directory { writable: true }),
+            (path("/data"), FileFacts::Directory { writable: true }),
+        ]),
+    }
+}
+
+fn said(output: &str) -> Answer {
+    Answer::Said { program: "/opt/bin/ch".into(), output: output.into() }
+}
+
+fn found(hypervisor: &str, helper: &str) -> ProbeReport {
+    let mut found = ProbeReport::default();
+    found.insert(KEY, said(hypervisor));
+    found.insert(virtiofsd::KEY, said(helper));
+    found
+}
+
+fn all_found() -> ProbeReport {
+    found("cloud-hypervisor v53.0", "virtiofsd 1.14.0")
+}
+
+fn disk(at: &str, format: ImageFormat) -> Disk {
+    Disk { path: path(at), format, read_only: false, ephemeral: false }
+}
+
+fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) -> Share {
+    Share { host: path(host), guest: guest.into(), mode, mechanism }
+}
+
+/// The smallest machine it runs: no disk, no network, no console.
+fn spec() -> VmSpec {
+    VmSpec { network: NetworkMode::None, ..VmSpec::new(path("/k")) }
+}
+
+fn plan(spec: VmSpec) -> LaunchPlan {
+    let (host, found) = (host(), all_found());
+    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found)
+}
+
+fn created(plan: &LaunchPlan) -> &Value {
+    match &plan.boot[0].body {
+        Body::Http { method: "PUT", path: "/api/v1/vm.create", body: Some(body) } => body,
+        other => panic!("the first message is {other:?}"),
+    }
+}
+
+fn refused(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> String {
+    let violations = check(spec, &BACKEND, host, found).unwrap_err();
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_smallest_machine() {
+    let plan = plan(spec());
+    assert_eq!(plan.processes.len(), 1);
+    assert_eq!(plan.processes[0].program, "/opt/bin/ch");
+    assert_eq!(
+        plan.processes[0].args.join(" "),
+        "--api-socket path=/run/c/1/api.sock --seccomp true"
+    );
+    assert_eq!(plan.console, ConsolePlan::None);
+    assert_eq!(
+        created(&plan),
+        &json!({
+            "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
+            "memory": { "size": 512 << 20 },
+            "payload": { "kernel": "/k", "cmdline": "reboot=t panic=-1" },
+            "serial": { "mode": "Off" },
+            "console": { "mode": "Off" },
+        })
+    );
+}
+
+#[test]
+fn the_messages_and_the_way_out() {
+    let plan = plan(spec());
+    let http = |path| Body::Http { method: "PUT", path, body: None };
+    assert_eq!(plan.boot[1].body, http("/api/v1/vm.boot"));
+    assert_eq!(plan.ask.unwrap().body, http("/api/v1/vm.power-button"));
+    let Step::Control(quit) = plan.quit else { panic!("quits by {:?}", plan.quit) };
+    assert_eq!(quit.body, http("/api/v1/vmm.shutdown"));
+    assert_eq!(plan.control.protocol, Protocol::Http);
+    assert_eq!(plan.control.socket.as_str(), "/run/c/1/api.sock");
+}
+
+#[test]
+fn a_machine_with_everything() {
+    let mut spec = spec();
+    spec.initrd = Some(path("/i"));
+    spec.resources.cpus = 4;
+    spec.resources.memory_mb = 1023;
+    spec.console = ConsoleMode::Enabled;
+    spec.disks = vec![
+        disk("/raw", ImageFormat::Raw),
+        disk("/plain.qcow2", ImageFormat::Qcow2),
+        Disk { read_only: true, ..disk("/over.qcow2", ImageFormat::Qcow2) },
+    ];
+    let fs = VirtioFsConfig { tag: Some("d".into()), cache: Some("always".into()) };
+    spec.shares = vec![
+        share("/work", "/workspace", MountMode::ReadOnly, ShareMechanism::Auto),
+        share("/data", "/d", MountMode::ReadWrite, ShareMechanism::VirtioFs(fs)),
+    ];
+    let plan = plan(spec);
+
+    let names: Vec<_> = plan.processes.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["virtiofsd for /workspace", "virtiofsd for /d", "cloud-hypervisor"]);
+    assert_eq!(plan.processes[1].ready, Ready::SocketExists(path("/run/c/1/fs1.sock")));
+    assert_eq!(plan.hypervisor().0, 2);
+    assert_eq!(plan.console, ConsolePlan::Pty { mode: ConsoleMode::Enabled });
+    assert_eq!(
+        created(&plan),
+        &json!({
+            "cpus": { "boot_vcpus": 4, "max_vcpus": 4 },
+            "memory": { "size": 1024 << 20, "shared": true },
+            "payload": {
+                "kernel": "/k",
+                "initramfs": "/i",
+                "cmdline": "console=ttyS0 reboot=t panic=-1 root=/dev/vda \
+                            systemd.mount-extra=capsa0:/workspace:virtiofs:ro \
+                            systemd.mount-extra=d:/d:virtiofs:rw",
+            },
+            "serial": { "mode": "Tty" },
+            "console": { "mode": "Off" },
+            "disks": [
+                { "path": "/raw", "readonly": false, "image_type": "Raw" },
+                { "path": "/plain.qcow2", "readonly": false, "image_type": "Qcow2" },
+                {
+                    "path": "/over.qcow2",
+                    "readonly": true,
+                    "image_type": "Qcow2",
+                    "backing_files": true,
+                },
+            ],
+            "fs": [
+                {
+                    "tag": "capsa0",
+                    "socket": "/run/c/1/fs0.sock",
+                    "num_queues": 1,
+                    "queue_size": 1024,
+                },
+                {
+                    "tag": "d",
+                    "socket": "/run/c/1/fs1.sock",
+                    "num_queues": 1,
+                    "queue_size": 1024,
+                },
+            ],
+        })
+    );
+    let notes: Vec<_> = plan.notes.iter().map(|note| note.text.as_str()).collect();
+    assert!(notes[0].contains("1024 MiB instead of 1023"), "{notes:?}");
+    assert!(notes[1].contains("/over.qcow2 has a backing file"), "{notes:?}");
+}
+
+#[test]
+fn a_reboot_that_cannot_end_the_machine_is_said() {
+    let warns = |spec: VmSpec| plan(spec).notes.iter().any(|n| n.level == NoteLevel::Warning);
+    assert!(warns(spec()));
+    assert!(!warns(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() }));
+}
+
+#[test]
+fn a_plan_without_programs_names_them() {
+    let mut spec = spec();
+    spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
+    let (host, mut found) = (host(), ProbeReport::default());
+    for question in BACKEND.probe(Some(&spec)).questions {
+        found.insert(question.key, Answer::NotFound { tried: question.candidates });
+    }
+    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
+    let programs: Vec<_> = plan.processes.iter().map(|p| p.program.as_str()).collect();
+    assert_eq!(programs, ["virtiofsd", "cloud-hypervisor"]);
+}
+
+#[test]
+fn only_a_machine_with_shares_looks_for_virtiofsd() {
+    let keys = |spec: Option<&VmSpec>| -> Vec<_> {
+        BACKEND.probe(spec).questions.iter().map(|q| q.key).collect()
+    };
+    assert_eq!(keys(Some(&spec())), [KEY]);
+    assert_eq!(keys(None), [KEY, virtiofsd::KEY]);
+}
+
+#[test]
+fn the_console_is_named_as_the_architecture_has_it() {
+    for (arch, want) in [(Arch::X86_64, "ttyS0"), (Arch::Aarch64, "ttyAMA0")] {
+        let line = BACKEND.kernel_cmdline_defaults(&HostFacts { arch, ..host() });
+        assert_eq!(line.get("console"), Some(want));
+    }
+}
+
+#[test]
+fn what_speaks_against_it() {
+    let judge = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
+        BACKEND.judge(host, found).against.iter().map(ToString::to_string).collect()
+    };
+    let fine = BACKEND.judge(&host(), &all_found());
+    assert!(fine.is_usable());
+    assert_eq!(fine.version, Some(Version::new(53, 0, 0)));
+    assert_eq!(fine.notes, []);
+
+    let mac = HostFacts { os: Os::MacOs, kvm: KvmFacts::ABSENT, ..host() };
+    let against = judge(&mac, &ProbeReport::default());
+    assert_eq!(against.len(), 1, "{against:?}");
+    assert!(against[0].contains("Linux only") && against[0].contains("vfkit"));
+
+    let other = HostFacts { arch: Arch::Other, ..host() };
+    assert!(judge(&other, &all_found())[0].contains("x86-64 and arm64"));
+
+    let mut missing = ProbeReport::default();
+    missing.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
+    let no_kvm = HostFacts { kvm: KvmFacts::ABSENT, ..host() };
+    let against = judge(&no_kvm, &missing);
+    assert_eq!(against.len(), 2, "{against:?}");
+    assert!(against[0].contains("not found") && against[1].contains("/dev/kvm"));
+
+    for (output, want) in [
+        ("cloud-hypervisor v50.0", Some("50.0.0, older than 50.1.0")),
+        ("cloud-hypervisor v50.1.0", None),
+        ("cloud-hypervisor v51.0", None),
+        ("hello", Some("did not say its version")),
+    ] {
+        let against = judge(&host(), &found(output, "virtiofsd 1.14.0"));
+        match want {
+            None => assert!(against.is_empty(), "{output}: {against:?}"),
+            Some(want) => assert!(against[0].contains(want), "{output}: {against:?}"),
+        }
+    }
+    missing.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 1".into() });
+    assert!(judge(&host(), &missing)[0].contains("/x --version did not work: status 1"));
+}
+
+#[test]
+fn a_missing_virtiofsd_is_a_note_until_a_share_needs_it() {
+    let found = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
+    let judged = BACKEND.judge(&host(), &found);
+    assert!(judged.is_usable());
+    assert!(judged.notes[0].text.contains("no shares"), "{:?}", judged.notes);
+    assert!(check(spec(), &BACKEND, &host(), &found).is_ok());
+}
+
+#[test]
+fn what_is_refused() {
+    type Change = Box<dyn Fn(&mut VmSpec)>;
+    let p9 = || ShareMechanism::Virtio9p(Virtio9pConfig::default());
+    let auto = |mechanism| vec![share("/work", "/w", MountMode::ReadOnly, mechanism)];
+    let cases: Vec<(Change, &str)> = vec![
+        (Box::new(|s| s.network = NetworkMode::Nat), "network: NAT is not supported"),
+        (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: it runs on KVM only"),
+        (Box::new(|s| s.accelerator = Accelerator::Hvf), "accelerator: it runs on KVM only"),
+        (
+            Box::new(move |s| s.shares = auto(p9())),
+            "shares[0].mechanism: virtio-9p is not supported",
+        ),
+        (
+            Box::new(move |s| {
+                s.shares = auto(ShareMechanism::Auto);
+                s.on_reboot = RebootPolicy::Restart;
+            }),
+            "on_reboot: a reboot closes the sockets",
+        ),
+        (
+            Box::new(|s| {
+                s.disks = vec![Disk { ephemeral: true, ..disk("/raw", ImageFormat::Raw) }];
+            }),
+            "disks[0].ephemeral",
+        ),
+        (Box::new(|s| s.resources.cpus = 256), "cpus: 256 CPUs are more than the 255"),
+    ];
+    for (change, want) in cases {
+        let mut spec = spec();
+        change(&mut spec);
+        let said = refused(spec, &host(), &all_found());
+        assert!(said.contains(want), "wanted {want:?}, got {said:?}");
+        assert!(said.contains("[cloud-hypervisor]"), "{said}");
+    }
+}
+
+#[test]
+fn what_is_refused_for_what_was_found() {
+    let mut shared = spec();
+    shared.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
+    let old_helper = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
+    assert!(refused(shared, &host(), &old_helper).starts_with("shares: "));
+
+    let old = found("cloud-hypervisor v51.1", "virtiofsd 1.14.0");
+    let with = |read_only| VmSpec {
+        disks: vec![Disk { read_only, ..disk("/plain.qcow2", ImageFormat::Qcow2) }],
+        ..spec()
+    };
+    assert!(refused(with(false), &host(), &old).contains("may destroy qcow2 images"));
+    assert!(check(with(true), &BACKEND, &host(), &old).is_ok());
+
+    let comma = HostFacts { run_dir: path("/run/a,fd=3"), ..host() };
+    assert!(refused(spec(), &comma, &all_found()).starts_with("run_dir: "));
+}
+
+#[test]
+fn an_error_is_its_chain() {
+    let message = Message::http("boot the guest", "PUT", "/api/v1/vm.boot", None);
+    let verdict =
+        |status, body: &str| BACKEND.reply(&message, &Reply::Http { status, body: body.into() });
+    assert_eq!(verdict(204, ""), Verdict::Done);
+    assert_eq!(verdict(200, "{}"), Verdict::Done);
+    assert_eq!(
+        verdict(500, r#"["The VM could not boot", "Cannot open kernel file", "No such file"]"#),
+        Verdict::Refused(
+            "The VM could not boot: Cannot open kernel file: No such file".to_string()
+        )
+    );
+    for body in ["", "[]", "oops", "[1]"] {
+        let Verdict::Refused(said) = verdict(500, body) else { panic!("{body} was not refused") };
+        assert!(said.contains("500"), "{said}");
+    }
+    let broken = BACKEND.reply(&message, &Reply::Broken("closed".into()));
+    assert_eq!(broken, Verdict::Refused("closed".into()));
+}

@@ -1,0 +1,76 @@
+//! The command line of a machine.
+//!
+//! `--device` splits its value at every comma and has no way to quote one, so whoever gets here has
+//! no comma in a path: see [`refuse`](crate::refuse). The three kernel flags take any text as it is;
+//! `--bootloader linux,…`, which vfkit's manual prefers, would corrupt a quoted kernel argument.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use capsa_proto::capabilities::Checked;
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::RunDirPlan;
+use capsa_proto::spec::{ConsoleMode, NetworkMode};
+
+pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
+    let spec = vm.spec();
+    let mut args = Vec::new();
+    let mut flag = |name: &str, value: String| args.extend([name.to_string(), value]);
+
+    flag("--cpus", spec.resources.cpus.to_string());
+    flag("--memory", spec.resources.memory_mb.to_string());
+    // All three or none; there is always an initrd, because the capability table asks for one.
+    flag("--kernel", spec.kernel.to_string());
+    if let Some(initrd) = &spec.initrd {
+        flag("--initrd", initrd.to_string());
+    }
+    flag("--kernel-cmdline", vm.cmdline().to_string());
+
+    // The guest sees disks in the order given: vda, vdb, …
+    for disk in vm.disks() {
+        let read_only = if disk.read_only { ",readonly" } else { "" };
+        flag("--device", format!("virtio-blk,path={}{read_only}", disk.path));
+    }
+    for share in vm.shares() {
+        flag("--device", format!("virtio-fs,sharedDir={},mountTag={}", share.host, share.tag));
+    }
+    if spec.network == NetworkMode::Nat {
+        // A bare `virtio-net` is an error, and without `mac` the address would be random.
+        flag("--device", format!("virtio-net,nat,mac={}", mac(vm, at)));
+    }
+    if spec.console != ConsoleMode::Disabled {
+        flag("--device", "virtio-serial,stdio".to_string());
+    }
+    flag("--device", "virtio-rng".to_string());
+    flag("--restful-uri", format!("unix://{rest}"));
+    args
+}
+
+/// The address of the machine's network card: locally administered, unicast.
+///
+/// macOS leases IP addresses by it, so a machine that is started again should have it again, and two
+/// that run at once must not share it. A disk that is written belongs to one machine at a time and
+/// so gives it an identity; without one, the run directory does.
+fn mac(vm: &Checked, at: &RunDirPlan) -> String {
+    let mut written = vm.disks().iter().filter(|disk| !disk.read_only).map(|d| &d.path).peekable();
+    let hash = match written.peek() {
+        Some(_) => fnv1a(written),
+        None => fnv1a([at.path()].into_iter()),
+    };
+    let [_, _, first, rest @ ..] = hash.to_be_bytes();
+    let mut text = format!("{:02x}", (first & 0xfc) | 0x02);
+    for byte in rest {
+        text.push_str(&format!(":{byte:02x}"));
+    }
+    text
+}
+
+/// 64-bit FNV-1a over paths, each ended by the one byte a path cannot hold.
+fn fnv1a<'a>(paths: impl Iterator<Item = &'a HostPath>) -> u64 {
+    paths
+        .flat_map(|path| path.as_str().bytes().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+}

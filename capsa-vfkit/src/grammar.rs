@@ -1,0 +1,161 @@
+//! vfkit's command line grammar, read strictly: the naive twin of [`args`](crate::args).
+//!
+//! It knows only the flags and devices that a plan uses, and refuses at least what vfkit v0.6.4
+//! refuses of these. What it makes of a line is compared with `oracle.jsonl`: argument lists with
+//! what vfkit's own parser made of them (`devices` is what `GET /vm/inspect` would show).
+//!
+//! ```text
+//! line   = *( flag value )              ; pflag: a value may begin with "-"
+//! device = kind *( "," [ option ] )     ; no quotes, no escapes
+//! option = key [ "=" value ]            ; the value ends at the comma, and nothing else ends it
+//! ```
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use serde_json::{Value, json};
+
+/// A line as vfkit understands it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Line {
+    pub(crate) vcpus: Option<u32>,
+    pub(crate) memory_mb: Option<u64>,
+    pub(crate) kernel: Option<String>,
+    pub(crate) initrd: Option<String>,
+    pub(crate) cmdline: Option<String>,
+    pub(crate) devices: Vec<Value>,
+    pub(crate) rest: Option<String>,
+}
+
+/// Reads a line. `head` gives the first bytes of a file, where there is one.
+pub(crate) fn read(
+    argv: &[String],
+    head: impl Fn(&str) -> Option<Vec<u8>>,
+) -> Result<Line, String> {
+    let mut line = Line::default();
+    for pair in argv.chunks(2) {
+        let [flag, value] = pair else { return Err(format!("{} has no value", pair[0])) };
+        let number = || value.parse().map_err(|_| format!("{flag} {value:?} is no number"));
+        let text = || Some(value.clone());
+        match flag.as_str() {
+            "--cpus" => line.vcpus = Some(number()?),
+            "--memory" => line.memory_mb = Some(number()?.into()),
+            "--kernel" => line.kernel = text(),
+            "--initrd" => line.initrd = text(),
+            "--kernel-cmdline" => line.cmdline = text(),
+            "--device" => line.devices.push(device(value, &head)?),
+            "--restful-uri" => line.rest = Some(unix_uri(value)?),
+            _ => return Err(format!("unknown flag: {flag}")),
+        }
+    }
+    match (&line.kernel, &line.initrd, &line.cmdline) {
+        (Some(_), Some(_), Some(_)) => Ok(line),
+        _ => Err("kernel, initrd and kernel-cmdline must all be set".into()),
+    }
+}
+
+fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, String> {
+    let mut items = text.split(',');
+    let kind = items.next().unwrap_or_default();
+    let options: Vec<(&str, Option<&str>)> = items
+        .filter(|item| !item.is_empty())
+        .map(|item| item.split_once('=').map_or((item, None), |(key, value)| (key, Some(value))))
+        .collect();
+    let mut shown = json!({ "kind": kind.replace('-', "") });
+    for option in options {
+        let (name, value): (_, Value) = match (kind, option) {
+            ("virtio-blk", ("path", Some(path))) => {
+                image(&head(path).ok_or("failed to open file")?)?;
+                shown["devName"] = json!(kind);
+                ("imagePath", path.into())
+            }
+            ("virtio-blk", ("readonly", None)) => ("readOnly", true.into()),
+            ("virtio-fs", ("sharedDir", Some(path))) => ("sharedDir", path.into()),
+            ("virtio-fs", ("mountTag", Some(tag))) => ("mountTag", tag.into()),
+            ("virtio-net", ("nat", None)) => ("nat", true.into()),
+            ("virtio-net", ("mac", Some(mac))) => ("macAddress", mac_address(mac)?.into()),
+            ("virtio-serial", ("stdio", None)) => ("usesStdio", true.into()),
+            ("virtio-serial", ("pty", _)) => ("usesPty", true.into()),
+            ("virtio-serial", ("logFilePath", Some(path))) => ("logFile", path.into()),
+            _ => return Err(format!("unknown option for {kind}: {option:?}")),
+        };
+        shown[name] = value;
+    }
+    let count = |names: &[&str]| names.iter().filter(|name| shown.get(**name).is_some()).count();
+    match kind {
+        "virtio-blk" if count(&["imagePath"]) == 1 => Ok(shown),
+        "virtio-fs" if count(&["sharedDir", "mountTag"]) == 2 => Ok(shown),
+        "virtio-net" if count(&["nat"]) == 1 => Ok(shown),
+        "virtio-serial" if count(&["usesStdio", "usesPty", "logFile"]) == 1 => Ok(shown),
+        "virtio-rng" => Ok(shown),
+        _ => Err(format!("unknown or incomplete device: {text}")),
+    }
+}
+
+fn image(head: &[u8]) -> Result<(), String> {
+    match head {
+        [] => Err("failed to read the header".into()),
+        [b'Q', b'F', b'I', 0xfb, ..] => Err("vfkit does not support qcow2 image format".into()),
+        _ => Ok(()),
+    }
+}
+
+/// Go's `net.ParseMAC`, of what it takes only six pairs with colons; and it must be one that a
+/// network card of ours may have.
+fn mac_address(text: &str) -> Result<&str, String> {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|pair| match pair.len() {
+            2 => u8::from_str_radix(pair, 16).map_err(|error| error.to_string()),
+            _ => Err(format!("{pair:?} is no pair")),
+        })
+        .collect::<Result<_, _>>()?;
+    match bytes.as_slice() {
+        [first, _, _, _, _, _] if first & 0x03 == 0x02 => Ok(text),
+        _ => Err(format!("{text} is not a locally administered unicast address")),
+    }
+}
+
+/// Go's `url.ParseRequestURI`: the path it would listen on.
+fn unix_uri(text: &str) -> Result<String, String> {
+    let path = text.strip_prefix("unix://").ok_or("invalid scheme")?;
+    if !path.starts_with('/') {
+        return Err("invalid unix uri: host is forbidden".into());
+    }
+    if path.contains(['%', '?', '#']) || path.chars().any(char::is_control) {
+        return Err("it would be read as another path".into());
+    }
+    Ok(path.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The files that the oracle's lines name.
+    fn head(path: &str) -> Option<Vec<u8>> {
+        match path {
+            "t/raw.img" => Some(alloc::vec![0; 4]),
+            "t/q.img" => Some(b"QFI\xfb".to_vec()),
+            "t/empty.img" => Some(Vec::new()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn it_reads_what_vfkit_reads() {
+        for case in include_str!("oracle.jsonl").lines() {
+            let case: Value = serde_json::from_str(case).unwrap();
+            let argv: Vec<String> = serde_json::from_value(case["argv"].clone()).unwrap();
+            match read(&argv, head) {
+                Ok(line) => {
+                    assert_eq!(case["ok"], json!(true), "{argv:?} was read as {line:?}");
+                    assert_eq!(case["vcpus"], json!(line.vcpus.unwrap_or(1)), "{argv:?}");
+                    assert_eq!(case["devices"], json!(line.devices), "{argv:?}");
+                }
+                Err(why) => assert_eq!(case["ok"], json!(false), "{argv:?} was refused: {why}"),
+            }
+        }
+    }
+}

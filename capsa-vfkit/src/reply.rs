@@ -1,0 +1,50 @@
+//! What the REST server's replies mean.
+//!
+//! A reply may break for an honest reason: the process exits as soon as the guest has stopped, often
+//! before it has answered. So a broken reply refuses nothing; the process's exit decides.
+
+use alloc::format;
+use alloc::string::String;
+
+use serde_json::Value;
+
+use capsa_proto::backend::{Reply, Verdict};
+use capsa_proto::plan::{Body, Message};
+
+/// The one path that is used.
+pub(crate) const STATE: &str = "/vm/state";
+
+/// How many characters of a reply that makes no sense are shown.
+const SHOWN: usize = 200;
+
+pub(crate) fn verdict(message: &Message, reply: &Reply) -> Verdict {
+    let asks_for_state = matches!(message.body, Body::Http { method: "GET", .. });
+    match reply {
+        Reply::Http { status: 200, body } if asks_for_state => state(body),
+        Reply::Http { status: 300.., body } => match text(body, "error") {
+            Some(error) => Verdict::Refused(error),
+            None => reply.verdict(),
+        },
+        Reply::Broken(_) if asks_for_state => Verdict::Again,
+        Reply::Broken(_) => Verdict::Done,
+        _ => reply.verdict(),
+    }
+}
+
+/// `GET /vm/state`: the server is up before the machine is, which begins as `Stopped`.
+fn state(body: &str) -> Verdict {
+    let Some(state) = text(body, "state") else {
+        let shown: String = body.chars().take(SHOWN).collect();
+        return Verdict::Refused(format!("it answered without a state: {shown:?}"));
+    };
+    match state.strip_prefix("VirtualMachineState") {
+        Some("Running") => Verdict::Done,
+        Some("Error") => Verdict::Refused("the virtual machine is in the state Error".into()),
+        _ => Verdict::Again,
+    }
+}
+
+fn text(body: &str, key: &str) -> Option<String> {
+    let object: Value = serde_json::from_str(body).ok()?;
+    object.get(key)?.as_str().map(Into::into)
+}

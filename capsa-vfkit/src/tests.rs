@@ -1,0 +1,424 @@
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use core::cell::Cell;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use serde_json::Value;
+
+use capsa_proto::backend::Answer;
+use capsa_proto::capabilities::check;
+use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::{Body, NoteLevel};
+use capsa_proto::spec::{
+    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, Share, ShareMechanism, Virtio9pConfig,
+    VirtioFsConfig,
+};
+
+use super::*;
+use crate::grammar;
+
+const BACKEND: Vfkit = Vfkit::new();
+
+fn path(text: &str) -> HostPath {
+    HostPath::new(text).unwrap()
+}
+
+fn file(head: &[u8]) -> FileFacts {
+    FileFacts::File { size: 1 << 20, head: head.into(), writable: true }
+}
+
+fn kernel() -> FileFacts {
+    let mut head = [0; 1024];
+    head[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    file(&head)
+}
+
+/// A Mac on which every file that `spec` names is there and is what it should be.
+fn host(spec: &VmSpec) -> HostFacts {
+    let disks = spec.disks.iter().map(|disk| match disk.format {
+        ImageFormat::Raw => (disk.path.clone(), file(&[0; 16])),
+        ImageFormat::Qcow2 => (disk.path.clone(), file(b"QFI\xfb")),
+    });
+    let dirs = spec
+        .shares
+        .iter()
+        .map(|share| (share.host.clone(), FileFacts::Directory { writable: true }));
+    let initrd = spec.initrd.iter().map(|initrd| (initrd.clone(), file(&[1])));
+    let mut files: alloc::collections::BTreeMap<_, _> = disks.chain(dirs).chain(initrd).collect();
+    files.insert(spec.kernel.clone(), kernel());
+    HostFacts {
+        os: Os::MacOs,
+        arch: Arch::Aarch64,
+        memory_mb: 65536,
+        kvm: KvmFacts::ABSENT,
+        socket_path_max: 103,
+        run_dir: path("/tmp/c/1"),
+        files,
+    }
+}
+
+fn found(output: &str) -> ProbeReport {
+    let mut found = ProbeReport::default();
+    found.insert(KEY, Answer::Said { program: "/opt/vfkit".into(), output: output.into() });
+    found
+}
+
+fn disk(at: &str) -> Disk {
+    Disk { path: path(at), format: ImageFormat::Raw, read_only: false, ephemeral: false }
+}
+
+fn share(host: &str, mechanism: ShareMechanism) -> Share {
+    Share { host: path(host), guest: "/w".into(), mode: MountMode::ReadWrite, mechanism }
+}
+
+/// The smallest machine it runs.
+fn spec() -> VmSpec {
+    VmSpec { initrd: Some(path("/i")), network: NetworkMode::None, ..VmSpec::new(path("/k")) }
+}
+
+fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
+    let host = HostFacts { run_dir: path(run_dir), ..host(&spec) };
+    let found = found("vfkit version: v0.6.4");
+    let vm = check(spec, &BACKEND, &host, &found)?;
+    Ok(BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found))
+}
+
+fn plan(spec: VmSpec) -> LaunchPlan {
+    try_plan_in("/tmp/c/1", spec).unwrap()
+}
+
+fn refused(spec: VmSpec) -> String {
+    let violations = try_plan_in("/tmp/c/1", spec).unwrap_err();
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn args(plan: &LaunchPlan) -> &[String] {
+    &plan.processes[0].args
+}
+
+fn mac(plan: &LaunchPlan) -> &str {
+    args(plan).iter().find_map(|arg| arg.strip_prefix("virtio-net,nat,mac=")).unwrap()
+}
+
+#[test]
+fn the_smallest_machine() {
+    let plan = plan(spec());
+    assert_eq!(plan.processes.len(), 1);
+    assert_eq!(plan.processes[0].program, "/opt/vfkit");
+    assert_eq!(
+        args(&plan).join("|"),
+        "--cpus|1|--memory|512|--kernel|/k|--initrd|/i|--kernel-cmdline|reboot=t panic=-1|--device|\
+         virtio-rng|--restful-uri|unix:///tmp/c/1/rest.sock"
+    );
+    assert_eq!(plan.console, ConsolePlan::None);
+    assert_eq!(plan.control.socket.as_str(), "/tmp/c/1/rest.sock");
+}
+
+#[test]
+fn a_machine_with_everything() {
+    let mut spec = spec();
+    spec.kernel = path("/my kernel,1");
+    spec.network = NetworkMode::Nat;
+    spec.console = ConsoleMode::Stdio;
+    spec.disks = vec![disk("/b=2.raw"), Disk { read_only: true, ..disk("/a \"x\".raw") }];
+    let fs = VirtioFsConfig { tag: Some("t.1".into()), cache: Some("auto".into()) };
+    spec.shares = vec![share("/work", ShareMechanism::VirtioFs(fs))];
+    spec.cmdline.arg("dyndbg=file a,b +p");
+    let plan = plan(spec);
+    assert_eq!(
+        args(&plan).join("|"),
+        "--cpus|1|--memory|512|--kernel|/my kernel,1|--initrd|/i|--kernel-cmdline|console=hvc0 \
+         reboot=t panic=-1 root=/dev/vda systemd.mount-extra=t.1:/w:virtiofs:rw \
+         dyndbg=\"file a,b +p\"|--device|virtio-blk,path=/b=2.raw|--device|virtio-blk,\
+         path=/a \"x\".raw,readonly|--device|virtio-fs,sharedDir=/work,mountTag=t.1|--device|\
+         virtio-net,nat,mac=ca:ae:6c:05:d2:2d|--device|virtio-serial,stdio|--device|virtio-rng|\
+         --restful-uri|unix:///tmp/c/1/rest.sock"
+    );
+    assert_eq!(plan.console, ConsolePlan::Pty { mode: ConsoleMode::Stdio });
+    assert!(plan.notes.iter().any(|note| note.text.contains("[GIN]")), "{:?}", plan.notes);
+}
+
+#[test]
+fn the_messages_and_the_way_out() {
+    let plan = plan(spec());
+    let state = |method, body| Body::Http { method, path: "/vm/state", body };
+    assert_eq!(plan.boot.len(), 1);
+    assert_eq!(plan.boot[0].body, state("GET", None));
+    assert_eq!(plan.ask.unwrap().body, state("POST", Some(json!({ "state": "Stop" }))));
+    assert_eq!(plan.quit, Step::Signal(Signal::Term));
+    assert!(plan.notes.iter().any(|note| note.level == NoteLevel::Warning));
+}
+
+#[test]
+fn the_mac_belongs_to_whoever_writes_the_disk() {
+    let with = |disks: Vec<Disk>| VmSpec { disks, network: NetworkMode::Nat, ..spec() };
+    let macs = |disks: Vec<Disk>, run_dirs: [&str; 2]| {
+        run_dirs.map(|dir| mac(&try_plan_in(dir, with(disks.clone())).unwrap()).to_string())
+    };
+    let [here, there] = macs(vec![disk("/a")], ["/tmp/c/1", "/tmp/c/2"]);
+    assert_eq!(here, there, "started again, it keeps its address");
+    let [other, _] = macs(vec![disk("/b")], ["/tmp/c/1", "/tmp/c/2"]);
+    assert_ne!(here, other);
+
+    let read_only = Disk { read_only: true, ..disk("/a") };
+    for disks in [vec![], vec![read_only]] {
+        let [first, second] = macs(disks, ["/tmp/c/1", "/tmp/c/2"]);
+        assert_ne!(first, second, "two machines that may run at once need two addresses");
+    }
+}
+
+#[test]
+fn a_plan_without_a_program_names_it() {
+    let (spec, mut found) = (spec(), ProbeReport::default());
+    let host = host(&spec);
+    found.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
+    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
+    assert_eq!(plan.processes[0].program, "vfkit");
+}
+
+#[test]
+fn what_speaks_against_it() {
+    let mac = host(&spec());
+    let judge = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
+        BACKEND.judge(host, found).against.iter().map(ToString::to_string).collect()
+    };
+    let fine = BACKEND.judge(&mac, &found("vfkit version: v0.6.4"));
+    assert!(fine.is_usable());
+    assert_eq!(fine.version, Some(Version::new(0, 6, 4)));
+
+    let linux = HostFacts { os: Os::Linux, ..mac.clone() };
+    let against = judge(&linux, &ProbeReport::default());
+    assert_eq!(against.len(), 1, "{against:?}");
+    assert!(against[0].contains("macOS only") && against[0].contains("cloud-hypervisor"));
+
+    for (output, want) in [
+        ("vfkit version: v0.6.2", None),
+        ("vfkit version: v0.6.1", Some("0.6.1, older than 0.6.2")),
+        ("vfkit version: v0.5.1", Some("0.5.1, older than 0.6.2")),
+        ("vfkit version: unknown", Some("did not say its version")),
+    ] {
+        let against = judge(&mac, &found(output));
+        match want {
+            None => assert!(against.is_empty(), "{output}: {against:?}"),
+            Some(want) => assert!(against[0].contains(want), "{output}: {against:?}"),
+        }
+    }
+    let mut missing = ProbeReport::default();
+    missing.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
+    assert!(judge(&mac, &missing)[0].contains("not found"));
+    missing.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 1".into() });
+    assert!(judge(&mac, &missing)[0].contains("/x --version did not work: status 1"));
+}
+
+#[test]
+fn what_is_refused() {
+    type Change = Box<dyn Fn(&mut VmSpec)>;
+    let fs = |tag: Option<&str>, cache: Option<&str>| {
+        ShareMechanism::VirtioFs(VirtioFsConfig {
+            tag: tag.map(Into::into),
+            cache: cache.map(Into::into),
+        })
+    };
+    let cases: Vec<(Change, &str)> = vec![
+        (Box::new(|s| s.initrd = None), "initrd: this backend needs an initrd"),
+        (Box::new(|s| s.disks = vec![disk("/a,readonly")]), "disks[0].path: /a,readonly holds"),
+        (Box::new(|s| s.disks = vec![disk("/dev/disk4")]), "disks[0].path: /dev/disk4 is a device"),
+        (
+            Box::new(|s| {
+                s.disks = vec![Disk { format: ImageFormat::Qcow2, ..disk("/q.qcow2") }];
+            }),
+            "disks[0].path: qcow2 images are not supported",
+        ),
+        (
+            Box::new(|s| s.disks = vec![Disk { ephemeral: true, ..disk("/a") }]),
+            "disks[0].ephemeral",
+        ),
+        (
+            Box::new(|s| s.shares = vec![share("/a,b", ShareMechanism::Auto)]),
+            "shares[0].host: /a,b holds a comma",
+        ),
+        (Box::new(move |s| s.shares = vec![share("/a", fs(Some("t,x"), None))]), "shares[0].tag"),
+        (
+            Box::new(move |s| s.shares = vec![share("/a", fs(None, Some("always")))]),
+            "shares[0].cache: the cache mode",
+        ),
+        (
+            Box::new(|s| {
+                let read_only = share("/a", ShareMechanism::Auto);
+                s.shares = vec![Share { mode: MountMode::ReadOnly, ..read_only }];
+            }),
+            "shares[0].mode: it cannot keep a share read-only",
+        ),
+        (
+            Box::new(|s| {
+                let p9 = ShareMechanism::Virtio9p(Virtio9pConfig::default());
+                s.shares = vec![share("/a", p9)];
+            }),
+            "shares[0].mechanism: virtio-9p is not supported",
+        ),
+        (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
+        (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
+        (Box::new(|s| s.on_reboot = RebootPolicy::Restart), "on_reboot: "),
+    ];
+    for (change, want) in cases {
+        let mut spec = spec();
+        change(&mut spec);
+        let said = refused(spec);
+        assert!(said.contains(want), "wanted {want:?}, got {said:?}");
+    }
+}
+
+#[test]
+fn a_run_directory_that_a_url_would_change_is_refused() {
+    for run_dir in ["/tmp/a b", "/tmp/a%41", "/tmp/a?b", "/tmp/ä", "/tmp/a#b"] {
+        let violations = try_plan_in(run_dir, spec()).unwrap_err();
+        assert_eq!(violations[0].field, "run_dir", "{run_dir}");
+    }
+}
+
+#[test]
+fn what_replies_mean() {
+    let plan = plan(spec());
+    let get = |reply| BACKEND.reply(&plan.boot[0], &reply);
+    let post = |reply| BACKEND.reply(plan.ask.as_ref().unwrap(), &reply);
+    let http = |status, body: &str| Reply::Http { status, body: body.into() };
+    let state =
+        |name| http(200, &format!(r#"{{"state":"VirtualMachineState{name}","canStop":true}}"#));
+
+    assert_eq!(get(state("Running")), Verdict::Done);
+    for early in ["Stopped", "Starting", "Paused", "SomethingNew"] {
+        assert_eq!(get(state(early)), Verdict::Again, "{early}");
+    }
+    assert!(matches!(get(state("Error")), Verdict::Refused(_)));
+    for nonsense in ["", "{}", "[]", r#"{"state":1}"#] {
+        assert!(matches!(get(http(200, nonsense)), Verdict::Refused(_)), "{nonsense}");
+    }
+    assert_eq!(get(Reply::Broken("end".into())), Verdict::Again);
+
+    assert_eq!(post(http(202, "")), Verdict::Done);
+    assert_eq!(post(Reply::Broken("end".into())), Verdict::Done);
+    let refused = Verdict::Refused("cannot stop".into());
+    assert_eq!(post(http(500, r#"{"error":"cannot stop"}"#)), refused);
+    assert_eq!(post(http(404, "")), Verdict::Refused("status 404: ".into()));
+}
+
+/// What vfkit should understand of the plan for `spec`.
+fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
+    let mut devices: Vec<Value> = Vec::new();
+    for disk in &spec.disks {
+        let mut device = json!({
+            "kind": "virtioblk", "devName": "virtio-blk", "imagePath": disk.path,
+        });
+        if disk.read_only {
+            device["readOnly"] = json!(true);
+        }
+        devices.push(device);
+    }
+    for (n, share) in spec.shares.iter().enumerate() {
+        let tag = match &share.mechanism {
+            ShareMechanism::VirtioFs(VirtioFsConfig { tag: Some(tag), .. }) => tag.clone(),
+            _ => format!("capsa{n}"),
+        };
+        devices.push(json!({ "kind": "virtiofs", "sharedDir": share.host, "mountTag": tag }));
+    }
+    if spec.network == NetworkMode::Nat {
+        devices.push(json!({ "kind": "virtionet", "nat": true, "macAddress": mac(plan) }));
+    }
+    if spec.console != ConsoleMode::Disabled {
+        devices.push(json!({ "kind": "virtioserial", "usesStdio": true }));
+    }
+    devices.push(json!({ "kind": "virtiorng" }));
+    grammar::Line {
+        vcpus: Some(spec.resources.cpus),
+        memory_mb: Some(spec.resources.memory_mb.into()),
+        kernel: Some(spec.kernel.to_string()),
+        initrd: spec.initrd.as_ref().map(ToString::to_string),
+        cmdline: Some(plan.cmdline.clone()),
+        devices,
+        rest: Some(plan.control.socket.to_string()),
+    }
+}
+
+/// Paths, most of them plain, some with everything that has a meaning to some parser.
+fn any_path() -> impl Strategy<Value = HostPath> {
+    prop_oneof![3 => "/[a-z]{1,6}(\\.raw)?", 2 => "/[a-z ,=\"'%?#:\\\\-]{1,8}", 1 => "/\\PC{1,8}"]
+        .prop_map(|text| path(&text))
+}
+
+fn any_share() -> impl Strategy<Value = Share> {
+    let text = || prop::option::weighted(0.3, "[a-z,=]{0,3}");
+    let cache = prop::option::weighted(0.3, prop_oneof!["auto", "none"]);
+    let mechanism = prop_oneof![
+        Just(ShareMechanism::Auto),
+        (text(), cache)
+            .prop_map(|(tag, cache)| { ShareMechanism::VirtioFs(VirtioFsConfig { tag, cache }) }),
+    ];
+    let mode = prop_oneof![9 => Just(MountMode::ReadWrite), 1 => Just(MountMode::ReadOnly)];
+    (any_path(), "/[a-z]{4}", mode, mechanism).prop_map(|(host, guest, mode, mechanism)| Share {
+        host,
+        guest,
+        mode,
+        mechanism,
+    })
+}
+
+fn any_disk() -> impl Strategy<Value = Disk> {
+    let format = prop_oneof![9 => Just(ImageFormat::Raw), 1 => Just(ImageFormat::Qcow2)];
+    (any_path(), format, any::<bool>()).prop_map(|(path, format, read_only)| Disk {
+        path,
+        format,
+        read_only,
+        ephemeral: false,
+    })
+}
+
+fn any_spec() -> impl Strategy<Value = VmSpec> {
+    let disks = prop::collection::vec(any_disk(), 0..4);
+    let shares = prop::collection::vec(any_share(), 0..3);
+    let network = prop_oneof![Just(NetworkMode::None), Just(NetworkMode::Nat)];
+    let console = prop_oneof![
+        Just(ConsoleMode::Disabled),
+        Just(ConsoleMode::Enabled),
+        Just(ConsoleMode::Stdio)
+    ];
+    let files = (any_path(), prop::option::weighted(0.9, any_path()));
+    let cmdline = prop::collection::vec(("[a-z.-]{1,6}", "[a-z ,=-]{0,8}"), 0..4);
+    (files, disks, shares, network, console, cmdline, 0..5u32, 0..70_000u32).prop_map(
+        |((kernel, initrd), disks, shares, network, console, cmdline, cpus, memory_mb)| {
+            let mut spec =
+                VmSpec { initrd, disks, shares, network, console, ..VmSpec::new(kernel) };
+            spec.resources.cpus = cpus;
+            spec.resources.memory_mb = memory_mb;
+            for (key, value) in cmdline {
+                spec.cmdline.append(CmdlineArg::kv(key, value));
+            }
+            spec
+        },
+    )
+}
+
+/// Whatever is accepted, vfkit's parser accepts too, and it understands what was meant.
+#[test]
+fn vfkit_reads_back_what_was_meant() {
+    let (asked, accepted) = (Cell::new(0), Cell::new(0));
+    let outcome = TestRunner::default().run(&any_spec(), |spec| {
+        asked.set(asked.get() + 1);
+        let host = host(&spec);
+        let found = found("vfkit version: v0.6.4");
+        let Ok(vm) = check(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
+        accepted.set(accepted.get() + 1);
+        let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
+        let head = |at: &str| match host.file(&path(at)) {
+            FileFacts::File { head, .. } => Some(head.clone()),
+            _ => None,
+        };
+        prop_assert_eq!(grammar::read(args(&plan), head), Ok(meant(&spec, &plan)));
+        Ok(())
+    });
+    outcome.unwrap();
+    assert!(accepted.get() * 10 > asked.get(), "{} of {}", accepted.get(), asked.get());
+}
