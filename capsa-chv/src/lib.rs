@@ -95,7 +95,7 @@ impl HypervisorBackend for CloudHypervisor {
         &CAPABILITIES
     }
 
-    fn probe(&self, spec: Option<&VmSpec>) -> ProbePlan {
+    fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
         let mut questions = vec![Question {
             key: KEY,
             env: "CAPSA_CLOUD_HYPERVISOR",

@@ -25,7 +25,7 @@ fn path(text: &str) -> HostPath {
 }
 
 fn file(head: Vec<u8>) -> FileFacts {
-    FileFacts::File { size: 1 << 20, head, writable: true }
+    FileFacts::File { size: 1 << 20, head, writable: true, device: false }
 }
 
 fn qcow2(backing_file_offset: u64) -> FileFacts {
@@ -52,8 +52,8 @@ fn host() -> HostFacts {
             (path("/raw"), file(vec![0; 1024])),
             (path("/plain.qcow2"), qcow2(0)),
             (path("/over.qcow2"), qcow2(0x118)),
-            (path("/work"), FileFacts::Directory { writable: true }),
-            (path("/data"), FileFacts::Directory { writable: true }),
+            (path("/work"), FileFacts::Directory { writable: true, device: false }),
+            (path("/data"), FileFacts::Directory { writable: true, device: false }),
         ]),
     }
 }

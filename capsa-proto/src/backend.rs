@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::capabilities::{BackendCapabilities, Checked, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
-use crate::host::{HostFacts, Reason};
+use crate::host::{Arch, HostFacts, Reason};
 use crate::plan::{LaunchPlan, Message, Note, RunDirPlan};
 use crate::spec::VmSpec;
 
@@ -27,9 +27,9 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// What it can do.
     fn capabilities(&self) -> &BackendCapabilities;
 
-    /// Which programs to look for and what to ask them. With a specification, only what that
-    /// machine needs is looked for; without one, everything.
-    fn probe(&self, spec: Option<&VmSpec>) -> ProbePlan;
+    /// Which programs to look for on a host of this architecture and what to ask them. With a
+    /// specification, only what that machine needs is looked for; without one, everything.
+    fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan;
 
     /// Whether it can be used here, with every reason against it.
     fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability;

@@ -78,17 +78,12 @@ impl Qemu {
         Self
     }
 
-    fn question(key: &'static str, args: Vec<&'static str>) -> Question {
-        let candidates = [
-            "qemu-system-x86_64",
+    fn question(arch: Arch, key: &'static str, args: Vec<&'static str>) -> Question {
+        let candidates = vec![
+            format!("qemu-system-{}", arch.as_str()),
             // Red Hat and its kin keep it out of PATH.
-            "/usr/libexec/qemu-kvm",
+            "/usr/libexec/qemu-kvm".to_string(),
         ];
-        let candidates = if cfg!(target_arch = "aarch64") {
-            vec!["qemu-system-aarch64".to_string(), candidates[1].to_string()]
-        } else {
-            candidates.map(ToString::to_string).into()
-        };
         Question { key, env: "CAPSA_QEMU", candidates, args }
     }
 }
@@ -102,10 +97,10 @@ impl HypervisorBackend for Qemu {
         &CAPABILITIES
     }
 
-    fn probe(&self, spec: Option<&VmSpec>) -> ProbePlan {
-        let mut questions = vec![Self::question(PROGRAM, vec!["-help"])];
+    fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
+        let mut questions = vec![Self::question(arch, PROGRAM, vec!["-help"])];
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
-            questions.push(Self::question(DEVICES, vec!["-M", "none", "-device", "help"]));
+            questions.push(Self::question(arch, DEVICES, vec!["-M", "none", "-device", "help"]));
             questions.push(virtiofsd::question());
         }
         ProbePlan { questions }

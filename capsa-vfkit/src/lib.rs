@@ -50,7 +50,7 @@ use capsa_proto::capabilities::{
     NetworkModeSupport, Violation,
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
-use capsa_proto::host::HostFacts;
+use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
     Signal, Step,
@@ -100,7 +100,7 @@ impl HypervisorBackend for Vfkit {
         &CAPABILITIES
     }
 
-    fn probe(&self, _: Option<&VmSpec>) -> ProbePlan {
+    fn probe(&self, _: Arch, _: Option<&VmSpec>) -> ProbePlan {
         // Homebrew on Apple silicon and on Intel, and podman's installer, which brings its own.
         let candidates =
             [KEY, "/opt/homebrew/bin/vfkit", "/usr/local/bin/vfkit", "/opt/podman/bin/vfkit"];

@@ -27,7 +27,7 @@ fn path(text: &str) -> HostPath {
 }
 
 fn file(head: &[u8]) -> FileFacts {
-    FileFacts::File { size: 1 << 20, head: head.into(), writable: true }
+    FileFacts::File { size: 1 << 20, head: head.into(), writable: true, device: false }
 }
 
 fn kernel() -> FileFacts {
@@ -45,7 +45,7 @@ fn host(spec: &VmSpec) -> HostFacts {
     let dirs = spec
         .shares
         .iter()
-        .map(|share| (share.host.clone(), FileFacts::Directory { writable: true }));
+        .map(|share| (share.host.clone(), FileFacts::Directory { writable: true, device: false }));
     let initrd = spec.initrd.iter().map(|initrd| (initrd.clone(), file(&[1])));
     let mut files: alloc::collections::BTreeMap<_, _> = disks.chain(dirs).chain(initrd).collect();
     files.insert(spec.kernel.clone(), kernel());
