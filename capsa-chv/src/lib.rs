@@ -9,8 +9,8 @@
 //! What it does not do: read the event monitor. So a guest's power-off is known by the process's
 //! exit (status 0, and a vCPU failure looks the same), and **a reboot is not seen**: the guest
 //! boots again inside the process, which has no option against it. (With shares it cannot: virtiofsd
-//! takes one connection and is gone after it.) Where the machine should end on a reboot, which is the
-//! default, the plan carries a warning.
+//! takes one connection and is gone after it.) So a machine that should end on a reboot, which is the
+//! default, is refused, except with shares, where a reboot ends it as failed and the plan says so.
 //!
 //! Facts are from Cloud Hypervisor v53 and its source; older versions are named where they differ.
 
@@ -95,7 +95,7 @@ impl HypervisorBackend for CloudHypervisor {
         &CAPABILITIES
     }
 
-    fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
+    fn probe(&self, _: Arch, spec: Option<&VmSpec>) -> ProbePlan {
         let mut questions = vec![Question {
             key: KEY,
             env: "CAPSA_CLOUD_HYPERVISOR",
@@ -217,14 +217,10 @@ fn notes(vm: &Checked, host: &HostFacts) -> Vec<Note> {
             .push(Note::info(format!("{} has a backing file, which is opened with it", disk.path)));
     }
     if spec.on_reboot == RebootPolicy::End {
-        notes.push(Note::warning(if spec.shares.is_empty() {
-            "a guest that reboots, or panics with panic=-1, boots again instead of ending the \
-             machine: cloud-hypervisor cannot be told otherwise (set a time limit, or use the qemu \
-             backend)"
-        } else {
+        notes.push(Note::warning(
             "a guest that reboots, or panics with panic=-1, ends the machine as failed: its shares \
-             are lost in the reboot"
-        }));
+             are lost in the reboot",
+        ));
     }
     notes
 }

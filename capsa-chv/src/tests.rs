@@ -52,8 +52,8 @@ fn host() -> HostFacts {
             (path("/raw"), file(vec![0; 1024])),
             (path("/plain.qcow2"), qcow2(0)),
             (path("/over.qcow2"), qcow2(0x118)),
-            (path("/work"), FileFacts::Directory { writable: true, device: false }),
-            (path("/data"), FileFacts::Directory { writable: true, device: false }),
+            (path("/work"), FileFacts::Directory { writable: true }),
+            (path("/data"), FileFacts::Directory { writable: true }),
         ]),
     }
 }
@@ -83,7 +83,11 @@ fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) ->
 
 /// The smallest machine it runs: no disk, no network, no console.
 fn spec() -> VmSpec {
-    VmSpec { network: NetworkMode::None, ..VmSpec::new(path("/k")) }
+    VmSpec {
+        network: NetworkMode::None,
+        on_reboot: RebootPolicy::Restart,
+        ..VmSpec::new(path("/k"))
+    }
 }
 
 fn plan(spec: VmSpec) -> LaunchPlan {
@@ -151,6 +155,7 @@ fn a_machine_with_everything() {
         Disk { read_only: true, ..disk("/over.qcow2", ImageFormat::Qcow2) },
     ];
     let fs = VirtioFsConfig { tag: Some("d".into()), cache: Some("always".into()) };
+    spec.on_reboot = RebootPolicy::End;
     spec.shares = vec![
         share("/work", "/workspace", MountMode::ReadOnly, ShareMechanism::Auto),
         share("/data", "/d", MountMode::ReadWrite, ShareMechanism::VirtioFs(fs)),
@@ -208,18 +213,21 @@ fn a_machine_with_everything() {
 }
 
 #[test]
-fn a_reboot_that_cannot_end_the_machine_is_said() {
-    let warns = |spec: VmSpec| plan(spec).notes.iter().any(|n| n.level == NoteLevel::Warning);
-    assert!(warns(spec()));
-    assert!(!warns(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() }));
+fn a_reboot_that_cannot_end_the_machine_is_refused_or_said() {
+    let end = |spec: VmSpec| VmSpec { on_reboot: RebootPolicy::End, ..spec };
+    assert!(refused(end(spec()), &host(), &all_found()).starts_with("on_reboot: "));
+    let shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
+    let plan = plan(end(VmSpec { shares, ..spec() }));
+    assert!(plan.notes.iter().any(|n| n.level == NoteLevel::Warning));
 }
 
 #[test]
 fn a_plan_without_programs_names_them() {
     let mut spec = spec();
+    spec.on_reboot = RebootPolicy::End;
     spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let (host, mut found) = (host(), ProbeReport::default());
-    for question in BACKEND.probe(Some(&spec)).questions {
+    for question in BACKEND.probe(Arch::X86_64, Some(&spec)).questions {
         found.insert(question.key, Answer::NotFound { tried: question.candidates });
     }
     let vm = check(spec, &BACKEND, &host, &found).unwrap();
@@ -231,7 +239,7 @@ fn a_plan_without_programs_names_them() {
 #[test]
 fn only_a_machine_with_shares_looks_for_virtiofsd() {
     let keys = |spec: Option<&VmSpec>| -> Vec<_> {
-        BACKEND.probe(spec).questions.iter().map(|q| q.key).collect()
+        BACKEND.probe(Arch::X86_64, spec).questions.iter().map(|q| q.key).collect()
     };
     assert_eq!(keys(Some(&spec())), [KEY]);
     assert_eq!(keys(None), [KEY, virtiofsd::KEY]);
@@ -335,6 +343,7 @@ fn what_is_refused() {
 #[test]
 fn what_is_refused_for_what_was_found() {
     let mut shared = spec();
+    shared.on_reboot = RebootPolicy::End;
     shared.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let old_helper = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
     assert!(refused(shared, &host(), &old_helper).starts_with("shares: "));

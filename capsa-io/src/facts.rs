@@ -91,7 +91,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         fs::write(&file, b"QFI\xfbrest").unwrap();
-        let FileFacts::File { size, head, writable, device: false } = file_facts(&file) else { panic!() };
+        let FileFacts::File { size, head, writable, device: false } = file_facts(&file) else {
+            panic!()
+        };
         assert_eq!((size, head.as_slice(), writable), (8, b"QFI\xfbrest".as_slice(), true));
         assert_eq!(file_facts(dir.path()), FileFacts::Directory { writable: true });
         assert_eq!(file_facts(&dir.path().join("none")), FileFacts::Missing);

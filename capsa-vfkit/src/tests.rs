@@ -45,7 +45,7 @@ fn host(spec: &VmSpec) -> HostFacts {
     let dirs = spec
         .shares
         .iter()
-        .map(|share| (share.host.clone(), FileFacts::Directory { writable: true, device: false }));
+        .map(|share| (share.host.clone(), FileFacts::Directory { writable: true }));
     let initrd = spec.initrd.iter().map(|initrd| (initrd.clone(), file(&[1])));
     let mut files: alloc::collections::BTreeMap<_, _> = disks.chain(dirs).chain(initrd).collect();
     files.insert(spec.kernel.clone(), kernel());
