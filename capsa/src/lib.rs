@@ -1,1 +1,99 @@
-//! Placeholder line, replaced in the next commits.
+//! Virtual machines for other programs: one API, several hypervisors, any event loop.
+//!
+//! ```no_run
+//! use capsa::{Capsa, DiskImage, LinuxDirectBootConfig, MountMode};
+//!
+//! # async fn main_() -> capsa::Result<()> {
+//! let config = LinuxDirectBootConfig {
+//!     kernel: "./bzImage".into(),
+//!     initrd: "./initrd".into(),
+//!     disk: DiskImage::new("./rootfs.qcow2"),
+//! };
+//! let vm = Capsa::vm(config)
+//!     .cpus(2)
+//!     .memory_mb(2048)
+//!     .share("./workspace", "/workspace", MountMode::ReadWrite)
+//!     .console_enabled()
+//!     .build()
+//!     .await?;
+//! vm.start().await?;
+//! let mut console = vm.console().await?;
+//! console.login("root", None).await?;
+//! println!("{}", console.run_command("uname -a", "# ").await?);
+//! vm.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where everything is
+//!
+//! | you want to | look at |
+//! | --- | --- |
+//! | describe a machine | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
+//! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
+//! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
+//! | run it without any of that | [`blocking`] (feature `blocking`) |
+//! | see what would be started | [`LinuxVmBuilder::plan`] |
+//! | see what this host can do | [`backends()`] |
+//! | understand how it is built | [`manual::architecture`], [`manual::embedding`] |
+//!
+//! # Promises
+//!
+//! - **Everything asked for is honoured or refused before anything is spawned**, all problems at
+//!   once, each with the field, the reason and what to change ([`Error::InvalidConfig`]).
+//! - **Nothing is left behind.** Dropping the last [`VmHandle`] kills the machine. When this program
+//!   dies, even of SIGKILL, its hypervisors die too.
+//! - **Not a byte of the console is lost** from the first one on, whether or not anybody reads.
+//! - No signal handler is installed, and no child reaped that was not started here.
+//!
+//! # Features
+//!
+//! `async` (default): [`VmHandle`] and [`VmConsole`]. `blocking`: the same without an executor.
+//! Without any: [`embed`] alone.
+
+mod backends;
+mod builder;
+mod config;
+mod disk;
+pub mod embed;
+mod error;
+pub mod manual;
+mod share;
+
+#[cfg(feature = "blocking")]
+pub mod blocking;
+#[cfg(feature = "async")]
+mod console;
+#[cfg(feature = "async")]
+mod driver;
+#[cfg(feature = "async")]
+mod handle;
+#[cfg(feature = "async")]
+mod stdio;
+
+pub use backends::{BackendReport, Rejection, backends};
+pub use builder::LinuxVmBuilder;
+pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
+pub use disk::DiskImage;
+pub use error::{Error, Result, Violations};
+pub use share::SharedDir;
+
+#[cfg(feature = "async")]
+pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
+#[cfg(feature = "async")]
+pub use driver::Driver;
+#[cfg(feature = "async")]
+pub use handle::VmHandle;
+
+pub use capsa_io::run_dir;
+pub use capsa_proto::backend::{Availability, Version};
+pub use capsa_proto::capabilities::{BackendCapabilities, Violation, ViolationKind};
+pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
+pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
+pub use capsa_proto::host::Reason;
+pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
+pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
+pub use capsa_proto::spec::{
+    Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
+    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+};

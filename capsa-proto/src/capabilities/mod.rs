@@ -140,6 +140,8 @@ impl fmt::Display for Violation {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ViolationKind {
+    /// It must be given and was not.
+    NotGiven,
     /// Nothing is there.
     Missing,
     /// It is there and cannot be read (or written, where that was asked for).

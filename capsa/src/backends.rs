@@ -1,0 +1,200 @@
+//! The backends, and the choice between them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use capsa_chv::CloudHypervisor;
+use capsa_io::{facts, probe, run_dir};
+use capsa_proto::backend::{Availability, HypervisorBackend, ProbeReport};
+use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, check};
+use capsa_proto::host::{HostFacts, Os, Reason};
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::{LaunchPlan, RunDirPlan};
+use capsa_proto::spec::{GuestOs, VmSpec};
+use capsa_qemu::Qemu;
+use capsa_vfkit::Vfkit;
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Forces a backend where the program does not.
+const FORCE: &str = "CAPSA_BACKEND";
+
+/// A backend and everything against it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rejection {
+    /// Its name.
+    pub backend: &'static str,
+    /// Everything against it.
+    pub reasons: Vec<Reason>,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
+        write!(f, "{}: {}", self.backend, reasons.join("; "))
+    }
+}
+
+/// What one backend can do, and whether it can do it here.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackendReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it can be used here, and if not why.
+    #[serde(flatten)]
+    pub availability: Availability,
+    /// What it can do.
+    pub capabilities: BackendCapabilities,
+}
+
+/// Every backend in the order in which they are tried on this host.
+///
+/// Runs the programs it finds, to ask their versions: blocks for some 100 ms the first time.
+pub fn backends() -> Vec<BackendReport> {
+    let host = facts::host_facts(None, planned_run_dir());
+    in_order(host.os)
+        .into_iter()
+        .map(|backend| {
+            let found = probe::ask(&backend.probe(host.arch, None));
+            BackendReport {
+                name: backend.name(),
+                availability: backend.judge(&host, &found),
+                capabilities: backend.capabilities().clone(),
+            }
+        })
+        .collect()
+}
+
+/// A machine that was checked and planned.
+pub(crate) struct Planned {
+    pub(crate) backend: Arc<dyn HypervisorBackend>,
+    pub(crate) plan: LaunchPlan,
+    /// The backends tried before this one, and why they were not taken.
+    pub(crate) rejected: Vec<Rejection>,
+}
+
+/// How strict a planning is about what is on this host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strictness {
+    /// The machine is to run here.
+    Run,
+    /// The plan is only to be seen: a forced backend need not be usable here.
+    DryRun,
+}
+
+/// Chooses a backend and plans the machine. Looks at files and runs programs: blocks.
+pub(crate) fn plan(spec: VmSpec, forced: Option<&str>, strict: Strictness) -> Result<Planned> {
+    let host = facts::host_facts(Some(&spec), planned_run_dir());
+    let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
+    match forced.map(str::to_owned).or(variable) {
+        Some(name) => plan_on(&name, spec, &host, strict),
+        None => plan_on_first(spec, &host),
+    }
+}
+
+fn plan_on(name: &str, spec: VmSpec, host: &HostFacts, strict: Strictness) -> Result<Planned> {
+    let all = in_order(host.os);
+    let Some(backend) = all.iter().find(|b| b.name() == name) else {
+        let names: Vec<_> = all.iter().map(|b| b.name()).collect();
+        let reason = Reason::new("there is no such backend", format!("use {}", names.join(" or ")));
+        return Err(Error::BackendUnavailable { name: name.into(), reasons: vec![reason] });
+    };
+    let (found, availability) = look(backend.as_ref(), &spec, host);
+    if strict == Strictness::Run && !availability.is_usable() {
+        let reasons = availability.against;
+        return Err(Error::BackendUnavailable { name: name.into(), reasons });
+    }
+    let checked = checked(backend.as_ref(), spec, host, &found)?;
+    let plan = planned(backend.as_ref(), &checked, host, &found);
+    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new() })
+}
+
+fn checked(
+    backend: &dyn HypervisorBackend,
+    spec: VmSpec,
+    host: &HostFacts,
+    found: &ProbeReport,
+) -> Result<Checked> {
+    if !backend.capabilities().guest_os.linux {
+        return Err(Error::UnsupportedGuestOs(GuestOs::Linux));
+    }
+    check(spec, backend, host, found).map_err(Error::from_violations)
+}
+
+/// The first backend that is usable here and can do everything that is asked.
+fn plan_on_first(spec: VmSpec, host: &HostFacts) -> Result<Planned> {
+    let mut rejected = Vec::new();
+    let mut closest: Option<Vec<Violation>> = None;
+    for backend in in_order(host.os) {
+        let (found, availability) = look(backend.as_ref(), &spec, host);
+        if !availability.is_usable() {
+            let reasons = availability.against;
+            rejected.push(Rejection { backend: backend.name(), reasons });
+            continue;
+        }
+        match check(spec.clone(), backend.as_ref(), host, &found) {
+            Ok(checked) => {
+                let plan = planned(backend.as_ref(), &checked, host, &found);
+                return Ok(Planned { backend, plan, rejected });
+            }
+            Err(violations) => {
+                let reasons =
+                    violations.iter().map(|v| Reason::new(v.reason.clone(), v.remedy.clone()));
+                rejected.push(Rejection { backend: backend.name(), reasons: reasons.collect() });
+                // What the most willing backend minds is the least there is to mend.
+                if closest.as_ref().is_none_or(|least| violations.len() < least.len()) {
+                    closest = Some(violations);
+                }
+            }
+        }
+    }
+    Err(match closest {
+        Some(violations) => Error::from_violations(violations),
+        None => Error::NoBackendAvailable { rejected },
+    })
+}
+
+fn look(
+    backend: &dyn HypervisorBackend,
+    spec: &VmSpec,
+    host: &HostFacts,
+) -> (ProbeReport, Availability) {
+    let found = probe::ask(&backend.probe(host.arch, Some(spec)));
+    let availability = backend.judge(host, &found);
+    (found, availability)
+}
+
+fn planned(
+    backend: &dyn HypervisorBackend,
+    checked: &Checked,
+    host: &HostFacts,
+    found: &ProbeReport,
+) -> LaunchPlan {
+    backend.plan(checked, &RunDirPlan::new(host.run_dir.clone()), host, found)
+}
+
+/// Those made for this host first, then QEMU, then those of other hosts.
+fn in_order(os: Os) -> Vec<Arc<dyn HypervisorBackend>> {
+    let qemu: Arc<dyn HypervisorBackend> = Arc::new(Qemu::new());
+    let chv: Arc<dyn HypervisorBackend> = Arc::new(CloudHypervisor::new());
+    let vfkit: Arc<dyn HypervisorBackend> = Arc::new(Vfkit::new());
+    match os {
+        Os::Linux => vec![chv, qemu, vfkit],
+        Os::MacOs => vec![vfkit, qemu, chv],
+        _ => vec![qemu, chv, vfkit],
+    }
+}
+
+/// The run directory of the next machine. One whose name is not UTF-8 cannot be carried in JSON, so
+/// the default takes its place.
+fn planned_run_dir() -> HostPath {
+    let path = run_dir::fresh_path();
+    let absolute = std::path::absolute(&path).unwrap_or(path);
+    absolute
+        .into_os_string()
+        .into_string()
+        .ok()
+        .and_then(|text| HostPath::new(text).ok())
+        .unwrap_or_else(|| HostPath::new("/tmp/capsa/unnamed").expect("a fixed path"))
+}

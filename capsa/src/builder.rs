@@ -1,0 +1,388 @@
+//! The builder of Linux machines.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capsa_io::supervisor::Options;
+use capsa_proto::capabilities::{Violation, ViolationKind};
+use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
+use capsa_proto::console::Overflow;
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::LaunchPlan;
+use capsa_proto::spec::{
+    Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
+    ShareMechanism, VmSpec,
+};
+
+use crate::backends::{self, Planned, Rejection, Strictness};
+use crate::{DiskImage, Error, Result, SharedDir, embed};
+
+/// Says what a Linux machine has, then builds it.
+///
+/// Nothing is looked at and nothing can fail before one of the ends of the chain: [`build`],
+/// [`build_driven`], [`build_embedded`], [`plan`].
+///
+/// [`build`]: LinuxVmBuilder::build
+/// [`build_driven`]: LinuxVmBuilder::build_driven
+/// [`build_embedded`]: LinuxVmBuilder::build_embedded
+/// [`plan`]: LinuxVmBuilder::plan
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct LinuxVmBuilder {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    disks: Vec<DiskImage>,
+    resources: ResourceConfig,
+    shares: Vec<SharedDir>,
+    network: NetworkMode,
+    console: ConsoleMode,
+    cmdline: KernelCmdline,
+    accelerator: Accelerator,
+    on_reboot: RebootPolicy,
+    timeout: Option<Duration>,
+    backend: Option<String>,
+    pub(crate) options: Options,
+}
+
+impl LinuxVmBuilder {
+    pub(crate) fn new(kernel: PathBuf, initrd: Option<PathBuf>, disks: Vec<DiskImage>) -> Self {
+        Self {
+            kernel,
+            initrd,
+            disks,
+            resources: ResourceConfig::default(),
+            shares: Vec::new(),
+            network: NetworkMode::default(),
+            console: ConsoleMode::default(),
+            cmdline: KernelCmdline::new(),
+            accelerator: Accelerator::default(),
+            on_reboot: RebootPolicy::default(),
+            timeout: None,
+            backend: None,
+            options: Options::default(),
+        }
+    }
+
+    /// Number of virtual CPUs; 1 unless said.
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.resources.cpus = count;
+        self
+    }
+
+    /// Memory in MiB; 512 unless said.
+    pub fn memory_mb(mut self, mb: u32) -> Self {
+        self.resources.memory_mb = mb;
+        self
+    }
+
+    /// Stops the machine when it has run this long: the guest is asked, and after the grace period
+    /// its power is cut.
+    pub fn timeout(mut self, duration: Duration) -> Self {
+        self.timeout = Some(duration);
+        self
+    }
+
+    /// One more disk: `/dev/vdb` after the first, and so on.
+    pub fn disk(mut self, disk: DiskImage) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Shares a directory by the best mechanism there is. See [`SharedDir`].
+    pub fn share(
+        self,
+        host: impl Into<PathBuf>,
+        guest: impl Into<String>,
+        mode: MountMode,
+    ) -> Self {
+        self.shares([SharedDir::new(host, guest, mode)])
+    }
+
+    /// Shares a directory by this mechanism.
+    pub fn share_with_mechanism(
+        self,
+        host: impl Into<PathBuf>,
+        guest: impl Into<String>,
+        mode: MountMode,
+        mechanism: ShareMechanism,
+    ) -> Self {
+        self.shares([SharedDir { mechanism, ..SharedDir::new(host, guest, mode) }])
+    }
+
+    /// Shares several directories.
+    pub fn shares(mut self, shares: impl IntoIterator<Item = SharedDir>) -> Self {
+        self.shares.extend(shares);
+        self
+    }
+
+    /// The guest's network; NAT unless said.
+    pub fn network(mut self, mode: NetworkMode) -> Self {
+        self.network = mode;
+        self
+    }
+
+    /// No network device.
+    pub fn no_network(self) -> Self {
+        self.network(NetworkMode::None)
+    }
+
+    /// The guest's console; none unless said.
+    pub fn console(mut self, mode: ConsoleMode) -> Self {
+        self.console = mode;
+        self
+    }
+
+    /// A console for this program to read and write.
+    pub fn console_enabled(self) -> Self {
+        self.console(ConsoleMode::Enabled)
+    }
+
+    /// A console on this program's standard input and output. The terminal's modes are not touched.
+    pub fn console_stdio(self) -> Self {
+        self.console(ConsoleMode::Stdio)
+    }
+
+    /// How much console output is kept, in bytes, and what happens when more comes; 1 MiB and
+    /// dropping the oldest unless said.
+    pub fn scrollback(mut self, bytes: usize, overflow: Overflow) -> Self {
+        self.options.scrollback = bytes.max(1);
+        self.options.overflow = overflow;
+        self
+    }
+
+    /// Adds a kernel argument, over the generated ones. A key that can stand several times
+    /// (`console=`) is added to the ones given before, any other replaces them.
+    pub fn cmdline_arg(mut self, arg: impl Into<CmdlineArg>) -> Self {
+        let arg = arg.into();
+        if is_repeatable(arg.key()) {
+            self.cmdline.append(arg);
+        } else {
+            self.cmdline.arg(arg);
+        }
+        self
+    }
+
+    /// Adds several kernel arguments.
+    pub fn cmdline_args(self, args: impl IntoIterator<Item = impl Into<CmdlineArg>>) -> Self {
+        args.into_iter().fold(self, |builder, arg| builder.cmdline_arg(arg))
+    }
+
+    /// Puts this in place of the whole kernel command line. Nothing is generated any more: neither
+    /// `console=` nor `root=` nor the mounts of shares.
+    pub fn cmdline_override(mut self, cmdline: impl Into<String>) -> Self {
+        self.cmdline.override_with(cmdline);
+        self
+    }
+
+    /// How the CPU is virtualised; the best there is unless said.
+    pub fn accelerator(mut self, accelerator: Accelerator) -> Self {
+        self.accelerator = accelerator;
+        self
+    }
+
+    /// What a reboot of the guest does; it ends the machine unless said.
+    pub fn on_reboot(mut self, policy: RebootPolicy) -> Self {
+        self.on_reboot = policy;
+        self
+    }
+
+    /// This backend or none: `qemu`, `cloud-hypervisor`, `vfkit`. Unless said, `CAPSA_BACKEND`, else
+    /// the first that is usable here and can do all that is asked.
+    pub fn backend(mut self, name: impl Into<String>) -> Self {
+        self.backend = Some(name.into());
+        self
+    }
+
+    /// What would be started: programs, arguments, control messages. Starts nothing but the
+    /// hypervisors' `--version`. A backend that was named need not be usable on this host.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`build_embedded`](Self::build_embedded).
+    pub fn plan(&self) -> Result<LaunchPlan> {
+        self.planned(Strictness::DryRun).map(|planned| planned.plan)
+    }
+
+    /// The backends that were passed over for this machine, each with every reason.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`build_embedded`](Self::build_embedded).
+    pub fn rejected_backends(&self) -> Result<Vec<Rejection>> {
+        self.planned(Strictness::Run).map(|planned| planned.rejected)
+    }
+
+    /// Checks and plans the machine for a loop of your own. Blocks while it looks at files and asks
+    /// programs for their versions: milliseconds, some 100 the first time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] and its kin when something asked for cannot be had,
+    /// [`Error::NoBackendAvailable`] or [`Error::BackendUnavailable`] when nothing can run it here.
+    /// Nothing was started then.
+    pub fn build_embedded(self) -> Result<embed::Vm> {
+        let planned = self.planned(Strictness::Run)?;
+        Ok(embed::Vm::new(planned, self.options, self.resources)?)
+    }
+
+    fn planned(&self, strict: Strictness) -> Result<Planned> {
+        let spec = self.spec().map_err(Error::from_violations)?;
+        backends::plan(spec, self.backend.as_deref(), strict)
+    }
+
+    /// The specification, with every path made absolute.
+    fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
+        let mut paths = Paths::default();
+        let kernel = paths.take("kernel", &self.kernel);
+        let initrd = self.initrd.as_ref().map(|initrd| paths.take("initrd", initrd));
+        let disks: Vec<_> = self
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(n, disk)| {
+                Some(Disk {
+                    path: paths.take(&format!("disks[{n}].path"), &disk.path)?,
+                    format: disk.format,
+                    read_only: disk.read_only,
+                    ephemeral: disk.ephemeral,
+                })
+            })
+            .collect();
+        let shares: Vec<_> = self
+            .shares
+            .iter()
+            .enumerate()
+            .map(|(n, share)| {
+                Some(Share {
+                    host: paths.take(&format!("shares[{n}].host"), &share.host_path)?,
+                    guest: share.guest_path.clone(),
+                    mode: share.mode,
+                    mechanism: share.mechanism.clone(),
+                })
+            })
+            .collect();
+        let Some(kernel) = kernel.filter(|_| paths.refused.is_empty()) else {
+            return Err(paths.refused);
+        };
+        Ok(VmSpec {
+            kernel,
+            initrd: initrd.flatten(),
+            disks: disks.into_iter().flatten().collect(),
+            resources: self.resources.clone(),
+            shares: shares.into_iter().flatten().collect(),
+            network: self.network,
+            console: self.console,
+            cmdline: self.cmdline.clone(),
+            accelerator: self.accelerator,
+            on_reboot: self.on_reboot,
+            time_limit: self.timeout,
+        })
+    }
+}
+
+/// Turns paths into what the core carries, and collects those that cannot be.
+#[derive(Default)]
+struct Paths {
+    refused: Vec<Violation>,
+}
+
+impl Paths {
+    fn take(&mut self, field: &str, path: &PathBuf) -> Option<HostPath> {
+        if path.as_os_str().is_empty() {
+            let kind = ViolationKind::NotGiven;
+            self.refused.push(Violation::new(field, kind, "no path was given", "give one"));
+            return None;
+        }
+        let text = std::path::absolute(path).ok().and_then(|p| p.into_os_string().into_string().ok());
+        let taken = text.and_then(|text| HostPath::new(text).ok());
+        if taken.is_none() {
+            self.refused.push(Violation::new(
+                field,
+                ViolationKind::Malformed,
+                format!("{path:?} is not UTF-8 or holds a NUL"),
+                "rename it: control channels carry paths as JSON text",
+            ));
+        }
+        taken
+    }
+}
+
+#[cfg(feature = "async")]
+mod futures {
+    use super::*;
+    use crate::driver::{self, Driver};
+    use crate::handle::VmHandle;
+
+    impl LinuxVmBuilder {
+        /// Checks and plans the machine. Nothing is started before [`VmHandle::start`].
+        ///
+        /// The looking at files and programs happens on a thread of its own, so no executor is
+        /// blocked. Dropping the future gives the machine up.
+        ///
+        /// # Errors
+        ///
+        /// As [`build_embedded`](Self::build_embedded).
+        pub async fn build(self) -> Result<VmHandle> {
+            let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
+            driver::on_thread(vm)
+        }
+
+        /// As [`build`](Self::build), for programs that want no hidden thread: the [`Driver`] is a
+        /// future that must be polled (spawned on an executor, or joined) for anything to happen.
+        ///
+        /// # Errors
+        ///
+        /// As [`build_embedded`](Self::build_embedded).
+        pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
+            let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
+            driver::by_future(vm)
+        }
+
+        fn build_for_handle(self) -> Result<embed::Vm> {
+            let planned = self.planned(Strictness::Run)?;
+            Ok(embed::Vm::new_for_handle(planned, self.options, self.resources)?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Capsa, LinuxBootConfig};
+
+    #[test]
+    fn a_repeatable_key_given_twice_stands_twice() {
+        let builder = Capsa::vm(LinuxBootConfig::new("/k"))
+            .cmdline_arg("console=ttyS0")
+            .cmdline_arg("console=hvc0")
+            .cmdline_arg("quiet")
+            .cmdline_arg("loglevel=3")
+            .cmdline_arg("loglevel=7");
+        assert_eq!(builder.cmdline.build(), "console=ttyS0 console=hvc0 quiet loglevel=7");
+    }
+
+    #[test]
+    fn a_path_that_was_not_given_is_named() {
+        let error = Capsa::vm(LinuxBootConfig::new("")).plan().unwrap_err();
+        assert!(matches!(error, Error::MissingConfig(_)), "{error}");
+        assert_eq!(error.violations()[0].field, "kernel");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_not_utf8_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = PathBuf::from(std::ffi::OsString::from_vec(b"/k\xff".to_vec()));
+        let error = Capsa::vm(LinuxBootConfig::new(path)).plan().unwrap_err();
+        assert_eq!(error.violations()[0].kind, ViolationKind::Malformed);
+    }
+
+    #[test]
+    fn an_unknown_backend_lists_those_there_are() {
+        let builder = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen");
+        let Error::BackendUnavailable { reasons, .. } = builder.plan().unwrap_err() else {
+            panic!("another error");
+        };
+        assert!(reasons[0].remedy.contains("qemu"), "{reasons:?}");
+    }
+}

@@ -1,0 +1,182 @@
+//! What can go wrong, with the variants the specification names.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use capsa_proto::capabilities::{Violation, ViolationKind};
+use capsa_proto::console::ScriptError;
+use capsa_proto::host::Reason;
+use capsa_proto::lifecycle::Refused;
+use capsa_proto::spec::GuestOs;
+
+use crate::backends::Rejection;
+
+/// A result of Capsa's.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No backend can be used on this host.
+    #[error("no suitable hypervisor backend available{}", list(.rejected))]
+    NoBackendAvailable {
+        /// Each backend, and everything against it.
+        rejected: Vec<Rejection>,
+    },
+
+    /// The backend that was asked for cannot be used on this host, or is none.
+    #[error("backend '{name}' is not available{}", list(.reasons))]
+    BackendUnavailable {
+        /// Its name.
+        name: String,
+        /// Everything against it.
+        reasons: Vec<Reason>,
+    },
+
+    /// What was asked for is sound, but the backend cannot do it.
+    #[error("feature not supported{0}")]
+    UnsupportedFeature(Violations),
+
+    /// What was asked for cannot be. All problems at once.
+    #[error("invalid configuration{0}")]
+    InvalidConfig(Violations),
+
+    /// Something that must be given was not.
+    #[error("missing required configuration{0}")]
+    MissingConfig(Violations),
+
+    /// The backend does not run this guest operating system.
+    #[error("guest OS not supported by backend: {0:?}")]
+    UnsupportedGuestOs(GuestOs),
+
+    /// The machine did not get to run. The text has the hypervisor's last words.
+    #[error("VM failed to start: {0}")]
+    StartFailed(String),
+
+    /// The machine was never started.
+    #[error("VM is not running")]
+    NotRunning,
+
+    /// The machine was started before; one machine starts once.
+    #[error("VM was already started")]
+    AlreadyRunning,
+
+    /// The machine was built without a console, or with one on standard input and output.
+    #[error("console not enabled for this VM")]
+    ConsoleNotEnabled,
+
+    /// Time ran out. Nothing was consumed: a later wait sees the same bytes.
+    #[error("operation timed out after {waited:?} waiting for {expected}{}", last(.tail))]
+    Timeout {
+        /// What was waited for.
+        expected: String,
+        /// How long.
+        waited: Duration,
+        /// The last of what the console said instead.
+        tail: String,
+    },
+
+    /// The console closed before the pattern came. Nothing was consumed.
+    #[error("pattern not found in console output: {pattern}: the console closed{}", last(.tail))]
+    PatternNotFound {
+        /// What was waited for.
+        pattern: String,
+        /// The last of what the console said instead.
+        tail: String,
+    },
+
+    /// A login or a command could not be carried through.
+    #[error(transparent)]
+    Script(ScriptError),
+
+    /// The hypervisor, or a helper of it, failed.
+    #[error("hypervisor error: {0}")]
+    Hypervisor(String),
+
+    /// A system call failed.
+    #[error("IO error: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Error {
+    /// The right variant for these problems.
+    pub(crate) fn from_violations(violations: Vec<Violation>) -> Self {
+        let all = |kind| violations.iter().all(|v| v.kind == kind);
+        if all(ViolationKind::NotGiven) {
+            Self::MissingConfig(Violations(violations))
+        } else if all(ViolationKind::Unsupported) {
+            Self::UnsupportedFeature(Violations(violations))
+        } else {
+            Self::InvalidConfig(Violations(violations))
+        }
+    }
+
+    /// The problems, where this is about a configuration.
+    pub fn violations(&self) -> &[Violation] {
+        match self {
+            Self::UnsupportedFeature(v) | Self::InvalidConfig(v) | Self::MissingConfig(v) => &v.0,
+            _ => &[],
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::AlreadyStarted => Self::AlreadyRunning,
+            Refused::NotStarted => Self::NotRunning,
+        }
+    }
+}
+
+impl From<ScriptError> for Error {
+    fn from(error: ScriptError) -> Self {
+        match error {
+            ScriptError::TimedOut { expected, waited, tail } => {
+                Self::Timeout { expected, waited, tail: lossy(&tail) }
+            }
+            ScriptError::Closed { expected, tail } => {
+                Self::PatternNotFound { pattern: expected, tail: lossy(&tail) }
+            }
+            other => Self::Script(other),
+        }
+    }
+}
+
+/// Every problem of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violations(pub Vec<Violation>);
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&list(&self.0))
+    }
+}
+
+/// `: it` for one, a line each for more.
+fn list<T: fmt::Display>(items: &[T]) -> String {
+    match items {
+        [] => String::new(),
+        [one] => format!(": {one}"),
+        more => more.iter().map(|item| format!("\n  - {item}")).collect(),
+    }
+}
+
+/// Bytes of the console as text, once.
+pub(crate) fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The last lines of a console, for the end of a message.
+fn last(tail: &str) -> String {
+    let lines: Vec<&str> = tail.trim_end().lines().collect();
+    match lines.as_slice() {
+        [] => "; the console said nothing".into(),
+        lines => {
+            let last = &lines[lines.len().saturating_sub(8)..];
+            format!("; the console last said:\n  | {}", last.join("\n  | "))
+        }
+    }
+}
