@@ -1,7 +1,13 @@
 //! What Capsa is tested with: guests to boot, and the programs that boot them.
 //!
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
+//! - [`guest`] makes real Linux guests from the host distribution's packages.
+//! - [`host`] finds, and where it may installs, the programs that all this needs.
+//! - [`command`] runs them.
 
+pub mod command;
+pub mod guest;
+pub mod host;
 pub mod nano;
 
 use std::fmt::Display;
