@@ -33,8 +33,7 @@ pub(super) const MODULES: &[&str] = &[
 /// The parts of the file system that do not depend on the host's packages.
 pub(super) const FILES: &[(&str, u32, &str)] = &[
     ("bin/coldplug", 0o755, include_str!("root/coldplug")),
-    ("bin/leave", 0o755, include_str!("root/leave")),
-    ("etc/acpi/PWRF/00000080", 0o755, "#!/bin/sh\nexec poweroff\n"),
+    ("etc/acpi/PWRF/00000080", 0o755, "#!/bin/sh\npoweroff\n"),
     ("etc/dhcp", 0o755, include_str!("root/dhcp")),
     ("etc/group", 0o644, "root:x:0:\ntty:x:5:\nuser:x:1000:\n"),
     ("etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"),
@@ -68,9 +67,6 @@ const DIRECTORIES: &[(&str, u32)] = &[
     ("var/log", 0o755),
 ];
 
-/// Replaced by ours: the applets signal an init that we do not run.
-const OURS: &[&str] = &["poweroff", "reboot", "halt"];
-
 /// Writes the initramfs that runs `init` to `path`. `packages` holds the unpacked kernel and
 /// busybox packages.
 pub(super) fn write(packages: &Path, init: &str, path: &Path) -> Result<(), Unavailable> {
@@ -96,12 +92,9 @@ pub(super) fn write(packages: &Path, init: &str, path: &Path) -> Result<(), Unav
     let content = fs::read(busybox).map_err(Unavailable::io("read", busybox))?;
     archive.file("bin/busybox", 0o755, &content);
     for applet in command::text(Command::new(busybox).arg("--list"))?.lines() {
-        if applet != "busybox" && !OURS.contains(&applet) {
+        if applet != "busybox" {
             archive.symlink(&format!("bin/{applet}"), "busybox");
         }
-    }
-    for name in OURS {
-        archive.symlink(&format!("bin/{name}"), "leave");
     }
     let tree = format!("lib/modules/{}", release.file_name().to_string_lossy());
     archive.directory(&tree, 0o755);
@@ -115,5 +108,5 @@ pub(super) fn write(packages: &Path, init: &str, path: &Path) -> Result<(), Unav
 
 /// The text of everything that goes into an initramfs with this `init`, for a recipe.
 pub(super) fn recipe(init: &str) -> String {
-    format!("{init}\n{MODULES:?}\n{FILES:?}\n{DIRECTORIES:?}\n{OURS:?}\n")
+    format!("{init}\n{MODULES:?}\n{FILES:?}\n{DIRECTORIES:?}\n")
 }
