@@ -100,12 +100,16 @@ pub fn ensure(needs: &[Need]) -> Result<(), Unmet> {
     let system = system();
     let root = is_root();
     if matches!(system, System::Debian) && root {
-        command::output(apt_get().arg("update"))?;
+        // A third party's source that does not answer must not stop us; what is missing
+        // because of it, the installation will say.
+        if let Err(error) = command::output(apt_get().arg("update")) {
+            tracing::warn!(%error, "package lists may be old");
+        }
     }
     let found = Found { system, root, packaged_virtiofsd: packaged_virtiofsd(), missing };
     for step in Plan::new(&found).map_err(Unmet::ByHand)?.steps {
         match step {
-            Step::Apt(packages) => install(&packages)?,
+            Step::Apt(packages) => install(packages)?,
             Step::Cargo(arguments) => {
                 command::output(Command::new(cargo()).args(arguments))?;
             }

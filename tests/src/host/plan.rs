@@ -57,7 +57,7 @@ pub struct Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Install these packages with apt-get.
-    Apt(Vec<&'static str>),
+    Apt(&'static [&'static str]),
     /// Run Cargo with these arguments.
     Cargo(&'static [&'static str]),
 }
@@ -68,9 +68,6 @@ pub struct Plan {
     /// The steps.
     pub steps: Vec<Step>,
 }
-
-const CARGO_VIRTIOFSD: &[&str] = &["install", "virtiofsd", "--locked"];
-const VIRTIOFSD_LIBRARIES: &[&str] = &["libcap-ng-dev", "libseccomp-dev"];
 
 impl Plan {
     /// Plans to meet what is missing.
@@ -88,25 +85,22 @@ impl Plan {
     }
 }
 
+/// One installation a need, so that backports, where one needs them, are not used for the rest.
 fn debian_steps(found: &Found) -> Vec<Step> {
-    let from_cargo = found.missing.contains(&Need::Virtiofsd) && !found.packaged_virtiofsd;
-    let mut packages: Vec<&str> = Vec::new();
+    let mut steps = Vec::new();
     for need in &found.missing {
-        packages.extend_from_slice(match need {
+        steps.push(Step::Apt(match need {
             // Both by name, so that apt takes them from the same place.
             Need::Qemu if cfg!(target_arch = "aarch64") => &["qemu-system-arm", "qemu-utils"],
             Need::Qemu => &["qemu-system-x86", "qemu-utils"],
             Need::GuestTools => &["e2fsprogs", "qemu-utils"],
             Need::DebianTools => &["mmdebstrap"],
-            Need::Virtiofsd if from_cargo => VIRTIOFSD_LIBRARIES,
-            Need::Virtiofsd => &["virtiofsd"],
-        });
-    }
-    packages.sort_unstable();
-    packages.dedup();
-    let mut steps = vec![Step::Apt(packages)];
-    if from_cargo {
-        steps.push(Step::Cargo(CARGO_VIRTIOFSD));
+            Need::Virtiofsd if found.packaged_virtiofsd => &["virtiofsd"],
+            Need::Virtiofsd => &["libcap-ng-dev", "libseccomp-dev"],
+        }));
+        if *need == Need::Virtiofsd && !found.packaged_virtiofsd {
+            steps.push(Step::Cargo(&["install", "virtiofsd", "--locked"]));
+        }
     }
     steps
 }
@@ -243,26 +237,25 @@ mod tests {
     }
 
     #[test]
-    fn root_on_debian_installs_everything_in_one_go() {
+    fn root_on_debian_builds_virtiofsd_after_its_libraries() {
         let plan = Plan::new(&found(System::Debian, true, &Need::ALL)).unwrap();
-        let [Step::Apt(packages), Step::Cargo(_)] = &plan.steps[..] else { panic!("{plan:?}") };
-        for package in ["e2fsprogs", "libcap-ng-dev", "mmdebstrap", "qemu-utils"] {
-            assert!(packages.contains(&package), "{packages:?}");
-        }
-        assert!(packages.is_sorted_by(|a, b| a < b), "no package twice: {packages:?}");
+        let last = &plan.steps[plan.steps.len() - 2..];
+        let [Step::Apt(libraries), Step::Cargo(cargo)] = last else { panic!("{plan:?}") };
+        assert_eq!(*libraries, ["libcap-ng-dev", "libseccomp-dev"]);
+        assert_eq!(*cargo, ["install", "virtiofsd", "--locked"]);
     }
 
     #[test]
     fn packaged_virtiofsd_is_preferred_to_building_one() {
         let mut found = found(System::Debian, true, &[Need::Virtiofsd]);
         found.packaged_virtiofsd = true;
-        assert_eq!(Plan::new(&found).unwrap().steps, [Step::Apt(vec!["virtiofsd"])]);
+        assert_eq!(Plan::new(&found).unwrap().steps, [Step::Apt(&["virtiofsd"])]);
     }
 
     #[test]
     fn elsewhere_the_commands_are_named_and_nothing_is_planned() {
         for (system, command) in [
-            (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs"),
+            (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs qemu-utils"),
             (System::Debian, "cargo install virtiofsd --locked"),
             (System::Fedora, "sudo dnf install e2fsprogs mmdebstrap qemu-img"),
             (System::Arch, "sudo pacman -S --needed e2fsprogs mmdebstrap qemu-img"),
