@@ -23,7 +23,13 @@ pub enum Variant {
 }
 
 /// What to boot. On the console, `capsa login: ` takes `root` without a password and `user`
-/// with the password `secret`.
+/// with the password `secret`. The prompts end in `# ` and `$ `.
+///
+/// On the kernel command line it heeds the last `console=`, `root=` with `ro` or `rw` (unless
+/// `capsa.shell` is there too), and `systemd.mount-extra=WHAT:WHERE:TYPE:OPTIONS`.
+///
+/// Busybox's shell sends the escape sequence `ESC [ 6 n` behind every prompt but the first: it
+/// asks the terminal where the cursor is, and lives without an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinuxGuest {
     /// The kernel: a bzImage on x86-64, an Image on arm64.
@@ -37,8 +43,7 @@ pub struct LinuxGuest {
     pub disk_qcow2: PathBuf,
 }
 
-/// The Linux guest, made if it is not there yet: some seconds and a download of 30 MB
-/// ([`Variant::Cloud`]) or 70 MB.
+/// The Linux guest, made if it is not there yet: about 7 s and a download of some tens of MB.
 ///
 /// # Errors
 /// Where it cannot be made: no apt, no network, no `mkfs.ext4`, no `qemu-img`.

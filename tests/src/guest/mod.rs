@@ -2,13 +2,17 @@
 //! `target/guest/`.
 //!
 //! Nothing is installed on the host: packages are downloaded and unpacked into a scratch
-//! directory. [`linux`] needs no root, only a Debian-like host with its package lists;
-//! [`debian`] needs root, because a Debian root file system has many owners.
+//! directory. [`linux()`] needs no root, only a Debian-like host with its package lists;
+//! [`debian()`] needs root, because a Debian root file system has many owners.
 //!
 //! A guest that is there already is returned at once. It is made anew when its recipe in this
 //! crate has changed, not when the distribution has a newer kernel: remove its directory for
 //! that. Making is serialized between processes by a lock file, and a guest appears whole or
 //! not at all.
+//!
+//! Measured with QEMU 10.0.2 in emulation on two cores, spawn to `capsa login: `, kernels 6.1 and
+//! 6.12: cloud on `microvm` 3.0 to 4.9 s, cloud on `q35` 3.2 to 5.2 s, generic on `q35` 6 to 9 s,
+//! Debian with systemd 16 s. From the power button to QEMU's end: 0.1 s, Debian 1.9 s.
 //!
 //! The disk images are shared by all tests: boot them read-only or through an overlay.
 
