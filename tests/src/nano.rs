@@ -16,12 +16,12 @@
 //! Between bytes it halts. Only a 10 ms timer tick, for the button, and the serial port's
 //! interrupt wake it. While the host does not read, it waits for the transmitter in a loop.
 //!
-//! Measured with QEMU 10.0.2, spawn to the last byte of [`READY`]: emulation (`-accel tcg`) 105 to
-//! 130 ms on `q35` and 80 to 95 ms on `microvm`, nearly all of it QEMU's own start. Idle it takes
+//! Measured with QEMU 10.0.2, spawn to the last byte of [`READY`]: emulation (`-accel tcg`) 95 to
+//! 160 ms on `q35` and 80 to 120 ms on `microvm`, nearly all of it QEMU's own start. Idle it takes
 //! about 1 % of a core there. Under KVM without hardware (pvm) every instruction of the firmware
 //! is emulated one by one: 3.1 to 4.4 s on either machine, then idle at no measurable cost.
 //!
-//! The machine code is a table, [`listing`], one instruction a line with its source beside it.
+//! The machine code is a table, `listing`, one instruction a line with its source beside it.
 
 use std::collections::HashMap;
 use std::io;

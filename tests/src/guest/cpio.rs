@@ -3,7 +3,7 @@
 //! Format: kernel documentation, `driver-api/early-userspace/buffer-format.rst`. Uncompressed:
 //! under software emulation unpacking costs more than reading.
 
-/// The longest name the trailer has; a reader stops there.
+/// The name of the last entry; a reader stops there.
 const TRAILER: &str = "TRAILER!!!";
 
 /// An archive being written. Directories must come before what is in them.

@@ -208,7 +208,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     directories.map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
-/// Whether we are root, by the owner of what we create.
+/// Whether we are root. Asks `id`, since the standard library does not tell.
 pub fn is_root() -> bool {
     command::text(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }
