@@ -1,2 +1,57 @@
-//! The workspace tasks.
-fn main() {}
+//! The tasks of the workspace: `cargo xtask` lists them. Each is a file of its own.
+
+#[path = "../xtask/guest.rs"]
+mod guest;
+#[path = "../xtask/setup.rs"]
+mod setup;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// Name, flags, what it does, and the code.
+type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) -> Outcome);
+
+const TASKS: &[Task] = &[
+    (
+        "guest",
+        "[--generic] [--debian]",
+        "make the Linux guests and print where they are",
+        guest::run,
+    ),
+    ("setup", "", "install everything that the tests need", setup::run),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = pico_args::Arguments::from_env();
+    let name = arguments.subcommand().ok().flatten();
+    let Some((.., run)) = TASKS.iter().find(|(task, ..)| name.as_deref() == Some(task)) else {
+        eprintln!("usage: cargo xtask TASK");
+        for (task, flags, what, _) in TASKS {
+            eprintln!("  {:32} {what}", format!("{task} {flags}"));
+        }
+        return ExitCode::from(2);
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("xtask: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Refuses what a task did not ask for.
+fn finish(arguments: pico_args::Arguments) -> Outcome {
+    match arguments.finish().first() {
+        None => Ok(()),
+        Some(extra) => Err(format!("unknown argument {}", extra.display()).into()),
+    }
+}

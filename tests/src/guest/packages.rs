@@ -1,0 +1,61 @@
+//! Packages of the host's distribution, downloaded and unpacked, never installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Unavailable;
+use crate::command::{self, Failed};
+
+/// This machine's architecture as Debian calls it.
+///
+/// # Errors
+/// Where Capsa's guests are not made for it.
+pub(super) fn architecture() -> Result<&'static str, Unavailable> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        other => Err(Unavailable::new(format!("guests are not made for {other}"))),
+    }
+}
+
+/// The one package starting with `prefix` that `package` depends on: how a distribution's
+/// "current kernel" package names the kernel.
+pub(super) fn dependency(package: &str, prefix: &str) -> Result<String, Unavailable> {
+    let listing = command::text(Command::new("apt-cache").args(["depends", package]));
+    let listing = listing.map_err(|failed| match failed {
+        Failed::Spawn { .. } => Unavailable::new(
+            "guests are made from Debian packages, and there is no apt here; run this on Debian \
+             or Ubuntu, or in a container of one",
+        ),
+        failed => failed.into(),
+    })?;
+    let dependencies = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    dependencies.map(str::to_owned).find(|name| name.starts_with(prefix)).ok_or_else(|| {
+        Unavailable::new(format!("apt knows no package {package}; try `apt-get update`"))
+    })
+}
+
+/// Downloads `package` and unpacks it into `root`. `scratch` holds the archive meanwhile.
+pub(super) fn unpack(package: &str, scratch: &Path, root: &Path) -> Result<(), Unavailable> {
+    let downloads = scratch.join(package);
+    fs::create_dir_all(&downloads).map_err(Unavailable::io("create", &downloads))?;
+    command::output(
+        Command::new("apt-get").args(["-q", "download", package]).current_dir(&downloads),
+    )?;
+    let mut archives = fs::read_dir(&downloads).map_err(Unavailable::io("list", &downloads))?;
+    let archive = archives
+        .next()
+        .ok_or_else(|| Unavailable::new(format!("apt-get downloaded nothing for {package}")))?
+        .map_err(Unavailable::io("list", &downloads))?
+        .path();
+    command::output(Command::new("dpkg").arg("-x").arg(&archive).arg(root))?;
+    let _ = fs::remove_dir_all(&downloads);
+    Ok(())
+}
+
+/// A program that is on the `PATH` or where only root's `PATH` reaches.
+pub(super) fn program(name: &str, package: &str) -> Result<PathBuf, Unavailable> {
+    crate::host::find_program(name)
+        .ok_or_else(|| Unavailable::new(format!("{name} is not installed (package {package})")))
+}

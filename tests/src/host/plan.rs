@@ -1,0 +1,322 @@
+//! What to install, given what was found: no program is run here and no file read.
+
+use std::path::Path;
+
+use super::{Archive, Need};
+
+/// Systems whose package manager we can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Debian, Ubuntu and what is made from them.
+    Debian,
+    /// Fedora and its like.
+    Fedora,
+    /// Arch Linux and its like.
+    Arch,
+    /// macOS, with Homebrew.
+    MacOs,
+    /// Anything else.
+    Other,
+}
+
+impl System {
+    /// The system that `/etc/os-release` describes.
+    pub fn of_os_release(text: &str) -> Self {
+        let ids: Vec<_> = ["ID", "ID_LIKE"]
+            .iter()
+            .filter_map(|key| os_release(text, key))
+            .flat_map(str::split_whitespace)
+            .collect();
+        let is = |names: &[&str]| ids.iter().any(|id| names.contains(id));
+        if is(&["debian", "ubuntu"]) {
+            Self::Debian
+        } else if is(&["fedora", "rhel"]) {
+            Self::Fedora
+        } else if is(&["arch"]) {
+            Self::Arch
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// What the plan depends on.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The system.
+    pub system: System,
+    /// Whether we may install packages.
+    pub root: bool,
+    /// Whether the distribution has a virtiofsd that is new enough.
+    pub packaged_virtiofsd: bool,
+    /// What is not there.
+    pub missing: Vec<Need>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Install these packages with apt-get.
+    Apt(&'static [&'static str]),
+    /// Run Cargo with these arguments.
+    Cargo(&'static [&'static str]),
+}
+
+/// All there is to do, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Plans to meet what is missing.
+    ///
+    /// # Errors
+    /// Where we are not root or the system is not Debian-like: the text to show instead.
+    pub fn new(found: &Found) -> Result<Self, String> {
+        if found.missing.is_empty() {
+            return Ok(Self::default());
+        }
+        if found.system != System::Debian || !found.root {
+            return Err(by_hand(found));
+        }
+        Ok(Self { steps: debian_steps(found) })
+    }
+}
+
+/// One installation a need, so that backports, where one needs them, are not used for the rest.
+fn debian_steps(found: &Found) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for need in &found.missing {
+        steps.push(Step::Apt(match need {
+            // Both by name, so that apt takes them from the same place.
+            Need::Qemu if cfg!(target_arch = "aarch64") => &["qemu-system-arm", "qemu-utils"],
+            Need::Qemu => &["qemu-system-x86", "qemu-utils"],
+            Need::GuestTools => &["e2fsprogs", "qemu-utils"],
+            Need::DebianTools => &["mmdebstrap"],
+            Need::Virtiofsd if found.packaged_virtiofsd => &["virtiofsd"],
+            Need::Virtiofsd => &["libcap-ng-dev", "libseccomp-dev"],
+        }));
+        if *need == Need::Virtiofsd && !found.packaged_virtiofsd {
+            steps.push(Step::Cargo(&["install", "virtiofsd", "--locked"]));
+        }
+    }
+    steps
+}
+
+/// What to tell a person whose machine we leave alone.
+fn by_hand(found: &Found) -> String {
+    let packages = |of: fn(Need) -> &'static [&'static str]| {
+        let mut all: Vec<_> = found.missing.iter().flat_map(|need| of(*need)).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.join(" ")
+    };
+    let commands = match found.system {
+        System::Debian => debian_steps(found)
+            .iter()
+            .map(|step| match step {
+                Step::Apt(packages) => {
+                    let list = packages.join(" ");
+                    format!("sudo apt-get install --no-install-recommends {list}")
+                }
+                Step::Cargo(arguments) => format!("cargo {}", arguments.join(" ")),
+            })
+            .collect(),
+        System::Fedora => vec![format!(
+            "sudo dnf install {}",
+            packages(|need| match need {
+                Need::Qemu => &["qemu-img", "qemu-system-x86"],
+                Need::GuestTools => &["e2fsprogs", "qemu-img"],
+                Need::DebianTools => &["mmdebstrap"],
+                Need::Virtiofsd => &["virtiofsd"],
+            })
+        )],
+        System::Arch => vec![format!(
+            "sudo pacman -S --needed {}",
+            packages(|need| match need {
+                Need::Qemu => &["qemu-img", "qemu-system-x86"],
+                Need::GuestTools => &["e2fsprogs", "qemu-img"],
+                Need::DebianTools => &["mmdebstrap"],
+                Need::Virtiofsd => &["virtiofsd"],
+            })
+        )],
+        // Guests are made on Linux; there is no virtiofsd here, and vfkit needs none.
+        System::MacOs => {
+            vec!["brew install qemu".into(), "brew tap cfergeau/crc && brew install vfkit".into()]
+        }
+        System::Other => {
+            let programs = packages(Need::programs);
+            return format!(
+                "these programs are missing, and this system's package manager is not known: \
+                 {programs}"
+            );
+        }
+    };
+    let why = if found.system == System::Debian { "we are not root" } else { "not Debian-like" };
+    let lines: String = commands.iter().map(|command| format!("\n  {command}")).collect();
+    format!("not installed, as {why}; run:{lines}")
+}
+
+/// What in the output of `apt-get install -s` must not happen, if anything does.
+pub fn harm_in(simulation: &str) -> Option<String> {
+    let removed: Vec<_> = simulation
+        .lines()
+        .filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next())
+        .collect();
+    if !removed.is_empty() {
+        return Some(format!("removes {}", removed.join(" ")));
+    }
+    let mut lines = simulation.lines();
+    lines.find(|line| line.starts_with("The following packages will be DOWNGRADED"))?;
+    let downgraded: Vec<_> =
+        lines.take_while(|line| line.starts_with(' ')).map(str::trim).collect();
+    Some(format!("downgrades {}", downgraded.join(" ")))
+}
+
+/// Whether the output of `virtiofsd --version` is of one that is new enough. The one in C that
+/// came with QEMU until 7.2 says `virtiofsd version 7.2…` and never is.
+pub fn virtiofsd_suffices(version: &str) -> bool {
+    version.strip_prefix("virtiofsd ").is_some_and(is_1_11)
+}
+
+/// Whether the output of `apt-cache policy virtiofsd` offers one that is new enough.
+pub fn candidate_suffices(policy: &str) -> bool {
+    let mut lines = policy.lines();
+    lines.find_map(|line| line.trim().strip_prefix("Candidate: ")).is_some_and(is_1_11)
+}
+
+fn is_1_11(version: &str) -> bool {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (1, 11),
+        _ => false,
+    }
+}
+
+/// The release's archive among `REPO_URI RELEASE COMPONENT` lines of `apt-get indextargets`.
+pub fn main_archive(targets: &str, os_release_text: &str) -> Option<Archive> {
+    let codename = os_release(os_release_text, "VERSION_CODENAME")?;
+    targets.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (uri, release, component) = (words.next()?, words.next()?, words.next()?);
+        (release == codename && component == "main")
+            .then(|| Archive { uri: uri.to_owned(), codename: codename.to_owned() })
+    })
+}
+
+/// A source list of one line for the backports of the archive's release.
+pub fn backports_source(archive: &Archive, exists: impl Fn(&Path) -> bool) -> String {
+    let Archive { uri, codename } = archive;
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let signed =
+        if exists(Path::new(keyring)) { format!("[signed-by={keyring}] ") } else { String::new() };
+    format!("deb {signed}{uri} {codename}-backports main\n")
+}
+
+/// A value of `/etc/os-release`, without its quotes.
+fn os_release<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let value = |line: &'a str| line.strip_prefix(key)?.strip_prefix('=');
+    text.lines().find_map(value).map(|value| value.trim_matches(['"', '\'']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(system: System, root: bool, missing: &[Need]) -> Found {
+        Found { system, root, packaged_virtiofsd: false, missing: missing.to_vec() }
+    }
+
+    #[test]
+    fn nothing_missing_plans_nothing_anywhere() {
+        for system in [System::Debian, System::MacOs, System::Other] {
+            assert_eq!(Plan::new(&found(system, false, &[])), Ok(Plan::default()));
+        }
+    }
+
+    #[test]
+    fn root_on_debian_builds_virtiofsd_after_its_libraries() {
+        let plan = Plan::new(&found(System::Debian, true, &Need::ALL)).unwrap();
+        let last = &plan.steps[plan.steps.len() - 2..];
+        let [Step::Apt(libraries), Step::Cargo(cargo)] = last else { panic!("{plan:?}") };
+        assert_eq!(*libraries, ["libcap-ng-dev", "libseccomp-dev"]);
+        assert_eq!(*cargo, ["install", "virtiofsd", "--locked"]);
+    }
+
+    #[test]
+    fn packaged_virtiofsd_is_preferred_to_building_one() {
+        let mut found = found(System::Debian, true, &[Need::Virtiofsd]);
+        found.packaged_virtiofsd = true;
+        assert_eq!(Plan::new(&found).unwrap().steps, [Step::Apt(&["virtiofsd"])]);
+    }
+
+    #[test]
+    fn elsewhere_the_commands_are_named_and_nothing_is_planned() {
+        for (system, command) in [
+            (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs qemu-utils"),
+            (System::Debian, "cargo install virtiofsd --locked"),
+            (System::Fedora, "sudo dnf install e2fsprogs mmdebstrap qemu-img"),
+            (System::Arch, "sudo pacman -S --needed e2fsprogs mmdebstrap qemu-img"),
+            (System::MacOs, "brew tap cfergeau/crc && brew install vfkit"),
+            (System::Other, "mkfs.ext4"),
+        ] {
+            let text = Plan::new(&found(system, false, &Need::ALL)).unwrap_err();
+            assert!(text.contains(command), "{text}");
+        }
+        assert!(Plan::new(&found(System::Fedora, true, &[Need::Qemu])).is_err());
+    }
+
+    #[test]
+    fn removal_and_downgrade_are_harm() {
+        let clean = "Inst qemu-system-x86 (1:10.0.2 Debian:13 [amd64])\nConf qemu-system-x86\n";
+        assert_eq!(harm_in(clean), None);
+        let removes = "Remv qemu-utils [1:10.0.2+ds-2~bpo12+1]\nInst qemu-system-x86 (1:7.2)\n";
+        assert_eq!(harm_in(removes).as_deref(), Some("removes qemu-utils"));
+        let downgrades = "The following packages will be DOWNGRADED:\n  qemu-utils\n0 upgraded\n";
+        assert_eq!(harm_in(downgrades).as_deref(), Some("downgrades qemu-utils"));
+    }
+
+    #[test]
+    fn virtiofsd_is_new_enough_from_1_11() {
+        for (version, enough) in [
+            ("virtiofsd 1.11.0", true),
+            ("virtiofsd 1.13.3\n", true),
+            ("virtiofsd 2.0.0", true),
+            ("virtiofsd 1.8.0", false),
+            ("virtiofsd version 7.2.22 (Debian)\nCopyright", false),
+            ("", false),
+        ] {
+            assert_eq!(virtiofsd_suffices(version), enough, "{version}");
+        }
+        assert!(candidate_suffices("virtiofsd:\n  Installed: (none)\n  Candidate: 1.13.2-1\n"));
+        assert!(!candidate_suffices("virtiofsd:\n  Installed: (none)\n  Candidate: (none)\n"));
+        assert!(!candidate_suffices(""));
+    }
+
+    #[test]
+    fn backports_come_from_the_mirror_that_is_configured() {
+        let targets = "http://mirror/debian/ bookworm-updates main\n\
+                       http://mirror/security/ bookworm-security main\n\
+                       http://mirror/debian/ bookworm main\n";
+        let archive = main_archive(targets, "ID=debian\nVERSION_CODENAME=bookworm\n").unwrap();
+        let source = backports_source(&archive, |_| false);
+        assert_eq!(source, "deb http://mirror/debian/ bookworm-backports main\n");
+        assert_eq!(main_archive(targets, "VERSION_CODENAME=trixie"), None);
+    }
+
+    #[test]
+    fn derivatives_are_told_by_what_they_are_like() {
+        for (text, system) in [
+            ("ID=debian\n", System::Debian),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", System::Debian),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", System::Fedora),
+            ("ID=arch\n", System::Arch),
+            ("ID=nixos\n", System::Other),
+            ("", System::Other),
+        ] {
+            assert_eq!(System::of_os_release(text), system, "{text}");
+        }
+    }
+}

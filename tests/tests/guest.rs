@@ -1,0 +1,60 @@
+//! The real Linux guest under the real QEMU, in software emulation.
+
+mod common;
+
+use capsa_test::guest::{self, LinuxGuest, Variant};
+use capsa_test::skip;
+use common::Qemu;
+
+/// Boots with the disk as root device; `None` where there is no guest or no QEMU.
+fn boot(test: &str, machine: &str, device: &str) -> Option<Qemu> {
+    let guest = guest::linux(Variant::Cloud).map_err(|error| skip(test, error)).ok()?;
+    let LinuxGuest { kernel, initrd, disk_qcow2, .. } = guest;
+    let disk = format!("file={},format=qcow2,if=none,id=disk,snapshot=on", disk_qcow2.display());
+    let cmdline = "console=ttyS0 quiet panic=-1 reboot=t mitigations=off root=/dev/vda rw";
+    let arguments = [
+        ["-m", "512"],
+        ["-kernel", kernel.to_str().unwrap()],
+        ["-initrd", initrd.to_str().unwrap()],
+        ["-append", cmdline],
+        ["-drive", &disk],
+        ["-device", device],
+    ];
+    let mut qemu = Qemu::start(test, machine, arguments.concat())?;
+    qemu.wait_for(b"capsa login: ");
+    Some(qemu)
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "guests are made for the host's architecture")]
+fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
+    let test = "root_logs_in_sees_the_disk_and_the_button_powers_off";
+    let Some(mut guest) = boot(test, "q35", "virtio-blk-pci,drive=disk") else { return };
+    guest.write(b"root\n");
+    guest.wait_for(b"# ");
+    guest.write(b"cat /mnt/root/hello\n");
+    guest.wait_for(b"hello from the disk");
+    guest.press_power_button();
+    assert!(guest.wait_for_end().success());
+}
+
+#[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "guests are made for the host's architecture")]
+fn user_needs_a_password_and_poweroff_powers_off() {
+    let test = "user_needs_a_password_and_poweroff_powers_off";
+    let machine = "microvm,rtc=on";
+    let Some(mut guest) = boot(test, machine, "virtio-blk-device,drive=disk") else { return };
+    guest.write(b"user\n");
+    guest.wait_for(b"Password: ");
+    guest.write(b"secret\n");
+    guest.wait_for(b"~ $ ");
+    guest.write(b"exit\n");
+    // The second prompt: the first one is still in what was seen.
+    guest.wait_for(b"exit\r\n");
+    guest.seen.clear();
+    guest.wait_for(b"capsa login: ");
+    guest.write(b"root\n");
+    guest.wait_for(b"# ");
+    guest.write(b"poweroff\n");
+    assert!(guest.wait_for_end().success());
+}

@@ -1,0 +1,98 @@
+//! The nano guest under the real QEMU, in software emulation, on both of its machines.
+
+mod common;
+
+use std::path::Path;
+
+use capsa_test::nano::{self, Nano};
+use common::Qemu;
+
+const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];
+
+/// Boots and waits until the guest listens; `None` where there is no QEMU.
+fn boot(test: &str, machine: &str, how: Nano, cmdline: &str) -> Option<Qemu> {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = how.write_to(dir.path()).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    let arguments = ["-m", "64", "-append", cmdline, "-kernel", kernel];
+    let mut guest = Qemu::start(test, machine, arguments)?;
+    guest.wait_for(nano::READY);
+    Some(guest)
+}
+
+/// Runs `body` against a fresh guest on each machine.
+fn on_each_machine(test: &str, body: impl Fn(&mut Qemu)) {
+    for machine in MACHINES {
+        let booted = boot(test, machine, Nano::default(), "one two=3");
+        let Some(mut guest) = booted else { return };
+        body(&mut guest);
+    }
+}
+
+#[test]
+fn echoes_what_it_gets_and_powers_off() {
+    on_each_machine("echoes_what_it_gets_and_powers_off", |guest| {
+        guest.write(b"hello\x03\xff\0");
+        guest.wait_for(b"hello\x03\xff\0");
+        guest.write(&[nano::POWER_OFF]);
+        assert!(guest.wait_for_end().success());
+        assert!(guest.seen.starts_with(b"CMDLINE one two=3"), "{:?}", guest.seen);
+    });
+}
+
+#[test]
+fn flood_arrives_whole() {
+    on_each_machine("flood_arrives_whole", |guest| {
+        guest.write(&[nano::FLOOD, nano::POWER_OFF]);
+        assert!(guest.wait_for_end().success());
+        assert!(guest.seen.ends_with(&nano::flood()));
+    });
+}
+
+#[test]
+fn reset_and_triple_fault_end_a_guest_that_may_not_reboot() {
+    for order in [nano::RESET, nano::TRIPLE_FAULT] {
+        on_each_machine("reset_and_triple_fault_end_a_guest_that_may_not_reboot", |guest| {
+            guest.write(&[order]);
+            assert!(guest.wait_for_end().success());
+        });
+    }
+}
+
+#[test]
+fn power_button_powers_off() {
+    on_each_machine("power_button_powers_off", |guest| {
+        guest.press_power_button();
+        assert!(guest.wait_for_end().success());
+    });
+}
+
+#[test]
+fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
+    on_each_machine("hung_guest_is_deaf_to_bytes_and_to_the_button", |guest| {
+        guest.write(&[nano::HANG, nano::POWER_OFF]);
+        guest.press_power_button();
+        assert!(guest.is_deaf());
+    });
+}
+
+#[test]
+fn stubborn_guest_echoes_but_ignores_the_button() {
+    let test = "stubborn_guest_echoes_but_ignores_the_button";
+    for machine in MACHINES {
+        let how = Nano { power_button: false };
+        let Some(mut guest) = boot(test, machine, how, "") else { return };
+        guest.press_power_button();
+        assert!(guest.is_deaf());
+        guest.write(b"still here");
+        guest.wait_for(b"still here");
+    }
+}
+
+#[test]
+fn image_is_written_where_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = nano::write_to(dir.path()).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), nano::elf());
+    assert!(nano::write_to(Path::new("/nowhere/at/all")).is_err());
+}
