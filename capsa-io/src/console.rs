@@ -143,6 +143,16 @@ impl Console {
         bytes
     }
 
+    /// Takes all that is there but a character that has only half arrived.
+    pub fn take_text(&mut self, reader: ReaderId) -> Vec<u8> {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
+        let unread = cursor.peek(&self.log);
+        let half = if self.closed { 0 } else { half_character(unread) };
+        let bytes = cursor.take_to(&self.log, self.log.end() - half as u64);
+        self.adjust_interest();
+        bytes
+    }
+
     /// Whether there is something to read.
     pub fn has_unread(&self, reader: ReaderId) -> bool {
         !self.cursor(reader).peek(&self.log).is_empty()
@@ -342,6 +352,16 @@ impl Console {
             self.stream = None;
         }
     }
+}
+
+/// How many bytes at the end are the beginning of a UTF-8 character, and no more than that.
+fn half_character(bytes: &[u8]) -> usize {
+    (1..=3.min(bytes.len()))
+        .find(|n| {
+            let end = &bytes[bytes.len() - n..];
+            std::str::from_utf8(end).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+        })
+        .unwrap_or(0)
 }
 
 impl std::fmt::Debug for Console {

@@ -97,7 +97,7 @@ pub struct Supervisor {
     events: VecDeque<Event>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
-    ready: Vec<Ready>,
+    ready: Ready,
     span: tracing::Span,
 }
 
@@ -145,7 +145,7 @@ impl Supervisor {
             run_dir: None,
             events: VecDeque::new(),
             more: false,
-            ready: Vec::new(),
+            ready: Ready::new(),
             plan,
             span,
         })
@@ -223,6 +223,30 @@ impl Supervisor {
         self.console.begin(now, reader, make(now))
     }
 
+    /// As [`Supervisor::begin`], where making the conversation can fail.
+    ///
+    /// # Errors
+    ///
+    /// Those of `make`; then nothing is begun.
+    pub fn try_begin<E>(
+        &mut self,
+        reader: ReaderId,
+        make: impl FnOnce(Instant) -> Result<Conversation, E>,
+    ) -> Result<WaitId, E> {
+        let now = self.clock.now();
+        Ok(self.console.begin(now, reader, make(now)?))
+    }
+
+    /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run
+    /// directory away. Whoever goes on calling [`Supervisor::on_ready`] reaps.
+    pub fn abandon(&mut self) {
+        if self.status().is_alive() {
+            let _ = self.kill();
+            self.act();
+        }
+        self.run_dir = None;
+    }
+
     /// Takes the outcome of a conversation that is over.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.console.take_ended(id)
@@ -254,19 +278,17 @@ impl Supervisor {
         let span = self.span.clone();
         let _entered = span.enter();
         self.more = false;
-        self.ready.clear();
-        self.poll.collect(&mut self.ready)?;
-        let ready = |key: usize, set: &[Ready]| set.iter().any(|r| r.key == key);
+        self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
 
         // What was said comes before who left: an exit is explained by the words before it.
-        if ready(CONTROL, &self.ready) {
+        if self.ready.has(CONTROL) {
             self.control_ready();
         }
-        if ready(CONSOLE, &self.ready) {
+        if self.ready.has(CONSOLE) {
             self.console_ready();
         }
         for n in 0..self.processes.len() {
-            if ready(keys(ProcessId(n)).stderr, &self.ready)
+            if self.ready.has(keys(ProcessId(n)).stderr)
                 && let Some(process) = &mut self.processes[n]
             {
                 self.more |= process.drain_stderr(STDERR_BUDGET);
@@ -274,7 +296,7 @@ impl Supervisor {
         }
         // The hypervisor before its helpers, which end because it does.
         for n in (0..self.processes.len()).rev() {
-            if ready(keys(ProcessId(n)).exit, &self.ready) {
+            if self.ready.has(keys(ProcessId(n)).exit) {
                 self.exit_ready(ProcessId(n));
             }
         }

@@ -293,7 +293,8 @@ impl Paths {
             self.refused.push(Violation::new(field, kind, "no path was given", "give one"));
             return None;
         }
-        let text = std::path::absolute(path).ok().and_then(|p| p.into_os_string().into_string().ok());
+        let text =
+            std::path::absolute(path).ok().and_then(|p| p.into_os_string().into_string().ok());
         let taken = text.and_then(|text| HostPath::new(text).ok());
         if taken.is_none() {
             self.refused.push(Violation::new(

@@ -14,22 +14,33 @@ use polling::{Event, Events, PollMode, Poller};
 #[derive(Debug)]
 pub(crate) struct Poll {
     poller: Arc<Poller>,
-    events: Events,
 }
 
-/// One source that is ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ready {
-    pub(crate) key: usize,
-    pub(crate) writable: bool,
+/// Room for what a wait brings.
+#[derive(Debug)]
+pub(crate) struct Ready(Events);
+
+impl Ready {
+    pub(crate) fn new() -> Self {
+        Self(Events::new())
+    }
+
+    /// The keys of what was ready.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().map(|event| event.key)
+    }
+
+    pub(crate) fn has(&self, key: usize) -> bool {
+        self.keys().any(|ready| ready == key)
+    }
 }
 
 impl Poll {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poller: Arc::new(Poller::new()?), events: Events::new() })
+        Ok(Self { poller: Arc::new(Poller::new()?) })
     }
 
-    /// Watches `io` for reading.
+    /// Watches `io` for reading. Also while another thread waits.
     pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<Source<F>> {
         let interest = Event::readable(key);
         // SAFETY: `Source` owns the descriptor and deletes it from the poller before closing it.
@@ -45,11 +56,15 @@ impl Poll {
         &self.poller
     }
 
-    /// Collects what is ready, without waiting.
-    pub(crate) fn collect(&mut self, into: &mut Vec<Ready>) -> io::Result<()> {
-        self.events.clear();
-        self.poller.wait(&mut self.events, Some(Duration::ZERO))?;
-        into.extend(self.events.iter().map(|e| Ready { key: e.key, writable: e.writable }));
+    /// Ends a wait, now or when it begins.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.poller.notify()
+    }
+
+    /// Waits until something is ready, this long at most. `None`: for ever.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Ready) -> io::Result<()> {
+        ready.0.clear();
+        self.poller.wait(&mut ready.0, timeout)?;
         Ok(())
     }
 }

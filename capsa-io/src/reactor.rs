@@ -1,0 +1,72 @@
+//! A poller for whoever drives many machines: waits for all their descriptors at once.
+//!
+//! Level-triggered: what was not taken is reported again.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::sys::{Poll, Ready, Source};
+
+/// Waits for many descriptors.
+#[derive(Debug)]
+pub struct Reactor {
+    poll: Poll,
+    ready: Mutex<Ready>,
+    woken: AtomicBool,
+}
+
+/// A descriptor that is watched as long as this lives.
+#[derive(Debug)]
+pub struct Registration<F: AsFd> {
+    _source: Source<F>,
+}
+
+impl Reactor {
+    /// A reactor with nothing in it.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let (poll, ready) = (Poll::new()?, Mutex::new(Ready::new()));
+        Ok(Self { poll, ready, woken: AtomicBool::new(false) })
+    }
+
+    /// Watches `io` for reading, under this key. Also while another thread waits.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses.
+    pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
+        Ok(Registration { _source: self.poll.add(io, key)? })
+    }
+
+    /// Makes [`Reactor::wait`] come back, now or when it is called next.
+    pub fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+        if let Err(error) = self.poll.wake() {
+            tracing::error!("cannot wake the reactor: {error}");
+        }
+    }
+
+    /// Whether [`Reactor::wake`] was called since this was last asked.
+    pub fn was_woken(&self) -> bool {
+        self.woken.swap(false, Ordering::SeqCst)
+    }
+
+    /// Waits, and adds the keys of what is ready. One thread waits; another one would queue.
+    ///
+    /// # Errors
+    ///
+    /// When the poller is broken.
+    pub fn wait(&self, timeout: Option<Duration>, into: &mut Vec<usize>) -> io::Result<()> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        self.poll.wait(timeout, &mut ready)?;
+        into.extend(ready.keys());
+        Ok(())
+    }
+}

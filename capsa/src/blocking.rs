@@ -1,0 +1,274 @@
+//! The same machine for programs without async: every call waits until it is done.
+//!
+//! ```no_run
+//! use capsa::{Capsa, LinuxBootConfig};
+//! use std::time::Duration;
+//!
+//! # fn main() -> capsa::Result<()> {
+//! let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
+//! let vm = Capsa::vm(config).console_enabled().build_blocking()?;
+//! vm.start()?;
+//! let mut console = vm.console()?;
+//! console.wait_for_timeout("login:", Duration::from_secs(30))?;
+//! vm.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::io;
+use std::time::Duration;
+
+use futures_lite::future::block_on;
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    CommandOutput, ConsoleReader, ConsoleWriter, LinuxVmBuilder, Result, StopReport, VmStatus,
+};
+
+impl LinuxVmBuilder {
+    /// Checks and plans the machine.
+    ///
+    /// # Errors
+    ///
+    /// As [`build_embedded`](Self::build_embedded).
+    pub fn build_blocking(self) -> Result<VmHandle> {
+        block_on(self.build()).map(|inner| VmHandle { inner })
+    }
+}
+
+/// A machine; see [`crate::VmHandle`], whose every word holds here too.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    inner: crate::VmHandle,
+}
+
+impl VmHandle {
+    /// See [`crate::VmHandle::start`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn start(&self) -> Result<()> {
+        block_on(self.inner.start())
+    }
+
+    /// See [`crate::VmHandle::stop`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn stop(&self) -> Result<()> {
+        block_on(self.inner.stop())
+    }
+
+    /// See [`crate::VmHandle::stop_with_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn stop_with_timeout(&self, grace_period: Duration) -> Result<()> {
+        block_on(self.inner.stop_with_timeout(grace_period))
+    }
+
+    /// See [`crate::VmHandle::kill`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn kill(&self) -> Result<()> {
+        block_on(self.inner.kill())
+    }
+
+    /// See [`crate::VmHandle::wait`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait(&self) -> Result<VmStatus> {
+        block_on(self.inner.wait())
+    }
+
+    /// See [`crate::VmHandle::wait_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<VmStatus>> {
+        block_on(self.inner.wait_timeout(timeout))
+    }
+
+    /// See [`crate::VmHandle::status`].
+    pub fn status(&self) -> VmStatus {
+        self.inner.status()
+    }
+
+    /// See [`crate::VmHandle::stop_report`].
+    pub fn stop_report(&self) -> Option<StopReport> {
+        self.inner.stop_report()
+    }
+
+    /// See [`crate::VmHandle::console`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn console(&self) -> Result<VmConsole> {
+        block_on(self.inner.console()).map(|inner| VmConsole { inner })
+    }
+
+    /// The handle for async code, of the same machine.
+    pub fn as_async(&self) -> &crate::VmHandle {
+        &self.inner
+    }
+}
+
+/// A console; see [`crate::VmConsole`], whose every word holds here too.
+#[derive(Debug)]
+pub struct VmConsole {
+    inner: crate::VmConsole,
+}
+
+impl VmConsole {
+    /// See [`crate::VmConsole::split`]. The halves are [`io::Read`] and [`io::Write`].
+    pub fn split(self) -> (Reader, Writer) {
+        let (reader, writer) = self.inner.split();
+        (Reader(reader), Writer(writer))
+    }
+
+    /// See [`crate::VmConsole::read`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        block_on(self.inner.read(buf))
+    }
+
+    /// See [`crate::VmConsole::wait_for`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for(&mut self, pattern: &str) -> Result<String> {
+        block_on(self.inner.wait_for(pattern))
+    }
+
+    /// See [`crate::VmConsole::wait_for_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_timeout(&mut self, pattern: &str, timeout: Duration) -> Result<String> {
+        block_on(self.inner.wait_for_timeout(pattern, timeout))
+    }
+
+    /// See [`crate::VmConsole::wait_for_any`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_any(&mut self, patterns: &[&str]) -> Result<(usize, String)> {
+        block_on(self.inner.wait_for_any(patterns))
+    }
+
+    /// See [`crate::VmConsole::read_available`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn read_available(&mut self) -> Result<String> {
+        block_on(self.inner.read_available())
+    }
+
+    /// See [`crate::VmConsole::write`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        block_on(self.inner.write(data))
+    }
+
+    /// See [`crate::VmConsole::write_line`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn write_line(&mut self, s: &str) -> Result<()> {
+        block_on(self.inner.write_line(s))
+    }
+
+    /// See [`crate::VmConsole::send_interrupt`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_interrupt(&mut self) -> Result<()> {
+        block_on(self.inner.send_interrupt())
+    }
+
+    /// See [`crate::VmConsole::send_eof`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_eof(&mut self) -> Result<()> {
+        block_on(self.inner.send_eof())
+    }
+
+    /// See [`crate::VmConsole::login_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn login(
+        &mut self,
+        username: &str,
+        password: Option<&str>,
+        timeout: Duration,
+    ) -> Result<()> {
+        block_on(self.inner.login_timeout(username, password, timeout))
+    }
+
+    /// See [`crate::VmConsole::run_command`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
+        block_on(self.inner.run_command(cmd, prompt))
+    }
+
+    /// See [`crate::VmConsole::run`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<CommandOutput> {
+        block_on(self.inner.run(cmd, timeout))
+    }
+}
+
+/// The reading half of a console.
+#[derive(Debug, Clone)]
+pub struct Reader(ConsoleReader);
+
+impl io::Read for Reader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        block_on(AsyncReadExt::read(&mut self.0, buf))
+    }
+}
+
+/// The writing half of a console.
+#[derive(Debug, Clone)]
+pub struct Writer(ConsoleWriter);
+
+impl io::Write for Writer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        block_on(AsyncWriteExt::write(&mut self.0, buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! What drives the machines of the async face, and how the two sides meet.
+//!
+//! A [`Shared`] machine is an [`embed::Vm`] behind a lock, with the wakers of whoever waits for it.
+//! Handles express wishes and wait; a driver calls [`Shared::drive`] when the descriptor or the
+//! deadline says so, and wakes. There are two drivers: one lazily started thread for all machines
+//! ([`on_thread`]), and a future for those who want no thread ([`by_future`]).
+//!
+//! The one rule: after a change that may move the deadline, [`Shared::poke`].
+
+mod future;
+mod thread;
+mod unblock;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use capsa_proto::lifecycle::VmStatus;
+
+use crate::Result;
+use crate::embed::{self, VmEvent, WaitId};
+use crate::handle::VmHandle;
+
+pub use future::Driver;
+pub(crate) use unblock::unblock;
+
+/// A machine that the hidden thread drives.
+pub(crate) fn on_thread(vm: embed::Vm) -> Result<VmHandle> {
+    let shared = Shared::new(vm, Poke::Thread);
+    thread::adopt(&shared)?;
+    Ok(VmHandle::new(shared))
+}
+
+/// A machine that the future drives.
+pub(crate) fn by_future(vm: embed::Vm) -> Result<(VmHandle, Driver)> {
+    let shared = Shared::new(vm, Poke::Future(Mutex::new(None)));
+    let driver = Driver::new(Arc::clone(&shared))?;
+    Ok((VmHandle::new(shared), driver))
+}
+
+/// A machine and who waits for it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    poke: Poke,
+}
+
+/// How a driver is told to look again.
+#[derive(Debug)]
+enum Poke {
+    Thread,
+    Future(Mutex<Option<Waker>>),
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) vm: embed::Vm,
+    /// It was `Running` at some time.
+    pub(crate) has_run: bool,
+    /// Output that a thread is still writing to standard output.
+    pub(crate) relaying: bool,
+    wakers: Wakers,
+    alarms: BTreeMap<(Instant, u64), Waker>,
+    next_alarm: u64,
+}
+
+/// Whoever waits, by what for.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    status: Vec<Waker>,
+    data: Vec<Waker>,
+    writable: Vec<Waker>,
+    ended: BTreeMap<WaitId, Waker>,
+}
+
+/// What a future can wait for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum For {
+    Status,
+    Data,
+    Writable,
+    Ended(WaitId),
+}
+
+impl State {
+    /// Wakes `waker` when something of this kind happens. Once.
+    pub(crate) fn wake(&mut self, what: For, waker: &Waker) {
+        let list = match what {
+            For::Status => &mut self.wakers.status,
+            For::Data => &mut self.wakers.data,
+            For::Writable => &mut self.wakers.writable,
+            For::Ended(id) => {
+                self.wakers.ended.insert(id, waker.clone());
+                return;
+            }
+        };
+        if !list.iter().any(|known| known.will_wake(waker)) {
+            list.push(waker.clone());
+        }
+    }
+
+    pub(crate) fn forget(&mut self, id: WaitId) {
+        self.wakers.ended.remove(&id);
+    }
+
+    /// Wakes `waker` at `at`, unless it is taken back by its key.
+    pub(crate) fn set_alarm(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
+        self.next_alarm += 1;
+        let key = (at, self.next_alarm);
+        self.alarms.insert(key, waker.clone());
+        key
+    }
+
+    pub(crate) fn clear_alarm(&mut self, key: (Instant, u64)) {
+        self.alarms.remove(&key);
+    }
+
+    /// Over, and everything it said has been written where it goes.
+    pub(crate) fn is_over(&self) -> bool {
+        self.vm.status().is_terminal() && !self.relaying
+    }
+
+    fn next_timeout(&self) -> Option<Duration> {
+        let alarm = self.alarms.keys().next();
+        let alarm = alarm.map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        match (self.vm.next_timeout(), alarm) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+impl Shared {
+    fn new(vm: embed::Vm, poke: Poke) -> Arc<Self> {
+        let state = State {
+            vm,
+            has_run: false,
+            relaying: false,
+            wakers: Wakers::default(),
+            alarms: BTreeMap::new(),
+            next_alarm: 0,
+        };
+        Arc::new(Self { state: Mutex::new(state), poke })
+    }
+
+    /// The machine. Held for as long as one `on_ready` at most.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the driver look again at what to do and how long to wait.
+    pub(crate) fn poke(&self) {
+        match &self.poke {
+            Poke::Thread => thread::poke(),
+            Poke::Future(waker) => {
+                let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// A copy of the descriptor, for the driver's own poller.
+    fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.lock().vm.as_fd().try_clone_to_owned()
+    }
+
+    /// One round: does what there is to do and wakes whoever waited for it.
+    fn drive(&self) -> io::Result<Round> {
+        let mut wake = Vec::new();
+        let round = {
+            let mut state = self.lock();
+            state.vm.on_ready()?;
+            while let Some(event) = state.vm.poll_event() {
+                state.dispatch(&event, &mut wake);
+            }
+            let now = Instant::now();
+            while let Some(alarm) = state.alarms.first_entry()
+                && alarm.key().0 <= now
+            {
+                wake.push(alarm.remove());
+            }
+            if state.vm.status().is_terminal() && state.vm.next_timeout().is_none() {
+                Round::Over
+            } else {
+                Round::Again(state.next_timeout())
+            }
+        };
+        // Outside of the lock: whoever wakes may want it.
+        for waker in wake {
+            waker.wake();
+        }
+        Ok(round)
+    }
+}
+
+/// What a driver does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Wait for the descriptor, this long at most.
+    Again(Option<Duration>),
+    /// The machine is over and will say nothing more.
+    Over,
+}
+
+impl State {
+    fn dispatch(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
+        let wakers = &mut self.wakers;
+        match event {
+            VmEvent::Status(status) => {
+                self.has_run |= *status == VmStatus::Running;
+                wake.append(&mut wakers.status);
+                if status.is_terminal() {
+                    wake.append(&mut wakers.data);
+                    wake.append(&mut wakers.writable);
+                }
+            }
+            VmEvent::ConsoleData => wake.append(&mut wakers.data),
+            VmEvent::ConsoleWritable => wake.append(&mut wakers.writable),
+            VmEvent::ConsoleClosed => {
+                wake.append(&mut wakers.data);
+                wake.append(&mut wakers.writable);
+            }
+            VmEvent::Ended(id) => wake.extend(wakers.ended.remove(id)),
+            _ => {}
+        }
+    }
+
+    /// Output was written where it goes: who waits for the end may look again.
+    pub(crate) fn relayed(&mut self) -> Vec<Waker> {
+        self.relaying = false;
+        std::mem::take(&mut self.wakers.status)
+    }
+}

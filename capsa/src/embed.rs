@@ -1,0 +1,324 @@
+//! The embeddable machine: one descriptor, one deadline, one call.
+//!
+//! A [`Vm`] fits into any event loop. It owns no thread, installs no signal handler and never
+//! blocks: it says what to wait for, and does bounded work when called.
+//!
+//! # The contract
+//!
+//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed.
+//! 2. Call [`Vm::on_ready`]. Calling it for nothing is harmless.
+//! 3. Take events with [`Vm::poll_event`] until there are none.
+//! 4. Ask [`Vm::next_timeout`] again before waiting: any call may have changed it, and it is zero
+//!    when there is more to do. (The descriptor is a poller inside. A loop that watches edges, as
+//!    mio and tokio do, is not told again about what a bounded call left undone.)
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use capsa::embed::VmEvent;
+//! use capsa::{Capsa, LinuxBootConfig, VmStatus};
+//!
+//! # fn wait_readable(_: &impl std::os::fd::AsFd, _: Option<Duration>) {}
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
+//! let mut vm = Capsa::vm(config).console_enabled().build_embedded()?;
+//! let reader = vm.add_reader();
+//! vm.start()?;
+//! while !vm.status().is_terminal() {
+//!     wait_readable(&vm, vm.next_timeout()); // poll(2), mio, tokio, calloop, …
+//!     vm.on_ready()?;
+//!     while let Some(event) = vm.poll_event() {
+//!         if event == VmEvent::ConsoleData {
+//!             print!("{}", String::from_utf8_lossy(&vm.take(reader)));
+//!         }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Bounds
+//!
+//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic and 64 KiB of
+//! each process's standard error. Starting a process, which happens in it too, takes a millisecond
+//! or two.
+//!
+//! # When the contract is broken
+//!
+//! Without `on_ready` nothing happens: the status stays where it is and the guest's console fills
+//! up. Without the deadline a stop never climbs its ladder and waits never time out. Both show in
+//! [`Vm::next_timeout`] being zero.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use capsa_io::supervisor::{Options, Supervisor};
+use capsa_proto::console::{Expect, Login, Matcher, RunCommand, Scrollback};
+use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
+use capsa_proto::plan::LaunchPlan;
+use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
+
+use crate::backends::{Planned, Rejection};
+use crate::error::lossy;
+use crate::{Error, Result};
+
+pub use capsa_io::console::{Conversation, Ended, ReaderId, WaitId};
+pub use capsa_io::supervisor::Event as VmEvent;
+
+/// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
+#[derive(Debug)]
+pub struct Vm {
+    supervisor: Supervisor,
+    resources: ResourceConfig,
+    rejected: Vec<Rejection>,
+}
+
+impl Vm {
+    pub(crate) fn new(
+        planned: Planned,
+        options: Options,
+        resources: ResourceConfig,
+    ) -> io::Result<Self> {
+        if planned.plan.console.mode() == ConsoleMode::Stdio {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a machine in a loop of your own has no standard input and output: take the \
+                 console's bytes from its events",
+            ));
+        }
+        Self::new_for_handle(planned, options, resources)
+    }
+
+    pub(crate) fn new_for_handle(
+        planned: Planned,
+        options: Options,
+        resources: ResourceConfig,
+    ) -> io::Result<Self> {
+        let Planned { backend, plan, rejected } = planned;
+        let supervisor = Supervisor::new(plan, backend, options)?;
+        Ok(Self { supervisor, resources, rejected })
+    }
+
+    /// Wants the machine to run. The programs are started by the next [`Vm::on_ready`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyRunning`] when it was started before, whatever became of it.
+    pub fn start(&mut self) -> Result<()> {
+        Ok(self.supervisor.start()?)
+    }
+
+    /// Asks the guest to power off. After 30 seconds its power is cut.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`] when it was never started. Stopping what has ended is no error.
+    pub fn stop(&mut self) -> Result<()> {
+        self.stop_with_timeout(DEFAULT_GRACE)
+    }
+
+    /// Asks the guest to power off, and cuts its power after `grace_period`.
+    ///
+    /// A machine that is still starting is killed. A second call may shorten the grace, never
+    /// lengthen it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::stop`].
+    pub fn stop_with_timeout(&mut self, grace_period: Duration) -> Result<()> {
+        Ok(self.supervisor.stop(grace_period)?)
+    }
+
+    /// Kills the machine. The guest is not told.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::stop`].
+    pub fn kill(&mut self) -> Result<()> {
+        Ok(self.supervisor.kill()?)
+    }
+
+    /// Its status.
+    pub fn status(&self) -> VmStatus {
+        self.supervisor.status().clone()
+    }
+
+    /// How it ended, once it has.
+    pub fn stop_report(&self) -> Option<StopReport> {
+        self.supervisor.report()
+    }
+
+    /// What it is started from.
+    pub fn launch_plan(&self) -> &LaunchPlan {
+        self.supervisor.plan()
+    }
+
+    /// The backends that were passed over for this machine, each with every reason.
+    pub fn rejected_backends(&self) -> &[Rejection] {
+        &self.rejected
+    }
+
+    /// The guest's operating system.
+    pub fn guest_os(&self) -> GuestOs {
+        GuestOs::Linux
+    }
+
+    /// CPUs and memory.
+    pub fn resources(&self) -> &ResourceConfig {
+        &self.resources
+    }
+
+    /// The hypervisor's process id, while it runs.
+    pub fn hypervisor_pid(&self) -> Option<u32> {
+        self.supervisor.hypervisor_pid()
+    }
+
+    /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero: call
+    /// [`Vm::on_ready`] now.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.supervisor.next_timeout()
+    }
+
+    /// Does what there is to do, with bounded work.
+    ///
+    /// # Errors
+    ///
+    /// When the poller itself fails, which is a broken process. Everything else shows in the status.
+    pub fn on_ready(&mut self) -> io::Result<()> {
+        self.supervisor.on_ready()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<VmEvent> {
+        self.supervisor.poll_event()
+    }
+
+    /// Everything the guest said that is still kept.
+    pub fn scrollback(&self) -> &Scrollback {
+        self.supervisor.console().log()
+    }
+
+    /// A new reader of the console, at the oldest byte that is kept. Each reader sees everything.
+    pub fn add_reader(&mut self) -> ReaderId {
+        self.supervisor.console_mut().add_reader()
+    }
+
+    /// Takes a reader away, and its conversations with it.
+    pub fn remove_reader(&mut self, reader: ReaderId) {
+        self.supervisor.console_mut().remove_reader(reader);
+    }
+
+    /// Takes what there is to read. Empty when nothing is.
+    pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
+        self.supervisor.console_mut().take(reader)
+    }
+
+    /// Queues bytes for the guest and says how many were taken: fewer than given when 256 KiB wait
+    /// already. [`VmEvent::ConsoleWritable`] says when there is room again.
+    ///
+    /// # Errors
+    ///
+    /// `BrokenPipe` when the console is closed.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.supervisor.console_mut().write(bytes)
+    }
+
+    /// Begins to wait for one of `patterns`; the earliest end wins, ties go to the first listed.
+    /// [`VmEvent::Ended`] says when the wait is over, [`Vm::take_ended`] how.
+    pub fn expect(
+        &mut self,
+        reader: ReaderId,
+        patterns: &[&str],
+        timeout: Option<Duration>,
+    ) -> WaitId {
+        let matcher = Matcher::new(patterns);
+        self.supervisor
+            .begin(reader, |now| Conversation::Expect(Expect::new(matcher, now, timeout)))
+    }
+
+    /// Begins to log in on the console.
+    ///
+    /// # Errors
+    ///
+    /// When the name or the password cannot be typed.
+    pub fn login(
+        &mut self,
+        reader: ReaderId,
+        username: &str,
+        password: Option<&str>,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        self.script(reader, |now| {
+            Ok(Conversation::Script(Box::new(Login::new(username, password, now, timeout)?)))
+        })
+    }
+
+    /// Begins to run a shell command. With a `prompt`, it is over when that has come back.
+    ///
+    /// # Errors
+    ///
+    /// When the command is too long or cannot be typed.
+    pub fn run_command(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        prompt: Option<&str>,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = fastrand::u64(..);
+        self.script(reader, |now| {
+            let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
+            Ok(Conversation::Script(Box::new(script)))
+        })
+    }
+
+    /// How a conversation ended. `None` while it goes on, and after it was taken.
+    pub fn take_ended(&mut self, wait: WaitId) -> Option<Ended> {
+        self.supervisor.take_ended(wait)
+    }
+
+    /// Gives a conversation up. What it read and did not hand out is unread again.
+    pub fn cancel(&mut self, wait: WaitId) {
+        self.supervisor.console_mut().cancel(wait);
+    }
+
+    pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
+        &mut self.supervisor
+    }
+
+    fn script(
+        &mut self,
+        reader: ReaderId,
+        make: impl FnOnce(
+            capsa_proto::time::Instant,
+        )
+            -> std::result::Result<Conversation, capsa_proto::console::ScriptError>,
+    ) -> Result<WaitId> {
+        Ok(self.supervisor.try_begin(reader, make).map_err(Error::from)?)
+    }
+}
+
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.supervisor.as_fd()
+    }
+}
+
+/// The result of a wait for patterns, as the async face gives it: the pattern's index and the text.
+pub(crate) fn matched(ended: Ended, patterns: &[&str]) -> Result<(usize, String)> {
+    use capsa_proto::console::Outcome;
+    let expected = || match patterns {
+        [one] => format!("{one:?}"),
+        more => format!("one of {more:?}"),
+    };
+    match ended {
+        Ended::Expect(Outcome::Matched { pattern, output, .. }) => Ok((pattern, lossy(&output))),
+        Ended::Expect(Outcome::TimedOut { tail, waited }) => {
+            Err(Error::Timeout { expected: expected(), waited, tail: lossy(&tail) })
+        }
+        Ended::Expect(Outcome::Closed { tail }) => {
+            Err(Error::PatternNotFound { pattern: expected(), tail: lossy(&tail) })
+        }
+        Ended::Script(_) => unreachable!("a wait for patterns is no script"),
+    }
+}

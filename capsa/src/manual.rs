@@ -1,0 +1,7 @@
+//! The manual: longer explanations, with examples that are compiled.
+
+#[doc = include_str!("manual/architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("manual/embedding.md")]
+pub mod embedding {}
