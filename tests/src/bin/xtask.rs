@@ -1,5 +1,7 @@
 //! The tasks of the workspace: `cargo xtask` lists them. Each is a file of its own.
 
+#[path = "../xtask/demo.rs"]
+mod demo;
 #[path = "../xtask/guest.rs"]
 mod guest;
 #[path = "../xtask/setup.rs"]
@@ -14,6 +16,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) -> Outcome);
 
 const TASKS: &[Task] = &[
+    ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
     (
         "guest",
         "[--generic] [--debian]",
