@@ -4,11 +4,13 @@
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`command`] runs them.
+//! - [`vm`] builds machines from them through the library.
 
 pub mod command;
 pub mod guest;
 pub mod host;
 pub mod nano;
+pub mod vm;
 
 use std::fmt::Display;
 use std::io::Write;

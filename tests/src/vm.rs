@@ -1,0 +1,92 @@
+//! Machines for tests, built through the library as any program would.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
+use tempfile::TempDir;
+
+use crate::nano::Nano;
+use crate::{host, skip};
+
+/// How long a test waits for what takes a tenth of a second: a CI machine may be loaded.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The nano guest in a directory of its own, to be booted by QEMU in emulation.
+#[derive(Debug)]
+pub struct NanoGuest {
+    dir: TempDir,
+    kernel: PathBuf,
+}
+
+impl NanoGuest {
+    /// The guest; `None`, said aloud, where no QEMU is installed.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn new(test: &str) -> Option<Self> {
+        Self::with(test, Nano::default())
+    }
+
+    /// A guest that ignores the power button.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn deaf(test: &str) -> Option<Self> {
+        Self::with(test, Nano { power_button: false })
+    }
+
+    fn with(test: &str, nano: Nano) -> Option<Self> {
+        if host::find_program("qemu-system-x86_64").is_none() {
+            skip(test, "qemu-system-x86_64 is not installed");
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let kernel = nano.write_to(dir.path()).expect("the nano guest can be written");
+        Some(Self { dir, kernel })
+    }
+
+    /// Where the guest's image is.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// A directory that goes with the guest.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A machine with it: 32 MiB, a console, no network.
+    pub fn builder(&self) -> LinuxVmBuilder {
+        Capsa::vm(LinuxBootConfig::new(&self.kernel))
+            .backend("qemu")
+            .accelerator(Accelerator::Emulation)
+            .memory_mb(32)
+            .no_network()
+            .console_enabled()
+    }
+}
+
+/// Waits until `done`, and fails with `what` when that takes too long.
+///
+/// # Panics
+///
+/// When it takes too long.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a process runs (a zombie does not).
+pub fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| {
+        let state = rest.trim_start().chars().next();
+        state.is_some_and(|state| state != 'Z' && state != 'X')
+    })
+}

@@ -1,0 +1,123 @@
+//! The owner dies by SIGKILL, at any moment, and takes its hypervisor and helpers along.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use capsa_test::vm::{NanoGuest, runs};
+use capsa_test::{host, skip};
+
+/// When the owner is killed.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// This long after it said this word.
+    After(&'static str, Duration),
+}
+
+const fn after(word: &'static str, millis: u64) -> Moment {
+    Moment::After(word, Duration::from_millis(millis))
+}
+
+/// Ten moments: looking, spawning the helper, spawning the hypervisor, booting, running, stopping.
+const MOMENTS: [Moment; 10] = [
+    after("begin", 0),
+    after("begin", 60),
+    after("built", 0),
+    after("built", 3),
+    after("built", 8),
+    after("built", 20),
+    after("built", 60),
+    after("running", 0),
+    after("ready", 0),
+    after("ready", 50),
+];
+
+struct Owner {
+    process: Child,
+    words: BufReader<ChildStdout>,
+}
+
+impl Owner {
+    fn start(guest: &NanoGuest, base: &Path) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_owner"))
+            .args([guest.kernel(), guest.dir()])
+            .env("CAPSA_RUN_DIR", base)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let words = BufReader::new(process.stdout.take().unwrap());
+        Self { process, words }
+    }
+
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        while line.trim_end() != word {
+            line.clear();
+            assert_ne!(self.words.read_line(&mut line).unwrap(), 0, "the owner ended before {word}");
+        }
+    }
+
+    fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Processes with this in their arguments, and the guardian of this owner.
+fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
+    let base = base.display().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let read = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let arguments = read("cmdline").replace('\0', " ");
+        let is_guardian = arguments.contains("capsa-guardian")
+            && read("status").lines().any(|line| line == format!("PPid:\t{owner}"));
+        if pid != owner && (is_guardian || arguments.contains(&base)) && runs(pid) {
+            found.push((pid, arguments));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_killed_owner_leaves_no_process_one_second_later() {
+    let Some(guest) = NanoGuest::deaf("killed owner") else { return };
+    if host::find_program("virtiofsd").is_none() {
+        skip("killed owner", "virtiofsd is not installed");
+        return;
+    }
+    let base = tempfile::tempdir_in("/tmp").unwrap();
+    let mut seen_most = 0;
+    for moment in MOMENTS {
+        let Moment::After(word, pause) = moment;
+        let mut owner = Owner::start(&guest, base.path());
+        owner.wait_for(word);
+        std::thread::sleep(pause);
+        let before = relatives(base.path(), owner.process.id());
+        seen_most = seen_most.max(before.len());
+        owner.kill();
+        let killed = Instant::now();
+        loop {
+            let mut left = relatives(base.path(), 0);
+            left.extend(before.iter().filter(|(pid, _)| runs(*pid)).cloned());
+            if left.is_empty() {
+                break;
+            }
+            assert!(killed.elapsed() < Duration::from_secs(1), "{moment:?} left {left:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("{moment:?}: {} processes, gone after {:?}", before.len(), killed.elapsed());
+    }
+    assert!(seen_most >= 4, "guardian, virtiofsd (two) and qemu were never seen: {seen_most}");
+
+    // What is left is a directory without an owner, and the next start of anybody takes it away.
+    let run_dirs = || fs::read_dir(base.path()).unwrap().flatten().filter(|e| e.path().is_dir()).count();
+    assert!(run_dirs() > 0, "a killed owner cannot tidy up");
+    let mut last = Owner::start(&guest, base.path());
+    last.wait_for("stopped");
+    last.process.wait().unwrap();
+    assert_eq!(run_dirs(), 0);
+}
