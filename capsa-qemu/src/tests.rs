@@ -267,9 +267,10 @@ fn a_run_directory_too_long_for_a_socket_is_refused() {
 }
 
 #[test]
-fn empty_disks_and_things_that_are_no_kernel_are_refused() {
+fn empty_unreadable_and_wrong_files_are_refused() {
     let mut host = host();
     host.files.insert(path("/d.raw"), file(&[], 0));
+    host.files.insert(path("/i"), FileFacts::Unreadable("permission denied".into()));
     host.files.insert(path("/k"), file(b"#!/bin/sh", 9));
     let disk =
         Disk { path: path("/d.raw"), format: ImageFormat::Raw, read_only: false, ephemeral: false };

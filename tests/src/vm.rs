@@ -1,9 +1,11 @@
 //! Machines for tests, built through the library as any program would.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
 use crate::nano::Nano;
@@ -80,6 +82,21 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "still not: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Waits as a bare `poll(2)` loop does.
+///
+/// # Panics
+///
+/// When poll fails.
+pub fn poll_fd(fd: &impl AsFd, timeout: Option<Duration>) {
+    let timeout = match timeout {
+        // Rounded up: a loop that is called too early spins.
+        Some(timeout) => PollTimeout::try_from(timeout + Duration::from_micros(999)),
+        None => Ok(PollTimeout::NONE),
+    };
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)).expect("poll");
 }
 
 /// Whether a process runs (a zombie does not).

@@ -55,7 +55,11 @@ impl Owner {
         let mut line = String::new();
         while line.trim_end() != word {
             line.clear();
-            assert_ne!(self.words.read_line(&mut line).unwrap(), 0, "the owner ended before {word}");
+            assert_ne!(
+                self.words.read_line(&mut line).unwrap(),
+                0,
+                "the owner ended before {word}"
+            );
         }
     }
 
@@ -114,7 +118,8 @@ fn a_killed_owner_leaves_no_process_one_second_later() {
     assert!(seen_most >= 4, "guardian, virtiofsd (two) and qemu were never seen: {seen_most}");
 
     // What is left is a directory without an owner, and the next start of anybody takes it away.
-    let run_dirs = || fs::read_dir(base.path()).unwrap().flatten().filter(|e| e.path().is_dir()).count();
+    let run_dirs =
+        || fs::read_dir(base.path()).unwrap().flatten().filter(|e| e.path().is_dir()).count();
     assert!(run_dirs() > 0, "a killed owner cannot tidy up");
     let mut last = Owner::start(&guest, base.path());
     last.wait_for("stopped");

@@ -1,5 +1,7 @@
 //! The tasks of the workspace: `cargo xtask` lists them. Each is a file of its own.
 
+#[path = "../xtask/bench.rs"]
+mod bench;
 #[path = "../xtask/demo.rs"]
 mod demo;
 #[path = "../xtask/guest.rs"]
@@ -16,6 +18,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) -> Outcome);
 
 const TASKS: &[Task] = &[
+    ("bench", "[--pairs N]", "spawn to prompt: QEMU by hand against Capsa, in turn", bench::run),
     ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
     (
         "guest",

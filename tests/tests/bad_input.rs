@@ -1,0 +1,96 @@
+//! Every mistake is found before anything is spawned, all at once, and says what to change.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use capsa::{
+    Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism, Violation,
+    ViolationKind as Kind, Virtio9pConfig,
+};
+use capsa_test::vm::NanoGuest;
+
+/// What is wrong with it, and that nothing was started to find out.
+fn violations(builder: LinuxVmBuilder) -> Vec<(String, Kind)> {
+    let error = builder.build_blocking().unwrap_err();
+    let found: Vec<Violation> = error.violations().to_vec();
+    assert!(!found.is_empty(), "{error}");
+    for violation in &found {
+        assert!(!violation.reason.is_empty() && !violation.remedy.is_empty(), "{violation:?}");
+        assert!(error.to_string().contains(&violation.reason));
+    }
+    found.into_iter().map(|v| (v.field, v.kind)).collect()
+}
+
+fn one(builder: LinuxVmBuilder, field: &str, kind: Kind) {
+    assert_eq!(violations(builder), [(field.to_owned(), kind)]);
+}
+
+#[test]
+fn each_mistake_is_named() {
+    let Some(guest) = NanoGuest::new("bad input") else { return };
+    let dir = guest.dir();
+    let at = |name: &str| dir.join(name);
+    let boot =
+        |kernel: &str| Capsa::vm(LinuxBootConfig::new(at(kernel))).backend("qemu").no_network();
+    fs::write(at("empty"), b"").unwrap();
+    fs::write(at("script"), b"#!/bin/sh\n").unwrap();
+    fs::write(at("qcow2.raw"), b"QFI\xfb\0\0\0\x03 and so on").unwrap();
+    fs::write(at("raw.qcow2"), [0; 512]).unwrap();
+    fs::create_dir(at("dir")).unwrap();
+
+    one(boot("missing"), "kernel", Kind::Missing);
+    one(boot("dir"), "kernel", Kind::WrongType);
+    one(boot("empty"), "kernel", Kind::Empty);
+    one(boot("script"), "kernel", Kind::WrongFormat);
+    let good = || guest.builder();
+    one(good().disk(DiskImage::new(at("empty"))), "disks[0].path", Kind::Empty);
+    one(good().disk(DiskImage::new(at("qcow2.raw"))), "disks[0].path", Kind::WrongFormat);
+    one(good().disk(DiskImage::new(at("raw.qcow2"))), "disks[0].path", Kind::WrongFormat);
+    one(good().cpus(0), "cpus", Kind::OutOfRange);
+    one(good().memory_mb(0), "memory", Kind::OutOfRange);
+    one(good().memory_mb(u32::MAX), "memory", Kind::OutOfRange);
+    one(good().share(at("missing"), "/w", MountMode::ReadOnly), "shares[0].host", Kind::Missing);
+    one(good().cmdline_arg("a=b\nc=d"), "cmdline", Kind::Malformed);
+    one(good().cmdline_arg("a=b\0c"), "cmdline", Kind::Malformed);
+    one(good().cmdline_override("a\nb"), "cmdline", Kind::Malformed);
+    let long = format!("a={}", "x".repeat(2048));
+    one(good().cmdline_arg(long.as_str()), "cmdline", Kind::TooLong);
+    let tagged = |builder: LinuxVmBuilder, place: &str| {
+        let tag = Some("same".to_owned());
+        let mechanism = ShareMechanism::Virtio9p(Virtio9pConfig { tag, msize: None });
+        builder.share_with_mechanism(dir, place, MountMode::ReadOnly, mechanism)
+    };
+    one(tagged(tagged(good(), "/a"), "/b"), "shares[1].tag", Kind::Duplicate);
+}
+
+#[test]
+fn all_mistakes_come_at_once() {
+    let Some(guest) = NanoGuest::new("all mistakes") else { return };
+    let builder = guest
+        .builder()
+        .cpus(0)
+        .memory_mb(0)
+        .disk(DiskImage::new("/no/such/disk"))
+        .share("/no/such/share", "relative", MountMode::ReadWrite)
+        .cmdline_arg("a=\"");
+    assert_eq!(violations(builder).len(), 6);
+}
+
+#[test]
+fn an_unreadable_kernel_is_told_from_a_missing_one() {
+    let Some(guest) = NanoGuest::new("unreadable kernel") else { return };
+    fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0)).unwrap();
+    if fs::read(guest.kernel()).is_ok() {
+        return capsa_test::skip("unreadable kernel", "root reads everything");
+    }
+    one(guest.builder(), "kernel", Kind::NoAccess);
+}
+
+#[test]
+fn a_backend_that_is_not_here_says_why() {
+    let Some(guest) = NanoGuest::new("no such backend here") else { return };
+    let error = guest.builder().backend("vfkit").build_blocking().unwrap_err();
+    let Error::BackendUnavailable { name, reasons } = error else { panic!("{error}") };
+    assert_eq!(name, "vfkit");
+    assert!(!reasons.is_empty());
+}
