@@ -274,9 +274,14 @@ fn empty_unreadable_and_wrong_files_are_refused() {
     host.files.insert(path("/k"), file(b"#!/bin/sh", 9));
     let disk =
         Disk { path: path("/d.raw"), format: ImageFormat::Raw, read_only: false, ephemeral: false };
+    let spec = VmSpec { initrd: Some(path("/i")), disks: vec![disk], ..spec() };
     assert_eq!(
-        refused_on(VmSpec { disks: vec![disk], ..spec() }, &host, &found()),
-        [("kernel".into(), Kind::WrongFormat), ("disks[0].path".into(), Kind::Empty),]
+        refused_on(spec, &host, &found()),
+        [
+            ("kernel".into(), Kind::WrongFormat),
+            ("initrd".into(), Kind::NoAccess),
+            ("disks[0].path".into(), Kind::Empty),
+        ]
     );
 }
 

@@ -5,10 +5,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use capsa::plan::ConsolePlan;
+use capsa::run_dir::RunDir;
 use capsa::{Capsa, LaunchPlan, LinuxBootConfig, LinuxVmBuilder};
 use capsa_test::guest::{self, LinuxGuest, Variant};
 use capsa_test::host::{self, Need};
@@ -80,7 +82,7 @@ fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
     let ConsolePlan::Socket { socket, .. } = &plan.console else {
         return Err("the plan has no console socket".into());
     };
-    std::fs::create_dir_all(plan.run_dir.as_str())?;
+    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
     let qemu = plan.processes.last().ok_or("the plan has no hypervisor")?;
     let begin = Instant::now();
     let mut process = Command::new(&qemu.program)
@@ -111,7 +113,6 @@ fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
     })();
     process.kill()?;
     process.wait()?;
-    std::fs::remove_dir_all(plan.run_dir.as_str())?;
     took
 }
 
