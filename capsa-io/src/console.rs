@@ -17,7 +17,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::stream::{Got, Stream};
 use crate::sys::{Poll, Source};
 
-/// Bytes read from the guest in one call of [`Console::on_ready`], at most.
+/// Bytes read from the guest in one `on_ready`, at most.
 pub const READ_BUDGET: usize = 256 * 1024;
 /// Bytes that may wait to be written to the guest.
 pub const WRITE_QUEUE: usize = 256 * 1024;
