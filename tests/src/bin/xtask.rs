@@ -1,9 +1,15 @@
 //! The tasks of the workspace: `cargo xtask` lists them. Each is a file of its own.
 
+#[path = "../xtask/fuzz.rs"]
+mod fuzz;
 #[path = "../xtask/guest.rs"]
 mod guest;
 #[path = "../xtask/setup.rs"]
 mod setup;
+#[path = "../xtask/test.rs"]
+mod test;
+#[path = "../xtask/weight.rs"]
+mod weight;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -14,6 +20,7 @@ type Outcome = Result<(), Box<dyn Error>>;
 type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) -> Outcome);
 
 const TASKS: &[Task] = &[
+    ("fuzz", "[--seconds N] [--target NAME]", "run the fuzz targets, a minute each", fuzz::run),
     (
         "guest",
         "[--generic] [--debian]",
@@ -21,6 +28,8 @@ const TASKS: &[Task] = &[
         guest::run,
     ),
     ("setup", "", "install everything that the tests need", setup::run),
+    ("test", "", "check and test everything, and count", test::run),
+    ("weight", "", "what Capsa adds to a program, as Markdown", weight::run),
 ];
 
 fn main() -> ExitCode {
@@ -29,7 +38,7 @@ fn main() -> ExitCode {
     let Some((.., run)) = TASKS.iter().find(|(task, ..)| name.as_deref() == Some(task)) else {
         eprintln!("usage: cargo xtask TASK");
         for (task, flags, what, _) in TASKS {
-            eprintln!("  {:32} {what}", format!("{task} {flags}"));
+            eprintln!("  {:34} {what}", format!("{task} {flags}"));
         }
         return ExitCode::from(2);
     };
