@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let Some((.., run)) = TASKS.iter().find(|(task, ..)| name.as_deref() == Some(task)) else {
         eprintln!("usage: cargo xtask TASK");
         for (task, flags, what, _) in TASKS {
-            eprintln!("  {:34} {what}", format!("{task} {flags}"));
+            eprintln!("  {:36} {what}", format!("{task} {flags}"));
         }
         return ExitCode::from(2);
     };
