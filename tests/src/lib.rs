@@ -5,18 +5,38 @@
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`command`] runs them.
 //! - [`vm`] builds machines from them through the library.
+//! - [`workspace`] is what is tested.
 
 pub mod command;
 pub mod guest;
 pub mod host;
 pub mod nano;
 pub mod vm;
+pub mod workspace;
 
 use std::fmt::Display;
+use std::fs::OpenOptions;
 use std::io::Write;
 
+/// The environment variable that names the file where [`skip`] also keeps its lines.
+pub const SKIP_LOG: &str = "CAPSA_SKIP_LOG";
+
 /// Says in one line, which the test harness does not swallow, that `test` did not run and why.
+///
+/// The line also goes to the end of the file that [`SKIP_LOG`] names, after the name of the test
+/// program, so that a run can count what it did not do.
 pub fn skip(test: &str, why: impl Display) {
+    // One line, whatever the reason is made of: the log is counted by lines.
+    let why = why.to_string().replace(['\r', '\n'], " ");
     // The print macros are captured for a test that passes; the stream itself is not.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+    let Some(log) = std::env::var_os(SKIP_LOG) else { return };
+    let program = std::env::current_exe().unwrap_or_default();
+    let program = program.file_stem().unwrap_or_default().display();
+    // A single write in append mode: lines of tests that run side by side stay whole.
+    let line = format!("{program}::{test}: {why}\n");
+    let kept = OpenOptions::new().create(true).append(true).open(&log);
+    if let Err(error) = kept.and_then(|mut log| log.write_all(line.as_bytes())) {
+        panic!("cannot count the skipped {test} in {}: {error}", log.display());
+    }
 }

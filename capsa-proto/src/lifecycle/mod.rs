@@ -13,7 +13,7 @@
 //!
 //! # Laws
 //!
-//! Held by a test that feeds random inputs over many seeds:
+//! Held by a fuzz body, which tests also feed with random inputs over many seeds:
 //!
 //! - every process that was spawned is, in the end, exited or killed;
 //! - [`Action::Release`] comes exactly once, and last;
@@ -23,6 +23,8 @@
 //!
 #![doc = include_str!("diagram.md")]
 
+#[doc(hidden)]
+pub mod fuzz;
 mod machine;
 mod report;
 pub mod table;

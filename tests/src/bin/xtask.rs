@@ -4,10 +4,16 @@
 mod bench;
 #[path = "../xtask/demo.rs"]
 mod demo;
+#[path = "../xtask/fuzz.rs"]
+mod fuzz;
 #[path = "../xtask/guest.rs"]
 mod guest;
 #[path = "../xtask/setup.rs"]
 mod setup;
+#[path = "../xtask/test.rs"]
+mod test;
+#[path = "../xtask/weight.rs"]
+mod weight;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -20,6 +26,7 @@ type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) 
 const TASKS: &[Task] = &[
     ("bench", "[--pairs N]", "spawn to prompt: QEMU by hand against Capsa, in turn", bench::run),
     ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
+    ("fuzz", "[--seconds N] [--target NAME]", "run the fuzz targets, a minute each", fuzz::run),
     (
         "guest",
         "[--generic] [--debian]",
@@ -27,6 +34,8 @@ const TASKS: &[Task] = &[
         guest::run,
     ),
     ("setup", "", "install everything that the tests need", setup::run),
+    ("test", "", "check and test everything, and count", test::run),
+    ("weight", "", "what Capsa adds to a program, as Markdown", weight::run),
 ];
 
 fn main() -> ExitCode {
@@ -35,7 +44,7 @@ fn main() -> ExitCode {
     let Some((.., run)) = TASKS.iter().find(|(task, ..)| name.as_deref() == Some(task)) else {
         eprintln!("usage: cargo xtask TASK");
         for (task, flags, what, _) in TASKS {
-            eprintln!("  {:32} {what}", format!("{task} {flags}"));
+            eprintln!("  {:36} {what}", format!("{task} {flags}"));
         }
         return ExitCode::from(2);
     };

@@ -1,0 +1,5 @@
+//! Login and command scripts against a guest that says anything.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| capsa_proto::console::fuzz::scripts(data));

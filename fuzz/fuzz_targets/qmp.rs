@@ -1,0 +1,5 @@
+//! QMP lines from QEMU, and commands to it.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| capsa_proto::codec::fuzz::qmp(data));

@@ -1,0 +1,176 @@
+//! `cargo xtask test`: everything that has to hold before a change goes in, then the sum of it.
+//!
+//! Steps run one after the other and a failed one does not stop the next: one run tells all. The
+//! last line of the output counts tests. A skipped one, which the harness takes for passed, is
+//! counted as skipped and as nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use capsa_test::{SKIP_LOG, workspace};
+
+use super::{Outcome, finish};
+
+/// What is run: how it is announced, the arguments for Cargo, and an environment variable.
+struct Step(&'static str, &'static [&'static str], Option<(&'static str, &'static str)>);
+
+const CHECKS: &[Step] = &[
+    Step("format", &["fmt", "--all", "--check"], None),
+    Step("format of fuzz/", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"], None),
+    Step(
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
+        None,
+    ),
+    Step(
+        "capsa: embed alone",
+        &["clippy", "-p", "capsa", "--no-default-features", "--", "-D", "warnings"],
+        None,
+    ),
+    Step("capsa: as it comes", &["clippy", "-p", "capsa", "--", "-D", "warnings"], None),
+    Step(
+        "capsa: blocking",
+        &["clippy", "-p", "capsa", "--features", "blocking", "--", "-D", "warnings"],
+        None,
+    ),
+    Step(
+        "documentation",
+        &["doc", "--no-deps", "--workspace", "--all-features"],
+        Some(("RUSTDOCFLAGS", "-D warnings")),
+    ),
+];
+
+/// Without a `--test-threads` of our own: the variable below also reaches documentation tests.
+const TESTS: &[&str] = &["test", "--workspace", "--all-features", "--no-fail-fast"];
+
+/// Most tests wait for something, and the longest ones boot an emulated guest that keeps a core
+/// busy: more of those at once than there are cores makes each of them look hung.
+const MOST_THREADS: usize = 4;
+
+pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
+    finish(arguments)?;
+    let mut failed_steps = Vec::new();
+    for Step(name, arguments, variable) in CHECKS {
+        let mut cargo = workspace::cargo();
+        cargo.args(*arguments).envs(*variable);
+        let ok = timed(name, || Ok(cargo.status()?.success()))?;
+        failed_steps.extend((!ok).then_some(*name));
+    }
+    let scratch = tempfile::tempdir()?;
+    let log = scratch.path().join("skipped");
+    let mut count = Count::default();
+    let ok = timed("tests", || {
+        let threads = std::thread::available_parallelism()?.get().min(MOST_THREADS);
+        let mut cargo = workspace::cargo();
+        cargo.args(TESTS).env(SKIP_LOG, &log);
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            cargo.env("RUST_TEST_THREADS", threads.to_string());
+        }
+        count_tests(&mut cargo, &mut count)
+    })?;
+    failed_steps.extend((!ok).then_some("tests"));
+    count.skip(&fs::read_to_string(&log).unwrap_or_default());
+
+    println!();
+    for (test, why) in &count.skipped {
+        println!("skipped {test}: {why}");
+    }
+    for step in &failed_steps {
+        println!("failed step: {step}");
+    }
+    println!("{}", count.summary());
+    if failed_steps.is_empty() {
+        return Ok(());
+    }
+    // Not an error value: its text would come after the summary, which is to be the last line.
+    std::process::exit(1)
+}
+
+/// Announces a step, runs it and says how long that took. True when it succeeded.
+fn timed(name: &str, step: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
+    println!("=== {name}");
+    let begin = Instant::now();
+    let ok = step()?;
+    let outcome = if ok { "ok" } else { "FAILED" };
+    println!("=== {name}: {outcome} after {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(ok)
+}
+
+/// Runs tests, passing on every line as it comes. True when all succeeded.
+fn count_tests(cargo: &mut Command, count: &mut Count) -> io::Result<bool> {
+    let mut process = cargo.stdout(Stdio::piped()).spawn()?;
+    let output = BufReader::new(process.stdout.take().expect("piped"));
+    let mut here = io::stdout().lock();
+    for line in output.split(b'\n') {
+        let line = line?;
+        here.write_all(&line)?;
+        here.write_all(b"\n")?;
+        count.read(&String::from_utf8_lossy(&line));
+    }
+    let ok = process.wait()?.success();
+    if !ok && count.failed == 0 {
+        count.failed = 1; // One that did not compile, or took its whole program down.
+    }
+    Ok(ok)
+}
+
+/// How many tests did what, over all test programs.
+#[derive(Debug, Default)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    /// By test program and name: the first reason.
+    skipped: BTreeMap<String, String>,
+}
+
+impl Count {
+    /// Takes a line of a harness' output; all but its last are nothing to us.
+    fn read(&mut self, line: &str) {
+        let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            match part.split_once(' ') {
+                Some((n, "passed")) => self.passed += n.parse().unwrap_or(0),
+                Some((n, "failed")) => self.failed += n.parse().unwrap_or(0),
+                Some((n, "ignored")) => self.ignored += n.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes the log of skipped tests. A test that skipped more than once is one.
+    fn skip(&mut self, log: &str) {
+        for (test, why) in log.lines().filter_map(|line| line.split_once(": ")) {
+            self.skipped.entry(test.to_owned()).or_insert_with(|| why.to_owned());
+        }
+    }
+
+    fn summary(&self) -> String {
+        let skipped = self.skipped.len();
+        let passed = self.passed.saturating_sub(skipped);
+        format!("{passed} passed, {} failed, {} skipped", self.failed, skipped + self.ignored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn a_skipped_test_is_not_a_passed_one() {
+        let mut count = Count::default();
+        count.read("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.31s");
+        count.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
+        count.read("test result_of_mine ... ok");
+        count.skip("nano-00::a: no QEMU: at all\nnano-00::a: no QEMU\nnano-00::b: no KVM\n");
+        assert_eq!(count.summary(), "6 passed, 2 failed, 3 skipped");
+        assert_eq!(count.skipped["nano-00::a"], "no QEMU: at all");
+    }
+}

@@ -1,0 +1,51 @@
+//! The committed fuzz corpus, replayed on stable: what a fuzzer once found or was started with
+//! holds the laws in every ordinary test run.
+
+use std::fs;
+
+use capsa_proto::{cmdline, codec, console, lifecycle};
+use capsa_test::workspace;
+
+type Body = fn(&[u8]);
+
+const TARGETS: [(&str, Body); 7] = [
+    ("cmdline", cmdline::fuzz::run),
+    ("console_matching", console::fuzz::matching),
+    ("console_scripts", console::fuzz::scripts),
+    ("http", codec::fuzz::http),
+    ("json_stream", codec::fuzz::json_stream),
+    ("lifecycle", lifecycle::fuzz::run),
+    ("qmp", codec::fuzz::qmp),
+];
+
+/// The sorted names in a directory of `fuzz/`.
+fn names_in(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(workspace::root().join("fuzz").join(directory)).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_seed_holds_the_laws() {
+    for (target, body) in TARGETS {
+        let directory = format!("corpus/{target}");
+        for seed in names_in(&directory) {
+            let path = workspace::root().join("fuzz").join(&directory).join(&seed);
+            let data = fs::read(path).unwrap();
+            let held = std::panic::catch_unwind(|| body(&data));
+            assert!(held.is_ok(), "broken by fuzz/{directory}/{seed}");
+        }
+    }
+}
+
+#[test]
+fn every_target_has_a_corpus_and_is_replayed() {
+    let replayed = TARGETS.map(|(target, _)| target);
+    assert_eq!(names_in("corpus"), replayed);
+    assert_eq!(names_in("fuzz_targets"), replayed.map(|target| format!("{target}.rs")));
+    for target in replayed {
+        assert!(names_in(&format!("corpus/{target}")).len() >= 3, "{target} has too few seeds");
+    }
+}
