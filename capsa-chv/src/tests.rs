@@ -1,3 +1,5 @@
+//! Plans to the letter, every reason against, every refusal.
+
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};

@@ -167,7 +167,7 @@ impl Control {
             QmpMessage::Error { id, class, desc } => (id, Reply::QmpError { class, desc }),
             event => return Some(Heard::Event(event)),
         };
-        // Without an id it is the answer to the oldest: QEMU answers in order.
+        // Without an id it is the answer to the oldest: answers come in order.
         let place = match id {
             Some(id) => self.pending.iter().position(|(pending, _)| *pending == id)?,
             None => 0,

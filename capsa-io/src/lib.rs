@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`supervisor`] | runs one machine: one descriptor, one deadline, one call |
 //! | [`console`] | the console's bytes, readers and conversations |
+//! | [`random`] | numbers that differ from each other |
 //! | [`reactor`] | waits for many machines at once |
 //! | [`run_dir`] | the private directory of a machine, and the sweep |
 //! | [`mod@facts`] | looks at the host for the checks |
@@ -25,6 +26,7 @@ pub mod facts;
 mod guardian;
 pub mod probe;
 mod process;
+pub mod random;
 pub mod reactor;
 pub mod run_dir;
 mod stream;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
-use crate::sys;
+use crate::{random, sys};
 
 /// The lock of one run directory, and of the directory that holds them all.
 const LOCK: &str = "lock";
@@ -30,8 +30,7 @@ pub fn base() -> PathBuf {
 
 /// A path in [`base`] for a new run directory. Nothing is made yet.
 pub fn fresh_path() -> PathBuf {
-    let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(8).collect();
-    base().join(id.to_lowercase())
+    base().join(random::name())
 }
 
 /// A run directory that exists as long as this value.

@@ -1,3 +1,5 @@
+//! Plans to the letter, read back by a strict second reading of the grammar.
+
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;

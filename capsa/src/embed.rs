@@ -265,7 +265,7 @@ impl Vm {
         prompt: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = fastrand::u64(..);
+        let nonce = capsa_io::random::number();
         self.script(reader, |now| {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
             Ok(Conversation::Script(Box::new(script)))
@@ -294,7 +294,7 @@ impl Vm {
         )
             -> std::result::Result<Conversation, capsa_proto::console::ScriptError>,
     ) -> Result<WaitId> {
-        Ok(self.supervisor.try_begin(reader, make).map_err(Error::from)?)
+        self.supervisor.try_begin(reader, make).map_err(Error::from)
     }
 }
 

@@ -79,7 +79,7 @@ fn all_mistakes_come_at_once() {
 #[test]
 fn an_unreadable_kernel_is_told_from_a_missing_one() {
     let Some(guest) = NanoGuest::new("unreadable kernel") else { return };
-    fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(guest.kernel()).is_ok() {
         return capsa_test::skip("unreadable kernel", "root reads everything");
     }

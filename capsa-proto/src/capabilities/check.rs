@@ -572,6 +572,3 @@ fn is_kernel(arch: Arch, head: &[u8]) -> bool {
         Arch::Other => true,
     }
 }
-
-#[cfg(test)]
-mod tests;

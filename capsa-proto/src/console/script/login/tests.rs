@@ -1,3 +1,5 @@
+//! Logins on a fake guest, from the plain to the hostile.
+
 use super::super::shell::{At, Guest, Talk, talk};
 use super::*;
 use alloc::format;

@@ -1,3 +1,5 @@
+//! Commands on a fake shell, from the plain to the hostile.
+
 use super::super::shell::{At, ECHOES, Guest, Talk, talk};
 use super::*;
 use crate::console::script::COMMAND_MAX;
