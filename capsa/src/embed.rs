@@ -59,6 +59,7 @@ use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
 
 use crate::backends::{Planned, Rejection};
+#[cfg(feature = "async")]
 use crate::error::lossy;
 use crate::{Error, Result};
 
@@ -282,6 +283,7 @@ impl Vm {
         self.supervisor.console_mut().cancel(wait);
     }
 
+    #[cfg(feature = "async")]
     pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
         &mut self.supervisor
     }
@@ -305,6 +307,7 @@ impl AsFd for Vm {
 }
 
 /// The result of a wait for patterns, as the async face gives it: the pattern's index and the text.
+#[cfg(feature = "async")]
 pub(crate) fn matched(ended: Ended, patterns: &[&str]) -> Result<(usize, String)> {
     use capsa_proto::console::Outcome;
     let expected = || match patterns {

@@ -1,0 +1,145 @@
+//! A launch plan as text. All but the programs is in comments, so the whole can be pasted into a
+//! shell.
+
+use std::fmt::Write as _;
+
+use capsa::plan::{Body, Message, ProcessPlan, Step};
+use capsa::{LaunchPlan, NoteLevel};
+
+/// The plan for people.
+pub(crate) fn text(plan: &LaunchPlan) -> String {
+    let mut out = String::new();
+    let mut say = |line: &str| comment(&mut out, line);
+    say(&format!("backend: {}", plan.backend));
+    say(&format!("run directory: {}", plan.run_dir));
+    say(&format!("kernel command line: {}", plan.cmdline));
+    if let Some(limit) = plan.time_limit {
+        say(&format!("time limit: {}", humantime::format_duration(limit)));
+    }
+    for note in &plan.notes {
+        let level = match note.level {
+            NoteLevel::Warning => "warning",
+            NoteLevel::Info => "note",
+        };
+        say(&format!("{level}: {}", note.text));
+    }
+    for process in &plan.processes {
+        out.push('\n');
+        comment(&mut out, &process.name);
+        program(&mut out, process);
+    }
+    out.push('\n');
+    comment(&mut out, &format!("control messages, on {}", plan.control.socket));
+    for message in &plan.boot {
+        comment(&mut out, &format!("  boot: {}", message_text(message)));
+    }
+    if let Some(ask) = &plan.ask {
+        comment(&mut out, &format!("  stop: {}", message_text(ask)));
+    }
+    let quit = match &plan.quit {
+        Step::Control(message) => message_text(message),
+        Step::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
+    };
+    comment(&mut out, &format!("  power cut: {quit}"));
+    out
+}
+
+/// The plan for programs.
+pub(crate) fn json(plan: &LaunchPlan) -> String {
+    let text = serde_json::to_string_pretty(plan).expect("a plan has only texts for keys");
+    format!("{text}\n")
+}
+
+/// One argument a line, an option with its value.
+fn program(out: &mut String, process: &ProcessPlan) {
+    out.push_str(&shell_words::quote(&process.program));
+    let mut args = process.args.iter().peekable();
+    while let Some(arg) = args.next() {
+        let _ = write!(out, " \\\n  {}", shell_words::quote(arg));
+        if arg.starts_with('-')
+            && let Some(value) = args.next_if(|next| !next.starts_with('-'))
+        {
+            let _ = write!(out, " {}", shell_words::quote(value));
+        }
+    }
+    out.push('\n');
+}
+
+/// A comment of one line, whatever is in the text.
+fn comment(out: &mut String, text: &str) {
+    out.push_str("# ");
+    for c in text.chars() {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out.push('\n');
+}
+
+fn message_text(message: &Message) -> String {
+    let sent = match &message.body {
+        Body::Qmp { execute, arguments: None } => (*execute).to_owned(),
+        Body::Qmp { execute, arguments: Some(arguments) } => format!("{execute} {arguments}"),
+        Body::Http { method, path, body: None } => format!("{method} {path}"),
+        Body::Http { method, path, body: Some(body) } => format!("{method} {path} {body}"),
+    };
+    format!("{sent} ({})", message.why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa::{Capsa, ConsoleMode, LinuxBootConfig, RebootPolicy};
+
+    /// A plan for each backend, whatever this host is, of files with awkward names.
+    fn plans() -> Vec<LaunchPlan> {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a b\n$(touch x)'");
+        std::fs::create_dir(&odd).unwrap();
+        let kernel = capsa_test::nano::write_to(&odd).unwrap();
+        std::fs::write(odd.join("initrd"), "x").unwrap();
+        let plan = |backend| {
+            let config = LinuxBootConfig::new(&kernel).initrd(odd.join("initrd"));
+            let builder = Capsa::vm(config).backend(backend).console(ConsoleMode::Stdio);
+            let builder = builder.no_network().cmdline_arg("x=a b");
+            // No policy is one that every backend has.
+            builder.plan().or_else(|_| builder.on_reboot(RebootPolicy::Restart).plan())
+        };
+        ["qemu", "cloud-hypervisor", "vfkit"].into_iter().map(|b| plan(b).unwrap()).collect()
+    }
+
+    #[test]
+    fn everything_but_the_programs_is_a_comment_and_they_can_be_pasted() {
+        for plan in plans() {
+            let text = text(&plan);
+            assert!(text.starts_with(&format!("# backend: {}\n", plan.backend)), "{text}");
+            let shell: String =
+                text.split_inclusive('\n').filter(|line| !line.starts_with("# ")).collect();
+            let words = shell_words::split(&shell).unwrap();
+            let want: Vec<_> = plan
+                .processes
+                .iter()
+                .flat_map(|process| [&process.program].into_iter().chain(&process.args).cloned())
+                .collect();
+            assert_eq!(words, want);
+            for message in plan.boot.iter().chain(&plan.ask) {
+                assert!(text.contains(message.why), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn json_has_it_all() {
+        for plan in plans() {
+            let value: serde_json::Value = serde_json::from_str(&json(&plan)).unwrap();
+            assert_eq!(value["backend"], plan.backend);
+            assert_eq!(value["processes"].as_array().unwrap().len(), plan.processes.len());
+            assert_eq!(value["cmdline"], plan.cmdline);
+        }
+    }
+
+    #[test]
+    fn no_text_leaves_its_comment() {
+        let mut out = String::new();
+        comment(&mut out, "a\nrm -rf /\r\u{1b}[2J ü");
+        assert_eq!(out, "# a\\nrm -rf /\\r\\u{1b}[2J ü\n");
+    }
+}

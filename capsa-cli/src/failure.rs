@@ -1,0 +1,177 @@
+//! What went wrong, as the command says it, and the exit codes.
+//!
+//! ```text
+//! capsa: cannot run this machine: the configuration is invalid
+//!   kernel: /nope does not exist
+//!     hint: check the path
+//! ```
+
+use std::fmt;
+
+use capsa::{Error, Violation};
+
+/// The machine ended by itself, or because it was asked to.
+pub(crate) const OK: u8 = 0;
+/// The command line makes no sense.
+pub(crate) const USAGE: u8 = 2;
+/// What was asked for cannot be had.
+pub(crate) const CONFIG: u8 = 3;
+/// No hypervisor can be used here.
+pub(crate) const NO_BACKEND: u8 = 4;
+/// The machine could not be started.
+pub(crate) const START: u8 = 5;
+/// The machine ran into its time limit.
+pub(crate) const TIME_LIMIT: u8 = 6;
+/// The guest's kernel panicked.
+pub(crate) const PANIC: u8 = 7;
+/// The hypervisor, or a helper of it, failed.
+pub(crate) const HYPERVISOR: u8 = 8;
+/// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
+pub(crate) const POWER_CUT: u8 = 137;
+/// What is added to the number of the signal that ended it.
+pub(crate) const SIGNAL: u8 = 128;
+
+/// The exit codes for help.
+pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
+    ("0", "the guest powered off or rebooted, by itself or because it was asked to"),
+    ("2", "the command line makes no sense"),
+    ("3", "the configuration is invalid, or no hypervisor here can do what it asks"),
+    ("4", "no hypervisor can be used here"),
+    ("5", "the machine could not be started"),
+    ("6", "the time limit was reached"),
+    ("7", "the guest's kernel panicked"),
+    ("8", "the hypervisor, or a helper of it, failed"),
+    ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
+    ("137", "the machine's power was cut: it was killed, or did not power off when asked"),
+];
+
+/// Why the command ends with another code than 0.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    /// One line.
+    what: String,
+    details: Vec<Detail>,
+}
+
+#[derive(Debug)]
+struct Detail {
+    /// `field: reason`, or nothing where the first line says it all.
+    reason: Option<String>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with this exit code and first line.
+    pub(crate) fn new(code: u8, what: impl Into<String>) -> Self {
+        Self { code, what: what.into(), details: Vec::new() }
+    }
+
+    /// A mistake on the command line.
+    pub(crate) fn usage(what: impl Into<String>) -> Self {
+        Self::new(USAGE, what)
+    }
+
+    /// With what to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.details.push(Detail { reason: None, hint: Some(hint.into()) });
+        self
+    }
+
+    /// With one line of detail.
+    pub(crate) fn detail(mut self, reason: impl Into<String>) -> Self {
+        self.details.push(Detail { reason: Some(reason.into()), hint: None });
+        self
+    }
+
+    /// With one of several problems, and what to do about it.
+    pub(crate) fn problem(mut self, reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        self.details.push(Detail { reason: Some(reason.into()), hint: Some(hint.into()) });
+        self
+    }
+
+    /// The library's refusal to build a machine. `name` gives the user's name of a field.
+    pub(crate) fn from_build(error: &Error, name: impl Fn(&str) -> String) -> Self {
+        const WHAT: &str = "cannot run this machine";
+        let violations = error.violations();
+        if !violations.is_empty() {
+            let why = match error {
+                Error::UnsupportedFeature(_) => "no hypervisor here can do all that is asked",
+                Error::MissingConfig(_) => "something is missing",
+                _ => "the configuration is invalid",
+            };
+            let failure = Self::new(CONFIG, format!("{WHAT}: {why}"));
+            return violations.iter().fold(failure, |failure, violation| {
+                let Violation { field, backend, reason, remedy, .. } = violation;
+                let by = backend.map(|backend| format!(" [{backend}]")).unwrap_or_default();
+                failure.problem(format!("{}: {reason}{by}", name(field)), remedy)
+            });
+        }
+        match error {
+            Error::NoBackendAvailable { rejected } => {
+                let mut failure =
+                    Self::new(NO_BACKEND, format!("{WHAT}: no hypervisor can be used here"));
+                for rejection in rejected {
+                    for reason in &rejection.reasons {
+                        let what = format!("{}: {}", rejection.backend, reason.what);
+                        failure = failure.problem(what, &reason.remedy);
+                    }
+                }
+                failure
+            }
+            Error::BackendUnavailable { name, reasons } => {
+                let what = format!("{WHAT}: the backend {name:?} cannot be used here");
+                reasons.iter().fold(Self::new(NO_BACKEND, what), |failure, reason| {
+                    failure.problem(format!("{name}: {}", reason.what), &reason.remedy)
+                })
+            }
+            Error::UnsupportedGuestOs(_) => Self::new(CONFIG, format!("{WHAT}: {error}")),
+            other => Self::new(START, format!("{WHAT}: {other}")),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// Every line, the last one without its end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "capsa: {}", self.what)?;
+        for Detail { reason, hint } in &self.details {
+            if let Some(reason) = reason {
+                write!(f, "\n  {reason}")?;
+            }
+            if let Some(hint) = hint {
+                write!(f, "\n    hint: {hint}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa::{Capsa, LinuxBootConfig};
+
+    #[test]
+    fn every_violation_gets_a_line_and_a_hint() {
+        let error = Capsa::vm(LinuxBootConfig::new("/nope"))
+            .backend("qemu")
+            .share("/also/nope", "/w", capsa::MountMode::ReadOnly)
+            .plan()
+            .unwrap_err();
+        let failure = Failure::from_build(&error, |field| field.replace("shares[0]", "shares.w"));
+        let text = failure.to_string();
+        assert_eq!(failure.code, CONFIG);
+        assert!(text.starts_with("capsa: cannot run this machine: the configuration is invalid\n"));
+        assert!(text.contains("\n  kernel: /nope does not exist\n    hint: "), "{text}");
+        assert!(text.contains("\n  shares.w.host: "), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_backend_lists_those_there_are() {
+        let error = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen").plan().unwrap_err();
+        let failure = Failure::from_build(&error, str::to_owned);
+        assert_eq!(failure.code, NO_BACKEND);
+        assert!(failure.to_string().contains("hint: use "), "{failure}");
+    }
+}

@@ -1,0 +1,225 @@
+//! What a machine shall be, as flags or a config file say it, and how one overrides the other.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use capsa::{
+    Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, NetworkMode,
+    RebootPolicy, SharedDir,
+};
+
+use crate::failure::{CONFIG, Failure};
+use crate::flags::Given;
+use crate::values;
+
+/// Where a disk or share was named in a config file; nowhere when a flag named it.
+type Origin = Option<String>;
+
+/// What was said about a machine. What was not is `None` or empty.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
+    pub(crate) disks: Vec<(Origin, DiskImage)>,
+    pub(crate) shares: Vec<(Origin, SharedDir)>,
+    pub(crate) console: Option<ConsoleMode>,
+    pub(crate) cpus: Option<u32>,
+    pub(crate) memory_mb: Option<u32>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) network: Option<NetworkMode>,
+    pub(crate) cmdline: Vec<String>,
+    pub(crate) cmdline_override: Option<String>,
+    pub(crate) backend: Option<String>,
+    pub(crate) accelerator: Option<Accelerator>,
+    pub(crate) on_reboot: Option<RebootPolicy>,
+}
+
+impl Settings {
+    /// What the flags of `run` say.
+    pub(crate) fn from_flags(given: &Given) -> Result<Self, Failure> {
+        let path = |name| given.one_os(name).map(PathBuf::from);
+        let text = |text: &str| Ok::<_, Infallible>(text.to_owned());
+        let disks = given.all("--disk", values::disk)?;
+        let shares = given.all("--share", values::share)?;
+        Ok(Self {
+            kernel: path("--kernel"),
+            initrd: path("--initrd"),
+            disks: disks.into_iter().map(|disk| (None, disk)).collect(),
+            shares: shares.into_iter().map(|share| (None, share)).collect(),
+            console: given.one("--console", values::console)?,
+            cpus: given.one("--cpus", values::number)?,
+            memory_mb: given.one("--memory", values::memory_mb)?,
+            timeout: given.one("--timeout", values::duration)?,
+            network: given.one("--network", values::network)?,
+            cmdline: given.all("--cmdline", text)?,
+            cmdline_override: given.one("--cmdline-override", text)?,
+            backend: given.one("--backend", text)?,
+            accelerator: given.one("--accel", values::accelerator)?,
+            on_reboot: given.one("--on-reboot", values::on_reboot)?,
+        })
+    }
+
+    /// These settings with `over` on top: its single values win, its lists are added. A disk with
+    /// the same file and a share at the same place in the guest are replaced.
+    pub(crate) fn overridden_by(mut self, over: Self) -> Self {
+        for new in over.disks {
+            let same = |old: &&mut (Origin, DiskImage)| {
+                std::path::absolute(&old.1.path).ok() == std::path::absolute(&new.1.path).ok()
+            };
+            match self.disks.iter_mut().filter(|old| old.0.is_some()).find(same) {
+                Some(old) => *old = new,
+                None => self.disks.push(new),
+            }
+        }
+        for new in over.shares {
+            let same = |old: &&mut (Origin, SharedDir)| old.1.guest_path == new.1.guest_path;
+            match self.shares.iter_mut().filter(|old| old.0.is_some()).find(same) {
+                Some(old) => *old = new,
+                None => self.shares.push(new),
+            }
+        }
+        if over.cmdline_override.is_some() {
+            self.cmdline.clear();
+        }
+        self.cmdline.extend(over.cmdline);
+        Self {
+            kernel: over.kernel.or(self.kernel),
+            initrd: over.initrd.or(self.initrd),
+            disks: self.disks,
+            shares: self.shares,
+            console: over.console.or(self.console),
+            cpus: over.cpus.or(self.cpus),
+            memory_mb: over.memory_mb.or(self.memory_mb),
+            timeout: over.timeout.or(self.timeout),
+            network: over.network.or(self.network),
+            cmdline: self.cmdline,
+            cmdline_override: over.cmdline_override.or(self.cmdline_override),
+            backend: over.backend.or(self.backend),
+            accelerator: over.accelerator.or(self.accelerator),
+            on_reboot: over.on_reboot.or(self.on_reboot),
+        }
+    }
+
+    /// The console's mode.
+    pub(crate) fn console(&self) -> ConsoleMode {
+        self.console.unwrap_or_default()
+    }
+
+    /// The user's name of a field of the library's: `shares[0].host` is `shares.workspace.host`
+    /// where a config file has it so.
+    pub(crate) fn name_of(&self, field: &str) -> String {
+        let disks = self.disks.iter().map(|(origin, _)| origin).enumerate();
+        let shares = self.shares.iter().map(|(origin, _)| origin).enumerate();
+        let disks = disks.map(|(n, origin)| (format!("disks[{n}]"), origin));
+        let shares = shares.map(|(n, origin)| (format!("shares[{n}]"), origin));
+        for (place, origin) in disks.chain(shares) {
+            if let (Some(rest), Some(origin)) = (field.strip_prefix(&place), origin) {
+                return format!("{origin}{rest}");
+            }
+        }
+        field.to_owned()
+    }
+
+    /// The builder of such a machine.
+    pub(crate) fn builder(&self) -> Result<LinuxVmBuilder, Failure> {
+        if self.cmdline_override.is_some() && !self.cmdline.is_empty() {
+            return Err(Failure::new(
+                CONFIG,
+                "cannot run this machine: the configuration is invalid",
+            )
+            .problem(
+                "cmdline: arguments are added to a kernel command line that is overridden",
+                "put them into the override, or leave it out",
+            ));
+        }
+        let config = LinuxBootConfig {
+            kernel: self.kernel.clone().unwrap_or_default(),
+            initrd: self.initrd.clone(),
+            disks: self.disks.iter().map(|(_, disk)| disk.clone()).collect(),
+        };
+        let mut builder = Capsa::vm(config)
+            .shares(self.shares.iter().map(|(_, share)| share.clone()))
+            .console(self.console())
+            .network(self.network.unwrap_or_default())
+            .accelerator(self.accelerator.unwrap_or_default())
+            .on_reboot(self.on_reboot.unwrap_or_default())
+            .cmdline_args(self.cmdline.iter().map(String::as_str));
+        if let Some(cpus) = self.cpus {
+            builder = builder.cpus(cpus);
+        }
+        if let Some(memory_mb) = self.memory_mb {
+            builder = builder.memory_mb(memory_mb);
+        }
+        if let Some(timeout) = self.timeout {
+            builder = builder.timeout(timeout);
+        }
+        if let Some(text) = &self.cmdline_override {
+            builder = builder.cmdline_override(text);
+        }
+        if let Some(name) = &self.backend {
+            builder = builder.backend(name);
+        }
+        Ok(builder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa::MountMode;
+
+    fn flags(line: &str) -> Settings {
+        let words = shell_words::split(&format!("run {line}")).unwrap();
+        let given = Given::parse(words.into_iter().map(Into::into).collect()).unwrap();
+        Settings::from_flags(&given).unwrap()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_lists_are_added() {
+        let file = Settings {
+            kernel: Some("/file/kernel".into()),
+            cpus: Some(1),
+            memory_mb: Some(1),
+            cmdline: vec!["quiet".into()],
+            disks: vec![(Some("disk".into()), DiskImage::new("/d"))],
+            shares: vec![
+                (Some("shares.a".into()), SharedDir::new("/a", "/a", MountMode::ReadWrite)),
+                (Some("shares.b".into()), SharedDir::new("/b", "/b", MountMode::ReadWrite)),
+            ],
+            ..Settings::default()
+        };
+        let flags = flags(
+            "--memory 2G --disk /e --disk /d:ephemeral --share /other:/b --share /c:/c \
+             --cmdline loglevel=3",
+        );
+        let all = file.overridden_by(flags);
+        assert_eq!(all.kernel.as_deref(), Some("/file/kernel".as_ref()));
+        assert_eq!((all.cpus, all.memory_mb), (Some(1), Some(2048)));
+        assert_eq!(all.cmdline, ["quiet", "loglevel=3"]);
+        let disks: Vec<_> = all.disks.iter().map(|(_, disk)| disk.clone()).collect();
+        assert_eq!(disks, [DiskImage::new("/d").ephemeral(), DiskImage::new("/e")]);
+        let guests: Vec<_> = all.shares.iter().map(|(_, s)| s.guest_path.as_str()).collect();
+        assert_eq!(guests, ["/a", "/b", "/c"]);
+        assert_eq!(all.shares[1].1, SharedDir::new("/other", "/b", MountMode::ReadOnly));
+        assert_eq!(all.name_of("shares[0].host"), "shares.a.host");
+        assert_eq!(all.name_of("shares[2].host"), "shares[2].host");
+        assert_eq!(all.name_of("disks[0].path"), "disks[0].path");
+        assert_eq!(all.name_of("kernel"), "kernel");
+    }
+
+    #[test]
+    fn the_same_flag_twice_is_left_to_the_check() {
+        assert_eq!(Settings::default().overridden_by(flags("--disk /d --disk /d")).disks.len(), 2);
+    }
+
+    #[test]
+    fn an_override_replaces_the_files_arguments_but_not_those_given_with_it() {
+        let file = || Settings { cmdline: vec!["quiet".into()], ..Settings::default() };
+        let all = file().overridden_by(flags("--cmdline-override 'a b'"));
+        assert!(all.cmdline.is_empty());
+        assert!(all.builder().is_ok());
+        let all = file().overridden_by(flags("--cmdline-override 'a b' --cmdline c"));
+        assert_eq!(all.builder().unwrap_err().code, CONFIG);
+    }
+}

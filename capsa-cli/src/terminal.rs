@@ -1,0 +1,92 @@
+//! The terminal at standard input: raw while the guest has it, as it was on every way out.
+//!
+//! A terminal is touched only while this program is in its foreground: in the background it is
+//! another's, and the system would stop this program for trying.
+
+use std::io;
+use std::sync::{Mutex, Once, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, isatty, tcgetpgrp};
+
+/// The modes to go back to, while the terminal is raw. A panic's message finds them here.
+static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// A terminal that is the guest's. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct RawTerminal {
+    original: Termios,
+}
+
+impl RawTerminal {
+    /// Makes standard input raw, where it is a terminal.
+    pub(crate) fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !isatty(&stdin).unwrap_or(false) {
+            return Ok(None);
+        }
+        restore_before_a_panic_speaks();
+        let terminal = Self { original: tcgetattr(&stdin)? };
+        terminal.resume()?;
+        Ok(Some(terminal))
+    }
+
+    /// Whether what is typed is for this program.
+    pub(crate) fn is_foreground(&self) -> bool {
+        tcgetpgrp(io::stdin()) == Ok(getpgrp())
+    }
+
+    /// Gives the terminal back for a while.
+    pub(crate) fn suspend(&self) {
+        restore(self.is_foreground());
+    }
+
+    /// Takes it again. In the background it waits for the next call.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        if !self.is_foreground() {
+            return Ok(());
+        }
+        *ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.original.clone());
+        let mut raw = self.original.clone();
+        cfmakeraw(&mut raw);
+        Ok(set(&raw)?)
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        self.suspend();
+    }
+}
+
+fn restore(touch: bool) {
+    // Not a lock to wait for: a panic may come while it is held.
+    let Ok(mut original) = ORIGINAL.try_lock() else { return };
+    if let Some(modes) = original.take()
+        && touch
+    {
+        // The terminal may be gone, which is a good reason to leave too.
+        let _ = set(&modes);
+    }
+}
+
+fn set(modes: &Termios) -> nix::Result<()> {
+    loop {
+        match tcsetattr(io::stdin(), SetArg::TCSANOW, modes) {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}
+
+fn restore_before_a_panic_speaks() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let speak = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            restore(tcgetpgrp(io::stdin()) == Ok(getpgrp()));
+            speak(panic);
+        }));
+    });
+}
