@@ -325,7 +325,7 @@ mod futures {
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build(self) -> Result<VmHandle> {
             let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
-            driver::on_thread(vm)
+            Ok(VmHandle::new(driver::on_thread(vm)?))
         }
 
         /// As [`build`](Self::build), for programs that want no hidden thread: the [`Driver`] is a
@@ -336,7 +336,8 @@ mod futures {
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
             let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
-            driver::by_future(vm)
+            let (shared, driver) = driver::by_future(vm)?;
+            Ok((VmHandle::new(shared), driver))
         }
 
         fn build_for_handle(self) -> Result<embed::Vm> {

@@ -25,15 +25,23 @@ pub struct VmHandle {
     owner: Arc<Owner>,
 }
 
-/// Kills the machine when the last handle goes.
+/// Kills the machine when the last handle goes. Has what never changes beside the lock.
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
+    plan: LaunchPlan,
+    resources: ResourceConfig,
+    rejected: Vec<Rejection>,
 }
 
 impl VmHandle {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { owner: Arc::new(Owner { shared }) }
+        let state = shared.lock();
+        let plan = state.vm.launch_plan().clone();
+        let resources = state.vm.resources().clone();
+        let rejected = state.vm.rejected_backends().to_vec();
+        drop(state);
+        Self { owner: Arc::new(Owner { shared, plan, resources, rejected }) }
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -60,7 +68,7 @@ impl VmHandle {
         let stdio = {
             let mut state = self.shared().lock();
             state.vm.start()?;
-            let stdio = state.vm.launch_plan().console.mode() == ConsoleMode::Stdio;
+            let stdio = self.owner.plan.console.mode() == ConsoleMode::Stdio;
             state.relaying = stdio;
             stdio
         };
@@ -195,7 +203,7 @@ impl VmHandle {
     /// [`Error::ConsoleNotEnabled`] when the machine was built without one, or with one on standard
     /// input and output.
     pub async fn console(&self) -> Result<VmConsole> {
-        if self.shared().lock().vm.launch_plan().console.mode() != ConsoleMode::Enabled {
+        if self.owner.plan.console.mode() != ConsoleMode::Enabled {
             return Err(Error::ConsoleNotEnabled);
         }
         Ok(VmConsole::new(Arc::clone(self.shared())))
@@ -206,19 +214,19 @@ impl VmHandle {
         self.shared().lock().vm.guest_os()
     }
 
-    /// CPUs and memory. A copy: the machine itself is behind a lock.
-    pub fn resources(&self) -> ResourceConfig {
-        self.shared().lock().vm.resources().clone()
+    /// CPUs and memory.
+    pub fn resources(&self) -> &ResourceConfig {
+        &self.owner.resources
     }
 
     /// What the machine is started from.
-    pub fn launch_plan(&self) -> LaunchPlan {
-        self.shared().lock().vm.launch_plan().clone()
+    pub fn launch_plan(&self) -> &LaunchPlan {
+        &self.owner.plan
     }
 
     /// The backends that were passed over for this machine, each with every reason.
-    pub fn rejected_backends(&self) -> Vec<Rejection> {
-        self.shared().lock().vm.rejected_backends().to_vec()
+    pub fn rejected_backends(&self) -> &[Rejection] {
+        &self.owner.rejected
     }
 
     /// The hypervisor's process id, while it runs.

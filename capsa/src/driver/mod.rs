@@ -22,23 +22,22 @@ use capsa_proto::lifecycle::VmStatus;
 
 use crate::Result;
 use crate::embed::{self, VmEvent, WaitId};
-use crate::handle::VmHandle;
 
 pub use future::Driver;
 pub(crate) use unblock::unblock;
 
 /// A machine that the hidden thread drives.
-pub(crate) fn on_thread(vm: embed::Vm) -> Result<VmHandle> {
+pub(crate) fn on_thread(vm: embed::Vm) -> Result<Arc<Shared>> {
     let shared = Shared::new(vm, Poke::Thread);
     thread::adopt(&shared)?;
-    Ok(VmHandle::new(shared))
+    Ok(shared)
 }
 
 /// A machine that the future drives.
-pub(crate) fn by_future(vm: embed::Vm) -> Result<(VmHandle, Driver)> {
+pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
     let shared = Shared::new(vm, Poke::Future(Mutex::new(None)));
     let driver = Driver::new(Arc::clone(&shared))?;
-    Ok((VmHandle::new(shared), driver))
+    Ok((shared, driver))
 }
 
 /// A machine and who waits for it.

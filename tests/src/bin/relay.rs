@@ -1,0 +1,22 @@
+//! A program whose machine has its console on the program's own standard input and output.
+//!
+//! `relay KERNEL`: ends when the machine does.
+
+use capsa::{Accelerator, Capsa, LinuxBootConfig};
+
+fn main() -> capsa::Result<()> {
+    let Some(kernel) = std::env::args().nth(1) else {
+        eprintln!("usage: relay KERNEL");
+        std::process::exit(2);
+    };
+    let vm = Capsa::vm(LinuxBootConfig::new(kernel))
+        .backend("qemu")
+        .accelerator(Accelerator::Emulation)
+        .memory_mb(32)
+        .no_network()
+        .console_stdio()
+        .build_blocking()?;
+    vm.start()?;
+    eprintln!("{}", vm.wait()?);
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! A console on a program's own standard input and output.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use capsa_test::nano;
+use capsa_test::vm::NanoGuest;
+
+#[test]
+fn bytes_go_both_ways_and_the_last_ones_are_written_before_the_end() {
+    let Some(guest) = NanoGuest::new("stdio") else { return };
+    let mut relay = Command::new(env!("CARGO_BIN_EXE_relay"))
+        .arg(guest.kernel())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = relay.stdin.take().unwrap();
+    let mut stdout = relay.stdout.take().unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(nano::READY) {
+        let mut byte = [0];
+        stdout.read_exact(&mut byte).unwrap();
+        said.push(byte[0]);
+    }
+    said.clear();
+    stdin.write_all(&[b'h', b'i', nano::FLOOD, nano::POWER_OFF]).unwrap();
+    stdout.read_to_end(&mut said).unwrap();
+    let mut end = String::new();
+    relay.stderr.take().unwrap().read_to_string(&mut end).unwrap();
+    assert!(relay.wait().unwrap().success(), "{end}");
+    assert_eq!(end.trim_end(), "stopped");
+    assert!(said.starts_with(b"hi"), "the input did not arrive");
+    assert!(said.ends_with(&nano::flood()), "only {} bytes came", said.len());
+}
