@@ -32,7 +32,8 @@ pub fn skip(test: &str, why: impl Display) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
     let Some(log) = std::env::var_os(SKIP_LOG) else { return };
     let program = std::env::current_exe().unwrap_or_default();
-    let program = program.file_stem().unwrap_or_default().display();
+    let program = program.file_stem().unwrap_or_default().to_string_lossy();
+    let program = program.rsplit_once('-').map_or(&*program, |(name, _hash)| name);
     // A single write in append mode: lines of tests that run side by side stay whole.
     let line = format!("{program}::{test}: {why}\n");
     let kept = OpenOptions::new().create(true).append(true).open(&log);
