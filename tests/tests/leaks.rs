@@ -12,6 +12,8 @@ fn a_hundred_lives_leave_nothing_behind() {
     let threads = || fs::read_dir("/proc/self/task").unwrap().count();
     let mut after_the_first = None;
     for life in 0..100 {
+        // One that is built and never started.
+        drop(guest.builder().build_blocking().unwrap());
         let vm = guest.builder().build_blocking().unwrap();
         vm.start().unwrap();
         let pid = vm.as_async().hypervisor_pid().unwrap();
