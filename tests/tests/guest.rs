@@ -1,4 +1,7 @@
 //! The real Linux guest under the real QEMU, in software emulation.
+//!
+//! On `q35`: on an emulated `microvm` whose host is busy, Linux now and then cannot calibrate its clock
+//! and hangs before its first line.
 
 mod common;
 
@@ -7,7 +10,7 @@ use capsa_test::skip;
 use common::Qemu;
 
 /// Boots with the disk as root device; `None` where there is no guest or no QEMU.
-fn boot(test: &str, machine: &str, device: &str) -> Option<Qemu> {
+fn boot(test: &str) -> Option<Qemu> {
     if !cfg!(target_arch = "x86_64") {
         skip(test, "guests are made for the host's architecture, and these are for x86-64");
         return None;
@@ -22,9 +25,9 @@ fn boot(test: &str, machine: &str, device: &str) -> Option<Qemu> {
         ["-initrd", initrd.to_str().unwrap()],
         ["-append", cmdline],
         ["-drive", &disk],
-        ["-device", device],
+        ["-device", "virtio-blk-pci,drive=disk"],
     ];
-    let mut qemu = Qemu::start(test, machine, arguments.concat())?;
+    let mut qemu = Qemu::start(test, "q35", arguments.concat())?;
     qemu.wait_for(b"capsa login: ");
     Some(qemu)
 }
@@ -32,7 +35,7 @@ fn boot(test: &str, machine: &str, device: &str) -> Option<Qemu> {
 #[test]
 fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
     let test = "root_logs_in_sees_the_disk_and_the_button_powers_off";
-    let Some(mut guest) = boot(test, "q35", "virtio-blk-pci,drive=disk") else { return };
+    let Some(mut guest) = boot(test) else { return };
     guest.write(b"root\n");
     guest.wait_for(b"# ");
     guest.write(b"cat /mnt/root/hello\n");
@@ -44,8 +47,7 @@ fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
 #[test]
 fn user_needs_a_password_and_poweroff_powers_off() {
     let test = "user_needs_a_password_and_poweroff_powers_off";
-    let machine = "microvm,rtc=on";
-    let Some(mut guest) = boot(test, machine, "virtio-blk-device,drive=disk") else { return };
+    let Some(mut guest) = boot(test) else { return };
     guest.write(b"user\n");
     guest.wait_for(b"Password: ");
     guest.write(b"secret\n");

@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::Path;
+use std::time::Duration;
 
 use capsa_test::nano::{self, Nano};
 use common::Qemu;
@@ -70,7 +71,10 @@ fn power_button_powers_off() {
 #[test]
 fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
     on_each_machine("hung_guest_is_deaf_to_bytes_and_to_the_button", |guest| {
-        guest.write(&[nano::HANG, nano::POWER_OFF]);
+        guest.write(&[b'h', nano::HANG, nano::POWER_OFF]);
+        // The order to hang stands behind this in the guest's queue, and the button does not.
+        guest.wait_for(b"h");
+        std::thread::sleep(Duration::from_millis(100));
         guest.press_power_button();
         assert!(guest.is_deaf());
     });
