@@ -11,7 +11,7 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsa::embed::{ReaderId, Vm};
 use capsa::{EndedBy, StopReport, StopStep, VmStatus};
@@ -28,6 +28,10 @@ use crate::terminal::RawTerminal;
 
 /// Bytes read from standard input at once.
 const CHUNK: usize = 4096;
+
+/// Signals that come together are one wish: timeout(1) sends its signal to the program, and then to
+/// the program's whole group.
+const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Starts the machine, carries its console where `stdio` says so, and gives the exit code when it
 /// has ended.
@@ -49,6 +53,7 @@ pub(crate) fn run(vm: Vm, stdio: bool) -> Result<u8, Failure> {
     if ends_line && io::stderr().is_terminal() {
         say("");
     }
+    let signal = signal.map(|(signal, _)| signal);
     let Some(report) = vm.stop_report() else { return Ok(failure::HYPERVISOR) };
     let code = exit_code(&report, signal);
     if !stdio && ![failure::OK, failure::TIME_LIMIT].contains(&code) && signal.is_none() {
@@ -62,8 +67,8 @@ struct Session {
     vm: Vm,
     signals: Signals,
     console: Option<Console>,
-    /// The signal that made it end.
-    signal: Option<u8>,
+    /// The signal that made it end, and when it came.
+    signal: Option<(u8, Instant)>,
 }
 
 /// Standard input and output, and what is on its way between them and the guest.
@@ -161,13 +166,17 @@ impl Session {
 
     fn grant(&mut self, wish: Wish) {
         match wish {
-            Wish::End(signal) if self.signal.is_none() => {
-                self.signal = Some(signal);
-                self.order(Order::Stop);
-            }
-            Wish::End(signal) | Wish::Kill(signal) => {
-                self.signal.get_or_insert(signal);
-                self.order(Order::Kill);
+            Wish::End(signal) => match self.signal {
+                None => {
+                    self.signal = Some((signal, Instant::now()));
+                    give(&mut self.vm, Order::Stop);
+                }
+                Some((_, first)) if first.elapsed() < ONE_WISH => {}
+                Some(_) => give(&mut self.vm, Order::Kill),
+            },
+            Wish::Kill(signal) => {
+                self.signal.get_or_insert((signal, Instant::now()));
+                give(&mut self.vm, Order::Kill);
             }
             Wish::Suspend => {
                 let terminal = self.console.as_ref().and_then(|console| console.terminal.as_ref());
@@ -184,10 +193,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    fn order(&mut self, order: Order) {
-        give(&mut self.vm, order);
     }
 }
 
