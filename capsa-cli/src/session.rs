@@ -33,6 +33,9 @@ const CHUNK: usize = 4096;
 /// the program's whole group.
 const ONE_WISH: Duration = Duration::from_secs(1);
 
+/// How long a reader of the last bytes may take for the next of them when there is no time.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
+
 /// Starts the machine, carries its console where `stdio` says so, and gives the exit code when it
 /// has ended.
 pub(crate) fn run(vm: Vm, stdio: bool) -> Result<u8, Failure> {
@@ -69,6 +72,8 @@ struct Session {
     console: Option<Console>,
     /// The signal that made it end, and when it came.
     signal: Option<(u8, Instant)>,
+    /// Signals made it cut the power: whoever sent them does not wait for a slow reader either.
+    hurry: bool,
 }
 
 /// Standard input and output, and what is on its way between them and the guest.
@@ -98,7 +103,7 @@ impl Session {
             true => Some(Console::new(vm.add_reader())?),
             false => None,
         };
-        Ok(Self { vm, signals, console, signal: None })
+        Ok(Self { vm, signals, console, signal: None, hurry: false })
     }
 
     fn drive(&mut self) -> io::Result<()> {
@@ -113,9 +118,10 @@ impl Session {
             let ready = self.wait(over)?;
             for wish in self.signals.take() {
                 self.grant(wish);
-                if over && self.signal.is_some() {
-                    return Ok(()); // Whoever should read the rest does not, and patience has ended.
-                }
+                self.hurry |= over && self.signal.is_some();
+            }
+            if over && self.hurry && !ready.output {
+                return Ok(());
             }
             if let Some(console) = &mut self.console {
                 if ready.output {
@@ -150,7 +156,10 @@ impl Session {
                 fds.push(PollFd::new(console.output.as_fd(), PollFlags::POLLOUT));
             }
         }
-        let timeout = if over { None } else { self.vm.next_timeout() };
+        let timeout = match over {
+            false => self.vm.next_timeout(),
+            true => self.hurry.then_some(LAST_CHANCE),
+        };
         match poll(&mut fds, poll_timeout(timeout)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -172,11 +181,11 @@ impl Session {
                     give(&mut self.vm, Order::Stop);
                 }
                 Some((_, first)) if first.elapsed() < ONE_WISH => {}
-                Some(_) => give(&mut self.vm, Order::Kill),
+                Some(_) => self.kill(),
             },
             Wish::Kill(signal) => {
                 self.signal.get_or_insert((signal, Instant::now()));
-                give(&mut self.vm, Order::Kill);
+                self.kill();
             }
             Wish::Suspend => {
                 let terminal = self.console.as_ref().and_then(|console| console.terminal.as_ref());
@@ -193,6 +202,11 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn kill(&mut self) {
+        self.hurry = true;
+        give(&mut self.vm, Order::Kill);
     }
 }
 

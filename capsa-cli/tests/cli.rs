@@ -104,6 +104,17 @@ fn slow_reader_loses_no_byte() {
 }
 
 #[test]
+fn reader_that_never_reads_cannot_hold_up_the_end() {
+    let test = "reader_that_never_reads_cannot_hold_up_the_end";
+    let Some(mut capsa) = Capsa::start(test, Nano { power_button: false }, &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.write(&[nano::FLOOD; 4]);
+    capsa.signal(Signal::SIGQUIT);
+    let code = capsa.wait_for_end_unread();
+    assert_eq!(code, 131);
+}
+
+#[test]
 fn reader_that_leaves_is_no_error() {
     let test = "reader_that_leaves_is_no_error";
     let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };

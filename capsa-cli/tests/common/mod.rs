@@ -142,6 +142,12 @@ impl Capsa {
         let code = exit_code(&mut self.child);
         (code, self.stderr.take().unwrap().join().unwrap())
     }
+
+    /// The same, with nobody reading what it still has to say.
+    #[track_caller]
+    pub(crate) fn wait_for_end_unread(&mut self) -> i32 {
+        exit_code(&mut self.child)
+    }
 }
 
 impl Drop for Capsa {
