@@ -57,8 +57,8 @@ says goes to standard error. On a terminal every key is the guest's, Ctrl-C too,
   Ctrl-] k       cut its power
   Ctrl-] Ctrl-]  send Ctrl-] to the guest
 
-SIGTERM, SIGINT and SIGHUP ask the guest to power off; a second one cuts its power.
-`capsa help` lists the exit codes.
+SIGTERM, SIGINT and SIGHUP ask the guest to power off; another one, a second
+or more later, cuts its power. `capsa help` lists the exit codes.
 ";
 
 /// One line, or more, with the name at the left.

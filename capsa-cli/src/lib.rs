@@ -1,9 +1,9 @@
 //! The command `capsa`: runs a virtual machine on a terminal, a pipe or a file.
 //!
 //! It is a thin face of the library, and the only place of the project that handles signals or
-//! touches a terminal's modes. Reading order: [`flags`] is the one table of commands and flags;
-//! [`settings`] is what they and the [`config_file`] say, on its way to a builder; [`session`] is
-//! the loop that runs a machine; [`failure`] has the error messages and exit codes.
+//! touches a terminal's modes. Reading order: `flags` is the one table of commands and flags;
+//! `settings` is what they and the `config_file` say, on its way to a builder; `session` is
+//! the loop that runs a machine; `failure` has the error messages and exit codes.
 
 mod config_file;
 mod dry_run;
@@ -101,7 +101,7 @@ fn run_machine(given: &Given) -> Result<u8, Failure> {
     let stdio = settings.console() == ConsoleMode::Stdio;
     let builder = match stdio {
         // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
-        true => builder.console_enabled().scrollback(1 << 20, Overflow::Pause),
+        true => builder.console_enabled().scrollback(64 * 1024, Overflow::Pause),
         false => builder,
     };
     let vm = builder.build_embedded().map_err(refused)?;

@@ -11,7 +11,7 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsa::embed::{ReaderId, Vm};
 use capsa::{EndedBy, StopReport, StopStep, VmStatus};
@@ -28,6 +28,13 @@ use crate::terminal::RawTerminal;
 
 /// Bytes read from standard input at once.
 const CHUNK: usize = 4096;
+
+/// Signals that come together are one wish: timeout(1) sends its signal to the program, and then to
+/// the program's whole group.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
+/// How long a reader of the last bytes may take for the next of them when there is no time.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
 
 /// Starts the machine, carries its console where `stdio` says so, and gives the exit code when it
 /// has ended.
@@ -49,6 +56,7 @@ pub(crate) fn run(vm: Vm, stdio: bool) -> Result<u8, Failure> {
     if ends_line && io::stderr().is_terminal() {
         say("");
     }
+    let signal = signal.map(|(signal, _)| signal);
     let Some(report) = vm.stop_report() else { return Ok(failure::HYPERVISOR) };
     let code = exit_code(&report, signal);
     if !stdio && ![failure::OK, failure::TIME_LIMIT].contains(&code) && signal.is_none() {
@@ -62,8 +70,10 @@ struct Session {
     vm: Vm,
     signals: Signals,
     console: Option<Console>,
-    /// The signal that made it end.
-    signal: Option<u8>,
+    /// The signal that made it end, and when it came.
+    signal: Option<(u8, Instant)>,
+    /// Signals made it cut the power: whoever sent them does not wait for a slow reader either.
+    hurry: bool,
 }
 
 /// Standard input and output, and what is on its way between them and the guest.
@@ -93,7 +103,7 @@ impl Session {
             true => Some(Console::new(vm.add_reader())?),
             false => None,
         };
-        Ok(Self { vm, signals, console, signal: None })
+        Ok(Self { vm, signals, console, signal: None, hurry: false })
     }
 
     fn drive(&mut self) -> io::Result<()> {
@@ -108,9 +118,10 @@ impl Session {
             let ready = self.wait(over)?;
             for wish in self.signals.take() {
                 self.grant(wish);
-                if over && self.signal.is_some() {
-                    return Ok(()); // Whoever should read the rest does not, and patience has ended.
-                }
+                self.hurry |= over && self.signal.is_some();
+            }
+            if over && self.hurry && !ready.output {
+                return Ok(());
             }
             if let Some(console) = &mut self.console {
                 if ready.output {
@@ -145,7 +156,10 @@ impl Session {
                 fds.push(PollFd::new(console.output.as_fd(), PollFlags::POLLOUT));
             }
         }
-        let timeout = if over { None } else { self.vm.next_timeout() };
+        let timeout = match over {
+            false => self.vm.next_timeout(),
+            true => self.hurry.then_some(LAST_CHANCE),
+        };
         match poll(&mut fds, poll_timeout(timeout)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -161,13 +175,17 @@ impl Session {
 
     fn grant(&mut self, wish: Wish) {
         match wish {
-            Wish::End(signal) if self.signal.is_none() => {
-                self.signal = Some(signal);
-                self.order(Order::Stop);
-            }
-            Wish::End(signal) | Wish::Kill(signal) => {
-                self.signal.get_or_insert(signal);
-                self.order(Order::Kill);
+            Wish::End(signal) => match self.signal {
+                None => {
+                    self.signal = Some((signal, Instant::now()));
+                    give(&mut self.vm, Order::Stop);
+                }
+                Some((_, first)) if first.elapsed() < ONE_WISH => {}
+                Some(_) => self.kill(),
+            },
+            Wish::Kill(signal) => {
+                self.signal.get_or_insert((signal, Instant::now()));
+                self.kill();
             }
             Wish::Suspend => {
                 let terminal = self.console.as_ref().and_then(|console| console.terminal.as_ref());
@@ -186,8 +204,9 @@ impl Session {
         }
     }
 
-    fn order(&mut self, order: Order) {
-        give(&mut self.vm, order);
+    fn kill(&mut self) {
+        self.hurry = true;
+        give(&mut self.vm, Order::Kill);
     }
 }
 

@@ -34,12 +34,12 @@ impl RawTerminal {
 
     /// Whether what is typed is for this program.
     pub(crate) fn is_foreground(&self) -> bool {
-        tcgetpgrp(io::stdin()) == Ok(getpgrp())
+        is_foreground()
     }
 
     /// Gives the terminal back for a while.
     pub(crate) fn suspend(&self) {
-        restore(self.is_foreground());
+        restore();
     }
 
     /// Takes it again. In the background it waits for the next call.
@@ -60,11 +60,16 @@ impl Drop for RawTerminal {
     }
 }
 
-fn restore(touch: bool) {
+/// A terminal that is not the controlling one has no foreground, and whoever has it may use it.
+fn is_foreground() -> bool {
+    tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
+}
+
+fn restore() {
     // Not a lock to wait for: a panic may come while it is held.
     let Ok(mut original) = ORIGINAL.try_lock() else { return };
     if let Some(modes) = original.take()
-        && touch
+        && is_foreground()
     {
         // The terminal may be gone, which is a good reason to leave too.
         let _ = set(&modes);
@@ -85,7 +90,7 @@ fn restore_before_a_panic_speaks() {
     ONCE.call_once(|| {
         let speak = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            restore(tcgetpgrp(io::stdin()) == Ok(getpgrp()));
+            restore();
             speak(panic);
         }));
     });

@@ -1,0 +1,312 @@
+//! The command, run as a user runs it. What needs a machine boots the nano guest under QEMU in
+//! software emulation.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use capsa_test::nano::{self, Nano};
+use common::{Capsa, Terminal, capsa, nano_arguments};
+use nix::sys::signal::Signal;
+use nix::sys::termios::LocalFlags;
+
+/// Runs it to its end without a machine: exit code, standard output, standard error.
+fn ask(arguments: &[&str]) -> (i32, String, String) {
+    let output = capsa().args(arguments).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn console_through_pipes_goes_both_ways() {
+    let test = "console_through_pipes_goes_both_ways";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--cmdline", "one"]) else {
+        return;
+    };
+    capsa.wait_for(nano::READY);
+    // On a pipe no byte is special: Ctrl-], q and all.
+    capsa.write(b"hello\x03\x1dq\xff\0");
+    capsa.wait_for(b"hello\x03\x1dq\xff\0");
+    capsa.write(&[nano::POWER_OFF]);
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!((code, stderr.lines().last()), (0, Some("capsa: stopped: guest powered off")));
+    assert!(capsa.seen.starts_with(b"CMDLINE "), "{:?}", capsa.seen);
+}
+
+#[test]
+fn end_of_input_does_not_end_the_machine() {
+    let test = "end_of_input_does_not_end_the_machine";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.write(b"bye");
+    capsa.close_input();
+    capsa.wait_for(b"bye");
+    capsa.signal(Signal::SIGINT);
+    assert_eq!(capsa.wait_for_end().0, 130);
+}
+
+#[test]
+fn sigterm_asks_the_guest_to_power_off() {
+    let test = "sigterm_asks_the_guest_to_power_off";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.signal(Signal::SIGTERM);
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 143);
+    assert_eq!(stderr.lines().last(), Some("capsa: stopped: guest powered off, as asked"));
+}
+
+#[test]
+fn second_sigterm_cuts_the_power() {
+    let test = "second_sigterm_cuts_the_power";
+    let stubborn = Nano { power_button: false };
+    let Some(mut capsa) = Capsa::start(test, stubborn, &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.signal(Signal::SIGTERM);
+    // timeout(1) sends two in a row. They are one wish.
+    capsa.signal(Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(1200)); // the time after which another counts
+    capsa.write(b"still here");
+    capsa.wait_for(b"still here");
+    capsa.signal(Signal::SIGTERM);
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 143, "{stderr}");
+}
+
+#[test]
+fn time_limit_has_its_exit_code() {
+    let test = "time_limit_has_its_exit_code";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--timeout", "1s"]) else { return };
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 6, "{stderr}");
+    assert!(stderr.contains("time limit reached"), "{stderr}");
+}
+
+#[test]
+fn slow_reader_loses_no_byte() {
+    let test = "slow_reader_loses_no_byte";
+    // More than all buffers on the way hold together.
+    const FLOODS: usize = 8;
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    let before = capsa.seen.len();
+    capsa.pause_reading();
+    capsa.write(&[nano::FLOOD; FLOODS]);
+    capsa.write(&[nano::POWER_OFF]);
+    std::thread::sleep(Duration::from_secs(2)); // the only way to be slow
+    capsa.resume_reading();
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(capsa.seen.len() - before, FLOODS * nano::flood().len());
+    assert!(capsa.seen[before..].chunks(nano::flood().len()).all(|flood| flood == nano::flood()));
+}
+
+#[test]
+fn reader_that_never_reads_cannot_hold_up_the_end() {
+    let test = "reader_that_never_reads_cannot_hold_up_the_end";
+    let Some(mut capsa) = Capsa::start(test, Nano { power_button: false }, &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.write(&[nano::FLOOD; 4]);
+    capsa.signal(Signal::SIGQUIT);
+    let code = capsa.wait_for_end_unread();
+    assert_eq!(code, 131);
+}
+
+#[test]
+fn reader_that_leaves_is_no_error() {
+    let test = "reader_that_leaves_is_no_error";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.close_output();
+    capsa.write(&[nano::FLOOD, nano::POWER_OFF]);
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!((code, stderr.as_str()), (0, "capsa: stopped: guest powered off\n"));
+}
+
+#[test]
+fn files_serve_as_input_and_output() {
+    let test = "files_serve_as_input_and_output";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+    fs::write(&input, "typed before the guest listens").unwrap();
+    let mut child = capsa()
+        .args(nano_arguments(dir.path(), Nano::default()))
+        .args(["--timeout", "1s"])
+        .stdin(fs::File::open(&input).unwrap())
+        .stdout(fs::File::create(&output).unwrap())
+        .spawn()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(6));
+    let said = fs::read(&output).unwrap();
+    assert!(said.windows(nano::READY.len()).any(|w| w == nano::READY), "{said:?}");
+}
+
+#[test]
+fn terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm() {
+    let test = "terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm";
+    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let before = terminal.before.clone();
+    assert!(before.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
+    terminal.wait_for(b"Ctrl-] q");
+    terminal.wait_for(nano::READY);
+    terminal.wait_until_raw();
+    // Ctrl-C is a byte for the guest, which echoes it.
+    terminal.write(b"a\x03b");
+    terminal.wait_for(b"a\x03b");
+    terminal.signal(Signal::SIGTERM);
+    assert_eq!(terminal.wait_for_end(), 143);
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn terminal_is_given_back_while_stopped() {
+    let test = "terminal_is_given_back_while_stopped";
+    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let before = terminal.before.clone();
+    terminal.wait_for(nano::READY);
+    terminal.signal(Signal::SIGTSTP);
+    terminal.wait_until_stopped();
+    assert_eq!(terminal.modes(), before);
+    terminal.signal(Signal::SIGCONT);
+    terminal.wait_until_raw();
+    terminal.write(b"back");
+    terminal.wait_for(b"back");
+    terminal.signal(Signal::SIGHUP);
+    assert_eq!(terminal.wait_for_end(), 129);
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn escape_keys_stop_and_kill() {
+    let test = "escape_keys_stop_and_kill";
+    for (keys, power_button, code) in [(b"\x1dq", true, 0), (b"\x1dk", false, 137)] {
+        let Some(mut terminal) = Terminal::start(test, Nano { power_button }) else { return };
+        terminal.wait_for(nano::READY);
+        terminal.write(keys);
+        assert_eq!(terminal.wait_for_end(), code);
+        assert_eq!(terminal.modes(), terminal.before);
+    }
+}
+
+#[test]
+fn config_file_is_read_from_its_folder_and_flags_override_it() {
+    let test = "config_file_is_read_from_its_folder_and_flags_override_it";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    nano::write_to(dir.path()).unwrap();
+    let file = dir.path().join("vm.toml");
+    let text = "[boot]\nkernel = \"./nano.elf\"\n[network]\nmode = \"none\"\n\
+                [backend]\nname = \"qemu\"\naccel = \"emulation\"\n[resources]\nmemory = \"1G\"\n";
+    fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, stdout, stderr) = ask(&["run", "--config", file, "--dry-run", "--memory", "64M"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("\n  -m 64M \\\n"), "{stdout}");
+    assert!(stdout.contains("/nano.elf \\\n"), "{stdout}");
+
+    fs::write(file, text.replace("memory = \"1G\"", "memory = \"1Q\"")).unwrap();
+    let (code, stdout, stderr) = ask(&["run", "--config", file, "--dry-run"]);
+    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert!(stderr.contains("vm.toml: line 9: \"1Q\": "), "{stderr}");
+    assert!(stderr.contains("\n  9 | memory = \"1Q\"\n"), "{stderr}");
+}
+
+#[test]
+fn missing_files_are_all_named_with_hints() {
+    let arguments =
+        ["run", "linux", "--kernel", "/no/kernel", "--initrd", "/no/initrd", "--backend", "qemu"];
+    if !common::has_qemu("missing_files_are_all_named_with_hints") {
+        return;
+    }
+    let (code, stdout, stderr) = ask(&arguments);
+    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert_eq!(
+        stderr,
+        "capsa: cannot run this machine: the configuration is invalid\n  \
+         kernel: /no/kernel does not exist\n    hint: check the path\n  \
+         initrd: /no/initrd does not exist\n    hint: check the path\n"
+    );
+}
+
+#[test]
+fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = nano::write_to(dir.path()).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    let machine = ["run", "linux", "--kernel", kernel, "--initrd", kernel, "--network", "none"];
+    let dry = ["--console", "stdio", "--backend", "vfkit", "--dry-run"];
+    let (code, stdout, _) = ask(&[&machine[..], &dry].concat());
+    assert_eq!(code, 0);
+    for part in [
+        "# backend: vfkit\n",
+        "# kernel command line: console=hvc0 ",
+        "vfkit \\\n  --cpus 1 \\\n  --memory 512 \\\n",
+        "  --device virtio-serial,stdio \\\n",
+        "#   stop: POST /vm/state {\"state\":\"Stop\"} (",
+        "#   power cut: SIGTERM\n",
+    ] {
+        assert!(stdout.contains(part), "{part:?} is not in\n{stdout}");
+    }
+    let (code, stdout, _) = ask(&[&machine[..], &dry, &["--json"]].concat());
+    assert_eq!(code, 0);
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(plan["processes"][0]["args"].as_array().unwrap()[..2], ["--cpus", "1"]);
+}
+
+#[test]
+fn exit_codes_of_what_never_runs() {
+    for (arguments, want) in [
+        (&["help"][..], 0),
+        (&["help", "run"], 0),
+        (&["run", "--help"], 0),
+        (&["--help"], 0),
+        (&["version"], 0),
+        (&["--version"], 0),
+        (&["backends"], 0),
+        (&["backends", "--json"], 0),
+        (&[], 2),
+        (&["fly"], 2),
+        (&["help", "fly"], 2),
+        (&["run"], 2),
+        (&["run", "bsd"], 2),
+        (&["run", "linux", "--kernel"], 2),
+        (&["run", "linux", "--cpus", "many"], 2),
+        (&["run", "linux", "--json"], 2),
+        (&["run", "linux"], 3),
+        (&["run", "--config", "/no/such/file"], 3),
+        (&["run", "linux", "--kernel", "/k", "--backend", "xen"], 4),
+    ] {
+        let (code, stdout, stderr) = ask(arguments);
+        assert_eq!(code, want, "{arguments:?}: {stderr}");
+        assert_eq!(stdout.is_empty(), want != 0, "{arguments:?}");
+        assert_eq!(stderr.is_empty(), want == 0, "{arguments:?}: {stderr}");
+        assert!(stderr.is_empty() || stderr.starts_with("capsa: "), "{stderr}");
+    }
+}
+
+#[test]
+fn help_into_a_closed_pipe_is_no_error() {
+    let mut child = capsa().arg("help").stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn hypervisor_that_crashes_has_its_exit_code() {
+    let test = "hypervisor_that_crashes_has_its_exit_code";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    let children = Command::new("pgrep").args(["-P", &capsa.pid().to_string(), "qemu"]).output();
+    let children = String::from_utf8(children.unwrap().stdout).unwrap();
+    assert!(Command::new("kill").args(["-9", children.trim()]).status().unwrap().success());
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 8, "{stderr}");
+    assert!(stderr.contains("capsa: failed: "), "{stderr}");
+}

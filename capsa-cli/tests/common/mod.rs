@@ -1,0 +1,300 @@
+//! The command as a child on pipes ([`Capsa`]) or on a terminal ([`Terminal`]). Killed when dropped.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use capsa_test::nano::Nano;
+use capsa_test::skip;
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// A start takes 0.1 s; a loaded CI machine may take far longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The command, apart from the choices of whoever runs the tests.
+pub(crate) fn capsa() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_capsa"));
+    command.env_remove("CAPSA_BACKEND");
+    command
+}
+
+/// Whether machines can be run here. Says so where not.
+pub(crate) fn has_qemu(test: &str) -> bool {
+    let found = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    if !found {
+        skip(test, "qemu-system-x86_64 is not installed");
+    } else if !cfg!(target_arch = "x86_64") {
+        skip(test, "the nano guest is one for x86-64");
+    }
+    found && cfg!(target_arch = "x86_64")
+}
+
+/// Writes the guest into `dir`, and gives what runs it with its console on standard input and
+/// output.
+pub(crate) fn nano_arguments(dir: &Path, how: Nano) -> Vec<OsString> {
+    let kernel = how.write_to(dir).unwrap();
+    let mut arguments: Vec<OsString> = vec!["run".into(), "linux".into(), "--kernel".into()];
+    arguments.push(kernel.into());
+    let fixed = "--console stdio --network none --backend qemu --accel emulation --memory 64M";
+    arguments.extend(fixed.split(' ').map(OsString::from));
+    arguments
+}
+
+/// The command on pipes.
+pub(crate) struct Capsa {
+    child: Child,
+    /// A thread reads standard output into this; it waits while nobody takes.
+    output: Option<Receiver<Vec<u8>>>,
+    paused: bool,
+    stderr: Option<JoinHandle<String>>,
+    pub(crate) seen: Vec<u8>,
+    _dir: TempDir,
+}
+
+impl Capsa {
+    /// Starts it; `None` where there is no QEMU.
+    pub(crate) fn start(test: &str, how: Nano, more: &[&str]) -> Option<Self> {
+        if !has_qemu(test) {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = capsa()
+            .args(nano_arguments(dir.path(), how))
+            .args(more)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        let output = Some(read_in_thread(child.stdout.take().unwrap()));
+        Some(Self {
+            child,
+            output,
+            paused: false,
+            stderr: Some(stderr),
+            seen: Vec::new(),
+            _dir: dir,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.child.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Nothing is read but one chunk, until [`Capsa::resume_reading`].
+    pub(crate) fn pause_reading(&mut self) {
+        self.paused = true;
+    }
+
+    pub(crate) fn resume_reading(&mut self) {
+        self.paused = false;
+    }
+
+    /// The reading thread ends at its next chunk, and the pipe with it.
+    pub(crate) fn close_output(&mut self) {
+        self.output = None;
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        send(&self.child, signal);
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, what: &[u8]) {
+        assert!(!self.paused);
+        if !wait_for(self.output.as_ref().unwrap(), &mut self.seen, what) {
+            let (code, stderr) = self.wait_for_end();
+            panic!("it ended with {code}, saw {:?}\n{stderr}", String::from_utf8_lossy(&self.seen));
+        }
+    }
+
+    /// Waits until it has ended: exit code and standard error.
+    #[track_caller]
+    pub(crate) fn wait_for_end(&mut self) -> (i32, String) {
+        if let Some(output) = &self.output {
+            read_to_end(output, &mut self.seen);
+        }
+        let code = exit_code(&mut self.child);
+        (code, self.stderr.take().unwrap().join().unwrap())
+    }
+
+    /// The same, with nobody reading what it still has to say.
+    #[track_caller]
+    pub(crate) fn wait_for_end_unread(&mut self) -> i32 {
+        exit_code(&mut self.child)
+    }
+}
+
+impl Drop for Capsa {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command on a terminal.
+pub(crate) struct Terminal {
+    child: Child,
+    ours: File,
+    theirs: OwnedFd,
+    output: Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+    /// The terminal's modes before the start.
+    pub(crate) before: Termios,
+    _dir: TempDir,
+}
+
+impl Terminal {
+    /// Starts it; `None` where there is no QEMU or no terminal.
+    pub(crate) fn start(test: &str, how: Nano) -> Option<Self> {
+        if !has_qemu(test) {
+            return None;
+        }
+        let pty = openpty(None, None).map_err(|error| skip(test, error)).ok()?;
+        let before = tcgetattr(&pty.slave).unwrap();
+        let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = capsa();
+        command
+            .args(nano_arguments(dir.path(), how))
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio());
+        let child = command.spawn().unwrap();
+        let ours = File::from(pty.master);
+        let output = read_in_thread(ours.try_clone().unwrap());
+        Some(Self { child, ours, theirs: pty.slave, output, seen: Vec::new(), before, _dir: dir })
+    }
+
+    pub(crate) fn modes(&self) -> Termios {
+        tcgetattr(&self.theirs).unwrap()
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.ours.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        send(&self.child, signal);
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, what: &[u8]) {
+        let came = wait_for(&self.output, &mut self.seen, what);
+        assert!(came, "it ended, saw {:?}", String::from_utf8_lossy(&self.seen));
+    }
+
+    /// Waits until neither lines nor keys such as Ctrl-C mean anything to it.
+    #[track_caller]
+    pub(crate) fn wait_until_raw(&self) {
+        let cooked = LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::ECHO;
+        let end = Instant::now() + PATIENCE;
+        while self.modes().local_flags.intersects(cooked) {
+            assert!(Instant::now() < end, "the terminal does not become raw");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_stopped(&self) {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(_, Signal::SIGSTOP)), "{status:?}");
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_end(&mut self) -> i32 {
+        exit_code(&mut self.child)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads until the end, or until nobody takes any more. The channel holds nothing, so that a test
+/// which does not take makes the pipe fill up.
+fn read_in_thread(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (send, receive): (SyncSender<Vec<u8>>, _) = sync_channel(0);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(n @ 1..) if send.send(buffer[..n].to_vec()).is_ok() => {}
+                _ => break,
+            }
+        }
+    });
+    receive
+}
+
+/// Reads until `what` has come; `false` when the end comes first.
+#[track_caller]
+fn wait_for(output: &Receiver<Vec<u8>>, seen: &mut Vec<u8>, what: &[u8]) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while !seen.windows(what.len()).any(|w| w == what) {
+        match output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(more) => seen.extend(more),
+            Err(RecvTimeoutError::Disconnected) => return false,
+            Err(error) => panic!("{error}, saw {:?}", String::from_utf8_lossy(seen)),
+        }
+    }
+    true
+}
+
+#[track_caller]
+fn read_to_end(output: &Receiver<Vec<u8>>, seen: &mut Vec<u8>) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(more) => seen.extend(more),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => panic!("the output does not end"),
+        }
+    }
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+#[track_caller]
+fn exit_code(child: &mut Child) -> i32 {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code().unwrap_or_else(|| panic!("{status}"));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    panic!("it does not end");
+}
