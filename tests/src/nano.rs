@@ -173,6 +173,10 @@ fn listing(how: Nano) -> Vec<Line> {
         op(&[0x8e, 0xd0]),                        // mov ss, eax
         abs(&[0x0f, 0x01, 0x1d], "idt pointer"),  // lidt
 
+        // The legacy PIC: every line masked. A timer interrupt that it has pending would be lost
+        // with LINT0 below, and QEMU 10.0.2 then delivers vector -1: a triple fault.
+        outb(0x21, 0xff),
+        outb(0xa1, 0xff),
         // The local APIC: on, the legacy PIC's line masked (the firmware left its timer
         // running), and a periodic tick. Its clock is 1 GHz under QEMU and under KVM.
         poke(0xfee0_00f0, 0x122),                 // enabled, spurious vector 0x22
