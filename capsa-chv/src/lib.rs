@@ -31,7 +31,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{
-    Availability, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict, Version,
+    Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict,
+    Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -45,6 +46,7 @@ use capsa_proto::plan::{
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use capsa_proto::virtiofsd;
+use serde_json::Value;
 
 /// The key of its answer in a [`ProbeReport`].
 pub const KEY: &str = "cloud-hypervisor";
@@ -140,6 +142,7 @@ impl HypervisorBackend for CloudHypervisor {
     ) -> LaunchPlan {
         let spec = vm.spec();
         let socket = at.socket("api.sock");
+        let events = at.socket("events");
         let mut processes: Vec<_> = vm
             .shares()
             .iter()
@@ -152,6 +155,8 @@ impl HypervisorBackend for CloudHypervisor {
             args: vec![
                 "--api-socket".to_string(),
                 format!("path={socket}"),
+                "--event-monitor".to_string(),
+                format!("path={events}"),
                 "--seccomp".to_string(),
                 "true".to_string(),
             ],
@@ -162,6 +167,7 @@ impl HypervisorBackend for CloudHypervisor {
             run_dir: at.path().clone(),
             processes,
             control: ControlPlan { protocol: Protocol::Http, socket },
+            event_pipe: Some(events),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
@@ -187,6 +193,17 @@ impl HypervisorBackend for CloudHypervisor {
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,
             notes: notes(vm, host),
+        }
+    }
+
+    /// The event monitor's objects: `{"timestamp", "source", "event", "properties"}`.
+    fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
+        let text = |key| event.get(key).and_then(Value::as_str).unwrap_or_default();
+        match (text("source"), text("event")) {
+            ("vm", "rebooting") => Some(GuestEvent::Reset),
+            ("vm", "shutdown") => Some(GuestEvent::PoweredOff),
+            ("guest" | "vm", "panic") => Some(GuestEvent::Panicked),
+            _ => None,
         }
     }
 

@@ -22,6 +22,9 @@ pub const READ_BUDGET: usize = 256 * 1024;
 /// Bytes that may wait to be written to the guest.
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
+/// Bytes read after the machine ended, at most. A socket's own buffer holds far less.
+const LAST_WORDS: usize = 1 << 20;
+
 /// What the kernel prints when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -269,11 +272,27 @@ impl Console {
     /// No more output will come. `true` when that is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         let news = !self.closed;
+        if let Some(mut stream) = self.stream.take() {
+            self.read_last(stream.io());
+        }
         self.closed = true;
-        self.stream = None;
         self.outgoing.clear();
         self.poll_waits(now, ended);
         news
+    }
+
+    /// What the hypervisor wrote and nobody had room for.
+    fn read_last(&mut self, stream: &mut Stream) {
+        let mut chunk = [0; 8192];
+        let mut budget = LAST_WORDS;
+        while let Got::Bytes(n) = stream.read(&mut chunk) {
+            self.log.push_last(&chunk[..n]);
+            budget = budget.saturating_sub(n);
+            if budget == 0 {
+                tracing::warn!("the console goes on and on after its machine ended");
+                break;
+            }
+        }
     }
 
     fn fresh_id(&mut self) -> u64 {

@@ -14,7 +14,7 @@
 //! | [`mod@facts`] | looks at the host for the checks |
 //! | [`probe`] | asks programs for their versions |
 //! | `guardian` | kills what this program started when this program dies |
-//! | `process`, `control`, `stream`, `clock` | a child, the control channel, a byte stream, the time |
+//! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child, the control channel, events, a byte stream, the time |
 //! | `sys` | the system calls, and the only `unsafe` |
 //!
 //! No signal handler is installed here and no child is reaped that was not started here.
@@ -22,6 +22,7 @@
 mod clock;
 pub mod console;
 mod control;
+mod event_pipe;
 pub mod facts;
 mod guardian;
 pub mod probe;

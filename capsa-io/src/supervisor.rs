@@ -27,6 +27,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::clock::Clock;
 use crate::console::{Console, Conversation, Ended, ReaderId, WaitId};
 use crate::control::{Control, Heard};
+use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
 use crate::run_dir::{self, RunDir};
 use crate::stream::Stream;
@@ -34,9 +35,10 @@ use crate::sys::{self, Poll, Ready};
 
 const CONTROL: usize = 0;
 const CONSOLE: usize = 1;
+const EVENTS: usize = 2;
 
 const fn keys(id: ProcessId) -> Keys {
-    Keys { exit: 2 + 2 * id.0, stderr: 3 + 2 * id.0 }
+    Keys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
 }
 
 /// Bytes of standard error read from a process in one call.
@@ -92,6 +94,7 @@ pub struct Supervisor {
     processes: Vec<Option<Process>>,
     control: Control,
     console: Console,
+    event_pipe: Option<EventPipe>,
     awaiting: Option<Awaiting>,
     run_dir: Option<RunDir>,
     events: VecDeque<Event>,
@@ -141,6 +144,7 @@ impl Supervisor {
             processes: plan.processes.iter().map(|_| None).collect(),
             control: Control::new(plan.control.clone(), CONTROL),
             console: Console::new(options.scrollback, options.overflow),
+            event_pipe: None,
             awaiting: None,
             run_dir: None,
             events: VecDeque::new(),
@@ -284,6 +288,9 @@ impl Supervisor {
         if self.ready.has(CONTROL) {
             self.control_ready();
         }
+        if self.ready.has(EVENTS) {
+            self.events_ready();
+        }
         if self.ready.has(CONSOLE) {
             self.console_ready();
         }
@@ -335,20 +342,34 @@ impl Supervisor {
             }
             Heard::Event(event) => {
                 tracing::debug!(?event, "control event");
-                let input = match self.backend.event(&event) {
-                    Some(GuestEvent::PoweredOff) => Input::GuestPoweredOff,
-                    Some(GuestEvent::Reset) => Input::GuestReset,
-                    Some(GuestEvent::Panicked) => Input::GuestPanicked { certain: true },
-                    Some(GuestEvent::QuitByOthers) => Input::QuitByOthers,
-                    _ => return,
-                };
-                // What the guest printed before it fell explains why.
-                self.console_ready();
-                self.tell(input);
+                self.guest_event(self.backend.event(&event));
             }
             Heard::Lost => self.tell(Input::ControlLost),
         }
         self.act();
+    }
+
+    fn guest_event(&mut self, event: Option<GuestEvent>) {
+        let input = match event {
+            Some(GuestEvent::PoweredOff) => Input::GuestPoweredOff,
+            Some(GuestEvent::Reset) => Input::GuestReset,
+            Some(GuestEvent::Panicked) => Input::GuestPanicked { certain: true },
+            Some(GuestEvent::QuitByOthers) => Input::QuitByOthers,
+            _ => return,
+        };
+        // What the guest printed before it fell explains why.
+        self.console_ready();
+        self.tell(input);
+    }
+
+    fn events_ready(&mut self) {
+        let Some(pipe) = &mut self.event_pipe else { return };
+        let mut heard = Vec::new();
+        self.more |= pipe.on_ready(&mut heard);
+        for event in heard {
+            tracing::debug!(%event, "event");
+            self.guest_event(self.backend.pipe_event(&event));
+        }
     }
 
     fn console_ready(&mut self) {
@@ -381,6 +402,7 @@ impl Supervisor {
             // Its last words, on every channel. While there is more to read, its exit waits: the
             // descriptor stays readable.
             self.control_ready();
+            self.events_ready();
             self.console_ready();
             if self.more {
                 return;
@@ -455,10 +477,14 @@ impl Supervisor {
         if self.run_dir.is_none() {
             self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
         }
+        let is_hypervisor = id == self.plan.hypervisor();
         let terminal = match &self.plan.console {
-            ConsolePlan::Pty { .. } if id == self.plan.hypervisor() => Some(self.open_pty()?),
+            ConsolePlan::Pty { .. } if is_hypervisor => Some(self.open_pty()?),
             _ => None,
         };
+        if let Some(path) = self.plan.event_pipe.as_ref().filter(|_| is_hypervisor) {
+            self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
+        }
         let plan = self.plan.process(id);
         tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
         let process = Process::spawn(plan, &self.poll, keys(id), terminal)?;
@@ -521,6 +547,7 @@ impl Supervisor {
         }
         self.events.extend(ended.into_iter().map(Event::Ended));
         self.awaiting = None;
+        self.event_pipe = None;
         self.run_dir = None;
     }
 }

@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::capabilities::{BackendCapabilities, Checked, Violation};
 use crate::cmdline::KernelCmdline;
@@ -64,6 +65,12 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
         let _ = message;
         reply.verdict()
+    }
+
+    /// What an object on the event pipe means, if anything.
+    fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
+        let _ = event;
+        None
     }
 
     /// What an event of the control channel means, if anything.

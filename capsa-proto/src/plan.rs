@@ -26,6 +26,9 @@ pub struct LaunchPlan {
     pub processes: Vec<ProcessPlan>,
     /// How to talk to the hypervisor.
     pub control: ControlPlan,
+    /// A named pipe, made before the hypervisor starts, on which it tells what happens as one JSON
+    /// object after another; `None` where the control channel carries events, or nothing does.
+    pub event_pipe: Option<HostPath>,
     /// Where the guest's console is.
     pub console: ConsolePlan,
     /// Messages sent in order once the control channel is up. After the last, the guest runs.

@@ -73,6 +73,7 @@ pub(crate) fn plan(
         run_dir: at.path().clone(),
         processes,
         control: ControlPlan { protocol: Protocol::Qmp, socket: at.socket(CONTROL_SOCKET) },
+        event_pipe: None,
         console: match spec.console {
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },

@@ -152,6 +152,7 @@ impl HypervisorBackend for Vfkit {
                 ready: Ready::ControlConnected,
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
+            event_pipe: None,
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },

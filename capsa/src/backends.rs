@@ -10,7 +10,7 @@ use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, check};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, RunDirPlan};
-use capsa_proto::spec::{GuestOs, VmSpec};
+use capsa_proto::spec::{Accelerator, GuestOs, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
 use serde::Serialize;
@@ -161,7 +161,12 @@ fn look(
     host: &HostFacts,
 ) -> (ProbeReport, Availability) {
     let found = probe::ask(&backend.probe(host.arch, Some(spec)));
-    let availability = backend.judge(host, &found);
+    let mut host = host.clone();
+    if spec.accelerator == Accelerator::Kvm {
+        // Whoever forces KVM where it answers gets it, with a warning in the plan.
+        host.kvm.cpu_flag = true;
+    }
+    let availability = backend.judge(&host, &found);
     (found, availability)
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
-use capsa::{EndedBy, Error, RebootPolicy, StopStep, VmStatus};
+use capsa::{EndedBy, Error, Overflow, RebootPolicy, StopStep, VmStatus};
 use capsa_test::nano;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually, runs};
 use nix::sys::signal::{Signal, kill};
@@ -277,4 +277,23 @@ fn a_machine_without_console_has_none() {
     vm.start().unwrap();
     assert!(matches!(vm.console(), Err(Error::ConsoleNotEnabled)));
     vm.kill().unwrap();
+}
+
+#[test]
+fn a_paused_console_loses_nothing_when_its_guest_ends() {
+    let Some(guest) = NanoGuest::new("paused console") else { return };
+    let vm = guest.builder().scrollback(4096, Overflow::Pause).build_blocking().unwrap();
+    let mut console = listening(&vm);
+    // The log is full long before the flood is over, and nobody reads until the guest is gone.
+    console.write(&[nano::FLOOD, nano::POWER_OFF]).unwrap();
+    let mut flood = Vec::new();
+    let mut chunk = [0; 512];
+    while let n @ 1.. = console.read(&mut chunk).unwrap() {
+        flood.extend_from_slice(&chunk[..n]);
+        if flood.len() == 60 * 512 {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+    assert_eq!(flood.len(), nano::flood().len());
+    assert!(flood == nano::flood());
 }

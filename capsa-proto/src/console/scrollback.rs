@@ -61,6 +61,17 @@ impl Scrollback {
         Self { buf: Vec::new(), head: 0, start: 0, capacity, overflow }
     }
 
+    /// Appends what was still on its way when the console closed. Under [`Overflow::Pause`] the log
+    /// grows for it, because nobody can be paused any more and nothing may be lost: the caller keeps
+    /// it within bounds.
+    pub fn push_last(&mut self, bytes: &[u8]) {
+        if self.overflow == Overflow::Pause {
+            let live = self.buf.len() - self.head;
+            self.capacity = self.capacity.max(live + bytes.len());
+        }
+        self.push(bytes);
+    }
+
     /// Appends what the guest wrote.
     ///
     /// What exceeds the capacity is dropped from the old end, under either policy: with
@@ -232,5 +243,13 @@ mod tests {
                 prop_assert!(log.buf.capacity() <= 2 * capacity);
             }
         }
+    }
+
+    #[test]
+    fn last_words_are_kept_even_when_paused() {
+        let mut log = Scrollback::with_overflow(4, Overflow::Pause);
+        log.push(b"1234");
+        log.push_last(b"5678");
+        assert_eq!((log.since(0), log.dropped()), (b"12345678".as_slice(), 0));
     }
 }

@@ -84,6 +84,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
     LaunchPlan {
         backend: "test",
         control: ControlPlan { protocol: Protocol::Qmp, socket: run_dir.join("control") },
+        event_pipe: None,
         run_dir,
         processes,
         console: ConsolePlan::None,

@@ -1,0 +1,75 @@
+//! The pipe on which some hypervisors tell what happens, as one JSON object after another.
+//!
+//! It is a named pipe of ours, open before the hypervisor starts, so that no event is missed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+
+use capsa_proto::codec::json_stream::JsonStream;
+use capsa_proto::path::HostPath;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::Value;
+
+use crate::sys::{Poll, Source};
+
+/// Bytes read in one call.
+const READ_BUDGET: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct EventPipe {
+    pipe: Option<Source<File>>,
+    decoder: JsonStream,
+}
+
+impl EventPipe {
+    pub(crate) fn make(path: &HostPath, poll: &Poll, key: usize) -> io::Result<Self> {
+        mkfifo(path.as_str(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+        // Open for writing too: without a writer of our own a pipe that nobody has opened yet is at
+        // its end, and reported as that for ever.
+        let pipe = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path.as_str())?;
+        Ok(Self { pipe: Some(poll.add(pipe, key)?), decoder: JsonStream::new() })
+    }
+
+    /// Reads what is there, with bounded work. `true` when there may be more.
+    pub(crate) fn on_ready(&mut self, heard: &mut Vec<Value>) -> bool {
+        let mut chunk = [0; 8192];
+        let mut budget = READ_BUDGET;
+        while let Some(pipe) = &mut self.pipe {
+            if budget == 0 {
+                return true;
+            }
+            match pipe.io().read(&mut chunk) {
+                Ok(n @ 1..) => {
+                    budget = budget.saturating_sub(n);
+                    if let Err(error) = self.take(&chunk[..n], heard) {
+                        tracing::warn!("the event pipe makes no sense any more: {error}");
+                        self.pipe = None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Ok(0) | Err(_) => self.pipe = None,
+            }
+        }
+        false
+    }
+
+    fn take(
+        &mut self,
+        bytes: &[u8],
+        heard: &mut Vec<Value>,
+    ) -> Result<(), capsa_proto::codec::json_stream::JsonStreamError> {
+        self.decoder.handle_bytes(bytes)?;
+        while let Some(value) = self.decoder.poll_value()? {
+            heard.push(value);
+        }
+        Ok(())
+    }
+}
