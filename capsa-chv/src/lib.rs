@@ -6,11 +6,10 @@
 //! output: the serial mode `Tty` loses nothing from the first byte on every version, while the mode
 //! `Socket` drops what was written before somebody connected (before v53).
 //!
-//! What it does not do: read the event monitor. So a guest's power-off is known by the process's
-//! exit (status 0, and a vCPU failure looks the same), and **a reboot is not seen**: the guest
-//! boots again inside the process, which has no option against it. (With shares it cannot: virtiofsd
-//! takes one connection and is gone after it.) So a machine that should end on a reboot, which is the
-//! default, is refused, except with shares, where a reboot ends it as failed and the plan says so.
+//! What happens to the guest is read from the event monitor, on a pipe: a power-off, a reboot (which
+//! happens inside the process, so that ending the machine there is ours to do), a panic where the
+//! guest has a driver for the panic device. A reboot ends the shares: virtiofsd takes one connection.
+//! A vCPU that fails looks like a power-off, and so does a SIGTERM from outside.
 //!
 //! Facts are from Cloud Hypervisor v53 and its source; older versions are named where they differ.
 
@@ -202,7 +201,7 @@ impl HypervisorBackend for CloudHypervisor {
         match (text("source"), text("event")) {
             ("vm", "rebooting") => Some(GuestEvent::Reset),
             ("vm", "shutdown") => Some(GuestEvent::PoweredOff),
-            ("guest" | "vm", "panic") => Some(GuestEvent::Panicked),
+            ("guest", "panic") => Some(GuestEvent::Panicked),
             _ => None,
         }
     }
@@ -232,12 +231,6 @@ fn notes(vm: &Checked, host: &HostFacts) -> Vec<Note> {
     for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
         notes
             .push(Note::info(format!("{} has a backing file, which is opened with it", disk.path)));
-    }
-    if spec.on_reboot == RebootPolicy::End {
-        notes.push(Note::warning(
-            "a guest that reboots, or panics with panic=-1, ends the machine as failed: its shares \
-             are lost in the reboot",
-        ));
     }
     notes
 }

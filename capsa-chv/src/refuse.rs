@@ -54,14 +54,6 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
         ),
     }
 
-    if spec.on_reboot == RebootPolicy::End && spec.shares.is_empty() {
-        refuse(
-            "on_reboot".into(),
-            Kind::Unsupported,
-            "a guest that reboots, or panics with panic=-1, boots again in the same process".into(),
-            "let a reboot restart the guest, or use the qemu backend",
-        );
-    }
     if spec.on_reboot == RebootPolicy::Restart && !spec.shares.is_empty() {
         refuse(
             "on_reboot".into(),

@@ -85,11 +85,7 @@ fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) ->
 
 /// The smallest machine it runs: no disk, no network, no console.
 fn spec() -> VmSpec {
-    VmSpec {
-        network: NetworkMode::None,
-        on_reboot: RebootPolicy::Restart,
-        ..VmSpec::new(path("/k"))
-    }
+    VmSpec { network: NetworkMode::None, ..VmSpec::new(path("/k")) }
 }
 
 fn plan(spec: VmSpec) -> LaunchPlan {
@@ -117,7 +113,7 @@ fn the_smallest_machine() {
     assert_eq!(plan.processes[0].program, "/opt/bin/ch");
     assert_eq!(
         plan.processes[0].args.join(" "),
-        "--api-socket path=/run/c/1/api.sock --seccomp true"
+        "--api-socket path=/run/c/1/api.sock --event-monitor path=/run/c/1/events --seccomp true"
     );
     assert_eq!(plan.console, ConsolePlan::None);
     assert_eq!(
@@ -128,6 +124,7 @@ fn the_smallest_machine() {
             "payload": { "kernel": "/k", "cmdline": "reboot=t panic=-1" },
             "serial": { "mode": "Off" },
             "console": { "mode": "Off" },
+            "pvpanic": true,
         })
     );
 }
@@ -157,7 +154,6 @@ fn a_machine_with_everything() {
         Disk { read_only: true, ..disk("/over.qcow2", ImageFormat::Qcow2) },
     ];
     let fs = VirtioFsConfig { tag: Some("d".into()), cache: Some("always".into()) };
-    spec.on_reboot = RebootPolicy::End;
     spec.shares = vec![
         share("/work", "/workspace", MountMode::ReadOnly, ShareMechanism::Auto),
         share("/data", "/d", MountMode::ReadWrite, ShareMechanism::VirtioFs(fs)),
@@ -183,6 +179,7 @@ fn a_machine_with_everything() {
             },
             "serial": { "mode": "Tty" },
             "console": { "mode": "Off" },
+            "pvpanic": true,
             "disks": [
                 { "path": "/raw", "readonly": false, "image_type": "Raw" },
                 { "path": "/plain.qcow2", "readonly": false, "image_type": "Qcow2" },
@@ -215,18 +212,25 @@ fn a_machine_with_everything() {
 }
 
 #[test]
-fn a_reboot_that_cannot_end_the_machine_is_refused_or_said() {
-    let end = |spec: VmSpec| VmSpec { on_reboot: RebootPolicy::End, ..spec };
-    assert!(refused(end(spec()), &host(), &all_found()).starts_with("on_reboot: "));
-    let shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
-    let plan = plan(end(VmSpec { shares, ..spec() }));
-    assert!(plan.notes.iter().any(|n| n.level == NoteLevel::Warning));
+fn the_event_monitor_tells_how_a_guest_ends() {
+    let event = |source: &str, event: &str| json!({ "source": source, "event": event });
+    for (source, name, want) in [
+        ("vm", "shutdown", Some(GuestEvent::PoweredOff)),
+        ("vm", "rebooting", Some(GuestEvent::Reset)),
+        ("guest", "panic", Some(GuestEvent::Panicked)),
+        ("vm", "booted", None),
+        ("vmm", "shutdown", None),
+    ] {
+        assert_eq!(BACKEND.pipe_event(&event(source, name)), want, "{source} {name}");
+    }
+    let plan = plan(spec());
+    let pipe = plan.event_pipe.as_ref().unwrap();
+    assert!(plan.processes[0].args.contains(&format!("path={pipe}")));
 }
 
 #[test]
 fn a_plan_without_programs_names_them() {
     let mut spec = spec();
-    spec.on_reboot = RebootPolicy::End;
     spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let (host, mut found) = (host(), ProbeReport::default());
     for question in BACKEND.probe(Arch::X86_64, Some(&spec)).questions {
@@ -345,7 +349,6 @@ fn what_is_refused() {
 #[test]
 fn what_is_refused_for_what_was_found() {
     let mut shared = spec();
-    shared.on_reboot = RebootPolicy::End;
     shared.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let old_helper = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
     assert!(refused(shared, &host(), &old_helper).starts_with("shares: "));

@@ -23,6 +23,7 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
         // Without these two it would give the guest a virtio-console on its own terminal.
         "serial": { "mode": if spec.console == ConsoleMode::Disabled { "Off" } else { "Tty" } },
         "console": { "mode": "Off" },
+        "pvpanic": true,
     });
     if let Some(initrd) = &spec.initrd {
         config["payload"]["initramfs"] = json!(initrd);
