@@ -22,6 +22,9 @@ pub const READ_BUDGET: usize = 256 * 1024;
 /// Bytes that may wait to be written to the guest.
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
+/// Bytes taken at most, beside what the log holds, from a paused console whose machine is over.
+pub const REST: usize = 1 << 20;
+
 /// What the kernel prints when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -78,6 +81,8 @@ pub struct Console {
     readers: BTreeMap<ReaderId, Cursor>,
     waits: BTreeMap<WaitId, Wait>,
     next_id: u64,
+    /// Nothing is dropped for want of a reader before there was one.
+    had_reader: bool,
     panic: (Matcher, Search),
 }
 
@@ -91,6 +96,7 @@ impl Console {
             readers: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
+            had_reader: false,
             panic: (Matcher::new([PANIC]), Search::from(0)),
         }
     }
@@ -109,6 +115,7 @@ impl Console {
     pub fn add_reader(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
         self.readers.insert(id, Cursor::at(self.log.start()));
+        self.had_reader = true;
         id
     }
 
@@ -269,11 +276,28 @@ impl Console {
     /// No more output will come. `true` when that is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         let news = !self.closed;
+        self.take_rest();
         self.closed = true;
         self.stream = None;
         self.outgoing.clear();
         self.poll_waits(now, ended);
         news
+    }
+
+    /// Takes what was said before the end and waits in the system, where a reader that is behind
+    /// has kept it waiting. That is little: what a socket or a pty holds.
+    fn take_rest(&mut self) {
+        let mut chunk = [0; 8192];
+        let mut left = if self.log.overflow() == Overflow::Pause { REST } else { 0 };
+        while let Some(stream) = &mut self.stream
+            && left > 0
+            && let room = left.min(chunk.len())
+            && let Got::Bytes(n) = stream.io().read(&mut chunk[..room])
+        {
+            left -= n;
+            self.log.grow(n);
+            self.log.push(&chunk[..n]);
+        }
     }
 
     fn fresh_id(&mut self) -> u64 {
@@ -286,8 +310,9 @@ impl Console {
     }
 
     fn room(&self) -> usize {
+        let nobody = if self.had_reader { self.log.end() } else { self.log.start() };
         let slowest = self.readers.values().map(Cursor::offset).min();
-        self.log.room(slowest.unwrap_or(self.log.end())).min(self.log.capacity())
+        self.log.room(slowest.unwrap_or(nobody)).min(self.log.capacity())
     }
 
     fn saw_panic(&mut self) -> bool {

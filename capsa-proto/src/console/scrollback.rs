@@ -16,8 +16,10 @@ pub enum Overflow {
     #[default]
     DropOldest,
     /// The driver stops reading until the slowest reader has caught up, so the guest blocks in its
-    /// `write` and nothing is lost. A reader that never reads stops the guest for good: a choice
-    /// for logs that must be complete, not for untrusted guests.
+    /// `write` and nothing is lost: neither what was said before there was a reader nor, up to
+    /// 1 MiB, what the system still held when the hypervisor ended. A reader that never reads, or
+    /// none at all, stops the guest for good: a choice for logs that must be complete, not for
+    /// untrusted guests.
     Pause,
 }
 
@@ -88,6 +90,11 @@ impl Scrollback {
         self.buf.extend_from_slice(bytes);
     }
 
+    /// Keeps `more` bytes more from now on.
+    pub fn grow(&mut self, more: usize) {
+        self.capacity = self.capacity.saturating_add(more).min(usize::MAX / 2);
+    }
+
     /// The offset of the oldest byte still here.
     pub fn start(&self) -> u64 {
         self.start
@@ -133,7 +140,8 @@ impl Scrollback {
     ///
     /// With [`Overflow::DropOldest`] always the capacity. With [`Overflow::Pause`] what fits
     /// without dropping a byte that this reader has not seen: at zero, stop watching the console's
-    /// descriptor until a reader has moved. With no reader, pass [`end`](Self::end).
+    /// descriptor until a reader has moved. Pass [`start`](Self::start) where there was no reader
+    /// yet, [`end`](Self::end) where the last has gone.
     ///
     /// ```
     /// use capsa_proto::console::{Overflow, Scrollback};
@@ -201,6 +209,17 @@ mod tests {
         let mut log = Scrollback::new(0);
         log.push(b"ab");
         assert_eq!(log.since(0), b"b");
+    }
+
+    #[test]
+    fn a_log_that_grew_keeps_more() {
+        let mut log = Scrollback::new(2);
+        log.push(b"ab");
+        log.grow(1);
+        log.push(b"c");
+        assert_eq!(log.since(0), b"abc");
+        log.grow(usize::MAX);
+        assert_eq!(log.capacity(), usize::MAX / 2);
     }
 
     #[test]
