@@ -380,5 +380,5 @@ fn an_error_is_its_chain() {
         assert!(said.contains("500"), "{said}");
     }
     let broken = BACKEND.reply(&message, &Reply::Broken("closed".into()));
-    assert_eq!(broken, Verdict::Refused("closed".into()));
+    assert_eq!(broken, Verdict::Lost("closed".into()));
 }
