@@ -43,7 +43,7 @@ use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
     Step,
 };
-use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
+use capsa_proto::spec::{ConsoleMode, VmSpec};
 use capsa_proto::virtiofsd;
 use serde_json::Value;
 

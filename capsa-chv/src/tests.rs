@@ -12,7 +12,7 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, NoteLevel};
+use capsa_proto::plan::Body;
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, Share, ShareMechanism, Virtio9pConfig,
     VirtioFsConfig,
@@ -383,5 +383,5 @@ fn an_error_is_its_chain() {
         assert!(said.contains("500"), "{said}");
     }
     let broken = BACKEND.reply(&message, &Reply::Broken("closed".into()));
-    assert_eq!(broken, Verdict::Refused("closed".into()));
+    assert_eq!(broken, Verdict::Lost("closed".into()));
 }

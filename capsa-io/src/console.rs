@@ -22,8 +22,8 @@ pub const READ_BUDGET: usize = 256 * 1024;
 /// Bytes that may wait to be written to the guest.
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
-/// Bytes read after the machine ended, at most. A socket's own buffer holds far less.
-const LAST_WORDS: usize = 1 << 20;
+/// Bytes taken at most, beside what the log holds, from a paused console whose machine is over.
+pub const REST: usize = 1 << 20;
 
 /// What the kernel prints when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
@@ -81,6 +81,8 @@ pub struct Console {
     readers: BTreeMap<ReaderId, Cursor>,
     waits: BTreeMap<WaitId, Wait>,
     next_id: u64,
+    /// Nothing is dropped for want of a reader before there was one.
+    had_reader: bool,
     panic: (Matcher, Search),
 }
 
@@ -94,6 +96,7 @@ impl Console {
             readers: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
+            had_reader: false,
             panic: (Matcher::new([PANIC]), Search::from(0)),
         }
     }
@@ -112,6 +115,7 @@ impl Console {
     pub fn add_reader(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
         self.readers.insert(id, Cursor::at(self.log.start()));
+        self.had_reader = true;
         id
     }
 
@@ -272,26 +276,27 @@ impl Console {
     /// No more output will come. `true` when that is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         let news = !self.closed;
-        if let Some(mut stream) = self.stream.take() {
-            self.read_last(stream.io());
-        }
+        self.take_rest();
+        self.stream = None;
         self.closed = true;
         self.outgoing.clear();
         self.poll_waits(now, ended);
         news
     }
 
-    /// What the hypervisor wrote and nobody had room for.
-    fn read_last(&mut self, stream: &mut Stream) {
+    /// Takes what was said before the end and waits in the system, where a reader that is behind
+    /// has kept it waiting. That is little: what a socket or a pty holds.
+    fn take_rest(&mut self) {
         let mut chunk = [0; 8192];
-        let mut budget = LAST_WORDS;
-        while let Got::Bytes(n) = stream.read(&mut chunk) {
-            self.log.push_last(&chunk[..n]);
-            budget = budget.saturating_sub(n);
-            if budget == 0 {
-                tracing::warn!("the console goes on and on after its machine ended");
-                break;
-            }
+        let mut left = if self.log.overflow() == Overflow::Pause { REST } else { 0 };
+        while let Some(stream) = &mut self.stream
+            && left > 0
+            && let room = left.min(chunk.len())
+            && let Got::Bytes(n) = stream.io().read(&mut chunk[..room])
+        {
+            left -= n;
+            self.log.grow(n);
+            self.log.push(&chunk[..n]);
         }
     }
 
@@ -305,8 +310,9 @@ impl Console {
     }
 
     fn room(&self) -> usize {
+        let nobody = if self.had_reader { self.log.end() } else { self.log.start() };
         let slowest = self.readers.values().map(Cursor::offset).min();
-        self.log.room(slowest.unwrap_or(self.log.end())).min(self.log.capacity())
+        self.log.room(slowest.unwrap_or(nobody)).min(self.log.capacity())
     }
 
     fn saw_panic(&mut self) -> bool {

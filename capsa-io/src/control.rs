@@ -91,7 +91,8 @@ impl Control {
                 self.flush()
             }
             (Body::Qmp { .. }, None) => {
-                Some(Heard::Reply(message, Reply::Broken("the control channel is closed".into())))
+                let broken = Reply::Broken("it closed its control channel".into());
+                Some(Heard::Reply(message, broken))
             }
             (Body::Http { .. }, _) => {
                 self.pending.push_back((id, message));

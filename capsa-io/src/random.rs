@@ -12,9 +12,15 @@ pub fn number() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
+const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
+
+/// Whether [`name`] could have given this.
+pub fn is_name(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|byte| DIGITS.contains(&byte))
+}
+
 /// Eight characters of `0-9a-v`.
 pub fn name() -> String {
-    const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
     let number = number();
     (0..8).map(|n| char::from(DIGITS[(number >> (5 * n)) as usize % 32])).collect()
 }
@@ -27,6 +33,6 @@ mod tests {
     fn names_differ() {
         let names: std::collections::BTreeSet<_> = (0..1000).map(|_| name()).collect();
         assert_eq!(names.len(), 1000);
-        assert!(names.iter().all(|name| name.len() == 8));
+        assert!(names.iter().all(|name| is_name(name)));
     }
 }

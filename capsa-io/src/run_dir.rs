@@ -6,7 +6,7 @@
 //! so nobody has to trust a process number. What an owner that died left behind is swept.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,8 @@ use crate::{random, sys};
 
 /// The lock of one run directory, and of the directory that holds them all.
 const LOCK: &str = "lock";
+/// How the lock of a run directory begins. A directory without it is not ours to remove.
+const MARK: &str = "capsa ";
 /// The children of a run directory's owner: `PID START-TIME` a line.
 const CHILDREN: &str = "children";
 
@@ -55,13 +57,13 @@ impl RunDir {
             let mut lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK))?;
             lock.try_lock()?;
             let me = std::process::id();
-            writeln!(lock, "{me} {}", sys::start_time(me).unwrap_or(0))?;
+            writeln!(lock, "{MARK}{me} {}", sys::start_time(me).unwrap_or(0))?;
             Ok(lock)
         })();
         match made {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(error) => {
-                let _ = fs::remove_dir_all(path);
+                let _ = remove(path);
                 Err(error)
             }
         }
@@ -87,7 +89,7 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove(&self.path) {
             tracing::warn!(path = %self.path.display(), "cannot remove the run directory: {error}");
         }
     }
@@ -104,6 +106,9 @@ pub struct Swept {
 
 /// Removes what owners that died left in `base`, and kills what they left running.
 ///
+/// `base` may hold other things, whoever named it: only what bears our mark is touched. What cannot
+/// be removed is logged and left.
+///
 /// # Errors
 ///
 /// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
@@ -115,22 +120,58 @@ pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
     let mut swept = Vec::new();
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
-        if !path.symlink_metadata()?.is_dir() {
+        // Anything here may vanish at any time: owners that end take their directory away.
+        if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             continue;
         }
+        let Ok(mut lock) = File::open(path.join(LOCK)) else {
+            // One that was made a moment before its owner died is empty. Others are not ours.
+            if is_our_name(&path) {
+                let _ = fs::remove_dir(&path);
+            }
+            continue;
+        };
         // Making a directory and locking it happens under the base's lock, so a directory without
         // a held lock has no owner.
-        if let Ok(lock) = File::open(path.join(LOCK))
-            && let Err(TryLockError::WouldBlock) = lock.try_lock()
-        {
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            continue;
+        }
+        let mut text = String::new();
+        let read = lock.read_to_string(&mut text);
+        if read.is_err() || !(text.starts_with(MARK) || text.is_empty() && is_our_name(&path)) {
             continue;
         }
         let killed = kill_children(&path);
-        fs::remove_dir_all(&path)?;
+        if let Err(error) = remove(&path) {
+            tracing::warn!(path = %path.display(), "cannot sweep: {error}");
+            continue;
+        }
         tracing::info!(path = %path.display(), ?killed, "swept what an owner left behind");
         swept.push(Swept { path, killed });
     }
     Ok(swept)
+}
+
+/// Removes a run directory, its lock last: until then a sweep knows whose it is.
+fn remove(path: &Path) -> io::Result<()> {
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() == LOCK {
+            continue;
+        }
+        let removed = match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path()),
+            false => fs::remove_file(entry.path()),
+        };
+        removed.or_else(|error| if is_missing(&error) { Ok(()) } else { Err(error) })?;
+    }
+    fs::remove_dir_all(path)
+}
+
+/// Whether [`fresh_path`] could have made it up.
+fn is_our_name(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(random::is_name)
 }
 
 fn kill_children(run_dir: &Path) -> Vec<u32> {
@@ -203,10 +244,42 @@ mod tests {
         let left = base.path().join("left");
         std::mem::forget(RunDir::create(&left).unwrap()._lock.try_clone().unwrap());
         fs::create_dir(&left).unwrap();
-        fs::write(left.join(LOCK), "1 1\n").unwrap();
+        fs::write(left.join(LOCK), "capsa 1 1\n").unwrap();
         let swept = sweep(base.path()).unwrap();
         assert_eq!(swept, [Swept { path: left, killed: vec![] }]);
         assert!(owned.path().exists());
+    }
+
+    #[test]
+    fn a_sweep_takes_nothing_that_is_not_ours() {
+        let base = tempfile::tempdir().unwrap();
+        for (dir, file, text) in [
+            ("photos", "one", "dear"),
+            ("other", LOCK, "1234\n"),
+            ("empty lock", LOCK, ""),
+            ("abcd0123", "one", "by chance a name of ours"),
+        ] {
+            fs::create_dir(base.path().join(dir)).unwrap();
+            fs::write(base.path().join(dir).join(file), text).unwrap();
+        }
+        fs::create_dir(base.path().join("empty")).unwrap();
+        let before = fs::read_dir(base.path()).unwrap().count();
+        assert_eq!(sweep(base.path()).unwrap(), []);
+        // And the lock of the base itself.
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), before + 1);
+        assert!(base.path().join("photos/one").exists());
+    }
+
+    #[test]
+    fn a_sweep_takes_what_was_only_just_begun() {
+        let base = tempfile::tempdir().unwrap();
+        let (empty, unwritten) =
+            (base.path().join(random::name()), base.path().join(random::name()));
+        fs::create_dir(&empty).unwrap();
+        fs::create_dir(&unwritten).unwrap();
+        fs::write(unwritten.join(LOCK), "").unwrap();
+        sweep(base.path()).unwrap();
+        assert!(!empty.exists() && !unwritten.exists());
     }
 
     #[test]

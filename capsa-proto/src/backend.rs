@@ -267,7 +267,7 @@ impl Reply {
             Self::Http { status, body } => {
                 Verdict::Refused(alloc::format!("status {status}: {body}"))
             }
-            Self::Broken(why) => Verdict::Refused(why.clone()),
+            Self::Broken(why) => Verdict::Lost(why.clone()),
         }
     }
 }
@@ -281,6 +281,8 @@ pub enum Verdict {
     Again,
     /// It was refused; the hypervisor's words.
     Refused(String),
+    /// There was no answer, and will be none: the hypervisor may be leaving. What was seen.
+    Lost(String),
 }
 
 /// What the hypervisor says about its guest.

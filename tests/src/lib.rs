@@ -1,6 +1,7 @@
 //! What Capsa is tested with: guests to boot, and the programs that boot them.
 //!
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
+//! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`command`] runs them.
@@ -8,6 +9,7 @@
 //! - [`workspace`] is what is tested.
 
 pub mod command;
+pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod nano;

@@ -16,8 +16,10 @@ pub enum Overflow {
     #[default]
     DropOldest,
     /// The driver stops reading until the slowest reader has caught up, so the guest blocks in its
-    /// `write` and nothing is lost. A reader that never reads stops the guest for good: a choice
-    /// for logs that must be complete, not for untrusted guests.
+    /// `write` and nothing is lost: neither what was said before there was a reader nor, up to
+    /// 1 MiB, what the system still held when the hypervisor ended. A reader that never reads, or
+    /// none at all, stops the guest for good: a choice for logs that must be complete, not for
+    /// untrusted guests.
     Pause,
 }
 
@@ -61,17 +63,6 @@ impl Scrollback {
         Self { buf: Vec::new(), head: 0, start: 0, capacity, overflow }
     }
 
-    /// Appends what was still on its way when the console closed. Under [`Overflow::Pause`] the log
-    /// grows for it, because nobody can be paused any more and nothing may be lost: the caller keeps
-    /// it within bounds.
-    pub fn push_last(&mut self, bytes: &[u8]) {
-        if self.overflow == Overflow::Pause {
-            let live = self.buf.len() - self.head;
-            self.capacity = self.capacity.max(live + bytes.len());
-        }
-        self.push(bytes);
-    }
-
     /// Appends what the guest wrote.
     ///
     /// What exceeds the capacity is dropped from the old end, under either policy: with
@@ -97,6 +88,11 @@ impl Scrollback {
             self.buf.reserve_exact(target - self.buf.len());
         }
         self.buf.extend_from_slice(bytes);
+    }
+
+    /// Keeps `more` bytes more from now on.
+    pub fn grow(&mut self, more: usize) {
+        self.capacity = self.capacity.saturating_add(more).min(usize::MAX / 2);
     }
 
     /// The offset of the oldest byte still here.
@@ -144,7 +140,8 @@ impl Scrollback {
     ///
     /// With [`Overflow::DropOldest`] always the capacity. With [`Overflow::Pause`] what fits
     /// without dropping a byte that this reader has not seen: at zero, stop watching the console's
-    /// descriptor until a reader has moved. With no reader, pass [`end`](Self::end).
+    /// descriptor until a reader has moved. Pass [`start`](Self::start) where there was no reader
+    /// yet, [`end`](Self::end) where the last has gone.
     ///
     /// ```
     /// use capsa_proto::console::{Overflow, Scrollback};
@@ -215,6 +212,17 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_grew_keeps_more() {
+        let mut log = Scrollback::new(2);
+        log.push(b"ab");
+        log.grow(1);
+        log.push(b"c");
+        assert_eq!(log.since(0), b"abc");
+        log.grow(usize::MAX);
+        assert_eq!(log.capacity(), usize::MAX / 2);
+    }
+
+    #[test]
     fn pausing_gives_room_only_for_what_was_read() {
         let mut log = Scrollback::with_overflow(4, Overflow::Pause);
         assert_eq!(log.room(0), 4);
@@ -243,13 +251,5 @@ mod tests {
                 prop_assert!(log.buf.capacity() <= 2 * capacity);
             }
         }
-    }
-
-    #[test]
-    fn last_words_are_kept_even_when_paused() {
-        let mut log = Scrollback::with_overflow(4, Overflow::Pause);
-        log.push(b"1234");
-        log.push_last(b"5678");
-        assert_eq!((log.since(0), log.dropped()), (b"12345678".as_slice(), 0));
     }
 }

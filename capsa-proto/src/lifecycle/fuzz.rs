@@ -147,6 +147,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             5..=7 => Input::Replied(match self.below(10) {
                 0 => Verdict::Refused("no".into()),
                 1 => Verdict::Again,
+                2 => Verdict::Lost("gone".into()),
                 _ => Verdict::Done,
             }),
             8 if process.alive => {

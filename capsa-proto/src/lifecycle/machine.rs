@@ -256,8 +256,15 @@ impl Machine {
                 self.blame(EndedBy::StartFailed { why });
                 self.go(now, Trigger::BootRefused);
             }
+            // The hypervisor's own end, if that is what it is, says more.
+            (Phase::Booting, Verdict::Lost(what)) => {
+                let name = &self.script.names[self.hypervisor().0];
+                let message = self.script.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let why = format!("{name} did not {message}: {what}");
+                self.part_lost(now, EndedBy::StartFailed { why });
+            }
             // A guest that cannot be asked needs no grace to answer.
-            (Phase::Asking, Verdict::Refused(_)) => self.phase_timeout(now),
+            (Phase::Asking, Verdict::Refused(_) | Verdict::Lost(_)) => self.phase_timeout(now),
             _ => {}
         }
     }

@@ -163,6 +163,26 @@ fn a_refused_boot_message_fails_with_the_hypervisors_words() {
 }
 
 #[test]
+fn a_boot_message_without_answer_is_explained_by_the_end_that_follows() {
+    let lost = |pair: &mut Pair| {
+        pair.say(Input::Start).say(Input::Ready(VMM));
+        pair.say(Input::Replied(Verdict::Lost("it hung up".into())));
+    };
+    let mut pair = Pair::new(&plan(0));
+    lost(&mut pair);
+    pair.say(Input::Exited(VMM, Exit { code: Some(1), signal: None, said: "bad disk\n".into() }));
+    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    assert_eq!(message, "start failed: vmm exited with status 1: bad disk");
+
+    let mut pair = Pair::new(&plan(0));
+    lost(&mut pair);
+    pair.time_out();
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
+    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    assert_eq!(message, "start failed: vmm did not agree: it hung up");
+}
+
+#[test]
 fn a_hypervisor_that_dies_early_fails_with_what_it_said() {
     let mut pair = Pair::new(&plan(0));
     pair.say(Input::Start);

@@ -1,0 +1,43 @@
+//! Consoles under attack: floods, readers that are slow, guests that do not read.
+
+use std::io::Read;
+
+use capsa::{Overflow, VmStatus};
+use capsa_test::fake::{self, machine};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+#[test]
+fn a_paused_console_loses_nothing_when_the_hypervisor_exits() {
+    if !fake::alone(FAKE, "a_paused_console_loses_nothing_when_the_hypervisor_exits") {
+        return;
+    }
+    // More than the log holds, and little enough for the socket to hold the rest.
+    const SAID: usize = 12_000;
+    let orders = format!("up console*{SAID} exit=0");
+    let vm = machine(&orders).scrollback(4096, Overflow::Pause).build_blocking().unwrap();
+    let (mut reader, _writer) = vm.console().unwrap().split();
+    vm.start().unwrap();
+    assert_eq!(vm.wait().unwrap(), VmStatus::Stopped { exit_code: Some(0) });
+    let mut said = Vec::new();
+    reader.read_to_end(&mut said).unwrap();
+    assert_eq!(said.len(), SAID);
+    assert_eq!(said, fake::flood(SAID));
+}
+
+#[test]
+fn a_paused_console_gives_a_slow_reader_every_byte() {
+    if !fake::alone(FAKE, "a_paused_console_gives_a_slow_reader_every_byte") {
+        return;
+    }
+    const SAID: usize = 1_000_000;
+    let orders = format!("up console*{SAID} console=END serve");
+    let vm = machine(&orders).scrollback(1000, Overflow::Pause).build_blocking().unwrap();
+    vm.start().unwrap();
+    // Only now: what was said before there was a reader counts as well.
+    let (mut reader, _writer) = vm.console().unwrap().split();
+    let mut said = vec![0; SAID];
+    reader.read_exact(&mut said).unwrap();
+    assert_eq!(said, fake::flood(SAID));
+    vm.kill().unwrap();
+}

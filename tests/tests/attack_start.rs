@@ -1,0 +1,36 @@
+//! Starts that go wrong, each in another way.
+
+use capsa::Error;
+use capsa_test::fake::{self, machine};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// What a start that fails says.
+fn why_not(orders: &str) -> String {
+    let vm = machine(orders).build_blocking().unwrap();
+    let Error::StartFailed(why) = vm.start().unwrap_err() else { panic!("another error") };
+    assert!(vm.status().is_terminal());
+    why
+}
+
+#[test]
+fn a_start_that_goes_wrong_says_how() {
+    if !fake::alone(FAKE, "a_start_that_goes_wrong_says_how") {
+        return;
+    }
+    for (orders, says) in [
+        ("listen accept greet answer refuse hang", "refused to let the guest go: not today"),
+        ("listen accept greet refuse hang", "refused to agree on capabilities"),
+        ("listen accept greet exit=0", "exited with status 0"),
+        ("listen accept exit=7", "exited with status 7"),
+        ("exit=3", "exited with status 3"),
+        ("listen accept greet control*100000000 hang", "closed its control channel"),
+        ("listen accept greet control={]garbage hang", "closed its control channel"),
+        ("listen accept control=hello hang", "closed its control channel"),
+        ("listen accept close-control hang", "closed its control channel"),
+        ("listen accept greet answer close-control hang", "closed its control channel"),
+    ] {
+        let why = why_not(orders);
+        assert!(why.contains(says), "{orders}: {why}");
+    }
+}
