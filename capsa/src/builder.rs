@@ -168,7 +168,7 @@ impl LinuxVmBuilder {
     }
 
     /// Puts this in place of the whole kernel command line. Nothing is generated any more: neither
-    /// `console=` nor `root=` nor the mounts of shares.
+    /// `console=` nor `root=` nor the mounts of shares. Arguments added besides are refused.
     pub fn cmdline_override(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline.override_with(cmdline);
         self

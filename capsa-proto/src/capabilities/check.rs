@@ -487,6 +487,14 @@ impl Pass<'_> {
         let mut whole = KernelCmdline::new();
         if let Some(text) = user.override_text() {
             whole.override_with(text);
+            if user.iter().next().is_some() || !user.init_args().is_empty() {
+                self.refuse(
+                    "cmdline",
+                    Kind::Duplicate,
+                    "arguments are added to a kernel command line that is overridden",
+                    "put them into the override, or leave it out",
+                );
+            }
             for share in shares {
                 let mount = mount_command(share);
                 self.notes.push(Note::warning(format!(
