@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> super::Outcome {
         .build_blocking()?;
     let plan = vm.as_async().launch_plan();
     for note in plan.notes.iter().filter(|note| note.level == NoteLevel::Warning) {
-        println!("warning: {}", note.text);
+        println!("{note}");
     }
     println!("booting on {}", plan.backend);
 
