@@ -87,7 +87,10 @@ pub use handle::VmHandle;
 
 pub use capsa_io::run_dir;
 pub use capsa_proto::backend::{Availability, Version};
-pub use capsa_proto::capabilities::{BackendCapabilities, Violation, ViolationKind};
+pub use capsa_proto::capabilities::{
+    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
+    Violation, ViolationKind,
+};
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
 pub use capsa_proto::host::Reason;
