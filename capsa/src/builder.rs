@@ -349,8 +349,9 @@ mod futures {
             driver::on_thread(vm)
         }
 
-        /// As [`build`](Self::build), for programs that want no hidden thread: the [`Driver`] is a
-        /// future that must be polled (spawned on an executor, or joined) for anything to happen.
+        /// As [`build`](Self::build), for programs that want no thread of ours: the [`Driver`] is a
+        /// future that must be polled (spawned on an executor, or joined) for anything to happen. It
+        /// waits through async-io, whose own thread starts with it unless it runs already.
         ///
         /// # Errors
         ///
