@@ -14,8 +14,8 @@ use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::Body;
 use capsa_proto::spec::{
-    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, Share, ShareMechanism, Virtio9pConfig,
-    VirtioFsConfig,
+    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
+    Virtio9pConfig, VirtioFsConfig,
 };
 
 use super::*;
@@ -207,8 +207,10 @@ fn a_machine_with_everything() {
         })
     );
     let notes: Vec<_> = plan.notes.iter().map(|note| note.text.as_str()).collect();
-    assert!(notes[0].contains("1024 MiB instead of 1023"), "{notes:?}");
-    assert!(notes[1].contains("/over.qcow2 has a backing file"), "{notes:?}");
+    assert!(notes[0].ends_with("mount -t virtiofs -o ro capsa0 /workspace"), "{notes:?}");
+    assert!(notes[1].ends_with("mount -t virtiofs -o rw d /d"), "{notes:?}");
+    assert!(notes[2].contains("1024 MiB instead of 1023"), "{notes:?}");
+    assert!(notes[3].contains("/over.qcow2 has a backing file"), "{notes:?}");
 }
 
 #[test]

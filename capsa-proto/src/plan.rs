@@ -239,6 +239,17 @@ impl Note {
     }
 }
 
+impl fmt::Display for Note {
+    /// `warning: the text`, `note: the text`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.level {
+            NoteLevel::Info => "note",
+            NoteLevel::Warning => "warning",
+        };
+        write!(f, "{level}: {}", self.text)
+    }
+}
+
 /// How much a [`Note`] matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

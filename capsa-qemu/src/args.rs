@@ -38,7 +38,6 @@ pub(crate) fn plan(
 
     let mut notes: Vec<Note> = vm.notes().to_vec();
     notes.extend(accel.notes.iter().cloned());
-    notes.extend(vm.shares().iter().map(mount_note));
 
     let mut args = Args::default();
     args.machine(vm, host, accel.accel);
@@ -89,20 +88,6 @@ pub(crate) fn plan(
         time_limit: spec.time_limit,
         notes,
     }
-}
-
-fn mount_note(share: &PlannedShare) -> Note {
-    Note::info(format!(
-        "{} is shared by {} ({}); a guest with systemd 254 or later mounts it by itself, others \
-         run: mount -t {} -o {} {} {}",
-        share.guest,
-        share.fs_type(),
-        share.why,
-        share.fs_type(),
-        share.mount_options(),
-        share.tag,
-        share.guest
-    ))
 }
 
 #[derive(Default)]

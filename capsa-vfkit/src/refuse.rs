@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
-use capsa_proto::host::HostFacts;
+use capsa_proto::host::{FileFacts, HostFacts};
 use capsa_proto::spec::{Accelerator, ShareMechanism, VmSpec};
 
 use crate::KEY;
@@ -20,8 +20,8 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
         if disk.path.as_str().contains(',') {
             refuse(format!("disks[{n}].path"), Kind::Malformed, comma(&disk.path), COMMA_REMEDY);
         }
-        // A device needs `type=dev` and root, and whether a path is one cannot be told from here.
-        if disk.path.as_str().starts_with("/dev/") {
+        // A device needs `type=dev` and root.
+        if matches!(host.file(&disk.path), FileFacts::File { device: true, .. }) {
             refuse(
                 format!("disks[{n}].path"),
                 Kind::Unsupported,

@@ -22,7 +22,8 @@ use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    CommandOutput, ConsoleReader, ConsoleWriter, LinuxVmBuilder, Result, StopReport, VmStatus,
+    CommandOutput, ConsoleReader, ConsoleWriter, GuestOs, LaunchPlan, LinuxVmBuilder, Rejection,
+    ResourceConfig, Result, StopReport, VmStatus,
 };
 
 impl LinuxVmBuilder {
@@ -116,6 +117,36 @@ impl VmHandle {
         block_on(self.inner.console()).map(|inner| VmConsole { inner })
     }
 
+    /// See [`crate::VmHandle::guest_os`].
+    pub fn guest_os(&self) -> GuestOs {
+        self.inner.guest_os()
+    }
+
+    /// See [`crate::VmHandle::resources`].
+    pub fn resources(&self) -> ResourceConfig {
+        self.inner.resources()
+    }
+
+    /// See [`crate::VmHandle::launch_plan`].
+    pub fn launch_plan(&self) -> LaunchPlan {
+        self.inner.launch_plan()
+    }
+
+    /// See [`crate::VmHandle::rejected_backends`].
+    pub fn rejected_backends(&self) -> Vec<Rejection> {
+        self.inner.rejected_backends()
+    }
+
+    /// See [`crate::VmHandle::hypervisor_pid`].
+    pub fn hypervisor_pid(&self) -> Option<u32> {
+        self.inner.hypervisor_pid()
+    }
+
+    /// See [`crate::VmHandle::keep_running`].
+    pub fn keep_running(self) {
+        self.inner.keep_running();
+    }
+
     /// The handle for async code, of the same machine.
     pub fn as_async(&self) -> &crate::VmHandle {
         &self.inner
@@ -189,6 +220,15 @@ impl VmConsole {
         block_on(self.inner.write(data))
     }
 
+    /// See [`crate::VmConsole::write_str`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn write_str(&mut self, s: &str) -> Result<()> {
+        block_on(self.inner.write_str(s))
+    }
+
     /// See [`crate::VmConsole::write_line`].
     ///
     /// # Errors
@@ -216,12 +256,21 @@ impl VmConsole {
         block_on(self.inner.send_eof())
     }
 
+    /// See [`crate::VmConsole::login`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn login(&mut self, username: &str, password: Option<&str>) -> Result<()> {
+        block_on(self.inner.login(username, password))
+    }
+
     /// See [`crate::VmConsole::login_timeout`].
     ///
     /// # Errors
     ///
     /// As there.
-    pub fn login(
+    pub fn login_timeout(
         &mut self,
         username: &str,
         password: Option<&str>,
@@ -237,6 +286,20 @@ impl VmConsole {
     /// As there.
     pub fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
         block_on(self.inner.run_command(cmd, prompt))
+    }
+
+    /// See [`crate::VmConsole::run_command_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn run_command_timeout(
+        &mut self,
+        cmd: &str,
+        prompt: &str,
+        timeout: Duration,
+    ) -> Result<String> {
+        block_on(self.inner.run_command_timeout(cmd, prompt, timeout))
     }
 
     /// See [`crate::VmConsole::run`].

@@ -145,7 +145,7 @@ impl LinuxVmBuilder {
     /// How much console output is kept, in bytes, and what happens when more comes; 1 MiB and
     /// dropping the oldest unless said.
     pub fn scrollback(mut self, bytes: usize, overflow: Overflow) -> Self {
-        self.options.scrollback = bytes.max(1);
+        self.options.scrollback = bytes;
         self.options.overflow = overflow;
         self
     }
@@ -168,7 +168,7 @@ impl LinuxVmBuilder {
     }
 
     /// Puts this in place of the whole kernel command line. Nothing is generated any more: neither
-    /// `console=` nor `root=` nor the mounts of shares.
+    /// `console=` nor `root=` nor the mounts of shares. Arguments added besides are refused.
     pub fn cmdline_override(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline.override_with(cmdline);
         self
@@ -221,6 +221,18 @@ impl LinuxVmBuilder {
     /// [`Error::NoBackendAvailable`] or [`Error::BackendUnavailable`] when nothing can run it here.
     /// Nothing was started then.
     pub fn build_embedded(self) -> Result<embed::Vm> {
+        if self.console == ConsoleMode::Stdio {
+            return Err(Error::from_violations(vec![Violation::new(
+                "console",
+                ViolationKind::Unsupported,
+                "a machine in a loop of your own has no standard input and output",
+                "enable the console, and take its bytes with a reader",
+            )]));
+        }
+        self.embedded()
+    }
+
+    fn embedded(self) -> Result<embed::Vm> {
         let planned = self.planned(Strictness::Run)?;
         Ok(embed::Vm::new(planned, self.options, self.resources)?)
     }
@@ -261,8 +273,17 @@ impl LinuxVmBuilder {
                 })
             })
             .collect();
-        let Some(kernel) = kernel.filter(|_| paths.refused.is_empty()) else {
-            return Err(paths.refused);
+        let mut refused = paths.refused;
+        if self.options.scrollback == 0 {
+            refused.push(Violation::new(
+                "scrollback",
+                ViolationKind::OutOfRange,
+                "a console that keeps nothing cannot be read",
+                "give 1 or more",
+            ));
+        }
+        let Some(kernel) = kernel.filter(|_| refused.is_empty()) else {
+            return Err(refused);
         };
         Ok(VmSpec {
             kernel,
@@ -324,25 +345,21 @@ mod futures {
         ///
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build(self) -> Result<VmHandle> {
-            let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
+            let vm = driver::unblock("capsa-probe", move || self.embedded()).await??;
             Ok(VmHandle::new(driver::on_thread(vm)?))
         }
 
-        /// As [`build`](Self::build), for programs that want no hidden thread: the [`Driver`] is a
-        /// future that must be polled (spawned on an executor, or joined) for anything to happen.
+        /// As [`build`](Self::build), for programs that want no thread of ours: the [`Driver`] is a
+        /// future that must be polled (spawned on an executor, or joined) for anything to happen. It
+        /// waits through async-io, whose own thread starts with it unless it runs already.
         ///
         /// # Errors
         ///
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
-            let vm = driver::unblock("capsa-probe", move || self.build_for_handle()).await??;
+            let vm = driver::unblock("capsa-probe", move || self.embedded()).await??;
             let (shared, driver) = driver::by_future(vm)?;
             Ok((VmHandle::new(shared), driver))
-        }
-
-        fn build_for_handle(self) -> Result<embed::Vm> {
-            let planned = self.planned(Strictness::Run)?;
-            Ok(embed::Vm::new_for_handle(planned, self.options, self.resources)?)
         }
     }
 }
@@ -368,6 +385,18 @@ mod tests {
         let error = Capsa::vm(LinuxBootConfig::new("")).plan().unwrap_err();
         assert!(matches!(error, Error::MissingConfig(_)), "{error}");
         assert_eq!(error.violations()[0].field, "kernel");
+    }
+
+    #[test]
+    fn a_loop_of_ones_own_has_no_standard_input_and_output() {
+        let error = Capsa::vm(LinuxBootConfig::new("/k")).console_stdio().build_embedded();
+        assert_eq!(error.unwrap_err().violations()[0].field, "console");
+    }
+
+    #[test]
+    fn a_scrollback_of_nothing_is_refused() {
+        let builder = Capsa::vm(LinuxBootConfig::new("/k")).scrollback(0, Overflow::DropOldest);
+        assert_eq!(builder.plan().unwrap_err().violations()[0].field, "scrollback");
     }
 
     #[cfg(unix)]

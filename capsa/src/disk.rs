@@ -1,6 +1,6 @@
 //! Disk images.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::ImageFormat;
 
@@ -46,12 +46,6 @@ impl DiskImage {
     pub fn ephemeral(mut self) -> Self {
         self.ephemeral = true;
         self
-    }
-}
-
-impl From<&Path> for DiskImage {
-    fn from(path: &Path) -> Self {
-        Self::new(path)
     }
 }
 

@@ -52,19 +52,22 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use capsa_io::console::Conversation;
 use capsa_io::supervisor::{Options, Supervisor};
-use capsa_proto::console::{Expect, Login, Matcher, RunCommand, Scrollback};
+use capsa_proto::console::{Expect, Login, Matcher, RunCommand, ScriptError};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
-use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
+use capsa_proto::spec::{GuestOs, ResourceConfig};
+use capsa_proto::time::Instant;
 
 use crate::backends::{Planned, Rejection};
 #[cfg(feature = "async")]
 use crate::error::lossy;
 use crate::{Error, Result};
 
-pub use capsa_io::console::{Conversation, Ended, ReaderId, WaitId};
+pub use capsa_io::console::{Ended, ReaderId, WaitId};
 pub use capsa_io::supervisor::Event as VmEvent;
+pub use capsa_proto::console::{Outcome, Scrollback};
 
 /// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
 #[derive(Debug)]
@@ -76,21 +79,6 @@ pub struct Vm {
 
 impl Vm {
     pub(crate) fn new(
-        planned: Planned,
-        options: Options,
-        resources: ResourceConfig,
-    ) -> io::Result<Self> {
-        if planned.plan.console.mode() == ConsoleMode::Stdio {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a machine in a loop of your own has no standard input and output: take the \
-                 console's bytes from its events",
-            ));
-        }
-        Self::new_for_handle(planned, options, resources)
-    }
-
-    pub(crate) fn new_for_handle(
         planned: Planned,
         options: Options,
         resources: ResourceConfig,
@@ -291,10 +279,7 @@ impl Vm {
     fn script(
         &mut self,
         reader: ReaderId,
-        make: impl FnOnce(
-            capsa_proto::time::Instant,
-        )
-            -> std::result::Result<Conversation, capsa_proto::console::ScriptError>,
+        make: impl FnOnce(Instant) -> std::result::Result<Conversation, ScriptError>,
     ) -> Result<WaitId> {
         self.supervisor.try_begin(reader, make).map_err(Error::from)
     }
@@ -309,7 +294,6 @@ impl AsFd for Vm {
 /// The result of a wait for patterns, as the async face gives it: the pattern's index and the text.
 #[cfg(feature = "async")]
 pub(crate) fn matched(ended: Ended, patterns: &[&str]) -> Result<(usize, String)> {
-    use capsa_proto::console::Outcome;
     let expected = || match patterns {
         [one] => format!("{one:?}"),
         more => format!("one of {more:?}"),

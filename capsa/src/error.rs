@@ -169,14 +169,41 @@ pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// A line of a guest's, harmless to print: what would move a cursor or change a colour is escaped.
+fn shown(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    for c in line.chars() {
+        if c.is_control() && c != '\t' {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 /// The last lines of a console, for the end of a message.
 fn last(tail: &str) -> String {
     let lines: Vec<&str> = tail.trim_end().lines().collect();
     match lines.as_slice() {
         [] => "; the console said nothing".into(),
         lines => {
-            let last = &lines[lines.len().saturating_sub(8)..];
+            let last = lines[lines.len().saturating_sub(8)..].iter().map(|line| shown(line));
+            let last: Vec<_> = last.collect();
             format!("; the console last said:\n  | {}", last.join("\n  | "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_said_cannot_command_the_terminal_that_shows_it() {
+        let tail = "boot\r\n\x1b]0;owned\x07# \u{9b}2J".to_owned();
+        let error = Error::PatternNotFound { pattern: "\"$ \"".into(), tail };
+        let text = error.to_string();
+        assert!(text.ends_with("\n  | boot\n  | \\u{1b}]0;owned\\u{7}# \\u{9b}2J"), "{text}");
     }
 }

@@ -35,6 +35,7 @@
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host can do | [`backends()`] |
+//! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
 //! | understand how it is built | [`manual::architecture`], [`manual::embedding`] |
 //!
 //! # Promises
@@ -43,8 +44,18 @@
 //!   once, each with the field, the reason and what to change ([`Error::InvalidConfig`]).
 //! - **Nothing is left behind.** Dropping the last [`VmHandle`] kills the machine. When this program
 //!   dies, even of SIGKILL, its hypervisors die too.
-//! - **Not a byte of the console is lost** from the first one on, whether or not anybody reads.
+//! - **The console is kept from its first byte**, whether or not anybody reads: the last 1 MiB, with
+//!   what was dropped counted, or all of it, with the guest held back
+//!   ([`LinuxVmBuilder::scrollback`]).
 //! - No signal handler is installed, and no child reaped that was not started here.
+//!
+//! # Environment
+//!
+//! | variable | what it does |
+//! | --- | --- |
+//! | `CAPSA_BACKEND` | the backend, where the program names none |
+//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD` | the program, instead of a search |
+//! | `CAPSA_RUN_DIR` | where run directories are, instead of `$XDG_RUNTIME_DIR/capsa` or `/tmp/capsa-UID` |
 //!
 //! # Features
 //!
@@ -87,7 +98,10 @@ pub use handle::VmHandle;
 
 pub use capsa_io::run_dir;
 pub use capsa_proto::backend::{Availability, Version};
-pub use capsa_proto::capabilities::{BackendCapabilities, Violation, ViolationKind};
+pub use capsa_proto::capabilities::{
+    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
+    Violation, ViolationKind,
+};
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
 pub use capsa_proto::host::Reason;

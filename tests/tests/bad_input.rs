@@ -53,6 +53,7 @@ fn each_mistake_is_named() {
     one(good().cmdline_arg("a=b\nc=d"), "cmdline", Kind::Malformed);
     one(good().cmdline_arg("a=b\0c"), "cmdline", Kind::Malformed);
     one(good().cmdline_override("a\nb"), "cmdline", Kind::Malformed);
+    one(good().cmdline_override("a").cmdline_arg("b"), "cmdline", Kind::Duplicate);
     let long = format!("a={}", "x".repeat(2048));
     one(good().cmdline_arg(long.as_str()), "cmdline", Kind::TooLong);
     let tagged = |builder: LinuxVmBuilder, place: &str| {

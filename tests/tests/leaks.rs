@@ -16,8 +16,8 @@ fn a_hundred_lives_leave_nothing_behind() {
         drop(guest.builder().build_blocking().unwrap());
         let vm = guest.builder().build_blocking().unwrap();
         vm.start().unwrap();
-        let pid = vm.as_async().hypervisor_pid().unwrap();
-        let run_dir = vm.as_async().launch_plan().run_dir.to_string();
+        let pid = vm.hypervisor_pid().unwrap();
+        let run_dir = vm.launch_plan().run_dir.to_string();
         vm.kill().unwrap();
         assert!(!runs(pid));
         assert!(!fs::exists(&run_dir).unwrap());

@@ -18,7 +18,7 @@ fn listening(vm: &VmHandle) -> capsa::blocking::VmConsole {
 }
 
 fn pid(vm: &VmHandle) -> u32 {
-    vm.as_async().hypervisor_pid().expect("it runs")
+    vm.hypervisor_pid().expect("it runs")
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -136,7 +136,7 @@ fn dropping_the_last_handle_kills_and_leaves_nothing() {
     let vm = guest.builder().build_blocking().unwrap();
     let mut console = listening(&vm);
     let pid = pid(&vm);
-    let run_dir = vm.as_async().launch_plan().run_dir.to_string();
+    let run_dir = vm.launch_plan().run_dir.to_string();
     let second = vm.clone();
     drop(vm);
     console.write_line("still here").unwrap();

@@ -39,7 +39,7 @@ fn logged_in(builder: LinuxVmBuilder) -> (VmHandle, VmConsole) {
     let vm = builder.build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
-    console.login("root", None, PATIENCE).unwrap();
+    console.login_timeout("root", None, PATIENCE).unwrap();
     (vm, console)
 }
 
@@ -71,9 +71,9 @@ fn login_commands_and_a_graceful_stop() {
     let vm = builder(&guest).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
-    let error = console.login("user", Some("wrong"), PATIENCE).unwrap_err();
+    let error = console.login_timeout("user", Some("wrong"), PATIENCE).unwrap_err();
     assert!(matches!(error, Error::Script(_)), "{error}");
-    console.login("user", Some("secret"), PATIENCE).unwrap();
+    console.login_timeout("user", Some("secret"), PATIENCE).unwrap();
     assert_eq!(sh(&mut console, "id -un"), "user");
     assert_eq!(status(&mut console, "exit_code() { return 7; }; exit_code"), 7);
     assert_eq!(sh(&mut console, "printf 'a # b\\n$ '"), "a # b\n$");
@@ -190,7 +190,7 @@ fn a_helper_killed_from_outside_is_named() {
         .build_blocking()
         .unwrap();
     vm.start().unwrap();
-    let socket = format!("{}/fs0.sock", vm.as_async().launch_plan().run_dir);
+    let socket = format!("{}/fs0.sock", vm.launch_plan().run_dir);
     let helper = format!("--socket-path {socket}");
     let found = Command::new("pkill").args(["-KILL", "-f", "--", &helper]).status().unwrap();
     assert!(found.success(), "no virtiofsd has {socket}");
@@ -273,7 +273,7 @@ fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
     .unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
-    console.login("root", Some("capsa"), PATIENCE).unwrap();
+    console.login_timeout("root", Some("capsa"), PATIENCE).unwrap();
     assert_eq!(sh(&mut console, "cat /proc/1/comm"), "systemd");
     assert_eq!(sh(&mut console, "systemctl is-active getty.target"), "active");
     vm.stop_with_timeout(PATIENCE).unwrap();

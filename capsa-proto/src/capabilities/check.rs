@@ -487,11 +487,20 @@ impl Pass<'_> {
         let mut whole = KernelCmdline::new();
         if let Some(text) = user.override_text() {
             whole.override_with(text);
-            if !shares.is_empty() {
-                self.notes.push(Note::warning(
-                    "the kernel command line is overridden, so the guest has to mount its shares \
-                     by itself",
-                ));
+            if user.iter().next().is_some() || !user.init_args().is_empty() {
+                self.refuse(
+                    "cmdline",
+                    Kind::Duplicate,
+                    "arguments are added to a kernel command line that is overridden",
+                    "put them into the override, or leave it out",
+                );
+            }
+            for share in shares {
+                let mount = mount_command(share);
+                self.notes.push(Note::warning(format!(
+                    "{}; the kernel command line is overridden, so the guest has to run: {mount}",
+                    chosen(share)
+                )));
             }
         } else {
             let mut defaults = self.backend.kernel_cmdline_defaults(self.host);
@@ -504,6 +513,11 @@ impl Pass<'_> {
             }
             for share in shares {
                 whole.append(CmdlineArg::kv("systemd.mount-extra", mount_extra(share)));
+                let mount = mount_command(share);
+                self.notes.push(Note::info(format!(
+                    "{}; a guest with systemd 254 or later mounts it by itself, others run: {mount}",
+                    chosen(share)
+                )));
             }
             // The user's own mounts come beside ours, not in their place.
             let (mounts, rest) = split_mounts(user);
@@ -553,6 +567,17 @@ const P9_TAG_MAX: usize = 31;
 /// What systemd 254 and later, and other willing guests, mount by themselves.
 fn mount_extra(share: &PlannedShare) -> String {
     format!("{}:{}:{}:{}", share.tag, share.guest, share.fs_type(), share.mount_options())
+}
+
+/// Which mechanism a share has, and why.
+fn chosen(share: &PlannedShare) -> String {
+    format!("{} is shared by {} ({})", share.guest, share.fs_type(), share.why)
+}
+
+/// What a guest runs that does not mount by itself.
+fn mount_command(share: &PlannedShare) -> String {
+    let (fs_type, options) = (share.fs_type(), share.mount_options());
+    format!("mount -t {fs_type} -o {options} {} {}", share.tag, share.guest)
 }
 
 fn split_mounts(user: &KernelCmdline) -> (Vec<CmdlineArg>, KernelCmdline) {

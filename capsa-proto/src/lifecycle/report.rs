@@ -136,12 +136,14 @@ impl fmt::Display for StopReport {
     /// One line without its verb: `guest powered off, as asked`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = self.steps.contains(&StopStep::Asked);
+        // A kill does not wait for the grace, so it has no such step.
+        let quit = self.steps.contains(&StopStep::Quit);
         match &self.ended_by {
             EndedBy::GuestPowerOff if asked => f.write_str("guest powered off, as asked")?,
             EndedBy::GuestPowerOff => f.write_str("guest powered off")?,
             EndedBy::GuestReboot => f.write_str("guest rebooted")?,
             EndedBy::GuestPanic => f.write_str("guest kernel panicked")?,
-            EndedBy::Owner if asked => {
+            EndedBy::Owner if asked && quit => {
                 f.write_str("power cut: the guest did not power off within its grace")?;
             }
             EndedBy::Owner => f.write_str("killed")?,

@@ -1,4 +1,4 @@
-//! The driver as a future, for programs that want no hidden thread.
+//! The driver as a future, for programs that want no thread of ours. (async-io has one of its own.)
 
 use std::future::Future;
 use std::os::fd::OwnedFd;

@@ -30,9 +30,9 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> super::Outcome {
         .cmdline_arg("quiet")
         .cmdline_arg("mitigations=off")
         .build_blocking()?;
-    let plan = vm.as_async().launch_plan();
+    let plan = vm.launch_plan();
     for note in plan.notes.iter().filter(|note| note.level == NoteLevel::Warning) {
-        println!("warning: {}", note.text);
+        println!("{note}");
     }
     println!("booting on {}", plan.backend);
 
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> super::Outcome {
     let mut first = [0; 1];
     console.read(&mut first)?;
     phases.end("first byte");
-    console.login("root", None, PATIENCE)?;
+    console.login_timeout("root", None, PATIENCE)?;
     phases.end("prompt");
     let uname = console.run("uname -a", Some(PATIENCE))?;
     phases.end("uname -a");

@@ -123,7 +123,16 @@ fn a_deaf_guest_takes_every_rung_of_the_ladder() {
     let report = pair.report();
     assert_eq!(report.ended_by, EndedBy::Owner);
     assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit, StopStep::Killed]);
+    assert!(report.to_string().starts_with("power cut"), "{report}");
     assert_eq!(*pair.machine.status(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_kill_within_the_grace_does_not_blame_the_guest() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Stop { grace: Duration::from_secs(10) }).say(Input::Kill);
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
+    assert_eq!(pair.report().to_string(), "killed");
 }
 
 #[test]
