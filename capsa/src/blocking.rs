@@ -123,17 +123,17 @@ impl VmHandle {
     }
 
     /// See [`crate::VmHandle::resources`].
-    pub fn resources(&self) -> ResourceConfig {
+    pub fn resources(&self) -> &ResourceConfig {
         self.inner.resources()
     }
 
     /// See [`crate::VmHandle::launch_plan`].
-    pub fn launch_plan(&self) -> LaunchPlan {
+    pub fn launch_plan(&self) -> &LaunchPlan {
         self.inner.launch_plan()
     }
 
     /// See [`crate::VmHandle::rejected_backends`].
-    pub fn rejected_backends(&self) -> Vec<Rejection> {
+    pub fn rejected_backends(&self) -> &[Rejection] {
         self.inner.rejected_backends()
     }
 
