@@ -16,6 +16,10 @@ use crate::time::{Deadline, Instant};
 /// How long the pause is before a boot message is sent again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// A guest that is asked before it listens to its power button does not hear it, so it is asked again
+/// as long as its grace lasts. One that is on its way out ignores that.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
 /// A helper or the control channel often ends *because* the hypervisor does, and may be seen to end
 /// first. This long the hypervisor's own end is waited for before the part is blamed.
 const BLAME_AFTER: Duration = Duration::from_millis(200);
@@ -263,6 +267,10 @@ impl Machine {
                 let why = format!("{name} did not {message}: {what}");
                 self.part_lost(now, EndedBy::StartFailed { why });
             }
+            (Phase::Asking, Verdict::Done | Verdict::Again) => {
+                self.send_again =
+                    Some(Deadline { at: now + ASK_EVERY, why: "ask the guest again" });
+            }
             // A guest that cannot be asked needs no grace to answer.
             (Phase::Asking, Verdict::Refused(_) | Verdict::Lost(_)) => self.phase_timeout(now),
             _ => {}
@@ -337,7 +345,10 @@ impl Machine {
         let due = |deadline: &Option<Deadline>| deadline.is_some_and(|d| d.at <= now);
         if due(&self.send_again) {
             self.send_again = None;
-            self.send_boot_message();
+            match self.phase {
+                Phase::Asking => self.ask_guest(),
+                _ => self.send_boot_message(),
+            }
         }
         if self.blame_later.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
             && let Some((_, cause)) = self.blame_later.take()
@@ -426,13 +437,11 @@ impl Machine {
             Entry::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
             Entry::SendBoot if self.script.boot.is_empty() => self.go(now, Trigger::Booted),
             Entry::SendBoot => self.send_boot_message(),
-            Entry::Ask => match self.script.ask.clone() {
-                Some(message) => {
-                    self.step(StopStep::Asked);
-                    self.actions.push_back(Action::Control(message));
-                }
-                None => self.phase_timeout(now),
-            },
+            Entry::Ask if self.script.ask.is_none() => self.phase_timeout(now),
+            Entry::Ask => {
+                self.step(StopStep::Asked);
+                self.ask_guest();
+            }
             Entry::Quit => {
                 self.step(StopStep::Quit);
                 self.actions.push_back(match self.script.quit.clone() {
@@ -458,6 +467,10 @@ impl Machine {
             }
             Entry::Release => self.actions.push_back(Action::Release),
         }
+    }
+
+    fn ask_guest(&mut self) {
+        self.actions.extend(self.script.ask.clone().map(Action::Control));
     }
 
     fn send_boot_message(&mut self) {

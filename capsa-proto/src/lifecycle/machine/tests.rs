@@ -136,6 +136,25 @@ fn a_kill_within_the_grace_does_not_blame_the_guest() {
 }
 
 #[test]
+fn a_guest_that_did_not_hear_is_asked_again_within_its_grace() {
+    let mut pair = Pair::running(&plan(0));
+    pair.say(Input::Stop { grace: Duration::from_secs(12) });
+    let asked = |pair: &Pair| {
+        let ask = Message::qmp("ask", "system_powerdown");
+        pair.done.iter().filter(|a| **a == Action::Control(ask.clone())).count()
+    };
+    assert_eq!(asked(&pair), 1);
+    for again in 2..=3 {
+        pair.say(Input::Replied(Verdict::Done)).time_out();
+        assert_eq!(asked(&pair), again);
+    }
+    assert_eq!(pair.now, Instant::from_micros(10_000_000));
+    pair.say(Input::Replied(Verdict::Done)).time_out();
+    assert_eq!(pair.now, Instant::from_micros(12_000_000));
+    assert_eq!((asked(&pair), pair.machine.phase()), (3, Phase::Quitting));
+}
+
+#[test]
 fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::Stop { grace: Duration::from_secs(10) });
