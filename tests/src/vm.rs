@@ -45,9 +45,18 @@ impl NanoGuest {
             skip(test, "qemu-system-x86_64 is not installed");
             return None;
         }
+        Some(Self::for_any(nano))
+    }
+
+    /// A guest for any hypervisor, whatever is installed.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn for_any(nano: Nano) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let kernel = nano.write_to(dir.path()).expect("the nano guest can be written");
-        Some(Self { dir, kernel })
+        Self { dir, kernel }
     }
 
     /// Where the guest's image is.
