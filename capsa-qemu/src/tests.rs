@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 use super::*;
+use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::{ViolationKind as Kind, check};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
@@ -313,6 +314,7 @@ fn judge_names_what_is_wrong_and_what_to_do() {
     };
     assert!(Qemu.judge(&host(), &found()).is_usable());
     let missing = judged(Answer::NotFound { tried: vec![] });
+    assert!(missing.against[0].what.contains("qemu-system-x86_64 was not found"));
     assert!(missing.against[0].remedy.contains("apt-get install"));
     let old = judged(Answer::Said {
         program: "/bin/q".into(),
