@@ -235,7 +235,7 @@ impl VmHandle {
 impl Drop for Owner {
     /// Sends the kill at once and takes the run directory away; the driver reaps.
     fn drop(&mut self) {
-        self.shared.lock().vm.supervisor().abandon();
+        self.shared.lock().vm.abandon();
         self.shared.poke();
     }
 }

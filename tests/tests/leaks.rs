@@ -20,6 +20,7 @@ fn a_hundred_lives_leave_nothing_behind() {
         assert!(!runs(pid));
         assert!(!fs::exists(&run_dir).unwrap());
         drop(vm);
+        drop(guest.builder().build_blocking().unwrap()); // never started
         if life == 0 {
             // The hidden thread, its poller and the guardian have come to stay.
             std::thread::sleep(Duration::from_millis(500));
