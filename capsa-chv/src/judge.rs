@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use capsa_proto::backend::{Answer, Availability, ProbeReport, Version};
+use capsa_proto::backend::{Availability, ProbeReport};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::Note;
 use capsa_proto::virtiofsd;
@@ -11,11 +11,6 @@ use capsa_proto::virtiofsd;
 use crate::{KEY, MIN_VERSION};
 
 pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
-    let (program, version) = match found.get(KEY) {
-        Some(Answer::Said { program, output }) => (Some(program.clone()), Version::find(output)),
-        Some(Answer::Failed { program, .. }) => (Some(program.clone()), None),
-        _ => (None, None),
-    };
     let mut against = Vec::new();
     if host.os == Os::Linux {
         against.extend(against_architecture(host.arch));
@@ -33,7 +28,7 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
         .into_iter()
         .map(|reason| Note::warning(format!("no shares: {reason}")))
         .collect();
-    Availability { version, program, against, notes }
+    Availability { version: found.version(KEY), program: found.found(KEY), against, notes }
 }
 
 fn against_architecture(arch: Arch) -> Option<Reason> {
@@ -42,20 +37,7 @@ fn against_architecture(arch: Arch) -> Option<Reason> {
 }
 
 fn against_program(found: &ProbeReport) -> Option<Reason> {
-    let what = match found.get(KEY)? {
-        Answer::NotFound { tried } => {
-            format!("the program was not found (tried {})", tried.join(", "))
-        }
-        Answer::Failed { program, why } => format!("{program} --version did not work: {why}"),
-        Answer::Said { program, output } => match Version::find(output) {
-            None => format!("{program} did not say its version"),
-            Some(version) if version < MIN_VERSION => format!(
-                "{program} is version {version}, older than {MIN_VERSION}: it would guess the \
-                 format of disks"
-            ),
-            Some(_) => return None,
-        },
-    };
+    let what = found.against(KEY, KEY, MIN_VERSION, "it would guess the format of disks")?;
     Some(Reason::new(
         what,
         format!(

@@ -299,7 +299,7 @@ fn what_speaks_against_it() {
         }
     }
     missing.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 1".into() });
-    assert!(judge(&host(), &missing)[0].contains("/x --version did not work: status 1"));
+    assert!(judge(&host(), &missing)[0].contains("/x does not work: status 1"));
 }
 
 #[test]

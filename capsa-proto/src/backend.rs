@@ -6,6 +6,7 @@
 //! everywhere, and a new one is one file of data.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -141,11 +142,35 @@ impl ProbeReport {
         self.answers.get(key)
     }
 
-    /// The program that answered, or `fallback` where none did (in a dry run on a foreign host).
+    /// Where the program is, whether or not it answered. `None` when it was not found.
+    pub fn found(&self, key: &str) -> Option<String> {
+        match self.get(key)? {
+            Answer::Said { program, .. } | Answer::Failed { program, .. } => Some(program.clone()),
+            Answer::NotFound { .. } => None,
+        }
+    }
+
+    /// The program that was found, or `fallback` where none was (in a dry run on a foreign host).
     pub fn program(&self, key: &str, fallback: &str) -> String {
-        match self.get(key) {
-            Some(Answer::Said { program, .. } | Answer::Failed { program, .. }) => program.clone(),
-            _ => fallback.to_string(),
+        self.found(key).unwrap_or_else(|| fallback.to_string())
+    }
+
+    /// What speaks against the program that people call `name`: it is missing, does not work, does
+    /// not say its version, or is older than `min`; `older` says what is wrong with that. `None`
+    /// when nothing does, and when it was not asked.
+    pub fn against(&self, key: &str, name: &str, min: Version, older: &str) -> Option<String> {
+        match self.get(key)? {
+            Answer::NotFound { tried } => {
+                Some(format!("{name} was not found (tried {})", tried.join(", ")))
+            }
+            Answer::Failed { program, why } => Some(format!("{program} does not work: {why}")),
+            Answer::Said { program, output } => match Version::find(output) {
+                None => Some(format!("{program} did not say its version")),
+                Some(version) if version < min => {
+                    Some(format!("{program} is version {version}, older than {min}: {older}"))
+                }
+                Some(_) => None,
+            },
         }
     }
 
@@ -264,9 +289,7 @@ impl Reply {
             Self::Qmp => Verdict::Done,
             Self::QmpError { desc, .. } => Verdict::Refused(desc.clone()),
             Self::Http { status: 200..=299, .. } => Verdict::Done,
-            Self::Http { status, body } => {
-                Verdict::Refused(alloc::format!("status {status}: {body}"))
-            }
+            Self::Http { status, body } => Verdict::Refused(format!("status {status}: {body}")),
             Self::Broken(why) => Verdict::Lost(why.clone()),
         }
     }

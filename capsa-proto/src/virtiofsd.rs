@@ -18,7 +18,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{Answer, ProbeReport, Question, Version};
+use crate::backend::{ProbeReport, Question, Version};
 use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
 use crate::host::Reason;
 use crate::path::HostPath;
@@ -55,29 +55,16 @@ pub fn question() -> Question {
 pub fn against(found: &ProbeReport) -> Vec<Reason> {
     const INSTALL: &str = "install virtiofsd 1.13 or later (the package virtiofsd, or cargo install \
                            virtiofsd) and set CAPSA_VIRTIOFSD if it is not in PATH";
-    let reason = |what| vec![Reason::new(what, INSTALL)];
-    match found.get(KEY) {
-        None => Vec::new(),
-        Some(Answer::NotFound { tried }) => {
-            reason(format!("virtiofsd was not found (tried {})", tried.join(", ")))
-        }
-        Some(Answer::Failed { program, why }) => {
-            reason(format!("{program} --version did not work: {why}"))
-        }
-        Some(Answer::Said { program, output }) => match Version::find(output) {
-            // "virtiofsd version 7.2.22", or none at all before QEMU 6.1, and then always
-            // "using FUSE kernel interface version 7.36".
-            _ if output.contains("FUSE kernel interface") => reason(format!(
-                "{program} is the virtiofsd that came with QEMU up to 7.2, which cannot keep a \
-                 share read-only"
-            )),
-            None => reason(format!("{program} did not say its version")),
-            Some(version) if version < MIN_VERSION => {
-                reason(format!("{program} is version {version}, older than {MIN_VERSION}"))
-            }
-            Some(_) => Vec::new(),
-        },
-    }
+    let what = match found.output(KEY) {
+        // "virtiofsd version 7.2.22", or none at all before QEMU 6.1, and then always
+        // "using FUSE kernel interface version 7.36".
+        Some(output) if output.contains("FUSE kernel interface") => Some(format!(
+            "{} is the virtiofsd that came with QEMU up to 7.2, which cannot keep a share read-only",
+            found.program(KEY, KEY)
+        )),
+        _ => found.against(KEY, KEY, MIN_VERSION, "it cannot keep a share read-only"),
+    };
+    what.map(|what| Reason::new(what, INSTALL)).into_iter().collect()
 }
 
 /// The socket that serves the `n`th share of a machine.
@@ -132,6 +119,7 @@ mod tests {
     use alloc::string::String;
 
     use super::*;
+    use crate::backend::Answer;
 
     fn said(output: &str) -> ProbeReport {
         let mut found = ProbeReport::default();

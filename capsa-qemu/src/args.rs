@@ -163,7 +163,8 @@ impl Args {
 
     fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
         let format = disk.format.as_str();
-        if disk.ephemeral {
+        // What is read-only needs no overlay, and with one the guest could write.
+        if disk.ephemeral && !disk.read_only {
             // The overlay is an unlinked temporary file: a crash leaves nothing.
             let path = comma(&disk.path);
             self.push(&[

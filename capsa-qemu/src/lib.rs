@@ -30,7 +30,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{
-    Answer, Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Version,
+    Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -107,39 +107,24 @@ impl HypervisorBackend for Qemu {
     }
 
     fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
-        let version = found.version(PROGRAM);
-        let install = match host.os {
-            Os::MacOs => "install it: brew install qemu",
+        let how = match host.os {
+            Os::MacOs => "brew install qemu",
             _ => {
-                "install it: apt-get install qemu-system-x86 (Debian), dnf install qemu-kvm \
-                  (Fedora), or set CAPSA_QEMU"
+                "apt-get install qemu-system-x86 (Debian), dnf install qemu-kvm (Fedora), or set \
+                 CAPSA_QEMU"
             }
         };
-        let against = match found.get(PROGRAM) {
-            None | Some(Answer::NotFound { .. }) => {
-                let program = format!("qemu-system-{}", host.arch.as_str());
-                vec![Reason::new(format!("{program} was not found"), install)]
-            }
-            Some(Answer::Failed { program, why }) => {
-                vec![Reason::new(format!("{program} does not run: {why}"), install)]
-            }
-            Some(Answer::Said { program, .. }) => match version {
-                None => vec![Reason::new(format!("{program} did not say its version"), install)],
-                Some(version) if version < MIN_VERSION => vec![Reason::new(
-                    format!("QEMU {version} is too old"),
-                    format!("install QEMU {MIN_VERSION} or later"),
-                )],
-                Some(_) => vec![],
-            },
-        };
-        let program = match found.get(PROGRAM) {
-            Some(Answer::Said { program, .. } | Answer::Failed { program, .. }) => {
-                Some(program.clone())
-            }
-            _ => None,
-        };
+        let install = format!("install QEMU {MIN_VERSION} or later: {how}");
+        let name = format!("qemu-system-{}", host.arch.as_str());
+        let what = found.against(PROGRAM, &name, MIN_VERSION, "nobody tried that");
+        let against = what.map(|what| Reason::new(what, install)).into_iter().collect();
         let notes = accel::choose(Default::default(), host).notes;
-        Availability { version, program, against, notes }
+        Availability {
+            version: found.version(PROGRAM),
+            program: found.found(PROGRAM),
+            against,
+            notes,
+        }
     }
 
     fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline {

@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 use super::*;
+use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::{ViolationKind as Kind, check};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
@@ -125,6 +126,7 @@ fn disks_always_name_their_format_and_no_path_adds_an_option() {
             disk("/d.raw", ImageFormat::Raw),
             Disk { ephemeral: true, ..disk("/d,1.qcow2", ImageFormat::Qcow2) },
             Disk { read_only: true, ..disk("/dev/vg", ImageFormat::Raw) },
+            Disk { read_only: true, ephemeral: true, ..disk("/d.raw", ImageFormat::Raw) },
         ],
         ..spec()
     });
@@ -137,7 +139,7 @@ fn disks_always_name_their_format_and_no_path_adds_an_option() {
     );
     assert!(args.contains("format=qcow2,snapshot=on,file=/d,,1.qcow2"), "{args}");
     assert!(args.contains(r#""driver":"host_device","filename":"/dev/vg""#), "{args}");
-    assert!(args.contains(r#""read-only":true"#), "{args}");
+    assert_eq!(args.matches(r#""read-only":true"#).count(), 2, "{args}");
     assert!(plan.cmdline.contains("root=/dev/vda"));
 }
 
@@ -313,6 +315,7 @@ fn judge_names_what_is_wrong_and_what_to_do() {
     };
     assert!(Qemu.judge(&host(), &found()).is_usable());
     let missing = judged(Answer::NotFound { tried: vec![] });
+    assert!(missing.against[0].what.contains("qemu-system-x86_64 was not found"));
     assert!(missing.against[0].remedy.contains("apt-get install"));
     let old = judged(Answer::Said {
         program: "/bin/q".into(),

@@ -271,6 +271,17 @@ impl Vm {
         self.supervisor.console_mut().cancel(wait);
     }
 
+    /// Nobody wants it any more. A machine that was never started ends too, so that whoever waits on
+    /// its console is told and its driver lets go of it; nothing is spawned for that.
+    #[cfg(feature = "async")]
+    pub(crate) fn abandon(&mut self) {
+        if *self.supervisor.status() == VmStatus::Created {
+            let _ = self.supervisor.start();
+            let _ = self.supervisor.kill();
+        }
+        self.supervisor.abandon();
+    }
+
     #[cfg(feature = "async")]
     pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
         &mut self.supervisor

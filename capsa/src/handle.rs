@@ -243,7 +243,7 @@ impl VmHandle {
 impl Drop for Owner {
     /// Sends the kill at once and takes the run directory away; the driver reaps.
     fn drop(&mut self) {
-        self.shared.lock().abandon();
+        self.shared.lock().vm.abandon();
         self.shared.poke();
     }
 }

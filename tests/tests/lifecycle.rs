@@ -149,6 +149,21 @@ fn dropping_the_last_handle_kills_and_leaves_nothing() {
 }
 
 #[test]
+fn dropping_a_machine_that_never_ran_tells_who_waits() {
+    let Some(guest) = NanoGuest::new("never ran") else { return };
+    let vm = guest.builder().build_blocking().unwrap();
+    let mut console = vm.console().unwrap();
+    drop(vm);
+    let told = console.wait_for_timeout("never", PATIENCE);
+    assert!(matches!(told, Err(Error::PatternNotFound { .. })), "{told:?}");
+
+    let (vm, driver) = futures_lite::future::block_on(guest.builder().build_driven()).unwrap();
+    drop(vm);
+    let end = futures_lite::future::block_on(driver).unwrap();
+    assert_eq!(end, VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
 fn any_number_of_waits_return() {
     let Some(guest) = NanoGuest::new("waits") else { return };
     let vm = guest.builder().build_blocking().unwrap();

@@ -58,7 +58,7 @@ impl Future for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.shared.lock().abandon();
+        self.shared.lock().vm.abandon();
         // Who still waits is told by one last round.
         let _ = self.shared.drive();
     }

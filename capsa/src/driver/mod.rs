@@ -61,8 +61,6 @@ pub(crate) struct State {
     pub(crate) has_run: bool,
     /// Output that a thread is still writing to standard output.
     pub(crate) relaying: bool,
-    /// Nobody has a handle any more.
-    abandoned: bool,
     wakers: Wakers,
     alarms: BTreeMap<(Instant, u64), Waker>,
     next_alarm: u64,
@@ -119,12 +117,6 @@ impl State {
         self.alarms.remove(&key);
     }
 
-    /// The last handle is gone: kills what runs and lets the driver have it.
-    pub(crate) fn abandon(&mut self) {
-        self.abandoned = true;
-        self.vm.supervisor().abandon();
-    }
-
     /// Over, and everything it said has been written where it goes.
     pub(crate) fn is_over(&self) -> bool {
         self.vm.status().is_terminal() && !self.relaying
@@ -146,7 +138,6 @@ impl Shared {
             vm,
             has_run: false,
             relaying: false,
-            abandoned: false,
             wakers: Wakers::default(),
             alarms: BTreeMap::new(),
             next_alarm: 0,
@@ -192,9 +183,7 @@ impl Shared {
             {
                 wake.push(alarm.remove());
             }
-            let status = state.vm.status();
-            let never_started = state.abandoned && !status.is_alive();
-            if (status.is_terminal() || never_started) && state.vm.next_timeout().is_none() {
+            if state.vm.status().is_terminal() && state.vm.next_timeout().is_none() {
                 Round::Over
             } else {
                 Round::Again(state.next_timeout())
