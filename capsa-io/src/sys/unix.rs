@@ -22,8 +22,8 @@ use super::os;
 /// `exec` it holds the write end of the guardian's pipe itself, which keeps the guardian waiting.
 /// The line is `+ PID`, in one write, which a pipe takes whole.
 pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
+    prepare_exec(command);
     let announce = move || {
-        os::close_other_descriptors_on_exec();
         let mut line = [0_u8; 24];
         // SAFETY: `getpid` cannot fail and is async-signal-safe.
         let pid = unsafe { libc::getpid() };
@@ -33,9 +33,31 @@ pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
         if usize::try_from(wrote) == Ok(used) { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
-    // getpid, close_range and write, all async-signal-safe.
+    // getpid and write, both async-signal-safe.
     unsafe {
         command.pre_exec(announce);
+    }
+}
+
+/// Makes the child start as from a fresh shell: with no descriptor that the embedding program
+/// forgot to mark, and with no signal ignored because that program ignores it. A helper that waits
+/// for children of its own cannot where their ends are ignored.
+pub(crate) fn prepare_exec(command: &mut Command) {
+    let prepare = || {
+        os::close_other_descriptors_on_exec();
+        for signal in Signal::iterator() {
+            // SAFETY: the default disposition runs no code. It cannot be set for two of them, which
+            // have no other; `signal` is async-signal-safe.
+            unsafe {
+                libc::signal(signal as libc::c_int, libc::SIG_DFL);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
+    // close_range and signal, both async-signal-safe.
+    unsafe {
+        command.pre_exec(prepare);
     }
 }
 
