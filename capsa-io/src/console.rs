@@ -186,13 +186,18 @@ impl Console {
         Ok(taken)
     }
 
-    /// Begins a conversation at the reader's place. It may be over at once.
-    pub fn begin(&mut self, now: Instant, reader: ReaderId, conversation: Conversation) -> WaitId {
+    /// Begins a conversation at the reader's place. `true` when it is over at once.
+    pub(crate) fn begin(
+        &mut self,
+        now: Instant,
+        reader: ReaderId,
+        conversation: Conversation,
+    ) -> (WaitId, bool) {
         let id = WaitId(self.fresh_id());
         let began = self.cursor(reader);
         self.waits.insert(id, Wait { reader, began, conversation, ended: None });
-        self.poll_wait(now, id);
-        id
+        let over = self.poll_wait(now, id);
+        (id, over)
     }
 
     /// Takes the outcome of a conversation that is over. After that the id is unknown.

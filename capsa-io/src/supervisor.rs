@@ -12,6 +12,7 @@
 //! [`capsa_proto::lifecycle`].
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -219,8 +220,8 @@ impl Supervisor {
         reader: ReaderId,
         make: impl FnOnce(Instant) -> Conversation,
     ) -> WaitId {
-        let now = self.clock.now();
-        self.console.begin(now, reader, make(now))
+        let Ok(id) = self.try_begin(reader, |now| Ok::<_, Infallible>(make(now)));
+        id
     }
 
     /// As [`Supervisor::begin`], where making the conversation can fail.
@@ -234,7 +235,11 @@ impl Supervisor {
         make: impl FnOnce(Instant) -> Result<Conversation, E>,
     ) -> Result<WaitId, E> {
         let now = self.clock.now();
-        Ok(self.console.begin(now, reader, make(now)?))
+        let (id, over) = self.console.begin(now, reader, make(now)?);
+        if over {
+            self.events.push_back(Event::Ended(id));
+        }
+        Ok(id)
     }
 
     /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run
