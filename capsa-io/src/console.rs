@@ -78,6 +78,8 @@ pub struct Console {
     log: Scrollback,
     closed: bool,
     outgoing: VecDeque<u8>,
+    /// A writer was told that not all of it was taken, and waits to be told that there is room.
+    starved: bool,
     readers: BTreeMap<ReaderId, Cursor>,
     waits: BTreeMap<WaitId, Wait>,
     next_id: u64,
@@ -93,6 +95,7 @@ impl Console {
             log: Scrollback::with_overflow(capacity, overflow),
             closed: false,
             outgoing: VecDeque::new(),
+            starved: false,
             readers: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
@@ -182,6 +185,7 @@ impl Console {
         }
         let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
         self.outgoing.extend(&bytes[..taken]);
+        self.starved |= taken < bytes.len();
         self.flush();
         Ok(taken)
     }
@@ -244,9 +248,12 @@ impl Console {
     /// Moves bytes both ways, with bounded work.
     pub(crate) fn on_ready(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> News {
         let mut news = News::default();
-        let queued = self.outgoing.len();
         self.flush();
-        news.writable = self.outgoing.len() < queued;
+        // Whoever emptied the queue: it is here that it is said.
+        if self.starved && self.outgoing.len() < WRITE_QUEUE {
+            self.starved = false;
+            news.writable = true;
+        }
         let mut chunk = [0; 8192];
         let mut budget = READ_BUDGET;
         while self.stream.is_some() {
@@ -374,7 +381,7 @@ impl Console {
 
     fn adjust_interest(&mut self) {
         let readable = self.room() > 0;
-        let writable = !self.outgoing.is_empty();
+        let writable = !self.outgoing.is_empty() || self.starved;
         if let Some(stream) = &mut self.stream
             && let Err(error) = stream.set_interest(readable, writable)
         {
@@ -402,5 +409,37 @@ impl std::fmt::Debug for Console {
             .field("readers", &self.readers.len())
             .field("waits", &self.waits.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Ready;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
+        let poll = Poll::new().unwrap();
+        let mut console = Console::new(1, Overflow::DropOldest);
+        assert_eq!(console.write(&vec![b'x'; WRITE_QUEUE + 1]).unwrap(), WRITE_QUEUE);
+        assert_eq!(console.write(b"y").unwrap(), 0, "the queue is full");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+        // Each time the other side reads, the queue goes on without the poller's having a say.
+        let mut chunk = vec![0; WRITE_QUEUE];
+        while !console.outgoing.is_empty() {
+            theirs.read(&mut chunk).unwrap();
+            console.flush();
+        }
+        let mut ready = Ready::new();
+        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.has(7), "the writer would wait for ever");
+        assert!(console.on_ready(Instant::ZERO, &mut Vec::new()).writable);
+        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(!ready.has(7), "nobody waits any more");
     }
 }
