@@ -245,8 +245,13 @@ impl Console {
         self.poll_waits(now, ended);
     }
 
-    /// Moves bytes both ways, with bounded work.
-    pub(crate) fn on_ready(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> News {
+    /// Moves bytes both ways, `budget` of them at most coming in.
+    pub(crate) fn on_ready(
+        &mut self,
+        now: Instant,
+        budget: &mut usize,
+        ended: &mut Vec<WaitId>,
+    ) -> News {
         let mut news = News::default();
         self.flush();
         // Whoever emptied the queue: it is here that it is said.
@@ -255,13 +260,12 @@ impl Console {
             news.writable = true;
         }
         let mut chunk = [0; 8192];
-        let mut budget = READ_BUDGET;
         while self.stream.is_some() {
             let room = self.room().min(chunk.len());
             if room == 0 {
                 break;
             }
-            if budget == 0 {
+            if *budget == 0 {
                 news.more = true;
                 break;
             }
@@ -269,7 +273,7 @@ impl Console {
             match stream.io().read(&mut chunk[..room]) {
                 Got::NothingYet => break,
                 Got::Bytes(n) => {
-                    budget = budget.saturating_sub(n);
+                    *budget = budget.saturating_sub(n);
                     news.data = true;
                     self.log.push(&chunk[..n]);
                     news.panic |= self.saw_panic();
@@ -438,7 +442,7 @@ mod tests {
         let mut ready = Ready::new();
         poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
         assert!(ready.has(7), "the writer would wait for ever");
-        assert!(console.on_ready(Instant::ZERO, &mut Vec::new()).writable);
+        assert!(console.on_ready(Instant::ZERO, &mut 1, &mut Vec::new()).writable);
         poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
         assert!(!ready.has(7), "nobody waits any more");
     }

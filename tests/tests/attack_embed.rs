@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use capsa::embed::{Ended, Vm, VmEvent};
-use capsa::VmStatus;
+use capsa::{Overflow, VmStatus};
 use capsa_test::fake::{self, machine};
 use capsa_test::vm::{PATIENCE, poll_fd};
 
@@ -58,4 +58,29 @@ fn a_loop_that_calls_for_nothing_gets_nothing() {
     assert_eq!((vm.poll_event(), vm.next_timeout()), (None, None));
     vm.kill().unwrap();
     drive(&mut vm, |vm, _| vm.status().is_terminal());
+}
+
+#[test]
+fn one_call_reads_no_more_than_is_promised() {
+    if !fake::alone(FAKE, "one_call_reads_no_more_than_is_promised") {
+        return;
+    }
+    let orders = "up heir stray events*100000 hang";
+    let mut vm = machine(orders)
+        .scrollback(1 << 20, Overflow::DropOldest)
+        .on_reboot(capsa::RebootPolicy::Restart)
+        .build_embedded()
+        .unwrap();
+    vm.start().unwrap();
+    let mut most = 0;
+    let mut reboots = 0;
+    while reboots < 10_000 {
+        let before = vm.scrollback().end();
+        poll_fd(&vm, vm.next_timeout());
+        vm.on_ready().unwrap();
+        most = most.max(vm.scrollback().end() - before);
+        reboots +=
+            std::iter::from_fn(|| vm.poll_event()).filter(|e| *e == VmEvent::Rebooted).count();
+    }
+    assert!(most <= 256 * 1024 + 8192, "{most} bytes at once");
 }
