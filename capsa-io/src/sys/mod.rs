@@ -25,6 +25,9 @@ use macos as os;
 
 pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
+#[cfg(test)]
+pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, before_exec, open_pty, peek, prepare_exec, set_nonblocking, signal_group, wait_exited,
+    Peek, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
+    wait_exited,
 };

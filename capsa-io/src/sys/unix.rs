@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -11,6 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::socket::{self, AddressFamily, SockType, UnixAddr};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 
@@ -132,6 +135,28 @@ fn wait(pid: u32, flags: libc::c_int) -> Peek {
             (false, false) => Peek::Runs,
         };
     }
+}
+
+/// Connects to a listening unix socket without ever waiting for it.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = unix_socket()?;
+    set_nonblocking(socket.as_fd())?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, os::SOCKET_FLAGS, None)?;
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
+    let socket = unix_socket()?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, socket::Backlog::new(1)?)?;
+    Ok(socket)
 }
 
 /// Opens a raw pty: the master for us, non-blocking, and the slave for a child.
