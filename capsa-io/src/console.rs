@@ -78,6 +78,8 @@ pub struct Console {
     log: Scrollback,
     closed: bool,
     outgoing: VecDeque<u8>,
+    /// A writer was told that not all of it was taken, and waits to be told that there is room.
+    starved: bool,
     readers: BTreeMap<ReaderId, Cursor>,
     waits: BTreeMap<WaitId, Wait>,
     next_id: u64,
@@ -93,6 +95,7 @@ impl Console {
             log: Scrollback::with_overflow(capacity, overflow),
             closed: false,
             outgoing: VecDeque::new(),
+            starved: false,
             readers: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
@@ -182,17 +185,23 @@ impl Console {
         }
         let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
         self.outgoing.extend(&bytes[..taken]);
+        self.starved |= taken < bytes.len();
         self.flush();
         Ok(taken)
     }
 
-    /// Begins a conversation at the reader's place. It may be over at once.
-    pub fn begin(&mut self, now: Instant, reader: ReaderId, conversation: Conversation) -> WaitId {
+    /// Begins a conversation at the reader's place. `true` when it is over at once.
+    pub(crate) fn begin(
+        &mut self,
+        now: Instant,
+        reader: ReaderId,
+        conversation: Conversation,
+    ) -> (WaitId, bool) {
         let id = WaitId(self.fresh_id());
         let began = self.cursor(reader);
         self.waits.insert(id, Wait { reader, began, conversation, ended: None });
-        self.poll_wait(now, id);
-        id
+        let over = self.poll_wait(now, id);
+        (id, over)
     }
 
     /// Takes the outcome of a conversation that is over. After that the id is unknown.
@@ -236,20 +245,27 @@ impl Console {
         self.poll_waits(now, ended);
     }
 
-    /// Moves bytes both ways, with bounded work.
-    pub(crate) fn on_ready(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> News {
+    /// Moves bytes both ways, `budget` of them at most coming in.
+    pub(crate) fn on_ready(
+        &mut self,
+        now: Instant,
+        budget: &mut usize,
+        ended: &mut Vec<WaitId>,
+    ) -> News {
         let mut news = News::default();
-        let queued = self.outgoing.len();
         self.flush();
-        news.writable = self.outgoing.len() < queued;
+        // Whoever emptied the queue: it is here that it is said.
+        if self.starved && self.outgoing.len() < WRITE_QUEUE {
+            self.starved = false;
+            news.writable = true;
+        }
         let mut chunk = [0; 8192];
-        let mut budget = READ_BUDGET;
         while self.stream.is_some() {
             let room = self.room().min(chunk.len());
             if room == 0 {
                 break;
             }
-            if budget == 0 {
+            if *budget == 0 {
                 news.more = true;
                 break;
             }
@@ -257,7 +273,7 @@ impl Console {
             match stream.io().read(&mut chunk[..room]) {
                 Got::NothingYet => break,
                 Got::Bytes(n) => {
-                    budget = budget.saturating_sub(n);
+                    *budget = budget.saturating_sub(n);
                     news.data = true;
                     self.log.push(&chunk[..n]);
                     news.panic |= self.saw_panic();
@@ -369,7 +385,7 @@ impl Console {
 
     fn adjust_interest(&mut self) {
         let readable = self.room() > 0;
-        let writable = !self.outgoing.is_empty();
+        let writable = !self.outgoing.is_empty() || self.starved;
         if let Some(stream) = &mut self.stream
             && let Err(error) = stream.set_interest(readable, writable)
         {
@@ -397,5 +413,37 @@ impl std::fmt::Debug for Console {
             .field("readers", &self.readers.len())
             .field("waits", &self.waits.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Ready;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
+        let poll = Poll::new().unwrap();
+        let mut console = Console::new(1, Overflow::DropOldest);
+        assert_eq!(console.write(&vec![b'x'; WRITE_QUEUE + 1]).unwrap(), WRITE_QUEUE);
+        assert_eq!(console.write(b"y").unwrap(), 0, "the queue is full");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+        // Each time the other side reads, the queue goes on without the poller's having a say.
+        let mut chunk = vec![0; WRITE_QUEUE];
+        while !console.outgoing.is_empty() {
+            theirs.read(&mut chunk).unwrap();
+            console.flush();
+        }
+        let mut ready = Ready::new();
+        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.has(7), "the writer would wait for ever");
+        assert!(console.on_ready(Instant::ZERO, &mut 1, &mut Vec::new()).writable);
+        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(!ready.has(7), "nobody waits any more");
     }
 }

@@ -28,8 +28,8 @@ pub(crate) enum Heard {
     Lost,
 }
 
-/// Reads at most this much in one call of [`Control::on_ready`].
-const READ_BUDGET: usize = 64 * 1024;
+/// Bytes read in one `on_ready` of a machine, at most.
+pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
 /// A control channel, connected or not yet.
 #[derive(Debug)]
@@ -101,20 +101,25 @@ impl Control {
         }
     }
 
-    /// Moves bytes both ways, with bounded work, and says what came. `true` when there may be more.
-    pub(crate) fn on_ready(&mut self, poll: &Poll, heard: &mut Vec<Heard>) -> bool {
+    /// Moves bytes both ways, `budget` of them at most coming in, and says what came. `true` when
+    /// there may be more.
+    pub(crate) fn on_ready(
+        &mut self,
+        poll: &Poll,
+        budget: &mut usize,
+        heard: &mut Vec<Heard>,
+    ) -> bool {
         heard.extend(self.flush());
         let mut chunk = [0; 8192];
-        let mut budget = READ_BUDGET;
         while let Some(link) = &mut self.link {
-            if budget == 0 {
+            if *budget == 0 {
                 return true;
             }
             let got = link.stream.io().read(&mut chunk);
             match got {
                 Got::NothingYet => return false,
                 Got::Bytes(n) => {
-                    budget = budget.saturating_sub(n);
+                    *budget = budget.saturating_sub(n);
                     self.take_bytes(&chunk[..n], heard);
                 }
                 Got::Closed => self.take_eof(heard),

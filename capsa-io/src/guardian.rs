@@ -16,8 +16,12 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
 
@@ -59,7 +63,7 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
     let guardian = Guardian::alive(&mut slot)?;
     command.process_group(0);
     sys::before_exec(command, guardian.pipe.as_raw_fd());
-    match command.spawn() {
+    match execute(command) {
         Ok(child) => {
             guardian.live.insert(child.id());
             Ok(child)
@@ -71,6 +75,18 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
             Err(error)
         }
     }
+}
+
+/// Spawns. Where the embedding program ignores the ends of its children, the standard library panics
+/// over a child that could not become the program, because its end cannot be seen. So what can be
+/// known before is looked at before, and the rest is caught.
+fn execute(command: &mut Command) -> io::Result<Child> {
+    let program = Path::new(command.get_program());
+    if program.is_absolute() {
+        access(program, AccessFlags::X_OK)?;
+    }
+    catch_unwind(AssertUnwindSafe(|| command.spawn()))
+        .unwrap_or_else(|_| Err(io::Error::other("it is there and cannot be executed")))
 }
 
 /// Withdraws a child, after it exited and before it is reaped.
@@ -102,7 +118,9 @@ impl Guardian {
     }
 
     fn start(live: BTreeSet<u32>) -> io::Result<Self> {
-        let mut shell = Command::new("/bin/sh")
+        let mut command = Command::new("/bin/sh");
+        sys::prepare_exec(&mut command);
+        let mut shell = command
             .args(["-c", SCRIPT, "capsa-guardian"])
             .env_clear()
             .current_dir("/")

@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use capsa_proto::backend::{Answer, ProbePlan, ProbeReport, Question};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, access};
 
-use crate::process;
+use crate::{process, sys};
 
 /// How long a program may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,53 +80,81 @@ fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
     if let Some(known) = lock().get(&asked) {
         return Ok(known.clone());
     }
-    let output = run(program, args)?;
+    let output = run(program, args, PATIENCE)?;
     lock().insert(asked, output.clone());
     Ok(output)
 }
 
-fn run(program: &Path, args: &[&str]) -> io::Result<String> {
+fn run(program: &Path, args: &[&str], patience: Duration) -> io::Result<String> {
     let mut command = process::command(&program.display().to_string());
+    sys::prepare_exec(command.process_group(0));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let stdout = child.stdout.take().expect("stdout was asked for");
     let stderr = child.stderr.take().expect("stderr was asked for");
-    let read = read_both((stdout, &mut out), (stderr, &mut err));
+    let read = read_both((stdout, &mut out), (stderr, &mut err), patience);
     if let Err(error) = read {
-        let _ = child.kill();
+        let _ = sys::signal_group(child.id(), Signal::SIGKILL);
         let _ = child.wait();
         return Err(error);
     }
-    let status = child.wait()?;
+    // Both outputs are closed; whoever closes them and stays is not waited for.
+    let status = wait(&mut child, patience)?;
     out.extend_from_slice(&err);
     let text = String::from_utf8_lossy(&out).into_owned();
-    if status.success() {
+    if status.is_none_or(|status| status.success()) {
         Ok(text)
     } else {
+        let status = status.unwrap_or_default();
         let words = text.trim().lines().next_back().unwrap_or("it said nothing").to_owned();
         Err(io::Error::other(format!("{status}: {words}")))
     }
 }
 
-/// Reads both ends until they close, or until patience ends.
+/// How it ended; `None` where the embedding program has taken that away from us, by ignoring the
+/// ends of its children or by waiting for all of them.
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + patience;
+    let mut ended = child.try_wait();
+    while matches!(ended, Ok(None)) {
+        if Instant::now() >= deadline {
+            let _ = sys::signal_group(child.id(), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        ended = child.try_wait();
+    }
+    match ended {
+        Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => Ok(None),
+        ended => ended,
+    }
+}
+
+/// Reads both ends until they close, or until patience ends, however much comes.
 fn read_both<A: Read + AsFd, B: Read + AsFd>(
     a: (A, &mut Vec<u8>),
     b: (B, &mut Vec<u8>),
+    patience: Duration,
 ) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let begin = Instant::now();
+    let deadline = begin + patience;
     let (mut a, mut b) = ((Some(a.0), a.1), (Some(b.0), b.1));
     while a.0.is_some() || b.0.is_some() {
         let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let text = format!("no answer within {:?}", deadline.duration_since(begin));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
         let (ready_a, ready_b) = {
             let mut fds = Vec::with_capacity(2);
             fds.extend(a.0.as_ref().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
             fds.extend(b.0.as_ref().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
             let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-            if poll(&mut fds, PollTimeout::from(millis))? == 0 && left.is_zero() {
-                let text = format!("no answer within {PATIENCE:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
+            match poll(&mut fds, PollTimeout::from(millis)) {
+                // A signal of the embedding program says nothing about this one.
+                Err(Errno::EINTR) => continue,
+                polled => polled?,
+            };
             let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
             let mut ready = ready.into_iter();
             (
@@ -174,6 +205,15 @@ mod tests {
         let answer = answer(&question("sh", vec!["-c", "echo cannot load library >&2; exit 127"]));
         let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
         assert!(why.contains("127") && why.contains("cannot load library"), "{why}");
+    }
+
+    #[test]
+    fn a_program_that_never_stops_talking_is_not_listened_to_for_ever() {
+        let patience = Duration::from_millis(100);
+        for script in ["while :; do echo yes; done", "exec sleep 1000 >&- 2>&-", "sleep 1000 & :"] {
+            let error = run(Path::new("/bin/sh"), &["-c", script], patience).unwrap_err();
+            assert!(error.to_string().contains("100ms") || script.contains("exec"), "{error}");
+        }
     }
 
     #[test]

@@ -23,11 +23,10 @@ pub(crate) enum Got {
 }
 
 impl Stream {
-    /// Connects to a listening socket. The listener's queue is empty, so this does not block.
+    /// Connects to a listening socket, now or not at all: one whose queue is full is an error, for
+    /// a listener can fill its own.
     pub(crate) fn connect(path: &str) -> io::Result<Self> {
-        let socket = UnixStream::connect(Path::new(path))?;
-        sys::set_nonblocking(socket.as_fd())?;
-        Ok(Self::Socket(socket))
+        sys::connect(Path::new(path)).map(Self::Socket)
     }
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> Got {
@@ -69,5 +68,26 @@ impl AsFd for Stream {
             Self::Socket(socket) => socket.as_fd(),
             Self::Pty(pty) => pty.as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_listener_that_never_accepts_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s").to_str().unwrap().to_owned();
+        let _listener = sys::listen_with_a_short_queue(Path::new(&path)).unwrap();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let connected: Vec<_> = (0..8).map(|_| Stream::connect(&path)).collect();
+            done.send(connected.into_iter().filter(Result::is_ok).count())
+        });
+        let connected = is_done.recv_timeout(Duration::from_secs(10)).expect("it blocks");
+        assert!((1..8).contains(&connected), "{connected}");
     }
 }

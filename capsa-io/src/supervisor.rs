@@ -12,6 +12,7 @@
 //! [`capsa_proto::lifecycle`].
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -25,8 +26,8 @@ use capsa_proto::plan::{ConsolePlan, LaunchPlan, ProcessId, Ready as ReadyWhen};
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
-use crate::console::{Console, Conversation, Ended, ReaderId, WaitId};
-use crate::control::{Control, Heard};
+use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
+use crate::control::{self, Control, Heard};
 use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
 use crate::run_dir::{self, RunDir};
@@ -43,6 +44,11 @@ const fn keys(id: ProcessId) -> Keys {
 
 /// Bytes of standard error read from a process in one call.
 const STDERR_BUDGET: usize = 64 * 1024;
+
+/// How often the exit of a hypervisor waits because there is more of its last words to read. What
+/// was said before an exit is in the system's buffers, which this exceeds by far; more than that
+/// comes from a child it left, which may go on for ever.
+const LAST_WORDS: u32 = 16;
 
 /// How a machine is run, beside its plan.
 #[derive(Debug, Clone, Copy)]
@@ -100,8 +106,25 @@ pub struct Supervisor {
     events: VecDeque<Event>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
+    /// Bytes that this call may still read from the control channel and from the console.
+    budgets: Budgets,
+    /// How often the hypervisor's exit has waited for its last words.
+    last_words: u32,
     ready: Ready,
     span: tracing::Span,
+}
+
+/// What one call may still read, however many reasons to read it finds.
+#[derive(Debug, Clone, Copy)]
+struct Budgets {
+    control: usize,
+    console: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { control: control::READ_BUDGET, console: console::READ_BUDGET }
+    }
 }
 
 /// A process whose readiness is looked for.
@@ -149,6 +172,8 @@ impl Supervisor {
             run_dir: None,
             events: VecDeque::new(),
             more: false,
+            budgets: Budgets::default(),
+            last_words: 0,
             ready: Ready::new(),
             plan,
             span,
@@ -223,8 +248,8 @@ impl Supervisor {
         reader: ReaderId,
         make: impl FnOnce(Instant) -> Conversation,
     ) -> WaitId {
-        let now = self.clock.now();
-        self.console.begin(now, reader, make(now))
+        let Ok(id) = self.try_begin(reader, |now| Ok::<_, Infallible>(make(now)));
+        id
     }
 
     /// As [`Supervisor::begin`], where making the conversation can fail.
@@ -238,7 +263,11 @@ impl Supervisor {
         make: impl FnOnce(Instant) -> Result<Conversation, E>,
     ) -> Result<WaitId, E> {
         let now = self.clock.now();
-        Ok(self.console.begin(now, reader, make(now)?))
+        let (id, over) = self.console.begin(now, reader, make(now)?);
+        if over {
+            self.events.push_back(Event::Ended(id));
+        }
+        Ok(id)
     }
 
     /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run
@@ -282,6 +311,7 @@ impl Supervisor {
         let span = self.span.clone();
         let _entered = span.enter();
         self.more = false;
+        self.budgets = Budgets::default();
         self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
 
         // What was said comes before who left: an exit is explained by the words before it.
@@ -327,7 +357,7 @@ impl Supervisor {
 
     fn control_ready(&mut self) {
         let mut heard = Vec::new();
-        self.more |= self.control.on_ready(&self.poll, &mut heard);
+        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut heard);
         for heard in heard {
             self.heard(heard);
         }
@@ -374,7 +404,7 @@ impl Supervisor {
 
     fn console_ready(&mut self) {
         let mut ended = Vec::new();
-        let news = self.console.on_ready(self.clock.now(), &mut ended);
+        let news = self.console.on_ready(self.clock.now(), &mut self.budgets.console, &mut ended);
         self.more |= news.more;
         if news.data {
             self.say_once(Event::ConsoleData);
@@ -404,7 +434,8 @@ impl Supervisor {
             self.control_ready();
             self.events_ready();
             self.console_ready();
-            if self.more {
+            if self.more && self.last_words < LAST_WORDS {
+                self.last_words += 1;
                 return;
             }
         }

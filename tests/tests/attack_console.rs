@@ -4,6 +4,7 @@ use std::io::Read;
 
 use capsa::{Overflow, VmStatus};
 use capsa_test::fake::{self, machine};
+use capsa_test::vm::PATIENCE;
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
@@ -40,4 +41,18 @@ fn a_paused_console_gives_a_slow_reader_every_byte() {
     reader.read_exact(&mut said).unwrap();
     assert_eq!(said, fake::flood(SAID));
     vm.kill().unwrap();
+}
+
+#[test]
+fn a_child_of_the_hypervisor_that_floods_the_console_does_not_hide_its_end() {
+    if !fake::alone(FAKE, "a_child_of_the_hypervisor_that_floods_the_console_does_not_hide_its_end")
+    {
+        return;
+    }
+    for orders in ["up heir exit=0", "up stray exit=0"] {
+        let vm = machine(orders).build_blocking().unwrap();
+        vm.start().unwrap();
+        let ended = vm.wait_timeout(PATIENCE / 4).unwrap();
+        assert_eq!(ended, Some(VmStatus::Stopped { exit_code: Some(0) }), "{orders}");
+    }
 }

@@ -6,12 +6,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use capsa_proto::host::{Arch, KvmDevice, KvmFacts, Os};
 use nix::libc;
+use nix::sys::socket::SockFlag;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Poll, Source};
 
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
+
+/// Close-on-exec from the first moment: another thread may fork in the next.
+pub(super) const SOCKET_FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC;
 
 /// Becomes ready when a child exits. The child need not be reaped by anyone in particular.
 #[derive(Debug)]

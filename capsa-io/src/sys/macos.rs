@@ -5,6 +5,7 @@ use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
+use nix::sys::socket::SockFlag;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
 
@@ -12,6 +13,9 @@ use super::Poll;
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
+
+/// macOS has no flag for close-on-exec; it is set right after.
+pub(super) const SOCKET_FLAGS: SockFlag = SockFlag::empty();
 
 /// Becomes ready when a child exits.
 #[derive(Debug)]

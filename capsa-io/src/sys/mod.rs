@@ -6,7 +6,8 @@
 //! | --- | --- | --- |
 //! | [`Poll`], [`Source`] | epoll | kqueue |
 //! | [`ExitWatch`] | a pidfd | a kqueue process filter |
-//! | [`before_exec`] | close-on-exec for every descriptor, name given to the guardian | name given to the guardian |
+//! | [`before_exec`] | name given to the guardian | the same |
+//! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | default signals |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
 
@@ -24,6 +25,9 @@ use macos as os;
 
 pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
+#[cfg(test)]
+pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, before_exec, open_pty, peek, set_nonblocking, signal_group, wait_exited,
+    Peek, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
+    wait_exited,
 };

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use nix::errno::Errno;
@@ -11,6 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::socket::{self, AddressFamily, SockType, UnixAddr};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
 
@@ -22,8 +25,8 @@ use super::os;
 /// `exec` it holds the write end of the guardian's pipe itself, which keeps the guardian waiting.
 /// The line is `+ PID`, in one write, which a pipe takes whole.
 pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
+    prepare_exec(command);
     let announce = move || {
-        os::close_other_descriptors_on_exec();
         let mut line = [0_u8; 24];
         // SAFETY: `getpid` cannot fail and is async-signal-safe.
         let pid = unsafe { libc::getpid() };
@@ -33,9 +36,31 @@ pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
         if usize::try_from(wrote) == Ok(used) { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
-    // getpid, close_range and write, all async-signal-safe.
+    // getpid and write, both async-signal-safe.
     unsafe {
         command.pre_exec(announce);
+    }
+}
+
+/// Makes the child start as from a fresh shell: with no descriptor that the embedding program
+/// forgot to mark, and with no signal ignored because that program ignores it. A helper that waits
+/// for children of its own cannot where their ends are ignored.
+pub(crate) fn prepare_exec(command: &mut Command) {
+    let prepare = || {
+        os::close_other_descriptors_on_exec();
+        for signal in Signal::iterator() {
+            // SAFETY: the default disposition runs no code. It cannot be set for two of them, which
+            // have no other; `signal` is async-signal-safe.
+            unsafe {
+                libc::signal(signal as libc::c_int, libc::SIG_DFL);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
+    // close_range and signal, both async-signal-safe.
+    unsafe {
+        command.pre_exec(prepare);
     }
 }
 
@@ -110,6 +135,28 @@ fn wait(pid: u32, flags: libc::c_int) -> Peek {
             (false, false) => Peek::Runs,
         };
     }
+}
+
+/// Connects to a listening unix socket without ever waiting for it.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = unix_socket()?;
+    set_nonblocking(socket.as_fd())?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, os::SOCKET_FLAGS, None)?;
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
+    let socket = unix_socket()?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, socket::Backlog::new(1)?)?;
+    Ok(socket)
 }
 
 /// Opens a raw pty: the master for us, non-blocking, and the slave for a child.

@@ -1,0 +1,140 @@
+//! Embedding programs that do not make it easy.
+
+use std::fs;
+use std::path::Path;
+
+use capsa::blocking::VmHandle;
+use capsa::{Error, VmStatus};
+use capsa_test::fake::{self, machine};
+use capsa_test::vm::{PATIENCE, eventually, runs};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// Starts the program with the ends of its children ignored, and a hypervisor that can be broken.
+const IGNORES_CHILDREN: [&str; 3] = [
+    "sh",
+    "-c",
+    "cp \"$CAPSA_QEMU\" \"$CAPSA_RUN_DIR/qemu\"
+     CAPSA_QEMU=$CAPSA_RUN_DIR/qemu exec env --ignore-signal=CHLD \"$0\" \"$@\"",
+];
+
+/// Starts the program with a descriptor that its children inherit.
+const LEAKS: [&str; 3] = ["sh", "-c", "exec 9</dev/null; exec \"$0\" \"$@\""];
+
+fn started(orders: &str) -> VmHandle {
+    let vm = machine(orders).build_blocking().unwrap();
+    vm.start().unwrap();
+    vm
+}
+
+fn pid(vm: &VmHandle) -> u32 {
+    vm.as_async().hypervisor_pid().expect("it runs")
+}
+
+/// This program's children, and the name each gave itself.
+fn children() -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            found.push((pid, line));
+        }
+    }
+    found
+}
+
+fn ignores_children(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    u64::from_str_radix(ignored, 16).unwrap() & (1 << (Signal::SIGCHLD as u64 - 1)) != 0
+}
+
+fn guardian() -> u32 {
+    let all = children();
+    let found = all.iter().find(|(pid, line)| line.contains("capsa-guardian") && runs(*pid));
+    found.unwrap_or_else(|| panic!("no guardian among {all:?}")).0
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_program_that_ignores_its_children_can_run_machines() {
+    let test = "a_program_that_ignores_its_children_can_run_machines";
+    if !fake::alone_under(&IGNORES_CHILDREN, FAKE, test) {
+        return;
+    }
+    assert!(ignores_children("self"), "the shell saw to that");
+    let vm = started("up serve");
+    let first = pid(&vm);
+    // The hypervisor and its helpers do see how their children end.
+    assert!(!ignores_children(&first.to_string()));
+    vm.kill().unwrap();
+    eventually("it is gone", || !runs(first));
+
+    let vm = started("up exit=0");
+    assert!(vm.wait_timeout(PATIENCE / 4).unwrap().is_some());
+
+    // A program that cannot be executed is an error, and no panic.
+    let broken = machine("up serve").build_blocking().unwrap();
+    fs::remove_file(std::env::var_os("CAPSA_QEMU").unwrap()).unwrap();
+    let Error::StartFailed(why) = broken.start().unwrap_err() else { panic!("another error") };
+    assert!(why.contains("cannot start qemu"), "{why}");
+}
+
+#[test]
+fn a_program_that_reaps_everything_can_run_machines() {
+    if !fake::alone(FAKE, "a_program_that_reaps_everything_can_run_machines") {
+        return;
+    }
+    std::thread::spawn(|| {
+        loop {
+            if nix::sys::wait::waitpid(None, None).is_err() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    for _ in 0..10 {
+        let vm = started("up serve");
+        let pid = pid(&vm);
+        vm.kill().unwrap();
+        assert!(!runs(pid));
+        let vm = started("up exit=0");
+        assert!(vm.wait_timeout(PATIENCE / 4).unwrap().is_some());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_child_inherits_what_the_program_left_open() {
+    if !fake::alone_under(&LEAKS, FAKE, "no_child_inherits_what_the_program_left_open") {
+        return;
+    }
+    assert!(Path::new("/proc/self/fd/9").exists(), "the shell left it open");
+    let vm = started("up serve");
+    for pid in [pid(&vm), guardian()] {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let open: Vec<_> = open.map(|fd| fd.file_name().into_string().unwrap()).collect();
+        assert!(!open.contains(&"9".to_owned()), "{pid} has {open:?}");
+    }
+    vm.kill().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_guardian_that_was_killed_is_replaced() {
+    if !fake::alone(FAKE, "a_guardian_that_was_killed_is_replaced") {
+        return;
+    }
+    let first = started("up serve");
+    let killed = guardian();
+    kill(Pid::from_raw(killed.cast_signed()), Signal::SIGKILL).unwrap();
+    eventually("the guardian is gone", || !runs(killed));
+    let second = started("up serve");
+    assert_ne!(guardian(), killed);
+    // The new one knows them both.
+    first.kill().unwrap();
+    second.kill().unwrap();
+    assert_eq!(first.status(), VmStatus::Stopped { exit_code: None });
+}
