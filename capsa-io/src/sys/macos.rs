@@ -5,7 +5,7 @@ use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
-use nix::sys::socket::SockFlag;
+use rustix::net::SocketFlags;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
 
@@ -15,7 +15,7 @@ use super::Poll;
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
 
 /// macOS has no flag for close-on-exec; it is set right after.
-pub(super) const SOCKET_FLAGS: SockFlag = SockFlag::empty();
+pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 
 /// Becomes ready when a child exits.
 #[derive(Debug)]
