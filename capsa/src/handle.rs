@@ -59,6 +59,9 @@ impl VmHandle {
     pub async fn start(&self) -> Result<()> {
         let stdio = {
             let mut state = self.shared().lock();
+            if state.is_undriven && state.vm.status() == VmStatus::Created {
+                return Err(Error::StartFailed("its driver was dropped".into()));
+            }
             state.vm.start()?;
             let stdio = state.vm.launch_plan().console.mode() == ConsoleMode::Stdio;
             state.relaying = stdio;

@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) has_run: bool,
     /// Output that a thread is still writing to standard output.
     pub(crate) relaying: bool,
+    /// Its driver was dropped: nothing happens any more.
+    pub(crate) is_undriven: bool,
     wakers: Wakers,
     alarms: BTreeMap<(Instant, u64), Waker>,
     next_alarm: u64,
@@ -118,9 +120,18 @@ impl State {
         self.alarms.remove(&key);
     }
 
-    /// Over, and everything it said has been written where it goes.
+    /// Over, and everything it said has been written where it goes. Or it can never begin.
     pub(crate) fn is_over(&self) -> bool {
-        self.vm.status().is_terminal() && !self.relaying
+        match self.vm.status() {
+            VmStatus::Created => self.is_undriven,
+            status => status.is_terminal() && !self.relaying,
+        }
+    }
+
+    /// Nobody drives it any more. Gives whoever waits for its status.
+    fn undriven(&mut self) -> Vec<Waker> {
+        self.is_undriven = true;
+        std::mem::take(&mut self.wakers.status)
     }
 
     fn next_timeout(&self) -> Option<Duration> {
@@ -139,6 +150,7 @@ impl Shared {
             vm,
             has_run: false,
             relaying: false,
+            is_undriven: false,
             wakers: Wakers::default(),
             alarms: BTreeMap::new(),
             next_alarm: 0,
