@@ -11,10 +11,12 @@
 //! There is no policy here. An `if` that decides something about a machine's life belongs in
 //! [`capsa_proto::lifecycle`].
 
+mod launch;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,7 @@ use std::time::Duration;
 use capsa_proto::backend::{GuestEvent, HypervisorBackend};
 use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
 use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, Timing, VmStatus};
-use capsa_proto::plan::{ConsolePlan, LaunchPlan, ProcessId, Ready as ReadyWhen};
+use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
@@ -30,9 +32,9 @@ use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
 use crate::control::{self, Control, Heard};
 use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
-use crate::run_dir::{self, RunDir};
-use crate::stream::Stream;
-use crate::sys::{self, Poll, Ready};
+use crate::run_dir::RunDir;
+use crate::sys::{Poll, Ready};
+use launch::Awaiting;
 
 const CONTROL: usize = 0;
 const CONSOLE: usize = 1;
@@ -124,25 +126,6 @@ struct Budgets {
 impl Default for Budgets {
     fn default() -> Self {
         Self { control: control::READ_BUDGET, console: console::READ_BUDGET }
-    }
-}
-
-/// A process whose readiness is looked for.
-#[derive(Debug, Clone, Copy)]
-struct Awaiting {
-    id: ProcessId,
-    tries: u32,
-    next: Instant,
-}
-
-impl Awaiting {
-    /// 1 ms at first, when every one counts, then less often.
-    fn pause(self) -> Duration {
-        Duration::from_millis(match self.tries {
-            0..50 => 1,
-            50..100 => 5,
-            _ => 20,
-        })
     }
 }
 
@@ -504,67 +487,6 @@ impl Supervisor {
         }
     }
 
-    fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
-        if self.run_dir.is_none() {
-            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
-        }
-        let is_hypervisor = id == self.plan.hypervisor();
-        let terminal = match &self.plan.console {
-            ConsolePlan::Pty { .. } if is_hypervisor => Some(self.open_pty()?),
-            _ => None,
-        };
-        if let Some(path) = self.plan.event_pipe.as_ref().filter(|_| is_hypervisor) {
-            self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
-        }
-        let plan = self.plan.process(id);
-        tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
-        let process = Process::spawn(plan, &self.poll, keys(id), terminal)?;
-        tracing::info!(process = %plan.name, pid = process.pid(), "started");
-        if let Some(run_dir) = &self.run_dir {
-            run_dir.note_child(process.pid())?;
-        }
-        self.processes[id.0] = Some(process);
-        Ok(())
-    }
-
-    fn open_pty(&mut self) -> io::Result<OwnedFd> {
-        let (ours, theirs) = sys::open_pty()?;
-        self.console.attach(Stream::Pty(ours), &self.poll, CONSOLE)?;
-        Ok(theirs)
-    }
-
-    /// Looks whether the awaited process is up, and when to look again if not.
-    fn look_for_readiness(&mut self) {
-        let Some(mut awaiting) = self.awaiting else { return };
-        if self.is_up(awaiting.id) {
-            self.awaiting = None;
-            self.tell(Input::Ready(awaiting.id));
-            return;
-        }
-        awaiting.next = self.clock.now() + awaiting.pause();
-        awaiting.tries = awaiting.tries.saturating_add(1);
-        self.awaiting = Some(awaiting);
-    }
-
-    fn is_up(&mut self, id: ProcessId) -> bool {
-        match &self.plan.process(id).ready {
-            ReadyWhen::SocketExists(path) => Path::new(path.as_str()).exists(),
-            ReadyWhen::ControlConnected => {
-                if let ConsolePlan::Socket { socket, .. } = &self.plan.console
-                    && !self.console.is_attached()
-                    && !self.console.is_closed()
-                {
-                    let Ok(stream) = Stream::connect(socket.as_str()) else { return false };
-                    if self.console.attach(stream, &self.poll, CONSOLE).is_err() {
-                        return false;
-                    }
-                }
-                // A refused connection is a hypervisor that is not there yet.
-                self.control.try_connect(&self.poll).unwrap_or(false)
-            }
-        }
-    }
-
     fn release(&mut self) {
         for process in self.processes.iter_mut().rev().filter_map(Option::take) {
             // Only one that did not die of SIGKILL is left here. Waiting for it could take for ever;
@@ -596,22 +518,4 @@ impl Drop for Supervisor {
             *process = None;
         }
     }
-}
-
-/// Makes the run directory, after sweeping, once per program, what others left.
-fn make_run_dir(path: &Path) -> io::Result<RunDir> {
-    static SWEPT: std::sync::Once = std::sync::Once::new();
-    SWEPT.call_once(|| {
-        if let Some(base) = path.parent()
-            && let Err(error) = run_dir::sweep(base)
-        {
-            tracing::warn!("cannot sweep {}: {error}", base.display());
-        }
-    });
-    RunDir::create(path).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot make the run directory {}: {error}", path.display()),
-        )
-    })
 }

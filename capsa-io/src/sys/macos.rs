@@ -5,9 +5,9 @@ use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
-use rustix::net::SocketFlags;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
+use rustix::net::SocketFlags;
 
 use super::Poll;
 

@@ -1,12 +1,13 @@
 //! The driver as a future, for programs that want no thread of ours. (async-io has one of its own.)
 
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 
 use async_io::{Async, Timer};
+use capsa_io::reactor::Reactor;
 
 use super::{Poke, Round, Shared};
 use crate::{Result, VmStatus};
@@ -14,7 +15,8 @@ use crate::{Result, VmStatus};
 /// Drives one machine for as long as it is polled, on any executor. Ends with its last status.
 ///
 /// Nothing happens while nobody polls it: spawn it, or join it with whatever uses the handle.
-/// Dropping it kills the machine.
+/// Dropping it kills the machine and waits until it is gone. One that was not started yet can then not
+/// be started any more.
 #[derive(Debug)]
 #[must_use = "a machine does not run unless its driver is polled"]
 pub struct Driver {
@@ -57,9 +59,15 @@ impl Future for Driver {
 }
 
 impl Drop for Driver {
+    /// Nobody will drive it any more: kills what runs and waits until it is gone, which takes
+    /// milliseconds, so that whoever waits for the machine is told.
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
-        // Who still waits is told by one last round.
-        let _ = self.shared.drive();
+        let Ok(reactor) = Reactor::new() else { return };
+        let Ok(_watch) = reactor.watch(self.descriptor.get_ref().as_fd(), 0) else { return };
+        // The lifecycle's own deadlines end this, even where a process does not die.
+        while let Ok(Round::Again(wait)) = self.shared.drive()
+            && reactor.wait(wait, &mut Vec::new()).is_ok()
+        {}
     }
 }

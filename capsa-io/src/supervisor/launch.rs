@@ -1,0 +1,117 @@
+//! How a process of the plan comes up: the run directory, the spawn, the wait until it is ready.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use capsa_proto::lifecycle::Input;
+use capsa_proto::plan::{ConsolePlan, ProcessId, Ready as ReadyWhen};
+use capsa_proto::time::Instant;
+
+use super::{CONSOLE, EVENTS, Supervisor, keys};
+use crate::event_pipe::EventPipe;
+use crate::process::Process;
+use crate::run_dir::{self, RunDir};
+use crate::stream::Stream;
+use crate::sys;
+
+/// A process whose readiness is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Awaiting {
+    pub(super) id: ProcessId,
+    pub(super) tries: u32,
+    pub(super) next: Instant,
+}
+
+impl Awaiting {
+    /// 1 ms at first, when every one counts, then less often.
+    fn pause(self) -> Duration {
+        Duration::from_millis(match self.tries {
+            0..50 => 1,
+            50..100 => 5,
+            _ => 20,
+        })
+    }
+}
+
+impl Supervisor {
+    pub(super) fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
+        if self.run_dir.is_none() {
+            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
+        }
+        let is_hypervisor = id == self.plan.hypervisor();
+        let terminal = match &self.plan.console {
+            ConsolePlan::Pty { .. } if is_hypervisor => Some(self.open_pty()?),
+            _ => None,
+        };
+        if let Some(path) = self.plan.event_pipe.as_ref().filter(|_| is_hypervisor) {
+            self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
+        }
+        let plan = self.plan.process(id);
+        tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
+        let process = Process::spawn(plan, &self.poll, keys(id), terminal)?;
+        tracing::info!(process = %plan.name, pid = process.pid(), "started");
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.note_child(process.pid())?;
+        }
+        self.processes[id.0] = Some(process);
+        Ok(())
+    }
+
+    fn open_pty(&mut self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = sys::open_pty()?;
+        self.console.attach(Stream::Pty(ours), &self.poll, CONSOLE)?;
+        Ok(theirs)
+    }
+
+    /// Looks whether the awaited process is up, and when to look again if not.
+    pub(super) fn look_for_readiness(&mut self) {
+        let Some(mut awaiting) = self.awaiting else { return };
+        if self.is_up(awaiting.id) {
+            self.awaiting = None;
+            self.tell(Input::Ready(awaiting.id));
+            return;
+        }
+        awaiting.next = self.clock.now() + awaiting.pause();
+        awaiting.tries = awaiting.tries.saturating_add(1);
+        self.awaiting = Some(awaiting);
+    }
+
+    fn is_up(&mut self, id: ProcessId) -> bool {
+        match &self.plan.process(id).ready {
+            ReadyWhen::SocketExists(path) => Path::new(path.as_str()).exists(),
+            ReadyWhen::ControlConnected => {
+                if let ConsolePlan::Socket { socket, .. } = &self.plan.console
+                    && !self.console.is_attached()
+                    && !self.console.is_closed()
+                {
+                    let Ok(stream) = Stream::connect(socket.as_str()) else { return false };
+                    if self.console.attach(stream, &self.poll, CONSOLE).is_err() {
+                        return false;
+                    }
+                }
+                // A refused connection is a hypervisor that is not there yet.
+                self.control.try_connect(&self.poll).unwrap_or(false)
+            }
+        }
+    }
+}
+
+/// Makes the run directory, after sweeping, once per program, what others left.
+fn make_run_dir(path: &Path) -> io::Result<RunDir> {
+    static SWEPT: std::sync::Once = std::sync::Once::new();
+    SWEPT.call_once(|| {
+        if let Some(base) = path.parent()
+            && let Err(error) = run_dir::sweep(base)
+        {
+            tracing::warn!("cannot sweep {}: {error}", base.display());
+        }
+    });
+    RunDir::create(path).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot make the run directory {}: {error}", path.display()),
+        )
+    })
+}

@@ -1,0 +1,99 @@
+//! Drivers and futures that are dropped at the wrong moment.
+
+use std::time::Duration;
+
+use capsa::{Error, VmStatus};
+use capsa_test::fake::{self, machine};
+use capsa_test::vm::{eventually, runs};
+use futures_lite::future::{block_on, or, poll_once, yield_now};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+#[test]
+fn whoever_waits_is_told_when_the_driver_is_dropped() {
+    if !fake::alone(FAKE, "whoever_waits_is_told_when_the_driver_is_dropped") {
+        return;
+    }
+    let (vm, driver) = block_on(machine("up serve").build_driven()).unwrap();
+    let waiting = {
+        let vm = vm.clone();
+        std::thread::spawn(move || block_on(vm.wait()))
+    };
+    let starting = async {
+        vm.start().await.unwrap();
+        Ok(VmStatus::Running)
+    };
+    block_on(or(driver, starting)).unwrap();
+    assert_eq!(waiting.join().unwrap().unwrap(), VmStatus::Stopped { exit_code: None });
+    block_on(vm.kill()).unwrap();
+}
+
+#[test]
+fn a_machine_whose_driver_was_dropped_cannot_begin() {
+    if !fake::alone(FAKE, "a_machine_whose_driver_was_dropped_cannot_begin") {
+        return;
+    }
+    let (vm, driver) = block_on(machine("up serve").build_driven()).unwrap();
+    let waiting = {
+        let vm = vm.clone();
+        std::thread::spawn(move || block_on(vm.wait()))
+    };
+    drop(driver);
+    // It has ended without having begun, and one machine starts once.
+    assert!(matches!(block_on(vm.start()), Err(Error::AlreadyRunning)));
+    assert_eq!(waiting.join().unwrap().unwrap(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_handle_dropped_at_any_moment_leaves_nothing() {
+    if !fake::alone(FAKE, "a_handle_dropped_at_any_moment_leaves_nothing") {
+        return;
+    }
+    for n in 0..40 {
+        let vm = block_on(machine("up console=hello serve").build()).unwrap();
+        let run_dir = vm.launch_plan().run_dir.to_string();
+        let mut pid = None;
+        block_on(async {
+            let life = async {
+                vm.start().await?;
+                let mut console = vm.console().await?;
+                console.wait_for("hello").await?;
+                vm.stop_with_timeout(Duration::from_millis(1)).await
+            };
+            let moments = async {
+                for _ in 0..n {
+                    std::thread::sleep(Duration::from_micros(250));
+                    pid = pid.or(vm.hypervisor_pid());
+                    yield_now().await;
+                }
+                Ok(())
+            };
+            or(life, moments).await.unwrap();
+        });
+        drop(vm);
+        assert!(!std::path::Path::new(&run_dir).exists());
+        eventually("the hypervisor is gone", || pid.is_none_or(|pid| !runs(pid)));
+    }
+}
+
+#[test]
+fn futures_dropped_at_any_moment_take_nothing_with_them() {
+    if !fake::alone(FAKE, "futures_dropped_at_any_moment_take_nothing_with_them") {
+        return;
+    }
+    let vm = block_on(machine("up console*5000 console=END serve").build()).unwrap();
+    block_on(async {
+        vm.start().await.unwrap();
+        let mut console = vm.console().await.unwrap();
+        for _ in 0..200 {
+            poll_once(console.wait_for("never")).await;
+            poll_once(console.run_command("true", "# ")).await;
+            poll_once(vm.wait()).await;
+            poll_once(vm.wait_timeout(Duration::from_secs(3600))).await;
+        }
+        let said = console.wait_for("END").await.unwrap();
+        assert_eq!(said.len(), 5003);
+        poll_once(vm.stop()).await;
+        vm.kill().await.unwrap();
+    });
+}
