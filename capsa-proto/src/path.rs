@@ -70,11 +70,6 @@ impl HostPath {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// The last component, or the whole path when there is none.
-    pub fn file_name(&self) -> &str {
-        self.0.trim_end_matches('/').rsplit('/').next().filter(|n| !n.is_empty()).unwrap_or(&self.0)
-    }
 }
 
 impl fmt::Display for HostPath {
@@ -101,9 +96,9 @@ mod tests {
     }
 
     #[test]
-    fn join_and_file_name_do_not_double_slashes() {
+    fn join_does_not_double_slashes() {
         let root = HostPath::new("/").unwrap();
         assert_eq!(root.join("a").as_str(), "/a");
-        assert_eq!(HostPath::new("/a/b/").unwrap().file_name(), "b");
+        assert_eq!(HostPath::new("/a/").unwrap().join("b").as_str(), "/a/b");
     }
 }
