@@ -96,7 +96,7 @@ impl Failure {
         let violations = error.violations();
         if !violations.is_empty() {
             let why = match error {
-                Error::UnsupportedFeature(_) => "no hypervisor here can do all that is asked",
+                Error::UnsupportedFeature(_) => "the hypervisor cannot do all that is asked",
                 Error::MissingConfig(_) => "something is missing",
                 _ => "the configuration is invalid",
             };

@@ -17,6 +17,11 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 /// Close-on-exec from the first moment: another thread may fork in the next.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 
+/// The standard library's every `send` says it.
+pub(super) fn no_sigpipe(_socket: &OwnedFd) -> io::Result<()> {
+    Ok(())
+}
+
 /// Becomes ready when a child exits. The child need not be reaped by anyone in particular.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {

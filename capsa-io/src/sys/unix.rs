@@ -149,6 +149,7 @@ fn unix_socket() -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
     let socket = rustix::net::socket_with(family, kind, os::SOCKET_FLAGS, None)?;
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    os::no_sigpipe(&socket)?;
     Ok(socket)
 }
 
@@ -183,6 +184,7 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn announcements_are_what_the_guardian_reads() {
@@ -191,5 +193,27 @@ mod tests {
             let used = announcement(pid, &mut line);
             assert_eq!(&line[..used], format!("+ {pid}\n").as_bytes());
         }
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_does_not_end_the_program() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "sys::unix::tests::a_peer_that_is_gone_does_not_end_the_program";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        // SAFETY: the default disposition runs no code.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut ours = connect(&path).unwrap();
+        drop(listener.accept().unwrap());
+        assert_eq!(ours.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }
