@@ -158,7 +158,7 @@ fn no_time_is_too_long_or_too_short() {
     console.wait_for_timeout("login:", Duration::MAX).unwrap();
     assert!(console.wait_for_timeout("never", Duration::ZERO).is_err());
     assert!(console.run("true", Some(Duration::ZERO)).is_err());
-    assert!(console.login("me", None, Duration::ZERO).is_err());
+    assert!(console.login_timeout("me", None, Duration::ZERO).is_err());
     assert_eq!(vm.wait_timeout(Duration::ZERO).unwrap(), None);
     let stopping = {
         let vm = vm.clone();
