@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use capsa_proto::host::{Arch, KvmDevice, KvmFacts, Os};
 use nix::libc;
-use nix::sys::socket::SockFlag;
+use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Poll, Source};
@@ -15,7 +15,7 @@ use super::{Poll, Source};
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 /// Close-on-exec from the first moment: another thread may fork in the next.
-pub(super) const SOCKET_FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC;
+pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 
 /// The standard library's every `send` says it.
 pub(super) fn no_sigpipe(_socket: &OwnedFd) -> io::Result<()> {

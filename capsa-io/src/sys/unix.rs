@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,9 +13,9 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::socket::{self, AddressFamily, SockType, UnixAddr};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
 
@@ -141,12 +141,12 @@ fn wait(pid: u32, flags: libc::c_int) -> Peek {
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = unix_socket()?;
     set_nonblocking(socket.as_fd())?;
-    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {
-    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, os::SOCKET_FLAGS, None)?;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, os::SOCKET_FLAGS, None)?;
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     os::no_sigpipe(&socket)?;
     Ok(socket)
@@ -155,8 +155,8 @@ fn unix_socket() -> io::Result<OwnedFd> {
 #[cfg(test)]
 pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
     let socket = unix_socket()?;
-    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    socket::listen(&socket, socket::Backlog::new(1)?)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, 1)?;
     Ok(socket)
 }
 
