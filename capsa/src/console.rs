@@ -10,7 +10,7 @@ use std::time::Duration;
 use capsa_proto::console::Reply;
 use futures_io::{AsyncRead, AsyncWrite};
 
-use crate::driver::{For, Shared, State};
+use crate::driver::{For, Shared, State, Ticket};
 use crate::embed::{Ended, ReaderId, WaitId, matched};
 use crate::error::lossy;
 use crate::{Error, Result};
@@ -35,7 +35,7 @@ impl VmConsole {
         let id = shared.lock().vm.add_reader();
         Self {
             reader: ConsoleReader { shared: Arc::clone(&shared), id },
-            writer: ConsoleWriter { shared },
+            writer: ConsoleWriter::new(shared),
         }
     }
 
@@ -240,7 +240,7 @@ impl VmConsole {
         let shared = &self.reader.shared;
         let id = begin(&mut shared.lock())?;
         shared.poke();
-        let waiting = Waiting { shared, id };
+        let waiting = Conversing { shared, id };
         Ok(poll_fn(|cx| {
             let mut state = waiting.shared.lock();
             if let Some(ended) = state.vm.take_ended(id) {
@@ -261,15 +261,15 @@ fn script(ended: Ended) -> Result<Reply> {
 }
 
 /// A conversation somebody waits for. Given up when the waiting is.
-struct Waiting<'a> {
+struct Conversing<'a> {
     shared: &'a Shared,
     id: WaitId,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Conversing<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.forget(self.id);
+        state.forget(For::Ended(self.id));
         state.vm.cancel(self.id);
     }
 }
@@ -290,7 +290,7 @@ impl ConsoleReader {
         if n > 0 || buf.is_empty() || state.vm.supervisor().console().is_closed() {
             return Poll::Ready(n);
         }
-        state.wake(For::Data, cx.waker());
+        state.wake(For::Data(self.id), cx.waker());
         Poll::Pending
     }
 
@@ -309,7 +309,10 @@ impl Clone for ConsoleReader {
 
 impl Drop for ConsoleReader {
     fn drop(&mut self) {
-        self.shared.lock().vm.remove_reader(self.id);
+        let mut state = self.shared.lock();
+        state.forget(For::Data(self.id));
+        state.vm.remove_reader(self.id);
+        drop(state);
         // With the slowest reader gone, a paused console may go on.
         self.shared.poke();
     }
@@ -326,21 +329,39 @@ impl AsyncRead for ConsoleReader {
 }
 
 /// The writing half of a console.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ConsoleWriter {
     shared: Arc<Shared>,
+    ticket: Ticket,
 }
 
 impl ConsoleWriter {
+    fn new(shared: Arc<Shared>) -> Self {
+        let ticket = shared.lock().ticket();
+        Self { shared, ticket }
+    }
+
     fn poll(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         match state.vm.write(bytes) {
             Ok(0) if !bytes.is_empty() => {
-                state.wake(For::Writable, cx.waker());
+                state.wake(For::Writable(self.ticket), cx.waker());
                 Poll::Pending
             }
             result => Poll::Ready(result),
         }
+    }
+}
+
+impl Clone for ConsoleWriter {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.shared))
+    }
+}
+
+impl Drop for ConsoleWriter {
+    fn drop(&mut self) {
+        self.shared.lock().forget(For::Writable(self.ticket));
     }
 }
 

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::backends::Rejection;
-use crate::driver::{For, Shared, State};
+use crate::driver::{Shared, State, Waiting};
 use crate::{
     ConsoleMode, DEFAULT_GRACE, Error, GuestOs, LaunchPlan, ResourceConfig, Result, StopReport,
     VmConsole, VmStatus, stdio,
@@ -76,6 +76,7 @@ impl VmHandle {
             stdio::relay(self.shared())?;
         }
         self.shared().poke();
+        let waiting = Waiting::for_status(self.shared());
         poll_fn(|cx| {
             let mut state = self.shared().lock();
             if state.has_run {
@@ -91,7 +92,7 @@ impl VmHandle {
                     Poll::Ready(Err(Error::StartFailed(report.unwrap_or_default())))
                 }
                 _ => {
-                    state.wake(For::Status, cx.waker());
+                    waiting.wake(&mut state, cx.waker());
                     Poll::Pending
                 }
             }
@@ -161,7 +162,8 @@ impl VmHandle {
     ///
     /// None today.
     pub async fn wait(&self) -> Result<VmStatus> {
-        Ok(poll_fn(|cx| self.poll_over(cx)).await)
+        let waiting = Waiting::for_status(self.shared());
+        Ok(poll_fn(|cx| self.poll_over(&waiting, cx)).await)
     }
 
     /// Waits until the machine has ended, this long at most. `None`: it has not.
@@ -173,9 +175,10 @@ impl VmHandle {
         let Some(at) = Instant::now().checked_add(timeout) else {
             return self.wait().await.map(Some);
         };
+        let waiting = Waiting::for_status(self.shared());
         let mut alarm = Alarm { shared: self.shared(), key: None };
         Ok(poll_fn(|cx| {
-            if let Poll::Ready(status) = self.poll_over(cx) {
+            if let Poll::Ready(status) = self.poll_over(&waiting, cx) {
                 return Poll::Ready(Some(status));
             }
             if Instant::now() >= at {
@@ -187,12 +190,12 @@ impl VmHandle {
         .await)
     }
 
-    fn poll_over(&self, cx: &std::task::Context<'_>) -> Poll<VmStatus> {
+    fn poll_over(&self, waiting: &Waiting<'_>, cx: &std::task::Context<'_>) -> Poll<VmStatus> {
         let mut state = self.shared().lock();
         if state.is_over() {
             return Poll::Ready(state.vm.status());
         }
-        state.wake(For::Status, cx.waker());
+        waiting.wake(&mut state, cx.waker());
         Poll::Pending
     }
 

@@ -1,5 +1,9 @@
 //! Drivers and futures that are dropped at the wrong moment.
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use capsa::{Error, VmStatus};
@@ -96,4 +100,27 @@ fn futures_dropped_at_any_moment_take_nothing_with_them() {
         poll_once(vm.stop()).await;
         vm.kill().await.unwrap();
     });
+}
+
+#[test]
+fn a_future_that_was_given_up_leaves_no_waker() {
+    struct Task;
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    if !fake::alone(FAKE, "a_future_that_was_given_up_leaves_no_waker") {
+        return;
+    }
+    let vm = block_on(machine("up serve").build()).unwrap();
+    let mut console = block_on(vm.console()).unwrap();
+    let task = Arc::new(Task);
+    for _ in 0..3 {
+        let waker = Waker::from(Arc::clone(&task));
+        let mut cx = Context::from_waker(&waker);
+        assert!(pin!(vm.wait()).poll(&mut cx).is_pending());
+        assert!(pin!(vm.wait_timeout(Duration::MAX)).poll(&mut cx).is_pending());
+        assert!(pin!(vm.wait_timeout(Duration::from_secs(3600))).poll(&mut cx).is_pending());
+        assert!(pin!(console.wait_for("never")).poll(&mut cx).is_pending());
+    }
+    assert_eq!(Arc::strong_count(&task), 1, "a task would be kept for as long as the machine");
 }

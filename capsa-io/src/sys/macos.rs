@@ -2,14 +2,13 @@
 
 use std::io;
 use std::num::NonZeroI32;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
-use nix::libc;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
-use rustix::net::SocketFlags;
+use rustix::net::{SocketFlags, sockopt};
 
 use super::Poll;
 
@@ -21,18 +20,7 @@ pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 
 /// No SIGPIPE for what is sent on this socket, as the standard library says of those it makes.
 pub(super) fn no_sigpipe(socket: &OwnedFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option takes an int, and the pointer and size are those of one.
-    let failed = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NOSIGPIPE,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 
 /// Becomes ready when a child exits.

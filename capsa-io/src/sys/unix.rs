@@ -15,7 +15,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
 
@@ -141,13 +141,12 @@ fn wait(pid: u32, flags: libc::c_int) -> Peek {
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = unix_socket()?;
     set_nonblocking(socket.as_fd())?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
 }
 
 fn unix_socket() -> io::Result<OwnedFd> {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-    let socket = rustix::net::socket_with(family, kind, os::SOCKET_FLAGS, None)?;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, os::SOCKET_FLAGS, None)?;
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     os::no_sigpipe(&socket)?;
     Ok(socket)
@@ -156,8 +155,8 @@ fn unix_socket() -> io::Result<OwnedFd> {
 #[cfg(test)]
 pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
     let socket = unix_socket()?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, 1)?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    net::listen(&socket, 1)?;
     Ok(socket)
 }
 

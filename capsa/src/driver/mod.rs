@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use capsa_proto::lifecycle::VmStatus;
 
 use crate::Result;
-use crate::embed::{self, VmEvent, WaitId};
+use crate::embed::{self, ReaderId, VmEvent, WaitId};
 
 pub use future::Driver;
 pub(crate) use unblock::unblock;
@@ -63,52 +63,78 @@ pub(crate) struct State {
     pub(crate) relaying: bool,
     wakers: Wakers,
     alarms: BTreeMap<(Instant, u64), Waker>,
-    next_alarm: u64,
+    next_ticket: u64,
 }
 
-/// Whoever waits, by what for.
-#[derive(Debug, Default)]
-pub(crate) struct Wakers {
-    status: Vec<Waker>,
-    data: Vec<Waker>,
-    writable: Vec<Waker>,
-    ended: BTreeMap<WaitId, Waker>,
-}
+/// Whoever waits, by what for: at most one waker each, so that what is polled again, or was given
+/// up, does not add up while nothing happens.
+type Wakers = BTreeMap<For, Waker>;
 
-/// What a future can wait for.
-#[derive(Debug, Clone, Copy)]
+/// What a future can wait for, and which one it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum For {
-    Status,
-    Data,
-    Writable,
+    Status(Ticket),
+    Data(ReaderId),
+    Writable(Ticket),
     Ended(WaitId),
 }
 
-impl State {
-    /// Wakes `waker` when something of this kind happens. Once.
-    pub(crate) fn wake(&mut self, what: For, waker: &Waker) {
-        let list = match what {
-            For::Status => &mut self.wakers.status,
-            For::Data => &mut self.wakers.data,
-            For::Writable => &mut self.wakers.writable,
-            For::Ended(id) => {
-                self.wakers.ended.insert(id, waker.clone());
-                return;
-            }
-        };
-        if !list.iter().any(|known| known.will_wake(waker)) {
-            list.push(waker.clone());
-        }
+/// Tells one that waits from the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// One that waits. Its waker goes with it.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a> {
+    shared: &'a Shared,
+    what: For,
+}
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn for_status(shared: &'a Shared) -> Self {
+        let what = For::Status(shared.lock().ticket());
+        Self { shared, what }
     }
 
-    pub(crate) fn forget(&mut self, id: WaitId) {
-        self.wakers.ended.remove(&id);
+    /// Wakes `waker` when it happens. Once.
+    pub(crate) fn wake(&self, state: &mut State, waker: &Waker) {
+        state.wake(self.what, waker);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().forget(self.what);
+    }
+}
+
+impl State {
+    /// Wakes `waker` when it happens. Once.
+    pub(crate) fn wake(&mut self, what: For, waker: &Waker) {
+        self.wakers.insert(what, waker.clone());
+    }
+
+    pub(crate) fn forget(&mut self, what: For) {
+        self.wakers.remove(&what);
+    }
+
+    pub(crate) fn ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    /// Takes the wakers of those who wait for `what`.
+    fn take(&mut self, what: impl Fn(&For) -> bool) -> Vec<Waker> {
+        let (taken, left) =
+            std::mem::take(&mut self.wakers).into_iter().partition(|(f, _)| what(f));
+        self.wakers = left;
+        let taken: Wakers = taken;
+        taken.into_values().collect()
     }
 
     /// Wakes `waker` at `at`, unless it is taken back by its key.
     pub(crate) fn set_alarm(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
-        self.next_alarm += 1;
-        let key = (at, self.next_alarm);
+        let key = (at, self.ticket().0);
         self.alarms.insert(key, waker.clone());
         key
     }
@@ -138,9 +164,9 @@ impl Shared {
             vm,
             has_run: false,
             relaying: false,
-            wakers: Wakers::default(),
+            wakers: Wakers::new(),
             alarms: BTreeMap::new(),
-            next_alarm: 0,
+            next_ticket: 0,
         };
         Arc::new(Self { state: Mutex::new(state), poke })
     }
@@ -208,30 +234,25 @@ enum Round {
 
 impl State {
     fn dispatch(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
-        let wakers = &mut self.wakers;
-        match event {
+        let is_status = |what: &For| matches!(what, For::Status(_));
+        let is_console = |what: &For| matches!(what, For::Data(_) | For::Writable(_));
+        wake.extend(match event {
             VmEvent::Status(status) => {
                 self.has_run |= *status == VmStatus::Running;
-                wake.append(&mut wakers.status);
-                if status.is_terminal() {
-                    wake.append(&mut wakers.data);
-                    wake.append(&mut wakers.writable);
-                }
+                let is_last = status.is_terminal();
+                self.take(|what| is_status(what) || is_last && is_console(what))
             }
-            VmEvent::ConsoleData => wake.append(&mut wakers.data),
-            VmEvent::ConsoleWritable => wake.append(&mut wakers.writable),
-            VmEvent::ConsoleClosed => {
-                wake.append(&mut wakers.data);
-                wake.append(&mut wakers.writable);
-            }
-            VmEvent::Ended(id) => wake.extend(wakers.ended.remove(id)),
-            _ => {}
-        }
+            VmEvent::ConsoleData => self.take(|what| matches!(what, For::Data(_))),
+            VmEvent::ConsoleWritable => self.take(|what| matches!(what, For::Writable(_))),
+            VmEvent::ConsoleClosed => self.take(is_console),
+            VmEvent::Ended(id) => self.wakers.remove(&For::Ended(*id)).into_iter().collect(),
+            _ => Vec::new(),
+        });
     }
 
     /// Output was written where it goes: who waits for the end may look again.
     pub(crate) fn relayed(&mut self) -> Vec<Waker> {
         self.relaying = false;
-        std::mem::take(&mut self.wakers.status)
+        self.take(|what| matches!(what, For::Status(_)))
     }
 }
