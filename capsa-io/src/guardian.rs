@@ -14,11 +14,12 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::{AccessFlags, access};
@@ -49,7 +50,7 @@ static GUARDIAN: Mutex<Option<Guardian>> = Mutex::new(None);
 
 struct Guardian {
     shell: Child,
-    pipe: ChildStdin,
+    pipe: UnixStream,
     live: BTreeSet<u32>,
 }
 
@@ -118,13 +119,16 @@ impl Guardian {
     }
 
     fn start(live: BTreeSet<u32>) -> io::Result<Self> {
+        // A socket and not a pipe: the standard library writes to sockets without SIGPIPE, which a
+        // program that embeds us may have left deadly.
+        let (pipe, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/bin/sh");
         sys::prepare_exec(&mut command);
-        let mut shell = command
+        let shell = command
             .args(["-c", SCRIPT, "capsa-guardian"])
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::piped())
+            .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0)
@@ -132,7 +136,6 @@ impl Guardian {
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot start /bin/sh as guardian: {error}"))
             })?;
-        let pipe = shell.stdin.take().expect("stdin was asked for");
         let mut guardian = Self { shell, pipe, live };
         guardian.tell_all()?;
         Ok(guardian)
