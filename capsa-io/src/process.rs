@@ -51,17 +51,17 @@ pub(crate) struct Keys {
 }
 
 impl Process {
-    /// Starts it. `terminal`, if given, becomes its standard input and output.
+    /// Starts it. `terminal`, if given, becomes its standard input and its standard output.
     pub(crate) fn spawn(
         plan: &ProcessPlan,
         poll: &Poll,
         keys: Keys,
-        terminal: Option<OwnedFd>,
+        terminal: Option<(OwnedFd, OwnedFd)>,
     ) -> io::Result<Self> {
         let mut command = command(&plan.program);
         command.args(&plan.args).stderr(Stdio::piped());
         match terminal {
-            Some(terminal) => command.stdin(terminal.try_clone()?).stdout(terminal),
+            Some((stdin, stdout)) => command.stdin(stdin).stdout(stdout),
             None => command.stdin(Stdio::null()).stdout(Stdio::null()),
         };
         let mut child = guardian::spawn(&mut command)?;

@@ -24,7 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command, apart from the choices of whoever runs the tests.
 pub(crate) fn capsa() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_capsa"));
+    let program = env!("CARGO_BIN_EXE_capsa");
+    // Who runs the tests in the background may have them ignore SIGINT, which the command respects.
+    let mut command = if cfg!(target_os = "linux") {
+        let mut command = Command::new("env");
+        command.args(["--default-signal", program]);
+        command
+    } else {
+        Command::new(program)
+    };
     command.env_remove("CAPSA_BACKEND");
     command
 }

@@ -14,7 +14,7 @@ use crate::event_pipe::EventPipe;
 use crate::process::Process;
 use crate::run_dir::{self, RunDir};
 use crate::stream::Stream;
-use crate::sys;
+use crate::sys::{self, Pty};
 
 /// A process whose readiness is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -59,10 +59,10 @@ impl Supervisor {
         Ok(())
     }
 
-    fn open_pty(&mut self) -> io::Result<OwnedFd> {
-        let (ours, theirs) = sys::open_pty()?;
+    fn open_pty(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let Pty { ours, stdin, stdout } = sys::open_pty()?;
         self.console.attach(Stream::Pty(ours), &self.poll, CONSOLE)?;
-        Ok(theirs)
+        Ok((stdin, stdout))
     }
 
     /// Looks whether the awaited process is up, and when to look again if not.

@@ -28,6 +28,6 @@ pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
+    Peek, Pty, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
     wait_exited,
 };

@@ -1,8 +1,9 @@
 //! What every Unix does alike.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,7 +15,7 @@ use nix::libc;
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, ttyname};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
@@ -160,8 +161,19 @@ pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Opens a raw pty: the master for us, non-blocking, and the slave for a child.
-pub(crate) fn open_pty() -> io::Result<(File, OwnedFd)> {
+/// A raw pty: one end for us, and the other end twice for a child.
+pub(crate) struct Pty {
+    /// Non-blocking.
+    pub(crate) ours: File,
+    pub(crate) stdin: OwnedFd,
+    /// Opened apart from `stdin`. A child that makes its input non-blocking, as some hypervisors
+    /// do, would make its output so too if they were one open file, and drop what it cannot
+    /// write at once.
+    pub(crate) stdout: OwnedFd,
+}
+
+/// Opens a raw pty.
+pub(crate) fn open_pty() -> io::Result<Pty> {
     let pty = openpty(None, None)?;
     for fd in [&pty.master, &pty.slave] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -170,7 +182,12 @@ pub(crate) fn open_pty() -> io::Result<(File, OwnedFd)> {
     cfmakeraw(&mut modes);
     tcsetattr(&pty.slave, SetArg::TCSANOW, &modes)?;
     set_nonblocking(pty.master.as_fd())?;
-    Ok((File::from(pty.master), pty.slave))
+    let stdout = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ttyname(&pty.slave)?)?;
+    Ok(Pty { ours: File::from(pty.master), stdin: pty.slave, stdout: stdout.into() })
 }
 
 /// Sets `O_NONBLOCK`.

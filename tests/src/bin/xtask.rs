@@ -2,6 +2,8 @@
 
 #[path = "../xtask/bench.rs"]
 mod bench;
+#[path = "../xtask/bench_start.rs"]
+mod bench_start;
 #[path = "../xtask/demo.rs"]
 mod demo;
 #[path = "../xtask/fuzz.rs"]
@@ -25,6 +27,12 @@ type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) 
 
 const TASKS: &[Task] = &[
     ("bench", "[--pairs N]", "spawn to prompt: QEMU by hand against Capsa, in turn", bench::run),
+    (
+        "bench-start",
+        "[--pairs N]",
+        "start to running: cloud-hypervisor by hand against Capsa, in turn",
+        bench_start::run,
+    ),
     ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
     ("fuzz", "[--seconds N] [--target NAME]", "run the fuzz targets, a minute each", fuzz::run),
     (

@@ -44,17 +44,18 @@ pub(crate) fn run(mut arguments: pico_args::Arguments) -> super::Outcome {
             ratios.push(ratio);
         }
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("median ratio {:.3} over {pairs} pairs", median(&ratios));
+    println!("median ratio {:.3} over {pairs} pairs", median(&mut ratios));
     Ok(())
 }
 
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        _ if sorted.is_empty() => f64::NAN,
-        0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
-        _ => sorted[middle],
+/// The middle of these, which it sorts.
+pub(super) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        _ if values.is_empty() => f64::NAN,
+        0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
     }
 }
 
@@ -117,7 +118,7 @@ fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
 }
 
 /// As soon as it listens.
-fn connect(socket: &str) -> Result<UnixStream> {
+pub(super) fn connect(socket: &str) -> Result<UnixStream> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match UnixStream::connect(socket) {
