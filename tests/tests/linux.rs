@@ -268,7 +268,8 @@ fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
     .memory_mb(512)
     .no_network()
     .console_enabled()
-    .cmdline_args(["quiet", "mitigations=off"])
+    // It has no fstab that would make the root file system writable.
+    .cmdline_args(["rw", "quiet", "mitigations=off"])
     .build_blocking()
     .unwrap();
     vm.start().unwrap();
@@ -276,6 +277,7 @@ fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
     console.login_timeout("root", Some("capsa"), PATIENCE).unwrap();
     assert_eq!(sh(&mut console, "cat /proc/1/comm"), "systemd");
     assert_eq!(sh(&mut console, "systemctl is-active getty.target"), "active");
+    assert_eq!(sh(&mut console, "systemctl is-active systemd-logind"), "active");
     vm.stop_with_timeout(PATIENCE).unwrap();
     let report = vm.stop_report().unwrap();
     assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
