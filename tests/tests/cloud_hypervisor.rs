@@ -38,7 +38,7 @@ fn listening(vm: &VmHandle) -> VmConsole {
 
 #[test]
 fn the_console_has_every_byte_both_ways() {
-    let Some((_guest, builder)) = guest("cloud-hypervisor: console") else { return };
+    let Some((_guest, builder)) = guest("cloud-hypervisor console") else { return };
     // A reader that is behind: what it has no room for must wait and not be dropped.
     let paused = builder().scrollback(4096, Overflow::Pause);
     let vm = paused.cmdline_override("first=1").build_blocking().unwrap();
@@ -61,7 +61,7 @@ fn the_console_has_every_byte_both_ways() {
 
 #[test]
 fn who_ended_it_is_told_apart() {
-    let Some((_guest, builder)) = guest("cloud-hypervisor: ends") else { return };
+    let Some((_guest, builder)) = guest("cloud-hypervisor ends") else { return };
     for (order, ended_by) in [
         (nano::POWER_OFF, EndedBy::GuestPowerOff),
         (nano::RESET, EndedBy::GuestReboot),
@@ -82,7 +82,7 @@ fn who_ended_it_is_told_apart() {
 
 #[test]
 fn the_stop_ladder_and_the_kill() {
-    let Some((_guest, builder)) = guest("cloud-hypervisor: stop") else { return };
+    let Some((_guest, builder)) = guest("cloud-hypervisor stop") else { return };
     let vm = builder().build_blocking().unwrap();
     let _console = listening(&vm);
     // Its power button is not where this guest looks.
@@ -103,7 +103,7 @@ fn the_stop_ladder_and_the_kill() {
 
 #[test]
 fn a_refusal_comes_with_the_whole_chain_of_causes() {
-    let Some((guest, builder)) = guest("cloud-hypervisor: bad kernel") else { return };
+    let Some((guest, builder)) = guest("cloud-hypervisor bad kernel") else { return };
     std::fs::write(guest.kernel(), b"\x7fELF and no more").unwrap();
     let error = builder().build_blocking().unwrap().start().unwrap_err();
     let Error::StartFailed(why) = &error else { panic!("{error}") };
@@ -112,9 +112,9 @@ fn a_refusal_comes_with_the_whole_chain_of_causes() {
 
 #[test]
 fn a_share_starts_its_virtiofsd() {
-    let Some((guest, builder)) = guest("cloud-hypervisor: share") else { return };
+    let Some((guest, builder)) = guest("cloud-hypervisor share") else { return };
     if host::find_program("virtiofsd").is_none() {
-        return skip("cloud-hypervisor: share", "virtiofsd is not installed");
+        return skip("cloud-hypervisor share", "virtiofsd is not installed");
     }
     let builder = builder().share(guest.dir(), "/share", MountMode::ReadOnly);
     let vm = builder.build_blocking().unwrap();
@@ -125,7 +125,7 @@ fn a_share_starts_its_virtiofsd() {
 
 #[test]
 fn a_hundred_lives_leave_nothing_behind() {
-    let Some((_guest, builder)) = guest("cloud-hypervisor: a hundred lives") else { return };
+    let Some((_guest, builder)) = guest("cloud-hypervisor a hundred lives") else { return };
     for _ in 0..100 {
         let vm = builder().build_blocking().unwrap();
         vm.start().unwrap();
