@@ -241,7 +241,8 @@ fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
     let kernel = nano::write_to(dir.path()).unwrap();
     let kernel = kernel.to_str().unwrap();
     let machine = ["run", "linux", "--kernel", kernel, "--initrd", kernel, "--network", "none"];
-    let dry = ["--console", "stdio", "--backend", "vfkit", "--dry-run"];
+    let vfkit = ["--backend", "vfkit", "--on-reboot", "restart"];
+    let dry = [&["--console", "stdio", "--dry-run"][..], &vfkit].concat();
     let (code, stdout, _) = ask(&[&machine[..], &dry].concat());
     assert_eq!(code, 0);
     for part in [

@@ -18,7 +18,8 @@
 //! # What is not known
 //!
 //! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
-//! assumption; there is no event for it and no option against it, so the plan carries a warning.
+//! assumption. There is no event for it and no option against it, so a machine that should end on a
+//! reboot, which is the default, is refused.
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
 
@@ -55,7 +56,7 @@ use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
     Signal, Step,
 };
-use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
+use capsa_proto::spec::{ConsoleMode, VmSpec};
 
 /// The key of its answer in a [`ProbeReport`].
 pub const KEY: &str = "vfkit";
@@ -78,7 +79,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: false,
     disk_ephemeral: false,
     disk_read_only: true,
-    reboot_restart: false,
+    reboot_restart: true,
     vsock: false,
     max_cpus: None,
     max_memory_mb: None,
@@ -186,12 +187,6 @@ fn notes(vm: &Checked) -> Vec<Note> {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \
              the guest's first output and where it is asked to power off",
-        ));
-    }
-    if spec.on_reboot == RebootPolicy::End {
-        notes.push(Note::warning(
-            "a guest that reboots, or panics with panic=-1, probably boots again instead of ending \
-             the machine: vfkit cannot be told otherwise (set a time limit)",
         ));
     }
     notes

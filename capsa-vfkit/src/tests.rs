@@ -13,10 +13,10 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, NoteLevel};
+use capsa_proto::plan::Body;
 use capsa_proto::spec::{
-    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, Share, ShareMechanism, Virtio9pConfig,
-    VirtioFsConfig,
+    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
+    Virtio9pConfig, VirtioFsConfig,
 };
 
 use super::*;
@@ -78,7 +78,12 @@ fn share(host: &str, mechanism: ShareMechanism) -> Share {
 
 /// The smallest machine it runs.
 fn spec() -> VmSpec {
-    VmSpec { initrd: Some(path("/i")), network: NetworkMode::None, ..VmSpec::new(path("/k")) }
+    VmSpec {
+        initrd: Some(path("/i")),
+        network: NetworkMode::None,
+        on_reboot: RebootPolicy::Restart,
+        ..VmSpec::new(path("/k"))
+    }
 }
 
 fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
@@ -151,7 +156,7 @@ fn the_messages_and_the_way_out() {
     assert_eq!(plan.boot[0].body, state("GET", None));
     assert_eq!(plan.ask.unwrap().body, state("POST", Some(json!({ "state": "Stop" }))));
     assert_eq!(plan.quit, Step::Signal(Signal::Term));
-    assert!(plan.notes.iter().any(|note| note.level == NoteLevel::Warning));
+    assert_eq!(plan.on_reboot, RebootPolicy::Restart);
 }
 
 #[test]
@@ -274,7 +279,7 @@ fn what_is_refused() {
         ),
         (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
-        (Box::new(|s| s.on_reboot = RebootPolicy::Restart), "on_reboot: "),
+        (Box::new(|s| s.on_reboot = RebootPolicy::End), "on_reboot: it cannot tell a reboot"),
     ];
     for (change, want) in cases {
         let mut spec = spec();
@@ -403,6 +408,7 @@ fn any_spec() -> impl Strategy<Value = VmSpec> {
         |((kernel, initrd), disks, shares, network, console, cmdline, cpus, memory_mb)| {
             let mut spec =
                 VmSpec { initrd, disks, shares, network, console, ..VmSpec::new(kernel) };
+            spec.on_reboot = RebootPolicy::Restart;
             spec.resources.cpus = cpus;
             spec.resources.memory_mb = memory_mb;
             for (key, value) in cmdline {
