@@ -163,11 +163,6 @@ impl Console {
         bytes
     }
 
-    /// Whether there is something to read.
-    pub fn has_unread(&self, reader: ReaderId) -> bool {
-        !self.cursor(reader).peek(&self.log).is_empty()
-    }
-
     /// Bytes this reader missed, because they were dropped before it read them.
     pub fn lost(&self, reader: ReaderId) -> u64 {
         self.cursor(reader).lost()

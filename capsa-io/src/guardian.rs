@@ -2,8 +2,8 @@
 //!
 //! A process cannot clean up after its own SIGKILL. A death signal (`PR_SET_PDEATHSIG`) is no help
 //! either: it is bound to the *thread* that spawned, and threads of an embedding program come and
-//! go. So one tiny process per program, a POSIX shell that reads a pipe, knows the process groups
-//! that Capsa started. When the pipe closes, because the program is gone, it kills them and ends.
+//! go. So one tiny process per program, a POSIX shell that reads a socket, knows the process groups
+//! that Capsa started. When that closes, because the program is gone, it kills them and ends.
 //!
 //! What it does not do: it never touches a process that did not announce itself through
 //! [`spawn`], and it never outlives its own work.
@@ -26,7 +26,8 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
 
-/// Reads `+ PID`, `- PID` and `=` (forget all) until the pipe closes, then kills every group still listed.
+/// Reads `+ PID`, `- PID` and `=` (forget all) until its input closes, then kills every group still
+/// listed.
 ///
 /// It ignores what a terminal sends to whole groups, and lives in a group of its own.
 const SCRIPT: &str = "\
@@ -50,7 +51,7 @@ static GUARDIAN: Mutex<Option<Guardian>> = Mutex::new(None);
 
 struct Guardian {
     shell: Child,
-    pipe: UnixStream,
+    line: UnixStream,
     live: BTreeSet<u32>,
 }
 
@@ -63,7 +64,7 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
     let mut slot = lock();
     let guardian = Guardian::alive(&mut slot)?;
     command.process_group(0);
-    sys::before_exec(command, guardian.pipe.as_raw_fd());
+    sys::before_exec(command, guardian.line.as_raw_fd());
     match execute(command) {
         Ok(child) => {
             guardian.live.insert(child.id());
@@ -96,7 +97,7 @@ pub(crate) fn withdraw(pid: u32) {
         && guardian.live.remove(&pid)
     {
         // A guardian that is gone is replaced at the next spawn, and then told who lives.
-        let _ = guardian.pipe.write_all(format!("- {pid}\n").as_bytes());
+        let _ = guardian.line.write_all(format!("- {pid}\n").as_bytes());
     }
 }
 
@@ -121,7 +122,7 @@ impl Guardian {
     fn start(live: BTreeSet<u32>) -> io::Result<Self> {
         // A socket and not a pipe: the standard library writes to sockets without SIGPIPE, which a
         // program that embeds us may have left deadly.
-        let (pipe, theirs) = UnixStream::pair()?;
+        let (line, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/bin/sh");
         sys::prepare_exec(&mut command);
         let shell = command
@@ -136,7 +137,7 @@ impl Guardian {
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot start /bin/sh as guardian: {error}"))
             })?;
-        let mut guardian = Self { shell, pipe, live };
+        let mut guardian = Self { shell, line, live };
         guardian.tell_all()?;
         Ok(guardian)
     }
@@ -147,6 +148,6 @@ impl Guardian {
         for pid in &self.live {
             text.push_str(&format!("+ {pid}\n"));
         }
-        self.pipe.write_all(text.as_bytes())
+        self.line.write_all(text.as_bytes())
     }
 }

@@ -23,8 +23,8 @@ use super::os;
 /// Makes the child announce itself to the guardian before it becomes the program.
 ///
 /// The child writes its own line, so there is no moment in which it runs and nobody knows: until
-/// `exec` it holds the write end of the guardian's pipe itself, which keeps the guardian waiting.
-/// The line is `+ PID`, in one write, which a pipe takes whole.
+/// `exec` it holds the guardian's line itself, which keeps the guardian waiting.
+/// The line is `+ PID`, in one write, which is far shorter than a socket's buffer.
 pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
     prepare_exec(command);
     let announce = move || {
