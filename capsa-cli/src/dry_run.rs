@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use capsa::plan::{Body, Message, ProcessPlan, Step};
+use capsa::plan::{Body, ConsolePlan, Message, ProcessPlan, Step};
 use capsa::{LaunchPlan, NoteLevel};
 
 /// The plan for people.
@@ -22,6 +22,16 @@ pub(crate) fn text(plan: &LaunchPlan) -> String {
             NoteLevel::Info => "note",
         };
         say(&format!("{level}: {}", note.text));
+    }
+    match &plan.console {
+        ConsolePlan::None => say("console: none"),
+        ConsolePlan::Socket { socket, .. } => say(&format!("console: on {socket}")),
+        ConsolePlan::Pty { .. } => {
+            say("console: a pty as the hypervisor's standard input and output");
+        }
+    }
+    if let Some(pipe) = &plan.event_pipe {
+        say(&format!("event pipe: {pipe}, made before the hypervisor starts"));
     }
     for process in &plan.processes {
         out.push('\n');
@@ -120,6 +130,8 @@ mod tests {
                 .flat_map(|process| [&process.program].into_iter().chain(&process.args).cloned())
                 .collect();
             assert_eq!(words, want);
+            assert!(text.contains("# console: "), "{text}");
+            assert_eq!(text.contains("# event pipe: "), plan.event_pipe.is_some(), "{text}");
             for message in plan.boot.iter().chain(&plan.ask) {
                 assert!(text.contains(message.why), "{text}");
             }
