@@ -8,6 +8,7 @@ use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
+use crate::guest::LinuxGuest;
 use crate::nano::Nano;
 use crate::{host, skip};
 
@@ -78,6 +79,16 @@ impl NanoGuest {
             .no_network()
             .console_enabled()
     }
+}
+
+/// A machine with a real Linux guest: 256 MiB, a console, no network, and few words.
+pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
+    Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
+        .backend("qemu")
+        .memory_mb(256)
+        .no_network()
+        .console_enabled()
+        .cmdline_args(["quiet", "mitigations=off"])
 }
 
 /// Waits until `done`, and fails with `what` when that takes too long.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{
-    Capsa, DiskImage, EndedBy, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder, MountMode,
-    RebootPolicy, ShareMechanism, StopStep, Virtio9pConfig, VirtioFsConfig, VmStatus,
+    Capsa, DiskImage, EndedBy, Error, ImageFormat, LinuxVmBuilder, MountMode, RebootPolicy,
+    ShareMechanism, StopStep, Virtio9pConfig, VirtioFsConfig, VmStatus,
 };
 use capsa_test::guest::{self, LinuxGuest, Variant};
-use capsa_test::{host, skip};
+use capsa_test::{host, skip, vm};
 
 /// Emulated, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -23,15 +23,6 @@ fn guest(test: &str, variant: Variant) -> Option<LinuxGuest> {
         return None;
     }
     guest::linux(variant).map_err(|why| skip(test, why)).ok()
-}
-
-fn builder(guest: &LinuxGuest) -> LinuxVmBuilder {
-    Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
-        .backend("qemu")
-        .memory_mb(256)
-        .no_network()
-        .console_enabled()
-        .cmdline_args(["quiet", "mitigations=off"])
 }
 
 /// Boots it and logs in as root.
@@ -68,7 +59,7 @@ fn checksum(file: &Path) -> String {
 #[test]
 fn login_commands_and_a_graceful_stop() {
     let Some(guest) = guest("linux guest", Variant::Cloud) else { return };
-    let vm = builder(&guest).build_blocking().unwrap();
+    let vm = vm::linux(&guest).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     let error = console.login_timeout("user", Some("wrong"), PATIENCE).unwrap_err();
@@ -102,7 +93,7 @@ fn disks_are_written_in_place_read_only_or_thrown_away() {
     let kept = copy(&guest.disk_qcow2, "kept.qcow2");
     let before = [&raw, &read_only, &thrown_away, &kept].map(|file| checksum(file));
     let (vm, mut console) = logged_in(
-        builder(&guest)
+        vm::linux(&guest)
             .disk(DiskImage::new(&raw))
             .disk(DiskImage::with_format(&read_only, ImageFormat::Raw).read_only())
             .disk(DiskImage::new(&thrown_away).ephemeral())
@@ -135,7 +126,7 @@ fn shares_hold(guest: &LinuxGuest, mechanism: &ShareMechanism, fs_type: &str) {
         fs::write(share.join("from-host"), "hello guest").unwrap();
     }
     let (vm, mut console) = logged_in(
-        builder(guest)
+        vm::linux(guest)
             .share_with_mechanism(&open, "/open", MountMode::ReadWrite, mechanism.clone())
             .share_with_mechanism(&closed, "/closed", MountMode::ReadOnly, mechanism.clone()),
     );
@@ -180,7 +171,7 @@ fn a_helper_killed_from_outside_is_named() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let vm = builder(&guest)
+    let vm = vm::linux(&guest)
         .share_with_mechanism(
             dir.path(),
             "/share",
@@ -203,25 +194,25 @@ fn a_helper_killed_from_outside_is_named() {
 #[test]
 fn nat_gives_an_address_and_no_network_gives_no_device() {
     let Some(guest) = guest("network", Variant::Cloud) else { return };
-    let (_vm, mut console) = logged_in(builder(&guest).network(capsa::NetworkMode::Nat));
+    let (_vm, mut console) = logged_in(vm::linux(&guest).network(capsa::NetworkMode::Nat));
     let address = sh(
         &mut console,
         "for i in $(seq 100); do ip -4 addr show eth0 | grep -o '10.0.2.15' && break; sleep 0.1; done",
     );
     assert_eq!(address, "10.0.2.15");
-    let (_vm, mut console) = logged_in(builder(&guest));
+    let (_vm, mut console) = logged_in(vm::linux(&guest));
     assert_eq!(sh(&mut console, "ls /sys/class/net"), "lo");
 }
 
 #[test]
 fn a_kernel_panic_is_told_from_a_reboot() {
     let Some(guest) = guest("panic", Variant::Cloud) else { return };
-    let (vm, mut console) = logged_in(builder(&guest));
+    let (vm, mut console) = logged_in(vm::linux(&guest));
     console.write_line("echo c >/proc/sysrq-trigger").unwrap();
     ended(&vm);
     assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPanic);
 
-    let (vm, mut console) = logged_in(builder(&guest));
+    let (vm, mut console) = logged_in(vm::linux(&guest));
     console.write_line("reboot").unwrap();
     ended(&vm);
     assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestReboot);
@@ -230,7 +221,7 @@ fn a_kernel_panic_is_told_from_a_reboot() {
 #[test]
 fn a_reboot_comes_back_where_that_was_asked_for() {
     let Some(guest) = guest("reboot", Variant::Cloud) else { return };
-    let (vm, mut console) = logged_in(builder(&guest).on_reboot(RebootPolicy::Restart));
+    let (vm, mut console) = logged_in(vm::linux(&guest).on_reboot(RebootPolicy::Restart));
     sh(&mut console, "touch /in-memory");
     console.write_line("reboot").unwrap();
     console.wait_for_timeout("capsa login: ", PATIENCE).unwrap();
@@ -243,7 +234,7 @@ fn a_reboot_comes_back_where_that_was_asked_for() {
 #[test]
 fn several_cpus_and_the_memory_asked_for_arrive() {
     let Some(guest) = guest("resources", Variant::Cloud) else { return };
-    let (_vm, mut console) = logged_in(builder(&guest).cpus(2).memory_mb(300));
+    let (_vm, mut console) = logged_in(vm::linux(&guest).cpus(2).memory_mb(300));
     assert_eq!(sh(&mut console, "grep -c ^processor /proc/cpuinfo"), "2");
     let kib: u32 = sh(&mut console, "awk '/MemTotal/ { print $2 }' /proc/meminfo").parse().unwrap();
     assert!((230_000..300_000).contains(&kib), "{kib}");

@@ -9,11 +9,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use capsa::LaunchPlan;
 use capsa::plan::ConsolePlan;
 use capsa::run_dir::RunDir;
-use capsa::{Capsa, LaunchPlan, LinuxBootConfig, LinuxVmBuilder};
 use capsa_test::guest::{self, LinuxGuest, Variant};
 use capsa_test::host::{self, Need};
+use capsa_test::vm;
 
 const PROMPT: &str = "capsa login: ";
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -59,17 +60,8 @@ pub(super) fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-fn builder(guest: &LinuxGuest) -> LinuxVmBuilder {
-    Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
-        .backend("qemu")
-        .memory_mb(256)
-        .no_network()
-        .console_enabled()
-        .cmdline_args(["quiet", "mitigations=off"])
-}
-
 fn through_capsa(guest: &LinuxGuest) -> Result<Duration> {
-    let vm = builder(guest).build_blocking()?;
+    let vm = vm::linux(guest).build_blocking()?;
     let begin = Instant::now();
     vm.start()?;
     vm.console()?.wait_for_timeout(PROMPT, PATIENCE)?;
@@ -79,7 +71,7 @@ fn through_capsa(guest: &LinuxGuest) -> Result<Duration> {
 }
 
 fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
-    let plan: LaunchPlan = builder(guest).plan()?;
+    let plan: LaunchPlan = vm::linux(guest).plan()?;
     let ConsolePlan::Socket { socket, .. } = &plan.console else {
         return Err("the plan has no console socket".into());
     };
