@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
-use capsa::{EndedBy, LinuxVmBuilder, StopStep, VmStatus};
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually, runs};
-use capsa_test::{nano, stand_in};
+use capsa::{DiskImage, EndedBy, LinuxVmBuilder, MountMode, StopStep, VmStatus};
+use capsa_test::guest::{self, Variant};
+use capsa_test::vm::{self, NanoGuest, PATIENCE, eventually, runs};
+use capsa_test::{host, nano, skip, stand_in};
 
 /// A machine with `guest` on the hypervisor at `program`.
 fn machine(guest: &NanoGuest, program: impl AsRef<Path>) -> LinuxVmBuilder {
@@ -79,6 +80,53 @@ fn the_power_button_reaches_the_guest_and_a_deaf_one_is_cut_off() {
     let _console = listening(&vm);
     vm.stop_with_timeout(Duration::from_millis(200)).unwrap();
     assert_eq!(vm.stop_report().unwrap().steps, [StopStep::Asked, StopStep::Quit]);
+}
+
+#[test]
+fn a_linux_guest_has_its_disks_and_shares() {
+    let guest = match guest::linux(Variant::Cloud) {
+        Ok(guest) => guest,
+        Err(why) => return skip("stand-in linux", why),
+    };
+    if host::find_program("virtiofsd").is_none() {
+        return skip("stand-in linux", "virtiofsd is not installed");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [raw, qcow2] = [&guest.disk_raw, &guest.disk_qcow2].map(|from| {
+        let to = dir.path().join(from.file_name().unwrap());
+        std::fs::copy(from, &to).unwrap();
+        to
+    });
+    let share = tempfile::tempdir().unwrap();
+    std::fs::write(share.path().join("from-host"), "hello").unwrap();
+    let vm = vm::linux(&guest)
+        .backend("cloud-hypervisor")
+        .program("cloud-hypervisor", stand_in::cloud_hypervisor())
+        .trust_backend()
+        .disk(DiskImage::new(&raw).read_only())
+        .disk(DiskImage::new(&qcow2))
+        .share(share.path(), "/share", MountMode::ReadWrite)
+        .build_blocking()
+        .unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", None, 3 * PATIENCE).unwrap();
+    for (command, works) in [
+        ("test $(cat /share/from-host) = hello && echo hi >/share/from-guest", true),
+        ("mkdir -p /d && umount /mnt/root; mount -t ext4 -o ro /dev/vda /d && umount /d", true),
+        ("test $(cat /sys/block/vda/ro) = 1", true),
+        ("mount -t ext4 /dev/vdb /d && echo written >/d/new && umount /d", true),
+        ("test -c /dev/hwrng", true),
+        ("test -e /dev/vdc", false),
+    ] {
+        let reply = console.run(command, Some(PATIENCE)).unwrap();
+        let said = String::from_utf8_lossy(&reply.output);
+        assert_eq!(reply.status == Some(0), works, "{command}: {said}");
+    }
+    vm.stop_with_timeout(PATIENCE).unwrap();
+    let report = vm.stop_report().unwrap();
+    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(std::fs::read_to_string(share.path().join("from-guest")).unwrap().trim(), "hi");
 }
 
 #[test]
