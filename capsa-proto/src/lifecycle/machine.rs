@@ -274,7 +274,13 @@ impl Machine {
                     Some(Deadline { at: now + ASK_EVERY, why: "ask the guest again" });
             }
             // A guest that cannot be asked needs no grace to answer.
-            (Phase::Asking, Verdict::Refused(_) | Verdict::Lost(_)) => self.phase_timeout(now),
+            (Phase::Asking, Verdict::Refused(_)) => self.phase_timeout(now),
+            // Or it is off already: one that is asked again on its way out takes the connection
+            // with it.
+            (Phase::Asking, Verdict::Lost(_)) => {
+                let cause = if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner };
+                self.part_lost(now, cause);
+            }
             _ => {}
         }
     }
