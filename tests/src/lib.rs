@@ -6,6 +6,7 @@
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`command`] runs them.
+//! - [`stand_in`] is a `cloud-hypervisor` for machines without KVM, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
 
@@ -15,6 +16,7 @@ pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod nano;
+pub mod stand_in;
 pub mod vm;
 pub mod workspace;
 

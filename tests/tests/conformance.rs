@@ -58,7 +58,9 @@ macro_rules! suite {
 }
 
 suite! {
-    qemu = "qemu", cloud_hypervisor = "cloud-hypervisor";
+    qemu = "qemu",
+    cloud_hypervisor = "cloud-hypervisor",
+    cloud_hypervisor_stand_in = "cloud-hypervisor-stand-in";
     {
         what_was_asked_for_arrives_and_nothing_else,
         a_kernel_boots_without_an_initrd,

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder};
 
 use super::claims;
-use crate::host;
+use crate::{host, stand_in};
 
 /// A backend to be held to the suite, and how its machines are built.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ pub type Find = fn() -> Result<Subject, String>;
 
 /// Every subject.
 pub const SUBJECTS: &[(&str, Find)] =
-    &[("qemu", Subject::qemu), ("cloud-hypervisor", Subject::cloud_hypervisor)];
+    &[("qemu", Subject::qemu), ("cloud-hypervisor", Subject::cloud_hypervisor), ("cloud-hypervisor-stand-in", Subject::cloud_hypervisor_stand_in)];
 
 impl Subject {
     /// QEMU: the nano guest in emulation, Linux with what this host has.
@@ -113,6 +113,25 @@ impl Subject {
                 false => Err("KVM has no hardware behind it here, and Linux needs that".into()),
             },
             build: |builder| builder.accelerator(Accelerator::Kvm),
+        })
+    }
+
+    /// Our stand-in for cloud-hypervisor, whose guests QEMU emulates.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn cloud_hypervisor_stand_in() -> Result<Self, String> {
+        let qemu = Self::qemu()?;
+        Ok(Self {
+            name: "cloud-hypervisor-stand-in",
+            backend: "cloud-hypervisor",
+            nature: Nature { nano_accelerator: Accelerator::Auto, ..CLOUD_HYPERVISOR },
+            build: |builder| {
+                let program = stand_in::cloud_hypervisor();
+                builder.program("cloud-hypervisor", program).trust_backend()
+            },
+            ..qemu
         })
     }
 
