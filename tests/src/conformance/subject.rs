@@ -70,8 +70,11 @@ const CLOUD_HYPERVISOR: Nature = Nature {
 pub type Find = fn() -> Result<Subject, String>;
 
 /// Every subject.
-pub const SUBJECTS: &[(&str, Find)] =
-    &[("qemu", Subject::qemu), ("cloud-hypervisor", Subject::cloud_hypervisor), ("cloud-hypervisor-stand-in", Subject::cloud_hypervisor_stand_in)];
+pub const SUBJECTS: &[(&str, Find)] = &[
+    ("qemu", Subject::qemu),
+    ("cloud-hypervisor", Subject::cloud_hypervisor),
+    ("cloud-hypervisor-stand-in", Subject::cloud_hypervisor_stand_in),
+];
 
 impl Subject {
     /// QEMU: the nano guest in emulation, Linux with what this host has.
