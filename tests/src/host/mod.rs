@@ -31,11 +31,14 @@ pub enum Need {
     DebianTools,
     /// The virtio-fs server, 1.11 or later: the first whose `--readonly` can be relied on.
     Virtiofsd,
+    /// The vsock device for a hypervisor that speaks vhost-user, where the host's kernel has none.
+    VhostDeviceVsock,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Qemu, Self::GuestTools, Self::DebianTools, Self::Virtiofsd];
+    pub const ALL: [Self; 5] =
+        [Self::Qemu, Self::GuestTools, Self::DebianTools, Self::Virtiofsd, Self::VhostDeviceVsock];
 
     /// The programs that make it up.
     pub fn programs(self) -> &'static [&'static str] {
@@ -45,6 +48,7 @@ impl Need {
             Self::GuestTools => &["mkfs.ext4", "qemu-img"],
             Self::DebianTools => &["mmdebstrap"],
             Self::Virtiofsd => &["virtiofsd"],
+            Self::VhostDeviceVsock => &["vhost-device-vsock"],
         }
     }
 
