@@ -4,6 +4,7 @@
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
+//! - [`lab`] is a machine with a working KVM, where there is none.
 //! - [`command`] runs them.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
@@ -12,6 +13,7 @@ pub mod command;
 pub mod fake;
 pub mod guest;
 pub mod host;
+pub mod lab;
 pub mod nano;
 pub mod vm;
 pub mod workspace;

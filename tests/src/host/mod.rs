@@ -7,6 +7,7 @@
 //! It never removes or downgrades a package: an installation is simulated first, and one that
 //! would is made from the release's backports instead, or refused.
 
+pub mod apt;
 pub mod plan;
 
 use std::ffi::OsString;
@@ -75,6 +76,9 @@ pub enum Unmet {
     /// A source list for it could not be written.
     #[error("cannot write a temporary apt source list")]
     Sources(#[source] io::Error),
+    /// Packages of another suite are wanted, and apt does not say where the release comes from.
+    #[error("apt has no list of this machine's release; try `apt-get update`")]
+    NoArchive,
     /// apt would remove or downgrade something, from backports too.
     #[error("installing {packages} would change other packages: {harm}")]
     Harmful {
