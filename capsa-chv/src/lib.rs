@@ -99,6 +99,7 @@ impl HypervisorBackend for CloudHypervisor {
     fn probe(&self, _: Arch, spec: Option<&VmSpec>) -> ProbePlan {
         let mut questions = vec![Question {
             key: KEY,
+            program: KEY,
             env: "CAPSA_CLOUD_HYPERVISOR",
             // The second is what the release page calls the binary that runs anywhere.
             candidates: vec![KEY.to_string(), "cloud-hypervisor-static".to_string()],

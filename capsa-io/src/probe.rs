@@ -1,6 +1,6 @@
 //! Asks programs about themselves: finds them, runs them with a deadline, keeps their answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -22,24 +22,25 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of an answer is kept.
 const ANSWER: u64 = 1 << 20;
 
+/// Programs that were named to be used instead of a search, by what people call them.
+pub type Programs = BTreeMap<String, PathBuf>;
+
 /// Asks every question. Blocks until all are answered: milliseconds, or seconds where a program
 /// hangs. A program that was asked before and has not changed since is not run again.
-pub fn ask(plan: &ProbePlan) -> ProbeReport {
+pub fn ask(plan: &ProbePlan, named: &Programs) -> ProbeReport {
     let mut report = ProbeReport::default();
     for question in &plan.questions {
-        report.insert(question.key, answer(question));
+        report.insert(question.key, answer(question, named.get(question.program)));
     }
     report
 }
 
-fn answer(question: &Question) -> Answer {
-    let Some(program) = find(question) else {
-        let mut tried = question.candidates.clone();
-        if let Some(named) = std::env::var_os(question.env) {
-            tried = vec![format!("{}={}", question.env, named.display())];
-        }
-        return Answer::NotFound { tried };
+fn answer(question: &Question, named: Option<&PathBuf>) -> Answer {
+    let (program, tried) = match named {
+        Some(named) => (by_name(named), vec![named.display().to_string()]),
+        None => find(question),
     };
+    let Some(program) = program else { return Answer::NotFound { tried } };
     let name = program.display().to_string();
     match cached(&program, &question.args) {
         Ok(output) => Answer::Said { program: name, output },
@@ -47,16 +48,20 @@ fn answer(question: &Question) -> Answer {
     }
 }
 
-/// The program a question is for. A variable that names one is believed, or nothing is found.
-fn find(question: &Question) -> Option<PathBuf> {
+/// The program a question is for, and what was tried. A variable that names one is believed, or
+/// nothing is found.
+fn find(question: &Question) -> (Option<PathBuf>, Vec<String>) {
     if let Some(named) = std::env::var_os(question.env).filter(|v| !v.is_empty()) {
-        let named = PathBuf::from(named);
-        return if named.components().count() > 1 { executable(named) } else { in_path(&named) };
+        let tried = vec![format!("{}={}", question.env, named.display())];
+        return (by_name(Path::new(&named)), tried);
     }
-    question.candidates.iter().find_map(|candidate| {
-        let candidate = Path::new(candidate);
-        if candidate.is_absolute() { executable(candidate.to_owned()) } else { in_path(candidate) }
-    })
+    let found = question.candidates.iter().find_map(|candidate| by_name(Path::new(candidate)));
+    (found, question.candidates.clone())
+}
+
+/// A path as it is; a bare name from `PATH`.
+fn by_name(name: &Path) -> Option<PathBuf> {
+    if name.components().count() > 1 { executable(name.to_owned()) } else { in_path(name) }
 }
 
 fn in_path(name: &Path) -> Option<PathBuf> {
@@ -189,12 +194,12 @@ mod tests {
 
     fn question(candidate: &str, args: Vec<&'static str>) -> Question {
         let env = "CAPSA_TEST_NO_SUCH_VARIABLE";
-        Question { key: "q", env, candidates: vec![candidate.into()], args }
+        Question { key: "q", program: "q", env, candidates: vec![candidate.into()], args }
     }
 
     #[test]
     fn a_program_answers_on_both_of_its_outputs() {
-        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]));
+        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]), None);
         let Answer::Said { program, output } = answer else { panic!("{answer:?}") };
         assert!(program.ends_with("/sh"), "{program}");
         assert_eq!(output, "version 1.2.3\nmore\n");
@@ -202,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_failure_carries_the_last_words() {
-        let answer = answer(&question("sh", vec!["-c", "echo cannot load library >&2; exit 127"]));
+        let answer =
+            answer(&question("sh", vec!["-c", "echo cannot load library >&2; exit 127"]), None);
         let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
         assert!(why.contains("127") && why.contains("cannot load library"), "{why}");
     }
@@ -217,8 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_was_named_is_the_one_or_there_is_none() {
+        let question = question("sh", vec!["-c", "echo version 1.2.3"]);
+        let named = |path: &str| answer(&question, Some(&PathBuf::from(path)));
+        assert!(matches!(named("/bin/sh"), Answer::Said { program, .. } if program == "/bin/sh"));
+        assert_eq!(named("/none/sh"), Answer::NotFound { tried: vec!["/none/sh".into()] });
+    }
+
+    #[test]
     fn a_missing_program_lists_what_was_tried() {
-        let answer = answer(&question("no-such-program-here", vec![]));
+        let answer = answer(&question("no-such-program-here", vec![]), None);
         assert_eq!(answer, Answer::NotFound { tried: vec!["no-such-program-here".into()] });
     }
 }

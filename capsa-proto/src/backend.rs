@@ -93,6 +93,9 @@ pub struct ProbePlan {
 pub struct Question {
     /// The key of the answer in the [`ProbeReport`].
     pub key: &'static str,
+    /// What people call the program, when they name one to use: `qemu`, `virtiofsd`. Several
+    /// questions may go to one program.
+    pub program: &'static str,
     /// An environment variable that names the program outright.
     pub env: &'static str,
     /// Names to look for in `PATH`, or absolute paths, in order.

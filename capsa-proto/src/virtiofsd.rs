@@ -40,6 +40,7 @@ pub const MIN_VERSION: Version = Version::new(1, 13, 0);
 pub fn question() -> Question {
     Question {
         key: KEY,
+        program: KEY,
         env: ENV,
         candidates: vec![
             "virtiofsd".to_string(),

@@ -84,7 +84,7 @@ impl Qemu {
             // Red Hat and its kin keep it out of PATH.
             "/usr/libexec/qemu-kvm".to_string(),
         ];
-        Question { key, env: "CAPSA_QEMU", candidates, args }
+        Question { key, program: PROGRAM, env: "CAPSA_QEMU", candidates, args }
     }
 }
 

@@ -108,6 +108,7 @@ impl HypervisorBackend for Vfkit {
         ProbePlan {
             questions: vec![Question {
                 key: KEY,
+                program: KEY,
                 env: "CAPSA_VFKIT",
                 candidates: candidates.map(ToString::to_string).into(),
                 args: vec!["--version"],

@@ -1,12 +1,14 @@
 //! The backends, and the choice between them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use capsa_chv::CloudHypervisor;
-use capsa_io::{facts, probe, run_dir};
+use capsa_io::probe::{self, Programs};
+use capsa_io::{facts, run_dir};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbeReport};
-use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, check};
+use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, RunDirPlan};
@@ -56,7 +58,7 @@ pub fn backends() -> Vec<BackendReport> {
     in_order(host.os)
         .into_iter()
         .map(|backend| {
-            let found = probe::ask(&backend.probe(host.arch, None));
+            let found = probe::ask(&backend.probe(host.arch, None), &Programs::new());
             BackendReport {
                 name: backend.name(),
                 availability: backend.judge(&host, &found),
@@ -83,25 +85,61 @@ pub(crate) enum Strictness {
     DryRun,
 }
 
+/// What is said about the choice of a backend, beside the machine itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Choice {
+    /// This one or none.
+    pub(crate) backend: Option<String>,
+    /// Programs to use instead of a search.
+    pub(crate) programs: Programs,
+    /// The backend that was named is taken whatever speaks against it here.
+    pub(crate) trusted: bool,
+}
+
 /// Chooses a backend and plans the machine. Looks at files and runs programs: blocks.
-pub(crate) fn plan(spec: VmSpec, forced: Option<&str>, strict: Strictness) -> Result<Planned> {
+pub(crate) fn plan(spec: VmSpec, choice: &Choice, strict: Strictness) -> Result<Planned> {
     let host = facts::host_facts(Some(&spec), planned_run_dir());
+    check_names(&choice.programs, &host)?;
     let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
-    match forced.map(str::to_owned).or(variable) {
-        Some(name) => plan_on(&name, spec, &host, strict),
-        None => plan_on_first(spec, &host),
+    match choice.backend.clone().or(variable) {
+        Some(name) => plan_on(&name, spec, &host, choice, strict),
+        None => plan_on_first(spec, &host, choice),
     }
 }
 
-fn plan_on(name: &str, spec: VmSpec, host: &HostFacts, strict: Strictness) -> Result<Planned> {
+/// A program that no backend asks for would be named in vain.
+fn check_names(programs: &Programs, host: &HostFacts) -> Result<()> {
+    let plans = in_order(host.os).into_iter().map(|backend| backend.probe(host.arch, None));
+    let known: BTreeSet<_> =
+        plans.flat_map(|plan| plan.questions).map(|question| question.program).collect();
+    let unknown = programs.keys().filter(|name| !known.contains(name.as_str()));
+    let names = || known.iter().copied().collect::<Vec<_>>().join(", ");
+    let violations: Vec<_> = unknown
+        .map(|name| {
+            let reason = format!("no backend uses a program called {name}");
+            let remedy = format!("name one of {}", names());
+            Violation::new(format!("programs.{name}"), ViolationKind::Unsupported, reason, remedy)
+        })
+        .collect();
+    if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
+}
+
+fn plan_on(
+    name: &str,
+    spec: VmSpec,
+    host: &HostFacts,
+    choice: &Choice,
+    strict: Strictness,
+) -> Result<Planned> {
     let all = in_order(host.os);
     let Some(backend) = all.iter().find(|b| b.name() == name) else {
         let names: Vec<_> = all.iter().map(|b| b.name()).collect();
         let reason = Reason::new("there is no such backend", format!("use {}", names.join(" or ")));
         return Err(Error::BackendUnavailable { name: name.into(), reasons: vec![reason] });
     };
-    let (found, availability) = look(backend.as_ref(), &spec, host);
-    if strict == Strictness::Run && !availability.is_usable() {
+    let (found, availability) = look(backend.as_ref(), &spec, host, choice);
+    let must_be_usable = strict == Strictness::Run && !choice.trusted;
+    if must_be_usable && !availability.is_usable() {
         let reasons = availability.against;
         return Err(Error::BackendUnavailable { name: name.into(), reasons });
     }
@@ -123,11 +161,11 @@ fn checked(
 }
 
 /// The first backend that is usable here and can do everything that is asked.
-fn plan_on_first(spec: VmSpec, host: &HostFacts) -> Result<Planned> {
+fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &Choice) -> Result<Planned> {
     let mut rejected = Vec::new();
     let mut closest: Option<Vec<Violation>> = None;
     for backend in in_order(host.os) {
-        let (found, availability) = look(backend.as_ref(), &spec, host);
+        let (found, availability) = look(backend.as_ref(), &spec, host, choice);
         if !availability.is_usable() {
             let reasons = availability.against;
             rejected.push(Rejection { backend: backend.name(), reasons });
@@ -159,8 +197,9 @@ fn look(
     backend: &dyn HypervisorBackend,
     spec: &VmSpec,
     host: &HostFacts,
+    choice: &Choice,
 ) -> (ProbeReport, Availability) {
-    let found = probe::ask(&backend.probe(host.arch, Some(spec)));
+    let found = probe::ask(&backend.probe(host.arch, Some(spec)), &choice.programs);
     let mut host = host.clone();
     if spec.accelerator == Accelerator::Kvm {
         // Whoever forces KVM where it answers gets it, with a warning in the plan.

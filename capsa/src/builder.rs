@@ -14,7 +14,7 @@ use capsa_proto::spec::{
     ShareMechanism, VmSpec,
 };
 
-use crate::backends::{self, Planned, Rejection, Strictness};
+use crate::backends::{self, Choice, Planned, Rejection, Strictness};
 use crate::{DiskImage, Error, Result, SharedDir, embed};
 
 /// Says what a Linux machine has, then builds it.
@@ -40,7 +40,7 @@ pub struct LinuxVmBuilder {
     accelerator: Accelerator,
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
-    backend: Option<String>,
+    choice: Choice,
     pub(crate) options: Options,
 }
 
@@ -58,7 +58,7 @@ impl LinuxVmBuilder {
             accelerator: Accelerator::default(),
             on_reboot: RebootPolicy::default(),
             timeout: None,
-            backend: None,
+            choice: Choice::default(),
             options: Options::default(),
         }
     }
@@ -189,7 +189,24 @@ impl LinuxVmBuilder {
     /// This backend or none: `qemu`, `cloud-hypervisor`, `vfkit`. Unless said, `CAPSA_BACKEND`, else
     /// the first that is usable here and can do all that is asked.
     pub fn backend(mut self, name: impl Into<String>) -> Self {
-        self.backend = Some(name.into());
+        self.choice.backend = Some(name.into());
+        self
+    }
+
+    /// Uses this program instead of searching for one: `qemu`, `cloud-hypervisor`, `vfkit`, or a
+    /// helper such as `virtiofsd`. A path, or a bare name to look for in `PATH`; whatever is there
+    /// must do, nothing else is tried. It goes before the environment variables, and for programs
+    /// that know where theirs are, as those built with Nix do.
+    pub fn program(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.choice.programs.insert(name.into(), path.into());
+        self
+    }
+
+    /// The backend that was named is taken whatever speaks against it on this host: no KVM, another
+    /// operating system. For tests against a stand-in of a hypervisor.
+    #[doc(hidden)]
+    pub fn trust_backend(mut self) -> Self {
+        self.choice.trusted = true;
         self
     }
 
@@ -239,7 +256,7 @@ impl LinuxVmBuilder {
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
-        backends::plan(spec, self.backend.as_deref(), strict)
+        backends::plan(spec, &self.choice, strict)
     }
 
     /// The specification, with every path made absolute.
@@ -406,6 +423,14 @@ mod tests {
         let path = PathBuf::from(std::ffi::OsString::from_vec(b"/k\xff".to_vec()));
         let error = Capsa::vm(LinuxBootConfig::new(path)).plan().unwrap_err();
         assert_eq!(error.violations()[0].kind, ViolationKind::Malformed);
+    }
+
+    #[test]
+    fn an_unknown_program_lists_those_there_are() {
+        let builder = Capsa::vm(LinuxBootConfig::new("/k")).program("virtiosfd", "/bin/true");
+        let error = builder.plan().unwrap_err();
+        assert_eq!(error.violations()[0].field, "programs.virtiosfd");
+        assert!(error.violations()[0].remedy.contains("virtiofsd"), "{error}");
     }
 
     #[test]
