@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{
-    Accelerator, CacheMode, Capsa, LinuxBootConfig, MountMode, ShareMechanism, StopReport,
-    VirtioFsConfig,
+    Accelerator, Capsa, LinuxBootConfig, MountMode, ShareMechanism, StopReport, VirtioFsConfig,
 };
 use tempfile::TempDir;
 
@@ -75,7 +74,7 @@ impl Lab {
     pub fn boot() -> Result<Self, Error> {
         let guest = guest::linux(Variant::Lab)?;
         let scripts = tempfile::Builder::new().prefix("capsa-lab.").tempdir()?;
-        let mut lab = Capsa::vm(LinuxBootConfig::new(guest.kernel).initrd(guest.initrd))
+        let vm = Capsa::vm(LinuxBootConfig::new(guest.kernel).initrd(guest.initrd))
             .backend("qemu")
             .accelerator(Accelerator::Emulation)
             .cpus(2)
@@ -88,14 +87,17 @@ impl Lab {
                 "/",
                 HOST,
                 MountMode::ReadOnly,
-                ShareMechanism::VirtioFs(VirtioFsConfig { cache: CacheMode::Always }),
+                ShareMechanism::VirtioFs(VirtioFsConfig {
+                    tag: None,
+                    cache: Some("always".into()),
+                }),
             )
             .cmdline_args(["quiet", "loglevel=3", "mitigations=off"])
             .build_blocking()?;
-        lab.start()?;
-        let mut console = lab.console()?;
+        vm.start()?;
+        let mut console = vm.console()?;
         console.login_timeout("root", None, PATIENCE)?;
-        Ok(Self { vm: lab, console, scripts, ran: 0 })
+        Ok(Self { vm, console, scripts, ran: 0 })
     }
 
     /// Puts the host's root in place of the guest's, writable and without a trace.
@@ -107,6 +109,8 @@ impl Lab {
         fs::write(&script, ENTER)?;
         self.console.write_line(&format!("exec sh {HOST}{}", script.display()))?;
         self.console.wait_for_timeout(ENTERED, PATIENCE)?;
+        // From here on the console has what programs say and nothing else.
+        self.console.run("stty -echo; PS1=", Some(PATIENCE))?;
         Ok(())
     }
 
@@ -126,8 +130,6 @@ impl Lab {
         let script = self.scripts.path().join(format!("run-{}", self.ran));
         fs::write(&script, command_script(program, environment))?;
         self.console.write_line(&format!("sh {}", script.display()))?;
-        // The shell's prompt and the command as it was typed.
-        self.console.wait_for_timeout("\n", PATIENCE)?;
         loop {
             let line = self.console.wait_for_timeout("\n", patience)?;
             let line = line.trim_end_matches(['\r', '\n']);
@@ -171,10 +173,7 @@ fn virtiofsd(dir: &Path) -> Result<PathBuf, Error> {
 }
 
 /// A script that runs `program` with this environment and says how it ended.
-fn command_script<E: AsRef<OsStr>>(
-    program: &[E],
-    environment: &[(OsString, OsString)],
-) -> Vec<u8> {
+fn command_script<E: AsRef<OsStr>>(program: &[E], environment: &[(OsString, OsString)]) -> Vec<u8> {
     let mut script = b"env -i".to_vec();
     for (key, value) in environment {
         script.push(b' ');
@@ -211,8 +210,10 @@ mod tests {
 
     #[test]
     fn a_command_reaches_the_program_as_it_was_given() {
-        let environment = [("A".into(), "it's $HOME".into()), ("PATH".into(), "/bin:/usr/bin".into())];
-        let program = ["sh", "-c", "printf '%s|' \"$A\" \"$HOME\" \"$@\"; exit 7", "sh", "a b", "'\"\n"];
+        let environment =
+            [("A".into(), "it's $HOME".into()), ("PATH".into(), "/bin:/usr/bin".into())];
+        let program =
+            ["sh", "-c", "printf '%s|' \"$A\" \"$HOME\" \"$@\"; exit 7", "sh", "a b", "'\"\n"];
         let script = command_script(&program, &environment);
         let said = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
