@@ -30,7 +30,7 @@ const ENTER: &str = include_str!("enter");
 /// Where the host's root is before that.
 const HOST: &str = "/host";
 /// What [`ENTER`] prints at its end.
-const ENTERED: &str = "capsa-lab: entered";
+const ENTERED: &str = "capsa-lab: entered\r\n";
 /// What stands before the exit status of a program.
 const ENDED: &str = "capsa-lab: ended ";
 /// From spawn to prompt in emulation, on a loaded machine.
@@ -109,8 +109,6 @@ impl Lab {
         fs::write(&script, ENTER)?;
         self.console.write_line(&format!("exec sh {HOST}{}", script.display()))?;
         self.console.wait_for_timeout(ENTERED, PATIENCE)?;
-        // From here on the console has what programs say and nothing else.
-        self.console.run("stty -echo; PS1=", Some(PATIENCE))?;
         Ok(())
     }
 
