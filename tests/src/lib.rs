@@ -1,20 +1,24 @@
 //! What Capsa is tested with: guests to boot, and the programs that boot them.
 //!
+//! - [`conformance`] is one suite of scenarios that every backend must pass.
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`lab`] is a machine with a working KVM, where there is none.
 //! - [`command`] runs them.
+//! - [`stand_in`] is a `cloud-hypervisor` for machines without KVM, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
 
 pub mod command;
+pub mod conformance;
 pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod lab;
 pub mod nano;
+pub mod stand_in;
 pub mod vm;
 pub mod workspace;
 

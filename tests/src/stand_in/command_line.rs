@@ -1,0 +1,150 @@
+//! The flags that Capsa may use, as v53 takes them. Whatever else the real one takes is refused as
+//! it refuses what it does not know, so that a flag which nothing here acts on is noticed.
+
+use std::process::ExitCode;
+
+/// What the command line asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    /// Where the API is served.
+    pub(super) api_socket: String,
+    /// Where events go. A descriptor is its path under `/proc/self/fd`.
+    pub(super) event_monitor: Option<String>,
+    /// Stay when the guest shuts down.
+    pub(super) no_shutdown: bool,
+}
+
+/// The words of a program that ends at once.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// On standard output, with success.
+    Answer(String),
+    /// On standard error, with the status of a wrong command line.
+    Refusal(String),
+}
+
+impl Said {
+    pub(super) fn exit(self) -> ExitCode {
+        match self {
+            Self::Answer(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Self::Refusal(text) => {
+                eprintln!("error: {text}\n\nFor more information, try '--help'.");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+const SECCOMP: [&str; 4] = ["true", "false", "log", "errno"];
+
+impl Options {
+    pub(super) fn parse(words: &[String]) -> Result<Self, Said> {
+        let mut options = Self::default();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let (flag, inline) = match word.split_once('=') {
+                Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
+                _ => (word.as_str(), None),
+            };
+            let value = || {
+                inline.clone().or_else(|| words.next().cloned()).ok_or_else(|| {
+                    let name = flag.trim_start_matches('-');
+                    Said::Refusal(format!(
+                        "a value is required for '--{name} <{name}>' but none was supplied"
+                    ))
+                })
+            };
+            match flag {
+                "--version" | "-V" => {
+                    return Err(Said::Answer(format!("cloud-hypervisor {}", super::VERSION)));
+                }
+                "--api-socket" => options.api_socket = path_of(&{ value }()?, "API socket")?,
+                "--event-monitor" => {
+                    options.event_monitor = Some(path_of(&{ value }()?, "event monitor")?);
+                }
+                "--seccomp" => {
+                    let given = { value }()?;
+                    if !SECCOMP.contains(&given.as_str()) {
+                        return Err(Said::Refusal(format!(
+                            "invalid value '{given}' for '--seccomp <seccomp>'\n  [possible \
+                             values: {}]",
+                            SECCOMP.join(", ")
+                        )));
+                    }
+                }
+                // Its threads would be restricted; the guest is QEMU's, which it does not reach.
+                "--landlock" => {}
+                "--no-shutdown" => options.no_shutdown = true,
+                "-v" | "-vv" | "-vvv" => {}
+                _ => {
+                    return Err(Said::Refusal(format!(
+                        "unexpected argument '{word}' found\n\nUsage: cloud-hypervisor [OPTIONS]"
+                    )));
+                }
+            }
+        }
+        if options.api_socket.is_empty() {
+            // The real one prints its help; what matters is that it does not run.
+            return Err(Said::Refusal("there is neither a payload nor an API socket".into()));
+        }
+        Ok(options)
+    }
+}
+
+/// `path=PATH`, `fd=N` or, for the API socket of old, the path alone.
+fn path_of(value: &str, what: &str) -> Result<String, Said> {
+    let options: Vec<_> = value.split(',').collect();
+    match options[..] {
+        [one] => match one.split_once('=') {
+            Some(("path", path)) if !path.is_empty() => Ok(path.to_owned()),
+            Some(("fd", n)) if what != "API socket" && n.parse::<u32>().is_ok() => {
+                Ok(format!("/proc/self/fd/{n}"))
+            }
+            _ => Err(Said::Refusal(format!("{what}: cannot parse '{value}'"))),
+        },
+        _ => Err(Said::Refusal(format!("{what}: unknown option in '{value}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, Said> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_capsa_says_is_understood() {
+        let options =
+            parse("--api-socket path=/r/api --event-monitor path=/r/ev --seccomp true --landlock");
+        let want = Options {
+            api_socket: "/r/api".into(),
+            event_monitor: Some("/r/ev".into()),
+            no_shutdown: false,
+        };
+        assert_eq!(options, Ok(want));
+        let by_descriptor = parse("--api-socket path=/r/api --event-monitor=fd=7").unwrap();
+        assert_eq!(by_descriptor.event_monitor.as_deref(), Some("/proc/self/fd/7"));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for line in [
+            "",
+            "--api-socket",
+            "--api-socket path=",
+            "--api-socket path=/a,fd=3",
+            "--api-socket path=/a --bogus",
+            "--api-socket path=/a --seccomp maybe",
+            "--api-socket path=/a --kernel /k",
+            "--api-socket path=/a extra",
+        ] {
+            assert!(matches!(parse(line), Err(Said::Refusal(_))), "{line}");
+        }
+        assert_eq!(parse("--version"), Err(Said::Answer("cloud-hypervisor v53.0.0".into())));
+    }
+}

@@ -1,0 +1,93 @@
+//! The event monitor: pretty-printed JSON objects, one after another, an empty line between them.
+//!
+//! As with the real one, the descriptor does not block: who does not read loses events.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde::Serialize;
+
+use super::Fault;
+
+/// The event monitor, or nothing where none was asked for.
+#[derive(Debug)]
+pub(super) struct Events {
+    to: Mutex<Option<File>>,
+    start: Instant,
+}
+
+// In the order of the real one's fields.
+#[derive(Serialize)]
+struct Event<'a> {
+    timestamp: Duration,
+    source: &'a str,
+    event: &'a str,
+    properties: Option<serde_json::Value>,
+}
+
+impl Events {
+    /// Opens `path`, as it is: a pipe waits for its reader.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be opened.
+    pub(super) fn open(path: Option<&str>) -> io::Result<Self> {
+        let open = |path| OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let to = path.map(open).transpose()?;
+        if let Some(to) = &to {
+            fcntl(to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self { to: Mutex::new(to), start: Instant::now() })
+    }
+
+    pub(super) fn say(&self, source: &str, event: &str) {
+        self.say_with(source, event, None);
+    }
+
+    pub(super) fn say_with(
+        &self,
+        source: &str,
+        event: &str,
+        properties: Option<serde_json::Value>,
+    ) {
+        let timestamp = self.start.elapsed();
+        let event = Event { timestamp, source, event, properties };
+        let text = serde_json::to_string_pretty(&event).expect("an event is plain data");
+        self.write(&format!("{text}\n\n"));
+    }
+
+    /// Does what those of `faults` order that are about events.
+    pub(super) fn misbehave(&self, faults: &[Fault]) {
+        for fault in faults {
+            match fault {
+                Fault::EventGarbage => self.write("}}} this is no JSON\n\n"),
+                Fault::EventHalf => {
+                    self.write("{\n  \"timestamp\": {\n    \"secs\": 0,\n    \"na");
+                    *self.lock() = None;
+                }
+                Fault::EventEndless => {
+                    self.write("{\n  \"source\": \"");
+                    // Many times what a reader may keep; one that gave up makes this fail.
+                    for _ in 0..4096 {
+                        self.write(&"x".repeat(4096));
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn write(&self, text: &str) {
+        if let Some(to) = &mut *self.lock() {
+            let _ = to.write_all(text.as_bytes());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<File>> {
+        self.to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,162 @@
+//! The arguments of the emulator for a machine of `vm.create`.
+
+use std::env::consts::ARCH;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::config::{ConsoleOutputMode, DiskConfig, ImageType, VmConfig};
+
+/// What runs the guest.
+pub(super) fn program() -> String {
+    format!("qemu-system-{ARCH}")
+}
+
+/// The socket between the emulator and the vsock device, beside the one of the machine's own.
+pub(super) fn vsock_backend(socket: &Path) -> std::path::PathBuf {
+    // Short: the directory's length is checked for the names Capsa gives, not for ours.
+    socket.with_file_name("vu")
+}
+
+/// The arguments. The monitor is at the descriptor `qmp`; nothing runs until it says `cont`.
+/// `terminal` says whether standard input and output are a terminal.
+pub(super) fn arguments(config: &VmConfig, qmp: i32, terminal: bool) -> Vec<String> {
+    let mut args = Args::default();
+    args.push("-nodefaults -no-user-config -display none -S -no-shutdown");
+    args.push("-accel tcg,thread=multi -cpu max -action panic=none");
+    args.push(&format!("-smp {}", config.cpus.boot_vcpus));
+    args.push(&format!("-chardev socket,id=qmp,fd={qmp} -mon chardev=qmp,mode=control"));
+    let size = config.memory.size;
+    // The vsock device is a process here and not in the real one: it needs the memory shared.
+    let shared = if config.memory.shared || config.vsock.is_some() { "on" } else { "off" };
+    args.push(&format!(
+        "-m {size}B -object memory-backend-memfd,id=ram,size={size},share={shared}"
+    ));
+    let machine = if ARCH == "aarch64" { "virt" } else { "q35" };
+    args.push(&format!("-machine {machine},memory-backend=ram -device virtio-rng-pci"));
+    if config.pvpanic {
+        args.push("-device pvpanic-pci");
+    }
+    if let Some(payload) = &config.payload {
+        let kernel = payload.kernel.as_deref().or(payload.firmware.as_deref());
+        let mut path = |flag, path: Option<&Path>| {
+            args.0.extend(path.iter().flat_map(|path| [String::from(flag), show(path)]));
+        };
+        path("-kernel", kernel);
+        path("-initrd", payload.initramfs.as_deref());
+        if let Some(cmdline) = &payload.cmdline {
+            args.0.extend(["-append".to_owned(), cmdline.clone()]);
+        }
+    }
+    args.serial(config, terminal);
+    for (n, disk) in config.disks.iter().flatten().enumerate() {
+        args.disk(n, disk);
+    }
+    for (n, fs) in config.fs.iter().flatten().enumerate() {
+        args.socket(&format!("fs{n}"), &fs.socket);
+        args.device(&json!({
+            "driver": "vhost-user-fs-pci",
+            "chardev": format!("fs{n}"),
+            "tag": fs.tag,
+            "queue-size": fs.queue_size,
+            "num-request-queues": fs.num_queues,
+        }));
+    }
+    for (n, net) in config.net.iter().flatten().enumerate() {
+        let socket = net.vhost_socket.as_deref().unwrap_or_default();
+        args.socket(&format!("peer{n}"), Path::new(socket));
+        args.push(&format!("-netdev vhost-user,id=net{n},chardev=peer{n}"));
+        let mut device = json!({
+            "driver": "virtio-net-pci",
+            "netdev": format!("net{n}"),
+            "romfile": "",
+            "rx_queue_size": net.queue_size,
+        });
+        if let Some(mac) = &net.mac {
+            device["mac"] = json!(mac);
+        }
+        args.device(&device);
+    }
+    if let Some(vsock) = &config.vsock {
+        args.socket("vsock", &vsock_backend(&vsock.socket));
+        args.device(&json!({ "driver": "vhost-user-vsock-pci", "chardev": "vsock" }));
+    }
+    args.0
+}
+
+/// The process that is the machine's vsock device, and its arguments.
+pub(super) fn vsock_device(config: &VmConfig) -> Option<Vec<String>> {
+    let vsock = config.vsock.as_ref()?;
+    let (backend, path) = (vsock_backend(&vsock.socket), show(&vsock.socket));
+    let vm = format!("guest-cid={},socket={},uds-path={path}", vsock.cid, show(&backend));
+    Some(vec!["vhost-device-vsock".into(), "--vm".into(), vm])
+}
+
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    /// Words that have no blanks in them.
+    fn push(&mut self, words: &str) {
+        self.0.extend(words.split(' ').map(str::to_owned));
+    }
+
+    fn device(&mut self, device: &Value) {
+        self.0.extend(["-device".to_owned(), device.to_string()]);
+    }
+
+    fn socket(&mut self, id: &str, path: &Path) {
+        let path = show(path).replace(',', ",,");
+        self.0.extend(["-chardev".to_owned(), format!("socket,id={id},path={path}")]);
+    }
+
+    fn serial(&mut self, config: &VmConfig, terminal: bool) {
+        let to = match config.serial.mode {
+            ConsoleOutputMode::Null => "null,id=com".to_owned(),
+            // What the emulator calls `stdio` lets the terminal turn line feeds into two
+            // characters. Opened anew it is set raw.
+            ConsoleOutputMode::Tty if terminal => "serial,id=com,path=/proc/self/fd/0".to_owned(),
+            // As with the real one, a pipe gets the output and is deaf.
+            ConsoleOutputMode::Tty => "file,id=com,path=/proc/self/fd/1".to_owned(),
+            ConsoleOutputMode::File => {
+                let path = config.serial.file.as_deref().map(show).unwrap_or_default();
+                format!("file,id=com,path={}", path.replace(',', ",,"))
+            }
+            _ => return,
+        };
+        self.push("-serial chardev:com -chardev");
+        self.0.push(to);
+    }
+
+    fn disk(&mut self, n: usize, disk: &DiskConfig) {
+        let path = disk.path.as_deref().unwrap_or(Path::new(""));
+        let is_device = !path.is_file();
+        let mut node = json!({
+            "driver": if disk.image_type == ImageType::Qcow2 { "qcow2" } else { "raw" },
+            "node-name": format!("disk{n}"),
+            "read-only": disk.readonly,
+            "cache": { "direct": disk.direct },
+            "discard": "unmap",
+            "file": {
+                "driver": if is_device { "host_device" } else { "file" },
+                "filename": show(path),
+                "cache": { "direct": disk.direct },
+                "discard": "unmap",
+            },
+        });
+        if disk.image_type == ImageType::Qcow2 && !disk.backing_files {
+            node["backing"] = Value::Null;
+        }
+        self.0.extend(["-blockdev".to_owned(), node.to_string()]);
+        self.device(&json!({
+            "driver": "virtio-blk-pci",
+            "drive": format!("disk{n}"),
+            "num-queues": disk.num_queues,
+            "queue-size": disk.queue_size,
+        }));
+    }
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,427 @@
+//! The machine behind the API, as a loop of the main thread: requests, signals and what the guest
+//! does come in, one at a time.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::{Value, json};
+
+use super::command_line::Options;
+use super::config::VmConfig;
+use super::emulator::{Emulator, Happened};
+use super::events::Events;
+use super::http::{self, Request, Response, Served};
+use super::refusal::{self, Refusal};
+use super::{Call, EMULATOR_DIED, Fault, UNKNOWN_CONFIG, VERSION};
+
+/// What the loop is asked for.
+#[derive(Debug)]
+pub(super) enum Wish {
+    /// A request: where its answer goes, and what closes when that is written.
+    Request(Request, Sender<Response>, Receiver<()>),
+    /// SIGTERM or SIGINT came.
+    Terminate,
+    /// Something happened in the guest of this life.
+    Guest(u64, Happened),
+}
+
+/// How long an answer may take to be written when the process ends with it.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// Serves until something ends it.
+pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    // Before there are other threads or children: all of them inherit it. So a signal to the whole
+    // group ends the stand-in and not its guest, as it is with the real one, which has no children.
+    if let Err(error) = signals.thread_block() {
+        return fatal(&["Failed to block signals", &error.to_string()]);
+    }
+    let (wish, wishes) = channel();
+    if !faults.contains(&Fault::IgnoresSigterm) {
+        let wish = wish.clone();
+        std::thread::spawn(
+            move || {
+                while signals.wait().is_ok() && wish.send(Wish::Terminate).is_ok() {}
+            },
+        );
+    }
+    let events = match Events::open(options.event_monitor.as_deref()) {
+        Ok(events) => Arc::new(events),
+        Err(error) => return fatal(&["Failed to open the event monitor", &error.to_string()]),
+    };
+    {
+        let (events, faults) = (events.clone(), faults.clone());
+        events.say("vmm", "starting");
+        std::thread::spawn(move || events.misbehave(&faults));
+    }
+    let mut vmm = Vmm { options, faults, events, wish, wishes, config: None, vm: None, lives: 0 };
+    match vmm.serve() {
+        Ok(status) => status,
+        Err(error) => fatal(&["Error creation API server's socket", &error.to_string()]),
+    }
+}
+
+fn fatal(chain: &[&str]) -> ExitCode {
+    eprintln!("Error: Cloud Hypervisor exited with the following chain of errors:");
+    for (n, why) in chain.iter().enumerate() {
+        eprintln!("  {n}: {why}");
+    }
+    ExitCode::FAILURE
+}
+
+/// How a machine that was created is doing, in the words of `vm.info`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Created,
+    Running,
+    Paused,
+}
+
+#[derive(Debug)]
+struct Vm {
+    state: State,
+    /// None after a boot that failed halfway.
+    emulator: Option<Emulator>,
+    life: u64,
+}
+
+struct Vmm<'a> {
+    options: &'a Options,
+    faults: Vec<Fault>,
+    events: Arc<Events>,
+    wish: Sender<Wish>,
+    wishes: Receiver<Wish>,
+    config: Option<VmConfig>,
+    vm: Option<Vm>,
+    lives: u64,
+}
+
+type Answer = Result<Response, Refusal>;
+
+impl Vmm<'_> {
+    /// The loop. Comes back with the status to end with.
+    fn serve(&mut self) -> std::io::Result<ExitCode> {
+        let late = self.faults.iter().find_map(|fault| match fault {
+            Fault::SocketAfter(time) => Some(Instant::now() + *time),
+            _ => None,
+        });
+        let mut served: Option<Served> = None;
+        loop {
+            let is_time = late.is_none_or(|late| late <= Instant::now());
+            if served.is_none() && is_time && !self.faults.contains(&Fault::NoSocket) {
+                served = Some(http::serve(&self.options.api_socket, &self.wish, &self.faults)?);
+            }
+            let until = late.map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
+            let pause = if served.is_some() { Duration::from_secs(3600) } else { until };
+            let wish = match self.wishes.recv_timeout(pause.min(Duration::from_secs(3600))) {
+                Ok(wish) => wish,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is our own"),
+            };
+            if let Some(status) = self.grant(wish) {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// Does what is wished; a status is the end.
+    fn grant(&mut self, wish: Wish) -> Option<ExitCode> {
+        match wish {
+            Wish::Request(request, answer, written) => {
+                let response = self.respond(&request);
+                let ends = request.name() == Call::Quit.name()
+                    && response.status == 200
+                    && !self.faults.contains(&Fault::Ignores(Call::Quit));
+                let _ = answer.send(response);
+                if !ends {
+                    return None;
+                }
+                let _ = written.recv_timeout(LAST_ANSWER);
+                Some(ExitCode::SUCCESS)
+            }
+            Wish::Terminate => Some(self.quit()),
+            Wish::Guest(life, happened) => {
+                let is_present = self.vm.as_ref().is_some_and(|vm| vm.life == life);
+                if is_present { self.guest_did(happened) } else { None }
+            }
+        }
+    }
+
+    fn guest_did(&mut self, happened: Happened) -> Option<ExitCode> {
+        match happened {
+            Happened::PoweredOff => {
+                if let Some(emulator) = self.vm.as_ref().and_then(|vm| vm.emulator.as_ref()) {
+                    emulator.drain();
+                }
+                let silently = self.faults.iter().find_map(|fault| match fault {
+                    Fault::EndsSilently(status) => Some(ExitCode::from(*status)),
+                    _ => None,
+                });
+                if silently.is_some() {
+                    return silently;
+                }
+                if self.options.no_shutdown {
+                    self.shut_down();
+                    return None;
+                }
+                Some(self.quit())
+            }
+            Happened::Reset => {
+                self.events.say("vm", "rebooting");
+                self.events.say("vm", "rebooted");
+                None
+            }
+            Happened::Panicked(event) => {
+                self.events.say_with("guest", "panic", Some(json!({ "event": event })));
+                None
+            }
+            Happened::Died(said) => {
+                eprintln!("the emulator died: {said}");
+                Some(ExitCode::from(EMULATOR_DIED))
+            }
+        }
+    }
+
+    fn respond(&mut self, request: &Request) -> Response {
+        for fault in self.faults.clone() {
+            match fault {
+                Fault::Dies(call, status) if call.name() == request.name() => {
+                    eprintln!("{}", Fault::LAST_WORDS);
+                    std::process::exit(i32::from(status));
+                }
+                Fault::Refuses(call) if call.name() == request.name() => {
+                    return Refusal::new(500, &["Error from API", outer(call), Fault::CAUSE])
+                        .into();
+                }
+                Fault::Ignores(call) if call.name() == request.name() => {
+                    let status = if call == Call::Quit { 200 } else { 204 };
+                    return Response::new(status, String::new());
+                }
+                _ => {}
+            }
+        }
+        self.route(request).unwrap_or_else(Response::from)
+    }
+
+    fn route(&mut self, request: &Request) -> Answer {
+        let name = request.name();
+        let bad_request = || Refusal::new(400, &["Bad Request"]);
+        let is_get = match name {
+            "vmm.ping" | "vm.info" | "vm.counters" => true,
+            "vm.create" | "vm.boot" | "vm.pause" | "vm.resume" | "vm.power-button"
+            | "vm.shutdown" | "vm.reboot" | "vm.delete" | "vm.nmi" | "vmm.shutdown" => false,
+            _ => return Err(Refusal::new(404, &["Not Found"])),
+        };
+        match (request.method.as_str(), is_get) {
+            ("GET", true) | ("PUT", false) => {}
+            _ => return Err(bad_request()),
+        }
+        if name == "vm.create" {
+            return self.create(request.body.as_deref());
+        }
+        if request.body.is_some() {
+            return Err(bad_request());
+        }
+        let api = |what| move |refusal: Refusal| refusal.within(&["Error from API", what]);
+        match name {
+            "vmm.ping" => return Ok(Response::new(200, ping().to_string())),
+            "vm.info" => {
+                let info = self.info().map_err(api("The VM info is not available"))?;
+                return Ok(Response::new(200, info.to_string()));
+            }
+            "vm.counters" => {
+                self.vm
+                    .as_ref()
+                    .ok_or_else(not_running)
+                    .map_err(api("The VM info is not available"))?;
+                return Ok(Response::new(200, "{}".into()));
+            }
+            "vm.boot" => self.boot().map_err(api(outer(Call::Boot)))?,
+            "vm.pause" => self.pause().map_err(api("The VM could not be paused"))?,
+            "vm.resume" => self.resume().map_err(api("The VM could not resume"))?,
+            "vm.power-button" => {
+                self.tell("system_powerdown").map_err(api(outer(Call::PowerButton)))?;
+            }
+            "vm.nmi" => self.tell("inject-nmi").map_err(api("Error triggering NMI"))?,
+            "vm.shutdown" => {
+                self.vm
+                    .as_ref()
+                    .ok_or_else(not_running)
+                    .map_err(api("The VM could not shutdown"))?;
+                self.shut_down();
+            }
+            "vm.reboot" => self.reboot().map_err(api("The VM could not reboot"))?,
+            "vm.delete" => self.delete(),
+            _ => {
+                self.quit();
+                return Ok(Response::new(200, String::new()));
+            }
+        }
+        Ok(Response::new(204, String::new()))
+    }
+
+    fn create(&mut self, body: Option<&[u8]>) -> Answer {
+        let Some(body) = body else { return Ok(Response::new(400, String::new())) };
+        let not_json = |error: serde_json::Error| {
+            Refusal::new(400, &["Failed to deserialize JSON", &error.to_string()])
+        };
+        let config: VmConfig = serde_json::from_slice(body).map_err(not_json)?;
+        let whole: Value = serde_json::from_slice(body).map_err(not_json)?;
+        let ignored = config.ignored(&whole);
+        if !ignored.is_empty() && !self.faults.contains(&Fault::Lenient) {
+            eprintln!("vm.create: the stand-in would ignore {}", ignored.join(", "));
+            std::process::exit(i32::from(UNKNOWN_CONFIG));
+        }
+        if self.config.is_some() {
+            let chain = ["Error from API", outer(Call::Create), "VM is already created"];
+            return Err(Refusal::new(500, &chain));
+        }
+        self.config = Some(config);
+        Ok(Response::new(204, String::new()))
+    }
+
+    fn boot(&mut self) -> Result<(), Refusal> {
+        if self.vm.is_some() {
+            return Err(Refusal::new(500, &["VM is already created"]));
+        }
+        self.events.say("vm", "booting");
+        let missing = || Refusal::new(404, &["VM config is missing"]);
+        let config = self.config.as_ref().ok_or_else(missing)?;
+        refusal::before_the_machine(config)?;
+        if let Err(what) = refusal::beyond_the_stand_in(config) {
+            eprintln!("vm.boot: the stand-in does not have {what}");
+            std::process::exit(i32::from(UNKNOWN_CONFIG));
+        }
+        self.lives += 1;
+        let life = self.lives;
+        if let Err(refusal) = refusal::within_the_machine(config) {
+            self.vm = Some(Vm { state: State::Created, emulator: None, life });
+            return Err(refusal);
+        }
+        let emulator = Emulator::start(config, life, &self.wish)
+            .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;
+        self.vm = Some(Vm { state: State::Running, emulator: Some(emulator), life });
+        self.events.say("vm", "booted");
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), Refusal> {
+        let vm = self.vm.as_ref().ok_or_else(not_running)?;
+        self.events.say("vm", "pausing");
+        if vm.state != State::Running {
+            let chain = ["Cannot pause VM", "Failed to pause migratable component"];
+            return Err(invalid(vm.state, State::Paused).within(&chain));
+        }
+        self.tell("stop")?;
+        self.set_state(State::Paused);
+        self.events.say("vm", "paused");
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Refusal> {
+        let vm = self.vm.as_ref().ok_or_else(not_running)?;
+        self.events.say("vm", "resuming");
+        if vm.state != State::Paused {
+            let chain = ["Cannot resume VM", "Failed to resume migratable component"];
+            return Err(invalid(vm.state, State::Running).within(&chain));
+        }
+        self.tell("cont")?;
+        self.set_state(State::Running);
+        self.events.say("vm", "resumed");
+        Ok(())
+    }
+
+    fn reboot(&mut self) -> Result<(), Refusal> {
+        self.events.say("vm", "rebooting");
+        if self.vm.is_none() {
+            return Err(Refusal::new(404, &["VM is not created"]));
+        }
+        self.tell("system_reset")?;
+        self.tell("cont")?;
+        self.set_state(State::Running);
+        self.events.say("vm", "rebooted");
+        Ok(())
+    }
+
+    /// Cuts the power. The machine is as it was before its boot.
+    fn shut_down(&mut self) {
+        self.vm = None;
+        self.events.say("vm", "shutdown");
+    }
+
+    fn delete(&mut self) {
+        if self.config.is_none() {
+            return;
+        }
+        if self.vm.is_some() {
+            self.shut_down();
+        }
+        self.config = None;
+        self.events.say("vm", "deleted");
+    }
+
+    fn quit(&mut self) -> ExitCode {
+        self.delete();
+        self.events.say("vmm", "shutdown");
+        ExitCode::SUCCESS
+    }
+
+    fn info(&self) -> Result<Value, Refusal> {
+        let missing = || Refusal::new(404, &["VM is not created"]);
+        let config = self.config.as_ref().ok_or_else(missing)?;
+        let state = self.vm.as_ref().map_or(State::Created, |vm| vm.state);
+        let mut info = json!({
+            "config": config.info(),
+            "state": format!("{state:?}"),
+            "memory_actual_size": config.memory.size,
+        });
+        if self.vm.is_some() {
+            // What hardware there is, which differs with every version and nobody here reads.
+            info["device_tree"] = json!({});
+        }
+        Ok(info)
+    }
+
+    fn tell(&self, command: &str) -> Result<(), Refusal> {
+        let vm = self.vm.as_ref().ok_or_else(not_running)?;
+        let Some(emulator) = &vm.emulator else { return Ok(()) };
+        emulator.tell(command).map_err(|why| Refusal::new(500, &[&why]))
+    }
+
+    fn set_state(&mut self, state: State) {
+        if let Some(vm) = &mut self.vm {
+            vm.state = state;
+        }
+    }
+}
+
+/// What the real one says of a call that failed, around the causes.
+fn outer(call: Call) -> &'static str {
+    match call {
+        Call::Create => "The VM could not be created",
+        Call::Boot => "The VM could not boot",
+        Call::PowerButton => "Error triggering power button",
+        Call::Quit => "The VMM could not shutdown",
+    }
+}
+
+fn not_running() -> Refusal {
+    Refusal::new(500, &["VM is not running"])
+}
+
+fn invalid(from: State, to: State) -> Refusal {
+    let what = format!("Invalid transition: InvalidStateTransition({from:?}, {to:?})");
+    Refusal::new(500, &[&what])
+}
+
+fn ping() -> Value {
+    json!({
+        "build_version": VERSION,
+        "version": VERSION.trim_start_matches('v'),
+        "pid": std::process::id(),
+        "features": ["kvm"],
+    })
+}
