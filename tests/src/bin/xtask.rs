@@ -45,7 +45,7 @@ const TASKS: &[Task] = &[
     ),
     (
         "lab",
-        "[PROGRAM ARGUMENT…]",
+        "[--filter TEXT | PROGRAM ARGUMENT…]",
         "run the conformance suite, or a program, on real cloud-hypervisor in an emulated machine",
         lab::run,
     ),

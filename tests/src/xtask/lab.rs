@@ -1,8 +1,8 @@
 //! `cargo xtask lab`: the conformance suite on the real cloud-hypervisor with real Linux guests, on a
 //! host that has no KVM for them.
 //!
-//! Capsa boots an emulated machine that has one, and the suite runs inside of it. Given a program, it
-//! runs that instead, with everything where it is on the host.
+//! Capsa boots an emulated machine that has one, and the suite runs inside of it. Flags are for the
+//! suite, as `--filter TEXT`; a program is run in its place, with everything where it is on the host.
 
 use std::ffi::OsString;
 use std::io::{Write, stdout};
@@ -23,10 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
 
 pub(crate) fn run(arguments: pico_args::Arguments) -> Outcome {
-    let mut program = arguments.finish();
-    if let Some(flag) = program.first().filter(|word| word.to_string_lossy().starts_with('-')) {
-        return Err(format!("unknown argument {}", flag.display()).into());
-    }
+    let words = arguments.finish();
     if !cfg!(target_arch = "x86_64") {
         skip("xtask lab", "the machine with a KVM inside is emulated for x86-64 only");
         return Ok(());
@@ -38,10 +35,9 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> Outcome {
     host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd])?;
 
     let mut phases = Phases::begin();
-    if program.is_empty() {
-        program = conformance()?;
-        phases.end("built the suite");
-    }
+    let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
+    let program = if of_the_suite { conformance(words)? } else { words };
+    phases.end("built what is run");
     // There is no network inside to make it with.
     guest::linux(Variant::Cloud)?;
     guest::linux(Variant::Lab)?;
@@ -74,8 +70,8 @@ fn cloud_hypervisor() -> Option<PathBuf> {
     std::path::absolute(found).ok()
 }
 
-/// Builds the suite and gives the command that runs it.
-fn conformance() -> Result<Vec<OsString>, Box<dyn std::error::Error>> {
+/// Builds the suite and gives the command that runs it, with these flags.
+fn conformance(flags: Vec<OsString>) -> Result<Vec<OsString>, Box<dyn std::error::Error>> {
     let mut build = workspace::cargo();
     build.args(["build", "--package", "capsa-test", "--bin", "conformance"]);
     if !build.status()?.success() {
@@ -83,9 +79,8 @@ fn conformance() -> Result<Vec<OsString>, Box<dyn std::error::Error>> {
     }
     // It lies beside us: the same target directory, the same profile.
     let program = std::env::current_exe()?.with_file_name("conformance");
-    Ok([program.as_os_str(), "--backend".as_ref(), "cloud-hypervisor".as_ref()]
-        .map(OsString::from)
-        .into())
+    let command = [program.into_os_string(), "--backend".into(), "cloud-hypervisor".into()];
+    Ok(command.into_iter().chain(flags).collect())
 }
 
 /// The environment of the program inside.
