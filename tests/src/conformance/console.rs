@@ -23,7 +23,7 @@ fn both_ways(stage: &Stage<'_>) {
         machine.console.send_interrupt().unwrap();
         machine.expect("\x03");
         // What a terminal line would act upon goes through like any other byte.
-        for byte in [0x03, 0x1a, 0x1c, 0x7f, 0xff, 0x00, b'\r'] {
+        for byte in [b'\t', 0x03, 0x1a, 0x1c, 0x7f, 0xff, 0x00, b'\r'] {
             machine.console.write(&[byte, b'.']).unwrap();
             let mut echo = [0; 2];
             let mut got = 0;

@@ -96,7 +96,7 @@ fn ephemeral(stage: &Stage<'_>) {
     let raw = stage.raw_image("a,comma.raw");
     let mut images = vec![DiskImage::new(&raw).ephemeral()];
     if stage.subject.claims("image_formats.qcow2") {
-        let qcow2 = stage.at("base.qcow2");
+        let qcow2 = stage.at("another, comma.qcow2");
         let words = ["convert", "-f", "raw", "-O", "qcow2"].map(OsStr::new);
         qemu_img(words.into_iter().chain([raw.as_os_str(), qcow2.as_os_str()]));
         images.push(DiskImage::new(&qcow2).ephemeral());

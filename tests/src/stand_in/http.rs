@@ -111,28 +111,34 @@ fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<(
                 (response.recv().ok()?, Some(done))
             }
         };
-        let fault = faults.iter().find(|fault| fault.is_about(&name));
-        let sent = reply(&stream, &response, fault.copied());
+        let sent = reply(&stream, &response, faults.iter().filter(|fault| fault.is_about(&name)));
         // Whoever ends with this answer waits until it has gone out.
         drop(written);
         sent?;
     }
 }
 
-fn reply(mut stream: &UnixStream, response: &Response, fault: Option<Fault>) -> Option<()> {
+/// Sends it, or what those of `faults` that are about answers make of it. `None` when the
+/// connection is over.
+fn reply<'a>(
+    mut stream: &UnixStream,
+    response: &Response,
+    mut faults: impl Iterator<Item = &'a Fault>,
+) -> Option<()> {
     let whole = response.encode();
-    let (bytes, goes_on) = match fault {
-        Some(Fault::HalfAReply(_)) => (whole[..whole.len() / 2].to_vec(), false),
-        Some(Fault::NoReply(_)) => (Vec::new(), true),
-        Some(Fault::NoReplyButTheEnd(_)) => (Vec::new(), false),
-        Some(Fault::Garbage(_)) => (b"\x7fELF\x02 and so on\r\n\r\n".to_vec(), false),
-        _ => (whole, true),
-    };
-    stream.write_all(&bytes).ok()?;
-    if !goes_on {
+    let broken = faults.find_map(|fault| match fault {
+        Fault::HalfAReply(_) => Some((&whole[..whole.len() / 2], None)),
+        Fault::NoReply(_) => Some((&b""[..], Some(()))),
+        Fault::NoReplyButTheEnd(_) => Some((&b""[..], None)),
+        Fault::Garbage(_) => Some((&b"\x7fELF\x02 and so on\r\n\r\n"[..], None)),
+        _ => None,
+    });
+    let (bytes, goes_on) = broken.unwrap_or((&whole, Some(())));
+    stream.write_all(bytes).ok()?;
+    if goes_on.is_none() {
         stream.shutdown(Shutdown::Both).ok()?;
     }
-    goes_on.then_some(())
+    goes_on
 }
 
 /// The next request, or why it is none. `None` at the end.

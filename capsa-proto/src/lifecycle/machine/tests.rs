@@ -155,6 +155,32 @@ fn a_guest_that_did_not_hear_is_asked_again_within_its_grace() {
 }
 
 #[test]
+fn an_asking_that_was_cut_off_is_explained_by_the_end_that_follows() {
+    let cut_off = || {
+        let mut pair = Pair::running(&plan(0));
+        pair.say(Input::Stop { grace: Duration::from_secs(30) });
+        pair.say(Input::Replied(Verdict::Lost("it hung up".into())));
+        pair
+    };
+    let mut off = cut_off();
+    off.say(Input::Exited(VMM, Exit::with_code(0)));
+    let report = off.report();
+    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+
+    let mut crashed = cut_off();
+    crashed.say(Input::Exited(VMM, Exit::with_code(4)));
+    assert!(matches!(crashed.report().ended_by, EndedBy::HypervisorLost { .. }));
+
+    let mut stays = cut_off();
+    let soon = stays.now + Duration::from_secs(1);
+    stays.time_out().say(Input::Exited(VMM, Exit::with_code(0)));
+    assert!(stays.now < soon, "it needs no grace");
+    let report = stays.report();
+    assert_eq!(report.ended_by, EndedBy::Owner);
+    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit]);
+}
+
+#[test]
 fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::Stop { grace: Duration::from_secs(10) });

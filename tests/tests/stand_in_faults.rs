@@ -1,0 +1,287 @@
+//! What Capsa makes of a cloud-hypervisor that misbehaves: a typed error that says what happened,
+//! or a report, in bounded time, with no process and no directory left behind.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use capsa::blocking::VmHandle;
+use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
+use capsa_test::nano;
+use capsa_test::stand_in::{Call, Fault, Faulty};
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+
+/// A faulty machine, and all that must be gone when it is.
+struct Machine {
+    vm: VmHandle,
+    guest: NanoGuest,
+    _faulty: Faulty,
+    begun: Instant,
+}
+
+impl Machine {
+    /// `None`, said aloud, where no guest can run.
+    fn new(test: &str, faults: &[Fault]) -> Option<Self> {
+        Self::with(test, faults, |builder| builder)
+    }
+
+    fn with(
+        test: &str,
+        faults: &[Fault],
+        change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
+    ) -> Option<Self> {
+        let guest = NanoGuest::new(test)?;
+        let faulty = Faulty::new(faults);
+        let builder = guest
+            .builder()
+            .backend("cloud-hypervisor")
+            .accelerator(capsa::Accelerator::Auto)
+            .program("cloud-hypervisor", faulty.program())
+            .trust_backend();
+        let vm = change(builder).build_blocking().unwrap();
+        Some(Self { vm, guest, _faulty: faulty, begun: Instant::now() })
+    }
+
+    /// Why it does not start.
+    fn failure(&self) -> String {
+        match self.vm.start() {
+            Err(Error::StartFailed(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Starts it and waits for the guest.
+    fn listening(&self) -> capsa::blocking::VmConsole {
+        self.vm.start().unwrap();
+        let mut console = self.vm.console().unwrap();
+        console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+        console
+    }
+
+    fn ended(&self) -> (EndedBy, Vec<StopStep>) {
+        self.vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
+        let report = self.vm.stop_report().unwrap();
+        (report.ended_by, report.steps)
+    }
+
+    /// It is over, soon enough, and nothing is left.
+    fn nothing_is_left(self, limit: Duration) {
+        let took = self.begun.elapsed();
+        assert!(took < limit, "it took {took:?}");
+        let run_dir = self.vm.launch_plan().run_dir.to_string();
+        let marks = [run_dir.clone(), self.guest.dir().display().to_string()];
+        eventually("its processes are gone", || processes_with(&marks).is_empty());
+        assert!(!Path::new(&run_dir).exists());
+    }
+}
+
+/// The processes that have one of `marks` in their arguments.
+fn processes_with(marks: &[String]) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    let arguments = arguments.map(|arguments| String::from_utf8_lossy(&arguments).into_owned());
+    arguments.filter(|arguments| marks.iter().any(|mark| arguments.contains(mark))).collect()
+}
+
+/// What happens at once on an idle machine.
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_socket_that_comes_late_is_waited_for() {
+    let late = Duration::from_millis(700);
+    let Some(it) = Machine::new("late socket", &[Fault::SocketAfter(late)]) else { return };
+    let mut console = it.listening();
+    assert!(it.begun.elapsed() >= late);
+    console.write(&[nano::POWER_OFF]).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_broken_answer_is_a_failed_start_that_says_so() {
+    for (fault, want) in [
+        (Fault::HalfAReply(Call::Create), "did not create the machine: "),
+        (Fault::HalfAReply(Call::Boot), "did not boot the guest: "),
+        (
+            Fault::NoReplyButTheEnd(Call::Create),
+            "did not create the machine: HTTP response: connection closed",
+        ),
+        (
+            Fault::NoReplyButTheEnd(Call::Boot),
+            "did not boot the guest: HTTP response: connection closed",
+        ),
+        (Fault::Garbage(Call::Create), "did not create the machine: HTTP response: "),
+        (Fault::Garbage(Call::Boot), "did not boot the guest: HTTP response: "),
+    ] {
+        let Some(it) = Machine::new("broken answers", &[fault]) else { return };
+        let why = it.failure();
+        assert!(why.starts_with(&format!("cloud-hypervisor {want}")), "{fault}: {why}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_refusal_comes_with_its_causes() {
+    for (call, want) in [
+        (Call::Create, "create the machine: Error from API: The VM could not be created"),
+        (Call::Boot, "boot the guest: Error from API: The VM could not boot"),
+    ] {
+        let Some(it) = Machine::new("refusals", &[Fault::Refuses(call)]) else { return };
+        assert_eq!(it.failure(), format!("cloud-hypervisor refused to {want}: {}", Fault::CAUSE));
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_death_on_the_way_up_comes_with_status_and_last_words() {
+    for call in [Call::Create, Call::Boot] {
+        let Some(it) = Machine::new("death", &[Fault::Dies(call, 3)]) else { return };
+        let want = format!("cloud-hypervisor exited with status 3: {}", Fault::LAST_WORDS);
+        assert_eq!(it.failure(), want);
+        it.nothing_is_left(SOON);
+    }
+}
+
+/// Side by side, for each is given up after half a minute.
+#[test]
+fn a_start_that_hangs_is_given_up() {
+    let faults = [
+        (Fault::NoSocket, "gave up after 30s: control is up"),
+        (Fault::NoReply(Call::Create), "gave up after 30s: boot message is answered"),
+        (Fault::NoReply(Call::Boot), "gave up after 30s: boot message is answered"),
+    ];
+    let hanging: Vec<_> = faults
+        .into_iter()
+        .filter_map(|(fault, want)| Some((Machine::new("hanging starts", &[fault])?, want)))
+        .map(|(it, want)| {
+            std::thread::spawn(move || {
+                assert_eq!(it.failure(), want);
+                it.nothing_is_left(Duration::from_secs(45));
+            })
+        })
+        .collect();
+    hanging.into_iter().for_each(|hanging| hanging.join().unwrap());
+}
+
+#[test]
+fn a_start_that_hangs_can_be_stopped() {
+    for fault in [Fault::NoSocket, Fault::NoReply(Call::Create), Fault::NoReply(Call::Boot)] {
+        let Some(it) = Machine::new("stopped starts", &[fault]) else { return };
+        let starting = {
+            let vm = it.vm.clone();
+            std::thread::spawn(move || vm.start())
+        };
+        eventually("its hypervisor runs", || it.vm.hypervisor_pid().is_some());
+        std::thread::sleep(Duration::from_millis(300));
+        it.vm.stop().unwrap();
+        assert!(matches!(starting.join().unwrap(), Err(Error::StartFailed(_))), "{fault}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_boot_that_was_only_claimed_can_be_ended() {
+    let Some(it) = Machine::new("claimed boot", &[Fault::Ignores(Call::Boot)]) else { return };
+    it.vm.start().unwrap();
+    let mut console = it.vm.console().unwrap();
+    let silence = console.wait_for_timeout("NANO", Duration::from_millis(300)).unwrap_err();
+    assert!(matches!(silence, Error::Timeout { .. }), "{silence}");
+    // Nobody can be asked, so there is no grace to wait for.
+    it.vm.stop_with_timeout(PATIENCE).unwrap();
+    assert_eq!(it.ended(), (EndedBy::Owner, vec![StopStep::Asked, StopStep::Quit]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
+    use StopStep::{Asked, Killed, Quit};
+    let grace = Duration::from_millis(300);
+    for (faults, grace, want) in [
+        (&[Fault::Ignores(Call::PowerButton)][..], grace, &[Asked, Quit][..]),
+        // One that refuses needs no grace.
+        (&[Fault::Refuses(Call::PowerButton)], PATIENCE, &[Asked, Quit]),
+        (
+            &[Fault::Garbage(Call::PowerButton), Fault::Ignores(Call::PowerButton)],
+            PATIENCE,
+            &[Asked, Quit],
+        ),
+        (&[Fault::Dies(Call::PowerButton, 4)], PATIENCE, &[Asked]),
+        (
+            &[Fault::Ignores(Call::PowerButton), Fault::Ignores(Call::Quit)],
+            grace,
+            &[Asked, Quit, Killed],
+        ),
+        (
+            &[Fault::Ignores(Call::PowerButton), Fault::HalfAReply(Call::Quit)],
+            grace,
+            &[Asked, Quit],
+        ),
+        (&[Fault::Ignores(Call::PowerButton), Fault::Dies(Call::Quit, 5)], grace, &[Asked, Quit]),
+        // The exchange that hangs holds back the next, as the real one's single thread would.
+        (
+            &[Fault::Ignores(Call::PowerButton), Fault::NoReply(Call::PowerButton)],
+            grace,
+            &[Asked, Quit, Killed],
+        ),
+    ] {
+        let Some(it) = Machine::new("stop ladder", faults) else { return };
+        let _console = it.listening();
+        it.vm.stop_with_timeout(grace).unwrap();
+        let (ended_by, steps) = it.ended();
+        assert_eq!(steps, want, "{faults:?}");
+        match faults {
+            [Fault::Dies(..)] => assert!(
+                matches!(&ended_by, EndedBy::HypervisorLost { what } if what.contains("status 4")),
+                "{ended_by:?}"
+            ),
+            _ => assert_eq!(ended_by, EndedBy::Owner, "{faults:?}"),
+        }
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_sigterm_that_is_ignored_changes_nothing() {
+    let Some(it) = Machine::new("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
+    let mut console = it.listening();
+    let group = nix::unistd::Pid::from_raw(it.vm.hypervisor_pid().unwrap().cast_signed());
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
+    console.write(b"still there").unwrap();
+    console.wait_for_timeout("still there", PATIENCE).unwrap();
+    assert_eq!(it.vm.status(), VmStatus::Running);
+    it.vm.stop_with_timeout(PATIENCE).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn events_that_make_no_sense_cost_no_more_than_the_events() {
+    for fault in [Fault::EventGarbage, Fault::EventEndless, Fault::EventHalf] {
+        let Some(it) = Machine::new("events", &[fault]) else { return };
+        let mut console = it.listening();
+        console.write(b"alive").unwrap();
+        console.wait_for_timeout("alive", PATIENCE).unwrap();
+        console.write(&[nano::POWER_OFF]).unwrap();
+        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]), "{fault}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn an_end_without_an_event_is_told_by_its_status() {
+    for (status, failed) in [(0, false), (9, true)] {
+        let Some(it) = Machine::new("silent end", &[Fault::EndsSilently(status)]) else { return };
+        it.listening().write(&[nano::POWER_OFF]).unwrap();
+        let (ended_by, steps) = it.ended();
+        assert_eq!(steps, []);
+        match ended_by {
+            EndedBy::GuestPowerOff => assert!(!failed),
+            EndedBy::HypervisorLost { what } => {
+                assert!(failed && what.contains("status 9"), "{what}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(matches!(it.vm.status(), VmStatus::Failed { .. }), failed);
+        it.nothing_is_left(SOON);
+    }
+}
