@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Happened {
     /// It powered off.
     PoweredOff,
-    /// It reset.
+    /// It reset, and stands still.
     Reset,
     /// Its kernel told the panic device so.
     Panicked(&'static str),
@@ -158,14 +158,13 @@ fn listen(
     Ok(replies)
 }
 
-/// What an event of QMP says of the guest. What we did to it ourselves is no news.
+/// What an event of QMP says of the guest.
 fn happened(event: &Value) -> Option<Happened> {
-    let by_guest = event["data"]["guest"] == json!(true);
-    match event["event"].as_str()? {
-        "SHUTDOWN" if by_guest => Some(Happened::PoweredOff),
-        "RESET" if by_guest => Some(Happened::Reset),
-        "GUEST_PANICKED" => Some(Happened::Panicked("panic")),
-        "GUEST_CRASHLOADED" => Some(Happened::Panicked("crash_loaded")),
+    match (event["event"].as_str()?, event["data"]["reason"].as_str()) {
+        ("SHUTDOWN", Some("guest-shutdown")) => Some(Happened::PoweredOff),
+        ("SHUTDOWN", Some("guest-reset")) => Some(Happened::Reset),
+        ("GUEST_PANICKED", _) => Some(Happened::Panicked("panic")),
+        ("GUEST_CRASHLOADED", _) => Some(Happened::Panicked("crash_loaded")),
         _ => None,
     }
 }

@@ -45,13 +45,10 @@ impl From<Refusal> for Response {
 /// The first thing that is wrong, in the order of the real one.
 pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
     validate(config).map_err(|refusal| refusal.within(&["Failed to validate config"]))?;
-    let payload = config.payload.as_ref();
-    if let Some(kernel) = payload.and_then(|payload| payload.kernel.as_ref()) {
-        File::open(kernel).map_err(|e| Refusal::io(&["Cannot open kernel file"], &e))?;
-    }
     for disk in config.disks.iter().flatten() {
         check_disk(disk).map_err(|refusal| refusal.within(&["Error from device manager"]))?;
     }
+    let payload = config.payload.as_ref();
     if let Some(initramfs) = payload.and_then(|payload| payload.initramfs.as_ref()) {
         File::open(initramfs).map_err(|e| Refusal::io(&["Cannot open initramfs file"], &e))?;
     }
@@ -62,7 +59,7 @@ pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
 ///
 /// # Errors
 ///
-/// When the kernel is neither ELF nor bzImage.
+/// When the kernel is not there, or neither ELF nor bzImage.
 pub(super) fn within_the_machine(config: &VmConfig) -> Result<(), Refusal> {
     let kernel = config.payload.as_ref().and_then(|payload| payload.kernel.as_ref());
     let Some(kernel) = kernel else { return Ok(()) };
@@ -70,6 +67,7 @@ pub(super) fn within_the_machine(config: &VmConfig) -> Result<(), Refusal> {
         let load = format!("Kernel Loader: failed to load bzImage kernel image: {why}");
         Err(Refusal::new(500, &["Cannot load the kernel into memory", &load, why]))
     };
+    File::open(kernel).map_err(|error| Refusal::io(&["Cannot open kernel file"], &error))?;
     match fs::read(kernel) {
         Err(_) => refuse("Kernel Loader: Unable to read bzImage header"),
         Ok(image) if is_elf(&image) || is_bz_image(&image) => Ok(()),
@@ -175,7 +173,7 @@ pub(super) fn beyond_the_stand_in(config: &VmConfig) -> Result<(), String> {
     if config.net.iter().flatten().any(|net| !net.vhost_user || net.num_queues != 2) {
         return Err("networks other than vhost-user with two queues".into());
     }
-    match (config.serial.mode, &config.serial.file) {
+    match (config.serial.common.mode, &config.serial.common.file) {
         (Mode::Off | Mode::Null | Mode::Tty, None) | (Mode::File, Some(_)) => Ok(()),
         (mode, _) => Err(format!("a serial port in the mode {mode:?}")),
     }
