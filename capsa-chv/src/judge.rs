@@ -4,9 +4,9 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{Availability, ProbeReport};
+use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::Note;
-use capsa_proto::virtiofsd;
 
 use crate::{KEY, MIN_VERSION};
 
@@ -23,11 +23,11 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
             "use the vfkit backend on macOS, or the qemu backend",
         ));
     }
-    // Only a machine with shares needs virtiofsd, and is refused without it.
-    let notes = virtiofsd::against(found)
-        .into_iter()
-        .map(|reason| Note::warning(format!("no shares: {reason}")))
-        .collect();
+    // Only a machine that asks for what a helper serves is refused without it.
+    let lacks = |what, reason: Reason| Note::warning(format!("no {what}: {reason}"));
+    let no_shares = virtiofsd::against(found).into_iter().map(|reason| lacks("shares", reason));
+    let no_nat = passt::against(found).into_iter().map(|reason| lacks("NAT", reason));
+    let notes = no_shares.chain(no_nat).collect();
     Availability { version: found.version(KEY), program: found.found(KEY), against, notes }
 }
 

@@ -1,7 +1,7 @@
 //! Cloud Hypervisor as data: what it can do, what to look for, and the exact plan of a machine.
 //!
-//! A machine is one `cloud-hypervisor` process, started empty, and one virtiofsd for each share,
-//! started before it. The whole configuration goes over the REST socket in `vm.create`, so no path
+//! A machine is one `cloud-hypervisor` process, started empty, and before it one virtiofsd for each
+//! share, and a passt for its network. The whole configuration goes over the REST socket in `vm.create`, so no path
 //! passes through an option parser. Its console is a pty of ours as the process's standard input and
 //! output: the serial mode `Tty` loses nothing from the first byte on every version, while the mode
 //! `Socket` drops what was written before somebody connected (before v53).
@@ -38,13 +38,13 @@ use capsa_proto::capabilities::{
     NetworkModeSupport, Violation,
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
+use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Step,
+    Step, VsockPlan,
 };
-use capsa_proto::spec::{ConsoleMode, VmSpec};
-use capsa_proto::virtiofsd;
+use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
 
 /// The key of its answer in a [`ProbeReport`].
@@ -66,15 +66,15 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     guest_os: GuestOsSupport { linux: true },
     boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: true },
     image_formats: ImageFormatSupport { raw: true, qcow2: true },
-    // It has no NAT of its own; a tap device or a vhost-user peer would have to bring one.
-    network_modes: NetworkModeSupport { none: true, nat: false },
+    // It has no NAT of its own: passt brings one, where it is found.
+    network_modes: NetworkModeSupport { none: true, nat: true },
     virtio_fs: true,
     virtio_9p: false,
     share_read_only: true,
     disk_ephemeral: false,
     disk_read_only: true,
     reboot_restart: true,
-    vsock: false,
+    vsock: true,
     // What every architecture has; x86-64 alone goes to 8192.
     max_cpus: Some(255),
     max_memory_mb: None,
@@ -107,6 +107,9 @@ impl HypervisorBackend for CloudHypervisor {
         }];
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
             questions.push(virtiofsd::question());
+        }
+        if spec.is_none_or(|spec| spec.network == NetworkMode::Nat) {
+            questions.push(passt::question());
         }
         ProbePlan { questions }
     }
@@ -149,6 +152,9 @@ impl HypervisorBackend for CloudHypervisor {
             .enumerate()
             .map(|(n, share)| virtiofsd::process(share, n, at, found))
             .collect();
+        if spec.network == NetworkMode::Nat {
+            processes.push(passt::process(at, found));
+        }
         processes.push(ProcessPlan {
             name: KEY.to_string(),
             program: found.program(KEY, KEY),
@@ -161,6 +167,7 @@ impl HypervisorBackend for CloudHypervisor {
                 "true".to_string(),
             ],
             ready: Ready::ControlConnected,
+            ends_with_hypervisor: true,
         });
         LaunchPlan {
             backend: KEY,
@@ -172,6 +179,7 @@ impl HypervisorBackend for CloudHypervisor {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
+            vsock: spec.vsock.then(|| VsockPlan::at(at)),
             boot: vec![
                 Message::http(
                     "create the machine",

@@ -6,14 +6,17 @@ use alloc::vec::Vec;
 
 use capsa_proto::backend::{Answer, ProbeReport, Version};
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
-use capsa_proto::host::HostFacts;
-use capsa_proto::spec::{Accelerator, ImageFormat, RebootPolicy, VmSpec};
-use capsa_proto::virtiofsd;
+use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::host::{HostFacts, Reason};
+use capsa_proto::spec::{Accelerator, ImageFormat, NetworkMode, RebootPolicy, VmSpec};
 
 use crate::KEY;
 
 /// Up to 50.2 writes went over the header of qcow2 images (issue 8358); 52.0 does not.
 const QCOW2_WRITES: Version = Version::new(52, 0, 0);
+
+/// Before, it drove passt into ending (fixed in March 2026).
+const VHOST_USER_NET: Version = Version::new(52, 0, 0);
 
 pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
     let mut out = Vec::new();
@@ -38,9 +41,27 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
 
     // Where the hypervisor itself is missing nothing will be spawned, and a dry run may go on with
     // the programs' bare names.
-    if !spec.shares.is_empty() && matches!(found.get(KEY), Some(Answer::Said { .. })) {
-        for reason in virtiofsd::against(found) {
+    let is_there = matches!(found.get(KEY), Some(Answer::Said { .. }));
+    let helper_needed = |against: Vec<Reason>| if is_there { against } else { Vec::new() };
+    if !spec.shares.is_empty() {
+        for reason in helper_needed(virtiofsd::against(found)) {
             refuse("shares".into(), Kind::Unsupported, reason.what, &reason.remedy);
+        }
+    }
+
+    if spec.network == NetworkMode::Nat {
+        if let Some(version) = found.version(KEY)
+            && version < VHOST_USER_NET
+        {
+            refuse(
+                "network".into(),
+                Kind::Unsupported,
+                format!("version {version} and passt, which would be its NAT, end each other"),
+                "use cloud-hypervisor 52.0 or later, the qemu backend, or ask for no network",
+            );
+        }
+        for reason in helper_needed(passt::against(found)) {
+            refuse("network".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }
 
@@ -54,13 +75,15 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
         ),
     }
 
-    if spec.on_reboot == RebootPolicy::Restart && !spec.shares.is_empty() {
+    let has_helpers = !spec.shares.is_empty() || spec.network == NetworkMode::Nat;
+    if spec.on_reboot == RebootPolicy::Restart && has_helpers {
         refuse(
             "on_reboot".into(),
             Kind::Unsupported,
-            "a reboot closes the sockets of its shares, and virtiofsd takes one connection only"
+            "a reboot closes the sockets of its shares and its NAT, and virtiofsd and passt take one \
+             connection only"
                 .into(),
-            "let a reboot end the machine, or leave the shares out",
+            "let a reboot end the machine, leave shares and network out, or use the qemu backend",
         );
     }
 

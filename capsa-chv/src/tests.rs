@@ -68,6 +68,7 @@ fn found(hypervisor: &str, helper: &str) -> ProbeReport {
     let mut found = ProbeReport::default();
     found.insert(KEY, said(hypervisor));
     found.insert(virtiofsd::KEY, said(helper));
+    found.insert(passt::KEY, said("--vhost-user"));
     found
 }
 
@@ -245,12 +246,12 @@ fn a_plan_without_programs_names_them() {
 }
 
 #[test]
-fn only_a_machine_with_shares_looks_for_virtiofsd() {
+fn only_a_machine_that_needs_a_helper_looks_for_it() {
     let keys = |spec: Option<&VmSpec>| -> Vec<_> {
         BACKEND.probe(Arch::X86_64, spec).questions.iter().map(|q| q.key).collect()
     };
     assert_eq!(keys(Some(&spec())), [KEY]);
-    assert_eq!(keys(None), [KEY, virtiofsd::KEY]);
+    assert_eq!(keys(None), [KEY, virtiofsd::KEY, passt::KEY]);
 }
 
 #[test]
@@ -312,12 +313,23 @@ fn a_missing_virtiofsd_is_a_note_until_a_share_needs_it() {
 }
 
 #[test]
+fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
+    let plan = plan(VmSpec { network: NetworkMode::Nat, vsock: true, ..spec() });
+    let names: Vec<_> = plan.processes.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["passt", KEY]);
+    let body = created(&plan);
+    assert_eq!(body["net"], json!([{ "vhost_user": true, "vhost_socket": "/run/c/1/net.sock" }]));
+    assert_eq!(body["memory"]["shared"], json!(true));
+    assert_eq!(body["vsock"], json!({ "cid": 3, "socket": "/run/c/1/vsock" }));
+    assert_eq!(plan.vsock.unwrap().listener(u32::MAX).as_str(), "/run/c/1/vsock_4294967295");
+}
+
+#[test]
 fn what_is_refused() {
     type Change = Box<dyn Fn(&mut VmSpec)>;
     let p9 = || ShareMechanism::Virtio9p(Virtio9pConfig::default());
     let auto = |mechanism| vec![share("/work", "/w", MountMode::ReadOnly, mechanism)];
     let cases: Vec<(Change, &str)> = vec![
-        (Box::new(|s| s.network = NetworkMode::Nat), "network: NAT is not supported"),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: it runs on KVM only"),
         (Box::new(|s| s.accelerator = Accelerator::Hvf), "accelerator: it runs on KVM only"),
         (
@@ -327,6 +339,13 @@ fn what_is_refused() {
         (
             Box::new(move |s| {
                 s.shares = auto(ShareMechanism::Auto);
+                s.on_reboot = RebootPolicy::Restart;
+            }),
+            "on_reboot: a reboot closes the sockets",
+        ),
+        (
+            Box::new(|s| {
+                s.network = NetworkMode::Nat;
                 s.on_reboot = RebootPolicy::Restart;
             }),
             "on_reboot: a reboot closes the sockets",
@@ -356,6 +375,14 @@ fn what_is_refused_for_what_was_found() {
     assert!(refused(shared, &host(), &old_helper).starts_with("shares: "));
 
     let old = found("cloud-hypervisor v51.1", "virtiofsd 1.14.0");
+    let nat = VmSpec { network: NetworkMode::Nat, ..spec() };
+    assert!(refused(nat.clone(), &host(), &old).contains("version 51.1.0 and passt"));
+    let mut no_passt = all_found();
+    no_passt.insert(passt::KEY, Answer::NotFound { tried: vec!["passt".into()] });
+    let said = refused(nat.clone(), &host(), &no_passt);
+    assert!(said.contains("network: passt was not found") && said.contains("qemu"), "{said}");
+    no_passt.insert(passt::KEY, self::said("Usage: passt"));
+    assert!(refused(nat, &host(), &no_passt).contains("no vhost-user mode"));
     let with = |read_only| VmSpec {
         disks: vec![Disk { read_only, ..disk("/plain.qcow2", ImageFormat::Qcow2) }],
         ..spec()

@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 use serde_json::{Value, json};
 
 use capsa_proto::capabilities::Checked;
+use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{FileFacts, HostFacts};
-use capsa_proto::plan::RunDirPlan;
-use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat};
-use capsa_proto::virtiofsd;
+use capsa_proto::plan::{GUEST_CID, RunDirPlan, VsockPlan};
+use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, NetworkMode};
 
 pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Value {
     let spec = vm.spec();
@@ -31,9 +31,18 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
     if !vm.disks().is_empty() {
         config["disks"] = vm.disks().iter().map(|disk| disk_config(disk, host)).collect();
     }
-    if !vm.shares().is_empty() {
-        // virtiofsd maps the guest's memory, so it must be shared; nobody else needs that.
+    // virtiofsd and passt map the guest's memory, so it must be shared; nobody else needs that.
+    let has_nat = spec.network == NetworkMode::Nat;
+    if has_nat || !vm.shares().is_empty() {
         config["memory"]["shared"] = json!(true);
+    }
+    if has_nat {
+        config["net"] = json!([{ "vhost_user": true, "vhost_socket": passt::socket(at) }]);
+    }
+    if spec.vsock {
+        config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::at(at).socket });
+    }
+    if !vm.shares().is_empty() {
         let shares = vm.shares().iter().enumerate().map(|(n, share)| {
             json!({
                 "tag": share.tag,

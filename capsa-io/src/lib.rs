@@ -12,6 +12,7 @@
 //! | [`reactor`] | waits for many machines at once |
 //! | [`run_dir`] | the private directory of a machine, and the sweep |
 //! | [`mod@facts`] | looks at the host for the checks |
+//! | [`vsock`] | connections to the guest's ports and from it |
 //! | [`probe`] | asks programs for their versions |
 //! | `guardian` | kills what this program started when this program dies |
 //! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child, the control channel, events, a byte stream, the time |
@@ -33,3 +34,4 @@ pub mod run_dir;
 mod stream;
 pub mod supervisor;
 mod sys;
+pub mod vsock;

@@ -200,6 +200,7 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             ready: Ready::SocketExists(HostPath::new("/none").unwrap()),
+            ends_with_hypervisor: true,
         }
     }
 

@@ -34,6 +34,7 @@ use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
 use crate::sys::{Poll, Ready};
+use crate::vsock::PortListener;
 use launch::Awaiting;
 
 const CONTROL: usize = 0;
@@ -251,6 +252,20 @@ impl Supervisor {
             self.events.push_back(Event::Ended(id));
         }
         Ok(id)
+    }
+
+    /// Listens to what the guest says on this port of the host. `None` when the machine has no vsock
+    /// device, or has ended. It may come before the start: the run directory is made for it.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when there is a listener already, and when the run directory cannot be made.
+    pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
+        if self.status().is_terminal() || self.plan.vsock.is_none() {
+            return Ok(None);
+        }
+        self.make_run_dir()?;
+        self.plan.vsock.as_ref().map(|vsock| PortListener::bind(vsock, port)).transpose()
     }
 
     /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run

@@ -19,7 +19,7 @@
 //! | [`codec`] | machine 4: the control protocols, HTTP/1.1 and QMP |
 //! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
 //! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
-//! | [`virtiofsd`] | the helper behind a virtio-fs share, for the backends that need one |
+//! | [`helper`] | the programs beside a hypervisor: virtiofsd, passt, vhost-device-vsock |
 //!
 //! # Driving a machine
 //!
@@ -42,10 +42,10 @@ pub mod capabilities;
 pub mod cmdline;
 pub mod codec;
 pub mod console;
+pub mod helper;
 pub mod host;
 pub mod lifecycle;
 pub mod path;
 pub mod plan;
 pub mod spec;
 pub mod time;
-pub mod virtiofsd;

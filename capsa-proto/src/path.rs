@@ -66,6 +66,19 @@ impl HostPath {
         Self(joined)
     }
 
+    /// The path with `suffix` at the end of its last name.
+    ///
+    /// # Panics
+    ///
+    /// As [`HostPath::join`].
+    #[must_use]
+    pub fn with_suffix(&self, suffix: &str) -> Self {
+        assert!(!suffix.contains('\0'), "a suffix of ours holds a NUL");
+        let mut longer = self.0.clone();
+        longer.push_str(suffix);
+        Self(longer)
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -31,6 +31,8 @@ pub struct LaunchPlan {
     pub event_pipe: Option<HostPath>,
     /// Where the guest's console is.
     pub console: ConsolePlan,
+    /// Where the guest's vsock ports are, where the machine has such a device.
+    pub vsock: Option<VsockPlan>,
     /// Messages sent in order once the control channel is up. After the last, the guest runs.
     pub boot: Vec<Message>,
     /// How the guest is asked to power off.
@@ -85,6 +87,8 @@ pub struct ProcessPlan {
     pub args: Vec<String>,
     /// When it counts as up.
     pub ready: Ready,
+    /// It ends by itself when the hypervisor does. One that would go on is told to end then.
+    pub ends_with_hypervisor: bool,
 }
 
 /// When a process counts as up.
@@ -146,6 +150,34 @@ impl ConsolePlan {
         }
     }
 }
+
+/// Where the guest's vsock ports are: a unix socket for all of them, and the protocol that
+/// Firecracker, Cloud Hypervisor and vhost-device-vsock have in common.
+///
+/// To a port of the guest: connect to `socket`, write `CONNECT <port>\n`, read `OK <n>\n`; from there
+/// on the stream is the guest's. Where nobody listens in the guest it closes instead. From the guest:
+/// a connection to port `<port>` of the host (context id 2) arrives at a listener on
+/// `<socket>_<port>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VsockPlan {
+    /// The socket.
+    pub socket: HostPath,
+}
+
+impl VsockPlan {
+    /// The vsock device of a machine in this run directory.
+    pub fn at(run_dir: &RunDirPlan) -> Self {
+        Self { socket: run_dir.socket("vsock") }
+    }
+
+    /// Where a listener hears the guest's connections to this port of the host.
+    pub fn listener(&self, port: u32) -> HostPath {
+        self.socket.with_suffix(&alloc::format!("_{port}"))
+    }
+}
+
+/// The guest's context id. It means nothing outside of its own machine.
+pub const GUEST_CID: u32 = 3;
 
 /// A message to the hypervisor's control channel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -263,7 +295,7 @@ pub enum NoteLevel {
 /// The longest name this crate's backends give to a socket in a run directory, in bytes.
 ///
 /// Checked against the host's limit for socket paths before anything is spawned.
-pub const LONGEST_SOCKET_NAME: usize = 12;
+pub const LONGEST_SOCKET_NAME: usize = "vsock_4294967295".len();
 
 /// The run directory of a machine, as a backend sees it: a place for sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,6 +28,8 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// The guest's network.
     pub network: NetworkMode,
+    /// A device for sockets between host and guest.
+    pub vsock: bool,
     /// The guest's console.
     pub console: ConsoleMode,
     /// What the user adds to, or puts in place of, the generated kernel command line.
@@ -50,6 +52,7 @@ impl VmSpec {
             resources: ResourceConfig::default(),
             shares: Vec::new(),
             network: NetworkMode::default(),
+            vsock: false,
             console: ConsoleMode::default(),
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
@@ -190,6 +193,10 @@ pub enum NetworkMode {
     /// No network device at all.
     None,
     /// A network behind the host's own: the guest reaches out, nothing reaches in.
+    ///
+    /// On Linux the guest is 10.0.2.15 (by DHCP) and finds a name server at 10.0.2.3. **The host
+    /// itself is 10.0.2.2, services on its loopback included**: a guest that must not reach those
+    /// gets no network.
     #[default]
     Nat,
 }

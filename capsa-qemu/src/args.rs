@@ -11,14 +11,14 @@ use alloc::vec::Vec;
 
 use capsa_proto::backend::ProbeReport;
 use capsa_proto::capabilities::{Checked, PlannedMechanism, PlannedShare};
+use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Step,
+    Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
-use capsa_proto::virtiofsd;
 use serde_json::json;
 
 use crate::{PROGRAM, accel};
@@ -49,6 +49,9 @@ pub(crate) fn plan(
         args.disk(n, disk, host);
     }
     args.network(spec.network);
+    if spec.vsock {
+        args.vsock(at);
+    }
     for (n, share) in vm.shares().iter().enumerate() {
         args.share(n, share, at);
     }
@@ -60,11 +63,14 @@ pub(crate) fn plan(
         .filter(|(_, share)| matches!(share.mechanism, PlannedMechanism::VirtioFs { .. }))
         .map(|(n, share)| virtiofsd::process(share, n, at, found))
         .collect();
+    let vsock = spec.vsock.then(|| VsockPlan::at(at));
+    processes.extend(vsock.iter().map(|v| vhost_device_vsock::process(at, &v.socket, found)));
     processes.push(ProcessPlan {
         name: "qemu".into(),
         program,
         args: args.0,
         ready: Ready::ControlConnected,
+        ends_with_hypervisor: true,
     });
 
     LaunchPlan {
@@ -77,6 +83,7 @@ pub(crate) fn plan(
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },
         },
+        vsock,
         boot: vec![
             Message::qmp("agree on capabilities", "qmp_capabilities"),
             Message::qmp("let the guest go", "cont"),
@@ -105,10 +112,10 @@ impl Args {
             Arch::Aarch64 => "virt".to_string(),
             _ => "q35".to_string(),
         };
-        let shared =
+        let has_fs =
             vm.shares().iter().any(|s| matches!(s.mechanism, PlannedMechanism::VirtioFs { .. }));
-        if shared {
-            // virtiofsd reads and writes the guest's memory itself.
+        if has_fs || vm.spec().vsock {
+            // The helpers read and write the guest's memory themselves.
             let size = resources.memory_mb;
             let memory = format!("memory-backend-memfd,id=ram,size={size}M,share=on");
             self.push(&["-object", &memory]);
@@ -195,6 +202,12 @@ impl Args {
             self.push(&["-netdev", "user,id=net0"]);
             self.push(&["-device", "virtio-net-pci,netdev=net0,romfile="]);
         }
+    }
+
+    fn vsock(&mut self, at: &RunDirPlan) {
+        let path = comma(&vhost_device_vsock::device_socket(at));
+        self.push(&["-chardev", &format!("socket,id=vsock,path={path}")]);
+        self.push(&["-device", "vhost-user-vsock-pci,chardev=vsock"]);
     }
 
     fn share(&mut self, n: usize, share: &PlannedShare, at: &RunDirPlan) {

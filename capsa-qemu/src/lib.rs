@@ -38,10 +38,10 @@ use capsa_proto::capabilities::{
 };
 use capsa_proto::cmdline::KernelCmdline;
 use capsa_proto::codec::qmp::QmpMessage;
+use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::{LaunchPlan, Note, RunDirPlan};
 use capsa_proto::spec::{NetworkMode, ShareMechanism, VmSpec};
-use capsa_proto::virtiofsd;
 
 /// The oldest QEMU this can drive: `-action` came with 6.0, and 6.2 is the oldest still in use.
 pub const MIN_VERSION: Version = Version::new(6, 2, 0);
@@ -62,7 +62,7 @@ const CAPABILITIES: BackendCapabilities = BackendCapabilities {
     disk_ephemeral: true,
     disk_read_only: true,
     reboot_restart: true,
-    vsock: false,
+    vsock: true,
     // q35 without an IOMMU; more need interrupt remapping.
     max_cpus: Some(255),
     max_memory_mb: None,
@@ -99,9 +99,14 @@ impl HypervisorBackend for Qemu {
 
     fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
         let mut questions = vec![Self::question(arch, PROGRAM, vec!["-help"])];
-        if spec.is_none_or(|spec| !spec.shares.is_empty()) {
+        if spec.is_none_or(|spec| spec.vsock || !spec.shares.is_empty()) {
             questions.push(Self::question(arch, DEVICES, vec!["-M", "none", "-device", "help"]));
+        }
+        if spec.is_none_or(|spec| !spec.shares.is_empty()) {
             questions.push(virtiofsd::question());
+        }
+        if spec.is_none_or(|spec| spec.vsock) {
+            questions.push(vhost_device_vsock::question());
         }
         ProbePlan { questions }
     }
@@ -169,6 +174,16 @@ impl HypervisorBackend for Qemu {
                     "ask for no network, or install a QEMU with it",
                 ),
             );
+        }
+        if spec.vsock {
+            let device = lacks_device(found, "vhost-user-vsock-pci");
+            for reason in vhost_device_vsock::against(found).into_iter().chain(device) {
+                refuse("vsock", reason);
+            }
+            if host.os != Os::Linux {
+                let remedy = "leave it out";
+                refuse("vsock", Reason::new("vhost-device-vsock runs on Linux only", remedy));
+            }
         }
         let asks_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| asks_9p(&share.mechanism))

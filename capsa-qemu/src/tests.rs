@@ -15,7 +15,8 @@ use capsa_proto::spec::{
 };
 
 const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev user,id=str\n-sandbox on[,\n";
-const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n";
+const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n\
+                           name \"vhost-user-vsock-pci\", bus PCI\n";
 
 fn path(text: &str) -> HostPath {
     HostPath::new(text).unwrap()
@@ -304,6 +305,29 @@ fn what_this_qemu_was_built_without_is_refused() {
         refused_on(spec, &host(), &found),
         [("network".into(), Kind::Unsupported), ("shares".into(), Kind::Unsupported),]
     );
+}
+
+#[test]
+fn vsock_is_a_helper_that_is_told_to_end() {
+    let mut found = found();
+    let with = VmSpec { vsock: true, ..spec() };
+    let missing = Answer::NotFound { tried: vec!["vhost-device-vsock".into()] };
+    found.insert(vhost_device_vsock::KEY, missing);
+    assert_eq!(refused_on(with.clone(), &host(), &found), [("vsock".into(), Kind::Unsupported)]);
+    let there =
+        Answer::Said { program: "/bin/v".into(), output: "vhost-device-vsock 0.3.0".into() };
+    found.insert(vhost_device_vsock::KEY, there);
+    let plan = try_plan(with, &host(), &found).unwrap();
+    let helper = &plan.processes[0];
+    assert!(!helper.ends_with_hypervisor);
+    assert_eq!(
+        helper.args.join(" "),
+        "--guest-cid 3 --socket /run/capsa/x/vsock.device --uds-path /run/capsa/x/vsock"
+    );
+    let args = args(&plan);
+    assert!(args.contains("memory-backend-memfd,id=ram,size=512M,share=on"), "{args}");
+    assert!(args.contains("-chardev socket,id=vsock,path=/run/capsa/x/vsock.device"), "{args}");
+    assert!(args.contains("-device vhost-user-vsock-pci,chardev=vsock"), "{args}");
 }
 
 #[test]

@@ -152,6 +152,7 @@ impl HypervisorBackend for Vfkit {
                 program: found.program(KEY, KEY),
                 args: args::args(vm, at, &socket),
                 ready: Ready::ControlConnected,
+                ends_with_hypervisor: true,
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: None,
@@ -159,6 +160,7 @@ impl HypervisorBackend for Vfkit {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
+            vsock: None,
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             ask: Some(Message::http(
                 "press the power button",

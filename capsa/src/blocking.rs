@@ -16,6 +16,7 @@
 //! ```
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures_lite::future::block_on;
@@ -117,6 +118,33 @@ impl VmHandle {
         block_on(self.inner.console()).map(|inner| VmConsole { inner })
     }
 
+    /// See [`crate::VmHandle::vsock_connect`]. The stream is an ordinary, blocking one.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn vsock_connect(&self, port: u32) -> Result<UnixStream> {
+        Ok(block_on(self.inner.vsock_connect(port))?.into_std()?)
+    }
+
+    /// See [`crate::VmHandle::vsock_connect_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn vsock_connect_timeout(&self, port: u32, timeout: Duration) -> Result<UnixStream> {
+        Ok(block_on(self.inner.vsock_connect_timeout(port, timeout))?.into_std()?)
+    }
+
+    /// See [`crate::VmHandle::vsock_listen`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
+        block_on(self.inner.vsock_listen(port)).map(|inner| VsockListener { inner })
+    }
+
     /// See [`crate::VmHandle::guest_os`].
     pub fn guest_os(&self) -> GuestOs {
         self.inner.guest_os()
@@ -150,6 +178,23 @@ impl VmHandle {
     /// The handle for async code, of the same machine.
     pub fn as_async(&self) -> &crate::VmHandle {
         &self.inner
+    }
+}
+
+/// Hears the guest's connections; see [`crate::VsockListener`].
+#[derive(Debug)]
+pub struct VsockListener {
+    inner: crate::VsockListener,
+}
+
+impl VsockListener {
+    /// See [`crate::VsockListener::accept`]. The stream is an ordinary, blocking one.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn accept(&self) -> Result<UnixStream> {
+        Ok(block_on(self.inner.accept())?.into_std()?)
     }
 }
 

@@ -35,6 +35,7 @@ pub struct LinuxVmBuilder {
     resources: ResourceConfig,
     shares: Vec<SharedDir>,
     network: NetworkMode,
+    vsock: bool,
     console: ConsoleMode,
     cmdline: KernelCmdline,
     accelerator: Accelerator,
@@ -53,6 +54,7 @@ impl LinuxVmBuilder {
             resources: ResourceConfig::default(),
             shares: Vec::new(),
             network: NetworkMode::default(),
+            vsock: false,
             console: ConsoleMode::default(),
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
@@ -124,6 +126,14 @@ impl LinuxVmBuilder {
     /// No network device.
     pub fn no_network(self) -> Self {
         self.network(NetworkMode::None)
+    }
+
+    /// A device for sockets between host and guest: streams to and from its ports with
+    /// [`VmHandle::vsock_connect`](crate::VmHandle::vsock_connect) and
+    /// [`VmHandle::vsock_listen`](crate::VmHandle::vsock_listen), without any network.
+    pub fn vsock(mut self) -> Self {
+        self.vsock = true;
+        self
     }
 
     /// The guest's console; none unless said.
@@ -309,6 +319,7 @@ impl LinuxVmBuilder {
             resources: self.resources.clone(),
             shares: shares.into_iter().flatten().collect(),
             network: self.network,
+            vsock: self.vsock,
             console: self.console,
             cmdline: self.cmdline.clone(),
             accelerator: self.accelerator,

@@ -67,6 +67,7 @@ use crate::{Error, Result};
 
 pub use capsa_io::console::{Ended, ReaderId, WaitId};
 pub use capsa_io::supervisor::Event as VmEvent;
+pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Outcome, Scrollback};
 
 /// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
@@ -259,6 +260,35 @@ impl Vm {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
             Ok(Conversation::Script(Box::new(script)))
         })
+    }
+
+    /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
+    /// [`VsockConnecting::proceed`] until it says that the connection is made, and take the stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine does not run;
+    /// [`Error::Io`] when the device cannot be reached.
+    pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
+        let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        if *self.supervisor.status() != VmStatus::Running {
+            return Err(Error::NotRunning);
+        }
+        Ok(VsockConnecting::begin(vsock, port)?)
+    }
+
+    /// Listens to the guest's connections to this vsock port of the host. It may come before the
+    /// start, so that the guest finds the listener whenever it comes up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine has ended; [`Error::Io`]
+    /// with `AddrInUse` when there is a listener already.
+    pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
+        if self.launch_plan().vsock.is_none() {
+            return Err(Error::VsockNotEnabled);
+        }
+        self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
     }
 
     /// How a conversation ended. `None` while it goes on, and after it was taken.

@@ -67,6 +67,17 @@ pub enum Error {
     #[error("console not enabled for this VM")]
     ConsoleNotEnabled,
 
+    /// The machine was built without a vsock device.
+    #[error("vsock not enabled for this VM")]
+    VsockNotEnabled,
+
+    /// Nobody listens on that vsock port of the guest.
+    #[error("nobody listens on vsock port {port} of the guest")]
+    VsockRefused {
+        /// The port.
+        port: u32,
+    },
+
     /// Time ran out. Nothing was consumed: a later wait sees the same bytes.
     #[error("operation timed out after {waited:?} waiting for {expected}{}", last(.tail))]
     Timeout {

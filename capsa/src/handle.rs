@@ -44,7 +44,7 @@ impl VmHandle {
         Self { owner: Arc::new(Owner { shared, plan, resources, rejected }) }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.shared
     }
 

@@ -31,6 +31,7 @@
 //! | --- | --- |
 //! | describe a machine | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
+//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
@@ -54,7 +55,7 @@
 //! | variable | what it does |
 //! | --- | --- |
 //! | `CAPSA_BACKEND` | the backend, where the program names none |
-//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD` | the program, instead of a search |
+//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the program, instead of a search |
 //! | `CAPSA_RUN_DIR` | where run directories are, instead of `$XDG_RUNTIME_DIR/capsa` or `/tmp/capsa-UID` |
 //!
 //! # Features
@@ -81,6 +82,8 @@ mod driver;
 mod handle;
 #[cfg(feature = "async")]
 mod stdio;
+#[cfg(feature = "async")]
+mod vsock;
 
 pub use backends::{BackendReport, Rejection, backends};
 pub use builder::LinuxVmBuilder;
@@ -95,6 +98,8 @@ pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
 pub use driver::Driver;
 #[cfg(feature = "async")]
 pub use handle::VmHandle;
+#[cfg(feature = "async")]
+pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_io::run_dir;
 pub use capsa_proto::backend::{Availability, Version};

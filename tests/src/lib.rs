@@ -1,5 +1,6 @@
 //! What Capsa is tested with: guests to boot, and the programs that boot them.
 //!
+//! - [`conformance`] is one suite of scenarios that every backend must pass.
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
@@ -10,6 +11,7 @@
 //! - [`workspace`] is what is tested.
 
 pub mod command;
+pub mod conformance;
 pub mod fake;
 pub mod guest;
 pub mod host;

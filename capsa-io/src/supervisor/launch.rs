@@ -37,9 +37,7 @@ impl Awaiting {
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
-        if self.run_dir.is_none() {
-            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
-        }
+        self.make_run_dir()?;
         let is_hypervisor = id == self.plan.hypervisor();
         let terminal = match &self.plan.console {
             ConsolePlan::Pty { .. } if is_hypervisor => Some(self.open_pty()?),
@@ -56,6 +54,14 @@ impl Supervisor {
             run_dir.note_child(process.pid())?;
         }
         self.processes[id.0] = Some(process);
+        Ok(())
+    }
+
+    /// Makes the run directory unless it is there.
+    pub(super) fn make_run_dir(&mut self) -> io::Result<()> {
+        if self.run_dir.is_none() {
+            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
+        }
         Ok(())
     }
 

@@ -81,7 +81,9 @@ pub struct ImageFormatSupport {
 pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
-    /// NAT.
+    /// NAT: the guest has an address and a default route by DHCP, reaches out, and nothing reaches
+    /// in. Its default gateway is the host: whatever listens on all of the host's addresses is
+    /// reached there, on QEMU (at 10.0.2.2) also what listens on 127.0.0.1 alone.
     pub nat: bool,
 }
 

@@ -8,6 +8,7 @@
 //! | [`http`] | one request, one response, then the connection is done |
 //! | [`qmp`] | JSON objects, one a line, both ways |
 //! | [`json_stream`] | JSON objects one after another with nothing between, one way |
+//! | [`vsock`] | one line each way before a connection is the guest's |
 //!
 //! The peer is a program that runs untrusted code, so every decoder expects the worst: what it keeps
 //! is bounded by the constants here, each call does work in proportion to its input, and
@@ -22,6 +23,7 @@ pub mod fuzz;
 pub mod http;
 pub mod json_stream;
 pub mod qmp;
+pub mod vsock;
 
 /// Bytes of an HTTP response that are not its body: status line, headers, trailers, and those of
 /// all interim responses before it.

@@ -71,16 +71,17 @@ pub(super) fn live(bytes: impl Iterator<Item = u8>) -> usize {
 /// A plan with this many helpers before the hypervisor.
 pub(super) fn plan(helpers: usize) -> LaunchPlan {
     let run_dir = HostPath::new("/run/capsa/x").expect("absolute");
-    let process = |name: &str, ready: Ready| ProcessPlan {
+    let process = |name: &str, ready: Ready, ends_with_hypervisor| ProcessPlan {
         name: name.to_owned(),
         program: name.to_owned(),
         args: vec![],
         ready,
+        ends_with_hypervisor,
     };
     let mut processes: Vec<_> = (0..helpers)
-        .map(|n| process("helper", Ready::SocketExists(run_dir.join(&n.to_string()))))
+        .map(|n| process("helper", Ready::SocketExists(run_dir.join(&n.to_string())), n % 2 == 0))
         .collect();
-    processes.push(process("vmm", Ready::ControlConnected));
+    processes.push(process("vmm", Ready::ControlConnected, true));
     LaunchPlan {
         backend: "test",
         control: ControlPlan { protocol: Protocol::Qmp, socket: run_dir.join("control") },
@@ -88,6 +89,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         run_dir,
         processes,
         console: ConsolePlan::None,
+        vsock: None,
         boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),

@@ -52,6 +52,7 @@ pub struct Machine {
 #[derive(Debug)]
 struct Script {
     names: Vec<String>,
+    ends_by_itself: Vec<bool>,
     boot: Vec<Message>,
     ask: Option<Message>,
     quit: Step,
@@ -72,6 +73,7 @@ impl Machine {
         Self {
             script: Script {
                 names: plan.processes.iter().map(|p| p.name.clone()).collect(),
+                ends_by_itself: plan.processes.iter().map(|p| p.ends_with_hypervisor).collect(),
                 boot: plan.boot.clone(),
                 ask: plan.ask.clone(),
                 quit: plan.quit.clone(),
@@ -434,7 +436,6 @@ impl Machine {
     fn act(&mut self, now: Instant, entry: Entry) {
         let hypervisor = self.hypervisor();
         match entry {
-            Entry::Nothing if self.phase == Phase::Draining => self.check_all_gone(now),
             Entry::Nothing => {}
             Entry::SpawnHelper => match self.next_helper() {
                 Some(helper) => self.actions.push_back(Action::Spawn(helper)),
@@ -464,14 +465,24 @@ impl Machine {
                     self.go(now, Trigger::HypervisorGone);
                 }
             }
+            Entry::DismissHelpers => {
+                self.signal_helpers(Signal::Term, |machine, n| !machine.script.ends_by_itself[n]);
+                self.check_all_gone(now);
+            }
             Entry::KillHelpers => {
                 self.withdraw_spawns();
-                for id in (0..hypervisor.0).filter(|id| self.processes[*id] == Process::Alive) {
-                    self.actions.push_back(Action::Signal(ProcessId(id), Signal::Kill));
-                }
+                self.signal_helpers(Signal::Kill, |_, _| true);
                 self.check_all_gone(now);
             }
             Entry::Release => self.actions.push_back(Action::Release),
+        }
+    }
+
+    fn signal_helpers(&mut self, signal: Signal, which: impl Fn(&Self, usize) -> bool) {
+        for id in 0..self.hypervisor().0 {
+            if self.processes[id] == Process::Alive && which(self, id) {
+                self.actions.push_back(Action::Signal(ProcessId(id), signal));
+            }
         }
     }
 

@@ -88,6 +88,8 @@ pub enum Entry {
     Quit,
     /// SIGKILL to the hypervisor.
     KillHypervisor,
+    /// SIGTERM to the helpers that would go on without the hypervisor.
+    DismissHelpers,
     /// SIGKILL to the helpers.
     KillHelpers,
     /// Free everything.
@@ -153,7 +155,7 @@ pub const PHASES: [PhaseRow; 12] = {
         row(P::Leaving, Entry::Nothing, Some((|t| t.quit, "hypervisor exits")), O::Stopping),
         row(P::Quitting, Entry::Quit, Some((|t| t.quit, "hypervisor quits")), O::Stopping),
         row(P::Killing, Entry::KillHypervisor, Some((|t| t.kill, "hypervisor dies")), O::Stopping),
-        row(P::Draining, Entry::Nothing, Some((|t| t.drain, "helpers end")), O::Stopping),
+        row(P::Draining, Entry::DismissHelpers, Some((|t| t.drain, "helpers end")), O::Stopping),
         row(P::Sweeping, Entry::KillHelpers, Some((|t| t.kill, "helpers die")), O::Stopping),
         row(P::Ended, Entry::Release, None, O::Terminal),
     ]

@@ -112,6 +112,7 @@ pub fn process(
         program: found.program(KEY, "virtiofsd"),
         args,
         ready: Ready::SocketExists(socket),
+        ends_with_hypervisor: true,
     }
 }
 

@@ -1,0 +1,90 @@
+//! The check's part on disks.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+
+use super::super::ViolationKind as Kind;
+use super::Pass;
+use crate::host::FileFacts;
+use crate::path::HostPath;
+use crate::spec::ImageFormat;
+
+impl Pass<'_> {
+    pub(super) fn disks(&mut self) {
+        let spec = self.spec;
+        let capabilities = self.backend.capabilities().clone();
+        let mut writers = BTreeSet::new();
+        for (n, disk) in spec.disks.iter().enumerate() {
+            let field = format!("disks[{n}].path");
+            let Some(head) = self.regular_file(&field, &disk.path) else { continue };
+            self.disk_format(&field, disk.format, &disk.path, &head);
+            let writes = !disk.read_only && !disk.ephemeral;
+            if writes && let FileFacts::File { writable: false, .. } = self.host.file(&disk.path) {
+                self.refuse(
+                    &field,
+                    Kind::NoAccess,
+                    format!("{} cannot be written", disk.path),
+                    "make it writable for this user, or attach it read-only or ephemeral",
+                );
+            }
+            if writes && !writers.insert(&disk.path) {
+                self.refuse(
+                    &field,
+                    Kind::Duplicate,
+                    format!("{} is attached for writing twice", disk.path),
+                    "attach it once, or attach the others read-only or ephemeral",
+                );
+            }
+            let formats = &capabilities.image_formats;
+            if disk.format == ImageFormat::Qcow2 && !formats.qcow2 {
+                self.unsupported(
+                    &field,
+                    "qcow2 images are not supported",
+                    format!("convert it: qemu-img convert -O raw {} disk.raw", disk.path),
+                );
+            }
+            if disk.format == ImageFormat::Raw && !formats.raw {
+                self.unsupported(
+                    &field,
+                    "raw images are not supported",
+                    "convert it with qemu-img",
+                );
+            }
+            if disk.ephemeral && !capabilities.disk_ephemeral {
+                self.unsupported(
+                    &format!("disks[{n}].ephemeral"),
+                    "throw-away overlays are not supported",
+                    "copy the image and attach the copy, or use the qemu backend",
+                );
+            }
+            if disk.read_only && !capabilities.disk_read_only {
+                self.unsupported(
+                    &format!("disks[{n}].read_only"),
+                    "read-only disks are not supported",
+                    "use another backend",
+                );
+            }
+        }
+    }
+
+    /// The header must say what the format says. A guest can write a qcow2 header, with a backing
+    /// file of its choice, into a raw disk: it must never turn into one.
+    fn disk_format(&mut self, field: &str, format: ImageFormat, path: &HostPath, head: &[u8]) {
+        let is_qcow2 = head.starts_with(b"QFI\xfb");
+        match format {
+            ImageFormat::Raw if is_qcow2 => self.refuse(
+                field,
+                Kind::WrongFormat,
+                format!("{path} is taken for a raw image but has a qcow2 header"),
+                "name the format qcow2 if you made it so; if a guest wrote it, do not trust it",
+            ),
+            ImageFormat::Qcow2 if !is_qcow2 => self.refuse(
+                field,
+                Kind::WrongFormat,
+                format!("{path} is taken for a qcow2 image but has no qcow2 header"),
+                "name the format raw, or check how the image was made",
+            ),
+            _ => {}
+        }
+    }
+}

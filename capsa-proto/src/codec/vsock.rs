@@ -1,0 +1,88 @@
+//! The first words on a connection to a guest's vsock port: one line each way.
+//!
+//! ```text
+//! host:  "CONNECT" SP port LF
+//! guest: "OK" SP number LF        and from here on the bytes are the guest's
+//! ```
+//!
+//! Where nobody listens in the guest, the connection closes without a word. The answer must be read
+//! byte by byte, for what comes behind its LF belongs to whoever asked for the connection.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Bytes of the answer's line, its end not counted: `OK` and a 32-bit number.
+pub const MAX_VSOCK_LINE: usize = "OK 4294967295".len();
+
+/// The line that asks for a connection to `port` of the guest.
+pub fn connect_request(port: u32) -> String {
+    format!("CONNECT {port}\n")
+}
+
+/// Reads the answer to [`connect_request`].
+#[derive(Debug, Clone, Default)]
+pub struct ConnectAnswer {
+    line: Vec<u8>,
+}
+
+/// The answer was not `OK` and a number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the vsock device answered {0:?} instead of OK")]
+pub struct NotOk(String);
+
+impl ConnectAnswer {
+    /// Takes the next byte. `true` when it was the last of the answer.
+    ///
+    /// # Errors
+    ///
+    /// When the line is no good, at the first byte that shows it.
+    pub fn handle_byte(&mut self, byte: u8) -> Result<bool, NotOk> {
+        let wrong = |line: &[u8]| NotOk(String::from_utf8_lossy(line).to_string());
+        if byte != b'\n' {
+            self.line.push(byte);
+            let n = self.line.len() - 1;
+            let fits = match n {
+                0..3 => byte == b"OK "[n],
+                _ => byte.is_ascii_digit() && self.line.len() <= MAX_VSOCK_LINE,
+            };
+            return if fits { Ok(false) } else { Err(wrong(&self.line)) };
+        }
+        if self.line.len() > 3 { Ok(true) } else { Err(wrong(&self.line)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many bytes an answer takes from `text`.
+    fn read(text: &str) -> Result<Option<usize>, NotOk> {
+        let mut answer = ConnectAnswer::default();
+        for (n, byte) in text.bytes().enumerate() {
+            if answer.handle_byte(byte)? {
+                return Ok(Some(n + 1));
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn an_answer_ends_at_its_line_and_leaves_the_rest() {
+        assert_eq!(read("OK 1073741824\nhello\n"), Ok(Some(14)));
+        assert_eq!(read("OK 5"), Ok(None));
+        assert_eq!(read(""), Ok(None));
+    }
+
+    #[test]
+    fn whatever_else_is_said_is_refused_at_once() {
+        for text in ["NO", "OK\n", "OK \n", "\n", "OK 12a", "OK 42949672950", "HTTP/1.1"] {
+            assert!(read(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_one_line() {
+        assert_eq!(connect_request(u32::MAX), "CONNECT 4294967295\n");
+    }
+}

@@ -1,0 +1,206 @@
+//! The backends that are held to the suite, and what may differ between them.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder};
+
+use super::claims;
+use crate::{host, stand_in};
+
+/// A backend to be held to the suite, and how its machines are built.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Its name in the suite.
+    pub name: &'static str,
+    /// The name of its backend.
+    pub backend: &'static str,
+    /// What is true of it and need not be of others.
+    pub nature: Nature,
+    /// It runs the nano guest.
+    pub runs_nano: bool,
+    /// It runs Linux, or why not.
+    pub runs_linux: Result<(), String>,
+    build: fn(LinuxVmBuilder) -> LinuxVmBuilder,
+}
+
+/// What is true of one backend, and of another not, and right on both.
+#[derive(Debug, Clone, Copy)]
+pub struct Nature {
+    /// The memory in MiB that the nano guest gets.
+    pub nano_memory_mb: u32,
+    /// What the nano guest runs on. It needs no hardware, and where that is only pretended it would
+    /// take seconds.
+    pub nano_accelerator: Accelerator,
+    /// What a start says of a kernel that is none.
+    pub bad_kernel: &'static [&'static str],
+    /// What the report says when somebody else sends the hypervisor SIGTERM.
+    pub sigterm: Sigterm,
+    /// The address that NAT gives to the guest, where it is always the same.
+    pub nat_address: Option<&'static str>,
+}
+
+/// What SIGTERM from outside looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sigterm {
+    /// The hypervisor says that it was told to quit: it is lost.
+    Lost,
+    /// The hypervisor says no more than for a guest that powered off.
+    PowerOff,
+}
+
+const QEMU: Nature = Nature {
+    nano_memory_mb: 32,
+    nano_accelerator: Accelerator::Emulation,
+    bad_kernel: &["qemu exited with status 1", "kernel"],
+    sigterm: Sigterm::Lost,
+    nat_address: Some("10.0.2.15"),
+};
+
+const CLOUD_HYPERVISOR: Nature = Nature {
+    nano_memory_mb: 64,
+    nano_accelerator: Accelerator::Kvm,
+    // What was tried, then the chain of causes.
+    bad_kernel: &["boot the guest", ": "],
+    sigterm: Sigterm::PowerOff,
+    nat_address: None,
+};
+
+/// A way to get a subject, by its name.
+pub type Find = fn() -> Result<Subject, String>;
+
+/// Every subject.
+pub const SUBJECTS: &[(&str, Find)] = &[
+    ("qemu", Subject::qemu),
+    ("cloud-hypervisor", Subject::cloud_hypervisor),
+    ("cloud-hypervisor-stand-in", Subject::cloud_hypervisor_stand_in),
+];
+
+impl Subject {
+    /// QEMU: the nano guest in emulation, Linux with what this host has.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn qemu() -> Result<Self, String> {
+        let program = format!("qemu-system-{}", std::env::consts::ARCH);
+        installed(&program, "CAPSA_QEMU")?;
+        Ok(Self {
+            name: "qemu",
+            backend: "qemu",
+            nature: QEMU,
+            runs_nano: cfg!(target_arch = "x86_64"),
+            runs_linux: Ok(()),
+            build: |builder| builder,
+        })
+    }
+
+    /// The real cloud-hypervisor: everything with Linux where KVM has hardware behind it, else the
+    /// nano guest alone, which runs without.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn cloud_hypervisor() -> Result<Self, String> {
+        installed("cloud-hypervisor", "CAPSA_CLOUD_HYPERVISOR")?;
+        let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+        kvm.map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
+        let hardware = kvm_has_hardware();
+        Ok(Self {
+            name: "cloud-hypervisor",
+            backend: "cloud-hypervisor",
+            nature: CLOUD_HYPERVISOR,
+            runs_nano: !hardware,
+            runs_linux: match hardware {
+                true => Ok(()),
+                false => Err("KVM has no hardware behind it here, and Linux needs that".into()),
+            },
+            build: |builder| builder.accelerator(Accelerator::Kvm),
+        })
+    }
+
+    /// Our stand-in for cloud-hypervisor, whose guests QEMU emulates.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn cloud_hypervisor_stand_in() -> Result<Self, String> {
+        let qemu = Self::qemu()?;
+        Ok(Self {
+            name: "cloud-hypervisor-stand-in",
+            backend: "cloud-hypervisor",
+            nature: Nature { nano_accelerator: Accelerator::Auto, ..CLOUD_HYPERVISOR },
+            build: |builder| {
+                let program = stand_in::cloud_hypervisor();
+                builder.program("cloud-hypervisor", program).trust_backend()
+            },
+            ..qemu
+        })
+    }
+
+    /// The subject of this name.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here, or that there is none.
+    pub fn named(name: &str) -> Result<Self, String> {
+        match SUBJECTS.iter().find(|(known, _)| *known == name) {
+            Some((_, find)) => find(),
+            None => {
+                let names: Vec<_> = SUBJECTS.iter().map(|(name, _)| *name).collect();
+                Err(format!("there is no subject {name:?}; there are {}", names.join(", ")))
+            }
+        }
+    }
+
+    /// Has `builder` build for this subject.
+    pub fn builds(&self, builder: LinuxVmBuilder) -> LinuxVmBuilder {
+        (self.build)(builder.backend(self.backend))
+    }
+
+    /// What its backend says that it can do.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such backend.
+    pub fn capabilities(&self) -> &'static BackendCapabilities {
+        let report = backends().iter().find(|report| report.name == self.backend);
+        &report.expect("every subject's backend is listed").capabilities
+    }
+
+    /// Whether its backend claims this leaf of the capability table.
+    pub fn claims(&self, leaf: &str) -> bool {
+        claims::leaves(self.capabilities()).get(leaf).is_some_and(|claimed| *claimed)
+    }
+
+    /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor.
+    pub fn lacks(&self, leaf: &str) -> Option<String> {
+        match leaf {
+            "virtio_fs" => installed("virtiofsd", "CAPSA_VIRTIOFSD").err(),
+            _ => None,
+        }
+    }
+}
+
+/// Every backend's table. Asked once: programs are run for it.
+pub fn backends() -> &'static [BackendReport] {
+    static BACKENDS: OnceLock<Vec<BackendReport>> = OnceLock::new();
+    BACKENDS.get_or_init(capsa::backends)
+}
+
+/// That a program is where `variable` says, or anywhere it is looked for.
+fn installed(program: &str, variable: &str) -> Result<(), String> {
+    match std::env::var_os(variable) {
+        Some(path) if Path::new(&path).is_file() => Ok(()),
+        Some(path) => Err(format!("{variable} names {}, which is no file", path.display())),
+        None if host::find_program(program).is_some() => Ok(()),
+        None => Err(format!("{program} is neither installed nor named by {variable}")),
+    }
+}
+
+/// Whether `/dev/kvm` is more than its interface. Elsewhere than on x86-64 it always is.
+fn kvm_has_hardware() -> bool {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    !cfg!(target_arch = "x86_64")
+        || cpu.split_whitespace().any(|flag| ["svm", "vmx"].contains(&flag))
+}
