@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::config::VmConfig;
@@ -204,7 +202,7 @@ fn child(program: &str) -> Result<Command, String> {
 /// Becomes the program that `words` name behind the id of the process to die with.
 pub(super) fn become_program(words: &[String]) -> ExitCode {
     let [parent, program, arguments @ ..] = words else { return ExitCode::FAILURE };
-    if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
+    if let Err(error) = die_with_parent() {
         eprintln!("no death signal: {error}");
         return ExitCode::FAILURE;
     }
@@ -215,4 +213,15 @@ pub(super) fn become_program(words: &[String]) -> ExitCode {
     let error = Command::new(program).args(arguments).exec();
     eprintln!("cannot become {program}: {error}");
     ExitCode::FAILURE
+}
+
+#[cfg(target_os = "linux")]
+fn die_with_parent() -> nix::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_parent() -> nix::Result<()> {
+    // Neither is there a cloud-hypervisor to stand in for.
+    Err(nix::errno::Errno::ENOTSUP)
 }
