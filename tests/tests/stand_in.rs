@@ -1,7 +1,10 @@
 //! Machines on the stand-in for cloud-hypervisor: a whole life first, and then what Capsa makes of
 //! each fault, which is a typed error or a report, in bounded time, with nothing left behind.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
@@ -80,6 +83,28 @@ fn the_power_button_reaches_the_guest_and_a_deaf_one_is_cut_off() {
     let _console = listening(&vm);
     vm.stop_with_timeout(Duration::from_millis(200)).unwrap();
     assert_eq!(vm.stop_report().unwrap().steps, [StopStep::Asked, StopStep::Quit]);
+}
+
+#[test]
+fn what_it_would_ignore_ends_it_with_the_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let mut program = Command::new(stand_in::cloud_hypervisor())
+        .args(["--api-socket", &format!("path={}", socket.display())])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it listens", || UnixStream::connect(&socket).is_ok());
+    let body = r#"{"payload":{"kernl":"/k"},"console":{"mode":"Off"},"watchdog":true}"#;
+    let length = body.len();
+    let request =
+        format!("PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
+    UnixStream::connect(&socket).unwrap().write_all(request.as_bytes()).unwrap();
+    eventually("it ends", || program.try_wait().unwrap().is_some());
+    let output = program.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("would ignore payload.kernl, watchdog"), "{said}");
+    assert_eq!(output.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)));
 }
 
 #[test]
