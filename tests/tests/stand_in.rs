@@ -10,7 +10,8 @@ use std::time::Duration;
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{DiskImage, EndedBy, LinuxVmBuilder, MountMode, StopStep, VmStatus};
 use capsa_test::guest::{self, Variant};
-use capsa_test::vm::{self, NanoGuest, PATIENCE, eventually, runs};
+use capsa_test::processes::{self, runs};
+use capsa_test::vm::{self, NanoGuest, PATIENCE, eventually};
 use capsa_test::{host, nano, skip, stand_in};
 
 /// A machine with `guest` on the hypervisor at `program`.
@@ -160,8 +161,7 @@ fn the_emulator_dies_with_it() {
     let vm = machine(&guest, stand_in::cloud_hypervisor()).build_blocking().unwrap();
     let _console = listening(&vm);
     let pid = vm.hypervisor_pid().unwrap();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let emulator: u32 = children.trim().parse().unwrap();
+    let emulator = processes::children(pid).pop().expect("it has an emulator").pid;
     // Only the stand-in, and not its group, which Capsa would kill.
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(pid.cast_signed()),
