@@ -122,16 +122,3 @@ pub(crate) mod host {
         flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_has_one_start_time() {
-        let me = std::process::id();
-        let first = start_time(me).expect("we run");
-        assert_eq!(start_time(me), Some(first));
-        assert_eq!(start_time(u32::MAX), None);
-    }
-}
