@@ -1,13 +1,18 @@
 //! macOS: kqueue process filters, `libproc`, `sysctl`.
 
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
 use nix::libc;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
+use rustix::fs::{CWD, CloneFlags, fclonefileat};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
 use super::{Poll, Source};
@@ -61,6 +66,24 @@ pub(super) fn close_other_descriptors_on_exec() {
         unsafe {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
+    }
+}
+
+/// Makes a clone of a file, for its owner alone to read and write.
+///
+/// It is at once or not at all: a copy of an image may take minutes, and whoever starts a machine
+/// drives others meanwhile.
+pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    match fclonefileat(&source, CWD, to, CloneFlags::NOOWNERCOPY) {
+        // It has the permissions of the image, which may not be writable.
+        Ok(()) => fs::set_permissions(to, PermissionsExt::from_mode(0o600)),
+        Err(Errno::XDEV | Errno::NOTSUP) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a throw-away disk is cloned, and for that the image and the run directory have to be \
+             on one APFS volume: set CAPSA_RUN_DIR to a directory on the image's, or attach a copy",
+        )),
+        Err(errno) => Err(errno.into()),
     }
 }
 

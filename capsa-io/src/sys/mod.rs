@@ -8,6 +8,7 @@
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
+//! | [`clone_file`] | `FICLONE`, else a sparse copy | `clonefile`, or an error |
 //! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
@@ -24,7 +25,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
-pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, host, start_time};
+pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, clone_file, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
