@@ -35,8 +35,9 @@ fn both_ways(stage: &Stage<'_>) {
             assert_eq!(echo, [byte, b'.']);
         }
     } else {
-        machine.console.write_line("sleep 1000").unwrap();
-        machine.expect("sleep 1000");
+        // While the shell still edits its line, an interrupt would be a byte of that.
+        machine.console.write_line("echo sleep'ing'; sleep 1000").unwrap();
+        machine.expect("sleeping");
         machine.console.send_interrupt().unwrap();
         machine.echoes("interrupted");
     }
