@@ -82,8 +82,9 @@ pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
     /// NAT: the guest has an address and a default route by DHCP, reaches out, and nothing reaches
-    /// in. Its default gateway is the host: whatever listens on all of the host's addresses is
-    /// reached there, on QEMU (at 10.0.2.2) also what listens on 127.0.0.1 alone.
+    /// in. It reaches the host at its default gateway: on QEMU and cloud-hypervisor that is the
+    /// host's loopback at 10.0.2.2, so what listens on 127.0.0.1 alone is not hidden from it;
+    /// elsewhere what listens on all of the host's addresses.
     pub nat: bool,
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use capsa::blocking::VmHandle;
 use capsa::{
     BackendCapabilities, Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder,
     MountMode, NetworkMode, RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
@@ -64,11 +65,36 @@ const ASKS: &[(&str, &str, Ask)] = &[
     }),
     ("disk_ephemeral", "disks[0].ephemeral", |builder, dir| builder.disk(raw(dir).ephemeral())),
     ("disk_read_only", "disks[0].read_only", |builder, dir| builder.disk(raw(dir).read_only())),
+    ("vsock", "vsock", |builder, _| builder.vsock()),
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),
 ];
 
 /// Leaves that are limits. Where there is none, there is nothing to refuse.
 const LIMITS: &[&str] = &["max_cpus", "max_memory_mb"];
+
+/// Builds a machine that needs a leaf. It is never started: what comes back was found without a
+/// process.
+///
+/// # Errors
+///
+/// The refusal.
+///
+/// # Panics
+///
+/// When nothing here asks for that leaf.
+pub(super) fn ask(leaf: &str, subject: &Subject) -> capsa::Result<VmHandle> {
+    let (_, ask) = field_and_ask(leaf);
+    let dir = tempfile::tempdir().expect("a directory");
+    let kernel = nano::write_to(dir.path()).expect("the nano guest can be written");
+    let builder = subject.builds(Capsa::vm(LinuxBootConfig::new(kernel)).no_network());
+    ask(builder, dir.path()).build_blocking()
+}
+
+fn field_and_ask(leaf: &str) -> (&'static str, Ask) {
+    let ask = ASKS.iter().find(|(known, ..)| *known == leaf);
+    let (_, field, ask) = ask.unwrap_or_else(|| panic!("nothing here asks for {leaf}"));
+    (field, *ask)
+}
 
 /// Asks for a leaf that is not claimed, and expects to hear so before anything is spawned.
 ///
@@ -79,19 +105,14 @@ pub(super) fn assert_refused(leaf: &str, subject: &Subject) {
     if LIMITS.contains(&leaf) {
         return;
     }
-    let ask = ASKS.iter().find(|(known, ..)| *known == leaf);
-    let (_, field, ask) = ask.unwrap_or_else(|| panic!("nothing here asks for {leaf}"));
-    let dir = tempfile::tempdir().expect("a directory");
-    let kernel = nano::write_to(dir.path()).expect("the nano guest can be written");
-    let builder = subject.builds(Capsa::vm(LinuxBootConfig::new(kernel)).no_network());
-    // Built, and never started: what comes back here was found without a process.
-    let error = match ask(builder, dir.path()).build_blocking() {
+    let (field, _) = field_and_ask(leaf);
+    let error = match ask(leaf, subject) {
         Err(error) => error,
         Ok(vm) => panic!("{leaf} is not claimed and was granted: {:?}", vm.launch_plan()),
     };
     assert!(matches!(error, Error::UnsupportedFeature(_)), "{leaf} is refused as {error:?}");
     let violations = error.violations();
-    let violation = violations.iter().find(|violation| violation.field == *field);
+    let violation = violations.iter().find(|violation| violation.field == field);
     let violation = violation.unwrap_or_else(|| panic!("{leaf}: none is about {field}: {error}"));
     assert_eq!(violation.backend, Some(subject.backend), "{violation}");
     assert!(!violation.reason.is_empty() && !violation.remedy.is_empty(), "{violation:?}");

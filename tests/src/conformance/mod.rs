@@ -25,6 +25,7 @@
 //! | [`disks`] | formats, order, read-only, thrown away |
 //! | [`shares`] | both ways, and read-only on the host |
 //! | [`network`] | NAT: an address, and the host |
+//! | `vsock` | streams between host and guest, both ways, many on a port |
 //! | [`leaks`] | nothing is left behind |
 
 pub mod boot;

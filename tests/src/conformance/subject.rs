@@ -36,8 +36,9 @@ pub struct Nature {
     pub bad_kernel: &'static [&'static str],
     /// What the report says when somebody else sends the hypervisor SIGTERM.
     pub sigterm: Sigterm,
-    /// The address that NAT gives to the guest, where it is always the same.
-    pub nat_address: Option<&'static str>,
+    /// What NAT gives: the guest's address, and the one at which it reaches the host's loopback.
+    /// `None`: any, and the host's own addresses are reached at the gateway.
+    pub nat: Option<(&'static str, &'static str)>,
 }
 
 /// What SIGTERM from outside looks like.
@@ -54,7 +55,7 @@ const QEMU: Nature = Nature {
     nano_accelerator: Accelerator::Emulation,
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: Sigterm::Lost,
-    nat_address: Some("10.0.2.15"),
+    nat: Some(("10.0.2.15", "10.0.2.2")),
 };
 
 const CLOUD_HYPERVISOR: Nature = Nature {
@@ -63,8 +64,19 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     // What was tried, then the chain of causes.
     bad_kernel: &["boot the guest", ": "],
     sigterm: Sigterm::PowerOff,
-    nat_address: None,
+    nat: Some(("10.0.2.15", "10.0.2.2")),
 };
+
+const CLH: &str = "cloud-hypervisor";
+const CLH_STAND_IN: &str = "cloud-hypervisor-stand-in";
+
+/// What a subject needs another program for: the leaf, the subjects, the program, and the variable
+/// that may name it.
+const HELPERS: &[(&str, &[&str], &str, &str)] = &[
+    ("virtio_fs", &["qemu", CLH, CLH_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
+    ("network_modes.nat", &[CLH, CLH_STAND_IN], "passt", "CAPSA_PASST"),
+    ("vsock", &["qemu", CLH_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
+];
 
 /// A way to get a subject, by its name.
 pub type Find = fn() -> Result<Subject, String>;
@@ -72,8 +84,8 @@ pub type Find = fn() -> Result<Subject, String>;
 /// Every subject.
 pub const SUBJECTS: &[(&str, Find)] = &[
     ("qemu", Subject::qemu),
-    ("cloud-hypervisor", Subject::cloud_hypervisor),
-    ("cloud-hypervisor-stand-in", Subject::cloud_hypervisor_stand_in),
+    (CLH, Subject::cloud_hypervisor),
+    (CLH_STAND_IN, Subject::cloud_hypervisor_stand_in),
 ];
 
 impl Subject {
@@ -107,8 +119,8 @@ impl Subject {
         kvm.map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
         let hardware = kvm_has_hardware();
         Ok(Self {
-            name: "cloud-hypervisor",
-            backend: "cloud-hypervisor",
+            name: CLH,
+            backend: CLH,
             nature: CLOUD_HYPERVISOR,
             runs_nano: !hardware,
             runs_linux: match hardware {
@@ -127,8 +139,8 @@ impl Subject {
     pub fn cloud_hypervisor_stand_in() -> Result<Self, String> {
         let qemu = Self::qemu()?;
         Ok(Self {
-            name: "cloud-hypervisor-stand-in",
-            backend: "cloud-hypervisor",
+            name: CLH_STAND_IN,
+            backend: CLH,
             nature: Nature { nano_accelerator: Accelerator::Auto, ..CLOUD_HYPERVISOR },
             build: |builder| {
                 let program = stand_in::cloud_hypervisor();
@@ -173,12 +185,20 @@ impl Subject {
         claims::leaves(self.capabilities()).get(leaf).is_some_and(|claimed| *claimed)
     }
 
-    /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor.
+    /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor, or one
+    /// that will do. A program that is there and that the backend does not find is no excuse.
     pub fn lacks(&self, leaf: &str) -> Option<String> {
-        match leaf {
-            "virtio_fs" => installed("virtiofsd", "CAPSA_VIRTIOFSD").err(),
-            _ => None,
+        let (_, _, program, variable) = HELPERS
+            .iter()
+            .find(|(helped, subjects, ..)| *helped == leaf && subjects.contains(&self.name))?;
+        if let Err(why) = installed(program, variable) {
+            return Some(why);
         }
+        let error = claims::ask(leaf, self).err()?;
+        let unfit = error.violations().iter().find(|violation| {
+            violation.reason.contains(program) && !violation.reason.contains("not found")
+        })?;
+        Some(unfit.to_string())
     }
 }
 
