@@ -5,6 +5,7 @@
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
+//! - [`lab`] is a machine with a working KVM, where there is none.
 //! - [`command`] runs them.
 //! - [`stand_in`] is a `cloud-hypervisor` for machines without KVM, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
@@ -15,6 +16,7 @@ pub mod conformance;
 pub mod fake;
 pub mod guest;
 pub mod host;
+pub mod lab;
 pub mod nano;
 pub mod stand_in;
 pub mod vm;

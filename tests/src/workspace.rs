@@ -1,7 +1,7 @@
 //! The workspace that this crate tests: where it is, and what Cargo says about it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{self, Failed};
@@ -9,6 +9,19 @@ use crate::command::{self, Failed};
 /// The directory of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package in a workspace")
+}
+
+/// A program of this package that was built beside the one that runs.
+///
+/// # Panics
+///
+/// When it was not built. Cargo builds it with the tests of this package.
+pub fn built(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("whoever runs has a program");
+    // A test's own program is in `deps`, one further down.
+    let mut places = this.ancestors().skip(1).take(2);
+    let found = places.find_map(|place| Some(place.join(name)).filter(|path| path.is_file()));
+    found.unwrap_or_else(|| panic!("`cargo build -p capsa-test --bins` builds {name}"))
 }
 
 /// A call of the Cargo that runs us, in the [`root`].

@@ -90,6 +90,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         processes,
         console: ConsolePlan::None,
         vsock: None,
+        overlays: vec![],
         boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),

@@ -10,6 +10,8 @@ mod demo;
 mod fuzz;
 #[path = "../xtask/guest.rs"]
 mod guest;
+#[path = "../xtask/lab.rs"]
+mod lab;
 #[path = "../xtask/setup.rs"]
 mod setup;
 #[path = "../xtask/test.rs"]
@@ -40,6 +42,12 @@ const TASKS: &[Task] = &[
         "[--generic] [--debian]",
         "make the Linux guests and print where they are",
         guest::run,
+    ),
+    (
+        "lab",
+        "[--filter TEXT | PROGRAM ARGUMENT…]",
+        "run the conformance suite, or a program, on real cloud-hypervisor in an emulated machine",
+        lab::run,
     ),
     ("setup", "", "install everything that the tests need", setup::run),
     ("test", "", "check and test everything, and count", test::run),

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::linux::{make_ext4, make_kernel_and_initrd};
 use super::{Unavailable, initramfs, kept, packages};
 use crate::command;
-use crate::host;
+use crate::host::{self, apt::Apt};
 
 const INIT: &str = include_str!("root/init-debian");
 /// `libpam-systemd` is what makes logind, and so the power button, work.
@@ -34,7 +34,7 @@ pub struct DebianGuest {
 /// # Errors
 /// As [`linux`](super::linux()), and where mmdebstrap is missing or the caller is not root.
 pub fn debian() -> Result<DebianGuest, Unavailable> {
-    let recipe = format!("{}{PACKAGES}{ROOT}{DISK_SIZE}", initramfs::recipe(INIT));
+    let recipe = format!("{}{PACKAGES}{ROOT}{DISK_SIZE}", initramfs::recipe(INIT, &[]));
     let dir = kept("debian", &recipe, |dir| {
         let mmdebstrap = packages::program("mmdebstrap", "mmdebstrap")?;
         let mkfs = packages::program("mkfs.ext4", "e2fsprogs")?;
@@ -44,7 +44,7 @@ pub fn debian() -> Result<DebianGuest, Unavailable> {
         let archive = host::main_archive().ok_or_else(|| {
             Unavailable::new("apt has no list of a Debian release; try `apt-get update`")
         })?;
-        make_kernel_and_initrd("linux-image-cloud-", INIT, dir)?;
+        make_kernel_and_initrd(&Apt::configured(), "linux-image-cloud-", INIT, &[], dir)?;
         let scratch =
             tempfile::tempdir_in(dir).map_err(Unavailable::io("create a directory in", dir))?;
         let root = scratch.path().join("root");

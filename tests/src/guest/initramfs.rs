@@ -30,6 +30,9 @@ pub(super) const MODULES: &[&str] = &[
     "pvpanic-mmio",
 ];
 
+/// What a machine that runs machines of its own needs besides.
+pub(super) const LAB_MODULES: &[&str] = &["kvm_amd", "overlay", "tun", "vhost_vsock"];
+
 /// The parts of the file system that do not depend on the host's packages.
 pub(super) const FILES: &[(&str, u32, &str)] = &[
     ("bin/coldplug", 0o755, include_str!("root/coldplug")),
@@ -67,16 +70,21 @@ const DIRECTORIES: &[(&str, u32)] = &[
     ("var/log", 0o755),
 ];
 
-/// Writes the initramfs that runs `init` to `path`. `packages` holds the unpacked kernel and
-/// busybox packages.
-pub(super) fn write(packages: &Path, init: &str, path: &Path) -> Result<(), Unavailable> {
+/// Writes the initramfs that runs `init` to `path`, with `more` modules. `packages` holds the
+/// unpacked kernel and busybox packages.
+pub(super) fn write(
+    packages: &Path,
+    init: &str,
+    more: &[&str],
+    path: &Path,
+) -> Result<(), Unavailable> {
     let busybox = [packages.join("bin/busybox"), packages.join("usr/bin/busybox")];
     let busybox = busybox.iter().find(|path| path.exists());
     let busybox = busybox.ok_or_else(|| Unavailable::new("busybox-static has no bin/busybox"))?;
     let trees = [packages.join("lib/modules"), packages.join("usr/lib/modules")];
     let release = trees.iter().find_map(|tree| fs::read_dir(tree).ok()?.next()?.ok());
     let release = release.ok_or_else(|| Unavailable::new("the kernel package has no modules"))?;
-    let modules = Modules::collect(&release.path(), MODULES, busybox)?;
+    let modules = Modules::collect(&release.path(), &[MODULES, more].concat(), busybox)?;
 
     let mut archive = Archive::new();
     for (name, mode) in DIRECTORIES {
@@ -106,7 +114,9 @@ pub(super) fn write(packages: &Path, init: &str, path: &Path) -> Result<(), Unav
     fs::write(path, archive.finish()).map_err(Unavailable::io("write", path))
 }
 
-/// The text of everything that goes into an initramfs with this `init`, for a recipe.
-pub(super) fn recipe(init: &str) -> String {
-    format!("{init}\n{MODULES:?}\n{FILES:?}\n{DIRECTORIES:?}\n")
+/// The text of everything that goes into an initramfs with this `init` and `more` modules, for a
+/// recipe.
+pub(super) fn recipe(init: &str, more: &[&str]) -> String {
+    let modules = [MODULES, more].concat();
+    format!("{init}\n{modules:?}\n{FILES:?}\n{DIRECTORIES:?}\n")
 }

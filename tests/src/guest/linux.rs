@@ -7,6 +7,7 @@ use std::process::Command;
 
 use super::{Unavailable, initramfs, kept, packages};
 use crate::command;
+use crate::host::apt::Apt;
 
 const INIT: &str = include_str!("root/init");
 /// What is in `/hello` on the disk.
@@ -20,6 +21,9 @@ pub enum Variant {
     Cloud,
     /// The one for everything. Do not pair it with QEMU's `microvm`.
     Generic,
+    /// The cloud one of the release's backports, which is new enough for Landlock (6.2) where the
+    /// release's own may not be, with what it takes to run machines inside.
+    Lab,
 }
 
 /// What to boot. On the console, `capsa login: ` takes `root` without a password and `user`
@@ -51,12 +55,18 @@ pub fn linux(variant: Variant) -> Result<LinuxGuest, Unavailable> {
     let (name, package) = match variant {
         Variant::Cloud => ("linux-cloud", "linux-image-cloud-"),
         Variant::Generic => ("linux-generic", "linux-image-"),
+        Variant::Lab => ("linux-lab", "linux-image-cloud-"),
     };
-    let recipe = format!("{}{HELLO}{DISK_SIZE}", initramfs::recipe(INIT));
+    let more = if variant == Variant::Lab { initramfs::LAB_MODULES } else { &[] };
+    let recipe = format!("{}{HELLO}{DISK_SIZE}", initramfs::recipe(INIT, more));
     let dir = kept(name, &recipe, |dir| {
         let mkfs = packages::program("mkfs.ext4", "e2fsprogs")?;
         let qemu_img = packages::program("qemu-img", "qemu-utils")?;
-        make_kernel_and_initrd(package, INIT, dir)?;
+        let apt = match variant {
+            Variant::Lab => Apt::backports().map_err(Unavailable::backports)?,
+            _ => Apt::configured(),
+        };
+        make_kernel_and_initrd(&apt, package, INIT, more, dir)?;
         let content = tempfile::tempdir().map_err(Unavailable::io("create", Path::new("/tmp")))?;
         let hello = content.path().join("hello");
         fs::write(&hello, HELLO).map_err(Unavailable::io("write", &hello))?;
@@ -75,20 +85,22 @@ pub fn linux(variant: Variant) -> Result<LinuxGuest, Unavailable> {
     })
 }
 
-/// Writes `kernel` and an `initrd` that runs `init` into `dir`. `package` names the
-/// distribution's current kernel, without the architecture at its end.
+/// Writes `kernel` and an `initrd` that runs `init` into `dir`, with `modules` besides those that
+/// all have. `package` names the current kernel that `apt` has, without the architecture at its end.
 pub(super) fn make_kernel_and_initrd(
+    apt: &Apt,
     package: &str,
     init: &str,
+    modules: &[&str],
     dir: &Path,
 ) -> Result<(), Unavailable> {
     let current = format!("{package}{}", packages::architecture()?);
-    let image = packages::dependency(&current, "linux-image-")?;
+    let image = packages::dependency(apt, &current, "linux-image-")?;
     let scratch =
         tempfile::tempdir_in(dir).map_err(Unavailable::io("create a directory in", dir))?;
     let root = scratch.path().join("root");
-    packages::unpack(&image, scratch.path(), &root)?;
-    packages::unpack("busybox-static", scratch.path(), &root)?;
+    packages::unpack(apt, &image, scratch.path(), &root)?;
+    packages::unpack(&Apt::configured(), "busybox-static", scratch.path(), &root)?;
     let boot = root.join("boot");
     let kernel = fs::read_dir(&boot).map_err(Unavailable::io("list", &boot))?.flatten();
     let mut kernel =
@@ -96,7 +108,7 @@ pub(super) fn make_kernel_and_initrd(
     let kernel = kernel.next().ok_or_else(|| Unavailable::new(format!("{image} has no kernel")))?;
     let to = dir.join("kernel");
     fs::copy(kernel.path(), &to).map_err(Unavailable::io("write", &to))?;
-    initramfs::write(&root, init, &dir.join("initrd"))
+    initramfs::write(&root, init, modules, &dir.join("initrd"))
 }
 
 /// Makes an ext4 image of `size` from the files in `content`, with no mount and so no root.

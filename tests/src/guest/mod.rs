@@ -23,11 +23,13 @@ mod linux;
 mod modules;
 mod packages;
 
+use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::command;
+use crate::host::Unmet;
 
 pub use debian::{DebianGuest, debian};
 pub use linux::{LinuxGuest, Variant, linux};
@@ -43,6 +45,12 @@ pub struct Unavailable {
 impl Unavailable {
     fn new(why: impl Into<String>) -> Self {
         Self { why: why.into() }
+    }
+
+    /// Where the release's backports cannot be had.
+    fn backports(unmet: Unmet) -> Self {
+        let cause = unmet.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        Self::new(format!("its kernel comes from the backports of the release: {unmet}{cause}"))
     }
 
     /// For a file operation: what was done, to which path.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use super::Unavailable;
 use crate::command::{self, Failed};
+use crate::host::apt::Apt;
 
 /// This machine's architecture as Debian calls it.
 ///
@@ -21,28 +22,29 @@ pub(super) fn architecture() -> Result<&'static str, Unavailable> {
 
 /// The one package starting with `prefix` that `package` depends on: how a distribution's
 /// "current kernel" package names the kernel.
-pub(super) fn dependency(package: &str, prefix: &str) -> Result<String, Unavailable> {
-    let listing = command::text(Command::new("apt-cache").args(["depends", package]));
-    let listing = listing.map_err(|failed| match failed {
+pub(super) fn dependency(apt: &Apt, package: &str, prefix: &str) -> Result<String, Unavailable> {
+    let dependencies = apt.depends(package).map_err(|failed| match failed {
         Failed::Spawn { .. } => Unavailable::new(
             "guests are made from Debian packages, and there is no apt here; run this on Debian \
              or Ubuntu, or in a container of one",
         ),
         failed => failed.into(),
     })?;
-    let dependencies = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    dependencies.map(str::to_owned).find(|name| name.starts_with(prefix)).ok_or_else(|| {
+    dependencies.into_iter().find(|name| name.starts_with(prefix)).ok_or_else(|| {
         Unavailable::new(format!("apt knows no package {package}; try `apt-get update`"))
     })
 }
 
 /// Downloads `package` and unpacks it into `root`. `scratch` holds the archive meanwhile.
-pub(super) fn unpack(package: &str, scratch: &Path, root: &Path) -> Result<(), Unavailable> {
+pub(super) fn unpack(
+    apt: &Apt,
+    package: &str,
+    scratch: &Path,
+    root: &Path,
+) -> Result<(), Unavailable> {
     let downloads = scratch.join(package);
     fs::create_dir_all(&downloads).map_err(Unavailable::io("create", &downloads))?;
-    command::output(
-        Command::new("apt-get").args(["-q", "download", package]).current_dir(&downloads),
-    )?;
+    command::output(apt.get().args(["download", package]).current_dir(&downloads))?;
     let mut archives = fs::read_dir(&downloads).map_err(Unavailable::io("list", &downloads))?;
     let archive = archives
         .next()

@@ -7,6 +7,7 @@
 //! It never removes or downgrades a package: an installation is simulated first, and one that
 //! would is made from the release's backports instead, or refused.
 
+pub mod apt;
 pub mod plan;
 
 use std::ffi::OsString;
@@ -31,11 +32,14 @@ pub enum Need {
     DebianTools,
     /// The virtio-fs server, 1.11 or later: the first whose `--readonly` can be relied on.
     Virtiofsd,
+    /// The vsock device for a hypervisor that speaks vhost-user, where the host's kernel has none.
+    VhostDeviceVsock,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Qemu, Self::GuestTools, Self::DebianTools, Self::Virtiofsd];
+    pub const ALL: [Self; 5] =
+        [Self::Qemu, Self::GuestTools, Self::DebianTools, Self::Virtiofsd, Self::VhostDeviceVsock];
 
     /// The programs that make it up.
     pub fn programs(self) -> &'static [&'static str] {
@@ -45,6 +49,7 @@ impl Need {
             Self::GuestTools => &["mkfs.ext4", "qemu-img"],
             Self::DebianTools => &["mmdebstrap"],
             Self::Virtiofsd => &["virtiofsd"],
+            Self::VhostDeviceVsock => &["vhost-device-vsock"],
         }
     }
 
@@ -71,6 +76,9 @@ pub enum Unmet {
     /// A source list for it could not be written.
     #[error("cannot write a temporary apt source list")]
     Sources(#[source] io::Error),
+    /// Packages of another suite are wanted, and apt does not say where the release comes from.
+    #[error("apt has no list of this machine's release; try `apt-get update`")]
+    NoArchive,
     /// apt would remove or downgrade something, from backports too.
     #[error("installing {packages} would change other packages: {harm}")]
     Harmful {
