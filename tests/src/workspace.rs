@@ -1,7 +1,7 @@
 //! The workspace that this crate tests: where it is, and what Cargo says about it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::{self, Failed};
@@ -9,6 +9,12 @@ use crate::command::{self, Failed};
 /// The directory of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package in a workspace")
+}
+
+/// Cargo's target directory.
+pub fn target_directory() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target)
 }
 
 /// A call of the Cargo that runs us, in the [`root`].
