@@ -8,7 +8,7 @@ use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::Note;
 
-use crate::{KEY, MIN_VERSION};
+use crate::{KEY, MIN_VERSION, landlock};
 
 pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
     let mut against = Vec::new();
@@ -27,7 +27,7 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
     let lacks = |what, reason: Reason| Note::warning(format!("no {what}: {reason}"));
     let no_shares = virtiofsd::against(found).into_iter().map(|reason| lacks("shares", reason));
     let no_nat = passt::against(found).into_iter().map(|reason| lacks("NAT", reason));
-    let notes = no_shares.chain(no_nat).collect();
+    let notes = no_shares.chain(no_nat).chain(landlock::note(host)).collect();
     Availability { version: found.version(KEY), program: found.found(KEY), against, notes }
 }
 

@@ -19,6 +19,7 @@
 extern crate alloc;
 
 mod judge;
+mod landlock;
 mod refuse;
 #[cfg(test)]
 mod tests;
@@ -71,7 +72,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     virtio_fs: true,
     virtio_9p: false,
     share_read_only: true,
-    disk_ephemeral: false,
+    disk_ephemeral: true,
     disk_read_only: true,
     reboot_restart: true,
     vsock: true,
@@ -175,6 +176,7 @@ impl HypervisorBackend for CloudHypervisor {
             processes,
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: Some(events),
+            overlays: vm_config::overlays(vm, at, host),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
@@ -237,6 +239,7 @@ fn notes(vm: &Checked, host: &HostFacts) -> Vec<Note> {
             "memory is {given} MiB instead of {asked}: it comes in multiples of 2 MiB"
         )));
     }
+    notes.extend(landlock::note(host));
     for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
         notes
             .push(Note::info(format!("{} has a backing file, which is opened with it", disk.path)));

@@ -28,7 +28,9 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
         && version < QCOW2_WRITES
     {
         for (n, disk) in spec.disks.iter().enumerate() {
-            if disk.format == ImageFormat::Qcow2 && !disk.read_only {
+            // A throw-away overlay is such an image too.
+            let is_qcow2 = disk.format == ImageFormat::Qcow2 || disk.ephemeral;
+            if is_qcow2 && !disk.read_only {
                 refuse(
                     format!("disks[{n}].path"),
                     Kind::Unsupported,

@@ -13,6 +13,7 @@ use capsa_proto::capabilities::check;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::Body;
+use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
     Virtio9pConfig, VirtioFsConfig,
@@ -30,10 +31,16 @@ fn file(head: Vec<u8>) -> FileFacts {
     FileFacts::File { size: 1 << 20, head, writable: true, device: false }
 }
 
-fn qcow2(backing_file_offset: u64) -> FileFacts {
-    let mut head = b"QFI\xfb\0\0\0\x03".to_vec();
-    head.extend(backing_file_offset.to_be_bytes());
-    head.resize(1024, 0);
+/// An image over another.
+fn over(base: &str) -> FileFacts {
+    let overlay = Overlay { over: path(base), format: ImageFormat::Raw, virtual_size: 1 << 30 };
+    file(overlay.image().pieces[0].1.clone())
+}
+
+/// An image that stands on nothing.
+fn whole() -> FileFacts {
+    let FileFacts::File { mut head, .. } = over("/none") else { unreachable!() };
+    head[8..20].fill(0);
     file(head)
 }
 
@@ -46,14 +53,15 @@ fn host() -> HostFacts {
         arch: Arch::X86_64,
         memory_mb: 65536,
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
+        landlock: Some(3),
         socket_path_max: 107,
         run_dir: path("/run/c/1"),
         files: BTreeMap::from([
             (path("/k"), file(kernel)),
             (path("/i"), file(vec![1; 1024])),
             (path("/raw"), file(vec![0; 1024])),
-            (path("/plain.qcow2"), qcow2(0)),
-            (path("/over.qcow2"), qcow2(0x118)),
+            (path("/plain.qcow2"), whole()),
+            (path("/over.qcow2"), over("/raw")),
             (path("/work"), FileFacts::Directory { writable: true }),
             (path("/data"), FileFacts::Directory { writable: true }),
         ]),
@@ -126,6 +134,7 @@ fn the_smallest_machine() {
             "serial": { "mode": "Off" },
             "console": { "mode": "Off" },
             "pvpanic": true,
+            "landlock_enable": true,
         })
     );
 }
@@ -181,6 +190,8 @@ fn a_machine_with_everything() {
             "serial": { "mode": "Tty" },
             "console": { "mode": "Off" },
             "pvpanic": true,
+            "landlock_enable": true,
+            "landlock_rules": [{ "path": "/raw", "access": "r" }],
             "disks": [
                 { "path": "/raw", "readonly": false, "image_type": "Raw" },
                 { "path": "/plain.qcow2", "readonly": false, "image_type": "Qcow2" },
@@ -325,6 +336,51 @@ fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
 }
 
 #[test]
+fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
+    let throw_away = |at, format| Disk { ephemeral: true, ..disk(at, format) };
+    let plan = plan(VmSpec {
+        disks: vec![
+            throw_away("/raw", ImageFormat::Raw),
+            throw_away("/over.qcow2", ImageFormat::Qcow2),
+            Disk { read_only: true, ..throw_away("/plain.qcow2", ImageFormat::Qcow2) },
+        ],
+        ..spec()
+    });
+    let body = created(&plan);
+    assert_eq!(
+        body["disks"][0],
+        json!({
+            "path": "/run/c/1/disk0.overlay",
+            "readonly": false,
+            "image_type": "Qcow2",
+            "backing_files": true,
+        })
+    );
+    assert_eq!(body["disks"][2]["path"], json!("/plain.qcow2"));
+    let made: Vec<_> =
+        plan.overlays.iter().map(|o| (o.at.as_str(), o.overlay.virtual_size)).collect();
+    assert_eq!(made, [("/run/c/1/disk0.overlay", 1 << 20), ("/run/c/1/disk1.overlay", 1 << 30)]);
+    assert_eq!(
+        body["landlock_rules"],
+        json!([{ "path": "/over.qcow2", "access": "r" }, { "path": "/raw", "access": "r" }])
+    );
+}
+
+#[test]
+fn landlock_is_on_where_the_kernel_has_it_and_else_that_is_said() {
+    for (landlock, on) in [(None, false), (Some(2), false), (Some(3), true), (Some(7), true)] {
+        let host = HostFacts { landlock, ..host() };
+        let vm = check(spec(), &BACKEND, &host, &all_found()).unwrap();
+        let at = RunDirPlan::new(host.run_dir.clone());
+        let plan = BACKEND.plan(&vm, &at, &host, &all_found());
+        assert_eq!(created(&plan).get("landlock_enable").is_some(), on, "{landlock:?}");
+        let said = |notes: &[Note]| notes.iter().any(|note| note.text.contains("no Landlock"));
+        assert_eq!(said(&plan.notes), !on);
+        assert_eq!(said(&BACKEND.judge(&host, &all_found()).notes), !on);
+    }
+}
+
+#[test]
 fn what_is_refused() {
     type Change = Box<dyn Fn(&mut VmSpec)>;
     let p9 = || ShareMechanism::Virtio9p(Virtio9pConfig::default());
@@ -349,12 +405,6 @@ fn what_is_refused() {
                 s.on_reboot = RebootPolicy::Restart;
             }),
             "on_reboot: a reboot closes the sockets",
-        ),
-        (
-            Box::new(|s| {
-                s.disks = vec![Disk { ephemeral: true, ..disk("/raw", ImageFormat::Raw) }];
-            }),
-            "disks[0].ephemeral",
         ),
         (Box::new(|s| s.resources.cpus = 256), "cpus: 256 CPUs are more than the 255"),
     ];

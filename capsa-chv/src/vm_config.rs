@@ -3,15 +3,20 @@
 //! Fields it does not know are accepted without a word, so the names here are pinned by a test, and
 //! every one of them exists since [`MIN_VERSION`](crate::MIN_VERSION).
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
 use capsa_proto::capabilities::Checked;
 use capsa_proto::helper::{passt, virtiofsd};
-use capsa_proto::host::{FileFacts, HostFacts};
-use capsa_proto::plan::{GUEST_CID, RunDirPlan, VsockPlan};
+use capsa_proto::host::HostFacts;
+use capsa_proto::path::HostPath;
+use capsa_proto::plan::{GUEST_CID, OverlayPlan, RunDirPlan, VsockPlan};
+use capsa_proto::qcow2::{self, Overlay};
 use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, NetworkMode};
+
+use crate::landlock;
 
 pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Value {
     let spec = vm.spec();
@@ -29,7 +34,8 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
         config["payload"]["initramfs"] = json!(initrd);
     }
     if !vm.disks().is_empty() {
-        config["disks"] = vm.disks().iter().map(|disk| disk_config(disk, host)).collect();
+        let disks = vm.disks().iter().enumerate();
+        config["disks"] = disks.map(|(n, disk)| disk_config(n, disk, at, host)).collect();
     }
     // virtiofsd and passt map the guest's memory, so it must be shared; nobody else needs that.
     let has_nat = spec.network == NetworkMode::Nat;
@@ -42,6 +48,7 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
     if spec.vsock {
         config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::at(at).socket });
     }
+    landlock::add_to(&mut config, vm, host);
     if !vm.shares().is_empty() {
         let shares = vm.shares().iter().enumerate().map(|(n, share)| {
             json!({
@@ -56,7 +63,35 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
     config
 }
 
-fn disk_config(disk: &Disk, host: &HostFacts) -> Value {
+/// The throw-away images of the machine's ephemeral disks.
+pub(crate) fn overlays(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Vec<OverlayPlan> {
+    let ephemeral = vm.disks().iter().enumerate().filter(|(_, disk)| needs_overlay(disk));
+    ephemeral
+        .filter_map(|(n, disk)| {
+            let overlay = Overlay::new(&disk.path, disk.format, host.file(&disk.path))?;
+            Some(OverlayPlan { at: overlay_path(n, at), overlay })
+        })
+        .collect()
+}
+
+/// What is read-only needs no overlay, and with one the guest could write.
+pub(crate) fn needs_overlay(disk: &Disk) -> bool {
+    disk.ephemeral && !disk.read_only
+}
+
+fn overlay_path(n: usize, at: &RunDirPlan) -> HostPath {
+    at.path().join(&format!("disk{n}.overlay"))
+}
+
+fn disk_config(n: usize, disk: &Disk, at: &RunDirPlan, host: &HostFacts) -> Value {
+    if needs_overlay(disk) {
+        return json!({
+            "path": overlay_path(n, at),
+            "readonly": false,
+            "image_type": "Qcow2",
+            "backing_files": true,
+        });
+    }
     let mut config = json!({
         "path": disk.path,
         "readonly": disk.read_only,
@@ -71,12 +106,9 @@ fn disk_config(disk: &Disk, host: &HostFacts) -> Value {
     config
 }
 
-/// A qcow2 image names a backing file: the big-endian `backing_file_offset`, bytes 8 to 15 of its
-/// header, is not zero.
 pub(crate) fn has_backing_file(disk: &Disk, host: &HostFacts) -> bool {
-    let FileFacts::File { head, .. } = host.file(&disk.path) else { return false };
     disk.format == ImageFormat::Qcow2
-        && head.get(8..16).is_some_and(|offset| offset.iter().any(|byte| *byte != 0))
+        && qcow2::chain(&disk.path, host).is_ok_and(|below| !below.is_empty())
 }
 
 /// Guest memory in MiB: a multiple of 2, as it has to be, and never less than asked for.

@@ -1,5 +1,6 @@
 //! Looks at the host, so that the checks of the core are functions of values.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileTypeExt;
@@ -7,7 +8,8 @@ use std::path::Path;
 
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
 use capsa_proto::path::HostPath;
-use capsa_proto::spec::VmSpec;
+use capsa_proto::qcow2;
+use capsa_proto::spec::{ImageFormat, VmSpec};
 use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
@@ -17,13 +19,22 @@ use crate::sys;
 /// Opens and reads the first bytes of each file; blocks as long as the file system does.
 pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
-    let mut files = std::collections::BTreeMap::new();
+    let mut files = BTreeMap::new();
     if let Some(spec) = spec {
         let named = [Some(&spec.kernel), spec.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
         let shares = spec.shares.iter().map(|share| &share.host);
         for path in named.into_iter().flatten().chain(disks).chain(shares) {
-            files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())));
+            look(path, &mut files);
+        }
+        for disk in spec.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2) {
+            let mut image = disk.path.clone();
+            for _ in 0..=qcow2::MAX_CHAIN {
+                let FileFacts::File { head, .. } = look(&image, &mut files) else { break };
+                let header = qcow2::Header::parse(head);
+                let Some(next) = header.and_then(|h| h.backing_path(&image)) else { break };
+                image = next;
+            }
         }
     }
     HostFacts {
@@ -31,10 +42,16 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         arch,
         memory_mb: sys::host::memory_mb(),
         kvm: sys::host::kvm(arch),
+        landlock: sys::host::landlock(),
         socket_path_max: sys::SOCKET_PATH_MAX,
         run_dir,
         files,
     }
+}
+
+/// What is at `path`, looked at once.
+fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'a FileFacts {
+    files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
 }
 
 /// The architecture this was compiled for, which is the host's.

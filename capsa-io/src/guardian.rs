@@ -55,16 +55,18 @@ struct Guardian {
     live: BTreeSet<u32>,
 }
 
-/// Starts `command` in a process group of its own, known to the guardian.
+/// Starts `command` in a process group of its own, known to the guardian. It inherits `open` under
+/// the numbers they have here.
 ///
 /// # Errors
 ///
 /// When the guardian or the program cannot be started.
-pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child> {
     let mut slot = lock();
     let guardian = Guardian::alive(&mut slot)?;
     command.process_group(0);
-    sys::before_exec(command, guardian.line.as_raw_fd());
+    let open = open.iter().map(AsRawFd::as_raw_fd).collect();
+    sys::before_exec(command, guardian.line.as_raw_fd(), open);
     match execute(command) {
         Ok(child) => {
             guardian.live.insert(child.id());

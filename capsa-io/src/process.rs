@@ -50,21 +50,30 @@ pub(crate) struct Keys {
     pub(crate) stderr: usize,
 }
 
+/// What a child gets of ours.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited {
+    /// Its standard input and its standard output; nothing where there are none.
+    pub(crate) terminal: Option<(OwnedFd, OwnedFd)>,
+    /// Open in it under the numbers they have here.
+    pub(crate) open: Vec<OwnedFd>,
+}
+
 impl Process {
-    /// Starts it. `terminal`, if given, becomes its standard input and its standard output.
+    /// Starts it.
     pub(crate) fn spawn(
         plan: &ProcessPlan,
         poll: &Poll,
         keys: Keys,
-        terminal: Option<(OwnedFd, OwnedFd)>,
+        inherited: Inherited,
     ) -> io::Result<Self> {
         let mut command = command(&plan.program);
         command.args(&plan.args).stderr(Stdio::piped());
-        match terminal {
+        match inherited.terminal {
             Some((stdin, stdout)) => command.stdin(stdin).stdout(stdout),
             None => command.stdin(Stdio::null()).stdout(Stdio::null()),
         };
-        let mut child = guardian::spawn(&mut command)?;
+        let mut child = guardian::spawn(&mut command, &inherited.open)?;
         drop(command);
         let stderr = child.stderr.take().expect("stderr was asked for");
         let mut process = Self {
@@ -206,7 +215,8 @@ mod tests {
 
     fn spawn(script: &str) -> (Poll, Process) {
         let poll = Poll::new().unwrap();
-        let process = Process::spawn(&plan(script), &poll, Keys { exit: 1, stderr: 2 }, None);
+        let process =
+            Process::spawn(&plan(script), &poll, Keys { exit: 1, stderr: 2 }, Inherited::default());
         (poll, process.unwrap())
     }
 
@@ -259,7 +269,8 @@ mod tests {
         let poll = Poll::new().unwrap();
         let mut plan = plan("");
         plan.program = "/nowhere/at/all".into();
-        let error = Process::spawn(&plan, &poll, Keys { exit: 1, stderr: 2 }, None).unwrap_err();
+        let error = Process::spawn(&plan, &poll, Keys { exit: 1, stderr: 2 }, Inherited::default())
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -60,11 +60,13 @@ pub struct HostFacts {
     pub memory_mb: u64,
     /// What KVM looks like from here.
     pub kvm: KvmFacts,
+    /// The version of the Landlock interface; `None` where the kernel has none.
+    pub landlock: Option<u32>,
     /// The longest path a unix socket can have, in bytes: 107 on Linux, 103 on macOS.
     pub socket_path_max: usize,
     /// The run directory the next machine would get.
     pub run_dir: HostPath,
-    /// The files a specification names.
+    /// The files a specification names, and those that its images stand on.
     pub files: BTreeMap<HostPath, FileFacts>,
 }
 
@@ -77,8 +79,9 @@ impl HostFacts {
 
 /// How many leading bytes of a file the driver reads for [`FileFacts::File`].
 ///
-/// Enough for the x86 setup header (`HdrS` at 0x202) and the arm64 image header (0x38).
-pub const HEAD_BYTES: usize = 1024;
+/// Enough for the x86 setup header (`HdrS` at 0x202), the arm64 image header (0x38), and the longest
+/// name of a backing file (1023 bytes) behind the header and extensions of a qcow2 image.
+pub const HEAD_BYTES: usize = 4096;
 
 /// What is at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]

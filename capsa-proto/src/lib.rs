@@ -12,6 +12,7 @@
 //! | [`path`] | [`path::HostPath`], a path checked once |
 //! | [`cmdline`] | machine 1: the kernel command line, parse, merge, build |
 //! | [`spec`] | [`spec::VmSpec`], what a user asked for |
+//! | [`qcow2`] | what an image's header says, and an empty overlay |
 //! | [`host`] | [`host::HostFacts`], what the host was found to have |
 //! | [`capabilities`] | what a backend can do, and the check that refuses the rest, all at once |
 //! | [`console`] | machine 2: scrollback, matching, waits, login and command scripts |
@@ -47,5 +48,6 @@ pub mod host;
 pub mod lifecycle;
 pub mod path;
 pub mod plan;
+pub mod qcow2;
 pub mod spec;
 pub mod time;

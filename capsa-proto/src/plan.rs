@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::path::HostPath;
+use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, RebootPolicy};
 
 /// Everything needed to run one machine.
@@ -29,6 +30,8 @@ pub struct LaunchPlan {
     /// A named pipe, made before the hypervisor starts, on which it tells what happens as one JSON
     /// object after another; `None` where the control channel carries events, or nothing does.
     pub event_pipe: Option<HostPath>,
+    /// Throw-away images, made before the hypervisor starts.
+    pub overlays: Vec<OverlayPlan>,
     /// Where the guest's console is.
     pub console: ConsolePlan,
     /// Where the guest's vsock ports are, where the machine has such a device.
@@ -119,6 +122,16 @@ pub enum Protocol {
     Qmp,
     /// HTTP/1.1, one exchange per connection.
     Http,
+}
+
+/// A throw-away image: a file without a name that the hypervisor inherits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OverlayPlan {
+    /// The path by which the hypervisor finds it.
+    pub at: HostPath,
+    /// What it is.
+    #[serde(flatten)]
+    pub overlay: Overlay,
 }
 
 /// Where the guest's console is.

@@ -79,6 +79,8 @@ pub(crate) fn plan(
         processes,
         control: ControlPlan { protocol: Protocol::Qmp, socket: at.socket(CONTROL_SOCKET) },
         event_pipe: None,
+        // QEMU makes its own (`snapshot=on`).
+        overlays: Vec::new(),
         console: match spec.console {
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },

@@ -9,6 +9,7 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::{ViolationKind as Kind, check};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
+use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, ImageFormat, MountMode, RebootPolicy, Share, Virtio9pConfig,
     VirtioFsConfig,
@@ -32,12 +33,20 @@ fn bz_image() -> Vec<u8> {
     head
 }
 
+/// The header of an image that stands on nothing.
+fn qcow2() -> Vec<u8> {
+    let overlay = Overlay { over: path("/none"), format: ImageFormat::Raw, virtual_size: 512 };
+    let mut head = overlay.image().pieces[0].1.clone();
+    head[8..20].fill(0);
+    head
+}
+
 fn host() -> HostFacts {
     let files = BTreeMap::from([
         (path("/k"), file(&bz_image(), 9)),
         (path("/i"), file(b"070701", 9)),
         (path("/d.raw"), file(&[0; 8], 1024)),
-        (path("/d,1.qcow2"), file(b"QFI\xfb\0\0\0\x03", 1024)),
+        (path("/d,1.qcow2"), file(&qcow2(), 1024)),
         (
             path("/dev/vg"),
             FileFacts::File { size: 4096, head: vec![0; 8], writable: true, device: true },
@@ -49,6 +58,7 @@ fn host() -> HostFacts {
         arch: Arch::X86_64,
         memory_mb: 4096,
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
+        landlock: None,
         socket_path_max: 107,
         run_dir: path("/run/capsa/x"),
         files,

@@ -156,6 +156,7 @@ impl HypervisorBackend for Vfkit {
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: None,
+            overlays: Vec::new(),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },

@@ -56,6 +56,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         arch: Arch::Aarch64,
         memory_mb: 65536,
         kvm: KvmFacts::ABSENT,
+        landlock: None,
         socket_path_max: 103,
         run_dir: path("/tmp/c/1"),
         files,

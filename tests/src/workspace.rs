@@ -17,6 +17,19 @@ pub fn target_directory() -> PathBuf {
     root().join(target)
 }
 
+/// A program of this package that was built beside the one that runs.
+///
+/// # Panics
+///
+/// When it was not built. Cargo builds it with the tests of this package.
+pub fn built(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("whoever runs has a program");
+    // A test's own program is in `deps`, one further down.
+    let mut places = this.ancestors().skip(1).take(2);
+    let found = places.find_map(|place| Some(place.join(name)).filter(|path| path.is_file()));
+    found.unwrap_or_else(|| panic!("`cargo build -p capsa-test --bins` builds {name}"))
+}
+
 /// A call of the Cargo that runs us, in the [`root`].
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -98,6 +98,8 @@ suite! {
         a_read_only_virtio_fs_share_holds_on_the_host,
         virtio_9p_shares_go_both_ways_and_read_only_holds,
         nat_gives_an_address_and_reaches_the_host,
+        vsock_streams_go_both_ways_many_at_once,
+        a_machine_without_vsock_says_so,
         a_hundred_lives_leave_nothing_behind,
     }
 }

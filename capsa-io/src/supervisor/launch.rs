@@ -11,8 +11,9 @@ use capsa_proto::time::Instant;
 
 use super::{CONSOLE, EVENTS, Supervisor, keys};
 use crate::event_pipe::EventPipe;
-use crate::process::Process;
+use crate::process::{Inherited, Process};
 use crate::run_dir::{self, RunDir};
+use crate::scratch;
 use crate::stream::Stream;
 use crate::sys::{self, Pty};
 
@@ -39,22 +40,31 @@ impl Supervisor {
     pub(super) fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
         self.make_run_dir()?;
         let is_hypervisor = id == self.plan.hypervisor();
-        let terminal = match &self.plan.console {
-            ConsolePlan::Pty { .. } if is_hypervisor => Some(self.open_pty()?),
-            _ => None,
-        };
-        if let Some(path) = self.plan.event_pipe.as_ref().filter(|_| is_hypervisor) {
-            self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
-        }
+        let inherited =
+            if is_hypervisor { self.prepare_hypervisor()? } else { Inherited::default() };
         let plan = self.plan.process(id);
         tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
-        let process = Process::spawn(plan, &self.poll, keys(id), terminal)?;
+        let process = Process::spawn(plan, &self.poll, keys(id), inherited)?;
         tracing::info!(process = %plan.name, pid = process.pid(), "started");
         if let Some(run_dir) = &self.run_dir {
             run_dir.note_child(process.pid())?;
         }
         self.processes[id.0] = Some(process);
         Ok(())
+    }
+
+    /// Makes what the hypervisor is to find.
+    fn prepare_hypervisor(&mut self) -> io::Result<Inherited> {
+        let terminal = match &self.plan.console {
+            ConsolePlan::Pty { .. } => Some(self.open_pty()?),
+            _ => None,
+        };
+        if let Some(path) = &self.plan.event_pipe {
+            self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
+        }
+        let overlays = self.plan.overlays.iter();
+        let open = overlays.map(|plan| Ok(scratch::overlay(&plan.overlay, &plan.at)?.into()));
+        Ok(Inherited { terminal, open: open.collect::<io::Result<_>>()? })
     }
 
     /// Makes the run directory unless it is there.

@@ -87,4 +87,8 @@ pub(crate) mod host {
     pub(crate) fn kvm(_arch: Arch) -> KvmFacts {
         KvmFacts::ABSENT
     }
+
+    pub(crate) fn landlock() -> Option<u32> {
+        None
+    }
 }

@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | [`Poll`], [`Source`] | epoll | kqueue |
 //! | [`ExitWatch`] | a pidfd | a kqueue process filter |
-//! | [`before_exec`] | name given to the guardian | the same |
+//! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | default signals |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |

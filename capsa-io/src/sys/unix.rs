@@ -25,8 +25,23 @@ use super::os;
 /// The child writes its own line, so there is no moment in which it runs and nobody knows: until
 /// `exec` it holds the guardian's line itself, which keeps the guardian waiting.
 /// The line is `+ PID`, in one write, which is far shorter than a socket's buffer.
-pub(crate) fn before_exec(command: &mut Command, guardian: RawFd) {
+///
+/// The child inherits `open`, which must stay open until it is spawned, and nothing else.
+pub(crate) fn before_exec(command: &mut Command, guardian: RawFd, open: Vec<RawFd>) {
     prepare_exec(command);
+    let inherit = move || {
+        for fd in &open {
+            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
+            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(inherit);
+    }
     let announce = move || {
         let mut line = [0_u8; 24];
         // SAFETY: `getpid` cannot fail and is async-signal-safe.

@@ -133,7 +133,10 @@ impl Machine {
             Input::Replied(verdict) => self.replied(now, verdict),
             Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
             Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
-            Input::ControlLost => self.control_lost(now),
+            Input::ControlLost => self.channel_lost(now, "closed its control channel"),
+            Input::EventsLost(why) => {
+                self.channel_lost(now, &format!("tells events that make no sense: {why}"));
+            }
             Input::GuestPoweredOff if self.guest_runs() => {
                 self.blame(EndedBy::GuestPowerOff);
                 self.go(now, Trigger::GuestOff);
@@ -328,8 +331,8 @@ impl Machine {
         }
     }
 
-    fn control_lost(&mut self, now: Instant) {
-        let what = format!("{} closed its control channel", self.script.names[self.hypervisor().0]);
+    fn channel_lost(&mut self, now: Instant, how: &str) {
+        let what = format!("{} {how}", self.script.names[self.hypervisor().0]);
         match self.phase {
             Phase::Launching | Phase::Booting => {
                 self.part_lost(now, EndedBy::StartFailed { why: what });

@@ -24,6 +24,7 @@
 //! | [`outside`] | hypervisors and helpers that somebody else kills |
 //! | [`disks`] | formats, order, read-only, thrown away |
 //! | [`shares`] | both ways, and read-only on the host |
+//! | [`vsock`] | streams without a network, both ways |
 //! | [`network`] | NAT: an address, and the host |
 //! | `vsock` | streams between host and guest, both ways, many on a port |
 //! | [`leaks`] | nothing is left behind |
@@ -42,6 +43,7 @@ pub mod shares;
 pub mod stage;
 pub mod stops;
 pub mod subject;
+pub mod vsock;
 
 pub use stage::Stage;
 pub use subject::Subject;
@@ -95,6 +97,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         disks::SCENARIOS,
         shares::SCENARIOS,
         network::SCENARIOS,
+        vsock::SCENARIOS,
         leaks::SCENARIOS,
     ];
     themes.into_iter().flatten()

@@ -136,6 +136,7 @@ pub(super) struct DiskConfig {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) enum ImageType {
+    FlatVmdk,
     FixedVhd,
     Qcow2,
     Raw,
@@ -197,21 +198,24 @@ pub(super) enum ConsoleOutputMode {
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
-pub(super) struct SerialConfig {
+pub(super) struct CommonConsoleConfig {
     #[serde(default)]
     pub(super) file: Option<PathBuf>,
     pub(super) mode: ConsoleOutputMode,
     #[serde(default)]
-    pub(super) socket: Option<PathBuf>,
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub(super) struct SerialConfig {
+    #[serde(flatten)]
+    pub(super) common: CommonConsoleConfig,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub(super) struct ConsoleConfig {
-    #[serde(default)]
-    file: Option<PathBuf>,
-    pub(super) mode: ConsoleOutputMode,
-    #[serde(default)]
-    socket: Option<PathBuf>,
+    #[serde(flatten)]
+    common: CommonConsoleConfig,
     #[serde(flatten)]
     pci_common: PciDeviceCommonConfig,
 }
@@ -427,16 +431,22 @@ impl Default for RngConfig {
     }
 }
 
+impl CommonConsoleConfig {
+    fn new(mode: ConsoleOutputMode) -> Self {
+        Self { file: None, mode, socket: None }
+    }
+}
+
 impl SerialConfig {
     fn null() -> Self {
-        Self { file: None, mode: ConsoleOutputMode::Null, socket: None }
+        Self { common: CommonConsoleConfig::new(ConsoleOutputMode::Null) }
     }
 }
 
 impl ConsoleConfig {
     fn tty() -> Self {
         let pci_common = PciDeviceCommonConfig::default();
-        Self { file: None, mode: ConsoleOutputMode::Tty, socket: None, pci_common }
+        Self { common: CommonConsoleConfig::new(ConsoleOutputMode::Tty), pci_common }
     }
 }
 

@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::config::VmConfig;
@@ -35,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Happened {
     /// It powered off.
     PoweredOff,
-    /// It reset.
+    /// It reset, and stands still.
     Reset,
     /// Its kernel told the panic device so.
     Panicked(&'static str),
@@ -158,14 +156,13 @@ fn listen(
     Ok(replies)
 }
 
-/// What an event of QMP says of the guest. What we did to it ourselves is no news.
+/// What an event of QMP says of the guest.
 fn happened(event: &Value) -> Option<Happened> {
-    let by_guest = event["data"]["guest"] == json!(true);
-    match event["event"].as_str()? {
-        "SHUTDOWN" if by_guest => Some(Happened::PoweredOff),
-        "RESET" if by_guest => Some(Happened::Reset),
-        "GUEST_PANICKED" => Some(Happened::Panicked("panic")),
-        "GUEST_CRASHLOADED" => Some(Happened::Panicked("crash_loaded")),
+    match (event["event"].as_str()?, event["data"]["reason"].as_str()) {
+        ("SHUTDOWN", Some("guest-shutdown")) => Some(Happened::PoweredOff),
+        ("SHUTDOWN", Some("guest-reset")) => Some(Happened::Reset),
+        ("GUEST_PANICKED", _) => Some(Happened::Panicked("panic")),
+        ("GUEST_CRASHLOADED", _) => Some(Happened::Panicked("crash_loaded")),
         _ => None,
     }
 }
@@ -205,7 +202,7 @@ fn child(program: &str) -> Result<Command, String> {
 /// Becomes the program that `words` name behind the id of the process to die with.
 pub(super) fn become_program(words: &[String]) -> ExitCode {
     let [parent, program, arguments @ ..] = words else { return ExitCode::FAILURE };
-    if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
+    if let Err(error) = die_with_parent() {
         eprintln!("no death signal: {error}");
         return ExitCode::FAILURE;
     }
@@ -216,4 +213,15 @@ pub(super) fn become_program(words: &[String]) -> ExitCode {
     let error = Command::new(program).args(arguments).exec();
     eprintln!("cannot become {program}: {error}");
     ExitCode::FAILURE
+}
+
+#[cfg(target_os = "linux")]
+fn die_with_parent() -> nix::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn die_with_parent() -> nix::Result<()> {
+    // Neither is there a cloud-hypervisor to stand in for.
+    Err(nix::errno::Errno::ENOTSUP)
 }

@@ -22,8 +22,8 @@ pub(super) fn vsock_backend(socket: &Path) -> std::path::PathBuf {
 /// `terminal` says whether standard input and output are a terminal.
 pub(super) fn arguments(config: &VmConfig, qmp: i32, terminal: bool) -> Vec<String> {
     let mut args = Args::default();
-    args.push("-nodefaults -no-user-config -display none -S -no-shutdown");
-    args.push("-accel tcg,thread=multi -cpu max -action panic=none");
+    args.push("-nodefaults -no-user-config -display none -S");
+    args.push("-accel tcg,thread=multi -cpu max -action reboot=shutdown,shutdown=pause,panic=none");
     args.push(&format!("-smp {}", config.cpus.boot_vcpus));
     args.push(&format!("-chardev socket,id=qmp,fd={qmp} -mon chardev=qmp,mode=control"));
     let size = config.memory.size;
@@ -111,7 +111,7 @@ impl Args {
     }
 
     fn serial(&mut self, config: &VmConfig, terminal: bool) {
-        let to = match config.serial.mode {
+        let to = match config.serial.common.mode {
             ConsoleOutputMode::Null => "null,id=com".to_owned(),
             // What the emulator calls `stdio` lets the terminal turn line feeds into two
             // characters. Opened anew it is set raw.
@@ -119,7 +119,7 @@ impl Args {
             // As with the real one, a pipe gets the output and is deaf.
             ConsoleOutputMode::Tty => "file,id=com,path=/proc/self/fd/1".to_owned(),
             ConsoleOutputMode::File => {
-                let path = config.serial.file.as_deref().map(show).unwrap_or_default();
+                let path = config.serial.common.file.as_deref().map(show).unwrap_or_default();
                 format!("file,id=com,path={}", path.replace(',', ",,"))
             }
             _ => return,

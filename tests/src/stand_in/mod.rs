@@ -30,6 +30,8 @@ use std::{env, fs, io};
 
 use tempfile::TempDir;
 
+use crate::workspace;
+
 pub use fault::{Call, Fault};
 
 /// The status it ends with when it does not know, or would ignore, a part of a `vm.create`.
@@ -46,15 +48,9 @@ const FAULTS: &str = "faults";
 ///
 /// # Panics
 ///
-/// When it was not built. Cargo builds it with the tests of this package.
+/// When it was not built.
 pub fn cloud_hypervisor() -> PathBuf {
-    let this = env::current_exe().expect("a test has a program");
-    let mut places = this.ancestors().skip(1).take(2);
-    let found = places.find_map(|place| {
-        let program = place.join("stand-in-cloud-hypervisor");
-        program.is_file().then_some(program)
-    });
-    found.expect("`cargo build -p capsa-test --bins` builds stand-in-cloud-hypervisor")
+    workspace::built("stand-in-cloud-hypervisor")
 }
 
 /// A stand-in of a test's own, in a directory of its own, that breaks on order.

@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
 
 use super::config::{DiskConfig, ImageType, VmConfig};
 use super::http::Response;
@@ -45,13 +48,11 @@ impl From<Refusal> for Response {
 /// The first thing that is wrong, in the order of the real one.
 pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
     validate(config).map_err(|refusal| refusal.within(&["Failed to validate config"]))?;
-    let payload = config.payload.as_ref();
-    if let Some(kernel) = payload.and_then(|payload| payload.kernel.as_ref()) {
-        File::open(kernel).map_err(|e| Refusal::io(&["Cannot open kernel file"], &e))?;
-    }
     for disk in config.disks.iter().flatten() {
-        check_disk(disk).map_err(|refusal| refusal.within(&["Error from device manager"]))?;
+        let checked = check_disk(disk).and_then(|()| check_backing_files(disk, config));
+        checked.map_err(|refusal| refusal.within(&["Error from device manager"]))?;
     }
+    let payload = config.payload.as_ref();
     if let Some(initramfs) = payload.and_then(|payload| payload.initramfs.as_ref()) {
         File::open(initramfs).map_err(|e| Refusal::io(&["Cannot open initramfs file"], &e))?;
     }
@@ -62,7 +63,7 @@ pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
 ///
 /// # Errors
 ///
-/// When the kernel is neither ELF nor bzImage.
+/// When the kernel is not there, or neither ELF nor bzImage.
 pub(super) fn within_the_machine(config: &VmConfig) -> Result<(), Refusal> {
     let kernel = config.payload.as_ref().and_then(|payload| payload.kernel.as_ref());
     let Some(kernel) = kernel else { return Ok(()) };
@@ -70,6 +71,7 @@ pub(super) fn within_the_machine(config: &VmConfig) -> Result<(), Refusal> {
         let load = format!("Kernel Loader: failed to load bzImage kernel image: {why}");
         Err(Refusal::new(500, &["Cannot load the kernel into memory", &load, why]))
     };
+    File::open(kernel).map_err(|error| Refusal::io(&["Cannot open kernel file"], &error))?;
     match fs::read(kernel) {
         Err(_) => refuse("Kernel Loader: Unable to read bzImage header"),
         Ok(image) if is_elf(&image) || is_bz_image(&image) => Ok(()),
@@ -132,18 +134,16 @@ fn check_disk(disk: &DiskConfig) -> Result<(), Refusal> {
     let Some(path) = &disk.path else { return Ok(()) };
     let shown = path.display();
     let opened = fs::OpenOptions::new().read(true).write(!disk.readonly).open(path);
-    let mut file = opened.map_err(|error| {
-        let what = format!("I/O error (path={shown} op=open)");
-        Refusal::io(&["Cannot open disk path", &what], &error)
-    })?;
-    let mut head = [0; 16];
-    let is_qcow2 = file.read_exact(&mut head).is_ok() && head.starts_with(b"QFI\xfb");
-    match (disk.image_type, is_qcow2) {
-        (ImageType::Qcow2, false) => Err(Refusal::new(
+    let file = opened.map_err(|error| cannot_open(path, &error))?;
+    let header = qcow2_header(&file);
+    match (disk.image_type, &header) {
+        (ImageType::Qcow2, None) => Err(Refusal::new(
             500,
             &["Disk image type does not match expected type: specified = qcow2, detected = raw"],
         )),
-        (ImageType::Qcow2, true) if has_backing_file(&head) && !disk.backing_files => {
+        (ImageType::Qcow2, Some(header))
+            if backing_file(header).is_some() && !disk.backing_files =>
+        {
             let what = format!("Unsupported feature (path={shown} op=open)");
             let why = "Maximum disk nesting depth exceeded";
             Err(Refusal::new(500, &["Cannot open disk path", &what, why]))
@@ -152,9 +152,45 @@ fn check_disk(disk: &DiskConfig) -> Result<(), Refusal> {
     }
 }
 
-/// Whether a qcow2 header has the offset of a backing file's name.
-fn has_backing_file(head: &[u8; 16]) -> bool {
-    head[8..].iter().any(|byte| *byte != 0)
+fn cannot_open(path: &Path, error: &io::Error) -> Refusal {
+    let what = format!("I/O error (path={} op=open)", path.display());
+    Refusal::io(&["Cannot open disk path", &what], error)
+}
+
+/// With Landlock the real one reaches what its configuration and the rules name. The backing file
+/// of a disk is named in the disk alone. Here nothing enforces that, so it is looked for.
+fn check_backing_files(disk: &DiskConfig, config: &VmConfig) -> Result<(), Refusal> {
+    let mut next = disk.path.clone().filter(|_| config.landlock_enable);
+    while let Some(path) = next {
+        let header = File::open(&path).ok().and_then(|file| qcow2_header(&file));
+        next = header.and_then(|header| backing_file(&header)).map(|name| {
+            let directory = fs::canonicalize(&path).unwrap_or_default();
+            directory.parent().unwrap_or(Path::new("/")).join(name)
+        });
+        let mut rules = config.landlock_rules.iter().flatten();
+        if let Some(backing) = &next
+            && !rules.any(|rule| rule.access.contains('r') && backing.starts_with(&rule.path))
+        {
+            return Err(cannot_open(backing, &Errno::EACCES.into()));
+        }
+    }
+    Ok(())
+}
+
+/// The first part of a qcow2 image, where one can be named; the image's own cluster at most.
+fn qcow2_header(file: &File) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take(1 << 16).read_to_end(&mut head).ok()?;
+    (head.len() > 104 && head.starts_with(b"QFI\xfb")).then_some(head)
+}
+
+/// The name of the backing file: its offset and length are in the header.
+fn backing_file(header: &[u8]) -> Option<PathBuf> {
+    let offset = u64::from_be_bytes(header.get(8..16)?.try_into().ok()?);
+    let length = u32::from_be_bytes(header.get(16..20)?.try_into().ok()?);
+    let start = usize::try_from(offset).ok().filter(|offset| *offset != 0)?;
+    let name = header.get(start..start + usize::try_from(length).ok()?)?;
+    Some(String::from_utf8_lossy(name).into_owned().into())
 }
 
 /// What the stand-in cannot do although the real one could: said, not skipped.
@@ -175,8 +211,51 @@ pub(super) fn beyond_the_stand_in(config: &VmConfig) -> Result<(), String> {
     if config.net.iter().flatten().any(|net| !net.vhost_user || net.num_queues != 2) {
         return Err("networks other than vhost-user with two queues".into());
     }
-    match (config.serial.mode, &config.serial.file) {
+    match (config.serial.common.mode, &config.serial.common.file) {
         (Mode::Off | Mode::Null | Mode::Tty, None) | (Mode::File, Some(_)) => Ok(()),
         (mode, _) => Err(format!("a serial port in the mode {mode:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_backing_file_that_no_rule_names_is_out_of_reach() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let image = |name: &str, backing: &str| {
+            let mut header = b"QFI\xfb\0\0\0\x03".to_vec();
+            header.extend_from_slice(&112u64.to_be_bytes());
+            header.extend_from_slice(&u32::try_from(backing.len()).unwrap().to_be_bytes());
+            header.resize(112, 0);
+            header.extend_from_slice(backing.as_bytes());
+            fs::write(dir.join(name), header).unwrap();
+        };
+        image("over", "middle");
+        image("middle", "base/raw");
+        fs::create_dir(dir.join("base")).unwrap();
+        fs::write(dir.join("base/raw"), [0; 4096]).unwrap();
+        let boot = |landlock: bool, rules: &[&str]| {
+            let rule = |name: &&str| json!({ "path": dir.join(name), "access": "r" });
+            let config = json!({
+                "payload": { "kernel": "/k" },
+                "disks": [{ "path": dir.join("over"), "image_type": "Qcow2", "backing_files": true }],
+                "landlock_enable": landlock,
+                "landlock_rules": rules.iter().map(rule).collect::<Vec<_>>(),
+            });
+            before_the_machine(&serde_json::from_value(config).unwrap())
+        };
+        assert_eq!(boot(false, &[]), Ok(()));
+        assert_eq!(boot(true, &["middle", "base"]), Ok(()));
+        for (rules, out_of_reach) in [(&[][..], "middle"), (&["middle"], "base/raw")] {
+            let error = boot(true, rules).unwrap_err();
+            let path = dir.join(out_of_reach).display().to_string();
+            assert!(error.chain[2].contains(&path), "{error:?}");
+            assert_eq!(error.chain[3], "Permission denied (os error 13)");
+        }
     }
 }

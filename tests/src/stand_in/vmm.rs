@@ -169,11 +169,11 @@ impl Vmm<'_> {
                 }
                 Some(self.quit())
             }
-            Happened::Reset => {
-                self.events.say("vm", "rebooting");
-                self.events.say("vm", "rebooted");
-                None
-            }
+            Happened::Reset => match self.reboot() {
+                Ok(()) => None,
+                // As when a share's virtiofsd went with the machine that was.
+                Err(refusal) => Some(fatal(&["VM reboot error", &format!("{refusal:?}")])),
+            },
             Happened::Panicked(event) => {
                 self.events.say_with("guest", "panic", Some(json!({ "event": event })));
                 None
@@ -217,6 +217,12 @@ impl Vmm<'_> {
         };
         match (request.method.as_str(), is_get) {
             ("GET", true) | ("PUT", false) => {}
+            // These answer for themselves, the others leave it to the transport.
+            ("PATCH" | "DELETE", _)
+                if !["vm.create", "vm.info", "vmm.ping", "vmm.shutdown"].contains(&name) =>
+            {
+                return Ok(Response::new(400, String::new()));
+            }
             _ => return Err(bad_request()),
         }
         if name == "vm.create" {
@@ -301,9 +307,7 @@ impl Vmm<'_> {
             self.vm = Some(Vm { state: State::Created, emulator: None, life });
             return Err(refusal);
         }
-        let emulator = Emulator::start(config, life, &self.wish)
-            .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;
-        self.vm = Some(Vm { state: State::Running, emulator: Some(emulator), life });
+        self.vm = Some(start(config, life, &self.wish)?);
         self.events.say("vm", "booted");
         Ok(())
     }
@@ -311,7 +315,7 @@ impl Vmm<'_> {
     fn pause(&mut self) -> Result<(), Refusal> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
         self.events.say("vm", "pausing");
-        if vm.state != State::Running {
+        if vm.state == State::Paused {
             let chain = ["Cannot pause VM", "Failed to pause migratable component"];
             return Err(invalid(vm.state, State::Paused).within(&chain));
         }
@@ -324,7 +328,7 @@ impl Vmm<'_> {
     fn resume(&mut self) -> Result<(), Refusal> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
         self.events.say("vm", "resuming");
-        if vm.state != State::Paused {
+        if vm.state == State::Running {
             let chain = ["Cannot resume VM", "Failed to resume migratable component"];
             return Err(invalid(vm.state, State::Running).within(&chain));
         }
@@ -336,12 +340,17 @@ impl Vmm<'_> {
 
     fn reboot(&mut self) -> Result<(), Refusal> {
         self.events.say("vm", "rebooting");
-        if self.vm.is_none() {
-            return Err(Refusal::new(404, &["VM is not created"]));
+        let missing = || Refusal::new(404, &["VM is not created"]);
+        let (Some(config), Some(vm)) = (&self.config, &self.vm) else { return Err(missing()) };
+        if let Some(emulator) = &vm.emulator {
+            emulator.drain();
         }
-        self.tell("system_reset")?;
-        self.tell("cont")?;
-        self.set_state(State::Running);
+        // A new machine takes the place of the old, as with the real one. The emulator's own reset
+        // would be told twice: its firmware resets once more when it finds that it has run before.
+        self.vm = None;
+        self.lives += 1;
+        let vm = start(config, self.lives, &self.wish)?;
+        self.vm = Some(vm);
         self.events.say("vm", "rebooted");
         Ok(())
     }
@@ -406,6 +415,13 @@ fn outer(call: Call) -> &'static str {
         Call::PowerButton => "Error triggering power button",
         Call::Quit => "The VMM could not shutdown",
     }
+}
+
+/// A machine whose guest runs.
+fn start(config: &VmConfig, life: u64, to: &Sender<Wish>) -> Result<Vm, Refusal> {
+    let emulator = Emulator::start(config, life, to)
+        .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;
+    Ok(Vm { state: State::Running, emulator: Some(emulator), life })
 }
 
 fn not_running() -> Refusal {

@@ -7,6 +7,7 @@ use super::super::ViolationKind as Kind;
 use super::Pass;
 use crate::host::FileFacts;
 use crate::path::HostPath;
+use crate::qcow2::{self, BrokenChain};
 use crate::spec::ImageFormat;
 
 impl Pass<'_> {
@@ -18,6 +19,9 @@ impl Pass<'_> {
             let field = format!("disks[{n}].path");
             let Some(head) = self.regular_file(&field, &disk.path) else { continue };
             self.disk_format(&field, disk.format, &disk.path, &head);
+            if disk.format == ImageFormat::Qcow2 && head.starts_with(qcow2::MAGIC) {
+                self.images_beneath(&field, &disk.path);
+            }
             let writes = !disk.read_only && !disk.ephemeral;
             if writes && let FileFacts::File { writable: false, .. } = self.host.file(&disk.path) {
                 self.refuse(
@@ -54,7 +58,7 @@ impl Pass<'_> {
                 self.unsupported(
                     &format!("disks[{n}].ephemeral"),
                     "throw-away overlays are not supported",
-                    "copy the image and attach the copy, or use the qemu backend",
+                    "copy the image and attach the copy, or use another backend",
                 );
             }
             if disk.read_only && !capabilities.disk_read_only {
@@ -67,10 +71,39 @@ impl Pass<'_> {
         }
     }
 
+    /// An image that stands on others needs them all, and they are files of this host: what an image
+    /// names is opened by the hypervisor, so it names neither the network nor options.
+    fn images_beneath(&mut self, field: &str, path: &HostPath) {
+        let (kind, reason, remedy) = match qcow2::chain(path, self.host) {
+            Ok(_) => return,
+            Err(BrokenChain::Unreadable(image)) => (
+                Kind::WrongFormat,
+                format!("the qcow2 header of {image} cannot be understood"),
+                "check it: qemu-img info",
+            ),
+            Err(BrokenChain::NotAFile { image, backing }) => (
+                Kind::Unsupported,
+                format!("{image} stands on {backing:?}, which is no file"),
+                "put it on a file: qemu-img rebase, or make it whole: qemu-img convert",
+            ),
+            Err(BrokenChain::Missing { image, backing }) => (
+                Kind::Missing,
+                format!("{image} stands on {backing}, which is not there or cannot be read"),
+                "bring it back, or put the image on another: qemu-img rebase -u",
+            ),
+            Err(BrokenChain::TooLong) => (
+                Kind::OutOfRange,
+                format!("{path} stands on more than {} images, or on itself", qcow2::MAX_CHAIN),
+                "make it whole: qemu-img convert",
+            ),
+        };
+        self.refuse(field, kind, reason, remedy);
+    }
+
     /// The header must say what the format says. A guest can write a qcow2 header, with a backing
     /// file of its choice, into a raw disk: it must never turn into one.
     fn disk_format(&mut self, field: &str, format: ImageFormat, path: &HostPath, head: &[u8]) {
-        let is_qcow2 = head.starts_with(b"QFI\xfb");
+        let is_qcow2 = head.starts_with(qcow2::MAGIC);
         match format {
             ImageFormat::Raw if is_qcow2 => self.refuse(
                 field,

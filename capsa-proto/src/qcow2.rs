@@ -1,0 +1,368 @@
+//! As much of the qcow2 format as a careful user of images needs: what a header says, and the bytes of
+//! an empty overlay.
+//!
+//! Source: QEMU's `docs/interop/qcow2.rst`, versions 2 and 3. Numbers are big-endian. What this does
+//! not do is read or write anybody's data: that is the hypervisor's.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde::Serialize;
+
+use crate::host::{FileFacts, HostFacts};
+use crate::path::HostPath;
+use crate::spec::ImageFormat;
+
+/// What every image begins with.
+pub const MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// How many images may stand on each other. QEMU has no such limit; nobody has met it.
+pub const MAX_CHAIN: usize = 32;
+
+/// What the header of an image says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The size of the disk in bytes.
+    pub virtual_size: u64,
+    /// The name of the image beneath, as it stands there.
+    pub backing: Option<String>,
+    /// The image beneath is said to be raw, whatever it begins with.
+    pub backing_is_raw: bool,
+}
+
+impl Header {
+    /// Reads it from the first bytes of an image. `None` where it is none, or is cut off, or names its
+    /// backing file behind what is there.
+    pub fn parse(head: &[u8]) -> Option<Self> {
+        let field = |at: usize, len: usize| head.get(at..at + len);
+        let number = |at: usize, len: usize| {
+            Some(field(at, len)?.iter().fold(0, |n: u64, byte| n << 8 | u64::from(*byte)))
+        };
+        if field(0, 4)? != MAGIC || !matches!(number(4, 4)?, 2 | 3) {
+            return None;
+        }
+        let (at, len) = (number(8, 8)?, number(16, 4)?);
+        let backing = match at {
+            0 => None,
+            at => {
+                let at = usize::try_from(at).ok()?;
+                let name = head.get(at..at.checked_add(usize::try_from(len).ok()?)?)?;
+                Some(core::str::from_utf8(name).ok()?.to_owned())
+            }
+        };
+        let extensions = match number(4, 4)? {
+            2 => 72,
+            _ => usize::try_from(number(100, 4)?).ok()?,
+        };
+        let backing_is_raw = extension(head, extensions, BACKING_FORMAT) == Some(b"raw");
+        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw })
+    }
+
+    /// Where the backing file of the image at `path` is. `None` when it is no file, as in
+    /// `nbd://host/disk` or `json:{...}`.
+    pub fn backing_path(&self, path: &HostPath) -> Option<HostPath> {
+        let name = self.backing.as_deref()?;
+        // QEMU takes what stands before a colon for a protocol unless a slash comes first.
+        if name.split('/').next().is_some_and(|first| first.contains(':')) {
+            return None;
+        }
+        if name.starts_with('/') {
+            return HostPath::new(name).ok();
+        }
+        let (dir, _) = path.as_str().rsplit_once('/')?;
+        HostPath::new(alloc::format!("{dir}/{name}")).ok()
+    }
+}
+
+/// The content of a header extension.
+fn extension(head: &[u8], mut at: usize, wanted: u32) -> Option<&[u8]> {
+    loop {
+        let kind = head.get(at..at.checked_add(4)?)?;
+        let len = head.get(at + 4..at.checked_add(8)?)?;
+        let len = u32::from_be_bytes(len.try_into().ok()?) as usize;
+        let content = head.get(at + 8..at.checked_add(8)?.checked_add(len)?)?;
+        match u32::from_be_bytes(kind.try_into().ok()?) {
+            0 => return None,
+            kind if kind == wanted => return Some(content),
+            _ => at += 8 + len.next_multiple_of(8),
+        }
+    }
+}
+
+/// Why the images beneath an image are not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokenChain {
+    /// The header cannot be read, or names its backing file further behind than was looked.
+    Unreadable(HostPath),
+    /// Its backing file is no file of this host.
+    NotAFile {
+        /// The image.
+        image: HostPath,
+        /// The name in it.
+        backing: String,
+    },
+    /// The backing file is not there, or cannot be read.
+    Missing {
+        /// The image.
+        image: HostPath,
+        /// The file it needs.
+        backing: HostPath,
+    },
+    /// More than [`MAX_CHAIN`] images, or a circle.
+    TooLong,
+}
+
+/// The images beneath the one at `path`, the nearest first, by what was seen of the host.
+///
+/// # Errors
+///
+/// When they cannot all be found.
+pub fn chain(path: &HostPath, host: &HostFacts) -> Result<Vec<HostPath>, BrokenChain> {
+    let mut below: Vec<HostPath> = Vec::new();
+    loop {
+        let image = below.last().unwrap_or(path);
+        let FileFacts::File { head, .. } = host.file(image) else {
+            return Err(BrokenChain::Unreadable(image.clone()));
+        };
+        if !head.starts_with(MAGIC) {
+            return Ok(below);
+        }
+        let unreadable = || BrokenChain::Unreadable(image.clone());
+        let header = Header::parse(head).ok_or_else(unreadable)?;
+        let Some(name) = &header.backing else { return Ok(below) };
+        let Some(next) = header.backing_path(image) else {
+            return Err(BrokenChain::NotAFile { image: image.clone(), backing: name.clone() });
+        };
+        if !matches!(host.file(&next), FileFacts::File { .. }) {
+            return Err(BrokenChain::Missing { image: image.clone(), backing: next });
+        }
+        if below.len() == MAX_CHAIN {
+            return Err(BrokenChain::TooLong);
+        }
+        let is_raw = header.backing_is_raw;
+        below.push(next);
+        // What a guest wrote into a raw image is not believed.
+        if is_raw {
+            return Ok(below);
+        }
+    }
+}
+
+/// An empty image over another: reading gives what is beneath, writing leaves that as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overlay {
+    /// The image beneath.
+    pub over: HostPath,
+    /// Its format.
+    pub format: ImageFormat,
+    /// The size of the disk in bytes, a multiple of 512.
+    pub virtual_size: u64,
+}
+
+/// An image as it is written: these bytes at these offsets, zeros everywhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sparse {
+    /// The size of the file.
+    pub len: u64,
+    /// What is in it, and where.
+    pub pieces: Vec<(u64, Vec<u8>)>,
+}
+
+const CLUSTER_BITS: u32 = 16;
+const CLUSTER: u64 = 1 << CLUSTER_BITS;
+/// Bytes of the disk that one entry of the first-level table stands for: a cluster of pointers to
+/// clusters.
+const L1_REACH: u64 = CLUSTER / 8 * CLUSTER;
+const HEADER_LEN: u32 = 104;
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+
+impl Overlay {
+    /// An overlay over the image at `over`, as `facts` have it. `None` when they say nothing of a
+    /// size.
+    pub fn new(over: &HostPath, format: ImageFormat, facts: &FileFacts) -> Option<Self> {
+        let FileFacts::File { size, head, .. } = facts else { return None };
+        let size = match format {
+            ImageFormat::Raw => *size,
+            ImageFormat::Qcow2 => Header::parse(head)?.virtual_size,
+        };
+        let virtual_size = size.checked_next_multiple_of(512)?;
+        Some(Self { over: over.clone(), format, virtual_size })
+    }
+
+    /// Its bytes: header, reference counts, and a first-level table of zeros, in clusters of 64 KiB.
+    pub fn image(&self) -> Sparse {
+        let l1_entries = self.virtual_size.div_ceil(L1_REACH).max(1);
+        let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
+        let clusters = 3 + l1_clusters;
+        let name = self.over.as_str().as_bytes();
+        let format = self.format.as_str().as_bytes();
+        let extension = 8 + format.len().next_multiple_of(8);
+        let name_at = HEADER_LEN as usize + extension + 8;
+
+        let mut header = Vec::with_capacity(name_at + name.len());
+        let mut put = |bytes: &[u8]| header.extend_from_slice(bytes);
+        put(MAGIC);
+        put(&3_u32.to_be_bytes());
+        put(&(name_at as u64).to_be_bytes());
+        put(&(name.len() as u32).to_be_bytes());
+        put(&CLUSTER_BITS.to_be_bytes());
+        put(&self.virtual_size.to_be_bytes());
+        put(&0_u32.to_be_bytes()); // encryption
+        put(&(l1_entries as u32).to_be_bytes());
+        put(&(3 * CLUSTER).to_be_bytes()); // the first-level table
+        put(&CLUSTER.to_be_bytes()); // the table of reference counts
+        put(&1_u32.to_be_bytes()); // and its clusters
+        put(&[0; 4 + 8 + 8 + 8 + 8]); // snapshots and features
+        put(&4_u32.to_be_bytes()); // reference counts of 16 bits
+        put(&HEADER_LEN.to_be_bytes());
+        put(&BACKING_FORMAT.to_be_bytes());
+        put(&(format.len() as u32).to_be_bytes());
+        put(format);
+        put(&vec![0; extension - 8 - format.len()]);
+        put(&[0; 8]); // the end of the extensions
+        put(name);
+
+        let counts = 1_u16.to_be_bytes().repeat(clusters as usize);
+        Sparse {
+            len: clusters * CLUSTER,
+            pieces: vec![
+                (0, header),
+                (CLUSTER, (2 * CLUSTER).to_be_bytes().to_vec()),
+                (2 * CLUSTER, counts),
+            ],
+        }
+    }
+}
+
+/// Laws of this module over arbitrary bytes: nothing panics; what a header names lies in what was
+/// read; an overlay reads back as what it was made of.
+///
+/// # Panics
+///
+/// When a law does not hold.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    if let Some(header) = Header::parse(data) {
+        let name = header.backing.as_deref().unwrap_or_default();
+        assert!(name.len() <= data.len());
+        let image = HostPath::new("/images/top").expect("a path");
+        if let Some(path) = header.backing_path(&image) {
+            assert!(path.as_str().ends_with(name));
+        }
+    }
+    let Some((size, name)) = data.split_at_checked(5) else { return };
+    let size = size.iter().fold(0, |size: u64, byte| size << 8 | u64::from(*byte));
+    let Ok(over) = HostPath::new(alloc::format!("/{}", String::from_utf8_lossy(name))) else {
+        return;
+    };
+    let facts = FileFacts::File { size, head: Vec::new(), writable: false, device: false };
+    let overlay = Overlay::new(&over, ImageFormat::Raw, &facts).expect("any size will do");
+    let image = overlay.image();
+    let header = Header::parse(&image.pieces[0].1).expect("our own header");
+    assert_eq!(header.virtual_size, overlay.virtual_size);
+    assert_eq!(header.backing.as_deref(), Some(over.as_str()));
+    let ends = image.pieces.iter().map(|(at, bytes)| at + bytes.len() as u64);
+    assert!(ends.max().is_some_and(|end| end <= image.len));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Arch, KvmFacts, Os};
+    use alloc::collections::BTreeMap;
+
+    fn path(text: &str) -> HostPath {
+        HostPath::new(text).unwrap()
+    }
+
+    fn file(head: Vec<u8>) -> FileFacts {
+        FileFacts::File { size: 1000, head, writable: true, device: false }
+    }
+
+    fn overlay(over: &str) -> FileFacts {
+        overlay_of(ImageFormat::Qcow2, over)
+    }
+
+    fn overlay_of(format: ImageFormat, over: &str) -> FileFacts {
+        let overlay = Overlay { over: path("/x"), format, virtual_size: 1 << 30 };
+        // A name that no path of ours can be, such as a relative one.
+        let mut head = overlay.image().pieces[0].1.clone();
+        let at = head.len() - "/x".len();
+        head.truncate(at);
+        head.extend_from_slice(over.as_bytes());
+        head[16..20].copy_from_slice(&(over.len() as u32).to_be_bytes());
+        file(head)
+    }
+
+    fn host(files: &[(&str, FileFacts)]) -> HostFacts {
+        HostFacts {
+            os: Os::Linux,
+            arch: Arch::X86_64,
+            memory_mb: 1,
+            kvm: KvmFacts::ABSENT,
+            landlock: None,
+            socket_path_max: 107,
+            run_dir: path("/r"),
+            files: files
+                .iter()
+                .map(|(at, facts)| (path(at), facts.clone()))
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    #[test]
+    fn an_overlay_reads_back_as_what_it_was_made_of() {
+        for size in [1, 512, 1000, (1 << 29) + 1, 1 << 40, 1 << 45] {
+            let facts = FileFacts::File { size, head: vec![], writable: false, device: false };
+            let overlay = Overlay::new(&path("/base, 1.raw"), ImageFormat::Raw, &facts).unwrap();
+            assert!(overlay.virtual_size >= size && overlay.virtual_size < size + 512);
+            let image = overlay.image();
+            let header = Header::parse(&image.pieces[0].1).unwrap();
+            assert_eq!(header.virtual_size, overlay.virtual_size);
+            assert_eq!(header.backing.as_deref(), Some("/base, 1.raw"));
+            assert!(header.backing_is_raw);
+            assert!(image.pieces.iter().all(|(at, bytes)| at + bytes.len() as u64 <= image.len));
+        }
+    }
+
+    #[test]
+    fn a_chain_is_followed_to_its_end() {
+        let plain = vec![0; 512];
+        let host = host(&[
+            ("/d/top", overlay("middle")),
+            ("/d/middle", overlay("/e/base")),
+            ("/e/base", file(plain)),
+            ("/over-raw", overlay_of(ImageFormat::Raw, "/lonely")),
+            ("/lonely", overlay("gone")),
+            ("/remote", overlay("nbd://host/disk")),
+            ("/clever", overlay("json:{\"driver\":\"file\"}")),
+            ("/circle", overlay("circle")),
+            ("/cut", file(MAGIC.to_vec())),
+        ]);
+        let chain = |at: &str| super::chain(&path(at), &host);
+        assert_eq!(chain("/d/top"), Ok(vec![path("/d/middle"), path("/e/base")]));
+        assert_eq!(chain("/e/base"), Ok(vec![]));
+        assert_eq!(chain("/over-raw"), Ok(vec![path("/lonely")]));
+        assert!(matches!(chain("/lonely"), Err(BrokenChain::Missing { .. })));
+        assert!(matches!(chain("/remote"), Err(BrokenChain::NotAFile { .. })));
+        assert!(matches!(chain("/clever"), Err(BrokenChain::NotAFile { .. })));
+        assert_eq!(chain("/circle"), Err(BrokenChain::TooLong));
+        assert_eq!(chain("/cut"), Err(BrokenChain::Unreadable(path("/cut"))));
+    }
+
+    #[test]
+    fn a_header_that_lies_is_no_header() {
+        let FileFacts::File { head, .. } = overlay("/b") else { panic!() };
+        for cut in 0..head.len() {
+            assert_eq!(Header::parse(&head[..cut]), None, "{cut}");
+        }
+        let mut far = head.clone();
+        far[8..16].copy_from_slice(&u64::MAX.to_be_bytes());
+        assert_eq!(Header::parse(&far), None);
+        let mut long = head;
+        long[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert_eq!(Header::parse(&long), None);
+    }
+}

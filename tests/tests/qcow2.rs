@@ -1,0 +1,103 @@
+//! Our qcow2 against QEMU's: its tool finds our overlays sound, and we read what it makes.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use capsa::{Capsa, DiskImage, LinuxBootConfig, ViolationKind};
+use capsa_proto::path::HostPath;
+use capsa_proto::qcow2::{Header, Overlay};
+use capsa_proto::spec::ImageFormat;
+use capsa_test::vm::NanoGuest;
+use capsa_test::{host, nano, skip};
+
+/// `false`, said aloud, where there is no such tool.
+fn has_qemu_img(test: &str) -> bool {
+    let found = host::find_program("qemu-img").is_some();
+    if !found {
+        skip(test, "qemu-img is not installed");
+    }
+    found
+}
+
+fn qemu_img(args: &str, dir: &Path) -> String {
+    let said = Command::new("qemu-img").args(args.split(' ')).current_dir(dir).output().unwrap();
+    assert!(said.status.success(), "qemu-img {args}: {}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8(said.stdout).unwrap()
+}
+
+fn host_path(path: &Path) -> HostPath {
+    HostPath::new(path.to_str().unwrap()).unwrap()
+}
+
+#[test]
+fn the_tool_finds_our_overlays_sound() {
+    if !has_qemu_img("our overlays") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base.raw");
+    for size in [512, 1 << 20, 5 << 30, (1 << 40) + 512] {
+        File::create(&base).unwrap().set_len(size).unwrap();
+        let over = host_path(&base);
+        let overlay = Overlay { over, format: ImageFormat::Raw, virtual_size: size };
+        let image = overlay.image();
+        let file = File::create(dir.path().join("overlay")).unwrap();
+        file.set_len(image.len).unwrap();
+        for (offset, bytes) in &image.pieces {
+            file.write_all_at(bytes, *offset).unwrap();
+        }
+        assert!(qemu_img("check -f qcow2 overlay", dir.path()).contains("No errors were found"));
+        let info = qemu_img("info -f qcow2 overlay", dir.path());
+        assert!(info.contains(&format!("({size} bytes)")), "{info}");
+        assert!(info.contains("backing file format: raw"), "{info}");
+        let same = qemu_img("compare -f qcow2 -F raw overlay base.raw", dir.path());
+        assert!(same.contains("identical"), "{same}");
+    }
+}
+
+#[test]
+fn we_read_what_the_tool_makes() {
+    if !has_qemu_img("images of the tool") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (made, size, backing, is_raw) in [
+        ("create -q -f qcow2 plain 3M", 3 << 20, None, false),
+        ("create -q -f qcow2 -o compat=0.10 old 700M", 700 << 20, None, false),
+        ("create -q -f qcow2 -F qcow2 -b plain over", 3 << 20, Some("plain"), false),
+        ("create -q -f qcow2 -o compat=0.10 -F qcow2 -b plain old", 3 << 20, Some("plain"), false),
+        ("create -q -f qcow2 -u -F raw -b ./gone late 1M", 1 << 20, Some("./gone"), true),
+    ] {
+        qemu_img(made, dir.path());
+        let name = made.split(' ').rev().find(|word| dir.path().join(word).exists()).unwrap();
+        let head = std::fs::read(dir.path().join(name)).unwrap();
+        let header = Header::parse(&head[..4096]).unwrap();
+        assert_eq!(header.virtual_size, size, "{made}");
+        assert_eq!(header.backing.as_deref(), backing, "{made}");
+        assert_eq!(header.backing_is_raw, is_raw, "{made}");
+    }
+}
+
+#[test]
+fn an_image_whose_base_is_gone_or_elsewhere_is_refused_before_the_spawn() {
+    if !has_qemu_img("broken chains") {
+        return;
+    }
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    for (backing, kind) in [
+        ("gone", ViolationKind::Missing),
+        ("nbd://192.0.2.1/disk", ViolationKind::Unsupported),
+        ("json:{\"driver\":\"raw\"}", ViolationKind::Unsupported),
+    ] {
+        let make = format!("create -q -f qcow2 -u -F raw -b {backing} broken.qcow2 1M");
+        qemu_img(&make, guest.dir());
+        let disk = DiskImage::new(guest.dir().join("broken.qcow2"));
+        let config = LinuxBootConfig::new(guest.kernel()).disk(disk);
+        let error = Capsa::vm(config).backend("qemu").no_network().plan().unwrap_err();
+        let violation = &error.violations()[0];
+        assert_eq!((violation.field.as_str(), violation.kind), ("disks[0].path", kind), "{error}");
+        assert!(violation.reason.contains("stands on"), "{error}");
+    }
+}
