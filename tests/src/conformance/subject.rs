@@ -165,6 +165,12 @@ impl Subject {
         }
     }
 
+    /// The same without the nano guest.
+    #[must_use]
+    pub fn with_linux_alone(self) -> Self {
+        Self { runs_nano: false, ..self }
+    }
+
     /// Has `builder` build for this subject.
     pub fn builds(&self, builder: LinuxVmBuilder) -> LinuxVmBuilder {
         (self.build)(builder.backend(self.backend))
