@@ -219,7 +219,7 @@ pub fn passt_candidate_suffices(policy: &str) -> bool {
     let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
     let date = candidate.and_then(|version| version.split_once("~git"));
     let date = date.map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
-    date.flatten().and_then(|date| date.parse::<u32>().ok()).is_some_and(|date| date >= 2024_11_27)
+    date.flatten().is_some_and(|date| date.len() == 8 && date >= "20241127")
 }
 
 fn is_1_11(version: &str) -> bool {
