@@ -15,6 +15,8 @@ use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::Overlay;
 use nix::unistd::{mkstemp, unlink};
 
+use crate::sys;
+
 /// Makes an empty overlay, and the link `at` to it, which leads there only in a process that inherits
 /// the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
@@ -25,7 +27,7 @@ pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
         file.seek(SeekFrom::Start(*offset))?;
         file.write_all(bytes)?;
     }
-    symlink(format!("/dev/fd/{}", file.as_raw_fd()), at.as_str())?;
+    symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
 }
 

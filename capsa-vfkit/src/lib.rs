@@ -32,6 +32,8 @@ mod args;
 #[cfg(test)]
 mod grammar;
 mod judge;
+#[cfg(test)]
+mod oracle;
 mod refuse;
 mod reply;
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::grammar;
 
 const BACKEND: Vfkit = Vfkit::new();
 
-fn path(text: &str) -> HostPath {
+pub(crate) fn path(text: &str) -> HostPath {
     HostPath::new(text).unwrap()
 }
 
@@ -69,7 +69,7 @@ fn found(output: &str) -> ProbeReport {
     found
 }
 
-fn disk(at: &str) -> Disk {
+pub(crate) fn disk(at: &str) -> Disk {
     Disk { path: path(at), format: ImageFormat::Raw, read_only: false, ephemeral: false }
 }
 
@@ -78,7 +78,7 @@ fn share(host: &str, mechanism: ShareMechanism) -> Share {
 }
 
 /// The smallest machine it runs.
-fn spec() -> VmSpec {
+pub(crate) fn spec() -> VmSpec {
     VmSpec {
         initrd: Some(path("/i")),
         network: NetworkMode::None,
@@ -87,7 +87,7 @@ fn spec() -> VmSpec {
     }
 }
 
-fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
+pub(crate) fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
     let host = HostFacts { run_dir: path(run_dir), ..host(&spec) };
     let found = found("vfkit version: v0.6.4");
     let vm = check(spec, &BACKEND, &host, &found)?;
@@ -103,7 +103,7 @@ fn refused(spec: VmSpec) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-fn args(plan: &LaunchPlan) -> &[String] {
+pub(crate) fn args(plan: &LaunchPlan) -> &[String] {
     &plan.processes[0].args
 }
 

@@ -1,13 +1,13 @@
 //! What Capsa makes of a cloud-hypervisor that misbehaves: a typed error that says what happened,
 //! or a report, in bounded time, with no process and no directory left behind.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::nano;
+use capsa_test::processes;
 use capsa_test::stand_in::{Call, Fault, Faulty};
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 
@@ -77,10 +77,8 @@ impl Machine {
 
 /// The processes that have one of `marks` in their arguments.
 fn processes_with(marks: &[String]) -> Vec<String> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
-    let arguments = arguments.map(|arguments| String::from_utf8_lossy(&arguments).into_owned());
-    arguments.filter(|arguments| marks.iter().any(|mark| arguments.contains(mark))).collect()
+    let has_mark = |arguments: &String| marks.iter().any(|mark| arguments.contains(mark));
+    processes::all().into_iter().map(|process| process.arguments).filter(has_mark).collect()
 }
 
 /// What happens at once on an idle machine.

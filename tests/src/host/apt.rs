@@ -1,11 +1,12 @@
 //! apt over a source list of our own: what the configured one does not offer can be looked at and
 //! downloaded, and the machine's own lists, cache and `/etc/apt` stay as they are.
 //!
-//! It downloads, and never installs. No root is needed.
+//! It downloads and unpacks, and never installs. No root is needed.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -33,7 +34,16 @@ impl Apt {
     /// Where apt has no release configured, or its mirror no backports for it.
     pub fn backports() -> Result<Self, Unmet> {
         let archive = main_archive().ok_or(Unmet::NoArchive)?;
-        Self::of(&plan::backports_source(&archive, std::path::Path::exists))
+        Self::of(&plan::backports_source(&archive, Path::exists))
+    }
+
+    /// The source packages of this suite, from this machine's mirror.
+    ///
+    /// # Errors
+    /// Where apt has no release configured, or its mirror has no such suite.
+    pub fn sources(suite: &str) -> Result<Self, Unmet> {
+        let archive = main_archive().ok_or(Unmet::NoArchive)?;
+        Self::of(&plan::source_line("deb-src", &archive.uri, suite, Path::exists))
     }
 
     /// What this source list, in the format of one line each, names.
@@ -84,5 +94,23 @@ impl Apt {
         let listing = command::text(cache.args(&self.options).args(["depends", package]))?;
         let lines = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Downloads `package` and unpacks it into `root`. `scratch` holds the archive meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded, or not be unpacked there.
+    pub fn unpack(&self, package: &str, scratch: &Path, root: &Path) -> io::Result<()> {
+        let downloads = scratch.join(package);
+        fs::create_dir_all(&downloads)?;
+        let mut download = self.get();
+        download.args(["download", package]).current_dir(&downloads);
+        command::output(&mut download).map_err(io::Error::other)?;
+        let archive = fs::read_dir(&downloads)?.next();
+        let archive = archive.ok_or_else(|| io::Error::other("apt-get downloaded nothing"))??;
+        let mut unpack = Command::new("dpkg");
+        unpack.arg("-x").arg(archive.path()).arg(root);
+        command::output(&mut unpack).map_err(io::Error::other)?;
+        fs::remove_dir_all(&downloads)
     }
 }
