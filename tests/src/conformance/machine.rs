@@ -181,7 +181,9 @@ impl Machine {
                 let line = flood.lines().next().expect("many lines").replace("0000", "%04x");
                 let print =
                     format!("awk 'BEGIN {{ for (; i < {lines}; i++) printf \"{line}\\n\", i }}'");
-                self.console.write_line(&format!("{print}; poweroff")).unwrap();
+                // What changes a terminal waits until its output has left: the kernel's own words at
+                // the end do not wait for it.
+                self.console.write_line(&format!("{print}; stty -echo; poweroff")).unwrap();
             }
         }
     }
