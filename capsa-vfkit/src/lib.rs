@@ -39,6 +39,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -79,7 +80,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     virtio_9p: false,
     // The framework can; vfkit has no option for it and always shares writable.
     share_read_only: false,
-    disk_ephemeral: false,
+    disk_ephemeral: true,
     disk_read_only: true,
     reboot_restart: true,
     vsock: false,
@@ -158,7 +159,7 @@ impl HypervisorBackend for Vfkit {
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: None,
-            overlays: Vec::new(),
+            overlays: args::clones(vm, at),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
@@ -189,6 +190,13 @@ impl HypervisorBackend for Vfkit {
 fn notes(vm: &Checked) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
+    for disk in vm.disks().iter().filter(|disk| args::is_cloned(disk)) {
+        notes.push(Note::info(format!(
+            "the guest writes to a clone of {} in the run directory, which must be on the same \
+             APFS volume",
+            disk.path
+        )));
+    }
     if spec.console != ConsoleMode::Disabled {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \
