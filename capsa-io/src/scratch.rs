@@ -30,7 +30,7 @@ pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
         file.seek(SeekFrom::Start(*offset))?;
         file.write_all(bytes)?;
     }
-    symlink(format!("/dev/fd/{}", file.as_raw_fd()), at.as_str())?;
+    symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
 }
 

@@ -77,7 +77,7 @@ impl Toolchain {
     /// # Errors
     /// Why it cannot be had on this machine.
     pub fn get() -> Result<Self, Unavailable> {
-        let all = workspace::target().join("macos");
+        let all = workspace::target_directory().join("macos");
         let kept = all.join("toolchain");
         if !kept.exists() {
             let keep = |source| Unavailable::Keep { place: all.clone(), source };

@@ -12,8 +12,9 @@ pub fn root() -> &'static Path {
 }
 
 /// Cargo's target directory.
-pub fn target() -> PathBuf {
-    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+pub fn target_directory() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target)
 }
 
 /// A program of this package that was built beside the one that runs.

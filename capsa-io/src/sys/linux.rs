@@ -18,6 +18,9 @@ use super::{Poll, Source};
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
+/// Where a process finds what it has open. (`/dev/fd` is a link to it that udev makes, not the kernel.)
+pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
+
 /// Close-on-exec from the first moment: another thread may fork in the next.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 

@@ -20,6 +20,9 @@ use super::{Poll, Source};
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
 
+/// Where a process finds what it has open.
+pub(crate) const DESCRIPTORS: &str = "/dev/fd";
+
 /// macOS has no flag for close-on-exec; it is set right after.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 

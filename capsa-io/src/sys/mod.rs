@@ -25,7 +25,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
-pub(crate) use os::{ExitWatch, SOCKET_PATH_MAX, clone_file, host, start_time};
+pub(crate) use os::{DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;

@@ -36,9 +36,9 @@ pub struct Nature {
     pub bad_kernel: &'static [&'static str],
     /// What the report says when somebody else sends the hypervisor SIGTERM.
     pub sigterm: Sigterm,
-    /// What NAT gives: the guest's address, and the one at which it reaches the host's loopback.
-    /// `None`: any, and the host's own addresses are reached at the gateway.
-    pub nat: Option<(&'static str, &'static str)>,
+    /// The addresses that NAT may give to the guest, and the one at which it reaches the host's
+    /// loopback. `None`: any, and the host's own addresses are reached at the gateway.
+    pub nat: Option<(&'static [&'static str], &'static str)>,
 }
 
 /// What SIGTERM from outside looks like.
@@ -55,7 +55,7 @@ const QEMU: Nature = Nature {
     nano_accelerator: Accelerator::Emulation,
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: Sigterm::Lost,
-    nat: Some(("10.0.2.15", "10.0.2.2")),
+    nat: Some((&["10.0.2.15"], "10.0.2.2")),
 };
 
 const CLOUD_HYPERVISOR: Nature = Nature {
@@ -64,7 +64,8 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     // What was tried, then the chain of causes.
     bad_kernel: &["boot the guest", ": "],
     sigterm: Sigterm::PowerOff,
-    nat: Some(("10.0.2.15", "10.0.2.2")),
+    // passt gives the second where the host itself has no way out.
+    nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
 };
 
 const CLH: &str = "cloud-hypervisor";
@@ -107,8 +108,7 @@ impl Subject {
         })
     }
 
-    /// The real cloud-hypervisor: everything with Linux where KVM has hardware behind it, else the
-    /// nano guest alone, which runs without.
+    /// The real cloud-hypervisor: the nano guest, and Linux where KVM has hardware behind it.
     ///
     /// # Errors
     ///
@@ -117,13 +117,12 @@ impl Subject {
         installed("cloud-hypervisor", "CAPSA_CLOUD_HYPERVISOR")?;
         let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
         kvm.map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
-        let hardware = kvm_has_hardware();
         Ok(Self {
             name: CLH,
             backend: CLH,
             nature: CLOUD_HYPERVISOR,
-            runs_nano: !hardware,
-            runs_linux: match hardware {
+            runs_nano: cfg!(target_arch = "x86_64"),
+            runs_linux: match kvm_has_hardware() {
                 true => Ok(()),
                 false => Err("KVM has no hardware behind it here, and Linux needs that".into()),
             },
@@ -163,6 +162,12 @@ impl Subject {
                 Err(format!("there is no subject {name:?}; there are {}", names.join(", ")))
             }
         }
+    }
+
+    /// The same without the nano guest.
+    #[must_use]
+    pub fn with_linux_alone(self) -> Self {
+        Self { runs_nano: false, ..self }
     }
 
     /// Has `builder` build for this subject.

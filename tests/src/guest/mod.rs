@@ -71,7 +71,7 @@ impl From<command::Failed> for Unavailable {
 
 /// Where guests are kept: `guest/` in Cargo's target directory.
 pub fn directory() -> PathBuf {
-    workspace::target().join("guest")
+    workspace::target_directory().join("guest")
 }
 
 /// Returns the directory of the guest `name`, calling `make` on an empty one unless the guest

@@ -37,6 +37,15 @@ impl Apt {
         Self::of(&plan::backports_source(&archive, Path::exists))
     }
 
+    /// The source packages of this suite, from this machine's mirror.
+    ///
+    /// # Errors
+    /// Where apt has no release configured, or its mirror has no such suite.
+    pub fn sources(suite: &str) -> Result<Self, Unmet> {
+        let archive = main_archive().ok_or(Unmet::NoArchive)?;
+        Self::of(&plan::source_line("deb-src", &archive.uri, suite, Path::exists))
+    }
+
     /// What this source list, in the format of one line each, names.
     fn of(list: &str) -> Result<Self, Unmet> {
         let state = tempfile::tempdir().map_err(Unmet::Sources)?;

@@ -2,12 +2,12 @@
 //! behind them a real guest in QEMU's software emulation, so that what is said about the real one
 //! can be tried on any Linux machine, with KVM or without.
 //!
-//! - [`command_line`] is what it can be told.
-//! - [`http`] is the API's transport, [`vmm`] its meaning.
-//! - [`config`] is the body of `vm.create`, [`refusal`] what is wrong with one.
-//! - [`emulator`] runs the guest, [`guest_args`] says with what.
-//! - [`events`] is the event monitor.
-//! - [`fault`] is what it breaks on demand.
+//! - `command_line` is what it can be told.
+//! - `http` is the API's transport, `vmm` its meaning.
+//! - `config` is the body of `vm.create`, `refusal` what is wrong with one.
+//! - `emulator` runs the guest, `guest_args` says with what.
+//! - `events` is the event monitor.
+//! - `fault` is what it breaks on demand.
 //!
 //! `tests/tests/cloud_hypervisor_transcript.rs` holds its answers to a recording of the real one.
 //! In one point it is stricter: the real one accepts a `vm.create` with fields that it does not
