@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder};
+use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder, RebootPolicy};
 
 use super::claims;
 use crate::{host, stand_in};
@@ -68,6 +68,15 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
 };
 
+const VFKIT: Nature = Nature {
+    nano_memory_mb: 64,
+    nano_accelerator: Accelerator::Auto,
+    bad_kernel: &["vfkit exited with status 1"],
+    // It has the guest power off first.
+    sigterm: Sigterm::PowerOff,
+    nat: None,
+};
+
 const CLH: &str = "cloud-hypervisor";
 const CLH_STAND_IN: &str = "cloud-hypervisor-stand-in";
 
@@ -87,6 +96,7 @@ pub const SUBJECTS: &[(&str, Find)] = &[
     ("qemu", Subject::qemu),
     (CLH, Subject::cloud_hypervisor),
     (CLH_STAND_IN, Subject::cloud_hypervisor_stand_in),
+    ("vfkit", Subject::vfkit),
 ];
 
 impl Subject {
@@ -149,6 +159,28 @@ impl Subject {
         })
     }
 
+    /// The real vfkit, with Linux guests: the nano guest is a kernel of a kind that it does not boot.
+    /// It cannot tell a reboot, so a guest that reboots boots again in every machine of it.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn vfkit() -> Result<Self, String> {
+        let report = backends().iter().find(|report| report.name == "vfkit");
+        let report = report.expect("there is such a backend");
+        if let Some(reason) = report.availability.against.first() {
+            return Err(reason.what.clone());
+        }
+        Ok(Self {
+            name: "vfkit",
+            backend: "vfkit",
+            nature: VFKIT,
+            runs_nano: false,
+            runs_linux: Ok(()),
+            build: |builder| builder.on_reboot(RebootPolicy::Restart),
+        })
+    }
+
     /// The subject of this name.
     ///
     /// # Errors
@@ -193,6 +225,11 @@ impl Subject {
     /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor, or one
     /// that will do. A program that is there and that the backend does not find is no excuse.
     pub fn lacks(&self, leaf: &str) -> Option<String> {
+        if leaf == "vsock" && !cfg!(target_os = "linux") {
+            return Some(
+                "the guest's side of it is a program of this host, which is no Linux".into(),
+            );
+        }
         let (_, _, program, variable) = HELPERS
             .iter()
             .find(|(helped, subjects, ..)| *helped == leaf && subjects.contains(&self.name))?;

@@ -29,7 +29,11 @@ fn both_ways(stage: &Stage<'_>) {
         (SILENT, VsockDirection::ToGuest),
         (TO_HOST, VsockDirection::ToHost),
     ];
-    let builder = stage.builder().share("/", "/host", MountMode::ReadOnly);
+    let mode = match stage.subject.claims("share_read_only") {
+        true => MountMode::ReadOnly,
+        false => MountMode::ReadWrite,
+    };
+    let builder = stage.builder().share("/", "/host", mode);
     let builder = named
         .into_iter()
         .fold(builder, |builder, (port, direction)| builder.vsock_port(port, direction));
