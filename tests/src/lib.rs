@@ -7,7 +7,8 @@
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`lab`] is a machine with a working KVM, where there is none.
 //! - [`command`] runs them.
-//! - [`stand_in`] is a `cloud-hypervisor` for machines without KVM, with faults on demand.
+//! - [`stand_in`] are a `cloud-hypervisor` for machines without KVM and a `vfkit` for those that are no
+//!   Mac, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
 

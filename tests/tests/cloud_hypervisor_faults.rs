@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::VmHandle;
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::nano;
-use capsa_test::stand_in::{Call, Fault, Faulty};
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::cloud_hypervisor::{Call, Fault};
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 
 /// A faulty machine, and all that must be gone when it is.
@@ -31,7 +32,7 @@ impl Machine {
         change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
     ) -> Option<Self> {
         let guest = NanoGuest::new(test)?;
-        let faulty = Faulty::new(faults);
+        let faulty = Faulty::cloud_hypervisor(faults);
         let builder = guest
             .builder()
             .backend("cloud-hypervisor")
