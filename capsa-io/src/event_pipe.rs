@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 
-use capsa_proto::codec::json_stream::JsonStream;
+use capsa_proto::codec::json_stream::{JsonStream, JsonStreamError};
 use capsa_proto::path::HostPath;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -38,34 +38,31 @@ impl EventPipe {
     }
 
     /// Reads what is there, with bounded work. `true` when there may be more.
-    pub(crate) fn on_ready(&mut self, heard: &mut Vec<Value>) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// When what is there makes no sense, and so nothing after it can.
+    pub(crate) fn on_ready(&mut self, heard: &mut Vec<Value>) -> Result<bool, JsonStreamError> {
         let mut chunk = [0; 8192];
         let mut budget = READ_BUDGET;
         while let Some(pipe) = &mut self.pipe {
             if budget == 0 {
-                return true;
+                return Ok(true);
             }
             match pipe.io().read(&mut chunk) {
                 Ok(n @ 1..) => {
                     budget = budget.saturating_sub(n);
-                    if let Err(error) = self.take(&chunk[..n], heard) {
-                        tracing::warn!("the event pipe makes no sense any more: {error}");
-                        self.pipe = None;
-                    }
+                    self.take(&chunk[..n], heard)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Ok(0) | Err(_) => self.pipe = None,
             }
         }
-        false
+        Ok(false)
     }
 
-    fn take(
-        &mut self,
-        bytes: &[u8],
-        heard: &mut Vec<Value>,
-    ) -> Result<(), capsa_proto::codec::json_stream::JsonStreamError> {
+    fn take(&mut self, bytes: &[u8], heard: &mut Vec<Value>) -> Result<(), JsonStreamError> {
         self.decoder.handle_bytes(bytes)?;
         while let Some(value) = self.decoder.poll_value()? {
             heard.push(value);

@@ -393,10 +393,17 @@ impl Supervisor {
     fn events_ready(&mut self) {
         let Some(pipe) = &mut self.event_pipe else { return };
         let mut heard = Vec::new();
-        self.more |= pipe.on_ready(&mut heard);
+        let more = pipe.on_ready(&mut heard);
         for event in heard {
             tracing::debug!(%event, "event");
             self.guest_event(self.backend.pipe_event(&event));
+        }
+        match more {
+            Ok(more) => self.more |= more,
+            Err(error) => {
+                self.event_pipe = None;
+                self.tell(Input::EventsLost(error.to_string()));
+            }
         }
     }
 

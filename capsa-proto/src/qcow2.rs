@@ -236,6 +236,37 @@ impl Overlay {
     }
 }
 
+/// Laws of this module over arbitrary bytes: nothing panics; what a header names lies in what was
+/// read; an overlay reads back as what it was made of.
+///
+/// # Panics
+///
+/// When a law does not hold.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    if let Some(header) = Header::parse(data) {
+        let name = header.backing.as_deref().unwrap_or_default();
+        assert!(name.len() <= data.len());
+        let image = HostPath::new("/images/top").expect("a path");
+        if let Some(path) = header.backing_path(&image) {
+            assert!(path.as_str().ends_with(name));
+        }
+    }
+    let Some((size, name)) = data.split_at_checked(5) else { return };
+    let size = size.iter().fold(0, |size: u64, byte| size << 8 | u64::from(*byte));
+    let Ok(over) = HostPath::new(alloc::format!("/{}", String::from_utf8_lossy(name))) else {
+        return;
+    };
+    let facts = FileFacts::File { size, head: Vec::new(), writable: false, device: false };
+    let overlay = Overlay::new(&over, ImageFormat::Raw, &facts).expect("any size will do");
+    let image = overlay.image();
+    let header = Header::parse(&image.pieces[0].1).expect("our own header");
+    assert_eq!(header.virtual_size, overlay.virtual_size);
+    assert_eq!(header.backing.as_deref(), Some(over.as_str()));
+    let ends = image.pieces.iter().map(|(at, bytes)| at + bytes.len() as u64);
+    assert!(ends.max().is_some_and(|end| end <= image.len));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

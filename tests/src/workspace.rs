@@ -11,6 +11,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package in a workspace")
 }
 
+/// Cargo's target directory.
+pub fn target_directory() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target)
+}
+
 /// A program of this package that was built beside the one that runs.
 ///
 /// # Panics

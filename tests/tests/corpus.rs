@@ -3,18 +3,19 @@
 
 use std::fs;
 
-use capsa_proto::{cmdline, codec, console, lifecycle};
+use capsa_proto::{cmdline, codec, console, lifecycle, qcow2};
 use capsa_test::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 7] = [
+const TARGETS: [(&str, Body); 8] = [
     ("cmdline", cmdline::fuzz::run),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
     ("http", codec::fuzz::http),
     ("json_stream", codec::fuzz::json_stream),
     ("lifecycle", lifecycle::fuzz::run),
+    ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
 ];
 

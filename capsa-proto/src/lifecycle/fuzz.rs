@@ -158,6 +158,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
                 Input::Exited(id, Exit::with_code(i32::from(self.below(2))))
             }
             9 if hypervisor && self.flip() => Input::GuestReset,
+            9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,

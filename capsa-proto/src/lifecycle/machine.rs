@@ -24,6 +24,10 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// first. This long the hypervisor's own end is waited for before the part is blamed.
 const BLAME_AFTER: Duration = Duration::from_millis(200);
 
+/// Resets as close as this are one: the firmware of a QEMU machine, when it finds that it has run
+/// before, resets once more to get a clean copy of itself (SeaBIOS, 40 ms later).
+const SAME_RESET: Duration = Duration::from_millis(250);
+
 /// The lifecycle of one machine. See the [module](super) for the loop and the laws.
 #[derive(Debug)]
 pub struct Machine {
@@ -39,6 +43,7 @@ pub struct Machine {
     time_ends: Option<Deadline>,
     send_again: Option<Deadline>,
     blame_later: Option<(Deadline, EndedBy)>,
+    last_reset: Option<Instant>,
     grace: Duration,
 
     cause: Option<EndedBy>,
@@ -90,6 +95,7 @@ impl Machine {
             time_ends: None,
             send_again: None,
             blame_later: None,
+            last_reset: None,
             grace: timing.grace,
             cause: None,
             panic_seen: false,
@@ -133,7 +139,10 @@ impl Machine {
             Input::Replied(verdict) => self.replied(now, verdict),
             Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
             Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
-            Input::ControlLost => self.control_lost(now),
+            Input::ControlLost => self.channel_lost(now, "closed its control channel"),
+            Input::EventsLost(why) => {
+                self.channel_lost(now, &format!("tells events that make no sense: {why}"));
+            }
             Input::GuestPoweredOff if self.guest_runs() => {
                 self.blame(EndedBy::GuestPowerOff);
                 self.go(now, Trigger::GuestOff);
@@ -288,7 +297,10 @@ impl Machine {
     fn guest_reset(&mut self, now: Instant) {
         if self.script.on_reboot == RebootPolicy::Restart {
             self.panic_seen = false;
-            self.actions.push_back(Action::AnnounceReboot);
+            if self.last_reset.is_none_or(|last| last + SAME_RESET <= now) {
+                self.last_reset = Some(now);
+                self.actions.push_back(Action::AnnounceReboot);
+            }
             return;
         }
         self.blame(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
@@ -328,8 +340,8 @@ impl Machine {
         }
     }
 
-    fn control_lost(&mut self, now: Instant) {
-        let what = format!("{} closed its control channel", self.script.names[self.hypervisor().0]);
+    fn channel_lost(&mut self, now: Instant, how: &str) {
+        let what = format!("{} {how}", self.script.names[self.hypervisor().0]);
         match self.phase {
             Phase::Launching | Phase::Booting => {
                 self.part_lost(now, EndedBy::StartFailed { why: what });

@@ -63,6 +63,9 @@ pub enum Input {
     Exited(ProcessId, Exit),
     /// The control channel broke.
     ControlLost,
+    /// What the hypervisor tells about its guest makes no sense any more; the reason. A reboot or a
+    /// panic would go unseen from here on.
+    EventsLost(String),
     /// The hypervisor says the guest powered off. Its process will follow.
     GuestPoweredOff,
     /// The guest reset.

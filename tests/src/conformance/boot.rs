@@ -42,7 +42,8 @@ fn without_initrd(stage: &Stage<'_>) {
     // With nothing to mount and nothing to run, Linux comes as far as saying so.
     let config = LinuxBootConfig::new(&stage.linux().kernel);
     let builder = stage.subject.builds(Capsa::vm(config)).memory_mb(256);
-    let mut machine = stage.machine(builder.no_network().console_enabled());
+    let builder = builder.no_network().console_enabled().cmdline_arg("quiet");
+    let mut machine = stage.machine(builder);
     machine.start();
     machine.expect("Unable to mount root fs");
 }

@@ -35,9 +35,11 @@ fn both_ways(stage: &Stage<'_>) {
             assert_eq!(echo, [byte, b'.']);
         }
     } else {
-        machine.console.write_line("sleep 1000").unwrap();
-        machine.expect("sleep 1000");
+        // Said by what is to be interrupted: before it runs, the shell itself takes the interrupt.
+        machine.console.write_line("sh -c 'echo un\\der way; exec sleep 1000'").unwrap();
+        machine.expect("under way");
         machine.console.send_interrupt().unwrap();
+        machine.expect("# ");
         machine.echoes("interrupted");
     }
 }

@@ -107,8 +107,7 @@ impl Subject {
         })
     }
 
-    /// The real cloud-hypervisor: everything with Linux where KVM has hardware behind it, else the
-    /// nano guest alone, which runs without.
+    /// The real cloud-hypervisor: the nano guest, and Linux where KVM has hardware behind it.
     ///
     /// # Errors
     ///
@@ -117,13 +116,12 @@ impl Subject {
         installed("cloud-hypervisor", "CAPSA_CLOUD_HYPERVISOR")?;
         let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
         kvm.map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
-        let hardware = kvm_has_hardware();
         Ok(Self {
             name: CLH,
             backend: CLH,
             nature: CLOUD_HYPERVISOR,
-            runs_nano: !hardware,
-            runs_linux: match hardware {
+            runs_nano: cfg!(target_arch = "x86_64"),
+            runs_linux: match kvm_has_hardware() {
                 true => Ok(()),
                 false => Err("KVM has no hardware behind it here, and Linux needs that".into()),
             },
@@ -163,6 +161,12 @@ impl Subject {
                 Err(format!("there is no subject {name:?}; there are {}", names.join(", ")))
             }
         }
+    }
+
+    /// The same without the nano guest.
+    #[must_use]
+    pub fn with_linux_alone(self) -> Self {
+        Self { runs_nano: false, ..self }
     }
 
     /// Has `builder` build for this subject.

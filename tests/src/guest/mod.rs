@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use crate::command;
 use crate::host::Unmet;
+use crate::workspace;
 
 pub use debian::{DebianGuest, debian};
 pub use linux::{LinuxGuest, Variant, linux};
@@ -71,10 +72,7 @@ impl From<command::Failed> for Unavailable {
 
 /// Where guests are kept: `guest/` in Cargo's target directory.
 pub fn directory() -> PathBuf {
-    let workspace =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package in a workspace");
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    workspace.join(target).join("guest")
+    workspace::target_directory().join("guest")
 }
 
 /// Returns the directory of the guest `name`, calling `make` on an empty one unless the guest

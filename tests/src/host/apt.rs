@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -33,7 +34,16 @@ impl Apt {
     /// Where apt has no release configured, or its mirror no backports for it.
     pub fn backports() -> Result<Self, Unmet> {
         let archive = main_archive().ok_or(Unmet::NoArchive)?;
-        Self::of(&plan::backports_source(&archive, std::path::Path::exists))
+        Self::of(&plan::backports_source(&archive, Path::exists))
+    }
+
+    /// The source packages of this suite, from this machine's mirror.
+    ///
+    /// # Errors
+    /// Where apt has no release configured, or its mirror has no such suite.
+    pub fn sources(suite: &str) -> Result<Self, Unmet> {
+        let archive = main_archive().ok_or(Unmet::NoArchive)?;
+        Self::of(&plan::source_line("deb-src", &archive.uri, suite, Path::exists))
     }
 
     /// What this source list, in the format of one line each, names.

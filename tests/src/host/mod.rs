@@ -8,6 +8,7 @@
 //! would is made from the release's backports instead, or refused.
 
 pub mod apt;
+pub mod passt;
 pub mod plan;
 
 use std::ffi::OsString;
@@ -32,14 +33,22 @@ pub enum Need {
     DebianTools,
     /// The virtio-fs server, 1.11 or later: the first whose `--readonly` can be relied on.
     Virtiofsd,
+    /// NAT for hypervisors that have none; one that speaks vhost-user. See [`passt`].
+    Passt,
     /// The vsock device for a hypervisor that speaks vhost-user, where the host's kernel has none.
     VhostDeviceVsock,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Qemu, Self::GuestTools, Self::DebianTools, Self::Virtiofsd, Self::VhostDeviceVsock];
+    pub const ALL: [Self; 6] = [
+        Self::Qemu,
+        Self::GuestTools,
+        Self::DebianTools,
+        Self::Virtiofsd,
+        Self::Passt,
+        Self::VhostDeviceVsock,
+    ];
 
     /// The programs that make it up.
     pub fn programs(self) -> &'static [&'static str] {
@@ -49,6 +58,7 @@ impl Need {
             Self::GuestTools => &["mkfs.ext4", "qemu-img"],
             Self::DebianTools => &["mmdebstrap"],
             Self::Virtiofsd => &["virtiofsd"],
+            Self::Passt => &["passt"],
             Self::VhostDeviceVsock => &["vhost-device-vsock"],
         }
     }
@@ -59,6 +69,7 @@ impl Need {
                 command::text(Command::new(path).arg("--version"))
                     .is_ok_and(|text| plan::virtiofsd_suffices(&text))
             }),
+            Self::Passt => passt::find().is_some(),
             need => need.programs().iter().all(|program| find_program(program).is_some()),
         }
     }
@@ -87,6 +98,9 @@ pub enum Unmet {
         /// What apt said it would do.
         harm: String,
     },
+    /// Files on the way to a program cannot be written.
+    #[error("cannot write what is built")]
+    Files(#[source] io::Error),
     /// Every step succeeded, and a program is still missing.
     #[error("{program} is still not there after the installation")]
     StillMissing {
@@ -114,19 +128,25 @@ pub fn ensure(needs: &[Need]) -> Result<(), Unmet> {
             tracing::warn!(%error, "package lists may be old");
         }
     }
-    let found = Found { system, root, packaged_virtiofsd: packaged_virtiofsd(), missing };
+    let found = Found {
+        system,
+        root,
+        packaged_virtiofsd: plan::candidate_suffices(&policy("virtiofsd")),
+        packaged_passt: plan::passt_candidate_suffices(&policy("passt")),
+        missing,
+    };
     for step in Plan::new(&found).map_err(Unmet::ByHand)?.steps {
         match step {
             Step::Apt(packages) => install(packages)?,
             Step::Cargo(arguments) => {
                 command::output(Command::new(cargo()).args(arguments))?;
             }
+            Step::BuildPasst => passt::build()?,
         }
     }
-    let mut programs = found.missing.iter().flat_map(|need| need.programs());
-    match programs.find(|program| find_program(program).is_none()) {
+    match found.missing.iter().find(|need| !need.is_met()) {
         None => Ok(()),
-        Some(program) => Err(Unmet::StillMissing { program }),
+        Some(need) => Err(Unmet::StillMissing { program: need.programs()[0] }),
     }
 }
 
@@ -228,9 +248,9 @@ fn system() -> System {
     System::of_os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default())
 }
 
-fn packaged_virtiofsd() -> bool {
-    let policy = command::text(Command::new("apt-cache").args(["policy", "virtiofsd"]));
-    policy.is_ok_and(|text| plan::candidate_suffices(&text))
+/// What apt would install of a package; nothing without apt.
+fn policy(package: &str) -> String {
+    command::text(Command::new("apt-cache").args(["policy", package])).unwrap_or_default()
 }
 
 fn apt_get() -> Command {

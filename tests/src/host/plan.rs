@@ -49,6 +49,8 @@ pub struct Found {
     pub root: bool,
     /// Whether the distribution has a virtiofsd that is new enough.
     pub packaged_virtiofsd: bool,
+    /// Whether the distribution has a passt that speaks vhost-user.
+    pub packaged_passt: bool,
     /// What is not there.
     pub missing: Vec<Need>,
 }
@@ -60,6 +62,8 @@ pub enum Step {
     Apt(&'static [&'static str]),
     /// Run Cargo with these arguments.
     Cargo(&'static [&'static str]),
+    /// Build passt from another release's source.
+    BuildPasst,
 }
 
 /// All there is to do, in order.
@@ -102,6 +106,11 @@ fn debian_steps(found: &Found) -> Vec<Step> {
                 steps.push(Step::Apt(&["libcap-ng-dev", "libseccomp-dev"]));
                 steps.push(Step::Cargo(&["install", "virtiofsd", "--locked"]));
             }
+            Need::Passt if found.packaged_passt => steps.push(Step::Apt(&["passt"])),
+            Need::Passt => {
+                steps.push(Step::Apt(&["gcc", "libc6-dev", "make", "xz-utils"]));
+                steps.push(Step::BuildPasst);
+            }
             Need::VhostDeviceVsock => steps.push(Step::Cargo(VHOST_DEVICE_VSOCK)),
         }
     }
@@ -111,6 +120,10 @@ fn debian_steps(found: &Found) -> Vec<Step> {
 /// In no release of a distribution yet. Pinned: its command line changes between versions.
 const VHOST_DEVICE_VSOCK: &[&str] =
     &["install", "vhost-device-vsock", "--version", "0.3.0", "--locked"];
+
+/// What a person does where we may not: into the home directory, which is in many a `PATH`.
+const BUILD_PASST: &str = "git clone https://passt.top/passt && make -C passt && \
+                           make -C passt install prefix=$HOME/.local";
 
 /// What to tell a person whose machine we leave alone.
 fn by_hand(found: &Found) -> String {
@@ -125,6 +138,7 @@ fn by_hand(found: &Found) -> String {
             format!("sudo apt-get install --no-install-recommends {}", packages.join(" "))
         }
         Step::Cargo(arguments) => format!("cargo {}", arguments.join(" ")),
+        Step::BuildPasst => BUILD_PASST.to_owned(),
     };
     // Fedora and Arch call these alike.
     let packaged = |install: &str| {
@@ -133,6 +147,7 @@ fn by_hand(found: &Found) -> String {
             Need::GuestTools => &["e2fsprogs", "qemu-img"],
             Need::DebianTools => &["mmdebstrap"],
             Need::Virtiofsd => &["virtiofsd"],
+            Need::Passt => &["passt"],
             Need::VhostDeviceVsock => &[],
         });
         let mut commands = Vec::new();
@@ -193,6 +208,20 @@ pub fn candidate_suffices(policy: &str) -> bool {
     lines.find_map(|line| line.trim().strip_prefix("Candidate: ")).is_some_and(is_1_11)
 }
 
+/// Whether what `passt --help` says is of one that speaks vhost-user.
+pub fn passt_suffices(help: &[u8]) -> bool {
+    String::from_utf8_lossy(help).contains("--vhost-user")
+}
+
+/// Whether the output of `apt-cache policy passt` offers one that speaks vhost-user: of November
+/// 2024 or later, by the date that Debian has in its version.
+pub fn passt_candidate_suffices(policy: &str) -> bool {
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    let date = candidate.and_then(|version| version.split_once("~git"));
+    let date = date.map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
+    date.flatten().is_some_and(|date| date.len() == 8 && date >= "20241127")
+}
+
 fn is_1_11(version: &str) -> bool {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
@@ -214,11 +243,15 @@ pub fn main_archive(targets: &str, os_release_text: &str) -> Option<Archive> {
 
 /// A source list of one line for the backports of the archive's release.
 pub fn backports_source(archive: &Archive, exists: impl Fn(&Path) -> bool) -> String {
-    let Archive { uri, codename } = archive;
+    source_line("deb", &archive.uri, &format!("{}-backports", archive.codename), exists)
+}
+
+/// A source list of one line for the main component of `suite`; `kind` is `deb` or `deb-src`.
+pub fn source_line(kind: &str, uri: &str, suite: &str, exists: impl Fn(&Path) -> bool) -> String {
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
     let signed =
         if exists(Path::new(keyring)) { format!("[signed-by={keyring}] ") } else { String::new() };
-    format!("deb {signed}{uri} {codename}-backports main\n")
+    format!("{kind} {signed}{uri} {suite} main\n")
 }
 
 /// A value of `/etc/os-release`, without its quotes.
@@ -232,7 +265,13 @@ mod tests {
     use super::*;
 
     fn found(system: System, root: bool, missing: &[Need]) -> Found {
-        Found { system, root, packaged_virtiofsd: false, missing: missing.to_vec() }
+        Found {
+            system,
+            root,
+            packaged_virtiofsd: false,
+            packaged_passt: false,
+            missing: missing.to_vec(),
+        }
     }
 
     #[test]
@@ -260,13 +299,31 @@ mod tests {
     }
 
     #[test]
+    fn packaged_passt_is_taken_where_it_is_new_enough() {
+        let mut found = found(System::Debian, true, &[Need::Passt]);
+        assert_eq!(Plan::new(&found).unwrap().steps.last(), Some(&Step::BuildPasst));
+        found.packaged_passt = true;
+        assert_eq!(Plan::new(&found).unwrap().steps, [Step::Apt(&["passt"])]);
+        for (version, enough) in [
+            ("0.0~git20250503.587980c-2", true),
+            ("0.0~git20241127.c0fbc7e-1", true),
+            ("0.0~git20230309.7c7625d-1", false),
+            ("(none)", false),
+        ] {
+            let policy = format!("passt:\n  Installed: (none)\n  Candidate: {version}\n");
+            assert_eq!(passt_candidate_suffices(&policy), enough, "{version}");
+        }
+    }
+
+    #[test]
     fn elsewhere_the_commands_are_named_and_nothing_is_planned() {
         for (system, command) in [
             (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs qemu-utils"),
             (System::Debian, "cargo install virtiofsd --locked"),
-            (System::Fedora, "sudo dnf install e2fsprogs mmdebstrap qemu-img"),
+            (System::Debian, "git clone https://passt.top/passt"),
+            (System::Fedora, "sudo dnf install e2fsprogs mmdebstrap passt qemu-img"),
             (System::Fedora, "cargo install vhost-device-vsock --version 0.3.0 --locked"),
-            (System::Arch, "sudo pacman -S --needed e2fsprogs mmdebstrap qemu-img"),
+            (System::Arch, "sudo pacman -S --needed e2fsprogs mmdebstrap passt qemu-img"),
             (System::MacOs, "brew tap cfergeau/crc && brew install vfkit"),
             (System::Other, "mkfs.ext4"),
         ] {

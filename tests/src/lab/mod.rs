@@ -53,7 +53,7 @@ pub enum Error {
     #[error(transparent)]
     Guest(#[from] Unavailable),
     /// The machine, or its console.
-    #[error("the lab machine: {0}")]
+    #[error("the lab machine does not do as told")]
     Machine(#[from] capsa::Error),
     /// A script cannot be written.
     #[error("cannot write a script for the lab machine")]

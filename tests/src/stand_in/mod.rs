@@ -2,11 +2,11 @@
 //! behind them a real guest in QEMU's software emulation, so that what is said about the real ones
 //! can be tried on any Linux machine.
 //!
-//! - [`cloud_hypervisor`] needs no KVM.
-//! - [`vfkit`] needs no Mac.
+//! - [`mod@cloud_hypervisor`] needs no KVM.
+//! - [`mod@vfkit`] needs no Mac.
 //!
-//! What they have in common is here: [`emulator`] runs the guest, [`child`] starts what must not
-//! outlive a stand-in, [`http`] is what is the same in every server of HTTP, and [`Faulty`] orders
+//! What they have in common is here: `emulator` runs the guest, `child` starts what must not
+//! outlive a stand-in, `http` is what is the same in every server of HTTP, and [`Faulty`] orders
 //! a stand-in to break.
 
 mod child;

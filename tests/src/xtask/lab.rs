@@ -16,8 +16,9 @@ use capsa_test::{skip, workspace};
 
 use super::Outcome;
 
-/// How long a program may be silent: a boot inside takes 5 to 7 s when nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a program may be silent. Longer than the suite gives to one scenario: it shall say itself
+/// which one hangs.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// What programs inside find as it is here, besides what begins with `CAPSA_`.
 const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
@@ -32,7 +33,7 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> Outcome {
         skip("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return Ok(());
     };
-    host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd])?;
+    host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd, Need::Passt])?;
 
     let mut phases = Phases::begin();
     let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
@@ -86,7 +87,7 @@ fn conformance(flags: Vec<OsString>) -> Result<Vec<OsString>, Box<dyn std::error
 /// The environment of the program inside.
 fn environment(hypervisor: &Path) -> Vec<(OsString, OsString)> {
     let is_kept = |key: &str| {
-        let ours = ["CAPSA_CLOUD_HYPERVISOR", "CAPSA_BACKEND", capsa_test::SKIP_LOG];
+        let ours = ["CAPSA_CLOUD_HYPERVISOR", "CAPSA_PASST", "CAPSA_BACKEND", capsa_test::SKIP_LOG];
         KEPT.contains(&key) || key.starts_with("CAPSA_") && !ours.contains(&key)
     };
     let kept = std::env::vars_os().filter(|(key, _)| key.to_str().is_some_and(is_kept));
@@ -94,7 +95,8 @@ fn environment(hypervisor: &Path) -> Vec<(OsString, OsString)> {
         ("CAPSA_CLOUD_HYPERVISOR".into(), hypervisor.into()),
         ("TMPDIR".into(), "/run/tmp".into()),
     ];
-    kept.chain(ours).collect()
+    let passt = host::passt::find().map(|path| ("CAPSA_PASST".into(), path.into()));
+    kept.chain(ours).chain(passt).collect()
 }
 
 /// Says what each phase took, when it ends.

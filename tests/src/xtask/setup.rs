@@ -10,7 +10,11 @@ pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
     finish(arguments)?;
     host::ensure(&Need::ALL)?;
     let programs: BTreeSet<_> = Need::ALL.iter().flat_map(|need| need.programs()).collect();
-    for path in programs.into_iter().filter_map(|program| host::find_program(program)) {
+    let find = |program: &&str| match *program {
+        "passt" => host::passt::find(),
+        program => host::find_program(program),
+    };
+    for path in programs.into_iter().filter_map(find) {
         println!("{}", path.display());
     }
     Ok(())

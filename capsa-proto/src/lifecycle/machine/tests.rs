@@ -270,6 +270,14 @@ fn a_reboot_is_announced_where_that_was_asked_for() {
     pair.say(Input::GuestReset);
     assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));
     assert_eq!(*pair.machine.status(), VmStatus::Running);
+    let announced =
+        |pair: &Pair| pair.done.iter().filter(|action| **action == Action::AnnounceReboot).count();
+    pair.now = pair.now + Duration::from_millis(40);
+    pair.say(Input::GuestReset);
+    assert_eq!(announced(&pair), 1, "the firmware's own reset is no reboot");
+    pair.now = pair.now + Duration::from_secs(1);
+    pair.say(Input::GuestReset);
+    assert_eq!(announced(&pair), 2);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! A stand-in for `cloud-hypervisor`: the command line, the API and the event monitor of v53.
 //!
-//! - [`command_line`] is what it can be told.
-//! - [`http`] is the API's transport, [`vmm`] its meaning.
-//! - [`config`] is the body of `vm.create`, [`refusal`] what is wrong with one.
-//! - [`guest_args`] is the machine as the emulator has it.
-//! - [`events`] is the event monitor.
-//! - [`fault`] is what it breaks on demand.
+//! - `command_line` is what it can be told.
+//! - `http` is the API's transport, `vmm` its meaning.
+//! - `config` is the body of `vm.create`, `refusal` what is wrong with one.
+//! - `guest_args` is the machine as the emulator has it.
+//! - `events` is the event monitor.
+//! - `fault` is what it breaks on demand.
 //!
 //! `tests/tests/cloud_hypervisor_transcript.rs` holds its answers to a recording of the real one.
 //! In one point it is stricter: the real one accepts a `vm.create` with fields that it does not

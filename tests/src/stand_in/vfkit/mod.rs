@@ -1,13 +1,13 @@
 //! A stand-in for `vfkit` v0.6.4 on an Intel Mac: its command line, its REST service, its signals
 //! and its exit codes.
 //!
-//! - [`flags`] reads the command line, [`device`] what a machine has, [`config`] the rest of it;
-//!   [`go_url`] and [`rest_uri`] say where a socket ends up.
-//! - [`rest`] is the REST service.
-//! - [`framework`] is what macOS' Virtualization.framework finds wrong with a machine,
-//!   [`guest_args`] the machine as the emulator has it, [`vsock`] its sockets.
-//! - [`machine`] is its life, from the start to the exit.
-//! - [`fault`] is what it breaks on demand.
+//! - `flags` reads the command line, `device` what a machine has, `config` the rest of it;
+//!   `go_url` and `rest_uri` say where a socket ends up.
+//! - `rest` is the REST service.
+//! - `framework` is what macOS' Virtualization.framework finds wrong with a machine,
+//!   `guest_args` the machine as the emulator has it, `vsock` its sockets.
+//! - `machine` is its life, from the start to the exit.
+//! - `fault` is what it breaks on demand.
 //!
 //! `tests/tests/vfkit_oracle.rs` holds the reading of command lines to what vfkit's own parser made
 //! of them. The rest is from vfkit's source and from what its users saw; nothing of it was held

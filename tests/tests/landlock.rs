@@ -1,0 +1,73 @@
+//! The real cloud-hypervisor under Landlock: asked over its own API for a file that is not its
+//! machine's, as a guest that has taken it over might try, it cannot open it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use capsa::DiskImage;
+use capsa_test::conformance::Subject;
+use capsa_test::vm::{NanoGuest, PATIENCE};
+use capsa_test::{nano, skip};
+
+/// What it answers to a request for another disk.
+fn add_disk(socket: &str, disk: &Path) -> String {
+    let body = format!(r#"{{"path":"{}","image_type":"Raw"}}"#, disk.display());
+    let mut api = UnixStream::connect(socket).unwrap();
+    api.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(
+        api,
+        "PUT /api/v1/vm.add-disk HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while !answer.ends_with(b"]") && !answer.ends_with(b"}") {
+        match api.read(&mut chunk).unwrap() {
+            0 => break,
+            n => answer.extend_from_slice(&chunk[..n]),
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_file_that_is_not_the_machines_is_out_of_reach() {
+    let test = "Landlock around cloud-hypervisor";
+    let subject = match Subject::cloud_hypervisor() {
+        Ok(subject) => subject,
+        Err(why) => return skip(test, why),
+    };
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let image = |name: &str| {
+        let path = guest.dir().join(name);
+        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        path
+    };
+    let (own, base, foreign) = (image("own.raw"), image("base.raw"), image("foreign.raw"));
+    let builder = subject
+        .builds(guest.builder())
+        .accelerator(capsa::Accelerator::Kvm)
+        .memory_mb(64)
+        .disk(DiskImage::new(&own))
+        .disk(DiskImage::new(&base).ephemeral());
+    let vm = builder.build_blocking().unwrap();
+    if vm.launch_plan().notes.iter().any(|note| note.text.contains("no Landlock")) {
+        return skip(test, "this kernel has no Landlock, or too old a one");
+    }
+    vm.start().unwrap();
+    let socket = vm.launch_plan().control.socket.to_string();
+    let refused = add_disk(&socket, &foreign);
+    assert!(refused.contains("Permission denied"), "{refused}");
+    // What is beneath its overlay it may read, and not write.
+    let refused = add_disk(&socket, &base);
+    assert!(refused.contains("Permission denied"), "{refused}");
+    // The machine goes on.
+    let mut console = vm.console().unwrap();
+    console.wait_for_timeout("NANO READY", PATIENCE).unwrap();
+    console.write(&[nano::POWER_OFF]).unwrap();
+    vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
+}
