@@ -79,6 +79,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: false,
     disk_ephemeral: false,
     disk_read_only: true,
+    reboot_end: false,
     reboot_restart: true,
     vsock: false,
     max_cpus: None,

@@ -60,7 +60,9 @@ macro_rules! suite {
 suite! {
     qemu = "qemu",
     cloud_hypervisor = "cloud-hypervisor",
-    cloud_hypervisor_stand_in = "cloud-hypervisor-stand-in";
+    cloud_hypervisor_stand_in = "cloud-hypervisor-stand-in",
+    vfkit = "vfkit",
+    vfkit_stand_in = "vfkit-stand-in";
     {
         what_was_asked_for_arrives_and_nothing_else,
         a_kernel_boots_without_an_initrd,

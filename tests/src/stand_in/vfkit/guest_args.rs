@@ -108,7 +108,14 @@ impl Args {
 
     fn share(&mut self, n: usize, share: &Fs, socket: &Path) {
         let path = show(socket);
-        let words = ["virtiofsd", "--socket-path", &path, "--shared-dir", &share.shared_dir];
+        let words = [
+            "virtiofsd",
+            "--log-level=error",
+            "--socket-path",
+            &path,
+            "--shared-dir",
+            &share.shared_dir,
+        ];
         let words = words.map(str::to_owned).into();
         self.0.devices.push(child::Device { words, socket: socket.to_owned() });
         self.chardev(&format!("socket,id=fs{n},path={}", path.replace(',', ",,")));
