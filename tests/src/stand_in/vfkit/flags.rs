@@ -68,33 +68,34 @@ impl Default for Options {
     }
 }
 
-/// Every flag: name, letter, whether it needs a value, and what the usage says of it.
-const FLAGS: &[(&str, Option<char>, bool, &str)] = &[
-    ("bootloader", Some('b'), true, "stringSlice   bootloader configuration"),
-    ("cloud-init", None, true, "stringSlice   path to user-data and meta-data files"),
-    ("cpus", Some('c'), true, "uint          number of virtual CPUs (default 1)"),
-    ("device", Some('d'), true, "stringArray   devices"),
-    ("gui", None, false, "display the virtual machine in a graphical user interface"),
-    ("help", Some('h'), false, "help for vfkit"),
-    ("ignition", None, true, "string        path to the ignition file"),
-    ("initrd", Some('i'), true, "string        path to the virtual machine initrd"),
-    ("kernel", Some('k'), true, "string        path to the virtual machine Linux kernel"),
-    ("kernel-cmdline", Some('C'), true, "string        Linux kernel command line"),
-    ("log-level", None, true, "string        set log level"),
-    ("memory", Some('m'), true, "uint          RAM size in mibibytes (default 512)"),
-    ("nested", Some('n'), false, "enable nested virtualization"),
-    ("pidfile", None, true, "string        path to the pid file"),
-    ("restful-uri", None, true, "string        address for RESTful services (default \"none://\")"),
-    ("timesync", Some('t'), true, "string        sync guest time when host wakes up from sleep"),
-    ("version", Some('v'), false, "version for vfkit"),
+/// Every flag: name, letter, the kind of value that it needs, and what the usage says of it.
+const FLAGS: &[(&str, Option<char>, Option<&str>, &str)] = &[
+    ("bootloader", Some('b'), Some("stringSlice"), "bootloader configuration"),
+    ("cloud-init", None, Some("stringSlice"), "path to cloud-init configuration files"),
+    ("cpus", Some('c'), Some("uint"), "number of virtual CPUs (default 1)"),
+    ("device", Some('d'), Some("stringArray"), "devices"),
+    ("gui", None, None, "display the virtual machine in a graphical user interface"),
+    ("help", Some('h'), None, "help for vfkit"),
+    ("ignition", None, Some("string"), "path to the ignition file"),
+    ("initrd", Some('i'), Some("string"), "path to the virtual machine initrd"),
+    ("kernel", Some('k'), Some("string"), "path to the virtual machine Linux kernel"),
+    ("kernel-cmdline", Some('C'), Some("string"), "Linux kernel command line"),
+    ("log-level", None, Some("string"), "set log level"),
+    ("memory", Some('m'), Some("uint"), "virtual machine RAM size in mibibytes (default 512)"),
+    ("nested", Some('n'), None, "enable nested virtualization"),
+    ("pidfile", None, Some("string"), "path to the pid file"),
+    ("restful-uri", None, Some("string"), "URI of RESTful services (default \"none://\")"),
+    ("timesync", Some('t'), Some("string"), "sync guest time when host wakes up from sleep"),
+    ("version", Some('v'), None, "version for vfkit"),
 ];
 
 /// The usage, which stands below every error.
 pub(super) fn usage() -> String {
     let mut text = "Usage:\n  vfkit [flags]\n\nFlags:\n".to_owned();
-    for (name, letter, _, what) in FLAGS {
+    for (name, letter, kind, what) in FLAGS {
         let letter = letter.map_or("    ".to_owned(), |letter| format!("-{letter}, "));
-        text += &format!("  {letter}--{name} {what}\n");
+        let flag = format!("{letter}--{name} {}", kind.unwrap_or_default());
+        text += &format!("  {flag:<32}{what}\n");
     }
     text
 }
@@ -141,11 +142,11 @@ impl Reading<'_> {
         }
         let (name, value) = cut(word);
         let flag = FLAGS.iter().find(|(known, ..)| *known == name);
-        let (name, letter, needs, _) = flag.ok_or_else(|| format!("unknown flag: --{name}"))?;
-        let value = match (value, needs) {
+        let (name, letter, kind, _) = flag.ok_or_else(|| format!("unknown flag: --{name}"))?;
+        let value = match (value, kind) {
             (Some(value), _) => value.to_owned(),
-            (None, false) => "true".to_owned(),
-            (None, true) => self.next(|| format!("flag needs an argument: --{name}"))?,
+            (None, None) => "true".to_owned(),
+            (None, Some(_)) => self.next(|| format!("flag needs an argument: --{name}"))?,
         };
         self.set(name, *letter, &value)
     }
@@ -157,12 +158,12 @@ impl Reading<'_> {
         while let Some(first) = rest.chars().next() {
             let flag = FLAGS.iter().find(|(_, letter, ..)| *letter == Some(first));
             let unknown = || format!("unknown shorthand flag: '{first}' in -{rest}");
-            let (name, letter, needs, _) = flag.ok_or_else(unknown)?;
+            let (name, letter, kind, _) = flag.ok_or_else(unknown)?;
             let behind = &rest[first.len_utf8()..];
             if let Some(value) = behind.strip_prefix('=') {
                 return self.set(name, *letter, value);
             }
-            if *needs {
+            if kind.is_some() {
                 let value = match behind {
                     "" => self.next(|| format!("flag needs an argument: '{first}' in -{rest}"))?,
                     value => value.to_owned(),
