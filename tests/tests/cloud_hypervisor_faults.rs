@@ -4,7 +4,7 @@
 #[path = "common/faulty.rs"]
 mod faulty;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::nano;

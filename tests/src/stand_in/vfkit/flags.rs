@@ -38,7 +38,7 @@ pub(super) struct Options {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// A machine.
-    Machine(Options),
+    Machine(Box<Options>),
     /// The version.
     Version,
     /// The usage.
@@ -124,7 +124,7 @@ pub(super) fn parse(words: &[String]) -> Result<Asked, String> {
         Some(&"help") => Ok(Asked::Help),
         Some(_) if given.contains(&"help") => Ok(Asked::Help),
         Some(_) => Ok(Asked::Version),
-        None => groups(&given).map(|()| Asked::Machine(options)),
+        None => groups(&given).map(|()| Asked::Machine(options.into())),
     }
 }
 
@@ -315,7 +315,7 @@ mod tests {
     fn options(line: &[&str]) -> Result<Options, String> {
         let words: Vec<String> = line.iter().map(ToString::to_string).collect();
         match parse(&words)? {
-            Asked::Machine(options) => Ok(options),
+            Asked::Machine(options) => Ok(*options),
             other => panic!("{other:?}"),
         }
     }

@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_socket_path_has_103_bytes_at_most() {
-        let path = |length| format!("/{}", "x".repeat(length - 1));
+        let path = |length: usize| format!("/{}", "x".repeat(length - 1));
         let at = |length| Endpoint::parse(&format!("unix://{}", path(length)));
         assert_eq!(at(103), Ok(Endpoint::Unix(path(103))));
         assert!(at(104).unwrap_err().contains("exceeds macOS limits"));
