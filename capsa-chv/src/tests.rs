@@ -12,7 +12,7 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::Body;
+use capsa_proto::plan::{Body, OverlayPlan};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
@@ -357,9 +357,12 @@ fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
         })
     );
     assert_eq!(body["disks"][2]["path"], json!("/plain.qcow2"));
-    let made: Vec<_> =
-        plan.overlays.iter().map(|o| (o.at.as_str(), o.overlay.virtual_size)).collect();
-    assert_eq!(made, [("/run/c/1/disk0.overlay", 1 << 20), ("/run/c/1/disk1.overlay", 1 << 30)]);
+    let made = plan.overlays.iter().map(|plan| match plan {
+        OverlayPlan::Qcow2 { at, overlay } => (at.as_str(), overlay.virtual_size),
+        OverlayPlan::Clone { .. } => panic!("{plan:?}"),
+    });
+    let want = [("/run/c/1/disk0.overlay", 1 << 20), ("/run/c/1/disk1.overlay", 1 << 30)];
+    assert_eq!(made.collect::<Vec<_>>(), want);
     assert_eq!(
         body["landlock_rules"],
         json!([{ "path": "/over.qcow2", "access": "r" }, { "path": "/raw", "access": "r" }])

@@ -69,7 +69,7 @@ pub(crate) fn overlays(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Vec<O
     ephemeral
         .filter_map(|(n, disk)| {
             let overlay = Overlay::new(&disk.path, disk.format, host.file(&disk.path))?;
-            Some(OverlayPlan { at: overlay_path(n, at), overlay })
+            Some(OverlayPlan::Qcow2 { at: overlay_path(n, at), overlay })
         })
         .collect()
 }

@@ -124,14 +124,44 @@ pub enum Protocol {
     Http,
 }
 
-/// A throw-away image: a file without a name that the hypervisor inherits.
+/// A throw-away image: what a guest writes in place of an image that is not to be written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct OverlayPlan {
+#[serde(rename_all = "lowercase")]
+pub enum OverlayPlan {
+    /// An empty qcow2 image over another, in a file without a name that the hypervisor inherits.
+    Qcow2 {
+        /// The path by which the hypervisor finds it.
+        at: HostPath,
+        /// What it is.
+        #[serde(flatten)]
+        overlay: Overlay,
+    },
+    /// A clone of an image, in the run directory and gone with it. It shares what is on the disk with
+    /// that image until one of them is written, so it is made at once, whatever its size, where both
+    /// are in one file system that can do so.
+    Clone {
+        /// Where it is.
+        at: HostPath,
+        /// The image that is cloned.
+        of: HostPath,
+    },
+}
+
+impl OverlayPlan {
     /// The path by which the hypervisor finds it.
-    pub at: HostPath,
-    /// What it is.
-    #[serde(flatten)]
-    pub overlay: Overlay,
+    pub const fn at(&self) -> &HostPath {
+        match self {
+            Self::Qcow2 { at, .. } | Self::Clone { at, .. } => at,
+        }
+    }
+
+    /// The image that is not written.
+    pub const fn of(&self) -> &HostPath {
+        match self {
+            Self::Qcow2 { overlay, .. } => &overlay.over,
+            Self::Clone { of, .. } => of,
+        }
+    }
 }
 
 /// Where the guest's console is.

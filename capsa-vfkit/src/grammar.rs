@@ -1,8 +1,8 @@
 //! vfkit's command line grammar, read strictly: the naive twin of [`args`](crate::args).
 //!
 //! It knows only the flags and devices that a plan uses, and refuses at least what vfkit v0.6.4
-//! refuses of these. What it makes of a line is compared with `oracle.jsonl`: argument lists with
-//! what vfkit's own parser made of them (`devices` is what `GET /vm/inspect` would show).
+//! refuses of these. What it makes of a line is compared with what vfkit's own parser made of it, in
+//! [`oracle`](crate::oracle).
 //!
 //! ```text
 //! line   = *( flag value )              ; pflag: a value may begin with "-"
@@ -127,35 +127,4 @@ fn unix_uri(text: &str) -> Result<String, String> {
         return Err("it would be read as another path".into());
     }
     Ok(path.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The files that the oracle's lines name.
-    fn head(path: &str) -> Option<Vec<u8>> {
-        match path {
-            "t/raw.img" => Some(alloc::vec![0; 4]),
-            "t/q.img" => Some(b"QFI\xfb".to_vec()),
-            "t/empty.img" => Some(Vec::new()),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn it_reads_what_vfkit_reads() {
-        for case in include_str!("oracle.jsonl").lines() {
-            let case: Value = serde_json::from_str(case).unwrap();
-            let argv: Vec<String> = serde_json::from_value(case["argv"].clone()).unwrap();
-            match read(&argv, head) {
-                Ok(line) => {
-                    assert_eq!(case["ok"], json!(true), "{argv:?} was read as {line:?}");
-                    assert_eq!(case["vcpus"], json!(line.vcpus.unwrap_or(1)), "{argv:?}");
-                    assert_eq!(case["devices"], json!(line.devices), "{argv:?}");
-                }
-                Err(why) => assert_eq!(case["ok"], json!(false), "{argv:?} was refused: {why}"),
-            }
-        }
-    }
 }

@@ -32,11 +32,14 @@ mod args;
 #[cfg(test)]
 mod grammar;
 mod judge;
+#[cfg(test)]
+mod oracle;
 mod refuse;
 mod reply;
 #[cfg(test)]
 mod tests;
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -77,7 +80,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     virtio_9p: false,
     // The framework can; vfkit has no option for it and always shares writable.
     share_read_only: false,
-    disk_ephemeral: false,
+    disk_ephemeral: true,
     disk_read_only: true,
     reboot_end: false,
     reboot_restart: true,
@@ -157,7 +160,7 @@ impl HypervisorBackend for Vfkit {
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: None,
-            overlays: Vec::new(),
+            overlays: args::clones(vm, at),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
@@ -188,6 +191,13 @@ impl HypervisorBackend for Vfkit {
 fn notes(vm: &Checked) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
+    for disk in vm.disks().iter().filter(|disk| args::is_cloned(disk)) {
+        notes.push(Note::info(format!(
+            "the guest writes to a clone of {} in the run directory, which must be on the same \
+             APFS volume",
+            disk.path
+        )));
+    }
     if spec.console != ConsoleMode::Disabled {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \

@@ -8,7 +8,7 @@ use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::host::{FileFacts, HostFacts};
 use capsa_proto::spec::{Accelerator, ShareMechanism, VmSpec};
 
-use crate::KEY;
+use crate::{KEY, args};
 
 pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
     let mut out = Vec::new();
@@ -17,7 +17,8 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
     };
 
     for (n, disk) in spec.disks.iter().enumerate() {
-        if disk.path.as_str().contains(',') {
+        // A clone has a name of ours.
+        if disk.path.as_str().contains(',') && !args::is_cloned(disk) {
             refuse(format!("disks[{n}].path"), Kind::Malformed, comma(&disk.path), COMMA_REMEDY);
         }
         // A device needs `type=dev` and root.

@@ -13,7 +13,7 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::Body;
+use capsa_proto::plan::{Body, OverlayPlan};
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
     Virtio9pConfig, VirtioFsConfig,
@@ -24,7 +24,7 @@ use crate::grammar;
 
 const BACKEND: Vfkit = Vfkit::new();
 
-fn path(text: &str) -> HostPath {
+pub(crate) fn path(text: &str) -> HostPath {
     HostPath::new(text).unwrap()
 }
 
@@ -69,7 +69,7 @@ fn found(output: &str) -> ProbeReport {
     found
 }
 
-fn disk(at: &str) -> Disk {
+pub(crate) fn disk(at: &str) -> Disk {
     Disk { path: path(at), format: ImageFormat::Raw, read_only: false, ephemeral: false }
 }
 
@@ -78,7 +78,7 @@ fn share(host: &str, mechanism: ShareMechanism) -> Share {
 }
 
 /// The smallest machine it runs.
-fn spec() -> VmSpec {
+pub(crate) fn spec() -> VmSpec {
     VmSpec {
         initrd: Some(path("/i")),
         network: NetworkMode::None,
@@ -87,7 +87,7 @@ fn spec() -> VmSpec {
     }
 }
 
-fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
+pub(crate) fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
     let host = HostFacts { run_dir: path(run_dir), ..host(&spec) };
     let found = found("vfkit version: v0.6.4");
     let vm = check(spec, &BACKEND, &host, &found)?;
@@ -103,7 +103,7 @@ fn refused(spec: VmSpec) -> String {
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-fn args(plan: &LaunchPlan) -> &[String] {
+pub(crate) fn args(plan: &LaunchPlan) -> &[String] {
     &plan.processes[0].args
 }
 
@@ -172,7 +172,8 @@ fn the_mac_belongs_to_whoever_writes_the_disk() {
     assert_ne!(here, other);
 
     let read_only = Disk { read_only: true, ..disk("/a") };
-    for disks in [vec![], vec![read_only]] {
+    let ephemeral = Disk { ephemeral: true, ..disk("/a") };
+    for disks in [vec![], vec![read_only], vec![ephemeral]] {
         let [first, second] = macs(disks, ["/tmp/c/1", "/tmp/c/2"]);
         assert_ne!(first, second, "two machines that may run at once need two addresses");
     }
@@ -223,6 +224,27 @@ fn what_speaks_against_it() {
 }
 
 #[test]
+fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
+    let ephemeral = |at: &str| Disk { ephemeral: true, ..disk(at) };
+    let disks = vec![
+        disk("/a"),
+        ephemeral("/b,readonly"),
+        Disk { read_only: true, ..ephemeral("/c") },
+        ephemeral("/a"),
+    ];
+    let plan = plan(VmSpec { disks, ..spec() });
+    let given: Vec<_> =
+        args(&plan).iter().filter_map(|arg| arg.strip_prefix("virtio-blk,path=")).collect();
+    assert_eq!(given, ["/a", "/tmp/c/1/disk1.raw", "/c,readonly", "/tmp/c/1/disk3.raw"]);
+    let clone = |at, of| OverlayPlan::Clone { at: path(at), of: path(of) };
+    assert_eq!(
+        plan.overlays,
+        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/a")]
+    );
+    assert!(plan.notes.iter().any(|note| note.text.contains("a clone of /b,readonly in")));
+}
+
+#[test]
 fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
     let spec = VmSpec { disks: vec![disk("/dev/disk4")], ..spec() };
     let mut host = host(&spec);
@@ -250,10 +272,6 @@ fn what_is_refused() {
                 s.disks = vec![Disk { format: ImageFormat::Qcow2, ..disk("/q.qcow2") }];
             }),
             "disks[0].path: qcow2 images are not supported",
-        ),
-        (
-            Box::new(|s| s.disks = vec![Disk { ephemeral: true, ..disk("/a") }]),
-            "disks[0].ephemeral",
         ),
         (
             Box::new(|s| s.shares = vec![share("/a,b", ShareMechanism::Auto)]),
@@ -327,9 +345,13 @@ fn what_replies_mean() {
 /// What vfkit should understand of the plan for `spec`.
 fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
     let mut devices: Vec<Value> = Vec::new();
-    for disk in &spec.disks {
+    for (n, disk) in spec.disks.iter().enumerate() {
+        let path = match disk.ephemeral && !disk.read_only {
+            true => format!("/tmp/c/1/disk{n}.raw"),
+            false => disk.path.to_string(),
+        };
         let mut device = json!({
-            "kind": "virtioblk", "devName": "virtio-blk", "imagePath": disk.path,
+            "kind": "virtioblk", "devName": "virtio-blk", "imagePath": path,
         });
         if disk.read_only {
             device["readOnly"] = json!(true);
@@ -386,12 +408,10 @@ fn any_share() -> impl Strategy<Value = Share> {
 
 fn any_disk() -> impl Strategy<Value = Disk> {
     let format = prop_oneof![9 => Just(ImageFormat::Raw), 1 => Just(ImageFormat::Qcow2)];
-    (any_path(), format, any::<bool>()).prop_map(|(path, format, read_only)| Disk {
-        path,
-        format,
-        read_only,
-        ephemeral: false,
-    })
+    let ephemeral = prop::bool::weighted(0.2);
+    (any_path(), format, any::<bool>(), ephemeral).prop_map(
+        |(path, format, read_only, ephemeral)| Disk { path, format, read_only, ephemeral },
+    )
 }
 
 fn any_spec() -> impl Strategy<Value = VmSpec> {
@@ -431,9 +451,13 @@ fn vfkit_reads_back_what_was_meant() {
         let Ok(vm) = check(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
         accepted.set(accepted.get() + 1);
         let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
-        let head = |at: &str| match host.file(&path(at)) {
-            FileFacts::File { head, .. } => Some(head.clone()),
-            _ => None,
+        let head = |at: &str| {
+            let is_it = |plan: &&OverlayPlan| plan.at().as_str() == at;
+            let at = plan.overlays.iter().find(is_it).map_or_else(|| path(at), |p| p.of().clone());
+            match host.file(&at) {
+                FileFacts::File { head, .. } => Some(head.clone()),
+                _ => None,
+            }
         };
         prop_assert_eq!(grammar::read(args(&plan), head), Ok(meant(&spec, &plan)));
         Ok(())

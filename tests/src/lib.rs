@@ -6,9 +6,10 @@
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`lab`] is a machine with a working KVM, where there is none.
-//! - [`command`] runs them.
-//! - [`stand_in`] are a `cloud-hypervisor` for machines without KVM and a `vfkit` for those that are no
-//!   Mac, with faults on demand.
+//! - [`macos`] is a compiler that checks for macOS on Linux.
+//! - [`command`] runs them, and [`processes`] are what runs.
+//! - [`stand_in`] are a `cloud-hypervisor` for machines without KVM and a `vfkit` for those that are
+//!   no Mac, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
 
@@ -18,7 +19,9 @@ pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod lab;
+pub mod macos;
 pub mod nano;
+pub mod processes;
 pub mod stand_in;
 pub mod vm;
 pub mod workspace;

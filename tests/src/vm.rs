@@ -118,12 +118,3 @@ pub fn poll_fd(fd: &impl AsFd, timeout: Option<Duration>) {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)).expect("poll");
 }
-
-/// Whether a process runs (a zombie does not).
-pub fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| {
-        let state = rest.trim_start().chars().next();
-        state.is_some_and(|state| state != 'Z' && state != 'X')
-    })
-}

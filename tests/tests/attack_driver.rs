@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use capsa::{Error, VmStatus};
 use capsa_test::fake::{self, machine};
-use capsa_test::vm::{eventually, runs};
+use capsa_test::processes::runs;
+use capsa_test::vm::eventually;
 use futures_lite::future::{block_on, or, poll_once, yield_now};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
@@ -104,16 +106,19 @@ fn futures_dropped_at_any_moment_take_nothing_with_them() {
 
 #[test]
 fn a_future_that_was_given_up_leaves_no_waker() {
-    struct Task;
+    /// Whether it was woken is nothing to this test.
+    struct Task(AtomicBool);
     impl Wake for Task {
-        fn wake(self: Arc<Self>) {}
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
     if !fake::alone(FAKE, "a_future_that_was_given_up_leaves_no_waker") {
         return;
     }
     let vm = block_on(machine("up serve").build()).unwrap();
     let mut console = block_on(vm.console()).unwrap();
-    let task = Arc::new(Task);
+    let task = Arc::new(Task(AtomicBool::new(false)));
     for _ in 0..3 {
         let waker = Waker::from(Arc::clone(&task));
         let mut cx = Context::from_waker(&waker);

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::VmHandle;
 use capsa::{EndedBy, Error, LinuxVmBuilder, Overflow, StopStep, VmStatus};
 use capsa_test::fake::{self, machine};
-use capsa_test::vm::{PATIENCE, eventually, runs};
+use capsa_test::processes::runs;
+use capsa_test::vm::{PATIENCE, eventually};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 

@@ -6,7 +6,9 @@ use std::path::Path;
 use capsa::blocking::VmHandle;
 use capsa::{Error, VmStatus};
 use capsa_test::fake::{self, machine};
-use capsa_test::vm::{PATIENCE, eventually, runs};
+use capsa_test::processes::{self, Process, runs};
+use capsa_test::skip;
+use capsa_test::vm::{PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -33,19 +35,6 @@ fn pid(vm: &VmHandle) -> u32 {
     vm.as_async().hypervisor_pid().expect("it runs")
 }
 
-/// This program's children, and the name each gave itself.
-fn children() -> Vec<(u32, String)> {
-    let mut found = Vec::new();
-    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            found.push((pid, line));
-        }
-    }
-    found
-}
-
 fn ignores_children(pid: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
@@ -53,16 +42,24 @@ fn ignores_children(pid: &str) -> bool {
 }
 
 fn guardian() -> u32 {
-    let all = children();
-    let found = all.iter().find(|(pid, line)| line.contains("capsa-guardian") && runs(*pid));
-    found.unwrap_or_else(|| panic!("no guardian among {all:?}")).0
+    let all = processes::children(std::process::id());
+    let is_it = |it: &&Process| it.arguments.contains("capsa-guardian") && !it.is_zombie;
+    all.iter().find(is_it).unwrap_or_else(|| panic!("no guardian among {all:?}")).pid
 }
 
-#[cfg(target_os = "linux")]
+/// What `test` looks at is to be seen in Linux's `/proc` alone.
+fn has_proc(test: &str) -> bool {
+    let has = Path::new("/proc/self/status").exists();
+    if !has {
+        skip(test, "it takes a /proc to see what a process has and ignores");
+    }
+    has
+}
+
 #[test]
 fn a_program_that_ignores_its_children_can_run_machines() {
     let test = "a_program_that_ignores_its_children_can_run_machines";
-    if !fake::alone_under(&IGNORES_CHILDREN, FAKE, test) {
+    if !has_proc(test) || !fake::alone_under(&IGNORES_CHILDREN, FAKE, test) {
         return;
     }
     assert!(ignores_children("self"), "the shell saw to that");
@@ -105,10 +102,10 @@ fn a_program_that_reaps_everything_can_run_machines() {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn no_child_inherits_what_the_program_left_open() {
-    if !fake::alone_under(&LEAKS, FAKE, "no_child_inherits_what_the_program_left_open") {
+    let test = "no_child_inherits_what_the_program_left_open";
+    if !has_proc(test) || !fake::alone_under(&LEAKS, FAKE, test) {
         return;
     }
     assert!(Path::new("/proc/self/fd/9").exists(), "the shell left it open");
@@ -121,7 +118,6 @@ fn no_child_inherits_what_the_program_left_open() {
     vm.kill().unwrap();
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_guardian_that_was_killed_is_replaced() {
     if !fake::alone(FAKE, "a_guardian_that_was_killed_is_replaced") {

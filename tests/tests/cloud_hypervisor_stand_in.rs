@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use capsa_test::nano::Nano;
-use capsa_test::vm::{PATIENCE, eventually, runs};
+use capsa_test::processes::runs;
+use capsa_test::vm::{PATIENCE, eventually};
 use capsa_test::{host, skip, stand_in};
 use serde_json::{Value, json};
 use tempfile::TempDir;

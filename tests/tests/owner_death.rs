@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa_test::vm::{NanoGuest, runs};
+use capsa_test::processes::{self, Process, runs};
+use capsa_test::vm::NanoGuest;
 use capsa_test::{host, skip};
 
 /// When the owner is killed.
@@ -72,18 +73,14 @@ impl Owner {
 /// Processes with this in their arguments, and the guardian of this owner.
 fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
     let base = base.display().to_string();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let read = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-        let arguments = read("cmdline").replace('\0', " ");
-        let is_guardian = arguments.contains("capsa-guardian")
-            && read("status").lines().any(|line| line == format!("PPid:\t{owner}"));
-        if pid != owner && (is_guardian || arguments.contains(&base)) && runs(pid) {
-            found.push((pid, arguments));
-        }
-    }
-    found
+    let is_relative = |process: &Process| {
+        let is_guardian = process.arguments.contains("capsa-guardian") && process.parent == owner;
+        process.pid != owner
+            && !process.is_zombie
+            && (is_guardian || process.arguments.contains(&base))
+    };
+    let found = processes::all().into_iter().filter(is_relative);
+    found.map(|process| (process.pid, process.arguments)).collect()
 }
 
 #[test]

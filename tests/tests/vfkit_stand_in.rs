@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use capsa_test::guest::{self, Variant};
 use capsa_test::nano::{self, Nano};
-use capsa_test::vm::{PATIENCE, eventually, runs};
+use capsa_test::processes::runs;
+use capsa_test::vm::{PATIENCE, eventually};
 use capsa_test::{host, skip, stand_in, workspace};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};

@@ -4,6 +4,8 @@
 mod bench;
 #[path = "../xtask/bench_start.rs"]
 mod bench_start;
+#[path = "../xtask/check_macos.rs"]
+mod check_macos;
 #[path = "../xtask/demo.rs"]
 mod demo;
 #[path = "../xtask/fuzz.rs"]
@@ -35,6 +37,7 @@ const TASKS: &[Task] = &[
         "start to running: cloud-hypervisor by hand against Capsa, in turn",
         bench_start::run,
     ),
+    ("check-macos", "", "clippy over everything as macOS sees it, on Linux", check_macos::run),
     ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
     ("fuzz", "[--seconds N] [--target NAME]", "run the fuzz targets, a minute each", fuzz::run),
     (

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Scenario, Stage};
-use crate::vm::{eventually, runs};
+use crate::processes::{self, runs};
+use crate::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
     alone: true,
@@ -49,9 +50,9 @@ impl Held {
     fn now(base: &Path) -> Self {
         let count = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count);
         Self {
-            descriptors: count(Path::new("/proc/self/fd")),
-            threads: count(Path::new("/proc/self/task")),
-            children: children(),
+            descriptors: count(Path::new("/dev/fd")),
+            threads: processes::threads(),
+            children: processes::children(std::process::id()).len(),
             files: count(base),
         }
     }
@@ -62,19 +63,4 @@ impl Held {
             && self.children <= most.children
             && self.files <= most.files
     }
-}
-
-/// How many processes are ours, zombies among them.
-fn children() -> usize {
-    let me = std::process::id().to_string();
-    let parent = |pid: &str| {
-        // `PID (NAME) STATE PARENT ...`, and the name may hold anything.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(')').next()?.split_whitespace().nth(1).map(str::to_owned)
-    };
-    let all = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = all.filter_map(|entry| entry.file_name().into_string().ok());
-    pids.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
-        .filter(|pid| parent(pid).is_some_and(|parent| parent == me))
-        .count()
 }

@@ -1,14 +1,13 @@
 //! Hypervisors and helpers that somebody else kills.
 
-use std::fs;
-
 use capsa::{EndedBy, MountMode, ShareMechanism, VirtioFsConfig, VmStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::subject::Sigterm;
 use super::{Scenario, Stage};
-use crate::vm::{eventually, runs};
+use crate::processes::{self, Process, runs};
+use crate::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::any("a_hypervisor_killed_from_outside_is_lost", sigkill),
@@ -24,13 +23,7 @@ pub(super) fn signal(pid: u32, signal: Signal) {
 
 /// The processes that have `text` among their arguments.
 pub(super) fn processes_with(text: &str) -> Vec<u32> {
-    let all = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| {
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&arguments).contains(text)
-    })
-    .collect()
+    processes::with_argument(text).into_iter().map(|process| process.pid).collect()
 }
 
 fn sigkill(stage: &Stage<'_>) {
@@ -71,16 +64,15 @@ fn virtiofsd_killed(stage: &Stage<'_>) {
     let machine = stage.boot(builder);
     let hypervisor = machine.pid();
     let run_dir = machine.vm.launch_plan().run_dir.to_string();
-    let mut helpers = processes_with(&run_dir);
-    helpers.retain(|pid| *pid != hypervisor);
-    let named = |pid: &u32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        name.trim() == "virtiofsd"
+    let is_helper = |process: &Process| {
+        let program = process.arguments.split(' ').next().unwrap_or_default();
+        process.pid != hypervisor && program.ends_with("virtiofsd")
     };
-    helpers.retain(named);
+    let mut helpers = processes::with_argument(&run_dir);
+    helpers.retain(is_helper);
     assert!(!helpers.is_empty(), "no virtiofsd has {run_dir}");
-    for pid in &helpers {
-        signal(*pid, Signal::SIGKILL);
+    for helper in &helpers {
+        signal(helper.pid, Signal::SIGKILL);
     }
     let report = machine.ended();
     let EndedBy::HelperLost { what } = &report.ended_by else { panic!("{report:?}") };

@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::outside::signal;
 use super::{Scenario, Stage};
-use crate::vm::{eventually, runs};
+use crate::processes::runs;
+use crate::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::linux("a_stop_reaches_the_guest", polite),

@@ -31,7 +31,7 @@ pub(super) const MODULES: &[&str] = &[
 ];
 
 /// What a machine that runs machines of its own needs besides.
-pub(super) const LAB_MODULES: &[&str] = &["kvm_amd", "overlay", "tun", "vhost_vsock"];
+pub(super) const LAB_MODULES: &[&str] = &["dummy", "kvm_amd", "overlay", "tun", "vhost_vsock"];
 
 /// The parts of the file system that do not depend on the host's packages.
 pub(super) const FILES: &[(&str, u32, &str)] = &[

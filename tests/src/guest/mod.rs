@@ -28,9 +28,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::command;
 use crate::host::Unmet;
-use crate::workspace;
+use crate::{command, workspace};
 
 pub use debian::{DebianGuest, debian};
 pub use linux::{LinuxGuest, Variant, linux};

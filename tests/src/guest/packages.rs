@@ -1,11 +1,9 @@
 //! Packages of the host's distribution, downloaded and unpacked, never installed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::Unavailable;
-use crate::command::{self, Failed};
+use crate::command::Failed;
 use crate::host::apt::Apt;
 
 /// This machine's architecture as Debian calls it.
@@ -35,25 +33,15 @@ pub(super) fn dependency(apt: &Apt, package: &str, prefix: &str) -> Result<Strin
     })
 }
 
-/// Downloads `package` and unpacks it into `root`. `scratch` holds the archive meanwhile.
+/// [`Apt::unpack`], with an error that names the package.
 pub(super) fn unpack(
     apt: &Apt,
     package: &str,
     scratch: &Path,
     root: &Path,
 ) -> Result<(), Unavailable> {
-    let downloads = scratch.join(package);
-    fs::create_dir_all(&downloads).map_err(Unavailable::io("create", &downloads))?;
-    command::output(apt.get().args(["download", package]).current_dir(&downloads))?;
-    let mut archives = fs::read_dir(&downloads).map_err(Unavailable::io("list", &downloads))?;
-    let archive = archives
-        .next()
-        .ok_or_else(|| Unavailable::new(format!("apt-get downloaded nothing for {package}")))?
-        .map_err(Unavailable::io("list", &downloads))?
-        .path();
-    command::output(Command::new("dpkg").arg("-x").arg(&archive).arg(root))?;
-    let _ = fs::remove_dir_all(&downloads);
-    Ok(())
+    let failed = |error| Unavailable::new(format!("cannot unpack the package {package}: {error}"));
+    apt.unpack(package, scratch, root).map_err(failed)
 }
 
 /// A program that is on the `PATH` or where only root's `PATH` reaches.

@@ -1,7 +1,7 @@
 //! apt over a source list of our own: what the configured one does not offer can be looked at and
 //! downloaded, and the machine's own lists, cache and `/etc/apt` stay as they are.
 //!
-//! It downloads, and never installs. No root is needed.
+//! It downloads and unpacks, and never installs. No root is needed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -94,5 +94,23 @@ impl Apt {
         let listing = command::text(cache.args(&self.options).args(["depends", package]))?;
         let lines = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Downloads `package` and unpacks it into `root`. `scratch` holds the archive meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded, or not be unpacked there.
+    pub fn unpack(&self, package: &str, scratch: &Path, root: &Path) -> io::Result<()> {
+        let downloads = scratch.join(package);
+        fs::create_dir_all(&downloads)?;
+        let mut download = self.get();
+        download.args(["download", package]).current_dir(&downloads);
+        command::output(&mut download).map_err(io::Error::other)?;
+        let archive = fs::read_dir(&downloads)?.next();
+        let archive = archive.ok_or_else(|| io::Error::other("apt-get downloaded nothing"))??;
+        let mut unpack = Command::new("dpkg");
+        unpack.arg("-x").arg(archive.path()).arg(root);
+        command::output(&mut unpack).map_err(io::Error::other)?;
+        fs::remove_dir_all(&downloads)
     }
 }

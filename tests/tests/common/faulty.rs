@@ -1,11 +1,11 @@
 //! A machine on a stand-in that breaks on order, and all that must be gone when it is over.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep};
+use capsa_test::processes;
 use capsa_test::stand_in::Faulty;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 
@@ -63,8 +63,6 @@ impl Machine {
 
 /// The processes that have one of `marks` in their arguments.
 fn processes_with(marks: &[String]) -> Vec<String> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
-    let arguments = arguments.map(|arguments| String::from_utf8_lossy(&arguments).into_owned());
-    arguments.filter(|arguments| marks.iter().any(|mark| arguments.contains(mark))).collect()
+    let has_mark = |arguments: &String| marks.iter().any(|mark| arguments.contains(mark));
+    processes::all().into_iter().map(|process| process.arguments).filter(has_mark).collect()
 }

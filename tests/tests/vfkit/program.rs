@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use capsa_test::nano::Nano;
-use capsa_test::stand_in;
 use capsa_test::vm::{PATIENCE, eventually};
+use capsa_test::{processes, stand_in};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -154,9 +154,7 @@ impl Program {
 
     /// The process that runs its guest.
     pub(crate) fn child(&self) -> u32 {
-        let pid = self.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        children.unwrap().trim().parse().unwrap()
+        processes::children(self.id()).first().expect("its guest runs").pid
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
