@@ -182,7 +182,7 @@ impl HypervisorBackend for CloudHypervisor {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
-            vsock: spec.vsock.then(|| VsockPlan::at(at)),
+            vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
             boot: vec![
                 Message::http(
                     "create the machine",

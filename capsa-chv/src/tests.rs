@@ -332,7 +332,7 @@ fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
     assert_eq!(body["net"], json!([{ "vhost_user": true, "vhost_socket": "/run/c/1/net.sock" }]));
     assert_eq!(body["memory"]["shared"], json!(true));
     assert_eq!(body["vsock"], json!({ "cid": 3, "socket": "/run/c/1/vsock" }));
-    assert_eq!(plan.vsock.unwrap().listener(u32::MAX).as_str(), "/run/c/1/vsock_4294967295");
+    assert_eq!(plan.vsock.unwrap().listener(7).unwrap().as_str(), "/run/c/1/vsock_7");
 }
 
 #[test]

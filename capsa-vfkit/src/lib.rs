@@ -57,7 +57,7 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Signal, Step,
+    Signal, Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, VmSpec};
 
@@ -84,7 +84,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     disk_read_only: true,
     reboot_end: false,
     reboot_restart: true,
-    vsock: false,
+    vsock: true,
     max_cpus: None,
     max_memory_mb: None,
 };
@@ -165,7 +165,7 @@ impl HypervisorBackend for Vfkit {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
-            vsock: None,
+            vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             ask: Some(Message::http(
                 "press the power button",

@@ -58,7 +58,16 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
         ),
     }
 
-    // `--restful-uri` is parsed as a URL: `%41` is decoded and `?` cuts it.
+    if spec.vsock && spec.vsock_ports.is_empty() {
+        refuse(
+            "vsock".into(),
+            Kind::NotGiven,
+            "it must know the ports before the start".into(),
+            "name each with vsock_port, or use the cloud-hypervisor or qemu backend",
+        );
+    }
+
+    // `--restful-uri` and `socketURL` are parsed as URLs: `%41` is decoded and `?` cuts them.
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     if !host.run_dir.as_str().bytes().all(plain) {
         refuse(

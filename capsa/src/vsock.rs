@@ -20,6 +20,10 @@ use crate::{Error, Result, VmHandle};
 /// How long the pause is between two attempts to reach a port nobody listens on yet.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// How long a stream is watched where no device says whether somebody listens: that its other end
+/// dials and is refused takes a few milliseconds.
+const SETTLES_WITHIN: Duration = Duration::from_millis(100);
+
 /// A connection between host and guest.
 ///
 /// Closing it, in full or in one direction, ends both at once, and what the guest has not sent by then
@@ -113,22 +117,38 @@ impl VmHandle {
     /// for its program, use [`VmHandle::vsock_connect_timeout`]. Dropping the future gives the
     /// connection up.
     ///
+    /// vfkit does not say whether somebody listens: a stream that ends within a tenth of a second is
+    /// taken for refused, and one that lasts, or on which the guest speaks, for made.
+    ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine does not run;
-    /// [`Error::VsockRefused`] when nobody listens there.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// does not run; [`Error::VsockRefused`] when nobody listens there.
     pub async fn vsock_connect(&self, port: u32) -> Result<VsockStream> {
-        let mut connecting = self.shared().lock().vm.vsock_connect(port)?;
-        loop {
-            match connecting.proceed() {
-                Ok(true) => return VsockStream::new(connecting.into_stream()),
-                Ok(false) => Async::new_nonblocking(connecting.as_fd())?.readable().await?,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return Err(Error::VsockRefused { port });
-                }
-                Err(error) => return Err(error.into()),
+        let refused = |error| match error {
+            Error::Io(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
+                Error::VsockRefused { port }
+            }
+            error => error,
+        };
+        let begun = self.shared().lock().vm.vsock_connect(port);
+        let mut connecting = begun.map_err(refused)?;
+        while !connecting.proceed().map_err(|error| refused(error.into()))? {
+            Async::new_nonblocking(connecting.as_fd())?.readable().await?;
+        }
+        if !connecting.is_answered() {
+            let stream = Async::new_nonblocking(connecting.as_fd())?;
+            let settled = async {
+                Timer::after(SETTLES_WITHIN).await;
+                Ok(())
+            };
+            or(stream.readable(), settled).await?;
+            drop(stream);
+            if connecting.has_ended() {
+                return Err(Error::VsockRefused { port });
             }
         }
+        VsockStream::new(connecting.into_stream())
     }
 
     /// Connects to a vsock port of the guest as soon as somebody listens there, within `timeout`.
@@ -164,8 +184,8 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine has ended; [`Error::Io`]
-    /// with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
         let listener = self.shared().lock().vm.vsock_listen(port)?;
         Ok(VsockListener { inner: Async::new_nonblocking(listener)? })

@@ -209,6 +209,17 @@ impl Pass<'_> {
             let remedy = "leave it out, or use the cloud-hypervisor or qemu backend";
             self.unsupported("vsock", "vsock is not supported", remedy);
         }
+        for (n, port) in self.spec.vsock_ports.iter().enumerate() {
+            let field = format!("vsock_ports[{n}]");
+            if port.port == u32::MAX {
+                let reason = "this number stands for any port, and none has it";
+                self.refuse(&field, Kind::OutOfRange, reason, "give one below it");
+            }
+            if self.spec.vsock_ports[..n].contains(port) {
+                let reason = format!("port {} is named twice for one direction", port.port);
+                self.refuse(&field, Kind::Duplicate, reason, "name it once");
+            }
+        }
         match self.spec.on_reboot {
             RebootPolicy::End if !end => self.unsupported(
                 "on_reboot",

@@ -8,6 +8,7 @@ use capsa::blocking::VmHandle;
 use capsa::{
     BackendCapabilities, Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder,
     MountMode, NetworkMode, RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    VsockDirection,
 };
 use serde_json::Value;
 
@@ -68,7 +69,7 @@ const ASKS: &[(&str, &str, Ask)] = &[
     }),
     ("disk_ephemeral", "disks[0].ephemeral", |builder, dir| builder.disk(raw(dir).ephemeral())),
     ("disk_read_only", "disks[0].read_only", |builder, dir| builder.disk(raw(dir).read_only())),
-    ("vsock", "vsock", |builder, _| builder.vsock()),
+    ("vsock", "vsock", |builder, _| builder.vsock_port(1024, VsockDirection::ToGuest)),
     ("reboot_end", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::End)),
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),
 ];
