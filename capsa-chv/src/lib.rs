@@ -74,6 +74,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: true,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: true,
     reboot_restart: true,
     vsock: true,
     // What every architecture has; x86-64 alone goes to 8192.

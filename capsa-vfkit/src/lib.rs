@@ -83,6 +83,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: false,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: false,
     reboot_restart: true,
     vsock: true,
     max_cpus: None,

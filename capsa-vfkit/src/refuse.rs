@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::host::{FileFacts, HostFacts};
-use capsa_proto::spec::{Accelerator, RebootPolicy, ShareMechanism, VmSpec};
+use capsa_proto::spec::{Accelerator, ShareMechanism, VmSpec};
 
 use crate::{KEY, args};
 
@@ -56,15 +56,6 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
             "it runs on macOS' own virtualisation only".into(),
             "ask for auto or hvf, or use the qemu backend",
         ),
-    }
-
-    if spec.on_reboot == RebootPolicy::End {
-        refuse(
-            "on_reboot".into(),
-            Kind::Unsupported,
-            "it cannot tell a reboot, so it cannot end the machine at one".into(),
-            "let a reboot restart the guest, or use the qemu backend",
-        );
     }
 
     if spec.vsock && spec.vsock_ports.is_empty() {

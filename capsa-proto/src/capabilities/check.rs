@@ -192,7 +192,8 @@ impl Pass<'_> {
     fn modes(&mut self) {
         let capabilities = self.backend.capabilities();
         let modes = capabilities.network_modes.clone();
-        let (restart, vsock) = (capabilities.reboot_restart, capabilities.vsock);
+        let (end, restart) = (capabilities.reboot_end, capabilities.reboot_restart);
+        let vsock = capabilities.vsock;
         match self.spec.network {
             NetworkMode::None if !modes.none => {
                 self.unsupported("network", "it cannot leave the network out", "ask for nat");
@@ -219,8 +220,16 @@ impl Pass<'_> {
                 self.refuse(&field, Kind::Duplicate, reason, "name it once");
             }
         }
-        if self.spec.on_reboot == RebootPolicy::Restart && !restart {
-            self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
+        match self.spec.on_reboot {
+            RebootPolicy::End if !end => self.unsupported(
+                "on_reboot",
+                "it cannot tell a reboot, so it cannot end the machine at one",
+                "let a reboot restart the guest, or use the qemu backend",
+            ),
+            RebootPolicy::Restart if !restart => {
+                self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
+            }
+            _ => {}
         }
     }
 

@@ -1,9 +1,11 @@
 //! The backends that are held to the suite, and what may differ between them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder, RebootPolicy};
+use capsa::{
+    Accelerator, BackendCapabilities, BackendReport, LinuxBootConfig, LinuxVmBuilder, RebootPolicy,
+};
 
 use super::claims;
 use crate::{host, stand_in};
@@ -39,6 +41,27 @@ pub struct Nature {
     /// The addresses that NAT may give to the guest, and the one at which it reaches the host's
     /// loopback. `None`: any, and the host's own addresses are reached at the gateway.
     pub nat: Option<(&'static [&'static str], &'static str)>,
+    /// Shares are served by processes of their own, and not by the hypervisor.
+    pub share_helpers: bool,
+    /// A path may hold a comma.
+    pub commas: bool,
+    /// What a line of the hypervisor's own on the guest's console begins with, where there are some.
+    pub own_lines: Option<&'static str>,
+}
+
+impl Nature {
+    /// What the guest alone said.
+    pub fn guests_own(&self, said: &str) -> String {
+        let Some(mark) = self.own_lines else { return said.to_owned() };
+        let mut own = String::new();
+        let mut rest = said;
+        // Such a line may begin in the middle of one of the guest's.
+        while let Some((before, line)) = rest.split_once(mark) {
+            own += before;
+            rest = line.split_once('\n').map_or("", |(_, behind)| behind);
+        }
+        own + rest
+    }
 }
 
 /// What SIGTERM from outside looks like.
@@ -56,6 +79,9 @@ const QEMU: Nature = Nature {
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: Sigterm::Lost,
     nat: Some((&["10.0.2.15"], "10.0.2.2")),
+    share_helpers: true,
+    commas: true,
+    own_lines: None,
 };
 
 const CLOUD_HYPERVISOR: Nature = Nature {
@@ -66,19 +92,24 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     sigterm: Sigterm::PowerOff,
     // passt gives the second where the host itself has no way out.
     nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
+    ..QEMU
 };
 
 const VFKIT: Nature = Nature {
     nano_memory_mb: 64,
     nano_accelerator: Accelerator::Auto,
-    bad_kernel: &["vfkit exited with status 1"],
-    // It has the guest power off first.
+    bad_kernel: &["vfkit exited with status 1", "The virtual machine failed to start"],
+    // The guest was asked, and did.
     sigterm: Sigterm::PowerOff,
     nat: None,
+    share_helpers: false,
+    commas: false,
+    own_lines: Some("[GIN] "),
 };
 
 const CLH: &str = "cloud-hypervisor";
 const CLH_STAND_IN: &str = "cloud-hypervisor-stand-in";
+const VFKIT_STAND_IN: &str = "vfkit-stand-in";
 
 /// What a subject needs another program for: the leaf, the subjects, the program, and the variable
 /// that may name it.
@@ -86,6 +117,9 @@ const HELPERS: &[(&str, &[&str], &str, &str)] = &[
     ("virtio_fs", &["qemu", CLH, CLH_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
     ("network_modes.nat", &[CLH, CLH_STAND_IN], "passt", "CAPSA_PASST"),
     ("vsock", &["qemu", CLH_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
+    // Where the stand-in finds them, and nobody may say otherwise.
+    ("virtio_fs", &[VFKIT_STAND_IN], "virtiofsd", ""),
+    ("vsock", &[VFKIT_STAND_IN], "vhost-device-vsock", ""),
 ];
 
 /// A way to get a subject, by its name.
@@ -97,6 +131,7 @@ pub const SUBJECTS: &[(&str, Find)] = &[
     (CLH, Subject::cloud_hypervisor),
     (CLH_STAND_IN, Subject::cloud_hypervisor_stand_in),
     ("vfkit", Subject::vfkit),
+    (VFKIT_STAND_IN, Subject::vfkit_stand_in),
 ];
 
 impl Subject {
@@ -181,6 +216,27 @@ impl Subject {
         })
     }
 
+    /// Our stand-in for vfkit, whose guests QEMU emulates.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn vfkit_stand_in() -> Result<Self, String> {
+        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            return Err("it is an Intel Mac, emulated on Linux".into());
+        }
+        Ok(Self {
+            name: VFKIT_STAND_IN,
+            backend: "vfkit",
+            nature: VFKIT,
+            build: |builder| {
+                let builder = builder.on_reboot(RebootPolicy::Restart);
+                builder.program("vfkit", stand_in::vfkit()).trust_backend()
+            },
+            ..Self::qemu()?
+        })
+    }
+
     /// The subject of this name.
     ///
     /// # Errors
@@ -205,6 +261,22 @@ impl Subject {
     /// Has `builder` build for this subject.
     pub fn builds(&self, builder: LinuxVmBuilder) -> LinuxVmBuilder {
         (self.build)(builder.backend(self.backend))
+    }
+
+    /// A machine of this kernel, with an initrd in `dir` that is nothing where its backend does not
+    /// go without.
+    ///
+    /// # Panics
+    ///
+    /// When the initrd cannot be written.
+    pub fn boots(&self, kernel: PathBuf, dir: &Path) -> LinuxBootConfig {
+        let config = LinuxBootConfig::new(kernel);
+        if self.claims(claims::WITHOUT_INITRD) {
+            return config;
+        }
+        let initrd = dir.join("initrd");
+        std::fs::write(&initrd, "nothing").expect("an initrd can be written");
+        config.initrd(initrd)
     }
 
     /// What its backend says that it can do.
