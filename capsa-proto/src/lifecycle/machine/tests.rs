@@ -307,6 +307,23 @@ fn a_helper_that_dies_is_blamed_only_if_the_hypervisor_stays() {
 }
 
 #[test]
+fn a_helper_that_does_not_come_up_is_named() {
+    let plan = plan(2);
+    for n in 0..2 {
+        let mut pair = Pair::new(&plan);
+        pair.say(Input::Start);
+        for up in 0..n {
+            pair.say(Input::Ready(ProcessId(up)));
+        }
+        while pair.machine.report().is_none() {
+            pair.time_out();
+        }
+        let EndedBy::StartFailed { why } = pair.report().ended_by else { panic!() };
+        assert!(why.contains(&format!("until {} is up", plan.processes[n].name)), "{why}");
+    }
+}
+
+#[test]
 fn after_a_kill_timeouts_alone_lead_to_the_end() {
     for helpers in 0..3 {
         for progress in 0..8 {
