@@ -380,7 +380,13 @@ impl Machine {
         if self.blame_later.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
             && let Some((_, cause)) = self.blame_later.take()
         {
-            self.blame(cause);
+            // The start may have been over before anybody was blamed.
+            self.blame(match (self.phase, cause) {
+                (Phase::Running | Phase::Asking, EndedBy::StartFailed { why }) => {
+                    EndedBy::HypervisorLost { what: why }
+                }
+                (_, cause) => cause,
+            });
             self.go(now, Trigger::PartLost);
         }
         if due(&self.time_ends) {
