@@ -230,7 +230,7 @@ fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
         disk("/a"),
         ephemeral("/b,readonly"),
         Disk { read_only: true, ..ephemeral("/c") },
-        ephemeral("/a"),
+        ephemeral("/d"),
     ];
     let plan = plan(VmSpec { disks, ..spec() });
     let given: Vec<_> =
@@ -239,7 +239,7 @@ fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
     let clone = |at, of| OverlayPlan::Clone { at: path(at), of: path(of) };
     assert_eq!(
         plan.overlays,
-        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/a")]
+        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/d")]
     );
     assert!(plan.notes.iter().any(|note| note.text.contains("a clone of /b,readonly in")));
 }

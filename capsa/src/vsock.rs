@@ -3,10 +3,12 @@
 //! A port is a number, and any number of connections go to one. The guest's context id is 3, the
 //! host's 2. In the guest, a program listens or connects with a socket of the family `AF_VSOCK`.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_lite::future::or;
 
+use crate::driver::{Shared, Waiting};
 use crate::embed::VsockPortListener;
 use crate::{Error, Result, VmHandle};
 
@@ -89,18 +92,29 @@ impl AsyncWrite for VsockStream {
 #[derive(Debug)]
 pub struct VsockListener {
     inner: Async<VsockPortListener>,
+    shared: Arc<Shared>,
 }
 
 impl VsockListener {
     /// The next connection. Dropping the future loses none.
     ///
-    /// It does not end by itself when the machine does: wait for [`VmHandle::wait`] beside it.
-    ///
     /// # Errors
     ///
-    /// When the system refuses, for want of descriptors.
+    /// [`Error::NotRunning`] when the machine has ended and no connection waits; [`Error::Io`] when
+    /// the system refuses, for want of descriptors.
     pub async fn accept(&self) -> Result<VsockStream> {
-        VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?)
+        let heard =
+            async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
+        let waiting = Waiting::for_status(&self.shared);
+        let over = poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if state.vm.status().is_terminal() {
+                return Poll::Ready(Err(Error::NotRunning));
+            }
+            waiting.wake(&mut state, cx.waker());
+            Poll::Pending
+        });
+        or(heard, over).await
     }
 }
 
@@ -180,6 +194,10 @@ impl VmHandle {
             loop {
                 match self.vsock_connect(port).await {
                     Err(Error::VsockRefused { .. }) => Timer::after(RETRY_AFTER).await,
+                    // The device has more connections waiting than it takes.
+                    Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                        Timer::after(RETRY_AFTER).await
+                    }
                     done => return done,
                 };
             }
@@ -206,6 +224,7 @@ impl VmHandle {
     /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
         let listener = self.shared().lock().vm.vsock_listen(port)?;
-        Ok(VsockListener { inner: Async::new_nonblocking(listener)? })
+        let shared = Arc::clone(self.shared());
+        Ok(VsockListener { inner: Async::new_nonblocking(listener)?, shared })
     }
 }

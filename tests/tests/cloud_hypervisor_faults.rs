@@ -94,9 +94,9 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
 #[test]
 fn a_start_that_hangs_is_given_up() {
     let faults = [
-        (Fault::NoSocket, "gave up after 30s: control is up"),
-        (Fault::NoReply(Call::Create), "gave up after 30s: boot message is answered"),
-        (Fault::NoReply(Call::Boot), "gave up after 30s: boot message is answered"),
+        (Fault::NoSocket, "gave up after 30s, waiting until control is up"),
+        (Fault::NoReply(Call::Create), "gave up after 30s, waiting until boot message is answered"),
+        (Fault::NoReply(Call::Boot), "gave up after 30s, waiting until boot message is answered"),
     ];
     let hanging: Vec<_> = faults
         .into_iter()
