@@ -1,9 +1,9 @@
 //! What a machine writes and nobody keeps.
 //!
-//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow as large as its disk and
-//! `/tmp` and run directories are often in memory. It loses its name at once, so that it goes with the
-//! last process that has it open, however that ends. The hypervisor inherits it and finds it by a
-//! link in the run directory.
+//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow
+//! as large as its disk and `/tmp` and run directories are often in memory. It loses its name at once,
+//! so that it goes with the last process that has it open, however that ends. The hypervisor inherits
+//! it and finds it by a link in the run directory.
 //!
 //! A clone has a name, in the run directory, because it can be made nowhere else than where it is to
 //! be found: it goes with that directory, at the end of the machine or in a sweep after a crash.

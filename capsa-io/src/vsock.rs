@@ -83,8 +83,8 @@ impl Connecting {
         }
     }
 
-    /// Whether the device says that somebody listens. Where it does not, as on vfkit, a stream to a
-    /// port of nobody ends soon after it was made: see [`Connecting::has_ended`].
+    /// Whether the device says that somebody listens. Where it does not, a stream to a port of nobody
+    /// ends soon after it was made: see [`Connecting::has_ended`].
     pub fn is_answered(&self) -> bool {
         self.answer.is_some()
     }

@@ -18,7 +18,8 @@
 //! # What is not known
 //!
 //! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
-//! assumption. There is no event for it and no option against it, so a machine that should end on a
+//! assumption, from another program on the same framework (tart issue 930). vfkit waits for the states
+//! "stopped" and "error" alone and has no option against a reset, so a machine that should end on a
 //! reboot, which is the default, is refused.
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.

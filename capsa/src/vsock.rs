@@ -113,6 +113,24 @@ impl AsFd for VsockListener {
 impl VmHandle {
     /// Connects to a vsock port of the guest.
     ///
+    /// ```no_run
+    /// use capsa::{Capsa, LinuxBootConfig};
+    /// use futures_lite::{AsyncReadExt, AsyncWriteExt};
+    /// use std::time::Duration;
+    ///
+    /// # async fn talk() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
+    /// let vm = Capsa::vm(config).vsock().build().await?;
+    /// vm.start().await?;
+    /// // As soon as the agent in the guest listens on port 5000.
+    /// let mut agent = vm.vsock_connect_timeout(5000, Duration::from_secs(30)).await?;
+    /// agent.write_all(b"hello\n").await?;
+    /// let mut answer = [0; 5];
+    /// agent.read_exact(&mut answer).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// A guest that has not come up yet may answer late or refuse, as the hypervisor has it; to wait
     /// for its program, use [`VmHandle::vsock_connect_timeout`]. Dropping the future gives the
     /// connection up.

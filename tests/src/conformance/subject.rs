@@ -38,9 +38,9 @@ pub struct Nature {
     pub bad_kernel: &'static [&'static str],
     /// What the report says when somebody else sends the hypervisor SIGTERM.
     pub sigterm: Sigterm,
-    /// What NAT gives: the guest's address, and the one at which it reaches the host's loopback.
-    /// `None`: any, and the host's own addresses are reached at the gateway.
-    pub nat: Option<(&'static str, &'static str)>,
+    /// The addresses that NAT may give to the guest, and the one at which it reaches the host's
+    /// loopback. `None`: any, and the host's own addresses are reached at the gateway.
+    pub nat: Option<(&'static [&'static str], &'static str)>,
     /// Shares are served by processes of their own, and not by the hypervisor.
     pub share_helpers: bool,
     /// A path may hold a comma.
@@ -78,7 +78,7 @@ const QEMU: Nature = Nature {
     nano_accelerator: Accelerator::Emulation,
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: Sigterm::Lost,
-    nat: Some(("10.0.2.15", "10.0.2.2")),
+    nat: Some((&["10.0.2.15"], "10.0.2.2")),
     share_helpers: true,
     commas: true,
     own_lines: None,
@@ -90,6 +90,8 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     // What was tried, then the chain of causes.
     bad_kernel: &["boot the guest", ": "],
     sigterm: Sigterm::PowerOff,
+    // passt gives the second where the host itself has no way out.
+    nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
     ..QEMU
 };
 
@@ -192,16 +194,18 @@ impl Subject {
         })
     }
 
-    /// The real vfkit, on a Mac. It ends at no reboot, so none may be asked for that.
+    /// The real vfkit, with Linux guests: the nano guest is a kernel of a kind that it does not boot.
+    /// It cannot tell a reboot, so a guest that reboots boots again in every machine of it.
     ///
     /// # Errors
     ///
     /// Why it cannot run here.
     pub fn vfkit() -> Result<Self, String> {
-        if !cfg!(target_os = "macos") {
-            return Err("vfkit runs on macOS only".into());
+        let report = backends().iter().find(|report| report.name == "vfkit");
+        let report = report.expect("there is such a backend");
+        if let Some(reason) = report.availability.against.first() {
+            return Err(reason.what.clone());
         }
-        installed("vfkit", "CAPSA_VFKIT")?;
         Ok(Self {
             name: "vfkit",
             backend: "vfkit",
@@ -293,6 +297,11 @@ impl Subject {
     /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor, or one
     /// that will do. A program that is there and that the backend does not find is no excuse.
     pub fn lacks(&self, leaf: &str) -> Option<String> {
+        if leaf == "vsock" && !cfg!(target_os = "linux") {
+            return Some(
+                "the guest's side of it is a program of this host, which is no Linux".into(),
+            );
+        }
         let (_, _, program, variable) = HELPERS
             .iter()
             .find(|(helped, subjects, ..)| *helped == leaf && subjects.contains(&self.name))?;

@@ -91,6 +91,17 @@ impl Pass<'_> {
                 format!("{image} stands on {backing}, which is not there or cannot be read"),
                 "bring it back, or put the image on another: qemu-img rebase -u",
             ),
+            Err(BrokenChain::Alien { image, what }) => (
+                Kind::Unsupported,
+                format!("{image} has {what}"),
+                "make it whole: qemu-img convert; if a guest or a stranger made it, do not trust it",
+            ),
+            Err(BrokenChain::Disguised { image, backing }) => (
+                Kind::WrongFormat,
+                format!("{image} takes {backing} for a raw image, which has a qcow2 header"),
+                "name its format if you made it so: qemu-img rebase -u -F qcow2; if a guest wrote \
+                 it, do not trust it",
+            ),
             Err(BrokenChain::TooLong) => (
                 Kind::OutOfRange,
                 format!("{path} stands on more than {} images, or on itself", qcow2::MAX_CHAIN),
