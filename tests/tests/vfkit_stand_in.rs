@@ -14,6 +14,8 @@ use std::time::Instant;
 use capsa_test::guest::{self, Variant};
 use capsa_test::nano::{self, Nano};
 use capsa_test::processes::runs;
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::vfkit::{Call, Fault};
 use capsa_test::vm::{PATIENCE, eventually};
 use capsa_test::{host, skip, stand_in, workspace};
 use nix::sys::signal::Signal;
@@ -142,6 +144,29 @@ fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
     assert!([0, 202].contains(&status), "{status}");
     assert_eq!(program.ended(), Some(0));
     assert!(!program.socket().exists(), "it takes its socket along");
+}
+
+/// As with the real one, whose process is quicker to end than to answer.
+#[test]
+fn a_hard_stop_is_done_though_its_answer_breaks() {
+    if !can_run("vfkit's hard stop") {
+        return;
+    }
+    for fault in [
+        Fault::HalfAReply(Call::HardStop),
+        Fault::NoReplyButTheEnd(Call::HardStop),
+        Fault::NoReply(Call::HardStop),
+    ] {
+        let faulty = Faulty::vfkit(&[fault]);
+        let mut program = Program::start(&faulty.program(), |dir| {
+            let mut words = nano_guest(dir, Nano::default());
+            words.extend(["--device", "virtio-serial,stdio"].map(str::to_owned));
+            words
+        });
+        program.listens();
+        let (status, _) = program.try_ask("POST", "/vm/state", "{\"state\":\"HardStop\"}");
+        assert_eq!((status, program.ended()), (0, Some(0)), "{fault}");
+    }
 }
 
 #[test]
@@ -282,8 +307,8 @@ fn sockets_of_vsock_carry_bytes_as_they_are() {
     program.says("heard it");
     program.says("status 0");
     // Nobody listens on the host: the guest's connection is taken, and closed.
-    program.write(&format!("{peer} connect 78 word; echo ended $?\n"));
-    program.says("ended ");
+    program.write(&format!("{peer} connect 78 word 2>&1; echo status $?\n"));
+    program.says("status 1");
 
     let mut stream = UnixStream::connect(&to_guest).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

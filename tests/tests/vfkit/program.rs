@@ -54,10 +54,15 @@ impl Program {
 
     /// With these words and a REST service in the directory that they are made for.
     pub(crate) fn with(words: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        Self::start(&stand_in::vfkit(), words)
+    }
+
+    /// The same of a program that may be faulty.
+    pub(crate) fn start(program: &Path, words: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir_in("/tmp").unwrap();
         let words = words(dir.path());
         let pty = openpty(None, None).unwrap();
-        let mut process = Command::new(stand_in::vfkit())
+        let mut process = Command::new(program)
             .args(words)
             .args(["--restful-uri", &format!("unix://{}/rest.sock", dir.path().display())])
             .stdin(pty.slave.try_clone().unwrap())

@@ -4,6 +4,9 @@
 //! The device of the emulator speaks a protocol of its own on the host's side: who connects to its
 //! socket says `CONNECT port` and hears `OK`; whom the guest looks for must listen at the socket's
 //! name with `_port` behind it.
+//!
+//! Nothing that the device sent may be left unread when its connection is closed. That would reset
+//! it, and vhost-device-vsock 0.3.0 does not tell its guest of a connection that was reset.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -44,10 +47,9 @@ fn listen_for_guest(port: u32, url: &str, at: &Path) -> Result<(), String> {
     let _ = std::fs::remove_file(&heard);
     // What is no URL is found out with each connection.
     let path = Url::parse(&format!("unix:{url}"), false).unwrap_or_default().path;
-    accept(bind(&heard)?, move |guest| {
-        if let Ok(host) = UnixStream::connect(&path) {
-            relay(guest, host);
-        }
+    accept(bind(&heard)?, move |guest| match UnixStream::connect(&path) {
+        Ok(host) => relay(guest, host),
+        Err(_) => hang_up(&guest),
     });
     Ok(())
 }
@@ -90,13 +92,18 @@ fn relay(one: UnixStream, other: UnixStream) {
     });
 }
 
+/// What can no longer be written is read all the same.
 fn carry(mut from: &UnixStream, mut to: &UnixStream) {
     let mut chunk = [0; 1 << 16];
+    let mut is_heard = true;
     while let Ok(n @ 1..) = from.read(&mut chunk) {
-        if to.write_all(&chunk[..n]).is_err() {
-            break;
-        }
+        is_heard = is_heard && to.write_all(&chunk[..n]).is_ok();
     }
     let _ = to.shutdown(Shutdown::Write);
-    let _ = from.shutdown(Shutdown::Read);
+}
+
+/// Says no more, and waits until the guest does so too.
+fn hang_up(mut guest: &UnixStream) {
+    let _ = guest.shutdown(Shutdown::Write);
+    let _ = io::copy(&mut guest, &mut io::sink());
 }
