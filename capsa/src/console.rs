@@ -11,9 +11,9 @@ use capsa_proto::console::Reply;
 use futures_io::{AsyncRead, AsyncWrite};
 
 use crate::driver::{For, Shared, State, Ticket};
-use crate::embed::{Ended, ReaderId, WaitId, matched};
+use crate::embed::{Ended, ReaderId, WaitId, carried, matched};
 use crate::error::lossy;
-use crate::{Error, Result};
+use crate::{Error, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
@@ -57,7 +57,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::PatternNotFound`] when the console closes first.
+    /// [`Error::PatternNotFound`] when the machine ends first, with how it ended, or its console
+    /// closes; [`Error::KernelPanic`] when its kernel panics and is silent for half a second. Both come
+    /// at once, whatever time is left.
     pub async fn wait_for(&mut self, pattern: &str) -> Result<String> {
         self.expect(&[pattern], None).await.map(|(_, text)| text)
     }
@@ -149,7 +151,10 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the guest refuses, [`Error::PatternNotFound`] when the console closes.
+    /// [`Error::LoginIncorrect`] when the guest refuses; [`Error::EmergencyShell`] and
+    /// [`Error::KernelPanic`] when it did not come up; [`Error::PatternNotFound`] when the machine ends
+    /// or its console closes; [`Error::Script`] when it asks for a password and none was given, or
+    /// what is to be typed cannot be.
     pub async fn login(&mut self, username: &str, password: Option<&str>) -> Result<()> {
         self.log_in(username, password, None).await
     }
@@ -175,8 +180,9 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<()> {
         let id = self.reader.id;
-        let wait = self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
-        script(wait).map(|_| ())
+        let (ended, report) =
+            self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
+        carried(ended, report).map(|_| ())
     }
 
     /// Runs a command in the guest's shell and gives its output, without the echo of the command
@@ -185,8 +191,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the command cannot be typed, [`Error::PatternNotFound`] when the
-    /// console closes.
+    /// [`Error::Script`] when the command cannot be typed, or the guest is not at a shell;
+    /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when it is in that trouble;
+    /// [`Error::PatternNotFound`] when the machine ends or its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
         self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(&reply.output))
     }
@@ -222,7 +229,9 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<Reply> {
         let id = self.reader.id;
-        script(self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?)
+        let (ended, report) =
+            self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?;
+        carried(ended, report)
     }
 
     async fn expect(
@@ -231,12 +240,17 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<(usize, String)> {
         let id = self.reader.id;
-        let ended = self.begin(|state| Ok(state.vm.expect(id, patterns, timeout))).await?;
-        matched(ended, patterns)
+        let (ended, report) =
+            self.begin(|state| Ok(state.vm.expect(id, patterns, timeout))).await?;
+        matched(ended, patterns, report)
     }
 
-    /// Begins a conversation and waits for its end.
-    async fn begin(&mut self, begin: impl FnOnce(&mut State) -> Result<WaitId>) -> Result<Ended> {
+    /// Begins a conversation and waits for its end. With that comes how the machine ended, if it
+    /// has.
+    async fn begin(
+        &mut self,
+        begin: impl FnOnce(&mut State) -> Result<WaitId>,
+    ) -> Result<(Ended, Option<StopReport>)> {
         let shared = &self.reader.shared;
         let id = begin(&mut shared.lock())?;
         shared.poke();
@@ -244,19 +258,12 @@ impl VmConsole {
         Ok(poll_fn(|cx| {
             let mut state = waiting.shared.lock();
             if let Some(ended) = state.vm.take_ended(id) {
-                return Poll::Ready(ended);
+                return Poll::Ready((ended, state.vm.stop_report()));
             }
             state.wake(For::Ended(id), cx.waker());
             Poll::Pending
         })
         .await)
-    }
-}
-
-fn script(ended: Ended) -> Result<Reply> {
-    match ended {
-        Ended::Script(result) => result.map_err(Error::from),
-        Ended::Expect(_) => unreachable!("a script is no wait for patterns"),
     }
 }
 

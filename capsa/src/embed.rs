@@ -55,6 +55,8 @@ use std::time::Duration;
 use capsa_io::console::Conversation;
 use capsa_io::supervisor::{Options, Supervisor};
 use capsa_proto::console::{Expect, Login, Matcher, RunCommand, ScriptError};
+#[cfg(feature = "async")]
+use capsa_proto::console::{Reply, Sighting};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
@@ -333,20 +335,44 @@ impl AsFd for Vm {
 }
 
 /// The result of a wait for patterns, as the async face gives it: the pattern's index and the text.
+/// `report` is how the machine ended, as far as it has.
 #[cfg(feature = "async")]
-pub(crate) fn matched(ended: Ended, patterns: &[&str]) -> Result<(usize, String)> {
-    let expected = || match patterns {
+pub(crate) fn matched(
+    ended: Ended,
+    patterns: &[&str],
+    report: Option<StopReport>,
+) -> Result<(usize, String)> {
+    let expected = match patterns {
         [one] => format!("{one:?}"),
         more => format!("one of {more:?}"),
     };
+    let hint = |trouble: Option<Sighting>| trouble.map(|trouble| trouble.to_string());
     match ended {
         Ended::Expect(Outcome::Matched { pattern, output, .. }) => Ok((pattern, lossy(&output))),
-        Ended::Expect(Outcome::TimedOut { tail, waited }) => {
-            Err(Error::Timeout { expected: expected(), waited, tail: lossy(&tail) })
+        Ended::Expect(Outcome::TimedOut { tail, waited, trouble }) => {
+            Err(Error::Timeout { expected, waited, tail: lossy(&tail), hint: hint(trouble) })
         }
-        Ended::Expect(Outcome::Closed { tail }) => {
-            Err(Error::PatternNotFound { pattern: expected(), tail: lossy(&tail) })
+        Ended::Expect(Outcome::Closed { tail, trouble, .. }) => Err(Error::PatternNotFound {
+            pattern: expected,
+            ended: report,
+            tail: lossy(&tail),
+            hint: hint(trouble),
+        }),
+        Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
+            Err(Error::KernelPanic { expected, line, tail: lossy(&tail) })
         }
         Ended::Script(_) => unreachable!("a wait for patterns is no script"),
     }
+}
+
+/// The result of a script, as the async face gives it.
+#[cfg(feature = "async")]
+pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<Reply> {
+    let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
+    result.map_err(|error| match Error::from(error) {
+        Error::PatternNotFound { pattern, tail, hint, .. } => {
+            Error::PatternNotFound { pattern, ended: report, tail, hint }
+        }
+        error => error,
+    })
 }

@@ -108,7 +108,7 @@ pub use capsa_proto::capabilities::{
     Violation, ViolationKind,
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
-pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
+pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError, Sighting, Trouble};
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
 pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};

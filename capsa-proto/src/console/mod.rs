@@ -5,8 +5,8 @@
 //! conversation. Text stays bytes here: it may be cut anywhere, and is made a string where it is
 //! handed out.
 //!
-//! Nothing here decides what a terminal emulator would show, and nothing interprets a regular
-//! expression: the work is linear in what the guest sends.
+//! Nothing here decides what a terminal emulator would show. The work is linear in what the guest
+//! sends, with regular expressions too (the feature `regex`).
 //!
 //! # Driving
 //!
@@ -60,18 +60,26 @@
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
 //! | Enters pressed unasked by a login | 3 per stage | it goes on waiting |
 
+#[cfg(all(test, feature = "regex"))]
+mod chunking;
 mod cursor;
 mod expect;
 #[doc(hidden)]
 pub mod fuzz;
 mod matcher;
+mod pattern;
+#[cfg(feature = "regex")]
+mod regex;
 mod script;
 mod scrollback;
+mod trouble;
 
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
 pub use matcher::{Hit, Matcher, Search};
+pub use pattern::{Pattern, PatternError};
 pub use script::{
     COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Stdin,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
+pub use trouble::{Sighting, Trouble};
