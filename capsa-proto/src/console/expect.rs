@@ -4,8 +4,9 @@
 //! nothing, so the next wait sees the same bytes. When the bytes are there, they win over a
 //! deadline that has passed and over a console that has closed.
 
+use super::near::near_miss;
 use super::trouble::{Watch, trouble_in};
-use super::{Cursor, Matcher, Scrollback, Search, Sighting};
+use super::{Cursor, Matcher, NearMiss, Scrollback, Search, Sighting};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -38,6 +39,8 @@ pub enum Outcome {
         waited: Duration,
         /// What trouble the guest was in, as far as what was unread tells.
         trouble: Option<Sighting>,
+        /// What came closest to a pattern.
+        near: Option<NearMiss>,
     },
     /// The console closed, and what it said before does not match. Nothing was consumed.
     Closed {
@@ -47,6 +50,8 @@ pub enum Outcome {
         waited: Duration,
         /// What trouble the guest was in, as far as what was unread tells.
         trouble: Option<Sighting>,
+        /// What came closest to a pattern.
+        near: Option<NearMiss>,
     },
     /// The guest's kernel panicked and said nothing more for half a second: nothing will come. A
     /// pattern that is in what the panic said is found, as any. Nothing was consumed.
@@ -141,14 +146,19 @@ impl Expect {
         if let Some(Sighting { line, .. }) = panic {
             Some(Outcome::Panicked { tail: tail(), waited, line })
         } else if closed {
-            let trouble = trouble_in(log, cursor);
-            Some(Outcome::Closed { tail: tail(), waited, trouble })
+            let (trouble, near) = self.hints(log, cursor);
+            Some(Outcome::Closed { tail: tail(), waited, trouble, near })
         } else if self.clock.is_over(now) {
-            let trouble = trouble_in(log, cursor);
-            Some(Outcome::TimedOut { tail: tail(), waited, trouble })
+            let (trouble, near) = self.hints(log, cursor);
+            Some(Outcome::TimedOut { tail: tail(), waited, trouble, near })
         } else {
             None
         }
+    }
+
+    /// What may explain that nothing was found. Linear in what is unread.
+    fn hints(&self, log: &Scrollback, cursor: &Cursor) -> (Option<Sighting>, Option<NearMiss>) {
+        (trouble_in(log, cursor), near_miss(self.matcher.patterns(), cursor.peek(log)))
     }
 
     fn matched(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> Option<Outcome> {
@@ -241,8 +251,13 @@ mod tests {
         assert_eq!(first.poll_timeout().map(|d| d.at), Some(at(1)));
         let outcome = first.poll(at(3), &log, &mut cursor, false);
         let waited = SECOND * 3;
-        let tail = "almost rea".into();
-        assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, trouble: None }));
+        let near = NearMiss::Prefix {
+            pattern: "\"ready\"".into(),
+            said: "rea".into(),
+            instead: String::new(),
+        };
+        let (tail, near) = ("almost rea".into(), Some(near));
+        assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, trouble: None, near }));
         assert_eq!(first.poll(at(3), &log, &mut cursor, false), None, "one outcome per wait");
         assert_eq!(first.poll_timeout(), None);
         log.push(b"dy");
@@ -260,7 +275,12 @@ mod tests {
         let mut cursor = Cursor::at(0);
         assert_eq!(
             wait(&["never"]).poll(at(9), &log, &mut cursor, true),
-            Some(Outcome::Closed { tail: "ready".into(), waited: SECOND * 9, trouble: None })
+            Some(Outcome::Closed {
+                tail: "ready".into(),
+                waited: SECOND * 9,
+                trouble: None,
+                near: None
+            })
         );
         assert_eq!(cursor, Cursor::at(0));
     }

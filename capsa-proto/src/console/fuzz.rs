@@ -1,8 +1,8 @@
 //! Bodies of the fuzz targets: any bytes in, laws asserted. Not part of the API.
 
 use super::{
-    Cursor, Expect, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script, Scrollback,
-    Search,
+    Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script,
+    Scrollback, Search,
 };
 use crate::time::Instant;
 use alloc::boxed::Box;
@@ -88,6 +88,46 @@ fn pattern(line: &[u8]) -> Pattern {
         return regex;
     }
     Pattern::literal(line)
+}
+
+/// Any bytes, cut at each byte by its low bits: escape sequences are taken out and lines are made
+/// as from the whole, nothing is invented, and nothing that is text is lost.
+pub fn ansi(data: &[u8]) {
+    let mut whole = Vec::new();
+    Stripper::default().strip(data, &mut whole);
+    let (mut stripper, mut text, mut lines) = (Stripper::default(), Vec::new(), Lines::default());
+    let (mut rest, mut seen) = (data, Vec::new());
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at((usize::from(rest[0] % 8) + 1).min(rest.len()));
+        stripper.strip(now, &mut text);
+        lines.push(now);
+        seen.extend(core::iter::from_fn(|| lines.next_line()));
+        rest = later;
+    }
+    seen.extend(lines.finish());
+    assert_eq!(text, whole, "chunking made a difference");
+    assert!(!whole.contains(&0x1b), "an escape is left");
+    let mut source = data.iter();
+    assert!(whole.iter().all(|byte| source.any(|other| other == byte)), "bytes were invented");
+    if !data.contains(&0x1b) {
+        assert_eq!(whole, data, "text was lost");
+    }
+    let ends = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
+    assert_eq!(ends(&whole), ends(data), "a line was lost");
+
+    let mut expected: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
+    let last = expected.pop().filter(|last| !last.is_empty());
+    let mut expected: Vec<&[u8]> = expected
+        .into_iter()
+        .map(|line| {
+            let returns = line.iter().rev().take_while(|&&byte| byte == b'\r').count();
+            &line[..line.len() - returns]
+        })
+        .collect();
+    expected.extend(last);
+    if data.len() <= LINE_MAX {
+        assert_eq!(seen, expected, "a line came otherwise");
+    }
 }
 
 /// A guest that says what `data` has, at the times it has: every script ends, in bounds, and
@@ -209,6 +249,19 @@ mod tests {
     }
 
     #[test]
+    fn ansi_holds_on_a_small_table() {
+        for data in [
+            &b""[..],
+            b"plain\r\n",
+            b"\x1b[1;31mred\x1b[0m\r\n\x1b]0;t\x07x",
+            b"\x1b]\n\x1b[\n\x1b\n\x1b(\n\x1bP\n",
+            b"\r\r\n\n\r",
+        ] {
+            ansi(data);
+        }
+    }
+
+    #[test]
     fn scripts_hold_on_a_small_table() {
         for data in [
             &b""[..], b"\0", b"\x01", b"\x02", b"\x03",
@@ -263,6 +316,7 @@ mod tests {
             let held = catch_unwind(|| {
                 matching(&data);
                 scripts(&data);
+                ansi(&data);
             });
             assert!(held.is_ok(), "broken by {:?}", data.escape_ascii().to_string());
         }

@@ -1,6 +1,6 @@
 //! [`Script`]: a conversation with a guest, as what to type next and when it is over.
 //!
-//! Two come with Capsa: [`Login`] and [`RunCommand`]. Both are driven alike:
+//! Three come with Capsa: [`Login`], [`RunCommand`] and [`Silence`]. All are driven alike:
 //!
 //! 1. Call [`poll_output`](Script::poll_output), with the time and the log.
 //! 2. On [`Write`](Output::Write), send the bytes to the guest and go back to 1.
@@ -18,10 +18,12 @@ mod run;
 mod screen;
 #[cfg(test)]
 mod shell;
+mod silence;
 
 pub use line::COMMAND_MAX;
 pub use login::Login;
 pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
+pub use silence::Silence;
 
 use super::expect::Clock;
 use super::trouble::{Watch, trouble_in};

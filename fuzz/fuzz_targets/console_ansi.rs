@@ -1,0 +1,5 @@
+//! Waits on the console: chunking makes no difference.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| capsa_proto::console::fuzz::ansi(data));
