@@ -1,4 +1,4 @@
-//! Waits on the console: chunking makes no difference.
+//! The console without escape sequences, and in lines: chunking makes no difference.
 
 #![no_main]
 

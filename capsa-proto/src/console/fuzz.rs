@@ -1,5 +1,6 @@
 //! Bodies of the fuzz targets: any bytes in, laws asserted. Not part of the API.
 
+use super::Stripper;
 use super::{
     Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script,
     Scrollback, Search,
