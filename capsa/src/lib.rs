@@ -61,7 +61,7 @@
 //! # Features
 //!
 //! `async` (default): [`VmHandle`] and [`VmConsole`]. `blocking`: the same without an executor.
-//! Without any: [`embed`] alone.
+//! `regex` (default): [`Pattern::regex`]. Without any: [`embed`] alone.
 
 mod backends;
 mod builder;
@@ -93,7 +93,7 @@ pub use error::{Error, Result, Violations};
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
+pub use console::{ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, VmConsole};
 #[cfg(feature = "async")]
 pub use driver::Driver;
 #[cfg(feature = "async")]
@@ -108,7 +108,10 @@ pub use capsa_proto::capabilities::{
     Violation, ViolationKind,
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
-pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
+pub use capsa_proto::console::{
+    NearMiss, Overflow, Pattern, PatternError, Reply as CommandOutput, ScriptError, Sighting,
+    Stripper, Trouble,
+};
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
 pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};

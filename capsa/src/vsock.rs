@@ -208,6 +208,7 @@ impl VmHandle {
                 expected: format!("a listener on vsock port {port} of the guest"),
                 waited: begin.elapsed(),
                 tail: String::new(),
+                hint: None,
             })
         };
         or(in_time, too_late).await

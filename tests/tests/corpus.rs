@@ -8,8 +8,9 @@ use capsa_test::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 8] = [
+const TARGETS: [(&str, Body); 9] = [
     ("cmdline", cmdline::fuzz::run),
+    ("console_ansi", console::fuzz::ansi),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
     ("http", codec::fuzz::http),
