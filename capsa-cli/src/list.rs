@@ -26,8 +26,11 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
         let names = |of: Vec<(&'static str, bool)>| {
             of.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
         };
-        let _ = writeln!(out, "  can: {}", names(can));
-        let _ = writeln!(out, "  cannot: {}", names(cannot));
+        for (what, names) in [("can", names(can)), ("cannot", names(cannot))] {
+            if !names.is_empty() {
+                let _ = writeln!(out, "  {what}: {names}");
+            }
+        }
     }
     out
 }

@@ -30,7 +30,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::clock::Clock;
 use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
 use crate::control::{self, Control, Heard};
-use crate::event_pipe::EventPipe;
+use crate::event_pipe::{self, EventPipe};
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
 use crate::sys::{Poll, Ready};
@@ -109,7 +109,7 @@ pub struct Supervisor {
     events: VecDeque<Event>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
-    /// Bytes that this call may still read from the control channel and from the console.
+    /// Bytes that this call may still read.
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
     last_words: u32,
@@ -122,11 +122,16 @@ pub struct Supervisor {
 struct Budgets {
     control: usize,
     console: usize,
+    events: usize,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        Self { control: control::READ_BUDGET, console: console::READ_BUDGET }
+        Self {
+            control: control::READ_BUDGET,
+            console: console::READ_BUDGET,
+            events: event_pipe::READ_BUDGET,
+        }
     }
 }
 
@@ -300,7 +305,7 @@ impl Supervisor {
 
     /// Does what there is to do, with bounded work: at most
     /// [`READ_BUDGET`](crate::console::READ_BUDGET) bytes of console output, 64 KiB of control
-    /// traffic, 64 KiB of standard error per process.
+    /// traffic, 64 KiB of events, 64 KiB of standard error per process.
     ///
     /// # Errors
     ///
@@ -394,7 +399,7 @@ impl Supervisor {
     fn events_ready(&mut self) {
         let Some(pipe) = &mut self.event_pipe else { return };
         let mut heard = Vec::new();
-        let more = pipe.on_ready(&mut heard);
+        let more = pipe.on_ready(&mut self.budgets.events, &mut heard);
         for event in heard {
             tracing::debug!(%event, "event");
             self.guest_event(self.backend.pipe_event(&event));

@@ -342,6 +342,19 @@ fn vsock_is_a_helper_that_is_told_to_end() {
 }
 
 #[test]
+fn judge_says_what_it_lacks_without_its_helpers() {
+    let mut found = found();
+    found.insert(vhost_device_vsock::KEY, Answer::NotFound { tried: vec!["vdv".into()] });
+    found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["vfs".into()] });
+    let judged = Qemu.judge(&host(), &found);
+    assert!(judged.is_usable());
+    for lacking in ["no vsock: ", "no virtio-fs shares: "] {
+        let said = judged.notes.iter().any(|note| note.text.starts_with(lacking));
+        assert!(said, "{lacking} {:?}", judged.notes);
+    }
+}
+
+#[test]
 fn judge_names_what_is_wrong_and_what_to_do() {
     let judged = |answer: Answer| {
         let mut found = ProbeReport::default();

@@ -38,9 +38,9 @@
 //!
 //! # Bounds
 //!
-//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic and 64 KiB of
-//! each process's standard error. Starting a process, which happens in it too, takes a millisecond
-//! or two.
+//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic, 64 KiB of
+//! events and 64 KiB of each process's standard error. Starting a process, which happens in it too,
+//! takes a millisecond or two.
 //!
 //! # When the contract is broken
 //!

@@ -57,6 +57,7 @@
 //! | `CAPSA_BACKEND` | the backend, where the program names none |
 //! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the program, instead of a search |
 //! | `CAPSA_RUN_DIR` | where run directories are, instead of `$XDG_RUNTIME_DIR/capsa` or `/tmp/capsa-UID` |
+//! | `TMPDIR` | where what a guest writes to an ephemeral disk goes on Linux, instead of `/var/tmp` |
 //!
 //! # Features
 //!
