@@ -24,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
     let chunk = chunk.parse()?;
     let text = boot_text();
+    let before = resident()?;
     let mut bytes = 256 << 10;
     loop {
-        let before = resident()?;
         let begin = Clock::now();
         let source = Source {
             text: text.clone(),
