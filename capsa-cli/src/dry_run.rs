@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use capsa::plan::{Body, ConsolePlan, Message, ProcessPlan, Step};
+use capsa::plan::{Body, ConsolePlan, Message, OverlayPlan, ProcessPlan, Step};
 use capsa::{LaunchPlan, NoteLevel};
 
 /// The plan for people.
@@ -32,6 +32,13 @@ pub(crate) fn text(plan: &LaunchPlan) -> String {
     }
     if let Some(pipe) = &plan.event_pipe {
         say(&format!("event pipe: {pipe}, made before the hypervisor starts"));
+    }
+    for overlay in &plan.overlays {
+        let (at, of) = (overlay.at(), overlay.of());
+        say(&match overlay {
+            OverlayPlan::Qcow2 { .. } => format!("throw-away disk: {at}, empty, over {of}"),
+            OverlayPlan::Clone { .. } => format!("throw-away disk: {at}, a clone of {of}"),
+        });
     }
     for process in &plan.processes {
         out.push('\n');
@@ -97,7 +104,7 @@ fn message_text(message: &Message) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use capsa::{Capsa, ConsoleMode, LinuxBootConfig, RebootPolicy};
+    use capsa::{Capsa, ConsoleMode, DiskImage, LinuxBootConfig, RebootPolicy};
 
     /// A plan for each backend, whatever this host is, of files with awkward names.
     fn plans() -> Vec<LaunchPlan> {
@@ -109,7 +116,10 @@ mod tests {
         let plan = |backend| {
             let config = LinuxBootConfig::new(&kernel).initrd(odd.join("initrd"));
             let builder = Capsa::vm(config).backend(backend).console(ConsoleMode::Stdio);
+            let disk = odd.join("disk.raw");
+            std::fs::write(&disk, [0; 512]).unwrap();
             let builder = builder.no_network().cmdline_arg("x=a b");
+            let builder = builder.disk(DiskImage::new(disk).ephemeral());
             // No policy is one that every backend has.
             builder.plan().or_else(|_| builder.on_reboot(RebootPolicy::Restart).plan())
         };
@@ -131,6 +141,7 @@ mod tests {
                 .collect();
             assert_eq!(words, want);
             assert!(text.contains("# console: "), "{text}");
+            assert_eq!(text.matches("# throw-away disk: ").count(), plan.overlays.len(), "{text}");
             assert_eq!(text.contains("# event pipe: "), plan.event_pipe.is_some(), "{text}");
             for message in plan.boot.iter().chain(&plan.ask) {
                 assert!(text.contains(message.why), "{text}");

@@ -38,7 +38,7 @@ pub(crate) fn json(reports: &[BackendReport]) -> String {
     format!("{text}\n")
 }
 
-fn features(of: &BackendCapabilities) -> [(&'static str, bool); 12] {
+fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
     [
         ("raw disks", of.image_formats.raw),
         ("qcow2 disks", of.image_formats.qcow2),
@@ -50,6 +50,7 @@ fn features(of: &BackendCapabilities) -> [(&'static str, bool); 12] {
         ("read-only shares", of.share_read_only),
         ("no network", of.network_modes.none),
         ("NAT", of.network_modes.nat),
+        ("end on reboot", of.reboot_end),
         ("restart on reboot", of.reboot_restart),
         ("vsock", of.vsock),
     ]

@@ -1,34 +1,42 @@
-//! Files without a name: what a machine writes and nobody keeps.
+//! What a machine writes and nobody keeps.
 //!
-//! An overlay is made in `$TMPDIR`, else `/var/tmp`, because it may grow as large as its disk and
-//! `/tmp` and run directories are often in memory. It loses its name at once, so that it goes with the
-//! last process that has it open, however that ends. The hypervisor inherits it and finds it by a
-//! link in the run directory.
+//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow
+//! as large as its disk and `/tmp` and run directories are often in memory. It loses its name at once,
+//! so that it goes with the last process that has it open, however that ends. The hypervisor inherits
+//! it and finds it by a link in the run directory.
+//!
+//! A clone has a name, in the run directory, because it can be made nowhere else than where it is to
+//! be found: it goes with that directory, at the end of the machine or in a sweep after a crash.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::Overlay;
-use nix::unistd::{mkstemp, unlink};
 
-use crate::sys;
+use crate::{random, sys};
 
 /// Makes an empty overlay, and the link `at` to it, which leads there only in a process that inherits
 /// the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
-    let mut file = nameless(&directory())?;
-    let image = overlay.image();
-    file.set_len(image.len)?;
-    for (offset, bytes) in &image.pieces {
-        file.seek(SeekFrom::Start(*offset))?;
-        file.write_all(bytes)?;
-    }
+    let dir = directory();
+    let file = nameless(&dir, overlay).map_err(|error| {
+        let text = format!("cannot make an overlay in {} (TMPDIR): {error}", dir.display());
+        io::Error::new(error.kind(), text)
+    })?;
     symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
+}
+
+/// Makes a clone of the image `of`.
+pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
+    let because = |error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot clone {of} as {at}: {error}"))
+    };
+    sys::clone_file(Path::new(of.as_str()), Path::new(at.as_str())).map_err(because)
 }
 
 fn directory() -> PathBuf {
@@ -36,13 +44,19 @@ fn directory() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from("/var/tmp"))
 }
 
-fn nameless(dir: &Path) -> io::Result<File> {
-    let because = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot make a file in {}: {error}", dir.display()))
-    };
-    let (fd, path) = mkstemp(&dir.join("capsa-XXXXXX")).map_err(|e| because(e.into()))?;
-    unlink(&path)?;
-    Ok(File::from(fd))
+/// The standard library marks it: no child inherits it that was not told to.
+fn nameless(dir: &Path, overlay: &Overlay) -> io::Result<File> {
+    let path = dir.join(format!("capsa-{}", random::name()));
+    let mut file =
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(&path)?;
+    let image = overlay.image();
+    file.set_len(image.len)?;
+    for (offset, bytes) in &image.pieces {
+        file.seek(SeekFrom::Start(*offset))?;
+        file.write_all(bytes)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -50,6 +64,34 @@ mod tests {
     use super::*;
     use capsa_proto::spec::ImageFormat;
     use std::io::Read;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+
+    #[test]
+    fn a_clone_is_the_image_and_can_be_written_without_it() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| HostPath::new(dir.path().join(name).to_str().unwrap()).unwrap();
+        let (of, at) = (path("image"), path("clone"));
+        let image = File::create(of.as_str()).unwrap();
+        for (text, at) in [("first", 0), ("in a hole", 5 * MIB + 3), ("last", 9 * MIB)] {
+            image.write_all_at(text.as_bytes(), at).unwrap();
+        }
+        image.set_len(64 * MIB).unwrap();
+        image.set_permissions(PermissionsExt::from_mode(0o444)).unwrap();
+        let before = std::fs::read(of.as_str()).unwrap();
+
+        clone(&of, &at).unwrap();
+        assert!(std::fs::read(at.as_str()).unwrap() == before);
+        let made = std::fs::metadata(at.as_str()).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, 0o600, "nobody else may read it");
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&made);
+        assert!(blocks * 512 < 8 * MIB, "a hole stays one: {blocks} blocks");
+
+        let file = File::options().write(true).open(at.as_str()).unwrap();
+        file.write_all_at(b"other", 0).unwrap();
+        assert!(std::fs::read(of.as_str()).unwrap() == before);
+        assert!(clone(&of, &at).unwrap_err().to_string().contains("cannot clone"), "it is there");
+    }
 
     #[test]
     fn an_overlay_is_found_by_its_link_and_by_no_name() {
@@ -64,7 +106,9 @@ mod tests {
         let mut head = [0; 4];
         File::open(at.as_str()).unwrap().read_exact(&mut head).unwrap();
         assert_eq!(&head, b"QFI\xfb");
-        #[cfg(target_os = "linux")]
         assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap()), 0);
+        // Other children of the embedding program do not get it.
+        let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, nix::libc::FD_CLOEXEC);
     }
 }

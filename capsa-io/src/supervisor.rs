@@ -254,18 +254,19 @@ impl Supervisor {
         Ok(id)
     }
 
-    /// Listens to what the guest says on this port of the host. `None` when the machine has no vsock
-    /// device, or has ended. It may come before the start: the run directory is made for it.
+    /// Listens to what the guest says on this port of the host. `None` when the machine does not serve
+    /// it, or has ended. It may come before the start: the run directory is made for it.
     ///
     /// # Errors
     ///
     /// `AddrInUse` when there is a listener already, and when the run directory cannot be made.
     pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
-        if self.status().is_terminal() || self.plan.vsock.is_none() {
+        let socket = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port));
+        let Some(socket) = socket.filter(|_| !self.status().is_terminal()) else {
             return Ok(None);
-        }
+        };
         self.make_run_dir()?;
-        self.plan.vsock.as_ref().map(|vsock| PortListener::bind(vsock, port)).transpose()
+        PortListener::bind(&socket).map(Some)
     }
 
     /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run

@@ -61,6 +61,7 @@ const CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: true,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: true,
     reboot_restart: true,
     vsock: true,
     // q35 without an IOMMU; more need interrupt remapping.

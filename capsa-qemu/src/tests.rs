@@ -46,6 +46,7 @@ fn host() -> HostFacts {
         (path("/k"), file(&bz_image(), 9)),
         (path("/i"), file(b"070701", 9)),
         (path("/d.raw"), file(&[0; 8], 1024)),
+        (path("/e.raw"), file(&[0; 8], 1024)),
         (path("/d,1.qcow2"), file(&qcow2(), 1024)),
         (
             path("/dev/vg"),
@@ -137,7 +138,7 @@ fn disks_always_name_their_format_and_no_path_adds_an_option() {
             disk("/d.raw", ImageFormat::Raw),
             Disk { ephemeral: true, ..disk("/d,1.qcow2", ImageFormat::Qcow2) },
             Disk { read_only: true, ..disk("/dev/vg", ImageFormat::Raw) },
-            Disk { read_only: true, ephemeral: true, ..disk("/d.raw", ImageFormat::Raw) },
+            Disk { read_only: true, ephemeral: true, ..disk("/e.raw", ImageFormat::Raw) },
         ],
         ..spec()
     });

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 
 use capsa_proto::capabilities::Checked;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::RunDirPlan;
-use capsa_proto::spec::{ConsoleMode, NetworkMode};
+use capsa_proto::plan::{NamedPort, OverlayPlan, RunDirPlan, VsockPlan};
+use capsa_proto::spec::{ConsoleMode, Disk, NetworkMode, VsockDirection};
 
 pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
     let spec = vm.spec();
@@ -28,9 +28,10 @@ pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String
     flag("--kernel-cmdline", vm.cmdline().to_string());
 
     // The guest sees disks in the order given: vda, vdb, …
-    for disk in vm.disks() {
+    for (n, disk) in vm.disks().iter().enumerate() {
         let read_only = if disk.read_only { ",readonly" } else { "" };
-        flag("--device", format!("virtio-blk,path={}{read_only}", disk.path));
+        let path = if is_cloned(disk) { clone_path(n, at) } else { disk.path.clone() };
+        flag("--device", format!("virtio-blk,path={path}{read_only}"));
     }
     for share in vm.shares() {
         flag("--device", format!("virtio-fs,sharedDir={},mountTag={}", share.host, share.tag));
@@ -38,6 +39,17 @@ pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String
     if spec.network == NetworkMode::Nat {
         // A bare `virtio-net` is an error, and without `mac` the address would be random.
         flag("--device", format!("virtio-net,nat,mac={}", mac(vm, at)));
+    }
+    // One device, however many times it is given; each time a port of it.
+    if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &spec.vsock_ports) {
+        for NamedPort { port, socket } in ports {
+            let mode = match port.direction {
+                VsockDirection::ToGuest => "connect",
+                VsockDirection::ToHost => "listen",
+            };
+            let port = port.port;
+            flag("--device", format!("virtio-vsock,port={port},socketURL={socket},{mode}"));
+        }
     }
     if spec.console != ConsoleMode::Disabled {
         flag("--device", "virtio-serial,stdio".to_string());
@@ -47,13 +59,31 @@ pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String
     args
 }
 
+/// Whether the guest writes to a clone of this disk. What is read-only needs none.
+pub(crate) fn is_cloned(disk: &Disk) -> bool {
+    disk.ephemeral && !disk.read_only
+}
+
+/// The clones of the machine's throw-away disks: vfkit has raw images alone, which stand on no others.
+pub(crate) fn clones(vm: &Checked, at: &RunDirPlan) -> Vec<OverlayPlan> {
+    let cloned = vm.disks().iter().enumerate().filter(|(_, disk)| is_cloned(disk));
+    cloned
+        .map(|(n, disk)| OverlayPlan::Clone { at: clone_path(n, at), of: disk.path.clone() })
+        .collect()
+}
+
+fn clone_path(n: usize, at: &RunDirPlan) -> HostPath {
+    at.path().join(&format!("disk{n}.raw"))
+}
+
 /// The address of the machine's network card: locally administered, unicast.
 ///
 /// macOS leases IP addresses by it, so a machine that is started again should have it again, and two
 /// that run at once must not share it. A disk that is written belongs to one machine at a time and
 /// so gives it an identity; without one, the run directory does.
 fn mac(vm: &Checked, at: &RunDirPlan) -> String {
-    let mut written = vm.disks().iter().filter(|disk| !disk.read_only).map(|d| &d.path).peekable();
+    let is_written = |disk: &&Disk| !disk.read_only && !disk.ephemeral;
+    let mut written = vm.disks().iter().filter(is_written).map(|disk| &disk.path).peekable();
     let hash = match written.peek() {
         Some(_) => fnv1a(written),
         None => fnv1a([at.path()].into_iter()),

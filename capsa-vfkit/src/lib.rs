@@ -18,7 +18,8 @@
 //! # What is not known
 //!
 //! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
-//! assumption. There is no event for it and no option against it, so a machine that should end on a
+//! assumption, from another program on the same framework (tart issue 930). vfkit waits for the states
+//! "stopped" and "error" alone and has no option against a reset, so a machine that should end on a
 //! reboot, which is the default, is refused.
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
@@ -39,6 +40,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 
+use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -56,7 +58,7 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Signal, Step,
+    Signal, Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, VmSpec};
 
@@ -79,10 +81,11 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     virtio_9p: false,
     // The framework can; vfkit has no option for it and always shares writable.
     share_read_only: false,
-    disk_ephemeral: false,
+    disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: false,
     reboot_restart: true,
-    vsock: false,
+    vsock: true,
     max_cpus: None,
     max_memory_mb: None,
 };
@@ -158,12 +161,12 @@ impl HypervisorBackend for Vfkit {
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
             event_pipe: None,
-            overlays: Vec::new(),
+            overlays: args::clones(vm, at),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
-            vsock: None,
+            vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             ask: Some(Message::http(
                 "press the power button",
@@ -189,6 +192,13 @@ impl HypervisorBackend for Vfkit {
 fn notes(vm: &Checked) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
+    for disk in vm.disks().iter().filter(|disk| args::is_cloned(disk)) {
+        notes.push(Note::info(format!(
+            "the guest writes to a clone of {} in the run directory, which must be on the same \
+             APFS volume",
+            disk.path
+        )));
+    }
     if spec.console != ConsoleMode::Disabled {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \

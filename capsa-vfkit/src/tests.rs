@@ -13,10 +13,10 @@ use capsa_proto::backend::Answer;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::Body;
+use capsa_proto::plan::{Body, OverlayPlan};
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
-    Virtio9pConfig, VirtioFsConfig,
+    Virtio9pConfig, VirtioFsConfig, VsockDirection, VsockPort,
 };
 
 use super::*;
@@ -172,7 +172,8 @@ fn the_mac_belongs_to_whoever_writes_the_disk() {
     assert_ne!(here, other);
 
     let read_only = Disk { read_only: true, ..disk("/a") };
-    for disks in [vec![], vec![read_only]] {
+    let ephemeral = Disk { ephemeral: true, ..disk("/a") };
+    for disks in [vec![], vec![read_only], vec![ephemeral]] {
         let [first, second] = macs(disks, ["/tmp/c/1", "/tmp/c/2"]);
         assert_ne!(first, second, "two machines that may run at once need two addresses");
     }
@@ -223,6 +224,43 @@ fn what_speaks_against_it() {
 }
 
 #[test]
+fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
+    let ephemeral = |at: &str| Disk { ephemeral: true, ..disk(at) };
+    let disks = vec![
+        disk("/a"),
+        ephemeral("/b,readonly"),
+        Disk { read_only: true, ..ephemeral("/c") },
+        ephemeral("/d"),
+    ];
+    let plan = plan(VmSpec { disks, ..spec() });
+    let given: Vec<_> =
+        args(&plan).iter().filter_map(|arg| arg.strip_prefix("virtio-blk,path=")).collect();
+    assert_eq!(given, ["/a", "/tmp/c/1/disk1.raw", "/c,readonly", "/tmp/c/1/disk3.raw"]);
+    let clone = |at, of| OverlayPlan::Clone { at: path(at), of: path(of) };
+    assert_eq!(
+        plan.overlays,
+        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/d")]
+    );
+    assert!(plan.notes.iter().any(|note| note.text.contains("a clone of /b,readonly in")));
+}
+
+#[test]
+fn vsock_ports_have_a_socket_each() {
+    let port = |port, direction| VsockPort { port, direction };
+    let vsock_ports = vec![port(5, VsockDirection::ToGuest), port(5, VsockDirection::ToHost)];
+    let plan = plan(VmSpec { vsock: true, vsock_ports, ..spec() });
+    let given: Vec<_> =
+        args(&plan).iter().filter_map(|arg| arg.strip_prefix("virtio-vsock,")).collect();
+    assert_eq!(
+        given,
+        ["port=5,socketURL=/tmp/c/1/guest_5,connect", "port=5,socketURL=/tmp/c/1/vsock_5,listen"]
+    );
+    let vsock = plan.vsock.unwrap();
+    assert_eq!(vsock.listener(5).unwrap().as_str(), "/tmp/c/1/vsock_5");
+    assert!(vsock.to_guest(6).is_none());
+}
+
+#[test]
 fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
     let spec = VmSpec { disks: vec![disk("/dev/disk4")], ..spec() };
     let mut host = host(&spec);
@@ -252,10 +290,6 @@ fn what_is_refused() {
             "disks[0].path: qcow2 images are not supported",
         ),
         (
-            Box::new(|s| s.disks = vec![Disk { ephemeral: true, ..disk("/a") }]),
-            "disks[0].ephemeral",
-        ),
-        (
             Box::new(|s| s.shares = vec![share("/a,b", ShareMechanism::Auto)]),
             "shares[0].host: /a,b holds a comma",
         ),
@@ -278,6 +312,7 @@ fn what_is_refused() {
             }),
             "shares[0].mechanism: virtio-9p is not supported",
         ),
+        (Box::new(|s| s.vsock = true), "vsock: it must know the ports"),
         (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
         (Box::new(|s| s.on_reboot = RebootPolicy::End), "on_reboot: it cannot tell a reboot"),
@@ -327,9 +362,13 @@ fn what_replies_mean() {
 /// What vfkit should understand of the plan for `spec`.
 fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
     let mut devices: Vec<Value> = Vec::new();
-    for disk in &spec.disks {
+    for (n, disk) in spec.disks.iter().enumerate() {
+        let path = match disk.ephemeral && !disk.read_only {
+            true => format!("/tmp/c/1/disk{n}.raw"),
+            false => disk.path.to_string(),
+        };
         let mut device = json!({
-            "kind": "virtioblk", "devName": "virtio-blk", "imagePath": disk.path,
+            "kind": "virtioblk", "devName": "virtio-blk", "imagePath": path,
         });
         if disk.read_only {
             device["readOnly"] = json!(true);
@@ -345,6 +384,17 @@ fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
     }
     if spec.network == NetworkMode::Nat {
         devices.push(json!({ "kind": "virtionet", "nat": true, "macAddress": mac(plan) }));
+    }
+    for VsockPort { port, direction } in &spec.vsock_ports {
+        devices.push(match direction {
+            VsockDirection::ToGuest => json!({
+                "kind": "virtiosock", "port": port, "socketURL": format!("/tmp/c/1/guest_{port}"),
+            }),
+            VsockDirection::ToHost => json!({
+                "kind": "virtiosock", "port": port, "socketURL": format!("/tmp/c/1/vsock_{port}"),
+                "listen": true,
+            }),
+        });
     }
     if spec.console != ConsoleMode::Disabled {
         devices.push(json!({ "kind": "virtioserial", "usesStdio": true }));
@@ -386,12 +436,10 @@ fn any_share() -> impl Strategy<Value = Share> {
 
 fn any_disk() -> impl Strategy<Value = Disk> {
     let format = prop_oneof![9 => Just(ImageFormat::Raw), 1 => Just(ImageFormat::Qcow2)];
-    (any_path(), format, any::<bool>()).prop_map(|(path, format, read_only)| Disk {
-        path,
-        format,
-        read_only,
-        ephemeral: false,
-    })
+    let ephemeral = prop::bool::weighted(0.2);
+    (any_path(), format, any::<bool>(), ephemeral).prop_map(
+        |(path, format, read_only, ephemeral)| Disk { path, format, read_only, ephemeral },
+    )
 }
 
 fn any_spec() -> impl Strategy<Value = VmSpec> {
@@ -404,11 +452,19 @@ fn any_spec() -> impl Strategy<Value = VmSpec> {
         Just(ConsoleMode::Stdio)
     ];
     let files = (any_path(), prop::option::weighted(0.9, any_path()));
+    let direction = prop_oneof![Just(VsockDirection::ToGuest), Just(VsockDirection::ToHost)];
+    let port = prop_oneof![9 => any::<u32>(), 1 => Just(5)];
+    let port = (port, direction).prop_map(|(port, direction)| VsockPort { port, direction });
+    let ports = prop::collection::vec(port, 0..3);
     let cmdline = prop::collection::vec(("[a-z.-]{1,6}", "[a-z ,=-]{0,8}"), 0..4);
-    (files, disks, shares, network, console, cmdline, 0..5u32, 0..70_000u32).prop_map(
-        |((kernel, initrd), disks, shares, network, console, cmdline, cpus, memory_mb)| {
+    let devices = (disks, shares, network, ports, console);
+    (files, devices, cmdline, 0..5u32, 0..70_000u32).prop_map(
+        |((kernel, initrd), devices, cmdline, cpus, memory_mb)| {
+            let (disks, shares, network, vsock_ports, console) = devices;
             let mut spec =
                 VmSpec { initrd, disks, shares, network, console, ..VmSpec::new(kernel) };
+            spec.vsock = !vsock_ports.is_empty();
+            spec.vsock_ports = vsock_ports;
             spec.on_reboot = RebootPolicy::Restart;
             spec.resources.cpus = cpus;
             spec.resources.memory_mb = memory_mb;
@@ -431,9 +487,13 @@ fn vfkit_reads_back_what_was_meant() {
         let Ok(vm) = check(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
         accepted.set(accepted.get() + 1);
         let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
-        let head = |at: &str| match host.file(&path(at)) {
-            FileFacts::File { head, .. } => Some(head.clone()),
-            _ => None,
+        let head = |at: &str| {
+            let is_it = |plan: &&OverlayPlan| plan.at().as_str() == at;
+            let at = plan.overlays.iter().find(is_it).map_or_else(|| path(at), |p| p.of().clone());
+            match host.file(&at) {
+                FileFacts::File { head, .. } => Some(head.clone()),
+                _ => None,
+            }
         };
         prop_assert_eq!(grammar::read(args(&plan), head), Ok(meant(&spec, &plan)));
         Ok(())

@@ -11,7 +11,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
-    ShareMechanism, VmSpec,
+    ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
 use crate::backends::{self, Choice, Planned, Rejection, Strictness};
@@ -36,6 +36,7 @@ pub struct LinuxVmBuilder {
     shares: Vec<SharedDir>,
     network: NetworkMode,
     vsock: bool,
+    vsock_ports: Vec<VsockPort>,
     console: ConsoleMode,
     cmdline: KernelCmdline,
     accelerator: Accelerator,
@@ -55,6 +56,7 @@ impl LinuxVmBuilder {
             shares: Vec::new(),
             network: NetworkMode::default(),
             vsock: false,
+            vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
@@ -134,6 +136,13 @@ impl LinuxVmBuilder {
     pub fn vsock(mut self) -> Self {
         self.vsock = true;
         self
+    }
+
+    /// [`LinuxVmBuilder::vsock`], and a port that will be used, for each call. vfkit has to know them
+    /// before the start; the other backends serve every port, named or not.
+    pub fn vsock_port(mut self, port: u32, direction: VsockDirection) -> Self {
+        self.vsock_ports.push(VsockPort { port, direction });
+        self.vsock()
     }
 
     /// The guest's console; none unless said.
@@ -320,6 +329,7 @@ impl LinuxVmBuilder {
             shares: shares.into_iter().flatten().collect(),
             network: self.network,
             vsock: self.vsock,
+            vsock_ports: self.vsock_ports.clone(),
             console: self.console,
             cmdline: self.cmdline.clone(),
             accelerator: self.accelerator,

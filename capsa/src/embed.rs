@@ -295,14 +295,15 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine does not run;
-    /// [`Error::Io`] when the device cannot be reached.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// does not run; [`Error::Io`] when the device cannot be reached.
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
         let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        let route = vsock.to_guest(port).ok_or(Error::VsockPortNotNamed { port })?;
         if *self.supervisor.status() != VmStatus::Running {
             return Err(Error::NotRunning);
         }
-        Ok(VsockConnecting::begin(vsock, port)?)
+        Ok(VsockConnecting::begin(route, port)?)
     }
 
     /// Listens to the guest's connections to this vsock port of the host. It may come before the
@@ -310,12 +311,11 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine has ended; [`Error::Io`]
-    /// with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
     pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
-        if self.launch_plan().vsock.is_none() {
-            return Err(Error::VsockNotEnabled);
-        }
+        let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        vsock.listener(port).ok_or(Error::VsockPortNotNamed { port })?;
         self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
     }
 

@@ -71,6 +71,14 @@ pub enum Error {
     #[error("vsock not enabled for this VM")]
     VsockNotEnabled,
 
+    /// The backend must know the vsock ports before the start, and this one was not named for this
+    /// direction.
+    #[error("vsock port {port} was not named when the VM was built (`vsock_port`)")]
+    VsockPortNotNamed {
+        /// The port.
+        port: u32,
+    },
+
     /// Nobody listens on that vsock port of the guest.
     #[error("nobody listens on vsock port {port} of the guest")]
     VsockRefused {

@@ -32,7 +32,7 @@
 //! | describe a machine | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
 //! | wait for what a guest says, log in, run commands | [`VmConsole`], [`Pattern`], [`manual::console`] |
-//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
+//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
@@ -118,7 +118,7 @@ pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopS
 pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
 
 /// The program of the README is compiled, so that it cannot rot.

@@ -9,3 +9,6 @@ pub mod console {}
 
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
+
+#[doc = include_str!("manual/macos.md")]
+pub mod macos {}

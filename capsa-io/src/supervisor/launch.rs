@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use capsa_proto::lifecycle::Input;
-use capsa_proto::plan::{ConsolePlan, ProcessId, Ready as ReadyWhen};
+use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Ready as ReadyWhen};
 use capsa_proto::time::Instant;
 
 use super::{CONSOLE, EVENTS, Supervisor, keys};
@@ -62,9 +62,16 @@ impl Supervisor {
         if let Some(path) = &self.plan.event_pipe {
             self.event_pipe = Some(EventPipe::make(path, &self.poll, EVENTS)?);
         }
-        let overlays = self.plan.overlays.iter();
-        let open = overlays.map(|plan| Ok(scratch::overlay(&plan.overlay, &plan.at)?.into()));
-        Ok(Inherited { terminal, open: open.collect::<io::Result<_>>()? })
+        let mut open = Vec::new();
+        for overlay in &self.plan.overlays {
+            match overlay {
+                OverlayPlan::Qcow2 { at, overlay } => {
+                    open.push(scratch::overlay(overlay, at)?.into());
+                }
+                OverlayPlan::Clone { at, of } => scratch::clone(of, at)?,
+            }
+        }
+        Ok(Inherited { terminal, open })
     }
 
     /// Makes the run directory unless it is there.

@@ -1,16 +1,21 @@
-//! macOS: kqueue process filters, `sysctl`.
+//! macOS: kqueue process filters, `libproc`, `sysctl`.
 
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroI32;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
+use nix::libc;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
+use rustix::fs::{CWD, CloneFlags, fclonefileat};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
-use super::Poll;
+use super::{Poll, Source};
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
@@ -26,11 +31,15 @@ pub(super) fn no_sigpipe(socket: &OwnedFd) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 
-/// Becomes ready when a child exits.
+/// Becomes ready when a child exits, and stays so until it is dropped.
+///
+/// A process filter says once that a process exits, and too early: the kernel reports it before the
+/// child can be waited for (libuv pull request 3521). So the filter is in a kqueue of its own that
+/// nobody asks, and what is watched is that kqueue's descriptor: ready as long as the report waits in
+/// it, as a pidfd is.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
-    poller: Arc<Poller>,
-    pid: NonZeroI32,
+    _queue: Source<Poller>,
 }
 
 impl ExitWatch {
@@ -38,36 +47,65 @@ impl ExitWatch {
     pub(crate) fn new(poll: &Poll, pid: u32, key: usize) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(NonZeroI32::new);
         let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
-        let poller = Arc::clone(poll.poller());
+        let queue = Poller::new()?;
         // SAFETY: the process is our child and not reaped, so the id is its own.
         let filter = unsafe { Process::from_pid(pid, ProcessOps::Exit) };
-        poller.add_filter(filter, key, PollMode::Level)?;
-        Ok(Self { poller, pid })
+        match queue.add_filter(filter, key, PollMode::Level) {
+            // Of a child that has exited, kqueue says that there is none.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => queue.notify()?,
+            added => added?,
+        }
+        Ok(Self { _queue: poll.add(queue, key)? })
     }
 }
 
-impl Drop for ExitWatch {
-    fn drop(&mut self) {
-        // SAFETY: only the identity of the filter matters for its removal.
-        let filter = unsafe { Process::from_pid(self.pid, ProcessOps::Exit) };
-        // The filter went by itself when the process was reaped.
-        let _ = self.poller.delete_filter(filter);
+/// Called between fork and exec. Descriptors of the embedding program that it forgot to mark must
+/// not reach a hypervisor that runs hostile guests. There is no call for all of them at once.
+pub(super) fn close_other_descriptors_on_exec() {
+    // SAFETY: the call takes nothing and reads a limit.
+    for fd in 3..unsafe { libc::getdtablesize() } {
+        // SAFETY: the call takes integers; `fcntl` is async-signal-safe. Most are not open, which it
+        // says and which is no matter.
+        unsafe {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
     }
 }
 
-/// macOS has no call for this; descriptors of ours are all close-on-exec.
-pub(super) fn close_other_descriptors_on_exec() {}
+/// Makes a clone of a file, for its owner alone to read and write.
+///
+/// It is at once or not at all: a copy of an image may take minutes, and whoever starts a machine
+/// drives others meanwhile.
+pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    match fclonefileat(&source, CWD, to, CloneFlags::NOOWNERCOPY) {
+        // It has the permissions of the image, which may not be writable.
+        Ok(()) => fs::set_permissions(to, PermissionsExt::from_mode(0o600)),
+        Err(Errno::XDEV | Errno::NOTSUP) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "a throw-away disk is cloned, and for that the image and the run directory have to be \
+             on one APFS volume: set CAPSA_RUN_DIR to a directory on the image's, or attach a copy",
+        )),
+        Err(errno) => Err(errno.into()),
+    }
+}
 
-/// Not known without private interfaces; a run directory's lock says whether its owner lives.
-pub(crate) fn start_time(_pid: u32) -> Option<u64> {
-    None
+/// When a process started, in microseconds: with its pid, a name that is never reused.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let pid = i32::try_from(pid).ok()?;
+    // SAFETY: an all-zero `proc_bsdinfo` is a valid one.
+    let mut info: libc::proc_bsdinfo = unsafe { std::mem::zeroed() };
+    let size = i32::try_from(size_of_val(&info)).ok()?;
+    // SAFETY: `info` is valid for writing `size` bytes.
+    let wrote =
+        unsafe { libc::proc_pidinfo(pid, libc::PROC_PIDTBSDINFO, 0, (&raw mut info).cast(), size) };
+    (wrote == size).then_some(info.pbi_start_tvsec * 1_000_000 + info.pbi_start_tvusec)
 }
 
 pub(crate) mod host {
     //! Facts about the host.
 
-    use super::{Arch, KvmFacts, Os};
-    use nix::libc;
+    use super::{Arch, KvmFacts, Os, libc};
 
     pub(crate) const OS: Os = Os::MacOs;
 

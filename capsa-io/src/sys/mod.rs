@@ -5,9 +5,11 @@
 //! | item | Linux | macOS |
 //! | --- | --- | --- |
 //! | [`Poll`], [`Source`] | epoll | kqueue |
-//! | [`ExitWatch`] | a pidfd | a kqueue process filter |
+//! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
-//! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | default signals |
+//! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
+//! | [`clone_file`] | `FICLONE`, else a sparse copy | `clonefile`, or an error |
+//! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
 
@@ -23,7 +25,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
-pub(crate) use os::{DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, host, start_time};
+pub(crate) use os::{DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
@@ -31,3 +33,49 @@ pub(crate) use unix::{
     Peek, Pty, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
     wait_exited,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn a_process_has_one_start_time() {
+        let me = std::process::id();
+        let first = start_time(me).expect("we run");
+        assert_eq!(start_time(me), Some(first));
+        assert_eq!(start_time(u32::MAX), None);
+    }
+
+    #[test]
+    fn an_exit_stays_reported_even_one_before_the_watch() {
+        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        for has_exited in [false, true] {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "read -r line"]).stdin(Stdio::piped());
+            let mut child = shell.spawn().unwrap();
+            let line = child.stdin.take();
+            let watch = |pid| ExitWatch::new(&poll, pid, 7).unwrap();
+            let mut watched = None;
+            if !has_exited {
+                watched = Some(watch(child.id()));
+                poll.wait(Some(Duration::from_millis(20)), &mut ready).unwrap();
+                assert!(!ready.has(7), "it runs");
+            }
+            drop(line);
+            if has_exited {
+                assert_eq!(wait_exited(child.id()), Peek::Exited);
+                watched = Some(watch(child.id()));
+            }
+            for _ in 0..3 {
+                poll.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
+                assert!(ready.has(7), "it has exited");
+            }
+            drop(watched);
+            poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+            assert!(!ready.has(7), "nobody watches");
+            child.wait().unwrap();
+        }
+    }
+}

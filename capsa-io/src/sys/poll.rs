@@ -50,12 +50,6 @@ impl Poll {
         Ok(Source { poller: Arc::clone(&self.poller), io, interest })
     }
 
-    /// For what only one operating system can watch.
-    #[cfg(target_os = "macos")]
-    pub(crate) fn poller(&self) -> &Arc<Poller> {
-        &self.poller
-    }
-
     /// Ends a wait, now or when it begins.
     pub(crate) fn wake(&self) -> io::Result<()> {
         self.poller.notify()
