@@ -8,7 +8,8 @@ use capsa_test::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 8] = [
+const TARGETS: [(&str, Body); 9] = [
+    ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
