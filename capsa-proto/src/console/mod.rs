@@ -73,5 +73,6 @@ pub use expect::{Expect, Outcome};
 pub use matcher::{Hit, Matcher, Search};
 pub use script::{
     COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Stdin,
+    Written,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};

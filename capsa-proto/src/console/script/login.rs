@@ -17,7 +17,7 @@
 //! may be asked for, where Enter would be the answer.
 
 use super::screen::{PIECE, Screen, Sign};
-use super::{Frame, Output, Reply, Script, ScriptError};
+use super::{Frame, Output, Reply, Script, ScriptError, Written};
 use crate::console::{Cursor, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
@@ -73,6 +73,7 @@ pub struct Login {
     username: String,
     password: Option<Secret>,
     stage: Stage,
+    written: Written,
     screen: Screen,
     /// A prompt that stands since then.
     standing: Option<(Sign, Instant)>,
@@ -119,6 +120,7 @@ impl Login {
             username: username.into(),
             password: password.map(|p| Secret(p.into())),
             stage: Stage::Nothing,
+            written: Written::Plain,
             screen: Screen::default(),
             standing: None,
             active: None,
@@ -176,6 +178,11 @@ impl Login {
             self.nudges = 0;
         }
         self.stage = stage;
+        self.written = match (stage, text) {
+            (_, "") => Written::Nudge,
+            (Stage::Password, _) => Written::Secret,
+            _ => Written::Plain,
+        };
         self.screen.clear();
         self.standing = None;
         self.active = Some(now);
@@ -266,6 +273,10 @@ impl Script for Login {
         }
         let soon = self.settles_at().or(self.nudge_at());
         Deadline::earliest(self.frame.deadline("login timed out"), soon)
+    }
+
+    fn written(&self) -> Written {
+        self.written
     }
 }
 
