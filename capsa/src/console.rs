@@ -13,7 +13,7 @@ use futures_io::{AsyncRead, AsyncWrite};
 use crate::driver::{For, Shared, State, Ticket};
 use crate::embed::{Ended, ReaderId, WaitId, matched};
 use crate::error::lossy;
-use crate::{Error, Result};
+use crate::{Error, Recording, Result};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
@@ -42,6 +42,16 @@ impl VmConsole {
     /// Two halves for concurrent use. Nothing that is unread is lost.
     pub fn split(self) -> (ConsoleReader, ConsoleWriter) {
         (self.reader, self.writer)
+    }
+
+    /// Records what the guest says from now on, and what is still kept of what it said before, until
+    /// the machine is over. The file is made before this comes back; see [`Recording`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the file cannot be made.
+    pub fn record(&self, recording: impl Into<Recording>) -> Result<()> {
+        recording.into().create()?.begin(&self.reader.shared)
     }
 
     /// Reads what there is, waiting for something. Zero: the console closed and all of it is read.
@@ -284,6 +294,16 @@ pub struct ConsoleReader {
 }
 
 impl ConsoleReader {
+    /// A reader at the oldest byte that is kept, for whose sake no output is held back.
+    pub(crate) fn observer(shared: Arc<Shared>) -> Self {
+        let id = shared.lock().vm.supervisor().console_mut().add_observer();
+        Self { shared, id }
+    }
+
+    pub(crate) fn id(&self) -> ReaderId {
+        self.id
+    }
+
     fn poll(&self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
         let mut state = self.shared.lock();
         let n = state.vm.supervisor().console_mut().read(self.id, buf);

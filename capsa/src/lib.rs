@@ -34,6 +34,8 @@
 //! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
+//! | test a program of yours without a hypervisor | [`testing`], [`manual::console`] |
+//! | record a console, and play it again | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host can do | [`backends()`] |
 //! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
@@ -70,7 +72,9 @@ mod disk;
 pub mod embed;
 mod error;
 pub mod manual;
+mod recording;
 mod share;
+pub mod testing;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -90,6 +94,7 @@ pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;
 pub use error::{Error, Result, Violations};
+pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
@@ -108,6 +113,7 @@ pub use capsa_proto::capabilities::{
     Violation, ViolationKind,
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
+pub use capsa_proto::codec::asciicast;
 pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};

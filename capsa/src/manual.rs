@@ -5,3 +5,6 @@ pub mod architecture {}
 
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
+
+#[doc = include_str!("manual/console.md")]
+pub mod console {}

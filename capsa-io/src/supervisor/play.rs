@@ -141,6 +141,8 @@ impl Supervisor {
     pub(super) fn begin_play(&mut self) -> Option<io::Result<()>> {
         let now = self.clock.now();
         let player = self.player.as_mut()?;
+        // What it does first, it does when it is called next.
+        self.more = true;
         let begun = player.begin(now, &self.poll).and_then(|stream| match self.plan.console {
             ConsolePlan::None => {
                 player.stream = None;

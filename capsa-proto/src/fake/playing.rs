@@ -241,7 +241,8 @@ impl Play for Playing {
         }
         self.typed.push(bytes);
         // A command that ran is not running any more; anything else goes its way.
-        if self.typed.interrupted() && self.state == State::Listening && self.guest.shell.is_some() {
+        if self.typed.interrupted() && self.state == State::Listening && self.guest.shell.is_some()
+        {
             self.doing.clear();
             self.due = None;
             self.say("^C\r\n");

@@ -251,10 +251,8 @@ impl Replaying {
     fn mismatch(&mut self, expected: &str) -> Deed {
         self.over = true;
         let (front, _) = self.typed.as_slices();
-        let said = format!(
-            "the replay expected {expected} to be typed here, and got {}",
-            shown(front)
-        );
+        let said =
+            format!("the replay expected {expected} to be typed here, and got {}", shown(front));
         Deed::Exit(Exit { said, ..Exit::with_code(1) })
     }
 
@@ -318,6 +316,11 @@ impl Play for Replaying {
                 return self.after_all();
             };
             let heard = match &event.what {
+                // Asked again, or typed on the way out, when this was recorded.
+                What::Input(_) | What::Secret | What::PowerButton if self.pressed => {
+                    self.advance();
+                    continue;
+                }
                 What::Input(wanted) => self.hear(wanted),
                 What::Secret => self.hear_secret(),
                 What::PowerButton => Heard::NotYet,
@@ -368,18 +371,19 @@ impl Play for Replaying {
     fn poll_timeout(&self) -> Option<Deadline> {
         let event = self.recording.events.get(self.at).filter(|_| !self.over && !self.off)?;
         match event.what {
-            What::Input(_) | What::Secret | What::PowerButton => None,
+            What::Input(_) | What::Secret | What::PowerButton if !self.pressed => None,
             _ => Some(Deadline { at: self.due(event), why: "the replay goes on" }),
         }
     }
 
     fn nonce(&self, from: u64) -> Option<u64> {
-        let typed = self.recording.events.iter().skip(self.at).find_map(|event| match &event.what {
-            What::Input(bytes) => Some(typed::nonce(&String::from_utf8_lossy(bytes))),
-            _ => None,
-        });
-        // What is not typed with marks was not typed by us.
-        typed.flatten().or_else(|| {
+        // A Ctrl-C may be on its way that ended the command before.
+        let typed =
+            self.recording.events.iter().skip(self.at).find_map(|event| match &event.what {
+                What::Input(bytes) => typed::nonce(&String::from_utf8_lossy(bytes)),
+                _ => None,
+            });
+        typed.or_else(|| {
             let (_, number) = self.recording.marks.iter().find(|(at, _)| *at >= from)?;
             Some(*number)
         })

@@ -101,7 +101,10 @@ fn a_reboot_begins_everything_once_more() {
     assert_eq!(said(&mut *play, Instant::ZERO), "boot\n");
     play.handle_input(Instant::ZERO, b"reboot\n");
     let (said, others) = deeds(&mut *play, Instant::ZERO);
-    assert_eq!((said.as_str(), &others[..]), ("reboot\r\nboot\n", &[Deed::Event(GuestEvent::Reset)][..]));
+    assert_eq!(
+        (said.as_str(), &others[..]),
+        ("reboot\r\nboot\n", &[Deed::Event(GuestEvent::Reset)][..])
+    );
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -157,7 +160,8 @@ fn another_input_than_the_recorded_ends_the_replay_and_shows_both() {
     play.handle_input(Instant::ZERO, b"rost\r");
     let (_, others) = deeds(&mut *play, Instant::ZERO);
     let [Deed::Exit(exit)] = &others[..] else { panic!("{others:?}") };
-    let text = r#"exited with status 1: the replay expected "ot\r" to be typed here, and got "st\r""#;
+    let text =
+        r#"exited with status 1: the replay expected "ot\r" to be typed here, and got "st\r""#;
     assert_eq!(exit.to_string(), text);
     let mut play = recording().inputs(Inputs::Ignored).play();
     assert!(type_in(&mut *play, "rost\r").ends_with("Password: "));
@@ -183,7 +187,7 @@ fn the_number_of_a_command_is_that_of_the_recording() {
     let output_alone = Replay::parse([header, line].concat().as_bytes()).expect("well-formed");
     assert_eq!(output_alone.play().nonce(2), Some(0xff));
     assert_eq!(output_alone.play().nonce(3), None);
-    let input = "[0,\"i\",\" printf x capsa begin 00000000000000aa;\"]\n";
+    let input = "[0,\"i\",\"\\u0003\"]\n[0,\"i\",\" printf x capsa begin 00000000000000aa;\"]\n";
     let both = Replay::parse([header, input, line].concat().as_bytes()).expect("well-formed");
     assert_eq!(both.play().nonce(0), Some(0xaa));
 }

@@ -97,9 +97,8 @@ fn unescape(text: &str) -> String {
             (b'\\', Some(b'0')) => {
                 bytes.next();
                 let digits = bytes.by_ref().take(3);
-                let value = digits.fold(0, |n: u8, d| {
-                    n.wrapping_mul(8).wrapping_add(d.wrapping_sub(b'0') & 7)
-                });
+                let value = digits
+                    .fold(0, |n: u8, d| n.wrapping_mul(8).wrapping_add(d.wrapping_sub(b'0') & 7));
                 out.push(value);
             }
             (b'\\', Some(_)) => out.extend(bytes.next()),

@@ -54,10 +54,8 @@ impl Encoder {
     /// The first line.
     pub fn header(&self, header: &Header) -> String {
         // By hand, for some programs know the format by its first key.
-        let mut line = format!(
-            "{{\"version\":2,\"width\":{},\"height\":{}",
-            header.width, header.height
-        );
+        let mut line =
+            format!("{{\"version\":2,\"width\":{},\"height\":{}", header.width, header.height);
         // Writing to a `String` does not fail.
         if let Some(timestamp) = header.timestamp {
             _ = write!(line, ",\"timestamp\":{timestamp}");

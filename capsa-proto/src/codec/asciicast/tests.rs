@@ -18,7 +18,8 @@ const HEADER: &str = "{\"version\":2,\"width\":80,\"height\":24}\n";
 #[test]
 fn a_session_comes_back() {
     let mut encoder = Encoder::new();
-    let header = Header { timestamp: Some(7), title: Some("a \"boot\"".into()), ..Header::default() };
+    let header =
+        Header { timestamp: Some(7), title: Some("a \"boot\"".into()), ..Header::default() };
     let mut file = encoder.header(&header);
     let second = Duration::from_secs(1);
     file += &encoder.output(second, b"login: \x1b[0m\xff\xfe");
@@ -94,7 +95,8 @@ fn events_of_other_programs_are_read_and_unknown_ones_passed_over() {
         "[2, \"o\", \"b\"]",
     ]
     .join("\n");
-    let times: Vec<_> = decode(&file).expect("well-formed").iter().map(|e| e.at.as_secs()).collect();
+    let times: Vec<_> =
+        decode(&file).expect("well-formed").iter().map(|e| e.at.as_secs()).collect();
     assert_eq!(times, [0, 2]);
 }
 
@@ -104,7 +106,10 @@ fn what_is_wrong_is_named_with_its_line() {
         ("", "asciicast: the file ends in line 1"),
         ("[]\n", "asciicast: line 1 is no header of version 2: its version is not 2"),
         ("{\"version\":3}", "asciicast: line 1 is no header of version 2: its version is not 2"),
-        ("{\"version\":2}", "asciicast: line 1 is no header of version 2: it has no width and height"),
+        (
+            "{\"version\":2}",
+            "asciicast: line 1 is no header of version 2: it has no width and height",
+        ),
         ("{H\n[-1,\"o\",\"\"]", "asciicast: line 2 is no event: its time is out of range"),
         ("{H\n[0,\"o\"]", "asciicast: line 2 is no event: it is no array of three"),
         ("{H\n[0,\"o\",\"\"]\n[", "asciicast: line 3 is no event: it is not JSON"),
