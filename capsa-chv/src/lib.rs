@@ -74,6 +74,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: true,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: true,
     reboot_restart: true,
     vsock: true,
     // What every architecture has; x86-64 alone goes to 8192.
@@ -181,7 +182,7 @@ impl HypervisorBackend for CloudHypervisor {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
-            vsock: spec.vsock.then(|| VsockPlan::at(at)),
+            vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
             boot: vec![
                 Message::http(
                     "create the machine",

@@ -7,16 +7,25 @@ use alloc::vec::Vec;
 use capsa_proto::backend::{Answer, ProbeReport, Version};
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::helper::{passt, virtiofsd};
-use capsa_proto::host::{HostFacts, Reason};
+use capsa_proto::host::{FileFacts, HostFacts, Reason};
+use capsa_proto::path::HostPath;
+use capsa_proto::qcow2::{self, Header, Overlay};
 use capsa_proto::spec::{Accelerator, ImageFormat, NetworkMode, RebootPolicy, VmSpec};
 
 use crate::KEY;
+use crate::vm_config::needs_overlay;
 
 /// Up to 50.2 writes went over the header of qcow2 images (issue 8358); 52.0 does not.
 const QCOW2_WRITES: Version = Version::new(52, 0, 0);
 
 /// Before, it drove passt into ending (fixed in March 2026).
 const VHOST_USER_NET: Version = Version::new(52, 0, 0);
+
+/// Before, a relative name was not looked for beside the image that has it (pull request 8196).
+const RELATIVE_BACKING: Version = Version::new(53, 0, 0);
+
+/// How many images it opens beneath one (`MAX_NESTING_DEPTH` in v53).
+const DEEPEST: usize = 10;
 
 pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
     let mut out = Vec::new();
@@ -38,6 +47,51 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
                     "use cloud-hypervisor 52.0 or later, attach it read-only, or convert it to raw",
                 );
             }
+        }
+    }
+
+    for (n, disk) in spec.disks.iter().enumerate() {
+        let facts = host.file(&disk.path);
+        if needs_overlay(disk)
+            && matches!(facts, FileFacts::File { .. })
+            && Overlay::new(&disk.path, disk.format, facts).is_none()
+        {
+            refuse(
+                format!("disks[{n}].ephemeral"),
+                Kind::OutOfRange,
+                "its overlay would stand for more than 16 TiB, or name a path of more than 1023 bytes"
+                    .into(),
+                "use a smaller image, or a shorter path",
+            );
+        }
+        if disk.format != ImageFormat::Qcow2 {
+            continue;
+        }
+        let below = qcow2::chain(&disk.path, host).unwrap_or_default();
+        let names_relatively = |image: &HostPath| match host.file(image) {
+            FileFacts::File { head, .. } => Header::parse(head)
+                .and_then(|header| header.backing)
+                .is_some_and(|name| !name.starts_with('/')),
+            _ => false,
+        };
+        if let Some(version) = found.version(KEY)
+            && version < RELATIVE_BACKING
+            && let Some(image) = below.iter().chain([&disk.path]).find(|i| names_relatively(i))
+        {
+            refuse(
+                format!("disks[{n}].path"),
+                Kind::Unsupported,
+                format!("version {version} does not find the file that {image} names relatively"),
+                "use cloud-hypervisor 53.0 or later, or name it absolutely: qemu-img rebase -u",
+            );
+        }
+        if below.len() + usize::from(needs_overlay(disk)) > DEEPEST {
+            refuse(
+                format!("disks[{n}].path"),
+                Kind::OutOfRange,
+                format!("it stands on {} images, and {DEEPEST} are the most it opens", below.len()),
+                "make it whole: qemu-img convert",
+            );
         }
     }
 

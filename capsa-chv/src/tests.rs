@@ -33,7 +33,15 @@ fn file(head: Vec<u8>) -> FileFacts {
 
 /// An image over another.
 fn over(base: &str) -> FileFacts {
-    let overlay = Overlay { over: path(base), format: ImageFormat::Raw, virtual_size: 1 << 30 };
+    over_of(base, ImageFormat::Raw)
+}
+
+fn over_qcow2(base: &str) -> FileFacts {
+    over_of(base, ImageFormat::Qcow2)
+}
+
+fn over_of(base: &str, format: ImageFormat) -> FileFacts {
+    let overlay = Overlay { over: path(base), format, virtual_size: 1 << 30 };
     file(overlay.image().pieces[0].1.clone())
 }
 
@@ -332,7 +340,7 @@ fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
     assert_eq!(body["net"], json!([{ "vhost_user": true, "vhost_socket": "/run/c/1/net.sock" }]));
     assert_eq!(body["memory"]["shared"], json!(true));
     assert_eq!(body["vsock"], json!({ "cid": 3, "socket": "/run/c/1/vsock" }));
-    assert_eq!(plan.vsock.unwrap().listener(u32::MAX).as_str(), "/run/c/1/vsock_4294967295");
+    assert_eq!(plan.vsock.unwrap().listener(7).unwrap().as_str(), "/run/c/1/vsock_7");
 }
 
 #[test]
@@ -367,6 +375,51 @@ fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
         body["landlock_rules"],
         json!([{ "path": "/over.qcow2", "access": "r" }, { "path": "/raw", "access": "r" }])
     );
+}
+
+/// What speaks against one disk, on this version and with these images.
+fn against(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<String> {
+    let mut host = host();
+    host.files.extend(images.iter().map(|(at, facts)| (path(at), facts.clone())));
+    let found = found(version, "virtiofsd 1.14.0");
+    match check(VmSpec { disks: vec![disk], ..spec() }, &BACKEND, &host, &found) {
+        Ok(_) => Vec::new(),
+        Err(violations) => violations.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
+    const V53: &str = "cloud-hypervisor v53.0";
+    let qcow2 = |at| disk(at, ImageFormat::Qcow2);
+    let throw_away = |disk| Disk { ephemeral: true, ..disk };
+
+    let huge = FileFacts::File { size: 1 << 45, head: vec![], writable: true, device: false };
+    let found = against(throw_away(disk("/huge", ImageFormat::Raw)), V53, &[("/huge", huge)]);
+    assert!(found[0].contains("16 TiB"), "{found:?}");
+
+    let relative = [("/rel.qcow2", {
+        let FileFacts::File { mut head, .. } = over("/raw") else { unreachable!() };
+        let at = head.len() - "/raw".len();
+        head.remove(at);
+        head[16..20].copy_from_slice(&3_u32.to_be_bytes());
+        file(head)
+    })];
+    assert_eq!(against(qcow2("/rel.qcow2"), V53, &relative), [""; 0]);
+    let found = against(qcow2("/rel.qcow2"), "cloud-hypervisor v52.1", &relative);
+    assert!(found[0].contains("names relatively"), "{found:?}");
+    assert_eq!(against(qcow2("/over.qcow2"), "cloud-hypervisor v52.1", &[]), [""; 0]);
+
+    let names: Vec<_> = (0..11).map(|n| format!("/{n}.qcow2")).collect();
+    let mut chain: Vec<_> = names
+        .iter()
+        .zip(&names[1..])
+        .map(|(at, beneath)| (at.as_str(), over_qcow2(beneath)))
+        .collect();
+    chain.push(("/10.qcow2", whole()));
+    assert_eq!(against(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
+    let found = against(throw_away(qcow2("/0.qcow2")), V53, &chain);
+    assert!(found[0].contains("it stands on 10 images"), "{found:?}");
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
         config["net"] = json!([{ "vhost_user": true, "vhost_socket": passt::socket(at) }]);
     }
     if spec.vsock {
-        config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::at(at).socket });
+        config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::socket(at) });
     }
     landlock::add_to(&mut config, vm, host);
     if !vm.shares().is_empty() {

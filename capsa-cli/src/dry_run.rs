@@ -4,13 +4,16 @@
 use std::fmt::Write as _;
 
 use capsa::plan::{Body, ConsolePlan, Message, OverlayPlan, ProcessPlan, Step};
-use capsa::{LaunchPlan, NoteLevel};
+use capsa::{LaunchPlan, NoteLevel, Rejection};
 
-/// The plan for people.
-pub(crate) fn text(plan: &LaunchPlan) -> String {
+/// The plan for people, and the backends that were passed over for it.
+pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
     let mut out = String::new();
     let mut say = |line: &str| comment(&mut out, line);
     say(&format!("backend: {}", plan.backend));
+    for rejection in rejected {
+        say(&format!("passed over: {rejection}"));
+    }
     say(&format!("run directory: {}", plan.run_dir));
     say(&format!("kernel command line: {}", plan.cmdline));
     if let Some(limit) = plan.time_limit {
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn everything_but_the_programs_is_a_comment_and_they_can_be_pasted() {
         for plan in plans() {
-            let text = text(&plan);
+            let text = text(&plan, &[]);
             assert!(text.starts_with(&format!("# backend: {}\n", plan.backend)), "{text}");
             let shell: String =
                 text.split_inclusive('\n').filter(|line| !line.starts_with("# ")).collect();
@@ -147,6 +150,17 @@ mod tests {
                 assert!(text.contains(message.why), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn what_was_passed_over_is_said() {
+        let reasons = vec![capsa::Reason::new("no passt", "install it")];
+        let rejected = [Rejection { backend: "cloud-hypervisor", reasons }];
+        let text = text(&plans()[0], &rejected);
+        assert!(
+            text.contains("# passed over: cloud-hypervisor: no passt (install it)\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -134,23 +134,43 @@ impl Failure {
 impl fmt::Display for Failure {
     /// Every line, the last one without its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "capsa: {}", self.what)?;
+        write!(f, "capsa: {}", harmless(&self.what))?;
         for Detail { reason, hint } in &self.details {
             if let Some(reason) = reason {
-                write!(f, "\n  {reason}")?;
+                write!(f, "\n  {}", harmless(reason))?;
             }
             if let Some(hint) = hint {
-                write!(f, "\n    hint: {hint}")?;
+                write!(f, "\n    hint: {}", harmless(hint))?;
             }
         }
         Ok(())
     }
 }
 
+/// Text without what a terminal would obey: the last words of a hypervisor can be its guest's.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use capsa::{Capsa, LinuxBootConfig};
+
+    #[test]
+    fn no_text_reaches_the_terminal_as_an_order() {
+        let failure = Failure::new(START, "said \u{1b}[2J").detail("and\u{7}\nmore").hint("\r!");
+        let want = "capsa: said \\u{1b}[2J\n  and\\u{7}\nmore\n    hint: \\r!";
+        assert_eq!(failure.to_string(), want);
+    }
 
     #[test]
     fn every_violation_gets_a_line_and_a_hint() {

@@ -95,7 +95,7 @@ fn run_machine(given: &Given) -> Result<u8, Failure> {
         return print(&if given.has("--json") {
             dry_run::json(&plan)
         } else {
-            dry_run::text(&plan)
+            dry_run::text(&plan, &builder.rejected_backends().unwrap_or_default())
         });
     }
     let stdio = settings.console() == ConsoleMode::Stdio;

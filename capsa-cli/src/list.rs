@@ -26,8 +26,11 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
         let names = |of: Vec<(&'static str, bool)>| {
             of.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
         };
-        let _ = writeln!(out, "  can: {}", names(can));
-        let _ = writeln!(out, "  cannot: {}", names(cannot));
+        for (what, names) in [("can", names(can)), ("cannot", names(cannot))] {
+            if !names.is_empty() {
+                let _ = writeln!(out, "  {what}: {names}");
+            }
+        }
     }
     out
 }
@@ -38,7 +41,7 @@ pub(crate) fn json(reports: &[BackendReport]) -> String {
     format!("{text}\n")
 }
 
-fn features(of: &BackendCapabilities) -> [(&'static str, bool); 12] {
+fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
     [
         ("raw disks", of.image_formats.raw),
         ("qcow2 disks", of.image_formats.qcow2),
@@ -50,6 +53,7 @@ fn features(of: &BackendCapabilities) -> [(&'static str, bool); 12] {
         ("read-only shares", of.share_read_only),
         ("no network", of.network_modes.none),
         ("NAT", of.network_modes.nat),
+        ("end on reboot", of.reboot_end),
         ("restart on reboot", of.reboot_restart),
         ("vsock", of.vsock),
     ]

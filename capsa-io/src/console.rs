@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::time::Duration;
 
 use capsa_proto::console::{
     Cursor, Expect, Matcher, Outcome, Output, Overflow, Reply, Script, ScriptError, Scrollback,
@@ -25,6 +26,11 @@ pub const WRITE_QUEUE: usize = 256 * 1024;
 
 /// Bytes taken at most, beside what the log holds, from a paused console whose machine is over.
 pub const REST: usize = 1 << 20;
+
+/// How long whoever waits is not told of a closed console, so that they can be told how the machine
+/// ended. A console closes with its hypervisor, whose exit is known milliseconds later; one that
+/// closes alone is rare.
+const CLOSING: Duration = Duration::from_millis(500);
 
 /// What the kernel prints when it gives up.
 const PANIC: &str = "Kernel panic - not syncing";
@@ -78,6 +84,8 @@ pub struct Console {
     stream: Option<Source<Stream>>,
     log: Scrollback,
     closed: bool,
+    /// Closed, and who waits is told at this time at the latest.
+    closing: Option<Instant>,
     outgoing: VecDeque<u8>,
     /// A writer was told that not all of it was taken, and waits to be told that there is room.
     starved: bool,
@@ -96,6 +104,7 @@ impl Console {
             stream: None,
             log: Scrollback::with_overflow(capacity, overflow),
             closed: false,
+            closing: None,
             outgoing: VecDeque::new(),
             starved: false,
             readers: BTreeMap::new(),
@@ -264,11 +273,22 @@ impl Console {
             Conversation::Expect(expect) => expect.poll_timeout(),
             Conversation::Script(script) => script.poll_timeout(),
         })
+        .chain(self.closing.map(|at| {
+            // Nobody to tell: nothing to wake up for.
+            let waits = self.waits.values().any(|wait| wait.ended.is_none());
+            waits.then_some(Deadline {
+                at,
+                why: "the console closed, how the machine ended is unknown",
+            })
+        }))
         .fold(None, Deadline::earliest)
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
     pub(crate) fn on_time(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
+        if self.closing.is_some_and(|at| at <= now) {
+            self.closing = None;
+        }
         self.poll_waits(now, ended);
     }
 
@@ -308,7 +328,8 @@ impl Console {
                 }
                 Got::Closed => {
                     self.stream = None;
-                    news.closed |= self.close(now, ended);
+                    self.closing = Some(now + CLOSING);
+                    news.closed |= self.shut(now, ended);
                 }
             }
         }
@@ -316,8 +337,14 @@ impl Console {
         news
     }
 
-    /// No more output will come. `true` when that is news.
+    /// The machine is over: no more output will come, and whoever waits is told. `true` when the
+    /// former is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
+        self.closing = None;
+        self.shut(now, ended)
+    }
+
+    fn shut(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         let news = !self.closed;
         self.take_rest();
         self.stream = None;
@@ -381,7 +408,8 @@ impl Console {
     fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
         let Some(wait) = self.waits.get_mut(&id) else { return false };
         let Some(cursor) = self.readers.get_mut(&wait.reader) else { return false };
-        let (log, closed) = (&self.log, self.closed);
+        // A wait that begins when the machine has long been over has nothing to wait for.
+        let (log, closed) = (&self.log, self.closed && self.closing.is_none_or(|at| at <= now));
         wait.ended = match &mut wait.conversation {
             Conversation::Expect(expect) => {
                 expect.poll(now, log, cursor, closed).map(Ended::Expect)

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::sys::{Poll, Source};
 
-/// Bytes read in one call.
-const READ_BUDGET: usize = 64 * 1024;
+/// Bytes read in one `on_ready` of a machine, at most.
+pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct EventPipe {
@@ -37,21 +37,24 @@ impl EventPipe {
         Ok(Self { pipe: Some(poll.add(pipe, key)?), decoder: JsonStream::new() })
     }
 
-    /// Reads what is there, with bounded work. `true` when there may be more.
+    /// Reads what is there, `budget` bytes at most. `true` when there may be more.
     ///
     /// # Errors
     ///
     /// When what is there makes no sense, and so nothing after it can.
-    pub(crate) fn on_ready(&mut self, heard: &mut Vec<Value>) -> Result<bool, JsonStreamError> {
+    pub(crate) fn on_ready(
+        &mut self,
+        budget: &mut usize,
+        heard: &mut Vec<Value>,
+    ) -> Result<bool, JsonStreamError> {
         let mut chunk = [0; 8192];
-        let mut budget = READ_BUDGET;
         while let Some(pipe) = &mut self.pipe {
-            if budget == 0 {
+            if *budget == 0 {
                 return Ok(true);
             }
             match pipe.io().read(&mut chunk) {
                 Ok(n @ 1..) => {
-                    budget = budget.saturating_sub(n);
+                    *budget = budget.saturating_sub(n);
                     self.take(&chunk[..n], heard)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,15 +1,16 @@
 //! Looks at the host, so that the checks of the core are functions of values.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
 use capsa_proto::spec::{ImageFormat, VmSpec};
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
@@ -90,7 +91,9 @@ fn file_facts(path: &Path) -> FileFacts {
 }
 
 fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>, u64)> {
-    let mut file = File::open(path)?;
+    // What was a file a moment ago may be a pipe by now, and some files of /proc wait for news.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     // The metadata of a block device says 0; its end says more.
     let size = if is_device { io::Seek::seek(&mut file, io::SeekFrom::End(0))? } else { len };
     io::Seek::rewind(&mut file)?;

@@ -41,7 +41,10 @@ fn answer(question: &Question, named: Option<&PathBuf>) -> Answer {
         None => find(question),
     };
     let Some(program) = program else { return Answer::NotFound { tried } };
-    let name = program.display().to_string();
+    let Some(name) = program.to_str().map(ToOwned::to_owned) else {
+        let why = "its path is not UTF-8".into();
+        return Answer::Failed { program: program.display().to_string(), why };
+    };
     match cached(&program, &question.args) {
         Ok(output) => Answer::Said { program: name, output },
         Err(error) => Answer::Failed { program: name, why: error.to_string() },
@@ -228,6 +231,17 @@ mod tests {
         let named = |path: &str| answer(&question, Some(&PathBuf::from(path)));
         assert!(matches!(named("/bin/sh"), Answer::Said { program, .. } if program == "/bin/sh"));
         assert_eq!(named("/none/sh"), Answer::NotFound { tried: vec!["/none/sh".into()] });
+    }
+
+    #[test]
+    fn a_program_whose_path_no_plan_can_carry_is_not_used() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"sh\xff"));
+        std::os::unix::fs::symlink("/bin/sh", &odd).unwrap();
+        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3"]), Some(&odd));
+        let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
+        assert!(why.contains("UTF-8"), "{why}");
     }
 
     #[test]

@@ -1,35 +1,32 @@
 //! What a machine writes and nobody keeps.
 //!
-//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow as large as its disk and
-//! `/tmp` and run directories are often in memory. It loses its name at once, so that it goes with the
-//! last process that has it open, however that ends. The hypervisor inherits it and finds it by a
-//! link in the run directory.
+//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow
+//! as large as its disk and `/tmp` and run directories are often in memory. It loses its name at once,
+//! so that it goes with the last process that has it open, however that ends. The hypervisor inherits
+//! it and finds it by a link in the run directory.
 //!
 //! A clone has a name, in the run directory, because it can be made nowhere else than where it is to
 //! be found: it goes with that directory, at the end of the machine or in a sweep after a crash.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::Overlay;
-use nix::unistd::{mkstemp, unlink};
 
-use crate::sys;
+use crate::{random, sys};
 
 /// Makes an empty overlay, and the link `at` to it, which leads there only in a process that inherits
 /// the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
-    let mut file = nameless(&directory())?;
-    let image = overlay.image();
-    file.set_len(image.len)?;
-    for (offset, bytes) in &image.pieces {
-        file.seek(SeekFrom::Start(*offset))?;
-        file.write_all(bytes)?;
-    }
+    let dir = directory();
+    let file = nameless(&dir, overlay).map_err(|error| {
+        let text = format!("cannot make an overlay in {} (TMPDIR): {error}", dir.display());
+        io::Error::new(error.kind(), text)
+    })?;
     symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
 }
@@ -47,13 +44,19 @@ fn directory() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from("/var/tmp"))
 }
 
-fn nameless(dir: &Path) -> io::Result<File> {
-    let because = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot make a file in {}: {error}", dir.display()))
-    };
-    let (fd, path) = mkstemp(&dir.join("capsa-XXXXXX")).map_err(|e| because(e.into()))?;
-    unlink(&path)?;
-    Ok(File::from(fd))
+/// The standard library marks it: no child inherits it that was not told to.
+fn nameless(dir: &Path, overlay: &Overlay) -> io::Result<File> {
+    let path = dir.join(format!("capsa-{}", random::name()));
+    let mut file =
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(&path)?;
+    let image = overlay.image();
+    file.set_len(image.len)?;
+    for (offset, bytes) in &image.pieces {
+        file.seek(SeekFrom::Start(*offset))?;
+        file.write_all(bytes)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -104,5 +107,8 @@ mod tests {
         File::open(at.as_str()).unwrap().read_exact(&mut head).unwrap();
         assert_eq!(&head, b"QFI\xfb");
         assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap()), 0);
+        // Other children of the embedding program do not get it.
+        let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, nix::libc::FD_CLOEXEC);
     }
 }

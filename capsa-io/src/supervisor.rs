@@ -31,7 +31,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::clock::Clock;
 use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
 use crate::control::{self, Control, Heard};
-use crate::event_pipe::EventPipe;
+use crate::event_pipe::{self, EventPipe};
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
 use crate::sys::{Poll, Ready};
@@ -111,7 +111,7 @@ pub struct Supervisor {
     events: VecDeque<Event>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
-    /// Bytes that this call may still read from the control channel and from the console.
+    /// Bytes that this call may still read.
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
     last_words: u32,
@@ -126,11 +126,16 @@ pub struct Supervisor {
 struct Budgets {
     control: usize,
     console: usize,
+    events: usize,
 }
 
 impl Default for Budgets {
     fn default() -> Self {
-        Self { control: control::READ_BUDGET, console: console::READ_BUDGET }
+        Self {
+            control: control::READ_BUDGET,
+            console: console::READ_BUDGET,
+            events: event_pipe::READ_BUDGET,
+        }
     }
 }
 
@@ -259,18 +264,19 @@ impl Supervisor {
         Ok(id)
     }
 
-    /// Listens to what the guest says on this port of the host. `None` when the machine has no vsock
-    /// device, or has ended. It may come before the start: the run directory is made for it.
+    /// Listens to what the guest says on this port of the host. `None` when the machine does not serve
+    /// it, or has ended. It may come before the start: the run directory is made for it.
     ///
     /// # Errors
     ///
     /// `AddrInUse` when there is a listener already, and when the run directory cannot be made.
     pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
-        if self.status().is_terminal() || self.plan.vsock.is_none() {
+        let socket = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port));
+        let Some(socket) = socket.filter(|_| !self.status().is_terminal()) else {
             return Ok(None);
-        }
+        };
         self.make_run_dir()?;
-        self.plan.vsock.as_ref().map(|vsock| PortListener::bind(vsock, port)).transpose()
+        PortListener::bind(&socket).map(Some)
     }
 
     /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run
@@ -304,7 +310,7 @@ impl Supervisor {
 
     /// Does what there is to do, with bounded work: at most
     /// [`READ_BUDGET`](crate::console::READ_BUDGET) bytes of console output, 64 KiB of control
-    /// traffic, 64 KiB of standard error per process.
+    /// traffic, 64 KiB of events, 64 KiB of standard error per process.
     ///
     /// # Errors
     ///
@@ -400,7 +406,7 @@ impl Supervisor {
     fn events_ready(&mut self) {
         let Some(pipe) = &mut self.event_pipe else { return };
         let mut heard = Vec::new();
-        let more = pipe.on_ready(&mut heard);
+        let more = pipe.on_ready(&mut self.budgets.events, &mut heard);
         for event in heard {
             tracing::debug!(%event, "event");
             self.guest_event(self.backend.pipe_event(&event));

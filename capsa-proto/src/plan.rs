@@ -4,6 +4,8 @@
 //! driver carries it out. It holds nothing that could not be printed, so `--dry-run` prints it whole.
 //! What it deliberately lacks is any decision left open: by now everything is decided.
 
+mod vsock;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,6 +17,8 @@ use serde_json::Value;
 use crate::path::HostPath;
 use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, RebootPolicy};
+
+pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
 /// Everything needed to run one machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -193,34 +197,6 @@ impl ConsolePlan {
         }
     }
 }
-
-/// Where the guest's vsock ports are: a unix socket for all of them, and the protocol that
-/// Firecracker, Cloud Hypervisor and vhost-device-vsock have in common.
-///
-/// To a port of the guest: connect to `socket`, write `CONNECT <port>\n`, read `OK <n>\n`; from there
-/// on the stream is the guest's. Where nobody listens in the guest it closes instead. From the guest:
-/// a connection to port `<port>` of the host (context id 2) arrives at a listener on
-/// `<socket>_<port>`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VsockPlan {
-    /// The socket.
-    pub socket: HostPath,
-}
-
-impl VsockPlan {
-    /// The vsock device of a machine in this run directory.
-    pub fn at(run_dir: &RunDirPlan) -> Self {
-        Self { socket: run_dir.socket("vsock") }
-    }
-
-    /// Where a listener hears the guest's connections to this port of the host.
-    pub fn listener(&self, port: u32) -> HostPath {
-        self.socket.with_suffix(&alloc::format!("_{port}"))
-    }
-}
-
-/// The guest's context id. It means nothing outside of its own machine.
-pub const GUEST_CID: u32 = 3;
 
 /// A message to the hypervisor's control channel.
 #[derive(Debug, Clone, PartialEq, Serialize)]

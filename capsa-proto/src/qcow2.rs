@@ -15,6 +15,12 @@ use crate::host::{FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::spec::ImageFormat;
 
+/// The largest disk an overlay is made for: what cloud-hypervisor (v53) opens.
+pub const MAX_VIRTUAL_SIZE: u64 = 1 << 44;
+
+/// The longest name of a backing file, in bytes.
+pub const MAX_NAME: usize = 1023;
+
 /// What every image begins with.
 pub const MAGIC: &[u8; 4] = b"QFI\xfb";
 
@@ -30,6 +36,8 @@ pub struct Header {
     pub backing: Option<String>,
     /// The image beneath is said to be raw, whatever it begins with.
     pub backing_is_raw: bool,
+    /// What would have the hypervisor open more than the image and the one beneath, as people call it.
+    pub alien: Option<&'static str>,
 }
 
 impl Header {
@@ -52,12 +60,24 @@ impl Header {
                 Some(core::str::from_utf8(name).ok()?.to_owned())
             }
         };
-        let extensions = match number(4, 4)? {
-            2 => 72,
-            _ => usize::try_from(number(100, 4)?).ok()?,
+        let (extensions, features) = match number(4, 4)? {
+            2 => (72, 0),
+            _ => (usize::try_from(number(100, 4)?).ok()?, number(72, 8)?),
         };
-        let backing_is_raw = extension(head, extensions, BACKING_FORMAT) == Some(b"raw");
-        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw })
+        // They end where the name begins: what looks like one in there or behind is not one to others.
+        let end = if at == 0 { head.len() } else { usize::try_from(at).ok()?.min(head.len()) };
+        let formats = backing_formats(&head[..end], extensions);
+        let alien = if features & EXTERNAL_DATA_FILE != 0 {
+            Some("an external data file")
+        } else if formats.iter().any(|format| !matches!(*format, b"raw" | b"qcow2")) {
+            Some("a backing file that is neither raw nor qcow2")
+        } else if formats.len() > 1 {
+            Some("more than one format for its backing file")
+        } else {
+            None
+        };
+        let backing_is_raw = formats.first().is_some_and(|format| format == b"raw");
+        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw, alien })
     }
 
     /// Where the backing file of the image at `path` is. `None` when it is no file, as in
@@ -76,19 +96,29 @@ impl Header {
     }
 }
 
-/// The content of a header extension.
-fn extension(head: &[u8], mut at: usize, wanted: u32) -> Option<&[u8]> {
-    loop {
-        let kind = head.get(at..at.checked_add(4)?)?;
-        let len = head.get(at + 4..at.checked_add(8)?)?;
-        let len = u32::from_be_bytes(len.try_into().ok()?) as usize;
-        let content = head.get(at + 8..at.checked_add(8)?.checked_add(len)?)?;
-        match u32::from_be_bytes(kind.try_into().ok()?) {
-            0 => return None,
-            kind if kind == wanted => return Some(content),
-            _ => at += 8 + len.next_multiple_of(8),
+/// What the header extensions say of the backing file's format. One, or none, in a sound image.
+fn backing_formats(head: &[u8], mut at: usize) -> Vec<&[u8]> {
+    let mut formats = Vec::new();
+    while let Some((kind, content)) = extension(head, at)
+        && kind != 0
+    {
+        if kind == BACKING_FORMAT {
+            formats.push(content);
         }
+        at += 8 + content.len().next_multiple_of(8);
     }
+    formats
+}
+
+/// The kind and the content of the header extension at `at`.
+fn extension(head: &[u8], at: usize) -> Option<(u32, &[u8])> {
+    let number = |at: usize| {
+        let bytes = head.get(at..at.checked_add(4)?)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let begin = at.checked_add(8)?;
+    let content = head.get(begin..begin.checked_add(number(at + 4)? as usize)?)?;
+    Some((number(at)?, content))
 }
 
 /// Why the images beneath an image are not known.
@@ -105,6 +135,20 @@ pub enum BrokenChain {
     },
     /// The backing file is not there, or cannot be read.
     Missing {
+        /// The image.
+        image: HostPath,
+        /// The file it needs.
+        backing: HostPath,
+    },
+    /// The image has the hypervisor open something else besides.
+    Alien {
+        /// The image.
+        image: HostPath,
+        /// What it has.
+        what: &'static str,
+    },
+    /// The backing file is said to be raw and has a qcow2 header: a guest may have written it.
+    Disguised {
         /// The image.
         image: HostPath,
         /// The file it needs.
@@ -131,22 +175,25 @@ pub fn chain(path: &HostPath, host: &HostFacts) -> Result<Vec<HostPath>, BrokenC
         }
         let unreadable = || BrokenChain::Unreadable(image.clone());
         let header = Header::parse(head).ok_or_else(unreadable)?;
+        if let Some(what) = header.alien {
+            return Err(BrokenChain::Alien { image: image.clone(), what });
+        }
         let Some(name) = &header.backing else { return Ok(below) };
         let Some(next) = header.backing_path(image) else {
             return Err(BrokenChain::NotAFile { image: image.clone(), backing: name.clone() });
         };
-        if !matches!(host.file(&next), FileFacts::File { .. }) {
+        let FileFacts::File { head: beneath, .. } = host.file(&next) else {
             return Err(BrokenChain::Missing { image: image.clone(), backing: next });
+        };
+        // QEMU would take it for raw; cloud-hypervisor (v53) looks at what it begins with where the
+        // header above is of 104 bytes or less.
+        if header.backing_is_raw && beneath.starts_with(MAGIC) {
+            return Err(BrokenChain::Disguised { image: image.clone(), backing: next });
         }
         if below.len() == MAX_CHAIN {
             return Err(BrokenChain::TooLong);
         }
-        let is_raw = header.backing_is_raw;
         below.push(next);
-        // What a guest wrote into a raw image is not believed.
-        if is_raw {
-            return Ok(below);
-        }
     }
 }
 
@@ -175,19 +222,26 @@ const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// Bytes of the disk that one entry of the first-level table stands for: a cluster of pointers to
 /// clusters.
 const L1_REACH: u64 = CLUSTER / 8 * CLUSTER;
-const HEADER_LEN: u32 = 104;
+/// With the type of compression in it. Behind a header of 104 bytes cloud-hypervisor (v53) reads no
+/// extension, and would guess the format of the image beneath from what it begins with.
+const HEADER_LEN: u32 = 112;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// The bit among the incompatible features.
+const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 
 impl Overlay {
     /// An overlay over the image at `over`, as `facts` have it. `None` when they say nothing of a
-    /// size.
+    /// size, and when that is above [`MAX_VIRTUAL_SIZE`] or the path above [`MAX_NAME`].
     pub fn new(over: &HostPath, format: ImageFormat, facts: &FileFacts) -> Option<Self> {
         let FileFacts::File { size, head, .. } = facts else { return None };
         let size = match format {
             ImageFormat::Raw => *size,
             ImageFormat::Qcow2 => Header::parse(head)?.virtual_size,
         };
-        let virtual_size = size.checked_next_multiple_of(512)?;
+        if size > MAX_VIRTUAL_SIZE || over.as_str().len() > MAX_NAME {
+            return None;
+        }
+        let virtual_size = size.next_multiple_of(512);
         Some(Self { over: over.clone(), format, virtual_size })
     }
 
@@ -217,6 +271,7 @@ impl Overlay {
         put(&[0; 4 + 8 + 8 + 8 + 8]); // snapshots and features
         put(&4_u32.to_be_bytes()); // reference counts of 16 bits
         put(&HEADER_LEN.to_be_bytes());
+        put(&[0; 8]); // compression: zlib, and padding
         put(&BACKING_FORMAT.to_be_bytes());
         put(&(format.len() as u32).to_be_bytes());
         put(format);
@@ -258,7 +313,10 @@ pub fn fuzz(data: &[u8]) {
         return;
     };
     let facts = FileFacts::File { size, head: Vec::new(), writable: false, device: false };
-    let overlay = Overlay::new(&over, ImageFormat::Raw, &facts).expect("any size will do");
+    let Some(overlay) = Overlay::new(&over, ImageFormat::Raw, &facts) else {
+        assert!(over.as_str().len() > MAX_NAME, "any size will do");
+        return;
+    };
     let image = overlay.image();
     let header = Header::parse(&image.pieces[0].1).expect("our own header");
     assert_eq!(header.virtual_size, overlay.virtual_size);
@@ -314,7 +372,7 @@ mod tests {
 
     #[test]
     fn an_overlay_reads_back_as_what_it_was_made_of() {
-        for size in [1, 512, 1000, (1 << 29) + 1, 1 << 40, 1 << 45] {
+        for size in [1, 512, 1000, (1 << 29) + 1, 1 << 40, MAX_VIRTUAL_SIZE] {
             let facts = FileFacts::File { size, head: vec![], writable: false, device: false };
             let overlay = Overlay::new(&path("/base, 1.raw"), ImageFormat::Raw, &facts).unwrap();
             assert!(overlay.virtual_size >= size && overlay.virtual_size < size + 512);
@@ -328,13 +386,27 @@ mod tests {
     }
 
     #[test]
+    fn no_overlay_is_made_for_what_nobody_could_open() {
+        let mut head = overlay("/b");
+        let FileFacts::File { head: bytes, .. } = &mut head else { panic!() };
+        for size in [MAX_VIRTUAL_SIZE + 1, 1 << 62, u64::MAX] {
+            bytes[24..32].copy_from_slice(&size.to_be_bytes());
+            let facts = file(bytes.clone());
+            assert_eq!(Overlay::new(&path("/image"), ImageFormat::Qcow2, &facts), None);
+        }
+        let far = path(&alloc::format!("/{}", "d/".repeat(MAX_NAME / 2 + 1)));
+        assert_eq!(Overlay::new(&far, ImageFormat::Raw, &file(vec![])), None);
+    }
+
+    #[test]
     fn a_chain_is_followed_to_its_end() {
         let plain = vec![0; 512];
         let host = host(&[
             ("/d/top", overlay("middle")),
             ("/d/middle", overlay("/e/base")),
             ("/e/base", file(plain)),
-            ("/over-raw", overlay_of(ImageFormat::Raw, "/lonely")),
+            ("/over-raw", overlay_of(ImageFormat::Raw, "/e/base")),
+            ("/over-disguised", overlay_of(ImageFormat::Raw, "/lonely")),
             ("/lonely", overlay("gone")),
             ("/remote", overlay("nbd://host/disk")),
             ("/clever", overlay("json:{\"driver\":\"file\"}")),
@@ -344,12 +416,56 @@ mod tests {
         let chain = |at: &str| super::chain(&path(at), &host);
         assert_eq!(chain("/d/top"), Ok(vec![path("/d/middle"), path("/e/base")]));
         assert_eq!(chain("/e/base"), Ok(vec![]));
-        assert_eq!(chain("/over-raw"), Ok(vec![path("/lonely")]));
+        assert_eq!(chain("/over-raw"), Ok(vec![path("/e/base")]));
+        assert!(matches!(chain("/over-disguised"), Err(BrokenChain::Disguised { .. })));
         assert!(matches!(chain("/lonely"), Err(BrokenChain::Missing { .. })));
         assert!(matches!(chain("/remote"), Err(BrokenChain::NotAFile { .. })));
         assert!(matches!(chain("/clever"), Err(BrokenChain::NotAFile { .. })));
         assert_eq!(chain("/circle"), Err(BrokenChain::TooLong));
         assert_eq!(chain("/cut"), Err(BrokenChain::Unreadable(path("/cut"))));
+    }
+
+    /// A header of version 3 with these extensions and a name that begins at `name_at`.
+    fn header(features: u64, extensions: &[(u32, &[u8])], name: &str) -> Vec<u8> {
+        let FileFacts::File { mut head, .. } = overlay("/b") else { panic!() };
+        head.truncate(HEADER_LEN as usize);
+        head[72..80].copy_from_slice(&features.to_be_bytes());
+        for (kind, content) in extensions {
+            head.extend_from_slice(&kind.to_be_bytes());
+            head.extend_from_slice(&(content.len() as u32).to_be_bytes());
+            head.extend_from_slice(content);
+            head.resize(head.len().next_multiple_of(8), 0);
+        }
+        let name_at = head.len() as u64;
+        head[8..16].copy_from_slice(&name_at.to_be_bytes());
+        head[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+        head.extend_from_slice(name.as_bytes());
+        head
+    }
+
+    #[test]
+    fn an_image_that_has_more_opened_than_its_base_is_refused() {
+        let raw: (u32, &[u8]) = (BACKING_FORMAT, b"raw");
+        for (head, what) in [
+            (header(EXTERNAL_DATA_FILE, &[], "/base"), "data file"),
+            (header(0, &[(BACKING_FORMAT, b"vmdk")], "/base"), "neither"),
+            (header(0, &[raw, (BACKING_FORMAT, b"qcow2")], "/base"), "more than one"),
+        ] {
+            let host = host(&[("/image", file(head)), ("/base", file(vec![0; 512]))]);
+            let Err(BrokenChain::Alien { what: found, .. }) = chain(&path("/image"), &host) else {
+                panic!("{what} was taken")
+            };
+            assert!(found.contains(what), "{found}");
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_the_extensions_is_none() {
+        // No end of the extensions but the name, which continues as one would.
+        let mut head = header(0, &[], "\0\0\0\u{1}\0\0\0\0");
+        head.extend_from_slice(&BACKING_FORMAT.to_be_bytes());
+        head.extend_from_slice(b"\0\0\0\x03raw\0\0\0\0\0\0");
+        assert!(!Header::parse(&head).unwrap().backing_is_raw);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct VmSpec {
     pub network: NetworkMode,
     /// A device for sockets between host and guest.
     pub vsock: bool,
+    /// Ports of that device that will be used, for a backend that has to know them before the start.
+    pub vsock_ports: Vec<VsockPort>,
     /// The guest's console.
     pub console: ConsoleMode,
     /// What the user adds to, or puts in place of, the generated kernel command line.
@@ -53,6 +55,7 @@ impl VmSpec {
             shares: Vec::new(),
             network: NetworkMode::default(),
             vsock: false,
+            vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
@@ -199,6 +202,25 @@ pub enum NetworkMode {
     /// gets no network.
     #[default]
     Nat,
+}
+
+/// A vsock port that will be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct VsockPort {
+    /// Its number.
+    pub port: u32,
+    /// Who connects to whom.
+    pub direction: VsockDirection,
+}
+
+/// Who connects to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VsockDirection {
+    /// The host connects to a port of the guest.
+    ToGuest,
+    /// The guest connects to a port of the host.
+    ToHost,
 }
 
 /// The guest's console.

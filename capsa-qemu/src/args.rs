@@ -63,8 +63,9 @@ pub(crate) fn plan(
         .filter(|(_, share)| matches!(share.mechanism, PlannedMechanism::VirtioFs { .. }))
         .map(|(n, share)| virtiofsd::process(share, n, at, found))
         .collect();
-    let vsock = spec.vsock.then(|| VsockPlan::at(at));
-    processes.extend(vsock.iter().map(|v| vhost_device_vsock::process(at, &v.socket, found)));
+    if spec.vsock {
+        processes.push(vhost_device_vsock::process(at, &VsockPlan::socket(at), found));
+    }
     processes.push(ProcessPlan {
         name: "qemu".into(),
         program,
@@ -85,7 +86,7 @@ pub(crate) fn plan(
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },
         },
-        vsock,
+        vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
             Message::qmp("agree on capabilities", "qmp_capabilities"),
             Message::qmp("let the guest go", "cont"),

@@ -61,6 +61,7 @@ const CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: true,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: true,
     reboot_restart: true,
     vsock: true,
     // q35 without an IOMMU; more need interrupt remapping.
@@ -123,7 +124,16 @@ impl HypervisorBackend for Qemu {
         let name = format!("qemu-system-{}", host.arch.as_str());
         let what = found.against(PROGRAM, &name, MIN_VERSION, "nobody tried that");
         let against = what.map(|what| Reason::new(what, install)).into_iter().collect();
-        let notes = accel::choose(Default::default(), host).notes;
+        let mut notes = accel::choose(Default::default(), host).notes;
+        if host.os == Os::Linux {
+            // Only a machine that asks for what a helper serves is refused without it.
+            let lacks = |what, reason: Reason| Note::warning(format!("no {what}: {reason}"));
+            let shares = self.against_virtio_fs(host, found).into_iter();
+            notes.extend(shares.map(|reason| lacks("virtio-fs shares", reason)));
+            let vsock = vhost_device_vsock::against(found).into_iter();
+            let vsock = vsock.chain(lacks_device(found, "vhost-user-vsock-pci"));
+            notes.extend(vsock.map(|reason| lacks("vsock", reason)));
+        }
         Availability {
             version: found.version(PROGRAM),
             program: found.found(PROGRAM),

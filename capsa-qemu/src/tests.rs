@@ -46,6 +46,7 @@ fn host() -> HostFacts {
         (path("/k"), file(&bz_image(), 9)),
         (path("/i"), file(b"070701", 9)),
         (path("/d.raw"), file(&[0; 8], 1024)),
+        (path("/e.raw"), file(&[0; 8], 1024)),
         (path("/d,1.qcow2"), file(&qcow2(), 1024)),
         (
             path("/dev/vg"),
@@ -137,7 +138,7 @@ fn disks_always_name_their_format_and_no_path_adds_an_option() {
             disk("/d.raw", ImageFormat::Raw),
             Disk { ephemeral: true, ..disk("/d,1.qcow2", ImageFormat::Qcow2) },
             Disk { read_only: true, ..disk("/dev/vg", ImageFormat::Raw) },
-            Disk { read_only: true, ephemeral: true, ..disk("/d.raw", ImageFormat::Raw) },
+            Disk { read_only: true, ephemeral: true, ..disk("/e.raw", ImageFormat::Raw) },
         ],
         ..spec()
     });
@@ -338,6 +339,19 @@ fn vsock_is_a_helper_that_is_told_to_end() {
     assert!(args.contains("memory-backend-memfd,id=ram,size=512M,share=on"), "{args}");
     assert!(args.contains("-chardev socket,id=vsock,path=/run/capsa/x/vsock.device"), "{args}");
     assert!(args.contains("-device vhost-user-vsock-pci,chardev=vsock"), "{args}");
+}
+
+#[test]
+fn judge_says_what_it_lacks_without_its_helpers() {
+    let mut found = found();
+    found.insert(vhost_device_vsock::KEY, Answer::NotFound { tried: vec!["vdv".into()] });
+    found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["vfs".into()] });
+    let judged = Qemu.judge(&host(), &found);
+    assert!(judged.is_usable());
+    for lacking in ["no vsock: ", "no virtio-fs shares: "] {
+        let said = judged.notes.iter().any(|note| note.text.starts_with(lacking));
+        assert!(said, "{lacking} {:?}", judged.notes);
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 
 use capsa_proto::capabilities::Checked;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{OverlayPlan, RunDirPlan};
-use capsa_proto::spec::{ConsoleMode, Disk, NetworkMode};
+use capsa_proto::plan::{NamedPort, OverlayPlan, RunDirPlan, VsockPlan};
+use capsa_proto::spec::{ConsoleMode, Disk, NetworkMode, VsockDirection};
 
 pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
     let spec = vm.spec();
@@ -39,6 +39,17 @@ pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String
     if spec.network == NetworkMode::Nat {
         // A bare `virtio-net` is an error, and without `mac` the address would be random.
         flag("--device", format!("virtio-net,nat,mac={}", mac(vm, at)));
+    }
+    // One device, however many times it is given; each time a port of it.
+    if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &spec.vsock_ports) {
+        for NamedPort { port, socket } in ports {
+            let mode = match port.direction {
+                VsockDirection::ToGuest => "connect",
+                VsockDirection::ToHost => "listen",
+            };
+            let port = port.port;
+            flag("--device", format!("virtio-vsock,port={port},socketURL={socket},{mode}"));
+        }
     }
     if spec.console != ConsoleMode::Disabled {
         flag("--device", "virtio-serial,stdio".to_string());

@@ -63,6 +63,9 @@ fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, S
         .map(|item| item.split_once('=').map_or((item, None), |(key, value)| (key, Some(value))))
         .collect();
     let mut shown = json!({ "kind": kind.replace('-', "") });
+    if kind == "virtio-vsock" {
+        shown = json!({ "kind": "virtiosock", "listen": true });
+    }
     for option in options {
         let (name, value): (_, Value) = match (kind, option) {
             ("virtio-blk", ("path", Some(path))) => {
@@ -75,6 +78,17 @@ fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, S
             ("virtio-fs", ("mountTag", Some(tag))) => ("mountTag", tag.into()),
             ("virtio-net", ("nat", None)) => ("nat", true.into()),
             ("virtio-net", ("mac", Some(mac))) => ("macAddress", mac_address(mac)?.into()),
+            ("virtio-vsock", ("port", Some(port))) => {
+                let port: u32 = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+                ("port", port.into())
+            }
+            ("virtio-vsock", ("socketURL", Some(path))) => ("socketURL", plain_path(path)?.into()),
+            ("virtio-vsock", ("listen", None)) => ("listen", true.into()),
+            ("virtio-vsock", ("connect", None)) => {
+                // What is false is not shown.
+                shown.as_object_mut().expect("made above").remove("listen");
+                continue;
+            }
             ("virtio-serial", ("stdio", None)) => ("usesStdio", true.into()),
             ("virtio-serial", ("pty", _)) => ("usesPty", true.into()),
             ("virtio-serial", ("logFilePath", Some(path))) => ("logFile", path.into()),
@@ -87,6 +101,7 @@ fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, S
         "virtio-blk" if count(&["imagePath"]) == 1 => Ok(shown),
         "virtio-fs" if count(&["sharedDir", "mountTag"]) == 2 => Ok(shown),
         "virtio-net" if count(&["nat"]) == 1 => Ok(shown),
+        "virtio-vsock" if count(&["port", "socketURL"]) == 2 => Ok(shown),
         "virtio-serial" if count(&["usesStdio", "usesPty", "logFile"]) == 1 => Ok(shown),
         "virtio-rng" => Ok(shown),
         _ => Err(format!("unknown or incomplete device: {text}")),
@@ -127,4 +142,13 @@ fn unix_uri(text: &str) -> Result<String, String> {
         return Err("it would be read as another path".into());
     }
     Ok(path.to_string())
+}
+
+/// A path that Go's `url.Parse` gives back as it is, escaped or not.
+fn plain_path(path: &str) -> Result<&str, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    match path.starts_with('/') && path.bytes().all(plain) {
+        true => Ok(path),
+        false => Err(format!("{path} would be read as another path")),
+    }
 }

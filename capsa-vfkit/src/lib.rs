@@ -18,7 +18,8 @@
 //! # What is not known
 //!
 //! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
-//! assumption. There is no event for it and no option against it, so a machine that should end on a
+//! assumption, from another program on the same framework (tart issue 930). vfkit waits for the states
+//! "stopped" and "error" alone and has no option against a reset, so a machine that should end on a
 //! reboot, which is the default, is refused.
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
@@ -57,7 +58,7 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
     ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Signal, Step,
+    Signal, Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, VmSpec};
 
@@ -82,8 +83,9 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     share_read_only: false,
     disk_ephemeral: true,
     disk_read_only: true,
+    reboot_end: false,
     reboot_restart: true,
-    vsock: false,
+    vsock: true,
     max_cpus: None,
     max_memory_mb: None,
 };
@@ -164,7 +166,7 @@ impl HypervisorBackend for Vfkit {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
-            vsock: None,
+            vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             ask: Some(Message::http(
                 "press the power button",

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::host::{FileFacts, HostFacts};
-use capsa_proto::spec::{Accelerator, RebootPolicy, ShareMechanism, VmSpec};
+use capsa_proto::spec::{Accelerator, ShareMechanism, VmSpec};
 
 use crate::{KEY, args};
 
@@ -58,16 +58,16 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
         ),
     }
 
-    if spec.on_reboot == RebootPolicy::End {
+    if spec.vsock && spec.vsock_ports.is_empty() {
         refuse(
-            "on_reboot".into(),
-            Kind::Unsupported,
-            "it cannot tell a reboot, so it cannot end the machine at one".into(),
-            "let a reboot restart the guest, or use the qemu backend",
+            "vsock".into(),
+            Kind::NotGiven,
+            "it must know the ports before the start".into(),
+            "name each with vsock_port, or use the cloud-hypervisor or qemu backend",
         );
     }
 
-    // `--restful-uri` is parsed as a URL: `%41` is decoded and `?` cuts it.
+    // `--restful-uri` and `socketURL` are parsed as URLs: `%41` is decoded and `?` cuts them.
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     if !host.run_dir.as_str().bytes().all(plain) {
         refuse(

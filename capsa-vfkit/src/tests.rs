@@ -16,7 +16,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::{Body, OverlayPlan};
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
-    Virtio9pConfig, VirtioFsConfig,
+    Virtio9pConfig, VirtioFsConfig, VsockDirection, VsockPort,
 };
 
 use super::*;
@@ -230,7 +230,7 @@ fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
         disk("/a"),
         ephemeral("/b,readonly"),
         Disk { read_only: true, ..ephemeral("/c") },
-        ephemeral("/a"),
+        ephemeral("/d"),
     ];
     let plan = plan(VmSpec { disks, ..spec() });
     let given: Vec<_> =
@@ -239,9 +239,25 @@ fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
     let clone = |at, of| OverlayPlan::Clone { at: path(at), of: path(of) };
     assert_eq!(
         plan.overlays,
-        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/a")]
+        [clone("/tmp/c/1/disk1.raw", "/b,readonly"), clone("/tmp/c/1/disk3.raw", "/d")]
     );
     assert!(plan.notes.iter().any(|note| note.text.contains("a clone of /b,readonly in")));
+}
+
+#[test]
+fn vsock_ports_have_a_socket_each() {
+    let port = |port, direction| VsockPort { port, direction };
+    let vsock_ports = vec![port(5, VsockDirection::ToGuest), port(5, VsockDirection::ToHost)];
+    let plan = plan(VmSpec { vsock: true, vsock_ports, ..spec() });
+    let given: Vec<_> =
+        args(&plan).iter().filter_map(|arg| arg.strip_prefix("virtio-vsock,")).collect();
+    assert_eq!(
+        given,
+        ["port=5,socketURL=/tmp/c/1/guest_5,connect", "port=5,socketURL=/tmp/c/1/vsock_5,listen"]
+    );
+    let vsock = plan.vsock.unwrap();
+    assert_eq!(vsock.listener(5).unwrap().as_str(), "/tmp/c/1/vsock_5");
+    assert!(vsock.to_guest(6).is_none());
 }
 
 #[test]
@@ -296,6 +312,7 @@ fn what_is_refused() {
             }),
             "shares[0].mechanism: virtio-9p is not supported",
         ),
+        (Box::new(|s| s.vsock = true), "vsock: it must know the ports"),
         (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
         (Box::new(|s| s.on_reboot = RebootPolicy::End), "on_reboot: it cannot tell a reboot"),
@@ -368,6 +385,17 @@ fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
     if spec.network == NetworkMode::Nat {
         devices.push(json!({ "kind": "virtionet", "nat": true, "macAddress": mac(plan) }));
     }
+    for VsockPort { port, direction } in &spec.vsock_ports {
+        devices.push(match direction {
+            VsockDirection::ToGuest => json!({
+                "kind": "virtiosock", "port": port, "socketURL": format!("/tmp/c/1/guest_{port}"),
+            }),
+            VsockDirection::ToHost => json!({
+                "kind": "virtiosock", "port": port, "socketURL": format!("/tmp/c/1/vsock_{port}"),
+                "listen": true,
+            }),
+        });
+    }
     if spec.console != ConsoleMode::Disabled {
         devices.push(json!({ "kind": "virtioserial", "usesStdio": true }));
     }
@@ -424,11 +452,19 @@ fn any_spec() -> impl Strategy<Value = VmSpec> {
         Just(ConsoleMode::Stdio)
     ];
     let files = (any_path(), prop::option::weighted(0.9, any_path()));
+    let direction = prop_oneof![Just(VsockDirection::ToGuest), Just(VsockDirection::ToHost)];
+    let port = prop_oneof![9 => any::<u32>(), 1 => Just(5)];
+    let port = (port, direction).prop_map(|(port, direction)| VsockPort { port, direction });
+    let ports = prop::collection::vec(port, 0..3);
     let cmdline = prop::collection::vec(("[a-z.-]{1,6}", "[a-z ,=-]{0,8}"), 0..4);
-    (files, disks, shares, network, console, cmdline, 0..5u32, 0..70_000u32).prop_map(
-        |((kernel, initrd), disks, shares, network, console, cmdline, cpus, memory_mb)| {
+    let devices = (disks, shares, network, ports, console);
+    (files, devices, cmdline, 0..5u32, 0..70_000u32).prop_map(
+        |((kernel, initrd), devices, cmdline, cpus, memory_mb)| {
+            let (disks, shares, network, vsock_ports, console) = devices;
             let mut spec =
                 VmSpec { initrd, disks, shares, network, console, ..VmSpec::new(kernel) };
+            spec.vsock = !vsock_ports.is_empty();
+            spec.vsock_ports = vsock_ports;
             spec.on_reboot = RebootPolicy::Restart;
             spec.resources.cpus = cpus;
             spec.resources.memory_mb = memory_mb;

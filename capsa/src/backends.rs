@@ -56,7 +56,8 @@ pub struct BackendReport {
 ///
 /// Runs the programs it finds, to ask their versions: blocks for some 100 ms the first time.
 pub fn backends() -> Vec<BackendReport> {
-    let host = facts::host_facts(None, planned_run_dir());
+    // Where machines would have their directories says nothing of a backend.
+    let host = facts::host_facts(None, HostPath::new("/").expect("a path"));
     in_order(host.os)
         .into_iter()
         .map(|backend| {
@@ -102,7 +103,7 @@ pub(crate) struct Choice {
 
 /// Chooses a backend and plans the machine. Looks at files and runs programs: blocks.
 pub(crate) fn plan(spec: VmSpec, choice: &Choice, strict: Strictness) -> Result<Planned> {
-    let host = facts::host_facts(Some(&spec), planned_run_dir());
+    let host = facts::host_facts(Some(&spec), planned_run_dir()?);
     check_names(&choice.programs, &host)?;
     let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
     match choice.backend.clone().or(variable) {
@@ -117,11 +118,11 @@ pub(crate) fn plan_played(
     console: ConsoleMode,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
-) -> Planned {
-    let at = RunDirPlan::new(planned_run_dir());
+) -> Result<Planned> {
+    let at = RunDirPlan::new(planned_run_dir()?);
     let plan = fake::plan(&at, console, on_reboot, time_limit);
     let backend = Arc::new(fake::Stage::default());
-    Planned { backend, plan, rejected: Vec::new(), part: Some(part) }
+    Ok(Planned { backend, plan, rejected: Vec::new(), part: Some(part) })
 }
 
 /// A program that no backend asks for would be named in vain.
@@ -247,15 +248,17 @@ fn in_order(os: Os) -> Vec<Arc<dyn HypervisorBackend>> {
     }
 }
 
-/// The run directory of the next machine. One whose name is not UTF-8 cannot be carried in JSON, so
-/// the default takes its place.
-fn planned_run_dir() -> HostPath {
+/// The run directory of the next machine.
+fn planned_run_dir() -> Result<HostPath> {
     let path = run_dir::fresh_path();
-    let absolute = std::path::absolute(&path).unwrap_or(path);
-    absolute
-        .into_os_string()
-        .into_string()
-        .ok()
-        .and_then(|text| HostPath::new(text).ok())
-        .unwrap_or_else(|| HostPath::new("/tmp/capsa/unnamed").expect("a fixed path"))
+    let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    let text = absolute.into_os_string().into_string().ok();
+    text.and_then(|text| HostPath::new(text).ok()).ok_or_else(|| {
+        Error::from_violations(vec![Violation::new(
+            "run_dir",
+            ViolationKind::Malformed,
+            format!("{path:?} is not UTF-8"),
+            "set CAPSA_RUN_DIR to another directory: control channels carry paths as JSON text",
+        )])
+    })
 }

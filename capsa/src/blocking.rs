@@ -17,14 +17,15 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_lite::future::block_on;
-use futures_lite::{AsyncReadExt, AsyncWriteExt};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
 use crate::{
-    CommandOutput, ConsoleReader, ConsoleWriter, GuestOs, LaunchPlan, LinuxVmBuilder, Rejection,
-    ResourceConfig, Result, StopReport, VmStatus,
+    CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, GuestOs, LaunchPlan, LinuxVmBuilder,
+    Match, Pattern, Rejection, ResourceConfig, Result, StopReport, VmStatus,
 };
 
 impl LinuxVmBuilder {
@@ -262,6 +263,59 @@ impl VmConsole {
         block_on(self.inner.wait_for_any(patterns))
     }
 
+    /// See [`crate::VmConsole::wait_for_pattern`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_pattern(
+        &mut self,
+        pattern: &Pattern,
+        timeout: Option<Duration>,
+    ) -> Result<Match> {
+        block_on(self.inner.wait_for_pattern(pattern, timeout))
+    }
+
+    /// See [`crate::VmConsole::wait_for_any_pattern`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_any_pattern(
+        &mut self,
+        patterns: &[Pattern],
+        timeout: Option<Duration>,
+    ) -> Result<Match> {
+        block_on(self.inner.wait_for_any_pattern(patterns, timeout))
+    }
+
+    /// See [`crate::VmConsole::wait_for_silence`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait_for_silence(
+        &mut self,
+        quiet: Duration,
+        timeout: Option<Duration>,
+    ) -> Result<String> {
+        block_on(self.inner.wait_for_silence(quiet, timeout))
+    }
+
+    /// See [`crate::VmConsole::reader`].
+    pub fn reader(&self) -> Reader {
+        Reader(self.inner.reader())
+    }
+
+    /// See [`crate::VmConsole::log_to`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn log_to(&self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
+        self.inner.log_to(path)
+    }
+
     /// See [`crate::VmConsole::read_available`].
     ///
     /// # Errors
@@ -375,6 +429,45 @@ impl VmConsole {
 /// The reading half of a console.
 #[derive(Debug, Clone)]
 pub struct Reader(ConsoleReader);
+
+impl Reader {
+    /// See [`ConsoleReader::strip_ansi`].
+    #[must_use]
+    pub fn strip_ansi(self) -> Self {
+        Self(self.0.strip_ansi())
+    }
+
+    /// See [`ConsoleReader::lines`]. An iterator, which waits for each line.
+    pub fn lines(self) -> Lines {
+        Lines(self.0.lines())
+    }
+
+    /// See [`ConsoleReader::log_to`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn log_to(self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
+        self.0.log_to(path)
+    }
+
+    /// See [`ConsoleReader::lost`].
+    pub fn lost(&self) -> u64 {
+        self.0.lost()
+    }
+}
+
+/// The lines of a console; see [`crate::Lines`].
+#[derive(Debug)]
+pub struct Lines(crate::Lines);
+
+impl Iterator for Lines {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        block_on(self.0.next())
+    }
+}
 
 impl io::Read for Reader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {

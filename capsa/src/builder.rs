@@ -12,7 +12,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
-    ShareMechanism, VmSpec,
+    ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
 use crate::backends::{self, Choice, Planned, Rejection, Strictness};
@@ -37,6 +37,7 @@ pub struct LinuxVmBuilder {
     shares: Vec<SharedDir>,
     network: NetworkMode,
     vsock: bool,
+    vsock_ports: Vec<VsockPort>,
     console: ConsoleMode,
     cmdline: KernelCmdline,
     accelerator: Accelerator,
@@ -58,6 +59,7 @@ impl LinuxVmBuilder {
             shares: Vec::new(),
             network: NetworkMode::default(),
             vsock: false,
+            vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
@@ -139,6 +141,13 @@ impl LinuxVmBuilder {
     pub fn vsock(mut self) -> Self {
         self.vsock = true;
         self
+    }
+
+    /// [`LinuxVmBuilder::vsock`], and a port that will be used, for each call. vfkit has to know them
+    /// before the start; the other backends serve every port, named or not.
+    pub fn vsock_port(mut self, port: u32, direction: VsockDirection) -> Self {
+        self.vsock_ports.push(VsockPort { port, direction });
+        self.vsock()
     }
 
     /// The guest's console; none unless said.
@@ -286,7 +295,7 @@ impl LinuxVmBuilder {
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
         if let Some(part) = self.part.clone() {
-            if self.vsock {
+            if self.vsock || !self.vsock_ports.is_empty() {
                 return Err(Error::from_violations(vec![Violation::new(
                     "vsock",
                     ViolationKind::Unsupported,
@@ -294,7 +303,7 @@ impl LinuxVmBuilder {
                     "leave vsock away, or test this with a hypervisor",
                 )]));
             }
-            return Ok(backends::plan_played(part, self.console, self.on_reboot, self.timeout));
+            return backends::plan_played(part, self.console, self.on_reboot, self.timeout);
         }
         backends::plan(spec, &self.choice, strict)
     }
@@ -358,6 +367,7 @@ impl LinuxVmBuilder {
             shares: shares.into_iter().flatten().collect(),
             network: self.network,
             vsock: self.vsock,
+            vsock_ports: self.vsock_ports.clone(),
             console: self.console,
             cmdline: self.cmdline.clone(),
             accelerator: self.accelerator,

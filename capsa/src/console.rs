@@ -1,24 +1,31 @@
 //! The console of a machine, for async code.
 
+mod log;
+mod reader;
+
 use std::future::poll_fn;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use capsa_proto::console::Reply;
-use futures_io::{AsyncRead, AsyncWrite};
+use capsa_proto::console::{Pattern, Reply};
+use futures_io::AsyncWrite;
 
 use crate::driver::{For, Shared, State, Ticket};
-use crate::embed::{Ended, ReaderId, WaitId, matched};
+use crate::embed::{Ended, WaitId, carried, matched};
 use crate::error::lossy;
-use crate::{Error, Recording, Result};
+use crate::{Error, Recording, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 const EOF: u8 = 0x04;
+
+pub use log::{ConsoleLog, Logged};
+pub use reader::{ConsoleReader, Lines};
 
 /// A console: reads what the guest says from the first byte on, and writes to it.
 ///
@@ -34,7 +41,7 @@ impl VmConsole {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let id = shared.lock().vm.add_reader();
         Self {
-            reader: ConsoleReader { shared: Arc::clone(&shared), id },
+            reader: ConsoleReader::new(Arc::clone(&shared), id),
             writer: ConsoleWriter::new(shared),
         }
     }
@@ -67,9 +74,11 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::PatternNotFound`] when the console closes first.
+    /// [`Error::PatternNotFound`] when the machine ends first, with how it ended, or its console
+    /// closes; [`Error::KernelPanic`] when its kernel panics and is silent for half a second. Both come
+    /// at once, whatever time is left.
     pub async fn wait_for(&mut self, pattern: &str) -> Result<String> {
-        self.expect(&[pattern], None).await.map(|(_, text)| text)
+        self.expect(vec![pattern.into()], None).await.map(|found| found.output)
     }
 
     /// As [`wait_for`](Self::wait_for), for this long at most.
@@ -78,7 +87,7 @@ impl VmConsole {
     ///
     /// [`Error::Timeout`] as well. Nothing is consumed then.
     pub async fn wait_for_timeout(&mut self, pattern: &str, timeout: Duration) -> Result<String> {
-        self.expect(&[pattern], Some(timeout)).await.map(|(_, text)| text)
+        self.expect(vec![pattern.into()], Some(timeout)).await.map(|found| found.output)
     }
 
     /// Reads until one of `patterns`, and gives its index and everything up to and with it. The
@@ -88,7 +97,85 @@ impl VmConsole {
     ///
     /// As [`wait_for`](Self::wait_for).
     pub async fn wait_for_any(&mut self, patterns: &[&str]) -> Result<(usize, String)> {
-        self.expect(patterns, None).await
+        let patterns = patterns.iter().map(|literal| Pattern::from(*literal)).collect();
+        self.expect(patterns, None).await.map(|found| (found.pattern, found.output))
+    }
+
+    /// Reads until `pattern`, a literal or a regular expression, for as long as `timeout`, and gives
+    /// everything up to and with it, and the groups of an expression.
+    ///
+    /// A match ends as soon as it can: see [`Pattern::regex`].
+    ///
+    /// ```no_run
+    /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
+    /// use capsa::Pattern;
+    /// use std::time::Duration;
+    ///
+    /// let address = Pattern::regex(r"inet (\d+\.\d+\.\d+\.\d+)/")?;
+    /// let found = console.wait_for_pattern(&address, Some(Duration::from_secs(30))).await?;
+    /// println!("the guest is {}", found.group(1).unwrap_or("nowhere"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for_timeout`](Self::wait_for_timeout).
+    pub async fn wait_for_pattern(
+        &mut self,
+        pattern: &Pattern,
+        timeout: Option<Duration>,
+    ) -> Result<Match> {
+        self.expect(vec![pattern.clone()], timeout).await
+    }
+
+    /// As [`wait_for_pattern`](Self::wait_for_pattern), for any of these. The earliest end wins, ties
+    /// go to the first listed.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for_timeout`](Self::wait_for_timeout).
+    pub async fn wait_for_any_pattern(
+        &mut self,
+        patterns: &[Pattern],
+        timeout: Option<Duration>,
+    ) -> Result<Match> {
+        self.expect(patterns.to_vec(), timeout).await
+    }
+
+    /// Waits until the guest has said nothing for as long as `quiet`, from now or from its last byte
+    /// on, and gives all that was unread.
+    ///
+    /// What is more than the console keeps (1 MiB unless said) is not in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for_timeout`](Self::wait_for_timeout): a guest that ended is not silent. Nothing is
+    /// consumed then, nor when the future is dropped.
+    pub async fn wait_for_silence(
+        &mut self,
+        quiet: Duration,
+        timeout: Option<Duration>,
+    ) -> Result<String> {
+        let id = self.reader.id;
+        let (ended, report) =
+            self.begin(|state| Ok(state.vm.expect_silence(id, quiet, timeout))).await?;
+        carried(ended, report).map(|reply| lossy(&reply.output))
+    }
+
+    /// Another reader at the same place, which goes its own way: for a log beside a test that waits.
+    pub fn reader(&self) -> ConsoleReader {
+        self.reader.clone()
+    }
+
+    /// Writes everything that this console has not read yet, and all that comes, into a file; see
+    /// [`ConsoleReader::log_to`]. Reading from the console goes on as if nothing were.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn log_to(&self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
+        self.reader().log_to(path)
     }
 
     /// Takes what there is without waiting. A character that has only half arrived stays.
@@ -111,7 +198,7 @@ impl VmConsole {
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
         let mut rest = data;
         while !rest.is_empty() {
-            let taken = poll_fn(|cx| self.writer.poll(cx, rest)).await?;
+            let taken = poll_fn(|cx| self.writer.poll(cx, rest)).await.map_err(Error::Io)?;
             rest = &rest[taken..];
         }
         Ok(())
@@ -159,7 +246,10 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the guest refuses, [`Error::PatternNotFound`] when the console closes.
+    /// [`Error::LoginIncorrect`] when the guest refuses; [`Error::EmergencyShell`] and
+    /// [`Error::KernelPanic`] when it did not come up; [`Error::PatternNotFound`] when the machine ends
+    /// or its console closes; [`Error::Script`] when it asks for a password and none was given, or
+    /// what is to be typed cannot be.
     pub async fn login(&mut self, username: &str, password: Option<&str>) -> Result<()> {
         self.log_in(username, password, None).await
     }
@@ -185,8 +275,9 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<()> {
         let id = self.reader.id;
-        let wait = self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
-        script(wait).map(|_| ())
+        let (ended, report) =
+            self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
+        carried(ended, report).map(|_| ())
     }
 
     /// Runs a command in the guest's shell and gives its output, without the echo of the command
@@ -195,8 +286,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the command cannot be typed, [`Error::PatternNotFound`] when the
-    /// console closes.
+    /// [`Error::Script`] when the command cannot be typed, or the guest is not at a shell;
+    /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when it is in that trouble;
+    /// [`Error::PatternNotFound`] when the machine ends or its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
         self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(&reply.output))
     }
@@ -232,21 +324,25 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<Reply> {
         let id = self.reader.id;
-        script(self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?)
+        let (ended, report) =
+            self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?;
+        carried(ended, report)
     }
 
-    async fn expect(
-        &mut self,
-        patterns: &[&str],
-        timeout: Option<Duration>,
-    ) -> Result<(usize, String)> {
+    async fn expect(&mut self, patterns: Vec<Pattern>, timeout: Option<Duration>) -> Result<Match> {
         let id = self.reader.id;
-        let ended = self.begin(|state| Ok(state.vm.expect(id, patterns, timeout))).await?;
-        matched(ended, patterns)
+        let (ended, report) = self
+            .begin(|state| Ok(state.vm.expect_patterns(id, patterns.iter().cloned(), timeout)))
+            .await?;
+        matched(ended, &patterns, report)
     }
 
-    /// Begins a conversation and waits for its end.
-    async fn begin(&mut self, begin: impl FnOnce(&mut State) -> Result<WaitId>) -> Result<Ended> {
+    /// Begins a conversation and waits for its end. With that comes how the machine ended, if it
+    /// has.
+    async fn begin(
+        &mut self,
+        begin: impl FnOnce(&mut State) -> Result<WaitId>,
+    ) -> Result<(Ended, Option<StopReport>)> {
         let shared = &self.reader.shared;
         let id = begin(&mut shared.lock())?;
         shared.poke();
@@ -254,7 +350,7 @@ impl VmConsole {
         Ok(poll_fn(|cx| {
             let mut state = waiting.shared.lock();
             if let Some(ended) = state.vm.take_ended(id) {
-                return Poll::Ready(ended);
+                return Poll::Ready((ended, state.vm.stop_report()));
             }
             state.wake(For::Ended(id), cx.waker());
             Poll::Pending
@@ -263,10 +359,30 @@ impl VmConsole {
     }
 }
 
-fn script(ended: Ended) -> Result<Reply> {
-    match ended {
-        Ended::Script(result) => result.map_err(Error::from),
-        Ended::Expect(_) => unreachable!("a script is no wait for patterns"),
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Match {
+    /// The index of the pattern, in the order given.
+    pub pattern: usize,
+    /// Everything up to and with what was found.
+    pub output: String,
+    /// What was found, then what the groups of a regular expression took. A group that took no part
+    /// is `None`, and so is every group of a match longer than 64 KiB.
+    pub groups: Vec<Option<String>>,
+    /// Bytes were dropped from the front of `output`: it was more than the console keeps.
+    pub truncated: bool,
+}
+
+impl Match {
+    /// What was found.
+    pub fn text(&self) -> &str {
+        self.group(0).unwrap_or_default()
+    }
+
+    /// What a group took; the whole is number 0.
+    pub fn group(&self, number: usize) -> Option<&str> {
+        self.groups.get(number)?.as_deref()
     }
 }
 
@@ -281,70 +397,6 @@ impl Drop for Conversing<'_> {
         let mut state = self.shared.lock();
         state.forget(For::Ended(self.id));
         state.vm.cancel(self.id);
-    }
-}
-
-/// The reading half of a console.
-///
-/// Reads as [`VmConsole::read`]; a clone starts at the same place and goes its own way.
-#[derive(Debug)]
-pub struct ConsoleReader {
-    shared: Arc<Shared>,
-    id: ReaderId,
-}
-
-impl ConsoleReader {
-    /// A reader at the oldest byte that is kept, for whose sake no output is held back.
-    pub(crate) fn observer(shared: Arc<Shared>) -> Self {
-        let id = shared.lock().vm.supervisor().console_mut().add_observer();
-        Self { shared, id }
-    }
-
-    pub(crate) fn id(&self) -> ReaderId {
-        self.id
-    }
-
-    fn poll(&self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
-        let mut state = self.shared.lock();
-        let n = state.vm.supervisor().console_mut().read(self.id, buf);
-        if n > 0 || buf.is_empty() || state.vm.supervisor().console().is_closed() {
-            return Poll::Ready(n);
-        }
-        state.wake(For::Data(self.id), cx.waker());
-        Poll::Pending
-    }
-
-    /// Bytes that were dropped before this reader read them: it was further behind than what is kept.
-    pub fn lost(&self) -> u64 {
-        self.shared.lock().vm.supervisor().console().lost(self.id)
-    }
-}
-
-impl Clone for ConsoleReader {
-    fn clone(&self) -> Self {
-        let id = self.shared.lock().vm.supervisor().console_mut().clone_reader(self.id);
-        Self { shared: Arc::clone(&self.shared), id }
-    }
-}
-
-impl Drop for ConsoleReader {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.forget(For::Data(self.id));
-        state.vm.remove_reader(self.id);
-        drop(state);
-        // With the slowest reader gone, a paused console may go on.
-        self.shared.poke();
-    }
-}
-
-impl AsyncRead for ConsoleReader {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll(cx, buf).map(Ok)
     }
 }
 

@@ -38,9 +38,9 @@
 //!
 //! # Bounds
 //!
-//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic and 64 KiB of
-//! each process's standard error. Starting a process, which happens in it too, takes a millisecond
-//! or two.
+//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic, 64 KiB of
+//! events and 64 KiB of each process's standard error. Starting a process, which happens in it too,
+//! takes a millisecond or two.
 //!
 //! # When the contract is broken
 //!
@@ -49,18 +49,24 @@
 //! [`Vm::next_timeout`] being zero.
 
 use std::io;
+#[cfg(feature = "async")]
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use capsa_io::console::Conversation;
 use capsa_io::supervisor::{Options, Supervisor};
-use capsa_proto::console::{Expect, Login, Matcher, RunCommand, ScriptError};
+use capsa_proto::console::{Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence};
+#[cfg(feature = "async")]
+use capsa_proto::console::{NearMiss, Reply, Sighting};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
 use capsa_proto::time::Instant;
 
 use crate::backends::{Planned, Rejection};
+#[cfg(feature = "async")]
+use crate::console::Match;
 #[cfg(feature = "async")]
 use crate::error::lossy;
 use crate::{Error, Result};
@@ -224,9 +230,31 @@ impl Vm {
         patterns: &[&str],
         timeout: Option<Duration>,
     ) -> WaitId {
-        let matcher = Matcher::new(patterns);
+        self.expect_patterns(reader, patterns.iter().map(Pattern::literal), timeout)
+    }
+
+    /// As [`Vm::expect`], for patterns that need not be literals.
+    pub fn expect_patterns(
+        &mut self,
+        reader: ReaderId,
+        patterns: impl IntoIterator<Item = Pattern>,
+        timeout: Option<Duration>,
+    ) -> WaitId {
+        let matcher = Matcher::of(patterns);
         self.supervisor
             .begin(reader, |now| Conversation::Expect(Expect::new(matcher, now, timeout)))
+    }
+
+    /// Begins to wait until the guest has said nothing for as long as `quiet`. The reply has all
+    /// that was unread.
+    pub fn expect_silence(
+        &mut self,
+        reader: ReaderId,
+        quiet: Duration,
+        timeout: Option<Duration>,
+    ) -> WaitId {
+        self.supervisor
+            .begin(reader, |now| Conversation::Script(Box::new(Silence::new(quiet, now, timeout))))
     }
 
     /// Begins to log in on the console.
@@ -270,14 +298,15 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine does not run;
-    /// [`Error::Io`] when the device cannot be reached.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// does not run; [`Error::Io`] when the device cannot be reached.
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
         let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        let route = vsock.to_guest(port).ok_or(Error::VsockPortNotNamed { port })?;
         if *self.supervisor.status() != VmStatus::Running {
             return Err(Error::NotRunning);
         }
-        Ok(VsockConnecting::begin(vsock, port)?)
+        Ok(VsockConnecting::begin(route, port)?)
     }
 
     /// Listens to the guest's connections to this vsock port of the host. It may come before the
@@ -285,12 +314,11 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine has ended; [`Error::Io`]
-    /// with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
     pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
-        if self.launch_plan().vsock.is_none() {
-            return Err(Error::VsockNotEnabled);
-        }
+        let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        vsock.listener(port).ok_or(Error::VsockPortNotNamed { port })?;
         self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
     }
 
@@ -335,21 +363,58 @@ impl AsFd for Vm {
     }
 }
 
-/// The result of a wait for patterns, as the async face gives it: the pattern's index and the text.
+/// The result of a wait for patterns, as the async face gives it. `report` is how the machine ended,
+/// as far as it has.
 #[cfg(feature = "async")]
-pub(crate) fn matched(ended: Ended, patterns: &[&str]) -> Result<(usize, String)> {
+pub(crate) fn matched(
+    ended: Ended,
+    patterns: &[Pattern],
+    report: Option<StopReport>,
+) -> Result<Match> {
+    let all = || patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(", ");
     let expected = || match patterns {
-        [one] => format!("{one:?}"),
-        more => format!("one of {more:?}"),
+        [one] => one.to_string(),
+        _ => format!("one of [{}]", all()),
     };
     match ended {
-        Ended::Expect(Outcome::Matched { pattern, output, .. }) => Ok((pattern, lossy(&output))),
-        Ended::Expect(Outcome::TimedOut { tail, waited }) => {
-            Err(Error::Timeout { expected: expected(), waited, tail: lossy(&tail) })
+        Ended::Expect(Outcome::Matched { pattern, output, truncated, groups }) => {
+            let text = |group: Range<usize>| lossy(&output[group]);
+            let groups = groups.into_iter().map(|group| group.map(text)).collect();
+            Ok(Match { pattern, groups, output: lossy(&output), truncated })
         }
-        Ended::Expect(Outcome::Closed { tail }) => {
-            Err(Error::PatternNotFound { pattern: expected(), tail: lossy(&tail) })
+        Ended::Expect(Outcome::TimedOut { tail, waited, trouble, near }) => Err(Error::Timeout {
+            expected: expected(),
+            waited,
+            tail: lossy(&tail),
+            hint: hint(trouble, near),
+        }),
+        Ended::Expect(Outcome::Closed { tail, trouble, near, .. }) => Err(Error::PatternNotFound {
+            pattern: expected(),
+            ended: report,
+            tail: lossy(&tail),
+            hint: hint(trouble, near),
+        }),
+        Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
+            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
         }
         Ended::Script(_) => unreachable!("a wait for patterns is no script"),
     }
+}
+
+/// What may be the reason that nothing was found. Trouble explains more than a near miss.
+#[cfg(feature = "async")]
+fn hint(trouble: Option<Sighting>, near: Option<NearMiss>) -> Option<String> {
+    trouble.map(|trouble| trouble.to_string()).or(near.map(|near| near.to_string()))
+}
+
+/// The result of a script, as the async face gives it.
+#[cfg(feature = "async")]
+pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<Reply> {
+    let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
+    result.map_err(|error| match Error::from(error) {
+        Error::PatternNotFound { pattern, tail, hint, .. } => {
+            Error::PatternNotFound { pattern, ended: report, tail, hint }
+        }
+        error => error,
+    })
 }

@@ -5,9 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::capabilities::{Violation, ViolationKind};
-use capsa_proto::console::ScriptError;
+use capsa_proto::console::{ScriptError, Sighting};
 use capsa_proto::host::Reason;
-use capsa_proto::lifecycle::Refused;
+use capsa_proto::lifecycle::{Refused, StopReport};
 use capsa_proto::spec::GuestOs;
 
 use crate::backends::Rejection;
@@ -71,6 +71,14 @@ pub enum Error {
     #[error("vsock not enabled for this VM")]
     VsockNotEnabled,
 
+    /// The backend must know the vsock ports before the start, and this one was not named for this
+    /// direction.
+    #[error("vsock port {port} was not named when the VM was built (`vsock_port`)")]
+    VsockPortNotNamed {
+        /// The port.
+        port: u32,
+    },
+
     /// Nobody listens on that vsock port of the guest.
     #[error("nobody listens on vsock port {port} of the guest")]
     VsockRefused {
@@ -79,7 +87,10 @@ pub enum Error {
     },
 
     /// Time ran out. Nothing was consumed: a later wait sees the same bytes.
-    #[error("operation timed out after {waited:?} waiting for {expected}{}", last(.tail))]
+    #[error(
+        "operation timed out after {waited:?} waiting for {expected}{}{}",
+        why(.hint), last(.tail)
+    )]
     Timeout {
         /// What was waited for.
         expected: String,
@@ -87,15 +98,55 @@ pub enum Error {
         waited: Duration,
         /// The last of what the console said instead.
         tail: String,
+        /// What may be the reason: the guest is in trouble, or said almost what was waited for.
+        hint: Option<String>,
     },
 
-    /// The console closed before the pattern came. Nothing was consumed.
-    #[error("pattern not found in console output: {pattern}: the console closed{}", last(.tail))]
+    /// The machine ended, or its console closed, before the pattern came. Nothing was consumed.
+    #[error(
+        "pattern not found in console output: {pattern}: {}{}{}",
+        end(.ended), why(.hint), last(.tail)
+    )]
     PatternNotFound {
         /// What was waited for.
         pattern: String,
+        /// How the machine ended. `None` when its console closed and it runs on.
+        ended: Option<StopReport>,
         /// The last of what the console said instead.
         tail: String,
+        /// What may be the reason: the guest is in trouble, or said almost what was waited for.
+        hint: Option<String>,
+    },
+
+    /// The guest's kernel panicked before what was waited for came. Nothing was consumed. The
+    /// machine may have ended of it or hang, as its kernel and its hypervisor have it.
+    #[error("guest kernel panicked while waiting for {expected}: {line}{}", last(.tail))]
+    KernelPanic {
+        /// What was waited for.
+        expected: String,
+        /// The panic's first line.
+        line: String,
+        /// The last of what the console said.
+        tail: String,
+    },
+
+    /// The guest did not boot through: it is in an emergency shell, or asks for the password of one.
+    /// Nothing was consumed.
+    #[error("guest is in an emergency shell, while waiting for {expected}: {line}{}", last(.tail))]
+    EmergencyShell {
+        /// What was waited for.
+        expected: String,
+        /// The line that told.
+        line: String,
+        /// The last of what the console said.
+        tail: String,
+    },
+
+    /// The guest refused the username or the password.
+    #[error("login as {username:?} refused by the guest")]
+    LoginIncorrect {
+        /// Who tried.
+        username: String,
     },
 
     /// A login or a command could not be carried through.
@@ -144,13 +195,24 @@ impl From<Refused> for Error {
 
 impl From<ScriptError> for Error {
     fn from(error: ScriptError) -> Self {
+        let hint = |trouble: Option<Sighting>| trouble.map(|trouble| trouble.to_string());
         match error {
-            ScriptError::TimedOut { expected, waited, tail } => {
-                Self::Timeout { expected, waited, tail: lossy(&tail) }
+            ScriptError::TimedOut { expected, waited, tail, trouble } => {
+                Self::Timeout { expected, waited, tail: lossy(&tail), hint: hint(trouble) }
             }
-            ScriptError::Closed { expected, tail } => {
-                Self::PatternNotFound { pattern: expected, tail: lossy(&tail) }
+            ScriptError::Closed { expected, tail, trouble, .. } => Self::PatternNotFound {
+                pattern: expected,
+                ended: None,
+                tail: lossy(&tail),
+                hint: hint(trouble),
+            },
+            ScriptError::KernelPanic { expected, line, tail } => {
+                Self::KernelPanic { expected, line, tail: lossy(&tail) }
             }
+            ScriptError::EmergencyShell { expected, line, tail } => {
+                Self::EmergencyShell { expected, line, tail: lossy(&tail) }
+            }
+            ScriptError::LoginIncorrect { username } => Self::LoginIncorrect { username },
             other => Self::Script(other),
         }
     }
@@ -193,6 +255,19 @@ fn shown(line: &str) -> String {
     shown
 }
 
+/// How a machine ended, or that its console did.
+fn end(ended: &Option<StopReport>) -> String {
+    match ended {
+        Some(report) => report.to_string(),
+        None => "the console closed".into(),
+    }
+}
+
+/// What may be the reason, for the middle of a message. It may quote the guest.
+fn why(hint: &Option<String>) -> String {
+    hint.as_ref().map(|hint| format!("; {}", shown(hint))).unwrap_or_default()
+}
+
 /// The last lines of a console, for the end of a message.
 fn last(tail: &str) -> String {
     let lines: Vec<&str> = tail.trim_end().lines().collect();
@@ -213,7 +288,8 @@ mod tests {
     #[test]
     fn what_a_guest_said_cannot_command_the_terminal_that_shows_it() {
         let tail = "boot\r\n\x1b]0;owned\x07# \u{9b}2J".to_owned();
-        let error = Error::PatternNotFound { pattern: "\"$ \"".into(), tail };
+        let pattern = "\"$ \"".into();
+        let error = Error::PatternNotFound { pattern, ended: None, tail, hint: None };
         let text = error.to_string();
         assert!(text.ends_with("\n  | boot\n  | \\u{1b}]0;owned\\u{7}# \\u{9b}2J"), "{text}");
     }

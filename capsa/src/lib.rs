@@ -31,10 +31,10 @@
 //! | --- | --- |
 //! | describe a machine | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
-//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
+//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
-//! | test a program of yours without a hypervisor | [`testing`], [`manual::console`] |
+//! | test a program of yours without a hypervisor | [`testing`], [`manual::testing`] |
 //! | record a console, and play it again | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host can do | [`backends()`] |
@@ -59,11 +59,12 @@
 //! | `CAPSA_BACKEND` | the backend, where the program names none |
 //! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the program, instead of a search |
 //! | `CAPSA_RUN_DIR` | where run directories are, instead of `$XDG_RUNTIME_DIR/capsa` or `/tmp/capsa-UID` |
+//! | `TMPDIR` | where what a guest writes to an ephemeral disk goes on Linux, instead of `/var/tmp` |
 //!
 //! # Features
 //!
 //! `async` (default): [`VmHandle`] and [`VmConsole`]. `blocking`: the same without an executor.
-//! Without any: [`embed`] alone.
+//! `regex` (default): [`Pattern::regex`]. Without any: [`embed`] alone.
 
 mod backends;
 mod builder;
@@ -98,7 +99,7 @@ pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{ConsoleReader, ConsoleWriter, VmConsole};
+pub use console::{ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, VmConsole};
 #[cfg(feature = "async")]
 pub use driver::Driver;
 #[cfg(feature = "async")]
@@ -114,13 +115,16 @@ pub use capsa_proto::capabilities::{
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
-pub use capsa_proto::console::{Overflow, Reply as CommandOutput, ScriptError};
+pub use capsa_proto::console::{
+    NearMiss, Overflow, Pattern, PatternError, Reply as CommandOutput, ScriptError, Sighting,
+    Stripper, Trouble,
+};
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
 pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
 
 /// The program of the README is compiled, so that it cannot rot.

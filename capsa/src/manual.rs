@@ -6,5 +6,8 @@ pub mod architecture {}
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
 
-#[doc = include_str!("manual/console.md")]
-pub mod console {}
+#[doc = include_str!("manual/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("manual/macos.md")]
+pub mod macos {}

@@ -3,10 +3,12 @@
 //! A port is a number, and any number of connections go to one. The guest's context id is 3, the
 //! host's 2. In the guest, a program listens or connects with a socket of the family `AF_VSOCK`.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,11 +16,16 @@ use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_lite::future::or;
 
+use crate::driver::{Shared, Waiting};
 use crate::embed::VsockPortListener;
 use crate::{Error, Result, VmHandle};
 
 /// How long the pause is between two attempts to reach a port nobody listens on yet.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// How long a stream is watched where no device says whether somebody listens: that its other end
+/// dials and is refused takes a few milliseconds.
+const SETTLES_WITHIN: Duration = Duration::from_millis(100);
 
 /// A connection between host and guest.
 ///
@@ -85,18 +92,29 @@ impl AsyncWrite for VsockStream {
 #[derive(Debug)]
 pub struct VsockListener {
     inner: Async<VsockPortListener>,
+    shared: Arc<Shared>,
 }
 
 impl VsockListener {
     /// The next connection. Dropping the future loses none.
     ///
-    /// It does not end by itself when the machine does: wait for [`VmHandle::wait`] beside it.
-    ///
     /// # Errors
     ///
-    /// When the system refuses, for want of descriptors.
+    /// [`Error::NotRunning`] when the machine has ended and no connection waits; [`Error::Io`] when
+    /// the system refuses, for want of descriptors.
     pub async fn accept(&self) -> Result<VsockStream> {
-        VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?)
+        let heard =
+            async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
+        let waiting = Waiting::for_status(&self.shared);
+        let over = poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if state.vm.status().is_terminal() {
+                return Poll::Ready(Err(Error::NotRunning));
+            }
+            waiting.wake(&mut state, cx.waker());
+            Poll::Pending
+        });
+        or(heard, over).await
     }
 }
 
@@ -109,26 +127,60 @@ impl AsFd for VsockListener {
 impl VmHandle {
     /// Connects to a vsock port of the guest.
     ///
+    /// ```no_run
+    /// use capsa::{Capsa, LinuxBootConfig};
+    /// use futures_lite::{AsyncReadExt, AsyncWriteExt};
+    /// use std::time::Duration;
+    ///
+    /// # async fn talk() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
+    /// let vm = Capsa::vm(config).vsock().build().await?;
+    /// vm.start().await?;
+    /// // As soon as the agent in the guest listens on port 5000.
+    /// let mut agent = vm.vsock_connect_timeout(5000, Duration::from_secs(30)).await?;
+    /// agent.write_all(b"hello\n").await?;
+    /// let mut answer = [0; 5];
+    /// agent.read_exact(&mut answer).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// A guest that has not come up yet may answer late or refuse, as the hypervisor has it; to wait
     /// for its program, use [`VmHandle::vsock_connect_timeout`]. Dropping the future gives the
     /// connection up.
     ///
+    /// vfkit does not say whether somebody listens: a stream that ends within a tenth of a second is
+    /// taken for refused, and one that lasts, or on which the guest speaks, for made.
+    ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine does not run;
-    /// [`Error::VsockRefused`] when nobody listens there.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// does not run; [`Error::VsockRefused`] when nobody listens there.
     pub async fn vsock_connect(&self, port: u32) -> Result<VsockStream> {
-        let mut connecting = self.shared().lock().vm.vsock_connect(port)?;
-        loop {
-            match connecting.proceed() {
-                Ok(true) => return VsockStream::new(connecting.into_stream()),
-                Ok(false) => Async::new_nonblocking(connecting.as_fd())?.readable().await?,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return Err(Error::VsockRefused { port });
-                }
-                Err(error) => return Err(error.into()),
+        let refused = |error| match error {
+            Error::Io(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
+                Error::VsockRefused { port }
+            }
+            error => error,
+        };
+        let begun = self.shared().lock().vm.vsock_connect(port);
+        let mut connecting = begun.map_err(refused)?;
+        while !connecting.proceed().map_err(|error| refused(error.into()))? {
+            Async::new_nonblocking(connecting.as_fd())?.readable().await?;
+        }
+        if !connecting.is_answered() {
+            let stream = Async::new_nonblocking(connecting.as_fd())?;
+            let settled = async {
+                Timer::after(SETTLES_WITHIN).await;
+                Ok(())
+            };
+            or(stream.readable(), settled).await?;
+            drop(stream);
+            if connecting.has_ended() {
+                return Err(Error::VsockRefused { port });
             }
         }
+        VsockStream::new(connecting.into_stream())
     }
 
     /// Connects to a vsock port of the guest as soon as somebody listens there, within `timeout`.
@@ -142,6 +194,10 @@ impl VmHandle {
             loop {
                 match self.vsock_connect(port).await {
                     Err(Error::VsockRefused { .. }) => Timer::after(RETRY_AFTER).await,
+                    // The device has more connections waiting than it takes.
+                    Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                        Timer::after(RETRY_AFTER).await
+                    }
                     done => return done,
                 };
             }
@@ -152,6 +208,7 @@ impl VmHandle {
                 expected: format!("a listener on vsock port {port} of the guest"),
                 waited: begin.elapsed(),
                 tail: String::new(),
+                hint: None,
             })
         };
         or(in_time, too_late).await
@@ -164,10 +221,11 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::NotRunning`] when the machine has ended; [`Error::Io`]
-    /// with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
         let listener = self.shared().lock().vm.vsock_listen(port)?;
-        Ok(VsockListener { inner: Async::new_nonblocking(listener)? })
+        let shared = Arc::clone(self.shared());
+        Ok(VsockListener { inner: Async::new_nonblocking(listener)?, shared })
     }
 }

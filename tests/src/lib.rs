@@ -8,7 +8,8 @@
 //! - [`lab`] is a machine with a working KVM, where there is none.
 //! - [`macos`] is a compiler that checks for macOS on Linux.
 //! - [`command`] runs them, and [`processes`] are what runs.
-//! - [`stand_in`] is a `cloud-hypervisor` for machines without KVM, with faults on demand.
+//! - [`stand_in`] are a `cloud-hypervisor` for machines without KVM and a `vfkit` for those that are
+//!   no Mac, with faults on demand.
 //! - [`vm`] builds machines from them through the library.
 //! - [`workspace`] is what is tested.
 

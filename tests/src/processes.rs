@@ -73,6 +73,17 @@ pub fn threads() -> usize {
     command::text(Command::new("ps").args(["-M", "-p", &me])).expect("ps").lines().count() - 1
 }
 
+/// How many descriptors this process has.
+///
+/// # Panics
+///
+/// When there is neither `/proc` nor `/dev/fd`.
+pub fn descriptors() -> usize {
+    // On Linux the second is a link to the first, which only udev makes.
+    let place = if has_proc() { "/proc/self/fd" } else { "/dev/fd" };
+    fs::read_dir(place).expect("/proc or /dev/fd").count()
+}
+
 fn has_proc() -> bool {
     Path::new("/proc/self/stat").exists()
 }
@@ -137,7 +148,7 @@ mod tests {
         assert!(children(std::process::id()).iter().any(|it| it.pid == pid && it.is_zombie));
         child.wait().unwrap();
         assert!(!children(std::process::id()).iter().any(is_it));
-        assert!(threads() >= 1);
+        assert!(threads() >= 1 && descriptors() >= 3);
     }
 
     #[test]

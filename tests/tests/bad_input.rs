@@ -46,6 +46,22 @@ fn each_mistake_is_named() {
     one(good().disk(DiskImage::new(at("empty"))), "disks[0].path", Kind::Empty);
     one(good().disk(DiskImage::new(at("qcow2.raw"))), "disks[0].path", Kind::WrongFormat);
     one(good().disk(DiskImage::new(at("raw.qcow2"))), "disks[0].path", Kind::WrongFormat);
+    fs::write(at("disk"), [0; 512]).unwrap();
+    let disk = || DiskImage::new(at("disk"));
+    for (first, second) in [
+        (disk(), disk()),
+        (disk(), disk().read_only()),
+        (disk().ephemeral(), disk()),
+        (disk(), disk().ephemeral()),
+    ] {
+        one(good().disk(first).disk(second), "disks[1].path", Kind::Duplicate);
+    }
+    good()
+        .disk(disk().read_only())
+        .disk(disk().ephemeral())
+        .disk(disk().ephemeral())
+        .plan()
+        .unwrap();
     one(good().cpus(0), "cpus", Kind::OutOfRange);
     one(good().memory_mb(0), "memory", Kind::OutOfRange);
     one(good().memory_mb(u32::MAX), "memory", Kind::OutOfRange);

@@ -14,7 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use capsa_test::stand_in::{self, Fault, Faulty};
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::cloud_hypervisor::{Fault, VERSION};
 use capsa_test::{command, host, skip, workspace};
 use serde_json::{Value, json};
 
@@ -100,9 +101,9 @@ fn the_stand_in_answers_as_recorded() {
         return skip("stand-in transcript", "qemu-system-x86_64 is not installed");
     }
     // The recording shows that the real one takes what it does not know.
-    let lenient = Faulty::new(&[Fault::Lenient]);
+    let lenient = Faulty::cloud_hypervisor(&[Fault::Lenient]);
     let mut theirs = record(&lenient.program());
-    assert_eq!(theirs["version"], format!("cloud-hypervisor {}", stand_in::VERSION));
+    assert_eq!(theirs["version"], format!("cloud-hypervisor {}", VERSION));
     let recording = recorded();
     theirs["version"] = recording["version"].clone();
     assert_same(&theirs, &recording);

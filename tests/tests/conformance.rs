@@ -43,11 +43,12 @@ fn alone(backend: &str, name: &str) {
 }
 
 macro_rules! suite {
-    ($($module:ident = $backend:literal),+; $scenarios:tt) => {
-        $(suite!(@ $module $backend $scenarios);)+
+    ($($(#[$if:meta])? $module:ident = $backend:literal),+; $scenarios:tt) => {
+        $(suite!(@ $(#[$if])? $module $backend $scenarios);)+
         suite!(# $scenarios);
     };
-    (@ $module:ident $backend:literal { $($scenario:ident,)+ }) => {
+    (@ $(#[$if:meta])? $module:ident $backend:literal { $($scenario:ident,)+ }) => {
+        $(#[$if])?
         mod $module {
             $(#[test] fn $scenario() { super::hold($backend, stringify!($scenario)); })+
         }
@@ -60,7 +61,9 @@ macro_rules! suite {
 suite! {
     qemu = "qemu",
     cloud_hypervisor = "cloud-hypervisor",
-    cloud_hypervisor_stand_in = "cloud-hypervisor-stand-in";
+    cloud_hypervisor_stand_in = "cloud-hypervisor-stand-in",
+    #[cfg(target_os = "macos")] vfkit = "vfkit",
+    vfkit_stand_in = "vfkit-stand-in";
     {
         what_was_asked_for_arrives_and_nothing_else,
         a_kernel_boots_without_an_initrd,
@@ -102,6 +105,13 @@ suite! {
         a_machine_without_vsock_says_so,
         a_hundred_lives_leave_nothing_behind,
     }
+}
+
+/// Where none of it can ever run, one line for all.
+#[cfg(not(target_os = "macos"))]
+#[test]
+fn vfkit() {
+    skip("vfkit", Subject::named("vfkit").unwrap_err());
 }
 
 #[test]

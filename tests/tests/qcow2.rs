@@ -7,8 +7,9 @@ use std::process::Command;
 
 use capsa::{Capsa, DiskImage, LinuxBootConfig, ViolationKind};
 use capsa_proto::path::HostPath;
-use capsa_proto::qcow2::{Header, Overlay};
+use capsa_proto::qcow2::{Header, MAGIC, Overlay};
 use capsa_proto::spec::ImageFormat;
+use capsa_test::conformance::Subject;
 use capsa_test::vm::NanoGuest;
 use capsa_test::{host, nano, skip};
 
@@ -77,6 +78,39 @@ fn we_read_what_the_tool_makes() {
         assert_eq!(header.virtual_size, size, "{made}");
         assert_eq!(header.backing.as_deref(), backing, "{made}");
         assert_eq!(header.backing_is_raw, is_raw, "{made}");
+    }
+}
+
+#[test]
+fn a_header_that_a_raw_base_gets_later_is_data() {
+    let subject = match Subject::cloud_hypervisor() {
+        Ok(subject) => subject,
+        Err(why) => return skip("a raw base that gets a qcow2 header", why),
+    };
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let base = guest.dir().join("base.raw");
+    std::fs::write(&base, vec![0; 1 << 20]).unwrap();
+    let builder = subject.builds(guest.builder()).memory_mb(64);
+    let vm = builder.disk(DiskImage::new(&base).ephemeral()).build_blocking().unwrap();
+    // Another machine's guest writes it between the check and the start.
+    std::fs::write(&base, [MAGIC.as_slice(), &[0xff; 1 << 20]].concat()).unwrap();
+    vm.start().unwrap();
+    vm.kill().unwrap();
+}
+
+#[test]
+fn an_external_data_file_is_not_opened() {
+    if !has_qemu_img("external data files") {
+        return;
+    }
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    qemu_img("create -q -f qcow2 -o data_file=secret,data_file_raw=on trap.qcow2 1M", guest.dir());
+    qemu_img("create -q -f qcow2 -F qcow2 -b trap.qcow2 over.qcow2", guest.dir());
+    for image in ["trap.qcow2", "over.qcow2"] {
+        let config =
+            LinuxBootConfig::new(guest.kernel()).disk(DiskImage::new(guest.dir().join(image)));
+        let error = Capsa::vm(config).backend("qemu").no_network().plan().unwrap_err();
+        assert!(error.violations()[0].reason.contains("an external data file"), "{error}");
     }
 }
 

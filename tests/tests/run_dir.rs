@@ -1,6 +1,7 @@
-//! A run directory too long for a socket. In a program of its own, because a variable says where it
-//! is.
+//! Run directories that cannot be. In a program of its own, because a variable says where it is.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use capsa_test::vm::NanoGuest;
@@ -20,4 +21,19 @@ fn a_run_directory_too_long_for_a_socket_is_refused() {
         assert!(said.contains(part), "no {part} in {said}");
     }
     assert!(!long.exists(), "nothing was made");
+}
+
+#[test]
+fn a_run_directory_that_is_not_utf8_is_refused_and_no_other_is_taken() {
+    let Some(guest) = NanoGuest::new("run directory that is not UTF-8") else { return };
+    let owner = Command::new(env!("CARGO_BIN_EXE_owner"))
+        .args([guest.kernel(), guest.dir()])
+        .env("CAPSA_RUN_DIR", OsStr::from_bytes(b"/tmp/capsa-\xff"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&owner.stderr);
+    assert!(!owner.status.success());
+    for part in ["InvalidConfig", "run_dir", "not UTF-8", "CAPSA_RUN_DIR"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
 }

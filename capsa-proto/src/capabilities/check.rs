@@ -192,7 +192,8 @@ impl Pass<'_> {
     fn modes(&mut self) {
         let capabilities = self.backend.capabilities();
         let modes = capabilities.network_modes.clone();
-        let (restart, vsock) = (capabilities.reboot_restart, capabilities.vsock);
+        let (end, restart) = (capabilities.reboot_end, capabilities.reboot_restart);
+        let vsock = capabilities.vsock;
         match self.spec.network {
             NetworkMode::None if !modes.none => {
                 self.unsupported("network", "it cannot leave the network out", "ask for nat");
@@ -208,8 +209,27 @@ impl Pass<'_> {
             let remedy = "leave it out, or use the cloud-hypervisor or qemu backend";
             self.unsupported("vsock", "vsock is not supported", remedy);
         }
-        if self.spec.on_reboot == RebootPolicy::Restart && !restart {
-            self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
+        for (n, port) in self.spec.vsock_ports.iter().enumerate() {
+            let field = format!("vsock_ports[{n}]");
+            if port.port == u32::MAX {
+                let reason = "this number stands for any port, and none has it";
+                self.refuse(&field, Kind::OutOfRange, reason, "give one below it");
+            }
+            if self.spec.vsock_ports[..n].contains(port) {
+                let reason = format!("port {} is named twice for one direction", port.port);
+                self.refuse(&field, Kind::Duplicate, reason, "name it once");
+            }
+        }
+        match self.spec.on_reboot {
+            RebootPolicy::End if !end => self.unsupported(
+                "on_reboot",
+                "it cannot tell a reboot, so it cannot end the machine at one",
+                "let a reboot restart the guest, or use the qemu backend",
+            ),
+            RebootPolicy::Restart if !restart => {
+                self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
+            }
+            _ => {}
         }
     }
 

@@ -41,6 +41,8 @@ pub struct BackendCapabilities {
     pub disk_ephemeral: bool,
     /// Disks the guest cannot write to.
     pub disk_read_only: bool,
+    /// A reboot of the guest can end the machine.
+    pub reboot_end: bool,
     /// A reboot of the guest can boot it again in the same machine.
     pub reboot_restart: bool,
     /// Sockets between host and guest.
@@ -82,9 +84,9 @@ pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
     /// NAT: the guest has an address and a default route by DHCP, reaches out, and nothing reaches
-    /// in. It reaches the host at its default gateway: on QEMU and cloud-hypervisor that is the
-    /// host's loopback at 10.0.2.2, so what listens on 127.0.0.1 alone is not hidden from it;
-    /// elsewhere what listens on all of the host's addresses.
+    /// in. On QEMU and cloud-hypervisor it reaches the host's loopback at 10.0.2.2, so what listens
+    /// on 127.0.0.1 alone is not hidden from it; elsewhere what listens on all of the host's
+    /// addresses, at its default gateway.
     pub nat: bool,
 }
 

@@ -4,9 +4,13 @@
 //! nothing, so the next wait sees the same bytes. When the bytes are there, they win over a
 //! deadline that has passed and over a console that has closed.
 
-use super::{Cursor, Matcher, Scrollback, Search};
+use super::near::near_miss;
+use super::trouble::{Watch, trouble_in};
+use super::{Cursor, Matcher, NearMiss, Scrollback, Search, Sighting};
 use crate::time::{Deadline, Instant};
+use alloc::string::String;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::time::Duration;
 
 /// How many of the last bytes an unhappy outcome carries.
@@ -23,6 +27,9 @@ pub enum Outcome {
         output: Vec<u8>,
         /// Whether bytes were dropped from the front of `output`.
         truncated: bool,
+        /// Where in `output` the pattern's groups are, the whole match first. Of a literal there is
+        /// but that; a group that took no part, and any in a match longer than 64 KiB, is `None`.
+        groups: Vec<Option<Range<usize>>>,
     },
     /// The time was over. Nothing was consumed.
     TimedOut {
@@ -30,11 +37,31 @@ pub enum Outcome {
         tail: Vec<u8>,
         /// How long it was waited.
         waited: Duration,
+        /// What trouble the guest was in, as far as what was unread tells.
+        trouble: Option<Sighting>,
+        /// What came closest to a pattern.
+        near: Option<NearMiss>,
     },
     /// The console closed, and what it said before does not match. Nothing was consumed.
     Closed {
         /// The last 2 KiB or fewer that were unread.
         tail: Vec<u8>,
+        /// How long it was waited.
+        waited: Duration,
+        /// What trouble the guest was in, as far as what was unread tells.
+        trouble: Option<Sighting>,
+        /// What came closest to a pattern.
+        near: Option<NearMiss>,
+    },
+    /// The guest's kernel panicked and said nothing more for half a second: nothing will come. A
+    /// pattern that is in what the panic said is found, as any. Nothing was consumed.
+    Panicked {
+        /// The last 2 KiB or fewer that were unread.
+        tail: Vec<u8>,
+        /// How long it was waited.
+        waited: Duration,
+        /// The panic's first line.
+        line: String,
     },
 }
 
@@ -58,7 +85,7 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Expect {
     matcher: Matcher,
-    search: Option<Search>,
+    search: Option<(Search, Watch)>,
     clock: Clock,
     done: bool,
 }
@@ -90,35 +117,67 @@ impl Expect {
         if self.done {
             return None;
         }
-        let outcome = self.matched(log, cursor).or_else(|| {
-            let tail = || tail_since(log, cursor.offset());
-            if closed {
-                Some(Outcome::Closed { tail: tail() })
-            } else if self.clock.is_over(now) {
-                Some(Outcome::TimedOut { tail: tail(), waited: self.clock.waited(now) })
-            } else {
-                None
-            }
-        });
+        let outcome =
+            self.matched(now, log, cursor).or_else(|| self.unmatched(now, log, cursor, closed));
         self.done = outcome.is_some();
         outcome
     }
 
     /// When to poll again even if nothing arrives.
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        if self.done { None } else { self.clock.deadline("console wait timed out") }
+        if self.done {
+            return None;
+        }
+        let panic = self.search.as_ref().and_then(|(_, watch)| watch.due());
+        Deadline::earliest(self.clock.deadline("console wait timed out"), panic)
     }
 
-    fn matched(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Option<Outcome> {
+    fn unmatched(
+        &self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &Cursor,
+        closed: bool,
+    ) -> Option<Outcome> {
+        let (_, watch) = self.search.as_ref()?;
+        let tail = || tail_since(log, cursor.offset());
+        let waited = self.clock.waited(now);
+        let panic = if closed { watch.sighting(log) } else { watch.certain(now, log) };
+        if let Some(Sighting { line, .. }) = panic {
+            Some(Outcome::Panicked { tail: tail(), waited, line })
+        } else if closed {
+            let (trouble, near) = self.hints(log, cursor);
+            Some(Outcome::Closed { tail: tail(), waited, trouble, near })
+        } else if self.clock.is_over(now) {
+            let (trouble, near) = self.hints(log, cursor);
+            Some(Outcome::TimedOut { tail: tail(), waited, trouble, near })
+        } else {
+            None
+        }
+    }
+
+    /// What may explain that nothing was found. Linear in what is unread.
+    fn hints(&self, log: &Scrollback, cursor: &Cursor) -> (Option<Sighting>, Option<NearMiss>) {
+        (trouble_in(log, cursor), near_miss(self.matcher.patterns(), cursor.peek(log)))
+    }
+
+    fn matched(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> Option<Outcome> {
         let origin = cursor.offset();
         // Somebody else read on with this cursor: what was found before is no longer unread.
-        if self.search.as_ref().is_none_or(|s| s.origin() != origin) {
-            self.search = Some(Search::from(origin));
+        if self.search.as_ref().is_none_or(|(search, _)| search.origin() != origin) {
+            self.search = Some((Search::from(origin), Watch::for_panic(origin)));
         }
-        let hit = self.matcher.find(self.search.as_mut()?, log)?;
+        let (search, watch) = self.search.as_mut()?;
+        watch.look(now, log);
+        let hit = self.matcher.find(search, log)?;
+        let groups = self.matcher.groups(&hit, log);
         let lost = cursor.lost();
         let output = cursor.take_to(log, hit.end);
-        Some(Outcome::Matched { pattern: hit.pattern, output, truncated: cursor.lost() > lost })
+        let origin = hit.end - output.len() as u64;
+        let place = |at: u64| at.saturating_sub(origin) as usize;
+        let groups = groups.into_iter().map(|g| g.map(|g| place(g.start)..place(g.end))).collect();
+        let truncated = cursor.lost() > lost;
+        Some(Outcome::Matched { pattern: hit.pattern, output, truncated, groups })
     }
 }
 
@@ -148,6 +207,7 @@ pub(super) fn tail_since(log: &Scrollback, offset: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -165,16 +225,21 @@ mod tests {
         log
     }
 
-    fn matched(pattern: usize, output: &str) -> Option<Outcome> {
-        Some(Outcome::Matched { pattern, output: output.into(), truncated: false })
+    /// A match of a pattern of this length at the end of this output.
+    fn matched(pattern: usize, len: usize, output: &str) -> Option<Outcome> {
+        let groups = vec![Some(output.len() - len..output.len())];
+        Some(Outcome::Matched { pattern, output: output.into(), truncated: false, groups })
     }
 
     #[test]
     fn a_match_consumes_through_its_end_only() {
         let log = log("one two three");
         let mut cursor = Cursor::at(0);
-        assert_eq!(wait(&["two"]).poll(at(0), &log, &mut cursor, false), matched(0, "one two"));
-        assert_eq!(wait(&["x", "ee"]).poll(at(0), &log, &mut cursor, false), matched(1, " three"));
+        assert_eq!(wait(&["two"]).poll(at(0), &log, &mut cursor, false), matched(0, 3, "one two"));
+        assert_eq!(
+            wait(&["x", "ee"]).poll(at(0), &log, &mut cursor, false),
+            matched(1, 2, " three")
+        );
     }
 
     #[test]
@@ -186,13 +251,19 @@ mod tests {
         assert_eq!(first.poll_timeout().map(|d| d.at), Some(at(1)));
         let outcome = first.poll(at(3), &log, &mut cursor, false);
         let waited = SECOND * 3;
-        assert_eq!(outcome, Some(Outcome::TimedOut { tail: "almost rea".into(), waited }));
+        let near = NearMiss::Prefix {
+            pattern: "\"ready\"".into(),
+            said: "rea".into(),
+            instead: String::new(),
+        };
+        let (tail, near) = ("almost rea".into(), Some(near));
+        assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, trouble: None, near }));
         assert_eq!(first.poll(at(3), &log, &mut cursor, false), None, "one outcome per wait");
         assert_eq!(first.poll_timeout(), None);
         log.push(b"dy");
         assert_eq!(
             wait(&["ready"]).poll(at(0), &log, &mut cursor, false),
-            matched(0, "almost ready")
+            matched(0, 5, "almost ready")
         );
     }
 
@@ -200,11 +271,16 @@ mod tests {
     fn bytes_beat_timeout_and_close_and_close_beats_timeout() {
         let log = log("ready");
         let mut cursor = Cursor::at(0);
-        assert_eq!(wait(&["ready"]).poll(at(9), &log, &mut cursor, true), matched(0, "ready"));
+        assert_eq!(wait(&["ready"]).poll(at(9), &log, &mut cursor, true), matched(0, 5, "ready"));
         let mut cursor = Cursor::at(0);
         assert_eq!(
             wait(&["never"]).poll(at(9), &log, &mut cursor, true),
-            Some(Outcome::Closed { tail: "ready".into() })
+            Some(Outcome::Closed {
+                tail: "ready".into(),
+                waited: SECOND * 9,
+                trouble: None,
+                near: None
+            })
         );
         assert_eq!(cursor, Cursor::at(0));
     }
@@ -212,7 +288,7 @@ mod tests {
     #[test]
     fn an_empty_pattern_matches_an_empty_log_at_once() {
         let mut cursor = Cursor::at(0);
-        assert_eq!(wait(&[""]).poll(at(0), &log(""), &mut cursor, false), matched(0, ""));
+        assert_eq!(wait(&[""]).poll(at(0), &log(""), &mut cursor, false), matched(0, 0, ""));
     }
 
     #[test]
@@ -224,20 +300,57 @@ mod tests {
         assert_eq!(wait.poll(at(0), &log, &mut cursor, false), None);
         log.push(b"middle end");
         let outcome = wait.poll(at(0), &log, &mut cursor, false);
-        let output = b"ddle end".to_vec();
-        assert_eq!(outcome, Some(Outcome::Matched { pattern: 0, output, truncated: true }));
+        let (output, groups) = (b"ddle end".to_vec(), vec![Some(5..8)]);
+        assert_eq!(outcome, Some(Outcome::Matched { pattern: 0, output, truncated: true, groups }));
     }
 
     #[test]
     fn the_tail_is_bounded() {
         let mut log = Scrollback::new(1 << 16);
         log.push(&[b'x'; 10_000]);
-        let Some(Outcome::Closed { tail }) =
+        let Some(Outcome::Closed { tail, .. }) =
             wait(&["y"]).poll(at(0), &log, &mut Cursor::at(0), true)
         else {
             panic!("closed")
         };
         assert_eq!(tail.len() as u64, TAIL);
+    }
+
+    #[test]
+    fn a_panic_ends_a_wait_that_is_not_for_its_words() {
+        let panic = "[    1.5] Kernel panic - not syncing: no init\r\n[    1.6] CPU: 0\r\n";
+        let (log, mut cursor) = (log(panic), Cursor::at(0));
+        let mut for_login = Expect::new(Matcher::new(["login:"]), at(0), None);
+        assert_eq!(for_login.poll(at(0), &log, &mut cursor, false), None);
+        let due = for_login.poll_timeout().unwrap().at;
+        assert_eq!(due, at(0) + SECOND / 2, "within a second, without a timeout");
+        let outcome = for_login.poll(due, &log, &mut cursor, false);
+        let (tail, line) = (panic.into(), "Kernel panic - not syncing: no init".into());
+        assert_eq!(outcome, Some(Outcome::Panicked { tail, waited: SECOND / 2, line }));
+        assert_eq!(cursor, Cursor::at(0), "nothing was consumed");
+
+        let end = &panic[..panic.len() - 2];
+        assert_eq!(wait(&["CPU: 0"]).poll(due, &log, &mut cursor, true), matched(0, 6, end));
+        // Whoever has read it knows: the next wait is for what comes after.
+        let mut after = Expect::new(Matcher::new(["login:"]), at(0), None);
+        assert_eq!(after.poll(at(9), &log, &mut cursor, false), None);
+        assert_eq!(after.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_console_that_closes_after_a_panic_tells_of_the_panic() {
+        let log = log("Kernel panic - not syncing: x\n");
+        let outcome = wait(&["login:"]).poll(at(0), &log, &mut Cursor::at(0), true);
+        assert!(matches!(outcome, Some(Outcome::Panicked { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_timeout_names_the_trouble_that_was_seen() {
+        let log = log("\r\nYou are in emergency mode. x\r\n# ");
+        let outcome = wait(&["login:"]).poll(at(1), &log, &mut Cursor::at(0), false);
+        let Some(Outcome::TimedOut { trouble: Some(trouble), .. }) = outcome else { panic!() };
+        let expected = "the guest is in an emergency shell: You are in emergency mode. x";
+        assert_eq!(alloc::format!("{trouble}"), expected);
     }
 
     #[test]
@@ -248,6 +361,6 @@ mod tests {
         assert_eq!(wait.poll(at(0), &log, &mut cursor, false), None);
         cursor.before(&log, 1);
         log.push(b"cd");
-        assert_eq!(wait.poll(at(0), &log, &mut cursor, false), matched(1, "bcd"));
+        assert_eq!(wait.poll(at(0), &log, &mut cursor, false), matched(1, 3, "bcd"));
     }
 }

@@ -1,6 +1,10 @@
 //! Bodies of the fuzz targets: any bytes in, laws asserted. Not part of the API.
 
-use super::{Cursor, Expect, Login, Matcher, Outcome, Output, RunCommand, Script, Scrollback};
+use super::Stripper;
+use super::{
+    Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script,
+    Scrollback, Search,
+};
 use crate::time::Instant;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,8 +16,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Patterns and chunks from `data`: a wait fed in chunks ends as one fed whole, where the rule says.
 ///
-/// The first byte gives the number of patterns. Patterns are lines; the rest is the stream, cut at
-/// each byte by its low bits.
+/// The first byte gives the number of patterns. Patterns are lines, one that begins with a slash is
+/// a regular expression where it can be; the rest is the stream, cut at each byte by its low bits.
 pub fn matching(data: &[u8]) {
     let Some((&head, data)) = data.split_first() else { return };
     let mut lines = data.splitn(usize::from(head % 5) + 2, |&b| b == b'\n');
@@ -38,24 +42,93 @@ pub fn matching(data: &[u8]) {
     assert_eq!(chunked, whole, "chunking made a difference");
 
     match whole {
-        Some(Outcome::Matched { pattern, output, truncated }) => {
+        Some(Outcome::Matched { pattern: index, output, truncated, groups }) => {
             assert!(!truncated && stream.starts_with(&output));
-            assert!(output.ends_with(patterns[pattern]));
+            let whole = groups[0].clone().expect("a match is somewhere");
+            assert_eq!(whole.end, output.len(), "a match ends where the output ends");
+            for group in groups.iter().flatten() {
+                assert!(whole.start <= group.start && group.end <= whole.end);
+            }
+            let all: Vec<Pattern> = patterns.iter().map(|line| pattern(line)).collect();
+            if let Some(literal) = all[index].as_literal() {
+                assert!(output.ends_with(literal));
+            }
             let earlier = &output[..output.len().saturating_sub(1)];
-            for (i, other) in patterns.iter().enumerate() {
-                assert!(i >= pattern || !output.ends_with(other), "tie not to the first listed");
+            for (i, other) in all.iter().enumerate() {
+                let Some(other) = other.as_literal() else { continue };
+                assert!(i >= index || !output.ends_with(other), "tie not to the first listed");
                 let ends_earlier = memchr::memmem::find(earlier, other).is_some();
                 assert!(output.is_empty() || !ends_earlier, "an earlier end was passed over");
             }
+            // Without its last byte there is no match, whatever the pattern.
+            if !output.is_empty() {
+                let mut log = Scrollback::new(output.len());
+                log.push(earlier);
+                let hit = Matcher::of(all).find(&mut Search::from(0), &log);
+                assert_eq!(hit, None, "an earlier end was passed over");
+            }
             assert_eq!(cursor.offset(), output.len() as u64);
         }
-        Some(Outcome::Closed { .. }) => assert_eq!(cursor.offset(), 0, "consumed without a match"),
+        Some(Outcome::Closed { .. } | Outcome::Panicked { .. }) => {
+            assert_eq!(cursor.offset(), 0, "consumed without a match")
+        }
         other => panic!("a closed console with no timeout gave {other:?}"),
     }
 }
 
 fn wait(patterns: &[&[u8]]) -> Expect {
-    Expect::new(Matcher::new(patterns), Instant::ZERO, None)
+    Expect::new(Matcher::of(patterns.iter().map(|line| pattern(line))), Instant::ZERO, None)
+}
+
+fn pattern(line: &[u8]) -> Pattern {
+    #[cfg(feature = "regex")]
+    if let Some(source) = line.strip_prefix(b"/")
+        && let Ok(source) = core::str::from_utf8(source)
+        && let Ok(regex) = Pattern::regex(source)
+    {
+        return regex;
+    }
+    Pattern::literal(line)
+}
+
+/// Any bytes, cut at each byte by its low bits: escape sequences are taken out and lines are made
+/// as from the whole, nothing is invented, and nothing that is text is lost.
+pub fn ansi(data: &[u8]) {
+    let mut whole = Vec::new();
+    Stripper::default().strip(data, &mut whole);
+    let (mut stripper, mut text, mut lines) = (Stripper::default(), Vec::new(), Lines::default());
+    let (mut rest, mut seen) = (data, Vec::new());
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at((usize::from(rest[0] % 8) + 1).min(rest.len()));
+        stripper.strip(now, &mut text);
+        lines.push(now);
+        seen.extend(core::iter::from_fn(|| lines.next_line()));
+        rest = later;
+    }
+    seen.extend(lines.finish());
+    assert_eq!(text, whole, "chunking made a difference");
+    assert!(!whole.contains(&0x1b), "an escape is left");
+    let mut source = data.iter();
+    assert!(whole.iter().all(|byte| source.any(|other| other == byte)), "bytes were invented");
+    if !data.contains(&0x1b) {
+        assert_eq!(whole, data, "text was lost");
+    }
+    let ends = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
+    assert_eq!(ends(&whole), ends(data), "a line was lost");
+
+    let mut expected: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
+    let last = expected.pop().filter(|last| !last.is_empty());
+    let mut expected: Vec<&[u8]> = expected
+        .into_iter()
+        .map(|line| {
+            let returns = line.iter().rev().take_while(|&&byte| byte == b'\r').count();
+            &line[..line.len() - returns]
+        })
+        .collect();
+    expected.extend(last);
+    if data.len() <= LINE_MAX {
+        assert_eq!(seen, expected, "a line came otherwise");
+    }
 }
 
 /// A guest that says what `data` has, at the times it has: every script ends, in bounds, and
@@ -168,8 +241,24 @@ mod tests {
             b"\x04a\nb\nc\nd\n\nabcd",
             b"\x02aa\naaa\na\nbaaa",
             b"\x03login:\nPassword:\n# \n$ \nguest login: ",
+            b"\x01/(a|b)+c\nbc\nxabababc",
+            b"\0/[^\n]*x\nno yes x",
+            b"\x02/a*\n/^a\n/(\n/b{3}\nabbb",
         ] {
             matching(data);
+        }
+    }
+
+    #[test]
+    fn ansi_holds_on_a_small_table() {
+        for data in [
+            &b""[..],
+            b"plain\r\n",
+            b"\x1b[1;31mred\x1b[0m\r\n\x1b]0;t\x07x",
+            b"\x1b]\n\x1b[\n\x1b\n\x1b(\n\x1bP\n",
+            b"\r\r\n\n\r",
+        ] {
+            ansi(data);
         }
     }
 
@@ -190,7 +279,11 @@ mod tests {
     #[test]
     fn random_bytes_hold_too() {
         let mut random = fastrand::Rng::with_seed(11);
-        let words: [&[u8]; 24] = [
+        let words: [&[u8]; 28] = [
+            b"/a+b",
+            b"/(a|b)*\r",
+            b"\n/.a",
+            b"Kernel panic - not syncing",
             b"a",
             b"b",
             b"\n",
@@ -224,6 +317,7 @@ mod tests {
             let held = catch_unwind(|| {
                 matching(&data);
                 scripts(&data);
+                ansi(&data);
             });
             assert!(held.is_ok(), "broken by {:?}", data.escape_ascii().to_string());
         }

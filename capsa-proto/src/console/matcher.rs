@@ -4,10 +4,14 @@
 //! answer, so it does not depend on how the stream was cut into reads. (Earliest *start* would: a
 //! long pattern that began first may still be incomplete when a short one is already whole.)
 //!
-//! Patterns are bytes, not regular expressions: the work stays linear whatever a guest sends.
+//! Literals and regular expressions go by the same rule, and the work stays linear whatever a guest
+//! sends.
 
-use super::Scrollback;
+use super::pattern::Kind;
+use super::{Pattern, Scrollback};
+use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 use memchr::memmem::Finder;
 
 /// How far all patterns are looked for before going on together. Without it, a wait for something
@@ -45,36 +49,64 @@ pub struct Hit {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Matcher {
-    finders: Vec<Finder<'static>>,
+    patterns: Vec<Pattern>,
+    /// The longest literal.
     longest: usize,
+    /// There is a pattern whose matches may be of any length.
+    is_unbounded: bool,
 }
 
 /// How far one search has come: the part of a wait that changes.
 ///
-/// It looks at each new byte once per pattern, plus at the `len - 1` bytes before it, where a
-/// pattern may have begun.
+/// It looks at each new byte once per pattern, plus, for a literal, at the `len - 1` bytes before
+/// it, where it may have begun. For each regular expression it keeps up to 512 KiB.
 #[derive(Debug, Clone)]
 pub struct Search {
     from: u64,
     scanned: u64,
     hit: Option<Hit>,
+    /// For each pattern that is a regular expression, how far its automaton has come.
+    #[cfg(feature = "regex")]
+    walks: Vec<Option<(u64, super::regex::Walk)>>,
     /// Bytes looked at, summed over the patterns.
     #[cfg(test)]
     work: u64,
 }
 
 impl Matcher {
-    /// A matcher for any of `patterns`, which are numbered in this order.
-    pub fn new(patterns: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
-        let finders: Vec<_> =
-            patterns.into_iter().map(|p| Finder::new(p.as_ref()).into_owned()).collect();
-        let longest = finders.iter().map(|f| f.needle().len()).max().unwrap_or(0);
-        Self { finders, longest }
+    /// A matcher for any of these literals, which are numbered in this order.
+    pub fn new(literals: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        Self::of(literals.into_iter().map(Pattern::literal))
+    }
+
+    /// A matcher for any of these patterns, which are numbered in this order.
+    pub fn of(patterns: impl IntoIterator<Item = Pattern>) -> Self {
+        let patterns: Vec<_> = patterns.into_iter().collect();
+        let literals = patterns.iter().filter_map(Pattern::as_literal);
+        let longest = literals.map(<[u8]>::len).max().unwrap_or(0);
+        let is_unbounded = patterns.iter().any(|pattern| pattern.as_literal().is_none());
+        Self { patterns, longest, is_unbounded }
     }
 
     /// The patterns, in their order.
-    pub fn patterns(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.finders.iter().map(|f| f.needle())
+    pub fn patterns(&self) -> &[Pattern] {
+        &self.patterns
+    }
+
+    /// Where the groups of a hit are in the log, the whole first; a literal has no other. A group
+    /// that took no part is `None`, and so are all but the whole in a match longer than 64 KiB.
+    pub fn groups(&self, hit: &Hit, log: &Scrollback) -> Vec<Option<Range<u64>>> {
+        match &self.patterns[hit.pattern].kind {
+            Kind::Literal(_) => vec![Some(hit.start..hit.end)],
+            #[cfg(feature = "regex")]
+            Kind::Regex(regex) => {
+                let start = hit.start.max(log.start()).min(hit.end);
+                let matched = &log.since(start)[..(hit.end - start) as usize];
+                let place = |n| start + n as u64;
+                let groups = regex.groups(matched).into_iter();
+                groups.map(|g| g.map(|g| place(g.start)..place(g.end))).collect()
+            }
+        }
     }
 
     /// Looks at what is new in `log` since the last call with this `search`.
@@ -89,7 +121,7 @@ impl Matcher {
     }
 
     fn empty_pattern(&self, at: u64) -> Option<Hit> {
-        let pattern = self.patterns().position(<[u8]>::is_empty)?;
+        let pattern = self.patterns.iter().position(Pattern::matches_nothing)?;
         Some(Hit { pattern, start: at, end: at })
     }
 
@@ -110,22 +142,16 @@ impl Matcher {
     /// The hit with the earliest end up to `upto`, given that none ends at or before `scanned`.
     fn best_in(&self, search: &mut Search, log: &Scrollback, from: u64, upto: u64) -> Option<Hit> {
         let mut best: Option<Hit> = None;
-        for (pattern, finder) in self.finders.iter().enumerate() {
-            let len = finder.needle().len() as u64;
-            let start = search.scanned.saturating_sub(len - 1).max(from);
+        for (pattern, Pattern { kind }) in self.patterns.iter().enumerate() {
             // A later pattern has to end strictly earlier, so it need not look at the last byte.
             let stop = best.map_or(upto, |hit| hit.end - 1);
-            if start + len > stop {
-                continue;
-            }
-            let bytes = &log.since(start)[..(stop - start) as usize];
-            #[cfg(test)]
-            {
-                search.work += bytes.len() as u64;
-            }
-            if let Some(i) = finder.find(bytes) {
-                let start = start + i as u64;
-                best = Some(Hit { pattern, start, end: start + len });
+            let found = match kind {
+                Kind::Literal(finder) => search.literal(finder, log, from, stop),
+                #[cfg(feature = "regex")]
+                Kind::Regex(regex) => search.regex(pattern, regex, log, from, stop),
+            };
+            if let Some(Range { start, end }) = found {
+                best = Some(Hit { pattern, start, end });
             }
         }
         best
@@ -139,6 +165,8 @@ impl Search {
             from: offset,
             scanned: offset,
             hit: None,
+            #[cfg(feature = "regex")]
+            walks: Vec::new(),
             #[cfg(test)]
             work: 0,
         }
@@ -149,11 +177,67 @@ impl Search {
         self.from
     }
 
+    /// The first place of a literal that ends behind `scanned` and not behind `stop`.
+    fn literal(
+        &mut self,
+        finder: &Finder<'_>,
+        log: &Scrollback,
+        from: u64,
+        stop: u64,
+    ) -> Option<Range<u64>> {
+        let len = finder.needle().len() as u64;
+        let start = self.scanned.saturating_sub(len - 1).max(from);
+        if start + len > stop {
+            return None;
+        }
+        let bytes = &log.since(start)[..(stop - start) as usize];
+        self.looked_at(bytes);
+        let start = start + finder.find(bytes)? as u64;
+        Some(start..start + len)
+    }
+
+    /// As [`literal`](Self::literal), of a regular expression. Where nothing is found, what lies
+    /// before `stop` is done with.
+    #[cfg(feature = "regex")]
+    fn regex(
+        &mut self,
+        pattern: usize,
+        regex: &super::regex::Regex,
+        log: &Scrollback,
+        from: u64,
+        stop: u64,
+    ) -> Option<Range<u64>> {
+        let bytes = log.since(self.scanned);
+        let bytes = &bytes[..stop.saturating_sub(self.scanned).min(bytes.len() as u64) as usize];
+        self.looked_at(bytes);
+        if self.walks.len() <= pattern {
+            self.walks.resize_with(pattern + 1, || None);
+        }
+        let (at, walk) = self.walks[pattern].get_or_insert_with(|| (self.scanned, regex.walk()));
+        if *at != self.scanned {
+            // Bytes were dropped before anybody looked at them. No match reaches across.
+            walk.restart();
+        }
+        *at = self.scanned + bytes.len() as u64;
+        let end = self.scanned + regex.advance(walk, bytes)? as u64;
+        let before = log.since(from);
+        let start = from + regex.begin(&before[..(end - from) as usize]) as u64;
+        Some(start..end)
+    }
+
+    fn looked_at(&mut self, _bytes: &[u8]) {
+        #[cfg(test)]
+        {
+            self.work += _bytes.len() as u64;
+        }
+    }
+
     /// The offset before which no hit of `matcher` can begin any more: what comes earlier need not
     /// be kept for this search.
     pub(super) fn settled(&self, matcher: &Matcher) -> u64 {
         match self.hit {
             Some(hit) => hit.start,
+            None if matcher.is_unbounded => self.from,
             None => {
                 let overlap = matcher.longest.saturating_sub(1) as u64;
                 self.scanned.saturating_sub(overlap).max(self.from)

@@ -5,8 +5,8 @@
 //! conversation. Text stays bytes here: it may be cut anywhere, and is made a string where it is
 //! handed out.
 //!
-//! Nothing here decides what a terminal emulator would show, and nothing interprets a regular
-//! expression: the work is linear in what the guest sends.
+//! Nothing here decides what a terminal emulator would show. The work is linear in what the guest
+//! sends, with regular expressions too (the feature `regex`).
 //!
 //! # Driving
 //!
@@ -58,21 +58,40 @@
 //! | output of a command | [`OUTPUT_LIMIT`] | the front is kept, [`Reply::truncated`] |
 //! | a command | [`COMMAND_MAX`] | refused |
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
+//! | what is looked at for a near miss | 64 KiB, 16 literals | the last bytes, the first literals |
+//! | a regular expression | 4 KiB, 256 KiB compiled | refused |
+//! | states of a search for it | 512 KiB | forgotten, and worked out again |
+//! | groups of a match | 64 KiB | only the whole is known |
+//! | a line | [`LINE_MAX`] | given in pieces |
 //! | Enters pressed unasked by a login | 3 per stage | it goes on waiting |
 
+#[cfg(all(test, feature = "regex"))]
+mod chunking;
 mod cursor;
 mod expect;
 #[doc(hidden)]
 pub mod fuzz;
+mod lines;
 mod matcher;
+mod near;
+mod pattern;
+#[cfg(feature = "regex")]
+mod regex;
 mod script;
 mod scrollback;
+mod strip;
+mod trouble;
 
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
+pub use lines::{LINE_MAX, Lines};
 pub use matcher::{Hit, Matcher, Search};
+pub use near::NearMiss;
+pub use pattern::{Pattern, PatternError};
 pub use script::{
-    COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Stdin,
-    Written,
+    COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Silence,
+    Stdin, Written,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
+pub use strip::Stripper;
+pub use trouble::{Sighting, Trouble};

@@ -3,7 +3,9 @@
 //! One process per machine, unprivileged and sandboxed by itself (as root it becomes `nobody`). It
 //! takes one connection and ends with it. The guest sees what it would see behind QEMU's user-mode
 //! network: itself at 10.0.2.15 by DHCP, the host's loopback at 10.0.2.2, a name server at 10.0.2.3.
-//! No port of the guest is reachable from outside.
+//! No port of the guest is reachable from outside. On a host without a default route passt has its
+//! own mind ("local mode", 2025_05_03): the guest is 169.254.2.1 and its gateway 169.254.2.2, and what
+//! it reaches at 10.0.2.2 stays the same.
 //!
 //! It speaks vhost-user since 2024_11_27 (passt's own tags are dates). Distributions spell versions in
 //! their own ways, so its help is asked for the option instead.

@@ -246,6 +246,13 @@ impl Machine {
         }
     }
 
+    /// The helper that is to come up: the last that was started.
+    fn awaited_helper(&self) -> Option<&str> {
+        let next = self.next_helper().unwrap_or(self.hypervisor());
+        let is_awaited = self.phase == Phase::Helpers;
+        next.0.checked_sub(1).filter(|_| is_awaited).map(|n| self.script.names[n].as_str())
+    }
+
     fn next_helper(&self) -> Option<ProcessId> {
         let helpers = &self.processes[..self.hypervisor().0];
         helpers.iter().position(|p| *p == Process::Idle).map(ProcessId)
@@ -373,7 +380,13 @@ impl Machine {
         if self.blame_later.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
             && let Some((_, cause)) = self.blame_later.take()
         {
-            self.blame(cause);
+            // The start may have been over before anybody was blamed.
+            self.blame(match (self.phase, cause) {
+                (Phase::Running | Phase::Asking, EndedBy::StartFailed { why }) => {
+                    EndedBy::HypervisorLost { what: why }
+                }
+                (_, cause) => cause,
+            });
             self.go(now, Trigger::PartLost);
         }
         if due(&self.time_ends) {
@@ -392,8 +405,13 @@ impl Machine {
         match self.phase {
             Phase::Helpers | Phase::Launching | Phase::Booting => {
                 let waited = row.limit.map(|(limit, why)| (why, limit(&self.timing)));
-                let (why, limit) = waited.unwrap_or(("start", Duration::ZERO));
-                self.blame(EndedBy::StartFailed { why: format!("gave up after {limit:?}: {why}") });
+                let (why, limit) = waited.unwrap_or(("it starts", Duration::ZERO));
+                let why = match self.awaited_helper() {
+                    Some(name) => format!("{name} is up"),
+                    None => why.into(),
+                };
+                let why = format!("gave up after {limit:?}, waiting until {why}");
+                self.blame(EndedBy::StartFailed { why });
             }
             Phase::Asking if self.time_limit_hit => self.blame(EndedBy::TimeLimit),
             Phase::Asking => self.blame(EndedBy::Owner),

@@ -159,7 +159,8 @@ impl Default for Timing {
             launch: Duration::from_secs(30),
             boot: Duration::from_secs(30),
             grace: DEFAULT_GRACE,
-            quit: Duration::from_secs(5),
+            // vfkit gives its guest five more seconds, and then needs a moment to force it.
+            quit: Duration::from_secs(8),
             kill: Duration::from_secs(5),
             drain: Duration::from_secs(2),
         }

@@ -1,44 +1,24 @@
 //! The end of a console, as a person can read it: without what a terminal would act on.
 
+use capsa_proto::console::Stripper;
+
 /// Lines shown of a console.
 const LINES: usize = 40;
 
 /// Bytes looked at from the end, at most.
 pub(super) const TAIL: usize = 16 * 1024;
 
-/// What the next byte belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Text,
-    Escape,
-    Csi,
-    /// A window title and the like, to BEL or ST.
-    String,
-}
-
 /// The last lines of what the guest said, escape sequences and control characters taken out.
 pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
-    let mut text = String::new();
-    let mut state = State::Text;
-    for c in String::from_utf8_lossy(bytes).chars() {
-        state = match (state, c) {
-            (State::Text | State::String, '\u{1b}') => State::Escape,
-            (State::Escape, '[') => State::Csi,
-            (State::Escape, ']' | 'P' | '_' | '^') => State::String,
-            (State::Escape, ' '..='/') => State::Escape,
-            (State::Csi, ' '..='?') => State::Csi,
-            (State::String, '\u{7}' | '\n') | (State::Escape | State::Csi, _) => State::Text,
-            (State::String, _) => State::String,
-            (State::Text, c) => {
-                if c == '\n' || c == '\t' || !c.is_control() {
-                    text.push(c);
-                }
-                State::Text
-            }
-        };
-    }
+    let mut text = Vec::new();
+    Stripper::default().strip(bytes, &mut text);
+    let text = String::from_utf8_lossy(&text).replace(is_control, "");
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(LINES)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+fn is_control(c: char) -> bool {
+    c.is_control() && c != '\n' && c != '\t'
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A `cloud-hypervisor` for tests: see `capsa_test::stand_in`.
+//! A `cloud-hypervisor` for tests: see `capsa_test::stand_in::cloud_hypervisor`.
 
 fn main() -> std::process::ExitCode {
-    capsa_test::stand_in::main()
+    capsa_test::stand_in::cloud_hypervisor::main()
 }

@@ -2,7 +2,7 @@
 //!
 //! `vsock-peer listen PORT` sends back what each connection sends, any number at once.
 //! `vsock-peer connect PORT WORD` connects to the host, sends the word as a line and prints the line
-//! that comes back.
+//! that comes back; where none comes, it fails.
 
 #[cfg(target_os = "linux")]
 fn main() -> std::io::Result<()> {
@@ -41,7 +41,9 @@ mod peer {
                 let mut stream = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port)?;
                 writeln!(stream, "{word}")?;
                 let mut line = String::new();
-                BufReader::new(stream).read_line(&mut line)?;
+                if BufReader::new(stream).read_line(&mut line)? == 0 {
+                    return Err(io::Error::other("nobody answers"));
+                }
                 print!("{line}");
                 Ok(())
             }

@@ -6,6 +6,8 @@ mod bench;
 mod bench_start;
 #[path = "../xtask/check_macos.rs"]
 mod check_macos;
+#[path = "../xtask/conformance.rs"]
+mod conformance;
 #[path = "../xtask/demo.rs"]
 mod demo;
 #[path = "../xtask/fuzz.rs"]
@@ -38,6 +40,12 @@ const TASKS: &[Task] = &[
         bench_start::run,
     ),
     ("check-macos", "", "clippy over everything as macOS sees it, on Linux", check_macos::run),
+    (
+        "conformance",
+        "--backend NAME [--filter TEXT]",
+        "hold a backend of this machine to the suite, and print a report",
+        conformance::run,
+    ),
     ("demo", "", "boot a real Linux guest, run a command in it, stop it", demo::run),
     ("fuzz", "[--seconds N] [--target NAME]", "run the fuzz targets, a minute each", fuzz::run),
     (

@@ -57,7 +57,7 @@ fn bad_kernel(stage: &Stage<'_>) {
         head.extend_from_slice(b"ARM\x64");
     }
     fs::write(&kernel, head).unwrap();
-    let builder = stage.subject.builds(Capsa::vm(LinuxBootConfig::new(&kernel)));
+    let builder = stage.subject.builds(Capsa::vm(stage.subject.boots(kernel, stage.dir())));
     let vm = builder.memory_mb(256).no_network().build_blocking().unwrap();
     let error = vm.start().unwrap_err();
     let Error::StartFailed(why) = &error else { panic!("{error:?}") };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use capsa::{Error, VmStatus};
+use capsa::{EndedBy, Error, VmStatus};
 
 use super::machine::PATIENCE;
 use super::{Scenario, Stage};
@@ -67,5 +67,6 @@ fn death_ends_a_wait(stage: &Stage<'_>) {
     let mut machine = stage.boot(stage.builder());
     machine.power_off();
     let told = machine.console.wait_for_timeout("never said", PATIENCE);
-    assert!(matches!(told, Err(Error::PatternNotFound { .. })), "{told:?}");
+    let Err(Error::PatternNotFound { ended: Some(report), .. }) = &told else { panic!("{told:?}") };
+    assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
 }

@@ -8,6 +8,7 @@ use capsa::blocking::VmHandle;
 use capsa::{
     BackendCapabilities, Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder,
     MountMode, NetworkMode, RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    VsockDirection,
 };
 use serde_json::Value;
 
@@ -42,12 +43,15 @@ fn flatten(value: &Value, path: &str, leaves: &mut BTreeMap<String, bool>) {
     leaves.insert(path.to_owned(), claimed);
 }
 
+/// The leaf of a machine that boots from a kernel alone.
+pub(super) const WITHOUT_INITRD: &str = "boot_methods.linux_direct_without_initrd";
+
 /// Adds to a machine what needs one leaf; the path is a directory for it.
 type Ask = fn(LinuxVmBuilder, &Path) -> LinuxVmBuilder;
 
 /// A leaf, the field that a refusal names, and what asks for it.
 const ASKS: &[(&str, &str, Ask)] = &[
-    ("boot_methods.linux_direct_without_initrd", "initrd", |builder, _| builder),
+    (WITHOUT_INITRD, "initrd", |builder, _| builder),
     ("image_formats.raw", "disks[0].path", |builder, dir| builder.disk(raw(dir))),
     ("image_formats.qcow2", "disks[0].path", |builder, dir| builder.disk(qcow2(dir))),
     ("network_modes.none", "network", |builder, _| builder.network(NetworkMode::None)),
@@ -65,7 +69,8 @@ const ASKS: &[(&str, &str, Ask)] = &[
     }),
     ("disk_ephemeral", "disks[0].ephemeral", |builder, dir| builder.disk(raw(dir).ephemeral())),
     ("disk_read_only", "disks[0].read_only", |builder, dir| builder.disk(raw(dir).read_only())),
-    ("vsock", "vsock", |builder, _| builder.vsock()),
+    ("vsock", "vsock", |builder, _| builder.vsock_port(1024, VsockDirection::ToGuest)),
+    ("reboot_end", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::End)),
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),
 ];
 
@@ -86,7 +91,11 @@ pub(super) fn ask(leaf: &str, subject: &Subject) -> capsa::Result<VmHandle> {
     let (_, ask) = field_and_ask(leaf);
     let dir = tempfile::tempdir().expect("a directory");
     let kernel = nano::write_to(dir.path()).expect("the nano guest can be written");
-    let builder = subject.builds(Capsa::vm(LinuxBootConfig::new(kernel)).no_network());
+    let config = match leaf {
+        WITHOUT_INITRD => LinuxBootConfig::new(kernel),
+        _ => subject.boots(kernel, dir.path()),
+    };
+    let builder = subject.builds(Capsa::vm(config).no_network());
     ask(builder, dir.path()).build_blocking()
 }
 

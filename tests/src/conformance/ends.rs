@@ -11,11 +11,12 @@ use crate::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::any("a_power_off_of_the_guest_is_its_own", guest_power_off),
-    Scenario::any("a_reboot_of_the_guest_ends_the_machine", guest_reboot),
+    Scenario::any("a_reboot_of_the_guest_ends_the_machine", guest_reboot).uses(&["reboot_end"]),
     Scenario::any("a_reboot_restarts_where_that_was_asked_for", restart).uses(&["reboot_restart"]),
     Scenario::linux("a_reboot_forgets_what_was_in_memory", restart_of_linux)
         .uses(&["reboot_restart"]),
-    Scenario::linux("a_kernel_panic_is_told_from_a_reboot", panic_or_reboot),
+    // The kernel reboots when it panics.
+    Scenario::linux("a_kernel_panic_is_told_from_a_reboot", panic_or_reboot).uses(&["reboot_end"]),
     Scenario::any("the_time_limit_ends_it_and_says_so", time_limit),
 ];
 

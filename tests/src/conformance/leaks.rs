@@ -50,7 +50,7 @@ impl Held {
     fn now(base: &Path) -> Self {
         let count = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count);
         Self {
-            descriptors: count(Path::new("/dev/fd")),
+            descriptors: processes::descriptors(),
             threads: processes::threads(),
             children: processes::children(std::process::id()).len(),
             files: count(base),

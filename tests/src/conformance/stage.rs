@@ -63,7 +63,7 @@ impl<'a> Stage<'a> {
         let (config, memory) = match &self.guest {
             Guest::Nano => {
                 let kernel = nano.write_to(self.dir()).expect("the nano guest can be written");
-                (LinuxBootConfig::new(kernel), self.subject.nature.nano_memory_mb)
+                (self.subject.boots(kernel, self.dir()), self.subject.nature.nano_memory_mb)
             }
             Guest::Linux(guest) => (LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd), 256),
         };

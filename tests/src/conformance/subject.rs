@@ -1,9 +1,11 @@
 //! The backends that are held to the suite, and what may differ between them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxVmBuilder};
+use capsa::{
+    Accelerator, BackendCapabilities, BackendReport, LinuxBootConfig, LinuxVmBuilder, RebootPolicy,
+};
 
 use super::claims;
 use crate::{host, stand_in};
@@ -36,9 +38,30 @@ pub struct Nature {
     pub bad_kernel: &'static [&'static str],
     /// What the report says when somebody else sends the hypervisor SIGTERM.
     pub sigterm: Sigterm,
-    /// What NAT gives: the guest's address, and the one at which it reaches the host's loopback.
-    /// `None`: any, and the host's own addresses are reached at the gateway.
-    pub nat: Option<(&'static str, &'static str)>,
+    /// The addresses that NAT may give to the guest, and the one at which it reaches the host's
+    /// loopback. `None`: any, and the host's own addresses are reached at the gateway.
+    pub nat: Option<(&'static [&'static str], &'static str)>,
+    /// Shares are served by processes of their own, and not by the hypervisor.
+    pub share_helpers: bool,
+    /// A path may hold a comma.
+    pub commas: bool,
+    /// What a line of the hypervisor's own on the guest's console begins with, where there are some.
+    pub own_lines: Option<&'static str>,
+}
+
+impl Nature {
+    /// What the guest alone said.
+    pub fn guests_own(&self, said: &str) -> String {
+        let Some(mark) = self.own_lines else { return said.to_owned() };
+        let mut own = String::new();
+        let mut rest = said;
+        // Such a line may begin in the middle of one of the guest's.
+        while let Some((before, line)) = rest.split_once(mark) {
+            own += before;
+            rest = line.split_once('\n').map_or("", |(_, behind)| behind);
+        }
+        own + rest
+    }
 }
 
 /// What SIGTERM from outside looks like.
@@ -55,7 +78,10 @@ const QEMU: Nature = Nature {
     nano_accelerator: Accelerator::Emulation,
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: Sigterm::Lost,
-    nat: Some(("10.0.2.15", "10.0.2.2")),
+    nat: Some((&["10.0.2.15"], "10.0.2.2")),
+    share_helpers: true,
+    commas: true,
+    own_lines: None,
 };
 
 const CLOUD_HYPERVISOR: Nature = Nature {
@@ -64,11 +90,26 @@ const CLOUD_HYPERVISOR: Nature = Nature {
     // What was tried, then the chain of causes.
     bad_kernel: &["boot the guest", ": "],
     sigterm: Sigterm::PowerOff,
-    nat: Some(("10.0.2.15", "10.0.2.2")),
+    // passt gives the second where the host itself has no way out.
+    nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
+    ..QEMU
+};
+
+const VFKIT: Nature = Nature {
+    nano_memory_mb: 64,
+    nano_accelerator: Accelerator::Auto,
+    bad_kernel: &["vfkit exited with status 1", "The virtual machine failed to start"],
+    // The guest was asked, and did.
+    sigterm: Sigterm::PowerOff,
+    nat: None,
+    share_helpers: false,
+    commas: false,
+    own_lines: Some("[GIN] "),
 };
 
 const CLH: &str = "cloud-hypervisor";
 const CLH_STAND_IN: &str = "cloud-hypervisor-stand-in";
+const VFKIT_STAND_IN: &str = "vfkit-stand-in";
 
 /// What a subject needs another program for: the leaf, the subjects, the program, and the variable
 /// that may name it.
@@ -76,6 +117,9 @@ const HELPERS: &[(&str, &[&str], &str, &str)] = &[
     ("virtio_fs", &["qemu", CLH, CLH_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
     ("network_modes.nat", &[CLH, CLH_STAND_IN], "passt", "CAPSA_PASST"),
     ("vsock", &["qemu", CLH_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
+    // Where the stand-in finds them, and nobody may say otherwise.
+    ("virtio_fs", &[VFKIT_STAND_IN], "virtiofsd", ""),
+    ("vsock", &[VFKIT_STAND_IN], "vhost-device-vsock", ""),
 ];
 
 /// A way to get a subject, by its name.
@@ -86,6 +130,8 @@ pub const SUBJECTS: &[(&str, Find)] = &[
     ("qemu", Subject::qemu),
     (CLH, Subject::cloud_hypervisor),
     (CLH_STAND_IN, Subject::cloud_hypervisor_stand_in),
+    ("vfkit", Subject::vfkit),
+    (VFKIT_STAND_IN, Subject::vfkit_stand_in),
 ];
 
 impl Subject {
@@ -148,6 +194,49 @@ impl Subject {
         })
     }
 
+    /// The real vfkit, with Linux guests: the nano guest is a kernel of a kind that it does not boot.
+    /// It cannot tell a reboot, so a guest that reboots boots again in every machine of it.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn vfkit() -> Result<Self, String> {
+        let report = backends().iter().find(|report| report.name == "vfkit");
+        let report = report.expect("there is such a backend");
+        if let Some(reason) = report.availability.against.first() {
+            return Err(reason.what.clone());
+        }
+        Ok(Self {
+            name: "vfkit",
+            backend: "vfkit",
+            nature: VFKIT,
+            runs_nano: false,
+            runs_linux: Ok(()),
+            build: |builder| builder.on_reboot(RebootPolicy::Restart),
+        })
+    }
+
+    /// Our stand-in for vfkit, whose guests QEMU emulates.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot run here.
+    pub fn vfkit_stand_in() -> Result<Self, String> {
+        if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            return Err("it is an Intel Mac, emulated on Linux".into());
+        }
+        Ok(Self {
+            name: VFKIT_STAND_IN,
+            backend: "vfkit",
+            nature: VFKIT,
+            build: |builder| {
+                let builder = builder.on_reboot(RebootPolicy::Restart);
+                builder.program("vfkit", stand_in::vfkit()).trust_backend()
+            },
+            ..Self::qemu()?
+        })
+    }
+
     /// The subject of this name.
     ///
     /// # Errors
@@ -174,6 +263,22 @@ impl Subject {
         (self.build)(builder.backend(self.backend))
     }
 
+    /// A machine of this kernel, with an initrd in `dir` that is nothing where its backend does not
+    /// go without.
+    ///
+    /// # Panics
+    ///
+    /// When the initrd cannot be written.
+    pub fn boots(&self, kernel: PathBuf, dir: &Path) -> LinuxBootConfig {
+        let config = LinuxBootConfig::new(kernel);
+        if self.claims(claims::WITHOUT_INITRD) {
+            return config;
+        }
+        let initrd = dir.join("initrd");
+        std::fs::write(&initrd, "nothing").expect("an initrd can be written");
+        config.initrd(initrd)
+    }
+
     /// What its backend says that it can do.
     ///
     /// # Panics
@@ -192,6 +297,11 @@ impl Subject {
     /// What this machine lacks for a leaf that is claimed: a program beside the hypervisor, or one
     /// that will do. A program that is there and that the backend does not find is no excuse.
     pub fn lacks(&self, leaf: &str) -> Option<String> {
+        if leaf == "vsock" && !cfg!(target_os = "linux") {
+            return Some(
+                "the guest's side of it is a program of this host, which is no Linux".into(),
+            );
+        }
         let (_, _, program, variable) = HELPERS
             .iter()
             .find(|(helped, subjects, ..)| *helped == leaf && subjects.contains(&self.name))?;

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use capsa::{EndedBy, Error, MountMode};
+use capsa::{EndedBy, Error, MountMode, VsockDirection};
 
 use super::machine::Machine;
 use super::{Scenario, Stage};
@@ -24,7 +24,19 @@ const TO_HOST: u32 = 77;
 const SILENT: u32 = 5001;
 
 fn both_ways(stage: &Stage<'_>) {
-    let builder = stage.builder().vsock().share("/", "/host", MountMode::ReadOnly);
+    let named = [
+        (TO_GUEST, VsockDirection::ToGuest),
+        (SILENT, VsockDirection::ToGuest),
+        (TO_HOST, VsockDirection::ToHost),
+    ];
+    let mode = match stage.subject.claims("share_read_only") {
+        true => MountMode::ReadOnly,
+        false => MountMode::ReadWrite,
+    };
+    let builder = stage.builder().share("/", "/host", mode);
+    let builder = named
+        .into_iter()
+        .fold(builder, |builder, (port, direction)| builder.vsock_port(port, direction));
     let mut machine = stage.machine(builder);
     assert!(matches!(machine.vm.vsock_connect(TO_GUEST), Err(Error::NotRunning)));
     // A listener may be there before the guest is.

@@ -1,17 +1,12 @@
-//! The transport of the API: HTTP/1.1 as the `micro_http` of the real one speaks it, on a unix
-//! socket beside which a lock file stays.
+//! What is the same in every server of HTTP/1.1 on a unix socket: connections, the heads of
+//! messages, and answers that are broken on order. What a head means and how an answer looks is
+//! each server's own.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{Sender, channel};
 
-use super::Fault;
-use super::vmm::Wish;
-
-/// What the real one takes at most.
-const MAX_BODY: usize = 4 << 20;
+/// The longest line of a head that is read.
 const MAX_LINE: u64 = 1024;
 
 /// A request.
@@ -22,170 +17,31 @@ pub(super) struct Request {
     pub(super) body: Option<Vec<u8>>,
 }
 
-impl Request {
-    /// The name of what is called, as `vm.boot`.
-    pub(super) fn name(&self) -> &str {
-        self.path.strip_prefix("/api/v1/").unwrap_or_default()
-    }
-}
-
-/// An answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Response {
-    pub(super) status: u16,
-    /// Of what could not be parsed the HTTP library speaks, under another name.
-    server: &'static str,
-    body: String,
-}
-
-impl Response {
-    pub(super) fn new(status: u16, body: String) -> Self {
-        Self { status, server: "Cloud Hypervisor API", body }
-    }
-
-    fn unparsed(why: &str) -> Self {
-        // Not JSON: the line break stands there as it is.
-        let dropped = "All previous unanswered requests will be dropped.";
-        let body = format!("{{ \"error\": \"{why}\n{dropped}\" }}");
-        Self { server: "Firecracker API", ..Self::new(400, body) }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let Self { status, server, body } = self;
-        let mut head =
-            format!("HTTP/1.1 {status} \r\nServer: {server}\r\nConnection: keep-alive\r\n");
-        if *status != 204 {
-            let length = body.len();
-            head += &format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
-        }
-        format!("{head}\r\n{body}").into_bytes()
-    }
-}
-
-/// The socket's lock, which is held as long as it is served.
+/// The first line of a message, and its headers.
 #[derive(Debug)]
-pub(super) struct Served {
-    path: String,
-    _lock: File,
+pub(super) struct Head {
+    pub(super) line: String,
+    /// Name and value, cut at the colon and blanks not trimmed; one without a colon as it is.
+    pub(super) headers: Vec<Result<(String, String), String>>,
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Serves the API at `path`, where a socket that nobody holds the lock of is taken over.
-///
-/// # Errors
-///
-/// When another serves it, or it cannot be bound.
-pub(super) fn serve(path: &str, to: &Sender<Wish>, faults: &[Fault]) -> io::Result<Served> {
-    let mut lock = OpenOptions::new();
-    let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
-    lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    let (to, faults) = (to.clone(), faults.to_vec());
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (to, faults) = (to.clone(), faults.clone());
-            std::thread::spawn(move || converse(stream, &to, &faults));
+impl Head {
+    /// The next one. `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    pub(super) fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
+        let Some(line) = read_line(from)? else { return Ok(None) };
+        let mut headers = Vec::new();
+        while let Some(header) = read_line(from)?.filter(|header| !header.is_empty()) {
+            headers.push(match header.split_once(':') {
+                Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+                None => Err(header),
+            });
         }
-    });
-    Ok(Served { path: path.to_owned(), _lock: lock })
-}
-
-/// One connection: any number of requests, one after the other.
-fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<()> {
-    let mut requests = BufReader::new(stream.try_clone().ok()?);
-    loop {
-        let request = read_request(&mut requests).ok()??;
-        let name = request.as_ref().map(|r| r.name().to_owned()).unwrap_or_default();
-        let (response, written) = match request {
-            Err(why) => (Response::unparsed(&why), None),
-            Ok(request) => {
-                let (answer, response) = channel();
-                let (done, written) = channel();
-                to.send(Wish::Request(request, answer, written)).ok()?;
-                (response.recv().ok()?, Some(done))
-            }
-        };
-        let sent = reply(&stream, &response, faults.iter().filter(|fault| fault.is_about(&name)));
-        // Whoever ends with this answer waits until it has gone out.
-        drop(written);
-        sent?;
+        Ok(Some(Self { line, headers }))
     }
-}
-
-/// Sends it, or what those of `faults` that are about answers make of it. `None` when the
-/// connection is over.
-fn reply<'a>(
-    mut stream: &UnixStream,
-    response: &Response,
-    mut faults: impl Iterator<Item = &'a Fault>,
-) -> Option<()> {
-    let whole = response.encode();
-    let broken = faults.find_map(|fault| match fault {
-        Fault::HalfAReply(_) => Some((&whole[..whole.len() / 2], None)),
-        Fault::NoReply(_) => Some((&b""[..], Some(()))),
-        Fault::NoReplyButTheEnd(_) => Some((&b""[..], None)),
-        Fault::Garbage(_) => Some((&b"\x7fELF\x02 and so on\r\n\r\n"[..], None)),
-        _ => None,
-    });
-    let (bytes, goes_on) = broken.unwrap_or((&whole, Some(())));
-    stream.write_all(bytes).ok()?;
-    if goes_on.is_none() {
-        stream.shutdown(Shutdown::Both).ok()?;
-    }
-    goes_on
-}
-
-/// The next request, or why it is none. `None` at the end.
-fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<Request, String>>> {
-    let Some(line) = read_line(from)? else { return Ok(None) };
-    let mut length = 0;
-    let mut wrong = None;
-    while let Some(header) = read_line(from)?.filter(|header| !header.is_empty()) {
-        let Some((key, value)) = header.split_once(':') else {
-            wrong.get_or_insert(format!(
-                "Invalid header. Reason: Header is incorrectly formatted. Key: {header}"
-            ));
-            continue;
-        };
-        if key.eq_ignore_ascii_case("content-length") {
-            match value.trim().parse::<usize>() {
-                Ok(n) if n <= MAX_BODY => length = n,
-                Ok(n) => drop(wrong.get_or_insert(format!(
-                    "Request payload with size {n} is larger than the limit of {MAX_BODY} allowed \
-                     by server."
-                ))),
-                Err(_) => drop(wrong.get_or_insert(format!(
-                    "Invalid header. Reason: Invalid value. Key:{key}; Value:{value}"
-                ))),
-            }
-        }
-    }
-    let words: Vec<&str> = line.split(' ').collect();
-    let why = match words[..] {
-        [method, ..] if !["GET", "PUT", "PATCH", "DELETE"].contains(&method) && words.len() > 1 => {
-            Some("Invalid HTTP Method: Unsupported HTTP method.".to_owned())
-        }
-        [_, "", _] => Some("Invalid URI: Empty URI not allowed.".to_owned()),
-        [_, _, "HTTP/1.1" | "HTTP/1.0"] => wrong,
-        [_, _, _] => Some("Invalid HTTP Version: Unsupported HTTP version.".to_owned()),
-        _ => Some("Invalid request.".to_owned()),
-    };
-    if let Some(why) = why {
-        return Ok(Some(Err(why)));
-    }
-    let mut body = vec![0; length];
-    from.read_exact(&mut body)?;
-    Ok(Some(Ok(Request {
-        method: words[0].to_owned(),
-        path: words[1].to_owned(),
-        body: (!body.is_empty()).then_some(body),
-    })))
 }
 
 fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
@@ -197,31 +53,45 @@ fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
     Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How an answer breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// Half of it, and the end of the connection.
+    Half,
+    /// Nothing, and the connection stays.
+    Silence,
+    /// Nothing, and the end of the connection.
+    End,
+    /// Something that is no HTTP.
+    Garbage,
+}
 
-    #[test]
-    fn requests_are_read_or_refused() {
-        let read = |text: &str| read_request(&mut text.as_bytes()).unwrap();
-        let request = read("PUT /api/v1/vm.create HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}");
-        let want = Request {
-            method: "PUT".into(),
-            path: "/api/v1/vm.create".into(),
-            body: Some(b"{}".to_vec()),
-        };
-        assert_eq!(request, Some(Ok(want)));
-        assert_eq!(read(""), None);
-        for (text, want) in [
-            ("hello\r\n\r\n", "Invalid request."),
-            ("POST / HTTP/1.1\r\n\r\n", "Invalid HTTP Method"),
-            ("GET / HTTP/2.0\r\n\r\n", "Invalid HTTP Version"),
-            ("GET / HTTP/1.1\r\nfoo\r\n\r\n", "incorrectly formatted. Key: foo"),
-            ("GET / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "larger than the limit"),
-        ] {
-            let refused = read(text);
-            let Some(Err(why)) = refused else { panic!("{text}: {refused:?}") };
-            assert!(why.contains(want), "{text}: {why}");
-        }
+/// Sends an answer, or what is made of it. `None` when the connection is over.
+pub(super) fn send(mut stream: &UnixStream, answer: &[u8], broken: Option<Broken>) -> Option<()> {
+    let (bytes, ends) = match broken {
+        None => (answer, false),
+        Some(Broken::Half) => (&answer[..answer.len() / 2], true),
+        Some(Broken::Silence) => (&b""[..], false),
+        Some(Broken::End) => (&b""[..], true),
+        Some(Broken::Garbage) => (&b"\x7fELF\x02 and so on\r\n\r\n"[..], false),
+    };
+    stream.write_all(bytes).ok()?;
+    if ends {
+        stream.shutdown(Shutdown::Both).ok()?;
+        return None;
     }
+    Some(())
+}
+
+/// Has each connection to `listener` be talked with in a thread of its own.
+pub(super) fn accept<F>(listener: UnixListener, converse: F)
+where
+    F: Fn(UnixStream) + Clone + Send + 'static,
+{
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let converse = converse.clone();
+            std::thread::spawn(move || converse(stream));
+        }
+    });
 }

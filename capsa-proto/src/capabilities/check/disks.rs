@@ -1,6 +1,6 @@
 //! The check's part on disks.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use alloc::format;
 
 use super::super::ViolationKind as Kind;
@@ -14,7 +14,7 @@ impl Pass<'_> {
     pub(super) fn disks(&mut self) {
         let spec = self.spec;
         let capabilities = self.backend.capabilities().clone();
-        let mut writers = BTreeSet::new();
+        let mut seen = BTreeMap::new();
         for (n, disk) in spec.disks.iter().enumerate() {
             let field = format!("disks[{n}].path");
             let Some(head) = self.regular_file(&field, &disk.path) else { continue };
@@ -31,14 +31,17 @@ impl Pass<'_> {
                     "make it writable for this user, or attach it read-only or ephemeral",
                 );
             }
-            if writes && !writers.insert(&disk.path) {
+            // A hypervisor locks what it writes, and then cannot attach it again.
+            let before = seen.get(&disk.path).copied();
+            if before.is_some_and(|written| written || writes) {
                 self.refuse(
                     &field,
                     Kind::Duplicate,
-                    format!("{} is attached for writing twice", disk.path),
-                    "attach it once, or attach the others read-only or ephemeral",
+                    format!("{} is attached twice, and for writing", disk.path),
+                    "attach it once, or every time read-only or ephemeral",
                 );
             }
+            seen.insert(&disk.path, writes || before == Some(true));
             let formats = &capabilities.image_formats;
             if disk.format == ImageFormat::Qcow2 && !formats.qcow2 {
                 self.unsupported(
@@ -90,6 +93,17 @@ impl Pass<'_> {
                 Kind::Missing,
                 format!("{image} stands on {backing}, which is not there or cannot be read"),
                 "bring it back, or put the image on another: qemu-img rebase -u",
+            ),
+            Err(BrokenChain::Alien { image, what }) => (
+                Kind::Unsupported,
+                format!("{image} has {what}"),
+                "make it whole: qemu-img convert; if a guest or a stranger made it, do not trust it",
+            ),
+            Err(BrokenChain::Disguised { image, backing }) => (
+                Kind::WrongFormat,
+                format!("{image} takes {backing} for a raw image, which has a qcow2 header"),
+                "name its format if you made it so: qemu-img rebase -u -F qcow2; if a guest wrote \
+                 it, do not trust it",
             ),
             Err(BrokenChain::TooLong) => (
                 Kind::OutOfRange,

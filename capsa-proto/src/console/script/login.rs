@@ -15,10 +15,14 @@
 //! Where silence lasts, Enter is pressed a few times, with growing pauses: a shell that was there
 //! before us, or whose prompt was lost in kernel messages, then shows one. Never while a password
 //! may be asked for, where Enter would be the answer.
+//!
+//! A kernel panic and an emergency shell end it by name, once the console is silent after their
+//! words: the prompt of an emergency shell is not taken for that of a user's.
 
 use super::screen::{PIECE, Screen, Sign};
 use super::{Frame, Output, Reply, Script, ScriptError, Written};
-use crate::console::{Cursor, Scrollback};
+use crate::console::trouble::Watch;
+use crate::console::{Cursor, Scrollback, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -157,6 +161,7 @@ impl Login {
             (Sign::Shell, _) => Some(self.succeed(log, cursor)),
             (Sign::Login, Stage::Nothing | Stage::Name) if self.name_tries < NAME_TRIES => {
                 self.name_tries += 1;
+                self.frame.watch = Some(Watch::for_all(log.end()));
                 let name = self.username.clone();
                 Some(self.write(Stage::Name, &name, now))
             }
@@ -204,15 +209,41 @@ impl Login {
         self.frame.fail(ScriptError::LoginIncorrect { username }, cursor)
     }
 
+    /// What ends the login because nobody is there to log in to.
+    fn trouble(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
+        // A getty is beyond all of that, whatever was said before it.
+        if matches!(self.standing, Some((Sign::Login, _))) && !closed {
+            return None;
+        }
+        let seen = self.frame.trouble(now, log, closed)?;
+        let expected = self.expected().into();
+        match seen.trouble {
+            Trouble::KernelPanic => Some(self.frame.panicked(log, expected, seen)),
+            Trouble::EmergencyShell => Some(self.frame.in_emergency(log, expected, seen)),
+            // Ours is known by the screen; one from before is nothing to us.
+            Trouble::LoginIncorrect => None,
+        }
+    }
+
+    /// Whether a shell's prompt would be that of an emergency shell.
+    fn is_suspicious(&self) -> bool {
+        matches!(self.frame.suspicion(), Some(Trouble::KernelPanic | Trouble::EmergencyShell))
+    }
+
     fn settles_at(&self) -> Option<Deadline> {
         let (sign, since) = self.standing?;
-        // Nothing will come of this one; see `answer`.
-        let ignored = (sign, self.stage) == (Sign::Password, Stage::Nothing);
+        // Nothing will come of these; see `answer` and `trouble`.
+        let ignored = (sign, self.stage) == (Sign::Password, Stage::Nothing)
+            || sign == Sign::Shell && self.is_suspicious();
         if ignored { None } else { Some(Deadline { at: since + SETTLE, why: "prompt settles" }) }
     }
 
     fn nudge_at(&self) -> Option<Deadline> {
-        if self.stage == Stage::Name || self.nudges == NUDGES || self.settles_at().is_some() {
+        if self.is_suspicious()
+            || self.stage == Stage::Name
+            || self.nudges == NUDGES
+            || self.settles_at().is_some()
+        {
             return None;
         }
         let pause = NUDGE_AFTER * 2u32.pow(self.nudges);
@@ -244,8 +275,12 @@ impl Script for Login {
         if self.look(now, log, cursor) {
             return self.refused(cursor);
         }
+        self.frame.look(now, log);
+        if let Some(error) = self.trouble(now, log, closed) {
+            return self.frame.fail(error, cursor);
+        }
         if closed {
-            let error = self.frame.closed(log, self.expected().into());
+            let error = self.frame.closed(now, log, self.expected().into());
             return self.frame.fail(error, cursor);
         }
         let over = self.frame.clock.is_over(now);
@@ -271,7 +306,8 @@ impl Script for Login {
         if self.frame.ended.is_some() {
             return None;
         }
-        let soon = self.settles_at().or(self.nudge_at());
+        let certain = if self.is_suspicious() { self.frame.certain_at() } else { None };
+        let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), certain);
         Deadline::earliest(self.frame.deadline("login timed out"), soon)
     }
 

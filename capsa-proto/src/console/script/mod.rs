@@ -1,6 +1,6 @@
 //! [`Script`]: a conversation with a guest, as what to type next and when it is over.
 //!
-//! Two come with Capsa: [`Login`] and [`RunCommand`]. Both are driven alike:
+//! Three come with Capsa: [`Login`], [`RunCommand`] and [`Silence`]. All are driven alike:
 //!
 //! 1. Call [`poll_output`](Script::poll_output), with the time and the log.
 //! 2. On [`Write`](Output::Write), send the bytes to the guest and go back to 1.
@@ -18,13 +18,16 @@ mod run;
 mod screen;
 #[cfg(test)]
 mod shell;
+mod silence;
 
 pub use line::COMMAND_MAX;
 pub use login::Login;
 pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
+pub use silence::Silence;
 
 use super::expect::Clock;
-use super::{Cursor, Scrollback};
+use super::trouble::{Watch, trouble_in};
+use super::{Cursor, Scrollback, Sighting, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -95,7 +98,7 @@ pub struct Reply {
 #[non_exhaustive]
 pub enum ScriptError {
     /// The time was over.
-    #[error("timed out after {waited:?} waiting for {expected}")]
+    #[error("timed out after {waited:?} waiting for {expected}{}", after(.trouble))]
     TimedOut {
         /// What should have come next, in words.
         expected: String,
@@ -103,13 +106,45 @@ pub enum ScriptError {
         waited: Duration,
         /// The last 2 KiB or fewer of what came instead.
         tail: Vec<u8>,
+        /// What trouble the guest was in, as far as what came tells.
+        trouble: Option<Sighting>,
     },
     /// The console closed.
-    #[error("console closed while waiting for {expected}")]
+    #[error("console closed while waiting for {expected}{}", after(.trouble))]
     Closed {
         /// What should have come next, in words.
         expected: String,
+        /// Since the script was made.
+        waited: Duration,
         /// The last 2 KiB or fewer before the end.
+        tail: Vec<u8>,
+        /// What trouble the guest was in, as far as what came tells.
+        trouble: Option<Sighting>,
+    },
+    /// The guest's kernel panicked, and said nothing more.
+    #[error("guest kernel panicked while waiting for {expected}: {line}")]
+    KernelPanic {
+        /// What should have come next, in words.
+        expected: String,
+        /// The panic's first line.
+        line: String,
+        /// The last 2 KiB or fewer of what came.
+        tail: Vec<u8>,
+    },
+    /// The guest did not boot through: it is in an emergency shell, or asks for the password of one.
+    #[error("guest is in an emergency shell, while waiting for {expected}: {line}")]
+    EmergencyShell {
+        /// What should have come next, in words.
+        expected: String,
+        /// The line that told.
+        line: String,
+        /// The last 2 KiB or fewer of what came.
+        tail: Vec<u8>,
+    },
+    /// A command was typed where there is no shell: the guest took it for a login.
+    #[error("the guest is not at a shell: it took the command for a login and refused it")]
+    NotLoggedIn {
+        /// The last 2 KiB or fewer of what came.
         tail: Vec<u8>,
     },
     /// The guest refused the username or the password.
@@ -145,6 +180,11 @@ pub enum ScriptError {
     Ended,
 }
 
+/// The trouble behind an error, for the end of its message.
+fn after(trouble: &Option<Sighting>) -> String {
+    trouble.as_ref().map(|trouble| alloc::format!(": {trouble}")).unwrap_or_default()
+}
+
 impl fmt::Debug for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -160,12 +200,13 @@ impl fmt::Debug for Output {
 struct Frame {
     clock: Clock,
     begin: Option<Cursor>,
+    watch: Option<Watch>,
     ended: Option<ScriptError>,
 }
 
 impl Frame {
     fn new(now: Instant, timeout: Option<Duration>) -> Self {
-        Self { clock: Clock::new(now, timeout), begin: None, ended: None }
+        Self { clock: Clock::new(now, timeout), begin: None, watch: None, ended: None }
     }
 
     /// Notes where the script began, on the first call.
@@ -186,12 +227,51 @@ impl Frame {
         Output::Done(Err(error))
     }
 
-    fn timed_out(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
-        ScriptError::TimedOut { expected, waited: self.clock.waited(now), tail: self.tail(log) }
+    /// Looks out for trouble in what is new.
+    fn look(&mut self, now: Instant, log: &Scrollback) {
+        let from = self.begin.unwrap_or_default().offset();
+        self.watch.get_or_insert_with(|| Watch::for_all(from)).look(now, log);
     }
 
-    fn closed(&self, log: &Scrollback, expected: String) -> ScriptError {
-        ScriptError::Closed { expected, tail: self.tail(log) }
+    /// What the guest seems to suffer from, whether or not that is certain.
+    fn suspicion(&self) -> Option<Trouble> {
+        self.watch.as_ref().and_then(Watch::suspicion)
+    }
+
+    /// Whether a panic was seen with its last line.
+    fn panic_is_whole(&self, log: &Scrollback) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.panic_is_whole(log))
+    }
+
+    /// When a suspicion becomes certain.
+    fn certain_at(&self) -> Option<Deadline> {
+        self.watch.as_ref().and_then(Watch::due)
+    }
+
+    /// The trouble that is certain now, or that the end of the console makes certain.
+    fn trouble(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<Sighting> {
+        let watch = self.watch.as_ref()?;
+        if closed { watch.sighting(log) } else { watch.certain(now, log) }
+    }
+
+    fn panicked(&self, log: &Scrollback, expected: String, seen: Sighting) -> ScriptError {
+        ScriptError::KernelPanic { expected, line: seen.line, tail: self.tail(log) }
+    }
+
+    fn in_emergency(&self, log: &Scrollback, expected: String, seen: Sighting) -> ScriptError {
+        ScriptError::EmergencyShell { expected, line: seen.line, tail: self.tail(log) }
+    }
+
+    fn timed_out(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
+        let (waited, tail) = (self.clock.waited(now), self.tail(log));
+        let trouble = trouble_in(log, &self.begin.unwrap_or_default());
+        ScriptError::TimedOut { expected, waited, tail, trouble }
+    }
+
+    fn closed(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
+        let (waited, tail) = (self.clock.waited(now), self.tail(log));
+        let trouble = trouble_in(log, &self.begin.unwrap_or_default());
+        ScriptError::Closed { expected, waited, tail, trouble }
     }
 
     fn tail(&self, log: &Scrollback) -> Vec<u8> {

@@ -11,7 +11,7 @@
 use super::collect::Collected;
 use super::line::{Command, Marks};
 use super::{Frame, Output, Reply, Script, ScriptError};
-use crate::console::{Cursor, Hit, Matcher, Scrollback, Search};
+use crate::console::{Cursor, Hit, Matcher, Scrollback, Search, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -80,6 +80,8 @@ pub struct RunCommand {
     status: Option<i32>,
     /// What the cursor had lost when the output began.
     lost_before: u64,
+    /// The guest may be in trouble that would end the command.
+    is_suspicious: bool,
     /// Ctrl-C was typed, and this is what to end with.
     interrupted: Option<ScriptError>,
     begin: Matcher,
@@ -140,6 +142,7 @@ impl RunCommand {
             collected: Collected::new(OUTPUT_LIMIT),
             status: None,
             lost_before: 0,
+            is_suspicious: false,
             interrupted: None,
             begin: Matcher::new([marks.begin]),
             more: Matcher::new([marks.more]),
@@ -224,6 +227,29 @@ impl RunCommand {
         }
     }
 
+    /// What ends the command because there is no shell (any more) that could run it.
+    ///
+    /// A command may print any of those words and then be silent for as long as it likes. So while
+    /// it runs only a panic counts, and only with its last line; the others count while the shell
+    /// has not taken the command.
+    fn trouble(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
+        let is_taken = matches!(self.stage, Stage::Output | Stage::EndLine | Stage::Prompt);
+        self.is_suspicious = match self.frame.suspicion() {
+            Some(Trouble::KernelPanic) => closed || self.frame.panic_is_whole(log),
+            Some(_) => !is_taken,
+            None => false,
+        };
+        if !self.is_suspicious {
+            return None;
+        }
+        let seen = self.frame.trouble(now, log, closed)?;
+        Some(match seen.trouble {
+            Trouble::KernelPanic => self.frame.panicked(log, self.expected(), seen),
+            Trouble::EmergencyShell => self.frame.in_emergency(log, self.expected(), seen),
+            Trouble::LoginIncorrect => ScriptError::NotLoggedIn { tail: self.frame.tail(log) },
+        })
+    }
+
     fn expected(&self) -> String {
         match &self.stage {
             Stage::Fresh | Stage::Type(_) | Stage::More(_) | Stage::Begin | Stage::BeginLine => {
@@ -231,8 +257,8 @@ impl RunCommand {
             }
             Stage::Output | Stage::EndLine => "the command to end".into(),
             Stage::Prompt => {
-                let prompt = self.prompt.as_ref().and_then(|m| m.patterns().next());
-                format!("the prompt {:?}", String::from_utf8_lossy(prompt.unwrap_or_default()))
+                let prompt = self.prompt.as_ref().and_then(|m| m.patterns().first());
+                prompt.map(|prompt| format!("the prompt {prompt}")).unwrap_or_default()
             }
         }
     }
@@ -265,8 +291,11 @@ impl Script for RunCommand {
                 Step::Starved => break,
             }
         }
-        if closed {
-            let error = self.frame.closed(log, self.expected());
+        self.frame.look(now, log);
+        if let Some(error) = self.trouble(now, log, closed) {
+            self.frame.fail(error, cursor)
+        } else if closed {
+            let error = self.frame.closed(now, log, self.expected());
             self.frame.fail(error, cursor)
         } else if self.frame.clock.is_over(now) {
             self.interrupted = Some(self.frame.timed_out(now, log, self.expected()));
@@ -277,7 +306,11 @@ impl Script for RunCommand {
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        self.frame.deadline("console command timed out")
+        if self.frame.ended.is_some() {
+            return None;
+        }
+        let certain = if self.is_suspicious { self.frame.certain_at() } else { None };
+        Deadline::earliest(self.frame.deadline("console command timed out"), certain)
     }
 }
 

@@ -307,6 +307,40 @@ fn a_helper_that_dies_is_blamed_only_if_the_hypervisor_stays() {
 }
 
 #[test]
+fn a_machine_that_came_to_run_did_not_fail_to_start() {
+    let mut pair = Pair::new(&plan(0));
+    pair.say(Input::Start).say(Input::Ready(VMM)).say(Input::EventsLost("nonsense".into()));
+    for _ in &plan(0).boot {
+        pair.say(Input::Replied(Verdict::Done));
+    }
+    assert_eq!(*pair.machine.status(), VmStatus::Running);
+    while pair.machine.report().is_none() {
+        pair.time_out();
+    }
+    let EndedBy::HypervisorLost { what } = pair.report().ended_by else {
+        panic!("{:?}", pair.report())
+    };
+    assert!(what.contains("nonsense"), "{what}");
+}
+
+#[test]
+fn a_helper_that_does_not_come_up_is_named() {
+    let plan = plan(2);
+    for n in 0..2 {
+        let mut pair = Pair::new(&plan);
+        pair.say(Input::Start);
+        for up in 0..n {
+            pair.say(Input::Ready(ProcessId(up)));
+        }
+        while pair.machine.report().is_none() {
+            pair.time_out();
+        }
+        let EndedBy::StartFailed { why } = pair.report().ended_by else { panic!() };
+        assert!(why.contains(&format!("until {} is up", plan.processes[n].name)), "{why}");
+    }
+}
+
+#[test]
 fn after_a_kill_timeouts_alone_lead_to_the_end() {
     for helpers in 0..3 {
         for progress in 0..8 {

@@ -176,10 +176,55 @@ fn the_password_shows_nowhere() {
 #[test]
 fn a_closed_console_ends_it() {
     let mut log = Scrollback::default();
-    log.push(b"Kernel panic - not syncing");
+    log.push(b"reboot: Power down");
     let output = login(None).poll_output(Instant::ZERO, &log, &mut Cursor::at(0), true);
     let Output::Done(Err(ScriptError::Closed { tail, .. })) = output else { panic!("{output:?}") };
-    assert_eq!(tail, b"Kernel panic - not syncing");
+    assert_eq!(tail, b"reboot: Power down");
+}
+
+#[test]
+fn a_guest_that_did_not_come_up_is_named_within_a_second() {
+    let panic =
+        "Kernel panic - not syncing: no init\nCPU: 0\n---[ end Kernel panic - not syncing\n";
+    for (banner, expected) in [
+        (
+            panic,
+            "guest kernel panicked while waiting for a login prompt or a shell prompt: Kernel panic - not syncing: no init",
+        ),
+        (
+            "\nGive root password for maintenance\n(or press Control-D to continue): ",
+            "guest is in an emergency shell, while waiting for a login prompt or a shell prompt: Give root password for maintenance",
+        ),
+        (
+            "\nEntering emergency mode. Exit the shell to continue.\ndracut:/# ",
+            "guest is in an emergency shell, while waiting for a login prompt or a shell prompt: Entering emergency mode. Exit the shell to continue.",
+        ),
+        (
+            "\n\nBusyBox v1.35.0 built-in shell (ash)\n\n(initramfs) ",
+            "guest is in an emergency shell, while waiting for a login prompt or a shell prompt: (initramfs)",
+        ),
+    ] {
+        for chunk in [1, 10_000] {
+            let mut guest = Guest::new(At::Dead);
+            guest.say(banner);
+            let talk = talk(&mut login(None), &mut guest, chunk, 2);
+            assert_eq!(talk.result.expect_err("named").to_string(), expected);
+            assert!(talk.took < Duration::from_secs(1), "{:?}", talk.took);
+            assert_eq!(talk.cursor, Cursor::at(0), "what the guest said can be read again");
+        }
+    }
+}
+
+#[test]
+fn trouble_from_before_a_login_prompt_is_over() {
+    for before in [
+        "\nLogin incorrect\n",
+        "\nPress Enter for maintenance\n",
+        "Kernel panic - not syncing: x\n",
+    ] {
+        let talk = talk(&mut login(None), &mut guest(At::Login, before), 9, 3);
+        assert!(talk.result.is_ok(), "{before:?}: {:?}", talk.result);
+    }
 }
 
 proptest! {

@@ -105,6 +105,69 @@ fn what_is_missing_is_named() {
     assert!(error.to_string().ends_with("for the prompt \"$ \""), "{error}");
 }
 
+/// What a command comes to when the guest says `text` before its shell takes the command, or in the
+/// middle of its output, and then nothing.
+fn troubled(before: &str, amid: &str) -> (String, Duration) {
+    let mut script = command("x", None);
+    let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
+    log.push(before.as_bytes());
+    if !amid.is_empty() {
+        log.push(b"capsa:begin:000000000000beef\r\n");
+        log.push(amid.as_bytes());
+    }
+    loop {
+        match script.poll_output(now, &log, &mut cursor, false) {
+            Output::Write(_) => {}
+            Output::Wait => now = script.poll_timeout().expect("a deadline").at,
+            Output::Done(Ok(reply)) => panic!("{reply:?}"),
+            Output::Done(Err(error)) => return (error.to_string(), now.since(Instant::ZERO)),
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_run_it_is_named_within_a_second() {
+    let panic =
+        "[ 1.0] Kernel panic - not syncing: x\r\n---[ end Kernel panic - not syncing: x ]---\r\n";
+    for (before, amid, expected) in [
+        (
+            panic,
+            "",
+            "guest kernel panicked while waiting for the shell to take the command: Kernel panic - not syncing: x",
+        ),
+        (
+            "",
+            panic,
+            "guest kernel panicked while waiting for the command to end: Kernel panic - not syncing: x",
+        ),
+        (
+            "\r\nLogin incorrect\r\nvm login: ",
+            "",
+            "the guest is not at a shell: it took the command for a login and refused it",
+        ),
+        (
+            "\r\nPress Enter for maintenance",
+            "",
+            "guest is in an emergency shell, while waiting for the shell to take the command: Press Enter for maintenance",
+        ),
+    ] {
+        let (error, took) = troubled(before, amid);
+        assert_eq!(error, expected);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[test]
+fn a_command_may_print_of_trouble_and_be_silent() {
+    for amid in
+        ["Kernel panic - not syncing: told\r\n", "\r\nLogin incorrect\r\n", "\r\n(initramfs) "]
+    {
+        let (error, took) = troubled("", amid);
+        assert!(error.starts_with("timed out after 10s waiting for the command to end"), "{error}");
+        assert_eq!(Some(took), TIMEOUT);
+    }
+}
+
 #[test]
 fn a_closed_console_ends_it_after_the_bytes_were_used() {
     let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";

@@ -1,45 +1,52 @@
-//! What the stand-in breaks on demand, one fault a line of the file `faults` beside the program.
-//!
-//! A file, because the environment of a hypervisor is allow-listed, and because a fault may have
-//! to happen before anything else can be said.
+//! What the stand-in breaks on demand.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A request of the API that can go wrong.
+use super::super::http::Broken;
+
+/// A request that can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// `vm.create`
-    Create,
-    /// `vm.boot`
-    Boot,
-    /// `vm.power-button`
-    PowerButton,
-    /// `vmm.shutdown`
-    Quit,
+    /// `GET /vm/state`
+    State,
+    /// `POST /vm/state` with `Pause`
+    Pause,
+    /// `POST /vm/state` with `Resume`
+    Resume,
+    /// `POST /vm/state` with `Stop`
+    Stop,
+    /// `POST /vm/state` with `HardStop`
+    HardStop,
 }
 
 impl Call {
-    const ALL: [Self; 4] = [Self::Create, Self::Boot, Self::PowerButton, Self::Quit];
+    const ALL: [Self; 5] = [Self::State, Self::Pause, Self::Resume, Self::Stop, Self::HardStop];
 
-    /// Its name in the API.
+    /// What a body calls it. Nothing calls `State` so.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Create => "vm.create",
-            Self::Boot => "vm.boot",
-            Self::PowerButton => "vm.power-button",
-            Self::Quit => "vmm.shutdown",
+            Self::State => "state",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::Stop => "Stop",
+            Self::HardStop => "HardStop",
         }
+    }
+
+    /// The change of state that a body asks for.
+    pub(super) fn change(name: &str) -> Option<Self> {
+        Self::ALL[1..].iter().copied().find(|call| call.name() == name)
     }
 }
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The API socket comes late.
+    /// The REST service comes late.
     SocketAfter(Duration),
-    /// The API socket never comes.
+    /// The REST service never comes.
     NoSocket,
     /// Half of the answer to a call, and the end of the connection.
     HalfAReply(Call),
@@ -49,30 +56,33 @@ pub enum Fault {
     NoReplyButTheEnd(Call),
     /// An answer that is no HTTP.
     Garbage(Call),
-    /// The call fails, with a chain of causes.
+    /// The call fails, with a reason.
     Refuses(Call),
     /// It is answered with success, and nothing is done.
     Ignores(Call),
     /// The process says something on standard error and ends with this status, before the answer.
     Dies(Call, u8),
+    /// The same, before there is a REST service.
+    DiesAtStart(u8),
+    /// The machine starts and never runs, and nothing watches over that.
+    NeverRuns,
+    /// The machine starts and never runs, and after this time that ends the process.
+    StartTimesOut(Duration),
+    /// Its state is `Error` instead of `Running`, and the process stays.
+    Error,
     /// SIGTERM does nothing.
     IgnoresSigterm,
-    /// The event monitor begins with something that is no JSON.
-    EventGarbage,
-    /// The event monitor begins with an object that never ends.
-    EventEndless,
-    /// The event monitor says half an object and falls silent.
-    EventHalf,
-    /// When the guest ends, the process ends with this status, and no event says so.
-    EndsSilently(u8),
-    /// Unknown fields of `vm.create` are accepted, as the real one does.
-    Lenient,
+    /// The machine stops, and the process stays: as when the wait that SIGTERM began takes the news
+    /// that another waits for.
+    OutlivesItsMachine,
+    /// When the guest powers off, the state is `Error` for a moment, and ends the process.
+    EndsInError,
 }
 
 impl Fault {
     /// The text on standard error of a process that [dies](Self::Dies).
-    pub const LAST_WORDS: &str = "thread 'vmm' panicked: as ordered";
-    /// The innermost cause of a [refusal](Self::Refuses).
+    pub const LAST_WORDS: &str = "fatal error: as ordered";
+    /// The reason of a [refusal](Self::Refuses).
     pub const CAUSE: &str = "as ordered";
 
     fn call(self) -> Option<Call> {
@@ -88,9 +98,16 @@ impl Fault {
         }
     }
 
-    /// Whether it is about the call with this name in the API.
-    pub(super) fn is_about(self, name: &str) -> bool {
-        self.call().is_some_and(|call| call.name() == name)
+    /// What it makes of the answer to a call.
+    pub(super) fn broken(self, call: Call) -> Option<Broken> {
+        let broken = match self {
+            Self::HalfAReply(_) => Broken::Half,
+            Self::NoReply(_) => Broken::Silence,
+            Self::NoReplyButTheEnd(_) => Broken::End,
+            Self::Garbage(_) => Broken::Garbage,
+            _ => return None,
+        };
+        (self.call() == Some(call)).then_some(broken)
     }
 
     fn word(self) -> &'static str {
@@ -104,12 +121,13 @@ impl Fault {
             Self::Refuses(_) => "refuses",
             Self::Ignores(_) => "ignores",
             Self::Dies(..) => "dies",
+            Self::DiesAtStart(_) => "dies-at-start",
+            Self::NeverRuns => "never-runs",
+            Self::StartTimesOut(_) => "start-times-out-ms",
+            Self::Error => "error",
             Self::IgnoresSigterm => "ignores-sigterm",
-            Self::EventGarbage => "event-garbage",
-            Self::EventEndless => "event-endless",
-            Self::EventHalf => "event-half",
-            Self::EndsSilently(_) => "ends-silently",
-            Self::Lenient => "lenient",
+            Self::OutlivesItsMachine => "outlives-its-machine",
+            Self::EndsInError => "ends-in-error",
         }
     }
 }
@@ -121,8 +139,10 @@ impl fmt::Display for Fault {
             write!(f, " {}", call.name())?;
         }
         match self {
-            Self::SocketAfter(time) => write!(f, " {}", time.as_millis()),
-            Self::Dies(_, status) | Self::EndsSilently(status) => write!(f, " {status}"),
+            Self::SocketAfter(time) | Self::StartTimesOut(time) => {
+                write!(f, " {}", time.as_millis())
+            }
+            Self::Dies(_, status) | Self::DiesAtStart(status) => write!(f, " {status}"),
             _ => Ok(()),
         }
     }
@@ -134,7 +154,7 @@ impl FromStr for Fault {
     fn from_str(line: &str) -> Result<Self, String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let call = words.get(1).and_then(|name| Call::ALL.into_iter().find(|c| c.name() == *name));
-        let call = call.unwrap_or(Call::Create);
+        let call = call.unwrap_or(Call::State);
         let number = words.last().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
         let status = u8::try_from(number).unwrap_or_default();
         let every = [
@@ -147,12 +167,13 @@ impl FromStr for Fault {
             Self::Refuses(call),
             Self::Ignores(call),
             Self::Dies(call, status),
+            Self::DiesAtStart(status),
+            Self::NeverRuns,
+            Self::StartTimesOut(Duration::from_millis(number)),
+            Self::Error,
             Self::IgnoresSigterm,
-            Self::EventGarbage,
-            Self::EventEndless,
-            Self::EventHalf,
-            Self::EndsSilently(status),
-            Self::Lenient,
+            Self::OutlivesItsMachine,
+            Self::EndsInError,
         ];
         // What it reads must be what it would write, or a word was wrong.
         let said = every.into_iter().find(|fault| fault.to_string() == line);
@@ -168,14 +189,14 @@ mod tests {
     fn every_fault_is_read_as_it_was_written() {
         for fault in [
             Fault::SocketAfter(Duration::from_millis(300)),
-            Fault::NoReply(Call::Quit),
-            Fault::Dies(Call::Boot, 3),
-            Fault::EndsSilently(0),
-            Fault::Lenient,
+            Fault::NoReply(Call::HardStop),
+            Fault::Dies(Call::Stop, 3),
+            Fault::DiesAtStart(1),
+            Fault::OutlivesItsMachine,
         ] {
             assert_eq!(fault.to_string().parse(), Ok(fault));
         }
-        for line in ["", "dies", "dies vm.boot", "dies vm.boot 300", "refuses vm.info", "nothing"] {
+        for line in ["", "dies", "dies Stop", "dies Stop 300", "refuses Nothing", "nothing"] {
             assert!(line.parse::<Fault>().is_err(), "{line}");
         }
     }

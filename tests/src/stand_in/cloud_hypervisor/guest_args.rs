@@ -5,27 +5,26 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::super::child::Device;
+use super::super::emulator::Machine;
 use super::config::{ConsoleOutputMode, DiskConfig, ImageType, VmConfig};
 
-/// What runs the guest.
-pub(super) fn program() -> String {
-    format!("qemu-system-{ARCH}")
-}
-
 /// The socket between the emulator and the vsock device, beside the one of the machine's own.
-pub(super) fn vsock_backend(socket: &Path) -> std::path::PathBuf {
+fn vsock_backend(socket: &Path) -> std::path::PathBuf {
     // Short: the directory's length is checked for the names Capsa gives, not for ours.
     socket.with_file_name("vu")
 }
 
-/// The arguments. The monitor is at the descriptor `qmp`; nothing runs until it says `cont`.
-/// `terminal` says whether standard input and output are a terminal.
-pub(super) fn arguments(config: &VmConfig, qmp: i32, terminal: bool) -> Vec<String> {
+/// The machine. `terminal` says whether standard input and output are a terminal.
+pub(super) fn machine(config: &VmConfig, terminal: bool) -> Machine {
+    let devices = vsock_device(config).into_iter().collect();
+    Machine { arguments: arguments(config, terminal), devices }
+}
+
+fn arguments(config: &VmConfig, terminal: bool) -> Vec<String> {
     let mut args = Args::default();
-    args.push("-nodefaults -no-user-config -display none -S");
-    args.push("-accel tcg,thread=multi -cpu max -action reboot=shutdown,shutdown=pause,panic=none");
+    args.push("-action reboot=shutdown,shutdown=pause,panic=none");
     args.push(&format!("-smp {}", config.cpus.boot_vcpus));
-    args.push(&format!("-chardev socket,id=qmp,fd={qmp} -mon chardev=qmp,mode=control"));
     let size = config.memory.size;
     // The vsock device is a process here and not in the real one: it needs the memory shared.
     let shared = if config.memory.shared || config.vsock.is_some() { "on" } else { "off" };
@@ -84,12 +83,11 @@ pub(super) fn arguments(config: &VmConfig, qmp: i32, terminal: bool) -> Vec<Stri
     args.0
 }
 
-/// The process that is the machine's vsock device, and its arguments.
-pub(super) fn vsock_device(config: &VmConfig) -> Option<Vec<String>> {
+fn vsock_device(config: &VmConfig) -> Option<Device> {
     let vsock = config.vsock.as_ref()?;
-    let (backend, path) = (vsock_backend(&vsock.socket), show(&vsock.socket));
-    let vm = format!("guest-cid={},socket={},uds-path={path}", vsock.cid, show(&backend));
-    Some(vec!["vhost-device-vsock".into(), "--vm".into(), vm])
+    let (socket, path) = (vsock_backend(&vsock.socket), show(&vsock.socket));
+    let vm = format!("guest-cid={},socket={},uds-path={path}", vsock.cid, show(&socket));
+    Some(Device { words: vec!["vhost-device-vsock".into(), "--vm".into(), vm], socket })
 }
 
 #[derive(Default)]

@@ -1,93 +1,43 @@
 //! What Capsa makes of a cloud-hypervisor that misbehaves: a typed error that says what happened,
 //! or a report, in bounded time, with no process and no directory left behind.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+#[path = "common/faulty.rs"]
+mod faulty;
 
-use capsa::blocking::VmHandle;
+use std::time::Duration;
+
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::nano;
-use capsa_test::processes;
-use capsa_test::stand_in::{Call, Fault, Faulty};
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::cloud_hypervisor::{Call, Fault};
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use faulty::{Machine, SOON};
 
-/// A faulty machine, and all that must be gone when it is.
-struct Machine {
-    vm: VmHandle,
-    guest: NanoGuest,
-    _faulty: Faulty,
-    begun: Instant,
+/// `None`, said aloud, where no guest can run.
+fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
+    machine_with(test, faults, |builder| builder)
 }
 
-impl Machine {
-    /// `None`, said aloud, where no guest can run.
-    fn new(test: &str, faults: &[Fault]) -> Option<Self> {
-        Self::with(test, faults, |builder| builder)
-    }
-
-    fn with(
-        test: &str,
-        faults: &[Fault],
-        change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
-    ) -> Option<Self> {
-        let guest = NanoGuest::new(test)?;
-        let faulty = Faulty::new(faults);
-        let builder = guest
-            .builder()
-            .backend("cloud-hypervisor")
-            .accelerator(capsa::Accelerator::Auto)
-            .program("cloud-hypervisor", faulty.program())
-            .trust_backend();
-        let vm = change(builder).build_blocking().unwrap();
-        Some(Self { vm, guest, _faulty: faulty, begun: Instant::now() })
-    }
-
-    /// Why it does not start.
-    fn failure(&self) -> String {
-        match self.vm.start() {
-            Err(Error::StartFailed(why)) => why,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Starts it and waits for the guest.
-    fn listening(&self) -> capsa::blocking::VmConsole {
-        self.vm.start().unwrap();
-        let mut console = self.vm.console().unwrap();
-        console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
-        console
-    }
-
-    fn ended(&self) -> (EndedBy, Vec<StopStep>) {
-        self.vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
-        let report = self.vm.stop_report().unwrap();
-        (report.ended_by, report.steps)
-    }
-
-    /// It is over, soon enough, and nothing is left.
-    fn nothing_is_left(self, limit: Duration) {
-        let took = self.begun.elapsed();
-        assert!(took < limit, "it took {took:?}");
-        let run_dir = self.vm.launch_plan().run_dir.to_string();
-        let marks = [run_dir.clone(), self.guest.dir().display().to_string()];
-        eventually("its processes are gone", || processes_with(&marks).is_empty());
-        assert!(!Path::new(&run_dir).exists());
-    }
+fn machine_with(
+    test: &str,
+    faults: &[Fault],
+    change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
+) -> Option<Machine> {
+    let guest = NanoGuest::new(test)?;
+    let faulty = Faulty::cloud_hypervisor(faults);
+    let builder = guest
+        .builder()
+        .backend("cloud-hypervisor")
+        .accelerator(capsa::Accelerator::Auto)
+        .program("cloud-hypervisor", faulty.program())
+        .trust_backend();
+    Some(Machine::new(change(builder), guest, faulty))
 }
-
-/// The processes that have one of `marks` in their arguments.
-fn processes_with(marks: &[String]) -> Vec<String> {
-    let has_mark = |arguments: &String| marks.iter().any(|mark| arguments.contains(mark));
-    processes::all().into_iter().map(|process| process.arguments).filter(has_mark).collect()
-}
-
-/// What happens at once on an idle machine.
-const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_socket_that_comes_late_is_waited_for() {
     let late = Duration::from_millis(700);
-    let Some(it) = Machine::new("late socket", &[Fault::SocketAfter(late)]) else { return };
+    let Some(it) = machine("late socket", &[Fault::SocketAfter(late)]) else { return };
     let mut console = it.listening();
     assert!(it.begun.elapsed() >= late);
     console.write(&[nano::POWER_OFF]).unwrap();
@@ -111,7 +61,7 @@ fn a_broken_answer_is_a_failed_start_that_says_so() {
         (Fault::Garbage(Call::Create), "did not create the machine: HTTP response: "),
         (Fault::Garbage(Call::Boot), "did not boot the guest: HTTP response: "),
     ] {
-        let Some(it) = Machine::new("broken answers", &[fault]) else { return };
+        let Some(it) = machine("broken answers", &[fault]) else { return };
         let why = it.failure();
         assert!(why.starts_with(&format!("cloud-hypervisor {want}")), "{fault}: {why}");
         it.nothing_is_left(SOON);
@@ -124,7 +74,7 @@ fn a_refusal_comes_with_its_causes() {
         (Call::Create, "create the machine: Error from API: The VM could not be created"),
         (Call::Boot, "boot the guest: Error from API: The VM could not boot"),
     ] {
-        let Some(it) = Machine::new("refusals", &[Fault::Refuses(call)]) else { return };
+        let Some(it) = machine("refusals", &[Fault::Refuses(call)]) else { return };
         assert_eq!(it.failure(), format!("cloud-hypervisor refused to {want}: {}", Fault::CAUSE));
         it.nothing_is_left(SOON);
     }
@@ -133,7 +83,7 @@ fn a_refusal_comes_with_its_causes() {
 #[test]
 fn a_death_on_the_way_up_comes_with_status_and_last_words() {
     for call in [Call::Create, Call::Boot] {
-        let Some(it) = Machine::new("death", &[Fault::Dies(call, 3)]) else { return };
+        let Some(it) = machine("death", &[Fault::Dies(call, 3)]) else { return };
         let want = format!("cloud-hypervisor exited with status 3: {}", Fault::LAST_WORDS);
         assert_eq!(it.failure(), want);
         it.nothing_is_left(SOON);
@@ -144,13 +94,13 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
 #[test]
 fn a_start_that_hangs_is_given_up() {
     let faults = [
-        (Fault::NoSocket, "gave up after 30s: control is up"),
-        (Fault::NoReply(Call::Create), "gave up after 30s: boot message is answered"),
-        (Fault::NoReply(Call::Boot), "gave up after 30s: boot message is answered"),
+        (Fault::NoSocket, "gave up after 30s, waiting until control is up"),
+        (Fault::NoReply(Call::Create), "gave up after 30s, waiting until boot message is answered"),
+        (Fault::NoReply(Call::Boot), "gave up after 30s, waiting until boot message is answered"),
     ];
     let hanging: Vec<_> = faults
         .into_iter()
-        .filter_map(|(fault, want)| Some((Machine::new("hanging starts", &[fault])?, want)))
+        .filter_map(|(fault, want)| Some((machine("hanging starts", &[fault])?, want)))
         .map(|(it, want)| {
             std::thread::spawn(move || {
                 assert_eq!(it.failure(), want);
@@ -164,7 +114,7 @@ fn a_start_that_hangs_is_given_up() {
 #[test]
 fn a_start_that_hangs_can_be_stopped() {
     for fault in [Fault::NoSocket, Fault::NoReply(Call::Create), Fault::NoReply(Call::Boot)] {
-        let Some(it) = Machine::new("stopped starts", &[fault]) else { return };
+        let Some(it) = machine("stopped starts", &[fault]) else { return };
         let starting = {
             let vm = it.vm.clone();
             std::thread::spawn(move || vm.start())
@@ -179,7 +129,7 @@ fn a_start_that_hangs_can_be_stopped() {
 
 #[test]
 fn a_boot_that_was_only_claimed_can_be_ended() {
-    let Some(it) = Machine::new("claimed boot", &[Fault::Ignores(Call::Boot)]) else { return };
+    let Some(it) = machine("claimed boot", &[Fault::Ignores(Call::Boot)]) else { return };
     it.vm.start().unwrap();
     let mut console = it.vm.console().unwrap();
     let silence = console.wait_for_timeout("NANO", Duration::from_millis(300)).unwrap_err();
@@ -222,7 +172,7 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
             &[Asked, Quit, Killed],
         ),
     ] {
-        let Some(it) = Machine::new("stop ladder", faults) else { return };
+        let Some(it) = machine("stop ladder", faults) else { return };
         let _console = it.listening();
         it.vm.stop_with_timeout(grace).unwrap();
         let (ended_by, steps) = it.ended();
@@ -240,7 +190,7 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
 
 #[test]
 fn a_sigterm_that_is_ignored_changes_nothing() {
-    let Some(it) = Machine::new("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
+    let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
     let mut console = it.listening();
     let group = nix::unistd::Pid::from_raw(it.vm.hypervisor_pid().unwrap().cast_signed());
     nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -255,7 +205,7 @@ fn a_sigterm_that_is_ignored_changes_nothing() {
 #[test]
 fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
     for fault in [Fault::EventGarbage, Fault::EventEndless] {
-        let Some(it) = Machine::new("events", &[fault]) else { return };
+        let Some(it) = machine("events", &[fault]) else { return };
         // It may be noticed while it starts or right after.
         let started = it.vm.start();
         let (ended_by, _) = it.ended();
@@ -271,7 +221,7 @@ fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
 
 #[test]
 fn an_event_that_never_ends_is_no_obstacle_to_the_end() {
-    let Some(it) = Machine::new("half an event", &[Fault::EventHalf]) else { return };
+    let Some(it) = machine("half an event", &[Fault::EventHalf]) else { return };
     let mut console = it.listening();
     console.write(b"alive").unwrap();
     console.wait_for_timeout("alive", PATIENCE).unwrap();
@@ -283,7 +233,7 @@ fn an_event_that_never_ends_is_no_obstacle_to_the_end() {
 #[test]
 fn an_end_without_an_event_is_told_by_its_status() {
     for (status, failed) in [(0, false), (9, true)] {
-        let Some(it) = Machine::new("silent end", &[Fault::EndsSilently(status)]) else { return };
+        let Some(it) = machine("silent end", &[Fault::EndsSilently(status)]) else { return };
         it.listening().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, steps) = it.ended();
         assert_eq!(steps, []);

@@ -1,6 +1,7 @@
 //! The machine behind the API, as a loop of the main thread: requests, signals and what the guest
 //! does come in, one at a time.
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,13 +10,15 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
+use super::super::emulator::{Emulator, Happened};
+use super::super::http::Request;
+use super::super::{EMULATOR_DIED, UNKNOWN_CONFIG};
 use super::command_line::Options;
 use super::config::VmConfig;
-use super::emulator::{Emulator, Happened};
 use super::events::Events;
-use super::http::{self, Request, Response, Served};
+use super::http::{self, Response, Served};
 use super::refusal::{self, Refusal};
-use super::{Call, EMULATOR_DIED, Fault, UNKNOWN_CONFIG, VERSION};
+use super::{Call, Fault, VERSION, guest_args};
 
 /// What the loop is asked for.
 #[derive(Debug)]
@@ -26,6 +29,12 @@ pub(super) enum Wish {
     Terminate,
     /// Something happened in the guest of this life.
     Guest(u64, Happened),
+}
+
+impl From<(u64, Happened)> for Wish {
+    fn from((life, happened): (u64, Happened)) -> Self {
+        Self::Guest(life, happened)
+    }
 }
 
 /// How long an answer may take to be written when the process ends with it.
@@ -132,7 +141,7 @@ impl Vmm<'_> {
         match wish {
             Wish::Request(request, answer, written) => {
                 let response = self.respond(&request);
-                let ends = request.name() == Call::Quit.name()
+                let ends = http::name(&request) == Call::Quit.name()
                     && response.status == 200
                     && !self.faults.contains(&Fault::Ignores(Call::Quit));
                 let _ = answer.send(response);
@@ -188,15 +197,15 @@ impl Vmm<'_> {
     fn respond(&mut self, request: &Request) -> Response {
         for fault in self.faults.clone() {
             match fault {
-                Fault::Dies(call, status) if call.name() == request.name() => {
+                Fault::Dies(call, status) if call.name() == http::name(request) => {
                     eprintln!("{}", Fault::LAST_WORDS);
                     std::process::exit(i32::from(status));
                 }
-                Fault::Refuses(call) if call.name() == request.name() => {
+                Fault::Refuses(call) if call.name() == http::name(request) => {
                     return Refusal::new(500, &["Error from API", outer(call), Fault::CAUSE])
                         .into();
                 }
-                Fault::Ignores(call) if call.name() == request.name() => {
+                Fault::Ignores(call) if call.name() == http::name(request) => {
                     let status = if call == Call::Quit { 200 } else { 204 };
                     return Response::new(status, String::new());
                 }
@@ -207,7 +216,7 @@ impl Vmm<'_> {
     }
 
     fn route(&mut self, request: &Request) -> Answer {
-        let name = request.name();
+        let name = http::name(request);
         let bad_request = || Refusal::new(400, &["Bad Request"]);
         let is_get = match name {
             "vmm.ping" | "vm.info" | "vm.counters" => true,
@@ -419,7 +428,8 @@ fn outer(call: Call) -> &'static str {
 
 /// A machine whose guest runs.
 fn start(config: &VmConfig, life: u64, to: &Sender<Wish>) -> Result<Vm, Refusal> {
-    let emulator = Emulator::start(config, life, to)
+    let machine = guest_args::machine(config, io::stdin().is_terminal());
+    let emulator = Emulator::start(&machine, life, to)
         .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;
     Ok(Vm { state: State::Running, emulator: Some(emulator), life })
 }

@@ -1,0 +1,154 @@
+//! [`Silence`]: waits until a guest has said nothing for a while.
+
+use super::{Frame, Output, Reply, Script};
+use crate::console::{Cursor, Scrollback, Trouble};
+use crate::time::{Deadline, Instant};
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+/// A wait for silence. The reply's output is all that was unread, which is then read; what was
+/// dropped because it was more than the log holds is admitted.
+///
+/// The silence counts from when the wait was made, or from the last bytes after that. Until it is
+/// over nothing is consumed. A guest that ends, or whose kernel panicked, is not silent but gone,
+/// and that is an error.
+///
+/// ```
+/// use capsa_proto::console::{Cursor, Output, Scrollback, Script, Silence};
+/// use capsa_proto::time::Instant;
+/// use core::time::Duration;
+///
+/// let second = Duration::from_secs(1);
+/// let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
+/// let mut script = Silence::new(second, now, None);
+/// log.push(b"booted\n");
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// now = now + second;
+/// let Output::Done(Ok(reply)) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// assert_eq!(reply.output, b"booted\n");
+/// ```
+#[derive(Debug, Clone)]
+pub struct Silence {
+    frame: Frame,
+    quiet: Duration,
+    /// How much there was, and since when.
+    since: (Option<u64>, Instant),
+}
+
+impl Silence {
+    /// A wait that begins `now`, for a silence this long.
+    pub fn new(quiet: Duration, now: Instant, timeout: Option<Duration>) -> Self {
+        Self { frame: Frame::new(now, timeout), quiet, since: (None, now) }
+    }
+
+    fn expected(&self) -> String {
+        format!("{:?} of silence", self.quiet)
+    }
+}
+
+impl Script for Silence {
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output {
+        if let Some(error) = &self.frame.ended {
+            return Output::Done(Err(error.clone()));
+        }
+        self.frame.enter(cursor);
+        self.frame.look(now, log);
+        // What was there before the wait does not break the silence.
+        let end = *self.since.0.get_or_insert(log.end());
+        if end != log.end() {
+            self.since = (Some(log.end()), now);
+        }
+        let is_silent = now >= self.since.1 + self.quiet;
+        let trouble = self.frame.trouble(now, log, closed);
+        if let Some(seen) = trouble
+            && seen.trouble == Trouble::KernelPanic
+        {
+            let error = self.frame.panicked(log, self.expected(), seen);
+            self.frame.fail(error, cursor)
+        } else if is_silent && !closed {
+            let lost = cursor.lost();
+            let output = cursor.take(log);
+            let truncated = cursor.lost() > lost;
+            self.frame.succeed(Reply { output, status: None, truncated })
+        } else if closed {
+            let error = self.frame.closed(now, log, self.expected());
+            self.frame.fail(error, cursor)
+        } else if self.frame.clock.is_over(now) {
+            let error = self.frame.timed_out(now, log, self.expected());
+            self.frame.fail(error, cursor)
+        } else {
+            Output::Wait
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        if self.frame.ended.is_some() {
+            return None;
+        }
+        let silent = Deadline { at: self.since.1 + self.quiet, why: "the guest is silent" };
+        Deadline::earliest(self.frame.deadline("wait for silence timed out"), Some(silent))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ScriptError;
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(millis)
+    }
+
+    fn script() -> Silence {
+        Silence::new(Duration::from_millis(300), at(0), Some(Duration::from_secs(1)))
+    }
+
+    #[test]
+    fn each_byte_begins_the_silence_anew_and_the_timeout_does_not_care() {
+        let (mut log, mut cursor, mut script) = (Scrollback::default(), Cursor::at(0), script());
+        for n in 0..5 {
+            log.push(b"x");
+            let output = script.poll_output(at(n * 200), &log, &mut cursor, false);
+            assert_eq!(output, Output::Wait);
+        }
+        assert_eq!(script.poll_timeout().unwrap().at, at(1000));
+        let output = script.poll_output(at(1000), &log, &mut cursor, false);
+        let Output::Done(Err(error)) = output else { panic!("{output:?}") };
+        assert_eq!(alloc::format!("{error}"), "timed out after 1s waiting for 300ms of silence");
+        assert_eq!(cursor, Cursor::at(0), "a timeout loses nothing");
+        assert_eq!(script.poll_timeout(), None);
+    }
+
+    #[test]
+    fn what_was_there_before_does_not_break_it() {
+        let (mut log, mut cursor, mut script) = (Scrollback::default(), Cursor::at(0), script());
+        log.push(b"old");
+        assert_eq!(script.poll_output(at(200), &log, &mut cursor, false), Output::Wait);
+        let output = script.poll_output(at(300), &log, &mut cursor, false);
+        let Output::Done(Ok(reply)) = output else { panic!("{output:?}") };
+        assert_eq!((&reply.output[..], reply.truncated), (&b"old"[..], false));
+        assert_eq!(cursor.peek(&log), b"");
+    }
+
+    #[test]
+    fn a_guest_that_is_gone_is_not_silent() {
+        let mut log = Scrollback::default();
+        log.push(b"bye");
+        let output = script().poll_output(at(900), &log, &mut Cursor::at(0), true);
+        assert!(matches!(output, Output::Done(Err(ScriptError::Closed { .. }))), "{output:?}");
+
+        log.push(b"\nKernel panic - not syncing: x\n");
+        let (mut script, mut cursor) =
+            (Silence::new(Duration::from_secs(2), at(0), None), Cursor::at(0));
+        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), Output::Wait);
+        let output = script.poll_output(at(2000), &log, &mut cursor, false);
+        assert!(matches!(output, Output::Done(Err(ScriptError::KernelPanic { .. }))), "{output:?}");
+    }
+}

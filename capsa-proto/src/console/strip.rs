@@ -1,0 +1,125 @@
+//! [`Stripper`]: takes the escape sequences out of a stream, wherever it is cut.
+//!
+//! What goes is what ECMA-48 has begin with ESC: control sequences (colours, cursor movements),
+//! strings (window titles) and the short ones. Nothing else goes: carriage returns, backspaces and
+//! bells are text here, and nobody moves the cursor that a sequence would have moved.
+
+use alloc::vec::Vec;
+
+const ESC: u8 = 0x1b;
+
+/// Takes escape sequences out of a stream of bytes.
+///
+/// A sequence that is cut short is ended by what cannot belong to it: a control byte other than ESC,
+/// or one above ASCII, which is kept. A string goes to its terminator or to the end of the line,
+/// so that a stray beginning hides one line and not the rest.
+///
+/// ```
+/// use capsa_proto::console::Stripper;
+///
+/// let (mut stripper, mut text) = (Stripper::default(), Vec::new());
+/// stripper.strip(b"\x1b]0;title\x07\x1b[1;3", &mut text);
+/// stripper.strip(b"2mroot@vm\x1b[0m:~# ", &mut text);
+/// assert_eq!(text, b"root@vm:~# ");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stripper {
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Text,
+    /// After ESC, and intermediate bytes.
+    Escape,
+    /// CSI: parameters, then one final byte.
+    Csi,
+    /// A string, to BEL, ST or the end of the line.
+    String,
+}
+
+impl Stripper {
+    /// Appends to `text` what of `bytes` is text.
+    pub fn strip(&mut self, mut bytes: &[u8], text: &mut Vec<u8>) {
+        while !bytes.is_empty() {
+            if self.state == State::Text {
+                let len = memchr::memchr(ESC, bytes).unwrap_or(bytes.len());
+                text.extend_from_slice(&bytes[..len]);
+                bytes = &bytes[len..];
+            }
+            if let Some((&byte, rest)) = bytes.split_first() {
+                if self.is_text(byte) {
+                    text.push(byte);
+                }
+                bytes = rest;
+            }
+        }
+    }
+
+    /// Whether the next byte is text.
+    pub(super) fn is_text(&mut self, byte: u8) -> bool {
+        let (state, is_text) = match (self.state, byte) {
+            // ESC begins anew whatever it cuts short. ST, which ends a string, is `ESC \`.
+            (_, ESC) => (State::Escape, false),
+            (State::Text, _) => (State::Text, true),
+            (State::String, b'\n') => (State::Text, true),
+            (State::String, 0x07) => (State::Text, false),
+            (State::String, _) => (State::String, false),
+            (State::Escape, b'[') => (State::Csi, false),
+            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => (State::String, false),
+            (State::Escape, b' '..=b'/') => (State::Escape, false),
+            (State::Csi, b' '..=b'?') => (State::Csi, false),
+            (State::Escape, b'0'..=b'~') | (State::Csi, b'@'..=b'~') => (State::Text, false),
+            (State::Escape | State::Csi, _) => (State::Text, true),
+        };
+        self.state = state;
+        is_text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+    use proptest::prelude::*;
+
+    fn strip(bytes: &[u8], chunk: usize) -> Vec<u8> {
+        let (mut stripper, mut text) = (Stripper::default(), Vec::new());
+        bytes.chunks(chunk).for_each(|bytes| stripper.strip(bytes, &mut text));
+        text
+    }
+
+    #[test]
+    fn sequences_go_and_text_stays() {
+        for (text, expected) in [
+            ("plain\r\n\t\x08\x07", "plain\r\n\t\x08\x07"),
+            ("\x1b[1;32mroot\x1b[0m# \x1b[6n\x1b[?2004h", "root# "),
+            ("\x1b]0;title\x07a\x1b]0;title\x1b\\b", "ab"),
+            ("\x1b(Ba\x1b=b\x1b>c\x1b7", "abc"),
+            ("\x1b]never ended\r\nnext", "\nnext"),
+            ("\x1b[12\nnext", "\nnext"),
+            ("\x1b[1é", "é"),
+            ("\x1b[\x1b[31mred", "red"),
+            ("\x1b", ""),
+            ("", ""),
+        ] {
+            for chunk in [1, 2, 100] {
+                assert_eq!(String::from_utf8(strip(text.as_bytes(), chunk)).unwrap(), expected);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same(
+            bytes in r"(\x1b|\[|\]|\\|[ -~]|\x07|\n|é){0,60}",
+            chunk in 1usize..9,
+        ) {
+            let whole = strip(bytes.as_bytes(), 1000);
+            prop_assert_eq!(strip(bytes.as_bytes(), chunk), &whole[..]);
+            prop_assert!(!whole.contains(&ESC));
+            prop_assert_eq!(strip(&whole, chunk), &whole[..]);
+        }
+    }
+}

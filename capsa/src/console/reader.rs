@@ -1,0 +1,172 @@
+//! [`ConsoleReader`]: a place in what the guest said, to read on from; and its lines.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use capsa_proto::console::{self, Stripper};
+use futures_io::AsyncRead;
+use futures_lite::Stream;
+
+use crate::driver::{For, Shared};
+use crate::embed::ReaderId;
+use crate::error::lossy;
+
+/// The reading half of a console.
+///
+/// Reads as [`VmConsole::read`](crate::VmConsole::read). A clone starts at the same place and goes
+/// its own way: any number of readers see everything, each at its own pace. One that is further
+/// behind than what is kept misses bytes, and [says so](Self::lost).
+#[derive(Debug)]
+pub struct ConsoleReader {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: ReaderId,
+    /// Takes escape sequences out, where that was asked for.
+    stripper: Option<Stripper>,
+}
+
+impl ConsoleReader {
+    pub(super) fn new(shared: Arc<Shared>, id: ReaderId) -> Self {
+        Self { shared, id, stripper: None }
+    }
+
+    /// A reader at the oldest byte that is kept, for whose sake no output is held back.
+    pub(crate) fn observer(shared: Arc<Shared>) -> Self {
+        let id = shared.lock().vm.supervisor().console_mut().add_observer();
+        Self::new(shared, id)
+    }
+
+    pub(crate) fn id(&self) -> ReaderId {
+        self.id
+    }
+
+    /// Takes escape sequences (colours, cursor movements, window titles) out of what is read from
+    /// now on; see [`Stripper`] for what exactly.
+    #[must_use]
+    pub fn strip_ansi(mut self) -> Self {
+        self.stripper.get_or_insert_default();
+        self
+    }
+
+    /// What the guest says, line by line. It ends when the console has closed and all is read.
+    ///
+    /// Dropping a future of the stream loses nothing; dropping the stream loses the line that has
+    /// only half arrived.
+    pub fn lines(self) -> Lines {
+        Lines { reader: self, lines: console::Lines::default(), is_over: false }
+    }
+
+    pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
+        let mut state = self.shared.lock();
+        loop {
+            let n = state.vm.supervisor().console_mut().read(self.id, buf);
+            let text = match &mut self.stripper {
+                Some(stripper) => stripped(stripper, buf, n),
+                None => n,
+            };
+            if text > 0 || buf.is_empty() {
+                return Poll::Ready(text);
+            }
+            // Escape sequences and nothing else: read on.
+            if n == 0 {
+                break;
+            }
+        }
+        if state.vm.supervisor().console().is_closed() {
+            return Poll::Ready(0);
+        }
+        state.wake(For::Data(self.id), cx.waker());
+        Poll::Pending
+    }
+
+    /// Bytes that were dropped before this reader read them: it was further behind than what is kept.
+    pub fn lost(&self) -> u64 {
+        self.shared.lock().vm.supervisor().console().lost(self.id)
+    }
+}
+
+/// Strips the first `n` bytes of `buf` where they are, and says how many are left.
+fn stripped(stripper: &mut Stripper, buf: &mut [u8], n: usize) -> usize {
+    let mut text = Vec::with_capacity(n);
+    stripper.strip(&buf[..n], &mut text);
+    buf[..text.len()].copy_from_slice(&text);
+    text.len()
+}
+
+impl Clone for ConsoleReader {
+    fn clone(&self) -> Self {
+        let id = self.shared.lock().vm.supervisor().console_mut().clone_reader(self.id);
+        Self { shared: Arc::clone(&self.shared), id, stripper: self.stripper.clone() }
+    }
+}
+
+impl Drop for ConsoleReader {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.forget(For::Data(self.id));
+        state.vm.remove_reader(self.id);
+        drop(state);
+        // With the slowest reader gone, a paused console may go on.
+        self.shared.poke();
+    }
+}
+
+impl AsyncRead for ConsoleReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(cx, buf).map(Ok)
+    }
+}
+
+/// The lines of a console, as a [`Stream`]. Each comes without its end, as text; bytes that are none
+/// become U+FFFD. A line longer than 64 KiB comes in pieces.
+///
+/// ```no_run
+/// # async fn f(console: capsa::VmConsole) {
+/// use futures_lite::StreamExt;
+///
+/// let mut lines = console.reader().strip_ansi().lines();
+/// while let Some(line) = lines.next().await {
+///     println!("guest: {line}");
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Lines {
+    reader: ConsoleReader,
+    lines: console::Lines,
+    is_over: bool,
+}
+
+impl Lines {
+    /// Bytes that are in no line, because they were dropped before they were read.
+    pub fn lost(&self) -> u64 {
+        self.reader.lost()
+    }
+}
+
+impl Stream for Lines {
+    type Item = String;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<String>> {
+        let this = &mut *self;
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some(line) = this.lines.next_line() {
+                return Poll::Ready(Some(lossy(&line)));
+            }
+            if this.is_over {
+                return Poll::Ready(this.lines.finish().map(|line| lossy(&line)));
+            }
+            match this.reader.poll(cx, &mut chunk) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(0) => this.is_over = true,
+                Poll::Ready(n) => this.lines.push(&chunk[..n]),
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The transport of the API: HTTP/1.1 as the `micro_http` of the real one speaks it, on a unix
+//! socket beside which a lock file stays.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Sender, channel};
+
+use super::super::http::{Head, Request, accept, send};
+use super::Fault;
+use super::vmm::Wish;
+
+/// What the real one takes at most.
+const MAX_BODY: usize = 4 << 20;
+
+/// The name of what a request calls, as `vm.boot`.
+pub(super) fn name(request: &Request) -> &str {
+    request.path.strip_prefix("/api/v1/").unwrap_or_default()
+}
+
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    /// Of what could not be parsed the HTTP library speaks, under another name.
+    server: &'static str,
+    body: String,
+}
+
+impl Response {
+    pub(super) fn new(status: u16, body: String) -> Self {
+        Self { status, server: "Cloud Hypervisor API", body }
+    }
+
+    fn unparsed(why: &str) -> Self {
+        // Not JSON: the line break stands there as it is.
+        let dropped = "All previous unanswered requests will be dropped.";
+        let body = format!("{{ \"error\": \"{why}\n{dropped}\" }}");
+        Self { server: "Firecracker API", ..Self::new(400, body) }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let Self { status, server, body } = self;
+        let mut head =
+            format!("HTTP/1.1 {status} \r\nServer: {server}\r\nConnection: keep-alive\r\n");
+        if *status != 204 {
+            let length = body.len();
+            head += &format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
+        }
+        format!("{head}\r\n{body}").into_bytes()
+    }
+}
+
+/// The socket's lock, which is held as long as it is served.
+#[derive(Debug)]
+pub(super) struct Served {
+    path: String,
+    _lock: File,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Serves the API at `path`, where a socket that nobody holds the lock of is taken over.
+///
+/// # Errors
+///
+/// When another serves it, or it cannot be bound.
+pub(super) fn serve(path: &str, to: &Sender<Wish>, faults: &[Fault]) -> io::Result<Served> {
+    let mut lock = OpenOptions::new();
+    let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
+    lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    let (to, faults) = (to.clone(), faults.to_vec());
+    accept(listener, move |stream| {
+        converse(stream, &to, &faults);
+    });
+    Ok(Served { path: path.to_owned(), _lock: lock })
+}
+
+/// One connection: any number of requests, one after the other.
+fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<()> {
+    let mut requests = BufReader::new(stream.try_clone().ok()?);
+    loop {
+        let request = read_request(&mut requests).ok()??;
+        let called = request.as_ref().map(|r| name(r).to_owned()).unwrap_or_default();
+        let (response, written) = match request {
+            Err(why) => (Response::unparsed(&why), None),
+            Ok(request) => {
+                let (answer, response) = channel();
+                let (done, written) = channel();
+                to.send(Wish::Request(request, answer, written)).ok()?;
+                (response.recv().ok()?, Some(done))
+            }
+        };
+        let mut faults = faults.iter().filter(|fault| fault.is_about(&called));
+        let broken = faults.find_map(|fault| fault.broken());
+        let sent = send(&stream, &response.encode(), broken);
+        // Whoever ends with this answer waits until it has gone out.
+        drop(written);
+        sent?;
+    }
+}
+
+/// The next request, or why it is none. `None` at the end.
+fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<Request, String>>> {
+    let Some(head) = Head::read(from)? else { return Ok(None) };
+    let mut length = 0;
+    let mut wrong = None;
+    for header in head.headers {
+        let (key, value) = match header {
+            Ok(header) => header,
+            Err(header) => {
+                wrong.get_or_insert(format!(
+                    "Invalid header. Reason: Header is incorrectly formatted. Key: {header}"
+                ));
+                continue;
+            }
+        };
+        if key.eq_ignore_ascii_case("content-length") {
+            match value.trim().parse::<usize>() {
+                Ok(n) if n <= MAX_BODY => length = n,
+                Ok(n) => drop(wrong.get_or_insert(format!(
+                    "Request payload with size {n} is larger than the limit of {MAX_BODY} allowed \
+                     by server."
+                ))),
+                Err(_) => drop(wrong.get_or_insert(format!(
+                    "Invalid header. Reason: Invalid value. Key:{key}; Value:{value}"
+                ))),
+            }
+        }
+    }
+    let words: Vec<&str> = head.line.split(' ').collect();
+    let why = match words[..] {
+        [method, ..] if !["GET", "PUT", "PATCH", "DELETE"].contains(&method) && words.len() > 1 => {
+            Some("Invalid HTTP Method: Unsupported HTTP method.".to_owned())
+        }
+        [_, "", _] => Some("Invalid URI: Empty URI not allowed.".to_owned()),
+        [_, _, "HTTP/1.1" | "HTTP/1.0"] => wrong,
+        [_, _, _] => Some("Invalid HTTP Version: Unsupported HTTP version.".to_owned()),
+        _ => Some("Invalid request.".to_owned()),
+    };
+    if let Some(why) = why {
+        return Ok(Some(Err(why)));
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body)?;
+    Ok(Some(Ok(Request {
+        method: words[0].to_owned(),
+        path: words[1].to_owned(),
+        body: (!body.is_empty()).then_some(body),
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_or_refused() {
+        let read = |text: &str| read_request(&mut text.as_bytes()).unwrap();
+        let request = read("PUT /api/v1/vm.create HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}");
+        let want = Request {
+            method: "PUT".into(),
+            path: "/api/v1/vm.create".into(),
+            body: Some(b"{}".to_vec()),
+        };
+        assert_eq!(request, Some(Ok(want)));
+        assert_eq!(read(""), None);
+        for (text, want) in [
+            ("hello\r\n\r\n", "Invalid request."),
+            ("POST / HTTP/1.1\r\n\r\n", "Invalid HTTP Method"),
+            ("GET / HTTP/2.0\r\n\r\n", "Invalid HTTP Version"),
+            ("GET / HTTP/1.1\r\nfoo\r\n\r\n", "incorrectly formatted. Key: foo"),
+            ("GET / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "larger than the limit"),
+        ] {
+            let refused = read(text);
+            let Some(Err(why)) = refused else { panic!("{text}: {refused:?}") };
+            assert!(why.contains(want), "{text}: {why}");
+        }
+    }
+}

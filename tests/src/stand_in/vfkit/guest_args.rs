@@ -1,0 +1,172 @@
+//! The machine as the emulator has it: a q35 with the devices of virtio that Virtualization.framework
+//! gives a guest, in the order of the command line.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::super::child;
+use super::super::emulator::Machine;
+use super::config::{Bootloader, Config, Linux};
+use super::device::{Device, Disk, Fs, Net, Serial};
+use super::framework::Kernel;
+
+/// The guest's address in vsock. Which one it is no host gets to see.
+const CID: u32 = 3;
+
+/// The directory in which the processes of the machine listen. Names in it are short: the length of
+/// its path was checked for those that Capsa gives.
+#[derive(Debug, Clone)]
+pub(super) struct Sockets(pub(super) PathBuf);
+
+impl Sockets {
+    fn share(&self, n: usize) -> PathBuf {
+        self.0.join(format!("f{n}"))
+    }
+
+    fn vsock_device(&self) -> PathBuf {
+        self.0.join("d")
+    }
+
+    /// Where the host asks for a port of the guest's; with `_PORT` at its end, where a guest that
+    /// asks for one of the host's is heard.
+    pub(super) fn vsock(&self) -> PathBuf {
+        self.0.join("v")
+    }
+}
+
+/// The machine. `linux` is what it boots.
+pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Machine {
+    let mut args = Args::default();
+    let Bootloader::Linux(linux) = &config.bootloader else { return args.0 };
+    // A guest that reboots boots again, and nobody is told.
+    args.push("-action reboot=reset,shutdown=pause,panic=none -machine q35,memory-backend=ram");
+    let is_outside = |device: &Device| matches!(device, Device::Fs(_) | Device::Vsock(_));
+    // Shares and sockets are processes here and not in the real one: they need the memory shared.
+    let shared = if config.devices.iter().any(is_outside) { "on" } else { "off" };
+    let size = config.memory_bytes;
+    args.push(&format!(
+        "-smp {} -m {size}B -object memory-backend-memfd,id=ram,size={size},share={shared}",
+        config.vcpus
+    ));
+    let Linux { kernel: path, cmdline, initrd } = linux;
+    for (flag, value) in [("-kernel", path), ("-initrd", initrd), ("-append", cmdline)] {
+        args.0.arguments.extend([flag.to_owned(), value.clone()]);
+    }
+    for (n, device) in config.devices.iter().enumerate() {
+        match device {
+            Device::Blk(disk) => args.disk(n, disk),
+            Device::Fs(share) => args.share(n, share, &at.share(n)),
+            Device::Net(net) => args.net(n, net),
+            Device::Serial(serial) => args.serial(n, serial, kernel),
+            Device::Rng => args.push("-device virtio-rng-pci"),
+            Device::Balloon => args.push("-device virtio-balloon-pci"),
+            _ => {}
+        }
+    }
+    // One device, however many ports there are.
+    if config.devices.iter().any(|device| matches!(device, Device::Vsock(_))) {
+        args.vsock(at);
+    }
+    args.0
+}
+
+#[derive(Default)]
+struct Args(Machine);
+
+impl Args {
+    /// Words that have no blanks in them.
+    fn push(&mut self, words: &str) {
+        self.0.arguments.extend(words.split(' ').map(str::to_owned));
+    }
+
+    fn device(&mut self, device: &serde_json::Value) {
+        self.0.arguments.extend(["-device".to_owned(), device.to_string()]);
+    }
+
+    fn chardev(&mut self, options: &str) {
+        self.0.arguments.extend(["-chardev".to_owned(), options.to_owned()]);
+    }
+
+    fn disk(&mut self, n: usize, disk: &Disk) {
+        let node = json!({
+            "driver": "raw",
+            "node-name": format!("disk{n}"),
+            "read-only": disk.read_only,
+            "file": {
+                "driver": if disk.r#type == "dev" { "host_device" } else { "file" },
+                "filename": disk.image_path,
+            },
+        });
+        self.0.arguments.extend(["-blockdev".to_owned(), node.to_string()]);
+        let mut device = json!({ "driver": "virtio-blk-pci", "drive": format!("disk{n}") });
+        if !disk.device_identifier.is_empty() {
+            device["serial"] = json!(disk.device_identifier);
+        }
+        self.device(&device);
+    }
+
+    fn share(&mut self, n: usize, share: &Fs, socket: &Path) {
+        let path = show(socket);
+        let words = [
+            "virtiofsd",
+            "--log-level=error",
+            "--socket-path",
+            &path,
+            "--shared-dir",
+            &share.shared_dir,
+        ];
+        let words = words.map(str::to_owned).into();
+        self.0.devices.push(child::Device { words, socket: socket.to_owned() });
+        self.chardev(&format!("socket,id=fs{n},path={}", path.replace(',', ",,")));
+        self.device(&json!({
+            "driver": "vhost-user-fs-pci",
+            "chardev": format!("fs{n}"),
+            "tag": share.tag(),
+        }));
+    }
+
+    fn net(&mut self, n: usize, net: &Net) {
+        // The network that macOS gives its guests.
+        self.push(&format!(
+            "-netdev user,id=net{n},net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.3,\
+             dhcpstart=192.168.64.15"
+        ));
+        let netdev = format!("net{n}");
+        let mut device = json!({ "driver": "virtio-net-pci", "netdev": netdev, "romfile": "" });
+        if !net.mac_address.is_empty() {
+            device["mac"] = json!(net.mac_address);
+        }
+        self.device(&device);
+    }
+
+    fn serial(&mut self, n: usize, serial: &Serial, kernel: Kernel) {
+        // Standard input and output are opened anew, each as it is: what the emulator calls
+        // `stdio` would set the terminal.
+        let to = match serial.uses_stdio {
+            true => "path=/proc/self/fd/1,append=on,input-path=/proc/self/fd/0".to_owned(),
+            false => format!("path={}", serial.log_file.replace(',', ",,")),
+        };
+        self.chardev(&format!("file,id=console{n},{to}"));
+        match kernel {
+            Kernel::Nano => self.push(&format!("-serial chardev:console{n}")),
+            Kernel::Linux => {
+                self.push(&format!("-device virtio-serial-pci,id=serial{n},max_ports=1"));
+                self.push(&format!("-device virtconsole,bus=serial{n}.0,chardev=console{n}"));
+            }
+        }
+    }
+
+    fn vsock(&mut self, at: &Sockets) {
+        let (socket, path) = (at.vsock_device(), show(&at.vsock()));
+        let vm = format!("guest-cid={CID},socket={},uds-path={path}", show(&socket));
+        self.chardev(&format!("socket,id=vsock,path={}", show(&socket).replace(',', ",,")));
+        self.device(&json!({ "driver": "vhost-user-vsock-pci", "chardev": "vsock" }));
+        let words = vec!["vhost-device-vsock".to_owned(), "--vm".to_owned(), vm];
+        self.0.devices.push(child::Device { words, socket });
+    }
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,116 @@
+//! What vfkit says while it runs: its own log on standard error, and that of its REST server on
+//! standard output, which may be the guest's console.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How much is said: `error` less than `info`, `debug` more.
+static LEVEL: OnceLock<u8> = OnceLock::new();
+
+const LEVELS: [&str; 3] = ["error", "info", "debug"];
+
+/// Sets it to what `--log-level` says.
+pub(super) fn set_level(level: &str) {
+    let level = LEVELS.iter().position(|known| *known == level).unwrap_or(1);
+    let _ = LEVEL.set(u8::try_from(level).unwrap_or(1));
+}
+
+/// A line of logrus, as it is where standard error is no terminal.
+pub(super) fn say(level: &str, message: &str) {
+    // Warnings and what is fatal are said at any level but the lowest.
+    let needs = match level {
+        "debug" => 2,
+        "info" | "warning" => 1,
+        _ => 0,
+    };
+    if *LEVEL.get_or_init(|| 1) >= needs {
+        let Time { date: [year, month, day], time: [hour, minute, second] } = Time::now();
+        let time = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z");
+        eprintln!("time=\"{time}\" level={level} msg={message:?}");
+    }
+}
+
+/// That a signal came, which Go's own logger says.
+pub(super) fn captured(signal: &str) {
+    let Time { date: [year, month, day], time: [hour, minute, second] } = Time::now();
+    eprintln!(
+        "{year:04}/{month:02}/{day:02} {hour:02}:{minute:02}:{second:02} captured {signal}, \
+         calling exit handlers and exiting.."
+    );
+}
+
+/// The line of a request, in colour on a terminal. It comes before its answer goes out, so where
+/// nobody reads it there is none.
+pub(super) fn request(status: u16, took: Duration, method: &str, path: &str) {
+    let mut stdout = io::stdout();
+    let is_plain = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let colours = stdout.is_terminal() && !is_plain;
+    let coloured = |colour: &str, text: String| match colours {
+        true => format!("\x1b[97;{colour}m{text}\x1b[0m"),
+        false => text,
+    };
+    let of_status = match status {
+        200..300 => "42",
+        400..500 => "43",
+        _ => "41",
+    };
+    let of_method = if method == "POST" { "46" } else { "44" };
+    let Time { date: [year, month, day], time: [hour, minute, second] } = Time::now();
+    let line = format!(
+        "[GIN] {year:04}/{month:02}/{day:02} - {hour:02}:{minute:02}:{second:02} |{}| {:>13} | \
+         {:>15} |{} {path:?}\n",
+        coloured(of_status, format!(" {status:3} ")),
+        format!("{took:?}"),
+        "",
+        coloured(of_method, format!(" {method:<7} ")),
+    );
+    let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// A moment, as the clock on the wall has it in UTC.
+#[derive(Debug, PartialEq, Eq)]
+struct Time {
+    date: [u64; 3],
+    time: [u64; 3],
+}
+
+impl Time {
+    fn now() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::of(now.as_secs())
+    }
+
+    fn of(seconds: u64) -> Self {
+        let (days, rest) = (seconds / 86_400, seconds % 86_400);
+        // Years that begin with March, so that the day of a leap year is the last one.
+        let days = days + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let date = [
+            era * 400 + year + u64::from(month >= 10),
+            if month < 10 { month + 3 } else { month - 9 },
+            day - (153 * month + 2) / 5 + 1,
+        ];
+        Self { date, time: [rest / 3600, rest / 60 % 60, rest % 60] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_become_dates() {
+        for (seconds, date, time) in [
+            (0, [1970, 1, 1], [0, 0, 0]),
+            (951_782_399, [2000, 2, 28], [23, 59, 59]),
+            (951_782_400, [2000, 2, 29], [0, 0, 0]),
+            (1_798_761_599, [2026, 12, 31], [23, 59, 59]),
+        ] {
+            assert_eq!(Time::of(seconds), Time { date, time }, "{seconds}");
+        }
+    }
+}

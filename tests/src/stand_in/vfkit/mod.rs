@@ -1,0 +1,122 @@
+//! A stand-in for `vfkit` v0.6.4 on an Intel Mac: its command line, its REST service, its signals
+//! and its exit codes.
+//!
+//! - `flags` reads the command line, `device` what a machine has, `config` the rest of it;
+//!   `go_url` and `rest_uri` say where a socket ends up.
+//! - `rest` is the REST service.
+//! - `framework` is what macOS' Virtualization.framework finds wrong with a machine,
+//!   `guest_args` the machine as the emulator has it, `vsock` its sockets.
+//! - `machine` is its life, from the start to the exit.
+//! - `fault` is what it breaks on demand.
+//!
+//! `tests/tests/vfkit_oracle.rs` holds the reading of command lines to what vfkit's own parser made
+//! of them. The rest is from vfkit's source and from what its users saw; nothing of it was held
+//! against one that runs. What Virtualization.framework does is an assumption, above all that a
+//! guest which reboots boots again in the same process, and that nothing tells.
+//!
+//! What the real one has and the stand-in has not, it says at its start, with the status
+//! [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
+
+mod config;
+mod device;
+mod fault;
+mod flags;
+mod framework;
+mod go_url;
+mod guest_args;
+mod log;
+mod machine;
+mod rest;
+mod rest_uri;
+mod vsock;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, fs};
+
+use serde_json::{Value, json};
+
+use super::{child, faulty};
+use config::{Config, Refused};
+use flags::{Asked, Options};
+
+pub use fault::{Call, Fault};
+
+/// The version it says it is.
+pub const VERSION: &str = "v0.6.4";
+
+/// What it makes of a command line, without acting on it: `options` that were given, `vm` as
+/// `GET /vm/inspect` would show it, the `path` of the REST service's socket where there is one; or
+/// the `stage` at which it is refused, and the `error`.
+pub fn understand(words: &[String]) -> Value {
+    let refused = |(stage, error): Refused| json!({ "stage": stage, "error": error });
+    let options = match flags::parse(words) {
+        Ok(Asked::Machine(options)) => options,
+        Ok(Asked::Version | Asked::Help) => return json!({}),
+        Err(why) => return refused(("flags", why)),
+    };
+    let mut understood = match Config::understand(&options, || Ok(())) {
+        Ok(config) => json!({ "vm": config, "path": match &config.endpoint {
+            rest_uri::Endpoint::Unix(path) => Some(path),
+            _ => None,
+        } }),
+        Err(why) => refused(why),
+    };
+    understood["options"] = json!(options);
+    understood
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let mut words = env::args_os();
+    let called = PathBuf::from(words.next().unwrap_or_default());
+    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(status) = child::becomes(&words) {
+        return status;
+    }
+    let options = match flags::parse(&words) {
+        Ok(Asked::Machine(options)) => options,
+        Ok(Asked::Version) => {
+            println!("vfkit version: {VERSION}");
+            return ExitCode::SUCCESS;
+        }
+        Ok(Asked::Help) => {
+            print!("{}", flags::usage());
+            return ExitCode::SUCCESS;
+        }
+        Err(why) => return refuse(&why),
+    };
+    let faults = match faulty::ordered(&called) {
+        Ok(faults) => faults,
+        Err(why) => return refuse(&why),
+    };
+    log::set_level(&options.log_level);
+    let config = Config::understand(&options, || write_pid_file(&options));
+    let ended = config.map_err(|(_, why)| why).and_then(|config| machine::run(&config, faults));
+    match ended {
+        Ok(status) => status,
+        Err(why) => refuse(&why),
+    }
+}
+
+/// Written before the devices are looked at, and never removed.
+fn write_pid_file(options: &Options) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = &options.pidfile;
+    if path.is_empty() {
+        return Ok(());
+    }
+    let write = || {
+        fs::write(path, std::process::id().to_string())?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+    };
+    write().map_err(|error| {
+        format!("could not write PID: open {path}: {}", device::in_go(&error.to_string()))
+    })
+}
+
+/// As cobra and then vfkit have it: the error, the usage, and the error again.
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("Error: {why}\n{}\n{why}", flags::usage());
+    ExitCode::FAILURE
+}

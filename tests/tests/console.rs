@@ -1,0 +1,224 @@
+//! The console from a test's side, with the nano guest, which echoes whatever it is sent: a guest
+//! that says what the test wants.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use capsa::blocking::{VmConsole, VmHandle};
+use capsa::{EndedBy, Error, Pattern};
+use capsa_test::nano;
+use capsa_test::vm::{NanoGuest, PATIENCE};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A machine that listens.
+fn started(guest: &NanoGuest) -> (VmHandle, VmConsole) {
+    let vm = guest.builder().build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+    (vm, console)
+}
+
+#[test]
+fn a_guest_that_dies_ends_a_wait_at_once_and_by_name() {
+    let Some(guest) = NanoGuest::new("death while waiting") else { return };
+    type Deed = fn(&VmHandle, &mut VmConsole);
+    let powers_off: Deed = |_, console| console.write(&[nano::POWER_OFF]).unwrap();
+    let reboots: Deed = |_, console| console.write(&[nano::RESET]).unwrap();
+    let is_lost: Deed = |vm, _| {
+        let pid = vm.hypervisor_pid().unwrap();
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+    };
+    for (deed, words) in [
+        (powers_off, "\"never\": guest powered off; "),
+        (reboots, "\"never\": guest rebooted; "),
+        (is_lost, "signal"),
+    ] {
+        let (vm, mut console) = started(&guest);
+        console.write_str("last words").unwrap();
+        deed(&vm, &mut console);
+        let begin = Instant::now();
+        let error = console.wait_for_timeout("never", PATIENCE).unwrap_err();
+        assert!(begin.elapsed() < PATIENCE / 4, "not at the timeout: {:?}", begin.elapsed());
+        let text = error.to_string();
+        assert!(text.contains(words), "{text}");
+        let Error::PatternNotFound { ended: Some(report), .. } = error else { panic!("{text}") };
+        assert_eq!(Some(report), vm.stop_report());
+
+        // Whoever comes later is told as well, and everything is still there to be read.
+        let error = console.run("true", None).unwrap_err();
+        assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_panic_ends_a_wait_within_a_second_while_the_machine_runs_on() {
+    let Some(guest) = NanoGuest::new("panic while waiting") else { return };
+    let (vm, mut console) = started(&guest);
+    let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
+    console.write_str(panic).unwrap();
+    // Emulation takes its time to echo.
+    vm.console().unwrap().wait_for_timeout("end Kernel panic\r\n", PATIENCE).unwrap();
+    let begin = Instant::now();
+    let error = console.wait_for("login:").unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    let Error::KernelPanic { expected, line, tail } = error else { panic!("{error}") };
+    assert_eq!((&*expected, &*line), ("\"login:\"", "Kernel panic - not syncing: no init"));
+    assert_eq!(tail, panic);
+
+    let error = console.login("root", None).unwrap_err();
+    assert!(matches!(error, Error::KernelPanic { .. }), "{error}");
+    // It is still there for who looks for it.
+    assert_eq!(console.wait_for("end Kernel panic\r\n").unwrap(), panic);
+    vm.kill().unwrap();
+    // A machine whose guest was seen to panic ended of it, or by its owner.
+    assert!(matches!(vm.stop_report().unwrap().ended_by, EndedBy::Owner | EndedBy::GuestPanic));
+}
+
+#[test]
+fn an_emergency_shell_is_an_error_of_login_and_told_by_a_timeout() {
+    let Some(guest) = NanoGuest::new("emergency shell") else { return };
+    let (vm, mut console) = started(&guest);
+    console.write_str("Press Enter for maintenance\r\n(or press Control-D to continue): ").unwrap();
+    vm.console().unwrap().wait_for_timeout("continue): ", PATIENCE).unwrap();
+    let error = console.login("root", None).unwrap_err();
+    let Error::EmergencyShell { line, .. } = error else { panic!("{error}") };
+    assert_eq!(line, "Press Enter for maintenance");
+
+    let error = console.wait_for_timeout("login:", Duration::from_millis(1)).unwrap_err();
+    let Error::Timeout { hint: Some(hint), .. } = error else { panic!("{error}") };
+    assert_eq!(hint, "the guest is in an emergency shell: Press Enter for maintenance");
+    vm.kill().unwrap();
+}
+
+#[test]
+fn a_regular_expression_gives_its_groups_and_consumes_to_its_end() {
+    let Some(guest) = NanoGuest::new("regular expressions") else { return };
+    let (vm, mut console) = started(&guest);
+    console.write_str("inet 10.0.2.15/24\r\nroot@vm:~# ").unwrap();
+    let address = Pattern::regex(r"inet (\d+(?:\.\d+){3})/").unwrap();
+    let found = console.wait_for_pattern(&address, Some(PATIENCE)).unwrap();
+    assert_eq!((found.text(), found.group(1)), ("inet 10.0.2.15/", Some("10.0.2.15")));
+    // A prompt without a newline is found with its last byte: no later one will come.
+    let either = [Pattern::literal("never"), Pattern::regex(r"\w+@\w+:\S+[#$] ").unwrap()];
+    let found = console.wait_for_any_pattern(&either, Some(PATIENCE)).unwrap();
+    assert_eq!(
+        (found.pattern, found.text(), &*found.output),
+        (1, "root@vm:~# ", "24\r\nroot@vm:~# ")
+    );
+    let error = Pattern::regex("# $").unwrap_err().to_string();
+    assert!(error.contains("has the assertion $; write"), "{error}");
+    vm.kill().unwrap();
+}
+
+#[test]
+fn an_error_of_waiting_says_what_came_close() {
+    let Some(guest) = NanoGuest::new("near misses") else { return };
+    let (vm, mut console) = started(&guest);
+    console.write_str("capsa login: ").unwrap();
+    vm.console().unwrap().wait_for_timeout("login: ", PATIENCE).unwrap();
+    for (pattern, expected) in [
+        ("Login:", r#"waiting for "Login:"; "Login:" was there but for letter case: "login:"; "#),
+        ("login as", r#"; of "login as" there was "login", and then ": "; the console last said:"#),
+    ] {
+        let error = console.wait_for_timeout(pattern, Duration::from_millis(1)).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    vm.kill().unwrap();
+}
+
+#[test]
+fn silence_gives_what_came_before_it() {
+    let Some(guest) = NanoGuest::new("silence") else { return };
+    let (vm, mut console) = started(&guest);
+    console.write_str("so much").unwrap();
+    vm.console().unwrap().wait_for_timeout("so much", PATIENCE).unwrap();
+    let quiet = Duration::from_millis(50);
+    assert_eq!(console.wait_for_silence(quiet, Some(PATIENCE)).unwrap(), "so much");
+    assert_eq!(console.wait_for_silence(quiet, None).unwrap(), "");
+    let error = console.wait_for_silence(PATIENCE, Some(quiet)).unwrap_err();
+    let Error::Timeout { expected, .. } = error else { panic!("{error}") };
+    assert_eq!(expected, "60s of silence");
+    vm.kill().unwrap();
+    let error = console.wait_for_silence(quiet, None).unwrap_err();
+    assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
+}
+
+/// The guest's flood, in lines.
+fn flood() -> String {
+    String::from_utf8(nano::flood()).unwrap()
+}
+
+#[test]
+fn readers_beside_a_waiting_test_see_every_line() {
+    let Some(guest) = NanoGuest::new("many readers") else { return };
+    let (vm, mut console) = started(&guest);
+    let tails: Vec<_> = (0..3)
+        .map(|_| {
+            let lines = console.reader().lines();
+            std::thread::spawn(move || lines.collect::<Vec<String>>())
+        })
+        .collect();
+    console.write(&[nano::FLOOD]).unwrap();
+    let last = flood().lines().last().unwrap().to_owned() + "\r\n";
+    assert_eq!(console.wait_for_timeout(&last, PATIENCE).unwrap(), flood());
+    console.write_str("and the rest").unwrap();
+    console.wait_for_timeout("and the rest", PATIENCE).unwrap();
+    vm.kill().unwrap();
+    for tail in tails {
+        let lines = tail.join().unwrap();
+        let expected = flood() + "and the rest";
+        assert_eq!(lines, expected.lines().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn splitting_loses_nothing_that_was_there() {
+    let Some(guest) = NanoGuest::new("split") else { return };
+    let (vm, mut console) = started(&guest);
+    console.write_str("before \x1b[1;31mthe split\x1b[0m").unwrap();
+    vm.console().unwrap().wait_for_timeout("split\x1b[0m", PATIENCE).unwrap();
+    let (reader, mut writer) = console.split();
+    let mut stripped = reader.clone().strip_ansi();
+    let (mut raw, mut reader) = (Vec::new(), reader);
+    writer.write_all(b", after it").unwrap();
+    vm.console().unwrap().wait_for_timeout("after it", PATIENCE).unwrap();
+    vm.kill().unwrap();
+    reader.read_to_end(&mut raw).unwrap();
+    assert_eq!(raw, b"before \x1b[1;31mthe split\x1b[0m, after it");
+    let mut text = String::new();
+    stripped.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before the split, after it");
+}
+
+#[test]
+fn a_log_has_everything_from_the_first_byte() {
+    let Some(guest) = NanoGuest::new("log to a file") else { return };
+    let vm = guest.builder().build_blocking().unwrap();
+    let path = guest.dir().join("console.log");
+    let mut console = vm.console().unwrap();
+    let log = console.log_to(&path).unwrap();
+    vm.start().unwrap();
+    let mut seen = console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+    console.write(&[nano::FLOOD]).unwrap();
+    seen += &console.wait_for_timeout("03ff ", PATIENCE).unwrap();
+    vm.kill().unwrap();
+    seen += &console.read_available().unwrap();
+    let logged = log.finish().unwrap();
+    assert_eq!((logged.written, logged.lost), (seen.len() as u64, 0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), seen);
+    assert!(seen.starts_with("CMDLINE ") || seen.contains("\nCMDLINE "), "{seen:.100}");
+}
+
+#[test]
+fn a_full_disk_ends_the_log_and_not_the_guest() {
+    let Some(guest) = NanoGuest::new("full disk") else { return };
+    let (vm, mut console) = started(&guest);
+    let log = console.log_to("/dev/full").unwrap();
+    console.write_str("still here").unwrap();
+    let error = log.finish().unwrap_err();
+    assert!(matches!(&error, Error::Io(io) if io.kind() == ErrorKind::StorageFull), "{error}");
+    console.wait_for_timeout("still here", PATIENCE).unwrap();
+    vm.kill().unwrap();
+}

@@ -1,0 +1,232 @@
+//! What Capsa makes of a vfkit that misbehaves: a typed error that says what happened, or a report,
+//! in bounded time, with no process and no directory left behind.
+
+#[path = "common/faulty.rs"]
+mod faulty;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use capsa::{
+    Accelerator, Capsa, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow, RebootPolicy,
+    StopStep, VmStatus,
+};
+use capsa_test::nano::{self, Nano};
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::vfkit::{Call, Fault};
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use faulty::{Machine, SOON};
+
+/// `None`, said aloud, where no guest can run.
+fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
+    machine_with(test, Nano::default(), faults, |builder| builder)
+}
+
+fn machine_with(
+    test: &str,
+    nano: Nano,
+    faults: &[Fault],
+    change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
+) -> Option<Machine> {
+    let guest = match nano.power_button {
+        true => NanoGuest::new(test)?,
+        false => NanoGuest::deaf(test)?,
+    };
+    let initrd = guest.dir().join("initrd");
+    fs::write(&initrd, "nothing").unwrap();
+    let faulty = Faulty::vfkit(faults);
+    let builder = Capsa::vm(LinuxBootConfig::new(guest.kernel()).initrd(initrd))
+        .backend("vfkit")
+        .accelerator(Accelerator::Auto)
+        .program("vfkit", faulty.program())
+        .trust_backend()
+        .on_reboot(RebootPolicy::Restart)
+        .memory_mb(64)
+        .no_network()
+        .console_enabled();
+    Some(Machine::new(change(builder), guest, faulty))
+}
+
+#[test]
+fn a_service_that_comes_late_is_waited_for() {
+    let late = Duration::from_millis(700);
+    let Some(it) = machine("late service", &[Fault::SocketAfter(late)]) else { return };
+    let mut console = it.listening();
+    assert!(it.begun.elapsed() >= late);
+    console.write(&[nano::POWER_OFF]).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_death_on_the_way_up_comes_with_status_and_last_words() {
+    for (fault, want) in [
+        (Fault::DiesAtStart(1), format!("status 1: {}", Fault::LAST_WORDS)),
+        (Fault::Dies(Call::State, 3), format!("status 3: {}", Fault::LAST_WORDS)),
+        // vfkit watches over its start by itself.
+        (
+            Fault::StartTimesOut(Duration::from_millis(300)),
+            "timeout waiting for VM state".to_owned(),
+        ),
+    ] {
+        let Some(it) = machine("death", &[fault]) else { return };
+        let why = it.failure();
+        assert!(why.starts_with("vfkit exited with status"), "{fault}: {why}");
+        assert!(why.ends_with(&want), "{fault}: {why}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_machine_in_error_fails_the_start() {
+    let Some(it) = machine("error", &[Fault::Error]) else { return };
+    let why = it.failure();
+    assert!(why.contains("the virtual machine is in the state Error"), "{why}");
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_state_that_is_refused_fails_the_start_with_its_reason() {
+    let Some(it) = machine("refused state", &[Fault::Refuses(Call::State)]) else { return };
+    let why = it.failure();
+    assert!(why.ends_with(Fault::CAUSE), "{why}");
+    it.nothing_is_left(SOON);
+}
+
+/// Side by side, for each is given up after half a minute.
+#[test]
+fn a_start_that_hangs_is_given_up() {
+    let unanswered = "gave up after 30s: boot message is answered";
+    let faults = [
+        (Fault::NoSocket, "gave up after 30s: control is up"),
+        (Fault::NeverRuns, unanswered),
+        (Fault::NoReply(Call::State), unanswered),
+        // Whoever cannot be understood is asked again.
+        (Fault::HalfAReply(Call::State), unanswered),
+        (Fault::NoReplyButTheEnd(Call::State), unanswered),
+        (Fault::Garbage(Call::State), unanswered),
+    ];
+    let hanging: Vec<_> = faults
+        .into_iter()
+        .filter_map(|(fault, want)| Some((machine("hanging starts", &[fault])?, fault, want)))
+        .map(|(it, fault, want)| {
+            std::thread::spawn(move || {
+                assert_eq!(it.failure(), want, "{fault}");
+                it.nothing_is_left(Duration::from_secs(45));
+            })
+        })
+        .collect();
+    hanging.into_iter().for_each(|hanging| hanging.join().unwrap());
+}
+
+#[test]
+fn a_start_that_hangs_can_be_stopped() {
+    for fault in [Fault::NoSocket, Fault::NeverRuns, Fault::NoReply(Call::State)] {
+        let Some(it) = machine("stopped starts", &[fault]) else { return };
+        let starting = {
+            let vm = it.vm.clone();
+            std::thread::spawn(move || vm.start())
+        };
+        eventually("its hypervisor runs", || it.vm.hypervisor_pid().is_some());
+        std::thread::sleep(Duration::from_millis(300));
+        it.vm.stop().unwrap();
+        assert!(matches!(starting.join().unwrap(), Err(Error::StartFailed(_))), "{fault}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn an_answer_to_stop_that_breaks_is_no_matter_where_the_guest_was_told() {
+    for fault in [
+        Fault::HalfAReply(Call::Stop),
+        Fault::NoReply(Call::Stop),
+        Fault::NoReplyButTheEnd(Call::Stop),
+        Fault::Garbage(Call::Stop),
+    ] {
+        let Some(it) = machine("broken stop", &[fault]) else { return };
+        let _console = it.listening();
+        it.vm.stop_with_timeout(PATIENCE).unwrap();
+        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{fault}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
+    use StopStep::{Asked, Killed, Quit};
+    let grace = Duration::from_millis(300);
+    let heeding = Nano::default();
+    let deaf = Nano { power_button: false };
+    for (nano, faults, grace, want) in [
+        (heeding, &[Fault::Ignores(Call::Stop)][..], grace, &[Asked, Quit][..]),
+        // One that refuses needs no grace.
+        (heeding, &[Fault::Refuses(Call::Stop)], PATIENCE, &[Asked, Quit]),
+        (deaf, &[], grace, &[Asked, Quit]),
+        (deaf, &[Fault::IgnoresSigterm], grace, &[Asked, Quit, Killed]),
+        (heeding, &[Fault::OutlivesItsMachine], grace, &[Asked, Quit, Killed]),
+        (heeding, &[Fault::Dies(Call::Stop, 4)], PATIENCE, &[Asked]),
+    ] {
+        let Some(it) = machine_with("stop ladder", nano, faults, |it| it) else { return };
+        let _console = it.listening();
+        it.vm.stop_with_timeout(grace).unwrap();
+        let (ended_by, steps) = it.ended();
+        assert_eq!(steps, want, "{faults:?}");
+        match faults {
+            [Fault::Dies(..)] => assert!(
+                matches!(&ended_by, EndedBy::HypervisorLost { what } if what.contains("status 4")),
+                "{ended_by:?}"
+            ),
+            _ => assert_eq!(ended_by, EndedBy::Owner, "{faults:?}"),
+        }
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_sigterm_that_is_ignored_changes_nothing() {
+    let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
+    let mut console = it.listening();
+    let group = nix::unistd::Pid::from_raw(it.vm.hypervisor_pid().unwrap().cast_signed());
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
+    console.write(b"still there").unwrap();
+    console.wait_for_timeout("still there", PATIENCE).unwrap();
+    assert_eq!(it.vm.status(), VmStatus::Running);
+    it.vm.stop_with_timeout(PATIENCE).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_machine_that_breaks_while_it_runs_is_lost_with_the_words_of_vfkit() {
+    let Some(it) = machine("ends in error", &[Fault::EndsInError]) else { return };
+    it.listening().write(&[nano::POWER_OFF]).unwrap();
+    let (ended_by, steps) = it.ended();
+    let EndedBy::HypervisorLost { what } = &ended_by else { panic!("{ended_by:?}") };
+    assert!(what.contains("vfkit exited with status 1"), "{what}");
+    assert!(what.contains("hypervisor virtualization error"), "{what}");
+    assert_eq!(steps, []);
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn nobody_reading_the_console_holds_up_neither_start_nor_stop() {
+    let heard = (EndedBy::GuestPowerOff, vec![StopStep::Asked]);
+    // The log is full, so the terminal is, so the guest waits: it does not get to see its button.
+    let stuck = (EndedBy::Owner, vec![StopStep::Asked, StopStep::Quit]);
+    for (overflow, want) in [(Overflow::DropOldest, heard), (Overflow::Pause, stuck)] {
+        let full = |builder: LinuxVmBuilder| builder.scrollback(1024, overflow);
+        let it = machine_with("nobody reads", Nano::default(), &[], full);
+        let Some(it) = it else { return };
+        it.vm.start().unwrap();
+        let mut console = it.vm.console().unwrap();
+        console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+        // A reader that never reads again, and a guest that says more than fits anywhere.
+        console.write(&[nano::FLOOD]).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let begin = Instant::now();
+        it.vm.stop_with_timeout(Duration::from_millis(500)).unwrap();
+        assert_eq!(it.ended(), want, "{overflow:?}");
+        assert!(begin.elapsed() < SOON, "{overflow:?}: {:?}", begin.elapsed());
+        it.nothing_is_left(SOON);
+    }
+}

@@ -1,0 +1,327 @@
+//! What the stand-in for vfkit promises beside its reading of command lines, without Capsa: that it
+//! answers, logs, refuses and ends as vfkit does. That machines live on it is the conformance
+//! suite's to show.
+
+#[path = "vfkit/program.rs"]
+mod program;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use capsa_test::guest::{self, Variant};
+use capsa_test::nano::{self, Nano};
+use capsa_test::processes::runs;
+use capsa_test::stand_in::Faulty;
+use capsa_test::stand_in::vfkit::{Call, Fault};
+use capsa_test::vm::{PATIENCE, eventually};
+use capsa_test::{host, skip, stand_in, workspace};
+use nix::sys::signal::Signal;
+use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};
+use program::{Program, nano_guest};
+use serde_json::{Value, json};
+
+/// Whether a guest can run; where it cannot, that is said.
+fn can_run(test: &str) -> bool {
+    let can = host::find_program("qemu-system-x86_64").is_some();
+    if !can {
+        skip(test, "qemu-system-x86_64 is not installed");
+    }
+    can
+}
+
+#[test]
+fn its_version_is_told_with_a_colon() {
+    let said = Command::new(stand_in::vfkit()).arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "vfkit version: v0.6.4\n");
+    assert!(said.status.success());
+}
+
+#[test]
+fn what_it_refuses_it_says_twice_around_its_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = nano_guest(dir.path(), Nano::default());
+    let missing = dir.path().join("missing").display().to_string();
+    let dir_of = format!("virtio-fs,sharedDir={missing},mountTag=t");
+    let blk = |path: &str| format!("virtio-blk,path={path}");
+    let directory = blk(&dir.path().display().to_string());
+    for (more, want) in [
+        (&["--bogus"][..], "unknown flag: --bogus"),
+        (&["--device", "virtio-net"], "one of 'nat' or 'fd' or 'unixSocketPath' must be set"),
+        (&["--device", &blk(&missing)], "no such file or directory"),
+        (&["--device", &directory], "is a directory"),
+        (&["--device", &dir_of], "Invalid virtual machine configuration"),
+        (&["--cpus", "0"], "Invalid virtual machine configuration"),
+        (&["--kernel", &missing], "invalid linux kernel path"),
+        (&["--initrd", &missing], "invalid initial RAM disk path"),
+        (&["--kernel", "/proc/self/exe"], "The virtual machine failed to start"),
+        // Standard input is no terminal.
+        (&["--device", "virtio-serial,stdio"], "inappropriate ioctl for device"),
+    ] {
+        let said = Command::new(stand_in::vfkit())
+            .args(&guest)
+            .args(more)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{more:?}: {error}");
+        let said_first = error.strip_prefix("Error: ").and_then(|it| it.split_once("\nUsage:\n"));
+        let (first, rest) = said_first.unwrap_or_else(|| panic!("{more:?}: {error}"));
+        let (usage, second) =
+            rest.split_once("\n\n").and_then(|(_, rest)| rest.split_once("\n\n")).unwrap();
+        assert!(first.contains(want) && usage.starts_with("Flags:"), "{more:?}: {error}");
+        assert_eq!(second.trim_end(), first.trim_end(), "{more:?}");
+        assert_eq!(said.stdout, b"", "{more:?}");
+    }
+}
+
+#[test]
+fn what_it_has_not_ends_it_with_the_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = nano_guest(dir.path(), Nano::default());
+    for (more, named) in [
+        (&["--device", "virtio-serial,pty"][..], "the device {\"kind\":\"virtioserial\""),
+        (&["--device", "virtio-gpu"], "the device {\"height\""),
+        (&["--nested"], "--nested"),
+        (&["--restful-uri", "tcp://localhost:1"], "a REST service by TCP"),
+    ] {
+        let said = Command::new(stand_in::vfkit()).args(&guest).args(more).output().unwrap();
+        let error = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)), "{error}");
+        assert!(error.contains(&format!("the stand-in does not have {named}")), "{error}");
+    }
+}
+
+#[test]
+fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
+    if !can_run("vfkit's REST service") {
+        return;
+    }
+    let mut program = Program::nano(Nano::default(), &["--device", "virtio-rng", "--cpus", "2"]);
+    program.listens();
+    let (status, state) = program.ask("GET", "/vm/state", "");
+    assert_eq!(status, 200);
+    assert_eq!(
+        state,
+        json!({
+            "state": "VirtualMachineStateRunning",
+            "canStart": false, "canPause": true, "canResume": false, "canStop": true,
+            "canHardStop": true,
+        })
+    );
+    let (status, config) = program.ask("GET", "/vm/inspect", "");
+    assert_eq!((status, &config["vcpus"]), (200, &json!(2)));
+    assert_eq!(config["bootloader"]["kind"], "linuxBootloader");
+    assert_eq!(
+        config["devices"],
+        json!([{ "kind": "virtioserial", "usesStdio": true }, { "kind": "virtiorng" }])
+    );
+    let error = |(status, body): (u16, Value)| {
+        (status, body["error"].as_str().unwrap_or_default().to_owned())
+    };
+    for (body, status, said) in [
+        ("{\"state\":\"Pause\"}", 202, ""),
+        ("{\"state\":\"Pause\"}", 500, "transition"),
+        ("{\"state\":\"Stop\"}", 500, "transition"),
+        ("{\"state\":\"Resume\"}", 202, ""),
+        ("{\"state\":\"Nonsense\"}", 500, "invalid new VMState: Nonsense"),
+        ("nonsense", 400, "expected"),
+        ("", 400, "EOF"),
+    ] {
+        let (got, error) = error(program.ask("POST", "/vm/state", body));
+        assert!(got == status && error.contains(said), "{body}: {got} {error}");
+    }
+    assert_eq!(program.ask("GET", "/nothing", "").0, 404);
+    // Each is told on standard output, which is the console, before it is answered.
+    eventually("all are told", || program.console().matches("[GIN] ").count() == 10);
+    let console = program.console();
+    assert!(console.contains("\x1b[97;41m 500 \x1b[0m|"), "{console}");
+    assert!(console.contains("\x1b[97;46m POST    \x1b[0m \"/vm/state\"\n"), "{console}");
+    let (status, _) = program.try_ask("POST", "/vm/state", "{\"state\":\"HardStop\"}");
+    assert!([0, 202].contains(&status), "{status}");
+    assert_eq!(program.ended(), Some(0));
+    assert!(!program.socket().exists(), "it takes its socket along");
+}
+
+/// As with the real one, whose process is quicker to end than to answer.
+#[test]
+fn a_hard_stop_is_done_though_its_answer_breaks() {
+    if !can_run("vfkit's hard stop") {
+        return;
+    }
+    for fault in [
+        Fault::HalfAReply(Call::HardStop),
+        Fault::NoReplyButTheEnd(Call::HardStop),
+        Fault::NoReply(Call::HardStop),
+    ] {
+        let faulty = Faulty::vfkit(&[fault]);
+        let mut program = Program::start(&faulty.program(), |dir| {
+            let mut words = nano_guest(dir, Nano::default());
+            words.extend(["--device", "virtio-serial,stdio"].map(str::to_owned));
+            words
+        });
+        program.listens();
+        let (status, _) = program.try_ask("POST", "/vm/state", "{\"state\":\"HardStop\"}");
+        assert_eq!((status, program.ended()), (0, Some(0)), "{fault}");
+    }
+}
+
+#[test]
+fn the_terminal_keeps_what_vfkit_does_not_know_of() {
+    if !can_run("vfkit's terminal") {
+        return;
+    }
+    let mut program = Program::nano(Nano::default(), &[]);
+    program.listens();
+    let settings = program.terminal();
+    assert!(!settings.input_flags.contains(InputFlags::ICRNL));
+    assert!(!settings.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO));
+    assert!(settings.local_flags.contains(LocalFlags::ISIG), "so Ctrl-C is not a byte");
+    assert!(settings.input_flags.contains(InputFlags::IXON));
+    assert!(settings.output_flags.contains(OutputFlags::OPOST));
+}
+
+#[test]
+fn a_socket_that_was_left_ends_it() {
+    let mut program = Program::with(|dir| {
+        drop(UnixListener::bind(dir.join("rest.sock")).unwrap());
+        nano_guest(dir, Nano::default())
+    });
+    assert_eq!(program.ended(), Some(1));
+    let error = program.error();
+    assert!(error.contains("level=fatal") && error.contains("address already in use"), "{error}");
+    assert!(program.socket().exists());
+}
+
+#[test]
+fn signals_ask_the_guest_and_then_force_it() {
+    if !can_run("vfkit's signals") {
+        return;
+    }
+    for (nano, signal, code, takes) in [
+        (Nano::default(), Signal::SIGTERM, Some(0), 0..4),
+        (Nano::default(), Signal::SIGINT, Some(0), 0..4),
+        (Nano { power_button: false }, Signal::SIGTERM, Some(0), 5..9),
+        (Nano::default(), Signal::SIGHUP, None, 0..4),
+    ] {
+        let pid_file = tempfile::NamedTempFile::new().unwrap();
+        let path = pid_file.path().display().to_string();
+        let mut program = Program::nano(nano, &["--pidfile", &path]);
+        program.listens();
+        assert_eq!(fs::read_to_string(&path).unwrap(), program.id().to_string());
+        let emulator = program.child();
+        let begin = Instant::now();
+        program.signal(signal);
+        assert_eq!(program.ended(), code, "{signal}");
+        let took = begin.elapsed().as_secs();
+        assert!(takes.contains(&took), "{signal}: {took} s");
+        eventually("its guest is gone", || !runs(emulator));
+        assert!(fs::exists(&path).unwrap(), "the pid file stays");
+    }
+}
+
+#[test]
+fn a_guest_that_dies_with_the_emulator_is_the_stand_ins_fault() {
+    if !can_run("vfkit's emulator") {
+        return;
+    }
+    let mut program = Program::nano(Nano::default(), &[]);
+    program.listens();
+    let emulator = nix::unistd::Pid::from_raw(program.child().cast_signed());
+    nix::sys::signal::kill(emulator, Signal::SIGKILL).unwrap();
+    assert_eq!(program.ended(), Some(i32::from(stand_in::EMULATOR_DIED)));
+}
+
+#[test]
+fn consoles_beside_the_terminal_go_to_their_files() {
+    if !can_run("vfkit's log file") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("console.log");
+    let mut program = Program::with(|at| {
+        let mut words = nano_guest(at, Nano::default());
+        words.extend(["--device".into(), format!("virtio-serial,logFilePath={}", log.display())]);
+        words
+    });
+    let said = || fs::read(&log).unwrap_or_default();
+    eventually("it says that it is ready", || said().ends_with(nano::READY));
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended(), Some(0));
+}
+
+#[test]
+fn sockets_of_vsock_carry_bytes_as_they_are() {
+    let test = "vfkit's vsock";
+    if host::find_program("vhost-device-vsock").is_none()
+        || host::find_program("virtiofsd").is_none()
+    {
+        return skip(test, "vhost-device-vsock or virtiofsd is not installed");
+    }
+    let linux = match guest::linux(Variant::Cloud) {
+        Ok(linux) => linux,
+        Err(why) => return skip(test, why),
+    };
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
+    let listener = UnixListener::bind(&to_host).unwrap();
+    let mut program = Program::with(|_| {
+        let show = |path: &std::path::Path| path.display().to_string();
+        [
+            "--kernel".to_owned(),
+            show(&linux.kernel),
+            "--initrd".to_owned(),
+            show(&linux.initrd),
+            "--kernel-cmdline".to_owned(),
+            "console=hvc0 quiet mitigations=off systemd.mount-extra=host:/host:virtiofs".to_owned(),
+        ]
+        .into_iter()
+        .chain(
+            [
+                "virtio-serial,stdio".to_owned(),
+                "virtio-fs,sharedDir=/,mountTag=host".to_owned(),
+                format!("virtio-vsock,port=5000,socketURL={},connect", show(&to_guest)),
+                format!("virtio-vsock,port=77,socketURL={},listen", show(&to_host)),
+                format!("virtio-vsock,port=78,socketURL={}", show(&dir.path().join("nobody"))),
+            ]
+            .into_iter()
+            .flat_map(|device| ["--device".to_owned(), device]),
+        )
+        .collect()
+    });
+    program.says("capsa login: ");
+    program.write("root\n");
+    program.says("# ");
+    let peer = format!("chroot /host {}", workspace::built("vsock-peer").display());
+    program.write(&format!("({peer} listen 5000 >/dev/null 2>&1 &)\n"));
+    program.write(&format!("{peer} connect 77 word; echo status $?\n"));
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut word = String::new();
+    BufReader::new(&stream).read_line(&mut word).unwrap();
+    assert_eq!(word, "word\n");
+    stream.write_all(b"heard it\n").unwrap();
+    drop(stream);
+    program.says("heard it");
+    program.says("status 0");
+    // Nobody listens on the host: the guest's connection is taken, and closed.
+    program.write(&format!("{peer} connect 78 word 2>&1; echo status $?\n"));
+    program.says("status 1");
+
+    let mut stream = UnixStream::connect(&to_guest).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let sent: Vec<u8> = (0..1u32 << 20).map(|n| (n / 251) as u8).collect();
+    let mut back = vec![0; sent.len()];
+    let mut writing = stream.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| writing.write_all(&sent).unwrap());
+        stream.read_exact(&mut back).unwrap();
+    });
+    assert!(back == sent, "what came back is not what was sent");
+    program.write("poweroff\n");
+    assert_eq!(program.ended(), Some(0));
+    // vfkit leaves them where they are.
+    assert!(to_guest.exists() && to_host.exists());
+}

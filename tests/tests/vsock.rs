@@ -1,0 +1,53 @@
+//! What vsock listeners promise whatever becomes of their machine. Connections need a guest: the
+//! conformance suite has them.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use capsa::blocking::VmHandle;
+use capsa::{Accelerator, Error};
+use capsa_test::conformance::Subject;
+use capsa_test::vm::{NanoGuest, eventually};
+use capsa_test::{nano, skip};
+
+/// A machine that will not be started.
+fn machine(test: &str, guest: &NanoGuest) -> Option<VmHandle> {
+    match Subject::cloud_hypervisor_stand_in() {
+        Ok(subject) => {
+            let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
+            Some(builder.build_blocking().unwrap())
+        }
+        Err(why) => {
+            skip(test, why);
+            None
+        }
+    }
+}
+
+#[test]
+fn a_listener_ends_with_its_machine() {
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let Some(vm) = machine("a listener and the end", &guest) else { return };
+    let listener = vm.vsock_listen(1).unwrap();
+    let accepting = thread::spawn(move || listener.accept());
+    thread::sleep(Duration::from_millis(50)); // until it waits; without, it would pass as well
+    drop(vm);
+    eventually("accept is over", || accepting.is_finished());
+    assert!(matches!(accepting.join().unwrap(), Err(Error::NotRunning)));
+}
+
+#[test]
+fn listeners_of_a_machine_that_never_starts_leave_nothing() {
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let Some(vm) = machine("listeners without a start", &guest) else { return };
+    let run_dir = vm.launch_plan().run_dir.to_string();
+    assert!(!Path::new(&run_dir).exists());
+    let listeners: Vec<_> =
+        [0, 1, u32::MAX].map(|port| vm.vsock_listen(port).unwrap()).into_iter().collect();
+    assert!(Path::new(&run_dir).exists());
+    assert!(vm.vsock_listen(0).is_err(), "there is one already");
+    drop(vm);
+    assert!(!Path::new(&run_dir).exists());
+    drop(listeners);
+}
