@@ -1,3 +1,5 @@
+//! Plays by example: what fake guests and replays do about what is typed.
+
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -1,3 +1,5 @@
+//! Recordings by example: what is written, what is read, what is refused.
+
 use super::*;
 use alloc::string::ToString;
 use alloc::vec;
