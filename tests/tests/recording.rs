@@ -134,7 +134,8 @@ fn a_replay_shows_what_it_expected_and_what_it_got() {
     let vm = testing::vm(replay.clone()).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
-    assert!(console.login_timeout("admin", Some("hunter2"), PATIENCE).is_err());
+    let error = console.login_timeout("admin", Some("hunter2"), PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("the replay expected"), "{error}");
     let Some(VmStatus::Failed { message }) = vm.wait_timeout(PATIENCE).unwrap() else {
         panic!("{}", vm.status());
     };
