@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, Answer, FakeGuest, Inputs, Tempo};
-use capsa::{EndedBy, Error, Recording, VmStatus};
+use capsa::{EndedBy, Error, Overflow, Recording, VmStatus};
 use capsa_test::guest::{self, Variant};
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
 use capsa_test::{host, nano, skip};
@@ -164,6 +164,24 @@ fn a_recorder_that_comes_later_has_what_is_kept() {
     assert!(text(&events, "o").ends_with("Password: \r\n# "), "{events:?}");
     assert!(text(&events, "o").starts_with("\u{1b}[1mbooting"), "{events:?}");
     assert_eq!(text(&events, "end"), "cut");
+}
+
+#[test]
+fn where_the_guest_is_paused_neither_a_recording_nor_a_late_reader_misses_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("whole.cast");
+    let said: String = (0..50_000).map(|n| format!("line {n}\r\n")).collect();
+    let guest = FakeGuest::new().say(&said).power_off();
+    let vm = testing::vm(guest).scrollback(1000, Overflow::Pause).record(&path);
+    let vm = vm.build_blocking().unwrap();
+    vm.start().unwrap();
+    // The recorder has read all there is, and would read on.
+    std::thread::sleep(Duration::from_millis(50));
+    let (mut reader, mut all) = (vm.console().unwrap().split().0, Vec::new());
+    std::io::Read::read_to_end(&mut reader, &mut all).unwrap();
+    assert!(all == said.as_bytes(), "{} of {} bytes", all.len(), said.len());
+    vm.wait().unwrap();
+    assert!(text(&events(&path), "o") == said);
 }
 
 #[test]
