@@ -184,6 +184,7 @@ fn where_the_guest_is_paused_neither_a_recording_nor_a_late_reader_misses_anythi
     assert!(text(&events(&path), "o") == said);
 }
 
+#[cfg(target_os = "linux")] // Others have no such device.
 #[test]
 fn a_disk_that_is_full_does_not_hold_up_the_machine() {
     let vm = testing::vm(fake()).record("/dev/full").build_blocking().unwrap();
