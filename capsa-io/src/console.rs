@@ -46,7 +46,7 @@ pub struct WaitId(u64);
 /// Something that reads the console until it has what it wants.
 pub enum Conversation {
     /// Wait for a pattern.
-    Expect(Expect),
+    Expect(Box<Expect>),
     /// Hold a conversation.
     Script(Box<dyn Script + Send>),
 }

@@ -242,7 +242,7 @@ impl Vm {
     ) -> WaitId {
         let matcher = Matcher::of(patterns);
         self.supervisor
-            .begin(reader, |now| Conversation::Expect(Expect::new(matcher, now, timeout)))
+            .begin(reader, |now| Conversation::Expect(Box::new(Expect::new(matcher, now, timeout))))
     }
 
     /// Begins to wait until the guest has said nothing for as long as `quiet`. The reply has all
@@ -390,7 +390,7 @@ pub(crate) fn matched(
         }),
         Ended::Expect(Outcome::Closed { tail, trouble, near, .. }) => Err(Error::PatternNotFound {
             pattern: expected(),
-            ended: report,
+            ended: report.map(Box::new),
             tail: lossy(&tail),
             hint: hint(trouble, near),
         }),
@@ -413,7 +413,7 @@ pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<Reply>
     let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
     result.map_err(|error| match Error::from(error) {
         Error::PatternNotFound { pattern, tail, hint, .. } => {
-            Error::PatternNotFound { pattern, ended: report, tail, hint }
+            Error::PatternNotFound { pattern, ended: report.map(Box::new), tail, hint }
         }
         error => error,
     })

@@ -111,7 +111,7 @@ pub enum Error {
         /// What was waited for.
         pattern: String,
         /// How the machine ended. `None` when its console closed and it runs on.
-        ended: Option<StopReport>,
+        ended: Option<Box<StopReport>>,
         /// The last of what the console said instead.
         tail: String,
         /// What may be the reason: the guest is in trouble, or said almost what was waited for.
@@ -256,7 +256,7 @@ fn shown(line: &str) -> String {
 }
 
 /// How a machine ended, or that its console did.
-fn end(ended: &Option<StopReport>) -> String {
+fn end(ended: &Option<Box<StopReport>>) -> String {
     match ended {
         Some(report) => report.to_string(),
         None => "the console closed".into(),

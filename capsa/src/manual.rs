@@ -3,6 +3,10 @@
 #[doc = include_str!("manual/architecture.md")]
 pub mod architecture {}
 
+#[cfg(feature = "blocking")]
+#[doc = include_str!("manual/console.md")]
+pub mod console {}
+
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
 

@@ -2,10 +2,11 @@
 //! program of its own: what it breaks is its own, and a hang has an end.
 
 use std::env;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
 use nix::sys::signal::{Signal, killpg};
@@ -87,6 +88,19 @@ pub fn machine(orders: &str) -> LinuxVmBuilder {
 /// A line of those that the fake's floods are made of: they differ, and each has its number.
 pub fn line(n: usize) -> String {
     format!("line {n:010} of a flood that nobody can hold back\n")
+}
+
+/// Says what time it is: `tick`, and the nanoseconds of the system's clock, so that who hears it can
+/// tell how late.
+pub fn ticks(mut to: impl Write, number: usize) {
+    for _ in 0..number {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let told = writeln!(to, "tick {};", now.as_nanos()).and_then(|()| to.flush());
+        if told.is_err() {
+            return;
+        }
+    }
 }
 
 /// The first bytes of a flood.

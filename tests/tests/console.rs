@@ -44,7 +44,7 @@ fn a_guest_that_dies_ends_a_wait_at_once_and_by_name() {
         let text = error.to_string();
         assert!(text.contains(words), "{text}");
         let Error::PatternNotFound { ended: Some(report), .. } = error else { panic!("{text}") };
-        assert_eq!(Some(report), vm.stop_report());
+        assert_eq!(Some(*report), vm.stop_report());
 
         // Whoever comes later is told as well, and everything is still there to be read.
         let error = console.run("true", None).unwrap_err();

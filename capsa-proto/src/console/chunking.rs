@@ -43,7 +43,7 @@ impl Tree {
             3 => Self::OneOf(random.u8(b'a'..=b'b'), b'c'),
             4..=6 => Self::Then(below(), below()),
             7 => Self::Or(below(), below()),
-            8 => Self::Repeat(below(), depth % 2 == 0),
+            8 => Self::Repeat(below(), depth.is_multiple_of(2)),
             _ => Self::Group(below()),
         }
     }

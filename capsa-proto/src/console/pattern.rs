@@ -4,6 +4,7 @@
 
 #[cfg(feature = "regex")]
 use super::regex::Regex;
+use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 use memchr::memmem::Finder;
@@ -25,7 +26,7 @@ pub struct Pattern {
 
 #[derive(Clone)]
 pub(super) enum Kind {
-    Literal(Finder<'static>),
+    Literal(Box<Finder<'static>>),
     #[cfg(feature = "regex")]
     Regex(Regex),
 }
@@ -64,7 +65,7 @@ pub enum PatternError {
 impl Pattern {
     /// Exactly these bytes. An empty literal is found at once.
     pub fn literal(bytes: impl AsRef<[u8]>) -> Self {
-        Self { kind: Kind::Literal(Finder::new(bytes.as_ref()).into_owned()) }
+        Self { kind: Kind::Literal(Box::new(Finder::new(bytes.as_ref()).into_owned())) }
     }
 
     /// A regular expression, in the syntax of the crate `regex`, on bytes.

@@ -84,6 +84,7 @@ const ALL: &[(&str, Trouble)] = &[
 #[derive(Debug, Clone)]
 pub(super) struct Watch {
     words: &'static [(&'static str, Trouble)],
+    /// The words, and with something seen those of a new boot after them.
     matcher: Matcher,
     search: Search,
     seen: Option<Seen>,
@@ -110,7 +111,7 @@ impl Watch {
     }
 
     fn new(words: &'static [(&'static str, Trouble)], from: u64) -> Self {
-        let matcher = Matcher::new(words.iter().map(|(words, _)| *words).chain([BOOT]));
+        let matcher = Matcher::new(words.iter().map(|(words, _)| words));
         Self { words, matcher, search: Search::from(from), seen: None, silent: None }
     }
 
@@ -120,8 +121,13 @@ impl Watch {
             self.silent = Some((log.end(), now));
         }
         while let Some(hit) = self.matcher.find(&mut self.search, log) {
-            self.search = Search::from(hit.end);
+            let had_seen = self.seen.is_some();
             self.judge(hit, log);
+            if self.seen.is_some() != had_seen {
+                let boot = self.seen.is_some().then_some(BOOT);
+                self.matcher = Matcher::new(self.words.iter().map(|(words, _)| *words).chain(boot));
+            }
+            self.search = Search::from(hit.end);
         }
     }
 

@@ -152,6 +152,9 @@ impl Machine {
                 self.blame(EndedBy::GuestPanic);
                 self.go(now, Trigger::GuestFell);
             }
+            // Where the guest boots again, what it printed in an earlier life explains no later end. Not
+            // every hypervisor tells of the reset in between.
+            Input::GuestPanicked { .. } if self.script.on_reboot == RebootPolicy::Restart => {}
             Input::GuestPanicked { .. } => self.panic_seen = true,
             Input::QuitByOthers if self.guest_runs() => {
                 let name = &self.script.names[self.hypervisor().0];
@@ -303,7 +306,6 @@ impl Machine {
 
     fn guest_reset(&mut self, now: Instant) {
         if self.script.on_reboot == RebootPolicy::Restart {
-            self.panic_seen = false;
             if self.last_reset.is_none_or(|last| last + SAME_RESET <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);

@@ -14,6 +14,7 @@
 //! | `control=TEXT`, `control*N` | sends a line, or N bytes without one, on the control channel |
 //! | `events*N` | sends N events of a guest that resets |
 //! | `console=TEXT`, `console*N` | sends it, or N bytes of numbered lines, to the console |
+//! | `ticks*N` | sends the time N times to the console, 20 ms apart; see [`fake::ticks`] |
 //! | `stderr*N` | writes N bytes to standard error |
 //! | `drain` | from now on takes what the console is sent, and drops it |
 //! | `close-control`, `close-console` | closes it |
@@ -33,6 +34,10 @@ fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("-help") => println!("QEMU emulator version 9.0.0\n-netdev user"),
+        // The same without a hypervisor, for what is compared with.
+        Some("--ticks") => {
+            fake::ticks(std::io::stdout(), args[1].parse().expect("a number"));
+        }
         Some("--flood") => {
             // Several at a time, to be faster than one who reads.
             let threads = (0..4).map(|_| {
@@ -132,6 +137,9 @@ impl Fake {
                 Some(bytes) => flood(self.console.as_ref()?, bytes, fake::line)?,
                 None => self.console.as_ref()?.write_all(text(word)?.as_bytes()).ok()?,
             },
+            "ticks" => {
+                fake::ticks(self.console.as_ref()?.try_clone().ok()?, number(word)?);
+            }
             "stderr" => flood(std::io::stderr(), number(word)?, fake::line)?,
             "drain" => {
                 let mut console = self.console.as_ref()?.try_clone().ok()?;

@@ -2,6 +2,8 @@
 
 #[path = "../xtask/bench.rs"]
 mod bench;
+#[path = "../xtask/bench_console.rs"]
+mod bench_console;
 #[path = "../xtask/bench_start.rs"]
 mod bench_start;
 #[path = "../xtask/check_macos.rs"]
@@ -32,7 +34,12 @@ type Outcome = Result<(), Box<dyn Error>>;
 type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) -> Outcome);
 
 const TASKS: &[Task] = &[
-    ("bench", "[--pairs N]", "spawn to prompt: QEMU by hand against Capsa, in turn", bench::run),
+    (
+        "bench",
+        "[console | --pairs N]",
+        "spawn to prompt: QEMU by hand against Capsa, in turn; or the console beside others",
+        bench::run,
+    ),
     (
         "bench-start",
         "[--pairs N]",

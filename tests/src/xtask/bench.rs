@@ -22,6 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(180);
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 pub(crate) fn run(mut arguments: pico_args::Arguments) -> super::Outcome {
+    match arguments.subcommand()?.as_deref() {
+        None => {}
+        Some("console") => return super::bench_console::run(arguments),
+        Some(other) => return Err(format!("no bench {other}; there is console").into()),
+    }
     let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(8);
     super::finish(arguments)?;
     host::ensure(&[Need::Qemu, Need::GuestTools])?;

@@ -281,6 +281,17 @@ fn a_reboot_is_announced_where_that_was_asked_for() {
 }
 
 #[test]
+fn a_panic_of_an_earlier_life_does_not_explain_the_end_of_a_later_one() {
+    let mut plan = plan(0);
+    plan.on_reboot = RebootPolicy::Restart;
+    let mut pair = Pair::running(&plan);
+    // It boots again, and this hypervisor does not tell.
+    pair.say(Input::GuestPanicked { certain: false });
+    pair.say(Input::Exited(VMM, Exit::with_code(0)));
+    assert_eq!(pair.report().ended_by, EndedBy::GuestPowerOff);
+}
+
+#[test]
 fn the_time_limit_climbs_the_ladder_and_says_so() {
     let mut plan = plan(0);
     plan.time_limit = Some(Duration::from_secs(3));
