@@ -8,18 +8,24 @@ use capsa_proto::time::{Deadline, Instant};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     origin: Monotonic,
+    skipped: Duration,
 }
 
 impl Clock {
     /// A clock that starts at zero now.
     pub(crate) fn new() -> Self {
-        Self { origin: Monotonic::now() }
+        Self { origin: Monotonic::now(), skipped: Duration::ZERO }
     }
 
     /// Now.
     pub(crate) fn now(&self) -> Instant {
-        let micros = self.origin.elapsed().as_micros();
+        let micros = (self.origin.elapsed() + self.skipped).as_micros();
         Instant::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    /// From here on it is later by this much. Only where nobody but a test lives by it.
+    pub(crate) fn skip(&mut self, time: Duration) {
+        self.skipped += time;
     }
 
     /// How long it is until `deadline`, rounded up to a microsecond; zero when it has passed.

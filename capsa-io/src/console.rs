@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use capsa_proto::console::{
     Cursor, Expect, Matcher, Outcome, Output, Overflow, Reply, Script, ScriptError, Scrollback,
-    Search,
+    Search, Written,
 };
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::stream::{Got, Stream};
 use crate::sys::{Poll, Source};
+use crate::tap::{Taps, Typed};
 
 /// Bytes read from the guest in one `on_ready`, at most.
 pub const READ_BUDGET: usize = 256 * 1024;
@@ -94,6 +95,7 @@ pub struct Console {
     /// Nothing is dropped for want of a reader before there was one.
     had_reader: bool,
     panic: (Matcher, Search),
+    taps: Taps,
 }
 
 impl Console {
@@ -110,6 +112,7 @@ impl Console {
             next_id: 0,
             had_reader: false,
             panic: (Matcher::new([PANIC]), Search::from(0)),
+            taps: Taps::default(),
         }
     }
 
@@ -131,6 +134,33 @@ impl Console {
         id
     }
 
+    /// A reader that looks on: what is kept for want of a reader is not kept any less for it.
+    pub fn add_observer(&mut self) -> ReaderId {
+        let id = ReaderId(self.fresh_id());
+        self.readers.insert(id, Cursor::at(self.log.start()));
+        id
+    }
+
+    /// Where this reader is in the output: how many bytes came before what it reads next.
+    pub fn offset(&self, reader: ReaderId) -> u64 {
+        self.cursor(reader).offset()
+    }
+
+    /// From now on what is typed is kept for this reader, until it takes it.
+    pub fn tap(&mut self, reader: ReaderId) {
+        self.taps.add(reader);
+    }
+
+    /// Takes what was typed since this was called last.
+    pub fn take_typed(&mut self, reader: ReaderId) -> VecDeque<Typed> {
+        self.taps.take(reader)
+    }
+
+    /// The guest is asked to power off.
+    pub(crate) fn power_button(&mut self) {
+        self.taps.power_button(self.log.end());
+    }
+
     /// Another reader at the same place.
     pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
         let id = ReaderId(self.fresh_id());
@@ -143,6 +173,7 @@ impl Console {
     pub fn remove_reader(&mut self, reader: ReaderId) {
         self.waits.retain(|_, wait| wait.reader != reader);
         self.readers.remove(&reader);
+        self.taps.remove(reader);
         self.adjust_interest();
     }
 
@@ -189,6 +220,7 @@ impl Console {
         }
         let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
         self.outgoing.extend(&bytes[..taken]);
+        self.taps.typed(self.log.end(), Written::Plain, &bytes[..taken]);
         self.starved |= taken < bytes.len();
         self.flush();
         Ok(taken)
@@ -348,9 +380,12 @@ impl Console {
     }
 
     fn room(&self) -> usize {
-        let nobody = if self.had_reader { self.log.end() } else { self.log.start() };
-        let slowest = self.readers.values().map(Cursor::offset).min();
-        self.log.room(slowest.unwrap_or(nobody)).min(self.log.capacity())
+        let slowest = if self.had_reader {
+            self.readers.values().map(Cursor::offset).min().unwrap_or(self.log.end())
+        } else {
+            self.log.start()
+        };
+        self.log.room(slowest).min(self.log.capacity())
     }
 
     fn saw_panic(&mut self) -> bool {
@@ -381,7 +416,10 @@ impl Console {
             }
             Conversation::Script(script) => loop {
                 match script.poll_output(now, log, cursor, closed) {
-                    Output::Write(bytes) => self.outgoing.extend(&bytes),
+                    Output::Write(bytes) => {
+                        self.taps.typed(log.end(), script.written(), &bytes);
+                        self.outgoing.extend(&bytes);
+                    }
                     Output::Wait => break None,
                     Output::Done(result) => break Some(Ended::Script(result)),
                 }

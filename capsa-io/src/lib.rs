@@ -12,6 +12,7 @@
 //! | [`reactor`] | waits for many machines at once |
 //! | [`run_dir`] | the private directory of a machine, and the sweep |
 //! | [`mod@facts`] | looks at the host for the checks |
+//! | [`tap`] | what is typed into a console, for those who record it |
 //! | [`vsock`] | connections to the guest's ports and from it |
 //! | [`probe`] | asks programs for their versions |
 //! | `guardian` | kills what this program started when this program dies |
@@ -35,4 +36,5 @@ mod scratch;
 mod stream;
 pub mod supervisor;
 mod sys;
+pub mod tap;
 pub mod vsock;

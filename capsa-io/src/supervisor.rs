@@ -12,6 +12,7 @@
 //! [`capsa_proto::lifecycle`].
 
 mod launch;
+mod play;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,6 +37,7 @@ use crate::run_dir::RunDir;
 use crate::sys::{Poll, Ready};
 use crate::vsock::PortListener;
 use launch::Awaiting;
+use play::Player;
 
 const CONTROL: usize = 0;
 const CONSOLE: usize = 1;
@@ -113,6 +115,8 @@ pub struct Supervisor {
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
     last_words: u32,
+    /// Who plays the guest, where no hypervisor runs it.
+    player: Option<Player>,
     ready: Ready,
     span: tracing::Span,
 }
@@ -163,6 +167,7 @@ impl Supervisor {
             more: false,
             budgets: Budgets::default(),
             last_words: 0,
+            player: None,
             ready: Ready::new(),
             plan,
             span,
@@ -328,6 +333,7 @@ impl Supervisor {
         if self.ready.has(CONSOLE) {
             self.console_ready();
         }
+        self.play_on();
         for n in 0..self.processes.len() {
             if self.ready.has(keys(ProcessId(n)).stderr)
                 && let Some(process) = &mut self.processes[n]
@@ -337,7 +343,7 @@ impl Supervisor {
         }
         // The hypervisor before its helpers, which end because it does.
         for n in (0..self.processes.len()).rev() {
-            if self.ready.has(keys(ProcessId(n)).exit) {
+            if self.ready.has(keys(ProcessId(n)).exit) && !self.is_played() {
                 self.exit_ready(ProcessId(n));
             }
         }
@@ -348,7 +354,8 @@ impl Supervisor {
 
     fn deadline(&self) -> Option<Deadline> {
         let awaiting = self.awaiting.map(|a| Deadline { at: a.next, why: "look for its socket" });
-        [self.machine.poll_timeout(), awaiting, self.console.poll_timeout()]
+        let play = self.play_timeout();
+        [self.machine.poll_timeout(), awaiting, self.console.poll_timeout(), play]
             .into_iter()
             .fold(None, Deadline::earliest)
     }
@@ -490,12 +497,21 @@ impl Supervisor {
                 }
                 Action::Control(message) => {
                     tracing::debug!(message = message.why, "control message");
+                    if self.plan.ask.as_ref() == Some(&message) {
+                        self.console.power_button();
+                    }
+                    if self.message_to_play(&message) {
+                        continue;
+                    }
                     if let Some(heard) = self.control.send(message, &self.poll) {
                         self.heard(heard);
                     }
                 }
                 Action::Signal(id, signal) => {
                     tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
+                    if self.signal_to_play(signal) {
+                        continue;
+                    }
                     if let Some(process) = &self.processes[id.0]
                         && let Err(error) = process.signal(signal)
                     {

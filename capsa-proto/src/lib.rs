@@ -20,6 +20,7 @@
 //! | [`codec`] | machine 4: the control protocols, HTTP/1.1 and QMP |
 //! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
 //! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
+//! | [`fake`] | guests that are played, for tests without a hypervisor |
 //! | [`helper`] | the programs beside a hypervisor: virtiofsd, passt, vhost-device-vsock |
 //!
 //! # Driving a machine
@@ -43,6 +44,7 @@ pub mod capabilities;
 pub mod cmdline;
 pub mod codec;
 pub mod console;
+pub mod fake;
 pub mod helper;
 pub mod host;
 pub mod lifecycle;

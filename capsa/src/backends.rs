@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
 use capsa_io::{facts, run_dir};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbeReport};
 use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
+use capsa_proto::fake::{self, Part};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, RunDirPlan};
-use capsa_proto::spec::{Accelerator, GuestOs, VmSpec};
+use capsa_proto::spec::{Accelerator, ConsoleMode, GuestOs, RebootPolicy, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
 use serde::Serialize;
@@ -75,6 +77,8 @@ pub(crate) struct Planned {
     pub(crate) plan: LaunchPlan,
     /// The backends tried before this one, and why they were not taken.
     pub(crate) rejected: Vec<Rejection>,
+    /// What plays the guest instead of a hypervisor.
+    pub(crate) part: Option<Part>,
 }
 
 /// How strict a planning is about what is on this host.
@@ -106,6 +110,19 @@ pub(crate) fn plan(spec: VmSpec, choice: &Choice, strict: Strictness) -> Result<
         Some(name) => plan_on(&name, spec, &host, choice, strict),
         None => plan_on_first(spec, &host, choice),
     }
+}
+
+/// Plans a machine that is played. Looks at nothing.
+pub(crate) fn plan_played(
+    part: Part,
+    console: ConsoleMode,
+    on_reboot: RebootPolicy,
+    time_limit: Option<Duration>,
+) -> Result<Planned> {
+    let at = RunDirPlan::new(planned_run_dir()?);
+    let plan = fake::plan(&at, console, on_reboot, time_limit);
+    let backend = Arc::new(fake::Stage::default());
+    Ok(Planned { backend, plan, rejected: Vec::new(), part: Some(part) })
 }
 
 /// A program that no backend asks for would be named in vain.
@@ -146,7 +163,7 @@ fn plan_on(
     }
     let checked = checked(backend.as_ref(), spec, host, &found)?;
     let plan = planned(backend.as_ref(), &checked, host, &found);
-    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new() })
+    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new(), part: None })
 }
 
 fn checked(
@@ -175,7 +192,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &Choice) -> Result<Plan
         match check(spec.clone(), backend.as_ref(), host, &found) {
             Ok(checked) => {
                 let plan = planned(backend.as_ref(), &checked, host, &found);
-                return Ok(Planned { backend, plan, rejected });
+                return Ok(Planned { backend, plan, rejected, part: None });
             }
             Err(violations) => {
                 let reasons =

@@ -182,6 +182,12 @@ impl VmHandle {
     }
 }
 
+impl AsRef<crate::VmHandle> for VmHandle {
+    fn as_ref(&self) -> &crate::VmHandle {
+        &self.inner
+    }
+}
+
 /// Hears the guest's connections; see [`crate::VsockListener`].
 #[derive(Debug)]
 pub struct VsockListener {
@@ -210,6 +216,15 @@ impl VmConsole {
     pub fn split(self) -> (Reader, Writer) {
         let (reader, writer) = self.inner.split();
         (Reader(reader), Writer(writer))
+    }
+
+    /// See [`crate::VmConsole::record`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn record(&self, recording: impl Into<crate::Recording>) -> Result<()> {
+        self.inner.record(recording)
     }
 
     /// See [`crate::VmConsole::read`].

@@ -7,6 +7,7 @@ use capsa_io::supervisor::Options;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
+use capsa_proto::fake::Part;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{
@@ -15,7 +16,7 @@ use capsa_proto::spec::{
 };
 
 use crate::backends::{self, Choice, Planned, Rejection, Strictness};
-use crate::{DiskImage, Error, Result, SharedDir, embed};
+use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
 
 /// Says what a Linux machine has, then builds it.
 ///
@@ -43,6 +44,8 @@ pub struct LinuxVmBuilder {
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
     choice: Choice,
+    pub(crate) part: Option<Part>,
+    recording: Option<Recording>,
     pub(crate) options: Options,
 }
 
@@ -63,6 +66,8 @@ impl LinuxVmBuilder {
             on_reboot: RebootPolicy::default(),
             timeout: None,
             choice: Choice::default(),
+            part: None,
+            recording: None,
             options: Options::default(),
         }
     }
@@ -169,6 +174,12 @@ impl LinuxVmBuilder {
         self
     }
 
+    /// Records the console to a file from its first byte on, as [`Recording`] says. Needs a console.
+    pub fn record(mut self, recording: impl Into<Recording>) -> Self {
+        self.recording = Some(recording.into());
+        self
+    }
+
     /// Adds a kernel argument, over the generated ones. A key that can stand several times
     /// (`console=`) is added to the ones given before, any other replaces them.
     pub fn cmdline_arg(mut self, arg: impl Into<CmdlineArg>) -> Self {
@@ -265,6 +276,14 @@ impl LinuxVmBuilder {
                 "enable the console, and take its bytes with a reader",
             )]));
         }
+        if self.recording.is_some() {
+            return Err(Error::from_violations(vec![Violation::new(
+                "record",
+                ViolationKind::Unsupported,
+                "a machine in a loop of your own has nobody who writes a recording",
+                "take its bytes with a reader, and encode them with capsa::asciicast",
+            )]));
+        }
         self.embedded()
     }
 
@@ -275,6 +294,17 @@ impl LinuxVmBuilder {
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
+        if let Some(part) = self.part.clone() {
+            if self.vsock || !self.vsock_ports.is_empty() {
+                return Err(Error::from_violations(vec![Violation::new(
+                    "vsock",
+                    ViolationKind::Unsupported,
+                    "a guest that is played has no sockets",
+                    "leave vsock away, or test this with a hypervisor",
+                )]));
+            }
+            return backends::plan_played(part, self.console, self.on_reboot, self.timeout);
+        }
         backends::plan(spec, &self.choice, strict)
     }
 
@@ -316,6 +346,14 @@ impl LinuxVmBuilder {
                 ViolationKind::OutOfRange,
                 "a console that keeps nothing cannot be read",
                 "give 1 or more",
+            ));
+        }
+        if self.recording.is_some() && self.console == ConsoleMode::Disabled {
+            refused.push(Violation::new(
+                "record",
+                ViolationKind::NotGiven,
+                "there is no console to record",
+                "enable the console",
             ));
         }
         let Some(kernel) = kernel.filter(|_| refused.is_empty()) else {
@@ -372,6 +410,7 @@ mod futures {
     use super::*;
     use crate::driver::{self, Driver};
     use crate::handle::VmHandle;
+    use crate::recording::Recorder;
 
     impl LinuxVmBuilder {
         /// Checks and plans the machine. Nothing is started before [`VmHandle::start`].
@@ -383,8 +422,10 @@ mod futures {
         ///
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build(self) -> Result<VmHandle> {
-            let vm = driver::unblock("capsa-probe", move || self.embedded()).await??;
-            Ok(VmHandle::new(driver::on_thread(vm)?))
+            let (vm, recorder) = self.prepared().await?;
+            let shared = driver::on_thread(vm)?;
+            recorder.map(|recorder| recorder.begin(&shared)).transpose()?;
+            Ok(VmHandle::new(shared))
         }
 
         /// As [`build`](Self::build), for programs that want no thread of ours: the [`Driver`] is a
@@ -395,9 +436,19 @@ mod futures {
         ///
         /// As [`build_embedded`](Self::build_embedded).
         pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
-            let vm = driver::unblock("capsa-probe", move || self.embedded()).await??;
+            let (vm, recorder) = self.prepared().await?;
             let (shared, driver) = driver::by_future(vm)?;
+            recorder.map(|recorder| recorder.begin(&shared)).transpose()?;
             Ok((VmHandle::new(shared), driver))
+        }
+
+        async fn prepared(self) -> Result<(embed::Vm, Option<Recorder>)> {
+            driver::unblock("capsa-probe", move || {
+                let recording = self.recording.clone();
+                let vm = self.embedded()?;
+                Ok((vm, recording.map(|recording| recording.create()).transpose()?))
+            })
+            .await?
         }
     }
 }

@@ -17,7 +17,7 @@ use futures_io::AsyncWrite;
 use crate::driver::{For, Shared, State, Ticket};
 use crate::embed::{Ended, WaitId, carried, matched};
 use crate::error::lossy;
-use crate::{Error, Result, StopReport};
+use crate::{Error, Recording, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
@@ -49,6 +49,16 @@ impl VmConsole {
     /// Two halves for concurrent use. Nothing that is unread is lost.
     pub fn split(self) -> (ConsoleReader, ConsoleWriter) {
         (self.reader, self.writer)
+    }
+
+    /// Records what the guest says from now on, and what is still kept of what it said before, until
+    /// the machine is over. The file is made before this comes back; see [`Recording`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the file cannot be made.
+    pub fn record(&self, recording: impl Into<Recording>) -> Result<()> {
+        recording.into().create()?.begin(&self.reader.shared)
     }
 
     /// Reads what there is, waiting for something. Zero: the console closed and all of it is read.

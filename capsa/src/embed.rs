@@ -90,8 +90,11 @@ impl Vm {
         options: Options,
         resources: ResourceConfig,
     ) -> io::Result<Self> {
-        let Planned { backend, plan, rejected } = planned;
-        let supervisor = Supervisor::new(plan, backend, options)?;
+        let Planned { backend, plan, rejected, part } = planned;
+        let supervisor = match part {
+            None => Supervisor::new(plan, backend, options)?,
+            Some(part) => Supervisor::played(plan, part, options)?,
+        };
         Ok(Self { supervisor, resources, rejected })
     }
 
@@ -283,7 +286,7 @@ impl Vm {
         prompt: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = capsa_io::random::number();
+        let nonce = self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number);
         self.script(reader, |now| {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
             Ok(Conversation::Script(Box::new(script)))

@@ -69,7 +69,8 @@ impl VmHandle {
             let mut state = self.shared().lock();
             state.vm.start()?;
             let stdio = self.owner.plan.console.mode() == ConsoleMode::Stdio;
-            state.relaying = stdio;
+            state.relays += usize::from(stdio);
+            state.started = Some(Instant::now());
             stdio
         };
         if stdio {
@@ -240,6 +241,12 @@ impl VmHandle {
     /// Lets the machine run on without a handle, until its guest ends it or this program ends.
     pub fn keep_running(self) {
         std::mem::forget(self);
+    }
+}
+
+impl AsRef<VmHandle> for VmHandle {
+    fn as_ref(&self) -> &VmHandle {
+        self
     }
 }
 

@@ -35,6 +35,8 @@
 //! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it without any of that | [`blocking`] (feature `blocking`) |
+//! | test a program of yours without a hypervisor | [`testing`], [`manual::testing`] |
+//! | record a console, and play it again | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host can do | [`backends()`] |
 //! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
@@ -72,7 +74,9 @@ mod disk;
 pub mod embed;
 mod error;
 pub mod manual;
+mod recording;
 mod share;
+pub mod testing;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -92,6 +96,7 @@ pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;
 pub use error::{Error, Result, Violations};
+pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
@@ -110,6 +115,7 @@ pub use capsa_proto::capabilities::{
     Violation, ViolationKind,
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
+pub use capsa_proto::codec::asciicast;
 pub use capsa_proto::console::{
     NearMiss, Overflow, Pattern, PatternError, Reply as CommandOutput, ScriptError, Sighting,
     Stripper, Trouble,

@@ -10,5 +10,8 @@ pub mod console {}
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
 
+#[doc = include_str!("manual/testing.md")]
+pub mod testing {}
+
 #[doc = include_str!("manual/macos.md")]
 pub mod macos {}

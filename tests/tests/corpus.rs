@@ -8,7 +8,8 @@ use capsa_test::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 9] = [
+const TARGETS: [(&str, Body); 10] = [
+    ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("console_ansi", console::fuzz::ansi),
     ("console_matching", console::fuzz::matching),

@@ -38,6 +38,9 @@ impl Awaiting {
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
+        if let Some(begun) = self.begin_play() {
+            return begun;
+        }
         self.make_run_dir()?;
         let is_hypervisor = id == self.plan.hypervisor();
         let inherited =
@@ -102,6 +105,9 @@ impl Supervisor {
     }
 
     fn is_up(&mut self, id: ProcessId) -> bool {
+        if self.is_played() {
+            return true;
+        }
         match &self.plan.process(id).ready {
             ReadyWhen::SocketExists(path) => Path::new(path.as_str()).exists(),
             ReadyWhen::ControlConnected => {

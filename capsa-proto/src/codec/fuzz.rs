@@ -6,9 +6,11 @@
 
 use alloc::vec::Vec;
 use core::fmt::Debug;
+use core::time::Duration;
 
 use serde_json::Value;
 
+use super::asciicast::{self, Decoder, Encoder, Header, What};
 use super::http::{HttpError, Response, ResponseDecoder};
 use super::json_stream::JsonStream;
 use super::qmp::{QmpDecoder, QmpMessage, encode_command};
@@ -26,9 +28,10 @@ const CUTS: [&[usize]; 4] = [&[usize::MAX], &[1], &[2, 5, 1, 16, 3], &[61, 7]];
 /// When a law does not hold.
 pub fn run(data: &[u8]) {
     let Some((&which, rest)) = data.split_first() else { return };
-    match which % 3 {
+    match which % 4 {
         0 => http(rest),
         1 => qmp(rest),
+        3 => asciicast(rest),
         _ => json_stream(rest),
     }
 }
@@ -106,6 +109,53 @@ pub fn json_stream(data: &[u8]) {
     }
 }
 
+/// Laws of [`asciicast`]: a file decodes alike however it is cut, and what is recorded, in whatever
+/// pieces, comes back byte by byte out of lines that keep their bound.
+///
+/// # Panics
+///
+/// When a law does not hold.
+pub fn asciicast(data: &[u8]) {
+    let data = &data[..data.len().min(MAX_BACKLOG)];
+    for max_line in [SMALL, asciicast::MAX_LINE] {
+        let (events, _) = same_for_all_cuts(|sizes| {
+            let decoder = Decoder::with_max_line(max_line);
+            drain(decoder, data, sizes, Decoder::handle_bytes, Decoder::poll_event)
+        });
+        assert!(events.is_sorted_by_key(|event| event.at), "time went back");
+    }
+    for sizes in CUTS {
+        let mut encoder = Encoder::new();
+        let mut file = encoder.header(&Header::default());
+        for (n, piece) in pieces(data, sizes).enumerate() {
+            // Times as wild as the data, and both streams at once.
+            let at = Duration::from_micros(u64::from(piece[0]) * n as u64);
+            file += &encoder.output(at, piece);
+            file += &encoder.input(at, piece);
+        }
+        file += &encoder.finish();
+        assert!(file.lines().all(|line| line.len() <= asciicast::MAX_LINE), "a line too long");
+        let decoder = Decoder::new();
+        let (events, error) = drain(
+            decoder,
+            file.as_bytes(),
+            &[MAX_BACKLOG / 2],
+            Decoder::handle_bytes,
+            Decoder::poll_event,
+        );
+        assert_eq!(error, None, "our own recording does not decode");
+        let (mut output, mut input) = (Vec::new(), Vec::new());
+        for event in events {
+            match event.what {
+                What::Output(bytes) => output.extend(bytes),
+                What::Input(bytes) => input.extend(bytes),
+                other => panic!("nobody recorded {other:?}"),
+            }
+        }
+        assert!(output == data && input == data, "the recording is not what was recorded");
+    }
+}
+
 /// Everything a decoder gives for these reads, and how it ended.
 fn drain<D, M, E: Debug + PartialEq + Copy>(
     mut decoder: D,
@@ -169,6 +219,8 @@ mod tests {
             b"\x01{\"a\": \"\xff\"}\n",
             b"\x02{}{\"a\": \"}\\\"\"} {\"b\": [[[]]]}",
             b"\x02{]",
+            b"\x03{\"version\":2,\"width\":1,\"height\":1}\n[0,\"bytes\",\"ff\"]\n[1,\"o\",\"\xef\xbf\xbd\"]\n",
+            b"\x03\xe2\x82\xac\xff\xe2\x82",
         ] {
             super::run(data);
         }
@@ -182,6 +234,7 @@ mod tests {
             "Content-Length: ", "Transfer-Encoding: chunked\r\n", "5", "1\r\n", "a\r\nabcdefghij\r\n",
             "HTTP/1.1 200 \r\n", "A: b\r\n", "{", "}", "[", "]", "\"", "\\", ":", ",", "1", "null",
             "{\"return\": {}, \"id\": 1}\n", "{\"event\": \"X\"}", "\"error\"", "{\"a\": \"}\"}", "\u{e9}",
+            "{\"version\":2,\"width\":1,\"height\":1}\n", "[0,\"o\",\"", "[1,\"bytes\",\"ff\"]\n", "\"]\n",
         ]);
         prop::collection::vec(words, 0..16).prop_map(|words| String::into_bytes(words.concat()))
     }
@@ -192,6 +245,7 @@ mod tests {
             super::http(&data);
             super::qmp(&data);
             super::json_stream(&data);
+            super::asciicast(&data);
         }
 
         #[test]
@@ -199,6 +253,7 @@ mod tests {
             super::http(&data);
             super::qmp(&data);
             super::json_stream(&data);
+            super::asciicast(&data);
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | [`qmp`] | JSON objects, one a line, both ways |
 //! | [`json_stream`] | JSON objects one after another with nothing between, one way |
 //! | [`vsock`] | one line each way before a connection is the guest's |
+//! | [`asciicast`] | no protocol but a file: a console session as it went |
 //!
 //! The peer is a program that runs untrusted code, so every decoder expects the worst: what it keeps
 //! is bounded by the constants here, each call does work in proportion to its input, and
@@ -17,6 +18,7 @@
 //!
 //! The one rule for a caller: after every `handle_bytes`, poll until nothing comes.
 
+pub mod asciicast;
 mod backlog;
 #[doc(hidden)]
 pub mod fuzz;

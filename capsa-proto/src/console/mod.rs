@@ -90,7 +90,7 @@ pub use near::NearMiss;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
     COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Silence,
-    Stdin,
+    Stdin, Written,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use strip::Stripper;

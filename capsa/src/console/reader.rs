@@ -31,6 +31,16 @@ impl ConsoleReader {
         Self { shared, id, stripper: None }
     }
 
+    /// A reader at the oldest byte that is kept, for whose sake no output is held back.
+    pub(crate) fn observer(shared: Arc<Shared>) -> Self {
+        let id = shared.lock().vm.supervisor().console_mut().add_observer();
+        Self::new(shared, id)
+    }
+
+    pub(crate) fn id(&self) -> ReaderId {
+        self.id
+    }
+
     /// Takes escape sequences (colours, cursor movements, window titles) out of what is read from
     /// now on; see [`Stripper`] for what exactly.
     #[must_use]

@@ -59,8 +59,10 @@ pub(crate) struct State {
     pub(crate) vm: embed::Vm,
     /// It was `Running` at some time.
     pub(crate) has_run: bool,
-    /// Output that a thread is still writing to standard output.
-    pub(crate) relaying: bool,
+    /// When it was started.
+    pub(crate) started: Option<Instant>,
+    /// Threads that still write its output: to standard output, to a recording.
+    pub(crate) relays: usize,
     wakers: Wakers,
     alarms: BTreeMap<(Instant, u64), Waker>,
     next_ticket: u64,
@@ -145,7 +147,7 @@ impl State {
 
     /// Over, and everything it said has been written where it goes.
     pub(crate) fn is_over(&self) -> bool {
-        self.vm.status().is_terminal() && !self.relaying
+        self.vm.status().is_terminal() && self.relays == 0
     }
 
     fn next_timeout(&self) -> Option<Duration> {
@@ -163,7 +165,8 @@ impl Shared {
         let state = State {
             vm,
             has_run: false,
-            relaying: false,
+            started: None,
+            relays: 0,
             wakers: Wakers::new(),
             alarms: BTreeMap::new(),
             next_ticket: 0,
@@ -252,7 +255,7 @@ impl State {
 
     /// Output was written where it goes: who waits for the end may look again.
     pub(crate) fn relayed(&mut self) -> Vec<Waker> {
-        self.relaying = false;
+        self.relays = self.relays.saturating_sub(1);
         self.take(|what| matches!(what, For::Status(_)))
     }
 }

@@ -20,7 +20,7 @@
 //! words: the prompt of an emergency shell is not taken for that of a user's.
 
 use super::screen::{PIECE, Screen, Sign};
-use super::{Frame, Output, Reply, Script, ScriptError};
+use super::{Frame, Output, Reply, Script, ScriptError, Written};
 use crate::console::trouble::Watch;
 use crate::console::{Cursor, Scrollback, Trouble};
 use crate::time::{Deadline, Instant};
@@ -77,6 +77,7 @@ pub struct Login {
     username: String,
     password: Option<Secret>,
     stage: Stage,
+    written: Written,
     screen: Screen,
     /// A prompt that stands since then.
     standing: Option<(Sign, Instant)>,
@@ -123,6 +124,7 @@ impl Login {
             username: username.into(),
             password: password.map(|p| Secret(p.into())),
             stage: Stage::Nothing,
+            written: Written::Plain,
             screen: Screen::default(),
             standing: None,
             active: None,
@@ -181,6 +183,11 @@ impl Login {
             self.nudges = 0;
         }
         self.stage = stage;
+        self.written = match (stage, text) {
+            (_, "") => Written::Nudge,
+            (Stage::Password, _) => Written::Secret,
+            _ => Written::Plain,
+        };
         self.screen.clear();
         self.standing = None;
         self.active = Some(now);
@@ -302,6 +309,10 @@ impl Script for Login {
         let certain = if self.is_suspicious() { self.frame.certain_at() } else { None };
         let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), certain);
         Deadline::earliest(self.frame.deadline("login timed out"), soon)
+    }
+
+    fn written(&self) -> Written {
+        self.written
     }
 }
 

@@ -50,6 +50,22 @@ pub trait Script {
 
     /// When to poll again even if the guest says nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
+
+    /// What the last [`Output::Write`] was, to somebody who records what is typed.
+    fn written(&self) -> Written {
+        Written::Plain
+    }
+}
+
+/// What a script wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Anybody may see it.
+    Plain,
+    /// A line with a password.
+    Secret,
+    /// Enter, to see whether anybody is there. It depends on how long the guest was silent.
+    Nudge,
 }
 
 /// What a script wants.

@@ -1,0 +1,273 @@
+//! [`Decoder`]: events out of whatever pieces of a file.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use super::{End, Event, Header, MAX_LINE, What};
+use crate::codec::MAX_BACKLOG;
+use crate::codec::backlog::Backlog;
+
+/// Why a recording cannot be read any further. Lines count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AsciicastError {
+    /// The first line is not the header of an asciicast v2 file.
+    #[error("asciicast: line 1 is no header of version 2: {why}")]
+    Header {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A line is no event.
+    #[error("asciicast: line {line} is no event: {why}")]
+    Event {
+        /// Which.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A line is longer than [`MAX_LINE`].
+    #[error("asciicast: line {line} is longer than {max} bytes")]
+    TooLong {
+        /// Which.
+        line: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// More than [`MAX_BACKLOG`] bytes were handed in and not polled.
+    #[error("asciicast: more than {max} bytes waiting to be polled")]
+    BacklogFull {
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The file ends in the middle of a line, or before its header.
+    #[error("asciicast: the file ends in line {line}")]
+    Cut {
+        /// Which.
+        line: usize,
+    },
+}
+
+/// Decodes a recording, ours or any other program's.
+///
+/// 1. Give every piece to [`handle_bytes`](Self::handle_bytes).
+/// 2. Call [`poll_event`](Self::poll_event) until it says `None`.
+/// 3. At the end of the file, [`handle_eof`](Self::handle_eof), and once more 2.
+///
+/// ```
+/// use capsa_proto::codec::asciicast::{Decoder, What};
+///
+/// let mut decoder = Decoder::new();
+/// decoder.handle_bytes(b"{\"version\": 2, \"width\": 80, \"height\": 24}\n[0.5, \"o\", \"hi")?;
+/// assert_eq!(decoder.poll_event()?, None);
+/// decoder.handle_bytes(b"\"]\n")?;
+/// let event = decoder.poll_event()?.unwrap();
+/// assert_eq!((event.at.as_millis(), event.what), (500, What::Output(b"hi".to_vec())));
+/// assert_eq!(decoder.header().unwrap().width, 80);
+/// # Ok::<(), capsa_proto::codec::asciicast::AsciicastError>(())
+/// ```
+#[derive(Debug)]
+pub struct Decoder {
+    backlog: Backlog,
+    /// Bytes of the present line that were looked at.
+    seen: usize,
+    /// The present line.
+    line: usize,
+    max_line: usize,
+    header: Option<Header>,
+    /// What the next event's bytes are.
+    bytes: Option<Vec<u8>>,
+    last: Duration,
+    at_eof: bool,
+    failed: Option<AsciicastError>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decoder {
+    /// A decoder at the beginning of a file.
+    pub fn new() -> Self {
+        Self::with_max_line(MAX_LINE)
+    }
+
+    pub(in crate::codec) fn with_max_line(max_line: usize) -> Self {
+        Self {
+            backlog: Backlog::default(),
+            seen: 0,
+            line: 1,
+            max_line,
+            header: None,
+            bytes: None,
+            last: Duration::ZERO,
+            at_eof: false,
+            failed: None,
+        }
+    }
+
+    /// Takes a piece of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`AsciicastError::BacklogFull`] when nobody polls, or the earlier error.
+    pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), AsciicastError> {
+        self.check()?;
+        if self.backlog.push(bytes) {
+            return Ok(());
+        }
+        Err(self.fail(AsciicastError::BacklogFull { max: MAX_BACKLOG }))
+    }
+
+    /// The file ends here. A last line without its newline counts.
+    ///
+    /// # Errors
+    ///
+    /// The earlier error.
+    pub fn handle_eof(&mut self) -> Result<(), AsciicastError> {
+        self.check()?;
+        self.at_eof = true;
+        Ok(())
+    }
+
+    /// The next event. Events of unknown kinds are passed over, as players do.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file; from then on the same.
+    pub fn poll_event(&mut self) -> Result<Option<Event>, AsciicastError> {
+        self.check()?;
+        while let Some(line) = self.next_line()? {
+            let parsed = match (&self.header, line.iter().all(u8::is_ascii_whitespace)) {
+                (None, _) => parse_header(&line).map(|header| {
+                    self.header = Some(header);
+                    None
+                }),
+                (Some(_), true) => Ok(None),
+                (Some(_), false) => self.parse_event(&line),
+            };
+            match parsed {
+                Ok(None) => self.line += 1,
+                Ok(event) => {
+                    self.line += 1;
+                    return Ok(event);
+                }
+                Err(why) if self.header.is_none() => {
+                    return Err(self.fail(AsciicastError::Header { why }));
+                }
+                Err(why) => {
+                    return Err(self.fail(AsciicastError::Event { line: self.line, why }));
+                }
+            }
+        }
+        if self.at_eof && (self.header.is_none() || self.bytes.is_some()) {
+            return Err(self.fail(AsciicastError::Cut { line: self.line }));
+        }
+        Ok(None)
+    }
+
+    /// The header, once it was read.
+    pub fn header(&self) -> Option<&Header> {
+        self.header.as_ref()
+    }
+
+    fn check(&self) -> Result<(), AsciicastError> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    fn fail(&mut self, error: AsciicastError) -> AsciicastError {
+        self.failed = Some(error);
+        self.backlog.clear();
+        error
+    }
+
+    fn next_line(&mut self) -> Result<Option<Vec<u8>>, AsciicastError> {
+        let pending = self.backlog.pending();
+        let end = memchr::memchr(b'\n', &pending[self.seen..]).map(|at| self.seen + at);
+        let len = end.unwrap_or(pending.len());
+        if len > self.max_line {
+            let (line, max) = (self.line, self.max_line);
+            return Err(self.fail(AsciicastError::TooLong { line, max }));
+        }
+        match end {
+            None if self.at_eof && len > 0 => {
+                let line = pending.to_vec();
+                self.backlog.consume(len);
+                self.seen = 0;
+                Ok(Some(line))
+            }
+            None => {
+                self.seen = len;
+                Ok(None)
+            }
+            Some(end) => {
+                let line = pending[..end].to_vec();
+                self.backlog.consume(end + 1);
+                self.seen = 0;
+                Ok(Some(line))
+            }
+        }
+    }
+
+    fn parse_event(&mut self, line: &[u8]) -> Result<Option<Event>, &'static str> {
+        let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
+        let Some([at, code, data]) = value.as_array().map(Vec::as_slice) else {
+            return Err("it is no array of three");
+        };
+        let at = at.as_f64().ok_or("its time is no number")?;
+        let at = Duration::try_from_secs_f64(at).map_err(|_| "its time is out of range")?;
+        let code = code.as_str().ok_or("its code is no text")?;
+        let data = data.as_str().ok_or("its data is no text")?;
+        self.last = self.last.max(at);
+        let what = match code {
+            "o" => What::Output(self.take_bytes(data)?),
+            "i" => What::Input(self.take_bytes(data)?),
+            "m" => What::Marker(String::from(data)),
+            "secret" => What::Secret,
+            "button" => What::PowerButton,
+            "end" => What::End(End::named(data).ok_or("its end is unknown")?),
+            "bytes" => {
+                self.bytes = Some(from_hex(data).ok_or("its data is not hexadecimal")?);
+                return Ok(None);
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Event { at: self.last, what }))
+    }
+
+    /// The bytes behind a text, where it was said what they are.
+    fn take_bytes(&mut self, text: &str) -> Result<Vec<u8>, &'static str> {
+        match self.bytes.take() {
+            None => Ok(text.as_bytes().to_vec()),
+            Some(bytes) if String::from_utf8_lossy(&bytes) == text => Ok(bytes),
+            Some(_) => Err("it differs from the bytes announced for it"),
+        }
+    }
+}
+
+fn parse_header(line: &[u8]) -> Result<Header, &'static str> {
+    let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
+    if value.get("version").and_then(Value::as_u64) != Some(2) {
+        return Err("its version is not 2");
+    }
+    let size = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
+    let (Some(width), Some(height)) = (size("width"), size("height")) else {
+        return Err("it has no width and height");
+    };
+    let timestamp = value.get("timestamp").and_then(Value::as_u64);
+    let title = value.get("title").and_then(Value::as_str).map(String::from);
+    Ok(Header { width, height, timestamp, title })
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let pairs = text.as_bytes().chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return None;
+    }
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+}

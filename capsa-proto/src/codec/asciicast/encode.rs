@@ -1,0 +1,164 @@
+//! [`Encoder`]: lines out of events.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use super::{End, Header};
+
+/// Bytes of output or input that one event carries at most: a longer piece becomes several. Even
+/// escaped to the utmost this is less than [`MAX_LINE`](super::MAX_LINE).
+pub const MAX_TEXT: usize = 32 * 1024;
+
+/// Makes the lines of a recording.
+///
+/// ```
+/// use capsa_proto::codec::asciicast::{Encoder, Header};
+/// use core::time::Duration;
+///
+/// let mut encoder = Encoder::new();
+/// let mut file = encoder.header(&Header::default());
+/// file += &encoder.output(Duration::from_millis(1500), b"caf\xc3"); // cut in a character
+/// file += &encoder.output(Duration::from_secs(2), b"\xa9\r\n");
+/// file += &encoder.finish();
+/// assert_eq!(
+///     file,
+///     "{\"version\":2,\"width\":80,\"height\":24}\n\
+///      [1.500000,\"o\",\"caf\"]\n\
+///      [2.000000,\"o\",\"é\\r\\n\"]\n"
+/// );
+/// ```
+#[derive(Debug, Default)]
+pub struct Encoder {
+    /// The beginning of a character of the output, and of the input.
+    cut: [Vec<u8>; 2],
+    last: Duration,
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Output,
+    Input,
+}
+
+impl Encoder {
+    /// An encoder at the beginning of a recording.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The first line.
+    pub fn header(&self, header: &Header) -> String {
+        // By hand, for some programs know the format by its first key.
+        let mut line =
+            format!("{{\"version\":2,\"width\":{},\"height\":{}", header.width, header.height);
+        // Writing to a `String` does not fail.
+        if let Some(timestamp) = header.timestamp {
+            _ = write!(line, ",\"timestamp\":{timestamp}");
+        }
+        if let Some(title) = &header.title {
+            _ = write!(line, ",\"title\":{}", Value::from(title.as_str()));
+        }
+        line.push_str("}\n");
+        line
+    }
+
+    /// The guest said this. Empty when that is only the beginning of a character.
+    pub fn output(&mut self, at: Duration, bytes: &[u8]) -> String {
+        self.stream(Stream::Output, at, bytes)
+    }
+
+    /// This was typed.
+    pub fn input(&mut self, at: Duration, bytes: &[u8]) -> String {
+        self.stream(Stream::Input, at, bytes)
+    }
+
+    /// A line was typed that is not told.
+    pub fn secret(&mut self, at: Duration) -> String {
+        self.line(at, "secret", "")
+    }
+
+    /// The power button was pressed.
+    pub fn power_button(&mut self, at: Duration) -> String {
+        self.line(at, "button", "")
+    }
+
+    /// The machine is over, for this reason.
+    pub fn end(&mut self, at: Duration, end: End) -> String {
+        self.line(at, "end", end.name())
+    }
+
+    /// A remark. Players may show it.
+    pub fn marker(&mut self, at: Duration, text: &str) -> String {
+        let mut end = text.len().min(MAX_TEXT);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.line(at, "m", &text[..end])
+    }
+
+    /// What is left at the end: the beginning of a character that was never finished.
+    pub fn finish(&mut self) -> String {
+        let [output, input] = core::mem::take(&mut self.cut);
+        let mut lines = self.whole(Stream::Output, self.last, &output);
+        lines += &self.whole(Stream::Input, self.last, &input);
+        lines
+    }
+
+    fn stream(&mut self, stream: Stream, at: Duration, bytes: &[u8]) -> String {
+        let mut all = core::mem::take(&mut self.cut[stream as usize]);
+        all.extend_from_slice(bytes);
+        let whole = all.len() - half_character(&all);
+        self.cut[stream as usize] = all.split_off(whole);
+        self.whole(stream, at, &all)
+    }
+
+    fn whole(&mut self, stream: Stream, at: Duration, mut bytes: &[u8]) -> String {
+        let mut lines = String::new();
+        while !bytes.is_empty() {
+            let mut end = bytes.len().min(MAX_TEXT);
+            if end < bytes.len() {
+                end -= half_character(&bytes[..end]);
+            }
+            let (piece, rest) = bytes.split_at(end);
+            bytes = rest;
+            let text = String::from_utf8_lossy(piece);
+            if core::str::from_utf8(piece).is_err() {
+                let mut hex = String::with_capacity(2 * piece.len());
+                for byte in piece {
+                    // Writing to a `String` does not fail.
+                    _ = write!(hex, "{byte:02x}");
+                }
+                lines += &self.line(at, "bytes", &hex);
+            }
+            let code = match stream {
+                Stream::Output => "o",
+                Stream::Input => "i",
+            };
+            lines += &self.line(at, code, &text);
+        }
+        lines
+    }
+
+    /// Players count on times that never go back.
+    fn line(&mut self, at: Duration, code: &str, data: &str) -> String {
+        self.last = self.last.max(at);
+        let (seconds, micros) = (self.last.as_secs(), self.last.subsec_micros());
+        format!("[{seconds}.{micros:06},\"{code}\",{}]\n", Value::from(data))
+    }
+}
+
+/// How many bytes at the end are the beginning of a character, and no more than that.
+fn half_character(bytes: &[u8]) -> usize {
+    (1..=3.min(bytes.len()))
+        .find(|n| {
+            let end = &bytes[bytes.len() - n..];
+            core::str::from_utf8(end)
+                .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+        })
+        .unwrap_or(0)
+}

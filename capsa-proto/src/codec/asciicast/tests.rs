@@ -1,0 +1,138 @@
+//! Recordings by example: what is written, what is read, what is refused.
+
+use super::*;
+use alloc::string::ToString;
+use alloc::vec;
+
+fn decode(text: &str) -> Result<Vec<Event>, AsciicastError> {
+    let mut decoder = Decoder::new();
+    decoder.handle_bytes(text.as_bytes())?;
+    decoder.handle_eof()?;
+    let mut events = Vec::new();
+    while let Some(event) = decoder.poll_event()? {
+        events.push(event);
+    }
+    Ok(events)
+}
+
+const HEADER: &str = "{\"version\":2,\"width\":80,\"height\":24}\n";
+
+#[test]
+fn a_session_comes_back() {
+    let mut encoder = Encoder::new();
+    let header =
+        Header { timestamp: Some(7), title: Some("a \"boot\"".into()), ..Header::default() };
+    let mut file = encoder.header(&header);
+    let second = Duration::from_secs(1);
+    file += &encoder.output(second, b"login: \x1b[0m\xff\xfe");
+    file += &encoder.input(2 * second, b"root\r");
+    file += &encoder.secret(3 * second);
+    file += &encoder.marker(3 * second, "in");
+    file += &encoder.power_button(3 * second);
+    file += &encoder.end(3 * second, End::PoweredOff);
+    file += &encoder.finish();
+    let mut decoder = Decoder::new();
+    decoder.handle_bytes(file.as_bytes()).expect("within bounds");
+    let mut events = Vec::new();
+    while let Some(event) = decoder.poll_event().expect("well-formed") {
+        events.push(event);
+    }
+    assert_eq!(decoder.header(), Some(&header));
+    assert_eq!(
+        events,
+        [
+            Event { at: second, what: What::Output(b"login: \x1b[0m\xff\xfe".to_vec()) },
+            Event { at: 2 * second, what: What::Input(b"root\r".to_vec()) },
+            Event { at: 3 * second, what: What::Secret },
+            Event { at: 3 * second, what: What::Marker("in".into()) },
+            Event { at: 3 * second, what: What::PowerButton },
+            Event { at: 3 * second, what: What::End(End::PoweredOff) },
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_text_shows_as_a_replacement_character() {
+    let line = Encoder::new().output(Duration::ZERO, b"a\xffb");
+    assert_eq!(line, "[0.000000,\"bytes\",\"61ff62\"]\n[0.000000,\"o\",\"a\u{fffd}b\"]\n");
+}
+
+#[test]
+fn a_character_that_is_never_finished_comes_at_the_end() {
+    let mut encoder = Encoder::new();
+    assert_eq!(encoder.output(Duration::ZERO, b"\xe2\x82"), "");
+    let last = "[0.000000,\"bytes\",\"e282\"]\n[0.000000,\"o\",\"\u{fffd}\"]\n";
+    assert_eq!(encoder.finish(), last);
+    assert_eq!(encoder.finish(), "");
+}
+
+#[test]
+fn times_never_go_back() {
+    let mut encoder = Encoder::new();
+    encoder.output(Duration::from_secs(5), b"a");
+    assert!(encoder.input(Duration::from_secs(3), b"b").starts_with("[5.000000,"));
+}
+
+#[test]
+fn a_long_piece_becomes_several_and_each_is_a_line_that_decodes() {
+    let mut encoder = Encoder::new();
+    let mut bytes = vec![0; 3 * MAX_TEXT + 1];
+    bytes.extend_from_slice("é".as_bytes());
+    let file = [HEADER, &encoder.output(Duration::ZERO, &bytes), &encoder.finish()].concat();
+    assert!(file.lines().all(|line| line.len() < MAX_LINE));
+    let said = decode(&file).expect("well-formed").into_iter().flat_map(|event| match event.what {
+        What::Output(bytes) => bytes,
+        other => panic!("{other:?}"),
+    });
+    assert!(said.eq(bytes));
+}
+
+#[test]
+fn events_of_other_programs_are_read_and_unknown_ones_passed_over() {
+    let file = [
+        "{\"version\": 2, \"width\": 80, \"height\": 24, \"env\": {\"TERM\": \"xterm\"}}",
+        "[0, \"o\", \"a\"]",
+        "",
+        "[1.5e0, \"r\", \"100x50\"]",
+        "[2, \"o\", \"b\"]",
+    ]
+    .join("\n");
+    let times: Vec<_> =
+        decode(&file).expect("well-formed").iter().map(|e| e.at.as_secs()).collect();
+    assert_eq!(times, [0, 2]);
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_line() {
+    for (file, error) in [
+        ("", "asciicast: the file ends in line 1"),
+        ("[]\n", "asciicast: line 1 is no header of version 2: its version is not 2"),
+        ("{\"version\":3}", "asciicast: line 1 is no header of version 2: its version is not 2"),
+        (
+            "{\"version\":2}",
+            "asciicast: line 1 is no header of version 2: it has no width and height",
+        ),
+        ("{H\n[-1,\"o\",\"\"]", "asciicast: line 2 is no event: its time is out of range"),
+        ("{H\n[0,\"o\"]", "asciicast: line 2 is no event: it is no array of three"),
+        ("{H\n[0,\"o\",\"\"]\n[", "asciicast: line 3 is no event: it is not JSON"),
+        ("{H\n[0,\"bytes\",\"f\"]", "asciicast: line 2 is no event: its data is not hexadecimal"),
+        ("{H\n[0,\"bytes\",\"ff\"]\n", "asciicast: the file ends in line 3"),
+        (
+            "{H\n[0,\"bytes\",\"ff\"]\n[0,\"o\",\"x\"]\n",
+            "asciicast: line 3 is no event: it differs from the bytes announced for it",
+        ),
+    ] {
+        let file = file.replace("{H\n", HEADER);
+        assert_eq!(decode(&file).expect_err("refused").to_string(), error, "{file}");
+    }
+}
+
+#[test]
+fn a_line_without_end_is_refused_and_stays_refused() {
+    let mut decoder = Decoder::with_max_line(8);
+    decoder.handle_bytes(b"123456789").expect("within the backlog");
+    let error = decoder.poll_event().expect_err("too long");
+    assert_eq!(error, AsciicastError::TooLong { line: 1, max: 8 });
+    assert_eq!(decoder.handle_bytes(b"\n"), Err(error));
+    assert_eq!(decoder.poll_event(), Err(error));
+}

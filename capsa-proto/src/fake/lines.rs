@@ -1,0 +1,51 @@
+//! [`Lines`]: what is typed, as a terminal hands it on: line by line, and Ctrl-C at once.
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::INPUT_MAX;
+
+/// Ctrl-C, as a terminal sends it.
+pub(super) const INTERRUPT: u8 = 0x03;
+/// Ctrl-D, as a terminal sends it.
+pub(super) const EOF: u8 = 0x04;
+
+/// Typed, and not read yet.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    bytes: VecDeque<u8>,
+    interrupted: bool,
+}
+
+impl Lines {
+    /// Takes what is typed. Ctrl-C throws away what stands before it.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == INTERRUPT {
+                self.bytes.clear();
+                self.interrupted = true;
+            } else if self.bytes.len() < INPUT_MAX {
+                self.bytes.push_back(byte);
+            }
+        }
+    }
+
+    /// Whether Ctrl-C came since this was asked.
+    pub(super) fn interrupted(&mut self) -> bool {
+        core::mem::take(&mut self.interrupted)
+    }
+
+    /// The next line without its end, or Ctrl-D where it stands first.
+    pub(super) fn next(&mut self) -> Option<String> {
+        let end = match self.bytes.front()? {
+            &EOF => 0,
+            _ => self.bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?,
+        };
+        let mut line: Vec<u8> = self.bytes.drain(..=end).collect();
+        if line != [EOF] {
+            line.pop();
+        }
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
+}

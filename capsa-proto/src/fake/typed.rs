@@ -1,0 +1,172 @@
+//! What [`RunCommand`](crate::console::RunCommand) types, read as a shell would: which command is in
+//! it, and by which number its marks go.
+//!
+//! This knows the lines that `console/script/line.rs` makes, and no other shell; a test holds the
+//! two together.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// A line at the shell's prompt.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Typed {
+    /// As somebody typed it.
+    Plain(String),
+    /// A part of a long command; more comes.
+    Part { nonce: u64 },
+    /// A command between its marks.
+    Run { command: String, nonce: u64 },
+}
+
+/// The shell variable that a long command is gathered in.
+#[derive(Debug, Default)]
+pub(super) struct Gathered(String);
+
+impl Gathered {
+    /// Reads one line.
+    pub(super) fn read(&mut self, line: &str) -> Typed {
+        self.part(line)
+            .or_else(|| self.run(line))
+            .unwrap_or_else(|| Typed::Plain(String::from(line)))
+    }
+
+    fn part(&mut self, line: &str) -> Option<Typed> {
+        let rest = line.strip_prefix(" capsa_command=")?;
+        let (rest, goes_on) = match rest.strip_prefix("$capsa_command") {
+            Some(rest) => (rest, true),
+            None => (rest, false),
+        };
+        let (piece, rest) = quoted(rest)?;
+        let nonce = hex(rest.strip_prefix(";printf '%s:%s:%s\\n' capsa more ")?)?;
+        if !goes_on {
+            self.0.clear();
+        }
+        self.0.push_str(&piece);
+        Some(Typed::Part { nonce })
+    }
+
+    fn run(&self, line: &str) -> Option<Typed> {
+        let rest = line.strip_prefix(" printf '%s:%s:%s\\n' capsa begin ")?;
+        let (nonce, rest) = rest.split_once(";command eval ")?;
+        let (rest, escaped) = match rest.strip_prefix("\"$(printf %b ") {
+            Some(rest) => (rest, true),
+            None => (rest, false),
+        };
+        let (word, rest) = match rest.strip_prefix("\"$capsa_command\"") {
+            Some(rest) => (self.0.clone(), rest),
+            None => quoted(rest)?,
+        };
+        if !rest.contains(";printf '%s:%s:%s:%d;\\n' capsa end ") {
+            return None;
+        }
+        let command = if escaped { unescape(&word) } else { word };
+        Some(Typed::Run { command, nonce: hex(nonce)? })
+    }
+}
+
+/// The number in a typed line that begins the marks of a command.
+pub(super) fn nonce(line: &str) -> Option<u64> {
+    ["capsa begin ", "capsa more "].iter().find_map(|mark| {
+        let (_, rest) = line.split_once(mark)?;
+        hex(rest.get(..16)?)
+    })
+}
+
+/// What stands in the quotes at the beginning, and what comes after them.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut word = String::new();
+    let mut rest = text.strip_prefix('\'')?;
+    loop {
+        let (inner, after) = rest.split_once('\'')?;
+        word.push_str(inner);
+        match after.strip_prefix(r"\''") {
+            Some(after) => {
+                word.push('\'');
+                rest = after;
+            }
+            None => return Some((word, after)),
+        }
+    }
+}
+
+/// What `printf %b` makes of it.
+fn unescape(text: &str) -> String {
+    let (mut out, mut bytes) = (Vec::new(), text.bytes().peekable());
+    while let Some(byte) = bytes.next() {
+        match (byte, bytes.peek()) {
+            (b'\\', Some(b'0')) => {
+                bytes.next();
+                let digits = bytes.by_ref().take(3);
+                let value = digits
+                    .fold(0, |n: u8, d| n.wrapping_mul(8).wrapping_add(d.wrapping_sub(b'0') & 7));
+                out.push(value);
+            }
+            (b'\\', Some(_)) => out.extend(bytes.next()),
+            _ => out.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::{Cursor, Output, RunCommand, Script, Scrollback};
+    use crate::time::Instant;
+    use alloc::format;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    /// Every line of the command as it is typed, and what it is read as.
+    fn through(command: &str) -> Typed {
+        let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+        let script = RunCommand::new(command, None, 0xcafe, Instant::ZERO, None);
+        let mut script = script.expect("typeable");
+        let mut gathered = Gathered::default();
+        for _ in 0..1000 {
+            let Output::Write(line) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
+            else {
+                panic!("nothing is typed");
+            };
+            let line = String::from_utf8(line).expect("ASCII");
+            assert_eq!(nonce(&line), Some(0xcafe));
+            match gathered.read(line.trim_end_matches('\n')) {
+                Typed::Part { nonce } => {
+                    log.push(format!("capsa:more:{nonce:016x}\r\n").as_bytes());
+                }
+                read => return read,
+            }
+        }
+        panic!("no end in sight");
+    }
+
+    #[test]
+    fn what_is_typed_for_a_command_is_read_as_that_command() {
+        let long = "echo 'x\\0' ".repeat(200);
+        for command in ["uname -r", "echo 'it'\\''s'", "a\nb\té\\n", "", &long] {
+            let run = Typed::Run { command: command.to_string(), nonce: 0xcafe };
+            assert_eq!(through(command), run);
+        }
+    }
+
+    #[test]
+    fn what_somebody_types_is_itself() {
+        for line in ["ls", " printf x", " capsa_command='", "", "'"] {
+            assert_eq!(Gathered::default().read(line), Typed::Plain(line.to_string()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_command_comes_through(command in r#"([ -~]|'|\\|\n|é){0,900}"#) {
+            let run = vec![Typed::Run { command: command.clone(), nonce: 0xcafe }];
+            prop_assert_eq!(vec![through(&command)], run);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Recordings of consoles, read and written.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| capsa_proto::codec::fuzz::asciicast(data));

@@ -1,0 +1,270 @@
+//! `capsa::testing`: guests that are played end a program's calls as real ones do.
+
+use std::time::{Duration, Instant};
+
+use capsa::blocking::VmHandle;
+use capsa::testing::{self, Answer, FakeGuest, TestResult};
+use capsa::{EndedBy, Error, Exit, RebootPolicy, StopStep, VmStatus};
+use capsa_test::vm::PATIENCE;
+use futures_lite::future::block_on;
+
+/// Short, for what never comes.
+const SOON: Duration = Duration::from_millis(50);
+
+fn shell() -> FakeGuest {
+    FakeGuest::new().say("booting\r\n").login("root", Some("secret")).shell("# ")
+}
+
+fn started(guest: FakeGuest) -> VmHandle {
+    let vm = testing::vm(guest).build_blocking().unwrap();
+    vm.start().unwrap();
+    vm
+}
+
+fn logged_in(guest: FakeGuest) -> (VmHandle, capsa::blocking::VmConsole) {
+    let vm = started(guest);
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", Some("secret"), PATIENCE).unwrap();
+    (vm, console)
+}
+
+#[test]
+fn a_session_goes_as_with_a_real_guest() -> TestResult {
+    let guest = shell()
+        .on("uname -r", Answer::say("6.1.0\n"))
+        .on("false", Answer::status(1))
+        .on("seq 2000", Answer::say((1..=2000).map(|n| format!("{n}\n")).collect::<String>()));
+    let (vm, mut console) = logged_in(guest);
+    let _shown = testing::show_on_failure(&vm);
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(console.run("uname -r", Some(PATIENCE))?.output, b"6.1.0\n");
+    }
+    assert!(began.elapsed() < PATIENCE / 10, "{:?} for 100 commands", began.elapsed());
+    assert_eq!(console.run("false", Some(PATIENCE))?.status, Some(1));
+    assert_eq!(console.run("seq 2000", Some(PATIENCE))?.output.len(), 8893);
+    assert_eq!(console.run("nonsense", Some(PATIENCE))?.status, Some(127));
+    assert_eq!(console.run_command("uname -r", "# ")?, "6.1.0\n");
+    assert_eq!((vm.hypervisor_pid(), vm.status()), (None, VmStatus::Running));
+    vm.stop()?;
+    let report = vm.stop_report().unwrap();
+    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(vm.status(), VmStatus::Stopped { exit_code: Some(0) });
+    Ok(())
+}
+
+#[test]
+fn ten_megabytes_of_output_arrive_whole() {
+    let text: String = (0..1_000_000).map(|n| format!("{n:09}\n")).collect();
+    let (_vm, mut console) = logged_in(shell().on("big", Answer::say(&text)));
+    let reply = console.run("big", Some(PATIENCE)).unwrap();
+    assert!(reply.output == text.as_bytes() && !reply.truncated, "{} bytes", reply.output.len());
+}
+
+#[test]
+fn a_wrong_password_is_a_named_error() {
+    let vm = started(shell());
+    let error = vm.console().unwrap().login_timeout("root", Some("no"), PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[test]
+fn a_login_waits_for_no_clock() {
+    let began = Instant::now();
+    for _ in 0..10 {
+        logged_in(shell());
+    }
+    // Three prompts each, which have to stand for 100 ms on a real machine.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_command_that_blocks_times_out_and_leaves_the_shell_usable() {
+    let guest = shell().on("sleep 1000", Answer::blocks()).on("pwd", Answer::say("/root\n"));
+    let (_vm, mut console) = logged_in(guest);
+    let error = console.run("sleep 1000", Some(SOON)).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert_eq!(console.run("pwd", Some(PATIENCE)).unwrap().output, b"/root\n");
+}
+
+#[test]
+fn an_answer_takes_the_time_it_is_given() {
+    let (_vm, mut console) = logged_in(shell().on("sync", Answer::status(0).after(SOON)));
+    let began = Instant::now();
+    console.run("sync", Some(PATIENCE)).unwrap();
+    assert!(began.elapsed() >= SOON);
+}
+
+#[test]
+fn a_guest_that_ends_in_a_command_ends_the_wait() {
+    for (answer, ended_by, exit_code) in [
+        (Answer::power_off(), EndedBy::GuestPowerOff, Some(0)),
+        (Answer::reboot(), EndedBy::GuestReboot, Some(0)),
+        (Answer::panic("sysrq"), EndedBy::GuestPanic, Some(0)),
+    ] {
+        let (vm, mut console) = logged_in(shell().on("end", answer));
+        let error = console.run("end", Some(PATIENCE)).unwrap_err();
+        assert!(!matches!(error, Error::Timeout { .. }), "{error}");
+        let status = vm.wait_timeout(PATIENCE).unwrap();
+        assert_eq!(status, Some(VmStatus::Stopped { exit_code }));
+        assert_eq!(vm.stop_report().unwrap().ended_by, ended_by);
+    }
+}
+
+#[test]
+fn a_hypervisor_that_exits_or_is_killed_is_a_failure() {
+    for (answer, exit) in
+        [(Answer::exit(3), "exited with status 3"), (Answer::killed(11), "was killed by signal 11")]
+    {
+        let (vm, mut console) = logged_in(shell().on("end", answer));
+        assert!(console.run("end", Some(PATIENCE)).is_err());
+        let Some(VmStatus::Failed { message }) = vm.wait_timeout(PATIENCE).unwrap() else {
+            panic!("{:?}", vm.status());
+        };
+        assert_eq!(message, format!("fake guest {exit}"));
+    }
+}
+
+#[test]
+fn a_guest_that_hangs_ignores_its_button_and_has_its_power_cut() {
+    let (vm, mut console) = logged_in(shell().on("hang", Answer::hang()));
+    assert!(matches!(console.run("hang", Some(SOON)), Err(Error::Timeout { .. })));
+    vm.stop_with_timeout(SOON).unwrap();
+    let report = vm.stop_report().unwrap();
+    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit]);
+    assert_eq!(report.ended_by, EndedBy::Owner);
+}
+
+#[test]
+fn a_kill_is_a_kill() {
+    let vm = started(shell().deaf());
+    vm.kill().unwrap();
+    let report = vm.stop_report().unwrap();
+    let exit = Exit { code: None, signal: Some(9), said: String::new() };
+    assert_eq!((report.ended_by, report.exit), (EndedBy::Owner, Some(exit)));
+    assert_eq!(vm.status(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_start_that_fails_says_why() {
+    let vm = testing::vm(FakeGuest::new().fails_to_start("out of memory"));
+    let error = vm.build_blocking().unwrap().start().unwrap_err();
+    assert!(matches!(&error, Error::StartFailed(why) if why.contains("out of memory")), "{error}");
+}
+
+#[test]
+fn a_time_limit_stops_it() {
+    let vm = testing::vm(shell()).timeout(SOON).build_blocking().unwrap();
+    vm.start().unwrap();
+    vm.wait().unwrap();
+    let report = vm.stop_report().unwrap();
+    assert!(report.time_limit && report.ended_by == EndedBy::GuestPowerOff, "{report}");
+}
+
+#[test]
+fn a_reboot_that_ends_nothing_begins_again() {
+    let guest = FakeGuest::new().say("one boot\n").hear("reboot").reboot();
+    let vm = testing::vm(guest).on_reboot(RebootPolicy::Restart).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    for _ in 0..3 {
+        console.wait_for_timeout("one boot", PATIENCE).unwrap();
+        console.write_line("reboot").unwrap();
+    }
+    assert_eq!(vm.status(), VmStatus::Running);
+}
+
+#[test]
+fn dropping_the_handle_ends_it_and_closes_its_console() {
+    let vm = started(shell());
+    let mut console = vm.console().unwrap();
+    console.wait_for_timeout("login: ", PATIENCE).unwrap();
+    drop(vm);
+    assert!(matches!(console.wait_for("more"), Err(Error::PatternNotFound { .. })));
+}
+
+#[test]
+fn the_async_face_and_a_driver_of_ones_own_do_as_well() {
+    block_on(async {
+        let guest = shell().on("uname", Answer::say("Linux\n"));
+        let (vm, driver) = testing::vm(guest).build_driven().await.unwrap();
+        let test = async {
+            vm.start().await.unwrap();
+            let mut console = vm.console().await.unwrap();
+            console.login("root", Some("secret")).await.unwrap();
+            assert_eq!(console.run("uname", None).await.unwrap().output, b"Linux\n");
+            vm.stop().await.unwrap();
+        };
+        let ((), status) = futures_lite::future::zip(test, driver).await;
+        assert_eq!(status.unwrap(), VmStatus::Stopped { exit_code: Some(0) });
+    });
+}
+
+#[test]
+fn a_loop_of_ones_own_drives_it() {
+    let mut vm = testing::vm(FakeGuest::new().say("hello").power_off()).build_embedded().unwrap();
+    let reader = vm.add_reader();
+    vm.start().unwrap();
+    while !vm.status().is_terminal() {
+        capsa_test::vm::poll_fd(&vm, vm.next_timeout());
+        vm.on_ready().unwrap();
+        while vm.poll_event().is_some() {}
+    }
+    assert_eq!(vm.take(reader), b"hello");
+    assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
+}
+
+#[test]
+fn idle_it_costs_nothing() {
+    let mut vm = testing::vm(shell()).build_embedded().unwrap();
+    vm.start().unwrap();
+    for _ in 0..1000 {
+        vm.on_ready().unwrap();
+        while vm.poll_event().is_some() {}
+        if vm.next_timeout().is_none() {
+            return;
+        }
+    }
+    panic!("it never comes to rest: {:?}", vm.next_timeout());
+}
+
+#[test]
+fn what_cannot_be_had_is_refused() {
+    let error = testing::vm(shell()).vsock().build_blocking().unwrap_err();
+    assert_eq!(error.violations()[0].field, "vsock");
+    let error = testing::vm(shell()).record("x.cast").build_embedded().unwrap_err();
+    assert_eq!(error.violations()[0].field, "record");
+    let silent = testing::vm(shell()).console(capsa::ConsoleMode::Disabled);
+    let error = silent.record("x.cast").build_blocking().unwrap_err();
+    assert_eq!(error.violations()[0].field, "record");
+    let error = testing::vm(shell()).record("/nowhere/x.cast").build_blocking().unwrap_err();
+    assert!(matches!(&error, Error::Io(e) if e.to_string().contains("/nowhere/x.cast")), "{error}");
+}
+
+/// Says how the test below is to end, in a program of its own.
+const HOW: &str = "CAPSA_TEST_ENDS_BY";
+
+#[test]
+fn the_console_shows_when_a_test_fails_and_only_then() -> TestResult {
+    let name = "the_console_shows_when_a_test_fails_and_only_then";
+    let Ok(how) = std::env::var(HOW) else {
+        for (how, fails) in [("panic", true), ("error", true), ("success", false)] {
+            let mut program = std::process::Command::new(std::env::current_exe()?);
+            let output = program.args([name, "--exact"]).env(HOW, how).output()?;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert_eq!(output.status.success(), !fails, "{how}: {said}");
+            let shown = said.contains("at its end:\n  | one\n  | two in red\n");
+            assert_eq!(shown, fails, "{how}: {said}");
+        }
+        return Ok(());
+    };
+    let vm = started(FakeGuest::new().say("one\r\n\x1b[31mtwo in red\x1b[0m\r\n"));
+    let _shown = testing::show_on_failure(&vm);
+    vm.console()?.wait_for_timeout("red\u{1b}[0m\r\n", PATIENCE)?;
+    match how.as_str() {
+        "panic" => panic!("as ordered"),
+        "error" => Err("as ordered")?,
+        _ => Ok(()),
+    }
+}
