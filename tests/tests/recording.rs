@@ -100,6 +100,9 @@ fn a_replay_passes_the_same_program_and_says_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
+    // With a thousand seconds before the first word, which a replay at full tempo does not take.
+    let file = std::fs::read_to_string(&path).unwrap().replace("\n[0.", "\n[1000.");
+    std::fs::write(&path, file).unwrap();
     let began = Instant::now();
     let vm = testing::vm(testing::recording(&path).unwrap()).build_blocking().unwrap();
     vm.start().unwrap();
@@ -107,7 +110,7 @@ fn a_replay_passes_the_same_program_and_says_the_same_bytes() {
     let mut first = vec![0; 21];
     let mut tail = vm.console().unwrap();
     assert_eq!(session(&mut console).unwrap(), "6.1.0\n");
-    assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     tail.read(&mut first).unwrap();
     assert_eq!(first, b"\x1b[1mbooting\x1b[0m \xff\xfe ca");
     vm.stop().unwrap();

@@ -71,11 +71,11 @@ fn a_wrong_password_is_a_named_error() {
 #[test]
 fn a_login_waits_for_no_clock() {
     let began = Instant::now();
-    for _ in 0..10 {
+    for _ in 0..100 {
         logged_in(shell());
     }
-    // Three prompts each, which have to stand for 100 ms on a real machine.
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // Three prompts each, which have to stand for 100 ms on a real machine: 30 seconds.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[test]
