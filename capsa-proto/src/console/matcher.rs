@@ -96,11 +96,11 @@ impl Matcher {
     /// Where the groups of a hit are in the log, the whole first; a literal has no other. A group
     /// that took no part is `None`, and so are all but the whole in a match longer than 64 KiB.
     pub fn groups(&self, hit: &Hit, log: &Scrollback) -> Vec<Option<Range<u64>>> {
+        let start = hit.start.max(log.start()).min(hit.end);
         match &self.patterns[hit.pattern].kind {
-            Kind::Literal(_) => vec![Some(hit.start..hit.end)],
+            Kind::Literal(_) => vec![Some(start..hit.end)],
             #[cfg(feature = "regex")]
             Kind::Regex(regex) => {
-                let start = hit.start.max(log.start()).min(hit.end);
                 let matched = &log.since(start)[..(hit.end - start) as usize];
                 let place = |n| start + n as u64;
                 let groups = regex.groups(matched).into_iter();

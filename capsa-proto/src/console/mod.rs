@@ -46,7 +46,7 @@
 //!     assert_eq!((deadline.why, deadline.at.as_micros()), ("console wait timed out", 30_000_000));
 //!     now = now + Duration::from_millis(1);
 //! };
-//! let Outcome::Matched { pattern: 0, output, truncated: false } = outcome else { panic!() };
+//! let Outcome::Matched { pattern: 0, output, truncated: false, .. } = outcome else { panic!() };
 //! assert_eq!(output, b"Booting\r\nguest login: ");
 //! ```
 //!
