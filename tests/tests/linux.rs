@@ -36,7 +36,7 @@ fn login_commands_and_a_graceful_stop() {
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     let error = console.login_timeout("user", Some("wrong"), PATIENCE).unwrap_err();
-    assert!(matches!(error, Error::Script(_)), "{error}");
+    assert!(matches!(&error, Error::LoginIncorrect { username } if username == "user"), "{error}");
     console.login_timeout("user", Some("secret"), PATIENCE).unwrap();
     assert_eq!(sh(&mut console, "id -un"), "user");
     assert_eq!(status(&mut console, "exit_code() { return 7; }; exit_code"), 7);

@@ -96,9 +96,9 @@ fn a_state_that_is_refused_fails_the_start_with_its_reason() {
 /// Side by side, for each is given up after half a minute.
 #[test]
 fn a_start_that_hangs_is_given_up() {
-    let unanswered = "gave up after 30s: boot message is answered";
+    let unanswered = "gave up after 30s, waiting until boot message is answered";
     let faults = [
-        (Fault::NoSocket, "gave up after 30s: control is up"),
+        (Fault::NoSocket, "gave up after 30s, waiting until control is up"),
         (Fault::NeverRuns, unanswered),
         (Fault::NoReply(Call::State), unanswered),
         // Whoever cannot be understood is asked again.
