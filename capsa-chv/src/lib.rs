@@ -200,6 +200,7 @@ impl HypervisorBackend for CloudHypervisor {
             )),
             // SIGTERM would do the same, no more: neither reaches the guest.
             quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
+            leaves_with_guest: false,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

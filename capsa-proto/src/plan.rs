@@ -46,6 +46,9 @@ pub struct LaunchPlan {
     pub ask: Option<Message>,
     /// How the machine's power is cut in an orderly way.
     pub quit: Step,
+    /// The hypervisor leaves by itself when the guest falls: at a panic, and at a reset that ends the
+    /// machine. It is not told to quit then, for it is on its way.
+    pub leaves_with_guest: bool,
     /// The whole kernel command line.
     pub cmdline: String,
     /// What a reboot does.

@@ -93,6 +93,8 @@ pub(crate) fn plan(
         ],
         ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
+        // `-action` has it so.
+        leaves_with_guest: true,
         cmdline: vm.cmdline().to_string(),
         on_reboot: spec.on_reboot,
         time_limit: spec.time_limit,

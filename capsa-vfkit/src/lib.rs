@@ -177,6 +177,7 @@ impl HypervisorBackend for Vfkit {
             // It asks the guest once more, waits five seconds and forces it. The REST call that
             // forces at once, HardStop, loses its own reply to the process's exit.
             quit: Step::Signal(Signal::Term),
+            leaves_with_guest: false,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

@@ -154,6 +154,7 @@ pub fn plan(
         boot: Vec::new(),
         ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: Step::Signal(Signal::Term),
+        leaves_with_guest: false,
         cmdline: String::new(),
         on_reboot,
         time_limit,

@@ -94,6 +94,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
+        leaves_with_guest: false,
         cmdline: String::new(),
         on_reboot: RebootPolicy::End,
         time_limit: None,

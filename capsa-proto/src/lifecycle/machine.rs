@@ -61,6 +61,7 @@ struct Script {
     boot: Vec<Message>,
     ask: Option<Message>,
     quit: Step,
+    leaves_with_guest: bool,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 }
@@ -82,6 +83,7 @@ impl Machine {
                 boot: plan.boot.clone(),
                 ask: plan.ask.clone(),
                 quit: plan.quit.clone(),
+                leaves_with_guest: plan.leaves_with_guest,
                 on_reboot: plan.on_reboot,
                 time_limit: plan.time_limit,
             },
@@ -150,7 +152,7 @@ impl Machine {
             Input::GuestReset if self.guest_runs() => self.guest_reset(now),
             Input::GuestPanicked { certain: true } if self.guest_runs() => {
                 self.blame(EndedBy::GuestPanic);
-                self.go(now, Trigger::GuestFell);
+                self.guest_fell(now);
             }
             // Where the guest boots again, what it printed in an earlier life explains no later end. Not
             // every hypervisor tells of the reset in between.
@@ -313,7 +315,12 @@ impl Machine {
             return;
         }
         self.blame(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
-        self.go(now, Trigger::GuestFell);
+        self.guest_fell(now);
+    }
+
+    fn guest_fell(&mut self, now: Instant) {
+        let leaves = self.script.leaves_with_guest;
+        self.go(now, if leaves { Trigger::GuestOff } else { Trigger::GuestFell });
     }
 
     fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {

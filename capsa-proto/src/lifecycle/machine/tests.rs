@@ -292,6 +292,21 @@ fn a_panic_of_an_earlier_life_does_not_explain_the_end_of_a_later_one() {
 }
 
 #[test]
+fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
+    let mut plan = plan(0);
+    plan.leaves_with_guest = true;
+    for input in [Input::GuestReset, Input::GuestPanicked { certain: true }] {
+        let mut pair = Pair::running(&plan);
+        pair.say(input);
+        assert_eq!(pair.machine.phase(), Phase::Leaving);
+        assert!(!pair.done.contains(&Action::Control(Message::qmp("quit", "quit"))));
+        // One that stays all the same is killed.
+        pair.time_out();
+        assert_eq!(pair.machine.phase(), Phase::Killing);
+    }
+}
+
+#[test]
 fn the_time_limit_climbs_the_ladder_and_says_so() {
     let mut plan = plan(0);
     plan.time_limit = Some(Duration::from_secs(3));
