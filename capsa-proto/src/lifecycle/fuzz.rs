@@ -134,9 +134,11 @@ impl<I: Iterator<Item = u8>> Choices<I> {
         plan.ask = plan.ask.filter(|_| self.flip());
         plan.time_limit = self.flip().then(|| self.span(Duration::from_millis(240)));
         plan.on_reboot = self.one_of(&[RebootPolicy::End, RebootPolicy::Restart]);
-        if self.flip() {
+        let way = self.below(4);
+        if way & 1 != 0 {
             plan.quit = Step::Signal(Signal::Term);
         }
+        plan.leaves_with_guest = way & 2 != 0;
         plan
     }
 
