@@ -56,9 +56,9 @@ use std::time::Duration;
 
 use capsa_io::console::Conversation;
 use capsa_io::supervisor::{Options, Supervisor};
-use capsa_proto::console::{Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence};
 #[cfg(feature = "async")]
-use capsa_proto::console::{NearMiss, Reply, Sighting};
+use capsa_proto::console::Reply;
+use capsa_proto::console::{Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
@@ -68,7 +68,7 @@ use crate::backends::{Planned, Rejection};
 #[cfg(feature = "async")]
 use crate::console::Match;
 #[cfg(feature = "async")]
-use crate::error::lossy;
+use crate::error::{hint, lossy};
 use crate::{Error, Result};
 
 pub use capsa_io::console::{Ended, ReaderId, WaitId};
@@ -399,12 +399,6 @@ pub(crate) fn matched(
         }
         Ended::Script(_) => unreachable!("a wait for patterns is no script"),
     }
-}
-
-/// What may be the reason that nothing was found. Trouble explains more than a near miss.
-#[cfg(feature = "async")]
-fn hint(trouble: Option<Sighting>, near: Option<NearMiss>) -> Option<String> {
-    trouble.map(|trouble| trouble.to_string()).or(near.map(|near| near.to_string()))
 }
 
 /// The result of a script, as the async face gives it.

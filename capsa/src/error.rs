@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::capabilities::{Violation, ViolationKind};
-use capsa_proto::console::{ScriptError, Sighting};
+use capsa_proto::console::{NearMiss, ScriptError, Sighting};
 use capsa_proto::host::Reason;
 use capsa_proto::lifecycle::{Refused, StopReport};
 use capsa_proto::spec::GuestOs;
@@ -195,16 +195,15 @@ impl From<Refused> for Error {
 
 impl From<ScriptError> for Error {
     fn from(error: ScriptError) -> Self {
-        let hint = |trouble: Option<Sighting>| trouble.map(|trouble| trouble.to_string());
         match error {
-            ScriptError::TimedOut { expected, waited, tail, trouble } => {
-                Self::Timeout { expected, waited, tail: lossy(&tail), hint: hint(trouble) }
+            ScriptError::TimedOut { expected, waited, tail, trouble, near } => {
+                Self::Timeout { expected, waited, tail: lossy(&tail), hint: hint(trouble, near) }
             }
-            ScriptError::Closed { expected, tail, trouble, .. } => Self::PatternNotFound {
+            ScriptError::Closed { expected, tail, trouble, near, .. } => Self::PatternNotFound {
                 pattern: expected,
                 ended: None,
                 tail: lossy(&tail),
-                hint: hint(trouble),
+                hint: hint(trouble, near),
             },
             ScriptError::KernelPanic { expected, line, tail } => {
                 Self::KernelPanic { expected, line, tail: lossy(&tail) }
@@ -216,6 +215,11 @@ impl From<ScriptError> for Error {
             other => Self::Script(other),
         }
     }
+}
+
+/// What may be the reason that nothing was found. Trouble explains more than a near miss.
+pub(crate) fn hint(trouble: Option<Sighting>, near: Option<NearMiss>) -> Option<String> {
+    trouble.map(|trouble| trouble.to_string()).or(near.map(|near| near.to_string()))
 }
 
 /// Every problem of a configuration.

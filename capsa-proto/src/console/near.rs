@@ -40,6 +40,13 @@ pub enum NearMiss {
         /// What came instead of the rest. Empty: nothing has come yet.
         instead: String,
     },
+    /// Nothing of it was there, and what was tells what the guest is at.
+    Instead {
+        /// The last line, escape sequences and messages of the kernel taken out.
+        said: String,
+        /// What that means.
+        meaning: &'static str,
+    },
 }
 
 impl fmt::Display for NearMiss {
@@ -54,6 +61,8 @@ impl fmt::Display for NearMiss {
             Self::Prefix { pattern, said, instead } => {
                 write!(f, "of {pattern} there was {said:?}, and then {instead:?}")
             }
+            Self::Instead { said, meaning } if said.is_empty() => f.write_str(meaning),
+            Self::Instead { said, meaning } => write!(f, "the last line is {said:?}: {meaning}"),
         }
     }
 }

@@ -20,9 +20,9 @@
 //! words: the prompt of an emergency shell is not taken for that of a user's.
 
 use super::screen::{PIECE, Screen, Sign};
-use super::{Frame, Output, Reply, Script, ScriptError, Written};
+use super::{Frame, Output, Reply, Script, ScriptError, Written, hint};
 use crate::console::trouble::Watch;
-use crate::console::{Cursor, Scrollback, Trouble};
+use crate::console::{Cursor, NearMiss, Scrollback, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -250,6 +250,10 @@ impl Login {
         Some(Deadline { at: self.active? + pause, why: "console is silent, press Enter" })
     }
 
+    fn near(&self, log: &Scrollback) -> Option<NearMiss> {
+        hint::of_no_prompt(log, self.frame.origin(), self.nudges)
+    }
+
     fn expected(&self) -> &'static str {
         match self.stage {
             Stage::Nothing => "a login prompt or a shell prompt",
@@ -280,7 +284,8 @@ impl Script for Login {
             return self.frame.fail(error, cursor);
         }
         if closed {
-            let error = self.frame.closed(now, log, self.expected().into());
+            let near = self.near(log);
+            let error = self.frame.closed(now, log, self.expected().into(), near);
             return self.frame.fail(error, cursor);
         }
         let over = self.frame.clock.is_over(now);
@@ -292,7 +297,8 @@ impl Script for Login {
             return output;
         }
         if over {
-            let error = self.frame.timed_out(now, log, self.expected().into());
+            let near = self.near(log);
+            let error = self.frame.timed_out(now, log, self.expected().into(), near);
             return self.frame.fail(error, cursor);
         }
         if self.nudge_at().is_some_and(|nudge| now >= nudge.at) {

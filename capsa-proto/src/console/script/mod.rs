@@ -12,6 +12,7 @@
 //! One that fails puts the cursor back where it began: what is still in the log can be read again.
 
 mod collect;
+mod hint;
 mod line;
 mod login;
 mod run;
@@ -27,8 +28,9 @@ pub use silence::Silence;
 
 use super::expect::Clock;
 use super::trouble::{Watch, trouble_in};
-use super::{Cursor, Scrollback, Sighting, Trouble};
+use super::{Cursor, NearMiss, Scrollback, Sighting, Trouble};
 use crate::time::{Deadline, Instant};
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -98,7 +100,7 @@ pub struct Reply {
 #[non_exhaustive]
 pub enum ScriptError {
     /// The time was over.
-    #[error("timed out after {waited:?} waiting for {expected}{}", after(.trouble))]
+    #[error("timed out after {waited:?} waiting for {expected}{}", after(.trouble, .near))]
     TimedOut {
         /// What should have come next, in words.
         expected: String,
@@ -108,9 +110,11 @@ pub enum ScriptError {
         tail: Vec<u8>,
         /// What trouble the guest was in, as far as what came tells.
         trouble: Option<Sighting>,
+        /// What came close to it, or what the guest shows instead.
+        near: Option<NearMiss>,
     },
     /// The console closed.
-    #[error("console closed while waiting for {expected}{}", after(.trouble))]
+    #[error("console closed while waiting for {expected}{}", after(.trouble, .near))]
     Closed {
         /// What should have come next, in words.
         expected: String,
@@ -120,6 +124,8 @@ pub enum ScriptError {
         tail: Vec<u8>,
         /// What trouble the guest was in, as far as what came tells.
         trouble: Option<Sighting>,
+        /// What came close to it, or what the guest shows instead.
+        near: Option<NearMiss>,
     },
     /// The guest's kernel panicked, and said nothing more.
     #[error("guest kernel panicked while waiting for {expected}: {line}")]
@@ -180,9 +186,13 @@ pub enum ScriptError {
     Ended,
 }
 
-/// The trouble behind an error, for the end of its message.
-fn after(trouble: &Option<Sighting>) -> String {
-    trouble.as_ref().map(|trouble| alloc::format!(": {trouble}")).unwrap_or_default()
+/// What may be behind an error, for the end of its message.
+fn after(trouble: &Option<Sighting>, near: &Option<NearMiss>) -> String {
+    match (trouble, near) {
+        (Some(trouble), _) => format!(": {trouble}"),
+        (None, Some(near)) => format!(": {near}"),
+        (None, None) => String::new(),
+    }
 }
 
 impl fmt::Debug for Output {
@@ -262,16 +272,33 @@ impl Frame {
         ScriptError::EmergencyShell { expected, line: seen.line, tail: self.tail(log) }
     }
 
-    fn timed_out(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
+    fn timed_out(
+        &self,
+        now: Instant,
+        log: &Scrollback,
+        expected: String,
+        near: Option<NearMiss>,
+    ) -> ScriptError {
         let (waited, tail) = (self.clock.waited(now), self.tail(log));
         let trouble = trouble_in(log, &self.begin.unwrap_or_default());
-        ScriptError::TimedOut { expected, waited, tail, trouble }
+        ScriptError::TimedOut { expected, waited, tail, trouble, near }
     }
 
-    fn closed(&self, now: Instant, log: &Scrollback, expected: String) -> ScriptError {
+    fn closed(
+        &self,
+        now: Instant,
+        log: &Scrollback,
+        expected: String,
+        near: Option<NearMiss>,
+    ) -> ScriptError {
         let (waited, tail) = (self.clock.waited(now), self.tail(log));
         let trouble = trouble_in(log, &self.begin.unwrap_or_default());
-        ScriptError::Closed { expected, waited, tail, trouble }
+        ScriptError::Closed { expected, waited, tail, trouble, near }
+    }
+
+    /// The offset where the script began.
+    fn origin(&self) -> u64 {
+        self.begin.unwrap_or_default().offset()
     }
 
     fn tail(&self, log: &Scrollback) -> Vec<u8> {

@@ -10,8 +10,9 @@
 
 use super::collect::Collected;
 use super::line::{Command, Marks};
-use super::{Frame, Output, Reply, Script, ScriptError};
-use crate::console::{Cursor, Hit, Matcher, Scrollback, Search, Trouble};
+use super::{Frame, Output, Reply, Script, ScriptError, hint};
+use crate::console::near::near_miss;
+use crate::console::{Cursor, Hit, Matcher, NearMiss, Scrollback, Search, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -80,6 +81,8 @@ pub struct RunCommand {
     status: Option<i32>,
     /// What the cursor had lost when the output began.
     lost_before: u64,
+    /// Where the prompt may begin.
+    prompt_from: u64,
     /// The guest may be in trouble that would end the command.
     is_suspicious: bool,
     /// Ctrl-C was typed, and this is what to end with.
@@ -142,6 +145,7 @@ impl RunCommand {
             collected: Collected::new(OUTPUT_LIMIT),
             status: None,
             lost_before: 0,
+            prompt_from: 0,
             is_suspicious: false,
             interrupted: None,
             begin: Matcher::new([marks.begin]),
@@ -192,7 +196,10 @@ impl RunCommand {
             Stage::Output => self.output(log, cursor),
             Stage::EndLine => match (line_end(log, cursor), &self.prompt) {
                 (false, _) => Step::Starved,
-                (true, Some(_)) => Step::Go(Stage::Prompt),
+                (true, Some(_)) => {
+                    self.prompt_from = cursor.offset();
+                    Step::Go(Stage::Prompt)
+                }
                 (true, None) => Step::Finished,
             },
             Stage::Prompt => match &self.prompt {
@@ -250,6 +257,18 @@ impl RunCommand {
         })
     }
 
+    /// What came instead of what is waited for. While a command runs that is its own business.
+    fn near(&self, log: &Scrollback) -> Option<NearMiss> {
+        match &self.stage {
+            Stage::Output | Stage::EndLine => None,
+            Stage::Prompt => {
+                near_miss(self.prompt.as_ref()?.patterns(), log.since(self.prompt_from))
+                    .or_else(|| hint::of_another_prompt(log, self.prompt_from))
+            }
+            _ => hint::of_no_shell(log, self.frame.origin()),
+        }
+    }
+
     fn expected(&self) -> String {
         match &self.stage {
             Stage::Fresh | Stage::Type(_) | Stage::More(_) | Stage::Begin | Stage::BeginLine => {
@@ -295,10 +314,11 @@ impl Script for RunCommand {
         if let Some(error) = self.trouble(now, log, closed) {
             self.frame.fail(error, cursor)
         } else if closed {
-            let error = self.frame.closed(now, log, self.expected());
+            let error = self.frame.closed(now, log, self.expected(), self.near(log));
             self.frame.fail(error, cursor)
         } else if self.frame.clock.is_over(now) {
-            self.interrupted = Some(self.frame.timed_out(now, log, self.expected()));
+            let (expected, near) = (self.expected(), self.near(log));
+            self.interrupted = Some(self.frame.timed_out(now, log, expected, near));
             Output::Write(vec![INTERRUPT])
         } else {
             Output::Wait

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use memchr::memmem;
 
 /// How much of the output's end is looked at.
-const WINDOW: usize = 4096;
+pub(super) const WINDOW: usize = 4096;
 
 /// How much output is taken at a time, so that nothing short is missed between two looks.
 pub(super) const PIECE: usize = WINDOW / 4;
@@ -77,11 +77,16 @@ impl Screen {
         self.shown
     }
 
+    /// The line that is not at its end yet.
+    pub(super) fn line(&self) -> &[u8] {
+        let line = self.text.rsplit(|&b| b == b'\n').next().unwrap_or_default();
+        // A line editor may go back and draw the prompt again.
+        line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty()).unwrap_or_default()
+    }
+
     /// What is asked for at the end of the output, if anything.
     pub(super) fn sign(&self) -> Option<Sign> {
-        let line = self.text.rsplit(|&b| b == b'\n').next()?;
-        // A line editor may go back and draw the prompt again.
-        let line = line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty())?;
+        let line = self.line();
         if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) {
             return Some(Sign::Shell);
         }
@@ -97,7 +102,12 @@ impl Screen {
 
     /// Whether the guest has said that name and password do not fit.
     pub(super) fn says_incorrect(&self) -> bool {
-        memmem::find(&self.text, b"Login incorrect").is_some()
+        self.has(b"Login incorrect")
+    }
+
+    /// Whether these words can be read.
+    pub(super) fn has(&self, words: &[u8]) -> bool {
+        memmem::find(&self.text, words).is_some()
     }
 
     fn next(&mut self, byte: u8) -> State {

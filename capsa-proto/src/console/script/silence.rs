@@ -78,10 +78,10 @@ impl Script for Silence {
             let truncated = cursor.lost() > lost;
             self.frame.succeed(Reply { output, status: None, truncated })
         } else if closed {
-            let error = self.frame.closed(now, log, self.expected());
+            let error = self.frame.closed(now, log, self.expected(), None);
             self.frame.fail(error, cursor)
         } else if self.frame.clock.is_over(now) {
-            let error = self.frame.timed_out(now, log, self.expected());
+            let error = self.frame.timed_out(now, log, self.expected(), None);
             self.frame.fail(error, cursor)
         } else {
             Output::Wait

@@ -83,8 +83,20 @@ fn silence_gets_a_bounded_number_of_enters() {
     let talk1 = talk(&mut login(None), &mut dead, 3, 0);
     assert_eq!(typed(&talk1), ["\r", "\r", "\r"]);
     let error = talk1.result.expect_err("dead");
-    let expected = "timed out after 60s waiting for a login prompt or a shell prompt";
+    let expected = "timed out after 60s waiting for a login prompt or a shell prompt: nothing came, \
+                    though Enter was pressed";
     assert_eq!(error.to_string(), expected);
+
+    let mut strange = Guest::new(At::Dead);
+    strange.say(BANNER);
+    strange.say("\x1b[1mguest % \x1b[0m");
+    let error = talk(&mut login(None), &mut strange, 3, 0).result.expect_err("no known prompt");
+    assert!(
+        error.to_string().ends_with(
+            r##"the last line is "guest % ": a prompt ends with "login:", "assword:", "# ", "$ " or "> ""##
+        ),
+        "{error}"
+    );
 
     // A shell whose prompt came before we did.
     let mut shell = Guest::new(At::Shell);

@@ -98,11 +98,49 @@ fn a_timeout_types_one_interrupt_and_loses_nothing() {
 fn what_is_missing_is_named() {
     let mut dead = Guest::new(At::Dead);
     let error = talk(&mut command("x", None), &mut dead, 1, 0).result.expect_err("dead");
-    assert!(error.to_string().ends_with("for the shell to take the command"), "{error}");
+    let expected = "for the shell to take the command: nothing came back, not even an echo of what \
+                    was typed";
+    assert!(error.to_string().ends_with(expected), "{error}");
 
-    let mut guest = shell(|_| (b"hi\n", Some(0)));
-    let error = talk(&mut command("x", Some("$ ")), &mut guest, 1, 0).result.expect_err("prompt");
-    assert!(error.to_string().ends_with("for the prompt \"$ \""), "{error}");
+    for (prompt, expected) in [
+        ("$ ", r##"the prompt "$ ": the last line is "# ": a prompt, and not that one"##),
+        (
+            "\r# ",
+            r##"the prompt "\r# ": "\r# " was there but for its line ends, which are \r\n: "# ""##,
+        ),
+        ("$", r##"the prompt "$": the last line is "# ": a prompt, and not that one"##),
+    ] {
+        let mut guest = shell(|_| (b"hi\n", Some(0)));
+        let error = talk(&mut command("x", Some(prompt)), &mut guest, 1, 0).result;
+        let error = error.expect_err("another prompt");
+        assert!(error.to_string().ends_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn what_is_there_instead_of_a_shell_is_named() {
+    for (shown, expected) in [
+        ("\r\nvm login: ", r#": the last line is "vm login: ": nobody is logged in"#),
+        (
+            "x\r\nPassword: [    1.234567] a\r\n",
+            r#": the last line is "Password: ": it asks for a password"#,
+        ),
+        (
+            "x\r\n> ",
+            r#": the last line is "> ": a shell waits for the rest of what was typed before"#,
+        ),
+        ("x\r\n# ", r##": the last line is "# ": what was typed did not get to this prompt"##),
+        (
+            " printf '%s:%s:%s\\n' capsa begin 000000000000beef;command eval 'x'\r\n",
+            ": what was typed was echoed, and no shell took it",
+        ),
+        ("it is booting\r\n", ""),
+    ] {
+        let (error, took) = troubled(shown, "");
+        let begin = "timed out after 10s waiting for the shell to take the command";
+        assert_eq!(error, format!("{begin}{expected}"));
+        assert_eq!(Some(took), TIMEOUT);
+    }
 }
 
 /// What a command comes to when the guest says `text` before its shell takes the command, or in the

@@ -1,0 +1,186 @@
+//! What the console promises, held by real guests: the Linux guest with busybox' getty and shell, and
+//! Debian as it is, with systemd, PAM and bash.
+//!
+//! One session each: a login, 200 commands in a row, 10 MB of output that is any bytes, a command that
+//! is interrupted, and a panic. `--nocapture` shows how long each took. Nearly all of it is the
+//! guest's: through an emulated serial port 10 MB take a minute or more.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use capsa::blocking::{VmConsole, VmHandle};
+use capsa::testing::{self, TestResult};
+use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxVmBuilder, StopStep};
+use capsa_test::guest::{self, Variant};
+use capsa_test::{host, skip, vm};
+
+/// Emulated, on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+const COMMANDS: u32 = 200;
+const MEGABYTES: usize = 10;
+
+#[test]
+fn linux_with_busybox_keeps_every_promise() -> TestResult {
+    if !emulator_for("linux with busybox") {
+        return Ok(());
+    }
+    let guest = match guest::linux(Variant::Cloud) {
+        Ok(guest) => guest,
+        Err(why) => return Ok(skip("linux with busybox", why)),
+    };
+    session(vm::linux(&guest), None)
+}
+
+#[test]
+fn debian_with_systemd_keeps_every_promise() -> TestResult {
+    if !emulator_for("debian with systemd") {
+        return Ok(());
+    }
+    let guest = match guest::debian() {
+        Ok(guest) => guest,
+        Err(why) => return Ok(skip("debian with systemd", why)),
+    };
+    let config = capsa::LinuxDirectBootConfig {
+        kernel: guest.kernel,
+        initrd: guest.initrd,
+        disk: DiskImage::new(guest.disk).ephemeral(),
+    };
+    let builder = Capsa::vm(config).backend("qemu").cpus(2).memory_mb(512).no_network();
+    // It has no fstab that would make the root file system writable.
+    let builder = builder.console_enabled().cmdline_args(["rw", "quiet", "mitigations=off"]);
+    session(builder, Some("capsa"))
+}
+
+fn emulator_for(test: &str) -> bool {
+    let is_there = host::find_program("qemu-system-x86_64").is_some();
+    if !is_there {
+        skip(test, "qemu-system-x86_64 is not installed");
+    }
+    is_there
+}
+
+fn session(builder: LinuxVmBuilder, password: Option<&str>) -> TestResult {
+    let vm = builder.build_blocking()?;
+    let _shown = testing::show_on_failure(&vm);
+    let mut watch = Stopwatch(Instant::now());
+    vm.start()?;
+    let mut console = vm.console()?;
+    console.login_timeout("root", password, PATIENCE)?;
+    watch.lap("start to shell");
+    commands_in_a_row(&mut console)?;
+    watch.lap("200 commands");
+    much_output(&mut console)?;
+    watch.lap("10 MB and their hash");
+    interrupted(&mut console)?;
+    watch.lap("interrupted sleep");
+    panics(&vm, &mut console)
+}
+
+/// Commands of many kinds, each with the output and the status that are its own.
+fn commands_in_a_row(console: &mut VmConsole) -> TestResult {
+    for n in 0..COMMANDS {
+        let status = n % 126;
+        let (command, output) = match n % 8 {
+            0 => (format!("echo {n}; (exit {status})"), format!("{n}\n")),
+            1 => (format!("printf 'no newline {n}'; (exit {status})"), format!("no newline {n}")),
+            // What a prompt looks like, here and in a moment.
+            2 => (format!("printf '# \\n$ '; (exit {status})"), "# \n$ ".into()),
+            3 => (format!("echo 'größer {n} \t ↦'\n(exit {status})"), format!("größer {n} \t ↦\n")),
+            // A mark of ours, as far as anybody can know it.
+            4 => (
+                format!("echo capsa:end:0123456789abcdef:0\\;; (exit {status})"),
+                "capsa:end:0123456789abcdef:0;\n".into(),
+            ),
+            5 => (
+                format!("for i in 1 2 3\ndo echo \"$i\"\ndone\n(exit {status})"),
+                "1\n2\n3\n".into(),
+            ),
+            // Quotes, and too long for one line of a terminal.
+            6 => {
+                let long = format!("it's \"{n}\" {}", "long ".repeat(400));
+                (format!("echo '{}'; (exit {status})", long.replace('\'', r"'\''")), long + "\n")
+            }
+            _ => (format!("(exit {status})"), String::new()),
+        };
+        let reply = console.run(&command, Some(PATIENCE))?;
+        assert_eq!(String::from_utf8_lossy(&reply.output), output, "command {n}");
+        assert_eq!((reply.status, reply.truncated), (Some(status as i32), false), "command {n}");
+    }
+    Ok(())
+}
+
+/// Any bytes arrive as they were written: control characters, halves of characters, lone carriage
+/// returns. What they were is worked out on both sides.
+fn much_output(console: &mut VmConsole) -> TestResult {
+    let make = format!(
+        "head -c {} /dev/urandom >/tmp/much && sha256sum </tmp/much",
+        MEGABYTES * 1_000_000
+    );
+    let output = console.run(&make, Some(PATIENCE))?.output;
+    let theirs = String::from_utf8_lossy(&output).into_owned();
+    let began = Instant::now();
+    let much = console.run("cat /tmp/much", Some(PATIENCE))?;
+    eprintln!("{MEGABYTES} MB alone: {:.1} s", began.elapsed().as_secs_f64());
+    assert_eq!((much.status, much.truncated), (Some(0), false));
+    assert_eq!(much.output.len(), MEGABYTES * 1_000_000);
+    assert_eq!(sha256(&much.output), theirs);
+    Ok(())
+}
+
+/// As the guest's own program says it.
+fn sha256(bytes: &[u8]) -> String {
+    let mut program = Command::new("sha256sum");
+    let mut program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    program.stdin.take().unwrap().write_all(bytes).unwrap();
+    String::from_utf8(program.wait_with_output().unwrap().stdout).unwrap()
+}
+
+fn interrupted(console: &mut VmConsole) -> TestResult {
+    let second = Duration::from_secs(1);
+    let error = console.run("sleep 1000", Some(second)).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    let reply = console.run("echo usable", Some(PATIENCE))?;
+    assert_eq!((&reply.output[..], reply.status), (&b"usable\n"[..], Some(0)));
+    let reply = console.run("cat /proc/[0-9]*/comm | grep -c '^sleep$'", Some(PATIENCE))?;
+    assert_eq!(reply.output, b"0\n", "it still sleeps");
+    Ok(())
+}
+
+/// The guest's kernel panics under a command. Whoever runs it is told within a second of when the
+/// panic can be read.
+fn panics(vm: &VmHandle, console: &mut VmConsole) -> TestResult {
+    let (sender, seen) = mpsc::channel();
+    let lines = console.reader().lines();
+    std::thread::spawn(move || {
+        for line in lines {
+            if line.contains("Kernel panic - not syncing") {
+                return sender.send(Instant::now());
+            }
+        }
+        Ok(())
+    });
+    let error = console.run("echo c >/proc/sysrq-trigger", Some(PATIENCE)).unwrap_err();
+    let told = Instant::now();
+    let after = told.duration_since(seen.recv()?);
+    eprintln!("told of the panic after {after:?}");
+    let Error::KernelPanic { line, .. } = &error else { Err(error)? };
+    assert_eq!(line, "Kernel panic - not syncing: sysrq triggered crash");
+    assert!(after < Duration::from_secs(1), "{after:?}");
+    vm.wait_timeout(PATIENCE)?;
+    let report = vm.stop_report().ok_or("it runs on")?;
+    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPanic, Vec::<StopStep>::new()));
+    Ok(())
+}
+
+/// Says how long each part took.
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn lap(&mut self, what: &str) {
+        eprintln!("{what}: {:.1} s", self.0.elapsed().as_secs_f64());
+        self.0 = Instant::now();
+    }
+}
