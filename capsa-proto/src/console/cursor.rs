@@ -65,6 +65,11 @@ impl Cursor {
         &unread[..n as usize]
     }
 
+    /// Makes unread again what comes from `offset` on.
+    pub(super) fn put_back(&mut self, offset: u64) {
+        self.at = self.at.min(offset);
+    }
+
     /// The offset of the next byte, which may have been dropped meanwhile.
     pub const fn offset(&self) -> u64 {
         self.at

@@ -71,6 +71,7 @@ mod cursor;
 mod expect;
 #[doc(hidden)]
 pub mod fuzz;
+mod kernel;
 mod lines;
 mod matcher;
 mod near;

@@ -3,6 +3,7 @@
 //! Looked at are the last [`WINDOW`] bytes and the first [`PATTERNS`] literals: once per literal as
 //! it is, and once for each way in which text is taken for the same by a person and not by a machine.
 
+use super::kernel::find_through;
 use super::{Pattern, Stripper};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -12,6 +13,8 @@ use core::fmt;
 use memchr::memmem;
 
 const WINDOW: usize = 64 << 10;
+/// Where messages of the kernel are looked through, which is slower.
+const CUT_WINDOW: usize = 4 << 10;
 const PATTERNS: usize = 16;
 /// Longer literals are left out.
 const LONGEST: usize = 4096;
@@ -26,7 +29,7 @@ pub enum NearMiss {
     But {
         /// The pattern.
         pattern: String,
-        /// What is different: letter case, escape sequences, line ends.
+        /// What is different: letter case, escape sequences, line ends, messages of the kernel.
         difference: &'static str,
         /// What was there.
         said: String,
@@ -87,6 +90,14 @@ pub(super) fn near_miss(patterns: &[Pattern], unread: &[u8]) -> Option<NearMiss>
                 let pattern = pattern.to_string();
                 return Some(NearMiss::But { pattern, difference: way.difference, said });
             }
+        }
+    }
+    for (pattern, literal) in literals() {
+        let last = &unread[unread.len().saturating_sub(CUT_WINDOW)..];
+        if let Some(place) = find_through(last, literal) {
+            let difference = "messages of the kernel in it";
+            let (pattern, said) = (pattern.to_string(), shown(&last[place]));
+            return Some(NearMiss::But { pattern, difference, said });
         }
     }
     let best = literals().map(|(pattern, literal)| (longest_prefix(literal, unread), pattern));
@@ -216,6 +227,11 @@ mod tests {
                 &["Ready\n# "],
                 "\x1b[1mREADY\x1b[0m\r\n# ",
                 r#""Ready\n# " was there but for letter case, line ends and escape sequences: "READY\u{1b}[0m\r\n# ""#,
+            ),
+            (
+                &["capsa login:"],
+                "capsa lo[    4.812345] crng\r\ngin: ",
+                r#""capsa login:" was there but for messages of the kernel in it: "capsa lo[    4.812345] crng\r\ngin:""#,
             ),
             (
                 &["never", "System ready"],

@@ -154,6 +154,11 @@ impl Watch {
         })
     }
 
+    /// Since when the guest has said nothing.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.silent.map(|(_, since)| since)
+    }
+
     /// When a suspicion becomes certain, if the guest says nothing more.
     pub(super) fn due(&self) -> Option<Deadline> {
         self.seen.as_ref()?;

@@ -12,12 +12,13 @@ pub(super) struct Collected {
     limit: usize,
     /// A `\r` came last, and whether it stays depends on the next byte.
     held: bool,
-    truncated: bool,
+    /// How much there was for keeping, also beyond the limit.
+    len: usize,
 }
 
 impl Collected {
     pub(super) fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), limit, held: false, truncated: false }
+        Self { bytes: Vec::new(), limit, held: false, len: 0 }
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
@@ -43,17 +44,29 @@ impl Collected {
         }
     }
 
+    /// Takes back what was pushed last: exactly these bytes, which began with no `\n`.
+    pub(super) fn take_back(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut same = Self::new(usize::MAX);
+        same.push(bytes);
+        self.len = self.len.saturating_sub(same.len);
+        self.held = false;
+        self.bytes.truncate(self.len);
+    }
+
     /// The output, and whether it was cut at the limit.
     pub(super) fn finish(&mut self) -> (Vec<u8>, bool) {
         if core::mem::take(&mut self.held) {
             self.keep(b"\r");
         }
-        (core::mem::take(&mut self.bytes), self.truncated)
+        (core::mem::take(&mut self.bytes), self.len > self.limit)
     }
 
     fn keep(&mut self, bytes: &[u8]) {
         let room = self.limit.saturating_sub(self.bytes.len());
-        self.truncated |= bytes.len() > room;
+        self.len += bytes.len();
         self.bytes.extend_from_slice(&bytes[..room.min(bytes.len())]);
     }
 }
@@ -94,5 +107,21 @@ mod tests {
         assert_eq!(collect(&["ab\r\n", "cd"], 3), ("ab\n".into(), true));
         assert_eq!(collect(&["ab\r\n"], 3), ("ab\n".into(), false));
         assert_eq!(collect(&["a\r"], 1), ("a".into(), true));
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_there() {
+        for limit in [0, 1, 3, 4, 5, 99] {
+            for back in ["", "x", "x\r", "x\r\ny\r\r\n", "xy\r"] {
+                let mut collected = Collected::new(limit);
+                collected.push(b"ab\r\nc\r");
+                collected.push(back.as_bytes());
+                collected.take_back(back.as_bytes());
+                let without = Collected::new(limit);
+                let (mut same, expected) = (without, "ab\r\nc\r");
+                same.push(expected.as_bytes());
+                assert_eq!(collected.finish(), same.finish(), "{back:?} up to {limit}");
+            }
+        }
     }
 }

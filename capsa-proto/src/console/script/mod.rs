@@ -253,6 +253,11 @@ impl Frame {
         self.watch.as_ref().is_some_and(|watch| watch.panic_is_whole(log))
     }
 
+    /// Since when the guest has said nothing.
+    fn silent_since(&self) -> Option<Instant> {
+        self.watch.as_ref().and_then(Watch::silent_since)
+    }
+
     /// When a suspicion becomes certain.
     fn certain_at(&self) -> Option<Deadline> {
         self.watch.as_ref().and_then(Watch::due)

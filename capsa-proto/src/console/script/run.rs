@@ -4,14 +4,18 @@
 //! see `line.rs` for the typed line and what it is proof against. The echo comes before the first
 //! mark and is thrown away, and the prompt of the shell is not needed to find the end.
 //!
-//! What cannot be seen from here: the kernel may print into the middle of the output (it is then
-//! in it), or into the middle of a mark (then the command times out; `quiet` or `loglevel=` on the
-//! kernel command line help).
+//! The kernel may print into the middle of the output, and is then in it (`quiet` or `loglevel=` on
+//! the kernel command line help). Where it prints into the middle of a mark or of the prompt, that is
+//! read through once the guest is silent.
+
+mod through;
 
 use super::collect::Collected;
 use super::line::{Command, Marks};
 use super::{Frame, Output, Reply, Script, ScriptError, hint};
+use crate::console::kernel::Through;
 use crate::console::near::near_miss;
+use crate::console::trouble::SILENCE;
 use crate::console::{Cursor, Hit, Matcher, NearMiss, Scrollback, Search, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::collections::VecDeque;
@@ -81,8 +85,12 @@ pub struct RunCommand {
     status: Option<i32>,
     /// What the cursor had lost when the output began.
     lost_before: u64,
-    /// Where the prompt may begin.
-    prompt_from: u64,
+    /// Where what is waited for may begin.
+    since: u64,
+    /// How much there was when it was looked for through messages of the kernel.
+    read_through: Option<u64>,
+    /// How much there was at the last poll.
+    heard: u64,
     /// The guest may be in trouble that would end the command.
     is_suspicious: bool,
     /// Ctrl-C was typed, and this is what to end with.
@@ -111,6 +119,7 @@ enum Stage {
 enum Step {
     Write(Vec<u8>),
     Go(Stage),
+    Again,
     Starved,
     Finished,
 }
@@ -145,7 +154,9 @@ impl RunCommand {
             collected: Collected::new(OUTPUT_LIMIT),
             status: None,
             lost_before: 0,
-            prompt_from: 0,
+            since: 0,
+            read_through: None,
+            heard: 0,
             is_suspicious: false,
             interrupted: None,
             begin: Matcher::new([marks.begin]),
@@ -176,6 +187,7 @@ impl RunCommand {
                 let line = lines.pop_front().unwrap_or_default();
                 let lines = core::mem::take(lines);
                 self.stage = if lines.is_empty() { Stage::Begin } else { Stage::More(lines) };
+                self.since = cursor.offset();
                 Step::Write(line)
             }
             Stage::More(lines) => match seek(&self.more, &mut self.search, log, cursor) {
@@ -196,10 +208,7 @@ impl RunCommand {
             Stage::Output => self.output(log, cursor),
             Stage::EndLine => match (line_end(log, cursor), &self.prompt) {
                 (false, _) => Step::Starved,
-                (true, Some(_)) => {
-                    self.prompt_from = cursor.offset();
-                    Step::Go(Stage::Prompt)
-                }
+                (true, Some(_)) => Step::Go(Stage::Prompt),
                 (true, None) => Step::Finished,
             },
             Stage::Prompt => match &self.prompt {
@@ -229,9 +238,20 @@ impl RunCommand {
                 // Something that looked like our mark was printed by the command.
                 self.collected.push(cursor.before(log, end));
                 self.search = None;
-                Step::Go(Stage::Output)
+                Step::Again
             }
         }
+    }
+
+    /// When what is waited for is looked for through messages of the kernel, if nothing comes.
+    fn reads_through_at(&self) -> Option<Deadline> {
+        let since = self.frame.silent_since()?;
+        let why = "the kernel may have printed into a mark";
+        (self.read_through != Some(self.heard)).then_some(Deadline { at: since + SILENCE, why })
+    }
+
+    fn is_silent(&self, now: Instant, closed: bool) -> bool {
+        self.reads_through_at().is_some_and(|due| closed || now >= due.at)
     }
 
     /// What ends the command because there is no shell (any more) that could run it.
@@ -261,10 +281,8 @@ impl RunCommand {
     fn near(&self, log: &Scrollback) -> Option<NearMiss> {
         match &self.stage {
             Stage::Output | Stage::EndLine => None,
-            Stage::Prompt => {
-                near_miss(self.prompt.as_ref()?.patterns(), log.since(self.prompt_from))
-                    .or_else(|| hint::of_another_prompt(log, self.prompt_from))
-            }
+            Stage::Prompt => near_miss(self.prompt.as_ref()?.patterns(), log.since(self.since))
+                .or_else(|| hint::of_another_prompt(log, self.since)),
             _ => hint::of_no_shell(log, self.frame.origin()),
         }
     }
@@ -298,19 +316,25 @@ impl Script for RunCommand {
             return self.frame.fail(error, cursor);
         }
         self.frame.enter(cursor);
+        self.frame.look(now, log);
+        self.heard = log.end();
         loop {
             match self.step(log, cursor) {
                 Step::Write(bytes) => return Output::Write(bytes),
-                Step::Go(stage) => self.stage = stage,
+                Step::Go(stage) => {
+                    self.stage = stage;
+                    self.since = cursor.offset();
+                }
                 Step::Finished => {
                     let (output, cut) = self.collected.finish();
                     let truncated = cut || cursor.lost() > self.lost_before;
                     return self.frame.succeed(Reply { output, status: self.status, truncated });
                 }
+                Step::Again => {}
+                Step::Starved if self.is_silent(now, closed) && self.read_through(log, cursor) => {}
                 Step::Starved => break,
             }
         }
-        self.frame.look(now, log);
         if let Some(error) = self.trouble(now, log, closed) {
             self.frame.fail(error, cursor)
         } else if closed {
@@ -330,7 +354,8 @@ impl Script for RunCommand {
             return None;
         }
         let certain = if self.is_suspicious { self.frame.certain_at() } else { None };
-        Deadline::earliest(self.frame.deadline("console command timed out"), certain)
+        let soon = Deadline::earliest(certain, self.reads_through_at());
+        Deadline::earliest(self.frame.deadline("console command timed out"), soon)
     }
 }
 
@@ -353,18 +378,21 @@ fn seek(
     hit
 }
 
-/// Consumes the end of a mark's line. False when it may still come. Anything else than carriage
-/// returns and one newline is not part of it: the kernel may have cut in.
+/// Consumes the end of a mark's line, and messages of the kernel in it. False when it may still come.
+/// What else there is instead is not part of it.
 fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
     let unread = cursor.peek(log);
-    let returns = unread.iter().take_while(|&&b| b == b'\r').count();
-    let newline = match unread.get(returns) {
-        Some(b'\n') => 1,
-        Some(_) => 0,
-        None => return false,
+    let mut through = Through::new(unread);
+    let end = loop {
+        let before = through.at();
+        match through.next() {
+            Some(b'\r') => {}
+            Some(b'\n') => break through.at(),
+            Some(_) if !through.is_midway() => break before,
+            _ => return false,
+        }
     };
-    let end = log.end() - unread.len() as u64 + (returns + newline) as u64;
-    cursor.before(log, end);
+    cursor.before(log, log.end() - (unread.len() - end) as u64);
     true
 }
 

@@ -11,6 +11,7 @@
 //! A kernel that prints no time stamps is not seen through; [`Login`](super::Login) then has to ask
 //! for a new prompt.
 
+use crate::console::kernel::Stamp;
 use alloc::vec::Vec;
 use memchr::memmem;
 
@@ -151,41 +152,6 @@ impl Screen {
             self.shown += 1;
         }
         State::Text
-    }
-}
-
-/// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
-/// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stamp {
-    Whole,
-    /// It may become one.
-    Partial,
-    No,
-}
-
-impl Stamp {
-    /// More than the kernel ever prints.
-    const LONGEST: usize = 32;
-
-    /// Judges bytes that begin with `[`.
-    fn judge(bytes: &[u8]) -> Self {
-        let digits = |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).count();
-        let blanks = bytes[1..].iter().take_while(|&&b| b == b' ').count();
-        let rest = &bytes[1 + blanks..];
-        let seconds = digits(rest);
-        if bytes.len() > Self::LONGEST {
-            return Self::No;
-        }
-        match rest[seconds..] {
-            [] => Self::Partial,
-            [b'.', ref rest @ ..] if seconds > 0 => match (digits(rest), rest) {
-                (6, [.., b']']) if rest.len() == 7 => Self::Whole,
-                (n, rest) if n == rest.len() && n <= 6 => Self::Partial,
-                _ => Self::No,
-            },
-            _ => Self::No,
-        }
     }
 }
 

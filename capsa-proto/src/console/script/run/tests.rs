@@ -196,6 +196,49 @@ fn a_guest_that_cannot_run_it_is_named_within_a_second() {
 }
 
 #[test]
+fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
+    const SAID: &str =
+        "capsa:begin:000000000000beef\r\nout\rput\r\ncapsa:end:000000000000beef:42;\r\n# ";
+    const KERNEL: &str = "[    4.812345] random: crng init done\r\n[   14.812345][  T1] more\r\n";
+    let output = SAID.find("out").expect("it is there")..SAID.find("capsa:end").expect("as well");
+    for cut in 0..=SAID.len() {
+        for (chunk, prompt) in [(1, Some("# ")), (200, Some("# ")), (7, None)] {
+            let mut log = Scrollback::default();
+            let (mut cursor, mut now) = (Cursor::at(0), Instant::ZERO);
+            let mut script = command("x", prompt);
+            assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Write(_)));
+            let said = [&SAID[..cut], KERNEL, &SAID[cut..]].concat();
+            let mut chunks = said.as_bytes().chunks(chunk);
+            let reply = loop {
+                match script.poll_output(now, &log, &mut cursor, false) {
+                    Output::Done(reply) => break reply.expect("a reply"),
+                    Output::Write(bytes) => panic!("{bytes:?} at {cut}"),
+                    Output::Wait => match chunks.next() {
+                        Some(bytes) => log.push(bytes),
+                        None => now = script.poll_timeout().expect("a deadline").at,
+                    },
+                }
+            };
+            let mut expected = "out\rput\n".to_string();
+            if output.contains(&cut) || cut == output.end {
+                // In the midst of output it is taken for output, as nobody can tell it apart.
+                let kernel = KERNEL.replace("\r\n", "\n");
+                let before = SAID[output.start..cut].replace("\r\n", "\n");
+                let after = SAID[cut..output.end].replace("\r\n", "\n");
+                expected = before + &kernel + &after;
+            }
+            assert_eq!(String::from_utf8_lossy(&reply.output), expected, "cut at {cut}");
+            assert_eq!((reply.status, reply.truncated), (Some(42), false), "cut at {cut}");
+            assert!(now.since(Instant::ZERO) < Duration::from_secs(2));
+            let rest = if prompt.is_some() { "" } else { "# " };
+            if cut < SAID.len() - 2 {
+                assert_eq!(cursor.peek(&log), rest.as_bytes(), "cut at {cut}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_command_may_print_of_trouble_and_be_silent() {
     for amid in
         ["Kernel panic - not syncing: told\r\n", "\r\nLogin incorrect\r\n", "\r\n(initramfs) "]

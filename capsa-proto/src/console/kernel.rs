@@ -1,0 +1,147 @@
+//! Messages of the kernel, known by their time stamp, and what they cut into.
+//!
+//! The kernel prints when it likes, also into the middle of what a program says. Its message ends with
+//! a newline, so without it what it cut into is whole again:
+//!
+//! ```text
+//! guest lo[    4.812345] random: crng init done\r\ngin:        is  "guest login:"
+//! ```
+//!
+//! A kernel that prints no time stamps is not seen through.
+
+use core::ops::Range;
+
+/// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
+/// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stamp {
+    Whole,
+    /// It may become one.
+    Partial,
+    No,
+}
+
+impl Stamp {
+    /// More than the kernel ever prints.
+    const LONGEST: usize = 32;
+
+    /// Judges bytes that begin with `[`.
+    pub(super) fn judge(bytes: &[u8]) -> Self {
+        let digits = |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).count();
+        let blanks = bytes[1..].iter().take_while(|&&b| b == b' ').count();
+        let rest = &bytes[1 + blanks..];
+        let seconds = digits(rest);
+        if bytes.len() > Self::LONGEST {
+            return Self::No;
+        }
+        match rest[seconds..] {
+            [] => Self::Partial,
+            [b'.', ref rest @ ..] if seconds > 0 => match (digits(rest), rest) {
+                (6, [.., b']']) if rest.len() == 7 => Self::Whole,
+                (n, rest) if n == rest.len() && n <= 6 => Self::Partial,
+                _ => Self::No,
+            },
+            _ => Self::No,
+        }
+    }
+}
+
+/// A text from some place on, with messages of the kernel passed over.
+#[derive(Debug, Clone)]
+pub(super) struct Through<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Through<'a> {
+    pub(super) fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0 }
+    }
+
+    /// Up to where it has come.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Whether the last byte may be the first of a message whose end has not come.
+    pub(super) fn is_midway(&self) -> bool {
+        let text = &self.text[self.at.saturating_sub(1)..];
+        let stamp = memchr::memchr(b']', &text[..text.len().min(Stamp::LONGEST)]);
+        text.first() == Some(&b'[')
+            && Stamp::judge(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Stamp::No
+            && memchr::memchr(b'\n', text).is_none()
+    }
+}
+
+impl Iterator for Through<'_> {
+    type Item = u8;
+
+    fn next(&mut self) -> Option<u8> {
+        while let Some(message) = message(&self.text[self.at..]) {
+            self.at += message;
+        }
+        let byte = self.text.get(self.at)?;
+        self.at += 1;
+        Some(*byte)
+    }
+}
+
+/// The length of the message that a text begins with, its newline included.
+fn message(text: &[u8]) -> Option<usize> {
+    if text.first() != Some(&b'[') {
+        return None;
+    }
+    let stamp = memchr::memchr(b']', &text[..text.len().min(Stamp::LONGEST)])?;
+    if Stamp::judge(&text[..=stamp]) != Stamp::Whole {
+        return None;
+    }
+    Some(memchr::memchr(b'\n', text)? + 1)
+}
+
+/// The first place of `words` in `text`, read through the messages in it.
+pub(super) fn find_through(text: &[u8], words: &[u8]) -> Option<Range<usize>> {
+    find_then(text, words, |_| Some(())).map(|(place, ())| place)
+}
+
+/// As [`find_through`], with what `read` makes of what comes after the words, if it makes something
+/// of it. The work is that of a naive search: for short texts.
+pub(super) fn find_then<T>(
+    text: &[u8],
+    words: &[u8],
+    read: impl Fn(&mut Through<'_>) -> Option<T>,
+) -> Option<(Range<usize>, T)> {
+    let first = *words.first()?;
+    memchr::memchr_iter(first, text).find_map(|start| {
+        let mut through = Through { text, at: start };
+        let is_there = words.iter().all(|&byte| through.next() == Some(byte));
+        let found = if is_there { read(&mut through)? } else { return None };
+        Some((start..through.at, found))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_through_what_cut_into_them() {
+        for (text, expected) in [
+            ("guest login:", Some("login:")),
+            ("guest lo[    4.812345] crng\r\ngin: ", Some("lo[    4.812345] crng\r\ngin:")),
+            (
+                "l[    1.000000] a\r\no[    2.000000][    T1] b\r\n[12345.000000] c\r\ngin:",
+                Some("l[    1.000000] a\r\no[    2.000000][    T1] b\r\n[12345.000000] c\r\ngin:"),
+            ),
+            ("lologin:", Some("login:")),
+            ("lo[    4.812345] never ended", None),
+            ("lo[4.8] not the kernel\r\ngin:", None),
+            ("lo\r\ngin:", None),
+            ("[    4.812345] login:", Some("login:")),
+            ("", None),
+        ] {
+            let found = find_through(text.as_bytes(), b"login:").map(|place| &text[place]);
+            assert_eq!(found, expected, "{text:?}");
+        }
+        assert_eq!(find_through(b"x", b""), None);
+    }
+}
