@@ -337,6 +337,16 @@ impl Console {
         news
     }
 
+    /// The guest was reset and boots again. Gives the conversations that are over because of it.
+    pub(crate) fn rebooted(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
+        for wait in self.waits.values_mut() {
+            if let Conversation::Script(script) = &mut wait.conversation {
+                script.handle_reboot();
+            }
+        }
+        self.poll_waits(now, ended);
+    }
+
     /// The machine is over: no more output will come, and whoever waits is told. `true` when the
     /// former is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {

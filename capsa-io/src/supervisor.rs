@@ -525,7 +525,12 @@ impl Supervisor {
                     }
                     self.events.push_back(Event::Status(status));
                 }
-                Action::AnnounceReboot => self.events.push_back(Event::Rebooted),
+                Action::AnnounceReboot => {
+                    self.events.push_back(Event::Rebooted);
+                    let mut ended = Vec::new();
+                    self.console.rebooted(self.clock.now(), &mut ended);
+                    self.events.extend(ended.into_iter().map(Event::Ended));
+                }
                 Action::Release => self.release(),
             }
         }

@@ -175,6 +175,22 @@ fn a_reboot_that_ends_nothing_begins_again() {
 }
 
 #[test]
+fn a_reboot_ends_a_command_and_not_a_login() -> TestResult {
+    let guest = shell().on("reboot", Answer::reboot()).on("uname", Answer::say("Linux\n"));
+    let vm = testing::vm(guest).on_reboot(RebootPolicy::Restart).build_blocking()?;
+    vm.start()?;
+    let mut console = vm.console()?;
+    for _ in 0..3 {
+        console.login("root", Some("secret"))?;
+        assert_eq!(console.run("uname", None)?.output, b"Linux\n");
+        // Without a time limit: nothing else would ever end it.
+        let error = console.run("reboot", None).unwrap_err();
+        assert_eq!(error.to_string(), "guest rebooted while waiting for the command to end");
+    }
+    Ok(())
+}
+
+#[test]
 fn dropping_the_handle_ends_it_and_closes_its_console() {
     let vm = started(shell());
     let mut console = vm.console().unwrap();

@@ -317,6 +317,14 @@ impl Script for Login {
         Deadline::earliest(self.frame.deadline("login timed out"), soon)
     }
 
+    /// Begins anew with the next prompt.
+    fn handle_reboot(&mut self) {
+        self.stage = Stage::Nothing;
+        self.screen.clear();
+        self.standing = None;
+        (self.nudges, self.name_tries) = (0, 0);
+    }
+
     fn written(&self) -> Written {
         self.written
     }

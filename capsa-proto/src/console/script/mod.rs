@@ -53,6 +53,10 @@ pub trait Script {
     /// When to poll again even if the guest says nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
 
+    /// The guest was reset and boots again: whoever was asked is no longer there. All that it said
+    /// before is in the log. Poll again after it.
+    fn handle_reboot(&mut self) {}
+
     /// What the last [`Output::Write`] was, to somebody who records what is typed.
     fn written(&self) -> Written {
         Written::Plain
@@ -144,6 +148,14 @@ pub enum ScriptError {
         expected: String,
         /// The line that told.
         line: String,
+        /// The last 2 KiB or fewer of what came.
+        tail: Vec<u8>,
+    },
+    /// The guest was reset while a command ran, and boots again.
+    #[error("guest rebooted while waiting for {expected}")]
+    Rebooted {
+        /// What should have come next, in words.
+        expected: String,
         /// The last 2 KiB or fewer of what came.
         tail: Vec<u8>,
     },

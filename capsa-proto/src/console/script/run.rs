@@ -50,7 +50,7 @@ pub enum Stdin {
 ///
 /// On a timeout it types Ctrl-C once and then ends. That gives the shell back where the console is a
 /// controlling terminal; a shell that is the init of an initramfs usually has none, and goes on with
-/// the command. A console that closes ends the script at once.
+/// the command. A console that closes, or a guest that reboots, ends the script at once.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Output, RunCommand, Scrollback, Script};
@@ -93,6 +93,8 @@ pub struct RunCommand {
     heard: u64,
     /// The guest may be in trouble that would end the command.
     is_suspicious: bool,
+    /// The guest was reset, and its shell with it.
+    is_rebooted: bool,
     /// Ctrl-C was typed, and this is what to end with.
     interrupted: Option<ScriptError>,
     begin: Matcher,
@@ -158,6 +160,7 @@ impl RunCommand {
             read_through: None,
             heard: 0,
             is_suspicious: false,
+            is_rebooted: false,
             interrupted: None,
             begin: Matcher::new([marks.begin]),
             more: Matcher::new([marks.more]),
@@ -335,8 +338,11 @@ impl Script for RunCommand {
                 Step::Starved => break,
             }
         }
-        if let Some(error) = self.trouble(now, log, closed) {
+        if let Some(error) = self.trouble(now, log, closed || self.is_rebooted) {
             self.frame.fail(error, cursor)
+        } else if self.is_rebooted {
+            let (expected, tail) = (self.expected(), self.frame.tail(log));
+            self.frame.fail(ScriptError::Rebooted { expected, tail }, cursor)
         } else if closed {
             let error = self.frame.closed(now, log, self.expected(), self.near(log));
             self.frame.fail(error, cursor)
@@ -356,6 +362,10 @@ impl Script for RunCommand {
         let certain = if self.is_suspicious { self.frame.certain_at() } else { None };
         let soon = Deadline::earliest(certain, self.reads_through_at());
         Deadline::earliest(self.frame.deadline("console command timed out"), soon)
+    }
+
+    fn handle_reboot(&mut self) {
+        self.is_rebooted = true;
     }
 }
 

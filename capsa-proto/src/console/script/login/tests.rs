@@ -146,6 +146,26 @@ fn an_automatic_login_is_not_a_prompt() {
 }
 
 #[test]
+fn a_reboot_begins_the_login_anew() {
+    let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
+    let mut script = login(Some("pw"));
+    for boot in 0..3 {
+        for (asked, answer) in [("vm login: ", "root\r"), ("Password: ", "pw\r")] {
+            log.push(asked.as_bytes());
+            assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+            now = now + SETTLE;
+            let output = script.poll_output(now, &log, &mut cursor, false);
+            assert_eq!(output, Output::Write(answer.as_bytes().to_vec()), "boot {boot}");
+        }
+        script.handle_reboot();
+    }
+    log.push(b"\r\n# ");
+    assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+    let output = script.poll_output(now + SETTLE, &log, &mut cursor, false);
+    assert!(matches!(output, Output::Done(Ok(_))), "{output:?}");
+}
+
+#[test]
 fn a_password_prompt_of_somebody_else_is_ended_with_enter() {
     let mut guest = guest(At::Password, "");
     guest.password = Some("s3cret");

@@ -239,6 +239,34 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
 }
 
 #[test]
+fn a_reboot_ends_a_command_unless_it_was_over() {
+    let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";
+    for (said, expected) in [
+        (done, Ok(b"ok\n".to_vec())),
+        (&done[..40], Err("guest rebooted while waiting for the command to end")),
+        ("# ", Err("guest rebooted while waiting for the shell to take the command")),
+        (
+            "Kernel panic - not syncing: x\r\n",
+            Err("guest kernel panicked while waiting for the shell to take the command: \
+                 Kernel panic - not syncing: x"),
+        ),
+    ] {
+        let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+        let mut script = command("x", None);
+        let mut poll = |script: &mut RunCommand, log: &_| {
+            script.poll_output(Instant::ZERO, log, &mut cursor, false)
+        };
+        assert!(matches!(poll(&mut script, &log), Output::Write(_)));
+        log.push(said.as_bytes());
+        script.handle_reboot();
+        let Output::Done(reply) = poll(&mut script, &log) else { panic!("it goes on: {said:?}") };
+        let reply = reply.map(|reply| reply.output).map_err(|error| error.to_string());
+        assert_eq!(reply, expected.map_err(|text| text.to_string()));
+        assert_eq!(script.poll_timeout(), None);
+    }
+}
+
+#[test]
 fn a_command_may_print_of_trouble_and_be_silent() {
     for amid in
         ["Kernel panic - not syncing: told\r\n", "\r\nLogin incorrect\r\n", "\r\n(initramfs) "]
