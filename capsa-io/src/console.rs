@@ -442,15 +442,7 @@ impl Console {
 
     fn flush(&mut self) {
         let Some(stream) = &mut self.stream else { return };
-        while !self.outgoing.is_empty() {
-            let (front, _) = self.outgoing.as_slices();
-            match stream.io().write(front) {
-                Ok(0) => break,
-                Ok(n) => drop(self.outgoing.drain(..n)),
-                // The reading side will see the end, and say so once.
-                Err(_) => self.outgoing.clear(),
-            }
-        }
+        stream.io().write_from(&mut self.outgoing);
         self.adjust_interest();
     }
 

@@ -47,7 +47,7 @@ pub(crate) struct Control {
 #[derive(Debug)]
 struct Link {
     stream: Source<Stream>,
-    outgoing: Vec<u8>,
+    outgoing: VecDeque<u8>,
     response: Option<ResponseDecoder>,
 }
 
@@ -86,7 +86,7 @@ impl Control {
         match (&message.body, &mut self.link) {
             (Body::Qmp { execute, arguments }, Some(link)) => {
                 let bytes = qmp::encode_command(id, execute, arguments.as_ref());
-                link.outgoing.extend_from_slice(&bytes);
+                link.outgoing.extend(&bytes);
                 self.pending.push_back((id, message));
                 self.flush()
             }
@@ -238,7 +238,7 @@ impl Control {
         });
         match link {
             Ok(mut link) => {
-                link.outgoing = request.encode();
+                link.outgoing = request.encode().into();
                 self.link = Some(link);
                 self.flush()
             }
@@ -251,14 +251,7 @@ impl Control {
 
     fn flush(&mut self) -> Option<Heard> {
         let link = self.link.as_mut()?;
-        while !link.outgoing.is_empty() {
-            match link.stream.io().write(&link.outgoing) {
-                Ok(0) => break,
-                Ok(n) => drop(link.outgoing.drain(..n)),
-                // The reading side will see the end, and say so once.
-                Err(_) => link.outgoing.clear(),
-            }
-        }
+        link.stream.io().write_from(&mut link.outgoing);
         let writable = !link.outgoing.is_empty();
         if link.stream.set_interest(true, writable).is_err() {
             self.link = None;
@@ -275,6 +268,6 @@ impl Link {
         key: usize,
         response: Option<ResponseDecoder>,
     ) -> io::Result<Self> {
-        Ok(Self { stream: poll.add(stream, key)?, outgoing: Vec::new(), response })
+        Ok(Self { stream: poll.add(stream, key)?, outgoing: VecDeque::new(), response })
     }
 }

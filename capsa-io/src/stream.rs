@@ -1,5 +1,6 @@
 //! A non-blocking byte stream to a hypervisor: a unix socket, or the master of a pty.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -47,7 +48,7 @@ impl Stream {
     }
 
     /// Writes what goes now. Zero when nothing does.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             let wrote = match self {
                 Self::Socket(socket) => socket.write(bytes),
@@ -58,6 +59,19 @@ impl Stream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
                 wrote => wrote,
             };
+        }
+    }
+
+    /// Writes what goes now from the front of `queue`. What a stream that is gone does not take is
+    /// dropped: its reading side will say so.
+    pub(crate) fn write_from(&mut self, queue: &mut VecDeque<u8>) {
+        while !queue.is_empty() {
+            let (front, _) = queue.as_slices();
+            match self.write(front) {
+                Ok(0) => break,
+                Ok(n) => drop(queue.drain(..n)),
+                Err(_) => queue.clear(),
+            }
         }
     }
 }

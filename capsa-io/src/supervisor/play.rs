@@ -95,14 +95,7 @@ impl Player {
             self.outgoing.clear();
             return true;
         };
-        while !self.outgoing.is_empty() {
-            let (front, _) = self.outgoing.as_slices();
-            match stream.io().write(front) {
-                Ok(0) => break,
-                Ok(n) => drop(self.outgoing.drain(..n)),
-                Err(_) => self.outgoing.clear(),
-            }
-        }
+        stream.io().write_from(&mut self.outgoing);
         let all = self.outgoing.is_empty();
         if stream.set_interest(true, !all).is_err() {
             self.stream = None;

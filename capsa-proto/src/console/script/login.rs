@@ -22,7 +22,7 @@
 use super::screen::{PIECE, Screen, Sign};
 use super::{Frame, Output, Reply, Script, ScriptError, Written, hint};
 use crate::console::trouble::Watch;
-use crate::console::{Cursor, NearMiss, Scrollback, Trouble};
+use crate::console::{Cursor, Scrollback, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -158,7 +158,7 @@ impl Login {
         cursor: &mut Cursor,
     ) -> Option<Output> {
         match (sign, self.stage) {
-            (Sign::Shell, _) => Some(self.succeed(log, cursor)),
+            (Sign::Shell, _) => Some(self.succeed(log)),
             (Sign::Login, Stage::Nothing | Stage::Name) if self.name_tries < NAME_TRIES => {
                 self.name_tries += 1;
                 self.frame.watch = Some(Watch::for_all(log.end()));
@@ -197,9 +197,9 @@ impl Login {
         Output::Write(line)
     }
 
-    fn succeed(&mut self, log: &Scrollback, cursor: &Cursor) -> Output {
+    fn succeed(&mut self, log: &Scrollback) -> Output {
         let output = self.frame.tail(log);
-        let begin = self.frame.enter(cursor).offset();
+        let begin = self.frame.origin();
         let truncated = (output.len() as u64) < log.end() - begin.min(log.end());
         self.frame.succeed(Reply { output, status: None, truncated })
     }
@@ -250,8 +250,16 @@ impl Login {
         Some(Deadline { at: self.active? + pause, why: "console is silent, press Enter" })
     }
 
-    fn near(&self, log: &Scrollback) -> Option<NearMiss> {
-        hint::of_no_prompt(log, self.frame.origin(), self.nudges)
+    fn unmet(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output {
+        let near = hint::of_no_prompt(log, self.frame.origin(), self.nudges);
+        let error = self.frame.unmet(now, log, closed, self.expected().into(), near);
+        self.frame.fail(error, cursor)
     }
 
     fn expected(&self) -> &'static str {
@@ -271,10 +279,9 @@ impl Script for Login {
         cursor: &mut Cursor,
         closed: bool,
     ) -> Output {
-        if let Some(error) = &self.frame.ended {
-            return Output::Done(Err(error.clone()));
+        if let Some(ended) = self.frame.enter(cursor) {
+            return ended;
         }
-        self.frame.enter(cursor);
         self.active.get_or_insert(now);
         if self.look(now, log, cursor) {
             return self.refused(cursor);
@@ -284,9 +291,7 @@ impl Script for Login {
             return self.frame.fail(error, cursor);
         }
         if closed {
-            let near = self.near(log);
-            let error = self.frame.closed(now, log, self.expected().into(), near);
-            return self.frame.fail(error, cursor);
+            return self.unmet(now, log, cursor, closed);
         }
         let over = self.frame.clock.is_over(now);
         // When the time is over a shell still counts, but nothing more is typed.
@@ -297,9 +302,7 @@ impl Script for Login {
             return output;
         }
         if over {
-            let near = self.near(log);
-            let error = self.frame.timed_out(now, log, self.expected().into(), near);
-            return self.frame.fail(error, cursor);
+            return self.unmet(now, log, cursor, closed);
         }
         if self.nudge_at().is_some_and(|nudge| now >= nudge.at) {
             self.nudges += 1;

@@ -231,9 +231,15 @@ impl Frame {
         Self { clock: Clock::new(now, timeout), begin: None, watch: None, ended: None }
     }
 
-    /// Notes where the script began, on the first call.
-    fn enter(&mut self, cursor: &Cursor) -> Cursor {
-        *self.begin.get_or_insert(*cursor)
+    /// Notes where the script began, on the first call, and gives its error again when it has ended.
+    fn enter(&mut self, cursor: &Cursor) -> Option<Output> {
+        self.begin.get_or_insert(*cursor);
+        self.ended.clone().map(|error| Output::Done(Err(error)))
+    }
+
+    /// Whether there is nothing more to wait for.
+    fn is_over(&self, now: Instant, closed: bool) -> bool {
+        closed || self.clock.is_over(now)
     }
 
     fn succeed(&mut self, reply: Reply) -> Output {
@@ -289,28 +295,22 @@ impl Frame {
         ScriptError::EmergencyShell { expected, line: seen.line, tail: self.tail(log) }
     }
 
-    fn timed_out(
+    /// What was waited for did not come: the console closed, or else the time is over.
+    fn unmet(
         &self,
         now: Instant,
         log: &Scrollback,
+        closed: bool,
         expected: String,
         near: Option<NearMiss>,
     ) -> ScriptError {
         let (waited, tail) = (self.clock.waited(now), self.tail(log));
         let trouble = trouble_in(log, &self.begin.unwrap_or_default());
-        ScriptError::TimedOut { expected, waited, tail, trouble, near }
-    }
-
-    fn closed(
-        &self,
-        now: Instant,
-        log: &Scrollback,
-        expected: String,
-        near: Option<NearMiss>,
-    ) -> ScriptError {
-        let (waited, tail) = (self.clock.waited(now), self.tail(log));
-        let trouble = trouble_in(log, &self.begin.unwrap_or_default());
-        ScriptError::Closed { expected, waited, tail, trouble, near }
+        if closed {
+            ScriptError::Closed { expected, waited, tail, trouble, near }
+        } else {
+            ScriptError::TimedOut { expected, waited, tail, trouble, near }
+        }
     }
 
     /// The offset where the script began.

@@ -312,13 +312,12 @@ impl Script for RunCommand {
         cursor: &mut Cursor,
         closed: bool,
     ) -> Output {
-        if let Some(error) = &self.frame.ended {
-            return Output::Done(Err(error.clone()));
+        if let Some(ended) = self.frame.enter(cursor) {
+            return ended;
         }
         if let Some(error) = self.interrupted.take() {
             return self.frame.fail(error, cursor);
         }
-        self.frame.enter(cursor);
         self.frame.look(now, log);
         self.heard = log.end();
         loop {
@@ -343,12 +342,13 @@ impl Script for RunCommand {
         } else if self.is_rebooted {
             let (expected, tail) = (self.expected(), self.frame.tail(log));
             self.frame.fail(ScriptError::Rebooted { expected, tail }, cursor)
-        } else if closed {
-            let error = self.frame.closed(now, log, self.expected(), self.near(log));
-            self.frame.fail(error, cursor)
-        } else if self.frame.clock.is_over(now) {
+        } else if self.frame.is_over(now, closed) {
             let (expected, near) = (self.expected(), self.near(log));
-            self.interrupted = Some(self.frame.timed_out(now, log, expected, near));
+            let error = self.frame.unmet(now, log, closed, expected, near);
+            if closed {
+                return self.frame.fail(error, cursor);
+            }
+            self.interrupted = Some(error);
             Output::Write(vec![INTERRUPT])
         } else {
             Output::Wait

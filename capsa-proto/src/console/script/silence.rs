@@ -55,10 +55,9 @@ impl Script for Silence {
         cursor: &mut Cursor,
         closed: bool,
     ) -> Output {
-        if let Some(error) = &self.frame.ended {
-            return Output::Done(Err(error.clone()));
+        if let Some(ended) = self.frame.enter(cursor) {
+            return ended;
         }
-        self.frame.enter(cursor);
         self.frame.look(now, log);
         // What was there before the wait does not break the silence.
         let end = *self.since.0.get_or_insert(log.end());
@@ -77,11 +76,8 @@ impl Script for Silence {
             let output = cursor.take(log);
             let truncated = cursor.lost() > lost;
             self.frame.succeed(Reply { output, status: None, truncated })
-        } else if closed {
-            let error = self.frame.closed(now, log, self.expected(), None);
-            self.frame.fail(error, cursor)
-        } else if self.frame.clock.is_over(now) {
-            let error = self.frame.timed_out(now, log, self.expected(), None);
+        } else if self.frame.is_over(now, closed) {
+            let error = self.frame.unmet(now, log, closed, self.expected(), None);
             self.frame.fail(error, cursor)
         } else {
             Output::Wait
