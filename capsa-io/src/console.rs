@@ -246,12 +246,21 @@ impl Console {
         self.waits.remove(&id)?.ended
     }
 
-    /// Gives a conversation up. What it read and did not hand out is unread again.
+    /// Gives a conversation up. What it read and did not hand out is unread again. A command that
+    /// runs is interrupted.
     pub fn cancel(&mut self, id: WaitId) {
-        if let Some(wait) = self.waits.remove(&id)
-            && let Some(cursor) = self.readers.get_mut(&wait.reader)
-        {
+        let Some(mut wait) = self.waits.remove(&id) else { return };
+        if let Some(cursor) = self.readers.get_mut(&wait.reader) {
             *cursor = wait.began;
+        }
+        if wait.ended.is_none()
+            && !self.closed
+            && let Conversation::Script(script) = &mut wait.conversation
+            && let Some(bytes) = script.handle_cancel()
+        {
+            self.taps.typed(self.log.end(), script.written(), &bytes);
+            self.outgoing.extend(&bytes);
+            self.flush();
         }
     }
 

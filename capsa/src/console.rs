@@ -310,6 +310,9 @@ impl VmConsole {
 
     /// Runs a command and gives its output *and* its exit status. Needs no prompt to be named.
     ///
+    /// Dropping the future interrupts the command, as a time limit does. One command at a time: of two
+    /// at once on one machine, each has the other's echo in its output.
+    ///
     /// # Errors
     ///
     /// As [`run_command_timeout`](Self::run_command_timeout).

@@ -327,7 +327,8 @@ impl Vm {
         self.supervisor.take_ended(wait)
     }
 
-    /// Gives a conversation up. What it read and did not hand out is unread again.
+    /// Gives a conversation up. What it read and did not hand out is unread again. A command that
+    /// runs is interrupted.
     pub fn cancel(&mut self, wait: WaitId) {
         self.supervisor.console_mut().cancel(wait);
     }

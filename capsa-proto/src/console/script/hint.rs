@@ -29,6 +29,13 @@ pub(super) fn of_no_shell(log: &Scrollback, from: u64) -> Option<NearMiss> {
     Some(shows(&screen, meaning))
 }
 
+/// Why a command may never end: its shell is gone. Anything else that it shows is its own business.
+pub(super) fn of_lost_shell(log: &Scrollback, from: u64) -> Option<NearMiss> {
+    let screen = screen(log, from);
+    let is_login = screen.sign() == Some(Sign::Login);
+    is_login.then(|| shows(&screen, "nobody is logged in any more"))
+}
+
 /// What came after a command instead of the prompt, if it looks like one.
 pub(super) fn of_another_prompt(log: &Scrollback, from: u64) -> Option<NearMiss> {
     let screen = screen(log, from);

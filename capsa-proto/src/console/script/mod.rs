@@ -57,6 +57,12 @@ pub trait Script {
     /// before is in the log. Poll again after it.
     fn handle_reboot(&mut self) {}
 
+    /// Nobody wants it any more: what is to be typed so that the guest gives up as well. It is not
+    /// polled after that.
+    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// What the last [`Output::Write`] was, to somebody who records what is typed.
     fn written(&self) -> Written {
         Written::Plain

@@ -48,7 +48,7 @@ pub enum Stdin {
 /// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
 /// supported: `command eval` means something else there.
 ///
-/// On a timeout it types Ctrl-C once and then ends. That gives the shell back where the console is a
+/// On a timeout, and when it is cancelled, it types Ctrl-C once and then ends. That gives the shell back where the console is a
 /// controlling terminal; a shell that is the init of an initramfs usually has none, and goes on with
 /// the command. A console that closes, or a guest that reboots, ends the script at once.
 ///
@@ -280,10 +280,11 @@ impl RunCommand {
         })
     }
 
-    /// What came instead of what is waited for. While a command runs that is its own business.
+    /// What came instead of what is waited for.
     fn near(&self, log: &Scrollback) -> Option<NearMiss> {
         match &self.stage {
-            Stage::Output | Stage::EndLine => None,
+            Stage::Output => hint::of_lost_shell(log, self.since),
+            Stage::EndLine => None,
             Stage::Prompt => near_miss(self.prompt.as_ref()?.patterns(), log.since(self.since))
                 .or_else(|| hint::of_another_prompt(log, self.since)),
             _ => hint::of_no_shell(log, self.frame.origin()),
@@ -366,6 +367,12 @@ impl Script for RunCommand {
 
     fn handle_reboot(&mut self) {
         self.is_rebooted = true;
+    }
+
+    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
+        let is_over = self.frame.ended.is_some() || self.interrupted.is_some();
+        let runs = !is_over && !matches!(self.stage, Stage::Fresh | Stage::EndLine | Stage::Prompt);
+        runs.then(|| vec![INTERRUPT])
     }
 }
 

@@ -239,6 +239,34 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
 }
 
 #[test]
+fn a_command_that_ended_its_shell_is_told_from_one_that_takes_long() {
+    let ends = "timed out after 10s waiting for the command to end";
+    let login = r#": the last line is "vm login: ": nobody is logged in any more"#;
+    for (said, hint) in [("\r\nvm login: ", login), ("\r\nPassword: ", ""), ("so far", "")] {
+        assert_eq!(troubled("", said).0, format!("{ends}{hint}"));
+    }
+}
+
+#[test]
+fn a_command_that_is_cancelled_is_interrupted_while_it_runs_and_no_later() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", Some("# "));
+    assert_eq!(script.clone().handle_cancel(), None, "nothing was typed");
+    for (said, expected) in [
+        ("", Some(vec![INTERRUPT])),
+        ("capsa:begin:000000000000beef\r\n", Some(vec![INTERRUPT])),
+        ("output capsa:end:000000000000beef:0;\r\n", None),
+        ("# ", None),
+    ] {
+        log.push(said.as_bytes());
+        for _ in 0..2 {
+            let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+        }
+        assert_eq!(script.clone().handle_cancel(), expected, "{said:?}");
+    }
+}
+
+#[test]
 fn a_reboot_ends_a_command_unless_it_was_over() {
     let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";
     for (said, expected) in [

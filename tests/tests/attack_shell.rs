@@ -1,0 +1,136 @@
+//! Shells under attack: what a program prints is its output, whatever it looks like; and whoever looks
+//! on is neither lost nor harmed.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use capsa::blocking::{VmConsole, VmHandle};
+use capsa::testing::{self, Answer, FakeGuest};
+use capsa::{Error, Pattern};
+use capsa_test::vm::PATIENCE;
+use futures_lite::future::{block_on, poll_once};
+
+/// Short, for what never comes.
+const SOON: Duration = Duration::from_millis(20);
+
+fn logged_in(guest: FakeGuest) -> (VmHandle, VmConsole) {
+    let vm = testing::vm(guest.login("root", None).shell("# ")).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", None, PATIENCE).unwrap();
+    (vm, console)
+}
+
+/// What a program may print that looks like something else.
+fn hostile() -> Vec<Vec<u8>> {
+    let ids = (0..2000u64).map(|n| format!("capsa:end:{n:016x}:0;\ncapsa:begin:{n:016x}\n"));
+    let panic =
+        "[    1.0] Kernel panic - not syncing: told\n---[ end Kernel panic - not syncing ]---\n";
+    vec![
+        b"# \n$ \n> \nroot@vm:~# ".to_vec(),
+        b"vm login: \nPassword: \nLogin incorrect\n".to_vec(),
+        ids.collect::<String>().into_bytes(),
+        b"\x1b[".repeat(200_000),
+        [&b"\x1b]0;"[..], &b"title ".repeat(200_000)].concat(),
+        b"x".repeat(3_000_000),
+        b"\r".repeat(100_000),
+        vec![0; 100_000],
+        (0..=255).cycle().take(500_000).collect(),
+        "größer ↦ 🦀".repeat(10_000).into_bytes(),
+        b"[    1.000000] ".repeat(10_000),
+        b"[    1.000000".to_vec(),
+        [panic.as_bytes(), b"and on it goes\n"].concat(),
+        b"\n(initramfs) \nYou are in emergency mode\nLinux version 6.1\n".to_vec(),
+        b"capsa:end:".repeat(10_000),
+        b"\xf0\x9f\xa6".to_vec(),
+        vec![],
+    ]
+}
+
+#[test]
+fn whatever_a_command_prints_is_its_output_and_nothing_else() {
+    for text in hostile() {
+        let start = text[..text.len().min(40)].escape_ascii().to_string();
+        let guest = FakeGuest::new().on("attack", Answer::say(&text).with_status(7));
+        let (vm, mut console) = logged_in(guest);
+        let lines = console.reader().strip_ansi().lines();
+        let tail = std::thread::spawn(move || lines.map(|line| line.len()).max());
+        for prompt in [None, Some("# ")] {
+            let reply = match prompt {
+                None => console.run("attack", Some(PATIENCE)).unwrap(),
+                Some(prompt) => {
+                    let said = console.run_command_timeout("attack", prompt, PATIENCE).unwrap();
+                    assert_eq!(said, String::from_utf8_lossy(&text), "{start}");
+                    continue;
+                }
+            };
+            // What stands before a newline of its own is the terminal's, if it is a carriage return.
+            assert!(reply.output == text, "{start}: {} of {}", reply.output.len(), text.len());
+            assert_eq!((reply.status, reply.truncated), (Some(7), false), "{start}");
+        }
+        let error = console.wait_for_timeout("nothing of it", SOON).unwrap_err().to_string();
+        assert!(error.len() < 4096 && !error.contains('\x1b'), "{start}: {error}");
+        vm.kill().unwrap();
+        assert!(tail.join().unwrap() <= Some(3 * (64 << 10)), "{start}");
+    }
+}
+
+#[test]
+fn what_cannot_be_typed_or_sought_is_refused_before_anything_is_typed() {
+    let (_vm, mut console) = logged_in(FakeGuest::new());
+    for command in ["a\0b".to_owned(), "x".repeat((64 << 10) + 1), "\u{1}".repeat(20_000)] {
+        let error = console.run(&command, Some(PATIENCE)).unwrap_err();
+        assert!(matches!(error, Error::Script(_)), "{error}");
+    }
+    for (name, password) in [("ro\not", None), ("root", Some("pass\u{3}word")), ("\u{1b}[A", None)]
+    {
+        let error = console.login_timeout(name, password, PATIENCE).unwrap_err();
+        assert!(matches!(error, Error::Script(_)), "{error}");
+        assert!(!error.to_string().contains("pass\u{3}"), "{error}");
+    }
+    assert!(Pattern::regex("(a*)*b{1000000}").is_err());
+    assert_eq!(console.read_available().unwrap(), "", "something was typed");
+}
+
+#[test]
+fn times_of_any_length_are_times() {
+    let guest = FakeGuest::new().on("true", Answer::status(0)).on("cat", Answer::blocks());
+    let (_vm, mut console) = logged_in(guest);
+    for timeout in [Duration::MAX, Duration::from_secs(u64::MAX / 1_000_000)] {
+        assert_eq!(console.run("true", Some(timeout)).unwrap().status, Some(0));
+        assert_eq!(console.wait_for_timeout("# ", timeout).unwrap(), "# ");
+    }
+    for timeout in [Duration::ZERO, Duration::from_nanos(1)] {
+        assert!(matches!(console.run("cat", Some(timeout)), Err(Error::Timeout { .. })));
+        assert!(matches!(console.wait_for_timeout("never", timeout), Err(Error::Timeout { .. })));
+        assert!(matches!(
+            console.login_timeout("root", None, timeout),
+            Ok(()) | Err(Error::Timeout { .. })
+        ));
+    }
+    assert_eq!(console.run("true", Some(PATIENCE)).unwrap().status, Some(0));
+}
+
+#[test]
+fn a_command_whose_future_is_dropped_is_interrupted() {
+    let guest = FakeGuest::new()
+        .login("root", None)
+        .shell("# ")
+        .on("sleep 1000", Answer::blocks())
+        .on("pwd", Answer::say("/root\n"));
+    block_on(async {
+        let vm = testing::vm(guest).build().await.unwrap();
+        vm.start().await.unwrap();
+        let mut console = vm.console().await.unwrap();
+        console.login("root", None).await.unwrap();
+        for moment in 0..20 {
+            {
+                let mut sleeps = pin!(console.run("sleep 1000", None));
+                assert!(poll_once(&mut sleeps).await.is_none());
+                // The guest has heard of nothing yet, or of all of it.
+                std::thread::sleep(Duration::from_micros(100 * moment));
+            }
+            assert_eq!(console.run("pwd", None).await.unwrap().output, b"/root\n");
+        }
+    });
+}
