@@ -67,10 +67,21 @@ pub struct Search {
     hit: Option<Hit>,
     /// For each pattern that is a regular expression, how far its automaton has come.
     #[cfg(feature = "regex")]
-    walks: Vec<Option<(u64, super::regex::Walk)>>,
+    walks: Vec<Option<Way>>,
     /// Bytes looked at, summed over the patterns.
     #[cfg(test)]
     work: u64,
+}
+
+/// How far a regular expression has been looked for.
+#[cfg(feature = "regex")]
+#[derive(Debug, Clone)]
+struct Way {
+    /// Up to where there is no match.
+    at: u64,
+    /// Up to where its automaton has gone, where that has come back to its start.
+    walked: u64,
+    walk: super::regex::Walk,
 }
 
 impl Matcher {
@@ -207,19 +218,24 @@ impl Search {
         from: u64,
         stop: u64,
     ) -> Option<Range<u64>> {
-        let bytes = log.since(self.scanned);
-        let bytes = &bytes[..stop.saturating_sub(self.scanned).min(bytes.len() as u64) as usize];
-        self.looked_at(bytes);
+        let scanned = self.scanned;
         if self.walks.len() <= pattern {
             self.walks.resize_with(pattern + 1, || None);
         }
-        let (at, walk) = self.walks[pattern].get_or_insert_with(|| (self.scanned, regex.walk()));
-        if *at != self.scanned {
+        let way = self.walks[pattern].get_or_insert_with(|| Way::new(scanned, regex.walk()));
+        if way.at != scanned {
             // Bytes were dropped before anybody looked at them. No match reaches across.
-            walk.restart();
+            way.walked = scanned;
+            way.walk.restart();
         }
-        *at = self.scanned + bytes.len() as u64;
-        let end = self.scanned + regex.advance(walk, bytes)? as u64;
+        let stop = stop.max(scanned);
+        way.at = stop;
+        let begin = way.begin(regex, log, scanned, from, stop)?;
+        let bytes = &log.since(begin)[..(stop - begin) as usize];
+        way.walked = stop;
+        let end = regex.advance(&mut way.walk, bytes).map(|len| begin + len as u64);
+        self.looked_at(bytes);
+        let end = end?;
         let before = log.since(from);
         let start = from + regex.begin(&before[..(end - from) as usize]) as u64;
         Some(start..end)
@@ -243,6 +259,33 @@ impl Search {
                 self.scanned.saturating_sub(overlap).max(self.from)
             }
         }
+    }
+}
+
+#[cfg(feature = "regex")]
+impl Way {
+    fn new(at: u64, walk: super::regex::Walk) -> Self {
+        Self { at, walked: at, walk }
+    }
+
+    /// Where the automaton has to go on, if it has to before `stop`. No byte is gone over twice.
+    fn begin(
+        &self,
+        regex: &super::regex::Regex,
+        log: &Scrollback,
+        scanned: u64,
+        from: u64,
+        stop: u64,
+    ) -> Option<u64> {
+        let gate = regex.gate().filter(|_| self.walk.is_at_start());
+        let Some(gate) = gate else { return Some(scanned) };
+        // What a match must have may have begun before what is new.
+        let look = scanned.saturating_sub(gate.len() as u64 - 1).max(from);
+        let place = look + gate.find(&log.since(look)[..(stop - look) as usize])? as u64;
+        let earliest = self.walked.max(from);
+        let before = &log.since(earliest)[..place.saturating_sub(earliest) as usize];
+        let line = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
+        Some(earliest + line as u64)
     }
 }
 
@@ -338,6 +381,24 @@ mod tests {
         let fresh = polls * chunk * patterns.len() as u64;
         let overlap = (polls - 1) * ((6 - 1) + (3 - 1));
         assert_eq!(search.work, fresh + overlap);
+    }
+
+    #[cfg(feature = "regex")]
+    #[test]
+    fn a_literal_that_comes_again_and_again_costs_no_byte_twice() {
+        for text in ["x login: ", "x login: x\n", "aaaaaaaa", " login: "] {
+            let matcher = Matcher::of([Pattern::regex("[a-z]+ login: never").unwrap()]);
+            let mut log = Scrollback::new(1 << 20);
+            let mut search = Search::from(0);
+            for byte in text.bytes().cycle().take(20_000) {
+                log.push(&[byte]);
+                assert_eq!(matcher.find(&mut search, &log), None);
+            }
+            assert!(search.work <= 20_000, "{} for {text:?}", search.work);
+            log.push(b"\nroot login: never");
+            let hit = matcher.find(&mut search, &log).map(|hit| (hit.start, hit.end));
+            assert_eq!(hit, Some((20_001, 20_001 + 17)), "{text:?}");
+        }
     }
 
     #[test]

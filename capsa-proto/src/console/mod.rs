@@ -60,6 +60,7 @@
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
 //! | what is looked at for a near miss | 64 KiB, 16 literals | the last bytes, the first literals |
 //! | a regular expression | 4 KiB, 256 KiB compiled | refused |
+//! | a match of one up to its first literal | what the log holds | not found |
 //! | states of a search for it | 512 KiB | forgotten, and worked out again |
 //! | groups of a match | 64 KiB | only the whole is known |
 //! | a line | [`LINE_MAX`] | given in pieces |

@@ -92,6 +92,12 @@ impl Pattern {
         }
     }
 
+    /// Whether text can be passed over for want of a literal of this regular expression.
+    #[cfg(all(test, feature = "regex"))]
+    pub(super) fn has_gate(&self) -> bool {
+        matches!(&self.kind, Kind::Regex(regex) if regex.gate().is_some())
+    }
+
     /// Whether it is found where there is nothing.
     pub(super) fn matches_nothing(&self) -> bool {
         match &self.kind {

@@ -7,6 +7,7 @@
 //! The automaton forwards finds the **earliest end** of any match. The automaton backwards then
 //! finds the leftmost beginning of the matches that end there, once, in what is still in the log.
 
+mod gate;
 mod walk;
 
 use super::PatternError;
@@ -22,6 +23,7 @@ use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, PatternID};
 use regex_syntax::hir::Look;
 
+pub(super) use gate::Gate;
 pub(super) use walk::Walk;
 
 /// The longest expression, as written.
@@ -43,6 +45,7 @@ struct Compiled {
     /// For the groups, where there are any.
     groups: Option<PikeVM>,
     matches_nothing: bool,
+    gate: Option<Gate>,
 }
 
 impl Regex {
@@ -84,6 +87,7 @@ impl Regex {
             backward: compile(true, WhichCaptures::None)?,
             groups,
             matches_nothing: hir.properties().minimum_len() == Some(0),
+            gate: Gate::of(&hir),
         })))
     }
 
@@ -93,6 +97,11 @@ impl Regex {
 
     pub(super) fn matches_nothing(&self) -> bool {
         self.0.matches_nothing
+    }
+
+    /// What a text must have for a match to be in it.
+    pub(super) fn gate(&self) -> Option<&Gate> {
+        self.0.gate.as_ref()
     }
 
     /// A walk that finds the earliest end.

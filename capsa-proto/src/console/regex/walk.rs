@@ -79,6 +79,11 @@ impl Walk {
         self.start_row = self.at;
     }
 
+    /// Whether no match is under way.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.at == self.start_row
+    }
+
     /// How many bytes it took to come to the end of a match.
     pub(super) fn advance(&mut self, nfa: &NFA, bytes: &[u8]) -> Option<usize> {
         let mut i = 0;
