@@ -3,7 +3,7 @@
 use super::Stripper;
 use super::{
     Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script,
-    Scrollback, Search,
+    Scrollback, Search, Silence,
 };
 use crate::time::Instant;
 use alloc::boxed::Box;
@@ -134,14 +134,16 @@ pub fn ansi(data: &[u8]) {
 /// A guest that says what `data` has, at the times it has: every script ends, in bounds, and
 /// however the bytes between two moments are cut.
 ///
-/// A byte of 0xff lets time pass, 0xfe stands for the begin mark and 0xfd for the end mark.
+/// A byte of 0xff lets time pass, 0xfe stands for the begin mark and 0xfd for the end mark. Where the
+/// first byte after a while is 0xfc, the guest was reset before it.
 pub fn scripts(data: &[u8]) {
     let Some((&head, data)) = data.split_first() else { return };
     let script = || -> Box<dyn Script> {
         let (now, timeout) = (Instant::ZERO, Some(30 * SECOND));
-        match head % 4 {
+        match head % 5 {
             0 => Box::new(Login::new("root", None, now, timeout).expect("typeable")),
             1 => Box::new(Login::new("root", Some("pw"), now, timeout).expect("typeable")),
+            4 => Box::new(Silence::new(2 * SECOND, now, timeout)),
             n => {
                 let prompt = if n == 2 { None } else { Some("# ") };
                 let run = RunCommand::new("x", prompt, NONCE, now, timeout).expect("typeable");
@@ -172,6 +174,12 @@ fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<Outpu
     let mut log = Scrollback::new(1 << 20);
     let (mut cursor, mut now, mut outputs) = (Cursor::at(0), Instant::ZERO, Vec::new());
     for moment in moments {
+        if moment.first() == Some(&0xfc) {
+            script.handle_reboot();
+            if settle(script, now, &log, &mut cursor, &mut outputs) {
+                return outputs;
+            }
+        }
         for bytes in moment.chunks(chunk.min(moment.len()).max(1)) {
             log.push(bytes);
             if settle(script, now, &log, &mut cursor, &mut outputs) {
@@ -208,13 +216,13 @@ fn settle(
             Output::Wait => return false,
             Output::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
             Output::Done(result) => {
-                if let Ok(reply) = result {
-                    // A command keeps up to its limit, a login the tail.
-                    assert!(
-                        reply.output.len() <= if reply.status.is_some() { LIMIT } else { 2048 }
-                    );
+                if let Ok(reply) = result
+                    && reply.status.is_some()
+                {
+                    assert!(reply.output.len() <= LIMIT, "more than a command may keep");
                 }
                 assert_eq!(script.poll_timeout(), None);
+                assert_eq!(script.handle_cancel(), None, "typed after the end");
                 outputs.push(output);
                 return true;
             }
@@ -270,7 +278,9 @@ mod tests {
             b"\x01login: \xffPassword: \xffLogin incorrect\r\nlogin: ",
             b"\x02\xfehello\r\n\xfd", b"\x03\xfehello\xff\xfd# ", b"\x03\xfe\xfe\xfd\xfd\xff\xff# ",
             b"\x02\xfeaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\xfd",
-            b"\0\x1b]\xff\x1b[\xff[  1.000000]\xff\xff",
+            b"\0\x1b]\xff\x1b[\xff[  1.000000]\xff\xff", b"\x04so much\xffand more\xff\xff\xff",
+            b"\x02\xfex\xff\xfclogin: ", b"\x01login: \xff\xfclogin: \xffPassword: \xff# \xff",
+            b"\x02capsa:begin:00000000[    1.234567] x\r\n00000007\r\nout\r\ncapsa:end:0000000000000007:[    1.234567] y\r\n0;\r\n",
         ] {
             scripts(data);
         }
@@ -279,7 +289,10 @@ mod tests {
     #[test]
     fn random_bytes_hold_too() {
         let mut random = fastrand::Rng::with_seed(11);
-        let words: [&[u8]; 28] = [
+        let words: [&[u8]; 31] = [
+            b"\xff\xfc",
+            b"0000000000000007:",
+            b"[    1.234567] x\r\n",
             b"/a+b",
             b"/(a|b)*\r",
             b"\n/.a",
