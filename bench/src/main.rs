@@ -75,8 +75,12 @@ fn everything(fake: &str) -> Result<()> {
     println!("\nlatency in µs from the byte being written to the waiter running; CPU time in ms");
     println!("{:10} {:>10} {:>10} {:>10}", "", "median", "99 of 100", "CPU");
     for who in SUBJECTS {
-        let n = again(&["latency", who, fake])?;
-        println!("{who:10} {:10.0} {:10.0} {:10.0}", n[0], n[1], n[2]);
+        match again(&["latency", who, fake]) {
+            Ok(n) => println!("{who:10} {:10.0} {:10.0} {:10.0}", n[0], n[1], n[2]),
+            // On a busy machine another may fail at this, and the goals are to be seen all the same.
+            Err(error) if who != SUBJECTS[0] => println!("{who:10} failed: {error}"),
+            Err(error) => return Err(error),
+        }
     }
     goals.print();
     Ok(())

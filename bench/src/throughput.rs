@@ -204,10 +204,10 @@ fn boot_text() -> Vec<u8> {
     text
 }
 
-/// Memory of this process, in bytes.
+/// Memory of this process in bytes, without that of its code, which comes as it is used.
 fn resident() -> Result<usize> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib: usize = line.and_then(|l| l.split_whitespace().next()).ok_or("no VmRSS")?.parse()?;
     Ok(kib << 10)
 }

@@ -461,6 +461,13 @@ impl Reader {
 #[derive(Debug)]
 pub struct Lines(crate::Lines);
 
+impl Lines {
+    /// Bytes that are in no line, because they were dropped before they were read.
+    pub fn lost(&self) -> u64 {
+        self.0.lost()
+    }
+}
+
 impl Iterator for Lines {
     type Item = String;
 

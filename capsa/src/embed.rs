@@ -389,12 +389,15 @@ pub(crate) fn matched(
             tail: lossy(&tail),
             hint: hint(trouble, near),
         }),
-        Ended::Expect(Outcome::Closed { tail, trouble, near, .. }) => Err(Error::PatternNotFound {
-            pattern: expected(),
-            ended: report.map(Box::new),
-            tail: lossy(&tail),
-            hint: hint(trouble, near),
-        }),
+        Ended::Expect(Outcome::Closed { tail, waited, trouble, near }) => {
+            Err(Error::PatternNotFound {
+                pattern: expected(),
+                waited,
+                ended: report.map(Box::new),
+                tail: lossy(&tail),
+                hint: hint(trouble, near),
+            })
+        }
         Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
             Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
         }
@@ -407,8 +410,8 @@ pub(crate) fn matched(
 pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<Reply> {
     let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
     result.map_err(|error| match Error::from(error) {
-        Error::PatternNotFound { pattern, tail, hint, .. } => {
-            Error::PatternNotFound { pattern, ended: report.map(Box::new), tail, hint }
+        Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
+            Error::PatternNotFound { pattern, waited, ended: report.map(Box::new), tail, hint }
         }
         error => error,
     })

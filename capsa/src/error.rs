@@ -104,12 +104,14 @@ pub enum Error {
 
     /// The machine ended, or its console closed, before the pattern came. Nothing was consumed.
     #[error(
-        "pattern not found in console output: {pattern}: {}{}{}",
+        "pattern not found in console output: {pattern}: {}, {waited:?} after the wait began{}{}",
         end(.ended), why(.hint), last(.tail)
     )]
     PatternNotFound {
         /// What was waited for.
         pattern: String,
+        /// How long.
+        waited: Duration,
         /// How the machine ended. `None` when its console closed and it runs on.
         ended: Option<Box<StopReport>>,
         /// The last of what the console said instead.
@@ -196,15 +198,21 @@ impl From<Refused> for Error {
 impl From<ScriptError> for Error {
     fn from(error: ScriptError) -> Self {
         match error {
-            ScriptError::TimedOut { expected, waited, tail, trouble, near } => {
-                Self::Timeout { expected, waited, tail: lossy(&tail), hint: hint(trouble, near) }
-            }
-            ScriptError::Closed { expected, tail, trouble, near, .. } => Self::PatternNotFound {
-                pattern: expected,
-                ended: None,
+            ScriptError::TimedOut { expected, waited, tail, trouble, near } => Self::Timeout {
+                expected,
+                waited,
                 tail: lossy(&tail),
-                hint: hint(trouble, near),
+                hint: hint(trouble, near.map(|near| *near)),
             },
+            ScriptError::Closed { expected, waited, tail, trouble, near } => {
+                Self::PatternNotFound {
+                    pattern: expected,
+                    waited,
+                    ended: None,
+                    tail: lossy(&tail),
+                    hint: hint(trouble, near.map(|near| *near)),
+                }
+            }
             ScriptError::KernelPanic { expected, line, tail } => {
                 Self::KernelPanic { expected, line, tail: lossy(&tail) }
             }
@@ -293,8 +301,12 @@ mod tests {
     fn what_a_guest_said_cannot_command_the_terminal_that_shows_it() {
         let tail = "boot\r\n\x1b]0;owned\x07# \u{9b}2J".to_owned();
         let pattern = "\"$ \"".into();
-        let error = Error::PatternNotFound { pattern, ended: None, tail, hint: None };
+        let waited = Duration::from_millis(1500);
+        let error = Error::PatternNotFound { pattern, waited, ended: None, tail, hint: None };
         let text = error.to_string();
+        let begin = "pattern not found in console output: \"$ \": the console closed, 1.5s after the \
+                     wait began; the console last said:";
+        assert!(text.starts_with(begin), "{text}");
         assert!(text.ends_with("\n  | boot\n  | \\u{1b}]0;owned\\u{7}# \\u{9b}2J"), "{text}");
     }
 }

@@ -31,8 +31,8 @@ fn a_guest_that_dies_ends_a_wait_at_once_and_by_name() {
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     };
     for (deed, words) in [
-        (powers_off, "\"never\": guest powered off; "),
-        (reboots, "\"never\": guest rebooted; "),
+        (powers_off, "\"never\": guest powered off, "),
+        (reboots, "\"never\": guest rebooted, "),
         (is_lost, "signal"),
     ] {
         let (vm, mut console) = started(&guest);

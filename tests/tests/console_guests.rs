@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, TestResult};
 use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxVmBuilder, StopStep};
-use capsa_test::guest::{self, Variant};
+use capsa_test::guest::{self, Unavailable, Variant};
 use capsa_test::{host, skip, vm};
 
 /// Emulated, on a loaded machine.
@@ -24,25 +24,14 @@ const MEGABYTES: usize = 10;
 
 #[test]
 fn linux_with_busybox_keeps_every_promise() -> TestResult {
-    if !emulator_for("linux with busybox") {
-        return Ok(());
-    }
-    let guest = match guest::linux(Variant::Cloud) {
-        Ok(guest) => guest,
-        Err(why) => return Ok(skip("linux with busybox", why)),
-    };
+    let made = made("linux with busybox", || guest::linux(Variant::Cloud));
+    let Some(guest) = made else { return Ok(()) };
     session(vm::linux(&guest), None)
 }
 
 #[test]
 fn debian_with_systemd_keeps_every_promise() -> TestResult {
-    if !emulator_for("debian with systemd") {
-        return Ok(());
-    }
-    let guest = match guest::debian() {
-        Ok(guest) => guest,
-        Err(why) => return Ok(skip("debian with systemd", why)),
-    };
+    let Some(guest) = made("debian with systemd", guest::debian) else { return Ok(()) };
     let config = capsa::LinuxDirectBootConfig {
         kernel: guest.kernel,
         initrd: guest.initrd,
@@ -54,12 +43,13 @@ fn debian_with_systemd_keeps_every_promise() -> TestResult {
     session(builder, Some("capsa"))
 }
 
-fn emulator_for(test: &str) -> bool {
-    let is_there = host::find_program("qemu-system-x86_64").is_some();
-    if !is_there {
+/// A guest; `None`, said aloud, where it cannot be had or booted.
+fn made<G>(test: &str, make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
+    if host::find_program("qemu-system-x86_64").is_none() {
         skip(test, "qemu-system-x86_64 is not installed");
+        return None;
     }
-    is_there
+    make().map_err(|why| skip(test, why)).ok()
 }
 
 fn session(builder: LinuxVmBuilder, password: Option<&str>) -> TestResult {
@@ -98,9 +88,9 @@ fn commands_in_a_row(console: &mut VmConsole) -> TestResult {
                 format!("for i in 1 2 3\ndo echo \"$i\"\ndone\n(exit {status})"),
                 "1\n2\n3\n".into(),
             ),
-            // Quotes, and too long for one line of a terminal.
+            // Quotes, what a shell would take from its history, and too long for one line.
             6 => {
-                let long = format!("it's \"{n}\" {}", "long ".repeat(400));
+                let long = format!("it's !! \"{n}\" !x {}", "long ".repeat(400));
                 (format!("echo '{}'; (exit {status})", long.replace('\'', r"'\''")), long + "\n")
             }
             _ => (format!("(exit {status})"), String::new()),

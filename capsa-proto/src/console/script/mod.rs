@@ -30,6 +30,7 @@ use super::expect::Clock;
 use super::trouble::{Watch, trouble_in};
 use super::{Cursor, NearMiss, Scrollback, Sighting, Trouble};
 use crate::time::{Deadline, Instant};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -121,7 +122,7 @@ pub enum ScriptError {
         /// What trouble the guest was in, as far as what came tells.
         trouble: Option<Sighting>,
         /// What came close to it, or what the guest shows instead.
-        near: Option<NearMiss>,
+        near: Option<Box<NearMiss>>,
     },
     /// The console closed.
     #[error("console closed while waiting for {expected}{}", after(.trouble, .near))]
@@ -135,7 +136,7 @@ pub enum ScriptError {
         /// What trouble the guest was in, as far as what came tells.
         trouble: Option<Sighting>,
         /// What came close to it, or what the guest shows instead.
-        near: Option<NearMiss>,
+        near: Option<Box<NearMiss>>,
     },
     /// The guest's kernel panicked, and said nothing more.
     #[error("guest kernel panicked while waiting for {expected}: {line}")]
@@ -205,7 +206,7 @@ pub enum ScriptError {
 }
 
 /// What may be behind an error, for the end of its message.
-fn after(trouble: &Option<Sighting>, near: &Option<NearMiss>) -> String {
+fn after(trouble: &Option<Sighting>, near: &Option<Box<NearMiss>>) -> String {
     match (trouble, near) {
         (Some(trouble), _) => format!(": {trouble}"),
         (None, Some(near)) => format!(": {near}"),
@@ -312,6 +313,7 @@ impl Frame {
     ) -> ScriptError {
         let (waited, tail) = (self.clock.waited(now), self.tail(log));
         let trouble = trouble_in(log, &self.begin.unwrap_or_default());
+        let near = near.map(Box::new);
         if closed {
             ScriptError::Closed { expected, waited, tail, trouble, near }
         } else {
