@@ -208,6 +208,6 @@ fn boot_text() -> Vec<u8> {
 fn resident() -> Result<usize> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib: usize = line.and_then(|l| l.split_whitespace().next()).ok_or("no VmRSS")?.parse()?;
+    let kib: usize = line.and_then(|l| l.split_whitespace().next()).ok_or("no RssAnon")?.parse()?;
     Ok(kib << 10)
 }
