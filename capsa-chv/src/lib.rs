@@ -30,6 +30,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use capsa_proto::backend::{
     Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict,
@@ -202,6 +203,7 @@ impl HypervisorBackend for CloudHypervisor {
             // SIGTERM would do the same, no more: neither reaches the guest.
             quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
             leaves_with_guest: false,
+            reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

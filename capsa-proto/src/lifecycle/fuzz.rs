@@ -95,6 +95,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
         leaves_with_guest: false,
+        reset_settles_in: Duration::ZERO,
         cmdline: String::new(),
         on_reboot: RebootPolicy::End,
         time_limit: None,

@@ -24,10 +24,6 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// first. This long the hypervisor's own end is waited for before the part is blamed.
 const BLAME_AFTER: Duration = Duration::from_millis(200);
 
-/// Resets as close as this are one: the firmware of a QEMU machine, when it finds that it has run
-/// before, resets once more to get a clean copy of itself (SeaBIOS, 40 ms later).
-const SAME_RESET: Duration = Duration::from_millis(250);
-
 /// The lifecycle of one machine. See the [module](super) for the loop and the laws.
 #[derive(Debug)]
 pub struct Machine {
@@ -62,6 +58,7 @@ struct Script {
     ask: Option<Message>,
     quit: Step,
     leaves_with_guest: bool,
+    reset_settles_in: Duration,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 }
@@ -84,6 +81,7 @@ impl Machine {
                 ask: plan.ask.clone(),
                 quit: plan.quit.clone(),
                 leaves_with_guest: plan.leaves_with_guest,
+                reset_settles_in: plan.reset_settles_in,
                 on_reboot: plan.on_reboot,
                 time_limit: plan.time_limit,
             },
@@ -310,7 +308,7 @@ impl Machine {
 
     fn guest_reset(&mut self, now: Instant) {
         if self.script.on_reboot == RebootPolicy::Restart {
-            if self.last_reset.is_none_or(|last| last + SAME_RESET <= now) {
+            if self.last_reset.is_none_or(|last| last + self.script.reset_settles_in <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);
             }

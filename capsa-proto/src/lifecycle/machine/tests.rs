@@ -280,6 +280,7 @@ fn a_reset_after_a_panic_on_the_console_is_a_panic() {
 fn a_reboot_is_announced_where_that_was_asked_for() {
     let mut plan = plan(0);
     plan.on_reboot = RebootPolicy::Restart;
+    plan.reset_settles_in = Duration::from_millis(250);
     let mut pair = Pair::running(&plan);
     pair.say(Input::GuestReset);
     assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));
