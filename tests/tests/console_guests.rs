@@ -17,7 +17,7 @@ use capsa_test::guest::{self, Unavailable, Variant};
 use capsa_test::{host, skip, vm};
 
 /// Emulated, on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 const COMMANDS: u32 = 200;
 const MEGABYTES: usize = 10;

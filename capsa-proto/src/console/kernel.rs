@@ -11,6 +11,9 @@
 
 use core::ops::Range;
 
+/// What is longer is no message: the kernel cuts its own at 1 KiB (`CONSOLE_LOG_MAX`, 6.1).
+const MESSAGE_MAX: usize = 4 << 10;
+
 /// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
 /// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,7 @@ impl<'a> Through<'a> {
         let stamp = memchr::memchr(b']', &text[..text.len().min(Stamp::LONGEST)]);
         text.first() == Some(&b'[')
             && Stamp::judge(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Stamp::No
+            && text.len() < MESSAGE_MAX
             && memchr::memchr(b'\n', text).is_none()
     }
 }
@@ -95,7 +99,7 @@ fn message(text: &[u8]) -> Option<usize> {
     if Stamp::judge(&text[..=stamp]) != Stamp::Whole {
         return None;
     }
-    Some(memchr::memchr(b'\n', text)? + 1)
+    Some(memchr::memchr(b'\n', &text[..text.len().min(MESSAGE_MAX)])? + 1)
 }
 
 /// The first place of `words` in `text`, read through the messages in it.

@@ -48,9 +48,9 @@ pub enum Stdin {
 /// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
 /// supported: `command eval` means something else there.
 ///
-/// On a timeout, and when it is cancelled, it types Ctrl-C once and then ends. That gives the shell back where the console is a
-/// controlling terminal; a shell that is the init of an initramfs usually has none, and goes on with
-/// the command. A console that closes, or a guest that reboots, ends the script at once.
+/// On a timeout, and when it is cancelled, it types Ctrl-C once and then ends. That gives the shell
+/// back where the console is a controlling terminal; a shell that is the init of an initramfs usually
+/// has none, and goes on with the command. A console that closes, or a guest that reboots, ends the script at once.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Output, RunCommand, Scrollback, Script};
@@ -400,17 +400,17 @@ fn seek(
 fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
     let unread = cursor.peek(log);
     let mut through = Through::new(unread);
-    let end = loop {
-        let before = through.at();
+    let (end, is_whole) = loop {
         match through.next() {
             Some(b'\r') => {}
-            Some(b'\n') => break through.at(),
-            Some(_) if !through.is_midway() => break before,
-            _ => return false,
+            Some(b'\n') => break (through.at(), true),
+            Some(_) => break (through.at() - 1, !through.is_midway()),
+            None => break (through.at(), false),
         }
     };
+    // What was passed over is not looked at again.
     cursor.before(log, log.end() - (unread.len() - end) as u64);
-    true
+    is_whole
 }
 
 enum Status {
