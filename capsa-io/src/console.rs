@@ -10,8 +10,8 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::console::{
-    Cursor, Expect, Matcher, Outcome, Output, Overflow, Reply, Script, ScriptError, Scrollback,
-    Search, Written,
+    Cursor, Expect, LastWord, LastWords, Outcome, Output, Overflow, Reply, Script, ScriptError,
+    Scrollback, Written,
 };
 use capsa_proto::time::{Deadline, Instant};
 
@@ -31,9 +31,6 @@ pub const REST: usize = 1 << 20;
 /// ended. A console closes with its hypervisor, whose exit is known milliseconds later; one that
 /// closes alone is rare.
 const CLOSING: Duration = Duration::from_millis(500);
-
-/// What the kernel prints when it gives up.
-const PANIC: &str = "Kernel panic - not syncing";
 
 /// A reader of the console: its place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +91,7 @@ pub struct Console {
     next_id: u64,
     /// Nothing is dropped for want of a reader before there was one.
     had_reader: bool,
-    panic: (Matcher, Search),
+    last_words: LastWords,
     taps: Taps,
 }
 
@@ -111,7 +108,7 @@ impl Console {
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
-            panic: (Matcher::new([PANIC]), Search::from(0)),
+            last_words: LastWords::default(),
             taps: Taps::default(),
         }
     }
@@ -266,7 +263,7 @@ impl Console {
         self.stream.is_some()
     }
 
-    /// When a conversation wants to be polled again.
+    /// When time makes a difference: to a conversation, or to the guest's last words.
     pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
         let open = self.waits.values().filter(|wait| wait.ended.is_none());
         open.map(|wait| match &wait.conversation {
@@ -281,7 +278,13 @@ impl Console {
                 why: "the console closed, how the machine ended is unknown",
             })
         }))
+        .chain([self.last_words.poll_timeout()])
         .fold(None, Deadline::earliest)
+    }
+
+    /// The last words of the guest's kernel, once, when they have turned out to be that.
+    pub(crate) fn last_word(&mut self, now: Instant) -> Option<LastWord> {
+        self.last_words.settled(now, &self.log)
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
@@ -323,7 +326,7 @@ impl Console {
                     *budget = budget.saturating_sub(n);
                     news.data = true;
                     self.log.push(&chunk[..n]);
-                    news.panic |= self.saw_panic();
+                    news.panic |= self.last_words.look(now, &self.log);
                     self.poll_waits(now, ended);
                 }
                 Got::Closed => {
@@ -386,13 +389,6 @@ impl Console {
             self.log.start()
         };
         self.log.room(slowest).min(self.log.capacity())
-    }
-
-    fn saw_panic(&mut self) -> bool {
-        let (matcher, search) = &mut self.panic;
-        let Some(hit) = matcher.find(search, &self.log) else { return false };
-        *search = Search::from(hit.end);
-        true
     }
 
     fn poll_waits(&mut self, now: Instant, ended: &mut Vec<WaitId>) {

@@ -476,6 +476,9 @@ impl Supervisor {
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
             let mut ended = Vec::new();
             self.console.on_time(now, &mut ended);
+            if let Some(word) = self.console.last_word(now) {
+                self.tell(Input::GuestSaidLast(word));
+            }
             self.events.extend(ended.into_iter().map(Event::Ended));
         }
     }

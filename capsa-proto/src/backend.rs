@@ -37,7 +37,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
 
     /// The first layer of the kernel command line.
-    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline;
+    fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline;
 
     /// Where the first disk appears in the guest.
     fn default_root_device(&self) -> &str;

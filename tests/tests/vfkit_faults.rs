@@ -40,7 +40,6 @@ fn machine_with(
         .accelerator(Accelerator::Auto)
         .program("vfkit", faulty.program())
         .trust_backend()
-        .on_reboot(RebootPolicy::Restart)
         .memory_mb(64)
         .no_network()
         .console_enabled();
@@ -205,6 +204,50 @@ fn a_machine_that_breaks_while_it_runs_is_lost_with_the_words_of_vfkit() {
     assert!(what.contains("vfkit exited with status 1"), "{what}");
     assert!(what.contains("hypervisor virtualization error"), "{what}");
     assert_eq!(steps, []);
+    it.nothing_is_left(SOON);
+}
+
+/// The nano guest says what it is told, as a guest may that lies.
+#[test]
+fn a_guest_that_says_that_it_fell_is_taken_at_its_word_and_a_reader_of_logs_is_not() {
+    let restart = "\r\n[    1.5] reboot: Restarting system\r\n";
+    let panic = "\r\n[    1.5] Kernel panic - not syncing: x\r\n[    1.6] CPU: 0\r\n";
+    for (text, want) in [(restart, EndedBy::GuestReboot), (panic, EndedBy::GuestPanic)] {
+        for faults in
+            [&[][..], &[Fault::NoReply(Call::HardStop)], &[Fault::HalfAReply(Call::HardStop)]]
+        {
+            let Some(it) = machine("last words", faults) else { return };
+            let mut console = it.listening();
+            console.write(format!("{text}# ").as_bytes()).unwrap();
+            console.wait_for_timeout("# ", PATIENCE).unwrap();
+            std::thread::sleep(Duration::from_millis(600));
+            assert_eq!(it.vm.status(), VmStatus::Running, "somebody goes on: {text:?}");
+            console.write(text.as_bytes()).unwrap();
+            assert_eq!(it.ended(), (want.clone(), vec![StopStep::Quit]), "{faults:?}");
+            it.nothing_is_left(SOON);
+        }
+    }
+}
+
+#[test]
+fn a_fallen_guest_whose_power_cannot_be_cut_is_killed() {
+    let Some(it) = machine("deaf HardStop", &[Fault::Ignores(Call::HardStop)]) else { return };
+    it.listening().write(b"\r\nreboot: Restarting system\r\n").unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestReboot, vec![StopStep::Quit, StopStep::Killed]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_guest_that_is_to_boot_again_may_say_what_it_likes() {
+    let restart = |builder: LinuxVmBuilder| builder.on_reboot(RebootPolicy::Restart);
+    let it = machine_with("words without end", Nano::default(), &[], restart);
+    let Some(it) = it else { return };
+    let mut console = it.listening();
+    console.write(b"\r\nKernel panic - not syncing: x\r\nreboot: Restarting system\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(it.vm.status(), VmStatus::Running);
+    console.write(&[nano::POWER_OFF]).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
     it.nothing_is_left(SOON);
 }
 

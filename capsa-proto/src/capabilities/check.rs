@@ -223,8 +223,9 @@ impl Pass<'_> {
         match self.spec.on_reboot {
             RebootPolicy::End if !end => self.unsupported(
                 "on_reboot",
-                "it cannot tell a reboot, so it cannot end the machine at one",
-                "let a reboot restart the guest, or use the qemu backend",
+                "it does not tell of a reboot, so one might go unseen",
+                "leave it out, which ends the machine where the guest's console tells of a reboot, or \
+                 use the qemu backend",
             ),
             RebootPolicy::Restart if !restart => {
                 self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
@@ -254,7 +255,7 @@ impl Pass<'_> {
                 )));
             }
         } else {
-            let mut defaults = self.backend.kernel_cmdline_defaults(self.host);
+            let mut defaults = self.backend.kernel_cmdline_defaults(self.spec, self.host);
             if self.spec.console == ConsoleMode::Disabled {
                 defaults.remove("console");
             }
