@@ -347,6 +347,21 @@ impl Console {
         self.shut(now, ended)
     }
 
+    /// What is on its way out is held back no longer, for its machine is told to end: macOS lets no
+    /// process exit before all that it wrote to a terminal was read. Of a log that is paused, 1 MiB
+    /// more is kept.
+    pub(crate) fn let_go(&mut self) {
+        if self.log.overflow() == Overflow::Pause {
+            self.log.grow(REST);
+            self.adjust_interest();
+        }
+    }
+
+    /// Leaves, without a word to anybody: nobody reads any more, and nobody may wait for that.
+    pub(crate) fn hang_up(&mut self) {
+        self.stream = None;
+    }
+
     fn shut(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         let news = !self.closed;
         self.take_rest();
@@ -477,9 +492,31 @@ impl std::fmt::Debug for Console {
 mod tests {
     use super::*;
     use crate::sys::Ready;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    #[test]
+    fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
+        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let mut console = Console::new(8, Overflow::Pause);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+        theirs.write_all(b"more than there is room for").unwrap();
+        let mut on_ready = |console: &mut Console| {
+            poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+            console.on_ready(Instant::ZERO, &mut 100, &mut Vec::new());
+            (ready.has(7), console.log().end())
+        };
+        assert_eq!(on_ready(&mut console), (true, 8));
+        assert_eq!(on_ready(&mut console), (false, 8), "nobody reads, so it waits");
+        console.let_go();
+        assert_eq!(on_ready(&mut console), (true, 27));
+        assert_eq!(console.log().start(), 0, "and nothing is lost");
+        console.hang_up();
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    }
 
     #[test]
     fn a_writer_that_waits_is_told_of_room_whoever_made_it() {

@@ -515,6 +515,9 @@ impl Supervisor {
                     if self.signal_to_play(signal) {
                         continue;
                     }
+                    if id == self.plan.hypervisor() {
+                        self.console.let_go();
+                    }
                     if let Some(process) = &self.processes[id.0]
                         && let Err(error) = process.signal(signal)
                     {
@@ -561,6 +564,7 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
+        self.console.hang_up();
         for process in self.processes.iter_mut().rev() {
             *process = None;
         }

@@ -261,8 +261,8 @@ pub enum RebootPolicy {
     /// panics should not do so for ever.
     ///
     /// vfkit does not tell. There the machine ends when the guest's kernel says on the console that it
-    /// panicked (after which it stands still) or restarts; a reboot that it does not say boots the
-    /// guest again.
+    /// panicked (after which it stands still by default) or restarts. Newer kernels do not get to say
+    /// the latter on a virtio console: their reboot boots the guest again.
     #[default]
     Auto,
     /// The machine ends, or is refused where a reboot might go unseen.

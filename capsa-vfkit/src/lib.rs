@@ -224,7 +224,7 @@ fn notes(vm: &Checked) -> Vec<Note> {
         )),
         _ => Some(Note::info(
             "vfkit does not tell of a guest's reboot or panic: the machine ends when the kernel says \
-             so on the console, and a reboot that it does not say boots the guest again",
+             so on the console; of a reboot newer kernels do not, and boot the guest again",
         )),
     });
     notes

@@ -224,8 +224,8 @@ impl Pass<'_> {
             RebootPolicy::End if !end => self.unsupported(
                 "on_reboot",
                 "it does not tell of a reboot, so one might go unseen",
-                "leave it out, which ends the machine where the guest's console tells of a reboot, or \
-                 use the qemu backend",
+                "leave it out, which ends the machine at a panic and where the console tells of a \
+                 reboot, or use the qemu backend",
             ),
             RebootPolicy::Restart if !restart => {
                 self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");

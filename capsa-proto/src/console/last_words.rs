@@ -10,8 +10,11 @@
 //!
 //! A guest that prints such a line and then nothing is taken at its word. That is all it can gain: it
 //! could have powered off as well. The words are those of Linux 6.1 (`kernel/panic.c`,
-//! `kernel/reboot.c`). From 6.15 on, and in stable kernels that have the change, `device_shutdown` takes
-//! a virtio console away before the words of a restart (not of a panic): that restart is not heard.
+//! `kernel/reboot.c`).
+//!
+//! A panic comes through to the end on any console. The words of a restart come after
+//! `device_shutdown`, and Linux 6.15 takes a virtio console away there (`virtio_dev_shutdown`); stable
+//! kernels took that over, Debian's 6.1.192 among them. Such a restart is not heard.
 
 use super::trouble::{before, begins_line};
 use super::{Matcher, Scrollback, Search};
