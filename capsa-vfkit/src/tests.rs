@@ -154,6 +154,16 @@ fn the_messages_and_the_way_out() {
     assert_eq!(plan.quit, Step::Signal(Signal::Term));
 }
 
+/// The program in the README, which says no more than this.
+#[test]
+fn the_simplest_program_runs_without_another_line() {
+    let disks = vec![Disk { ephemeral: true, ..disk("/rootfs.raw") }];
+    let console = ConsoleMode::Enabled;
+    let plan = plan(VmSpec { initrd: Some(path("/i")), disks, console, ..VmSpec::new(path("/k")) });
+    assert_eq!(plan.on_reboot, RebootPolicy::default());
+    assert!(mac(&plan).len() == 17, "with the default network");
+}
+
 #[test]
 fn a_panic_stands_still_unless_the_guest_is_to_boot_again() {
     let of = |on_reboot, console| plan(VmSpec { on_reboot, console, ..spec() });
@@ -285,6 +295,25 @@ fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
     host.files.insert(path("/dev/disk4"), device);
     let violations = check(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
     assert_eq!(violations[0].reason, "/dev/disk4 is a device, not an image");
+}
+
+#[test]
+fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
+    let mut bz_image = vec![0; 0x206];
+    bz_image[0x202..].copy_from_slice(b"HdrS");
+    for (head, want) in [
+        (&b"\x1f\x8b\x08\0"[..], "unpack it: zcat vmlinuz > Image"),
+        (b"MZ\0\0zimg", "unzboot"),
+        (&bz_image, "it is one for x86-64"),
+        (b"\x7fELF", "give an uncompressed arm64 Image"),
+    ] {
+        let spec = spec();
+        let mut host = host(&spec);
+        host.files.insert(path("/k"), file(head));
+        let violations = check(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
+        assert_eq!(violations.len(), 1);
+        assert!(violations[0].remedy.contains(want), "{:?}", violations[0]);
+    }
 }
 
 #[test]
