@@ -220,7 +220,9 @@ impl Version {
     pub fn find(text: &str) -> Option<Self> {
         text.split(|c: char| c.is_whitespace() || "(),".contains(c)).find_map(|word| {
             let word = word.strip_prefix('v').unwrap_or(word);
-            let mut parts = word.split(['.', '-', '+', '~', ':']);
+            // The release and the build of a distribution are no part of it.
+            let (number, _) = word.split_once(['-', '+', '~', ':']).unwrap_or((word, ""));
+            let mut parts = number.split('.');
             let major = parts.next()?.parse().ok()?;
             let minor = parts.next()?.parse().ok()?;
             let patch = parts.next().and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -337,6 +339,10 @@ mod tests {
             ("vfkit version: v0.6.4", (0, 6, 4)),
             ("cloud-hypervisor v53.0.0-dirty", (53, 0, 0)),
             ("virtiofsd backend 1.10.1", (1, 10, 1)),
+            ("vfkit version: v0.6.1-3-gdeadbee", (0, 6, 1)),
+            ("0.6.10+dirty", (0, 6, 10)),
+            // Neither a time nor a date is one.
+            ("2026-08-01 12:00:00 starting\nvfkit version: v0.5", (0, 5, 0)),
         ] {
             assert_eq!(Version::find(text), Some(Version::new(want.0, want.1, want.2)), "{text}");
         }
