@@ -113,7 +113,7 @@ fn a_start_that_hangs_can_be_stopped() {
         Fault::Breaks(Broken::Silence, Call::Boot),
     ] {
         let Some(it) = machine("stopped starts", &[fault]) else { return };
-        it.is_stopped_while_it_starts();
+        it.hangs_until_it_is_stopped();
     }
 }
 

@@ -153,7 +153,7 @@ fn a_start_that_hangs_is_given_up() {
 fn a_start_that_hangs_can_be_stopped() {
     for fault in [Fault::NoSocket, Fault::NeverRuns, Fault::Breaks(Broken::Silence, Call::State)] {
         let Some(it) = machine("stopped starts", &[fault]) else { return };
-        it.is_stopped_while_it_starts();
+        it.hangs_until_it_is_stopped();
     }
 }
 

@@ -62,7 +62,7 @@ impl Machine {
     }
 
     /// Its start hangs, and is stopped.
-    pub(crate) fn is_stopped_while_it_starts(self) {
+    pub(crate) fn hangs_until_it_is_stopped(self) {
         let starting = {
             let vm = self.vm.clone();
             std::thread::spawn(move || vm.start())
