@@ -48,12 +48,15 @@ pub struct LaunchPlan {
     pub quit: Step,
     /// What the hypervisor does when its guest falls: at a panic, and at a reset.
     pub guest_fall: GuestFall,
+    /// Resets as close as this are one: a firmware may reset once more to find itself as it was.
+    #[serde(serialize_with = "seconds")]
+    pub reset_settles_in: Duration,
     /// The whole kernel command line.
     pub cmdline: String,
     /// What a reboot does.
     pub on_reboot: RebootPolicy,
     /// The machine is stopped when it has run this long.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "seconds_if_any")]
     pub time_limit: Option<Duration>,
     /// What the user should know: slow emulation, rounding, what a guest must do by itself.
     pub notes: Vec<Note>,
@@ -363,10 +366,14 @@ impl RunDirPlan {
     }
 }
 
+fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(span.as_secs_f64())
+}
+
 #[expect(clippy::ref_option, reason = "the signature serde asks for")]
-fn seconds<S: serde::Serializer>(limit: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
-    match limit {
-        Some(limit) => to.serialize_some(&limit.as_secs_f64()),
+fn seconds_if_any<S: serde::Serializer>(span: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match span {
+        Some(span) => seconds(span, to),
         None => to.serialize_none(),
     }
 }

@@ -50,6 +50,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use serde_json::json;
 
@@ -184,6 +185,7 @@ impl HypervisorBackend for Vfkit {
             quit: Step::Signal(Signal::Term),
             // This forces at once. Its own reply is lost to the process's exit, which is no matter.
             guest_fall: GuestFall::Heard { cut: change("cut the power", "HardStop") },
+            reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

@@ -56,6 +56,11 @@ pub enum Fault {
     EventHalf,
     /// When the guest ends, the process ends with this status, and no event says so.
     EndsSilently(u8),
+    /// When the guest ends, a virtual CPU has failed, as only standard error says: all else is as after
+    /// a power-off.
+    CpuFails,
+    /// As [`Fault::CpuFails`], and the process stays, with a guest that does nothing.
+    CpuFailsAndStays,
     /// Unknown fields of `vm.create` are accepted, as the real one does.
     Lenient,
 }
@@ -65,6 +70,9 @@ impl Fault {
     pub const LAST_WORDS: &str = "thread 'vmm' panicked: as ordered";
     /// The innermost cause of a [refusal](Self::Refuses).
     pub const CAUSE: &str = "as ordered";
+    /// What a virtual CPU's failure is called on standard error.
+    pub const CPU_FAILED: &str = "cloud-hypervisor: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
+                                  VCPU generated error: VcpuRun(as ordered)";
 
     /// What it makes of the answer to the call with this name in the API.
     pub(super) fn broken(self, name: &str) -> Option<Broken> {
