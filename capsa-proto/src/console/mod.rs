@@ -73,6 +73,7 @@ mod expect;
 #[doc(hidden)]
 pub mod fuzz;
 mod kernel;
+mod last_words;
 mod lines;
 mod matcher;
 mod near;
@@ -86,6 +87,7 @@ mod trouble;
 
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
+pub use last_words::{LastWord, LastWords};
 pub use lines::{LINE_MAX, Lines};
 pub use matcher::{Hit, Matcher, Search};
 pub use near::NearMiss;
