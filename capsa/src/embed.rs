@@ -48,10 +48,15 @@
 //! up. Without the deadline a stop never climbs its ladder and waits never time out. Both show in
 //! [`Vm::next_timeout`] being zero.
 
+#[cfg(feature = "mio")]
+mod mio;
+#[cfg(feature = "tokio")]
+mod tokio;
+
 use std::io;
 #[cfg(feature = "async")]
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use capsa_io::console::Conversation;
@@ -75,6 +80,9 @@ pub use capsa_io::console::{Ended, ReaderId, WaitId};
 pub use capsa_io::supervisor::Event as VmEvent;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Outcome, Scrollback};
+
+#[cfg(feature = "tokio")]
+pub use tokio::TokioVm;
 
 /// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
 #[derive(Debug)]
@@ -360,6 +368,14 @@ impl Vm {
 impl AsFd for Vm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.supervisor.as_fd()
+    }
+}
+
+/// The number of the same descriptor, for loops that want one. It stays the same for as long as the
+/// machine is there.
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
