@@ -115,10 +115,11 @@ impl Process {
             if left == 0 {
                 return true;
             }
-            match stderr.io().read(&mut chunk) {
+            let room = chunk.len().min(left);
+            match stderr.io().read(&mut chunk[..room]) {
                 Ok(0) => self.stderr = None,
                 Ok(n) => {
-                    left = left.saturating_sub(n);
+                    left -= n;
                     tracing::debug!(
                         process = %self.name,
                         "stderr: {}",

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use ::tokio::io::unix::AsyncFd;
@@ -38,7 +39,9 @@ use super::{Vm, VmEvent};
 /// milliseconds until it is gone.
 #[derive(Debug)]
 pub struct TokioVm {
-    vm: AsyncFd<Vm>,
+    /// A copy of the machine's, so that whatever becomes of `vm` this one stays registered.
+    descriptor: AsyncFd<OwnedFd>,
+    vm: Vm,
 }
 
 impl TokioVm {
@@ -46,13 +49,17 @@ impl TokioVm {
     ///
     /// # Errors
     ///
-    /// When the runtime's reactor takes no more descriptors. The machine is gone then.
+    /// When there is no descriptor left, or the runtime's reactor takes no more. The machine is gone
+    /// then.
     ///
     /// # Panics
     ///
     /// Outside of a runtime, and in one without I/O, as tokio's own sources do.
+    // Deprecated in tokio 1.54 for an unsafe one, which asks that the descriptor is not closed or
+    // exchanged while it is registered. This one is ours alone, and lent to nobody.
+    #[allow(deprecated)]
     pub fn new(vm: Vm) -> io::Result<Self> {
-        Ok(Self { vm: AsyncFd::new(vm)? })
+        Ok(Self { descriptor: AsyncFd::new(vm.as_fd().try_clone_to_owned()?)?, vm })
     }
 
     /// The next event. `None`: the machine is over, and all was said.
@@ -75,8 +82,8 @@ impl TokioVm {
                 None if self.status().is_terminal() => return Ok(None),
                 // A machine that always has more to do gives other tasks their turn.
                 Some(Duration::ZERO) => task::yield_now().await,
-                None => self.vm.readable_mut().await?.clear_ready(),
-                Some(timeout) => match time::timeout(timeout, self.vm.readable_mut()).await {
+                None => self.descriptor.readable().await?.clear_ready(),
+                Some(timeout) => match time::timeout(timeout, self.descriptor.readable()).await {
                     // What was reported is forgotten before the work, so that what comes during
                     // the work is reported anew.
                     Ok(readable) => readable?.clear_ready(),
@@ -89,7 +96,7 @@ impl TokioVm {
 
     /// The machine, for another loop.
     pub fn into_inner(self) -> Vm {
-        self.vm.into_inner()
+        self.vm
     }
 }
 
@@ -97,12 +104,12 @@ impl Deref for TokioVm {
     type Target = Vm;
 
     fn deref(&self) -> &Vm {
-        self.vm.get_ref()
+        &self.vm
     }
 }
 
 impl DerefMut for TokioVm {
     fn deref_mut(&mut self) -> &mut Vm {
-        self.vm.get_mut()
+        &mut self.vm
     }
 }
