@@ -77,7 +77,7 @@
 //!
 //! | who | sees |
 //! | --- | --- |
-//! | never calls `on_ready` | a status that stays [`VmStatus::Created`], a `next_timeout` of zero, and in the log, when it is dropped, that nobody called |
+//! | never calls `on_ready` | a status that stays [`VmStatus::Starting`], no process, a `next_timeout` of zero, and in the log, when it is dropped, that nobody called |
 //! | stops calling it | a status that stays where it is, and a descriptor that stays readable; the guest waits when what the system holds of its console is full, and nothing of it is lost |
 //! | forgets the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and says in the log how late it was, and for what |
 //! | forgets step 4 under an edge-triggered loop | the same, with console output left unread |
