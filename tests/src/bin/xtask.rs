@@ -4,6 +4,8 @@
 mod bench;
 #[path = "../xtask/bench_console.rs"]
 mod bench_console;
+#[path = "../xtask/bench_idle.rs"]
+mod bench_idle;
 #[path = "../xtask/bench_start.rs"]
 mod bench_start;
 #[path = "../xtask/check_macos.rs"]
@@ -36,8 +38,8 @@ type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) 
 const TASKS: &[Task] = &[
     (
         "bench",
-        "[console | --pairs N]",
-        "spawn to prompt: QEMU by hand against Capsa, in turn; or the console beside others",
+        "[console | idle | --pairs N]",
+        "spawn to prompt: QEMU by hand against Capsa, in turn; the console beside others; idle VMs",
         bench::run,
     ),
     (
