@@ -99,7 +99,7 @@ impl<F: AsFd> Source<F> {
     pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {
         let before = (self.interest.readable, self.interest.writable);
         if before != (readable, writable) {
-            if readable > before.0 || writable > before.1 {
+            if (readable && !before.0) || (writable && !before.1) {
                 self.stirred.store(true, Ordering::Relaxed);
             }
             self.interest.readable = readable;
