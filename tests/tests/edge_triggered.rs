@@ -17,7 +17,7 @@ use std::io;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use capsa::embed::{Ended, Outcome, Vm, VmEvent};
+use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
 use capsa::{Overflow, RebootPolicy};
 use capsa_test::fake::{self, machine};
 use capsa_test::skip;
@@ -25,9 +25,10 @@ use capsa_test::skip;
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
+type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
 
 /// Those that are told of edges, and for comparison one that sees levels and one that asks anew.
-const LOOPS: &[(&str, fn(Vm, OnEvent) -> io::Result<Vm>)] = &[
+const LOOPS: &[(&str, Run)] = &[
     ("mio", loop_mio::run),
     ("tokio on one thread", loop_tokio::run_on_one),
     ("tokio on many threads", loop_tokio::run_on_many),
@@ -173,4 +174,38 @@ fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
     on_each_loop(test, begin, |name, vm| {
         assert!(vm.stop_report().unwrap().steps.len() > 1, "{name}: {:?}", vm.stop_report());
     });
+}
+
+#[test]
+fn a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood() {
+    const BYTES: usize = 200_000;
+    if !fake::alone(FAKE, "a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood") {
+        return;
+    }
+    let orders = machine(&format!("up console*{BYTES} console=END serve")).read_budget(100);
+    let mut vm = orders.build_embedded().unwrap();
+    let reader = vm.add_reader();
+    vm.start().unwrap();
+    let mut said = Vec::new();
+    // A new runtime for each of a few events: what was reported to the last one is reported anew.
+    while said.len() < BYTES / 2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        vm = runtime.block_on(async {
+            let mut vm = TokioVm::new(vm).unwrap();
+            for _ in 0..7 {
+                vm.next_event().await.unwrap().expect("it runs");
+                said.extend(vm.take(reader));
+            }
+            vm.into_inner()
+        });
+    }
+    let on_event: OnEvent = Box::new(move |vm, _| {
+        said.extend(vm.take(reader));
+        if said.ends_with(b"END") {
+            assert!(said[..BYTES] == fake::flood(BYTES), "it is not what was sent");
+            vm.kill().unwrap();
+        }
+    });
+    let vm = loop_mio::run(vm, on_event).unwrap();
+    assert_eq!(vm.scrollback().end(), BYTES as u64 + 3);
 }

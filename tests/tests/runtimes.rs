@@ -9,19 +9,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
+use capsa::embed::TokioVm;
 use capsa::{EndedBy, Result, VmHandle, VmStatus};
 use capsa_test::fake::{self, machine};
 use capsa_test::processes::runs;
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
 use futures_lite::future::{self, block_on};
 use tokio::runtime::{Builder, Runtime};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Runs = (&'static str, fn(Task));
 
 /// What polls futures here.
-const RUNTIMES: &[(&str, fn(Task))] = &[
+const RUNTIMES: &[Runs] = &[
     ("tokio on many threads", |task| {
         let runtime = Runtime::new().unwrap();
         runtime.block_on(async { runtime.spawn(task).await.unwrap() });
@@ -132,6 +134,32 @@ fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
     drop(runtime);
     // Nobody drives any more, and whoever waits is told all the same.
     assert_eq!(block_on(vm.wait()).unwrap(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
+    if !fake::alone(FAKE, "a_machine_of_a_runtime_that_shut_down_can_be_had_back") {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let mut vm = machine("up serve").build_embedded().unwrap();
+    vm.start().unwrap();
+    let mut vm = runtime.block_on(async {
+        let mut vm = TokioVm::new(vm).unwrap();
+        while vm.status() != VmStatus::Running {
+            vm.next_event().await.unwrap();
+        }
+        vm
+    });
+    drop(runtime);
+    let error = Runtime::new().unwrap().block_on(vm.next_event()).unwrap_err();
+    assert!(error.to_string().contains("shutdown"), "{error}");
+    let mut vm = vm.into_inner();
+    vm.kill().unwrap();
+    while !vm.status().is_terminal() {
+        poll_fd(&vm, vm.next_timeout());
+        vm.on_ready().unwrap();
+    }
 }
 
 #[test]
