@@ -33,22 +33,35 @@ pub struct Cost {
     pub wakeups: u64,
 }
 
-/// What this process has of each, at one moment.
-struct Usage {
-    threads: usize,
-    descriptors: usize,
-    bytes: usize,
+/// What a process has of each, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Threads whose name begins with `capsa`. In a program of that name, all that have no other.
+    pub threads: usize,
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Bytes of memory of its own.
+    pub bytes: usize,
 }
 
 impl Usage {
-    fn now() -> io::Result<Self> {
+    /// What a process has, by its directory in `/proc`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the process is somebody else's.
+    pub fn of(process: &Path) -> io::Result<Self> {
         let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
-        let threads = fs::read_dir("/proc/self/task")?.flatten().flat_map(|task| name(&task));
+        let threads = fs::read_dir(process.join("task"))?.flatten().flat_map(|task| name(&task));
         Ok(Self {
             threads: threads.filter(|name| name.starts_with("capsa")).count(),
-            descriptors: fs::read_dir("/proc/self/fd")?.count(),
-            bytes: 1024 * number(Path::new("/proc/self/smaps_rollup"), "Anonymous:")? as usize,
+            descriptors: fs::read_dir(process.join("fd"))?.count(),
+            bytes: 1024 * number(&process.join("smaps_rollup"), "Anonymous:")? as usize,
         })
+    }
+
+    fn now() -> io::Result<Self> {
+        Self::of(Path::new("/proc/self"))
     }
 
     fn since(&self, before: &Self, machines: usize, said: usize, wakeups: u64) -> Cost {

@@ -26,6 +26,8 @@ mod setup;
 mod test;
 #[path = "../xtask/weight.rs"]
 mod weight;
+#[path = "../xtask/weight_peers.rs"]
+mod weight_peers;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -71,7 +73,12 @@ const TASKS: &[Task] = &[
     ),
     ("setup", "", "install everything that the tests need", setup::run),
     ("test", "", "check and test everything, and count", test::run),
-    ("weight", "", "what Capsa adds to a program, as Markdown", weight::run),
+    (
+        "weight",
+        "[--peers]",
+        "what Capsa adds to a program, as Markdown, and what others would",
+        weight::run,
+    ),
 ];
 
 fn main() -> ExitCode {
