@@ -2,15 +2,19 @@
 //! and the machine goes on.
 
 use std::future::Future;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::time::Duration;
 
 use capsa::embed::{TokioVm, VmEvent};
 use capsa::testing::{self, Answer, FakeGuest};
-use capsa::{Pattern, VmConsole, VmHandle, VmStatus};
+use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
+use capsa_test::conformance::Subject;
 use capsa_test::fake::{self, machine};
-use capsa_test::processes;
-use capsa_test::vm::{PATIENCE, eventually};
+use capsa_test::nano::Nano;
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_test::{processes, skip};
 use futures_lite::future::{block_on, poll_once, yield_now};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
@@ -246,5 +250,38 @@ fn events_of_tokios_are_all_told_in_a_select() {
             }
         }
         assert!(said[..100_000] == fake::flood(100_000), "it is not what was sent");
+    });
+}
+
+#[test]
+fn a_listener_loses_no_connection() {
+    let test = "a_listener_loses_no_connection";
+    let guest = NanoGuest::for_any(Nano::default());
+    let subject = match Subject::cloud_hypervisor_stand_in() {
+        Ok(subject) => subject,
+        Err(why) => return skip(test, why),
+    };
+    let random = &mut Random(0xacce);
+    block_on(async {
+        let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
+        let vm = builder.build().await.unwrap();
+        let listener = vm.vsock_listen(7).await.unwrap();
+        let socket = vm.launch_plan().vsock.as_ref().unwrap().listener(7).unwrap().to_string();
+        let mut heard = Vec::new();
+        for n in 0..200_u8 {
+            // As the device does for the guest.
+            UnixStream::connect(&socket).unwrap().write_all(&[n]).unwrap();
+            if let Some(stream) = random.cut(listener.accept()).await {
+                heard.push(stream.unwrap());
+            }
+        }
+        while heard.len() < 200 {
+            heard.push(listener.accept().await.unwrap());
+        }
+        for (n, mut stream) in (0..200).zip(heard) {
+            let mut byte = [0];
+            AsyncReadExt::read_exact(&mut stream, &mut byte).await.unwrap();
+            assert_eq!(byte, [n]);
+        }
     });
 }
