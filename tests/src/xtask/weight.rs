@@ -1,8 +1,10 @@
 //! `cargo xtask weight`: what Capsa costs the program that uses it, as Markdown; with `--peers`, beside
 //! what others cost.
 //!
-//! Packages are counted, and exact. Seconds are this machine's, as busy as it is: its load is said.
+//! Packages are counted, and exact. Seconds are this machine's, as busy as it is: its load is said, and
+//! the seconds of CPU beside them tell more where it is busy.
 
+use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -38,12 +40,12 @@ pub(super) fn run(mut arguments: pico_args::Arguments) -> Outcome {
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
     for (name, package, features, face) in FACES {
         let packages = workspace::tree(package, features)?.len();
-        let seconds = clean_build(package, features)?;
+        let took = clean_build(package, features)?;
         let idle = match *face {
             "command" => idle_command()?,
             face => idle(face)?,
         };
-        println!("| {name} | {packages} | {seconds:.1} s | {idle} |");
+        println!("| {name} | {packages} | {took} | {idle} |");
     }
     if peers {
         weight_peers::run()?;
@@ -57,16 +59,55 @@ pub(super) fn run(mut arguments: pico_args::Arguments) -> Outcome {
     Ok(())
 }
 
-/// Seconds for a build into an empty directory. What has to be downloaded is there already: the
+/// A build into an empty directory. What has to be downloaded is there already: the
 /// tree was resolved before, and this very program was built.
-fn clean_build(package: &str, features: &[&str]) -> Result<f64, Box<dyn std::error::Error>> {
+fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::error::Error>> {
     let target = tempfile::tempdir()?;
     let mut build = workspace::cargo();
     build.args(["build", "--locked", "--package", package]).args(features);
     build.arg("--target-dir").arg(target.path());
-    let begin = Instant::now();
+    let begin = Begin::now();
     command::output(&mut build)?;
-    Ok(begin.elapsed().as_secs_f64())
+    Ok(begin.took())
+}
+
+/// When a build began.
+pub(super) struct Begin {
+    at: Instant,
+    cpu: Option<f64>,
+}
+
+/// How long it took.
+pub(super) struct Took {
+    seconds: f64,
+    cpu: Option<f64>,
+}
+
+impl Begin {
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), cpu: cpu_of_children() }
+    }
+
+    pub(super) fn took(&self) -> Took {
+        let cpu = self.cpu.and_then(|before| Some(cpu_of_children()? - before));
+        Took { seconds: self.at.elapsed().as_secs_f64(), cpu }
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} s", self.seconds)?;
+        self.cpu.map_or(Ok(()), |cpu| write!(f, ", {cpu:.0} s of CPU"))
+    }
+}
+
+/// Seconds that processes took which this one has waited for, and which theirs have: fields 16 and 17
+/// of `/proc/self/stat`, in hundredths on every Linux.
+fn cpu_of_children() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let field = |n: usize| fields.split_whitespace().nth(n - 3)?.parse::<f64>().ok();
+    Some((field(16)? + field(17)?) / 100.0)
 }
 
 /// Threads, descriptors and memory of idle machines, as the bench measures them.
