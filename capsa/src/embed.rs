@@ -64,7 +64,8 @@
 //! | one call of | does at most |
 //! | --- | --- |
 //! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or [less if asked](crate::LinuxVmBuilder::read_budget) of each; writes what the guest and the hypervisor take at once, 256 KiB waiting for the guest; starts each process of the plan, a millisecond or two each |
-//! | [`Vm::poll_event`], [`Vm::next_timeout`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work, no system call but one look at the clock |
+//! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work, no system call but a look at the clock |
+//! | [`Vm::next_timeout`] | the same, and a look at each wait that was begun |
 //! | [`Vm::write`] | copies what it takes, and writes what the guest takes at once |
 //! | [`Vm::take`] | copies what the scrollback holds |
 //! | [`Vm::expect`] and its kin | look once at what is unread |

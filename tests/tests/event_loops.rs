@@ -26,7 +26,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use capsa::embed::{Ended, Outcome, Vm, VmEvent};
-use capsa::{EndedBy, StopStep};
+use capsa::testing::{self, Answer, FakeGuest};
+use capsa::{Accelerator, EndedBy, StopStep};
+use capsa_test::conformance::Subject;
 use capsa_test::guest::{LinuxGuest, Variant, linux};
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
 use capsa_test::{fake, host, nano, skip};
@@ -133,6 +135,28 @@ fn the_nano_guest_is_driven_by_every_loop() {
     let test = "the_nano_guest_is_driven_by_every_loop";
     let Some(guest) = NanoGuest::new(test) else { return };
     on_each_loop(test, || guest.builder().build_embedded().unwrap(), with_nano, "hello");
+}
+
+#[test]
+fn a_byte_a_call_is_enough_for_every_loop() {
+    let test = "a_byte_a_call_is_enough_for_every_loop";
+    let guest = FakeGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
+    let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
+    on_each_loop(test, played, as_root, RELEASE);
+}
+
+#[test]
+fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
+    let test = "a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http";
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let subject = match Subject::cloud_hypervisor_stand_in() {
+        Ok(subject) => subject,
+        Err(why) => return skip(test, why),
+    };
+    let builder = || subject.builds(guest.builder()).accelerator(Accelerator::Auto);
+    let machine = || builder().read_budget(1).build_embedded().unwrap();
+    on_each_loop(test, machine, with_nano, "hello");
 }
 
 #[test]
