@@ -11,6 +11,7 @@
 //! There is no policy here. An `if` that decides something about a machine's life belongs in
 //! [`capsa_proto::lifecycle`].
 
+mod hear;
 mod launch;
 mod options;
 mod play;
@@ -23,14 +24,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsa_proto::backend::{GuestEvent, HypervisorBackend};
+use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
 use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
-use crate::control::{Control, Heard};
+use crate::control::Control;
 use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
@@ -296,6 +297,9 @@ impl Supervisor {
         self.look_at_the_clock();
         self.more = false;
         self.budgets = Budgets::at_most(self.read_budget);
+        for process in self.processes.iter_mut().flatten() {
+            process.allow(self.budgets.stderr);
+        }
         self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
 
         // What was said comes before who left: an exit is explained by the words before it.
@@ -310,10 +314,8 @@ impl Supervisor {
         }
         self.play_on();
         for n in 0..self.processes.len() {
-            if self.ready.has(keys(ProcessId(n)).stderr)
-                && let Some(process) = &mut self.processes[n]
-            {
-                self.more |= process.drain_stderr(self.budgets.stderr);
+            if self.ready.has(keys(ProcessId(n)).stderr) {
+                self.stderr_ready(ProcessId(n));
             }
         }
         // The hypervisor before its helpers, which end because it does.
@@ -339,60 +341,6 @@ impl Supervisor {
         tracing::trace!(?input, "input");
         // Only wishes are ever refused.
         let _ = self.machine.handle_input(self.clock.now(), input);
-    }
-
-    fn control_ready(&mut self) {
-        let mut heard = Vec::new();
-        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut heard);
-        for heard in heard {
-            self.heard(heard);
-        }
-    }
-
-    fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Up => self.look_for_readiness(),
-            Heard::Reply(message, reply) => {
-                let verdict = self.backend.reply(&message, &reply);
-                self.tell(Input::Replied(verdict));
-            }
-            Heard::Event(event) => {
-                tracing::debug!(?event, "control event");
-                self.guest_event(self.backend.event(&event));
-            }
-            Heard::Lost => self.tell(Input::ControlLost),
-        }
-        self.act();
-    }
-
-    fn guest_event(&mut self, event: Option<GuestEvent>) {
-        let input = match event {
-            Some(GuestEvent::PoweredOff) => Input::GuestPoweredOff,
-            Some(GuestEvent::Reset) => Input::GuestReset,
-            Some(GuestEvent::Panicked) => Input::GuestPanicked { certain: true },
-            Some(GuestEvent::QuitByOthers) => Input::QuitByOthers,
-            _ => return,
-        };
-        // What the guest printed before it fell explains why.
-        self.console_ready();
-        self.tell(input);
-    }
-
-    fn events_ready(&mut self) {
-        let Some(pipe) = &mut self.event_pipe else { return };
-        let mut heard = Vec::new();
-        let more = pipe.on_ready(&mut self.budgets.events, &mut heard);
-        for event in heard {
-            tracing::debug!(%event, "event");
-            self.guest_event(self.backend.pipe_event(&event));
-        }
-        match more {
-            Ok(more) => self.more |= more,
-            Err(error) => {
-                self.event_pipe = None;
-                self.tell(Input::EventsLost(error.to_string()));
-            }
-        }
     }
 
     fn console_ready(&mut self) {
@@ -427,6 +375,7 @@ impl Supervisor {
             self.control_ready();
             self.events_ready();
             self.console_ready();
+            self.stderr_ready(id);
             if self.more_last_words() {
                 return;
             }

@@ -40,6 +40,7 @@ pub(super) struct Budgets {
     pub(super) control: usize,
     pub(super) console: usize,
     pub(super) events: usize,
+    /// Of each process.
     pub(super) stderr: usize,
 }
 

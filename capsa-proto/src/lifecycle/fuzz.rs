@@ -168,6 +168,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
                 Input::Exited(id, Exit { code: None, signal: Some(9), said: String::new() })
             }
             13 if hypervisor && self.below(8) == 0 => Input::QuitByOthers,
+            13 if hypervisor && self.below(8) == 0 => Input::CpuFailed,
             _ if world.wait(machine) => Input::Timeout,
             _ => Input::Kill,
         }
@@ -257,6 +258,7 @@ impl World {
         // Late news and late wishes change nothing.
         for input in [
             Input::GuestReset,
+            Input::CpuFailed,
             Input::GuestPanicked { certain: true },
             Input::Replied(Verdict::Done),
             Input::Stop { grace: Duration::ZERO },

@@ -164,7 +164,9 @@ impl Machine {
                 self.blame(EndedBy::HypervisorLost { what });
                 self.go(now, Trigger::GuestOff);
             }
-            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers => {}
+            Input::CpuFailed if self.guest_runs() => self.cpu_failed(now),
+            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers | Input::CpuFailed => {
+            }
             Input::Timeout => self.timeout(now),
         }
         Ok(())
@@ -321,6 +323,18 @@ impl Machine {
     fn guest_fell(&mut self, now: Instant) {
         let leaves = self.script.leaves_with_guest;
         self.go(now, if leaves { Trigger::GuestOff } else { Trigger::GuestFell });
+    }
+
+    /// What the hypervisor does next is anybody's guess: it may leave as after a power-off, or stay
+    /// with a guest that does nothing.
+    fn cpu_failed(&mut self, now: Instant) {
+        let what =
+            format!("{} cannot go on with a virtual CPU", self.script.names[self.hypervisor().0]);
+        self.blame(match self.phase {
+            Phase::Booting => EndedBy::StartFailed { why: what },
+            _ => EndedBy::HypervisorLost { what },
+        });
+        self.go(now, Trigger::GuestFell);
     }
 
     fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {

@@ -17,7 +17,7 @@ use super::weight::Begin;
 const PEERS: &[&str] = &["vm-ch", "cloud-hypervisor-client", "vm-rs", "boxlite", "microsandbox"];
 
 /// A build that takes longer has told enough.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// The rows of their table.
 pub(super) fn run() -> super::Outcome {
