@@ -108,9 +108,16 @@ pub(crate) fn accelerator(text: &str) -> Read<Accelerator> {
     )
 }
 
-/// `end`, `restart`.
+/// `auto`, `end`, `restart`.
 pub(crate) fn on_reboot(text: &str) -> Read<RebootPolicy> {
-    one_of(text, &[("end", RebootPolicy::End), ("restart", RebootPolicy::Restart)])
+    one_of(
+        text,
+        &[
+            ("auto", RebootPolicy::Auto),
+            ("end", RebootPolicy::End),
+            ("restart", RebootPolicy::Restart),
+        ],
+    )
 }
 
 /// `raw`, `qcow2`.
