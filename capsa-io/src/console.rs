@@ -324,7 +324,8 @@ impl Console {
             if room == 0 {
                 break;
             }
-            if *budget == 0 {
+            let room = room.min(*budget);
+            if room == 0 {
                 news.more = true;
                 break;
             }
@@ -332,7 +333,7 @@ impl Console {
             match stream.io().read(&mut chunk[..room]) {
                 Got::NothingYet => break,
                 Got::Bytes(n) => {
-                    *budget = budget.saturating_sub(n);
+                    *budget -= n;
                     news.data = true;
                     self.log.push(&chunk[..n]);
                     news.panic |= self.last_words.look(now, &self.log);

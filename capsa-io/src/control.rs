@@ -115,11 +115,12 @@ impl Control {
             if *budget == 0 {
                 return true;
             }
-            let got = link.stream.io().read(&mut chunk);
+            let room = chunk.len().min(*budget);
+            let got = link.stream.io().read(&mut chunk[..room]);
             match got {
                 Got::NothingYet => return false,
                 Got::Bytes(n) => {
-                    *budget = budget.saturating_sub(n);
+                    *budget -= n;
                     self.take_bytes(&chunk[..n], heard);
                 }
                 Got::Closed => self.take_eof(heard),

@@ -52,9 +52,10 @@ impl EventPipe {
             if *budget == 0 {
                 return Ok(true);
             }
-            match pipe.io().read(&mut chunk) {
+            let room = chunk.len().min(*budget);
+            match pipe.io().read(&mut chunk[..room]) {
                 Ok(n @ 1..) => {
-                    *budget = budget.saturating_sub(n);
+                    *budget -= n;
                     self.take(&chunk[..n], heard)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

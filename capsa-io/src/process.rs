@@ -42,6 +42,8 @@ pub(crate) struct Process {
     reaped: bool,
     exit: Option<ExitWatch>,
     stderr: Option<Source<ChildStderr>>,
+    /// Bytes of it that may still be read.
+    allowance: usize,
     tail: Vec<u8>,
     /// The line that it is writing, cut where it is longer than [`LINE`].
     line: Vec<u8>,
@@ -86,6 +88,7 @@ impl Process {
             reaped: false,
             exit: None,
             stderr: None,
+            allowance: 0,
             tail: Vec::new(),
             line: Vec::new(),
         };
@@ -112,19 +115,24 @@ impl Process {
         sys::signal_group(self.pid(), signal)
     }
 
-    /// Reads what it wrote to standard error, at most `budget` bytes, and gives each line as it ends.
-    /// Says whether more may wait.
-    pub(crate) fn drain_stderr(&mut self, budget: usize, mut on_line: impl FnMut(&str)) -> bool {
+    /// From now on, this many bytes of standard error may be read, however often.
+    pub(crate) fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
+    }
+
+    /// Reads what it wrote to standard error, as far as is [allowed](Self::allow), and gives each line
+    /// as it ends. Says whether more may wait.
+    pub(crate) fn drain_stderr(&mut self, mut on_line: impl FnMut(&str)) -> bool {
         let mut chunk = [0; 4096];
-        let mut left = budget;
         while let Some(stderr) = &mut self.stderr {
-            if left == 0 {
+            if self.allowance == 0 {
                 return true;
             }
-            match stderr.io().read(&mut chunk) {
+            let room = chunk.len().min(self.allowance);
+            match stderr.io().read(&mut chunk[..room]) {
                 Ok(0) => self.stderr = None,
                 Ok(n) => {
-                    left = left.saturating_sub(n);
+                    self.allowance -= n;
                     tracing::debug!(
                         process = %self.name,
                         "stderr: {}",
@@ -161,7 +169,8 @@ impl Process {
         }
         let status = self.reap();
         self.exit = None;
-        self.drain_stderr(16 * TAIL, |_| {});
+        self.allow(16 * TAIL);
+        self.drain_stderr(|_| {});
         self.stderr = None;
         Some(Exit {
             code: status.and_then(|s| s.code()),
@@ -241,7 +250,8 @@ mod tests {
     fn exit_of(process: &mut Process) -> Exit {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            process.drain_stderr(1024, |_| {});
+            process.allow(1024);
+            process.drain_stderr(|_| {});
             if let Some(exit) = process.try_reap() {
                 return exit;
             }
@@ -281,7 +291,8 @@ mod tests {
         let (_poll, mut process) = spawn("sleep 1000 & echo $! >&2; wait");
         let deadline = Instant::now() + Duration::from_secs(10);
         while process.tail.is_empty() {
-            process.drain_stderr(1024, |_| {});
+            process.allow(1024);
+            process.drain_stderr(|_| {});
             assert!(Instant::now() < deadline, "it said nothing");
             std::thread::yield_now();
         }

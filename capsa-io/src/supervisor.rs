@@ -13,6 +13,7 @@
 
 mod hear;
 mod launch;
+mod options;
 mod play;
 
 use std::collections::VecDeque;
@@ -24,21 +25,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::backend::HypervisorBackend;
-use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
-use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, Timing, VmStatus};
+use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
 use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
-use crate::control::{self, Control};
-use crate::event_pipe::{self, EventPipe};
+use crate::control::Control;
+use crate::event_pipe::EventPipe;
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
 use crate::sys::{Poll, Ready};
 use crate::vsock::PortListener;
 use launch::Awaiting;
+use options::Budgets;
 use play::Player;
+
+pub use options::Options;
 
 const CONTROL: usize = 0;
 const CONSOLE: usize = 1;
@@ -48,34 +51,13 @@ const fn keys(id: ProcessId) -> Keys {
     Keys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
 }
 
-/// Bytes of standard error read from a process in one call.
-const STDERR_BUDGET: usize = 64 * 1024;
+/// For how many whole budgets the exit of a hypervisor waits because there is more of its last words
+/// to read. What was said before an exit is in the system's buffers, which this exceeds by far; more
+/// than that comes from a child it left, which may go on for ever.
+const LAST_WORDS: usize = 16;
 
-/// How often the exit of a hypervisor waits because there is more of its last words to read. What
-/// was said before an exit is in the system's buffers, which this exceeds by far; more than that
-/// comes from a child it left, which may go on for ever.
-const LAST_WORDS: u32 = 16;
-
-/// How a machine is run, beside its plan.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// How long each phase may take.
-    pub timing: Timing,
-    /// Bytes of console output that are kept.
-    pub scrollback: usize,
-    /// What happens when more comes.
-    pub overflow: Overflow,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            timing: Timing::default(),
-            scrollback: DEFAULT_CAPACITY,
-            overflow: Overflow::DropOldest,
-        }
-    }
-}
+/// How late a call may be before that is worth a word. A loop that is busy is late by less.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What happened to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,32 +94,17 @@ pub struct Supervisor {
     events: VecDeque<Event>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
-    /// Bytes that this call may still read.
+    /// Bytes that any call may read, and what this one still may.
+    read_budget: usize,
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
-    last_words: u32,
+    last_words: usize,
+    /// It was started, and nobody has called since.
+    neglected: bool,
     /// Who plays the guest, where no hypervisor runs it.
     player: Option<Player>,
     ready: Ready,
     span: tracing::Span,
-}
-
-/// What one call may still read, however many reasons to read it finds.
-#[derive(Debug, Clone, Copy)]
-struct Budgets {
-    control: usize,
-    console: usize,
-    events: usize,
-}
-
-impl Default for Budgets {
-    fn default() -> Self {
-        Self {
-            control: control::READ_BUDGET,
-            console: console::READ_BUDGET,
-            events: event_pipe::READ_BUDGET,
-        }
-    }
 }
 
 impl Supervisor {
@@ -153,6 +120,8 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let name = Path::new(plan.run_dir.as_str()).file_name().unwrap_or_default();
         let span = tracing::info_span!("vm", id = %name.display(), backend = plan.backend);
+        // A budget of nothing would be spent before it is begun, for ever.
+        let read_budget = options.read_budget.max(1);
         Ok(Self {
             machine: Machine::new(&plan, options.timing),
             backend,
@@ -166,8 +135,10 @@ impl Supervisor {
             run_dir: None,
             events: VecDeque::new(),
             more: false,
-            budgets: Budgets::default(),
+            read_budget,
+            budgets: Budgets::at_most(read_budget),
             last_words: 0,
+            neglected: false,
             player: None,
             ready: Ready::new(),
             plan,
@@ -181,7 +152,9 @@ impl Supervisor {
     ///
     /// When it was started before.
     pub fn start(&mut self) -> Result<(), Refused> {
-        self.wish(Input::Start)
+        self.wish(Input::Start)?;
+        self.neglected = true;
+        Ok(())
     }
 
     /// Wants the guest to power off, and its power cut after `grace`.
@@ -298,7 +271,7 @@ impl Supervisor {
     /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero:
     /// call [`Supervisor::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
-        if self.more || !self.events.is_empty() {
+        if self.more || !self.events.is_empty() || self.poll.is_stirred() {
             return Some(Duration::ZERO);
         }
         self.deadline().map(|deadline| self.clock.until(deadline))
@@ -311,7 +284,8 @@ impl Supervisor {
 
     /// Does what there is to do, with bounded work: at most
     /// [`READ_BUDGET`](crate::console::READ_BUDGET) bytes of console output, 64 KiB of control
-    /// traffic, 64 KiB of events, 64 KiB of standard error per process.
+    /// traffic, 64 KiB of events, 64 KiB of standard error per process; of each no more than
+    /// [`Options::read_budget`].
     ///
     /// # Errors
     ///
@@ -320,8 +294,12 @@ impl Supervisor {
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
+        self.look_at_the_clock();
         self.more = false;
-        self.budgets = Budgets::default();
+        self.budgets = Budgets::at_most(self.read_budget);
+        for process in self.processes.iter_mut().flatten() {
+            process.allow(self.budgets.stderr);
+        }
         self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
 
         // What was said comes before who left: an exit is explained by the words before it.
@@ -398,8 +376,7 @@ impl Supervisor {
             self.events_ready();
             self.console_ready();
             self.stderr_ready(id);
-            if self.more && self.last_words < LAST_WORDS {
-                self.last_words += 1;
+            if self.more_last_words() {
                 return;
             }
         }
@@ -408,6 +385,27 @@ impl Supervisor {
             tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
             self.processes[id.0] = None;
             self.tell(Input::Exited(id, exit));
+        }
+    }
+
+    /// Whether an exit has to wait, because there may be more that was said before it.
+    fn more_last_words(&mut self) -> bool {
+        let calls = LAST_WORDS * console::READ_BUDGET.div_ceil(self.read_budget);
+        let waits = self.more && self.last_words < calls;
+        self.last_words += usize::from(waits);
+        waits
+    }
+
+    /// A caller who forgot the deadline, or to call at all, can see that in the log.
+    fn look_at_the_clock(&mut self) {
+        self.neglected = false;
+        let Some(deadline) = self.machine.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
+            return;
+        };
+        let late = self.clock.now().since(deadline.at);
+        if late > LATE {
+            let why = deadline.why;
+            tracing::warn!(?late, why, "called long after its deadline: is next_timeout asked?");
         }
     }
 
@@ -515,6 +513,10 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
+        if self.neglected && !std::thread::panicking() {
+            let _entered = self.span.enter();
+            tracing::warn!("dropped without having been driven: nobody called on_ready");
+        }
         self.console.hang_up();
         for process in self.processes.iter_mut().rev() {
             *process = None;

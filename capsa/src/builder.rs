@@ -174,6 +174,14 @@ impl LinuxVmBuilder {
         self
     }
 
+    /// How many bytes one [`embed::Vm::on_ready`] reads at most of each kind, where that is less than
+    /// [the limits](embed#bounds) it has anyway. A loop with other things to do in time, such as frames
+    /// to draw, has its turn sooner, and more turns.
+    pub fn read_budget(mut self, bytes: usize) -> Self {
+        self.options.read_budget = bytes;
+        self
+    }
+
     /// Records the console to a file from its first byte on, as [`Recording`] says. Needs a console.
     pub fn record(mut self, recording: impl Into<Recording>) -> Self {
         self.recording = Some(recording.into());
@@ -349,6 +357,14 @@ impl LinuxVmBuilder {
                 "give 1 or more",
             ));
         }
+        if self.options.read_budget == 0 {
+            refused.push(Violation::new(
+                "read_budget",
+                ViolationKind::OutOfRange,
+                "a call that reads nothing never gets anywhere",
+                "give 1 or more",
+            ));
+        }
         if self.recording.is_some() && self.console == ConsoleMode::Disabled {
             refused.push(Violation::new(
                 "record",
@@ -487,6 +503,12 @@ mod tests {
     fn a_scrollback_of_nothing_is_refused() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k")).scrollback(0, Overflow::DropOldest);
         assert_eq!(builder.plan().unwrap_err().violations()[0].field, "scrollback");
+    }
+
+    #[test]
+    fn a_budget_of_nothing_is_refused() {
+        let builder = Capsa::vm(LinuxBootConfig::new("/k")).read_budget(0);
+        assert_eq!(builder.plan().unwrap_err().violations()[0].field, "read_budget");
     }
 
     #[cfg(unix)]

@@ -2,6 +2,8 @@
 
 mod log;
 mod reader;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 use std::future::poll_fn;
 use std::io;

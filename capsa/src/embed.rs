@@ -12,46 +12,88 @@
 //!    when there is more to do. (The descriptor is a poller inside. A loop that watches edges, as
 //!    mio and tokio do, is not told again about what a bounded call left undone.)
 //!
-//! ```no_run
-//! use std::time::Duration;
-//! use capsa::embed::VmEvent;
-//! use capsa::{Capsa, LinuxBootConfig, VmStatus};
+//! The descriptor is the same for as long as the machine is there, whatever processes and sockets
+//! come and go behind it, so it is registered once: for reading, by level or by edge. A copy of it
+//! (`try_clone_to_owned`) does as well, where the loop wants to own what it watches. A machine is
+//! [`Send`], not [`Sync`]: it may move between threads, between any two calls.
 //!
-//! # fn wait_readable(_: &impl std::os::fd::AsFd, _: Option<Duration>) {}
+//! ```
+//! use std::time::Duration;
+//! use capsa::embed::{Ended, VmEvent};
+//! use capsa::testing::{self, Answer, FakeGuest};
+//!
+//! # fn wait_readable(_: &impl std::os::fd::AsFd, timeout: Option<Duration>) {
+//! #     std::thread::sleep(timeout.unwrap_or_default().min(Duration::from_millis(1)));
+//! # }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
-//! let mut vm = Capsa::vm(config).console_enabled().build_embedded()?;
+//! // A guest that is played, so that this runs anywhere. `Capsa::vm(…)` makes a real one.
+//! let guest = FakeGuest::new().login("root", None).shell("# ").on("id -u", Answer::say("0\n"));
+//! let mut vm = testing::vm(guest).build_embedded()?;
+//!
 //! let reader = vm.add_reader();
+//! let login = vm.login(reader, "root", None, Some(Duration::from_secs(60)))?;
+//! let (mut command, mut answer) = (None, None);
 //! vm.start()?;
 //! while !vm.status().is_terminal() {
 //!     wait_readable(&vm, vm.next_timeout()); // poll(2), mio, tokio, calloop, …
 //!     vm.on_ready()?;
 //!     while let Some(event) = vm.poll_event() {
-//!         if event == VmEvent::ConsoleData {
-//!             print!("{}", String::from_utf8_lossy(&vm.take(reader)));
+//!         match event {
+//!             VmEvent::Ended(wait) if wait == login => {
+//!                 command = Some(vm.run_command(reader, "id -u", None, None)?);
+//!             }
+//!             VmEvent::Ended(wait) if Some(wait) == command => {
+//!                 answer = vm.take_ended(wait);
+//!                 vm.stop()?;
+//!             }
+//!             _ => {}
 //!         }
 //!     }
 //! }
+//! let Some(Ended::Script(Ok(reply))) = answer else { panic!("{answer:?}") };
+//! assert_eq!((reply.output.as_slice(), reply.status), (&b"0\n"[..], Some(0)));
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! `examples/loop_*.rs` drive a machine by `poll(2)`, mio, tokio, smol, async-io, calloop and
+//! io_uring, and two hundred on one thread.
+//!
 //! # Bounds
 //!
-//! One `on_ready` reads at most 256 KiB of console output, 64 KiB of control traffic, 64 KiB of
-//! events and 64 KiB of each process's standard error. Starting a process, which happens in it too,
-//! takes a millisecond or two.
+//! | one call of | does at most |
+//! | --- | --- |
+//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or [less if asked](crate::LinuxVmBuilder::read_budget) of each; writes what the guest and the hypervisor take at once, 256 KiB waiting for the guest; starts each process of the plan, a millisecond or two each |
+//! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work, no system call but a look at the clock |
+//! | [`Vm::next_timeout`] | the same, and a look at each wait that was begun |
+//! | [`Vm::write`] | copies what it takes, and writes what the guest takes at once |
+//! | [`Vm::take`] | copies what the scrollback holds |
+//! | [`Vm::expect`] and its kin | look once at what is unread |
+//! | dropping it | kills what runs and waits until it is gone: milliseconds |
+//!
+//! Events do not add up while nobody takes them: data and room are said once until taken, the others
+//! are as many as changes of status, reboots and waits that were begun.
 //!
 //! # When the contract is broken
 //!
-//! Without `on_ready` nothing happens: the status stays where it is and the guest's console fills
-//! up. Without the deadline a stop never climbs its ladder and waits never time out. Both show in
-//! [`Vm::next_timeout`] being zero.
+//! | who | sees |
+//! | --- | --- |
+//! | never calls `on_ready` | a status that stays [`VmStatus::Starting`], no process, a `next_timeout` of zero, and in the log, when it is dropped, that nobody called |
+//! | stops calling it | a status that stays where it is, and a descriptor that stays readable; the guest waits when what the system holds of its console is full, and nothing of it is lost |
+//! | forgets the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and says in the log how late it was, and for what |
+//! | forgets step 4 under an edge-triggered loop | the same, with console output left unread |
+//! | leaves events | a `next_timeout` of zero, so that its loop spins |
+//! | watches the descriptor after the machine is dropped | what its loop makes of a closed one; deregister first, or watch a copy |
+
+#[cfg(feature = "mio")]
+mod mio;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 use std::io;
 #[cfg(feature = "async")]
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use capsa_io::console::Conversation;
@@ -75,6 +117,9 @@ pub use capsa_io::console::{Ended, ReaderId, WaitId};
 pub use capsa_io::supervisor::Event as VmEvent;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Outcome, Scrollback};
+
+#[cfg(feature = "tokio")]
+pub use tokio::TokioVm;
 
 /// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
 #[derive(Debug)]
@@ -361,6 +406,14 @@ impl Vm {
 impl AsFd for Vm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.supervisor.as_fd()
+    }
+}
+
+/// The number of the same descriptor, for loops that want one. It stays the same for as long as the
+/// machine is there.
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -40,6 +40,7 @@
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host can do | [`backends()`] |
 //! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
+//! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
 //! | understand how it is built | [`manual::architecture`], [`manual::embedding`] |
 //!
 //! # Promises
@@ -65,7 +66,9 @@
 //! # Features
 //!
 //! `async` (default): [`VmHandle`] and [`VmConsole`]. `blocking`: the same without an executor.
-//! `regex` (default): [`Pattern::regex`]. Without any: [`embed`] alone.
+//! `regex` (default): [`Pattern::regex`]. `mio`: [`embed::Vm`] as a source of mio's. `tokio`:
+//! `embed::TokioVm`, and tokio's traits on the halves of a console. Without any: [`embed`] alone. Each
+//! only adds; no runtime comes by default, and [`VmHandle`] needs none of these under tokio.
 
 mod backends;
 mod builder;

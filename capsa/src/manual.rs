@@ -10,6 +10,10 @@ pub mod console {}
 #[doc = include_str!("manual/embedding.md")]
 pub mod embedding {}
 
+#[cfg(feature = "async")]
+#[doc = include_str!("manual/migration.md")]
+pub mod migration {}
+
 #[doc = include_str!("manual/testing.md")]
 pub mod testing {}
 

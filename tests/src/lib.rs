@@ -3,6 +3,7 @@
 //! - [`conformance`] is one suite of scenarios that every backend must pass.
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
+//! - [`idle`] measures what machines cost while nothing happens.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
 //! - [`lab`] is a machine with a working KVM, where there is none.
@@ -18,6 +19,7 @@ pub mod conformance;
 pub mod fake;
 pub mod guest;
 pub mod host;
+pub mod idle;
 pub mod lab;
 pub mod macos;
 pub mod nano;

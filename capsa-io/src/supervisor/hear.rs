@@ -6,7 +6,7 @@ use capsa_proto::backend::GuestEvent;
 use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::ProcessId;
 
-use super::{STDERR_BUDGET, Supervisor};
+use super::Supervisor;
 use crate::control::Heard;
 
 impl Supervisor {
@@ -46,7 +46,7 @@ impl Supervisor {
         let Some(process) = &mut self.processes[id.0] else { return };
         let mut means = None;
         let is_hypervisor = id == self.plan.hypervisor();
-        self.more |= process.drain_stderr(STDERR_BUDGET, |line| {
+        self.more |= process.drain_stderr(|line| {
             if is_hypervisor && means.is_none() {
                 means = self.backend.stderr_line(line).and_then(input);
             }

@@ -231,8 +231,7 @@ impl Supervisor {
     /// waits for the next call.
     fn end_play(&mut self) {
         self.console_ready();
-        if self.more && self.last_words < super::LAST_WORDS {
-            self.last_words += 1;
+        if self.more_last_words() {
             return;
         }
         let Some(player) = &mut self.player else { return };

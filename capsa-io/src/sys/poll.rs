@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use polling::{Event, Events, PollMode, Poller};
@@ -14,6 +15,7 @@ use polling::{Event, Events, PollMode, Poller};
 #[derive(Debug)]
 pub(crate) struct Poll {
     poller: Arc<Poller>,
+    stirred: Arc<AtomicBool>,
 }
 
 /// Room for what a wait brings.
@@ -37,7 +39,7 @@ impl Ready {
 
 impl Poll {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poller: Arc::new(Poller::new()?) })
+        Ok(Self { poller: Arc::new(Poller::new()?), stirred: Arc::default() })
     }
 
     /// Watches `io` for reading. Also while another thread waits.
@@ -47,7 +49,8 @@ impl Poll {
         unsafe {
             self.poller.add_with_mode(&io.as_fd(), interest, PollMode::Level)?;
         }
-        Ok(Source { poller: Arc::clone(&self.poller), io, interest })
+        let (poller, stirred) = (Arc::clone(&self.poller), Arc::clone(&self.stirred));
+        Ok(Source { poller, stirred, io, interest })
     }
 
     /// Ends a wait, now or when it begins.
@@ -57,9 +60,18 @@ impl Poll {
 
     /// Waits until something is ready, this long at most. `None`: for ever.
     pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Ready) -> io::Result<()> {
+        self.stirred.store(false, Ordering::Relaxed);
         ready.0.clear();
         self.poller.wait(&mut ready.0, timeout)?;
         Ok(())
+    }
+
+    /// A source's interest has grown since the last wait, and nobody may be told that it is ready.
+    ///
+    /// Whoever watches this poller's own descriptor for edges is not, where the source is still in
+    /// epoll's list of what was ready: `ep_modify` of Linux 6.18 wakes only for one that is not.
+    pub(crate) fn is_stirred(&self) -> bool {
+        self.stirred.load(Ordering::Relaxed)
     }
 }
 
@@ -73,6 +85,7 @@ impl AsFd for Poll {
 #[derive(Debug)]
 pub(crate) struct Source<F: AsFd> {
     poller: Arc<Poller>,
+    stirred: Arc<AtomicBool>,
     io: F,
     interest: Event,
 }
@@ -84,7 +97,11 @@ impl<F: AsFd> Source<F> {
 
     /// Says which readiness matters from now on. Cheap when nothing changes.
     pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {
-        if (self.interest.readable, self.interest.writable) != (readable, writable) {
+        let before = (self.interest.readable, self.interest.writable);
+        if before != (readable, writable) {
+            if (readable && !before.0) || (writable && !before.1) {
+                self.stirred.store(true, Ordering::Relaxed);
+            }
             self.interest.readable = readable;
             self.interest.writable = writable;
             self.poller.modify_with_mode(self.io.as_fd(), self.interest, PollMode::Level)?;

@@ -14,6 +14,7 @@ mod unblock;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -218,9 +219,12 @@ impl Shared {
                 Round::Again(state.next_timeout())
             }
         };
-        // Outside of the lock: whoever wakes may want it.
+        // Outside of the lock: whoever wakes may want it. What a waker does is its program's code: one
+        // that panics does not take the thread from everybody else's machines.
         for waker in wake {
-            waker.wake();
+            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                tracing::error!("a waker panicked: whoever it stands for may wait for ever");
+            }
         }
         Ok(round)
     }

@@ -17,6 +17,7 @@
 //! | `ticks*N` | sends the time N times to the console, 20 ms apart; see [`fake::ticks`] |
 //! | `stderr*N` | writes N bytes to standard error |
 //! | `drain` | from now on takes what the console is sent, and drops it |
+//! | `echo` | from now on says again what the console is sent |
 //! | `close-control`, `close-console` | closes it |
 //! | `heir`, `stray` | waits for a child that floods the console: in this group, in its own |
 //! | `exit=N`, `hang` | ends; does nothing more |
@@ -147,6 +148,11 @@ impl Fake {
                     let mut chunk = [0; 1 << 16];
                     while let Ok(1..) = console.read(&mut chunk) {}
                 });
+            }
+            "echo" => {
+                let mut heard = self.console.as_ref()?.try_clone().ok()?;
+                let mut said = heard.try_clone().ok()?;
+                std::thread::spawn(move || std::io::copy(&mut heard, &mut said));
             }
             "close-control" => {
                 self.control.take()?.shutdown(std::net::Shutdown::Both).ok()?;

@@ -4,6 +4,8 @@
 mod bench;
 #[path = "../xtask/bench_console.rs"]
 mod bench_console;
+#[path = "../xtask/bench_idle.rs"]
+mod bench_idle;
 #[path = "../xtask/bench_start.rs"]
 mod bench_start;
 #[path = "../xtask/check_macos.rs"]
@@ -24,6 +26,8 @@ mod setup;
 mod test;
 #[path = "../xtask/weight.rs"]
 mod weight;
+#[path = "../xtask/weight_peers.rs"]
+mod weight_peers;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -36,8 +40,8 @@ type Task = (&'static str, &'static str, &'static str, fn(pico_args::Arguments) 
 const TASKS: &[Task] = &[
     (
         "bench",
-        "[console | --pairs N]",
-        "spawn to prompt: QEMU by hand against Capsa, in turn; or the console beside others",
+        "[console | idle | --pairs N]",
+        "spawn to prompt: QEMU by hand against Capsa, in turn; the console beside others; idle VMs",
         bench::run,
     ),
     (
@@ -69,7 +73,12 @@ const TASKS: &[Task] = &[
     ),
     ("setup", "", "install everything that the tests need", setup::run),
     ("test", "", "check and test everything, and count", test::run),
-    ("weight", "", "what Capsa adds to a program, as Markdown", weight::run),
+    (
+        "weight",
+        "[--peers]",
+        "what Capsa adds to a program, as Markdown, and what others would",
+        weight::run,
+    ),
 ];
 
 fn main() -> ExitCode {

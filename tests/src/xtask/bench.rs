@@ -25,7 +25,8 @@ pub(crate) fn run(mut arguments: pico_args::Arguments) -> super::Outcome {
     match arguments.subcommand()?.as_deref() {
         None => {}
         Some("console") => return super::bench_console::run(arguments),
-        Some(other) => return Err(format!("no bench {other}; there is console").into()),
+        Some("idle") => return super::bench_idle::run(arguments),
+        Some(other) => return Err(format!("no bench {other}; there are console and idle").into()),
     }
     let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(8);
     super::finish(arguments)?;

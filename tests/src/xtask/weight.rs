@@ -1,31 +1,54 @@
-//! `cargo xtask weight`: what Capsa costs the program that uses it, as Markdown.
+//! `cargo xtask weight`: what Capsa costs the program that uses it, as Markdown; with `--peers`, beside
+//! what others cost.
+//!
+//! Packages are counted, and exact. Seconds are this machine's, as busy as it is: its load is said, and
+//! the seconds of CPU beside them tell more where it is busy.
 
+use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use capsa_test::command;
-use capsa_test::workspace;
+use capsa_test::idle::Usage;
+use capsa_test::vm::NanoGuest;
+use capsa_test::{command, nano, workspace};
 
-use super::{Outcome, finish};
+use super::{Outcome, finish, weight_peers};
 
-/// What is weighed: its name, its package, and the features that make it up.
-const FACES: &[(&str, &str, &[&str])] = &[
-    ("`embed::Vm` alone", "capsa", &["--no-default-features"]),
-    ("async (default)", "capsa", &[]),
-    ("blocking", "capsa", &["--features", "blocking"]),
-    ("CLI", "capsa-cli", &[]),
+/// What is weighed: its name, its package, the features that make it up, and the face whose idle
+/// machines are measured.
+const FACES: &[(&str, &str, &[&str], &str)] = &[
+    ("`embed::Vm` alone", "capsa", &["--no-default-features"], "embed"),
+    ("async (default)", "capsa", &[], "handle"),
+    ("blocking", "capsa", &["--features", "blocking"], "handle"),
+    ("the command, a machine in it", "capsa-cli", &[], "command"),
 ];
 
-pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
+pub(super) fn run(mut arguments: pico_args::Arguments) -> Outcome {
+    let peers = arguments.contains("--peers");
     finish(arguments)?;
     let cores = std::thread::available_parallelism()?;
-    println!("| | packages, itself included | clean build, dev profile, {cores} cores |");
-    println!("| --- | ---: | ---: |");
-    for (name, package, features) in FACES {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown");
+    println!("Clean builds in the dev profile on {cores} cores, at a load of {load} before.\n");
+    println!(
+        "| | packages, itself included | clean build | threads | descriptors a machine | \
+         memory a machine |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    for (name, package, features, face) in FACES {
         let packages = workspace::tree(package, features)?.len();
-        let seconds = clean_build(package, features)?;
-        println!("| {name} | {packages} | {seconds:.1} s |");
+        let took = clean_build(package, features)?;
+        let idle = match *face {
+            "command" => idle_command()?,
+            face => idle(face)?,
+        };
+        println!("| {name} | {packages} | {took} | {idle} |");
+    }
+    if peers {
+        weight_peers::run()?;
     }
     println!();
     println!("| program, release profile, stripped | size |");
@@ -36,56 +59,120 @@ pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
     Ok(())
 }
 
-/// Seconds for a build into an empty directory. What has to be downloaded is there already: the
+/// A build into an empty directory. What has to be downloaded is there already: the
 /// tree was resolved before, and this very program was built.
-fn clean_build(package: &str, features: &[&str]) -> Result<f64, Box<dyn std::error::Error>> {
+fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::error::Error>> {
     let target = tempfile::tempdir()?;
     let mut build = workspace::cargo();
     build.args(["build", "--locked", "--package", package]).args(features);
     build.arg("--target-dir").arg(target.path());
-    let begin = Instant::now();
+    let begin = Begin::now();
     command::output(&mut build)?;
-    Ok(begin.elapsed().as_secs_f64())
+    Ok(begin.took())
 }
 
-/// The command and the examples of `capsa`, smallest first. The release profile strips them.
+/// When a build began.
+pub(super) struct Begin {
+    at: Instant,
+    cpu: Option<f64>,
+}
+
+/// How long it took.
+pub(super) struct Took {
+    seconds: f64,
+    cpu: Option<f64>,
+}
+
+impl Begin {
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), cpu: cpu_of_children() }
+    }
+
+    pub(super) fn took(&self) -> Took {
+        let cpu = self.cpu.and_then(|before| Some(cpu_of_children()? - before));
+        Took { seconds: self.at.elapsed().as_secs_f64(), cpu }
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} s", self.seconds)?;
+        self.cpu.map_or(Ok(()), |cpu| write!(f, ", {cpu:.0} s of CPU"))
+    }
+}
+
+/// Seconds that processes took which this one has waited for, and which theirs have: fields 16 and 17
+/// of `/proc/self/stat`, in hundredths on every Linux.
+fn cpu_of_children() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let field = |n: usize| fields.split_whitespace().nth(n - 3)?.parse::<f64>().ok();
+    Some((field(16)? + field(17)?) / 100.0)
+}
+
+/// Threads, descriptors and memory of idle machines, as the bench measures them.
+fn idle(face: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let mut bench = Command::new(std::env::current_exe()?);
+    bench.args(["bench", "idle", "--face", face, "--machines", "100", "--seconds", "1"]);
+    let row = command::text(&mut bench)?;
+    let columns: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
+    match columns[..] {
+        [_, threads, descriptors, memory, _] => Ok(format!("{threads} | {descriptors} | {memory}")),
+        _ => Err(format!("the bench says {row}").into()),
+    }
+}
+
+/// The same of the command with a machine in it: all that the process has.
+fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let target = tempfile::tempdir()?;
+    let mut build = workspace::cargo();
+    build.args(["build", "--locked", "--release", "--package", "capsa-cli", "--target-dir"]);
+    command::output(build.arg(target.path()))?;
+    let mut capsa = Command::new(target.path().join("release/capsa"));
+    capsa.args(["run", "linux", "--backend", "qemu", "--network", "none", "--console", "stdio"]);
+    capsa.args([
+        "--accel",
+        "emulation",
+        "--cmdline-override",
+        "up console=ready serve",
+        "--kernel",
+    ]);
+    capsa.arg(guest.kernel()).env("CAPSA_QEMU", workspace::built("fake-qemu"));
+    let mut capsa = capsa.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut said = [0; 5];
+    let up = capsa.stdout.take().map(|mut stdout| stdout.read_exact(&mut said));
+    let usage = Usage::of(&Path::new("/proc").join(capsa.id().to_string()));
+    capsa.kill()?;
+    capsa.wait()?;
+    up.transpose()?;
+    let Usage { threads, descriptors, bytes } = usage?;
+    Ok(format!("{threads} | {descriptors} | {} KiB, the whole process", bytes / 1024))
+}
+
+/// The command, and the smallest programs that boot a machine: in a loop of their own, and blocking.
+/// The release profile strips them.
 fn programs() -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
     let target = tempfile::tempdir()?;
-    for what in [&["--package", "capsa-cli"][..], &["--package", "capsa", "--examples"]] {
+    let release = target.path().join("release");
+    let mut sizes = Vec::new();
+    for (what, program) in [
+        (&["--package", "capsa-cli"][..], "capsa"),
+        (
+            &["--package", "capsa", "--no-default-features", "--example", "loop_poll"],
+            "examples/loop_poll",
+        ),
+        (
+            &["--package", "capsa", "--features", "blocking", "--example", "tested_automation"],
+            "examples/tested_automation",
+        ),
+    ] {
         let mut build = workspace::cargo();
         build.args(["build", "--locked", "--release"]).args(what);
         command::output(build.arg("--target-dir").arg(target.path()))?;
-    }
-    let release = target.path().join("release");
-    let mut sizes = Vec::new();
-    for (directory, kind) in [(release.clone(), "command"), (release.join("examples"), "example")] {
-        for (name, bytes) in executables(&directory)? {
-            sizes.push((format!("{kind} `{name}`"), bytes));
-        }
+        let bytes = fs::metadata(release.join(program))?.len();
+        sizes.push((format!("`{program}`, `{}`", what.join(" ")), bytes));
     }
     sizes.sort_by_key(|(_, bytes)| *bytes);
     Ok(sizes)
-}
-
-/// The programs in a directory of Cargo's.
-fn executables(directory: &Path) -> Result<Vec<(String, u64)>, std::io::Error> {
-    let mut found = Vec::new();
-    if !directory.exists() {
-        return Ok(found);
-    }
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let metadata = entry.metadata()?;
-        if metadata.is_file() && !name.contains('.') && !carries_a_hash(&name) {
-            found.push((name, metadata.len()));
-        }
-    }
-    Ok(found)
-}
-
-/// Cargo keeps examples under a second name, with 16 digits behind it.
-fn carries_a_hash(name: &str) -> bool {
-    let last = name.rsplit_once('-').map(|(_, last)| last);
-    last.is_some_and(|last| last.len() == 16 && last.bytes().all(|b| b.is_ascii_hexdigit()))
 }

@@ -1,0 +1,287 @@
+//! Every public future is dropped at any of its awaits: no byte of the console is lost or read twice,
+//! and the machine goes on.
+
+use std::future::Future;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
+use std::time::Duration;
+
+use capsa::embed::{TokioVm, VmEvent};
+use capsa::testing::{self, Answer, FakeGuest};
+use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
+use capsa_test::conformance::Subject;
+use capsa_test::fake::{self, machine};
+use capsa_test::nano::Nano;
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_test::{processes, skip};
+use futures_lite::future::{block_on, poll_once, yield_now};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// Numbers that are the same in each run. The moments they stand for are not.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    /// Polls a few times with pauses between, and drops the future, unless it is through before.
+    async fn cut<F: Future>(&mut self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        for _ in 0..self.below(5) {
+            if let Some(output) = poll_once(&mut future).await {
+                return Some(output);
+            }
+            std::thread::sleep(Duration::from_micros(self.below(150)));
+            yield_now().await;
+        }
+        None
+    }
+}
+
+/// Does one of the things that read, and gives what came of it.
+async fn read_somehow(console: &mut VmConsole, random: &mut Random) -> Vec<u8> {
+    let soon = Some(Duration::from_millis(1));
+    let text = |text: Option<capsa::Result<String>>| {
+        text.and_then(capsa::Result::ok).unwrap_or_default().into_bytes()
+    };
+    let dot = Pattern::literal(".");
+    match random.below(10) {
+        0 => {
+            let mut buf = [0; 3];
+            let read = random.cut(console.read(&mut buf)).await;
+            buf[..read.map_or(0, Result::unwrap)].to_vec()
+        }
+        1 => text(random.cut(console.wait_for(".")).await),
+        2 => text(random.cut(console.wait_for_timeout(".", Duration::from_millis(1))).await),
+        3 => {
+            let found = random.cut(console.wait_for_any(&["never", "."])).await;
+            text(found.map(|found| found.map(|(_, output)| output)))
+        }
+        4 => {
+            let found = random.cut(console.wait_for_pattern(&dot, soon)).await;
+            text(found.map(|found| found.map(|found| found.output)))
+        }
+        5 => {
+            let patterns = [Pattern::literal("never"), dot];
+            let found = random.cut(console.wait_for_any_pattern(&patterns, None)).await;
+            text(found.map(|found| found.map(|found| found.output)))
+        }
+        6 => text(random.cut(console.wait_for_silence(Duration::from_micros(200), soon)).await),
+        7 => text(random.cut(console.read_available()).await),
+        // Neither gets anywhere with a guest that says again what it hears, so neither takes anything.
+        8 => {
+            assert!(random.cut(console.login("root", None)).await.is_none());
+            Vec::new()
+        }
+        _ => {
+            assert!(random.cut(console.wait_for("never")).await.is_none());
+            Vec::new()
+        }
+    }
+}
+
+async fn write_somehow(console: &mut VmConsole, random: &mut Random) {
+    let long = ".0123456789".repeat(2000);
+    match random.below(6) {
+        0 => drop(random.cut(console.write(b"write.")).await),
+        1 => drop(random.cut(console.write_str("text.")).await),
+        2 => drop(random.cut(console.write_line("line.")).await),
+        3 => drop(random.cut(console.send_interrupt()).await),
+        4 => drop(random.cut(console.send_eof()).await),
+        _ => drop(random.cut(console.write_str(&long)).await),
+    }
+}
+
+#[test]
+fn what_is_read_is_what_was_said_whatever_is_dropped() {
+    if !fake::alone(FAKE, "what_is_read_is_what_was_said_whatever_is_dropped") {
+        return;
+    }
+    let random = &mut Random(0x5eed_cafe);
+    block_on(async {
+        let vm = machine("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
+        let vm = vm.build().await.unwrap();
+        vm.start().await.unwrap();
+        let mut console = vm.console().await.unwrap();
+        let mut all = console.reader();
+        let mut read = Vec::new();
+        for _ in 0..3000 {
+            write_somehow(&mut console, random).await;
+            read.extend(read_somehow(&mut console, random).await);
+            look_somehow(&vm, random).await;
+        }
+        console.write_str("THE END").await.unwrap();
+        read.extend(console.wait_for_timeout("THE END", PATIENCE).await.unwrap().into_bytes());
+        let mut said = vec![0; read.len()];
+        all.read_exact(&mut said).await.unwrap();
+        assert!(read == said, "{} bytes were read that are not what was said", read.len());
+        assert!(read.ends_with(b"THE END") && read.len() > 10_000);
+        vm.kill().await.unwrap();
+    });
+}
+
+async fn look_somehow(vm: &VmHandle, random: &mut Random) {
+    match random.below(4) {
+        0 => assert!(random.cut(vm.wait()).await.is_none()),
+        1 => assert!(random.cut(vm.wait_timeout(Duration::from_secs(9))).await.is_none()),
+        2 => drop(random.cut(vm.console()).await),
+        _ => {}
+    }
+}
+
+#[test]
+fn halves_and_lines_lose_nothing() {
+    if !fake::alone(FAKE, "halves_and_lines_lose_nothing") {
+        return;
+    }
+    let random = &mut Random(0xfeed);
+    block_on(async {
+        let vm = machine("up echo serve").build().await.unwrap();
+        vm.start().await.unwrap();
+        let (reader, mut writer) = vm.console().await.unwrap().split();
+        let (mut lines, mut heard) = (reader.lines(), Vec::new());
+        for n in 0..500 {
+            let line = format!("line {n}\n");
+            let mut rest = line.as_bytes();
+            while !rest.is_empty() {
+                let wrote = random.cut(writer.write(rest)).await;
+                rest = &rest[wrote.map_or(0, Result::unwrap)..];
+            }
+            heard.extend(random.cut(lines.next()).await.flatten());
+        }
+        while heard.len() < 500 {
+            heard.push(lines.next().await.unwrap());
+        }
+        for (n, line) in heard.iter().enumerate() {
+            assert_eq!(*line, format!("line {n}"));
+        }
+        vm.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_shell_is_usable_after_whatever_was_given_up() {
+    let random = &mut Random(0x0dd);
+    for _ in 0..60 {
+        block_on(async {
+            let guest = FakeGuest::new().say("booting\r\n").login("root", Some("pw")).shell("# ");
+            let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
+            let vm = testing::vm(guest.on("id -u", Answer::say("0\n"))).build().await.unwrap();
+            random.cut(vm.start()).await;
+            if vm.status() == VmStatus::Created {
+                vm.start().await.unwrap(); // It was not even polled.
+            }
+            let mut console = vm.console().await.unwrap();
+            console.login_timeout("root", Some("pw"), PATIENCE).await.unwrap();
+            for _ in 0..random.below(5) {
+                random.cut(console.run("uname -r", None)).await;
+                random.cut(console.run_command("uname -r", "# ")).await;
+                random.cut(console.run_command_timeout("uname -r", "# ", PATIENCE)).await;
+            }
+            let reply = console.run("id -u", Some(PATIENCE)).await.unwrap();
+            assert_eq!((reply.output.as_slice(), reply.status), (&b"0\n"[..], Some(0)));
+            vm.stop().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
+    if !fake::alone(FAKE, "a_life_that_is_given_up_anywhere_can_be_taken_up") {
+        return;
+    }
+    let random = &mut Random(0xbeef);
+    for _ in 0..40 {
+        block_on(async {
+            drop(random.cut(machine("up serve").build()).await);
+            drop(random.cut(machine("up serve").build_driven()).await);
+            let vm = machine("up serve").build().await.unwrap();
+            // What was begun goes on.
+            random.cut(vm.start()).await;
+            if vm.status() == VmStatus::Created {
+                vm.start().await.unwrap();
+            }
+            random.cut(vm.stop_with_timeout(Duration::from_millis(1))).await;
+            random.cut(vm.kill()).await;
+            vm.stop_with_timeout(Duration::from_millis(1)).await.unwrap();
+            assert!(vm.wait().await.unwrap().is_terminal());
+        });
+    }
+    eventually("all hypervisors are gone", || {
+        let children = processes::children(std::process::id());
+        children.iter().all(|child| !child.arguments.contains("-append"))
+    });
+}
+
+#[test]
+fn events_of_tokios_are_all_told_in_a_select() {
+    if !fake::alone(FAKE, "events_of_tokios_are_all_told_in_a_select") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let orders = machine("up console*100000 console=END serve").read_budget(100);
+        let mut vm = TokioVm::new(orders.build_embedded().unwrap()).unwrap();
+        let reader = vm.add_reader();
+        vm.start().unwrap();
+        let mut said = Vec::new();
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = vm.next_event() => event.unwrap(),
+                () = tokio::time::sleep(Duration::from_micros(50)) => continue,
+            };
+            match event {
+                Some(VmEvent::ConsoleData) => {
+                    said.extend(vm.take(reader));
+                    if said.ends_with(b"END") {
+                        vm.kill().unwrap();
+                    }
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        assert!(said[..100_000] == fake::flood(100_000), "it is not what was sent");
+    });
+}
+
+#[test]
+fn a_listener_loses_no_connection() {
+    let test = "a_listener_loses_no_connection";
+    let guest = NanoGuest::for_any(Nano::default());
+    let subject = match Subject::cloud_hypervisor_stand_in() {
+        Ok(subject) => subject,
+        Err(why) => return skip(test, why),
+    };
+    let random = &mut Random(0xacce);
+    block_on(async {
+        let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
+        let vm = builder.build().await.unwrap();
+        let listener = vm.vsock_listen(7).await.unwrap();
+        let socket = vm.launch_plan().vsock.as_ref().unwrap().listener(7).unwrap().to_string();
+        let mut heard = Vec::new();
+        for n in 0..200_u8 {
+            // As the device does for the guest.
+            UnixStream::connect(&socket).unwrap().write_all(&[n]).unwrap();
+            if let Some(stream) = random.cut(listener.accept()).await {
+                heard.push(stream.unwrap());
+            }
+        }
+        while heard.len() < 200 {
+            heard.push(listener.accept().await.unwrap());
+        }
+        for (n, mut stream) in (0..200).zip(heard) {
+            let mut byte = [0];
+            AsyncReadExt::read_exact(&mut stream, &mut byte).await.unwrap();
+            assert_eq!(byte, [n]);
+        }
+    });
+}

@@ -1,0 +1,211 @@
+//! Loops that are told once of what is ready, and calls that do very little: nothing hangs, and
+//! nothing is lost. The loops are those of the examples.
+
+// Each example is a program of its own, which has the guest and a `main`.
+#![allow(clippy::duplicate_mod, dead_code)]
+
+#[path = "../../capsa/examples/loop_io_uring.rs"]
+mod loop_io_uring;
+#[path = "../../capsa/examples/loop_mio.rs"]
+mod loop_mio;
+#[path = "../../capsa/examples/loop_poll.rs"]
+mod loop_poll;
+#[path = "../../capsa/examples/loop_tokio.rs"]
+mod loop_tokio;
+
+use std::io;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
+use capsa::{Overflow, RebootPolicy};
+use capsa_test::fake::{self, machine};
+use capsa_test::skip;
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
+type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
+
+/// Those that are told of edges, and for comparison one that sees levels and one that asks anew.
+const LOOPS: &[(&str, Run)] = &[
+    ("mio", loop_mio::run),
+    ("tokio on one thread", loop_tokio::run_on_one),
+    ("tokio on many threads", loop_tokio::run_on_many),
+    ("poll", loop_poll::run),
+    ("io_uring", loop_io_uring::run),
+];
+
+/// Has every loop drive such a machine to its end.
+fn on_each_loop(test: &str, begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
+    for (name, run) in LOOPS {
+        if *name == "io_uring"
+            && let Err(error) = compio_driver::Proactor::new()
+        {
+            skip(test, format!("no io_uring here: {error}"));
+            continue;
+        }
+        let (mut vm, on_event) = begin();
+        vm.start().unwrap();
+        end(name, run(vm, on_event).unwrap());
+    }
+}
+
+#[test]
+fn ten_thousand_answers_each_wait_for_the_one_before() {
+    const ROUNDS: usize = 10_000;
+    let test = "ten_thousand_answers_each_wait_for_the_one_before";
+    if !fake::alone(FAKE, test) {
+        return;
+    }
+    // A byte a call: after the first of an answer, nobody reports the second.
+    let begin = || {
+        let orders = machine("up echo console=. serve").read_budget(1);
+        let mut vm = orders.build_embedded().unwrap();
+        let reader = vm.add_reader();
+        let mut rounds = 0;
+        let on_event: OnEvent = Box::new(move |vm, event| {
+            if event != VmEvent::ConsoleData {
+                return;
+            }
+            let dots = vm.take(reader).iter().filter(|byte| **byte == b'.').count();
+            for _ in 0..dots {
+                rounds += 1;
+                match rounds {
+                    ROUNDS => vm.kill().unwrap(),
+                    _ => assert_eq!(vm.write(b"ping.").unwrap(), 5),
+                }
+            }
+        });
+        (vm, on_event)
+    };
+    on_each_loop(test, begin, |name, vm| {
+        let said = vm.scrollback().end();
+        assert_eq!(said, 1 + 5 * (ROUNDS as u64 - 1), "{name}");
+    });
+}
+
+#[test]
+fn a_flood_arrives_whole_by_sixteen_bytes_a_call() {
+    const BYTES: usize = 320_000;
+    let test = "a_flood_arrives_whole_by_sixteen_bytes_a_call";
+    if !fake::alone(FAKE, test) {
+        return;
+    }
+    let begin = || {
+        let orders = machine(&format!("up console*{BYTES} console=END serve")).read_budget(16);
+        let mut vm = orders.build_embedded().unwrap();
+        let reader = vm.add_reader();
+        let (mut calls, mut said) = (0, Vec::new());
+        let on_event: OnEvent = Box::new(move |vm, event| {
+            if event == VmEvent::ConsoleData {
+                calls += 1;
+                said.extend(vm.take(reader));
+                if said.ends_with(b"END") {
+                    assert!(calls >= BYTES / 16, "{calls} calls");
+                    said.truncate(BYTES);
+                    assert!(said == fake::flood(BYTES), "it is not what was sent");
+                    vm.kill().unwrap();
+                }
+            }
+        });
+        (vm, on_event)
+    };
+    on_each_loop(test, begin, |name, vm| {
+        assert_eq!(vm.scrollback().end(), BYTES as u64 + 3, "{name}");
+    });
+}
+
+#[test]
+fn a_paused_guest_goes_on_whenever_its_reader_does() {
+    const BYTES: usize = 200_000;
+    let test = "a_paused_guest_goes_on_whenever_its_reader_does";
+    if !fake::alone(FAKE, test) {
+        return;
+    }
+    // The descriptor is taken out of the poller and put back, thousands of times, while the loop
+    // outside watches the poller for edges.
+    let begin = || {
+        let orders = machine(&format!("up console*{BYTES} console=END serve"));
+        let orders = orders.scrollback(64, Overflow::Pause).read_budget(64);
+        let mut vm = orders.build_embedded().unwrap();
+        let reader = vm.add_reader();
+        let mut said = Vec::new();
+        let on_event: OnEvent = Box::new(move |vm, event| {
+            if event == VmEvent::ConsoleData {
+                said.extend(vm.take(reader));
+                if said.ends_with(b"END") {
+                    said.truncate(BYTES);
+                    assert!(said == fake::flood(BYTES), "it is not what was sent");
+                    vm.kill().unwrap();
+                }
+            }
+        });
+        (vm, on_event)
+    };
+    on_each_loop(test, begin, |name, vm| {
+        assert_eq!(vm.scrollback().end(), BYTES as u64 + 3, "{name}");
+    });
+}
+
+#[test]
+fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
+    let test = "ten_thousand_events_of_the_hypervisor_hold_nothing_up";
+    if !fake::alone(FAKE, test) {
+        return;
+    }
+    let begin = || {
+        let orders = machine("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
+        let mut vm = orders.read_budget(64).build_embedded().unwrap();
+        let reader = vm.add_reader();
+        let end = vm.expect(reader, &["END"], Some(Duration::from_secs(50)));
+        let (tell, told) = channel();
+        tell.send(()).unwrap();
+        let on_event: OnEvent = Box::new(move |vm, event| {
+            if event == VmEvent::Ended(end) {
+                told.try_recv().expect("it ends once");
+                let ended = vm.take_ended(end);
+                assert!(matches!(ended, Some(Ended::Expect(Outcome::Matched { .. }))), "{ended:?}");
+                vm.stop_with_timeout(Duration::from_millis(1)).unwrap();
+            }
+        });
+        (vm, on_event)
+    };
+    on_each_loop(test, begin, |name, vm| {
+        assert!(vm.stop_report().unwrap().steps.len() > 1, "{name}: {:?}", vm.stop_report());
+    });
+}
+
+#[test]
+fn a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood() {
+    const BYTES: usize = 200_000;
+    if !fake::alone(FAKE, "a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood") {
+        return;
+    }
+    let orders = machine(&format!("up console*{BYTES} console=END serve")).read_budget(100);
+    let mut vm = orders.build_embedded().unwrap();
+    let reader = vm.add_reader();
+    vm.start().unwrap();
+    let mut said = Vec::new();
+    // A new runtime for each of a few events: what was reported to the last one is reported anew.
+    while said.len() < BYTES / 2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        vm = runtime.block_on(async {
+            let mut vm = TokioVm::new(vm).unwrap();
+            for _ in 0..7 {
+                vm.next_event().await.unwrap().expect("it runs");
+                said.extend(vm.take(reader));
+            }
+            vm.into_inner()
+        });
+    }
+    let on_event: OnEvent = Box::new(move |vm, _| {
+        said.extend(vm.take(reader));
+        if said.ends_with(b"END") {
+            assert!(said[..BYTES] == fake::flood(BYTES), "it is not what was sent");
+            vm.kill().unwrap();
+        }
+    });
+    let vm = loop_mio::run(vm, on_event).unwrap();
+    assert_eq!(vm.scrollback().end(), BYTES as u64 + 3);
+}

@@ -1,0 +1,203 @@
+//! Every loop that has an example drives the same conversations: with a guest that is played, with
+//! the nano guest and with Linux. What is driven is the code of the examples itself.
+
+// Each example is a program of its own, which has the guest and a `main`.
+#![allow(clippy::duplicate_mod, dead_code)]
+
+#[path = "../../capsa/examples/guest/mod.rs"]
+mod guest;
+#[path = "../../capsa/examples/loop_calloop.rs"]
+mod loop_calloop;
+#[path = "../../capsa/examples/loop_io_uring.rs"]
+mod loop_io_uring;
+#[path = "../../capsa/examples/loop_many.rs"]
+mod loop_many;
+#[path = "../../capsa/examples/loop_mio.rs"]
+mod loop_mio;
+#[path = "../../capsa/examples/loop_poll.rs"]
+mod loop_poll;
+#[path = "../../capsa/examples/loop_smol.rs"]
+mod loop_smol;
+#[path = "../../capsa/examples/loop_tokio.rs"]
+mod loop_tokio;
+
+use std::io;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use capsa::embed::{Ended, Outcome, Vm, VmEvent};
+use capsa::testing::{self, Answer, FakeGuest};
+use capsa::{Accelerator, EndedBy, StopStep};
+use capsa_test::conformance::Subject;
+use capsa_test::guest::{LinuxGuest, Variant, linux};
+use capsa_test::vm::{self, NanoGuest, PATIENCE};
+use capsa_test::{fake, host, nano, skip};
+
+type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
+type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// What Linux says of itself, whether it is played or not.
+const RELEASE: &str = "uname -r: 6.";
+
+const LOOPS: &[(&str, Run)] = &[
+    ("poll", loop_poll::run),
+    ("mio", loop_mio::run),
+    ("tokio on one thread", loop_tokio::run_on_one),
+    ("tokio on many threads", loop_tokio::run_on_many),
+    ("smol", loop_smol::run_on_smol),
+    ("async-io", loop_smol::run_on_async_io),
+    ("calloop", loop_calloop::run),
+    ("io_uring", loop_io_uring::run),
+    ("many machines", run_among_others),
+];
+
+/// One of many: the others are played.
+fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
+    let mut members: Vec<loop_many::Member> = vec![(vm, on_event)];
+    for _ in 0..3 {
+        let mut vm = guest::played().unwrap();
+        let (on_event, _said) = as_root(&mut vm);
+        members.push((vm, on_event));
+    }
+    loop_many::run(&mut members)?;
+    Ok(members.swap_remove(0).0)
+}
+
+/// Has every loop drive such a machine, and looks at how it ended.
+fn on_each_loop(
+    test: &str,
+    machine: impl Fn() -> Vm,
+    conversation: impl Fn(&mut Vm) -> (OnEvent, Receiver<String>),
+    heard: &str,
+) {
+    for (name, run) in LOOPS {
+        if *name == "io_uring"
+            && let Err(error) = compio_driver::Proactor::new()
+        {
+            skip(test, format!("no io_uring here: {error}"));
+            continue;
+        }
+        let mut vm = machine();
+        let (on_event, said) = conversation(&mut vm);
+        let vm = run(vm, on_event).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let said: Vec<String> = said.iter().collect();
+        let report = vm.stop_report().unwrap();
+        let how = (report.ended_by, report.steps);
+        assert_eq!(how, (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{name}: {said:?}");
+        assert!(said.iter().any(|line| line.starts_with(heard)), "{name}: {said:?}");
+    }
+}
+
+/// The conversation of the examples, and what comes of it.
+fn as_root(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
+    let (tell, said) = channel();
+    let say = move |line| drop(tell.send(line));
+    (Box::new(guest::conversation(vm, say).unwrap()), said)
+}
+
+/// The same with a guest that has no shell: it says again what it is told.
+fn with_nano(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
+    let (tell, said) = channel();
+    vm.start().unwrap();
+    let reader = vm.add_reader();
+    let prompt = std::str::from_utf8(nano::READY).unwrap();
+    let up = vm.expect(reader, &[prompt], Some(PATIENCE));
+    let mut echo = None;
+    let on_event = move |vm: &mut Vm, event| {
+        let VmEvent::Ended(wait) = event else { return };
+        let ended = vm.take_ended(wait);
+        assert!(matches!(&ended, Some(Ended::Expect(Outcome::Matched { .. }))), "{ended:?}");
+        if wait == up {
+            assert_eq!(vm.write(b"hello").unwrap(), 5);
+            echo = Some(vm.expect(reader, &["hello"], Some(PATIENCE)));
+        } else if Some(wait) == echo {
+            tell.send("hello".to_owned()).unwrap();
+            vm.stop().unwrap();
+        }
+    };
+    (Box::new(on_event), said)
+}
+
+#[test]
+fn a_played_guest_is_driven_by_every_loop() {
+    on_each_loop(
+        "a_played_guest_is_driven_by_every_loop",
+        || guest::played().unwrap(),
+        as_root,
+        RELEASE,
+    );
+}
+
+#[test]
+fn the_nano_guest_is_driven_by_every_loop() {
+    let test = "the_nano_guest_is_driven_by_every_loop";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    on_each_loop(test, || guest.builder().build_embedded().unwrap(), with_nano, "hello");
+}
+
+#[test]
+fn a_byte_a_call_is_enough_for_every_loop() {
+    let test = "a_byte_a_call_is_enough_for_every_loop";
+    let guest = FakeGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
+    let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
+    on_each_loop(test, played, as_root, RELEASE);
+}
+
+#[test]
+fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
+    let test = "a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http";
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let subject = match Subject::cloud_hypervisor_stand_in() {
+        Ok(subject) => subject,
+        Err(why) => return skip(test, why),
+    };
+    let builder = || subject.builds(guest.builder()).accelerator(Accelerator::Auto);
+    let machine = || builder().read_budget(1).build_embedded().unwrap();
+    on_each_loop(test, machine, with_nano, "hello");
+}
+
+#[test]
+fn linux_is_driven_by_every_loop() {
+    let test = "linux_is_driven_by_every_loop";
+    let Some(guest) = linux_guest(test) else { return };
+    on_each_loop(test, || vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE);
+}
+
+fn linux_guest(test: &str) -> Option<LinuxGuest> {
+    if host::find_program("qemu-system-x86_64").is_none() {
+        skip(test, "qemu-system-x86_64 is not installed");
+        return None;
+    }
+    linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()
+}
+
+#[test]
+fn two_hundred_machines_are_driven_by_one_thread() {
+    if !fake::alone(FAKE, "two_hundred_machines_are_driven_by_one_thread") {
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let before = threads();
+    let mut members: Vec<loop_many::Member> = Vec::new();
+    for _ in 0..200 {
+        let mut vm = fake::machine("up console=ready serve").build_embedded().unwrap();
+        vm.start().unwrap();
+        let reader = vm.add_reader();
+        let ready = vm.expect(reader, &["ready"], Some(PATIENCE));
+        let on_event = move |vm: &mut Vm, event| {
+            if event == VmEvent::Ended(ready) {
+                vm.stop_with_timeout(Duration::from_millis(1)).unwrap();
+            }
+        };
+        members.push((vm, Box::new(on_event)));
+    }
+    loop_many::run(&mut members).unwrap();
+    assert_eq!(threads(), before);
+    for (vm, _) in &members {
+        assert_eq!(vm.stop_report().unwrap().steps[0], StopStep::Asked);
+        assert_eq!(vm.scrollback().end(), 5);
+    }
+}

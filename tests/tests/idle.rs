@@ -1,0 +1,58 @@
+//! Machines that nothing happens to cost next to nothing, and wake nobody.
+
+use std::path::Path;
+use std::time::Duration;
+
+use capsa_test::idle::{self, Cost};
+use capsa_test::nano::Nano;
+use capsa_test::vm::NanoGuest;
+use capsa_test::{fake, skip};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+const MACHINES: usize = 200;
+
+/// `None` where the kernel does not tell, or this is not the test's own process.
+fn cost(
+    test: &str,
+    measure: impl Fn(&Path) -> Result<Cost, Box<dyn std::error::Error>>,
+) -> Option<Cost> {
+    if !Path::new("/proc/self/smaps_rollup").exists() {
+        skip(test, "the kernel does not tell what a process costs");
+        return None;
+    }
+    if !fake::alone(FAKE, test) {
+        return None;
+    }
+    let guest = NanoGuest::for_any(Nano::default());
+    Some(measure(guest.kernel()).unwrap())
+}
+
+fn assert_cheap(cost: Cost, threads: usize) {
+    assert_eq!((cost.threads, cost.wakeups), (threads, 0), "{cost:?}");
+    assert!(cost.bytes <= MACHINES * 64 * 1024, "{cost:?}");
+    assert!(cost.descriptors <= MACHINES * 10, "{cost:?}");
+}
+
+#[test]
+fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
+    let test = "two_hundred_idle_handles_have_one_thread_and_wake_nobody";
+    let measure = |kernel: &Path| {
+        let machine = || idle::machine(Path::new(FAKE), kernel);
+        idle::handles(MACHINES, Duration::from_secs(2), machine)
+    };
+    if let Some(cost) = cost(test, measure) {
+        assert_cheap(cost, 1);
+    }
+}
+
+#[test]
+fn two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody() {
+    let test = "two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody";
+    let measure = |kernel: &Path| {
+        let machine = || idle::machine(Path::new(FAKE), kernel);
+        idle::embedded(MACHINES, Duration::from_secs(2), machine)
+    };
+    if let Some(cost) = cost(test, measure) {
+        assert_cheap(cost, 0);
+    }
+}

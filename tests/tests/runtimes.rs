@@ -1,0 +1,244 @@
+//! `VmHandle` on whatever polls futures: the same conversation, with the hidden thread and without, and
+//! what becomes of a machine when its runtime or its task ends.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
+
+use capsa::embed::TokioVm;
+use capsa::{EndedBy, Result, VmHandle, VmStatus};
+use capsa_test::fake::{self, machine};
+use capsa_test::processes::runs;
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
+use futures_lite::future::{self, block_on};
+use tokio::runtime::{Builder, Runtime};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Runs = (&'static str, fn(Task));
+
+/// What polls futures here.
+const RUNTIMES: &[Runs] = &[
+    ("tokio on many threads", |task| {
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(async { runtime.spawn(task).await.unwrap() });
+    }),
+    // Neither its timer nor its I/O is needed.
+    ("tokio with nothing enabled", |task| {
+        Builder::new_current_thread().build().unwrap().block_on(task);
+    }),
+    ("smol", |task| smol::block_on(smol::spawn(task))),
+    ("pollster", pollster::block_on),
+    ("a plain thread", |task| std::thread::spawn(|| block_on(task)).join().unwrap()),
+];
+
+async fn conversation(vm: &VmHandle) -> Result<()> {
+    assert_eq!(vm.wait_timeout(Duration::from_millis(10)).await?, None);
+    vm.start().await?;
+    let mut console = vm.console().await?;
+    console.wait_for_timeout("NANO READY\r\n", PATIENCE).await?;
+    console.write_str("hello").await?;
+    console.wait_for_timeout("hello", PATIENCE).await?;
+    let silence = console.wait_for_timeout("more", Duration::from_millis(10)).await;
+    assert!(matches!(silence, Err(capsa::Error::Timeout { .. })), "{silence:?}");
+    let ended = future::zip(vm.wait(), vm.stop()).await;
+    ended.1?;
+    assert!(ended.0?.is_terminal());
+    assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
+    Ok(())
+}
+
+#[test]
+fn a_handle_works_on_every_runtime() {
+    for (name, run) in RUNTIMES {
+        let Some(guest) = NanoGuest::new("a_handle_works_on_every_runtime") else { return };
+        println!("{name}");
+        run(Box::pin(async move {
+            let vm = guest.builder().build().await.unwrap();
+            conversation(&vm).await.unwrap();
+        }));
+    }
+}
+
+#[test]
+fn a_driven_handle_works_on_every_runtime() {
+    for (name, run) in RUNTIMES {
+        let Some(guest) = NanoGuest::new("a_driven_handle_works_on_every_runtime") else { return };
+        println!("{name}");
+        run(Box::pin(async move {
+            let (vm, driver) = guest.builder().build_driven().await.unwrap();
+            let (driven, conversed) = future::zip(driver, conversation(&vm)).await;
+            conversed.unwrap();
+            assert_eq!(driven.unwrap(), vm.status());
+        }));
+    }
+}
+
+#[test]
+fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
+    let test = "a_driver_in_a_task_of_its_own_serves_handles_everywhere";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let runtime = Runtime::new().unwrap();
+    let (vm, driver) = block_on(guest.builder().build_driven()).unwrap();
+    let driven = runtime.spawn(driver);
+    block_on(conversation(&vm)).unwrap();
+    assert!(block_on(driven).unwrap().unwrap().is_terminal());
+}
+
+#[test]
+fn a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along() {
+    if !fake::alone(FAKE, "a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along") {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let vm = runtime.block_on(machine("up serve").build()).unwrap();
+    runtime.block_on(vm.start()).unwrap();
+    let pid = vm.hypervisor_pid().unwrap();
+    runtime.spawn(async move { vm.wait().await });
+    assert!(runs(pid));
+    drop(runtime);
+    eventually("the hypervisor is gone", || !runs(pid));
+}
+
+#[test]
+fn a_handle_outlives_the_runtime_it_was_made_in() {
+    if !fake::alone(FAKE, "a_handle_outlives_the_runtime_it_was_made_in") {
+        return;
+    }
+    let first = Runtime::new().unwrap();
+    let vm = first.block_on(machine("up echo serve").build()).unwrap();
+    first.block_on(vm.start()).unwrap();
+    let mut console = first.block_on(vm.console()).unwrap();
+    drop(first);
+    smol::block_on(async {
+        console.write_str("still here").await.unwrap();
+        console.wait_for_timeout("still here", PATIENCE).await.unwrap();
+        vm.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
+    if !fake::alone(FAKE, "a_runtime_that_shuts_down_ends_what_its_driver_drove") {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let (vm, driver) = runtime.block_on(machine("up serve").build_driven()).unwrap();
+    runtime.spawn(driver);
+    block_on(vm.start()).unwrap();
+    drop(runtime);
+    // Nobody drives any more, and whoever waits is told all the same.
+    assert_eq!(block_on(vm.wait()).unwrap(), VmStatus::Stopped { exit_code: None });
+}
+
+#[test]
+fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
+    if !fake::alone(FAKE, "a_machine_of_a_runtime_that_shut_down_can_be_had_back") {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let mut vm = machine("up serve").build_embedded().unwrap();
+    vm.start().unwrap();
+    let mut vm = runtime.block_on(async {
+        let mut vm = TokioVm::new(vm).unwrap();
+        while vm.status() != VmStatus::Running {
+            vm.next_event().await.unwrap();
+        }
+        vm
+    });
+    drop(runtime);
+    let error = Runtime::new().unwrap().block_on(vm.next_event()).unwrap_err();
+    assert!(error.to_string().contains("shutdown"), "{error}");
+    let mut vm = vm.into_inner();
+    vm.kill().unwrap();
+    while !vm.status().is_terminal() {
+        poll_fd(&vm, vm.next_timeout());
+        vm.on_ready().unwrap();
+    }
+}
+
+#[test]
+fn a_task_that_panics_takes_its_machine_along_and_no_other() {
+    if !fake::alone(FAKE, "a_task_that_panics_takes_its_machine_along_and_no_other") {
+        return;
+    }
+    let runtime = Runtime::new().unwrap();
+    let start = async || {
+        let vm = machine("up echo serve").build().await.unwrap();
+        vm.start().await.unwrap();
+        vm
+    };
+    let other = runtime.block_on(start());
+    let (tell, told) = std::sync::mpsc::channel();
+    let task = runtime.spawn(async move {
+        let vm = start().await;
+        tell.send(vm.hypervisor_pid().unwrap()).unwrap();
+        panic!("as it must");
+    });
+    assert!(runtime.block_on(task).unwrap_err().is_panic());
+    let pid = told.recv().unwrap();
+    eventually("the hypervisor is gone", || !runs(pid));
+    runtime.block_on(async {
+        let mut console = other.console().await.unwrap();
+        console.write_str("unharmed").await.unwrap();
+        console.wait_for_timeout("unharmed", PATIENCE).await.unwrap();
+        other.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_loop_that_panics_takes_its_machine_along() {
+    if !fake::alone(FAKE, "a_loop_that_panics_takes_its_machine_along") {
+        return;
+    }
+    let mut pid = None;
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let mut vm = machine("up serve").build_embedded().unwrap();
+        vm.start().unwrap();
+        loop {
+            vm.on_ready().unwrap();
+            if vm.status() == VmStatus::Running {
+                pid = vm.hypervisor_pid();
+                panic!("as it must");
+            }
+        }
+    }));
+    assert!(panicked.is_err());
+    // The drop has waited.
+    assert!(!runs(pid.unwrap()));
+}
+
+#[test]
+fn a_waker_that_panics_stops_nobody_else() {
+    struct Panics(AtomicUsize);
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            panic!("as it must");
+        }
+    }
+    if !fake::alone(FAKE, "a_waker_that_panics_stops_nobody_else") {
+        return;
+    }
+    let vm = block_on(machine("up echo serve").build()).unwrap();
+    block_on(vm.start()).unwrap();
+    let woken = Arc::new(Panics(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut console = block_on(vm.console()).unwrap();
+    let mut other = block_on(vm.console()).unwrap();
+    let mut waiting = Box::pin(console.wait_for("hello"));
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    block_on(async {
+        other.write_str("hello").await.unwrap();
+        other.wait_for_timeout("hello", PATIENCE).await.unwrap();
+    });
+    eventually("the waker was called", || woken.0.load(Ordering::SeqCst) == 1);
+    // What was waited for is there for whoever asks again.
+    assert_eq!(block_on(waiting).unwrap(), "hello");
+    block_on(vm.kill()).unwrap();
+}
