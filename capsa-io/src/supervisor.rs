@@ -82,6 +82,8 @@ impl Default for Options {
 pub enum Event {
     /// Its status changed.
     Status(VmStatus),
+    /// The hypervisor answers on its control channel. The guest is told to go next.
+    ControlReady,
     /// The guest booted again.
     Rebooted,
     /// The console has output that was not there before. Said once until it is taken.
