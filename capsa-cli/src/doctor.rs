@@ -129,7 +129,7 @@ impl Verdict {
         match self {
             Self::Good => "ok",
             Self::Poor => "warning",
-            Self::Bad => "missing",
+            Self::Bad => "problem",
         }
     }
 }

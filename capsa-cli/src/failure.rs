@@ -58,8 +58,8 @@ pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("8", "the hypervisor, or a helper of it, failed"),
     ("9", "the command behind -- could not be run in the guest, or did not tell its status"),
     ("10", "no machine of that name runs, or it cannot be talked to"),
-    ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("any", "with -- COMMAND: the command's own status, once it has run"),
+    ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("137", "the machine's power was cut: it was killed, or did not power off when asked"),
 ];
 
@@ -132,8 +132,13 @@ impl Failure {
 
     /// For programs.
     pub(crate) fn json(&self) -> String {
-        let problems: Vec<Value> = self.details.iter().map(Detail::json).collect();
-        envelope::line("error", json!({"code": self.code, "what": self.what, "problems": problems}))
+        let (problems, hints): (Vec<_>, Vec<_>) =
+            self.details.iter().partition(|detail| detail.reason.is_some());
+        let problems: Vec<Value> = problems.into_iter().map(Detail::json).collect();
+        let hint = hints.into_iter().find_map(|detail| detail.hint.as_deref());
+        let Self { code, what, .. } = self;
+        let content = json!({"code": code, "what": what, "hint": hint, "problems": problems});
+        envelope::line("error", content)
     }
 
     /// The library's refusal to build a machine. `name` gives the user's name of a field.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::config::{Key, SECTIONS};
 use crate::failure::EXIT_CODES;
 use crate::flags::{COMMANDS, Command, CommandRow, Flag, flags_of, row};
 
@@ -47,10 +48,24 @@ pub(crate) fn of(command: Command) -> String {
         let left = left(flag);
         entry(&mut out, &left, &format!("{}{again}", flag.help));
     }
-    if command == Command::Run {
-        about_running(&mut out);
+    match command {
+        Command::Run => about_running(&mut out),
+        Command::Config => about_config(&mut out),
+        _ => {}
     }
     out
+}
+
+/// The sections of a config file and their keys.
+fn about_config(out: &mut String) {
+    out.push_str("\nA config file is TOML. Its paths count from its own folder.\n");
+    for section in SECTIONS {
+        let _ = writeln!(out, "\n{}: {}", section.head(), section.about);
+        for Key { name, example, about, is_required, .. } in section.keys {
+            let needed = if *is_required { "; needed" } else { "" };
+            entry(out, &format!("{name} = {example}"), &format!("{about}{needed}"));
+        }
+    }
 }
 
 /// A flag and its value, as they stand at the left.

@@ -1,7 +1,7 @@
 //! What was meant by a word that is not known: the known one that is nearest to it.
 
 /// How much alike two words have to be, from 0 to 1, for one to be taken for a slip of the other.
-const ALIKE: f64 = 0.7;
+const ALIKE: f64 = 0.65;
 
 /// The known word that was most likely meant.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

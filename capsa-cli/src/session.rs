@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capsa::embed::{Vm, VmEvent};
-use capsa::{DEFAULT_GRACE, VmStatus};
+use capsa::{ConsoleMode, DEFAULT_GRACE, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
@@ -330,7 +330,13 @@ impl<'v> Session<'v> {
                         self.voice.status(Some(match self.job {
                             Some(_) => "waiting for the guest's shell",
                             None if self.stdio.is_some() => "waiting for the guest to speak",
-                            None => "running; Ctrl-C asks the guest to power off",
+                            None if self.vm.launch_plan().console.mode()
+                                == ConsoleMode::Disabled =>
+                            {
+                                "running without a console (--console stdio shows one), \
+                                 Ctrl-C asks the guest to power off"
+                            }
+                            None => "running, Ctrl-C asks the guest to power off",
                         }));
                     }
                     VmStatus::Stopping => {

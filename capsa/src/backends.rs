@@ -95,7 +95,9 @@ fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperRe
         if helpers.iter().any(|helper| helper.name == name) {
             continue;
         }
+        // One that was asked for its options says nothing of its version.
         let line = found.output(question.key).and_then(|said| said.lines().next());
+        let line = line.filter(|line| !line.starts_with("Usage"));
         let version = line.map(|line| line.strip_prefix(name).unwrap_or(line).trim().to_owned());
         helpers.push(HelperReport { name, program: found.found(question.key), version });
     }

@@ -24,10 +24,11 @@ use crate::settings::{Origin, Settings};
 use crate::values::{self, VsockRelay};
 
 use fields::Fields;
-use table::{SECTIONS, Section, Shape};
+use table::{Section, Shape};
 use wrong::Wrong;
 
 pub(crate) use schema::schema;
+pub(crate) use table::{Key, SECTIONS};
 pub(crate) use wrong::failure;
 
 /// Bytes of a file at most: a machine's description is some hundred.
