@@ -12,8 +12,8 @@ use crate::envelope;
 use crate::failure::harmless;
 use crate::values::ProgressMode;
 
-/// How often the status line is drawn again.
-const REDRAW: Duration = Duration::from_millis(100);
+/// How often the status line is drawn again, to count the seconds.
+const REDRAW: Duration = Duration::from_secs(1);
 
 /// How long something takes before a person is told that it goes on: what is over at once needs no
 /// word.
@@ -29,8 +29,8 @@ pub(crate) struct Voice {
     begin: Instant,
     /// What goes on, for the status line, until the guest speaks.
     status: RefCell<Option<String>>,
-    /// The status line is on the terminal.
-    is_drawn: Cell<bool>,
+    /// When the status line was drawn that is on the terminal.
+    drawn: Cell<Option<Instant>>,
 }
 
 impl Voice {
@@ -43,7 +43,7 @@ impl Voice {
             is_terminal: io::stderr().is_terminal(),
             begin: Instant::now(),
             status: RefCell::new(None),
-            is_drawn: Cell::new(false),
+            drawn: Cell::new(None),
         }
     }
 
@@ -102,9 +102,7 @@ impl Voice {
     /// What goes on now; nothing once the guest speaks for itself.
     pub(crate) fn status(&self, text: Option<&str>) {
         *self.status.borrow_mut() = text.map(ToOwned::to_owned);
-        if text.is_none() {
-            self.clear();
-        }
+        self.clear();
     }
 
     /// How long until the status line wants to be drawn again.
@@ -112,24 +110,27 @@ impl Voice {
         if !self.draws() || self.status.borrow().is_none() {
             return None;
         }
-        Some(PATIENCE.saturating_sub(self.begin.elapsed()).max(REDRAW))
+        Some(match self.drawn.get() {
+            Some(drawn) => REDRAW.saturating_sub(drawn.elapsed()),
+            None => PATIENCE.saturating_sub(self.begin.elapsed()),
+        })
     }
 
-    /// Draws the status line, where there is one.
+    /// Draws the status line, where it is time.
     pub(crate) fn draw(&self) {
-        if !self.draws() || self.begin.elapsed() < PATIENCE {
+        if self.next_draw() != Some(Duration::ZERO) {
             return;
         }
         if let Some(text) = &*self.status.borrow() {
-            let line = format!("\r\x1b[Kcapsa: {text}, {:.1} s", self.seconds());
+            let line = format!("\r\x1b[Kcapsa: {text}, {:.0} s", self.seconds());
             let _ = io::stderr().write_all(line.as_bytes());
-            self.is_drawn.set(true);
+            self.drawn.set(Some(Instant::now()));
         }
     }
 
     /// Takes the status line off the terminal.
     pub(crate) fn clear(&self) {
-        if self.is_drawn.replace(false) {
+        if self.drawn.take().is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }
     }
