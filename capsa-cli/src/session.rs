@@ -333,8 +333,7 @@ impl<'v> Session<'v> {
                             None if self.vm.launch_plan().console.mode()
                                 == ConsoleMode::Disabled =>
                             {
-                                "running without a console (--console stdio shows one), \
-                                 Ctrl-C asks the guest to power off"
+                                "running without a console, Ctrl-C asks the guest to power off"
                             }
                             None => "running, Ctrl-C asks the guest to power off",
                         }));

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use crate::envelope;
@@ -122,8 +123,11 @@ impl Voice {
             return;
         }
         if let Some(text) = &*self.status.borrow() {
-            let line = format!("\r\x1b[Kcapsa: {text}, {:.0} s", self.seconds());
-            let _ = io::stderr().write_all(line.as_bytes());
+            // A line that is wider than the terminal could not be taken back.
+            let width = tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+            let line = format!("capsa: {text}, {:.0} s", self.seconds());
+            let line: String = line.chars().take(width.saturating_sub(1)).collect();
+            let _ = io::stderr().write_all(format!("\r\x1b[K{line}").as_bytes());
             self.drawn.set(Some(Instant::now()));
         }
     }
