@@ -34,8 +34,7 @@ fn operands(row: &CommandRow) -> Operands {
 }
 
 /// The names and ids of the machines that run.
-const MACHINES: &str =
-    "capsa ps 2>/dev/null | sed -n '1!s/^- */&/p' | awk '{ print ($1 == \"-\") ? $2 : $1 }'";
+const MACHINES: &str = "capsa ps 2>/dev/null | awk 'NR > 1 { print ($1 == \"-\") ? $2 : $1 }'";
 
 fn bash() -> String {
     let mut out = String::from(

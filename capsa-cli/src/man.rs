@@ -17,7 +17,7 @@ pub(crate) fn page() -> String {
     out.push_str(".SH COMMANDS\n");
     for row in COMMANDS {
         let _ = writeln!(out, ".SS capsa {}", row.name);
-        text(&mut out, &sentence(row.about));
+        text(&mut out, row.about);
         for flag in flags_of(row.command) {
             flag_entry(&mut out, flag);
         }
@@ -54,28 +54,26 @@ fn flag_entry(out: &mut String, flag: &Flag) {
 
 fn entry(out: &mut String, left: &str, right: &str) {
     let _ = writeln!(out, ".TP\n.B {}", escaped(left));
-    let _ = writeln!(out, "{}", escaped(&sentence(right)));
+    let _ = writeln!(out, "{}", escaped(right));
 }
 
 fn text(out: &mut String, text: &str) {
     let _ = writeln!(out, ".PP\n{}", escaped(text));
 }
 
-/// With a capital at the beginning and a point at the end. A value or flag keeps its letters.
-fn sentence(fragment: &str) -> String {
-    let first = fragment.split([' ', ':', ',']).next().unwrap_or_default();
-    let is_word = first.chars().all(|c| c.is_ascii_lowercase()) && !fragment.starts_with("-");
-    let mut chars = fragment.chars();
-    match chars.next().filter(|_| is_word) {
-        Some(c) => format!("{}{}.", c.to_uppercase(), chars.as_str()),
-        None => format!("{fragment}."),
-    }
-}
-
-/// Text in which nothing is an order to the formatter.
+/// Text in which nothing is an order to the formatter, in ASCII.
 fn escaped(text: &str) -> String {
-    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
-    if text.starts_with('.') { format!("\\&{text}") } else { text }
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\e"),
+            '-' => out.push_str("\\-"),
+            '\'' => out.push_str("\\(aq"),
+            c if c.is_ascii() => out.push(c),
+            c => drop(write!(out, "\\[u{:04X}]", u32::from(c))),
+        }
+    }
+    if out.starts_with('.') { format!("\\&{out}") } else { out }
 }
 
 #[cfg(test)]
@@ -104,5 +102,6 @@ mod tests {
             let known = [".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".br", ".nf", ".fi"];
             assert!(known.contains(&order), "{line}");
         }
+        assert!(page().is_ascii());
     }
 }

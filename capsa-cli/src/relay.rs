@@ -7,8 +7,9 @@ use std::fs;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use capsa::VsockDirection;
@@ -52,7 +53,7 @@ impl Relays {
             };
             let ear = match direction {
                 VsockDirection::ToGuest => {
-                    let listener = UnixListener::bind(socket).map_err(|error| refused(&error))?;
+                    let listener = listen(socket).map_err(|error| refused(&error))?;
                     listener.set_nonblocking(true).map_err(|error| refused(&error))?;
                     Ear::Host(listener)
                 }
@@ -111,6 +112,24 @@ impl Drop for Relays {
     }
 }
 
+/// Listens. A socket on which nobody listens any more, as a run that was killed leaves one, is
+/// replaced; whatever else is there is not touched.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(socket) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_left = fs::symlink_metadata(socket)?.file_type().is_socket()
+                && UnixStream::connect(socket)
+                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if !is_left {
+                return Err(error);
+            }
+            fs::remove_file(socket)?;
+            UnixListener::bind(socket)
+        }
+        bound => bound,
+    }
+}
+
 fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     // A connection that breaks is known to both its ends, and nobody else minds.
     thread::Builder::new().name("capsa-vsock".into()).spawn(move || drop(work())).map(drop)
@@ -143,6 +162,22 @@ fn one_way(mut from: UnixStream, mut to: UnixStream) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
+
+    #[test]
+    fn a_socket_that_was_left_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (left, used, file) =
+            (dir.path().join("left"), dir.path().join("used"), dir.path().join("file"));
+        drop(UnixListener::bind(&left).unwrap());
+        assert!(left.exists());
+        listen(&left).unwrap();
+        let _used = UnixListener::bind(&used).unwrap();
+        fs::write(&file, "dear").unwrap();
+        for taken in [&used, &file] {
+            assert_eq!(listen(taken).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+        assert_eq!(fs::read(&file).unwrap(), b"dear");
+    }
 
     #[test]
     fn what_one_end_says_reaches_the_other_to_the_last_byte() {

@@ -41,6 +41,19 @@ fn ps_lists_a_machine_and_stop_asks_its_guest() {
 }
 
 #[test]
+fn names_of_machines_are_completed() {
+    let test = "names_of_machines_are_completed";
+    if !common::has_bash(test) {
+        return;
+    }
+    let Some(mut capsa) = start(test, Nano::default(), &[]) else { return };
+    assert_eq!(common::completed(capsa.dir(), &["capsa", "stop", "k"]), ["kept"]);
+    assert_eq!(common::completed(capsa.dir(), &["capsa", "console", "x"]), [""; 0]);
+    assert_eq!(capsa.ask(&["stop", "--kill", "kept"]).0, 0);
+    assert_eq!(capsa.wait_for_end().0, 137);
+}
+
+#[test]
 fn stop_gives_a_deaf_guest_its_grace_and_no_more() {
     let deaf = Nano { power_button: false };
     let Some(mut capsa) = start("stop_gives_grace", deaf, &[]) else { return };

@@ -133,3 +133,54 @@ fn every_kind_of_json_is_in_the_manual_with_its_keys() {
         }
     }
 }
+
+#[test]
+fn bash_completes_commands_flags_words_and_files() {
+    let test = "bash_completes_commands_flags_words_and_files";
+    if !common::has_bash(test) {
+        return;
+    }
+    let dir = directory();
+    for (words, want) in [
+        (&["capsa", "con"][..], &["console", "config"][..]),
+        (&["capsa", "run", "--net"], &["--network"]),
+        (&["capsa", "run", "--network", "n"], &["none", "nat"]),
+        (&["capsa", "run", "--kernel", "na"], &["nano.elf"]),
+        (&["capsa", "run", "li"], &["linux"]),
+        (&["capsa", "config", "ch"], &["check"]),
+        (&["capsa", "config", "check", "go"], &["good.toml"]),
+        (&["capsa", "completions", ""], &["--help", "bash", "zsh", "fish"]),
+        (&["capsa", "run", "--cpus", ""], &[]),
+    ] {
+        assert_eq!(common::completed(dir.path(), words), want, "{words:?}");
+    }
+}
+
+#[test]
+fn no_value_of_a_flag_makes_it_panic() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = directory();
+    let (_, help, _) = common::ask(dir.path(), &["help", "run"]);
+    let words = help.split_whitespace().map(|word| word.trim_end_matches(','));
+    let flags: std::collections::BTreeSet<&str> =
+        words.filter(|word| word.starts_with("--") && word.len() > 2).collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    let long = "9".repeat(5000);
+    for flag in flags {
+        for value in [&b""[..], b"\xff\xfe", b":", b"::::", b"--", b"\x1b[2J", long.as_bytes()] {
+            let output = common::capsa()
+                .args(["run", "linux", "--kernel"])
+                .arg(dir.path().join("nano.elf"))
+                .args(["--dry-run", "--backend=vfkit", flag])
+                .arg(std::ffi::OsStr::from_bytes(value))
+                .stdin(std::process::Stdio::null())
+                .output()
+                .unwrap();
+            let code = output.status.code().unwrap_or_else(|| panic!("{flag} {value:?}"));
+            assert!([0, 2, 3, 4].contains(&code), "{flag} {value:?}: {code}");
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert!(!stderr.contains("panicked") && !stderr.contains('\x1b'), "{flag}: {stderr}");
+            assert_eq!(stderr.is_empty(), code == 0, "{flag} {value:?}: {stderr}");
+        }
+    }
+}

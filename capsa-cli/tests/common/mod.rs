@@ -77,6 +77,31 @@ pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+/// Whether bash is here. Says so where not.
+pub(crate) fn has_bash(test: &str) -> bool {
+    let found = Command::new("bash").arg("--version").output().is_ok();
+    if !found {
+        skip(test, "bash is not installed");
+    }
+    found
+}
+
+/// What bash offers for the last of these words, in this directory and with the machines of it.
+pub(crate) fn completed(dir: &Path, words: &[&str]) -> Vec<String> {
+    let script = "PATH=${CAPSA%/*}:$PATH; source <(capsa completions bash)
+        COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _capsa; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .args(words)
+        .env("CAPSA", env!("CARGO_BIN_EXE_capsa"))
+        .env("CAPSA_RUN_DIR", run_dir(dir))
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    String::from_utf8(output.stdout).unwrap().split_whitespace().map(String::from).collect()
+}
+
 /// The command on pipes.
 pub(crate) struct Capsa {
     child: Child,
