@@ -6,8 +6,9 @@ use capsa::run_dir;
 use capsa::{BackendReport, NoteLevel};
 use serde_json::{Value, json};
 
+use crate::envelope;
 use crate::failure::{Failure, NO_BACKEND, OK};
-use crate::{envelope, print};
+use crate::print::print;
 
 /// How good one thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -41,11 +41,6 @@ pub(crate) const POWER_CUT: u8 = 137;
 /// What is added to the number of the signal that ended it.
 pub(crate) const SIGNAL: u8 = 128;
 
-/// A mistake on the command line that needs no list of flags.
-pub(crate) fn usage_error(what: &str) -> Failure {
-    crate::flags::usage(what, Some(crate::flags::Command::Run))
-}
-
 /// The exit codes for help.
 pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "the guest powered off or rebooted, by itself or because it was asked to"),

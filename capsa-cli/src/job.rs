@@ -10,8 +10,9 @@ use std::time::Duration;
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
 
-use crate::failure::{CONFIG, Failure, usage_error};
+use crate::failure::{CONFIG, Failure};
 use crate::files;
+use crate::flags::{Command, usage};
 
 /// What to run, and as whom.
 #[derive(Debug)]
@@ -28,10 +29,11 @@ impl JobPlan {
         user: Option<&str>,
         password_file: Option<&PathBuf>,
     ) -> Result<Self, Failure> {
+        let wrong = |what: &str| usage(what, Some(Command::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
-        let words = words.ok_or_else(|| usage_error("the command behind -- is not UTF-8"))?;
+        let words = words.ok_or_else(|| wrong("the command behind -- is not UTF-8"))?;
         if words.is_empty() {
-            return Err(usage_error("no command stands behind --"));
+            return Err(wrong("no command stands behind --"));
         }
         let password = password_file.map(|path| {
             files::first_line(path).map_err(|error| {

@@ -11,7 +11,7 @@
 //! | `session` | the loop that runs a machine; `stdio`, `job`, `tape`, `relay`, `control` are its parts |
 //! | `machines`, `attach` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
 //! | `list`, `doctor` | what this host can do |
-//! | `failure`, `end`, `voice`, `envelope` | what is said, to people and to programs, and exit codes |
+//! | `failure`, `end`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
 
 mod attach;
 mod completions;
@@ -33,6 +33,7 @@ mod machines;
 mod man;
 mod near;
 mod output;
+mod print;
 mod relay;
 mod run;
 mod session;
@@ -46,14 +47,15 @@ mod voice;
 mod watch;
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use failure::{Failure, OK};
+use failure::Failure;
 use flags::{Command, Given, usage};
+use print::print;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -138,21 +140,5 @@ fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
         ["check"] => wrong("no file is named".into()),
         [] => wrong("nothing says what to do: check FILE, or schema".into()),
         [other, ..] => wrong(format!("{other:?} is neither check FILE nor schema")),
-    }
-}
-
-/// Prints to standard output. That nobody reads it is no error.
-fn print(text: &str) -> Result<u8, Failure> {
-    print_bytes(text.as_bytes())
-}
-
-fn print_bytes(bytes: &[u8]) -> Result<u8, Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
-            failure::HYPERVISOR,
-            format!("cannot write to standard output: {error}"),
-        )),
-        _ => Ok(OK),
     }
 }

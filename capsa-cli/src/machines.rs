@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use crate::control::{ABOUT, About, Request, SOCKET};
 use crate::failure::{CONFIG, Failure, HYPERVISOR, NO_MACHINE, OK};
 use crate::flags::{Given, usage};
-use crate::{envelope, print, values};
+use crate::print::print;
+use crate::{envelope, values};
 
 /// A machine that runs.
 #[derive(Debug)]

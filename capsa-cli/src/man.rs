@@ -8,7 +8,8 @@ use crate::help::{self, KEYS};
 
 /// The page, in the language of man(7).
 pub(crate) fn page() -> String {
-    let mut out = format!(".TH CAPSA 1 \"\" \"capsa {}\" \"User Commands\"\n", crate::VERSION);
+    let mut out =
+        format!(".TH CAPSA 1 \"\" \"capsa {}\" \"User Commands\"\n", env!("CARGO_PKG_VERSION"));
     out.push_str(".SH NAME\ncapsa \\- runs virtual machines\n");
     out.push_str(".SH SYNOPSIS\n");
     for row in COMMANDS {

@@ -7,11 +7,12 @@ use capsa::{ConsoleMode, NoteLevel, Overflow};
 use crate::failure::{CONFIG, Failure};
 use crate::flags::{Command, Given, usage};
 use crate::job::JobPlan;
+use crate::print::print;
 use crate::session::{self, SessionPlan};
 use crate::settings::Settings;
 use crate::values;
 use crate::voice::Voice;
-use crate::{config, dry_run, machines, print};
+use crate::{config, dry_run, machines};
 
 /// Bytes of a console on standard output that are kept for who attaches. The guest waits rather than
 /// have one dropped.

@@ -8,7 +8,7 @@
 //!
 //! The rule: nothing here blocks but the one poll.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
 use crate::control::{self, Control};
-use crate::end;
+use crate::end::Ending;
 use crate::escape::Order;
 use crate::failure::{self, Failure, START};
-use crate::job::{Job, JobEnd, JobPlan, Step};
+use crate::job::{Job, JobPlan, Step};
 use crate::relay::Relays;
 use crate::signals::{Signals, Wish};
 use crate::stdio::Stdio;
@@ -55,7 +55,7 @@ pub(crate) struct SessionPlan {
 
 /// Starts the machine, runs it to its end, and gives the exit code.
 pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failure> {
-    let (has_job, wants_json, stdio) = (plan.job.is_some(), plan.json, plan.stdio);
+    let wants_json = plan.json;
     let backend = vm.launch_plan().backend;
     let mut session = Session::new(vm, plan, voice)?;
     let broken = |error| Failure::new(START, format!("cannot start the machine: {error}"));
@@ -69,69 +69,24 @@ pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failur
         tape.finish(report.as_ref(), voice);
     }
     // The terminal is given back before the last words.
-    let Session { vm, stdio: console, signal, job, control, .. } = session;
-    let ends_line = match console {
-        Some(console) => console.output.is_mid_line() && io::stdout().is_terminal(),
-        None => false,
-    };
+    let Session { vm, stdio, signal, job, control, .. } = session;
+    let was_shown = stdio.is_some();
+    let ends_line = stdio.is_some_and(|stdio| stdio.output.is_mid_line());
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
     })?;
-    if ends_line && io::stderr().is_terminal() {
-        eprintln_quietly();
+    if ends_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
+        let _ = io::stderr().write_all(b"\n");
     }
-    let signal = signal.map(|(signal, _)| signal);
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
-    let code = end::exit_code(&report, signal);
-    let job = job.map(Job::into_end);
-    let ran = signal.is_none() && !report.time_limit && has_job;
-    let code = match &job {
-        Some(JobEnd::Ran { status, .. }) if ran => *status,
-        Some(JobEnd::Failed(_)) if ran && matches!(code, failure::OK | failure::POWER_CUT) => {
-            failure::NO_COMMAND
-        }
-        _ => code,
-    };
-    let mut told = end::json(&report, code);
-    match &job {
-        Some(JobEnd::Failed(why)) if signal.is_none() => voice.fail(why),
-        _ => {}
-    }
-    let expected = [failure::OK, failure::TIME_LIMIT].contains(&code);
-    let job_ran = matches!(job, Some(JobEnd::Ran { .. }));
-    if !stdio && !expected && signal.is_none() && !job_ran && !voice.is_json() {
-        say_tail(&String::from_utf8_lossy(vm.scrollback().tail(4096)));
-    }
-    if let Some(JobEnd::Ran { output, status, truncated }) = job {
-        if truncated {
-            voice
-                .warn("the command's output is longer than what is kept: its beginning is missing");
-        }
-        told["command"] = json!({
-            "status": status,
-            "output": String::from_utf8_lossy(&output),
-            "truncated": truncated,
-        });
-        if !wants_json {
-            crate::print_bytes(&output)?;
-        }
-    }
-    voice.event("stopped", told.clone());
-    let words = end::last_words(&report);
-    if job_ran && ran {
-        voice.detail(&words);
-    } else if expected || signal.is_some() {
-        voice.say(&words);
-    } else if !voice.is_json() {
-        voice.fail(&words);
-    }
+    let signal = signal.map(|(signal, _)| signal);
+    let ending = Ending { report, signal, job: job.map(Job::into_end) };
+    let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
+    ending.tell(voice, unseen, wants_json)?;
     if let Some(control) = control {
-        control.finish(&told);
+        control.finish(&ending.json());
     }
-    if wants_json {
-        crate::print(&crate::envelope::document("run", told))?;
-    }
-    Ok(code)
+    Ok(ending.code())
 }
 
 /// Who is ready.
@@ -423,25 +378,4 @@ impl<'v> Session<'v> {
             Order::Kill => self.vm.kill(),
         };
     }
-}
-
-/// Ends the line that the guest did not.
-fn eprintln_quietly() {
-    let _ = io::Write::write_all(&mut io::stderr(), b"\n");
-}
-
-/// The last of a console that nobody saw.
-fn say_tail(console: &str) {
-    let lines: Vec<&str> = console.lines().collect();
-    let last = &lines[lines.len().saturating_sub(20)..];
-    let mut text = String::new();
-    if !last.is_empty() {
-        text.push_str("capsa: the console last said:\n");
-    }
-    for line in last {
-        text.push_str("  | ");
-        text.extend(line.chars().filter(|c| !c.is_control()));
-        text.push('\n');
-    }
-    let _ = io::Write::write_all(&mut io::stderr(), text.as_bytes());
 }

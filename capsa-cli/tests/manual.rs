@@ -99,7 +99,10 @@ fn transcripts_are_what_happens() {
     }
     let config = blocks("toml");
     assert_eq!(config.len(), 1);
-    fs::write(dir.path().join("linux-vm.toml"), config[0]).unwrap();
+    // An emulated timer on a loaded machine is late, which that kernel takes for a broken one.
+    let config = config[0].replace("[\"quiet\"]", "[\"no_timer_check\", \"quiet\"]");
+    assert!(config.contains("no_timer_check"));
+    fs::write(dir.path().join("linux-vm.toml"), config).unwrap();
     let broken = "[resources]\nmemry = \"2G\"\ntimeout = \"5\"\n";
     fs::write(dir.path().join("broken.toml"), broken).unwrap();
     let all = transcript();
