@@ -9,7 +9,8 @@
 //! What happens to the guest is read from the event monitor, on a pipe: a power-off, a reboot (which
 //! happens inside the process, so that ending the machine there is ours to do), a panic where the
 //! guest has a driver for the panic device. A reboot ends the shares: virtiofsd takes one connection.
-//! A vCPU that fails looks like a power-off, and so does a SIGTERM from outside.
+//! A vCPU that fails looks like a power-off but for a line on standard error, which is read; a
+//! SIGTERM from outside looks like one altogether.
 //!
 //! Facts are from Cloud Hypervisor v53 and its source; older versions are named where they differ.
 
@@ -29,6 +30,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use capsa_proto::backend::{
     Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict,
@@ -201,6 +203,7 @@ impl HypervisorBackend for CloudHypervisor {
             // SIGTERM would do the same, no more: neither reaches the guest.
             quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
             leaves_with_guest: false,
+            reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,
@@ -209,6 +212,12 @@ impl HypervisorBackend for CloudHypervisor {
     }
 
     /// The event monitor's objects: `{"timestamp", "source", "event", "properties"}`.
+    /// Of a vCPU that fails. Its events are those of a power-off then, and so is its exit status, where it does exit.
+    fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
+        let failed = ["VCPU generated error", "vCPU thread panicked"];
+        failed.iter().any(|words| line.contains(words)).then_some(GuestEvent::CpuFailed)
+    }
+
     fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
         let text = |key| event.get(key).and_then(Value::as_str).unwrap_or_default();
         match (text("source"), text("event")) {

@@ -251,6 +251,15 @@ fn the_event_monitor_tells_how_a_guest_ends() {
 }
 
 #[test]
+fn a_cpu_that_failed_is_read_from_standard_error() {
+    let said = "cloud-hypervisor:  28.703409s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
+                VCPU generated error: VcpuRun(Failed to run vcpu";
+    assert_eq!(BACKEND.stderr_line(said), Some(GuestEvent::CpuFailed));
+    let said = "cloud-hypervisor: <vcpu0> WARN:vmm/src/cpu.rs:278 -- no SMT isolation";
+    assert_eq!(BACKEND.stderr_line(said), None);
+}
+
+#[test]
 fn a_plan_without_programs_names_them() {
     let mut spec = spec();
     spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];

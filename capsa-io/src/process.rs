@@ -31,6 +31,8 @@ const ENVIRONMENT: [&str; 9] = [
 
 /// Bytes of standard error that are kept.
 const TAIL: usize = 4096;
+/// Bytes of a line that are looked at.
+const LINE: usize = 1024;
 
 /// A running or exited child.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) struct Process {
     exit: Option<ExitWatch>,
     stderr: Option<Source<ChildStderr>>,
     tail: Vec<u8>,
+    /// The line that it is writing, cut where it is longer than [`LINE`].
+    line: Vec<u8>,
 }
 
 /// The poller's keys for a process.
@@ -83,6 +87,7 @@ impl Process {
             exit: None,
             stderr: None,
             tail: Vec::new(),
+            line: Vec::new(),
         };
         // From here on dropping `process` ends the child.
         sys::set_nonblocking(stderr.as_fd())?;
@@ -107,8 +112,9 @@ impl Process {
         sys::signal_group(self.pid(), signal)
     }
 
-    /// Reads what it wrote to standard error, at most `budget` bytes. Says whether more may wait.
-    pub(crate) fn drain_stderr(&mut self, budget: usize) -> bool {
+    /// Reads what it wrote to standard error, at most `budget` bytes, and gives each line as it ends.
+    /// Says whether more may wait.
+    pub(crate) fn drain_stderr(&mut self, budget: usize, mut on_line: impl FnMut(&str)) -> bool {
         let mut chunk = [0; 4096];
         let mut left = budget;
         while let Some(stderr) = &mut self.stderr {
@@ -124,6 +130,7 @@ impl Process {
                         "stderr: {}",
                         String::from_utf8_lossy(&chunk[..n]).trim_end()
                     );
+                    self.take_lines(&chunk[..n], &mut on_line);
                     self.tail.extend_from_slice(&chunk[..n]);
                     let excess = self.tail.len().saturating_sub(TAIL);
                     self.tail.drain(..excess);
@@ -136,6 +143,17 @@ impl Process {
         false
     }
 
+    fn take_lines(&mut self, bytes: &[u8], mut on_line: impl FnMut(&str)) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE - self.line.len();
+            self.line.extend_from_slice(&part[..part.len().min(room)]);
+            if part.ends_with(b"\n") {
+                on_line(String::from_utf8_lossy(&self.line).trim_end());
+                self.line.clear();
+            }
+        }
+    }
+
     /// Reaps it if it has exited. Comes back with its end once; after that with `None`.
     pub(crate) fn try_reap(&mut self) -> Option<Exit> {
         if self.reaped || sys::peek(self.pid()) == Peek::Runs {
@@ -143,7 +161,7 @@ impl Process {
         }
         let status = self.reap();
         self.exit = None;
-        self.drain_stderr(16 * TAIL);
+        self.drain_stderr(16 * TAIL, |_| {});
         self.stderr = None;
         Some(Exit {
             code: status.and_then(|s| s.code()),
@@ -223,7 +241,7 @@ mod tests {
     fn exit_of(process: &mut Process) -> Exit {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            process.drain_stderr(1024);
+            process.drain_stderr(1024, |_| {});
             if let Some(exit) = process.try_reap() {
                 return exit;
             }
@@ -240,6 +258,18 @@ mod tests {
     }
 
     #[test]
+    fn lines_come_whole_however_they_were_read_and_the_longest_is_cut() {
+        let (_poll, mut process) = spawn("sleep 1000");
+        let mut lines = Vec::new();
+        let long = [b'x'; 2 * LINE];
+        for read in [&b"one\ntw"[..], b"o\r\n\n", &long, &long, b"\nthe rest, which is no line yet"]
+        {
+            process.take_lines(read, |line| lines.push(line.to_owned()));
+        }
+        assert_eq!(lines, ["one", "two", "", &"x".repeat(LINE)]);
+    }
+
+    #[test]
     fn a_child_sees_no_variable_that_is_not_allowed() {
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "cargo sets it for tests");
         let (_poll, mut process) = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
@@ -251,7 +281,7 @@ mod tests {
         let (_poll, mut process) = spawn("sleep 1000 & echo $! >&2; wait");
         let deadline = Instant::now() + Duration::from_secs(10);
         while process.tail.is_empty() {
-            process.drain_stderr(1024);
+            process.drain_stderr(1024, |_| {});
             assert!(Instant::now() < deadline, "it said nothing");
             std::thread::yield_now();
         }

@@ -11,6 +11,7 @@
 //! There is no policy here. An `if` that decides something about a machine's life belongs in
 //! [`capsa_proto::lifecycle`].
 
+mod hear;
 mod launch;
 mod play;
 
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsa_proto::backend::{GuestEvent, HypervisorBackend};
+use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
 use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, Timing, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
@@ -30,7 +31,7 @@ use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
 use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
-use crate::control::{self, Control, Heard};
+use crate::control::{self, Control};
 use crate::event_pipe::{self, EventPipe};
 use crate::process::{Keys, Process};
 use crate::run_dir::RunDir;
@@ -337,10 +338,8 @@ impl Supervisor {
         }
         self.play_on();
         for n in 0..self.processes.len() {
-            if self.ready.has(keys(ProcessId(n)).stderr)
-                && let Some(process) = &mut self.processes[n]
-            {
-                self.more |= process.drain_stderr(STDERR_BUDGET);
+            if self.ready.has(keys(ProcessId(n)).stderr) {
+                self.stderr_ready(ProcessId(n));
             }
         }
         // The hypervisor before its helpers, which end because it does.
@@ -366,60 +365,6 @@ impl Supervisor {
         tracing::trace!(?input, "input");
         // Only wishes are ever refused.
         let _ = self.machine.handle_input(self.clock.now(), input);
-    }
-
-    fn control_ready(&mut self) {
-        let mut heard = Vec::new();
-        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut heard);
-        for heard in heard {
-            self.heard(heard);
-        }
-    }
-
-    fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Up => self.look_for_readiness(),
-            Heard::Reply(message, reply) => {
-                let verdict = self.backend.reply(&message, &reply);
-                self.tell(Input::Replied(verdict));
-            }
-            Heard::Event(event) => {
-                tracing::debug!(?event, "control event");
-                self.guest_event(self.backend.event(&event));
-            }
-            Heard::Lost => self.tell(Input::ControlLost),
-        }
-        self.act();
-    }
-
-    fn guest_event(&mut self, event: Option<GuestEvent>) {
-        let input = match event {
-            Some(GuestEvent::PoweredOff) => Input::GuestPoweredOff,
-            Some(GuestEvent::Reset) => Input::GuestReset,
-            Some(GuestEvent::Panicked) => Input::GuestPanicked { certain: true },
-            Some(GuestEvent::QuitByOthers) => Input::QuitByOthers,
-            _ => return,
-        };
-        // What the guest printed before it fell explains why.
-        self.console_ready();
-        self.tell(input);
-    }
-
-    fn events_ready(&mut self) {
-        let Some(pipe) = &mut self.event_pipe else { return };
-        let mut heard = Vec::new();
-        let more = pipe.on_ready(&mut self.budgets.events, &mut heard);
-        for event in heard {
-            tracing::debug!(%event, "event");
-            self.guest_event(self.backend.pipe_event(&event));
-        }
-        match more {
-            Ok(more) => self.more |= more,
-            Err(error) => {
-                self.event_pipe = None;
-                self.tell(Input::EventsLost(error.to_string()));
-            }
-        }
     }
 
     fn console_ready(&mut self) {
@@ -454,6 +399,7 @@ impl Supervisor {
             self.control_ready();
             self.events_ready();
             self.console_ready();
+            self.stderr_ready(id);
             if self.more && self.last_words < LAST_WORDS {
                 self.last_words += 1;
                 return;

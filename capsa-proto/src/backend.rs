@@ -68,6 +68,12 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
         reply.verdict()
     }
 
+    /// What a line on the hypervisor's standard error means, if anything.
+    fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
+        let _ = line;
+        None
+    }
+
     /// What an object on the event pipe means, if anything.
     fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
         let _ = event;
@@ -323,6 +329,9 @@ pub enum GuestEvent {
     Panicked,
     /// Somebody who is not Capsa told the hypervisor to quit.
     QuitByOthers,
+    /// The hypervisor cannot go on with a virtual CPU: the guest is dead, whether or not its process
+    /// is, and whatever events follow.
+    CpuFailed,
 }
 
 #[cfg(test)]

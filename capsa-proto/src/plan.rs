@@ -49,12 +49,15 @@ pub struct LaunchPlan {
     /// The hypervisor leaves by itself when the guest falls: at a panic, and at a reset that ends the
     /// machine. It is not told to quit then, for it is on its way.
     pub leaves_with_guest: bool,
+    /// Resets as close as this are one: a firmware may reset once more to find itself as it was.
+    #[serde(serialize_with = "seconds")]
+    pub reset_settles_in: Duration,
     /// The whole kernel command line.
     pub cmdline: String,
     /// What a reboot does.
     pub on_reboot: RebootPolicy,
     /// The machine is stopped when it has run this long.
-    #[serde(serialize_with = "seconds")]
+    #[serde(serialize_with = "seconds_if_any")]
     pub time_limit: Option<Duration>,
     /// What the user should know: slow emulation, rounding, what a guest must do by itself.
     pub notes: Vec<Note>,
@@ -347,10 +350,14 @@ impl RunDirPlan {
     }
 }
 
+fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(span.as_secs_f64())
+}
+
 #[expect(clippy::ref_option, reason = "the signature serde asks for")]
-fn seconds<S: serde::Serializer>(limit: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
-    match limit {
-        Some(limit) => to.serialize_some(&limit.as_secs_f64()),
+fn seconds_if_any<S: serde::Serializer>(span: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match span {
+        Some(span) => seconds(span, to),
         None => to.serialize_none(),
     }
 }

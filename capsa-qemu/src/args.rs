@@ -8,6 +8,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use capsa_proto::backend::ProbeReport;
 use capsa_proto::capabilities::{Checked, PlannedMechanism, PlannedShare};
@@ -25,6 +26,10 @@ use crate::{PROGRAM, accel};
 
 const CONTROL_SOCKET: &str = "qmp.sock";
 const CONSOLE_SOCKET: &str = "console.sock";
+
+/// SeaBIOS, when it finds that it has run before, resets the machine once more to get a clean copy of
+/// itself: 40 ms later on an idle host.
+const FIRMWARE_RESETS_WITHIN: Duration = Duration::from_millis(250);
 
 pub(crate) fn plan(
     vm: &Checked,
@@ -95,6 +100,7 @@ pub(crate) fn plan(
         quit: Step::Control(Message::qmp("quit", "quit")),
         // `-action` has it so.
         leaves_with_guest: true,
+        reset_settles_in: FIRMWARE_RESETS_WITHIN,
         cmdline: vm.cmdline().to_string(),
         on_reboot: spec.on_reboot,
         time_limit: spec.time_limit,

@@ -214,6 +214,12 @@ impl HypervisorBackend for Qemu {
         args::plan(vm, at, host, found)
     }
 
+    /// It stays then, with the guest paused for good.
+    fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
+        let failed = ["KVM internal error", "error: kvm run failed", "KVM: entry failed"];
+        failed.iter().any(|words| line.starts_with(words)).then_some(GuestEvent::CpuFailed)
+    }
+
     fn event(&self, event: &QmpMessage) -> Option<GuestEvent> {
         let QmpMessage::Event { name, data, .. } = event else { return None };
         let reason = data.get("reason").and_then(|r| r.as_str()).unwrap_or_default();

@@ -394,6 +394,18 @@ fn events_say_who_ended_it() {
 }
 
 #[test]
+fn a_cpu_that_kvm_gives_up_is_read_from_standard_error() {
+    for (line, want) in [
+        ("KVM internal error. Suberror: 1", Some(GuestEvent::CpuFailed)),
+        ("error: kvm run failed Bad address", Some(GuestEvent::CpuFailed)),
+        ("KVM: entry failed, hardware error 0x80000021", Some(GuestEvent::CpuFailed)),
+        ("qemu-system-x86_64: warning: KVM internal error", None),
+    ] {
+        assert_eq!(Qemu.stderr_line(line), want, "{line}");
+    }
+}
+
+#[test]
 fn a_reboot_restarts_where_that_was_asked_for() {
     let plan = plan(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() });
     assert!(args(&plan).contains("-action reboot=reset,panic=shutdown"));

@@ -44,6 +44,7 @@ use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use serde_json::json;
 
@@ -178,6 +179,7 @@ impl HypervisorBackend for Vfkit {
             // forces at once, HardStop, loses its own reply to the process's exit.
             quit: Step::Signal(Signal::Term),
             leaves_with_guest: false,
+            reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

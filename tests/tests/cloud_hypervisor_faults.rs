@@ -231,6 +231,20 @@ fn an_event_that_never_ends_is_no_obstacle_to_the_end() {
 }
 
 #[test]
+fn a_cpu_that_failed_is_no_power_off_whether_or_not_the_process_stays() {
+    for fault in [Fault::CpuFails, Fault::CpuFailsAndStays] {
+        let Some(it) = machine("failed CPU", &[fault]) else { return };
+        it.listening().write(&[nano::POWER_OFF]).unwrap();
+        let (ended_by, _) = it.ended();
+        let what = "cloud-hypervisor cannot go on with a virtual CPU".into();
+        assert_eq!(ended_by, EndedBy::HypervisorLost { what }, "{fault}");
+        let said = it.vm.stop_report().unwrap().exit.unwrap().said;
+        assert!(said.contains(Fault::CPU_FAILED), "{said}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
 fn an_end_without_an_event_is_told_by_its_status() {
     for (status, failed) in [(0, false), (9, true)] {
         let Some(it) = machine("silent end", &[Fault::EndsSilently(status)]) else { return };

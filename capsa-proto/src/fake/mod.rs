@@ -155,6 +155,7 @@ pub fn plan(
         ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: Step::Signal(Signal::Term),
         leaves_with_guest: false,
+        reset_settles_in: Duration::ZERO,
         cmdline: String::new(),
         on_reboot,
         time_limit,

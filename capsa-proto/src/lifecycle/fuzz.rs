@@ -95,6 +95,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
         leaves_with_guest: false,
+        reset_settles_in: Duration::ZERO,
         cmdline: String::new(),
         on_reboot: RebootPolicy::End,
         time_limit: None,
@@ -168,6 +169,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
                 Input::Exited(id, Exit { code: None, signal: Some(9), said: String::new() })
             }
             13 if hypervisor && self.below(8) == 0 => Input::QuitByOthers,
+            13 if hypervisor && self.below(8) == 0 => Input::CpuFailed,
             _ if world.wait(machine) => Input::Timeout,
             _ => Input::Kill,
         }
@@ -257,6 +259,7 @@ impl World {
         // Late news and late wishes change nothing.
         for input in [
             Input::GuestReset,
+            Input::CpuFailed,
             Input::GuestPanicked { certain: true },
             Input::Replied(Verdict::Done),
             Input::Stop { grace: Duration::ZERO },

@@ -24,10 +24,6 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// first. This long the hypervisor's own end is waited for before the part is blamed.
 const BLAME_AFTER: Duration = Duration::from_millis(200);
 
-/// Resets as close as this are one: the firmware of a QEMU machine, when it finds that it has run
-/// before, resets once more to get a clean copy of itself (SeaBIOS, 40 ms later).
-const SAME_RESET: Duration = Duration::from_millis(250);
-
 /// The lifecycle of one machine. See the [module](super) for the loop and the laws.
 #[derive(Debug)]
 pub struct Machine {
@@ -62,6 +58,7 @@ struct Script {
     ask: Option<Message>,
     quit: Step,
     leaves_with_guest: bool,
+    reset_settles_in: Duration,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 }
@@ -84,6 +81,7 @@ impl Machine {
                 ask: plan.ask.clone(),
                 quit: plan.quit.clone(),
                 leaves_with_guest: plan.leaves_with_guest,
+                reset_settles_in: plan.reset_settles_in,
                 on_reboot: plan.on_reboot,
                 time_limit: plan.time_limit,
             },
@@ -164,7 +162,9 @@ impl Machine {
                 self.blame(EndedBy::HypervisorLost { what });
                 self.go(now, Trigger::GuestOff);
             }
-            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers => {}
+            Input::CpuFailed if self.guest_runs() => self.cpu_failed(now),
+            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers | Input::CpuFailed => {
+            }
             Input::Timeout => self.timeout(now),
         }
         Ok(())
@@ -308,7 +308,7 @@ impl Machine {
 
     fn guest_reset(&mut self, now: Instant) {
         if self.script.on_reboot == RebootPolicy::Restart {
-            if self.last_reset.is_none_or(|last| last + SAME_RESET <= now) {
+            if self.last_reset.is_none_or(|last| last + self.script.reset_settles_in <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);
             }
@@ -321,6 +321,18 @@ impl Machine {
     fn guest_fell(&mut self, now: Instant) {
         let leaves = self.script.leaves_with_guest;
         self.go(now, if leaves { Trigger::GuestOff } else { Trigger::GuestFell });
+    }
+
+    /// What the hypervisor does next is anybody's guess: it may leave as after a power-off, or stay
+    /// with a guest that does nothing.
+    fn cpu_failed(&mut self, now: Instant) {
+        let what =
+            format!("{} cannot go on with a virtual CPU", self.script.names[self.hypervisor().0]);
+        self.blame(match self.phase {
+            Phase::Booting => EndedBy::StartFailed { why: what },
+            _ => EndedBy::HypervisorLost { what },
+        });
+        self.go(now, Trigger::GuestFell);
     }
 
     fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {

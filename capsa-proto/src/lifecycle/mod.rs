@@ -72,6 +72,8 @@ pub enum Input {
     GuestReset,
     /// The hypervisor says that somebody else told it to quit: a signal, another client.
     QuitByOthers,
+    /// The hypervisor says that it cannot go on with a virtual CPU.
+    CpuFailed,
     /// The guest panicked: a panic device said so, or its console did.
     GuestPanicked {
         /// `true` when a panic device said so, so that it is certain. A panic seen on the console

@@ -59,7 +59,7 @@ pub enum Trigger {
     PartLost,
     /// The guest powered off.
     GuestOff,
-    /// The guest reset, and that ends the machine; or it panicked.
+    /// The guest reset, and that ends the machine; or it panicked; or a virtual CPU of it failed.
     GuestFell,
     /// The machine has run as long as it may.
     TimeLimit,

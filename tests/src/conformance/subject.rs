@@ -167,7 +167,7 @@ impl Subject {
             backend: CLH,
             nature: CLOUD_HYPERVISOR,
             runs_nano: cfg!(target_arch = "x86_64"),
-            runs_linux: match kvm_has_hardware() {
+            runs_linux: match host::kvm_has_hardware() {
                 true => Ok(()),
                 false => Err("KVM has no hardware behind it here, and Linux needs that".into()),
             },
@@ -330,11 +330,4 @@ fn installed(program: &str, variable: &str) -> Result<(), String> {
         None if host::find_program(program).is_some() => Ok(()),
         None => Err(format!("{program} is neither installed nor named by {variable}")),
     }
-}
-
-/// Whether `/dev/kvm` is more than its interface. Elsewhere than on x86-64 it always is.
-fn kvm_has_hardware() -> bool {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    !cfg!(target_arch = "x86_64")
-        || cpu.split_whitespace().any(|flag| ["svm", "vmx"].contains(&flag))
 }

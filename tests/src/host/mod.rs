@@ -248,6 +248,13 @@ fn system() -> System {
     System::of_os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default())
 }
 
+/// Whether `/dev/kvm` is more than its interface. Elsewhere than on x86-64 it always is.
+pub fn kvm_has_hardware() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    !cfg!(target_arch = "x86_64")
+        || cpu.split_whitespace().any(|flag| ["svm", "vmx"].contains(&flag))
+}
+
 /// What apt would install of a package; nothing without apt.
 fn policy(package: &str) -> String {
     command::text(Command::new("apt-cache").args(["policy", package])).unwrap_or_default()

@@ -254,6 +254,20 @@ fn a_crash_is_not_taken_for_a_power_off() {
 }
 
 #[test]
+fn a_cpu_that_failed_is_no_power_off_whatever_follows() {
+    let mut plan = plan(0);
+    plan.leaves_with_guest = true;
+    let mut pair = Pair::running(&plan);
+    pair.say(Input::CpuFailed);
+    // It may stay, with a guest that does nothing.
+    assert_eq!(pair.machine.phase(), Phase::Quitting);
+    pair.say(Input::GuestPoweredOff).say(Input::Exited(VMM, Exit::with_code(0)));
+    let what = "vmm cannot go on with a virtual CPU".into();
+    assert_eq!(pair.report().ended_by, EndedBy::HypervisorLost { what });
+    assert!(matches!(pair.machine.status(), VmStatus::Failed { .. }));
+}
+
+#[test]
 fn a_reset_after_a_panic_on_the_console_is_a_panic() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::GuestPanicked { certain: false });
@@ -266,6 +280,7 @@ fn a_reset_after_a_panic_on_the_console_is_a_panic() {
 fn a_reboot_is_announced_where_that_was_asked_for() {
     let mut plan = plan(0);
     plan.on_reboot = RebootPolicy::Restart;
+    plan.reset_settles_in = Duration::from_millis(250);
     let mut pair = Pair::running(&plan);
     pair.say(Input::GuestReset);
     assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));

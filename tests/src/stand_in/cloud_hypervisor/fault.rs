@@ -64,6 +64,11 @@ pub enum Fault {
     EventHalf,
     /// When the guest ends, the process ends with this status, and no event says so.
     EndsSilently(u8),
+    /// When the guest ends, a virtual CPU has failed, as only standard error says: all else is as after
+    /// a power-off.
+    CpuFails,
+    /// As [`Fault::CpuFails`], and the process stays, with a guest that does nothing.
+    CpuFailsAndStays,
     /// Unknown fields of `vm.create` are accepted, as the real one does.
     Lenient,
 }
@@ -73,6 +78,9 @@ impl Fault {
     pub const LAST_WORDS: &str = "thread 'vmm' panicked: as ordered";
     /// The innermost cause of a [refusal](Self::Refuses).
     pub const CAUSE: &str = "as ordered";
+    /// What a virtual CPU's failure is called on standard error.
+    pub const CPU_FAILED: &str = "cloud-hypervisor: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
+                                  VCPU generated error: VcpuRun(as ordered)";
 
     fn call(self) -> Option<Call> {
         match self {
@@ -119,6 +127,8 @@ impl Fault {
             Self::EventEndless => "event-endless",
             Self::EventHalf => "event-half",
             Self::EndsSilently(_) => "ends-silently",
+            Self::CpuFails => "cpu-fails",
+            Self::CpuFailsAndStays => "cpu-fails-and-stays",
             Self::Lenient => "lenient",
         }
     }
@@ -162,6 +172,8 @@ impl FromStr for Fault {
             Self::EventEndless,
             Self::EventHalf,
             Self::EndsSilently(status),
+            Self::CpuFails,
+            Self::CpuFailsAndStays,
             Self::Lenient,
         ];
         // What it reads must be what it would write, or a word was wrong.

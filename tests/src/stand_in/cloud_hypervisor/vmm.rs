@@ -172,6 +172,13 @@ impl Vmm<'_> {
                 if silently.is_some() {
                     return silently;
                 }
+                let stays = self.faults.contains(&Fault::CpuFailsAndStays);
+                if stays || self.faults.contains(&Fault::CpuFails) {
+                    eprintln!("{}", Fault::CPU_FAILED);
+                }
+                if stays {
+                    return None;
+                }
                 if self.options.no_shutdown {
                     self.shut_down();
                     return None;

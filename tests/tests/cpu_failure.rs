@@ -1,0 +1,44 @@
+//! A virtual CPU that KVM gives up is no power-off, although cloud-hypervisor leaves as after one,
+//! and no machine that runs, although QEMU stays.
+
+use std::path::Path;
+
+use capsa::blocking::VmHandle;
+use capsa::{Accelerator, EndedBy, LinuxVmBuilder, VmStatus};
+use capsa_test::conformance::Subject;
+use capsa_test::nano::{self, Nano};
+use capsa_test::vm::{NanoGuest, PATIENCE};
+use capsa_test::{host, skip};
+
+fn fails(name: &str, builder: LinuxVmBuilder) {
+    let vm: VmHandle = builder.accelerator(Accelerator::Kvm).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+    console.write(&[nano::NOWHERE]).unwrap();
+    vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
+    assert!(matches!(vm.status(), VmStatus::Failed { .. }), "{}", vm.status());
+    let report = vm.stop_report().unwrap();
+    let what = format!("{name} cannot go on with a virtual CPU");
+    assert_eq!(report.ended_by, EndedBy::HypervisorLost { what }, "{report:?}");
+}
+
+#[test]
+fn cloud_hypervisor() {
+    let subject = match Subject::cloud_hypervisor() {
+        Ok(subject) => subject,
+        Err(why) => return skip("a failed CPU of cloud-hypervisor", why),
+    };
+    let guest = NanoGuest::for_any(Nano::default());
+    fails("cloud-hypervisor", subject.builds(guest.builder()));
+}
+
+#[test]
+fn qemu() {
+    let test = "a failed CPU of QEMU";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    if !Path::new("/dev/kvm").exists() || !host::kvm_has_hardware() {
+        return skip(test, "no KVM with hardware behind it");
+    }
+    fails("qemu", guest.builder());
+}
