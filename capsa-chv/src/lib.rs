@@ -44,8 +44,8 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Step, VsockPlan,
+    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
+    RunDirPlan, Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
@@ -122,7 +122,7 @@ impl HypervisorBackend for CloudHypervisor {
         judge::judge(host, found)
     }
 
-    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {
         let mut line = KernelCmdline::new();
         line.console(match host.arch {
             Arch::Aarch64 => "ttyAMA0",
@@ -202,7 +202,7 @@ impl HypervisorBackend for CloudHypervisor {
             )),
             // SIGTERM would do the same, no more: neither reaches the guest.
             quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
-            leaves_with_guest: false,
+            guest_fall: GuestFall::Told,
             reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,

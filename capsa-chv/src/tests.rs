@@ -285,7 +285,7 @@ fn only_a_machine_that_needs_a_helper_looks_for_it() {
 #[test]
 fn the_console_is_named_as_the_architecture_has_it() {
     for (arch, want) in [(Arch::X86_64, "ttyS0"), (Arch::Aarch64, "ttyAMA0")] {
-        let line = BACKEND.kernel_cmdline_defaults(&HostFacts { arch, ..host() });
+        let line = BACKEND.kernel_cmdline_defaults(&spec(), &HostFacts { arch, ..host() });
         assert_eq!(line.get("console"), Some(want));
     }
 }

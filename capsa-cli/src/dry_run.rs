@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use capsa::plan::{Body, ConsolePlan, Message, OverlayPlan, ProcessPlan, Step};
+use capsa::plan::{Body, ConsolePlan, GuestFall, Message, OverlayPlan, ProcessPlan, Step};
 use capsa::{LaunchPlan, NoteLevel, Rejection};
 
 use crate::envelope;
@@ -63,6 +63,10 @@ pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
         Step::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
     };
     comment(&mut out, &format!("  power cut: {quit}"));
+    if let GuestFall::Heard { cut } = &plan.guest_fall {
+        let cut = message_text(cut);
+        comment(&mut out, &format!("  power cut once the guest says that it fell: {cut}"));
+    }
     out
 }
 
@@ -108,7 +112,7 @@ fn message_text(message: &Message) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use capsa::{Capsa, ConsoleMode, DiskImage, LinuxBootConfig, RebootPolicy};
+    use capsa::{Capsa, ConsoleMode, DiskImage, LinuxBootConfig};
 
     /// A plan for each backend, whatever this host is, of files with awkward names.
     fn plans() -> Vec<LaunchPlan> {
@@ -124,8 +128,7 @@ mod tests {
             std::fs::write(&disk, [0; 512]).unwrap();
             let builder = builder.no_network().cmdline_arg("x=a b");
             let builder = builder.disk(DiskImage::new(disk).ephemeral());
-            // No policy is one that every backend has.
-            builder.plan().or_else(|_| builder.on_reboot(RebootPolicy::Restart).plan())
+            builder.plan()
         };
         ["qemu", "cloud-hypervisor", "vfkit"].into_iter().map(|b| plan(b).unwrap()).collect()
     }

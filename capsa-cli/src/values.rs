@@ -14,8 +14,15 @@ type Read<T> = Result<T, String>;
 
 const MIB: u64 = 1 << 20;
 
+/// Digits of a size, which are less than a u64 can have.
+const MOST_DIGITS: usize = 18;
+
 /// A size in MiB: `512M`, `2G`, `1.5GiB`. Units are powers of 1024, with or without the `i`.
 pub(crate) fn memory_mb(text: &str) -> Read<u32> {
+    // parse-size 1.1.0 adds to a full u64 when a 20th digit follows, which panics or comes out as 0.
+    if text.bytes().filter(u8::is_ascii_digit).count() > MOST_DIGITS {
+        return Err("it has more digits than any machine has bytes".into());
+    }
     let size = parse_size::Config::new().with_binary().parse_size(text);
     let bytes = size.map_err(|error| match error {
         parse_size::Error::PosOverflow => "it is more than any machine has".to_owned(),
@@ -172,9 +179,16 @@ pub(crate) fn accelerator(text: &str) -> Read<Accelerator> {
     )
 }
 
-/// `end`, `restart`.
+/// `auto`, `end`, `restart`.
 pub(crate) fn on_reboot(text: &str) -> Read<RebootPolicy> {
-    one_of(text, &[("end", RebootPolicy::End), ("restart", RebootPolicy::Restart)])
+    one_of(
+        text,
+        &[
+            ("auto", RebootPolicy::Auto),
+            ("end", RebootPolicy::End),
+            ("restart", RebootPolicy::Restart),
+        ],
+    )
 }
 
 /// `raw`, `qcow2`.
@@ -240,6 +254,7 @@ mod tests {
             ("2 Q", None),
             ("8192E", None),
             ("15E", None),
+            ("184467440737095515602", None),
         ] {
             assert_eq!(memory_mb(text).ok(), want, "{text}: {:?}", memory_mb(text));
         }

@@ -252,7 +252,7 @@ fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
     let kernel = nano::write_to(dir.path()).unwrap();
     let kernel = kernel.to_str().unwrap();
     let machine = ["run", "linux", "--kernel", kernel, "--initrd", kernel, "--network", "none"];
-    let vfkit = ["--backend", "vfkit", "--on-reboot", "restart"];
+    let vfkit = ["--backend", "vfkit"];
     let dry = [&["--console", "stdio", "--dry-run"][..], &vfkit].concat();
     let (code, stdout, _) = ask(&[&machine[..], &dry].concat());
     assert_eq!(code, 0);
@@ -263,6 +263,7 @@ fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
         "  --device virtio-serial,stdio \\\n",
         "#   stop: POST /vm/state {\"state\":\"Stop\"} (",
         "#   power cut: SIGTERM\n",
+        "#   power cut once the guest says that it fell: POST /vm/state {\"state\":\"HardStop\"} (",
     ] {
         assert!(stdout.contains(part), "{part:?} is not in\n{stdout}");
     }

@@ -10,8 +10,8 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::console::{
-    Cursor, Expect, Matcher, Outcome, Output, Overflow, Reply, Script, ScriptError, Scrollback,
-    Search, Written,
+    Cursor, Expect, LastWord, LastWords, Outcome, Output, Overflow, Reply, Script, ScriptError,
+    Scrollback, Written,
 };
 use capsa_proto::time::{Deadline, Instant};
 
@@ -31,9 +31,6 @@ pub const REST: usize = 1 << 20;
 /// ended. A console closes with its hypervisor, whose exit is known milliseconds later; one that
 /// closes alone is rare.
 const CLOSING: Duration = Duration::from_millis(500);
-
-/// What the kernel prints when it gives up.
-const PANIC: &str = "Kernel panic - not syncing";
 
 /// A reader of the console: its place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +91,7 @@ pub struct Console {
     next_id: u64,
     /// Nothing is dropped for want of a reader before there was one.
     had_reader: bool,
-    panic: (Matcher, Search),
+    last_words: LastWords,
     taps: Taps,
 }
 
@@ -111,7 +108,7 @@ impl Console {
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
-            panic: (Matcher::new([PANIC]), Search::from(0)),
+            last_words: LastWords::default(),
             taps: Taps::default(),
         }
     }
@@ -266,7 +263,7 @@ impl Console {
         self.stream.is_some()
     }
 
-    /// When a conversation wants to be polled again.
+    /// When time makes a difference: to a conversation, or to the guest's last words.
     pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
         let open = self.waits.values().filter(|wait| wait.ended.is_none());
         open.map(|wait| match &wait.conversation {
@@ -281,7 +278,13 @@ impl Console {
                 why: "the console closed, how the machine ended is unknown",
             })
         }))
+        .chain([self.last_words.poll_timeout()])
         .fold(None, Deadline::earliest)
+    }
+
+    /// The last words of the guest's kernel, once, when they have turned out to be that.
+    pub(crate) fn last_word(&mut self, now: Instant) -> Option<LastWord> {
+        self.last_words.settled(now, &self.log)
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
@@ -323,7 +326,7 @@ impl Console {
                     *budget = budget.saturating_sub(n);
                     news.data = true;
                     self.log.push(&chunk[..n]);
-                    news.panic |= self.saw_panic();
+                    news.panic |= self.last_words.look(now, &self.log);
                     self.poll_waits(now, ended);
                 }
                 Got::Closed => {
@@ -342,6 +345,21 @@ impl Console {
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         self.closing = None;
         self.shut(now, ended)
+    }
+
+    /// What is on its way out is held back no longer, for its machine is told to end: macOS lets no
+    /// process exit before all that it wrote to a terminal was read. Of a log that is paused, 1 MiB
+    /// more is kept.
+    pub(crate) fn let_go(&mut self) {
+        if self.log.overflow() == Overflow::Pause {
+            self.log.grow(REST);
+            self.adjust_interest();
+        }
+    }
+
+    /// Leaves, without a word to anybody: nobody reads any more, and nobody may wait for that.
+    pub(crate) fn hang_up(&mut self) {
+        self.stream = None;
     }
 
     fn shut(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
@@ -386,13 +404,6 @@ impl Console {
             self.log.start()
         };
         self.log.room(slowest).min(self.log.capacity())
-    }
-
-    fn saw_panic(&mut self) -> bool {
-        let (matcher, search) = &mut self.panic;
-        let Some(hit) = matcher.find(search, &self.log) else { return false };
-        *search = Search::from(hit.end);
-        true
     }
 
     fn poll_waits(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
@@ -481,9 +492,31 @@ impl std::fmt::Debug for Console {
 mod tests {
     use super::*;
     use crate::sys::Ready;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    #[test]
+    fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
+        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let mut console = Console::new(8, Overflow::Pause);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+        theirs.write_all(b"more than there is room for").unwrap();
+        let mut on_ready = |console: &mut Console| {
+            poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
+            console.on_ready(Instant::ZERO, &mut 100, &mut Vec::new());
+            (ready.has(7), console.log().end())
+        };
+        assert_eq!(on_ready(&mut console), (true, 8));
+        assert_eq!(on_ready(&mut console), (false, 8), "nobody reads, so it waits");
+        console.let_go();
+        assert_eq!(on_ready(&mut console), (true, 27));
+        assert_eq!(console.log().start(), 0, "and nothing is lost");
+        console.hang_up();
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    }
 
     #[test]
     fn a_writer_that_waits_is_told_of_room_whoever_made_it() {

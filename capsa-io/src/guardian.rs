@@ -122,9 +122,9 @@ impl Guardian {
     }
 
     fn start(live: BTreeSet<u32>) -> io::Result<Self> {
-        // A socket and not a pipe: the standard library writes to sockets without SIGPIPE, which a
-        // program that embeds us may have left deadly.
-        let (line, theirs) = UnixStream::pair()?;
+        // A socket and not a pipe: sockets can be written to without SIGPIPE, which a program that
+        // embeds us may have left deadly.
+        let (line, theirs) = sys::socket_pair()?;
         let mut command = Command::new("/bin/sh");
         sys::prepare_exec(&mut command);
         let shell = command

@@ -424,6 +424,9 @@ impl Supervisor {
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
             let mut ended = Vec::new();
             self.console.on_time(now, &mut ended);
+            if let Some(word) = self.console.last_word(now) {
+                self.tell(Input::GuestSaidLast(word));
+            }
             self.events.extend(ended.into_iter().map(Event::Ended));
         }
     }
@@ -459,6 +462,9 @@ impl Supervisor {
                     tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
                     if self.signal_to_play(signal) {
                         continue;
+                    }
+                    if id == self.plan.hypervisor() {
+                        self.console.let_go();
                     }
                     if let Some(process) = &self.processes[id.0]
                         && let Err(error) = process.signal(signal)
@@ -506,6 +512,7 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
+        self.console.hang_up();
         for process in self.processes.iter_mut().rev() {
             *process = None;
         }

@@ -37,7 +37,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
 
     /// The first layer of the kernel command line.
-    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline;
+    fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline;
 
     /// Where the first disk appears in the guest.
     fn default_root_device(&self) -> &str;
@@ -226,7 +226,9 @@ impl Version {
     pub fn find(text: &str) -> Option<Self> {
         text.split(|c: char| c.is_whitespace() || "(),".contains(c)).find_map(|word| {
             let word = word.strip_prefix('v').unwrap_or(word);
-            let mut parts = word.split(['.', '-', '+', '~', ':']);
+            // The release and the build of a distribution are no part of it.
+            let (number, _) = word.split_once(['-', '+', '~', ':']).unwrap_or((word, ""));
+            let mut parts = number.split('.');
             let major = parts.next()?.parse().ok()?;
             let minor = parts.next()?.parse().ok()?;
             let patch = parts.next().and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -346,6 +348,10 @@ mod tests {
             ("vfkit version: v0.6.4", (0, 6, 4)),
             ("cloud-hypervisor v53.0.0-dirty", (53, 0, 0)),
             ("virtiofsd backend 1.10.1", (1, 10, 1)),
+            ("vfkit version: v0.6.1-3-gdeadbee", (0, 6, 1)),
+            ("0.6.10+dirty", (0, 6, 10)),
+            // Neither a time nor a date is one.
+            ("2026-08-01 12:00:00 starting\nvfkit version: v0.5", (0, 5, 0)),
         ] {
             assert_eq!(Version::find(text), Some(Version::new(want.0, want.1, want.2)), "{text}");
         }

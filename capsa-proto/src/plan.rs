@@ -46,9 +46,8 @@ pub struct LaunchPlan {
     pub ask: Option<Message>,
     /// How the machine's power is cut in an orderly way.
     pub quit: Step,
-    /// The hypervisor leaves by itself when the guest falls: at a panic, and at a reset that ends the
-    /// machine. It is not told to quit then, for it is on its way.
-    pub leaves_with_guest: bool,
+    /// What the hypervisor does when its guest falls: at a panic, and at a reset.
+    pub guest_fall: GuestFall,
     /// Resets as close as this are one: a firmware may reset once more to find itself as it was.
     #[serde(serialize_with = "seconds")]
     pub reset_settles_in: Duration,
@@ -263,6 +262,23 @@ pub enum Step {
     Control(Message),
     /// A signal to the hypervisor.
     Signal(Signal),
+}
+
+/// What a hypervisor does when its guest falls: at a panic, and at a reset.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestFall {
+    /// It tells, and stays until it is told to quit.
+    Told,
+    /// It tells and, where that ends the machine, leaves by itself. It is not told to quit then, for it
+    /// is on its way.
+    Leaves,
+    /// It does not tell. What the guest's kernel says last on its console
+    /// ([`LastWords`](crate::console::LastWords)) is believed instead.
+    Heard {
+        /// How the power is cut then, before the guest gets far in its next life.
+        cut: Message,
+    },
 }
 
 /// A signal to a process.

@@ -256,9 +256,16 @@ pub enum Accelerator {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RebootPolicy {
-    /// The machine ends. The default, because `panic=-1` in the default kernel command line turns a
-    /// panic into a reboot, and a guest that panics should not do so for ever.
+    /// The machine ends wherever a reboot can be told, and every backend runs it. The default, because
+    /// `panic=-1` in the default kernel command line turns a panic into a reboot, and a guest that
+    /// panics should not do so for ever.
+    ///
+    /// vfkit does not tell. There the machine ends when the guest's kernel says on the console that it
+    /// panicked (after which it stands still by default) or restarts. Newer kernels do not get to say
+    /// the latter on a virtio console: their reboot boots the guest again.
     #[default]
+    Auto,
+    /// The machine ends, or is refused where a reboot might go unseen.
     End,
     /// The guest boots again in the same machine.
     Restart,

@@ -16,8 +16,8 @@ use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Step, VsockPlan,
+    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
+    RunDirPlan, Step, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
 use serde_json::json;
@@ -99,7 +99,7 @@ pub(crate) fn plan(
         ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
         // `-action` has it so.
-        leaves_with_guest: true,
+        guest_fall: GuestFall::Leaves,
         reset_settles_in: FIRMWARE_RESETS_WITHIN,
         cmdline: vm.cmdline().to_string(),
         on_reboot: spec.on_reboot,
@@ -136,7 +136,7 @@ impl Args {
         self.push(&["-smp", &resources.cpus.to_string()]);
         self.push(&["-m", &format!("{}M", resources.memory_mb)]);
         let reboot = match vm.spec().on_reboot {
-            RebootPolicy::End => "reboot=shutdown",
+            RebootPolicy::Auto | RebootPolicy::End => "reboot=shutdown",
             RebootPolicy::Restart => "reboot=reset",
         };
         self.push(&["-action", &format!("{reboot},panic=shutdown")]);

@@ -142,7 +142,7 @@ impl HypervisorBackend for Qemu {
         }
     }
 
-    fn kernel_cmdline_defaults(&self, host: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {
         let mut cmdline = KernelCmdline::new();
         cmdline.console(if host.arch == Arch::Aarch64 { "ttyAMA0" } else { "ttyS0" });
         cmdline.arg("reboot=t");

@@ -15,12 +15,18 @@
 //! is asked to power off. Nothing is asked in between, and the plan says so in a note. A few known
 //! lines are better than a guest that may hang.
 //!
+//! # How a fall of the guest is known
+//!
+//! vfkit waits for the states "stopped" and "error" alone, tells of nothing else and has no option
+//! against a reset. The guest's kernel tells, on the console: [`GuestFall::Heard`]. For that the
+//! default command line has `panic=0`, so that a panic stands still after its last words instead of
+//! rebooting. What is not heard is said there and in the manual; so a machine that *must* end on a
+//! reboot is refused, and one that should where that can be told, which is the default, is not.
+//!
 //! # What is not known
 //!
 //! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
-//! assumption, from another program on the same framework (tart issue 930). vfkit waits for the states
-//! "stopped" and "error" alone and has no option against a reset, so a machine that should end on a
-//! reboot, which is the default, is refused.
+//! assumption, from another program on the same framework (tart issue 930).
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
 
@@ -58,10 +64,10 @@ use capsa_proto::capabilities::{
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Signal, Step, VsockPlan,
+    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
+    RunDirPlan, Signal, Step, VsockPlan,
 };
-use capsa_proto::spec::{ConsoleMode, VmSpec};
+use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
 /// The key of its answer in a [`ProbeReport`].
 pub const KEY: &str = "vfkit";
@@ -126,10 +132,15 @@ impl HypervisorBackend for Vfkit {
         judge::judge(host, found)
     }
 
-    fn kernel_cmdline_defaults(&self, _: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, spec: &VmSpec, _: &HostFacts) -> KernelCmdline {
         let mut line = KernelCmdline::new();
         line.console("hvc0");
-        line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", "-1"));
+        let panic = match spec.on_reboot {
+            RebootPolicy::Restart => "-1",
+            // Nobody would see that reboot. A kernel that stands still can be heard, and harms nobody.
+            _ => "0",
+        };
+        line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", panic));
         line
     }
 
@@ -169,16 +180,11 @@ impl HypervisorBackend for Vfkit {
             },
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
-            ask: Some(Message::http(
-                "press the power button",
-                "POST",
-                reply::STATE,
-                Some(json!({ "state": "Stop" })),
-            )),
-            // It asks the guest once more, waits five seconds and forces it. The REST call that
-            // forces at once, HardStop, loses its own reply to the process's exit.
+            ask: Some(change("press the power button", "Stop")),
+            // It asks the guest once more, waits five seconds and forces it.
             quit: Step::Signal(Signal::Term),
-            leaves_with_guest: false,
+            // This forces at once. Its own reply is lost to the process's exit, which is no matter.
+            guest_fall: GuestFall::Heard { cut: change("cut the power", "HardStop") },
             reset_settles_in: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
@@ -190,6 +196,10 @@ impl HypervisorBackend for Vfkit {
     fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
         reply::verdict(message, reply)
     }
+}
+
+fn change(why: &'static str, state: &str) -> Message {
+    Message::http(why, "POST", reply::STATE, Some(json!({ "state": state })))
 }
 
 fn notes(vm: &Checked) -> Vec<Note> {
@@ -208,5 +218,16 @@ fn notes(vm: &Checked) -> Vec<Note> {
              the guest's first output and where it is asked to power off",
         ));
     }
+    notes.extend(match (spec.on_reboot, spec.console) {
+        (RebootPolicy::Restart, _) => None,
+        (_, ConsoleMode::Disabled) => Some(Note::warning(
+            "vfkit does not tell of a guest's reboot or panic, and there is no console on which its \
+             kernel could: after a reboot it boots again, after a panic it stands still",
+        )),
+        _ => Some(Note::info(
+            "vfkit does not tell of a guest's reboot or panic: the machine ends when the kernel says \
+             so on the console; of a reboot newer kernels do not, and boot the guest again",
+        )),
+    });
     notes
 }

@@ -79,12 +79,7 @@ fn share(host: &str, mechanism: ShareMechanism) -> Share {
 
 /// The smallest machine it runs.
 pub(crate) fn spec() -> VmSpec {
-    VmSpec {
-        initrd: Some(path("/i")),
-        network: NetworkMode::None,
-        on_reboot: RebootPolicy::Restart,
-        ..VmSpec::new(path("/k"))
-    }
+    VmSpec { initrd: Some(path("/i")), network: NetworkMode::None, ..VmSpec::new(path("/k")) }
 }
 
 pub(crate) fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
@@ -118,7 +113,7 @@ fn the_smallest_machine() {
     assert_eq!(plan.processes[0].program, "/opt/vfkit");
     assert_eq!(
         args(&plan).join("|"),
-        "--cpus|1|--memory|512|--kernel|/k|--initrd|/i|--kernel-cmdline|reboot=t panic=-1|--device|\
+        "--cpus|1|--memory|512|--kernel|/k|--initrd|/i|--kernel-cmdline|reboot=t panic=0|--device|\
          virtio-rng|--restful-uri|unix:///tmp/c/1/rest.sock"
     );
     assert_eq!(plan.console, ConsolePlan::None);
@@ -139,7 +134,7 @@ fn a_machine_with_everything() {
     assert_eq!(
         args(&plan).join("|"),
         "--cpus|1|--memory|512|--kernel|/my kernel,1|--initrd|/i|--kernel-cmdline|console=hvc0 \
-         reboot=t panic=-1 root=/dev/vda systemd.mount-extra=t.1:/w:virtiofs:rw \
+         reboot=t panic=0 root=/dev/vda systemd.mount-extra=t.1:/w:virtiofs:rw \
          dyndbg=\"file a,b +p\"|--device|virtio-blk,path=/b=2.raw|--device|virtio-blk,\
          path=/a \"x\".raw,readonly|--device|virtio-fs,sharedDir=/work,mountTag=t.1|--device|\
          virtio-net,nat,mac=ca:ae:6c:05:d2:2d|--device|virtio-serial,stdio|--device|virtio-rng|\
@@ -157,7 +152,38 @@ fn the_messages_and_the_way_out() {
     assert_eq!(plan.boot[0].body, state("GET", None));
     assert_eq!(plan.ask.unwrap().body, state("POST", Some(json!({ "state": "Stop" }))));
     assert_eq!(plan.quit, Step::Signal(Signal::Term));
-    assert_eq!(plan.on_reboot, RebootPolicy::Restart);
+}
+
+/// The program in the README, which says no more than this.
+#[test]
+fn the_simplest_program_runs_without_another_line() {
+    let disks = vec![Disk { ephemeral: true, ..disk("/rootfs.raw") }];
+    let console = ConsoleMode::Enabled;
+    let plan = plan(VmSpec { initrd: Some(path("/i")), disks, console, ..VmSpec::new(path("/k")) });
+    assert_eq!(plan.on_reboot, RebootPolicy::default());
+    assert!(mac(&plan).len() == 17, "with the default network");
+}
+
+#[test]
+fn a_panic_stands_still_unless_the_guest_is_to_boot_again() {
+    let of = |on_reboot, console| plan(VmSpec { on_reboot, console, ..spec() });
+    for (on_reboot, panic) in [(RebootPolicy::Auto, "panic=0"), (RebootPolicy::Restart, "panic=-1")]
+    {
+        let plan = of(on_reboot, ConsoleMode::Enabled);
+        assert!(plan.cmdline.split(' ').any(|arg| arg == panic), "{}", plan.cmdline);
+        let GuestFall::Heard { cut } = &plan.guest_fall else { panic!("{:?}", plan.guest_fall) };
+        let Body::Http { method: "POST", path: reply::STATE, body } = &cut.body else { panic!() };
+        assert_eq!(*body, Some(json!({ "state": "HardStop" })));
+    }
+    let notes = |on_reboot, console| {
+        let plan = of(on_reboot, console);
+        let about = plan.notes.iter().filter(|note| note.text.contains("reboot or panic"));
+        about.map(|note| note.level).collect::<Vec<_>>()
+    };
+    use capsa_proto::plan::NoteLevel::{Info, Warning};
+    assert_eq!(notes(RebootPolicy::Auto, ConsoleMode::Enabled), [Info]);
+    assert_eq!(notes(RebootPolicy::Auto, ConsoleMode::Disabled), [Warning]);
+    assert_eq!(notes(RebootPolicy::Restart, ConsoleMode::Disabled), []);
 }
 
 #[test]
@@ -272,6 +298,25 @@ fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
 }
 
 #[test]
+fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
+    let mut bz_image = vec![0; 0x206];
+    bz_image[0x202..].copy_from_slice(b"HdrS");
+    for (head, want) in [
+        (&b"\x1f\x8b\x08\0"[..], "unpack it: zcat vmlinuz > Image"),
+        (b"MZ\0\0zimg", "unzboot"),
+        (&bz_image, "it is one for x86-64"),
+        (b"\x7fELF", "give an uncompressed arm64 Image"),
+    ] {
+        let spec = spec();
+        let mut host = host(&spec);
+        host.files.insert(path("/k"), file(head));
+        let violations = check(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
+        assert_eq!(violations.len(), 1);
+        assert!(violations[0].remedy.contains(want), "{:?}", violations[0]);
+    }
+}
+
+#[test]
 fn what_is_refused() {
     type Change = Box<dyn Fn(&mut VmSpec)>;
     let fs = |tag: Option<&str>, cache: Option<&str>| {
@@ -315,7 +360,10 @@ fn what_is_refused() {
         (Box::new(|s| s.vsock = true), "vsock: it must know the ports"),
         (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
-        (Box::new(|s| s.on_reboot = RebootPolicy::End), "on_reboot: it cannot tell a reboot"),
+        (
+            Box::new(|s| s.on_reboot = RebootPolicy::End),
+            "on_reboot: it does not tell of a reboot, so one might go unseen [vfkit]; leave it out",
+        ),
     ];
     for (change, want) in cases {
         let mut spec = spec();
@@ -465,7 +513,6 @@ fn any_spec() -> impl Strategy<Value = VmSpec> {
                 VmSpec { initrd, disks, shares, network, console, ..VmSpec::new(kernel) };
             spec.vsock = !vsock_ports.is_empty();
             spec.vsock_ports = vsock_ports;
-            spec.on_reboot = RebootPolicy::Restart;
             spec.resources.cpus = cpus;
             spec.resources.memory_mb = memory_mb;
             for (key, value) in cmdline {

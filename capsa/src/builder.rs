@@ -210,7 +210,8 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// What a reboot of the guest does; it ends the machine unless said.
+    /// What a reboot of the guest does; unless said it ends the machine, on vfkit as far as the guest's
+    /// console tells.
     pub fn on_reboot(mut self, policy: RebootPolicy) -> Self {
         self.on_reboot = policy;
         self

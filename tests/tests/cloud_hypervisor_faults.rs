@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::nano;
-use capsa_test::stand_in::Faulty;
 use capsa_test::stand_in::cloud_hypervisor::{Call, Fault};
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
-use faulty::{Machine, SOON};
+use capsa_test::stand_in::{Broken, Faulty};
+use capsa_test::vm::{NanoGuest, PATIENCE};
+use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
 fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
@@ -38,32 +38,31 @@ fn machine_with(
 fn a_socket_that_comes_late_is_waited_for() {
     let late = Duration::from_millis(700);
     let Some(it) = machine("late socket", &[Fault::SocketAfter(late)]) else { return };
-    let mut console = it.listening();
-    assert!(it.begun.elapsed() >= late);
-    console.write(&[nano::POWER_OFF]).unwrap();
-    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
-    it.nothing_is_left(SOON);
+    it.waits_for_its_socket(late);
 }
 
 #[test]
 fn a_broken_answer_is_a_failed_start_that_says_so() {
     for (fault, want) in [
-        (Fault::HalfAReply(Call::Create), "did not create the machine: "),
-        (Fault::HalfAReply(Call::Boot), "did not boot the guest: "),
+        (Fault::Breaks(Broken::Half, Call::Create), "did not create the machine: "),
+        (Fault::Breaks(Broken::Half, Call::Boot), "did not boot the guest: "),
         (
-            Fault::NoReplyButTheEnd(Call::Create),
+            Fault::Breaks(Broken::End, Call::Create),
             "did not create the machine: HTTP response: connection closed",
         ),
         (
-            Fault::NoReplyButTheEnd(Call::Boot),
+            Fault::Breaks(Broken::End, Call::Boot),
             "did not boot the guest: HTTP response: connection closed",
         ),
-        (Fault::Garbage(Call::Create), "did not create the machine: HTTP response: "),
-        (Fault::Garbage(Call::Boot), "did not boot the guest: HTTP response: "),
+        (
+            Fault::Breaks(Broken::Garbage, Call::Create),
+            "did not create the machine: HTTP response: ",
+        ),
+        (Fault::Breaks(Broken::Garbage, Call::Boot), "did not boot the guest: HTTP response: "),
     ] {
         let Some(it) = machine("broken answers", &[fault]) else { return };
         let why = it.failure();
-        assert!(why.starts_with(&format!("cloud-hypervisor {want}")), "{fault}: {why}");
+        assert!(why.starts_with(&format!("cloud-hypervisor {want}")), "{fault:?}: {why}");
         it.nothing_is_left(SOON);
     }
 }
@@ -90,40 +89,31 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
     }
 }
 
-/// Side by side, for each is given up after half a minute.
 #[test]
 fn a_start_that_hangs_is_given_up() {
     let faults = [
         (Fault::NoSocket, "gave up after 30s, waiting until control is up"),
-        (Fault::NoReply(Call::Create), "gave up after 30s, waiting until boot message is answered"),
-        (Fault::NoReply(Call::Boot), "gave up after 30s, waiting until boot message is answered"),
+        (
+            Fault::Breaks(Broken::Silence, Call::Create),
+            "gave up after 30s, waiting until boot message is answered",
+        ),
+        (
+            Fault::Breaks(Broken::Silence, Call::Boot),
+            "gave up after 30s, waiting until boot message is answered",
+        ),
     ];
-    let hanging: Vec<_> = faults
-        .into_iter()
-        .filter_map(|(fault, want)| Some((machine("hanging starts", &[fault])?, want)))
-        .map(|(it, want)| {
-            std::thread::spawn(move || {
-                assert_eq!(it.failure(), want);
-                it.nothing_is_left(Duration::from_secs(45));
-            })
-        })
-        .collect();
-    hanging.into_iter().for_each(|hanging| hanging.join().unwrap());
+    are_given_up(faults.map(|(fault, want)| (machine("hanging starts", &[fault]), want)));
 }
 
 #[test]
 fn a_start_that_hangs_can_be_stopped() {
-    for fault in [Fault::NoSocket, Fault::NoReply(Call::Create), Fault::NoReply(Call::Boot)] {
+    for fault in [
+        Fault::NoSocket,
+        Fault::Breaks(Broken::Silence, Call::Create),
+        Fault::Breaks(Broken::Silence, Call::Boot),
+    ] {
         let Some(it) = machine("stopped starts", &[fault]) else { return };
-        let starting = {
-            let vm = it.vm.clone();
-            std::thread::spawn(move || vm.start())
-        };
-        eventually("its hypervisor runs", || it.vm.hypervisor_pid().is_some());
-        std::thread::sleep(Duration::from_millis(300));
-        it.vm.stop().unwrap();
-        assert!(matches!(starting.join().unwrap(), Err(Error::StartFailed(_))), "{fault}");
-        it.nothing_is_left(SOON);
+        it.hangs_until_it_is_stopped();
     }
 }
 
@@ -149,7 +139,7 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
         // One that refuses needs no grace.
         (&[Fault::Refuses(Call::PowerButton)], PATIENCE, &[Asked, Quit]),
         (
-            &[Fault::Garbage(Call::PowerButton), Fault::Ignores(Call::PowerButton)],
+            &[Fault::Breaks(Broken::Garbage, Call::PowerButton), Fault::Ignores(Call::PowerButton)],
             PATIENCE,
             &[Asked, Quit],
         ),
@@ -160,46 +150,27 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
             &[Asked, Quit, Killed],
         ),
         (
-            &[Fault::Ignores(Call::PowerButton), Fault::HalfAReply(Call::Quit)],
+            &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Broken::Half, Call::Quit)],
             grace,
             &[Asked, Quit],
         ),
         (&[Fault::Ignores(Call::PowerButton), Fault::Dies(Call::Quit, 5)], grace, &[Asked, Quit]),
         // The exchange that hangs holds back the next, as the real one's single thread would.
         (
-            &[Fault::Ignores(Call::PowerButton), Fault::NoReply(Call::PowerButton)],
+            &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Broken::Silence, Call::PowerButton)],
             grace,
             &[Asked, Quit, Killed],
         ),
     ] {
         let Some(it) = machine("stop ladder", faults) else { return };
-        let _console = it.listening();
-        it.vm.stop_with_timeout(grace).unwrap();
-        let (ended_by, steps) = it.ended();
-        assert_eq!(steps, want, "{faults:?}");
-        match faults {
-            [Fault::Dies(..)] => assert!(
-                matches!(&ended_by, EndedBy::HypervisorLost { what } if what.contains("status 4")),
-                "{ended_by:?}"
-            ),
-            _ => assert_eq!(ended_by, EndedBy::Owner, "{faults:?}"),
-        }
-        it.nothing_is_left(SOON);
+        it.climbs(grace, want, matches!(faults, [Fault::Dies(..)]));
     }
 }
 
 #[test]
 fn a_sigterm_that_is_ignored_changes_nothing() {
     let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
-    let mut console = it.listening();
-    let group = nix::unistd::Pid::from_raw(it.vm.hypervisor_pid().unwrap().cast_signed());
-    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
-    console.write(b"still there").unwrap();
-    console.wait_for_timeout("still there", PATIENCE).unwrap();
-    assert_eq!(it.vm.status(), VmStatus::Running);
-    it.vm.stop_with_timeout(PATIENCE).unwrap();
-    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
-    it.nothing_is_left(SOON);
+    it.survives_a_sigterm();
 }
 
 #[test]
@@ -211,9 +182,12 @@ fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
         let (ended_by, _) = it.ended();
         let (EndedBy::HypervisorLost { what: why } | EndedBy::StartFailed { why }) = &ended_by
         else {
-            panic!("{fault}: {ended_by:?} {started:?}")
+            panic!("{fault:?}: {ended_by:?} {started:?}")
         };
-        assert!(why.contains("cloud-hypervisor tells events that make no sense"), "{fault}: {why}");
+        assert!(
+            why.contains("cloud-hypervisor tells events that make no sense"),
+            "{fault:?}: {why}"
+        );
         assert!(matches!(it.vm.status(), VmStatus::Failed { .. }));
         it.nothing_is_left(SOON);
     }
@@ -237,7 +211,7 @@ fn a_cpu_that_failed_is_no_power_off_whether_or_not_the_process_stays() {
         it.listening().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, _) = it.ended();
         let what = "cloud-hypervisor cannot go on with a virtual CPU".into();
-        assert_eq!(ended_by, EndedBy::HypervisorLost { what }, "{fault}");
+        assert_eq!(ended_by, EndedBy::HypervisorLost { what }, "{fault:?}");
         let said = it.vm.stop_report().unwrap().exit.unwrap().said;
         assert!(said.contains(Fault::CPU_FAILED), "{said}");
         it.nothing_is_left(SOON);

@@ -78,6 +78,7 @@ suite! {
         a_reboot_of_the_guest_ends_the_machine,
         a_reboot_restarts_where_that_was_asked_for,
         a_reboot_forgets_what_was_in_memory,
+        a_kernel_panic_ends_the_machine,
         a_kernel_panic_is_told_from_a_reboot,
         the_time_limit_ends_it_and_says_so,
         a_stop_reaches_the_guest,

@@ -41,9 +41,10 @@ struct Owner {
 }
 
 impl Owner {
-    fn start(guest: &NanoGuest, base: &Path) -> Self {
+    fn start(backend: &str, guest: &NanoGuest, base: &Path) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_owner"))
             .args([guest.kernel(), guest.dir()])
+            .arg(backend)
             .env("CAPSA_RUN_DIR", base)
             .stdout(Stdio::piped())
             .spawn()
@@ -85,16 +86,27 @@ fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
 
 #[test]
 fn a_killed_owner_leaves_no_process_one_second_later() {
-    let Some(guest) = NanoGuest::deaf("killed owner") else { return };
+    killed_at_every_moment("qemu");
+}
+
+/// The stand-in's own children are none of Capsa's, and the real one's are none of anybody's.
+#[test]
+fn a_killed_owner_leaves_no_vfkit_one_second_later() {
+    killed_at_every_moment("vfkit");
+}
+
+fn killed_at_every_moment(backend: &str) {
+    let test = format!("killed owner of {backend}");
+    let Some(guest) = NanoGuest::deaf(&test) else { return };
     if host::find_program("virtiofsd").is_none() {
-        skip("killed owner", "virtiofsd is not installed");
+        skip(&test, "virtiofsd is not installed");
         return;
     }
     let base = tempfile::tempdir_in("/tmp").unwrap();
     let mut seen_most = 0;
     for moment in MOMENTS {
         let Moment::After(word, pause) = moment;
-        let mut owner = Owner::start(&guest, base.path());
+        let mut owner = Owner::start(backend, &guest, base.path());
         owner.wait_for(word);
         std::thread::sleep(pause);
         let before = relatives(base.path(), owner.process.id());
@@ -112,13 +124,13 @@ fn a_killed_owner_leaves_no_process_one_second_later() {
         }
         println!("{moment:?}: {} processes, gone after {:?}", before.len(), killed.elapsed());
     }
-    assert!(seen_most >= 4, "guardian, virtiofsd (two) and qemu were never seen: {seen_most}");
+    assert!(seen_most >= 4, "guardian, virtiofsd (two) and {backend} were never seen: {seen_most}");
 
     // What is left is a directory without an owner, and the next start of anybody takes it away.
     let run_dirs =
         || fs::read_dir(base.path()).unwrap().flatten().filter(|e| e.path().is_dir()).count();
     assert!(run_dirs() > 0, "a killed owner cannot tidy up");
-    let mut last = Owner::start(&guest, base.path());
+    let mut last = Owner::start(backend, &guest, base.path());
     last.wait_for("stopped");
     last.process.wait().unwrap();
     assert_eq!(run_dirs(), 0);

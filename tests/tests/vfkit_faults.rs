@@ -8,14 +8,14 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use capsa::{
-    Accelerator, Capsa, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow, RebootPolicy,
-    StopStep, VmStatus,
+    Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow,
+    RebootPolicy, StopStep, VmStatus,
 };
 use capsa_test::nano::{self, Nano};
-use capsa_test::stand_in::Faulty;
 use capsa_test::stand_in::vfkit::{Call, Fault};
+use capsa_test::stand_in::{Broken, Faulty};
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
-use faulty::{Machine, SOON};
+use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
 fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
@@ -40,7 +40,6 @@ fn machine_with(
         .accelerator(Accelerator::Auto)
         .program("vfkit", faulty.program())
         .trust_backend()
-        .on_reboot(RebootPolicy::Restart)
         .memory_mb(64)
         .no_network()
         .console_enabled();
@@ -50,12 +49,8 @@ fn machine_with(
 #[test]
 fn a_service_that_comes_late_is_waited_for() {
     let late = Duration::from_millis(700);
-    let Some(it) = machine("late service", &[Fault::SocketAfter(late)]) else { return };
-    let mut console = it.listening();
-    assert!(it.begun.elapsed() >= late);
-    console.write(&[nano::POWER_OFF]).unwrap();
-    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
-    it.nothing_is_left(SOON);
+    let Some(it) = machine("late socket", &[Fault::SocketAfter(late)]) else { return };
+    it.waits_for_its_socket(late);
 }
 
 #[test]
@@ -71,10 +66,55 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
     ] {
         let Some(it) = machine("death", &[fault]) else { return };
         let why = it.failure();
-        assert!(why.starts_with("vfkit exited with status"), "{fault}: {why}");
-        assert!(why.ends_with(&want), "{fault}: {why}");
+        assert!(why.starts_with("vfkit exited with status"), "{fault:?}: {why}");
+        assert!(why.ends_with(&want), "{fault:?}: {why}");
         it.nothing_is_left(SOON);
     }
+}
+
+#[test]
+fn an_answer_that_comes_late_and_in_pieces_is_waited_for() {
+    let slow = Fault::Breaks(Broken::Slow, Call::State);
+    let Some(it) = machine("slow answers", &[slow]) else { return };
+    let mut console = it.listening();
+    console.write(&[nano::POWER_OFF]).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn one_that_is_killed_at_any_moment_leaves_nothing() {
+    for millis in [0, 1, 3, 8, 20, 50, 100, 150, 200, 300, 500] {
+        let Some(it) = machine("killed", &[]) else { return };
+        let starting = {
+            let vm = it.vm.clone();
+            std::thread::spawn(move || vm.start())
+        };
+        eventually("it runs", || it.vm.hypervisor_pid().is_some());
+        std::thread::sleep(Duration::from_millis(millis));
+        let pid = it.vm.hypervisor_pid().unwrap().cast_signed();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+        let why = match (starting.join().unwrap(), it.ended().0) {
+            (Err(Error::StartFailed(_)), EndedBy::StartFailed { why }) => why,
+            (Ok(()), EndedBy::HypervisorLost { what }) => what,
+            other => panic!("after {millis} ms: {other:?}"),
+        };
+        assert!(why.starts_with("vfkit was killed by signal 9"), "after {millis} ms: {why}");
+        it.nothing_is_left(SOON);
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_cloned_fails_the_start_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image.raw");
+    fs::write(&image, [0; 4096]).unwrap();
+    let disk = |builder: LinuxVmBuilder| builder.disk(DiskImage::new(&image).ephemeral());
+    let Some(it) = machine_with("no clone", Nano::default(), &[], disk) else { return };
+    fs::remove_file(&image).unwrap();
+    let why = it.failure();
+    assert!(why.contains(&format!("cannot clone {}", image.display())), "{why}");
+    it.nothing_is_left(SOON);
 }
 
 #[test]
@@ -93,60 +133,44 @@ fn a_state_that_is_refused_fails_the_start_with_its_reason() {
     it.nothing_is_left(SOON);
 }
 
-/// Side by side, for each is given up after half a minute.
 #[test]
 fn a_start_that_hangs_is_given_up() {
     let unanswered = "gave up after 30s, waiting until boot message is answered";
     let faults = [
         (Fault::NoSocket, "gave up after 30s, waiting until control is up"),
         (Fault::NeverRuns, unanswered),
-        (Fault::NoReply(Call::State), unanswered),
+        (Fault::Breaks(Broken::Silence, Call::State), unanswered),
         // Whoever cannot be understood is asked again.
-        (Fault::HalfAReply(Call::State), unanswered),
-        (Fault::NoReplyButTheEnd(Call::State), unanswered),
-        (Fault::Garbage(Call::State), unanswered),
+        (Fault::Breaks(Broken::Half, Call::State), unanswered),
+        (Fault::Breaks(Broken::End, Call::State), unanswered),
+        (Fault::Breaks(Broken::Garbage, Call::State), unanswered),
+        (Fault::Breaks(Broken::Huge, Call::State), unanswered),
     ];
-    let hanging: Vec<_> = faults
-        .into_iter()
-        .filter_map(|(fault, want)| Some((machine("hanging starts", &[fault])?, fault, want)))
-        .map(|(it, fault, want)| {
-            std::thread::spawn(move || {
-                assert_eq!(it.failure(), want, "{fault}");
-                it.nothing_is_left(Duration::from_secs(45));
-            })
-        })
-        .collect();
-    hanging.into_iter().for_each(|hanging| hanging.join().unwrap());
+    are_given_up(faults.map(|(fault, want)| (machine("hanging starts", &[fault]), want)));
 }
 
 #[test]
 fn a_start_that_hangs_can_be_stopped() {
-    for fault in [Fault::NoSocket, Fault::NeverRuns, Fault::NoReply(Call::State)] {
+    for fault in [Fault::NoSocket, Fault::NeverRuns, Fault::Breaks(Broken::Silence, Call::State)] {
         let Some(it) = machine("stopped starts", &[fault]) else { return };
-        let starting = {
-            let vm = it.vm.clone();
-            std::thread::spawn(move || vm.start())
-        };
-        eventually("its hypervisor runs", || it.vm.hypervisor_pid().is_some());
-        std::thread::sleep(Duration::from_millis(300));
-        it.vm.stop().unwrap();
-        assert!(matches!(starting.join().unwrap(), Err(Error::StartFailed(_))), "{fault}");
-        it.nothing_is_left(SOON);
+        it.hangs_until_it_is_stopped();
     }
 }
 
 #[test]
 fn an_answer_to_stop_that_breaks_is_no_matter_where_the_guest_was_told() {
     for fault in [
-        Fault::HalfAReply(Call::Stop),
-        Fault::NoReply(Call::Stop),
-        Fault::NoReplyButTheEnd(Call::Stop),
-        Fault::Garbage(Call::Stop),
+        Fault::Breaks(Broken::Half, Call::Stop),
+        Fault::Breaks(Broken::Silence, Call::Stop),
+        Fault::Breaks(Broken::End, Call::Stop),
+        Fault::Breaks(Broken::Garbage, Call::Stop),
+        Fault::Breaks(Broken::Huge, Call::Stop),
+        Fault::Breaks(Broken::Slow, Call::Stop),
     ] {
         let Some(it) = machine("broken stop", &[fault]) else { return };
         let _console = it.listening();
         it.vm.stop_with_timeout(PATIENCE).unwrap();
-        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{fault}");
+        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{fault:?}");
         it.nothing_is_left(SOON);
     }
 }
@@ -167,33 +191,14 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
         (heeding, &[Fault::Dies(Call::Stop, 4)], PATIENCE, &[Asked]),
     ] {
         let Some(it) = machine_with("stop ladder", nano, faults, |it| it) else { return };
-        let _console = it.listening();
-        it.vm.stop_with_timeout(grace).unwrap();
-        let (ended_by, steps) = it.ended();
-        assert_eq!(steps, want, "{faults:?}");
-        match faults {
-            [Fault::Dies(..)] => assert!(
-                matches!(&ended_by, EndedBy::HypervisorLost { what } if what.contains("status 4")),
-                "{ended_by:?}"
-            ),
-            _ => assert_eq!(ended_by, EndedBy::Owner, "{faults:?}"),
-        }
-        it.nothing_is_left(SOON);
+        it.climbs(grace, want, matches!(faults, [Fault::Dies(..)]));
     }
 }
 
 #[test]
 fn a_sigterm_that_is_ignored_changes_nothing() {
     let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
-    let mut console = it.listening();
-    let group = nix::unistd::Pid::from_raw(it.vm.hypervisor_pid().unwrap().cast_signed());
-    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
-    console.write(b"still there").unwrap();
-    console.wait_for_timeout("still there", PATIENCE).unwrap();
-    assert_eq!(it.vm.status(), VmStatus::Running);
-    it.vm.stop_with_timeout(PATIENCE).unwrap();
-    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
-    it.nothing_is_left(SOON);
+    it.survives_a_sigterm();
 }
 
 #[test]
@@ -205,6 +210,52 @@ fn a_machine_that_breaks_while_it_runs_is_lost_with_the_words_of_vfkit() {
     assert!(what.contains("vfkit exited with status 1"), "{what}");
     assert!(what.contains("hypervisor virtualization error"), "{what}");
     assert_eq!(steps, []);
+    it.nothing_is_left(SOON);
+}
+
+/// The nano guest says what it is told, as a guest may that lies.
+#[test]
+fn a_guest_that_says_that_it_fell_is_taken_at_its_word_and_a_reader_of_logs_is_not() {
+    let restart = "\r\n[    1.5] reboot: Restarting system\r\n";
+    let panic = "\r\n[    1.5] Kernel panic - not syncing: x\r\n[    1.6] CPU: 0\r\n";
+    for (text, want) in [(restart, EndedBy::GuestReboot), (panic, EndedBy::GuestPanic)] {
+        for faults in [
+            &[][..],
+            &[Fault::Breaks(Broken::Silence, Call::HardStop)],
+            &[Fault::Breaks(Broken::Half, Call::HardStop)],
+        ] {
+            let Some(it) = machine("last words", faults) else { return };
+            let mut console = it.listening();
+            console.write(format!("{text}# ").as_bytes()).unwrap();
+            console.wait_for_timeout("# ", PATIENCE).unwrap();
+            std::thread::sleep(Duration::from_millis(600));
+            assert_eq!(it.vm.status(), VmStatus::Running, "somebody goes on: {text:?}");
+            console.write(text.as_bytes()).unwrap();
+            assert_eq!(it.ended(), (want.clone(), vec![StopStep::Quit]), "{faults:?}");
+            it.nothing_is_left(SOON);
+        }
+    }
+}
+
+#[test]
+fn a_fallen_guest_whose_power_cannot_be_cut_is_killed() {
+    let Some(it) = machine("deaf HardStop", &[Fault::Ignores(Call::HardStop)]) else { return };
+    it.listening().write(b"\r\nreboot: Restarting system\r\n").unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestReboot, vec![StopStep::Quit, StopStep::Killed]));
+    it.nothing_is_left(SOON);
+}
+
+#[test]
+fn a_guest_that_is_to_boot_again_may_say_what_it_likes() {
+    let restart = |builder: LinuxVmBuilder| builder.on_reboot(RebootPolicy::Restart);
+    let it = machine_with("words without end", Nano::default(), &[], restart);
+    let Some(it) = it else { return };
+    let mut console = it.listening();
+    console.write(b"\r\nKernel panic - not syncing: x\r\nreboot: Restarting system\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(it.vm.status(), VmStatus::Running);
+    console.write(&[nano::POWER_OFF]).unwrap();
+    assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
     it.nothing_is_left(SOON);
 }
 

@@ -14,8 +14,8 @@ use std::time::Instant;
 use capsa_test::guest::{self, Variant};
 use capsa_test::nano::{self, Nano};
 use capsa_test::processes::runs;
-use capsa_test::stand_in::Faulty;
 use capsa_test::stand_in::vfkit::{Call, Fault};
+use capsa_test::stand_in::{Broken, Faulty};
 use capsa_test::vm::{PATIENCE, eventually};
 use capsa_test::{host, skip, stand_in, workspace};
 use nix::sys::signal::Signal;
@@ -153,9 +153,9 @@ fn a_hard_stop_is_done_though_its_answer_breaks() {
         return;
     }
     for fault in [
-        Fault::HalfAReply(Call::HardStop),
-        Fault::NoReplyButTheEnd(Call::HardStop),
-        Fault::NoReply(Call::HardStop),
+        Fault::Breaks(Broken::Half, Call::HardStop),
+        Fault::Breaks(Broken::End, Call::HardStop),
+        Fault::Breaks(Broken::Silence, Call::HardStop),
     ] {
         let faulty = Faulty::vfkit(&[fault]);
         let mut program = Program::start(&faulty.program(), |dir| {
@@ -165,7 +165,7 @@ fn a_hard_stop_is_done_though_its_answer_breaks() {
         });
         program.listens();
         let (status, _) = program.try_ask("POST", "/vm/state", "{\"state\":\"HardStop\"}");
-        assert_eq!((status, program.ended()), (0, Some(0)), "{fault}");
+        assert_eq!((status, program.ended()), (0, Some(0)), "{fault:?}");
     }
 }
 

@@ -96,9 +96,9 @@ pub(crate) const SECTIONS: &[Section] = &[
             key("boot", Kind::Word(&["direct"]), "\"direct\"", "the kernel is loaded directly"),
             key(
                 "on-reboot",
-                Kind::Word(&["end", "restart"]),
+                Kind::Word(&["auto", "end", "restart"]),
                 "\"restart\"",
-                "what a reboot does; end unless said",
+                "what a reboot does; auto unless said",
             ),
             key("name", Kind::Text, "\"build\"", "the name for capsa ps, stop and console"),
         ],

@@ -214,8 +214,8 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     run(
         "--on-reboot",
-        Takes::Word(&["end", "restart"]),
-        "what a reboot of the guest does; end unless said",
+        Takes::Word(&["auto", "end", "restart"]),
+        "what a reboot of the guest does; auto unless said: end the machine where a reboot can be told",
     ),
     run(
         "--name",

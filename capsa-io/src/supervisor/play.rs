@@ -7,7 +7,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use capsa_proto::time::Instant;
 use super::{CONSOLE, Options, Supervisor, keys};
 use crate::console::ReaderId;
 use crate::stream::{Got, Stream};
-use crate::sys::{Poll, Source};
+use crate::sys::{self, Poll, Source};
 
 /// Deeds done in one call, at most.
 const DEEDS: usize = 64;
@@ -66,7 +65,7 @@ impl Player {
         if let Some(why) = self.part.start_error() {
             return Err(io::Error::other(why));
         }
-        let (theirs, ours) = UnixStream::pair()?;
+        let (theirs, ours) = sys::socket_pair()?;
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
         self.stream = Some(poll.add(Stream::Socket(ours), PLAYER)?);

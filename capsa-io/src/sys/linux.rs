@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 
 /// The standard library's every `send` says it.
-pub(super) fn no_sigpipe(_socket: &OwnedFd) -> io::Result<()> {
+pub(super) fn no_sigpipe(_socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroI32;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub(crate) const DESCRIPTORS: &str = "/dev/fd";
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 
 /// No SIGPIPE for what is sent on this socket, as the standard library says of those it makes.
-pub(super) fn no_sigpipe(socket: &OwnedFd) -> io::Result<()> {
+pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 

@@ -31,7 +31,7 @@ pub(crate) use poll::{Poll, Ready, Source};
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
     Peek, Pty, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
-    wait_exited,
+    socket_pair, wait_exited,
 };
 
 #[cfg(test)]

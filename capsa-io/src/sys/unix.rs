@@ -164,8 +164,17 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
 fn unix_socket() -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, os::SOCKET_FLAGS, None)?;
     fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    os::no_sigpipe(&socket)?;
+    os::no_sigpipe(socket.as_fd())?;
     Ok(socket)
+}
+
+/// Two sockets that are connected. The standard library's make SIGPIPE on macOS.
+pub(crate) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (one, other) = UnixStream::pair()?;
+    for socket in [&one, &other] {
+        os::no_sigpipe(socket.as_fd())?;
+    }
+    Ok((one, other))
 }
 
 #[cfg(test)]
@@ -245,6 +254,10 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let mut ours = connect(&path).unwrap();
         drop(listener.accept().unwrap());
-        assert_eq!(ours.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let (mut one, other) = socket_pair().unwrap();
+        drop(other);
+        for socket in [&mut ours, &mut one] {
+            assert_eq!(socket.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        }
     }
 }

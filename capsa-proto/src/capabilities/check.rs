@@ -74,10 +74,7 @@ impl Pass<'_> {
                 "kernel",
                 Kind::WrongFormat,
                 format!("{} is not a kernel that can be booted directly", spec.kernel),
-                match self.host.arch {
-                    Arch::X86_64 => "give a bzImage (usually called vmlinuz) or an ELF vmlinux",
-                    _ => "give an uncompressed arm64 Image (decompress a vmlinuz with zcat)",
-                },
+                kernel_remedy(self.host.arch, &head),
             );
         }
         let methods = &self.backend.capabilities().boot_methods;
@@ -223,8 +220,9 @@ impl Pass<'_> {
         match self.spec.on_reboot {
             RebootPolicy::End if !end => self.unsupported(
                 "on_reboot",
-                "it cannot tell a reboot, so it cannot end the machine at one",
-                "let a reboot restart the guest, or use the qemu backend",
+                "it does not tell of a reboot, so one might go unseen",
+                "leave it out, which ends the machine at a panic and where the console tells of a \
+                 reboot, or use the qemu backend",
             ),
             RebootPolicy::Restart if !restart => {
                 self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
@@ -254,7 +252,7 @@ impl Pass<'_> {
                 )));
             }
         } else {
-            let mut defaults = self.backend.kernel_cmdline_defaults(self.host);
+            let mut defaults = self.backend.kernel_cmdline_defaults(self.spec, self.host);
             if self.spec.console == ConsoleMode::Disabled {
                 defaults.remove("console");
             }
@@ -315,6 +313,19 @@ fn split_mounts(user: &KernelCmdline) -> (Vec<CmdlineArg>, KernelCmdline) {
     let mut rest = user.clone();
     while rest.remove("systemd.mount-extra").is_some() {}
     (mounts, rest)
+}
+
+/// What to give in the place of something that is no kernel for this architecture.
+fn kernel_remedy(arch: Arch, head: &[u8]) -> &'static str {
+    match arch {
+        Arch::X86_64 => "give a bzImage (usually called vmlinuz) or an ELF vmlinux",
+        _ if head.get(0x202..0x206) == Some(b"HdrS") => "it is one for x86-64: give an arm64 Image",
+        _ if head.starts_with(b"\x1f\x8b") => "unpack it: zcat vmlinuz > Image",
+        _ if head.starts_with(b"MZ\0\0zimg") => {
+            "it is packed for EFI (zboot): unpack it, with unzboot for one, or build the target Image"
+        }
+        _ => "give an uncompressed arm64 Image",
+    }
 }
 
 /// bzImage (`HdrS` at 0x202) or ELF on x86-64, `ARM\x64` at 0x38 on arm64.

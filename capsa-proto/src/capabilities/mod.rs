@@ -41,7 +41,7 @@ pub struct BackendCapabilities {
     pub disk_ephemeral: bool,
     /// Disks the guest cannot write to.
     pub disk_read_only: bool,
-    /// A reboot of the guest can end the machine.
+    /// A reboot of the guest can end the machine, and none goes unseen.
     pub reboot_end: bool,
     /// A reboot of the guest can boot it again in the same machine.
     pub reboot_restart: bool,

@@ -71,6 +71,7 @@ mod cursor;
 mod expect;
 #[doc(hidden)]
 pub mod fuzz;
+mod last_words;
 mod lines;
 mod matcher;
 mod near;
@@ -84,6 +85,7 @@ mod trouble;
 
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
+pub use last_words::{LastWord, LastWords};
 pub use lines::{LINE_MAX, Lines};
 pub use matcher::{Hit, Matcher, Search};
 pub use near::NearMiss;

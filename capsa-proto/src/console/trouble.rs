@@ -189,14 +189,14 @@ impl Watch {
 }
 
 /// The last bytes before this offset, as far as they are still here.
-fn before(log: &Scrollback, offset: u64) -> &[u8] {
+pub(super) fn before(log: &Scrollback, offset: u64) -> &[u8] {
     let bytes = log.since(offset.saturating_sub(32));
     let len = bytes.len() - log.since(offset).len();
     &bytes[..len]
 }
 
 /// Whether what comes next is at the beginning of a line, colours aside.
-fn begins_line(mut before: &[u8]) -> bool {
+pub(super) fn begins_line(mut before: &[u8]) -> bool {
     while let Some(csi) = memchr::memmem::rfind(before, b"\x1b[")
         && before[csi + 2..].iter().all(|b| matches!(b, b' '..=b'?' | b'm' | b'K' | b'J' | b'H'))
     {

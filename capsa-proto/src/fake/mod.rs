@@ -41,8 +41,8 @@ use crate::host::{Arch, HostFacts};
 use crate::lifecycle::Exit;
 use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready, RunDirPlan,
-    Signal, Step,
+    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
+    RunDirPlan, Signal, Step,
 };
 use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use crate::time::{Deadline, Instant};
@@ -154,7 +154,7 @@ pub fn plan(
         boot: Vec::new(),
         ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: Step::Signal(Signal::Term),
-        leaves_with_guest: false,
+        guest_fall: GuestFall::Told,
         reset_settles_in: Duration::ZERO,
         cmdline: String::new(),
         on_reboot,
@@ -198,7 +198,7 @@ impl HypervisorBackend for Stage {
         Availability { version, program: None, against: Vec::new(), notes: Vec::new() }
     }
 
-    fn kernel_cmdline_defaults(&self, _: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, _: &VmSpec, _: &HostFacts) -> KernelCmdline {
         KernelCmdline::new()
     }
 

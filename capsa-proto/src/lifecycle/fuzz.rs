@@ -13,10 +13,11 @@ use core::time::Duration;
 
 use super::{Action, Exit, Input, Machine, Timing, VmStatus};
 use crate::backend::Verdict;
+use crate::console::LastWord;
 use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, LaunchPlan, Message, ProcessId, ProcessPlan, Protocol, Ready, Signal,
-    Step,
+    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, ProcessId, ProcessPlan, Protocol,
+    Ready, Signal, Step,
 };
 use crate::spec::RebootPolicy;
 use crate::time::Instant;
@@ -94,7 +95,7 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
         ask: Some(Message::qmp("ask", "system_powerdown")),
         quit: Step::Control(Message::qmp("quit", "quit")),
-        leaves_with_guest: false,
+        guest_fall: GuestFall::Told,
         reset_settles_in: Duration::ZERO,
         cmdline: String::new(),
         on_reboot: RebootPolicy::End,
@@ -135,6 +136,11 @@ impl<I: Iterator<Item = u8>> Choices<I> {
         plan.ask = plan.ask.filter(|_| self.flip());
         plan.time_limit = self.flip().then(|| self.span(Duration::from_millis(240)));
         plan.on_reboot = self.one_of(&[RebootPolicy::End, RebootPolicy::Restart]);
+        plan.guest_fall = match self.below(3) {
+            0 => GuestFall::Told,
+            1 => GuestFall::Leaves,
+            _ => GuestFall::Heard { cut: Message::qmp("cut", "cut") },
+        };
         if self.flip() {
             plan.quit = Step::Signal(Signal::Term);
         }
@@ -162,6 +168,9 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             9 if hypervisor && self.flip() => Input::GuestReset,
             9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
             9 if hypervisor => Input::ControlLost,
+            10 if hypervisor && self.flip() => {
+                Input::GuestSaidLast(self.one_of(&[LastWord::Panic, LastWord::Restart]))
+            }
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
             12 if process.alive && process.killed => {
@@ -261,6 +270,7 @@ impl World {
             Input::GuestReset,
             Input::CpuFailed,
             Input::GuestPanicked { certain: true },
+            Input::GuestSaidLast(LastWord::Panic),
             Input::Replied(Verdict::Done),
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,

@@ -9,7 +9,8 @@ use core::time::Duration;
 use super::table::{self, Entry, Outside, Phase, Trigger};
 use super::{Action, EndedBy, Exit, Input, Refused, StopReport, StopStep, Timing, VmStatus};
 use crate::backend::Verdict;
-use crate::plan::{LaunchPlan, Message, ProcessId, Signal, Step};
+use crate::console::LastWord;
+use crate::plan::{GuestFall, LaunchPlan, Message, ProcessId, Signal, Step};
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
@@ -57,7 +58,7 @@ struct Script {
     boot: Vec<Message>,
     ask: Option<Message>,
     quit: Step,
-    leaves_with_guest: bool,
+    guest_fall: GuestFall,
     reset_settles_in: Duration,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
@@ -80,7 +81,7 @@ impl Machine {
                 boot: plan.boot.clone(),
                 ask: plan.ask.clone(),
                 quit: plan.quit.clone(),
-                leaves_with_guest: plan.leaves_with_guest,
+                guest_fall: plan.guest_fall.clone(),
                 reset_settles_in: plan.reset_settles_in,
                 on_reboot: plan.on_reboot,
                 time_limit: plan.time_limit,
@@ -154,8 +155,17 @@ impl Machine {
             }
             // Where the guest boots again, what it printed in an earlier life explains no later end. Not
             // every hypervisor tells of the reset in between.
-            Input::GuestPanicked { .. } if self.script.on_reboot == RebootPolicy::Restart => {}
+            Input::GuestPanicked { .. } if self.boots_again() || self.is_heard() => {}
             Input::GuestPanicked { .. } => self.panic_seen = true,
+            Input::GuestSaidLast(word) if self.is_heard() && self.guest_runs() => match word {
+                LastWord::Restart => self.guest_reset(now),
+                LastWord::Panic if self.boots_again() => {}
+                LastWord::Panic => {
+                    self.blame(EndedBy::GuestPanic);
+                    self.guest_fell(now);
+                }
+            },
+            Input::GuestSaidLast(_) => {}
             Input::QuitByOthers if self.guest_runs() => {
                 let name = &self.script.names[self.hypervisor().0];
                 let what = format!("{name} was told to quit by another process");
@@ -307,7 +317,7 @@ impl Machine {
     }
 
     fn guest_reset(&mut self, now: Instant) {
-        if self.script.on_reboot == RebootPolicy::Restart {
+        if self.boots_again() {
             if self.last_reset.is_none_or(|last| last + self.script.reset_settles_in <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);
@@ -319,8 +329,26 @@ impl Machine {
     }
 
     fn guest_fell(&mut self, now: Instant) {
-        let leaves = self.script.leaves_with_guest;
+        let leaves = self.script.guest_fall == GuestFall::Leaves;
         self.go(now, if leaves { Trigger::GuestOff } else { Trigger::GuestFell });
+    }
+
+    fn boots_again(&self) -> bool {
+        self.script.on_reboot == RebootPolicy::Restart
+    }
+
+    /// Nobody but the guest itself tells that it fell.
+    fn is_heard(&self) -> bool {
+        matches!(self.script.guest_fall, GuestFall::Heard { .. })
+    }
+
+    fn quit(&self) -> Step {
+        match (&self.cause, &self.script.guest_fall) {
+            (Some(EndedBy::GuestPanic | EndedBy::GuestReboot), GuestFall::Heard { cut }) => {
+                Step::Control(cut.clone())
+            }
+            _ => self.script.quit.clone(),
+        }
     }
 
     /// What the hypervisor does next is anybody's guess: it may leave as after a power-off, or stay
@@ -502,7 +530,7 @@ impl Machine {
             }
             Entry::Quit => {
                 self.step(StopStep::Quit);
-                self.actions.push_back(match self.script.quit.clone() {
+                self.actions.push_back(match self.quit() {
                     Step::Control(message) => Action::Control(message),
                     Step::Signal(signal) => Action::Signal(hypervisor, signal),
                 });

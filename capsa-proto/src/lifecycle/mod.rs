@@ -37,6 +37,7 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::backend::Verdict;
+use crate::console::LastWord;
 use crate::plan::{Message, ProcessId, Signal};
 
 /// What happened, or what is wished for.
@@ -80,6 +81,9 @@ pub enum Input {
         /// only explains the reset or exit that follows it: a guest may print what it likes.
         certain: bool,
     },
+    /// The guest's kernel said on the console that it fell, and nothing after it. Believed where the
+    /// hypervisor does not tell.
+    GuestSaidLast(LastWord),
     /// A deadline may have passed. Safe to send at any time.
     Timeout,
 }

@@ -1,11 +1,13 @@
 //! A program that owns a machine and is killed by a test: says what it does, a word a line.
 //!
-//! `owner KERNEL SHARE`: boots the nano guest with a share, waits until it listens, stops it.
+//! `owner KERNEL SHARE BACKEND`: boots the nano guest with a share on `qemu` or on the stand-in for
+//! `vfkit`, waits until it listens, stops it.
 
 use std::io::Write;
 use std::time::Duration;
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode};
+use capsa_test::stand_in;
 
 fn say(word: &str) {
     println!("{word}");
@@ -14,19 +16,24 @@ fn say(word: &str) {
 
 fn main() -> capsa::Result<()> {
     let mut args = std::env::args().skip(1);
-    let (Some(kernel), Some(share)) = (args.next(), args.next()) else {
-        eprintln!("usage: owner KERNEL SHARE");
+    let (Some(kernel), Some(share), Some(backend)) = (args.next(), args.next(), args.next()) else {
+        eprintln!("usage: owner KERNEL SHARE BACKEND");
         std::process::exit(2);
     };
     say("begin");
-    let vm = Capsa::vm(LinuxBootConfig::new(kernel))
-        .backend("qemu")
-        .accelerator(Accelerator::Emulation)
-        .memory_mb(32)
-        .no_network()
-        .console_enabled()
-        .share(share, "/share", MountMode::ReadOnly)
-        .build_blocking()?;
+    let builder = match backend.as_str() {
+        // It wants an initrd, and shares nothing read-only.
+        "vfkit" => Capsa::vm(LinuxBootConfig::new(&kernel).initrd(&kernel))
+            .program("vfkit", stand_in::vfkit())
+            .trust_backend()
+            .memory_mb(64)
+            .share(share, "/share", MountMode::ReadWrite),
+        _ => Capsa::vm(LinuxBootConfig::new(&kernel))
+            .accelerator(Accelerator::Emulation)
+            .memory_mb(32)
+            .share(share, "/share", MountMode::ReadOnly),
+    };
+    let vm = builder.backend(backend).no_network().console_enabled().build_blocking()?;
     say("built");
     vm.start()?;
     say("running");

@@ -15,7 +15,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::any("a_reboot_restarts_where_that_was_asked_for", restart).uses(&["reboot_restart"]),
     Scenario::linux("a_reboot_forgets_what_was_in_memory", restart_of_linux)
         .uses(&["reboot_restart"]),
-    // The kernel reboots when it panics.
+    // By default, on every backend: each has its way to know.
+    Scenario::linux("a_kernel_panic_ends_the_machine", kernel_panic),
     Scenario::linux("a_kernel_panic_is_told_from_a_reboot", panic_or_reboot).uses(&["reboot_end"]),
     Scenario::any("the_time_limit_ends_it_and_says_so", time_limit),
 ];
@@ -29,12 +30,13 @@ fn guest_power_off(stage: &Stage<'_>) {
 }
 
 fn guest_reboot(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder());
+    let builder = || stage.builder().on_reboot(RebootPolicy::End);
+    let mut machine = stage.boot(builder());
     machine.reset();
     assert_eq!(machine.ended().ended_by, EndedBy::GuestReboot);
     assert_eq!(machine.vm.status(), VmStatus::Stopped { exit_code: Some(0) });
     if stage.speech() == Speech::Nano {
-        let mut machine = stage.boot(stage.builder());
+        let mut machine = stage.boot(builder());
         machine.console.write(&[nano::TRIPLE_FAULT]).unwrap();
         assert_eq!(machine.ended().ended_by, EndedBy::GuestReboot);
     }
@@ -62,12 +64,15 @@ fn restart_of_linux(stage: &Stage<'_>) {
     assert_eq!(machine.ended().ended_by, EndedBy::GuestPowerOff);
 }
 
-fn panic_or_reboot(stage: &Stage<'_>) {
+fn kernel_panic(stage: &Stage<'_>) {
     let mut machine = stage.boot(stage.builder());
     machine.console.write_line("echo c >/proc/sysrq-trigger").unwrap();
     assert_eq!(machine.ended().ended_by, EndedBy::GuestPanic);
+}
 
-    let mut machine = stage.boot(stage.builder());
+fn panic_or_reboot(stage: &Stage<'_>) {
+    kernel_panic(stage);
+    let mut machine = stage.boot(stage.builder().on_reboot(RebootPolicy::End));
     machine.reset();
     assert_eq!(machine.ended().ended_by, EndedBy::GuestReboot);
 }

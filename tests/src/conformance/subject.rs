@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use capsa::{
-    Accelerator, BackendCapabilities, BackendReport, LinuxBootConfig, LinuxVmBuilder, RebootPolicy,
-};
+use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxBootConfig, LinuxVmBuilder};
 
 use super::claims;
 use crate::{host, stand_in};
@@ -195,7 +193,6 @@ impl Subject {
     }
 
     /// The real vfkit, with Linux guests: the nano guest is a kernel of a kind that it does not boot.
-    /// It cannot tell a reboot, so a guest that reboots boots again in every machine of it.
     ///
     /// # Errors
     ///
@@ -212,7 +209,7 @@ impl Subject {
             nature: VFKIT,
             runs_nano: false,
             runs_linux: Ok(()),
-            build: |builder| builder.on_reboot(RebootPolicy::Restart),
+            build: |builder| builder,
         })
     }
 
@@ -229,10 +226,7 @@ impl Subject {
             name: VFKIT_STAND_IN,
             backend: "vfkit",
             nature: VFKIT,
-            build: |builder| {
-                let builder = builder.on_reboot(RebootPolicy::Restart);
-                builder.program("vfkit", stand_in::vfkit()).trust_backend()
-            },
+            build: |builder| builder.program("vfkit", stand_in::vfkit()).trust_backend(),
             ..Self::qemu()?
         })
     }

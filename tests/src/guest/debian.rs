@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::linux::{make_ext4, make_kernel_and_initrd};
+use super::linux::{CLOUD_KERNEL, make_ext4, make_kernel_and_initrd};
 use super::{Unavailable, initramfs, kept, packages};
 use crate::command;
 use crate::host::{self, apt::Apt};
@@ -44,7 +44,7 @@ pub fn debian() -> Result<DebianGuest, Unavailable> {
         let archive = host::main_archive().ok_or_else(|| {
             Unavailable::new("apt has no list of a Debian release; try `apt-get update`")
         })?;
-        make_kernel_and_initrd(&Apt::configured(), "linux-image-cloud-", INIT, &[], dir)?;
+        make_kernel_and_initrd(&Apt::configured(), CLOUD_KERNEL, INIT, &[], dir)?;
         let scratch =
             tempfile::tempdir_in(dir).map_err(Unavailable::io("create a directory in", dir))?;
         let root = scratch.path().join("root");

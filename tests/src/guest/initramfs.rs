@@ -25,6 +25,7 @@ pub(super) const MODULES: &[&str] = &[
     "ext4",
     "crc32c_generic", // ext4 asks for it by algorithm, not by dependency
     "button",
+    "gpio_keys", // the power button where there is no ACPI
     "evdev",
     "pvpanic-pci",
     "pvpanic-mmio",

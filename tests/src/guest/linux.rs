@@ -13,6 +13,10 @@ const INIT: &str = include_str!("root/init");
 /// What is in `/hello` on the disk.
 const HELLO: &str = "hello from the disk\n";
 const DISK_SIZE: &str = "64M";
+/// The package of the kernel for virtual machines. Debian's for arm64 has no `gpio_keys`, and with it no
+/// power button where there is no ACPI, as on a Mac: there the one for everything stands in.
+pub(super) const CLOUD_KERNEL: &str =
+    if cfg!(target_arch = "aarch64") { "linux-image-" } else { "linux-image-cloud-" };
 
 /// Which of the distribution's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +57,9 @@ pub struct LinuxGuest {
 /// Where it cannot be made: no apt, no network, no `mkfs.ext4`, no `qemu-img`.
 pub fn linux(variant: Variant) -> Result<LinuxGuest, Unavailable> {
     let (name, package) = match variant {
-        Variant::Cloud => ("linux-cloud", "linux-image-cloud-"),
+        Variant::Cloud => ("linux-cloud", CLOUD_KERNEL),
         Variant::Generic => ("linux-generic", "linux-image-"),
-        Variant::Lab => ("linux-lab", "linux-image-cloud-"),
+        Variant::Lab => ("linux-lab", CLOUD_KERNEL),
     };
     let more = if variant == Variant::Lab { initramfs::LAB_MODULES } else { &[] };
     let recipe = format!("{}{HELLO}{DISK_SIZE}", initramfs::recipe(INIT, more));

@@ -1,13 +1,14 @@
-//! A stand-in that breaks on order: one fault a line of the file `faults` beside the program.
+//! A stand-in that breaks on order: one fault, as JSON, a line of the file `faults` beside the
+//! program.
 //!
 //! A file, because the environment of a hypervisor is allow-listed, and because a fault may have
 //! to happen before anything else can be said.
 
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::{fs, io};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use super::cloud_hypervisor::Fault as CloudHypervisorFault;
@@ -47,11 +48,11 @@ impl Faulty {
         self.dir.path().join(self.name)
     }
 
-    fn new(name: &'static str, program: &Path, faults: &[impl Display]) -> Self {
+    fn new(name: &'static str, program: &Path, faults: &[impl Serialize]) -> Self {
         let make = || -> io::Result<Self> {
             let this = Self { dir: tempfile::tempdir()?, name };
-            let lines: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
-            fs::write(this.dir.path().join(FAULTS), lines)?;
+            let lines: Result<Vec<_>, _> = faults.iter().map(serde_json::to_string).collect();
+            fs::write(this.dir.path().join(FAULTS), lines?.join("\n"))?;
             std::os::unix::fs::symlink(program, this.program())?;
             Ok(this)
         };
@@ -64,12 +65,40 @@ impl Faulty {
 /// # Errors
 ///
 /// When the order cannot be read, or a line of it is no fault.
-pub(super) fn ordered<F: FromStr<Err = String>>(called: &Path) -> Result<Vec<F>, String> {
+pub(super) fn ordered<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, String> {
     let order = called.with_file_name(FAULTS);
-    let in_order = |why: String| format!("{}: {why}", order.display());
-    match fs::read_to_string(&order) {
-        Ok(text) => text.lines().map(str::parse).collect::<Result<_, _>>().map_err(in_order),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(in_order(error.to_string())),
+    let text = match fs::read_to_string(&order) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(|error| format!("{}: {error}", order.display()))?,
+    };
+    let fault = |line: &str| {
+        serde_json::from_str(line)
+            .map_err(|why| format!("{}: no such fault: {line}: {why}", order.display()))
+    };
+    text.lines().map(fault).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Broken;
+    use super::super::vfkit::{Call, Fault};
+    use super::*;
+
+    #[test]
+    fn what_was_ordered_is_what_is_read() {
+        let faults = [
+            Fault::SocketAfter(Duration::from_millis(300)),
+            Fault::Breaks(Broken::Half, Call::HardStop),
+            Fault::Dies(Call::Stop, 3),
+            Fault::NoSocket,
+        ];
+        let faulty = Faulty::vfkit(&faults);
+        assert_eq!(ordered(&faulty.program()), Ok(faults.to_vec()));
+        for line in ["nothing", "\"Nothing\"", "{\"Dies\":[\"Stop\",300]}"] {
+            fs::write(faulty.dir.path().join(FAULTS), line).unwrap();
+            assert!(ordered::<Fault>(&faulty.program()).unwrap_err().contains(line), "{line}");
+        }
     }
 }

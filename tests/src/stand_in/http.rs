@@ -5,6 +5,9 @@
 use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// The longest line of a head that is read.
 const MAX_LINE: u64 = 1024;
@@ -53,9 +56,9 @@ fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
     Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// How an answer breaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Broken {
+/// How the answer to a call breaks. What was called for is done all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Broken {
     /// Half of it, and the end of the connection.
     Half,
     /// Nothing, and the connection stays.
@@ -64,16 +67,33 @@ pub(super) enum Broken {
     End,
     /// Something that is no HTTP.
     Garbage,
+    /// Megabytes of it.
+    Huge,
+    /// It comes two seconds later, a byte at a time.
+    Slow,
 }
 
 /// Sends an answer, or what is made of it. `None` when the connection is over.
 pub(super) fn send(mut stream: &UnixStream, answer: &[u8], broken: Option<Broken>) -> Option<()> {
+    const MEGABYTES: usize = 4 << 20;
     let (bytes, ends) = match broken {
         None => (answer, false),
         Some(Broken::Half) => (&answer[..answer.len() / 2], true),
         Some(Broken::Silence) => (&b""[..], false),
         Some(Broken::End) => (&b""[..], true),
         Some(Broken::Garbage) => (&b"\x7fELF\x02 and so on\r\n\r\n"[..], false),
+        Some(Broken::Huge) => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {MEGABYTES}\r\n\r\n");
+            stream.write_all(head.as_bytes()).ok()?;
+            (&vec![b' '; MEGABYTES][..], false)
+        }
+        Some(Broken::Slow) => {
+            std::thread::sleep(Duration::from_secs(2));
+            for byte in answer {
+                stream.write_all(&[*byte]).ok()?;
+            }
+            (&b""[..], false)
+        }
     };
     stream.write_all(bytes).ok()?;
     if ends {

@@ -19,6 +19,7 @@ pub mod vfkit;
 use std::path::PathBuf;
 
 pub use faulty::Faulty;
+pub use http::Broken;
 
 use crate::workspace;
 

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
-use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep};
-use capsa_test::processes;
+use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_test::stand_in::Faulty;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_test::{nano, processes};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// What happens at once on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -50,6 +52,59 @@ impl Machine {
         (report.ended_by, report.steps)
     }
 
+    /// Its hypervisor's control socket comes `late`, and is waited for.
+    pub(crate) fn waits_for_its_socket(self, late: Duration) {
+        let mut console = self.listening();
+        assert!(self.begun.elapsed() >= late);
+        console.write(&[nano::POWER_OFF]).unwrap();
+        assert_eq!(self.ended(), (EndedBy::GuestPowerOff, vec![]));
+        self.nothing_is_left(SOON);
+    }
+
+    /// Its start hangs, and is stopped.
+    pub(crate) fn hangs_until_it_is_stopped(self) {
+        let starting = {
+            let vm = self.vm.clone();
+            std::thread::spawn(move || vm.start())
+        };
+        eventually("its hypervisor runs", || self.vm.hypervisor_pid().is_some());
+        std::thread::sleep(Duration::from_millis(300));
+        self.vm.stop().unwrap();
+        let started = starting.join().unwrap();
+        assert!(matches!(started, Err(Error::StartFailed(_))), "{started:?}");
+        self.nothing_is_left(SOON);
+    }
+
+    /// It is stopped with this grace, which takes these steps. `dies`: its hypervisor ends with status
+    /// 4 over it.
+    pub(crate) fn climbs(self, grace: Duration, want: &[StopStep], dies: bool) {
+        let _console = self.listening();
+        self.vm.stop_with_timeout(grace).unwrap();
+        let (ended_by, steps) = self.ended();
+        assert_eq!(steps, want);
+        match ended_by {
+            EndedBy::Owner => assert!(!dies),
+            EndedBy::HypervisorLost { what } => {
+                assert!(dies && what.contains("status 4"), "{what}")
+            }
+            other => panic!("{other:?}"),
+        }
+        self.nothing_is_left(SOON);
+    }
+
+    /// Its hypervisor ignores SIGTERM, and goes on.
+    pub(crate) fn survives_a_sigterm(self) {
+        let mut console = self.listening();
+        let group = Pid::from_raw(self.vm.hypervisor_pid().unwrap().cast_signed());
+        killpg(group, Signal::SIGTERM).unwrap();
+        console.write(b"still there").unwrap();
+        console.wait_for_timeout("still there", PATIENCE).unwrap();
+        assert_eq!(self.vm.status(), VmStatus::Running);
+        self.vm.stop_with_timeout(PATIENCE).unwrap();
+        assert_eq!(self.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+        self.nothing_is_left(SOON);
+    }
+
     /// It is over, soon enough, and nothing is left.
     pub(crate) fn nothing_is_left(self, limit: Duration) {
         let took = self.begun.elapsed();
@@ -58,6 +113,21 @@ impl Machine {
         let marks = [run_dir.clone(), self.guest.dir().display().to_string()];
         eventually("its processes are gone", || processes_with(&marks).is_empty());
         assert!(!Path::new(&run_dir).exists());
+    }
+}
+
+/// Their starts hang and are given up, each with its reason: side by side, for that takes half a minute.
+pub(crate) fn are_given_up(hanging: impl IntoIterator<Item = (Option<Machine>, &'static str)>) {
+    let started = hanging.into_iter().filter_map(|(it, want)| Some((it?, want)));
+    let given_up = started.map(|(it, want)| {
+        std::thread::spawn(move || {
+            assert_eq!(it.failure(), want);
+            it.nothing_is_left(Duration::from_secs(45));
+        })
+    });
+    // All of them run before the first is waited for.
+    for it in given_up.collect::<Vec<_>>() {
+        it.join().unwrap();
     }
 }
 

@@ -256,7 +256,7 @@ fn a_crash_is_not_taken_for_a_power_off() {
 #[test]
 fn a_cpu_that_failed_is_no_power_off_whatever_follows() {
     let mut plan = plan(0);
-    plan.leaves_with_guest = true;
+    plan.guest_fall = GuestFall::Leaves;
     let mut pair = Pair::running(&plan);
     pair.say(Input::CpuFailed);
     // It may stay, with a guest that does nothing.
@@ -309,7 +309,7 @@ fn a_panic_of_an_earlier_life_does_not_explain_the_end_of_a_later_one() {
 #[test]
 fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
     let mut plan = plan(0);
-    plan.leaves_with_guest = true;
+    plan.guest_fall = GuestFall::Leaves;
     for input in [Input::GuestReset, Input::GuestPanicked { certain: true }] {
         let mut pair = Pair::running(&plan);
         pair.say(input);
@@ -319,6 +319,53 @@ fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
         pair.time_out();
         assert_eq!(pair.machine.phase(), Phase::Killing);
     }
+}
+
+#[test]
+fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
+    use LastWord::{Panic, Restart};
+    let cut = Message::qmp("cut the power", "cut");
+    let heard = GuestFall::Heard { cut: cut.clone() };
+    for (fall, on_reboot, word, want) in [
+        (&heard, RebootPolicy::Auto, Restart, Some(EndedBy::GuestReboot)),
+        (&heard, RebootPolicy::Auto, Panic, Some(EndedBy::GuestPanic)),
+        (&heard, RebootPolicy::Restart, Restart, None),
+        (&heard, RebootPolicy::Restart, Panic, None),
+        // One that tells needs no witness, least of all a guest.
+        (&GuestFall::Told, RebootPolicy::Auto, Restart, None),
+        (&GuestFall::Leaves, RebootPolicy::End, Panic, None),
+    ] {
+        let case = format!("{fall:?} {on_reboot:?} {word:?}");
+        let plan = LaunchPlan { guest_fall: fall.clone(), on_reboot, ..plan(0) };
+        let mut pair = Pair::running(&plan);
+        pair.say(Input::GuestSaidLast(word));
+        let announced = pair.done.contains(&Action::AnnounceReboot);
+        assert_eq!(
+            announced,
+            *fall == heard && on_reboot == RebootPolicy::Restart && word == Restart
+        );
+        assert_eq!(pair.done.contains(&Action::Control(cut.clone())), want.is_some(), "{case}");
+        match want {
+            Some(want) => {
+                pair.say(Input::Exited(VMM, Exit::with_code(0)));
+                assert_eq!(pair.report().ended_by, want, "{case}");
+            }
+            None => assert_eq!(*pair.machine.status(), VmStatus::Running, "{case}"),
+        }
+    }
+}
+
+#[test]
+fn words_that_were_not_the_last_explain_no_end() {
+    let cut = Message::qmp("cut the power", "cut");
+    let plan = LaunchPlan { guest_fall: GuestFall::Heard { cut: cut.clone() }, ..plan(0) };
+    let mut pair = Pair::running(&plan);
+    pair.say(Input::GuestPanicked { certain: false });
+    // A grace that runs out is no fall: that guest is told to quit as any other.
+    pair.say(Input::Stop { grace: Duration::ZERO }).time_out();
+    assert!(!pair.done.contains(&Action::Control(cut)));
+    pair.say(Input::Exited(VMM, Exit::with_code(0)));
+    assert_eq!(pair.report().ended_by, EndedBy::Owner);
 }
 
 #[test]

@@ -97,8 +97,7 @@ fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<(
                 (response.recv().ok()?, Some(done))
             }
         };
-        let mut faults = faults.iter().filter(|fault| fault.is_about(&called));
-        let broken = faults.find_map(|fault| fault.broken());
+        let broken = faults.iter().find_map(|fault| fault.broken(&called));
         let sent = send(&stream, &response.encode(), broken);
         // Whoever ends with this answer waits until it has gone out.
         drop(written);
