@@ -131,15 +131,22 @@ impl Settings {
     }
 
     /// The user's name of a field of the library's: `shares[0].host` is `shares.workspace.host`
-    /// where a config file has it so.
+    /// where a config file has it so, and `--share 1` where it is the first of the flags.
     pub(crate) fn name_of(&self, field: &str) -> String {
-        let disks = self.disks.iter().map(|(origin, _)| origin).enumerate();
-        let shares = self.shares.iter().map(|(origin, _)| origin).enumerate();
-        let disks = disks.map(|(n, origin)| (format!("disks[{n}]"), origin));
-        let shares = shares.map(|(n, origin)| (format!("shares[{n}]"), origin));
-        for (place, origin) in disks.chain(shares) {
-            if let (Some(rest), Some(origin)) = (field.strip_prefix(&place), origin) {
-                return format!("{origin}{rest}");
+        let disks = self.disks.iter().map(|(origin, _)| origin).collect();
+        let shares = self.shares.iter().map(|(origin, _)| origin).collect();
+        let lists: [(&str, &str, Vec<&Origin>); 2] =
+            [("disks", "--disk", disks), ("shares", "--share", shares)];
+        for (list, flag, origins) in lists {
+            for (n, origin) in origins.iter().enumerate() {
+                let Some(rest) = field.strip_prefix(&format!("{list}[{n}]")) else { continue };
+                return match origin {
+                    Some(origin) => format!("{origin}{rest}"),
+                    None => {
+                        let before = origins[..n].iter().filter(|origin| origin.is_none()).count();
+                        format!("{flag} {}", before + 1)
+                    }
+                };
             }
         }
         field.to_owned()
@@ -230,8 +237,10 @@ mod tests {
         assert_eq!(guests, ["/a", "/b", "/c"]);
         assert_eq!(all.shares[1].1, SharedDir::new("/other", "/b", MountMode::ReadOnly));
         assert_eq!(all.name_of("shares[0].host"), "shares.a.host");
-        assert_eq!(all.name_of("shares[2].host"), "shares[2].host");
-        assert_eq!(all.name_of("disks[0].path"), "disks[0].path");
+        // The second of the file's was replaced by the first of the flags'.
+        assert_eq!(all.name_of("shares[2].host"), "--share 2");
+        assert_eq!(all.name_of("disks[0].path"), "--disk 1");
+        assert_eq!(all.name_of("disks[7]"), "disks[7]");
         assert_eq!(all.name_of("kernel"), "kernel");
     }
 
