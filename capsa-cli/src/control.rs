@@ -161,7 +161,7 @@ impl Control {
                 }
             }
         }
-        self.let_go(vm);
+        self.let_go();
     }
 
     /// Does what there is to do for one. `may_type` says that this run does not type itself.
@@ -182,7 +182,7 @@ impl Control {
             }
             peer.outgoing.clear();
         }
-        self.let_go(vm);
+        self.let_go();
         orders
     }
 
@@ -281,7 +281,7 @@ impl Control {
 
     /// What is typed by somebody who does not type is thrown away.
     fn typed(&mut self, at: usize, bytes: Vec<u8>, vm: &mut Vm, orders: &mut Vec<Order>) {
-        if self.typist != Some(self.peers[at].id) {
+        if bytes.is_empty() || self.typist != Some(self.peers[at].id) {
             return;
         }
         // People do not type 256 KiB ahead; what does not fit is lost, as on a serial line.
@@ -290,7 +290,7 @@ impl Control {
         }
     }
 
-    fn let_go(&mut self, _vm: &mut Vm) {
+    fn let_go(&mut self) {
         self.peers.retain(|peer| peer.role != Role::Leaves || !peer.outgoing.is_empty());
         let typist = self.typist.filter(|id| self.peers.iter().any(|peer| peer.id == *id));
         self.typist = typist;
