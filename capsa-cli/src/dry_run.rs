@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use capsa::plan::{Body, ConsolePlan, GuestFall, Message, OverlayPlan, ProcessPlan, Step};
 use capsa::{LaunchPlan, NoteLevel, Rejection};
 
+use crate::envelope;
+
 /// The plan for people, and the backends that were passed over for it.
 pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
     let mut out = String::new();
@@ -70,8 +72,7 @@ pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
 
 /// The plan for programs.
 pub(crate) fn json(plan: &LaunchPlan) -> String {
-    let text = serde_json::to_string_pretty(plan).expect("a plan has only texts for keys");
-    format!("{text}\n")
+    envelope::document("plan", plan)
 }
 
 /// One argument a line, an option with its value.

@@ -5,10 +5,16 @@
 //!   kernel: /nope does not exist
 //!     hint: check the path
 //! ```
+//!
+//! With `--json` the same as one object, see the manual.
 
 use std::fmt;
+use std::ops::Range;
 
 use capsa::{Error, Violation};
+use serde_json::{Value, json};
+
+use crate::envelope;
 
 /// The machine ended by itself, or because it was asked to.
 pub(crate) const OK: u8 = 0;
@@ -26,6 +32,10 @@ pub(crate) const TIME_LIMIT: u8 = 6;
 pub(crate) const PANIC: u8 = 7;
 /// The hypervisor, or a helper of it, failed.
 pub(crate) const HYPERVISOR: u8 = 8;
+/// The command that was to be run in the guest was not, or did not tell its status.
+pub(crate) const NO_COMMAND: u8 = 9;
+/// There is no machine of that name, or it cannot do that.
+pub(crate) const NO_MACHINE: u8 = 10;
 /// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
 pub(crate) const POWER_CUT: u8 = 137;
 /// What is added to the number of the signal that ended it.
@@ -41,6 +51,9 @@ pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("6", "the time limit was reached"),
     ("7", "the guest's kernel panicked"),
     ("8", "the hypervisor, or a helper of it, failed"),
+    ("9", "the command behind -- could not be run in the guest, or did not tell its status"),
+    ("10", "no machine of that name runs, or it cannot be talked to"),
+    ("any", "with -- COMMAND: the command's own status, once it has run"),
     ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("137", "the machine's power was cut: it was killed, or did not power off when asked"),
 ];
@@ -54,8 +67,23 @@ pub(crate) struct Failure {
     details: Vec<Detail>,
 }
 
+/// A place in a file.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) file: String,
+    /// Counted from 1.
+    pub(crate) line: usize,
+    /// In characters, counted from 1.
+    pub(crate) column: usize,
+    /// The line, or where it is long the part of it around the place.
+    pub(crate) text: String,
+    /// The characters of that text that are meant.
+    pub(crate) marked: Range<usize>,
+}
+
 #[derive(Debug)]
 struct Detail {
+    place: Option<Place>,
     /// `field: reason`, or nothing where the first line says it all.
     reason: Option<String>,
     hint: Option<String>,
@@ -74,20 +102,38 @@ impl Failure {
 
     /// With what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.details.push(Detail { reason: None, hint: Some(hint.into()) });
-        self
-    }
-
-    /// With one line of detail.
-    pub(crate) fn detail(mut self, reason: impl Into<String>) -> Self {
-        self.details.push(Detail { reason: Some(reason.into()), hint: None });
+        self.details.push(Detail { place: None, reason: None, hint: Some(hint.into()) });
         self
     }
 
     /// With one of several problems, and what to do about it.
     pub(crate) fn problem(mut self, reason: impl Into<String>, hint: impl Into<String>) -> Self {
-        self.details.push(Detail { reason: Some(reason.into()), hint: Some(hint.into()) });
+        let (reason, hint) = (Some(reason.into()), Some(hint.into()));
+        self.details.push(Detail { place: None, reason, hint });
         self
+    }
+
+    /// With one of several problems at a place in a file.
+    pub(crate) fn problem_at(
+        mut self,
+        place: Place,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        let (reason, hint) = (Some(reason.into()), Some(hint.into()));
+        self.details.push(Detail { place: Some(place), reason, hint });
+        self
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self) -> String {
+        let (problems, hints): (Vec<_>, Vec<_>) =
+            self.details.iter().partition(|detail| detail.reason.is_some());
+        let problems: Vec<Value> = problems.into_iter().map(Detail::json).collect();
+        let hint = hints.into_iter().find_map(|detail| detail.hint.as_deref());
+        let Self { code, what, .. } = self;
+        let content = json!({"code": code, "what": what, "hint": hint, "problems": problems});
+        envelope::line("error", content)
     }
 
     /// The library's refusal to build a machine. `name` gives the user's name of a field.
@@ -135,15 +181,44 @@ impl fmt::Display for Failure {
     /// Every line, the last one without its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "capsa: {}", harmless(&self.what))?;
-        for Detail { reason, hint } in &self.details {
+        for Detail { place, reason, hint } in &self.details {
             if let Some(reason) = reason {
-                write!(f, "\n  {}", harmless(reason))?;
+                f.write_str("\n  ")?;
+                if let Some(Place { file, line, column, .. }) = place {
+                    write!(f, "{}:{line}:{column}: ", harmless(file))?;
+                }
+                f.write_str(&harmless(reason))?;
+            }
+            if let Some(place) = place {
+                place.fmt(f)?;
             }
             if let Some(hint) = hint {
                 write!(f, "\n    hint: {}", harmless(hint))?;
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Place {
+    /// The line, and marks under what is meant.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, text, marked, .. } = self;
+        let gutter = " ".repeat(line.to_string().len());
+        let (before, marks) = (" ".repeat(marked.start), "^".repeat(marked.len()));
+        write!(f, "\n    {line} | {}\n    {gutter} | {before}{marks}", harmless(text))
+    }
+}
+
+impl Detail {
+    fn json(&self) -> Value {
+        let mut object = json!({"what": self.reason, "hint": self.hint});
+        if let Some(Place { file, line, column, .. }) = &self.place {
+            object["file"] = file.as_str().into();
+            object["line"] = (*line).into();
+            object["column"] = (*column).into();
+        }
+        object
     }
 }
 
@@ -167,7 +242,7 @@ mod tests {
 
     #[test]
     fn no_text_reaches_the_terminal_as_an_order() {
-        let failure = Failure::new(START, "said \u{1b}[2J").detail("and\u{7}\nmore").hint("\r!");
+        let failure = Failure::new(START, "said \u{1b}[2J").problem("and\u{7}\nmore", "\r!");
         let want = "capsa: said \\u{1b}[2J\n  and\\u{7}\nmore\n    hint: \\r!";
         assert_eq!(failure.to_string(), want);
     }

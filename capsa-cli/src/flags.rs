@@ -1,8 +1,9 @@
-//! Every command and every flag, once. Parsing, help and whatever else lists flags read this table.
+//! Splits an argument list into a command, its operands and its flags with their texts.
 //!
-//! What a value means is not said here but in [`crate::values`]: this file only splits an argument
-//! list into flags and their texts. The one rule: a flag that is asked for by name with
-//! [`Given::one`] and its kin must be a row of [`FLAGS`].
+//! The rows are in [`table`]; what a value means, [`crate::values`] says. The one rule: a flag that
+//! is asked for by name with [`Given::one`] and its kin must be a row of [`FLAGS`].
+
+mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -10,185 +11,19 @@ use std::os::unix::ffi::OsStrExt;
 use pico_args::Arguments;
 
 use crate::failure::Failure;
+use crate::near;
 
-/// A command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Command {
-    Run,
-    Backends,
-    Version,
-    Help,
-}
-
-/// A row of the table of commands.
-pub(crate) struct CommandRow {
-    pub(crate) command: Command,
-    pub(crate) name: &'static str,
-    /// What stands behind the name, before the flags.
-    pub(crate) operands: &'static str,
-    /// How many operands it takes at most.
-    pub(crate) most_operands: usize,
-    pub(crate) about: &'static str,
-}
-
-/// All commands.
-pub(crate) const COMMANDS: &[CommandRow] = &[
-    CommandRow {
-        command: Command::Run,
-        name: "run",
-        operands: "[linux]",
-        most_operands: 1,
-        about: "run a virtual machine until it ends",
-    },
-    CommandRow {
-        command: Command::Backends,
-        name: "backends",
-        operands: "",
-        most_operands: 0,
-        about: "show the hypervisors, what each can do, and what keeps it from being used here",
-    },
-    CommandRow {
-        command: Command::Version,
-        name: "version",
-        operands: "",
-        most_operands: 0,
-        about: "show the version",
-    },
-    CommandRow {
-        command: Command::Help,
-        name: "help",
-        operands: "[COMMAND]",
-        most_operands: 1,
-        about: "show the commands, or the flags of one",
-    },
-];
-
-/// The value of a flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Takes {
-    /// None: it is a switch.
-    Nothing,
-    /// A path on the host.
-    File(&'static str),
-    /// A text of this form.
-    Text(&'static str),
-    /// One of these words.
-    Word(&'static [&'static str]),
-}
-
-impl Takes {
-    /// The name of the value in help: `FILE`, `stdio|disabled`.
-    pub(crate) fn name(self) -> String {
-        match self {
-            Self::Nothing => String::new(),
-            Self::File(name) | Self::Text(name) => name.into(),
-            Self::Word(words) => words.join("|"),
-        }
-    }
-}
-
-/// A row of the table of flags.
-pub(crate) struct Flag {
-    pub(crate) name: &'static str,
-    pub(crate) takes: Takes,
-    /// It may be given several times.
-    pub(crate) repeats: bool,
-    pub(crate) of: &'static [Command],
-    pub(crate) help: &'static str,
-}
-
-const fn run(name: &'static str, takes: Takes, help: &'static str) -> Flag {
-    Flag { name, takes, repeats: false, of: &[Command::Run], help }
-}
-
-const fn run_many(name: &'static str, takes: Takes, help: &'static str) -> Flag {
-    Flag { name, takes, repeats: true, of: &[Command::Run], help }
-}
-
-/// All flags, in the order in which help lists them. `--help` goes with every command.
-pub(crate) const FLAGS: &[Flag] = &[
-    run(
-        "--config",
-        Takes::File("FILE"),
-        "read the machine from this TOML file; flags override it, and those that can be given \
-         several times add to it",
-    ),
-    run("--kernel", Takes::File("FILE"), "the kernel: a bzImage or vmlinux; on arm64 an Image"),
-    run("--initrd", Takes::File("FILE"), "the initial RAM disk"),
-    run_many(
-        "--disk",
-        Takes::File("FILE[:raw|:qcow2][:ro][:ephemeral]"),
-        "a disk: /dev/vda, then /dev/vdb, …; ephemeral: the image is never written. In place of \
-         the config file's disk with the same file",
-    ),
-    run_many(
-        "--share",
-        Takes::File("HOST:GUEST[:ro|:rw]"),
-        "a host directory and where the guest mounts it; ro unless said. In place of the config \
-         file's share at the same place in the guest",
-    ),
-    run(
-        "--console",
-        Takes::Word(&["stdio", "enabled", "disabled"]),
-        "stdio: on this terminal, pipe or file; enabled: kept, and shown if the guest ends badly; \
-         disabled unless said",
-    ),
-    run("--cpus", Takes::Text("N"), "virtual CPUs; 1 unless said"),
-    run("--memory", Takes::Text("SIZE"), "memory: 512M, 2G; 512M unless said"),
-    run("--network", Takes::Word(&["none", "nat"]), "nat unless said"),
-    run_many("--cmdline", Takes::Text("ARG"), "one more kernel argument"),
-    run(
-        "--cmdline-override",
-        Takes::Text("TEXT"),
-        "the whole kernel command line; nothing is generated any more",
-    ),
-    run("--timeout", Takes::Text("TIME"), "stop the machine when it has run this long: 90s, 5m"),
-    run(
-        "--backend",
-        Takes::Text("NAME"),
-        "this hypervisor or none, see `capsa backends`; $CAPSA_BACKEND unless said, else the first \
-         that can do it",
-    ),
-    run(
-        "--accel",
-        Takes::Word(&["auto", "kvm", "hvf", "emulation"]),
-        "how the CPU is virtualised; auto unless said",
-    ),
-    run(
-        "--on-reboot",
-        Takes::Word(&["auto", "end", "restart"]),
-        "what a reboot of the guest does; auto unless said: end the machine where a reboot can be told",
-    ),
-    run("--dry-run", Takes::Nothing, "print what would be started, and start nothing"),
-    Flag {
-        name: "--json",
-        takes: Takes::Nothing,
-        repeats: false,
-        of: &[Command::Run, Command::Backends],
-        help: "print JSON (of `run`: with --dry-run)",
-    },
-];
-
-/// The flags of a command.
-pub(crate) fn flags_of(command: Command) -> impl Iterator<Item = &'static Flag> {
-    FLAGS.iter().filter(move |flag| flag.of.contains(&command))
-}
-
-/// The row of a command.
-pub(crate) fn row(command: Command) -> &'static CommandRow {
-    COMMANDS.iter().find(|row| row.command == command).expect("every command has a row")
-}
-
-/// The row of the command with this name.
-pub(crate) fn row_named(name: &str) -> Option<&'static CommandRow> {
-    COMMANDS.iter().find(|row| row.name == name)
-}
+pub(crate) use table::{
+    COMMANDS, Command, CommandRow, FLAGS, Flag, Takes, flags_of, row, row_named,
+};
 
 /// What was given on the command line.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) command: Command,
     pub(crate) operands: Vec<String>,
+    /// What stands behind `--`; `None` where there is no `--`.
+    pub(crate) behind: Option<Vec<OsString>>,
     flags: Vec<(&'static str, OsString)>,
     /// `--help` or `-h` was among it: nothing else was looked at.
     pub(crate) wants_help: bool,
@@ -200,26 +35,30 @@ impl Given {
         let mut args = Arguments::from_vec(args);
         let name = args.subcommand().map_err(|_| usage("the command is not UTF-8", None))?;
         let command = match name.as_deref() {
-            Some(name) => {
-                let unknown = || usage(format!("there is no command {name:?}"), None);
-                row_named(name).ok_or_else(unknown)?.command
-            }
+            Some(name) => row_named(name).ok_or_else(|| no_command(name))?.command,
             None if args.contains(["-h", "--help"]) => Command::Help,
             None if args.contains(["-V", "--version"]) => Command::Version,
             None => return Err(usage("no command was given", None)),
         };
+        let (args, behind) = apart(command, args.finish());
         let mut given =
-            Self { command, operands: Vec::new(), flags: Vec::new(), wants_help: false };
-        let mut args = Arguments::from_vec(apart(command, args.finish()));
+            Self { command, operands: Vec::new(), behind, flags: Vec::new(), wants_help: false };
+        let mut args = Arguments::from_vec(args);
         // Those with values first: what looks like a switch may be one's value.
         for flag in flags_of(command).filter(|flag| flag.takes != Takes::Nothing) {
             given.take_values(flag, &mut args)?;
         }
         given.wants_help = args.contains(["-h", "--help"]);
         for flag in flags_of(command).filter(|flag| flag.takes == Takes::Nothing) {
-            while args.contains(flag.name) {
+            let is_there = |args: &mut Arguments| {
+                args.contains(flag.name) || flag.short.is_some_and(|short| args.contains(short))
+            };
+            while is_there(&mut args) {
                 given.put(flag, OsString::new())?;
             }
+        }
+        if given.behind.is_some() && command != Command::Run {
+            return Err(usage(format!("`{}` takes no --", row(command).name), Some(command)));
         }
         for extra in args.finish() {
             given.operand(extra)?;
@@ -301,7 +140,8 @@ impl Given {
                 if flags_of(self.command).any(|flag| flag.name == name) {
                     return Err(usage(format!("{name} takes no value"), command));
                 }
-                let meant = meant(self.command, name);
+                let known = flags_of(self.command).flat_map(|flag| [Some(flag.name), flag.short]);
+                let meant = near::hint(name, known.flatten().chain(["--help"]));
                 Err(usage(format!("`{}` has no flag {name}{meant}", row.name), command))
             }
             Ok(text) if self.operands.len() < row.most_operands => {
@@ -314,11 +154,11 @@ impl Given {
     }
 }
 
-/// The arguments with every `--flag=value` taken apart.
+/// The arguments with every `--flag=value` taken apart, and those behind `--`.
 ///
 /// pico-args does that for UTF-8 alone, and finds `--disk b` before `--disk=a`, where the order of
 /// disks matters.
-fn apart(command: Command, args: Vec<OsString>) -> Vec<OsString> {
+fn apart(command: Command, args: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
     let takes_value = |name: &[u8]| {
         flags_of(command).any(|flag| flag.takes != Takes::Nothing && flag.name.as_bytes() == name)
     };
@@ -327,6 +167,7 @@ fn apart(command: Command, args: Vec<OsString>) -> Vec<OsString> {
     while let Some(arg) = args.next() {
         let bytes = arg.as_bytes();
         match bytes.iter().position(|byte| *byte == b'=') {
+            None if bytes == b"--" => return (out, Some(args.collect())),
             Some(at) if takes_value(&bytes[..at]) => {
                 let (name, value) = (&bytes[..at], &bytes[at + 1..]);
                 out.extend([name, value].map(|part| OsStr::from_bytes(part).to_owned()));
@@ -338,17 +179,13 @@ fn apart(command: Command, args: Vec<OsString>) -> Vec<OsString> {
             _ => out.push(arg),
         }
     }
-    out
+    (out, None)
 }
 
-/// `, did you mean --memory?` where a flag begins like it or is its beginning.
-fn meant(command: Command, name: &str) -> String {
-    let mut close = flags_of(command).filter(|flag| {
-        name.len() > 3
-            && name != flag.name
-            && (flag.name.starts_with(name) || name.starts_with(flag.name))
-    });
-    close.next().map(|flag| format!("; did you mean {}?", flag.name)).unwrap_or_default()
+/// There is no such command, perhaps another was meant.
+pub(crate) fn no_command(name: &str) -> Failure {
+    let meant = near::hint(name, COMMANDS.iter().map(|row| row.name));
+    usage(format!("there is no command {name:?}{meant}"), None)
 }
 
 /// A mistake on the command line.
@@ -396,6 +233,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_two_dashes_is_left_alone() {
+        let given = parse("run --cmdline -- -q -- sh -c 'exit 7' --json").unwrap();
+        assert_eq!(given.behind.as_ref().unwrap(), &["sh", "-c", "exit 7", "--json"]);
+        assert_eq!(given.one_os("--cmdline"), Some(OsStr::new("--")));
+        assert!(given.has("--quiet") && !given.has("--json"));
+        assert_eq!(parse("run --").unwrap().behind, Some(vec![]));
+        assert_eq!(parse("run").unwrap().behind, None);
+    }
+
+    #[test]
     fn a_value_may_look_like_a_switch() {
         let given = parse("run --cmdline --json").unwrap();
         assert!(!given.has("--json"));
@@ -412,10 +259,14 @@ mod tests {
             ("run --dry-run --dry-run", "--dry-run was given twice"),
             ("run linux bsd", "\"bsd\" is one argument too many"),
             ("run --mem 2G", "`run` has no flag --mem; did you mean --memory?"),
+            ("run --kernal k", "`run` has no flag --kernal; did you mean --kernel?"),
+            ("rum", "there is no command \"rum\"; did you mean run?"),
             ("backends --kernel K", "`backends` has no flag --kernel"),
             ("run --frob=1", "`run` has no flag --frob"),
             ("run --dry-run=yes", "--dry-run takes no value"),
-            ("run --", "`run` has no flag --"),
+            ("run -x", "`run` has no flag -x"),
+            ("run -q --quiet", "--quiet was given twice"),
+            ("backends -- ls", "`backends` takes no --"),
         ] {
             let failure = parse(line).unwrap_err();
             assert!(failure.to_string().contains(want), "{line}: {failure}");
@@ -443,7 +294,12 @@ mod tests {
         for (n, flag) in FLAGS.iter().enumerate() {
             assert!(flag.name.starts_with("--"), "{}", flag.name);
             assert!(!flag.of.is_empty() && !flag.help.is_empty(), "{}", flag.name);
-            assert!(FLAGS[..n].iter().all(|other| other.name != flag.name), "{}", flag.name);
+            let same = |other: &&Flag| other.name == flag.name || other.short == flag.short;
+            let shares = |other: &Flag| other.of.iter().any(|command| flag.of.contains(command));
+            for other in FLAGS[..n].iter().filter(same) {
+                let may = other.short.is_none() && other.name != flag.name;
+                assert!(may || !shares(other), "{} and {}", flag.name, other.name);
+            }
             assert!(flag.takes != Takes::Nothing || !flag.repeats, "{}", flag.name);
         }
     }

@@ -1,42 +1,81 @@
 //! The command `capsa`: runs a virtual machine on a terminal, a pipe or a file.
 //!
 //! It is a thin face of the library, and the only place of the project that handles signals or
-//! touches a terminal's modes. Reading order: `flags` is the one table of commands and flags;
-//! `settings` is what they and the `config_file` say, on its way to a builder; `session` is
-//! the loop that runs a machine; `failure` has the error messages and exit codes.
+//! touches a terminal's modes. Reading order:
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `flags` | the one table of commands and flags; `help`, `man`, `completions` print it |
+//! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
+//! | `run` | `capsa run`, up to the machine |
+//! | `session` | the loop that runs a machine; `stdio`, `job`, `tape`, `relay`, `control` are its parts |
+//! | `machines`, `attach` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
+//! | `list`, `doctor` | what this host can do |
+//! | `failure`, `end`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
 
-mod config_file;
+mod attach;
+mod completions;
+mod config;
+mod control;
+mod doctor;
 mod dry_run;
+mod end;
+mod envelope;
 mod escape;
 mod failure;
+mod files;
 mod flags;
+pub mod fuzz;
 mod help;
+mod job;
 mod list;
+mod machines;
+mod man;
+mod near;
 mod output;
+mod print;
+mod relay;
+mod run;
 mod session;
 mod settings;
 mod signals;
+mod stdio;
+mod tape;
 mod terminal;
 mod values;
+mod voice;
+mod watch;
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use capsa::{ConsoleMode, NoteLevel, Overflow};
+use serde_json::json;
 
-use failure::{CONFIG, Failure, OK};
+use failure::Failure;
 use flags::{Command, Given, usage};
-use settings::Settings;
+use print::print;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The command, with the arguments behind the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    let asks_json = wants_json(&args);
     let code = Given::parse(args).and_then(|given| run(&given)).unwrap_or_else(|failure| {
-        let _ = writeln!(io::stderr(), "{failure}");
+        let text = if asks_json { failure.json() } else { failure.to_string() };
+        let _ = writeln!(io::stderr(), "{text}");
         failure.code
     });
     ExitCode::from(code)
+}
+
+/// Whether errors are for programs, even one about these very arguments.
+fn wants_json(args: &[OsString]) -> bool {
+    let flags: Vec<_> = args.iter().take_while(|arg| *arg != "--").collect();
+    let progress = |pair: &[&OsString]| pair[0] == "--progress" && pair[1] == "json";
+    flags.iter().any(|arg| **arg == "--json" || **arg == "--progress=json")
+        || flags.windows(2).any(progress)
 }
 
 fn run(given: &Given) -> Result<u8, Failure> {
@@ -46,79 +85,60 @@ fn run(given: &Given) -> Result<u8, Failure> {
             command => help::of(command),
         });
     }
+    let json = given.command != Command::Help
+        && given.command != Command::Console
+        && given.command != Command::Completions
+        && given.has("--json");
     match given.command {
-        Command::Run => run_machine(given),
+        Command::Run => run::run(given),
+        Command::Ps => machines::ps(json),
+        Command::Stop => machines::stop(given),
+        Command::Gc => machines::gc(given),
+        Command::Console => attach::console(given),
         Command::Backends => {
             let reports = capsa::backends();
-            print(&if given.has("--json") { list::json(&reports) } else { list::text(&reports) })
+            print(&if json { list::json(&reports) } else { list::text(&reports) })
         }
-        Command::Version => print(concat!("capsa ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Doctor => doctor::doctor(json),
+        Command::Config => configure(given, json),
+        Command::Completions => match given.operands.first().map(String::as_str) {
+            Some(shell) => match completions::of(shell) {
+                Some(script) => print(&script),
+                None => {
+                    Err(usage(format!("there is no shell {shell:?} here"), Some(given.command)))
+                }
+            },
+            None => Err(usage("no shell is named", Some(given.command))),
+        },
+        Command::Version if json => {
+            print(&envelope::document("version", json!({"version": VERSION})))
+        }
+        Command::Version => print(&format!("capsa {VERSION}\n")),
+        Command::Help if given.has("--man") => print(&man::page()),
         Command::Help => match given.operands.first() {
             None => print(&help::overview()),
             Some(name) => match flags::row_named(name) {
                 Some(row) => print(&help::of(row.command)),
-                None => Err(usage(format!("there is no command {name:?}"), None)),
+                None => Err(flags::no_command(name)),
             },
         },
     }
 }
 
-fn run_machine(given: &Given) -> Result<u8, Failure> {
-    let command = Some(given.command);
-    if given.has("--json") && !given.has("--dry-run") {
-        return Err(usage("--json goes with --dry-run", command));
-    }
-    let flags = Settings::from_flags(given)?;
-    let file =
-        given.one_os("--config").map(|path| config_file::read(Path::new(path))).transpose()?;
-    match given.operands.first().map(String::as_str) {
-        Some("linux") => {}
-        Some(other) => {
-            return Err(usage(format!("there is no guest {other:?}, only linux"), command));
+/// `capsa config check FILE`, `capsa config schema`.
+fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
+    let wrong = |what: String| Err(usage(what, Some(given.command)));
+    match given.operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["schema"] => print(&format!("{:#}\n", config::schema())),
+        ["check", file] => {
+            config::read(Path::new(file))?;
+            match json {
+                true => print(&envelope::document("config", json!({"file": file, "problems": []}))),
+                false => print(&format!("{file}: no mistakes\n")),
+            }
         }
-        None if file.is_none() => {
-            return Err(usage("nothing says what to run: `linux`, or --config FILE", command));
-        }
-        None => {}
-    }
-    let settings = file.unwrap_or_default().overridden_by(flags);
-    if settings.kernel.is_none() {
-        return Err(Failure::new(CONFIG, "cannot run this machine: something is missing").problem(
-            "kernel: no kernel is named",
-            "add --kernel FILE, or [boot] kernel = \"FILE\" to the config file",
-        ));
-    }
-    let builder = settings.builder()?;
-    let refused = |error| Failure::from_build(&error, |field| settings.name_of(field));
-    if given.has("--dry-run") {
-        let plan = builder.plan().map_err(refused)?;
-        return print(&if given.has("--json") {
-            dry_run::json(&plan)
-        } else {
-            dry_run::text(&plan, &builder.rejected_backends().unwrap_or_default())
-        });
-    }
-    let stdio = settings.console() == ConsoleMode::Stdio;
-    let builder = match stdio {
-        // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
-        true => builder.console_enabled().scrollback(64 * 1024, Overflow::Pause),
-        false => builder,
-    };
-    let vm = builder.build_embedded().map_err(refused)?;
-    for note in vm.launch_plan().notes.iter().filter(|note| note.level == NoteLevel::Warning) {
-        let _ = writeln!(io::stderr(), "capsa: warning: {}", note.text);
-    }
-    session::run(vm, stdio)
-}
-
-/// Prints to standard output. That nobody reads it is no error.
-fn print(text: &str) -> Result<u8, Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(
-            failure::HYPERVISOR,
-            format!("cannot write to standard output: {error}"),
-        )),
-        _ => Ok(OK),
+        ["check"] => wrong("no file is named".into()),
+        [] => wrong("nothing says what to do: check FILE, or schema".into()),
+        [other, ..] => wrong(format!("{other:?} is neither check FILE nor schema")),
     }
 }

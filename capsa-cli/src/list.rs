@@ -1,13 +1,16 @@
-//! `capsa backends`.
+//! `capsa backends`: what there is, its version, what it can do, what keeps it from it.
 
 use std::fmt::Write as _;
 
-use capsa::{BackendCapabilities, BackendReport, NoteLevel};
+use capsa::{BackendCapabilities, BackendReport, HelperReport, NoteLevel};
+use serde_json::json;
+
+use crate::envelope;
 
 /// The backends for people.
 pub(crate) fn text(reports: &[BackendReport]) -> String {
     let mut out = String::new();
-    for BackendReport { name, availability, capabilities } in reports {
+    for BackendReport { name, availability, helpers, .. } in reports {
         let version = availability.version.map(|version| format!(" {version}")).unwrap_or_default();
         let usable = if availability.is_usable() { "usable" } else { "cannot be used here" };
         let _ = writeln!(out, "{name}{version}: {usable}");
@@ -21,24 +24,45 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
             let level = if note.level == NoteLevel::Warning { "warning" } else { "note" };
             let _ = writeln!(out, "  {level}: {}", note.text);
         }
-        let (can, cannot): (Vec<_>, Vec<_>) =
-            features(capabilities).into_iter().partition(|(_, can)| *can);
-        let names = |of: Vec<(&'static str, bool)>| {
-            of.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
-        };
-        for (what, names) in [("can", names(can)), ("cannot", names(cannot))] {
-            if !names.is_empty() {
-                let _ = writeln!(out, "  {what}: {names}");
-            }
+        for HelperReport { name, program, version } in helpers {
+            let version = version.as_deref().unwrap_or("version unknown");
+            let _ = match program {
+                Some(program) => writeln!(out, "  {name}: {program}, {version}"),
+                None => writeln!(out, "  {name}: not found"),
+            };
         }
     }
+    out.push('\n');
+    table(&mut out, reports);
     out
+}
+
+/// A row for each thing that machines can have, a column for each backend.
+fn table(out: &mut String, reports: &[BackendReport]) {
+    let all: Vec<_> = reports.iter().map(|report| features(&report.capabilities)).collect();
+    let width = features(&BackendCapabilities::default()).map(|(name, _)| name.len());
+    let first = width.into_iter().max().unwrap_or_default();
+    let _ = write!(out, "{:first$}", "");
+    for report in reports {
+        let _ = write!(out, "  {}", report.name);
+    }
+    out.push('\n');
+    for (n, (name, _)) in features(&BackendCapabilities::default()).into_iter().enumerate() {
+        let _ = write!(out, "{name:first$}");
+        for (report, features) in reports.iter().zip(&all) {
+            let can = if features[n].1 { "yes" } else { "-" };
+            let _ = write!(out, "  {can:width$}", width = report.name.len());
+        }
+        while out.ends_with(' ') {
+            out.pop();
+        }
+        out.push('\n');
+    }
 }
 
 /// The backends for programs.
 pub(crate) fn json(reports: &[BackendReport]) -> String {
-    let text = serde_json::to_string_pretty(reports).expect("a report has only texts for keys");
-    format!("{text}\n")
+    envelope::document("backends", json!({"backends": reports}))
 }
 
 fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
@@ -73,8 +97,12 @@ mod tests {
             for reason in &report.availability.against {
                 assert!(text.contains(&reason.remedy), "{text}");
             }
-            assert_eq!(json[n]["name"], report.name);
+            assert_eq!(json["backends"][n]["name"], report.name);
+            for helper in &report.helpers {
+                assert!(text.contains(&format!("  {}: ", helper.name)), "{text}");
+            }
         }
-        assert!(text.contains("  can: raw disks"), "{text}");
+        let width = text.lines().find(|line| line.starts_with("raw disks")).unwrap();
+        assert_eq!(width.split_whitespace().collect::<Vec<_>>()[2..], ["yes"; 3], "{text}");
     }
 }

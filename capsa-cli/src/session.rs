@@ -1,33 +1,35 @@
-//! Runs a machine with its console on standard input and output, in one thread.
+//! Runs a machine to its end, in one loop.
 //!
-//! 1. Wait with poll(2) for the machine, a signal, standard input and standard output, each only
-//!    while it is wanted. (Files and `/dev/null` cannot be watched by epoll; poll takes them.)
-//! 2. Move bytes. Standard input is read when the machine has taken what was read before; the
-//!    machine's console is taken when standard output has taken what was taken before, and the
-//!    guest waits rather than lose a byte.
+//! 1. Wait with poll(2) for the machine, a signal, standard input and output, and whoever talks to
+//!    this run, each only while it is wanted. (Files and `/dev/null` cannot be watched by epoll;
+//!    poll takes them.)
+//! 2. Move bytes.
 //! 3. End when the machine has ended and its last byte was written.
 //!
 //! The rule: nothing here blocks but the one poll.
 
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use capsa::embed::{ReaderId, Vm};
-use capsa::{EndedBy, StopReport, StopStep, VmStatus};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use capsa::embed::{Vm, VmEvent};
+use capsa::{ConsoleMode, DEFAULT_GRACE, VmStatus};
 use nix::sys::signal::{Signal, raise};
-use nix::unistd::read;
+use serde_json::json;
 
-use crate::escape::{Escape, Order};
+use crate::control::{self, Control};
+use crate::end::Ending;
+use crate::escape::Order;
 use crate::failure::{self, Failure, START};
-use crate::output::Output;
+use crate::job::{Job, JobPlan, Step};
+use crate::relay::Relays;
 use crate::signals::{Signals, Wish};
-use crate::terminal::RawTerminal;
-
-/// Bytes read from standard input at once.
-const CHUNK: usize = 4096;
+use crate::stdio::Stdio;
+use crate::tape::Tape;
+use crate::values::VsockRelay;
+use crate::voice::Voice;
+use crate::watch::Watch;
 
 /// Signals that come together are one wish: timeout(1) sends its signal to the program, and then to
 /// the program's whole group.
@@ -36,83 +38,128 @@ const ONE_WISH: Duration = Duration::from_secs(1);
 /// How long a reader of the last bytes may take for the next of them when there is no time.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
-/// Starts the machine, carries its console where `stdio` says so, and gives the exit code when it
-/// has ended.
-pub(crate) fn run(vm: Vm, stdio: bool) -> Result<u8, Failure> {
-    let broken =
-        |error: io::Error| Failure::new(START, format!("cannot start the machine: {error}"));
-    let mut session = Session::new(vm, stdio).map_err(broken)?;
-    session.vm.start().map_err(|error| broken(io::Error::other(error)))?;
+/// What a run is, beside its machine.
+#[derive(Debug, Default)]
+pub(crate) struct SessionPlan {
+    /// The console is on standard input and output.
+    pub(crate) stdio: bool,
+    pub(crate) name: Option<String>,
+    pub(crate) grace: Option<Duration>,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) record: Option<PathBuf>,
+    pub(crate) relays: Vec<VsockRelay>,
+    pub(crate) job: Option<JobPlan>,
+    /// What was said of the end goes to standard output as JSON.
+    pub(crate) json: bool,
+}
+
+/// Starts the machine, runs it to its end, and gives the exit code.
+pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failure> {
+    let wants_json = plan.json;
+    let backend = vm.launch_plan().backend;
+    let mut session = Session::new(vm, plan, voice)?;
+    let broken = |error| Failure::new(START, format!("cannot start the machine: {error}"));
+    session.vm.start().map_err(broken)?;
+    voice.status(Some(&format!("starting {backend}")));
     let driven = session.drive();
+    voice.clear();
+    let report = session.vm.stop_report();
+    if let Some(tape) = &mut session.tape {
+        tape.carry(&mut session.vm, voice);
+        tape.finish(report.as_ref(), voice);
+    }
     // The terminal is given back before the last words.
-    let Session { vm, console, signal, .. } = session;
-    let ends_line = match console {
-        Some(console) => console.output.is_mid_line() && io::stdout().is_terminal(),
-        None => false,
-    };
+    let Session { vm, stdio, signal, job, control, .. } = session;
+    let was_shown = stdio.is_some();
+    let ends_line = stdio.is_some_and(|stdio| stdio.output.is_mid_line());
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
     })?;
-    if ends_line && io::stderr().is_terminal() {
-        say("");
+    if ends_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
+        let _ = io::stderr().write_all(b"\n");
     }
+    let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
-    let Some(report) = vm.stop_report() else { return Ok(failure::HYPERVISOR) };
-    let code = exit_code(&report, signal);
-    if !stdio && ![failure::OK, failure::TIME_LIMIT].contains(&code) && signal.is_none() {
-        say_tail(&String::from_utf8_lossy(vm.scrollback().tail(4096)));
+    let ending = Ending { report, signal, job: job.map(Job::into_end) };
+    let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
+    ending.tell(voice, unseen, wants_json)?;
+    if let Some(control) = control {
+        control.finish(&ending.json());
     }
-    say(&failure::harmless(&last_words(&report)));
-    Ok(code)
+    Ok(ending.code())
 }
 
-struct Session {
+/// Who is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Signals,
+    Machine,
+    Input,
+    Output,
+    Control(control::Peer),
+    Relay(usize),
+}
+
+struct Session<'v> {
     vm: Vm,
     signals: Signals,
-    console: Option<Console>,
+    stdio: Option<Stdio>,
+    tape: Option<Tape>,
+    job: Option<Job>,
+    control: Option<Control>,
+    relays: Relays,
+    voice: &'v Voice,
+    name: Option<String>,
+    grace: Duration,
+    was_spawned: bool,
+    has_spoken: bool,
     /// The signal that made it end, and when it came.
     signal: Option<(u8, Instant)>,
     /// Signals made it cut the power: whoever sent them does not wait for a slow reader either.
     hurry: bool,
 }
 
-/// Standard input and output, and what is on its way between them and the guest.
-struct Console {
-    reader: ReaderId,
-    output: Output,
-    /// Given back when dropped.
-    terminal: Option<RawTerminal>,
-    escape: Escape,
-    input_open: bool,
-    /// Read, and not yet taken by the machine.
-    for_guest: Vec<u8>,
-}
-
-/// What poll(2) said.
-#[derive(Default)]
-struct Readiness {
-    input: bool,
-    output: bool,
-}
-
-impl Session {
-    fn new(mut vm: Vm, stdio: bool) -> io::Result<Self> {
+impl<'v> Session<'v> {
+    fn new(mut vm: Vm, plan: SessionPlan, voice: &'v Voice) -> Result<Self, Failure> {
+        let broken =
+            |error: io::Error| Failure::new(START, format!("cannot start the machine: {error}"));
+        let tape = Tape::new(plan.log.as_deref(), plan.record.as_deref(), &mut vm)?;
+        let relays = Relays::listen(&plan.relays, &mut vm)?;
         // Before the terminal is raw, so that no signal can end this program while it is.
-        let signals = Signals::install()?;
-        let console = match stdio {
-            true => Some(Console::new(vm.add_reader())?),
-            false => None,
+        let signals = Signals::install().map_err(broken)?;
+        let job = plan.job.map(|job| Job::new(job, &mut vm));
+        let mut session = Self {
+            vm,
+            signals,
+            stdio: None,
+            tape,
+            job,
+            control: None,
+            relays,
+            voice,
+            name: plan.name,
+            grace: plan.grace.unwrap_or(DEFAULT_GRACE),
+            was_spawned: false,
+            has_spoken: false,
+            signal: None,
+            hurry: false,
         };
-        Ok(Self { vm, signals, console, signal: None, hurry: false })
+        voice.event("planned", json!({"backend": session.vm.launch_plan().backend}));
+        if let Some(tape) = &mut session.tape {
+            tape.begin(voice);
+        }
+        if plan.stdio {
+            let reader = session.vm.add_reader();
+            session.stdio = Some(Stdio::new(reader, voice).map_err(broken)?);
+        }
+        Ok(session)
     }
 
     fn drive(&mut self) -> io::Result<()> {
         loop {
             let over = self.vm.status().is_terminal();
-            if let Some(console) = &mut self.console {
-                console.refill(&mut self.vm);
-            }
-            if over && self.console.as_ref().is_none_or(|console| console.output.is_empty()) {
+            self.move_bytes();
+            if over && self.stdio.as_ref().is_none_or(|stdio| stdio.output.is_empty()) {
                 return Ok(());
             }
             let ready = self.wait(over)?;
@@ -120,57 +167,173 @@ impl Session {
                 self.grant(wish);
                 self.hurry |= over && self.signal.is_some();
             }
-            if over && self.hurry && !ready.output {
+            if over && self.hurry && !ready.contains(&Who::Output) {
                 return Ok(());
             }
-            if let Some(console) = &mut self.console {
-                if ready.output {
-                    console.output.on_writable();
-                }
-                if ready.input {
-                    console.read_input(&mut self.vm);
-                }
+            for who in ready {
+                self.on_ready(who, over);
             }
             if !over {
                 self.vm.on_ready()?;
-                while self.vm.poll_event().is_some() {}
+                self.look_for_spawn();
+                while let Some(event) = self.vm.poll_event() {
+                    self.on_event(event);
+                }
             }
         }
     }
 
-    fn wait(&self, over: bool) -> io::Result<Readiness> {
-        let stdin = io::stdin();
-        let mut ready = Readiness::default();
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let (mut input, mut output) = (None, None);
-        if !over {
-            fds.push(PollFd::new(self.vm.as_fd(), PollFlags::POLLIN));
+    /// Hands on what waits.
+    fn move_bytes(&mut self) {
+        if let Some(stdio) = &mut self.stdio {
+            stdio.refill(&mut self.vm);
         }
-        if let Some(console) = &self.console {
-            if !over && console.wants_input() {
-                input = Some(fds.len());
-                fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
-            }
-            if !console.output.is_empty() {
-                output = Some(fds.len());
-                fds.push(PollFd::new(console.output.as_fd(), PollFlags::POLLOUT));
-            }
+        if let Some(tape) = &mut self.tape {
+            tape.carry(&mut self.vm, self.voice);
+        }
+        if let Some(control) = &mut self.control {
+            control.refill(&mut self.vm);
+        }
+        self.voice.draw();
+    }
+
+    fn wait(&self, over: bool) -> io::Result<Vec<Who>> {
+        let stdin = io::stdin();
+        let mut watch = Watch::new();
+        watch.readable(Who::Signals, self.signals.as_fd());
+        if !over {
+            watch.readable(Who::Machine, self.vm.as_fd());
+            self.relays.watch(&mut watch, Who::Relay);
+        }
+        if let Some(stdio) = &self.stdio {
+            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input), Who::Output);
+        }
+        if let Some(control) = self.control.as_ref().filter(|_| !over) {
+            control.watch(&mut watch, Who::Control);
         }
         let timeout = match over {
-            false => self.vm.next_timeout(),
+            false => {
+                let timeouts = [self.vm.next_timeout(), self.voice.next_draw()];
+                timeouts.into_iter().flatten().min()
+            }
             true => self.hurry.then_some(LAST_CHANCE),
         };
-        match poll(&mut fds, poll_timeout(timeout)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
+        watch.wait(timeout)
+    }
+
+    fn on_ready(&mut self, who: Who, over: bool) {
+        match who {
+            Who::Signals | Who::Machine => {}
+            Who::Output => {
+                if let Some(stdio) = &mut self.stdio {
+                    stdio.output.on_writable();
+                }
+            }
+            Who::Input if over => {}
+            Who::Input => {
+                let Some(stdio) = &mut self.stdio else { return };
+                let typed = stdio.read_input(&mut self.vm);
+                if let Some(tape) = &mut self.tape
+                    && !typed.bytes.is_empty()
+                {
+                    tape.typed(&typed.bytes, self.voice);
+                }
+                typed.orders.into_iter().for_each(|order| self.give(order));
+            }
+            Who::Relay(n) => self.relays.on_ready(n, &self.vm, self.voice),
+            Who::Control(peer) => {
+                let may_type =
+                    self.stdio.as_ref().is_none_or(|stdio| !stdio.types()) && self.job.is_none();
+                let Some(control) = &mut self.control else { return };
+                for order in control.on_ready(peer, &mut self.vm, may_type) {
+                    match order {
+                        control::Order::Stop(grace) => {
+                            let _ = self.vm.stop_with_timeout(grace.unwrap_or(self.grace));
+                        }
+                        control::Order::Kill => {
+                            let _ = self.vm.kill();
+                        }
+                        control::Order::Typed(bytes) => {
+                            if let Some(tape) = &mut self.tape {
+                                tape.typed(&bytes, self.voice);
+                            }
+                        }
+                    }
+                }
+            }
         }
-        let said = |at: Option<usize>| {
-            // An error or a hang-up as well: the read or write will say which.
-            at.and_then(|at| fds[at].revents()).is_some_and(|events| !events.is_empty())
-        };
-        ready.input = said(input);
-        ready.output = said(output);
-        Ok(ready)
+    }
+
+    /// The hypervisor's start has no event of its own.
+    fn look_for_spawn(&mut self) {
+        if !self.was_spawned
+            && let Some(pid) = self.vm.hypervisor_pid()
+        {
+            self.was_spawned = true;
+            self.voice.event("spawned", json!({"pid": pid}));
+            self.begin_control();
+        }
+    }
+
+    fn on_event(&mut self, event: VmEvent) {
+        match event {
+            VmEvent::ControlReady => self.voice.event("control-ready", json!({})),
+            VmEvent::Status(status) => {
+                match status {
+                    VmStatus::Running => {
+                        self.voice.event("running", json!({}));
+                        self.voice.status(Some(match self.job {
+                            Some(_) => "waiting for the guest's shell",
+                            None if self.stdio.is_some() => "waiting for the guest to speak",
+                            None if self.vm.launch_plan().console.mode()
+                                == ConsoleMode::Disabled =>
+                            {
+                                "running without a console, Ctrl-C asks the guest to power off"
+                            }
+                            None => "running, Ctrl-C asks the guest to power off",
+                        }));
+                    }
+                    VmStatus::Stopping => {
+                        self.voice.event("stopping", json!({}));
+                        self.voice.status(self.stdio.is_none().then_some("stopping"));
+                    }
+                    _ => {}
+                }
+                let step = self.job.as_mut().and_then(|job| job.on_status(&mut self.vm));
+                self.on_step(step);
+            }
+            VmEvent::ConsoleData if !self.has_spoken => {
+                self.has_spoken = true;
+                self.voice.event("first-output", json!({}));
+                if self.stdio.is_some() {
+                    self.voice.status(None);
+                }
+            }
+            VmEvent::Ended(wait) => {
+                let step = self.job.as_mut().and_then(|job| job.on_ended(&mut self.vm, wait));
+                self.on_step(step);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_step(&mut self, step: Option<Step>) {
+        match step {
+            None => {}
+            Some(Step::LoggedIn) => {
+                self.voice.event("prompt", json!({}));
+                self.voice.status(Some("running the command"));
+            }
+            Some(Step::Over) => self.give(Order::Stop),
+        }
+    }
+
+    /// From now on `capsa ps` finds this run. Where it cannot, the machine runs all the same.
+    fn begin_control(&mut self) {
+        match Control::begin(&self.vm, self.name.as_deref()) {
+            Ok(control) => self.control = Some(control),
+            Err(error) => self.voice.warn(&format!("`capsa ps` will not show this: {error}")),
+        }
     }
 
     fn grant(&mut self, wish: Wish) {
@@ -178,7 +341,7 @@ impl Session {
             Wish::End(signal) => match self.signal {
                 None => {
                     self.signal = Some((signal, Instant::now()));
-                    give(&mut self.vm, Order::Stop);
+                    self.give(Order::Stop);
                 }
                 Some((_, first)) if first.elapsed() < ONE_WISH => {}
                 Some(_) => self.kill(),
@@ -188,17 +351,16 @@ impl Session {
                 self.kill();
             }
             Wish::Suspend => {
-                let terminal = self.console.as_ref().and_then(|console| console.terminal.as_ref());
-                if let Some(terminal) = terminal {
-                    terminal.suspend();
+                self.voice.clear();
+                if let Some(stdio) = &self.stdio {
+                    stdio.suspend();
                 }
                 // SIGCONT ends this call, and comes as a wish of its own.
                 let _ = raise(Signal::SIGSTOP);
             }
             Wish::Resume => {
-                if let Some(Console { terminal: Some(terminal), .. }) = &self.console {
-                    // Where the terminal is gone, standard input will tell.
-                    let _ = terminal.resume();
+                if let Some(stdio) = &self.stdio {
+                    stdio.resume();
                 }
             }
         }
@@ -206,187 +368,14 @@ impl Session {
 
     fn kill(&mut self) {
         self.hurry = true;
-        give(&mut self.vm, Order::Kill);
-    }
-}
-
-/// Only a machine that was never started refuses, and this one was.
-fn give(vm: &mut Vm, order: Order) {
-    let _ = match order {
-        Order::Stop => vm.stop(),
-        Order::Kill => vm.kill(),
-    };
-}
-
-impl Console {
-    fn new(reader: ReaderId) -> io::Result<Self> {
-        let output = Output::new()?;
-        if io::stdin().is_terminal() && io::stderr().is_terminal() {
-            say("capsa: Ctrl-] q asks the guest to power off, Ctrl-] k cuts its power");
-        }
-        Ok(Self {
-            reader,
-            output,
-            terminal: RawTerminal::enter()?,
-            escape: Escape::default(),
-            input_open: true,
-            for_guest: Vec::new(),
-        })
+        self.give(Order::Kill);
     }
 
-    fn wants_input(&self) -> bool {
-        self.input_open
-            && self.for_guest.is_empty()
-            && self.terminal.as_ref().is_none_or(RawTerminal::is_foreground)
-    }
-
-    /// Hands on what waits, both ways.
-    fn refill(&mut self, vm: &mut Vm) {
-        if self.output.is_empty() {
-            self.output.put(vm.take(self.reader));
-        }
-        self.write_to_guest(vm);
-    }
-
-    fn read_input(&mut self, vm: &mut Vm) {
-        let mut chunk = [0; CHUNK];
-        let typed = match read(io::stdin(), &mut chunk) {
-            Ok(n @ 1..) => &chunk[..n],
-            Err(Errno::EINTR | Errno::EAGAIN) => return,
-            // The end, a terminal that is gone, a directory: no more input.
-            Ok(0) | Err(_) => {
-                self.input_open = false;
-                return;
-            }
+    /// Only a machine that was never started refuses, and this one was.
+    fn give(&mut self, order: Order) {
+        let _ = match order {
+            Order::Stop => self.vm.stop_with_timeout(self.grace),
+            Order::Kill => self.vm.kill(),
         };
-        if self.terminal.is_none() {
-            self.for_guest.extend_from_slice(typed);
-        } else {
-            let (bytes, orders) = self.escape.split(typed);
-            self.for_guest.extend(bytes);
-            orders.into_iter().for_each(|order| give(vm, order));
-        }
-        self.write_to_guest(vm);
-    }
-
-    fn write_to_guest(&mut self, vm: &mut Vm) {
-        if self.for_guest.is_empty() {
-            return;
-        }
-        match vm.write(&self.for_guest) {
-            Ok(taken) => drop(self.for_guest.drain(..taken)),
-            Err(error) => {
-                debug_assert_eq!(error.kind(), ErrorKind::BrokenPipe);
-                self.for_guest.clear();
-                self.input_open = false;
-            }
-        }
-    }
-}
-
-/// Rounded up: a poll that returns before the deadline would only be repeated.
-fn poll_timeout(timeout: Option<Duration>) -> PollTimeout {
-    let Some(timeout) = timeout else { return PollTimeout::NONE };
-    let millis = timeout.as_nanos().div_ceil(1_000_000);
-    PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
-}
-
-/// The exit code for an end that may have had a signal as its reason.
-fn exit_code(report: &StopReport, signal: Option<u8>) -> u8 {
-    match (&report.ended_by, signal) {
-        _ if report.steps.contains(&StopStep::GaveUp) => failure::HYPERVISOR,
-        (EndedBy::HelperLost { .. } | EndedBy::HypervisorLost { .. }, _) => failure::HYPERVISOR,
-        (EndedBy::StartFailed { .. }, None) => failure::START,
-        (EndedBy::GuestPanic, None) => failure::PANIC,
-        (_, Some(signal)) => failure::SIGNAL + signal,
-        _ if report.time_limit => failure::TIME_LIMIT,
-        (EndedBy::GuestPowerOff | EndedBy::GuestReboot, None) => failure::OK,
-        (EndedBy::Owner, None) => failure::POWER_CUT,
-        _ => failure::HYPERVISOR,
-    }
-}
-
-fn last_words(report: &StopReport) -> String {
-    match &report.ended_by {
-        EndedBy::StartFailed { .. } => format!("capsa: {report}"),
-        _ if matches!(report.status(), VmStatus::Failed { .. }) => {
-            format!("capsa: failed: {report}")
-        }
-        _ => format!("capsa: stopped: {report}"),
-    }
-}
-
-/// A line on standard error. Where nobody reads it there is nothing to be done.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// The last of a console that nobody saw.
-fn say_tail(console: &str) {
-    let lines: Vec<&str> = console.lines().collect();
-    let last = &lines[lines.len().saturating_sub(20)..];
-    if !last.is_empty() {
-        say("capsa: the console last said:");
-    }
-    for line in last {
-        let shown: String = line.chars().filter(|c| !c.is_control()).collect();
-        say(&format!("  | {shown}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(ended_by: EndedBy) -> StopReport {
-        StopReport { ended_by, time_limit: false, steps: Vec::new(), exit: None }
-    }
-
-    #[test]
-    fn exit_codes() {
-        let limited = |by| StopReport { time_limit: true, ..report(by) };
-        let lost = || EndedBy::HypervisorLost { what: "it crashed".into() };
-        let not_started = || EndedBy::StartFailed { why: "no".into() };
-        for (report, signal, want) in [
-            (report(EndedBy::GuestPowerOff), None, 0),
-            (report(EndedBy::GuestReboot), None, 0),
-            (report(EndedBy::GuestPowerOff), Some(15), 143),
-            (report(EndedBy::Owner), Some(2), 130),
-            (report(EndedBy::Owner), Some(1), 129),
-            (report(EndedBy::Owner), None, 137),
-            (report(not_started()), None, 5),
-            (limited(EndedBy::GuestPowerOff), None, 6),
-            (limited(EndedBy::TimeLimit), None, 6),
-            (limited(EndedBy::TimeLimit), Some(15), 143),
-            (report(EndedBy::GuestPanic), None, 7),
-            (report(lost()), None, 8),
-            (report(lost()), Some(15), 8),
-        ] {
-            assert_eq!(exit_code(&report, signal), want, "{report:?} {signal:?}");
-        }
-    }
-
-    #[test]
-    fn last_words_say_what_happened_in_one_line() {
-        let lost = EndedBy::HypervisorLost { what: "qemu exited with status 1".into() };
-        for (by, want) in [
-            (EndedBy::GuestPowerOff, "capsa: stopped: guest powered off"),
-            (lost, "capsa: failed: qemu exited with status 1"),
-            (EndedBy::StartFailed { why: "no qemu".into() }, "capsa: start failed: no qemu"),
-        ] {
-            assert_eq!(last_words(&report(by)), want);
-        }
-    }
-
-    #[test]
-    fn a_timeout_is_rounded_up_and_may_be_huge() {
-        for (timeout, want) in [
-            (None, PollTimeout::NONE),
-            (Some(Duration::ZERO), PollTimeout::ZERO),
-            (Some(Duration::from_nanos(1)), PollTimeout::from(1u8)),
-            (Some(Duration::MAX), PollTimeout::MAX),
-        ] {
-            assert_eq!(poll_timeout(timeout), want);
-        }
     }
 }

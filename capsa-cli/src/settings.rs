@@ -11,10 +11,10 @@ use capsa::{
 
 use crate::failure::{CONFIG, Failure};
 use crate::flags::Given;
-use crate::values;
+use crate::values::{self, VsockRelay};
 
 /// Where a disk or share was named in a config file; nowhere when a flag named it.
-type Origin = Option<String>;
+pub(crate) type Origin = Option<String>;
 
 /// What was said about a machine. What was not is `None` or empty.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,12 +27,19 @@ pub(crate) struct Settings {
     pub(crate) cpus: Option<u32>,
     pub(crate) memory_mb: Option<u32>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) grace: Option<Duration>,
     pub(crate) network: Option<NetworkMode>,
+    pub(crate) vsock: Vec<VsockRelay>,
     pub(crate) cmdline: Vec<String>,
     pub(crate) cmdline_override: Option<String>,
     pub(crate) backend: Option<String>,
     pub(crate) accelerator: Option<Accelerator>,
     pub(crate) on_reboot: Option<RebootPolicy>,
+    pub(crate) name: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) record: Option<PathBuf>,
 }
 
 impl Settings {
@@ -51,12 +58,19 @@ impl Settings {
             cpus: given.one("--cpus", values::number)?,
             memory_mb: given.one("--memory", values::memory_mb)?,
             timeout: given.one("--timeout", values::duration)?,
+            grace: given.one("--grace", values::duration)?,
             network: given.one("--network", values::network)?,
+            vsock: given.all("--vsock", values::vsock)?,
             cmdline: given.all("--cmdline", text)?,
             cmdline_override: given.one("--cmdline-override", text)?,
             backend: given.one("--backend", text)?,
             accelerator: given.one("--accel", values::accelerator)?,
             on_reboot: given.one("--on-reboot", values::on_reboot)?,
+            name: given.one("--name", values::name)?,
+            user: given.one("--user", text)?,
+            password_file: path("--password-file"),
+            log: path("--log"),
+            record: path("--record"),
         })
     }
 
@@ -83,6 +97,7 @@ impl Settings {
             self.cmdline.clear();
         }
         self.cmdline.extend(over.cmdline);
+        self.vsock.extend(over.vsock);
         Self {
             kernel: over.kernel.or(self.kernel),
             initrd: over.initrd.or(self.initrd),
@@ -92,30 +107,46 @@ impl Settings {
             cpus: over.cpus.or(self.cpus),
             memory_mb: over.memory_mb.or(self.memory_mb),
             timeout: over.timeout.or(self.timeout),
+            grace: over.grace.or(self.grace),
             network: over.network.or(self.network),
+            vsock: self.vsock,
             cmdline: self.cmdline,
             cmdline_override: over.cmdline_override.or(self.cmdline_override),
             backend: over.backend.or(self.backend),
             accelerator: over.accelerator.or(self.accelerator),
             on_reboot: over.on_reboot.or(self.on_reboot),
+            name: over.name.or(self.name),
+            user: over.user.or(self.user),
+            password_file: over.password_file.or(self.password_file),
+            log: over.log.or(self.log),
+            record: over.record.or(self.record),
         }
     }
 
-    /// The console's mode.
+    /// The console's mode. What needs one has one, where nothing else is said.
     pub(crate) fn console(&self) -> ConsoleMode {
-        self.console.unwrap_or_default()
+        let needs_one = self.log.is_some() || self.record.is_some();
+        let otherwise = if needs_one { ConsoleMode::Enabled } else { ConsoleMode::Disabled };
+        self.console.unwrap_or(otherwise)
     }
 
     /// The user's name of a field of the library's: `shares[0].host` is `shares.workspace.host`
-    /// where a config file has it so.
+    /// where a config file has it so, and `--share 1` where it is the first of the flags.
     pub(crate) fn name_of(&self, field: &str) -> String {
-        let disks = self.disks.iter().map(|(origin, _)| origin).enumerate();
-        let shares = self.shares.iter().map(|(origin, _)| origin).enumerate();
-        let disks = disks.map(|(n, origin)| (format!("disks[{n}]"), origin));
-        let shares = shares.map(|(n, origin)| (format!("shares[{n}]"), origin));
-        for (place, origin) in disks.chain(shares) {
-            if let (Some(rest), Some(origin)) = (field.strip_prefix(&place), origin) {
-                return format!("{origin}{rest}");
+        let disks = self.disks.iter().map(|(origin, _)| origin).collect();
+        let shares = self.shares.iter().map(|(origin, _)| origin).collect();
+        let lists: [(&str, &str, Vec<&Origin>); 2] =
+            [("disks", "--disk", disks), ("shares", "--share", shares)];
+        for (list, flag, origins) in lists {
+            for (n, origin) in origins.iter().enumerate() {
+                let Some(rest) = field.strip_prefix(&format!("{list}[{n}]")) else { continue };
+                return match origin {
+                    Some(origin) => format!("{origin}{rest}"),
+                    None => {
+                        let before = origins[..n].iter().filter(|origin| origin.is_none()).count();
+                        format!("{flag} {}", before + 1)
+                    }
+                };
             }
         }
         field.to_owned()
@@ -153,6 +184,9 @@ impl Settings {
         }
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
+        }
+        for relay in &self.vsock {
+            builder = builder.vsock_port(relay.port, relay.direction);
         }
         if let Some(text) = &self.cmdline_override {
             builder = builder.cmdline_override(text);
@@ -203,8 +237,10 @@ mod tests {
         assert_eq!(guests, ["/a", "/b", "/c"]);
         assert_eq!(all.shares[1].1, SharedDir::new("/other", "/b", MountMode::ReadOnly));
         assert_eq!(all.name_of("shares[0].host"), "shares.a.host");
-        assert_eq!(all.name_of("shares[2].host"), "shares[2].host");
-        assert_eq!(all.name_of("disks[0].path"), "disks[0].path");
+        // The second of the file's was replaced by the first of the flags'.
+        assert_eq!(all.name_of("shares[2].host"), "--share 2");
+        assert_eq!(all.name_of("disks[0].path"), "--disk 1");
+        assert_eq!(all.name_of("disks[7]"), "disks[7]");
         assert_eq!(all.name_of("kernel"), "kernel");
     }
 

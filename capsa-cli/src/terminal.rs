@@ -95,3 +95,44 @@ fn restore_before_a_panic_speaks() {
         }));
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+    use std::process::{Command, Stdio};
+
+    /// Set for the process that is to panic.
+    const PANICS: &str = "CAPSA_TEST_PANICS";
+
+    /// Not a test by itself: the other one runs it in a process of its own, on a terminal.
+    #[test]
+    fn panics_while_raw() {
+        if std::env::var_os(PANICS).is_none() {
+            return;
+        }
+        let terminal = RawTerminal::enter().unwrap().expect("standard input is a terminal");
+        assert!(ORIGINAL.lock().unwrap().is_some(), "it is not raw");
+        // Nothing is dropped on the way out: the panic's message has to find the terminal restored.
+        std::mem::forget(terminal);
+        panic!("on purpose");
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        let pty = match openpty(None, None) {
+            Ok(pty) => pty,
+            Err(error) => return capsa_test::skip("a_panic_gives_the_terminal_back", error),
+        };
+        let before = tcgetattr(&pty.slave).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "terminal::tests::panics_while_raw", "--nocapture"])
+            .env(PANICS, "1")
+            .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("on purpose"), "{stderr}");
+        assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    }
+}

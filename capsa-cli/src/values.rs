@@ -2,23 +2,35 @@
 //!
 //! Each function takes a text and gives a value or one sentence fragment about why not.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use capsa::{
     Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsConfig,
+    ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
 
 type Read<T> = Result<T, String>;
 
 const MIB: u64 = 1 << 20;
 
+/// Digits of a size, which are less than a u64 can have.
+const MOST_DIGITS: usize = 18;
+
 /// A size in MiB: `512M`, `2G`, `1.5GiB`. Units are powers of 1024, with or without the `i`.
 pub(crate) fn memory_mb(text: &str) -> Read<u32> {
-    let bytes = parse_size::Config::new()
-        .with_binary()
-        .parse_size(text)
-        .map_err(|error| format!("{error}; write 512M or 2G"))?;
+    // parse-size 1.1.0 adds to a full u64 when a 20th digit follows, which panics or comes out as 0.
+    if text.bytes().filter(u8::is_ascii_digit).count() > MOST_DIGITS {
+        return Err("it has more digits than any machine has bytes".into());
+    }
+    let size = parse_size::Config::new().with_binary().parse_size(text);
+    let bytes = size.map_err(|error| match error {
+        parse_size::Error::PosOverflow => "it is more than any machine has".to_owned(),
+        _ => "it is no size; write 512M or 2G".into(),
+    })?;
+    if (1..MIB).contains(&bytes) && text.trim().bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("it has no unit; write 512M or 2G".into());
+    }
     if bytes % MIB != 0 {
         return Err("it is not a whole number of MiB; write 512M or 2G".into());
     }
@@ -76,6 +88,65 @@ pub(crate) fn share(text: &str) -> Read<SharedDir> {
         }
         _ => Err("it is not HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:rw".into()),
     }
+}
+
+/// A vsock port of the guest as a unix socket of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VsockRelay {
+    /// Who connects.
+    pub(crate) direction: VsockDirection,
+    pub(crate) port: u32,
+    /// To the guest, we listen here; to the host, we connect to it.
+    pub(crate) socket: PathBuf,
+}
+
+/// `listen:PORT:SOCKET`, `connect:PORT:SOCKET`.
+pub(crate) fn vsock(text: &str) -> Read<VsockRelay> {
+    let form = || "write listen:PORT:SOCKET or connect:PORT:SOCKET".to_owned();
+    let (verb, rest) = text.split_once(':').ok_or_else(form)?;
+    let (port, socket) = rest.split_once(':').ok_or_else(form)?;
+    let direction = match verb {
+        "listen" => VsockDirection::ToGuest,
+        "connect" => VsockDirection::ToHost,
+        _ => return Err(form()),
+    };
+    if socket.is_empty() {
+        return Err("it names no socket".into());
+    }
+    let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+    Ok(VsockRelay { direction, port, socket: socket.into() })
+}
+
+/// A machine's name: letters, digits, `-`, `_` and `.`, at most 64, not beginning with a `-` or `.`.
+pub(crate) fn name(text: &str) -> Read<String> {
+    let may_be = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match text {
+        "" => Err("it is empty".into()),
+        text if text.len() > 64 => Err("it is longer than 64 letters".into()),
+        text if text.starts_with(['-', '.']) || !text.chars().all(may_be) => {
+            Err("write letters, digits, -, _ and ., with a letter or digit first".into())
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// How a run tells how far it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ProgressMode {
+    /// One line on a terminal, until the guest speaks.
+    #[default]
+    Auto,
+    /// JSON lines on standard error.
+    Json,
+    /// Not at all.
+    None,
+}
+
+/// `auto`, `json`, `none`.
+pub(crate) fn progress(text: &str) -> Read<ProgressMode> {
+    let words =
+        [("auto", ProgressMode::Auto), ("json", ProgressMode::Json), ("none", ProgressMode::None)];
+    one_of(text, &words)
 }
 
 /// `stdio`, `enabled`, `disabled`.
@@ -156,7 +227,7 @@ fn one_of<T: Clone>(text: &str, words: &[(&str, T)]) -> Read<T> {
     let found = words.iter().find(|(word, _)| *word == text);
     found.map(|(_, value)| value.clone()).ok_or_else(|| {
         let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        format!("write {}", words.join(" or "))
+        format!("it is not known; write {}", words.join(" or "))
     })
 }
 
@@ -183,6 +254,7 @@ mod tests {
             ("2 Q", None),
             ("8192E", None),
             ("15E", None),
+            ("184467440737095515602", None),
         ] {
             assert_eq!(memory_mb(text).ok(), want, "{text}: {:?}", memory_mb(text));
         }
@@ -239,6 +311,31 @@ mod tests {
     }
 
     #[test]
+    fn vsock_relays() {
+        let relay =
+            |direction, port, socket: &str| VsockRelay { direction, port, socket: socket.into() };
+        assert_eq!(
+            vsock("listen:5000:a:b.sock"),
+            Ok(relay(VsockDirection::ToGuest, 5000, "a:b.sock"))
+        );
+        assert_eq!(vsock("connect:1:/s"), Ok(relay(VsockDirection::ToHost, 1, "/s")));
+        for text in ["", "listen", "listen:1", "listen:1:", "listen::s", "listen:-1:s", "both:1:s"]
+        {
+            assert!(vsock(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        for text in ["a", "build-7", "A.b_c", "0"] {
+            assert_eq!(name(text).as_deref(), Ok(text));
+        }
+        for text in ["", "-a", ".", "..", "a/b", "a b", "ü", &"x".repeat(65)] {
+            assert!(name(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn every_word_of_the_flag_table_is_read() {
         for flag in FLAGS {
             let Takes::Word(words) = flag.takes else { continue };
@@ -248,11 +345,15 @@ mod tests {
                     "--network" => network(word).is_ok(),
                     "--accel" => accelerator(word).is_ok(),
                     "--on-reboot" => on_reboot(word).is_ok(),
+                    "--progress" => progress(word).is_ok(),
                     other => panic!("{other} is not tried here"),
                 };
                 assert!(is_read, "{} {word}", flag.name);
             }
         }
-        assert_eq!(console("tty").unwrap_err(), "write stdio or enabled or disabled");
+        assert_eq!(
+            console("tty").unwrap_err(),
+            "it is not known; write stdio or enabled or disabled"
+        );
     }
 }

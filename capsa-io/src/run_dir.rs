@@ -95,6 +95,48 @@ impl Drop for RunDir {
     }
 }
 
+/// A run directory, and who made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The directory.
+    pub path: PathBuf,
+    /// The process that made it.
+    pub owner: u32,
+    /// The owner lives: it holds its lock. A process that only has its number by now holds none.
+    pub is_owned: bool,
+    /// Its children that still run, by number and start time.
+    pub children: Vec<u32>,
+}
+
+/// Every run directory in `base`, owned or left behind, by path. Changes nothing.
+///
+/// # Errors
+///
+/// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
+pub fn list(base: &Path) -> io::Result<Vec<Found>> {
+    if !base.exists() {
+        return Ok(Vec::new());
+    }
+    // No owner is between making its directory and locking it.
+    let _base = lock_base(base)?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(base)? {
+        let path = entry?.path();
+        let Ok(mut lock) = File::open(path.join(LOCK)) else { continue };
+        let is_owned = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
+        let mut text = String::new();
+        if lock.read_to_string(&mut text).is_err() {
+            continue;
+        }
+        let words = text.strip_prefix(MARK).and_then(|words| words.split_whitespace().next());
+        let Some(owner) = words.and_then(|owner| owner.parse().ok()) else { continue };
+        let children = living_children(&path);
+        found.push(Found { path, owner, is_owned, children });
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
 /// What a sweep found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swept {
@@ -175,24 +217,21 @@ fn is_our_name(path: &Path) -> bool {
 }
 
 fn kill_children(run_dir: &Path) -> Vec<u32> {
-    let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
-    let mut killed = Vec::new();
-    for line in children.lines() {
-        let mut words = line.split(' ');
-        let (Some(Ok(pid)), Some(Ok(start))) =
-            (words.next().map(str::parse::<u32>), words.next().map(str::parse::<u64>))
-        else {
-            continue;
-        };
-        // A number alone may be another process by now; with its start time it is this one.
-        if start != 0
-            && sys::start_time(pid) == Some(start)
-            && sys::signal_group(pid, nix::sys::signal::Signal::SIGKILL).is_ok()
-        {
-            killed.push(pid);
-        }
-    }
+    let mut killed = living_children(run_dir);
+    killed.retain(|pid| sys::signal_group(*pid, nix::sys::signal::Signal::SIGKILL).is_ok());
     killed
+}
+
+/// The children that were written down and still run. A number alone may be another process by now;
+/// with its start time it is that child.
+fn living_children(run_dir: &Path) -> Vec<u32> {
+    let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
+    let child = |line: &str| {
+        let (pid, start) = line.split_once(' ')?;
+        let (pid, start) = (pid.parse().ok()?, start.parse::<u64>().ok()?);
+        (start != 0 && sys::start_time(pid) == Some(start)).then_some(pid)
+    };
+    children.lines().filter_map(child).collect()
 }
 
 /// Makes `base` if need be, refuses it when it is not ours alone, and holds its lock.
@@ -248,6 +287,29 @@ mod tests {
         let swept = sweep(base.path()).unwrap();
         assert_eq!(swept, [Swept { path: left, killed: vec![] }]);
         assert!(owned.path().exists());
+    }
+
+    #[test]
+    fn a_list_tells_owners_from_what_they_left() {
+        let base = tempfile::tempdir().unwrap();
+        let owned = RunDir::create(&base.path().join("owned")).unwrap();
+        let me = std::process::id();
+        owned.note_child(me).unwrap();
+        let left = base.path().join("left");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join(LOCK), format!("capsa {me} 1\n")).unwrap();
+        // The number of a process that lives, and another start time.
+        fs::write(left.join(CHILDREN), format!("{me} 1\nnonsense\n")).unwrap();
+        fs::create_dir(base.path().join("photos")).unwrap();
+        let found = list(base.path()).unwrap();
+        let want = |path: &Path, is_owned, children| Found {
+            path: path.to_owned(),
+            owner: me,
+            is_owned,
+            children,
+        };
+        assert_eq!(found, [want(&left, false, vec![]), want(owned.path(), true, vec![me])]);
+        assert_eq!(list(&base.path().join("none")).unwrap(), []);
     }
 
     #[test]

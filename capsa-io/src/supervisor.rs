@@ -65,6 +65,8 @@ const LATE: Duration = Duration::from_secs(1);
 pub enum Event {
     /// Its status changed.
     Status(VmStatus),
+    /// The hypervisor answers on its control channel. The guest is told to go next.
+    ControlReady,
     /// The guest booted again.
     Rebooted,
     /// The console has output that was not there before. Said once until it is taken.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
 use capsa_io::{facts, run_dir};
-use capsa_proto::backend::{Availability, HypervisorBackend, ProbeReport};
+use capsa_proto::backend::{Availability, HypervisorBackend, ProbePlan, ProbeReport};
 use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
 use capsa_proto::fake::{self, Part};
 use capsa_proto::host::{HostFacts, Os, Reason};
@@ -50,6 +50,19 @@ pub struct BackendReport {
     pub availability: Availability,
     /// What it can do.
     pub capabilities: BackendCapabilities,
+    /// The programs beside the hypervisor that some machines need, whether or not they are here.
+    pub helpers: Vec<HelperReport>,
+}
+
+/// A program beside a hypervisor: what serves its shares, its network, its sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HelperReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is; `None` where it was not found.
+    pub program: Option<String>,
+    /// What it says of its version; `None` where it does not answer.
+    pub version: Option<String>,
 }
 
 /// Every backend in the order in which they are tried on this host.
@@ -61,14 +74,34 @@ pub fn backends() -> Vec<BackendReport> {
     in_order(host.os)
         .into_iter()
         .map(|backend| {
-            let found = probe::ask(&backend.probe(host.arch, None), &Programs::new());
+            let plan = backend.probe(host.arch, None);
+            let found = probe::ask(&plan, &Programs::new());
             BackendReport {
                 name: backend.name(),
                 availability: backend.judge(&host, &found),
                 capabilities: backend.capabilities().clone(),
+                helpers: helpers(backend.name(), &plan, &found),
             }
         })
         .collect()
+}
+
+/// What was found of the programs that a backend asks for beside its own. The first question to each
+/// is the one for its version.
+fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperReport> {
+    let mut helpers: Vec<HelperReport> = Vec::new();
+    for question in plan.questions.iter().filter(|question| question.program != backend) {
+        let name = question.program;
+        if helpers.iter().any(|helper| helper.name == name) {
+            continue;
+        }
+        // One that was asked for its options says nothing of its version.
+        let line = found.output(question.key).and_then(|said| said.lines().next());
+        let line = line.filter(|line| !line.starts_with("Usage"));
+        let version = line.map(|line| line.strip_prefix(name).unwrap_or(line).trim().to_owned());
+        helpers.push(HelperReport { name, program: found.found(question.key), version });
+    }
+    helpers
 }
 
 /// A machine that was checked and planned.

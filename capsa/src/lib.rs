@@ -94,7 +94,7 @@ mod stdio;
 #[cfg(feature = "async")]
 mod vsock;
 
-pub use backends::{BackendReport, Rejection, backends};
+pub use backends::{BackendReport, HelperReport, Rejection, backends};
 pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;

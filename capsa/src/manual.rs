@@ -3,6 +3,9 @@
 #[doc = include_str!("manual/architecture.md")]
 pub mod architecture {}
 
+#[doc = include_str!("manual/cli.md")]
+pub mod cli {}
+
 #[cfg(feature = "blocking")]
 #[doc = include_str!("manual/console.md")]
 pub mod console {}

@@ -3,22 +3,26 @@
 
 use std::fs;
 
+use capsa_cli::fuzz;
 use capsa_proto::{cmdline, codec, console, lifecycle, qcow2};
 use capsa_test::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 10] = [
+const TARGETS: [(&str, Body); 13] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
+    ("config", fuzz::config),
     ("console_ansi", console::fuzz::ansi),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
+    ("duration", fuzz::duration),
     ("http", codec::fuzz::http),
     ("json_stream", codec::fuzz::json_stream),
     ("lifecycle", lifecycle::fuzz::run),
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
+    ("size", fuzz::size),
 ];
 
 /// The sorted names in a directory of `fuzz/`.

@@ -1,10 +1,13 @@
 //! The command as a child on pipes ([`Capsa`]) or on a terminal ([`Terminal`]). Killed when dropped.
 
+// Each test program uses what it needs.
+#![allow(dead_code)]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -59,6 +62,46 @@ pub(crate) fn nano_arguments(dir: &Path, how: Nano) -> Vec<OsString> {
     arguments
 }
 
+/// Where the machines of a test are.
+pub(crate) fn run_dir(dir: &Path) -> PathBuf {
+    dir.join("run")
+}
+
+/// Runs the command to its end without a machine of its own: exit code, standard output, standard
+/// error. It sees the machines of whoever has the same `dir`.
+pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = capsa();
+    command.args(arguments).env("CAPSA_RUN_DIR", run_dir(dir)).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// Whether bash is here. Says so where not.
+pub(crate) fn has_bash(test: &str) -> bool {
+    let found = Command::new("bash").arg("--version").output().is_ok();
+    if !found {
+        skip(test, "bash is not installed");
+    }
+    found
+}
+
+/// What bash offers for the last of these words, in this directory and with the machines of it.
+pub(crate) fn completed(dir: &Path, words: &[&str]) -> Vec<String> {
+    let script = "PATH=${CAPSA%/*}:$PATH; source <(capsa completions bash)
+        COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _capsa; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .args(words)
+        .env("CAPSA", env!("CARGO_BIN_EXE_capsa"))
+        .env("CAPSA_RUN_DIR", run_dir(dir))
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    String::from_utf8(output.stdout).unwrap().split_whitespace().map(String::from).collect()
+}
+
 /// The command on pipes.
 pub(crate) struct Capsa {
     child: Child,
@@ -67,7 +110,7 @@ pub(crate) struct Capsa {
     paused: bool,
     stderr: Option<JoinHandle<String>>,
     pub(crate) seen: Vec<u8>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Capsa {
@@ -77,9 +120,17 @@ impl Capsa {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
+        let mut arguments = nano_arguments(dir.path(), how);
+        arguments.extend(more.iter().map(OsString::from));
+        let run_dir = run_dir(dir.path());
+        Some(Self::with(dir, &arguments, &run_dir))
+    }
+
+    /// Starts it with these arguments, among the machines of `run_dir`.
+    pub(crate) fn with(dir: TempDir, arguments: &[OsString], run_dir: &Path) -> Self {
         let mut child = capsa()
-            .args(nano_arguments(dir.path(), how))
-            .args(more)
+            .args(arguments)
+            .env("CAPSA_RUN_DIR", run_dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -92,18 +143,51 @@ impl Capsa {
             text
         });
         let output = Some(read_in_thread(child.stdout.take().unwrap()));
-        Some(Self {
-            child,
-            output,
-            paused: false,
-            stderr: Some(stderr),
-            seen: Vec::new(),
-            _dir: dir,
-        })
+        Self { child, output, paused: false, stderr: Some(stderr), seen: Vec::new(), dir }
+    }
+
+    /// Whether this comes within a moment.
+    pub(crate) fn comes_soon(&mut self, what: &[u8]) -> bool {
+        let end = Instant::now() + Duration::from_millis(500);
+        let output = self.output.as_ref().unwrap();
+        while !self.seen.windows(what.len()).any(|w| w == what) {
+            match output.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(more) => self.seen.extend(more),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_killed(&mut self) {
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.code(), None, "{status}");
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// A directory that goes with it.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Another command about the machines of this one, run to its end: exit code, standard output,
+    /// standard error.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> (i32, String, String) {
+        ask(self.dir(), arguments)
+    }
+
+    /// Waits until `capsa ps` shows it, by this name.
+    #[track_caller]
+    pub(crate) fn wait_until_listed(&self, name: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.ask(&["ps"]).1.contains(name) {
+            assert!(Instant::now() < end, "{name} is not listed");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) {
@@ -183,13 +267,27 @@ impl Terminal {
         if !has_qemu(test) {
             return None;
         }
+        let dir = tempfile::tempdir().unwrap();
+        let arguments = nano_arguments(dir.path(), how);
+        let run_dir = run_dir(dir.path());
+        Self::in_run_dir(test, dir, &run_dir, &arguments)
+    }
+
+    /// Starts it with these arguments, among the machines of `run_dir`; `None` where there is no
+    /// terminal.
+    pub(crate) fn in_run_dir(
+        test: &str,
+        dir: TempDir,
+        run_dir: &Path,
+        arguments: &[OsString],
+    ) -> Option<Self> {
         let pty = openpty(None, None).map_err(|error| skip(test, error)).ok()?;
         let before = tcgetattr(&pty.slave).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-        let dir = tempfile::tempdir().unwrap();
         let mut command = capsa();
         command
-            .args(nano_arguments(dir.path(), how))
+            .args(arguments)
+            .env("CAPSA_RUN_DIR", run_dir)
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio());
@@ -197,6 +295,15 @@ impl Terminal {
         let ours = File::from(pty.master);
         let output = read_in_thread(ours.try_clone().unwrap());
         Some(Self { child, ours, theirs: pty.slave, output, seen: Vec::new(), before, _dir: dir })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What came until now.
+    pub(crate) fn seen(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
     }
 
     pub(crate) fn modes(&self) -> Termios {
@@ -246,6 +353,14 @@ impl Drop for Terminal {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Kills the hypervisor that this process started.
+pub(crate) fn kill_hypervisor(owner: u32) {
+    let children = Command::new("pgrep").args(["-P", &owner.to_string(), "qemu"]).output();
+    let children = String::from_utf8(children.unwrap().stdout).unwrap();
+    let pid = children.trim().parse().unwrap_or_else(|_| panic!("no hypervisor: {children:?}"));
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
 /// Reads until the end, or until nobody takes any more. The channel holds nothing, so that a test

@@ -9,7 +9,7 @@ use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Ready as ReadyWhen};
 use capsa_proto::time::Instant;
 
-use super::{CONSOLE, EVENTS, Supervisor, keys};
+use super::{CONSOLE, EVENTS, Event, Supervisor, keys};
 use crate::event_pipe::EventPipe;
 use crate::process::{Inherited, Process};
 use crate::run_dir::{self, RunDir};
@@ -96,6 +96,9 @@ impl Supervisor {
         let Some(mut awaiting) = self.awaiting else { return };
         if self.is_up(awaiting.id) {
             self.awaiting = None;
+            if awaiting.id == self.plan.hypervisor() {
+                self.events.push_back(Event::ControlReady);
+            }
             self.tell(Input::Ready(awaiting.id));
             return;
         }

@@ -1,0 +1,155 @@
+//! `capsa doctor`: whether this host can run machines, and what to do where not.
+
+use std::fmt::Write as _;
+
+use capsa::run_dir;
+use capsa::{BackendReport, NoteLevel};
+use serde_json::{Value, json};
+
+use crate::envelope;
+use crate::failure::{Failure, NO_BACKEND, OK};
+use crate::print::print;
+
+/// How good one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    /// Machines run, but not as one would wish.
+    Poor,
+    /// Something cannot be had. Another backend may make up for it.
+    Bad,
+}
+
+#[derive(Debug)]
+struct Finding {
+    verdict: Verdict,
+    about: String,
+    what: String,
+    remedy: Option<String>,
+}
+
+/// Checks, and prints what it found.
+pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
+    let reports = capsa::backends();
+    let base = run_dir::base();
+    let run_dirs = run_dir::list(&base).map(|_| ()).map_err(|error| error.to_string());
+    let findings = findings(&reports, &base.display().to_string(), run_dirs.as_ref().err());
+    let usable = reports.iter().find(|report| report.availability.is_usable());
+    let healthy = usable.is_some() && run_dirs.is_ok();
+    if json {
+        let findings: Vec<Value> = findings.iter().map(Finding::json).collect();
+        let content = json!({
+            "healthy": healthy,
+            "backend": usable.map(|report| report.name),
+            "findings": findings,
+        });
+        print(&envelope::document("doctor", content))?;
+    } else {
+        let mut out: String = findings.iter().map(Finding::text).collect();
+        let _ = match usable.filter(|_| healthy) {
+            Some(report) => writeln!(out, "\nMachines can run here, on {}.", report.name),
+            None => writeln!(out, "\nNo machine can run here until this is mended."),
+        };
+        print(&out)?;
+    }
+    Ok(if healthy { OK } else { NO_BACKEND })
+}
+
+fn findings(reports: &[BackendReport], base: &str, run_dirs: Option<&String>) -> Vec<Finding> {
+    let finding = |verdict, about: &str, what: String, remedy: Option<&str>| Finding {
+        verdict,
+        about: about.into(),
+        what,
+        remedy: remedy.map(String::from),
+    };
+    let mut findings = vec![match run_dirs {
+        None => finding(Verdict::Good, "run directories", format!("in {base}"), None),
+        Some(error) => {
+            let remedy = "set CAPSA_RUN_DIR to a directory that is yours alone";
+            finding(Verdict::Bad, "run directories", error.clone(), Some(remedy))
+        }
+    }];
+    for BackendReport { name, availability, helpers, .. } in reports {
+        if availability.is_usable() {
+            let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
+            let program = availability.program.as_deref().unwrap_or("?");
+            findings.push(finding(Verdict::Good, name, format!("{program}{version}"), None));
+            for note in &availability.notes {
+                let verdict = match note.level {
+                    NoteLevel::Warning => Verdict::Poor,
+                    NoteLevel::Info => Verdict::Good,
+                };
+                findings.push(finding(verdict, name, note.text.clone(), None));
+            }
+            for helper in helpers.iter().filter(|helper| helper.program.is_none()) {
+                let needs = what_needs(helper.name);
+                let what = format!("no {} was found: no {needs}", helper.name);
+                let remedy = format!("install {}", helper.name);
+                findings.push(finding(Verdict::Poor, name, what, Some(&remedy)));
+            }
+        }
+        for reason in &availability.against {
+            findings.push(finding(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
+        }
+    }
+    findings
+}
+
+/// What a machine cannot have without this helper.
+fn what_needs(helper: &str) -> &'static str {
+    match helper {
+        "virtiofsd" => "virtio-fs shares",
+        "passt" => "NAT",
+        "vhost-device-vsock" => "vsock",
+        _ => "machine that needs it",
+    }
+}
+
+impl Finding {
+    fn text(&self) -> String {
+        let Self { verdict, about, what, remedy } = self;
+        let mut text = format!("{:<8} {about}: {what}\n", verdict.word());
+        if let Some(remedy) = remedy {
+            let _ = writeln!(text, "         to do: {remedy}");
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "verdict": self.verdict.word(),
+            "about": self.about,
+            "what": self.what,
+            "remedy": self.remedy,
+        })
+    }
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Good => "ok",
+            Self::Poor => "warning",
+            Self::Bad => "problem",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bad_says_what_to_do() {
+        let reports = capsa::backends();
+        let findings = findings(&reports, "/run/capsa", Some(&"it is open to others".to_owned()));
+        assert_eq!(findings[0].verdict, Verdict::Bad);
+        for finding in &findings {
+            assert!(finding.verdict != Verdict::Bad || finding.remedy.is_some(), "{finding:?}");
+            assert!(finding.text().ends_with('\n'));
+        }
+        for report in &reports {
+            assert!(findings.iter().any(|finding| finding.about == report.name), "{}", report.name);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! How a run ended: its exit code, its last words, and both as JSON.
+
+use std::io::{self, Write};
+
+use capsa::{EndedBy, StopReport, StopStep, VmStatus};
+use serde_json::{Value, json};
+
+use crate::envelope;
+use crate::failure::{self, Failure};
+use crate::job::JobEnd;
+use crate::print::{print, print_bytes};
+use crate::voice::Voice;
+
+/// Lines of a console that nobody saw, to be shown after a bad end.
+const TAIL: usize = 20;
+
+/// The end of a run.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) report: StopReport,
+    /// The signal that had it ended.
+    pub(crate) signal: Option<u8>,
+    /// What became of the command, where there was one.
+    pub(crate) job: Option<JobEnd>,
+}
+
+impl Ending {
+    /// The exit code: the command's own status where it ran and nothing else ended the machine.
+    pub(crate) fn code(&self) -> u8 {
+        let code = exit_code(&self.report, self.signal);
+        if self.signal.is_some() || self.report.time_limit {
+            return code;
+        }
+        match &self.job {
+            Some(JobEnd::Ran { status, .. }) => *status,
+            Some(JobEnd::Failed(_)) if matches!(code, failure::OK | failure::POWER_CUT) => {
+                failure::NO_COMMAND
+            }
+            _ => code,
+        }
+    }
+
+    /// All of it, for programs.
+    pub(crate) fn json(&self) -> Value {
+        let steps: Vec<&str> = self.report.steps.iter().map(|step| step_word(*step)).collect();
+        let mut told = json!({
+            "code": self.code(),
+            "ended_by": ended_word(&self.report.ended_by),
+            "report": self.report.to_string(),
+            "time_limit": self.report.time_limit,
+            "steps": steps,
+        });
+        if let Some(JobEnd::Ran { output, status, truncated }) = &self.job {
+            told["command"] = json!({
+                "status": status,
+                "output": String::from_utf8_lossy(output),
+                "truncated": truncated,
+            });
+        }
+        told
+    }
+
+    /// Says it: what a command printed on standard output, or there all of it as JSON; the rest on
+    /// standard error. `unseen` is the end of a console that was not shown.
+    pub(crate) fn tell(
+        &self,
+        voice: &Voice,
+        unseen: Option<&[u8]>,
+        wants_json: bool,
+    ) -> Result<(), Failure> {
+        match &self.job {
+            Some(JobEnd::Failed(why)) if self.signal.is_none() => voice.fail(why),
+            Some(JobEnd::Ran { truncated: true, .. }) => {
+                voice.warn(
+                    "the command's output is longer than what is kept: its beginning is gone",
+                );
+            }
+            _ => {}
+        }
+        match &self.job {
+            _ if wants_json => drop(print(&envelope::document("run", self.json()))?),
+            Some(JobEnd::Ran { output, .. }) => drop(print_bytes(output)?),
+            _ => {}
+        }
+        if let Some(unseen) = unseen.filter(|_| self.is_bad() && !voice.is_json()) {
+            say_tail(&String::from_utf8_lossy(unseen));
+        }
+        voice.event("stopped", self.json());
+        let words = last_words(&self.report);
+        if matches!(self.job, Some(JobEnd::Ran { .. })) && !self.is_bad() {
+            voice.detail(&words);
+        } else if !self.is_bad() || self.signal.is_some() {
+            voice.say(&words);
+        } else if !voice.is_json() {
+            voice.fail(&words);
+        }
+        Ok(())
+    }
+
+    /// Nobody wanted it to end this way. A command's status is its own affair.
+    fn is_bad(&self) -> bool {
+        let ran = matches!(self.job, Some(JobEnd::Ran { .. }));
+        let is_known = [failure::OK, failure::TIME_LIMIT].contains(&self.code());
+        self.signal.is_none() && !is_known && !ran
+    }
+}
+
+/// The exit code for an end that may have had a signal as its reason.
+fn exit_code(report: &StopReport, signal: Option<u8>) -> u8 {
+    match (&report.ended_by, signal) {
+        _ if report.steps.contains(&StopStep::GaveUp) => failure::HYPERVISOR,
+        (EndedBy::HelperLost { .. } | EndedBy::HypervisorLost { .. }, _) => failure::HYPERVISOR,
+        (EndedBy::StartFailed { .. }, None) => failure::START,
+        (EndedBy::GuestPanic, None) => failure::PANIC,
+        (_, Some(signal)) => failure::SIGNAL + signal,
+        _ if report.time_limit => failure::TIME_LIMIT,
+        (EndedBy::GuestPowerOff | EndedBy::GuestReboot, None) => failure::OK,
+        (EndedBy::Owner, None) => failure::POWER_CUT,
+        _ => failure::HYPERVISOR,
+    }
+}
+
+/// One line about it, without who says it.
+fn last_words(report: &StopReport) -> String {
+    match &report.ended_by {
+        EndedBy::StartFailed { .. } => report.to_string(),
+        _ if matches!(report.status(), VmStatus::Failed { .. }) => format!("failed: {report}"),
+        _ => format!("stopped: {report}"),
+    }
+}
+
+/// The last of a console that nobody saw.
+fn say_tail(console: &str) {
+    let lines: Vec<&str> = console.lines().collect();
+    let last = &lines[lines.len().saturating_sub(TAIL)..];
+    let mut text = String::new();
+    if !last.is_empty() {
+        text.push_str("capsa: the console last said:\n");
+    }
+    for line in last {
+        text.push_str("  | ");
+        text.extend(line.chars().filter(|c| !c.is_control()));
+        text.push('\n');
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn ended_word(by: &EndedBy) -> &'static str {
+    match by {
+        EndedBy::GuestPowerOff => "guest-power-off",
+        EndedBy::GuestReboot => "guest-reboot",
+        EndedBy::GuestPanic => "guest-panic",
+        EndedBy::Owner => "owner",
+        EndedBy::TimeLimit => "time-limit",
+        EndedBy::StartFailed { .. } => "start-failed",
+        EndedBy::HelperLost { .. } => "helper-lost",
+        EndedBy::HypervisorLost { .. } => "hypervisor-lost",
+        _ => "other",
+    }
+}
+
+fn step_word(step: StopStep) -> &'static str {
+    match step {
+        StopStep::Asked => "asked",
+        StopStep::Quit => "quit",
+        StopStep::Killed => "killed",
+        StopStep::GaveUp => "gave-up",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(ended_by: EndedBy) -> StopReport {
+        StopReport { ended_by, time_limit: false, steps: Vec::new(), exit: None }
+    }
+
+    #[test]
+    fn exit_codes() {
+        let limited = |by| StopReport { time_limit: true, ..report(by) };
+        let lost = || EndedBy::HypervisorLost { what: "it crashed".into() };
+        let not_started = || EndedBy::StartFailed { why: "no".into() };
+        for (report, signal, want) in [
+            (report(EndedBy::GuestPowerOff), None, 0),
+            (report(EndedBy::GuestReboot), None, 0),
+            (report(EndedBy::GuestPowerOff), Some(15), 143),
+            (report(EndedBy::Owner), Some(2), 130),
+            (report(EndedBy::Owner), Some(1), 129),
+            (report(EndedBy::Owner), None, 137),
+            (report(not_started()), None, 5),
+            (limited(EndedBy::GuestPowerOff), None, 6),
+            (limited(EndedBy::TimeLimit), None, 6),
+            (limited(EndedBy::TimeLimit), Some(15), 143),
+            (report(EndedBy::GuestPanic), None, 7),
+            (report(lost()), None, 8),
+            (report(lost()), Some(15), 8),
+        ] {
+            let ending = Ending { report, signal, job: None };
+            assert_eq!(ending.code(), want, "{ending:?}");
+            assert_eq!(ending.json()["code"], want);
+        }
+    }
+
+    #[test]
+    fn a_commands_status_counts_unless_something_else_ended_the_machine() {
+        let ran = || JobEnd::Ran { output: b"hi".to_vec(), status: 7, truncated: false };
+        let failed = || JobEnd::Failed("no shell".into());
+        let limited = || StopReport { time_limit: true, ..report(EndedBy::GuestPowerOff) };
+        for (report, signal, job, want) in [
+            (report(EndedBy::GuestPowerOff), None, ran(), 7),
+            // The guest did not heed the power button: the command ran all the same.
+            (report(EndedBy::Owner), None, ran(), 7),
+            (report(EndedBy::GuestPowerOff), Some(15), ran(), 143),
+            (limited(), None, ran(), 6),
+            (report(EndedBy::GuestPowerOff), None, failed(), 9),
+            (report(EndedBy::Owner), None, failed(), 9),
+            (report(EndedBy::GuestPanic), None, failed(), 7),
+            (limited(), None, failed(), 6),
+        ] {
+            let ending = Ending { report, signal, job: Some(job) };
+            assert_eq!(ending.code(), want, "{ending:?}");
+        }
+    }
+
+    #[test]
+    fn last_words_say_what_happened_in_one_line() {
+        let lost = EndedBy::HypervisorLost { what: "qemu exited with status 1".into() };
+        for (by, want) in [
+            (EndedBy::GuestPowerOff, "stopped: guest powered off"),
+            (lost, "failed: qemu exited with status 1"),
+            (EndedBy::StartFailed { why: "no qemu".into() }, "start failed: no qemu"),
+        ] {
+            assert_eq!(last_words(&report(by)), want);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! `capsa run`, from flags and a config file up to a machine that is ready to start.
+
+use std::path::Path;
+
+use capsa::{ConsoleMode, NoteLevel, Overflow};
+
+use crate::failure::{CONFIG, Failure};
+use crate::flags::{Command, Given, usage};
+use crate::job::JobPlan;
+use crate::print::print;
+use crate::session::{self, SessionPlan};
+use crate::settings::Settings;
+use crate::values;
+use crate::voice::Voice;
+use crate::{config, dry_run, machines};
+
+/// Bytes of a console on standard output that are kept for who attaches. The guest waits rather than
+/// have one dropped.
+const KEPT: usize = 64 * 1024;
+
+/// Runs a machine, or says what would be run.
+pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
+    let command = Some(given.command);
+    let progress = given.one("--progress", values::progress)?.unwrap_or_default();
+    let voice = Voice::new(given.has("--quiet"), given.has("--verbose"), progress);
+    let mut settings = settings(given)?;
+    let job = job(given, &mut settings)?;
+    let json = given.has("--json");
+    let builder = settings.builder()?;
+    let refused = |error| Failure::from_build(&error, |field| settings.name_of(field));
+    if given.has("--dry-run") {
+        let plan = builder.plan().map_err(refused)?;
+        return print(&if json {
+            dry_run::json(&plan)
+        } else {
+            dry_run::text(&plan, &builder.rejected_backends().unwrap_or_default())
+        });
+    }
+    let stdio = settings.console() == ConsoleMode::Stdio;
+    if stdio && json {
+        return Err(usage(
+            "the console and --json both want standard output; use --progress json",
+            command,
+        ));
+    }
+    if let Some(name) = &settings.name {
+        machines::refuse_twin(name)?;
+    }
+    let builder = match stdio {
+        // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
+        true => builder.console_enabled().scrollback(KEPT, Overflow::Pause),
+        false => builder,
+    };
+    let vm = builder.build_embedded().map_err(refused)?;
+    let plan = vm.launch_plan();
+    voice.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
+    for rejection in vm.rejected_backends() {
+        voice.detail(&format!("passed over: {rejection}"));
+    }
+    for note in &plan.notes {
+        match note.level {
+            NoteLevel::Warning => voice.warn(&note.text),
+            NoteLevel::Info => voice.detail(&note.text),
+        }
+    }
+    let plan = SessionPlan {
+        stdio,
+        name: settings.name,
+        grace: settings.grace,
+        log: settings.log,
+        record: settings.record,
+        relays: settings.vsock,
+        job,
+        json,
+    };
+    session::run(vm, plan, &voice)
+}
+
+/// What flags and the config file say, the flags on top.
+fn settings(given: &Given) -> Result<Settings, Failure> {
+    let command = Some(Command::Run);
+    let flags = Settings::from_flags(given)?;
+    let file = given.one_os("--config").map(|path| config::read(Path::new(path))).transpose()?;
+    match given.operands.first().map(String::as_str) {
+        Some("linux") => {}
+        Some(other) => {
+            return Err(usage(format!("there is no guest {other:?}, only linux"), command));
+        }
+        None if file.is_none() => {
+            return Err(usage("nothing says what to run: `linux`, or --config FILE", command));
+        }
+        None => {}
+    }
+    let settings = file.unwrap_or_default().overridden_by(flags);
+    if settings.kernel.is_none() {
+        return Err(Failure::new(CONFIG, "cannot run this machine: something is missing").problem(
+            "kernel: no kernel is named",
+            "add --kernel FILE, or [boot] kernel = \"FILE\" to the config file",
+        ));
+    }
+    Ok(settings)
+}
+
+/// The command behind `--`. It has the console for itself, so the machine has one that is not on
+/// standard input and output.
+fn job(given: &Given, settings: &mut Settings) -> Result<Option<JobPlan>, Failure> {
+    let command = Some(Command::Run);
+    let Some(words) = &given.behind else {
+        for flag in ["--user", "--password-file"] {
+            if given.has(flag) {
+                return Err(usage(format!("{flag} goes with -- COMMAND"), command));
+            }
+        }
+        return Ok(None);
+    };
+    if given.has("--console") && settings.console != Some(ConsoleMode::Enabled) {
+        return Err(usage("-- COMMAND needs the console: leave --console away", command));
+    }
+    settings.console = Some(ConsoleMode::Enabled);
+    JobPlan::new(words, settings.user.as_deref(), settings.password_file.as_ref()).map(Some)
+}

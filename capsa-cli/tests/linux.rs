@@ -1,0 +1,163 @@
+//! The command with a real Linux guest, in emulation.
+
+mod common;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use capsa_test::guest::{self, LinuxGuest, Variant};
+use capsa_test::vm::PATIENCE;
+use capsa_test::{host, skip, workspace};
+use common::{Terminal, capsa, run_dir};
+
+/// The guest, and a directory with a config file for it; `None`, said aloud, where there is none.
+fn guest(test: &str) -> Option<(LinuxGuest, tempfile::TempDir)> {
+    if host::find_program("qemu-system-x86_64").is_none() {
+        skip(test, "qemu-system-x86_64 is not installed");
+        return None;
+    }
+    let guest = guest::linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()?;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[boot]\nkernel = {:?}\ninitrd = {:?}\n[disk]\npath = {:?}\nephemeral = true\n\
+         [network]\nmode = \"none\"\n[resources]\ntimeout = \"3m\"\n[backend]\nname = \"qemu\"\n\
+         accel = \"emulation\"\n[cmdline]\n\
+         extra = [\"quiet\", \"mitigations=off\", \"no_timer_check\"]\n",
+        guest.kernel, guest.initrd, guest.disk_qcow2
+    );
+    fs::write(dir.path().join("linux-vm.toml"), text).unwrap();
+    Some((guest, dir))
+}
+
+/// `capsa run --config linux-vm.toml` with more behind it.
+fn run(dir: &Path, more: &[&str]) -> Command {
+    let mut command = capsa();
+    command.args(["run", "--config"]).arg(dir.join("linux-vm.toml")).args(more);
+    command.env("CAPSA_RUN_DIR", run_dir(dir)).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn commands_status_is_ours() {
+    let Some((_, dir)) = guest("commands_status_is_ours") else { return };
+    for (command, code, stdout) in [
+        (&["sh", "-c", "exit 7"][..], 7, ""),
+        (&["no-such-program"], 127, "-sh: eval: no-such-program: not found\n"),
+        (&["printf", "%s|", "a b", "$HOME", "'\"", ""], 0, "a b|$HOME|'\"||"),
+        // The shell's own: it ends the subshell, not the shell that tells the status.
+        (&["exit", "3"], 3, ""),
+    ] {
+        let output = run(dir.path(), &[&["-q", "--"], command].concat()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), said.as_str()), (Some(code), stdout), "{stderr}");
+        // A panic of the guest's kernel has a code too, and words.
+        assert_eq!(stderr, "");
+    }
+}
+
+#[test]
+fn login_that_fails_has_its_exit_code_and_says_why() {
+    let Some((_, dir)) = guest("login_that_fails") else { return };
+    let password = dir.path().join("password");
+    fs::write(&password, "wrong\n").unwrap();
+    let more = ["--user", "user", "--password-file", password.to_str().unwrap(), "--", "id"];
+    let output = run(dir.path(), &more).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert!(stderr.contains("capsa: cannot log in: login as \"user\" refused"), "{stderr}");
+    assert!(!stderr.contains("wrong"), "{stderr}");
+
+    fs::write(&password, "secret\n").unwrap();
+    let output = run(dir.path(), &more).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("uid="));
+}
+
+#[test]
+fn interrupt_key_reaches_the_guests_program() {
+    let test = "interrupt_key_reaches_the_guests_program";
+    let Some((_, dir)) = guest(test) else { return };
+    let arguments: Vec<OsString> = vec![
+        "run".into(),
+        "--config".into(),
+        dir.path().join("linux-vm.toml").into(),
+        "--console".into(),
+        "stdio".into(),
+    ];
+    let machines = run_dir(dir.path());
+    let Some(mut terminal) = Terminal::in_run_dir(test, dir, &machines, &arguments) else { return };
+    terminal.wait_for(b"login: ");
+    terminal.wait_until_raw();
+    terminal.write(b"root\r");
+    terminal.wait_for(b"# ");
+    terminal.write(b"trap 'echo caught' INT; while :; do echo going; sleep 1; done\r");
+    terminal.wait_for(b"\ngoing");
+    terminal.write(b"\x03");
+    terminal.wait_for(b"caught\r\n");
+    terminal.write(b"\x1dk");
+    assert_eq!(terminal.wait_for_end(), 137);
+    assert_eq!(terminal.modes(), terminal.before);
+}
+
+/// The program that talks over vsock in the guest, which sees this host's files.
+fn vsock_peer(test: &str) -> Option<PathBuf> {
+    let peer = workspace::built("vsock-peer");
+    for (found, why) in [
+        (host::find_program("virtiofsd").is_some(), "virtiofsd is not installed"),
+        (host::find_program("vhost-device-vsock").is_some(), "vhost-device-vsock is not installed"),
+    ] {
+        if !found {
+            skip(test, why);
+            return None;
+        }
+    }
+    Some(peer)
+}
+
+#[test]
+fn vsock_ports_are_unix_sockets() {
+    let test = "vsock_ports_are_unix_sockets";
+    let Some((_, dir)) = guest(test) else { return };
+    let Some(peer) = vsock_peer(test) else { return };
+    let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
+    let listener = UnixListener::bind(&to_host).unwrap();
+    let listen = format!("listen:5000:{}", to_guest.display());
+    let connect = format!("connect:77:{}", to_host.display());
+    let script = format!(
+        "chroot /host {peer} connect 77 hello && exec chroot /host {peer} listen 5000",
+        peer = peer.display()
+    );
+    let more = ["--share", "/:/host", "--vsock", &listen, "--vsock", &connect, "--name", "sockets"];
+    let mut child = run(dir.path(), &[&more[..], &["--", "sh", "-c", &script]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The guest comes to us.
+    let (heard, _) = listener.accept().unwrap();
+    let mut line = String::new();
+    BufReader::new(&heard).read_line(&mut line).unwrap();
+    assert_eq!(line, "hello\n");
+    (&heard).write_all(b"heard\n").unwrap();
+    drop(heard);
+    // We come to the guest, as soon as it listens.
+    let end = Instant::now() + PATIENCE;
+    let mut echo = [0; 4];
+    while !UnixStream::connect(&to_guest).is_ok_and(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(b"echo").is_ok() && stream.read_exact(&mut echo).is_ok()
+    }) {
+        assert!(Instant::now() < end, "nobody listens in the guest");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(&echo, b"echo");
+    assert_eq!(common::ask(dir.path(), &["stop", "sockets"]).0, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+    assert!(!to_guest.exists(), "the socket stays behind");
+}
