@@ -11,9 +11,9 @@
 //! | `restart NAME` | `ok`, when the old one is off and a new one runs |
 //! | `stop NAME` | `ok`, when it is off |
 //!
-//! or `error:` and why. Whoever asks while a machine changes waits for that. SIGTERM and SIGINT stop all machines and then the service. One that crashes
-//! stays down until it is restarted. What this was before Capsa, and what became of it, is told in the
-//! manual, module `manual::migration`.
+//! or `error:` and why. Whoever asks while a machine changes waits for that. SIGTERM and SIGINT stop all
+//! machines and then the service. One that crashes stays down until it is restarted. What this was before
+//! Capsa, and what became of it, is told in the manual, module `manual::migration`.
 
 use std::collections::BTreeMap;
 use std::error::Error;

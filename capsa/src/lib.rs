@@ -41,6 +41,7 @@
 //! | see what this host can do | [`backends()`] |
 //! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
+//! | do it at a shell | [`manual::cli`] |
 //! | understand how it is built | [`manual::architecture`], [`manual::embedding`] |
 //!
 //! # Promises
