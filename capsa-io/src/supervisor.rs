@@ -101,6 +101,8 @@ pub struct Supervisor {
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
     last_words: usize,
+    /// It waits now.
+    exit_waits: bool,
     /// It was started, and nobody has called since.
     neglected: bool,
     /// Who plays the guest, where no hypervisor runs it.
@@ -140,6 +142,7 @@ impl Supervisor {
             read_budget,
             budgets: Budgets::at_most(read_budget),
             last_words: 0,
+            exit_waits: false,
             neglected: false,
             player: None,
             ready: Ready::new(),
@@ -378,7 +381,8 @@ impl Supervisor {
             self.events_ready();
             self.console_ready();
             self.stderr_ready(id);
-            if self.more_last_words() {
+            self.exit_waits = self.more_last_words();
+            if self.exit_waits {
                 return;
             }
         }
@@ -416,7 +420,8 @@ impl Supervisor {
         if self.awaiting.is_some_and(|a| a.next <= now) {
             self.look_for_readiness();
         }
-        if self.machine.poll_timeout().is_some_and(|d| d.at <= now) {
+        // Nothing is late while we alone hold up the news of the hypervisor's end.
+        if !self.exit_waits && self.machine.poll_timeout().is_some_and(|d| d.at <= now) {
             self.tell(Input::Timeout);
         }
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
