@@ -69,7 +69,7 @@ impl Tape {
             && let Err(error) = log.write_all(&bytes).and_then(|()| log.flush())
         {
             self.log = None;
-            voice.warn(&format!("the console is not logged any more: {error}"));
+            voice.fail(&format!("the console is not logged any more: {error}"));
         }
         self.write(voice, |encoder, at| encoder.output(at, &bytes));
     }
@@ -95,7 +95,7 @@ impl Tape {
         let line = line(encoder, self.begin.elapsed());
         if let Err(error) = file.write_all(line.as_bytes()).and_then(|()| file.flush()) {
             self.cast = None;
-            voice.warn(&format!("the recording is not whole: {error}"));
+            voice.fail(&format!("the recording is not whole: {error}"));
         }
     }
 }

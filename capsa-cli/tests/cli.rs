@@ -83,6 +83,29 @@ fn time_limit_has_its_exit_code() {
 }
 
 #[test]
+fn what_is_lost_is_said_however_quiet() {
+    let test = "what_is_lost_is_said_however_quiet";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = nano_arguments(dir.path(), Nano::default());
+    let machine =
+        arguments.iter().filter(|word| !["--console", "stdio"].contains(&word.to_str().unwrap()));
+    let limited = ["--quiet", "--timeout", "1s", "--log", "/dev/full", "--", "true"];
+    let end = capsa().args(machine).args(limited).output().unwrap();
+    let stderr = String::from_utf8_lossy(&end.stderr);
+    assert_eq!(end.status.code(), Some(6), "{stderr}");
+    for words in [
+        "the console is not logged any more",
+        "the time limit was reached before the command had ended",
+    ] {
+        assert!(stderr.contains(words), "no {words:?} in {stderr}");
+    }
+    assert!(end.stdout.is_empty());
+}
+
+#[test]
 fn slow_reader_loses_no_byte() {
     let test = "slow_reader_loses_no_byte";
     // More than all buffers on the way hold together.
