@@ -69,11 +69,12 @@ impl Ending {
         wants_json: bool,
     ) -> Result<(), Failure> {
         match &self.job {
-            // What it failed of then is that the machine went.
-            Some(JobEnd::Failed(_)) if self.report.time_limit => {
-                voice.fail("the time limit was reached before the command had ended");
+            Some(JobEnd::Failed(why)) if self.signal.is_none() => {
+                voice.fail(why);
+                if self.report.time_limit {
+                    voice.fail("the time limit was reached before the command had ended");
+                }
             }
-            Some(JobEnd::Failed(why)) if self.signal.is_none() => voice.fail(why),
             Some(JobEnd::Ran { truncated: true, .. }) => {
                 voice.fail(
                     "the command's output is longer than what is kept: its beginning is gone",
