@@ -301,6 +301,7 @@ impl Supervisor {
         let _entered = span.enter();
         self.look_at_the_clock();
         self.more = false;
+        self.exit_waits = false;
         self.budgets = Budgets::at_most(self.read_budget);
         for process in self.processes.iter_mut().flatten() {
             process.allow(self.budgets.stderr);
