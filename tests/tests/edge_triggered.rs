@@ -18,7 +18,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
-use capsa::{Overflow, RebootPolicy};
+use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
 use capsa_test::fake::{self, machine};
 use capsa_test::skip;
 
@@ -92,28 +92,7 @@ fn a_flood_arrives_whole_by_sixteen_bytes_a_call() {
     if !fake::alone(FAKE, test) {
         return;
     }
-    let begin = || {
-        let orders = machine(&format!("up console*{BYTES} console=END serve")).read_budget(16);
-        let mut vm = orders.build_embedded().unwrap();
-        let reader = vm.add_reader();
-        let (mut calls, mut said) = (0, Vec::new());
-        let on_event: OnEvent = Box::new(move |vm, event| {
-            if event == VmEvent::ConsoleData {
-                calls += 1;
-                said.extend(vm.take(reader));
-                if said.ends_with(b"END") {
-                    assert!(calls >= BYTES / 16, "{calls} calls");
-                    said.truncate(BYTES);
-                    assert!(said == fake::flood(BYTES), "it is not what was sent");
-                    vm.kill().unwrap();
-                }
-            }
-        });
-        (vm, on_event)
-    };
-    on_each_loop(test, begin, |name, vm| {
-        assert_eq!(vm.scrollback().end(), BYTES as u64 + 3, "{name}");
-    });
+    arrives_whole(test, BYTES, BYTES / 16, |builder| builder.read_budget(16));
 }
 
 #[test]
@@ -125,18 +104,31 @@ fn a_paused_guest_goes_on_whenever_its_reader_does() {
     }
     // The descriptor is taken out of the poller and put back, thousands of times, while the loop
     // outside watches the poller for edges.
+    arrives_whole(test, BYTES, BYTES / 64, |builder| {
+        builder.scrollback(64, Overflow::Pause).read_budget(64)
+    });
+}
+
+/// A flood of so many bytes comes to its reader through each loop, in so many events at least.
+fn arrives_whole(
+    test: &str,
+    bytes: usize,
+    events: usize,
+    how: impl Fn(LinuxVmBuilder) -> LinuxVmBuilder,
+) {
     let begin = || {
-        let orders = machine(&format!("up console*{BYTES} console=END serve"));
-        let orders = orders.scrollback(64, Overflow::Pause).read_budget(64);
-        let mut vm = orders.build_embedded().unwrap();
+        let orders = machine(&format!("up console*{bytes} console=END serve"));
+        let mut vm = how(orders).build_embedded().unwrap();
         let reader = vm.add_reader();
-        let mut said = Vec::new();
+        let (mut told, mut said) = (0, Vec::new());
         let on_event: OnEvent = Box::new(move |vm, event| {
             if event == VmEvent::ConsoleData {
+                told += 1;
                 said.extend(vm.take(reader));
                 if said.ends_with(b"END") {
-                    said.truncate(BYTES);
-                    assert!(said == fake::flood(BYTES), "it is not what was sent");
+                    assert!(told >= events, "{told} events");
+                    said.truncate(bytes);
+                    assert!(said == fake::flood(bytes), "it is not what was sent");
                     vm.kill().unwrap();
                 }
             }
@@ -144,7 +136,7 @@ fn a_paused_guest_goes_on_whenever_its_reader_does() {
         (vm, on_event)
     };
     on_each_loop(test, begin, |name, vm| {
-        assert_eq!(vm.scrollback().end(), BYTES as u64 + 3, "{name}");
+        assert_eq!(vm.scrollback().end(), bytes as u64 + 3, "{name}");
     });
 }
 
