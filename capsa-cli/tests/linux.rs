@@ -10,18 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa_test::guest::{self, LinuxGuest, Variant};
-use capsa_test::vm::PATIENCE;
+use capsa_test::guest::LinuxGuest;
+use capsa_test::vm::{self, PATIENCE};
 use capsa_test::{host, skip, workspace};
 use common::{Terminal, capsa, run_dir};
 
 /// The guest, and a directory with a config file for it; `None`, said aloud, where there is none.
 fn guest(test: &str) -> Option<(LinuxGuest, tempfile::TempDir)> {
-    if host::find_program("qemu-system-x86_64").is_none() {
-        skip(test, "qemu-system-x86_64 is not installed");
-        return None;
-    }
-    let guest = guest::linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()?;
+    let guest = vm::linux_guest(test)?;
     let dir = tempfile::tempdir().unwrap();
     let text = format!(
         "[boot]\nkernel = {:?}\ninitrd = {:?}\n[disk]\npath = {:?}\nephemeral = true\n\

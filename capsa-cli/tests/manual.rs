@@ -6,8 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use capsa_test::guest::{self, Variant};
-use capsa_test::{host, skip};
+use capsa_test::vm;
 use common::{capsa, run_dir};
 
 const MANUAL: &str = include_str!("../../capsa/src/manual/cli.md");
@@ -84,13 +83,7 @@ fn line_matches(line: &str, pattern: &str) -> bool {
 #[test]
 fn transcripts_are_what_happens() {
     let test = "transcripts_are_what_happens";
-    if host::find_program("qemu-system-x86_64").is_none() {
-        return skip(test, "qemu-system-x86_64 is not installed");
-    }
-    let guest = match guest::linux(Variant::Cloud) {
-        Ok(guest) => guest,
-        Err(why) => return skip(test, why),
-    };
+    let Some(guest) = vm::linux_guest(test) else { return };
     let dir = tempfile::tempdir().unwrap();
     for (name, file) in
         [("bzImage", guest.kernel), ("initrd", guest.initrd), ("rootfs.qcow2", guest.disk_qcow2)]

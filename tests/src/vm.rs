@@ -8,7 +8,7 @@ use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
-use crate::guest::LinuxGuest;
+use crate::guest::{self, LinuxGuest, Variant};
 use crate::nano::Nano;
 use crate::{host, skip};
 
@@ -79,6 +79,15 @@ impl NanoGuest {
             .no_network()
             .console_enabled()
     }
+}
+
+/// The real Linux guest; `None`, said aloud, where it cannot be made or no QEMU is installed.
+pub fn linux_guest(test: &str) -> Option<LinuxGuest> {
+    if host::find_program("qemu-system-x86_64").is_none() {
+        skip(test, "qemu-system-x86_64 is not installed");
+        return None;
+    }
+    guest::linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()
 }
 
 /// A machine with a real Linux guest: 256 MiB, a console, no network, and few words.

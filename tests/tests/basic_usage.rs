@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use capsa_test::guest::{self, Variant};
-use capsa_test::vm::NanoGuest;
+use capsa_test::vm::{self, NanoGuest};
 use capsa_test::{host, skip};
 
 /// The program. Only its name and its place differ.
@@ -48,16 +47,10 @@ mod program {
 #[test]
 fn the_program_of_the_specification_runs() {
     const TEST: &str = "basic usage";
-    if host::find_program("qemu-system-x86_64").is_none() {
-        return skip(TEST, "qemu-system-x86_64 is not installed");
-    }
     if host::find_program("virtiofsd").is_none() {
         return skip(TEST, "virtiofsd is not installed, and the guest's kernel has no 9p");
     }
-    let guest = match guest::linux(Variant::Cloud) {
-        Ok(guest) => guest,
-        Err(why) => return skip(TEST, why),
-    };
+    let Some(guest) = vm::linux_guest(TEST) else { return };
     let dir = tempfile::tempdir().unwrap();
     let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, dir.path().join(to));
     link(&guest.kernel, "bzImage").unwrap();

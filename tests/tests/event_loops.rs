@@ -29,9 +29,8 @@ use capsa::embed::{Ended, Outcome, Vm, VmEvent};
 use capsa::testing::{self, Answer, FakeGuest};
 use capsa::{Accelerator, EndedBy, StopStep};
 use capsa_test::conformance::Subject;
-use capsa_test::guest::{LinuxGuest, Variant, linux};
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
-use capsa_test::{fake, host, nano, skip};
+use capsa_test::{fake, nano, skip};
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
@@ -162,16 +161,8 @@ fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
 #[test]
 fn linux_is_driven_by_every_loop() {
     let test = "linux_is_driven_by_every_loop";
-    let Some(guest) = linux_guest(test) else { return };
+    let Some(guest) = vm::linux_guest(test) else { return };
     on_each_loop(test, || vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE);
-}
-
-fn linux_guest(test: &str) -> Option<LinuxGuest> {
-    if host::find_program("qemu-system-x86_64").is_none() {
-        skip(test, "qemu-system-x86_64 is not installed");
-        return None;
-    }
-    linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use capsa::blocking::VmConsole;
 use capsa::{Capsa, DiskImage, EndedBy, Error, StopStep};
-use capsa_test::guest::{self, Variant};
-use capsa_test::{host, skip, vm};
+use capsa_test::{guest, host, skip, vm};
 
 /// Emulated, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -25,13 +24,7 @@ fn status(console: &mut VmConsole, command: &str) -> i32 {
 
 #[test]
 fn login_commands_and_a_graceful_stop() {
-    if host::find_program("qemu-system-x86_64").is_none() {
-        return skip("linux guest", "qemu-system-x86_64 is not installed");
-    }
-    let guest = match guest::linux(Variant::Cloud) {
-        Ok(guest) => guest,
-        Err(why) => return skip("linux guest", why),
-    };
+    let Some(guest) = vm::linux_guest("linux guest") else { return };
     let vm = vm::linux(&guest).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, Answer, FakeGuest, Inputs, Tempo};
 use capsa::{EndedBy, Error, Overflow, Recording, VmStatus};
-use capsa_test::guest::{self, Variant};
+use capsa_test::nano;
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
-use capsa_test::{host, nano, skip};
 use serde_json::Value;
 
 /// A real Linux guest in emulation, on a loaded machine.
@@ -256,13 +255,7 @@ fn linux_session(vm: &VmHandle) -> capsa::Result<Vec<u8>> {
 #[test]
 fn a_real_linux_guest_is_recorded_and_replayed() {
     let test = "a_real_linux_guest_is_recorded_and_replayed";
-    if host::find_program("qemu-system-x86_64").is_none() {
-        return skip(test, "qemu-system-x86_64 is not installed");
-    }
-    let guest = match guest::linux(Variant::Cloud) {
-        Ok(guest) => guest,
-        Err(why) => return skip(test, why),
-    };
+    let Some(guest) = vm::linux_guest(test) else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("linux.cast");
     let real = vm::linux(&guest).record(Recording::new(&path).with_input());

@@ -11,12 +11,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use capsa_test::guest::{self, Variant};
 use capsa_test::nano::{self, Nano};
 use capsa_test::processes::runs;
 use capsa_test::stand_in::vfkit::{Call, Fault};
 use capsa_test::stand_in::{Broken, Faulty};
-use capsa_test::vm::{PATIENCE, eventually};
+use capsa_test::vm::{self, PATIENCE, eventually};
 use capsa_test::{host, skip, stand_in, workspace};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};
@@ -261,10 +260,7 @@ fn sockets_of_vsock_carry_bytes_as_they_are() {
     {
         return skip(test, "vhost-device-vsock or virtiofsd is not installed");
     }
-    let linux = match guest::linux(Variant::Cloud) {
-        Ok(linux) => linux,
-        Err(why) => return skip(test, why),
-    };
+    let Some(linux) = vm::linux_guest(test) else { return };
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
     let listener = UnixListener::bind(&to_host).unwrap();
