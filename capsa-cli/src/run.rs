@@ -13,7 +13,7 @@ use crate::session::{self, SessionPlan};
 use crate::settings::Settings;
 use crate::values;
 use crate::voice::Voice;
-use crate::{config, dry_run};
+use crate::{config, dry_run, machines};
 
 /// Bytes of a console on standard output that are kept for who attaches. The guest waits rather than
 /// have one dropped.
@@ -53,6 +53,8 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let (user, password_file) = (settings.user.as_deref(), settings.password_file.as_ref());
     let words = given.behind.as_ref().filter(|_| has_job);
     let job = words.map(|words| JobPlan::new(words, user, password_file)).transpose()?;
+    // Before anything is made, a log for one, that a machine of this name may have.
+    let turn = settings.name.as_deref().map(machines::take_name).transpose()?;
     let plan = vm.launch_plan();
     voice.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
     for rejection in vm.rejected_backends() {
@@ -67,6 +69,7 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let plan = SessionPlan {
         stdio,
         name: settings.name,
+        turn,
         grace: settings.grace,
         log: settings.log,
         record: settings.record,

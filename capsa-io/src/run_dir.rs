@@ -47,6 +47,27 @@ pub fn prepare(base: &Path) -> io::Result<()> {
     lock_base(base).map(drop)
 }
 
+/// Waits for a turn among those who give machines in `base` names, and holds it until the value is
+/// dropped or this process ends. Who looks whether a name is free, and makes a machine of it, within
+/// one turn shares it with nobody.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub fn naming_turn(base: &Path) -> io::Result<NamingTurn> {
+    prepare(base)?;
+    // The directory itself is what is locked, so that nothing is left of it.
+    let turn = File::open(base)?;
+    turn.lock()?;
+    Ok(NamingTurn { _lock: turn })
+}
+
+/// A turn among those who give machines names, see [`naming_turn`].
+#[derive(Debug)]
+pub struct NamingTurn {
+    _lock: File,
+}
+
 /// Does in `base` what a start does: makes a run directory, and in it a socket with the longest name
 /// that a machine's can have. Both are taken away again; `base` itself stays.
 ///
