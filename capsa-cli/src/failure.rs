@@ -37,6 +37,8 @@ pub(crate) const HYPERVISOR: u8 = 8;
 pub(crate) const NO_COMMAND: u8 = 9;
 /// There is no machine of that name, or it cannot do that.
 pub(crate) const NO_MACHINE: u8 = 10;
+/// Standard output could not be written. That nobody reads it is no error.
+pub(crate) const OUTPUT: u8 = 11;
 /// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
 pub(crate) const POWER_CUT: u8 = 137;
 /// What is added to the number of the signal that ended it.
@@ -54,6 +56,7 @@ pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("8", "the hypervisor, or a helper of it, failed"),
     ("9", "the command behind -- could not be run in the guest, or did not tell its status"),
     ("10", "no machine of that name runs, or it cannot be talked to"),
+    ("11", "standard output could not be written: a full disk"),
     ("any", "with -- COMMAND: the command's own status, once it has run"),
     ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("137", "the machine's power was cut: it was killed, or did not power off when asked"),

@@ -15,7 +15,7 @@ use capsa::run_dir::{self, Found, NamingTurn};
 use serde_json::{Value, json};
 
 use crate::control::{ABOUT, About, Request, SOCKET};
-use crate::failure::{CONFIG, Failure, HYPERVISOR, NO_MACHINE, OK, START};
+use crate::failure::{CONFIG, Failure, NO_MACHINE, OK, START};
 use crate::flags::{Given, usage};
 use crate::print::print;
 use crate::{envelope, values};
@@ -98,7 +98,7 @@ fn found() -> Result<Vec<Found>, Failure> {
 }
 
 fn cannot_look(do_what: &str, error: &io::Error) -> Failure {
-    Failure::new(HYPERVISOR, format!("cannot {do_what}: {error}"))
+    Failure::new(CONFIG, format!("cannot {do_what}: {error}"))
         .hint("set CAPSA_RUN_DIR as it was for the machines; `capsa doctor` tells more")
 }
 

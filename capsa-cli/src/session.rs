@@ -79,6 +79,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     // The terminal is given back before the last words.
     let Session { vm, stdio, signal, job, control, .. } = session;
     let was_shown = stdio.is_some();
+    let is_lossy = stdio.as_ref().is_some_and(|stdio| stdio.output.is_lossy());
     let ends_line = stdio.is_some_and(|stdio| stdio.output.is_mid_line());
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
@@ -94,7 +95,10 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     if let Some(control) = control {
         control.finish(&ending.json());
     }
-    Ok(ending.code())
+    Ok(match ending.code() {
+        failure::OK if is_lossy => failure::OUTPUT,
+        code => code,
+    })
 }
 
 /// Who is ready.
