@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendReport, NoteLevel, run_dir, scratch};
+use capsa::{BackendReport, Lack, NoteLevel, run_dir, scratch};
 use serde_json::{Value, json};
 
-use crate::envelope;
 use crate::failure::{Failure, NO_BACKEND, OK};
 use crate::print::print;
+use crate::{envelope, list};
 
 const RUN_DIRS: &str = "set CAPSA_RUN_DIR to a short path that is yours alone, or can be made";
 const OVERLAYS: &str = "set TMPDIR to a directory with room for what guests write; until then no disk \
@@ -74,7 +74,7 @@ fn place(about: &str, otherwise: Verdict, tried: &Result<String, String>, remedy
 }
 
 fn of_backend(report: &BackendReport) -> Vec<Finding> {
-    let BackendReport { name, availability, helpers, .. } = report;
+    let BackendReport { name, availability, .. } = report;
     let mut findings = Vec::new();
     if availability.is_usable() {
         let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
@@ -87,27 +87,15 @@ fn of_backend(report: &BackendReport) -> Vec<Finding> {
             };
             findings.push(Finding::new(verdict, name, note.text.clone(), None));
         }
-        for helper in helpers.iter().filter(|helper| helper.program.is_none()) {
-            let needs = what_needs(helper.name);
-            let what = format!("no {} was found: no {needs}", helper.name);
-            let remedy = format!("install {}", helper.name);
-            findings.push(Finding::new(Verdict::Poor, name, what, Some(&remedy)));
+        for Lack { feature, reason } in list::lacks(report) {
+            let what = format!("no {}: {}", list::name_of(*feature), reason.what);
+            findings.push(Finding::new(Verdict::Poor, name, what, Some(&reason.remedy)));
         }
     }
     for reason in &availability.against {
         findings.push(Finding::new(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
     }
     findings
-}
-
-/// What a machine cannot have without this helper.
-fn what_needs(helper: &str) -> &'static str {
-    match helper {
-        "virtiofsd" => "virtio-fs shares",
-        "passt" => "NAT",
-        "vhost-device-vsock" => "vsock",
-        _ => "machine that needs it",
-    }
 }
 
 impl Finding {
