@@ -61,6 +61,11 @@ impl Machine {
         })
     }
 
+    /// Whether its run still opens its door. It does so until it has told everybody of the end.
+    pub(crate) fn still_runs(&self) -> bool {
+        UnixStream::connect(self.path.join(SOCKET)).is_ok()
+    }
+
     /// Asks its run for something, and gives the connection with the answer.
     pub(crate) fn ask(&self, request: &Request) -> Result<(BufReader<UnixStream>, Value), Failure> {
         let called = self.called();
