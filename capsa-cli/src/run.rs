@@ -46,9 +46,10 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     if let Some(name) = &settings.name {
         machines::refuse_twin(name)?;
     }
-    let builder = match stdio {
-        // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
-        true => builder.console_enabled().scrollback(KEPT, Overflow::Pause),
+    // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
+    let builder = if stdio { builder.console_enabled() } else { builder };
+    let builder = match stdio || job.is_some() {
+        true => builder.scrollback(KEPT, Overflow::Pause),
         false => builder,
     };
     let vm = builder.build_embedded().map_err(refused)?;

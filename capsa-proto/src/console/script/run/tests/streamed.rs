@@ -86,8 +86,7 @@ fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
     (0..1_000_000u32).for_each(|n| guest.push_back(b'a' + (n % 23) as u8));
     let said: Vec<u8> = guest.iter().copied().collect();
     guest.extend(END);
-    let (mut log, mut cursor) =
-        (Scrollback::with_overflow(50_000, Overflow::Pause), Cursor::at(0));
+    let (mut log, mut cursor) = (Scrollback::with_overflow(50_000, Overflow::Pause), Cursor::at(0));
     let (mut script, mut taken) = (begun(&mut log, &mut cursor), Vec::new());
     let reply = (0..1000).find_map(|round| {
         // Ten turns of the guest to one of ours.
@@ -143,8 +142,7 @@ fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
     assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
     log.push(END);
     assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
-    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, true)
-    else {
+    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, true) else {
         panic!("done")
     };
     assert_eq!((reply.output.len(), reply.status), (100_000, Some(3)));
