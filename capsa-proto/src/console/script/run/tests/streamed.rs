@@ -2,33 +2,10 @@
 
 use super::*;
 use crate::console::Overflow;
+use crate::console::fuzz::Streamed;
 
 const BEGIN: &[u8] = b"capsa:begin:000000000000beef\r\n";
 const END: &[u8] = b"capsa:end:000000000000beef:3;\r\n";
-
-/// Takes what there is after each poll.
-struct Taker {
-    script: RunCommand,
-    taken: Vec<u8>,
-}
-
-impl Script for Taker {
-    fn poll_output(
-        &mut self,
-        now: Instant,
-        log: &Scrollback,
-        cursor: &mut Cursor,
-        closed: bool,
-    ) -> Output {
-        let output = self.script.poll_output(now, log, cursor, closed);
-        self.taken.extend(self.script.take_output());
-        output
-    }
-
-    fn poll_timeout(&self) -> Option<Deadline> {
-        self.script.poll_timeout()
-    }
-}
 
 /// A streamed command that has begun, and whose time is over after ten seconds.
 fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
@@ -50,7 +27,7 @@ fn pieces_add_up_to_what_comes_at_once() {
     for behaviour in behaviours {
         for (chunk, seed) in [(1, 0), (7, 1), (64, 2), (4096, 3)] {
             let whole = talk(&mut command("x", None), &mut shell(behaviour), chunk, seed);
-            let mut taker = Taker { script: command("x", None).streamed(), taken: Vec::new() };
+            let mut taker = Streamed { script: command("x", None).streamed(), taken: Vec::new() };
             let talk = talk(&mut taker, &mut shell(behaviour), chunk, seed);
             let (whole, reply) = (whole.result.expect("a reply"), talk.result.expect("a reply"));
             taker.taken.extend(&reply.output);
