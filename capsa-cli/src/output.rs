@@ -24,6 +24,8 @@ pub(crate) struct Output {
     written: usize,
     /// Nobody reads any more: what comes is dropped.
     broken: bool,
+    /// Bytes were dropped that somebody may have wanted: the disk is full, say.
+    is_lossy: bool,
     last: Option<u8>,
 }
 
@@ -39,17 +41,12 @@ impl Output {
             Some(terminal) => terminal,
             None => File::from(stdout.as_fd().try_clone_to_owned()?),
         };
-        Ok(Self { to, bytes: Vec::new(), written: 0, broken: false, last: None })
+        Ok(Self { to, bytes: Vec::new(), written: 0, broken: false, is_lossy: false, last: None })
     }
 
     /// Whether everything was written, so that it takes more.
     pub(crate) fn is_empty(&self) -> bool {
         self.written == self.bytes.len()
-    }
-
-    /// Whether nobody reads any more, or what came could not be written.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken
     }
 
     /// Takes bytes. Whoever has many waits until what it has is written.
@@ -78,10 +75,22 @@ impl Output {
                 let gone = [Errno::EPIPE, Errno::EIO].map(|errno| Some(errno as i32));
                 if !gone.contains(&error.raw_os_error()) {
                     // A full disk is worth a word; that nobody reads any more is not.
-                    let _ = writeln!(io::stderr(), "capsa: warning: standard output: {error}");
+                    self.is_lossy = true;
+                    let text = format!("cannot write to standard output any more: {error}");
+                    let _ = writeln!(io::stderr(), "capsa: {text}");
                 }
             }
         }
+    }
+
+    /// Whether nothing can be written any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether bytes were dropped for another reason than that nobody reads.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.is_lossy
     }
 
     /// Whether the last line was not ended.
