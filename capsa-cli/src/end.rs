@@ -199,13 +199,13 @@ mod tests {
             (report(EndedBy::Owner), Some(2), 130),
             (report(EndedBy::Owner), Some(1), 129),
             (report(EndedBy::Owner), None, 137),
-            (report(not_started()), None, 5),
-            (limited(EndedBy::GuestPowerOff), None, 6),
-            (limited(EndedBy::TimeLimit), None, 6),
+            (report(not_started()), None, 113),
+            (limited(EndedBy::GuestPowerOff), None, 114),
+            (limited(EndedBy::TimeLimit), None, 114),
             (limited(EndedBy::TimeLimit), Some(15), 143),
-            (report(EndedBy::GuestPanic), None, 7),
-            (report(lost()), None, 8),
-            (report(lost()), Some(15), 8),
+            (report(EndedBy::GuestPanic), None, 115),
+            (report(lost()), None, 116),
+            (report(lost()), Some(15), 116),
         ] {
             let ending = Ending { report, signal, job: None };
             assert_eq!(ending.code(), want, "{ending:?}");
@@ -223,14 +223,14 @@ mod tests {
             // The guest did not heed the power button: the command ran all the same.
             (report(EndedBy::Owner), None, ran(), 7),
             (report(EndedBy::GuestPowerOff), Some(15), ran(), 143),
-            (limited(), None, ran(), 6),
-            (report(EndedBy::GuestPowerOff), None, failed(), 9),
-            (report(EndedBy::Owner), None, failed(), 9),
-            (report(EndedBy::GuestPanic), None, failed(), 7),
-            (limited(), None, failed(), 6),
+            (limited(), None, ran(), 114),
+            (report(EndedBy::GuestPowerOff), None, failed(), 117),
+            (report(EndedBy::Owner), None, failed(), 117),
+            (report(EndedBy::GuestPanic), None, failed(), 115),
+            (limited(), None, failed(), 114),
             (report(EndedBy::GuestPowerOff), None, JobEnd::Unheard, 0),
             (report(EndedBy::Owner), None, JobEnd::Unheard, 0),
-            (report(EndedBy::GuestPanic), None, JobEnd::Unheard, 7),
+            (report(EndedBy::GuestPanic), None, JobEnd::Unheard, 115),
         ] {
             let job = JobReport { end: job, output: None, truncated: false };
             let ending = Ending { report, signal, job: Some(job) };

@@ -73,7 +73,7 @@ fn output_comes_while_the_command_runs() {
     assert!(child.try_wait().unwrap().is_none(), "the command has not ended");
     // What it has printed stays printed when it is cut off.
     assert_eq!(common::ask(dir.path(), &["stop", "talks"]).0, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(9));
+    assert_eq!(child.wait().unwrap().code(), Some(117));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_command_that_is_cut_off_has_shown_what_it_printed() {
         let output = run(dir.path(), &[&limits, flags, &job].concat()).output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(6), "{stderr}");
+        assert_eq!(output.status.code(), Some(114), "{stderr}");
         assert!(stderr.contains("the time limit was reached before the command had ended"));
         if json {
             let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
@@ -139,7 +139,7 @@ fn login_that_fails_has_its_exit_code_and_says_why() {
     let more = ["--user", "user", "--password-file", password.to_str().unwrap(), "--", "id"];
     let output = run(dir.path(), &more).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert_eq!(output.status.code(), Some(117), "{stderr}");
     assert!(stderr.contains("capsa: cannot log in: login as \"user\" refused"), "{stderr}");
     assert!(!stderr.contains("wrong"), "{stderr}");
 
@@ -228,6 +228,6 @@ fn vsock_ports_are_unix_sockets() {
     }
     assert_eq!(&echo, b"echo");
     assert_eq!(common::ask(dir.path(), &["stop", "sockets"]).0, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(9));
+    assert_eq!(child.wait().unwrap().code(), Some(117));
     assert!(!to_guest.exists(), "the socket stays behind");
 }
