@@ -30,8 +30,8 @@ pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, Pty, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
-    socket_pair, wait_exited,
+    Peek, Pty, StandardStreams, before_exec, connect, open_pty, peek, prepare_exec,
+    set_nonblocking, signal_group, socket_pair, wait_exited,
 };
 
 #[cfg(test)]
