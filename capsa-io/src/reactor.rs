@@ -42,8 +42,9 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// In a forked copy of the program, where the thread that waits is not; when the system refuses.
     pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
+        self.poll.must_be_ours()?;
         Ok(Registration { _source: self.poll.add(io, key)? })
     }
 

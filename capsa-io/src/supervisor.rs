@@ -294,8 +294,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When the poller itself fails. Everything else that goes wrong is the machine's, and shows
-    /// in its status.
+    /// In a forked copy of the program, and when the poller itself fails. Everything else that goes
+    /// wrong is the machine's, and shows in its status.
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
@@ -437,6 +437,9 @@ impl Supervisor {
 
     /// Carries out every action. The machine's own bounds make this end.
     fn act(&mut self) {
+        if !self.poll.is_ours() {
+            return;
+        }
         while let Some(action) = self.machine.poll_action() {
             match action {
                 Action::Spawn(id) => {
@@ -521,6 +524,9 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
+        if !self.poll.is_ours() {
+            return;
+        }
         if self.neglected && !std::thread::panicking() {
             let _entered = self.span.enter();
             tracing::warn!("dropped without having been driven: nobody called on_ready");

@@ -227,7 +227,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the poller itself fails, which is a broken process. Everything else shows in the status.
+    /// In a forked copy of the program that made it, and when the poller itself fails, which is a broken
+    /// process. Everything else shows in the status.
     pub fn on_ready(&mut self) -> io::Result<()> {
         self.supervisor.on_ready()
     }

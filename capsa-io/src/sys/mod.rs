@@ -5,6 +5,7 @@
 //! | item | Linux | macOS |
 //! | --- | --- | --- |
 //! | [`Poll`], [`Source`] | epoll | kqueue |
+//! | [`Maker`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
@@ -17,6 +18,7 @@
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+mod maker;
 mod poll;
 mod unix;
 
@@ -25,6 +27,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
+pub(crate) use maker::Maker;
 pub(crate) use os::{DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, start_time};
 pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
