@@ -27,6 +27,7 @@ use std::time::Duration;
 use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
+use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
@@ -133,7 +134,10 @@ impl Supervisor {
             poll: Poll::new()?,
             processes: plan.processes.iter().map(|_| None).collect(),
             control: Control::new(plan.control.clone(), CONTROL),
-            console: Console::new(options.scrollback, options.overflow),
+            console: match plan.console.mode() {
+                ConsoleMode::Disabled => Console::none(),
+                _ => Console::new(options.scrollback, options.overflow),
+            },
             event_pipe: None,
             awaiting: None,
             run_dir: None,
