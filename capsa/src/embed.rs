@@ -5,7 +5,8 @@
 //!
 //! # The contract
 //!
-//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed.
+//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed. Where the
+//!    loop counts in milliseconds, round up: rounded down, it spins through the last one.
 //! 2. Call [`Vm::on_ready`]. Calling it for nothing is harmless.
 //! 3. Take events with [`Vm::poll_event`] until there are none.
 //! 4. Ask [`Vm::next_timeout`] again before waiting: any call may have changed it, and it is zero
