@@ -113,6 +113,11 @@ impl Console {
         }
     }
 
+    /// The console of a machine that has none.
+    pub(crate) fn none() -> Self {
+        Self { closed: true, ..Self::new(1, Overflow::DropOldest) }
+    }
+
     /// Everything the guest said that is still kept.
     pub fn log(&self) -> &Scrollback {
         &self.log
@@ -223,7 +228,8 @@ impl Console {
         Ok(taken)
     }
 
-    /// Begins a conversation at the reader's place. `true` when it is over at once.
+    /// Begins a conversation at the reader's place. `true` when it is over at once, as for a reader
+    /// that is not there.
     pub(crate) fn begin(
         &mut self,
         now: Instant,
@@ -456,9 +462,15 @@ impl Console {
     /// Polls one conversation until it waits or is over. `true` when it is over now.
     fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
         let Some(wait) = self.waits.get_mut(&id) else { return false };
-        let Some(cursor) = self.readers.get_mut(&wait.reader) else { return false };
-        // A wait that begins when the machine has long been over has nothing to wait for.
-        let (log, closed) = (&self.log, self.closed && self.closing.is_none_or(|at| at <= now));
+        let log = &self.log;
+        // A wait that begins when the machine has long been over has nothing to wait for, nor has one
+        // of a reader that is not there.
+        let over = self.closed && self.closing.is_none_or(|at| at <= now);
+        let mut nowhere = Cursor::at(log.end());
+        let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
+            Some(cursor) => (cursor, over),
+            None => (&mut nowhere, true),
+        };
         wait.ended = match &mut wait.conversation {
             Conversation::Expect(expect) => {
                 expect.poll(now, log, cursor, closed).map(Ended::Expect)
