@@ -21,24 +21,25 @@ use crate::envelope;
 pub(crate) const OK: u8 = 0;
 /// The command line makes no sense.
 pub(crate) const USAGE: u8 = 2;
-/// What was asked for cannot be had.
-pub(crate) const CONFIG: u8 = 3;
+/// What was asked for cannot be had. From here on they are ones that the commands people run in
+/// guests hardly use: those of pytest, curl and grep are below, a shell's and timeout(1)'s above.
+pub(crate) const CONFIG: u8 = 111;
 /// No hypervisor can be used here.
-pub(crate) const NO_BACKEND: u8 = 4;
+pub(crate) const NO_BACKEND: u8 = 112;
 /// The machine could not be started.
-pub(crate) const START: u8 = 5;
+pub(crate) const START: u8 = 113;
 /// The machine ran into its time limit.
-pub(crate) const TIME_LIMIT: u8 = 6;
+pub(crate) const TIME_LIMIT: u8 = 114;
 /// The guest's kernel panicked.
-pub(crate) const PANIC: u8 = 7;
+pub(crate) const PANIC: u8 = 115;
 /// The hypervisor, or a helper of it, failed.
-pub(crate) const HYPERVISOR: u8 = 8;
+pub(crate) const HYPERVISOR: u8 = 116;
 /// The command that was to be run in the guest was not, or did not tell its status.
-pub(crate) const NO_COMMAND: u8 = 9;
+pub(crate) const NO_COMMAND: u8 = 117;
 /// There is no machine of that name, or it cannot do that.
-pub(crate) const NO_MACHINE: u8 = 10;
+pub(crate) const NO_MACHINE: u8 = 118;
 /// Standard output could not be written. That nobody reads it is no error.
-pub(crate) const OUTPUT: u8 = 11;
+pub(crate) const OUTPUT: u8 = 119;
 /// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
 pub(crate) const POWER_CUT: u8 = 137;
 /// What is added to the number of the signal that ended it.
@@ -48,15 +49,15 @@ pub(crate) const SIGNAL: u8 = 128;
 pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "the guest powered off or rebooted, by itself or because it was asked to"),
     ("2", "the command line makes no sense"),
-    ("3", "the configuration is invalid, or no hypervisor here can do what it asks"),
-    ("4", "no hypervisor can be used here"),
-    ("5", "the machine could not be started"),
-    ("6", "the time limit was reached"),
-    ("7", "the guest's kernel panicked"),
-    ("8", "the hypervisor, or a helper of it, failed"),
-    ("9", "the command behind -- could not be run in the guest, or did not tell its status"),
-    ("10", "no machine of that name runs, or it cannot be talked to"),
-    ("11", "standard output could not be written: a full disk"),
+    ("111", "the configuration is invalid, or no hypervisor here can do what it asks"),
+    ("112", "no hypervisor can be used here"),
+    ("113", "the machine could not be started"),
+    ("114", "the time limit was reached"),
+    ("115", "the guest's kernel panicked"),
+    ("116", "the hypervisor, or a helper of it, failed"),
+    ("117", "the command behind -- could not be run in the guest, or did not tell its status"),
+    ("118", "no machine of that name runs, or it cannot be talked to"),
+    ("119", "standard output could not be written: a full disk"),
     ("any", "with -- COMMAND: the command's own status, once it has run"),
     ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("137", "the machine's power was cut: it was killed, or did not power off when asked"),

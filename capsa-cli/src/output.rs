@@ -49,14 +49,16 @@ impl Output {
         self.written == self.bytes.len()
     }
 
-    /// Takes bytes. What it has must be written before.
+    /// Takes bytes. Whoever has many waits until what it has is written.
     pub(crate) fn put(&mut self, bytes: Vec<u8>) {
-        debug_assert!(self.is_empty());
         if self.broken {
             return;
         }
         self.last = bytes.last().copied().or(self.last);
-        (self.bytes, self.written) = (bytes, 0);
+        match self.is_empty() {
+            true => (self.bytes, self.written) = (bytes, 0),
+            false => self.bytes.extend(bytes),
+        }
     }
 
     /// Writes some. To be called when the descriptor is writable.

@@ -44,9 +44,10 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
             command,
         ));
     }
-    let builder = match stdio {
-        // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
-        true => builder.console_enabled().scrollback(KEPT, Overflow::Pause),
+    // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
+    let builder = if stdio { builder.console_enabled() } else { builder };
+    let builder = match stdio || has_job {
+        true => builder.scrollback(KEPT, Overflow::Pause),
         false => builder,
     };
     let vm = sound(&settings, problems, builder.build_embedded())?;

@@ -24,6 +24,7 @@ use crate::end::Ending;
 use crate::escape::Order;
 use crate::failure::{self, Failure, START};
 use crate::job::{Job, JobPlan, Step};
+use crate::output::Output;
 use crate::relay::Relays;
 use crate::signals::{Signals, Wish};
 use crate::stdio::Stdio;
@@ -76,11 +77,12 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
         tape.carry(&mut session.vm, voice);
         tape.finish(report.as_ref(), voice);
     }
-    // The terminal is given back before the last words.
+    let ends_line = session.output().is_some_and(Output::is_mid_line);
+    let is_lossy = session.output().is_some_and(Output::is_lossy);
     let Session { vm, stdio, signal, job, control, .. } = session;
     let was_shown = stdio.is_some();
-    let is_lossy = stdio.as_ref().is_some_and(|stdio| stdio.output.is_lossy());
-    let ends_line = stdio.is_some_and(|stdio| stdio.output.is_mid_line());
+    // The terminal is given back before the last words.
+    drop(stdio);
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
     })?;
@@ -89,7 +91,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     }
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
-    let ending = Ending { report, signal, job: job.map(Job::into_end) };
+    let ending = Ending { report, signal, job: job.map(Job::into_report) };
     let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
     ending.tell(voice, unseen, wants_json)?;
     if let Some(control) = control {
@@ -141,7 +143,8 @@ impl<'v> Session<'v> {
         let relays = Relays::listen(&plan.relays, &mut vm)?;
         // Before the terminal is raw, so that no signal can end this program while it is.
         let signals = Signals::install().map_err(broken)?;
-        let job = plan.job.map(|job| Job::new(job, &mut vm));
+        let job = plan.job.map(|job| Job::new(job, plan.json, &mut vm));
+        let job = job.transpose().map_err(broken)?;
         let mut session = Self {
             vm,
             signals,
@@ -170,6 +173,12 @@ impl<'v> Session<'v> {
         Ok(session)
     }
 
+    /// Standard output, where the guest has it.
+    fn output(&self) -> Option<&Output> {
+        let of_job = || self.job.as_ref().and_then(Job::output);
+        self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
+    }
+
     /// Starts the machine, and tells of it before anybody else has a turn.
     fn start(&mut self) -> Result<(), Failure> {
         let failed =
@@ -187,7 +196,7 @@ impl<'v> Session<'v> {
         loop {
             let over = self.vm.status().is_terminal();
             self.move_bytes();
-            if over && self.stdio.as_ref().is_none_or(|stdio| stdio.output.is_empty()) {
+            if over && self.output().is_none_or(Output::is_empty) {
                 return Ok(());
             }
             let ready = self.wait(over)?;
@@ -217,6 +226,8 @@ impl<'v> Session<'v> {
         if let Some(stdio) = &mut self.stdio {
             stdio.refill(&mut self.vm);
         }
+        let step = self.job.as_mut().and_then(|job| job.refill(&mut self.vm));
+        self.on_step(step);
         if let Some(tape) = &mut self.tape {
             tape.carry(&mut self.vm, self.voice);
         }
@@ -235,7 +246,10 @@ impl<'v> Session<'v> {
             self.relays.watch(&mut watch, Who::Relay);
         }
         if let Some(stdio) = &self.stdio {
-            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input), Who::Output);
+            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input));
+        }
+        if let Some(output) = self.output().filter(|output| !output.is_empty()) {
+            watch.writable(Who::Output, output.as_fd());
         }
         if let Some(control) = self.control.as_ref().filter(|_| !over) {
             control.watch(&mut watch, Who::Control);
@@ -257,6 +271,8 @@ impl<'v> Session<'v> {
             Who::Output => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.output.on_writable();
+                } else if let Some(job) = &mut self.job {
+                    job.on_writable();
                 }
             }
             Who::Input if over => {}
@@ -373,6 +389,7 @@ impl<'v> Session<'v> {
                 self.voice.event("prompt", json!({}));
                 self.voice.status(Some("running the command"));
             }
+            Some(Step::Spoke) => self.voice.status(None),
             Some(Step::Over) => self.give(Order::Stop),
         }
     }

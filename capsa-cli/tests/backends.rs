@@ -20,7 +20,7 @@ fn without(helpers: &[&str], words: &[&str]) -> (i32, String) {
 
 /// The cells of a row of the table.
 fn row(table: &str, name: &str) -> Vec<String> {
-    let row = table.lines().filter_map(|line| line.strip_prefix(name)).last().unwrap();
+    let row = table.lines().filter_map(|line| line.strip_prefix(name)).next_back().unwrap();
     row.split_whitespace().map(String::from).collect()
 }
 

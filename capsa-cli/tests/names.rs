@@ -48,7 +48,7 @@ fn of_many_that_want_a_name_at_once_one_has_it() {
         }
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert_eq!(output.status.code(), Some(111), "{said}");
         let words = format!("another is called one, of process {owner}\n    hint: ");
         assert!(said.contains(&words), "{said}");
         assert!(said.contains("capsa stop one") && said.contains("capsa ps"), "{said}");

@@ -60,7 +60,7 @@ fn a_full_disk_is_an_error_of_its_own_on_every_command() {
         let mut command = capsa();
         command.args(words).env("CAPSA_RUN_DIR", run_dir(dir.path()));
         let (code, text) = said(&mut command, full.into());
-        assert_eq!(code, 11, "{words:?}: {text}");
+        assert_eq!(code, 119, "{words:?}: {text}");
         assert!(text.contains("cannot write to standard output: "), "{words:?}: {text}");
         assert!(text.contains("make room there"), "{words:?}: {text}");
     }
@@ -102,7 +102,7 @@ fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), &[nano::POWER_OFF]).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(11), "{text}");
+    assert_eq!(output.status.code(), Some(119), "{text}");
     assert_eq!(text.matches("cannot write to standard output any more: ").count(), 1, "{text}");
     assert!(text.contains("guest powered off"), "the machine ends as it would: {text}");
 }
@@ -126,7 +126,7 @@ fn a_viewer_that_nobody_reads_leaves_and_one_on_a_full_disk_says_why() {
     assert_eq!(said(&mut viewer(), write.into()), (0, String::new()));
     if let Some(full) = full() {
         let (code, text) = said(&mut viewer(), full.into());
-        assert_eq!(code, 11, "{text}");
+        assert_eq!(code, 119, "{text}");
         assert!(text.contains("cannot write to standard output any more: "), "{text}");
     }
     machine.write(&[nano::POWER_OFF]);

@@ -63,7 +63,7 @@ fn config_check_refuses_what_run_refuses_at_the_same_place() {
         ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "no socket"),
     ] {
         let (code, said) = judged(dir.path(), &format!("{GOOD}{more}"));
-        assert_eq!(code, 3, "{more}{said}");
+        assert_eq!(code, 111, "{more}{said}");
         assert!(said.starts_with("capsa: cannot use ") && said.contains("one mistake\n"), "{said}");
         for part in [place, words, "\n    hint: "] {
             assert!(said.contains(part), "no {part:?} in {said}");
@@ -82,7 +82,7 @@ fn all_mistakes_of_a_file_come_at_once_in_its_order() {
                 [disk]\npath = \"/no\"\n[backend]\nname = \"qemu\"\n[cmdline]\nextra = [\"a b\"]\n";
     fs::write(&file, text).unwrap();
     let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
-    assert_eq!(code, 3);
+    assert_eq!(code, 111);
     assert!(said.contains(": 6 mistakes\n"), "{said}");
     let lines = said.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(".toml:"));
     let lines: Vec<&str> = lines.map(|(_, rest)| rest.split_once(':').unwrap().0).collect();
@@ -101,7 +101,7 @@ fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
     assert_eq!(ask(dir.path(), &[&run[..], &["--cpus", "1"]].concat()).0, 0);
     fs::write(&file, format!("{GOOD}[resources]\ncpus = 1\n")).unwrap();
     let (code, _, said) = ask(dir.path(), &[&run[..], &["--cpus", "0"]].concat());
-    assert_eq!(code, 3);
+    assert_eq!(code, 111);
     assert!(said.contains("\n  cpus: ") && !said.contains("vm.toml:"), "{said}");
 }
 
@@ -112,7 +112,7 @@ fn an_empty_file_lacks_a_kernel() {
     }
     let dir = directory();
     let (code, said) = judged(dir.path(), "");
-    assert_eq!(code, 3);
+    assert_eq!(code, 111);
     assert!(
         said.contains("kernel: no kernel is named\n    hint: add --kernel FILE, or "),
         "{said}"
@@ -136,7 +136,7 @@ fn what_is_no_config_file_is_refused_at_once() {
         (&deep, "hint: nothing here goes deeper than a list of texts"),
     ] {
         let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
-        assert_eq!(code, 3, "{said}");
+        assert_eq!(code, 111, "{said}");
         assert!(said.contains(words) && said.contains("\n    hint: "), "{said}");
     }
     // A hint quotes what is short enough to be read.
@@ -157,25 +157,29 @@ fn flags_are_refused_before_anything_is_made() {
     std::os::unix::fs::symlink("new", at("link")).unwrap();
     let before = fs::read(at("nano.elf")).unwrap();
     for (flags, want, words) in [
-        (vec!["--log".into(), at("new"), "--record".into(), at("link")], 3, "same file as the log"),
-        (vec!["--log".into(), at("nano.elf")], 3, "same file as the kernel"),
+        (
+            vec!["--log".into(), at("new"), "--record".into(), at("link")],
+            111,
+            "same file as the log",
+        ),
+        (vec!["--log".into(), at("nano.elf")], 111, "same file as the kernel"),
         (
             vec!["--disk".into(), at("disk"), "--record".into(), at("disk")],
-            3,
+            111,
             "same file as disk 1",
         ),
         (vec!["--log".into(), String::new()], 2, "--log \"\": it names no file"),
         (vec!["--user".into(), "root\nx".into(), "--".into(), "id".into()], 2, "control character"),
-        (vec!["--memory".into(), "1M".into()], 3, "hint: give 128 MiB or more"),
+        (vec!["--memory".into(), "1M".into()], 111, "hint: give 128 MiB or more"),
         (vec!["--disk".into(), format!("{}:ro:rw", at("disk"))], 2, "says again, or otherwise"),
         (
             ["--password-file", &at("empty"), "--", "id"].map(String::from).to_vec(),
-            3,
+            111,
             "its first line is empty",
         ),
         (
             ["--password-file", &at(""), "--", "id"].map(String::from).to_vec(),
-            3,
+            111,
             "it is a directory",
         ),
     ] {
@@ -212,7 +216,7 @@ fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
         let disk = format!("{disk}{mode}");
         let mut second = Capsa::start(test, Nano::default(), &["--disk", &disk]).unwrap();
         let (code, said) = second.wait_for_end();
-        assert_eq!(code, 3, "{said}");
+        assert_eq!(code, 111, "{said}");
         let words =
             format!("has {} open{how}\n    hint: end that one", &disk[..disk.len() - mode.len()]);
         assert!(said.contains(&words) && !said.contains("qemu-system"), "{said}");
@@ -248,12 +252,12 @@ fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
         }
         let [(doctor, findings, _), (run, _, refusal)] = &said[..] else { unreachable!() };
         let findings = String::from_utf8_lossy(findings);
-        assert_eq!(*doctor, 4, "{findings}");
+        assert_eq!(*doctor, 112, "{findings}");
         let about = findings.lines().find(|line| line.starts_with("problem  run directories: "));
         assert!(about.is_some_and(|about| about.contains(why)), "{findings}");
         assert!(findings.contains("to do: set CAPSA_RUN_DIR to "), "{findings}");
         let refusal = String::from_utf8_lossy(refusal);
-        assert_eq!(*run, 3, "{refusal}");
+        assert_eq!(*run, 111, "{refusal}");
         assert!(refusal.contains(why) && refusal.contains("hint: set CAPSA_RUN_DIR"), "{refusal}");
     }
     let (code, found, _) = {
@@ -286,7 +290,7 @@ fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
         ["run", "linux", "--backend", "qemu", "--accel", "emulation", "--network", "none"];
     let files = ["--kernel", kernel.to_str().unwrap(), "--disk", &disk];
     let (code, _, said) = with(&[&machine[..], &files].concat());
-    assert_eq!(code, 3, "{said}");
+    assert_eq!(code, 111, "{said}");
     assert!(
         said.contains("--disk 1: cannot make an overlay in /no/such/place (TMPDIR): "),
         "{said}"

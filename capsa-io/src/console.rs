@@ -70,7 +70,7 @@ pub(crate) struct News {
 
 struct Wait {
     reader: ReaderId,
-    /// Where the reader was, for a cancel.
+    /// Where the reader was when it had last been given something, for a cancel.
     began: Cursor,
     conversation: Conversation,
     ended: Option<Ended>,
@@ -111,6 +111,11 @@ impl Console {
             last_words: LastWords::default(),
             taps: Taps::default(),
         }
+    }
+
+    /// The console of a machine that has none.
+    pub(crate) fn none() -> Self {
+        Self { closed: true, ..Self::new(1, Overflow::DropOldest) }
     }
 
     /// Everything the guest said that is still kept.
@@ -223,7 +228,8 @@ impl Console {
         Ok(taken)
     }
 
-    /// Begins a conversation at the reader's place. `true` when it is over at once.
+    /// Begins a conversation at the reader's place. `true` when it is over at once, as for a reader
+    /// that is not there.
     pub(crate) fn begin(
         &mut self,
         now: Instant,
@@ -241,6 +247,24 @@ impl Console {
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.waits.get(&id)?.ended.as_ref()?;
         self.waits.remove(&id)?.ended
+    }
+
+    /// Takes what a conversation that streams brought since this was called last. That may let it go
+    /// on: `true` when it is over because of it.
+    pub(crate) fn take_output(&mut self, now: Instant, id: WaitId) -> (Vec<u8>, bool) {
+        let Some(wait) = self.waits.get_mut(&id) else { return (Vec::new(), false) };
+        let Conversation::Script(script) = &mut wait.conversation else {
+            return (Vec::new(), false);
+        };
+        let bytes = script.take_output();
+        if bytes.is_empty() {
+            return (bytes, false);
+        }
+        if let Some(cursor) = self.readers.get(&wait.reader) {
+            wait.began = *cursor;
+        }
+        let over = wait.ended.is_none() && self.poll_wait(now, id);
+        (bytes, over)
     }
 
     /// Gives a conversation up. What it read and did not hand out is unread again. A command that
@@ -438,9 +462,15 @@ impl Console {
     /// Polls one conversation until it waits or is over. `true` when it is over now.
     fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
         let Some(wait) = self.waits.get_mut(&id) else { return false };
-        let Some(cursor) = self.readers.get_mut(&wait.reader) else { return false };
-        // A wait that begins when the machine has long been over has nothing to wait for.
-        let (log, closed) = (&self.log, self.closed && self.closing.is_none_or(|at| at <= now));
+        let log = &self.log;
+        // A wait that begins when the machine has long been over has nothing to wait for, nor has one
+        // of a reader that is not there.
+        let over = self.closed && self.closing.is_none_or(|at| at <= now);
+        let mut nowhere = Cursor::at(log.end());
+        let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
+            Some(cursor) => (cursor, over),
+            None => (&mut nowhere, true),
+        };
         wait.ended = match &mut wait.conversation {
             Conversation::Expect(expect) => {
                 expect.poll(now, log, cursor, closed).map(Ended::Expect)

@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::sys;
+use crate::sys::{self, Maker};
 
 /// Reads `+ PID`, `- PID` and `=` (forget all) until its input closes, then kills every group still
 /// listed.
@@ -51,6 +51,7 @@ static GUARDIAN: Mutex<Option<Guardian>> = Mutex::new(None);
 
 struct Guardian {
     shell: Child,
+    maker: Maker,
     line: UnixStream,
     live: BTreeSet<u32>,
 }
@@ -96,6 +97,7 @@ fn execute(command: &mut Command) -> io::Result<Child> {
 /// Withdraws a child, after it exited and before it is reaped.
 pub(crate) fn withdraw(pid: u32) {
     if let Some(guardian) = lock().as_mut()
+        && guardian.maker.is_this()
         && guardian.live.remove(&pid)
     {
         // A guardian that is gone is replaced at the next spawn, and then told who lives.
@@ -110,6 +112,8 @@ fn lock() -> MutexGuard<'static, Option<Guardian>> {
 impl Guardian {
     /// The guardian, started now if there is none or if somebody killed it.
     fn alive(slot: &mut Option<Self>) -> io::Result<&mut Self> {
+        // A forked copy has a guardian of its own, which knows nothing of what is not the copy's.
+        drop(slot.take_if(|guardian| !guardian.maker.is_this()));
         let lost = match slot {
             Some(guardian) => guardian.shell.try_wait().map_or(true, |ended| ended.is_some()),
             None => false,
@@ -139,7 +143,7 @@ impl Guardian {
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot start /bin/sh as guardian: {error}"))
             })?;
-        let mut guardian = Self { shell, line, live };
+        let mut guardian = Self { shell, maker: Maker::this(), line, live };
         guardian.tell_all()?;
         Ok(guardian)
     }

@@ -15,7 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, access};
 
-use crate::{process, sys};
+use crate::process;
+use crate::sys::{self, StandardStreams};
 
 /// How long a program may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,6 +95,7 @@ fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
 }
 
 fn run(program: &Path, args: &[&str], patience: Duration) -> io::Result<String> {
+    let _streams = StandardStreams::take()?;
     let mut command = process::command(&program.display().to_string());
     sys::prepare_exec(command.process_group(0));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -14,7 +14,7 @@ use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
 use crate::guardian;
-use crate::sys::{self, ExitWatch, Peek, Poll, Source};
+use crate::sys::{self, ExitWatch, Maker, Peek, Poll, Source};
 
 /// Variables that a child may see. Everything else, such as tokens of the embedding program, stays.
 const ENVIRONMENT: [&str; 9] = [
@@ -38,6 +38,7 @@ const LINE: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
+    maker: Maker,
     name: String,
     reaped: bool,
     exit: Option<ExitWatch>,
@@ -84,6 +85,7 @@ impl Process {
         let stderr = child.stderr.take().expect("stderr was asked for");
         let mut process = Self {
             child,
+            maker: Maker::this(),
             name: plan.name.clone(),
             reaped: false,
             exit: None,
@@ -198,7 +200,7 @@ impl Process {
 impl Drop for Process {
     /// Ends a child that still runs: SIGKILL to its group, then waits for it.
     fn drop(&mut self) {
-        if !self.reaped {
+        if !self.reaped && self.maker.is_this() {
             self.reap();
         }
     }

@@ -3,11 +3,13 @@
 //! Level-triggered: what was not taken is reported again.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::{Poll, Ready, Source};
 
@@ -40,8 +42,9 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// When the system refuses.
+    /// In a forked copy of the program, where the thread that waits is not; when the system refuses.
     pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
+        self.poll.must_be_ours()?;
         Ok(Registration { _source: self.poll.add(io, key)? })
     }
 
@@ -68,5 +71,23 @@ impl Reactor {
         self.poll.wait(timeout, &mut ready)?;
         into.extend(ready.keys());
         Ok(())
+    }
+}
+
+/// Waits for one descriptor, this long at most, without taking another one from the system.
+///
+/// # Errors
+///
+/// When the system refuses to wait.
+pub fn wait_readable(io: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = match timeout {
+        // Rounded up: who is called too early spins.
+        Some(timeout) => PollTimeout::try_from(timeout + Duration::from_micros(999)),
+        None => Ok(PollTimeout::NONE),
+    };
+    let mut fds = [PollFd::new(io, PollFlags::POLLIN)];
+    match poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use capsa_proto::plan::LONGEST_SOCKET_NAME;
 use nix::unistd::Uid;
 
-use crate::{random, sys};
+use crate::random;
+use crate::sys::{self, Maker};
 
 /// The lock of one run directory, and of the directory that holds them all.
 const LOCK: &str = "lock";
@@ -88,6 +89,7 @@ pub fn try_out(base: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    maker: Maker,
     _lock: File,
 }
 
@@ -110,7 +112,7 @@ impl RunDir {
             Ok(lock)
         })();
         match made {
-            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(lock) => Ok(Self { path: path.to_owned(), maker: Maker::this(), _lock: lock }),
             Err(error) => {
                 let _ = remove(path);
                 Err(error)
@@ -138,6 +140,9 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        if !self.maker.is_this() {
+            return;
+        }
         if let Err(error) = remove(&self.path) {
             tracing::warn!(path = %self.path.display(), "cannot remove the run directory: {error}");
         }

@@ -27,6 +27,7 @@ use std::time::Duration;
 use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
+use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::clock::Clock;
@@ -133,7 +134,10 @@ impl Supervisor {
             poll: Poll::new()?,
             processes: plan.processes.iter().map(|_| None).collect(),
             control: Control::new(plan.control.clone(), CONTROL),
-            console: Console::new(options.scrollback, options.overflow),
+            console: match plan.console.mode() {
+                ConsoleMode::Disabled => Console::none(),
+                _ => Console::new(options.scrollback, options.overflow),
+            },
             event_pipe: None,
             awaiting: None,
             run_dir: None,
@@ -268,6 +272,15 @@ impl Supervisor {
         self.run_dir = None;
     }
 
+    /// Takes what a conversation that streams brought since this was called last.
+    pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
+        let (bytes, over) = self.console.take_output(self.clock.now(), id);
+        if over {
+            self.events.push_back(Event::Ended(id));
+        }
+        bytes
+    }
+
     /// Takes the outcome of a conversation that is over.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.console.take_ended(id)
@@ -294,8 +307,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When the poller itself fails. Everything else that goes wrong is the machine's, and shows
-    /// in its status.
+    /// In a forked copy of the program, and when the poller itself fails. Everything else that goes
+    /// wrong is the machine's, and shows in its status.
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
@@ -437,6 +450,9 @@ impl Supervisor {
 
     /// Carries out every action. The machine's own bounds make this end.
     fn act(&mut self) {
+        if !self.poll.is_ours() {
+            return;
+        }
         while let Some(action) = self.machine.poll_action() {
             match action {
                 Action::Spawn(id) => {
@@ -521,6 +537,9 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
+        if !self.poll.is_ours() {
+            return;
+        }
         if self.neglected && !std::thread::panicking() {
             let _entered = self.span.enter();
             tracing::warn!("dropped without having been driven: nobody called on_ready");

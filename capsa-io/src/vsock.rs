@@ -14,7 +14,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::VsockRoute;
 use rustix::net::{RecvFlags, recv};
 
-use crate::sys;
+use crate::sys::{self, Maker};
 
 /// A connection to a port of the guest that is being made.
 ///
@@ -115,6 +115,7 @@ impl AsFd for Connecting {
 #[derive(Debug)]
 pub struct PortListener {
     listener: UnixListener,
+    maker: Maker,
     path: PathBuf,
 }
 
@@ -123,7 +124,7 @@ impl PortListener {
     pub(crate) fn bind(socket: &HostPath) -> io::Result<Self> {
         let path = PathBuf::from(socket.as_str());
         let listener = UnixListener::bind(&path)?;
-        let bound = Self { listener, path };
+        let bound = Self { listener, maker: Maker::this(), path };
         bound.listener.set_nonblocking(true)?;
         Ok(bound)
     }
@@ -148,7 +149,9 @@ impl AsFd for PortListener {
 
 impl Drop for PortListener {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.maker.is_this() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -11,13 +11,16 @@
 //! | `restart NAME` | `ok`, when the old one is off and a new one runs |
 //! | `stop NAME` | `ok`, when it is off |
 //!
-//! or `error:` and why. Whoever asks while a machine changes waits for that. SIGTERM and SIGINT stop all
-//! machines and then the service. One that crashes stays down until it is restarted. What this was before
-//! Capsa, and what became of it, is told in the manual, module `manual::migration`.
+//! or `error:` and why. Whoever asks while a machine changes waits for that; whoever asks for nothing is
+//! sent away, and so is who closes its end. SIGTERM and SIGINT stop all machines and then the service; a
+//! second one does not wait for them. One that crashes stays down until it is restarted. What this was
+//! before Capsa, and what became of it, is told in the manual, module `manual::migration`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,16 +29,21 @@ use capsa::{
     Capsa, DiskImage, LinuxDirectBootConfig, LinuxVmBuilder, MountMode, SharedDir, VmConsole,
     VmHandle,
 };
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy, copy_buf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long a guest has to power off.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a client has for its first line.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// What the file says of a machine.
 #[derive(Debug, Deserialize)]
@@ -66,6 +74,38 @@ fn half_a_gibibyte() -> u32 {
     512
 }
 
+/// What the file says.
+struct Guests(BTreeMap<String, Guest>);
+
+impl<'de> Deserialize<'de> for Guests {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct EachOnce;
+        impl<'de> Visitor<'de> for EachOnce {
+            type Value = Guests;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("machines by name")
+            }
+
+            /// A map would keep the last of a name and be silent about the others.
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Guests, A::Error> {
+                let mut guests = BTreeMap::new();
+                while let Some((name, guest)) = map.next_entry::<String, Guest>()? {
+                    if guests.contains_key(&name) {
+                        return Err(A::Error::custom(format!("two machines are named {name}")));
+                    }
+                    guests.insert(name, guest);
+                }
+                Ok(Guests(guests))
+            }
+        }
+        from.deserialize_map(EachOnce)
+    }
+}
+
 type Machines = BTreeMap<String, Arc<Machine>>;
 
 /// A machine of the file, and the one that runs or ran last. Under the lock, restarts wait for each
@@ -76,13 +116,13 @@ struct Machine {
 }
 
 impl Machine {
-    /// Boots it, when what runs of it has stopped.
+    /// Boots it, when what runs of it has stopped. That goes on where there is nothing to boot.
     async fn boot(&self) -> Result<()> {
         let mut vm = self.vm.lock().await;
+        let new = self.guest.builder().build().await?;
         if let Some(old) = vm.take() {
             old.stop_with_timeout(GRACE).await?;
         }
-        let new = self.guest.builder().build().await?;
         new.start().await?;
         *vm = Some(new);
         Ok(())
@@ -128,7 +168,9 @@ async fn main() -> Result<()> {
     let (Some(file), Some(socket)) = (arguments.next(), arguments.next()) else {
         return Err("usage: devvm MACHINES.json SOCKET".into());
     };
-    let guests: BTreeMap<String, Guest> = serde_json::from_slice(&std::fs::read(file)?)?;
+    let wrong = |error: &dyn fmt::Display| format!("{}: {error}", Path::new(&file).display());
+    let text = std::fs::read(&file).map_err(|error| wrong(&error))?;
+    let Guests(guests) = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
     let machine = |guest| Arc::new(Machine { guest, vm: Mutex::new(None) });
     let machines = guests.into_iter().map(|(name, guest)| (name, machine(guest))).collect();
     serve(machines, socket.as_ref()).await
@@ -138,7 +180,7 @@ async fn main() -> Result<()> {
 async fn serve(machines: Machines, socket: &Path) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = UnixListener::bind(socket)?;
+    let listener = listen(socket).await?;
     let machines = Arc::new(machines);
     let booting = Arc::clone(&machines);
     tokio::spawn(
@@ -146,18 +188,45 @@ async fn serve(machines: Machines, socket: &Path) -> Result<()> {
     );
     loop {
         tokio::select! {
-            client = listener.accept() => {
-                let (client, machines) = (client?.0, Arc::clone(&machines));
-                // A client that goes away is no error of the service.
-                tokio::spawn(async move { attend(client, &machines).await });
-            }
+            client = listener.accept() => match client {
+                Ok((client, _)) => {
+                    let machines = Arc::clone(&machines);
+                    // A client that goes away is no error of the service.
+                    tokio::spawn(async move { attend(client, &machines).await });
+                }
+                // There is no descriptor left: clients will go, or be sent away.
+                Err(error) => {
+                    say(&format!("cannot take a client: {error}"));
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     std::fs::remove_file(socket)?;
-    each(&machines, |machine| async move { machine.stop().await }).await;
+    tokio::select! {
+        () = each(&machines, |machine| async move { machine.stop().await }) => {}
+        // What still runs is killed with its handle.
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
+}
+
+/// Listens, also where a service that was killed has left its socket behind.
+async fn listen(socket: &Path) -> Result<UnixListener> {
+    if let Err(error) = UnixStream::connect(socket).await
+        && error.kind() == ErrorKind::ConnectionRefused
+    {
+        std::fs::remove_file(socket)?;
+    }
+    UnixListener::bind(socket).map_err(|error| format!("{}: {error}", socket.display()).into())
+}
+
+/// Says it in the log. That nobody reads it ends no service.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "devvm: {what}");
 }
 
 /// Does this to all machines at once, and says with which it went wrong.
@@ -171,7 +240,7 @@ where
         .collect();
     for (name, task) in begun {
         if let Err(error) = task.await.unwrap_or_else(|panic| Err(panic.into())) {
-            eprintln!("devvm: {name}: {error}");
+            say(&format!("{name}: {error}"));
         }
     }
 }
@@ -180,8 +249,9 @@ where
 async fn attend(client: UnixStream, machines: &Machines) -> std::io::Result<()> {
     let (from, mut to) = client.into_split();
     let mut from = BufReader::new(from);
-    let mut line = String::new();
-    (&mut from).take(1024).read_line(&mut line).await?;
+    let mut line = Vec::new();
+    timeout(SILENCE, (&mut from).take(1024).read_until(b'\n', &mut line)).await??;
+    let line = String::from_utf8_lossy(&line);
     let (verb, name) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     if verb == "list" {
         for (name, machine) in machines {

@@ -5,7 +5,8 @@
 //!
 //! # The contract
 //!
-//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed.
+//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed. Where the
+//!    loop counts in milliseconds, round up: rounded down, it spins through the last one.
 //! 2. Call [`Vm::on_ready`]. Calling it for nothing is harmless.
 //! 3. Take events with [`Vm::poll_event`] until there are none.
 //! 4. Ask [`Vm::next_timeout`] again before waiting: any call may have changed it, and it is zero
@@ -82,6 +83,7 @@
 //! | stops calling it | a status that stays where it is, and a descriptor that stays readable; the guest waits when what the system holds of its console is full, and nothing of it is lost |
 //! | forgets the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and says in the log how late it was, and for what |
 //! | forgets step 4 under an edge-triggered loop | the same, with console output left unread |
+//! | waits for words without a console, or with a reader that is not there | a wait that ends at once, as on a closed console |
 //! | leaves events | a `next_timeout` of zero, so that its loop spins |
 //! | watches the descriptor after the machine is dropped | what its loop makes of a closed one; deregister first, or watch a copy |
 
@@ -227,7 +229,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the poller itself fails, which is a broken process. Everything else shows in the status.
+    /// In a forked copy of the program that made it, and when the poller itself fails, which is a broken
+    /// process. Everything else shows in the status.
     pub fn on_ready(&mut self) -> io::Result<()> {
         self.supervisor.on_ready()
     }
@@ -262,13 +265,16 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `BrokenPipe` when the console is closed.
+    /// `BrokenPipe` when the console is closed, or the machine was built without one.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.supervisor.console_mut().write(bytes)
     }
 
     /// Begins to wait for one of `patterns`; the earliest end wins, ties go to the first listed.
     /// [`VmEvent::Ended`] says when the wait is over, [`Vm::take_ended`] how.
+    ///
+    /// It is over at once, as on a console that is [closed](Outcome::Closed), where the machine was
+    /// built without one and where `reader` was taken away or is not of this machine.
     pub fn expect(
         &mut self,
         reader: ReaderId,
@@ -331,11 +337,40 @@ impl Vm {
         prompt: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number);
+        let nonce = self.nonce(reader);
         self.script(reader, |now| {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
             Ok(Conversation::Script(Box::new(script)))
         })
+    }
+
+    /// As [`Vm::run_command`] without a prompt, for a command whose output is wanted while it runs,
+    /// or is long: call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the end.
+    ///
+    /// The reply has what was not taken by then. Where nothing is taken, no more than 64 KiB is read
+    /// ahead: a console that [pauses](crate::Overflow::Pause) makes the command wait, any other drops
+    /// what is too old and says so in the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::run_command`].
+    pub fn stream_command(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| {
+            let script = RunCommand::new(command, None, nonce, now, timeout)?.streamed();
+            Ok(Conversation::Script(Box::new(script)))
+        })
+    }
+
+    /// Takes what a [streamed](Vm::stream_command) command has printed since this was called last. A
+    /// command that failed has all that came, until [`Vm::take_ended`].
+    pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
+        self.supervisor.take_output(wait)
     }
 
     /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
@@ -392,6 +427,11 @@ impl Vm {
     #[cfg(feature = "async")]
     pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
         &mut self.supervisor
+    }
+
+    /// What tells a command's marks from another's.
+    fn nonce(&mut self, reader: ReaderId) -> u64 {
+        self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number)
     }
 
     fn script(

@@ -74,7 +74,12 @@ impl VmHandle {
             stdio
         };
         if stdio {
-            stdio::relay(self.shared())?;
+            stdio::relay(self.shared()).inspect_err(|_| {
+                // Nobody carries its bytes, and nobody waits until they are written.
+                let mut state = self.shared().lock();
+                let _ = state.vm.kill();
+                state.relayed();
+            })?;
         }
         self.shared().poke();
         let waiting = Waiting::for_status(self.shared());

@@ -104,7 +104,9 @@ pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, VmConsole};
+pub use console::{
+    ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, RunningCommand, VmConsole,
+};
 #[cfg(feature = "async")]
 pub use driver::Driver;
 #[cfg(feature = "async")]

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -31,6 +32,9 @@ const SETTLES_WITHIN: Duration = Duration::from_millis(100);
 ///
 /// Closing it, in full or in one direction, ends both at once, and what the guest has not sent by then
 /// is lost: so have it the devices behind it. Let the guest's program say when it is done.
+///
+/// Dropping the future of a `read` takes nothing, and that of a `write` has written nothing; one of
+/// `write_all` has written some.
 #[derive(Debug)]
 pub struct VsockStream {
     inner: Async<UnixStream>,
@@ -82,8 +86,13 @@ impl AsyncWrite for VsockStream {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(cx)
+    /// `Async` itself would only flush, and the other side never learn of it.
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self.inner.get_ref().shutdown(Shutdown::Write) {
+            // The other side was first.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`conformance`] is one suite of scenarios that every backend must pass.
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
 //! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
+//! - [`cut`] drops futures at random moments.
 //! - [`idle`] measures what machines cost while nothing happens.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
 //! - [`host`] finds, and where it may installs, the programs that all this needs.
@@ -16,6 +17,7 @@
 
 pub mod command;
 pub mod conformance;
+pub mod cut;
 pub mod fake;
 pub mod guest;
 pub mod host;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use capsa::embed::{Ended, Vm, VmEvent};
-use capsa::{Overflow, VmStatus};
+use capsa::{ConsoleMode, Overflow, VmStatus};
 use capsa_test::fake::{self, machine};
 use capsa_test::vm::{PATIENCE, poll_fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,6 +45,39 @@ fn a_wait_that_is_over_at_once_is_said_to_be() {
     let wait = vm.expect(reader, &["login:"], None);
     drive(&mut vm, |_, event| event == VmEvent::Ended(wait));
     assert!(matches!(vm.take_ended(wait), Some(Ended::Expect(_))));
+}
+
+#[test]
+fn a_wait_that_can_see_nothing_is_over_at_once() {
+    if !fake::alone(FAKE, "a_wait_that_can_see_nothing_is_over_at_once") {
+        return;
+    }
+    let long = Some(PATIENCE);
+    let closed = |vm: &mut Vm, reader| {
+        for login in [false, true] {
+            let wait = match login {
+                true => vm.login(reader, "root", None, long).unwrap(),
+                false => vm.expect(reader, &["never"], long),
+            };
+            drive(vm, |_, event| event == VmEvent::Ended(wait));
+            let ended = vm.take_ended(wait).unwrap();
+            assert!(format!("{ended:?}").contains("Closed"), "{ended:?}");
+        }
+        // A deadline that nobody looks at any more would have the loop spin.
+        assert_eq!(vm.next_timeout(), None);
+    };
+    let mut vm = machine("up serve").build_embedded().unwrap();
+    let gone = vm.add_reader();
+    vm.remove_reader(gone);
+    closed(&mut vm, gone);
+    let mut other = machine("up serve").build_embedded().unwrap();
+    let foreign = (0..9).map(|_| other.add_reader()).last().unwrap();
+    closed(&mut vm, foreign);
+
+    let mut mute = machine("hang").console(ConsoleMode::Disabled).build_embedded().unwrap();
+    let reader = mute.add_reader();
+    closed(&mut mute, reader);
+    assert_eq!(mute.write(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
 }
 
 #[test]

@@ -1,49 +1,23 @@
 //! Every public future is dropped at any of its awaits: no byte of the console is lost or read twice,
 //! and the machine goes on.
 
-use std::future::Future;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::pin::pin;
 use std::time::Duration;
 
 use capsa::embed::{TokioVm, VmEvent};
 use capsa::testing::{self, Answer, FakeGuest};
 use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
 use capsa_test::conformance::Subject;
+use capsa_test::cut::Random;
 use capsa_test::fake::{self, machine};
 use capsa_test::nano::Nano;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 use capsa_test::{processes, skip};
-use futures_lite::future::{block_on, poll_once, yield_now};
+use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
 const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
-
-/// Numbers that are the same in each run. The moments they stand for are not.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    /// Polls a few times with pauses between, and drops the future, unless it is through before.
-    async fn cut<F: Future>(&mut self, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        for _ in 0..self.below(5) {
-            if let Some(output) = poll_once(&mut future).await {
-                return Some(output);
-            }
-            std::thread::sleep(Duration::from_micros(self.below(150)));
-            yield_now().await;
-        }
-        None
-    }
-}
 
 /// Does one of the things that read, and gives what came of it.
 async fn read_somehow(console: &mut VmConsole, random: &mut Random) -> Vec<u8> {
@@ -104,7 +78,7 @@ fn what_is_read_is_what_was_said_whatever_is_dropped() {
     if !fake::alone(FAKE, "what_is_read_is_what_was_said_whatever_is_dropped") {
         return;
     }
-    let random = &mut Random(0x5eed_cafe);
+    let random = &mut Random::new(0x5eed_cafe);
     block_on(async {
         let vm = machine("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
         let vm = vm.build().await.unwrap();
@@ -141,7 +115,7 @@ fn halves_and_lines_lose_nothing() {
     if !fake::alone(FAKE, "halves_and_lines_lose_nothing") {
         return;
     }
-    let random = &mut Random(0xfeed);
+    let random = &mut Random::new(0xfeed);
     block_on(async {
         let vm = machine("up echo serve").build().await.unwrap();
         vm.start().await.unwrap();
@@ -168,7 +142,7 @@ fn halves_and_lines_lose_nothing() {
 
 #[test]
 fn a_shell_is_usable_after_whatever_was_given_up() {
-    let random = &mut Random(0x0dd);
+    let random = &mut Random::new(0x0dd);
     for _ in 0..60 {
         block_on(async {
             let guest = FakeGuest::new().say("booting\r\n").login("root", Some("pw")).shell("# ");
@@ -197,7 +171,7 @@ fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
     if !fake::alone(FAKE, "a_life_that_is_given_up_anywhere_can_be_taken_up") {
         return;
     }
-    let random = &mut Random(0xbeef);
+    let random = &mut Random::new(0xbeef);
     for _ in 0..40 {
         block_on(async {
             drop(random.cut(machine("up serve").build()).await);
@@ -261,7 +235,7 @@ fn a_listener_loses_no_connection() {
         Ok(subject) => subject,
         Err(why) => return skip(test, why),
     };
-    let random = &mut Random(0xacce);
+    let random = &mut Random::new(0xacce);
     block_on(async {
         let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
         let vm = builder.build().await.unwrap();

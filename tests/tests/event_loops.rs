@@ -40,6 +40,8 @@ const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 /// What Linux says of itself, whether it is played or not.
 const RELEASE: &str = "uname -r: 6.";
 
+const ASKED: &[StopStep] = &[StopStep::Asked];
+
 const LOOPS: &[(&str, Run)] = &[
     ("poll", loop_poll::run),
     ("mio", loop_mio::run),
@@ -70,6 +72,7 @@ fn on_each_loop(
     machine: impl Fn() -> Vm,
     conversation: impl Fn(&mut Vm) -> (OnEvent, Receiver<String>),
     heard: &str,
+    steps: &[StopStep],
 ) {
     for (name, run) in LOOPS {
         if *name == "io_uring"
@@ -83,8 +86,8 @@ fn on_each_loop(
         let vm = run(vm, on_event).unwrap_or_else(|error| panic!("{name}: {error}"));
         let said: Vec<String> = said.iter().collect();
         let report = vm.stop_report().unwrap();
-        let how = (report.ended_by, report.steps);
-        assert_eq!(how, (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{name}: {said:?}");
+        let how = (report.ended_by, report.steps.as_slice());
+        assert_eq!(how, (EndedBy::GuestPowerOff, steps), "{name}: {said:?}");
         assert!(said.iter().any(|line| line.starts_with(heard)), "{name}: {said:?}");
     }
 }
@@ -98,6 +101,15 @@ fn as_root(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
 
 /// The same with a guest that has no shell: it says again what it is told.
 fn with_nano(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
+    with_nano_until(vm, |vm| vm.stop().unwrap())
+}
+
+/// For a power button that this guest does not find: it is told on its console.
+fn with_nano_that_is_told(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
+    with_nano_until(vm, |vm| assert_eq!(vm.write(&[nano::POWER_OFF]).unwrap(), 1))
+}
+
+fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>) {
     let (tell, said) = channel();
     vm.start().unwrap();
     let reader = vm.add_reader();
@@ -113,7 +125,7 @@ fn with_nano(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
             echo = Some(vm.expect(reader, &["hello"], Some(PATIENCE)));
         } else if Some(wait) == echo {
             tell.send("hello".to_owned()).unwrap();
-            vm.stop().unwrap();
+            end(vm);
         }
     };
     (Box::new(on_event), said)
@@ -126,6 +138,7 @@ fn a_played_guest_is_driven_by_every_loop() {
         || guest::played().unwrap(),
         as_root,
         RELEASE,
+        ASKED,
     );
 }
 
@@ -133,7 +146,23 @@ fn a_played_guest_is_driven_by_every_loop() {
 fn the_nano_guest_is_driven_by_every_loop() {
     let test = "the_nano_guest_is_driven_by_every_loop";
     let Some(guest) = NanoGuest::new(test) else { return };
-    on_each_loop(test, || guest.builder().build_embedded().unwrap(), with_nano, "hello");
+    on_each_loop(test, || guest.builder().build_embedded().unwrap(), with_nano, "hello", ASKED);
+}
+
+#[test]
+fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
+    let test = "the_real_cloud_hypervisor_is_driven_by_every_loop";
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let subject = match Subject::cloud_hypervisor() {
+        Ok(subject) if subject.runs_nano => subject,
+        Ok(_) => return skip(test, "the nano guest is one of x86-64"),
+        Err(why) => return skip(test, why),
+    };
+    let builder = || subject.builds(guest.builder()).memory_mb(subject.nature.nano_memory_mb);
+    for read_budget in [1, usize::MAX] {
+        let machine = || builder().read_budget(read_budget).build_embedded().unwrap();
+        on_each_loop(test, machine, with_nano_that_is_told, "hello", &[]);
+    }
 }
 
 #[test]
@@ -142,7 +171,7 @@ fn a_byte_a_call_is_enough_for_every_loop() {
     let guest = FakeGuest::new().login("root", None).shell("# ");
     let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
     let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
-    on_each_loop(test, played, as_root, RELEASE);
+    on_each_loop(test, played, as_root, RELEASE, ASKED);
 }
 
 #[test]
@@ -155,14 +184,14 @@ fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
     };
     let builder = || subject.builds(guest.builder()).accelerator(Accelerator::Auto);
     let machine = || builder().read_budget(1).build_embedded().unwrap();
-    on_each_loop(test, machine, with_nano, "hello");
+    on_each_loop(test, machine, with_nano, "hello", ASKED);
 }
 
 #[test]
 fn linux_is_driven_by_every_loop() {
     let test = "linux_is_driven_by_every_loop";
     let Some(guest) = vm::linux_guest(test) else { return };
-    on_each_loop(test, || vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE);
+    on_each_loop(test, || vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::process::{Inherited, Process};
 use crate::run_dir::{self, RunDir};
 use crate::scratch;
 use crate::stream::Stream;
-use crate::sys::{self, Pty};
+use crate::sys::{self, Pty, StandardStreams};
 
 /// A process whose readiness is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,7 @@ impl Supervisor {
         if let Some(begun) = self.begin_play() {
             return begun;
         }
+        let _streams = StandardStreams::take()?;
         self.make_run_dir()?;
         let is_hypervisor = id == self.plan.hypervisor();
         let inherited =

@@ -5,6 +5,7 @@
 //! | item | Linux | macOS |
 //! | --- | --- | --- |
 //! | [`Poll`], [`Source`] | epoll | kqueue |
+//! | [`Maker`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
@@ -20,6 +21,7 @@ mod image_lock;
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+mod maker;
 mod poll;
 mod unix;
 
@@ -28,6 +30,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
+pub(crate) use maker::Maker;
 pub(crate) use os::{
     DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_in_use, start_time,
 };
@@ -35,8 +38,8 @@ pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, Pty, before_exec, connect, open_pty, peek, prepare_exec, set_nonblocking, signal_group,
-    socket_pair, wait_exited,
+    Peek, Pty, StandardStreams, before_exec, connect, open_pty, peek, prepare_exec,
+    set_nonblocking, signal_group, socket_pair, wait_exited,
 };
 
 #[cfg(test)]

@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use polling::{Event, Events, PollMode, Poller};
 
+use super::Maker;
+
 /// A poller. Its own descriptor is readable when one of its sources is ready.
 #[derive(Debug)]
 pub(crate) struct Poll {
     poller: Arc<Poller>,
+    maker: Maker,
     stirred: Arc<AtomicBool>,
 }
 
@@ -39,7 +42,8 @@ impl Ready {
 
 impl Poll {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poller: Arc::new(Poller::new()?), stirred: Arc::default() })
+        let poller = Arc::new(Poller::new()?);
+        Ok(Self { poller, maker: Maker::this(), stirred: Arc::default() })
     }
 
     /// Watches `io` for reading. Also while another thread waits.
@@ -50,7 +54,7 @@ impl Poll {
             self.poller.add_with_mode(&io.as_fd(), interest, PollMode::Level)?;
         }
         let (poller, stirred) = (Arc::clone(&self.poller), Arc::clone(&self.stirred));
-        Ok(Source { poller, stirred, io, interest })
+        Ok(Source { poller, maker: self.maker, stirred, io, interest })
     }
 
     /// Ends a wait, now or when it begins.
@@ -59,11 +63,26 @@ impl Poll {
     }
 
     /// Waits until something is ready, this long at most. `None`: for ever.
+    ///
+    /// # Errors
+    ///
+    /// In a forked copy of the program that made it, and when the poller is broken.
     pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Ready) -> io::Result<()> {
+        self.must_be_ours()?;
         self.stirred.store(false, Ordering::Relaxed);
         ready.0.clear();
         self.poller.wait(&mut ready.0, timeout)?;
         Ok(())
+    }
+
+    /// This process made it, and is no forked copy.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.maker.is_this()
+    }
+
+    /// The same, as an error.
+    pub(crate) fn must_be_ours(&self) -> io::Result<()> {
+        self.maker.must_be_this()
     }
 
     /// A source's interest has grown since the last wait, and nobody may be told that it is ready.
@@ -85,6 +104,7 @@ impl AsFd for Poll {
 #[derive(Debug)]
 pub(crate) struct Source<F: AsFd> {
     poller: Arc<Poller>,
+    maker: Maker,
     stirred: Arc<AtomicBool>,
     io: F,
     interest: Event,
@@ -112,6 +132,10 @@ impl<F: AsFd> Source<F> {
 
 impl<F: AsFd> Drop for Source<F> {
     fn drop(&mut self) {
+        // A copy would take it out of its maker's poller, which is the same.
+        if !self.maker.is_this() {
+            return;
+        }
         // Only a poller that is already broken can refuse this, and then nothing is left to mend.
         let _ = self.poller.delete(self.io.as_fd());
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -77,6 +77,28 @@ pub(crate) fn prepare_exec(command: &mut Command) {
     // close_range and signal, both async-signal-safe.
     unsafe {
         command.pre_exec(prepare);
+    }
+}
+
+/// Keeps the numbers of the standard streams from what is opened while this lives.
+///
+/// A program that has closed its own would give them away, and in a child the standard streams come
+/// before everything else: whatever it is to find under those numbers is gone by then.
+#[derive(Debug)]
+pub(crate) struct StandardStreams {
+    _taken: Vec<File>,
+}
+
+impl StandardStreams {
+    pub(crate) fn take() -> io::Result<Self> {
+        let mut taken = Vec::new();
+        loop {
+            let file = File::options().read(true).write(true).open("/dev/null")?;
+            if file.as_raw_fd() > 2 {
+                return Ok(Self { _taken: taken });
+            }
+            taken.push(file);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
 
 use async_io::{Async, Timer};
-use capsa_io::reactor::Reactor;
+use capsa_io::reactor::wait_readable;
 
 use super::{Poke, Round, Shared};
 use crate::{Result, VmStatus};
@@ -63,11 +63,9 @@ impl Drop for Driver {
     /// milliseconds, so that whoever waits for the machine is told.
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
-        let Ok(reactor) = Reactor::new() else { return };
-        let Ok(_watch) = reactor.watch(self.descriptor.get_ref().as_fd(), 0) else { return };
         // The lifecycle's own deadlines end this, even where a process does not die.
         while let Ok(Round::Again(wait)) = self.shared.drive()
-            && reactor.wait(wait, &mut Vec::new()).is_ok()
+            && wait_readable(self.descriptor.get_ref().as_fd(), wait).is_ok()
         {}
     }
 }

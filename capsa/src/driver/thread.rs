@@ -57,14 +57,20 @@ pub(super) fn poke() {
 }
 
 fn running() -> io::Result<&'static Thread> {
-    static STARTING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(thread) = THREAD.get() {
-        return Ok(thread);
+    /// One that could not be started is tried again.
+    static IS_STARTED: Mutex<bool> = Mutex::new(false);
+    let mut is_started = IS_STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let thread = match THREAD.get() {
+        Some(thread) => thread,
+        None => {
+            let thread = Thread { reactor: Reactor::new()?, machines: Mutex::default() };
+            THREAD.get_or_init(|| thread)
+        }
+    };
+    if !*is_started {
+        std::thread::Builder::new().name("capsa".into()).spawn(|| thread.run())?;
+        *is_started = true;
     }
-    let thread = Thread { reactor: Reactor::new()?, machines: Mutex::default() };
-    let thread = THREAD.get_or_init(|| thread);
-    std::thread::Builder::new().name("capsa".into()).spawn(|| thread.run())?;
     Ok(thread)
 }
 

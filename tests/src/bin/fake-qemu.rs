@@ -72,7 +72,9 @@ struct Fake {
 
 impl Fake {
     fn new(args: &[String]) -> Self {
-        let paths = args.iter().filter(|arg| arg.starts_with("socket,"));
+        // Others are a helper's, which listens on them.
+        let is_own = |arg: &&String| arg.starts_with("socket,") && arg.contains(",server=on");
+        let paths = args.iter().filter(is_own);
         let paths = paths.filter_map(|arg| arg.split(',').find_map(|o| o.strip_prefix("path=")));
         Self { sockets: paths.map(str::to_owned).collect(), ..Self::default() }
     }

@@ -1,0 +1,115 @@
+//! Which process made something, where that decides what may be done with it.
+//!
+//! A program that forks and goes on in both has everything twice: the descriptors, and behind them the
+//! same pollers and sockets; the numbers of children that are not the copy's; the paths of directories
+//! that the other one uses. Whatever the copy does with them it does to the machines of the one that
+//! made them, so it does nothing.
+
+use std::io;
+
+/// The process that made something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Maker(u32);
+
+impl Maker {
+    /// This process.
+    pub(crate) fn this() -> Self {
+        Self(std::process::id())
+    }
+
+    /// Whether this process made it, and is no forked copy.
+    pub(crate) fn is_this(self) -> bool {
+        self == Self::this()
+    }
+
+    /// The same, as an error for whoever tries.
+    pub(crate) fn must_be_this(self) -> io::Result<()> {
+        let why = "it belongs to the process that this one was forked from: fork before the first \
+                   machine, or exec";
+        if self.is_this() { Ok(()) } else { Err(io::Error::other(why)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::process::Command;
+    use std::time::Duration;
+
+    use capsa_proto::path::HostPath;
+    use capsa_proto::plan::{ProcessPlan, Ready as ReadyWhen, Signal};
+    use nix::libc;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    use crate::process::{Inherited, Keys, Process};
+    use crate::run_dir::RunDir;
+    use crate::sys::{Peek, Poll, Ready, peek};
+
+    /// Whether this goes well in a forked copy of this process.
+    fn in_a_copy(act: impl FnOnce()) -> bool {
+        // SAFETY: the only other thread is the test harness's, which waits.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                matches!(waitpid(child, None).unwrap(), WaitStatus::Exited(_, 0))
+            }
+            ForkResult::Child => {
+                let failed = catch_unwind(AssertUnwindSafe(act)).is_err();
+                // SAFETY: nothing of this copy is used after it.
+                unsafe { libc::_exit(failed.into()) }
+            }
+        }
+    }
+
+    fn sleeper(poll: &Poll) -> Process {
+        let plan = ProcessPlan {
+            name: "test".into(),
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), "sleep 1000".into()],
+            ready: ReadyWhen::SocketExists(HostPath::new("/none").unwrap()),
+            ends_with_hypervisor: true,
+        };
+        Process::spawn(&plan, poll, Keys { exit: 1, stderr: 2 }, Inherited::default()).unwrap()
+    }
+
+    #[test]
+    fn a_forked_copy_does_nothing_to_what_is_its_parents() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "sys::maker::tests::a_forked_copy_does_nothing_to_what_is_its_parents";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run").join("x");
+        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let mut run_dir = Some(RunDir::create(&path).unwrap());
+        let mut process = Some(sleeper(&poll));
+        let pid = process.as_ref().unwrap().pid();
+
+        let went_well = in_a_copy(|| {
+            assert!(poll.wait(Some(Duration::ZERO), &mut Ready::new()).is_err());
+            drop((process.take(), run_dir.take()));
+            // Its own, which goes when it does, with a guardian that knows of no other.
+            std::mem::forget(sleeper(&Poll::new().unwrap()));
+        });
+        assert!(went_well, "see above");
+
+        // Longer than a guardian takes.
+        poll.wait(Some(Duration::from_millis(300)), &mut ready).unwrap();
+        assert!(path.exists());
+        assert_eq!(peek(pid), Peek::Runs);
+        process.as_ref().unwrap().signal(Signal::Kill).unwrap();
+        let mut tries = 0;
+        while !ready.has(1) {
+            tries += 1;
+            assert!(tries < 100, "its end is not told");
+            poll.wait(Some(Duration::from_millis(100)), &mut ready).unwrap();
+        }
+        assert!(process.as_mut().unwrap().try_reap().is_some());
+        drop(run_dir);
+        assert!(!path.exists());
+    }
+}

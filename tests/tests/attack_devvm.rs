@@ -1,0 +1,186 @@
+//! The example of a service for development machines, under clients, files and signals that mean no
+//! good.
+
+#[path = "devvm/service.rs"]
+mod service;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use capsa_test::nano;
+use capsa_test::vm::{NanoGuest, eventually};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use service::{Client, Service, command, command_behind, machine};
+
+const READY: &str = "NANO READY\r\n";
+
+/// What a service that does not come up says.
+fn refused(guest: &NanoGuest, file: &str) -> String {
+    let ended = command(guest, file).output().unwrap();
+    assert!(!ended.status.success());
+    assert!(ended.stdout.is_empty());
+    String::from_utf8(ended.stderr).unwrap()
+}
+
+#[test]
+fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
+    let test = "a_file_that_is_wrong_is_refused_with_its_name_and_the_place";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let one = machine(&guest).to_string();
+    for (file, why) in [
+        ("{".to_owned(), "line 1 column 1"),
+        ("[]".to_owned(), "line 1 column"),
+        (r#"{"a": {"kernel": 5}}"#.to_owned(), "expected path string"),
+        (r#"{"a": {}}"#.to_owned(), "missing field `kernel`"),
+        (format!("{{\"a\": {}}}", one.replace("\"offline\"", "\"ofline\"")), "ofline"),
+        (format!("{{\"a\": {one}, \"b\": {one}, \"a\": {one}}}"), "two machines are named a"),
+    ] {
+        let said = refused(&guest, &file);
+        assert!(said.contains("machines.json") && said.contains(why), "{file}: {said}");
+    }
+}
+
+#[test]
+fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
+    let test = "a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let file = json!({ "web": machine(&guest) }).to_string();
+    let killed = Service::of(&guest, &mut command(&guest, &file));
+    killed.attach("web").until(READY);
+    let said = refused(&guest, &file);
+    assert!(said.contains("in use"), "{said}");
+    killed.attach("web").until(READY);
+    drop(killed);
+    assert!(guest.dir().join("socket").exists(), "nobody took it away");
+    let service = Service::of(&guest, &mut command(&guest, &file));
+    service.attach("web").until(READY);
+    assert_eq!(service.hypervisors(), 1);
+}
+
+#[test]
+fn clients_that_only_connect_shut_nobody_out_for_long() {
+    let test = "clients_that_only_connect_shut_nobody_out_for_long";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let file = json!({ "web": machine(&guest) }).to_string();
+    // With few descriptors.
+    let mut command = command_behind("ulimit -n 100;", &guest, &file);
+    let mut service = Service::of(&guest, &mut command);
+    service.attach("web").until(READY);
+    let silent: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(service.process.try_wait().unwrap(), None, "the service has ended");
+    drop(silent);
+    service.attach("web").until(READY);
+
+    // Those that never go are sent away.
+    let mut silent: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
+    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
+    assert_eq!(service.ask("list").rest(), "web running\n");
+    service.signal(Signal::SIGTERM);
+    assert!(service.process.wait().unwrap().success());
+}
+
+#[test]
+fn a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up() {
+    let test = "a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let mut service = Service::start(&guest);
+    let mut clients: Vec<Client> = (0..100).map(|_| service.attach("web")).collect();
+    let _deaf: Vec<Client> = (0..20).map(|_| service.ask("attach web")).collect();
+    clients[0].until(READY);
+    // More than a socket holds, and less than is kept for who comes late.
+    clients[0].typing.write_all(&[nano::FLOOD; 10]).unwrap();
+    clients[0].typing.write_all(b"the end").unwrap();
+    for client in &mut clients {
+        let heard = client.until("the end");
+        assert!(heard.len() >= 10 * nano::flood().len(), "{}", heard.len());
+    }
+    service.attach("db").until(READY);
+    service.signal(Signal::SIGTERM);
+    assert!(service.process.wait().unwrap().success());
+    assert_eq!(service.hypervisors(), 0);
+}
+
+#[test]
+fn whoever_types_while_a_machine_restarts_harms_nobody() {
+    let test = "whoever_types_while_a_machine_restarts_harms_nobody";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let service = Service::start(&guest);
+    for _ in 0..3 {
+        let mut typist = service.attach("web");
+        typist.until(READY);
+        let restart = service.ask("restart web");
+        let also = service.ask("restart web");
+        // Until it is told that its machine is gone.
+        let begun = Instant::now();
+        while typist.typing.write_all(b"typing").is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nobody tells");
+        }
+        assert_eq!((restart.rest(), also.rest()), ("ok\n".to_owned(), "ok\n".to_owned()));
+        assert_eq!(service.hypervisors(), 2);
+    }
+    service.attach("web").until(READY);
+    service.attach("db").until(READY);
+}
+
+#[test]
+fn nonsense_is_answered() {
+    let test = "nonsense_is_answered";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let service = Service::start(&guest);
+    let long = "x".repeat(5000);
+    for line in ["", " ", "attach", "attach ", "list web x", "\u{0}", "ATTACH web", &long] {
+        let answer = service.ask(line).rest();
+        assert!(answer.starts_with("error: ") || line.starts_with("list"), "{line:?}: {answer:?}");
+    }
+    let mut client = service.connect().unwrap();
+    client.write_all(b"attach \xff\xfe\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("error: "), "{answer:?}");
+}
+
+#[test]
+fn a_signal_while_machines_boot_ends_all_and_a_second_one_at_once() {
+    let test = "a_signal_while_machines_boot_ends_all_and_a_second_one_at_once";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(deaf) = NanoGuest::deaf(test) else { return };
+    for pause in [0, 1, 5, 20, 60] {
+        let mut service = Service::start(&guest);
+        std::thread::sleep(Duration::from_millis(pause));
+        service.signal(Signal::SIGTERM);
+        assert!(service.process.wait().unwrap().success(), "{pause}");
+        eventually("all hypervisors are gone", || service.hypervisors() == 0);
+    }
+    // One that does not heed its button has ten seconds, unless somebody is in a hurry.
+    let file = json!({ "web": machine(&deaf) }).to_string();
+    let mut service = Service::of(&deaf, &mut command(&deaf, &file));
+    service.attach("web").until(READY);
+    service.signal(Signal::SIGTERM);
+    eventually("it stops to listen", || !deaf.dir().join("socket").exists());
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(service.process.try_wait().unwrap(), None, "it waits for its guest");
+    let begun = Instant::now();
+    service.signal(Signal::SIGTERM);
+    service.process.wait().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    eventually("all hypervisors are gone", || service.hypervisors() == 0);
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_ends_no_service() {
+    let test = "a_log_that_nobody_reads_any_more_ends_no_service";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
+    let file = json!({ "missing": missing, "web": machine(&guest) }).to_string();
+    let mut command = command(&guest, &file);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut service = Service::of(&guest, command.stderr(Stdio::from(writer)));
+    drop(command);
+    service.attach("web").until(READY);
+    service.signal(Signal::SIGTERM);
+    assert!(service.process.wait().unwrap().success());
+}

@@ -1,0 +1,156 @@
+//! Programs that have run out of descriptors, or of room for another thread.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use capsa::embed::Vm;
+use capsa::{Error, VmStatus};
+use capsa_test::fake::{self, machine};
+use capsa_test::processes::{children, descriptors};
+use capsa_test::vm::{PATIENCE, eventually, poll_fd};
+use futures_lite::future::{block_on, poll_once};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// Leaves room for so many more descriptors, does this, and gives the room back.
+fn with_room_for<T>(more: u64, act: impl FnOnce() -> T) -> T {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // Those that are open have the lowest numbers: nothing here leaves gaps.
+    let lowest = u64::from(File::open("/dev/null").unwrap().as_raw_fd().unsigned_abs());
+    setrlimit(Resource::RLIMIT_NOFILE, lowest + more, hard).unwrap();
+    let result = act();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    result
+}
+
+fn drive(vm: &mut Vm, done: impl Fn(&Vm) -> bool) {
+    let deadline = Instant::now() + PATIENCE / 4;
+    while !done(vm) {
+        assert!(Instant::now() < deadline, "it hangs in {:?}", vm.status());
+        poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(PATIENCE / 4)));
+        vm.on_ready().unwrap();
+        while vm.poll_event().is_some() {}
+    }
+}
+
+fn hypervisors() -> usize {
+    let children = children(std::process::id());
+    children.iter().filter(|child| child.arguments.contains("-append")).count()
+}
+
+#[test]
+fn a_start_without_descriptors_says_so_and_leaves_nothing() {
+    if !fake::alone(FAKE, "a_start_without_descriptors_says_so_and_leaves_nothing") {
+        return;
+    }
+    let before = descriptors();
+    let mut ran = false;
+    for room in 0..40 {
+        let begun = Instant::now();
+        let mut vm = machine("up serve").build_embedded().unwrap();
+        vm.start().unwrap();
+        with_room_for(room, || {
+            drive(&mut vm, |vm| vm.status() == VmStatus::Running || vm.status().is_terminal())
+        });
+        match vm.status() {
+            VmStatus::Failed { message } => {
+                assert!(message.contains("Too many open files"), "{room}: {message}");
+                assert!(begun.elapsed() < Duration::from_secs(5), "{room}: {message}");
+            }
+            status => {
+                assert_eq!(status, VmStatus::Running);
+                ran = true;
+            }
+        }
+        drop(vm);
+        assert_eq!(hypervisors(), 0, "{room}");
+        if ran {
+            break;
+        }
+    }
+    assert!(ran);
+    // The guardian's line.
+    assert_eq!(descriptors(), before + 1);
+}
+
+#[test]
+fn a_build_without_descriptors_says_so() {
+    if !fake::alone(FAKE, "a_build_without_descriptors_says_so") {
+        return;
+    }
+    let mut refused = 0;
+    for room in 0..40 {
+        let builder = machine("up serve");
+        match with_room_for(room, || block_on(builder.build())) {
+            Err(error) => {
+                refused += 1;
+                assert!(format!("{error:?}").contains("Too many open files"), "{room}: {error:?}");
+            }
+            Ok(vm) => {
+                block_on(vm.start()).unwrap();
+                block_on(vm.kill()).unwrap();
+            }
+        }
+    }
+    assert!((3..40).contains(&refused), "{refused}");
+}
+
+#[test]
+fn a_driver_dropped_without_descriptors_tells_whoever_waits() {
+    if !fake::alone(FAKE, "a_driver_dropped_without_descriptors_tells_whoever_waits") {
+        return;
+    }
+    let (vm, mut driver) = block_on(machine("up serve").build_driven()).unwrap();
+    let started = async {
+        let mut starting = Box::pin(vm.start());
+        while poll_once(&mut starting).await.is_none() {
+            assert!(poll_once(&mut driver).await.is_none());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    block_on(started);
+    with_room_for(0, || drop(driver));
+    assert!(block_on(vm.wait_timeout(Duration::from_secs(1))).unwrap().is_some());
+}
+
+#[test]
+fn a_stop_without_descriptors_stops() {
+    if !fake::alone(FAKE, "a_stop_without_descriptors_stops") {
+        return;
+    }
+    let vm = block_on(machine("up serve").build()).unwrap();
+    block_on(vm.start()).unwrap();
+    with_room_for(0, || block_on(vm.stop_with_timeout(Duration::from_millis(10))).unwrap());
+    let vm = block_on(machine("up serve").build()).unwrap();
+    block_on(vm.start()).unwrap();
+    with_room_for(0, || drop(vm));
+    eventually("it is gone", || hypervisors() == 0);
+}
+
+#[test]
+fn a_thread_that_could_not_be_started_is_started_later() {
+    if !fake::alone(FAKE, "a_thread_that_could_not_be_started_is_started_later") {
+        return;
+    }
+    let soon = || std::thread::sleep(Duration::from_millis(50));
+    let mut building = Box::pin(machine("up serve").build());
+    assert!(block_on(poll_once(&mut building)).is_none(), "a thread looks at files");
+    soon();
+    // That thread has ended, and left room for another: somebody else takes it.
+    let _parked = std::thread::spawn(std::thread::park);
+    soon();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
+    let refused = block_on(building);
+    setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+    assert!(matches!(refused, Err(Error::Io(_))), "{refused:?}");
+
+    let vm = machine("up serve").build_blocking().unwrap();
+    let started = std::thread::spawn(move || vm.start());
+    eventually("it starts", || started.is_finished());
+    started.join().unwrap().unwrap();
+}

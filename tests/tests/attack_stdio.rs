@@ -1,0 +1,70 @@
+//! Programs without standard input, output and error: whatever Capsa opens could get their numbers.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use capsa::Error;
+use capsa_test::fake::{self, machine};
+use capsa_test::processes::runs;
+use capsa_test::vm::eventually;
+use nix::sys::signal::{Signal, raise};
+use nix::unistd::close;
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+
+/// Set in the program that has no streams, to when it closes them.
+const CLOSES: &str = "CAPSA_TEST_CLOSES";
+
+#[test]
+fn a_daemon_without_streams_runs_machines_and_takes_them_along() {
+    let test = "a_daemon_without_streams_runs_machines_and_takes_them_along";
+    if !fake::alone(FAKE, test) {
+        return;
+    }
+    let dir = PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
+    if let Ok(when) = env::var(CLOSES) {
+        let told = std::panic::catch_unwind(|| daemon(&when));
+        fs::write(dir.join("told"), told.unwrap_or_else(|_| "it panicked".into())).unwrap();
+        raise(Signal::SIGKILL).unwrap();
+    }
+    for when in ["before it builds", "before it starts"] {
+        let mut daemon = Command::new(env::current_exe().unwrap());
+        daemon.args([test, "--exact"]).env(CLOSES, when).status().unwrap();
+        let told = fs::read_to_string(dir.join("told")).unwrap();
+        let pid = told.parse().unwrap_or_else(|_| panic!("{when}: {told}"));
+        eventually("the hypervisor is gone", || !runs(pid));
+    }
+}
+
+/// Gives the number of a hypervisor's process, or what went wrong.
+fn daemon(when: &str) -> String {
+    let close_all = || (0..3).for_each(|fd| close(fd).unwrap());
+    if when == "before it builds" {
+        close_all();
+    }
+    let build = |orders| machine(orders).build_blocking().map_err(|error| error.to_string());
+    let run = || {
+        let (vm, fails) = (build("up console=hello echo serve")?, build("stderr*50 exit=3")?);
+        if when == "before it starts" {
+            close_all();
+        }
+        let why = fails.start().unwrap_err();
+        if !why.to_string().contains("line 0000000000 of a flood") {
+            return Err(format!("its last words are lost: {why}"));
+        }
+        vm.start().map_err(|error| error.to_string())?;
+        let said = || -> Result<(), Error> {
+            let mut console = vm.console()?;
+            console.wait_for("hello")?;
+            console.write_str("again")?;
+            console.wait_for("again").map(drop)
+        };
+        said().map_err(|error| error.to_string())?;
+        let pid = vm.as_async().hypervisor_pid().ok_or("it does not run")?;
+        vm.keep_running();
+        Ok(pid.to_string())
+    };
+    run().unwrap_or_else(|why: String| why)
+}

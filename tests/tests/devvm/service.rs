@@ -1,0 +1,134 @@
+//! The service of `capsa/examples/devvm.rs`, and clients of it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use capsa_test::processes;
+use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// The service with machines of the nano guest. Killed when dropped.
+pub(crate) struct Service<'a> {
+    pub(crate) process: Child,
+    dir: &'a Path,
+}
+
+/// What the file says of a machine of this guest.
+pub(crate) fn machine(guest: &NanoGuest) -> Value {
+    let dir = guest.dir();
+    for file in ["initrd", "rootfs.raw"] {
+        std::fs::write(dir.join(file), [0; 4096]).unwrap();
+    }
+    json!({
+        "kernel": guest.kernel(),
+        "initrd": dir.join("initrd"),
+        "rootfs": dir.join("rootfs.raw"),
+        "memory_mb": 64,
+        "cmdline": ["quiet"],
+        "offline": true,
+    })
+}
+
+/// The service with this file in the guest's directory, to be started.
+pub(crate) fn command(guest: &NanoGuest, file: &str) -> Command {
+    command_behind("", guest, file)
+}
+
+/// As [`command`], where a shell does something before.
+pub(crate) fn command_behind(before: &str, guest: &NanoGuest, file: &str) -> Command {
+    let dir = guest.dir();
+    std::fs::write(dir.join("machines.json"), file).unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("{before} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_devvm")])
+        .args([dir.join("machines.json"), dir.join("socket")])
+        .env("CAPSA_BACKEND", "qemu")
+        .env("CAPSA_RUN_DIR", dir.join("run"));
+    command
+}
+
+impl<'a> Service<'a> {
+    /// Two machines, and one that cannot start.
+    pub(crate) fn start(guest: &'a NanoGuest) -> Self {
+        let machine = machine(guest);
+        let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
+        let machines = json!({ "db": machine, "missing": missing, "web": machine });
+        Self::of(guest, &mut command(guest, &machines.to_string()))
+    }
+
+    /// What this command starts, as soon as it listens.
+    pub(crate) fn of(guest: &'a NanoGuest, command: &mut Command) -> Self {
+        let service = Self { process: command.spawn().unwrap(), dir: guest.dir() };
+        eventually("the service listens", || service.connect().is_ok());
+        service
+    }
+
+    pub(crate) fn connect(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(self.dir.join("socket"))
+    }
+
+    /// A client that has asked for this.
+    pub(crate) fn ask(&self, line: &str) -> Client {
+        let mut stream = self.connect().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        writeln!(stream, "{line}").unwrap();
+        Client { typing: stream.try_clone().unwrap(), heard: BufReader::new(stream) }
+    }
+
+    pub(crate) fn attach(&self, name: &str) -> Client {
+        let mut client = self.ask(&format!("attach {name}"));
+        assert_eq!(client.line(), "ok");
+        client
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
+    }
+
+    /// How many hypervisors it has.
+    pub(crate) fn hypervisors(&self) -> usize {
+        processes::with_argument(self.dir.join("run").to_str().unwrap()).len()
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub(crate) struct Client {
+    pub(crate) typing: UnixStream,
+    heard: BufReader<UnixStream>,
+}
+
+impl Client {
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.heard.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Everything up to and with `end`.
+    pub(crate) fn until(&mut self, end: &str) -> String {
+        let (mut heard, mut byte) = (Vec::new(), [0]);
+        while !heard.ends_with(end.as_bytes()) {
+            let read = self.heard.read(&mut byte).unwrap();
+            assert_eq!(read, 1, "it ended after {:?}", String::from_utf8_lossy(&heard));
+            heard.push(byte[0]);
+        }
+        String::from_utf8(heard).unwrap()
+    }
+
+    /// Everything up to the end.
+    pub(crate) fn rest(mut self) -> String {
+        let mut rest = String::new();
+        self.heard.read_to_string(&mut rest).unwrap();
+        rest
+    }
+}

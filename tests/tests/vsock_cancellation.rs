@@ -1,0 +1,147 @@
+//! Connections to a guest's vsock ports, and what is read and written on them, dropped at any await: no
+//! byte is lost or read twice, no descriptor is left, and the machine goes on.
+
+use std::time::Duration;
+
+use capsa::{Error, VmHandle, VsockStream};
+use capsa_test::cut::Random;
+use capsa_test::fake::{self, machine};
+use capsa_test::processes::descriptors;
+use capsa_test::vm::{PATIENCE, eventually};
+use futures_lite::future::block_on;
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+
+const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+const FAKE_VSOCK: &str = env!("CARGO_BIN_EXE_fake-vsock");
+
+// What the guest does there: see `src/bin/fake-vsock.rs`.
+const ECHO: u32 = 1;
+const REFUSED: u32 = 2;
+const SILENT: u32 = 3;
+const HESITANT: u32 = 4;
+const COUNT: u32 = 5;
+
+async fn started() -> VmHandle {
+    let builder = machine("up echo serve").vsock().program("vhost-device-vsock", FAKE_VSOCK);
+    let vm = builder.build().await.unwrap();
+    vm.start().await.unwrap();
+    vm
+}
+
+/// How many connections the device has, beside the one that asks.
+async fn open(vm: &VmHandle) -> usize {
+    let mut said = String::new();
+    vm.vsock_connect(COUNT).await.unwrap().read_to_string(&mut said).await.unwrap();
+    said.parse::<usize>().unwrap() - 1
+}
+
+async fn echoes(stream: &mut VsockStream, text: &[u8]) {
+    stream.write_all(text).await.unwrap();
+    let mut heard = vec![0; text.len()];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, text);
+}
+
+#[test]
+fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
+    if !fake::alone(FAKE, "a_connection_that_is_given_up_anywhere_leaves_nothing") {
+        return;
+    }
+    let random = &mut Random::new(0x50c3);
+    block_on(async {
+        let vm = started().await;
+        drop(vm.vsock_connect(ECHO).await.unwrap()); // What async-io needs for itself is there now.
+        eventually("the first is gone", || block_on(open(&vm)) == 0);
+        let before = descriptors();
+        let (mut made, mut cut) = (0, 0);
+        for _ in 0..1000 {
+            let port = [ECHO, REFUSED, SILENT, HESITANT][random.index(4)];
+            let result = match random.below(3) {
+                0 => random.cut(vm.vsock_connect(port)).await,
+                1 => random.cut(vm.vsock_connect_timeout(port, PATIENCE)).await,
+                _ => random.cut(vm.vsock_connect_timeout(port, Duration::from_micros(200))).await,
+            };
+            match (port, result) {
+                (_, None) => cut += 1,
+                (ECHO, Some(Ok(mut stream))) => {
+                    made += 1;
+                    echoes(&mut stream, b"ping").await;
+                }
+                (HESITANT, Some(Ok(mut stream))) => {
+                    made += 1;
+                    // What comes right behind the device's answer is the guest's.
+                    let mut hello = [0; 5];
+                    stream.read_exact(&mut hello).await.unwrap();
+                    assert_eq!(&hello, b"hello");
+                }
+                (REFUSED, Some(Err(Error::VsockRefused { port: REFUSED })))
+                | (_, Some(Err(Error::Timeout { .. }))) => {}
+                (port, result) => panic!("{port}: {result:?}"),
+            }
+        }
+        assert!(made > 50 && cut > 300, "{made} made, {cut} cut");
+        eventually("the device has none of them", || block_on(open(&vm)) == 0);
+        assert_eq!(descriptors(), before);
+
+        let mut console = vm.console().await.unwrap();
+        console.write_str("still here").await.unwrap();
+        console.wait_for_timeout("still here", PATIENCE).await.unwrap();
+        echoes(&mut vm.vsock_connect(ECHO).await.unwrap(), b"here too").await;
+        vm.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_stream_loses_nothing_whatever_is_dropped() {
+    const BYTES: usize = 2_000_000;
+    if !fake::alone(FAKE, "a_stream_loses_nothing_whatever_is_dropped") {
+        return;
+    }
+    let random = &mut Random::new(0xb17e);
+    block_on(async {
+        let vm = started().await;
+        let mut stream = vm.vsock_connect(ECHO).await.unwrap();
+        let sent = fake::flood(BYTES);
+        let (mut rest, mut heard) = (sent.as_slice(), Vec::<u8>::new());
+        let mut cut = 0;
+        while heard.len() < BYTES {
+            // More than the sockets hold, so that a write waits too.
+            let some = rest.len().min(1 + random.index(500_000));
+            let wrote = random.cut(stream.write(&rest[..some])).await.map(Result::unwrap);
+            rest = &rest[wrote.unwrap_or(0)..];
+            cut += usize::from(wrote.is_none());
+            cut += usize::from(random.cut(stream.flush()).await.is_none());
+            let mut chunk = vec![0; 1 + random.index(50_000)];
+            let read = random.cut(stream.read(&mut chunk)).await.map(Result::unwrap);
+            heard.extend(&chunk[..read.unwrap_or(0)]);
+            cut += usize::from(read.is_none());
+        }
+        assert!(heard == sent, "what came back is not what was sent");
+        assert!(cut > 50, "{cut} futures were dropped");
+        // A close that is given up is still a close once it is asked for again.
+        random.cut(stream.close()).await;
+        stream.close().await.unwrap();
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        vm.kill().await.unwrap();
+    });
+}
+
+#[test]
+fn a_machine_that_ends_ends_what_is_being_connected() {
+    if !fake::alone(FAKE, "a_machine_that_ends_ends_what_is_being_connected") {
+        return;
+    }
+    block_on(async {
+        let vm = started().await;
+        let connecting = {
+            let vm = vm.clone();
+            std::thread::spawn(move || block_on(vm.vsock_connect(SILENT)))
+        };
+        eventually("it connects", || block_on(open(&vm)) == 1);
+        let mut made = vm.vsock_connect(ECHO).await.unwrap();
+        vm.kill().await.unwrap();
+        assert_eq!(made.read(&mut [0]).await.unwrap_or(0), 0);
+        let told = connecting.join().unwrap();
+        assert!(matches!(told, Err(Error::VsockRefused { port: SILENT })), "{told:?}");
+    });
+}
