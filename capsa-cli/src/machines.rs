@@ -61,9 +61,10 @@ impl Machine {
         })
     }
 
-    /// Whether its run still opens its door. It does so until it has told everybody of the end.
+    /// Whether its run still answers. It does so until it has told everybody of the end; the door of one
+    /// that is being killed may stand open a moment longer.
     pub(crate) fn still_runs(&self) -> bool {
-        UnixStream::connect(self.path.join(SOCKET)).is_ok()
+        self.ask(&Request::Console { r#type: false }).is_ok()
     }
 
     /// Asks its run for something, and gives the connection with the answer.

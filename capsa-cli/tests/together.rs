@@ -47,7 +47,7 @@ fn stops_that_meet_are_one_stop_and_all_are_told() {
     }
     assert!(begin.elapsed() < Duration::from_secs(25), "a later stop lengthened the grace");
     assert_eq!(machine.wait_for_end().0, 137);
-    assert_eq!(machine.ask(&["stop", "kept"]).0, 10, "it is gone");
+    assert_eq!(machine.ask(&["stop", "kept"]).0, 118, "it is gone");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up() {
     assert!(seen.len() >= MUCH, "the run itself has it all");
     let slow = slow.wait_with_output().unwrap();
     let said = String::from_utf8(slow.stderr).unwrap();
-    assert_eq!(slow.status.code(), Some(10), "{said}");
+    assert_eq!(slow.status.code(), Some(118), "{said}");
     assert!(said.contains("kept goes on without this viewer, which read too slowly"), "{said}");
     assert!(slow.stdout.len() < MUCH);
     let (code, _, said) = ask(dir.path(), &["stop", "--kill", "kept"]);
@@ -149,7 +149,7 @@ fn a_sweep_among_starts_takes_none_of_them() {
     for machine in machines {
         let end = machine.wait_with_output().unwrap();
         let said = String::from_utf8(end.stderr).unwrap();
-        assert_eq!(end.status.code(), Some(6), "{said}");
+        assert_eq!(end.status.code(), Some(114), "{said}");
     }
 }
 
@@ -182,6 +182,6 @@ fn a_hypervisor_killed_while_it_stops_is_no_clean_end() {
     terminal.write(b"\x1dq<asked>");
     terminal.wait_for(b"<asked>");
     common::kill_hypervisor(terminal.pid());
-    assert_eq!(terminal.wait_for_end(), 8);
+    assert_eq!(terminal.wait_for_end(), 116);
     assert_eq!(terminal.modes(), terminal.before);
 }
