@@ -128,7 +128,7 @@ fn zsh_offers_commands_flags_values_files_and_machines() {
         "fpath=($PWD/functions $fpath); \
                   compinit -u -D",
     ] {
-        let mut zsh = Zsh::start(machine.dir(), load);
+        let zsh = Zsh::start(machine.dir(), load);
         check(|line| zsh.offers(line));
     }
     end(machine);
