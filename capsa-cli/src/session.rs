@@ -327,7 +327,8 @@ impl<'v> Session<'v> {
     /// goes on; what others would do with it cannot be had back.
     fn look_for_directory(&mut self) {
         let (Some(control), Some(looked)) = (&self.control, self.looked) else { return };
-        if looked.elapsed() < LOOK.0 {
+        // A machine that is over has taken its directory away itself.
+        if looked.elapsed() < LOOK.0 || self.vm.status().is_terminal() {
             return;
         }
         self.looked = control.can_be_found().then(Instant::now);
