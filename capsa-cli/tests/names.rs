@@ -116,9 +116,11 @@ fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
 #[test]
 fn a_run_that_ends_takes_its_directory_away_without_a_word() {
     let test = "a_run_that_ends_takes_its_directory_away_without_a_word";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--name", "ends"]) else { return };
+    // It is over more than a second after it was looked for last.
+    let deaf = Nano { power_button: false };
+    let flags = ["--name", "ends", "--grace", "1500ms"];
+    let Some(mut capsa) = Capsa::start(test, deaf, &flags) else { return };
     capsa.wait_for(nano::READY);
-    std::thread::sleep(std::time::Duration::from_millis(1100)); // it looks once a second
     capsa.signal(Signal::SIGTERM);
     let (code, said) = capsa.wait_for_end();
     assert!(code == 143 && !said.contains("was removed"), "{said}");
