@@ -3,10 +3,9 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use capsa_proto::backend::{Availability, ProbeReport};
+use capsa_proto::backend::{Availability, Feature, Lack, ProbeReport};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
-use capsa_proto::plan::Note;
 
 use crate::{KEY, MIN_VERSION, landlock};
 
@@ -23,12 +22,15 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
             "use the vfkit backend on macOS, or the qemu backend",
         ));
     }
-    // Only a machine that asks for what a helper serves is refused without it.
-    let lacks = |what, reason: Reason| Note::warning(format!("no {what}: {reason}"));
-    let no_shares = virtiofsd::against(found).into_iter().map(|reason| lacks("shares", reason));
-    let no_nat = passt::against(found).into_iter().map(|reason| lacks("NAT", reason));
-    let notes = no_shares.chain(no_nat).chain(landlock::note(host)).collect();
-    Availability { version: found.version(KEY), program: found.found(KEY), against, notes }
+    let no_shares = Lack::of(Feature::VirtioFs, virtiofsd::against(found));
+    let no_nat = Lack::of(Feature::Nat, passt::against(found));
+    Availability {
+        version: found.version(KEY),
+        program: found.found(KEY),
+        against,
+        lacks: no_shares.chain(no_nat).collect(),
+        notes: landlock::note(host).into_iter().collect(),
+    }
 }
 
 fn against_architecture(arch: Arch) -> Option<Reason> {

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
-use capsa_proto::backend::Answer;
+use capsa_proto::backend::{Answer, Feature};
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
@@ -63,6 +63,7 @@ fn host() -> HostFacts {
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
         landlock: Some(3),
         socket_path_max: 107,
+        in_use: Default::default(),
         run_dir: path("/run/c/1"),
         files: BTreeMap::from([
             (path("/k"), file(kernel)),
@@ -332,11 +333,12 @@ fn what_speaks_against_it() {
 }
 
 #[test]
-fn a_missing_virtiofsd_is_a_note_until_a_share_needs_it() {
+fn a_missing_virtiofsd_is_a_lack_until_a_share_needs_it() {
     let found = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
     let judged = BACKEND.judge(&host(), &found);
     assert!(judged.is_usable());
-    assert!(judged.notes[0].text.contains("no shares"), "{:?}", judged.notes);
+    assert_eq!(judged.lacks[0].feature, Feature::VirtioFs, "{:?}", judged.lacks);
+    assert!(judged.lacks[0].reason.remedy.contains("install"), "{:?}", judged.lacks);
     assert!(check(spec(), &BACKEND, &host(), &found).is_ok());
 }
 

@@ -13,7 +13,7 @@ use nix::unistd::read;
 
 use crate::control::Request;
 use crate::escape::{Escape, Order};
-use crate::failure::{Failure, HYPERVISOR, OK, SIGNAL};
+use crate::failure::{Failure, HYPERVISOR, OK, OUTPUT, SIGNAL};
 use crate::flags::{Given, usage};
 use crate::machines;
 use crate::output::Output;
@@ -88,7 +88,7 @@ impl Attached {
     }
 
     fn drive(&mut self) -> io::Result<u8> {
-        while !self.is_over || !self.output.is_empty() {
+        while !self.output.is_broken() && (!self.is_over || !self.output.is_empty()) {
             for who in self.wait()? {
                 match who {
                     Who::Signals => {
@@ -106,7 +106,8 @@ impl Attached {
                 }
             }
         }
-        Ok(OK)
+        // Without anybody to show it to there is nothing to look on for.
+        Ok(if self.output.is_lossy() { OUTPUT } else { OK })
     }
 
     fn wait(&self) -> io::Result<Vec<Who>> {

@@ -83,6 +83,8 @@ pub(crate) enum Order {
 /// The door, and who came through it.
 #[derive(Debug)]
 pub(crate) struct Control {
+    dir: PathBuf,
+    about: About,
     door: UnixListener,
     peers: Vec<Connection>,
     /// The connection that types.
@@ -128,7 +130,19 @@ impl Control {
             has_console: plan.console.mode() != ConsoleMode::Disabled,
         };
         write_whole(&dir.join(ABOUT), &serde_json::to_vec(&about)?)?;
-        Ok(Self { door, peers: Vec::new(), typist: None, next: 0 })
+        Ok(Self { dir, about, door, peers: Vec::new(), typist: None, next: 0 })
+    }
+
+    /// Tells of the hypervisor, once it runs. What is told stands where that cannot be written.
+    pub(crate) fn tell(&mut self, vm: &Vm) {
+        self.about.hypervisor = vm.hypervisor_pid();
+        let about = serde_json::to_vec(&self.about).expect("plain data");
+        let _ = write_whole(&self.dir.join(ABOUT), &about);
+    }
+
+    /// Whether others can find this run. Its directory may have been removed from under it.
+    pub(crate) fn can_be_found(&self) -> bool {
+        self.dir.join(ABOUT).exists()
     }
 
     /// Adds what it waits for.

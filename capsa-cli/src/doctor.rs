@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
-use capsa::run_dir;
-use capsa::{BackendReport, NoteLevel};
+use capsa::{BackendReport, Lack, NoteLevel, run_dir, scratch};
 use serde_json::{Value, json};
 
-use crate::envelope;
 use crate::failure::{Failure, NO_BACKEND, OK};
 use crate::print::print;
+use crate::{envelope, list};
+
+const RUN_DIRS: &str = "set CAPSA_RUN_DIR to a short path that is yours alone, or can be made";
+const OVERLAYS: &str = "set TMPDIR to a directory with room for what guests write; until then no disk \
+                        can be ephemeral";
 
 /// How good one thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +35,15 @@ struct Finding {
 pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     let reports = capsa::backends();
     let base = run_dir::base();
-    let run_dirs = run_dir::list(&base).map(|_| ()).map_err(|error| error.to_string());
-    let findings = findings(&reports, &base.display().to_string(), run_dirs.as_ref().err());
+    let run_dirs = run_dir::try_out(&base).map(|()| base.display().to_string());
+    let run_dirs = run_dirs.map_err(|error| error.to_string());
+    let overlays = scratch::try_out().map(|dir| dir.display().to_string());
+    let overlays = overlays.map_err(|error| error.to_string());
+    let mut findings = vec![
+        place("run directories", Verdict::Bad, &run_dirs, RUN_DIRS),
+        place("throw-away disks", Verdict::Poor, &overlays, OVERLAYS),
+    ];
+    findings.extend(reports.iter().flat_map(of_backend));
     let usable = reports.iter().find(|report| report.availability.is_usable());
     let healthy = usable.is_some() && run_dirs.is_ok();
     if json {
@@ -55,57 +65,44 @@ pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     Ok(if healthy { OK } else { NO_BACKEND })
 }
 
-fn findings(reports: &[BackendReport], base: &str, run_dirs: Option<&String>) -> Vec<Finding> {
-    let finding = |verdict, about: &str, what: String, remedy: Option<&str>| Finding {
-        verdict,
-        about: about.into(),
-        what,
-        remedy: remedy.map(String::from),
-    };
-    let mut findings = vec![match run_dirs {
-        None => finding(Verdict::Good, "run directories", format!("in {base}"), None),
-        Some(error) => {
-            let remedy = "set CAPSA_RUN_DIR to a directory that is yours alone";
-            finding(Verdict::Bad, "run directories", error.clone(), Some(remedy))
+/// A place where machines make files: where it is, or why none can be made there.
+fn place(about: &str, otherwise: Verdict, tried: &Result<String, String>, remedy: &str) -> Finding {
+    match tried {
+        Ok(place) => Finding::new(Verdict::Good, about, format!("in {place}"), None),
+        Err(error) => Finding::new(otherwise, about, error.clone(), Some(remedy)),
+    }
+}
+
+fn of_backend(report: &BackendReport) -> Vec<Finding> {
+    let BackendReport { name, availability, .. } = report;
+    let mut findings = Vec::new();
+    if availability.is_usable() {
+        let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
+        let program = availability.program.as_deref().unwrap_or("?");
+        findings.push(Finding::new(Verdict::Good, name, format!("{program}{version}"), None));
+        for note in &availability.notes {
+            let verdict = match note.level {
+                NoteLevel::Warning => Verdict::Poor,
+                NoteLevel::Info => Verdict::Good,
+            };
+            findings.push(Finding::new(verdict, name, note.text.clone(), None));
         }
-    }];
-    for BackendReport { name, availability, helpers, .. } in reports {
-        if availability.is_usable() {
-            let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
-            let program = availability.program.as_deref().unwrap_or("?");
-            findings.push(finding(Verdict::Good, name, format!("{program}{version}"), None));
-            for note in &availability.notes {
-                let verdict = match note.level {
-                    NoteLevel::Warning => Verdict::Poor,
-                    NoteLevel::Info => Verdict::Good,
-                };
-                findings.push(finding(verdict, name, note.text.clone(), None));
-            }
-            for helper in helpers.iter().filter(|helper| helper.program.is_none()) {
-                let needs = what_needs(helper.name);
-                let what = format!("no {} was found: no {needs}", helper.name);
-                let remedy = format!("install {}", helper.name);
-                findings.push(finding(Verdict::Poor, name, what, Some(&remedy)));
-            }
+        for Lack { feature, reason } in list::lacks(report) {
+            let what = format!("no {}: {}", list::name_of(*feature), reason.what);
+            findings.push(Finding::new(Verdict::Poor, name, what, Some(&reason.remedy)));
         }
-        for reason in &availability.against {
-            findings.push(finding(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
-        }
+    }
+    for reason in &availability.against {
+        findings.push(Finding::new(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
     }
     findings
 }
 
-/// What a machine cannot have without this helper.
-fn what_needs(helper: &str) -> &'static str {
-    match helper {
-        "virtiofsd" => "virtio-fs shares",
-        "passt" => "NAT",
-        "vhost-device-vsock" => "vsock",
-        _ => "machine that needs it",
-    }
-}
-
 impl Finding {
+    fn new(verdict: Verdict, about: &str, what: String, remedy: Option<&str>) -> Self {
+        Self { verdict, about: about.into(), what, remedy: remedy.map(String::from) }
+    }
+
     fn text(&self) -> String {
         let Self { verdict, about, what, remedy } = self;
         let mut text = format!("{:<8} {about}: {what}\n", verdict.word());
@@ -142,7 +139,9 @@ mod tests {
     #[test]
     fn what_is_bad_says_what_to_do() {
         let reports = capsa::backends();
-        let findings = findings(&reports, "/run/capsa", Some(&"it is open to others".to_owned()));
+        let tried = Err("it is open to others".to_owned());
+        let mut findings = vec![place("run directories", Verdict::Bad, &tried, RUN_DIRS)];
+        findings.extend(reports.iter().flat_map(of_backend));
         assert_eq!(findings[0].verdict, Verdict::Bad);
         for finding in &findings {
             assert!(finding.verdict != Verdict::Bad || finding.remedy.is_some(), "{finding:?}");

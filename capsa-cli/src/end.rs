@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::envelope;
 use crate::failure::{self, Failure};
-use crate::job::JobEnd;
-use crate::print::{print, print_bytes};
+use crate::job::{JobEnd, JobReport};
+use crate::print::print;
 use crate::voice::Voice;
 
 /// Lines of a console that nobody saw, to be shown after a bad end.
@@ -21,7 +21,7 @@ pub(crate) struct Ending {
     /// The signal that had it ended.
     pub(crate) signal: Option<u8>,
     /// What became of the command, where there was one.
-    pub(crate) job: Option<JobEnd>,
+    pub(crate) job: Option<JobReport>,
 }
 
 impl Ending {
@@ -31,8 +31,10 @@ impl Ending {
         if self.signal.is_some() || self.report.time_limit {
             return code;
         }
-        match &self.job {
-            Some(JobEnd::Ran { status, .. }) => *status,
+        match self.job_end() {
+            Some(JobEnd::Ran(status)) => *status,
+            // As for any program whose reader has gone: what was wanted was done.
+            Some(JobEnd::Unheard) if code == failure::POWER_CUT => failure::OK,
             Some(JobEnd::Failed(_)) if matches!(code, failure::OK | failure::POWER_CUT) => {
                 failure::NO_COMMAND
             }
@@ -50,49 +52,48 @@ impl Ending {
             "time_limit": self.report.time_limit,
             "steps": steps,
         });
-        if let Some(JobEnd::Ran { output, status, truncated }) = &self.job {
-            told["command"] = json!({
-                "status": status,
-                "output": String::from_utf8_lossy(output),
-                "truncated": truncated,
-            });
+        if let Some(JobReport { end, output, truncated }) = &self.job {
+            let status = if let JobEnd::Ran(status) = end { Some(status) } else { None };
+            told["command"] = json!({"status": status, "truncated": truncated});
+            if let Some(output) = output {
+                told["command"]["output"] = String::from_utf8_lossy(output).into();
+            }
         }
         told
     }
 
-    /// Says it: what a command printed on standard output, or there all of it as JSON; the rest on
-    /// standard error. `unseen` is the end of a console that was not shown.
+    fn job_end(&self) -> Option<&JobEnd> {
+        self.job.as_ref().map(|job| &job.end)
+    }
+
+    /// Says it: on standard output all of it as JSON, where that is wanted, or else on standard error.
+    /// `unseen` is the end of a console that was not shown.
     pub(crate) fn tell(
         &self,
         voice: &Voice,
         unseen: Option<&[u8]>,
         wants_json: bool,
     ) -> Result<(), Failure> {
-        match &self.job {
-            Some(JobEnd::Failed(why)) if self.signal.is_none() => {
-                voice.fail(why);
-                if self.report.time_limit {
-                    voice.fail("the time limit was reached before the command had ended");
-                }
+        if let Some(JobEnd::Failed(why)) = self.job_end()
+            && self.signal.is_none()
+        {
+            voice.fail(why);
+            if self.report.time_limit {
+                voice.fail("the time limit was reached before the command had ended");
             }
-            Some(JobEnd::Ran { truncated: true, .. }) => {
-                voice.fail(
-                    "the command's output is longer than what is kept: its beginning is gone",
-                );
-            }
-            _ => {}
         }
-        match &self.job {
-            _ if wants_json => drop(print(&envelope::document("run", self.json()))?),
-            Some(JobEnd::Ran { output, .. }) => drop(print_bytes(output)?),
-            _ => {}
+        if self.job.as_ref().is_some_and(|job| job.truncated) {
+            voice.fail("the command's output is longer than what is kept: it is not all there");
+        }
+        if wants_json {
+            print(&envelope::document("run", self.json()))?;
         }
         if let Some(unseen) = unseen.filter(|_| self.is_bad() && !voice.is_json()) {
             say_tail(&String::from_utf8_lossy(unseen));
         }
         voice.event("stopped", self.json());
         let words = last_words(&self.report);
-        if matches!(self.job, Some(JobEnd::Ran { .. })) && !self.is_bad() {
+        if self.is_done() && !self.is_bad() {
             voice.detail(&words);
         } else if !self.is_bad() || self.signal.is_some() {
             voice.say(&words);
@@ -104,9 +105,13 @@ impl Ending {
 
     /// Nobody wanted it to end this way. A command's status is its own affair.
     fn is_bad(&self) -> bool {
-        let ran = matches!(self.job, Some(JobEnd::Ran { .. }));
         let is_known = [failure::OK, failure::TIME_LIMIT].contains(&self.code());
-        self.signal.is_none() && !is_known && !ran
+        self.signal.is_none() && !is_known && !self.is_done()
+    }
+
+    /// The command did what was wanted of it.
+    fn is_done(&self) -> bool {
+        matches!(self.job_end(), Some(JobEnd::Ran(_) | JobEnd::Unheard))
     }
 }
 
@@ -194,13 +199,13 @@ mod tests {
             (report(EndedBy::Owner), Some(2), 130),
             (report(EndedBy::Owner), Some(1), 129),
             (report(EndedBy::Owner), None, 137),
-            (report(not_started()), None, 5),
-            (limited(EndedBy::GuestPowerOff), None, 6),
-            (limited(EndedBy::TimeLimit), None, 6),
+            (report(not_started()), None, 113),
+            (limited(EndedBy::GuestPowerOff), None, 114),
+            (limited(EndedBy::TimeLimit), None, 114),
             (limited(EndedBy::TimeLimit), Some(15), 143),
-            (report(EndedBy::GuestPanic), None, 7),
-            (report(lost()), None, 8),
-            (report(lost()), Some(15), 8),
+            (report(EndedBy::GuestPanic), None, 115),
+            (report(lost()), None, 116),
+            (report(lost()), Some(15), 116),
         ] {
             let ending = Ending { report, signal, job: None };
             assert_eq!(ending.code(), want, "{ending:?}");
@@ -210,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_commands_status_counts_unless_something_else_ended_the_machine() {
-        let ran = || JobEnd::Ran { output: b"hi".to_vec(), status: 7, truncated: false };
+        let ran = || JobEnd::Ran(7);
         let failed = || JobEnd::Failed("no shell".into());
         let limited = || StopReport { time_limit: true, ..report(EndedBy::GuestPowerOff) };
         for (report, signal, job, want) in [
@@ -218,12 +223,16 @@ mod tests {
             // The guest did not heed the power button: the command ran all the same.
             (report(EndedBy::Owner), None, ran(), 7),
             (report(EndedBy::GuestPowerOff), Some(15), ran(), 143),
-            (limited(), None, ran(), 6),
-            (report(EndedBy::GuestPowerOff), None, failed(), 9),
-            (report(EndedBy::Owner), None, failed(), 9),
-            (report(EndedBy::GuestPanic), None, failed(), 7),
-            (limited(), None, failed(), 6),
+            (limited(), None, ran(), 114),
+            (report(EndedBy::GuestPowerOff), None, failed(), 117),
+            (report(EndedBy::Owner), None, failed(), 117),
+            (report(EndedBy::GuestPanic), None, failed(), 115),
+            (limited(), None, failed(), 114),
+            (report(EndedBy::GuestPowerOff), None, JobEnd::Unheard, 0),
+            (report(EndedBy::Owner), None, JobEnd::Unheard, 0),
+            (report(EndedBy::GuestPanic), None, JobEnd::Unheard, 115),
         ] {
+            let job = JobReport { end: job, output: None, truncated: false };
             let ending = Ending { report, signal, job: Some(job) };
             assert_eq!(ending.code(), want, "{ending:?}");
         }

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use capsa::{Error, Violation};
 use serde_json::{Value, json};
@@ -20,22 +21,25 @@ use crate::envelope;
 pub(crate) const OK: u8 = 0;
 /// The command line makes no sense.
 pub(crate) const USAGE: u8 = 2;
-/// What was asked for cannot be had.
-pub(crate) const CONFIG: u8 = 3;
+/// What was asked for cannot be had. From here on they are ones that the commands people run in
+/// guests hardly use: those of pytest, curl and grep are below, a shell's and timeout(1)'s above.
+pub(crate) const CONFIG: u8 = 111;
 /// No hypervisor can be used here.
-pub(crate) const NO_BACKEND: u8 = 4;
+pub(crate) const NO_BACKEND: u8 = 112;
 /// The machine could not be started.
-pub(crate) const START: u8 = 5;
+pub(crate) const START: u8 = 113;
 /// The machine ran into its time limit.
-pub(crate) const TIME_LIMIT: u8 = 6;
+pub(crate) const TIME_LIMIT: u8 = 114;
 /// The guest's kernel panicked.
-pub(crate) const PANIC: u8 = 7;
+pub(crate) const PANIC: u8 = 115;
 /// The hypervisor, or a helper of it, failed.
-pub(crate) const HYPERVISOR: u8 = 8;
+pub(crate) const HYPERVISOR: u8 = 116;
 /// The command that was to be run in the guest was not, or did not tell its status.
-pub(crate) const NO_COMMAND: u8 = 9;
+pub(crate) const NO_COMMAND: u8 = 117;
 /// There is no machine of that name, or it cannot do that.
-pub(crate) const NO_MACHINE: u8 = 10;
+pub(crate) const NO_MACHINE: u8 = 118;
+/// Standard output could not be written. That nobody reads it is no error.
+pub(crate) const OUTPUT: u8 = 119;
 /// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
 pub(crate) const POWER_CUT: u8 = 137;
 /// What is added to the number of the signal that ended it.
@@ -45,14 +49,15 @@ pub(crate) const SIGNAL: u8 = 128;
 pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "the guest powered off or rebooted, by itself or because it was asked to"),
     ("2", "the command line makes no sense"),
-    ("3", "the configuration is invalid, or no hypervisor here can do what it asks"),
-    ("4", "no hypervisor can be used here"),
-    ("5", "the machine could not be started"),
-    ("6", "the time limit was reached"),
-    ("7", "the guest's kernel panicked"),
-    ("8", "the hypervisor, or a helper of it, failed"),
-    ("9", "the command behind -- could not be run in the guest, or did not tell its status"),
-    ("10", "no machine of that name runs, or it cannot be talked to"),
+    ("111", "the configuration is invalid, or no hypervisor here can do what it asks"),
+    ("112", "no hypervisor can be used here"),
+    ("113", "the machine could not be started"),
+    ("114", "the time limit was reached"),
+    ("115", "the guest's kernel panicked"),
+    ("116", "the hypervisor, or a helper of it, failed"),
+    ("117", "the command behind -- could not be run in the guest, or did not tell its status"),
+    ("118", "no machine of that name runs, or it cannot be talked to"),
+    ("119", "standard output could not be written: a full disk"),
     ("any", "with -- COMMAND: the command's own status, once it has run"),
     ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
     ("137", "the machine's power was cut: it was killed, or did not power off when asked"),
@@ -125,6 +130,29 @@ impl Failure {
         self
     }
 
+    /// With one of several problems, at a place where it has one.
+    pub(crate) fn problem_in(self, place: Option<Place>, reason: String, hint: String) -> Self {
+        match place {
+            Some(place) => self.problem_at(place, reason, hint),
+            None => self.problem(reason, hint),
+        }
+    }
+
+    /// These problems, then another's, as those of a config file: in the order of its lines.
+    pub(crate) fn of_file(path: &Path, some: Option<Self>, others: Option<Self>) -> Option<Self> {
+        let both: Vec<Self> = some.into_iter().chain(others).collect();
+        let code = both.first()?.code;
+        let mut details: Vec<Detail> = both.into_iter().flat_map(|one| one.details).collect();
+        details.sort_by_key(|detail| {
+            detail.place.as_ref().map_or((usize::MAX, 0), |place| (place.line, place.column))
+        });
+        let count = match details.len() {
+            1 => "one mistake".to_owned(),
+            n => format!("{n} mistakes"),
+        };
+        Some(Self { code, what: format!("cannot use {}: {count}", path.display()), details })
+    }
+
     /// For programs.
     pub(crate) fn json(&self) -> String {
         let (problems, hints): (Vec<_>, Vec<_>) =
@@ -136,8 +164,13 @@ impl Failure {
         envelope::line("error", content)
     }
 
-    /// The library's refusal to build a machine. `name` gives the user's name of a field.
-    pub(crate) fn from_build(error: &Error, name: impl Fn(&str) -> String) -> Self {
+    /// The library's refusal to build a machine. `name` gives the user's name of a field, and its
+    /// place in a config file; what `is_said` of a field is left out.
+    pub(crate) fn from_build(
+        error: &Error,
+        name: impl Fn(&str) -> (String, Option<Place>),
+        is_said: impl Fn(&str) -> bool,
+    ) -> Self {
         const WHAT: &str = "cannot run this machine";
         let violations = error.violations();
         if !violations.is_empty() {
@@ -147,10 +180,12 @@ impl Failure {
                 _ => "the configuration is invalid",
             };
             let failure = Self::new(CONFIG, format!("{WHAT}: {why}"));
-            return violations.iter().fold(failure, |failure, violation| {
+            let unsaid = violations.iter().filter(|violation| !is_said(&violation.field));
+            return unsaid.fold(failure, |failure, violation| {
                 let Violation { field, backend, reason, remedy, .. } = violation;
                 let by = backend.map(|backend| format!(" [{backend}]")).unwrap_or_default();
-                failure.problem(format!("{}: {reason}{by}", name(field)), remedy)
+                let (name, place) = name(field);
+                failure.problem_in(place, format!("{name}: {reason}{by}"), remedy.clone())
             });
         }
         match error {
@@ -165,10 +200,11 @@ impl Failure {
                 }
                 failure
             }
-            Error::BackendUnavailable { name, reasons } => {
-                let what = format!("{WHAT}: the backend {name:?} cannot be used here");
+            Error::BackendUnavailable { name: backend, reasons } => {
+                let what = format!("{WHAT}: the backend {backend:?} cannot be used here");
                 reasons.iter().fold(Self::new(NO_BACKEND, what), |failure, reason| {
-                    failure.problem(format!("{name}: {}", reason.what), &reason.remedy)
+                    let what = format!("{backend}: {}", reason.what);
+                    failure.problem_in(name("backend").1, what, reason.remedy.clone())
                 })
             }
             Error::UnsupportedGuestOs(_) => Self::new(CONFIG, format!("{WHAT}: {error}")),
@@ -254,7 +290,8 @@ mod tests {
             .share("/also/nope", "/w", capsa::MountMode::ReadOnly)
             .plan()
             .unwrap_err();
-        let failure = Failure::from_build(&error, |field| field.replace("shares[0]", "shares.w"));
+        let name = |field: &str| (field.replace("shares[0]", "shares.w"), None);
+        let failure = Failure::from_build(&error, name, |_| false);
         let text = failure.to_string();
         assert_eq!(failure.code, CONFIG);
         assert!(text.starts_with("capsa: cannot run this machine: the configuration is invalid\n"));
@@ -265,7 +302,7 @@ mod tests {
     #[test]
     fn an_unknown_backend_lists_those_there_are() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen").plan().unwrap_err();
-        let failure = Failure::from_build(&error, str::to_owned);
+        let failure = Failure::from_build(&error, |field| (field.into(), None), |_| false);
         assert_eq!(failure.code, NO_BACKEND);
         assert!(failure.to_string().contains("hint: use "), "{failure}");
     }

@@ -1,26 +1,124 @@
 //! Reads small files that a user names.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 /// All of a file that has no more than `most` bytes.
 ///
-/// A pipe will do, such as `/dev/stdin` or what a shell gives for `<(…)`.
+/// A pipe that this program was given will do, such as `/dev/stdin` or what a shell gives for `<(…)`.
+/// One with a name is refused, as is all else that may never end or have nobody at its other end.
 pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        let why = format!("it has more than {most} bytes");
-        return Err(io::Error::new(ErrorKind::FileTooLarge, why));
+    refuse_unless_file(&fs::metadata(path)?, path)?;
+    // It may have become something else since.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let found = file.metadata()?;
+    refuse_unless_file(&found, path)?;
+    if found.file_type().is_fifo() {
+        // This one is waited for: whoever gave it says something.
+        file = File::open(path)?;
     }
-    Ok(bytes)
+    let too_long = || {
+        let why = format!("it has more than {most} bytes");
+        Err(io::Error::new(ErrorKind::FileTooLarge, why))
+    };
+    if found.len() > most {
+        return too_long();
+    }
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most { too_long() } else { Ok(bytes) }
+}
+
+fn refuse_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
+    let kind = found.file_type();
+    let why = if kind.is_file() {
+        return Ok(());
+    } else if kind.is_dir() {
+        "it is a directory"
+    } else if kind.is_fifo() {
+        // What only this program has open leads to no name.
+        if fs::canonicalize(path).is_err() {
+            return Ok(());
+        }
+        "it is a pipe with a name, where nobody may ever write"
+    } else {
+        "it is a device or a socket"
+    };
+    Err(io::Error::new(ErrorKind::InvalidInput, why))
 }
 
 /// The first line of a file, which is a password.
 pub(crate) fn first_line(path: &Path) -> io::Result<String> {
+    let invalid = |why: &str| io::Error::new(ErrorKind::InvalidData, why.to_owned());
     let bytes = read_at_most(path, 4096)?;
-    let not_text = |_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8");
-    let text = String::from_utf8(bytes).map_err(not_text)?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    let text = String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8"))?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        return Err(invalid("its first line is empty"));
+    }
+    if line.chars().any(char::is_control) {
+        return Err(invalid("its first line has a control character, which is a key on a console"));
+    }
+    Ok(line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn what_may_never_end_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, huge) = (dir.path().join("fifo"), dir.path().join("huge"));
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        for (path, why) in [
+            (dir.path(), "a directory"),
+            (&fifo, "a pipe with a name"),
+            (Path::new("/dev/zero"), "a device"),
+            (&huge, "more than 10 bytes"),
+            (&dir.path().join("none"), "No such file"),
+        ] {
+            let error = read_at_most(path, 10).unwrap_err().to_string();
+            assert!(error.contains(why), "{path:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_was_given_is_read() {
+        let (read, mut write) = io::pipe().unwrap();
+        let writer = std::thread::spawn(move || write.write_all(b"said").unwrap());
+        let path = format!("/dev/fd/{}", read.as_raw_fd());
+        assert_eq!(read_at_most(Path::new(&path), 10).unwrap(), b"said");
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_password_is_a_first_line_with_something_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        for (text, want) in [
+            ("secret\nmore", Some("secret")),
+            ("no newline", Some("no newline")),
+            ("dos\r\n", Some("dos")),
+            ("", None),
+            ("\nsecond", None),
+            ("a\u{3}b\n", None),
+        ] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(first_line(&file).ok().as_deref(), want, "{text:?}");
+        }
+        fs::write(&file, b"\xff\n").unwrap();
+        assert!(first_line(&file).unwrap_err().to_string().contains("UTF-8"));
+        assert!(first_line(dir.path()).unwrap_err().to_string().contains("directory"));
+    }
 }

@@ -120,7 +120,8 @@ fn about_running(out: &mut String) {
 
 const BEHIND: &str = "
 With -- COMMAND, capsa waits for the guest's shell, logs in where it asks, runs the command with the
-words as they are, prints its output, stops the machine, and exits with the command's status.
+words as they are, prints its output as it comes, stops the machine, and exits with the command's
+status.
 
 With --console stdio, standard output holds the guest's console and nothing else; all that capsa
 says goes to standard error. On a terminal every key is the guest's, Ctrl-C too, but for:

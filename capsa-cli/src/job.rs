@@ -1,9 +1,14 @@
-//! `run … -- COMMAND`: logs in on the console, runs one command and keeps its output and status.
+//! `run … -- COMMAND`: logs in on the console, runs one command, and hands on what it prints.
 //!
 //! A guest that comes up with a shell of root, as an initramfs does, is asked for nothing. The
 //! command gets the words as they were given, in a subshell of its own, with `/dev/null` as its
 //! standard input.
+//!
+//! What it prints goes to standard output as it comes: a command that is cut off has shown what it
+//! did, and one whose reader has gone is interrupted. For a program that wants one JSON document
+//! in the end, it is kept.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +18,10 @@ use capsa::{Error, VmStatus};
 use crate::failure::{CONFIG, Failure};
 use crate::files;
 use crate::flags::{Command, usage};
+use crate::output::Output;
+
+/// How much of a command's output a JSON document takes: 16 MiB.
+const KEPT: usize = 16 << 20;
 
 /// What to run, and as whom.
 #[derive(Debug)]
@@ -53,8 +62,20 @@ impl JobPlan {
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum JobEnd {
-    Ran { output: Vec<u8>, status: u8, truncated: bool },
+    Ran(u8),
+    /// Nobody reads what it prints any more.
+    Unheard,
     Failed(String),
+}
+
+/// What a job came to.
+#[derive(Debug)]
+pub(crate) struct JobReport {
+    pub(crate) end: JobEnd,
+    /// The output, where it was kept.
+    pub(crate) output: Option<Vec<u8>>,
+    /// That is not all of it.
+    pub(crate) truncated: bool,
 }
 
 /// A job under way.
@@ -63,6 +84,8 @@ pub(crate) struct Job {
     plan: JobPlan,
     reader: ReaderId,
     stage: Stage,
+    sink: Sink,
+    truncated: bool,
 }
 
 #[derive(Debug)]
@@ -74,16 +97,62 @@ enum Stage {
     Over(JobEnd),
 }
 
+/// Where the output goes.
+#[derive(Debug)]
+enum Sink {
+    Stdout(Output),
+    Kept(Vec<u8>),
+}
+
 /// What a job came to, for those who watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     LoggedIn,
+    Spoke,
     Over,
 }
 
 impl Job {
-    pub(crate) fn new(plan: JobPlan, vm: &mut Vm) -> Self {
-        Self { plan, reader: vm.add_reader(), stage: Stage::Waiting }
+    /// A job whose output goes to standard output, or is `kept`.
+    pub(crate) fn new(plan: JobPlan, kept: bool, vm: &mut Vm) -> io::Result<Self> {
+        let sink = if kept { Sink::Kept(Vec::new()) } else { Sink::Stdout(Output::new()?) };
+        let reader = vm.add_reader();
+        Ok(Self { plan, reader, stage: Stage::Waiting, sink, truncated: false })
+    }
+
+    /// Standard output, where that is where the command's goes.
+    pub(crate) fn output(&self) -> Option<&Output> {
+        match &self.sink {
+            Sink::Stdout(output) => Some(output),
+            Sink::Kept(_) => None,
+        }
+    }
+
+    /// Standard output takes some more.
+    pub(crate) fn on_writable(&mut self) {
+        if let Sink::Stdout(output) = &mut self.sink {
+            output.on_writable();
+        }
+    }
+
+    /// Hands on what the command has printed, where there is room. Otherwise the command waits.
+    pub(crate) fn refill(&mut self, vm: &mut Vm) -> Option<Step> {
+        let Stage::Run(run) = self.stage else { return None };
+        if let Sink::Stdout(output) = &self.sink {
+            if output.is_broken() {
+                vm.cancel(run);
+                self.stage = Stage::Over(JobEnd::Unheard);
+                return Some(Step::Over);
+            }
+            if !output.is_empty() {
+                return None;
+            }
+        }
+        let bytes = vm.take_output(run);
+        (!bytes.is_empty()).then(|| {
+            self.put(bytes);
+            Step::Spoke
+        })
     }
 
     /// Begins as soon as the machine runs.
@@ -101,37 +170,61 @@ impl Job {
         match self.stage {
             Stage::Login(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {
-                    let begun = vm.run_command(self.reader, &self.plan.line, None, None);
+                    let begun = vm.stream_command(self.reader, &self.plan.line, None);
                     self.go(begun, Stage::Run).or(Some(Step::LoggedIn))
                 }
                 Ended::Script(Err(error)) => self.fail(format!("cannot log in: {error}")),
                 Ended::Expect(_) => None,
             },
-            Stage::Run(run) if run == wait => match vm.take_ended(wait)? {
-                Ended::Script(Ok(reply)) => {
-                    let status = reply.status.and_then(|status| u8::try_from(status).ok());
-                    let Some(status) = status else {
-                        return self.fail("the guest told no status of the command".into());
-                    };
-                    let (output, truncated) = (reply.output, reply.truncated);
-                    self.stage = Stage::Over(JobEnd::Ran { output, status, truncated });
-                    Some(Step::Over)
+            Stage::Run(run) if run == wait => {
+                // All that came before a failure.
+                let rest = vm.take_output(wait);
+                self.put(rest);
+                match vm.take_ended(wait)? {
+                    Ended::Script(Ok(reply)) => {
+                        self.put(reply.output);
+                        self.truncated |= reply.truncated;
+                        let status = reply.status.and_then(|status| u8::try_from(status).ok());
+                        let Some(status) = status else {
+                            return self.fail("the guest told no status of the command".into());
+                        };
+                        self.stage = Stage::Over(JobEnd::Ran(status));
+                        Some(Step::Over)
+                    }
+                    Ended::Script(Err(error)) => {
+                        self.fail(format!("cannot run the command: {error}"))
+                    }
+                    Ended::Expect(_) => None,
                 }
-                Ended::Script(Err(error)) => self.fail(format!("cannot run the command: {error}")),
-                Ended::Expect(_) => None,
-            },
+            }
             _ => None,
         }
     }
 
     /// How it ended. A machine that is over ends it too.
-    pub(crate) fn into_end(self) -> JobEnd {
-        match self.stage {
+    pub(crate) fn into_report(self) -> JobReport {
+        let end = match self.stage {
             Stage::Over(end) => end,
             Stage::Waiting | Stage::Login(_) => {
                 JobEnd::Failed("the machine ended before the command was run".into())
             }
             Stage::Run(_) => JobEnd::Failed("the machine ended before the command did".into()),
+        };
+        let output = match self.sink {
+            Sink::Kept(bytes) => Some(bytes),
+            Sink::Stdout(_) => None,
+        };
+        JobReport { end, output, truncated: self.truncated }
+    }
+
+    fn put(&mut self, bytes: Vec<u8>) {
+        match &mut self.sink {
+            Sink::Stdout(output) => output.put(bytes),
+            Sink::Kept(kept) => {
+                let room = KEPT.saturating_sub(kept.len()).min(bytes.len());
+                kept.extend_from_slice(&bytes[..room]);
+                self.truncated |= room < bytes.len();
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `flags` | the one table of commands and flags; `help`, `man`, `completions` print it |
 //! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
+//! | `check`, `naming` | what is wrong with a machine, and where that was said |
 //! | `run` | `capsa run`, up to the machine |
 //! | `session` | the loop that runs a machine; `stdio`, `job`, `tape`, `relay`, `control` are its parts |
 //! | `machines`, `attach` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
@@ -14,6 +15,7 @@
 //! | `failure`, `end`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
 
 mod attach;
+mod check;
 mod completions;
 mod config;
 mod control;
@@ -31,6 +33,7 @@ mod job;
 mod list;
 mod machines;
 mod man;
+mod naming;
 mod near;
 mod output;
 mod print;
@@ -131,10 +134,14 @@ fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
     match given.operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["schema"] => print(&format!("{:#}\n", config::schema())),
         ["check", file] => {
-            config::read(Path::new(file))?;
-            match json {
-                true => print(&envelope::document("config", json!({"file": file, "problems": []}))),
-                false => print(&format!("{file}: no mistakes\n")),
+            let backend = check::file(Path::new(file))?;
+            let content = json!({"file": file, "problems": [], "backend": backend});
+            match (json, backend) {
+                (true, _) => print(&envelope::document("config", content)),
+                (false, Some(_)) => print(&format!("{file}: no mistakes\n")),
+                (false, None) => print(&format!(
+                    "{file}: no mistakes, but no hypervisor can be used here; see `capsa doctor`\n"
+                )),
             }
         }
         ["check"] => wrong("no file is named".into()),

@@ -2,15 +2,19 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendCapabilities, BackendReport, HelperReport, NoteLevel};
+use capsa::{BackendCapabilities, BackendReport, Feature, HelperReport, Lack, NoteLevel};
 use serde_json::json;
 
 use crate::envelope;
 
+/// What a backend could do, if something were installed.
+const MISSING: &str = "missing";
+
 /// The backends for people.
 pub(crate) fn text(reports: &[BackendReport]) -> String {
     let mut out = String::new();
-    for BackendReport { name, availability, helpers, .. } in reports {
+    for report in reports {
+        let BackendReport { name, availability, helpers, .. } = report;
         let version = availability.version.map(|version| format!(" {version}")).unwrap_or_default();
         let usable = if availability.is_usable() { "usable" } else { "cannot be used here" };
         let _ = writeln!(out, "{name}{version}: {usable}");
@@ -19,6 +23,10 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
         }
         for reason in &availability.against {
             let _ = writeln!(out, "  {}\n    hint: {}", reason.what, reason.remedy);
+        }
+        for Lack { feature, reason } in lacks(report) {
+            let feature = name_of(*feature);
+            let _ = writeln!(out, "  no {feature}: {}\n    hint: {}", reason.what, reason.remedy);
         }
         for note in &availability.notes {
             let level = if note.level == NoteLevel::Warning { "warning" } else { "note" };
@@ -37,21 +45,48 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
     out
 }
 
+/// What a backend cannot do here that it otherwise could. Where it is not installed itself, that is
+/// noise.
+pub(crate) fn lacks(report: &BackendReport) -> &[Lack] {
+    match report.availability.program {
+        Some(_) => &report.availability.lacks,
+        None => &[],
+    }
+}
+
+/// The row of the table that a feature has.
+pub(crate) fn name_of(feature: Feature) -> &'static str {
+    match feature {
+        Feature::VirtioFs => "virtio-fs shares",
+        Feature::Virtio9p => "virtio-9p shares",
+        Feature::Nat => "NAT",
+        Feature::Vsock => "vsock",
+        _ => "more",
+    }
+}
+
 /// A row for each thing that machines can have, a column for each backend.
 fn table(out: &mut String, reports: &[BackendReport]) {
     let all: Vec<_> = reports.iter().map(|report| features(&report.capabilities)).collect();
-    let width = features(&BackendCapabilities::default()).map(|(name, _)| name.len());
-    let first = width.into_iter().max().unwrap_or_default();
+    let names = features(&BackendCapabilities::default()).map(|(name, _)| name.len());
+    let first = names.into_iter().max().unwrap_or_default();
     let _ = write!(out, "{:first$}", "");
+    let width = |report: &BackendReport| report.name.len().max(MISSING.len());
     for report in reports {
-        let _ = write!(out, "  {}", report.name);
+        let _ = write!(out, "  {:width$}", report.name, width = width(report));
     }
+    out.truncate(out.trim_end().len());
     out.push('\n');
     for (n, (name, _)) in features(&BackendCapabilities::default()).into_iter().enumerate() {
         let _ = write!(out, "{name:first$}");
         for (report, features) in reports.iter().zip(&all) {
-            let can = if features[n].1 { "yes" } else { "-" };
-            let _ = write!(out, "  {can:width$}", width = report.name.len());
+            let is_lacking = lacks(report).iter().any(|lack| name_of(lack.feature) == name);
+            let can = match features[n].1 {
+                true if is_lacking => MISSING,
+                true => "yes",
+                false => "-",
+            };
+            let _ = write!(out, "  {can:width$}", width = width(report));
         }
         while out.ends_with(' ') {
             out.pop();
@@ -101,6 +136,10 @@ mod tests {
             for helper in &report.helpers {
                 assert!(text.contains(&format!("  {}: ", helper.name)), "{text}");
             }
+        }
+        let rows = features(&BackendCapabilities::default()).map(|(name, _)| name);
+        for feature in [Feature::VirtioFs, Feature::Virtio9p, Feature::Nat, Feature::Vsock] {
+            assert!(rows.contains(&name_of(feature)), "{feature:?} has no row");
         }
         let width = text.lines().find(|line| line.starts_with("raw disks")).unwrap();
         assert_eq!(width.split_whitespace().collect::<Vec<_>>()[2..], ["yes"; 3], "{text}");

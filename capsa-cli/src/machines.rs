@@ -11,11 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use capsa::run_dir::{self, Found};
+use capsa::run_dir::{self, Found, NamingTurn};
 use serde_json::{Value, json};
 
 use crate::control::{ABOUT, About, Request, SOCKET};
-use crate::failure::{CONFIG, Failure, HYPERVISOR, NO_MACHINE, OK};
+use crate::failure::{CONFIG, Failure, NO_MACHINE, OK, START};
 use crate::flags::{Given, usage};
 use crate::print::print;
 use crate::{envelope, values};
@@ -94,8 +94,12 @@ fn all() -> Result<Vec<Machine>, Failure> {
 }
 
 fn found() -> Result<Vec<Found>, Failure> {
-    run_dir::list(&run_dir::base())
-        .map_err(|error| Failure::new(HYPERVISOR, format!("cannot look for machines: {error}")))
+    run_dir::list(&run_dir::base()).map_err(|error| cannot_look("look for machines", &error))
+}
+
+fn cannot_look(do_what: &str, error: &io::Error) -> Failure {
+    Failure::new(CONFIG, format!("cannot {do_what}: {error}"))
+        .hint("set CAPSA_RUN_DIR as it was for the machines; `capsa doctor` tells more")
 }
 
 /// The machine with this name, or this id.
@@ -120,14 +124,19 @@ pub(crate) fn named(name: &str) -> Result<Machine, Failure> {
     }
 }
 
-/// Refuses a name that a machine has already.
-pub(crate) fn refuse_twin(name: &str) -> Result<(), Failure> {
-    match all()?.iter().any(|machine| machine.name() == Some(name)) {
-        false => Ok(()),
-        true => {
-            let what = format!("cannot run this machine: another is called {name}");
-            Err(Failure::new(CONFIG, what)
-                .hint(format!("give it another --name, or end that one: capsa stop {name}")))
+/// Takes a name that no machine has. It is taken once [`crate::control::Control`] has begun; until then
+/// the value is to be held, and whoever else wants a name waits.
+pub(crate) fn take_name(name: &str) -> Result<NamingTurn, Failure> {
+    let cannot = |error| Failure::new(START, format!("cannot name this machine: {error}"));
+    let turn = run_dir::naming_turn(&run_dir::base()).map_err(cannot)?;
+    match all()?.iter().find(|machine| machine.name() == Some(name)) {
+        None => Ok(turn),
+        Some(Machine { owner, .. }) => {
+            let what =
+                format!("cannot run this machine: another is called {name}, of process {owner}");
+            Err(Failure::new(CONFIG, what).hint(format!(
+                "give it another --name, or end that one: capsa stop {name}; see `capsa ps`"
+            )))
         }
     }
 }
@@ -207,8 +216,7 @@ pub(crate) fn gc(given: &Given) -> Result<u8, Failure> {
         let left = found()?.into_iter().filter(|found| !found.is_owned);
         left.map(|found| (found.path, found.children)).collect()
     } else {
-        let swept = run_dir::sweep(&base)
-            .map_err(|error| Failure::new(HYPERVISOR, format!("cannot sweep: {error}")))?;
+        let swept = run_dir::sweep(&base).map_err(|error| cannot_look("sweep", &error))?;
         swept.into_iter().map(|swept| (swept.path, swept.killed)).collect()
     };
     if given.has("--json") {

@@ -24,6 +24,8 @@ pub(crate) struct Output {
     written: usize,
     /// Nobody reads any more: what comes is dropped.
     broken: bool,
+    /// Bytes were dropped that somebody may have wanted: the disk is full, say.
+    is_lossy: bool,
     last: Option<u8>,
 }
 
@@ -39,7 +41,7 @@ impl Output {
             Some(terminal) => terminal,
             None => File::from(stdout.as_fd().try_clone_to_owned()?),
         };
-        Ok(Self { to, bytes: Vec::new(), written: 0, broken: false, last: None })
+        Ok(Self { to, bytes: Vec::new(), written: 0, broken: false, is_lossy: false, last: None })
     }
 
     /// Whether everything was written, so that it takes more.
@@ -47,14 +49,16 @@ impl Output {
         self.written == self.bytes.len()
     }
 
-    /// Takes bytes. What it has must be written before.
+    /// Takes bytes. Whoever has many waits until what it has is written.
     pub(crate) fn put(&mut self, bytes: Vec<u8>) {
-        debug_assert!(self.is_empty());
         if self.broken {
             return;
         }
         self.last = bytes.last().copied().or(self.last);
-        (self.bytes, self.written) = (bytes, 0);
+        match self.is_empty() {
+            true => (self.bytes, self.written) = (bytes, 0),
+            false => self.bytes.extend(bytes),
+        }
     }
 
     /// Writes some. To be called when the descriptor is writable.
@@ -71,10 +75,22 @@ impl Output {
                 let gone = [Errno::EPIPE, Errno::EIO].map(|errno| Some(errno as i32));
                 if !gone.contains(&error.raw_os_error()) {
                     // A full disk is worth a word; that nobody reads any more is not.
-                    let _ = writeln!(io::stderr(), "capsa: warning: standard output: {error}");
+                    self.is_lossy = true;
+                    let text = format!("cannot write to standard output any more: {error}");
+                    let _ = writeln!(io::stderr(), "capsa: {text}");
                 }
             }
         }
+    }
+
+    /// Whether nothing can be written any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Whether bytes were dropped for another reason than that nobody reads.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.is_lossy
     }
 
     /// Whether the last line was not ended.

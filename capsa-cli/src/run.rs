@@ -4,7 +4,8 @@ use std::path::Path;
 
 use capsa::{ConsoleMode, NoteLevel, Overflow};
 
-use crate::failure::{CONFIG, Failure};
+use crate::check::{self, Problem};
+use crate::failure::Failure;
 use crate::flags::{Command, Given, usage};
 use crate::job::JobPlan;
 use crate::print::print;
@@ -24,12 +25,12 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let progress = given.one("--progress", values::progress)?.unwrap_or_default();
     let voice = Voice::new(given.has("--quiet"), given.has("--verbose"), progress);
     let mut settings = settings(given)?;
-    let job = job(given, &mut settings)?;
+    let has_job = has_job(given, &mut settings)?;
     let json = given.has("--json");
-    let builder = settings.builder()?;
-    let refused = |error| Failure::from_build(&error, |field| settings.name_of(field));
+    let problems = check::problems(&settings, has_job);
+    let builder = settings.builder();
     if given.has("--dry-run") {
-        let plan = builder.plan().map_err(refused)?;
+        let plan = sound(&settings, problems, builder.plan())?;
         return print(&if json {
             dry_run::json(&plan)
         } else {
@@ -43,15 +44,18 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
             command,
         ));
     }
-    if let Some(name) = &settings.name {
-        machines::refuse_twin(name)?;
-    }
-    let builder = match stdio {
-        // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
-        true => builder.console_enabled().scrollback(KEPT, Overflow::Pause),
+    // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
+    let builder = if stdio { builder.console_enabled() } else { builder };
+    let builder = match stdio || has_job {
+        true => builder.scrollback(KEPT, Overflow::Pause),
         false => builder,
     };
-    let vm = builder.build_embedded().map_err(refused)?;
+    let vm = sound(&settings, problems, builder.build_embedded())?;
+    let (user, password_file) = (settings.user.as_deref(), settings.password_file.as_ref());
+    let words = given.behind.as_ref().filter(|_| has_job);
+    let job = words.map(|words| JobPlan::new(words, user, password_file)).transpose()?;
+    // Before anything is made, a log for one, that a machine of this name may have.
+    let turn = settings.name.as_deref().map(machines::take_name).transpose()?;
     let plan = vm.launch_plan();
     voice.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
     for rejection in vm.rejected_backends() {
@@ -66,6 +70,7 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let plan = SessionPlan {
         stdio,
         name: settings.name,
+        turn,
         grace: settings.grace,
         log: settings.log,
         record: settings.record,
@@ -80,7 +85,8 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
 fn settings(given: &Given) -> Result<Settings, Failure> {
     let command = Some(Command::Run);
     let flags = Settings::from_flags(given)?;
-    let file = given.one_os("--config").map(|path| config::read(Path::new(path))).transpose()?;
+    let file =
+        given.one_os("--config").map(|path| config::read_whole(Path::new(path))).transpose()?;
     match given.operands.first().map(String::as_str) {
         Some("linux") => {}
         Some(other) => {
@@ -91,19 +97,25 @@ fn settings(given: &Given) -> Result<Settings, Failure> {
         }
         None => {}
     }
-    let settings = file.unwrap_or_default().overridden_by(flags);
-    if settings.kernel.is_none() {
-        return Err(Failure::new(CONFIG, "cannot run this machine: something is missing").problem(
-            "kernel: no kernel is named",
-            "add --kernel FILE, or [boot] kernel = \"FILE\" to the config file",
-        ));
-    }
-    Ok(settings)
+    Ok(file.unwrap_or_default().overridden_by(flags))
 }
 
-/// The command behind `--`. It has the console for itself, so the machine has one that is not on
-/// standard input and output.
-fn job(given: &Given, settings: &mut Settings) -> Result<Option<JobPlan>, Failure> {
+/// What was built, unless anything is wrong with the machine.
+fn sound<T>(
+    settings: &Settings,
+    problems: Vec<Problem>,
+    built: capsa::Result<T>,
+) -> Result<T, Failure> {
+    match (check::failure(settings, built.as_ref().err(), problems), built) {
+        (None, Ok(built)) => Ok(built),
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) => unreachable!("an error is a failure: {error}"),
+    }
+}
+
+/// Whether a command stands behind `--`. It has the console for itself, so the machine has one that is
+/// not on standard input and output.
+fn has_job(given: &Given, settings: &mut Settings) -> Result<bool, Failure> {
     let command = Some(Command::Run);
     let Some(words) = &given.behind else {
         for flag in ["--user", "--password-file"] {
@@ -111,11 +123,13 @@ fn job(given: &Given, settings: &mut Settings) -> Result<Option<JobPlan>, Failur
                 return Err(usage(format!("{flag} goes with -- COMMAND"), command));
             }
         }
-        return Ok(None);
+        return Ok(false);
     };
     if given.has("--console") && settings.console != Some(ConsoleMode::Enabled) {
         return Err(usage("-- COMMAND needs the console: leave --console away", command));
     }
+    // Its words are looked at before anything else is: they are the command line's affair.
+    JobPlan::new(words, None, None)?;
     settings.console = Some(ConsoleMode::Enabled);
-    JobPlan::new(words, settings.user.as_deref(), settings.password_file.as_ref()).map(Some)
+    Ok(true)
 }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capsa::embed::{Vm, VmEvent};
+use capsa::run_dir::NamingTurn;
 use capsa::{ConsoleMode, DEFAULT_GRACE, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
@@ -23,6 +24,7 @@ use crate::end::Ending;
 use crate::escape::Order;
 use crate::failure::{self, Failure, START};
 use crate::job::{Job, JobPlan, Step};
+use crate::output::Output;
 use crate::relay::Relays;
 use crate::signals::{Signals, Wish};
 use crate::stdio::Stdio;
@@ -38,12 +40,17 @@ const ONE_WISH: Duration = Duration::from_secs(1);
 /// How long a reader of the last bytes may take for the next of them when there is no time.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
+/// How often a run that wakes looks whether others can find it, and how often one wakes for that.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
 /// What a run is, beside its machine.
 #[derive(Debug, Default)]
 pub(crate) struct SessionPlan {
     /// The console is on standard input and output.
     pub(crate) stdio: bool,
     pub(crate) name: Option<String>,
+    /// The turn in which the name was found to be free.
+    pub(crate) turn: Option<NamingTurn>,
     pub(crate) grace: Option<Duration>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,
@@ -54,12 +61,14 @@ pub(crate) struct SessionPlan {
 }
 
 /// Starts the machine, runs it to its end, and gives the exit code.
-pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failure> {
+pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Failure> {
     let wants_json = plan.json;
     let backend = vm.launch_plan().backend;
+    let turn = plan.turn.take();
     let mut session = Session::new(vm, plan, voice)?;
-    let broken = |error| Failure::new(START, format!("cannot start the machine: {error}"));
-    session.vm.start().map_err(broken)?;
+    session.start()?;
+    // The name is told of now, and nobody else's any more.
+    drop(turn);
     voice.status(Some(&format!("starting {backend}")));
     let driven = session.drive();
     voice.clear();
@@ -68,10 +77,12 @@ pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failur
         tape.carry(&mut session.vm, voice);
         tape.finish(report.as_ref(), voice);
     }
-    // The terminal is given back before the last words.
+    let ends_line = session.output().is_some_and(Output::is_mid_line);
+    let is_lossy = session.output().is_some_and(Output::is_lossy);
     let Session { vm, stdio, signal, job, control, .. } = session;
     let was_shown = stdio.is_some();
-    let ends_line = stdio.is_some_and(|stdio| stdio.output.is_mid_line());
+    // The terminal is given back before the last words.
+    drop(stdio);
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
     })?;
@@ -80,13 +91,16 @@ pub(crate) fn run(vm: Vm, plan: SessionPlan, voice: &Voice) -> Result<u8, Failur
     }
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
-    let ending = Ending { report, signal, job: job.map(Job::into_end) };
+    let ending = Ending { report, signal, job: job.map(Job::into_report) };
     let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
     ending.tell(voice, unseen, wants_json)?;
     if let Some(control) = control {
         control.finish(&ending.json());
     }
-    Ok(ending.code())
+    Ok(match ending.code() {
+        failure::OK if is_lossy => failure::OUTPUT,
+        code => code,
+    })
 }
 
 /// Who is ready.
@@ -113,6 +127,8 @@ struct Session<'v> {
     grace: Duration,
     was_spawned: bool,
     has_spoken: bool,
+    /// When it looked whether others can find it; `None` once they cannot.
+    looked: Option<Instant>,
     /// The signal that made it end, and when it came.
     signal: Option<(u8, Instant)>,
     /// Signals made it cut the power: whoever sent them does not wait for a slow reader either.
@@ -127,7 +143,8 @@ impl<'v> Session<'v> {
         let relays = Relays::listen(&plan.relays, &mut vm)?;
         // Before the terminal is raw, so that no signal can end this program while it is.
         let signals = Signals::install().map_err(broken)?;
-        let job = plan.job.map(|job| Job::new(job, &mut vm));
+        let job = plan.job.map(|job| Job::new(job, plan.json, &mut vm));
+        let job = job.transpose().map_err(broken)?;
         let mut session = Self {
             vm,
             signals,
@@ -141,6 +158,7 @@ impl<'v> Session<'v> {
             grace: plan.grace.unwrap_or(DEFAULT_GRACE),
             was_spawned: false,
             has_spoken: false,
+            looked: Some(Instant::now()),
             signal: None,
             hurry: false,
         };
@@ -155,11 +173,30 @@ impl<'v> Session<'v> {
         Ok(session)
     }
 
+    /// Standard output, where the guest has it.
+    fn output(&self) -> Option<&Output> {
+        let of_job = || self.job.as_ref().and_then(Job::output);
+        self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
+    }
+
+    /// Starts the machine, and tells of it before anybody else has a turn.
+    fn start(&mut self) -> Result<(), Failure> {
+        let failed =
+            |error: String| Failure::new(START, format!("cannot start the machine: {error}"));
+        self.vm.start().map_err(|error| failed(error.to_string()))?;
+        // Makes the run directory, and begins the processes.
+        self.vm.on_ready().map_err(|error| failed(error.to_string()))?;
+        if !self.vm.status().is_terminal() {
+            self.begin_control();
+        }
+        Ok(())
+    }
+
     fn drive(&mut self) -> io::Result<()> {
         loop {
             let over = self.vm.status().is_terminal();
             self.move_bytes();
-            if over && self.stdio.as_ref().is_none_or(|stdio| stdio.output.is_empty()) {
+            if over && self.output().is_none_or(Output::is_empty) {
                 return Ok(());
             }
             let ready = self.wait(over)?;
@@ -176,6 +213,7 @@ impl<'v> Session<'v> {
             if !over {
                 self.vm.on_ready()?;
                 self.look_for_spawn();
+                self.look_for_directory();
                 while let Some(event) = self.vm.poll_event() {
                     self.on_event(event);
                 }
@@ -188,6 +226,8 @@ impl<'v> Session<'v> {
         if let Some(stdio) = &mut self.stdio {
             stdio.refill(&mut self.vm);
         }
+        let step = self.job.as_mut().and_then(|job| job.refill(&mut self.vm));
+        self.on_step(step);
         if let Some(tape) = &mut self.tape {
             tape.carry(&mut self.vm, self.voice);
         }
@@ -206,14 +246,18 @@ impl<'v> Session<'v> {
             self.relays.watch(&mut watch, Who::Relay);
         }
         if let Some(stdio) = &self.stdio {
-            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input), Who::Output);
+            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input));
+        }
+        if let Some(output) = self.output().filter(|output| !output.is_empty()) {
+            watch.writable(Who::Output, output.as_fd());
         }
         if let Some(control) = self.control.as_ref().filter(|_| !over) {
             control.watch(&mut watch, Who::Control);
         }
         let timeout = match over {
             false => {
-                let timeouts = [self.vm.next_timeout(), self.voice.next_draw()];
+                let look = self.looked.map(|looked| LOOK.1.saturating_sub(looked.elapsed()));
+                let timeouts = [self.vm.next_timeout(), self.voice.next_draw(), look];
                 timeouts.into_iter().flatten().min()
             }
             true => self.hurry.then_some(LAST_CHANCE),
@@ -227,6 +271,8 @@ impl<'v> Session<'v> {
             Who::Output => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.output.on_writable();
+                } else if let Some(job) = &mut self.job {
+                    job.on_writable();
                 }
             }
             Who::Input if over => {}
@@ -271,7 +317,26 @@ impl<'v> Session<'v> {
         {
             self.was_spawned = true;
             self.voice.event("spawned", json!({"pid": pid}));
-            self.begin_control();
+            if let Some(control) = &mut self.control {
+                control.tell(&self.vm);
+            }
+        }
+    }
+
+    /// Its run directory may be removed from under it, by hand or by who cleans `/tmp`. The machine
+    /// goes on; what others would do with it cannot be had back.
+    fn look_for_directory(&mut self) {
+        let (Some(control), Some(looked)) = (&self.control, self.looked) else { return };
+        if looked.elapsed() < LOOK.0 {
+            return;
+        }
+        self.looked = control.can_be_found().then(Instant::now);
+        if self.looked.is_none() {
+            let (dir, pid) = (&self.vm.launch_plan().run_dir, std::process::id());
+            self.voice.warn(&format!(
+                "{dir} was removed: `capsa ps`, `stop` and `console` do not find this machine any \
+                 more; `kill {pid}` ends it"
+            ));
         }
     }
 
@@ -324,6 +389,7 @@ impl<'v> Session<'v> {
                 self.voice.event("prompt", json!({}));
                 self.voice.status(Some("running the command"));
             }
+            Some(Step::Spoke) => self.voice.status(None),
             Some(Step::Over) => self.give(Order::Stop),
         }
     }

@@ -9,8 +9,9 @@ use capsa::{
     RebootPolicy, SharedDir,
 };
 
-use crate::failure::{CONFIG, Failure};
-use crate::flags::Given;
+use crate::config::Places;
+use crate::failure::Failure;
+use crate::flags::{Given, usage};
 use crate::values::{self, VsockRelay};
 
 /// Where a disk or share was named in a config file; nowhere when a flag named it.
@@ -40,18 +41,25 @@ pub(crate) struct Settings {
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,
+    /// Where a config file says all this.
+    pub(crate) places: Places,
 }
 
 impl Settings {
     /// What the flags of `run` say.
     pub(crate) fn from_flags(given: &Given) -> Result<Self, Failure> {
-        let path = |name| given.one_os(name).map(PathBuf::from);
+        let path = |name| match given.one_os(name) {
+            Some(path) if path.is_empty() => {
+                Err(usage(format!("{name} \"\": it names no file"), Some(given.command)))
+            }
+            path => Ok(path.map(PathBuf::from)),
+        };
         let text = |text: &str| Ok::<_, Infallible>(text.to_owned());
         let disks = given.all("--disk", values::disk)?;
         let shares = given.all("--share", values::share)?;
         Ok(Self {
-            kernel: path("--kernel"),
-            initrd: path("--initrd"),
+            kernel: path("--kernel")?,
+            initrd: path("--initrd")?,
             disks: disks.into_iter().map(|disk| (None, disk)).collect(),
             shares: shares.into_iter().map(|share| (None, share)).collect(),
             console: given.one("--console", values::console)?,
@@ -67,16 +75,18 @@ impl Settings {
             accelerator: given.one("--accel", values::accelerator)?,
             on_reboot: given.one("--on-reboot", values::on_reboot)?,
             name: given.one("--name", values::name)?,
-            user: given.one("--user", text)?,
-            password_file: path("--password-file"),
-            log: path("--log"),
-            record: path("--record"),
+            user: given.one("--user", values::user)?,
+            password_file: path("--password-file")?,
+            log: path("--log")?,
+            record: path("--record")?,
+            places: Places::default(),
         })
     }
 
     /// These settings with `over` on top: its single values win, its lists are added. A disk with
     /// the same file and a share at the same place in the guest are replaced.
     pub(crate) fn overridden_by(mut self, over: Self) -> Self {
+        self.forget_places_of(&over);
         for new in over.disks {
             let same = |old: &&mut (Origin, DiskImage)| {
                 std::path::absolute(&old.1.path).ok() == std::path::absolute(&new.1.path).ok()
@@ -120,6 +130,7 @@ impl Settings {
             password_file: over.password_file.or(self.password_file),
             log: over.log.or(self.log),
             record: over.record.or(self.record),
+            places: self.places,
         }
     }
 
@@ -130,42 +141,11 @@ impl Settings {
         self.console.unwrap_or(otherwise)
     }
 
-    /// The user's name of a field of the library's: `shares[0].host` is `shares.workspace.host`
-    /// where a config file has it so, and `--share 1` where it is the first of the flags.
-    pub(crate) fn name_of(&self, field: &str) -> String {
-        let disks = self.disks.iter().map(|(origin, _)| origin).collect();
-        let shares = self.shares.iter().map(|(origin, _)| origin).collect();
-        let lists: [(&str, &str, Vec<&Origin>); 2] =
-            [("disks", "--disk", disks), ("shares", "--share", shares)];
-        for (list, flag, origins) in lists {
-            for (n, origin) in origins.iter().enumerate() {
-                let Some(rest) = field.strip_prefix(&format!("{list}[{n}]")) else { continue };
-                return match origin {
-                    Some(origin) => format!("{origin}{rest}"),
-                    None => {
-                        let before = origins[..n].iter().filter(|origin| origin.is_none()).count();
-                        format!("{flag} {}", before + 1)
-                    }
-                };
-            }
-        }
-        field.to_owned()
-    }
-
     /// The builder of such a machine.
-    pub(crate) fn builder(&self) -> Result<LinuxVmBuilder, Failure> {
-        if self.cmdline_override.is_some() && !self.cmdline.is_empty() {
-            return Err(Failure::new(
-                CONFIG,
-                "cannot run this machine: the configuration is invalid",
-            )
-            .problem(
-                "cmdline: arguments are added to a kernel command line that is overridden",
-                "put them into the override, or leave it out",
-            ));
-        }
+    pub(crate) fn builder(&self) -> LinuxVmBuilder {
         let config = LinuxBootConfig {
-            kernel: self.kernel.clone().unwrap_or_default(),
+            // Nothing that boots, so that all else is looked at; that none is named is said elsewhere.
+            kernel: self.kernel.clone().unwrap_or_else(|| "/".into()),
             initrd: self.initrd.clone(),
             disks: self.disks.iter().map(|(_, disk)| disk.clone()).collect(),
         };
@@ -185,6 +165,9 @@ impl Settings {
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
+        if let Some(grace) = self.grace {
+            builder = builder.grace(grace);
+        }
         for relay in &self.vsock {
             builder = builder.vsock_port(relay.port, relay.direction);
         }
@@ -194,7 +177,7 @@ impl Settings {
         if let Some(name) = &self.backend {
             builder = builder.backend(name);
         }
-        Ok(builder)
+        builder
     }
 }
 
@@ -254,8 +237,7 @@ mod tests {
         let file = || Settings { cmdline: vec!["quiet".into()], ..Settings::default() };
         let all = file().overridden_by(flags("--cmdline-override 'a b'"));
         assert!(all.cmdline.is_empty());
-        assert!(all.builder().is_ok());
         let all = file().overridden_by(flags("--cmdline-override 'a b' --cmdline c"));
-        assert_eq!(all.builder().unwrap_err().code, CONFIG);
+        assert_eq!((all.cmdline.len(), all.cmdline_override.as_deref()), (1, Some("a b")));
     }
 }

@@ -62,19 +62,15 @@ impl Stdio {
         self.input_open
     }
 
-    /// Adds what it waits for.
+    /// Adds standard input, while what is typed is wanted.
     pub(crate) fn watch<'fd, Who: Copy>(
         &'fd self,
         watch: &mut Watch<'fd, Who>,
         stdin: &'fd io::Stdin,
         input: Option<Who>,
-        output: Who,
     ) {
         if let Some(input) = input.filter(|_| self.wants_input()) {
             watch.readable(input, stdin.as_fd());
-        }
-        if !self.output.is_empty() {
-            watch.writable(output, self.output.as_fd());
         }
     }
 

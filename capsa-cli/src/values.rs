@@ -47,16 +47,17 @@ pub(crate) fn number(text: &str) -> Read<u32> {
     text.parse().map_err(|_| "it is not a whole number, or too large".into())
 }
 
-/// `FILE[:raw|:qcow2][:ro][:ephemeral]`. A file whose name ends in one of these words behind a
+/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; rw unless said. A file whose name ends in one of these words behind a
 /// colon can be named in a config file.
 pub(crate) fn disk(text: &str) -> Read<DiskImage> {
     let mut path = text;
-    let (mut format, mut read_only, mut ephemeral) = (None, false, false);
+    let (mut format, mut read_only, mut ephemeral) = (None, None, false);
     while let Some((rest, word)) = path.rsplit_once(':') {
         let again = match word {
             "raw" => format.replace(ImageFormat::Raw).is_some(),
             "qcow2" => format.replace(ImageFormat::Qcow2).is_some(),
-            "ro" => std::mem::replace(&mut read_only, true),
+            "ro" => read_only.replace(true).is_some(),
+            "rw" => read_only.replace(false).is_some(),
             "ephemeral" => std::mem::replace(&mut ephemeral, true),
             _ => break,
         };
@@ -72,7 +73,7 @@ pub(crate) fn disk(text: &str) -> Read<DiskImage> {
         Some(format) => DiskImage::with_format(path, format),
         None => DiskImage::new(path),
     };
-    Ok(DiskImage { read_only, ephemeral, ..image })
+    Ok(DiskImage { read_only: read_only == Some(true), ephemeral, ..image })
 }
 
 /// `HOST:GUEST[:ro|:rw]`. The host's path may hold colons, the guest's may not.
@@ -125,6 +126,17 @@ pub(crate) fn name(text: &str) -> Read<String> {
         text if text.len() > 64 => Err("it is longer than 64 letters".into()),
         text if text.starts_with(['-', '.']) || !text.chars().all(may_be) => {
             Err("write letters, digits, -, _ and ., with a letter or digit first".into())
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// Who logs in: typed on a console, where a control character is a key.
+pub(crate) fn user(text: &str) -> Read<String> {
+    match text {
+        "" => Err("it is empty".into()),
+        text if text.chars().any(char::is_control) => {
+            Err("it has a control character, which the guest would take for a key".into())
         }
         text => Ok(text.to_owned()),
     }
@@ -285,11 +297,20 @@ mod tests {
             ("a:ro:qcow2", DiskImage::with_format("a", ImageFormat::Qcow2).read_only()),
             ("a:ephemeral", image("a").ephemeral()),
             ("a:b:ro", image("a:b").read_only()),
-            ("a:rw", image("a:rw")),
+            ("a:rw", image("a")),
+            ("a:rw:ephemeral", image("a").ephemeral()),
         ] {
             assert_eq!(disk(text), Ok(want), "{text}");
         }
-        for text in ["", ":ro", "a:ro:ro", "a:raw:qcow2", "a:ephemeral:ro:ephemeral"] {
+        for text in [
+            "",
+            ":ro",
+            "a:ro:ro",
+            "a:ro:rw",
+            "a:rw:raw:ro",
+            "a:raw:qcow2",
+            "a:ephemeral:ro:ephemeral",
+        ] {
             assert!(disk(text).is_err(), "{text}");
         }
     }

@@ -78,7 +78,7 @@ fn time_limit_has_its_exit_code() {
     let test = "time_limit_has_its_exit_code";
     let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--timeout", "1s"]) else { return };
     let (code, stderr) = capsa.wait_for_end();
-    assert_eq!(code, 6, "{stderr}");
+    assert_eq!(code, 114, "{stderr}");
     assert!(stderr.contains("time limit reached"), "{stderr}");
 }
 
@@ -95,7 +95,7 @@ fn what_is_lost_is_said_however_quiet() {
     let limited = ["--quiet", "--timeout", "1s", "--log", "/dev/full", "--", "true"];
     let end = capsa().args(machine).args(limited).output().unwrap();
     let stderr = String::from_utf8_lossy(&end.stderr);
-    assert_eq!(end.status.code(), Some(6), "{stderr}");
+    assert_eq!(end.status.code(), Some(114), "{stderr}");
     for words in [
         "the console is not logged any more",
         "the time limit was reached before the command had ended",
@@ -162,7 +162,7 @@ fn files_serve_as_input_and_output() {
         .stdout(fs::File::create(&output).unwrap())
         .spawn()
         .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(6));
+    assert_eq!(child.wait().unwrap().code(), Some(114));
     let said = fs::read(&output).unwrap();
     assert!(said.windows(nano::READY.len()).any(|w| w == nano::READY), "{said:?}");
 }
@@ -211,7 +211,7 @@ fn terminal_is_as_it_was_when_the_hypervisor_was_killed() {
     terminal.wait_until_raw();
     common::kill_hypervisor(terminal.pid());
     terminal.wait_for(b"capsa: failed: ");
-    assert_eq!(terminal.wait_for_end(), 8);
+    assert_eq!(terminal.wait_for_end(), 116);
     assert_eq!(terminal.modes(), before);
 }
 
@@ -247,7 +247,7 @@ fn config_file_is_read_from_its_folder_and_flags_override_it() {
 
     fs::write(file, text.replace("memory = \"1G\"", "memory = \"1Q\"")).unwrap();
     let (code, stdout, stderr) = ask(&["run", "--config", file, "--dry-run"]);
-    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert_eq!((code, stdout.as_str()), (111, ""));
     assert!(stderr.contains("vm.toml:9:10: memory = \"1Q\": "), "{stderr}");
     assert!(stderr.contains("\n    9 | memory = \"1Q\"\n      |          ^^^^\n"), "{stderr}");
 }
@@ -260,7 +260,7 @@ fn missing_files_are_all_named_with_hints() {
         return;
     }
     let (code, stdout, stderr) = ask(&arguments);
-    assert_eq!((code, stdout.as_str()), (3, ""));
+    assert_eq!((code, stdout.as_str()), (111, ""));
     assert_eq!(
         stderr,
         "capsa: cannot run this machine: the configuration is invalid\n  \
@@ -314,9 +314,9 @@ fn exit_codes_of_what_never_runs() {
         (&["run", "bsd"], 2),
         (&["run", "linux", "--kernel"], 2),
         (&["run", "linux", "--cpus", "many"], 2),
-        (&["run", "linux"], 3),
-        (&["run", "--config", "/no/such/file"], 3),
-        (&["run", "linux", "--kernel", "/k", "--backend", "xen"], 4),
+        (&["run", "linux"], 111),
+        (&["run", "--config", "/no/such/file"], 111),
+        (&["run", "linux", "--kernel", "/k", "--backend", "xen"], 112),
     ] {
         let (code, stdout, stderr) = ask(arguments);
         assert_eq!(code, want, "{arguments:?}: {stderr}");
@@ -340,6 +340,6 @@ fn hypervisor_that_crashes_has_its_exit_code() {
     capsa.wait_for(nano::READY);
     common::kill_hypervisor(capsa.pid());
     let (code, stderr) = capsa.wait_for_end();
-    assert_eq!(code, 8, "{stderr}");
+    assert_eq!(code, 116, "{stderr}");
     assert!(stderr.contains("capsa: failed: "), "{stderr}");
 }

@@ -58,6 +58,80 @@ fn commands_status_is_ours() {
 }
 
 #[test]
+fn output_comes_while_the_command_runs() {
+    let Some((_, dir)) = guest("output_comes_while_the_command_runs") else { return };
+    let script = "echo first; sleep 60";
+    let mut child = run(dir.path(), &["-q", "--name", "talks", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    assert!(child.try_wait().unwrap().is_none(), "the command has not ended");
+    // What it has printed stays printed when it is cut off.
+    assert_eq!(common::ask(dir.path(), &["stop", "talks"]).0, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(117));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_command_and_its_guest() {
+    let Some((_, dir)) = guest("a_reader_that_leaves") else { return };
+    let mut child = run(dir.path(), &["--", "yes"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = [0; 4];
+    child.stdout.take().unwrap().read_exact(&mut lines).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((&lines, output.status.code(), &*stderr), (b"y\ny\n", Some(0), ""));
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_long_output() {
+    let Some((_, dir)) = guest("a_slow_reader") else { return };
+    let script = "seq 1 200000; exit 3";
+    let mut child =
+        run(dir.path(), &["-q", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut said = vec![0; 100];
+    stdout.read_exact(&mut said).unwrap();
+    // The pipe, what is read ahead and the log are full by now: the guest waits.
+    std::thread::sleep(Duration::from_secs(2));
+    stdout.read_to_end(&mut said).unwrap();
+    let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    assert!(said == wanted.as_bytes(), "{} of {} bytes", said.len(), wanted.len());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn a_command_that_is_cut_off_has_shown_what_it_printed() {
+    let Some((_, dir)) = guest("a_command_that_is_cut_off") else { return };
+    let limits = ["--timeout", "20s", "--grace", "2s"];
+    let job = ["--", "sh", "-c", "echo before; sleep 100; echo after"];
+    for json in [false, true] {
+        let flags = if json { &["--json"][..] } else { &[] };
+        let output = run(dir.path(), &[&limits, flags, &job].concat()).output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(114), "{stderr}");
+        assert!(stderr.contains("the time limit was reached before the command had ended"));
+        if json {
+            let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+            let text = told["command"]["output"].as_str().unwrap();
+            assert!(text.starts_with("before\n") && !text.contains("after"), "{text}");
+            assert!(told["command"]["status"].is_null(), "{told}");
+        } else {
+            assert!(stdout.starts_with("before\n") && !stdout.contains("after"), "{stdout}");
+        }
+    }
+}
+
+#[test]
 fn login_that_fails_has_its_exit_code_and_says_why() {
     let Some((_, dir)) = guest("login_that_fails") else { return };
     let password = dir.path().join("password");
@@ -65,7 +139,7 @@ fn login_that_fails_has_its_exit_code_and_says_why() {
     let more = ["--user", "user", "--password-file", password.to_str().unwrap(), "--", "id"];
     let output = run(dir.path(), &more).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(9), "{stderr}");
+    assert_eq!(output.status.code(), Some(117), "{stderr}");
     assert!(stderr.contains("capsa: cannot log in: login as \"user\" refused"), "{stderr}");
     assert!(!stderr.contains("wrong"), "{stderr}");
 
@@ -154,6 +228,6 @@ fn vsock_ports_are_unix_sockets() {
     }
     assert_eq!(&echo, b"echo");
     assert_eq!(common::ask(dir.path(), &["stop", "sockets"]).0, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(9));
+    assert_eq!(child.wait().unwrap().code(), Some(117));
     assert!(!to_guest.exists(), "the socket stays behind");
 }

@@ -70,7 +70,7 @@ pub(crate) struct News {
 
 struct Wait {
     reader: ReaderId,
-    /// Where the reader was, for a cancel.
+    /// Where the reader was when it had last been given something, for a cancel.
     began: Cursor,
     conversation: Conversation,
     ended: Option<Ended>,
@@ -247,6 +247,24 @@ impl Console {
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.waits.get(&id)?.ended.as_ref()?;
         self.waits.remove(&id)?.ended
+    }
+
+    /// Takes what a conversation that streams brought since this was called last. That may let it go
+    /// on: `true` when it is over because of it.
+    pub(crate) fn take_output(&mut self, now: Instant, id: WaitId) -> (Vec<u8>, bool) {
+        let Some(wait) = self.waits.get_mut(&id) else { return (Vec::new(), false) };
+        let Conversation::Script(script) = &mut wait.conversation else {
+            return (Vec::new(), false);
+        };
+        let bytes = script.take_output();
+        if bytes.is_empty() {
+            return (bytes, false);
+        }
+        if let Some(cursor) = self.readers.get(&wait.reader) {
+            wait.began = *cursor;
+        }
+        let over = wait.ended.is_none() && self.poll_wait(now, id);
+        (bytes, over)
     }
 
     /// Gives a conversation up. What it read and did not hand out is unread again. A command that

@@ -1,7 +1,7 @@
 //! Looks at the host, so that the checks of the core are functions of values.
 
-use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
-use capsa_proto::spec::{ImageFormat, VmSpec};
+use capsa_proto::spec::{Disk, ImageFormat, VmSpec};
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
@@ -21,12 +21,16 @@ use crate::sys;
 pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
+    let mut in_use = BTreeSet::new();
     if let Some(spec) = spec {
         let named = [Some(&spec.kernel), spec.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
         let shares = spec.shares.iter().map(|share| &share.host);
         for path in named.into_iter().flatten().chain(disks).chain(shares) {
             look(path, &mut files);
+        }
+        for disk in spec.disks.iter().filter(|disk| is_in_use(disk)) {
+            in_use.insert(disk.path.clone());
         }
         for disk in spec.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2) {
             let mut image = disk.path.clone();
@@ -47,12 +51,19 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         socket_path_max: sys::SOCKET_PATH_MAX,
         run_dir,
         files,
+        in_use,
     }
 }
 
 /// What is at `path`, looked at once.
 fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'a FileFacts {
     files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
+}
+
+/// Whether another machine has the disk's image. One that cannot be looked at is refused for that.
+fn is_in_use(disk: &Disk) -> bool {
+    let image = open(Path::new(disk.path.as_str()));
+    image.is_ok_and(|image| sys::is_in_use(&image, !disk.read_only && !disk.ephemeral))
 }
 
 /// The architecture this was compiled for, which is the host's.
@@ -91,15 +102,18 @@ fn file_facts(path: &Path) -> FileFacts {
 }
 
 fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>, u64)> {
-    // What was a file a moment ago may be a pipe by now, and some files of /proc wait for news.
-    let flags = OFlag::O_NONBLOCK.bits();
-    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut file = open(path)?;
     // The metadata of a block device says 0; its end says more.
     let size = if is_device { io::Seek::seek(&mut file, io::SeekFrom::End(0))? } else { len };
     io::Seek::rewind(&mut file)?;
     let mut head = Vec::with_capacity(HEAD_BYTES);
     file.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
     Ok((head, size))
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    // What was a file a moment ago may be a pipe by now, and some files of /proc wait for news.
+    OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@
 //! | [`vsock`] | connections to the guest's ports and from it |
 //! | [`probe`] | asks programs for their versions |
 //! | `guardian` | kills what this program started when this program dies |
-//! | `process`, `control`, `event_pipe`, `scratch`, `stream`, `clock` | a child, the control channel, events, nameless files, a byte stream, the time |
+//! | [`scratch`] | throw-away disks: nameless files |
+//! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child, the control channel, events, a byte stream, the time |
 //! | `sys` | the system calls, and the only `unsafe` |
 //!
 //! No signal handler is installed here and no child is reaped that was not started here.
@@ -32,7 +33,7 @@ mod process;
 pub mod random;
 pub mod reactor;
 pub mod run_dir;
-mod scratch;
+pub mod scratch;
 mod stream;
 pub mod supervisor;
 mod sys;

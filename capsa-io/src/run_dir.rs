@@ -8,8 +8,10 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use capsa_proto::plan::LONGEST_SOCKET_NAME;
 use nix::unistd::Uid;
 
 use crate::random;
@@ -34,6 +36,53 @@ pub fn base() -> PathBuf {
 /// A path in [`base`] for a new run directory. Nothing is made yet.
 pub fn fresh_path() -> PathBuf {
     base().join(random::name())
+}
+
+/// Makes `base` where it is missing, as the first start in it does.
+///
+/// # Errors
+///
+/// When it cannot be made or written, belongs to somebody else, or is open to others. The text names
+/// it.
+pub fn prepare(base: &Path) -> io::Result<()> {
+    lock_base(base).map(drop)
+}
+
+/// Waits for a turn among those who give machines in `base` names, and holds it until the value is
+/// dropped or this process ends. Who looks whether a name is free, and makes a machine of it, within
+/// one turn shares it with nobody.
+///
+/// # Errors
+///
+/// As [`prepare`].
+pub fn naming_turn(base: &Path) -> io::Result<NamingTurn> {
+    prepare(base)?;
+    // The directory itself is what is locked, so that nothing is left of it.
+    let turn = File::open(base)?;
+    turn.lock()?;
+    Ok(NamingTurn { _lock: turn })
+}
+
+/// A turn among those who give machines names, see [`naming_turn`].
+#[derive(Debug)]
+pub struct NamingTurn {
+    _lock: File,
+}
+
+/// Does in `base` what a start does: makes a run directory, and in it a socket with the longest name
+/// that a machine's can have. Both are taken away again; `base` itself stays.
+///
+/// # Errors
+///
+/// When a start would fail for this.
+pub fn try_out(base: &Path) -> io::Result<()> {
+    let run_dir = RunDir::create(&std::path::absolute(base)?.join(random::name()))?;
+    let socket = run_dir.path().join("s".repeat(LONGEST_SOCKET_NAME));
+    let at = |error: io::Error| {
+        let text = format!("cannot make a socket in {}: {error}", run_dir.path().display());
+        io::Error::new(error.kind(), text)
+    };
+    UnixListener::bind(socket).map(drop).map_err(at)
 }
 
 /// A run directory that exists as long as this value.
@@ -241,10 +290,16 @@ fn living_children(run_dir: &Path) -> Vec<u32> {
 
 /// Makes `base` if need be, refuses it when it is not ours alone, and holds its lock.
 fn lock_base(base: &Path) -> io::Result<File> {
-    private(true).create(base)?;
-    let found = base.symlink_metadata()?;
+    let cannot = |what: &str, error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot {what} {}: {error}", base.display()))
+    };
+    let made = private(true).create(base);
+    let found = match base.symlink_metadata() {
+        Ok(found) => found,
+        Err(error) => return Err(cannot("make the directory", made.err().unwrap_or(error))),
+    };
     let not_ours = |why: &str| {
-        let text = format!("{} {why}; set CAPSA_RUN_DIR to another directory", base.display());
+        let text = format!("{} {why}", base.display());
         Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
     };
     if !found.is_dir() {
@@ -256,7 +311,8 @@ fn lock_base(base: &Path) -> io::Result<File> {
     if found.mode() & 0o022 != 0 {
         return not_ours("can be written by other users");
     }
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK))?;
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK));
+    let lock = lock.map_err(|error| cannot("write in", error))?;
     lock.lock()?;
     Ok(lock)
 }
@@ -356,6 +412,27 @@ mod tests {
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = RunDir::create(&base.path().join("x")).unwrap_err();
         assert!(error.to_string().contains("written by other users"), "{error}");
+    }
+
+    #[test]
+    fn what_keeps_a_start_from_its_directory_is_found_before_one() {
+        let base = tempfile::tempdir().unwrap();
+        let good = base.path().join("a/b");
+        try_out(&good).unwrap();
+        assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "nothing is left but the lock");
+        let file = base.path().join("file");
+        fs::write(&file, "").unwrap();
+        let deep = base.path().join("d".repeat(100));
+        for (at, why) in [
+            (file.as_path(), "is not a directory"),
+            (&file.join("below"), "cannot make the directory"),
+            (Path::new("/proc/nope"), "cannot make the directory /proc/nope: "),
+            (&deep, "cannot make a socket in "),
+        ] {
+            let error = try_out(at).unwrap_err().to_string();
+            assert!(error.contains(why), "{at:?}: {error}");
+        }
+        assert!(prepare(&file).is_err() && prepare(&good).is_ok());
     }
 
     #[test]

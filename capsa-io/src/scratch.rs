@@ -23,10 +23,8 @@ use crate::{random, sys};
 /// the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
     let dir = directory();
-    let file = nameless(&dir, overlay).map_err(|error| {
-        let text = format!("cannot make an overlay in {} (TMPDIR): {error}", dir.display());
-        io::Error::new(error.kind(), text)
-    })?;
+    let file = nameless(&dir).and_then(|file| filled(file, overlay));
+    let file = file.map_err(|error| cannot(&dir, &error))?;
     symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
 }
@@ -39,17 +37,38 @@ pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
     sys::clone_file(Path::new(of.as_str()), Path::new(at.as_str())).map_err(because)
 }
 
+/// Makes and removes a file where overlays are made, and says where that is.
+///
+/// # Errors
+///
+/// When none can be made there. The text names it.
+pub fn try_out() -> io::Result<PathBuf> {
+    let dir = directory();
+    match nameless(&dir) {
+        Ok(_) => Ok(dir),
+        Err(error) => Err(cannot(&dir, &error)),
+    }
+}
+
+fn cannot(dir: &Path, error: &io::Error) -> io::Error {
+    let text = format!("cannot make an overlay in {} (TMPDIR): {error}", dir.display());
+    io::Error::new(error.kind(), text)
+}
+
 fn directory() -> PathBuf {
     let named = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     named.unwrap_or_else(|| PathBuf::from("/var/tmp"))
 }
 
 /// The standard library marks it: no child inherits it that was not told to.
-fn nameless(dir: &Path, overlay: &Overlay) -> io::Result<File> {
+fn nameless(dir: &Path) -> io::Result<File> {
     let path = dir.join(format!("capsa-{}", random::name()));
-    let mut file =
-        File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     fs::remove_file(&path)?;
+    Ok(file)
+}
+
+fn filled(mut file: File, overlay: &Overlay) -> io::Result<File> {
     let image = overlay.image();
     file.set_len(image.len)?;
     for (offset, bytes) in &image.pieces {

@@ -272,6 +272,15 @@ impl Supervisor {
         self.run_dir = None;
     }
 
+    /// Takes what a conversation that streams brought since this was called last.
+    pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
+        let (bytes, over) = self.console.take_output(self.clock.now(), id);
+        if over {
+            self.events.push_back(Event::Ended(id));
+        }
+        bytes
+    }
+
     /// Takes the outcome of a conversation that is over.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.console.take_ended(id)

@@ -258,8 +258,47 @@ pub struct Availability {
     pub program: Option<String>,
     /// Every reason against it; it is usable when there is none.
     pub against: Vec<Reason>,
+    /// What it can do by its table and cannot with what was found here. Only a machine that asks for
+    /// one of these is refused.
+    pub lacks: Vec<Lack>,
     /// What is not as one would wish although it can be used.
     pub notes: Vec<Note>,
+}
+
+/// A feature that a backend has in principle, and not on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lack {
+    /// What cannot be had.
+    pub feature: Feature,
+    /// What is missing, and what to install.
+    #[serde(flatten)]
+    pub reason: Reason,
+}
+
+impl Lack {
+    /// One lack for each reason against a feature.
+    pub fn of(
+        feature: Feature,
+        reasons: impl IntoIterator<Item = Reason>,
+    ) -> impl Iterator<Item = Self> {
+        reasons.into_iter().map(move |reason| Self { feature, reason })
+    }
+}
+
+/// A feature that depends on what is installed beside a hypervisor, or was built into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Feature {
+    /// virtio-fs shares.
+    VirtioFs,
+    /// virtio-9p shares.
+    #[serde(rename = "virtio-9p")]
+    Virtio9p,
+    /// NAT.
+    Nat,
+    /// Sockets between host and guest.
+    Vsock,
 }
 
 impl Availability {

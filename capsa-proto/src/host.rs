@@ -4,7 +4,7 @@
 //! at exactly the paths and devices a specification names, and passes what it saw in here. Every
 //! refusal is then a function of plain values, with a unit test.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -68,6 +68,8 @@ pub struct HostFacts {
     pub run_dir: HostPath,
     /// The files a specification names, and those that its images stand on.
     pub files: BTreeMap<HostPath, FileFacts>,
+    /// The disks' images that another process has in a way that keeps this machine from having them.
+    pub in_use: BTreeSet<HostPath>,
 }
 
 impl HostFacts {

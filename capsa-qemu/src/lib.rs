@@ -30,7 +30,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{
-    Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Version,
+    Availability, Feature, GuestEvent, HypervisorBackend, Lack, ProbePlan, ProbeReport, Question,
+    Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -124,21 +125,16 @@ impl HypervisorBackend for Qemu {
         let name = format!("qemu-system-{}", host.arch.as_str());
         let what = found.against(PROGRAM, &name, MIN_VERSION, "nobody tried that");
         let against = what.map(|what| Reason::new(what, install)).into_iter().collect();
-        let mut notes = accel::choose(Default::default(), host).notes;
-        if host.os == Os::Linux {
-            // Only a machine that asks for what a helper serves is refused without it.
-            let lacks = |what, reason: Reason| Note::warning(format!("no {what}: {reason}"));
-            let shares = self.against_virtio_fs(host, found).into_iter();
-            notes.extend(shares.map(|reason| lacks("virtio-fs shares", reason)));
-            let vsock = vhost_device_vsock::against(found).into_iter();
-            let vsock = vsock.chain(lacks_device(found, "vhost-user-vsock-pci"));
-            notes.extend(vsock.map(|reason| lacks("vsock", reason)));
-        }
+        let shares = Lack::of(Feature::VirtioFs, self.against_virtio_fs(host, found));
+        let shares_9p = Lack::of(Feature::Virtio9p, lacks_device(found, "virtio-9p-pci"));
+        let nat = Lack::of(Feature::Nat, against_nat(found));
+        let vsock = Lack::of(Feature::Vsock, against_vsock(host, found));
         Availability {
             version: found.version(PROGRAM),
             program: found.found(PROGRAM),
             against,
-            notes,
+            lacks: shares.chain(shares_9p).chain(nat).chain(vsock).collect(),
+            notes: accel::choose(Default::default(), host).notes,
         }
     }
 
@@ -172,29 +168,10 @@ impl HypervisorBackend for Qemu {
         for reason in accel::choose(spec.accelerator, host).against {
             refuse("accelerator", reason);
         }
-        // Where QEMU was not asked (a dry run for another host), nothing speaks against it.
-        let help = found.output(PROGRAM);
-        if spec.network == NetworkMode::Nat
-            && help.is_some_and(|help| !help.contains("-netdev user"))
-        {
-            refuse(
-                "network",
-                Reason::new(
-                    "this QEMU was built without user-mode networking (slirp)",
-                    "ask for no network, or install a QEMU with it",
-                ),
-            );
-        }
-        if spec.vsock {
-            let device = lacks_device(found, "vhost-user-vsock-pci");
-            for reason in vhost_device_vsock::against(found).into_iter().chain(device) {
-                refuse("vsock", reason);
-            }
-            if host.os != Os::Linux {
-                let remedy = "leave it out";
-                refuse("vsock", Reason::new("vhost-device-vsock runs on Linux only", remedy));
-            }
-        }
+        let nat = against_nat(found).into_iter().filter(|_| spec.network == NetworkMode::Nat);
+        nat.for_each(|reason| refuse("network", reason));
+        let vsock = against_vsock(host, found).into_iter().filter(|_| spec.vsock);
+        vsock.for_each(|reason| refuse("vsock", reason));
         let asks_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| asks_9p(&share.mechanism))
             && let Some(reason) = lacks_device(found, "virtio-9p-pci")
@@ -233,6 +210,26 @@ impl HypervisorBackend for Qemu {
             _ => None,
         }
     }
+}
+
+/// What speaks against NAT. Where QEMU was not asked (a dry run for another host), nothing does.
+fn against_nat(found: &ProbeReport) -> Option<Reason> {
+    let has = found.output(PROGRAM)?.contains("-netdev user");
+    (!has).then(|| {
+        Reason::new(
+            "this QEMU was built without user-mode networking (slirp)",
+            "ask for no network, or install a QEMU with it",
+        )
+    })
+}
+
+fn against_vsock(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
+    let mut against = vhost_device_vsock::against(found);
+    against.extend(lacks_device(found, "vhost-user-vsock-pci"));
+    if host.os != Os::Linux {
+        against.push(Reason::new("vhost-device-vsock runs on Linux only", "leave it out"));
+    }
+    against
 }
 
 /// The device this QEMU was built without, if it was asked and did not name it.

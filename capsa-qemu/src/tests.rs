@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 use super::*;
-use capsa_proto::backend::Answer;
+use capsa_proto::backend::{Answer, Feature};
 use capsa_proto::capabilities::{ViolationKind as Kind, check};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
@@ -61,6 +61,7 @@ fn host() -> HostFacts {
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
         landlock: None,
         socket_path_max: 107,
+        in_use: Default::default(),
         run_dir: path("/run/capsa/x"),
         files,
     }
@@ -348,10 +349,9 @@ fn judge_says_what_it_lacks_without_its_helpers() {
     found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["vfs".into()] });
     let judged = Qemu.judge(&host(), &found);
     assert!(judged.is_usable());
-    for lacking in ["no vsock: ", "no virtio-fs shares: "] {
-        let said = judged.notes.iter().any(|note| note.text.starts_with(lacking));
-        assert!(said, "{lacking} {:?}", judged.notes);
-    }
+    let lacks: Vec<_> = judged.lacks.iter().map(|lack| lack.feature).collect();
+    assert_eq!(lacks, [Feature::VirtioFs, Feature::Vsock], "{:?}", judged.lacks);
+    assert!(judged.lacks.iter().all(|lack| lack.reason.remedy.contains("install")));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
         version: found.version(KEY),
         program: found.found(KEY),
         against,
+        lacks: Vec::new(),
         notes: Vec::new(),
     }
 }

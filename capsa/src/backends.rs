@@ -2,18 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
-use capsa_io::{facts, run_dir};
+use capsa_io::{facts, run_dir, scratch};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbePlan, ProbeReport};
 use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
 use capsa_proto::fake::{self, Part};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{LaunchPlan, RunDirPlan};
+use capsa_proto::plan::{LaunchPlan, OverlayPlan, RunDirPlan};
 use capsa_proto::spec::{Accelerator, ConsoleMode, GuestOs, RebootPolicy, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
@@ -139,10 +140,40 @@ pub(crate) fn plan(spec: VmSpec, choice: &Choice, strict: Strictness) -> Result<
     let host = facts::host_facts(Some(&spec), planned_run_dir()?);
     check_names(&choice.programs, &host)?;
     let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
-    match choice.backend.clone().or(variable) {
+    let ephemeral = spec.disks.iter().position(|disk| disk.ephemeral);
+    let planned = match choice.backend.clone().or(variable) {
         Some(name) => plan_on(&name, spec, &host, choice, strict),
         None => plan_on_first(spec, &host, choice),
+    }?;
+    match strict {
+        Strictness::Run => try_places(&planned.plan, ephemeral)?,
+        Strictness::DryRun => {}
     }
+    Ok(planned)
+}
+
+/// Refuses a machine whose own files could not be made. Its run directory's is made on the way, if
+/// need be, as the start would.
+fn try_places(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
+    let mut violations = Vec::new();
+    let mut refuse = |field: String, why: std::io::Error, remedy| {
+        let kind = ViolationKind::NoAccess;
+        violations.push(Violation::new(field, kind, why.to_string(), remedy));
+    };
+    let base = Path::new(plan.run_dir.as_str()).parent();
+    if let Some(Err(why)) = base.map(run_dir::prepare) {
+        let remedy = "set CAPSA_RUN_DIR to a directory that is yours alone, or can be made";
+        refuse("run_dir".into(), why, remedy);
+    }
+    // QEMU makes its overlays by itself, where we make those of others. A clone is in the run directory.
+    let is_cloned = plan.overlays.iter().any(|o| matches!(o, OverlayPlan::Clone { .. }));
+    if let Some(n) = ephemeral.filter(|_| !is_cloned)
+        && let Err(why) = scratch::try_out()
+    {
+        let remedy = "set TMPDIR to a directory with room for what the guest writes";
+        refuse(format!("disks[{n}].ephemeral"), why, remedy);
+    }
+    if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
 }
 
 /// Plans a machine that is played. Looks at nothing.

@@ -424,6 +424,36 @@ impl VmConsole {
     pub fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<CommandOutput> {
         block_on(self.inner.run(cmd, timeout))
     }
+
+    /// See [`crate::VmConsole::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
+        self.inner.spawn(cmd, timeout).map(RunningCommand)
+    }
+}
+
+/// A command under way; see [`crate::RunningCommand`].
+#[derive(Debug)]
+pub struct RunningCommand<'a>(crate::RunningCommand<'a>);
+
+impl RunningCommand<'_> {
+    /// See [`crate::RunningCommand::wait`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn wait(self) -> Result<CommandOutput> {
+        block_on(self.0.wait())
+    }
+}
+
+impl io::Read for RunningCommand<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(block_on(self.0.read(buf)))
+    }
 }
 
 /// The reading half of a console.

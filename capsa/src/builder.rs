@@ -91,6 +91,13 @@ impl LinuxVmBuilder {
         self
     }
 
+    /// How long the guest may take to power off once the time of [`timeout`](Self::timeout) is over,
+    /// before its power is cut; 30 seconds unless said. A stop names its own.
+    pub fn grace(mut self, duration: Duration) -> Self {
+        self.options.timing.grace = duration;
+        self
+    }
+
     /// One more disk: `/dev/vdb` after the first, and so on.
     pub fn disk(mut self, disk: DiskImage) -> Self {
         self.disks.push(disk);

@@ -1,5 +1,6 @@
 //! The console of a machine, for async code.
 
+mod command;
 mod log;
 mod reader;
 #[cfg(feature = "tokio")]
@@ -26,6 +27,7 @@ const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 const EOF: u8 = 0x04;
 
+pub use command::RunningCommand;
 pub use log::{ConsoleLog, Logged};
 pub use reader::{ConsoleReader, Lines};
 
@@ -322,6 +324,34 @@ impl VmConsole {
         self.run_in_shell(cmd, None, timeout).await
     }
 
+    /// Begins a command whose output is wanted while it runs, or is longer than one likes to keep.
+    ///
+    /// ```no_run
+    /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut make = console.spawn("make -j2 2>&1", None)?;
+    /// let mut chunk = [0; 4096];
+    /// loop {
+    ///     match make.read(&mut chunk).await {
+    ///         0 => break,
+    ///         n => print!("{}", String::from_utf8_lossy(&chunk[..n])),
+    ///     }
+    /// }
+    /// println!("make ended with {:?}", make.wait().await?.status);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Script`] when the command cannot be typed. The others come with
+    /// [`RunningCommand::wait`].
+    pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
+        let (shared, reader) = (&*self.reader.shared, self.reader.id);
+        let id = shared.lock().vm.stream_command(reader, cmd, timeout)?;
+        shared.poke();
+        Ok(RunningCommand::new(Conversing { shared, id }, reader))
+    }
+
     async fn run_in_shell(
         &mut self,
         cmd: &str,
@@ -392,6 +422,7 @@ impl Match {
 }
 
 /// A conversation somebody waits for. Given up when the waiting is.
+#[derive(Debug)]
 struct Conversing<'a> {
     shared: &'a Shared,
     id: WaitId,

@@ -337,11 +337,40 @@ impl Vm {
         prompt: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number);
+        let nonce = self.nonce(reader);
         self.script(reader, |now| {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
             Ok(Conversation::Script(Box::new(script)))
         })
+    }
+
+    /// As [`Vm::run_command`] without a prompt, for a command whose output is wanted while it runs,
+    /// or is long: call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the end.
+    ///
+    /// The reply has what was not taken by then. Where nothing is taken, no more than 64 KiB is read
+    /// ahead: a console that [pauses](crate::Overflow::Pause) makes the command wait, any other drops
+    /// what is too old and says so in the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::run_command`].
+    pub fn stream_command(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| {
+            let script = RunCommand::new(command, None, nonce, now, timeout)?.streamed();
+            Ok(Conversation::Script(Box::new(script)))
+        })
+    }
+
+    /// Takes what a [streamed](Vm::stream_command) command has printed since this was called last. A
+    /// command that failed has all that came, until [`Vm::take_ended`].
+    pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
+        self.supervisor.take_output(wait)
     }
 
     /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
@@ -398,6 +427,11 @@ impl Vm {
     #[cfg(feature = "async")]
     pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
         &mut self.supervisor
+    }
+
+    /// What tells a command's marks from another's.
+    fn nonce(&mut self, reader: ReaderId) -> u64 {
+        self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number)
     }
 
     fn script(

@@ -104,7 +104,9 @@ pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, VmConsole};
+pub use console::{
+    ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, RunningCommand, VmConsole,
+};
 #[cfg(feature = "async")]
 pub use driver::Driver;
 #[cfg(feature = "async")]
@@ -112,8 +114,8 @@ pub use handle::VmHandle;
 #[cfg(feature = "async")]
 pub use vsock::{VsockListener, VsockStream};
 
-pub use capsa_io::run_dir;
-pub use capsa_proto::backend::{Availability, Version};
+pub use capsa_io::{run_dir, scratch};
+pub use capsa_proto::backend::{Availability, Feature, Lack, Version};
 pub use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
     Violation, ViolationKind,

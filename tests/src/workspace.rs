@@ -30,6 +30,15 @@ pub fn built(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("`cargo build -p capsa-test --bins` builds {name}"))
 }
 
+/// Builds the programs that [`built`] finds beside an xtask: stand-ins, suites, a guest's peers.
+///
+/// # Errors
+/// When Cargo fails.
+pub fn build_programs() -> Result<(), Failed> {
+    let mut build = cargo();
+    command::output(build.args(["build", "--quiet", "--package", "capsa-test", "--bins"])).map(drop)
+}
+
 /// A call of the Cargo that runs us, in the [`root`].
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,6 +1,7 @@
 //! Shells under attack: what a program prints is its output, whatever it looks like; and whoever looks
 //! on is neither lost nor harmed.
 
+use std::io::Read;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -68,6 +69,12 @@ fn whatever_a_command_prints_is_its_output_and_nothing_else() {
             assert!(reply.output == text, "{start}: {} of {}", reply.output.len(), text.len());
             assert_eq!((reply.status, reply.truncated), (Some(7), false), "{start}");
         }
+        let mut command = console.spawn("attack", Some(PATIENCE)).unwrap();
+        let mut streamed = Vec::new();
+        command.read_to_end(&mut streamed).unwrap();
+        let reply = command.wait().unwrap();
+        assert!(streamed == text, "{start}: {} of {}", streamed.len(), text.len());
+        assert_eq!((reply.status, reply.truncated), (Some(7), false), "{start}");
         let error = console.wait_for_timeout("nothing of it", SOON).unwrap_err().to_string();
         assert!(error.len() < 4096 && !error.contains('\x1b'), "{start}: {error}");
         vm.kill().unwrap();

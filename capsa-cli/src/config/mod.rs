@@ -5,6 +5,7 @@
 //! file's folder. What the file leaves out is left to the flags and the library's defaults.
 
 mod fields;
+mod places;
 mod schema;
 mod table;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use fields::Fields;
 use table::{Section, Shape};
 use wrong::Wrong;
 
+pub(crate) use places::Places;
 pub(crate) use schema::schema;
 pub(crate) use table::{Key, SECTIONS};
 pub(crate) use wrong::failure;
@@ -34,8 +36,29 @@ pub(crate) use wrong::failure;
 /// Bytes of a file at most: a machine's description is some hundred.
 const LONGEST: u64 = 1 << 20;
 
+/// A file that was read, with what is wrong with it by itself.
+#[derive(Debug)]
+pub(crate) struct ConfigFile {
+    /// What it says, as far as it could be understood.
+    pub(crate) settings: Settings,
+    /// Its mistakes; `None` when it has none.
+    pub(crate) mistakes: Option<Failure>,
+    /// Parts of it are no TOML, so that nobody knows what else it was to say.
+    pub(crate) is_broken: bool,
+}
+
+/// Reads a file whose mistakes are for its user to mend before anything else.
+pub(crate) fn read_whole(path: &Path) -> Result<Settings, Failure> {
+    let ConfigFile { settings, mistakes, .. } = read(path)?;
+    mistakes.map_or(Ok(settings), Err)
+}
+
 /// Reads a file.
-pub(crate) fn read(path: &Path) -> Result<Settings, Failure> {
+///
+/// # Errors
+///
+/// When it is no text that can be read.
+pub(crate) fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let cannot = |why: String| {
         Failure::new(CONFIG, format!("cannot read {}: {why}", path.display()))
             .hint("name a file that is there and holds TOML; `capsa help config` tells more")
@@ -48,14 +71,29 @@ pub(crate) fn read(path: &Path) -> Result<Settings, Failure> {
         cannot(format!("line {line} is not UTF-8"))
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    parse(&text, folder).map_err(|wrongs| failure(path, &text, wrongs))
+    let (mut settings, wrongs, is_broken) = understand(&text, folder);
+    let mistakes = (!wrongs.is_empty()).then(|| failure(path, &text, wrongs));
+    settings.places.are_in(path, text);
+    Ok(ConfigFile { settings, mistakes, is_broken })
 }
 
 /// Reads a file's text. Never panics, whatever it is.
 pub(crate) fn parse(text: &str, folder: &Path) -> Result<Settings, Vec<Wrong>> {
+    let (settings, wrongs, _) = understand(text, folder);
+    if wrongs.is_empty() { Ok(settings) } else { Err(wrongs) }
+}
+
+/// What a text says, what is wrong with it, and whether parts of it are no TOML.
+fn understand(text: &str, folder: &Path) -> (Settings, Vec<Wrong>, bool) {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut wrongs = Vec::new();
-    let settings = Reader { document: document.get_ref(), folder, wrongs: &mut wrongs }.settings();
+    let settings = Reader {
+        document: document.get_ref(),
+        folder,
+        wrongs: &mut wrongs,
+        places: Places::default(),
+    }
+    .settings();
     // A line that is no TOML has one mistake, the first; what it was to say is not known.
     let mut broken = BTreeSet::new();
     for error in &errors {
@@ -66,7 +104,7 @@ pub(crate) fn parse(text: &str, folder: &Path) -> Result<Settings, Vec<Wrong>> {
         }
     }
     wrongs.retain(|wrong| broken.is_empty() || !wrong.is_absence);
-    if wrongs.is_empty() { Ok(settings) } else { Err(wrongs) }
+    (settings, wrongs, !broken.is_empty())
 }
 
 /// A place where the text is not TOML.
@@ -74,14 +112,26 @@ fn syntax(text: &str, at: Range<usize>, why: &str) -> Wrong {
     let line = text.lines().nth(line_of(text, at.start)).unwrap_or_default();
     let hint = match line.split_once('=') {
         _ if why.contains("duplicate key") => "leave one of them away".to_owned(),
+        _ if why.contains("recurs") => {
+            "nothing here goes deeper than a list of texts: write it flat".into()
+        }
         Some((_, value)) if value.trim().is_empty() => "write a value behind the =".into(),
         Some((key, value)) if !value.contains(['"', '=']) => {
-            format!("put texts into quotes: {} = \"{}\"", key.trim(), value.trim())
+            let (key, value) = (short(key.trim()), short(value.trim()));
+            format!("put texts into quotes: {key} = \"{value}\"")
         }
         Some(_) => "a text begins and ends with \", on one line".into(),
         None => "a line is [section], or key = value, or # a remark".into(),
     };
     Wrong::new(at, why.lines().collect::<Vec<_>>().join("; "), hint)
+}
+
+/// As much of a text as a hint has room for.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -93,6 +143,7 @@ struct Reader<'f, 'text> {
     document: &'f DeTable<'text>,
     folder: &'f Path,
     wrongs: &'f mut Vec<Wrong>,
+    places: Places,
 }
 
 impl Reader<'_, '_> {
@@ -156,9 +207,10 @@ impl Reader<'_, '_> {
             settings.accelerator = fields.text("accel", values::accelerator);
         });
         self.each("login", |here, fields, _| {
-            settings.user = fields.text("user", |text| Ok(text.to_owned()));
+            settings.user = fields.text("user", values::user);
             settings.password_file = fields.path("password-file").map(here);
         });
+        settings.places = self.places;
         settings
     }
 
@@ -174,6 +226,7 @@ impl Reader<'_, '_> {
         let folder = self.folder;
         let here = |path: PathBuf| folder.join(path);
         for Table { head, origin, at, value } in tables(section, key.span(), value, self.wrongs) {
+            self.places.note(&origin, at.clone(), value);
             let mut fields = Fields::new(section, head, Some(value), at, self.wrongs);
             read(&here, &mut fields, Some(origin));
             fields.require();

@@ -40,7 +40,7 @@ pub(crate) fn failure(path: &Path, text: &str, mut wrongs: Vec<Wrong>) -> Failur
 }
 
 /// The place of a span, which may lie at the end or behind it.
-fn place(path: &Path, text: &str, at: &Range<usize>) -> Place {
+pub(super) fn place(path: &Path, text: &str, at: &Range<usize>) -> Place {
     let start = floor(text, at.start);
     let begin = text[..start].rfind('\n').map_or(0, |before| before + 1);
     let line = text[begin..].lines().next().unwrap_or_default();

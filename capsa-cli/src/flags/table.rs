@@ -158,7 +158,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     run("--initrd", Takes::File("FILE"), "the initial RAM disk"),
     run(
         "--disk",
-        Takes::File("FILE[:raw|:qcow2][:ro][:ephemeral]"),
+        Takes::File("FILE[:raw|:qcow2][:ro|:rw][:ephemeral]"),
         "a disk: /dev/vda, then /dev/vdb, …; ephemeral: the image is never written. In place of \
          the config file's disk with the same file",
     )

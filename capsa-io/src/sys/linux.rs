@@ -15,6 +15,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Poll, Source};
 
+pub(crate) use super::image_lock::is_in_use;
+
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 

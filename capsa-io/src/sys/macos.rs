@@ -31,6 +31,11 @@ pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 
+/// Hypervisors lock no images here: QEMU needs locks that this system has not.
+pub(crate) fn is_in_use(_image: &File, _writes: bool) -> bool {
+    false
+}
+
 /// Becomes ready when a child exits, and stays so until it is dropped.
 ///
 /// A process filter says once that a process exits, and too early: the kernel reports it before the

@@ -16,6 +16,12 @@ use crate::plan::{LONGEST_SOCKET_NAME, Note};
 use crate::spec::{ConsoleMode, NetworkMode, RebootPolicy, VmSpec};
 use shares::{chosen, mount_command, mount_extra};
 
+/// MiB of memory in which no Linux boots: its own code takes more. (Bare programs, as tests boot them,
+/// do with 32.)
+const TOO_LITTLE_MEMORY_MB: u32 = 15;
+
+const MIB: u64 = 1 << 20;
+
 /// Checks `spec` against a backend and a host.
 ///
 /// # Errors
@@ -160,6 +166,24 @@ impl Pass<'_> {
                 "a machine needs memory",
                 "give 128 MiB or more",
             );
+        } else if resources.memory_mb <= TOO_LITTLE_MEMORY_MB {
+            self.refuse(
+                "memory",
+                Kind::OutOfRange,
+                format!("no Linux boots in {} MiB", resources.memory_mb),
+                "give 128 MiB or more",
+            );
+        } else if self.boot_files_mb() >= u64::from(resources.memory_mb) {
+            let loaded = self.boot_files_mb();
+            self.refuse(
+                "memory",
+                Kind::OutOfRange,
+                format!(
+                    "{} MiB do not hold the {loaded} MiB of the kernel and initrd",
+                    resources.memory_mb
+                ),
+                format!("give {} MiB or more", loaded + 128),
+            );
         } else if u64::from(resources.memory_mb) > self.host.memory_mb {
             self.refuse(
                 "memory",
@@ -184,6 +208,16 @@ impl Pass<'_> {
                 "give a duration above zero, or none",
             );
         }
+    }
+
+    /// MiB of what is put into the memory before the guest runs. Of an ELF file only parts are.
+    fn boot_files_mb(&self) -> u64 {
+        let loaded = |path: &HostPath| match self.host.file(path) {
+            FileFacts::File { size, head, .. } if !head.starts_with(ELF) => *size,
+            _ => 0,
+        };
+        let initrd = self.spec.initrd.as_ref().map_or(0, loaded);
+        loaded(&self.spec.kernel).saturating_add(initrd) / MIB
     }
 
     fn modes(&mut self) {
@@ -328,11 +362,14 @@ fn kernel_remedy(arch: Arch, head: &[u8]) -> &'static str {
     }
 }
 
+/// How an ELF file begins.
+const ELF: &[u8] = b"\x7fELF";
+
 /// bzImage (`HdrS` at 0x202) or ELF on x86-64, `ARM\x64` at 0x38 on arm64.
 fn is_kernel(arch: Arch, head: &[u8]) -> bool {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     match arch {
-        Arch::X86_64 => at(0x202, b"HdrS") || at(0, b"\x7fELF"),
+        Arch::X86_64 => at(0x202, b"HdrS") || at(0, ELF),
         Arch::Aarch64 => at(0x38, b"ARM\x64"),
         Arch::Other => true,
     }

@@ -161,6 +161,8 @@ pub enum ViolationKind {
     OutOfRange,
     /// Two things that must differ are the same.
     Duplicate,
+    /// Another process has it, and shares it with nobody.
+    InUse,
     /// Text that cannot be carried to where it must go.
     Malformed,
     /// Text longer than where it must go.

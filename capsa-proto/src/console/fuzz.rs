@@ -2,10 +2,10 @@
 
 use super::Stripper;
 use super::{
-    Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, RunCommand, Script,
-    Scrollback, Search, Silence,
+    Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, Reply, RunCommand,
+    Script, Scrollback, Search, Silence,
 };
-use crate::time::Instant;
+use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -164,8 +164,69 @@ pub fn scripts(data: &[u8]) {
     });
     let moments: Vec<Vec<u8>> = moments.collect();
     let whole = play(script().as_mut(), &moments, usize::MAX);
+    if let Some(Output::Done(Ok(Reply { output, status: Some(_), .. }))) = whole.last() {
+        assert!(output.len() <= LIMIT, "more than a command may keep");
+    }
     for chunk in [1, 5] {
         assert_eq!(play(script().as_mut(), &moments, chunk), whole, "chunking made a difference");
+    }
+    if head % 5 == 2 {
+        streams(&moments);
+    }
+}
+
+/// What is taken from a command in pieces is what comes of it at once. Where the kernel printed into
+/// the mark of its end, the pieces have what came of the mark as well.
+fn streams(moments: &[Vec<u8>]) {
+    let run = || RunCommand::new("x", None, NONCE, Instant::ZERO, Some(30 * SECOND));
+    let run = || run().expect("typeable").output_limit(usize::MAX);
+    let end = |outputs: Vec<Output>| match outputs.into_iter().last() {
+        Some(Output::Done(result)) => result,
+        other => panic!("ended with {other:?}"),
+    };
+    let whole = end(play(&mut run(), moments, usize::MAX));
+    for chunk in [1, 5, usize::MAX] {
+        let mut streamed = Streamed { script: run().streamed(), taken: Vec::new() };
+        match (end(play(&mut streamed, moments, chunk)), &whole) {
+            (Ok(reply), Ok(whole)) => {
+                streamed.taken.extend(reply.output);
+                assert_eq!((reply.status, reply.truncated), (whole.status, whole.truncated));
+                assert!(streamed.taken.starts_with(&whole.output), "output was lost");
+            }
+            (streamed, whole) => assert_eq!(&streamed, whole, "streaming made a difference"),
+        }
+    }
+}
+
+/// A command whose output is taken after each poll.
+pub(super) struct Streamed {
+    pub(super) script: RunCommand,
+    pub(super) taken: Vec<u8>,
+}
+
+impl Script for Streamed {
+    fn poll_output(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        cursor: &mut Cursor,
+        closed: bool,
+    ) -> Output {
+        let output = self.script.poll_output(now, log, cursor, closed);
+        self.taken.extend(self.script.take_output());
+        output
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        self.script.poll_timeout()
+    }
+
+    fn handle_reboot(&mut self) {
+        self.script.handle_reboot();
+    }
+
+    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
+        self.script.handle_cancel()
     }
 }
 
@@ -215,12 +276,7 @@ fn settle(
         match &output {
             Output::Wait => return false,
             Output::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
-            Output::Done(result) => {
-                if let Ok(reply) = result
-                    && reply.status.is_some()
-                {
-                    assert!(reply.output.len() <= LIMIT, "more than a command may keep");
-                }
+            Output::Done(_) => {
                 assert_eq!(script.poll_timeout(), None);
                 assert_eq!(script.handle_cancel(), None, "typed after the end");
                 outputs.push(output);

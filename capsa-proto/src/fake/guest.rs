@@ -70,6 +70,7 @@ pub(super) enum Finish {
 pub struct Answer {
     pub(super) after: Duration,
     pub(super) said: Vec<u8>,
+    pub(super) lasting: Duration,
     pub(super) status: i32,
     pub(super) finish: Option<Finish>,
 }
@@ -130,6 +131,13 @@ impl Answer {
     #[must_use]
     pub fn after(mut self, pause: Duration) -> Self {
         self.after = pause;
+        self
+    }
+
+    /// Goes on for this long after what it said, unless Ctrl-C ends it.
+    #[must_use]
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.lasting = time;
         self
     }
 

@@ -195,7 +195,8 @@ impl HypervisorBackend for Stage {
 
     fn judge(&self, _: &HostFacts, _: &ProbeReport) -> Availability {
         let version: Option<Version> = None;
-        Availability { version, program: None, against: Vec::new(), notes: Vec::new() }
+        let (against, lacks, notes) = (Vec::new(), Vec::new(), Vec::new());
+        Availability { version, program: None, against, lacks, notes }
     }
 
     fn kernel_cmdline_defaults(&self, _: &VmSpec, _: &HostFacts) -> KernelCmdline {

@@ -176,6 +176,9 @@ impl Playing {
             Some(_) => self.say(as_a_terminal(&answer.said)),
             None => self.say(&answer.said),
         }
+        if answer.lasting > Duration::ZERO {
+            self.doing.push_back(Doing::Pause(answer.lasting));
+        }
         self.doing.extend(answer.finish.map(Doing::Finish));
     }
 

@@ -1,4 +1,4 @@
-//! The halves of a console as tokio's readers and writers, behind the feature `tokio`.
+//! The halves of a console, and running commands, as tokio's readers and writers, behind the feature `tokio`.
 //!
 //! They are what the `futures` ones are, for `tokio::io::copy` and its kin. No runtime is needed.
 
@@ -8,10 +8,23 @@ use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{ConsoleReader, ConsoleWriter};
+use super::{ConsoleReader, ConsoleWriter, RunningCommand};
 
 impl AsyncRead for ConsoleReader {
     /// Ends when the console has closed and all of it is read.
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(self.poll(cx, buf.initialize_unfilled()));
+        buf.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for RunningCommand<'_> {
+    /// Ends with the command.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -14,6 +14,7 @@ pub(super) fn run(mut arguments: pico_args::Arguments) -> Outcome {
     let seconds: u64 = arguments.opt_value_from_str("--seconds")?.unwrap_or(10);
     let face: Option<String> = arguments.opt_value_from_str("--face")?;
     finish(arguments)?;
+    workspace::build_programs()?;
     let Some(face) = face else { return each_in_its_own_process(machines, seconds) };
     let (name, measure): (_, fn(usize, Duration) -> Measured) = match face.as_str() {
         "embed" => ("`embed::Vm`, one `poll(2)` loop", embedded),

@@ -20,11 +20,7 @@ pub(crate) fn run(arguments: pico_args::Arguments) -> Outcome {
     let flags = arguments.finish();
     let backend = flags.iter().skip_while(|flag| *flag != "--backend").nth(1);
     let name = backend.and_then(|name| name.to_str()).ok_or("which? --backend NAME")?.to_owned();
-    let mut build = workspace::cargo();
-    build.args(["build", "--quiet", "--package", "capsa-test", "--bins"]);
-    if !build.status()?.success() {
-        return Err("the conformance suite does not build".into());
-    }
+    workspace::build_programs()?;
     let path = workspace::target_directory().join(format!("conformance-{name}.txt"));
     let mut report = Report { file: File::create(&path)? };
     report.line(&format!("Capsa {}, backend {name}", revision()))?;

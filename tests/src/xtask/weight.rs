@@ -29,6 +29,7 @@ const FACES: &[(&str, &str, &[&str], &str)] = &[
 pub(super) fn run(mut arguments: pico_args::Arguments) -> Outcome {
     let peers = arguments.contains("--peers");
     finish(arguments)?;
+    workspace::build_programs()?;
     let cores = std::thread::available_parallelism()?;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("unknown");

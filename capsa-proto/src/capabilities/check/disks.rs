@@ -31,6 +31,15 @@ impl Pass<'_> {
                     "make it writable for this user, or attach it read-only or ephemeral",
                 );
             }
+            if self.host.in_use.contains(&disk.path) {
+                let how = if writes { "" } else { " for writing" };
+                self.refuse(
+                    &field,
+                    Kind::InUse,
+                    format!("another machine or program has {} open{how}", disk.path),
+                    "end that one (`capsa ps` shows machines), or copy the image",
+                );
+            }
             // A hypervisor locks what it writes, and then cannot attach it again.
             let before = seen.get(&disk.path).copied();
             if before.is_some_and(|written| written || writes) {

@@ -5,6 +5,10 @@
 
 use alloc::vec::Vec;
 
+/// How much of a streamed command's output is read before it is taken: 64 KiB, and what else the
+/// log had when that was reached.
+pub(super) const STREAM_AHEAD: usize = 64 << 10;
+
 /// Bytes gathered so far.
 #[derive(Debug, Clone)]
 pub(super) struct Collected {
@@ -56,12 +60,28 @@ impl Collected {
         self.bytes.truncate(self.len);
     }
 
+    /// Whether there is as much as one takes at a time.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.bytes.len() >= STREAM_AHEAD
+    }
+
+    /// What was gathered since it was taken last. Whether a `\r` at its end stays is not known yet.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.len = 0;
+        core::mem::take(&mut self.bytes)
+    }
+
     /// The output, and whether it was cut at the limit.
     pub(super) fn finish(&mut self) -> (Vec<u8>, bool) {
+        self.close();
+        (core::mem::take(&mut self.bytes), self.len > self.limit)
+    }
+
+    /// Nothing follows: a `\r` that came last stays.
+    pub(super) fn close(&mut self) {
         if core::mem::take(&mut self.held) {
             self.keep(b"\r");
         }
-        (core::mem::take(&mut self.bytes), self.len > self.limit)
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -107,6 +127,20 @@ mod tests {
         assert_eq!(collect(&["ab\r\n", "cd"], 3), ("ab\n".into(), true));
         assert_eq!(collect(&["ab\r\n"], 3), ("ab\n".into(), false));
         assert_eq!(collect(&["a\r"], 1), ("a".into(), true));
+    }
+
+    #[test]
+    fn what_is_taken_in_pieces_is_the_whole() {
+        let text = b"a\r\nb\r\r\nc\rd\r";
+        for chunk in 1..text.len() {
+            let (mut collected, mut taken) = (Collected::new(usize::MAX), Vec::new());
+            for bytes in text.chunks(chunk) {
+                collected.push(bytes);
+                taken.extend(collected.take());
+            }
+            taken.extend(collected.finish().0);
+            assert_eq!(taken, b"a\nb\r\nc\rd\r", "by {chunk}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!
 //! A script consumes what it reads as it reads it, so that a guest can say more than the log holds.
 //! One that fails puts the cursor back where it began: what is still in the log can be read again.
+//! Only what a script [streams](RunCommand::streamed) stays read.
 
 mod collect;
 mod hint;
@@ -53,6 +54,12 @@ pub trait Script {
 
     /// When to poll again even if the guest says nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
+
+    /// What a script that streams brought since this was called last; also after its end, and then
+    /// the rest. Poll again after it: one whose output is not taken reads no further.
+    fn take_output(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// The guest was reset and boots again: whoever was asked is no longer there. All that it said
     /// before is in the log. Poll again after it.

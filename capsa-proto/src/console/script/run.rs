@@ -82,6 +82,10 @@ pub struct RunCommand {
     /// The search of the present stage.
     search: Option<Search>,
     collected: Collected,
+    /// The output is taken as it comes.
+    is_streamed: bool,
+    /// There is so much of it that nothing more is read.
+    waits_for_taker: bool,
     status: Option<i32>,
     /// What the cursor had lost when the output began.
     lost_before: u64,
@@ -154,6 +158,8 @@ impl RunCommand {
             stage: Stage::Fresh,
             search: None,
             collected: Collected::new(OUTPUT_LIMIT),
+            is_streamed: false,
+            waits_for_taker: false,
             status: None,
             lost_before: 0,
             since: 0,
@@ -174,6 +180,19 @@ impl RunCommand {
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.collected.set_limit(bytes);
         self
+    }
+
+    /// Output is taken [as it comes](Script::take_output), however much there is; [`Reply::output`]
+    /// is what was not taken by the end. Where it is not taken, the script reads no further, until
+    /// the log [pauses](crate::console::Overflow::Pause) the guest or drops what it admits in
+    /// [`Reply::truncated`].
+    ///
+    /// When it fails, all that came can still be taken, and is not unread again. Where the kernel
+    /// prints into the mark of the end, what came of the mark is in the output.
+    #[must_use]
+    pub fn streamed(mut self) -> Self {
+        self.is_streamed = true;
+        self.output_limit(usize::MAX)
     }
 
     /// What the command reads from.
@@ -225,10 +244,18 @@ impl RunCommand {
 
     /// Gathers what is surely output, up to the end mark with its status.
     fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Step {
+        if self.waits_for_taker {
+            return Step::Starved;
+        }
         let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
         let hit = self.end.find(search, log);
-        self.collected.push(cursor.before(log, search.settled(&self.end)));
-        let Some(Hit { end, .. }) = hit else { return Step::Starved };
+        let Some(Hit { start, end, .. }) = hit else {
+            // Whoever follows the output sees each byte as soon as it cannot be of the mark.
+            let held = half_mark(cursor.peek(log), &self.end);
+            self.collected.push(cursor.before(log, log.end() - held as u64));
+            return Step::Starved;
+        };
+        self.collected.push(cursor.before(log, start));
         match status(log.since(end)) {
             Status::Known { status, len } => {
                 cursor.before(log, end + len as u64);
@@ -280,6 +307,19 @@ impl RunCommand {
         })
     }
 
+    /// Ends without the command's end.
+    fn fail(&mut self, error: ScriptError, log: &Scrollback, cursor: &mut Cursor) -> Output {
+        if !self.is_streamed {
+            return self.frame.fail(error, cursor);
+        }
+        if matches!(self.stage, Stage::Output) {
+            self.collected.push(&cursor.take(log));
+            self.collected.close();
+        }
+        let mut read = *cursor;
+        self.frame.fail(error, &mut read)
+    }
+
     /// What came instead of what is waited for.
     fn near(&self, log: &Scrollback) -> Option<NearMiss> {
         match &self.stage {
@@ -317,11 +357,13 @@ impl Script for RunCommand {
             return ended;
         }
         if let Some(error) = self.interrupted.take() {
-            return self.frame.fail(error, cursor);
+            return self.fail(error, log, cursor);
         }
         self.frame.look(now, log);
         self.heard = log.end();
+        let ends = closed || self.is_rebooted || self.frame.is_over(now, closed);
         loop {
+            self.waits_for_taker = self.is_streamed && self.collected.is_heavy() && !ends;
             match self.step(log, cursor) {
                 Step::Write(bytes) => return Output::Write(bytes),
                 Step::Go(stage) => {
@@ -339,15 +381,15 @@ impl Script for RunCommand {
             }
         }
         if let Some(error) = self.trouble(now, log, closed || self.is_rebooted) {
-            self.frame.fail(error, cursor)
+            self.fail(error, log, cursor)
         } else if self.is_rebooted {
             let (expected, tail) = (self.expected(), self.frame.tail(log));
-            self.frame.fail(ScriptError::Rebooted { expected, tail }, cursor)
+            self.fail(ScriptError::Rebooted { expected, tail }, log, cursor)
         } else if self.frame.is_over(now, closed) {
             let (expected, near) = (self.expected(), self.near(log));
             let error = self.frame.unmet(now, log, closed, expected, near);
             if closed {
-                return self.frame.fail(error, cursor);
+                return self.fail(error, log, cursor);
             }
             self.interrupted = Some(error);
             Output::Write(vec![INTERRUPT])
@@ -363,6 +405,10 @@ impl Script for RunCommand {
         let certain = if self.is_suspicious { self.frame.certain_at() } else { None };
         let soon = Deadline::earliest(certain, self.reads_through_at());
         Deadline::earliest(self.frame.deadline("console command timed out"), soon)
+    }
+
+    fn take_output(&mut self) -> Vec<u8> {
+        if self.is_streamed { self.collected.take() } else { Vec::new() }
     }
 
     fn handle_reboot(&mut self) {
@@ -393,6 +439,12 @@ fn seek(
         None => _ = cursor.before(log, state.settled(matcher)),
     }
     hit
+}
+
+/// How many bytes at the end of `text` are the beginning of the mark, and not all of it.
+fn half_mark(text: &[u8], mark: &Matcher) -> usize {
+    let mark = mark.patterns()[0].as_literal().unwrap_or_default();
+    (1..mark.len()).rev().find(|n| text.ends_with(&mark[..*n])).unwrap_or(0)
 }
 
 /// Consumes the end of a mark's line, and messages of the kernel in it. False when it may still come.

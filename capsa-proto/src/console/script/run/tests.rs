@@ -1,5 +1,8 @@
 //! Commands on a fake shell, from the plain to the hostile.
 
+mod streamed;
+
+use super::super::collect::STREAM_AHEAD;
 use super::super::shell::{At, ECHOES, Guest, Talk, talk};
 use super::*;
 use crate::console::script::COMMAND_MAX;

@@ -1,0 +1,86 @@
+//! What `capsa backends` and `capsa doctor` say of a host on which a helper is missing.
+
+mod common;
+
+use std::process::Stdio;
+
+use common::capsa;
+use serde_json::Value;
+
+/// Runs it on a host where these programs are not: exit code and standard output.
+fn without(helpers: &[&str], words: &[&str]) -> (i32, String) {
+    let mut command = capsa();
+    command.args(words).stdin(Stdio::null());
+    for helper in helpers {
+        command.env(helper, "/no/such/helper");
+    }
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// The cells of a row of the table.
+fn row(table: &str, name: &str) -> Vec<String> {
+    let row = table.lines().filter_map(|line| line.strip_prefix(name)).next_back().unwrap();
+    row.split_whitespace().map(String::from).collect()
+}
+
+#[test]
+fn what_needs_a_helper_that_is_missing_is_not_there() {
+    let test = "what_needs_a_helper_that_is_missing_is_not_there";
+    if !cfg!(target_os = "linux") {
+        return capsa_test::skip(test, "other backends come first elsewhere");
+    }
+    if !common::has_qemu(test) {
+        return;
+    }
+    let helpers = ["CAPSA_VIRTIOFSD", "CAPSA_VHOST_DEVICE_VSOCK"];
+    let (_, table) = without(&helpers, &["backends"]);
+    // The columns are those of cloud-hypervisor, qemu and vfkit.
+    assert_eq!(row(&table, "virtio-fs shares")[1], "missing", "{table}");
+    assert_eq!(row(&table, "vsock")[1], "missing", "{table}");
+    assert_eq!(row(&table, "raw disks")[1], "yes", "{table}");
+    let lacking = "  no virtio-fs shares: virtiofsd was not found";
+    let at = table.lines().position(|line| line.starts_with(lacking)).expect("it is said");
+    assert!(table.lines().nth(at + 1).unwrap().starts_with("    hint: install "), "{table}");
+
+    let (_, json) = without(&helpers, &["backends", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let lacks = json["backends"][1]["lacks"].as_array().unwrap();
+    let features: Vec<&Value> = lacks.iter().map(|lack| &lack["feature"]).collect();
+    assert_eq!(features, ["virtio-fs", "vsock"]);
+    assert!(lacks.iter().all(|lack| lack["remedy"].as_str().unwrap().starts_with("install ")));
+
+    let (code, said) = without(&helpers, &["doctor"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(said.matches("warning  qemu: no virtio-fs shares: ").count(), 1, "{said}");
+    assert_eq!(said.matches("virtiofsd was not found").count(), 1, "said once: {said}");
+    assert!(said.contains("\n         to do: install virtiofsd"), "{said}");
+}
+
+#[test]
+fn nat_of_cloud_hypervisor_is_missing_without_passt() {
+    let test = "nat_of_cloud_hypervisor_is_missing_without_passt";
+    if !cfg!(target_os = "linux") {
+        return capsa_test::skip(test, "other backends come first elsewhere");
+    }
+    // Any program that says a version will do: it is not started.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("cloud-hypervisor");
+    std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v53.0.0\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    for (passt, want) in [("/no/such/passt", "missing"), ("with", "yes")] {
+        let helper = dir.path().join("passt");
+        std::fs::write(&helper, "#!/bin/sh\necho ' --vhost-user'\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&helper, mode).unwrap();
+        let passt = if passt == "with" { helper.as_path() } else { passt.as_ref() };
+        let mut command = capsa();
+        command.arg("backends").env("CAPSA_PASST", passt);
+        let output = command.env("CAPSA_CLOUD_HYPERVISOR", &program).output().unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(row(&table, "NAT")[0], want, "{table}");
+        let said = table.contains("\n  no NAT: passt was not found");
+        assert_eq!(said, want == "missing", "{table}");
+    }
+}

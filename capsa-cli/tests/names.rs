@@ -1,0 +1,114 @@
+//! A name is one machine's, from its first moment on; and what others see of a machine that starts, or
+//! whose run directory is gone.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+
+use capsa_test::nano::{self, Nano};
+use common::{Capsa, ask, capsa, nano_arguments, run_dir};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+#[test]
+fn of_many_that_want_a_name_at_once_one_has_it() {
+    if !common::has_qemu("of_many_that_want_a_name_at_once_one_has_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = nano_arguments(dir.path(), Nano::default());
+    let log = dir.path().join("log");
+    let start = |n: usize| {
+        let mut command = capsa();
+        command.args(&arguments).args(["--name", "one", "--quiet", "--log"]);
+        command.arg(dir.path().join(format!("log{n}"))).env("CAPSA_RUN_DIR", run_dir(dir.path()));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut children: Vec<Child> = (0..6).map(start).collect();
+    // All but one end by themselves.
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut left: Vec<usize> = (0..children.len()).collect();
+    while left.len() > 1 {
+        assert!(std::time::Instant::now() < end, "{} share the name", left.len());
+        left.retain(|n| children[*n].try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let winner = left[0];
+    let owner = children[winner].id();
+    for (n, child) in children.drain(..).enumerate() {
+        if n == winner {
+            let (_, listed, _) = ask(dir.path(), &["ps"]);
+            assert_eq!(listed.matches("one ").count(), 1, "{listed}");
+            kill(Pid::from_raw(owner.cast_signed()), Signal::SIGTERM).unwrap();
+            assert_eq!(child.wait_with_output().unwrap().status.code(), Some(143));
+            continue;
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(111), "{said}");
+        let words = format!("another is called one, of process {owner}\n    hint: ");
+        assert!(said.contains(&words), "{said}");
+        assert!(said.contains("capsa stop one") && said.contains("capsa ps"), "{said}");
+        let log = log.with_file_name(format!("log{n}"));
+        assert!(!log.exists(), "who is refused empties no log");
+    }
+}
+
+#[test]
+fn a_machine_that_starts_is_listed_and_can_be_stopped() {
+    let test = "a_machine_that_starts_is_listed_and_can_be_stopped";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // It answers questions, and never comes up.
+    let slow = dir.path().join("slow-qemu");
+    let script = "#!/bin/sh\ncase \"$*\" in *help*|*-version*) exec qemu-system-x86_64 \"$@\";; esac\n\
+                  exec sleep 60\n";
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut child = capsa()
+        .args(nano_arguments(dir.path(), Nano::default()))
+        .args(["--name", "slow", "--quiet"])
+        .env("CAPSA_RUN_DIR", run_dir(dir.path()))
+        .env("CAPSA_QEMU", &slow)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let row = loop {
+        let (_, listed, _) = ask(dir.path(), &["ps"]);
+        if let Some(row) = listed.lines().find(|row| row.starts_with("slow ")) {
+            break row.to_owned();
+        }
+        assert!(std::time::Instant::now() < end, "{listed}");
+    };
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!((words[2], words[3]), ("qemu", child.id().to_string().as_str()));
+    let (code, said, _) = ask(dir.path(), &["stop", "slow"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+}
+
+#[test]
+fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
+    let test = "a_run_whose_directory_is_removed_says_so_and_goes_on";
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--name", "lost"]) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.wait_until_listed("lost");
+    fs::remove_dir_all(run_dir(capsa.dir())).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100)); // it looks once a second
+    capsa.write(b"still here");
+    capsa.wait_for(b"still here");
+    capsa.signal(Signal::SIGTERM);
+    let pid = capsa.pid();
+    let (code, said) = capsa.wait_for_end();
+    assert!(said.contains("was removed: `capsa ps`, `stop` and `console` do not find"), "{said}");
+    assert!(said.contains(&format!("`kill {pid}` ends it")), "{said}");
+    assert_eq!(said.matches("was removed").count(), 1, "{said}");
+    assert_eq!(code, 143, "{said}");
+}

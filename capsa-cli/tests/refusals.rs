@@ -1,0 +1,306 @@
+//! What cannot run is refused before anything is started, in our words, with what to do about it; and
+//! `capsa config check` says the same as `capsa run` would.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use capsa_test::nano::{self, Nano};
+use common::{Capsa, ask, capsa};
+
+/// A directory with a kernel and the config file of a sound machine.
+fn directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    nano::write_to(dir.path()).unwrap();
+    dir
+}
+
+const GOOD: &str = "[boot]\nkernel = \"nano.elf\"\n[network]\nmode = \"none\"\n\
+                    [backend]\nname = \"qemu\"\naccel = \"emulation\"\n";
+
+/// What `config check` and `run --dry-run` say of this file: the exit code of both, and what each says
+/// below its first line.
+fn judged(dir: &Path, text: &str) -> (i32, String) {
+    let file = dir.join("vm.toml");
+    fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let (checked, _, by_check) = ask(dir, &["config", "check", file]);
+    let (ran, _, by_run) = ask(dir, &["run", "--config", file, "--dry-run"]);
+    let sorted = |text: &str| {
+        let mut lines: Vec<&str> = text.lines().skip(1).collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    assert_eq!((checked, sorted(&by_check)), (ran, sorted(&by_run)), "{text}");
+    (checked, by_check)
+}
+
+#[test]
+fn config_check_refuses_what_run_refuses_at_the_same_place() {
+    if !common::has_qemu("config_check_refuses_what_run_refuses_at_the_same_place") {
+        return;
+    }
+    let dir = directory();
+    assert_eq!(judged(dir.path(), GOOD).0, 0);
+    for (more, place, words) in [
+        ("[cmdline]\nextra = [\"quiet\", \"a b\"]\n", ":9:19: ", "cmdline: \"a b\": byte 0x20"),
+        ("[cmdline]\noverride = \"a\\u0000\"\n", ":9:12: ", "not allowed"),
+        ("[resources]\ncpus = 0\n", ":9:8: ", "cpus: a machine needs a CPU"),
+        ("[resources]\ntimeout = \"0s\"\n", ":9:11: ", "timeout: a machine with no time"),
+        ("[resources]\nmemory = \"1M\"\n", ":9:10: ", "memory: no Linux boots in 1 MiB"),
+        ("[resources]\nmemory = \"0M\"\n", ":9:10: ", "memory: a machine needs memory"),
+        ("[disk]\npath = \"none.raw\"\n", ":9:8: ", "none.raw does not exist"),
+        ("[[disks]]\npath = \"none.raw\"\n", ":9:8: ", "disks[0].path: "),
+        ("[shares.w]\nhost = \"none\"\nguest = \"/w\"\n", ":9:8: ", "shares.w.host: "),
+        ("[console]\nlog = \"nano.elf\"\n", ":9:7: ", "log: "),
+        ("[console]\nlog = \"a\"\nrecord = \"a\"\n", ":10:10: ", "same file as the log"),
+        ("[console]\nrecord = \"vm.toml\"\n", ":9:10: ", "same file as the config file"),
+        ("[login]\nuser = \"root\\u000Ax\"\n", ":9:8: ", "a control character"),
+        ("[[vsock]]\nport = 4294967295\nlisten = \"s\"\n", ":8:1: ", "stands for any port"),
+        ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "no socket"),
+    ] {
+        let (code, said) = judged(dir.path(), &format!("{GOOD}{more}"));
+        assert_eq!(code, 111, "{more}{said}");
+        assert!(said.starts_with("capsa: cannot use ") && said.contains("one mistake\n"), "{said}");
+        for part in [place, words, "\n    hint: "] {
+            assert!(said.contains(part), "no {part:?} in {said}");
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_of_a_file_come_at_once_in_its_order() {
+    if !common::has_qemu("all_mistakes_of_a_file_come_at_once_in_its_order") {
+        return;
+    }
+    let dir = directory();
+    let file = dir.path().join("vm.toml");
+    let text = "[boot]\nkernel = \"none\"\ninitrd = \"nune\"\n[resources]\ncpus = 0\nmemry = \"1G\"\n\
+                [disk]\npath = \"/no\"\n[backend]\nname = \"qemu\"\n[cmdline]\nextra = [\"a b\"]\n";
+    fs::write(&file, text).unwrap();
+    let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
+    assert_eq!(code, 111);
+    assert!(said.contains(": 6 mistakes\n"), "{said}");
+    let lines = said.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(".toml:"));
+    let lines: Vec<&str> = lines.map(|(_, rest)| rest.split_once(':').unwrap().0).collect();
+    assert_eq!(lines, ["2", "3", "5", "6", "8", "12"], "{said}");
+}
+
+#[test]
+fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
+    if !common::has_qemu("a_flag_in_place_of_a_key_takes_its_mistake_too") {
+        return;
+    }
+    let dir = directory();
+    let file = dir.path().join("vm.toml");
+    fs::write(&file, format!("{GOOD}[resources]\ncpus = 0\n")).unwrap();
+    let run = ["run", "--dry-run", "--config", file.to_str().unwrap()];
+    assert_eq!(ask(dir.path(), &[&run[..], &["--cpus", "1"]].concat()).0, 0);
+    fs::write(&file, format!("{GOOD}[resources]\ncpus = 1\n")).unwrap();
+    let (code, _, said) = ask(dir.path(), &[&run[..], &["--cpus", "0"]].concat());
+    assert_eq!(code, 111);
+    assert!(said.contains("\n  cpus: ") && !said.contains("vm.toml:"), "{said}");
+}
+
+#[test]
+fn an_empty_file_lacks_a_kernel() {
+    if !common::has_qemu("an_empty_file_lacks_a_kernel") {
+        return;
+    }
+    let dir = directory();
+    let (code, said) = judged(dir.path(), "");
+    assert_eq!(code, 111);
+    assert!(
+        said.contains("kernel: no kernel is named\n    hint: add --kernel FILE, or "),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_is_no_config_file_is_refused_at_once() {
+    let dir = directory();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let huge = dir.path().join("huge");
+    fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    let deep = dir.path().join("deep");
+    fs::write(&deep, format!("a = {}{}\n", "[".repeat(5000), "]".repeat(5000))).unwrap();
+    for (file, words) in [
+        (fifo.as_path(), "it is a pipe with a name"),
+        (dir.path(), "it is a directory"),
+        (Path::new("/dev/zero"), "it is a device"),
+        (&huge, "more than 1048576 bytes"),
+        (&deep, "hint: nothing here goes deeper than a list of texts"),
+    ] {
+        let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
+        assert_eq!(code, 111, "{said}");
+        assert!(said.contains(words) && said.contains("\n    hint: "), "{said}");
+    }
+    // A hint quotes what is short enough to be read.
+    fs::write(&deep, format!("a = {}\n", "b".repeat(5000))).unwrap();
+    let (_, _, said) = ask(dir.path(), &["config", "check", deep.to_str().unwrap()]);
+    assert!(said.len() < 1000 && said.contains("hint: put texts into quotes: a = \"bbb"), "{said}");
+}
+
+#[test]
+fn flags_are_refused_before_anything_is_made() {
+    if !common::has_qemu("flags_are_refused_before_anything_is_made") {
+        return;
+    }
+    let dir = directory();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("disk"), [0; 4096]).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    std::os::unix::fs::symlink("new", at("link")).unwrap();
+    let before = fs::read(at("nano.elf")).unwrap();
+    for (flags, want, words) in [
+        (
+            vec!["--log".into(), at("new"), "--record".into(), at("link")],
+            111,
+            "same file as the log",
+        ),
+        (vec!["--log".into(), at("nano.elf")], 111, "same file as the kernel"),
+        (
+            vec!["--disk".into(), at("disk"), "--record".into(), at("disk")],
+            111,
+            "same file as disk 1",
+        ),
+        (vec!["--log".into(), String::new()], 2, "--log \"\": it names no file"),
+        (vec!["--user".into(), "root\nx".into(), "--".into(), "id".into()], 2, "control character"),
+        (vec!["--memory".into(), "1M".into()], 111, "hint: give 128 MiB or more"),
+        (vec!["--disk".into(), format!("{}:ro:rw", at("disk"))], 2, "says again, or otherwise"),
+        (
+            ["--password-file", &at("empty"), "--", "id"].map(String::from).to_vec(),
+            111,
+            "its first line is empty",
+        ),
+        (
+            ["--password-file", &at(""), "--", "id"].map(String::from).to_vec(),
+            111,
+            "it is a directory",
+        ),
+    ] {
+        for more in [&["--dry-run"][..], &[]] {
+            let machine = ["run", "linux", "--network", "none", "--backend", "qemu"];
+            let output = capsa()
+                .args(machine)
+                .args(["--accel", "emulation", "--kernel", &at("nano.elf")])
+                .args(more)
+                .args(&flags)
+                .env("CAPSA_RUN_DIR", common::run_dir(dir.path()))
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(want), "{flags:?}: {said}");
+            assert!(said.contains(words) && said.contains("hint: "), "{flags:?}: {said}");
+        }
+    }
+    assert_eq!(fs::read(at("nano.elf")).unwrap(), before, "the kernel is as it was");
+    assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
+    let test = "a_disk_that_another_machine_writes_is_refused_in_our_words";
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.raw");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let disk = disk.to_str().unwrap();
+    let Some(mut first) = Capsa::start(test, Nano::default(), &["--disk", disk]) else { return };
+    first.wait_for(nano::READY);
+    for (mode, how) in [("", ""), (":ro", " for writing"), (":ephemeral", " for writing")] {
+        let disk = format!("{disk}{mode}");
+        let mut second = Capsa::start(test, Nano::default(), &["--disk", &disk]).unwrap();
+        let (code, said) = second.wait_for_end();
+        assert_eq!(code, 111, "{said}");
+        let words =
+            format!("has {} open{how}\n    hint: end that one", &disk[..disk.len() - mode.len()]);
+        assert!(said.contains(&words) && !said.contains("qemu-system"), "{said}");
+    }
+    first.write(&[nano::POWER_OFF]);
+    assert_eq!(first.wait_for_end().0, 0);
+}
+
+#[test]
+fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
+    let test = "doctor_tries_what_a_run_would_and_both_say_what_to_do";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = directory();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (open, file, good) = (at("open"), at("nano.elf"), at("good"));
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let long = at(&"l".repeat(110));
+    for (variable, value, why) in [
+        ("XDG_RUNTIME_DIR", "/proc/nope", "/proc/nope"),
+        ("CAPSA_RUN_DIR", &file, "is not a directory"),
+        ("CAPSA_RUN_DIR", &open, "can be written by other users"),
+        ("CAPSA_RUN_DIR", &long, "socket"),
+    ] {
+        let mut said = Vec::new();
+        for words in [&["doctor"][..], &["run", "linux", "--kernel", &file, "--network", "none"]] {
+            let mut command = capsa();
+            command.args(words).env_remove("CAPSA_RUN_DIR").env(variable, value);
+            let output = command.stdin(Stdio::null()).output().unwrap();
+            said.push((output.status.code().unwrap(), output.stdout, output.stderr));
+        }
+        let [(doctor, findings, _), (run, _, refusal)] = &said[..] else { unreachable!() };
+        let findings = String::from_utf8_lossy(findings);
+        assert_eq!(*doctor, 112, "{findings}");
+        let about = findings.lines().find(|line| line.starts_with("problem  run directories: "));
+        assert!(about.is_some_and(|about| about.contains(why)), "{findings}");
+        assert!(findings.contains("to do: set CAPSA_RUN_DIR to "), "{findings}");
+        let refusal = String::from_utf8_lossy(refusal);
+        assert_eq!(*run, 111, "{refusal}");
+        assert!(refusal.contains(why) && refusal.contains("hint: set CAPSA_RUN_DIR"), "{refusal}");
+    }
+    let (code, found, _) = {
+        let output = capsa().arg("doctor").env("CAPSA_RUN_DIR", &good).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), output.stderr)
+    };
+    assert_eq!(code, Some(0), "{found}");
+    assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "doctor leaves a lock and nothing else");
+}
+
+#[test]
+fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
+    if !common::has_qemu("a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it") {
+        return;
+    }
+    let dir = directory();
+    let disk = dir.path().join("disk.raw");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let kernel = dir.path().join("nano.elf");
+    let with = |words: &[&str]| {
+        let mut command = capsa();
+        command.args(words).env("TMPDIR", "/no/such/place");
+        command.env("CAPSA_RUN_DIR", common::run_dir(dir.path())).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let disk = format!("{}:ephemeral", disk.display());
+    let machine =
+        ["run", "linux", "--backend", "qemu", "--accel", "emulation", "--network", "none"];
+    let files = ["--kernel", kernel.to_str().unwrap(), "--disk", &disk];
+    let (code, _, said) = with(&[&machine[..], &files].concat());
+    assert_eq!(code, 111, "{said}");
+    assert!(
+        said.contains("--disk 1: cannot make an overlay in /no/such/place (TMPDIR): "),
+        "{said}"
+    );
+    assert!(said.contains("hint: set TMPDIR to "), "{said}");
+    // Other machines need it not.
+    let (code, said, _) = with(&["doctor"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("warning  throw-away disks: cannot make an overlay in /no/such"),
+        "{said}"
+    );
+}

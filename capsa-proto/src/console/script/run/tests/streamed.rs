@@ -1,0 +1,126 @@
+//! Output that is taken while the command runs.
+
+use super::*;
+use crate::console::Overflow;
+use crate::console::fuzz::Streamed;
+
+const BEGIN: &[u8] = b"capsa:begin:000000000000beef\r\n";
+const END: &[u8] = b"capsa:end:000000000000beef:3;\r\n";
+
+/// A streamed command that has begun, and whose time is over after ten seconds.
+fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
+    let mut script = command("x", None).streamed();
+    assert!(matches!(script.poll_output(Instant::ZERO, log, cursor, false), Output::Write(_)));
+    log.push(BEGIN);
+    assert_eq!(script.poll_output(Instant::ZERO, log, cursor, false), Output::Wait);
+    script
+}
+
+#[test]
+fn pieces_add_up_to_what_comes_at_once() {
+    static BIG: [u8; 300_000] = [b'z'; 300_000];
+    let behaviours: [fn(&str) -> (&'static [u8], Option<i32>); 3] = [
+        |_| (b"a\nb\r\ncapsa:end:000000000000beef:;\n\r", Some(2)),
+        |_| (b"", Some(0)),
+        |_| (&BIG, Some(5)),
+    ];
+    for behaviour in behaviours {
+        for (chunk, seed) in [(1, 0), (7, 1), (64, 2), (4096, 3)] {
+            let whole = talk(&mut command("x", None), &mut shell(behaviour), chunk, seed);
+            let mut taker = Streamed { script: command("x", None).streamed(), taken: Vec::new() };
+            let talk = talk(&mut taker, &mut shell(behaviour), chunk, seed);
+            let (whole, reply) = (whole.result.expect("a reply"), talk.result.expect("a reply"));
+            taker.taken.extend(&reply.output);
+            assert!(taker.taken == whole.output, "by {chunk}");
+            assert_eq!((reply.status, reply.truncated), (whole.status, false));
+        }
+    }
+}
+
+#[test]
+fn what_came_can_be_taken_before_the_end_but_for_what_may_be_the_mark() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = begun(&mut log, &mut cursor);
+    for (said, given) in
+        [(&b"one\r\n"[..], &b"one\n"[..]), (b"two capsa:e", b"two "), (b"tc\r", b"capsa:etc")]
+    {
+        log.push(said);
+        assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.take_output(), given);
+        assert_eq!(script.take_output(), b"");
+    }
+    log.push(END);
+    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
+    else {
+        panic!("done")
+    };
+    assert_eq!((reply.output, reply.status), (b"\r".to_vec(), Some(3)));
+}
+
+#[test]
+fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
+    let mut guest: VecDeque<u8> = VecDeque::new();
+    (0..1_000_000u32).for_each(|n| guest.push_back(b'a' + (n % 23) as u8));
+    let said: Vec<u8> = guest.iter().copied().collect();
+    guest.extend(END);
+    let (mut log, mut cursor) = (Scrollback::with_overflow(50_000, Overflow::Pause), Cursor::at(0));
+    let (mut script, mut taken) = (begun(&mut log, &mut cursor), Vec::new());
+    let reply = (0..1000).find_map(|round| {
+        // Ten turns of the guest to one of ours.
+        let room = log.room(cursor.offset()).min(10_000).min(guest.len());
+        log.push(&guest.drain(..room).collect::<Vec<_>>());
+        let output = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+        if round % 10 == 0 {
+            let piece = script.take_output();
+            assert!(piece.len() <= STREAM_AHEAD + 50_000, "{} bytes were kept", piece.len());
+            taken.extend(piece);
+        }
+        match output {
+            Output::Done(result) => Some(result.expect("a reply")),
+            _ => None,
+        }
+    });
+    let reply = reply.expect("an end");
+    taken.extend(reply.output);
+    assert!(taken == said, "{} of {} bytes", taken.len(), said.len());
+    assert_eq!((reply.status, reply.truncated), (Some(3), false));
+}
+
+#[test]
+fn a_command_that_is_cut_off_gives_all_that_came() {
+    for (closed, at) in [(true, Instant::ZERO), (false, Instant::ZERO + Duration::from_secs(11))] {
+        let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+        let mut script = begun(&mut log, &mut cursor);
+        let said = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
+        for chunk in said.chunks(60_000) {
+            log.push(chunk);
+            assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+        }
+        assert!(cursor.offset() < log.end(), "it reads no further than it must");
+        let first = script.poll_output(at, &log, &mut cursor, closed);
+        let last = match first {
+            Output::Write(interrupt) => {
+                assert_eq!(interrupt, [INTERRUPT]);
+                script.poll_output(at, &log, &mut cursor, closed)
+            }
+            over => over,
+        };
+        assert!(matches!(last, Output::Done(Err(_))), "{last:?}");
+        assert!(script.take_output() == said, "closed: {closed}");
+        assert_eq!(cursor.offset(), log.end(), "and does not unread what it gives");
+    }
+}
+
+#[test]
+fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
+    let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+    let mut script = begun(&mut log, &mut cursor);
+    log.push(&[b'x'; 100_000]);
+    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+    log.push(END);
+    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, true) else {
+        panic!("done")
+    };
+    assert_eq!((reply.output.len(), reply.status), (100_000, Some(3)));
+}

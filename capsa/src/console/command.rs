@@ -1,0 +1,108 @@
+//! [`RunningCommand`]: a command in the guest's shell, with its output while it comes.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use capsa_proto::console::{OUTPUT_LIMIT, Reply};
+use futures_io::AsyncRead;
+
+use super::Conversing;
+use crate::Result;
+use crate::driver::For;
+use crate::embed::{ReaderId, carried};
+
+/// A command under way; [`VmConsole::spawn`](crate::VmConsole::spawn) began it.
+///
+/// Its output is read as it comes, and never kept as a whole: at most 64 KiB are read ahead, then the
+/// console decides as for any slow reader, with [`Overflow`](crate::Overflow). Output ends with the
+/// command; [`wait`](Self::wait) says how that was.
+///
+/// Dropping it interrupts the command, as a time limit does.
+#[derive(Debug)]
+pub struct RunningCommand<'a> {
+    conversing: Conversing<'a>,
+    reader: ReaderId,
+    /// Output that was taken from the machine, and how much of it was handed out.
+    taken: Vec<u8>,
+    given: usize,
+    ended: Option<Result<Reply>>,
+}
+
+impl<'a> RunningCommand<'a> {
+    pub(super) fn new(conversing: Conversing<'a>, reader: ReaderId) -> Self {
+        Self { conversing, reader, taken: Vec::new(), given: 0, ended: None }
+    }
+
+    /// Reads some of the output, with the terminal's `\r\n` made `\n` again, waiting for it. Zero: the
+    /// command has ended, or was cut off.
+    pub async fn read(&mut self, buf: &mut [u8]) -> usize {
+        poll_fn(|cx| self.poll(cx, buf)).await
+    }
+
+    /// Waits for its end, and gives its exit status and what was not read of its output, the first
+    /// 16 MiB of that at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`VmConsole::run`](crate::VmConsole::run). What the command printed before can still be
+    /// read up to then.
+    pub async fn wait(mut self) -> Result<Reply> {
+        let (mut output, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
+        let mut is_cut = false;
+        loop {
+            let read = self.read(&mut chunk).await;
+            if read == 0 {
+                break;
+            }
+            let room = OUTPUT_LIMIT.saturating_sub(output.len()).min(read);
+            output.extend_from_slice(&chunk[..room]);
+            is_cut |= room < read;
+        }
+        let mut reply = self.ended.take().expect("it has been read to its end")?;
+        reply.truncated |= is_cut;
+        Ok(Reply { output, ..reply })
+    }
+
+    pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
+        loop {
+            let rest = &self.taken[self.given..];
+            if !rest.is_empty() || buf.is_empty() {
+                let n = rest.len().min(buf.len());
+                buf[..n].copy_from_slice(&rest[..n]);
+                self.given += n;
+                return Poll::Ready(n);
+            }
+            if self.ended.is_some() {
+                return Poll::Ready(0);
+            }
+            let id = self.conversing.id;
+            let mut state = self.conversing.shared.lock();
+            (self.taken, self.given) = (state.vm.take_output(id), 0);
+            if !self.taken.is_empty() {
+                continue;
+            }
+            let Some(ended) = state.vm.take_ended(id) else {
+                state.wake(For::Data(self.reader), cx.waker());
+                state.wake(For::Ended(id), cx.waker());
+                return Poll::Pending;
+            };
+            let mut result = carried(ended, state.vm.stop_report());
+            if let Ok(reply) = &mut result {
+                self.taken = std::mem::take(&mut reply.output);
+            }
+            self.ended = Some(result);
+        }
+    }
+}
+
+impl AsyncRead for RunningCommand<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(cx, buf).map(Ok)
+    }
+}

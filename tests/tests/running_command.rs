@@ -1,0 +1,155 @@
+//! Commands whose output is read while they run, by each face of the library.
+
+use std::io::Read;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use capsa::blocking::{VmConsole, VmHandle};
+use capsa::testing::{self, Answer, FakeGuest};
+use capsa::{Error, Overflow};
+use capsa_test::vm::PATIENCE;
+use futures_lite::AsyncReadExt;
+use futures_lite::future::{block_on, poll_once};
+
+/// More than the log below holds, and than is read ahead.
+const LONG: usize = 3_000_000;
+
+fn long() -> Vec<u8> {
+    (0..LONG).map(|n| if n % 71 == 70 { b'\n' } else { b'a' + (n % 23) as u8 }).collect()
+}
+
+fn logged_in(guest: FakeGuest, overflow: Overflow) -> (VmHandle, VmConsole) {
+    let guest = guest.login("root", None).shell("# ");
+    let vm = testing::vm(guest).scrollback(100_000, overflow).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", None, PATIENCE).unwrap();
+    (vm, console)
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_paused_guest() {
+    let guest = FakeGuest::new().on("long", Answer::say(long()).with_status(4));
+    let (_vm, mut console) = logged_in(guest, Overflow::Pause);
+    let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
+    let (mut said, mut chunk) = (Vec::new(), vec![0; 50_000]);
+    for round in 0.. {
+        let n = command.read(&mut chunk).unwrap();
+        if n == 0 {
+            break;
+        }
+        said.extend_from_slice(&chunk[..n]);
+        if round % 8 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert!(said == long(), "{} of {LONG} bytes", said.len());
+    let reply = command.wait().unwrap();
+    assert_eq!((&reply.output[..], reply.status, reply.truncated), (&b""[..], Some(4), false));
+    assert_eq!(console.run("true", Some(PATIENCE)).unwrap().status, Some(127), "the shell goes on");
+}
+
+#[test]
+fn what_a_console_drops_is_admitted() {
+    let guest = FakeGuest::new().on("long", Answer::say(long()));
+    let (_vm, mut console) = logged_in(guest, Overflow::DropOldest);
+    let command = console.spawn("long", Some(PATIENCE)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let reply = command.wait().unwrap();
+    assert!(reply.truncated && reply.output.len() < LONG, "{} bytes", reply.output.len());
+    assert_eq!(reply.status, Some(0));
+}
+
+#[test]
+fn what_is_not_read_comes_with_the_end() {
+    let guest = FakeGuest::new().on("long", Answer::say(long()).with_status(1));
+    let (_vm, mut console) = logged_in(guest, Overflow::Pause);
+    let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
+    let mut first = [0; 1000];
+    command.read_exact(&mut first).unwrap();
+    let reply = command.wait().unwrap();
+    assert!([&first[..], &reply.output].concat() == long(), "{} bytes", reply.output.len());
+    assert_eq!((reply.status, reply.truncated), (Some(1), false));
+}
+
+#[test]
+fn output_comes_before_the_end_and_before_the_time_limit() {
+    let guest = FakeGuest::new().on("forever", Answer::say("one\ntwo").lasting(Duration::MAX));
+    let (_vm, mut console) = logged_in(guest, Overflow::DropOldest);
+    let began = Instant::now();
+    let mut command = console.spawn("forever", Some(Duration::from_secs(2))).unwrap();
+    let mut text = [0; 7];
+    command.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"one\ntwo");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let mut rest = Vec::new();
+    command.read_to_end(&mut rest).unwrap();
+    assert_eq!(String::from_utf8_lossy(&rest), "");
+    let error = command.wait().unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[test]
+fn one_that_is_dropped_is_interrupted() {
+    let guest = FakeGuest::new().on("forever", Answer::say("on and on").lasting(Duration::MAX));
+    let (_vm, mut console) = logged_in(guest, Overflow::DropOldest);
+    drop(console.spawn("forever", None).unwrap());
+    let mut command = console.spawn("forever", None).unwrap();
+    command.read_exact(&mut [0; 9]).unwrap();
+    drop(command);
+    // Ctrl-C gave the shell back.
+    assert_eq!(console.run("nonsense", Some(PATIENCE)).unwrap().status, Some(127));
+}
+
+#[test]
+fn the_end_of_the_machine_is_the_end_of_the_output() {
+    let guest = FakeGuest::new().on("forever", Answer::say("last words").lasting(Duration::MAX));
+    let (vm, mut console) = logged_in(guest, Overflow::Pause);
+    let mut command = console.spawn("forever", None).unwrap();
+    let mut said = [0; 10];
+    command.read_exact(&mut said).unwrap();
+    vm.kill().unwrap();
+    assert_eq!(command.read(&mut [0; 9]).unwrap(), 0);
+    let error = command.wait().unwrap_err();
+    assert!(error.to_string().contains("the command to end"), "{error}");
+}
+
+/// Futures of reads may be dropped wherever they stand, by a driver that is a future too.
+#[test]
+fn reads_that_are_given_up_lose_nothing() {
+    let guest = FakeGuest::new().on("long", Answer::say(long())).login("root", None).shell("# ");
+    let builder = testing::vm(guest).scrollback(100_000, Overflow::Pause);
+    let (vm, driver) = block_on(builder.build_driven()).unwrap();
+    let session = async {
+        vm.start().await.unwrap();
+        let mut console = vm.console().await.unwrap();
+        console.login_timeout("root", None, PATIENCE).await.unwrap();
+        let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
+        let (mut said, mut chunk, mut given_up) = (Vec::new(), vec![0; 4096], 0);
+        for round in 0.. {
+            let most = 1 + round * 997 % chunk.len();
+            let read = match round % 2 == 0 {
+                true => match poll_once(pin!(command.read(&mut chunk[..most]))).await {
+                    Some(read) => read,
+                    None => {
+                        given_up += 1;
+                        continue;
+                    }
+                },
+                false => AsyncReadExt::read(&mut command, &mut chunk[..most]).await.unwrap(),
+            };
+            if read == 0 {
+                break;
+            }
+            said.extend_from_slice(&chunk[..read]);
+        }
+        assert!(said == long(), "{} of {LONG} bytes", said.len());
+        let reply = command.wait().await.unwrap();
+        assert_eq!((reply.status, reply.truncated), (Some(0), false));
+        vm.stop().await.unwrap();
+        given_up
+    };
+    let (given_up, driven) = block_on(futures_lite::future::zip(session, driver));
+    driven.unwrap();
+    assert!(given_up > 0);
+}
