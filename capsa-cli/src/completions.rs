@@ -39,7 +39,11 @@ const MACHINES: &str = "capsa ps 2>/dev/null | awk 'NR > 1 { print ($1 == \"-\")
 fn bash() -> String {
     let mut out = String::from(
         "_capsa() {\n    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}\n    \
-         local command=${COMP_WORDS[1]} words=\n    if [[ $COMP_CWORD -eq 1 ]]; then\n",
+         local command=${COMP_WORDS[1]} words=\n    \
+         # To bash, `--flag=value` is three words.\n    \
+         if [[ $current == = ]]; then current=\n    \
+         elif [[ $previous == = ]]; then previous=${COMP_WORDS[COMP_CWORD-2]}; fi\n    \
+         if [[ $COMP_CWORD -eq 1 ]]; then\n",
     );
     let _ = writeln!(out, "        COMPREPLY=($(compgen -W '{}' -- \"$current\"))", commands());
     out.push_str("        return\n    fi\n    case $command:$previous in\n");
@@ -48,11 +52,13 @@ fn bash() -> String {
             let pattern = format!("        {}:{})", row.name, flag.name);
             let _ = match flag.takes {
                 Takes::Nothing => continue,
-                Takes::File(_) => {
-                    writeln!(out, "{pattern} COMPREPLY=($(compgen -f -- \"$current\")); return ;;")
-                }
+                // One name a line: those of files may have blanks.
+                Takes::File(_) => writeln!(
+                    out,
+                    "{pattern} local IFS=$'\\n'; COMPREPLY=($(compgen -f -- \"$current\")); return ;;"
+                ),
                 Takes::Text(_) => writeln!(out, "{pattern} return ;;"),
-                Takes::Word(words) => writeln!(
+                Takes::Word(words) | Takes::Name(words) => writeln!(
                     out,
                     "{pattern} COMPREPLY=($(compgen -W '{}' -- \"$current\")); return ;;",
                     words.join(" ")
@@ -110,7 +116,11 @@ fn zsh() -> String {
         }
         out.push_str(" ;;\n");
     }
-    out.push_str("    esac\n}\ncompdef _capsa capsa\n");
+    // As a file in $fpath it is called for the first completion, else it is read at the start.
+    out.push_str(
+        "    esac\n}\nif [[ $funcstack[1] == _capsa ]]; then _capsa \"$@\"; \
+         else compdef _capsa capsa; fi\n",
+    );
     out
 }
 
@@ -122,7 +132,7 @@ fn zsh_flag(flag: &Flag) -> String {
         Takes::Nothing => ("", String::new()),
         Takes::File(_) => ("=", ":file:_files".to_owned()),
         Takes::Text(_) => ("=", ":value: ".to_owned()),
-        Takes::Word(words) => ("=", format!(":value:({})", words.join(" "))),
+        Takes::Word(words) | Takes::Name(words) => ("=", format!(":value:({})", words.join(" "))),
     };
     format!("{again}{}{assign}[{help}]{value}", flag.name)
 }
@@ -142,7 +152,9 @@ fn fish() -> String {
                 Takes::Nothing => String::new(),
                 Takes::File(_) => " -r -F".into(),
                 Takes::Text(_) => " -x".into(),
-                Takes::Word(words) => format!(" -x -a {}", quoted(&words.join(" "))),
+                Takes::Word(words) | Takes::Name(words) => {
+                    format!(" -x -a {}", quoted(&words.join(" ")))
+                }
             };
             let short = flag.short.map(|s| format!(" -s {}", &s[1..])).unwrap_or_default();
             let name = flag.name.trim_start_matches('-');
@@ -199,5 +211,14 @@ mod tests {
             }
         }
         assert_eq!(of("csh"), None);
+    }
+
+    #[test]
+    fn the_names_of_backends_are_all_of_them() {
+        let flag = flags_of(Command::Run).find(|flag| flag.name == "--backend").unwrap();
+        let Takes::Name(names) = flag.takes else { panic!("{:?}", flag.takes) };
+        let mut known: Vec<_> = capsa::backends().into_iter().map(|report| report.name).collect();
+        known.sort_unstable();
+        assert_eq!(names, known);
     }
 }

@@ -211,9 +211,10 @@ impl<'v> Session<'v> {
                 self.on_ready(who, over);
             }
             if !over {
+                // Before the machine may end, and take its directory away itself.
+                self.look_for_directory();
                 self.vm.on_ready()?;
                 self.look_for_spawn();
-                self.look_for_directory();
                 while let Some(event) = self.vm.poll_event() {
                     self.on_event(event);
                 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsa_test::nano::{self, Nano};
 use common::{Capsa, Terminal, capsa, nano_arguments};
@@ -80,6 +80,42 @@ fn time_limit_has_its_exit_code() {
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(stderr.contains("time limit reached"), "{stderr}");
+}
+
+#[test]
+fn a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for() {
+    let test = "a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for";
+    let deaf = Nano { power_button: false };
+    let begin = Instant::now();
+    let limits = ["--timeout", "1s", "--grace", "100ms"];
+    let Some(mut capsa) = Capsa::start(test, deaf, &limits) else { return };
+    let (code, stderr) = capsa.wait_for_end();
+    assert_eq!(code, 114, "{stderr}");
+    assert!(begin.elapsed() < Duration::from_secs(25), "it had the 30 seconds of nobody's choice");
+}
+
+#[test]
+fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
+    let test = "emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = nano_arguments(dir.path(), Nano::default());
+    let at = arguments.iter().position(|word| word == "--accel").unwrap();
+    let machine = [&arguments[..at], &arguments[at + 2..]].concat();
+    for (quiet, lines) in [(&["-q"][..], 0), (&[], 1)] {
+        let mut command = capsa();
+        command.args(&machine).args(quiet).args(["--timeout", "1s"]);
+        let end = command.env("CAPSA_RUN_DIR", common::run_dir(dir.path())).output().unwrap();
+        let stderr = String::from_utf8(end.stderr).unwrap();
+        let said: Vec<&str> = stderr.lines().filter(|line| line.contains("emulation")).collect();
+        if lines == 1 && said.is_empty() {
+            return capsa_test::skip(test, "KVM is usable here");
+        }
+        assert_eq!(said.len(), lines, "{stderr}");
+        assert!(said.iter().all(|line| line.len() < 160), "{stderr}");
+    }
 }
 
 #[test]

@@ -50,7 +50,9 @@ fn automatic(host: &HostFacts) -> Choice {
         Os::Linux if host.kvm.is_usable() => return Choice::of(KVM),
         _ => Choice::of(EMULATION),
     };
-    choice.notes = host.kvm.against().iter().map(|r| emulation_note(&r.to_string())).collect();
+    // One line, and no remedies: whoever runs a machine here has read them, or has no choice.
+    let against: Vec<_> = host.kvm.against().into_iter().map(|reason| reason.what).collect();
+    choice.notes = [emulation_note(&against.join("; "))].into();
     choice
 }
 

@@ -97,6 +97,8 @@ pub(crate) enum Takes {
     Text(&'static str),
     /// One of these words.
     Word(&'static [&'static str]),
+    /// A name, which may be one of these words.
+    Name(&'static [&'static str]),
 }
 
 impl Takes {
@@ -106,6 +108,7 @@ impl Takes {
             Self::Nothing => String::new(),
             Self::File(name) | Self::Text(name) => name.into(),
             Self::Word(words) => words.join("|"),
+            Self::Name(_) => "NAME".into(),
         }
     }
 }
@@ -203,7 +206,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     ),
     run(
         "--backend",
-        Takes::Text("NAME"),
+        Takes::Name(&["cloud-hypervisor", "qemu", "vfkit"]),
         "this hypervisor or none, see `capsa backends`; $CAPSA_BACKEND unless said, else the first \
          that can do it",
     ),

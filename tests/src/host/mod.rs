@@ -37,17 +37,20 @@ pub enum Need {
     Passt,
     /// The vsock device for a hypervisor that speaks vhost-user, where the host's kernel has none.
     VhostDeviceVsock,
+    /// The shells that the command has completions for.
+    Shells,
 }
 
 impl Need {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Qemu,
         Self::GuestTools,
         Self::DebianTools,
         Self::Virtiofsd,
         Self::Passt,
         Self::VhostDeviceVsock,
+        Self::Shells,
     ];
 
     /// The programs that make it up.
@@ -60,6 +63,7 @@ impl Need {
             Self::Virtiofsd => &["virtiofsd"],
             Self::Passt => &["passt"],
             Self::VhostDeviceVsock => &["vhost-device-vsock"],
+            Self::Shells => &["bash", "zsh", "fish"],
         }
     }
 

@@ -112,6 +112,7 @@ fn debian_steps(found: &Found) -> Vec<Step> {
                 steps.push(Step::BuildPasst);
             }
             Need::VhostDeviceVsock => steps.push(Step::Cargo(VHOST_DEVICE_VSOCK)),
+            Need::Shells => steps.push(Step::Apt(&["bash", "zsh", "fish"])),
         }
     }
     steps
@@ -149,6 +150,7 @@ fn by_hand(found: &Found) -> String {
             Need::Virtiofsd => &["virtiofsd"],
             Need::Passt => &["passt"],
             Need::VhostDeviceVsock => &[],
+            Need::Shells => &["bash", "fish", "zsh"],
         });
         let mut commands = Vec::new();
         if !packages.is_empty() {
@@ -321,9 +323,10 @@ mod tests {
             (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs qemu-utils"),
             (System::Debian, "cargo install virtiofsd --locked"),
             (System::Debian, "git clone https://passt.top/passt"),
-            (System::Fedora, "sudo dnf install e2fsprogs mmdebstrap passt qemu-img"),
+            (System::Debian, "sudo apt-get install --no-install-recommends bash zsh fish"),
+            (System::Fedora, "sudo dnf install bash e2fsprogs fish mmdebstrap passt qemu-img"),
             (System::Fedora, "cargo install vhost-device-vsock --version 0.3.0 --locked"),
-            (System::Arch, "sudo pacman -S --needed e2fsprogs mmdebstrap passt qemu-img"),
+            (System::Arch, "sudo pacman -S --needed bash e2fsprogs fish mmdebstrap passt qemu-img"),
             (System::MacOs, "brew tap cfergeau/crc && brew install vfkit"),
             (System::Other, "mkfs.ext4"),
         ] {

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use capsa_test::{SKIP_LOG, workspace};
 
-use super::{Outcome, check_macos, finish};
+use super::{Outcome, check_command, check_macos, finish};
 
 /// What is run: how it is announced, the arguments for Cargo, and an environment variable.
 struct Step(&'static str, &'static [&'static str], Option<(&'static str, &'static str)>);
@@ -65,12 +65,14 @@ pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
     let scratch = tempfile::tempdir()?;
     let log = scratch.path().join("skipped");
     let mut count = Count::default();
-    // In a process of its own, so that a skip of it is counted like that of a test.
-    let mut macos = Command::new(std::env::current_exe()?);
-    macos.arg(check_macos::NAME).env(SKIP_LOG, &log);
-    let ok = timed(check_macos::NAME, || Ok(macos.status()?.success()))?;
-    *(if ok { &mut count.passed } else { &mut count.failed }) += 1;
-    failed_steps.extend((!ok).then_some(check_macos::NAME));
+    for name in [check_macos::NAME, check_command::NAME] {
+        // In a process of its own, so that a skip of it is counted like that of a test.
+        let mut task = Command::new(std::env::current_exe()?);
+        task.arg(name).env(SKIP_LOG, &log);
+        let ok = timed(name, || Ok(task.status()?.success()))?;
+        *(if ok { &mut count.passed } else { &mut count.failed }) += 1;
+        failed_steps.extend((!ok).then_some(name));
+    }
     let ok = timed("tests", || {
         let mut cargo = workspace::cargo();
         cargo.args(TESTS).env(SKIP_LOG, &log);

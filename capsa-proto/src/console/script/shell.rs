@@ -36,7 +36,7 @@ pub(super) enum At {
 }
 
 /// What a command does: its output, and its status unless it never ends.
-type Behaviour = fn(&str) -> (&'static [u8], Option<i32>);
+pub(super) type Behaviour = fn(&str) -> (&'static [u8], Option<i32>);
 
 pub(super) struct Guest {
     pub(super) at: At,

@@ -19,7 +19,7 @@ fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
 #[test]
 fn pieces_add_up_to_what_comes_at_once() {
     static BIG: [u8; 300_000] = [b'z'; 300_000];
-    let behaviours: [fn(&str) -> (&'static [u8], Option<i32>); 3] = [
+    let behaviours: [Behaviour; 3] = [
         |_| (b"a\nb\r\ncapsa:end:000000000000beef:;\n\r", Some(2)),
         |_| (b"", Some(0)),
         |_| (&BIG, Some(5)),
