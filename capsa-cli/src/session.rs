@@ -211,10 +211,9 @@ impl<'v> Session<'v> {
                 self.on_ready(who, over);
             }
             if !over {
-                // Before the machine may end, and take its directory away itself.
-                self.look_for_directory();
                 self.vm.on_ready()?;
                 self.look_for_spawn();
+                self.look_for_directory();
                 while let Some(event) = self.vm.poll_event() {
                     self.on_event(event);
                 }
@@ -328,7 +327,8 @@ impl<'v> Session<'v> {
     /// goes on; what others would do with it cannot be had back.
     fn look_for_directory(&mut self) {
         let (Some(control), Some(looked)) = (&self.control, self.looked) else { return };
-        if looked.elapsed() < LOOK.0 {
+        // A machine that is over has taken its directory away itself.
+        if looked.elapsed() < LOOK.0 || self.vm.status().is_terminal() {
             return;
         }
         self.looked = control.can_be_found().then(Instant::now);
