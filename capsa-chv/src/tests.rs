@@ -63,7 +63,7 @@ fn host() -> HostFacts {
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
         landlock: Some(3),
         socket_path_max: 107,
-        in_use: Default::default(),
+        image_locks: Default::default(),
         run_dir: path("/run/c/1"),
         files: BTreeMap::from([
             (path("/k"), file(kernel)),

@@ -13,7 +13,7 @@ use nix::unistd::read;
 
 use crate::control::Request;
 use crate::escape::{Escape, Order};
-use crate::failure::{Failure, HYPERVISOR, OK, OUTPUT, SIGNAL};
+use crate::failure::{Failure, HYPERVISOR, NO_MACHINE, OK, OUTPUT, SIGNAL};
 use crate::flags::{Given, usage};
 use crate::machines;
 use crate::output::Output;
@@ -42,7 +42,16 @@ pub(crate) fn console(given: &Given) -> Result<u8, Failure> {
         _ => {}
     }
     let mut attached = Attached::new(stream.into_inner(), begun, types).map_err(broken)?;
-    attached.drive().map_err(broken)
+    let code = attached.drive().map_err(broken)?;
+    let was_cut_off = attached.is_over && machine.still_runs();
+    // The terminal is given back before the last words.
+    drop(attached);
+    if was_cut_off {
+        let what = format!("{name} goes on without this viewer, which read too slowly");
+        let hint = format!("look on again: capsa console {name}; what it missed is lost here");
+        return Err(Failure::new(NO_MACHINE, what).hint(hint));
+    }
+    Ok(code)
 }
 
 struct Attached {

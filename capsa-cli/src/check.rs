@@ -10,6 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
 use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder, VsockDirection};
+use nix::unistd::{AccessFlags, access};
 
 use crate::config::{self, ConfigFile};
 use crate::failure::{CONFIG, Failure};
@@ -144,6 +145,9 @@ impl Pass<'_> {
             } else if let Some(folder) = folder_of(path).filter(|folder| !folder.exists()) {
                 let reason = format!("{shown} cannot be made: its folder does not exist");
                 self.refuse(field, reason, format!("make it: mkdir -p {}", folder.display()));
+            } else if !may_write(path) {
+                let reason = format!("{shown} cannot be written");
+                self.refuse(field, reason, "name a file that this user may write, or make");
             }
             used.push((format!("the {field}"), path));
         }
@@ -188,6 +192,12 @@ impl Pass<'_> {
             self.refuse("password_file", reason, hint);
         }
     }
+}
+
+/// Whether a file can be written, or made where it is not.
+fn may_write(path: &Path) -> bool {
+    let at = if path.exists() { path } else { folder_of(path).unwrap_or(Path::new(".")) };
+    access(at, AccessFlags::W_OK).is_ok()
 }
 
 fn is_socket(found: &fs::Metadata) -> bool {

@@ -61,6 +61,12 @@ impl Machine {
         })
     }
 
+    /// Whether its run still answers. It does so until it has told everybody of the end; the door of one
+    /// that is being killed may stand open a moment longer.
+    pub(crate) fn still_runs(&self) -> bool {
+        self.ask(&Request::Console { r#type: false }).is_ok()
+    }
+
     /// Asks its run for something, and gives the connection with the answer.
     pub(crate) fn ask(&self, request: &Request) -> Result<(BufReader<UnixStream>, Value), Failure> {
         let called = self.called();

@@ -84,6 +84,9 @@ pub(crate) fn share(text: &str) -> Read<SharedDir> {
         _ => (text, MountMode::default()),
     };
     match paths.rsplit_once(':') {
+        Some((_, other)) if !other.is_empty() && !other.starts_with('/') => Err(format!(
+            "{other:?} is neither ro nor rw, nor a path in the guest, which begins with /"
+        )),
         Some((host, guest)) if !host.is_empty() && !guest.is_empty() => {
             Ok(SharedDir::new(host, guest, mode))
         }
@@ -326,7 +329,7 @@ mod tests {
         ] {
             assert_eq!(share(text), Ok(want), "{text}");
         }
-        for text in ["", "a", ":", "a:", ":/w", "a:ro", "a:rw", ":ro"] {
+        for text in ["", "a", ":", "a:", ":/w", "a:ro", "a:rw", ":ro", "a:/w:rwx", "a:w"] {
             assert!(share(text).is_err(), "{text}");
         }
     }

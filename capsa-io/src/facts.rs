@@ -1,15 +1,16 @@
 //! Looks at the host, so that the checks of the core are functions of values.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
+use capsa_proto::image_lock::PROBES;
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
-use capsa_proto::spec::{Disk, ImageFormat, VmSpec};
+use capsa_proto::spec::{ImageFormat, VmSpec};
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
@@ -21,7 +22,7 @@ use crate::sys;
 pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
-    let mut in_use = BTreeSet::new();
+    let mut image_locks = BTreeMap::new();
     if let Some(spec) = spec {
         let named = [Some(&spec.kernel), spec.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
@@ -29,8 +30,12 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         for path in named.into_iter().flatten().chain(disks).chain(shares) {
             look(path, &mut files);
         }
-        for disk in spec.disks.iter().filter(|disk| is_in_use(disk)) {
-            in_use.insert(disk.path.clone());
+        for disk in &spec.disks {
+            // One that cannot be opened is refused for that.
+            if let Ok(image) = open(Path::new(disk.path.as_str())) {
+                let locks = PROBES.map(|byte| sys::lock_on(&image, byte));
+                image_locks.insert(disk.path.clone(), locks);
+            }
         }
         for disk in spec.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2) {
             let mut image = disk.path.clone();
@@ -51,19 +56,13 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         socket_path_max: sys::SOCKET_PATH_MAX,
         run_dir,
         files,
-        in_use,
+        image_locks,
     }
 }
 
 /// What is at `path`, looked at once.
 fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'a FileFacts {
     files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
-}
-
-/// Whether another machine has the disk's image. One that cannot be looked at is refused for that.
-fn is_in_use(disk: &Disk) -> bool {
-    let image = open(Path::new(disk.path.as_str()));
-    image.is_ok_and(|image| sys::is_in_use(&image, !disk.read_only && !disk.ephemeral))
 }
 
 /// The architecture this was compiled for, which is the host's.

@@ -4,12 +4,13 @@
 //! at exactly the paths and devices a specification names, and passes what it saw in here. Every
 //! refusal is then a function of plain values, with a unit test.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::Serialize;
 
+use crate::image_lock::{self, ImageLock};
 use crate::path::HostPath;
 
 /// The host's operating system, as far as backends care.
@@ -68,14 +69,21 @@ pub struct HostFacts {
     pub run_dir: HostPath,
     /// The files a specification names, and those that its images stand on.
     pub files: BTreeMap<HostPath, FileFacts>,
-    /// The disks' images that another process has in a way that keeps this machine from having them.
-    pub in_use: BTreeSet<HostPath>,
+    /// The locks that others hold on the [probes](crate::image_lock::PROBES) of the disks' images.
+    pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
 }
 
 impl HostFacts {
     /// What is known of `path`; [`FileFacts::Missing`] when nobody looked.
     pub fn file(&self, path: &HostPath) -> &FileFacts {
         self.files.get(path).unwrap_or(&FileFacts::Missing)
+    }
+
+    /// Whether another has this image so that it cannot be attached beside: for writing, or only for
+    /// reading. Not when nobody looked.
+    pub fn is_in_use(&self, image: &HostPath, writes: bool) -> bool {
+        let locks = self.image_locks.get(image);
+        locks.is_some_and(|locks| image_lock::is_in_the_way(locks, writes))
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`spec`] | [`spec::VmSpec`], what a user asked for |
 //! | [`qcow2`] | what an image's header says, and an empty overlay |
 //! | [`host`] | [`host::HostFacts`], what the host was found to have |
+//! | [`image_lock`] | what the locks on an image say of who has it |
 //! | [`capabilities`] | what a backend can do, and the check that refuses the rest, all at once |
 //! | [`console`] | machine 2: scrollback, matching, waits, login and command scripts |
 //! | [`lifecycle`] | machine 3: from `Created` to a terminal status, as two tables |
@@ -47,6 +48,7 @@ pub mod console;
 pub mod fake;
 pub mod helper;
 pub mod host;
+pub mod image_lock;
 pub mod lifecycle;
 pub mod path;
 pub mod plan;

@@ -362,7 +362,7 @@ mod tests {
             kvm: KvmFacts::ABSENT,
             landlock: None,
             socket_path_max: 107,
-            in_use: Default::default(),
+            image_locks: Default::default(),
             run_dir: path("/r"),
             files: files
                 .iter()

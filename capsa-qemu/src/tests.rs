@@ -61,7 +61,7 @@ fn host() -> HostFacts {
         kvm: KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true },
         landlock: None,
         socket_path_max: 107,
-        in_use: Default::default(),
+        image_locks: Default::default(),
         run_dir: path("/run/capsa/x"),
         files,
     }

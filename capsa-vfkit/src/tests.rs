@@ -58,7 +58,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         kvm: KvmFacts::ABSENT,
         landlock: None,
         socket_path_max: 103,
-        in_use: Default::default(),
+        image_locks: Default::default(),
         run_dir: path("/tmp/c/1"),
         files,
     }

@@ -65,6 +65,12 @@ fn each_mistake_is_named() {
     one(good().cpus(0), "cpus", Kind::OutOfRange);
     one(good().memory_mb(0), "memory", Kind::OutOfRange);
     one(good().memory_mb(u32::MAX), "memory", Kind::OutOfRange);
+    one(good().memory_mb(1), "memory", Kind::OutOfRange);
+    fs::File::create(at("initrd")).unwrap().set_len(64 << 20).unwrap();
+    let heavy = LinuxBootConfig::new(guest.kernel()).initrd(at("initrd"));
+    let heavy = || Capsa::vm(heavy.clone()).backend("qemu").no_network();
+    one(heavy().memory_mb(64), "memory", Kind::OutOfRange);
+    heavy().memory_mb(128).plan().unwrap();
     one(good().share(at("missing"), "/w", MountMode::ReadOnly), "shares[0].host", Kind::Missing);
     one(good().cmdline_arg("a=b\nc=d"), "cmdline", Kind::Malformed);
     one(good().cmdline_arg("a=b\0c"), "cmdline", Kind::Malformed);

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Poll, Source};
 
-pub(crate) use super::image_lock::is_in_use;
+pub(crate) use super::byte_lock::lock_on;
 
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
+use capsa_proto::image_lock::ImageLock;
 use nix::libc;
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
@@ -31,9 +32,9 @@ pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 
-/// Hypervisors lock no images here: QEMU needs locks that this system has not.
-pub(crate) fn is_in_use(_image: &File, _writes: bool) -> bool {
-    false
+/// This system has no locks of open files, as hypervisors set them elsewhere.
+pub(crate) fn lock_on(_file: &File, _byte: u64) -> Option<ImageLock> {
+    None
 }
 
 /// Becomes ready when a child exits, and stays so until it is dropped.

@@ -10,13 +10,13 @@
 //! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, else a sparse copy | `clonefile`, or an error |
-//! | [`is_in_use`] | the locks that QEMU and cloud-hypervisor set | never |
+//! | [`lock_on`] | the lock of another on a byte | none |
 //! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
 
 #[cfg(target_os = "linux")]
-mod image_lock;
+mod byte_lock;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "macos")]
@@ -32,7 +32,7 @@ use macos as os;
 
 pub(crate) use maker::Maker;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_in_use, start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_on, start_time,
 };
 pub(crate) use poll::{Poll, Ready, Source};
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl Pass<'_> {
                     "make it writable for this user, or attach it read-only or ephemeral",
                 );
             }
-            if self.host.in_use.contains(&disk.path) {
+            if self.host.is_in_use(&disk.path, writes) {
                 let how = if writes { "" } else { " for writing" };
                 self.refuse(
                     &field,
