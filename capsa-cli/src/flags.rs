@@ -131,6 +131,12 @@ impl Given {
         Ok(())
     }
 
+    /// Something that is no guest stands before this: `capsa run --config F uname -a`.
+    fn begins_a_command(&self) -> bool {
+        self.command == Command::Run
+            && self.operands.first().is_some_and(|operand| operand != "linux")
+    }
+
     fn operand(&mut self, extra: OsString) -> Result<(), Failure> {
         let command = Some(self.command);
         let row = row(self.command);
@@ -140,19 +146,30 @@ impl Given {
                 if flags_of(self.command).any(|flag| flag.name == name) {
                     return Err(usage(format!("{name} takes no value"), command));
                 }
-                let known = flags_of(self.command).flat_map(|flag| [Some(flag.name), flag.short]);
-                let meant = near::hint(name, known.flatten().chain(["--help"]));
+                let known = flags_of(self.command).map(|flag| flag.name);
+                // One letter is like too many a name.
+                let meant = match name.starts_with("--") {
+                    true => near::hint(name, known.chain(["--help"])),
+                    false => String::new(),
+                };
+                let meant = if self.begins_a_command() { BEHIND_DASHES.into() } else { meant };
                 Err(usage(format!("`{}` has no flag {name}{meant}", row.name), command))
             }
             Ok(text) if self.operands.len() < row.most_operands => {
                 self.operands.push(text);
                 Ok(())
             }
-            Ok(text) => Err(usage(format!("{text:?} is one argument too many"), command)),
+            Ok(text) => {
+                let meant = if command == Some(Command::Run) { BEHIND_DASHES } else { "" };
+                Err(usage(format!("{text:?} is one argument too many{meant}"), command))
+            }
             Err(raw) => Err(usage(format!("{raw:?} is one argument too many"), command)),
         }
     }
 }
+
+/// For who wrote `capsa run … uname -a`.
+pub(crate) const BEHIND_DASHES: &str = "; a command for the guest stands behind --";
 
 /// The arguments with every `--flag=value` taken apart, and those behind `--`.
 ///
@@ -265,6 +282,8 @@ mod tests {
             ("run --frob=1", "`run` has no flag --frob"),
             ("run --dry-run=yes", "--dry-run takes no value"),
             ("run -x", "`run` has no flag -x"),
+            ("run --kernel K uname -a", "no flag -a; a command for the guest stands behind --"),
+            ("run linux uname", "one argument too many; a command for the guest stands behind --"),
             ("run -q --quiet", "--quiet was given twice"),
             ("backends -- ls", "`backends` takes no --"),
         ] {

@@ -6,7 +6,7 @@ use capsa::{ConsoleMode, NoteLevel, Overflow};
 
 use crate::check::{self, Problem};
 use crate::failure::Failure;
-use crate::flags::{Command, Given, usage};
+use crate::flags::{BEHIND_DASHES, Command, Given, usage};
 use crate::print::print;
 use crate::session::job::JobPlan;
 use crate::session::{self, SessionPlan};
@@ -90,10 +90,16 @@ fn settings(given: &Given) -> Result<Settings, Failure> {
     match given.operands.first().map(String::as_str) {
         Some("linux") => {}
         Some(other) => {
-            return Err(usage(format!("there is no guest {other:?}, only linux"), command));
+            let meant = match other.ends_with(".toml") {
+                true => format!("; a config file is given as --config {other}"),
+                false => BEHIND_DASHES.into(),
+            };
+            return Err(usage(format!("there is no guest {other:?}, only linux{meant}"), command));
         }
         None if file.is_none() => {
-            return Err(usage("nothing says what to run: `linux`, or --config FILE", command));
+            let problem =
+                "nothing says what to run: `capsa run linux --kernel FILE`, or --config FILE";
+            return Err(usage(problem, command));
         }
         None => {}
     }

@@ -140,10 +140,7 @@ pub enum KvmDevice {
     /// There is no such device.
     Absent,
     /// It is there, and this process may not open it.
-    NoPermission {
-        /// The user is in the device's group by `/etc/group`, but this session is not yet.
-        group_pending: Option<String>,
-    },
+    NoPermission(KvmGroup),
     /// It cannot be opened for another reason; the system's words.
     Broken(String),
     /// It answers with this API version; every usable kernel says 12.
@@ -151,6 +148,17 @@ pub enum KvmDevice {
         /// The answer to `KVM_GET_API_VERSION`.
         api: i32,
     },
+}
+
+/// What its group may do for a user who may not open `/dev/kvm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KvmGroup {
+    /// Whoever is in this group may open it. Most distributions call it `kvm`.
+    Open(String),
+    /// The same, and the user is in it by `/etc/group`, but this session is not yet.
+    Pending(String),
+    /// Nothing: it has no access either, is root's own, or has no name.
+    Closed,
 }
 
 /// The one KVM API version there is, stable since Linux 2.6.22.
@@ -191,11 +199,19 @@ impl KvmFacts {
                 "enable virtualisation in the firmware and load the module kvm-intel or kvm-amd; \
                  in a container or VM, pass the device in or enable nesting",
             )),
-            KvmDevice::NoPermission { group_pending: None } => out.push(Reason::new(
+            KvmDevice::NoPermission(KvmGroup::Open(group)) => out.push(Reason::new(
                 "/dev/kvm cannot be opened: permission denied",
-                "add the user to the device's group: sudo usermod -aG kvm $USER, then log in again",
+                alloc::format!(
+                    "add the user to the device's group: sudo usermod -aG {group} $USER, then log in \
+                     again"
+                ),
             )),
-            KvmDevice::NoPermission { group_pending: Some(group) } => out.push(Reason::new(
+            KvmDevice::NoPermission(KvmGroup::Closed) => out.push(Reason::new(
+                "/dev/kvm cannot be opened: permission denied",
+                "no group gives access to it here; until the next boot this does: \
+                 sudo chown $USER /dev/kvm",
+            )),
+            KvmDevice::NoPermission(KvmGroup::Pending(group)) => out.push(Reason::new(
                 alloc::format!(
                     "/dev/kvm cannot be opened: the user is in group {group}, but this session is not yet"
                 ),
@@ -211,7 +227,9 @@ impl KvmFacts {
             )),
             KvmDevice::Answers { .. } => {}
         }
-        if out.is_empty() && !self.cpu_flag {
+        // Said beside a permission too, which would be got in vain.
+        let denied = matches!(self.device, KvmDevice::NoPermission(_));
+        if (out.is_empty() || denied) && !self.cpu_flag {
             out.push(Reason::new(
                 "KVM has no hardware behind it: the CPU shows neither vmx nor svm",
                 "enable nested virtualisation for this machine, or run on hardware",
@@ -244,12 +262,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pending_group_is_told_apart_from_no_group() {
-        let denied = KvmFacts {
-            device: KvmDevice::NoPermission { group_pending: Some("kvm".into()) },
-            cpu_flag: true,
-        };
-        assert!(denied.against()[0].remedy.contains("newgrp kvm"));
+    fn a_permission_is_to_be_had_by_what_the_device_says() {
+        for (group, remedy) in [
+            (KvmGroup::Open("virt".into()), "usermod -aG virt $USER"),
+            (KvmGroup::Pending("kvm".into()), "newgrp kvm"),
+            (KvmGroup::Closed, "chown $USER /dev/kvm"),
+        ] {
+            let device = KvmDevice::NoPermission(group);
+            let denied = KvmFacts { device: device.clone(), cpu_flag: true }.against();
+            assert!(denied.len() == 1 && denied[0].remedy.contains(remedy), "{denied:?}");
+            let in_vain = KvmFacts { device, cpu_flag: false }.against();
+            assert_eq!(in_vain.len(), 2, "{in_vain:?}");
+            assert!(in_vain[1].what.contains("neither vmx nor svm"), "{in_vain:?}");
+        }
     }
 
     #[test]

@@ -15,8 +15,9 @@ use crate::backends::Rejection;
 /// A result of Capsa's.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong.
-#[derive(Debug, thiserror::Error)]
+/// What went wrong. `{:?}` is what `{}` is: a `main` that returns an error and an `unwrap` print it
+/// by the former, and whoever reads that wants all problems and their remedies, a line each.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No backend can be used on this host.
@@ -164,6 +165,12 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// The right variant for these problems.
     pub(crate) fn from_violations(violations: Vec<Violation>) -> Self {
@@ -296,6 +303,20 @@ fn last(tail: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_that_leaves_main_reads_as_it_is_meant_to() {
+        let missing = |field: &str| Violation {
+            field: field.into(),
+            backend: None,
+            kind: ViolationKind::Missing,
+            reason: "./vmlinuz does not exist".into(),
+            remedy: "check the path".into(),
+        };
+        let error = Error::from_violations(vec![missing("kernel"), missing("initrd")]);
+        assert_eq!(format!("{error:?}"), error.to_string());
+        assert!(error.to_string().contains("\n  - "), "{error}");
+    }
 
     #[test]
     fn what_a_guest_said_cannot_command_the_terminal_that_shows_it() {

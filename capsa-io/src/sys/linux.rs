@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use capsa_proto::host::{Arch, KvmDevice, KvmFacts, Os};
+use capsa_proto::host::{Arch, KvmDevice, KvmFacts, KvmGroup, Os};
 use nix::libc;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -93,7 +93,7 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 pub(crate) mod host {
     //! Facts about the host.
 
-    use super::{Arch, AsRawFd, KvmDevice, KvmFacts, Os, fs, io, libc};
+    use super::{Arch, AsRawFd, KvmDevice, KvmFacts, KvmGroup, Os, fs, io, libc};
     use nix::unistd::{Gid, Group, Uid, User, getgroups};
     use std::os::unix::fs::MetadataExt;
 
@@ -134,21 +134,25 @@ pub(crate) mod host {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => KvmDevice::Absent,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                KvmDevice::NoPermission { group_pending: pending_group("/dev/kvm") }
+                KvmDevice::NoPermission(group("/dev/kvm"))
             }
             Err(error) => KvmDevice::Broken(error.to_string()),
         }
     }
 
-    /// The group of `path`, when the user is listed in it and this session does not have it yet.
-    fn pending_group(path: &str) -> Option<String> {
-        let gid = Gid::from_raw(fs::metadata(path).ok()?.gid());
-        if getgroups().ok()?.contains(&gid) {
-            return None;
+    /// What the group of `path` may do for a user who may not open it.
+    fn group(path: &str) -> KvmGroup {
+        const READ_AND_WRITE: u32 = 0o060;
+        let Ok(metadata) = fs::metadata(path) else { return KvmGroup::Closed };
+        let gid = Gid::from_raw(metadata.gid());
+        let is_open = metadata.mode() & READ_AND_WRITE == READ_AND_WRITE && gid.as_raw() != 0;
+        let has_it = getgroups().is_ok_and(|groups| groups.contains(&gid));
+        let group = Group::from_gid(gid).ok().flatten().filter(|_| is_open && !has_it);
+        let Some(group) = group else { return KvmGroup::Closed };
+        match User::from_uid(Uid::current()) {
+            Ok(Some(user)) if group.mem.contains(&user.name) => KvmGroup::Pending(group.name),
+            _ => KvmGroup::Open(group.name),
         }
-        let group = Group::from_gid(gid).ok()??;
-        let user = User::from_uid(Uid::current()).ok()??;
-        group.mem.contains(&user.name).then_some(group.name)
     }
 
     fn x86_virtualises() -> bool {

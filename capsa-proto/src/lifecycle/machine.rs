@@ -385,7 +385,8 @@ impl Machine {
         self.processes[id.0] = Process::Gone;
         let what = format!("{} {exit}", self.script.names[id.0]);
         match self.phase {
-            Phase::Helpers => {
+            // One that fails so early has not left because the hypervisor did: it is why that one will.
+            phase if phase == Phase::Helpers || (phase < Phase::Running && exit.failed()) => {
                 self.blame(EndedBy::StartFailed { why: what });
                 self.go(now, Trigger::PartLost);
             }

@@ -104,6 +104,11 @@ impl Exit {
     pub const fn with_code(code: i32) -> Self {
         Self { code: Some(code), signal: None, said: String::new() }
     }
+
+    /// It gave up by itself: no signal, and not done.
+    fn failed(&self) -> bool {
+        self.code.is_some_and(|code| code != 0)
+    }
 }
 
 impl fmt::Display for Exit {

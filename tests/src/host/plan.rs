@@ -1,5 +1,6 @@
 //! What to install, given what was found: no program is run here and no file read.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{Archive, Need};
@@ -66,6 +67,15 @@ pub enum Step {
     BuildPasst,
 }
 
+impl Step {
+    fn packages(&self) -> &'static [&'static str] {
+        match self {
+            Self::Apt(packages) => packages,
+            Self::Cargo(_) | Self::BuildPasst => &[],
+        }
+    }
+}
+
 /// All there is to do, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -126,6 +136,10 @@ const VHOST_DEVICE_VSOCK: &[&str] =
 const BUILD_PASST: &str = "git clone https://passt.top/passt && make -C passt && \
                            make -C passt install prefix=$HOME/.local";
 
+fn apt_get(packages: &[&str]) -> String {
+    format!("sudo apt-get install --no-install-recommends {}", packages.join(" "))
+}
+
 /// What to tell a person whose machine we leave alone.
 fn by_hand(found: &Found) -> String {
     let packages = |of: fn(Need) -> &'static [&'static str]| {
@@ -135,9 +149,7 @@ fn by_hand(found: &Found) -> String {
         all.join(" ")
     };
     let spelled = |step: &Step| match step {
-        Step::Apt(packages) => {
-            format!("sudo apt-get install --no-install-recommends {}", packages.join(" "))
-        }
+        Step::Apt(packages) => apt_get(packages),
         Step::Cargo(arguments) => format!("cargo {}", arguments.join(" ")),
         Step::BuildPasst => BUILD_PASST.to_owned(),
     };
@@ -162,7 +174,15 @@ fn by_hand(found: &Found) -> String {
         commands
     };
     let commands = match found.system {
-        System::Debian => debian_steps(found).iter().map(spelled).collect(),
+        System::Debian => {
+            let (apt, rest): (Vec<_>, Vec<_>) =
+                debian_steps(found).into_iter().partition(|step| matches!(step, Step::Apt(_)));
+            // A person installs once; `debian_steps` does not, for its own reason.
+            let together = apt.iter().flat_map(Step::packages).copied().collect::<BTreeSet<_>>();
+            let together: Vec<_> = together.into_iter().collect();
+            let together = (!together.is_empty()).then(|| apt_get(&together));
+            together.into_iter().chain(rest.iter().map(spelled)).collect()
+        }
         System::Fedora => packaged("sudo dnf install"),
         System::Arch => packaged("sudo pacman -S --needed"),
         // Guests are made on Linux; there is no virtiofsd here, and vfkit needs none.
@@ -179,7 +199,9 @@ fn by_hand(found: &Found) -> String {
     };
     let why = if found.system == System::Debian { "we are not root" } else { "not Debian-like" };
     let lines: String = commands.iter().map(|command| format!("\n  {command}")).collect();
-    format!("not installed, as {why}; run:{lines}")
+    format!(
+        "something is missing, and not installed, as {why}; run this, then the same again:{lines}"
+    )
 }
 
 /// What in the output of `apt-get install -s` must not happen, if anything does.
@@ -320,10 +342,12 @@ mod tests {
     #[test]
     fn elsewhere_the_commands_are_named_and_nothing_is_planned() {
         for (system, command) in [
-            (System::Debian, "sudo apt-get install --no-install-recommends e2fsprogs qemu-utils"),
-            (System::Debian, "cargo install virtiofsd --locked"),
+            (
+                System::Debian,
+                "sudo apt-get install --no-install-recommends bash e2fsprogs fish gcc",
+            ),
+            (System::Debian, " qemu-utils xz-utils zsh\n  cargo install virtiofsd --locked\n"),
             (System::Debian, "git clone https://passt.top/passt"),
-            (System::Debian, "sudo apt-get install --no-install-recommends bash zsh fish"),
             (System::Fedora, "sudo dnf install bash e2fsprogs fish mmdebstrap passt qemu-img"),
             (System::Fedora, "cargo install vhost-device-vsock --version 0.3.0 --locked"),
             (System::Arch, "sudo pacman -S --needed bash e2fsprogs fish mmdebstrap passt qemu-img"),

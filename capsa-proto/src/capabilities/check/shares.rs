@@ -10,6 +10,7 @@ use super::super::{CacheMode, PlannedMechanism, PlannedShare, ViolationKind as K
 use super::Pass;
 use crate::host::{FileFacts, Reason};
 use crate::path::HostPath;
+use crate::plan::Note;
 use crate::spec::{MountMode, ShareMechanism};
 
 const DEFAULT_MSIZE: u32 = 262_144;
@@ -136,7 +137,16 @@ impl Pass<'_> {
             }
             ShareMechanism::Auto if has_9p => {
                 let why = match against_fs.first() {
-                    Some(reason) => format!("virtio-fs cannot be used: {}", reason.what),
+                    Some(reason) => {
+                        // Without the driver the guest has an empty directory, and says so on a
+                        // console that perhaps nobody reads.
+                        let guest = &self.spec.shares[n].guest;
+                        self.notes.push(Note::warning(format!(
+                            "{guest} is shared by 9p, which not every kernel can mount (Debian's \
+                             cloud kernels cannot), as virtio-fs cannot be used: {reason}"
+                        )));
+                        format!("virtio-fs cannot be used: {}", reason.what)
+                    }
                     None => "this backend has no virtio-fs".into(),
                 };
                 Some((tag, p9, why))

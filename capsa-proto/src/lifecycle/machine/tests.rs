@@ -456,3 +456,16 @@ fn after_a_kill_timeouts_alone_lead_to_the_end() {
         }
     }
 }
+
+#[test]
+fn a_helper_that_fails_early_is_blamed_though_the_hypervisor_leaves_for_it() {
+    // virtiofsd 1.14 makes its socket, is refused its sandbox, and is gone when QEMU connects.
+    let mut pair = Pair::new(&plan(1));
+    pair.say(Input::Start).say(Input::Ready(ProcessId(0)));
+    let said = "Error entering sandbox".to_string();
+    pair.say(Input::Exited(ProcessId(0), Exit { said, ..Exit::with_code(1) }));
+    pair.say(Input::Exited(ProcessId(1), Exit::with_code(1)));
+    let report = pair.report();
+    assert!(matches!(report.ended_by, EndedBy::StartFailed { .. }), "{report}");
+    assert!(report.to_string().contains("Error entering sandbox"), "{report}");
+}
