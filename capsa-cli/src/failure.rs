@@ -146,11 +146,7 @@ impl Failure {
         details.sort_by_key(|detail| {
             detail.place.as_ref().map_or((usize::MAX, 0), |place| (place.line, place.column))
         });
-        let count = match details.len() {
-            1 => "one mistake".to_owned(),
-            n => format!("{n} mistakes"),
-        };
-        Some(Self { code, what: format!("cannot use {}: {count}", path.display()), details })
+        Some(Self { code, what: cannot_use(path, details.len()), details })
     }
 
     /// For programs.
@@ -255,6 +251,15 @@ impl Detail {
             object["column"] = (*column).into();
         }
         object
+    }
+}
+
+/// The first line about a config file with so many mistakes.
+pub(crate) fn cannot_use(file: &Path, mistakes: usize) -> String {
+    let file = file.display();
+    match mistakes {
+        1 => format!("cannot use {file}: one mistake"),
+        n => format!("cannot use {file}: {n} mistakes"),
     }
 }
 

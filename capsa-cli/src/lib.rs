@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `flags` | the one table of commands and flags; `help`, `man`, `completions` print it |
 //! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
-//! | `check`, `naming` | what is wrong with a machine, and where that was said |
+//! | `check`, `naming`, `places` | what is wrong with a machine, and where that was said |
 //! | `run` | `capsa run`, up to the machine |
 //! | `session` | the loop that runs a machine; `stdio`, `job`, `tape`, `relay`, `control` are its parts |
 //! | `machines`, `attach` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
@@ -36,6 +36,7 @@ mod man;
 mod naming;
 mod near;
 mod output;
+mod places;
 mod print;
 mod relay;
 mod run;
