@@ -159,6 +159,12 @@ impl Watch {
         self.silent.map(|(_, since)| since)
     }
 
+    /// What the guest said so far was not all read: that nothing more came proves nothing, and the
+    /// silence begins anew.
+    pub(super) fn forget_silence(&mut self) {
+        self.silent = None;
+    }
+
     /// When a suspicion becomes certain, if the guest says nothing more.
     pub(super) fn due(&self) -> Option<Deadline> {
         self.seen.as_ref()?;

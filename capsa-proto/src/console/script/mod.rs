@@ -280,6 +280,13 @@ impl Frame {
         self.watch.as_ref().and_then(Watch::suspicion)
     }
 
+    /// The guest may be held back: that it says nothing proves nothing.
+    fn forget_silence(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.forget_silence();
+        }
+    }
+
     /// Whether a panic was seen with its last line.
     fn panic_is_whole(&self, log: &Scrollback) -> bool {
         self.watch.as_ref().is_some_and(|watch| watch.panic_is_whole(log))

@@ -84,7 +84,7 @@ pub struct RunCommand {
     collected: Collected,
     /// The output is taken as it comes.
     is_streamed: bool,
-    /// There is so much of it that nothing more is read.
+    /// There is so much of it that what else the log has is not read.
     waits_for_taker: bool,
     status: Option<i32>,
     /// What the cursor had lost when the output began.
@@ -275,6 +275,9 @@ impl RunCommand {
 
     /// When what is waited for is looked for through messages of the kernel, if nothing comes.
     fn reads_through_at(&self) -> Option<Deadline> {
+        if self.waits_for_taker {
+            return None;
+        }
         let since = self.frame.silent_since()?;
         let why = "the kernel may have printed into a mark";
         (self.read_through != Some(self.heard)).then_some(Deadline { at: since + SILENCE, why })
@@ -292,6 +295,8 @@ impl RunCommand {
     fn trouble(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
         let is_taken = matches!(self.stage, Stage::Output | Stage::EndLine | Stage::Prompt);
         self.is_suspicious = match self.frame.suspicion() {
+            // A guest that is held back is silent for that.
+            _ if self.waits_for_taker => false,
             Some(Trouble::KernelPanic) => closed || self.frame.panic_is_whole(log),
             Some(_) => !is_taken,
             None => false,
@@ -359,11 +364,15 @@ impl Script for RunCommand {
         if let Some(error) = self.interrupted.take() {
             return self.fail(error, log, cursor);
         }
+        if self.waits_for_taker {
+            self.frame.forget_silence();
+        }
         self.frame.look(now, log);
         self.heard = log.end();
         let ends = closed || self.is_rebooted || self.frame.is_over(now, closed);
         loop {
-            self.waits_for_taker = self.is_streamed && self.collected.is_heavy() && !ends;
+            let is_full = self.is_streamed && self.collected.is_heavy() && !ends;
+            self.waits_for_taker = is_full && cursor.offset() < log.end();
             match self.step(log, cursor) {
                 Step::Write(bytes) => return Output::Write(bytes),
                 Step::Go(stage) => {
