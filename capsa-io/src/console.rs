@@ -250,21 +250,27 @@ impl Console {
     }
 
     /// Takes what a conversation that streams brought since this was called last. That may let it go
-    /// on: `true` when it is over because of it.
+    /// on: `true` when it is over because of it. Nothing that the log has is left for another call,
+    /// for only what the guest says is news to anybody.
     pub(crate) fn take_output(&mut self, now: Instant, id: WaitId) -> (Vec<u8>, bool) {
-        let Some(wait) = self.waits.get_mut(&id) else { return (Vec::new(), false) };
-        let Conversation::Script(script) = &mut wait.conversation else {
-            return (Vec::new(), false);
-        };
+        let mut bytes = self.take_streamed(id);
+        let goes_on = self.waits.get(&id).is_some_and(|wait| wait.ended.is_none());
+        let over = goes_on && !bytes.is_empty() && self.poll_wait(now, id);
+        bytes.extend(self.take_streamed(id));
+        (bytes, over)
+    }
+
+    /// Takes what was streamed, and notes that it was handed out.
+    fn take_streamed(&mut self, id: WaitId) -> Vec<u8> {
+        let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
+        let Conversation::Script(script) = &mut wait.conversation else { return Vec::new() };
         let bytes = script.take_output();
-        if bytes.is_empty() {
-            return (bytes, false);
-        }
-        if let Some(cursor) = self.readers.get(&wait.reader) {
+        if let Some(cursor) = self.readers.get(&wait.reader)
+            && !bytes.is_empty()
+        {
             wait.began = *cursor;
         }
-        let over = wait.ended.is_none() && self.poll_wait(now, id);
-        (bytes, over)
+        bytes
     }
 
     /// Gives a conversation up. What it read and did not hand out is unread again. A command that
@@ -311,13 +317,14 @@ impl Console {
                 why: "the console closed, how the machine ended is unknown",
             })
         }))
-        .chain([self.last_words.poll_timeout()])
+        .chain([self.last_words.poll_timeout().filter(|_| !self.is_held_back())])
         .fold(None, Deadline::earliest)
     }
 
     /// The last words of the guest's kernel, once, when they have turned out to be that.
+    /// A guest that is held back has more to say.
     pub(crate) fn last_word(&mut self, now: Instant) -> Option<LastWord> {
-        self.last_words.settled(now, &self.log)
+        if self.is_held_back() { None } else { self.last_words.settled(now, &self.log) }
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
@@ -450,6 +457,11 @@ impl Console {
         self.log.room(slowest).min(self.log.capacity())
     }
 
+    /// Whether what the guest says is left unread, for want of room.
+    fn is_held_back(&self) -> bool {
+        self.stream.is_some() && self.room() == 0
+    }
+
     fn poll_waits(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
         if self.waits.is_empty() {
             return;
@@ -531,55 +543,4 @@ impl std::fmt::Debug for Console {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::Ready;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
-    use std::time::Duration;
-
-    #[test]
-    fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
-        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
-        let mut console = Console::new(8, Overflow::Pause);
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
-        theirs.write_all(b"more than there is room for").unwrap();
-        let mut on_ready = |console: &mut Console| {
-            poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
-            console.on_ready(Instant::ZERO, &mut 100, &mut Vec::new());
-            (ready.has(7), console.log().end())
-        };
-        assert_eq!(on_ready(&mut console), (true, 8));
-        assert_eq!(on_ready(&mut console), (false, 8), "nobody reads, so it waits");
-        console.let_go();
-        assert_eq!(on_ready(&mut console), (true, 27));
-        assert_eq!(console.log().start(), 0, "and nothing is lost");
-        console.hang_up();
-        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
-    }
-
-    #[test]
-    fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
-        let poll = Poll::new().unwrap();
-        let mut console = Console::new(1, Overflow::DropOldest);
-        assert_eq!(console.write(&vec![b'x'; WRITE_QUEUE + 1]).unwrap(), WRITE_QUEUE);
-        assert_eq!(console.write(b"y").unwrap(), 0, "the queue is full");
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
-        // Each time the other side reads, the queue goes on without the poller's having a say.
-        let mut chunk = vec![0; WRITE_QUEUE];
-        while !console.outgoing.is_empty() {
-            assert_ne!(theirs.read(&mut chunk).unwrap(), 0);
-            console.flush();
-        }
-        let mut ready = Ready::new();
-        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
-        assert!(ready.has(7), "the writer would wait for ever");
-        assert!(console.on_ready(Instant::ZERO, &mut 1, &mut Vec::new()).writable);
-        poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
-        assert!(!ready.has(7), "nobody waits any more");
-    }
-}
+mod tests;
