@@ -5,9 +5,10 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
+use capsa::embed::{Vm, VmEvent};
 use capsa::testing::{self, Answer, FakeGuest};
 use capsa::{Error, Overflow};
-use capsa_test::vm::PATIENCE;
+use capsa_test::vm::{PATIENCE, poll_fd};
 use futures_lite::AsyncReadExt;
 use futures_lite::future::{block_on, poll_once};
 
@@ -112,6 +113,41 @@ fn the_end_of_the_machine_is_the_end_of_the_output() {
     assert_eq!(command.read(&mut [0; 9]).unwrap(), 0);
     let error = command.wait().unwrap_err();
     assert!(error.to_string().contains("the command to end"), "{error}");
+}
+
+/// Whoever heeds the events alone is not told of what the log still had when it took the first part.
+#[test]
+fn what_is_taken_is_all_there_is() {
+    let guest = FakeGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("forever", Answer::say(long()).lasting(Duration::MAX));
+    let builder = testing::vm(guest).scrollback(LONG + 100_000, Overflow::Pause);
+    let mut vm = builder.build_embedded().unwrap();
+    let reader = vm.add_reader();
+    let login = vm.login(reader, "root", None, Some(PATIENCE)).unwrap();
+    vm.start().unwrap();
+    drive_until(&mut vm, |_, event| event == VmEvent::Ended(login));
+    let said = vm.scrollback().end();
+    let run = vm.stream_command(reader, "forever", Some(PATIENCE)).unwrap();
+    let whole = said + LONG as u64;
+    drive_until(&mut vm, |vm, _| vm.scrollback().end() > whole);
+    let taken = vm.take_output(run);
+    assert!(taken == long(), "{} of {LONG} bytes", taken.len());
+    assert_eq!(vm.take_output(run), b"");
+}
+
+fn drive_until(vm: &mut Vm, mut is_it: impl FnMut(&mut Vm, VmEvent) -> bool) {
+    let began = Instant::now();
+    loop {
+        assert!(began.elapsed() < PATIENCE, "it does not happen");
+        let timeout = vm.next_timeout().unwrap_or(PATIENCE).min(PATIENCE);
+        poll_fd(&*vm, Some(timeout));
+        vm.on_ready().unwrap();
+        while let Some(event) = vm.poll_event() {
+            if is_it(vm, event) {
+                return;
+            }
+        }
+    }
 }
 
 /// Futures of reads may be dropped wherever they stand, by a driver that is a future too.
