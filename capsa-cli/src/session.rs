@@ -47,6 +47,10 @@ const ONE_WISH: Duration = Duration::from_secs(1);
 /// How long a reader of the last bytes may take for the next of them when there is no time.
 const LAST_CHANCE: Duration = Duration::from_millis(100);
 
+/// How long it may take when a signal ended the run: whoever sent it does not wait for ever for a
+/// reader that stands still.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a run that wakes looks whether others can find it, and how often one wakes for that.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -85,6 +89,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
         tape.finish(report.as_ref(), voice);
     }
     let ends_line = session.output().is_some_and(Output::is_mid_line);
+    let unwritten = session.output().map_or(0, Output::unwritten);
     let is_lossy = session.output().is_some_and(Output::is_lossy);
     let Session { vm, stdio, signal, job, control, .. } = session;
     let was_shown = stdio.is_some();
@@ -93,6 +98,9 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     driven.map_err(|error| {
         Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
     })?;
+    if unwritten > 0 {
+        voice.warn(&format!("nobody read standard output: {unwritten} bytes are not written"));
+    }
     if ends_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
         let _ = io::stderr().write_all(b"\n");
     }
@@ -207,18 +215,21 @@ impl<'v> Session<'v> {
     }
 
     fn drive(&mut self) -> io::Result<()> {
+        let mut moved = Instant::now();
         loop {
             let over = self.vm.status().is_terminal();
             self.move_bytes();
             if over && self.output().is_none_or(Output::is_empty) {
                 return Ok(());
             }
-            let ready = self.wait(over)?;
+            let ready = self.wait(over, moved)?;
             for wish in self.signals.take() {
                 self.grant(wish);
                 self.hurry |= over && self.signal.is_some();
             }
-            if over && self.hurry && !ready.contains(&Who::Output) {
+            if !over || ready.contains(&Who::Output) {
+                moved = Instant::now();
+            } else if self.patience().is_some_and(|patience| moved.elapsed() >= patience) {
                 return Ok(());
             }
             for who in ready {
@@ -252,7 +263,16 @@ impl<'v> Session<'v> {
         self.voice.draw();
     }
 
-    fn wait(&self, over: bool) -> io::Result<Vec<Who>> {
+    /// How long standard output may take for its next bytes when the machine is over.
+    fn patience(&self) -> Option<Duration> {
+        match self.hurry {
+            true => Some(LAST_CHANCE),
+            false => self.signal.is_some().then_some(LAST_PATIENCE),
+        }
+    }
+
+    /// Waits for whoever is ready. `moved` is when bytes last went out, of a machine that is `over`.
+    fn wait(&self, over: bool, moved: Instant) -> io::Result<Vec<Who>> {
         let stdin = io::stdin();
         let mut watch = Watch::new();
         watch.readable(Who::Signals, self.signals.as_fd());
@@ -275,7 +295,7 @@ impl<'v> Session<'v> {
                 let timeouts = [self.vm.next_timeout(), self.voice.next_draw(), look];
                 timeouts.into_iter().flatten().min()
             }
-            true => self.hurry.then_some(LAST_CHANCE),
+            true => self.patience().map(|patience| patience.saturating_sub(moved.elapsed())),
         };
         watch.wait(timeout)
     }

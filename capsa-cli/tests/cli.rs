@@ -171,6 +171,28 @@ fn reader_that_never_reads_cannot_hold_up_the_end() {
     assert_eq!(code, 131);
 }
 
+/// A signal is for the whole of a run, not for its machine alone: as with any program that stands in
+/// the midst of a write.
+#[test]
+fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
+    let test = "reader_that_stands_still_cannot_hold_up_what_one_signal_ends";
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let arguments = ["--grace", "1s", "--log", log.to_str().unwrap()];
+    let Some(mut capsa) = Capsa::start(test, Nano::default(), &arguments) else { return };
+    capsa.wait_for(nano::READY);
+    capsa.pause_reading();
+    capsa.write(&[nano::FLOOD; 8]);
+    // More than the pipe holds.
+    let end = Instant::now() + Duration::from_secs(60);
+    while fs::metadata(&log).map_or(0, |log| log.len()) < 100_000 {
+        assert!(Instant::now() < end, "the guest does not speak");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    capsa.signal(Signal::SIGTERM);
+    assert_eq!(capsa.wait_for_end_unread(), 143);
+}
+
 #[test]
 fn reader_that_leaves_is_no_error() {
     let test = "reader_that_leaves_is_no_error";

@@ -46,7 +46,12 @@ impl Output {
 
     /// Whether everything was written, so that it takes more.
     pub(crate) fn is_empty(&self) -> bool {
-        self.written == self.bytes.len()
+        self.unwritten() == 0
+    }
+
+    /// How many bytes wait to be written.
+    pub(crate) fn unwritten(&self) -> usize {
+        self.bytes.len() - self.written
     }
 
     /// Takes bytes. Whoever has many waits until what it has is written.
