@@ -1,5 +1,8 @@
 //! Help, made from the tables in [`crate::flags`].
 
+pub(crate) mod completions;
+pub(crate) mod man;
+
 use std::fmt::Write as _;
 
 use crate::config::{Key, SECTIONS};

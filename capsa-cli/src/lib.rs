@@ -5,49 +5,37 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `flags` | the one table of commands and flags; `help`, `man`, `completions` print it |
+//! | `flags`, `help` | the one table of commands and flags, and its prints |
 //! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
 //! | `check`, `naming` | what is wrong with a machine, and where that was said |
-//! | `run` | `capsa run`, up to the machine |
-//! | `session` | the loop that runs a machine; `stdio`, `job`, `tape`, `relay`, `control` are its parts |
-//! | `machines`, `attach` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
+//! | `run`, `dry_run` | `capsa run`, up to the machine |
+//! | `session` | the loop that runs a machine; its modules are what else it drives |
+//! | `stdio` | a console on standard input and output: terminals, keys, slow readers |
+//! | `machines` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
 //! | `list`, `doctor` | what this host can do |
-//! | `failure`, `end`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
+//! | `failure`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
 
-mod attach;
 mod check;
-mod completions;
 mod config;
-mod control;
 mod doctor;
 mod dry_run;
-mod end;
 mod envelope;
-mod escape;
 mod failure;
 mod files;
 mod flags;
 pub mod fuzz;
 mod help;
-mod job;
 mod list;
 mod machines;
-mod man;
 mod naming;
 mod near;
-mod output;
 mod print;
-mod relay;
 mod run;
 mod session;
 mod settings;
-mod signals;
 mod stdio;
-mod tape;
-mod terminal;
 mod values;
 mod voice;
-mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -97,7 +85,7 @@ fn run(given: &Given) -> Result<u8, Failure> {
         Command::Ps => machines::ps(json),
         Command::Stop => machines::stop(given),
         Command::Gc => machines::gc(given),
-        Command::Console => attach::console(given),
+        Command::Console => machines::attach::console(given),
         Command::Backends => {
             let reports = capsa::backends();
             print(&if json { list::json(&reports) } else { list::text(&reports) })
@@ -105,7 +93,7 @@ fn run(given: &Given) -> Result<u8, Failure> {
         Command::Doctor => doctor::doctor(json),
         Command::Config => configure(given, json),
         Command::Completions => match given.operands.first().map(String::as_str) {
-            Some(shell) => match completions::of(shell) {
+            Some(shell) => match help::completions::of(shell) {
                 Some(script) => print(&script),
                 None => {
                     Err(usage(format!("there is no shell {shell:?} here"), Some(given.command)))
@@ -117,7 +105,7 @@ fn run(given: &Given) -> Result<u8, Failure> {
             print(&envelope::document("version", json!({"version": VERSION})))
         }
         Command::Version => print(&format!("capsa {VERSION}\n")),
-        Command::Help if given.has("--man") => print(&man::page()),
+        Command::Help if given.has("--man") => print(&help::man::page()),
         Command::Help => match given.operands.first() {
             None => print(&help::overview()),
             Some(name) => match flags::row_named(name) {

@@ -2,7 +2,9 @@
 //!
 //! A machine is found by its run directory. Its owner holds a lock in there as long as it lives, so
 //! that no process which has the owner's number by now is taken for it. Only those that `capsa run`
-//! holds have a door ([`crate::control`]) and may have a name.
+//! holds have a door ([`crate::session::control`]) and may have a name.
+
+pub(crate) mod attach;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,10 +16,10 @@ use std::time::{Duration, SystemTime};
 use capsa::run_dir::{self, Found, NamingTurn};
 use serde_json::{Value, json};
 
-use crate::control::{ABOUT, About, Request, SOCKET};
 use crate::failure::{CONFIG, Failure, NO_MACHINE, OK, START};
 use crate::flags::{Given, usage};
 use crate::print::print;
+use crate::session::control::{ABOUT, About, Request, SOCKET};
 use crate::{envelope, values};
 
 /// A machine that runs.
@@ -130,7 +132,7 @@ pub(crate) fn named(name: &str) -> Result<Machine, Failure> {
     }
 }
 
-/// Takes a name that no machine has. It is taken once [`crate::control::Control`] has begun; until then
+/// Takes a name that no machine has. It is taken once a [`crate::session::control`] has begun; until then
 /// the value is to be held, and whoever else wants a name waits.
 pub(crate) fn take_name(name: &str) -> Result<NamingTurn, Failure> {
     let cannot = |error| Failure::new(START, format!("cannot name this machine: {error}"));

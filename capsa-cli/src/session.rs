@@ -8,6 +8,13 @@
 //!
 //! The rule: nothing here blocks but the one poll.
 
+pub(crate) mod control;
+pub(crate) mod end;
+pub(crate) mod job;
+pub(crate) mod relay;
+pub(crate) mod signals;
+pub(crate) mod tape;
+
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -19,19 +26,19 @@ use capsa::{ConsoleMode, DEFAULT_GRACE, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
-use crate::control::{self, Control};
-use crate::end::Ending;
-use crate::escape::Order;
+use self::control::Control;
+use self::end::Ending;
+use self::job::{Job, JobPlan, Step};
+use self::relay::Relays;
+use self::signals::{Signals, Wish};
+use self::tape::Tape;
 use crate::failure::{self, Failure, START};
-use crate::job::{Job, JobPlan, Step};
-use crate::output::Output;
-use crate::relay::Relays;
-use crate::signals::{Signals, Wish};
 use crate::stdio::Stdio;
-use crate::tape::Tape;
+use crate::stdio::escape::Order;
+use crate::stdio::output::Output;
+use crate::stdio::watch::Watch;
 use crate::values::VsockRelay;
 use crate::voice::Voice;
-use crate::watch::Watch;
 
 /// Signals that come together are one wish: timeout(1) sends its signal to the program, and then to
 /// the program's whole group.

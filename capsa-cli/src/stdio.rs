@@ -4,6 +4,11 @@
 //! taken when standard output has taken what was taken before, and the guest waits rather than lose
 //! a byte. The rule: nothing here blocks.
 
+pub(crate) mod escape;
+pub(crate) mod output;
+pub(crate) mod terminal;
+pub(crate) mod watch;
+
 use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
 
@@ -11,11 +16,11 @@ use capsa::embed::{ReaderId, Vm};
 use nix::errno::Errno;
 use nix::unistd::read;
 
-use crate::escape::{Escape, Order};
-use crate::output::Output;
-use crate::terminal::RawTerminal;
+use crate::stdio::escape::{Escape, Order};
+use crate::stdio::output::Output;
+use crate::stdio::terminal::RawTerminal;
+use crate::stdio::watch::Watch;
 use crate::voice::Voice;
-use crate::watch::Watch;
 
 /// Bytes read from standard input at once.
 const CHUNK: usize = 4096;

@@ -21,6 +21,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -216,7 +217,9 @@ async fn serve(machines: Machines, socket: &Path) -> Result<()> {
 
 /// Listens, also where a service that was killed has left its socket behind.
 async fn listen(socket: &Path) -> Result<UnixListener> {
-    if let Err(error) = UnixStream::connect(socket).await
+    let is_socket = std::fs::metadata(socket).is_ok_and(|there| there.file_type().is_socket());
+    if is_socket
+        && let Err(error) = UnixStream::connect(socket).await
         && error.kind() == ErrorKind::ConnectionRefused
     {
         std::fs::remove_file(socket)?;

@@ -60,6 +60,17 @@ fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
 }
 
 #[test]
+fn a_file_where_the_socket_is_to_be_is_left_alone() {
+    let test = "a_file_where_the_socket_is_to_be_is_left_alone";
+    let Some(guest) = NanoGuest::new(test) else { return };
+    let somebodys = guest.dir().join("socket");
+    std::fs::write(&somebodys, "precious").unwrap();
+    let said = refused(&guest, "{}");
+    assert!(said.contains("in use"), "{said}");
+    assert_eq!(std::fs::read_to_string(somebodys).unwrap(), "precious");
+}
+
+#[test]
 fn clients_that_only_connect_shut_nobody_out_for_long() {
     let test = "clients_that_only_connect_shut_nobody_out_for_long";
     let Some(guest) = NanoGuest::new(test) else { return };

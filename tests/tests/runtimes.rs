@@ -80,6 +80,25 @@ fn a_driven_handle_works_on_every_runtime() {
 }
 
 #[test]
+fn the_blocking_face_works_inside_of_a_runtime() {
+    if !fake::alone(FAKE, "the_blocking_face_works_inside_of_a_runtime") {
+        return;
+    }
+    // It holds the runtime's only thread up, and needs it for nothing.
+    Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let vm = machine("up console=hello echo serve").build_blocking().unwrap();
+        vm.start().unwrap();
+        let mut console = vm.console().unwrap();
+        console.wait_for_timeout("hello", PATIENCE).unwrap();
+        console.write_str("again").unwrap();
+        console.wait_for_timeout("again", PATIENCE).unwrap();
+        let pid = vm.as_async().hypervisor_pid().unwrap();
+        drop(vm);
+        eventually("the hypervisor is gone", || !runs(pid));
+    });
+}
+
+#[test]
 fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
     let test = "a_driver_in_a_task_of_its_own_serves_handles_everywhere";
     let Some(guest) = NanoGuest::new(test) else { return };

@@ -17,9 +17,9 @@ use capsa::embed::{Vm, VsockConnecting, VsockPortListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::{CONFIG, Failure};
+use crate::stdio::watch::Watch;
 use crate::values::VsockRelay;
 use crate::voice::Voice;
-use crate::watch::Watch;
 
 /// All relays of a run. Dropping them removes the sockets that were made.
 #[derive(Debug, Default)]

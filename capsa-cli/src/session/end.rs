@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::envelope;
 use crate::failure::{self, Failure};
-use crate::job::{JobEnd, JobReport};
 use crate::print::print;
+use crate::session::job::{JobEnd, JobReport};
 use crate::voice::Voice;
 
 /// Lines of a console that nobody saw, to be shown after a bad end.

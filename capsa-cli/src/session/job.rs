@@ -18,7 +18,7 @@ use capsa::{Error, VmStatus};
 use crate::failure::{CONFIG, Failure};
 use crate::files;
 use crate::flags::{Command, usage};
-use crate::output::Output;
+use crate::stdio::output::Output;
 
 /// How much of a command's output a JSON document takes: 16 MiB.
 const KEPT: usize = 16 << 20;

@@ -11,17 +11,17 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::read;
 
-use crate::control::Request;
-use crate::escape::{Escape, Order};
 use crate::failure::{Failure, HYPERVISOR, NO_MACHINE, OK, OUTPUT, SIGNAL};
 use crate::flags::{Given, usage};
 use crate::machines;
-use crate::output::Output;
-use crate::signals::{Signals, Wish};
-use crate::terminal::RawTerminal;
+use crate::session::control::Request;
+use crate::session::signals::{Signals, Wish};
+use crate::stdio::escape::{Escape, Order};
+use crate::stdio::output::Output;
+use crate::stdio::terminal::RawTerminal;
+use crate::stdio::watch::Watch;
 use crate::values::ProgressMode;
 use crate::voice::Voice;
-use crate::watch::Watch;
 
 /// Attaches, until the machine ends or the user leaves.
 pub(crate) fn console(given: &Given) -> Result<u8, Failure> {

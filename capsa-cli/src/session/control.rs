@@ -24,7 +24,7 @@ use capsa::embed::{ReaderId, Vm};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::watch::Watch;
+use crate::stdio::watch::Watch;
 
 /// The socket's name in the run directory.
 pub(crate) const SOCKET: &str = "control";

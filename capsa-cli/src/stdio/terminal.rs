@@ -126,7 +126,7 @@ mod tests {
         };
         let before = tcgetattr(&pty.slave).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "terminal::tests::panics_while_raw", "--nocapture"])
+            .args(["--exact", "stdio::terminal::tests::panics_while_raw", "--nocapture"])
             .env(PANICS, "1")
             .stdin(Stdio::from(pty.slave.try_clone().unwrap()))
             .output()
