@@ -146,11 +146,7 @@ impl Failure {
         details.sort_by_key(|detail| {
             detail.place.as_ref().map_or((usize::MAX, 0), |place| (place.line, place.column))
         });
-        let count = match details.len() {
-            1 => "one mistake".to_owned(),
-            n => format!("{n} mistakes"),
-        };
-        Some(Self { code, what: format!("cannot use {}: {count}", path.display()), details })
+        Some(Self { code, what: cannot_use(path, details.len()), details })
     }
 
     /// For programs.
@@ -256,6 +252,36 @@ impl Detail {
         }
         object
     }
+}
+
+/// The first line about a config file with so many mistakes.
+pub(crate) fn cannot_use(file: &Path, mistakes: usize) -> String {
+    let file = file.display();
+    match mistakes {
+        1 => format!("cannot use {file}: one mistake"),
+        n => format!("cannot use {file}: {n} mistakes"),
+    }
+}
+
+/// What to do about a start that failed for what came between it and the check, in the words of whoever
+/// failed.
+pub(crate) fn hint_of_start(why: &str) -> Option<&'static str> {
+    const HINTS: &[(&[&str], &str)] = &[
+        (
+            &["Failed to get", "lock"],
+            "another machine has the disk: end that one (`capsa ps`), or copy the image",
+        ),
+        (
+            &["already locked"],
+            "another machine has the disk: end that one (`capsa ps`), or copy the image",
+        ),
+        (&["run directory"], "`capsa doctor` tells what keeps it from being made"),
+        (&["(TMPDIR)"], "set TMPDIR to a directory with room for what the guest writes"),
+        (&["Could not open temporary file"], "set TMPDIR to a directory that is there"),
+        (&["annot allocate memory"], "give it less: --memory"),
+    ];
+    let says = |words: &[&str]| words.iter().all(|word| why.contains(word));
+    HINTS.iter().find(|(words, _)| says(words)).map(|(_, hint)| *hint)
 }
 
 /// Text without what a terminal would obey: the last words of a hypervisor can be its guest's.

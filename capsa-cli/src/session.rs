@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use capsa::embed::{Vm, VmEvent};
 use capsa::run_dir::NamingTurn;
-use capsa::{ConsoleMode, DEFAULT_GRACE, VmStatus};
+use capsa::{ConsoleMode, DEFAULT_GRACE, EndedBy, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
@@ -100,10 +100,17 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     let signal = signal.map(|(signal, _)| signal);
     let ending = Ending { report, signal, job: job.map(Job::into_report) };
     let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
-    ending.tell(voice, unseen, wants_json)?;
+    let told = ending.tell(voice, unseen, wants_json);
+    if let EndedBy::StartFailed { why } = &ending.report.ended_by
+        && let Some(hint) = failure::hint_of_start(why)
+    {
+        voice.hint(hint);
+    }
+    // Whoever waits for the end is told of it, even where this run's own output cannot be written.
     if let Some(control) = control {
         control.finish(&ending.json());
     }
+    told?;
     Ok(match ending.code() {
         failure::OK if is_lossy => failure::OUTPUT,
         code => code,
@@ -218,9 +225,10 @@ impl<'v> Session<'v> {
                 self.on_ready(who, over);
             }
             if !over {
+                // Before the machine may end, and take its directory away itself.
+                self.look_for_directory();
                 self.vm.on_ready()?;
                 self.look_for_spawn();
-                self.look_for_directory();
                 while let Some(event) = self.vm.poll_event() {
                     self.on_event(event);
                 }
@@ -334,8 +342,7 @@ impl<'v> Session<'v> {
     /// goes on; what others would do with it cannot be had back.
     fn look_for_directory(&mut self) {
         let (Some(control), Some(looked)) = (&self.control, self.looked) else { return };
-        // A machine that is over has taken its directory away itself.
-        if looked.elapsed() < LOOK.0 || self.vm.status().is_terminal() {
+        if looked.elapsed() < LOOK.0 {
             return;
         }
         self.looked = control.can_be_found().then(Instant::now);

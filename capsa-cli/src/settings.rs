@@ -9,9 +9,9 @@ use capsa::{
     RebootPolicy, SharedDir,
 };
 
-use crate::config::Places;
 use crate::failure::Failure;
 use crate::flags::{Given, usage};
+use crate::places::Places;
 use crate::values::{self, VsockRelay};
 
 /// Where a disk or share was named in a config file; nowhere when a flag named it.

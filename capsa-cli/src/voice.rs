@@ -85,6 +85,13 @@ impl Voice {
         }
     }
 
+    /// What to do about what was said last.
+    pub(crate) fn hint(&self, text: &str) {
+        if !self.is_json() {
+            self.line(&format!("    hint: {text}"));
+        }
+    }
+
     /// A step on the way, for programs; people who asked for more get its name.
     pub(crate) fn event(&self, name: &str, more: Value) {
         if !self.is_json() {

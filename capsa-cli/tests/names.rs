@@ -112,16 +112,3 @@ fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
     assert_eq!(said.matches("was removed").count(), 1, "{said}");
     assert_eq!(code, 143, "{said}");
 }
-
-#[test]
-fn a_run_that_ends_takes_its_directory_away_without_a_word() {
-    let test = "a_run_that_ends_takes_its_directory_away_without_a_word";
-    // It is over more than a second after it was looked for last.
-    let deaf = Nano { power_button: false };
-    let flags = ["--name", "ends", "--grace", "1500ms"];
-    let Some(mut capsa) = Capsa::start(test, deaf, &flags) else { return };
-    capsa.wait_for(nano::READY);
-    capsa.signal(Signal::SIGTERM);
-    let (code, said) = capsa.wait_for_end();
-    assert!(code == 143 && !said.contains("was removed"), "{said}");
-}

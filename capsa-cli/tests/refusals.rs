@@ -226,6 +226,39 @@ fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
 }
 
 #[test]
+fn what_comes_between_the_check_and_the_start_has_its_hint() {
+    let test = "what_comes_between_the_check_and_the_start_has_its_hint";
+    if !common::has_qemu(test) {
+        return;
+    }
+    let dir = directory();
+    let late = dir.path().join("late-qemu");
+    let script = "#!/bin/sh\ncase \"$*\" in *help*|*-version*) exec qemu-system-x86_64 \"$@\";; esac\n\
+                  echo 'Failed to get \"write\" lock' >&2; exit 1\n";
+    fs::write(&late, script).unwrap();
+    fs::set_permissions(&late, fs::Permissions::from_mode(0o755)).unwrap();
+    let kernel = dir.path().join("nano.elf");
+    let mut command = capsa();
+    command.args([
+        "run",
+        "linux",
+        "--backend",
+        "qemu",
+        "--accel",
+        "emulation",
+        "--network",
+        "none",
+    ]);
+    command.arg("--kernel").arg(kernel).env("CAPSA_QEMU", &late).stdin(Stdio::null());
+    let output = command.env("CAPSA_RUN_DIR", common::run_dir(dir.path())).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(113), "{said}");
+    let (what, hint) = said.trim_end().rsplit_once('\n').unwrap();
+    assert!(what.contains("capsa: start failed: "), "{said}");
+    assert!(hint.starts_with("    hint: another machine has the disk: "), "{said}");
+}
+
+#[test]
 fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
     let test = "doctor_tries_what_a_run_would_and_both_say_what_to_do";
     if !common::has_qemu(test) {

@@ -5,7 +5,6 @@
 //! file's folder. What the file leaves out is left to the flags and the library's defaults.
 
 mod fields;
-mod places;
 mod schema;
 mod table;
 #[cfg(test)]
@@ -21,6 +20,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{CONFIG, Failure};
+use crate::places::Places;
 use crate::settings::{Origin, Settings};
 use crate::values::{self, VsockRelay};
 
@@ -28,7 +28,6 @@ use fields::Fields;
 use table::{Section, Shape};
 use wrong::Wrong;
 
-pub(crate) use places::Places;
 pub(crate) use schema::schema;
 pub(crate) use table::{Key, SECTIONS};
 pub(crate) use wrong::failure;
