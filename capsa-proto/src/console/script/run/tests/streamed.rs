@@ -89,7 +89,8 @@ fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
 #[test]
 fn a_command_that_is_cut_off_gives_all_that_came() {
     for (closed, at) in [(true, Instant::ZERO), (false, Instant::ZERO + Duration::from_secs(11))] {
-        let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+        let (mut log, mut cursor) =
+            (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
         let mut script = begun(&mut log, &mut cursor);
         let said = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
         for chunk in said.chunks(60_000) {
@@ -113,7 +114,8 @@ fn a_command_that_is_cut_off_gives_all_that_came() {
 
 #[test]
 fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
-    let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+    let (mut log, mut cursor) =
+        (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
     let mut script = begun(&mut log, &mut cursor);
     log.push(&[b'x'; 100_000]);
     assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
