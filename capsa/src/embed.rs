@@ -347,9 +347,9 @@ impl Vm {
     /// As [`Vm::run_command`] without a prompt, for a command whose output is wanted while it runs,
     /// or is long: call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the end.
     ///
-    /// The reply has what was not taken by then. Where nothing is taken, no more than 64 KiB is read
-    /// ahead: a console that [pauses](crate::Overflow::Pause) makes the command wait, any other drops
-    /// what is too old and says so in the reply.
+    /// The reply has what was not taken by then. Where nothing is taken, a console that
+    /// [pauses](crate::Overflow::Pause) makes the command wait after 64 KiB; of any other 16 MiB are
+    /// kept, then it drops what is too old and says so in the reply.
     ///
     /// # Errors
     ///

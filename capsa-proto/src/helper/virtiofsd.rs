@@ -55,7 +55,7 @@ pub fn question() -> Question {
 /// nobody asked.
 pub fn against(found: &ProbeReport) -> Vec<Reason> {
     const INSTALL: &str = "install virtiofsd 1.13 or later (the package virtiofsd, or cargo install \
-                           virtiofsd) and set CAPSA_VIRTIOFSD if it is not in PATH";
+                           virtiofsd after libcap-ng-dev and libseccomp-dev) and set CAPSA_VIRTIOFSD if it is not in PATH";
     let what = match found.output(KEY) {
         // "virtiofsd version 7.2.22", or none at all before QEMU 6.1, and then always
         // "using FUSE kernel interface version 7.36".

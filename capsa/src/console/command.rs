@@ -15,9 +15,10 @@ use crate::embed::{ReaderId, carried};
 
 /// A command under way; [`VmConsole::spawn`](crate::VmConsole::spawn) began it.
 ///
-/// Its output is read as it comes, and never kept as a whole: at most 64 KiB are read ahead, then the
-/// console decides as for any slow reader, with [`Overflow`](crate::Overflow). Output ends with the
-/// command; [`wait`](Self::wait) says how that was.
+/// Its output is read as it comes, and can be of any length. A reader that is slow makes the command
+/// wait where the console [pauses](crate::Overflow::Pause); of any other it may be 16 MiB behind, then
+/// bytes are dropped, which the reply admits. Output ends with the command; [`wait`](Self::wait) says
+/// how that was.
 ///
 /// Dropping it interrupts the command, as a time limit does.
 #[derive(Debug)]

@@ -5,10 +5,6 @@
 
 use alloc::vec::Vec;
 
-/// How much of a streamed command's output is read before it is taken: 64 KiB, and what else the
-/// log had when that was reached.
-pub(super) const STREAM_AHEAD: usize = 64 << 10;
-
 /// Bytes gathered so far.
 #[derive(Debug, Clone)]
 pub(super) struct Collected {
@@ -60,9 +56,9 @@ impl Collected {
         self.bytes.truncate(self.len);
     }
 
-    /// Whether there is as much as one takes at a time.
-    pub(super) fn is_heavy(&self) -> bool {
-        self.bytes.len() >= STREAM_AHEAD
+    /// How much was gathered and not taken.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// What was gathered since it was taken last. Whether a `\r` at its end stays is not known yet.

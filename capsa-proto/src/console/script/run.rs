@@ -16,7 +16,7 @@ use super::{Frame, Output, Reply, Script, ScriptError, hint};
 use crate::console::kernel::Through;
 use crate::console::near::near_miss;
 use crate::console::trouble::SILENCE;
-use crate::console::{Cursor, Hit, Matcher, NearMiss, Scrollback, Search, Trouble};
+use crate::console::{Cursor, Hit, Matcher, NearMiss, Overflow, Scrollback, Search, Trouble};
 use crate::time::{Deadline, Instant};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -27,6 +27,11 @@ use core::time::Duration;
 
 /// How much output is kept unless told otherwise: 16 MiB.
 pub const OUTPUT_LIMIT: usize = 16 << 20;
+
+/// How much of a streamed command's output is read before it is taken, where the log makes the guest
+/// wait: 64 KiB, and what else the log had when that was reached. A log that drops what is old is read
+/// up to [`OUTPUT_LIMIT`].
+pub(super) const STREAM_AHEAD: usize = 64 << 10;
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
@@ -183,9 +188,9 @@ impl RunCommand {
     }
 
     /// Output is taken [as it comes](Script::take_output), however much there is; [`Reply::output`]
-    /// is what was not taken by the end. Where it is not taken, the script reads no further, until
-    /// the log [pauses](crate::console::Overflow::Pause) the guest or drops what it admits in
-    /// [`Reply::truncated`].
+    /// is what was not taken by the end. Where it is not taken, a log that [pauses](Overflow::Pause)
+    /// soon makes the guest wait; of any other 16 MiB are read ahead, then it drops what is old and
+    /// that is admitted in [`Reply::truncated`].
     ///
     /// When it fails, all that came can still be taken, and is not unread again. Where the kernel
     /// prints into the mark of the end, what came of the mark is in the output.
@@ -370,8 +375,12 @@ impl Script for RunCommand {
         self.frame.look(now, log);
         self.heard = log.end();
         let ends = closed || self.is_rebooted || self.frame.is_over(now, closed);
+        let ahead = match log.overflow() {
+            Overflow::Pause => STREAM_AHEAD,
+            Overflow::DropOldest => OUTPUT_LIMIT,
+        };
         loop {
-            let is_full = self.is_streamed && self.collected.is_heavy() && !ends;
+            let is_full = self.is_streamed && self.collected.len() >= ahead && !ends;
             self.waits_for_taker = is_full && cursor.offset() < log.end();
             match self.step(log, cursor) {
                 Step::Write(bytes) => return Output::Write(bytes),

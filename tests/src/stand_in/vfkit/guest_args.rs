@@ -1,6 +1,8 @@
 //! The machine as the emulator has it: a q35 with the devices of virtio that Virtualization.framework
 //! gives a guest, in the order of the command line.
 
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -142,12 +144,17 @@ impl Args {
 
     fn serial(&mut self, n: usize, serial: &Serial, kernel: Kernel) {
         // Standard input and output are opened anew, each as it is: what the emulator calls
-        // `stdio` would set the terminal.
+        // `stdio` would set the terminal. Where both are one terminal, so is what is opened: a file
+        // with a file to read from beside it is for QEMU 8.1 and later.
         let to = match serial.uses_stdio {
-            true => "path=/proc/self/fd/1,append=on,input-path=/proc/self/fd/0".to_owned(),
-            false => format!("path={}", serial.log_file.replace(',', ",,")),
+            true if stdio_is_one() => format!("pipe,id=console{n},path=/proc/self/fd/0"),
+            true => {
+                let paths = "path=/proc/self/fd/1,append=on,input-path=/proc/self/fd/0";
+                format!("file,id=console{n},{paths}")
+            }
+            false => format!("file,id=console{n},path={}", serial.log_file.replace(',', ",,")),
         };
-        self.chardev(&format!("file,id=console{n},{to}"));
+        self.chardev(&to);
         match kernel {
             Kernel::Nano => self.push(&format!("-serial chardev:console{n}")),
             Kernel::Linux => {
@@ -164,6 +171,18 @@ impl Args {
         self.device(&json!({ "driver": "vhost-user-vsock-pci", "chardev": "vsock" }));
         let words = vec!["vhost-device-vsock".to_owned(), "--vm".to_owned(), vm];
         self.0.devices.push(child::Device { words, socket });
+    }
+}
+
+/// Standard input and output are the same terminal.
+fn stdio_is_one() -> bool {
+    let of = |n: u8| fs::metadata(format!("/proc/self/fd/{n}"));
+    match (of(0), of(1)) {
+        (Ok(input), Ok(output)) => {
+            input.file_type().is_char_device()
+                && (input.dev(), input.ino()) == (output.dev(), output.ino())
+        }
+        _ => false,
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod streamed;
 
-use super::super::collect::STREAM_AHEAD;
 use super::super::shell::{At, Behaviour, ECHOES, Guest, Talk, talk};
 use super::*;
 use crate::console::script::COMMAND_MAX;

@@ -89,7 +89,8 @@ fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
 #[test]
 fn a_command_that_is_cut_off_gives_all_that_came() {
     for (closed, at) in [(true, Instant::ZERO), (false, Instant::ZERO + Duration::from_secs(11))] {
-        let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+        let (mut log, mut cursor) =
+            (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
         let mut script = begun(&mut log, &mut cursor);
         let said = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
         for chunk in said.chunks(60_000) {
@@ -113,7 +114,8 @@ fn a_command_that_is_cut_off_gives_all_that_came() {
 
 #[test]
 fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
-    let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+    let (mut log, mut cursor) =
+        (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
     let mut script = begun(&mut log, &mut cursor);
     log.push(&[b'x'; 100_000]);
     assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
@@ -132,7 +134,8 @@ fn the_silence_of_a_guest_that_is_held_back_is_no_panic() {
         ---[ end Kernel panic - not syncing: old ]---\r\n";
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
     for (more, is_panic) in [(&b"and more\r\n"[..], false), (b"", true)] {
-        let (mut log, mut cursor) = (Scrollback::new(1 << 20), Cursor::at(0));
+        let mut log = Scrollback::with_overflow(1 << 20, Overflow::Pause);
+        let mut cursor = Cursor::at(0);
         let mut script = begun(&mut log, &mut cursor);
         log.push(&[b'x'; STREAM_AHEAD]);
         assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), Output::Wait);
