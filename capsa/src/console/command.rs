@@ -20,7 +20,7 @@ use crate::embed::{ReaderId, carried};
 /// bytes are dropped, which the reply admits. Output ends with the command; [`wait`](Self::wait) says
 /// how that was.
 ///
-/// Dropping it interrupts the command, as a time limit does.
+/// Dropping it interrupts the command, as a time limit does, and gives up what was not read of it.
 #[derive(Debug)]
 pub struct RunningCommand<'a> {
     conversing: Conversing<'a>,
