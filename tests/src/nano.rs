@@ -257,7 +257,7 @@ fn listing(how: Nano) -> Vec<Line> {
         at("byte"),
         imm(&[0xba], 0x3f8), op(&[0xec]),         // in al, RBR
     ]);
-    code.extend(on(POWER_OFF, "power off"));
+    code.extend(on(POWER_OFF, "say all"));
     code.extend(on(NOWHERE, "nowhere"));
     code.extend(on(FLOOD, "flood"));
     code.extend(on(HANG, "hang"));
@@ -266,6 +266,12 @@ fn listing(how: Nano) -> Vec<Line> {
     code.extend([
         call("put"),
         jmp("loop"),
+
+        // What is in the transmit FIFO goes with the machine.
+        at("say all"),
+        imm(&[0xba], 0x3fd), op(&[0xec]),         // in al, LSR
+        op(&[0xa8, 0x40]),                        // test al, TEMT
+        je("say all"),
 
         // Each machine has its own switch, and ignores the other two.
         at("power off"),
