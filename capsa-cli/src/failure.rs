@@ -266,22 +266,17 @@ pub(crate) fn cannot_use(file: &Path, mistakes: usize) -> String {
 /// What to do about a start that failed for what came between it and the check, in the words of whoever
 /// failed.
 pub(crate) fn hint_of_start(why: &str) -> Option<&'static str> {
-    const HINTS: &[(&[&str], &str)] = &[
-        (
-            &["Failed to get", "lock"],
-            "another machine has the disk: end that one (`capsa ps`), or copy the image",
-        ),
-        (
-            &["already locked"],
-            "another machine has the disk: end that one (`capsa ps`), or copy the image",
-        ),
-        (&["run directory"], "`capsa doctor` tells what keeps it from being made"),
-        (&["(TMPDIR)"], "set TMPDIR to a directory with room for what the guest writes"),
-        (&["Could not open temporary file"], "set TMPDIR to a directory that is there"),
-        (&["annot allocate memory"], "give it less: --memory"),
+    const IN_USE: &str =
+        "another machine has the disk: end that one (`capsa ps`), or copy the image";
+    const HINTS: &[(&str, &str)] = &[
+        ("Failed to get \"", IN_USE),
+        ("already locked", IN_USE),
+        ("run directory", "`capsa doctor` tells what keeps it from being made"),
+        ("(TMPDIR)", "set TMPDIR to a directory with room for what the guest writes"),
+        ("Could not open temporary file", "set TMPDIR to a directory that is there"),
+        ("annot allocate memory", "give it less: --memory"),
     ];
-    let says = |words: &[&str]| words.iter().all(|word| why.contains(word));
-    HINTS.iter().find(|(words, _)| says(words)).map(|(_, hint)| *hint)
+    HINTS.iter().find(|(words, _)| why.contains(words)).map(|(_, hint)| *hint)
 }
 
 /// Text without what a terminal would obey: the last words of a hypervisor can be its guest's.
