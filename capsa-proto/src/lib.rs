@@ -34,6 +34,7 @@
 //! A panic in this crate is a bug of ours. User mistakes and hostile bytes are `Err` values.
 
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 extern crate alloc;

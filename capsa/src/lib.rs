@@ -71,6 +71,8 @@
 //! `embed::TokioVm`, and tokio's traits on the halves of a console. Without any: [`embed`] alone. Each
 //! only adds; no runtime comes by default, and [`VmHandle`] needs none of these under tokio.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod backends;
 mod builder;
 mod config;
