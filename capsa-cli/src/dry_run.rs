@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use capsa::plan::{Body, ConsolePlan, GuestFall, Message, OverlayPlan, ProcessPlan, Step};
-use capsa::{LaunchPlan, NoteLevel, Rejection};
+use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
 
 use crate::envelope;
 
@@ -93,9 +93,7 @@ fn program(out: &mut String, process: &ProcessPlan) {
 /// A comment of one line, whatever is in the text.
 fn comment(out: &mut String, text: &str) {
     out.push_str("# ");
-    for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-    }
+    out.push_str(&escape_control_line(text));
     out.push('\n');
 }
 

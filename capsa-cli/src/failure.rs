@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use capsa::{Error, Violation};
+use capsa::{Error, Violation, escape_control};
 use serde_json::{Value, json};
 
 use crate::envelope;
@@ -212,20 +212,20 @@ impl Failure {
 impl fmt::Display for Failure {
     /// Every line, the last one without its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "capsa: {}", harmless(&self.what))?;
+        write!(f, "capsa: {}", escape_control(&self.what))?;
         for Detail { place, reason, hint } in &self.details {
             if let Some(reason) = reason {
                 f.write_str("\n  ")?;
                 if let Some(Place { file, line, column, .. }) = place {
-                    write!(f, "{}:{line}:{column}: ", harmless(file))?;
+                    write!(f, "{}:{line}:{column}: ", escape_control(file))?;
                 }
-                f.write_str(&harmless(reason))?;
+                f.write_str(&escape_control(reason))?;
             }
             if let Some(place) = place {
                 place.fmt(f)?;
             }
             if let Some(hint) = hint {
-                write!(f, "\n    hint: {}", harmless(hint))?;
+                write!(f, "\n    hint: {}", escape_control(hint))?;
             }
         }
         Ok(())
@@ -238,7 +238,7 @@ impl fmt::Display for Place {
         let Self { line, text, marked, .. } = self;
         let gutter = " ".repeat(line.to_string().len());
         let (before, marks) = (" ".repeat(marked.start), "^".repeat(marked.len()));
-        write!(f, "\n    {line} | {}\n    {gutter} | {before}{marks}", harmless(text))
+        write!(f, "\n    {line} | {}\n    {gutter} | {before}{marks}", escape_control(text))
     }
 }
 
@@ -277,19 +277,6 @@ pub(crate) fn hint_of_start(why: &str) -> Option<&'static str> {
         ("annot allocate memory", "give it less: --memory"),
     ];
     HINTS.iter().find(|(words, _)| why.contains(words)).map(|(_, hint)| *hint)
-}
-
-/// Text without what a terminal would obey: the last words of a hypervisor can be its guest's.
-pub(crate) fn harmless(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && !matches!(c, '\n' | '\t') {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use capsa::escape_control;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use crate::envelope;
-use crate::failure::harmless;
 use crate::values::ProgressMode;
 
 /// How often the status line is drawn again, to count the seconds.
@@ -158,6 +158,6 @@ impl Voice {
         self.clear();
         // A raw terminal wants both.
         let end = if self.is_terminal { "\r\n" } else { "\n" };
-        let _ = io::stderr().write_all(format!("{}{end}", harmless(text)).as_bytes());
+        let _ = io::stderr().write_all(format!("{}{end}", escape_control(text)).as_bytes());
     }
 }

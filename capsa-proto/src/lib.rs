@@ -22,6 +22,7 @@
 //! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
 //! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
 //! | [`fake`] | guests that are played, for tests without a hypervisor |
+//! | [`text`] | escapes for control characters of guests and hypervisors |
 //! | [`helper`] | the programs beside a hypervisor: virtiofsd, passt, vhost-device-vsock |
 //!
 //! # Driving a machine
@@ -55,4 +56,5 @@ pub mod path;
 pub mod plan;
 pub mod qcow2;
 pub mod spec;
+pub mod text;
 pub mod time;

@@ -9,6 +9,7 @@ use capsa_proto::console::{NearMiss, ScriptError, Sighting};
 use capsa_proto::host::Reason;
 use capsa_proto::lifecycle::{Refused, StopReport};
 use capsa_proto::spec::GuestOs;
+use capsa_proto::text::escape_control_line;
 
 use crate::backends::Rejection;
 
@@ -261,19 +262,6 @@ pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A line of a guest's, harmless to print: what would move a cursor or change a colour is escaped.
-fn shown(line: &str) -> String {
-    let mut shown = String::with_capacity(line.len());
-    for c in line.chars() {
-        if c.is_control() && c != '\t' {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}
-
 /// How a machine ended, or that its console did.
 fn end(ended: &Option<Box<StopReport>>) -> String {
     match ended {
@@ -284,7 +272,7 @@ fn end(ended: &Option<Box<StopReport>>) -> String {
 
 /// What may be the reason, for the middle of a message. It may quote the guest.
 fn why(hint: &Option<String>) -> String {
-    hint.as_ref().map(|hint| format!("; {}", shown(hint))).unwrap_or_default()
+    hint.as_ref().map(|hint| format!("; {}", escape_control_line(hint))).unwrap_or_default()
 }
 
 /// The last lines of a console, for the end of a message.
@@ -293,7 +281,8 @@ fn last(tail: &str) -> String {
     match lines.as_slice() {
         [] => "; the console said nothing".into(),
         lines => {
-            let last = lines[lines.len().saturating_sub(8)..].iter().map(|line| shown(line));
+            let last =
+                lines[lines.len().saturating_sub(8)..].iter().copied().map(escape_control_line);
             let last: Vec<_> = last.collect();
             format!("; the console last said:\n  | {}", last.join("\n  | "))
         }

@@ -135,6 +135,7 @@ pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
     ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
+pub use capsa_proto::text::{escape_control, escape_control_line};
 
 /// The program of the README is compiled, so that it cannot rot.
 #[cfg(all(doctest, feature = "blocking"))]

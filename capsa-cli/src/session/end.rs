@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use capsa::{EndedBy, StopReport, StopStep, VmStatus};
+use capsa::{EndedBy, StopReport, StopStep, VmStatus, escape_control_line};
 use serde_json::{Value, json};
 
 use crate::envelope;
@@ -149,7 +149,7 @@ fn say_tail(console: &str) {
     }
     for line in last {
         text.push_str("  | ");
-        text.extend(line.chars().filter(|c| !c.is_control()));
+        text.push_str(&escape_control_line(line.trim_end()));
         text.push('\n');
     }
     let _ = io::stderr().write_all(text.as_bytes());

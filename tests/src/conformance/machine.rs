@@ -249,19 +249,7 @@ impl Drop for Machine {
         let lines: Vec<_> = said.lines().collect();
         eprintln!("its guest said {} lines, these last:", lines.len());
         for line in &lines[lines.len().saturating_sub(TAIL)..] {
-            eprintln!("  | {}", printable(line));
+            eprintln!("  | {}", capsa::escape_control_line(line.trim_end()));
         }
     }
-}
-
-/// A line of a guest's, harmless to a terminal.
-fn printable(line: &str) -> String {
-    let mut printable = String::new();
-    for c in line.trim_end().chars() {
-        match c.is_control() {
-            true => printable.extend(c.escape_default()),
-            false => printable.push(c),
-        }
-    }
-    printable
 }
