@@ -64,7 +64,7 @@ pub(crate) fn failure(
     refused: Option<&Error>,
     problems: Vec<Problem>,
 ) -> Option<Failure> {
-    let name = |field: &str| (settings.name_of(field), settings.place_of(field));
+    let name = |field: &str| (settings.name_of(field), settings.span_of(field));
     // A kernel that is not named, and an argument that cannot be one, are among the problems.
     let said = |field: &str| match field {
         "kernel" => settings.kernel.is_none(),
@@ -77,8 +77,8 @@ pub(crate) fn failure(
         None => Failure::new(CONFIG, "cannot run this machine: the configuration is invalid"),
     };
     Some(problems.into_iter().fold(failure, |failure, Problem { field, reason, hint }| {
-        let (name, place) = name(&field);
-        failure.problem_in(place, format!("{name}: {reason}"), hint)
+        let (name, span) = name(&field);
+        failure.problem_in(span, format!("{name}: {reason}"), hint)
     }))
 }
 
@@ -128,7 +128,7 @@ impl Pass<'_> {
             ("the kernel", settings.kernel.as_deref()),
             ("the initrd", settings.initrd.as_deref()),
             ("the password file", settings.password_file.as_deref()),
-            ("the config file", settings.places.file()),
+            ("the config file", settings.spans.file()),
         ];
         used.extend(once.into_iter().filter_map(|(what, path)| Some((what.into(), path?))));
         let disks = settings.disks.iter().enumerate();

@@ -72,15 +72,15 @@ pub(crate) struct Failure {
     details: Vec<Detail>,
 }
 
-/// A place in a file.
+/// A part of a file: the line, and the characters that are marked below it.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SourceSpan {
     pub(crate) file: String,
     /// Counted from 1.
     pub(crate) line: usize,
     /// In characters, counted from 1.
     pub(crate) column: usize,
-    /// The line, or where it is long the part of it around the place.
+    /// The line, or the part of a long line around the span.
     pub(crate) text: String,
     /// The characters of that text that are meant.
     pub(crate) marked: Range<usize>,
@@ -88,7 +88,7 @@ pub(crate) struct Place {
 
 #[derive(Debug)]
 struct Detail {
-    place: Option<Place>,
+    span: Option<SourceSpan>,
     /// `field: reason`, or nothing where the first line says it all.
     reason: Option<String>,
     hint: Option<String>,
@@ -107,33 +107,33 @@ impl Failure {
 
     /// With what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.details.push(Detail { place: None, reason: None, hint: Some(hint.into()) });
+        self.details.push(Detail { span: None, reason: None, hint: Some(hint.into()) });
         self
     }
 
     /// With one of several problems, and what to do about it.
     pub(crate) fn problem(mut self, reason: impl Into<String>, hint: impl Into<String>) -> Self {
         let (reason, hint) = (Some(reason.into()), Some(hint.into()));
-        self.details.push(Detail { place: None, reason, hint });
+        self.details.push(Detail { span: None, reason, hint });
         self
     }
 
-    /// With one of several problems at a place in a file.
+    /// With one of several problems, at its source span.
     pub(crate) fn problem_at(
         mut self,
-        place: Place,
+        span: SourceSpan,
         reason: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
         let (reason, hint) = (Some(reason.into()), Some(hint.into()));
-        self.details.push(Detail { place: Some(place), reason, hint });
+        self.details.push(Detail { span: Some(span), reason, hint });
         self
     }
 
-    /// With one of several problems, at a place where it has one.
-    pub(crate) fn problem_in(self, place: Option<Place>, reason: String, hint: String) -> Self {
-        match place {
-            Some(place) => self.problem_at(place, reason, hint),
+    /// With one of several problems, at its source span where it has one.
+    pub(crate) fn problem_in(self, span: Option<SourceSpan>, reason: String, hint: String) -> Self {
+        match span {
+            Some(span) => self.problem_at(span, reason, hint),
             None => self.problem(reason, hint),
         }
     }
@@ -144,7 +144,7 @@ impl Failure {
         let code = both.first()?.code;
         let mut details: Vec<Detail> = both.into_iter().flat_map(|one| one.details).collect();
         details.sort_by_key(|detail| {
-            detail.place.as_ref().map_or((usize::MAX, 0), |place| (place.line, place.column))
+            detail.span.as_ref().map_or((usize::MAX, 0), |span| (span.line, span.column))
         });
         Some(Self { code, what: cannot_use(path, details.len()), details })
     }
@@ -161,10 +161,10 @@ impl Failure {
     }
 
     /// The library's refusal to build a machine. `name` gives the user's name of a field, and its
-    /// place in a config file; what `is_said` of a field is left out.
+    /// source span in a config file; what `is_said` of a field is left out.
     pub(crate) fn from_build(
         error: &Error,
-        name: impl Fn(&str) -> (String, Option<Place>),
+        name: impl Fn(&str) -> (String, Option<SourceSpan>),
         is_said: impl Fn(&str) -> bool,
     ) -> Self {
         const WHAT: &str = "cannot run this machine";
@@ -180,8 +180,8 @@ impl Failure {
             return unsaid.fold(failure, |failure, violation| {
                 let Violation { field, backend, reason, remedy, .. } = violation;
                 let by = backend.map(|backend| format!(" [{backend}]")).unwrap_or_default();
-                let (name, place) = name(field);
-                failure.problem_in(place, format!("{name}: {reason}{by}"), remedy.clone())
+                let (name, span) = name(field);
+                failure.problem_in(span, format!("{name}: {reason}{by}"), remedy.clone())
             });
         }
         match error {
@@ -213,16 +213,16 @@ impl fmt::Display for Failure {
     /// Every line, the last one without its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "capsa: {}", escape_control(&self.what))?;
-        for Detail { place, reason, hint } in &self.details {
+        for Detail { span, reason, hint } in &self.details {
             if let Some(reason) = reason {
                 f.write_str("\n  ")?;
-                if let Some(Place { file, line, column, .. }) = place {
+                if let Some(SourceSpan { file, line, column, .. }) = span {
                     write!(f, "{}:{line}:{column}: ", escape_control(file))?;
                 }
                 f.write_str(&escape_control(reason))?;
             }
-            if let Some(place) = place {
-                place.fmt(f)?;
+            if let Some(span) = span {
+                span.fmt(f)?;
             }
             if let Some(hint) = hint {
                 write!(f, "\n    hint: {}", escape_control(hint))?;
@@ -232,7 +232,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceSpan {
     /// The line, and marks under what is meant.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { line, text, marked, .. } = self;
@@ -245,7 +245,7 @@ impl fmt::Display for Place {
 impl Detail {
     fn json(&self) -> Value {
         let mut object = json!({"what": self.reason, "hint": self.hint});
-        if let Some(Place { file, line, column, .. }) = &self.place {
+        if let Some(SourceSpan { file, line, column, .. }) = &self.span {
             object["file"] = file.as_str().into();
             object["line"] = (*line).into();
             object["column"] = (*column).into();

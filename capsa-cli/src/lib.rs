@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `flags`, `help` | the one table of commands and flags, and its prints |
 //! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
-//! | `check`, `naming`, `places` | what is wrong with a machine, and where that was said |
+//! | `check`, `naming`, `spans` | what is wrong with a machine, and where that was said |
 //! | `run`, `dry_run` | `capsa run`, up to the machine |
 //! | `session` | the loop that runs a machine; its modules are what else it drives |
 //! | `stdio` | a console on standard input and output: terminals, keys, slow readers |
@@ -29,7 +29,7 @@ mod list;
 mod machines;
 mod naming;
 mod near;
-mod places;
+mod spans;
 mod print;
 mod run;
 mod session;

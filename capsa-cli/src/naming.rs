@@ -3,7 +3,7 @@
 //! `shares[0].host` is `shares.workspace.host` where a config file has it so, and `--share 1` where
 //! it is the first of the flags.
 
-use crate::failure::Place;
+use crate::failure::SourceSpan;
 use crate::settings::{Origin, Settings};
 
 /// Fields that stand once, and the config file's key for each.
@@ -50,31 +50,31 @@ impl Settings {
     }
 
     /// Where the config file says it; `None` where a flag or nobody does.
-    pub(crate) fn place_of(&self, field: &str) -> Option<Place> {
-        let places = &self.places;
+    pub(crate) fn span_of(&self, field: &str) -> Option<SourceSpan> {
+        let spans = &self.spans;
         for (list, _, origins) in self.lists() {
             for (n, origin) in origins.iter().enumerate() {
                 let Some(rest) = field.strip_prefix(&format!("{list}[{n}]")) else { continue };
                 let table = origin.as_ref()?;
                 let key = format!("{table}{}", rest.replace('_', "-"));
-                return places.of(&key).or_else(|| places.of(table));
+                return spans.of(&key).or_else(|| spans.of(table));
             }
         }
         if let Some(at) = field.strip_prefix("cmdline[") {
-            return places.of(&format!("cmdline.extra[{at}"));
+            return spans.of(&format!("cmdline.extra[{at}"));
         }
         if let Some(at) = field.strip_prefix("vsock_ports[") {
-            return places.of(&format!("vsock[{at}"));
+            return spans.of(&format!("vsock[{at}"));
         }
         if field == "cmdline" {
-            return places.of("cmdline.override").or_else(|| places.of("cmdline.extra"));
+            return spans.of("cmdline.override").or_else(|| spans.of("cmdline.extra"));
         }
         let (_, key) = ONCE.iter().find(|(name, _)| *name == field)?;
-        places.of(key)
+        spans.of(key)
     }
 
     /// What flags say is not the file's any more.
-    pub(crate) fn forget_places_of(&mut self, over: &Self) {
+    pub(crate) fn forget_spans_of(&mut self, over: &Self) {
         let said = |field: &str| match field {
             "kernel" => over.kernel.is_some(),
             "initrd" => over.initrd.is_some(),
@@ -95,9 +95,9 @@ impl Settings {
             "password_file" => over.password_file.is_some(),
             other => unreachable!("{other} is no field"),
         };
-        ONCE.iter().filter(|(field, _)| said(field)).for_each(|(_, key)| self.places.forget(key));
+        ONCE.iter().filter(|(field, _)| said(field)).for_each(|(_, key)| self.spans.forget(key));
         if over.cmdline_override.is_some() {
-            self.places.forget("cmdline.extra");
+            self.spans.forget("cmdline.extra");
         }
     }
 
@@ -120,9 +120,9 @@ mod tests {
             let (section, key) = key.split_once('.').unwrap();
             let section = SECTIONS.iter().find(|row| row.name == section).unwrap();
             assert!(section.key(key).is_some(), "{field}");
-            assert!(settings.place_of(field).is_none(), "no file was read");
+            assert!(settings.span_of(field).is_none(), "no file was read");
         }
         // Every field has its arm.
-        Settings::default().forget_places_of(&settings);
+        Settings::default().forget_spans_of(&settings);
     }
 }

@@ -11,7 +11,7 @@ use capsa::{
 
 use crate::failure::Failure;
 use crate::flags::{Given, usage};
-use crate::places::Places;
+use crate::spans::SourceSpans;
 use crate::values::{self, VsockRelay};
 
 /// Where a disk or share was named in a config file; nowhere when a flag named it.
@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,
     /// Where a config file says all this.
-    pub(crate) places: Places,
+    pub(crate) spans: SourceSpans,
 }
 
 impl Settings {
@@ -79,14 +79,14 @@ impl Settings {
             password_file: path("--password-file")?,
             log: path("--log")?,
             record: path("--record")?,
-            places: Places::default(),
+            spans: SourceSpans::default(),
         })
     }
 
     /// These settings with `over` on top: its single values win, its lists are added. A disk with
     /// the same file and a share at the same place in the guest are replaced.
     pub(crate) fn overridden_by(mut self, over: Self) -> Self {
-        self.forget_places_of(&over);
+        self.forget_spans_of(&over);
         for new in over.disks {
             let same = |old: &&mut (Origin, DiskImage)| {
                 std::path::absolute(&old.1.path).ok() == std::path::absolute(&new.1.path).ok()
@@ -130,7 +130,7 @@ impl Settings {
             password_file: over.password_file.or(self.password_file),
             log: over.log.or(self.log),
             record: over.record.or(self.record),
-            places: self.places,
+            spans: self.spans,
         }
     }
 

@@ -20,7 +20,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{CONFIG, Failure};
-use crate::places::Places;
+use crate::spans::SourceSpans;
 use crate::settings::{Origin, Settings};
 use crate::values::{self, VsockRelay};
 
@@ -72,7 +72,7 @@ pub(crate) fn read(path: &Path) -> Result<ConfigFile, Failure> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let (mut settings, wrongs, is_broken) = understand(&text, folder);
     let mistakes = (!wrongs.is_empty()).then(|| failure(path, &text, wrongs));
-    settings.places.are_in(path, text);
+    settings.spans.are_in(path, text);
     Ok(ConfigFile { settings, mistakes, is_broken })
 }
 
@@ -90,7 +90,7 @@ fn understand(text: &str, folder: &Path) -> (Settings, Vec<Wrong>, bool) {
         document: document.get_ref(),
         folder,
         wrongs: &mut wrongs,
-        places: Places::default(),
+        spans: SourceSpans::default(),
     }
     .settings();
     // A line that is no TOML has one mistake, the first; what it was to say is not known.
@@ -142,7 +142,7 @@ struct Reader<'f, 'text> {
     document: &'f DeTable<'text>,
     folder: &'f Path,
     wrongs: &'f mut Vec<Wrong>,
-    places: Places,
+    spans: SourceSpans,
 }
 
 impl Reader<'_, '_> {
@@ -209,7 +209,7 @@ impl Reader<'_, '_> {
             settings.user = fields.text("user", values::user);
             settings.password_file = fields.path("password-file").map(here);
         });
-        settings.places = self.places;
+        settings.spans = self.spans;
         settings
     }
 
@@ -225,7 +225,7 @@ impl Reader<'_, '_> {
         let folder = self.folder;
         let here = |path: PathBuf| folder.join(path);
         for Table { head, origin, at, value } in tables(section, key.span(), value, self.wrongs) {
-            self.places.note(&origin, at.clone(), value);
+            self.spans.note(&origin, at.clone(), value);
             let mut fields = Fields::new(section, head, Some(value), at, self.wrongs);
             read(&here, &mut fields, Some(origin));
             fields.require();

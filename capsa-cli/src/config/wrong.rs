@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::failure::{CONFIG, Failure, cannot_use};
-use crate::places::place;
+use crate::spans::span_at;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) fn failure(path: &Path, text: &str, mut wrongs: Vec<Wrong>) -> Failur
     wrongs.sort_by_key(|wrong| wrong.at.start);
     let failure = Failure::new(CONFIG, cannot_use(path, wrongs.len()));
     wrongs.into_iter().fold(failure, |failure, wrong| {
-        let place = place(path, text, &wrong.at);
-        failure.problem_at(place, wrong.why, wrong.hint)
+        let span = span_at(path, text, &wrong.at);
+        failure.problem_at(span, wrong.why, wrong.hint)
     })
 }

@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::DeValue;
 
-use crate::failure::Place;
+use crate::failure::SourceSpan;
 
 /// Characters of a line that are shown at most.
 const WIDTH: usize = 100;
 
-/// The places of a file's keys, by name: `boot.kernel`, `disks[1].path`, `cmdline.extra[0]`.
+/// The spans of a file's keys, by name: `boot.kernel`, `disks[1].path`, `cmdline.extra[0]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Places {
+pub(crate) struct SourceSpans {
     /// The file and its text; `None` where nothing was read from one.
     source: Option<(PathBuf, String)>,
     at: BTreeMap<String, Range<usize>>,
 }
 
-impl Places {
+impl SourceSpans {
     /// Notes a table, its keys, and what stands in their lists.
     pub(crate) fn note(&mut self, table: &str, head: Range<usize>, value: &Spanned<DeValue<'_>>) {
         self.at.insert(table.to_owned(), head);
@@ -52,14 +52,14 @@ impl Places {
     }
 
     /// Where the file has it, if it does.
-    pub(crate) fn of(&self, name: &str) -> Option<Place> {
+    pub(crate) fn of(&self, name: &str) -> Option<SourceSpan> {
         let (path, text) = self.source.as_ref()?;
-        Some(place(path, text, self.at.get(name)?))
+        Some(span_at(path, text, self.at.get(name)?))
     }
 }
 
 /// The place of a span, which may lie at the end or behind it.
-pub(crate) fn place(path: &Path, text: &str, at: &Range<usize>) -> Place {
+pub(crate) fn span_at(path: &Path, text: &str, at: &Range<usize>) -> SourceSpan {
     let start = floor(text, at.start);
     let begin = text[..start].rfind('\n').map_or(0, |before| before + 1);
     let line = text[begin..].lines().next().unwrap_or_default();
@@ -74,7 +74,7 @@ pub(crate) fn place(path: &Path, text: &str, at: &Range<usize>) -> Place {
         .take(WIDTH)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    Place {
+    SourceSpan {
         file: path.display().to_string(),
         line: 1 + text[..begin].matches('\n').count(),
         column: column + 1,
@@ -108,17 +108,17 @@ mod tests {
             (26..26, 4, 5, "last"),
             (900..999, 4, 5, "last"),
         ] {
-            let place = place(Path::new("f"), text, &at);
-            assert_eq!((place.line, place.column, place.text.as_str()), (line, column, shown));
+            let span = span_at(Path::new("f"), text, &at);
+            assert_eq!((span.line, span.column, span.text.as_str()), (line, column, shown));
         }
     }
 
     #[test]
     fn a_long_line_is_shown_around_the_place() {
         let text = format!("{}HERE{}", "x".repeat(5000), "y".repeat(5000));
-        let place = place(Path::new("f"), &text, &(5000..5004));
-        assert_eq!(place.column, 5001);
-        assert_eq!(place.text.chars().count(), WIDTH);
-        assert_eq!(&place.text[place.marked], "HERE");
+        let span = span_at(Path::new("f"), &text, &(5000..5004));
+        assert_eq!(span.column, 5001);
+        assert_eq!(span.text.chars().count(), WIDTH);
+        assert_eq!(&span.text[span.marked], "HERE");
     }
 }
