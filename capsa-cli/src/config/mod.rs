@@ -20,8 +20,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::{CONFIG, Failure};
-use crate::spans::SourceSpans;
 use crate::settings::{Origin, Settings};
+use crate::spans::SourceSpans;
 use crate::values::{self, VsockRelay};
 
 use fields::Fields;
