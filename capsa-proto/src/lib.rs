@@ -21,7 +21,7 @@
 //! | [`codec`] | machine 4: the control protocols, HTTP/1.1 and QMP |
 //! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
 //! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
-//! | [`fake`] | guests that are played, for tests without a hypervisor |
+//! | [`sim`] | simulated guests, for tests without a hypervisor |
 //! | [`text`] | escapes for control characters of guests and hypervisors |
 //! | [`helper`] | the programs beside a hypervisor: virtiofsd, passt, vhost-device-vsock |
 //!
@@ -47,7 +47,6 @@ pub mod capabilities;
 pub mod cmdline;
 pub mod codec;
 pub mod console;
-pub mod fake;
 pub mod helper;
 pub mod host;
 pub mod image_lock;
@@ -55,6 +54,7 @@ pub mod lifecycle;
 pub mod path;
 pub mod plan;
 pub mod qcow2;
+pub mod sim;
 pub mod spec;
 pub mod text;
 pub mod time;

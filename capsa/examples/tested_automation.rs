@@ -36,15 +36,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use capsa::testing::{self, Answer, FakeGuest, TestResult};
+    use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
 
-    fn guest() -> FakeGuest {
-        FakeGuest::new().login("root", None).shell("# ").on("uname -r", Answer::say("6.1.0\n"))
+    fn guest() -> ScriptedGuest {
+        ScriptedGuest::new()
+            .login("root", None)
+            .shell("# ")
+            .on("uname -r", GuestReply::output("6.1.0\n"))
     }
 
     #[test]
     fn a_healthy_guest_tells_its_release() -> TestResult {
-        let guest = guest().on("systemctl is-system-running", Answer::say("running\n"));
+        let guest = guest().on("systemctl is-system-running", GuestReply::output("running\n"));
         let vm = testing::vm(guest).build_blocking()?;
         let _shown = testing::show_on_failure(&vm);
         assert_eq!(release(&vm)?, "6.1.0");
@@ -53,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_degraded_guest_is_an_error() -> TestResult {
-        let degraded = Answer::say("degraded\n").with_status(1);
+        let degraded = GuestReply::output("degraded\n").with_status(1);
         let vm =
             testing::vm(guest().on("systemctl is-system-running", degraded)).build_blocking()?;
         let _shown = testing::show_on_failure(&vm);
@@ -63,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_panics_is_an_error_at_once() -> TestResult {
-        let vm = testing::vm(FakeGuest::new().panic("no init found")).build_blocking()?;
+        let vm = testing::vm(ScriptedGuest::new().panic("no init found")).build_blocking()?;
         let _shown = testing::show_on_failure(&vm);
         assert!(release(&vm).is_err());
         Ok(())

@@ -11,10 +11,10 @@ use capsa_io::probe::{self, Programs};
 use capsa_io::{facts, run_dir, scratch};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbePlan, ProbeReport};
 use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
-use capsa_proto::fake::{self, Part};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, OverlayPlan, RunDirPlan};
+use capsa_proto::sim::{self, SimulatedGuest};
 use capsa_proto::spec::{Accelerator, ConsoleMode, GuestOs, RebootPolicy, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
@@ -112,7 +112,7 @@ pub(crate) struct Planned {
     /// The backends tried before this one, and why they were not taken.
     pub(crate) rejected: Vec<Rejection>,
     /// What plays the guest instead of a hypervisor.
-    pub(crate) part: Option<Part>,
+    pub(crate) simulated: Option<SimulatedGuest>,
 }
 
 /// How strict a planning is about what is on this host.
@@ -177,16 +177,16 @@ fn try_places(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
 }
 
 /// Plans a machine that is played. Looks at nothing.
-pub(crate) fn plan_played(
-    part: Part,
+pub(crate) fn plan_simulated(
+    simulated: SimulatedGuest,
     console: ConsoleMode,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 ) -> Result<Planned> {
     let at = RunDirPlan::new(planned_run_dir()?);
-    let plan = fake::plan(&at, console, on_reboot, time_limit);
-    let backend = Arc::new(fake::Stage::default());
-    Ok(Planned { backend, plan, rejected: Vec::new(), part: Some(part) })
+    let plan = sim::plan(&at, console, on_reboot, time_limit);
+    let backend = Arc::new(sim::SimBackend::default());
+    Ok(Planned { backend, plan, rejected: Vec::new(), simulated: Some(simulated) })
 }
 
 /// A program that no backend asks for would be named in vain.
@@ -227,7 +227,7 @@ fn plan_on(
     }
     let checked = checked(backend.as_ref(), spec, host, &found)?;
     let plan = planned(backend.as_ref(), &checked, host, &found);
-    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new(), part: None })
+    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new(), simulated: None })
 }
 
 fn checked(
@@ -256,7 +256,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &Choice) -> Result<Plan
         match check(spec.clone(), backend.as_ref(), host, &found) {
             Ok(checked) => {
                 let plan = planned(backend.as_ref(), &checked, host, &found);
-                return Ok(Planned { backend, plan, rejected, part: None });
+                return Ok(Planned { backend, plan, rejected, simulated: None });
             }
             Err(violations) => {
                 let reasons =

@@ -7,9 +7,9 @@ use capsa_io::supervisor::Options;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
-use capsa_proto::fake::Part;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::LaunchPlan;
+use capsa_proto::sim::SimulatedGuest;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
@@ -44,7 +44,7 @@ pub struct LinuxVmBuilder {
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
     choice: Choice,
-    pub(crate) part: Option<Part>,
+    pub(crate) simulated: Option<SimulatedGuest>,
     recording: Option<Recording>,
     pub(crate) options: Options,
 }
@@ -66,7 +66,7 @@ impl LinuxVmBuilder {
             on_reboot: RebootPolicy::default(),
             timeout: None,
             choice: Choice::default(),
-            part: None,
+            simulated: None,
             recording: None,
             options: Options::default(),
         }
@@ -310,7 +310,7 @@ impl LinuxVmBuilder {
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
-        if let Some(part) = self.part.clone() {
+        if let Some(guest) = self.simulated.clone() {
             if self.vsock || !self.vsock_ports.is_empty() {
                 return Err(Error::from_violations(vec![Violation::new(
                     "vsock",
@@ -319,7 +319,7 @@ impl LinuxVmBuilder {
                     "leave vsock away, or test this with a hypervisor",
                 )]));
             }
-            return backends::plan_played(part, self.console, self.on_reboot, self.timeout);
+            return backends::plan_simulated(guest, self.console, self.on_reboot, self.timeout);
         }
         backends::plan(spec, &self.choice, strict)
     }

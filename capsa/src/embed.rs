@@ -21,14 +21,14 @@
 //! ```
 //! use std::time::Duration;
 //! use capsa::embed::{Ended, VmEvent};
-//! use capsa::testing::{self, Answer, FakeGuest};
+//! use capsa::testing::{self, GuestReply, ScriptedGuest};
 //!
 //! # fn wait_readable(_: &impl std::os::fd::AsFd, timeout: Option<Duration>) {
 //! #     std::thread::sleep(timeout.unwrap_or_default().min(Duration::from_millis(1)));
 //! # }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // A guest that is played, so that this runs anywhere. `Capsa::vm(…)` makes a real one.
-//! let guest = FakeGuest::new().login("root", None).shell("# ").on("id -u", Answer::say("0\n"));
+//! let guest = ScriptedGuest::new().login("root", None).shell("# ").on("id -u", GuestReply::output("0\n"));
 //! let mut vm = testing::vm(guest).build_embedded()?;
 //!
 //! let reader = vm.add_reader();
@@ -137,10 +137,10 @@ impl Vm {
         options: Options,
         resources: ResourceConfig,
     ) -> io::Result<Self> {
-        let Planned { backend, plan, rejected, part } = planned;
-        let supervisor = match part {
+        let Planned { backend, plan, rejected, simulated } = planned;
+        let supervisor = match simulated {
             None => Supervisor::new(plan, backend, options)?,
-            Some(part) => Supervisor::played(plan, part, options)?,
+            Some(simulated) => Supervisor::played(plan, simulated, options)?,
         };
         Ok(Self { supervisor, resources, rejected })
     }

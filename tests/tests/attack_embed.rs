@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use capsa::embed::{Ended, Vm, VmEvent};
-use capsa::testing::{self, FakeGuest};
+use capsa::testing::{self, ScriptedGuest};
 use capsa::{ConsoleMode, Overflow, VmStatus};
 use capsa_test::fake::{self, machine};
 use capsa_test::vm::{PATIENCE, poll_fd};
@@ -50,7 +50,7 @@ fn a_wait_that_is_over_at_once_is_said_to_be() {
 
 #[test]
 fn who_watches_for_writing_alone_is_told() {
-    let mut vm = testing::vm(FakeGuest::new()).build_embedded().unwrap();
+    let mut vm = testing::vm(ScriptedGuest::new()).build_embedded().unwrap();
     let poll = mio::Poll::new().unwrap();
     let (token, readable) = (mio::Token(0), mio::Interest::READABLE);
     let mut refused = |interest| poll.registry().register(&mut vm, token, interest).unwrap_err();

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
-use capsa::testing::{self, Answer, FakeGuest};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Error, Pattern};
 use capsa_test::vm::PATIENCE;
 use futures_lite::future::{block_on, poll_once};
@@ -14,7 +14,7 @@ use futures_lite::future::{block_on, poll_once};
 /// Short, for what never comes.
 const SOON: Duration = Duration::from_millis(20);
 
-fn logged_in(guest: FakeGuest) -> (VmHandle, VmConsole) {
+fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
     let vm = testing::vm(guest.login("root", None).shell("# ")).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
@@ -52,7 +52,7 @@ fn hostile() -> Vec<Vec<u8>> {
 fn whatever_a_command_prints_is_its_output_and_nothing_else() {
     for text in hostile() {
         let start = text[..text.len().min(40)].escape_ascii().to_string();
-        let guest = FakeGuest::new().on("attack", Answer::say(&text).with_status(7));
+        let guest = ScriptedGuest::new().on("attack", GuestReply::output(&text).with_status(7));
         let (vm, mut console) = logged_in(guest);
         let lines = console.reader().strip_ansi().lines();
         let tail = std::thread::spawn(move || lines.map(|line| line.len()).max());
@@ -84,7 +84,7 @@ fn whatever_a_command_prints_is_its_output_and_nothing_else() {
 
 #[test]
 fn what_cannot_be_typed_or_sought_is_refused_before_anything_is_typed() {
-    let (_vm, mut console) = logged_in(FakeGuest::new());
+    let (_vm, mut console) = logged_in(ScriptedGuest::new());
     for command in ["a\0b".to_owned(), "x".repeat((64 << 10) + 1), "\u{1}".repeat(20_000)] {
         let error = console.run(&command, Some(PATIENCE)).unwrap_err();
         assert!(matches!(error, Error::Script(_)), "{error}");
@@ -101,7 +101,8 @@ fn what_cannot_be_typed_or_sought_is_refused_before_anything_is_typed() {
 
 #[test]
 fn times_of_any_length_are_times() {
-    let guest = FakeGuest::new().on("true", Answer::status(0)).on("cat", Answer::blocks());
+    let guest =
+        ScriptedGuest::new().on("true", GuestReply::status(0)).on("cat", GuestReply::blocks());
     let (_vm, mut console) = logged_in(guest);
     for timeout in [Duration::MAX, Duration::from_secs(u64::MAX / 1_000_000)] {
         assert_eq!(console.run("true", Some(timeout)).unwrap().status, Some(0));
@@ -120,11 +121,11 @@ fn times_of_any_length_are_times() {
 
 #[test]
 fn a_command_whose_future_is_dropped_is_interrupted() {
-    let guest = FakeGuest::new()
+    let guest = ScriptedGuest::new()
         .login("root", None)
         .shell("# ")
-        .on("sleep 1000", Answer::blocks())
-        .on("pwd", Answer::say("/root\n"));
+        .on("sleep 1000", GuestReply::blocks())
+        .on("pwd", GuestReply::output("/root\n"));
     block_on(async {
         let vm = testing::vm(guest).build().await.unwrap();
         vm.start().await.unwrap();

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use capsa::embed::{TokioVm, VmEvent};
-use capsa::testing::{self, Answer, FakeGuest};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
 use capsa_test::conformance::Subject;
 use capsa_test::cut::Random;
@@ -145,9 +145,11 @@ fn a_shell_is_usable_after_whatever_was_given_up() {
     let random = &mut Random::new(0x0dd);
     for _ in 0..60 {
         block_on(async {
-            let guest = FakeGuest::new().say("booting\r\n").login("root", Some("pw")).shell("# ");
-            let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
-            let vm = testing::vm(guest.on("id -u", Answer::say("0\n"))).build().await.unwrap();
+            let guest =
+                ScriptedGuest::new().print("booting\r\n").login("root", Some("pw")).shell("# ");
+            let guest = guest.on("uname -r", GuestReply::output("6.1.0\n"));
+            let vm =
+                testing::vm(guest.on("id -u", GuestReply::output("0\n"))).build().await.unwrap();
             random.cut(vm.start()).await;
             if vm.status() == VmStatus::Created {
                 vm.start().await.unwrap(); // It was not even polled.

@@ -26,7 +26,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use capsa::embed::{Ended, Outcome, Vm, VmEvent};
-use capsa::testing::{self, Answer, FakeGuest};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, EndedBy, StopStep};
 use capsa_test::conformance::Subject;
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
@@ -168,8 +168,8 @@ fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
 #[test]
 fn a_byte_a_call_is_enough_for_every_loop() {
     let test = "a_byte_a_call_is_enough_for_every_loop";
-    let guest = FakeGuest::new().login("root", None).shell("# ");
-    let guest = guest.on("uname -r", Answer::say("6.1.0\n"));
+    let guest = ScriptedGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("uname -r", GuestReply::output("6.1.0\n"));
     let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
     on_each_loop(test, played, as_root, RELEASE, ASKED);
 }

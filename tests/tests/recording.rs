@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
-use capsa::testing::{self, Answer, FakeGuest, Inputs, Tempo};
+use capsa::testing::{self, GuestReply, ReplayInput, ReplaySpeed, ScriptedGuest};
 use capsa::{EndedBy, Error, Overflow, Recording, VmStatus};
 use capsa_test::nano;
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
@@ -38,13 +38,13 @@ fn text(events: &[(f64, String, String)], code: &str) -> String {
     events.iter().filter(|(_, c, _)| c == code).map(|(_, _, data)| data.as_str()).collect()
 }
 
-fn fake() -> FakeGuest {
-    FakeGuest::new()
-        .say(b"\x1b[1mbooting\x1b[0m \xff\xfe caf\xc3\xa9\r\n")
+fn fake() -> ScriptedGuest {
+    ScriptedGuest::new()
+        .print(b"\x1b[1mbooting\x1b[0m \xff\xfe caf\xc3\xa9\r\n")
         .login("root", Some("hunter2"))
         .shell("# ")
-        .on("uname -r", Answer::say("6.1.0\n"))
-        .on("slow", Answer::say("done\n").after(Duration::from_millis(200)))
+        .on("uname -r", GuestReply::output("6.1.0\n"))
+        .on("slow", GuestReply::output("done\n").after(Duration::from_millis(200)))
 }
 
 /// What a program does with such a guest, whoever it is.
@@ -121,7 +121,7 @@ fn a_replay_in_its_original_tempo_takes_the_time_it_took() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
-    let replay = testing::recording(&path).unwrap().tempo(Tempo::Original);
+    let replay = testing::recording(&path).unwrap().speed(ReplaySpeed::Original);
     let began = Instant::now();
     assert_eq!(run(&testing::vm(replay).build_blocking().unwrap()).unwrap(), "6.1.0\n");
     assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
@@ -144,7 +144,7 @@ fn a_replay_shows_what_it_expected_and_what_it_got() {
     assert!(message.contains(r#"expected "root\r""#), "{message}");
     assert!(message.contains(r#"got "admin\r""#), "{message}");
     // Or it minds nothing.
-    let vm = testing::vm(replay.inputs(Inputs::Ignored)).build_blocking().unwrap();
+    let vm = testing::vm(replay.input(ReplayInput::Ignored)).build_blocking().unwrap();
     vm.start().unwrap();
     vm.console().unwrap().login_timeout("admin", Some("any"), PATIENCE).unwrap();
 }
@@ -173,7 +173,7 @@ fn where_the_guest_is_paused_neither_a_recording_nor_a_late_reader_misses_anythi
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("whole.cast");
     let said: String = (0..50_000).map(|n| format!("line {n}\r\n")).collect();
-    let guest = FakeGuest::new().say(&said).power_off();
+    let guest = ScriptedGuest::new().print(&said).power_off();
     let vm = testing::vm(guest).scrollback(1000, Overflow::Pause).record(&path);
     let vm = vm.build_blocking().unwrap();
     vm.start().unwrap();
@@ -265,7 +265,7 @@ fn a_real_linux_guest_is_recorded_and_replayed() {
     assert!(!std::fs::read_to_string(&path).unwrap().contains("secret\\r"));
     for replay in [
         testing::recording(&path).unwrap(),
-        testing::recording(&path).unwrap().tempo(Tempo::Original),
+        testing::recording(&path).unwrap().speed(ReplaySpeed::Original),
     ] {
         let played = testing::vm(replay).build_blocking().unwrap();
         let began = Instant::now();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::embed::{Vm, VmEvent};
-use capsa::testing::{self, Answer, FakeGuest};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Error, Overflow};
 use capsa_test::vm::{PATIENCE, poll_fd};
 use futures_lite::AsyncReadExt;
@@ -19,7 +19,7 @@ fn long() -> Vec<u8> {
     (0..LONG).map(|n| if n % 71 == 70 { b'\n' } else { b'a' + (n % 23) as u8 }).collect()
 }
 
-fn logged_in(guest: FakeGuest, overflow: Overflow) -> (VmHandle, VmConsole) {
+fn logged_in(guest: ScriptedGuest, overflow: Overflow) -> (VmHandle, VmConsole) {
     let guest = guest.login("root", None).shell("# ");
     let vm = testing::vm(guest).scrollback(100_000, overflow).build_blocking().unwrap();
     vm.start().unwrap();
@@ -30,7 +30,7 @@ fn logged_in(guest: FakeGuest, overflow: Overflow) -> (VmHandle, VmConsole) {
 
 #[test]
 fn a_slow_reader_gets_all_of_a_paused_guest() {
-    let guest = FakeGuest::new().on("long", Answer::say(long()).with_status(4));
+    let guest = ScriptedGuest::new().on("long", GuestReply::output(long()).with_status(4));
     let (_vm, mut console) = logged_in(guest, Overflow::Pause);
     let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
     let (mut said, mut chunk) = (Vec::new(), vec![0; 50_000]);
@@ -53,7 +53,7 @@ fn a_slow_reader_gets_all_of_a_paused_guest() {
 #[test]
 fn a_reader_may_be_behind_by_as_much_as_a_run_keeps_and_the_rest_is_admitted() {
     for (length, is_kept) in [(LONG, true), (20_000_000, false)] {
-        let guest = FakeGuest::new().on("long", Answer::say(vec![b'x'; length]));
+        let guest = ScriptedGuest::new().on("long", GuestReply::output(vec![b'x'; length]));
         let (vm, mut console) = logged_in(guest, Overflow::DropOldest);
         let command = console.spawn("long", Some(PATIENCE)).unwrap();
         // It is over before anybody reads.
@@ -72,7 +72,7 @@ fn console_is_silent(vm: &VmHandle) {
 
 #[test]
 fn what_is_not_read_comes_with_the_end() {
-    let guest = FakeGuest::new().on("long", Answer::say(long()).with_status(1));
+    let guest = ScriptedGuest::new().on("long", GuestReply::output(long()).with_status(1));
     let (_vm, mut console) = logged_in(guest, Overflow::Pause);
     let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
     let mut first = [0; 1000];
@@ -84,7 +84,8 @@ fn what_is_not_read_comes_with_the_end() {
 
 #[test]
 fn output_comes_before_the_end_and_before_the_time_limit() {
-    let guest = FakeGuest::new().on("forever", Answer::say("one\ntwo").lasting(Duration::MAX));
+    let guest =
+        ScriptedGuest::new().on("forever", GuestReply::output("one\ntwo").runs_for(Duration::MAX));
     let (_vm, mut console) = logged_in(guest, Overflow::DropOldest);
     let began = Instant::now();
     let mut command = console.spawn("forever", Some(Duration::from_secs(2))).unwrap();
@@ -101,7 +102,8 @@ fn output_comes_before_the_end_and_before_the_time_limit() {
 
 #[test]
 fn one_that_is_dropped_is_interrupted() {
-    let guest = FakeGuest::new().on("forever", Answer::say("on and on").lasting(Duration::MAX));
+    let guest =
+        ScriptedGuest::new().on("forever", GuestReply::output("on and on").runs_for(Duration::MAX));
     let (_vm, mut console) = logged_in(guest, Overflow::DropOldest);
     drop(console.spawn("forever", None).unwrap());
     let mut command = console.spawn("forever", None).unwrap();
@@ -113,7 +115,8 @@ fn one_that_is_dropped_is_interrupted() {
 
 #[test]
 fn the_end_of_the_machine_is_the_end_of_the_output() {
-    let guest = FakeGuest::new().on("forever", Answer::say("last words").lasting(Duration::MAX));
+    let guest = ScriptedGuest::new()
+        .on("forever", GuestReply::output("last words").runs_for(Duration::MAX));
     let (vm, mut console) = logged_in(guest, Overflow::Pause);
     let mut command = console.spawn("forever", None).unwrap();
     let mut said = [0; 10];
@@ -127,8 +130,8 @@ fn the_end_of_the_machine_is_the_end_of_the_output() {
 /// Whoever heeds the events alone is not told of what the log still had when it took the first part.
 #[test]
 fn what_is_taken_is_all_there_is() {
-    let guest = FakeGuest::new().login("root", None).shell("# ");
-    let guest = guest.on("forever", Answer::say(long()).lasting(Duration::MAX));
+    let guest = ScriptedGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("forever", GuestReply::output(long()).runs_for(Duration::MAX));
     let builder = testing::vm(guest).scrollback(LONG + 100_000, Overflow::Pause);
     let mut vm = builder.build_embedded().unwrap();
     let reader = vm.add_reader();
@@ -162,7 +165,8 @@ fn drive_until(vm: &mut Vm, mut is_it: impl FnMut(&mut Vm, VmEvent) -> bool) {
 /// Futures of reads may be dropped wherever they stand, by a driver that is a future too.
 #[test]
 fn reads_that_are_given_up_lose_nothing() {
-    let guest = FakeGuest::new().on("long", Answer::say(long())).login("root", None).shell("# ");
+    let guest =
+        ScriptedGuest::new().on("long", GuestReply::output(long())).login("root", None).shell("# ");
     let builder = testing::vm(guest).scrollback(100_000, Overflow::Pause);
     let (vm, driver) = block_on(builder.build_driven()).unwrap();
     let session = async {

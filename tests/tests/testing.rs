@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
-use capsa::testing::{self, Answer, FakeGuest, TestResult};
+use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
 use capsa::{EndedBy, Error, Exit, RebootPolicy, StopStep, VmStatus};
 use capsa_test::vm::PATIENCE;
 use futures_lite::future::block_on;
@@ -11,17 +11,17 @@ use futures_lite::future::block_on;
 /// Short, for what never comes.
 const SOON: Duration = Duration::from_millis(50);
 
-fn shell() -> FakeGuest {
-    FakeGuest::new().say("booting\r\n").login("root", Some("secret")).shell("# ")
+fn shell() -> ScriptedGuest {
+    ScriptedGuest::new().print("booting\r\n").login("root", Some("secret")).shell("# ")
 }
 
-fn started(guest: FakeGuest) -> VmHandle {
+fn started(guest: ScriptedGuest) -> VmHandle {
     let vm = testing::vm(guest).build_blocking().unwrap();
     vm.start().unwrap();
     vm
 }
 
-fn logged_in(guest: FakeGuest) -> (VmHandle, capsa::blocking::VmConsole) {
+fn logged_in(guest: ScriptedGuest) -> (VmHandle, capsa::blocking::VmConsole) {
     let vm = started(guest);
     let mut console = vm.console().unwrap();
     console.login_timeout("root", Some("secret"), PATIENCE).unwrap();
@@ -31,9 +31,12 @@ fn logged_in(guest: FakeGuest) -> (VmHandle, capsa::blocking::VmConsole) {
 #[test]
 fn a_session_goes_as_with_a_real_guest() -> TestResult {
     let guest = shell()
-        .on("uname -r", Answer::say("6.1.0\n"))
-        .on("false", Answer::status(1))
-        .on("seq 2000", Answer::say((1..=2000).map(|n| format!("{n}\n")).collect::<String>()));
+        .on("uname -r", GuestReply::output("6.1.0\n"))
+        .on("false", GuestReply::status(1))
+        .on(
+            "seq 2000",
+            GuestReply::output((1..=2000).map(|n| format!("{n}\n")).collect::<String>()),
+        );
     let (vm, mut console) = logged_in(guest);
     let _shown = testing::show_on_failure(&vm);
     let began = Instant::now();
@@ -56,7 +59,7 @@ fn a_session_goes_as_with_a_real_guest() -> TestResult {
 #[test]
 fn ten_megabytes_of_output_arrive_whole() {
     let text: String = (0..1_000_000).map(|n| format!("{n:09}\n")).collect();
-    let (_vm, mut console) = logged_in(shell().on("big", Answer::say(&text)));
+    let (_vm, mut console) = logged_in(shell().on("big", GuestReply::output(&text)));
     let reply = console.run("big", Some(PATIENCE)).unwrap();
     assert!(reply.output == text.as_bytes() && !reply.truncated, "{} bytes", reply.output.len());
 }
@@ -80,7 +83,8 @@ fn a_login_waits_for_no_clock() {
 
 #[test]
 fn a_command_that_blocks_times_out_and_leaves_the_shell_usable() {
-    let guest = shell().on("sleep 1000", Answer::blocks()).on("pwd", Answer::say("/root\n"));
+    let guest =
+        shell().on("sleep 1000", GuestReply::blocks()).on("pwd", GuestReply::output("/root\n"));
     let (_vm, mut console) = logged_in(guest);
     let error = console.run("sleep 1000", Some(SOON)).unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
@@ -89,7 +93,7 @@ fn a_command_that_blocks_times_out_and_leaves_the_shell_usable() {
 
 #[test]
 fn an_answer_takes_the_time_it_is_given() {
-    let (_vm, mut console) = logged_in(shell().on("sync", Answer::status(0).after(SOON)));
+    let (_vm, mut console) = logged_in(shell().on("sync", GuestReply::status(0).after(SOON)));
     let began = Instant::now();
     console.run("sync", Some(PATIENCE)).unwrap();
     assert!(began.elapsed() >= SOON);
@@ -98,9 +102,9 @@ fn an_answer_takes_the_time_it_is_given() {
 #[test]
 fn a_guest_that_ends_in_a_command_ends_the_wait() {
     for (answer, ended_by, exit_code) in [
-        (Answer::power_off(), EndedBy::GuestPowerOff, Some(0)),
-        (Answer::reboot(), EndedBy::GuestReboot, Some(0)),
-        (Answer::panic("sysrq"), EndedBy::GuestPanic, Some(0)),
+        (GuestReply::power_off(), EndedBy::GuestPowerOff, Some(0)),
+        (GuestReply::reboot(), EndedBy::GuestReboot, Some(0)),
+        (GuestReply::panic("sysrq"), EndedBy::GuestPanic, Some(0)),
     ] {
         let (vm, mut console) = logged_in(shell().on("end", answer));
         let error = console.run("end", Some(PATIENCE)).unwrap_err();
@@ -113,9 +117,10 @@ fn a_guest_that_ends_in_a_command_ends_the_wait() {
 
 #[test]
 fn a_hypervisor_that_exits_or_is_killed_is_a_failure() {
-    for (answer, exit) in
-        [(Answer::exit(3), "exited with status 3"), (Answer::killed(11), "was killed by signal 11")]
-    {
+    for (answer, exit) in [
+        (GuestReply::exit(3), "exited with status 3"),
+        (GuestReply::killed(11), "was killed by signal 11"),
+    ] {
         let (vm, mut console) = logged_in(shell().on("end", answer));
         assert!(console.run("end", Some(PATIENCE)).is_err());
         let Some(VmStatus::Failed { message }) = vm.wait_timeout(PATIENCE).unwrap() else {
@@ -127,7 +132,7 @@ fn a_hypervisor_that_exits_or_is_killed_is_a_failure() {
 
 #[test]
 fn a_guest_that_hangs_ignores_its_button_and_has_its_power_cut() {
-    let (vm, mut console) = logged_in(shell().on("hang", Answer::hang()));
+    let (vm, mut console) = logged_in(shell().on("hang", GuestReply::hang()));
     assert!(matches!(console.run("hang", Some(SOON)), Err(Error::Timeout { .. })));
     vm.stop_with_timeout(SOON).unwrap();
     let report = vm.stop_report().unwrap();
@@ -137,7 +142,7 @@ fn a_guest_that_hangs_ignores_its_button_and_has_its_power_cut() {
 
 #[test]
 fn a_kill_is_a_kill() {
-    let vm = started(shell().deaf());
+    let vm = started(shell().ignore_power_button());
     vm.kill().unwrap();
     let report = vm.stop_report().unwrap();
     let exit = Exit { code: None, signal: Some(9), said: String::new() };
@@ -147,7 +152,7 @@ fn a_kill_is_a_kill() {
 
 #[test]
 fn a_start_that_fails_says_why() {
-    let vm = testing::vm(FakeGuest::new().fails_to_start("out of memory"));
+    let vm = testing::vm(ScriptedGuest::new().fail_to_start("out of memory"));
     let error = vm.build_blocking().unwrap().start().unwrap_err();
     assert!(matches!(&error, Error::StartFailed(why) if why.contains("out of memory")), "{error}");
 }
@@ -163,7 +168,7 @@ fn a_time_limit_stops_it() {
 
 #[test]
 fn a_reboot_that_ends_nothing_begins_again() {
-    let guest = FakeGuest::new().say("one boot\n").hear("reboot").reboot();
+    let guest = ScriptedGuest::new().print("one boot\n").expect_line("reboot").reboot();
     let vm = testing::vm(guest).on_reboot(RebootPolicy::Restart).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
@@ -176,7 +181,8 @@ fn a_reboot_that_ends_nothing_begins_again() {
 
 #[test]
 fn a_reboot_ends_a_command_and_not_a_login() -> TestResult {
-    let guest = shell().on("reboot", Answer::reboot()).on("uname", Answer::say("Linux\n"));
+    let guest =
+        shell().on("reboot", GuestReply::reboot()).on("uname", GuestReply::output("Linux\n"));
     let vm = testing::vm(guest).on_reboot(RebootPolicy::Restart).build_blocking()?;
     vm.start()?;
     let mut console = vm.console()?;
@@ -202,7 +208,7 @@ fn dropping_the_handle_ends_it_and_closes_its_console() {
 #[test]
 fn the_async_face_and_a_driver_of_ones_own_do_as_well() {
     block_on(async {
-        let guest = shell().on("uname", Answer::say("Linux\n"));
+        let guest = shell().on("uname", GuestReply::output("Linux\n"));
         let (vm, driver) = testing::vm(guest).build_driven().await.unwrap();
         let test = async {
             vm.start().await.unwrap();
@@ -218,7 +224,8 @@ fn the_async_face_and_a_driver_of_ones_own_do_as_well() {
 
 #[test]
 fn a_loop_of_ones_own_drives_it() {
-    let mut vm = testing::vm(FakeGuest::new().say("hello").power_off()).build_embedded().unwrap();
+    let mut vm =
+        testing::vm(ScriptedGuest::new().print("hello").power_off()).build_embedded().unwrap();
     let reader = vm.add_reader();
     vm.start().unwrap();
     while !vm.status().is_terminal() {
@@ -275,7 +282,7 @@ fn the_console_shows_when_a_test_fails_and_only_then() -> TestResult {
         }
         return Ok(());
     };
-    let vm = started(FakeGuest::new().say("one\r\n\x1b[31mtwo in red\x1b[0m\r\n"));
+    let vm = started(ScriptedGuest::new().print("one\r\n\x1b[31mtwo in red\x1b[0m\r\n"));
     let _shown = testing::show_on_failure(&vm);
     vm.console()?.wait_for_timeout("red\u{1b}[0m\r\n", PATIENCE)?;
     match how.as_str() {

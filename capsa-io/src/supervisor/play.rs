@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::backend::Verdict;
-use capsa_proto::fake::{Deed, Part, Play, Stage};
 use capsa_proto::lifecycle::{Exit, Input};
 use capsa_proto::plan::{ConsolePlan, LaunchPlan, Message, ProcessId, Signal};
+use capsa_proto::sim::{GuestSim, SimAction, SimBackend, SimulatedGuest};
 use capsa_proto::time::Instant;
 
 use super::{CONSOLE, Options, Supervisor, keys};
@@ -37,8 +37,8 @@ const PLAYER: usize = keys(ProcessId(0)).exit;
 /// A play and its end of the console.
 #[derive(Debug)]
 pub(super) struct Player {
-    part: Part,
-    play: Box<dyn Play>,
+    part: SimulatedGuest,
+    play: Box<dyn GuestSim>,
     stream: Option<Source<Stream>>,
     outgoing: VecDeque<u8>,
     on: bool,
@@ -48,9 +48,9 @@ pub(super) struct Player {
 }
 
 impl Player {
-    fn new(part: Part) -> Self {
+    fn new(part: SimulatedGuest) -> Self {
         Self {
-            play: part.play(),
+            play: part.simulate(),
             part,
             stream: None,
             outgoing: VecDeque::new(),
@@ -112,13 +112,13 @@ impl Player {
 }
 
 impl Supervisor {
-    /// A machine that is played: its plan comes from [`capsa_proto::fake::plan`].
+    /// A machine that is played: its plan comes from [`capsa_proto::sim::plan`].
     ///
     /// # Errors
     ///
     /// When the system has no descriptor left for a poller.
-    pub fn played(plan: LaunchPlan, part: Part, options: Options) -> io::Result<Self> {
-        let mut supervisor = Self::new(plan, Arc::new(Stage::default()), options)?;
+    pub fn played(plan: LaunchPlan, part: SimulatedGuest, options: Options) -> io::Result<Self> {
+        let mut supervisor = Self::new(plan, Arc::new(SimBackend::default()), options)?;
         supervisor.player = Some(Player::new(part));
         Ok(supervisor)
     }
@@ -212,15 +212,15 @@ impl Supervisor {
                 self.end_play();
                 return true;
             }
-            let Some(deed) = player.play.poll_deed(now) else { return any };
+            let Some(deed) = player.play.poll_action(now) else { return any };
             any = true;
             match deed {
-                Deed::Say(bytes) => player.outgoing.extend(bytes),
-                Deed::Event(event) => {
+                SimAction::Output(bytes) => player.outgoing.extend(bytes),
+                SimAction::Event(event) => {
                     self.guest_event(Some(event));
                     self.act();
                 }
-                Deed::Exit(exit) => player.exit = Some(exit),
+                SimAction::Exit(exit) => player.exit = Some(exit),
             }
         }
         self.more = true;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use capsa::embed::{Ended, Vm, VmEvent};
-use capsa::testing::{self, Answer, FakeGuest};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Capsa, LinuxBootConfig};
 
 /// How long a guest may take to boot, in software emulation on a busy machine.
@@ -23,8 +23,8 @@ pub(crate) fn machine() -> capsa::Result<Vm> {
 
 /// A guest that lets root in and knows its kernel's release.
 pub(crate) fn played() -> capsa::Result<Vm> {
-    let guest = FakeGuest::new().say("booting\r\n").login("root", None).shell("# ");
-    testing::vm(guest.on("uname -r", Answer::say("6.1.0\n"))).build_embedded()
+    let guest = ScriptedGuest::new().print("booting\r\n").login("root", None).shell("# ");
+    testing::vm(guest.on("uname -r", GuestReply::output("6.1.0\n"))).build_embedded()
 }
 
 /// Starts the machine, and gives what is to be done at each of its events: to log in, to run a

@@ -8,10 +8,10 @@
 //!
 //! | the guest | is made by |
 //! | --- | --- |
-//! | does what the test says: answers, fails, panics, hangs | [`FakeGuest`] |
+//! | does what the test says: answers, fails, panics, hangs | [`ScriptedGuest`] |
 //! | does again what a real one did | [`recording`], of a file that [`Recording`](crate::Recording) made |
 //!
-//! [`vm`] makes a machine of either; [`LinuxVmBuilder::played_by`] one of a builder that a program
+//! [`vm`] makes a machine of either; [`LinuxVmBuilder::simulated_guest`] one of a builder that a program
 //! has already. There is no network, disk, share or vsock behind it: the builder is asked for its
 //! console, its time limit, its scrollback and what a reboot does, and nothing else is looked at.
 //!
@@ -21,7 +21,7 @@
 //!
 //! ```
 //! # #[cfg(feature = "blocking")] {
-//! use capsa::testing::{self, Answer, FakeGuest, TestResult};
+//! use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
 //!
 //! fn kernel(console: &mut capsa::blocking::VmConsole) -> capsa::Result<String> {
 //!     console.login("root", Some("secret"))?;
@@ -30,10 +30,10 @@
 //! }
 //!
 //! # fn test() -> TestResult {
-//! let guest = FakeGuest::new()
+//! let guest = ScriptedGuest::new()
 //!     .login("root", Some("secret"))
 //!     .shell("# ")
-//!     .on("uname -r", Answer::say("6.1.0\n"));
+//!     .on("uname -r", GuestReply::output("6.1.0\n"));
 //! let vm = testing::vm(guest).build_blocking()?;
 //! let _shown = testing::show_on_failure(&vm);
 //! vm.start()?;
@@ -56,13 +56,17 @@ use std::path::Path;
 #[cfg(feature = "async")]
 pub use show::{Failure, Shown, TestResult, show_on_failure};
 
-pub use capsa_proto::fake::{Answer, FakeGuest, Inputs, Part, Replay, ReplayError, Tempo};
+pub use capsa_proto::sim::{
+    GuestReply, Replay, ReplayError, ReplayInput, ReplaySpeed, ScriptedGuest, SimulatedGuest,
+};
 
 use crate::{Error, LinuxVmBuilder, Result};
 
 /// A machine whose guest is played, with a console. Goes on as any builder does.
-pub fn vm(part: impl Into<Part>) -> LinuxVmBuilder {
-    LinuxVmBuilder::new("/dev/null".into(), None, Vec::new()).console_enabled().played_by(part)
+pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
+    LinuxVmBuilder::new("/dev/null".into(), None, Vec::new())
+        .console_enabled()
+        .simulated_guest(guest)
 }
 
 /// The recording in this file, to be replayed.
@@ -82,8 +86,8 @@ pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
 impl LinuxVmBuilder {
     /// Has the guest played instead of running one; see [`testing`](crate::testing). The kernel, the
     /// disks, the shares and the network are not looked at then, and no backend is chosen.
-    pub fn played_by(mut self, part: impl Into<Part>) -> Self {
-        self.part = Some(part.into());
+    pub fn simulated_guest(mut self, guest: impl Into<SimulatedGuest>) -> Self {
+        self.simulated = Some(guest.into());
         self
     }
 }

@@ -21,10 +21,10 @@ thread_local! {
 ///
 /// ```
 /// # #[cfg(feature = "blocking")] {
-/// use capsa::testing::{self, FakeGuest, TestResult};
+/// use capsa::testing::{self, ScriptedGuest, TestResult};
 ///
 /// fn test() -> TestResult {
-///     let vm = testing::vm(FakeGuest::new().say("no init found\r\n")).build_blocking()?;
+///     let vm = testing::vm(ScriptedGuest::new().print("no init found\r\n")).build_blocking()?;
 ///     let _shown = testing::show_on_failure(&vm);
 ///     vm.start()?;
 ///     vm.console()?.wait_for_timeout("init", std::time::Duration::from_secs(5))?;

@@ -1,4 +1,4 @@
-//! [`Lines`]: what is typed, as a terminal hands it on: line by line, and Ctrl-C at once.
+//! [`LineDiscipline`]: what is typed, as a terminal hands it on: line by line, and Ctrl-C at once.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -11,14 +11,14 @@ pub(super) const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 pub(super) const EOF: u8 = 0x04;
 
-/// Typed, and not read yet.
+/// ShellLine, and not read yet.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(super) struct LineDiscipline {
     bytes: VecDeque<u8>,
     interrupted: bool,
 }
 
-impl Lines {
+impl LineDiscipline {
     /// Takes what is typed. Ctrl-C throws away what stands before it.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {

@@ -9,28 +9,28 @@ use alloc::vec::Vec;
 
 /// A line at the shell's prompt.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Typed {
+pub(super) enum ShellLine {
     /// As somebody typed it.
     Plain(String),
     /// A part of a long command; more comes.
-    Part { nonce: u64 },
+    SimulatedGuest { nonce: u64 },
     /// A command between its marks.
     Run { command: String, nonce: u64 },
 }
 
 /// The shell variable that a long command is gathered in.
 #[derive(Debug, Default)]
-pub(super) struct Gathered(String);
+pub(super) struct ShellReader(String);
 
-impl Gathered {
+impl ShellReader {
     /// Reads one line.
-    pub(super) fn read(&mut self, line: &str) -> Typed {
+    pub(super) fn read(&mut self, line: &str) -> ShellLine {
         self.part(line)
             .or_else(|| self.run(line))
-            .unwrap_or_else(|| Typed::Plain(String::from(line)))
+            .unwrap_or_else(|| ShellLine::Plain(String::from(line)))
     }
 
-    fn part(&mut self, line: &str) -> Option<Typed> {
+    fn part(&mut self, line: &str) -> Option<ShellLine> {
         let rest = line.strip_prefix(" capsa_command=")?;
         let (rest, goes_on) = match rest.strip_prefix("$capsa_command") {
             Some(rest) => (rest, true),
@@ -42,10 +42,10 @@ impl Gathered {
             self.0.clear();
         }
         self.0.push_str(&piece);
-        Some(Typed::Part { nonce })
+        Some(ShellLine::SimulatedGuest { nonce })
     }
 
-    fn run(&self, line: &str) -> Option<Typed> {
+    fn run(&self, line: &str) -> Option<ShellLine> {
         let rest = line.strip_prefix(" printf '%s:%s:%s\\n' capsa begin ")?;
         let (nonce, rest) = rest.split_once(";command eval ")?;
         let (rest, escaped) = match rest.strip_prefix("\"$(printf %b ") {
@@ -60,7 +60,7 @@ impl Gathered {
             return None;
         }
         let command = if escaped { unescape(&word) } else { word };
-        Some(Typed::Run { command, nonce: hex(nonce)? })
+        Some(ShellLine::Run { command, nonce: hex(nonce)? })
     }
 }
 
@@ -123,11 +123,11 @@ mod tests {
     use proptest::prelude::*;
 
     /// Every line of the command as it is typed, and what it is read as.
-    fn through(command: &str) -> Typed {
+    fn through(command: &str) -> ShellLine {
         let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
         let script = RunCommand::new(command, None, 0xcafe, Instant::ZERO, None);
         let mut script = script.expect("typeable");
-        let mut gathered = Gathered::default();
+        let mut gathered = ShellReader::default();
         for _ in 0..1000 {
             let Output::Write(line) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
             else {
@@ -136,7 +136,7 @@ mod tests {
             let line = String::from_utf8(line).expect("ASCII");
             assert_eq!(nonce(&line), Some(0xcafe));
             match gathered.read(line.trim_end_matches('\n')) {
-                Typed::Part { nonce } => {
+                ShellLine::SimulatedGuest { nonce } => {
                     log.push(format!("capsa:more:{nonce:016x}\r\n").as_bytes());
                 }
                 read => return read,
@@ -149,7 +149,7 @@ mod tests {
     fn what_is_typed_for_a_command_is_read_as_that_command() {
         let long = "echo 'x\\0' ".repeat(200);
         for command in ["uname -r", "echo 'it'\\''s'", "a\nb\té\\n", "", &long] {
-            let run = Typed::Run { command: command.to_string(), nonce: 0xcafe };
+            let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe };
             assert_eq!(through(command), run);
         }
     }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn what_somebody_types_is_itself() {
         for line in ["ls", " printf x", " capsa_command='", "", "'"] {
-            assert_eq!(Gathered::default().read(line), Typed::Plain(line.to_string()));
+            assert_eq!(ShellReader::default().read(line), ShellLine::Plain(line.to_string()));
         }
     }
 
@@ -165,7 +165,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn any_command_comes_through(command in r#"([ -~]|'|\\|\n|é){0,900}"#) {
-            let run = vec![Typed::Run { command: command.clone(), nonce: 0xcafe }];
+            let run = vec![ShellLine::Run { command: command.clone(), nonce: 0xcafe }];
             prop_assert_eq!(vec![through(&command)], run);
         }
     }

@@ -1,4 +1,4 @@
-//! [`Playing`]: a [`FakeGuest`] that is on.
+//! [`ScriptedSim`]: a [`ScriptedGuest`] that is on.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -7,10 +7,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::guest::{Act, Answer, FakeGuest, Finish};
-use super::lines::Lines;
-use super::typed::{Gathered, Typed};
-use super::{Deed, Play};
+use super::line_discipline::LineDiscipline;
+use super::scripted::{Act, Finish, GuestReply, ScriptedGuest};
+use super::shell_input::{ShellLine, ShellReader};
+use super::{GuestSim, SimAction};
 use crate::backend::GuestEvent;
 use crate::lifecycle::Exit;
 use crate::time::{Deadline, Instant};
@@ -19,16 +19,16 @@ use crate::time::{Deadline, Instant};
 const LOGOUT: &str = "\u{4}";
 
 #[derive(Debug)]
-pub(super) struct Playing {
-    guest: Arc<FakeGuest>,
+pub(super) struct ScriptedSim {
+    guest: Arc<ScriptedGuest>,
     /// The next of its acts.
     act: usize,
     state: State,
     /// What is under way.
     doing: VecDeque<Doing>,
     due: Option<Instant>,
-    typed: Lines,
-    gathered: Gathered,
+    typed: LineDiscipline,
+    gathered: ShellReader,
     /// The power button was heard. It is pressed again and again.
     leaving: bool,
 }
@@ -51,16 +51,16 @@ enum Doing {
     Finish(Finish),
 }
 
-impl Playing {
-    pub(super) fn new(guest: Arc<FakeGuest>) -> Self {
+impl ScriptedSim {
+    pub(super) fn new(guest: Arc<ScriptedGuest>) -> Self {
         Self {
             guest,
             act: 0,
             state: State::Acting,
             doing: VecDeque::new(),
             due: None,
-            typed: Lines::default(),
-            gathered: Gathered::default(),
+            typed: LineDiscipline::default(),
+            gathered: ShellReader::default(),
             leaving: false,
         }
     }
@@ -151,13 +151,13 @@ impl Playing {
         if has_shell {
             self.say(format!("{line}\r\n"));
         }
-        match if has_shell { self.gathered.read(line) } else { Typed::Plain(line.into()) } {
-            Typed::Plain(command) => {
+        match if has_shell { self.gathered.read(line) } else { ShellLine::Plain(line.into()) } {
+            ShellLine::Plain(command) => {
                 let Some(answer) = self.guest.answer(&command) else { return };
                 self.answer(answer);
             }
-            Typed::Part { nonce } => self.say(format!("capsa:more:{nonce:016x}\r\n")),
-            Typed::Run { command, nonce } => {
+            ShellLine::SimulatedGuest { nonce } => self.say(format!("capsa:more:{nonce:016x}\r\n")),
+            ShellLine::Run { command, nonce } => {
                 self.say(format!("capsa:begin:{nonce:016x}\r\n"));
                 let Some(answer) = self.guest.answer(&command) else { return };
                 let status = answer.status;
@@ -168,7 +168,7 @@ impl Playing {
         self.prompt();
     }
 
-    fn answer(&mut self, answer: Answer) {
+    fn answer(&mut self, answer: GuestReply) {
         if answer.after > Duration::ZERO {
             self.doing.push_back(Doing::Pause(answer.after));
         }
@@ -194,33 +194,33 @@ impl Playing {
         }
     }
 
-    fn exit(&mut self, exit: Exit) -> Deed {
+    fn exit(&mut self, exit: Exit) -> SimAction {
         self.state = State::Over;
-        Deed::Exit(exit)
+        SimAction::Exit(exit)
     }
 
     /// What an end consists of. What is left of it comes next.
-    fn finish(&mut self, finish: Finish) -> Option<Deed> {
+    fn finish(&mut self, finish: Finish) -> Option<SimAction> {
         self.doing.clear();
         match finish {
             Finish::PowerOff => {
                 self.doing.push_back(Doing::Finish(Finish::Exit(0)));
-                Some(Deed::Event(GuestEvent::PoweredOff))
+                Some(SimAction::Event(GuestEvent::PoweredOff))
             }
             Finish::Reboot => {
                 // Whoever lets it reboot sees it all once more.
                 *self = Self::new(Arc::clone(&self.guest));
-                Some(Deed::Event(GuestEvent::Reset))
+                Some(SimAction::Event(GuestEvent::Reset))
             }
             Finish::Panic(why) if why.is_empty() => {
                 self.state = State::Hung;
-                Some(Deed::Event(GuestEvent::Panicked))
+                Some(SimAction::Event(GuestEvent::Panicked))
             }
             Finish::Panic(why) => {
                 // Said first; what is left has no words.
                 self.doing.push_back(Doing::Finish(Finish::Panic(String::new())));
                 let text = format!("\r\nKernel panic - not syncing: {why}\r\n");
-                Some(Deed::Say(text.into_bytes()))
+                Some(SimAction::Output(text.into_bytes()))
             }
             Finish::Exit(status) => Some(self.exit(Exit::with_code(status))),
             Finish::Killed(signal) => {
@@ -235,7 +235,7 @@ impl Playing {
     }
 }
 
-impl Play for Playing {
+impl GuestSim for ScriptedSim {
     fn begin(&mut self, _: Instant) {}
 
     fn handle_input(&mut self, _: Instant, bytes: &[u8]) {
@@ -265,14 +265,14 @@ impl Play for Playing {
         self.doing.push_back(Doing::Finish(Finish::PowerOff));
     }
 
-    fn poll_deed(&mut self, now: Instant) -> Option<Deed> {
+    fn poll_action(&mut self, now: Instant) -> Option<SimAction> {
         while !matches!(self.state, State::Hung | State::Over) {
             if self.due.is_some_and(|due| now < due) {
                 return None;
             }
             self.due = None;
             match self.doing.pop_front() {
-                Some(Doing::Say(bytes)) => return Some(Deed::Say(bytes)),
+                Some(Doing::Say(bytes)) => return Some(SimAction::Output(bytes)),
                 Some(Doing::Pause(pause)) => self.due = Some(now + pause),
                 Some(Doing::Finish(finish)) => {
                     if let Some(deed) = self.finish(finish) {

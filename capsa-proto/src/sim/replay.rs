@@ -7,7 +7,7 @@
 //!
 //! An input that is waited for holds up the output behind it, so the answer never comes before the
 //! question, however fast the replay goes. The marks of a command go by a number that differs from
-//! run to run; [`Play::nonce`] tells the one that the recording has.
+//! run to run; [`GuestSim::nonce`] tells the one that the recording has.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -19,7 +19,7 @@ use core::time::Duration;
 
 use memchr::memmem;
 
-use super::{Deed, INPUT_MAX, Play, typed};
+use super::{GuestSim, INPUT_MAX, SimAction, shell_input};
 use crate::backend::GuestEvent;
 use crate::codec::MAX_BACKLOG;
 use crate::codec::asciicast::{AsciicastError, Decoder, End, Event, What};
@@ -38,7 +38,7 @@ const MAX_RECORDING: usize = 64 << 20;
 
 /// How fast a recording is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Tempo {
+pub enum ReplaySpeed {
     /// As fast as it goes: output comes at once, up to the next input.
     #[default]
     Fast,
@@ -48,7 +48,7 @@ pub enum Tempo {
 
 /// What is done with what is typed during a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Inputs {
+pub enum ReplayInput {
     /// It must be what was recorded, byte for byte, however it is cut. A password, which no
     /// recording has, may be any line. Where nothing was recorded nothing is checked.
     #[default]
@@ -64,8 +64,8 @@ pub struct Replay {
     /// Where in the output the marks of commands begin, and their numbers.
     marks: Arc<[(u64, u64)]>,
     has_input: bool,
-    tempo: Tempo,
-    inputs: Inputs,
+    speed: ReplaySpeed,
+    input: ReplayInput,
 }
 
 /// Why a recording cannot be replayed.
@@ -110,28 +110,28 @@ impl Replay {
             marks: marks(&events).into(),
             has_input: events.iter().any(is_input),
             events: events.into(),
-            tempo: Tempo::default(),
-            inputs: Inputs::default(),
+            speed: ReplaySpeed::default(),
+            input: ReplayInput::default(),
         })
     }
 
-    /// How fast it goes; [`Tempo::Fast`] unless said.
+    /// How fast it goes; [`ReplaySpeed::Fast`] unless said.
     #[must_use]
-    pub fn tempo(mut self, tempo: Tempo) -> Self {
-        self.tempo = tempo;
+    pub fn speed(mut self, speed: ReplaySpeed) -> Self {
+        self.speed = speed;
         self
     }
 
-    /// What is done with what is typed; [`Inputs::Checked`] unless said.
+    /// What is done with what is typed; [`ReplayInput::Checked`] unless said.
     #[must_use]
-    pub fn inputs(mut self, inputs: Inputs) -> Self {
-        self.inputs = inputs;
+    pub fn input(mut self, input: ReplayInput) -> Self {
+        self.input = input;
         self
     }
 
     /// A play of it.
-    pub fn play(&self) -> Box<dyn Play> {
-        Box::new(Replaying {
+    pub fn simulate(&self) -> Box<dyn GuestSim> {
+        Box::new(ReplaySim {
             recording: self.clone(),
             at: 0,
             within: 0,
@@ -173,7 +173,7 @@ fn marks(events: &[Event]) -> Vec<(u64, u64)> {
 
 /// A recording that is being played.
 #[derive(Debug)]
-struct Replaying {
+struct ReplaySim {
     recording: Replay,
     /// The next event.
     at: usize,
@@ -191,17 +191,17 @@ struct Replaying {
 }
 
 /// What came of waiting for an input.
-enum Heard {
+enum InputMatch {
     All,
     NotYet,
     Other { expected: String },
 }
 
-impl Replaying {
+impl ReplaySim {
     fn due(&self, event: &Event) -> Instant {
-        match self.recording.tempo {
-            Tempo::Fast => Instant::ZERO,
-            Tempo::Original => self.anchor.0 + event.at.saturating_sub(self.anchor.1),
+        match self.recording.speed {
+            ReplaySpeed::Fast => Instant::ZERO,
+            ReplaySpeed::Original => self.anchor.0 + event.at.saturating_sub(self.anchor.1),
         }
     }
 
@@ -210,58 +210,58 @@ impl Replaying {
         self.within = 0;
     }
 
-    fn hear(&mut self, wanted: &[u8]) -> Heard {
-        if self.recording.inputs == Inputs::Ignored {
+    fn hear(&mut self, wanted: &[u8]) -> InputMatch {
+        if self.recording.input == ReplayInput::Ignored {
             return self.hear_anything(wanted);
         }
         while let Some(wanted_byte) = wanted.get(self.within) {
             match self.typed.front() {
-                None => return Heard::NotYet,
+                None => return InputMatch::NotYet,
                 Some(byte) if byte == wanted_byte => self.within += 1,
                 Some(&NUDGE) if self.within == 0 => {}
-                Some(_) => return Heard::Other { expected: shown(&wanted[self.within..]) },
+                Some(_) => return InputMatch::Other { expected: shown(&wanted[self.within..]) },
             }
             self.typed.pop_front();
         }
-        Heard::All
+        InputMatch::All
     }
 
     /// A line for a line; where it has no end, as many bytes.
-    fn hear_anything(&mut self, wanted: &[u8]) -> Heard {
+    fn hear_anything(&mut self, wanted: &[u8]) -> InputMatch {
         let ends = wanted.iter().filter(|byte| is_line_end(**byte)).count();
         let enough = if ends == 0 { wanted.len() } else { ends };
         while self.within < enough {
-            let Some(byte) = self.typed.pop_front() else { return Heard::NotYet };
+            let Some(byte) = self.typed.pop_front() else { return InputMatch::NotYet };
             self.within += usize::from(ends == 0 || is_line_end(byte));
         }
-        Heard::All
+        InputMatch::All
     }
 
     /// A line that is not told.
-    fn hear_secret(&mut self) -> Heard {
+    fn hear_secret(&mut self) -> InputMatch {
         match self.typed.iter().position(|byte| is_line_end(*byte)) {
             Some(end) => {
                 self.typed.drain(..=end);
-                Heard::All
+                InputMatch::All
             }
-            None => Heard::NotYet,
+            None => InputMatch::NotYet,
         }
     }
 
-    fn mismatch(&mut self, expected: &str) -> Deed {
+    fn mismatch(&mut self, expected: &str) -> SimAction {
         self.over = true;
         let (front, _) = self.typed.as_slices();
         let said =
             format!("the replay expected {expected} to be typed here, and got {}", shown(front));
-        Deed::Exit(Exit { said, ..Exit::with_code(1) })
+        SimAction::Exit(Exit { said, ..Exit::with_code(1) })
     }
 
-    /// Typed after everything: as little expected as anything else that was not recorded.
-    fn after_all(&mut self) -> Option<Deed> {
+    /// ShellLine after everything: as little expected as anything else that was not recorded.
+    fn after_all(&mut self) -> Option<SimAction> {
         while self.typed.front() == Some(&NUDGE) {
             self.typed.pop_front();
         }
-        let checked = self.recording.has_input && self.recording.inputs == Inputs::Checked;
+        let checked = self.recording.has_input && self.recording.input == ReplayInput::Checked;
         if !checked {
             self.typed.clear();
         }
@@ -272,7 +272,7 @@ impl Replaying {
     }
 }
 
-impl Play for Replaying {
+impl GuestSim for ReplaySim {
     fn begin(&mut self, now: Instant) {
         self.anchor = (now, Duration::ZERO);
     }
@@ -301,17 +301,17 @@ impl Play for Replaying {
         self.anchor = (now, moment.unwrap_or_default());
     }
 
-    fn poll_deed(&mut self, now: Instant) -> Option<Deed> {
+    fn poll_action(&mut self, now: Instant) -> Option<SimAction> {
         let events = Arc::clone(&self.recording.events);
         if self.off && !self.over {
             self.over = true;
-            return Some(Deed::Exit(Exit::with_code(0)));
+            return Some(SimAction::Exit(Exit::with_code(0)));
         }
         while !self.over {
             let Some(event) = events.get(self.at) else {
                 if self.pressed && !self.deaf {
                     self.off = true;
-                    return Some(Deed::Event(GuestEvent::PoweredOff));
+                    return Some(SimAction::Event(GuestEvent::PoweredOff));
                 }
                 return self.after_all();
             };
@@ -323,7 +323,7 @@ impl Play for Replaying {
                 }
                 What::Input(wanted) => self.hear(wanted),
                 What::Secret => self.hear_secret(),
-                What::PowerButton => Heard::NotYet,
+                What::PowerButton => InputMatch::NotYet,
                 _ if now < self.due(event) => return None,
                 What::Marker(_) => {
                     self.advance();
@@ -331,22 +331,22 @@ impl Play for Replaying {
                 }
                 What::Output(bytes) => {
                     self.advance();
-                    return Some(Deed::Say(bytes.clone()));
+                    return Some(SimAction::Output(bytes.clone()));
                 }
                 What::End(end) => {
                     self.advance();
                     match end {
                         End::PoweredOff => {
                             self.off = true;
-                            return Some(Deed::Event(GuestEvent::PoweredOff));
+                            return Some(SimAction::Event(GuestEvent::PoweredOff));
                         }
                         End::Reset => {
                             self.over = true;
-                            return Some(Deed::Event(GuestEvent::Reset));
+                            return Some(SimAction::Event(GuestEvent::Reset));
                         }
                         End::Panicked => {
                             self.over = true;
-                            return Some(Deed::Event(GuestEvent::Panicked));
+                            return Some(SimAction::Event(GuestEvent::Panicked));
                         }
                         // Whoever did that then has to do it again.
                         End::Cut => {
@@ -357,9 +357,9 @@ impl Play for Replaying {
                 }
             };
             match heard {
-                Heard::NotYet => return None,
-                Heard::Other { expected } => return Some(self.mismatch(&expected)),
-                Heard::All => {
+                InputMatch::NotYet => return None,
+                InputMatch::Other { expected } => return Some(self.mismatch(&expected)),
+                InputMatch::All => {
                     self.anchor = (now, event.at);
                     self.advance();
                 }
@@ -380,7 +380,7 @@ impl Play for Replaying {
         // A Ctrl-C may be on its way that ended the command before.
         let typed =
             self.recording.events.iter().skip(self.at).find_map(|event| match &event.what {
-                What::Input(bytes) => typed::nonce(&String::from_utf8_lossy(bytes)),
+                What::Input(bytes) => shell_input::nonce(&String::from_utf8_lossy(bytes)),
                 _ => None,
             });
         typed.or_else(|| {

@@ -1,29 +1,29 @@
 //! Guests that are played: what takes a hypervisor's place in the tests of other programs.
 //!
-//! A [`Play`] is a machine of its own, as pure as the others: it hears what is typed, and says what
-//! the guest would. Two come with Capsa: a [`FakeGuest`] does as it was told, a [`Replay`] does what
+//! A [`GuestSim`] is a machine of its own, as pure as the others: it hears what is typed, and says what
+//! the guest would. Two come with Capsa: a [`ScriptedGuest`] does as it was told, a [`Replay`] does what
 //! a recorded guest did. The driver treats either as it treats a hypervisor: the same console, the
 //! same lifecycle machine, the same stop ladder.
 //!
 //! # The loop
 //!
-//! 1. Hand in what came: [`Play::handle_input`], [`Play::handle_power_button`].
-//! 2. Carry out every [`Deed`] from [`Play::poll_deed`]. After [`Deed::Exit`] there is none.
-//! 3. Wait for input, or until [`Play::poll_timeout`]; then go back to 2.
+//! 1. Hand in what came: [`GuestSim::handle_input`], [`GuestSim::handle_power_button`].
+//! 2. Carry out every [`SimAction`] from [`GuestSim::poll_action`]. After [`SimAction::Exit`] there is none.
+//! 3. Wait for input, or until [`GuestSim::poll_timeout`]; then go back to 2.
 //!
 //! What a play keeps of its input is bounded by [`INPUT_MAX`]; beyond it, as a terminal does, it
 //! drops what is typed.
 
-mod guest;
-mod lines;
-mod playing;
+mod line_discipline;
 mod replay;
+mod scripted;
+mod scripted_sim;
+mod shell_input;
 #[cfg(test)]
 mod tests;
-mod typed;
 
-pub use guest::{Answer, FakeGuest};
-pub use replay::{Inputs, Replay, ReplayError, Tempo};
+pub use replay::{Replay, ReplayError, ReplayInput, ReplaySpeed};
+pub use scripted::{GuestReply, ScriptedGuest};
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -51,7 +51,7 @@ use crate::time::{Deadline, Instant};
 pub const INPUT_MAX: usize = 256 * 1024;
 
 /// A guest that is played.
-pub trait Play: fmt::Debug + Send {
+pub trait GuestSim: fmt::Debug + Send {
     /// Its power is on from here.
     fn begin(&mut self, now: Instant);
 
@@ -62,7 +62,7 @@ pub trait Play: fmt::Debug + Send {
     fn handle_power_button(&mut self, now: Instant);
 
     /// The next thing it does now.
-    fn poll_deed(&mut self, now: Instant) -> Option<Deed>;
+    fn poll_action(&mut self, now: Instant) -> Option<SimAction>;
 
     /// When it does something even if nothing is typed.
     fn poll_timeout(&self) -> Option<Deadline>;
@@ -77,9 +77,9 @@ pub trait Play: fmt::Debug + Send {
 
 /// What a played guest does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deed {
+pub enum SimAction {
     /// It says this on its console.
-    Say(Vec<u8>),
+    Output(Vec<u8>),
     /// Its hypervisor says this of it.
     Event(GuestEvent),
     /// Its hypervisor ends.
@@ -88,19 +88,19 @@ pub enum Deed {
 
 /// What a test wants played.
 #[derive(Debug, Clone)]
-pub enum Part {
+pub enum SimulatedGuest {
     /// A guest that does as it was told.
-    Guest(FakeGuest),
+    Guest(ScriptedGuest),
     /// A recorded guest.
     Replay(Replay),
 }
 
-impl Part {
+impl SimulatedGuest {
     /// A play of it, from the beginning.
-    pub fn play(&self) -> Box<dyn Play> {
+    pub fn simulate(&self) -> Box<dyn GuestSim> {
         match self {
-            Self::Guest(guest) => guest.play(),
-            Self::Replay(replay) => replay.play(),
+            Self::Guest(guest) => guest.simulate(),
+            Self::Replay(replay) => replay.simulate(),
         }
     }
 
@@ -113,13 +113,13 @@ impl Part {
     }
 }
 
-impl From<FakeGuest> for Part {
-    fn from(guest: FakeGuest) -> Self {
+impl From<ScriptedGuest> for SimulatedGuest {
+    fn from(guest: ScriptedGuest) -> Self {
         Self::Guest(guest)
     }
 }
 
-impl From<Replay> for Part {
+impl From<Replay> for SimulatedGuest {
     fn from(replay: Replay) -> Self {
         Self::Replay(replay)
     }
@@ -176,11 +176,11 @@ fn console_plan(mode: ConsoleMode, socket: HostPath) -> ConsolePlan {
 /// The backend of machines that are played: it is never chosen and refuses nothing, for there is
 /// nothing to choose or refuse.
 #[derive(Debug, Default)]
-pub struct Stage {
+pub struct SimBackend {
     capabilities: BackendCapabilities,
 }
 
-impl HypervisorBackend for Stage {
+impl HypervisorBackend for SimBackend {
     fn name(&self) -> &'static str {
         NAME
     }

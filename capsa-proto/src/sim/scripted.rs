@@ -1,4 +1,4 @@
-//! [`FakeGuest`]: what a guest is to do, written down by a test.
+//! [`ScriptedGuest`]: what a guest is to do, written down by a test.
 
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
@@ -9,8 +9,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::Play;
-use super::playing::Playing;
+use super::GuestSim;
+use super::scripted_sim::ScriptedSim;
 
 /// A guest that does as it was told.
 ///
@@ -19,26 +19,26 @@ use super::playing::Playing;
 /// Where it is never told of an end it stays, and powers off when it is asked to.
 ///
 /// ```
-/// use capsa_proto::fake::{Answer, FakeGuest};
+/// use capsa_proto::fake::{GuestReply, ScriptedGuest};
 /// use core::time::Duration;
 ///
-/// let guest = FakeGuest::new()
-///     .say("[    0.000000] Linux version 6.1.0\r\n")
+/// let guest = ScriptedGuest::new()
+///     .print("[    0.000000] Linux version 6.1.0\r\n")
 ///     .pause(Duration::from_millis(5))
 ///     .login("root", Some("secret"))
 ///     .shell("# ")
-///     .on("uname -r", Answer::say("6.1.0\n"))
-///     .on("test -e /etc/shadow", Answer::status(1))
-///     .on("sync", Answer::say("").after(Duration::from_millis(20)))
-///     .on("echo c > /proc/sysrq-trigger", Answer::panic("sysrq triggered crash"))
-///     .on("sleep infinity", Answer::blocks());
+///     .on("uname -r", GuestReply::output("6.1.0\n"))
+///     .on("test -e /etc/shadow", GuestReply::status(1))
+///     .on("sync", GuestReply::output("").after(Duration::from_millis(20)))
+///     .on("echo c > /proc/sysrq-trigger", GuestReply::panic("sysrq triggered crash"))
+///     .on("sleep infinity", GuestReply::blocks());
 /// # let _ = guest;
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct FakeGuest {
+pub struct ScriptedGuest {
     pub(super) acts: Vec<Act>,
     pub(super) shell: Option<String>,
-    pub(super) answers: BTreeMap<String, Answer>,
+    pub(super) answers: BTreeMap<String, GuestReply>,
     pub(super) deaf: bool,
     pub(super) off_after: Duration,
     start_error: Option<String>,
@@ -67,7 +67,7 @@ pub(super) enum Finish {
 
 /// What a guest does about a line it reads.
 #[derive(Debug, Clone, Default)]
-pub struct Answer {
+pub struct GuestReply {
     pub(super) after: Duration,
     pub(super) said: Vec<u8>,
     pub(super) lasting: Duration,
@@ -75,10 +75,10 @@ pub struct Answer {
     pub(super) finish: Option<Finish>,
 }
 
-impl Answer {
+impl GuestReply {
     /// Says this. At a shell, it is the command's output, of status 0, and each `\n` becomes the
     /// terminal's `\r\n`.
-    pub fn say(text: impl AsRef<[u8]>) -> Self {
+    pub fn output(text: impl AsRef<[u8]>) -> Self {
         Self { said: text.as_ref().to_owned(), ..Self::default() }
     }
 
@@ -136,14 +136,14 @@ impl Answer {
 
     /// Goes on for this long after what it said, unless Ctrl-C ends it.
     #[must_use]
-    pub fn lasting(mut self, time: Duration) -> Self {
+    pub fn runs_for(mut self, time: Duration) -> Self {
         self.lasting = time;
         self
     }
 
     /// Says this before what it does otherwise.
     #[must_use]
-    pub fn saying(mut self, text: impl AsRef<[u8]>) -> Self {
+    pub fn with_output(mut self, text: impl AsRef<[u8]>) -> Self {
         self.said = text.as_ref().to_owned();
         self
     }
@@ -156,7 +156,7 @@ impl Answer {
     }
 }
 
-impl FakeGuest {
+impl ScriptedGuest {
     /// A guest that says nothing, hears nothing but its power button, and never ends by itself.
     pub fn new() -> Self {
         Self::default()
@@ -164,7 +164,7 @@ impl FakeGuest {
 
     /// Says this, byte by byte as it stands.
     #[must_use]
-    pub fn say(self, text: impl AsRef<[u8]>) -> Self {
+    pub fn print(self, text: impl AsRef<[u8]>) -> Self {
         self.act(Act::Say(text.as_ref().to_owned()))
     }
 
@@ -177,7 +177,7 @@ impl FakeGuest {
     /// Waits until this line is typed, and echoes what is. Other lines are passed over. Enter, as a
     /// carriage return or a newline, ends a line.
     #[must_use]
-    pub fn hear(self, line: impl Into<String>) -> Self {
+    pub fn expect_line(self, line: impl Into<String>) -> Self {
         self.act(Act::Hear(line.into()))
     }
 
@@ -188,7 +188,7 @@ impl FakeGuest {
     }
 
     /// Shows this prompt after all other acts, and reads commands. It echoes them, and knows those
-    /// that have an answer: [`FakeGuest::on`].
+    /// that have an answer: [`ScriptedGuest::on`].
     #[must_use]
     pub fn shell(mut self, prompt: impl Into<String>) -> Self {
         self.shell = Some(prompt.into());
@@ -198,7 +198,7 @@ impl FakeGuest {
     /// Does this when it reads that line after its acts: a command where there is a shell, any line
     /// otherwise.
     #[must_use]
-    pub fn on(mut self, line: impl Into<String>, answer: Answer) -> Self {
+    pub fn on(mut self, line: impl Into<String>, answer: GuestReply) -> Self {
         self.answers.insert(line.into(), answer);
         self
     }
@@ -241,21 +241,21 @@ impl FakeGuest {
 
     /// Ignores its power button.
     #[must_use]
-    pub fn deaf(mut self) -> Self {
+    pub fn ignore_power_button(mut self) -> Self {
         self.deaf = true;
         self
     }
 
     /// Powers off this long after its power button was pressed; at once unless said.
     #[must_use]
-    pub fn powers_off_after(mut self, pause: Duration) -> Self {
+    pub fn power_off_delay(mut self, pause: Duration) -> Self {
         self.off_after = pause;
         self
     }
 
     /// The machine cannot be started, for this reason.
     #[must_use]
-    pub fn fails_to_start(mut self, why: impl Into<String>) -> Self {
+    pub fn fail_to_start(mut self, why: impl Into<String>) -> Self {
         self.start_error = Some(why.into());
         self
     }
@@ -265,8 +265,8 @@ impl FakeGuest {
     }
 
     /// A play of it.
-    pub fn play(&self) -> Box<dyn Play> {
-        Box::new(Playing::new(Arc::new(self.clone())))
+    pub fn simulate(&self) -> Box<dyn GuestSim> {
+        Box::new(ScriptedSim::new(Arc::new(self.clone())))
     }
 
     fn act(mut self, act: Act) -> Self {
@@ -275,13 +275,13 @@ impl FakeGuest {
     }
 
     /// What it does at its shell about this command.
-    pub(super) fn answer(&self, command: &str) -> Option<Answer> {
+    pub(super) fn answer(&self, command: &str) -> Option<GuestReply> {
         match (self.answers.get(command), &self.shell) {
             (Some(answer), _) => Some(answer.clone()),
-            (None, Some(_)) if command.trim().is_empty() => Some(Answer::default()),
+            (None, Some(_)) if command.trim().is_empty() => Some(GuestReply::default()),
             (None, Some(_)) => {
                 let said = format!("sh: {command}: not found\n");
-                Some(Answer::say(said).with_status(127))
+                Some(GuestReply::output(said).with_status(127))
             }
             (None, None) => None,
         }
