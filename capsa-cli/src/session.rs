@@ -109,8 +109,8 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Fa
     let ending = Ending { report, signal, job: job.map(Job::into_report) };
     let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
     let told = ending.tell(voice, unseen, wants_json);
-    if let EndedBy::StartFailed { why } = &ending.report.ended_by
-        && let Some(hint) = failure::hint_of_start(why)
+    if let EndedBy::StartFailed { reason } = &ending.report.ended_by
+        && let Some(hint) = failure::hint_of_start(reason)
     {
         voice.hint(hint);
     }

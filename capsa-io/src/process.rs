@@ -177,7 +177,7 @@ impl Process {
         Some(Exit {
             code: status.and_then(|s| s.code()),
             signal: status.and_then(|s| s.signal()),
-            said: last_lines(&self.tail),
+            stderr_tail: last_lines(&self.tail),
         })
     }
 
@@ -266,7 +266,7 @@ mod tests {
     fn status_and_last_words_come_back() {
         let (_poll, mut process) = spawn("echo no such disk >&2; exit 3");
         let exit = exit_of(&mut process);
-        assert_eq!((exit.code, exit.said.as_str()), (Some(3), "no such disk"));
+        assert_eq!((exit.code, exit.stderr_tail.as_str()), (Some(3), "no such disk"));
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
     fn a_child_sees_no_variable_that_is_not_allowed() {
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "cargo sets it for tests");
         let (_poll, mut process) = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
-        assert_eq!(exit_of(&mut process).said, "nothing");
+        assert_eq!(exit_of(&mut process).stderr_tail, "nothing");
     }
 
     #[test]

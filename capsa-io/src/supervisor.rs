@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::backend::HypervisorBackend;
-use capsa_proto::lifecycle::{Action, Input, Machine, Refused, StopReport, VmStatus};
+use capsa_proto::lifecycle::{Action, Input, InvalidState, Lifecycle, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
@@ -85,7 +85,7 @@ pub enum Event {
 pub struct Supervisor {
     plan: LaunchPlan,
     backend: Arc<dyn HypervisorBackend>,
-    machine: Machine,
+    lifecycle: Lifecycle,
     clock: Clock,
     poll: Poll,
     processes: Vec<Option<Process>>,
@@ -128,7 +128,7 @@ impl Supervisor {
         // A budget of nothing would be spent before it is begun, for ever.
         let read_budget = options.read_budget.max(1);
         Ok(Self {
-            machine: Machine::new(&plan, options.timing),
+            lifecycle: Lifecycle::new(&plan, options.timing),
             backend,
             clock: Clock::new(),
             poll: Poll::new()?,
@@ -160,7 +160,7 @@ impl Supervisor {
     /// # Errors
     ///
     /// When it was started before.
-    pub fn start(&mut self) -> Result<(), Refused> {
+    pub fn start(&mut self) -> Result<(), InvalidState> {
         self.wish(Input::Start)?;
         self.neglected = true;
         Ok(())
@@ -171,7 +171,7 @@ impl Supervisor {
     /// # Errors
     ///
     /// When it was never started.
-    pub fn stop(&mut self, grace: Duration) -> Result<(), Refused> {
+    pub fn stop(&mut self, grace: Duration) -> Result<(), InvalidState> {
         self.wish(Input::Stop { grace })
     }
 
@@ -180,22 +180,22 @@ impl Supervisor {
     /// # Errors
     ///
     /// When it was never started.
-    pub fn kill(&mut self) -> Result<(), Refused> {
+    pub fn kill(&mut self) -> Result<(), InvalidState> {
         self.wish(Input::Kill)
     }
 
-    fn wish(&mut self, input: Input) -> Result<(), Refused> {
-        self.machine.handle_input(self.clock.now(), input)
+    fn wish(&mut self, input: Input) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(self.clock.now(), input)
     }
 
     /// Its status.
     pub fn status(&self) -> &VmStatus {
-        self.machine.status()
+        self.lifecycle.status()
     }
 
     /// How it ended, once it has.
     pub fn report(&self) -> Option<StopReport> {
-        self.machine.report()
+        self.lifecycle.report()
     }
 
     /// What it follows.
@@ -351,7 +351,7 @@ impl Supervisor {
     fn deadline(&self) -> Option<Deadline> {
         let awaiting = self.awaiting.map(|a| Deadline { at: a.next, why: "look for its socket" });
         let play = self.play_timeout();
-        [self.machine.poll_timeout(), awaiting, self.console.poll_timeout(), play]
+        [self.lifecycle.poll_timeout(), awaiting, self.console.poll_timeout(), play]
             .into_iter()
             .fold(None, Deadline::earliest)
     }
@@ -359,7 +359,7 @@ impl Supervisor {
     fn tell(&mut self, input: Input) {
         tracing::trace!(?input, "input");
         // Only wishes are ever refused.
-        let _ = self.machine.handle_input(self.clock.now(), input);
+        let _ = self.lifecycle.handle_input(self.clock.now(), input);
     }
 
     fn console_ready(&mut self) {
@@ -419,7 +419,7 @@ impl Supervisor {
     /// A caller who forgot the deadline, or to call at all, can see that in the log.
     fn look_at_the_clock(&mut self) {
         self.neglected = false;
-        let Some(deadline) = self.machine.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
+        let Some(deadline) = self.lifecycle.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
             return;
         };
         let late = self.clock.now().since(deadline.at);
@@ -435,14 +435,14 @@ impl Supervisor {
             self.look_for_readiness();
         }
         // Nothing is late while we alone hold up the news of the hypervisor's end.
-        if !self.exit_waits && self.machine.poll_timeout().is_some_and(|d| d.at <= now) {
+        if !self.exit_waits && self.lifecycle.poll_timeout().is_some_and(|d| d.at <= now) {
             self.tell(Input::Timeout);
         }
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
             let mut ended = Vec::new();
             self.console.on_time(now, &mut ended);
             if let Some(word) = self.console.last_word(now) {
-                self.tell(Input::GuestSaidLast(word));
+                self.tell(Input::GuestPrintedLast(word));
             }
             self.events.extend(ended.into_iter().map(Event::Ended));
         }
@@ -453,7 +453,7 @@ impl Supervisor {
         if !self.poll.is_ours() {
             return;
         }
-        while let Some(action) = self.machine.poll_action() {
+        while let Some(action) = self.lifecycle.poll_action() {
             match action {
                 Action::Spawn(id) => {
                     let input = match self.spawn(id) {

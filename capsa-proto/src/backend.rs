@@ -369,7 +369,7 @@ pub enum GuestEvent {
     /// The guest told a panic device that it panicked.
     Panicked,
     /// Somebody who is not Capsa told the hypervisor to quit.
-    QuitByOthers,
+    ExternalQuit,
     /// The hypervisor cannot go on with a virtual CPU: the guest is dead, whether or not its process
     /// is, and whatever events follow.
     CpuFailed,

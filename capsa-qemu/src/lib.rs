@@ -205,7 +205,7 @@ impl HypervisorBackend for Qemu {
             ("SHUTDOWN" | "RESET", "guest-reset") => Some(GuestEvent::Reset),
             ("SHUTDOWN", "guest-shutdown") => Some(GuestEvent::PoweredOff),
             ("SHUTDOWN", "host-signal" | "host-qmp-quit" | "host-ui") => {
-                Some(GuestEvent::QuitByOthers)
+                Some(GuestEvent::ExternalQuit)
             }
             _ => None,
         }

@@ -385,7 +385,7 @@ fn events_say_who_ended_it() {
         ("SHUTDOWN", "guest-reset", Some(GuestEvent::Reset)),
         ("RESET", "guest-reset", Some(GuestEvent::Reset)),
         ("RESET", "host-qmp-system-reset", None),
-        ("SHUTDOWN", "host-signal", Some(GuestEvent::QuitByOthers)),
+        ("SHUTDOWN", "host-signal", Some(GuestEvent::ExternalQuit)),
         ("GUEST_PANICKED", "", Some(GuestEvent::Panicked)),
         ("STOP", "", None),
     ] {

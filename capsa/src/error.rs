@@ -7,7 +7,7 @@ use std::time::Duration;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::console::{NearMiss, ScriptError, Sighting};
 use capsa_proto::host::Reason;
-use capsa_proto::lifecycle::{Refused, StopReport};
+use capsa_proto::lifecycle::{InvalidState, StopReport};
 use capsa_proto::spec::GuestOs;
 use capsa_proto::text::escape_control_line;
 
@@ -194,11 +194,11 @@ impl Error {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<InvalidState> for Error {
+    fn from(refused: InvalidState) -> Self {
         match refused {
-            Refused::AlreadyStarted => Self::AlreadyRunning,
-            Refused::NotStarted => Self::NotRunning,
+            InvalidState::AlreadyStarted => Self::AlreadyRunning,
+            InvalidState::NotStarted => Self::NotRunning,
         }
     }
 }

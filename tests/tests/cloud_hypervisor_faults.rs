@@ -61,8 +61,8 @@ fn a_broken_answer_is_a_failed_start_that_says_so() {
         (Fault::Breaks(Broken::Garbage, Call::Boot), "did not boot the guest: HTTP response: "),
     ] {
         let Some(it) = machine("broken answers", &[fault]) else { return };
-        let why = it.failure();
-        assert!(why.starts_with(&format!("cloud-hypervisor {want}")), "{fault:?}: {why}");
+        let reason = it.failure();
+        assert!(reason.starts_with(&format!("cloud-hypervisor {want}")), "{fault:?}: {reason}");
         it.nothing_is_left(SOON);
     }
 }
@@ -126,40 +126,44 @@ fn a_boot_that_was_only_claimed_can_be_ended() {
     assert!(matches!(silence, Error::Timeout { .. }), "{silence}");
     // Nobody can be asked, so there is no grace to wait for.
     it.vm.stop_with_timeout(PATIENCE).unwrap();
-    assert_eq!(it.ended(), (EndedBy::Owner, vec![StopStep::Asked, StopStep::Quit]));
+    assert_eq!(it.ended(), (EndedBy::Owner, vec![StopStep::PowerButton, StopStep::Quit]));
     it.nothing_is_left(SOON);
 }
 
 #[test]
 fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
-    use StopStep::{Asked, Killed, Quit};
+    use StopStep::{Killed, PowerButton, Quit};
     let grace = Duration::from_millis(300);
     for (faults, grace, want) in [
-        (&[Fault::Ignores(Call::PowerButton)][..], grace, &[Asked, Quit][..]),
+        (&[Fault::Ignores(Call::PowerButton)][..], grace, &[PowerButton, Quit][..]),
         // One that refuses needs no grace.
-        (&[Fault::Refuses(Call::PowerButton)], PATIENCE, &[Asked, Quit]),
+        (&[Fault::Refuses(Call::PowerButton)], PATIENCE, &[PowerButton, Quit]),
         (
             &[Fault::Breaks(Broken::Garbage, Call::PowerButton), Fault::Ignores(Call::PowerButton)],
             PATIENCE,
-            &[Asked, Quit],
+            &[PowerButton, Quit],
         ),
-        (&[Fault::Dies(Call::PowerButton, 4)], PATIENCE, &[Asked]),
+        (&[Fault::Dies(Call::PowerButton, 4)], PATIENCE, &[PowerButton]),
         (
             &[Fault::Ignores(Call::PowerButton), Fault::Ignores(Call::Quit)],
             grace,
-            &[Asked, Quit, Killed],
+            &[PowerButton, Quit, Killed],
         ),
         (
             &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Broken::Half, Call::Quit)],
             grace,
-            &[Asked, Quit],
+            &[PowerButton, Quit],
         ),
-        (&[Fault::Ignores(Call::PowerButton), Fault::Dies(Call::Quit, 5)], grace, &[Asked, Quit]),
+        (
+            &[Fault::Ignores(Call::PowerButton), Fault::Dies(Call::Quit, 5)],
+            grace,
+            &[PowerButton, Quit],
+        ),
         // The exchange that hangs holds back the next, as the real one's single thread would.
         (
             &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Broken::Silence, Call::PowerButton)],
             grace,
-            &[Asked, Quit, Killed],
+            &[PowerButton, Quit, Killed],
         ),
     ] {
         let Some(it) = machine("stop ladder", faults) else { return };
@@ -180,13 +184,13 @@ fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
         // It may be noticed while it starts or right after.
         let started = it.vm.start();
         let (ended_by, _) = it.ended();
-        let (EndedBy::HypervisorLost { what: why } | EndedBy::StartFailed { why }) = &ended_by
+        let (EndedBy::HypervisorLost { reason } | EndedBy::StartFailed { reason }) = &ended_by
         else {
             panic!("{fault:?}: {ended_by:?} {started:?}")
         };
         assert!(
-            why.contains("cloud-hypervisor tells events that make no sense"),
-            "{fault:?}: {why}"
+            reason.contains("cloud-hypervisor tells events that make no sense"),
+            "{fault:?}: {reason}"
         );
         assert!(matches!(it.vm.status(), VmStatus::Failed { .. }));
         it.nothing_is_left(SOON);
@@ -210,10 +214,10 @@ fn a_cpu_that_failed_is_no_power_off_whether_or_not_the_process_stays() {
         let Some(it) = machine("failed CPU", &[fault]) else { return };
         it.listening().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, _) = it.ended();
-        let what = "cloud-hypervisor cannot go on with a virtual CPU".into();
-        assert_eq!(ended_by, EndedBy::HypervisorLost { what }, "{fault:?}");
-        let said = it.vm.stop_report().unwrap().exit.unwrap().said;
-        assert!(said.contains(Fault::CPU_FAILED), "{said}");
+        let reason = "cloud-hypervisor cannot go on with a virtual CPU".into();
+        assert_eq!(ended_by, EndedBy::HypervisorLost { reason }, "{fault:?}");
+        let stderr = it.vm.stop_report().unwrap().exit.unwrap().stderr_tail;
+        assert!(stderr.contains(Fault::CPU_FAILED), "{stderr}");
         it.nothing_is_left(SOON);
     }
 }
@@ -227,8 +231,8 @@ fn an_end_without_an_event_is_told_by_its_status() {
         assert_eq!(steps, []);
         match ended_by {
             EndedBy::GuestPowerOff => assert!(!failed),
-            EndedBy::HypervisorLost { what } => {
-                assert!(failed && what.contains("status 9"), "{what}");
+            EndedBy::HypervisorLost { reason } => {
+                assert!(failed && reason.contains("status 9"), "{reason}");
             }
             other => panic!("{other:?}"),
         }

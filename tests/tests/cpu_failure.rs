@@ -19,8 +19,8 @@ fn fails(name: &str, builder: LinuxVmBuilder) {
     vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
     assert!(matches!(vm.status(), VmStatus::Failed { .. }), "{}", vm.status());
     let report = vm.stop_report().unwrap();
-    let what = format!("{name} cannot go on with a virtual CPU");
-    assert_eq!(report.ended_by, EndedBy::HypervisorLost { what }, "{report:?}");
+    let reason = format!("{name} cannot go on with a virtual CPU");
+    assert_eq!(report.ended_by, EndedBy::HypervisorLost { reason }, "{report:?}");
 }
 
 #[test]

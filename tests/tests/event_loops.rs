@@ -40,7 +40,7 @@ const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 /// What Linux says of itself, whether it is played or not.
 const RELEASE: &str = "uname -r: 6.";
 
-const ASKED: &[StopStep] = &[StopStep::Asked];
+const ASKED: &[StopStep] = &[StopStep::PowerButton];
 
 const LOOPS: &[(&str, Run)] = &[
     ("poll", loop_poll::run),
@@ -217,7 +217,7 @@ fn two_hundred_machines_are_driven_by_one_thread() {
     loop_many::run(&mut members).unwrap();
     assert_eq!(threads(), before);
     for (vm, _) in &members {
-        assert_eq!(vm.stop_report().unwrap().steps[0], StopStep::Asked);
+        assert_eq!(vm.stop_report().unwrap().steps[0], StopStep::PowerButton);
         assert_eq!(vm.scrollback().end(), 5);
     }
 }

@@ -14,7 +14,10 @@ fn a_guest_that_heeds_its_power_button_is_only_asked() {
     vm.console().unwrap().wait_for_timeout("NANO READY", PATIENCE).unwrap();
     vm.stop().unwrap();
     let report = vm.stop_report().unwrap();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
     assert_eq!(vm.status(), VmStatus::Stopped { exit_code: Some(0) });
 }
 

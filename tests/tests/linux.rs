@@ -41,7 +41,10 @@ fn login_commands_and_a_graceful_stop() {
     assert_eq!(sh(&mut console, "echo usable again"), "usable again");
     vm.stop().unwrap();
     let report = vm.stop_report().unwrap();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
 }
 
 #[test]
@@ -75,5 +78,8 @@ fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
     assert_eq!(sh(&mut console, "systemctl is-active systemd-logind"), "active");
     vm.stop_with_timeout(PATIENCE).unwrap();
     let report = vm.stop_report().unwrap();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
 }

@@ -51,7 +51,10 @@ fn a_session_goes_as_with_a_real_guest() -> TestResult {
     assert_eq!((vm.hypervisor_pid(), vm.status()), (None, VmStatus::Running));
     vm.stop()?;
     let report = vm.stop_report().unwrap();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
     assert_eq!(vm.status(), VmStatus::Stopped { exit_code: Some(0) });
     Ok(())
 }
@@ -136,7 +139,7 @@ fn a_guest_that_hangs_ignores_its_button_and_has_its_power_cut() {
     assert!(matches!(console.run("hang", Some(SOON)), Err(Error::Timeout { .. })));
     vm.stop_with_timeout(SOON).unwrap();
     let report = vm.stop_report().unwrap();
-    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit]);
+    assert_eq!(report.steps, [StopStep::PowerButton, StopStep::Quit]);
     assert_eq!(report.ended_by, EndedBy::Owner);
 }
 
@@ -145,7 +148,7 @@ fn a_kill_is_a_kill() {
     let vm = started(shell().ignore_power_button());
     vm.kill().unwrap();
     let report = vm.stop_report().unwrap();
-    let exit = Exit { code: None, signal: Some(9), said: String::new() };
+    let exit = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
     assert_eq!((report.ended_by, report.exit), (EndedBy::Owner, Some(exit)));
     assert_eq!(vm.status(), VmStatus::Stopped { exit_code: None });
 }

@@ -94,12 +94,12 @@ fn one_that_is_killed_at_any_moment_leaves_nothing() {
         std::thread::sleep(Duration::from_millis(millis));
         let pid = it.vm.hypervisor_pid().unwrap().cast_signed();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
-        let why = match (starting.join().unwrap(), it.ended().0) {
-            (Err(Error::StartFailed(_)), EndedBy::StartFailed { why }) => why,
-            (Ok(()), EndedBy::HypervisorLost { what }) => what,
+        let reason = match (starting.join().unwrap(), it.ended().0) {
+            (Err(Error::StartFailed(_)), EndedBy::StartFailed { reason }) => reason,
+            (Ok(()), EndedBy::HypervisorLost { reason }) => reason,
             other => panic!("after {millis} ms: {other:?}"),
         };
-        assert!(why.starts_with("vfkit was killed by signal 9"), "after {millis} ms: {why}");
+        assert!(reason.starts_with("vfkit was killed by signal 9"), "after {millis} ms: {reason}");
         it.nothing_is_left(SOON);
     }
 }
@@ -170,25 +170,25 @@ fn an_answer_to_stop_that_breaks_is_no_matter_where_the_guest_was_told() {
         let Some(it) = machine("broken stop", &[fault]) else { return };
         let _console = it.listening();
         it.vm.stop_with_timeout(PATIENCE).unwrap();
-        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]), "{fault:?}");
+        assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::PowerButton]), "{fault:?}");
         it.nothing_is_left(SOON);
     }
 }
 
 #[test]
 fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
-    use StopStep::{Asked, Killed, Quit};
+    use StopStep::{Killed, PowerButton, Quit};
     let grace = Duration::from_millis(300);
     let heeding = Nano::default();
     let deaf = Nano { power_button: false };
     for (nano, faults, grace, want) in [
-        (heeding, &[Fault::Ignores(Call::Stop)][..], grace, &[Asked, Quit][..]),
+        (heeding, &[Fault::Ignores(Call::Stop)][..], grace, &[PowerButton, Quit][..]),
         // One that refuses needs no grace.
-        (heeding, &[Fault::Refuses(Call::Stop)], PATIENCE, &[Asked, Quit]),
-        (deaf, &[], grace, &[Asked, Quit]),
-        (deaf, &[Fault::IgnoresSigterm], grace, &[Asked, Quit, Killed]),
-        (heeding, &[Fault::OutlivesItsMachine], grace, &[Asked, Quit, Killed]),
-        (heeding, &[Fault::Dies(Call::Stop, 4)], PATIENCE, &[Asked]),
+        (heeding, &[Fault::Refuses(Call::Stop)], PATIENCE, &[PowerButton, Quit]),
+        (deaf, &[], grace, &[PowerButton, Quit]),
+        (deaf, &[Fault::IgnoresSigterm], grace, &[PowerButton, Quit, Killed]),
+        (heeding, &[Fault::OutlivesItsMachine], grace, &[PowerButton, Quit, Killed]),
+        (heeding, &[Fault::Dies(Call::Stop, 4)], PATIENCE, &[PowerButton]),
     ] {
         let Some(it) = machine_with("stop ladder", nano, faults, |it| it) else { return };
         it.climbs(grace, want, matches!(faults, [Fault::Dies(..)]));
@@ -206,9 +206,9 @@ fn a_machine_that_breaks_while_it_runs_is_lost_with_the_words_of_vfkit() {
     let Some(it) = machine("ends in error", &[Fault::EndsInError]) else { return };
     it.listening().write(&[nano::POWER_OFF]).unwrap();
     let (ended_by, steps) = it.ended();
-    let EndedBy::HypervisorLost { what } = &ended_by else { panic!("{ended_by:?}") };
-    assert!(what.contains("vfkit exited with status 1"), "{what}");
-    assert!(what.contains("hypervisor virtualization error"), "{what}");
+    let EndedBy::HypervisorLost { reason } = &ended_by else { panic!("{ended_by:?}") };
+    assert!(reason.contains("vfkit exited with status 1"), "{reason}");
+    assert!(reason.contains("hypervisor virtualization error"), "{reason}");
     assert_eq!(steps, []);
     it.nothing_is_left(SOON);
 }
@@ -261,9 +261,9 @@ fn a_guest_that_is_to_boot_again_may_say_what_it_likes() {
 
 #[test]
 fn nobody_reading_the_console_holds_up_neither_start_nor_stop() {
-    let heard = (EndedBy::GuestPowerOff, vec![StopStep::Asked]);
+    let heard = (EndedBy::GuestPowerOff, vec![StopStep::PowerButton]);
     // The log is full, so the terminal is, so the guest waits: it does not get to see its button.
-    let stuck = (EndedBy::Owner, vec![StopStep::Asked, StopStep::Quit]);
+    let stuck = (EndedBy::Owner, vec![StopStep::PowerButton, StopStep::Quit]);
     for (overflow, want) in [(Overflow::DropOldest, heard), (Overflow::Pause, stuck)] {
         let full = |builder: LinuxVmBuilder| builder.scrollback(1024, overflow);
         let it = machine_with("nobody reads", Nano::default(), &[], full);

@@ -171,7 +171,7 @@ fn ended_word(by: &EndedBy) -> &'static str {
 
 fn step_word(step: StopStep) -> &'static str {
     match step {
-        StopStep::Asked => "asked",
+        StopStep::PowerButton => "asked",
         StopStep::Quit => "quit",
         StopStep::Killed => "killed",
         StopStep::GaveUp => "gave-up",
@@ -190,8 +190,8 @@ mod tests {
     #[test]
     fn exit_codes() {
         let limited = |by| StopReport { time_limit: true, ..report(by) };
-        let lost = || EndedBy::HypervisorLost { what: "it crashed".into() };
-        let not_started = || EndedBy::StartFailed { why: "no".into() };
+        let lost = || EndedBy::HypervisorLost { reason: "it crashed".into() };
+        let not_started = || EndedBy::StartFailed { reason: "no".into() };
         for (report, signal, want) in [
             (report(EndedBy::GuestPowerOff), None, 0),
             (report(EndedBy::GuestReboot), None, 0),
@@ -240,11 +240,11 @@ mod tests {
 
     #[test]
     fn last_words_say_what_happened_in_one_line() {
-        let lost = EndedBy::HypervisorLost { what: "qemu exited with status 1".into() };
+        let lost = EndedBy::HypervisorLost { reason: "qemu exited with status 1".into() };
         for (by, want) in [
             (EndedBy::GuestPowerOff, "stopped: guest powered off"),
             (lost, "failed: qemu exited with status 1"),
-            (EndedBy::StartFailed { why: "no qemu".into() }, "start failed: no qemu"),
+            (EndedBy::StartFailed { reason: "no qemu".into() }, "start failed: no qemu"),
         ] {
             assert_eq!(last_words(&report(by)), want);
         }

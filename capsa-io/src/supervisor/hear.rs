@@ -81,7 +81,7 @@ fn input(event: GuestEvent) -> Option<Input> {
         GuestEvent::PoweredOff => Input::GuestPoweredOff,
         GuestEvent::Reset => Input::GuestReset,
         GuestEvent::Panicked => Input::GuestPanicked { certain: true },
-        GuestEvent::QuitByOthers => Input::QuitByOthers,
+        GuestEvent::ExternalQuit => Input::ExternalQuit,
         GuestEvent::CpuFailed => Input::CpuFailed,
         _ => return None,
     })

@@ -167,7 +167,7 @@ impl Supervisor {
         if player.on && player.exit.is_none() {
             player.exit = Some(match signal {
                 Signal::Term => Exit::with_code(0),
-                Signal::Kill => Exit { code: None, signal: Some(9), said: String::new() },
+                Signal::Kill => Exit { code: None, signal: Some(9), stderr_tail: String::new() },
             });
             player.ended_by_signal = true;
             self.more = true;

@@ -11,7 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Action, Exit, Input, Machine, Timing, VmStatus};
+use super::{Action, Exit, Input, Lifecycle, Timing, VmStatus};
 use crate::backend::Verdict;
 use crate::console::LastWord;
 use crate::path::HostPath;
@@ -39,34 +39,34 @@ pub(super) fn live(bytes: impl Iterator<Item = u8>) -> usize {
     let mut choices = Choices { bytes, ran_out: false };
     let plan = choices.plan();
     let impatience = choices.one_of(&[0, 2, 20]);
-    let mut machine = Machine::new(&plan, Timing::default());
+    let mut lifecycle = Lifecycle::new(&plan, Timing::default());
     let mut world = World::new(plan.processes.len());
-    world.tell(&mut machine, Input::Start);
+    world.tell(&mut lifecycle, Input::Start);
 
     let mut steps = 0;
     while !choices.ran_out {
         steps += 1;
         // A machine may be slow to be polled: wishes can come between input and poll.
         if choices.below(256) < impatience {
-            world.tell(&mut machine, Input::Kill);
+            world.tell(&mut lifecycle, Input::Kill);
         }
-        if world.settle(&mut machine, || choices.below(256) < 26) {
+        if world.settle(&mut lifecycle, || choices.below(256) < 26) {
             return steps;
         }
-        let input = choices.input(&mut world, &machine);
-        world.tell(&mut machine, input);
+        let input = choices.input(&mut world, &lifecycle);
+        world.tell(&mut lifecycle, input);
     }
 
-    world.tell(&mut machine, Input::Kill);
+    world.tell(&mut lifecycle, Input::Kill);
     for _ in 0..TIMEOUTS_TO_THE_END {
         steps += 1;
-        if world.settle(&mut machine, || false) {
+        if world.settle(&mut lifecycle, || false) {
             return steps;
         }
-        world.wait(&machine);
-        world.tell(&mut machine, Input::Timeout);
+        world.wait(&lifecycle);
+        world.tell(&mut lifecycle, Input::Timeout);
     }
-    panic!("after a kill, no end in sight in phase {:?}", machine.phase());
+    panic!("after a kill, no end in sight in phase {:?}", lifecycle.phase());
 }
 
 /// A plan with this many helpers before the hypervisor.
@@ -148,7 +148,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
     }
 
     /// What happens next: something that can, the world being as it is.
-    fn input(&mut self, world: &mut World, machine: &Machine) -> Input {
+    fn input(&mut self, world: &mut World, lifecycle: &Lifecycle) -> Input {
         let id = ProcessId(usize::from(self.below(world.processes.len() as u16)));
         let process = world.processes[id.0];
         let hypervisor = world.hypervisor().alive;
@@ -169,24 +169,24 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor && self.flip() => {
-                Input::GuestSaidLast(self.one_of(&[LastWord::Panic, LastWord::Restart]))
+                Input::GuestPrintedLast(self.one_of(&[LastWord::Panic, LastWord::Restart]))
             }
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
             12 if process.alive && process.killed => {
                 world.processes[id.0].alive = false;
-                Input::Exited(id, Exit { code: None, signal: Some(9), said: String::new() })
+                Input::Exited(id, Exit { code: None, signal: Some(9), stderr_tail: String::new() })
             }
-            13 if hypervisor && self.below(8) == 0 => Input::QuitByOthers,
+            13 if hypervisor && self.below(8) == 0 => Input::ExternalQuit,
             13 if hypervisor && self.below(8) == 0 => Input::CpuFailed,
-            _ if world.wait(machine) => Input::Timeout,
+            _ if world.wait(lifecycle) => Input::Timeout,
             _ => Input::Kill,
         }
     }
 }
 
 #[derive(Clone, Copy, Default)]
-struct Process {
+struct SimProcess {
     alive: bool,
     killed: bool,
 }
@@ -195,37 +195,37 @@ struct Process {
 struct World {
     now: Instant,
     /// The hypervisor is the last.
-    processes: Vec<Process>,
+    processes: Vec<SimProcess>,
     terminal: Option<VmStatus>,
 }
 
 impl World {
     fn new(processes: usize) -> Self {
-        let processes = vec![Process::default(); processes];
+        let processes = vec![SimProcess::default(); processes];
         Self { now: Instant::ZERO, processes, terminal: None }
     }
 
-    fn tell(&self, machine: &mut Machine, input: Input) {
-        machine.handle_input(self.now, input).expect("nothing here may be refused");
+    fn tell(&self, lifecycle: &mut Lifecycle, input: Input) {
+        lifecycle.handle_input(self.now, input).expect("nothing here may be refused");
     }
 
     /// Goes to the machine's next deadline. False when it has none.
-    fn wait(&mut self, machine: &Machine) -> bool {
-        let deadline = machine.poll_timeout();
+    fn wait(&mut self, lifecycle: &Lifecycle) -> bool {
+        let deadline = lifecycle.poll_timeout();
         self.now = deadline.map_or(self.now, |deadline| self.now.max(deadline.at));
         deadline.is_some()
     }
 
     /// Carries out what the machine wants. True when that was the end.
-    fn settle(&mut self, machine: &mut Machine, mut spawn_fails: impl FnMut() -> bool) -> bool {
-        while let Some(action) = machine.poll_action() {
+    fn settle(&mut self, lifecycle: &mut Lifecycle, mut spawn_fails: impl FnMut() -> bool) -> bool {
+        while let Some(action) = lifecycle.poll_action() {
             match action {
                 Action::Spawn(id) => {
                     assert!(!self.processes[id.0].alive, "spawned twice");
                     let fails = spawn_fails();
                     self.processes[id.0].alive = !fails;
                     let failed = || Input::SpawnFailed(id, "no".into());
-                    self.tell(machine, if fails { failed() } else { Input::Spawned(id) });
+                    self.tell(lifecycle, if fails { failed() } else { Input::Spawned(id) });
                 }
                 Action::Signal(id, signal) => {
                     let hypervisor = self.hypervisor();
@@ -236,19 +236,19 @@ impl World {
                     self.processes[id.0].killed |= signal == Signal::Kill;
                 }
                 Action::Release => {
-                    self.judge_the_end(machine);
+                    self.judge_the_end(lifecycle);
                     return true;
                 }
                 _ => {}
             }
-            self.judge_the_status(machine);
+            self.judge_the_status(lifecycle);
         }
-        self.judge_the_status(machine);
+        self.judge_the_status(lifecycle);
         false
     }
 
-    fn judge_the_status(&mut self, machine: &Machine) {
-        let status = machine.status();
+    fn judge_the_status(&mut self, lifecycle: &Lifecycle) {
+        let status = lifecycle.status();
         match &self.terminal {
             Some(terminal) => assert_eq!(status, terminal, "a terminal status changed"),
             None if status.is_terminal() => self.terminal = Some(status.clone()),
@@ -257,33 +257,33 @@ impl World {
     }
 
     /// The release has come: it was the last word, and nothing was left behind.
-    fn judge_the_end(&mut self, machine: &mut Machine) {
-        assert_eq!(machine.poll_action(), None, "the release is not last");
-        assert!(machine.status().is_terminal(), "released in status {:?}", machine.status());
-        assert!(machine.report().is_some(), "an end without a report");
+    fn judge_the_end(&mut self, lifecycle: &mut Lifecycle) {
+        assert_eq!(lifecycle.poll_action(), None, "the release is not last");
+        assert!(lifecycle.status().is_terminal(), "released in status {:?}", lifecycle.status());
+        assert!(lifecycle.report().is_some(), "an end without a report");
         for (id, process) in self.processes.iter().enumerate() {
             assert!(!process.alive || process.killed, "process {id} left running");
         }
-        self.judge_the_status(machine);
+        self.judge_the_status(lifecycle);
         // Late news and late wishes change nothing.
         for input in [
             Input::GuestReset,
             Input::CpuFailed,
             Input::GuestPanicked { certain: true },
-            Input::GuestSaidLast(LastWord::Panic),
+            Input::GuestPrintedLast(LastWord::Panic),
             Input::Replied(Verdict::Done),
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,
             Input::Timeout,
         ] {
-            self.tell(machine, input);
-            assert_eq!(machine.poll_action(), None, "an action after the release");
-            self.judge_the_status(machine);
+            self.tell(lifecycle, input);
+            assert_eq!(lifecycle.poll_action(), None, "an action after the release");
+            self.judge_the_status(lifecycle);
         }
-        assert_eq!(machine.poll_timeout(), None, "a deadline after the release");
+        assert_eq!(lifecycle.poll_timeout(), None, "a deadline after the release");
     }
 
-    fn hypervisor(&self) -> Process {
+    fn hypervisor(&self) -> SimProcess {
         *self.processes.last().expect("every plan has one")
     }
 }

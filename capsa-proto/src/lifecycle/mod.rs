@@ -1,14 +1,14 @@
-//! Machine 3: the life of a machine, from `Created` to a terminal status.
+//! Lifecycle 3: the life of a machine, from `Created` to a terminal status.
 //!
 //! The whole machine is two tables in [`table`]: what each phase does on entry and how long it may
-//! take, and which trigger leads from where to where. [`Machine`] only walks through them. It
+//! take, and which trigger leads from where to where. [`Lifecycle`] only walks through them. It
 //! starts nothing and signals nothing; it says what should happen and is told what did.
 //!
 //! # The loop
 //!
-//! 1. Hand in what happened with [`Machine::handle_input`].
-//! 2. Take every [`Action`] from [`Machine::poll_action`] and carry it out. Its result is an input.
-//! 3. Wait for the world, or until [`Machine::poll_timeout`]; then hand in [`Input::Timeout`].
+//! 1. Hand in what happened with [`Lifecycle::handle_input`].
+//! 2. Take every [`Action`] from [`Lifecycle::poll_action`] and carry it out. Its result is an input.
+//! 3. Wait for the world, or until [`Lifecycle::poll_timeout`]; then hand in [`Input::Timeout`].
 //! 4. Stop when the action [`Action::Release`] came: it is the last.
 //!
 //! # Laws
@@ -25,12 +25,12 @@
 
 #[doc(hidden)]
 pub mod fuzz;
-mod machine;
 mod report;
+mod state_machine;
 pub mod table;
 
-pub use machine::Machine;
 pub use report::{EndedBy, StopReport, StopStep, VmStatus};
+pub use state_machine::Lifecycle;
 
 use alloc::string::String;
 use core::fmt;
@@ -72,7 +72,7 @@ pub enum Input {
     /// The guest reset.
     GuestReset,
     /// The hypervisor says that somebody else told it to quit: a signal, another client.
-    QuitByOthers,
+    ExternalQuit,
     /// The hypervisor says that it cannot go on with a virtual CPU.
     CpuFailed,
     /// The guest panicked: a panic device said so, or its console did.
@@ -83,7 +83,7 @@ pub enum Input {
     },
     /// The guest's kernel said on the console that it fell, and nothing after it. Believed where the
     /// hypervisor does not tell.
-    GuestSaidLast(LastWord),
+    GuestPrintedLast(LastWord),
     /// A deadline may have passed. Safe to send at any time.
     Timeout,
 }
@@ -96,13 +96,13 @@ pub struct Exit {
     /// The signal that ended it, otherwise.
     pub signal: Option<i32>,
     /// The last lines it wrote to standard error.
-    pub said: String,
+    pub stderr_tail: String,
 }
 
 impl Exit {
     /// It exited with this status and said nothing.
     pub const fn with_code(code: i32) -> Self {
-        Self { code: Some(code), signal: None, said: String::new() }
+        Self { code: Some(code), signal: None, stderr_tail: String::new() }
     }
 
     /// It gave up by itself: no signal, and not done.
@@ -118,7 +118,7 @@ impl fmt::Display for Exit {
             (None, Some(signal)) => write!(f, "was killed by signal {signal}")?,
             (None, None) => write!(f, "ended")?,
         }
-        match self.said.trim() {
+        match self.stderr_tail.trim() {
             "" => Ok(()),
             said => write!(f, ": {said}"),
         }
@@ -183,7 +183,7 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
 /// A wish that cannot be granted in the machine's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum InvalidState {
     /// It was started before.
     #[error("the machine was already started")]
     AlreadyStarted,

@@ -1,4 +1,4 @@
-//! What a machine's life looks like from outside: its status, and the report of its end.
+//! What a machine's life looks like from status: its status, and the report of its end.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -61,7 +61,7 @@ impl fmt::Display for VmStatus {
 #[non_exhaustive]
 pub enum EndedBy {
     /// The guest powered off, by itself or because it was asked to (then
-    /// [`StopReport::steps`] begins with [`StopStep::Asked`]).
+    /// [`StopReport::steps`] begins with [`StopStep::PowerButton`]).
     GuestPowerOff,
     /// The guest reset, and a reset ends this machine.
     GuestReboot,
@@ -74,17 +74,17 @@ pub enum EndedBy {
     /// It could not be started.
     StartFailed {
         /// What failed.
-        why: String,
+        reason: String,
     },
     /// A helper it needs ended.
     HelperLost {
         /// Which, and how.
-        what: String,
+        reason: String,
     },
     /// The hypervisor ended and nobody asked for that.
     HypervisorLost {
         /// Which, and how.
-        what: String,
+        reason: String,
     },
 }
 
@@ -93,7 +93,7 @@ pub enum EndedBy {
 #[non_exhaustive]
 pub enum StopStep {
     /// The guest was asked to power off.
-    Asked,
+    PowerButton,
     /// The hypervisor was told to quit: the guest lost its power.
     Quit,
     /// The hypervisor was sent SIGKILL.
@@ -135,7 +135,7 @@ impl StopReport {
 impl fmt::Display for StopReport {
     /// One line without its verb: `guest powered off, as asked`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let asked = self.steps.contains(&StopStep::Asked);
+        let asked = self.steps.contains(&StopStep::PowerButton);
         // A kill does not wait for the grace, so it has no such step.
         let quit = self.steps.contains(&StopStep::Quit);
         match &self.ended_by {
@@ -148,8 +148,10 @@ impl fmt::Display for StopReport {
             }
             EndedBy::Owner => f.write_str("killed")?,
             EndedBy::TimeLimit => f.write_str("power cut")?,
-            EndedBy::StartFailed { why } => write!(f, "start failed: {why}")?,
-            EndedBy::HelperLost { what } | EndedBy::HypervisorLost { what } => f.write_str(what)?,
+            EndedBy::StartFailed { reason } => write!(f, "start failed: {reason}")?,
+            EndedBy::HelperLost { reason } | EndedBy::HypervisorLost { reason } => {
+                f.write_str(reason)?
+            }
         }
         if self.time_limit {
             f.write_str(", time limit reached")?;

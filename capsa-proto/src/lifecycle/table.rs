@@ -9,25 +9,25 @@ pub enum Phase {
     /// Planned, nothing runs.
     Created,
     /// Helpers start, one after the other.
-    Helpers,
+    StartingHelpers,
     /// The hypervisor starts; its control channel is awaited.
-    Launching,
+    StartingHypervisor,
     /// The boot messages are sent, one after the other.
     Booting,
     /// The guest was told to go.
     Running,
     /// The guest was asked to power off.
-    Asking,
+    ShutdownRequested,
     /// The guest is off; the hypervisor's exit is awaited.
-    Leaving,
+    WaitingForExit,
     /// The hypervisor was told to quit.
-    Quitting,
+    QuitRequested,
     /// The hypervisor was sent SIGKILL.
-    Killing,
+    KillingHypervisor,
     /// The hypervisor is gone; helpers end by themselves.
-    Draining,
+    StoppingHelpers,
     /// Helpers were sent SIGKILL.
-    Sweeping,
+    KillingHelpers,
     /// Everything is over.
     Ended,
 }
@@ -44,36 +44,36 @@ pub enum Trigger {
     /// A helper is up, and another is to start.
     NextHelper,
     /// No helper is left to start.
-    HelpersUp,
+    HelpersReady,
     /// The hypervisor's control channel is up.
-    ControlUp,
+    ControlReady,
     /// A boot message was done, and another is to be sent.
     NextMessage,
     /// No boot message is left to send.
     Booted,
     /// A boot message was refused.
-    BootRefused,
+    BootRejected,
     /// A program could not be started.
     SpawnFailed,
     /// A helper or the control channel was lost although it is needed.
-    PartLost,
+    DependencyLost,
     /// The guest powered off.
-    GuestOff,
+    GuestPoweredOff,
     /// The guest reset, and that ends the machine; or it panicked; or a virtual CPU of it failed.
-    GuestFell,
+    GuestCrashed,
     /// The machine has run as long as it may.
     TimeLimit,
     /// The phase has taken as long as it may.
     Timeout,
     /// The hypervisor's process is gone.
-    HypervisorGone,
+    HypervisorExited,
     /// All processes are gone.
-    AllGone,
+    AllExited,
 }
 
 /// What a phase does when it is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub enum EntryAction {
     /// Nothing.
     Nothing,
     /// Start the next helper.
@@ -83,13 +83,13 @@ pub enum Entry {
     /// Send the next boot message.
     SendBoot,
     /// Ask the guest to power off.
-    Ask,
+    RequestShutdown,
     /// Tell the hypervisor to quit.
     Quit,
     /// SIGKILL to the hypervisor.
     KillHypervisor,
     /// SIGTERM to the helpers that would go on without the hypervisor.
-    DismissHelpers,
+    TerminateHelpers,
     /// SIGKILL to the helpers.
     KillHelpers,
     /// Free everything.
@@ -98,7 +98,7 @@ pub enum Entry {
 
 /// What the outside calls a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outside {
+pub enum StatusKind {
     /// [`super::VmStatus::Created`].
     Created,
     /// [`super::VmStatus::Starting`].
@@ -120,44 +120,79 @@ pub struct PhaseRow {
     /// The phase.
     pub phase: Phase,
     /// What it does on entry.
-    pub entry: Entry,
+    pub entry: EntryAction,
     /// How long it may take.
     pub limit: Limit,
     /// What the outside calls it.
-    pub outside: Outside,
+    pub status: StatusKind,
 }
 
-const fn row(phase: Phase, entry: Entry, limit: Limit, outside: Outside) -> PhaseRow {
-    PhaseRow { phase, entry, limit, outside }
+const fn row(phase: Phase, entry: EntryAction, limit: Limit, status: StatusKind) -> PhaseRow {
+    PhaseRow { phase, entry, limit, status }
 }
 
 /// Every phase: what it does on entry, how long it may take, what the outside calls it.
 pub const PHASES: [PhaseRow; 12] = {
-    use Outside as O;
     use Phase as P;
+    use StatusKind as O;
     [
-        row(P::Created, Entry::Nothing, None, O::Created),
-        row(P::Helpers, Entry::SpawnHelper, Some((|t| t.helper, "helper is up")), O::Starting),
+        row(P::Created, EntryAction::Nothing, None, O::Created),
         row(
-            P::Launching,
-            Entry::SpawnHypervisor,
+            P::StartingHelpers,
+            EntryAction::SpawnHelper,
+            Some((|t| t.helper, "helper is up")),
+            O::Starting,
+        ),
+        row(
+            P::StartingHypervisor,
+            EntryAction::SpawnHypervisor,
             Some((|t| t.launch, "control is up")),
             O::Starting,
         ),
         row(
             P::Booting,
-            Entry::SendBoot,
+            EntryAction::SendBoot,
             Some((|t| t.boot, "boot message is answered")),
             O::Starting,
         ),
-        row(P::Running, Entry::Nothing, None, O::Running),
-        row(P::Asking, Entry::Ask, Some((|t| t.grace, "grace period")), O::Stopping),
-        row(P::Leaving, Entry::Nothing, Some((|t| t.quit, "hypervisor exits")), O::Stopping),
-        row(P::Quitting, Entry::Quit, Some((|t| t.quit, "hypervisor quits")), O::Stopping),
-        row(P::Killing, Entry::KillHypervisor, Some((|t| t.kill, "hypervisor dies")), O::Stopping),
-        row(P::Draining, Entry::DismissHelpers, Some((|t| t.drain, "helpers end")), O::Stopping),
-        row(P::Sweeping, Entry::KillHelpers, Some((|t| t.kill, "helpers die")), O::Stopping),
-        row(P::Ended, Entry::Release, None, O::Terminal),
+        row(P::Running, EntryAction::Nothing, None, O::Running),
+        row(
+            P::ShutdownRequested,
+            EntryAction::RequestShutdown,
+            Some((|t| t.grace, "grace period")),
+            O::Stopping,
+        ),
+        row(
+            P::WaitingForExit,
+            EntryAction::Nothing,
+            Some((|t| t.quit, "hypervisor exits")),
+            O::Stopping,
+        ),
+        row(
+            P::QuitRequested,
+            EntryAction::Quit,
+            Some((|t| t.quit, "hypervisor quits")),
+            O::Stopping,
+        ),
+        row(
+            P::KillingHypervisor,
+            EntryAction::KillHypervisor,
+            Some((|t| t.kill, "hypervisor dies")),
+            O::Stopping,
+        ),
+        row(
+            P::StoppingHelpers,
+            EntryAction::TerminateHelpers,
+            Some((|t| t.drain, "helpers end")),
+            O::Stopping,
+        ),
+        row(
+            P::KillingHelpers,
+            EntryAction::KillHelpers,
+            Some((|t| t.kill, "helpers die")),
+            O::Stopping,
+        ),
+        row(P::Ended, EntryAction::Release, None, O::Terminal),
     ]
 };
 
@@ -166,67 +201,67 @@ pub const TRANSITIONS: &[(Phase, Trigger, Phase)] = {
     use Phase as P;
     use Trigger as T;
     &[
-        (P::Created, T::Start, P::Helpers),
+        (P::Created, T::Start, P::StartingHelpers),
         //
-        (P::Helpers, T::NextHelper, P::Helpers),
-        (P::Helpers, T::HelpersUp, P::Launching),
-        (P::Helpers, T::SpawnFailed, P::Sweeping),
-        (P::Helpers, T::PartLost, P::Sweeping),
-        (P::Helpers, T::Timeout, P::Sweeping),
-        (P::Helpers, T::Stop, P::Sweeping),
-        (P::Helpers, T::Kill, P::Sweeping),
+        (P::StartingHelpers, T::NextHelper, P::StartingHelpers),
+        (P::StartingHelpers, T::HelpersReady, P::StartingHypervisor),
+        (P::StartingHelpers, T::SpawnFailed, P::KillingHelpers),
+        (P::StartingHelpers, T::DependencyLost, P::KillingHelpers),
+        (P::StartingHelpers, T::Timeout, P::KillingHelpers),
+        (P::StartingHelpers, T::Stop, P::KillingHelpers),
+        (P::StartingHelpers, T::Kill, P::KillingHelpers),
         //
-        (P::Launching, T::ControlUp, P::Booting),
-        (P::Launching, T::SpawnFailed, P::Sweeping),
-        (P::Launching, T::PartLost, P::Killing),
-        (P::Launching, T::Timeout, P::Killing),
-        (P::Launching, T::Stop, P::Killing),
-        (P::Launching, T::Kill, P::Killing),
-        (P::Launching, T::HypervisorGone, P::Draining),
+        (P::StartingHypervisor, T::ControlReady, P::Booting),
+        (P::StartingHypervisor, T::SpawnFailed, P::KillingHelpers),
+        (P::StartingHypervisor, T::DependencyLost, P::KillingHypervisor),
+        (P::StartingHypervisor, T::Timeout, P::KillingHypervisor),
+        (P::StartingHypervisor, T::Stop, P::KillingHypervisor),
+        (P::StartingHypervisor, T::Kill, P::KillingHypervisor),
+        (P::StartingHypervisor, T::HypervisorExited, P::StoppingHelpers),
         //
         (P::Booting, T::NextMessage, P::Booting),
         (P::Booting, T::Booted, P::Running),
-        (P::Booting, T::BootRefused, P::Killing),
-        (P::Booting, T::PartLost, P::Killing),
-        (P::Booting, T::Timeout, P::Killing),
-        (P::Booting, T::Stop, P::Killing),
-        (P::Booting, T::Kill, P::Killing),
-        (P::Booting, T::GuestOff, P::Leaving),
-        (P::Booting, T::GuestFell, P::Quitting),
-        (P::Booting, T::HypervisorGone, P::Draining),
+        (P::Booting, T::BootRejected, P::KillingHypervisor),
+        (P::Booting, T::DependencyLost, P::KillingHypervisor),
+        (P::Booting, T::Timeout, P::KillingHypervisor),
+        (P::Booting, T::Stop, P::KillingHypervisor),
+        (P::Booting, T::Kill, P::KillingHypervisor),
+        (P::Booting, T::GuestPoweredOff, P::WaitingForExit),
+        (P::Booting, T::GuestCrashed, P::QuitRequested),
+        (P::Booting, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Running, T::Stop, P::Asking),
-        (P::Running, T::TimeLimit, P::Asking),
-        (P::Running, T::Kill, P::Killing),
-        (P::Running, T::GuestOff, P::Leaving),
-        (P::Running, T::GuestFell, P::Quitting),
-        (P::Running, T::PartLost, P::Quitting),
-        (P::Running, T::HypervisorGone, P::Draining),
+        (P::Running, T::Stop, P::ShutdownRequested),
+        (P::Running, T::TimeLimit, P::ShutdownRequested),
+        (P::Running, T::Kill, P::KillingHypervisor),
+        (P::Running, T::GuestPoweredOff, P::WaitingForExit),
+        (P::Running, T::GuestCrashed, P::QuitRequested),
+        (P::Running, T::DependencyLost, P::QuitRequested),
+        (P::Running, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Asking, T::Timeout, P::Quitting),
-        (P::Asking, T::Kill, P::Killing),
-        (P::Asking, T::GuestOff, P::Leaving),
-        (P::Asking, T::GuestFell, P::Quitting),
-        (P::Asking, T::PartLost, P::Quitting),
-        (P::Asking, T::HypervisorGone, P::Draining),
+        (P::ShutdownRequested, T::Timeout, P::QuitRequested),
+        (P::ShutdownRequested, T::Kill, P::KillingHypervisor),
+        (P::ShutdownRequested, T::GuestPoweredOff, P::WaitingForExit),
+        (P::ShutdownRequested, T::GuestCrashed, P::QuitRequested),
+        (P::ShutdownRequested, T::DependencyLost, P::QuitRequested),
+        (P::ShutdownRequested, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Leaving, T::Timeout, P::Killing),
-        (P::Leaving, T::Kill, P::Killing),
-        (P::Leaving, T::HypervisorGone, P::Draining),
+        (P::WaitingForExit, T::Timeout, P::KillingHypervisor),
+        (P::WaitingForExit, T::Kill, P::KillingHypervisor),
+        (P::WaitingForExit, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Quitting, T::Timeout, P::Killing),
-        (P::Quitting, T::Kill, P::Killing),
-        (P::Quitting, T::HypervisorGone, P::Draining),
+        (P::QuitRequested, T::Timeout, P::KillingHypervisor),
+        (P::QuitRequested, T::Kill, P::KillingHypervisor),
+        (P::QuitRequested, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Killing, T::Timeout, P::Sweeping),
-        (P::Killing, T::HypervisorGone, P::Draining),
+        (P::KillingHypervisor, T::Timeout, P::KillingHelpers),
+        (P::KillingHypervisor, T::HypervisorExited, P::StoppingHelpers),
         //
-        (P::Draining, T::Timeout, P::Sweeping),
-        (P::Draining, T::Kill, P::Sweeping),
-        (P::Draining, T::AllGone, P::Ended),
+        (P::StoppingHelpers, T::Timeout, P::KillingHelpers),
+        (P::StoppingHelpers, T::Kill, P::KillingHelpers),
+        (P::StoppingHelpers, T::AllExited, P::Ended),
         //
-        (P::Sweeping, T::Timeout, P::Ended),
-        (P::Sweeping, T::AllGone, P::Ended),
+        (P::KillingHelpers, T::Timeout, P::Ended),
+        (P::KillingHelpers, T::AllExited, P::Ended),
     ]
 };
 
@@ -289,7 +324,7 @@ mod tests {
     fn the_diagram_in_the_docs_is_the_table() {
         let mut page = String::from(
             "# The tables\n\nGenerated from [`table`]; a test fails when the two differ.\n\n\
-             | phase | on entry | limit | outside |\n| --- | --- | --- | --- |\n",
+             | phase | on entry | limit | status |\n| --- | --- | --- | --- |\n",
         );
         for row in &PHASES {
             let limit = row.limit.map_or_else(String::new, |(limit, why)| {
@@ -298,7 +333,7 @@ mod tests {
             let _ = writeln!(
                 page,
                 "| {:?} | {:?} | {limit} | {:?} |",
-                row.phase, row.entry, row.outside
+                row.phase, row.entry, row.status
             );
         }
         page.push_str("\n```text\n");
@@ -308,7 +343,7 @@ mod tests {
             rows.sort_by_key(|(_, _, to)| *to);
             for (n, (from, trigger, to)) in rows.iter().enumerate() {
                 let from = if n == 0 { format!("{from:?}") } else { String::new() };
-                let _ = writeln!(page, "{from:<10} ── {:<15} ─▶ {to:?}", format!("{trigger:?}"));
+                let _ = writeln!(page, "{from:<18} ── {:<16} ─▶ {to:?}", format!("{trigger:?}"));
             }
         }
         page.push_str("```\n");

@@ -251,9 +251,9 @@ impl ReplaySim {
     fn mismatch(&mut self, expected: &str) -> SimAction {
         self.over = true;
         let (front, _) = self.typed.as_slices();
-        let said =
+        let stderr_tail =
             format!("the replay expected {expected} to be typed here, and got {}", shown(front));
-        SimAction::Exit(Exit { said, ..Exit::with_code(1) })
+        SimAction::Exit(Exit { stderr_tail, ..Exit::with_code(1) })
     }
 
     /// ShellLine after everything: as little expected as anything else that was not recorded.

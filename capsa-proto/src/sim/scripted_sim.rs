@@ -224,7 +224,7 @@ impl ScriptedSim {
             }
             Finish::Exit(status) => Some(self.exit(Exit::with_code(status))),
             Finish::Killed(signal) => {
-                let exit = Exit { code: None, signal: Some(signal), said: String::new() };
+                let exit = Exit { code: None, signal: Some(signal), stderr_tail: String::new() };
                 Some(self.exit(exit))
             }
             Finish::Hang => {

@@ -148,7 +148,10 @@ fn second_sector(image: &[u8]) -> String {
 fn stop(machine: &Machine) {
     machine.vm.stop().unwrap();
     let report = machine.ended();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
 }
 
 fn checksum(file: &Path) -> String {

@@ -88,6 +88,6 @@ fn time_limit(stage: &Stage<'_>) {
     machine.vm.stop_with_timeout(Duration::from_millis(100)).unwrap();
     let report = machine.ended();
     assert!(report.time_limit, "{report:?}");
-    assert!(report.steps.starts_with(&[StopStep::Asked]), "{report:?}");
+    assert!(report.steps.starts_with(&[StopStep::PowerButton]), "{report:?}");
     assert!(report.to_string().ends_with("time limit reached"), "{report}");
 }

@@ -30,8 +30,11 @@ fn sigkill(stage: &Stage<'_>) {
     let machine = stage.boot(stage.builder());
     signal(machine.pid(), Signal::SIGKILL);
     let report = machine.ended();
-    let EndedBy::HypervisorLost { what } = &report.ended_by else { panic!("{report:?}") };
-    assert!(what.contains(&format!("{} was killed by signal 9", stage.subject.backend)), "{what}");
+    let EndedBy::HypervisorLost { reason } = &report.ended_by else { panic!("{report:?}") };
+    assert!(
+        reason.contains(&format!("{} was killed by signal 9", stage.subject.backend)),
+        "{reason}"
+    );
     assert!(matches!(machine.vm.status(), VmStatus::Failed { .. }), "{}", machine.vm.status());
 }
 
@@ -41,8 +44,8 @@ fn sigterm(stage: &Stage<'_>) {
     let report = machine.ended();
     match stage.subject.nature.sigterm {
         Sigterm::Lost => {
-            let EndedBy::HypervisorLost { what } = &report.ended_by else { panic!("{report:?}") };
-            assert!(what.contains("another process"), "{what}");
+            let EndedBy::HypervisorLost { reason } = &report.ended_by else { panic!("{report:?}") };
+            assert!(reason.contains("another process"), "{reason}");
         }
         Sigterm::PowerOff => assert_eq!(report.ended_by, EndedBy::GuestPowerOff),
     }
@@ -75,8 +78,8 @@ fn virtiofsd_killed(stage: &Stage<'_>) {
         signal(helper.pid, Signal::SIGKILL);
     }
     let report = machine.ended();
-    let EndedBy::HelperLost { what } = &report.ended_by else { panic!("{report:?}") };
-    assert!(what.contains("virtiofsd for /share was killed by signal 9"), "{what}");
+    let EndedBy::HelperLost { reason } = &report.ended_by else { panic!("{report:?}") };
+    assert!(reason.contains("virtiofsd for /share was killed by signal 9"), "{reason}");
     // Its guest cannot live without it.
     eventually("the hypervisor is gone", || !runs(hypervisor));
 }

@@ -23,7 +23,10 @@ fn polite(stage: &Stage<'_>) {
     let machine = stage.boot(stage.builder());
     machine.vm.stop().unwrap();
     let report = machine.ended();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
     assert_eq!(machine.vm.status(), VmStatus::Stopped { exit_code: Some(0) });
 }
 
@@ -35,7 +38,7 @@ fn deaf_guest(stage: &Stage<'_>) {
     machine.vm.stop_with_timeout(grace).unwrap();
     assert!(begin.elapsed() >= grace, "the grace was {:?}", begin.elapsed());
     let report = machine.ended();
-    let steps = vec![StopStep::Asked, StopStep::Quit];
+    let steps = vec![StopStep::PowerButton, StopStep::Quit];
     assert_eq!((report.ended_by.clone(), &report.steps), (EndedBy::Owner, &steps), "{report:?}");
     assert!(report.to_string().contains("within its grace"), "{report}");
 }
@@ -48,7 +51,7 @@ fn hung_hypervisor(stage: &Stage<'_>) {
     signal(pid, Signal::SIGSTOP);
     machine.vm.stop_with_timeout(Duration::from_millis(100)).unwrap();
     let report = machine.ended();
-    let steps = [StopStep::Asked, StopStep::Quit, StopStep::Killed];
+    let steps = [StopStep::PowerButton, StopStep::Quit, StopStep::Killed];
     assert_eq!((report.ended_by, &report.steps[..]), (EndedBy::Owner, &steps[..]));
     assert!(!runs(pid), "it was reaped");
 }
@@ -74,7 +77,7 @@ fn kill_while_stopping(stage: &Stage<'_>) {
     eventually("it is stopping", || machine.vm.status() == VmStatus::Stopping);
     machine.vm.kill().unwrap();
     stopping.join().unwrap().unwrap();
-    assert_eq!(machine.ended().steps, [StopStep::Asked, StopStep::Killed]);
+    assert_eq!(machine.ended().steps, [StopStep::PowerButton, StopStep::Killed]);
 }
 
 fn drop_last_handle(stage: &Stage<'_>) {

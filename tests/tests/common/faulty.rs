@@ -84,8 +84,8 @@ impl Machine {
         assert_eq!(steps, want);
         match ended_by {
             EndedBy::Owner => assert!(!dies),
-            EndedBy::HypervisorLost { what } => {
-                assert!(dies && what.contains("status 4"), "{what}")
+            EndedBy::HypervisorLost { reason } => {
+                assert!(dies && reason.contains("status 4"), "{reason}")
             }
             other => panic!("{other:?}"),
         }
@@ -101,7 +101,7 @@ impl Machine {
         console.wait_for_timeout("still there", PATIENCE).unwrap();
         assert_eq!(self.vm.status(), VmStatus::Running);
         self.vm.stop_with_timeout(PATIENCE).unwrap();
-        assert_eq!(self.ended(), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+        assert_eq!(self.ended(), (EndedBy::GuestPowerOff, vec![StopStep::PowerButton]));
         self.nothing_is_left(SOON);
     }
 

@@ -7,27 +7,31 @@ use alloc::vec;
 
 /// A machine, a fake clock, and everything it wanted done.
 struct Pair {
-    machine: Machine,
+    lifecycle: Lifecycle,
     now: Instant,
     done: Vec<Action>,
 }
 
 impl Pair {
     fn new(plan: &LaunchPlan) -> Self {
-        Self { machine: Machine::new(plan, Timing::default()), now: Instant::ZERO, done: vec![] }
+        Self {
+            lifecycle: Lifecycle::new(plan, Timing::default()),
+            now: Instant::ZERO,
+            done: vec![],
+        }
     }
 
     fn say(&mut self, input: Input) -> &mut Self {
-        self.machine.handle_input(self.now, input).unwrap();
+        self.lifecycle.handle_input(self.now, input).unwrap();
         self.settle()
     }
 
     /// Carries out actions the way a healthy world would.
     fn settle(&mut self) -> &mut Self {
-        while let Some(action) = self.machine.poll_action() {
+        while let Some(action) = self.lifecycle.poll_action() {
             self.done.push(action.clone());
             if let Action::Spawn(id) = action {
-                self.machine.handle_input(self.now, Input::Spawned(id)).unwrap();
+                self.lifecycle.handle_input(self.now, Input::Spawned(id)).unwrap();
             }
         }
         self
@@ -42,18 +46,18 @@ impl Pair {
         for _ in &plan.boot {
             pair.say(Input::Replied(Verdict::Done));
         }
-        assert_eq!(*pair.machine.status(), VmStatus::Running);
+        assert_eq!(*pair.lifecycle.status(), VmStatus::Running);
         pair
     }
 
     fn time_out(&mut self) -> &mut Self {
-        let deadline = self.machine.poll_timeout().expect("a deadline to wait for");
+        let deadline = self.lifecycle.poll_timeout().expect("a deadline to wait for");
         self.now = self.now.max(deadline.at);
         self.say(Input::Timeout)
     }
 
     fn report(&self) -> StopReport {
-        self.machine.report().expect("it ended")
+        self.lifecycle.report().expect("it ended")
     }
 }
 
@@ -89,13 +93,16 @@ fn helpers_start_one_after_the_other_before_the_hypervisor() {
 #[test]
 fn a_second_start_is_refused() {
     let mut pair = Pair::running(&plan(0));
-    assert_eq!(pair.machine.handle_input(pair.now, Input::Start), Err(Refused::AlreadyStarted));
+    assert_eq!(
+        pair.lifecycle.handle_input(pair.now, Input::Start),
+        Err(InvalidState::AlreadyStarted)
+    );
 }
 
 #[test]
 fn stop_before_start_is_refused() {
     let mut pair = Pair::new(&plan(0));
-    assert_eq!(pair.machine.handle_input(pair.now, Input::Kill), Err(Refused::NotStarted));
+    assert_eq!(pair.lifecycle.handle_input(pair.now, Input::Kill), Err(InvalidState::NotStarted));
 }
 
 #[test]
@@ -106,9 +113,9 @@ fn a_guest_that_obeys_needs_only_the_asking() {
     pair.say(Input::Exited(VMM, Exit::with_code(0)));
     let report = pair.report();
     assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
-    assert_eq!(report.steps, [StopStep::Asked]);
+    assert_eq!(report.steps, [StopStep::PowerButton]);
     assert_eq!(report.to_string(), "guest powered off, as asked");
-    assert_eq!(*pair.machine.status(), VmStatus::Stopped { exit_code: Some(0) });
+    assert_eq!(*pair.lifecycle.status(), VmStatus::Stopped { exit_code: Some(0) });
 }
 
 #[test]
@@ -119,19 +126,19 @@ fn a_deaf_guest_takes_every_rung_of_the_ladder() {
     assert_eq!(pair.now, Instant::from_micros(1_000_000));
     pair.time_out();
     assert_eq!(pair.done.last(), Some(&Action::Signal(VMM, Signal::Kill)));
-    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
     let report = pair.report();
     assert_eq!(report.ended_by, EndedBy::Owner);
-    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit, StopStep::Killed]);
+    assert_eq!(report.steps, [StopStep::PowerButton, StopStep::Quit, StopStep::Killed]);
     assert!(report.to_string().starts_with("power cut"), "{report}");
-    assert_eq!(*pair.machine.status(), VmStatus::Stopped { exit_code: None });
+    assert_eq!(*pair.lifecycle.status(), VmStatus::Stopped { exit_code: None });
 }
 
 #[test]
 fn a_kill_within_the_grace_does_not_blame_the_guest() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::Stop { grace: Duration::from_secs(10) }).say(Input::Kill);
-    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
     assert_eq!(pair.report().to_string(), "killed");
 }
 
@@ -151,7 +158,7 @@ fn a_guest_that_did_not_hear_is_asked_again_within_its_grace() {
     assert_eq!(pair.now, Instant::from_micros(10_000_000));
     pair.say(Input::Replied(Verdict::Done)).time_out();
     assert_eq!(pair.now, Instant::from_micros(12_000_000));
-    assert_eq!((asked(&pair), pair.machine.phase()), (3, Phase::Quitting));
+    assert_eq!((asked(&pair), pair.lifecycle.phase()), (3, Phase::QuitRequested));
 }
 
 #[test]
@@ -165,7 +172,10 @@ fn an_asking_that_was_cut_off_is_explained_by_the_end_that_follows() {
     let mut off = cut_off();
     off.say(Input::Exited(VMM, Exit::with_code(0)));
     let report = off.report();
-    assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![StopStep::Asked]));
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
 
     let mut crashed = cut_off();
     crashed.say(Input::Exited(VMM, Exit::with_code(4)));
@@ -177,7 +187,7 @@ fn an_asking_that_was_cut_off_is_explained_by_the_end_that_follows() {
     assert!(stays.now < soon, "it needs no grace");
     let report = stays.report();
     assert_eq!(report.ended_by, EndedBy::Owner);
-    assert_eq!(report.steps, [StopStep::Asked, StopStep::Quit]);
+    assert_eq!(report.steps, [StopStep::PowerButton, StopStep::Quit]);
 }
 
 #[test]
@@ -186,7 +196,7 @@ fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
     pair.say(Input::Stop { grace: Duration::from_secs(10) });
     pair.say(Input::Stop { grace: Duration::from_secs(1) });
     pair.say(Input::Stop { grace: Duration::from_secs(60) });
-    assert_eq!(pair.machine.poll_timeout().unwrap().at, Instant::from_micros(1_000_000));
+    assert_eq!(pair.lifecycle.poll_timeout().unwrap().at, Instant::from_micros(1_000_000));
 }
 
 #[test]
@@ -198,10 +208,10 @@ fn stop_while_starting_kills_at_once() {
 
 #[test]
 fn a_spawn_that_was_not_carried_out_is_withdrawn() {
-    let mut machine = Machine::new(&plan(1), Timing::default());
-    machine.handle_input(Instant::ZERO, Input::Start).unwrap();
-    machine.handle_input(Instant::ZERO, Input::Kill).unwrap();
-    let actions: Vec<_> = core::iter::from_fn(|| machine.poll_action()).collect();
+    let mut lifecycle = Lifecycle::new(&plan(1), Timing::default());
+    lifecycle.handle_input(Instant::ZERO, Input::Start).unwrap();
+    lifecycle.handle_input(Instant::ZERO, Input::Kill).unwrap();
+    let actions: Vec<_> = core::iter::from_fn(|| lifecycle.poll_action()).collect();
     assert!(!actions.iter().any(|a| matches!(a, Action::Spawn(_))), "{actions:?}");
     assert_eq!(actions.last(), Some(&Action::Release));
 }
@@ -212,7 +222,7 @@ fn a_refused_boot_message_fails_with_the_hypervisors_words() {
     pair.say(Input::Start).say(Input::Ready(VMM));
     pair.say(Input::Replied(Verdict::Refused("no such kernel".into())));
     pair.say(Input::Exited(VMM, Exit::with_code(1)));
-    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    let VmStatus::Failed { message } = pair.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm refused to agree: no such kernel");
 }
 
@@ -224,15 +234,18 @@ fn a_boot_message_without_answer_is_explained_by_the_end_that_follows() {
     };
     let mut pair = Pair::new(&plan(0));
     lost(&mut pair);
-    pair.say(Input::Exited(VMM, Exit { code: Some(1), signal: None, said: "bad disk\n".into() }));
-    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    pair.say(Input::Exited(
+        VMM,
+        Exit { code: Some(1), signal: None, stderr_tail: "bad disk\n".into() },
+    ));
+    let VmStatus::Failed { message } = pair.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm exited with status 1: bad disk");
 
     let mut pair = Pair::new(&plan(0));
     lost(&mut pair);
     pair.time_out();
-    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), said: String::new() }));
-    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
+    let VmStatus::Failed { message } = pair.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm did not agree: it hung up");
 }
 
@@ -240,17 +253,20 @@ fn a_boot_message_without_answer_is_explained_by_the_end_that_follows() {
 fn a_hypervisor_that_dies_early_fails_with_what_it_said() {
     let mut pair = Pair::new(&plan(0));
     pair.say(Input::Start);
-    pair.say(Input::Exited(VMM, Exit { code: Some(1), signal: None, said: "bad option\n".into() }));
-    let VmStatus::Failed { message } = pair.machine.status() else { panic!("not failed") };
+    pair.say(Input::Exited(
+        VMM,
+        Exit { code: Some(1), signal: None, stderr_tail: "bad option\n".into() },
+    ));
+    let VmStatus::Failed { message } = pair.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm exited with status 1: bad option");
 }
 
 #[test]
 fn a_crash_is_not_taken_for_a_power_off() {
     let mut pair = Pair::running(&plan(0));
-    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(11), said: String::new() }));
+    pair.say(Input::Exited(VMM, Exit { code: None, signal: Some(11), stderr_tail: String::new() }));
     assert!(matches!(pair.report().ended_by, EndedBy::HypervisorLost { .. }));
-    assert!(matches!(pair.machine.status(), VmStatus::Failed { .. }));
+    assert!(matches!(pair.lifecycle.status(), VmStatus::Failed { .. }));
 }
 
 #[test]
@@ -260,18 +276,18 @@ fn a_cpu_that_failed_is_no_power_off_whatever_follows() {
     let mut pair = Pair::running(&plan);
     pair.say(Input::CpuFailed);
     // It may stay, with a guest that does nothing.
-    assert_eq!(pair.machine.phase(), Phase::Quitting);
+    assert_eq!(pair.lifecycle.phase(), Phase::QuitRequested);
     pair.say(Input::GuestPoweredOff).say(Input::Exited(VMM, Exit::with_code(0)));
-    let what = "vmm cannot go on with a virtual CPU".into();
-    assert_eq!(pair.report().ended_by, EndedBy::HypervisorLost { what });
-    assert!(matches!(pair.machine.status(), VmStatus::Failed { .. }));
+    let reason = "vmm cannot go on with a virtual CPU".into();
+    assert_eq!(pair.report().ended_by, EndedBy::HypervisorLost { reason });
+    assert!(matches!(pair.lifecycle.status(), VmStatus::Failed { .. }));
 }
 
 #[test]
 fn a_reset_after_a_panic_on_the_console_is_a_panic() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::GuestPanicked { certain: false });
-    assert_eq!(*pair.machine.status(), VmStatus::Running, "text alone ends nothing");
+    assert_eq!(*pair.lifecycle.status(), VmStatus::Running, "text alone ends nothing");
     pair.say(Input::GuestReset).say(Input::Exited(VMM, Exit::with_code(0)));
     assert_eq!(pair.report().ended_by, EndedBy::GuestPanic);
 }
@@ -284,7 +300,7 @@ fn a_reboot_is_announced_where_that_was_asked_for() {
     let mut pair = Pair::running(&plan);
     pair.say(Input::GuestReset);
     assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));
-    assert_eq!(*pair.machine.status(), VmStatus::Running);
+    assert_eq!(*pair.lifecycle.status(), VmStatus::Running);
     let announced =
         |pair: &Pair| pair.done.iter().filter(|action| **action == Action::AnnounceReboot).count();
     pair.now = pair.now + Duration::from_millis(40);
@@ -313,11 +329,11 @@ fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
     for input in [Input::GuestReset, Input::GuestPanicked { certain: true }] {
         let mut pair = Pair::running(&plan);
         pair.say(input);
-        assert_eq!(pair.machine.phase(), Phase::Leaving);
+        assert_eq!(pair.lifecycle.phase(), Phase::WaitingForExit);
         assert!(!pair.done.contains(&Action::Control(Message::qmp("quit", "quit"))));
         // One that stays all the same is killed.
         pair.time_out();
-        assert_eq!(pair.machine.phase(), Phase::Killing);
+        assert_eq!(pair.lifecycle.phase(), Phase::KillingHypervisor);
     }
 }
 
@@ -338,7 +354,7 @@ fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
         let case = format!("{fall:?} {on_reboot:?} {word:?}");
         let plan = LaunchPlan { guest_fall: fall.clone(), on_reboot, ..plan(0) };
         let mut pair = Pair::running(&plan);
-        pair.say(Input::GuestSaidLast(word));
+        pair.say(Input::GuestPrintedLast(word));
         let announced = pair.done.contains(&Action::AnnounceReboot);
         assert_eq!(
             announced,
@@ -350,7 +366,7 @@ fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
                 pair.say(Input::Exited(VMM, Exit::with_code(0)));
                 assert_eq!(pair.report().ended_by, want, "{case}");
             }
-            None => assert_eq!(*pair.machine.status(), VmStatus::Running, "{case}"),
+            None => assert_eq!(*pair.lifecycle.status(), VmStatus::Running, "{case}"),
         }
     }
 }
@@ -389,7 +405,7 @@ fn a_helper_that_dies_is_blamed_only_if_the_hypervisor_stays() {
 
     let mut leaves = Pair::running(&plan(1));
     leaves.say(Input::Exited(ProcessId(0), Exit::with_code(0)));
-    let killed = Exit { code: None, signal: Some(9), said: String::new() };
+    let killed = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
     leaves.say(Input::Exited(ProcessId(1), killed));
     assert!(matches!(leaves.report().ended_by, EndedBy::HypervisorLost { .. }));
 }
@@ -401,14 +417,14 @@ fn a_machine_that_came_to_run_did_not_fail_to_start() {
     for _ in &plan(0).boot {
         pair.say(Input::Replied(Verdict::Done));
     }
-    assert_eq!(*pair.machine.status(), VmStatus::Running);
-    while pair.machine.report().is_none() {
+    assert_eq!(*pair.lifecycle.status(), VmStatus::Running);
+    while pair.lifecycle.report().is_none() {
         pair.time_out();
     }
-    let EndedBy::HypervisorLost { what } = pair.report().ended_by else {
+    let EndedBy::HypervisorLost { reason } = pair.report().ended_by else {
         panic!("{:?}", pair.report())
     };
-    assert!(what.contains("nonsense"), "{what}");
+    assert!(reason.contains("nonsense"), "{reason}");
 }
 
 #[test]
@@ -420,11 +436,11 @@ fn a_helper_that_does_not_come_up_is_named() {
         for up in 0..n {
             pair.say(Input::Ready(ProcessId(up)));
         }
-        while pair.machine.report().is_none() {
+        while pair.lifecycle.report().is_none() {
             pair.time_out();
         }
-        let EndedBy::StartFailed { why } = pair.report().ended_by else { panic!() };
-        assert!(why.contains(&format!("until {} is up", plan.processes[n].name)), "{why}");
+        let EndedBy::StartFailed { reason } = pair.report().ended_by else { panic!() };
+        assert!(reason.contains(&format!("until {} is up", plan.processes[n].name)), "{reason}");
     }
 }
 
@@ -444,13 +460,13 @@ fn after_a_kill_timeouts_alone_lead_to_the_end() {
             }
             pair.say(Input::Kill);
             for _ in 0..5 {
-                if pair.machine.report().is_none() {
+                if pair.lifecycle.report().is_none() {
                     pair.time_out();
                 }
             }
             assert_eq!(pair.done.last(), Some(&Action::Release), "{helpers} {progress}");
             assert!(
-                matches!(pair.machine.status(), VmStatus::Failed { .. }),
+                matches!(pair.lifecycle.status(), VmStatus::Failed { .. }),
                 "it gave up, and says so"
             );
         }
@@ -462,8 +478,8 @@ fn a_helper_that_fails_early_is_blamed_though_the_hypervisor_leaves_for_it() {
     // virtiofsd 1.14 makes its socket, is refused its sandbox, and is gone when QEMU connects.
     let mut pair = Pair::new(&plan(1));
     pair.say(Input::Start).say(Input::Ready(ProcessId(0)));
-    let said = "Error entering sandbox".to_string();
-    pair.say(Input::Exited(ProcessId(0), Exit { said, ..Exit::with_code(1) }));
+    let stderr_tail = "Error entering sandbox".to_string();
+    pair.say(Input::Exited(ProcessId(0), Exit { stderr_tail, ..Exit::with_code(1) }));
     pair.say(Input::Exited(ProcessId(1), Exit::with_code(1)));
     let report = pair.report();
     assert!(matches!(report.ended_by, EndedBy::StartFailed { .. }), "{report}");

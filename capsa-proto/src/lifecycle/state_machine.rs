@@ -6,8 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::table::{self, Entry, Outside, Phase, Trigger};
-use super::{Action, EndedBy, Exit, Input, Refused, StopReport, StopStep, Timing, VmStatus};
+use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
+use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
 use crate::backend::Verdict;
 use crate::console::LastWord;
 use crate::plan::{GuestFall, LaunchPlan, Message, ProcessId, Signal, Step};
@@ -15,23 +15,23 @@ use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
 /// How long the pause is before a boot message is sent again.
-const AGAIN_AFTER: Duration = Duration::from_millis(20);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// A guest that is asked before it listens to its power button does not hear it, so it is asked again
 /// as long as its grace lasts. One that is on its way out ignores that.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+const POWER_BUTTON_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A helper or the control channel often ends *because* the hypervisor does, and may be seen to end
 /// first. This long the hypervisor's own end is waited for before the part is blamed.
-const BLAME_AFTER: Duration = Duration::from_millis(200);
+const CAUSE_DELAY: Duration = Duration::from_millis(200);
 
 /// The lifecycle of one machine. See the [module](super) for the loop and the laws.
 #[derive(Debug)]
-pub struct Machine {
-    script: Script,
+pub struct Lifecycle {
+    plan: PlanSummary,
     timing: Timing,
     phase: Phase,
-    processes: Vec<Process>,
+    processes: Vec<ProcessState>,
     messages_done: usize,
     actions: VecDeque<Action>,
     status: VmStatus,
@@ -39,7 +39,7 @@ pub struct Machine {
     phase_ends: Option<Deadline>,
     time_ends: Option<Deadline>,
     send_again: Option<Deadline>,
-    blame_later: Option<(Deadline, EndedBy)>,
+    pending_cause: Option<(Deadline, EndedBy)>,
     last_reset: Option<Instant>,
     grace: Duration,
 
@@ -52,7 +52,7 @@ pub struct Machine {
 
 /// The parts of a plan that the machine acts on.
 #[derive(Debug)]
-struct Script {
+struct PlanSummary {
     names: Vec<String>,
     ends_by_itself: Vec<bool>,
     boot: Vec<Message>,
@@ -65,17 +65,17 @@ struct Script {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Process {
-    Idle,
+enum ProcessState {
+    NotStarted,
     Alive,
-    Gone,
+    Exited,
 }
 
-impl Machine {
+impl Lifecycle {
     /// A machine that will walk through `plan`.
     pub fn new(plan: &LaunchPlan, timing: Timing) -> Self {
         Self {
-            script: Script {
+            plan: PlanSummary {
                 names: plan.processes.iter().map(|p| p.name.clone()).collect(),
                 ends_by_itself: plan.processes.iter().map(|p| p.ends_with_hypervisor).collect(),
                 boot: plan.boot.clone(),
@@ -88,14 +88,14 @@ impl Machine {
             },
             timing,
             phase: Phase::Created,
-            processes: plan.processes.iter().map(|_| Process::Idle).collect(),
+            processes: plan.processes.iter().map(|_| ProcessState::NotStarted).collect(),
             messages_done: 0,
             actions: VecDeque::new(),
             status: VmStatus::Created,
             phase_ends: None,
             time_ends: None,
             send_again: None,
-            blame_later: None,
+            pending_cause: None,
             last_reset: None,
             grace: timing.grace,
             cause: None,
@@ -114,26 +114,26 @@ impl Machine {
     ///
     /// When a wish cannot be granted: a second start, a stop or kill before the start. A stop or
     /// kill of a machine that is ending or has ended is granted; it changes nothing or hurries.
-    pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), Refused> {
+    pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
         match input {
             Input::Start if self.phase == Phase::Created => self.go(now, Trigger::Start),
-            Input::Start => return Err(Refused::AlreadyStarted),
+            Input::Start => return Err(InvalidState::AlreadyStarted),
             Input::Stop { .. } | Input::Kill if self.phase == Phase::Created => {
-                return Err(Refused::NotStarted);
+                return Err(InvalidState::NotStarted);
             }
             Input::Stop { grace } => self.stop(now, grace),
             Input::Kill => {
-                self.blame(EndedBy::Owner);
+                self.set_cause(EndedBy::Owner);
                 self.go(now, Trigger::Kill);
             }
             Input::Spawned(id) => {
-                self.processes[id.0] = Process::Alive;
+                self.processes[id.0] = ProcessState::Alive;
                 self.actions.push_back(Action::AwaitReady(id));
             }
-            Input::SpawnFailed(id, why) => {
-                self.processes[id.0] = Process::Gone;
-                let why = format!("cannot start {}: {why}", self.script.names[id.0]);
-                self.blame(EndedBy::StartFailed { why });
+            Input::SpawnFailed(id, error) => {
+                self.processes[id.0] = ProcessState::Exited;
+                let reason = format!("cannot start {}: {error}", self.plan.names[id.0]);
+                self.set_cause(EndedBy::StartFailed { reason });
                 self.go(now, Trigger::SpawnFailed);
             }
             Input::Ready(id) => self.ready(now, id),
@@ -144,36 +144,38 @@ impl Machine {
             Input::EventsLost(why) => {
                 self.channel_lost(now, &format!("tells events that make no sense: {why}"));
             }
-            Input::GuestPoweredOff if self.guest_runs() => {
-                self.blame(EndedBy::GuestPowerOff);
-                self.go(now, Trigger::GuestOff);
+            Input::GuestPoweredOff if self.guest_is_running() => {
+                self.set_cause(EndedBy::GuestPowerOff);
+                self.go(now, Trigger::GuestPoweredOff);
             }
-            Input::GuestReset if self.guest_runs() => self.guest_reset(now),
-            Input::GuestPanicked { certain: true } if self.guest_runs() => {
-                self.blame(EndedBy::GuestPanic);
-                self.guest_fell(now);
+            Input::GuestReset if self.guest_is_running() => self.guest_reset(now),
+            Input::GuestPanicked { certain: true } if self.guest_is_running() => {
+                self.set_cause(EndedBy::GuestPanic);
+                self.guest_crashed(now);
             }
             // Where the guest boots again, what it printed in an earlier life explains no later end. Not
             // every hypervisor tells of the reset in between.
-            Input::GuestPanicked { .. } if self.boots_again() || self.is_heard() => {}
+            Input::GuestPanicked { .. } if self.restarts_on_reboot() || self.is_console_only() => {}
             Input::GuestPanicked { .. } => self.panic_seen = true,
-            Input::GuestSaidLast(word) if self.is_heard() && self.guest_runs() => match word {
-                LastWord::Restart => self.guest_reset(now),
-                LastWord::Panic if self.boots_again() => {}
-                LastWord::Panic => {
-                    self.blame(EndedBy::GuestPanic);
-                    self.guest_fell(now);
+            Input::GuestPrintedLast(word) if self.is_console_only() && self.guest_is_running() => {
+                match word {
+                    LastWord::Restart => self.guest_reset(now),
+                    LastWord::Panic if self.restarts_on_reboot() => {}
+                    LastWord::Panic => {
+                        self.set_cause(EndedBy::GuestPanic);
+                        self.guest_crashed(now);
+                    }
                 }
-            },
-            Input::GuestSaidLast(_) => {}
-            Input::QuitByOthers if self.guest_runs() => {
-                let name = &self.script.names[self.hypervisor().0];
-                let what = format!("{name} was told to quit by another process");
-                self.blame(EndedBy::HypervisorLost { what });
-                self.go(now, Trigger::GuestOff);
             }
-            Input::CpuFailed if self.guest_runs() => self.cpu_failed(now),
-            Input::GuestPoweredOff | Input::GuestReset | Input::QuitByOthers | Input::CpuFailed => {
+            Input::GuestPrintedLast(_) => {}
+            Input::ExternalQuit if self.guest_is_running() => {
+                let name = &self.plan.names[self.hypervisor().0];
+                let reason = format!("{name} was told to quit by another process");
+                self.set_cause(EndedBy::HypervisorLost { reason });
+                self.go(now, Trigger::GuestPoweredOff);
+            }
+            Input::CpuFailed if self.guest_is_running() => self.cpu_failed(now),
+            Input::GuestPoweredOff | Input::GuestReset | Input::ExternalQuit | Input::CpuFailed => {
             }
             Input::Timeout => self.timeout(now),
         }
@@ -190,7 +192,7 @@ impl Machine {
         if !self.actions.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
         }
-        let blame = self.blame_later.as_ref().map(|(deadline, _)| *deadline);
+        let blame = self.pending_cause.as_ref().map(|(deadline, _)| *deadline);
         [self.phase_ends, self.time_ends, self.send_again, blame]
             .into_iter()
             .fold(None, Deadline::earliest)
@@ -220,12 +222,12 @@ impl Machine {
         ProcessId(self.processes.len() - 1)
     }
 
-    fn guest_runs(&self) -> bool {
-        matches!(self.phase, Phase::Booting | Phase::Running | Phase::Asking)
+    fn guest_is_running(&self) -> bool {
+        matches!(self.phase, Phase::Booting | Phase::Running | Phase::ShutdownRequested)
     }
 
     /// The first cause is the cause; what follows are its consequences.
-    fn blame(&mut self, cause: EndedBy) {
+    fn set_cause(&mut self, cause: EndedBy) {
         if self.cause.is_none() && self.phase != Phase::Ended {
             self.cause = Some(cause);
         }
@@ -238,12 +240,12 @@ impl Machine {
                 self.go(now, Trigger::Stop);
             }
             // A second stop may shorten the grace, never lengthen it.
-            Phase::Asking => {
+            Phase::ShutdownRequested => {
                 let ends = Deadline { at: now + grace, why: "grace period" };
                 self.phase_ends = Deadline::earliest(self.phase_ends, Some(ends));
             }
-            Phase::Helpers | Phase::Launching | Phase::Booting => {
-                self.blame(EndedBy::Owner);
+            Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
+                self.set_cause(EndedBy::Owner);
                 self.go(now, Trigger::Stop);
             }
             _ => {}
@@ -252,169 +254,176 @@ impl Machine {
 
     fn ready(&mut self, now: Instant, id: ProcessId) {
         match self.phase {
-            Phase::Launching if id == self.hypervisor() => self.go(now, Trigger::ControlUp),
-            Phase::Helpers if id != self.hypervisor() => match self.next_helper() {
+            Phase::StartingHypervisor if id == self.hypervisor() => {
+                self.go(now, Trigger::ControlReady)
+            }
+            Phase::StartingHelpers if id != self.hypervisor() => match self.next_helper() {
                 Some(_) => self.go(now, Trigger::NextHelper),
-                None => self.go(now, Trigger::HelpersUp),
+                None => self.go(now, Trigger::HelpersReady),
             },
             _ => {}
         }
     }
 
     /// The helper that is to come up: the last that was started.
-    fn awaited_helper(&self) -> Option<&str> {
+    fn starting_helper(&self) -> Option<&str> {
         let next = self.next_helper().unwrap_or(self.hypervisor());
-        let is_awaited = self.phase == Phase::Helpers;
-        next.0.checked_sub(1).filter(|_| is_awaited).map(|n| self.script.names[n].as_str())
+        let is_awaited = self.phase == Phase::StartingHelpers;
+        next.0.checked_sub(1).filter(|_| is_awaited).map(|n| self.plan.names[n].as_str())
     }
 
     fn next_helper(&self) -> Option<ProcessId> {
         let helpers = &self.processes[..self.hypervisor().0];
-        helpers.iter().position(|p| *p == Process::Idle).map(ProcessId)
+        helpers.iter().position(|p| *p == ProcessState::NotStarted).map(ProcessId)
     }
 
     fn replied(&mut self, now: Instant, verdict: Verdict) {
         match (self.phase, verdict) {
             (Phase::Booting, Verdict::Done) => {
                 self.messages_done += 1;
-                if self.messages_done < self.script.boot.len() {
+                if self.messages_done < self.plan.boot.len() {
                     self.go(now, Trigger::NextMessage);
                 } else {
                     self.go(now, Trigger::Booted);
                 }
             }
             (Phase::Booting, Verdict::Again) => {
-                self.send_again = Some(Deadline { at: now + AGAIN_AFTER, why: "ask again" });
+                self.send_again = Some(Deadline { at: now + RETRY_DELAY, why: "ask again" });
             }
             (Phase::Booting, Verdict::Refused(said)) => {
-                let name = &self.script.names[self.hypervisor().0];
-                let message = self.script.boot.get(self.messages_done).map_or("boot", |m| m.why);
-                let why = format!("{name} refused to {message}: {said}");
-                self.blame(EndedBy::StartFailed { why });
-                self.go(now, Trigger::BootRefused);
+                let name = &self.plan.names[self.hypervisor().0];
+                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let reason = format!("{name} refused to {message}: {said}");
+                self.set_cause(EndedBy::StartFailed { reason });
+                self.go(now, Trigger::BootRejected);
             }
             // The hypervisor's own end, if that is what it is, says more.
             (Phase::Booting, Verdict::Lost(what)) => {
-                let name = &self.script.names[self.hypervisor().0];
-                let message = self.script.boot.get(self.messages_done).map_or("boot", |m| m.why);
-                let why = format!("{name} did not {message}: {what}");
-                self.part_lost(now, EndedBy::StartFailed { why });
+                let name = &self.plan.names[self.hypervisor().0];
+                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let reason = format!("{name} did not {message}: {what}");
+                self.dependency_lost(now, EndedBy::StartFailed { reason });
             }
-            (Phase::Asking, Verdict::Done | Verdict::Again) => {
+            (Phase::ShutdownRequested, Verdict::Done | Verdict::Again) => {
                 self.send_again =
-                    Some(Deadline { at: now + ASK_EVERY, why: "ask the guest again" });
+                    Some(Deadline { at: now + POWER_BUTTON_INTERVAL, why: "ask the guest again" });
             }
             // A guest that cannot be asked needs no grace to answer.
-            (Phase::Asking, Verdict::Refused(_)) => self.phase_timeout(now),
+            (Phase::ShutdownRequested, Verdict::Refused(_)) => self.phase_timeout(now),
             // Or it is off already: one that is asked again on its way out takes the connection
             // with it.
-            (Phase::Asking, Verdict::Lost(_)) => {
+            (Phase::ShutdownRequested, Verdict::Lost(_)) => {
                 let cause = if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner };
-                self.part_lost(now, cause);
+                self.dependency_lost(now, cause);
             }
             _ => {}
         }
     }
 
     fn guest_reset(&mut self, now: Instant) {
-        if self.boots_again() {
-            if self.last_reset.is_none_or(|last| last + self.script.reset_settles_in <= now) {
+        if self.restarts_on_reboot() {
+            if self.last_reset.is_none_or(|last| last + self.plan.reset_settles_in <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);
             }
             return;
         }
-        self.blame(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
-        self.guest_fell(now);
+        self.set_cause(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
+        self.guest_crashed(now);
     }
 
-    fn guest_fell(&mut self, now: Instant) {
-        let leaves = self.script.guest_fall == GuestFall::Leaves;
-        self.go(now, if leaves { Trigger::GuestOff } else { Trigger::GuestFell });
+    fn guest_crashed(&mut self, now: Instant) {
+        let leaves = self.plan.guest_fall == GuestFall::Leaves;
+        self.go(now, if leaves { Trigger::GuestPoweredOff } else { Trigger::GuestCrashed });
     }
 
-    fn boots_again(&self) -> bool {
-        self.script.on_reboot == RebootPolicy::Restart
+    fn restarts_on_reboot(&self) -> bool {
+        self.plan.on_reboot == RebootPolicy::Restart
     }
 
     /// Nobody but the guest itself tells that it fell.
-    fn is_heard(&self) -> bool {
-        matches!(self.script.guest_fall, GuestFall::Heard { .. })
+    fn is_console_only(&self) -> bool {
+        matches!(self.plan.guest_fall, GuestFall::Heard { .. })
     }
 
     fn quit(&self) -> Step {
-        match (&self.cause, &self.script.guest_fall) {
+        match (&self.cause, &self.plan.guest_fall) {
             (Some(EndedBy::GuestPanic | EndedBy::GuestReboot), GuestFall::Heard { cut }) => {
                 Step::Control(cut.clone())
             }
-            _ => self.script.quit.clone(),
+            _ => self.plan.quit.clone(),
         }
     }
 
     /// What the hypervisor does next is anybody's guess: it may leave as after a power-off, or stay
     /// with a guest that does nothing.
     fn cpu_failed(&mut self, now: Instant) {
-        let what =
-            format!("{} cannot go on with a virtual CPU", self.script.names[self.hypervisor().0]);
-        self.blame(match self.phase {
-            Phase::Booting => EndedBy::StartFailed { why: what },
-            _ => EndedBy::HypervisorLost { what },
+        let reason =
+            format!("{} cannot go on with a virtual CPU", self.plan.names[self.hypervisor().0]);
+        self.set_cause(match self.phase {
+            Phase::Booting => EndedBy::StartFailed { reason },
+            _ => EndedBy::HypervisorLost { reason },
         });
-        self.go(now, Trigger::GuestFell);
+        self.go(now, Trigger::GuestCrashed);
     }
 
     fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {
         let id = self.hypervisor();
-        self.processes[id.0] = Process::Gone;
-        let name = &self.script.names[id.0];
+        self.processes[id.0] = ProcessState::Exited;
+        let name = &self.plan.names[id.0];
         let cause = match self.phase {
-            Phase::Launching | Phase::Booting => {
-                EndedBy::StartFailed { why: format!("{name} {exit}") }
+            Phase::StartingHypervisor | Phase::Booting => {
+                EndedBy::StartFailed { reason: format!("{name} {exit}") }
             }
             _ if self.panic_seen => EndedBy::GuestPanic,
             // A backend without events: a clean exit that nobody asked for is the guest's.
             _ if exit.code == Some(0) => EndedBy::GuestPowerOff,
-            _ => EndedBy::HypervisorLost { what: format!("{name} {exit}") },
+            _ => EndedBy::HypervisorLost { reason: format!("{name} {exit}") },
         };
-        self.blame(cause);
+        self.set_cause(cause);
         self.exit = Some(exit);
-        self.go(now, Trigger::HypervisorGone);
+        self.go(now, Trigger::HypervisorExited);
     }
 
     fn helper_exited(&mut self, now: Instant, id: ProcessId, exit: &Exit) {
-        self.processes[id.0] = Process::Gone;
-        let what = format!("{} {exit}", self.script.names[id.0]);
+        self.processes[id.0] = ProcessState::Exited;
+        let reason = format!("{} {exit}", self.plan.names[id.0]);
         match self.phase {
             // One that fails so early has not left because the hypervisor did: it is why that one will.
-            phase if phase == Phase::Helpers || (phase < Phase::Running && exit.failed()) => {
-                self.blame(EndedBy::StartFailed { why: what });
-                self.go(now, Trigger::PartLost);
+            phase
+                if phase == Phase::StartingHelpers || (phase < Phase::Running && exit.failed()) =>
+            {
+                self.set_cause(EndedBy::StartFailed { reason });
+                self.go(now, Trigger::DependencyLost);
             }
-            Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking => {
-                self.part_lost(now, EndedBy::HelperLost { what });
+            Phase::StartingHypervisor
+            | Phase::Booting
+            | Phase::Running
+            | Phase::ShutdownRequested => {
+                self.dependency_lost(now, EndedBy::HelperLost { reason });
             }
-            _ => self.check_all_gone(now),
+            _ => self.check_all_exited(now),
         }
     }
 
     fn channel_lost(&mut self, now: Instant, how: &str) {
-        let what = format!("{} {how}", self.script.names[self.hypervisor().0]);
+        let reason = format!("{} {how}", self.plan.names[self.hypervisor().0]);
         match self.phase {
-            Phase::Launching | Phase::Booting => {
-                self.part_lost(now, EndedBy::StartFailed { why: what });
+            Phase::StartingHypervisor | Phase::Booting => {
+                self.dependency_lost(now, EndedBy::StartFailed { reason });
             }
-            Phase::Running | Phase::Asking => {
-                self.part_lost(now, EndedBy::HypervisorLost { what });
+            Phase::Running | Phase::ShutdownRequested => {
+                self.dependency_lost(now, EndedBy::HypervisorLost { reason });
             }
             _ => {}
         }
     }
 
-    fn part_lost(&mut self, now: Instant, cause: EndedBy) {
-        if self.blame_later.is_none() {
-            let at = now + BLAME_AFTER;
+    fn dependency_lost(&mut self, now: Instant, cause: EndedBy) {
+        if self.pending_cause.is_none() {
+            let at = now + CAUSE_DELAY;
             let deadline = Deadline { at, why: "the hypervisor may be leaving too" };
-            self.blame_later = Some((deadline, cause));
+            self.pending_cause = Some((deadline, cause));
         }
     }
 
@@ -423,21 +432,21 @@ impl Machine {
         if due(&self.send_again) {
             self.send_again = None;
             match self.phase {
-                Phase::Asking => self.ask_guest(),
+                Phase::ShutdownRequested => self.press_power_button(),
                 _ => self.send_boot_message(),
             }
         }
-        if self.blame_later.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
-            && let Some((_, cause)) = self.blame_later.take()
+        if self.pending_cause.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
+            && let Some((_, cause)) = self.pending_cause.take()
         {
             // The start may have been over before anybody was blamed.
-            self.blame(match (self.phase, cause) {
-                (Phase::Running | Phase::Asking, EndedBy::StartFailed { why }) => {
-                    EndedBy::HypervisorLost { what: why }
+            self.set_cause(match (self.phase, cause) {
+                (Phase::Running | Phase::ShutdownRequested, EndedBy::StartFailed { reason }) => {
+                    EndedBy::HypervisorLost { reason }
                 }
                 (_, cause) => cause,
             });
-            self.go(now, Trigger::PartLost);
+            self.go(now, Trigger::DependencyLost);
         }
         if due(&self.time_ends) {
             self.time_ends = None;
@@ -453,19 +462,19 @@ impl Machine {
     fn phase_timeout(&mut self, now: Instant) {
         let row = table::phase(self.phase);
         match self.phase {
-            Phase::Helpers | Phase::Launching | Phase::Booting => {
+            Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
                 let waited = row.limit.map(|(limit, why)| (why, limit(&self.timing)));
                 let (why, limit) = waited.unwrap_or(("it starts", Duration::ZERO));
-                let why = match self.awaited_helper() {
+                let why = match self.starting_helper() {
                     Some(name) => format!("{name} is up"),
                     None => why.into(),
                 };
-                let why = format!("gave up after {limit:?}, waiting until {why}");
-                self.blame(EndedBy::StartFailed { why });
+                let reason = format!("gave up after {limit:?}, waiting until {why}");
+                self.set_cause(EndedBy::StartFailed { reason });
             }
-            Phase::Asking if self.time_limit_hit => self.blame(EndedBy::TimeLimit),
-            Phase::Asking => self.blame(EndedBy::Owner),
-            Phase::Killing | Phase::Sweeping => self.step(StopStep::GaveUp),
+            Phase::ShutdownRequested if self.time_limit_hit => self.set_cause(EndedBy::TimeLimit),
+            Phase::ShutdownRequested => self.set_cause(EndedBy::Owner),
+            Phase::KillingHypervisor | Phase::KillingHelpers => self.step(StopStep::GaveUp),
             _ => {}
         }
         self.go(now, Trigger::Timeout);
@@ -481,28 +490,32 @@ impl Machine {
         let row = table::phase(phase);
         self.phase = phase;
         self.phase_ends = row.limit.map(|(limit, why)| {
-            let limit = if phase == Phase::Asking { self.grace } else { limit(&self.timing) };
+            let limit =
+                if phase == Phase::ShutdownRequested { self.grace } else { limit(&self.timing) };
             Deadline { at: now + limit, why }
         });
         self.send_again = None;
-        self.time_ends = match (phase, self.script.time_limit) {
+        self.time_ends = match (phase, self.plan.time_limit) {
             (Phase::Running, Some(limit)) => Some(Deadline { at: now + limit, why: "time limit" }),
             _ => None,
         };
-        if !matches!(phase, Phase::Launching | Phase::Booting | Phase::Running | Phase::Asking) {
-            self.blame_later = None;
+        if !matches!(
+            phase,
+            Phase::StartingHypervisor | Phase::Booting | Phase::Running | Phase::ShutdownRequested
+        ) {
+            self.pending_cause = None;
         }
-        self.announce(row.outside);
+        self.announce(row.status);
         self.act(now, row.entry);
     }
 
-    fn announce(&mut self, outside: Outside) {
-        let status = match outside {
-            Outside::Created => VmStatus::Created,
-            Outside::Starting => VmStatus::Starting,
-            Outside::Running => VmStatus::Running,
-            Outside::Stopping => VmStatus::Stopping,
-            Outside::Terminal => match self.report() {
+    fn announce(&mut self, kind: StatusKind) {
+        let status = match kind {
+            StatusKind::Created => VmStatus::Created,
+            StatusKind::Starting => VmStatus::Starting,
+            StatusKind::Running => VmStatus::Running,
+            StatusKind::Stopping => VmStatus::Stopping,
+            StatusKind::Terminal => match self.report() {
                 Some(report) => report.status(),
                 None => return,
             },
@@ -513,78 +526,78 @@ impl Machine {
         }
     }
 
-    fn act(&mut self, now: Instant, entry: Entry) {
+    fn act(&mut self, now: Instant, entry: EntryAction) {
         let hypervisor = self.hypervisor();
         match entry {
-            Entry::Nothing => {}
-            Entry::SpawnHelper => match self.next_helper() {
+            EntryAction::Nothing => {}
+            EntryAction::SpawnHelper => match self.next_helper() {
                 Some(helper) => self.actions.push_back(Action::Spawn(helper)),
-                None => self.go(now, Trigger::HelpersUp),
+                None => self.go(now, Trigger::HelpersReady),
             },
-            Entry::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
-            Entry::SendBoot if self.script.boot.is_empty() => self.go(now, Trigger::Booted),
-            Entry::SendBoot => self.send_boot_message(),
-            Entry::Ask if self.script.ask.is_none() => self.phase_timeout(now),
-            Entry::Ask => {
-                self.step(StopStep::Asked);
-                self.ask_guest();
+            EntryAction::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
+            EntryAction::SendBoot if self.plan.boot.is_empty() => self.go(now, Trigger::Booted),
+            EntryAction::SendBoot => self.send_boot_message(),
+            EntryAction::RequestShutdown if self.plan.ask.is_none() => self.phase_timeout(now),
+            EntryAction::RequestShutdown => {
+                self.step(StopStep::PowerButton);
+                self.press_power_button();
             }
-            Entry::Quit => {
+            EntryAction::Quit => {
                 self.step(StopStep::Quit);
                 self.actions.push_back(match self.quit() {
                     Step::Control(message) => Action::Control(message),
                     Step::Signal(signal) => Action::Signal(hypervisor, signal),
                 });
             }
-            Entry::KillHypervisor => {
-                self.withdraw_spawns();
-                if self.processes[hypervisor.0] == Process::Alive {
+            EntryAction::KillHypervisor => {
+                self.cancel_spawns();
+                if self.processes[hypervisor.0] == ProcessState::Alive {
                     self.step(StopStep::Killed);
                     self.actions.push_back(Action::Signal(hypervisor, Signal::Kill));
                 } else {
-                    self.go(now, Trigger::HypervisorGone);
+                    self.go(now, Trigger::HypervisorExited);
                 }
             }
-            Entry::DismissHelpers => {
-                self.signal_helpers(Signal::Term, |machine, n| !machine.script.ends_by_itself[n]);
-                self.check_all_gone(now);
+            EntryAction::TerminateHelpers => {
+                self.signal_helpers(Signal::Term, |lifecycle, n| !lifecycle.plan.ends_by_itself[n]);
+                self.check_all_exited(now);
             }
-            Entry::KillHelpers => {
-                self.withdraw_spawns();
+            EntryAction::KillHelpers => {
+                self.cancel_spawns();
                 self.signal_helpers(Signal::Kill, |_, _| true);
-                self.check_all_gone(now);
+                self.check_all_exited(now);
             }
-            Entry::Release => self.actions.push_back(Action::Release),
+            EntryAction::Release => self.actions.push_back(Action::Release),
         }
     }
 
     fn signal_helpers(&mut self, signal: Signal, which: impl Fn(&Self, usize) -> bool) {
         for id in 0..self.hypervisor().0 {
-            if self.processes[id] == Process::Alive && which(self, id) {
+            if self.processes[id] == ProcessState::Alive && which(self, id) {
                 self.actions.push_back(Action::Signal(ProcessId(id), signal));
             }
         }
     }
 
-    fn ask_guest(&mut self) {
-        self.actions.extend(self.script.ask.clone().map(Action::Control));
+    fn press_power_button(&mut self) {
+        self.actions.extend(self.plan.ask.clone().map(Action::Control));
     }
 
     fn send_boot_message(&mut self) {
-        if let Some(message) = self.script.boot.get(self.messages_done) {
+        if let Some(message) = self.plan.boot.get(self.messages_done) {
             self.actions.push_back(Action::Control(message.clone()));
         }
     }
 
     /// A spawn that nobody has carried out yet need not be carried out any more.
-    fn withdraw_spawns(&mut self) {
+    fn cancel_spawns(&mut self) {
         self.actions.retain(|action| !matches!(action, Action::Spawn(_) | Action::AwaitReady(_)));
     }
 
-    fn check_all_gone(&mut self, now: Instant) {
-        // In `Sweeping` a hypervisor that did not die of SIGKILL is waited for once more.
-        if !self.processes.contains(&Process::Alive) {
-            self.go(now, Trigger::AllGone);
+    fn check_all_exited(&mut self, now: Instant) {
+        // In `KillingHelpers` a hypervisor that did not die of SIGKILL is waited for once more.
+        if !self.processes.contains(&ProcessState::Alive) {
+            self.go(now, Trigger::AllExited);
         }
     }
 
