@@ -26,11 +26,10 @@ fn row(table: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn what_needs_a_helper_that_is_missing_is_not_there() {
-    let test = "what_needs_a_helper_that_is_missing_is_not_there";
     if !cfg!(target_os = "linux") {
-        return capsa_test::skip(test, "other backends come first elsewhere");
+        return capsa_test::skip("other backends come first elsewhere");
     }
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let helpers = ["CAPSA_VIRTIOFSD", "CAPSA_VHOST_DEVICE_VSOCK"];
@@ -59,9 +58,8 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
 
 #[test]
 fn nat_of_cloud_hypervisor_is_missing_without_passt() {
-    let test = "nat_of_cloud_hypervisor_is_missing_without_passt";
     if !cfg!(target_os = "linux") {
-        return capsa_test::skip(test, "other backends come first elsewhere");
+        return capsa_test::skip("other backends come first elsewhere");
     }
     // Any program that says a version will do: it is not started.
     let dir = tempfile::tempdir().unwrap();

@@ -19,8 +19,7 @@ fn ask(arguments: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn console_through_pipes_goes_both_ways() {
-    let test = "console_through_pipes_goes_both_ways";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--cmdline", "one"]) else {
+    let Some(mut capsa) = Capsa::start(Nano::default(), &["--cmdline", "one"]) else {
         return;
     };
     capsa.wait_for(nano::READY);
@@ -35,8 +34,7 @@ fn console_through_pipes_goes_both_ways() {
 
 #[test]
 fn end_of_input_does_not_end_the_machine() {
-    let test = "end_of_input_does_not_end_the_machine";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(b"bye");
     capsa.close_input();
@@ -47,8 +45,7 @@ fn end_of_input_does_not_end_the_machine() {
 
 #[test]
 fn sigterm_asks_the_guest_to_power_off() {
-    let test = "sigterm_asks_the_guest_to_power_off";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
     let (code, stderr) = capsa.wait_for_end();
@@ -58,9 +55,8 @@ fn sigterm_asks_the_guest_to_power_off() {
 
 #[test]
 fn second_sigterm_cuts_the_power() {
-    let test = "second_sigterm_cuts_the_power";
     let stubborn = Nano { power_button: false };
-    let Some(mut capsa) = Capsa::start(test, stubborn, &[]) else { return };
+    let Some(mut capsa) = Capsa::start(stubborn, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
     // timeout(1) sends two in a row. They are one wish.
@@ -75,8 +71,7 @@ fn second_sigterm_cuts_the_power() {
 
 #[test]
 fn time_limit_has_its_exit_code() {
-    let test = "time_limit_has_its_exit_code";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--timeout", "1s"]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &["--timeout", "1s"]) else { return };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(stderr.contains("time limit reached"), "{stderr}");
@@ -84,11 +79,10 @@ fn time_limit_has_its_exit_code() {
 
 #[test]
 fn a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for() {
-    let test = "a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for";
     let deaf = Nano { power_button: false };
     let begin = Instant::now();
     let limits = ["--timeout", "1s", "--grace", "100ms"];
-    let Some(mut capsa) = Capsa::start(test, deaf, &limits) else { return };
+    let Some(mut capsa) = Capsa::start(deaf, &limits) else { return };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(begin.elapsed() < Duration::from_secs(25), "it had the 30 seconds of nobody's choice");
@@ -96,8 +90,7 @@ fn a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for() {
 
 #[test]
 fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
-    let test = "emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -111,7 +104,7 @@ fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
         let stderr = String::from_utf8(end.stderr).unwrap();
         let said: Vec<&str> = stderr.lines().filter(|line| line.contains("emulation")).collect();
         if lines == 1 && said.is_empty() {
-            return capsa_test::skip(test, "KVM is usable here");
+            return capsa_test::skip("KVM is usable here");
         }
         assert_eq!(said.len(), lines, "{stderr}");
         assert!(said.iter().all(|line| line.len() < 160), "{stderr}");
@@ -120,8 +113,7 @@ fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
 
 #[test]
 fn what_is_lost_is_said_however_quiet() {
-    let test = "what_is_lost_is_said_however_quiet";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -143,10 +135,9 @@ fn what_is_lost_is_said_however_quiet() {
 
 #[test]
 fn slow_reader_loses_no_byte() {
-    let test = "slow_reader_loses_no_byte";
     // More than all buffers on the way hold together.
     const FLOODS: usize = 8;
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let before = capsa.seen.len();
     capsa.pause_reading();
@@ -162,8 +153,7 @@ fn slow_reader_loses_no_byte() {
 
 #[test]
 fn reader_that_never_reads_cannot_hold_up_the_end() {
-    let test = "reader_that_never_reads_cannot_hold_up_the_end";
-    let Some(mut capsa) = Capsa::start(test, Nano { power_button: false }, &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano { power_button: false }, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(&[nano::FLOOD; 4]);
     capsa.signal(Signal::SIGQUIT);
@@ -175,11 +165,10 @@ fn reader_that_never_reads_cannot_hold_up_the_end() {
 /// the midst of a write.
 #[test]
 fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
-    let test = "reader_that_stands_still_cannot_hold_up_what_one_signal_ends";
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let arguments = ["--grace", "1s", "--log", log.to_str().unwrap()];
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &arguments) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &arguments) else { return };
     capsa.wait_for(nano::READY);
     capsa.pause_reading();
     capsa.write(&[nano::FLOOD; 8]);
@@ -195,8 +184,7 @@ fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
 
 #[test]
 fn reader_that_leaves_is_no_error() {
-    let test = "reader_that_leaves_is_no_error";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.close_output();
     capsa.write(&[nano::FLOOD, nano::POWER_OFF]);
@@ -206,8 +194,7 @@ fn reader_that_leaves_is_no_error() {
 
 #[test]
 fn files_serve_as_input_and_output() {
-    let test = "files_serve_as_input_and_output";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -227,8 +214,7 @@ fn files_serve_as_input_and_output() {
 
 #[test]
 fn terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm() {
-    let test = "terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm";
-    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     assert!(before.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
     terminal.wait_for(b"Ctrl-] q");
@@ -244,8 +230,7 @@ fn terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm() {
 
 #[test]
 fn terminal_is_given_back_while_stopped() {
-    let test = "terminal_is_given_back_while_stopped";
-    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     terminal.wait_for(nano::READY);
     terminal.signal(Signal::SIGTSTP);
@@ -262,8 +247,7 @@ fn terminal_is_given_back_while_stopped() {
 
 #[test]
 fn terminal_is_as_it_was_when_the_hypervisor_was_killed() {
-    let test = "terminal_is_as_it_was_when_the_hypervisor_was_killed";
-    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     terminal.wait_for(nano::READY);
     terminal.wait_until_raw();
@@ -275,9 +259,8 @@ fn terminal_is_as_it_was_when_the_hypervisor_was_killed() {
 
 #[test]
 fn escape_keys_stop_and_kill() {
-    let test = "escape_keys_stop_and_kill";
     for (keys, power_button, code) in [(b"\x1dq", true, 0), (b"\x1dk", false, 137)] {
-        let Some(mut terminal) = Terminal::start(test, Nano { power_button }) else { return };
+        let Some(mut terminal) = Terminal::start(Nano { power_button }) else { return };
         terminal.wait_for(nano::READY);
         terminal.write(keys);
         assert_eq!(terminal.wait_for_end(), code);
@@ -287,8 +270,7 @@ fn escape_keys_stop_and_kill() {
 
 #[test]
 fn config_file_is_read_from_its_folder_and_flags_override_it() {
-    let test = "config_file_is_read_from_its_folder_and_flags_override_it";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -314,7 +296,7 @@ fn config_file_is_read_from_its_folder_and_flags_override_it() {
 fn missing_files_are_all_named_with_hints() {
     let arguments =
         ["run", "linux", "--kernel", "/no/kernel", "--initrd", "/no/initrd", "--backend", "qemu"];
-    if !common::has_qemu("missing_files_are_all_named_with_hints") {
+    if !common::has_qemu() {
         return;
     }
     let (code, stdout, stderr) = ask(&arguments);
@@ -393,8 +375,7 @@ fn help_into_a_closed_pipe_is_no_error() {
 
 #[test]
 fn hypervisor_that_crashes_has_its_exit_code() {
-    let test = "hypervisor_that_crashes_has_its_exit_code";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     common::kill_hypervisor(capsa.pid());
     let (code, stderr) = capsa.wait_for_end();

@@ -37,17 +37,17 @@ const CASES: &[(&str, &[&str])] = &[
 ];
 
 /// Whether this shell is here. Says so where not.
-fn has(shell: &str, test: &str) -> bool {
+fn has(shell: &str) -> bool {
     let found = Command::new(shell).arg("--version").output().is_ok();
     if !found {
-        skip(test, format!("{shell} is not installed"));
+        skip(format!("{shell} is not installed"));
     }
     found
 }
 
 /// A machine to complete the name of, in whose directory the shells run.
-fn machine(test: &str) -> Option<Capsa> {
-    let mut machine = Capsa::start(test, Nano::default(), &["--name", "kept"])?;
+fn machine() -> Option<Capsa> {
+    let mut machine = Capsa::start(Nano::default(), &["--name", "kept"])?;
     machine.wait_for(nano::READY);
     machine.wait_until_listed("kept");
     fs::write(machine.dir().join("good.toml"), "").unwrap();
@@ -76,11 +76,10 @@ fn end(mut machine: Capsa) {
 
 #[test]
 fn bash_offers_commands_flags_values_files_and_machines() {
-    let test = "bash_offers_commands_flags_values_files_and_machines";
-    if !has("bash", test) {
+    if !has("bash") {
         return;
     }
-    let Some(machine) = machine(test) else { return };
+    let Some(machine) = machine() else { return };
     check(|line| completed(machine.dir(), &line.split(' ').collect::<Vec<_>>()));
     // bash itself takes these apart.
     let equals = ["capsa", "run", "--network", "=", "no"];
@@ -91,11 +90,10 @@ fn bash_offers_commands_flags_values_files_and_machines() {
 
 #[test]
 fn fish_offers_commands_flags_values_files_and_machines() {
-    let test = "fish_offers_commands_flags_values_files_and_machines";
-    if !has("fish", test) {
+    if !has("fish") {
         return;
     }
-    let Some(machine) = machine(test) else { return };
+    let Some(machine) = machine() else { return };
     let script = machine.dir().join("capsa.fish");
     let completions = Command::new(CAPSA).args(["completions", "fish"]).output().unwrap();
     fs::write(&script, completions.stdout).unwrap();
@@ -113,11 +111,10 @@ fn fish_offers_commands_flags_values_files_and_machines() {
 
 #[test]
 fn zsh_offers_commands_flags_values_files_and_machines() {
-    let test = "zsh_offers_commands_flags_values_files_and_machines";
-    if !has("zsh", test) {
+    if !has("zsh") {
         return;
     }
-    let Some(machine) = machine(test) else { return };
+    let Some(machine) = machine() else { return };
     let functions = machine.dir().join("functions");
     fs::create_dir(&functions).unwrap();
     let completions = Command::new(CAPSA).args(["completions", "zsh"]).output().unwrap();

@@ -16,8 +16,8 @@ use capsa_test::{host, skip, workspace};
 use common::{Terminal, capsa, run_dir};
 
 /// The guest, and a directory with a config file for it; `None`, said aloud, where there is none.
-fn guest(test: &str) -> Option<(LinuxGuest, tempfile::TempDir)> {
-    let guest = vm::linux_guest(test)?;
+fn guest() -> Option<(LinuxGuest, tempfile::TempDir)> {
+    let guest = vm::linux_guest()?;
     let dir = tempfile::tempdir().unwrap();
     let text = format!(
         "[boot]\nkernel = {:?}\ninitrd = {:?}\n[disk]\npath = {:?}\nephemeral = true\n\
@@ -40,7 +40,7 @@ fn run(dir: &Path, more: &[&str]) -> Command {
 
 #[test]
 fn commands_status_is_ours() {
-    let Some((_, dir)) = guest("commands_status_is_ours") else { return };
+    let Some((_, dir)) = guest() else { return };
     for (command, code, stdout) in [
         (&["sh", "-c", "exit 7"][..], 7, ""),
         (&["no-such-program"], 127, "-sh: eval: no-such-program: not found\n"),
@@ -59,7 +59,7 @@ fn commands_status_is_ours() {
 
 #[test]
 fn output_comes_while_the_command_runs() {
-    let Some((_, dir)) = guest("output_comes_while_the_command_runs") else { return };
+    let Some((_, dir)) = guest() else { return };
     let script = "echo first; sleep 60";
     let mut child = run(dir.path(), &["-q", "--name", "talks", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
@@ -78,7 +78,7 @@ fn output_comes_while_the_command_runs() {
 
 #[test]
 fn a_reader_that_leaves_ends_the_command_and_its_guest() {
-    let Some((_, dir)) = guest("a_reader_that_leaves") else { return };
+    let Some((_, dir)) = guest() else { return };
     let mut child = run(dir.path(), &["--", "yes"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -93,7 +93,7 @@ fn a_reader_that_leaves_ends_the_command_and_its_guest() {
 
 #[test]
 fn a_slow_reader_gets_all_of_a_long_output() {
-    let Some((_, dir)) = guest("a_slow_reader") else { return };
+    let Some((_, dir)) = guest() else { return };
     let script = "seq 1 200000; exit 3";
     let mut child =
         run(dir.path(), &["-q", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
@@ -110,7 +110,7 @@ fn a_slow_reader_gets_all_of_a_long_output() {
 
 #[test]
 fn a_command_that_is_cut_off_has_shown_what_it_printed() {
-    let Some((_, dir)) = guest("a_command_that_is_cut_off") else { return };
+    let Some((_, dir)) = guest() else { return };
     let limits = ["--timeout", "20s", "--grace", "2s"];
     let job = ["--", "sh", "-c", "echo before; sleep 100; echo after"];
     for json in [false, true] {
@@ -133,7 +133,7 @@ fn a_command_that_is_cut_off_has_shown_what_it_printed() {
 
 #[test]
 fn login_that_fails_has_its_exit_code_and_says_why() {
-    let Some((_, dir)) = guest("login_that_fails") else { return };
+    let Some((_, dir)) = guest() else { return };
     let password = dir.path().join("password");
     fs::write(&password, "wrong\n").unwrap();
     let more = ["--user", "user", "--password-file", password.to_str().unwrap(), "--", "id"];
@@ -151,8 +151,7 @@ fn login_that_fails_has_its_exit_code_and_says_why() {
 
 #[test]
 fn interrupt_key_reaches_the_guests_program() {
-    let test = "interrupt_key_reaches_the_guests_program";
-    let Some((_, dir)) = guest(test) else { return };
+    let Some((_, dir)) = guest() else { return };
     let arguments: Vec<OsString> = vec![
         "run".into(),
         "--config".into(),
@@ -161,7 +160,7 @@ fn interrupt_key_reaches_the_guests_program() {
         "stdio".into(),
     ];
     let machines = run_dir(dir.path());
-    let Some(mut terminal) = Terminal::in_run_dir(test, dir, &machines, &arguments) else { return };
+    let Some(mut terminal) = Terminal::in_run_dir(dir, &machines, &arguments) else { return };
     terminal.wait_for(b"login: ");
     terminal.wait_until_raw();
     terminal.write(b"root\r");
@@ -176,14 +175,14 @@ fn interrupt_key_reaches_the_guests_program() {
 }
 
 /// The program that talks over vsock in the guest, which sees this host's files.
-fn vsock_peer(test: &str) -> Option<PathBuf> {
+fn vsock_peer() -> Option<PathBuf> {
     let peer = workspace::built("vsock-peer");
     for (found, why) in [
         (host::find_program("virtiofsd").is_some(), "virtiofsd is not installed"),
         (host::find_program("vhost-device-vsock").is_some(), "vhost-device-vsock is not installed"),
     ] {
         if !found {
-            skip(test, why);
+            skip(why);
             return None;
         }
     }
@@ -192,9 +191,8 @@ fn vsock_peer(test: &str) -> Option<PathBuf> {
 
 #[test]
 fn vsock_ports_are_unix_sockets() {
-    let test = "vsock_ports_are_unix_sockets";
-    let Some((_, dir)) = guest(test) else { return };
-    let Some(peer) = vsock_peer(test) else { return };
+    let Some((_, dir)) = guest() else { return };
+    let Some(peer) = vsock_peer() else { return };
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
     let listener = UnixListener::bind(&to_host).unwrap();
     let listen = format!("listen:5000:{}", to_guest.display());

@@ -13,15 +13,15 @@ use common::{Capsa, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
 
 /// A machine with the name `kept`, which others see.
-fn start(test: &str, how: Nano, more: &[&str]) -> Option<Capsa> {
-    let capsa = Capsa::start(test, how, &[&["--name", "kept"], more].concat())?;
+fn start(how: Nano, more: &[&str]) -> Option<Capsa> {
+    let capsa = Capsa::start(how, &[&["--name", "kept"], more].concat())?;
     capsa.wait_until_listed("kept");
     Some(capsa)
 }
 
 #[test]
 fn ps_lists_a_machine_and_stop_asks_its_guest() {
-    let Some(mut capsa) = start("ps_lists_and_stop_asks", Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let (code, stdout, _) = capsa.ask(&["ps"]);
     assert_eq!(code, 0);
@@ -42,11 +42,10 @@ fn ps_lists_a_machine_and_stop_asks_its_guest() {
 
 #[test]
 fn names_of_machines_are_completed() {
-    let test = "names_of_machines_are_completed";
-    if !common::has_bash(test) {
+    if !common::has_bash() {
         return;
     }
-    let Some(mut capsa) = start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     assert_eq!(common::completed(capsa.dir(), &["capsa", "stop", "k"]), ["kept"]);
     assert_eq!(common::completed(capsa.dir(), &["capsa", "console", "x"]), [""; 0]);
     assert_eq!(capsa.ask(&["stop", "--kill", "kept"]).0, 0);
@@ -56,7 +55,7 @@ fn names_of_machines_are_completed() {
 #[test]
 fn stop_gives_a_deaf_guest_its_grace_and_no_more() {
     let deaf = Nano { power_button: false };
-    let Some(mut capsa) = start("stop_gives_grace", deaf, &[]) else { return };
+    let Some(mut capsa) = start(deaf, &[]) else { return };
     capsa.wait_for(nano::READY);
     let (code, stdout, _) = capsa.ask(&["stop", "--grace", "100ms", "--json", "kept"]);
     assert_eq!(code, 0);
@@ -67,7 +66,7 @@ fn stop_gives_a_deaf_guest_its_grace_and_no_more() {
 
 #[test]
 fn names_are_unique_and_unknown_ones_are_refused() {
-    let Some(mut capsa) = start("names_are_unique", Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let kernel = capsa.dir().join("nano.elf");
     let kernel = kernel.to_str().unwrap();
@@ -87,8 +86,7 @@ fn names_are_unique_and_unknown_ones_are_refused() {
 
 #[test]
 fn several_look_on_and_one_types() {
-    let test = "several_look_on_and_one_types";
-    let Some(mut capsa) = start(test, Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     // This run's own input types until it ends.
     let machines = run_dir(capsa.dir());
@@ -121,8 +119,7 @@ fn several_look_on_and_one_types() {
 
 #[test]
 fn console_on_a_terminal_is_left_with_an_escape() {
-    let test = "console_on_a_terminal_is_left_with_an_escape";
-    let Some(mut capsa) = start(test, Nano::default(), &["--quiet"]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &["--quiet"]) else { return };
     capsa.wait_for(nano::READY);
     capsa.close_input();
     // Another directory that goes with the terminal; the machines are those of the first.
@@ -132,8 +129,7 @@ fn console_on_a_terminal_is_left_with_an_escape() {
     // A link is not a directory that is this user's alone.
     assert_eq!(common::ask(dir.path(), &["ps"]).0, 111);
     fs::remove_file(run_dir(dir.path())).unwrap();
-    let Some(mut terminal) = Terminal::in_run_dir(test, dir, &run_dir(capsa.dir()), &arguments)
-    else {
+    let Some(mut terminal) = Terminal::in_run_dir(dir, &run_dir(capsa.dir()), &arguments) else {
         return;
     };
     terminal.wait_for(nano::READY);
@@ -156,7 +152,7 @@ fn console_on_a_terminal_is_left_with_an_escape() {
 
 #[test]
 fn door_takes_no_nonsense() {
-    let Some(mut capsa) = start("door_takes_no_nonsense", Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -186,7 +182,7 @@ fn door_takes_no_nonsense() {
 
 #[test]
 fn gc_removes_what_a_killed_run_left() {
-    let Some(mut capsa) = start("gc_removes", Nano::default(), &[]) else { return };
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     assert!(capsa.ask(&["gc"]).1.starts_with("nothing to remove in "));
     capsa.signal(Signal::SIGKILL);
@@ -202,11 +198,10 @@ fn gc_removes_what_a_killed_run_left() {
 
 #[test]
 fn log_and_recording_have_all_that_was_said_and_typed() {
-    let test = "log_and_recording_have_all_that_was_said_and_typed";
     let dir = tempfile::tempdir().unwrap();
     let (log, cast) = (dir.path().join("log"), dir.path().join("cast"));
     let more = ["--log", log.to_str().unwrap(), "--record", cast.to_str().unwrap()];
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &more) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &more) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(b"typed\xff");
     capsa.wait_for(b"typed\xff");
@@ -232,8 +227,7 @@ fn log_and_recording_have_all_that_was_said_and_typed() {
 
 #[test]
 fn progress_is_json_lines_and_nothing_else() {
-    let test = "progress_is_json_lines_and_nothing_else";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--progress", "json"]) else {
+    let Some(mut capsa) = Capsa::start(Nano::default(), &["--progress", "json"]) else {
         return;
     };
     capsa.wait_for(nano::READY);
@@ -256,9 +250,8 @@ fn progress_is_json_lines_and_nothing_else() {
 
 #[test]
 fn quiet_says_nothing_and_verbose_says_more() {
-    let test = "quiet_says_nothing_and_verbose_says_more";
     for (flag, says) in [("-q", None), ("-v", Some("capsa: qemu runs it, in "))] {
-        let Some(mut capsa) = Capsa::start(test, Nano::default(), &[flag]) else { return };
+        let Some(mut capsa) = Capsa::start(Nano::default(), &[flag]) else { return };
         capsa.wait_for(nano::READY);
         capsa.write(&[nano::POWER_OFF]);
         let (code, stderr) = capsa.wait_for_end();
@@ -272,8 +265,7 @@ fn quiet_says_nothing_and_verbose_says_more() {
 
 #[test]
 fn command_in_a_guest_without_a_shell_runs_into_the_time_limit() {
-    let test = "command_in_a_guest_without_a_shell";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -82,8 +82,7 @@ fn line_matches(line: &str, pattern: &str) -> bool {
 
 #[test]
 fn transcripts_are_what_happens() {
-    let test = "transcripts_are_what_happens";
-    let Some(guest) = vm::linux_guest(test) else { return };
+    let Some(guest) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir().unwrap();
     for (name, file) in
         [("bzImage", guest.kernel), ("initrd", guest.initrd), ("rootfs.qcow2", guest.disk_qcow2)]

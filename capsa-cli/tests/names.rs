@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 #[test]
 fn of_many_that_want_a_name_at_once_one_has_it() {
-    if !common::has_qemu("of_many_that_want_a_name_at_once_one_has_it") {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -59,8 +59,7 @@ fn of_many_that_want_a_name_at_once_one_has_it() {
 
 #[test]
 fn a_machine_that_starts_is_listed_and_can_be_stopped() {
-    let test = "a_machine_that_starts_is_listed_and_can_be_stopped";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -96,8 +95,7 @@ fn a_machine_that_starts_is_listed_and_can_be_stopped() {
 
 #[test]
 fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
-    let test = "a_run_whose_directory_is_removed_says_so_and_goes_on";
-    let Some(mut capsa) = Capsa::start(test, Nano::default(), &["--name", "lost"]) else { return };
+    let Some(mut capsa) = Capsa::start(Nano::default(), &["--name", "lost"]) else { return };
     capsa.wait_for(nano::READY);
     capsa.wait_until_listed("lost");
     fs::remove_dir_all(run_dir(capsa.dir())).unwrap();

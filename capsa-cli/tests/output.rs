@@ -50,13 +50,12 @@ fn said(command: &mut Command, stdout: Stdio) -> (i32, String) {
 
 #[test]
 fn a_full_disk_is_an_error_of_its_own_on_every_command() {
-    let test = "a_full_disk_is_an_error_of_its_own_on_every_command";
     let dir = tempfile::tempdir().unwrap();
     let kernel = nano::write_to(dir.path()).unwrap();
     let plan = ["run", "linux", "--backend", "qemu", "--dry-run", "--network", "none", "--kernel"];
     let plan = [&plan[..], &[kernel.to_str().unwrap()]].concat();
     for words in COMMANDS.iter().copied().chain([plan.as_slice()]) {
-        let Some(full) = full() else { return skip(test, "there is no /dev/full") };
+        let Some(full) = full() else { return skip("there is no /dev/full") };
         let mut command = capsa();
         command.args(words).env("CAPSA_RUN_DIR", run_dir(dir.path()));
         let (code, text) = said(&mut command, full.into());
@@ -81,11 +80,10 @@ fn a_reader_that_left_is_no_error_on_any_command() {
 
 #[test]
 fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
-    let test = "a_console_on_a_full_disk_is_said_and_told_by_the_exit_code";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
-    let Some(full) = full() else { return skip(test, "there is no /dev/full") };
+    let Some(full) = full() else { return skip("there is no /dev/full") };
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let mut command = capsa();
@@ -109,8 +107,7 @@ fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
 
 #[test]
 fn a_viewer_that_nobody_reads_leaves_and_one_on_a_full_disk_says_why() {
-    let test = "a_viewer_that_nobody_reads_leaves_and_one_on_a_full_disk_says_why";
-    let Some(mut machine) = Capsa::start(test, Nano::default(), &["--name", "seen"]) else {
+    let Some(mut machine) = Capsa::start(Nano::default(), &["--name", "seen"]) else {
         return;
     };
     machine.wait_for(nano::READY);

@@ -40,7 +40,7 @@ fn judged(dir: &Path, text: &str) -> (i32, String) {
 
 #[test]
 fn config_check_refuses_what_run_refuses_at_the_same_place() {
-    if !common::has_qemu("config_check_refuses_what_run_refuses_at_the_same_place") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -73,7 +73,7 @@ fn config_check_refuses_what_run_refuses_at_the_same_place() {
 
 #[test]
 fn all_mistakes_of_a_file_come_at_once_in_its_order() {
-    if !common::has_qemu("all_mistakes_of_a_file_come_at_once_in_its_order") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -91,7 +91,7 @@ fn all_mistakes_of_a_file_come_at_once_in_its_order() {
 
 #[test]
 fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
-    if !common::has_qemu("a_flag_in_place_of_a_key_takes_its_mistake_too") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -107,7 +107,7 @@ fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
 
 #[test]
 fn an_empty_file_lacks_a_kernel() {
-    if !common::has_qemu("an_empty_file_lacks_a_kernel") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -147,7 +147,7 @@ fn what_is_no_config_file_is_refused_at_once() {
 
 #[test]
 fn flags_are_refused_before_anything_is_made() {
-    if !common::has_qemu("flags_are_refused_before_anything_is_made") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -205,16 +205,15 @@ fn flags_are_refused_before_anything_is_made() {
 
 #[test]
 fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
-    let test = "a_disk_that_another_machine_writes_is_refused_in_our_words";
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.raw");
     fs::write(&disk, [0; 4096]).unwrap();
     let disk = disk.to_str().unwrap();
-    let Some(mut first) = Capsa::start(test, Nano::default(), &["--disk", disk]) else { return };
+    let Some(mut first) = Capsa::start(Nano::default(), &["--disk", disk]) else { return };
     first.wait_for(nano::READY);
     for (mode, how) in [("", ""), (":ro", " for writing"), (":ephemeral", " for writing")] {
         let disk = format!("{disk}{mode}");
-        let mut second = Capsa::start(test, Nano::default(), &["--disk", &disk]).unwrap();
+        let mut second = Capsa::start(Nano::default(), &["--disk", &disk]).unwrap();
         let (code, said) = second.wait_for_end();
         assert_eq!(code, 111, "{said}");
         let words =
@@ -227,8 +226,7 @@ fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
 
 #[test]
 fn what_comes_between_the_check_and_the_start_has_its_hint() {
-    let test = "what_comes_between_the_check_and_the_start_has_its_hint";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -260,8 +258,7 @@ fn what_comes_between_the_check_and_the_start_has_its_hint() {
 
 #[test]
 fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
-    let test = "doctor_tries_what_a_run_would_and_both_say_what_to_do";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();
@@ -303,7 +300,7 @@ fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
 
 #[test]
 fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
-    if !common::has_qemu("a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it") {
+    if !common::has_qemu() {
         return;
     }
     let dir = directory();

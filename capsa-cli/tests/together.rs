@@ -16,8 +16,8 @@ use common::{Capsa, Terminal, ask, capsa, nano_arguments, run_dir};
 use nix::sys::signal::Signal;
 
 /// A machine with the name `kept`, ready.
-fn start(test: &str, how: Nano) -> Option<Capsa> {
-    let mut machine = Capsa::start(test, how, &["--name", "kept"])?;
+fn start(how: Nano) -> Option<Capsa> {
+    let mut machine = Capsa::start(how, &["--name", "kept"])?;
     machine.wait_for(nano::READY);
     machine.wait_until_listed("kept");
     Some(machine)
@@ -32,8 +32,7 @@ fn beside(machine: &Capsa, words: &[&str]) -> Child {
 
 #[test]
 fn stops_that_meet_are_one_stop_and_all_are_told() {
-    let test = "stops_that_meet_are_one_stop_and_all_are_told";
-    let Some(mut machine) = start(test, Nano { power_button: false }) else { return };
+    let Some(mut machine) = start(Nano { power_button: false }) else { return };
     let begin = Instant::now();
     let patient = beside(&machine, &["stop", "kept"]);
     let patient_too = beside(&machine, &["stop", "--grace", "1h", "kept"]);
@@ -52,12 +51,11 @@ fn stops_that_meet_are_one_stop_and_all_are_told() {
 
 #[test]
 fn a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up() {
-    let test = "a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up";
     // A guest says this much only under a hypervisor that is played.
     const MUCH: usize = 4 << 20;
     let fake = Path::new(env!("CARGO_BIN_EXE_capsa")).with_file_name("fake-qemu");
     if !fake.exists() {
-        return skip(test, "`cargo build -p capsa-test --bins` builds fake-qemu");
+        return skip("`cargo build -p capsa-test --bins` builds fake-qemu");
     }
     let dir = tempfile::tempdir().unwrap();
     let mut arguments = nano_arguments(dir.path(), Nano::default());
@@ -112,8 +110,7 @@ fn a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up() {
 
 #[test]
 fn a_viewer_of_a_run_that_is_killed_ends() {
-    let test = "a_viewer_of_a_run_that_is_killed_ends";
-    let Some(mut machine) = start(test, Nano::default()) else { return };
+    let Some(mut machine) = start(Nano::default()) else { return };
     let viewer = ["console", "--read-only", "kept"].map(Into::into);
     let mut viewer = Capsa::with(tempfile::tempdir().unwrap(), &viewer, &run_dir(machine.dir()));
     viewer.wait_for(nano::READY);
@@ -124,8 +121,7 @@ fn a_viewer_of_a_run_that_is_killed_ends() {
 
 #[test]
 fn a_sweep_among_starts_takes_none_of_them() {
-    let test = "a_sweep_among_starts_takes_none_of_them";
-    if !common::has_qemu(test) {
+    if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -155,8 +151,7 @@ fn a_sweep_among_starts_takes_none_of_them() {
 
 #[test]
 fn keys_that_are_no_orders_reach_the_guest() {
-    let test = "keys_that_are_no_orders_reach_the_guest";
-    let Some(mut terminal) = Terminal::start(test, Nano::default()) else { return };
+    let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     terminal.wait_for(nano::READY);
     terminal.wait_until_raw();
     // The guest echoes what it gets: one Ctrl-] for two, and both keys where the second is unknown.
@@ -174,9 +169,8 @@ fn keys_that_are_no_orders_reach_the_guest() {
 
 #[test]
 fn a_hypervisor_killed_while_it_stops_is_no_clean_end() {
-    let test = "a_hypervisor_killed_while_it_stops_is_no_clean_end";
     let deaf = Nano { power_button: false };
-    let Some(mut terminal) = Terminal::start(test, deaf) else { return };
+    let Some(mut terminal) = Terminal::start(deaf) else { return };
     terminal.wait_for(nano::READY);
     terminal.wait_until_raw();
     terminal.write(b"\x1dq<asked>");

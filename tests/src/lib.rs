@@ -2,7 +2,7 @@
 //!
 //! - [`conformance`] is one suite of scenarios that every backend must pass.
 //! - [`nano`] is a guest of a kilobyte, made here, up in milliseconds.
-//! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
+//! - [`fake`] runs a test in a process of its own, on a fake QEMU that misbehaves.
 //! - [`cut`] drops futures at random moments.
 //! - [`idle`] measures what machines cost while nothing happens.
 //! - [`guest`] makes real Linux guests from the host distribution's packages.
@@ -37,12 +37,29 @@ use std::io::Write;
 /// The environment variable that names the file where [`skip`] also keeps its lines.
 pub const SKIP_LOG: &str = "CAPSA_SKIP_LOG";
 
-/// Says in one line, which the test harness does not swallow, that `test` did not run and why.
+/// The name of the calling test, modules included, as the test harness knows it.
 ///
-/// The line also goes to the end of the file that [`SKIP_LOG`] names, after the name of the test
-/// program, so that a run can count what it did not do.
-pub fn skip(test: &str, why: impl Display) {
-    // One line, whatever the reason is made of: the log is counted by lines.
+/// The harness runs each test in a thread of that name, with one test thread too (since Rust 1.67).
+///
+/// # Panics
+///
+/// When another thread calls it, one without a name.
+pub fn test_name() -> String {
+    let name = std::thread::current().name().map(str::to_owned);
+    name.expect("the thread of a test has the test's name")
+}
+
+/// Reports that the calling test did not run, and why: see [`skip_task`].
+pub fn skip(why: impl Display) {
+    skip_task(&test_name(), why);
+}
+
+/// Reports in one line, which the test harness does not capture, that `test` did not run, and why.
+///
+/// The line is also appended to the file that [`SKIP_LOG`] names, after the name of the program, so
+/// that a run can count the skipped tests.
+pub fn skip_task(test: &str, why: impl Display) {
+    // One line, even if the reason has several: the log is counted by lines.
     let why = why.to_string().replace(['\r', '\n'], " ");
     // The print macros are captured for a test that passes; the stream itself is not.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn ps_says_what_proc_says() {
         if !has_proc() || host::find_program("ps").is_none() {
-            return skip("ps_says_what_proc_says", "it takes a /proc and a ps to compare them");
+            return skip("it takes a /proc and a ps to compare them");
         }
         let mut child = Command::new("sleep").args(["86399.5"]).spawn().unwrap();
         let pid = child.id();

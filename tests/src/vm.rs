@@ -23,13 +23,13 @@ pub struct NanoGuest {
 }
 
 impl NanoGuest {
-    /// The guest; `None`, said aloud, where no QEMU is installed.
+    /// The guest; `None`, and the test counts as skipped, where no QEMU is installed.
     ///
     /// # Panics
     ///
     /// When the guest cannot be written.
-    pub fn new(test: &str) -> Option<Self> {
-        Self::with(test, Nano::default())
+    pub fn new() -> Option<Self> {
+        Self::with(Nano::default())
     }
 
     /// A guest that ignores the power button.
@@ -37,13 +37,13 @@ impl NanoGuest {
     /// # Panics
     ///
     /// When the guest cannot be written.
-    pub fn deaf(test: &str) -> Option<Self> {
-        Self::with(test, Nano { power_button: false })
+    pub fn deaf() -> Option<Self> {
+        Self::with(Nano { power_button: false })
     }
 
-    fn with(test: &str, nano: Nano) -> Option<Self> {
+    fn with(nano: Nano) -> Option<Self> {
         if host::find_program("qemu-system-x86_64").is_none() {
-            skip(test, "qemu-system-x86_64 is not installed");
+            skip("qemu-system-x86_64 is not installed");
             return None;
         }
         Some(Self::for_any(nano))
@@ -81,13 +81,14 @@ impl NanoGuest {
     }
 }
 
-/// The real Linux guest; `None`, said aloud, where it cannot be made or no QEMU is installed.
-pub fn linux_guest(test: &str) -> Option<LinuxGuest> {
+/// The real Linux guest; `None`, and the test counts as skipped, where it cannot be built or no QEMU
+/// is installed.
+pub fn linux_guest() -> Option<LinuxGuest> {
     if host::find_program("qemu-system-x86_64").is_none() {
-        skip(test, "qemu-system-x86_64 is not installed");
+        skip("qemu-system-x86_64 is not installed");
         return None;
     }
-    guest::linux(Variant::Cloud).map_err(|why| skip(test, why)).ok()
+    guest::linux(Variant::Cloud).map_err(skip).ok()
 }
 
 /// A machine with a real Linux guest: 256 MiB, a console, no network, and few words.

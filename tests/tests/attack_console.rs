@@ -3,20 +3,17 @@
 use std::io::Read;
 
 use capsa::{Overflow, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
+use capsa_test::run_isolated;
 use capsa_test::vm::PATIENCE;
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 #[test]
 fn a_paused_console_loses_nothing_when_the_hypervisor_exits() {
-    if !fake::alone(FAKE, "a_paused_console_loses_nothing_when_the_hypervisor_exits") {
-        return;
-    }
+    run_isolated!();
     // More than the log holds, and little enough for the socket to hold the rest.
     const SAID: usize = 12_000;
     let orders = format!("up console*{SAID} exit=0");
-    let vm = machine(&orders).scrollback(4096, Overflow::Pause).build_blocking().unwrap();
+    let vm = fake::vm(&orders).scrollback(4096, Overflow::Pause).build_blocking().unwrap();
     let (mut reader, _writer) = vm.console().unwrap().split();
     vm.start().unwrap();
     assert_eq!(vm.wait().unwrap(), VmStatus::Stopped { exit_code: Some(0) });
@@ -28,12 +25,10 @@ fn a_paused_console_loses_nothing_when_the_hypervisor_exits() {
 
 #[test]
 fn a_paused_console_gives_a_slow_reader_every_byte() {
-    if !fake::alone(FAKE, "a_paused_console_gives_a_slow_reader_every_byte") {
-        return;
-    }
+    run_isolated!();
     const SAID: usize = 1_000_000;
     let orders = format!("up console*{SAID} console=END serve");
-    let vm = machine(&orders).scrollback(1000, Overflow::Pause).build_blocking().unwrap();
+    let vm = fake::vm(&orders).scrollback(1000, Overflow::Pause).build_blocking().unwrap();
     vm.start().unwrap();
     // Only now: what was said before there was a reader counts as well.
     let (mut reader, _writer) = vm.console().unwrap().split();
@@ -45,12 +40,9 @@ fn a_paused_console_gives_a_slow_reader_every_byte() {
 
 #[test]
 fn a_child_of_the_hypervisor_that_floods_the_console_does_not_hide_its_end() {
-    if !fake::alone(FAKE, "a_child_of_the_hypervisor_that_floods_the_console_does_not_hide_its_end")
-    {
-        return;
-    }
+    run_isolated!();
     for orders in ["up heir exit=0", "up stray exit=0"] {
-        let vm = machine(orders).build_blocking().unwrap();
+        let vm = fake::vm(orders).build_blocking().unwrap();
         vm.start().unwrap();
         let ended = vm.wait_timeout(PATIENCE / 4).unwrap();
         assert_eq!(ended, Some(VmStatus::Stopped { exit_code: Some(0) }), "{orders}");

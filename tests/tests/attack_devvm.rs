@@ -26,8 +26,7 @@ fn refused(guest: &NanoGuest, file: &str) -> String {
 
 #[test]
 fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
-    let test = "a_file_that_is_wrong_is_refused_with_its_name_and_the_place";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let one = machine(&guest).to_string();
     for (file, why) in [
         ("{".to_owned(), "line 1 column 1"),
@@ -44,8 +43,7 @@ fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
 
 #[test]
 fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
-    let test = "a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let file = json!({ "web": machine(&guest) }).to_string();
     let killed = Service::of(&guest, &mut command(&guest, &file));
     killed.attach("web").until(READY);
@@ -61,8 +59,7 @@ fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
 
 #[test]
 fn a_file_where_the_socket_is_to_be_is_left_alone() {
-    let test = "a_file_where_the_socket_is_to_be_is_left_alone";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let somebodys = guest.dir().join("socket");
     std::fs::write(&somebodys, "precious").unwrap();
     let said = refused(&guest, "{}");
@@ -72,8 +69,7 @@ fn a_file_where_the_socket_is_to_be_is_left_alone() {
 
 #[test]
 fn clients_that_only_connect_shut_nobody_out_for_long() {
-    let test = "clients_that_only_connect_shut_nobody_out_for_long";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let file = json!({ "web": machine(&guest) }).to_string();
     // With few descriptors.
     let mut command = command_behind("ulimit -n 100;", &guest, &file);
@@ -95,8 +91,7 @@ fn clients_that_only_connect_shut_nobody_out_for_long() {
 
 #[test]
 fn a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up() {
-    let test = "a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let mut service = Service::start(&guest);
     let mut clients: Vec<Client> = (0..100).map(|_| service.attach("web")).collect();
     let _deaf: Vec<Client> = (0..20).map(|_| service.ask("attach web")).collect();
@@ -116,8 +111,7 @@ fn a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up() {
 
 #[test]
 fn whoever_types_while_a_machine_restarts_harms_nobody() {
-    let test = "whoever_types_while_a_machine_restarts_harms_nobody";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let service = Service::start(&guest);
     for _ in 0..3 {
         let mut typist = service.attach("web");
@@ -138,8 +132,7 @@ fn whoever_types_while_a_machine_restarts_harms_nobody() {
 
 #[test]
 fn nonsense_is_answered() {
-    let test = "nonsense_is_answered";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let service = Service::start(&guest);
     let long = "x".repeat(5000);
     for line in ["", " ", "attach", "attach ", "list web x", "\u{0}", "ATTACH web", &long] {
@@ -155,9 +148,8 @@ fn nonsense_is_answered() {
 
 #[test]
 fn a_signal_while_machines_boot_ends_all_and_a_second_one_at_once() {
-    let test = "a_signal_while_machines_boot_ends_all_and_a_second_one_at_once";
-    let Some(guest) = NanoGuest::new(test) else { return };
-    let Some(deaf) = NanoGuest::deaf(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
+    let Some(deaf) = NanoGuest::deaf() else { return };
     for pause in [0, 1, 5, 20, 60] {
         let mut service = Service::start(&guest);
         std::thread::sleep(Duration::from_millis(pause));
@@ -182,8 +174,7 @@ fn a_signal_while_machines_boot_ends_all_and_a_second_one_at_once() {
 
 #[test]
 fn a_log_that_nobody_reads_any_more_ends_no_service() {
-    let test = "a_log_that_nobody_reads_any_more_ends_no_service";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
     let file = json!({ "missing": missing, "web": machine(&guest) }).to_string();
     let mut command = command(&guest, &file);

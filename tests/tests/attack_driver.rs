@@ -8,19 +8,16 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use capsa::{Error, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::runs;
+use capsa_test::run_isolated;
 use capsa_test::vm::eventually;
 use futures_lite::future::{block_on, or, poll_once, yield_now};
 
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
-
 #[test]
 fn whoever_waits_is_told_when_the_driver_is_dropped() {
-    if !fake::alone(FAKE, "whoever_waits_is_told_when_the_driver_is_dropped") {
-        return;
-    }
-    let (vm, driver) = block_on(machine("up serve").build_driven()).unwrap();
+    run_isolated!();
+    let (vm, driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let waiting = {
         let vm = vm.clone();
         std::thread::spawn(move || block_on(vm.wait()))
@@ -36,10 +33,8 @@ fn whoever_waits_is_told_when_the_driver_is_dropped() {
 
 #[test]
 fn a_machine_whose_driver_was_dropped_cannot_begin() {
-    if !fake::alone(FAKE, "a_machine_whose_driver_was_dropped_cannot_begin") {
-        return;
-    }
-    let (vm, driver) = block_on(machine("up serve").build_driven()).unwrap();
+    run_isolated!();
+    let (vm, driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let waiting = {
         let vm = vm.clone();
         std::thread::spawn(move || block_on(vm.wait()))
@@ -52,11 +47,9 @@ fn a_machine_whose_driver_was_dropped_cannot_begin() {
 
 #[test]
 fn a_handle_dropped_at_any_moment_leaves_nothing() {
-    if !fake::alone(FAKE, "a_handle_dropped_at_any_moment_leaves_nothing") {
-        return;
-    }
+    run_isolated!();
     for n in 0..40 {
-        let vm = block_on(machine("up console=hello serve").build()).unwrap();
+        let vm = block_on(fake::vm("up console=hello serve").build()).unwrap();
         let run_dir = vm.launch_plan().run_dir.to_string();
         let mut pid = None;
         block_on(async {
@@ -84,10 +77,8 @@ fn a_handle_dropped_at_any_moment_leaves_nothing() {
 
 #[test]
 fn futures_dropped_at_any_moment_take_nothing_with_them() {
-    if !fake::alone(FAKE, "futures_dropped_at_any_moment_take_nothing_with_them") {
-        return;
-    }
-    let vm = block_on(machine("up console*5000 console=END serve").build()).unwrap();
+    run_isolated!();
+    let vm = block_on(fake::vm("up console*5000 console=END serve").build()).unwrap();
     block_on(async {
         vm.start().await.unwrap();
         let mut console = vm.console().await.unwrap();
@@ -113,10 +104,8 @@ fn a_future_that_was_given_up_leaves_no_waker() {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    if !fake::alone(FAKE, "a_future_that_was_given_up_leaves_no_waker") {
-        return;
-    }
-    let vm = block_on(machine("up serve").build()).unwrap();
+    run_isolated!();
+    let vm = block_on(fake::vm("up serve").build()).unwrap();
     let mut console = block_on(vm.console()).unwrap();
     let task = Arc::new(Task(AtomicBool::new(false)));
     for _ in 0..3 {

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use capsa::embed::{Ended, Vm, VmEvent};
 use capsa::testing::{self, ScriptedGuest};
 use capsa::{ConsoleMode, Overflow, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
+use capsa_test::run_isolated;
 use capsa_test::vm::{PATIENCE, poll_fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::field::Field;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// Drives by the contract until `done` says so of an event.
 fn drive(vm: &mut Vm, mut done: impl FnMut(&mut Vm, VmEvent) -> bool) {
@@ -35,10 +34,8 @@ fn drive(vm: &mut Vm, mut done: impl FnMut(&mut Vm, VmEvent) -> bool) {
 
 #[test]
 fn a_wait_that_is_over_at_once_is_said_to_be() {
-    if !fake::alone(FAKE, "a_wait_that_is_over_at_once_is_said_to_be") {
-        return;
-    }
-    let mut vm = machine("up console=login: serve").build_embedded().unwrap();
+    run_isolated!();
+    let mut vm = fake::vm("up console=login: serve").build_embedded().unwrap();
     let reader = vm.add_reader();
     vm.start().unwrap();
     drive(&mut vm, |vm, _| vm.scrollback().end() == 6);
@@ -61,9 +58,7 @@ fn who_watches_for_writing_alone_is_told() {
 
 #[test]
 fn a_wait_that_can_see_nothing_is_over_at_once() {
-    if !fake::alone(FAKE, "a_wait_that_can_see_nothing_is_over_at_once") {
-        return;
-    }
+    run_isolated!();
     let long = Some(PATIENCE);
     let closed = |vm: &mut Vm, reader| {
         for login in [false, true] {
@@ -78,15 +73,15 @@ fn a_wait_that_can_see_nothing_is_over_at_once() {
         // A deadline that nobody looks at any more would have the loop spin.
         assert_eq!(vm.next_timeout(), None);
     };
-    let mut vm = machine("up serve").build_embedded().unwrap();
+    let mut vm = fake::vm("up serve").build_embedded().unwrap();
     let gone = vm.add_reader();
     vm.remove_reader(gone);
     closed(&mut vm, gone);
-    let mut other = machine("up serve").build_embedded().unwrap();
+    let mut other = fake::vm("up serve").build_embedded().unwrap();
     let foreign = (0..9).map(|_| other.add_reader()).last().unwrap();
     closed(&mut vm, foreign);
 
-    let mut mute = machine("hang").console(ConsoleMode::Disabled).build_embedded().unwrap();
+    let mut mute = fake::vm("hang").console(ConsoleMode::Disabled).build_embedded().unwrap();
     let reader = mute.add_reader();
     closed(&mut mute, reader);
     assert_eq!(mute.write(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
@@ -94,10 +89,8 @@ fn a_wait_that_can_see_nothing_is_over_at_once() {
 
 #[test]
 fn a_loop_that_calls_for_nothing_gets_nothing() {
-    if !fake::alone(FAKE, "a_loop_that_calls_for_nothing_gets_nothing") {
-        return;
-    }
-    let mut vm = machine("up serve").build_embedded().unwrap();
+    run_isolated!();
+    let mut vm = fake::vm("up serve").build_embedded().unwrap();
     for _ in 0..1000 {
         vm.on_ready().unwrap();
     }
@@ -114,12 +107,10 @@ fn a_loop_that_calls_for_nothing_gets_nothing() {
 
 #[test]
 fn one_call_reads_no_more_than_is_promised() {
-    if !fake::alone(FAKE, "one_call_reads_no_more_than_is_promised") {
-        return;
-    }
+    run_isolated!();
     // The last event shows that all before it were read.
     let off = r#"{"event":"SHUTDOWN","data":{"reason":"guest-shutdown"}}"#;
-    let mut vm = machine(&format!("up heir stray events*100000 control={off} hang"))
+    let mut vm = fake::vm(&format!("up heir stray events*100000 control={off} hang"))
         .scrollback(1 << 20, Overflow::DropOldest)
         .on_reboot(capsa::RebootPolicy::Restart)
         .build_embedded()
@@ -138,10 +129,8 @@ fn one_call_reads_no_more_than_is_promised() {
 
 #[test]
 fn one_call_reads_no_more_than_was_asked() {
-    if !fake::alone(FAKE, "one_call_reads_no_more_than_was_asked") {
-        return;
-    }
-    let mut vm = machine("up heir hang").read_budget(100).build_embedded().unwrap();
+    run_isolated!();
+    let mut vm = fake::vm("up heir hang").read_budget(100).build_embedded().unwrap();
     vm.start().unwrap();
     let mut calls = 0;
     while vm.scrollback().end() < 10_000 {
@@ -157,10 +146,8 @@ fn one_call_reads_no_more_than_was_asked() {
 
 #[test]
 fn last_words_are_whole_however_little_is_read_at_once() {
-    if !fake::alone(FAKE, "last_words_are_whole_however_little_is_read_at_once") {
-        return;
-    }
-    let mut vm = machine("up console*50000 exit=3").read_budget(10).build_embedded().unwrap();
+    run_isolated!();
+    let mut vm = fake::vm("up console*50000 exit=3").read_budget(10).build_embedded().unwrap();
     vm.start().unwrap();
     drive(&mut vm, |vm, _| vm.status().is_terminal());
     assert_eq!(vm.scrollback().end(), 50_000);
@@ -168,12 +155,10 @@ fn last_words_are_whole_however_little_is_read_at_once() {
 
 #[test]
 fn who_never_calls_can_see_it() {
-    if !fake::alone(FAKE, "who_never_calls_can_see_it") {
-        return;
-    }
+    run_isolated!();
     let log = Warnings::default();
     tracing::subscriber::with_default(log.clone(), || {
-        let mut vm = machine("up serve").build_embedded().unwrap();
+        let mut vm = fake::vm("up serve").build_embedded().unwrap();
         vm.start().unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!((vm.status(), vm.hypervisor_pid()), (VmStatus::Starting, None));
@@ -184,13 +169,11 @@ fn who_never_calls_can_see_it() {
 
 #[test]
 fn who_is_quick_is_told_of_nothing() {
-    if !fake::alone(FAKE, "who_is_quick_is_told_of_nothing") {
-        return;
-    }
+    run_isolated!();
     let log = Warnings::default();
     tracing::subscriber::with_default(log.clone(), || {
-        drop(machine("up serve").build_embedded().unwrap());
-        let mut vm = machine("up serve").build_embedded().unwrap();
+        drop(fake::vm("up serve").build_embedded().unwrap());
+        let mut vm = fake::vm("up serve").build_embedded().unwrap();
         vm.start().unwrap();
         drive(&mut vm, |_, event| event == VmEvent::Status(VmStatus::Running));
         // An idle hour is no delay: nothing is due.
@@ -203,13 +186,10 @@ fn who_is_quick_is_told_of_nothing() {
 
 #[test]
 fn who_forgets_the_deadline_can_see_it_and_the_next_call_catches_up() {
-    let test = "who_forgets_the_deadline_can_see_it_and_the_next_call_catches_up";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
+    run_isolated!();
     let log = Warnings::default();
     tracing::subscriber::with_default(log.clone(), || {
-        let mut vm = machine("up serve").build_embedded().unwrap();
+        let mut vm = fake::vm("up serve").build_embedded().unwrap();
         vm.start().unwrap();
         drive(&mut vm, |_, event| event == VmEvent::Status(VmStatus::Running));
         vm.stop_with_timeout(Duration::from_millis(500)).unwrap();
@@ -232,11 +212,9 @@ fn who_forgets_the_deadline_can_see_it_and_the_next_call_catches_up() {
 #[test]
 fn who_stops_calling_holds_the_guest_up_and_loses_nothing() {
     const BYTES: usize = 1_000_000;
-    if !fake::alone(FAKE, "who_stops_calling_holds_the_guest_up_and_loses_nothing") {
-        return;
-    }
+    run_isolated!();
     let orders = format!("up console*{BYTES} console=END serve");
-    let mut vm = machine(&orders).build_embedded().unwrap();
+    let mut vm = fake::vm(&orders).build_embedded().unwrap();
     vm.start().unwrap();
     drive(&mut vm, |_, event| event == VmEvent::Status(VmStatus::Running));
     std::thread::sleep(Duration::from_millis(100));

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
 use capsa::{EndedBy, Error, LinuxVmBuilder, Overflow, StopStep, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::runs;
+use capsa_test::run_isolated;
 use capsa_test::vm::{PATIENCE, eventually};
 
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
-
 fn started(orders: &str) -> VmHandle {
-    start(machine(orders))
+    start(fake::vm(orders))
 }
 
 fn start(builder: LinuxVmBuilder) -> VmHandle {
@@ -22,11 +21,9 @@ fn start(builder: LinuxVmBuilder) -> VmHandle {
 
 #[test]
 fn a_start_that_never_comes_can_be_stopped() {
-    if !fake::alone(FAKE, "a_start_that_never_comes_can_be_stopped") {
-        return;
-    }
+    run_isolated!();
     for orders in ["hang", "listen hang", "listen accept hang", "listen accept greet hang"] {
-        let vm = machine(orders).build_blocking().unwrap();
+        let vm = fake::vm(orders).build_blocking().unwrap();
         let starting = {
             let vm = vm.clone();
             std::thread::spawn(move || vm.start())
@@ -39,9 +36,7 @@ fn a_start_that_never_comes_can_be_stopped() {
 
 #[test]
 fn a_hypervisor_without_control_does_not_live_on() {
-    if !fake::alone(FAKE, "a_hypervisor_without_control_does_not_live_on") {
-        return;
-    }
+    run_isolated!();
     let vm = started("up close-control hang");
     let VmStatus::Failed { message } = vm.wait().unwrap() else { panic!("not failed") };
     assert!(message.contains("closed its control channel"), "{message}");
@@ -49,9 +44,7 @@ fn a_hypervisor_without_control_does_not_live_on() {
 
 #[test]
 fn a_console_that_closes_ends_waits_and_writes_but_not_the_machine() {
-    if !fake::alone(FAKE, "a_console_that_closes_ends_waits_and_writes_but_not_the_machine") {
-        return;
-    }
+    run_isolated!();
     let vm = started("up console=bye close-console serve");
     let mut console = vm.console().unwrap();
     let error = console.wait_for("never").unwrap_err();
@@ -63,10 +56,8 @@ fn a_console_that_closes_ends_waits_and_writes_but_not_the_machine() {
 
 #[test]
 fn a_paused_console_that_nobody_reads_can_be_stopped() {
-    if !fake::alone(FAKE, "a_paused_console_that_nobody_reads_can_be_stopped") {
-        return;
-    }
-    let vm = start(machine("up console*10000000 serve").scrollback(1, Overflow::Pause));
+    run_isolated!();
+    let vm = start(fake::vm("up console*10000000 serve").scrollback(1, Overflow::Pause));
     let _console = vm.console().unwrap();
     vm.stop_with_timeout(Duration::ZERO).unwrap();
     assert!(vm.stop_report().unwrap().steps.contains(&StopStep::PowerButton));
@@ -74,9 +65,7 @@ fn a_paused_console_that_nobody_reads_can_be_stopped() {
 
 #[test]
 fn a_guest_that_never_reads_holds_a_write_until_it_is_killed() {
-    if !fake::alone(FAKE, "a_guest_that_never_reads_holds_a_write_until_it_is_killed") {
-        return;
-    }
+    run_isolated!();
     let vm = started("up serve");
     let mut console = vm.console().unwrap();
     let writing = std::thread::spawn(move || console.write(&vec![b'x'; 10_000_000]));
@@ -89,10 +78,8 @@ fn a_guest_that_never_reads_holds_a_write_until_it_is_killed() {
 
 #[test]
 fn a_write_goes_on_when_the_guest_reads_again() {
-    if !fake::alone(FAKE, "a_write_goes_on_when_the_guest_reads_again") {
-        return;
-    }
-    let vm = machine("up drain serve").build_blocking().unwrap();
+    run_isolated!();
+    let vm = fake::vm("up drain serve").build_blocking().unwrap();
     let mut console = vm.console().unwrap();
     // Into the queue, before there is a guest, and then past its end.
     let writing = std::thread::spawn(move || console.write(&vec![b'x'; 30_000_000]));
@@ -103,9 +90,7 @@ fn a_write_goes_on_when_the_guest_reads_again() {
 
 #[test]
 fn floods_of_standard_error_and_console_starve_nobody() {
-    if !fake::alone(FAKE, "floods_of_standard_error_and_console_starve_nobody") {
-        return;
-    }
+    run_isolated!();
     let loud = started("up stderr*50000000 heir serve");
     let quiet: Vec<_> = (0..30).map(|_| started("up console=hello serve")).collect();
     for vm in &quiet {
@@ -122,9 +107,7 @@ fn floods_of_standard_error_and_console_starve_nobody() {
 
 #[test]
 fn a_clean_exit_that_nobody_asked_for_is_the_guests() {
-    if !fake::alone(FAKE, "a_clean_exit_that_nobody_asked_for_is_the_guests") {
-        return;
-    }
+    run_isolated!();
     let vm = started("up exit=0");
     vm.wait().unwrap();
     assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
@@ -132,9 +115,7 @@ fn a_clean_exit_that_nobody_asked_for_is_the_guests() {
 
 #[test]
 fn a_stop_from_many_threads_is_one_stop() {
-    if !fake::alone(FAKE, "a_stop_from_many_threads_is_one_stop") {
-        return;
-    }
+    run_isolated!();
     let vm = started("up serve");
     let pid = vm.as_async().hypervisor_pid().unwrap();
     let stops: Vec<_> = (0..16)
@@ -151,10 +132,8 @@ fn a_stop_from_many_threads_is_one_stop() {
 
 #[test]
 fn no_time_is_too_long_or_too_short() {
-    if !fake::alone(FAKE, "no_time_is_too_long_or_too_short") {
-        return;
-    }
-    let vm = start(machine("up console=login: serve").timeout(Duration::MAX));
+    run_isolated!();
+    let vm = start(fake::vm("up console=login: serve").timeout(Duration::MAX));
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("login:", Duration::MAX).unwrap();
     assert!(console.wait_for_timeout("never", Duration::ZERO).is_err());

@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use capsa::embed::Vm;
 use capsa::{Error, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::{children, descriptors};
+use capsa_test::run_isolated;
 use capsa_test::skip;
 use capsa_test::vm::{PATIENCE, eventually, poll_fd};
 use futures_lite::future::{block_on, poll_once};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// Leaves room for so many more descriptors, does this, and gives the room back.
 fn with_room_for<T>(more: u64, act: impl FnOnce() -> T) -> T {
@@ -44,14 +43,12 @@ fn hypervisors() -> usize {
 
 #[test]
 fn a_start_without_descriptors_says_so_and_leaves_nothing() {
-    if !fake::alone(FAKE, "a_start_without_descriptors_says_so_and_leaves_nothing") {
-        return;
-    }
+    run_isolated!();
     let before = descriptors();
     let mut ran = false;
     for room in 0..40 {
         let begun = Instant::now();
-        let mut vm = machine("up serve").build_embedded().unwrap();
+        let mut vm = fake::vm("up serve").build_embedded().unwrap();
         vm.start().unwrap();
         with_room_for(room, || {
             drive(&mut vm, |vm| vm.status() == VmStatus::Running || vm.status().is_terminal())
@@ -79,12 +76,10 @@ fn a_start_without_descriptors_says_so_and_leaves_nothing() {
 
 #[test]
 fn a_build_without_descriptors_says_so() {
-    if !fake::alone(FAKE, "a_build_without_descriptors_says_so") {
-        return;
-    }
+    run_isolated!();
     let mut refused = 0;
     for room in 0..40 {
-        let builder = machine("up serve");
+        let builder = fake::vm("up serve");
         match with_room_for(room, || block_on(builder.build())) {
             Err(error) => {
                 refused += 1;
@@ -101,10 +96,8 @@ fn a_build_without_descriptors_says_so() {
 
 #[test]
 fn a_driver_dropped_without_descriptors_tells_whoever_waits() {
-    if !fake::alone(FAKE, "a_driver_dropped_without_descriptors_tells_whoever_waits") {
-        return;
-    }
-    let (vm, mut driver) = block_on(machine("up serve").build_driven()).unwrap();
+    run_isolated!();
+    let (vm, mut driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let started = async {
         let mut starting = Box::pin(vm.start());
         while poll_once(&mut starting).await.is_none() {
@@ -119,13 +112,11 @@ fn a_driver_dropped_without_descriptors_tells_whoever_waits() {
 
 #[test]
 fn a_stop_without_descriptors_stops() {
-    if !fake::alone(FAKE, "a_stop_without_descriptors_stops") {
-        return;
-    }
-    let vm = block_on(machine("up serve").build()).unwrap();
+    run_isolated!();
+    let vm = block_on(fake::vm("up serve").build()).unwrap();
     block_on(vm.start()).unwrap();
     with_room_for(0, || block_on(vm.stop_with_timeout(Duration::from_millis(10))).unwrap());
-    let vm = block_on(machine("up serve").build()).unwrap();
+    let vm = block_on(fake::vm("up serve").build()).unwrap();
     block_on(vm.start()).unwrap();
     with_room_for(0, || drop(vm));
     eventually("it is gone", || hypervisors() == 0);
@@ -133,15 +124,12 @@ fn a_stop_without_descriptors_stops() {
 
 #[test]
 fn a_thread_that_could_not_be_started_is_started_later() {
-    let test = "a_thread_that_could_not_be_started_is_started_later";
     if !Path::new("/proc/self/statm").exists() {
-        return skip(test, "it takes a /proc to see how much memory is in use");
+        return skip("it takes a /proc to see how much memory is in use");
     }
-    if !fake::alone(FAKE, test) {
-        return;
-    }
+    run_isolated!();
     let soon = || std::thread::sleep(Duration::from_millis(50));
-    let mut building = Box::pin(machine("up serve").build());
+    let mut building = Box::pin(fake::vm("up serve").build());
     assert!(block_on(poll_once(&mut building)).is_none(), "a thread looks at files");
     soon();
     // That thread has ended, and left room for another: somebody else takes it.
@@ -155,7 +143,7 @@ fn a_thread_that_could_not_be_started_is_started_later() {
     setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
     assert!(matches!(refused, Err(Error::Io(_))), "{refused:?}");
 
-    let vm = machine("up serve").build_blocking().unwrap();
+    let vm = fake::vm("up serve").build_blocking().unwrap();
     let started = std::thread::spawn(move || vm.start());
     eventually("it starts", || started.is_finished());
     started.join().unwrap().unwrap();

@@ -5,14 +5,13 @@ use std::path::Path;
 
 use capsa::blocking::VmHandle;
 use capsa::{Error, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::{self, Process, runs};
+use capsa_test::run_isolated;
 use capsa_test::skip;
 use capsa_test::vm::{PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// Starts the program with the ends of its children ignored, and a hypervisor that can be broken.
 const IGNORES_CHILDREN: [&str; 3] = [
@@ -26,7 +25,7 @@ const IGNORES_CHILDREN: [&str; 3] = [
 const LEAKS: [&str; 3] = ["sh", "-c", "exec 9</dev/null; exec \"$0\" \"$@\""];
 
 fn started(orders: &str) -> VmHandle {
-    let vm = machine(orders).build_blocking().unwrap();
+    let vm = fake::vm(orders).build_blocking().unwrap();
     vm.start().unwrap();
     vm
 }
@@ -48,20 +47,20 @@ fn guardian() -> u32 {
 }
 
 /// What `test` looks at is to be seen in Linux's `/proc` alone.
-fn has_proc(test: &str) -> bool {
+fn has_proc() -> bool {
     let has = Path::new("/proc/self/status").exists();
     if !has {
-        skip(test, "it takes a /proc to see what a process has and ignores");
+        skip("it takes a /proc to see what a process has and ignores");
     }
     has
 }
 
 #[test]
 fn a_program_that_ignores_its_children_can_run_machines() {
-    let test = "a_program_that_ignores_its_children_can_run_machines";
-    if !has_proc(test) || !fake::alone_under(&IGNORES_CHILDREN, FAKE, test) {
+    if !has_proc() {
         return;
     }
+    run_isolated!(IGNORES_CHILDREN);
     assert!(ignores_children("self"), "the shell saw to that");
     let vm = started("up serve");
     let first = pid(&vm);
@@ -74,7 +73,7 @@ fn a_program_that_ignores_its_children_can_run_machines() {
     assert!(vm.wait_timeout(PATIENCE / 4).unwrap().is_some());
 
     // A program that cannot be executed is an error, and no panic.
-    let broken = machine("up serve").build_blocking().unwrap();
+    let broken = fake::vm("up serve").build_blocking().unwrap();
     fs::remove_file(std::env::var_os("CAPSA_QEMU").unwrap()).unwrap();
     let Error::StartFailed(why) = broken.start().unwrap_err() else { panic!("another error") };
     assert!(why.contains("cannot start qemu"), "{why}");
@@ -82,9 +81,7 @@ fn a_program_that_ignores_its_children_can_run_machines() {
 
 #[test]
 fn a_program_that_reaps_everything_can_run_machines() {
-    if !fake::alone(FAKE, "a_program_that_reaps_everything_can_run_machines") {
-        return;
-    }
+    run_isolated!();
     std::thread::spawn(|| {
         loop {
             if nix::sys::wait::waitpid(None, None).is_err() {
@@ -104,10 +101,10 @@ fn a_program_that_reaps_everything_can_run_machines() {
 
 #[test]
 fn no_child_inherits_what_the_program_left_open() {
-    let test = "no_child_inherits_what_the_program_left_open";
-    if !has_proc(test) || !fake::alone_under(&LEAKS, FAKE, test) {
+    if !has_proc() {
         return;
     }
+    run_isolated!(LEAKS);
     assert!(Path::new("/proc/self/fd/9").exists(), "the shell left it open");
     let vm = started("up serve");
     for pid in [pid(&vm), guardian()] {
@@ -120,9 +117,7 @@ fn no_child_inherits_what_the_program_left_open() {
 
 #[test]
 fn a_guardian_that_was_killed_is_replaced() {
-    if !fake::alone(FAKE, "a_guardian_that_was_killed_is_replaced") {
-        return;
-    }
+    run_isolated!();
     let first = started("up serve");
     let killed = guardian();
     kill(Pid::from_raw(killed.cast_signed()), Signal::SIGKILL).unwrap();

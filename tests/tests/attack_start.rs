@@ -1,13 +1,12 @@
 //! Starts that go wrong, each in another way.
 
 use capsa::Error;
-use capsa_test::fake::{self, machine};
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
+use capsa_test::fake;
+use capsa_test::run_isolated;
 
 /// What a start that fails says.
 fn why_not(orders: &str) -> String {
-    let vm = machine(orders).build_blocking().unwrap();
+    let vm = fake::vm(orders).build_blocking().unwrap();
     let Error::StartFailed(why) = vm.start().unwrap_err() else { panic!("another error") };
     assert!(vm.status().is_terminal());
     why
@@ -15,9 +14,7 @@ fn why_not(orders: &str) -> String {
 
 #[test]
 fn a_start_that_goes_wrong_says_how() {
-    if !fake::alone(FAKE, "a_start_that_goes_wrong_says_how") {
-        return;
-    }
+    run_isolated!();
     for (orders, says) in [
         ("listen accept greet answer refuse hang", "refused to let the guest go: not today"),
         ("listen accept greet refuse hang", "refused to agree on capabilities"),

@@ -6,32 +6,30 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use capsa::Error;
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::runs;
 use capsa_test::vm::eventually;
+use capsa_test::{run_isolated, test_name};
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::close;
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// Set in the program that has no streams, to when it closes them.
 const CLOSES: &str = "CAPSA_TEST_CLOSES";
 
 #[test]
 fn a_daemon_without_streams_runs_machines_and_takes_them_along() {
-    let test = "a_daemon_without_streams_runs_machines_and_takes_them_along";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
-    let dir = PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
+    let run_dir = || PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
+    // The daemon inherits the environment of the isolated test, and is none itself.
     if let Ok(when) = env::var(CLOSES) {
         let told = std::panic::catch_unwind(|| daemon(&when));
-        fs::write(dir.join("told"), told.unwrap_or_else(|_| "it panicked".into())).unwrap();
+        fs::write(run_dir().join("told"), told.unwrap_or_else(|_| "it panicked".into())).unwrap();
         raise(Signal::SIGKILL).unwrap();
     }
+    run_isolated!();
+    let dir = run_dir();
     for when in ["before it builds", "before it starts"] {
         let mut daemon = Command::new(env::current_exe().unwrap());
-        daemon.args([test, "--exact"]).env(CLOSES, when).status().unwrap();
+        daemon.args([&test_name(), "--exact"]).env(CLOSES, when).status().unwrap();
         let told = fs::read_to_string(dir.join("told")).unwrap();
         let pid = told.parse().unwrap_or_else(|_| panic!("{when}: {told}"));
         eventually("the hypervisor is gone", || !runs(pid));
@@ -44,7 +42,7 @@ fn daemon(when: &str) -> String {
     if when == "before it builds" {
         close_all();
     }
-    let build = |orders| machine(orders).build_blocking().map_err(|error| error.to_string());
+    let build = |orders| fake::vm(orders).build_blocking().map_err(|error| error.to_string());
     let run = || {
         let (vm, fails) = (build("up console=hello echo serve")?, build("stderr*50 exit=3")?);
         if when == "before it starts" {

@@ -27,7 +27,7 @@ fn one(builder: LinuxVmBuilder, field: &str, kind: Kind) {
 
 #[test]
 fn each_mistake_is_named() {
-    let Some(guest) = NanoGuest::new("bad input") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let dir = guest.dir();
     let at = |name: &str| dir.join(name);
     let boot =
@@ -88,7 +88,7 @@ fn each_mistake_is_named() {
 
 #[test]
 fn all_mistakes_come_at_once() {
-    let Some(guest) = NanoGuest::new("all mistakes") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let builder = guest
         .builder()
         .cpus(0)
@@ -101,17 +101,17 @@ fn all_mistakes_come_at_once() {
 
 #[test]
 fn an_unreadable_kernel_is_told_from_a_missing_one() {
-    let Some(guest) = NanoGuest::new("unreadable kernel") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(guest.kernel()).is_ok() {
-        return capsa_test::skip("unreadable kernel", "root reads everything");
+        return capsa_test::skip("root reads everything");
     }
     one(guest.builder(), "kernel", Kind::NoAccess);
 }
 
 #[test]
 fn a_backend_that_is_not_here_says_why() {
-    let Some(guest) = NanoGuest::new("no such backend here") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let error = guest.builder().backend("vfkit").build_blocking().unwrap_err();
     let Error::BackendUnavailable { name, reasons } = error else { panic!("{error}") };
     assert_eq!(name, "vfkit");

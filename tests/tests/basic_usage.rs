@@ -46,11 +46,10 @@ mod program {
 
 #[test]
 fn the_program_of_the_specification_runs() {
-    const TEST: &str = "basic usage";
     if host::find_program("virtiofsd").is_none() {
-        return skip(TEST, "virtiofsd is not installed, and the guest's kernel has no 9p");
+        return skip("virtiofsd is not installed, and the guest's kernel has no 9p");
     }
-    let Some(guest) = vm::linux_guest(TEST) else { return };
+    let Some(guest) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir().unwrap();
     let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, dir.path().join(to));
     link(&guest.kernel, "bzImage").unwrap();
@@ -78,14 +77,14 @@ const CLEAN: capsa::VmStatus = capsa::VmStatus::Stopped { exit_code: Some(0) };
 
 #[test]
 fn futures_need_no_runtime() {
-    let Some(guest) = NanoGuest::new("no runtime") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let status = futures_lite::future::block_on(scenario(guest.builder())).unwrap();
     assert_eq!(status, CLEAN);
 }
 
 #[test]
 fn futures_run_on_tokio_with_one_thread_and_with_several() {
-    let Some(guest) = NanoGuest::new("tokio") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let one = tokio::runtime::Builder::new_current_thread().build().unwrap();
     assert_eq!(one.block_on(scenario(guest.builder())).unwrap(), CLEAN);
     let several = tokio::runtime::Builder::new_multi_thread().build().unwrap();
@@ -95,7 +94,7 @@ fn futures_run_on_tokio_with_one_thread_and_with_several() {
 
 #[test]
 fn a_driven_machine_needs_no_hidden_thread() {
-    let Some(guest) = NanoGuest::new("driven") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     futures_lite::future::block_on(async {
         let (vm, driver) = guest.builder().build_driven().await.unwrap();
         let user = async {
@@ -114,7 +113,7 @@ fn a_driven_machine_needs_no_hidden_thread() {
 
 #[test]
 fn a_dropped_wait_loses_nothing() {
-    let Some(guest) = NanoGuest::new("dropped wait") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     futures_lite::future::block_on(async {
         let vm = guest.builder().build().await.unwrap();
         vm.start().await.unwrap();
@@ -135,7 +134,7 @@ fn a_dropped_wait_loses_nothing() {
 #[test]
 fn an_embedded_machine_runs_in_a_bare_poll_loop() {
     use capsa::embed::VmEvent;
-    let Some(guest) = NanoGuest::new("embedded") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let mut vm = guest.builder().build_embedded().unwrap();
     let reader = vm.add_reader();
     vm.start().unwrap();

@@ -10,14 +10,13 @@ use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
 use capsa_test::conformance::Subject;
 use capsa_test::cut::Random;
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::nano::Nano;
+use capsa_test::run_isolated;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 use capsa_test::{processes, skip};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// Does one of the things that read, and gives what came of it.
 async fn read_somehow(console: &mut VmConsole, random: &mut Random) -> Vec<u8> {
@@ -75,12 +74,10 @@ async fn write_somehow(console: &mut VmConsole, random: &mut Random) {
 
 #[test]
 fn what_is_read_is_what_was_said_whatever_is_dropped() {
-    if !fake::alone(FAKE, "what_is_read_is_what_was_said_whatever_is_dropped") {
-        return;
-    }
+    run_isolated!();
     let random = &mut Random::new(0x5eed_cafe);
     block_on(async {
-        let vm = machine("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
+        let vm = fake::vm("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
         let vm = vm.build().await.unwrap();
         vm.start().await.unwrap();
         let mut console = vm.console().await.unwrap();
@@ -112,12 +109,10 @@ async fn look_somehow(vm: &VmHandle, random: &mut Random) {
 
 #[test]
 fn halves_and_lines_lose_nothing() {
-    if !fake::alone(FAKE, "halves_and_lines_lose_nothing") {
-        return;
-    }
+    run_isolated!();
     let random = &mut Random::new(0xfeed);
     block_on(async {
-        let vm = machine("up echo serve").build().await.unwrap();
+        let vm = fake::vm("up echo serve").build().await.unwrap();
         vm.start().await.unwrap();
         let (reader, mut writer) = vm.console().await.unwrap().split();
         let (mut lines, mut heard) = (reader.lines(), Vec::new());
@@ -170,15 +165,13 @@ fn a_shell_is_usable_after_whatever_was_given_up() {
 
 #[test]
 fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
-    if !fake::alone(FAKE, "a_life_that_is_given_up_anywhere_can_be_taken_up") {
-        return;
-    }
+    run_isolated!();
     let random = &mut Random::new(0xbeef);
     for _ in 0..40 {
         block_on(async {
-            drop(random.cut(machine("up serve").build()).await);
-            drop(random.cut(machine("up serve").build_driven()).await);
-            let vm = machine("up serve").build().await.unwrap();
+            drop(random.cut(fake::vm("up serve").build()).await);
+            drop(random.cut(fake::vm("up serve").build_driven()).await);
+            let vm = fake::vm("up serve").build().await.unwrap();
             // What was begun goes on.
             random.cut(vm.start()).await;
             if vm.status() == VmStatus::Created {
@@ -198,12 +191,10 @@ fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
 
 #[test]
 fn events_of_tokios_are_all_told_in_a_select() {
-    if !fake::alone(FAKE, "events_of_tokios_are_all_told_in_a_select") {
-        return;
-    }
+    run_isolated!();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let orders = machine("up console*100000 console=END serve").read_budget(100);
+        let orders = fake::vm("up console*100000 console=END serve").read_budget(100);
         let mut vm = TokioVm::new(orders.build_embedded().unwrap()).unwrap();
         let reader = vm.add_reader();
         vm.start().unwrap();
@@ -231,11 +222,10 @@ fn events_of_tokios_are_all_told_in_a_select() {
 
 #[test]
 fn a_listener_loses_no_connection() {
-    let test = "a_listener_loses_no_connection";
     let guest = NanoGuest::for_any(Nano::default());
     let subject = match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => subject,
-        Err(why) => return skip(test, why),
+        Err(why) => return skip(why),
     };
     let random = &mut Random::new(0xacce);
     block_on(async {

@@ -14,16 +14,15 @@ use capsa_test::vm::{NanoGuest, PATIENCE};
 use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
-fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
-    machine_with(test, faults, |builder| builder)
+fn machine(faults: &[Fault]) -> Option<Machine> {
+    machine_with(faults, |builder| builder)
 }
 
 fn machine_with(
-    test: &str,
     faults: &[Fault],
     change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
 ) -> Option<Machine> {
-    let guest = NanoGuest::new(test)?;
+    let guest = NanoGuest::new()?;
     let faulty = Faulty::cloud_hypervisor(faults);
     let builder = guest
         .builder()
@@ -37,7 +36,7 @@ fn machine_with(
 #[test]
 fn a_socket_that_comes_late_is_waited_for() {
     let late = Duration::from_millis(700);
-    let Some(it) = machine("late socket", &[Fault::SocketAfter(late)]) else { return };
+    let Some(it) = machine(&[Fault::SocketAfter(late)]) else { return };
     it.waits_for_its_socket(late);
 }
 
@@ -60,7 +59,7 @@ fn a_broken_answer_is_a_failed_start_that_says_so() {
         ),
         (Fault::Breaks(Broken::Garbage, Call::Boot), "did not boot the guest: HTTP response: "),
     ] {
-        let Some(it) = machine("broken answers", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         let reason = it.failure();
         assert!(reason.starts_with(&format!("cloud-hypervisor {want}")), "{fault:?}: {reason}");
         it.nothing_is_left(SOON);
@@ -73,7 +72,7 @@ fn a_refusal_comes_with_its_causes() {
         (Call::Create, "create the machine: Error from API: The VM could not be created"),
         (Call::Boot, "boot the guest: Error from API: The VM could not boot"),
     ] {
-        let Some(it) = machine("refusals", &[Fault::Refuses(call)]) else { return };
+        let Some(it) = machine(&[Fault::Refuses(call)]) else { return };
         assert_eq!(it.failure(), format!("cloud-hypervisor refused to {want}: {}", Fault::CAUSE));
         it.nothing_is_left(SOON);
     }
@@ -82,7 +81,7 @@ fn a_refusal_comes_with_its_causes() {
 #[test]
 fn a_death_on_the_way_up_comes_with_status_and_last_words() {
     for call in [Call::Create, Call::Boot] {
-        let Some(it) = machine("death", &[Fault::Dies(call, 3)]) else { return };
+        let Some(it) = machine(&[Fault::Dies(call, 3)]) else { return };
         let want = format!("cloud-hypervisor exited with status 3: {}", Fault::LAST_WORDS);
         assert_eq!(it.failure(), want);
         it.nothing_is_left(SOON);
@@ -102,7 +101,7 @@ fn a_start_that_hangs_is_given_up() {
             "gave up after 30s, waiting until boot message is answered",
         ),
     ];
-    are_given_up(faults.map(|(fault, want)| (machine("hanging starts", &[fault]), want)));
+    are_given_up(faults.map(|(fault, want)| (machine(&[fault]), want)));
 }
 
 #[test]
@@ -112,14 +111,14 @@ fn a_start_that_hangs_can_be_stopped() {
         Fault::Breaks(Broken::Silence, Call::Create),
         Fault::Breaks(Broken::Silence, Call::Boot),
     ] {
-        let Some(it) = machine("stopped starts", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         it.hangs_until_it_is_stopped();
     }
 }
 
 #[test]
 fn a_boot_that_was_only_claimed_can_be_ended() {
-    let Some(it) = machine("claimed boot", &[Fault::Ignores(Call::Boot)]) else { return };
+    let Some(it) = machine(&[Fault::Ignores(Call::Boot)]) else { return };
     it.vm.start().unwrap();
     let mut console = it.vm.console().unwrap();
     let silence = console.wait_for_timeout("NANO", Duration::from_millis(300)).unwrap_err();
@@ -166,21 +165,21 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
             &[PowerButton, Quit, Killed],
         ),
     ] {
-        let Some(it) = machine("stop ladder", faults) else { return };
+        let Some(it) = machine(faults) else { return };
         it.climbs(grace, want, matches!(faults, [Fault::Dies(..)]));
     }
 }
 
 #[test]
 fn a_sigterm_that_is_ignored_changes_nothing() {
-    let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
+    let Some(it) = machine(&[Fault::IgnoresSigterm]) else { return };
     it.survives_a_sigterm();
 }
 
 #[test]
 fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
     for fault in [Fault::EventGarbage, Fault::EventEndless] {
-        let Some(it) = machine("events", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         // It may be noticed while it starts or right after.
         let started = it.vm.start();
         let (ended_by, _) = it.ended();
@@ -199,7 +198,7 @@ fn events_that_make_no_sense_end_the_machine_for_a_reboot_would_go_unseen() {
 
 #[test]
 fn an_event_that_never_ends_is_no_obstacle_to_the_end() {
-    let Some(it) = machine("half an event", &[Fault::EventHalf]) else { return };
+    let Some(it) = machine(&[Fault::EventHalf]) else { return };
     let mut console = it.listening();
     console.write(b"alive").unwrap();
     console.wait_for_timeout("alive", PATIENCE).unwrap();
@@ -211,7 +210,7 @@ fn an_event_that_never_ends_is_no_obstacle_to_the_end() {
 #[test]
 fn a_cpu_that_failed_is_no_power_off_whether_or_not_the_process_stays() {
     for fault in [Fault::CpuFails, Fault::CpuFailsAndStays] {
-        let Some(it) = machine("failed CPU", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         it.listening().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, _) = it.ended();
         let reason = "cloud-hypervisor cannot go on with a virtual CPU".into();
@@ -225,7 +224,7 @@ fn a_cpu_that_failed_is_no_power_off_whether_or_not_the_process_stays() {
 #[test]
 fn an_end_without_an_event_is_told_by_its_status() {
     for (status, failed) in [(0, false), (9, true)] {
-        let Some(it) = machine("silent end", &[Fault::EndsSilently(status)]) else { return };
+        let Some(it) = machine(&[Fault::EndsSilently(status)]) else { return };
         it.listening().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, steps) = it.ended();
         assert_eq!(steps, []);

@@ -96,7 +96,7 @@ fn what_it_would_ignore_ends_it_with_the_names() {
 #[test]
 fn its_guest_dies_with_it_and_without_it_it_ends() {
     if host::find_program("qemu-system-x86_64").is_none() {
-        return skip("stand-in death", "qemu-system-x86_64 is not installed");
+        return skip("qemu-system-x86_64 is not installed");
     }
     for kill_the_guest in [false, true] {
         let mut program = Program::start();

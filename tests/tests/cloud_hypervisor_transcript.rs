@@ -43,14 +43,14 @@ fn record(program: &Path) -> Value {
 }
 
 /// The real program; `None`, said aloud, where there is none or no KVM.
-fn real(test: &str) -> Option<PathBuf> {
+fn real() -> Option<PathBuf> {
     let named = std::env::var_os("CAPSA_CLOUD_HYPERVISOR").map(PathBuf::from);
     let Some(program) = named.or_else(|| host::find_program("cloud-hypervisor")) else {
-        skip(test, "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
+        skip("no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return None;
     };
     if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        skip(test, "/dev/kvm cannot be opened");
+        skip("/dev/kvm cannot be opened");
         return None;
     }
     Some(program)
@@ -98,7 +98,7 @@ fn essence(recording: &Value) -> Value {
 #[test]
 fn the_stand_in_answers_as_recorded() {
     if host::find_program("qemu-system-x86_64").is_none() {
-        return skip("stand-in transcript", "qemu-system-x86_64 is not installed");
+        return skip("qemu-system-x86_64 is not installed");
     }
     // The recording shows that the real one takes what it does not know.
     let lenient = Faulty::cloud_hypervisor(&[Fault::Lenient]);
@@ -111,7 +111,7 @@ fn the_stand_in_answers_as_recorded() {
 
 #[test]
 fn the_real_one_answers_as_recorded() {
-    let Some(program) = real("cloud-hypervisor transcript") else { return };
+    let Some(program) = real() else { return };
     let theirs = record(&program);
     if std::env::var_os("CAPSA_BLESS").as_deref() == Some(OsStr::new("1")) {
         let text = serde_json::to_string_pretty(&theirs).unwrap();

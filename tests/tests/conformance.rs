@@ -10,22 +10,21 @@ use capsa_test::skip;
 
 /// Holds the subject to one scenario. Where it cannot run, says so.
 fn hold(backend: &str, name: &str) {
-    let test = format!("{backend} {name}");
     let subject = match Subject::named(backend) {
         Ok(subject) => subject,
-        Err(why) => return skip(&test, why),
+        Err(why) => return skip(why),
     };
     let scenario = scenarios().find(|scenario| scenario.name == name).expect("it is listed");
     if scenario.alone && scenario.unclaimed(&subject).is_none() {
         return match scenario.stage(&subject) {
             Ok(_) => alone(backend, name),
-            Err(why) => skip(&test, why),
+            Err(why) => skip(why),
         };
     }
     match scenario.run(&subject) {
         Verdict::Passed => {}
         Verdict::NotClaimed(leaf) => println!("{backend} does not claim {leaf}, and refuses it"),
-        Verdict::CannotRun(why) => skip(&test, why),
+        Verdict::CannotRun(why) => skip(why),
     }
 }
 
@@ -112,7 +111,7 @@ suite! {
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn vfkit() {
-    skip("vfkit", Subject::named("vfkit").unwrap_err());
+    skip(Subject::named("vfkit").unwrap_err());
 }
 
 #[test]

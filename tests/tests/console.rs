@@ -22,7 +22,7 @@ fn started(guest: &NanoGuest) -> (VmHandle, VmConsole) {
 
 #[test]
 fn a_guest_that_dies_ends_a_wait_at_once_and_by_name() {
-    let Some(guest) = NanoGuest::new("death while waiting") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     type Deed = fn(&VmHandle, &mut VmConsole);
     let powers_off: Deed = |_, console| console.write(&[nano::POWER_OFF]).unwrap();
     let reboots: Deed = |_, console| console.write(&[nano::RESET]).unwrap();
@@ -54,7 +54,7 @@ fn a_guest_that_dies_ends_a_wait_at_once_and_by_name() {
 
 #[test]
 fn a_panic_ends_a_wait_within_a_second_while_the_machine_runs_on() {
-    let Some(guest) = NanoGuest::new("panic while waiting") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
     console.write_str(panic).unwrap();
@@ -78,7 +78,7 @@ fn a_panic_ends_a_wait_within_a_second_while_the_machine_runs_on() {
 
 #[test]
 fn an_emergency_shell_is_an_error_of_login_and_told_by_a_timeout() {
-    let Some(guest) = NanoGuest::new("emergency shell") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     console.write_str("Press Enter for maintenance\r\n(or press Control-D to continue): ").unwrap();
     vm.console().unwrap().wait_for_timeout("continue): ", PATIENCE).unwrap();
@@ -94,7 +94,7 @@ fn an_emergency_shell_is_an_error_of_login_and_told_by_a_timeout() {
 
 #[test]
 fn a_regular_expression_gives_its_groups_and_consumes_to_its_end() {
-    let Some(guest) = NanoGuest::new("regular expressions") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     console.write_str("inet 10.0.2.15/24\r\nroot@vm:~# ").unwrap();
     let address = Pattern::regex(r"inet (\d+(?:\.\d+){3})/").unwrap();
@@ -114,7 +114,7 @@ fn a_regular_expression_gives_its_groups_and_consumes_to_its_end() {
 
 #[test]
 fn an_error_of_waiting_says_what_came_close() {
-    let Some(guest) = NanoGuest::new("near misses") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     console.write_str("capsa login: ").unwrap();
     vm.console().unwrap().wait_for_timeout("login: ", PATIENCE).unwrap();
@@ -130,7 +130,7 @@ fn an_error_of_waiting_says_what_came_close() {
 
 #[test]
 fn silence_gives_what_came_before_it() {
-    let Some(guest) = NanoGuest::new("silence") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     console.write_str("so much").unwrap();
     vm.console().unwrap().wait_for_timeout("so much", PATIENCE).unwrap();
@@ -152,7 +152,7 @@ fn flood() -> String {
 
 #[test]
 fn readers_beside_a_waiting_test_see_every_line() {
-    let Some(guest) = NanoGuest::new("many readers") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     let tails: Vec<_> = (0..3)
         .map(|_| {
@@ -175,7 +175,7 @@ fn readers_beside_a_waiting_test_see_every_line() {
 
 #[test]
 fn splitting_loses_nothing_that_was_there() {
-    let Some(guest) = NanoGuest::new("split") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     console.write_str("before \x1b[1;31mthe split\x1b[0m").unwrap();
     vm.console().unwrap().wait_for_timeout("split\x1b[0m", PATIENCE).unwrap();
@@ -194,7 +194,7 @@ fn splitting_loses_nothing_that_was_there() {
 
 #[test]
 fn a_log_has_everything_from_the_first_byte() {
-    let Some(guest) = NanoGuest::new("log to a file") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     let path = guest.dir().join("console.log");
     let mut console = vm.console().unwrap();
@@ -213,7 +213,7 @@ fn a_log_has_everything_from_the_first_byte() {
 
 #[test]
 fn a_full_disk_ends_the_log_and_not_the_guest() {
-    let Some(guest) = NanoGuest::new("full disk") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
     let log = console.log_to("/dev/full").unwrap();
     console.write_str("still here").unwrap();

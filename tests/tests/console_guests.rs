@@ -24,14 +24,14 @@ const MEGABYTES: usize = 10;
 
 #[test]
 fn linux_with_busybox_keeps_every_promise() -> TestResult {
-    let made = made("linux with busybox", || guest::linux(Variant::Cloud));
+    let made = made(|| guest::linux(Variant::Cloud));
     let Some(guest) = made else { return Ok(()) };
     session(vm::linux(&guest), None)
 }
 
 #[test]
 fn debian_with_systemd_keeps_every_promise() -> TestResult {
-    let Some(guest) = made("debian with systemd", guest::debian) else { return Ok(()) };
+    let Some(guest) = made(guest::debian) else { return Ok(()) };
     let config = capsa::LinuxDirectBootConfig {
         kernel: guest.kernel,
         initrd: guest.initrd,
@@ -44,12 +44,12 @@ fn debian_with_systemd_keeps_every_promise() -> TestResult {
 }
 
 /// A guest; `None`, said aloud, where it cannot be had or booted.
-fn made<G>(test: &str, make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
+fn made<G>(make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
     if host::find_program("qemu-system-x86_64").is_none() {
-        skip(test, "qemu-system-x86_64 is not installed");
+        skip("qemu-system-x86_64 is not installed");
         return None;
     }
-    make().map_err(|why| skip(test, why)).ok()
+    make().map_err(skip).ok()
 }
 
 fn session(builder: LinuxVmBuilder, password: Option<&str>) -> TestResult {

@@ -27,7 +27,7 @@ fn fails(name: &str, builder: LinuxVmBuilder) {
 fn cloud_hypervisor() {
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) => subject,
-        Err(why) => return skip("a failed CPU of cloud-hypervisor", why),
+        Err(why) => return skip(why),
     };
     let guest = NanoGuest::for_any(Nano::default());
     fails("cloud-hypervisor", subject.builds(guest.builder()));
@@ -35,10 +35,9 @@ fn cloud_hypervisor() {
 
 #[test]
 fn qemu() {
-    let test = "a failed CPU of QEMU";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     if !Path::new("/dev/kvm").exists() || !host::kvm_has_hardware() {
-        return skip(test, "no KVM with hardware behind it");
+        return skip("no KVM with hardware behind it");
     }
     fails("qemu", guest.builder());
 }

@@ -12,8 +12,7 @@ use service::Service;
 
 #[test]
 fn clients_type_machines_restart_and_a_signal_ends_all() {
-    let test = "clients_type_machines_restart_and_a_signal_ends_all";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let mut service = Service::start(&guest);
 
     let mut first = service.attach("web");

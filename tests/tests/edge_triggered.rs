@@ -19,10 +19,9 @@ use std::time::Duration;
 
 use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
 use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
+use capsa_test::run_isolated;
 use capsa_test::skip;
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
@@ -37,12 +36,12 @@ const LOOPS: &[(&str, Run)] = &[
 ];
 
 /// Has every loop drive such a machine to its end.
-fn on_each_loop(test: &str, begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
+fn on_each_loop(begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
     for (name, run) in LOOPS {
         if *name == "io_uring"
             && let Err(error) = compio_driver::Proactor::new()
         {
-            skip(test, format!("no io_uring here: {error}"));
+            skip(format!("no io_uring here: {error}"));
             continue;
         }
         let (mut vm, on_event) = begin();
@@ -54,13 +53,10 @@ fn on_each_loop(test: &str, begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str
 #[test]
 fn ten_thousand_answers_each_wait_for_the_one_before() {
     const ROUNDS: usize = 10_000;
-    let test = "ten_thousand_answers_each_wait_for_the_one_before";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
+    run_isolated!();
     // A byte a call: after the first of an answer, nobody reports the second.
     let begin = || {
-        let orders = machine("up echo console=. serve").read_budget(1);
+        let orders = fake::vm("up echo console=. serve").read_budget(1);
         let mut vm = orders.build_embedded().unwrap();
         let reader = vm.add_reader();
         let mut rounds = 0;
@@ -79,7 +75,7 @@ fn ten_thousand_answers_each_wait_for_the_one_before() {
         });
         (vm, on_event)
     };
-    on_each_loop(test, begin, |name, vm| {
+    on_each_loop(begin, |name, vm| {
         let said = vm.scrollback().end();
         assert_eq!(said, 1 + 5 * (ROUNDS as u64 - 1), "{name}");
     });
@@ -88,36 +84,25 @@ fn ten_thousand_answers_each_wait_for_the_one_before() {
 #[test]
 fn a_flood_arrives_whole_by_sixteen_bytes_a_call() {
     const BYTES: usize = 320_000;
-    let test = "a_flood_arrives_whole_by_sixteen_bytes_a_call";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
-    arrives_whole(test, BYTES, BYTES / 16, |builder| builder.read_budget(16));
+    run_isolated!();
+    arrives_whole(BYTES, BYTES / 16, |builder| builder.read_budget(16));
 }
 
 #[test]
 fn a_paused_guest_goes_on_whenever_its_reader_does() {
     const BYTES: usize = 200_000;
-    let test = "a_paused_guest_goes_on_whenever_its_reader_does";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
+    run_isolated!();
     // The descriptor is taken out of the poller and put back, thousands of times, while the loop
     // outside watches the poller for edges.
-    arrives_whole(test, BYTES, BYTES / 64, |builder| {
+    arrives_whole(BYTES, BYTES / 64, |builder| {
         builder.scrollback(64, Overflow::Pause).read_budget(64)
     });
 }
 
 /// A flood of so many bytes comes to its reader through each loop, in so many events at least.
-fn arrives_whole(
-    test: &str,
-    bytes: usize,
-    events: usize,
-    how: impl Fn(LinuxVmBuilder) -> LinuxVmBuilder,
-) {
+fn arrives_whole(bytes: usize, events: usize, how: impl Fn(LinuxVmBuilder) -> LinuxVmBuilder) {
     let begin = || {
-        let orders = machine(&format!("up console*{bytes} console=END serve"));
+        let orders = fake::vm(&format!("up console*{bytes} console=END serve"));
         let mut vm = how(orders).build_embedded().unwrap();
         let reader = vm.add_reader();
         let (mut told, mut said) = (0, Vec::new());
@@ -135,19 +120,16 @@ fn arrives_whole(
         });
         (vm, on_event)
     };
-    on_each_loop(test, begin, |name, vm| {
+    on_each_loop(begin, |name, vm| {
         assert_eq!(vm.scrollback().end(), bytes as u64 + 3, "{name}");
     });
 }
 
 #[test]
 fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
-    let test = "ten_thousand_events_of_the_hypervisor_hold_nothing_up";
-    if !fake::alone(FAKE, test) {
-        return;
-    }
+    run_isolated!();
     let begin = || {
-        let orders = machine("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
+        let orders = fake::vm("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
         let mut vm = orders.read_budget(64).build_embedded().unwrap();
         let reader = vm.add_reader();
         let end = vm.expect(reader, &["END"], Some(Duration::from_secs(50)));
@@ -163,7 +145,7 @@ fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
         });
         (vm, on_event)
     };
-    on_each_loop(test, begin, |name, vm| {
+    on_each_loop(begin, |name, vm| {
         assert!(vm.stop_report().unwrap().steps.len() > 1, "{name}: {:?}", vm.stop_report());
     });
 }
@@ -171,10 +153,8 @@ fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
 #[test]
 fn a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood() {
     const BYTES: usize = 200_000;
-    if !fake::alone(FAKE, "a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood") {
-        return;
-    }
-    let orders = machine(&format!("up console*{BYTES} console=END serve")).read_budget(100);
+    run_isolated!();
+    let orders = fake::vm(&format!("up console*{BYTES} console=END serve")).read_budget(100);
     let mut vm = orders.build_embedded().unwrap();
     let reader = vm.add_reader();
     vm.start().unwrap();

@@ -30,12 +30,10 @@ use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, EndedBy, StopStep};
 use capsa_test::conformance::Subject;
 use capsa_test::vm::{self, NanoGuest, PATIENCE};
-use capsa_test::{fake, nano, skip};
+use capsa_test::{fake, nano, run_isolated, skip};
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 /// What Linux says of itself, whether it is played or not.
 const RELEASE: &str = "uname -r: 6.";
@@ -68,7 +66,6 @@ fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
 
 /// Has every loop drive such a machine, and looks at how it ended.
 fn on_each_loop(
-    test: &str,
     machine: impl Fn() -> Vm,
     conversation: impl Fn(&mut Vm) -> (OnEvent, Receiver<String>),
     heard: &str,
@@ -78,7 +75,7 @@ fn on_each_loop(
         if *name == "io_uring"
             && let Err(error) = compio_driver::Proactor::new()
         {
-            skip(test, format!("no io_uring here: {error}"));
+            skip(format!("no io_uring here: {error}"));
             continue;
         }
         let mut vm = machine();
@@ -133,77 +130,64 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
 
 #[test]
 fn a_played_guest_is_driven_by_every_loop() {
-    on_each_loop(
-        "a_played_guest_is_driven_by_every_loop",
-        || guest::played().unwrap(),
-        as_root,
-        RELEASE,
-        ASKED,
-    );
+    on_each_loop(|| guest::played().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]
 fn the_nano_guest_is_driven_by_every_loop() {
-    let test = "the_nano_guest_is_driven_by_every_loop";
-    let Some(guest) = NanoGuest::new(test) else { return };
-    on_each_loop(test, || guest.builder().build_embedded().unwrap(), with_nano, "hello", ASKED);
+    let Some(guest) = NanoGuest::new() else { return };
+    on_each_loop(|| guest.builder().build_embedded().unwrap(), with_nano, "hello", ASKED);
 }
 
 #[test]
 fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
-    let test = "the_real_cloud_hypervisor_is_driven_by_every_loop";
     let guest = NanoGuest::for_any(nano::Nano::default());
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) if subject.runs_nano => subject,
-        Ok(_) => return skip(test, "the nano guest is one of x86-64"),
-        Err(why) => return skip(test, why),
+        Ok(_) => return skip("the nano guest is one of x86-64"),
+        Err(why) => return skip(why),
     };
     let builder = || subject.builds(guest.builder()).memory_mb(subject.nature.nano_memory_mb);
     for read_budget in [1, usize::MAX] {
         let machine = || builder().read_budget(read_budget).build_embedded().unwrap();
-        on_each_loop(test, machine, with_nano_that_is_told, "hello", &[]);
+        on_each_loop(machine, with_nano_that_is_told, "hello", &[]);
     }
 }
 
 #[test]
 fn a_byte_a_call_is_enough_for_every_loop() {
-    let test = "a_byte_a_call_is_enough_for_every_loop";
     let guest = ScriptedGuest::new().login("root", None).shell("# ");
     let guest = guest.on("uname -r", GuestReply::output("6.1.0\n"));
     let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
-    on_each_loop(test, played, as_root, RELEASE, ASKED);
+    on_each_loop(played, as_root, RELEASE, ASKED);
 }
 
 #[test]
 fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
-    let test = "a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http";
     let guest = NanoGuest::for_any(nano::Nano::default());
     let subject = match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => subject,
-        Err(why) => return skip(test, why),
+        Err(why) => return skip(why),
     };
     let builder = || subject.builds(guest.builder()).accelerator(Accelerator::Auto);
     let machine = || builder().read_budget(1).build_embedded().unwrap();
-    on_each_loop(test, machine, with_nano, "hello", ASKED);
+    on_each_loop(machine, with_nano, "hello", ASKED);
 }
 
 #[test]
 fn linux_is_driven_by_every_loop() {
-    let test = "linux_is_driven_by_every_loop";
-    let Some(guest) = vm::linux_guest(test) else { return };
-    on_each_loop(test, || vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE, ASKED);
+    let Some(guest) = vm::linux_guest() else { return };
+    on_each_loop(|| vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]
 fn two_hundred_machines_are_driven_by_one_thread() {
-    if !fake::alone(FAKE, "two_hundred_machines_are_driven_by_one_thread") {
-        return;
-    }
+    run_isolated!();
     let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let before = threads();
     let mut members: Vec<loop_many::Member> = Vec::new();
     for _ in 0..200 {
-        let mut vm = fake::machine("up console=ready serve").build_embedded().unwrap();
+        let mut vm = fake::vm("up console=ready serve").build_embedded().unwrap();
         vm.start().unwrap();
         let reader = vm.add_reader();
         let ready = vm.expect(reader, &["ready"], Some(PATIENCE));

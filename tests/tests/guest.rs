@@ -10,12 +10,12 @@ use capsa_test::skip;
 use common::Qemu;
 
 /// Boots with the disk as root device; `None` where there is no guest or no QEMU.
-fn boot(test: &str) -> Option<Qemu> {
+fn boot() -> Option<Qemu> {
     if !cfg!(target_arch = "x86_64") {
-        skip(test, "guests are made for the host's architecture, and these are for x86-64");
+        skip("guests are made for the host's architecture, and these are for x86-64");
         return None;
     }
-    let guest = guest::linux(Variant::Cloud).map_err(|error| skip(test, error)).ok()?;
+    let guest = guest::linux(Variant::Cloud).map_err(skip).ok()?;
     let LinuxGuest { kernel, initrd, disk_qcow2, .. } = guest;
     let disk = format!("file={},format=qcow2,if=none,id=disk,snapshot=on", disk_qcow2.display());
     let cmdline = "console=ttyS0 quiet panic=-1 reboot=t mitigations=off root=/dev/vda rw";
@@ -27,15 +27,14 @@ fn boot(test: &str) -> Option<Qemu> {
         ["-drive", &disk],
         ["-device", "virtio-blk-pci,drive=disk"],
     ];
-    let mut qemu = Qemu::start(test, "q35", arguments.concat())?;
+    let mut qemu = Qemu::start("q35", arguments.concat())?;
     qemu.wait_for(b"capsa login: ");
     Some(qemu)
 }
 
 #[test]
 fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
-    let test = "root_logs_in_sees_the_disk_and_the_button_powers_off";
-    let Some(mut guest) = boot(test) else { return };
+    let Some(mut guest) = boot() else { return };
     guest.write(b"root\n");
     guest.wait_for(b"# ");
     guest.write(b"cat /mnt/root/hello\n");
@@ -46,8 +45,7 @@ fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
 
 #[test]
 fn user_needs_a_password_and_poweroff_powers_off() {
-    let test = "user_needs_a_password_and_poweroff_powers_off";
-    let Some(mut guest) = boot(test) else { return };
+    let Some(mut guest) = boot() else { return };
     guest.write(b"user\n");
     guest.wait_for(b"Password: ");
     guest.write(b"secret\n");

@@ -8,19 +8,15 @@ use capsa_test::nano::Nano;
 use capsa_test::vm::NanoGuest;
 use capsa_test::{fake, skip};
 
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 const MACHINES: usize = 200;
 
 /// `None` where the kernel does not tell, or this is not the test's own process.
-fn cost(
-    test: &str,
-    measure: impl Fn(&Path) -> Result<Cost, Box<dyn std::error::Error>>,
-) -> Option<Cost> {
+fn cost(measure: impl Fn(&Path) -> Result<Cost, Box<dyn std::error::Error>>) -> Option<Cost> {
     if !Path::new("/proc/self/smaps_rollup").exists() {
-        skip(test, "the kernel does not tell what a process costs");
+        skip("the kernel does not tell what a process costs");
         return None;
     }
-    if !fake::alone(FAKE, test) {
+    if !fake::isolated(&[]) {
         return None;
     }
     let guest = NanoGuest::for_any(Nano::default());
@@ -35,24 +31,24 @@ fn assert_cheap(cost: Cost, threads: usize) {
 
 #[test]
 fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
-    let test = "two_hundred_idle_handles_have_one_thread_and_wake_nobody";
     let measure = |kernel: &Path| {
-        let machine = || idle::machine(Path::new(FAKE), kernel);
+        let fake = fake::qemu();
+        let machine = || idle::machine(&fake, kernel);
         idle::handles(MACHINES, Duration::from_secs(2), machine)
     };
-    if let Some(cost) = cost(test, measure) {
+    if let Some(cost) = cost(measure) {
         assert_cheap(cost, 1);
     }
 }
 
 #[test]
 fn two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody() {
-    let test = "two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody";
     let measure = |kernel: &Path| {
-        let machine = || idle::machine(Path::new(FAKE), kernel);
+        let fake = fake::qemu();
+        let machine = || idle::machine(&fake, kernel);
         idle::embedded(MACHINES, Duration::from_secs(2), machine)
     };
-    if let Some(cost) = cost(test, measure) {
+    if let Some(cost) = cost(measure) {
         assert_cheap(cost, 0);
     }
 }

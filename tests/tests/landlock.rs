@@ -36,10 +36,9 @@ fn add_disk(socket: &str, disk: &Path) -> String {
 
 #[test]
 fn a_file_that_is_not_the_machines_is_out_of_reach() {
-    let test = "Landlock around cloud-hypervisor";
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) => subject,
-        Err(why) => return skip(test, why),
+        Err(why) => return skip(why),
     };
     let guest = NanoGuest::for_any(nano::Nano::default());
     let image = |name: &str| {
@@ -56,7 +55,7 @@ fn a_file_that_is_not_the_machines_is_out_of_reach() {
         .disk(DiskImage::new(&base).ephemeral());
     let vm = builder.build_blocking().unwrap();
     if vm.launch_plan().notes.iter().any(|note| note.text.contains("no Landlock")) {
-        return skip(test, "this kernel has no Landlock, or too old a one");
+        return skip("this kernel has no Landlock, or too old a one");
     }
     vm.start().unwrap();
     let socket = vm.launch_plan().control.socket.to_string();

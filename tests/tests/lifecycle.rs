@@ -8,7 +8,7 @@ use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 
 #[test]
 fn a_guest_that_heeds_its_power_button_is_only_asked() {
-    let Some(guest) = NanoGuest::new("power button") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     vm.start().unwrap();
     vm.console().unwrap().wait_for_timeout("NANO READY", PATIENCE).unwrap();
@@ -23,7 +23,7 @@ fn a_guest_that_heeds_its_power_button_is_only_asked() {
 
 #[test]
 fn dropping_a_machine_that_never_ran_tells_who_waits() {
-    let Some(guest) = NanoGuest::new("never ran") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     let mut console = vm.console().unwrap();
     drop(vm);
@@ -38,7 +38,7 @@ fn dropping_a_machine_that_never_ran_tells_who_waits() {
 
 #[test]
 fn a_wait_that_times_out_consumes_nothing_and_says_what_it_saw() {
-    let Some(guest) = NanoGuest::new("timeout") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();

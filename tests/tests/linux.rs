@@ -24,7 +24,7 @@ fn status(console: &mut VmConsole, command: &str) -> i32 {
 
 #[test]
 fn login_commands_and_a_graceful_stop() {
-    let Some(guest) = vm::linux_guest("linux guest") else { return };
+    let Some(guest) = vm::linux_guest() else { return };
     let vm = vm::linux(&guest).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
@@ -50,11 +50,11 @@ fn login_commands_and_a_graceful_stop() {
 #[test]
 fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
     if host::find_program("qemu-system-x86_64").is_none() {
-        return skip("debian", "qemu-system-x86_64 is not installed");
+        return skip("qemu-system-x86_64 is not installed");
     }
     let guest = match guest::debian() {
         Ok(guest) => guest,
-        Err(why) => return skip("debian", why),
+        Err(why) => return skip(why),
     };
     let vm = Capsa::vm(capsa::LinuxDirectBootConfig {
         kernel: guest.kernel,

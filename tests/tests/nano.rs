@@ -11,20 +11,20 @@ use common::Qemu;
 const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];
 
 /// Boots and waits until the guest listens; `None` where there is no QEMU.
-fn boot(test: &str, machine: &str, how: Nano, cmdline: &str) -> Option<Qemu> {
+fn boot(machine: &str, how: Nano, cmdline: &str) -> Option<Qemu> {
     let dir = tempfile::tempdir().unwrap();
     let kernel = how.write_to(dir.path()).unwrap();
     let kernel = kernel.to_str().unwrap();
     let arguments = ["-m", "64", "-append", cmdline, "-kernel", kernel];
-    let mut guest = Qemu::start(test, machine, arguments)?;
+    let mut guest = Qemu::start(machine, arguments)?;
     guest.wait_for(nano::READY);
     Some(guest)
 }
 
 /// Runs `body` against a fresh guest on each machine.
-fn on_each_machine(test: &str, body: impl Fn(&mut Qemu)) {
+fn on_each_machine(body: impl Fn(&mut Qemu)) {
     for machine in MACHINES {
-        let booted = boot(test, machine, Nano::default(), "one two=3");
+        let booted = boot(machine, Nano::default(), "one two=3");
         let Some(mut guest) = booted else { return };
         body(&mut guest);
     }
@@ -32,7 +32,7 @@ fn on_each_machine(test: &str, body: impl Fn(&mut Qemu)) {
 
 #[test]
 fn echoes_what_it_gets_and_powers_off() {
-    on_each_machine("echoes_what_it_gets_and_powers_off", |guest| {
+    on_each_machine(|guest| {
         guest.write(b"hello\x03\xff\0");
         guest.wait_for(b"hello\x03\xff\0");
         guest.write(&[nano::POWER_OFF]);
@@ -43,7 +43,7 @@ fn echoes_what_it_gets_and_powers_off() {
 
 #[test]
 fn flood_arrives_whole() {
-    on_each_machine("flood_arrives_whole", |guest| {
+    on_each_machine(|guest| {
         guest.write(&[nano::FLOOD, nano::POWER_OFF]);
         assert!(guest.wait_for_end().success());
         assert!(guest.seen.ends_with(&nano::flood()));
@@ -53,7 +53,7 @@ fn flood_arrives_whole() {
 #[test]
 fn reset_and_triple_fault_end_a_guest_that_may_not_reboot() {
     for order in [nano::RESET, nano::TRIPLE_FAULT] {
-        on_each_machine("reset_and_triple_fault_end_a_guest_that_may_not_reboot", |guest| {
+        on_each_machine(|guest| {
             guest.write(&[order]);
             assert!(guest.wait_for_end().success());
         });
@@ -62,7 +62,7 @@ fn reset_and_triple_fault_end_a_guest_that_may_not_reboot() {
 
 #[test]
 fn power_button_powers_off() {
-    on_each_machine("power_button_powers_off", |guest| {
+    on_each_machine(|guest| {
         guest.press_power_button();
         assert!(guest.wait_for_end().success());
     });
@@ -70,7 +70,7 @@ fn power_button_powers_off() {
 
 #[test]
 fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
-    on_each_machine("hung_guest_is_deaf_to_bytes_and_to_the_button", |guest| {
+    on_each_machine(|guest| {
         guest.write(&[b'h', nano::HANG, nano::POWER_OFF]);
         // The order to hang stands behind this in the guest's queue, and the button does not.
         guest.wait_for(b"h");
@@ -82,10 +82,9 @@ fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
 
 #[test]
 fn stubborn_guest_echoes_but_ignores_the_button() {
-    let test = "stubborn_guest_echoes_but_ignores_the_button";
     for machine in MACHINES {
         let how = Nano { power_button: false };
-        let Some(mut guest) = boot(test, machine, how, "") else { return };
+        let Some(mut guest) = boot(machine, how, "") else { return };
         guest.press_power_button();
         assert!(guest.is_deaf());
         guest.write(b"still here");

@@ -96,10 +96,9 @@ fn a_killed_owner_leaves_no_vfkit_one_second_later() {
 }
 
 fn killed_at_every_moment(backend: &str) {
-    let test = format!("killed owner of {backend}");
-    let Some(guest) = NanoGuest::deaf(&test) else { return };
+    let Some(guest) = NanoGuest::deaf() else { return };
     if host::find_program("virtiofsd").is_none() {
-        skip(&test, "virtiofsd is not installed");
+        skip("virtiofsd is not installed");
         return;
     }
     let base = tempfile::tempdir_in("/tmp").unwrap();

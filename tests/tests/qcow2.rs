@@ -14,10 +14,10 @@ use capsa_test::vm::NanoGuest;
 use capsa_test::{host, nano, skip};
 
 /// `false`, said aloud, where there is no such tool.
-fn has_qemu_img(test: &str) -> bool {
+fn has_qemu_img() -> bool {
     let found = host::find_program("qemu-img").is_some();
     if !found {
-        skip(test, "qemu-img is not installed");
+        skip("qemu-img is not installed");
     }
     found
 }
@@ -34,7 +34,7 @@ fn host_path(path: &Path) -> HostPath {
 
 #[test]
 fn the_tool_finds_our_overlays_sound() {
-    if !has_qemu_img("our overlays") {
+    if !has_qemu_img() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -60,7 +60,7 @@ fn the_tool_finds_our_overlays_sound() {
 
 #[test]
 fn we_read_what_the_tool_makes() {
-    if !has_qemu_img("images of the tool") {
+    if !has_qemu_img() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -85,7 +85,7 @@ fn we_read_what_the_tool_makes() {
 fn a_header_that_a_raw_base_gets_later_is_data() {
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) => subject,
-        Err(why) => return skip("a raw base that gets a qcow2 header", why),
+        Err(why) => return skip(why),
     };
     let guest = NanoGuest::for_any(nano::Nano::default());
     let base = guest.dir().join("base.raw");
@@ -100,7 +100,7 @@ fn a_header_that_a_raw_base_gets_later_is_data() {
 
 #[test]
 fn an_external_data_file_is_not_opened() {
-    if !has_qemu_img("external data files") {
+    if !has_qemu_img() {
         return;
     }
     let guest = NanoGuest::for_any(nano::Nano::default());
@@ -116,7 +116,7 @@ fn an_external_data_file_is_not_opened() {
 
 #[test]
 fn an_image_whose_base_is_gone_or_elsewhere_is_refused_before_the_spawn() {
-    if !has_qemu_img("broken chains") {
+    if !has_qemu_img() {
         return;
     }
     let guest = NanoGuest::for_any(nano::Nano::default());

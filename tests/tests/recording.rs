@@ -211,8 +211,7 @@ fn nano_session(vm: &VmHandle) {
 
 #[test]
 fn a_real_nano_guest_is_recorded_and_replayed() {
-    let test = "a_real_nano_guest_is_recorded_and_replayed";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let path = guest.dir().join("nano.cast");
     let builder = guest.builder().record(Recording::new(&path).with_input());
     let real = builder.build_blocking().unwrap();
@@ -254,8 +253,7 @@ fn linux_session(vm: &VmHandle) -> capsa::Result<Vec<u8>> {
 
 #[test]
 fn a_real_linux_guest_is_recorded_and_replayed() {
-    let test = "a_real_linux_guest_is_recorded_and_replayed";
-    let Some(guest) = vm::linux_guest(test) else { return };
+    let Some(guest) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("linux.cast");
     let real = vm::linux(&guest).record(Recording::new(&path).with_input());

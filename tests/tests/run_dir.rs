@@ -9,7 +9,7 @@ use capsa_test::vm::NanoGuest;
 
 #[test]
 fn a_run_directory_too_long_for_a_socket_is_refused() {
-    let Some(guest) = NanoGuest::new("long run directory") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let long = guest.dir().join("r".repeat(100));
     let owner = Command::new(env!("CARGO_BIN_EXE_owner"))
         .args([guest.kernel(), guest.dir(), Path::new("qemu")])
@@ -26,7 +26,7 @@ fn a_run_directory_too_long_for_a_socket_is_refused() {
 
 #[test]
 fn a_run_directory_that_is_not_utf8_is_refused_and_no_other_is_taken() {
-    let Some(guest) = NanoGuest::new("run directory that is not UTF-8") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let owner = Command::new(env!("CARGO_BIN_EXE_owner"))
         .args([guest.kernel(), guest.dir(), Path::new("qemu")])
         .env("CAPSA_RUN_DIR", OsStr::from_bytes(b"/tmp/capsa-\xff"))

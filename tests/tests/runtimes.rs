@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use capsa::embed::TokioVm;
 use capsa::{EndedBy, Result, VmHandle, VmStatus};
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::runs;
+use capsa_test::run_isolated;
 use capsa_test::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
 use futures_lite::future::{self, block_on};
 use tokio::runtime::{Builder, Runtime};
-
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Runs = (&'static str, fn(Task));
@@ -56,7 +55,7 @@ async fn conversation(vm: &VmHandle) -> Result<()> {
 #[test]
 fn a_handle_works_on_every_runtime() {
     for (name, run) in RUNTIMES {
-        let Some(guest) = NanoGuest::new("a_handle_works_on_every_runtime") else { return };
+        let Some(guest) = NanoGuest::new() else { return };
         println!("{name}");
         run(Box::pin(async move {
             let vm = guest.builder().build().await.unwrap();
@@ -68,7 +67,7 @@ fn a_handle_works_on_every_runtime() {
 #[test]
 fn a_driven_handle_works_on_every_runtime() {
     for (name, run) in RUNTIMES {
-        let Some(guest) = NanoGuest::new("a_driven_handle_works_on_every_runtime") else { return };
+        let Some(guest) = NanoGuest::new() else { return };
         println!("{name}");
         run(Box::pin(async move {
             let (vm, driver) = guest.builder().build_driven().await.unwrap();
@@ -81,12 +80,10 @@ fn a_driven_handle_works_on_every_runtime() {
 
 #[test]
 fn the_blocking_face_works_inside_of_a_runtime() {
-    if !fake::alone(FAKE, "the_blocking_face_works_inside_of_a_runtime") {
-        return;
-    }
+    run_isolated!();
     // It holds the runtime's only thread up, and needs it for nothing.
     Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let vm = machine("up console=hello echo serve").build_blocking().unwrap();
+        let vm = fake::vm("up console=hello echo serve").build_blocking().unwrap();
         vm.start().unwrap();
         let mut console = vm.console().unwrap();
         console.wait_for_timeout("hello", PATIENCE).unwrap();
@@ -100,8 +97,7 @@ fn the_blocking_face_works_inside_of_a_runtime() {
 
 #[test]
 fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
-    let test = "a_driver_in_a_task_of_its_own_serves_handles_everywhere";
-    let Some(guest) = NanoGuest::new(test) else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let runtime = Runtime::new().unwrap();
     let (vm, driver) = block_on(guest.builder().build_driven()).unwrap();
     let driven = runtime.spawn(driver);
@@ -111,11 +107,9 @@ fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
 
 #[test]
 fn a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along() {
-    if !fake::alone(FAKE, "a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along") {
-        return;
-    }
+    run_isolated!();
     let runtime = Runtime::new().unwrap();
-    let vm = runtime.block_on(machine("up serve").build()).unwrap();
+    let vm = runtime.block_on(fake::vm("up serve").build()).unwrap();
     runtime.block_on(vm.start()).unwrap();
     let pid = vm.hypervisor_pid().unwrap();
     runtime.spawn(async move { vm.wait().await });
@@ -126,11 +120,9 @@ fn a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along() {
 
 #[test]
 fn a_handle_outlives_the_runtime_it_was_made_in() {
-    if !fake::alone(FAKE, "a_handle_outlives_the_runtime_it_was_made_in") {
-        return;
-    }
+    run_isolated!();
     let first = Runtime::new().unwrap();
-    let vm = first.block_on(machine("up echo serve").build()).unwrap();
+    let vm = first.block_on(fake::vm("up echo serve").build()).unwrap();
     first.block_on(vm.start()).unwrap();
     let mut console = first.block_on(vm.console()).unwrap();
     drop(first);
@@ -143,11 +135,9 @@ fn a_handle_outlives_the_runtime_it_was_made_in() {
 
 #[test]
 fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
-    if !fake::alone(FAKE, "a_runtime_that_shuts_down_ends_what_its_driver_drove") {
-        return;
-    }
+    run_isolated!();
     let runtime = Runtime::new().unwrap();
-    let (vm, driver) = runtime.block_on(machine("up serve").build_driven()).unwrap();
+    let (vm, driver) = runtime.block_on(fake::vm("up serve").build_driven()).unwrap();
     runtime.spawn(driver);
     block_on(vm.start()).unwrap();
     drop(runtime);
@@ -157,11 +147,9 @@ fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
 
 #[test]
 fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
-    if !fake::alone(FAKE, "a_machine_of_a_runtime_that_shut_down_can_be_had_back") {
-        return;
-    }
+    run_isolated!();
     let runtime = Runtime::new().unwrap();
-    let mut vm = machine("up serve").build_embedded().unwrap();
+    let mut vm = fake::vm("up serve").build_embedded().unwrap();
     vm.start().unwrap();
     let mut vm = runtime.block_on(async {
         let mut vm = TokioVm::new(vm).unwrap();
@@ -183,12 +171,10 @@ fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
 
 #[test]
 fn a_task_that_panics_takes_its_machine_along_and_no_other() {
-    if !fake::alone(FAKE, "a_task_that_panics_takes_its_machine_along_and_no_other") {
-        return;
-    }
+    run_isolated!();
     let runtime = Runtime::new().unwrap();
     let start = async || {
-        let vm = machine("up echo serve").build().await.unwrap();
+        let vm = fake::vm("up echo serve").build().await.unwrap();
         vm.start().await.unwrap();
         vm
     };
@@ -212,12 +198,10 @@ fn a_task_that_panics_takes_its_machine_along_and_no_other() {
 
 #[test]
 fn a_loop_that_panics_takes_its_machine_along() {
-    if !fake::alone(FAKE, "a_loop_that_panics_takes_its_machine_along") {
-        return;
-    }
+    run_isolated!();
     let mut pid = None;
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let mut vm = machine("up serve").build_embedded().unwrap();
+        let mut vm = fake::vm("up serve").build_embedded().unwrap();
         vm.start().unwrap();
         loop {
             vm.on_ready().unwrap();
@@ -241,10 +225,8 @@ fn a_waker_that_panics_stops_nobody_else() {
             panic!("as it must");
         }
     }
-    if !fake::alone(FAKE, "a_waker_that_panics_stops_nobody_else") {
-        return;
-    }
-    let vm = block_on(machine("up echo serve").build()).unwrap();
+    run_isolated!();
+    let vm = block_on(fake::vm("up echo serve").build()).unwrap();
     block_on(vm.start()).unwrap();
     let woken = Arc::new(Panics(AtomicUsize::new(0)));
     let waker = Waker::from(Arc::clone(&woken));

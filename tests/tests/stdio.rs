@@ -8,7 +8,7 @@ use capsa_test::vm::NanoGuest;
 
 #[test]
 fn bytes_go_both_ways_and_the_last_ones_are_written_before_the_end() {
-    let Some(guest) = NanoGuest::new("stdio") else { return };
+    let Some(guest) = NanoGuest::new() else { return };
     let mut relay = Command::new(env!("CARGO_BIN_EXE_relay"))
         .arg(guest.kernel())
         .stdin(Stdio::piped())

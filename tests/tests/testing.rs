@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use capsa::blocking::VmHandle;
 use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
 use capsa::{EndedBy, Error, Exit, RebootPolicy, StopStep, VmStatus};
+use capsa_test::test_name;
 use capsa_test::vm::PATIENCE;
 use futures_lite::future::block_on;
 
@@ -272,11 +273,10 @@ const HOW: &str = "CAPSA_TEST_ENDS_BY";
 
 #[test]
 fn the_console_shows_when_a_test_fails_and_only_then() -> TestResult {
-    let name = "the_console_shows_when_a_test_fails_and_only_then";
     let Ok(how) = std::env::var(HOW) else {
         for (how, fails) in [("panic", true), ("error", true), ("success", false)] {
             let mut program = std::process::Command::new(std::env::current_exe()?);
-            let output = program.args([name, "--exact"]).env(HOW, how).output()?;
+            let output = program.args([&test_name(), "--exact"]).env(HOW, how).output()?;
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             assert_eq!(output.status.success(), !fails, "{how}: {said}");

@@ -18,19 +18,18 @@ use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
 use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
-fn machine(test: &str, faults: &[Fault]) -> Option<Machine> {
-    machine_with(test, Nano::default(), faults, |builder| builder)
+fn machine(faults: &[Fault]) -> Option<Machine> {
+    machine_with(Nano::default(), faults, |builder| builder)
 }
 
 fn machine_with(
-    test: &str,
     nano: Nano,
     faults: &[Fault],
     change: impl FnOnce(LinuxVmBuilder) -> LinuxVmBuilder,
 ) -> Option<Machine> {
     let guest = match nano.power_button {
-        true => NanoGuest::new(test)?,
-        false => NanoGuest::deaf(test)?,
+        true => NanoGuest::new()?,
+        false => NanoGuest::deaf()?,
     };
     let initrd = guest.dir().join("initrd");
     fs::write(&initrd, "nothing").unwrap();
@@ -49,7 +48,7 @@ fn machine_with(
 #[test]
 fn a_service_that_comes_late_is_waited_for() {
     let late = Duration::from_millis(700);
-    let Some(it) = machine("late socket", &[Fault::SocketAfter(late)]) else { return };
+    let Some(it) = machine(&[Fault::SocketAfter(late)]) else { return };
     it.waits_for_its_socket(late);
 }
 
@@ -64,7 +63,7 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
             "timeout waiting for VM state".to_owned(),
         ),
     ] {
-        let Some(it) = machine("death", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         let why = it.failure();
         assert!(why.starts_with("vfkit exited with status"), "{fault:?}: {why}");
         assert!(why.ends_with(&want), "{fault:?}: {why}");
@@ -75,7 +74,7 @@ fn a_death_on_the_way_up_comes_with_status_and_last_words() {
 #[test]
 fn an_answer_that_comes_late_and_in_pieces_is_waited_for() {
     let slow = Fault::Breaks(Broken::Slow, Call::State);
-    let Some(it) = machine("slow answers", &[slow]) else { return };
+    let Some(it) = machine(&[slow]) else { return };
     let mut console = it.listening();
     console.write(&[nano::POWER_OFF]).unwrap();
     assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
@@ -85,7 +84,7 @@ fn an_answer_that_comes_late_and_in_pieces_is_waited_for() {
 #[test]
 fn one_that_is_killed_at_any_moment_leaves_nothing() {
     for millis in [0, 1, 3, 8, 20, 50, 100, 150, 200, 300, 500] {
-        let Some(it) = machine("killed", &[]) else { return };
+        let Some(it) = machine(&[]) else { return };
         let starting = {
             let vm = it.vm.clone();
             std::thread::spawn(move || vm.start())
@@ -110,7 +109,7 @@ fn a_disk_that_cannot_be_cloned_fails_the_start_with_its_name() {
     let image = dir.path().join("image.raw");
     fs::write(&image, [0; 4096]).unwrap();
     let disk = |builder: LinuxVmBuilder| builder.disk(DiskImage::new(&image).ephemeral());
-    let Some(it) = machine_with("no clone", Nano::default(), &[], disk) else { return };
+    let Some(it) = machine_with(Nano::default(), &[], disk) else { return };
     fs::remove_file(&image).unwrap();
     let why = it.failure();
     assert!(why.contains(&format!("cannot clone {}", image.display())), "{why}");
@@ -119,7 +118,7 @@ fn a_disk_that_cannot_be_cloned_fails_the_start_with_its_name() {
 
 #[test]
 fn a_machine_in_error_fails_the_start() {
-    let Some(it) = machine("error", &[Fault::Error]) else { return };
+    let Some(it) = machine(&[Fault::Error]) else { return };
     let why = it.failure();
     assert!(why.contains("the virtual machine is in the state Error"), "{why}");
     it.nothing_is_left(SOON);
@@ -127,7 +126,7 @@ fn a_machine_in_error_fails_the_start() {
 
 #[test]
 fn a_state_that_is_refused_fails_the_start_with_its_reason() {
-    let Some(it) = machine("refused state", &[Fault::Refuses(Call::State)]) else { return };
+    let Some(it) = machine(&[Fault::Refuses(Call::State)]) else { return };
     let why = it.failure();
     assert!(why.ends_with(Fault::CAUSE), "{why}");
     it.nothing_is_left(SOON);
@@ -146,13 +145,13 @@ fn a_start_that_hangs_is_given_up() {
         (Fault::Breaks(Broken::Garbage, Call::State), unanswered),
         (Fault::Breaks(Broken::Huge, Call::State), unanswered),
     ];
-    are_given_up(faults.map(|(fault, want)| (machine("hanging starts", &[fault]), want)));
+    are_given_up(faults.map(|(fault, want)| (machine(&[fault]), want)));
 }
 
 #[test]
 fn a_start_that_hangs_can_be_stopped() {
     for fault in [Fault::NoSocket, Fault::NeverRuns, Fault::Breaks(Broken::Silence, Call::State)] {
-        let Some(it) = machine("stopped starts", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         it.hangs_until_it_is_stopped();
     }
 }
@@ -167,7 +166,7 @@ fn an_answer_to_stop_that_breaks_is_no_matter_where_the_guest_was_told() {
         Fault::Breaks(Broken::Huge, Call::Stop),
         Fault::Breaks(Broken::Slow, Call::Stop),
     ] {
-        let Some(it) = machine("broken stop", &[fault]) else { return };
+        let Some(it) = machine(&[fault]) else { return };
         let _console = it.listening();
         it.vm.stop_with_timeout(PATIENCE).unwrap();
         assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![StopStep::PowerButton]), "{fault:?}");
@@ -190,20 +189,20 @@ fn each_step_of_the_ladder_that_fails_leads_to_the_next() {
         (heeding, &[Fault::OutlivesItsMachine], grace, &[PowerButton, Quit, Killed]),
         (heeding, &[Fault::Dies(Call::Stop, 4)], PATIENCE, &[PowerButton]),
     ] {
-        let Some(it) = machine_with("stop ladder", nano, faults, |it| it) else { return };
+        let Some(it) = machine_with(nano, faults, |it| it) else { return };
         it.climbs(grace, want, matches!(faults, [Fault::Dies(..)]));
     }
 }
 
 #[test]
 fn a_sigterm_that_is_ignored_changes_nothing() {
-    let Some(it) = machine("ignored SIGTERM", &[Fault::IgnoresSigterm]) else { return };
+    let Some(it) = machine(&[Fault::IgnoresSigterm]) else { return };
     it.survives_a_sigterm();
 }
 
 #[test]
 fn a_machine_that_breaks_while_it_runs_is_lost_with_the_words_of_vfkit() {
-    let Some(it) = machine("ends in error", &[Fault::EndsInError]) else { return };
+    let Some(it) = machine(&[Fault::EndsInError]) else { return };
     it.listening().write(&[nano::POWER_OFF]).unwrap();
     let (ended_by, steps) = it.ended();
     let EndedBy::HypervisorLost { reason } = &ended_by else { panic!("{ended_by:?}") };
@@ -224,7 +223,7 @@ fn a_guest_that_says_that_it_fell_is_taken_at_its_word_and_a_reader_of_logs_is_n
             &[Fault::Breaks(Broken::Silence, Call::HardStop)],
             &[Fault::Breaks(Broken::Half, Call::HardStop)],
         ] {
-            let Some(it) = machine("last words", faults) else { return };
+            let Some(it) = machine(faults) else { return };
             let mut console = it.listening();
             console.write(format!("{text}# ").as_bytes()).unwrap();
             console.wait_for_timeout("# ", PATIENCE).unwrap();
@@ -239,7 +238,7 @@ fn a_guest_that_says_that_it_fell_is_taken_at_its_word_and_a_reader_of_logs_is_n
 
 #[test]
 fn a_fallen_guest_whose_power_cannot_be_cut_is_killed() {
-    let Some(it) = machine("deaf HardStop", &[Fault::Ignores(Call::HardStop)]) else { return };
+    let Some(it) = machine(&[Fault::Ignores(Call::HardStop)]) else { return };
     it.listening().write(b"\r\nreboot: Restarting system\r\n").unwrap();
     assert_eq!(it.ended(), (EndedBy::GuestReboot, vec![StopStep::Quit, StopStep::Killed]));
     it.nothing_is_left(SOON);
@@ -248,7 +247,7 @@ fn a_fallen_guest_whose_power_cannot_be_cut_is_killed() {
 #[test]
 fn a_guest_that_is_to_boot_again_may_say_what_it_likes() {
     let restart = |builder: LinuxVmBuilder| builder.on_reboot(RebootPolicy::Restart);
-    let it = machine_with("words without end", Nano::default(), &[], restart);
+    let it = machine_with(Nano::default(), &[], restart);
     let Some(it) = it else { return };
     let mut console = it.listening();
     console.write(b"\r\nKernel panic - not syncing: x\r\nreboot: Restarting system\r\n").unwrap();
@@ -266,7 +265,7 @@ fn nobody_reading_the_console_holds_up_neither_start_nor_stop() {
     let stuck = (EndedBy::Owner, vec![StopStep::PowerButton, StopStep::Quit]);
     for (overflow, want) in [(Overflow::DropOldest, heard), (Overflow::Pause, stuck)] {
         let full = |builder: LinuxVmBuilder| builder.scrollback(1024, overflow);
-        let it = machine_with("nobody reads", Nano::default(), &[], full);
+        let it = machine_with(Nano::default(), &[], full);
         let Some(it) = it else { return };
         it.vm.start().unwrap();
         let mut console = it.vm.console().unwrap();

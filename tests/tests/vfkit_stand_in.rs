@@ -23,10 +23,10 @@ use program::{Program, nano_guest};
 use serde_json::{Value, json};
 
 /// Whether a guest can run; where it cannot, that is said.
-fn can_run(test: &str) -> bool {
+fn can_run() -> bool {
     let can = host::find_program("qemu-system-x86_64").is_some();
     if !can {
-        skip(test, "qemu-system-x86_64 is not installed");
+        skip("qemu-system-x86_64 is not installed");
     }
     can
 }
@@ -96,7 +96,7 @@ fn what_it_has_not_ends_it_with_the_name() {
 
 #[test]
 fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
-    if !can_run("vfkit's REST service") {
+    if !can_run() {
         return;
     }
     let mut program = Program::nano(Nano::default(), &["--device", "virtio-rng", "--cpus", "2"]);
@@ -148,7 +148,7 @@ fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
 /// As with the real one, whose process is quicker to end than to answer.
 #[test]
 fn a_hard_stop_is_done_though_its_answer_breaks() {
-    if !can_run("vfkit's hard stop") {
+    if !can_run() {
         return;
     }
     for fault in [
@@ -170,7 +170,7 @@ fn a_hard_stop_is_done_though_its_answer_breaks() {
 
 #[test]
 fn the_terminal_keeps_what_vfkit_does_not_know_of() {
-    if !can_run("vfkit's terminal") {
+    if !can_run() {
         return;
     }
     let mut program = Program::nano(Nano::default(), &[]);
@@ -197,7 +197,7 @@ fn a_socket_that_was_left_ends_it() {
 
 #[test]
 fn signals_ask_the_guest_and_then_force_it() {
-    if !can_run("vfkit's signals") {
+    if !can_run() {
         return;
     }
     for (nano, signal, code, takes) in [
@@ -224,7 +224,7 @@ fn signals_ask_the_guest_and_then_force_it() {
 
 #[test]
 fn a_guest_that_dies_with_the_emulator_is_the_stand_ins_fault() {
-    if !can_run("vfkit's emulator") {
+    if !can_run() {
         return;
     }
     let mut program = Program::nano(Nano::default(), &[]);
@@ -236,7 +236,7 @@ fn a_guest_that_dies_with_the_emulator_is_the_stand_ins_fault() {
 
 #[test]
 fn consoles_beside_the_terminal_go_to_their_files() {
-    if !can_run("vfkit's log file") {
+    if !can_run() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -254,13 +254,12 @@ fn consoles_beside_the_terminal_go_to_their_files() {
 
 #[test]
 fn sockets_of_vsock_carry_bytes_as_they_are() {
-    let test = "vfkit's vsock";
     if host::find_program("vhost-device-vsock").is_none()
         || host::find_program("virtiofsd").is_none()
     {
-        return skip(test, "vhost-device-vsock or virtiofsd is not installed");
+        return skip("vhost-device-vsock or virtiofsd is not installed");
     }
-    let Some(linux) = vm::linux_guest(test) else { return };
+    let Some(linux) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
     let listener = UnixListener::bind(&to_host).unwrap();

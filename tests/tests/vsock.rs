@@ -12,14 +12,14 @@ use capsa_test::vm::{NanoGuest, eventually};
 use capsa_test::{nano, skip};
 
 /// A machine that will not be started.
-fn machine(test: &str, guest: &NanoGuest) -> Option<VmHandle> {
+fn machine(guest: &NanoGuest) -> Option<VmHandle> {
     match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => {
             let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
             Some(builder.build_blocking().unwrap())
         }
         Err(why) => {
-            skip(test, why);
+            skip(why);
             None
         }
     }
@@ -28,7 +28,7 @@ fn machine(test: &str, guest: &NanoGuest) -> Option<VmHandle> {
 #[test]
 fn a_listener_ends_with_its_machine() {
     let guest = NanoGuest::for_any(nano::Nano::default());
-    let Some(vm) = machine("a listener and the end", &guest) else { return };
+    let Some(vm) = machine(&guest) else { return };
     let listener = vm.vsock_listen(1).unwrap();
     let accepting = thread::spawn(move || listener.accept());
     thread::sleep(Duration::from_millis(50)); // until it waits; without, it would pass as well
@@ -40,7 +40,7 @@ fn a_listener_ends_with_its_machine() {
 #[test]
 fn listeners_of_a_machine_that_never_starts_leave_nothing() {
     let guest = NanoGuest::for_any(nano::Nano::default());
-    let Some(vm) = machine("listeners without a start", &guest) else { return };
+    let Some(vm) = machine(&guest) else { return };
     let run_dir = vm.launch_plan().run_dir.to_string();
     assert!(!Path::new(&run_dir).exists());
     let listeners: Vec<_> =

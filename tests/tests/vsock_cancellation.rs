@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use capsa::{Error, VmHandle, VsockStream};
 use capsa_test::cut::Random;
-use capsa_test::fake::{self, machine};
+use capsa_test::fake;
 use capsa_test::processes::descriptors;
+use capsa_test::run_isolated;
 use capsa_test::vm::{PATIENCE, eventually};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
-const FAKE: &str = env!("CARGO_BIN_EXE_fake-qemu");
 const FAKE_VSOCK: &str = env!("CARGO_BIN_EXE_fake-vsock");
 
 // What the guest does there: see `src/bin/fake-vsock.rs`.
@@ -22,7 +22,7 @@ const HESITANT: u32 = 4;
 const COUNT: u32 = 5;
 
 async fn started() -> VmHandle {
-    let builder = machine("up echo serve").vsock().program("vhost-device-vsock", FAKE_VSOCK);
+    let builder = fake::vm("up echo serve").vsock().program("vhost-device-vsock", FAKE_VSOCK);
     let vm = builder.build().await.unwrap();
     vm.start().await.unwrap();
     vm
@@ -44,9 +44,7 @@ async fn echoes(stream: &mut VsockStream, text: &[u8]) {
 
 #[test]
 fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
-    if !fake::alone(FAKE, "a_connection_that_is_given_up_anywhere_leaves_nothing") {
-        return;
-    }
+    run_isolated!();
     let random = &mut Random::new(0x50c3);
     block_on(async {
         let vm = started().await;
@@ -94,9 +92,7 @@ fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
 #[test]
 fn a_stream_loses_nothing_whatever_is_dropped() {
     const BYTES: usize = 2_000_000;
-    if !fake::alone(FAKE, "a_stream_loses_nothing_whatever_is_dropped") {
-        return;
-    }
+    run_isolated!();
     let random = &mut Random::new(0xb17e);
     block_on(async {
         let vm = started().await;
@@ -128,9 +124,7 @@ fn a_stream_loses_nothing_whatever_is_dropped() {
 
 #[test]
 fn a_machine_that_ends_ends_what_is_being_connected() {
-    if !fake::alone(FAKE, "a_machine_that_ends_ends_what_is_being_connected") {
-        return;
-    }
+    run_isolated!();
     block_on(async {
         let vm = started().await;
         let connecting = {

@@ -41,12 +41,12 @@ pub(crate) fn capsa() -> Command {
 }
 
 /// Whether machines can be run here. Says so where not.
-pub(crate) fn has_qemu(test: &str) -> bool {
+pub(crate) fn has_qemu() -> bool {
     let found = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     if !found {
-        skip(test, "qemu-system-x86_64 is not installed");
+        skip("qemu-system-x86_64 is not installed");
     } else if !cfg!(target_arch = "x86_64") {
-        skip(test, "the nano guest is one for x86-64");
+        skip("the nano guest is one for x86-64");
     }
     found && cfg!(target_arch = "x86_64")
 }
@@ -78,10 +78,10 @@ pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// Whether bash is here. Says so where not.
-pub(crate) fn has_bash(test: &str) -> bool {
+pub(crate) fn has_bash() -> bool {
     let found = Command::new("bash").arg("--version").output().is_ok();
     if !found {
-        skip(test, "bash is not installed");
+        skip("bash is not installed");
     }
     found
 }
@@ -115,8 +115,8 @@ pub(crate) struct Capsa {
 
 impl Capsa {
     /// Starts it; `None` where there is no QEMU.
-    pub(crate) fn start(test: &str, how: Nano, more: &[&str]) -> Option<Self> {
-        if !has_qemu(test) {
+    pub(crate) fn start(how: Nano, more: &[&str]) -> Option<Self> {
+        if !has_qemu() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -263,25 +263,20 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     /// Starts it; `None` where there is no QEMU or no terminal.
-    pub(crate) fn start(test: &str, how: Nano) -> Option<Self> {
-        if !has_qemu(test) {
+    pub(crate) fn start(how: Nano) -> Option<Self> {
+        if !has_qemu() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
         let arguments = nano_arguments(dir.path(), how);
         let run_dir = run_dir(dir.path());
-        Self::in_run_dir(test, dir, &run_dir, &arguments)
+        Self::in_run_dir(dir, &run_dir, &arguments)
     }
 
     /// Starts it with these arguments, among the machines of `run_dir`; `None` where there is no
     /// terminal.
-    pub(crate) fn in_run_dir(
-        test: &str,
-        dir: TempDir,
-        run_dir: &Path,
-        arguments: &[OsString],
-    ) -> Option<Self> {
-        let pty = openpty(None, None).map_err(|error| skip(test, error)).ok()?;
+    pub(crate) fn in_run_dir(dir: TempDir, run_dir: &Path, arguments: &[OsString]) -> Option<Self> {
+        let pty = openpty(None, None).map_err(skip).ok()?;
         let before = tcgetattr(&pty.slave).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
         let mut command = capsa();

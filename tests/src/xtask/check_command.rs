@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use capsa_test::{command, skip, workspace};
+use capsa_test::{command, skip_task, workspace};
 
 use super::{Outcome, finish};
 
@@ -39,7 +39,7 @@ pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
     }
     let truth = ["/bin/true", "/usr/bin/true"].map(Path::new).into_iter().find(|at| at.exists());
     let Some(truth) = truth else {
-        skip(NAME, "there is no program `true` to compare with");
+        skip_task(NAME, "there is no program `true` to compare with");
         return Ok(());
     };
     for _ in 0..ROUNDS {

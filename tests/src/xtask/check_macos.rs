@@ -8,7 +8,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use capsa_test::macos::{TARGET, Toolchain};
-use capsa_test::skip;
+use capsa_test::skip_task;
 
 use super::{Outcome, finish};
 
@@ -22,7 +22,7 @@ const BY_HAND: &str = "with rustup: `rustup target add aarch64-apple-darwin`, th
 pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
     finish(arguments)?;
     if cfg!(target_os = "macos") {
-        skip(NAME, "this is macOS, where clippy itself checks for it");
+        skip_task(NAME, "this is macOS, where clippy itself checks for it");
         return Ok(());
     }
     let begin = Instant::now();
@@ -30,7 +30,7 @@ pub(super) fn run(arguments: pico_args::Arguments) -> Outcome {
         Ok(toolchain) => toolchain,
         Err(why) => {
             let cause = why.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            skip(NAME, format!("{why}{cause}; {BY_HAND}"));
+            skip_task(NAME, format!("{why}{cause}; {BY_HAND}"));
             return Ok(());
         }
     };

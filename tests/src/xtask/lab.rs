@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use capsa_test::guest::{self, Variant};
 use capsa_test::host::{self, Need};
 use capsa_test::lab::Lab;
-use capsa_test::{skip, workspace};
+use capsa_test::{skip_task, workspace};
 
 use super::Outcome;
 
@@ -26,11 +26,11 @@ const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST
 pub(crate) fn run(arguments: pico_args::Arguments) -> Outcome {
     let words = arguments.finish();
     if !cfg!(target_arch = "x86_64") {
-        skip("xtask lab", "the machine with a KVM inside is emulated for x86-64 only");
+        skip_task("xtask lab", "the machine with a KVM inside is emulated for x86-64 only");
         return Ok(());
     }
     let Some(hypervisor) = cloud_hypervisor() else {
-        skip("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
+        skip_task("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return Ok(());
     };
     host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd, Need::Passt])?;

@@ -27,7 +27,6 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Starts it; `None` where it is not installed.
     pub(crate) fn start<A: AsRef<OsStr>>(
-        test: &str,
         machine: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Option<Self> {
@@ -43,7 +42,7 @@ impl Qemu {
             .spawn();
         let mut process = match spawned {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                skip(test, "qemu-system-x86_64 is not installed");
+                skip("qemu-system-x86_64 is not installed");
                 return None;
             }
             spawned => spawned.unwrap(),
