@@ -10,8 +10,8 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::console::{
-    Cursor, Expect, LastWord, LastWords, Outcome, Output, Overflow, Reply, Script, ScriptError,
-    Scrollback, Written,
+    CommandOutput, ConsoleCrash, CrashDetector, Cursor, Expect, InputKind, Outcome, Overflow,
+    Script, ScriptAction, ScriptError, Scrollback,
 };
 use capsa_proto::time::{Deadline, Instant};
 
@@ -54,7 +54,7 @@ pub enum Ended {
     /// A wait for a pattern.
     Expect(Outcome),
     /// A script.
-    Script(Result<Reply, ScriptError>),
+    Script(Result<CommandOutput, ScriptError>),
 }
 
 /// What happened on the console.
@@ -91,7 +91,7 @@ pub struct Console {
     next_id: u64,
     /// Nothing is dropped for want of a reader before there was one.
     had_reader: bool,
-    last_words: LastWords,
+    crash_detector: CrashDetector,
     taps: Taps,
 }
 
@@ -108,7 +108,7 @@ impl Console {
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
-            last_words: LastWords::default(),
+            crash_detector: CrashDetector::default(),
             taps: Taps::default(),
         }
     }
@@ -222,7 +222,7 @@ impl Console {
         }
         let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
         self.outgoing.extend(&bytes[..taken]);
-        self.taps.typed(self.log.end(), Written::Plain, &bytes[..taken]);
+        self.taps.typed(self.log.end(), InputKind::Plain, &bytes[..taken]);
         self.starved |= taken < bytes.len();
         self.flush();
         Ok(taken)
@@ -285,7 +285,7 @@ impl Console {
             && let Conversation::Script(script) = &mut wait.conversation
             && let Some(bytes) = script.handle_cancel()
         {
-            self.taps.typed(self.log.end(), script.written(), &bytes);
+            self.taps.typed(self.log.end(), script.input_kind(), &bytes);
             self.outgoing.extend(&bytes);
             self.flush();
         }
@@ -317,14 +317,14 @@ impl Console {
                 why: "the console closed, how the machine ended is unknown",
             })
         }))
-        .chain([self.last_words.poll_timeout().filter(|_| !self.is_held_back())])
+        .chain([self.crash_detector.poll_timeout().filter(|_| !self.is_held_back())])
         .fold(None, Deadline::earliest)
     }
 
     /// The last words of the guest's kernel, once, when they have turned out to be that.
     /// A guest that is held back has more to say.
-    pub(crate) fn last_word(&mut self, now: Instant) -> Option<LastWord> {
-        if self.is_held_back() { None } else { self.last_words.settled(now, &self.log) }
+    pub(crate) fn last_word(&mut self, now: Instant) -> Option<ConsoleCrash> {
+        if self.is_held_back() { None } else { self.crash_detector.poll_crash(now, &self.log) }
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
@@ -367,7 +367,7 @@ impl Console {
                     *budget -= n;
                     news.data = true;
                     self.log.push(&chunk[..n]);
-                    news.panic |= self.last_words.look(now, &self.log);
+                    news.panic |= self.crash_detector.scan(now, &self.log);
                     self.poll_waits(now, ended);
                 }
                 Got::Closed => {
@@ -489,12 +489,12 @@ impl Console {
             }
             Conversation::Script(script) => loop {
                 match script.poll_output(now, log, cursor, closed) {
-                    Output::Write(bytes) => {
-                        self.taps.typed(log.end(), script.written(), &bytes);
+                    ScriptAction::Write(bytes) => {
+                        self.taps.typed(log.end(), script.input_kind(), &bytes);
                         self.outgoing.extend(&bytes);
                     }
-                    Output::Wait => break None,
-                    Output::Done(result) => break Some(Ended::Script(result)),
+                    ScriptAction::Wait => break None,
+                    ScriptAction::Done(result) => break Some(Ended::Script(result)),
                 }
             },
         };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use capsa_proto::console::Written;
+use capsa_proto::console::InputKind;
 
 use crate::console::ReaderId;
 
@@ -65,14 +65,14 @@ impl Taps {
     }
 
     /// These bytes are on their way to the guest, which had said `after` bytes.
-    pub(crate) fn typed(&mut self, after: u64, written: Written, bytes: &[u8]) {
+    pub(crate) fn typed(&mut self, after: u64, written: InputKind, bytes: &[u8]) {
         if bytes.is_empty() || self.taps.is_empty() {
             return;
         }
         let what = match written {
-            Written::Plain => TypedWhat::Bytes(bytes.to_vec()),
-            Written::Secret => TypedWhat::Secret,
-            Written::Nudge => return,
+            InputKind::Plain => TypedWhat::Bytes(bytes.to_vec()),
+            InputKind::Secret => TypedWhat::Secret,
+            InputKind::Nudge => return,
         };
         self.note(after, &what, bytes.len());
     }
@@ -108,12 +108,12 @@ mod tests {
         let reader = console.add_observer();
         let mut taps = Taps::default();
         taps.add(reader);
-        taps.typed(7, Written::Plain, &vec![b'x'; TAP_MAX]);
-        taps.typed(7, Written::Plain, b"yy");
-        taps.typed(7, Written::Plain, b"z");
+        taps.typed(7, InputKind::Plain, &vec![b'x'; TAP_MAX]);
+        taps.typed(7, InputKind::Plain, b"yy");
+        taps.typed(7, InputKind::Plain, b"z");
         let whats: Vec<_> = taps.take(reader).into_iter().map(|typed| typed.what).collect();
         assert_eq!(whats[1..], [TypedWhat::Lost(3)]);
-        taps.typed(8, Written::Plain, b"again");
+        taps.typed(8, InputKind::Plain, b"again");
         assert_eq!(taps.take(reader)[0].what, TypedWhat::Bytes(b"again".to_vec()));
     }
 
@@ -123,8 +123,8 @@ mod tests {
         let reader = console.add_observer();
         let mut taps = Taps::default();
         taps.add(reader);
-        taps.typed(0, Written::Secret, b"hunter2\r");
-        taps.typed(0, Written::Nudge, b"\r");
+        taps.typed(0, InputKind::Secret, b"hunter2\r");
+        taps.typed(0, InputKind::Nudge, b"\r");
         let whats: Vec<_> = taps.take(reader).into_iter().map(|typed| typed.what).collect();
         assert_eq!(whats, [TypedWhat::Secret]);
     }

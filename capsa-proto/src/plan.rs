@@ -274,7 +274,7 @@ pub enum GuestFall {
     /// is on its way.
     Leaves,
     /// It does not tell. What the guest's kernel says last on its console
-    /// ([`LastWords`](crate::console::LastWords)) is believed instead.
+    /// ([`CrashDetector`](crate::console::CrashDetector)) is believed instead.
     Heard {
         /// How the power is cut then, before the guest gets far in its next life.
         cut: Message,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use capsa_proto::console::{Pattern, Reply};
+use capsa_proto::console::{CommandOutput, Pattern};
 use futures_io::AsyncWrite;
 
 use crate::driver::{For, Shared, State, Ticket};
@@ -320,7 +320,7 @@ impl VmConsole {
     /// # Errors
     ///
     /// As [`run_command_timeout`](Self::run_command_timeout).
-    pub async fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<Reply> {
+    pub async fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<CommandOutput> {
         self.run_in_shell(cmd, None, timeout).await
     }
 
@@ -357,7 +357,7 @@ impl VmConsole {
         cmd: &str,
         prompt: Option<&str>,
         timeout: Option<Duration>,
-    ) -> Result<Reply> {
+    ) -> Result<CommandOutput> {
         let id = self.reader.id;
         let (ended, report) =
             self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?;

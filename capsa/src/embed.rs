@@ -101,7 +101,7 @@ use std::time::Duration;
 use capsa_io::console::Conversation;
 use capsa_io::supervisor::{Options, Supervisor};
 #[cfg(feature = "async")]
-use capsa_proto::console::Reply;
+use capsa_proto::console::CommandOutput;
 use capsa_proto::console::{Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
@@ -476,19 +476,21 @@ pub(crate) fn matched(
             let groups = groups.into_iter().map(|group| group.map(text)).collect();
             Ok(Match { pattern, groups, output: lossy(&output), truncated })
         }
-        Ended::Expect(Outcome::TimedOut { tail, waited, trouble, near }) => Err(Error::Timeout {
-            expected: expected(),
-            waited,
-            tail: lossy(&tail),
-            hint: hint(trouble, near),
-        }),
-        Ended::Expect(Outcome::Closed { tail, waited, trouble, near }) => {
+        Ended::Expect(Outcome::TimedOut { tail, waited, fault, near_match }) => {
+            Err(Error::Timeout {
+                expected: expected(),
+                waited,
+                tail: lossy(&tail),
+                hint: hint(fault, near_match),
+            })
+        }
+        Ended::Expect(Outcome::Closed { tail, waited, fault, near_match }) => {
             Err(Error::PatternNotFound {
                 pattern: expected(),
                 waited,
                 ended: report.map(Box::new),
                 tail: lossy(&tail),
-                hint: hint(trouble, near),
+                hint: hint(fault, near_match),
             })
         }
         Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
@@ -500,7 +502,7 @@ pub(crate) fn matched(
 
 /// The result of a script, as the async face gives it.
 #[cfg(feature = "async")]
-pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<Reply> {
+pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
     let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
     result.map_err(|error| match Error::from(error) {
         Error::PatternNotFound { pattern, waited, tail, hint, .. } => {

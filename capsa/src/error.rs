@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use capsa_proto::capabilities::{Violation, ViolationKind};
-use capsa_proto::console::{NearMiss, ScriptError, Sighting};
+use capsa_proto::console::{FaultReport, NearMatch, ScriptError};
 use capsa_proto::host::Reason;
 use capsa_proto::lifecycle::{InvalidState, StopReport};
 use capsa_proto::spec::GuestOs;
@@ -206,19 +206,19 @@ impl From<InvalidState> for Error {
 impl From<ScriptError> for Error {
     fn from(error: ScriptError) -> Self {
         match error {
-            ScriptError::TimedOut { expected, waited, tail, trouble, near } => Self::Timeout {
+            ScriptError::TimedOut { expected, waited, tail, fault, near_match } => Self::Timeout {
                 expected,
                 waited,
                 tail: lossy(&tail),
-                hint: hint(trouble, near.map(|near| *near)),
+                hint: hint(fault, near_match.map(|found| *found)),
             },
-            ScriptError::Closed { expected, waited, tail, trouble, near } => {
+            ScriptError::Closed { expected, waited, tail, fault, near_match } => {
                 Self::PatternNotFound {
                     pattern: expected,
                     waited,
                     ended: None,
                     tail: lossy(&tail),
-                    hint: hint(trouble, near.map(|near| *near)),
+                    hint: hint(fault, near_match.map(|found| *found)),
                 }
             }
             ScriptError::KernelPanic { expected, line, tail } => {
@@ -233,9 +233,9 @@ impl From<ScriptError> for Error {
     }
 }
 
-/// What may be the reason that nothing was found. Trouble explains more than a near miss.
-pub(crate) fn hint(trouble: Option<Sighting>, near: Option<NearMiss>) -> Option<String> {
-    trouble.map(|trouble| trouble.to_string()).or(near.map(|near| near.to_string()))
+/// What may be the reason that nothing was found. GuestFault explains more than a near miss.
+pub(crate) fn hint(fault: Option<FaultReport>, near_match: Option<NearMatch>) -> Option<String> {
+    fault.map(|fault| fault.to_string()).or(near_match.map(|found| found.to_string()))
 }
 
 /// Every problem of a configuration.

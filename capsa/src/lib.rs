@@ -125,8 +125,8 @@ pub use capsa_proto::capabilities::{
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
 pub use capsa_proto::console::{
-    NearMiss, Overflow, Pattern, PatternError, Reply as CommandOutput, ScriptError, Sighting,
-    Stripper, Trouble,
+    CommandOutput, FaultReport, GuestFault, NearMatch, Overflow, Pattern, PatternError,
+    ScriptError, Stripper,
 };
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};

@@ -56,7 +56,7 @@ fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
 fn the_silence_of_a_guest_that_is_held_back_is_not_its_last_word() {
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
     let old = b"[    1.500000] Kernel panic - not syncing: old\r\n[    1.600000] CPU: 0\r\n";
-    for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(LastWord::Panic))] {
+    for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(ConsoleCrash::Panic))] {
         let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
         let mut console = Console::new(old.len(), Overflow::Pause);
         let reader = console.add_reader();

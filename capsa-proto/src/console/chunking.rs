@@ -4,7 +4,7 @@
 //! The twin keeps, as the bits of a number, the places to which a pattern can have come. It begins
 //! everywhere at once; the lowest place that is left at the end is the earliest end.
 
-use super::{Hit, Matcher, Pattern, Scrollback, Search};
+use super::{Matcher, Pattern, PatternMatch, Scrollback, Search};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -92,7 +92,7 @@ impl Tree {
 }
 
 /// The slow obvious version. Gives the pattern, and where its longest match ends and begins.
-fn naive(trees: &[Tree], stream: &[u8], from: usize) -> Option<Hit> {
+fn naive(trees: &[Tree], stream: &[u8], from: usize) -> Option<PatternMatch> {
     let everywhere = (u64::MAX >> (63 - stream.len())) & (u64::MAX << from);
     let ends = trees.iter().map(|tree| tree.after(stream, everywhere).trailing_zeros());
     let (end, pattern) = ends.enumerate().map(|(i, end)| (end, i)).min()?;
@@ -101,7 +101,7 @@ fn naive(trees: &[Tree], stream: &[u8], from: usize) -> Option<Hit> {
     }
     let begins = |start: &usize| trees[pattern].after(stream, 1 << *start) >> end & 1 == 1;
     let start = (from..=end as usize).find(begins)? as u64;
-    Some(Hit { pattern, start, end: u64::from(end) })
+    Some(PatternMatch { pattern, start, end: u64::from(end) })
 }
 
 fn literal(tree: &Tree) -> Option<Vec<u8>> {
@@ -124,7 +124,7 @@ fn any_split_of_any_stream_gives_what_the_twin_gives() {
             None => {
                 regexes += 1;
                 let regex = Pattern::regex(&tree.source()).expect("well-formed");
-                gated += usize::from(regex.has_gate());
+                gated += usize::from(regex.has_prefilter());
                 regex
             }
         });

@@ -4,9 +4,9 @@
 //! nothing, so the next wait sees the same bytes. When the bytes are there, they win over a
 //! deadline that has passed and over a console that has closed.
 
-use super::near::near_miss;
-use super::trouble::{Watch, trouble_in};
-use super::{Cursor, Matcher, NearMiss, Scrollback, Search, Sighting};
+use super::fault::{FaultDetector, last_fault};
+use super::near_match::near_match;
+use super::{Cursor, FaultReport, Matcher, NearMatch, Scrollback, Search};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -38,9 +38,9 @@ pub enum Outcome {
         /// How long it was waited.
         waited: Duration,
         /// What trouble the guest was in, as far as what was unread tells.
-        trouble: Option<Sighting>,
+        fault: Option<FaultReport>,
         /// What came closest to a pattern.
-        near: Option<NearMiss>,
+        near_match: Option<NearMatch>,
     },
     /// The console closed, and what it said before does not match. Nothing was consumed.
     Closed {
@@ -49,9 +49,9 @@ pub enum Outcome {
         /// How long it was waited.
         waited: Duration,
         /// What trouble the guest was in, as far as what was unread tells.
-        trouble: Option<Sighting>,
+        fault: Option<FaultReport>,
         /// What came closest to a pattern.
-        near: Option<NearMiss>,
+        near_match: Option<NearMatch>,
     },
     /// The guest's kernel panicked and said nothing more for half a second: nothing will come. A
     /// pattern that is in what the panic said is found, as any. Nothing was consumed.
@@ -85,14 +85,14 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Expect {
     matcher: Matcher,
-    search: Option<(Search, Watch)>,
-    clock: Clock,
+    search: Option<(Search, FaultDetector)>,
+    clock: TimeLimit,
     done: bool,
 }
 
 /// When something began and how long it may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
+pub(super) struct TimeLimit {
     started: Instant,
     timeout: Option<Duration>,
 }
@@ -100,7 +100,7 @@ pub(super) struct Clock {
 impl Expect {
     /// A wait that begins `now`. Without a timeout it ends by a match or a closed console.
     pub fn new(matcher: Matcher, now: Instant, timeout: Option<Duration>) -> Self {
-        Self { matcher, search: None, clock: Clock::new(now, timeout), done: false }
+        Self { matcher, search: None, clock: TimeLimit::new(now, timeout), done: false }
     }
 
     /// Looks at what is new, and says how the wait ended if it did.
@@ -143,29 +143,29 @@ impl Expect {
         let tail = || tail_since(log, cursor.offset());
         let waited = self.clock.waited(now);
         let panic = if closed { watch.sighting(log) } else { watch.certain(now, log) };
-        if let Some(Sighting { line, .. }) = panic {
+        if let Some(FaultReport { line, .. }) = panic {
             Some(Outcome::Panicked { tail: tail(), waited, line })
         } else if closed {
-            let (trouble, near) = self.hints(log, cursor);
-            Some(Outcome::Closed { tail: tail(), waited, trouble, near })
+            let (fault, near_match) = self.hints(log, cursor);
+            Some(Outcome::Closed { tail: tail(), waited, fault, near_match })
         } else if self.clock.is_over(now) {
-            let (trouble, near) = self.hints(log, cursor);
-            Some(Outcome::TimedOut { tail: tail(), waited, trouble, near })
+            let (fault, near_match) = self.hints(log, cursor);
+            Some(Outcome::TimedOut { tail: tail(), waited, fault, near_match })
         } else {
             None
         }
     }
 
     /// What may explain that nothing was found. Linear in what is unread.
-    fn hints(&self, log: &Scrollback, cursor: &Cursor) -> (Option<Sighting>, Option<NearMiss>) {
-        (trouble_in(log, cursor), near_miss(self.matcher.patterns(), cursor.peek(log)))
+    fn hints(&self, log: &Scrollback, cursor: &Cursor) -> (Option<FaultReport>, Option<NearMatch>) {
+        (last_fault(log, cursor), near_match(self.matcher.patterns(), cursor.peek(log)))
     }
 
     fn matched(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> Option<Outcome> {
         let origin = cursor.offset();
         // Somebody else read on with this cursor: what was found before is no longer unread.
         if self.search.as_ref().is_none_or(|(search, _)| search.origin() != origin) {
-            self.search = Some((Search::from(origin), Watch::for_panic(origin)));
+            self.search = Some((Search::from(origin), FaultDetector::for_panic(origin)));
         }
         let (search, watch) = self.search.as_mut()?;
         watch.look(now, log);
@@ -181,7 +181,7 @@ impl Expect {
     }
 }
 
-impl Clock {
+impl TimeLimit {
     pub(super) fn new(started: Instant, timeout: Option<Duration>) -> Self {
         Self { started, timeout }
     }
@@ -251,13 +251,13 @@ mod tests {
         assert_eq!(first.poll_timeout().map(|d| d.at), Some(at(1)));
         let outcome = first.poll(at(3), &log, &mut cursor, false);
         let waited = SECOND * 3;
-        let near = NearMiss::Prefix {
+        let near_match = NearMatch::Prefix {
             pattern: "\"ready\"".into(),
             said: "rea".into(),
             instead: String::new(),
         };
-        let (tail, near) = ("almost rea".into(), Some(near));
-        assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, trouble: None, near }));
+        let (tail, near_match) = ("almost rea".into(), Some(near_match));
+        assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, fault: None, near_match }));
         assert_eq!(first.poll(at(3), &log, &mut cursor, false), None, "one outcome per wait");
         assert_eq!(first.poll_timeout(), None);
         log.push(b"dy");
@@ -278,8 +278,8 @@ mod tests {
             Some(Outcome::Closed {
                 tail: "ready".into(),
                 waited: SECOND * 9,
-                trouble: None,
-                near: None
+                fault: None,
+                near_match: None
             })
         );
         assert_eq!(cursor, Cursor::at(0));
@@ -348,9 +348,9 @@ mod tests {
     fn a_timeout_names_the_trouble_that_was_seen() {
         let log = log("\r\nYou are in emergency mode. x\r\n# ");
         let outcome = wait(&["login:"]).poll(at(1), &log, &mut Cursor::at(0), false);
-        let Some(Outcome::TimedOut { trouble: Some(trouble), .. }) = outcome else { panic!() };
+        let Some(Outcome::TimedOut { fault: Some(fault), .. }) = outcome else { panic!() };
         let expected = "the guest is in an emergency shell: You are in emergency mode. x";
-        assert_eq!(alloc::format!("{trouble}"), expected);
+        assert_eq!(alloc::format!("{fault}"), expected);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::Stripper;
 use super::{
-    Cursor, Expect, LINE_MAX, Lines, Login, Matcher, Outcome, Output, Pattern, Reply, RunCommand,
-    Script, Scrollback, Search, Silence,
+    CommandOutput, Cursor, Expect, LINE_MAX, LineSplitter, Login, Matcher, Outcome, Pattern,
+    RunCommand, Script, ScriptAction, Scrollback, Search, Silence,
 };
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
@@ -96,7 +96,8 @@ fn pattern(line: &[u8]) -> Pattern {
 pub fn ansi(data: &[u8]) {
     let mut whole = Vec::new();
     Stripper::default().strip(data, &mut whole);
-    let (mut stripper, mut text, mut lines) = (Stripper::default(), Vec::new(), Lines::default());
+    let (mut stripper, mut text, mut lines) =
+        (Stripper::default(), Vec::new(), LineSplitter::default());
     let (mut rest, mut seen) = (data, Vec::new());
     while !rest.is_empty() {
         let (now, later) = rest.split_at((usize::from(rest[0] % 8) + 1).min(rest.len()));
@@ -164,7 +165,9 @@ pub fn scripts(data: &[u8]) {
     });
     let moments: Vec<Vec<u8>> = moments.collect();
     let whole = play(script().as_mut(), &moments, usize::MAX);
-    if let Some(Output::Done(Ok(Reply { output, status: Some(_), .. }))) = whole.last() {
+    if let Some(ScriptAction::Done(Ok(CommandOutput { output, status: Some(_), .. }))) =
+        whole.last()
+    {
         assert!(output.len() <= LIMIT, "more than a command may keep");
     }
     for chunk in [1, 5] {
@@ -180,8 +183,8 @@ pub fn scripts(data: &[u8]) {
 fn streams(moments: &[Vec<u8>]) {
     let run = || RunCommand::new("x", None, NONCE, Instant::ZERO, Some(30 * SECOND));
     let run = || run().expect("typeable").output_limit(usize::MAX);
-    let end = |outputs: Vec<Output>| match outputs.into_iter().last() {
-        Some(Output::Done(result)) => result,
+    let end = |outputs: Vec<ScriptAction>| match outputs.into_iter().last() {
+        Some(ScriptAction::Done(result)) => result,
         other => panic!("ended with {other:?}"),
     };
     let whole = end(play(&mut run(), moments, usize::MAX));
@@ -211,7 +214,7 @@ impl Script for Streamed {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output {
+    ) -> ScriptAction {
         let output = self.script.poll_output(now, log, cursor, closed);
         self.taken.extend(self.script.take_output());
         output
@@ -231,7 +234,7 @@ impl Script for Streamed {
 }
 
 /// All that a script wrote, and its end.
-fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<Output> {
+fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<ScriptAction> {
     let mut log = Scrollback::new(1 << 20);
     let (mut cursor, mut now, mut outputs) = (Cursor::at(0), Instant::ZERO, Vec::new());
     for moment in moments {
@@ -268,15 +271,15 @@ fn settle(
     now: Instant,
     log: &Scrollback,
     cursor: &mut Cursor,
-    outputs: &mut Vec<Output>,
+    outputs: &mut Vec<ScriptAction>,
 ) -> bool {
     for _ in 0..10 {
         let output = script.poll_output(now, log, cursor, false);
         assert!(cursor.offset() <= log.end());
         match &output {
-            Output::Wait => return false,
-            Output::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
-            Output::Done(_) => {
+            ScriptAction::Wait => return false,
+            ScriptAction::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
+            ScriptAction::Done(_) => {
                 assert_eq!(script.poll_timeout(), None);
                 assert_eq!(script.handle_cancel(), None, "typed after the end");
                 outputs.push(output);

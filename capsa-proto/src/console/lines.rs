@@ -1,4 +1,4 @@
-//! [`Lines`]: a stream in lines, wherever it is cut.
+//! [`LineSplitter`]: a stream in lines, wherever it is cut.
 
 use alloc::vec::Vec;
 
@@ -8,9 +8,9 @@ pub const LINE_MAX: usize = 64 << 10;
 /// Gathers bytes and gives lines, without their `\n` and the `\r`s before it.
 ///
 /// ```
-/// use capsa_proto::console::Lines;
+/// use capsa_proto::console::LineSplitter;
 ///
-/// let mut lines = Lines::default();
+/// let mut lines = LineSplitter::default();
 /// lines.push(b"Booting\r\nguest lo");
 /// assert_eq!(lines.next_line(), Some(b"Booting".to_vec()));
 /// assert_eq!(lines.next_line(), None);
@@ -18,7 +18,7 @@ pub const LINE_MAX: usize = 64 << 10;
 /// assert_eq!(lines.finish(), Some(b"guest login: ".to_vec()));
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Lines {
+pub struct LineSplitter {
     buffer: Vec<u8>,
     /// Where the next line begins.
     start: usize,
@@ -26,7 +26,7 @@ pub struct Lines {
     scanned: usize,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Takes what came. What is pushed and not taken as lines stays in memory.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
@@ -75,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn split(bytes: &[u8], chunk: usize) -> Vec<Vec<u8>> {
-        let (mut lines, mut out) = (Lines::default(), vec![]);
+        let (mut lines, mut out) = (LineSplitter::default(), vec![]);
         for bytes in bytes.chunks(chunk) {
             lines.push(bytes);
             out.extend(core::iter::from_fn(|| lines.next_line()));

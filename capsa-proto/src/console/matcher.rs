@@ -7,7 +7,7 @@
 //! Literals and regular expressions go by the same rule, and the work stays linear whatever a guest
 //! sends.
 
-use super::pattern::Kind;
+use super::pattern::PatternKind;
 use super::{Pattern, Scrollback};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,7 +20,7 @@ const BLOCK: u64 = 4096;
 
 /// Where a pattern was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hit {
+pub struct PatternMatch {
     /// Its index in the order given to [`Matcher::new`].
     pub pattern: usize,
     /// The offset of its first byte.
@@ -64,10 +64,10 @@ pub struct Matcher {
 pub struct Search {
     from: u64,
     scanned: u64,
-    hit: Option<Hit>,
+    hit: Option<PatternMatch>,
     /// For each pattern that is a regular expression, how far its automaton has come.
     #[cfg(feature = "regex")]
-    walks: Vec<Option<Way>>,
+    walks: Vec<Option<RegexProgress>>,
     /// Bytes looked at, summed over the patterns.
     #[cfg(test)]
     work: u64,
@@ -76,7 +76,7 @@ pub struct Search {
 /// How far a regular expression has been looked for.
 #[cfg(feature = "regex")]
 #[derive(Debug, Clone)]
-struct Way {
+struct RegexProgress {
     /// Up to where there is no match.
     at: u64,
     /// Up to where its automaton has gone, where that has come back to its start.
@@ -106,12 +106,12 @@ impl Matcher {
 
     /// Where the groups of a hit are in the log, the whole first; a literal has no other. A group
     /// that took no part is `None`, and so are all but the whole in a match longer than 64 KiB.
-    pub fn groups(&self, hit: &Hit, log: &Scrollback) -> Vec<Option<Range<u64>>> {
+    pub fn groups(&self, hit: &PatternMatch, log: &Scrollback) -> Vec<Option<Range<u64>>> {
         let start = hit.start.max(log.start()).min(hit.end);
         match &self.patterns[hit.pattern].kind {
-            Kind::Literal(_) => vec![Some(start..hit.end)],
+            PatternKind::Literal(_) => vec![Some(start..hit.end)],
             #[cfg(feature = "regex")]
-            Kind::Regex(regex) => {
+            PatternKind::Regex(regex) => {
                 let matched = &log.since(start)[..(hit.end - start) as usize];
                 let place = |n| start + n as u64;
                 let groups = regex.groups(matched).into_iter();
@@ -124,19 +124,19 @@ impl Matcher {
     ///
     /// A search that has found something keeps giving the same hit. Bytes that were dropped before
     /// they were looked at are not found, and no hit reaches across them.
-    pub fn find(&self, search: &mut Search, log: &Scrollback) -> Option<Hit> {
+    pub fn find(&self, search: &mut Search, log: &Scrollback) -> Option<PatternMatch> {
         if search.hit.is_none() {
             search.hit = self.empty_pattern(search.from).or_else(|| self.advance(search, log));
         }
         search.hit
     }
 
-    fn empty_pattern(&self, at: u64) -> Option<Hit> {
+    fn empty_pattern(&self, at: u64) -> Option<PatternMatch> {
         let pattern = self.patterns.iter().position(Pattern::matches_nothing)?;
-        Some(Hit { pattern, start: at, end: at })
+        Some(PatternMatch { pattern, start: at, end: at })
     }
 
-    fn advance(&self, search: &mut Search, log: &Scrollback) -> Option<Hit> {
+    fn advance(&self, search: &mut Search, log: &Scrollback) -> Option<PatternMatch> {
         let from = search.from.max(log.start());
         search.scanned = search.scanned.max(from);
         while search.scanned < log.end() {
@@ -151,18 +151,24 @@ impl Matcher {
     }
 
     /// The hit with the earliest end up to `upto`, given that none ends at or before `scanned`.
-    fn best_in(&self, search: &mut Search, log: &Scrollback, from: u64, upto: u64) -> Option<Hit> {
-        let mut best: Option<Hit> = None;
+    fn best_in(
+        &self,
+        search: &mut Search,
+        log: &Scrollback,
+        from: u64,
+        upto: u64,
+    ) -> Option<PatternMatch> {
+        let mut best: Option<PatternMatch> = None;
         for (pattern, Pattern { kind }) in self.patterns.iter().enumerate() {
             // A later pattern has to end strictly earlier, so it need not look at the last byte.
             let stop = best.map_or(upto, |hit| hit.end - 1);
             let found = match kind {
-                Kind::Literal(finder) => search.literal(finder, log, from, stop),
+                PatternKind::Literal(finder) => search.literal(finder, log, from, stop),
                 #[cfg(feature = "regex")]
-                Kind::Regex(regex) => search.regex(pattern, regex, log, from, stop),
+                PatternKind::Regex(regex) => search.regex(pattern, regex, log, from, stop),
             };
             if let Some(Range { start, end }) = found {
-                best = Some(Hit { pattern, start, end });
+                best = Some(PatternMatch { pattern, start, end });
             }
         }
         best
@@ -222,7 +228,8 @@ impl Search {
         if self.walks.len() <= pattern {
             self.walks.resize_with(pattern + 1, || None);
         }
-        let way = self.walks[pattern].get_or_insert_with(|| Way::new(scanned, regex.walk()));
+        let way =
+            self.walks[pattern].get_or_insert_with(|| RegexProgress::new(scanned, regex.walk()));
         if way.at != scanned {
             // Bytes were dropped before anybody looked at them. No match reaches across.
             way.walked = scanned;
@@ -263,7 +270,7 @@ impl Search {
 }
 
 #[cfg(feature = "regex")]
-impl Way {
+impl RegexProgress {
     fn new(at: u64, walk: super::regex::Walk) -> Self {
         Self { at, walked: at, walk }
     }
@@ -277,11 +284,11 @@ impl Way {
         from: u64,
         stop: u64,
     ) -> Option<u64> {
-        let gate = regex.gate().filter(|_| self.walk.is_at_start());
-        let Some(gate) = gate else { return Some(scanned) };
+        let prefilter = regex.prefilter().filter(|_| self.walk.is_at_start());
+        let Some(prefilter) = prefilter else { return Some(scanned) };
         // What a match must have may have begun before what is new.
-        let look = scanned.saturating_sub(gate.len() as u64 - 1).max(from);
-        let place = look + gate.find(&log.since(look)[..(stop - look) as usize])? as u64;
+        let look = scanned.saturating_sub(prefilter.len() as u64 - 1).max(from);
+        let place = look + prefilter.find(&log.since(look)[..(stop - look) as usize])? as u64;
         let earliest = self.walked.max(from);
         let before = &log.since(earliest)[..place.saturating_sub(earliest) as usize];
         let line = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
@@ -291,12 +298,12 @@ impl Way {
 
 /// The slow obvious version: at each end, in order, is there a pattern that ends here?
 #[cfg(test)]
-fn naive(patterns: &[Vec<u8>], stream: &[u8], from: usize) -> Option<Hit> {
+fn naive(patterns: &[Vec<u8>], stream: &[u8], from: usize) -> Option<PatternMatch> {
     for end in from..=stream.len() {
         for (pattern, needle) in patterns.iter().enumerate() {
             if stream[from..end].ends_with(needle) {
                 let start = (end - needle.len()) as u64;
-                return Some(Hit { pattern, start, end: end as u64 });
+                return Some(PatternMatch { pattern, start, end: end as u64 });
             }
         }
     }
@@ -343,7 +350,10 @@ mod tests {
             assert_eq!(matcher.find(&mut search, &log), None);
         }
         log.push(b":");
-        assert_eq!(matcher.find(&mut search, &log), Some(Hit { pattern: 0, start: 2, end: 8 }));
+        assert_eq!(
+            matcher.find(&mut search, &log),
+            Some(PatternMatch { pattern: 0, start: 2, end: 8 })
+        );
     }
 
     #[test]
@@ -351,7 +361,7 @@ mod tests {
         let mut log = Scrollback::new(64);
         log.push(b"abab");
         let hit = Matcher::new(["ab"]).find(&mut Search::from(1), &log);
-        assert_eq!(hit, Some(Hit { pattern: 0, start: 2, end: 4 }));
+        assert_eq!(hit, Some(PatternMatch { pattern: 0, start: 2, end: 4 }));
     }
 
     #[test]
@@ -362,7 +372,10 @@ mod tests {
         log.push(b"a");
         assert_eq!(matcher.find(&mut search, &log), None);
         log.push(b"123bxab");
-        assert_eq!(matcher.find(&mut search, &log), Some(Hit { pattern: 0, start: 6, end: 8 }));
+        assert_eq!(
+            matcher.find(&mut search, &log),
+            Some(PatternMatch { pattern: 0, start: 6, end: 8 })
+        );
     }
 
     #[test]

@@ -55,7 +55,7 @@
 //! | what | bound | at the bound |
 //! | --- | --- | --- |
 //! | [`Scrollback`] | its capacity, [`DEFAULT_CAPACITY`] | [`Overflow`] says |
-//! | output of a command | [`OUTPUT_LIMIT`] | the front is kept, [`Reply::truncated`] |
+//! | output of a command | [`OUTPUT_LIMIT`] | the front is kept, [`CommandOutput::truncated`] |
 //! | a command | [`COMMAND_MAX`] | refused |
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
 //! | what is looked at for a near miss | 64 KiB, 16 literals | the last bytes, the first literals |
@@ -68,34 +68,34 @@
 
 #[cfg(all(test, feature = "regex"))]
 mod chunking;
+mod crash;
 mod cursor;
 mod expect;
+mod fault;
 #[doc(hidden)]
 pub mod fuzz;
-mod kernel;
-mod last_words;
+mod kernel_log;
 mod lines;
 mod matcher;
-mod near;
+mod near_match;
 mod pattern;
 #[cfg(feature = "regex")]
 mod regex;
 mod script;
 mod scrollback;
 mod strip;
-mod trouble;
 
+pub use crash::{ConsoleCrash, CrashDetector};
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
-pub use last_words::{LastWord, LastWords};
-pub use lines::{LINE_MAX, Lines};
-pub use matcher::{Hit, Matcher, Search};
-pub use near::NearMiss;
+pub use fault::{FaultReport, GuestFault};
+pub use lines::{LINE_MAX, LineSplitter};
+pub use matcher::{Matcher, PatternMatch, Search};
+pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
-    COMMAND_MAX, Login, OUTPUT_LIMIT, Output, Reply, RunCommand, Script, ScriptError, Silence,
-    Stdin, Written,
+    COMMAND_MAX, CommandOutput, InputKind, Login, OUTPUT_LIMIT, RunCommand, Script, ScriptAction,
+    ScriptError, Silence, Stdin,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use strip::Stripper;
-pub use trouble::{Sighting, Trouble};

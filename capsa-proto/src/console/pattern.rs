@@ -21,11 +21,11 @@ use memchr::memmem::Finder;
 /// ```
 #[derive(Clone)]
 pub struct Pattern {
-    pub(super) kind: Kind,
+    pub(super) kind: PatternKind,
 }
 
 #[derive(Clone)]
-pub(super) enum Kind {
+pub(super) enum PatternKind {
     Literal(Box<Finder<'static>>),
     #[cfg(feature = "regex")]
     Regex(Regex),
@@ -65,7 +65,7 @@ pub enum PatternError {
 impl Pattern {
     /// Exactly these bytes. An empty literal is found at once.
     pub fn literal(bytes: impl AsRef<[u8]>) -> Self {
-        Self { kind: Kind::Literal(Box::new(Finder::new(bytes.as_ref()).into_owned())) }
+        Self { kind: PatternKind::Literal(Box::new(Finder::new(bytes.as_ref()).into_owned())) }
     }
 
     /// A regular expression, in the syntax of the crate `regex`, on bytes.
@@ -80,30 +80,30 @@ impl Pattern {
     /// the last byte of its match and cannot look past it.
     #[cfg(feature = "regex")]
     pub fn regex(pattern: &str) -> Result<Self, PatternError> {
-        Ok(Self { kind: Kind::Regex(Regex::new(pattern)?) })
+        Ok(Self { kind: PatternKind::Regex(Regex::new(pattern)?) })
     }
 
     /// The bytes of a literal.
     pub fn as_literal(&self) -> Option<&[u8]> {
         match &self.kind {
-            Kind::Literal(finder) => Some(finder.needle()),
+            PatternKind::Literal(finder) => Some(finder.needle()),
             #[cfg(feature = "regex")]
-            Kind::Regex(_) => None,
+            PatternKind::Regex(_) => None,
         }
     }
 
     /// Whether text can be passed over for want of a literal of this regular expression.
     #[cfg(all(test, feature = "regex"))]
-    pub(super) fn has_gate(&self) -> bool {
-        matches!(&self.kind, Kind::Regex(regex) if regex.gate().is_some())
+    pub(super) fn has_prefilter(&self) -> bool {
+        matches!(&self.kind, PatternKind::Regex(regex) if regex.prefilter().is_some())
     }
 
     /// Whether it is found where there is nothing.
     pub(super) fn matches_nothing(&self) -> bool {
         match &self.kind {
-            Kind::Literal(finder) => finder.needle().is_empty(),
+            PatternKind::Literal(finder) => finder.needle().is_empty(),
             #[cfg(feature = "regex")]
-            Kind::Regex(regex) => regex.matches_nothing(),
+            PatternKind::Regex(regex) => regex.matches_nothing(),
         }
     }
 }
@@ -117,9 +117,11 @@ impl From<&str> for Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::Literal(finder) => write!(f, "{:?}", String::from_utf8_lossy(finder.needle())),
+            PatternKind::Literal(finder) => {
+                write!(f, "{:?}", String::from_utf8_lossy(finder.needle()))
+            }
             #[cfg(feature = "regex")]
-            Kind::Regex(regex) => write!(f, "/{}/", regex.source()),
+            PatternKind::Regex(regex) => write!(f, "/{}/", regex.source()),
         }
     }
 }

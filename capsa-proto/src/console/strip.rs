@@ -24,11 +24,11 @@ const ESC: u8 = 0x1b;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stripper {
-    state: State,
+    state: StripState,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
+enum StripState {
     #[default]
     Text,
     /// After ESC, and intermediate bytes.
@@ -43,7 +43,7 @@ impl Stripper {
     /// Appends to `text` what of `bytes` is text.
     pub fn strip(&mut self, mut bytes: &[u8], text: &mut Vec<u8>) {
         while !bytes.is_empty() {
-            if self.state == State::Text {
+            if self.state == StripState::Text {
                 let len = memchr::memchr(ESC, bytes).unwrap_or(bytes.len());
                 text.extend_from_slice(&bytes[..len]);
                 bytes = &bytes[len..];
@@ -61,17 +61,19 @@ impl Stripper {
     pub(super) fn is_text(&mut self, byte: u8) -> bool {
         let (state, is_text) = match (self.state, byte) {
             // ESC begins anew whatever it cuts short. ST, which ends a string, is `ESC \`.
-            (_, ESC) => (State::Escape, false),
-            (State::Text, _) => (State::Text, true),
-            (State::String, b'\n') => (State::Text, true),
-            (State::String, 0x07) => (State::Text, false),
-            (State::String, _) => (State::String, false),
-            (State::Escape, b'[') => (State::Csi, false),
-            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => (State::String, false),
-            (State::Escape, b' '..=b'/') => (State::Escape, false),
-            (State::Csi, b' '..=b'?') => (State::Csi, false),
-            (State::Escape, b'0'..=b'~') | (State::Csi, b'@'..=b'~') => (State::Text, false),
-            (State::Escape | State::Csi, _) => (State::Text, true),
+            (_, ESC) => (StripState::Escape, false),
+            (StripState::Text, _) => (StripState::Text, true),
+            (StripState::String, b'\n') => (StripState::Text, true),
+            (StripState::String, 0x07) => (StripState::Text, false),
+            (StripState::String, _) => (StripState::String, false),
+            (StripState::Escape, b'[') => (StripState::Csi, false),
+            (StripState::Escape, b']' | b'P' | b'X' | b'^' | b'_') => (StripState::String, false),
+            (StripState::Escape, b' '..=b'/') => (StripState::Escape, false),
+            (StripState::Csi, b' '..=b'?') => (StripState::Csi, false),
+            (StripState::Escape, b'0'..=b'~') | (StripState::Csi, b'@'..=b'~') => {
+                (StripState::Text, false)
+            }
+            (StripState::Escape | StripState::Csi, _) => (StripState::Text, true),
         };
         self.state = state;
         is_text

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use super::{Action, Exit, Input, Lifecycle, Timing, VmStatus};
 use crate::backend::Verdict;
-use crate::console::LastWord;
+use crate::console::ConsoleCrash;
 use crate::path::HostPath;
 use crate::plan::{
     ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, ProcessId, ProcessPlan, Protocol,
@@ -169,7 +169,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor && self.flip() => {
-                Input::GuestPrintedLast(self.one_of(&[LastWord::Panic, LastWord::Restart]))
+                Input::GuestPrintedLast(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
             }
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
@@ -270,7 +270,7 @@ impl World {
             Input::GuestReset,
             Input::CpuFailed,
             Input::GuestPanicked { certain: true },
-            Input::GuestPrintedLast(LastWord::Panic),
+            Input::GuestPrintedLast(ConsoleCrash::Panic),
             Input::Replied(Verdict::Done),
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,

@@ -37,7 +37,7 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::backend::Verdict;
-use crate::console::LastWord;
+use crate::console::ConsoleCrash;
 use crate::plan::{Message, ProcessId, Signal};
 
 /// What happened, or what is wished for.
@@ -83,7 +83,7 @@ pub enum Input {
     },
     /// The guest's kernel said on the console that it fell, and nothing after it. Believed where the
     /// hypervisor does not tell.
-    GuestPrintedLast(LastWord),
+    GuestPrintedLast(ConsoleCrash),
     /// A deadline may have passed. Safe to send at any time.
     Timeout,
 }

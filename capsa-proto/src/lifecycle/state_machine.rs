@@ -9,7 +9,7 @@ use core::time::Duration;
 use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
 use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
 use crate::backend::Verdict;
-use crate::console::LastWord;
+use crate::console::ConsoleCrash;
 use crate::plan::{GuestFall, LaunchPlan, Message, ProcessId, Signal, Step};
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
@@ -159,9 +159,9 @@ impl Lifecycle {
             Input::GuestPanicked { .. } => self.panic_seen = true,
             Input::GuestPrintedLast(word) if self.is_console_only() && self.guest_is_running() => {
                 match word {
-                    LastWord::Restart => self.guest_reset(now),
-                    LastWord::Panic if self.restarts_on_reboot() => {}
-                    LastWord::Panic => {
+                    ConsoleCrash::Restart => self.guest_reset(now),
+                    ConsoleCrash::Panic if self.restarts_on_reboot() => {}
+                    ConsoleCrash::Panic => {
                         self.set_cause(EndedBy::GuestPanic);
                         self.guest_crashed(now);
                     }

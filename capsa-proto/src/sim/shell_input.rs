@@ -115,7 +115,7 @@ fn hex(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console::{Cursor, Output, RunCommand, Script, Scrollback};
+    use crate::console::{Cursor, RunCommand, Script, ScriptAction, Scrollback};
     use crate::time::Instant;
     use alloc::format;
     use alloc::string::ToString;
@@ -129,7 +129,8 @@ mod tests {
         let mut script = script.expect("typeable");
         let mut gathered = ShellReader::default();
         for _ in 0..1000 {
-            let Output::Write(line) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
+            let ScriptAction::Write(line) =
+                script.poll_output(Instant::ZERO, &log, &mut cursor, false)
             else {
                 panic!("nothing is typed");
             };

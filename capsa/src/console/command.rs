@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use capsa_proto::console::{OUTPUT_LIMIT, Reply};
+use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
 use super::Conversing;
@@ -28,7 +28,7 @@ pub struct RunningCommand<'a> {
     /// Output that was taken from the machine, and how much of it was handed out.
     taken: Vec<u8>,
     given: usize,
-    ended: Option<Result<Reply>>,
+    ended: Option<Result<CommandOutput>>,
 }
 
 impl<'a> RunningCommand<'a> {
@@ -49,7 +49,7 @@ impl<'a> RunningCommand<'a> {
     ///
     /// As [`VmConsole::run`](crate::VmConsole::run). What the command printed before can still be
     /// read up to then.
-    pub async fn wait(mut self) -> Result<Reply> {
+    pub async fn wait(mut self) -> Result<CommandOutput> {
         let (mut output, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
         let mut is_cut = false;
         loop {
@@ -63,7 +63,7 @@ impl<'a> RunningCommand<'a> {
         }
         let mut reply = self.ended.take().expect("it has been read to its end")?;
         reply.truncated |= is_cut;
-        Ok(Reply { output, ..reply })
+        Ok(CommandOutput { output, ..reply })
     }
 
     pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {

@@ -54,7 +54,7 @@ impl ConsoleReader {
     /// Dropping a future of the stream loses nothing; dropping the stream loses the line that has
     /// only half arrived.
     pub fn lines(self) -> Lines {
-        Lines { reader: self, lines: console::Lines::default(), is_over: false }
+        Lines { reader: self, lines: console::LineSplitter::default(), is_over: false }
     }
 
     pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
@@ -138,7 +138,7 @@ impl AsyncRead for ConsoleReader {
 #[derive(Debug)]
 pub struct Lines {
     reader: ConsoleReader,
-    lines: console::Lines,
+    lines: console::LineSplitter,
     is_over: bool,
 }
 

@@ -7,7 +7,7 @@
 //! The automaton forwards finds the **earliest end** of any match. The automaton backwards then
 //! finds the leftmost beginning of the matches that end there, once, in what is still in the log.
 
-mod gate;
+mod prefilter;
 mod walk;
 
 use super::PatternError;
@@ -23,7 +23,7 @@ use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, PatternID};
 use regex_syntax::hir::Look;
 
-pub(super) use gate::Gate;
+pub(super) use prefilter::Prefilter;
 pub(super) use walk::Walk;
 
 /// The longest expression, as written.
@@ -45,7 +45,7 @@ struct Compiled {
     /// For the groups, where there are any.
     groups: Option<PikeVM>,
     matches_nothing: bool,
-    gate: Option<Gate>,
+    prefilter: Option<Prefilter>,
 }
 
 impl Regex {
@@ -87,7 +87,7 @@ impl Regex {
             backward: compile(true, WhichCaptures::None)?,
             groups,
             matches_nothing: hir.properties().minimum_len() == Some(0),
-            gate: Gate::of(&hir),
+            prefilter: Prefilter::of(&hir),
         })))
     }
 
@@ -100,8 +100,8 @@ impl Regex {
     }
 
     /// What a text must have for a match to be in it.
-    pub(super) fn gate(&self) -> Option<&Gate> {
-        self.0.gate.as_ref()
+    pub(super) fn prefilter(&self) -> Option<&Prefilter> {
+        self.0.prefilter.as_ref()
     }
 
     /// A walk that finds the earliest end.

@@ -58,14 +58,14 @@ impl Marks {
 
 /// A command that can be carried.
 #[derive(Debug, Clone)]
-pub(super) struct Command {
+pub(super) struct EncodedCommand {
     /// Printable ASCII.
     payload: String,
     /// The payload is for `printf %b` rather than for the shell itself.
     escaped: bool,
 }
 
-impl Command {
+impl EncodedCommand {
     pub(super) fn parse(command: &str) -> Result<Self, ScriptError> {
         if command.contains('\0') {
             return Err(ScriptError::Untypeable { what: "command", byte: 0 });
@@ -156,7 +156,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn typed(command: &str) -> Vec<String> {
-        let lines = Command::parse(command).expect("typeable").lines(7, Stdin::Null);
+        let lines = EncodedCommand::parse(command).expect("typeable").lines(7, Stdin::Null);
         lines.into_iter().map(|l| String::from_utf8(l).expect("ASCII")).collect()
     }
 
@@ -178,18 +178,18 @@ mod tests {
 
     #[test]
     fn nul_and_oversize_are_refused() {
-        let refused = |c: &str| Command::parse(c).expect_err("refused").to_string();
+        let refused = |c: &str| EncodedCommand::parse(c).expect_err("refused").to_string();
         assert_eq!(refused("a\0"), "command contains the byte 0x00, which cannot be typed");
         assert_eq!(
             refused(&"x".repeat(COMMAND_MAX + 1)),
             "command of 65537 bytes is longer than 65536 bytes"
         );
-        assert!(Command::parse(&"x".repeat(COMMAND_MAX)).is_ok());
+        assert!(EncodedCommand::parse(&"x".repeat(COMMAND_MAX)).is_ok());
     }
 
     #[test]
     fn the_terminal_stays_stdin_when_wanted() {
-        let lines = Command::parse("cat").expect("typeable").lines(7, Stdin::Terminal);
+        let lines = EncodedCommand::parse("cat").expect("typeable").lines(7, Stdin::Terminal);
         assert!(!String::from_utf8_lossy(&lines[0]).contains("/dev/null"));
     }
 

@@ -19,10 +19,10 @@
 //! A kernel panic and an emergency shell end it by name, once the console is silent after their
 //! words: the prompt of an emergency shell is not taken for that of a user's.
 
-use super::screen::{PIECE, Screen, Sign};
-use super::{Frame, Output, Reply, Script, ScriptError, Written, hint};
-use crate::console::trouble::Watch;
-use crate::console::{Cursor, Scrollback, Trouble};
+use super::screen::{PIECE, PromptKind, Screen};
+use super::{CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, hint};
+use crate::console::fault::FaultDetector;
+use crate::console::{Cursor, GuestFault, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -51,7 +51,7 @@ const ENTER: &str = "\r";
 /// password given and not asked for is no error. The reply's output is the end of the conversation.
 ///
 /// ```
-/// use capsa_proto::console::{Cursor, Login, Output, Scrollback, Script};
+/// use capsa_proto::console::{Cursor, Login, ScriptAction, Scrollback, Script};
 /// use capsa_proto::time::Instant;
 /// use core::time::Duration;
 ///
@@ -60,27 +60,27 @@ const ENTER: &str = "\r";
 /// let mut script = Login::new("root", None, now, None)?;
 ///
 /// log.push(b"Welcome\r\nguest login: ");
-/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), ScriptAction::Wait);
 /// now = now + Duration::from_millis(100); // the prompt has settled
-/// let typed = Output::Write(b"root\r".to_vec());
+/// let typed = ScriptAction::Write(b"root\r".to_vec());
 /// assert_eq!(script.poll_output(now, &log, &mut cursor, false), typed);
 ///
 /// log.push(b"root\r\n# ");
-/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), ScriptAction::Wait);
 /// now = script.poll_timeout().unwrap().at;
-/// assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Done(Ok(_))));
+/// assert!(matches!(script.poll_output(now, &log, &mut cursor, false), ScriptAction::Done(Ok(_))));
 /// # Ok::<(), capsa_proto::console::ScriptError>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Login {
-    frame: Frame,
+    frame: ScriptContext,
     username: String,
     password: Option<Secret>,
-    stage: Stage,
-    written: Written,
+    stage: LoginStep,
+    written: InputKind,
     screen: Screen,
     /// A prompt that stands since then.
-    standing: Option<(Sign, Instant)>,
+    standing: Option<(PromptKind, Instant)>,
     /// When something was last shown or typed; none before the first poll.
     active: Option<Instant>,
     nudges: u32,
@@ -89,7 +89,7 @@ pub struct Login {
 
 /// What was typed last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum LoginStep {
     Nothing,
     Name,
     Password,
@@ -120,11 +120,11 @@ impl Login {
         typeable("username", username)?;
         typeable("password", password.unwrap_or_default())?;
         Ok(Self {
-            frame: Frame::new(now, timeout),
+            frame: ScriptContext::new(now, timeout),
             username: username.into(),
             password: password.map(|p| Secret(p.into())),
-            stage: Stage::Nothing,
-            written: Written::Plain,
+            stage: LoginStep::Nothing,
+            written: InputKind::Plain,
             screen: Screen::default(),
             standing: None,
             active: None,
@@ -139,54 +139,56 @@ impl Login {
         while !cursor.peek(log).is_empty() {
             let from = cursor.offset().max(log.start());
             self.screen.push(cursor.before(log, from + PIECE as u64));
-            if self.stage != Stage::Nothing && self.screen.says_incorrect() {
+            if self.stage != LoginStep::Nothing && self.screen.says_incorrect() {
                 return true;
             }
         }
         if self.screen.shown() != shown {
             self.active = Some(now);
-            self.standing = self.screen.sign().map(|sign| (sign, now));
+            self.standing = self.screen.prompt_kind().map(|sign| (sign, now));
         }
         false
     }
 
     fn answer(
         &mut self,
-        sign: Sign,
+        sign: PromptKind,
         now: Instant,
         log: &Scrollback,
         cursor: &mut Cursor,
-    ) -> Option<Output> {
+    ) -> Option<ScriptAction> {
         match (sign, self.stage) {
-            (Sign::Shell, _) => Some(self.succeed(log)),
-            (Sign::Login, Stage::Nothing | Stage::Name) if self.name_tries < NAME_TRIES => {
+            (PromptKind::Shell, _) => Some(self.succeed(log)),
+            (PromptKind::Login, LoginStep::Nothing | LoginStep::Name)
+                if self.name_tries < NAME_TRIES =>
+            {
                 self.name_tries += 1;
-                self.frame.watch = Some(Watch::for_all(log.end()));
+                self.frame.watch = Some(FaultDetector::for_all(log.end()));
                 let name = self.username.clone();
-                Some(self.write(Stage::Name, &name, now))
+                Some(self.write(LoginStep::Name, &name, now))
             }
-            (Sign::Password, Stage::Name) => match self.password.clone() {
-                Some(Secret(password)) => Some(self.write(Stage::Password, &password, now)),
+            (PromptKind::Password, LoginStep::Name) => match self.password.clone() {
+                Some(Secret(password)) => Some(self.write(LoginStep::Password, &password, now)),
                 None => {
                     let username = self.username.clone();
                     Some(self.frame.fail(ScriptError::PasswordNeeded { username }, cursor))
                 }
             },
             // Asked by somebody else's attempt: Enter will end that.
-            (Sign::Password, Stage::Nothing) => None,
-            (Sign::Login | Sign::Password, _) => Some(self.refused(cursor)),
+            (PromptKind::Password, LoginStep::Nothing) => None,
+            (PromptKind::Login | PromptKind::Password, _) => Some(self.refused(cursor)),
         }
     }
 
-    fn write(&mut self, stage: Stage, text: &str, now: Instant) -> Output {
+    fn write(&mut self, stage: LoginStep, text: &str, now: Instant) -> ScriptAction {
         if stage != self.stage {
             self.nudges = 0;
         }
         self.stage = stage;
         self.written = match (stage, text) {
-            (_, "") => Written::Nudge,
-            (Stage::Password, _) => Written::Secret,
-            _ => Written::Plain,
+            (_, "") => InputKind::Nudge,
+            (LoginStep::Password, _) => InputKind::Secret,
+            _ => InputKind::Plain,
         };
         self.screen.clear();
         self.standing = None;
@@ -194,53 +196,53 @@ impl Login {
         let mut line = Vec::with_capacity(text.len() + ENTER.len());
         line.extend_from_slice(text.as_bytes());
         line.extend_from_slice(ENTER.as_bytes());
-        Output::Write(line)
+        ScriptAction::Write(line)
     }
 
-    fn succeed(&mut self, log: &Scrollback) -> Output {
+    fn succeed(&mut self, log: &Scrollback) -> ScriptAction {
         let output = self.frame.tail(log);
         let begin = self.frame.origin();
         let truncated = (output.len() as u64) < log.end() - begin.min(log.end());
-        self.frame.succeed(Reply { output, status: None, truncated })
+        self.frame.succeed(CommandOutput { output, status: None, truncated })
     }
 
-    fn refused(&mut self, cursor: &mut Cursor) -> Output {
+    fn refused(&mut self, cursor: &mut Cursor) -> ScriptAction {
         let username = self.username.clone();
         self.frame.fail(ScriptError::LoginIncorrect { username }, cursor)
     }
 
     /// What ends the login because nobody is there to log in to.
-    fn trouble(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
+    fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
         // A getty is beyond all of that, whatever was said before it.
-        if matches!(self.standing, Some((Sign::Login, _))) && !closed {
+        if matches!(self.standing, Some((PromptKind::Login, _))) && !closed {
             return None;
         }
-        let seen = self.frame.trouble(now, log, closed)?;
+        let seen = self.frame.fault(now, log, closed)?;
         let expected = self.expected().into();
-        match seen.trouble {
-            Trouble::KernelPanic => Some(self.frame.panicked(log, expected, seen)),
-            Trouble::EmergencyShell => Some(self.frame.in_emergency(log, expected, seen)),
+        match seen.fault {
+            GuestFault::KernelPanic => Some(self.frame.panicked(log, expected, seen)),
+            GuestFault::EmergencyShell => Some(self.frame.in_emergency(log, expected, seen)),
             // Ours is known by the screen; one from before is nothing to us.
-            Trouble::LoginIncorrect => None,
+            GuestFault::LoginIncorrect => None,
         }
     }
 
     /// Whether a shell's prompt would be that of an emergency shell.
     fn is_suspicious(&self) -> bool {
-        matches!(self.frame.suspicion(), Some(Trouble::KernelPanic | Trouble::EmergencyShell))
+        matches!(self.frame.suspicion(), Some(GuestFault::KernelPanic | GuestFault::EmergencyShell))
     }
 
     fn settles_at(&self) -> Option<Deadline> {
         let (sign, since) = self.standing?;
         // Nothing will come of these; see `answer` and `trouble`.
-        let ignored = (sign, self.stage) == (Sign::Password, Stage::Nothing)
-            || sign == Sign::Shell && self.is_suspicious();
+        let ignored = (sign, self.stage) == (PromptKind::Password, LoginStep::Nothing)
+            || sign == PromptKind::Shell && self.is_suspicious();
         if ignored { None } else { Some(Deadline { at: since + SETTLE, why: "prompt settles" }) }
     }
 
     fn nudge_at(&self) -> Option<Deadline> {
         if self.is_suspicious()
-            || self.stage == Stage::Name
+            || self.stage == LoginStep::Name
             || self.nudges == NUDGES
             || self.settles_at().is_some()
         {
@@ -256,17 +258,17 @@ impl Login {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output {
-        let near = hint::of_no_prompt(log, self.frame.origin(), self.nudges);
-        let error = self.frame.unmet(now, log, closed, self.expected().into(), near);
+    ) -> ScriptAction {
+        let near_match = hint::of_no_prompt(log, self.frame.origin(), self.nudges);
+        let error = self.frame.unmet(now, log, closed, self.expected().into(), near_match);
         self.frame.fail(error, cursor)
     }
 
     fn expected(&self) -> &'static str {
         match self.stage {
-            Stage::Nothing => "a login prompt or a shell prompt",
-            Stage::Name => "a password prompt or a shell prompt",
-            Stage::Password => "a shell prompt",
+            LoginStep::Nothing => "a login prompt or a shell prompt",
+            LoginStep::Name => "a password prompt or a shell prompt",
+            LoginStep::Password => "a shell prompt",
         }
     }
 }
@@ -278,7 +280,7 @@ impl Script for Login {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output {
+    ) -> ScriptAction {
         if let Some(ended) = self.frame.enter(cursor) {
             return ended;
         }
@@ -287,7 +289,7 @@ impl Script for Login {
             return self.refused(cursor);
         }
         self.frame.look(now, log);
-        if let Some(error) = self.trouble(now, log, closed) {
+        if let Some(error) = self.fault(now, log, closed) {
             return self.frame.fail(error, cursor);
         }
         if closed {
@@ -296,7 +298,7 @@ impl Script for Login {
         let over = self.frame.clock.is_over(now);
         // When the time is over a shell still counts, but nothing more is typed.
         if let (Some((sign, _)), Some(settles)) = (self.standing, self.settles_at())
-            && (if over { sign == Sign::Shell } else { now >= settles.at })
+            && (if over { sign == PromptKind::Shell } else { now >= settles.at })
             && let Some(output) = self.answer(sign, now, log, cursor)
         {
             return output;
@@ -308,7 +310,7 @@ impl Script for Login {
             self.nudges += 1;
             return self.write(self.stage, "", now);
         }
-        Output::Wait
+        ScriptAction::Wait
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
@@ -322,13 +324,13 @@ impl Script for Login {
 
     /// Begins anew with the next prompt.
     fn handle_reboot(&mut self) {
-        self.stage = Stage::Nothing;
+        self.stage = LoginStep::Nothing;
         self.screen.clear();
         self.standing = None;
         (self.nudges, self.name_tries) = (0, 0);
     }
 
-    fn written(&self) -> Written {
+    fn input_kind(&self) -> InputKind {
         self.written
     }
 }

@@ -3,33 +3,33 @@
 //! Three come with Capsa: [`Login`], [`RunCommand`] and [`Silence`]. All are driven alike:
 //!
 //! 1. Call [`poll_output`](Script::poll_output), with the time and the log.
-//! 2. On [`Write`](Output::Write), send the bytes to the guest and go back to 1.
-//! 3. On [`Wait`](Output::Wait), push what the guest says into the log, until something came or
+//! 2. On [`Write`](ScriptAction::Write), send the bytes to the guest and go back to 1.
+//! 3. On [`Wait`](ScriptAction::Wait), push what the guest says into the log, until something came or
 //!    [`poll_timeout`](Script::poll_timeout) is reached; then go back to 1.
-//! 4. On [`Done`](Output::Done), stop.
+//! 4. On [`Done`](ScriptAction::Done), stop.
 //!
 //! A script consumes what it reads as it reads it, so that a guest can say more than the log holds.
 //! One that fails puts the cursor back where it began: what is still in the log can be read again.
 //! Only what a script [streams](RunCommand::streamed) stays read.
 
-mod collect;
 mod hint;
 mod line;
 mod login;
+mod output_buffer;
 mod run;
 mod screen;
-#[cfg(test)]
-mod shell;
 mod silence;
+#[cfg(test)]
+mod test_guest;
 
 pub use line::COMMAND_MAX;
 pub use login::Login;
 pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
 pub use silence::Silence;
 
-use super::expect::Clock;
-use super::trouble::{Watch, trouble_in};
-use super::{Cursor, NearMiss, Scrollback, Sighting, Trouble};
+use super::expect::TimeLimit;
+use super::fault::{FaultDetector, last_fault};
+use super::{Cursor, FaultReport, GuestFault, NearMatch, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
 use alloc::format;
@@ -50,7 +50,7 @@ pub trait Script {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output;
+    ) -> ScriptAction;
 
     /// When to poll again even if the guest says nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
@@ -71,15 +71,15 @@ pub trait Script {
         None
     }
 
-    /// What the last [`Output::Write`] was, to somebody who records what is typed.
-    fn written(&self) -> Written {
-        Written::Plain
+    /// What the last [`ScriptAction::Write`] was, to somebody who records what is typed.
+    fn input_kind(&self) -> InputKind {
+        InputKind::Plain
     }
 }
 
 /// What a script wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
+pub enum InputKind {
     /// Anybody may see it.
     Plain,
     /// A line with a password.
@@ -92,18 +92,18 @@ pub enum Written {
 ///
 /// Its `Debug` form gives the length of a write, not the bytes: they may be a password.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Output {
+pub enum ScriptAction {
     /// These bytes go to the guest, all of them and in order; do not log them. Then poll again.
     Write(Vec<u8>),
     /// More output of the guest, or a later time.
     Wait,
     /// It is over.
-    Done(Result<Reply, ScriptError>),
+    Done(Result<CommandOutput, ScriptError>),
 }
 
 /// What a script brought back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Reply {
+pub struct CommandOutput {
     /// For a command, its output, with the terminal's `\r\n` made `\n` again. For a login, the last
     /// 2 KiB or fewer of the conversation, as they came.
     pub output: Vec<u8>,
@@ -118,7 +118,7 @@ pub struct Reply {
 #[non_exhaustive]
 pub enum ScriptError {
     /// The time was over.
-    #[error("timed out after {waited:?} waiting for {expected}{}", after(.trouble, .near))]
+    #[error("timed out after {waited:?} waiting for {expected}{}", explanation(.fault, .near_match))]
     TimedOut {
         /// What should have come next, in words.
         expected: String,
@@ -127,12 +127,12 @@ pub enum ScriptError {
         /// The last 2 KiB or fewer of what came instead.
         tail: Vec<u8>,
         /// What trouble the guest was in, as far as what came tells.
-        trouble: Option<Sighting>,
+        fault: Option<FaultReport>,
         /// What came close to it, or what the guest shows instead.
-        near: Option<Box<NearMiss>>,
+        near_match: Option<Box<NearMatch>>,
     },
     /// The console closed.
-    #[error("console closed while waiting for {expected}{}", after(.trouble, .near))]
+    #[error("console closed while waiting for {expected}{}", explanation(.fault, .near_match))]
     Closed {
         /// What should have come next, in words.
         expected: String,
@@ -141,9 +141,9 @@ pub enum ScriptError {
         /// The last 2 KiB or fewer before the end.
         tail: Vec<u8>,
         /// What trouble the guest was in, as far as what came tells.
-        trouble: Option<Sighting>,
+        fault: Option<FaultReport>,
         /// What came close to it, or what the guest shows instead.
-        near: Option<Box<NearMiss>>,
+        near_match: Option<Box<NearMatch>>,
     },
     /// The guest's kernel panicked, and said nothing more.
     #[error("guest kernel panicked while waiting for {expected}: {line}")]
@@ -213,15 +213,15 @@ pub enum ScriptError {
 }
 
 /// What may be behind an error, for the end of its message.
-fn after(trouble: &Option<Sighting>, near: &Option<Box<NearMiss>>) -> String {
-    match (trouble, near) {
-        (Some(trouble), _) => format!(": {trouble}"),
-        (None, Some(near)) => format!(": {near}"),
+fn explanation(fault: &Option<FaultReport>, near_match: &Option<Box<NearMatch>>) -> String {
+    match (fault, near_match) {
+        (Some(fault), _) => format!(": {fault}"),
+        (None, Some(near_match)) => format!(": {near_match}"),
         (None, None) => String::new(),
     }
 }
 
-impl fmt::Debug for Output {
+impl fmt::Debug for ScriptAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Write(bytes) => write!(f, "Write({} bytes)", bytes.len()),
@@ -233,22 +233,22 @@ impl fmt::Debug for Output {
 
 /// What all scripts do alike: know their time, where they began, and how they ended.
 #[derive(Debug, Clone)]
-struct Frame {
-    clock: Clock,
+struct ScriptContext {
+    clock: TimeLimit,
     begin: Option<Cursor>,
-    watch: Option<Watch>,
+    watch: Option<FaultDetector>,
     ended: Option<ScriptError>,
 }
 
-impl Frame {
+impl ScriptContext {
     fn new(now: Instant, timeout: Option<Duration>) -> Self {
-        Self { clock: Clock::new(now, timeout), begin: None, watch: None, ended: None }
+        Self { clock: TimeLimit::new(now, timeout), begin: None, watch: None, ended: None }
     }
 
     /// Notes where the script began, on the first call, and gives its error again when it has ended.
-    fn enter(&mut self, cursor: &Cursor) -> Option<Output> {
+    fn enter(&mut self, cursor: &Cursor) -> Option<ScriptAction> {
         self.begin.get_or_insert(*cursor);
-        self.ended.clone().map(|error| Output::Done(Err(error)))
+        self.ended.clone().map(|error| ScriptAction::Done(Err(error)))
     }
 
     /// Whether there is nothing more to wait for.
@@ -256,28 +256,28 @@ impl Frame {
         closed || self.clock.is_over(now)
     }
 
-    fn succeed(&mut self, reply: Reply) -> Output {
+    fn succeed(&mut self, reply: CommandOutput) -> ScriptAction {
         self.ended = Some(ScriptError::Ended);
-        Output::Done(Ok(reply))
+        ScriptAction::Done(Ok(reply))
     }
 
-    fn fail(&mut self, error: ScriptError, cursor: &mut Cursor) -> Output {
+    fn fail(&mut self, error: ScriptError, cursor: &mut Cursor) -> ScriptAction {
         if let Some(begin) = self.begin {
             *cursor = begin;
         }
         self.ended = Some(error.clone());
-        Output::Done(Err(error))
+        ScriptAction::Done(Err(error))
     }
 
     /// Looks out for trouble in what is new.
     fn look(&mut self, now: Instant, log: &Scrollback) {
         let from = self.begin.unwrap_or_default().offset();
-        self.watch.get_or_insert_with(|| Watch::for_all(from)).look(now, log);
+        self.watch.get_or_insert_with(|| FaultDetector::for_all(from)).look(now, log);
     }
 
     /// What the guest seems to suffer from, whether or not that is certain.
-    fn suspicion(&self) -> Option<Trouble> {
-        self.watch.as_ref().and_then(Watch::suspicion)
+    fn suspicion(&self) -> Option<GuestFault> {
+        self.watch.as_ref().and_then(FaultDetector::suspicion)
     }
 
     /// The guest may be held back: that it says nothing proves nothing.
@@ -294,25 +294,25 @@ impl Frame {
 
     /// Since when the guest has said nothing.
     fn silent_since(&self) -> Option<Instant> {
-        self.watch.as_ref().and_then(Watch::silent_since)
+        self.watch.as_ref().and_then(FaultDetector::silent_since)
     }
 
     /// When a suspicion becomes certain.
     fn certain_at(&self) -> Option<Deadline> {
-        self.watch.as_ref().and_then(Watch::due)
+        self.watch.as_ref().and_then(FaultDetector::due)
     }
 
     /// The trouble that is certain now, or that the end of the console makes certain.
-    fn trouble(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<Sighting> {
+    fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<FaultReport> {
         let watch = self.watch.as_ref()?;
         if closed { watch.sighting(log) } else { watch.certain(now, log) }
     }
 
-    fn panicked(&self, log: &Scrollback, expected: String, seen: Sighting) -> ScriptError {
+    fn panicked(&self, log: &Scrollback, expected: String, seen: FaultReport) -> ScriptError {
         ScriptError::KernelPanic { expected, line: seen.line, tail: self.tail(log) }
     }
 
-    fn in_emergency(&self, log: &Scrollback, expected: String, seen: Sighting) -> ScriptError {
+    fn in_emergency(&self, log: &Scrollback, expected: String, seen: FaultReport) -> ScriptError {
         ScriptError::EmergencyShell { expected, line: seen.line, tail: self.tail(log) }
     }
 
@@ -323,15 +323,15 @@ impl Frame {
         log: &Scrollback,
         closed: bool,
         expected: String,
-        near: Option<NearMiss>,
+        near_match: Option<NearMatch>,
     ) -> ScriptError {
         let (waited, tail) = (self.clock.waited(now), self.tail(log));
-        let trouble = trouble_in(log, &self.begin.unwrap_or_default());
-        let near = near.map(Box::new);
+        let fault = last_fault(log, &self.begin.unwrap_or_default());
+        let near_match = near_match.map(Box::new);
         if closed {
-            ScriptError::Closed { expected, waited, tail, trouble, near }
+            ScriptError::Closed { expected, waited, tail, fault, near_match }
         } else {
-            ScriptError::TimedOut { expected, waited, tail, trouble, near }
+            ScriptError::TimedOut { expected, waited, tail, fault, near_match }
         }
     }
 

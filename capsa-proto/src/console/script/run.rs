@@ -8,15 +8,17 @@
 //! the kernel command line help). Where it prints into the middle of a mark or of the prompt, that is
 //! read through once the guest is silent.
 
-mod through;
+mod interleaved;
 
-use super::collect::Collected;
-use super::line::{Command, Marks};
-use super::{Frame, Output, Reply, Script, ScriptError, hint};
-use crate::console::kernel::Through;
-use crate::console::near::near_miss;
-use crate::console::trouble::SILENCE;
-use crate::console::{Cursor, Hit, Matcher, NearMiss, Overflow, Scrollback, Search, Trouble};
+use super::line::{EncodedCommand, Marks};
+use super::output_buffer::OutputBuffer;
+use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, hint};
+use crate::console::fault::SILENCE;
+use crate::console::kernel_log::KernelLogFilter;
+use crate::console::near_match::near_match;
+use crate::console::{
+    Cursor, GuestFault, Matcher, NearMatch, Overflow, PatternMatch, Scrollback, Search,
+};
 use crate::time::{Deadline, Instant};
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -58,35 +60,35 @@ pub enum Stdin {
 /// has none, and goes on with the command. A console that closes, or a guest that reboots, ends the script at once.
 ///
 /// ```
-/// use capsa_proto::console::{Cursor, Output, RunCommand, Scrollback, Script};
+/// use capsa_proto::console::{Cursor, ScriptAction, RunCommand, Scrollback, Script};
 /// use capsa_proto::time::Instant;
 ///
 /// let now = Instant::ZERO;
 /// let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
 /// let mut script = RunCommand::new("uname", None, 7, now, None)?;
 ///
-/// let Output::Write(line) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// let ScriptAction::Write(line) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
 /// log.push(&line); // the guest echoes what is typed
 /// log.push(b"\r\ncapsa:begin:0000000000000007\r\n");
 /// log.push(b"Linux\r\n");
 /// log.push(b"capsa:end:0000000000000007:0;\r\n");
 ///
-/// let Output::Done(reply) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// let ScriptAction::Done(reply) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
 /// let reply = reply?;
 /// assert_eq!((&reply.output[..], reply.status), (&b"Linux\n"[..], Some(0)));
 /// # Ok::<(), capsa_proto::console::ScriptError>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct RunCommand {
-    frame: Frame,
-    command: Command,
+    frame: ScriptContext,
+    command: EncodedCommand,
     nonce: u64,
     stdin: Stdin,
     prompt: Option<Matcher>,
-    stage: Stage,
+    stage: RunState,
     /// The search of the present stage.
     search: Option<Search>,
-    collected: Collected,
+    collected: OutputBuffer,
     /// The output is taken as it comes.
     is_streamed: bool,
     /// There is so much of it that what else the log has is not read.
@@ -113,7 +115,7 @@ pub struct RunCommand {
 
 /// What comes next.
 #[derive(Debug, Clone)]
-enum Stage {
+enum RunState {
     /// The lines are not made yet.
     Fresh,
     /// The front line is to be typed.
@@ -127,9 +129,9 @@ enum Stage {
     Prompt,
 }
 
-enum Step {
+enum RunStep {
     Write(Vec<u8>),
-    Go(Stage),
+    Go(RunState),
     Again,
     Starved,
     Finished,
@@ -152,17 +154,17 @@ impl RunCommand {
         now: Instant,
         timeout: Option<Duration>,
     ) -> Result<Self, ScriptError> {
-        let command = Command::parse(command)?;
+        let command = EncodedCommand::parse(command)?;
         let marks = Marks::new(nonce);
         Ok(Self {
-            frame: Frame::new(now, timeout),
+            frame: ScriptContext::new(now, timeout),
             command,
             nonce,
             stdin: Stdin::Null,
             prompt: prompt.filter(|p| !p.is_empty()).map(|p| Matcher::new([p])),
-            stage: Stage::Fresh,
+            stage: RunState::Fresh,
             search: None,
-            collected: Collected::new(OUTPUT_LIMIT),
+            collected: OutputBuffer::new(OUTPUT_LIMIT),
             is_streamed: false,
             waits_for_taker: false,
             status: None,
@@ -180,17 +182,17 @@ impl RunCommand {
     }
 
     /// Keeps at most the first `bytes` of the output. The rest is read, thrown away, and admitted
-    /// in [`Reply::truncated`].
+    /// in [`CommandOutput::truncated`].
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.collected.set_limit(bytes);
         self
     }
 
-    /// Output is taken [as it comes](Script::take_output), however much there is; [`Reply::output`]
+    /// Output is taken [as it comes](Script::take_output), however much there is; [`CommandOutput::output`]
     /// is what was not taken by the end. Where it is not taken, a log that [pauses](Overflow::Pause)
     /// soon makes the guest wait; of any other 16 MiB are read ahead, then it drops what is old and
-    /// that is admitted in [`Reply::truncated`].
+    /// that is admitted in [`CommandOutput::truncated`].
     ///
     /// When it fails, all that came can still be taken, and is not unread again. Where the kernel
     /// prints into the mark of the end, what came of the mark is in the output.
@@ -207,73 +209,75 @@ impl RunCommand {
         self
     }
 
-    fn step(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Step {
+    fn step(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
         match &mut self.stage {
-            Stage::Fresh => Step::Go(Stage::Type(self.command.lines(self.nonce, self.stdin))),
-            Stage::Type(lines) => {
+            RunState::Fresh => {
+                RunStep::Go(RunState::Type(self.command.lines(self.nonce, self.stdin)))
+            }
+            RunState::Type(lines) => {
                 let line = lines.pop_front().unwrap_or_default();
                 let lines = core::mem::take(lines);
-                self.stage = if lines.is_empty() { Stage::Begin } else { Stage::More(lines) };
+                self.stage = if lines.is_empty() { RunState::Begin } else { RunState::More(lines) };
                 self.since = cursor.offset();
-                Step::Write(line)
+                RunStep::Write(line)
             }
-            Stage::More(lines) => match seek(&self.more, &mut self.search, log, cursor) {
-                Some(_) => Step::Go(Stage::Type(core::mem::take(lines))),
-                None => Step::Starved,
+            RunState::More(lines) => match seek(&self.more, &mut self.search, log, cursor) {
+                Some(_) => RunStep::Go(RunState::Type(core::mem::take(lines))),
+                None => RunStep::Starved,
             },
-            Stage::Begin => match seek(&self.begin, &mut self.search, log, cursor) {
-                Some(_) => Step::Go(Stage::BeginLine),
-                None => Step::Starved,
+            RunState::Begin => match seek(&self.begin, &mut self.search, log, cursor) {
+                Some(_) => RunStep::Go(RunState::BeginLine),
+                None => RunStep::Starved,
             },
-            Stage::BeginLine => match line_end(log, cursor) {
+            RunState::BeginLine => match line_end(log, cursor) {
                 true => {
                     self.lost_before = cursor.lost();
-                    Step::Go(Stage::Output)
+                    RunStep::Go(RunState::Output)
                 }
-                false => Step::Starved,
+                false => RunStep::Starved,
             },
-            Stage::Output => self.output(log, cursor),
-            Stage::EndLine => match (line_end(log, cursor), &self.prompt) {
-                (false, _) => Step::Starved,
-                (true, Some(_)) => Step::Go(Stage::Prompt),
-                (true, None) => Step::Finished,
+            RunState::Output => self.output(log, cursor),
+            RunState::EndLine => match (line_end(log, cursor), &self.prompt) {
+                (false, _) => RunStep::Starved,
+                (true, Some(_)) => RunStep::Go(RunState::Prompt),
+                (true, None) => RunStep::Finished,
             },
-            Stage::Prompt => match &self.prompt {
+            RunState::Prompt => match &self.prompt {
                 Some(prompt) if seek(prompt, &mut self.search, log, cursor).is_none() => {
-                    Step::Starved
+                    RunStep::Starved
                 }
-                _ => Step::Finished,
+                _ => RunStep::Finished,
             },
         }
     }
 
     /// Gathers what is surely output, up to the end mark with its status.
-    fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> Step {
+    fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
         if self.waits_for_taker {
-            return Step::Starved;
+            return RunStep::Starved;
         }
         let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
         let hit = self.end.find(search, log);
-        let Some(Hit { start, end, .. }) = hit else {
+        let Some(PatternMatch { start, end, .. }) = hit else {
             // Whoever follows the output sees each byte as soon as it cannot be of the mark.
             let held = half_mark(cursor.peek(log), &self.end);
             self.collected.push(cursor.before(log, log.end() - held as u64));
-            return Step::Starved;
+            return RunStep::Starved;
         };
         self.collected.push(cursor.before(log, start));
         match status(log.since(end)) {
-            Status::Known { status, len } => {
+            StatusParse::Known { status, len } => {
                 cursor.before(log, end + len as u64);
                 self.status = Some(status);
                 self.search = None;
-                Step::Go(Stage::EndLine)
+                RunStep::Go(RunState::EndLine)
             }
-            Status::Incomplete => Step::Starved,
-            Status::No => {
+            StatusParse::Incomplete => RunStep::Starved,
+            StatusParse::No => {
                 // Something that looked like our mark was printed by the command.
                 self.collected.push(cursor.before(log, end));
                 self.search = None;
-                Step::Again
+                RunStep::Again
             }
         }
     }
@@ -297,32 +301,33 @@ impl RunCommand {
     /// A command may print any of those words and then be silent for as long as it likes. So while
     /// it runs only a panic counts, and only with its last line; the others count while the shell
     /// has not taken the command.
-    fn trouble(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
-        let is_taken = matches!(self.stage, Stage::Output | Stage::EndLine | Stage::Prompt);
+    fn fault(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
+        let is_taken =
+            matches!(self.stage, RunState::Output | RunState::EndLine | RunState::Prompt);
         self.is_suspicious = match self.frame.suspicion() {
             // A guest that is held back is silent for that.
             _ if self.waits_for_taker => false,
-            Some(Trouble::KernelPanic) => closed || self.frame.panic_is_whole(log),
+            Some(GuestFault::KernelPanic) => closed || self.frame.panic_is_whole(log),
             Some(_) => !is_taken,
             None => false,
         };
         if !self.is_suspicious {
             return None;
         }
-        let seen = self.frame.trouble(now, log, closed)?;
-        Some(match seen.trouble {
-            Trouble::KernelPanic => self.frame.panicked(log, self.expected(), seen),
-            Trouble::EmergencyShell => self.frame.in_emergency(log, self.expected(), seen),
-            Trouble::LoginIncorrect => ScriptError::NotLoggedIn { tail: self.frame.tail(log) },
+        let seen = self.frame.fault(now, log, closed)?;
+        Some(match seen.fault {
+            GuestFault::KernelPanic => self.frame.panicked(log, self.expected(), seen),
+            GuestFault::EmergencyShell => self.frame.in_emergency(log, self.expected(), seen),
+            GuestFault::LoginIncorrect => ScriptError::NotLoggedIn { tail: self.frame.tail(log) },
         })
     }
 
     /// Ends without the command's end.
-    fn fail(&mut self, error: ScriptError, log: &Scrollback, cursor: &mut Cursor) -> Output {
+    fn fail(&mut self, error: ScriptError, log: &Scrollback, cursor: &mut Cursor) -> ScriptAction {
         if !self.is_streamed {
             return self.frame.fail(error, cursor);
         }
-        if matches!(self.stage, Stage::Output) {
+        if matches!(self.stage, RunState::Output) {
             self.collected.push(&cursor.take(log));
             self.collected.close();
         }
@@ -331,11 +336,11 @@ impl RunCommand {
     }
 
     /// What came instead of what is waited for.
-    fn near(&self, log: &Scrollback) -> Option<NearMiss> {
+    fn near_match(&self, log: &Scrollback) -> Option<NearMatch> {
         match &self.stage {
-            Stage::Output => hint::of_lost_shell(log, self.since),
-            Stage::EndLine => None,
-            Stage::Prompt => near_miss(self.prompt.as_ref()?.patterns(), log.since(self.since))
+            RunState::Output => hint::of_lost_shell(log, self.since),
+            RunState::EndLine => None,
+            RunState::Prompt => near_match(self.prompt.as_ref()?.patterns(), log.since(self.since))
                 .or_else(|| hint::of_another_prompt(log, self.since)),
             _ => hint::of_no_shell(log, self.frame.origin()),
         }
@@ -343,11 +348,13 @@ impl RunCommand {
 
     fn expected(&self) -> String {
         match &self.stage {
-            Stage::Fresh | Stage::Type(_) | Stage::More(_) | Stage::Begin | Stage::BeginLine => {
-                "the shell to take the command".into()
-            }
-            Stage::Output | Stage::EndLine => "the command to end".into(),
-            Stage::Prompt => {
+            RunState::Fresh
+            | RunState::Type(_)
+            | RunState::More(_)
+            | RunState::Begin
+            | RunState::BeginLine => "the shell to take the command".into(),
+            RunState::Output | RunState::EndLine => "the command to end".into(),
+            RunState::Prompt => {
                 let prompt = self.prompt.as_ref().and_then(|m| m.patterns().first());
                 prompt.map(|prompt| format!("the prompt {prompt}")).unwrap_or_default()
             }
@@ -362,7 +369,7 @@ impl Script for RunCommand {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output {
+    ) -> ScriptAction {
         if let Some(ended) = self.frame.enter(cursor) {
             return ended;
         }
@@ -383,36 +390,41 @@ impl Script for RunCommand {
             let is_full = self.is_streamed && self.collected.len() >= ahead && !ends;
             self.waits_for_taker = is_full && cursor.offset() < log.end();
             match self.step(log, cursor) {
-                Step::Write(bytes) => return Output::Write(bytes),
-                Step::Go(stage) => {
+                RunStep::Write(bytes) => return ScriptAction::Write(bytes),
+                RunStep::Go(stage) => {
                     self.stage = stage;
                     self.since = cursor.offset();
                 }
-                Step::Finished => {
+                RunStep::Finished => {
                     let (output, cut) = self.collected.finish();
                     let truncated = cut || cursor.lost() > self.lost_before;
-                    return self.frame.succeed(Reply { output, status: self.status, truncated });
+                    return self.frame.succeed(CommandOutput {
+                        output,
+                        status: self.status,
+                        truncated,
+                    });
                 }
-                Step::Again => {}
-                Step::Starved if self.is_silent(now, closed) && self.read_through(log, cursor) => {}
-                Step::Starved => break,
+                RunStep::Again => {}
+                RunStep::Starved
+                    if self.is_silent(now, closed) && self.read_through(log, cursor) => {}
+                RunStep::Starved => break,
             }
         }
-        if let Some(error) = self.trouble(now, log, closed || self.is_rebooted) {
+        if let Some(error) = self.fault(now, log, closed || self.is_rebooted) {
             self.fail(error, log, cursor)
         } else if self.is_rebooted {
             let (expected, tail) = (self.expected(), self.frame.tail(log));
             self.fail(ScriptError::Rebooted { expected, tail }, log, cursor)
         } else if self.frame.is_over(now, closed) {
-            let (expected, near) = (self.expected(), self.near(log));
-            let error = self.frame.unmet(now, log, closed, expected, near);
+            let (expected, near_match) = (self.expected(), self.near_match(log));
+            let error = self.frame.unmet(now, log, closed, expected, near_match);
             if closed {
                 return self.fail(error, log, cursor);
             }
             self.interrupted = Some(error);
-            Output::Write(vec![INTERRUPT])
+            ScriptAction::Write(vec![INTERRUPT])
         } else {
-            Output::Wait
+            ScriptAction::Wait
         }
     }
 
@@ -435,7 +447,8 @@ impl Script for RunCommand {
 
     fn handle_cancel(&mut self) -> Option<Vec<u8>> {
         let is_over = self.frame.ended.is_some() || self.interrupted.is_some();
-        let runs = !is_over && !matches!(self.stage, Stage::Fresh | Stage::EndLine | Stage::Prompt);
+        let runs = !is_over
+            && !matches!(self.stage, RunState::Fresh | RunState::EndLine | RunState::Prompt);
         runs.then(|| vec![INTERRUPT])
     }
 }
@@ -446,7 +459,7 @@ fn seek(
     search: &mut Option<Search>,
     log: &Scrollback,
     cursor: &mut Cursor,
-) -> Option<Hit> {
+) -> Option<PatternMatch> {
     let state = search.get_or_insert_with(|| Search::from(cursor.offset()));
     let hit = matcher.find(state, log);
     match hit {
@@ -469,7 +482,7 @@ fn half_mark(text: &[u8], mark: &Matcher) -> usize {
 /// What else there is instead is not part of it.
 fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
     let unread = cursor.peek(log);
-    let mut through = Through::new(unread);
+    let mut through = KernelLogFilter::new(unread);
     let (end, is_whole) = loop {
         match through.next() {
             Some(b'\r') => {}
@@ -483,23 +496,23 @@ fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
     is_whole
 }
 
-enum Status {
+enum StatusParse {
     Known { status: i32, len: usize },
     Incomplete,
     No,
 }
 
 /// Reads `decimal ";"`, with as many digits as an exit status can have.
-fn status(bytes: &[u8]) -> Status {
+fn status(bytes: &[u8]) -> StatusParse {
     const DIGITS: usize = 3;
     let digits = bytes.iter().take(DIGITS + 1).take_while(|b| b.is_ascii_digit()).count();
     match bytes.get(digits) {
-        None if digits <= DIGITS => Status::Incomplete,
+        None if digits <= DIGITS => StatusParse::Incomplete,
         Some(b';') if (1..=DIGITS).contains(&digits) => {
             let status = bytes[..digits].iter().fold(0, |n, b| n * 10 + i32::from(b - b'0'));
-            Status::Known { status, len: digits + 1 }
+            StatusParse::Known { status, len: digits + 1 }
         }
-        _ => Status::No,
+        _ => StatusParse::No,
     }
 }
 

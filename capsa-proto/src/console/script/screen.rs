@@ -11,7 +11,7 @@
 //! A kernel that prints no time stamps is not seen through; [`Login`](super::Login) then has to ask
 //! for a new prompt.
 
-use crate::console::kernel::Stamp;
+use crate::console::kernel_log::Timestamp;
 use alloc::vec::Vec;
 use memchr::memmem;
 
@@ -23,7 +23,7 @@ pub(super) const PIECE: usize = WINDOW / 4;
 
 /// What stands at the end of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
+pub(super) enum PromptKind {
     /// `login:`, but not that of `Last login:`.
     Login,
     /// `assword:`, so with either first letter.
@@ -37,14 +37,14 @@ pub(super) enum Sign {
 pub(super) struct Screen {
     text: Vec<u8>,
     shown: u64,
-    state: State,
+    state: ScreenState,
     /// What may become a time stamp of the kernel, and is not shown until it cannot.
     held: Vec<u8>,
 }
 
 /// What the next byte belongs to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum State {
+enum ScreenState {
     #[default]
     Text,
     /// A message of the kernel, to the end of the line.
@@ -86,16 +86,16 @@ impl Screen {
     }
 
     /// What is asked for at the end of the output, if anything.
-    pub(super) fn sign(&self) -> Option<Sign> {
+    pub(super) fn prompt_kind(&self) -> Option<PromptKind> {
         let line = self.line();
         if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) {
-            return Some(Sign::Shell);
+            return Some(PromptKind::Shell);
         }
         let line = line.trim_ascii_end().to_ascii_lowercase();
         if line.ends_with(b"assword:") {
-            Some(Sign::Password)
+            Some(PromptKind::Password)
         } else if line.ends_with(b"login:") && !line.ends_with(b"last login:") {
-            Some(Sign::Login)
+            Some(PromptKind::Login)
         } else {
             None
         }
@@ -111,34 +111,34 @@ impl Screen {
         memmem::find(&self.text, words).is_some()
     }
 
-    fn next(&mut self, byte: u8) -> State {
+    fn next(&mut self, byte: u8) -> ScreenState {
         match (self.state, byte) {
-            (State::String, 0x07 | b'\n') => State::Text,
+            (ScreenState::String, 0x07 | b'\n') => ScreenState::Text,
             // ESC begins the end of a string as it begins anything else; ST is `ESC \`.
-            (_, 0x1b) => State::Escape,
-            (State::String, _) => State::String,
-            (State::Escape, b'[') => State::Csi,
-            (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
-            (State::Escape, 0x20..=0x2f) => State::Escape,
-            (State::Csi, 0x20..=0x3f) => State::Csi,
-            (State::Escape | State::Csi, _) => State::Text,
-            (State::Kernel, b'\n') => State::Text,
-            (State::Kernel, _) => State::Kernel,
-            (State::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.letter(byte),
-            (State::Text, _) => State::Text,
+            (_, 0x1b) => ScreenState::Escape,
+            (ScreenState::String, _) => ScreenState::String,
+            (ScreenState::Escape, b'[') => ScreenState::Csi,
+            (ScreenState::Escape, b']' | b'P' | b'X' | b'^' | b'_') => ScreenState::String,
+            (ScreenState::Escape, 0x20..=0x2f) => ScreenState::Escape,
+            (ScreenState::Csi, 0x20..=0x3f) => ScreenState::Csi,
+            (ScreenState::Escape | ScreenState::Csi, _) => ScreenState::Text,
+            (ScreenState::Kernel, b'\n') => ScreenState::Text,
+            (ScreenState::Kernel, _) => ScreenState::Kernel,
+            (ScreenState::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.letter(byte),
+            (ScreenState::Text, _) => ScreenState::Text,
         }
     }
 
-    fn letter(&mut self, byte: u8) -> State {
+    fn letter(&mut self, byte: u8) -> ScreenState {
         if !self.held.is_empty() {
             self.held.push(byte);
-            match Stamp::judge(&self.held) {
-                Stamp::Whole => {
+            match Timestamp::judge(&self.held) {
+                Timestamp::Whole => {
                     self.held.clear();
-                    return State::Kernel;
+                    return ScreenState::Kernel;
                 }
-                Stamp::Partial => return State::Text,
-                Stamp::No => {
+                Timestamp::Partial => return ScreenState::Text,
+                Timestamp::No => {
                     self.held.pop();
                     self.shown += self.held.len() as u64;
                     self.text.append(&mut self.held);
@@ -151,7 +151,7 @@ impl Screen {
             self.text.push(byte);
             self.shown += 1;
         }
-        State::Text
+        ScreenState::Text
     }
 }
 
@@ -159,40 +159,40 @@ impl Screen {
 mod tests {
     use super::*;
 
-    fn sign(text: &str) -> Option<Sign> {
+    fn sign(text: &str) -> Option<PromptKind> {
         let mut screen = Screen::default();
         for piece in text.as_bytes().chunks(PIECE) {
             screen.push(piece);
         }
-        screen.sign()
+        screen.prompt_kind()
     }
 
     #[test]
     fn a_sign_is_what_stands_at_the_end() {
         for (text, expected) in [
-            ("guest login: ", Some(Sign::Login)),
-            ("guest login:", Some(Sign::Login)),
-            ("\r\n\r\nLogin: ", Some(Sign::Login)),
+            ("guest login: ", Some(PromptKind::Login)),
+            ("guest login:", Some(PromptKind::Login)),
+            ("\r\n\r\nLogin: ", Some(PromptKind::Login)),
             ("Last login: ", None),
-            ("Last login: Mon Nov 23\r\n# ", Some(Sign::Shell)),
+            ("Last login: Mon Nov 23\r\n# ", Some(PromptKind::Shell)),
             ("guest login: root (automatic login)", None),
             ("guest login: \r\n", None),
-            ("Password: ", Some(Sign::Password)),
-            ("root's password:", Some(Sign::Password)),
-            ("/ # ", Some(Sign::Shell)),
-            ("/ # \x1b[6n", Some(Sign::Shell)),
-            ("\x1b[?2004h\x1b[1;32mroot@vm\x1b[0m:~# \x1b[K", Some(Sign::Shell)),
-            ("\x1b]0;root@vm: ~\x07user@vm:~$ ", Some(Sign::Shell)),
-            ("\x1b]0;title\x1b\\sh-5.2> \x1b[", Some(Sign::Shell)),
-            ("\x1b(B# ", Some(Sign::Shell)),
-            ("\r\x1b[K\r# ", Some(Sign::Shell)),
-            ("# \r", Some(Sign::Shell)),
+            ("Password: ", Some(PromptKind::Password)),
+            ("root's password:", Some(PromptKind::Password)),
+            ("/ # ", Some(PromptKind::Shell)),
+            ("/ # \x1b[6n", Some(PromptKind::Shell)),
+            ("\x1b[?2004h\x1b[1;32mroot@vm\x1b[0m:~# \x1b[K", Some(PromptKind::Shell)),
+            ("\x1b]0;root@vm: ~\x07user@vm:~$ ", Some(PromptKind::Shell)),
+            ("\x1b]0;title\x1b\\sh-5.2> \x1b[", Some(PromptKind::Shell)),
+            ("\x1b(B# ", Some(PromptKind::Shell)),
+            ("\r\x1b[K\r# ", Some(PromptKind::Shell)),
+            ("# \r", Some(PromptKind::Shell)),
             ("# \r\n", None),
             ("# ls", None),
             ("", None),
             ("\x1b", None),
             ("\x1b]0;never ended", None),
-            ("caf\u{e9} # ", Some(Sign::Shell)),
+            ("caf\u{e9} # ", Some(PromptKind::Shell)),
         ] {
             assert_eq!(sign(text), expected, "{text:?}");
         }
@@ -201,16 +201,16 @@ mod tests {
     #[test]
     fn the_kernel_does_not_hide_a_prompt() {
         for (text, expected) in [
-            ("# [    1.234567] random: crng init done\r\n", Some(Sign::Shell)),
-            ("lo[    1.234567] a\r\n[    1.234568] b\r\ngin: ", Some(Sign::Login)),
-            ("Password: [12345.678901][    T1] usb 1-1: new", Some(Sign::Password)),
+            ("# [    1.234567] random: crng init done\r\n", Some(PromptKind::Shell)),
+            ("lo[    1.234567] a\r\n[    1.234568] b\r\ngin: ", Some(PromptKind::Login)),
+            ("Password: [12345.678901][    T1] usb 1-1: new", Some(PromptKind::Password)),
             ("# [1.23] not the kernel\r\n", None),
             ("# [    1.234567 not the kernel\r\n", None),
-            ("[root@vm ~]# ", Some(Sign::Shell)),
-            ("# [", Some(Sign::Shell)),
-            ("# [  1.2345", Some(Sign::Shell)),
+            ("[root@vm ~]# ", Some(PromptKind::Shell)),
+            ("# [", Some(PromptKind::Shell)),
+            ("# [  1.2345", Some(PromptKind::Shell)),
             ("# [x", None),
-            ("[[    1.234567] a\r\n# ", Some(Sign::Shell)),
+            ("[[    1.234567] a\r\n# ", Some(PromptKind::Shell)),
         ] {
             assert_eq!(sign(text), expected, "{text:?}");
         }
@@ -223,7 +223,7 @@ mod tests {
         let shown = screen.shown();
         for byte in b"\x1b[0m[    1.234567] random: crng init done\r\n\x1b]0;title\x07" {
             screen.push(&[*byte]);
-            assert_eq!((screen.shown(), screen.sign()), (shown, Some(Sign::Shell)));
+            assert_eq!((screen.shown(), screen.prompt_kind()), (shown, Some(PromptKind::Shell)));
         }
         screen.push(b" ");
         assert_eq!(screen.shown(), shown + 1);

@@ -1,7 +1,7 @@
 //! [`Silence`]: waits until a guest has said nothing for a while.
 
-use super::{Frame, Output, Reply, Script};
-use crate::console::{Cursor, Scrollback, Trouble};
+use super::{CommandOutput, Script, ScriptAction, ScriptContext};
+use crate::console::{Cursor, GuestFault, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::format;
 use alloc::string::String;
@@ -15,7 +15,7 @@ use core::time::Duration;
 /// and that is an error.
 ///
 /// ```
-/// use capsa_proto::console::{Cursor, Output, Scrollback, Script, Silence};
+/// use capsa_proto::console::{Cursor, ScriptAction, Scrollback, Script, Silence};
 /// use capsa_proto::time::Instant;
 /// use core::time::Duration;
 ///
@@ -23,14 +23,14 @@ use core::time::Duration;
 /// let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
 /// let mut script = Silence::new(second, now, None);
 /// log.push(b"booted\n");
-/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), Output::Wait);
+/// assert_eq!(script.poll_output(now, &log, &mut cursor, false), ScriptAction::Wait);
 /// now = now + second;
-/// let Output::Done(Ok(reply)) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// let ScriptAction::Done(Ok(reply)) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
 /// assert_eq!(reply.output, b"booted\n");
 /// ```
 #[derive(Debug, Clone)]
 pub struct Silence {
-    frame: Frame,
+    frame: ScriptContext,
     quiet: Duration,
     /// How much there was, and since when.
     since: (Option<u64>, Instant),
@@ -39,7 +39,7 @@ pub struct Silence {
 impl Silence {
     /// A wait that begins `now`, for a silence this long.
     pub fn new(quiet: Duration, now: Instant, timeout: Option<Duration>) -> Self {
-        Self { frame: Frame::new(now, timeout), quiet, since: (None, now) }
+        Self { frame: ScriptContext::new(now, timeout), quiet, since: (None, now) }
     }
 
     fn expected(&self) -> String {
@@ -54,7 +54,7 @@ impl Script for Silence {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> Output {
+    ) -> ScriptAction {
         if let Some(ended) = self.frame.enter(cursor) {
             return ended;
         }
@@ -65,9 +65,9 @@ impl Script for Silence {
             self.since = (Some(log.end()), now);
         }
         let is_silent = now >= self.since.1 + self.quiet;
-        let trouble = self.frame.trouble(now, log, closed);
-        if let Some(seen) = trouble
-            && seen.trouble == Trouble::KernelPanic
+        let fault = self.frame.fault(now, log, closed);
+        if let Some(seen) = fault
+            && seen.fault == GuestFault::KernelPanic
         {
             let error = self.frame.panicked(log, self.expected(), seen);
             self.frame.fail(error, cursor)
@@ -75,12 +75,12 @@ impl Script for Silence {
             let lost = cursor.lost();
             let output = cursor.take(log);
             let truncated = cursor.lost() > lost;
-            self.frame.succeed(Reply { output, status: None, truncated })
+            self.frame.succeed(CommandOutput { output, status: None, truncated })
         } else if self.frame.is_over(now, closed) {
             let error = self.frame.unmet(now, log, closed, self.expected(), None);
             self.frame.fail(error, cursor)
         } else {
-            Output::Wait
+            ScriptAction::Wait
         }
     }
 
@@ -112,11 +112,11 @@ mod tests {
         for n in 0..5 {
             log.push(b"x");
             let output = script.poll_output(at(n * 200), &log, &mut cursor, false);
-            assert_eq!(output, Output::Wait);
+            assert_eq!(output, ScriptAction::Wait);
         }
         assert_eq!(script.poll_timeout().unwrap().at, at(1000));
         let output = script.poll_output(at(1000), &log, &mut cursor, false);
-        let Output::Done(Err(error)) = output else { panic!("{output:?}") };
+        let ScriptAction::Done(Err(error)) = output else { panic!("{output:?}") };
         assert_eq!(alloc::format!("{error}"), "timed out after 1s waiting for 300ms of silence");
         assert_eq!(cursor, Cursor::at(0), "a timeout loses nothing");
         assert_eq!(script.poll_timeout(), None);
@@ -126,9 +126,9 @@ mod tests {
     fn what_was_there_before_does_not_break_it() {
         let (mut log, mut cursor, mut script) = (Scrollback::default(), Cursor::at(0), script());
         log.push(b"old");
-        assert_eq!(script.poll_output(at(200), &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.poll_output(at(200), &log, &mut cursor, false), ScriptAction::Wait);
         let output = script.poll_output(at(300), &log, &mut cursor, false);
-        let Output::Done(Ok(reply)) = output else { panic!("{output:?}") };
+        let ScriptAction::Done(Ok(reply)) = output else { panic!("{output:?}") };
         assert_eq!((&reply.output[..], reply.truncated), (&b"old"[..], false));
         assert_eq!(cursor.peek(&log), b"");
     }
@@ -138,13 +138,19 @@ mod tests {
         let mut log = Scrollback::default();
         log.push(b"bye");
         let output = script().poll_output(at(900), &log, &mut Cursor::at(0), true);
-        assert!(matches!(output, Output::Done(Err(ScriptError::Closed { .. }))), "{output:?}");
+        assert!(
+            matches!(output, ScriptAction::Done(Err(ScriptError::Closed { .. }))),
+            "{output:?}"
+        );
 
         log.push(b"\nKernel panic - not syncing: x\n");
         let (mut script, mut cursor) =
             (Silence::new(Duration::from_secs(2), at(0), None), Cursor::at(0));
-        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), ScriptAction::Wait);
         let output = script.poll_output(at(2000), &log, &mut cursor, false);
-        assert!(matches!(output, Output::Done(Err(ScriptError::KernelPanic { .. }))), "{output:?}");
+        assert!(
+            matches!(output, ScriptAction::Done(Err(ScriptError::KernelPanic { .. }))),
+            "{output:?}"
+        );
     }
 }

@@ -339,7 +339,7 @@ fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
 
 #[test]
 fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
-    use LastWord::{Panic, Restart};
+    use ConsoleCrash::{Panic, Restart};
     let cut = Message::qmp("cut the power", "cut");
     let heard = GuestFall::Heard { cut: cut.clone() };
     for (fall, on_reboot, word, want) in [

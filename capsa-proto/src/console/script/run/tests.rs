@@ -2,7 +2,7 @@
 
 mod streamed;
 
-use super::super::shell::{At, Behaviour, ECHOES, Guest, Talk, talk};
+use super::super::test_guest::{Behaviour, ECHOES, GuestAt, ScriptRun, TestGuest, run_script};
 use super::*;
 use crate::console::script::COMMAND_MAX;
 use alloc::string::ToString;
@@ -14,14 +14,14 @@ fn command(text: &str, prompt: Option<&str>) -> RunCommand {
     RunCommand::new(text, prompt, 0xbeef, Instant::ZERO, TIMEOUT).expect("typeable")
 }
 
-fn shell(behaviour: fn(&str) -> (&'static [u8], Option<i32>)) -> Guest {
-    let mut guest = Guest::new(At::Shell);
+fn shell(behaviour: fn(&str) -> (&'static [u8], Option<i32>)) -> TestGuest {
+    let mut guest = TestGuest::new(GuestAt::Shell);
     guest.behaviour = behaviour;
     guest.prompt();
     guest
 }
 
-fn unread(talk: &Talk) -> String {
+fn unread(talk: &ScriptRun) -> String {
     String::from_utf8_lossy(talk.cursor.peek(&talk.log)).into()
 }
 
@@ -48,7 +48,7 @@ fn output_and_status_come_back_under_every_echo_and_chunking() {
                 // Long enough to wrap.
                 let text = "echo 'it is' \"a command\" that is rather longer than a row of 80 columns; \
                             echo # ; echo capsa:begin:; true";
-                let talk = talk(&mut command(text, prompt), &mut guest, chunk, 1);
+                let talk = run_script(&mut command(text, prompt), &mut guest, chunk, 1);
                 let reply = talk.result.as_ref().expect("a reply");
                 assert_eq!(reply.output, output, "{echo:?} {chunk}");
                 assert_eq!((reply.status, reply.truncated), (Some(status), false));
@@ -71,7 +71,7 @@ fn a_long_command_goes_in_several_lines_and_arrives_whole() {
         for echo in ECHOES {
             let mut guest = shell(|_| (b"done\n", Some(0)));
             guest.echo = echo;
-            let talk = talk(&mut command(&text, Some("# ")), &mut guest, 900, 2);
+            let talk = run_script(&mut command(&text, Some("# ")), &mut guest, 900, 2);
             assert_eq!(talk.result.map(|r| r.output), Ok(b"done\n".to_vec()));
             assert_eq!(guest.ran, [&*text]);
             assert!(talk.typed.len() > 2);
@@ -82,7 +82,7 @@ fn a_long_command_goes_in_several_lines_and_arrives_whole() {
 #[test]
 fn a_timeout_types_one_interrupt_and_loses_nothing() {
     let mut guest = shell(|_| (b"working...", None));
-    let talk = talk(&mut command("sleep 999", None), &mut guest, 5, 3);
+    let talk = run_script(&mut command("sleep 999", None), &mut guest, 5, 3);
     let error = talk.result.clone().expect_err("a timeout");
     assert_eq!(error.to_string(), "timed out after 10s waiting for the command to end");
     let ScriptError::TimedOut { tail, .. } = error else { panic!("{error}") };
@@ -92,14 +92,14 @@ fn a_timeout_types_one_interrupt_and_loses_nothing() {
 
     let mut again = command("sleep 1", None);
     guest.behaviour = |_| (b"ok", Some(0));
-    let talk = super::super::shell::talk(&mut again, &mut guest, 5, 3);
+    let talk = super::super::test_guest::run_script(&mut again, &mut guest, 5, 3);
     assert_eq!(talk.result.map(|r| r.output), Ok(b"ok".to_vec()), "the shell is usable");
 }
 
 #[test]
 fn what_is_missing_is_named() {
-    let mut dead = Guest::new(At::Dead);
-    let error = talk(&mut command("x", None), &mut dead, 1, 0).result.expect_err("dead");
+    let mut dead = TestGuest::new(GuestAt::Dead);
+    let error = run_script(&mut command("x", None), &mut dead, 1, 0).result.expect_err("dead");
     let expected = "for the shell to take the command: nothing came back, not even an echo of what \
                     was typed";
     assert!(error.to_string().ends_with(expected), "{error}");
@@ -113,7 +113,7 @@ fn what_is_missing_is_named() {
         ("$", r##"the prompt "$": the last line is "# ": a prompt, and not that one"##),
     ] {
         let mut guest = shell(|_| (b"hi\n", Some(0)));
-        let error = talk(&mut command("x", Some(prompt)), &mut guest, 1, 0).result;
+        let error = run_script(&mut command("x", Some(prompt)), &mut guest, 1, 0).result;
         let error = error.expect_err("another prompt");
         assert!(error.to_string().ends_with(expected), "{error}");
     }
@@ -157,10 +157,10 @@ fn troubled(before: &str, amid: &str) -> (String, Duration) {
     }
     loop {
         match script.poll_output(now, &log, &mut cursor, false) {
-            Output::Write(_) => {}
-            Output::Wait => now = script.poll_timeout().expect("a deadline").at,
-            Output::Done(Ok(reply)) => panic!("{reply:?}"),
-            Output::Done(Err(error)) => return (error.to_string(), now.since(Instant::ZERO)),
+            ScriptAction::Write(_) => {}
+            ScriptAction::Wait => now = script.poll_timeout().expect("a deadline").at,
+            ScriptAction::Done(Ok(reply)) => panic!("{reply:?}"),
+            ScriptAction::Done(Err(error)) => return (error.to_string(), now.since(Instant::ZERO)),
         }
     }
 }
@@ -208,14 +208,17 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
             let mut log = Scrollback::default();
             let (mut cursor, mut now) = (Cursor::at(0), Instant::ZERO);
             let mut script = command("x", prompt);
-            assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Write(_)));
+            assert!(matches!(
+                script.poll_output(now, &log, &mut cursor, false),
+                ScriptAction::Write(_)
+            ));
             let said = [&SAID[..cut], KERNEL, &SAID[cut..]].concat();
             let mut chunks = said.as_bytes().chunks(chunk);
             let reply = loop {
                 match script.poll_output(now, &log, &mut cursor, false) {
-                    Output::Done(reply) => break reply.expect("a reply"),
-                    Output::Write(bytes) => panic!("{bytes:?} at {cut}"),
-                    Output::Wait => match chunks.next() {
+                    ScriptAction::Done(reply) => break reply.expect("a reply"),
+                    ScriptAction::Write(bytes) => panic!("{bytes:?} at {cut}"),
+                    ScriptAction::Wait => match chunks.next() {
                         Some(bytes) => log.push(bytes),
                         None => now = script.poll_timeout().expect("a deadline").at,
                     },
@@ -286,10 +289,12 @@ fn a_reboot_ends_a_command_unless_it_was_over() {
         let mut poll = |script: &mut RunCommand, log: &_| {
             script.poll_output(Instant::ZERO, log, &mut cursor, false)
         };
-        assert!(matches!(poll(&mut script, &log), Output::Write(_)));
+        assert!(matches!(poll(&mut script, &log), ScriptAction::Write(_)));
         log.push(said.as_bytes());
         script.handle_reboot();
-        let Output::Done(reply) = poll(&mut script, &log) else { panic!("it goes on: {said:?}") };
+        let ScriptAction::Done(reply) = poll(&mut script, &log) else {
+            panic!("it goes on: {said:?}")
+        };
         let reply = reply.map(|reply| reply.output).map_err(|error| error.to_string());
         assert_eq!(reply, expected.map_err(|text| text.to_string()));
         assert_eq!(script.poll_timeout(), None);
@@ -315,18 +320,21 @@ fn a_closed_console_ends_it_after_the_bytes_were_used() {
         let mut cursor = Cursor::at(0);
         let mut script = command("x", None);
         let now = Instant::ZERO;
-        assert!(matches!(script.poll_output(now, &log, &mut cursor, false), Output::Write(_)));
+        assert!(matches!(
+            script.poll_output(now, &log, &mut cursor, false),
+            ScriptAction::Write(_)
+        ));
         log.push(text.as_bytes());
         let output = script.poll_output(now, &log, &mut cursor, true);
         match (output, closed) {
-            (Output::Done(Ok(reply)), false) => assert_eq!(reply.output, b"ok\n"),
-            (Output::Done(Err(ScriptError::Closed { .. })), true) => {
+            (ScriptAction::Done(Ok(reply)), false) => assert_eq!(reply.output, b"ok\n"),
+            (ScriptAction::Done(Err(ScriptError::Closed { .. })), true) => {
                 assert_eq!(cursor, Cursor::at(0));
             }
             other => panic!("{other:?}"),
         }
         let again = script.poll_output(now, &log, &mut cursor, true);
-        assert!(matches!(again, Output::Done(Err(_))), "sticky: {again:?}");
+        assert!(matches!(again, ScriptAction::Done(Err(_))), "sticky: {again:?}");
         assert_eq!(script.poll_timeout(), None);
     }
 }
@@ -336,17 +344,17 @@ fn output_beyond_the_limit_and_beyond_the_log_is_admitted() {
     // More than the log of `talk` holds, in chunks that fit.
     static BIG: [u8; 300_000] = [b'z'; 300_000];
     let mut guest = shell(|_| (&BIG, Some(0)));
-    let talk1 = talk(&mut command("big", None), &mut guest, 4096, 4);
+    let talk1 = run_script(&mut command("big", None), &mut guest, 4096, 4);
     let reply = talk1.result.expect("a reply");
     assert_eq!((reply.output.len(), reply.truncated), (BIG.len(), false));
 
     let mut guest = shell(|_| (&BIG, Some(5)));
     let mut script = command("big", None).output_limit(1000);
-    let reply = talk(&mut script, &mut guest, 4096, 4).result.expect("a reply");
+    let reply = run_script(&mut script, &mut guest, 4096, 4).result.expect("a reply");
     assert_eq!((reply.output.len(), reply.truncated, reply.status), (1000, true, Some(5)));
 
     let mut guest = shell(|_| (&BIG, Some(5)));
-    let reply = talk(&mut command("big", None), &mut guest, 1 << 20, 9).result;
+    let reply = run_script(&mut command("big", None), &mut guest, 1 << 20, 9).result;
     // The begin mark was dropped with the first bytes, or some of the output was.
     assert!(reply.is_err() || reply.is_ok_and(|r| r.truncated));
 }
@@ -357,12 +365,12 @@ fn output_dropped_while_nobody_polled_is_admitted() {
     let mut cursor = Cursor::at(0);
     let mut script = command("x", None);
     let mut poll = |log: &Scrollback| script.poll_output(Instant::ZERO, log, &mut cursor, false);
-    assert!(matches!(poll(&log), Output::Write(_)));
+    assert!(matches!(poll(&log), ScriptAction::Write(_)));
     log.push(b"capsa:begin:000000000000beef\r\nhead");
-    assert_eq!(poll(&log), Output::Wait);
+    assert_eq!(poll(&log), ScriptAction::Wait);
     log.push(&[b'.'; 100]);
     log.push(b"tail capsa:end:000000000000beef:0;\r\n");
-    let Output::Done(Ok(reply)) = poll(&log) else { panic!("done") };
+    let ScriptAction::Done(Ok(reply)) = poll(&log) else { panic!("done") };
     assert!(reply.truncated);
     assert!(reply.output.ends_with(b"tail "));
 }
@@ -373,7 +381,7 @@ proptest! {
         let run = |chunk, seed| {
             let mut guest = shell(|_| (b"# a\nb\r\ncapsa:end:000000000000beef:;\n$ ", Some(2)));
             guest.echo = ECHOES[echo];
-            let talk = talk(&mut command("x y z", Some("# ")), &mut guest, chunk, seed);
+            let talk = run_script(&mut command("x y z", Some("# ")), &mut guest, chunk, seed);
             (talk.result, talk.cursor, talk.typed, talk.took)
         };
         prop_assert_eq!(run(chunk, seed), run(1 << 20, 0));

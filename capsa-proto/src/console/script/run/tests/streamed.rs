@@ -10,9 +10,12 @@ const END: &[u8] = b"capsa:end:000000000000beef:3;\r\n";
 /// A streamed command that has begun, and whose time is over after ten seconds.
 fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
     let mut script = command("x", None).streamed();
-    assert!(matches!(script.poll_output(Instant::ZERO, log, cursor, false), Output::Write(_)));
+    assert!(matches!(
+        script.poll_output(Instant::ZERO, log, cursor, false),
+        ScriptAction::Write(_)
+    ));
     log.push(BEGIN);
-    assert_eq!(script.poll_output(Instant::ZERO, log, cursor, false), Output::Wait);
+    assert_eq!(script.poll_output(Instant::ZERO, log, cursor, false), ScriptAction::Wait);
     script
 }
 
@@ -26,9 +29,9 @@ fn pieces_add_up_to_what_comes_at_once() {
     ];
     for behaviour in behaviours {
         for (chunk, seed) in [(1, 0), (7, 1), (64, 2), (4096, 3)] {
-            let whole = talk(&mut command("x", None), &mut shell(behaviour), chunk, seed);
+            let whole = run_script(&mut command("x", None), &mut shell(behaviour), chunk, seed);
             let mut taker = Streamed { script: command("x", None).streamed(), taken: Vec::new() };
-            let talk = talk(&mut taker, &mut shell(behaviour), chunk, seed);
+            let talk = run_script(&mut taker, &mut shell(behaviour), chunk, seed);
             let (whole, reply) = (whole.result.expect("a reply"), talk.result.expect("a reply"));
             taker.taken.extend(&reply.output);
             assert!(taker.taken == whole.output, "by {chunk}");
@@ -45,12 +48,12 @@ fn what_came_can_be_taken_before_the_end_but_for_what_may_be_the_mark() {
         [(&b"one\r\n"[..], &b"one\n"[..]), (b"two capsa:e", b"two "), (b"tc\r", b"capsa:etc")]
     {
         log.push(said);
-        assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
         assert_eq!(script.take_output(), given);
         assert_eq!(script.take_output(), b"");
     }
     log.push(END);
-    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
+    let ScriptAction::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
     else {
         panic!("done")
     };
@@ -76,7 +79,7 @@ fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
             taken.extend(piece);
         }
         match output {
-            Output::Done(result) => Some(result.expect("a reply")),
+            ScriptAction::Done(result) => Some(result.expect("a reply")),
             _ => None,
         }
     });
@@ -95,18 +98,21 @@ fn a_command_that_is_cut_off_gives_all_that_came() {
         let said = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
         for chunk in said.chunks(60_000) {
             log.push(chunk);
-            assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+            assert_eq!(
+                script.poll_output(Instant::ZERO, &log, &mut cursor, false),
+                ScriptAction::Wait
+            );
         }
         assert!(cursor.offset() < log.end(), "it reads no further than it must");
         let first = script.poll_output(at, &log, &mut cursor, closed);
         let last = match first {
-            Output::Write(interrupt) => {
+            ScriptAction::Write(interrupt) => {
                 assert_eq!(interrupt, [INTERRUPT]);
                 script.poll_output(at, &log, &mut cursor, closed)
             }
             over => over,
         };
-        assert!(matches!(last, Output::Done(Err(_))), "{last:?}");
+        assert!(matches!(last, ScriptAction::Done(Err(_))), "{last:?}");
         assert!(script.take_output() == said, "closed: {closed}");
         assert_eq!(cursor.offset(), log.end(), "and does not unread what it gives");
     }
@@ -118,10 +124,11 @@ fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
         (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
     let mut script = begun(&mut log, &mut cursor);
     log.push(&[b'x'; 100_000]);
-    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
+    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
     log.push(END);
-    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), Output::Wait);
-    let Output::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, true) else {
+    assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
+    let ScriptAction::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, true)
+    else {
         panic!("done")
     };
     assert_eq!((reply.output.len(), reply.status), (100_000, Some(3)));
@@ -138,21 +145,24 @@ fn the_silence_of_a_guest_that_is_held_back_is_no_panic() {
         let mut cursor = Cursor::at(0);
         let mut script = begun(&mut log, &mut cursor);
         log.push(&[b'x'; STREAM_AHEAD]);
-        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), ScriptAction::Wait);
         log.push(PANIC);
         for millis in [0, 1000, 2000] {
-            assert_eq!(script.poll_output(at(millis), &log, &mut cursor, false), Output::Wait);
+            assert_eq!(
+                script.poll_output(at(millis), &log, &mut cursor, false),
+                ScriptAction::Wait
+            );
             assert_eq!(script.poll_timeout().map(|deadline| deadline.at), Some(at(10_000)));
         }
         assert_eq!(script.take_output().len(), STREAM_AHEAD);
-        assert_eq!(script.poll_output(at(3000), &log, &mut cursor, false), Output::Wait);
+        assert_eq!(script.poll_output(at(3000), &log, &mut cursor, false), ScriptAction::Wait);
         log.push(more);
         let mut output = script.poll_output(at(3400), &log, &mut cursor, false);
-        assert_eq!(output, Output::Wait);
+        assert_eq!(output, ScriptAction::Wait);
         let due = script.poll_timeout().expect("a deadline").at;
         output = script.poll_output(due, &log, &mut cursor, false);
         assert_eq!(due, if is_panic { at(3500) } else { at(3900) });
-        let kernel = matches!(output, Output::Done(Err(ScriptError::KernelPanic { .. })));
+        let kernel = matches!(output, ScriptAction::Done(Err(ScriptError::KernelPanic { .. })));
         assert!(kernel || !is_panic, "{output:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! [`Gate`]: a literal that every match must have, so that text without it is passed over as fast as a
+//! [`Prefilter`]: a literal that every match must have, so that text without it is passed over as fast as a
 //! literal is looked for.
 //!
 //! The literal is the first of the expression, and neither it nor what comes before it can take a `\n`:
@@ -13,9 +13,9 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 const SHORTEST: usize = 2;
 
 /// The literal of an expression that has one.
-pub(crate) struct Gate(Finder<'static>);
+pub(crate) struct Prefilter(Finder<'static>);
 
-impl Gate {
+impl Prefilter {
     pub(super) fn of(hir: &Hir) -> Option<Self> {
         let mut parts = Vec::new();
         flatten(hir, &mut parts);
@@ -73,9 +73,11 @@ mod tests {
     use super::super::Regex;
     use alloc::string::String;
 
-    fn gate(pattern: &str) -> Option<String> {
+    fn prefilter(pattern: &str) -> Option<String> {
         let regex = Regex::new(pattern).unwrap();
-        regex.gate().map(|gate| String::from_utf8_lossy(gate.0.needle()).into_owned())
+        regex
+            .prefilter()
+            .map(|prefilter| String::from_utf8_lossy(prefilter.0.needle()).into_owned())
     }
 
     #[test]
@@ -96,7 +98,7 @@ mod tests {
             ("(?i)login", None),
             ("a", None),
         ] {
-            assert_eq!(gate(pattern).as_deref(), expected, "{pattern}");
+            assert_eq!(prefilter(pattern).as_deref(), expected, "{pattern}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Collected`]: a command's output, gathered as it comes, up to a limit.
+//! [`OutputBuffer`]: a command's output, gathered as it comes, up to a limit.
 //!
 //! It undoes what the terminal did on the way out (`\n` became `\r\n`) and nothing else: a lone
 //! `\r`, control bytes and invalid UTF-8 are the command's own.
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 /// Bytes gathered so far.
 #[derive(Debug, Clone)]
-pub(super) struct Collected {
+pub(super) struct OutputBuffer {
     bytes: Vec<u8>,
     limit: usize,
     /// A `\r` came last, and whether it stays depends on the next byte.
@@ -16,7 +16,7 @@ pub(super) struct Collected {
     len: usize,
 }
 
-impl Collected {
+impl OutputBuffer {
     pub(super) fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), limit, held: false, len: 0 }
     }
@@ -93,7 +93,7 @@ mod tests {
     use alloc::string::String;
 
     fn collect(chunks: &[&str], limit: usize) -> (String, bool) {
-        let mut collected = Collected::new(limit);
+        let mut collected = OutputBuffer::new(limit);
         for chunk in chunks {
             collected.push(chunk.as_bytes());
         }
@@ -129,7 +129,7 @@ mod tests {
     fn what_is_taken_in_pieces_is_the_whole() {
         let text = b"a\r\nb\r\r\nc\rd\r";
         for chunk in 1..text.len() {
-            let (mut collected, mut taken) = (Collected::new(usize::MAX), Vec::new());
+            let (mut collected, mut taken) = (OutputBuffer::new(usize::MAX), Vec::new());
             for bytes in text.chunks(chunk) {
                 collected.push(bytes);
                 taken.extend(collected.take());
@@ -143,11 +143,11 @@ mod tests {
     fn what_is_taken_back_was_never_there() {
         for limit in [0, 1, 3, 4, 5, 99] {
             for back in ["", "x", "x\r", "x\r\ny\r\r\n", "xy\r"] {
-                let mut collected = Collected::new(limit);
+                let mut collected = OutputBuffer::new(limit);
                 collected.push(b"ab\r\nc\r");
                 collected.push(back.as_bytes());
                 collected.take_back(back.as_bytes());
-                let without = Collected::new(limit);
+                let without = OutputBuffer::new(limit);
                 let (mut same, expected) = (without, "ab\r\nc\r");
                 same.push(expected.as_bytes());
                 assert_eq!(collected.finish(), same.finish(), "{back:?} up to {limit}");

@@ -1,9 +1,9 @@
-//! [`NearMiss`]: what a guest said that is almost what was waited for, for the error of that wait.
+//! [`NearMatch`]: what a guest said that is almost what was waited for, for the error of that wait.
 //!
 //! Looked at are the last [`WINDOW`] bytes and the first [`PATTERNS`] literals: once per literal as
 //! it is, and once for each way in which text is taken for the same by a person and not by a machine.
 
-use super::kernel::find_through;
+use super::kernel_log::find_across_kernel_log;
 use super::{Pattern, Stripper};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -24,7 +24,7 @@ const SHOWN: usize = 24;
 /// What came close to a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum NearMiss {
+pub enum NearMatch {
     /// The text was there, but for something that is easily overlooked.
     But {
         /// The pattern.
@@ -52,7 +52,7 @@ pub enum NearMiss {
     },
 }
 
-impl fmt::Display for NearMiss {
+impl fmt::Display for NearMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::But { pattern, difference, said } => {
@@ -71,16 +71,16 @@ impl fmt::Display for NearMiss {
 }
 
 /// What in these bytes comes closest to one of the patterns.
-pub(super) fn near_miss(patterns: &[Pattern], unread: &[u8]) -> Option<NearMiss> {
+pub(super) fn near_match(patterns: &[Pattern], unread: &[u8]) -> Option<NearMatch> {
     let unread = &unread[unread.len().saturating_sub(WINDOW)..];
     let literals = || {
         let all = patterns.iter().filter_map(|p| Some((p, p.as_literal()?))).take(PATTERNS);
         all.filter(|(_, literal)| (1..=LONGEST).contains(&literal.len()))
     };
-    for way in WAYS {
-        let text = Normal::of(unread, way);
+    for normalization in NORMALIZATIONS {
+        let text = NormalizedText::of(unread, normalization);
         for (pattern, literal) in literals() {
-            let literal = Normal::of(literal, way);
+            let literal = NormalizedText::of(literal, normalization);
             if literal.bytes.is_empty() {
                 continue;
             }
@@ -88,16 +88,20 @@ pub(super) fn near_miss(patterns: &[Pattern], unread: &[u8]) -> Option<NearMiss>
                 let end = text.places[start + literal.bytes.len() - 1] + 1;
                 let said = shown(&unread[text.places[start]..end]);
                 let pattern = pattern.to_string();
-                return Some(NearMiss::But { pattern, difference: way.difference, said });
+                return Some(NearMatch::But {
+                    pattern,
+                    difference: normalization.difference,
+                    said,
+                });
             }
         }
     }
     for (pattern, literal) in literals() {
         let last = &unread[unread.len().saturating_sub(CUT_WINDOW)..];
-        if let Some(place) = find_through(last, literal) {
+        if let Some(place) = find_across_kernel_log(last, literal) {
             let difference = "messages of the kernel in it";
             let (pattern, said) = (pattern.to_string(), shown(&last[place]));
-            return Some(NearMiss::But { pattern, difference, said });
+            return Some(NearMatch::But { pattern, difference, said });
         }
     }
     let best = literals().map(|(pattern, literal)| (longest_prefix(literal, unread), pattern));
@@ -108,7 +112,7 @@ pub(super) fn near_miss(patterns: &[Pattern], unread: &[u8]) -> Option<NearMiss>
         return None;
     }
     let instead = &unread[end..unread.len().min(end + SHOWN)];
-    Some(NearMiss::Prefix {
+    Some(NearMatch::Prefix {
         pattern: pattern.to_string(),
         said: shown(&unread[end - len..end]),
         instead: shown(instead),
@@ -117,23 +121,28 @@ pub(super) fn near_miss(patterns: &[Pattern], unread: &[u8]) -> Option<NearMiss>
 
 /// A way to take texts for the same.
 #[derive(Clone, Copy)]
-struct Way {
+struct Normalization {
     difference: &'static str,
     escapes: bool,
     case: bool,
     line_ends: bool,
 }
 
-const WAYS: [Way; 4] = [
-    Way { difference: "escape sequences in it", escapes: true, case: false, line_ends: false },
-    Way { difference: "letter case", escapes: false, case: true, line_ends: false },
-    Way {
+const NORMALIZATIONS: [Normalization; 4] = [
+    Normalization {
+        difference: "escape sequences in it",
+        escapes: true,
+        case: false,
+        line_ends: false,
+    },
+    Normalization { difference: "letter case", escapes: false, case: true, line_ends: false },
+    Normalization {
         difference: "its line ends, which are \\r\\n",
         escapes: false,
         case: false,
         line_ends: true,
     },
-    Way {
+    Normalization {
         difference: "letter case, line ends and escape sequences",
         escapes: true,
         case: true,
@@ -142,19 +151,24 @@ const WAYS: [Way; 4] = [
 ];
 
 /// A text without what a way overlooks, and where each byte was.
-struct Normal {
+struct NormalizedText {
     bytes: Vec<u8>,
     places: Vec<usize>,
 }
 
-impl Normal {
-    fn of(text: &[u8], way: Way) -> Self {
+impl NormalizedText {
+    fn of(text: &[u8], normalization: Normalization) -> Self {
         let mut normal = Self { bytes: Vec::new(), places: Vec::new() };
         let mut stripper = Stripper::default();
         for (place, &byte) in text.iter().enumerate() {
-            let hidden = way.escapes && !stripper.is_text(byte) || way.line_ends && byte == b'\r';
+            let hidden = normalization.escapes && !stripper.is_text(byte)
+                || normalization.line_ends && byte == b'\r';
             if !hidden {
-                normal.bytes.push(if way.case { byte.to_ascii_lowercase() } else { byte });
+                normal.bytes.push(if normalization.case {
+                    byte.to_ascii_lowercase()
+                } else {
+                    byte
+                });
                 normal.places.push(place);
             }
         }
@@ -202,7 +216,7 @@ mod tests {
 
     fn near(patterns: &[&str], text: &str) -> String {
         let patterns: Vec<Pattern> = patterns.iter().map(Pattern::literal).collect();
-        near_miss(&patterns, text.as_bytes()).map(|near| near.to_string()).unwrap_or_default()
+        near_match(&patterns, text.as_bytes()).map(|near| near.to_string()).unwrap_or_default()
     }
 
     #[test]

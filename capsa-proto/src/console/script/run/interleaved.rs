@@ -6,8 +6,8 @@
 //!
 //! What was taken for output up to then, and is of the mark, is taken back.
 
-use super::{RunCommand, Stage, Status, status};
-use crate::console::kernel::{Through, find_then};
+use super::{RunCommand, RunState, StatusParse, status};
+use crate::console::kernel_log::{KernelLogFilter, find_then_parse};
 use crate::console::{Cursor, Scrollback};
 use alloc::vec::Vec;
 
@@ -21,19 +21,20 @@ impl RunCommand {
         let text = log.since(self.since.max(log.end().saturating_sub(WINDOW)));
         let at = log.end() - text.len() as u64;
         let mark = match &self.stage {
-            Stage::More(_) => &self.more,
-            Stage::Begin => &self.begin,
-            Stage::Output => &self.end,
-            Stage::Prompt => match &self.prompt {
+            RunState::More(_) => &self.more,
+            RunState::Begin => &self.begin,
+            RunState::Output => &self.end,
+            RunState::Prompt => match &self.prompt {
                 Some(prompt) => prompt,
                 None => return false,
             },
             _ => return false,
         };
         let words = mark.patterns()[0].as_literal().unwrap_or_default();
-        let is_end = matches!(self.stage, Stage::Output);
-        let read = |rest: &mut Through<'_>| if is_end { status_through(rest) } else { Some(0) };
-        let Some((place, status)) = find_then(text, words, read) else { return false };
+        let is_end = matches!(self.stage, RunState::Output);
+        let read =
+            |rest: &mut KernelLogFilter<'_>| if is_end { status_through(rest) } else { Some(0) };
+        let Some((place, status)) = find_then_parse(text, words, read) else { return false };
         let (start, end) = (at + place.start as u64, at + place.end as u64);
         if is_end {
             let taken = cursor.offset().saturating_sub(start);
@@ -44,14 +45,14 @@ impl RunCommand {
         cursor.put_back(end);
         cursor.before(log, end);
         self.search = None;
-        self.stage = match core::mem::replace(&mut self.stage, Stage::Fresh) {
-            Stage::More(lines) => Stage::Type(lines),
-            Stage::Begin => Stage::BeginLine,
-            Stage::Output => Stage::EndLine,
+        self.stage = match core::mem::replace(&mut self.stage, RunState::Fresh) {
+            RunState::More(lines) => RunState::Type(lines),
+            RunState::Begin => RunState::BeginLine,
+            RunState::Output => RunState::EndLine,
             // The prompt was the last.
             _ => {
                 self.prompt = None;
-                Stage::Prompt
+                RunState::Prompt
             }
         };
         true
@@ -59,13 +60,13 @@ impl RunCommand {
 }
 
 /// The exit status behind an end mark.
-fn status_through(rest: &mut Through<'_>) -> Option<i32> {
+fn status_through(rest: &mut KernelLogFilter<'_>) -> Option<i32> {
     let mut bytes = Vec::new();
     while bytes.len() < 4 && bytes.last() != Some(&b';') {
         bytes.push(rest.next()?);
     }
     match status(&bytes) {
-        Status::Known { status, .. } => Some(status),
-        Status::Incomplete | Status::No => None,
+        StatusParse::Known { status, .. } => Some(status),
+        StatusParse::Incomplete | StatusParse::No => None,
     }
 }

@@ -3,7 +3,7 @@
 //! It takes the typed line apart by the rules of a shell (quotes, `printf %b`) rather than by what
 //! `line.rs` means to write, so the two check each other. It was itself checked against real ones.
 
-use super::{Output, Reply, Script, ScriptError};
+use super::{CommandOutput, Script, ScriptAction, ScriptError};
 use crate::console::{Cursor, Scrollback};
 use crate::time::Instant;
 use alloc::format;
@@ -27,7 +27,7 @@ pub(super) enum Echo {
 pub(super) const ECHOES: [Echo; 4] = [Echo::Tty, Echo::Readline, Echo::Ash, Echo::Off];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
+pub(super) enum GuestAt {
     Login,
     Password,
     Shell,
@@ -38,8 +38,8 @@ pub(super) enum At {
 /// What a command does: its output, and its status unless it never ends.
 pub(super) type Behaviour = fn(&str) -> (&'static [u8], Option<i32>);
 
-pub(super) struct Guest {
-    pub(super) at: At,
+pub(super) struct TestGuest {
+    pub(super) at: GuestAt,
     pub(super) echo: Echo,
     pub(super) prompt: &'static str,
     pub(super) password: Option<&'static str>,
@@ -54,8 +54,8 @@ pub(super) struct Guest {
     out: Vec<u8>,
 }
 
-impl Guest {
-    pub(super) fn new(at: At) -> Self {
+impl TestGuest {
+    pub(super) fn new(at: GuestAt) -> Self {
         Self {
             at,
             echo: Echo::Tty,
@@ -82,17 +82,17 @@ impl Guest {
 
     pub(super) fn prompt(&mut self) {
         let prompt = match self.at {
-            At::Login => "guest login: ",
-            At::Password => "Password: ",
-            At::Shell => self.prompt,
-            At::Dead => "",
+            GuestAt::Login => "guest login: ",
+            GuestAt::Password => "Password: ",
+            GuestAt::Shell => self.prompt,
+            GuestAt::Dead => "",
         };
         self.say(prompt);
         self.say(self.noise);
     }
 
     fn input(&mut self, bytes: &[u8]) {
-        if self.at == At::Dead {
+        if self.at == GuestAt::Dead {
             return;
         }
         for &byte in bytes {
@@ -114,7 +114,7 @@ impl Guest {
     }
 
     fn echo_line(&mut self, line: &str) {
-        if self.at == At::Password {
+        if self.at == GuestAt::Password {
             return self.say("\n");
         }
         let wrap = match self.echo {
@@ -141,23 +141,23 @@ impl Guest {
 
     fn take_line(&mut self, line: &str) {
         match self.at {
-            At::Login if line.is_empty() => {}
-            At::Login if self.password.is_some() => self.at = At::Password,
-            At::Login => self.enter(),
-            At::Password if self.password == Some(line) => self.enter(),
-            At::Password => {
+            GuestAt::Login if line.is_empty() => {}
+            GuestAt::Login if self.password.is_some() => self.at = GuestAt::Password,
+            GuestAt::Login => self.enter(),
+            GuestAt::Password if self.password == Some(line) => self.enter(),
+            GuestAt::Password => {
                 self.say("\nLogin incorrect\n");
-                self.at = At::Login;
+                self.at = GuestAt::Login;
             }
-            At::Shell => return self.shell(line),
-            At::Dead => return,
+            GuestAt::Shell => return self.shell(line),
+            GuestAt::Dead => return,
         }
         self.prompt();
     }
 
     fn enter(&mut self) {
         self.say("Last login: Mon Nov 23 on ttyS0\n");
-        self.at = At::Shell;
+        self.at = GuestAt::Shell;
     }
 
     fn shell(&mut self, line: &str) {
@@ -255,8 +255,8 @@ fn unescape(text: &str) -> String {
 }
 
 /// What a whole conversation came to.
-pub(super) struct Talk {
-    pub(super) result: Result<Reply, ScriptError>,
+pub(super) struct ScriptRun {
+    pub(super) result: Result<CommandOutput, ScriptError>,
     pub(super) typed: Vec<Vec<u8>>,
     pub(super) log: Scrollback,
     pub(super) cursor: Cursor,
@@ -265,28 +265,33 @@ pub(super) struct Talk {
 
 /// Plays `script` against `guest` until it is done, with output in chunks of 1 to `chunk` bytes.
 /// Time passes only when nobody has anything to say.
-pub(super) fn talk(script: &mut dyn Script, guest: &mut Guest, chunk: usize, seed: u64) -> Talk {
+pub(super) fn run_script(
+    script: &mut dyn Script,
+    guest: &mut TestGuest,
+    chunk: usize,
+    seed: u64,
+) -> ScriptRun {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut log, mut cursor) = (Scrollback::new(1 << 16), Cursor::at(0));
     let (mut now, mut typed) = (Instant::ZERO, Vec::new());
     for _ in 0..1_000_000 {
         match script.poll_output(now, &log, &mut cursor, false) {
-            Output::Write(bytes) => {
+            ScriptAction::Write(bytes) => {
                 guest.input(&bytes);
                 typed.push(bytes);
             }
-            Output::Done(result) => {
+            ScriptAction::Done(result) => {
                 let took = now.since(Instant::ZERO);
                 // Whatever the guest still has to say comes later.
                 log.push(&core::mem::take(&mut guest.out));
-                return Talk { result, typed, log, cursor, took };
+                return ScriptRun { result, typed, log, cursor, took };
             }
-            Output::Wait if guest.out.is_empty() => {
+            ScriptAction::Wait if guest.out.is_empty() => {
                 let deadline = script.poll_timeout().expect("nothing to wait for");
                 assert!(deadline.at > now, "busy loop: {deadline}");
                 now = deadline.at;
             }
-            Output::Wait => {
+            ScriptAction::Wait => {
                 let n = random.usize(1..=chunk).min(guest.out.len());
                 log.push(&guest.out[..n]);
                 guest.out.drain(..n);

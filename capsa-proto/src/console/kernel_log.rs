@@ -17,14 +17,14 @@ const MESSAGE_MAX: usize = 4 << 10;
 /// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
 /// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stamp {
+pub(super) enum Timestamp {
     Whole,
     /// It may become one.
     Partial,
     No,
 }
 
-impl Stamp {
+impl Timestamp {
     /// More than the kernel ever prints.
     const LONGEST: usize = 32;
 
@@ -51,12 +51,12 @@ impl Stamp {
 
 /// A text from some place on, with messages of the kernel passed over.
 #[derive(Debug, Clone)]
-pub(super) struct Through<'a> {
+pub(super) struct KernelLogFilter<'a> {
     text: &'a [u8],
     at: usize,
 }
 
-impl<'a> Through<'a> {
+impl<'a> KernelLogFilter<'a> {
     pub(super) fn new(text: &'a [u8]) -> Self {
         Self { text, at: 0 }
     }
@@ -69,15 +69,15 @@ impl<'a> Through<'a> {
     /// Whether the last byte may be the first of a message whose end has not come.
     pub(super) fn is_midway(&self) -> bool {
         let text = &self.text[self.at.saturating_sub(1)..];
-        let stamp = memchr::memchr(b']', &text[..text.len().min(Stamp::LONGEST)]);
+        let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)]);
         text.first() == Some(&b'[')
-            && Stamp::judge(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Stamp::No
+            && Timestamp::judge(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Timestamp::No
             && text.len() < MESSAGE_MAX
             && memchr::memchr(b'\n', text).is_none()
     }
 }
 
-impl Iterator for Through<'_> {
+impl Iterator for KernelLogFilter<'_> {
     type Item = u8;
 
     fn next(&mut self) -> Option<u8> {
@@ -95,28 +95,28 @@ fn message(text: &[u8]) -> Option<usize> {
     if text.first() != Some(&b'[') {
         return None;
     }
-    let stamp = memchr::memchr(b']', &text[..text.len().min(Stamp::LONGEST)])?;
-    if Stamp::judge(&text[..=stamp]) != Stamp::Whole {
+    let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)])?;
+    if Timestamp::judge(&text[..=stamp]) != Timestamp::Whole {
         return None;
     }
     Some(memchr::memchr(b'\n', &text[..text.len().min(MESSAGE_MAX)])? + 1)
 }
 
 /// The first place of `words` in `text`, read through the messages in it.
-pub(super) fn find_through(text: &[u8], words: &[u8]) -> Option<Range<usize>> {
-    find_then(text, words, |_| Some(())).map(|(place, ())| place)
+pub(super) fn find_across_kernel_log(text: &[u8], words: &[u8]) -> Option<Range<usize>> {
+    find_then_parse(text, words, |_| Some(())).map(|(place, ())| place)
 }
 
-/// As [`find_through`], with what `read` makes of what comes after the words, if it makes something
+/// As [`find_across_kernel_log`], with what `read` makes of what comes after the words, if it makes something
 /// of it. The work is that of a naive search: for short texts.
-pub(super) fn find_then<T>(
+pub(super) fn find_then_parse<T>(
     text: &[u8],
     words: &[u8],
-    read: impl Fn(&mut Through<'_>) -> Option<T>,
+    read: impl Fn(&mut KernelLogFilter<'_>) -> Option<T>,
 ) -> Option<(Range<usize>, T)> {
     let first = *words.first()?;
     memchr::memchr_iter(first, text).find_map(|start| {
-        let mut through = Through { text, at: start };
+        let mut through = KernelLogFilter { text, at: start };
         let is_there = words.iter().all(|&byte| through.next() == Some(byte));
         let found = if is_there { read(&mut through)? } else { return None };
         Some((start..through.at, found))
@@ -143,9 +143,10 @@ mod tests {
             ("[    4.812345] login:", Some("login:")),
             ("", None),
         ] {
-            let found = find_through(text.as_bytes(), b"login:").map(|place| &text[place]);
+            let found =
+                find_across_kernel_log(text.as_bytes(), b"login:").map(|place| &text[place]);
             assert_eq!(found, expected, "{text:?}");
         }
-        assert_eq!(find_through(b"x", b""), None);
+        assert_eq!(find_across_kernel_log(b"x", b""), None);
     }
 }

@@ -1,4 +1,4 @@
-//! [`LastWords`]: that a guest fell, as its kernel says on the console.
+//! [`CrashDetector`]: that a guest fell, as its kernel says on the console.
 //!
 //! Not every hypervisor tells of a reset. The kernel does, unless its console was taken away before:
 //! its last line is of a panic or of a restart. The same text may come from a file that somebody
@@ -16,7 +16,7 @@
 //! `device_shutdown`, and Linux 6.15 takes a virtio console away there (`virtio_dev_shutdown`); stable
 //! kernels took that over, Debian's 6.1.192 among them. Such a restart is not heard.
 
-use super::trouble::{before, begins_line};
+use super::fault::{before, begins_line};
 use super::{Matcher, Scrollback, Search};
 use crate::time::{Deadline, Instant};
 use core::time::Duration;
@@ -27,7 +27,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 
 /// What a kernel says last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LastWord {
+pub enum ConsoleCrash {
     /// It panicked.
     Panic,
     /// It restarts the machine.
@@ -35,10 +35,10 @@ pub enum LastWord {
 }
 
 /// The words. Of two that end together the first counts, which is the one that begins its line.
-const WORDS: &[(&str, LastWord)] = &[
-    ("---[ end Kernel panic - not syncing", LastWord::Panic),
-    ("Kernel panic - not syncing", LastWord::Panic),
-    ("reboot: Restarting system", LastWord::Restart),
+const WORDS: &[(&str, ConsoleCrash)] = &[
+    ("---[ end Kernel panic - not syncing", ConsoleCrash::Panic),
+    ("Kernel panic - not syncing", ConsoleCrash::Panic),
+    ("reboot: Restarting system", ConsoleCrash::Restart),
 ];
 
 /// What lines without a time stamp begin with that a kernel says after such words.
@@ -46,52 +46,52 @@ const MORE: &[&[u8]] = &[b"reboot: ", b"---[ end Kernel panic", b"Rebooting in "
 
 /// Hears the last words of a guest's kernel.
 #[derive(Debug, Clone)]
-pub struct LastWords {
+pub struct CrashDetector {
     matcher: Matcher,
     search: Search,
-    heard: Option<Heard>,
+    heard: Option<Candidate>,
 }
 
 /// Words that may be the last.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
-    word: LastWord,
+struct Candidate {
+    word: ConsoleCrash,
     at: u64,
     settles: Instant,
 }
 
-impl Default for LastWords {
+impl Default for CrashDetector {
     fn default() -> Self {
         let matcher = Matcher::new(WORDS.iter().map(|(words, _)| words));
         Self { matcher, search: Search::from(0), heard: None }
     }
 }
 
-impl LastWords {
+impl CrashDetector {
     /// Takes in what is new, with work linear in that. `true` when the words of a panic were among it,
     /// wherever in a line and whatever came behind.
-    pub fn look(&mut self, now: Instant, log: &Scrollback) -> bool {
+    pub fn scan(&mut self, now: Instant, log: &Scrollback) -> bool {
         let mut panic = false;
         while let Some(hit) = self.matcher.find(&mut self.search, log) {
             self.search = Search::from(hit.end);
             let (_, word) = WORDS[hit.pattern];
-            panic |= word == LastWord::Panic;
+            panic |= word == ConsoleCrash::Panic;
             if begins_line(without_stamps(before(log, hit.start))) {
-                self.heard = Some(Heard { word, at: hit.start, settles: now + SETTLE });
+                self.heard = Some(Candidate { word, at: hit.start, settles: now + SETTLE });
             }
         }
         panic
     }
 
-    /// When [`LastWords::settled`] is to be asked.
+    /// When [`CrashDetector::poll_crash`] is to be asked.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let heard = self.heard.as_ref()?;
         Some(Deadline { at: heard.settles, why: "the kernel may have said its last words" })
     }
 
     /// The kernel's last words, once, when they have turned out to be that.
-    pub fn settled(&mut self, now: Instant, log: &Scrollback) -> Option<LastWord> {
-        let Heard { word, at, .. } = self.heard.take_if(|heard| heard.settles <= now)?;
+    pub fn poll_crash(&mut self, now: Instant, log: &Scrollback) -> Option<ConsoleCrash> {
+        let Candidate { word, at, .. } = self.heard.take_if(|heard| heard.settles <= now)?;
         // Words that were dropped meanwhile were followed by a flood.
         let is_last = at >= log.start() && log.since(at).split(is_end).skip(1).all(is_kernels);
         is_last.then_some(word)
@@ -137,16 +137,20 @@ mod tests {
     }
 
     /// What counts in the end, however the text was cut.
-    fn heard(text: &str) -> Option<LastWord> {
+    fn heard(text: &str) -> Option<ConsoleCrash> {
         let answers = [1, 7, 4096].map(|chunk| {
-            let (mut log, mut words) = (Scrollback::default(), LastWords::default());
+            let (mut log, mut words) = (Scrollback::default(), CrashDetector::default());
             for bytes in text.as_bytes().chunks(chunk) {
                 log.push(bytes);
-                words.look(at(0), &log);
-                assert_eq!(words.settled(at(199), &log), None, "too early");
+                words.scan(at(0), &log);
+                assert_eq!(words.poll_crash(at(199), &log), None, "too early");
             }
-            let word = words.settled(at(200), &log);
-            assert_eq!((words.poll_timeout(), words.settled(at(999), &log)), (None, None), "once");
+            let word = words.poll_crash(at(200), &log);
+            assert_eq!(
+                (words.poll_timeout(), words.poll_crash(at(999), &log)),
+                (None, None),
+                "once"
+            );
             word
         });
         assert!(answers.iter().all(|other| *other == answers[0]), "chunking made a difference");
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_taken_at_its_last_word() {
-        use LastWord::{Panic, Restart};
+        use ConsoleCrash::{Panic, Restart};
         let trace = "[    1.6] CPU: 0 PID: 1\r\n[    1.6] Call Trace:\r\n";
         for (text, want) in [
             ("[   12.345678] reboot: Restarting system\r\n", Some(Restart)),
@@ -188,26 +192,26 @@ mod tests {
 
     #[test]
     fn whatever_comes_late_comes_from_the_next_life() {
-        let (mut log, mut words) = (Scrollback::default(), LastWords::default());
+        let (mut log, mut words) = (Scrollback::default(), CrashDetector::default());
         log.push(b"[    1.5] reboot: Restarting system\r\n");
-        assert!(!words.look(at(0), &log));
+        assert!(!words.scan(at(0), &log));
         assert_eq!(words.poll_timeout().unwrap().at, at(200));
-        assert_eq!(words.settled(at(200), &log), Some(LastWord::Restart));
+        assert_eq!(words.poll_crash(at(200), &log), Some(ConsoleCrash::Restart));
         log.push(b"Welcome!\r\n");
-        words.look(at(300), &log);
+        words.scan(at(300), &log);
         assert_eq!(words.poll_timeout(), None);
     }
 
     #[test]
     fn a_panic_is_told_wherever_it_stands() {
-        let (mut log, mut words) = (Scrollback::new(64), LastWords::default());
+        let (mut log, mut words) = (Scrollback::new(64), CrashDetector::default());
         log.push(b"it says: Kernel panic - not syncing, it says");
-        assert!(words.look(at(0), &log));
+        assert!(words.scan(at(0), &log));
         assert_eq!(words.poll_timeout(), None);
         // A flood took the words away before they could settle.
         log.push(b"\nreboot: Restarting system\n");
-        words.look(at(0), &log);
+        words.scan(at(0), &log);
         log.push(&[b'x'; 64]);
-        assert_eq!(words.settled(at(200), &log), None);
+        assert_eq!(words.poll_crash(at(200), &log), None);
     }
 }

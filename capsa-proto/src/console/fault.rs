@@ -1,4 +1,4 @@
-//! [`Watch`]: what a guest says when it has given up, so that nobody waits for it to the timeout.
+//! [`FaultDetector`]: what a guest says when it has given up, so that nobody waits for it to the timeout.
 //!
 //! Three troubles are known by their words: a kernel panic, an emergency shell, and a login that was
 //! refused. Words alone prove nothing, for a guest may print any text: a sighting counts once the
@@ -8,7 +8,7 @@
 //! The words are those of Linux 6.1 (`kernel/panic.c`), systemd 252 and util-linux 2.38 (`sulogin`),
 //! dracut 059 and initramfs-tools 0.142.
 
-use super::{Cursor, Hit, Matcher, Scrollback, Search};
+use super::{Cursor, Matcher, PatternMatch, Scrollback, Search};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
 use core::fmt;
@@ -33,7 +33,7 @@ const PANIC_END: &[u8] = b"---[ end ";
 /// In what trouble a guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum GuestFault {
     /// Its kernel panicked.
     KernelPanic,
     /// It did not boot through and offers a shell for repair, or would if it had a password for it.
@@ -42,7 +42,7 @@ pub enum Trouble {
     LoginIncorrect,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for GuestFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::KernelPanic => "the guest's kernel panicked",
@@ -54,52 +54,52 @@ impl fmt::Display for Trouble {
 
 /// A trouble that was seen, and the line that told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sighting {
+pub struct FaultReport {
     /// What it is.
-    pub trouble: Trouble,
+    pub fault: GuestFault,
     /// The line from the telling words on, 256 bytes at most, as text.
     pub line: String,
 }
 
-impl fmt::Display for Sighting {
+impl fmt::Display for FaultReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.trouble, self.line)
+        write!(f, "{}: {}", self.fault, self.line)
     }
 }
 
-const PANIC: &[(&str, Trouble)] = &[("Kernel panic - not syncing", Trouble::KernelPanic)];
+const PANIC: &[(&str, GuestFault)] = &[("Kernel panic - not syncing", GuestFault::KernelPanic)];
 
-const ALL: &[(&str, Trouble)] = &[
+const ALL: &[(&str, GuestFault)] = &[
     PANIC[0],
-    ("You are in emergency mode", Trouble::EmergencyShell),
-    ("Press Enter for maintenance", Trouble::EmergencyShell),
-    ("Give root password for maintenance", Trouble::EmergencyShell),
-    ("Cannot open access to console, the root account is locked", Trouble::EmergencyShell),
-    ("Entering emergency mode", Trouble::EmergencyShell),
-    ("(initramfs) ", Trouble::EmergencyShell),
-    ("Login incorrect", Trouble::LoginIncorrect),
+    ("You are in emergency mode", GuestFault::EmergencyShell),
+    ("Press Enter for maintenance", GuestFault::EmergencyShell),
+    ("Give root password for maintenance", GuestFault::EmergencyShell),
+    ("Cannot open access to console, the root account is locked", GuestFault::EmergencyShell),
+    ("Entering emergency mode", GuestFault::EmergencyShell),
+    ("(initramfs) ", GuestFault::EmergencyShell),
+    ("Login incorrect", GuestFault::LoginIncorrect),
 ];
 
 /// Looks out for trouble in what a guest says.
 #[derive(Debug, Clone)]
-pub(super) struct Watch {
-    words: &'static [(&'static str, Trouble)],
+pub(super) struct FaultDetector {
+    words: &'static [(&'static str, GuestFault)],
     /// The words, and with something seen those of a new boot after them.
     matcher: Matcher,
     search: Search,
-    seen: Option<Seen>,
+    seen: Option<FaultCandidate>,
     /// How much there was, and since when.
     silent: Option<(u64, Instant)>,
 }
 
 /// The words that were seen, and where.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
-    trouble: Trouble,
+struct FaultCandidate {
+    fault: GuestFault,
     at: u64,
 }
 
-impl Watch {
+impl FaultDetector {
     /// A watch for panics alone, from this offset on.
     pub(super) fn for_panic(from: u64) -> Self {
         Self::new(PANIC, from)
@@ -110,7 +110,7 @@ impl Watch {
         Self::new(ALL, from)
     }
 
-    fn new(words: &'static [(&'static str, Trouble)], from: u64) -> Self {
+    fn new(words: &'static [(&'static str, GuestFault)], from: u64) -> Self {
         let matcher = Matcher::new(words.iter().map(|(words, _)| words));
         Self { words, matcher, search: Search::from(from), seen: None, silent: None }
     }
@@ -132,24 +132,24 @@ impl Watch {
     }
 
     /// What was seen, whether or not it counts yet.
-    pub(super) fn suspicion(&self) -> Option<Trouble> {
-        self.seen.as_ref().map(|seen| seen.trouble)
+    pub(super) fn suspicion(&self) -> Option<GuestFault> {
+        self.seen.as_ref().map(|seen| seen.fault)
     }
 
     /// What was seen, once the guest has been silent for long enough.
-    pub(super) fn certain(&self, now: Instant, log: &Scrollback) -> Option<Sighting> {
+    pub(super) fn certain(&self, now: Instant, log: &Scrollback) -> Option<FaultReport> {
         let due = self.due()?;
         if now >= due.at { self.sighting(log) } else { None }
     }
 
     /// What was seen, as it is.
-    pub(super) fn sighting(&self, log: &Scrollback) -> Option<Sighting> {
+    pub(super) fn sighting(&self, log: &Scrollback) -> Option<FaultReport> {
         let seen = self.seen.as_ref()?;
         let line = log.since(seen.at);
         let line = &line[..line.len().min(LINE)];
         let line = line.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
-        Some(Sighting {
-            trouble: seen.trouble,
+        Some(FaultReport {
+            fault: seen.fault,
             line: String::from_utf8_lossy(line).trim_end().into(),
         })
     }
@@ -173,7 +173,9 @@ impl Watch {
 
     /// Whether the panic came with its last line, as a kernel's own does.
     pub(super) fn panic_is_whole(&self, log: &Scrollback) -> bool {
-        let Some(Seen { trouble: Trouble::KernelPanic, at, .. }) = self.seen else { return false };
+        let Some(FaultCandidate { fault: GuestFault::KernelPanic, at, .. }) = self.seen else {
+            return false;
+        };
         let text = log.since(at);
         let text = &text[..text.len().min(TRACE)];
         [&b"---[ end Kernel panic - not syncing"[..], b"Rebooting in "]
@@ -181,20 +183,20 @@ impl Watch {
             .any(|words| memchr::memmem::find(text, words).is_some())
     }
 
-    fn judge(&mut self, hit: Hit, log: &Scrollback) {
-        let Some(&(_, trouble)) = self.words.get(hit.pattern) else {
+    fn judge(&mut self, hit: PatternMatch, log: &Scrollback) {
+        let Some(&(_, fault)) = self.words.get(hit.pattern) else {
             // A kernel boots: what the one before it said is over.
             self.seen = None;
             return;
         };
-        let told = match trouble {
+        let told = match fault {
             // The last line of a panic names it again.
-            Trouble::KernelPanic => !before(log, hit.start).ends_with(PANIC_END),
+            GuestFault::KernelPanic => !before(log, hit.start).ends_with(PANIC_END),
             _ => begins_line(before(log, hit.start)),
         };
         // After a panic there is nothing worse to come.
-        if told && self.suspicion() != Some(Trouble::KernelPanic) {
-            self.seen = Some(Seen { trouble, at: hit.start });
+        if told && self.suspicion() != Some(GuestFault::KernelPanic) {
+            self.seen = Some(FaultCandidate { fault, at: hit.start });
         }
     }
 }
@@ -218,8 +220,8 @@ pub(super) fn begins_line(mut before: &[u8]) -> bool {
 
 /// What trouble there is in the unread bytes of a console, for an error of somebody who waited in
 /// vain. The last sighting; linear in what is unread.
-pub(super) fn trouble_in(log: &Scrollback, cursor: &Cursor) -> Option<Sighting> {
-    let mut watch = Watch::for_all(cursor.offset());
+pub(super) fn last_fault(log: &Scrollback, cursor: &Cursor) -> Option<FaultReport> {
+    let mut watch = FaultDetector::for_all(cursor.offset());
     watch.look(Instant::ZERO, log);
     watch.sighting(log)
 }
@@ -233,15 +235,15 @@ mod tests {
     }
 
     /// What counts after a silence, however the text was cut.
-    fn seen(text: &str) -> Option<(Trouble, String)> {
+    fn seen(text: &str) -> Option<(GuestFault, String)> {
         let mut answers = [1, 7, 4096].map(|chunk| {
-            let (mut log, mut watch) = (Scrollback::default(), Watch::for_all(0));
+            let (mut log, mut watch) = (Scrollback::default(), FaultDetector::for_all(0));
             for bytes in text.as_bytes().chunks(chunk) {
                 log.push(bytes);
                 watch.look(at(0), &log);
                 assert_eq!(watch.certain(at(499), &log), None, "too early");
             }
-            watch.certain(at(500), &log).map(|s| (s.trouble, s.line))
+            watch.certain(at(500), &log).map(|s| (s.fault, s.line))
         });
         let [first, rest @ ..] = &mut answers;
         assert!(rest.iter().all(|other| other == first), "chunking made a difference");
@@ -253,35 +255,35 @@ mod tests {
         for (text, expected) in [
             (
                 "[    1.5] Kernel panic - not syncing: VFS: no root\r\n[    1.6] CPU: 0\r\n",
-                Some((Trouble::KernelPanic, "Kernel panic - not syncing: VFS: no root")),
+                Some((GuestFault::KernelPanic, "Kernel panic - not syncing: VFS: no root")),
             ),
             (
                 "\r\nYou are in emergency mode. After logging in, type \"journalctl -xb\"\r\n",
                 Some((
-                    Trouble::EmergencyShell,
+                    GuestFault::EmergencyShell,
                     "You are in emergency mode. After logging in, type \"journalctl -xb\"",
                 )),
             ),
             (
                 "x\r\n\x1b[0m\x1b[1;31mGive root password for maintenance\r\n",
-                Some((Trouble::EmergencyShell, "Give root password for maintenance")),
+                Some((GuestFault::EmergencyShell, "Give root password for maintenance")),
             ),
-            ("\r\n(initramfs) ", Some((Trouble::EmergencyShell, "(initramfs)"))),
-            ("\r\nLogin incorrect\r\n", Some((Trouble::LoginIncorrect, "Login incorrect"))),
+            ("\r\n(initramfs) ", Some((GuestFault::EmergencyShell, "(initramfs)"))),
+            ("\r\nLogin incorrect\r\n", Some((GuestFault::LoginIncorrect, "Login incorrect"))),
             // In the middle of a line it is somebody's text.
             ("# grep 'Login incorrect' log\r\n", None),
             ("---[ end Kernel panic - not syncing: x ]---\r\n", None),
             ("Kernel panic - not syncing: x\r\n[    0.000000] Linux version 6.1\r\n", None),
             ("all is well", None),
         ] {
-            let expected = expected.map(|(trouble, line)| (trouble, String::from(line)));
+            let expected = expected.map(|(fault, line)| (fault, String::from(line)));
             assert_eq!(seen(text), expected, "{text:?}");
         }
     }
 
     #[test]
     fn a_guest_that_goes_on_talking_is_not_given_up() {
-        let (mut log, mut watch) = (Scrollback::default(), Watch::for_panic(0));
+        let (mut log, mut watch) = (Scrollback::default(), FaultDetector::for_panic(0));
         log.push(b"Kernel panic - not syncing: x\n");
         for n in 0..10 {
             log.push(b"but on it goes\n");
