@@ -44,8 +44,8 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
-    RunDirPlan, Step, VsockPlan,
+    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
+    Readiness, RunDirPlan, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
@@ -170,7 +170,7 @@ impl HypervisorBackend for CloudHypervisor {
                 "--seccomp".to_string(),
                 "true".to_string(),
             ],
-            ready: Ready::ControlConnected,
+            ready: Readiness::ControlConnected,
             ends_with_hypervisor: true,
         });
         LaunchPlan {
@@ -194,16 +194,16 @@ impl HypervisorBackend for CloudHypervisor {
                 ),
                 Message::http("boot the guest", "PUT", "/api/v1/vm.boot", None),
             ],
-            ask: Some(Message::http(
+            power_button: Some(Message::http(
                 "press the power button",
                 "PUT",
                 "/api/v1/vm.power-button",
                 None,
             )),
             // SIGTERM would do the same, no more: neither reaches the guest.
-            quit: Step::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
-            guest_fall: GuestFall::Told,
-            reset_settles_in: Duration::ZERO,
+            quit: StopAction::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
+            crash_reporting: CrashReporting::Event,
+            reset_debounce: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

@@ -153,8 +153,8 @@ fn the_messages_and_the_way_out() {
     let plan = plan(spec());
     let http = |path| Body::Http { method: "PUT", path, body: None };
     assert_eq!(plan.boot[1].body, http("/api/v1/vm.boot"));
-    assert_eq!(plan.ask.unwrap().body, http("/api/v1/vm.power-button"));
-    let Step::Control(quit) = plan.quit else { panic!("quits by {:?}", plan.quit) };
+    assert_eq!(plan.power_button.unwrap().body, http("/api/v1/vm.power-button"));
+    let StopAction::Control(quit) = plan.quit else { panic!("quits by {:?}", plan.quit) };
     assert_eq!(quit.body, http("/api/v1/vmm.shutdown"));
     assert_eq!(plan.control.protocol, Protocol::Http);
     assert_eq!(plan.control.socket.as_str(), "/run/c/1/api.sock");
@@ -181,7 +181,7 @@ fn a_machine_with_everything() {
 
     let names: Vec<_> = plan.processes.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["virtiofsd for /workspace", "virtiofsd for /d", "cloud-hypervisor"]);
-    assert_eq!(plan.processes[1].ready, Ready::SocketExists(path("/run/c/1/fs1.sock")));
+    assert_eq!(plan.processes[1].ready, Readiness::SocketExists(path("/run/c/1/fs1.sock")));
     assert_eq!(plan.hypervisor().0, 2);
     assert_eq!(plan.console, ConsolePlan::Pty { mode: ConsoleMode::Enabled });
     assert_eq!(

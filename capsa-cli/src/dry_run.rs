@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
-use capsa::plan::{Body, ConsolePlan, GuestFall, Message, OverlayPlan, ProcessPlan, Step};
+use capsa::plan::{
+    Body, ConsolePlan, CrashReporting, Message, OverlayPlan, ProcessPlan, StopAction,
+};
 use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
 
 use crate::envelope;
@@ -55,17 +57,17 @@ pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
     for message in &plan.boot {
         comment(&mut out, &format!("  boot: {}", message_text(message)));
     }
-    if let Some(ask) = &plan.ask {
+    if let Some(ask) = &plan.power_button {
         comment(&mut out, &format!("  stop: {}", message_text(ask)));
     }
     let quit = match &plan.quit {
-        Step::Control(message) => message_text(message),
-        Step::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
+        StopAction::Control(message) => message_text(message),
+        StopAction::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
     };
-    comment(&mut out, &format!("  power cut: {quit}"));
-    if let GuestFall::Heard { cut } = &plan.guest_fall {
-        let cut = message_text(cut);
-        comment(&mut out, &format!("  power cut once the guest says that it fell: {cut}"));
+    comment(&mut out, &format!("  power off: {quit}"));
+    if let CrashReporting::ConsoleOnly { power_off } = &plan.crash_reporting {
+        let message = message_text(power_off);
+        comment(&mut out, &format!("  power off after a guest crash: {message}"));
     }
     out
 }
@@ -104,7 +106,7 @@ fn message_text(message: &Message) -> String {
         Body::Http { method, path, body: None } => format!("{method} {path}"),
         Body::Http { method, path, body: Some(body) } => format!("{method} {path} {body}"),
     };
-    format!("{sent} ({})", message.why)
+    format!("{sent} ({})", message.purpose)
 }
 
 #[cfg(test)]
@@ -148,8 +150,8 @@ mod tests {
             assert!(text.contains("# console: "), "{text}");
             assert_eq!(text.matches("# throw-away disk: ").count(), plan.overlays.len(), "{text}");
             assert_eq!(text.contains("# event pipe: "), plan.event_pipe.is_some(), "{text}");
-            for message in plan.boot.iter().chain(&plan.ask) {
-                assert!(text.contains(message.why), "{text}");
+            for message in plan.boot.iter().chain(&plan.power_button) {
+                assert!(text.contains(message.purpose), "{text}");
             }
         }
     }

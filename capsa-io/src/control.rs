@@ -180,7 +180,7 @@ impl Control {
             None => 0,
         };
         let (_, message) = self.pending.remove(place)?;
-        tracing::debug!(message = message.why, ?reply, "control reply");
+        tracing::debug!(message = message.purpose, ?reply, "control reply");
         Some(Heard::Reply(message, reply))
     }
 
@@ -207,7 +207,7 @@ impl Control {
     fn answer_http(&mut self, reply: Reply, heard: &mut Vec<Heard>) {
         self.link = None;
         if let Some((_, message)) = self.pending.pop_front() {
-            tracing::debug!(message = message.why, ?reply, "control reply");
+            tracing::debug!(message = message.purpose, ?reply, "control reply");
             heard.push(Heard::Reply(message, reply));
         }
     }

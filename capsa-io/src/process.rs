@@ -229,7 +229,7 @@ fn last_lines(tail: &[u8]) -> String {
 mod tests {
     use super::*;
     use capsa_proto::path::HostPath;
-    use capsa_proto::plan::Ready;
+    use capsa_proto::plan::Readiness;
     use std::time::{Duration, Instant};
 
     fn plan(script: &str) -> ProcessPlan {
@@ -237,7 +237,7 @@ mod tests {
             name: "test".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
-            ready: Ready::SocketExists(HostPath::new("/none").unwrap()),
+            ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         }
     }

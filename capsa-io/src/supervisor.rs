@@ -467,8 +467,8 @@ impl Supervisor {
                     self.look_for_readiness();
                 }
                 Action::Control(message) => {
-                    tracing::debug!(message = message.why, "control message");
-                    if self.plan.ask.as_ref() == Some(&message) {
+                    tracing::debug!(message = message.purpose, "control message");
+                    if self.plan.power_button.as_ref() == Some(&message) {
                         self.console.power_button();
                     }
                     if self.message_to_play(&message) {

@@ -37,7 +37,7 @@ impl Connecting {
     /// which is not served yet.
     pub fn begin(route: VsockRoute<'_>, port: u32) -> io::Result<Self> {
         let socket = match route {
-            VsockRoute::Asked(socket) => socket,
+            VsockRoute::Handshake(socket) => socket,
             VsockRoute::Direct(socket) => {
                 let stream = sys::connect(Path::new(socket.as_str())).map_err(|error| {
                     let is_missing = error.kind() == io::ErrorKind::NotFound;

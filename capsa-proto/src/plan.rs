@@ -43,14 +43,14 @@ pub struct LaunchPlan {
     /// Messages sent in order once the control channel is up. After the last, the guest runs.
     pub boot: Vec<Message>,
     /// How the guest is asked to power off.
-    pub ask: Option<Message>,
+    pub power_button: Option<Message>,
     /// How the machine's power is cut in an orderly way.
-    pub quit: Step,
+    pub quit: StopAction,
     /// What the hypervisor does when its guest falls: at a panic, and at a reset.
-    pub guest_fall: GuestFall,
+    pub crash_reporting: CrashReporting,
     /// Resets as close as this are one: a firmware may reset once more to find itself as it was.
     #[serde(serialize_with = "seconds")]
-    pub reset_settles_in: Duration,
+    pub reset_debounce: Duration,
     /// The whole kernel command line.
     pub cmdline: String,
     /// What a reboot does.
@@ -98,7 +98,7 @@ pub struct ProcessPlan {
     /// Its arguments, without the program itself.
     pub args: Vec<String>,
     /// When it counts as up.
-    pub ready: Ready,
+    pub ready: Readiness,
     /// It ends by itself when the hypervisor does. One that would go on is told to end then.
     pub ends_with_hypervisor: bool,
 }
@@ -106,7 +106,7 @@ pub struct ProcessPlan {
 /// When a process counts as up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Ready {
+pub enum Readiness {
     /// When this socket exists. It is not connected to: the one connection it takes is another's.
     SocketExists(HostPath),
     /// When the control channel and the console are connected and, where the protocol has one, the
@@ -207,7 +207,7 @@ impl ConsolePlan {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message {
     /// What it is for, in a few words: `let the guest go`.
-    pub why: &'static str,
+    pub purpose: &'static str,
     /// What is sent.
     #[serde(flatten)]
     pub body: Body,
@@ -239,25 +239,25 @@ pub enum Body {
 
 impl Message {
     /// A QMP command without arguments.
-    pub const fn qmp(why: &'static str, execute: &'static str) -> Self {
-        Self { why, body: Body::Qmp { execute, arguments: None } }
+    pub const fn qmp(purpose: &'static str, execute: &'static str) -> Self {
+        Self { purpose, body: Body::Qmp { execute, arguments: None } }
     }
 
     /// An HTTP request.
     pub const fn http(
-        why: &'static str,
+        purpose: &'static str,
         method: &'static str,
         path: &'static str,
         body: Option<Value>,
     ) -> Self {
-        Self { why, body: Body::Http { method, path, body } }
+        Self { purpose, body: Body::Http { method, path, body } }
     }
 }
 
 /// A step of the stop ladder: a word over the control channel, or a signal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Step {
+pub enum StopAction {
     /// A control message.
     Control(Message),
     /// A signal to the hypervisor.
@@ -266,18 +266,18 @@ pub enum Step {
 
 /// What a hypervisor does when its guest falls: at a panic, and at a reset.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GuestFall {
+#[serde(rename_all = "kebab-case")]
+pub enum CrashReporting {
     /// It tells, and stays until it is told to quit.
-    Told,
+    Event,
     /// It tells and, where that ends the machine, leaves by itself. It is not told to quit then, for it
     /// is on its way.
-    Leaves,
+    EventThenExit,
     /// It does not tell. What the guest's kernel says last on its console
     /// ([`CrashDetector`](crate::console::CrashDetector)) is believed instead.
-    Heard {
+    ConsoleOnly {
         /// How the power is cut then, before the guest gets far in its next life.
-        cut: Message,
+        power_off: Message,
     },
 }
 

@@ -16,8 +16,8 @@ use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
-    RunDirPlan, Step, VsockPlan,
+    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
+    Readiness, RunDirPlan, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
 use serde_json::json;
@@ -75,7 +75,7 @@ pub(crate) fn plan(
         name: "qemu".into(),
         program,
         args: args.0,
-        ready: Ready::ControlConnected,
+        ready: Readiness::ControlConnected,
         ends_with_hypervisor: true,
     });
 
@@ -96,11 +96,11 @@ pub(crate) fn plan(
             Message::qmp("agree on capabilities", "qmp_capabilities"),
             Message::qmp("let the guest go", "cont"),
         ],
-        ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
-        quit: Step::Control(Message::qmp("quit", "quit")),
+        power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
+        quit: StopAction::Control(Message::qmp("quit", "quit")),
         // `-action` has it so.
-        guest_fall: GuestFall::Leaves,
-        reset_settles_in: FIRMWARE_RESETS_WITHIN,
+        crash_reporting: CrashReporting::EventThenExit,
+        reset_debounce: FIRMWARE_RESETS_WITHIN,
         cmdline: vm.cmdline().to_string(),
         on_reboot: spec.on_reboot,
         time_limit: spec.time_limit,

@@ -18,7 +18,7 @@
 //! # How a fall of the guest is known
 //!
 //! vfkit waits for the states "stopped" and "error" alone, tells of nothing else and has no option
-//! against a reset. The guest's kernel tells, on the console: [`GuestFall::Heard`]. For that the
+//! against a reset. The guest's kernel tells, on the console: [`CrashReporting::ConsoleOnly`]. For that the
 //! default command line has `panic=0`, so that a panic stands still after its last words instead of
 //! rebooting. What is not heard is said there and in the manual; so a machine that *must* end on a
 //! reboot is refused, and one that should where that can be told, which is the default, is not.
@@ -64,8 +64,8 @@ use capsa_proto::capabilities::{
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
-    RunDirPlan, Signal, Step, VsockPlan,
+    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
+    Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
@@ -168,7 +168,7 @@ impl HypervisorBackend for Vfkit {
                 name: KEY.to_string(),
                 program: found.program(KEY, KEY),
                 args: args::args(vm, at, &socket),
-                ready: Ready::ControlConnected,
+                ready: Readiness::ControlConnected,
                 ends_with_hypervisor: true,
             }],
             control: ControlPlan { protocol: Protocol::Http, socket },
@@ -180,12 +180,14 @@ impl HypervisorBackend for Vfkit {
             },
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
-            ask: Some(change("press the power button", "Stop")),
+            power_button: Some(change("press the power button", "Stop")),
             // It asks the guest once more, waits five seconds and forces it.
-            quit: Step::Signal(Signal::Term),
+            quit: StopAction::Signal(Signal::Term),
             // This forces at once. Its own reply is lost to the process's exit, which is no matter.
-            guest_fall: GuestFall::Heard { cut: change("cut the power", "HardStop") },
-            reset_settles_in: Duration::ZERO,
+            crash_reporting: CrashReporting::ConsoleOnly {
+                power_off: change("cut the power", "HardStop"),
+            },
+            reset_debounce: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
             on_reboot: spec.on_reboot,
             time_limit: spec.time_limit,

@@ -151,8 +151,8 @@ fn the_messages_and_the_way_out() {
     let state = |method, body| Body::Http { method, path: "/vm/state", body };
     assert_eq!(plan.boot.len(), 1);
     assert_eq!(plan.boot[0].body, state("GET", None));
-    assert_eq!(plan.ask.unwrap().body, state("POST", Some(json!({ "state": "Stop" }))));
-    assert_eq!(plan.quit, Step::Signal(Signal::Term));
+    assert_eq!(plan.power_button.unwrap().body, state("POST", Some(json!({ "state": "Stop" }))));
+    assert_eq!(plan.quit, StopAction::Signal(Signal::Term));
 }
 
 /// The program in the README, which says no more than this.
@@ -172,8 +172,12 @@ fn a_panic_stands_still_unless_the_guest_is_to_boot_again() {
     {
         let plan = of(on_reboot, ConsoleMode::Enabled);
         assert!(plan.cmdline.split(' ').any(|arg| arg == panic), "{}", plan.cmdline);
-        let GuestFall::Heard { cut } = &plan.guest_fall else { panic!("{:?}", plan.guest_fall) };
-        let Body::Http { method: "POST", path: reply::STATE, body } = &cut.body else { panic!() };
+        let CrashReporting::ConsoleOnly { power_off } = &plan.crash_reporting else {
+            panic!("{:?}", plan.crash_reporting)
+        };
+        let Body::Http { method: "POST", path: reply::STATE, body } = &power_off.body else {
+            panic!()
+        };
         assert_eq!(*body, Some(json!({ "state": "HardStop" })));
     }
     let notes = |on_reboot, console| {
@@ -386,7 +390,7 @@ fn a_run_directory_that_a_url_would_change_is_refused() {
 fn what_replies_mean() {
     let plan = plan(spec());
     let get = |reply| BACKEND.reply(&plan.boot[0], &reply);
-    let post = |reply| BACKEND.reply(plan.ask.as_ref().unwrap(), &reply);
+    let post = |reply| BACKEND.reply(plan.power_button.as_ref().unwrap(), &reply);
     let http = |status, body: &str| Reply::Http { status, body: body.into() };
     let state =
         |name| http(200, &format!(r#"{{"state":"VirtualMachineState{name}","canStop":true}}"#));

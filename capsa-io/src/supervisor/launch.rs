@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use capsa_proto::lifecycle::Input;
-use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Ready as ReadyWhen};
+use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Readiness};
 use capsa_proto::time::Instant;
 
 use super::{CONSOLE, EVENTS, Event, Supervisor, keys};
@@ -113,8 +113,8 @@ impl Supervisor {
             return true;
         }
         match &self.plan.process(id).ready {
-            ReadyWhen::SocketExists(path) => Path::new(path.as_str()).exists(),
-            ReadyWhen::ControlConnected => {
+            Readiness::SocketExists(path) => Path::new(path.as_str()).exists(),
+            Readiness::ControlConnected => {
                 if let ConsolePlan::Socket { socket, .. } = &self.plan.console
                     && !self.console.is_attached()
                     && !self.console.is_closed()

@@ -153,7 +153,7 @@ impl Supervisor {
     pub(super) fn message_to_play(&mut self, message: &Message) -> bool {
         let now = self.clock.now();
         let Some(player) = &mut self.player else { return false };
-        if self.plan.ask.as_ref() == Some(message) {
+        if self.plan.power_button.as_ref() == Some(message) {
             player.play.handle_power_button(now);
         }
         self.more = true;

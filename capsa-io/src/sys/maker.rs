@@ -37,7 +37,7 @@ mod tests {
     use std::time::Duration;
 
     use capsa_proto::path::HostPath;
-    use capsa_proto::plan::{ProcessPlan, Ready as ReadyWhen, Signal};
+    use capsa_proto::plan::{ProcessPlan, Readiness, Signal};
     use nix::libc;
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
@@ -66,7 +66,7 @@ mod tests {
             name: "test".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), "sleep 1000".into()],
-            ready: ReadyWhen::SocketExists(HostPath::new("/none").unwrap()),
+            ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         };
         Process::spawn(&plan, poll, Keys { exit: 1, stderr: 2 }, Inherited::default()).unwrap()

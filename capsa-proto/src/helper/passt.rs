@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use crate::backend::{Answer, ProbeReport, Question};
 use crate::host::Reason;
 use crate::path::HostPath;
-use crate::plan::{ProcessPlan, Ready, RunDirPlan};
+use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
 
 /// The key of its answer in the [`ProbeReport`].
 pub const KEY: &str = "passt";
@@ -88,7 +88,7 @@ pub fn process(at: &RunDirPlan, found: &ProbeReport) -> ProcessPlan {
         name: "passt".to_string(),
         program: found.program(KEY, KEY),
         args: args.map(ToString::to_string).into(),
-        ready: Ready::SocketExists(socket),
+        ready: Readiness::SocketExists(socket),
         ends_with_hypervisor: true,
     }
 }
@@ -116,7 +116,7 @@ mod tests {
     fn the_process_serves_the_socket_that_devices_connect_to() {
         let at = RunDirPlan::new(HostPath::new("/run/c/1").unwrap());
         let plan = process(&at, &ProbeReport::default());
-        assert_eq!(plan.ready, Ready::SocketExists(socket(&at)));
+        assert_eq!(plan.ready, Readiness::SocketExists(socket(&at)));
         assert!(plan.args.iter().any(|arg| arg == "/run/c/1/net.sock"));
     }
 }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use crate::backend::{ProbeReport, Question, Version};
 use crate::host::Reason;
 use crate::path::HostPath;
-use crate::plan::{GUEST_CID, ProcessPlan, Ready, RunDirPlan};
+use crate::plan::{GUEST_CID, ProcessPlan, Readiness, RunDirPlan};
 
 /// The key of its answer in the [`ProbeReport`].
 pub const KEY: &str = "vhost-device-vsock";
@@ -60,7 +60,7 @@ pub fn process(at: &RunDirPlan, socket: &HostPath, found: &ProbeReport) -> Proce
             socket.to_string(),
         ],
         // The host's socket is there before the device's.
-        ready: Ready::SocketExists(device),
+        ready: Readiness::SocketExists(device),
         ends_with_hypervisor: false,
     }
 }

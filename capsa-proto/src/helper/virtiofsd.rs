@@ -22,7 +22,7 @@ use crate::backend::{ProbeReport, Question, Version};
 use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
 use crate::host::Reason;
 use crate::path::HostPath;
-use crate::plan::{ProcessPlan, Ready, RunDirPlan};
+use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
 use crate::spec::MountMode;
 
 /// The key of its answer in the [`ProbeReport`].
@@ -111,7 +111,7 @@ pub fn process(
         name: format!("virtiofsd for {}", share.guest),
         program: found.program(KEY, "virtiofsd"),
         args,
-        ready: Ready::SocketExists(socket),
+        ready: Readiness::SocketExists(socket),
         ends_with_hypervisor: true,
     }
 }
@@ -185,7 +185,7 @@ mod tests {
             "--socket-path|/run/c/1/fs3.sock|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
              namespace|--readonly"
         );
-        assert_eq!(read_only.ready, Ready::SocketExists(socket(3, &at)));
+        assert_eq!(read_only.ready, Readiness::SocketExists(socket(3, &at)));
 
         let found = ProbeReport::default();
         let writable = process(&share(MountMode::ReadWrite, CacheMode::Auto), 0, &at, &found);

@@ -16,8 +16,8 @@ use crate::backend::Verdict;
 use crate::console::ConsoleCrash;
 use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, ProcessId, ProcessPlan, Protocol,
-    Ready, Signal, Step,
+    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, ProcessId, ProcessPlan,
+    Protocol, Readiness, Signal, StopAction,
 };
 use crate::spec::RebootPolicy;
 use crate::time::Instant;
@@ -72,7 +72,7 @@ pub(super) fn live(bytes: impl Iterator<Item = u8>) -> usize {
 /// A plan with this many helpers before the hypervisor.
 pub(super) fn plan(helpers: usize) -> LaunchPlan {
     let run_dir = HostPath::new("/run/capsa/x").expect("absolute");
-    let process = |name: &str, ready: Ready, ends_with_hypervisor| ProcessPlan {
+    let process = |name: &str, ready: Readiness, ends_with_hypervisor| ProcessPlan {
         name: name.to_owned(),
         program: name.to_owned(),
         args: vec![],
@@ -80,9 +80,11 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         ends_with_hypervisor,
     };
     let mut processes: Vec<_> = (0..helpers)
-        .map(|n| process("helper", Ready::SocketExists(run_dir.join(&n.to_string())), n % 2 == 0))
+        .map(|n| {
+            process("helper", Readiness::SocketExists(run_dir.join(&n.to_string())), n % 2 == 0)
+        })
         .collect();
-    processes.push(process("vmm", Ready::ControlConnected, true));
+    processes.push(process("vmm", Readiness::ControlConnected, true));
     LaunchPlan {
         backend: "test",
         control: ControlPlan { protocol: Protocol::Qmp, socket: run_dir.join("control") },
@@ -93,10 +95,10 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         vsock: None,
         overlays: vec![],
         boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
-        ask: Some(Message::qmp("ask", "system_powerdown")),
-        quit: Step::Control(Message::qmp("quit", "quit")),
-        guest_fall: GuestFall::Told,
-        reset_settles_in: Duration::ZERO,
+        power_button: Some(Message::qmp("ask", "system_powerdown")),
+        quit: StopAction::Control(Message::qmp("quit", "quit")),
+        crash_reporting: CrashReporting::Event,
+        reset_debounce: Duration::ZERO,
         cmdline: String::new(),
         on_reboot: RebootPolicy::End,
         time_limit: None,
@@ -133,16 +135,16 @@ impl<I: Iterator<Item = u8>> Choices<I> {
 
     fn plan(&mut self) -> LaunchPlan {
         let mut plan = plan(usize::from(self.below(3)));
-        plan.ask = plan.ask.filter(|_| self.flip());
+        plan.power_button = plan.power_button.filter(|_| self.flip());
         plan.time_limit = self.flip().then(|| self.span(Duration::from_millis(240)));
         plan.on_reboot = self.one_of(&[RebootPolicy::End, RebootPolicy::Restart]);
-        plan.guest_fall = match self.below(3) {
-            0 => GuestFall::Told,
-            1 => GuestFall::Leaves,
-            _ => GuestFall::Heard { cut: Message::qmp("cut", "cut") },
+        plan.crash_reporting = match self.below(3) {
+            0 => CrashReporting::Event,
+            1 => CrashReporting::EventThenExit,
+            _ => CrashReporting::ConsoleOnly { power_off: Message::qmp("cut", "cut") },
         };
         if self.flip() {
-            plan.quit = Step::Signal(Signal::Term);
+            plan.quit = StopAction::Signal(Signal::Term);
         }
         plan
     }

@@ -10,7 +10,7 @@ use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
 use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
 use crate::backend::Verdict;
 use crate::console::ConsoleCrash;
-use crate::plan::{GuestFall, LaunchPlan, Message, ProcessId, Signal, Step};
+use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId, Signal, StopAction};
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
@@ -56,10 +56,10 @@ struct PlanSummary {
     names: Vec<String>,
     ends_by_itself: Vec<bool>,
     boot: Vec<Message>,
-    ask: Option<Message>,
-    quit: Step,
-    guest_fall: GuestFall,
-    reset_settles_in: Duration,
+    power_button: Option<Message>,
+    quit: StopAction,
+    crash_reporting: CrashReporting,
+    reset_debounce: Duration,
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 }
@@ -79,10 +79,10 @@ impl Lifecycle {
                 names: plan.processes.iter().map(|p| p.name.clone()).collect(),
                 ends_by_itself: plan.processes.iter().map(|p| p.ends_with_hypervisor).collect(),
                 boot: plan.boot.clone(),
-                ask: plan.ask.clone(),
+                power_button: plan.power_button.clone(),
                 quit: plan.quit.clone(),
-                guest_fall: plan.guest_fall.clone(),
-                reset_settles_in: plan.reset_settles_in,
+                crash_reporting: plan.crash_reporting.clone(),
+                reset_debounce: plan.reset_debounce,
                 on_reboot: plan.on_reboot,
                 time_limit: plan.time_limit,
             },
@@ -292,7 +292,7 @@ impl Lifecycle {
             }
             (Phase::Booting, Verdict::Refused(said)) => {
                 let name = &self.plan.names[self.hypervisor().0];
-                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
                 let reason = format!("{name} refused to {message}: {said}");
                 self.set_cause(EndedBy::StartFailed { reason });
                 self.go(now, Trigger::BootRejected);
@@ -300,7 +300,7 @@ impl Lifecycle {
             // The hypervisor's own end, if that is what it is, says more.
             (Phase::Booting, Verdict::Lost(what)) => {
                 let name = &self.plan.names[self.hypervisor().0];
-                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.why);
+                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
                 let reason = format!("{name} did not {message}: {what}");
                 self.dependency_lost(now, EndedBy::StartFailed { reason });
             }
@@ -322,7 +322,7 @@ impl Lifecycle {
 
     fn guest_reset(&mut self, now: Instant) {
         if self.restarts_on_reboot() {
-            if self.last_reset.is_none_or(|last| last + self.plan.reset_settles_in <= now) {
+            if self.last_reset.is_none_or(|last| last + self.plan.reset_debounce <= now) {
                 self.last_reset = Some(now);
                 self.actions.push_back(Action::AnnounceReboot);
             }
@@ -333,7 +333,7 @@ impl Lifecycle {
     }
 
     fn guest_crashed(&mut self, now: Instant) {
-        let leaves = self.plan.guest_fall == GuestFall::Leaves;
+        let leaves = self.plan.crash_reporting == CrashReporting::EventThenExit;
         self.go(now, if leaves { Trigger::GuestPoweredOff } else { Trigger::GuestCrashed });
     }
 
@@ -343,14 +343,15 @@ impl Lifecycle {
 
     /// Nobody but the guest itself tells that it fell.
     fn is_console_only(&self) -> bool {
-        matches!(self.plan.guest_fall, GuestFall::Heard { .. })
+        matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. })
     }
 
-    fn quit(&self) -> Step {
-        match (&self.cause, &self.plan.guest_fall) {
-            (Some(EndedBy::GuestPanic | EndedBy::GuestReboot), GuestFall::Heard { cut }) => {
-                Step::Control(cut.clone())
-            }
+    fn quit(&self) -> StopAction {
+        match (&self.cause, &self.plan.crash_reporting) {
+            (
+                Some(EndedBy::GuestPanic | EndedBy::GuestReboot),
+                CrashReporting::ConsoleOnly { power_off },
+            ) => StopAction::Control(power_off.clone()),
             _ => self.plan.quit.clone(),
         }
     }
@@ -537,7 +538,9 @@ impl Lifecycle {
             EntryAction::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
             EntryAction::SendBoot if self.plan.boot.is_empty() => self.go(now, Trigger::Booted),
             EntryAction::SendBoot => self.send_boot_message(),
-            EntryAction::RequestShutdown if self.plan.ask.is_none() => self.phase_timeout(now),
+            EntryAction::RequestShutdown if self.plan.power_button.is_none() => {
+                self.phase_timeout(now)
+            }
             EntryAction::RequestShutdown => {
                 self.step(StopStep::PowerButton);
                 self.press_power_button();
@@ -545,8 +548,8 @@ impl Lifecycle {
             EntryAction::Quit => {
                 self.step(StopStep::Quit);
                 self.actions.push_back(match self.quit() {
-                    Step::Control(message) => Action::Control(message),
-                    Step::Signal(signal) => Action::Signal(hypervisor, signal),
+                    StopAction::Control(message) => Action::Control(message),
+                    StopAction::Signal(signal) => Action::Signal(hypervisor, signal),
                 });
             }
             EntryAction::KillHypervisor => {
@@ -580,7 +583,7 @@ impl Lifecycle {
     }
 
     fn press_power_button(&mut self) {
-        self.actions.extend(self.plan.ask.clone().map(Action::Control));
+        self.actions.extend(self.plan.power_button.clone().map(Action::Control));
     }
 
     fn send_boot_message(&mut self) {

@@ -45,7 +45,7 @@ pub struct NamedPort {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VsockRoute<'a> {
     /// The device is asked for the port, and says when the stream is the guest's.
-    Asked(&'a HostPath),
+    Handshake(&'a HostPath),
     /// The stream is the guest's, or ends at once where nobody listens.
     Direct(&'a HostPath),
 }
@@ -76,7 +76,7 @@ impl VsockPlan {
     /// How this port of the guest is reached. `None` where it was not named and has to be.
     pub fn to_guest(&self, port: u32) -> Option<VsockRoute<'_>> {
         match self {
-            Self::AnyPort { socket } => Some(VsockRoute::Asked(socket)),
+            Self::AnyPort { socket } => Some(VsockRoute::Handshake(socket)),
             Self::NamedPorts(ports) => {
                 named(ports, port, VsockDirection::ToGuest).map(VsockRoute::Direct)
             }
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn any_port_is_behind_one_socket() {
         let plan = VsockPlan::any_port(&run_dir());
-        let Some(VsockRoute::Asked(socket)) = plan.to_guest(5) else { panic!("{plan:?}") };
+        let Some(VsockRoute::Handshake(socket)) = plan.to_guest(5) else { panic!("{plan:?}") };
         assert_eq!(socket.as_str(), "/r/vsock");
         assert_eq!(plan.listener(u32::MAX).unwrap().as_str(), "/r/vsock_4294967295");
     }

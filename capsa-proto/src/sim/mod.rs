@@ -41,8 +41,8 @@ use crate::host::{Arch, HostFacts};
 use crate::lifecycle::Exit;
 use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, GuestFall, LaunchPlan, Message, Note, ProcessPlan, Protocol, Ready,
-    RunDirPlan, Signal, Step,
+    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
+    Readiness, RunDirPlan, Signal, StopAction,
 };
 use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use crate::time::{Deadline, Instant};
@@ -143,7 +143,7 @@ pub fn plan(
             name: "fake guest".into(),
             program: NAME.into(),
             args: Vec::new(),
-            ready: Ready::ControlConnected,
+            ready: Readiness::ControlConnected,
             ends_with_hypervisor: true,
         }],
         control: ControlPlan { protocol: Protocol::Qmp, socket: socket.clone() },
@@ -152,10 +152,10 @@ pub fn plan(
         console: console_plan(console, socket),
         vsock: None,
         boot: Vec::new(),
-        ask: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
-        quit: Step::Signal(Signal::Term),
-        guest_fall: GuestFall::Told,
-        reset_settles_in: Duration::ZERO,
+        power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
+        quit: StopAction::Signal(Signal::Term),
+        crash_reporting: CrashReporting::Event,
+        reset_debounce: Duration::ZERO,
         cmdline: String::new(),
         on_reboot,
         time_limit,

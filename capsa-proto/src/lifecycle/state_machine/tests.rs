@@ -272,7 +272,7 @@ fn a_crash_is_not_taken_for_a_power_off() {
 #[test]
 fn a_cpu_that_failed_is_no_power_off_whatever_follows() {
     let mut plan = plan(0);
-    plan.guest_fall = GuestFall::Leaves;
+    plan.crash_reporting = CrashReporting::EventThenExit;
     let mut pair = Pair::running(&plan);
     pair.say(Input::CpuFailed);
     // It may stay, with a guest that does nothing.
@@ -296,7 +296,7 @@ fn a_reset_after_a_panic_on_the_console_is_a_panic() {
 fn a_reboot_is_announced_where_that_was_asked_for() {
     let mut plan = plan(0);
     plan.on_reboot = RebootPolicy::Restart;
-    plan.reset_settles_in = Duration::from_millis(250);
+    plan.reset_debounce = Duration::from_millis(250);
     let mut pair = Pair::running(&plan);
     pair.say(Input::GuestReset);
     assert_eq!(pair.done.last(), Some(&Action::AnnounceReboot));
@@ -325,7 +325,7 @@ fn a_panic_of_an_earlier_life_does_not_explain_the_end_of_a_later_one() {
 #[test]
 fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
     let mut plan = plan(0);
-    plan.guest_fall = GuestFall::Leaves;
+    plan.crash_reporting = CrashReporting::EventThenExit;
     for input in [Input::GuestReset, Input::GuestPanicked { certain: true }] {
         let mut pair = Pair::running(&plan);
         pair.say(input);
@@ -341,18 +341,18 @@ fn a_hypervisor_that_leaves_by_itself_is_not_told_to_quit() {
 fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
     use ConsoleCrash::{Panic, Restart};
     let cut = Message::qmp("cut the power", "cut");
-    let heard = GuestFall::Heard { cut: cut.clone() };
+    let heard = CrashReporting::ConsoleOnly { power_off: cut.clone() };
     for (fall, on_reboot, word, want) in [
         (&heard, RebootPolicy::Auto, Restart, Some(EndedBy::GuestReboot)),
         (&heard, RebootPolicy::Auto, Panic, Some(EndedBy::GuestPanic)),
         (&heard, RebootPolicy::Restart, Restart, None),
         (&heard, RebootPolicy::Restart, Panic, None),
         // One that tells needs no witness, least of all a guest.
-        (&GuestFall::Told, RebootPolicy::Auto, Restart, None),
-        (&GuestFall::Leaves, RebootPolicy::End, Panic, None),
+        (&CrashReporting::Event, RebootPolicy::Auto, Restart, None),
+        (&CrashReporting::EventThenExit, RebootPolicy::End, Panic, None),
     ] {
         let case = format!("{fall:?} {on_reboot:?} {word:?}");
-        let plan = LaunchPlan { guest_fall: fall.clone(), on_reboot, ..plan(0) };
+        let plan = LaunchPlan { crash_reporting: fall.clone(), on_reboot, ..plan(0) };
         let mut pair = Pair::running(&plan);
         pair.say(Input::GuestPrintedLast(word));
         let announced = pair.done.contains(&Action::AnnounceReboot);
@@ -374,7 +374,10 @@ fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
 #[test]
 fn words_that_were_not_the_last_explain_no_end() {
     let cut = Message::qmp("cut the power", "cut");
-    let plan = LaunchPlan { guest_fall: GuestFall::Heard { cut: cut.clone() }, ..plan(0) };
+    let plan = LaunchPlan {
+        crash_reporting: CrashReporting::ConsoleOnly { power_off: cut.clone() },
+        ..plan(0)
+    };
     let mut pair = Pair::running(&plan);
     pair.say(Input::GuestPanicked { certain: false });
     // A grace that runs out is no fall: that guest is told to quit as any other.
