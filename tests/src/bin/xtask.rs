@@ -55,7 +55,7 @@ const TASKS: &[Task] = &[
     (
         "check-command",
         "",
-        "build the command's release: it is small, and starts in 1.5 times what `true` takes",
+        "build the release of `capsa` and check its size against the limit",
         check_command::run,
     ),
     ("check-macos", "", "clippy over everything as macOS sees it, on Linux", check_macos::run),
