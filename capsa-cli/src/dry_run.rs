@@ -119,7 +119,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join("a b\n$(touch x)'");
         std::fs::create_dir(&odd).unwrap();
-        let kernel = capsa_test::nano::write_to(&odd).unwrap();
+        let kernel = capsa_testkit::nano::write_to(&odd).unwrap();
         std::fs::write(odd.join("initrd"), "x").unwrap();
         let plan = |backend| {
             let config = LinuxBootConfig::new(&kernel).initrd(odd.join("initrd"));

@@ -27,7 +27,7 @@ fn row(table: &str, name: &str) -> Vec<String> {
 #[test]
 fn what_needs_a_helper_that_is_missing_is_not_there() {
     if !cfg!(target_os = "linux") {
-        return capsa_test::skip("other backends come first elsewhere");
+        return capsa_testkit::skip("other backends come first elsewhere");
     }
     if !common::has_qemu() {
         return;
@@ -59,7 +59,7 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
 #[test]
 fn nat_of_cloud_hypervisor_is_missing_without_passt() {
     if !cfg!(target_os = "linux") {
-        return capsa_test::skip("other backends come first elsewhere");
+        return capsa_testkit::skip("other backends come first elsewhere");
     }
     // Any program that says a version will do: it is not started.
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, Terminal, capsa, nano_arguments};
 use nix::sys::signal::Signal;
 use nix::sys::termios::LocalFlags;
@@ -104,7 +104,7 @@ fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
         let stderr = String::from_utf8(end.stderr).unwrap();
         let said: Vec<&str> = stderr.lines().filter(|line| line.contains("emulation")).collect();
         if lines == 1 && said.is_empty() {
-            return capsa_test::skip("KVM is usable here");
+            return capsa_testkit::skip("KVM is usable here");
         }
         assert_eq!(said.len(), lines, "{stderr}");
         assert!(said.iter().all(|line| line.len() < 160), "{stderr}");

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa_test::nano::{self, Nano};
-use capsa_test::skip;
+use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::skip;
 use common::{Capsa, completed, run_dir};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;

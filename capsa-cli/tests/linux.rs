@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa_test::guest::LinuxGuest;
-use capsa_test::vm::{self, PATIENCE};
-use capsa_test::{host, skip, workspace};
+use capsa_testkit::guest::LinuxGuest;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::{self, PATIENCE};
+use capsa_testkit::{host, skip};
 use common::{Terminal, capsa, run_dir};
 
 /// The guest, and a directory with a config file for it; `None`, said aloud, where there is none.
@@ -176,7 +177,7 @@ fn interrupt_key_reaches_the_guests_program() {
 
 /// The program that talks over vsock in the guest, which sees this host's files.
 fn vsock_peer() -> Option<PathBuf> {
-    let peer = workspace::built("vsock-peer");
+    let peer = TestProgram::new("vsock-peer").into();
     for (found, why) in [
         (host::find_program("virtiofsd").is_some(), "virtiofsd is not installed"),
         (host::find_program("vhost-device-vsock").is_some(), "vhost-device-vsock is not installed"),

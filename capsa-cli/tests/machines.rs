@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use capsa::asciicast::{Decoder, What};
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use capsa_test::vm;
+use capsa_testkit::vm;
 use common::{capsa, run_dir};
 
 const MANUAL: &str = include_str!("../../capsa/src/manual/cli.md");

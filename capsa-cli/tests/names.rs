@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, ask, capsa, nano_arguments, run_dir};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

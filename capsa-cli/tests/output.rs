@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use capsa_test::nano::{self, Nano};
-use capsa_test::skip;
+use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::skip;
 use common::{Capsa, capsa, nano_arguments, run_dir};
 
 /// A disk that is always full.

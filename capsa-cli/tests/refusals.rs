@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, ask, capsa};
 
 /// A directory with a kernel and the config file of a sound machine.

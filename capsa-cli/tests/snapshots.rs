@@ -9,7 +9,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use capsa_test::{nano, skip};
+use capsa_testkit::{nano, skip};
 use serde_json::Value;
 
 const MANUAL: &str = include_str!("../../capsa/src/manual/cli.md");

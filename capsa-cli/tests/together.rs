@@ -5,13 +5,12 @@ mod common;
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use capsa_test::nano::{self, Nano};
-use capsa_test::skip;
+use capsa_testkit::fake;
+use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, Terminal, ask, capsa, nano_arguments, run_dir};
 use nix::sys::signal::Signal;
 
@@ -53,10 +52,6 @@ fn stops_that_meet_are_one_stop_and_all_are_told() {
 fn a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up() {
     // A guest says this much only under a hypervisor that is played.
     const MUCH: usize = 4 << 20;
-    let fake = Path::new(env!("CARGO_BIN_EXE_capsa")).with_file_name("fake-qemu");
-    if !fake.exists() {
-        return skip("`cargo build -p capsa-test --bins` builds fake-qemu");
-    }
     let dir = tempfile::tempdir().unwrap();
     let mut arguments = nano_arguments(dir.path(), Nano::default());
     let words = format!("up console=ready console*{MUCH} console=over serve");
@@ -66,7 +61,7 @@ fn a_viewer_that_does_not_keep_up_is_cut_off_and_told_and_holds_nobody_up() {
     let mut machine = capsa()
         .args(arguments)
         .env("CAPSA_RUN_DIR", &machines)
-        .env("CAPSA_QEMU", &fake)
+        .env("CAPSA_QEMU", fake::qemu())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

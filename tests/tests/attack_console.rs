@@ -3,9 +3,9 @@
 use std::io::Read;
 
 use capsa::{Overflow, VmStatus};
-use capsa_test::fake;
-use capsa_test::run_isolated;
-use capsa_test::vm::PATIENCE;
+use capsa_testkit::fake;
+use capsa_testkit::run_isolated;
+use capsa_testkit::vm::PATIENCE;
 
 #[test]
 fn a_paused_console_loses_nothing_when_the_hypervisor_exits() {

@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use capsa_test::nano;
-use capsa_test::vm::{NanoGuest, eventually};
+use capsa_testkit::nano;
+use capsa_testkit::vm::{NanoGuest, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use service::{Client, Service, command, command_behind, machine};

@@ -8,10 +8,10 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use capsa::{Error, VmStatus};
-use capsa_test::fake;
-use capsa_test::processes::runs;
-use capsa_test::run_isolated;
-use capsa_test::vm::eventually;
+use capsa_testkit::fake;
+use capsa_testkit::processes::runs;
+use capsa_testkit::run_isolated;
+use capsa_testkit::vm::eventually;
 use futures_lite::future::{block_on, or, poll_once, yield_now};
 
 #[test]

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
 use capsa::{EndedBy, Error, LinuxVmBuilder, Overflow, StopStep, VmStatus};
-use capsa_test::fake;
-use capsa_test::processes::runs;
-use capsa_test::run_isolated;
-use capsa_test::vm::{PATIENCE, eventually};
+use capsa_testkit::fake;
+use capsa_testkit::processes::runs;
+use capsa_testkit::run_isolated;
+use capsa_testkit::vm::{PATIENCE, eventually};
 
 fn started(orders: &str) -> VmHandle {
     start(fake::vm(orders))

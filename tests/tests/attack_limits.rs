@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use capsa::embed::Vm;
 use capsa::{Error, VmStatus};
-use capsa_test::fake;
-use capsa_test::processes::{children, descriptors};
-use capsa_test::run_isolated;
-use capsa_test::skip;
-use capsa_test::vm::{PATIENCE, eventually, poll_fd};
+use capsa_testkit::fake;
+use capsa_testkit::processes::{children, descriptors};
+use capsa_testkit::run_isolated;
+use capsa_testkit::skip;
+use capsa_testkit::vm::{PATIENCE, eventually, poll_fd};
 use futures_lite::future::{block_on, poll_once};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

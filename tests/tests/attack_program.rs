@@ -5,11 +5,11 @@ use std::path::Path;
 
 use capsa::blocking::VmHandle;
 use capsa::{Error, VmStatus};
-use capsa_test::fake;
-use capsa_test::processes::{self, Process, runs};
-use capsa_test::run_isolated;
-use capsa_test::skip;
-use capsa_test::vm::{PATIENCE, eventually};
+use capsa_testkit::fake;
+use capsa_testkit::processes::{self, Process, runs};
+use capsa_testkit::run_isolated;
+use capsa_testkit::skip;
+use capsa_testkit::vm::{PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Error, Pattern};
-use capsa_test::vm::PATIENCE;
+use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::{block_on, poll_once};
 
 /// Short, for what never comes.

@@ -1,8 +1,8 @@
 //! Starts that go wrong, each in another way.
 
 use capsa::Error;
-use capsa_test::fake;
-use capsa_test::run_isolated;
+use capsa_testkit::fake;
+use capsa_testkit::run_isolated;
 
 /// What a start that fails says.
 fn why_not(orders: &str) -> String {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use capsa::Error;
-use capsa_test::fake;
-use capsa_test::processes::runs;
-use capsa_test::vm::eventually;
-use capsa_test::{run_isolated, test_name};
+use capsa_testkit::fake;
+use capsa_testkit::processes::runs;
+use capsa_testkit::vm::eventually;
+use capsa_testkit::{run_isolated, test_name};
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::close;
 

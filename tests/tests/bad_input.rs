@@ -7,7 +7,7 @@ use capsa::{
     Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism, Violation,
     ViolationKind as Kind, Virtio9pConfig,
 };
-use capsa_test::vm::NanoGuest;
+use capsa_testkit::vm::NanoGuest;
 
 /// What is wrong with it, and that nothing was started to find out.
 fn violations(builder: LinuxVmBuilder) -> Vec<(String, Kind)> {
@@ -104,7 +104,7 @@ fn an_unreadable_kernel_is_told_from_a_missing_one() {
     let Some(guest) = NanoGuest::new() else { return };
     fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(guest.kernel()).is_ok() {
-        return capsa_test::skip("root reads everything");
+        return capsa_testkit::skip("root reads everything");
     }
     one(guest.builder(), "kernel", Kind::NoAccess);
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use capsa_test::vm::{self, NanoGuest};
-use capsa_test::{host, skip};
+use capsa_testkit::vm::{self, NanoGuest};
+use capsa_testkit::{host, skip};
 
 /// The program. Only its name and its place differ.
 mod program {
@@ -143,7 +143,7 @@ fn an_embedded_machine_runs_in_a_bare_poll_loop() {
     while !vm.status().is_terminal() {
         calls += 1;
         assert!(calls < 5_000, "it spins");
-        capsa_test::vm::poll_fd(&vm, vm.next_timeout());
+        capsa_testkit::vm::poll_fd(&vm, vm.next_timeout());
         vm.on_ready().unwrap();
         while let Some(event) = vm.poll_event() {
             if event == VmEvent::ConsoleData {

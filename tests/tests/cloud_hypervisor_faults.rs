@@ -7,10 +7,10 @@ mod faulty;
 use std::time::Duration;
 
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
-use capsa_test::nano;
-use capsa_test::stand_in::cloud_hypervisor::{Call, Fault};
-use capsa_test::stand_in::{Broken, Faulty};
-use capsa_test::vm::{NanoGuest, PATIENCE};
+use capsa_stand_ins::cloud_hypervisor::{Call, Fault};
+use capsa_stand_ins::{Broken, Faulty};
+use capsa_testkit::nano;
+use capsa_testkit::vm::{NanoGuest, PATIENCE};
 use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.

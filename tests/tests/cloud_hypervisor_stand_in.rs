@@ -7,10 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use capsa_test::nano::Nano;
-use capsa_test::processes::runs;
-use capsa_test::vm::{PATIENCE, eventually};
-use capsa_test::{host, skip, stand_in};
+use capsa_stand_ins as stand_in;
+use capsa_testkit::nano::Nano;
+use capsa_testkit::processes::runs;
+use capsa_testkit::vm::{PATIENCE, eventually};
+use capsa_testkit::{host, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -23,7 +24,7 @@ struct Program {
 impl Program {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let process = Command::new(stand_in::cloud_hypervisor())
+        let process = Command::new(stand_in::CLOUD_HYPERVISOR)
             .args(["--api-socket", &format!("path={}", dir.path().join("api.sock").display())])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -14,9 +14,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use capsa_test::stand_in::Faulty;
-use capsa_test::stand_in::cloud_hypervisor::{Fault, VERSION};
-use capsa_test::{command, host, skip, workspace};
+use capsa_stand_ins::Faulty;
+use capsa_stand_ins::cloud_hypervisor::{Fault, VERSION};
+use capsa_testkit::{command, host, skip, workspace};
 use serde_json::{Value, json};
 
 fn fixture() -> PathBuf {

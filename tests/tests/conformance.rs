@@ -1,12 +1,13 @@
-//! Every backend held to the suite (`tests/src/conformance/`): a test for each scenario and subject,
+//! Every backend held to the suite (`testing/conformance/`): a test for each scenario and subject,
 //! and the laws that keep the suite whole.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use capsa_test::conformance::{Subject, Verdict};
-use capsa_test::conformance::{claims, scenarios, subject};
-use capsa_test::skip;
+use capsa_conformance::{Subject, Verdict};
+use capsa_conformance::{claims, scenarios, subject};
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::skip;
 
 /// Holds the subject to one scenario. Where it cannot run, says so.
 fn hold(backend: &str, name: &str) {
@@ -31,7 +32,7 @@ fn hold(backend: &str, name: &str) {
 /// Runs one in a program of its own, with run directories of its own.
 fn alone(backend: &str, name: &str) {
     let run_dir = tempfile::tempdir_in("/tmp").unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_conformance"))
+    let run = Command::new(TestProgram::new("conformance"))
         .args(["--backend", backend, "--filter", name])
         .env("CAPSA_RUN_DIR", run_dir.path())
         .output()

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{EndedBy, Error, Pattern};
-use capsa_test::nano;
-use capsa_test::vm::{NanoGuest, PATIENCE};
+use capsa_testkit::nano;
+use capsa_testkit::vm::{NanoGuest, PATIENCE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, TestResult};
 use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxVmBuilder, StopStep};
-use capsa_test::guest::{self, Unavailable, Variant};
-use capsa_test::{host, skip, vm};
+use capsa_testkit::guest::{self, Unavailable, Variant};
+use capsa_testkit::{host, skip, vm};
 
 /// Emulated, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(900);

@@ -5,7 +5,7 @@ use std::fs;
 
 use capsa_cli::fuzz;
 use capsa_proto::{cmdline, codec, console, lifecycle, qcow2};
-use capsa_test::workspace;
+use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 

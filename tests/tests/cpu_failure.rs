@@ -5,10 +5,10 @@ use std::path::Path;
 
 use capsa::blocking::VmHandle;
 use capsa::{Accelerator, EndedBy, LinuxVmBuilder, VmStatus};
-use capsa_test::conformance::Subject;
-use capsa_test::nano::{self, Nano};
-use capsa_test::vm::{NanoGuest, PATIENCE};
-use capsa_test::{host, skip};
+use capsa_conformance::Subject;
+use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::vm::{NanoGuest, PATIENCE};
+use capsa_testkit::{host, skip};
 
 fn fails(name: &str, builder: LinuxVmBuilder) {
     let vm: VmHandle = builder.accelerator(Accelerator::Kvm).build_blocking().unwrap();

@@ -6,7 +6,7 @@ mod service;
 
 use std::io::Write;
 
-use capsa_test::vm::NanoGuest;
+use capsa_testkit::vm::NanoGuest;
 use nix::sys::signal::Signal;
 use service::Service;
 

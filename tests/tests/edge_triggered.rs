@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
 use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
-use capsa_test::fake;
-use capsa_test::run_isolated;
-use capsa_test::skip;
+use capsa_testkit::fake;
+use capsa_testkit::run_isolated;
+use capsa_testkit::skip;
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;

@@ -28,9 +28,9 @@ use std::time::Duration;
 use capsa::embed::{Ended, Outcome, Vm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, EndedBy, StopStep};
-use capsa_test::conformance::Subject;
-use capsa_test::vm::{self, NanoGuest, PATIENCE};
-use capsa_test::{fake, nano, run_isolated, skip};
+use capsa_conformance::Subject;
+use capsa_testkit::vm::{self, NanoGuest, PATIENCE};
+use capsa_testkit::{fake, nano, run_isolated, skip};
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;

@@ -5,8 +5,8 @@
 
 mod common;
 
-use capsa_test::guest::{self, LinuxGuest, Variant};
-use capsa_test::skip;
+use capsa_testkit::guest::{self, LinuxGuest, Variant};
+use capsa_testkit::skip;
 use common::Qemu;
 
 /// Boots with the disk as root device; `None` where there is no guest or no QEMU.

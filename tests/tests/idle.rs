@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use capsa_test::idle::{self, Cost};
-use capsa_test::nano::Nano;
-use capsa_test::vm::NanoGuest;
-use capsa_test::{fake, skip};
+use capsa_testkit::idle::{self, Cost};
+use capsa_testkit::nano::Nano;
+use capsa_testkit::vm::NanoGuest;
+use capsa_testkit::{fake, skip};
 
 const MACHINES: usize = 200;
 

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use capsa::DiskImage;
-use capsa_test::conformance::Subject;
-use capsa_test::vm::{NanoGuest, PATIENCE};
-use capsa_test::{nano, skip};
+use capsa_conformance::Subject;
+use capsa_testkit::vm::{NanoGuest, PATIENCE};
+use capsa_testkit::{nano, skip};
 
 /// What it answers to a request for another disk.
 fn add_disk(socket: &str, disk: &Path) -> String {

@@ -4,7 +4,7 @@
 #[path = "laws/source.rs"]
 mod source;
 
-use capsa_test::{command, workspace};
+use capsa_testkit::{command, workspace};
 use serde_json::Value;
 use source::{Source, code, has_word};
 
@@ -202,7 +202,7 @@ fn no_test_is_silently_left_out() {
         line.contains("#[ignore") || line.contains("#[cfg_attr") && has_word(line, "ignore")
     });
     assert_none(
-        "a test that cannot run says so through capsa_test::skip, which is counted",
+        "a test that cannot run says so through capsa_testkit::skip, which is counted",
         broken,
     );
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use capsa::{EndedBy, Error, StopStep, VmStatus};
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 
 #[test]
 fn a_guest_that_heeds_its_power_button_is_only_asked() {

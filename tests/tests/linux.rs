@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use capsa::blocking::VmConsole;
 use capsa::{Capsa, DiskImage, EndedBy, Error, StopStep};
-use capsa_test::{guest, host, skip, vm};
+use capsa_testkit::{guest, host, skip, vm};
 
 /// Emulated, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use common::Qemu;
 
 const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];

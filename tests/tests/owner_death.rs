@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa_test::processes::{self, Process, runs};
-use capsa_test::vm::NanoGuest;
-use capsa_test::{host, skip};
+use capsa_testkit::processes::{self, Process, runs};
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::NanoGuest;
+use capsa_testkit::{host, skip};
 
 /// When the owner is killed.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,7 @@ struct Owner {
 
 impl Owner {
     fn start(backend: &str, guest: &NanoGuest, base: &Path) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_owner"))
+        let mut process = Command::new(TestProgram::new("owner"))
             .args([guest.kernel(), guest.dir()])
             .arg(backend)
             .env("CAPSA_RUN_DIR", base)

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use capsa::{Capsa, DiskImage, LinuxBootConfig, ViolationKind};
+use capsa_conformance::Subject;
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::{Header, MAGIC, Overlay};
 use capsa_proto::spec::ImageFormat;
-use capsa_test::conformance::Subject;
-use capsa_test::vm::NanoGuest;
-use capsa_test::{host, nano, skip};
+use capsa_testkit::vm::NanoGuest;
+use capsa_testkit::{host, nano, skip};
 
 /// `false`, said aloud, where there is no such tool.
 fn has_qemu_img() -> bool {

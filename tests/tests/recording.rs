@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, GuestReply, ReplayInput, ReplaySpeed, ScriptedGuest};
 use capsa::{EndedBy, Error, Overflow, Recording, VmStatus};
-use capsa_test::nano;
-use capsa_test::vm::{self, NanoGuest, PATIENCE};
+use capsa_testkit::nano;
+use capsa_testkit::vm::{self, NanoGuest, PATIENCE};
 use serde_json::Value;
 
 /// A real Linux guest in emulation, on a loaded machine.

@@ -5,13 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 
-use capsa_test::vm::NanoGuest;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::NanoGuest;
 
 #[test]
 fn a_run_directory_too_long_for_a_socket_is_refused() {
     let Some(guest) = NanoGuest::new() else { return };
     let long = guest.dir().join("r".repeat(100));
-    let owner = Command::new(env!("CARGO_BIN_EXE_owner"))
+    let owner = Command::new(TestProgram::new("owner"))
         .args([guest.kernel(), guest.dir(), Path::new("qemu")])
         .env("CAPSA_RUN_DIR", &long)
         .output()
@@ -27,7 +28,7 @@ fn a_run_directory_too_long_for_a_socket_is_refused() {
 #[test]
 fn a_run_directory_that_is_not_utf8_is_refused_and_no_other_is_taken() {
     let Some(guest) = NanoGuest::new() else { return };
-    let owner = Command::new(env!("CARGO_BIN_EXE_owner"))
+    let owner = Command::new(TestProgram::new("owner"))
         .args([guest.kernel(), guest.dir(), Path::new("qemu")])
         .env("CAPSA_RUN_DIR", OsStr::from_bytes(b"/tmp/capsa-\xff"))
         .output()

@@ -8,7 +8,7 @@ use capsa::blocking::{VmConsole, VmHandle};
 use capsa::embed::{Vm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Error, Overflow};
-use capsa_test::vm::{PATIENCE, poll_fd};
+use capsa_testkit::vm::{PATIENCE, poll_fd};
 use futures_lite::AsyncReadExt;
 use futures_lite::future::{block_on, poll_once};
 

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use capsa::embed::TokioVm;
 use capsa::{EndedBy, Result, VmHandle, VmStatus};
-use capsa_test::fake;
-use capsa_test::processes::runs;
-use capsa_test::run_isolated;
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
+use capsa_testkit::fake;
+use capsa_testkit::processes::runs;
+use capsa_testkit::run_isolated;
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
 use futures_lite::future::{self, block_on};
 use tokio::runtime::{Builder, Runtime};
 

@@ -3,13 +3,14 @@
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use capsa_test::nano;
-use capsa_test::vm::NanoGuest;
+use capsa_testkit::nano;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::NanoGuest;
 
 #[test]
 fn bytes_go_both_ways_and_the_last_ones_are_written_before_the_end() {
     let Some(guest) = NanoGuest::new() else { return };
-    let mut relay = Command::new(env!("CARGO_BIN_EXE_relay"))
+    let mut relay = Command::new(TestProgram::new("relay"))
         .arg(guest.kernel())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use capsa::blocking::VmHandle;
 use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
 use capsa::{EndedBy, Error, Exit, RebootPolicy, StopStep, VmStatus};
-use capsa_test::test_name;
-use capsa_test::vm::PATIENCE;
+use capsa_testkit::test_name;
+use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::block_on;
 
 /// Short, for what never comes.
@@ -233,7 +233,7 @@ fn a_loop_of_ones_own_drives_it() {
     let reader = vm.add_reader();
     vm.start().unwrap();
     while !vm.status().is_terminal() {
-        capsa_test::vm::poll_fd(&vm, vm.next_timeout());
+        capsa_testkit::vm::poll_fd(&vm, vm.next_timeout());
         vm.on_ready().unwrap();
         while vm.poll_event().is_some() {}
     }

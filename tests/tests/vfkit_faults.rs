@@ -11,10 +11,10 @@ use capsa::{
     Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow,
     RebootPolicy, StopStep, VmStatus,
 };
-use capsa_test::nano::{self, Nano};
-use capsa_test::stand_in::vfkit::{Call, Fault};
-use capsa_test::stand_in::{Broken, Faulty};
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_stand_ins::vfkit::{Call, Fault};
+use capsa_stand_ins::{Broken, Faulty};
+use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.

@@ -5,8 +5,8 @@
 use std::path::Path;
 use std::{env, fs};
 
-use capsa_test::stand_in::vfkit::understand;
-use capsa_test::workspace;
+use capsa_stand_ins::vfkit::understand;
+use capsa_testkit::workspace;
 use serde_json::{Value, json};
 
 /// The files that the lines name, where they name them.

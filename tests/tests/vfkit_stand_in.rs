@@ -11,12 +11,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use capsa_test::nano::{self, Nano};
-use capsa_test::processes::runs;
-use capsa_test::stand_in::vfkit::{Call, Fault};
-use capsa_test::stand_in::{Broken, Faulty};
-use capsa_test::vm::{self, PATIENCE, eventually};
-use capsa_test::{host, skip, stand_in, workspace};
+use capsa_stand_ins as stand_in;
+use capsa_stand_ins::vfkit::{Call, Fault};
+use capsa_stand_ins::{Broken, Faulty};
+use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::processes::runs;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::{self, PATIENCE, eventually};
+use capsa_testkit::{host, skip};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};
 use program::{Program, nano_guest};
@@ -33,7 +35,7 @@ fn can_run() -> bool {
 
 #[test]
 fn its_version_is_told_with_a_colon() {
-    let said = Command::new(stand_in::vfkit()).arg("--version").output().unwrap();
+    let said = Command::new(stand_in::VFKIT).arg("--version").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&said.stdout), "vfkit version: v0.6.4\n");
     assert!(said.status.success());
 }
@@ -59,7 +61,7 @@ fn what_it_refuses_it_says_twice_around_its_usage() {
         // Standard input is no terminal.
         (&["--device", "virtio-serial,stdio"], "inappropriate ioctl for device"),
     ] {
-        let said = Command::new(stand_in::vfkit())
+        let said = Command::new(stand_in::VFKIT)
             .args(&guest)
             .args(more)
             .stdin(Stdio::null())
@@ -87,7 +89,7 @@ fn what_it_has_not_ends_it_with_the_name() {
         (&["--nested"], "--nested"),
         (&["--restful-uri", "tcp://localhost:1"], "a REST service by TCP"),
     ] {
-        let said = Command::new(stand_in::vfkit()).args(&guest).args(more).output().unwrap();
+        let said = Command::new(stand_in::VFKIT).args(&guest).args(more).output().unwrap();
         let error = String::from_utf8_lossy(&said.stderr);
         assert_eq!(said.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)), "{error}");
         assert!(error.contains(&format!("the stand-in does not have {named}")), "{error}");
@@ -290,7 +292,7 @@ fn sockets_of_vsock_carry_bytes_as_they_are() {
     program.says("capsa login: ");
     program.write("root\n");
     program.says("# ");
-    let peer = format!("chroot /host {}", workspace::built("vsock-peer").display());
+    let peer = format!("chroot /host {}", TestProgram::new("vsock-peer").path().display());
     program.write(&format!("({peer} listen 5000 >/dev/null 2>&1 &)\n"));
     program.write(&format!("{peer} connect 77 word; echo status $?\n"));
     let (mut stream, _) = listener.accept().unwrap();

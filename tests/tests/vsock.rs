@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use capsa::blocking::VmHandle;
 use capsa::{Accelerator, Error};
-use capsa_test::conformance::Subject;
-use capsa_test::vm::{NanoGuest, eventually};
-use capsa_test::{nano, skip};
+use capsa_conformance::Subject;
+use capsa_testkit::vm::{NanoGuest, eventually};
+use capsa_testkit::{nano, skip};
 
 /// A machine that will not be started.
 fn machine(guest: &NanoGuest) -> Option<VmHandle> {

@@ -4,17 +4,18 @@
 use std::time::Duration;
 
 use capsa::{Error, VmHandle, VsockStream};
-use capsa_test::cut::Random;
-use capsa_test::fake;
-use capsa_test::processes::descriptors;
-use capsa_test::run_isolated;
-use capsa_test::vm::{PATIENCE, eventually};
+use capsa_testkit::cut::Random;
+use capsa_testkit::fake;
+use capsa_testkit::processes::descriptors;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::run_isolated;
+use capsa_testkit::vm::{PATIENCE, eventually};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
-const FAKE_VSOCK: &str = env!("CARGO_BIN_EXE_fake-vsock");
+const FAKE_VSOCK: TestProgram = TestProgram::new("fake-vsock");
 
-// What the guest does there: see `src/bin/fake-vsock.rs`.
+// What the guest does there: see `testing/stand-ins/src/bin/fake-vsock.rs`.
 const ECHO: u32 = 1;
 const REFUSED: u32 = 2;
 const SILENT: u32 = 3;

@@ -122,7 +122,7 @@ mod tests {
     fn a_panic_gives_the_terminal_back() {
         let pty = match openpty(None, None) {
             Ok(pty) => pty,
-            Err(error) => return capsa_test::skip(error),
+            Err(error) => return capsa_testkit::skip(error),
         };
         let before = tcgetattr(&pty.slave).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())

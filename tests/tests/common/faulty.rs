@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
-use capsa_test::stand_in::Faulty;
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
-use capsa_test::{nano, processes};
+use capsa_stand_ins::Faulty;
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_testkit::{nano, processes};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use capsa_test::skip;
+use capsa_testkit::skip;
 use tempfile::TempDir;
 
 /// An emulated start takes 0.1 s with the nano guest and 4 s with Linux; a loaded CI machine

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use capsa_test::processes;
-use capsa_test::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_testkit::processes;
+use capsa_testkit::programs::TestProgram;
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -44,7 +45,8 @@ pub(crate) fn command_behind(before: &str, guest: &NanoGuest, file: &str) -> Com
     std::fs::write(dir.join("machines.json"), file).unwrap();
     let mut command = Command::new("sh");
     command
-        .args(["-c", &format!("{before} exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_devvm")])
+        .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
+        .arg(TestProgram::new("devvm"))
         .args([dir.join("machines.json"), dir.join("socket")])
         .env("CAPSA_BACKEND", "qemu")
         .env("CAPSA_RUN_DIR", dir.join("run"));

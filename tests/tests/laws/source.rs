@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use capsa_test::workspace;
+use capsa_testkit::workspace;
 
 /// A text file of the repository.
 pub(crate) struct Source {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use capsa_test::nano::{self, Nano};
+use capsa_testkit::nano::{self, Nano};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

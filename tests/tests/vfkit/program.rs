@@ -9,9 +9,10 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use capsa_test::nano::Nano;
-use capsa_test::vm::{PATIENCE, eventually};
-use capsa_test::{processes, stand_in};
+use capsa_stand_ins as stand_in;
+use capsa_testkit::nano::Nano;
+use capsa_testkit::processes;
+use capsa_testkit::vm::{PATIENCE, eventually};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -54,7 +55,7 @@ impl Program {
 
     /// With these words and a REST service in the directory that they are made for.
     pub(crate) fn with(words: impl FnOnce(&Path) -> Vec<String>) -> Self {
-        Self::start(&stand_in::vfkit(), words)
+        Self::start(stand_in::VFKIT.path(), words)
     }
 
     /// The same of a program that may be faulty.

@@ -1,0 +1,139 @@
+//! `cargo xtask bench`: what Capsa costs over driving QEMU by hand.
+//!
+//! The same arguments, the same guest, in turn: by hand (spawn, connect, `cont`, read until the
+//! prompt) and through the library. What is compared is the time from the spawn to the prompt.
+
+mod idle;
+mod start;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use capsa::LaunchPlan;
+use capsa::plan::ConsolePlan;
+use capsa::run_dir::RunDir;
+use capsa_fixtures::guest::{self, LinuxGuest, Variant};
+use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::task::{Arguments, Outcome, finish};
+use capsa_testkit::vm;
+
+const PROMPT: &str = "capsa login: ";
+const PATIENCE: Duration = Duration::from_secs(180);
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> std::process::ExitCode {
+    capsa_fixtures::task::main("bench", run)
+}
+
+fn run(mut arguments: Arguments) -> Outcome {
+    match arguments.subcommand()?.as_deref() {
+        None => prompt(arguments),
+        Some("idle") => idle::run(arguments),
+        Some("start") => start::run(arguments),
+        Some(other) => Err(format!("no bench {other}; there are idle and start").into()),
+    }
+}
+
+fn prompt(mut arguments: Arguments) -> Outcome {
+    let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(8);
+    finish(arguments)?;
+    host::ensure(&[Need::Qemu, Need::GuestTools])?;
+    let guest = guest::linux(Variant::Cloud)?;
+
+    let mut ratios = Vec::new();
+    println!("spawn to prompt, seconds\n{:>8} {:>8} {:>7}", "by hand", "capsa", "ratio");
+    for pair in 0..pairs + 1 {
+        // Which goes first changes, so that a machine that drifts favours none.
+        let (hand, through) = if pair % 2 == 0 {
+            let hand = by_hand(&guest)?;
+            (hand, through_capsa(&guest)?)
+        } else {
+            let through = through_capsa(&guest)?;
+            (by_hand(&guest)?, through)
+        };
+        let ratio = through.as_secs_f64() / hand.as_secs_f64();
+        let warm_up = if pair == 0 { "  (warm-up, not counted)" } else { "" };
+        println!("{:8.3} {:8.3} {ratio:7.3}{warm_up}", hand.as_secs_f64(), through.as_secs_f64());
+        if pair > 0 {
+            ratios.push(ratio);
+        }
+    }
+    println!("median ratio {:.3} over {pairs} pairs", median(&mut ratios));
+    Ok(())
+}
+
+/// The middle of these, which it sorts.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        _ if values.is_empty() => f64::NAN,
+        0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
+}
+
+fn through_capsa(guest: &LinuxGuest) -> Result<Duration> {
+    let vm = vm::linux(guest).build_blocking()?;
+    let begin = Instant::now();
+    vm.start()?;
+    vm.console()?.wait_for_timeout(PROMPT, PATIENCE)?;
+    let took = begin.elapsed();
+    vm.kill()?;
+    Ok(took)
+}
+
+fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
+    let plan: LaunchPlan = vm::linux(guest).plan()?;
+    let ConsolePlan::Socket { socket, .. } = &plan.console else {
+        return Err("the plan has no console socket".into());
+    };
+    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
+    let qemu = plan.processes.last().ok_or("the plan has no hypervisor")?;
+    let begin = Instant::now();
+    let mut process = Command::new(&qemu.program)
+        .args(&qemu.args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let took = (|| {
+        let mut console = connect(socket.as_str())?;
+        let control = connect(plan.control.socket.as_str())?;
+        let mut lines = BufReader::new(control.try_clone()?);
+        let mut line = String::new();
+        lines.read_line(&mut line)?;
+        for command in ["qmp_capabilities", "cont"] {
+            (&control).write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())?;
+            lines.read_line(&mut line)?;
+        }
+        console.set_read_timeout(Some(PATIENCE))?;
+        let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
+        while !said.ends_with(PROMPT.as_bytes()) {
+            match console.read(&mut chunk)? {
+                0 => return Err("the console closed".into()),
+                n => said.extend_from_slice(&chunk[..n]),
+            }
+        }
+        Ok(begin.elapsed())
+    })();
+    process.kill()?;
+    process.wait()?;
+    took
+}
+
+/// As soon as it listens.
+fn connect(socket: &str) -> Result<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}

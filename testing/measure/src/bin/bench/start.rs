@@ -1,0 +1,107 @@
+//! `cargo xtask bench-start`: what Capsa costs between `start` and `Running`.
+//!
+//! The nano guest on cloud-hypervisor, in turn: by hand (spawn, connect as soon as it listens,
+//! `vm.create`, `vm.boot`) with the arguments and bodies of the plan, and through the library.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use capsa::plan::Body;
+use capsa::run_dir::RunDir;
+use capsa::{Accelerator, ConsoleMode, LinuxVmBuilder};
+use capsa_fixtures::nano::Nano;
+use capsa_testkit::vm::NanoGuest;
+
+use super::{connect, median};
+use capsa_fixtures::task::{Arguments, Outcome, finish};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+pub(crate) fn run(mut arguments: Arguments) -> Outcome {
+    let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(30);
+    finish(arguments)?;
+    let guest = NanoGuest::for_any(Nano::default());
+    let builder = guest
+        .builder()
+        .backend("cloud-hypervisor")
+        .accelerator(Accelerator::Kvm)
+        .memory_mb(64)
+        .console(ConsoleMode::Disabled);
+    let mut hands = Vec::new();
+    let mut throughs = Vec::new();
+    for pair in 0..pairs + 1 {
+        let (hand, through) = if pair % 2 == 0 {
+            let hand = by_hand(&builder)?;
+            (hand, through_capsa(&builder)?)
+        } else {
+            let through = through_capsa(&builder)?;
+            (by_hand(&builder)?, through)
+        };
+        // The first is a warm-up.
+        if pair > 0 {
+            hands.push(hand.as_secs_f64() * 1e3);
+            throughs.push(through.as_secs_f64() * 1e3);
+        }
+    }
+    let (hand, through) = (median(&mut hands), median(&mut throughs));
+    println!("start to running, medians of {pairs} pairs");
+    println!("by hand {hand:.2} ms, capsa {through:.2} ms, difference {:.2} ms", through - hand);
+    Ok(())
+}
+
+fn through_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
+    let vm = builder.clone().build_blocking()?;
+    let begin = Instant::now();
+    vm.start()?;
+    let took = begin.elapsed();
+    vm.kill()?;
+    Ok(took)
+}
+
+fn by_hand(builder: &LinuxVmBuilder) -> Result<Duration> {
+    let plan = builder.plan()?;
+    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
+    let hypervisor = plan.processes.last().ok_or("the plan has no hypervisor")?;
+    let begin = Instant::now();
+    let mut process = Command::new(&hypervisor.program)
+        .args(&hypervisor.args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let took = (|| {
+        for message in &plan.boot {
+            let Body::Http { method, path, body } = &message.body else {
+                return Err("the plan does not speak HTTP".into());
+            };
+            let body = body.as_ref().map(ToString::to_string).unwrap_or_default();
+            let mut stream = connect(plan.control.socket.as_str())?;
+            write!(
+                stream,
+                "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\
+                 Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )?;
+            expect_no_content(stream)?;
+        }
+        Ok(begin.elapsed())
+    })();
+    process.kill()?;
+    process.wait()?;
+    took
+}
+
+fn expect_no_content(mut stream: UnixStream) -> Result<()> {
+    let (mut said, mut chunk) = (Vec::new(), [0; 1024]);
+    while !said.windows(4).any(|w| w == b"\r\n\r\n") {
+        match stream.read(&mut chunk)? {
+            0 => break,
+            n => said.extend_from_slice(&chunk[..n]),
+        }
+    }
+    let said = String::from_utf8_lossy(&said);
+    if said.starts_with("HTTP/1.1 204") { Ok(()) } else { Err(said.into_owned().into()) }
+}

@@ -1,0 +1,185 @@
+//! `cargo xtask weight`: what Capsa costs the program that uses it, as Markdown; with `--peers`, beside
+//! what others cost.
+//!
+//! Packages are counted, and exact. Seconds are this machine's, as busy as it is: its load is said, and
+//! the seconds of CPU beside them tell more where it is busy.
+
+mod peers;
+
+use std::fmt;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use capsa_fixtures::programs::TestProgram;
+use capsa_fixtures::{command, nano, workspace};
+use capsa_testkit::idle::Usage;
+use capsa_testkit::vm::NanoGuest;
+
+use capsa_fixtures::task::{Arguments, Outcome, finish};
+
+/// What is weighed: its name, its package, the features that make it up, and the face whose idle
+/// machines are measured.
+const FACES: &[(&str, &str, &[&str], &str)] = &[
+    ("`embed::Vm` alone", "capsa", &["--no-default-features"], "embed"),
+    ("async (default)", "capsa", &[], "handle"),
+    ("blocking", "capsa", &["--features", "blocking"], "handle"),
+    ("the command, a machine in it", "capsa-cli", &[], "command"),
+];
+
+fn main() -> std::process::ExitCode {
+    capsa_fixtures::task::main("weight", run)
+}
+
+fn run(mut arguments: Arguments) -> Outcome {
+    let peers = arguments.contains("--peers");
+    finish(arguments)?;
+    let cores = std::thread::available_parallelism()?;
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("unknown");
+    println!("Clean builds in the dev profile on {cores} cores, at a load of {load} before.\n");
+    println!(
+        "| | packages, itself included | clean build | threads | descriptors a machine | \
+         memory a machine |"
+    );
+    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    for (name, package, features, face) in FACES {
+        let packages = workspace::tree(package, features)?.len();
+        let took = clean_build(package, features)?;
+        let idle = match *face {
+            "command" => idle_command()?,
+            face => idle(face)?,
+        };
+        println!("| {name} | {packages} | {took} | {idle} |");
+    }
+    if peers {
+        peers::run()?;
+    }
+    println!();
+    println!("| program, release profile, stripped | size |");
+    println!("| --- | ---: |");
+    for (name, bytes) in programs()? {
+        println!("| {name} | {} KiB |", bytes.div_ceil(1024));
+    }
+    Ok(())
+}
+
+/// A build into an empty directory. What has to be downloaded is there already: the
+/// tree was resolved before, and this very program was built.
+fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::error::Error>> {
+    let target = tempfile::tempdir()?;
+    let mut build = workspace::cargo();
+    build.args(["build", "--locked", "--package", package]).args(features);
+    build.arg("--target-dir").arg(target.path());
+    let begin = Begin::now();
+    command::output(&mut build)?;
+    Ok(begin.took())
+}
+
+/// When a build began.
+pub(crate) struct Begin {
+    at: Instant,
+    cpu: Option<f64>,
+}
+
+/// How long it took.
+pub(crate) struct Took {
+    seconds: f64,
+    cpu: Option<f64>,
+}
+
+impl Begin {
+    pub(crate) fn now() -> Self {
+        Self { at: Instant::now(), cpu: cpu_of_children() }
+    }
+
+    pub(crate) fn took(&self) -> Took {
+        let cpu = self.cpu.and_then(|before| Some(cpu_of_children()? - before));
+        Took { seconds: self.at.elapsed().as_secs_f64(), cpu }
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} s", self.seconds)?;
+        self.cpu.map_or(Ok(()), |cpu| write!(f, ", {cpu:.0} s of CPU"))
+    }
+}
+
+/// Seconds that processes took which this one has waited for, and which theirs have: fields 16 and 17
+/// of `/proc/self/stat`, in hundredths on every Linux.
+fn cpu_of_children() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let field = |n: usize| fields.split_whitespace().nth(n - 3)?.parse::<f64>().ok();
+    Some((field(16)? + field(17)?) / 100.0)
+}
+
+/// Threads, descriptors and memory of idle machines, as the bench measures them.
+fn idle(face: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let mut bench = Command::new(TestProgram::new("bench"));
+    bench.args(["idle", "--face", face, "--machines", "100", "--seconds", "1"]);
+    let row = command::text(&mut bench)?;
+    let columns: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
+    match columns[..] {
+        [_, threads, descriptors, memory, _] => Ok(format!("{threads} | {descriptors} | {memory}")),
+        _ => Err(format!("the bench says {row}").into()),
+    }
+}
+
+/// The same of the command with a machine in it: all that the process has.
+fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let target = tempfile::tempdir()?;
+    let mut build = workspace::cargo();
+    build.args(["build", "--locked", "--release", "--package", "capsa-cli", "--target-dir"]);
+    command::output(build.arg(target.path()))?;
+    let mut capsa = Command::new(target.path().join("release/capsa"));
+    capsa.args(["run", "linux", "--backend", "qemu", "--network", "none", "--console", "stdio"]);
+    capsa.args([
+        "--accel",
+        "emulation",
+        "--cmdline-override",
+        "up console=ready serve",
+        "--kernel",
+    ]);
+    capsa.arg(guest.kernel()).env("CAPSA_QEMU", TestProgram::new("fake-qemu"));
+    let mut capsa = capsa.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut said = [0; 5];
+    let up = capsa.stdout.take().map(|mut stdout| stdout.read_exact(&mut said));
+    let usage = Usage::of(&Path::new("/proc").join(capsa.id().to_string()));
+    capsa.kill()?;
+    capsa.wait()?;
+    up.transpose()?;
+    let Usage { threads, descriptors, bytes } = usage?;
+    Ok(format!("{threads} | {descriptors} | {} KiB, the whole process", bytes / 1024))
+}
+
+/// The command, and the smallest programs that boot a machine: in a loop of their own, and blocking.
+/// The release profile strips them.
+fn programs() -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
+    let target = tempfile::tempdir()?;
+    let release = target.path().join("release");
+    let mut sizes = Vec::new();
+    for (what, program) in [
+        (&["--package", "capsa-cli"][..], "capsa"),
+        (
+            &["--package", "capsa", "--no-default-features", "--example", "loop_poll"],
+            "examples/loop_poll",
+        ),
+        (
+            &["--package", "capsa", "--features", "blocking", "--example", "tested_automation"],
+            "examples/tested_automation",
+        ),
+    ] {
+        let mut build = workspace::cargo();
+        build.args(["build", "--locked", "--release"]).args(what);
+        command::output(build.arg("--target-dir").arg(target.path()))?;
+        let bytes = fs::metadata(release.join(program))?.len();
+        sizes.push((format!("`{program}`, `{}`", what.join(" ")), bytes));
+    }
+    sizes.sort_by_key(|(_, bytes)| *bytes);
+    Ok(sizes)
+}

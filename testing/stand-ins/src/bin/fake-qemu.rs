@@ -1,0 +1,217 @@
+//! A hypervisor that misbehaves on order: what `-append` says, it does, a word after the other.
+//!
+//! It answers `-help` as QEMU does, so that Capsa takes it for one. The words:
+//!
+//! | word | what it does |
+//! | --- | --- |
+//! | `listen` | opens the console's and the control channel's socket |
+//! | `accept` | waits until both are connected to |
+//! | `greet` | says hello on the control channel |
+//! | `answer` | answers the next command with success |
+//! | `refuse` | answers the next command with an error |
+//! | `serve` | answers every command for ever; `quit` ends it |
+//! | `up` | all of `listen accept greet answer answer` |
+//! | `control=TEXT`, `control*N` | sends a line, or N bytes without one, on the control channel |
+//! | `events*N` | sends N events of a guest that resets |
+//! | `console=TEXT`, `console*N` | sends it, or N bytes of numbered lines, to the console |
+//! | `ticks*N` | sends the time N times to the console, 20 ms apart; see [`fake::ticks`] |
+//! | `stderr*N` | writes N bytes to standard error |
+//! | `drain` | from now on takes what the console is sent, and drops it |
+//! | `echo` | from now on says again what the console is sent |
+//! | `close-control`, `close-console` | closes it |
+//! | `heir`, `stray` | waits for a child that floods the console: in this group, in its own |
+//! | `exit=N`, `hang` | ends; does nothing more |
+
+use std::env;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio, exit};
+
+use capsa_stand_ins::fake_qemu as fake;
+
+fn main() {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("-help") => println!("QEMU emulator version 9.0.0\n-netdev user"),
+        // The same without a hypervisor, for what is compared with.
+        Some("--ticks") => {
+            fake::ticks(std::io::stdout(), args[1].parse().expect("a number"));
+        }
+        Some("--flood") => {
+            // Several at a time, to be faster than one who reads.
+            let threads = (0..4).map(|_| {
+                std::thread::spawn(|| {
+                    let console = std::io::stdin().as_fd().try_clone_to_owned();
+                    let mut console = UnixStream::from(console.expect("a descriptor"));
+                    for n in 0.. {
+                        if console.write_all(&[b'~'; 1 << 16]).is_err() {
+                            exit(0);
+                        }
+                        if n == 10 {
+                            println!("flooding");
+                        }
+                    }
+                })
+            });
+            threads.collect::<Vec<_>>().into_iter().for_each(|thread| drop(thread.join()));
+        }
+        _ => Fake::new(&args).run(&args),
+    }
+}
+
+#[derive(Default)]
+struct Fake {
+    sockets: Vec<String>,
+    listeners: Vec<UnixListener>,
+    console: Option<UnixStream>,
+    control: Option<UnixStream>,
+    commands: Option<BufReader<UnixStream>>,
+}
+
+impl Fake {
+    fn new(args: &[String]) -> Self {
+        // Others are a helper's, which listens on them.
+        let is_own = |arg: &&String| arg.starts_with("socket,") && arg.contains(",server=on");
+        let paths = args.iter().filter(is_own);
+        let paths = paths.filter_map(|arg| arg.split(',').find_map(|o| o.strip_prefix("path=")));
+        Self { sockets: paths.map(str::to_owned).collect(), ..Self::default() }
+    }
+
+    fn run(mut self, args: &[String]) {
+        let append = args.iter().position(|arg| arg == "-append").expect("-append");
+        for word in args[append + 1].split_whitespace() {
+            // A peer that is gone ends it, as it would end a hypervisor.
+            if self.act(word).is_none() {
+                exit(1);
+            }
+        }
+    }
+
+    fn act(&mut self, word: &str) -> Option<()> {
+        let number = |word: &str| word.split_once('*').and_then(|(_, n)| n.parse().ok());
+        let text = |word: &str| word.split_once('=').map(|(_, text)| text.to_owned());
+        match word.split(['=', '*']).next()? {
+            "listen" => {
+                let bound = self.sockets.iter().map(UnixListener::bind);
+                self.listeners = bound.collect::<Result<_, _>>().ok()?;
+            }
+            "accept" => {
+                self.console = Some(self.listeners[0].accept().ok()?.0);
+                let control = self.listeners[1].accept().ok()?.0;
+                self.commands = Some(BufReader::new(control.try_clone().ok()?));
+                self.control = Some(control);
+            }
+            "greet" => self.say(
+                r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}}, "capabilities": []}}"#,
+            )?,
+            "answer" => {
+                self.command()?;
+                self.say(r#"{"return": {}}"#)?;
+            }
+            "refuse" => {
+                self.command()?;
+                self.say(r#"{"error": {"class": "GenericError", "desc": "not today"}}"#)?;
+            }
+            "serve" => loop {
+                let command = self.command()?;
+                self.say(r#"{"return": {}}"#)?;
+                if command.contains("\"quit\"") {
+                    exit(0);
+                }
+            },
+            "up" => {
+                for word in ["listen", "accept", "greet", "answer", "answer"] {
+                    self.act(word)?;
+                }
+            }
+            "control" => match number(word) {
+                // Who does not listen any more has heard enough.
+                Some(bytes) => drop(flood(self.control.as_ref()?, bytes, |_| "x".repeat(4096))),
+                None => drop(self.say(&text(word)?)),
+            },
+            "events" => {
+                let event = r#"{"event": "RESET", "data": {"reason": "guest-reset"}, "timestamp": {"seconds": 0, "microseconds": 0}}"#;
+                let lines = format!("{event}\n").repeat(number(word)?);
+                self.control.as_ref()?.write_all(lines.as_bytes()).ok()?;
+            }
+            "console" => match number(word) {
+                Some(bytes) => flood(self.console.as_ref()?, bytes, fake::line)?,
+                None => self.console.as_ref()?.write_all(text(word)?.as_bytes()).ok()?,
+            },
+            "ticks" => {
+                fake::ticks(self.console.as_ref()?.try_clone().ok()?, number(word)?);
+            }
+            "stderr" => flood(std::io::stderr(), number(word)?, fake::line)?,
+            "drain" => {
+                let mut console = self.console.as_ref()?.try_clone().ok()?;
+                std::thread::spawn(move || {
+                    let mut chunk = [0; 1 << 16];
+                    while let Ok(1..) = console.read(&mut chunk) {}
+                });
+            }
+            "echo" => {
+                let mut heard = self.console.as_ref()?.try_clone().ok()?;
+                let mut said = heard.try_clone().ok()?;
+                std::thread::spawn(move || std::io::copy(&mut heard, &mut said));
+            }
+            "close-control" => {
+                self.control.take()?.shutdown(std::net::Shutdown::Both).ok()?;
+                self.commands = None;
+                self.listeners.clear();
+            }
+            "close-console" => {
+                self.console.take()?.shutdown(std::net::Shutdown::Both).ok()?;
+                self.listeners.clear();
+            }
+            "heir" => self.leave(false)?,
+            "stray" => self.leave(true)?,
+            "exit" => exit(text(word)?.parse().ok()?),
+            "hang" => hang(),
+            other => panic!("what is {other}?"),
+        }
+        Some(())
+    }
+
+    fn command(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.commands.as_mut()?.read_line(&mut line).ok()? > 0).then_some(line)
+    }
+
+    fn say(&mut self, line: &str) -> Option<()> {
+        self.control.as_ref()?.write_all(format!("{line}\r\n").as_bytes()).ok()
+    }
+
+    fn leave(&mut self, own_group: bool) -> Option<()> {
+        let mut child = Command::new(env::current_exe().ok()?);
+        child.arg("--flood");
+        child.stdin(OwnedFd::from(self.console.as_ref()?.try_clone().ok()?));
+        if own_group {
+            child.process_group(0);
+        }
+        let mut child = child.stdout(Stdio::piped()).spawn().ok()?;
+        let mut word = [0; 1];
+        child.stdout.take()?.read_exact(&mut word).ok()
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+fn flood(mut to: impl Write, bytes: usize, line: impl Fn(usize) -> String) -> Option<()> {
+    let mut left = bytes;
+    for n in 0.. {
+        let line = line(n);
+        let part = &line.as_bytes()[..line.len().min(left)];
+        to.write_all(part).ok()?;
+        left -= part.len();
+        if left == 0 {
+            break;
+        }
+    }
+    Some(())
+}

@@ -1,0 +1,104 @@
+//! A stand-in that breaks on order: one fault, as JSON, a line of the file `faults` beside the
+//! program.
+//!
+//! A file, because the environment of a hypervisor is allow-listed, and because a fault may have
+//! to happen before anything else can be said.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use super::cloud_hypervisor::Fault as CloudHypervisorFault;
+use super::vfkit::Fault as VfkitFault;
+
+/// The file beside the program, as it was called, that orders faults.
+const FAULTS: &str = "faults";
+
+/// A stand-in of a test's own, in a directory of its own, that breaks on order.
+#[derive(Debug)]
+pub struct Faulty {
+    dir: TempDir,
+    name: &'static str,
+}
+
+impl Faulty {
+    /// A `cloud-hypervisor` with all of `faults`.
+    ///
+    /// # Panics
+    ///
+    /// When its directory cannot be made.
+    pub fn cloud_hypervisor(faults: &[CloudHypervisorFault]) -> Self {
+        Self::new("cloud-hypervisor", super::CLOUD_HYPERVISOR.path(), faults)
+    }
+
+    /// A `vfkit` with all of `faults`.
+    ///
+    /// # Panics
+    ///
+    /// When its directory cannot be made.
+    pub fn vfkit(faults: &[VfkitFault]) -> Self {
+        Self::new("vfkit", super::VFKIT.path(), faults)
+    }
+
+    /// Where it is.
+    pub fn program(&self) -> PathBuf {
+        self.dir.path().join(self.name)
+    }
+
+    fn new(name: &'static str, program: &Path, faults: &[impl Serialize]) -> Self {
+        let make = || -> io::Result<Self> {
+            let this = Self { dir: tempfile::tempdir()?, name };
+            let lines: Result<Vec<_>, _> = faults.iter().map(serde_json::to_string).collect();
+            fs::write(this.dir.path().join(FAULTS), lines?.join("\n"))?;
+            std::os::unix::fs::symlink(program, this.program())?;
+            Ok(this)
+        };
+        make().expect("a directory for a faulty stand-in")
+    }
+}
+
+/// The faults that are ordered of a program that was `called` by this path.
+///
+/// # Errors
+///
+/// When the order cannot be read, or a line of it is no fault.
+pub(super) fn ordered<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, String> {
+    let order = called.with_file_name(FAULTS);
+    let text = match fs::read_to_string(&order) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(|error| format!("{}: {error}", order.display()))?,
+    };
+    let fault = |line: &str| {
+        serde_json::from_str(line)
+            .map_err(|why| format!("{}: no such fault: {line}: {why}", order.display()))
+    };
+    text.lines().map(fault).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Broken;
+    use super::super::vfkit::{Call, Fault};
+    use super::*;
+
+    #[test]
+    fn what_was_ordered_is_what_is_read() {
+        let faults = [
+            Fault::SocketAfter(Duration::from_millis(300)),
+            Fault::Breaks(Broken::Half, Call::HardStop),
+            Fault::Dies(Call::Stop, 3),
+            Fault::NoSocket,
+        ];
+        let faulty = Faulty::vfkit(&faults);
+        assert_eq!(ordered(&faulty.program()), Ok(faults.to_vec()));
+        for line in ["nothing", "\"Nothing\"", "{\"Dies\":[\"Stop\",300]}"] {
+            fs::write(faulty.dir.path().join(FAULTS), line).unwrap();
+            assert!(ordered::<Fault>(&faulty.program()).unwrap_err().contains(line), "{line}");
+        }
+    }
+}

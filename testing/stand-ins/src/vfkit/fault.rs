@@ -1,0 +1,89 @@
+//! What the stand-in breaks on demand.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Broken;
+
+/// A request that can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// `GET /vm/state`
+    State,
+    /// `POST /vm/state` with `Pause`
+    Pause,
+    /// `POST /vm/state` with `Resume`
+    Resume,
+    /// `POST /vm/state` with `Stop`
+    Stop,
+    /// `POST /vm/state` with `HardStop`
+    HardStop,
+}
+
+impl Call {
+    const ALL: [Self; 5] = [Self::State, Self::Pause, Self::Resume, Self::Stop, Self::HardStop];
+
+    /// What a body calls it. Nothing calls `State` so.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::Stop => "Stop",
+            Self::HardStop => "HardStop",
+        }
+    }
+
+    /// The change of state that a body asks for.
+    pub(super) fn change(name: &str) -> Option<Self> {
+        Self::ALL[1..].iter().copied().find(|call| call.name() == name)
+    }
+}
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The REST service comes late.
+    SocketAfter(Duration),
+    /// The REST service never comes.
+    NoSocket,
+    /// The answer to a call breaks.
+    Breaks(Broken, Call),
+    /// The call fails, with a reason.
+    Refuses(Call),
+    /// It is answered with success, and nothing is done.
+    Ignores(Call),
+    /// The process says something on standard error and ends with this status, before the answer.
+    Dies(Call, u8),
+    /// The same, before there is a REST service.
+    DiesAtStart(u8),
+    /// The machine starts and never runs, and nothing watches over that.
+    NeverRuns,
+    /// The machine starts and never runs, and after this time that ends the process.
+    StartTimesOut(Duration),
+    /// Its state is `Error` instead of `Running`, and the process stays.
+    Error,
+    /// SIGTERM does nothing.
+    IgnoresSigterm,
+    /// The machine stops, and the process stays: as when the wait that SIGTERM began takes the news
+    /// that another waits for.
+    OutlivesItsMachine,
+    /// When the guest powers off, the state is `Error` for a moment, and ends the process.
+    EndsInError,
+}
+
+impl Fault {
+    /// The text on standard error of a process that [dies](Self::Dies).
+    pub const LAST_WORDS: &str = "fatal error: as ordered";
+    /// The reason of a [refusal](Self::Refuses).
+    pub const CAUSE: &str = "as ordered";
+
+    /// What it makes of the answer to a call.
+    pub(super) fn broken(self, call: Call) -> Option<Broken> {
+        match self {
+            Self::Breaks(broken, at) if at == call => Some(broken),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What macOS' Virtualization.framework and its bindings find wrong with a machine that could be
+//! parsed, and the state that they know of it.
+//!
+//! The texts are those of issues and of the bindings' source where one is known; nobody may rely on
+//! more of them than that they are there.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use nix::sys::termios::{InputFlags, LocalFlags, SetArg, tcgetattr, tcsetattr};
+use serde_json::{Value, json};
+
+use super::config::{Bootloader, Config, Linux};
+use super::device::{Device, Disk, in_go};
+use super::rest_uri::Endpoint;
+use capsa_fixtures::nano::Nano;
+
+/// The longest tag of a share.
+const MAX_TAG: usize = 36;
+
+/// How a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Stopped,
+    Starting,
+    Running,
+    Paused,
+    Error,
+}
+
+impl State {
+    /// As `GET /vm/state` shows it.
+    pub(super) fn shown(self) -> Value {
+        use State::{Error, Paused, Running, Stopped};
+        json!({
+            "state": format!("VirtualMachineState{self:?}"),
+            "canStart": matches!(self, Stopped | Error),
+            "canPause": self == Running,
+            "canResume": self == Paused,
+            "canStop": self == Running,
+            "canHardStop": matches!(self, Running | Paused),
+        })
+    }
+
+    /// What is said where it cannot become another.
+    pub(super) fn cannot(self, become_: &str) -> String {
+        error(
+            3,
+            &format!(
+                "Invalid virtual machine state transition. Transition from state \
+                 “VZVirtualMachineState{self:?}” to state “VZVirtualMachineState{become_}” is \
+                 invalid."
+            ),
+        )
+    }
+}
+
+/// An error of the framework's, as its bindings show one.
+fn error(code: u8, text: &str) -> String {
+    let (failure, reason) = text.split_once(". ").unwrap_or((text, ""));
+    format!(
+        "Error Domain=VZErrorDomain Code={code} Description=\"{text}\" UserInfo={{\n    \
+         NSLocalizedFailure = \"{failure}.\";\n    NSLocalizedFailureReason = \"{reason}\";\n}}"
+    )
+}
+
+fn invalid(why: &str) -> String {
+    error(2, &format!("Invalid virtual machine configuration. {why}"))
+}
+
+/// Checks a machine as far as that is done before it starts, and sets the terminal.
+///
+/// # Errors
+///
+/// The first thing that is wrong.
+pub(super) fn check(config: &Config) -> Result<(), String> {
+    if let Bootloader::Linux(Linux { kernel, initrd, .. }) = &config.bootloader {
+        for (what, path) in [("linux kernel", kernel), ("initial RAM disk", initrd)] {
+            fs::metadata(path).map_err(|error| {
+                format!("invalid {what} path: stat {path}: {}", in_go(&error.to_string()))
+            })?;
+        }
+    }
+    if config.vcpus == 0 {
+        return Err(invalid("The number of virtual CPUs is too low."));
+    }
+    let mut tags = Vec::new();
+    for device in &config.devices {
+        match device {
+            Device::Blk(disk) => check_disk(disk)?,
+            Device::Fs(share) => {
+                let dir = Path::new(&share.shared_dir);
+                let tag = share.tag();
+                if share.shared_dir.is_empty() {
+                    return Err("missing mandatory 'sharedDir' option for virtio-fs device".into());
+                }
+                if !dir.is_dir() {
+                    return Err(invalid("The directory to share is not one."));
+                }
+                if tag.is_empty() || tag.len() > MAX_TAG || tags.contains(&tag) {
+                    return Err(invalid(&format!("The tag “{tag}” is invalid.")));
+                }
+                tags.push(tag);
+            }
+            Device::Serial(serial) if serial.uses_stdio => {
+                set_terminal().map_err(|error| in_go(&error.to_string()))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(disk: &Disk) -> Result<(), String> {
+    let path = Path::new(&disk.image_path);
+    if disk.r#type == "dev" {
+        let is_device = fs::symlink_metadata(path).is_ok_and(|at| at.file_type().is_block_device());
+        if !is_device {
+            return Err(format!("file {} is not a block device", disk.image_path));
+        }
+    }
+    let opened = fs::File::options().read(true).write(!disk.read_only).open(path);
+    opened.map(drop).map_err(|_| invalid("The storage device attachment is invalid."))
+}
+
+/// vfkit makes the terminal raw, or nearly: what it leaves is whatever the terminal did before.
+fn set_terminal() -> io::Result<()> {
+    let stdin = io::stdin();
+    let mut settings = tcgetattr(&stdin)?;
+    settings.input_flags.remove(InputFlags::ICRNL);
+    settings.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+    tcsetattr(&stdin, SetArg::TCSANOW, &settings)?;
+    Ok(())
+}
+
+/// What a kernel is that starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// A bzImage: an Intel Mac has no other.
+    Linux,
+    /// Our nano guest, which no Mac would boot. It has no driver for virtio, so its console is the
+    /// serial port that no Mac has.
+    Nano,
+}
+
+impl Kernel {
+    /// Looks at it.
+    ///
+    /// # Errors
+    ///
+    /// When a machine does not start with it.
+    pub(super) fn at(path: &str) -> Result<Self, String> {
+        let image = fs::read(path).unwrap_or_default();
+        let is_nano = [true, false].map(|power_button| Nano { power_button }.elf() == image);
+        match image.get(0x202..0x206) {
+            _ if is_nano.contains(&true) => Ok(Self::Nano),
+            Some(b"HdrS") => Ok(Self::Linux),
+            _ => {
+                Err(error(1, "Internal Virtualization error. The virtual machine failed to start."))
+            }
+        }
+    }
+}
+
+/// What the stand-in cannot do although the real one could: said, not skipped.
+///
+/// # Errors
+///
+/// The first such thing.
+pub(super) fn beyond_the_stand_in(config: &Config) -> Result<(), String> {
+    if !matches!(config.bootloader, Bootloader::Linux(_)) {
+        return Err("bootloaders other than that of Linux".into());
+    }
+    let is_stdio = |device: &&Device| matches!(device, Device::Serial(serial) if serial.uses_stdio);
+    if config.devices.iter().filter(is_stdio).count() > 1 {
+        return Err("two consoles on one terminal".into());
+    }
+    for device in &config.devices {
+        let has = match device {
+            Device::Blk(_) | Device::Fs(_) | Device::Vsock(_) | Device::Rng | Device::Balloon => {
+                true
+            }
+            Device::Net(net) => net.nat,
+            Device::Serial(serial) => !serial.uses_pty,
+            _ => false,
+        };
+        if !has {
+            return Err(format!("the device {}", json!(device)));
+        }
+    }
+    let has = [
+        (config.timesync.is_some(), "--timesync"),
+        (config.ignition.is_some(), "--ignition"),
+        (!config.cloud_init.is_empty(), "--cloud-init"),
+        (config.nested, "--nested"),
+        (config.gui, "--gui"),
+        (matches!(config.endpoint, Endpoint::Tcp(_)), "a REST service by TCP"),
+    ];
+    match has.iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, what)) => Err((*what).to_owned()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,88 @@
+//! `cargo xtask demo`: from a fresh machine to a command run in a real Linux guest.
+//!
+//! It uses the library as any program would, and prints what each phase took.
+
+use std::time::{Duration, Instant};
+
+use capsa::{Capsa, DiskImage, LinuxDirectBootConfig, NoteLevel};
+use capsa_fixtures::guest::{self, Variant};
+use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::task::{Arguments, Outcome, finish};
+
+/// A loaded machine without KVM takes its time.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn main() -> std::process::ExitCode {
+    capsa_fixtures::task::main("demo", run)
+}
+
+fn run(arguments: Arguments) -> Outcome {
+    finish(arguments)?;
+    host::ensure(&[Need::Qemu, Need::GuestTools])?;
+    println!("making the guest (once)");
+    let guest = guest::linux(Variant::Cloud)?;
+
+    let config = LinuxDirectBootConfig {
+        kernel: guest.kernel,
+        initrd: guest.initrd,
+        // The demo leaves the disk as it found it.
+        disk: DiskImage::new(guest.disk_qcow2).ephemeral(),
+    };
+    let vm = Capsa::vm(config)
+        .memory_mb(512)
+        .no_network()
+        .console_enabled()
+        .cmdline_arg("quiet")
+        .cmdline_arg("mitigations=off")
+        .build_blocking()?;
+    let plan = vm.launch_plan();
+    for note in plan.notes.iter().filter(|note| note.level == NoteLevel::Warning) {
+        println!("{note}");
+    }
+    println!("booting on {}", plan.backend);
+
+    let mut phases = Phases::begin();
+    vm.start()?;
+    phases.end("spawn");
+    let mut console = vm.console()?;
+    let mut first = [0; 1];
+    console.read(&mut first)?;
+    phases.end("first byte");
+    console.login_timeout("root", None, PATIENCE)?;
+    phases.end("prompt");
+    let uname = console.run("uname -a", Some(PATIENCE))?;
+    phases.end("uname -a");
+    vm.stop()?;
+    phases.end("stop");
+
+    println!();
+    print!("{}", String::from_utf8_lossy(&uname.output));
+    phases.print();
+    let report = vm.stop_report().ok_or("the machine did not end")?;
+    println!("stopped: {report}");
+    Ok(())
+}
+
+/// What each phase took.
+struct Phases {
+    last: Instant,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn begin() -> Self {
+        Self { last: Instant::now(), took: Vec::new() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.took.push((name, now - self.last));
+        self.last = now;
+    }
+
+    fn print(&self) {
+        for (name, took) in &self.took {
+            println!("{name:<10} {:>7.3} s", took.as_secs_f64());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask lab`: the conformance suite on the real cloud-hypervisor with real Linux guests, on a
+//! host that has no KVM for them.
+//!
+//! Capsa boots an emulated machine that has one, and the suite runs inside of it. Flags are for the
+//! suite, as `--filter TEXT`; a program is run in its place, with everything where it is on the host.
+
+use std::ffi::OsString;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use capsa_fixtures::guest::{self, Variant};
+use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::programs;
+use capsa_fixtures::{SKIP_LOG, skip_task};
+use capsa_testkit::lab::Lab;
+
+use capsa_fixtures::task::{Arguments, Outcome};
+
+/// How long a program may be silent. Longer than the suite gives to one scenario: it shall say itself
+/// which one hangs.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// What programs inside find as it is here, besides what begins with `CAPSA_`.
+const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
+
+fn main() -> std::process::ExitCode {
+    capsa_fixtures::task::main("lab", run)
+}
+
+fn run(arguments: Arguments) -> Outcome {
+    let words = arguments.finish();
+    if !cfg!(target_arch = "x86_64") {
+        skip_task("xtask lab", "the machine with a KVM inside is emulated for x86-64 only");
+        return Ok(());
+    }
+    let Some(hypervisor) = cloud_hypervisor() else {
+        skip_task("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
+        return Ok(());
+    };
+    host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd, Need::Passt])?;
+
+    let mut phases = Phases::begin();
+    let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
+    let programs = programs::build_all()?;
+    let program = if of_the_suite { conformance(&programs, words) } else { words };
+    phases.end("built what is run");
+    // There is no network inside to make it with.
+    guest::linux(Variant::Cloud)?;
+    guest::linux(Variant::Lab)?;
+    phases.end("made the guests");
+
+    let mut lab = Lab::boot()?;
+    phases.end("booted to the prompt");
+    lab.enter()?;
+    phases.end("mounted the host's root");
+    let status = lab.run(&program, &environment(&hypervisor, &programs), PATIENCE, |line| {
+        let mut stdout = stdout().lock();
+        // Whoever reads us may have left; the status counts then.
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    })?;
+    phases.end("ran the program");
+    let report = lab.shut_down()?;
+    phases.end("shut down");
+    if let Some(report) = report {
+        println!("lab: {report}");
+    }
+    match status {
+        0 => Ok(()),
+        status => Err(format!("{} ended with status {status}", program[0].display()).into()),
+    }
+}
+
+fn cloud_hypervisor() -> Option<PathBuf> {
+    let named = std::env::var_os("CAPSA_CLOUD_HYPERVISOR").map(PathBuf::from);
+    let found = named.or_else(|| host::find_program("cloud-hypervisor"))?;
+    std::path::absolute(found).ok()
+}
+
+/// The command that runs the suite, with these flags.
+fn conformance(programs: &Path, flags: Vec<OsString>) -> Vec<OsString> {
+    let program = programs.join("conformance");
+    let command = [program.into(), "--backend".into(), "cloud-hypervisor".into()];
+    command.into_iter().chain(flags).collect()
+}
+
+/// The environment of the program inside.
+fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> {
+    let is_kept = |key: &str| {
+        let ours = [
+            "CAPSA_CLOUD_HYPERVISOR",
+            "CAPSA_PASST",
+            "CAPSA_BACKEND",
+            SKIP_LOG,
+            programs::DIRECTORY,
+        ];
+        KEPT.contains(&key) || key.starts_with("CAPSA_") && !ours.contains(&key)
+    };
+    let kept = std::env::vars_os().filter(|(key, _)| key.to_str().is_some_and(is_kept));
+    let ours = [
+        ("CAPSA_CLOUD_HYPERVISOR".into(), hypervisor.into()),
+        (programs::DIRECTORY.into(), programs.into()),
+        ("TMPDIR".into(), "/run/tmp".into()),
+    ];
+    let passt = host::passt::find().map(|path| ("CAPSA_PASST".into(), path.into()));
+    kept.chain(ours).chain(passt).collect()
+}
+
+/// Says what each phase took, when it ends.
+struct Phases(Instant);
+
+impl Phases {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    fn end(&mut self, name: &str) {
+        let now = Instant::now();
+        println!("lab: {name:<24} {:>7.2} s", (now - self.0).as_secs_f64());
+        self.0 = now;
+    }
+}

@@ -1,0 +1,46 @@
+//! A program that owns a machine and is killed by a test: says what it does, a word a line.
+//!
+//! `owner KERNEL SHARE BACKEND`: boots the nano guest with a share on `qemu` or on the stand-in for
+//! `vfkit`, waits until it listens, stops it.
+
+use std::io::Write;
+use std::time::Duration;
+
+use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode};
+
+fn say(word: &str) {
+    println!("{word}");
+    let _ = std::io::stdout().flush();
+}
+
+fn main() -> capsa::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (Some(kernel), Some(share), Some(backend)) = (args.next(), args.next(), args.next()) else {
+        eprintln!("usage: owner KERNEL SHARE BACKEND");
+        std::process::exit(2);
+    };
+    say("begin");
+    let builder = match backend.as_str() {
+        // It wants an initrd, and shares nothing read-only.
+        "vfkit" => Capsa::vm(LinuxBootConfig::new(&kernel).initrd(&kernel))
+            .program("vfkit", capsa_stand_ins::VFKIT)
+            .trust_backend()
+            .memory_mb(64)
+            .share(share, "/share", MountMode::ReadWrite),
+        _ => Capsa::vm(LinuxBootConfig::new(&kernel))
+            .accelerator(Accelerator::Emulation)
+            .memory_mb(32)
+            .share(share, "/share", MountMode::ReadOnly),
+    };
+    let vm = builder.backend(backend).no_network().console_enabled().build_blocking()?;
+    say("built");
+    vm.start()?;
+    say("running");
+    let mut console = vm.console()?;
+    console.wait_for("NANO READY\r\n")?;
+    say("ready");
+    // It does not heed the button: the test kills during the grace.
+    vm.stop_with_timeout(Duration::from_secs(2))?;
+    say("stopped");
+    Ok(())
+}

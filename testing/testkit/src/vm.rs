@@ -1,0 +1,130 @@
+//! Machines for tests, built through the library as any program would.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tempfile::TempDir;
+
+use capsa_fixtures::guest::{self, LinuxGuest, Variant};
+use capsa_fixtures::nano::Nano;
+use capsa_fixtures::{host, skip};
+
+/// How long a test waits for what takes a tenth of a second: a CI machine may be loaded.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The nano guest in a directory of its own, to be booted by QEMU in emulation.
+#[derive(Debug)]
+pub struct NanoGuest {
+    dir: TempDir,
+    kernel: PathBuf,
+}
+
+impl NanoGuest {
+    /// The guest; `None`, and the test counts as skipped, where no QEMU is installed.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn new() -> Option<Self> {
+        Self::with(Nano::default())
+    }
+
+    /// A guest that ignores the power button.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn deaf() -> Option<Self> {
+        Self::with(Nano { power_button: false })
+    }
+
+    fn with(nano: Nano) -> Option<Self> {
+        if host::find_program("qemu-system-x86_64").is_none() {
+            skip("qemu-system-x86_64 is not installed");
+            return None;
+        }
+        Some(Self::for_any(nano))
+    }
+
+    /// A guest for any hypervisor, whatever is installed.
+    ///
+    /// # Panics
+    ///
+    /// When the guest cannot be written.
+    pub fn for_any(nano: Nano) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let kernel = nano.write_to(dir.path()).expect("the nano guest can be written");
+        Self { dir, kernel }
+    }
+
+    /// Where the guest's image is.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// A directory that goes with the guest.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A machine with it: 32 MiB, a console, no network.
+    pub fn builder(&self) -> LinuxVmBuilder {
+        Capsa::vm(LinuxBootConfig::new(&self.kernel))
+            .backend("qemu")
+            .accelerator(Accelerator::Emulation)
+            .memory_mb(32)
+            .no_network()
+            .console_enabled()
+    }
+}
+
+/// The real Linux guest; `None`, and the test counts as skipped, where it cannot be built or no QEMU
+/// is installed.
+pub fn linux_guest() -> Option<LinuxGuest> {
+    if host::find_program("qemu-system-x86_64").is_none() {
+        skip("qemu-system-x86_64 is not installed");
+        return None;
+    }
+    guest::linux(Variant::Cloud).map_err(skip).ok()
+}
+
+/// A machine with a real Linux guest: 256 MiB, a console, no network, and few words.
+pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
+    Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
+        .backend("qemu")
+        .memory_mb(256)
+        .no_network()
+        .console_enabled()
+        .cmdline_args(["quiet", "mitigations=off"])
+}
+
+/// Waits until `done`, and fails with `what` when that takes too long.
+///
+/// # Panics
+///
+/// When it takes too long.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits as a bare `poll(2)` loop does.
+///
+/// # Panics
+///
+/// When poll fails.
+pub fn poll_fd(fd: &impl AsFd, timeout: Option<Duration>) {
+    let timeout = match timeout {
+        // Rounded up: a loop that is called too early spins.
+        Some(timeout) => PollTimeout::try_from(timeout + Duration::from_micros(999)),
+        None => Ok(PollTimeout::NONE),
+    };
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)).expect("poll");
+}

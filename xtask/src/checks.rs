@@ -1,0 +1,77 @@
+//! What `cargo xtask test` checks without running anything, and the tasks `fmt` and `clippy`.
+
+use std::process::Command;
+
+use pico_args::Arguments;
+
+use crate::cargo::{self, cargo};
+use crate::{Outcome, finish};
+
+/// A call of Cargo: its name in the output, its arguments, and an environment variable.
+pub(crate) struct Check(
+    pub(crate) &'static str,
+    &'static [&'static str],
+    Option<(&'static str, &'static str)>,
+);
+
+impl Check {
+    pub(crate) fn command(&self) -> Command {
+        let Self(_, arguments, variable) = self;
+        let mut cargo = cargo();
+        cargo.args(*arguments).envs(*variable);
+        cargo
+    }
+}
+
+/// The workspace, and the packages outside of it.
+pub(crate) const FORMAT: &[Check] = &[
+    Check("format", &["fmt", "--all", "--check"], None),
+    Check("format of fuzz/", &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"], None),
+];
+
+/// Everything, then the library with the features that its users choose.
+pub(crate) const CLIPPY: &[Check] = &[
+    Check(
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
+        None,
+    ),
+    Check(
+        "capsa: embed alone",
+        &["clippy", "-p", "capsa", "--no-default-features", "--", "-D", "warnings"],
+        None,
+    ),
+    Check("capsa: default features", &["clippy", "-p", "capsa", "--", "-D", "warnings"], None),
+    Check(
+        "capsa: blocking",
+        &["clippy", "-p", "capsa", "--features", "blocking", "--", "-D", "warnings"],
+        None,
+    ),
+];
+
+pub(crate) const DOCUMENTATION: Check = Check(
+    "documentation",
+    &["doc", "--no-deps", "--workspace", "--all-features"],
+    Some(("RUSTDOCFLAGS", "-D warnings")),
+);
+
+/// `cargo xtask fmt [--check]`.
+pub(crate) fn fmt(mut arguments: Arguments) -> Outcome {
+    let only_check = arguments.contains("--check");
+    finish(arguments)?;
+    for Check(_, arguments, _) in FORMAT {
+        let arguments = arguments.iter().filter(|word| only_check || **word != "--check");
+        cargo::run(cargo().args(arguments))?;
+    }
+    Ok(())
+}
+
+/// `cargo xtask clippy`.
+pub(crate) fn clippy(arguments: Arguments) -> Outcome {
+    finish(arguments)?;
+    for check in CLIPPY {
+        println!("=== {}", check.0);
+        cargo::run(&mut check.command())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask conformance --backend NAME`: runs the conformance suite on a backend of this host and
+//! writes a report: the commit, the host, its backends, and a line for each scenario.
+//!
+//! The other flags are the suite's. The report is printed, and kept in Cargo's target directory.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use pico_args::Arguments;
+
+use crate::Outcome;
+use crate::cargo::{program, root, target_directory, text};
+
+/// The suite's exit code when nothing failed and some scenarios could not run on this host.
+const SOME_COULD_NOT_RUN: i32 = 3;
+
+pub(crate) fn run(arguments: Arguments) -> Outcome {
+    let flags = arguments.finish();
+    let backend = flags.iter().skip_while(|flag| *flag != "--backend").nth(1);
+    let name = backend.and_then(|name| name.to_str()).ok_or("missing flag: --backend NAME")?;
+    fs::create_dir_all(target_directory())?;
+    let path = target_directory().join(format!("conformance-{name}.txt"));
+    let mut report = Report { file: File::create(&path)? };
+    report.line(&format!("Capsa {}, backend {name}", revision()))?;
+    report.line(&format!("host: {}", host()))?;
+    let mut suite = program("capsa-conformance", "conformance", &flags);
+    let mut process = suite.arg("--backends").stdout(Stdio::piped()).spawn()?;
+    for line in BufReader::new(process.stdout.take().expect("piped")).lines() {
+        report.line(&line?)?;
+    }
+    let status = process.wait()?;
+    println!("report: {}", fs::canonicalize(&path)?.display());
+    match status.code() {
+        Some(0 | SOME_COULD_NOT_RUN) => Ok(()),
+        _ => Err(format!("the suite failed ({status})").into()),
+    }
+}
+
+/// A text that goes to standard output and into a file.
+struct Report {
+    file: File,
+}
+
+impl Report {
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        println!("{line}");
+        writeln!(self.file, "{line}")
+    }
+}
+
+/// The commit, if this is a clone, and whether the work tree has changes.
+fn revision() -> String {
+    let git = |arguments: &[&str]| output("git", arguments);
+    let Ok(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return env!("CARGO_PKG_VERSION").to_owned();
+    };
+    match git(&["status", "--porcelain"]) {
+        Ok(changes) if changes.is_empty() => commit,
+        _ => format!("{commit} with changes"),
+    }
+}
+
+fn host() -> String {
+    let kernel = output("uname", &["-srm"]).unwrap_or_else(|error| error);
+    match output("sw_vers", &["-productVersion"]) {
+        Ok(version) => format!("macOS {version}, {kernel}"),
+        Err(_) => kernel,
+    }
+}
+
+fn output(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String, String> {
+    text(Command::new(program).args(arguments).current_dir(root()))
+}

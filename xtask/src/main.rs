@@ -1,0 +1,83 @@
+//! The tasks of the workspace: `cargo xtask` lists them, `cargo xtask TASK --help` explains one.
+//!
+//! This package depends on no other package of the workspace, so that it builds in seconds. A task
+//! that needs one is a program there, which is built and run from here.
+
+mod bench;
+mod cargo;
+mod check_command;
+mod checks;
+mod conformance;
+mod fuzz;
+mod tasks;
+mod test;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use pico_args::Arguments;
+
+use tasks::{Action, TASKS, Task};
+
+/// How a task ends.
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    let name = words.next().unwrap_or_else(|| "help".into());
+    let arguments: Vec<OsString> = words.collect();
+    if ["help", "--help", "-h"].iter().any(|help| name == *help) {
+        return help(&arguments);
+    }
+    let Some(task) = Task::named(&name) else {
+        eprintln!("xtask: unknown task {}; `cargo xtask help` lists the tasks", name.display());
+        return ExitCode::from(2);
+    };
+    if asks_for_help(&arguments) {
+        print!("{task}");
+        return ExitCode::SUCCESS;
+    }
+    let outcome = match task.action {
+        Action::Here(run) => run(Arguments::from_vec(arguments)),
+        Action::Program(package, program) => cargo::run_program(package, program, &arguments),
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("xtask: {error}");
+    ExitCode::FAILURE
+}
+
+/// `cargo xtask help`, and `cargo xtask help TASK`.
+fn help(arguments: &[OsString]) -> ExitCode {
+    match arguments.first().map(|name| Task::named(name)) {
+        None => {
+            println!("usage: cargo xtask TASK [FLAGS]\n");
+            for task in TASKS {
+                println!("  {:14} {}", task.name, task.about);
+            }
+            println!("\n`cargo xtask TASK --help` prints the flags of a task.");
+        }
+        Some(Some(task)) => print!("{task}"),
+        Some(None) => {
+            eprintln!("xtask: unknown task; `cargo xtask help` lists the tasks");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Whether a flag of the task asks for help. Behind the first word that is no flag is what a program
+/// gets.
+fn asks_for_help(arguments: &[OsString]) -> bool {
+    let flags = arguments.iter().take_while(|word| word.as_encoded_bytes().starts_with(b"-"));
+    flags.into_iter().any(|flag| flag == "--help" || flag == "-h")
+        || arguments.len() == 2 && arguments[1] == "--help"
+}
+
+/// Rejects arguments that a task has not taken.
+fn finish(arguments: Arguments) -> Outcome {
+    match arguments.finish().first() {
+        None => Ok(()),
+        Some(extra) => Err(format!("unknown argument {}", extra.display()).into()),
+    }
+}
