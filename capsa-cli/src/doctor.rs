@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendReport, Lack, NoteLevel, run_dir, scratch};
+use capsa::{BackendReport, Lack, NoteLevel, ephemeral, run_dir};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, NO_BACKEND, OK};
@@ -35,9 +35,9 @@ struct Finding {
 pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     let reports = capsa::backends();
     let base = run_dir::base();
-    let run_dirs = run_dir::try_out(&base).map(|()| base.display().to_string());
+    let run_dirs = run_dir::check(&base).map(|()| base.display().to_string());
     let run_dirs = run_dirs.map_err(|error| error.to_string());
-    let overlays = scratch::try_out().map(|dir| dir.display().to_string());
+    let overlays = ephemeral::check().map(|dir| dir.display().to_string());
     let overlays = overlays.map_err(|error| error.to_string());
     let mut findings = vec![
         place("run directories", Verdict::Bad, &run_dirs, RUN_DIRS),

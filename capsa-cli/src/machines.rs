@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use capsa::run_dir::{self, Found, NamingTurn};
+use capsa::run_dir::{self, NameLock, RunDirEntry};
 use serde_json::{Value, json};
 
 use crate::failure::{CONFIG, Failure, NO_MACHINE, OK, START};
@@ -34,7 +34,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    fn new(found: Found) -> Self {
+    fn new(found: RunDirEntry) -> Self {
         let id = found.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let about = fs::read(found.path.join(ABOUT)).ok();
         let about = about.and_then(|about| serde_json::from_slice(&about).ok());
@@ -101,7 +101,7 @@ fn all() -> Result<Vec<Machine>, Failure> {
     Ok(found.map(Machine::new).collect())
 }
 
-fn found() -> Result<Vec<Found>, Failure> {
+fn found() -> Result<Vec<RunDirEntry>, Failure> {
     run_dir::list(&run_dir::base()).map_err(|error| cannot_look("look for machines", &error))
 }
 
@@ -134,9 +134,9 @@ pub(crate) fn named(name: &str) -> Result<Machine, Failure> {
 
 /// Takes a name that no machine has. It is taken once a [`crate::session::control`] has begun; until then
 /// the value is to be held, and whoever else wants a name waits.
-pub(crate) fn take_name(name: &str) -> Result<NamingTurn, Failure> {
+pub(crate) fn take_name(name: &str) -> Result<NameLock, Failure> {
     let cannot = |error| Failure::new(START, format!("cannot name this machine: {error}"));
-    let turn = run_dir::naming_turn(&run_dir::base()).map_err(cannot)?;
+    let turn = run_dir::lock_names(&run_dir::base()).map_err(cannot)?;
     match all()?.iter().find(|machine| machine.name() == Some(name)) {
         None => Ok(turn),
         Some(Machine { owner, .. }) => {

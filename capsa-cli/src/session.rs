@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use capsa::embed::{Vm, VmEvent};
-use capsa::run_dir::NamingTurn;
+use capsa::run_dir::NameLock;
 use capsa::{ConsoleMode, DEFAULT_GRACE, EndedBy, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
@@ -61,7 +61,7 @@ pub(crate) struct SessionPlan {
     pub(crate) stdio: bool,
     pub(crate) name: Option<String>,
     /// The turn in which the name was found to be free.
-    pub(crate) turn: Option<NamingTurn>,
+    pub(crate) turn: Option<NameLock>,
     pub(crate) grace: Option<Duration>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,

@@ -6,12 +6,12 @@ use capsa_proto::time::{Deadline, Instant};
 
 /// A monotonic clock whose origin is its creation.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock {
+pub(crate) struct MonotonicClock {
     origin: Monotonic,
     skipped: Duration,
 }
 
-impl Clock {
+impl MonotonicClock {
     /// A clock that starts at zero now.
     pub(crate) fn new() -> Self {
         Self { origin: Monotonic::now(), skipped: Duration::ZERO }
@@ -34,7 +34,7 @@ impl Clock {
     }
 }
 
-impl Default for Clock {
+impl Default for MonotonicClock {
     fn default() -> Self {
         Self::new()
     }

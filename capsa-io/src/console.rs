@@ -15,9 +15,9 @@ use capsa_proto::console::{
 };
 use capsa_proto::time::{Deadline, Instant};
 
-use crate::stream::{Got, Stream};
-use crate::sys::{Poll, Source};
-use crate::tap::{Taps, Typed};
+use crate::input_log::{InputLogs, InputRecord};
+use crate::stream::{ByteStream, ReadResult};
+use crate::sys::{Poll, PollSource};
 
 /// Bytes read from the guest in one `on_ready`, at most.
 pub const READ_BUDGET: usize = 256 * 1024;
@@ -25,12 +25,12 @@ pub const READ_BUDGET: usize = 256 * 1024;
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
 /// Bytes taken at most, beside what the log holds, from a paused console whose machine is over.
-pub const REST: usize = 1 << 20;
+pub const DRAIN_LIMIT: usize = 1 << 20;
 
 /// How long whoever waits is not told of a closed console, so that they can be told how the machine
 /// ended. A console closes with its hypervisor, whose exit is known milliseconds later; one that
 /// closes alone is rare.
-const CLOSING: Duration = Duration::from_millis(500);
+const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
 /// A reader of the console: its place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,14 +41,14 @@ pub struct ReaderId(u64);
 pub struct WaitId(u64);
 
 /// Something that reads the console until it has what it wants.
-pub enum Conversation {
+pub enum WaitKind {
     /// Wait for a pattern.
     Expect(Box<Expect>),
     /// Hold a conversation.
     Script(Box<dyn Script + Send>),
 }
 
-/// How a [`Conversation`] ended.
+/// How a [`WaitKind`] ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
     /// A wait for a pattern.
@@ -59,7 +59,7 @@ pub enum Ended {
 
 /// What happened on the console.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct ConsoleActivity {
     pub(crate) data: bool,
     pub(crate) writable: bool,
     pub(crate) closed: bool,
@@ -68,48 +68,48 @@ pub(crate) struct News {
     pub(crate) more: bool,
 }
 
-struct Wait {
+struct PendingWait {
     reader: ReaderId,
     /// Where the reader was when it had last been given something, for a cancel.
     began: Cursor,
-    conversation: Conversation,
+    kind: WaitKind,
     ended: Option<Ended>,
 }
 
 /// The console of one machine.
 pub struct Console {
-    stream: Option<Source<Stream>>,
-    log: Scrollback,
+    stream: Option<PollSource<ByteStream>>,
+    scrollback: Scrollback,
     closed: bool,
     /// Closed, and who waits is told at this time at the latest.
-    closing: Option<Instant>,
+    close_at: Option<Instant>,
     outgoing: VecDeque<u8>,
     /// A writer was told that not all of it was taken, and waits to be told that there is room.
-    starved: bool,
+    write_blocked: bool,
     readers: BTreeMap<ReaderId, Cursor>,
-    waits: BTreeMap<WaitId, Wait>,
+    waits: BTreeMap<WaitId, PendingWait>,
     next_id: u64,
     /// Nothing is dropped for want of a reader before there was one.
     had_reader: bool,
     crash_detector: CrashDetector,
-    taps: Taps,
+    input_logs: InputLogs,
 }
 
 impl Console {
     pub(crate) fn new(capacity: usize, overflow: Overflow) -> Self {
         Self {
             stream: None,
-            log: Scrollback::with_overflow(capacity, overflow),
+            scrollback: Scrollback::with_overflow(capacity, overflow),
             closed: false,
-            closing: None,
+            close_at: None,
             outgoing: VecDeque::new(),
-            starved: false,
+            write_blocked: false,
             readers: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
             crash_detector: CrashDetector::default(),
-            taps: Taps::default(),
+            input_logs: InputLogs::default(),
         }
     }
 
@@ -119,8 +119,8 @@ impl Console {
     }
 
     /// Everything the guest said that is still kept.
-    pub fn log(&self) -> &Scrollback {
-        &self.log
+    pub fn scrollback(&self) -> &Scrollback {
+        &self.scrollback
     }
 
     /// No more output will come: the hypervisor closed it, or the machine is over.
@@ -131,7 +131,7 @@ impl Console {
     /// A new reader, at the oldest byte that is kept.
     pub fn add_reader(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
-        self.readers.insert(id, Cursor::at(self.log.start()));
+        self.readers.insert(id, Cursor::at(self.scrollback.start()));
         self.had_reader = true;
         id
     }
@@ -139,7 +139,7 @@ impl Console {
     /// A reader that looks on: what is kept for want of a reader is not kept any less for it.
     pub fn add_observer(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
-        self.readers.insert(id, Cursor::at(self.log.start()));
+        self.readers.insert(id, Cursor::at(self.scrollback.start()));
         id
     }
 
@@ -149,18 +149,18 @@ impl Console {
     }
 
     /// From now on what is typed is kept for this reader, until it takes it.
-    pub fn tap(&mut self, reader: ReaderId) {
-        self.taps.add(reader);
+    pub fn log_input(&mut self, reader: ReaderId) {
+        self.input_logs.add(reader);
     }
 
     /// Takes what was typed since this was called last.
-    pub fn take_typed(&mut self, reader: ReaderId) -> VecDeque<Typed> {
-        self.taps.take(reader)
+    pub fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
+        self.input_logs.take(reader)
     }
 
     /// The guest is asked to power off.
     pub(crate) fn power_button(&mut self) {
-        self.taps.power_button(self.log.end());
+        self.input_logs.power_button(self.scrollback.end());
     }
 
     /// Another reader at the same place.
@@ -175,14 +175,14 @@ impl Console {
     pub fn remove_reader(&mut self, reader: ReaderId) {
         self.waits.retain(|_, wait| wait.reader != reader);
         self.readers.remove(&reader);
-        self.taps.remove(reader);
+        self.input_logs.remove(reader);
         self.adjust_interest();
     }
 
     /// Reads what is there, without waiting. Zero when nothing is.
     pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
         let Some(cursor) = self.readers.get_mut(&reader) else { return 0 };
-        let n = cursor.read(&self.log, into);
+        let n = cursor.read(&self.scrollback, into);
         self.adjust_interest();
         n
     }
@@ -190,7 +190,7 @@ impl Console {
     /// Takes all that is there.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
         let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
-        let bytes = cursor.take(&self.log);
+        let bytes = cursor.take(&self.scrollback);
         self.adjust_interest();
         bytes
     }
@@ -198,9 +198,9 @@ impl Console {
     /// Takes all that is there but a character that has only half arrived.
     pub fn take_text(&mut self, reader: ReaderId) -> Vec<u8> {
         let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
-        let unread = cursor.peek(&self.log);
-        let half = if self.closed { 0 } else { half_character(unread) };
-        let bytes = cursor.take_to(&self.log, self.log.end() - half as u64);
+        let unread = cursor.peek(&self.scrollback);
+        let half = if self.closed { 0 } else { partial_character_len(unread) };
+        let bytes = cursor.take_to(&self.scrollback, self.scrollback.end() - half as u64);
         self.adjust_interest();
         bytes
     }
@@ -222,8 +222,8 @@ impl Console {
         }
         let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
         self.outgoing.extend(&bytes[..taken]);
-        self.taps.typed(self.log.end(), InputKind::Plain, &bytes[..taken]);
-        self.starved |= taken < bytes.len();
+        self.input_logs.written(self.scrollback.end(), InputKind::Plain, &bytes[..taken]);
+        self.write_blocked |= taken < bytes.len();
         self.flush();
         Ok(taken)
     }
@@ -234,11 +234,11 @@ impl Console {
         &mut self,
         now: Instant,
         reader: ReaderId,
-        conversation: Conversation,
+        kind: WaitKind,
     ) -> (WaitId, bool) {
         let id = WaitId(self.fresh_id());
         let began = self.cursor(reader);
-        self.waits.insert(id, Wait { reader, began, conversation, ended: None });
+        self.waits.insert(id, PendingWait { reader, began, kind, ended: None });
         let over = self.poll_wait(now, id);
         (id, over)
     }
@@ -263,7 +263,7 @@ impl Console {
     /// Takes what was streamed, and notes that it was handed out.
     fn take_streamed(&mut self, id: WaitId) -> Vec<u8> {
         let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
-        let Conversation::Script(script) = &mut wait.conversation else { return Vec::new() };
+        let WaitKind::Script(script) = &mut wait.kind else { return Vec::new() };
         let bytes = script.take_output();
         if let Some(cursor) = self.readers.get(&wait.reader)
             && !bytes.is_empty()
@@ -282,16 +282,16 @@ impl Console {
         }
         if wait.ended.is_none()
             && !self.closed
-            && let Conversation::Script(script) = &mut wait.conversation
+            && let WaitKind::Script(script) = &mut wait.kind
             && let Some(bytes) = script.handle_cancel()
         {
-            self.taps.typed(self.log.end(), script.input_kind(), &bytes);
+            self.input_logs.written(self.scrollback.end(), script.input_kind(), &bytes);
             self.outgoing.extend(&bytes);
             self.flush();
         }
     }
 
-    pub(crate) fn attach(&mut self, stream: Stream, poll: &Poll, key: usize) -> io::Result<()> {
+    pub(crate) fn attach(&mut self, stream: ByteStream, poll: &Poll, key: usize) -> io::Result<()> {
         self.stream = Some(poll.add(stream, key)?);
         self.flush();
         self.adjust_interest();
@@ -305,11 +305,11 @@ impl Console {
     /// When time makes a difference: to a conversation, or to the guest's last words.
     pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
         let open = self.waits.values().filter(|wait| wait.ended.is_none());
-        open.map(|wait| match &wait.conversation {
-            Conversation::Expect(expect) => expect.poll_timeout(),
-            Conversation::Script(script) => script.poll_timeout(),
+        open.map(|wait| match &wait.kind {
+            WaitKind::Expect(expect) => expect.poll_timeout(),
+            WaitKind::Script(script) => script.poll_timeout(),
         })
-        .chain(self.closing.map(|at| {
+        .chain(self.close_at.map(|at| {
             // Nobody to tell: nothing to wake up for.
             let waits = self.waits.values().any(|wait| wait.ended.is_none());
             waits.then_some(Deadline {
@@ -317,20 +317,20 @@ impl Console {
                 why: "the console closed, how the machine ended is unknown",
             })
         }))
-        .chain([self.crash_detector.poll_timeout().filter(|_| !self.is_held_back())])
+        .chain([self.crash_detector.poll_timeout().filter(|_| !self.is_paused())])
         .fold(None, Deadline::earliest)
     }
 
     /// The last words of the guest's kernel, once, when they have turned out to be that.
     /// A guest that is held back has more to say.
     pub(crate) fn last_word(&mut self, now: Instant) -> Option<ConsoleCrash> {
-        if self.is_held_back() { None } else { self.crash_detector.poll_crash(now, &self.log) }
+        if self.is_paused() { None } else { self.crash_detector.poll_crash(now, &self.scrollback) }
     }
 
     /// Lets time pass for the conversations. Gives those that are over because of it.
     pub(crate) fn on_time(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
-        if self.closing.is_some_and(|at| at <= now) {
-            self.closing = None;
+        if self.close_at.is_some_and(|at| at <= now) {
+            self.close_at = None;
         }
         self.poll_waits(now, ended);
     }
@@ -341,13 +341,13 @@ impl Console {
         now: Instant,
         budget: &mut usize,
         ended: &mut Vec<WaitId>,
-    ) -> News {
-        let mut news = News::default();
+    ) -> ConsoleActivity {
+        let mut activity = ConsoleActivity::default();
         self.flush();
         // Whoever emptied the queue: it is here that it is said.
-        if self.starved && self.outgoing.len() < WRITE_QUEUE {
-            self.starved = false;
-            news.writable = true;
+        if self.write_blocked && self.outgoing.len() < WRITE_QUEUE {
+            self.write_blocked = false;
+            activity.writable = true;
         }
         let mut chunk = [0; 8192];
         while self.stream.is_some() {
@@ -357,34 +357,34 @@ impl Console {
             }
             let room = room.min(*budget);
             if room == 0 {
-                news.more = true;
+                activity.more = true;
                 break;
             }
             let Some(stream) = &mut self.stream else { break };
             match stream.io().read(&mut chunk[..room]) {
-                Got::NothingYet => break,
-                Got::Bytes(n) => {
+                ReadResult::NothingYet => break,
+                ReadResult::Bytes(n) => {
                     *budget -= n;
-                    news.data = true;
-                    self.log.push(&chunk[..n]);
-                    news.panic |= self.crash_detector.scan(now, &self.log);
+                    activity.data = true;
+                    self.scrollback.push(&chunk[..n]);
+                    activity.panic |= self.crash_detector.scan(now, &self.scrollback);
                     self.poll_waits(now, ended);
                 }
-                Got::Closed => {
+                ReadResult::Closed => {
                     self.stream = None;
-                    self.closing = Some(now + CLOSING);
-                    news.closed |= self.shut(now, ended);
+                    self.close_at = Some(now + CLOSE_DELAY);
+                    activity.closed |= self.mark_closed(now, ended);
                 }
             }
         }
         self.adjust_interest();
-        news
+        activity
     }
 
     /// The guest was reset and boots again. Gives the conversations that are over because of it.
     pub(crate) fn rebooted(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
         for wait in self.waits.values_mut() {
-            if let Conversation::Script(script) = &mut wait.conversation {
+            if let WaitKind::Script(script) = &mut wait.kind {
                 script.handle_reboot();
             }
         }
@@ -394,48 +394,48 @@ impl Console {
     /// The machine is over: no more output will come, and whoever waits is told. `true` when the
     /// former is news.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
-        self.closing = None;
-        self.shut(now, ended)
+        self.close_at = None;
+        self.mark_closed(now, ended)
     }
 
     /// What is on its way out is held back no longer, for its machine is told to end: macOS lets no
     /// process exit before all that it wrote to a terminal was read. Of a log that is paused, 1 MiB
     /// more is kept.
-    pub(crate) fn let_go(&mut self) {
-        if self.log.overflow() == Overflow::Pause {
-            self.log.grow(REST);
+    pub(crate) fn release_back_pressure(&mut self) {
+        if self.scrollback.overflow() == Overflow::Pause {
+            self.scrollback.grow(DRAIN_LIMIT);
             self.adjust_interest();
         }
     }
 
     /// Leaves, without a word to anybody: nobody reads any more, and nobody may wait for that.
-    pub(crate) fn hang_up(&mut self) {
+    pub(crate) fn detach(&mut self) {
         self.stream = None;
     }
 
-    fn shut(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
-        let news = !self.closed;
-        self.take_rest();
+    fn mark_closed(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
+        let activity = !self.closed;
+        self.drain_after_close();
         self.stream = None;
         self.closed = true;
         self.outgoing.clear();
         self.poll_waits(now, ended);
-        news
+        activity
     }
 
     /// Takes what was said before the end and waits in the system, where a reader that is behind
     /// has kept it waiting. That is little: what a socket or a pty holds.
-    fn take_rest(&mut self) {
+    fn drain_after_close(&mut self) {
         let mut chunk = [0; 8192];
-        let mut left = if self.log.overflow() == Overflow::Pause { REST } else { 0 };
+        let mut left = if self.scrollback.overflow() == Overflow::Pause { DRAIN_LIMIT } else { 0 };
         while let Some(stream) = &mut self.stream
             && left > 0
             && let room = left.min(chunk.len())
-            && let Got::Bytes(n) = stream.io().read(&mut chunk[..room])
+            && let ReadResult::Bytes(n) = stream.io().read(&mut chunk[..room])
         {
             left -= n;
-            self.log.grow(n);
-            self.log.push(&chunk[..n]);
+            self.scrollback.grow(n);
+            self.scrollback.push(&chunk[..n]);
         }
     }
 
@@ -445,20 +445,20 @@ impl Console {
     }
 
     fn cursor(&self, reader: ReaderId) -> Cursor {
-        self.readers.get(&reader).copied().unwrap_or(Cursor::at(self.log.end()))
+        self.readers.get(&reader).copied().unwrap_or(Cursor::at(self.scrollback.end()))
     }
 
     fn room(&self) -> usize {
         let slowest = if self.had_reader {
-            self.readers.values().map(Cursor::offset).min().unwrap_or(self.log.end())
+            self.readers.values().map(Cursor::offset).min().unwrap_or(self.scrollback.end())
         } else {
-            self.log.start()
+            self.scrollback.start()
         };
-        self.log.room(slowest).min(self.log.capacity())
+        self.scrollback.room(slowest).min(self.scrollback.capacity())
     }
 
     /// Whether what the guest says is left unread, for want of room.
-    fn is_held_back(&self) -> bool {
+    fn is_paused(&self) -> bool {
         self.stream.is_some() && self.room() == 0
     }
 
@@ -474,23 +474,21 @@ impl Console {
     /// Polls one conversation until it waits or is over. `true` when it is over now.
     fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
         let Some(wait) = self.waits.get_mut(&id) else { return false };
-        let log = &self.log;
+        let log = &self.scrollback;
         // A wait that begins when the machine has long been over has nothing to wait for, nor has one
         // of a reader that is not there.
-        let over = self.closed && self.closing.is_none_or(|at| at <= now);
-        let mut nowhere = Cursor::at(log.end());
+        let over = self.closed && self.close_at.is_none_or(|at| at <= now);
+        let mut at_end = Cursor::at(log.end());
         let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
             Some(cursor) => (cursor, over),
-            None => (&mut nowhere, true),
+            None => (&mut at_end, true),
         };
-        wait.ended = match &mut wait.conversation {
-            Conversation::Expect(expect) => {
-                expect.poll(now, log, cursor, closed).map(Ended::Expect)
-            }
-            Conversation::Script(script) => loop {
+        wait.ended = match &mut wait.kind {
+            WaitKind::Expect(expect) => expect.poll(now, log, cursor, closed).map(Ended::Expect),
+            WaitKind::Script(script) => loop {
                 match script.poll_output(now, log, cursor, closed) {
                     ScriptAction::Write(bytes) => {
-                        self.taps.typed(log.end(), script.input_kind(), &bytes);
+                        self.input_logs.written(log.end(), script.input_kind(), &bytes);
                         self.outgoing.extend(&bytes);
                     }
                     ScriptAction::Wait => break None,
@@ -511,7 +509,7 @@ impl Console {
 
     fn adjust_interest(&mut self) {
         let readable = self.room() > 0;
-        let writable = !self.outgoing.is_empty() || self.starved;
+        let writable = !self.outgoing.is_empty() || self.write_blocked;
         if let Some(stream) = &mut self.stream
             && let Err(error) = stream.set_interest(readable, writable)
         {
@@ -522,7 +520,7 @@ impl Console {
 }
 
 /// How many bytes at the end are the beginning of a UTF-8 character, and no more than that.
-fn half_character(bytes: &[u8]) -> usize {
+fn partial_character_len(bytes: &[u8]) -> usize {
     (1..=3.min(bytes.len()))
         .find(|n| {
             let end = &bytes[bytes.len() - n..];
@@ -534,7 +532,7 @@ fn half_character(bytes: &[u8]) -> usize {
 impl std::fmt::Debug for Console {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Console")
-            .field("end", &self.log.end())
+            .field("end", &self.scrollback.end())
             .field("closed", &self.closed)
             .field("readers", &self.readers.len())
             .field("waits", &self.waits.len())

@@ -12,12 +12,12 @@ use capsa_proto::codec::qmp::{self, QmpDecoder, QmpMessage};
 use capsa_proto::codec::{MAX_HTTP_BODY, MAX_QMP_LINE};
 use capsa_proto::plan::{Body, ControlPlan, Message, Protocol};
 
-use crate::stream::{Got, Stream};
-use crate::sys::{Poll, Source};
+use crate::stream::{ByteStream, ReadResult};
+use crate::sys::{Poll, PollSource};
 
 /// What came over the control channel.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum ControlEvent {
     /// The channel is up.
     Up,
     /// The answer to a message.
@@ -33,10 +33,10 @@ pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
 /// A control channel, connected or not yet.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct ControlClient {
     plan: ControlPlan,
     key: usize,
-    link: Option<Link>,
+    connection: Option<Connection>,
     decoder: QmpDecoder,
     next_id: u64,
     /// QMP: sent and unanswered. HTTP: the first is being exchanged, the rest wait.
@@ -45,18 +45,18 @@ pub(crate) struct Control {
 }
 
 #[derive(Debug)]
-struct Link {
-    stream: Source<Stream>,
+struct Connection {
+    stream: PollSource<ByteStream>,
     outgoing: VecDeque<u8>,
     response: Option<ResponseDecoder>,
 }
 
-impl Control {
+impl ControlClient {
     pub(crate) fn new(plan: ControlPlan, key: usize) -> Self {
         Self {
             plan,
             key,
-            link: None,
+            connection: None,
             decoder: QmpDecoder::new(),
             next_id: 0,
             pending: VecDeque::new(),
@@ -67,32 +67,32 @@ impl Control {
     /// Tries to connect. `Ok(true)` when the channel is up, as far as that is known by connecting:
     /// a QMP channel is up when its greeting has come.
     pub(crate) fn try_connect(&mut self, poll: &Poll) -> io::Result<bool> {
-        if self.up || self.link.is_some() {
+        if self.up || self.connection.is_some() {
             return Ok(self.up);
         }
-        let stream = Stream::connect(self.plan.socket.as_str())?;
+        let stream = ByteStream::connect(self.plan.socket.as_str())?;
         if self.plan.protocol == Protocol::Http {
             // It listens; each exchange has a connection of its own.
             self.up = true;
             return Ok(true);
         }
-        self.link = Some(Link::new(stream, poll, self.key, None)?);
+        self.connection = Some(Connection::new(stream, poll, self.key, None)?);
         Ok(false)
     }
 
-    pub(crate) fn send(&mut self, message: Message, poll: &Poll) -> Option<Heard> {
+    pub(crate) fn send(&mut self, message: Message, poll: &Poll) -> Option<ControlEvent> {
         let id = self.next_id;
         self.next_id += 1;
-        match (&message.body, &mut self.link) {
-            (Body::Qmp { execute, arguments }, Some(link)) => {
+        match (&message.body, &mut self.connection) {
+            (Body::Qmp { execute, arguments }, Some(connection)) => {
                 let bytes = qmp::encode_command(id, execute, arguments.as_ref());
-                link.outgoing.extend(&bytes);
+                connection.outgoing.extend(&bytes);
                 self.pending.push_back((id, message));
                 self.flush()
             }
             (Body::Qmp { .. }, None) => {
                 let broken = Reply::Broken("it closed its control channel".into());
-                Some(Heard::Reply(message, broken))
+                Some(ControlEvent::Reply(message, broken))
             }
             (Body::Http { .. }, _) => {
                 self.pending.push_back((id, message));
@@ -107,33 +107,33 @@ impl Control {
         &mut self,
         poll: &Poll,
         budget: &mut usize,
-        heard: &mut Vec<Heard>,
+        events: &mut Vec<ControlEvent>,
     ) -> bool {
-        heard.extend(self.flush());
+        events.extend(self.flush());
         let mut chunk = [0; 8192];
-        while let Some(link) = &mut self.link {
+        while let Some(connection) = &mut self.connection {
             if *budget == 0 {
                 return true;
             }
             let room = chunk.len().min(*budget);
-            let got = link.stream.io().read(&mut chunk[..room]);
-            match got {
-                Got::NothingYet => return false,
-                Got::Bytes(n) => {
+            let read = connection.stream.io().read(&mut chunk[..room]);
+            match read {
+                ReadResult::NothingYet => return false,
+                ReadResult::Bytes(n) => {
                     *budget -= n;
-                    self.take_bytes(&chunk[..n], heard);
+                    self.take_bytes(&chunk[..n], events);
                 }
-                Got::Closed => self.take_eof(heard),
+                ReadResult::Closed => self.take_eof(events),
             }
-            heard.extend(self.next_exchange(poll));
+            events.extend(self.next_exchange(poll));
         }
         false
     }
 
-    fn take_bytes(&mut self, bytes: &[u8], heard: &mut Vec<Heard>) {
-        let Some(link) = &mut self.link else { return };
-        let Some(response) = &mut link.response else {
-            self.take_qmp(bytes, heard);
+    fn take_bytes(&mut self, bytes: &[u8], events: &mut Vec<ControlEvent>) {
+        let Some(connection) = &mut self.connection else { return };
+        let Some(response) = &mut connection.response else {
+            self.take_qmp(bytes, events);
             return;
         };
         let reply = match response.handle_bytes(bytes) {
@@ -146,33 +146,33 @@ impl Control {
                 },
             },
         };
-        self.answer_http(reply, heard);
+        self.finish_exchange(reply, events);
     }
 
-    fn take_qmp(&mut self, bytes: &[u8], heard: &mut Vec<Heard>) {
+    fn take_qmp(&mut self, bytes: &[u8], events: &mut Vec<ControlEvent>) {
         debug_assert!(bytes.len() <= MAX_QMP_LINE);
         let mut failed = self.decoder.handle_bytes(bytes).err();
         while failed.is_none() {
             match self.decoder.poll_message() {
-                Ok(Some(message)) => heard.extend(self.take_message(message)),
+                Ok(Some(message)) => events.extend(self.take_message(message)),
                 Ok(None) => return,
                 Err(error) => failed = Some(error),
             }
         }
         tracing::warn!("control channel: {}", failed.map(|e| e.to_string()).unwrap_or_default());
-        self.lose(heard);
+        self.disconnect(events);
     }
 
-    fn take_message(&mut self, message: QmpMessage) -> Option<Heard> {
+    fn take_message(&mut self, message: QmpMessage) -> Option<ControlEvent> {
         let (id, reply) = match message {
             QmpMessage::Greeting { version } => {
                 tracing::debug!(?version, "control channel is up");
                 self.up = true;
-                return Some(Heard::Up);
+                return Some(ControlEvent::Up);
             }
             QmpMessage::Return { id, .. } => (id, Reply::Qmp),
             QmpMessage::Error { id, class, desc } => (id, Reply::QmpError { class, desc }),
-            event => return Some(Heard::Event(event)),
+            event => return Some(ControlEvent::Event(event)),
         };
         // Without an id it is the answer to the oldest: answers come in order.
         let place = match id {
@@ -181,13 +181,13 @@ impl Control {
         };
         let (_, message) = self.pending.remove(place)?;
         tracing::debug!(message = message.purpose, ?reply, "control reply");
-        Some(Heard::Reply(message, reply))
+        Some(ControlEvent::Reply(message, reply))
     }
 
-    fn take_eof(&mut self, heard: &mut Vec<Heard>) {
-        let Some(link) = &mut self.link else { return };
-        match &mut link.response {
-            None => self.lose(heard),
+    fn take_eof(&mut self, events: &mut Vec<ControlEvent>) {
+        let Some(connection) = &mut self.connection else { return };
+        match &mut connection.response {
+            None => self.disconnect(events),
             Some(response) => {
                 let reply = match response.handle_eof() {
                     Err(error) => Reply::Broken(error.to_string()),
@@ -199,28 +199,28 @@ impl Control {
                         None => Reply::Broken("the connection closed before a response".into()),
                     },
                 };
-                self.answer_http(reply, heard);
+                self.finish_exchange(reply, events);
             }
         }
     }
 
-    fn answer_http(&mut self, reply: Reply, heard: &mut Vec<Heard>) {
-        self.link = None;
+    fn finish_exchange(&mut self, reply: Reply, events: &mut Vec<ControlEvent>) {
+        self.connection = None;
         if let Some((_, message)) = self.pending.pop_front() {
             tracing::debug!(message = message.purpose, ?reply, "control reply");
-            heard.push(Heard::Reply(message, reply));
+            events.push(ControlEvent::Reply(message, reply));
         }
     }
 
     /// A QMP channel that broke answers nothing any more; who waits learns it from `Lost`.
-    fn lose(&mut self, heard: &mut Vec<Heard>) {
-        self.link = None;
+    fn disconnect(&mut self, events: &mut Vec<ControlEvent>) {
+        self.connection = None;
         self.pending.clear();
-        heard.push(Heard::Lost);
+        events.push(ControlEvent::Lost);
     }
 
-    fn next_exchange(&mut self, poll: &Poll) -> Option<Heard> {
-        if self.link.is_some() {
+    fn next_exchange(&mut self, poll: &Poll) -> Option<ControlEvent> {
+        if self.connection.is_some() {
             return None;
         }
         let (_, message) = self.pending.front()?;
@@ -234,37 +234,37 @@ impl Control {
         if let Some(body) = body {
             request = request.with_json(body);
         }
-        let link = Stream::connect(self.plan.socket.as_str()).and_then(|stream| {
-            Link::new(stream, poll, self.key, Some(ResponseDecoder::new(MAX_HTTP_BODY)))
+        let connection = ByteStream::connect(self.plan.socket.as_str()).and_then(|stream| {
+            Connection::new(stream, poll, self.key, Some(ResponseDecoder::new(MAX_HTTP_BODY)))
         });
-        match link {
-            Ok(mut link) => {
-                link.outgoing = request.encode().into();
-                self.link = Some(link);
+        match connection {
+            Ok(mut connection) => {
+                connection.outgoing = request.encode().into();
+                self.connection = Some(connection);
                 self.flush()
             }
             Err(error) => {
                 let (_, message) = self.pending.pop_front()?;
-                Some(Heard::Reply(message, Reply::Broken(error.to_string())))
+                Some(ControlEvent::Reply(message, Reply::Broken(error.to_string())))
             }
         }
     }
 
-    fn flush(&mut self) -> Option<Heard> {
-        let link = self.link.as_mut()?;
-        link.stream.io().write_from(&mut link.outgoing);
-        let writable = !link.outgoing.is_empty();
-        if link.stream.set_interest(true, writable).is_err() {
-            self.link = None;
-            return Some(Heard::Lost);
+    fn flush(&mut self) -> Option<ControlEvent> {
+        let connection = self.connection.as_mut()?;
+        connection.stream.io().write_from(&mut connection.outgoing);
+        let writable = !connection.outgoing.is_empty();
+        if connection.stream.set_interest(true, writable).is_err() {
+            self.connection = None;
+            return Some(ControlEvent::Lost);
         }
         None
     }
 }
 
-impl Link {
+impl Connection {
     fn new(
-        stream: Stream,
+        stream: ByteStream,
         poll: &Poll,
         key: usize,
         response: Option<ResponseDecoder>,

@@ -13,14 +13,14 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::Value;
 
-use crate::sys::{Poll, Source};
+use crate::sys::{Poll, PollSource};
 
 /// Bytes read in one `on_ready` of a machine, at most.
 pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct EventPipe {
-    pipe: Option<Source<File>>,
+    pipe: Option<PollSource<File>>,
     decoder: JsonStream,
 }
 
@@ -45,7 +45,7 @@ impl EventPipe {
     pub(crate) fn on_ready(
         &mut self,
         budget: &mut usize,
-        heard: &mut Vec<Value>,
+        values: &mut Vec<Value>,
     ) -> Result<bool, JsonStreamError> {
         let mut chunk = [0; 8192];
         while let Some(pipe) = &mut self.pipe {
@@ -56,7 +56,7 @@ impl EventPipe {
             match pipe.io().read(&mut chunk[..room]) {
                 Ok(n @ 1..) => {
                     *budget -= n;
-                    self.take(&chunk[..n], heard)?;
+                    self.take(&chunk[..n], values)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -66,10 +66,10 @@ impl EventPipe {
         Ok(false)
     }
 
-    fn take(&mut self, bytes: &[u8], heard: &mut Vec<Value>) -> Result<(), JsonStreamError> {
+    fn take(&mut self, bytes: &[u8], values: &mut Vec<Value>) -> Result<(), JsonStreamError> {
         self.decoder.handle_bytes(bytes)?;
         while let Some(value) = self.decoder.poll_value()? {
-            heard.push(value);
+            values.push(value);
         }
         Ok(())
     }

@@ -12,11 +12,11 @@
 //! | [`reactor`] | waits for many machines at once |
 //! | [`run_dir`] | the private directory of a machine, and the sweep |
 //! | [`mod@facts`] | looks at the host for the checks |
-//! | [`tap`] | what is typed into a console, for those who record it |
+//! | [`input_log`] | what is typed into a console, for those who record it |
 //! | [`vsock`] | connections to the guest's ports and from it |
 //! | [`probe`] | asks programs for their versions |
-//! | `guardian` | kills what this program started when this program dies |
-//! | [`scratch`] | throw-away disks: nameless files |
+//! | `watchdog` | kills what this program started when this program dies |
+//! | [`ephemeral`] | throw-away disks: nameless files |
 //! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child, the control channel, events, a byte stream, the time |
 //! | `sys` | the system calls, and the only `unsafe` |
 //!
@@ -25,17 +25,17 @@
 mod clock;
 pub mod console;
 mod control;
+pub mod ephemeral;
 mod event_pipe;
 pub mod facts;
-mod guardian;
+pub mod input_log;
 pub mod probe;
 mod process;
 pub mod random;
 pub mod reactor;
 pub mod run_dir;
-pub mod scratch;
 mod stream;
 pub mod supervisor;
 mod sys;
-pub mod tap;
 pub mod vsock;
+mod watchdog;

@@ -13,8 +13,8 @@ use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
-use crate::guardian;
-use crate::sys::{self, ExitWatch, Maker, Peek, Poll, Source};
+use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, PollSource};
+use crate::watchdog;
 
 /// Variables that a child may see. Everything else, such as tokens of the embedding program, stays.
 const ENVIRONMENT: [&str; 9] = [
@@ -36,13 +36,13 @@ const LINE: usize = 1024;
 
 /// A running or exited child.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(crate) struct ChildProcess {
     child: Child,
-    maker: Maker,
+    fork_guard: ForkGuard,
     name: String,
     reaped: bool,
     exit: Option<ExitWatch>,
-    stderr: Option<Source<ChildStderr>>,
+    stderr: Option<PollSource<ChildStderr>>,
     /// Bytes of it that may still be read.
     allowance: usize,
     tail: Vec<u8>,
@@ -52,7 +52,7 @@ pub(crate) struct Process {
 
 /// The poller's keys for a process.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Keys {
+pub(crate) struct ProcessKeys {
     pub(crate) exit: usize,
     pub(crate) stderr: usize,
 }
@@ -66,12 +66,12 @@ pub(crate) struct Inherited {
     pub(crate) open: Vec<OwnedFd>,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts it.
     pub(crate) fn spawn(
         plan: &ProcessPlan,
         poll: &Poll,
-        keys: Keys,
+        keys: ProcessKeys,
         inherited: Inherited,
     ) -> io::Result<Self> {
         let mut command = command(&plan.program);
@@ -80,12 +80,12 @@ impl Process {
             Some((stdin, stdout)) => command.stdin(stdin).stdout(stdout),
             None => command.stdin(Stdio::null()).stdout(Stdio::null()),
         };
-        let mut child = guardian::spawn(&mut command, &inherited.open)?;
+        let mut child = watchdog::spawn(&mut command, &inherited.open)?;
         drop(command);
         let stderr = child.stderr.take().expect("stderr was asked for");
         let mut process = Self {
             child,
-            maker: Maker::this(),
+            fork_guard: ForkGuard::new(),
             name: plan.name.clone(),
             reaped: false,
             exit: None,
@@ -166,7 +166,7 @@ impl Process {
 
     /// Reaps it if it has exited. Comes back with its end once; after that with `None`.
     pub(crate) fn try_reap(&mut self) -> Option<Exit> {
-        if self.reaped || sys::peek(self.pid()) == Peek::Runs {
+        if self.reaped || sys::exit_state(self.pid()) == ExitState::Runs {
             return None;
         }
         let status = self.reap();
@@ -187,20 +187,20 @@ impl Process {
         let _ = sys::signal_group(self.pid(), SysSignal::SIGKILL);
         let status = match sys::wait_exited(self.pid()) {
             // Somebody else reaped it, or SIGCHLD is ignored: it is gone, and how is not known.
-            Peek::Unknown => None,
-            Peek::Runs | Peek::Exited => Some(()),
+            ExitState::Unknown => None,
+            ExitState::Runs | ExitState::Exited => Some(()),
         };
         // Withdrawn while its number is still its own.
-        guardian::withdraw(self.pid());
+        watchdog::withdraw(self.pid());
         self.reaped = true;
         status.and_then(|()| self.child.wait().ok())
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     /// Ends a child that still runs: SIGKILL to its group, then waits for it.
     fn drop(&mut self) {
-        if !self.reaped && self.maker.is_this() {
+        if !self.reaped && self.fork_guard.is_same_process() {
             self.reap();
         }
     }
@@ -242,14 +242,18 @@ mod tests {
         }
     }
 
-    fn spawn(script: &str) -> (Poll, Process) {
+    fn spawn(script: &str) -> (Poll, ChildProcess) {
         let poll = Poll::new().unwrap();
-        let process =
-            Process::spawn(&plan(script), &poll, Keys { exit: 1, stderr: 2 }, Inherited::default());
+        let process = ChildProcess::spawn(
+            &plan(script),
+            &poll,
+            ProcessKeys { exit: 1, stderr: 2 },
+            Inherited::default(),
+        );
         (poll, process.unwrap())
     }
 
-    fn exit_of(process: &mut Process) -> Exit {
+    fn exit_of(process: &mut ChildProcess) -> Exit {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             process.allow(1024);
@@ -317,8 +321,13 @@ mod tests {
         let poll = Poll::new().unwrap();
         let mut plan = plan("");
         plan.program = "/nowhere/at/all".into();
-        let error = Process::spawn(&plan, &poll, Keys { exit: 1, stderr: 2 }, Inherited::default())
-            .unwrap_err();
+        let error = ChildProcess::spawn(
+            &plan,
+            &poll,
+            ProcessKeys { exit: 1, stderr: 2 },
+            Inherited::default(),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -11,20 +11,20 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sys::{Poll, Ready, Source};
+use crate::sys::{Poll, PollSource, ReadyEvents};
 
 /// Waits for many descriptors.
 #[derive(Debug)]
 pub struct Reactor {
     poll: Poll,
-    ready: Mutex<Ready>,
+    ready: Mutex<ReadyEvents>,
     woken: AtomicBool,
 }
 
 /// A descriptor that is watched as long as this lives.
 #[derive(Debug)]
 pub struct Registration<F: AsFd> {
-    _source: Source<F>,
+    _source: PollSource<F>,
 }
 
 impl Reactor {
@@ -34,7 +34,7 @@ impl Reactor {
     ///
     /// When the system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let (poll, ready) = (Poll::new()?, Mutex::new(Ready::new()));
+        let (poll, ready) = (Poll::new()?, Mutex::new(ReadyEvents::new()));
         Ok(Self { poll, ready, woken: AtomicBool::new(false) })
     }
 
@@ -44,7 +44,7 @@ impl Reactor {
     ///
     /// In a forked copy of the program, where the thread that waits is not; when the system refuses.
     pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
-        self.poll.must_be_ours()?;
+        self.poll.check_process()?;
         Ok(Registration { _source: self.poll.add(io, key)? })
     }
 

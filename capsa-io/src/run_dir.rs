@@ -15,12 +15,12 @@ use capsa_proto::plan::LONGEST_SOCKET_NAME;
 use nix::unistd::Uid;
 
 use crate::random;
-use crate::sys::{self, Maker};
+use crate::sys::{self, ForkGuard};
 
 /// The lock of one run directory, and of the directory that holds them all.
 const LOCK: &str = "lock";
 /// How the lock of a run directory begins. A directory without it is not ours to remove.
-const MARK: &str = "capsa ";
+const LOCK_PREFIX: &str = "capsa ";
 /// The children of a run directory's owner: `PID START-TIME` a line.
 const CHILDREN: &str = "children";
 
@@ -55,17 +55,17 @@ pub fn prepare(base: &Path) -> io::Result<()> {
 /// # Errors
 ///
 /// As [`prepare`].
-pub fn naming_turn(base: &Path) -> io::Result<NamingTurn> {
+pub fn lock_names(base: &Path) -> io::Result<NameLock> {
     prepare(base)?;
     // The directory itself is what is locked, so that nothing is left of it.
     let turn = File::open(base)?;
     turn.lock()?;
-    Ok(NamingTurn { _lock: turn })
+    Ok(NameLock { _lock: turn })
 }
 
-/// A turn among those who give machines names, see [`naming_turn`].
+/// A turn among those who give machines names, see [`lock_names`].
 #[derive(Debug)]
-pub struct NamingTurn {
+pub struct NameLock {
     _lock: File,
 }
 
@@ -75,7 +75,7 @@ pub struct NamingTurn {
 /// # Errors
 ///
 /// When a start would fail for this.
-pub fn try_out(base: &Path) -> io::Result<()> {
+pub fn check(base: &Path) -> io::Result<()> {
     let run_dir = RunDir::create(&std::path::absolute(base)?.join(random::name()))?;
     let socket = run_dir.path().join("s".repeat(LONGEST_SOCKET_NAME));
     let at = |error: io::Error| {
@@ -89,7 +89,7 @@ pub fn try_out(base: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    maker: Maker,
+    fork_guard: ForkGuard,
     _lock: File,
 }
 
@@ -108,11 +108,13 @@ impl RunDir {
             let mut lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK))?;
             lock.try_lock()?;
             let me = std::process::id();
-            writeln!(lock, "{MARK}{me} {}", sys::start_time(me).unwrap_or(0))?;
+            writeln!(lock, "{LOCK_PREFIX}{me} {}", sys::start_time(me).unwrap_or(0))?;
             Ok(lock)
         })();
         match made {
-            Ok(lock) => Ok(Self { path: path.to_owned(), maker: Maker::this(), _lock: lock }),
+            Ok(lock) => {
+                Ok(Self { path: path.to_owned(), fork_guard: ForkGuard::new(), _lock: lock })
+            }
             Err(error) => {
                 let _ = remove(path);
                 Err(error)
@@ -125,12 +127,12 @@ impl RunDir {
         &self.path
     }
 
-    /// Writes a child down, so that a sweep can end it should the guardian not have.
+    /// Writes a child down, so that a sweep can end it should the watchdog not have.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub fn note_child(&self, pid: u32) -> io::Result<()> {
+    pub fn record_child(&self, pid: u32) -> io::Result<()> {
         let start = sys::start_time(pid).unwrap_or(0);
         let mut file =
             OpenOptions::new().append(true).create(true).open(self.path.join(CHILDREN))?;
@@ -140,7 +142,7 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if !self.maker.is_this() {
+        if !self.fork_guard.is_same_process() {
             return;
         }
         if let Err(error) = remove(&self.path) {
@@ -151,7 +153,7 @@ impl Drop for RunDir {
 
 /// A run directory, and who made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct RunDirEntry {
     /// The directory.
     pub path: PathBuf,
     /// The process that made it.
@@ -167,7 +169,7 @@ pub struct Found {
 /// # Errors
 ///
 /// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
-pub fn list(base: &Path) -> io::Result<Vec<Found>> {
+pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
@@ -182,10 +184,11 @@ pub fn list(base: &Path) -> io::Result<Vec<Found>> {
         if lock.read_to_string(&mut text).is_err() {
             continue;
         }
-        let words = text.strip_prefix(MARK).and_then(|words| words.split_whitespace().next());
+        let words =
+            text.strip_prefix(LOCK_PREFIX).and_then(|words| words.split_whitespace().next());
         let Some(owner) = words.and_then(|owner| owner.parse().ok()) else { continue };
-        let children = living_children(&path);
-        found.push(Found { path, owner, is_owned, children });
+        let children = running_children(&path);
+        found.push(RunDirEntry { path, owner, is_owned, children });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
@@ -193,7 +196,7 @@ pub fn list(base: &Path) -> io::Result<Vec<Found>> {
 
 /// What a sweep found and removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Swept {
+pub struct RemovedRunDir {
     /// The run directory of an owner that is gone.
     pub path: PathBuf,
     /// Its children that still ran and were killed.
@@ -208,7 +211,7 @@ pub struct Swept {
 /// # Errors
 ///
 /// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
-pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
+pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
@@ -222,7 +225,7 @@ pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
         }
         let Ok(mut lock) = File::open(path.join(LOCK)) else {
             // One that was made a moment before its owner died is empty. Others are not ours.
-            if is_our_name(&path) {
+            if is_run_dir_name(&path) {
                 let _ = fs::remove_dir(&path);
             }
             continue;
@@ -234,7 +237,9 @@ pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
         }
         let mut text = String::new();
         let read = lock.read_to_string(&mut text);
-        if read.is_err() || !(text.starts_with(MARK) || text.is_empty() && is_our_name(&path)) {
+        if read.is_err()
+            || !(text.starts_with(LOCK_PREFIX) || text.is_empty() && is_run_dir_name(&path))
+        {
             continue;
         }
         let killed = kill_children(&path);
@@ -243,7 +248,7 @@ pub fn sweep(base: &Path) -> io::Result<Vec<Swept>> {
             continue;
         }
         tracing::info!(path = %path.display(), ?killed, "swept what an owner left behind");
-        swept.push(Swept { path, killed });
+        swept.push(RemovedRunDir { path, killed });
     }
     Ok(swept)
 }
@@ -266,19 +271,19 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Whether [`fresh_path`] could have made it up.
-fn is_our_name(path: &Path) -> bool {
+fn is_run_dir_name(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(random::is_name)
 }
 
 fn kill_children(run_dir: &Path) -> Vec<u32> {
-    let mut killed = living_children(run_dir);
+    let mut killed = running_children(run_dir);
     killed.retain(|pid| sys::signal_group(*pid, nix::sys::signal::Signal::SIGKILL).is_ok());
     killed
 }
 
 /// The children that were written down and still run. A number alone may be another process by now;
 /// with its start time it is that child.
-fn living_children(run_dir: &Path) -> Vec<u32> {
+fn running_children(run_dir: &Path) -> Vec<u32> {
     let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
     let child = |line: &str| {
         let (pid, start) = line.split_once(' ')?;
@@ -346,7 +351,7 @@ mod tests {
         fs::create_dir(&left).unwrap();
         fs::write(left.join(LOCK), "capsa 1 1\n").unwrap();
         let swept = sweep(base.path()).unwrap();
-        assert_eq!(swept, [Swept { path: left, killed: vec![] }]);
+        assert_eq!(swept, [RemovedRunDir { path: left, killed: vec![] }]);
         assert!(owned.path().exists());
     }
 
@@ -355,7 +360,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let owned = RunDir::create(&base.path().join("owned")).unwrap();
         let me = std::process::id();
-        owned.note_child(me).unwrap();
+        owned.record_child(me).unwrap();
         let left = base.path().join("left");
         fs::create_dir(&left).unwrap();
         fs::write(left.join(LOCK), format!("capsa {me} 1\n")).unwrap();
@@ -363,7 +368,7 @@ mod tests {
         fs::write(left.join(CHILDREN), format!("{me} 1\nnonsense\n")).unwrap();
         fs::create_dir(base.path().join("photos")).unwrap();
         let found = list(base.path()).unwrap();
-        let want = |path: &Path, is_owned, children| Found {
+        let want = |path: &Path, is_owned, children| RunDirEntry {
             path: path.to_owned(),
             owner: me,
             is_owned,
@@ -418,7 +423,7 @@ mod tests {
     fn what_keeps_a_start_from_its_directory_is_found_before_one() {
         let base = tempfile::tempdir().unwrap();
         let good = base.path().join("a/b");
-        try_out(&good).unwrap();
+        check(&good).unwrap();
         assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "nothing is left but the lock");
         let file = base.path().join("file");
         fs::write(&file, "").unwrap();
@@ -429,7 +434,7 @@ mod tests {
             (Path::new("/proc/nope"), "cannot make the directory /proc/nope: "),
             (&deep, "cannot make a socket in "),
         ] {
-            let error = try_out(at).unwrap_err().to_string();
+            let error = check(at).unwrap_err().to_string();
             assert!(error.contains(why), "{at:?}: {error}");
         }
         assert!(prepare(&file).is_err() && prepare(&good).is_ok());

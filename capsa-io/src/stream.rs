@@ -10,39 +10,39 @@ use std::path::Path;
 use crate::sys;
 
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum ByteStream {
     Socket(UnixStream),
     Pty(File),
 }
 
 /// What a read came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Got {
+pub(crate) enum ReadResult {
     Bytes(usize),
     NothingYet,
     Closed,
 }
 
-impl Stream {
+impl ByteStream {
     /// Connects to a listening socket, now or not at all: one whose queue is full is an error, for
     /// a listener can fill its own.
     pub(crate) fn connect(path: &str) -> io::Result<Self> {
         sys::connect(Path::new(path)).map(Self::Socket)
     }
 
-    pub(crate) fn read(&mut self, into: &mut [u8]) -> Got {
+    pub(crate) fn read(&mut self, into: &mut [u8]) -> ReadResult {
         loop {
             let read = match self {
                 Self::Socket(socket) => socket.read(into),
                 Self::Pty(pty) => pty.read(into),
             };
             return match read {
-                Ok(0) => Got::Closed,
-                Ok(n) => Got::Bytes(n),
+                Ok(0) => ReadResult::Closed,
+                Ok(n) => ReadResult::Bytes(n),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Got::NothingYet,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ReadResult::NothingYet,
                 // A pty whose other side is gone says EIO, a killed peer ECONNRESET.
-                Err(_) => Got::Closed,
+                Err(_) => ReadResult::Closed,
             };
         }
     }
@@ -76,7 +76,7 @@ impl Stream {
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for ByteStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Socket(socket) => socket.as_fd(),
@@ -98,7 +98,7 @@ mod tests {
         let _listener = sys::listen_with_a_short_queue(Path::new(&path)).unwrap();
         let (done, is_done) = mpsc::channel();
         std::thread::spawn(move || {
-            let connected: Vec<_> = (0..8).map(|_| Stream::connect(&path)).collect();
+            let connected: Vec<_> = (0..8).map(|_| ByteStream::connect(&path)).collect();
             done.send(connected.into_iter().filter(Result::is_ok).count())
         });
         let connected = is_done.recv_timeout(Duration::from_secs(10)).expect("it blocks");

@@ -11,10 +11,10 @@
 //! There is no policy here. An `if` that decides something about a machine's life belongs in
 //! [`capsa_proto::lifecycle`].
 
-mod hear;
+mod channels;
 mod launch;
 mod options;
-mod play;
+mod simulation;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -30,17 +30,17 @@ use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
 
-use crate::clock::Clock;
-use crate::console::{self, Console, Conversation, Ended, ReaderId, WaitId};
-use crate::control::Control;
+use crate::clock::MonotonicClock;
+use crate::console::{self, Console, Ended, ReaderId, WaitId, WaitKind};
+use crate::control::ControlClient;
 use crate::event_pipe::EventPipe;
-use crate::process::{Keys, Process};
+use crate::process::{ChildProcess, ProcessKeys};
 use crate::run_dir::RunDir;
-use crate::sys::{Poll, Ready};
+use crate::sys::{Poll, ReadyEvents};
 use crate::vsock::PortListener;
-use launch::Awaiting;
+use launch::ReadinessCheck;
 use options::Budgets;
-use play::Player;
+use simulation::GuestSimulation;
 
 pub use options::Options;
 
@@ -48,22 +48,22 @@ const CONTROL: usize = 0;
 const CONSOLE: usize = 1;
 const EVENTS: usize = 2;
 
-const fn keys(id: ProcessId) -> Keys {
-    Keys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
+const fn keys(id: ProcessId) -> ProcessKeys {
+    ProcessKeys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
 }
 
 /// For how many whole budgets the exit of a hypervisor waits because there is more of its last words
 /// to read. What was said before an exit is in the system's buffers, which this exceeds by far; more
 /// than that comes from a child it left, which may go on for ever.
-const LAST_WORDS: usize = 16;
+const MAX_EXIT_DELAYS: usize = 16;
 
 /// How late a call may be before that is worth a word. A loop that is busy is late by less.
-const LATE: Duration = Duration::from_secs(1);
+const LATE_CALL: Duration = Duration::from_secs(1);
 
 /// What happened to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Event {
+pub enum VmEvent {
     /// Its status changed.
     Status(VmStatus),
     /// The hypervisor answers on its control channel. The guest is told to go next.
@@ -86,29 +86,29 @@ pub struct Supervisor {
     plan: LaunchPlan,
     backend: Arc<dyn HypervisorBackend>,
     lifecycle: Lifecycle,
-    clock: Clock,
+    clock: MonotonicClock,
     poll: Poll,
-    processes: Vec<Option<Process>>,
-    control: Control,
+    processes: Vec<Option<ChildProcess>>,
+    control: ControlClient,
     console: Console,
     event_pipe: Option<EventPipe>,
-    awaiting: Option<Awaiting>,
+    readiness: Option<ReadinessCheck>,
     run_dir: Option<RunDir>,
-    events: VecDeque<Event>,
+    events: VecDeque<VmEvent>,
     /// A budget was spent: there is more to do although nothing will be reported again.
     more: bool,
     /// Bytes that any call may read, and what this one still may.
     read_budget: usize,
     budgets: Budgets,
     /// How often the hypervisor's exit has waited for its last words.
-    last_words: usize,
+    exit_delays: usize,
     /// It waits now.
-    exit_waits: bool,
+    exit_delayed: bool,
     /// It was started, and nobody has called since.
-    neglected: bool,
+    never_driven: bool,
     /// Who plays the guest, where no hypervisor runs it.
-    player: Option<Player>,
-    ready: Ready,
+    simulation: Option<GuestSimulation>,
+    ready: ReadyEvents,
     span: tracing::Span,
 }
 
@@ -130,26 +130,26 @@ impl Supervisor {
         Ok(Self {
             lifecycle: Lifecycle::new(&plan, options.timing),
             backend,
-            clock: Clock::new(),
+            clock: MonotonicClock::new(),
             poll: Poll::new()?,
             processes: plan.processes.iter().map(|_| None).collect(),
-            control: Control::new(plan.control.clone(), CONTROL),
+            control: ControlClient::new(plan.control.clone(), CONTROL),
             console: match plan.console.mode() {
                 ConsoleMode::Disabled => Console::none(),
                 _ => Console::new(options.scrollback, options.overflow),
             },
             event_pipe: None,
-            awaiting: None,
+            readiness: None,
             run_dir: None,
             events: VecDeque::new(),
             more: false,
             read_budget,
             budgets: Budgets::at_most(read_budget),
-            last_words: 0,
-            exit_waits: false,
-            neglected: false,
-            player: None,
-            ready: Ready::new(),
+            exit_delays: 0,
+            exit_delayed: false,
+            never_driven: false,
+            simulation: None,
+            ready: ReadyEvents::new(),
             plan,
             span,
         })
@@ -161,8 +161,8 @@ impl Supervisor {
     ///
     /// When it was started before.
     pub fn start(&mut self) -> Result<(), InvalidState> {
-        self.wish(Input::Start)?;
-        self.neglected = true;
+        self.request(Input::Start)?;
+        self.never_driven = true;
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl Supervisor {
     ///
     /// When it was never started.
     pub fn stop(&mut self, grace: Duration) -> Result<(), InvalidState> {
-        self.wish(Input::Stop { grace })
+        self.request(Input::Stop { grace })
     }
 
     /// Wants it gone.
@@ -181,10 +181,10 @@ impl Supervisor {
     ///
     /// When it was never started.
     pub fn kill(&mut self) -> Result<(), InvalidState> {
-        self.wish(Input::Kill)
+        self.request(Input::Kill)
     }
 
-    fn wish(&mut self, input: Input) -> Result<(), InvalidState> {
+    fn request(&mut self, input: Input) -> Result<(), InvalidState> {
         self.lifecycle.handle_input(self.clock.now(), input)
     }
 
@@ -205,7 +205,7 @@ impl Supervisor {
 
     /// The hypervisor's process id while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
-        self.processes.last()?.as_ref().map(Process::pid)
+        self.processes.last()?.as_ref().map(ChildProcess::pid)
     }
 
     /// Its console.
@@ -218,13 +218,9 @@ impl Supervisor {
         &mut self.console
     }
 
-    /// Begins a conversation with the console. [`Event::Ended`] says when it is over, also when
+    /// Begins a conversation with the console. [`VmEvent::Ended`] says when it is over, also when
     /// that is at once. `make` gets the present time, which conversations count from.
-    pub fn begin(
-        &mut self,
-        reader: ReaderId,
-        make: impl FnOnce(Instant) -> Conversation,
-    ) -> WaitId {
+    pub fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {
         let Ok(id) = self.try_begin(reader, |now| Ok::<_, Infallible>(make(now)));
         id
     }
@@ -237,12 +233,12 @@ impl Supervisor {
     pub fn try_begin<E>(
         &mut self,
         reader: ReaderId,
-        make: impl FnOnce(Instant) -> Result<Conversation, E>,
+        make: impl FnOnce(Instant) -> Result<WaitKind, E>,
     ) -> Result<WaitId, E> {
         let now = self.clock.now();
         let (id, over) = self.console.begin(now, reader, make(now)?);
         if over {
-            self.events.push_back(Event::Ended(id));
+            self.events.push_back(VmEvent::Ended(id));
         }
         Ok(id)
     }
@@ -276,7 +272,7 @@ impl Supervisor {
     pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
         let (bytes, over) = self.console.take_output(self.clock.now(), id);
         if over {
-            self.events.push_back(Event::Ended(id));
+            self.events.push_back(VmEvent::Ended(id));
         }
         bytes
     }
@@ -289,14 +285,14 @@ impl Supervisor {
     /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero:
     /// call [`Supervisor::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
-        if self.more || !self.events.is_empty() || self.poll.is_stirred() {
+        if self.more || !self.events.is_empty() || self.poll.has_interest_changed() {
             return Some(Duration::ZERO);
         }
         self.deadline().map(|deadline| self.clock.until(deadline))
     }
 
     /// The next event.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<VmEvent> {
         self.events.pop_front()
     }
 
@@ -312,9 +308,9 @@ impl Supervisor {
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
-        self.look_at_the_clock();
+        self.warn_if_late();
         self.more = false;
-        self.exit_waits = false;
+        self.exit_delayed = false;
         self.budgets = Budgets::at_most(self.read_budget);
         for process in self.processes.iter_mut().flatten() {
             process.allow(self.budgets.stderr);
@@ -331,7 +327,7 @@ impl Supervisor {
         if self.ready.has(CONSOLE) {
             self.console_ready();
         }
-        self.play_on();
+        self.run_simulation();
         for n in 0..self.processes.len() {
             if self.ready.has(keys(ProcessId(n)).stderr) {
                 self.stderr_ready(ProcessId(n));
@@ -339,24 +335,24 @@ impl Supervisor {
         }
         // The hypervisor before its helpers, which end because it does.
         for n in (0..self.processes.len()).rev() {
-            if self.ready.has(keys(ProcessId(n)).exit) && !self.is_played() {
+            if self.ready.has(keys(ProcessId(n)).exit) && !self.is_simulated() {
                 self.exit_ready(ProcessId(n));
             }
         }
-        self.time_passed();
+        self.handle_timeouts();
         self.act();
         Ok(())
     }
 
     fn deadline(&self) -> Option<Deadline> {
-        let awaiting = self.awaiting.map(|a| Deadline { at: a.next, why: "look for its socket" });
-        let play = self.play_timeout();
-        [self.lifecycle.poll_timeout(), awaiting, self.console.poll_timeout(), play]
+        let readiness = self.readiness.map(|a| Deadline { at: a.next, why: "look for its socket" });
+        let simulation = self.simulation_timeout();
+        [self.lifecycle.poll_timeout(), readiness, self.console.poll_timeout(), simulation]
             .into_iter()
             .fold(None, Deadline::earliest)
     }
 
-    fn tell(&mut self, input: Input) {
+    fn input(&mut self, input: Input) {
         tracing::trace!(?input, "input");
         // Only wishes are ever refused.
         let _ = self.lifecycle.handle_input(self.clock.now(), input);
@@ -364,24 +360,25 @@ impl Supervisor {
 
     fn console_ready(&mut self) {
         let mut ended = Vec::new();
-        let news = self.console.on_ready(self.clock.now(), &mut self.budgets.console, &mut ended);
-        self.more |= news.more;
-        if news.data {
-            self.say_once(Event::ConsoleData);
+        let activity =
+            self.console.on_ready(self.clock.now(), &mut self.budgets.console, &mut ended);
+        self.more |= activity.more;
+        if activity.data {
+            self.push_event_once(VmEvent::ConsoleData);
         }
-        if news.writable {
-            self.say_once(Event::ConsoleWritable);
+        if activity.writable {
+            self.push_event_once(VmEvent::ConsoleWritable);
         }
-        if news.closed {
-            self.events.push_back(Event::ConsoleClosed);
+        if activity.closed {
+            self.events.push_back(VmEvent::ConsoleClosed);
         }
-        self.events.extend(ended.into_iter().map(Event::Ended));
-        if news.panic {
-            self.tell(Input::GuestPanicked { certain: false });
+        self.events.extend(ended.into_iter().map(VmEvent::Ended));
+        if activity.panic {
+            self.input(Input::GuestPanicked { certain: false });
         }
     }
 
-    fn say_once(&mut self, event: Event) {
+    fn push_event_once(&mut self, event: VmEvent) {
         if !self.events.contains(&event) {
             self.events.push_back(event);
         }
@@ -395,8 +392,8 @@ impl Supervisor {
             self.events_ready();
             self.console_ready();
             self.stderr_ready(id);
-            self.exit_waits = self.more_last_words();
-            if self.exit_waits {
+            self.exit_delayed = self.must_delay_exit();
+            if self.exit_delayed {
                 return;
             }
         }
@@ -404,53 +401,53 @@ impl Supervisor {
         if let Some(exit) = process.try_reap() {
             tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
             self.processes[id.0] = None;
-            self.tell(Input::Exited(id, exit));
+            self.input(Input::Exited(id, exit));
         }
     }
 
     /// Whether an exit has to wait, because there may be more that was said before it.
-    fn more_last_words(&mut self) -> bool {
-        let calls = LAST_WORDS * console::READ_BUDGET.div_ceil(self.read_budget);
-        let waits = self.more && self.last_words < calls;
-        self.last_words += usize::from(waits);
+    fn must_delay_exit(&mut self) -> bool {
+        let calls = MAX_EXIT_DELAYS * console::READ_BUDGET.div_ceil(self.read_budget);
+        let waits = self.more && self.exit_delays < calls;
+        self.exit_delays += usize::from(waits);
         waits
     }
 
     /// A caller who forgot the deadline, or to call at all, can see that in the log.
-    fn look_at_the_clock(&mut self) {
-        self.neglected = false;
+    fn warn_if_late(&mut self) {
+        self.never_driven = false;
         let Some(deadline) = self.lifecycle.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
             return;
         };
         let late = self.clock.now().since(deadline.at);
-        if late > LATE {
+        if late > LATE_CALL {
             let why = deadline.why;
             tracing::warn!(?late, why, "called long after its deadline: is next_timeout asked?");
         }
     }
 
-    fn time_passed(&mut self) {
+    fn handle_timeouts(&mut self) {
         let now = self.clock.now();
-        if self.awaiting.is_some_and(|a| a.next <= now) {
-            self.look_for_readiness();
+        if self.readiness.is_some_and(|a| a.next <= now) {
+            self.check_readiness();
         }
         // Nothing is late while we alone hold up the news of the hypervisor's end.
-        if !self.exit_waits && self.lifecycle.poll_timeout().is_some_and(|d| d.at <= now) {
-            self.tell(Input::Timeout);
+        if !self.exit_delayed && self.lifecycle.poll_timeout().is_some_and(|d| d.at <= now) {
+            self.input(Input::Timeout);
         }
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
             let mut ended = Vec::new();
             self.console.on_time(now, &mut ended);
             if let Some(word) = self.console.last_word(now) {
-                self.tell(Input::GuestPrintedLast(word));
+                self.input(Input::GuestPrintedLast(word));
             }
-            self.events.extend(ended.into_iter().map(Event::Ended));
+            self.events.extend(ended.into_iter().map(VmEvent::Ended));
         }
     }
 
     /// Carries out every action. The machine's own bounds make this end.
     fn act(&mut self) {
-        if !self.poll.is_ours() {
+        if !self.poll.is_same_process() {
             return;
         }
         while let Some(action) = self.lifecycle.poll_action() {
@@ -460,31 +457,31 @@ impl Supervisor {
                         Ok(()) => Input::Spawned(id),
                         Err(error) => Input::SpawnFailed(id, error.to_string()),
                     };
-                    self.tell(input);
+                    self.input(input);
                 }
                 Action::AwaitReady(id) => {
-                    self.awaiting = Some(Awaiting { id, tries: 0, next: self.clock.now() });
-                    self.look_for_readiness();
+                    self.readiness = Some(ReadinessCheck { id, tries: 0, next: self.clock.now() });
+                    self.check_readiness();
                 }
                 Action::Control(message) => {
                     tracing::debug!(message = message.purpose, "control message");
                     if self.plan.power_button.as_ref() == Some(&message) {
                         self.console.power_button();
                     }
-                    if self.message_to_play(&message) {
+                    if self.send_to_simulation(&message) {
                         continue;
                     }
-                    if let Some(heard) = self.control.send(message, &self.poll) {
-                        self.heard(heard);
+                    if let Some(event) = self.control.send(message, &self.poll) {
+                        self.handle_control_event(event);
                     }
                 }
                 Action::Signal(id, signal) => {
                     tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
-                    if self.signal_to_play(signal) {
+                    if self.signal_simulation(signal) {
                         continue;
                     }
                     if id == self.plan.hypervisor() {
-                        self.console.let_go();
+                        self.console.release_back_pressure();
                     }
                     if let Some(process) = &self.processes[id.0]
                         && let Err(error) = process.signal(signal)
@@ -495,15 +492,15 @@ impl Supervisor {
                 Action::Announce(status) => {
                     tracing::info!(%status, "status");
                     if !matches!(status, VmStatus::Starting) {
-                        self.awaiting = None;
+                        self.readiness = None;
                     }
-                    self.events.push_back(Event::Status(status));
+                    self.events.push_back(VmEvent::Status(status));
                 }
                 Action::AnnounceReboot => {
-                    self.events.push_back(Event::Rebooted);
+                    self.events.push_back(VmEvent::Rebooted);
                     let mut ended = Vec::new();
                     self.console.rebooted(self.clock.now(), &mut ended);
-                    self.events.extend(ended.into_iter().map(Event::Ended));
+                    self.events.extend(ended.into_iter().map(VmEvent::Ended));
                 }
                 Action::Release => self.release(),
             }
@@ -513,16 +510,16 @@ impl Supervisor {
     fn release(&mut self) {
         for process in self.processes.iter_mut().rev().filter_map(Option::take) {
             // Only one that did not die of SIGKILL is left here. Waiting for it could take for ever;
-            // the guardian keeps it in mind.
+            // the watchdog keeps it in mind.
             tracing::error!(pid = process.pid(), "left a process behind that does not die");
             std::mem::forget(process);
         }
         let mut ended = Vec::new();
         if self.console.close(self.clock.now(), &mut ended) {
-            self.events.push_back(Event::ConsoleClosed);
+            self.events.push_back(VmEvent::ConsoleClosed);
         }
-        self.events.extend(ended.into_iter().map(Event::Ended));
-        self.awaiting = None;
+        self.events.extend(ended.into_iter().map(VmEvent::Ended));
+        self.readiness = None;
         self.event_pipe = None;
         self.run_dir = None;
     }
@@ -537,14 +534,14 @@ impl AsFd for Supervisor {
 impl Drop for Supervisor {
     /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
     fn drop(&mut self) {
-        if !self.poll.is_ours() {
+        if !self.poll.is_same_process() {
             return;
         }
-        if self.neglected && !std::thread::panicking() {
+        if self.never_driven && !std::thread::panicking() {
             let _entered = self.span.enter();
             tracing::warn!("dropped without having been driven: nobody called on_ready");
         }
-        self.console.hang_up();
+        self.console.detach();
         for process in self.processes.iter_mut().rev() {
             *process = None;
         }

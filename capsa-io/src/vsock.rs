@@ -14,7 +14,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::VsockRoute;
 use rustix::net::{RecvFlags, recv};
 
-use crate::sys::{self, Maker};
+use crate::sys::{self, ForkGuard};
 
 /// A connection to a port of the guest that is being made.
 ///
@@ -115,7 +115,7 @@ impl AsFd for Connecting {
 #[derive(Debug)]
 pub struct PortListener {
     listener: UnixListener,
-    maker: Maker,
+    fork_guard: ForkGuard,
     path: PathBuf,
 }
 
@@ -124,7 +124,7 @@ impl PortListener {
     pub(crate) fn bind(socket: &HostPath) -> io::Result<Self> {
         let path = PathBuf::from(socket.as_str());
         let listener = UnixListener::bind(&path)?;
-        let bound = Self { listener, maker: Maker::this(), path };
+        let bound = Self { listener, fork_guard: ForkGuard::new(), path };
         bound.listener.set_nonblocking(true)?;
         Ok(bound)
     }
@@ -149,7 +149,7 @@ impl AsFd for PortListener {
 
 impl Drop for PortListener {
     fn drop(&mut self) {
-        if self.maker.is_this() {
+        if self.fork_guard.is_same_process() {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
-use capsa_io::{facts, run_dir, scratch};
+use capsa_io::{ephemeral, facts, run_dir};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbePlan, ProbeReport};
 use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
 use capsa_proto::host::{HostFacts, Os, Reason};
@@ -126,7 +126,7 @@ pub(crate) enum Strictness {
 
 /// What is said about the choice of a backend, beside the machine itself.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Choice {
+pub(crate) struct BackendChoice {
     /// This one or none.
     pub(crate) backend: Option<String>,
     /// Programs to use instead of a search.
@@ -136,7 +136,7 @@ pub(crate) struct Choice {
 }
 
 /// Chooses a backend and plans the machine. Looks at files and runs programs: blocks.
-pub(crate) fn plan(spec: VmSpec, choice: &Choice, strict: Strictness) -> Result<Planned> {
+pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> Result<Planned> {
     let host = facts::host_facts(Some(&spec), planned_run_dir()?);
     check_names(&choice.programs, &host)?;
     let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
@@ -168,7 +168,7 @@ fn try_places(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
     // QEMU makes its overlays by itself, where we make those of others. A clone is in the run directory.
     let is_cloned = plan.overlays.iter().any(|o| matches!(o, OverlayPlan::Clone { .. }));
     if let Some(n) = ephemeral.filter(|_| !is_cloned)
-        && let Err(why) = scratch::try_out()
+        && let Err(why) = ephemeral::check()
     {
         let remedy = "set TMPDIR to a directory with room for what the guest writes";
         refuse(format!("disks[{n}].ephemeral"), why, remedy);
@@ -210,7 +210,7 @@ fn plan_on(
     name: &str,
     spec: VmSpec,
     host: &HostFacts,
-    choice: &Choice,
+    choice: &BackendChoice,
     strict: Strictness,
 ) -> Result<Planned> {
     let all = in_order(host.os);
@@ -243,7 +243,7 @@ fn checked(
 }
 
 /// The first backend that is usable here and can do everything that is asked.
-fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &Choice) -> Result<Planned> {
+fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Result<Planned> {
     let mut rejected = Vec::new();
     let mut closest: Option<Vec<Violation>> = None;
     for backend in in_order(host.os) {
@@ -279,7 +279,7 @@ fn look(
     backend: &dyn HypervisorBackend,
     spec: &VmSpec,
     host: &HostFacts,
-    choice: &Choice,
+    choice: &BackendChoice,
 ) -> (ProbeReport, Availability) {
     let found = probe::ask(&backend.probe(host.arch, Some(spec)), &choice.programs);
     let mut host = host.clone();

@@ -15,7 +15,7 @@ use capsa_proto::spec::{
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
-use crate::backends::{self, Choice, Planned, Rejection, Strictness};
+use crate::backends::{self, BackendChoice, Planned, Rejection, Strictness};
 use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
 
 /// Says what a Linux machine has, then builds it.
@@ -43,7 +43,7 @@ pub struct LinuxVmBuilder {
     accelerator: Accelerator,
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
-    choice: Choice,
+    choice: BackendChoice,
     pub(crate) simulated: Option<SimulatedGuest>,
     recording: Option<Recording>,
     pub(crate) options: Options,
@@ -65,7 +65,7 @@ impl LinuxVmBuilder {
             accelerator: Accelerator::default(),
             on_reboot: RebootPolicy::default(),
             timeout: None,
-            choice: Choice::default(),
+            choice: BackendChoice::default(),
             simulated: None,
             recording: None,
             options: Options::default(),
@@ -310,7 +310,7 @@ impl LinuxVmBuilder {
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
-        if let Some(guest) = self.simulated.clone() {
+        if let Some(simulated) = self.simulated.clone() {
             if self.vsock || !self.vsock_ports.is_empty() {
                 return Err(Error::from_violations(vec![Violation::new(
                     "vsock",
@@ -319,7 +319,7 @@ impl LinuxVmBuilder {
                     "leave vsock away, or test this with a hypervisor",
                 )]));
             }
-            return backends::plan_simulated(guest, self.console, self.on_reboot, self.timeout);
+            return backends::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
         }
         backends::plan(spec, &self.choice, strict)
     }

@@ -17,8 +17,8 @@ use std::time::Duration;
 use capsa_proto::console::{CommandOutput, Pattern};
 use futures_io::AsyncWrite;
 
-use crate::driver::{For, Shared, State, Ticket};
-use crate::embed::{Ended, WaitId, carried, matched};
+use crate::driver::{Shared, SharedState, WaitKey, WaiterId};
+use crate::embed::{Ended, WaitId, match_result, script_result};
 use crate::error::lossy;
 use crate::{Error, Recording, Result, StopReport};
 
@@ -164,7 +164,7 @@ impl VmConsole {
         let id = self.reader.id;
         let (ended, report) =
             self.begin(|state| Ok(state.vm.expect_silence(id, quiet, timeout))).await?;
-        carried(ended, report).map(|reply| lossy(&reply.output))
+        script_result(ended, report).map(|reply| lossy(&reply.output))
     }
 
     /// Another reader at the same place, which goes its own way: for a log beside a test that waits.
@@ -281,7 +281,7 @@ impl VmConsole {
         let id = self.reader.id;
         let (ended, report) =
             self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
-        carried(ended, report).map(|_| ())
+        script_result(ended, report).map(|_| ())
     }
 
     /// Runs a command in the guest's shell and gives its output, without the echo of the command
@@ -348,8 +348,8 @@ impl VmConsole {
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
         let id = shared.lock().vm.stream_command(reader, cmd, timeout)?;
-        shared.poke();
-        Ok(RunningCommand::new(Conversing { shared, id }, reader))
+        shared.wake_driver();
+        Ok(RunningCommand::new(ActiveWait { shared, id }, reader))
     }
 
     async fn run_in_shell(
@@ -361,7 +361,7 @@ impl VmConsole {
         let id = self.reader.id;
         let (ended, report) =
             self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?;
-        carried(ended, report)
+        script_result(ended, report)
     }
 
     async fn expect(&mut self, patterns: Vec<Pattern>, timeout: Option<Duration>) -> Result<Match> {
@@ -369,25 +369,25 @@ impl VmConsole {
         let (ended, report) = self
             .begin(|state| Ok(state.vm.expect_patterns(id, patterns.iter().cloned(), timeout)))
             .await?;
-        matched(ended, &patterns, report)
+        match_result(ended, &patterns, report)
     }
 
     /// Begins a conversation and waits for its end. With that comes how the machine ended, if it
     /// has.
     async fn begin(
         &mut self,
-        begin: impl FnOnce(&mut State) -> Result<WaitId>,
+        begin: impl FnOnce(&mut SharedState) -> Result<WaitId>,
     ) -> Result<(Ended, Option<StopReport>)> {
         let shared = &self.reader.shared;
         let id = begin(&mut shared.lock())?;
-        shared.poke();
-        let waiting = Conversing { shared, id };
+        shared.wake_driver();
+        let waiting = ActiveWait { shared, id };
         Ok(poll_fn(|cx| {
             let mut state = waiting.shared.lock();
             if let Some(ended) = state.vm.take_ended(id) {
                 return Poll::Ready((ended, state.vm.stop_report()));
             }
-            state.wake(For::Ended(id), cx.waker());
+            state.register_waker(WaitKey::Ended(id), cx.waker());
             Poll::Pending
         })
         .await)
@@ -423,15 +423,15 @@ impl Match {
 
 /// A conversation somebody waits for. Given up when the waiting is.
 #[derive(Debug)]
-struct Conversing<'a> {
+struct ActiveWait<'a> {
     shared: &'a Shared,
     id: WaitId,
 }
 
-impl Drop for Conversing<'_> {
+impl Drop for ActiveWait<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.forget(For::Ended(self.id));
+        state.remove_waker(WaitKey::Ended(self.id));
         state.vm.cancel(self.id);
     }
 }
@@ -440,20 +440,20 @@ impl Drop for Conversing<'_> {
 #[derive(Debug)]
 pub struct ConsoleWriter {
     shared: Arc<Shared>,
-    ticket: Ticket,
+    waiter_id: WaiterId,
 }
 
 impl ConsoleWriter {
     fn new(shared: Arc<Shared>) -> Self {
-        let ticket = shared.lock().ticket();
-        Self { shared, ticket }
+        let waiter_id = shared.lock().waiter_id();
+        Self { shared, waiter_id }
     }
 
     fn poll(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         match state.vm.write(bytes) {
             Ok(0) if !bytes.is_empty() => {
-                state.wake(For::Writable(self.ticket), cx.waker());
+                state.register_waker(WaitKey::Writable(self.waiter_id), cx.waker());
                 Poll::Pending
             }
             result => Poll::Ready(result),
@@ -469,7 +469,7 @@ impl Clone for ConsoleWriter {
 
 impl Drop for ConsoleWriter {
     fn drop(&mut self) {
-        self.shared.lock().forget(For::Writable(self.ticket));
+        self.shared.lock().remove_waker(WaitKey::Writable(self.waiter_id));
     }
 }
 

@@ -98,7 +98,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use capsa_io::console::Conversation;
+use capsa_io::console::WaitKind;
 use capsa_io::supervisor::{Options, Supervisor};
 #[cfg(feature = "async")]
 use capsa_proto::console::CommandOutput;
@@ -116,7 +116,7 @@ use crate::error::{hint, lossy};
 use crate::{Error, Result};
 
 pub use capsa_io::console::{Ended, ReaderId, WaitId};
-pub use capsa_io::supervisor::Event as VmEvent;
+pub use capsa_io::supervisor::VmEvent;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Outcome, Scrollback};
 
@@ -140,7 +140,7 @@ impl Vm {
         let Planned { backend, plan, rejected, simulated } = planned;
         let supervisor = match simulated {
             None => Supervisor::new(plan, backend, options)?,
-            Some(simulated) => Supervisor::played(plan, simulated, options)?,
+            Some(simulated) => Supervisor::simulated(plan, simulated, options)?,
         };
         Ok(Self { supervisor, resources, rejected })
     }
@@ -242,7 +242,7 @@ impl Vm {
 
     /// Everything the guest said that is still kept.
     pub fn scrollback(&self) -> &Scrollback {
-        self.supervisor.console().log()
+        self.supervisor.console().scrollback()
     }
 
     /// A new reader of the console, at the oldest byte that is kept. Each reader sees everything.
@@ -293,7 +293,7 @@ impl Vm {
     ) -> WaitId {
         let matcher = Matcher::of(patterns);
         self.supervisor
-            .begin(reader, |now| Conversation::Expect(Box::new(Expect::new(matcher, now, timeout))))
+            .begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout))))
     }
 
     /// Begins to wait until the guest has said nothing for as long as `quiet`. The reply has all
@@ -305,7 +305,7 @@ impl Vm {
         timeout: Option<Duration>,
     ) -> WaitId {
         self.supervisor
-            .begin(reader, |now| Conversation::Script(Box::new(Silence::new(quiet, now, timeout))))
+            .begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout))))
     }
 
     /// Begins to log in on the console.
@@ -321,7 +321,7 @@ impl Vm {
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
         self.script(reader, |now| {
-            Ok(Conversation::Script(Box::new(Login::new(username, password, now, timeout)?)))
+            Ok(WaitKind::Script(Box::new(Login::new(username, password, now, timeout)?)))
         })
     }
 
@@ -340,7 +340,7 @@ impl Vm {
         let nonce = self.nonce(reader);
         self.script(reader, |now| {
             let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
-            Ok(Conversation::Script(Box::new(script)))
+            Ok(WaitKind::Script(Box::new(script)))
         })
     }
 
@@ -363,7 +363,7 @@ impl Vm {
         let nonce = self.nonce(reader);
         self.script(reader, |now| {
             let script = RunCommand::new(command, None, nonce, now, timeout)?.streamed();
-            Ok(Conversation::Script(Box::new(script)))
+            Ok(WaitKind::Script(Box::new(script)))
         })
     }
 
@@ -437,7 +437,7 @@ impl Vm {
     fn script(
         &mut self,
         reader: ReaderId,
-        make: impl FnOnce(Instant) -> std::result::Result<Conversation, ScriptError>,
+        make: impl FnOnce(Instant) -> std::result::Result<WaitKind, ScriptError>,
     ) -> Result<WaitId> {
         self.supervisor.try_begin(reader, make).map_err(Error::from)
     }
@@ -460,7 +460,7 @@ impl AsRawFd for Vm {
 /// The result of a wait for patterns, as the async face gives it. `report` is how the machine ended,
 /// as far as it has.
 #[cfg(feature = "async")]
-pub(crate) fn matched(
+pub(crate) fn match_result(
     ended: Ended,
     patterns: &[Pattern],
     report: Option<StopReport>,
@@ -502,7 +502,7 @@ pub(crate) fn matched(
 
 /// The result of a script, as the async face gives it.
 #[cfg(feature = "async")]
-pub(crate) fn carried(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
+pub(crate) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
     let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
     result.map_err(|error| match Error::from(error) {
         Error::PatternNotFound { pattern, waited, tail, hint, .. } => {

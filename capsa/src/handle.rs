@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::backends::Rejection;
-use crate::driver::{Shared, State, Waiting};
+use crate::driver::{Shared, SharedState, StatusWaiter};
 use crate::{
     ConsoleMode, DEFAULT_GRACE, Error, GuestOs, LaunchPlan, ResourceConfig, Result, StopReport,
     VmConsole, VmStatus, stdio,
@@ -22,12 +22,12 @@ use crate::{
 /// choice. Consoles do not keep it alive.
 #[derive(Debug, Clone)]
 pub struct VmHandle {
-    owner: Arc<Owner>,
+    inner: Arc<HandleInner>,
 }
 
 /// Kills the machine when the last handle goes. Has what never changes beside the lock.
 #[derive(Debug)]
-struct Owner {
+struct HandleInner {
     shared: Arc<Shared>,
     plan: LaunchPlan,
     resources: ResourceConfig,
@@ -41,17 +41,17 @@ impl VmHandle {
         let resources = state.vm.resources().clone();
         let rejected = state.vm.rejected_backends().to_vec();
         drop(state);
-        Self { owner: Arc::new(Owner { shared, plan, resources, rejected }) }
+        Self { inner: Arc::new(HandleInner { shared, plan, resources, rejected }) }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.owner.shared
+        &self.inner.shared
     }
 
     /// Does something with the machine and lets its driver know.
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut SharedState) -> T) -> T {
         let result = act(&mut self.shared().lock());
-        self.shared().poke();
+        self.shared().wake_driver();
         result
     }
 
@@ -68,7 +68,7 @@ impl VmHandle {
         let stdio = {
             let mut state = self.shared().lock();
             state.vm.start()?;
-            let stdio = self.owner.plan.console.mode() == ConsoleMode::Stdio;
+            let stdio = self.inner.plan.console.mode() == ConsoleMode::Stdio;
             state.relays += usize::from(stdio);
             state.started = Some(Instant::now());
             stdio
@@ -81,8 +81,8 @@ impl VmHandle {
                 state.relayed();
             })?;
         }
-        self.shared().poke();
-        let waiting = Waiting::for_status(self.shared());
+        self.shared().wake_driver();
+        let waiting = StatusWaiter::for_status(self.shared());
         poll_fn(|cx| {
             let mut state = self.shared().lock();
             if state.has_run {
@@ -98,7 +98,7 @@ impl VmHandle {
                     Poll::Ready(Err(Error::StartFailed(report.unwrap_or_default())))
                 }
                 _ => {
-                    waiting.wake(&mut state, cx.waker());
+                    waiting.register_waker(&mut state, cx.waker());
                     Poll::Pending
                 }
             }
@@ -168,8 +168,8 @@ impl VmHandle {
     ///
     /// None today.
     pub async fn wait(&self) -> Result<VmStatus> {
-        let waiting = Waiting::for_status(self.shared());
-        Ok(poll_fn(|cx| self.poll_over(&waiting, cx)).await)
+        let waiting = StatusWaiter::for_status(self.shared());
+        Ok(poll_fn(|cx| self.poll_finished(&waiting, cx)).await)
     }
 
     /// Waits until the machine has ended, this long at most. `None`: it has not.
@@ -181,27 +181,31 @@ impl VmHandle {
         let Some(at) = Instant::now().checked_add(timeout) else {
             return self.wait().await.map(Some);
         };
-        let waiting = Waiting::for_status(self.shared());
-        let mut alarm = Alarm { shared: self.shared(), key: None };
+        let waiting = StatusWaiter::for_status(self.shared());
+        let mut timer = Timer { shared: self.shared(), key: None };
         Ok(poll_fn(|cx| {
-            if let Poll::Ready(status) = self.poll_over(&waiting, cx) {
+            if let Poll::Ready(status) = self.poll_finished(&waiting, cx) {
                 return Poll::Ready(Some(status));
             }
             if Instant::now() >= at {
                 return Poll::Ready(None);
             }
-            alarm.set(at, cx.waker());
+            timer.set(at, cx.waker());
             Poll::Pending
         })
         .await)
     }
 
-    fn poll_over(&self, waiting: &Waiting<'_>, cx: &std::task::Context<'_>) -> Poll<VmStatus> {
+    fn poll_finished(
+        &self,
+        waiting: &StatusWaiter<'_>,
+        cx: &std::task::Context<'_>,
+    ) -> Poll<VmStatus> {
         let mut state = self.shared().lock();
-        if state.is_over() {
+        if state.has_finished() {
             return Poll::Ready(state.vm.status());
         }
-        waiting.wake(&mut state, cx.waker());
+        waiting.register_waker(&mut state, cx.waker());
         Poll::Pending
     }
 
@@ -212,7 +216,7 @@ impl VmHandle {
     /// [`Error::ConsoleNotEnabled`] when the machine was built without one, or with one on standard
     /// input and output.
     pub async fn console(&self) -> Result<VmConsole> {
-        if self.owner.plan.console.mode() != ConsoleMode::Enabled {
+        if self.inner.plan.console.mode() != ConsoleMode::Enabled {
             return Err(Error::ConsoleNotEnabled);
         }
         Ok(VmConsole::new(Arc::clone(self.shared())))
@@ -225,17 +229,17 @@ impl VmHandle {
 
     /// CPUs and memory.
     pub fn resources(&self) -> &ResourceConfig {
-        &self.owner.resources
+        &self.inner.resources
     }
 
     /// What the machine is started from.
     pub fn launch_plan(&self) -> &LaunchPlan {
-        &self.owner.plan
+        &self.inner.plan
     }
 
     /// The backends that were passed over for this machine, each with every reason.
     pub fn rejected_backends(&self) -> &[Rejection] {
-        &self.owner.rejected
+        &self.inner.rejected
     }
 
     /// The hypervisor's process id, while it runs.
@@ -255,36 +259,36 @@ impl AsRef<VmHandle> for VmHandle {
     }
 }
 
-impl Drop for Owner {
+impl Drop for HandleInner {
     /// Sends the kill at once and takes the run directory away; the driver reaps.
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
-        self.shared.poke();
+        self.shared.wake_driver();
     }
 }
 
-/// An alarm that is taken back when nobody waits for it any more.
-struct Alarm<'a> {
+/// An timer that is taken back when nobody waits for it any more.
+struct Timer<'a> {
     shared: &'a Shared,
     key: Option<(Instant, u64)>,
 }
 
-impl Alarm<'_> {
+impl Timer<'_> {
     fn set(&mut self, at: Instant, waker: &std::task::Waker) {
         let mut state = self.shared.lock();
         if let Some(key) = self.key.take() {
-            state.clear_alarm(key);
+            state.clear_timer(key);
         }
-        self.key = Some(state.set_alarm(at, waker));
+        self.key = Some(state.set_timer(at, waker));
         drop(state);
-        self.shared.poke();
+        self.shared.wake_driver();
     }
 }
 
-impl Drop for Alarm<'_> {
+impl Drop for Timer<'_> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            self.shared.lock().clear_alarm(key);
+            self.shared.lock().clear_timer(key);
         }
     }
 }

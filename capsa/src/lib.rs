@@ -116,7 +116,7 @@ pub use handle::VmHandle;
 #[cfg(feature = "async")]
 pub use vsock::{VsockListener, VsockStream};
 
-pub use capsa_io::{run_dir, scratch};
+pub use capsa_io::{ephemeral, run_dir};
 pub use capsa_proto::backend::{Availability, Feature, Lack, Version};
 pub use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,

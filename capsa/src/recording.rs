@@ -67,14 +67,14 @@ mod recorder {
     use std::task::Poll;
     use std::time::{Duration, Instant, SystemTime};
 
-    use capsa_io::tap::{Typed, TypedWhat};
+    use capsa_io::input_log::{InputRecord, RecordedInput};
     use capsa_proto::codec::asciicast::{Encoder, End, Header};
     use futures_lite::AsyncReadExt;
     use futures_lite::future::block_on;
 
     use super::Recording;
     use crate::console::ConsoleReader;
-    use crate::driver::{Shared, Waiting};
+    use crate::driver::{Shared, StatusWaiter};
     use crate::{EndedBy, Error, Result};
 
     impl Recording {
@@ -100,25 +100,25 @@ mod recorder {
         pub(crate) fn begin(self, shared: &Arc<Shared>) -> Result<()> {
             let reader = ConsoleReader::observer(Arc::clone(shared));
             if self.recording.input {
-                shared.lock().vm.supervisor().console_mut().tap(reader.id());
+                shared.lock().vm.supervisor().console_mut().log_input(reader.id());
             }
             shared.lock().relays += 1;
-            let machine = Arc::clone(shared);
+            let vm = Arc::clone(shared);
             let attached = Instant::now();
             let spawned =
                 std::thread::Builder::new().name("capsa-record".into()).spawn(move || {
                     let path = self.recording.path;
-                    let mut tape = Tape {
+                    let mut tape = ConsoleRecorder {
                         file: BufWriter::new(self.file),
                         encoder: Encoder::new(),
                         attached,
                         origin: None,
                         typed: VecDeque::new(),
                     };
-                    if let Err(error) = tape.record(&machine, reader) {
+                    if let Err(error) = tape.record(&vm, reader) {
                         tracing::error!("the recording {} is not whole: {error}", path.display());
                     }
-                    let wakers = machine.lock().relayed();
+                    let wakers = vm.lock().relayed();
                     wakers.into_iter().for_each(std::task::Waker::wake);
                 });
             if let Err(error) = spawned {
@@ -130,18 +130,18 @@ mod recorder {
     }
 
     /// A recording under way.
-    struct Tape {
+    struct ConsoleRecorder {
         file: BufWriter<File>,
         encoder: Encoder,
         attached: Instant,
         /// The moment from which its times count.
         origin: Option<Instant>,
         /// Typed, at a place that the output has not come to.
-        typed: VecDeque<Typed>,
+        typed: VecDeque<InputRecord>,
     }
 
-    impl Tape {
-        fn record(&mut self, machine: &Arc<Shared>, mut reader: ConsoleReader) -> io::Result<()> {
+    impl ConsoleRecorder {
+        fn record(&mut self, vm: &Arc<Shared>, mut reader: ConsoleReader) -> io::Result<()> {
             let timestamp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let timestamp = timestamp.ok().map(|since| since.as_secs());
             let header = self.encoder.header(&Header { timestamp, ..Header::default() });
@@ -153,10 +153,10 @@ mod recorder {
                 let n = block_on(reader.read(&mut chunk))?;
                 let now = Instant::now();
                 let (end, lost_now) = {
-                    let mut state = machine.lock();
+                    let mut state = vm.lock();
                     self.begin_at(state.started);
                     let console = state.vm.supervisor().console_mut();
-                    self.typed.extend(console.take_typed(reader.id()));
+                    self.typed.extend(console.take_input_log(reader.id()));
                     (console.offset(reader.id()), console.lost(reader.id()))
                 };
                 if lost_now > lost {
@@ -166,7 +166,7 @@ mod recorder {
                 }
                 self.output(now, end, &chunk[..n])?;
                 if n == 0 {
-                    return self.finish(machine);
+                    return self.finish(vm);
                 }
             }
         }
@@ -195,10 +195,10 @@ mod recorder {
                 self.file.write_all(line.as_bytes())?;
                 let at = self.time(typed.at);
                 let line = match typed.what {
-                    TypedWhat::Bytes(bytes) => self.encoder.input(at, &bytes),
-                    TypedWhat::Secret => self.encoder.secret(at),
-                    TypedWhat::PowerButton => self.encoder.power_button(at),
-                    TypedWhat::Lost(n) => {
+                    RecordedInput::Bytes(bytes) => self.encoder.input(at, &bytes),
+                    RecordedInput::Secret => self.encoder.secret(at),
+                    RecordedInput::PowerButton => self.encoder.power_button(at),
+                    RecordedInput::Lost(n) => {
                         self.encoder.marker(at, &format!("{n} bytes typed were not recorded here"))
                     }
                 };
@@ -214,14 +214,14 @@ mod recorder {
         }
 
         /// Waits for the machine's end, and says what it was.
-        fn finish(&mut self, machine: &Arc<Shared>) -> io::Result<()> {
-            let waiting = Waiting::for_status(machine);
+        fn finish(&mut self, vm: &Arc<Shared>) -> io::Result<()> {
+            let waiting = StatusWaiter::for_status(vm);
             let ended_by = block_on(poll_fn(|cx| {
-                let mut state = machine.lock();
+                let mut state = vm.lock();
                 match state.vm.stop_report() {
                     Some(report) => Poll::Ready(report.ended_by),
                     None => {
-                        waiting.wake(&mut state, cx.waker());
+                        waiting.register_waker(&mut state, cx.waker());
                         Poll::Pending
                     }
                 }

@@ -17,7 +17,7 @@ use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_lite::future::or;
 
-use crate::driver::{Shared, Waiting};
+use crate::driver::{Shared, StatusWaiter};
 use crate::embed::VsockPortListener;
 use crate::{Error, Result, VmHandle};
 
@@ -114,13 +114,13 @@ impl VsockListener {
     pub async fn accept(&self) -> Result<VsockStream> {
         let heard =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
-        let waiting = Waiting::for_status(&self.shared);
+        let waiting = StatusWaiter::for_status(&self.shared);
         let over = poll_fn(|cx| {
             let mut state = self.shared.lock();
             if state.vm.status().is_terminal() {
                 return Poll::Ready(Err(Error::NotRunning));
             }
-            waiting.wake(&mut state, cx.waker());
+            waiting.register_waker(&mut state, cx.waker());
             Poll::Pending
         });
         or(heard, over).await

@@ -70,7 +70,7 @@ fn a_start_without_descriptors_says_so_and_leaves_nothing() {
         }
     }
     assert!(ran);
-    // The guardian's line.
+    // The watchdog's line.
     assert_eq!(descriptors(), before + 1);
 }
 

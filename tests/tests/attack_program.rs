@@ -40,10 +40,10 @@ fn ignores_children(pid: &str) -> bool {
     u64::from_str_radix(ignored, 16).unwrap() & (1 << (Signal::SIGCHLD as u64 - 1)) != 0
 }
 
-fn guardian() -> u32 {
+fn watchdog() -> u32 {
     let all = processes::children(std::process::id());
-    let is_it = |it: &&Process| it.arguments.contains("capsa-guardian") && !it.is_zombie;
-    all.iter().find(is_it).unwrap_or_else(|| panic!("no guardian among {all:?}")).pid
+    let is_it = |it: &&Process| it.arguments.contains("capsa-watchdog") && !it.is_zombie;
+    all.iter().find(is_it).unwrap_or_else(|| panic!("no watchdog among {all:?}")).pid
 }
 
 /// What `test` looks at is to be seen in Linux's `/proc` alone.
@@ -107,7 +107,7 @@ fn no_child_inherits_what_the_program_left_open() {
     run_isolated!(LEAKS);
     assert!(Path::new("/proc/self/fd/9").exists(), "the shell left it open");
     let vm = started("up serve");
-    for pid in [pid(&vm), guardian()] {
+    for pid in [pid(&vm), watchdog()] {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         let open: Vec<_> = open.map(|fd| fd.file_name().into_string().unwrap()).collect();
         assert!(!open.contains(&"9".to_owned()), "{pid} has {open:?}");
@@ -119,11 +119,11 @@ fn no_child_inherits_what_the_program_left_open() {
 fn a_guardian_that_was_killed_is_replaced() {
     run_isolated!();
     let first = started("up serve");
-    let killed = guardian();
+    let killed = watchdog();
     kill(Pid::from_raw(killed.cast_signed()), Signal::SIGKILL).unwrap();
-    eventually("the guardian is gone", || !runs(killed));
+    eventually("the watchdog is gone", || !runs(killed));
     let second = started("up serve");
-    assert_ne!(guardian(), killed);
+    assert_ne!(watchdog(), killed);
     // The new one knows them both.
     first.kill().unwrap();
     second.kill().unwrap();

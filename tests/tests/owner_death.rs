@@ -72,14 +72,14 @@ impl Owner {
     }
 }
 
-/// Processes with this in their arguments, and the guardian of this owner.
+/// Processes with this in their arguments, and the watchdog of this owner.
 fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
     let base = base.display().to_string();
     let is_relative = |process: &Process| {
-        let is_guardian = process.arguments.contains("capsa-guardian") && process.parent == owner;
+        let is_watchdog = process.arguments.contains("capsa-watchdog") && process.parent == owner;
         process.pid != owner
             && !process.is_zombie
-            && (is_guardian || process.arguments.contains(&base))
+            && (is_watchdog || process.arguments.contains(&base))
     };
     let found = processes::all().into_iter().filter(is_relative);
     found.map(|process| (process.pid, process.arguments)).collect()
@@ -124,7 +124,7 @@ fn killed_at_every_moment(backend: &str) {
         }
         println!("{moment:?}: {} processes, gone after {:?}", before.len(), killed.elapsed());
     }
-    assert!(seen_most >= 4, "guardian, virtiofsd (two) and {backend} were never seen: {seen_most}");
+    assert!(seen_most >= 4, "watchdog, virtiofsd (two) and {backend} were never seen: {seen_most}");
 
     // What is left is a directory without an owner, and the next start of anybody takes it away.
     let run_dirs =

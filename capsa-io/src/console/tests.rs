@@ -1,30 +1,30 @@
 //! A console and its guest, a socket each.
 
 use super::*;
-use crate::sys::Ready;
+use crate::sys::ReadyEvents;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 #[test]
 fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
-    let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+    let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
     let mut console = Console::new(8, Overflow::Pause);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+    console.attach(ByteStream::Socket(ours), &poll, 7).unwrap();
     theirs.write_all(b"more than there is room for").unwrap();
     let mut on_ready = |console: &mut Console| {
         poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
         console.on_ready(Instant::ZERO, &mut 100, &mut Vec::new());
-        (ready.has(7), console.log().end())
+        (ready.has(7), console.scrollback().end())
     };
     assert_eq!(on_ready(&mut console), (true, 8));
     assert_eq!(on_ready(&mut console), (false, 8), "nobody reads, so it waits");
-    console.let_go();
+    console.release_back_pressure();
     assert_eq!(on_ready(&mut console), (true, 27));
-    assert_eq!(console.log().start(), 0, "and nothing is lost");
-    console.hang_up();
+    assert_eq!(console.scrollback().start(), 0, "and nothing is lost");
+    console.detach();
     assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
 }
 
@@ -36,14 +36,14 @@ fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
     assert_eq!(console.write(b"y").unwrap(), 0, "the queue is full");
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+    console.attach(ByteStream::Socket(ours), &poll, 7).unwrap();
     // Each time the other side reads, the queue goes on without the poller's having a say.
     let mut chunk = vec![0; WRITE_QUEUE];
     while !console.outgoing.is_empty() {
         assert_ne!(theirs.read(&mut chunk).unwrap(), 0);
         console.flush();
     }
-    let mut ready = Ready::new();
+    let mut ready = ReadyEvents::new();
     poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
     assert!(ready.has(7), "the writer would wait for ever");
     assert!(console.on_ready(Instant::ZERO, &mut 1, &mut Vec::new()).writable);
@@ -57,12 +57,12 @@ fn the_silence_of_a_guest_that_is_held_back_is_not_its_last_word() {
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
     let old = b"[    1.500000] Kernel panic - not syncing: old\r\n[    1.600000] CPU: 0\r\n";
     for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(ConsoleCrash::Panic))] {
-        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
         let mut console = Console::new(old.len(), Overflow::Pause);
         let reader = console.add_reader();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        console.attach(Stream::Socket(ours), &poll, 7).unwrap();
+        console.attach(ByteStream::Socket(ours), &poll, 7).unwrap();
         theirs.write_all(&[old, more].concat()).unwrap();
         let mut on_ready = |console: &mut Console, now| {
             poll.wait(Some(Duration::ZERO), &mut ready).unwrap();

@@ -9,23 +9,23 @@ use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Readiness};
 use capsa_proto::time::Instant;
 
-use super::{CONSOLE, EVENTS, Event, Supervisor, keys};
+use super::{CONSOLE, EVENTS, Supervisor, VmEvent, keys};
+use crate::ephemeral;
 use crate::event_pipe::EventPipe;
-use crate::process::{Inherited, Process};
+use crate::process::{ChildProcess, Inherited};
 use crate::run_dir::{self, RunDir};
-use crate::scratch;
-use crate::stream::Stream;
+use crate::stream::ByteStream;
 use crate::sys::{self, Pty, StandardStreams};
 
 /// A process whose readiness is looked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Awaiting {
+pub(super) struct ReadinessCheck {
     pub(super) id: ProcessId,
     pub(super) tries: u32,
     pub(super) next: Instant,
 }
 
-impl Awaiting {
+impl ReadinessCheck {
     /// 1 ms at first, when every one counts, then less often.
     fn pause(self) -> Duration {
         Duration::from_millis(match self.tries {
@@ -38,7 +38,7 @@ impl Awaiting {
 
 impl Supervisor {
     pub(super) fn spawn(&mut self, id: ProcessId) -> io::Result<()> {
-        if let Some(begun) = self.begin_play() {
+        if let Some(begun) = self.start_simulation() {
             return begun;
         }
         let _streams = StandardStreams::take()?;
@@ -48,10 +48,10 @@ impl Supervisor {
             if is_hypervisor { self.prepare_hypervisor()? } else { Inherited::default() };
         let plan = self.plan.process(id);
         tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
-        let process = Process::spawn(plan, &self.poll, keys(id), inherited)?;
+        let process = ChildProcess::spawn(plan, &self.poll, keys(id), inherited)?;
         tracing::info!(process = %plan.name, pid = process.pid(), "started");
         if let Some(run_dir) = &self.run_dir {
-            run_dir.note_child(process.pid())?;
+            run_dir.record_child(process.pid())?;
         }
         self.processes[id.0] = Some(process);
         Ok(())
@@ -70,9 +70,9 @@ impl Supervisor {
         for overlay in &self.plan.overlays {
             match overlay {
                 OverlayPlan::Qcow2 { at, overlay } => {
-                    open.push(scratch::overlay(overlay, at)?.into());
+                    open.push(ephemeral::overlay(overlay, at)?.into());
                 }
-                OverlayPlan::Clone { at, of } => scratch::clone(of, at)?,
+                OverlayPlan::Clone { at, of } => ephemeral::clone(of, at)?,
             }
         }
         Ok(Inherited { terminal, open })
@@ -88,28 +88,28 @@ impl Supervisor {
 
     fn open_pty(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {
         let Pty { ours, stdin, stdout } = sys::open_pty()?;
-        self.console.attach(Stream::Pty(ours), &self.poll, CONSOLE)?;
+        self.console.attach(ByteStream::Pty(ours), &self.poll, CONSOLE)?;
         Ok((stdin, stdout))
     }
 
     /// Looks whether the awaited process is up, and when to look again if not.
-    pub(super) fn look_for_readiness(&mut self) {
-        let Some(mut awaiting) = self.awaiting else { return };
-        if self.is_up(awaiting.id) {
-            self.awaiting = None;
-            if awaiting.id == self.plan.hypervisor() {
-                self.events.push_back(Event::ControlReady);
+    pub(super) fn check_readiness(&mut self) {
+        let Some(mut check) = self.readiness else { return };
+        if self.is_up(check.id) {
+            self.readiness = None;
+            if check.id == self.plan.hypervisor() {
+                self.events.push_back(VmEvent::ControlReady);
             }
-            self.tell(Input::Ready(awaiting.id));
+            self.input(Input::Ready(check.id));
             return;
         }
-        awaiting.next = self.clock.now() + awaiting.pause();
-        awaiting.tries = awaiting.tries.saturating_add(1);
-        self.awaiting = Some(awaiting);
+        check.next = self.clock.now() + check.pause();
+        check.tries = check.tries.saturating_add(1);
+        self.readiness = Some(check);
     }
 
     fn is_up(&mut self, id: ProcessId) -> bool {
-        if self.is_played() {
+        if self.is_simulated() {
             return true;
         }
         match &self.plan.process(id).ready {
@@ -119,7 +119,7 @@ impl Supervisor {
                     && !self.console.is_attached()
                     && !self.console.is_closed()
                 {
-                    let Ok(stream) = Stream::connect(socket.as_str()) else { return false };
+                    let Ok(stream) = ByteStream::connect(socket.as_str()) else { return false };
                     if self.console.attach(stream, &self.poll, CONSOLE).is_err() {
                         return false;
                     }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{Poll, Source};
+use super::{Poll, PollSource};
 
 pub(crate) use super::byte_lock::lock_on;
 
@@ -34,7 +34,7 @@ pub(super) fn no_sigpipe(_socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Becomes ready when a child exits. The child need not be reaped by anyone in particular.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
-    _pidfd: Source<OwnedFd>,
+    _pidfd: PollSource<OwnedFd>,
 }
 
 impl ExitWatch {

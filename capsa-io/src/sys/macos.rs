@@ -16,7 +16,7 @@ use rustix::fs::{CWD, CloneFlags, fclonefileat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
-use super::{Poll, Source};
+use super::{Poll, PollSource};
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
@@ -45,7 +45,7 @@ pub(crate) fn lock_on(_file: &File, _byte: u64) -> Option<ImageLock> {
 /// it, as a pidfd is.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
-    _queue: Source<Poller>,
+    _queue: PollSource<Poller>,
 }
 
 impl ExitWatch {

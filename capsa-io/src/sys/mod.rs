@@ -4,10 +4,10 @@
 //!
 //! | item | Linux | macOS |
 //! | --- | --- | --- |
-//! | [`Poll`], [`Source`] | epoll | kqueue |
-//! | [`Maker`] | the same | the same |
+//! | [`Poll`], [`PollSource`] | epoll | kqueue |
+//! | [`ForkGuard`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
-//! | [`before_exec`] | name given to the guardian, descriptors passed on | the same |
+//! | [`before_exec`] | name given to the watchdog, descriptors passed on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, else a sparse copy | `clonefile`, or an error |
 //! | [`lock_on`] | the lock of another on a byte | none |
@@ -17,11 +17,11 @@
 
 #[cfg(target_os = "linux")]
 mod byte_lock;
+mod fork_guard;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
-mod maker;
 mod poll;
 mod unix;
 
@@ -30,15 +30,15 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
-pub(crate) use maker::Maker;
+pub(crate) use fork_guard::ForkGuard;
 pub(crate) use os::{
     DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_on, start_time,
 };
-pub(crate) use poll::{Poll, Ready, Source};
+pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    Peek, Pty, StandardStreams, before_exec, connect, open_pty, peek, prepare_exec,
+    ExitState, Pty, StandardStreams, before_exec, connect, exit_state, open_pty, prepare_exec,
     set_nonblocking, signal_group, socket_pair, wait_exited,
 };
 
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn an_exit_stays_reported_even_one_before_the_watch() {
-        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
         for has_exited in [false, true] {
             let mut shell = Command::new("sh");
             shell.args(["-c", "read -r line"]).stdin(Stdio::piped());
@@ -73,7 +73,7 @@ mod tests {
             }
             drop(line);
             if has_exited {
-                assert_eq!(wait_exited(child.id()), Peek::Exited);
+                assert_eq!(wait_exited(child.id()), ExitState::Exited);
                 watched = Some(watch(child.id()));
             }
             for _ in 0..3 {

@@ -1,6 +1,6 @@
 //! A level-triggered poller whose sources take themselves out again.
 //!
-//! `polling` asks, unsafely, that a descriptor is removed before it is closed. [`Source`] owns the
+//! `polling` asks, unsafely, that a descriptor is removed before it is closed. [`PollSource`] owns the
 //! descriptor, so it can promise that.
 
 use std::io;
@@ -11,21 +11,21 @@ use std::time::Duration;
 
 use polling::{Event, Events, PollMode, Poller};
 
-use super::Maker;
+use super::ForkGuard;
 
 /// A poller. Its own descriptor is readable when one of its sources is ready.
 #[derive(Debug)]
 pub(crate) struct Poll {
     poller: Arc<Poller>,
-    maker: Maker,
-    stirred: Arc<AtomicBool>,
+    fork_guard: ForkGuard,
+    interest_changed: Arc<AtomicBool>,
 }
 
 /// Room for what a wait brings.
 #[derive(Debug)]
-pub(crate) struct Ready(Events);
+pub(crate) struct ReadyEvents(Events);
 
-impl Ready {
+impl ReadyEvents {
     pub(crate) fn new() -> Self {
         Self(Events::new())
     }
@@ -43,18 +43,19 @@ impl Ready {
 impl Poll {
     pub(crate) fn new() -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
-        Ok(Self { poller, maker: Maker::this(), stirred: Arc::default() })
+        Ok(Self { poller, fork_guard: ForkGuard::new(), interest_changed: Arc::default() })
     }
 
     /// Watches `io` for reading. Also while another thread waits.
-    pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<Source<F>> {
+    pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<PollSource<F>> {
         let interest = Event::readable(key);
-        // SAFETY: `Source` owns the descriptor and deletes it from the poller before closing it.
+        // SAFETY: `PollSource` owns the descriptor and deletes it from the poller before closing it.
         unsafe {
             self.poller.add_with_mode(&io.as_fd(), interest, PollMode::Level)?;
         }
-        let (poller, stirred) = (Arc::clone(&self.poller), Arc::clone(&self.stirred));
-        Ok(Source { poller, maker: self.maker, stirred, io, interest })
+        let (poller, interest_changed) =
+            (Arc::clone(&self.poller), Arc::clone(&self.interest_changed));
+        Ok(PollSource { poller, fork_guard: self.fork_guard, interest_changed, io, interest })
     }
 
     /// Ends a wait, now or when it begins.
@@ -67,30 +68,34 @@ impl Poll {
     /// # Errors
     ///
     /// In a forked copy of the program that made it, and when the poller is broken.
-    pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Ready) -> io::Result<()> {
-        self.must_be_ours()?;
-        self.stirred.store(false, Ordering::Relaxed);
+    pub(crate) fn wait(
+        &self,
+        timeout: Option<Duration>,
+        ready: &mut ReadyEvents,
+    ) -> io::Result<()> {
+        self.check_process()?;
+        self.interest_changed.store(false, Ordering::Relaxed);
         ready.0.clear();
         self.poller.wait(&mut ready.0, timeout)?;
         Ok(())
     }
 
     /// This process made it, and is no forked copy.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.maker.is_this()
+    pub(crate) fn is_same_process(&self) -> bool {
+        self.fork_guard.is_same_process()
     }
 
     /// The same, as an error.
-    pub(crate) fn must_be_ours(&self) -> io::Result<()> {
-        self.maker.must_be_this()
+    pub(crate) fn check_process(&self) -> io::Result<()> {
+        self.fork_guard.check_process()
     }
 
     /// A source's interest has grown since the last wait, and nobody may be told that it is ready.
     ///
     /// Whoever watches this poller's own descriptor for edges is not, where the source is still in
     /// epoll's list of what was ready: `ep_modify` of Linux 6.18 wakes only for one that is not.
-    pub(crate) fn is_stirred(&self) -> bool {
-        self.stirred.load(Ordering::Relaxed)
+    pub(crate) fn has_interest_changed(&self) -> bool {
+        self.interest_changed.load(Ordering::Relaxed)
     }
 }
 
@@ -102,15 +107,15 @@ impl AsFd for Poll {
 
 /// A descriptor that is watched as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Source<F: AsFd> {
+pub(crate) struct PollSource<F: AsFd> {
     poller: Arc<Poller>,
-    maker: Maker,
-    stirred: Arc<AtomicBool>,
+    fork_guard: ForkGuard,
+    interest_changed: Arc<AtomicBool>,
     io: F,
     interest: Event,
 }
 
-impl<F: AsFd> Source<F> {
+impl<F: AsFd> PollSource<F> {
     pub(crate) fn io(&mut self) -> &mut F {
         &mut self.io
     }
@@ -120,7 +125,7 @@ impl<F: AsFd> Source<F> {
         let before = (self.interest.readable, self.interest.writable);
         if before != (readable, writable) {
             if (readable && !before.0) || (writable && !before.1) {
-                self.stirred.store(true, Ordering::Relaxed);
+                self.interest_changed.store(true, Ordering::Relaxed);
             }
             self.interest.readable = readable;
             self.interest.writable = writable;
@@ -130,10 +135,10 @@ impl<F: AsFd> Source<F> {
     }
 }
 
-impl<F: AsFd> Drop for Source<F> {
+impl<F: AsFd> Drop for PollSource<F> {
     fn drop(&mut self) {
-        // A copy would take it out of its maker's poller, which is the same.
-        if !self.maker.is_this() {
+        // A copy would take it out of its fork_guard's poller, which is the same.
+        if !self.fork_guard.is_same_process() {
             return;
         }
         // Only a poller that is already broken can refuse this, and then nothing is left to mend.

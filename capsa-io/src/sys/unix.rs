@@ -20,14 +20,14 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
 
-/// Makes the child announce itself to the guardian before it becomes the program.
+/// Makes the child announce itself to the watchdog before it becomes the program.
 ///
 /// The child writes its own line, so there is no moment in which it runs and nobody knows: until
-/// `exec` it holds the guardian's line itself, which keeps the guardian waiting.
+/// `exec` it holds the watchdog's line itself, which keeps the watchdog waiting.
 /// The line is `+ PID`, in one write, which is far shorter than a socket's buffer.
 ///
 /// The child inherits `open`, which must stay open until it is spawned, and nothing else.
-pub(crate) fn before_exec(command: &mut Command, guardian: RawFd, open: Vec<RawFd>) {
+pub(crate) fn before_exec(command: &mut Command, watchdog: RawFd, open: Vec<RawFd>) {
     prepare_exec(command);
     let inherit = move || {
         for fd in &open {
@@ -48,7 +48,7 @@ pub(crate) fn before_exec(command: &mut Command, guardian: RawFd, open: Vec<RawF
         let pid = unsafe { libc::getpid() };
         let used = announcement(pid.unsigned_abs(), &mut line);
         // SAFETY: the pointer and length are those of a live slice; `write` is async-signal-safe.
-        let wrote = unsafe { libc::write(guardian, line[..used].as_ptr().cast(), used) };
+        let wrote = unsafe { libc::write(watchdog, line[..used].as_ptr().cast(), used) };
         if usize::try_from(wrote) == Ok(used) { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
@@ -136,7 +136,7 @@ pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
 
 /// Whether a child has exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Peek {
+pub(crate) enum ExitState {
     /// It runs.
     Runs,
     /// It exited and waits to be reaped.
@@ -146,16 +146,16 @@ pub(crate) enum Peek {
 }
 
 /// Looks whether a child has exited, without reaping it.
-pub(crate) fn peek(pid: u32) -> Peek {
+pub(crate) fn exit_state(pid: u32) -> ExitState {
     wait(pid, libc::WNOHANG)
 }
 
 /// Waits until a child has exited, without reaping it.
-pub(crate) fn wait_exited(pid: u32) -> Peek {
+pub(crate) fn wait_exited(pid: u32) -> ExitState {
     wait(pid, 0)
 }
 
-fn wait(pid: u32, flags: libc::c_int) -> Peek {
+fn wait(pid: u32, flags: libc::c_int) -> ExitState {
     loop {
         // SAFETY: an all-zero `siginfo_t` is a valid one.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -168,9 +168,9 @@ fn wait(pid: u32, flags: libc::c_int) -> Peek {
         // SAFETY: `waitid` fills in the fields of a child's exit, or leaves them zero.
         let found = unsafe { info.si_pid() } != 0;
         return match (failed, found) {
-            (true, _) => Peek::Unknown,
-            (false, true) => Peek::Exited,
-            (false, false) => Peek::Runs,
+            (true, _) => ExitState::Unknown,
+            (false, true) => ExitState::Exited,
+            (false, false) => ExitState::Runs,
         };
     }
 }
@@ -249,7 +249,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn announcements_are_what_the_guardian_reads() {
+    fn announcements_are_what_the_watchdog_reads() {
         for pid in [0, 1, 10, 4_194_304, u32::MAX] {
             let mut line = [0; 24];
             let used = announcement(pid, &mut line);

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
-use super::Conversing;
+use super::ActiveWait;
 use crate::Result;
-use crate::driver::For;
-use crate::embed::{ReaderId, carried};
+use crate::driver::WaitKey;
+use crate::embed::{ReaderId, script_result};
 
 /// A command under way; [`VmConsole::spawn`](crate::VmConsole::spawn) began it.
 ///
@@ -23,7 +23,7 @@ use crate::embed::{ReaderId, carried};
 /// Dropping it interrupts the command, as a time limit does, and gives up what was not read of it.
 #[derive(Debug)]
 pub struct RunningCommand<'a> {
-    conversing: Conversing<'a>,
+    pending: ActiveWait<'a>,
     reader: ReaderId,
     /// Output that was taken from the machine, and how much of it was handed out.
     taken: Vec<u8>,
@@ -32,8 +32,8 @@ pub struct RunningCommand<'a> {
 }
 
 impl<'a> RunningCommand<'a> {
-    pub(super) fn new(conversing: Conversing<'a>, reader: ReaderId) -> Self {
-        Self { conversing, reader, taken: Vec::new(), given: 0, ended: None }
+    pub(super) fn new(pending: ActiveWait<'a>, reader: ReaderId) -> Self {
+        Self { pending, reader, taken: Vec::new(), given: 0, ended: None }
     }
 
     /// Reads some of the output, with the terminal's `\r\n` made `\n` again, waiting for it. Zero: the
@@ -78,18 +78,18 @@ impl<'a> RunningCommand<'a> {
             if self.ended.is_some() {
                 return Poll::Ready(0);
             }
-            let id = self.conversing.id;
-            let mut state = self.conversing.shared.lock();
+            let id = self.pending.id;
+            let mut state = self.pending.shared.lock();
             (self.taken, self.given) = (state.vm.take_output(id), 0);
             if !self.taken.is_empty() {
                 continue;
             }
             let Some(ended) = state.vm.take_ended(id) else {
-                state.wake(For::Data(self.reader), cx.waker());
-                state.wake(For::Ended(id), cx.waker());
+                state.register_waker(WaitKey::Data(self.reader), cx.waker());
+                state.register_waker(WaitKey::Ended(id), cx.waker());
                 return Poll::Pending;
             };
-            let mut result = carried(ended, state.vm.stop_report());
+            let mut result = script_result(ended, state.vm.stop_report());
             if let Ok(reply) = &mut result {
                 self.taken = std::mem::take(&mut reply.output);
             }

@@ -9,7 +9,7 @@ use capsa_proto::console::{self, Stripper};
 use futures_io::AsyncRead;
 use futures_lite::Stream;
 
-use crate::driver::{For, Shared};
+use crate::driver::{Shared, WaitKey};
 use crate::embed::ReaderId;
 use crate::error::lossy;
 
@@ -76,7 +76,7 @@ impl ConsoleReader {
         if state.vm.supervisor().console().is_closed() {
             return Poll::Ready(0);
         }
-        state.wake(For::Data(self.id), cx.waker());
+        state.register_waker(WaitKey::Data(self.id), cx.waker());
         Poll::Pending
     }
 
@@ -104,11 +104,11 @@ impl Clone for ConsoleReader {
 impl Drop for ConsoleReader {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.forget(For::Data(self.id));
+        state.remove_waker(WaitKey::Data(self.id));
         state.vm.remove_reader(self.id);
         drop(state);
         // With the slowest reader gone, a paused console may go on.
-        self.shared.poke();
+        self.shared.wake_driver();
     }
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use async_io::{Async, Timer};
 use capsa_io::reactor::wait_readable;
 
-use super::{Poke, Round, Shared};
+use super::{DriveOutcome, Shared, WakeTarget};
 use crate::{Result, VmStatus};
 
 /// Drives one machine for as long as it is polled, on any executor. Ends with its last status.
@@ -36,16 +36,16 @@ impl Future for Driver {
     type Output = Result<VmStatus>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poke::Future(waker) = &self.shared.poke {
+        if let WakeTarget::Future(waker) = &self.shared.wake_target {
             *waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
         }
         // Bounded: a machine that always has more to do gives other tasks their turn.
         for _ in 0..16 {
             match self.shared.drive()? {
-                Round::Over => {
+                DriveOutcome::Over => {
                     return Poll::Ready(Ok(self.shared.lock().vm.status()));
                 }
-                Round::Again(wait) => self.timer = wait.map(Timer::after),
+                DriveOutcome::Again(wait) => self.timer = wait.map(Timer::after),
             }
             let timer = self.timer.as_mut().map(|timer| Pin::new(timer).poll(cx));
             let readable = self.descriptor.poll_readable(cx)?;
@@ -64,7 +64,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
         // The lifecycle's own deadlines end this, even where a process does not die.
-        while let Ok(Round::Again(wait)) = self.shared.drive()
+        while let Ok(DriveOutcome::Again(wait)) = self.shared.drive()
             && wait_readable(self.descriptor.get_ref().as_fd(), wait).is_ok()
         {}
     }

@@ -5,7 +5,7 @@
 //! deadline says so, and wakes. There are two drivers: one lazily started thread for all machines
 //! ([`on_thread`]), and a future for those who want no thread ([`by_future`]).
 //!
-//! The one rule: after a change that may move the deadline, [`Shared::poke`].
+//! The one rule: after a change that may move the deadline, [`Shared::wake_driver`].
 
 mod future;
 mod thread;
@@ -29,14 +29,14 @@ pub(crate) use unblock::unblock;
 
 /// A machine that the hidden thread drives.
 pub(crate) fn on_thread(vm: embed::Vm) -> Result<Arc<Shared>> {
-    let shared = Shared::new(vm, Poke::Thread);
-    thread::adopt(&shared)?;
+    let shared = Shared::new(vm, WakeTarget::Thread);
+    thread::register(&shared)?;
     Ok(shared)
 }
 
 /// A machine that the future drives.
 pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
-    let shared = Shared::new(vm, Poke::Future(Mutex::new(None)));
+    let shared = Shared::new(vm, WakeTarget::Future(Mutex::new(None)));
     let driver = Driver::new(Arc::clone(&shared))?;
     Ok((shared, driver))
 }
@@ -44,19 +44,19 @@ pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
 /// A machine and who waits for it.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    state: Mutex<State>,
-    poke: Poke,
+    state: Mutex<SharedState>,
+    wake_target: WakeTarget,
 }
 
 /// How a driver is told to look again.
 #[derive(Debug)]
-enum Poke {
+enum WakeTarget {
     Thread,
     Future(Mutex<Option<Waker>>),
 }
 
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct SharedState {
     pub(crate) vm: embed::Vm,
     /// It was `Running` at some time.
     pub(crate) has_run: bool,
@@ -65,96 +65,96 @@ pub(crate) struct State {
     /// Threads that still write its output: to standard output, to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
-    alarms: BTreeMap<(Instant, u64), Waker>,
-    next_ticket: u64,
+    timers: BTreeMap<(Instant, u64), Waker>,
+    next_waiter_id: u64,
 }
 
 /// Whoever waits, by what for: at most one waker each, so that what is polled again, or was given
 /// up, does not add up while nothing happens.
-type Wakers = BTreeMap<For, Waker>;
+type Wakers = BTreeMap<WaitKey, Waker>;
 
 /// What a future can wait for, and which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum For {
-    Status(Ticket),
+pub(crate) enum WaitKey {
+    Status(WaiterId),
     Data(ReaderId),
-    Writable(Ticket),
+    Writable(WaiterId),
     Ended(WaitId),
 }
 
 /// Tells one that waits from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
+pub(crate) struct WaiterId(u64);
 
 /// One that waits. Its waker goes with it.
 #[derive(Debug)]
-pub(crate) struct Waiting<'a> {
+pub(crate) struct StatusWaiter<'a> {
     shared: &'a Shared,
-    what: For,
+    key: WaitKey,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> StatusWaiter<'a> {
     pub(crate) fn for_status(shared: &'a Shared) -> Self {
-        let what = For::Status(shared.lock().ticket());
-        Self { shared, what }
+        let key = WaitKey::Status(shared.lock().waiter_id());
+        Self { shared, key }
     }
 
     /// Wakes `waker` when it happens. Once.
-    pub(crate) fn wake(&self, state: &mut State, waker: &Waker) {
-        state.wake(self.what, waker);
+    pub(crate) fn register_waker(&self, state: &mut SharedState, waker: &Waker) {
+        state.register_waker(self.key, waker);
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for StatusWaiter<'_> {
     fn drop(&mut self) {
-        self.shared.lock().forget(self.what);
+        self.shared.lock().remove_waker(self.key);
     }
 }
 
-impl State {
+impl SharedState {
     /// Wakes `waker` when it happens. Once.
-    pub(crate) fn wake(&mut self, what: For, waker: &Waker) {
-        self.wakers.insert(what, waker.clone());
+    pub(crate) fn register_waker(&mut self, key: WaitKey, waker: &Waker) {
+        self.wakers.insert(key, waker.clone());
     }
 
-    pub(crate) fn forget(&mut self, what: For) {
-        self.wakers.remove(&what);
+    pub(crate) fn remove_waker(&mut self, key: WaitKey) {
+        self.wakers.remove(&key);
     }
 
-    pub(crate) fn ticket(&mut self) -> Ticket {
-        self.next_ticket += 1;
-        Ticket(self.next_ticket)
+    pub(crate) fn waiter_id(&mut self) -> WaiterId {
+        self.next_waiter_id += 1;
+        WaiterId(self.next_waiter_id)
     }
 
     /// Takes the wakers of those who wait for `what`.
-    fn take(&mut self, what: impl Fn(&For) -> bool) -> Vec<Waker> {
+    fn take(&mut self, matches: impl Fn(&WaitKey) -> bool) -> Vec<Waker> {
         let (taken, left) =
-            std::mem::take(&mut self.wakers).into_iter().partition(|(f, _)| what(f));
+            std::mem::take(&mut self.wakers).into_iter().partition(|(key, _)| matches(key));
         self.wakers = left;
         let taken: Wakers = taken;
         taken.into_values().collect()
     }
 
     /// Wakes `waker` at `at`, unless it is taken back by its key.
-    pub(crate) fn set_alarm(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
-        let key = (at, self.ticket().0);
-        self.alarms.insert(key, waker.clone());
+    pub(crate) fn set_timer(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
+        let key = (at, self.waiter_id().0);
+        self.timers.insert(key, waker.clone());
         key
     }
 
-    pub(crate) fn clear_alarm(&mut self, key: (Instant, u64)) {
-        self.alarms.remove(&key);
+    pub(crate) fn clear_timer(&mut self, key: (Instant, u64)) {
+        self.timers.remove(&key);
     }
 
     /// Over, and everything it said has been written where it goes.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn has_finished(&self) -> bool {
         self.vm.status().is_terminal() && self.relays == 0
     }
 
     fn next_timeout(&self) -> Option<Duration> {
-        let alarm = self.alarms.keys().next();
-        let alarm = alarm.map(|(at, _)| at.saturating_duration_since(Instant::now()));
-        match (self.vm.next_timeout(), alarm) {
+        let timer = self.timers.keys().next();
+        let timer = timer.map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        match (self.vm.next_timeout(), timer) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -162,29 +162,29 @@ impl State {
 }
 
 impl Shared {
-    fn new(vm: embed::Vm, poke: Poke) -> Arc<Self> {
-        let state = State {
+    fn new(vm: embed::Vm, wake_target: WakeTarget) -> Arc<Self> {
+        let state = SharedState {
             vm,
             has_run: false,
             started: None,
             relays: 0,
             wakers: Wakers::new(),
-            alarms: BTreeMap::new(),
-            next_ticket: 0,
+            timers: BTreeMap::new(),
+            next_waiter_id: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), poke })
+        Arc::new(Self { state: Mutex::new(state), wake_target })
     }
 
     /// The machine. Held for as long as one `on_ready` at most.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the driver look again at what to do and how long to wait.
-    pub(crate) fn poke(&self) {
-        match &self.poke {
-            Poke::Thread => thread::poke(),
-            Poke::Future(waker) => {
+    pub(crate) fn wake_driver(&self) {
+        match &self.wake_target {
+            WakeTarget::Thread => thread::wake(),
+            WakeTarget::Future(waker) => {
                 let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(waker) = waker {
                     waker.wake();
@@ -199,7 +199,7 @@ impl Shared {
     }
 
     /// One round: does what there is to do and wakes whoever waited for it.
-    fn drive(&self) -> io::Result<Round> {
+    fn drive(&self) -> io::Result<DriveOutcome> {
         let mut wake = Vec::new();
         let round = {
             let mut state = self.lock();
@@ -208,15 +208,15 @@ impl Shared {
                 state.dispatch(&event, &mut wake);
             }
             let now = Instant::now();
-            while let Some(alarm) = state.alarms.first_entry()
-                && alarm.key().0 <= now
+            while let Some(timer) = state.timers.first_entry()
+                && timer.key().0 <= now
             {
-                wake.push(alarm.remove());
+                wake.push(timer.remove());
             }
             if state.vm.status().is_terminal() && state.vm.next_timeout().is_none() {
-                Round::Over
+                DriveOutcome::Over
             } else {
-                Round::Again(state.next_timeout())
+                DriveOutcome::Again(state.next_timeout())
             }
         };
         // Outside of the lock: whoever wakes may want it. What a waker does is its program's code: one
@@ -232,27 +232,27 @@ impl Shared {
 
 /// What a driver does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Round {
+enum DriveOutcome {
     /// Wait for the descriptor, this long at most.
     Again(Option<Duration>),
     /// The machine is over and will say nothing more.
     Over,
 }
 
-impl State {
+impl SharedState {
     fn dispatch(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
-        let is_status = |what: &For| matches!(what, For::Status(_));
-        let is_console = |what: &For| matches!(what, For::Data(_) | For::Writable(_));
+        let is_status = |key: &WaitKey| matches!(key, WaitKey::Status(_));
+        let is_console = |key: &WaitKey| matches!(key, WaitKey::Data(_) | WaitKey::Writable(_));
         wake.extend(match event {
             VmEvent::Status(status) => {
                 self.has_run |= *status == VmStatus::Running;
                 let is_last = status.is_terminal();
-                self.take(|what| is_status(what) || is_last && is_console(what))
+                self.take(|key| is_status(key) || is_last && is_console(key))
             }
-            VmEvent::ConsoleData => self.take(|what| matches!(what, For::Data(_))),
-            VmEvent::ConsoleWritable => self.take(|what| matches!(what, For::Writable(_))),
+            VmEvent::ConsoleData => self.take(|key| matches!(key, WaitKey::Data(_))),
+            VmEvent::ConsoleWritable => self.take(|key| matches!(key, WaitKey::Writable(_))),
             VmEvent::ConsoleClosed => self.take(is_console),
-            VmEvent::Ended(id) => self.wakers.remove(&For::Ended(*id)).into_iter().collect(),
+            VmEvent::Ended(id) => self.wakers.remove(&WaitKey::Ended(*id)).into_iter().collect(),
             _ => Vec::new(),
         });
     }
@@ -260,6 +260,6 @@ impl State {
     /// Output was written where it goes: who waits for the end may look again.
     pub(crate) fn relayed(&mut self) -> Vec<Waker> {
         self.relays = self.relays.saturating_sub(1);
-        self.take(|what| matches!(what, For::Status(_)))
+        self.take(|key| matches!(key, WaitKey::Status(_)))
     }
 }

@@ -1,4 +1,4 @@
-//! The hidden thread: one for all machines of the program, started with the first.
+//! The hidden thread: one for all vms of the program, started with the first.
 //!
 //! It sleeps on one poller in which every machine's descriptor is. With nothing to do it does not
 //! wake up. It never ends; with the program it is gone.
@@ -11,59 +11,59 @@ use std::time::{Duration, Instant};
 
 use capsa_io::reactor::{Reactor, Registration};
 
-use super::{Round, Shared};
+use super::{DriveOutcome, Shared};
 use crate::Result;
 
-struct Thread {
+struct DriverThread {
     reactor: Reactor,
-    machines: Mutex<Machines>,
+    vms: Mutex<RegisteredVms>,
 }
 
 #[derive(Default)]
-struct Machines {
-    by_key: BTreeMap<usize, Arc<Machine>>,
+struct RegisteredVms {
+    by_key: BTreeMap<usize, Arc<RegisteredVm>>,
     next_key: usize,
 }
 
-struct Machine {
+struct RegisteredVm {
     shared: Arc<Shared>,
     _watch: Registration<OwnedFd>,
     due: Mutex<Option<Instant>>,
 }
 
-static THREAD: OnceLock<Thread> = OnceLock::new();
+static THREAD: OnceLock<DriverThread> = OnceLock::new();
 
 /// Drives this machine until it is over.
-pub(super) fn adopt(shared: &Arc<Shared>) -> Result<()> {
+pub(super) fn register(shared: &Arc<Shared>) -> Result<()> {
     let thread = running()?;
     let descriptor = shared.descriptor()?;
-    let mut machines = thread.machines();
-    machines.next_key += 1;
-    let key = machines.next_key;
-    let machine = Machine {
+    let mut vms = thread.vms();
+    vms.next_key += 1;
+    let key = vms.next_key;
+    let vm = RegisteredVm {
         shared: Arc::clone(shared),
         _watch: thread.reactor.watch(descriptor, key)?,
         due: Mutex::new(None),
     };
-    machines.by_key.insert(key, Arc::new(machine));
+    vms.by_key.insert(key, Arc::new(vm));
     Ok(())
 }
 
 /// Makes the thread look at every machine again.
-pub(super) fn poke() {
+pub(super) fn wake() {
     if let Some(thread) = THREAD.get() {
         thread.reactor.wake();
     }
 }
 
-fn running() -> io::Result<&'static Thread> {
+fn running() -> io::Result<&'static DriverThread> {
     /// One that could not be started is tried again.
     static IS_STARTED: Mutex<bool> = Mutex::new(false);
     let mut is_started = IS_STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     let thread = match THREAD.get() {
         Some(thread) => thread,
         None => {
-            let thread = Thread { reactor: Reactor::new()?, machines: Mutex::default() };
+            let thread = DriverThread { reactor: Reactor::new()?, vms: Mutex::default() };
             THREAD.get_or_init(|| thread)
         }
     };
@@ -74,9 +74,9 @@ fn running() -> io::Result<&'static Thread> {
     Ok(thread)
 }
 
-impl Thread {
-    fn machines(&self) -> MutexGuard<'_, Machines> {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+impl DriverThread {
+    fn vms(&self) -> MutexGuard<'_, RegisteredVms> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self) {
@@ -90,40 +90,39 @@ impl Thread {
                 tracing::error!("the capsa thread cannot wait: {error}");
                 std::thread::sleep(Duration::from_millis(100));
             }
-            let poked = self.reactor.was_woken();
+            let woken_by_handle = self.reactor.was_woken();
             let now = Instant::now();
-            let machines: Vec<_> =
-                self.machines().by_key.iter().map(|(k, m)| (*k, Arc::clone(m))).collect();
-            for (key, machine) in machines {
-                let due = machine.due().is_some_and(|due| due <= now);
-                if poked || due || ready.contains(&key) {
-                    self.drive(key, &machine);
+            let vms: Vec<_> = self.vms().by_key.iter().map(|(k, m)| (*k, Arc::clone(m))).collect();
+            for (key, vm) in vms {
+                let due = vm.due().is_some_and(|due| due <= now);
+                if woken_by_handle || due || ready.contains(&key) {
+                    self.drive(key, &vm);
                 }
             }
         }
     }
 
-    fn drive(&self, key: usize, machine: &Machine) {
-        match machine.shared.drive() {
-            Ok(Round::Again(wait)) => {
-                *machine.due() = wait.and_then(|wait| Instant::now().checked_add(wait));
+    fn drive(&self, key: usize, vm: &RegisteredVm) {
+        match vm.shared.drive() {
+            Ok(DriveOutcome::Again(wait)) => {
+                *vm.due() = wait.and_then(|wait| Instant::now().checked_add(wait));
             }
-            Ok(Round::Over) => drop(self.machines().by_key.remove(&key)),
+            Ok(DriveOutcome::Over) => drop(self.vms().by_key.remove(&key)),
             Err(error) => {
-                tracing::error!("cannot drive a machine: {error}");
-                self.machines().by_key.remove(&key);
+                tracing::error!("cannot drive a VM: {error}");
+                self.vms().by_key.remove(&key);
             }
         }
     }
 
     fn next_timeout(&self) -> Option<Duration> {
-        let machines = self.machines();
-        let due = machines.by_key.values().filter_map(|machine| *machine.due()).min();
+        let vms = self.vms();
+        let due = vms.by_key.values().filter_map(|vm| *vm.due()).min();
         due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 }
 
-impl Machine {
+impl RegisteredVm {
     fn due(&self) -> MutexGuard<'_, Option<Instant>> {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -54,7 +54,7 @@ use std::io;
 use std::path::Path;
 
 #[cfg(feature = "async")]
-pub use show::{Failure, Shown, TestResult, show_on_failure};
+pub use show::{Failure, ShowOnFailure, TestResult, show_on_failure};
 
 pub use capsa_proto::sim::{
     GuestReply, Replay, ReplayError, ReplayInput, ReplaySpeed, ScriptedGuest, SimulatedGuest,

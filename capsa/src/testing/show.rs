@@ -34,20 +34,20 @@ thread_local! {
 /// assert_eq!(shown, "and now?\nconsole of the fake VM, which is running, at its end:\n  | no init found");
 /// # }
 /// ```
-pub fn show_on_failure(vm: &impl AsRef<VmHandle>) -> Shown {
+pub fn show_on_failure(vm: &impl AsRef<VmHandle>) -> ShowOnFailure {
     let shared = Arc::downgrade(vm.as_ref().shared());
     WATCHED.with_borrow_mut(|watched| watched.push(Weak::clone(&shared)));
-    Shown { shared }
+    ShowOnFailure { shared }
 }
 
 /// Shows a console when it is dropped by a panic. Made by [`show_on_failure`].
 #[derive(Debug)]
 #[must_use = "it shows something only as long as it lives: bind it to a name such as _shown"]
-pub struct Shown {
+pub struct ShowOnFailure {
     shared: Weak<Shared>,
 }
 
-impl Drop for Shown {
+impl Drop for ShowOnFailure {
     fn drop(&mut self) {
         if std::thread::panicking()
             && let Some(shared) = self.shared.upgrade()

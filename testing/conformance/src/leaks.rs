@@ -28,7 +28,7 @@ fn hundred_lives(stage: &Stage<'_>) {
         drop(vm);
         drop(stage.builder().build_blocking().unwrap()); // never started
         if life == 0 {
-            // The hidden thread, its poller and the guardian have come to stay.
+            // The hidden thread, its poller and the watchdog have come to stay.
             std::thread::sleep(Duration::from_millis(500));
         }
         let base = run_dir.parent().expect("a run directory is in another");

@@ -111,7 +111,7 @@ pub fn handles(
     time: Duration,
     machine: impl Fn() -> LinuxVmBuilder,
 ) -> Result<Cost, Box<dyn std::error::Error>> {
-    // What the first one brings is not counted for each: the thread, the guardian, what is kept of
+    // What the first one brings is not counted for each: the thread, the watchdog, what is kept of
     // the host.
     let first = block_on(machine().build())?;
     block_on(first.start())?;

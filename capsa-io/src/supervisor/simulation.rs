@@ -18,72 +18,72 @@ use capsa_proto::time::Instant;
 
 use super::{CONSOLE, Options, Supervisor, keys};
 use crate::console::ReaderId;
-use crate::stream::{Got, Stream};
-use crate::sys::{self, Poll, Source};
+use crate::stream::{ByteStream, ReadResult};
+use crate::sys::{self, Poll, PollSource};
 
 /// Deeds done in one call, at most.
-const DEEDS: usize = 64;
+const MAX_ACTIONS: usize = 64;
 
 /// Bytes typed that are taken in one call, at most.
 const INPUT_BUDGET: usize = 256 * 1024;
 
 /// Somebody who waits whether a prompt stays waits no longer than this. A guest that is played, and
 /// does nothing before something is typed, will not break it: the clock is put forward instead.
-const SETTLES_WITHIN: Duration = Duration::from_millis(150);
+const SETTLE_TIME_MAX: Duration = Duration::from_millis(150);
 
 /// The key of the play's end of the console: no process of a machine that is played has it.
-const PLAYER: usize = keys(ProcessId(0)).exit;
+const GUEST_END: usize = keys(ProcessId(0)).exit;
 
 /// A play and its end of the console.
 #[derive(Debug)]
-pub(super) struct Player {
-    part: SimulatedGuest,
-    play: Box<dyn GuestSim>,
-    stream: Option<Source<Stream>>,
+pub(super) struct GuestSimulation {
+    config: SimulatedGuest,
+    guest: Box<dyn GuestSim>,
+    stream: Option<PollSource<ByteStream>>,
     outgoing: VecDeque<u8>,
-    on: bool,
+    is_on: bool,
     /// It ends once it has been heard out.
     exit: Option<Exit>,
     ended_by_signal: bool,
 }
 
-impl Player {
-    fn new(part: SimulatedGuest) -> Self {
+impl GuestSimulation {
+    fn new(config: SimulatedGuest) -> Self {
         Self {
-            play: part.simulate(),
-            part,
+            guest: config.simulate(),
+            config,
             stream: None,
             outgoing: VecDeque::new(),
-            on: false,
+            is_on: false,
             exit: None,
             ended_by_signal: false,
         }
     }
 
     /// The power is on. Gives the console's end of the pair.
-    fn begin(&mut self, now: Instant, poll: &Poll) -> io::Result<Stream> {
-        if let Some(why) = self.part.start_error() {
+    fn begin(&mut self, now: Instant, poll: &Poll) -> io::Result<ByteStream> {
+        if let Some(why) = self.config.start_error() {
             return Err(io::Error::other(why));
         }
         let (theirs, ours) = sys::socket_pair()?;
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
-        self.stream = Some(poll.add(Stream::Socket(ours), PLAYER)?);
-        self.play.begin(now);
-        self.on = true;
-        Ok(Stream::Socket(theirs))
+        self.stream = Some(poll.add(ByteStream::Socket(ours), GUEST_END)?);
+        self.guest.begin(now);
+        self.is_on = true;
+        Ok(ByteStream::Socket(theirs))
     }
 
     /// Takes what was typed. `true` when there was something.
-    fn hear(&mut self, now: Instant) -> bool {
+    fn read_input(&mut self, now: Instant) -> bool {
         let mut chunk = [0; 8192];
         let mut left = INPUT_BUDGET;
         while let Some(stream) = &mut self.stream
             && left > 0
-            && let Got::Bytes(n) = stream.io().read(&mut chunk)
+            && let ReadResult::Bytes(n) = stream.io().read(&mut chunk)
         {
             left = left.saturating_sub(n);
-            self.play.handle_input(now, &chunk[..n]);
+            self.guest.handle_input(now, &chunk[..n]);
         }
         left < INPUT_BUDGET
     }
@@ -104,10 +104,10 @@ impl Player {
 
     /// Nothing will be said before something is typed.
     fn is_waiting(&self) -> bool {
-        self.on
+        self.is_on
             && self.exit.is_none()
             && self.outgoing.is_empty()
-            && self.play.poll_timeout().is_none()
+            && self.guest.poll_timeout().is_none()
     }
 }
 
@@ -117,27 +117,31 @@ impl Supervisor {
     /// # Errors
     ///
     /// When the system has no descriptor left for a poller.
-    pub fn played(plan: LaunchPlan, part: SimulatedGuest, options: Options) -> io::Result<Self> {
+    pub fn simulated(
+        plan: LaunchPlan,
+        config: SimulatedGuest,
+        options: Options,
+    ) -> io::Result<Self> {
         let mut supervisor = Self::new(plan, Arc::new(SimBackend::default()), options)?;
-        supervisor.player = Some(Player::new(part));
+        supervisor.simulation = Some(GuestSimulation::new(config));
         Ok(supervisor)
     }
 
     /// The number by which this reader's next command has to go, where a recording is played that
     /// has the answer to it already.
     pub fn nonce(&self, reader: ReaderId) -> Option<u64> {
-        self.player.as_ref()?.play.nonce(self.console.offset(reader))
+        self.simulation.as_ref()?.guest.nonce(self.console.offset(reader))
     }
 
     /// What a spawn is to a play.
-    pub(super) fn begin_play(&mut self) -> Option<io::Result<()>> {
+    pub(super) fn start_simulation(&mut self) -> Option<io::Result<()>> {
         let now = self.clock.now();
-        let player = self.player.as_mut()?;
+        let simulation = self.simulation.as_mut()?;
         // What it does first, it does when it is called next.
         self.more = true;
-        let begun = player.begin(now, &self.poll).and_then(|stream| match self.plan.console {
+        let begun = simulation.begin(now, &self.poll).and_then(|stream| match self.plan.console {
             ConsolePlan::None => {
-                player.stream = None;
+                simulation.stream = None;
                 Ok(())
             }
             _ => self.console.attach(stream, &self.poll, CONSOLE),
@@ -145,82 +149,91 @@ impl Supervisor {
         Some(begun)
     }
 
-    pub(super) fn is_played(&self) -> bool {
-        self.player.is_some()
+    pub(super) fn is_simulated(&self) -> bool {
+        self.simulation.is_some()
     }
 
     /// What a message to a hypervisor is to a play. `false` where there is none.
-    pub(super) fn message_to_play(&mut self, message: &Message) -> bool {
+    pub(super) fn send_to_simulation(&mut self, message: &Message) -> bool {
         let now = self.clock.now();
-        let Some(player) = &mut self.player else { return false };
+        let Some(simulation) = &mut self.simulation else { return false };
         if self.plan.power_button.as_ref() == Some(message) {
-            player.play.handle_power_button(now);
+            simulation.guest.handle_power_button(now);
         }
         self.more = true;
-        self.tell(Input::Replied(Verdict::Done));
+        self.input(Input::Replied(Verdict::Done));
         true
     }
 
     /// What a signal to a hypervisor is to a play. `false` where there is none.
-    pub(super) fn signal_to_play(&mut self, signal: Signal) -> bool {
-        let Some(player) = &mut self.player else { return false };
-        if player.on && player.exit.is_none() {
-            player.exit = Some(match signal {
+    pub(super) fn signal_simulation(&mut self, signal: Signal) -> bool {
+        let Some(simulation) = &mut self.simulation else { return false };
+        if simulation.is_on && simulation.exit.is_none() {
+            simulation.exit = Some(match signal {
                 Signal::Term => Exit::with_code(0),
                 Signal::Kill => Exit { code: None, signal: Some(9), stderr_tail: String::new() },
             });
-            player.ended_by_signal = true;
+            simulation.ended_by_signal = true;
             self.more = true;
         }
         true
     }
 
-    pub(super) fn play_timeout(&self) -> Option<capsa_proto::time::Deadline> {
-        let player = self.player.as_ref().filter(|player| player.on && player.exit.is_none())?;
+    pub(super) fn simulation_timeout(&self) -> Option<capsa_proto::time::Deadline> {
+        let simulation = self
+            .simulation
+            .as_ref()
+            .filter(|simulation| simulation.is_on && simulation.exit.is_none())?;
         // Where the console does not take more, the poller says when it does.
-        if player.outgoing.is_empty() { player.play.poll_timeout() } else { None }
+        if simulation.outgoing.is_empty() { simulation.guest.poll_timeout() } else { None }
     }
 
     /// Plays on, with bounded work.
-    pub(super) fn play_on(&mut self) {
-        if !self.is_played() {
+    pub(super) fn run_simulation(&mut self) {
+        if !self.is_simulated() {
             return;
         }
-        self.do_deeds();
+        self.run_actions();
         self.console_ready();
         // What a conversation has just typed is heard before it is judged whether all wait.
-        if !self.do_deeds() {
-            self.skip_settling();
+        if !self.run_actions() {
+            self.skip_settle_time();
         }
     }
 
     /// `true` when something was heard or done.
-    fn do_deeds(&mut self) -> bool {
+    fn run_actions(&mut self) -> bool {
         let now = self.clock.now();
-        let Some(player) = self.player.as_mut().filter(|player| player.on) else { return false };
-        let mut any = player.hear(now);
-        for _ in 0..DEEDS {
-            let Some(player) = self.player.as_mut().filter(|player| player.on) else { return any };
-            if player.ended_by_signal {
-                self.end_play();
+        let Some(simulation) = self.simulation.as_mut().filter(|simulation| simulation.is_on)
+        else {
+            return false;
+        };
+        let mut any = simulation.read_input(now);
+        for _ in 0..MAX_ACTIONS {
+            let Some(simulation) = self.simulation.as_mut().filter(|simulation| simulation.is_on)
+            else {
+                return any;
+            };
+            if simulation.ended_by_signal {
+                self.end_simulation();
                 return true;
             }
-            if !player.flush() {
+            if !simulation.flush() {
                 return any;
             }
-            if player.exit.is_some() {
-                self.end_play();
+            if simulation.exit.is_some() {
+                self.end_simulation();
                 return true;
             }
-            let Some(deed) = player.play.poll_action(now) else { return any };
+            let Some(action) = simulation.guest.poll_action(now) else { return any };
             any = true;
-            match deed {
-                SimAction::Output(bytes) => player.outgoing.extend(bytes),
+            match action {
+                SimAction::Output(bytes) => simulation.outgoing.extend(bytes),
                 SimAction::Event(event) => {
                     self.guest_event(Some(event));
                     self.act();
                 }
-                SimAction::Exit(exit) => player.exit = Some(exit),
+                SimAction::Exit(exit) => simulation.exit = Some(exit),
             }
         }
         self.more = true;
@@ -229,28 +242,28 @@ impl Supervisor {
 
     /// As with a hypervisor's exit, its last words come first. While there is more of them the exit
     /// waits for the next call.
-    fn end_play(&mut self) {
+    fn end_simulation(&mut self) {
         self.console_ready();
-        if self.more_last_words() {
+        if self.must_delay_exit() {
             return;
         }
-        let Some(player) = &mut self.player else { return };
-        player.on = false;
-        player.stream = None;
+        let Some(simulation) = &mut self.simulation else { return };
+        simulation.is_on = false;
+        simulation.stream = None;
         let id = self.plan.hypervisor();
-        if let Some(exit) = player.exit.take() {
+        if let Some(exit) = simulation.exit.take() {
             tracing::info!(%exit, "the fake guest ended");
-            self.tell(Input::Exited(id, exit));
+            self.input(Input::Exited(id, exit));
         }
     }
 
-    fn skip_settling(&mut self) {
-        if !self.player.as_ref().is_some_and(Player::is_waiting) {
+    fn skip_settle_time(&mut self) {
+        if !self.simulation.as_ref().is_some_and(GuestSimulation::is_waiting) {
             return;
         }
         let Some(deadline) = self.console.poll_timeout() else { return };
         let wait = self.clock.until(deadline);
-        if wait > Duration::ZERO && wait <= SETTLES_WITHIN {
+        if wait > Duration::ZERO && wait <= SETTLE_TIME_MAX {
             self.clock.skip(wait);
             self.more = true;
         }

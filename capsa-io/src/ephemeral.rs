@@ -42,7 +42,7 @@ pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
 /// # Errors
 ///
 /// When none can be made there. The text names it.
-pub fn try_out() -> io::Result<PathBuf> {
+pub fn check() -> io::Result<PathBuf> {
     let dir = directory();
     match nameless(&dir) {
         Ok(_) => Ok(dir),

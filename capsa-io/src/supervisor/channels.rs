@@ -1,67 +1,67 @@
 //! What the programs of a machine say: on the control channel, on the event pipe, on standard error.
 //!
-//! The backend knows what it means; the lifecycle machine is told.
+//! The backend knows what it found; the lifecycle machine is told.
 
 use capsa_proto::backend::GuestEvent;
 use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::ProcessId;
 
 use super::Supervisor;
-use crate::control::Heard;
+use crate::control::ControlEvent;
 
 impl Supervisor {
     pub(super) fn control_ready(&mut self) {
-        let mut heard = Vec::new();
-        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut heard);
-        for heard in heard {
-            self.heard(heard);
+        let mut events = Vec::new();
+        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut events);
+        for event in events {
+            self.handle_control_event(event);
         }
     }
 
-    pub(super) fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Up => self.look_for_readiness(),
-            Heard::Reply(message, reply) => {
+    pub(super) fn handle_control_event(&mut self, event: ControlEvent) {
+        match event {
+            ControlEvent::Up => self.check_readiness(),
+            ControlEvent::Reply(message, reply) => {
                 let verdict = self.backend.reply(&message, &reply);
-                self.tell(Input::Replied(verdict));
+                self.input(Input::Replied(verdict));
             }
-            Heard::Event(event) => {
+            ControlEvent::Event(event) => {
                 tracing::debug!(?event, "control event");
                 self.guest_event(self.backend.event(&event));
             }
-            Heard::Lost => self.tell(Input::ControlLost),
+            ControlEvent::Lost => self.input(Input::ControlLost),
         }
         self.act();
     }
 
     pub(super) fn guest_event(&mut self, event: Option<GuestEvent>) {
-        let Some(input) = event.and_then(input) else { return };
+        let Some(input) = event.and_then(lifecycle_input) else { return };
         // What was said before explains why.
         self.console_ready();
         self.stderr_ready(self.plan.hypervisor());
-        self.tell(input);
+        self.input(input);
     }
 
     pub(super) fn stderr_ready(&mut self, id: ProcessId) {
         let Some(process) = &mut self.processes[id.0] else { return };
-        let mut means = None;
+        let mut found = None;
         let is_hypervisor = id == self.plan.hypervisor();
         self.more |= process.drain_stderr(|line| {
-            if is_hypervisor && means.is_none() {
-                means = self.backend.stderr_line(line).and_then(input);
+            if is_hypervisor && found.is_none() {
+                found = self.backend.stderr_line(line).and_then(lifecycle_input);
             }
         });
-        if let Some(input) = means {
+        if let Some(input) = found {
             self.console_ready();
-            self.tell(input);
+            self.input(input);
         }
     }
 
     pub(super) fn events_ready(&mut self) {
         let Some(pipe) = &mut self.event_pipe else { return };
-        let mut heard = Vec::new();
-        let more = pipe.on_ready(&mut self.budgets.events, &mut heard);
-        for event in heard {
+        let mut events = Vec::new();
+        let more = pipe.on_ready(&mut self.budgets.events, &mut events);
+        for event in events {
             tracing::debug!(%event, "event");
             self.guest_event(self.backend.pipe_event(&event));
         }
@@ -69,14 +69,14 @@ impl Supervisor {
             Ok(more) => self.more |= more,
             Err(error) => {
                 self.event_pipe = None;
-                self.tell(Input::EventsLost(error.to_string()));
+                self.input(Input::EventsLost(error.to_string()));
             }
         }
     }
 }
 
 /// What the machine is to hear of it.
-fn input(event: GuestEvent) -> Option<Input> {
+fn lifecycle_input(event: GuestEvent) -> Option<Input> {
     Some(match event {
         GuestEvent::PoweredOff => Input::GuestPoweredOff,
         GuestEvent::Reset => Input::GuestReset,

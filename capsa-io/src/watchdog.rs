@@ -9,7 +9,7 @@
 //! [`spawn`], and it never outlives its own work.
 //!
 //! A child announces itself between fork and exec (see [`sys::before_exec`]), so there is no moment
-//! in which a hypervisor runs and the guardian does not know it. A child that was reaped is
+//! in which a hypervisor runs and the watchdog does not know it. A child that was reaped is
 //! withdrawn *before* its number can be reused.
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::sys::{self, Maker};
+use crate::sys::{self, ForkGuard};
 
 /// Reads `+ PID`, `- PID` and `=` (forget all) until its input closes, then kills every group still
 /// listed.
@@ -47,36 +47,36 @@ for pid in $live; do
 done
 ";
 
-static GUARDIAN: Mutex<Option<Guardian>> = Mutex::new(None);
+static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
-struct Guardian {
+struct Watchdog {
     shell: Child,
-    maker: Maker,
+    fork_guard: ForkGuard,
     line: UnixStream,
     live: BTreeSet<u32>,
 }
 
-/// Starts `command` in a process group of its own, known to the guardian. It inherits `open` under
+/// Starts `command` in a process group of its own, known to the watchdog. It inherits `open` under
 /// the numbers they have here.
 ///
 /// # Errors
 ///
-/// When the guardian or the program cannot be started.
+/// When the watchdog or the program cannot be started.
 pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child> {
     let mut slot = lock();
-    let guardian = Guardian::alive(&mut slot)?;
+    let watchdog = Watchdog::alive(&mut slot)?;
     command.process_group(0);
     let open = open.iter().map(AsRawFd::as_raw_fd).collect();
-    sys::before_exec(command, guardian.line.as_raw_fd(), open);
+    sys::before_exec(command, watchdog.line.as_raw_fd(), open);
     match execute(command) {
         Ok(child) => {
-            guardian.live.insert(child.id());
+            watchdog.live.insert(child.id());
             Ok(child)
         }
         Err(error) => {
             // A child that could not become the program has announced itself all the same, and its
             // number is free again.
-            guardian.tell_all()?;
+            watchdog.tell_all()?;
             Err(error)
         }
     }
@@ -96,31 +96,31 @@ fn execute(command: &mut Command) -> io::Result<Child> {
 
 /// Withdraws a child, after it exited and before it is reaped.
 pub(crate) fn withdraw(pid: u32) {
-    if let Some(guardian) = lock().as_mut()
-        && guardian.maker.is_this()
-        && guardian.live.remove(&pid)
+    if let Some(watchdog) = lock().as_mut()
+        && watchdog.fork_guard.is_same_process()
+        && watchdog.live.remove(&pid)
     {
-        // A guardian that is gone is replaced at the next spawn, and then told who lives.
-        let _ = guardian.line.write_all(format!("- {pid}\n").as_bytes());
+        // A watchdog that is gone is replaced at the next spawn, and then told who lives.
+        let _ = watchdog.line.write_all(format!("- {pid}\n").as_bytes());
     }
 }
 
-fn lock() -> MutexGuard<'static, Option<Guardian>> {
-    GUARDIAN.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock() -> MutexGuard<'static, Option<Watchdog>> {
+    WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Guardian {
-    /// The guardian, started now if there is none or if somebody killed it.
+impl Watchdog {
+    /// The watchdog, started now if there is none or if somebody killed it.
     fn alive(slot: &mut Option<Self>) -> io::Result<&mut Self> {
-        // A forked copy has a guardian of its own, which knows nothing of what is not the copy's.
-        drop(slot.take_if(|guardian| !guardian.maker.is_this()));
+        // A forked copy has a watchdog of its own, which knows nothing of what is not the copy's.
+        drop(slot.take_if(|watchdog| !watchdog.fork_guard.is_same_process()));
         let lost = match slot {
-            Some(guardian) => guardian.shell.try_wait().map_or(true, |ended| ended.is_some()),
+            Some(watchdog) => watchdog.shell.try_wait().map_or(true, |ended| ended.is_some()),
             None => false,
         };
         let live = if lost { slot.take().map(|g| g.live) } else { None }.unwrap_or_default();
         match slot {
-            Some(guardian) => Ok(guardian),
+            Some(watchdog) => Ok(watchdog),
             None => Ok(slot.insert(Self::start(live)?)),
         }
     }
@@ -132,7 +132,7 @@ impl Guardian {
         let mut command = Command::new("/bin/sh");
         sys::prepare_exec(&mut command);
         let shell = command
-            .args(["-c", SCRIPT, "capsa-guardian"])
+            .args(["-c", SCRIPT, "capsa-watchdog"])
             .env_clear()
             .current_dir("/")
             .stdin(OwnedFd::from(theirs))
@@ -141,11 +141,11 @@ impl Guardian {
             .process_group(0)
             .spawn()
             .map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot start /bin/sh as guardian: {error}"))
+                io::Error::new(error.kind(), format!("cannot start /bin/sh as watchdog: {error}"))
             })?;
-        let mut guardian = Self { shell, maker: Maker::this(), line, live };
-        guardian.tell_all()?;
-        Ok(guardian)
+        let mut watchdog = Self { shell, fork_guard: ForkGuard::new(), line, live };
+        watchdog.tell_all()?;
+        Ok(watchdog)
     }
 
     /// Replaces what the shell believes by what is true.

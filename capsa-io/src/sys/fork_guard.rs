@@ -9,24 +9,24 @@ use std::io;
 
 /// The process that made something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Maker(u32);
+pub(crate) struct ForkGuard(u32);
 
-impl Maker {
+impl ForkGuard {
     /// This process.
-    pub(crate) fn this() -> Self {
+    pub(crate) fn new() -> Self {
         Self(std::process::id())
     }
 
     /// Whether this process made it, and is no forked copy.
-    pub(crate) fn is_this(self) -> bool {
-        self == Self::this()
+    pub(crate) fn is_same_process(self) -> bool {
+        self == Self::new()
     }
 
     /// The same, as an error for whoever tries.
-    pub(crate) fn must_be_this(self) -> io::Result<()> {
+    pub(crate) fn check_process(self) -> io::Result<()> {
         let why = "it belongs to the process that this one was forked from: fork before the first \
                    machine, or exec";
-        if self.is_this() { Ok(()) } else { Err(io::Error::other(why)) }
+        if self.is_same_process() { Ok(()) } else { Err(io::Error::other(why)) }
     }
 }
 
@@ -42,12 +42,12 @@ mod tests {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 
-    use crate::process::{Inherited, Keys, Process};
+    use crate::process::{ChildProcess, Inherited, ProcessKeys};
     use crate::run_dir::RunDir;
-    use crate::sys::{Peek, Poll, Ready, peek};
+    use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
 
     /// Whether this goes well in a forked copy of this process.
-    fn in_a_copy(act: impl FnOnce()) -> bool {
+    fn run_in_fork(act: impl FnOnce()) -> bool {
         // SAFETY: the only other thread is the test harness's, which waits.
         match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => {
@@ -61,7 +61,7 @@ mod tests {
         }
     }
 
-    fn sleeper(poll: &Poll) -> Process {
+    fn sleeper(poll: &Poll) -> ChildProcess {
         let plan = ProcessPlan {
             name: "test".into(),
             program: "/bin/sh".into(),
@@ -69,13 +69,14 @@ mod tests {
             ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         };
-        Process::spawn(&plan, poll, Keys { exit: 1, stderr: 2 }, Inherited::default()).unwrap()
+        ChildProcess::spawn(&plan, poll, ProcessKeys { exit: 1, stderr: 2 }, Inherited::default())
+            .unwrap()
     }
 
     #[test]
-    fn a_forked_copy_does_nothing_to_what_is_its_parents() {
+    fn forked_copy_leaves_parent_resources() {
         const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "sys::maker::tests::a_forked_copy_does_nothing_to_what_is_its_parents";
+        let name = "sys::fork_guard::tests::forked_copy_leaves_parent_resources";
         if std::env::var_os(ALONE).is_none() {
             let this = std::env::current_exe().unwrap();
             let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
@@ -84,23 +85,23 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run").join("x");
-        let (poll, mut ready) = (Poll::new().unwrap(), Ready::new());
+        let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
         let mut run_dir = Some(RunDir::create(&path).unwrap());
         let mut process = Some(sleeper(&poll));
         let pid = process.as_ref().unwrap().pid();
 
-        let went_well = in_a_copy(|| {
-            assert!(poll.wait(Some(Duration::ZERO), &mut Ready::new()).is_err());
+        let went_well = run_in_fork(|| {
+            assert!(poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new()).is_err());
             drop((process.take(), run_dir.take()));
-            // Its own, which goes when it does, with a guardian that knows of no other.
+            // Its own, which goes when it does, with a watchdog that knows of no other.
             std::mem::forget(sleeper(&Poll::new().unwrap()));
         });
         assert!(went_well, "see above");
 
-        // Longer than a guardian takes.
+        // Longer than a watchdog takes.
         poll.wait(Some(Duration::from_millis(300)), &mut ready).unwrap();
         assert!(path.exists());
-        assert_eq!(peek(pid), Peek::Runs);
+        assert_eq!(exit_state(pid), ExitState::Runs);
         process.as_ref().unwrap().signal(Signal::Kill).unwrap();
         let mut tries = 0;
         while !ready.has(1) {
