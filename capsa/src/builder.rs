@@ -256,6 +256,14 @@ impl LinuxVmBuilder {
         self
     }
 
+    /// Changes how long each phase of the lifecycle may take. For tests, which must not wait for the
+    /// defaults; a service sets [`grace`](Self::timeout) and time limits instead.
+    #[doc(hidden)]
+    pub fn timing(mut self, change: impl FnOnce(&mut Timing)) -> Self {
+        change(&mut self.options.timing);
+        self
+    }
+
     /// What would be started: programs, arguments, control messages. Starts nothing but the
     /// hypervisors' `--version`. A backend that was named need not be usable on this host.
     ///
