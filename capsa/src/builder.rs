@@ -7,6 +7,7 @@ use capsa_io::supervisor::Options;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
+use capsa_proto::lifecycle::Timing;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::sim::SimulatedGuest;
@@ -257,7 +258,7 @@ impl LinuxVmBuilder {
     }
 
     /// Changes how long each phase of the lifecycle may take. For tests, which must not wait for the
-    /// defaults; a service sets [`grace`](Self::timeout) and time limits instead.
+    /// defaults.
     #[doc(hidden)]
     pub fn timing(mut self, change: impl FnOnce(&mut Timing)) -> Self {
         change(&mut self.options.timing);

@@ -3,11 +3,10 @@
 //! On `q35`: on an emulated `microvm` whose host is busy, Linux now and then cannot calibrate its clock
 //! and hangs before its first line.
 
-mod common;
+use super::qemu::Qemu;
 
 use capsa_testkit::guest::{self, LinuxGuest, Variant};
 use capsa_testkit::skip;
-use common::Qemu;
 
 /// Boots with the disk as root device; `None` where there is no guest or no QEMU.
 fn boot() -> Option<Qemu> {

@@ -1,14 +1,11 @@
 //! The example of a service for development machines, from outside: a client that types, a restart,
 //! and a signal that ends it.
 
-#[path = "devvm/service.rs"]
-mod service;
-
 use std::io::Write;
 
+use super::service::Service;
 use capsa_testkit::vm::NanoGuest;
 use nix::sys::signal::Signal;
-use service::Service;
 
 #[test]
 fn clients_type_machines_restart_and_a_signal_ends_all() {

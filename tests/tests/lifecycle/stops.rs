@@ -3,23 +3,8 @@
 
 use std::time::Duration;
 
-use capsa::{EndedBy, Error, StopStep, VmStatus};
+use capsa::{Error, VmStatus};
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
-
-#[test]
-fn a_guest_that_heeds_its_power_button_is_only_asked() {
-    let Some(guest) = NanoGuest::new() else { return };
-    let vm = guest.builder().build_blocking().unwrap();
-    vm.start().unwrap();
-    vm.console().unwrap().wait_for_timeout("NANO READY", PATIENCE).unwrap();
-    vm.stop().unwrap();
-    let report = vm.stop_report().unwrap();
-    assert_eq!(
-        (report.ended_by, report.steps),
-        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
-    );
-    assert_eq!(vm.status(), VmStatus::Stopped { exit_code: Some(0) });
-}
 
 #[test]
 fn dropping_a_machine_that_never_ran_tells_who_waits() {

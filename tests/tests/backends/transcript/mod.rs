@@ -4,9 +4,7 @@
 //! With `CAPSA_BLESS=1` and a real one (`CAPSA_CLOUD_HYPERVISOR` or `PATH`) the recording in
 //! `tests/fixtures/cloud_hypervisor.json` is made anew.
 
-#[path = "transcript/driver.rs"]
 mod driver;
-#[path = "transcript/script.rs"]
 mod script;
 
 use std::ffi::OsStr;

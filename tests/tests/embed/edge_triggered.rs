@@ -1,22 +1,11 @@
 //! Loops that are told once of what is ready, and calls that do very little: nothing hangs, and
 //! nothing is lost. The loops are those of the examples.
 
-// Each example is a program of its own, which has the guest and a `main`.
-#![allow(clippy::duplicate_mod, dead_code)]
-
-#[path = "../../capsa/examples/loop_io_uring.rs"]
-mod loop_io_uring;
-#[path = "../../capsa/examples/loop_mio.rs"]
-mod loop_mio;
-#[path = "../../capsa/examples/loop_poll.rs"]
-mod loop_poll;
-#[path = "../../capsa/examples/loop_tokio.rs"]
-mod loop_tokio;
-
 use std::io;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use super::loops::*;
 use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
 use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
 use capsa_testkit::fake;

@@ -10,7 +10,7 @@ use capsa::testing::{self, ScriptedGuest};
 use capsa::{ConsoleMode, Overflow, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
-use capsa_testkit::vm::{PATIENCE, poll_fd};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, poll_fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::field::Field;
 use tracing::span::{Attributes, Id, Record};
@@ -103,6 +103,28 @@ fn a_loop_that_calls_for_nothing_gets_nothing() {
     assert_eq!((vm.poll_event(), vm.next_timeout()), (None, None));
     vm.kill().unwrap();
     drive(&mut vm, |vm, _| vm.status().is_terminal());
+}
+
+#[test]
+fn poll_loop_real_guest_does_not_spin() {
+    let Some(guest) = NanoGuest::new() else { return };
+    let mut vm = guest.builder().build_embedded().unwrap();
+    vm.start().unwrap();
+    let mut calls = 0;
+    while !vm.status().is_terminal() {
+        calls += 1;
+        assert!(calls < 5_000, "the loop spins in {:?}", vm.status());
+        poll_fd(&vm, vm.next_timeout());
+        vm.on_ready().unwrap();
+        while let Some(event) = vm.poll_event() {
+            if event == VmEvent::ConsoleData
+                && vm.scrollback().since(0).ends_with(b"NANO READY\r\n")
+            {
+                vm.stop().unwrap();
+            }
+        }
+    }
+    assert_eq!(vm.status(), VmStatus::Stopped { exit_code: Some(0) });
 }
 
 #[test]

@@ -1,17 +1,14 @@
 //! What Capsa makes of a cloud-hypervisor that misbehaves: a typed error that says what happened,
 //! or a report, in bounded time, with no process and no directory left behind.
 
-#[path = "common/faulty.rs"]
-mod faulty;
-
 use std::time::Duration;
 
+use super::{Machine, SOON, are_given_up};
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_stand_ins::cloud_hypervisor::{Call, Fault};
 use capsa_stand_ins::{Broken, Faulty};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{NanoGuest, PATIENCE};
-use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
 fn machine(faults: &[Fault]) -> Option<Machine> {

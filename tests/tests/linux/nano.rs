@@ -1,12 +1,10 @@
 //! The nano guest under the real QEMU, in software emulation, on both of its machines.
 
-mod common;
-
 use std::path::Path;
 use std::time::Duration;
 
+use super::qemu::Qemu;
 use capsa_testkit::nano::{self, Nano};
-use common::Qemu;
 
 const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];
 

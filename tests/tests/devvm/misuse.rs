@@ -1,18 +1,15 @@
 //! The example of a service for development machines, under clients, files and signals that mean no
 //! good.
 
-#[path = "devvm/service.rs"]
-mod service;
-
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::service::{Client, Service, command, command_behind, machine};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{NanoGuest, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use service::{Client, Service, command, command_behind, machine};
 
 const READY: &str = "NANO READY\r\n";
 

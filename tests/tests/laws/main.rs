@@ -1,7 +1,7 @@
 //! The laws of the house, as tests about the repository. A test's name is the law; a failure names
 //! each place that breaks it.
 
-#[path = "laws/source.rs"]
+mod corpus;
 mod source;
 
 use capsa_testkit::{command, workspace};

@@ -1,7 +1,5 @@
 //! QEMU in software emulation with its serial port on our pipes. Killed when dropped.
 
-#![allow(dead_code)] // Each test program has this whole and uses a part.
-
 use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

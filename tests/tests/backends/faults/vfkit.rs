@@ -1,12 +1,10 @@
 //! What Capsa makes of a vfkit that misbehaves: a typed error that says what happened, or a report,
 //! in bounded time, with no process and no directory left behind.
 
-#[path = "common/faulty.rs"]
-mod faulty;
-
 use std::fs;
 use std::time::{Duration, Instant};
 
+use super::{Machine, SOON, are_given_up};
 use capsa::{
     Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow,
     RebootPolicy, StopStep, VmStatus,
@@ -15,7 +13,6 @@ use capsa_stand_ins::vfkit::{Call, Fault};
 use capsa_stand_ins::{Broken, Faulty};
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
-use faulty::{Machine, SOON, are_given_up};
 
 /// `None`, said aloud, where no guest can run.
 fn machine(faults: &[Fault]) -> Option<Machine> {

@@ -1,30 +1,11 @@
 //! Every loop that has an example drives the same conversations: with a guest that is played, with
 //! the nano guest and with Linux. What is driven is the code of the examples itself.
 
-// Each example is a program of its own, which has the guest and a `main`.
-#![allow(clippy::duplicate_mod, dead_code)]
-
-#[path = "../../capsa/examples/guest/mod.rs"]
-mod guest;
-#[path = "../../capsa/examples/loop_calloop.rs"]
-mod loop_calloop;
-#[path = "../../capsa/examples/loop_io_uring.rs"]
-mod loop_io_uring;
-#[path = "../../capsa/examples/loop_many.rs"]
-mod loop_many;
-#[path = "../../capsa/examples/loop_mio.rs"]
-mod loop_mio;
-#[path = "../../capsa/examples/loop_poll.rs"]
-mod loop_poll;
-#[path = "../../capsa/examples/loop_smol.rs"]
-mod loop_smol;
-#[path = "../../capsa/examples/loop_tokio.rs"]
-mod loop_tokio;
-
 use std::io;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use super::loops::*;
 use capsa::embed::{Ended, Outcome, Vm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, EndedBy, StopStep};

@@ -2,15 +2,13 @@
 //! answers, logs, refuses and ends as vfkit does. That machines live on it is the conformance
 //! suite's to show.
 
-#[path = "vfkit/program.rs"]
-mod program;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use super::vfkit_program::{Program, nano_guest};
 use capsa_stand_ins as stand_in;
 use capsa_stand_ins::vfkit::{Call, Fault};
 use capsa_stand_ins::{Broken, Faulty};
@@ -21,7 +19,6 @@ use capsa_testkit::vm::{self, PATIENCE, eventually};
 use capsa_testkit::{host, skip};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};
-use program::{Program, nano_guest};
 use serde_json::{Value, json};
 
 /// Whether a guest can run; where it cannot, that is said.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use capsa_stand_ins::vfkit::understand;
-use capsa_testkit::workspace;
+use capsa_testkit::{run_isolated, workspace};
 use serde_json::{Value, json};
 
 /// The files that the lines name, where they name them.
@@ -41,6 +41,7 @@ fn said(result: &Value) -> Value {
 
 #[test]
 fn every_line_is_read_as_vfkit_reads_it() {
+    run_isolated!();
     let _dir = in_a_directory_with_images();
     let oracle = workspace::root().join(Path::new("tests/fixtures/vfkit_argv.jsonl"));
     let oracle = fs::read_to_string(oracle).expect("the oracle is committed");

@@ -1,5 +1,8 @@
 //! A machine on a stand-in that breaks on order, and all that must be gone when it is over.
 
+mod cloud_hypervisor;
+mod vfkit;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,6 @@
+//! The stand-ins by themselves, without Capsa.
+
+mod cloud_hypervisor;
+mod vfkit;
+mod vfkit_oracle;
+mod vfkit_program;

@@ -1,0 +1,9 @@
+//! The console: waits, commands, floods of output, recordings, and simulated guests.
+
+mod commands;
+mod floods;
+mod recording;
+mod shell;
+mod simulated_guest;
+mod stdio;
+mod waits;

@@ -1,0 +1,10 @@
+//! What drives VMs: `embed::Vm` in event loops, handles on async runtimes, and futures that are dropped.
+
+mod basic_usage;
+mod cancellation;
+mod contract;
+mod driver;
+mod edge_triggered;
+mod event_loops;
+mod loops;
+mod runtimes;

@@ -1,0 +1,7 @@
+//! The guests of the tests under the real QEMU: the nano guest, Linux with busybox, and Debian.
+
+mod guest;
+mod logins;
+mod nano;
+mod qemu;
+mod sessions;
