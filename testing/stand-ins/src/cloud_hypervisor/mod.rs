@@ -7,7 +7,7 @@
 //! - `events` is the event monitor.
 //! - `fault` is what it breaks on demand.
 //!
-//! `tests/tests/cloud_hypervisor_transcript.rs` holds its answers to a recording of the real one.
+//! `tests/tests/backends/transcript/` holds its answers to a recording of the real one.
 //! In one point it is stricter: the real one accepts a `vm.create` with fields that it does not
 //! know, which would hide our mistakes. The stand-in says which they are, with those it knows and
 //! does not act on, and ends with the status [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).

@@ -9,7 +9,7 @@
 //! - `machine` is its life, from the start to the exit.
 //! - `fault` is what it breaks on demand.
 //!
-//! `tests/tests/vfkit_oracle.rs` holds the reading of command lines to what vfkit's own parser made
+//! `tests/tests/backends/stand_ins/vfkit_oracle.rs` holds the reading of command lines to what vfkit's own parser made
 //! of them. The rest is from vfkit's source and from what its users saw; nothing of it was held
 //! against one that runs. What Virtualization.framework does is an assumption, above all that a
 //! guest which reboots boots again in the same process, and that nothing tells.
