@@ -19,11 +19,11 @@
 
 extern crate alloc;
 
-mod judge;
+mod availability;
 mod landlock;
-mod refuse;
 #[cfg(test)]
 mod tests;
+mod validate;
 mod vm_config;
 
 use alloc::format;
@@ -33,8 +33,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use capsa_proto::backend::{
-    Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict,
-    Version,
+    Availability, ControlReply, GuestEvent, HypervisorBackend, Probe, ProbePlan, ProbeReport,
+    ReplyOutcome, Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -101,7 +101,7 @@ impl HypervisorBackend for CloudHypervisor {
     }
 
     fn probe(&self, _: Arch, spec: Option<&VmSpec>) -> ProbePlan {
-        let mut questions = vec![Question {
+        let mut probes = vec![Probe {
             key: KEY,
             program: KEY,
             env: "CAPSA_CLOUD_HYPERVISOR",
@@ -110,16 +110,16 @@ impl HypervisorBackend for CloudHypervisor {
             args: vec!["--version"],
         }];
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
-            questions.push(virtiofsd::question());
+            probes.push(virtiofsd::probe());
         }
         if spec.is_none_or(|spec| spec.network == NetworkMode::Nat) {
-            questions.push(passt::question());
+            probes.push(passt::probe());
         }
-        ProbePlan { questions }
+        ProbePlan { probes }
     }
 
-    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
-        judge::judge(host, found)
+    fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
+        availability::availability(host, found)
     }
 
     fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {
@@ -136,8 +136,8 @@ impl HypervisorBackend for CloudHypervisor {
         "/dev/vda"
     }
 
-    fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
-        refuse::refuse(spec, host, found)
+    fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
+        validate::validate(spec, host, found)
     }
 
     fn plan(
@@ -229,11 +229,11 @@ impl HypervisorBackend for CloudHypervisor {
     }
 
     /// An error's body is a JSON array of strings, the error and its causes, outermost first.
-    fn reply(&self, _: &Message, reply: &Reply) -> Verdict {
-        match (reply.verdict(), reply) {
-            (Verdict::Refused(plain), Reply::Http { body, .. }) => {
+    fn reply(&self, _: &Message, reply: &ControlReply) -> ReplyOutcome {
+        match (reply.outcome(), reply) {
+            (ReplyOutcome::Rejected(plain), ControlReply::Http { body, .. }) => {
                 let chain: Vec<String> = serde_json::from_str(body).unwrap_or_default();
-                Verdict::Refused(if chain.is_empty() { plain } else { chain.join(": ") })
+                ReplyOutcome::Rejected(if chain.is_empty() { plain } else { chain.join(": ") })
             }
             (verdict, _) => verdict,
         }

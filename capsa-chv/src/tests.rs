@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
-use capsa_proto::backend::{Answer, Feature};
+use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
@@ -77,8 +77,8 @@ fn host() -> HostFacts {
     }
 }
 
-fn said(output: &str) -> Answer {
-    Answer::Said { program: "/opt/bin/ch".into(), output: output.into() }
+fn said(output: &str) -> ProbeResult {
+    ProbeResult::Output { program: "/opt/bin/ch".into(), output: output.into() }
 }
 
 fn found(hypervisor: &str, helper: &str) -> ProbeReport {
@@ -265,8 +265,8 @@ fn a_plan_without_programs_names_them() {
     let mut spec = spec();
     spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let (host, mut found) = (host(), ProbeReport::default());
-    for question in BACKEND.probe(Arch::X86_64, Some(&spec)).questions {
-        found.insert(question.key, Answer::NotFound { tried: question.candidates });
+    for probe in BACKEND.probe(Arch::X86_64, Some(&spec)).probes {
+        found.insert(probe.key, ProbeResult::NotFound { tried: probe.candidates });
     }
     let vm = check(spec, &BACKEND, &host, &found).unwrap();
     let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
@@ -277,7 +277,7 @@ fn a_plan_without_programs_names_them() {
 #[test]
 fn only_a_machine_that_needs_a_helper_looks_for_it() {
     let keys = |spec: Option<&VmSpec>| -> Vec<_> {
-        BACKEND.probe(Arch::X86_64, spec).questions.iter().map(|q| q.key).collect()
+        BACKEND.probe(Arch::X86_64, spec).probes.iter().map(|q| q.key).collect()
     };
     assert_eq!(keys(Some(&spec())), [KEY]);
     assert_eq!(keys(None), [KEY, virtiofsd::KEY, passt::KEY]);
@@ -293,28 +293,28 @@ fn the_console_is_named_as_the_architecture_has_it() {
 
 #[test]
 fn what_speaks_against_it() {
-    let judge = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
-        BACKEND.judge(host, found).against.iter().map(ToString::to_string).collect()
+    let availability = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
+        BACKEND.availability(host, found).blockers.iter().map(ToString::to_string).collect()
     };
-    let fine = BACKEND.judge(&host(), &all_found());
+    let fine = BACKEND.availability(&host(), &all_found());
     assert!(fine.is_usable());
     assert_eq!(fine.version, Some(Version::new(53, 0, 0)));
-    assert_eq!(fine.notes, []);
+    assert_eq!(fine.warnings, []);
 
     let mac = HostFacts { os: Os::MacOs, kvm: KvmFacts::ABSENT, ..host() };
-    let against = judge(&mac, &ProbeReport::default());
-    assert_eq!(against.len(), 1, "{against:?}");
-    assert!(against[0].contains("Linux only") && against[0].contains("vfkit"));
+    let blockers = availability(&mac, &ProbeReport::default());
+    assert_eq!(blockers.len(), 1, "{blockers:?}");
+    assert!(blockers[0].contains("Linux only") && blockers[0].contains("vfkit"));
 
     let other = HostFacts { arch: Arch::Other, ..host() };
-    assert!(judge(&other, &all_found())[0].contains("x86-64 and arm64"));
+    assert!(availability(&other, &all_found())[0].contains("x86-64 and arm64"));
 
     let mut missing = ProbeReport::default();
-    missing.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
+    missing.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
     let no_kvm = HostFacts { kvm: KvmFacts::ABSENT, ..host() };
-    let against = judge(&no_kvm, &missing);
-    assert_eq!(against.len(), 2, "{against:?}");
-    assert!(against[0].contains("not found") && against[1].contains("/dev/kvm"));
+    let blockers = availability(&no_kvm, &missing);
+    assert_eq!(blockers.len(), 2, "{blockers:?}");
+    assert!(blockers[0].contains("not found") && blockers[1].contains("/dev/kvm"));
 
     for (output, want) in [
         ("cloud-hypervisor v50.0", Some("50.0.0, older than 50.1.0")),
@@ -322,23 +322,32 @@ fn what_speaks_against_it() {
         ("cloud-hypervisor v51.0", None),
         ("hello", Some("did not say its version")),
     ] {
-        let against = judge(&host(), &found(output, "virtiofsd 1.14.0"));
+        let blockers = availability(&host(), &found(output, "virtiofsd 1.14.0"));
         match want {
-            None => assert!(against.is_empty(), "{output}: {against:?}"),
-            Some(want) => assert!(against[0].contains(want), "{output}: {against:?}"),
+            None => assert!(blockers.is_empty(), "{output}: {blockers:?}"),
+            Some(want) => assert!(blockers[0].contains(want), "{output}: {blockers:?}"),
         }
     }
-    missing.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 1".into() });
-    assert!(judge(&host(), &missing)[0].contains("/x does not work: status 1"));
+    missing.insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 1".into() });
+    assert!(availability(&host(), &missing)[0].contains("/x does not work: status 1"));
 }
 
 #[test]
 fn a_missing_virtiofsd_is_a_lack_until_a_share_needs_it() {
     let found = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
-    let judged = BACKEND.judge(&host(), &found);
-    assert!(judged.is_usable());
-    assert_eq!(judged.lacks[0].feature, Feature::VirtioFs, "{:?}", judged.lacks);
-    assert!(judged.lacks[0].reason.remedy.contains("install"), "{:?}", judged.lacks);
+    let availability = BACKEND.availability(&host(), &found);
+    assert!(availability.is_usable());
+    assert_eq!(
+        availability.missing_features[0].feature,
+        Feature::VirtioFs,
+        "{:?}",
+        availability.missing_features
+    );
+    assert!(
+        availability.missing_features[0].reason.remedy.contains("install"),
+        "{:?}",
+        availability.missing_features
+    );
     assert!(check(spec(), &BACKEND, &host(), &found).is_ok());
 }
 
@@ -389,7 +398,7 @@ fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
 }
 
 /// What speaks against one disk, on this version and with these images.
-fn against(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<String> {
+fn blockers(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<String> {
     let mut host = host();
     host.files.extend(images.iter().map(|(at, facts)| (path(at), facts.clone())));
     let found = found(version, "virtiofsd 1.14.0");
@@ -406,7 +415,7 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
     let throw_away = |disk| Disk { ephemeral: true, ..disk };
 
     let huge = FileFacts::File { size: 1 << 45, head: vec![], writable: true, device: false };
-    let found = against(throw_away(disk("/huge", ImageFormat::Raw)), V53, &[("/huge", huge)]);
+    let found = blockers(throw_away(disk("/huge", ImageFormat::Raw)), V53, &[("/huge", huge)]);
     assert!(found[0].contains("16 TiB"), "{found:?}");
 
     let relative = [("/rel.qcow2", {
@@ -416,10 +425,10 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
         head[16..20].copy_from_slice(&3_u32.to_be_bytes());
         file(head)
     })];
-    assert_eq!(against(qcow2("/rel.qcow2"), V53, &relative), [""; 0]);
-    let found = against(qcow2("/rel.qcow2"), "cloud-hypervisor v52.1", &relative);
+    assert_eq!(blockers(qcow2("/rel.qcow2"), V53, &relative), [""; 0]);
+    let found = blockers(qcow2("/rel.qcow2"), "cloud-hypervisor v52.1", &relative);
     assert!(found[0].contains("names relatively"), "{found:?}");
-    assert_eq!(against(qcow2("/over.qcow2"), "cloud-hypervisor v52.1", &[]), [""; 0]);
+    assert_eq!(blockers(qcow2("/over.qcow2"), "cloud-hypervisor v52.1", &[]), [""; 0]);
 
     let names: Vec<_> = (0..11).map(|n| format!("/{n}.qcow2")).collect();
     let mut chain: Vec<_> = names
@@ -428,8 +437,8 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
         .map(|(at, beneath)| (at.as_str(), over_qcow2(beneath)))
         .collect();
     chain.push(("/10.qcow2", whole()));
-    assert_eq!(against(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
-    let found = against(throw_away(qcow2("/0.qcow2")), V53, &chain);
+    assert_eq!(blockers(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
+    let found = blockers(throw_away(qcow2("/0.qcow2")), V53, &chain);
     assert!(found[0].contains("it stands on 10 images"), "{found:?}");
 }
 
@@ -443,7 +452,7 @@ fn landlock_is_on_where_the_kernel_has_it_and_else_that_is_said() {
         assert_eq!(created(&plan).get("landlock_enable").is_some(), on, "{landlock:?}");
         let said = |notes: &[Note]| notes.iter().any(|note| note.text.contains("no Landlock"));
         assert_eq!(said(&plan.notes), !on);
-        assert_eq!(said(&BACKEND.judge(&host, &all_found()).notes), !on);
+        assert_eq!(said(&BACKEND.availability(&host, &all_found()).warnings), !on);
     }
 }
 
@@ -495,7 +504,7 @@ fn what_is_refused_for_what_was_found() {
     let nat = VmSpec { network: NetworkMode::Nat, ..spec() };
     assert!(refused(nat.clone(), &host(), &old).contains("version 51.1.0 and passt"));
     let mut no_passt = all_found();
-    no_passt.insert(passt::KEY, Answer::NotFound { tried: vec!["passt".into()] });
+    no_passt.insert(passt::KEY, ProbeResult::NotFound { tried: vec!["passt".into()] });
     let said = refused(nat.clone(), &host(), &no_passt);
     assert!(said.contains("network: passt was not found") && said.contains("qemu"), "{said}");
     no_passt.insert(passt::KEY, self::said("Usage: passt"));
@@ -514,20 +523,23 @@ fn what_is_refused_for_what_was_found() {
 #[test]
 fn an_error_is_its_chain() {
     let message = Message::http("boot the guest", "PUT", "/api/v1/vm.boot", None);
-    let verdict =
-        |status, body: &str| BACKEND.reply(&message, &Reply::Http { status, body: body.into() });
-    assert_eq!(verdict(204, ""), Verdict::Done);
-    assert_eq!(verdict(200, "{}"), Verdict::Done);
+    let verdict = |status, body: &str| {
+        BACKEND.reply(&message, &ControlReply::Http { status, body: body.into() })
+    };
+    assert_eq!(verdict(204, ""), ReplyOutcome::Done);
+    assert_eq!(verdict(200, "{}"), ReplyOutcome::Done);
     assert_eq!(
         verdict(500, r#"["The VM could not boot", "Cannot open kernel file", "No such file"]"#),
-        Verdict::Refused(
+        ReplyOutcome::Rejected(
             "The VM could not boot: Cannot open kernel file: No such file".to_string()
         )
     );
     for body in ["", "[]", "oops", "[1]"] {
-        let Verdict::Refused(said) = verdict(500, body) else { panic!("{body} was not refused") };
+        let ReplyOutcome::Rejected(said) = verdict(500, body) else {
+            panic!("{body} was not refused")
+        };
         assert!(said.contains("500"), "{said}");
     }
-    let broken = BACKEND.reply(&message, &Reply::Broken("closed".into()));
-    assert_eq!(broken, Verdict::Lost("closed".into()));
+    let broken = BACKEND.reply(&message, &ControlReply::Broken("closed".into()));
+    assert_eq!(broken, ReplyOutcome::Lost("closed".into()));
 }

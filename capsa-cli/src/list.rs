@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendCapabilities, BackendReport, Feature, HelperReport, Lack, NoteLevel};
+use capsa::{BackendCapabilities, BackendReport, Feature, HelperReport, MissingFeature, NoteLevel};
 use serde_json::json;
 
 use crate::envelope;
@@ -21,14 +21,14 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
         if let Some(program) = &availability.program {
             let _ = writeln!(out, "  program: {program}");
         }
-        for reason in &availability.against {
+        for reason in &availability.blockers {
             let _ = writeln!(out, "  {}\n    hint: {}", reason.what, reason.remedy);
         }
-        for Lack { feature, reason } in lacks(report) {
+        for MissingFeature { feature, reason } in missing_features(report) {
             let feature = name_of(*feature);
             let _ = writeln!(out, "  no {feature}: {}\n    hint: {}", reason.what, reason.remedy);
         }
-        for note in &availability.notes {
+        for note in &availability.warnings {
             let level = if note.level == NoteLevel::Warning { "warning" } else { "note" };
             let _ = writeln!(out, "  {level}: {}", note.text);
         }
@@ -47,9 +47,9 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
 
 /// What a backend cannot do here that it otherwise could. Where it is not installed itself, that is
 /// noise.
-pub(crate) fn lacks(report: &BackendReport) -> &[Lack] {
+pub(crate) fn missing_features(report: &BackendReport) -> &[MissingFeature] {
     match report.availability.program {
-        Some(_) => &report.availability.lacks,
+        Some(_) => &report.availability.missing_features,
         None => &[],
     }
 }
@@ -80,7 +80,8 @@ fn table(out: &mut String, reports: &[BackendReport]) {
     for (n, (name, _)) in features(&BackendCapabilities::default()).into_iter().enumerate() {
         let _ = write!(out, "{name:first$}");
         for (report, features) in reports.iter().zip(&all) {
-            let is_lacking = lacks(report).iter().any(|lack| name_of(lack.feature) == name);
+            let is_lacking =
+                missing_features(report).iter().any(|lack| name_of(lack.feature) == name);
             let can = match features[n].1 {
                 true if is_lacking => MISSING,
                 true => "yes",
@@ -129,7 +130,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         for (n, report) in reports.iter().enumerate() {
             assert!(text.contains(report.name), "{text}");
-            for reason in &report.availability.against {
+            for reason in &report.availability.blockers {
                 assert!(text.contains(&reason.remedy), "{text}");
             }
             assert_eq!(json["backends"][n]["name"], report.name);

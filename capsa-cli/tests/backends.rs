@@ -44,10 +44,10 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
 
     let (_, json) = without(&helpers, &["backends", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
-    let lacks = json["backends"][1]["lacks"].as_array().unwrap();
-    let features: Vec<&Value> = lacks.iter().map(|lack| &lack["feature"]).collect();
+    let missing = json["backends"][1]["missing_features"].as_array().unwrap();
+    let features: Vec<&Value> = missing.iter().map(|it| &it["feature"]).collect();
     assert_eq!(features, ["virtio-fs", "vsock"]);
-    assert!(lacks.iter().all(|lack| lack["remedy"].as_str().unwrap().starts_with("install ")));
+    assert!(missing.iter().all(|it| it["remedy"].as_str().unwrap().starts_with("install ")));
 
     let (code, said) = without(&helpers, &["doctor"]);
     assert_eq!(code, 0, "{said}");

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use capsa_proto::backend::Reply;
+use capsa_proto::backend::ControlReply;
 use capsa_proto::codec::http::{Method, Request, ResponseDecoder};
 use capsa_proto::codec::qmp::{self, QmpDecoder, QmpMessage};
 use capsa_proto::codec::{MAX_HTTP_BODY, MAX_QMP_LINE};
@@ -21,7 +21,7 @@ pub(crate) enum ControlEvent {
     /// The channel is up.
     Up,
     /// The answer to a message.
-    Reply(Message, Reply),
+    Reply(Message, ControlReply),
     /// An event.
     Event(QmpMessage),
     /// The channel broke and nothing more will come.
@@ -91,7 +91,7 @@ impl ControlClient {
                 self.flush()
             }
             (Body::Qmp { .. }, None) => {
-                let broken = Reply::Broken("it closed its control channel".into());
+                let broken = ControlReply::Broken("it closed its control channel".into());
                 Some(ControlEvent::Reply(message, broken))
             }
             (Body::Http { .. }, _) => {
@@ -137,10 +137,10 @@ impl ControlClient {
             return;
         };
         let reply = match response.handle_bytes(bytes) {
-            Err(error) => Reply::Broken(error.to_string()),
+            Err(error) => ControlReply::Broken(error.to_string()),
             Ok(()) => match response.poll_response() {
                 None => return,
-                Some(response) => Reply::Http {
+                Some(response) => ControlReply::Http {
                     status: response.status,
                     body: String::from_utf8_lossy(&response.body).into_owned(),
                 },
@@ -170,8 +170,8 @@ impl ControlClient {
                 self.up = true;
                 return Some(ControlEvent::Up);
             }
-            QmpMessage::Return { id, .. } => (id, Reply::Qmp),
-            QmpMessage::Error { id, class, desc } => (id, Reply::QmpError { class, desc }),
+            QmpMessage::Return { id, .. } => (id, ControlReply::Qmp),
+            QmpMessage::Error { id, class, desc } => (id, ControlReply::QmpError { class, desc }),
             event => return Some(ControlEvent::Event(event)),
         };
         // Without an id it is the answer to the oldest: answers come in order.
@@ -190,13 +190,15 @@ impl ControlClient {
             None => self.disconnect(events),
             Some(response) => {
                 let reply = match response.handle_eof() {
-                    Err(error) => Reply::Broken(error.to_string()),
+                    Err(error) => ControlReply::Broken(error.to_string()),
                     Ok(()) => match response.poll_response() {
-                        Some(response) => Reply::Http {
+                        Some(response) => ControlReply::Http {
                             status: response.status,
                             body: String::from_utf8_lossy(&response.body).into_owned(),
                         },
-                        None => Reply::Broken("the connection closed before a response".into()),
+                        None => {
+                            ControlReply::Broken("the connection closed before a response".into())
+                        }
                     },
                 };
                 self.finish_exchange(reply, events);
@@ -204,7 +206,7 @@ impl ControlClient {
         }
     }
 
-    fn finish_exchange(&mut self, reply: Reply, events: &mut Vec<ControlEvent>) {
+    fn finish_exchange(&mut self, reply: ControlReply, events: &mut Vec<ControlEvent>) {
         self.connection = None;
         if let Some((_, message)) = self.pending.pop_front() {
             tracing::debug!(message = message.purpose, ?reply, "control reply");
@@ -245,7 +247,7 @@ impl ControlClient {
             }
             Err(error) => {
                 let (_, message) = self.pending.pop_front()?;
-                Some(ControlEvent::Reply(message, Reply::Broken(error.to_string())))
+                Some(ControlEvent::Reply(message, ControlReply::Broken(error.to_string())))
             }
         }
     }

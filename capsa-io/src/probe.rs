@@ -9,7 +9,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use capsa_proto::backend::{Answer, ProbePlan, ProbeReport, Question};
+use capsa_proto::backend::{Probe, ProbePlan, ProbeReport, ProbeResult};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -30,37 +30,37 @@ pub type Programs = BTreeMap<String, PathBuf>;
 /// hangs. A program that was asked before and has not changed since is not run again.
 pub fn ask(plan: &ProbePlan, named: &Programs) -> ProbeReport {
     let mut report = ProbeReport::default();
-    for question in &plan.questions {
-        report.insert(question.key, answer(question, named.get(question.program)));
+    for probe in &plan.probes {
+        report.insert(probe.key, run_probe(probe, named.get(probe.program)));
     }
     report
 }
 
-fn answer(question: &Question, named: Option<&PathBuf>) -> Answer {
+fn run_probe(probe: &Probe, named: Option<&PathBuf>) -> ProbeResult {
     let (program, tried) = match named {
         Some(named) => (by_name(named), vec![named.display().to_string()]),
-        None => find(question),
+        None => find(probe),
     };
-    let Some(program) = program else { return Answer::NotFound { tried } };
+    let Some(program) = program else { return ProbeResult::NotFound { tried } };
     let Some(name) = program.to_str().map(ToOwned::to_owned) else {
-        let why = "its path is not UTF-8".into();
-        return Answer::Failed { program: program.display().to_string(), why };
+        let reason = "its path is not UTF-8".into();
+        return ProbeResult::Failed { program: program.display().to_string(), reason };
     };
-    match cached(&program, &question.args) {
-        Ok(output) => Answer::Said { program: name, output },
-        Err(error) => Answer::Failed { program: name, why: error.to_string() },
+    match cached(&program, &probe.args) {
+        Ok(output) => ProbeResult::Output { program: name, output },
+        Err(error) => ProbeResult::Failed { program: name, reason: error.to_string() },
     }
 }
 
 /// The program a question is for, and what was tried. A variable that names one is believed, or
 /// nothing is found.
-fn find(question: &Question) -> (Option<PathBuf>, Vec<String>) {
-    if let Some(named) = std::env::var_os(question.env).filter(|v| !v.is_empty()) {
-        let tried = vec![format!("{}={}", question.env, named.display())];
+fn find(probe: &Probe) -> (Option<PathBuf>, Vec<String>) {
+    if let Some(named) = std::env::var_os(probe.env).filter(|v| !v.is_empty()) {
+        let tried = vec![format!("{}={}", probe.env, named.display())];
         return (by_name(Path::new(&named)), tried);
     }
-    let found = question.candidates.iter().find_map(|candidate| by_name(Path::new(candidate)));
-    (found, question.candidates.clone())
+    let found = probe.candidates.iter().find_map(|candidate| by_name(Path::new(candidate)));
+    (found, probe.candidates.clone())
 }
 
 /// A path as it is; a bare name from `PATH`.
@@ -197,15 +197,15 @@ fn read_some(from: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()>
 mod tests {
     use super::*;
 
-    fn question(candidate: &str, args: Vec<&'static str>) -> Question {
+    fn probe(candidate: &str, args: Vec<&'static str>) -> Probe {
         let env = "CAPSA_TEST_NO_SUCH_VARIABLE";
-        Question { key: "q", program: "q", env, candidates: vec![candidate.into()], args }
+        Probe { key: "q", program: "q", env, candidates: vec![candidate.into()], args }
     }
 
     #[test]
     fn a_program_answers_on_both_of_its_outputs() {
-        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]), None);
-        let Answer::Said { program, output } = answer else { panic!("{answer:?}") };
+        let answer = run_probe(&probe("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]), None);
+        let ProbeResult::Output { program, output } = answer else { panic!("{answer:?}") };
         assert!(program.ends_with("/sh"), "{program}");
         assert_eq!(output, "version 1.2.3\nmore\n");
     }
@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn a_failure_carries_the_last_words() {
         let answer =
-            answer(&question("sh", vec!["-c", "echo cannot load library >&2; exit 127"]), None);
-        let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
-        assert!(why.contains("127") && why.contains("cannot load library"), "{why}");
+            run_probe(&probe("sh", vec!["-c", "echo cannot load library >&2; exit 127"]), None);
+        let ProbeResult::Failed { reason, .. } = answer else { panic!("{answer:?}") };
+        assert!(reason.contains("127") && reason.contains("cannot load library"), "{reason}");
     }
 
     #[test]
@@ -229,10 +229,12 @@ mod tests {
 
     #[test]
     fn a_program_that_was_named_is_the_one_or_there_is_none() {
-        let question = question("sh", vec!["-c", "echo version 1.2.3"]);
-        let named = |path: &str| answer(&question, Some(&PathBuf::from(path)));
-        assert!(matches!(named("/bin/sh"), Answer::Said { program, .. } if program == "/bin/sh"));
-        assert_eq!(named("/none/sh"), Answer::NotFound { tried: vec!["/none/sh".into()] });
+        let probe = probe("sh", vec!["-c", "echo version 1.2.3"]);
+        let named = |path: &str| run_probe(&probe, Some(&PathBuf::from(path)));
+        assert!(
+            matches!(named("/bin/sh"), ProbeResult::Output { program, .. } if program == "/bin/sh")
+        );
+        assert_eq!(named("/none/sh"), ProbeResult::NotFound { tried: vec!["/none/sh".into()] });
     }
 
     #[test]
@@ -241,14 +243,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"sh\xff"));
         std::os::unix::fs::symlink("/bin/sh", &odd).unwrap();
-        let answer = answer(&question("sh", vec!["-c", "echo version 1.2.3"]), Some(&odd));
-        let Answer::Failed { why, .. } = answer else { panic!("{answer:?}") };
-        assert!(why.contains("UTF-8"), "{why}");
+        let answer = run_probe(&probe("sh", vec!["-c", "echo version 1.2.3"]), Some(&odd));
+        let ProbeResult::Failed { reason, .. } = answer else { panic!("{answer:?}") };
+        assert!(reason.contains("UTF-8"), "{reason}");
     }
 
     #[test]
     fn a_missing_program_lists_what_was_tried() {
-        let answer = answer(&question("no-such-program-here", vec![]), None);
-        assert_eq!(answer, Answer::NotFound { tried: vec!["no-such-program-here".into()] });
+        let answer = run_probe(&probe("no-such-program-here", vec![]), None);
+        assert_eq!(answer, ProbeResult::NotFound { tried: vec!["no-such-program-here".into()] });
     }
 }

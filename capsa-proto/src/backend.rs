@@ -34,7 +34,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan;
 
     /// Whether it can be used here, with every reason against it.
-    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
+    fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
 
     /// The first layer of the kernel command line.
     fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline;
@@ -44,13 +44,13 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
 
     /// Everything that speaks against virtio-fs shares with what was found here, where the
     /// capability table has them.
-    fn against_virtio_fs(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
+    fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
         let _ = (host, found);
         Vec::new()
     }
 
     /// What this backend refuses beyond its capability table, given what was found.
-    fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
+    fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
 
     /// The exact programs, arguments and messages. Never fails: whatever could not be planned was
     /// refused by the check.
@@ -63,9 +63,9 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     ) -> LaunchPlan;
 
     /// What a reply to `message` means.
-    fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
+    fn reply(&self, message: &Message, reply: &ControlReply) -> ReplyOutcome {
         let _ = message;
-        reply.verdict()
+        reply.outcome()
     }
 
     /// What a line on the hypervisor's standard error means, if anything.
@@ -90,17 +90,17 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
 /// What to look for on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbePlan {
-    /// The questions.
-    pub questions: Vec<Question>,
+    /// The probes.
+    pub probes: Vec<Probe>,
 }
 
 /// One question to one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
+pub struct Probe {
     /// The key of the answer in the [`ProbeReport`].
     pub key: &'static str,
     /// What people call the program, when they name one to use: `qemu`, `virtiofsd`. Several
-    /// questions may go to one program.
+    /// probes may go to one program.
     pub program: &'static str,
     /// An environment variable that names the program outright.
     pub env: &'static str,
@@ -113,12 +113,12 @@ pub struct Question {
 /// The answers, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeReport {
-    answers: BTreeMap<&'static str, Answer>,
+    results: BTreeMap<&'static str, ProbeResult>,
 }
 
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ProbeResult {
     /// No candidate exists.
     NotFound {
         /// The names and paths that were tried.
@@ -129,10 +129,10 @@ pub enum Answer {
         /// Where it is.
         program: String,
         /// What happened.
-        why: String,
+        reason: String,
     },
     /// It answered.
-    Said {
+    Output {
         /// Where it is.
         program: String,
         /// What it printed, standard output before standard error.
@@ -142,20 +142,22 @@ pub enum Answer {
 
 impl ProbeReport {
     /// Adds an answer.
-    pub fn insert(&mut self, key: &'static str, answer: Answer) {
-        self.answers.insert(key, answer);
+    pub fn insert(&mut self, key: &'static str, answer: ProbeResult) {
+        self.results.insert(key, answer);
     }
 
     /// The answer to a question; `None` when it was not asked.
-    pub fn get(&self, key: &str) -> Option<&Answer> {
-        self.answers.get(key)
+    pub fn get(&self, key: &str) -> Option<&ProbeResult> {
+        self.results.get(key)
     }
 
     /// Where the program is, whether or not it answered. `None` when it was not found.
     pub fn found(&self, key: &str) -> Option<String> {
         match self.get(key)? {
-            Answer::Said { program, .. } | Answer::Failed { program, .. } => Some(program.clone()),
-            Answer::NotFound { .. } => None,
+            ProbeResult::Output { program, .. } | ProbeResult::Failed { program, .. } => {
+                Some(program.clone())
+            }
+            ProbeResult::NotFound { .. } => None,
         }
     }
 
@@ -167,13 +169,21 @@ impl ProbeReport {
     /// What speaks against the program that people call `name`: it is missing, does not work, does
     /// not say its version, or is older than `min`; `older` says what is wrong with that. `None`
     /// when nothing does, and when it was not asked.
-    pub fn against(&self, key: &str, name: &str, min: Version, older: &str) -> Option<String> {
+    pub fn version_blocker(
+        &self,
+        key: &str,
+        name: &str,
+        min: Version,
+        older: &str,
+    ) -> Option<String> {
         match self.get(key)? {
-            Answer::NotFound { tried } => {
+            ProbeResult::NotFound { tried } => {
                 Some(format!("{name} was not found (tried {})", tried.join(", ")))
             }
-            Answer::Failed { program, why } => Some(format!("{program} does not work: {why}")),
-            Answer::Said { program, output } => match Version::find(output) {
+            ProbeResult::Failed { program, reason } => {
+                Some(format!("{program} does not work: {reason}"))
+            }
+            ProbeResult::Output { program, output } => match Version::find(output) {
                 None => Some(format!("{program} did not say its version")),
                 Some(version) if version < min => {
                     Some(format!("{program} is version {version}, older than {min}: {older}"))
@@ -186,7 +196,7 @@ impl ProbeReport {
     /// What it printed.
     pub fn output(&self, key: &str) -> Option<&str> {
         match self.get(key) {
-            Some(Answer::Said { output, .. }) => Some(output),
+            Some(ProbeResult::Output { output, .. }) => Some(output),
             _ => None,
         }
     }
@@ -257,17 +267,17 @@ pub struct Availability {
     /// Where the program is.
     pub program: Option<String>,
     /// Every reason against it; it is usable when there is none.
-    pub against: Vec<Reason>,
+    pub blockers: Vec<Reason>,
     /// What it can do by its table and cannot with what was found here. Only a machine that asks for
     /// one of these is refused.
-    pub lacks: Vec<Lack>,
+    pub missing_features: Vec<MissingFeature>,
     /// What is not as one would wish although it can be used.
-    pub notes: Vec<Note>,
+    pub warnings: Vec<Note>,
 }
 
 /// A feature that a backend has in principle, and not on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Lack {
+pub struct MissingFeature {
     /// What cannot be had.
     pub feature: Feature,
     /// What is missing, and what to install.
@@ -275,7 +285,7 @@ pub struct Lack {
     pub reason: Reason,
 }
 
-impl Lack {
+impl MissingFeature {
     /// One lack for each reason against a feature.
     pub fn of(
         feature: Feature,
@@ -304,14 +314,14 @@ pub enum Feature {
 impl Availability {
     /// Nothing speaks against it.
     pub fn is_usable(&self) -> bool {
-        self.against.is_empty()
+        self.blockers.is_empty()
     }
 }
 
 /// A reply on the control channel.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum Reply {
+pub enum ControlReply {
     /// A QMP return.
     Qmp,
     /// A QMP error.
@@ -332,28 +342,30 @@ pub enum Reply {
     Broken(String),
 }
 
-impl Reply {
+impl ControlReply {
     /// What it means where a backend has no opinion: errors refuse, the rest is done.
-    pub fn verdict(&self) -> Verdict {
+    pub fn outcome(&self) -> ReplyOutcome {
         match self {
-            Self::Qmp => Verdict::Done,
-            Self::QmpError { desc, .. } => Verdict::Refused(desc.clone()),
-            Self::Http { status: 200..=299, .. } => Verdict::Done,
-            Self::Http { status, body } => Verdict::Refused(format!("status {status}: {body}")),
-            Self::Broken(why) => Verdict::Lost(why.clone()),
+            Self::Qmp => ReplyOutcome::Done,
+            Self::QmpError { desc, .. } => ReplyOutcome::Rejected(desc.clone()),
+            Self::Http { status: 200..=299, .. } => ReplyOutcome::Done,
+            Self::Http { status, body } => {
+                ReplyOutcome::Rejected(format!("status {status}: {body}"))
+            }
+            Self::Broken(reason) => ReplyOutcome::Lost(reason.clone()),
         }
     }
 }
 
 /// What a reply means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ReplyOutcome {
     /// It was done.
     Done,
     /// Not yet: send the message again.
-    Again,
+    Retry,
     /// It was refused; the hypervisor's words.
-    Refused(String),
+    Rejected(String),
     /// There was no answer, and will be none: the hypervisor may be leaving. What was seen.
     Lost(String),
 }

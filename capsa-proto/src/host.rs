@@ -191,7 +191,7 @@ impl KvmFacts {
     ///
     /// That `/dev/kvm` exists is not enough. Under paravirtual nesting it opens and answers, and a
     /// stock Linux guest still hangs on it, because the CPU behind it has no virtualisation.
-    pub fn against(&self) -> Vec<Reason> {
+    pub fn blockers(&self) -> Vec<Reason> {
         let mut out = Vec::new();
         match &self.device {
             KvmDevice::Absent => out.push(Reason::new(
@@ -245,7 +245,7 @@ impl KvmFacts {
 
     /// KVM runs stock guests here.
     pub fn is_usable(&self) -> bool {
-        self.against().is_empty()
+        self.blockers().is_empty()
     }
 }
 
@@ -258,7 +258,7 @@ mod tests {
         let kvm = KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: false };
         assert!(kvm.answers());
         assert!(!kvm.is_usable());
-        assert!(kvm.against()[0].what.contains("neither vmx nor svm"));
+        assert!(kvm.blockers()[0].what.contains("neither vmx nor svm"));
     }
 
     #[test]
@@ -269,9 +269,9 @@ mod tests {
             (KvmGroup::Closed, "chown $USER /dev/kvm"),
         ] {
             let device = KvmDevice::NoPermission(group);
-            let denied = KvmFacts { device: device.clone(), cpu_flag: true }.against();
+            let denied = KvmFacts { device: device.clone(), cpu_flag: true }.blockers();
             assert!(denied.len() == 1 && denied[0].remedy.contains(remedy), "{denied:?}");
-            let in_vain = KvmFacts { device, cpu_flag: false }.against();
+            let in_vain = KvmFacts { device, cpu_flag: false }.blockers();
             assert_eq!(in_vain.len(), 2, "{in_vain:?}");
             assert!(in_vain[1].what.contains("neither vmx nor svm"), "{in_vain:?}");
         }

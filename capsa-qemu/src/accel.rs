@@ -17,12 +17,12 @@ pub(crate) struct Choice {
     /// What the user should know about it.
     pub(crate) notes: Vec<Note>,
     /// Why what was asked for cannot be had.
-    pub(crate) against: Vec<Reason>,
+    pub(crate) blockers: Vec<Reason>,
 }
 
 impl Choice {
     const fn of(accel: &'static str) -> Self {
-        Self { accel, notes: Vec::new(), against: Vec::new() }
+        Self { accel, notes: Vec::new(), blockers: Vec::new() }
     }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> Choice {
         Accelerator::Hvf if host.os == Os::MacOs => Choice::of(HVF),
         Accelerator::Hvf => {
             let reason = Reason::new("Hypervisor.framework is macOS' own", "ask for auto");
-            Choice { against: [reason].into(), ..Choice::of(HVF) }
+            Choice { blockers: [reason].into(), ..Choice::of(HVF) }
         }
         Accelerator::Emulation => Choice::of(EMULATION),
         _ => automatic(host),
@@ -51,19 +51,19 @@ fn automatic(host: &HostFacts) -> Choice {
         _ => Choice::of(EMULATION),
     };
     // One line, and no remedies: whoever runs a machine here has read them, or has no choice.
-    let against: Vec<_> = host.kvm.against().into_iter().map(|reason| reason.what).collect();
-    choice.notes = [emulation_note(&against.join("; "))].into();
+    let blockers: Vec<_> = host.kvm.blockers().into_iter().map(|reason| reason.what).collect();
+    choice.notes = [emulation_note(&blockers.join("; "))].into();
     choice
 }
 
 /// KVM was forced. Where it answers but the CPU shows no flag, a guest may run or hang: whoever
 /// forces it is told, and gets it.
 fn kvm(host: &HostFacts) -> Choice {
-    let against = host.kvm.against();
+    let blockers = host.kvm.blockers();
     if host.kvm.answers() {
-        let notes = against.iter().map(|reason| Note::warning(reason.to_string())).collect();
+        let notes = blockers.iter().map(|reason| Note::warning(reason.to_string())).collect();
         Choice { notes, ..Choice::of(KVM) }
     } else {
-        Choice { against, ..Choice::of(KVM) }
+        Choice { blockers, ..Choice::of(KVM) }
     }
 }

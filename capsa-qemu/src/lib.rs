@@ -30,8 +30,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{
-    Availability, Feature, GuestEvent, HypervisorBackend, Lack, ProbePlan, ProbeReport, Question,
-    Version,
+    Availability, Feature, GuestEvent, HypervisorBackend, MissingFeature, Probe, ProbePlan,
+    ProbeReport, Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -80,13 +80,13 @@ impl Qemu {
         Self
     }
 
-    fn question(arch: Arch, key: &'static str, args: Vec<&'static str>) -> Question {
+    fn probe(arch: Arch, key: &'static str, args: Vec<&'static str>) -> Probe {
         let candidates = vec![
             format!("qemu-system-{}", arch.as_str()),
             // Red Hat and its kin keep it out of PATH.
             "/usr/libexec/qemu-kvm".to_string(),
         ];
-        Question { key, program: PROGRAM, env: "CAPSA_QEMU", candidates, args }
+        Probe { key, program: PROGRAM, env: "CAPSA_QEMU", candidates, args }
     }
 }
 
@@ -100,20 +100,20 @@ impl HypervisorBackend for Qemu {
     }
 
     fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
-        let mut questions = vec![Self::question(arch, PROGRAM, vec!["-help"])];
+        let mut probes = vec![Self::probe(arch, PROGRAM, vec!["-help"])];
         if spec.is_none_or(|spec| spec.vsock || !spec.shares.is_empty()) {
-            questions.push(Self::question(arch, DEVICES, vec!["-M", "none", "-device", "help"]));
+            probes.push(Self::probe(arch, DEVICES, vec!["-M", "none", "-device", "help"]));
         }
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
-            questions.push(virtiofsd::question());
+            probes.push(virtiofsd::probe());
         }
         if spec.is_none_or(|spec| spec.vsock) {
-            questions.push(vhost_device_vsock::question());
+            probes.push(vhost_device_vsock::probe());
         }
-        ProbePlan { questions }
+        ProbePlan { probes }
     }
 
-    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
+    fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
         let how = match host.os {
             Os::MacOs => "brew install qemu",
             _ => {
@@ -123,18 +123,19 @@ impl HypervisorBackend for Qemu {
         };
         let install = format!("install QEMU {MIN_VERSION} or later: {how}");
         let name = format!("qemu-system-{}", host.arch.as_str());
-        let what = found.against(PROGRAM, &name, MIN_VERSION, "nobody tried that");
-        let against = what.map(|what| Reason::new(what, install)).into_iter().collect();
-        let shares = Lack::of(Feature::VirtioFs, self.against_virtio_fs(host, found));
-        let shares_9p = Lack::of(Feature::Virtio9p, lacks_device(found, "virtio-9p-pci"));
-        let nat = Lack::of(Feature::Nat, against_nat(found));
-        let vsock = Lack::of(Feature::Vsock, against_vsock(host, found));
+        let what = found.version_blocker(PROGRAM, &name, MIN_VERSION, "nobody tried that");
+        let blockers = what.map(|what| Reason::new(what, install)).into_iter().collect();
+        let shares = MissingFeature::of(Feature::VirtioFs, self.virtio_fs_blockers(host, found));
+        let shares_9p =
+            MissingFeature::of(Feature::Virtio9p, missing_device(found, "virtio-9p-pci"));
+        let nat = MissingFeature::of(Feature::Nat, nat_blocker(found));
+        let vsock = MissingFeature::of(Feature::Vsock, vsock_blocker(host, found));
         Availability {
             version: found.version(PROGRAM),
             program: found.found(PROGRAM),
-            against,
-            lacks: shares.chain(shares_9p).chain(nat).chain(vsock).collect(),
-            notes: accel::choose(Default::default(), host).notes,
+            blockers,
+            missing_features: shares.chain(shares_9p).chain(nat).chain(vsock).collect(),
+            warnings: accel::choose(Default::default(), host).notes,
         }
     }
 
@@ -150,31 +151,31 @@ impl HypervisorBackend for Qemu {
         "/dev/vda"
     }
 
-    fn against_virtio_fs(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
-        let mut against = virtiofsd::against(found);
+    fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
+        let mut blockers = virtiofsd::blockers(found);
         if host.os != Os::Linux {
-            against.push(Reason::new("virtiofsd runs on Linux only", "ask for virtio-9p"));
+            blockers.push(Reason::new("virtiofsd runs on Linux only", "ask for virtio-9p"));
         }
-        against.extend(lacks_device(found, "vhost-user-fs-pci"));
-        against
+        blockers.extend(missing_device(found, "vhost-user-fs-pci"));
+        blockers
     }
 
-    fn refuse(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
+    fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
         let mut out = Vec::new();
         let mut refuse = |field: &str, reason: Reason| {
             let kind = ViolationKind::Unsupported;
             out.push(Violation::new(field, kind, reason.what, reason.remedy).on("qemu"));
         };
-        for reason in accel::choose(spec.accelerator, host).against {
+        for reason in accel::choose(spec.accelerator, host).blockers {
             refuse("accelerator", reason);
         }
-        let nat = against_nat(found).into_iter().filter(|_| spec.network == NetworkMode::Nat);
+        let nat = nat_blocker(found).into_iter().filter(|_| spec.network == NetworkMode::Nat);
         nat.for_each(|reason| refuse("network", reason));
-        let vsock = against_vsock(host, found).into_iter().filter(|_| spec.vsock);
+        let vsock = vsock_blocker(host, found).into_iter().filter(|_| spec.vsock);
         vsock.for_each(|reason| refuse("vsock", reason));
         let asks_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| asks_9p(&share.mechanism))
-            && let Some(reason) = lacks_device(found, "virtio-9p-pci")
+            && let Some(reason) = missing_device(found, "virtio-9p-pci")
         {
             refuse("shares", reason);
         }
@@ -213,7 +214,7 @@ impl HypervisorBackend for Qemu {
 }
 
 /// What speaks against NAT. Where QEMU was not asked (a dry run for another host), nothing does.
-fn against_nat(found: &ProbeReport) -> Option<Reason> {
+fn nat_blocker(found: &ProbeReport) -> Option<Reason> {
     let has = found.output(PROGRAM)?.contains("-netdev user");
     (!has).then(|| {
         Reason::new(
@@ -223,17 +224,17 @@ fn against_nat(found: &ProbeReport) -> Option<Reason> {
     })
 }
 
-fn against_vsock(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
-    let mut against = vhost_device_vsock::against(found);
-    against.extend(lacks_device(found, "vhost-user-vsock-pci"));
+fn vsock_blocker(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
+    let mut blockers = vhost_device_vsock::blockers(found);
+    blockers.extend(missing_device(found, "vhost-user-vsock-pci"));
     if host.os != Os::Linux {
-        against.push(Reason::new("vhost-device-vsock runs on Linux only", "leave it out"));
+        blockers.push(Reason::new("vhost-device-vsock runs on Linux only", "leave it out"));
     }
-    against
+    blockers
 }
 
 /// The device this QEMU was built without, if it was asked and did not name it.
-fn lacks_device(found: &ProbeReport, device: &str) -> Option<Reason> {
+fn missing_device(found: &ProbeReport, device: &str) -> Option<Reason> {
     let devices = found.output(DEVICES)?;
     let has = devices.contains(&format!("name \"{device}\""));
     (!has).then(|| {

@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::time::Duration;
 
 use super::*;
-use capsa_proto::backend::{Answer, Feature};
+use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::{ViolationKind as Kind, check};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
@@ -69,12 +69,13 @@ fn host() -> HostFacts {
 
 fn found() -> ProbeReport {
     let mut found = ProbeReport::default();
-    let said = |output: &str| Answer::Said { program: "/bin/q".into(), output: output.into() };
+    let said =
+        |output: &str| ProbeResult::Output { program: "/bin/q".into(), output: output.into() };
     found.insert(PROGRAM, said(HELP));
     found.insert(DEVICES, said(ALL_DEVICES));
     found.insert(
         virtiofsd::KEY,
-        Answer::Said { program: "/bin/virtiofsd".into(), output: "virtiofsd 1.14.0".into() },
+        ProbeResult::Output { program: "/bin/virtiofsd".into(), output: "virtiofsd 1.14.0".into() },
     );
     found
 }
@@ -177,7 +178,7 @@ fn shares_take_virtio_fs_and_say_how_to_mount_it() {
 #[test]
 fn auto_falls_back_to_9p_and_says_why() {
     let mut found = found();
-    found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["virtiofsd".into()] });
+    found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["virtiofsd".into()] });
     let share = Share {
         host: path("/work"),
         guest: "/workspace".into(),
@@ -303,7 +304,8 @@ fn empty_unreadable_and_wrong_files_are_refused() {
 #[test]
 fn what_this_qemu_was_built_without_is_refused() {
     let mut found = found();
-    let said = |output: &str| Answer::Said { program: "/bin/q".into(), output: output.into() };
+    let said =
+        |output: &str| ProbeResult::Output { program: "/bin/q".into(), output: output.into() };
     found.insert(PROGRAM, said("QEMU emulator version 7.2.22\n"));
     found.insert(DEVICES, said(""));
     let share = Share {
@@ -323,11 +325,11 @@ fn what_this_qemu_was_built_without_is_refused() {
 fn vsock_is_a_helper_that_is_told_to_end() {
     let mut found = found();
     let with = VmSpec { vsock: true, ..spec() };
-    let missing = Answer::NotFound { tried: vec!["vhost-device-vsock".into()] };
+    let missing = ProbeResult::NotFound { tried: vec!["vhost-device-vsock".into()] };
     found.insert(vhost_device_vsock::KEY, missing);
     assert_eq!(refused_on(with.clone(), &host(), &found), [("vsock".into(), Kind::Unsupported)]);
     let there =
-        Answer::Said { program: "/bin/v".into(), output: "vhost-device-vsock 0.3.0".into() };
+        ProbeResult::Output { program: "/bin/v".into(), output: "vhost-device-vsock 0.3.0".into() };
     found.insert(vhost_device_vsock::KEY, there);
     let plan = try_plan(with, &host(), &found).unwrap();
     let helper = &plan.processes[0];
@@ -345,32 +347,43 @@ fn vsock_is_a_helper_that_is_told_to_end() {
 #[test]
 fn judge_says_what_it_lacks_without_its_helpers() {
     let mut found = found();
-    found.insert(vhost_device_vsock::KEY, Answer::NotFound { tried: vec!["vdv".into()] });
-    found.insert(virtiofsd::KEY, Answer::NotFound { tried: vec!["vfs".into()] });
-    let judged = Qemu.judge(&host(), &found);
-    assert!(judged.is_usable());
-    let lacks: Vec<_> = judged.lacks.iter().map(|lack| lack.feature).collect();
-    assert_eq!(lacks, [Feature::VirtioFs, Feature::Vsock], "{:?}", judged.lacks);
-    assert!(judged.lacks.iter().all(|lack| lack.reason.remedy.contains("install")));
+    found.insert(vhost_device_vsock::KEY, ProbeResult::NotFound { tried: vec!["vdv".into()] });
+    found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["vfs".into()] });
+    let availability = Qemu.availability(&host(), &found);
+    assert!(availability.is_usable());
+    let missing_features: Vec<_> =
+        availability.missing_features.iter().map(|missing| missing.feature).collect();
+    assert_eq!(
+        missing_features,
+        [Feature::VirtioFs, Feature::Vsock],
+        "{:?}",
+        availability.missing_features
+    );
+    assert!(
+        availability
+            .missing_features
+            .iter()
+            .all(|missing| missing.reason.remedy.contains("install"))
+    );
 }
 
 #[test]
 fn judge_names_what_is_wrong_and_what_to_do() {
-    let judged = |answer: Answer| {
+    let availability = |answer: ProbeResult| {
         let mut found = ProbeReport::default();
         found.insert(PROGRAM, answer);
-        Qemu.judge(&host(), &found)
+        Qemu.availability(&host(), &found)
     };
-    assert!(Qemu.judge(&host(), &found()).is_usable());
-    let missing = judged(Answer::NotFound { tried: vec![] });
-    assert!(missing.against[0].what.contains("qemu-system-x86_64 was not found"));
-    assert!(missing.against[0].remedy.contains("apt-get install"));
-    let old = judged(Answer::Said {
+    assert!(Qemu.availability(&host(), &found()).is_usable());
+    let missing = availability(ProbeResult::NotFound { tried: vec![] });
+    assert!(missing.blockers[0].what.contains("qemu-system-x86_64 was not found"));
+    assert!(missing.blockers[0].remedy.contains("apt-get install"));
+    let old = availability(ProbeResult::Output {
         program: "/bin/q".into(),
         output: "QEMU emulator version 5.2.0".into(),
     });
-    assert!(old.against[0].what.contains("5.2.0"));
-    assert!(old.against[0].remedy.contains("6.2.0"));
+    assert!(old.blockers[0].what.contains("5.2.0"));
+    assert!(old.blockers[0].remedy.contains("6.2.0"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The command line of a machine.
 //!
 //! `--device` splits its value at every comma and has no way to quote one, so whoever gets here has
-//! no comma in a path: see [`refuse`](crate::refuse). The three kernel flags take any text as it is;
+//! no comma in a path: see [`validate`](crate::validate). The three kernel flags take any text as it is;
 //! `--bootloader linux,…`, which vfkit's manual prefers, would corrupt a quoted kernel argument.
 
 use alloc::format;

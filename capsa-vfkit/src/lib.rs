@@ -36,15 +36,15 @@
 extern crate alloc;
 
 mod args;
+mod availability;
 #[cfg(test)]
 mod grammar;
-mod judge;
 #[cfg(test)]
 mod oracle;
-mod refuse;
 mod reply;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use alloc::format;
 use alloc::string::ToString;
@@ -55,7 +55,8 @@ use core::time::Duration;
 use serde_json::json;
 
 use capsa_proto::backend::{
-    Availability, HypervisorBackend, ProbePlan, ProbeReport, Question, Reply, Verdict, Version,
+    Availability, ControlReply, HypervisorBackend, Probe, ProbePlan, ProbeReport, ReplyOutcome,
+    Version,
 };
 use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
@@ -118,7 +119,7 @@ impl HypervisorBackend for Vfkit {
         let candidates =
             [KEY, "/opt/homebrew/bin/vfkit", "/usr/local/bin/vfkit", "/opt/podman/bin/vfkit"];
         ProbePlan {
-            questions: vec![Question {
+            probes: vec![Probe {
                 key: KEY,
                 program: KEY,
                 env: "CAPSA_VFKIT",
@@ -128,8 +129,8 @@ impl HypervisorBackend for Vfkit {
         }
     }
 
-    fn judge(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
-        judge::judge(host, found)
+    fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
+        availability::availability(host, found)
     }
 
     fn kernel_cmdline_defaults(&self, spec: &VmSpec, _: &HostFacts) -> KernelCmdline {
@@ -148,8 +149,8 @@ impl HypervisorBackend for Vfkit {
         "/dev/vda"
     }
 
-    fn refuse(&self, spec: &VmSpec, host: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
-        refuse::refuse(spec, host)
+    fn validate(&self, spec: &VmSpec, host: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
+        validate::validate(spec, host)
     }
 
     fn plan(
@@ -195,8 +196,8 @@ impl HypervisorBackend for Vfkit {
         }
     }
 
-    fn reply(&self, message: &Message, reply: &Reply) -> Verdict {
-        reply::verdict(message, reply)
+    fn reply(&self, message: &Message, reply: &ControlReply) -> ReplyOutcome {
+        reply::outcome(message, reply)
     }
 }
 

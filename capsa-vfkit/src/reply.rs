@@ -8,7 +8,7 @@ use alloc::string::String;
 
 use serde_json::Value;
 
-use capsa_proto::backend::{Reply, Verdict};
+use capsa_proto::backend::{ControlReply, ReplyOutcome};
 use capsa_proto::plan::{Body, Message};
 
 /// The one path that is used.
@@ -17,30 +17,30 @@ pub(crate) const STATE: &str = "/vm/state";
 /// How many characters of a reply that makes no sense are shown.
 const SHOWN: usize = 200;
 
-pub(crate) fn verdict(message: &Message, reply: &Reply) -> Verdict {
+pub(crate) fn outcome(message: &Message, reply: &ControlReply) -> ReplyOutcome {
     let asks_for_state = matches!(message.body, Body::Http { method: "GET", .. });
     match reply {
-        Reply::Http { status: 200, body } if asks_for_state => state(body),
-        Reply::Http { status: 300.., body } => match text(body, "error") {
-            Some(error) => Verdict::Refused(error),
-            None => reply.verdict(),
+        ControlReply::Http { status: 200, body } if asks_for_state => state(body),
+        ControlReply::Http { status: 300.., body } => match text(body, "error") {
+            Some(error) => ReplyOutcome::Rejected(error),
+            None => reply.outcome(),
         },
-        Reply::Broken(_) if asks_for_state => Verdict::Again,
-        Reply::Broken(_) => Verdict::Done,
-        _ => reply.verdict(),
+        ControlReply::Broken(_) if asks_for_state => ReplyOutcome::Retry,
+        ControlReply::Broken(_) => ReplyOutcome::Done,
+        _ => reply.outcome(),
     }
 }
 
 /// `GET /vm/state`: the server is up before the machine is, which begins as `Stopped`.
-fn state(body: &str) -> Verdict {
+fn state(body: &str) -> ReplyOutcome {
     let Some(state) = text(body, "state") else {
         let shown: String = body.chars().take(SHOWN).collect();
-        return Verdict::Refused(format!("it answered without a state: {shown:?}"));
+        return ReplyOutcome::Rejected(format!("it answered without a state: {shown:?}"));
     };
     match state.strip_prefix("VirtualMachineState") {
-        Some("Running") => Verdict::Done,
-        Some("Error") => Verdict::Refused("the virtual machine is in the state Error".into()),
-        _ => Verdict::Again,
+        Some("Running") => ReplyOutcome::Done,
+        Some("Error") => ReplyOutcome::Rejected("the virtual machine is in the state Error".into()),
+        _ => ReplyOutcome::Retry,
     }
 }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
-use capsa_proto::backend::Answer;
+use capsa_proto::backend::ProbeResult;
 use capsa_proto::capabilities::check;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
@@ -66,7 +66,7 @@ fn host(spec: &VmSpec) -> HostFacts {
 
 fn found(output: &str) -> ProbeReport {
     let mut found = ProbeReport::default();
-    found.insert(KEY, Answer::Said { program: "/opt/vfkit".into(), output: output.into() });
+    found.insert(KEY, ProbeResult::Output { program: "/opt/vfkit".into(), output: output.into() });
     found
 }
 
@@ -214,7 +214,7 @@ fn the_mac_belongs_to_whoever_writes_the_disk() {
 fn a_plan_without_a_program_names_it() {
     let (spec, mut found) = (spec(), ProbeReport::default());
     let host = host(&spec);
-    found.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
+    found.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
     let vm = check(spec, &BACKEND, &host, &found).unwrap();
     let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
     assert_eq!(plan.processes[0].program, "vfkit");
@@ -223,17 +223,17 @@ fn a_plan_without_a_program_names_it() {
 #[test]
 fn what_speaks_against_it() {
     let mac = host(&spec());
-    let judge = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
-        BACKEND.judge(host, found).against.iter().map(ToString::to_string).collect()
+    let availability = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
+        BACKEND.availability(host, found).blockers.iter().map(ToString::to_string).collect()
     };
-    let fine = BACKEND.judge(&mac, &found("vfkit version: v0.6.4"));
+    let fine = BACKEND.availability(&mac, &found("vfkit version: v0.6.4"));
     assert!(fine.is_usable());
     assert_eq!(fine.version, Some(Version::new(0, 6, 4)));
 
     let linux = HostFacts { os: Os::Linux, ..mac.clone() };
-    let against = judge(&linux, &ProbeReport::default());
-    assert_eq!(against.len(), 1, "{against:?}");
-    assert!(against[0].contains("macOS only") && against[0].contains("cloud-hypervisor"));
+    let blockers = availability(&linux, &ProbeReport::default());
+    assert_eq!(blockers.len(), 1, "{blockers:?}");
+    assert!(blockers[0].contains("macOS only") && blockers[0].contains("cloud-hypervisor"));
 
     for (output, want) in [
         ("vfkit version: v0.6.2", None),
@@ -241,17 +241,17 @@ fn what_speaks_against_it() {
         ("vfkit version: v0.5.1", Some("0.5.1, older than 0.6.2")),
         ("vfkit version: unknown", Some("did not say its version")),
     ] {
-        let against = judge(&mac, &found(output));
+        let blockers = availability(&mac, &found(output));
         match want {
-            None => assert!(against.is_empty(), "{output}: {against:?}"),
-            Some(want) => assert!(against[0].contains(want), "{output}: {against:?}"),
+            None => assert!(blockers.is_empty(), "{output}: {blockers:?}"),
+            Some(want) => assert!(blockers[0].contains(want), "{output}: {blockers:?}"),
         }
     }
     let mut missing = ProbeReport::default();
-    missing.insert(KEY, Answer::NotFound { tried: vec![KEY.into()] });
-    assert!(judge(&mac, &missing)[0].contains("not found"));
-    missing.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 1".into() });
-    assert!(judge(&mac, &missing)[0].contains("/x does not work: status 1"));
+    missing.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
+    assert!(availability(&mac, &missing)[0].contains("not found"));
+    missing.insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 1".into() });
+    assert!(availability(&mac, &missing)[0].contains("/x does not work: status 1"));
 }
 
 #[test]
@@ -391,25 +391,25 @@ fn what_replies_mean() {
     let plan = plan(spec());
     let get = |reply| BACKEND.reply(&plan.boot[0], &reply);
     let post = |reply| BACKEND.reply(plan.power_button.as_ref().unwrap(), &reply);
-    let http = |status, body: &str| Reply::Http { status, body: body.into() };
+    let http = |status, body: &str| ControlReply::Http { status, body: body.into() };
     let state =
         |name| http(200, &format!(r#"{{"state":"VirtualMachineState{name}","canStop":true}}"#));
 
-    assert_eq!(get(state("Running")), Verdict::Done);
+    assert_eq!(get(state("Running")), ReplyOutcome::Done);
     for early in ["Stopped", "Starting", "Paused", "SomethingNew"] {
-        assert_eq!(get(state(early)), Verdict::Again, "{early}");
+        assert_eq!(get(state(early)), ReplyOutcome::Retry, "{early}");
     }
-    assert!(matches!(get(state("Error")), Verdict::Refused(_)));
+    assert!(matches!(get(state("Error")), ReplyOutcome::Rejected(_)));
     for nonsense in ["", "{}", "[]", r#"{"state":1}"#] {
-        assert!(matches!(get(http(200, nonsense)), Verdict::Refused(_)), "{nonsense}");
+        assert!(matches!(get(http(200, nonsense)), ReplyOutcome::Rejected(_)), "{nonsense}");
     }
-    assert_eq!(get(Reply::Broken("end".into())), Verdict::Again);
+    assert_eq!(get(ControlReply::Broken("end".into())), ReplyOutcome::Retry);
 
-    assert_eq!(post(http(202, "")), Verdict::Done);
-    assert_eq!(post(Reply::Broken("end".into())), Verdict::Done);
-    let refused = Verdict::Refused("cannot stop".into());
+    assert_eq!(post(http(202, "")), ReplyOutcome::Done);
+    assert_eq!(post(ControlReply::Broken("end".into())), ReplyOutcome::Done);
+    let refused = ReplyOutcome::Rejected("cannot stop".into());
     assert_eq!(post(http(500, r#"{"error":"cannot stop"}"#)), refused);
-    assert_eq!(post(http(404, "")), Verdict::Refused("status 404: ".into()));
+    assert_eq!(post(http(404, "")), ReplyOutcome::Rejected("status 404: ".into()));
 }
 
 /// What vfkit should understand of the plan for `spec`.

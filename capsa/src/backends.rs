@@ -79,7 +79,7 @@ pub fn backends() -> Vec<BackendReport> {
             let found = probe::ask(&plan, &Programs::new());
             BackendReport {
                 name: backend.name(),
-                availability: backend.judge(&host, &found),
+                availability: backend.availability(&host, &found),
                 capabilities: backend.capabilities().clone(),
                 helpers: helpers(backend.name(), &plan, &found),
             }
@@ -91,16 +91,16 @@ pub fn backends() -> Vec<BackendReport> {
 /// is the one for its version.
 fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperReport> {
     let mut helpers: Vec<HelperReport> = Vec::new();
-    for question in plan.questions.iter().filter(|question| question.program != backend) {
-        let name = question.program;
+    for probe in plan.probes.iter().filter(|probe| probe.program != backend) {
+        let name = probe.program;
         if helpers.iter().any(|helper| helper.name == name) {
             continue;
         }
         // One that was asked for its options says nothing of its version.
-        let line = found.output(question.key).and_then(|said| said.lines().next());
+        let line = found.output(probe.key).and_then(|said| said.lines().next());
         let line = line.filter(|line| !line.starts_with("Usage"));
         let version = line.map(|line| line.strip_prefix(name).unwrap_or(line).trim().to_owned());
-        helpers.push(HelperReport { name, program: found.found(question.key), version });
+        helpers.push(HelperReport { name, program: found.found(probe.key), version });
     }
     helpers
 }
@@ -193,7 +193,7 @@ pub(crate) fn plan_simulated(
 fn check_names(programs: &Programs, host: &HostFacts) -> Result<()> {
     let plans = in_order(host.os).into_iter().map(|backend| backend.probe(host.arch, None));
     let known: BTreeSet<_> =
-        plans.flat_map(|plan| plan.questions).map(|question| question.program).collect();
+        plans.flat_map(|plan| plan.probes).map(|probe| probe.program).collect();
     let unknown = programs.keys().filter(|name| !known.contains(name.as_str()));
     let names = || known.iter().copied().collect::<Vec<_>>().join(", ");
     let violations: Vec<_> = unknown
@@ -222,7 +222,7 @@ fn plan_on(
     let (found, availability) = look(backend.as_ref(), &spec, host, choice);
     let must_be_usable = strict == Strictness::Run && !choice.trusted;
     if must_be_usable && !availability.is_usable() {
-        let reasons = availability.against;
+        let reasons = availability.blockers;
         return Err(Error::BackendUnavailable { name: name.into(), reasons });
     }
     let checked = checked(backend.as_ref(), spec, host, &found)?;
@@ -249,7 +249,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Resu
     for backend in in_order(host.os) {
         let (found, availability) = look(backend.as_ref(), &spec, host, choice);
         if !availability.is_usable() {
-            let reasons = availability.against;
+            let reasons = availability.blockers;
             rejected.push(Rejection { backend: backend.name(), reasons });
             continue;
         }
@@ -287,7 +287,7 @@ fn look(
         // Whoever forces KVM where it answers gets it, with a warning in the plan.
         host.kvm.cpu_flag = true;
     }
-    let availability = backend.judge(&host, &found);
+    let availability = backend.availability(&host, &found);
     (found, availability)
 }
 

@@ -117,7 +117,7 @@ pub use handle::VmHandle;
 pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_io::{ephemeral, run_dir};
-pub use capsa_proto::backend::{Availability, Feature, Lack, Version};
+pub use capsa_proto::backend::{Availability, Feature, MissingFeature, Version};
 pub use capsa_proto::capabilities::{
     BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
     Violation, ViolationKind,

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsa_proto::backend::Verdict;
+use capsa_proto::backend::ReplyOutcome;
 use capsa_proto::lifecycle::{Exit, Input};
 use capsa_proto::plan::{ConsolePlan, LaunchPlan, Message, ProcessId, Signal};
 use capsa_proto::sim::{GuestSim, SimAction, SimBackend, SimulatedGuest};
@@ -161,7 +161,7 @@ impl Supervisor {
             simulation.guest.handle_power_button(now);
         }
         self.more = true;
-        self.input(Input::Replied(Verdict::Done));
+        self.input(Input::Replied(ReplyOutcome::Done));
         true
     }
 

@@ -42,7 +42,7 @@ pub fn check(
     let cmdline = pass.cmdline(&shares);
     pass.run_dir();
     let Pass { mut out, notes, .. } = pass;
-    out.extend(backend.refuse(&spec, host, found));
+    out.extend(backend.validate(&spec, host, found));
     if out.is_empty() { Ok(Checked { cmdline, shares, notes, spec }) } else { Err(out) }
 }
 

@@ -15,7 +15,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{Answer, ProbeReport, Question};
+use crate::backend::{Probe, ProbeReport, ProbeResult};
 use crate::host::Reason;
 use crate::path::HostPath;
 use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
@@ -24,8 +24,8 @@ use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
 pub const KEY: &str = "passt";
 
 /// What to look for.
-pub fn question() -> Question {
-    Question {
+pub fn probe() -> Probe {
+    Probe {
         key: KEY,
         program: KEY,
         env: "CAPSA_PASST",
@@ -36,17 +36,19 @@ pub fn question() -> Question {
 
 /// Everything that speaks against the passt that was found. Empty when it can be used, and when
 /// nobody asked.
-pub fn against(found: &ProbeReport) -> Vec<Reason> {
+pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     let what = match found.get(KEY) {
         None => return Vec::new(),
-        Some(Answer::Said { output, .. }) if output.contains("--vhost-user") => return Vec::new(),
-        Some(Answer::Said { program, .. }) => {
+        Some(ProbeResult::Output { output, .. }) if output.contains("--vhost-user") => {
+            return Vec::new();
+        }
+        Some(ProbeResult::Output { program, .. }) => {
             format!("{program} is older than 2024_11_27: it has no vhost-user mode")
         }
-        Some(Answer::Failed { program, why }) => {
-            format!("{program} does not work, or is too old: {why}")
+        Some(ProbeResult::Failed { program, reason }) => {
+            format!("{program} does not work, or is too old: {reason}")
         }
-        Some(Answer::NotFound { tried }) => {
+        Some(ProbeResult::NotFound { tried }) => {
             format!("passt was not found (tried {})", tried.join(", "))
         }
     };
@@ -102,14 +104,17 @@ mod tests {
         let with = |answer| {
             let mut found = ProbeReport::default();
             found.insert(KEY, answer);
-            against(&found)
+            blockers(&found)
         };
-        let said =
-            |output: &str| with(Answer::Said { program: "/p".into(), output: output.into() });
-        assert_eq!(against(&ProbeReport::default()), []);
+        let said = |output: &str| {
+            with(ProbeResult::Output { program: "/p".into(), output: output.into() })
+        };
+        assert_eq!(blockers(&ProbeReport::default()), []);
         assert_eq!(said("Usage: passt\n  --vhost-user  Enable vhost-user mode"), []);
         assert!(said("Usage: passt [OPTION]...")[0].what.contains("no vhost-user mode"));
-        assert!(with(Answer::NotFound { tried: vec!["passt".into()] })[0].remedy.contains("qemu"));
+        assert!(
+            with(ProbeResult::NotFound { tried: vec!["passt".into()] })[0].remedy.contains("qemu")
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{ProbeReport, Question, Version};
+use crate::backend::{Probe, ProbeReport, Version};
 use crate::host::Reason;
 use crate::path::HostPath;
 use crate::plan::{GUEST_CID, ProcessPlan, Readiness, RunDirPlan};
@@ -21,8 +21,8 @@ pub const KEY: &str = "vhost-device-vsock";
 pub const MIN_VERSION: Version = Version::new(0, 2, 0);
 
 /// What to look for.
-pub fn question() -> Question {
-    Question {
+pub fn probe() -> Probe {
+    Probe {
         key: KEY,
         program: KEY,
         env: "CAPSA_VHOST_DEVICE_VSOCK",
@@ -33,8 +33,8 @@ pub fn question() -> Question {
 
 /// Everything that speaks against the program that was found. Empty when it can be used, and when
 /// nobody asked.
-pub fn against(found: &ProbeReport) -> Vec<Reason> {
-    let what = found.against(KEY, KEY, MIN_VERSION, "nobody tried that");
+pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
+    let what = found.version_blocker(KEY, KEY, MIN_VERSION, "nobody tried that");
     let remedy = "install it (cargo install vhost-device-vsock) and set CAPSA_VHOST_DEVICE_VSOCK if \
                   it is not in PATH, or use the cloud-hypervisor backend, which needs none";
     what.map(|what| Reason::new(what, remedy)).into_iter().collect()

@@ -18,7 +18,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::backend::{ProbeReport, Question, Version};
+use crate::backend::{Probe, ProbeReport, Version};
 use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
 use crate::host::Reason;
 use crate::path::HostPath;
@@ -37,8 +37,8 @@ pub const MIN_VERSION: Version = Version::new(1, 13, 0);
 /// What to look for.
 ///
 /// Distributions keep it out of `PATH`: Debian and Fedora in `/usr/libexec`, Arch in `/usr/lib`.
-pub fn question() -> Question {
-    Question {
+pub fn probe() -> Probe {
+    Probe {
         key: KEY,
         program: KEY,
         env: ENV,
@@ -53,7 +53,7 @@ pub fn question() -> Question {
 
 /// Everything that speaks against the virtiofsd that was found. Empty when it can be used, and when
 /// nobody asked.
-pub fn against(found: &ProbeReport) -> Vec<Reason> {
+pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     const INSTALL: &str = "install virtiofsd 1.13 or later (the package virtiofsd, or cargo install \
                            virtiofsd after libcap-ng-dev and libseccomp-dev) and set CAPSA_VIRTIOFSD if it is not in PATH";
     let what = match found.output(KEY) {
@@ -63,7 +63,7 @@ pub fn against(found: &ProbeReport) -> Vec<Reason> {
             "{} is the virtiofsd that came with QEMU up to 7.2, which cannot keep a share read-only",
             found.program(KEY, KEY)
         )),
-        _ => found.against(KEY, KEY, MIN_VERSION, "it cannot keep a share read-only"),
+        _ => found.version_blocker(KEY, KEY, MIN_VERSION, "it cannot keep a share read-only"),
     };
     what.map(|what| Reason::new(what, INSTALL)).into_iter().collect()
 }
@@ -121,12 +121,12 @@ mod tests {
     use alloc::string::String;
 
     use super::*;
-    use crate::backend::Answer;
+    use crate::backend::ProbeResult;
 
     fn said(output: &str) -> ProbeReport {
         let mut found = ProbeReport::default();
         let (program, output) = ("/usr/libexec/virtiofsd".into(), String::from(output));
-        found.insert(KEY, Answer::Said { program, output });
+        found.insert(KEY, ProbeResult::Output { program, output });
         found
     }
 
@@ -156,7 +156,7 @@ mod tests {
             ("using FUSE kernel interface version 7.33", Some("came with QEMU")),
             ("hello", Some("did not say its version")),
         ] {
-            let reasons = against(&said(output));
+            let reasons = blockers(&said(output));
             match want {
                 None => assert_eq!(reasons, [], "{output}"),
                 Some(want) => assert!(reasons[0].what.contains(want), "{output}: {reasons:?}"),
@@ -166,12 +166,13 @@ mod tests {
 
     #[test]
     fn absent_and_broken_are_reasons_and_unasked_is_none() {
-        assert_eq!(against(&ProbeReport::default()), []);
+        assert_eq!(blockers(&ProbeReport::default()), []);
         let mut found = ProbeReport::default();
-        found.insert(KEY, Answer::NotFound { tried: question().candidates });
-        assert!(against(&found)[0].what.contains("/usr/libexec/virtiofsd"));
-        found.insert(KEY, Answer::Failed { program: "/x".into(), why: "status 127".into() });
-        assert!(against(&found)[0].what.contains("status 127"));
+        found.insert(KEY, ProbeResult::NotFound { tried: probe().candidates });
+        assert!(blockers(&found)[0].what.contains("/usr/libexec/virtiofsd"));
+        found
+            .insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 127".into() });
+        assert!(blockers(&found)[0].what.contains("status 127"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Action, Exit, Input, Lifecycle, Timing, VmStatus};
-use crate::backend::Verdict;
+use crate::backend::ReplyOutcome;
 use crate::console::ConsoleCrash;
 use crate::path::HostPath;
 use crate::plan::{
@@ -158,10 +158,10 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             0 => Input::Stop { grace: self.span(Duration::from_millis(20)) },
             1..=4 if process.alive => Input::Ready(id),
             5..=7 => Input::Replied(match self.below(10) {
-                0 => Verdict::Refused("no".into()),
-                1 => Verdict::Again,
-                2 => Verdict::Lost("gone".into()),
-                _ => Verdict::Done,
+                0 => ReplyOutcome::Rejected("no".into()),
+                1 => ReplyOutcome::Retry,
+                2 => ReplyOutcome::Lost("gone".into()),
+                _ => ReplyOutcome::Done,
             }),
             8 if process.alive => {
                 world.processes[id.0].alive = false;
@@ -273,7 +273,7 @@ impl World {
             Input::CpuFailed,
             Input::GuestPanicked { certain: true },
             Input::GuestPrintedLast(ConsoleCrash::Panic),
-            Input::Replied(Verdict::Done),
+            Input::Replied(ReplyOutcome::Done),
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,
             Input::Timeout,

@@ -36,7 +36,7 @@ use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
-use crate::backend::Verdict;
+use crate::backend::ReplyOutcome;
 use crate::console::ConsoleCrash;
 use crate::plan::{Message, ProcessId, Signal};
 
@@ -59,7 +59,7 @@ pub enum Input {
     /// The process is up, in the sense of its plan.
     Ready(ProcessId),
     /// A control message was answered.
-    Replied(Verdict),
+    Replied(ReplyOutcome),
     /// The process is gone.
     Exited(ProcessId, Exit),
     /// The control channel broke.

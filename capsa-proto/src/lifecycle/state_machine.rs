@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
 use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
-use crate::backend::Verdict;
+use crate::backend::ReplyOutcome;
 use crate::console::ConsoleCrash;
 use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId, Signal, StopAction};
 use crate::spec::RebootPolicy;
@@ -277,9 +277,9 @@ impl Lifecycle {
         helpers.iter().position(|p| *p == ProcessState::NotStarted).map(ProcessId)
     }
 
-    fn replied(&mut self, now: Instant, verdict: Verdict) {
+    fn replied(&mut self, now: Instant, verdict: ReplyOutcome) {
         match (self.phase, verdict) {
-            (Phase::Booting, Verdict::Done) => {
+            (Phase::Booting, ReplyOutcome::Done) => {
                 self.messages_done += 1;
                 if self.messages_done < self.plan.boot.len() {
                     self.go(now, Trigger::NextMessage);
@@ -287,10 +287,10 @@ impl Lifecycle {
                     self.go(now, Trigger::Booted);
                 }
             }
-            (Phase::Booting, Verdict::Again) => {
+            (Phase::Booting, ReplyOutcome::Retry) => {
                 self.send_again = Some(Deadline { at: now + RETRY_DELAY, why: "ask again" });
             }
-            (Phase::Booting, Verdict::Refused(said)) => {
+            (Phase::Booting, ReplyOutcome::Rejected(said)) => {
                 let name = &self.plan.names[self.hypervisor().0];
                 let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
                 let reason = format!("{name} refused to {message}: {said}");
@@ -298,21 +298,21 @@ impl Lifecycle {
                 self.go(now, Trigger::BootRejected);
             }
             // The hypervisor's own end, if that is what it is, says more.
-            (Phase::Booting, Verdict::Lost(what)) => {
+            (Phase::Booting, ReplyOutcome::Lost(what)) => {
                 let name = &self.plan.names[self.hypervisor().0];
                 let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
                 let reason = format!("{name} did not {message}: {what}");
                 self.dependency_lost(now, EndedBy::StartFailed { reason });
             }
-            (Phase::ShutdownRequested, Verdict::Done | Verdict::Again) => {
+            (Phase::ShutdownRequested, ReplyOutcome::Done | ReplyOutcome::Retry) => {
                 self.send_again =
                     Some(Deadline { at: now + POWER_BUTTON_INTERVAL, why: "ask the guest again" });
             }
             // A guest that cannot be asked needs no grace to answer.
-            (Phase::ShutdownRequested, Verdict::Refused(_)) => self.phase_timeout(now),
+            (Phase::ShutdownRequested, ReplyOutcome::Rejected(_)) => self.phase_timeout(now),
             // Or it is off already: one that is asked again on its way out takes the connection
             // with it.
-            (Phase::ShutdownRequested, Verdict::Lost(_)) => {
+            (Phase::ShutdownRequested, ReplyOutcome::Lost(_)) => {
                 let cause = if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner };
                 self.dependency_lost(now, cause);
             }

@@ -193,10 +193,10 @@ impl HypervisorBackend for SimBackend {
         ProbePlan::default()
     }
 
-    fn judge(&self, _: &HostFacts, _: &ProbeReport) -> Availability {
+    fn availability(&self, _: &HostFacts, _: &ProbeReport) -> Availability {
         let version: Option<Version> = None;
-        let (against, lacks, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Availability { version, program: None, against, lacks, notes }
+        let (blockers, missing_features, warnings) = (Vec::new(), Vec::new(), Vec::new());
+        Availability { version, program: None, blockers, missing_features, warnings }
     }
 
     fn kernel_cmdline_defaults(&self, _: &VmSpec, _: &HostFacts) -> KernelCmdline {
@@ -207,7 +207,7 @@ impl HypervisorBackend for SimBackend {
         "/dev/vda"
     }
 
-    fn refuse(&self, _: &VmSpec, _: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
+    fn validate(&self, _: &VmSpec, _: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
         Vec::new()
     }
 

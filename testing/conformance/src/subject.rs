@@ -200,7 +200,7 @@ impl Subject {
     pub fn vfkit() -> Result<Self, String> {
         let report = backends().iter().find(|report| report.name == "vfkit");
         let report = report.expect("there is such a backend");
-        if let Some(reason) = report.availability.against.first() {
+        if let Some(reason) = report.availability.blockers.first() {
             return Err(reason.what.clone());
         }
         Ok(Self {

@@ -126,17 +126,17 @@ impl Pass<'_> {
     ) -> Option<(String, PlannedMechanism, String)> {
         let capabilities = self.backend.capabilities();
         let (has_fs, has_9p) = (capabilities.virtio_fs, capabilities.virtio_9p);
-        let against_fs = self.backend.against_virtio_fs(self.host, self.found);
+        let fs_blockers = self.backend.virtio_fs_blockers(self.host, self.found);
         let field = format!("shares[{n}].mechanism");
         let tag = format!("capsa{n}");
         let fs = PlannedMechanism::VirtioFs { cache: CacheMode::Auto };
         let p9 = PlannedMechanism::Virtio9p { msize: DEFAULT_MSIZE };
         match asked {
-            ShareMechanism::Auto if has_fs && against_fs.is_empty() => {
+            ShareMechanism::Auto if has_fs && fs_blockers.is_empty() => {
                 Some((tag, fs, "virtio-fs is the fastest this backend has".into()))
             }
             ShareMechanism::Auto if has_9p => {
-                let why = match against_fs.first() {
+                let why = match fs_blockers.first() {
                     Some(reason) => {
                         // Without the driver the guest has an empty directory, and says so on a
                         // console that perhaps nobody reads.
@@ -152,11 +152,11 @@ impl Pass<'_> {
                 Some((tag, p9, why))
             }
             ShareMechanism::Auto => {
-                self.virtio_fs_refused(&field, has_fs, &against_fs);
+                self.virtio_fs_refused(&field, has_fs, &fs_blockers);
                 None
             }
             ShareMechanism::VirtioFs(config) => {
-                self.virtio_fs_refused(&field, has_fs, &against_fs);
+                self.virtio_fs_refused(&field, has_fs, &fs_blockers);
                 let cache = self.cache_mode(n, config.cache.as_deref());
                 let tag = self.tag(n, config.tag.as_deref(), VIRTIOFS_TAG_MAX);
                 Some((tag, PlannedMechanism::VirtioFs { cache }, "asked for".into()))
@@ -184,11 +184,11 @@ impl Pass<'_> {
         }
     }
 
-    fn virtio_fs_refused(&mut self, field: &str, has_fs: bool, against: &[Reason]) {
+    fn virtio_fs_refused(&mut self, field: &str, has_fs: bool, blockers: &[Reason]) {
         if !has_fs {
             self.unsupported(field, "virtio-fs is not supported", "use another backend");
         }
-        for reason in against {
+        for reason in blockers {
             self.unsupported(field, reason.what.clone(), reason.remedy.clone());
         }
     }

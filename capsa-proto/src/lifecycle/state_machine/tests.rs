@@ -44,7 +44,7 @@ impl Pair {
             pair.say(Input::Ready(ProcessId(id)));
         }
         for _ in &plan.boot {
-            pair.say(Input::Replied(Verdict::Done));
+            pair.say(Input::Replied(ReplyOutcome::Done));
         }
         assert_eq!(*pair.lifecycle.status(), VmStatus::Running);
         pair
@@ -109,7 +109,7 @@ fn stop_before_start_is_refused() {
 fn a_guest_that_obeys_needs_only_the_asking() {
     let mut pair = Pair::running(&plan(0));
     pair.say(Input::Stop { grace: Duration::from_secs(1) });
-    pair.say(Input::Replied(Verdict::Done)).say(Input::GuestPoweredOff);
+    pair.say(Input::Replied(ReplyOutcome::Done)).say(Input::GuestPoweredOff);
     pair.say(Input::Exited(VMM, Exit::with_code(0)));
     let report = pair.report();
     assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
@@ -152,11 +152,11 @@ fn a_guest_that_did_not_hear_is_asked_again_within_its_grace() {
     };
     assert_eq!(asked(&pair), 1);
     for again in 2..=3 {
-        pair.say(Input::Replied(Verdict::Done)).time_out();
+        pair.say(Input::Replied(ReplyOutcome::Done)).time_out();
         assert_eq!(asked(&pair), again);
     }
     assert_eq!(pair.now, Instant::from_micros(10_000_000));
-    pair.say(Input::Replied(Verdict::Done)).time_out();
+    pair.say(Input::Replied(ReplyOutcome::Done)).time_out();
     assert_eq!(pair.now, Instant::from_micros(12_000_000));
     assert_eq!((asked(&pair), pair.lifecycle.phase()), (3, Phase::QuitRequested));
 }
@@ -166,7 +166,7 @@ fn an_asking_that_was_cut_off_is_explained_by_the_end_that_follows() {
     let cut_off = || {
         let mut pair = Pair::running(&plan(0));
         pair.say(Input::Stop { grace: Duration::from_secs(30) });
-        pair.say(Input::Replied(Verdict::Lost("it hung up".into())));
+        pair.say(Input::Replied(ReplyOutcome::Lost("it hung up".into())));
         pair
     };
     let mut off = cut_off();
@@ -220,7 +220,7 @@ fn a_spawn_that_was_not_carried_out_is_withdrawn() {
 fn a_refused_boot_message_fails_with_the_hypervisors_words() {
     let mut pair = Pair::new(&plan(0));
     pair.say(Input::Start).say(Input::Ready(VMM));
-    pair.say(Input::Replied(Verdict::Refused("no such kernel".into())));
+    pair.say(Input::Replied(ReplyOutcome::Rejected("no such kernel".into())));
     pair.say(Input::Exited(VMM, Exit::with_code(1)));
     let VmStatus::Failed { message } = pair.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm refused to agree: no such kernel");
@@ -230,7 +230,7 @@ fn a_refused_boot_message_fails_with_the_hypervisors_words() {
 fn a_boot_message_without_answer_is_explained_by_the_end_that_follows() {
     let lost = |pair: &mut Pair| {
         pair.say(Input::Start).say(Input::Ready(VMM));
-        pair.say(Input::Replied(Verdict::Lost("it hung up".into())));
+        pair.say(Input::Replied(ReplyOutcome::Lost("it hung up".into())));
     };
     let mut pair = Pair::new(&plan(0));
     lost(&mut pair);
@@ -418,7 +418,7 @@ fn a_machine_that_came_to_run_did_not_fail_to_start() {
     let mut pair = Pair::new(&plan(0));
     pair.say(Input::Start).say(Input::Ready(VMM)).say(Input::EventsLost("nonsense".into()));
     for _ in &plan(0).boot {
-        pair.say(Input::Replied(Verdict::Done));
+        pair.say(Input::Replied(ReplyOutcome::Done));
     }
     assert_eq!(*pair.lifecycle.status(), VmStatus::Running);
     while pair.lifecycle.report().is_none() {
@@ -458,7 +458,7 @@ fn after_a_kill_timeouts_alone_lead_to_the_end() {
                 pair.say(if n <= helpers {
                     Input::Ready(ProcessId(n))
                 } else {
-                    Input::Replied(Verdict::Done)
+                    Input::Replied(ReplyOutcome::Done)
                 });
             }
             pair.say(Input::Kill);

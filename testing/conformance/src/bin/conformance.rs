@@ -75,7 +75,7 @@ fn print_backends() {
     for backend in subject::backends() {
         let version = backend.availability.version.as_ref().map(|version| format!(" {version}"));
         let against: Vec<_> =
-            backend.availability.against.iter().map(|reason| reason.what.as_str()).collect();
+            backend.availability.blockers.iter().map(|reason| reason.what.as_str()).collect();
         let usable = if against.is_empty() { "usable".to_owned() } else { against.join("; ") };
         println!("{}{}: {usable}", backend.name, version.unwrap_or_default());
     }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use capsa_proto::backend::{Answer, ProbeReport, Version};
+use capsa_proto::backend::{ProbeReport, ProbeResult, Version};
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{FileFacts, HostFacts, Reason};
@@ -27,7 +27,7 @@ const RELATIVE_BACKING: Version = Version::new(53, 0, 0);
 /// How many images it opens beneath one (`MAX_NESTING_DEPTH` in v53).
 const DEEPEST: usize = 10;
 
-pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
+pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
     let mut out = Vec::new();
     let mut refuse = |field: String, kind, reason: String, remedy: &str| {
         out.push(Violation::new(field, kind, reason, remedy).on(KEY));
@@ -97,10 +97,10 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
 
     // Where the hypervisor itself is missing nothing will be spawned, and a dry run may go on with
     // the programs' bare names.
-    let is_there = matches!(found.get(KEY), Some(Answer::Said { .. }));
-    let helper_needed = |against: Vec<Reason>| if is_there { against } else { Vec::new() };
+    let is_there = matches!(found.get(KEY), Some(ProbeResult::Output { .. }));
+    let helper_needed = |blockers: Vec<Reason>| if is_there { blockers } else { Vec::new() };
     if !spec.shares.is_empty() {
-        for reason in helper_needed(virtiofsd::against(found)) {
+        for reason in helper_needed(virtiofsd::blockers(found)) {
             refuse("shares".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }
@@ -116,7 +116,7 @@ pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Ve
                 "use cloud-hypervisor 52.0 or later, the qemu backend, or ask for no network",
             );
         }
-        for reason in helper_needed(passt::against(found)) {
+        for reason in helper_needed(passt::blockers(found)) {
             refuse("network".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }

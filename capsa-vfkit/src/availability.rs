@@ -8,13 +8,13 @@ use capsa_proto::host::{HostFacts, Os, Reason};
 
 use crate::{KEY, MIN_VERSION};
 
-pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
-    let mut against = Vec::new();
+pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availability {
+    let mut blockers = Vec::new();
     if host.os == Os::MacOs {
-        against.extend(against_program(found));
+        blockers.extend(program_blocker(found));
     } else {
         // What else is missing there would only be noise.
-        against.push(Reason::new(
+        blockers.push(Reason::new(
             "it runs on macOS only",
             "use the cloud-hypervisor or the qemu backend",
         ));
@@ -22,14 +22,15 @@ pub(crate) fn judge(host: &HostFacts, found: &ProbeReport) -> Availability {
     Availability {
         version: found.version(KEY),
         program: found.found(KEY),
-        against,
-        lacks: Vec::new(),
-        notes: Vec::new(),
+        blockers,
+        missing_features: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
-fn against_program(found: &ProbeReport) -> Option<Reason> {
-    let what = found.against(KEY, KEY, MIN_VERSION, "told to quit, it would not ask the guest")?;
+fn program_blocker(found: &ProbeReport) -> Option<Reason> {
+    let what =
+        found.version_blocker(KEY, KEY, MIN_VERSION, "told to quit, it would not ask the guest")?;
     Some(Reason::new(
         what,
         format!(

@@ -10,7 +10,7 @@ use capsa_proto::spec::{Accelerator, ShareMechanism, VmSpec};
 
 use crate::{KEY, args};
 
-pub(crate) fn refuse(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
+pub(crate) fn validate(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
     let mut out = Vec::new();
     let mut refuse = |field: String, kind, reason: String, remedy: &str| {
         out.push(Violation::new(field, kind, reason, remedy).on(KEY));

@@ -1,0 +1,51 @@
+//! Whether Cloud Hypervisor can be used on a host.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use capsa_proto::backend::{Availability, Feature, MissingFeature, ProbeReport};
+use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::host::{Arch, HostFacts, Os, Reason};
+
+use crate::{KEY, MIN_VERSION, landlock};
+
+pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availability {
+    let mut blockers = Vec::new();
+    if host.os == Os::Linux {
+        blockers.extend(architecture_blocker(host.arch));
+        blockers.extend(program_blocker(found));
+        blockers.extend(host.kvm.blockers());
+    } else {
+        // What else is missing there would only be noise.
+        blockers.push(Reason::new(
+            "it runs on Linux only",
+            "use the vfkit backend on macOS, or the qemu backend",
+        ));
+    }
+    let no_shares = MissingFeature::of(Feature::VirtioFs, virtiofsd::blockers(found));
+    let no_nat = MissingFeature::of(Feature::Nat, passt::blockers(found));
+    Availability {
+        version: found.version(KEY),
+        program: found.found(KEY),
+        blockers,
+        missing_features: no_shares.chain(no_nat).collect(),
+        warnings: landlock::note(host).into_iter().collect(),
+    }
+}
+
+fn architecture_blocker(arch: Arch) -> Option<Reason> {
+    matches!(arch, Arch::Other)
+        .then(|| Reason::new("it runs on x86-64 and arm64 only", "use the qemu backend"))
+}
+
+fn program_blocker(found: &ProbeReport) -> Option<Reason> {
+    let what =
+        found.version_blocker(KEY, KEY, MIN_VERSION, "it would guess the format of disks")?;
+    Some(Reason::new(
+        what,
+        format!(
+            "install cloud-hypervisor {MIN_VERSION} or later and set CAPSA_CLOUD_HYPERVISOR if it \
+             is not in PATH"
+        ),
+    ))
+}
