@@ -40,8 +40,8 @@ pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     let overlays = ephemeral::check().map(|dir| dir.display().to_string());
     let overlays = overlays.map_err(|error| error.to_string());
     let mut findings = vec![
-        place("run directories", ReplyOutcome::Bad, &run_dirs, RUN_DIRS),
-        place("throw-away disks", ReplyOutcome::Poor, &overlays, OVERLAYS),
+        place("run directories", Verdict::Bad, &run_dirs, RUN_DIRS),
+        place("throw-away disks", Verdict::Poor, &overlays, OVERLAYS),
     ];
     findings.extend(reports.iter().flat_map(of_backend));
     let usable = reports.iter().find(|report| report.availability.is_usable());
@@ -68,7 +68,7 @@ pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
 /// A place where machines make files: where it is, or why none can be made there.
 fn place(about: &str, otherwise: Verdict, tried: &Result<String, String>, remedy: &str) -> Finding {
     match tried {
-        Ok(place) => Finding::new(ReplyOutcome::Good, about, format!("in {place}"), None),
+        Ok(place) => Finding::new(Verdict::Good, about, format!("in {place}"), None),
         Err(error) => Finding::new(otherwise, about, error.clone(), Some(remedy)),
     }
 }
@@ -79,21 +79,26 @@ fn of_backend(report: &BackendReport) -> Vec<Finding> {
     if availability.is_usable() {
         let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
         let program = availability.program.as_deref().unwrap_or("?");
-        findings.push(Finding::new(ReplyOutcome::Good, name, format!("{program}{version}"), None));
+        findings.push(Finding::new(Verdict::Good, name, format!("{program}{version}"), None));
         for note in &availability.warnings {
             let verdict = match note.level {
-                NoteLevel::Warning => ReplyOutcome::Poor,
-                NoteLevel::Info => ReplyOutcome::Good,
+                NoteLevel::Warning => Verdict::Poor,
+                NoteLevel::Info => Verdict::Good,
             };
             findings.push(Finding::new(verdict, name, note.text.clone(), None));
         }
         for MissingFeature { feature, reason } in list::missing_features(report) {
             let what = format!("no {}: {}", list::name_of(*feature), reason.what);
-            findings.push(Finding::new(ReplyOutcome::Poor, name, what, Some(&reason.remedy)));
+            findings.push(Finding::new(Verdict::Poor, name, what, Some(&reason.remedy)));
         }
     }
     for reason in &availability.blockers {
-        findings.push(Finding::new(ReplyOutcome::Bad, name, reason.what.clone(), Some(&reason.remedy)));
+        findings.push(Finding::new(
+            Verdict::Bad,
+            name,
+            reason.what.clone(),
+            Some(&reason.remedy),
+        ));
     }
     findings
 }
@@ -140,11 +145,14 @@ mod tests {
     fn what_is_bad_says_what_to_do() {
         let reports = capsa::backends();
         let tried = Err("it is open to others".to_owned());
-        let mut findings = vec![place("run directories", ReplyOutcome::Bad, &tried, RUN_DIRS)];
+        let mut findings = vec![place("run directories", Verdict::Bad, &tried, RUN_DIRS)];
         findings.extend(reports.iter().flat_map(of_backend));
-        assert_eq!(findings[0].verdict, ReplyOutcome::Bad);
+        assert_eq!(findings[0].verdict, Verdict::Bad);
         for finding in &findings {
-            assert!(finding.verdict != ReplyOutcome::Bad || finding.remedy.is_some(), "{finding:?}");
+            assert!(
+                finding.verdict != Verdict::Bad || finding.remedy.is_some(),
+                "{finding:?}"
+            );
             assert!(finding.text().ends_with('\n'));
         }
         for report in &reports {
