@@ -93,12 +93,7 @@ fn of_backend(report: &BackendReport) -> Vec<Finding> {
         }
     }
     for reason in &availability.blockers {
-        findings.push(Finding::new(
-            Verdict::Bad,
-            name,
-            reason.what.clone(),
-            Some(&reason.remedy),
-        ));
+        findings.push(Finding::new(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
     }
     findings
 }
@@ -149,10 +144,7 @@ mod tests {
         findings.extend(reports.iter().flat_map(of_backend));
         assert_eq!(findings[0].verdict, Verdict::Bad);
         for finding in &findings {
-            assert!(
-                finding.verdict != Verdict::Bad || finding.remedy.is_some(),
-                "{finding:?}"
-            );
+            assert!(finding.verdict != Verdict::Bad || finding.remedy.is_some(), "{finding:?}");
             assert!(finding.text().ends_with('\n'));
         }
         for report in &reports {
