@@ -1,4 +1,4 @@
-//! [`LineDiscipline`]: what is typed, as a terminal hands it on: line by line, and Ctrl-C at once.
+//! [`LineDiscipline`]: splits console input into lines and handles Ctrl-C, like a terminal.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -11,7 +11,7 @@ pub(super) const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 pub(super) const EOF: u8 = 0x04;
 
-/// ShellLine, and not read yet.
+/// Input that the guest has not read yet.
 #[derive(Debug, Default)]
 pub(super) struct LineDiscipline {
     bytes: VecDeque<u8>,
@@ -19,7 +19,7 @@ pub(super) struct LineDiscipline {
 }
 
 impl LineDiscipline {
-    /// Takes what is typed. Ctrl-C throws away what stands before it.
+    /// Adds input. Ctrl-C discards the unread input before it.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if byte == INTERRUPT {
@@ -31,12 +31,12 @@ impl LineDiscipline {
         }
     }
 
-    /// Whether Ctrl-C came since this was asked.
-    pub(super) fn interrupted(&mut self) -> bool {
+    /// Whether Ctrl-C arrived since the last call.
+    pub(super) fn take_interrupt(&mut self) -> bool {
         core::mem::take(&mut self.interrupted)
     }
 
-    /// The next line without its end, or Ctrl-D where it stands first.
+    /// The next line without its end, or Ctrl-D if that is the next byte.
     pub(super) fn next(&mut self) -> Option<String> {
         let end = match self.bytes.front()? {
             &EOF => 0,

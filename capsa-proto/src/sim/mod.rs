@@ -1,18 +1,18 @@
-//! Guests that are played: what takes a hypervisor's place in the tests of other programs.
+//! Simulated guests: they replace a hypervisor in the tests of programs that use Capsa.
 //!
-//! A [`GuestSim`] is a machine of its own, as pure as the others: it hears what is typed, and says what
-//! the guest would. Two come with Capsa: a [`ScriptedGuest`] does as it was told, a [`Replay`] does what
-//! a recorded guest did. The driver treats either as it treats a hypervisor: the same console, the
-//! same lifecycle machine, the same stop ladder.
+//! A [`GuestSim`] is a sans-I/O state machine like the others of this crate: it takes console input
+//! and gives console output and guest events. There are two: a [`ScriptedGuest`] follows the steps
+//! of a test, a [`Replay`] repeats a recording. The driver treats both like a hypervisor: console,
+//! lifecycle state machine and stop ladder are the same.
 //!
 //! # The loop
 //!
-//! 1. Hand in what came: [`GuestSim::handle_input`], [`GuestSim::handle_power_button`].
-//! 2. Carry out every [`SimAction`] from [`GuestSim::poll_action`]. After [`SimAction::Exit`] there is none.
-//! 3. Wait for input, or until [`GuestSim::poll_timeout`]; then go back to 2.
+//! 1. Hand in what happened: [`GuestSim::handle_input`], [`GuestSim::handle_power_button`].
+//! 2. Carry out every [`SimAction`] from [`GuestSim::poll_action`]. [`SimAction::Exit`] is the last.
+//! 3. Wait for input or until [`GuestSim::poll_timeout`]; then go back to 2.
 //!
-//! What a play keeps of its input is bounded by [`INPUT_MAX`]; beyond it, as a terminal does, it
-//! drops what is typed.
+//! A simulation keeps at most [`INPUT_MAX`] bytes of unread input. Like a terminal, it drops input
+//! beyond that.
 
 mod line_discipline;
 mod replay;
@@ -47,67 +47,68 @@ use crate::plan::{
 use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use crate::time::{Deadline, Instant};
 
-/// Bytes of input that a play keeps while it is busy: 256 KiB.
+/// Most bytes of unread input that a simulation keeps: 256 KiB.
 pub const INPUT_MAX: usize = 256 * 1024;
 
-/// A guest that is played.
+/// A running simulation of a guest.
 pub trait GuestSim: fmt::Debug + Send {
-    /// Its power is on from here.
+    /// Called once, when the VM starts.
     fn begin(&mut self, now: Instant);
 
-    /// This was typed.
+    /// Takes bytes that were written to the guest's console.
     fn handle_input(&mut self, now: Instant, bytes: &[u8]);
 
     /// The power button was pressed.
     fn handle_power_button(&mut self, now: Instant);
 
-    /// The next thing it does now.
+    /// The next action that is due now.
     fn poll_action(&mut self, now: Instant) -> Option<SimAction>;
 
-    /// When it does something even if nothing is typed.
+    /// When the next action is due without further input.
     fn poll_timeout(&self) -> Option<Deadline>;
 
-    /// The number by which the next command's marks must be known, where the answer to it is fixed
-    /// already; `from` is the offset in the output from which on it will be read.
+    /// The nonce that the next command must use, for simulations whose output is already fixed: its
+    /// begin and end marks contain that number. `from` is the console offset from which the command's
+    /// output will be read.
     fn nonce(&self, from: u64) -> Option<u64> {
         let _ = from;
         None
     }
 }
 
-/// What a played guest does.
+/// What a simulated guest does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SimAction {
-    /// It says this on its console.
+    /// The guest writes these bytes to its console.
     Output(Vec<u8>),
-    /// Its hypervisor says this of it.
+    /// The hypervisor reports this event.
     Event(GuestEvent),
-    /// Its hypervisor ends.
+    /// The hypervisor process exits.
     Exit(Exit),
 }
 
-/// What a test wants played.
+/// A guest that can be simulated.
 #[derive(Debug, Clone)]
 pub enum SimulatedGuest {
-    /// A guest that does as it was told.
-    Guest(ScriptedGuest),
-    /// A recorded guest.
+    /// A guest that follows the steps of a test.
+    Scripted(ScriptedGuest),
+    /// A guest that repeats a recording.
     Replay(Replay),
 }
 
 impl SimulatedGuest {
-    /// A play of it, from the beginning.
+    /// A new simulation of this guest.
     pub fn simulate(&self) -> Box<dyn GuestSim> {
         match self {
-            Self::Guest(guest) => guest.simulate(),
+            Self::Scripted(guest) => guest.simulate(),
             Self::Replay(replay) => replay.simulate(),
         }
     }
 
-    /// What keeps it from starting, where that is its part.
+    /// The error with which the start of this guest fails, if a test wants that.
     pub fn start_error(&self) -> Option<&str> {
         match self {
-            Self::Guest(guest) => guest.start_error(),
+            Self::Scripted(guest) => guest.start_error(),
             Self::Replay(_) => None,
         }
     }
@@ -115,7 +116,7 @@ impl SimulatedGuest {
 
 impl From<ScriptedGuest> for SimulatedGuest {
     fn from(guest: ScriptedGuest) -> Self {
-        Self::Guest(guest)
+        Self::Scripted(guest)
     }
 }
 
@@ -125,10 +126,10 @@ impl From<Replay> for SimulatedGuest {
     }
 }
 
-/// What stands in the plan in the hypervisor's place.
-const NAME: &str = "fake";
+/// The backend name in launch plans and reports.
+const NAME: &str = "simulated";
 
-/// The plan of a machine that is played.
+/// The launch plan of a VM with a simulated guest.
 pub fn plan(
     at: &RunDirPlan,
     console: ConsoleMode,
@@ -140,7 +141,7 @@ pub fn plan(
         backend: NAME,
         run_dir: at.path().clone(),
         processes: vec![ProcessPlan {
-            name: "fake guest".into(),
+            name: "simulated guest".into(),
             program: NAME.into(),
             args: Vec::new(),
             ready: Readiness::ControlConnected,
@@ -160,8 +161,8 @@ pub fn plan(
         on_reboot,
         time_limit,
         notes: vec![Note::info(
-            "the guest is played by a test: no hypervisor runs, and no kernel, disk, share or \
-             network was looked at",
+            "the guest is simulated: no hypervisor runs; kernel, disks, shares and network are \
+             ignored",
         )],
     }
 }
@@ -173,8 +174,8 @@ fn console_plan(mode: ConsoleMode, socket: HostPath) -> ConsolePlan {
     }
 }
 
-/// The backend of machines that are played: it is never chosen and refuses nothing, for there is
-/// nothing to choose or refuse.
+/// The backend of VMs with simulated guests. It is never selected automatically and accepts every
+/// VM spec.
 #[derive(Debug, Default)]
 pub struct SimBackend {
     capabilities: BackendCapabilities,

@@ -1,13 +1,13 @@
-//! [`Replay`]: a recorded guest, which does it all again.
+//! [`Replay`]: a simulated guest that repeats a recording.
 //!
 //! ```text
-//! output ─► said, at its time or at once
-//! input  ─► waited for; what comes instead ends the machine with an error that shows both
+//! recorded output ─► is written to the console, at its recorded time or immediately
+//! recorded input  ─► is expected; other input ends the VM with an error that shows both
 //! ```
 //!
-//! An input that is waited for holds up the output behind it, so the answer never comes before the
-//! question, however fast the replay goes. The marks of a command go by a number that differs from
-//! run to run; [`GuestSim::nonce`] tells the one that the recording has.
+//! The output after a recorded input waits for that input, so a reply never comes before its
+//! command, at any speed. The marks of a command contain a nonce that differs from run to run;
+//! [`GuestSim::nonce`] returns the recorded one.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -26,42 +26,42 @@ use crate::codec::asciicast::{AsciicastError, Decoder, End, Event, What};
 use crate::lifecycle::Exit;
 use crate::time::{Deadline, Instant};
 
-/// What a login presses to see whether anybody is there. It depends on how long the guest was
-/// silent, so it is neither recorded nor missed.
+/// The Enter that a login script sends to a silent guest. It depends on timing, so recordings omit it
+/// and a replay ignores it.
 const NUDGE: u8 = b'\r';
 
-/// The longest excerpt of an input in an error.
-const SHOWN: usize = 120;
+/// Most bytes of input that an error shows.
+const SHOWN_MAX: usize = 120;
 
-/// Bytes of a recording that is replayed, at most: 64 MiB.
+/// Most bytes of a recording: 64 MiB.
 const MAX_RECORDING: usize = 64 << 20;
 
 /// How fast a recording is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplaySpeed {
-    /// As fast as it goes: output comes at once, up to the next input.
+    /// As fast as possible: output comes immediately, up to the next input. The default.
     #[default]
     Fast,
-    /// As it was recorded. What follows an input comes as long after it as it did then.
+    /// At the recorded speed. Output after an input has its recorded delay from that input.
     Original,
 }
 
-/// What is done with what is typed during a replay.
+/// How a replay treats input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplayInput {
-    /// It must be what was recorded, byte for byte, however it is cut. A password, which no
-    /// recording has, may be any line. Where nothing was recorded nothing is checked.
+    /// Input must equal the recorded input, byte for byte, in any chunks. A password, which recordings
+    /// omit, may be any line. A recording without input accepts any input. The default.
     #[default]
     Checked,
-    /// It may be anything: a line for a line.
+    /// Any input is accepted, one line for each recorded line.
     Ignored,
 }
 
-/// A recording, to be played.
+/// A simulated guest that repeats a recording.
 #[derive(Debug, Clone)]
 pub struct Replay {
     events: Arc<[Event]>,
-    /// Where in the output the marks of commands begin, and their numbers.
+    /// The offsets of the begin marks of commands in the output, and their nonces.
     marks: Arc<[(u64, u64)]>,
     has_input: bool,
     speed: ReplaySpeed,
@@ -72,10 +72,10 @@ pub struct Replay {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
-    /// It is no recording.
+    /// The file is not a valid recording.
     #[error(transparent)]
     Malformed(#[from] AsciicastError),
-    /// It is longer than a test should hold in memory.
+    /// The recording is too long to be held in memory.
     #[error("recording is longer than {max} bytes")]
     TooLong {
         /// Bytes allowed.
@@ -84,11 +84,11 @@ pub enum ReplayError {
 }
 
 impl Replay {
-    /// The recording in this file's bytes.
+    /// Parses the content of a recording.
     ///
     /// # Errors
     ///
-    /// When it is no asciicast v2 file, or longer than 64 MiB.
+    /// When it is not an asciicast v2 file, or longer than 64 MiB.
     pub fn parse(file: &[u8]) -> Result<Self, ReplayError> {
         if file.len() > MAX_RECORDING {
             return Err(ReplayError::TooLong { max: MAX_RECORDING });
@@ -115,37 +115,37 @@ impl Replay {
         })
     }
 
-    /// How fast it goes; [`ReplaySpeed::Fast`] unless said.
+    /// Sets the speed. Default: [`ReplaySpeed::Fast`].
     #[must_use]
     pub fn speed(mut self, speed: ReplaySpeed) -> Self {
         self.speed = speed;
         self
     }
 
-    /// What is done with what is typed; [`ReplayInput::Checked`] unless said.
+    /// Sets how input is treated. Default: [`ReplayInput::Checked`].
     #[must_use]
     pub fn input(mut self, input: ReplayInput) -> Self {
         self.input = input;
         self
     }
 
-    /// A play of it.
+    /// A new simulation of this recording.
     pub fn simulate(&self) -> Box<dyn GuestSim> {
         Box::new(ReplaySim {
             recording: self.clone(),
-            at: 0,
-            within: 0,
+            next: 0,
+            matched: 0,
             anchor: (Instant::ZERO, Duration::ZERO),
-            typed: VecDeque::new(),
-            off: false,
-            over: false,
-            pressed: false,
-            deaf: false,
+            input: VecDeque::new(),
+            is_off: false,
+            has_ended: false,
+            button_pressed: false,
+            ignores_power_button: false,
         })
     }
 }
 
-/// Where each command's first mark is in the output.
+/// The offset and nonce of each command's begin mark in the output.
 fn marks(events: &[Event]) -> Vec<(u64, u64)> {
     let output: Vec<u8> = events
         .iter()
@@ -171,30 +171,30 @@ fn marks(events: &[Event]) -> Vec<(u64, u64)> {
     found
 }
 
-/// A recording that is being played.
+/// The state machine of a running [`Replay`].
 #[derive(Debug)]
 struct ReplaySim {
     recording: Replay,
-    /// The next event.
-    at: usize,
-    /// How much of it was typed already, where it is an input.
-    within: usize,
-    /// The moment of the replay that this moment of the recording is.
+    /// The index of the next event.
+    next: usize,
+    /// How much of that event's input has arrived.
+    matched: usize,
+    /// A time of the replay and the recorded time that corresponds to it.
     anchor: (Instant, Duration),
-    typed: VecDeque<u8>,
-    /// The guest is off: the hypervisor's end comes next.
-    off: bool,
-    over: bool,
-    pressed: bool,
-    /// It did not power off when this was recorded.
-    deaf: bool,
+    input: VecDeque<u8>,
+    /// The guest is off: the exit of the hypervisor comes next.
+    is_off: bool,
+    has_ended: bool,
+    button_pressed: bool,
+    /// The guest did not power off in the recording.
+    ignores_power_button: bool,
 }
 
-/// What came of waiting for an input.
+/// The state of an expected input.
 enum InputMatch {
-    All,
-    NotYet,
-    Other { expected: String },
+    Complete,
+    Incomplete,
+    Mismatch { expected: String },
 }
 
 impl ReplaySim {
@@ -206,67 +206,69 @@ impl ReplaySim {
     }
 
     fn advance(&mut self) {
-        self.at += 1;
-        self.within = 0;
+        self.next += 1;
+        self.matched = 0;
     }
 
-    fn hear(&mut self, wanted: &[u8]) -> InputMatch {
+    fn match_input(&mut self, wanted: &[u8]) -> InputMatch {
         if self.recording.input == ReplayInput::Ignored {
-            return self.hear_anything(wanted);
+            return self.match_any_line(wanted);
         }
-        while let Some(wanted_byte) = wanted.get(self.within) {
-            match self.typed.front() {
-                None => return InputMatch::NotYet,
-                Some(byte) if byte == wanted_byte => self.within += 1,
-                Some(&NUDGE) if self.within == 0 => {}
-                Some(_) => return InputMatch::Other { expected: shown(&wanted[self.within..]) },
+        while let Some(wanted_byte) = wanted.get(self.matched) {
+            match self.input.front() {
+                None => return InputMatch::Incomplete,
+                Some(byte) if byte == wanted_byte => self.matched += 1,
+                Some(&NUDGE) if self.matched == 0 => {}
+                Some(_) => {
+                    return InputMatch::Mismatch { expected: shown(&wanted[self.matched..]) };
+                }
             }
-            self.typed.pop_front();
+            self.input.pop_front();
         }
-        InputMatch::All
+        InputMatch::Complete
     }
 
-    /// A line for a line; where it has no end, as many bytes.
-    fn hear_anything(&mut self, wanted: &[u8]) -> InputMatch {
+    /// Accepts one line for each recorded line or, if there is none, the recorded number of bytes.
+    fn match_any_line(&mut self, wanted: &[u8]) -> InputMatch {
         let ends = wanted.iter().filter(|byte| is_line_end(**byte)).count();
         let enough = if ends == 0 { wanted.len() } else { ends };
-        while self.within < enough {
-            let Some(byte) = self.typed.pop_front() else { return InputMatch::NotYet };
-            self.within += usize::from(ends == 0 || is_line_end(byte));
+        while self.matched < enough {
+            let Some(byte) = self.input.pop_front() else { return InputMatch::Incomplete };
+            self.matched += usize::from(ends == 0 || is_line_end(byte));
         }
-        InputMatch::All
+        InputMatch::Complete
     }
 
-    /// A line that is not told.
-    fn hear_secret(&mut self) -> InputMatch {
-        match self.typed.iter().position(|byte| is_line_end(*byte)) {
+    /// Accepts any line.
+    fn match_secret(&mut self) -> InputMatch {
+        match self.input.iter().position(|byte| is_line_end(*byte)) {
             Some(end) => {
-                self.typed.drain(..=end);
-                InputMatch::All
+                self.input.drain(..=end);
+                InputMatch::Complete
             }
-            None => InputMatch::NotYet,
+            None => InputMatch::Incomplete,
         }
     }
 
     fn mismatch(&mut self, expected: &str) -> SimAction {
-        self.over = true;
-        let (front, _) = self.typed.as_slices();
+        self.has_ended = true;
+        let (front, _) = self.input.as_slices();
         let stderr_tail =
-            format!("the replay expected {expected} to be typed here, and got {}", shown(front));
+            format!("the replay expected the input {expected} but got {}", shown(front));
         SimAction::Exit(Exit { stderr_tail, ..Exit::with_code(1) })
     }
 
-    /// ShellLine after everything: as little expected as anything else that was not recorded.
-    fn after_all(&mut self) -> Option<SimAction> {
-        while self.typed.front() == Some(&NUDGE) {
-            self.typed.pop_front();
+    /// Input after the last event is an error, like any other input that was not recorded.
+    fn after_last_event(&mut self) -> Option<SimAction> {
+        while self.input.front() == Some(&NUDGE) {
+            self.input.pop_front();
         }
         let checked = self.recording.has_input && self.recording.input == ReplayInput::Checked;
         if !checked {
-            self.typed.clear();
+            self.input.clear();
         }
-        if !self.typed.is_empty() {
-            return Some(self.mismatch("nothing more"));
+        if !self.input.is_empty() {
+            return Some(self.mismatch("to be empty"));
         }
         None
     }
@@ -278,52 +280,52 @@ impl GuestSim for ReplaySim {
     }
 
     fn handle_input(&mut self, _: Instant, bytes: &[u8]) {
-        let room = INPUT_MAX.saturating_sub(self.typed.len());
-        if self.recording.has_input && !self.over && !self.pressed {
-            self.typed.extend(&bytes[..bytes.len().min(room)]);
+        let room = INPUT_MAX.saturating_sub(self.input.len());
+        if self.recording.has_input && !self.has_ended && !self.button_pressed {
+            self.input.extend(&bytes[..bytes.len().min(room)]);
         }
     }
 
-    /// Goes on behind the place where it was pressed when this was recorded, whatever was to be
-    /// typed before. Where it was not, the guest just powers off.
+    /// Continues after the recorded button press and skips the input before it. If the recording has
+    /// none, the guest powers off.
     fn handle_power_button(&mut self, now: Instant) {
-        if self.pressed || self.deaf {
+        if self.button_pressed || self.ignores_power_button {
             return;
         }
-        self.pressed = true;
-        self.typed.clear();
+        self.button_pressed = true;
+        self.input.clear();
         let events = &self.recording.events;
-        let rest = events.get(self.at..).unwrap_or_default();
+        let rest = events.get(self.next..).unwrap_or_default();
         let press = rest.iter().position(|event| event.what == What::PowerButton);
         let moment = press.map(|n| rest[n].at);
-        self.at = press.map_or(events.len(), |n| self.at + n + 1);
-        self.within = 0;
+        self.next = press.map_or(events.len(), |n| self.next + n + 1);
+        self.matched = 0;
         self.anchor = (now, moment.unwrap_or_default());
     }
 
     fn poll_action(&mut self, now: Instant) -> Option<SimAction> {
         let events = Arc::clone(&self.recording.events);
-        if self.off && !self.over {
-            self.over = true;
+        if self.is_off && !self.has_ended {
+            self.has_ended = true;
             return Some(SimAction::Exit(Exit::with_code(0)));
         }
-        while !self.over {
-            let Some(event) = events.get(self.at) else {
-                if self.pressed && !self.deaf {
-                    self.off = true;
+        while !self.has_ended {
+            let Some(event) = events.get(self.next) else {
+                if self.button_pressed && !self.ignores_power_button {
+                    self.is_off = true;
                     return Some(SimAction::Event(GuestEvent::PoweredOff));
                 }
-                return self.after_all();
+                return self.after_last_event();
             };
-            let heard = match &event.what {
-                // Asked again, or typed on the way out, when this was recorded.
-                What::Input(_) | What::Secret | What::PowerButton if self.pressed => {
+            let progress = match &event.what {
+                // Another press of the button, or input while the guest powered off.
+                What::Input(_) | What::Secret | What::PowerButton if self.button_pressed => {
                     self.advance();
                     continue;
                 }
-                What::Input(wanted) => self.hear(wanted),
-                What::Secret => self.hear_secret(),
-                What::PowerButton => InputMatch::NotYet,
+                What::Input(wanted) => self.match_input(wanted),
+                What::Secret => self.match_secret(),
+                What::PowerButton => InputMatch::Incomplete,
                 _ if now < self.due(event) => return None,
                 What::Marker(_) => {
                     self.advance();
@@ -337,29 +339,29 @@ impl GuestSim for ReplaySim {
                     self.advance();
                     match end {
                         End::PoweredOff => {
-                            self.off = true;
+                            self.is_off = true;
                             return Some(SimAction::Event(GuestEvent::PoweredOff));
                         }
                         End::Reset => {
-                            self.over = true;
+                            self.has_ended = true;
                             return Some(SimAction::Event(GuestEvent::Reset));
                         }
                         End::Panicked => {
-                            self.over = true;
+                            self.has_ended = true;
                             return Some(SimAction::Event(GuestEvent::Panicked));
                         }
-                        // Whoever did that then has to do it again.
+                        // The VM was killed in the recording: the caller has to kill it again.
                         End::Cut => {
-                            self.deaf = true;
+                            self.ignores_power_button = true;
                             continue;
                         }
                     }
                 }
             };
-            match heard {
-                InputMatch::NotYet => return None,
-                InputMatch::Other { expected } => return Some(self.mismatch(&expected)),
-                InputMatch::All => {
+            match progress {
+                InputMatch::Incomplete => return None,
+                InputMatch::Mismatch { expected } => return Some(self.mismatch(&expected)),
+                InputMatch::Complete => {
                     self.anchor = (now, event.at);
                     self.advance();
                 }
@@ -369,17 +371,18 @@ impl GuestSim for ReplaySim {
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        let event = self.recording.events.get(self.at).filter(|_| !self.over && !self.off)?;
+        let event =
+            self.recording.events.get(self.next).filter(|_| !self.has_ended && !self.is_off)?;
         match event.what {
-            What::Input(_) | What::Secret | What::PowerButton if !self.pressed => None,
-            _ => Some(Deadline { at: self.due(event), why: "the replay goes on" }),
+            What::Input(_) | What::Secret | What::PowerButton if !self.button_pressed => None,
+            _ => Some(Deadline { at: self.due(event), why: "the replay continues" }),
         }
     }
 
     fn nonce(&self, from: u64) -> Option<u64> {
-        // A Ctrl-C may be on its way that ended the command before.
+        // Other input, such as the Ctrl-C for the previous command, may come before it.
         let typed =
-            self.recording.events.iter().skip(self.at).find_map(|event| match &event.what {
+            self.recording.events.iter().skip(self.next).find_map(|event| match &event.what {
                 What::Input(bytes) => shell_input::nonce(&String::from_utf8_lossy(bytes)),
                 _ => None,
             });
@@ -394,9 +397,9 @@ fn is_line_end(byte: u8) -> bool {
     matches!(byte, b'\r' | b'\n')
 }
 
-/// As it is shown in an error: quoted, escaped, and not too long.
+/// Quotes and escapes input for an error, and shortens it.
 fn shown(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
-    let more = if bytes.len() > SHOWN { " …" } else { "" };
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_MAX)]);
+    let more = if bytes.len() > SHOWN_MAX { " …" } else { "" };
     format!("{text:?}{more}")
 }

@@ -1,4 +1,4 @@
-//! [`ScriptedGuest`]: what a guest is to do, written down by a test.
+//! [`ScriptedGuest`]: a simulated guest that follows the steps of a test.
 
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
@@ -12,14 +12,15 @@ use core::time::Duration;
 use super::GuestSim;
 use super::scripted_sim::ScriptedSim;
 
-/// A guest that does as it was told.
+/// A simulated guest that follows the steps of a test.
 ///
-/// First its acts, in the order in which they were added: it says things, pauses, waits for lines
-/// to be typed. Then it is at its shell if it has one, and answers what it was told to answer.
-/// Where it is never told of an end it stays, and powers off when it is asked to.
+/// First the guest runs its steps in the order in which they were added: it prints text, pauses,
+/// expects lines of input. Then it shows its shell prompt, if it has a shell, and replies to the
+/// lines that [`ScriptedGuest::on`] defines. A guest without a step that ends it keeps running, and
+/// powers off when its power button is pressed.
 ///
 /// ```
-/// use capsa_proto::fake::{GuestReply, ScriptedGuest};
+/// use capsa_proto::sim::{GuestReply, ScriptedGuest};
 /// use core::time::Duration;
 ///
 /// let guest = ScriptedGuest::new()
@@ -36,27 +37,27 @@ use super::scripted_sim::ScriptedSim;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct ScriptedGuest {
-    pub(super) acts: Vec<Act>,
+    pub(super) steps: Vec<GuestStep>,
     pub(super) shell: Option<String>,
-    pub(super) answers: BTreeMap<String, GuestReply>,
-    pub(super) deaf: bool,
-    pub(super) off_after: Duration,
+    pub(super) replies: BTreeMap<String, GuestReply>,
+    pub(super) ignores_power_button: bool,
+    pub(super) power_off_delay: Duration,
     start_error: Option<String>,
 }
 
-/// What a guest does once.
+/// One step of a scripted guest.
 #[derive(Debug, Clone)]
-pub(super) enum Act {
-    Say(Vec<u8>),
+pub(super) enum GuestStep {
+    Print(Vec<u8>),
     Pause(Duration),
-    Hear(String),
+    ExpectLine(String),
     Login { name: String, password: Option<String> },
-    Finish(Finish),
+    End(GuestEnd),
 }
 
-/// An end, or a silence without one.
+/// How a guest ends, or stops responding.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Finish {
+pub(super) enum GuestEnd {
     PowerOff,
     Reboot,
     Panic(String),
@@ -65,86 +66,86 @@ pub(super) enum Finish {
     Hang,
 }
 
-/// What a guest does about a line it reads.
+/// What a scripted guest does when it reads a line.
 #[derive(Debug, Clone, Default)]
 pub struct GuestReply {
-    pub(super) after: Duration,
-    pub(super) said: Vec<u8>,
-    pub(super) lasting: Duration,
+    pub(super) delay: Duration,
+    pub(super) output: Vec<u8>,
+    pub(super) run_time: Duration,
     pub(super) status: i32,
-    pub(super) finish: Option<Finish>,
+    pub(super) end: Option<GuestEnd>,
 }
 
 impl GuestReply {
-    /// Says this. At a shell, it is the command's output, of status 0, and each `\n` becomes the
-    /// terminal's `\r\n`.
+    /// Prints this text. At a shell it is the output of a command with exit status 0, and each `\n`
+    /// becomes the terminal's `\r\n`.
     pub fn output(text: impl AsRef<[u8]>) -> Self {
-        Self { said: text.as_ref().to_owned(), ..Self::default() }
+        Self { output: text.as_ref().to_owned(), ..Self::default() }
     }
 
-    /// Says nothing. The command at the shell has this exit status.
+    /// Prints nothing; the command has this exit status.
     pub fn status(status: i32) -> Self {
         Self { status, ..Self::default() }
     }
 
     /// The guest powers off.
     pub fn power_off() -> Self {
-        Self::finish(Finish::PowerOff)
+        Self::end(GuestEnd::PowerOff)
     }
 
-    /// The guest resets. Where a reboot does not end the machine it does everything once more.
+    /// The guest resets. If the VM's reboot policy restarts it, the guest repeats all its steps.
     pub fn reboot() -> Self {
-        Self::finish(Finish::Reboot)
+        Self::end(GuestEnd::Reboot)
     }
 
-    /// The guest's kernel panics, with these words on the console.
-    pub fn panic(why: impl Into<String>) -> Self {
-        Self::finish(Finish::Panic(why.into()))
+    /// The guest kernel panics and prints this message.
+    pub fn panic(message: impl Into<String>) -> Self {
+        Self::end(GuestEnd::Panic(message.into()))
     }
 
-    /// The hypervisor exits with this status. That is no end a guest brings about.
+    /// The hypervisor process exits with this status, which is a hypervisor failure and not an end
+    /// that the guest causes.
     pub fn exit(status: i32) -> Self {
-        Self::finish(Finish::Exit(status))
+        Self::end(GuestEnd::Exit(status))
     }
 
-    /// The hypervisor is killed by this signal.
+    /// The hypervisor process is killed by this signal.
     pub fn killed(signal: i32) -> Self {
-        Self::finish(Finish::Killed(signal))
+        Self::end(GuestEnd::Killed(signal))
     }
 
-    /// The command never ends, unless Ctrl-C ends it.
+    /// The command runs until Ctrl-C interrupts it.
     pub fn blocks() -> Self {
-        Self { after: Duration::MAX, ..Self::default() }
+        Self { delay: Duration::MAX, ..Self::default() }
     }
 
-    /// The guest hangs: it says nothing more, and hears neither what is typed nor its power
-    /// button.
+    /// The guest hangs: it prints nothing more, and ignores input and its power button.
     pub fn hang() -> Self {
-        Self::finish(Finish::Hang)
+        Self::end(GuestEnd::Hang)
     }
 
-    fn finish(finish: Finish) -> Self {
-        Self { finish: Some(finish), ..Self::default() }
+    fn end(end: GuestEnd) -> Self {
+        Self { end: Some(end), ..Self::default() }
     }
 
-    /// Does so after this long.
+    /// Waits this long before it does anything.
     #[must_use]
-    pub fn after(mut self, pause: Duration) -> Self {
-        self.after = pause;
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
         self
     }
 
-    /// Goes on for this long after what it said, unless Ctrl-C ends it.
+    /// The command keeps running for this long after its output, or until Ctrl-C interrupts it.
     #[must_use]
     pub fn runs_for(mut self, time: Duration) -> Self {
-        self.lasting = time;
+        self.run_time = time;
         self
     }
 
-    /// Says this before what it does otherwise.
+    /// Prints this text first.
     #[must_use]
     pub fn with_output(mut self, text: impl AsRef<[u8]>) -> Self {
-        self.said = text.as_ref().to_owned();
+        self.output = text.as_ref().to_owned();
         self
     }
 
@@ -157,106 +158,107 @@ impl GuestReply {
 }
 
 impl ScriptedGuest {
-    /// A guest that says nothing, hears nothing but its power button, and never ends by itself.
+    /// A guest that prints nothing, ignores input, and powers off when its power button is pressed.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Says this, byte by byte as it stands.
+    /// Prints these bytes unchanged.
     #[must_use]
     pub fn print(self, text: impl AsRef<[u8]>) -> Self {
-        self.act(Act::Say(text.as_ref().to_owned()))
+        self.step(GuestStep::Print(text.as_ref().to_owned()))
     }
 
     /// Waits this long.
     #[must_use]
     pub fn pause(self, pause: Duration) -> Self {
-        self.act(Act::Pause(pause))
+        self.step(GuestStep::Pause(pause))
     }
 
-    /// Waits until this line is typed, and echoes what is. Other lines are passed over. Enter, as a
-    /// carriage return or a newline, ends a line.
+    /// Waits for this line of input. The guest echoes every line and ignores other lines. A carriage
+    /// return or a newline ends a line.
     #[must_use]
     pub fn expect_line(self, line: impl Into<String>) -> Self {
-        self.act(Act::Hear(line.into()))
+        self.step(GuestStep::ExpectLine(line.into()))
     }
 
-    /// Asks for a name and, where there is one, the password, until both are right.
+    /// Prompts for a user name and, if `password` is given, a password, until both are right.
     #[must_use]
     pub fn login(self, name: impl Into<String>, password: Option<&str>) -> Self {
-        self.act(Act::Login { name: name.into(), password: password.map(ToOwned::to_owned) })
+        self.step(GuestStep::Login { name: name.into(), password: password.map(ToOwned::to_owned) })
     }
 
-    /// Shows this prompt after all other acts, and reads commands. It echoes them, and knows those
-    /// that have an answer: [`ScriptedGuest::on`].
+    /// After all steps, shows this prompt and runs commands: the guest echoes each command and looks
+    /// up its reply, see [`ScriptedGuest::on`]. Other commands are not found (exit status 127).
     #[must_use]
     pub fn shell(mut self, prompt: impl Into<String>) -> Self {
         self.shell = Some(prompt.into());
         self
     }
 
-    /// Does this when it reads that line after its acts: a command where there is a shell, any line
-    /// otherwise.
+    /// Defines the reply to a line that the guest reads after its steps: to a command if it has a
+    /// [shell](ScriptedGuest::shell), otherwise to any line.
     #[must_use]
-    pub fn on(mut self, line: impl Into<String>, answer: GuestReply) -> Self {
-        self.answers.insert(line.into(), answer);
+    pub fn on(mut self, line: impl Into<String>, reply: GuestReply) -> Self {
+        self.replies.insert(line.into(), reply);
         self
     }
 
-    /// Powers off by itself here.
+    /// The guest powers off at this step.
     #[must_use]
     pub fn power_off(self) -> Self {
-        self.act(Act::Finish(Finish::PowerOff))
+        self.step(GuestStep::End(GuestEnd::PowerOff))
     }
 
-    /// Resets here. Where a reboot does not end the machine it begins once more.
+    /// The guest resets at this step. If the VM's reboot policy restarts it, the guest repeats all its
+    /// steps.
     #[must_use]
     pub fn reboot(self) -> Self {
-        self.act(Act::Finish(Finish::Reboot))
+        self.step(GuestStep::End(GuestEnd::Reboot))
     }
 
-    /// Panics here, with these words.
+    /// The guest kernel panics at this step and prints this message.
     #[must_use]
-    pub fn panic(self, why: impl Into<String>) -> Self {
-        self.act(Act::Finish(Finish::Panic(why.into())))
+    pub fn panic(self, message: impl Into<String>) -> Self {
+        self.step(GuestStep::End(GuestEnd::Panic(message.into())))
     }
 
-    /// The hypervisor exits here with this status.
+    /// The hypervisor process exits with this status at this step.
     #[must_use]
     pub fn exit(self, status: i32) -> Self {
-        self.act(Act::Finish(Finish::Exit(status)))
+        self.step(GuestStep::End(GuestEnd::Exit(status)))
     }
 
-    /// The hypervisor is killed here by this signal.
+    /// The hypervisor process is killed by this signal at this step.
     #[must_use]
     pub fn killed(self, signal: i32) -> Self {
-        self.act(Act::Finish(Finish::Killed(signal)))
+        self.step(GuestStep::End(GuestEnd::Killed(signal)))
     }
 
-    /// Hangs here: nothing more is said, and nothing heard, the power button included.
+    /// The guest hangs at this step: it prints nothing more, and ignores input and its power button.
     #[must_use]
     pub fn hang(self) -> Self {
-        self.act(Act::Finish(Finish::Hang))
+        self.step(GuestStep::End(GuestEnd::Hang))
     }
 
-    /// Ignores its power button.
+    /// The guest ignores its power button.
     #[must_use]
     pub fn ignore_power_button(mut self) -> Self {
-        self.deaf = true;
+        self.ignores_power_button = true;
         self
     }
 
-    /// Powers off this long after its power button was pressed; at once unless said.
+    /// How long the guest takes to power off after its power button was pressed. Default: zero.
     #[must_use]
-    pub fn power_off_delay(mut self, pause: Duration) -> Self {
-        self.off_after = pause;
+    pub fn power_off_delay(mut self, delay: Duration) -> Self {
+        self.power_off_delay = delay;
         self
     }
 
-    /// The machine cannot be started, for this reason.
+    /// The start of the VM fails with this error.
     #[must_use]
-    pub fn fail_to_start(mut self, why: impl Into<String>) -> Self {
-        self.start_error = Some(why.into());
+    pub fn fail_to_start(mut self, error: impl Into<String>) -> Self {
+        self.start_error = Some(error.into());
         self
     }
 
@@ -264,24 +266,24 @@ impl ScriptedGuest {
         self.start_error.as_deref()
     }
 
-    /// A play of it.
+    /// A new simulation of this guest.
     pub fn simulate(&self) -> Box<dyn GuestSim> {
         Box::new(ScriptedSim::new(Arc::new(self.clone())))
     }
 
-    fn act(mut self, act: Act) -> Self {
-        self.acts.push(act);
+    fn step(mut self, step: GuestStep) -> Self {
+        self.steps.push(step);
         self
     }
 
-    /// What it does at its shell about this command.
-    pub(super) fn answer(&self, command: &str) -> Option<GuestReply> {
-        match (self.answers.get(command), &self.shell) {
-            (Some(answer), _) => Some(answer.clone()),
-            (None, Some(_)) if command.trim().is_empty() => Some(GuestReply::default()),
+    /// The reply to this line: the defined one or, at a shell, "not found".
+    pub(super) fn reply_to(&self, line: &str) -> Option<GuestReply> {
+        match (self.replies.get(line), &self.shell) {
+            (Some(reply), _) => Some(reply.clone()),
+            (None, Some(_)) if line.trim().is_empty() => Some(GuestReply::default()),
             (None, Some(_)) => {
-                let said = format!("sh: {command}: not found\n");
-                Some(GuestReply::output(said).with_status(127))
+                let output = format!("sh: {line}: not found\n");
+                Some(GuestReply::output(output).with_status(127))
             }
             (None, None) => None,
         }

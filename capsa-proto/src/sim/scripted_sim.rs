@@ -1,4 +1,4 @@
-//! [`ScriptedSim`]: a [`ScriptedGuest`] that is on.
+//! [`ScriptedSim`]: the state machine of a running [`ScriptedGuest`].
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -8,227 +8,235 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::line_discipline::LineDiscipline;
-use super::scripted::{Act, Finish, GuestReply, ScriptedGuest};
+use super::scripted::{GuestEnd, GuestReply, GuestStep, ScriptedGuest};
 use super::shell_input::{ShellLine, ShellReader};
 use super::{GuestSim, SimAction};
 use crate::backend::GuestEvent;
 use crate::lifecycle::Exit;
 use crate::time::{Deadline, Instant};
 
-/// Ctrl-D at the shell's prompt.
+/// Ctrl-D at the shell prompt.
 const LOGOUT: &str = "\u{4}";
 
 #[derive(Debug)]
 pub(super) struct ScriptedSim {
     guest: Arc<ScriptedGuest>,
-    /// The next of its acts.
-    act: usize,
-    state: State,
-    /// What is under way.
-    doing: VecDeque<Doing>,
+    /// The index of the next step.
+    step: usize,
+    state: SimState,
+    pending: VecDeque<Pending>,
+    /// When a pause ends.
     due: Option<Instant>,
-    typed: LineDiscipline,
-    gathered: ShellReader,
-    /// The power button was heard. It is pressed again and again.
-    leaving: bool,
+    input: LineDiscipline,
+    shell: ShellReader,
+    /// The power button was pressed; further presses have no effect.
+    powering_off: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
-    Acting,
-    Hearing(String),
+enum SimState {
+    RunningSteps,
+    ExpectingLine(String),
     AskingName,
-    AskingPassword { right_name: bool },
-    Listening,
+    AskingPassword {
+        right_name: bool,
+    },
+    /// At the shell prompt or, without a shell, replying to lines.
+    Serving,
     Hung,
-    Over,
+    Ended,
 }
 
+/// What the guest does next.
 #[derive(Debug)]
-enum Doing {
-    Say(Vec<u8>),
+enum Pending {
+    Print(Vec<u8>),
     Pause(Duration),
-    Finish(Finish),
+    End(GuestEnd),
 }
 
 impl ScriptedSim {
     pub(super) fn new(guest: Arc<ScriptedGuest>) -> Self {
         Self {
             guest,
-            act: 0,
-            state: State::Acting,
-            doing: VecDeque::new(),
+            step: 0,
+            state: SimState::RunningSteps,
+            pending: VecDeque::new(),
             due: None,
-            typed: LineDiscipline::default(),
-            gathered: ShellReader::default(),
-            leaving: false,
+            input: LineDiscipline::default(),
+            shell: ShellReader::default(),
+            powering_off: false,
         }
     }
 
-    /// Puts what comes next into `doing`. `false` when that needs something to be typed.
-    fn go_on(&mut self) -> bool {
-        if self.state == State::Acting {
-            self.next_act();
+    /// Runs the next step or handles the next line of input. Returns `false` if the guest needs more
+    /// input.
+    fn advance(&mut self) -> bool {
+        if self.state == SimState::RunningSteps {
+            self.run_step();
             return true;
         }
-        let Some(line) = self.typed.next() else { return false };
+        let Some(line) = self.input.next() else { return false };
         match &self.state {
-            State::Hearing(wanted) => {
-                let heard = line == *wanted;
-                self.say(format!("{line}\r\n"));
-                if heard {
-                    self.state = State::Acting;
+            SimState::ExpectingLine(expected) => {
+                let is_expected = line == *expected;
+                self.print(format!("{line}\r\n"));
+                if is_expected {
+                    self.state = SimState::RunningSteps;
                 }
             }
-            State::AskingName => self.take_name(&line),
-            State::AskingPassword { right_name } => {
+            SimState::AskingName => self.take_name(&line),
+            SimState::AskingPassword { right_name } => {
                 let right = *right_name && self.credentials().1.as_deref() == Some(&line);
-                self.say("\r\n");
-                self.judge(right);
+                self.print("\r\n");
+                self.finish_login(right);
             }
-            State::Listening => self.listen(&line),
-            State::Acting | State::Hung | State::Over => return false,
+            SimState::Serving => self.serve(&line),
+            SimState::RunningSteps | SimState::Hung | SimState::Ended => return false,
         }
         true
     }
 
-    fn next_act(&mut self) {
+    fn run_step(&mut self) {
         let guest = Arc::clone(&self.guest);
-        let act = guest.acts.get(self.act);
-        match act {
-            Some(Act::Say(text)) => self.say(text),
-            Some(Act::Pause(pause)) => self.doing.push_back(Doing::Pause(*pause)),
-            Some(Act::Hear(line)) => self.state = State::Hearing(line.clone()),
-            Some(Act::Login { .. }) => {
-                self.state = State::AskingName;
-                self.say("login: ");
+        let step = guest.steps.get(self.step);
+        match step {
+            Some(GuestStep::Print(text)) => self.print(text),
+            Some(GuestStep::Pause(pause)) => self.pending.push_back(Pending::Pause(*pause)),
+            Some(GuestStep::ExpectLine(line)) => {
+                self.state = SimState::ExpectingLine(line.clone());
             }
-            Some(Act::Finish(finish)) => self.doing.push_back(Doing::Finish(finish.clone())),
+            Some(GuestStep::Login { .. }) => {
+                self.state = SimState::AskingName;
+                self.print("login: ");
+            }
+            Some(GuestStep::End(end)) => self.pending.push_back(Pending::End(end.clone())),
             None => {
-                self.state = State::Listening;
+                self.state = SimState::Serving;
                 self.prompt();
             }
         }
-        self.act += usize::from(act.is_some());
+        self.step += usize::from(step.is_some());
     }
 
-    /// The name and password of the login under way, which is the act before the next.
+    /// The name and password of the current login, which is the step before the next.
     fn credentials(&self) -> (String, Option<String>) {
-        match self.act.checked_sub(1).and_then(|at| self.guest.acts.get(at)) {
-            Some(Act::Login { name, password }) => (name.clone(), password.clone()),
+        match self.step.checked_sub(1).and_then(|at| self.guest.steps.get(at)) {
+            Some(GuestStep::Login { name, password }) => (name.clone(), password.clone()),
             _ => (String::new(), None),
         }
     }
 
     fn take_name(&mut self, line: &str) {
         let (name, password) = self.credentials();
-        self.say(format!("{line}\r\n"));
+        self.print(format!("{line}\r\n"));
         match (line, password) {
-            ("", _) => self.say("login: "),
+            ("", _) => self.print("login: "),
             (line, Some(_)) => {
-                self.state = State::AskingPassword { right_name: line == name };
-                self.say("Password: ");
+                self.state = SimState::AskingPassword { right_name: line == name };
+                self.print("Password: ");
             }
-            (line, None) => self.judge(line == name),
+            (line, None) => self.finish_login(line == name),
         }
     }
 
-    fn judge(&mut self, right: bool) {
+    fn finish_login(&mut self, right: bool) {
         if right {
-            self.state = State::Acting;
+            self.state = SimState::RunningSteps;
         } else {
-            self.state = State::AskingName;
-            self.say("\r\nLogin incorrect\r\nlogin: ");
+            self.state = SimState::AskingName;
+            self.print("\r\nLogin incorrect\r\nlogin: ");
         }
     }
 
-    fn listen(&mut self, line: &str) {
+    /// Handles a line at the shell or, without a shell, any line.
+    fn serve(&mut self, line: &str) {
         let has_shell = self.guest.shell.is_some();
         if has_shell && line == LOGOUT {
-            self.say("\r\n");
+            self.print("\r\n");
             return self.prompt();
         }
         if has_shell {
-            self.say(format!("{line}\r\n"));
+            self.print(format!("{line}\r\n"));
         }
-        match if has_shell { self.gathered.read(line) } else { ShellLine::Plain(line.into()) } {
+        match if has_shell { self.shell.read(line) } else { ShellLine::Plain(line.into()) } {
             ShellLine::Plain(command) => {
-                let Some(answer) = self.guest.answer(&command) else { return };
-                self.answer(answer);
+                let Some(reply) = self.guest.reply_to(&command) else { return };
+                self.reply(reply);
             }
-            ShellLine::SimulatedGuest { nonce } => self.say(format!("capsa:more:{nonce:016x}\r\n")),
+            ShellLine::Part { nonce } => self.print(format!("capsa:more:{nonce:016x}\r\n")),
             ShellLine::Run { command, nonce } => {
-                self.say(format!("capsa:begin:{nonce:016x}\r\n"));
-                let Some(answer) = self.guest.answer(&command) else { return };
-                let status = answer.status;
-                self.answer(answer);
-                self.say(format!("capsa:end:{nonce:016x}:{status};\r\n"));
+                self.print(format!("capsa:begin:{nonce:016x}\r\n"));
+                let Some(reply) = self.guest.reply_to(&command) else { return };
+                let status = reply.status;
+                self.reply(reply);
+                self.print(format!("capsa:end:{nonce:016x}:{status};\r\n"));
             }
         }
         self.prompt();
     }
 
-    fn answer(&mut self, answer: GuestReply) {
-        if answer.after > Duration::ZERO {
-            self.doing.push_back(Doing::Pause(answer.after));
+    fn reply(&mut self, reply: GuestReply) {
+        if reply.delay > Duration::ZERO {
+            self.pending.push_back(Pending::Pause(reply.delay));
         }
         match self.guest.shell {
-            Some(_) => self.say(as_a_terminal(&answer.said)),
-            None => self.say(&answer.said),
+            Some(_) => self.print(with_terminal_line_ends(&reply.output)),
+            None => self.print(&reply.output),
         }
-        if answer.lasting > Duration::ZERO {
-            self.doing.push_back(Doing::Pause(answer.lasting));
+        if reply.run_time > Duration::ZERO {
+            self.pending.push_back(Pending::Pause(reply.run_time));
         }
-        self.doing.extend(answer.finish.map(Doing::Finish));
+        self.pending.extend(reply.end.map(Pending::End));
     }
 
     fn prompt(&mut self) {
         if let Some(prompt) = self.guest.shell.clone() {
-            self.say(prompt);
+            self.print(prompt);
         }
     }
 
-    fn say(&mut self, text: impl AsRef<[u8]>) {
+    fn print(&mut self, text: impl AsRef<[u8]>) {
         if !text.as_ref().is_empty() {
-            self.doing.push_back(Doing::Say(text.as_ref().to_vec()));
+            self.pending.push_back(Pending::Print(text.as_ref().to_vec()));
         }
     }
 
     fn exit(&mut self, exit: Exit) -> SimAction {
-        self.state = State::Over;
+        self.state = SimState::Ended;
         SimAction::Exit(exit)
     }
 
-    /// What an end consists of. What is left of it comes next.
-    fn finish(&mut self, finish: Finish) -> Option<SimAction> {
-        self.doing.clear();
-        match finish {
-            Finish::PowerOff => {
-                self.doing.push_back(Doing::Finish(Finish::Exit(0)));
+    /// The first action of an end; further actions are queued.
+    fn end(&mut self, end: GuestEnd) -> Option<SimAction> {
+        self.pending.clear();
+        match end {
+            GuestEnd::PowerOff => {
+                self.pending.push_back(Pending::End(GuestEnd::Exit(0)));
                 Some(SimAction::Event(GuestEvent::PoweredOff))
             }
-            Finish::Reboot => {
-                // Whoever lets it reboot sees it all once more.
+            GuestEnd::Reboot => {
+                // If the reboot policy restarts the VM, the guest boots again.
                 *self = Self::new(Arc::clone(&self.guest));
                 Some(SimAction::Event(GuestEvent::Reset))
             }
-            Finish::Panic(why) if why.is_empty() => {
-                self.state = State::Hung;
+            GuestEnd::Panic(message) if message.is_empty() => {
+                self.state = SimState::Hung;
                 Some(SimAction::Event(GuestEvent::Panicked))
             }
-            Finish::Panic(why) => {
-                // Said first; what is left has no words.
-                self.doing.push_back(Doing::Finish(Finish::Panic(String::new())));
-                let text = format!("\r\nKernel panic - not syncing: {why}\r\n");
+            GuestEnd::Panic(message) => {
+                // The text comes before the event, which the empty message stands for.
+                self.pending.push_back(Pending::End(GuestEnd::Panic(String::new())));
+                let text = format!("\r\nKernel panic - not syncing: {message}\r\n");
                 Some(SimAction::Output(text.into_bytes()))
             }
-            Finish::Exit(status) => Some(self.exit(Exit::with_code(status))),
-            Finish::Killed(signal) => {
+            GuestEnd::Exit(status) => Some(self.exit(Exit::with_code(status))),
+            GuestEnd::Killed(signal) => {
                 let exit = Exit { code: None, signal: Some(signal), stderr_tail: String::new() };
                 Some(self.exit(exit))
             }
-            Finish::Hang => {
-                self.state = State::Hung;
+            GuestEnd::Hang => {
+                self.state = SimState::Hung;
                 None
             }
         }
@@ -239,47 +247,50 @@ impl GuestSim for ScriptedSim {
     fn begin(&mut self, _: Instant) {}
 
     fn handle_input(&mut self, _: Instant, bytes: &[u8]) {
-        if self.leaving || matches!(self.state, State::Hung | State::Over) {
+        if self.powering_off || matches!(self.state, SimState::Hung | SimState::Ended) {
             return;
         }
-        self.typed.push(bytes);
-        // A command that ran is not running any more; anything else goes its way.
-        if self.typed.interrupted() && self.state == State::Listening && self.guest.shell.is_some()
+        self.input.push(bytes);
+        // Ctrl-C ends a running command. In other states it has no effect.
+        if self.input.take_interrupt()
+            && self.state == SimState::Serving
+            && self.guest.shell.is_some()
         {
-            self.doing.clear();
+            self.pending.clear();
             self.due = None;
-            self.say("^C\r\n");
+            self.print("^C\r\n");
             self.prompt();
         }
     }
 
     fn handle_power_button(&mut self, _: Instant) {
-        let deaf = self.guest.deaf || matches!(self.state, State::Hung | State::Over);
-        if deaf || self.leaving {
+        let ignored = self.guest.ignores_power_button
+            || matches!(self.state, SimState::Hung | SimState::Ended);
+        if ignored || self.powering_off {
             return;
         }
-        self.leaving = true;
-        self.doing.clear();
+        self.powering_off = true;
+        self.pending.clear();
         self.due = None;
-        self.doing.push_back(Doing::Pause(self.guest.off_after));
-        self.doing.push_back(Doing::Finish(Finish::PowerOff));
+        self.pending.push_back(Pending::Pause(self.guest.power_off_delay));
+        self.pending.push_back(Pending::End(GuestEnd::PowerOff));
     }
 
     fn poll_action(&mut self, now: Instant) -> Option<SimAction> {
-        while !matches!(self.state, State::Hung | State::Over) {
+        while !matches!(self.state, SimState::Hung | SimState::Ended) {
             if self.due.is_some_and(|due| now < due) {
                 return None;
             }
             self.due = None;
-            match self.doing.pop_front() {
-                Some(Doing::Say(bytes)) => return Some(SimAction::Output(bytes)),
-                Some(Doing::Pause(pause)) => self.due = Some(now + pause),
-                Some(Doing::Finish(finish)) => {
-                    if let Some(deed) = self.finish(finish) {
-                        return Some(deed);
+            match self.pending.pop_front() {
+                Some(Pending::Print(bytes)) => return Some(SimAction::Output(bytes)),
+                Some(Pending::Pause(pause)) => self.due = Some(now + pause),
+                Some(Pending::End(end)) => {
+                    if let Some(action) = self.end(end) {
+                        return Some(action);
                     }
                 }
-                None if self.go_on() => {}
+                None if self.advance() => {}
                 None => return None,
             }
         }
@@ -287,12 +298,12 @@ impl GuestSim for ScriptedSim {
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        self.due.map(|at| Deadline { at, why: "the fake guest goes on" })
+        self.due.map(|at| Deadline { at, why: "the scripted guest continues" })
     }
 }
 
-/// With the line ends that a terminal makes.
-fn as_a_terminal(text: &[u8]) -> Vec<u8> {
+/// Replaces each `\n` by `\r\n`, as a terminal does.
+fn with_terminal_line_ends(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for &byte in text {
         if byte == b'\n' {

@@ -1,29 +1,28 @@
-//! What [`RunCommand`](crate::console::RunCommand) types, read as a shell would: which command is in
-//! it, and by which number its marks go.
+//! [`ShellReader`]: parses the lines that [`RunCommand`](crate::console::RunCommand) writes, as a
+//! shell would: which command they carry, and the nonce of its marks.
 //!
-//! This knows the lines that `console/script/line.rs` makes, and no other shell; a test holds the
-//! two together.
+//! It understands only the lines of `console/script/line.rs`. A test checks that the two agree.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// A line at the shell's prompt.
+/// A line at the shell prompt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ShellLine {
-    /// As somebody typed it.
+    /// A line that `RunCommand` did not write.
     Plain(String),
-    /// A part of a long command; more comes.
-    SimulatedGuest { nonce: u64 },
-    /// A command between its marks.
+    /// A part of a long command; more lines follow.
+    Part { nonce: u64 },
+    /// A command and the nonce of its marks.
     Run { command: String, nonce: u64 },
 }
 
-/// The shell variable that a long command is gathered in.
+/// The shell variable that collects the parts of a long command.
 #[derive(Debug, Default)]
 pub(super) struct ShellReader(String);
 
 impl ShellReader {
-    /// Reads one line.
+    /// Parses one line.
     pub(super) fn read(&mut self, line: &str) -> ShellLine {
         self.part(line)
             .or_else(|| self.run(line))
@@ -42,7 +41,7 @@ impl ShellReader {
             self.0.clear();
         }
         self.0.push_str(&piece);
-        Some(ShellLine::SimulatedGuest { nonce })
+        Some(ShellLine::Part { nonce })
     }
 
     fn run(&self, line: &str) -> Option<ShellLine> {
@@ -64,7 +63,7 @@ impl ShellReader {
     }
 }
 
-/// The number in a typed line that begins the marks of a command.
+/// The nonce in a line that `RunCommand` wrote.
 pub(super) fn nonce(line: &str) -> Option<u64> {
     ["capsa begin ", "capsa more "].iter().find_map(|mark| {
         let (_, rest) = line.split_once(mark)?;
@@ -72,7 +71,7 @@ pub(super) fn nonce(line: &str) -> Option<u64> {
     })
 }
 
-/// What stands in the quotes at the beginning, and what comes after them.
+/// The word in quotes at the beginning of `text`, and the text after it.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut word = String::new();
     let mut rest = text.strip_prefix('\'')?;
@@ -89,7 +88,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// What `printf %b` makes of it.
+/// Expands escapes like `printf %b`.
 fn unescape(text: &str) -> String {
     let (mut out, mut bytes) = (Vec::new(), text.bytes().peekable());
     while let Some(byte) = bytes.next() {
@@ -122,41 +121,41 @@ mod tests {
     use alloc::vec;
     use proptest::prelude::*;
 
-    /// Every line of the command as it is typed, and what it is read as.
-    fn through(command: &str) -> ShellLine {
+    /// Writes a command line by line with `RunCommand`, and parses these lines.
+    fn round_trip(command: &str) -> ShellLine {
         let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
         let script = RunCommand::new(command, None, 0xcafe, Instant::ZERO, None);
         let mut script = script.expect("typeable");
-        let mut gathered = ShellReader::default();
+        let mut reader = ShellReader::default();
         for _ in 0..1000 {
             let ScriptAction::Write(line) =
                 script.poll_output(Instant::ZERO, &log, &mut cursor, false)
             else {
-                panic!("nothing is typed");
+                panic!("no line written");
             };
             let line = String::from_utf8(line).expect("ASCII");
             assert_eq!(nonce(&line), Some(0xcafe));
-            match gathered.read(line.trim_end_matches('\n')) {
-                ShellLine::SimulatedGuest { nonce } => {
+            match reader.read(line.trim_end_matches('\n')) {
+                ShellLine::Part { nonce } => {
                     log.push(format!("capsa:more:{nonce:016x}\r\n").as_bytes());
                 }
                 read => return read,
             }
         }
-        panic!("no end in sight");
+        panic!("too many lines");
     }
 
     #[test]
-    fn what_is_typed_for_a_command_is_read_as_that_command() {
+    fn shell_reader_command_lines_yield_command() {
         let long = "echo 'x\\0' ".repeat(200);
         for command in ["uname -r", "echo 'it'\\''s'", "a\nb\té\\n", "", &long] {
             let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe };
-            assert_eq!(through(command), run);
+            assert_eq!(round_trip(command), run);
         }
     }
 
     #[test]
-    fn what_somebody_types_is_itself() {
+    fn shell_reader_other_lines_are_plain() {
         for line in ["ls", " printf x", " capsa_command='", "", "'"] {
             assert_eq!(ShellReader::default().read(line), ShellLine::Plain(line.to_string()));
         }
@@ -165,9 +164,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn any_command_comes_through(command in r#"([ -~]|'|\\|\n|é){0,900}"#) {
+        fn shell_reader_any_command_round_trips(command in r#"([ -~]|'|\\|\n|é){0,900}"#) {
             let run = vec![ShellLine::Run { command: command.clone(), nonce: 0xcafe }];
-            prop_assert_eq!(vec![through(&command)], run);
+            prop_assert_eq!(vec![round_trip(&command)], run);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Plays by example: what fake guests and replays do about what is typed.
+//! Tests of scripted guests and replays: what they do for given input.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -7,108 +7,108 @@ use core::time::Duration;
 use super::*;
 use crate::codec::asciicast::{Encoder, End, Header};
 
-/// Everything a play does until it waits, with its console as text.
-fn deeds(play: &mut dyn GuestSim, now: Instant) -> (String, Vec<SimAction>) {
-    let (mut said, mut others) = (Vec::new(), Vec::new());
+/// All actions until the simulation waits: the console output as text, and the other actions.
+fn actions(sim: &mut dyn GuestSim, now: Instant) -> (String, Vec<SimAction>) {
+    let (mut text, mut others) = (Vec::new(), Vec::new());
     for _ in 0..1000 {
-        match play.poll_action(now) {
-            Some(SimAction::Output(bytes)) => said.extend(bytes),
+        match sim.poll_action(now) {
+            Some(SimAction::Output(bytes)) => text.extend(bytes),
             Some(other) => others.push(other),
-            None => return (String::from_utf8(said).expect("text"), others),
+            None => return (String::from_utf8(text).expect("text"), others),
         }
     }
-    panic!("no end in sight");
+    panic!("too many actions");
 }
 
-fn said(play: &mut dyn GuestSim, now: Instant) -> String {
-    let (said, others) = deeds(play, now);
+fn output(sim: &mut dyn GuestSim, now: Instant) -> String {
+    let (text, others) = actions(sim, now);
     assert_eq!(others, []);
-    said
+    text
 }
 
-fn type_in(play: &mut dyn GuestSim, text: &str) -> String {
-    play.handle_input(Instant::ZERO, text.as_bytes());
-    said(play, Instant::ZERO)
+fn send(sim: &mut dyn GuestSim, text: &str) -> String {
+    sim.handle_input(Instant::ZERO, text.as_bytes());
+    output(sim, Instant::ZERO)
 }
 
 #[test]
-fn acts_come_in_order_and_wait_for_their_lines() {
+fn steps_run_in_order_and_wait_for_lines() {
     let guest = ScriptedGuest::new()
         .print("ready? ")
         .expect_line("yes")
         .pause(Duration::from_secs(1))
         .print("go");
-    let mut play = guest.simulate();
-    assert_eq!(said(&mut *play, Instant::ZERO), "ready? ");
-    assert_eq!(play.poll_timeout(), None);
-    assert_eq!(type_in(&mut *play, "no\nye"), "no\r\n");
-    assert_eq!(type_in(&mut *play, "s\r"), "yes\r\n");
-    let at = play.poll_timeout().expect("a pause").at;
+    let mut sim = guest.simulate();
+    assert_eq!(output(&mut *sim, Instant::ZERO), "ready? ");
+    assert_eq!(sim.poll_timeout(), None);
+    assert_eq!(send(&mut *sim, "no\nye"), "no\r\n");
+    assert_eq!(send(&mut *sim, "s\r"), "yes\r\n");
+    let at = sim.poll_timeout().expect("a pause").at;
     assert_eq!(at, Instant::ZERO + Duration::from_secs(1));
-    assert_eq!(said(&mut *play, at), "go");
+    assert_eq!(output(&mut *sim, at), "go");
 }
 
 #[test]
-fn a_login_asks_until_both_are_right() {
-    let mut play = ScriptedGuest::new().login("root", Some("secret")).shell("# ").simulate();
-    assert_eq!(said(&mut *play, Instant::ZERO), "login: ");
-    assert_eq!(type_in(&mut *play, "root\r"), "root\r\nPassword: ");
-    assert_eq!(type_in(&mut *play, "wrong\r"), "\r\n\r\nLogin incorrect\r\nlogin: ");
-    assert_eq!(type_in(&mut *play, "user\rsecret\r").matches("Login incorrect").count(), 1);
-    assert_eq!(type_in(&mut *play, "root\rsecret\r"), "root\r\nPassword: \r\n# ");
+fn login_wrong_credentials_asks_again() {
+    let mut sim = ScriptedGuest::new().login("root", Some("secret")).shell("# ").simulate();
+    assert_eq!(output(&mut *sim, Instant::ZERO), "login: ");
+    assert_eq!(send(&mut *sim, "root\r"), "root\r\nPassword: ");
+    assert_eq!(send(&mut *sim, "wrong\r"), "\r\n\r\nLogin incorrect\r\nlogin: ");
+    assert_eq!(send(&mut *sim, "user\rsecret\r").matches("Login incorrect").count(), 1);
+    assert_eq!(send(&mut *sim, "root\rsecret\r"), "root\r\nPassword: \r\n# ");
 }
 
 #[test]
-fn a_shell_answers_and_ctrl_c_ends_what_does_not() {
+fn shell_replies_and_ctrl_c_ends_blocked_command() {
     let guest = ScriptedGuest::new().shell("$ ").on("pwd", GuestReply::output("/root\n"));
-    let mut play = guest.on("wait", GuestReply::blocks()).simulate();
-    assert_eq!(said(&mut *play, Instant::ZERO), "$ ");
-    assert_eq!(type_in(&mut *play, "pwd\n"), "pwd\r\n/root\r\n$ ");
-    assert_eq!(type_in(&mut *play, "wait\npwd\n"), "wait\r\n");
-    assert_eq!(type_in(&mut *play, "\x03"), "^C\r\n$ ");
-    assert_eq!(type_in(&mut *play, "nix\n"), "nix\r\nsh: nix: not found\r\n$ ");
+    let mut sim = guest.on("wait", GuestReply::blocks()).simulate();
+    assert_eq!(output(&mut *sim, Instant::ZERO), "$ ");
+    assert_eq!(send(&mut *sim, "pwd\n"), "pwd\r\n/root\r\n$ ");
+    assert_eq!(send(&mut *sim, "wait\npwd\n"), "wait\r\n");
+    assert_eq!(send(&mut *sim, "\x03"), "^C\r\n$ ");
+    assert_eq!(send(&mut *sim, "nix\n"), "nix\r\nsh: nix: not found\r\n$ ");
 }
 
 #[test]
-fn without_a_shell_lines_are_answered_and_nothing_is_echoed() {
-    let mut play = ScriptedGuest::new().on("ping", GuestReply::output("pong\n")).simulate();
-    assert_eq!(type_in(&mut *play, "what\nping\n"), "pong\n");
+fn no_shell_replies_without_echo() {
+    let mut sim = ScriptedGuest::new().on("ping", GuestReply::output("pong\n")).simulate();
+    assert_eq!(send(&mut *sim, "what\nping\n"), "pong\n");
 }
 
 #[test]
-fn a_power_button_is_heard_unless_the_guest_is_deaf_or_hangs() {
-    for (guest, heard) in [
+fn power_button_ignored_or_hung_does_nothing() {
+    for (guest, reacts) in [
         (ScriptedGuest::new(), true),
         (ScriptedGuest::new().shell("# "), true),
         (ScriptedGuest::new().ignore_power_button(), false),
         (ScriptedGuest::new().hang(), false),
     ] {
-        let mut play = guest.simulate();
-        let _ = deeds(&mut *play, Instant::ZERO);
-        play.handle_power_button(Instant::ZERO);
-        play.handle_power_button(Instant::ZERO);
-        let (_, others) = deeds(&mut *play, Instant::ZERO);
+        let mut sim = guest.simulate();
+        let _ = actions(&mut *sim, Instant::ZERO);
+        sim.handle_power_button(Instant::ZERO);
+        sim.handle_power_button(Instant::ZERO);
+        let (_, others) = actions(&mut *sim, Instant::ZERO);
         let off = [SimAction::Event(GuestEvent::PoweredOff), SimAction::Exit(Exit::with_code(0))];
-        assert_eq!(others, if heard { &off[..] } else { &[] }, "{guest:?}");
+        assert_eq!(others, if reacts { &off[..] } else { &[] }, "{guest:?}");
     }
 }
 
 #[test]
-fn a_panic_is_said_before_it_is_told() {
-    let mut play = ScriptedGuest::new().panic("no init").print("never").simulate();
-    let (said, others) = deeds(&mut *play, Instant::ZERO);
-    assert_eq!(said, "\r\nKernel panic - not syncing: no init\r\n");
+fn panic_text_precedes_event() {
+    let mut sim = ScriptedGuest::new().panic("no init").print("never").simulate();
+    let (text, others) = actions(&mut *sim, Instant::ZERO);
+    assert_eq!(text, "\r\nKernel panic - not syncing: no init\r\n");
     assert_eq!(others, [SimAction::Event(GuestEvent::Panicked)]);
 }
 
 #[test]
-fn a_reboot_begins_everything_once_more() {
-    let mut play = ScriptedGuest::new().print("boot\n").expect_line("reboot").reboot().simulate();
-    assert_eq!(said(&mut *play, Instant::ZERO), "boot\n");
-    play.handle_input(Instant::ZERO, b"reboot\n");
-    let (said, others) = deeds(&mut *play, Instant::ZERO);
+fn reboot_repeats_all_steps() {
+    let mut sim = ScriptedGuest::new().print("boot\n").expect_line("reboot").reboot().simulate();
+    assert_eq!(output(&mut *sim, Instant::ZERO), "boot\n");
+    sim.handle_input(Instant::ZERO, b"reboot\n");
+    let (text, others) = actions(&mut *sim, Instant::ZERO);
     assert_eq!(
-        (said.as_str(), &others[..]),
+        (text.as_str(), &others[..]),
         ("reboot\r\nboot\n", &[SimAction::Event(GuestEvent::Reset)][..])
     );
 }
@@ -131,16 +131,16 @@ fn recording() -> Replay {
 }
 
 #[test]
-fn a_replay_answers_no_sooner_than_it_is_asked() {
-    let mut play = recording().simulate();
-    play.begin(Instant::ZERO);
-    assert_eq!(said(&mut *play, Instant::ZERO), "login: ");
-    assert_eq!(type_in(&mut *play, "ro"), "");
-    assert_eq!(type_in(&mut *play, "ot\r"), "root\r\nPassword: ");
-    assert_eq!(type_in(&mut *play, "anything\r"), "\r\n# ");
-    play.handle_power_button(Instant::ZERO);
-    let (said, others) = deeds(&mut *play, Instant::ZERO);
-    assert_eq!(said, "bye\r\n");
+fn replay_output_waits_for_recorded_input() {
+    let mut sim = recording().simulate();
+    sim.begin(Instant::ZERO);
+    assert_eq!(output(&mut *sim, Instant::ZERO), "login: ");
+    assert_eq!(send(&mut *sim, "ro"), "");
+    assert_eq!(send(&mut *sim, "ot\r"), "root\r\nPassword: ");
+    assert_eq!(send(&mut *sim, "anything\r"), "\r\n# ");
+    sim.handle_power_button(Instant::ZERO);
+    let (text, others) = actions(&mut *sim, Instant::ZERO);
+    assert_eq!(text, "bye\r\n");
     assert_eq!(
         others,
         [SimAction::Event(GuestEvent::PoweredOff), SimAction::Exit(Exit::with_code(0))]
@@ -148,49 +148,48 @@ fn a_replay_answers_no_sooner_than_it_is_asked() {
 }
 
 #[test]
-fn a_replay_in_its_original_tempo_counts_from_the_inputs() {
-    let mut play = recording().speed(ReplaySpeed::Original).simulate();
+fn replay_original_speed_counts_from_inputs() {
+    let mut sim = recording().speed(ReplaySpeed::Original).simulate();
     let mut now = Instant::from_micros(7);
-    play.begin(now);
-    assert_eq!(said(&mut *play, now), "");
+    sim.begin(now);
+    assert_eq!(output(&mut *sim, now), "");
     now = now + SECOND;
-    assert_eq!(play.poll_timeout().expect("output").at, now);
-    assert_eq!(said(&mut *play, now), "login: ");
+    assert_eq!(sim.poll_timeout().expect("output").at, now);
+    assert_eq!(output(&mut *sim, now), "login: ");
     now = now + 100 * SECOND;
-    play.handle_input(now, b"root\r");
-    assert_eq!(said(&mut *play, now), "");
-    assert_eq!(play.poll_timeout().expect("output").at, now + SECOND);
-    assert_eq!(said(&mut *play, now + SECOND), "root\r\nPassword: ");
+    sim.handle_input(now, b"root\r");
+    assert_eq!(output(&mut *sim, now), "");
+    assert_eq!(sim.poll_timeout().expect("output").at, now + SECOND);
+    assert_eq!(output(&mut *sim, now + SECOND), "root\r\nPassword: ");
 }
 
 #[test]
-fn another_input_than_the_recorded_ends_the_replay_and_shows_both() {
-    let mut play = recording().simulate();
-    play.handle_input(Instant::ZERO, b"rost\r");
-    let (_, others) = deeds(&mut *play, Instant::ZERO);
+fn replay_other_input_exits_with_both_texts() {
+    let mut sim = recording().simulate();
+    sim.handle_input(Instant::ZERO, b"rost\r");
+    let (_, others) = actions(&mut *sim, Instant::ZERO);
     let [SimAction::Exit(exit)] = &others[..] else { panic!("{others:?}") };
-    let text =
-        r#"exited with status 1: the replay expected "ot\r" to be typed here, and got "st\r""#;
+    let text = r#"exited with status 1: the replay expected the input "ot\r" but got "st\r""#;
     assert_eq!(exit.to_string(), text);
-    let mut play = recording().input(ReplayInput::Ignored).simulate();
-    assert!(type_in(&mut *play, "rost\r").ends_with("Password: "));
+    let mut sim = recording().input(ReplayInput::Ignored).simulate();
+    assert!(send(&mut *sim, "rost\r").ends_with("Password: "));
 }
 
 #[test]
-fn an_enter_out_of_impatience_is_not_missed_and_not_minded() {
-    let mut play = recording().simulate();
-    assert_eq!(type_in(&mut *play, "\r\rroot\r"), "login: root\r\nPassword: ");
+fn replay_ignores_enter_nudges() {
+    let mut sim = recording().simulate();
+    assert_eq!(send(&mut *sim, "\r\rroot\r"), "login: root\r\nPassword: ");
 }
 
 #[test]
-fn a_recording_of_output_alone_minds_nothing() {
+fn replay_without_input_accepts_any_input() {
     let file = "{\"version\":2,\"width\":80,\"height\":24}\n[1,\"o\",\"a\"]\n";
-    let mut play = Replay::parse(file.as_bytes()).expect("well-formed").simulate();
-    assert_eq!(type_in(&mut *play, "whatever\n"), "a");
+    let mut sim = Replay::parse(file.as_bytes()).expect("well-formed").simulate();
+    assert_eq!(send(&mut *sim, "whatever\n"), "a");
 }
 
 #[test]
-fn the_number_of_a_command_is_that_of_the_recording() {
+fn replay_nonce_is_the_recorded_one() {
     let line = "[1,\"o\",\"x capsa:begin:00000000000000ff\\r\\n\"]\n";
     let header = "{\"version\":2,\"width\":80,\"height\":24}\n";
     let output_alone = Replay::parse([header, line].concat().as_bytes()).expect("well-formed");

@@ -31,7 +31,7 @@ thread_local! {
 ///     Err("and now?")?
 /// }
 /// let shown = format!("{:?}", test().unwrap_err());
-/// assert_eq!(shown, "and now?\nconsole of the fake VM, which is running, at its end:\n  | no init found");
+/// assert_eq!(shown, "and now?\nconsole of the simulated VM, which is running, at its end:\n  | no init found");
 /// # }
 /// ```
 pub fn show_on_failure(vm: &impl AsRef<VmHandle>) -> ShowOnFailure {
