@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use capsa::asciicast::{Decoder, What};
+use capsa::asciicast::{CastEventKind, Decoder};
 use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
@@ -214,10 +214,10 @@ fn log_and_recording_have_all_that_was_said_and_typed() {
     let (mut said, mut typed) = (Vec::new(), Vec::new());
     let mut ended = false;
     while let Some(event) = decoder.poll_event().unwrap() {
-        match event.what {
-            What::Output(bytes) => said.extend(bytes),
-            What::Input(bytes) => typed.extend(bytes),
-            What::End(_) => ended = true,
+        match event.kind {
+            CastEventKind::Output(bytes) => said.extend(bytes),
+            CastEventKind::Input(bytes) => typed.extend(bytes),
+            CastEventKind::End(_) => ended = true,
             _ => {}
         }
     }

@@ -68,7 +68,7 @@ mod recorder {
     use std::time::{Duration, Instant, SystemTime};
 
     use capsa_io::input_log::{InputRecord, RecordedInput};
-    use capsa_proto::codec::asciicast::{Encoder, End, Header};
+    use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
     use futures_lite::AsyncReadExt;
     use futures_lite::future::block_on;
 
@@ -144,7 +144,7 @@ mod recorder {
         fn record(&mut self, vm: &Arc<Shared>, mut reader: ConsoleReader) -> io::Result<()> {
             let timestamp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let timestamp = timestamp.ok().map(|since| since.as_secs());
-            let header = self.encoder.header(&Header { timestamp, ..Header::default() });
+            let header = self.encoder.header(&CastHeader { timestamp, ..CastHeader::default() });
             self.file.write_all(header.as_bytes())?;
             let mut chunk = vec![0; 16 * 1024];
             let mut lost = 0;
@@ -227,10 +227,10 @@ mod recorder {
                 }
             }));
             let end = match ended_by {
-                EndedBy::GuestPowerOff => End::PoweredOff,
-                EndedBy::GuestReboot => End::Reset,
-                EndedBy::GuestPanic => End::Panicked,
-                _ => End::Cut,
+                EndedBy::GuestPowerOff => RecordedEnd::PoweredOff,
+                EndedBy::GuestReboot => RecordedEnd::Reset,
+                EndedBy::GuestPanic => RecordedEnd::Panicked,
+                _ => RecordedEnd::Cut,
             };
             let rest = self.encoder.finish();
             self.file.write_all(rest.as_bytes())?;

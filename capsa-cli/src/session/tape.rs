@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use capsa::asciicast::{Encoder, End, Header};
+use capsa::asciicast::{CastHeader, Encoder, RecordedEnd};
 use capsa::embed::{ReaderId, Vm};
 use capsa::{EndedBy, StopReport};
 use rustix::termios::tcgetwinsize;
@@ -48,8 +48,10 @@ impl Tape {
     pub(crate) fn begin(&mut self, voice: &Voice) {
         self.begin = Instant::now();
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let mut header =
-            Header { timestamp: since.ok().map(|since| since.as_secs()), ..Header::default() };
+        let mut header = CastHeader {
+            timestamp: since.ok().map(|since| since.as_secs()),
+            ..CastHeader::default()
+        };
         if let Ok(size) = tcgetwinsize(io::stdin())
             && size.ws_col > 0
             && size.ws_row > 0
@@ -82,10 +84,10 @@ impl Tape {
     /// Writes what is left.
     pub(crate) fn finish(&mut self, report: Option<&StopReport>, voice: &Voice) {
         let end = match report.map(|report| &report.ended_by) {
-            Some(EndedBy::GuestPowerOff) => End::PoweredOff,
-            Some(EndedBy::GuestReboot) => End::Reset,
-            Some(EndedBy::GuestPanic) => End::Panicked,
-            _ => End::Cut,
+            Some(EndedBy::GuestPowerOff) => RecordedEnd::PoweredOff,
+            Some(EndedBy::GuestReboot) => RecordedEnd::Reset,
+            Some(EndedBy::GuestPanic) => RecordedEnd::Panicked,
+            _ => RecordedEnd::Cut,
         };
         self.write(voice, |encoder, at| encoder.finish() + &encoder.end(at, end));
     }

@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use serde_json::Value;
 
-use super::asciicast::{self, Decoder, Encoder, Header, What};
+use super::asciicast::{self, CastEventKind, CastHeader, Decoder, Encoder};
 use super::http::{HttpError, Response, ResponseDecoder};
 use super::json_stream::JsonStream;
 use super::qmp::{QmpDecoder, QmpMessage, encode_command};
@@ -126,7 +126,7 @@ pub fn asciicast(data: &[u8]) {
     }
     for sizes in CUTS {
         let mut encoder = Encoder::new();
-        let mut file = encoder.header(&Header::default());
+        let mut file = encoder.header(&CastHeader::default());
         for (n, piece) in pieces(data, sizes).enumerate() {
             // Times as wild as the data, and both streams at once.
             let at = Duration::from_micros(u64::from(piece[0]) * n as u64);
@@ -146,9 +146,9 @@ pub fn asciicast(data: &[u8]) {
         assert_eq!(error, None, "our own recording does not decode");
         let (mut output, mut input) = (Vec::new(), Vec::new());
         for event in events {
-            match event.what {
-                What::Output(bytes) => output.extend(bytes),
-                What::Input(bytes) => input.extend(bytes),
+            match event.kind {
+                CastEventKind::Output(bytes) => output.extend(bytes),
+                CastEventKind::Input(bytes) => input.extend(bytes),
                 other => panic!("nobody recorded {other:?}"),
             }
         }

@@ -22,7 +22,7 @@ use memchr::memmem;
 use super::{GuestSim, INPUT_MAX, SimAction, shell_input};
 use crate::backend::GuestEvent;
 use crate::codec::MAX_BACKLOG;
-use crate::codec::asciicast::{AsciicastError, Decoder, End, Event, What};
+use crate::codec::asciicast::{AsciicastError, CastEvent, CastEventKind, Decoder, RecordedEnd};
 use crate::lifecycle::Exit;
 use crate::time::{Deadline, Instant};
 
@@ -60,7 +60,7 @@ pub enum ReplayInput {
 /// A simulated guest that repeats a recording.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    events: Arc<[Event]>,
+    events: Arc<[CastEvent]>,
     /// The offsets of the begin marks of commands in the output, and their nonces.
     marks: Arc<[(u64, u64)]>,
     has_input: bool,
@@ -105,7 +105,9 @@ impl Replay {
         while let Some(event) = decoder.poll_event()? {
             events.push(event);
         }
-        let is_input = |event: &Event| matches!(event.what, What::Input(_) | What::Secret);
+        let is_input = |event: &CastEvent| {
+            matches!(event.kind, CastEventKind::Input(_) | CastEventKind::Secret)
+        };
         Ok(Self {
             marks: marks(&events).into(),
             has_input: events.iter().any(is_input),
@@ -146,11 +148,11 @@ impl Replay {
 }
 
 /// The offset and nonce of each command's begin mark in the output.
-fn marks(events: &[Event]) -> Vec<(u64, u64)> {
+fn marks(events: &[CastEvent]) -> Vec<(u64, u64)> {
     let output: Vec<u8> = events
         .iter()
-        .filter_map(|event| match &event.what {
-            What::Output(bytes) => Some(bytes.as_slice()),
+        .filter_map(|event| match &event.kind {
+            CastEventKind::Output(bytes) => Some(bytes.as_slice()),
             _ => None,
         })
         .flatten()
@@ -198,7 +200,7 @@ enum InputMatch {
 }
 
 impl ReplaySim {
-    fn due(&self, event: &Event) -> Instant {
+    fn due(&self, event: &CastEvent) -> Instant {
         match self.recording.speed {
             ReplaySpeed::Fast => Instant::ZERO,
             ReplaySpeed::Original => self.anchor.0 + event.at.saturating_sub(self.anchor.1),
@@ -296,7 +298,7 @@ impl GuestSim for ReplaySim {
         self.input.clear();
         let events = &self.recording.events;
         let rest = events.get(self.next..).unwrap_or_default();
-        let press = rest.iter().position(|event| event.what == What::PowerButton);
+        let press = rest.iter().position(|event| event.kind == CastEventKind::PowerButton);
         let moment = press.map(|n| rest[n].at);
         self.next = press.map_or(events.len(), |n| self.next + n + 1);
         self.matched = 0;
@@ -317,41 +319,43 @@ impl GuestSim for ReplaySim {
                 }
                 return self.after_last_event();
             };
-            let progress = match &event.what {
+            let progress = match &event.kind {
                 // Another press of the button, or input while the guest powered off.
-                What::Input(_) | What::Secret | What::PowerButton if self.button_pressed => {
+                CastEventKind::Input(_) | CastEventKind::Secret | CastEventKind::PowerButton
+                    if self.button_pressed =>
+                {
                     self.advance();
                     continue;
                 }
-                What::Input(wanted) => self.match_input(wanted),
-                What::Secret => self.match_secret(),
-                What::PowerButton => InputMatch::Incomplete,
+                CastEventKind::Input(wanted) => self.match_input(wanted),
+                CastEventKind::Secret => self.match_secret(),
+                CastEventKind::PowerButton => InputMatch::Incomplete,
                 _ if now < self.due(event) => return None,
-                What::Marker(_) => {
+                CastEventKind::Marker(_) => {
                     self.advance();
                     continue;
                 }
-                What::Output(bytes) => {
+                CastEventKind::Output(bytes) => {
                     self.advance();
                     return Some(SimAction::Output(bytes.clone()));
                 }
-                What::End(end) => {
+                CastEventKind::End(end) => {
                     self.advance();
                     match end {
-                        End::PoweredOff => {
+                        RecordedEnd::PoweredOff => {
                             self.is_off = true;
                             return Some(SimAction::Event(GuestEvent::PoweredOff));
                         }
-                        End::Reset => {
+                        RecordedEnd::Reset => {
                             self.has_ended = true;
                             return Some(SimAction::Event(GuestEvent::Reset));
                         }
-                        End::Panicked => {
+                        RecordedEnd::Panicked => {
                             self.has_ended = true;
                             return Some(SimAction::Event(GuestEvent::Panicked));
                         }
                         // The VM was killed in the recording: the caller has to kill it again.
-                        End::Cut => {
+                        RecordedEnd::Cut => {
                             self.ignores_power_button = true;
                             continue;
                         }
@@ -373,8 +377,12 @@ impl GuestSim for ReplaySim {
     fn poll_timeout(&self) -> Option<Deadline> {
         let event =
             self.recording.events.get(self.next).filter(|_| !self.has_ended && !self.is_off)?;
-        match event.what {
-            What::Input(_) | What::Secret | What::PowerButton if !self.button_pressed => None,
+        match event.kind {
+            CastEventKind::Input(_) | CastEventKind::Secret | CastEventKind::PowerButton
+                if !self.button_pressed =>
+            {
+                None
+            }
             _ => Some(Deadline { at: self.due(event), why: "the replay continues" }),
         }
     }
@@ -382,8 +390,8 @@ impl GuestSim for ReplaySim {
     fn nonce(&self, from: u64) -> Option<u64> {
         // Other input, such as the Ctrl-C for the previous command, may come before it.
         let typed =
-            self.recording.events.iter().skip(self.next).find_map(|event| match &event.what {
-                What::Input(bytes) => shell_input::nonce(&String::from_utf8_lossy(bytes)),
+            self.recording.events.iter().skip(self.next).find_map(|event| match &event.kind {
+                CastEventKind::Input(bytes) => shell_input::nonce(&String::from_utf8_lossy(bytes)),
                 _ => None,
             });
         typed.or_else(|| {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::*;
-use crate::codec::asciicast::{Encoder, End, Header};
+use crate::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
 
 /// All actions until the simulation waits: the console output as text, and the other actions.
 fn actions(sim: &mut dyn GuestSim, now: Instant) -> (String, Vec<SimAction>) {
@@ -118,7 +118,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A recorded login and power-off, a second between events.
 fn recording() -> Replay {
     let mut encoder = Encoder::new();
-    let mut file = encoder.header(&Header::default());
+    let mut file = encoder.header(&CastHeader::default());
     file += &encoder.output(SECOND, b"login: ");
     file += &encoder.input(2 * SECOND, b"root\r");
     file += &encoder.output(3 * SECOND, b"root\r\nPassword: ");
@@ -126,7 +126,7 @@ fn recording() -> Replay {
     file += &encoder.output(5 * SECOND, b"\r\n# ");
     file += &encoder.power_button(6 * SECOND);
     file += &encoder.output(7 * SECOND, b"bye\r\n");
-    file += &encoder.end(8 * SECOND, End::PoweredOff);
+    file += &encoder.end(8 * SECOND, RecordedEnd::PoweredOff);
     Replay::parse(file.as_bytes()).expect("well-formed")
 }
 

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use serde_json::Value;
 
-use super::{End, Event, Header, MAX_LINE, What};
+use super::{CastEvent, CastEventKind, CastHeader, MAX_LINE, RecordedEnd};
 use crate::codec::MAX_BACKLOG;
 use crate::codec::backlog::Backlog;
 
@@ -57,14 +57,14 @@ pub enum AsciicastError {
 /// 3. At the end of the file, [`handle_eof`](Self::handle_eof), and once more 2.
 ///
 /// ```
-/// use capsa_proto::codec::asciicast::{Decoder, What};
+/// use capsa_proto::codec::asciicast::{Decoder, CastEventKind};
 ///
 /// let mut decoder = Decoder::new();
 /// decoder.handle_bytes(b"{\"version\": 2, \"width\": 80, \"height\": 24}\n[0.5, \"o\", \"hi")?;
 /// assert_eq!(decoder.poll_event()?, None);
 /// decoder.handle_bytes(b"\"]\n")?;
 /// let event = decoder.poll_event()?.unwrap();
-/// assert_eq!((event.at.as_millis(), event.what), (500, What::Output(b"hi".to_vec())));
+/// assert_eq!((event.at.as_millis(), event.kind), (500, CastEventKind::Output(b"hi".to_vec())));
 /// assert_eq!(decoder.header().unwrap().width, 80);
 /// # Ok::<(), capsa_proto::codec::asciicast::AsciicastError>(())
 /// ```
@@ -76,7 +76,7 @@ pub struct Decoder {
     /// The present line.
     line: usize,
     max_line: usize,
-    header: Option<Header>,
+    header: Option<CastHeader>,
     /// What the next event's bytes are.
     bytes: Option<Vec<u8>>,
     last: Duration,
@@ -139,7 +139,7 @@ impl Decoder {
     /// # Errors
     ///
     /// What is wrong with the file; from then on the same.
-    pub fn poll_event(&mut self) -> Result<Option<Event>, AsciicastError> {
+    pub fn poll_event(&mut self) -> Result<Option<CastEvent>, AsciicastError> {
         self.check()?;
         while let Some(line) = self.next_line()? {
             let parsed = match (&self.header, line.iter().all(u8::is_ascii_whitespace)) {
@@ -171,7 +171,7 @@ impl Decoder {
     }
 
     /// The header, once it was read.
-    pub fn header(&self) -> Option<&Header> {
+    pub fn header(&self) -> Option<&CastHeader> {
         self.header.as_ref()
     }
 
@@ -213,7 +213,7 @@ impl Decoder {
         }
     }
 
-    fn parse_event(&mut self, line: &[u8]) -> Result<Option<Event>, &'static str> {
+    fn parse_event(&mut self, line: &[u8]) -> Result<Option<CastEvent>, &'static str> {
         let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
         let Some([at, code, data]) = value.as_array().map(Vec::as_slice) else {
             return Err("it is no array of three");
@@ -223,20 +223,20 @@ impl Decoder {
         let code = code.as_str().ok_or("its code is no text")?;
         let data = data.as_str().ok_or("its data is no text")?;
         self.last = self.last.max(at);
-        let what = match code {
-            "o" => What::Output(self.take_bytes(data)?),
-            "i" => What::Input(self.take_bytes(data)?),
-            "m" => What::Marker(String::from(data)),
-            "secret" => What::Secret,
-            "button" => What::PowerButton,
-            "end" => What::End(End::named(data).ok_or("its end is unknown")?),
+        let kind = match code {
+            "o" => CastEventKind::Output(self.take_bytes(data)?),
+            "i" => CastEventKind::Input(self.take_bytes(data)?),
+            "m" => CastEventKind::Marker(String::from(data)),
+            "secret" => CastEventKind::Secret,
+            "button" => CastEventKind::PowerButton,
+            "end" => CastEventKind::End(RecordedEnd::named(data).ok_or("its end is unknown")?),
             "bytes" => {
                 self.bytes = Some(from_hex(data).ok_or("its data is not hexadecimal")?);
                 return Ok(None);
             }
             _ => return Ok(None),
         };
-        Ok(Some(Event { at: self.last, what }))
+        Ok(Some(CastEvent { at: self.last, kind }))
     }
 
     /// The bytes behind a text, where it was said what they are.
@@ -249,7 +249,7 @@ impl Decoder {
     }
 }
 
-fn parse_header(line: &[u8]) -> Result<Header, &'static str> {
+fn parse_header(line: &[u8]) -> Result<CastHeader, &'static str> {
     let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
     if value.get("version").and_then(Value::as_u64) != Some(2) {
         return Err("its version is not 2");
@@ -260,7 +260,7 @@ fn parse_header(line: &[u8]) -> Result<Header, &'static str> {
     };
     let timestamp = value.get("timestamp").and_then(Value::as_u64);
     let title = value.get("title").and_then(Value::as_str).map(String::from);
-    Ok(Header { width, height, timestamp, title })
+    Ok(CastHeader { width, height, timestamp, title })
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use serde_json::Value;
 
-use super::{End, Header};
+use super::{CastHeader, RecordedEnd};
 
 /// Bytes of output or input that one event carries at most: a longer piece becomes several. Even
 /// escaped to the utmost this is less than [`MAX_LINE`](super::MAX_LINE).
@@ -17,11 +17,11 @@ pub const MAX_TEXT: usize = 32 * 1024;
 /// Makes the lines of a recording.
 ///
 /// ```
-/// use capsa_proto::codec::asciicast::{Encoder, Header};
+/// use capsa_proto::codec::asciicast::{Encoder, CastHeader};
 /// use core::time::Duration;
 ///
 /// let mut encoder = Encoder::new();
-/// let mut file = encoder.header(&Header::default());
+/// let mut file = encoder.header(&CastHeader::default());
 /// file += &encoder.output(Duration::from_millis(1500), b"caf\xc3"); // cut in a character
 /// file += &encoder.output(Duration::from_secs(2), b"\xa9\r\n");
 /// file += &encoder.finish();
@@ -40,7 +40,7 @@ pub struct Encoder {
 }
 
 #[derive(Clone, Copy)]
-enum Stream {
+enum CastStream {
     Output,
     Input,
 }
@@ -52,7 +52,7 @@ impl Encoder {
     }
 
     /// The first line.
-    pub fn header(&self, header: &Header) -> String {
+    pub fn header(&self, header: &CastHeader) -> String {
         // By hand, for some programs know the format by its first key.
         let mut line =
             format!("{{\"version\":2,\"width\":{},\"height\":{}", header.width, header.height);
@@ -69,12 +69,12 @@ impl Encoder {
 
     /// The guest said this. Empty when that is only the beginning of a character.
     pub fn output(&mut self, at: Duration, bytes: &[u8]) -> String {
-        self.stream(Stream::Output, at, bytes)
+        self.stream(CastStream::Output, at, bytes)
     }
 
     /// This was typed.
     pub fn input(&mut self, at: Duration, bytes: &[u8]) -> String {
-        self.stream(Stream::Input, at, bytes)
+        self.stream(CastStream::Input, at, bytes)
     }
 
     /// A line was typed that is not told.
@@ -88,7 +88,7 @@ impl Encoder {
     }
 
     /// The machine is over, for this reason.
-    pub fn end(&mut self, at: Duration, end: End) -> String {
+    pub fn end(&mut self, at: Duration, end: RecordedEnd) -> String {
         self.line(at, "end", end.name())
     }
 
@@ -104,12 +104,12 @@ impl Encoder {
     /// What is left at the end: the beginning of a character that was never finished.
     pub fn finish(&mut self) -> String {
         let [output, input] = core::mem::take(&mut self.cut);
-        let mut lines = self.whole(Stream::Output, self.last, &output);
-        lines += &self.whole(Stream::Input, self.last, &input);
+        let mut lines = self.whole(CastStream::Output, self.last, &output);
+        lines += &self.whole(CastStream::Input, self.last, &input);
         lines
     }
 
-    fn stream(&mut self, stream: Stream, at: Duration, bytes: &[u8]) -> String {
+    fn stream(&mut self, stream: CastStream, at: Duration, bytes: &[u8]) -> String {
         let mut all = core::mem::take(&mut self.cut[stream as usize]);
         all.extend_from_slice(bytes);
         let whole = all.len() - half_character(&all);
@@ -117,7 +117,7 @@ impl Encoder {
         self.whole(stream, at, &all)
     }
 
-    fn whole(&mut self, stream: Stream, at: Duration, mut bytes: &[u8]) -> String {
+    fn whole(&mut self, stream: CastStream, at: Duration, mut bytes: &[u8]) -> String {
         let mut lines = String::new();
         while !bytes.is_empty() {
             let mut end = bytes.len().min(MAX_TEXT);
@@ -136,8 +136,8 @@ impl Encoder {
                 lines += &self.line(at, "bytes", &hex);
             }
             let code = match stream {
-                Stream::Output => "o",
-                Stream::Input => "i",
+                CastStream::Output => "o",
+                CastStream::Input => "i",
             };
             lines += &self.line(at, code, &text);
         }

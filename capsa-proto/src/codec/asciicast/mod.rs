@@ -20,7 +20,7 @@
 //! | `bytes` | ours: the bytes of the next event, in hexadecimal, where those are no UTF-8 |
 //! | `secret` | ours: a line was typed here that is not told; the data is empty |
 //! | `button` | ours: the power button was pressed; the data is empty |
-//! | `end` | ours: the machine is over; the data is the name of an [`End`] |
+//! | `end` | ours: the machine is over; the data is the name of an [`RecordedEnd`] |
 //!
 //! Here is neither a clock nor a file: an [`Encoder`] is given times and gives lines, a [`Decoder`]
 //! takes any pieces of a file. What it keeps is bounded by [`MAX_LINE`] and
@@ -43,7 +43,7 @@ pub const MAX_LINE: usize = 1024 * 1024;
 
 /// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub struct CastHeader {
     /// Columns of the terminal.
     pub width: u16,
     /// Its rows.
@@ -54,7 +54,7 @@ pub struct Header {
     pub title: Option<String>,
 }
 
-impl Default for Header {
+impl Default for CastHeader {
     /// 80 by 24, as a serial console is taken to be.
     fn default() -> Self {
         Self { width: 80, height: 24, timestamp: None, title: None }
@@ -63,16 +63,16 @@ impl Default for Header {
 
 /// One event, at a time since the recording began.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct CastEvent {
     /// When. Never before the event before it.
     pub at: Duration,
     /// What.
-    pub what: What,
+    pub kind: CastEventKind,
 }
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum CastEventKind {
     /// The guest said this.
     Output(Vec<u8>),
     /// This was typed.
@@ -82,14 +82,14 @@ pub enum What {
     /// The power button was pressed.
     PowerButton,
     /// The machine is over.
-    End(End),
+    End(RecordedEnd),
     /// A remark.
     Marker(String),
 }
 
 /// How a recorded machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum RecordedEnd {
     /// The guest powered off.
     PoweredOff,
     /// The guest reset.
@@ -100,7 +100,7 @@ pub enum End {
     Cut,
 }
 
-impl End {
+impl RecordedEnd {
     const ALL: [Self; 4] = [Self::PoweredOff, Self::Reset, Self::Panicked, Self::Cut];
 
     /// As it is written.

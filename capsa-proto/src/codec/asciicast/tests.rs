@@ -4,7 +4,7 @@ use super::*;
 use alloc::string::ToString;
 use alloc::vec;
 
-fn decode(text: &str) -> Result<Vec<Event>, AsciicastError> {
+fn decode(text: &str) -> Result<Vec<CastEvent>, AsciicastError> {
     let mut decoder = Decoder::new();
     decoder.handle_bytes(text.as_bytes())?;
     decoder.handle_eof()?;
@@ -20,8 +20,11 @@ const HEADER: &str = "{\"version\":2,\"width\":80,\"height\":24}\n";
 #[test]
 fn a_session_comes_back() {
     let mut encoder = Encoder::new();
-    let header =
-        Header { timestamp: Some(7), title: Some("a \"boot\"".into()), ..Header::default() };
+    let header = CastHeader {
+        timestamp: Some(7),
+        title: Some("a \"boot\"".into()),
+        ..CastHeader::default()
+    };
     let mut file = encoder.header(&header);
     let second = Duration::from_secs(1);
     file += &encoder.output(second, b"login: \x1b[0m\xff\xfe");
@@ -29,7 +32,7 @@ fn a_session_comes_back() {
     file += &encoder.secret(3 * second);
     file += &encoder.marker(3 * second, "in");
     file += &encoder.power_button(3 * second);
-    file += &encoder.end(3 * second, End::PoweredOff);
+    file += &encoder.end(3 * second, RecordedEnd::PoweredOff);
     file += &encoder.finish();
     let mut decoder = Decoder::new();
     decoder.handle_bytes(file.as_bytes()).expect("within bounds");
@@ -41,12 +44,15 @@ fn a_session_comes_back() {
     assert_eq!(
         events,
         [
-            Event { at: second, what: What::Output(b"login: \x1b[0m\xff\xfe".to_vec()) },
-            Event { at: 2 * second, what: What::Input(b"root\r".to_vec()) },
-            Event { at: 3 * second, what: What::Secret },
-            Event { at: 3 * second, what: What::Marker("in".into()) },
-            Event { at: 3 * second, what: What::PowerButton },
-            Event { at: 3 * second, what: What::End(End::PoweredOff) },
+            CastEvent {
+                at: second,
+                kind: CastEventKind::Output(b"login: \x1b[0m\xff\xfe".to_vec())
+            },
+            CastEvent { at: 2 * second, kind: CastEventKind::Input(b"root\r".to_vec()) },
+            CastEvent { at: 3 * second, kind: CastEventKind::Secret },
+            CastEvent { at: 3 * second, kind: CastEventKind::Marker("in".into()) },
+            CastEvent { at: 3 * second, kind: CastEventKind::PowerButton },
+            CastEvent { at: 3 * second, kind: CastEventKind::End(RecordedEnd::PoweredOff) },
         ]
     );
 }
@@ -80,8 +86,8 @@ fn a_long_piece_becomes_several_and_each_is_a_line_that_decodes() {
     bytes.extend_from_slice("é".as_bytes());
     let file = [HEADER, &encoder.output(Duration::ZERO, &bytes), &encoder.finish()].concat();
     assert!(file.lines().all(|line| line.len() < MAX_LINE));
-    let said = decode(&file).expect("well-formed").into_iter().flat_map(|event| match event.what {
-        What::Output(bytes) => bytes,
+    let said = decode(&file).expect("well-formed").into_iter().flat_map(|event| match event.kind {
+        CastEventKind::Output(bytes) => bytes,
         other => panic!("{other:?}"),
     });
     assert!(said.eq(bytes));

@@ -28,7 +28,7 @@ impl Response {
 /// nothing can follow on a connection that serves one exchange.
 #[derive(Debug)]
 pub struct ResponseDecoder {
-    state: State,
+    state: ResponseState,
     /// The part of the current line that came so far.
     line: Vec<u8>,
     /// Bytes of finished head lines, interim responses and trailers included.
@@ -40,7 +40,7 @@ pub struct ResponseDecoder {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ResponseState {
     StatusLine,
     Header,
     Body { left: usize },
@@ -58,7 +58,7 @@ impl ResponseDecoder {
     /// A decoder that refuses a body of more than `max_body` bytes.
     pub fn new(max_body: usize) -> Self {
         Self {
-            state: State::StatusLine,
+            state: ResponseState::StatusLine,
             line: Vec::new(),
             head_bytes: 0,
             status_line: StatusLine { status: 0, chunks_allowed: false },
@@ -90,10 +90,10 @@ impl ResponseDecoder {
     /// [`HttpError::UnexpectedEof`] when the response is not complete, or the earlier error.
     pub fn handle_eof(&mut self) -> Result<(), HttpError> {
         match self.state {
-            State::Failed(error) => Err(error),
-            State::Done | State::Taken => Ok(()),
-            State::UntilEof => {
-                self.state = State::Done;
+            ResponseState::Failed(error) => Err(error),
+            ResponseState::Done | ResponseState::Taken => Ok(()),
+            ResponseState::UntilEof => {
+                self.state = ResponseState::Done;
                 Ok(())
             }
             _ => Err(self.fail(HttpError::UnexpectedEof)),
@@ -102,22 +102,22 @@ impl ResponseDecoder {
 
     /// The response, once, when it is complete.
     pub fn poll_response(&mut self) -> Option<Response> {
-        if self.state != State::Done {
+        if self.state != ResponseState::Done {
             return None;
         }
-        self.state = State::Taken;
+        self.state = ResponseState::Taken;
         Some(Response { status: self.status_line.status, body: core::mem::take(&mut self.body) })
     }
 
     fn error(&self) -> Result<(), HttpError> {
         match self.state {
-            State::Failed(error) => Err(error),
+            ResponseState::Failed(error) => Err(error),
             _ => Ok(()),
         }
     }
 
     fn fail(&mut self, error: HttpError) -> HttpError {
-        self.state = State::Failed(error);
+        self.state = ResponseState::Failed(error);
         self.line = Vec::new();
         self.body = Vec::new();
         error
@@ -126,29 +126,29 @@ impl ResponseDecoder {
     /// Consumes at least one byte and gives back the rest.
     fn step<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], HttpError> {
         match self.state {
-            State::Failed(error) => Err(error),
-            State::Done | State::Taken => Ok(&[]),
-            State::UntilEof => {
+            ResponseState::Failed(error) => Err(error),
+            ResponseState::Done | ResponseState::Taken => Ok(&[]),
+            ResponseState::UntilEof => {
                 self.extend_body(bytes)?;
                 Ok(&[])
             }
-            State::Body { left } | State::ChunkData { left } => {
+            ResponseState::Body { left } | ResponseState::ChunkData { left } => {
                 let (part, rest) = bytes.split_at(left.min(bytes.len()));
                 self.extend_body(part)?;
                 let left = left - part.len();
                 self.state = match self.state {
-                    State::Body { .. } if left == 0 => State::Done,
-                    State::Body { .. } => State::Body { left },
-                    _ if left == 0 => State::ChunkEnd,
-                    _ => State::ChunkData { left },
+                    ResponseState::Body { .. } if left == 0 => ResponseState::Done,
+                    ResponseState::Body { .. } => ResponseState::Body { left },
+                    _ if left == 0 => ResponseState::ChunkEnd,
+                    _ => ResponseState::ChunkData { left },
                 };
                 Ok(rest)
             }
-            State::StatusLine
-            | State::Header
-            | State::Trailer
-            | State::ChunkSize
-            | State::ChunkEnd => self.step_line(bytes),
+            ResponseState::StatusLine
+            | ResponseState::Header
+            | ResponseState::Trailer
+            | ResponseState::ChunkSize
+            | ResponseState::ChunkEnd => self.step_line(bytes),
         }
     }
 
@@ -156,8 +156,10 @@ impl ResponseDecoder {
         let newline = memchr::memchr(b'\n', bytes);
         let (part, rest) = bytes.split_at(newline.map_or(bytes.len(), |i| i + 1));
         let (max, too_long, malformed) = match self.state {
-            State::ChunkSize => (MAX_HTTP_CHUNK_LINE, HttpError::BadChunk, HttpError::BadChunk),
-            State::ChunkEnd => (2, HttpError::BadChunk, HttpError::BadChunk),
+            ResponseState::ChunkSize => {
+                (MAX_HTTP_CHUNK_LINE, HttpError::BadChunk, HttpError::BadChunk)
+            }
+            ResponseState::ChunkEnd => (2, HttpError::BadChunk, HttpError::BadChunk),
             _ => {
                 let too_long = HttpError::HeadTooLong { max: MAX_HTTP_HEAD };
                 (MAX_HTTP_HEAD - self.head_bytes, too_long, HttpError::BadHeader)
@@ -175,41 +177,44 @@ impl ResponseDecoder {
     }
 
     fn on_line(&mut self, line: &[u8]) -> Result<(), HttpError> {
-        if matches!(self.state, State::StatusLine | State::Header | State::Trailer) {
+        if matches!(
+            self.state,
+            ResponseState::StatusLine | ResponseState::Header | ResponseState::Trailer
+        ) {
             self.head_bytes += line.len() + 2;
         }
         match self.state {
-            State::StatusLine => {
+            ResponseState::StatusLine => {
                 self.status_line = parse_status_line(line)?;
                 self.framing = Framing::default();
-                self.state = State::Header;
+                self.state = ResponseState::Header;
             }
-            State::Header if line.is_empty() => self.state = self.after_head()?,
-            State::Header => self.framing.add_header(line)?,
-            State::ChunkSize => {
+            ResponseState::Header if line.is_empty() => self.state = self.after_head()?,
+            ResponseState::Header => self.framing.add_header(line)?,
+            ResponseState::ChunkSize => {
                 self.state = match self.checked_length(parse_chunk_size(line)?)? {
-                    0 => State::Trailer,
-                    left => State::ChunkData { left },
+                    0 => ResponseState::Trailer,
+                    left => ResponseState::ChunkData { left },
                 };
             }
-            State::ChunkEnd if line.is_empty() => self.state = State::ChunkSize,
-            State::ChunkEnd => return Err(HttpError::BadChunk),
-            State::Trailer if line.is_empty() => self.state = State::Done,
-            State::Trailer => {
+            ResponseState::ChunkEnd if line.is_empty() => self.state = ResponseState::ChunkSize,
+            ResponseState::ChunkEnd => return Err(HttpError::BadChunk),
+            ResponseState::Trailer if line.is_empty() => self.state = ResponseState::Done,
+            ResponseState::Trailer => {
                 split_header(line)?;
             }
-            State::Body { .. }
-            | State::ChunkData { .. }
-            | State::UntilEof
-            | State::Done
-            | State::Taken
-            | State::Failed(_) => unreachable!("these states do not read lines"),
+            ResponseState::Body { .. }
+            | ResponseState::ChunkData { .. }
+            | ResponseState::UntilEof
+            | ResponseState::Done
+            | ResponseState::Taken
+            | ResponseState::Failed(_) => unreachable!("these states do not read lines"),
         }
         Ok(())
     }
 
     /// How the body is delimited: RFC 9112, section 6.3.
-    fn after_head(&self) -> Result<State, HttpError> {
+    fn after_head(&self) -> Result<ResponseState, HttpError> {
         let Framing { content_length, chunked } = self.framing;
         if chunked && content_length.is_some() {
             return Err(HttpError::ConflictingLength);
@@ -219,13 +224,13 @@ impl ResponseDecoder {
         }
         Ok(match (self.status_line.status, content_length) {
             (101, _) => return Err(HttpError::UnexpectedUpgrade),
-            (100..200, _) => State::StatusLine,
-            (204 | 304, _) => State::Done,
-            _ if chunked => State::ChunkSize,
-            (_, None) => State::UntilEof,
+            (100..200, _) => ResponseState::StatusLine,
+            (204 | 304, _) => ResponseState::Done,
+            _ if chunked => ResponseState::ChunkSize,
+            (_, None) => ResponseState::UntilEof,
             (_, Some(length)) => match self.checked_length(length)? {
-                0 => State::Done,
-                left => State::Body { left },
+                0 => ResponseState::Done,
+                left => ResponseState::Body { left },
             },
         })
     }
