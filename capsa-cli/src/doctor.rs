@@ -1,4 +1,4 @@
-//! `capsa doctor`: whether this host can run machines, and what to do where not.
+//! `capsa doctor`: checks whether this host can run VMs, and prints what to do if it cannot.
 
 use std::fmt::Write as _;
 
@@ -7,31 +7,32 @@ use serde_json::{Value, json};
 
 use crate::failure::{Failure, NO_BACKEND, OK};
 use crate::print::print;
-use crate::{envelope, list};
+use crate::{backends, json_output};
 
-const RUN_DIRS: &str = "set CAPSA_RUN_DIR to a short path that is yours alone, or can be made";
-const OVERLAYS: &str = "set TMPDIR to a directory with room for what guests write; until then no disk \
-                        can be ephemeral";
+const RUN_DIRS: &str =
+    "set CAPSA_RUN_DIR to a short path that only this user can write, or that can be created";
+const OVERLAYS: &str = "set TMPDIR to a directory with free space; until then ephemeral disks are \
+                        unavailable";
 
-/// How good one thing is.
+/// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Good,
-    /// Machines run, but not as one would wish.
-    Poor,
-    /// Something cannot be had. Another backend may make up for it.
-    Bad,
+enum Severity {
+    Ok,
+    /// VMs run, with less speed or without a feature.
+    Warning,
+    /// Something is unusable: a backend, of which there may be others, or the run directories.
+    Problem,
 }
 
 #[derive(Debug)]
 struct Finding {
-    verdict: Verdict,
+    severity: Severity,
     about: String,
     what: String,
     remedy: Option<String>,
 }
 
-/// Checks, and prints what it found.
+/// Checks the host and prints the findings.
 pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     let reports = capsa::backends();
     let base = run_dir::base();
@@ -40,8 +41,8 @@ pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
     let overlays = ephemeral::check().map(|dir| dir.display().to_string());
     let overlays = overlays.map_err(|error| error.to_string());
     let mut findings = vec![
-        place("run directories", Verdict::Bad, &run_dirs, RUN_DIRS),
-        place("throw-away disks", Verdict::Poor, &overlays, OVERLAYS),
+        directory("run directories", Severity::Problem, &run_dirs, RUN_DIRS),
+        directory("ephemeral disks", Severity::Warning, &overlays, OVERLAYS),
     ];
     findings.extend(reports.iter().flat_map(of_backend));
     let usable = reports.iter().find(|report| report.availability.is_usable());
@@ -53,23 +54,28 @@ pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
             "backend": usable.map(|report| report.name),
             "findings": findings,
         });
-        print(&envelope::document("doctor", content))?;
+        print(&json_output::document("doctor", content))?;
     } else {
         let mut out: String = findings.iter().map(Finding::text).collect();
         let _ = match usable.filter(|_| healthy) {
-            Some(report) => writeln!(out, "\nMachines can run here, on {}.", report.name),
-            None => writeln!(out, "\nNo machine can run here until this is mended."),
+            Some(report) => writeln!(out, "\nThis host can run VMs with {}.", report.name),
+            None => writeln!(out, "\nFix the problems above before running VMs."),
         };
         print(&out)?;
     }
     Ok(if healthy { OK } else { NO_BACKEND })
 }
 
-/// A place where machines make files: where it is, or why none can be made there.
-fn place(about: &str, otherwise: Verdict, tried: &Result<String, String>, remedy: &str) -> Finding {
+/// A directory in which VMs create files: its path, or why they cannot.
+fn directory(
+    about: &str,
+    on_error: Severity,
+    tried: &Result<String, String>,
+    remedy: &str,
+) -> Finding {
     match tried {
-        Ok(place) => Finding::new(Verdict::Good, about, format!("in {place}"), None),
-        Err(error) => Finding::new(otherwise, about, error.clone(), Some(remedy)),
+        Ok(path) => Finding::new(Severity::Ok, about, format!("in {path}"), None),
+        Err(error) => Finding::new(on_error, about, error.clone(), Some(remedy)),
     }
 }
 
@@ -79,42 +85,47 @@ fn of_backend(report: &BackendReport) -> Vec<Finding> {
     if availability.is_usable() {
         let version = availability.version.map(|v| format!(" {v}")).unwrap_or_default();
         let program = availability.program.as_deref().unwrap_or("?");
-        findings.push(Finding::new(Verdict::Good, name, format!("{program}{version}"), None));
+        findings.push(Finding::new(Severity::Ok, name, format!("{program}{version}"), None));
         for note in &availability.warnings {
-            let verdict = match note.level {
-                NoteLevel::Warning => Verdict::Poor,
-                NoteLevel::Info => Verdict::Good,
+            let severity = match note.level {
+                NoteLevel::Warning => Severity::Warning,
+                NoteLevel::Info => Severity::Ok,
             };
-            findings.push(Finding::new(verdict, name, note.text.clone(), None));
+            findings.push(Finding::new(severity, name, note.text.clone(), None));
         }
-        for MissingFeature { feature, reason } in list::missing_features(report) {
-            let what = format!("no {}: {}", list::name_of(*feature), reason.what);
-            findings.push(Finding::new(Verdict::Poor, name, what, Some(&reason.remedy)));
+        for MissingFeature { feature, reason } in backends::missing_features(report) {
+            let what = format!("no {}: {}", backends::name_of(*feature), reason.what);
+            findings.push(Finding::new(Severity::Warning, name, what, Some(&reason.remedy)));
         }
     }
     for reason in &availability.blockers {
-        findings.push(Finding::new(Verdict::Bad, name, reason.what.clone(), Some(&reason.remedy)));
+        findings.push(Finding::new(
+            Severity::Problem,
+            name,
+            reason.what.clone(),
+            Some(&reason.remedy),
+        ));
     }
     findings
 }
 
 impl Finding {
-    fn new(verdict: Verdict, about: &str, what: String, remedy: Option<&str>) -> Self {
-        Self { verdict, about: about.into(), what, remedy: remedy.map(String::from) }
+    fn new(severity: Severity, about: &str, what: String, remedy: Option<&str>) -> Self {
+        Self { severity, about: about.into(), what, remedy: remedy.map(String::from) }
     }
 
     fn text(&self) -> String {
-        let Self { verdict, about, what, remedy } = self;
-        let mut text = format!("{:<8} {about}: {what}\n", verdict.word());
+        let Self { severity, about, what, remedy } = self;
+        let mut text = format!("{:<8} {about}: {what}\n", severity.word());
         if let Some(remedy) = remedy {
-            let _ = writeln!(text, "         to do: {remedy}");
+            let _ = writeln!(text, "         hint: {remedy}");
         }
         text
     }
 
     fn json(&self) -> Value {
         json!({
-            "verdict": self.verdict.word(),
+            "verdict": self.severity.word(),
             "about": self.about,
             "what": self.what,
             "remedy": self.remedy,
@@ -122,12 +133,12 @@ impl Finding {
     }
 }
 
-impl Verdict {
+impl Severity {
     const fn word(self) -> &'static str {
         match self {
-            Self::Good => "ok",
-            Self::Poor => "warning",
-            Self::Bad => "problem",
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
         }
     }
 }
@@ -137,14 +148,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_bad_says_what_to_do() {
+    fn problems_have_remedies() {
         let reports = capsa::backends();
-        let tried = Err("it is open to others".to_owned());
-        let mut findings = vec![place("run directories", Verdict::Bad, &tried, RUN_DIRS)];
+        let tried = Err("it can be written by other users".to_owned());
+        let mut findings = vec![directory("run directories", Severity::Problem, &tried, RUN_DIRS)];
         findings.extend(reports.iter().flat_map(of_backend));
-        assert_eq!(findings[0].verdict, Verdict::Bad);
+        assert_eq!(findings[0].severity, Severity::Problem);
         for finding in &findings {
-            assert!(finding.verdict != Verdict::Bad || finding.remedy.is_some(), "{finding:?}");
+            assert!(
+                finding.severity != Severity::Problem || finding.remedy.is_some(),
+                "{finding:?}"
+            );
             assert!(finding.text().ends_with('\n'));
         }
         for report in &reports {

@@ -8,7 +8,7 @@ use capsa::plan::{
 };
 use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
 
-use crate::envelope;
+use crate::json_output;
 
 /// The plan for people, and the backends that were passed over for it.
 pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
@@ -74,7 +74,7 @@ pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
 
 /// The plan for programs.
 pub(crate) fn json(plan: &LaunchPlan) -> String {
-    envelope::document("plan", plan)
+    json_output::document("plan", plan)
 }
 
 /// One argument a line, an option with its value.

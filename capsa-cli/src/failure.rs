@@ -15,7 +15,7 @@ use std::path::Path;
 use capsa::{Error, Violation, escape_control};
 use serde_json::{Value, json};
 
-use crate::envelope;
+use crate::json_output;
 
 /// The machine ended by itself, or because it was asked to.
 pub(crate) const OK: u8 = 0;
@@ -37,7 +37,7 @@ pub(crate) const HYPERVISOR: u8 = 116;
 /// The command that was to be run in the guest was not, or did not tell its status.
 pub(crate) const NO_COMMAND: u8 = 117;
 /// There is no machine of that name, or it cannot do that.
-pub(crate) const NO_MACHINE: u8 = 118;
+pub(crate) const NO_VM: u8 = 118;
 /// Standard output could not be written. That nobody reads it is no error.
 pub(crate) const OUTPUT: u8 = 119;
 /// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
@@ -157,7 +157,7 @@ impl Failure {
         let hint = hints.into_iter().find_map(|detail| detail.hint.as_deref());
         let Self { code, what, .. } = self;
         let content = json!({"code": code, "what": what, "hint": hint, "problems": problems});
-        envelope::line("error", content)
+        json_output::line("error", content)
     }
 
     /// The library's refusal to build a machine. `name` gives the user's name of a field, and its

@@ -1,4 +1,4 @@
-//! Reads small files that a user names.
+//! Reads small files whose paths come from the user.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
@@ -7,52 +7,52 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// All of a file that has no more than `most` bytes.
+/// The content of a file that has at most `limit` bytes.
 ///
-/// A pipe that this program was given will do, such as `/dev/stdin` or what a shell gives for `<(…)`.
-/// One with a name is refused, as is all else that may never end or have nobody at its other end.
-pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    refuse_unless_file(&fs::metadata(path)?, path)?;
-    // It may have become something else since.
+/// A pipe that this program inherited is accepted, such as `/dev/stdin` or a shell's `<(…)`. A named
+/// pipe and a device are rejected, because reading them may never end.
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    reject_unless_file(&fs::metadata(path)?, path)?;
+    // The path may lead to another file by now.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let mut file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
     let found = file.metadata()?;
-    refuse_unless_file(&found, path)?;
+    reject_unless_file(&found, path)?;
     if found.file_type().is_fifo() {
-        // This one is waited for: whoever gave it says something.
+        // An inherited pipe may block until its writer has written.
         file = File::open(path)?;
     }
     let too_long = || {
-        let why = format!("it has more than {most} bytes");
+        let why = format!("it has more than {limit} bytes");
         Err(io::Error::new(ErrorKind::FileTooLarge, why))
     };
-    if found.len() > most {
+    if found.len() > limit {
         return too_long();
     }
     let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most { too_long() } else { Ok(bytes) }
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { too_long() } else { Ok(bytes) }
 }
 
-fn refuse_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
+fn reject_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
     let kind = found.file_type();
     let why = if kind.is_file() {
         return Ok(());
     } else if kind.is_dir() {
         "it is a directory"
     } else if kind.is_fifo() {
-        // What only this program has open leads to no name.
+        // An inherited pipe has no path.
         if fs::canonicalize(path).is_err() {
             return Ok(());
         }
-        "it is a pipe with a name, where nobody may ever write"
+        "it is a named pipe"
     } else {
         "it is a device or a socket"
     };
     Err(io::Error::new(ErrorKind::InvalidInput, why))
 }
 
-/// The first line of a file, which is a password.
+/// The password in a file: its first line.
 pub(crate) fn first_line(path: &Path) -> io::Result<String> {
     let invalid = |why: &str| io::Error::new(ErrorKind::InvalidData, why.to_owned());
     let bytes = read_at_most(path, 4096)?;
@@ -62,7 +62,7 @@ pub(crate) fn first_line(path: &Path) -> io::Result<String> {
         return Err(invalid("its first line is empty"));
     }
     if line.chars().any(char::is_control) {
-        return Err(invalid("its first line has a control character, which is a key on a console"));
+        return Err(invalid("its first line has a control character"));
     }
     Ok(line.to_owned())
 }
@@ -76,14 +76,14 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn what_may_never_end_is_refused_at_once() {
+    fn read_rejects_endless_and_large_files() {
         let dir = tempfile::tempdir().unwrap();
         let (fifo, huge) = (dir.path().join("fifo"), dir.path().join("huge"));
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         File::create(&huge).unwrap().set_len(1 << 40).unwrap();
         for (path, why) in [
             (dir.path(), "a directory"),
-            (&fifo, "a pipe with a name"),
+            (&fifo, "a named pipe"),
             (Path::new("/dev/zero"), "a device"),
             (&huge, "more than 10 bytes"),
             (&dir.path().join("none"), "No such file"),
@@ -94,16 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_was_given_is_read() {
+    fn read_accepts_inherited_pipe() {
         let (read, mut write) = io::pipe().unwrap();
-        let writer = std::thread::spawn(move || write.write_all(b"said").unwrap());
+        let writer = std::thread::spawn(move || write.write_all(b"text").unwrap());
         let path = format!("/dev/fd/{}", read.as_raw_fd());
-        assert_eq!(read_at_most(Path::new(&path), 10).unwrap(), b"said");
+        assert_eq!(read_at_most(Path::new(&path), 10).unwrap(), b"text");
         writer.join().unwrap();
     }
 
     #[test]
-    fn a_password_is_a_first_line_with_something_in_it() {
+    fn first_line_must_be_printable_and_not_empty() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
         for (text, want) in [

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use pico_args::Arguments;
 
 use crate::failure::Failure;
-use crate::near;
+use crate::suggest;
 
 pub(crate) use table::{
     COMMANDS, Command, CommandRow, FLAGS, Flag, Takes, flags_of, row, row_named,
@@ -149,7 +149,7 @@ impl Given {
                 let known = flags_of(self.command).map(|flag| flag.name);
                 // One letter is like too many a name.
                 let meant = match name.starts_with("--") {
-                    true => near::hint(name, known.chain(["--help"])),
+                    true => suggest::did_you_mean(name, known.chain(["--help"])),
                     false => String::new(),
                 };
                 let meant = if self.begins_a_command() { BEHIND_DASHES.into() } else { meant };
@@ -201,7 +201,7 @@ fn apart(command: Command, args: Vec<OsString>) -> (Vec<OsString>, Option<Vec<Os
 
 /// There is no such command, perhaps another was meant.
 pub(crate) fn no_command(name: &str) -> Failure {
-    let meant = near::hint(name, COMMANDS.iter().map(|row| row.name));
+    let meant = suggest::did_you_mean(name, COMMANDS.iter().map(|row| row.name));
     usage(format!("there is no command {name:?}{meant}"), None)
 }
 

@@ -13,30 +13,30 @@
 //! | `stdio` | a console on standard input and output: terminals, keys, slow readers |
 //! | `machines` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
 //! | `list`, `doctor` | what this host can do |
-//! | `failure`, `voice`, `envelope`, `print` | what is said, to people and to programs, and exit codes |
+//! | `failure`, `reporter`, `json_output`, `print` | what is said, to people and to programs, and exit codes |
 
+mod backends;
 mod check;
 mod config;
 mod doctor;
 mod dry_run;
-mod envelope;
 mod failure;
 mod files;
 mod flags;
 pub mod fuzz;
 mod help;
-mod list;
-mod machines;
+mod json_output;
 mod naming;
-mod near;
 mod print;
+mod reporter;
 mod run;
+mod running;
 mod session;
 mod settings;
 mod spans;
 mod stdio;
+mod suggest;
 mod values;
-mod voice;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -83,13 +83,13 @@ fn run(given: &Given) -> Result<u8, Failure> {
         && given.has("--json");
     match given.command {
         Command::Run => run::run(given),
-        Command::Ps => machines::ps(json),
-        Command::Stop => machines::stop(given),
-        Command::Gc => machines::gc(given),
-        Command::Console => machines::attach::console(given),
+        Command::Ps => running::ps(json),
+        Command::Stop => running::stop(given),
+        Command::Gc => running::gc(given),
+        Command::Console => running::console(given),
         Command::Backends => {
             let reports = capsa::backends();
-            print(&if json { list::json(&reports) } else { list::text(&reports) })
+            print(&if json { backends::json(&reports) } else { backends::text(&reports) })
         }
         Command::Doctor => doctor::doctor(json),
         Command::Config => configure(given, json),
@@ -103,7 +103,7 @@ fn run(given: &Given) -> Result<u8, Failure> {
             None => Err(usage("no shell is named", Some(given.command))),
         },
         Command::Version if json => {
-            print(&envelope::document("version", json!({"version": VERSION})))
+            print(&json_output::document("version", json!({"version": VERSION})))
         }
         Command::Version => print(&format!("capsa {VERSION}\n")),
         Command::Help if given.has("--man") => print(&help::man::page()),
@@ -126,7 +126,7 @@ fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
             let backend = check::file(Path::new(file))?;
             let content = json!({"file": file, "problems": [], "backend": backend});
             match (json, backend) {
-                (true, _) => print(&envelope::document("config", content)),
+                (true, _) => print(&json_output::document("config", content)),
                 (false, Some(_)) => print(&format!("{file}: no mistakes\n")),
                 (false, None) => print(&format!(
                     "{file}: no mistakes, but no hypervisor can be used here; see `capsa doctor`\n"

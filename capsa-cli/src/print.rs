@@ -1,16 +1,16 @@
-//! Prints to standard output. That nobody reads it is no error.
+//! Prints to standard output. A closed reader is no error.
 
 use std::io::{self, ErrorKind, Write};
 
 use crate::failure::{Failure, OK, OUTPUT};
 
-/// Prints a text, and gives the exit code of a command that did nothing else.
+/// Prints a text. Returns the exit code of a command that only prints.
 pub(crate) fn print(text: &str) -> Result<u8, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(OUTPUT, format!("cannot write to standard output: {error}"))
-                .hint("make room there, or send it elsewhere"))
+                .hint("free disk space, or redirect standard output elsewhere"))
         }
         _ => Ok(OK),
     }

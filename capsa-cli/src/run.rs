@@ -8,12 +8,12 @@ use crate::check::{self, Problem};
 use crate::failure::Failure;
 use crate::flags::{BEHIND_DASHES, Command, Given, usage};
 use crate::print::print;
+use crate::reporter::Reporter;
 use crate::session::job::JobPlan;
 use crate::session::{self, SessionPlan};
 use crate::settings::Settings;
 use crate::values;
-use crate::voice::Voice;
-use crate::{config, dry_run, machines};
+use crate::{config, dry_run, running};
 
 /// Bytes of a console on standard output that are kept for who attaches. The guest waits rather than
 /// have one dropped.
@@ -23,7 +23,7 @@ const KEPT: usize = 64 * 1024;
 pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let command = Some(given.command);
     let progress = given.one("--progress", values::progress)?.unwrap_or_default();
-    let voice = Voice::new(given.has("--quiet"), given.has("--verbose"), progress);
+    let reporter = Reporter::new(given.has("--quiet"), given.has("--verbose"), progress);
     let mut settings = settings(given)?;
     let has_job = has_job(given, &mut settings)?;
     let json = given.has("--json");
@@ -54,23 +54,23 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let (user, password_file) = (settings.user.as_deref(), settings.password_file.as_ref());
     let words = given.behind.as_ref().filter(|_| has_job);
     let job = words.map(|words| JobPlan::new(words, user, password_file)).transpose()?;
-    // Before anything is made, a log for one, that a machine of this name may have.
-    let turn = settings.name.as_deref().map(machines::take_name).transpose()?;
+    // Before any file is created: a running VM with this name may write the same log.
+    let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
-    voice.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
+    reporter.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
     for rejection in vm.rejected_backends() {
-        voice.detail(&format!("passed over: {rejection}"));
+        reporter.detail(&format!("passed over: {rejection}"));
     }
     for note in &plan.notes {
         match note.level {
-            NoteLevel::Warning => voice.warn(&note.text),
-            NoteLevel::Info => voice.detail(&note.text),
+            NoteLevel::Warning => reporter.warn(&note.text),
+            NoteLevel::Info => reporter.detail(&note.text),
         }
     }
     let plan = SessionPlan {
         stdio,
         name: settings.name,
-        turn,
+        name_lock,
         grace: settings.grace,
         log: settings.log,
         record: settings.record,
@@ -78,7 +78,7 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
         job,
         json,
     };
-    session::run(vm, plan, &voice)
+    session::run(vm, plan, &reporter)
 }
 
 /// What flags and the config file say, the flags on top.

@@ -1,19 +1,17 @@
-//! Runs a machine to its end, in one loop.
+//! Runs one VM until it has ended, in one loop.
 //!
-//! 1. Wait with poll(2) for the machine, a signal, standard input and output, and whoever talks to
-//!    this run, each only while it is wanted. (Files and `/dev/null` cannot be watched by epoll;
-//!    poll takes them.)
-//! 2. Move bytes.
-//! 3. End when the machine has ended and its last byte was written.
+//! 1. Wait with poll(2) for the VM, signals, standard input and output, vsock relays and control
+//!    clients. (poll, because epoll rejects regular files and `/dev/null`.)
+//! 2. Move bytes between them.
+//! 3. Return when the VM has ended and its output is written.
 //!
-//! The rule: nothing here blocks but the one poll.
+//! The rule: nothing here blocks except that poll.
 
-pub(crate) mod control;
-pub(crate) mod end;
 pub(crate) mod job;
+pub(crate) mod outcome;
+pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod signals;
-pub(crate) mod tape;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -26,220 +24,220 @@ use capsa::{ConsoleMode, DEFAULT_GRACE, EndedBy, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
-use self::control::Control;
-use self::end::Ending;
-use self::job::{Job, JobPlan, Step};
+use self::job::{Job, JobEvent, JobPlan};
+use self::outcome::RunOutcome;
+use self::recorder::FileRecorder;
 use self::relay::Relays;
-use self::signals::{Signals, Wish};
-use self::tape::Tape;
+use self::signals::{SignalRequest, Signals};
 use crate::failure::{self, Failure, START};
+use crate::reporter::Reporter;
+use crate::running::{ClientCommand, ControlServer, ControlSource};
 use crate::stdio::Stdio;
-use crate::stdio::escape::Order;
-use crate::stdio::output::Output;
-use crate::stdio::watch::Watch;
+use crate::stdio::escape::EscapeCommand;
+use crate::stdio::output::StdoutWriter;
+use crate::stdio::poll_set::PollSet;
 use crate::values::VsockRelay;
-use crate::voice::Voice;
 
-/// Signals that come together are one wish: timeout(1) sends its signal to the program, and then to
-/// the program's whole group.
-const ONE_WISH: Duration = Duration::from_secs(1);
+/// Signals within this time count as one: timeout(1) sends its signal to the program and then to
+/// the program's process group.
+const SIGNAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// How long a reader of the last bytes may take for the next of them when there is no time.
-const LAST_CHANCE: Duration = Duration::from_millis(100);
+/// How long standard output may block once the VM has ended, after a signal that stopped it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it may take when a signal ended the run: whoever sent it does not wait for ever for a
-/// reader that stands still.
-const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// The same after a signal that killed the VM.
+const DRAIN_TIMEOUT_KILLED: Duration = Duration::from_millis(100);
 
-/// How often a run that wakes looks whether others can find it, and how often one wakes for that.
-const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The run directory is checked at most and at least this often.
+const RUN_DIR_CHECK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What a run is, beside its machine.
+/// The options of a run, beside its VM.
 #[derive(Debug, Default)]
 pub(crate) struct SessionPlan {
     /// The console is on standard input and output.
     pub(crate) stdio: bool,
     pub(crate) name: Option<String>,
-    /// The turn in which the name was found to be free.
-    pub(crate) turn: Option<NameLock>,
+    /// Reserves the name until it is published.
+    pub(crate) name_lock: Option<NameLock>,
     pub(crate) grace: Option<Duration>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,
     pub(crate) relays: Vec<VsockRelay>,
     pub(crate) job: Option<JobPlan>,
-    /// What was said of the end goes to standard output as JSON.
+    /// Print the outcome on standard output as JSON.
     pub(crate) json: bool,
 }
 
-/// Starts the machine, runs it to its end, and gives the exit code.
-pub(crate) fn run(vm: Vm, mut plan: SessionPlan, voice: &Voice) -> Result<u8, Failure> {
+/// Starts the VM and runs it until it has ended. Returns the exit code.
+pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<u8, Failure> {
     let wants_json = plan.json;
     let backend = vm.launch_plan().backend;
-    let turn = plan.turn.take();
-    let mut session = Session::new(vm, plan, voice)?;
+    let name_lock = plan.name_lock.take();
+    let mut session = Session::new(vm, plan, reporter)?;
     session.start()?;
-    // The name is told of now, and nobody else's any more.
-    drop(turn);
-    voice.status(Some(&format!("starting {backend}")));
+    // The name is published now.
+    drop(name_lock);
+    reporter.status(Some(&format!("starting {backend}")));
     let driven = session.drive();
-    voice.clear();
+    reporter.clear();
     let report = session.vm.stop_report();
-    if let Some(tape) = &mut session.tape {
-        tape.carry(&mut session.vm, voice);
-        tape.finish(report.as_ref(), voice);
+    if let Some(recorder) = &mut session.recorder {
+        recorder.record_output(&mut session.vm, reporter);
+        recorder.finish(report.as_ref(), reporter);
     }
-    let ends_line = session.output().is_some_and(Output::is_mid_line);
-    let unwritten = session.output().map_or(0, Output::unwritten);
-    let is_lossy = session.output().is_some_and(Output::is_lossy);
+    let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
+    let unwritten = session.output().map_or(0, StdoutWriter::unwritten);
+    let is_lossy = session.output().is_some_and(StdoutWriter::is_lossy);
     let Session { vm, stdio, signal, job, control, .. } = session;
-    let was_shown = stdio.is_some();
-    // The terminal is given back before the last words.
+    let console_was_shown = stdio.is_some();
+    // Restores the terminal before the final messages.
     drop(stdio);
     driven.map_err(|error| {
-        Failure::new(failure::HYPERVISOR, format!("cannot go on with the machine: {error}"))
+        Failure::new(failure::HYPERVISOR, format!("cannot continue to run the VM: {error}"))
     })?;
     if unwritten > 0 {
-        voice.warn(&format!("nobody read standard output: {unwritten} bytes are not written"));
+        reporter.warn(&format!(
+            "{unwritten} bytes of output are lost: standard output was not read in time"
+        ));
     }
     if ends_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
         let _ = io::stderr().write_all(b"\n");
     }
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
-    let ending = Ending { report, signal, job: job.map(Job::into_report) };
-    let unseen = (!was_shown).then(|| vm.scrollback().tail(4096));
-    let told = ending.tell(voice, unseen, wants_json);
-    if let EndedBy::StartFailed { reason } = &ending.report.ended_by
+    let outcome = RunOutcome { report, signal, job: job.map(Job::into_report) };
+    let console_tail = (!console_was_shown).then(|| vm.scrollback().tail(4096));
+    let reported = outcome.report(reporter, console_tail, wants_json);
+    if let EndedBy::StartFailed { reason } = &outcome.report.ended_by
         && let Some(hint) = failure::hint_of_start(reason)
     {
-        voice.hint(hint);
+        reporter.hint(hint);
     }
-    // Whoever waits for the end is told of it, even where this run's own output cannot be written.
+    // Clients get the report even where this run's own output cannot be written.
     if let Some(control) = control {
-        control.finish(&ending.json());
+        control.finish(&outcome.json());
     }
-    told?;
-    Ok(match ending.code() {
+    reported?;
+    Ok(match outcome.code() {
         failure::OK if is_lossy => failure::OUTPUT,
         code => code,
     })
 }
 
-/// Who is ready.
+/// A descriptor that the session polls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Who {
+enum SessionSource {
     Signals,
-    Machine,
+    Vm,
     Input,
     Output,
-    Control(control::Peer),
+    Control(ControlSource),
     Relay(usize),
 }
 
-struct Session<'v> {
+struct Session<'r> {
     vm: Vm,
     signals: Signals,
     stdio: Option<Stdio>,
-    tape: Option<Tape>,
+    recorder: Option<FileRecorder>,
     job: Option<Job>,
-    control: Option<Control>,
+    control: Option<ControlServer>,
     relays: Relays,
-    voice: &'v Voice,
+    reporter: &'r Reporter,
     name: Option<String>,
     grace: Duration,
-    was_spawned: bool,
-    has_spoken: bool,
-    /// When it looked whether others can find it; `None` once they cannot.
-    looked: Option<Instant>,
-    /// The signal that made it end, and when it came.
+    spawn_reported: bool,
+    output_reported: bool,
+    /// When the run directory was last checked; `None` once it is gone.
+    run_dir_checked: Option<Instant>,
+    /// The signal that made this run stop, and when it came.
     signal: Option<(u8, Instant)>,
-    /// Signals made it cut the power: whoever sent them does not wait for a slow reader either.
-    hurry: bool,
+    /// A signal killed the VM, so standard output gets little time.
+    was_killed: bool,
 }
 
-impl<'v> Session<'v> {
-    fn new(mut vm: Vm, plan: SessionPlan, voice: &'v Voice) -> Result<Self, Failure> {
-        let broken =
-            |error: io::Error| Failure::new(START, format!("cannot start the machine: {error}"));
-        let tape = Tape::new(plan.log.as_deref(), plan.record.as_deref(), &mut vm)?;
+impl<'r> Session<'r> {
+    fn new(mut vm: Vm, plan: SessionPlan, reporter: &'r Reporter) -> Result<Self, Failure> {
+        let failed =
+            |error: io::Error| Failure::new(START, format!("cannot start the VM: {error}"));
+        let recorder = FileRecorder::create(plan.log.as_deref(), plan.record.as_deref(), &mut vm)?;
         let relays = Relays::listen(&plan.relays, &mut vm)?;
-        // Before the terminal is raw, so that no signal can end this program while it is.
-        let signals = Signals::install().map_err(broken)?;
+        // Before the terminal becomes raw, so that no signal ends this program while it is raw.
+        let signals = Signals::install().map_err(failed)?;
         let job = plan.job.map(|job| Job::new(job, plan.json, &mut vm));
-        let job = job.transpose().map_err(broken)?;
+        let job = job.transpose().map_err(failed)?;
         let mut session = Self {
             vm,
             signals,
             stdio: None,
-            tape,
+            recorder,
             job,
             control: None,
             relays,
-            voice,
+            reporter,
             name: plan.name,
             grace: plan.grace.unwrap_or(DEFAULT_GRACE),
-            was_spawned: false,
-            has_spoken: false,
-            looked: Some(Instant::now()),
+            spawn_reported: false,
+            output_reported: false,
+            run_dir_checked: Some(Instant::now()),
             signal: None,
-            hurry: false,
+            was_killed: false,
         };
-        voice.event("planned", json!({"backend": session.vm.launch_plan().backend}));
-        if let Some(tape) = &mut session.tape {
-            tape.begin(voice);
+        reporter.event("planned", json!({"backend": session.vm.launch_plan().backend}));
+        if let Some(recorder) = &mut session.recorder {
+            recorder.begin(reporter);
         }
         if plan.stdio {
             let reader = session.vm.add_reader();
-            session.stdio = Some(Stdio::new(reader, voice).map_err(broken)?);
+            session.stdio = Some(Stdio::new(reader, reporter).map_err(failed)?);
         }
         Ok(session)
     }
 
-    /// Standard output, where the guest has it.
-    fn output(&self) -> Option<&Output> {
+    /// The writer to standard output, of the console or of the job.
+    fn output(&self) -> Option<&StdoutWriter> {
         let of_job = || self.job.as_ref().and_then(Job::output);
         self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
     }
 
-    /// Starts the machine, and tells of it before anybody else has a turn.
+    /// Starts the VM, and publishes it before the name lock is released.
     fn start(&mut self) -> Result<(), Failure> {
-        let failed =
-            |error: String| Failure::new(START, format!("cannot start the machine: {error}"));
+        let failed = |error: String| Failure::new(START, format!("cannot start the VM: {error}"));
         self.vm.start().map_err(|error| failed(error.to_string()))?;
-        // Makes the run directory, and begins the processes.
+        // Creates the run directory and spawns the first processes.
         self.vm.on_ready().map_err(|error| failed(error.to_string()))?;
         if !self.vm.status().is_terminal() {
-            self.begin_control();
+            self.bind_control();
         }
         Ok(())
     }
 
     fn drive(&mut self) -> io::Result<()> {
-        let mut moved = Instant::now();
+        let mut last_progress = Instant::now();
         loop {
-            let over = self.vm.status().is_terminal();
+            let has_ended = self.vm.status().is_terminal();
             self.move_bytes();
-            if over && self.output().is_none_or(Output::is_empty) {
+            if has_ended && self.output().is_none_or(StdoutWriter::is_empty) {
                 return Ok(());
             }
-            let ready = self.wait(over, moved)?;
-            for wish in self.signals.take() {
-                self.grant(wish);
-                self.hurry |= over && self.signal.is_some();
+            let ready = self.wait(has_ended, last_progress)?;
+            for request in self.signals.take() {
+                self.on_signal(request);
+                self.was_killed |= has_ended && self.signal.is_some();
             }
-            if !over || ready.contains(&Who::Output) {
-                moved = Instant::now();
-            } else if self.patience().is_some_and(|patience| moved.elapsed() >= patience) {
+            if !has_ended || ready.contains(&SessionSource::Output) {
+                last_progress = Instant::now();
+            } else if self.drain_timeout().is_some_and(|limit| last_progress.elapsed() >= limit) {
                 return Ok(());
             }
-            for who in ready {
-                self.on_ready(who, over);
+            for source in ready {
+                self.on_ready(source, has_ended);
             }
-            if !over {
-                // Before the machine may end, and take its directory away itself.
-                self.look_for_directory();
+            if !has_ended {
+                // Before the VM may end and remove its run directory itself.
+                self.check_run_dir();
                 self.vm.on_ready()?;
-                self.look_for_spawn();
+                self.report_spawn();
                 while let Some(event) = self.vm.poll_event() {
                     self.on_event(event);
                 }
@@ -247,219 +245,228 @@ impl<'v> Session<'v> {
         }
     }
 
-    /// Hands on what waits.
+    /// Moves bytes that are buffered to where there is room.
     fn move_bytes(&mut self) {
         if let Some(stdio) = &mut self.stdio {
-            stdio.refill(&mut self.vm);
+            stdio.transfer(&mut self.vm);
         }
-        let step = self.job.as_mut().and_then(|job| job.refill(&mut self.vm));
-        self.on_step(step);
-        if let Some(tape) = &mut self.tape {
-            tape.carry(&mut self.vm, self.voice);
+        let event = self.job.as_mut().and_then(|job| job.transfer_output(&mut self.vm));
+        self.on_job_event(event);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record_output(&mut self.vm, self.reporter);
         }
         if let Some(control) = &mut self.control {
-            control.refill(&mut self.vm);
+            control.send_console_output(&mut self.vm);
         }
-        self.voice.draw();
+        self.reporter.draw();
     }
 
-    /// How long standard output may take for its next bytes when the machine is over.
-    fn patience(&self) -> Option<Duration> {
-        match self.hurry {
-            true => Some(LAST_CHANCE),
-            false => self.signal.is_some().then_some(LAST_PATIENCE),
+    /// How long standard output may block once the VM has ended; `None` for any time.
+    fn drain_timeout(&self) -> Option<Duration> {
+        match self.was_killed {
+            true => Some(DRAIN_TIMEOUT_KILLED),
+            false => self.signal.is_some().then_some(DRAIN_TIMEOUT),
         }
     }
 
-    /// Waits for whoever is ready. `moved` is when bytes last went out, of a machine that is `over`.
-    fn wait(&self, over: bool, moved: Instant) -> io::Result<Vec<Who>> {
+    /// Waits for descriptors that are ready. `last_progress` is when bytes were last written.
+    fn wait(&self, has_ended: bool, last_progress: Instant) -> io::Result<Vec<SessionSource>> {
         let stdin = io::stdin();
-        let mut watch = Watch::new();
-        watch.readable(Who::Signals, self.signals.as_fd());
-        if !over {
-            watch.readable(Who::Machine, self.vm.as_fd());
-            self.relays.watch(&mut watch, Who::Relay);
+        let mut poll_set = PollSet::new();
+        poll_set.readable(SessionSource::Signals, self.signals.as_fd());
+        if !has_ended {
+            poll_set.readable(SessionSource::Vm, self.vm.as_fd());
+            self.relays.register(&mut poll_set, SessionSource::Relay);
         }
         if let Some(stdio) = &self.stdio {
-            stdio.watch(&mut watch, &stdin, (!over).then_some(Who::Input));
+            stdio.register(&mut poll_set, &stdin, (!has_ended).then_some(SessionSource::Input));
         }
         if let Some(output) = self.output().filter(|output| !output.is_empty()) {
-            watch.writable(Who::Output, output.as_fd());
+            poll_set.writable(SessionSource::Output, output.as_fd());
         }
-        if let Some(control) = self.control.as_ref().filter(|_| !over) {
-            control.watch(&mut watch, Who::Control);
+        if let Some(control) = self.control.as_ref().filter(|_| !has_ended) {
+            control.register(&mut poll_set, SessionSource::Control);
         }
-        let timeout = match over {
+        let timeout = match has_ended {
             false => {
-                let look = self.looked.map(|looked| LOOK.1.saturating_sub(looked.elapsed()));
-                let timeouts = [self.vm.next_timeout(), self.voice.next_draw(), look];
+                let check = self.run_dir_checked;
+                let check = check.map(|at| RUN_DIR_CHECK.1.saturating_sub(at.elapsed()));
+                let timeouts = [self.vm.next_timeout(), self.reporter.next_draw(), check];
                 timeouts.into_iter().flatten().min()
             }
-            true => self.patience().map(|patience| patience.saturating_sub(moved.elapsed())),
+            true => self.drain_timeout().map(|limit| limit.saturating_sub(last_progress.elapsed())),
         };
-        watch.wait(timeout)
+        poll_set.wait(timeout)
     }
 
-    fn on_ready(&mut self, who: Who, over: bool) {
-        match who {
-            Who::Signals | Who::Machine => {}
-            Who::Output => {
+    fn on_ready(&mut self, source: SessionSource, has_ended: bool) {
+        match source {
+            SessionSource::Signals | SessionSource::Vm => {}
+            SessionSource::Output => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.output.on_writable();
                 } else if let Some(job) = &mut self.job {
                     job.on_writable();
                 }
             }
-            Who::Input if over => {}
-            Who::Input => {
+            SessionSource::Input if has_ended => {}
+            SessionSource::Input => {
                 let Some(stdio) = &mut self.stdio else { return };
-                let typed = stdio.read_input(&mut self.vm);
-                if let Some(tape) = &mut self.tape
-                    && !typed.bytes.is_empty()
+                let input = stdio.read_input(&mut self.vm);
+                if let Some(recorder) = &mut self.recorder
+                    && !input.bytes.is_empty()
                 {
-                    tape.typed(&typed.bytes, self.voice);
+                    recorder.record_input(&input.bytes, self.reporter);
                 }
-                typed.orders.into_iter().for_each(|order| self.give(order));
+                input.commands.into_iter().for_each(|command| self.stop_or_kill(command));
             }
-            Who::Relay(n) => self.relays.on_ready(n, &self.vm, self.voice),
-            Who::Control(peer) => {
-                let may_type =
-                    self.stdio.as_ref().is_none_or(|stdio| !stdio.types()) && self.job.is_none();
-                let Some(control) = &mut self.control else { return };
-                for order in control.on_ready(peer, &mut self.vm, may_type) {
-                    match order {
-                        control::Order::Stop(grace) => {
-                            let _ = self.vm.stop_with_timeout(grace.unwrap_or(self.grace));
-                        }
-                        control::Order::Kill => {
-                            let _ = self.vm.kill();
-                        }
-                        control::Order::Typed(bytes) => {
-                            if let Some(tape) = &mut self.tape {
-                                tape.typed(&bytes, self.voice);
-                            }
-                        }
+            SessionSource::Relay(n) => self.relays.on_ready(n, &self.vm, self.reporter),
+            SessionSource::Control(source) => self.on_control_ready(source),
+        }
+    }
+
+    fn on_control_ready(&mut self, source: ControlSource) {
+        let input_is_free =
+            self.stdio.as_ref().is_none_or(|stdio| !stdio.is_input_open()) && self.job.is_none();
+        let Some(control) = &mut self.control else { return };
+        for command in control.on_ready(source, &mut self.vm, input_is_free) {
+            match command {
+                ClientCommand::Stop(grace) => {
+                    let _ = self.vm.stop_with_timeout(grace.unwrap_or(self.grace));
+                }
+                ClientCommand::Kill => {
+                    let _ = self.vm.kill();
+                }
+                ClientCommand::Input(bytes) => {
+                    if let Some(recorder) = &mut self.recorder {
+                        recorder.record_input(&bytes, self.reporter);
                     }
                 }
             }
         }
     }
 
-    /// The hypervisor's start has no event of its own.
-    fn look_for_spawn(&mut self) {
-        if !self.was_spawned
+    /// Reports the hypervisor's start, for which the VM has no event.
+    fn report_spawn(&mut self) {
+        if !self.spawn_reported
             && let Some(pid) = self.vm.hypervisor_pid()
         {
-            self.was_spawned = true;
-            self.voice.event("spawned", json!({"pid": pid}));
+            self.spawn_reported = true;
+            self.reporter.event("spawned", json!({"pid": pid}));
             if let Some(control) = &mut self.control {
-                control.tell(&self.vm);
+                control.publish_hypervisor(&self.vm);
             }
         }
     }
 
-    /// Its run directory may be removed from under it, by hand or by who cleans `/tmp`. The machine
-    /// goes on; what others would do with it cannot be had back.
-    fn look_for_directory(&mut self) {
-        let (Some(control), Some(looked)) = (&self.control, self.looked) else { return };
-        if looked.elapsed() < LOOK.0 {
+    /// Warns once if the run directory was removed, by hand or by a cleaner of `/tmp`. The VM keeps
+    /// running, but other commands cannot find it any more.
+    fn check_run_dir(&mut self) {
+        let (Some(control), Some(checked)) = (&self.control, self.run_dir_checked) else { return };
+        if checked.elapsed() < RUN_DIR_CHECK.0 {
             return;
         }
-        self.looked = control.can_be_found().then(Instant::now);
-        if self.looked.is_none() {
+        self.run_dir_checked = control.is_published().then(Instant::now);
+        if self.run_dir_checked.is_none() {
             let (dir, pid) = (&self.vm.launch_plan().run_dir, std::process::id());
-            self.voice.warn(&format!(
-                "{dir} was removed: `capsa ps`, `stop` and `console` do not find this machine any \
-                 more; `kill {pid}` ends it"
+            self.reporter.warn(&format!(
+                "{dir} was removed: `capsa ps`, `stop` and `console` cannot find this VM any more; \
+                 stop it with `kill {pid}`"
             ));
         }
     }
 
     fn on_event(&mut self, event: VmEvent) {
         match event {
-            VmEvent::ControlReady => self.voice.event("control-ready", json!({})),
+            VmEvent::ControlReady => self.reporter.event("control-ready", json!({})),
             VmEvent::Status(status) => {
                 match status {
                     VmStatus::Running => {
-                        self.voice.event("running", json!({}));
-                        self.voice.status(Some(match self.job {
-                            Some(_) => "waiting for the guest's shell",
-                            None if self.stdio.is_some() => "waiting for the guest to speak",
-                            None if self.vm.launch_plan().console.mode()
-                                == ConsoleMode::Disabled =>
-                            {
-                                "running without a console, Ctrl-C asks the guest to power off"
-                            }
-                            None => "running, Ctrl-C asks the guest to power off",
-                        }));
+                        self.reporter.event("running", json!({}));
+                        self.reporter.status(Some(self.running_text()));
                     }
                     VmStatus::Stopping => {
-                        self.voice.event("stopping", json!({}));
-                        self.voice.status(self.stdio.is_none().then_some("stopping"));
+                        self.reporter.event("stopping", json!({}));
+                        self.reporter.status(self.stdio.is_none().then_some("stopping"));
                     }
                     _ => {}
                 }
-                let step = self.job.as_mut().and_then(|job| job.on_status(&mut self.vm));
-                self.on_step(step);
+                let event = self.job.as_mut().and_then(|job| job.on_status(&mut self.vm));
+                self.on_job_event(event);
             }
-            VmEvent::ConsoleData if !self.has_spoken => {
-                self.has_spoken = true;
-                self.voice.event("first-output", json!({}));
+            VmEvent::ConsoleData if !self.output_reported => {
+                self.output_reported = true;
+                self.reporter.event("first-output", json!({}));
                 if self.stdio.is_some() {
-                    self.voice.status(None);
+                    self.reporter.status(None);
                 }
             }
             VmEvent::Ended(wait) => {
-                let step = self.job.as_mut().and_then(|job| job.on_ended(&mut self.vm, wait));
-                self.on_step(step);
+                let event = self.job.as_mut().and_then(|job| job.on_ended(&mut self.vm, wait));
+                self.on_job_event(event);
             }
             _ => {}
         }
     }
 
-    fn on_step(&mut self, step: Option<Step>) {
-        match step {
-            None => {}
-            Some(Step::LoggedIn) => {
-                self.voice.event("prompt", json!({}));
-                self.voice.status(Some("running the command"));
+    /// The status line of a VM that has just begun to run.
+    fn running_text(&self) -> &'static str {
+        let console = self.vm.launch_plan().console.mode();
+        match self.job {
+            Some(_) => "waiting for the guest's shell",
+            None if self.stdio.is_some() => "waiting for console output",
+            None if console == ConsoleMode::Disabled => {
+                "running without a console; Ctrl-C asks the guest to power off"
             }
-            Some(Step::Spoke) => self.voice.status(None),
-            Some(Step::Over) => self.give(Order::Stop),
+            None => "running; Ctrl-C asks the guest to power off",
         }
     }
 
-    /// From now on `capsa ps` finds this run. Where it cannot, the machine runs all the same.
-    fn begin_control(&mut self) {
-        match Control::begin(&self.vm, self.name.as_deref()) {
+    fn on_job_event(&mut self, event: Option<JobEvent>) {
+        match event {
+            None => {}
+            Some(JobEvent::LoggedIn) => {
+                self.reporter.event("prompt", json!({}));
+                self.reporter.status(Some("running the command"));
+            }
+            Some(JobEvent::Output) => self.reporter.status(None),
+            Some(JobEvent::Finished) => self.stop_or_kill(EscapeCommand::Stop),
+        }
+    }
+
+    /// Publishes this run for `capsa ps`. If that fails, the VM runs without a control socket.
+    fn bind_control(&mut self) {
+        match ControlServer::bind(&self.vm, self.name.as_deref()) {
             Ok(control) => self.control = Some(control),
-            Err(error) => self.voice.warn(&format!("`capsa ps` will not show this: {error}")),
+            Err(error) => self.reporter.warn(&format!(
+                "`capsa ps` does not list this VM: cannot create its control socket: {error}"
+            )),
         }
     }
 
-    fn grant(&mut self, wish: Wish) {
-        match wish {
-            Wish::End(signal) => match self.signal {
+    fn on_signal(&mut self, request: SignalRequest) {
+        match request {
+            SignalRequest::Stop(signal) => match self.signal {
                 None => {
                     self.signal = Some((signal, Instant::now()));
-                    self.give(Order::Stop);
+                    self.stop_or_kill(EscapeCommand::Stop);
                 }
-                Some((_, first)) if first.elapsed() < ONE_WISH => {}
+                Some((_, first)) if first.elapsed() < SIGNAL_WINDOW => {}
                 Some(_) => self.kill(),
             },
-            Wish::Kill(signal) => {
+            SignalRequest::Kill(signal) => {
                 self.signal.get_or_insert((signal, Instant::now()));
                 self.kill();
             }
-            Wish::Suspend => {
-                self.voice.clear();
+            SignalRequest::Suspend => {
+                self.reporter.clear();
                 if let Some(stdio) = &self.stdio {
                     stdio.suspend();
                 }
-                // SIGCONT ends this call, and comes as a wish of its own.
+                // Returns at SIGCONT, which is then read as a signal of its own.
                 let _ = raise(Signal::SIGSTOP);
             }
-            Wish::Resume => {
+            SignalRequest::Resume => {
                 if let Some(stdio) = &self.stdio {
                     stdio.resume();
                 }
@@ -468,15 +475,15 @@ impl<'v> Session<'v> {
     }
 
     fn kill(&mut self) {
-        self.hurry = true;
-        self.give(Order::Kill);
+        self.was_killed = true;
+        self.stop_or_kill(EscapeCommand::Kill);
     }
 
-    /// Only a machine that was never started refuses, and this one was.
-    fn give(&mut self, order: Order) {
-        let _ = match order {
-            Order::Stop => self.vm.stop_with_timeout(self.grace),
-            Order::Kill => self.vm.kill(),
+    /// Fails only for a VM that was never started, and this one was.
+    fn stop_or_kill(&mut self, command: EscapeCommand) {
+        let _ = match command {
+            EscapeCommand::Stop => self.vm.stop_with_timeout(self.grace),
+            EscapeCommand::Kill => self.vm.kill(),
         };
     }
 }

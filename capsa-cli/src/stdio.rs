@@ -1,13 +1,13 @@
 //! The guest's console on this program's standard input and output.
 //!
-//! Standard input is read when the machine has taken what was read before; the machine's console is
-//! taken when standard output has taken what was taken before, and the guest waits rather than lose
-//! a byte. The rule: nothing here blocks.
+//! Standard input is read only when the VM has accepted the bytes read before. Console output is
+//! taken only when standard output has accepted the bytes taken before: a slow standard output
+//! pauses the guest, and no byte is lost. The rule: nothing here blocks.
 
 pub(crate) mod escape;
 pub(crate) mod output;
+pub(crate) mod poll_set;
 pub(crate) mod terminal;
-pub(crate) mod watch;
 
 use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
@@ -16,128 +16,128 @@ use capsa::embed::{ReaderId, Vm};
 use nix::errno::Errno;
 use nix::unistd::read;
 
-use crate::stdio::escape::{Escape, Order};
-use crate::stdio::output::Output;
+use crate::reporter::Reporter;
+use crate::stdio::escape::{EscapeCommand, EscapeParser};
+use crate::stdio::output::StdoutWriter;
+use crate::stdio::poll_set::PollSet;
 use crate::stdio::terminal::RawTerminal;
-use crate::stdio::watch::Watch;
-use crate::voice::Voice;
 
 /// Bytes read from standard input at once.
 const CHUNK: usize = 4096;
 
-/// Standard input and output, and what is on its way between them and the guest.
+/// Standard input and output, with the bytes between them and the guest.
 #[derive(Debug)]
 pub(crate) struct Stdio {
     reader: ReaderId,
-    pub(crate) output: Output,
-    /// Given back when dropped.
+    pub(crate) output: StdoutWriter,
+    /// Restored when dropped.
     terminal: Option<RawTerminal>,
-    escape: Escape,
+    escape: EscapeParser,
     input_open: bool,
-    /// Read, and not yet taken by the machine.
-    for_guest: Vec<u8>,
+    /// Input that the VM has not accepted yet.
+    pending_input: Vec<u8>,
 }
 
-/// What reading standard input brought.
+/// What was read from standard input.
 #[derive(Debug, Default)]
-pub(crate) struct Typed {
+pub(crate) struct StdinRead {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) orders: Vec<Order>,
+    pub(crate) commands: Vec<EscapeCommand>,
 }
 
 impl Stdio {
-    /// Takes standard input and output; a terminal becomes raw.
-    pub(crate) fn new(reader: ReaderId, voice: &Voice) -> io::Result<Self> {
-        let output = Output::new()?;
+    /// Uses standard input and output. A terminal becomes raw.
+    pub(crate) fn new(reader: ReaderId, reporter: &Reporter) -> io::Result<Self> {
+        let output = StdoutWriter::new()?;
         if io::stdin().is_terminal() && io::stderr().is_terminal() {
-            voice.say("Ctrl-] q asks the guest to power off, Ctrl-] k cuts its power");
+            reporter.info("Ctrl-] q asks the guest to power off, Ctrl-] k kills the VM");
         }
         Ok(Self {
             reader,
             output,
             terminal: RawTerminal::enter()?,
-            escape: Escape::default(),
+            escape: EscapeParser::default(),
             input_open: true,
-            for_guest: Vec::new(),
+            pending_input: Vec::new(),
         })
     }
 
-    /// Whether what is typed here goes to the guest, so that nobody else types.
-    pub(crate) fn types(&self) -> bool {
+    /// Whether standard input is open. While it is, no control client owns the console's input.
+    pub(crate) fn is_input_open(&self) -> bool {
         self.input_open
     }
 
-    /// Adds standard input, while what is typed is wanted.
-    pub(crate) fn watch<'fd, Who: Copy>(
+    /// Adds standard input to the descriptors to poll, if its bytes can be accepted.
+    pub(crate) fn register<'fd, Source: Copy>(
         &'fd self,
-        watch: &mut Watch<'fd, Who>,
+        poll_set: &mut PollSet<'fd, Source>,
         stdin: &'fd io::Stdin,
-        input: Option<Who>,
+        input: Option<Source>,
     ) {
         if let Some(input) = input.filter(|_| self.wants_input()) {
-            watch.readable(input, stdin.as_fd());
+            poll_set.readable(input, stdin.as_fd());
         }
     }
 
     fn wants_input(&self) -> bool {
         self.input_open
-            && self.for_guest.is_empty()
+            && self.pending_input.is_empty()
             && self.terminal.as_ref().is_none_or(RawTerminal::is_foreground)
     }
 
-    /// Hands on what waits, both ways.
-    pub(crate) fn refill(&mut self, vm: &mut Vm) {
+    /// Moves pending bytes both ways.
+    pub(crate) fn transfer(&mut self, vm: &mut Vm) {
         if self.output.is_empty() {
             self.output.put(vm.take(self.reader));
         }
         self.write_to_guest(vm);
     }
 
-    /// Reads what was typed. The bytes among it are on their way to the guest already.
-    pub(crate) fn read_input(&mut self, vm: &mut Vm) -> Typed {
+    /// Reads standard input, and writes its bytes to the guest.
+    pub(crate) fn read_input(&mut self, vm: &mut Vm) -> StdinRead {
         let mut chunk = [0; CHUNK];
         let read = match read(io::stdin(), &mut chunk) {
             Ok(n @ 1..) => &chunk[..n],
-            Err(Errno::EINTR | Errno::EAGAIN) => return Typed::default(),
-            // The end, a terminal that is gone, a directory: no more input.
+            Err(Errno::EINTR | Errno::EAGAIN) => return StdinRead::default(),
+            // End of file, a closed terminal or a directory: there is no more input.
             Ok(0) | Err(_) => {
                 self.input_open = false;
-                return Typed::default();
+                return StdinRead::default();
             }
         };
-        let (bytes, orders) = match self.terminal {
+        let (bytes, commands) = match self.terminal {
             None => (read.to_vec(), Vec::new()),
             Some(_) => self.escape.split(read),
         };
-        self.for_guest.extend_from_slice(&bytes);
+        self.pending_input.extend_from_slice(&bytes);
         self.write_to_guest(vm);
-        Typed { bytes, orders }
+        StdinRead { bytes, commands }
     }
 
-    /// Gives the terminal back for a while.
+    /// Restores the terminal until [`Stdio::resume`].
     pub(crate) fn suspend(&self) {
         if let Some(terminal) = &self.terminal {
             terminal.suspend();
         }
     }
 
-    /// Takes it again.
+    /// Makes the terminal raw again.
     pub(crate) fn resume(&self) {
         if let Some(terminal) = &self.terminal {
-            // Where the terminal is gone, standard input will tell.
+            // If the terminal is closed, reading standard input returns the error.
             let _ = terminal.resume();
         }
     }
 
     fn write_to_guest(&mut self, vm: &mut Vm) {
-        if self.for_guest.is_empty() {
+        if self.pending_input.is_empty() {
             return;
         }
-        match vm.write(&self.for_guest) {
-            Ok(taken) => drop(self.for_guest.drain(..taken)),
+        match vm.write(&self.pending_input) {
+            Ok(taken) => drop(self.pending_input.drain(..taken)),
             Err(error) => {
                 debug_assert_eq!(error.kind(), ErrorKind::BrokenPipe);
-                self.for_guest.clear();
+                self.pending_input.clear();
                 self.input_open = false;
             }
         }

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::table::{Key, Kind, SECTIONS, Section};
 use super::wrong::Wrong;
-use crate::near;
+use crate::suggest;
 
 /// A section of a file, on its way to values.
 pub(super) struct Fields<'f, 'text> {
@@ -172,7 +172,7 @@ fn unknown(section: &Section, head: &str, name: &str, at: Range<usize>) -> Wrong
     let why = format!("{head} has no key {name:?}");
     let names = || section.keys.iter().map(|key| key.name);
     let elsewhere = SECTIONS.iter().find(|other| other.key(name).is_some());
-    let hint = match (near::nearest(name, names()), elsewhere) {
+    let hint = match (suggest::closest(name, names()), elsewhere) {
         (Some(meant), _) => format!("did you mean {meant}?"),
         (None, Some(other)) => format!("{name} is a key of {}", other.head()),
         (None, None) => format!("it has {}", names().collect::<Vec<_>>().join(", ")),
@@ -189,7 +189,7 @@ pub(super) fn unknown_section(name: &str, at: Range<usize>, value: &DeValue<'_>)
         true => format!("there is no section {name:?}"),
         false => format!("{name} stands outside of any section"),
     };
-    let hint = match (near::nearest(name, names()), holder) {
+    let hint = match (suggest::closest(name, names()), holder) {
         (_, Some(section)) => format!("{name} is a key of {}", section.head()),
         (Some(meant), None) => format!("did you mean {meant}?"),
         (None, None) => format!("there are {}", names().collect::<Vec<_>>().join(", ")),

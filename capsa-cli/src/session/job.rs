@@ -1,12 +1,10 @@
-//! `run … -- COMMAND`: logs in on the console, runs one command, and hands on what it prints.
+//! `run … -- COMMAND`: logs in on the console, runs one command, and forwards its output.
 //!
-//! A guest that comes up with a shell of root, as an initramfs does, is asked for nothing. The
-//! command gets the words as they were given, in a subshell of its own, with `/dev/null` as its
-//! standard input.
+//! A guest that boots to a root shell, such as an initramfs, needs no login. The command runs in a
+//! subshell with its words as given and `/dev/null` as standard input.
 //!
-//! What it prints goes to standard output as it comes: a command that is cut off has shown what it
-//! did, and one whose reader has gone is interrupted. For a program that wants one JSON document
-//! in the end, it is kept.
+//! Output goes to standard output as it arrives. If standard output is closed, the command is
+//! interrupted. With `--json` the output is kept for the JSON document at the end.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,12 +16,12 @@ use capsa::{Error, VmStatus};
 use crate::failure::{CONFIG, Failure};
 use crate::files;
 use crate::flags::{Command, usage};
-use crate::stdio::output::Output;
+use crate::stdio::output::StdoutWriter;
 
-/// How much of a command's output a JSON document takes: 16 MiB.
-const KEPT: usize = 16 << 20;
+/// Output beyond this is left out of the JSON document.
+const MAX_KEPT: usize = 16 << 20;
 
-/// What to run, and as whom.
+/// The command to run, and the user to log in as.
 #[derive(Debug)]
 pub(crate) struct JobPlan {
     line: String,
@@ -32,17 +30,17 @@ pub(crate) struct JobPlan {
 }
 
 impl JobPlan {
-    /// A command of these words.
+    /// A plan for the command with these words.
     pub(crate) fn new(
         words: &[std::ffi::OsString],
         user: Option<&str>,
         password_file: Option<&PathBuf>,
     ) -> Result<Self, Failure> {
-        let wrong = |what: &str| usage(what, Some(Command::Run));
+        let invalid = |what: &str| usage(what, Some(Command::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
-        let words = words.ok_or_else(|| wrong("the command behind -- is not UTF-8"))?;
+        let words = words.ok_or_else(|| invalid("the command after -- is not UTF-8"))?;
         if words.is_empty() {
-            return Err(wrong("no command stands behind --"));
+            return Err(invalid("missing the command after --"));
         }
         let password = password_file.map(|path| {
             files::first_line(path).map_err(|error| {
@@ -51,7 +49,7 @@ impl JobPlan {
             })
         });
         Ok(Self {
-            // In a subshell, so that an `exit` leaves the shell that tells its status.
+            // In a subshell, so that `exit` does not end the shell that reports the status.
             line: format!("( {} )", shell_words::join(words)),
             user: user.unwrap_or("root").to_owned(),
             password: password.transpose()?,
@@ -62,19 +60,21 @@ impl JobPlan {
 /// How a job ended.
 #[derive(Debug)]
 pub(crate) enum JobEnd {
-    Ran(u8),
-    /// Nobody reads what it prints any more.
-    Unheard,
+    /// The command's exit status.
+    Exited(u8),
+    /// Standard output was closed.
+    OutputClosed,
+    /// Why the command did not run, or has no status.
     Failed(String),
 }
 
-/// What a job came to.
+/// The result of a job.
 #[derive(Debug)]
 pub(crate) struct JobReport {
     pub(crate) end: JobEnd,
-    /// The output, where it was kept.
+    /// The output, with `--json`.
     pub(crate) output: Option<Vec<u8>>,
-    /// That is not all of it.
+    /// Some of the output is lost.
     pub(crate) truncated: bool,
 }
 
@@ -83,66 +83,70 @@ pub(crate) struct JobReport {
 pub(crate) struct Job {
     plan: JobPlan,
     reader: ReaderId,
-    stage: Stage,
-    sink: Sink,
+    state: JobState,
+    sink: OutputSink,
     truncated: bool,
 }
 
 #[derive(Debug)]
-enum Stage {
-    /// The machine does not run yet.
-    Waiting,
-    Login(WaitId),
-    Run(WaitId),
-    Over(JobEnd),
+enum JobState {
+    /// The VM is not running yet.
+    Starting,
+    LoggingIn(WaitId),
+    Running(WaitId),
+    Finished(JobEnd),
 }
 
 /// Where the output goes.
 #[derive(Debug)]
-enum Sink {
-    Stdout(Output),
+enum OutputSink {
+    Stdout(StdoutWriter),
     Kept(Vec<u8>),
 }
 
-/// What a job came to, for those who watch.
+/// Progress of a job, for the reporter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum JobEvent {
     LoggedIn,
-    Spoke,
-    Over,
+    Output,
+    Finished,
 }
 
 impl Job {
-    /// A job whose output goes to standard output, or is `kept`.
+    /// A job whose output is `kept`, or goes to standard output.
     pub(crate) fn new(plan: JobPlan, kept: bool, vm: &mut Vm) -> io::Result<Self> {
-        let sink = if kept { Sink::Kept(Vec::new()) } else { Sink::Stdout(Output::new()?) };
+        let sink = if kept {
+            OutputSink::Kept(Vec::new())
+        } else {
+            OutputSink::Stdout(StdoutWriter::new()?)
+        };
         let reader = vm.add_reader();
-        Ok(Self { plan, reader, stage: Stage::Waiting, sink, truncated: false })
+        Ok(Self { plan, reader, state: JobState::Starting, sink, truncated: false })
     }
 
-    /// Standard output, where that is where the command's goes.
-    pub(crate) fn output(&self) -> Option<&Output> {
+    /// The writer to standard output, unless the output is kept.
+    pub(crate) fn output(&self) -> Option<&StdoutWriter> {
         match &self.sink {
-            Sink::Stdout(output) => Some(output),
-            Sink::Kept(_) => None,
+            OutputSink::Stdout(output) => Some(output),
+            OutputSink::Kept(_) => None,
         }
     }
 
-    /// Standard output takes some more.
+    /// Writes to standard output, which is ready.
     pub(crate) fn on_writable(&mut self) {
-        if let Sink::Stdout(output) = &mut self.sink {
+        if let OutputSink::Stdout(output) = &mut self.sink {
             output.on_writable();
         }
     }
 
-    /// Hands on what the command has printed, where there is room. Otherwise the command waits.
-    pub(crate) fn refill(&mut self, vm: &mut Vm) -> Option<Step> {
-        let Stage::Run(run) = self.stage else { return None };
-        if let Sink::Stdout(output) = &self.sink {
+    /// Forwards the command's output if there is room. Otherwise the guest waits.
+    pub(crate) fn transfer_output(&mut self, vm: &mut Vm) -> Option<JobEvent> {
+        let JobState::Running(run) = self.state else { return None };
+        if let OutputSink::Stdout(output) = &self.sink {
             if output.is_broken() {
                 vm.cancel(run);
-                self.stage = Stage::Over(JobEnd::Unheard);
-                return Some(Step::Over);
+                self.state = JobState::Finished(JobEnd::OutputClosed);
+                return Some(JobEvent::Finished);
             }
             if !output.is_empty() {
                 return None;
@@ -151,33 +155,33 @@ impl Job {
         let bytes = vm.take_output(run);
         (!bytes.is_empty()).then(|| {
             self.put(bytes);
-            Step::Spoke
+            JobEvent::Output
         })
     }
 
-    /// Begins as soon as the machine runs.
-    pub(crate) fn on_status(&mut self, vm: &mut Vm) -> Option<Step> {
-        if !matches!(self.stage, Stage::Waiting) || vm.status() != VmStatus::Running {
+    /// Logs in as soon as the VM is running.
+    pub(crate) fn on_status(&mut self, vm: &mut Vm) -> Option<JobEvent> {
+        if !matches!(self.state, JobState::Starting) || vm.status() != VmStatus::Running {
             return None;
         }
         let JobPlan { user, password, .. } = &self.plan;
-        let begun = vm.login(self.reader, user, password.as_deref(), None::<Duration>);
-        self.go(begun, Stage::Login)
+        let started = vm.login(self.reader, user, password.as_deref(), None::<Duration>);
+        self.enter(started, JobState::LoggingIn)
     }
 
-    /// Goes on when a conversation is over.
-    pub(crate) fn on_ended(&mut self, vm: &mut Vm, wait: WaitId) -> Option<Step> {
-        match self.stage {
-            Stage::Login(login) if login == wait => match vm.take_ended(wait)? {
+    /// Continues when the login or the command has ended.
+    pub(crate) fn on_ended(&mut self, vm: &mut Vm, wait: WaitId) -> Option<JobEvent> {
+        match self.state {
+            JobState::LoggingIn(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {
-                    let begun = vm.stream_command(self.reader, &self.plan.line, None);
-                    self.go(begun, Stage::Run).or(Some(Step::LoggedIn))
+                    let started = vm.stream_command(self.reader, &self.plan.line, None);
+                    self.enter(started, JobState::Running).or(Some(JobEvent::LoggedIn))
                 }
                 Ended::Script(Err(error)) => self.fail(format!("cannot log in: {error}")),
                 Ended::Expect(_) => None,
             },
-            Stage::Run(run) if run == wait => {
-                // All that came before a failure.
+            JobState::Running(run) if run == wait => {
+                // The output before a failure.
                 let rest = vm.take_output(wait);
                 self.put(rest);
                 match vm.take_ended(wait)? {
@@ -186,10 +190,12 @@ impl Job {
                         self.truncated |= reply.truncated;
                         let status = reply.status.and_then(|status| u8::try_from(status).ok());
                         let Some(status) = status else {
-                            return self.fail("the guest told no status of the command".into());
+                            return self.fail(
+                                "the guest's shell reported no exit status of the command".into(),
+                            );
                         };
-                        self.stage = Stage::Over(JobEnd::Ran(status));
-                        Some(Step::Over)
+                        self.state = JobState::Finished(JobEnd::Exited(status));
+                        Some(JobEvent::Finished)
                     }
                     Ended::Script(Err(error)) => {
                         self.fail(format!("cannot run the command: {error}"))
@@ -201,46 +207,52 @@ impl Job {
         }
     }
 
-    /// How it ended. A machine that is over ends it too.
+    /// The result. A job that has not finished was ended with the VM.
     pub(crate) fn into_report(self) -> JobReport {
-        let end = match self.stage {
-            Stage::Over(end) => end,
-            Stage::Waiting | Stage::Login(_) => {
-                JobEnd::Failed("the machine ended before the command was run".into())
+        let end = match self.state {
+            JobState::Finished(end) => end,
+            JobState::Starting | JobState::LoggingIn(_) => {
+                JobEnd::Failed("the VM ended before the command was run".into())
             }
-            Stage::Run(_) => JobEnd::Failed("the machine ended before the command did".into()),
+            JobState::Running(_) => {
+                JobEnd::Failed("the VM ended before the command finished".into())
+            }
         };
         let output = match self.sink {
-            Sink::Kept(bytes) => Some(bytes),
-            Sink::Stdout(_) => None,
+            OutputSink::Kept(bytes) => Some(bytes),
+            OutputSink::Stdout(_) => None,
         };
         JobReport { end, output, truncated: self.truncated }
     }
 
     fn put(&mut self, bytes: Vec<u8>) {
         match &mut self.sink {
-            Sink::Stdout(output) => output.put(bytes),
-            Sink::Kept(kept) => {
-                let room = KEPT.saturating_sub(kept.len()).min(bytes.len());
+            OutputSink::Stdout(output) => output.put(bytes),
+            OutputSink::Kept(kept) => {
+                let room = MAX_KEPT.saturating_sub(kept.len()).min(bytes.len());
                 kept.extend_from_slice(&bytes[..room]);
                 self.truncated |= room < bytes.len();
             }
         }
     }
 
-    fn go(&mut self, begun: Result<WaitId, Error>, stage: fn(WaitId) -> Stage) -> Option<Step> {
-        match begun {
+    fn enter(
+        &mut self,
+        started: Result<WaitId, Error>,
+        state: fn(WaitId) -> JobState,
+    ) -> Option<JobEvent> {
+        match started {
             Ok(wait) => {
-                self.stage = stage(wait);
+                self.state = state(wait);
                 None
             }
             Err(error) => self.fail(error.to_string()),
         }
     }
 
-    fn fail(&mut self, why: String) -> Option<Step> {
-        self.stage = Stage::Over(JobEnd::Failed(why));
-        Some(Step::Over)
+    fn fail(&mut self, why: String) -> Option<JobEvent> {
+        self.state = JobState::Finished(JobEnd::Failed(why));
+        Some(JobEvent::Finished)
     }
 }
 
@@ -249,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stay_words() {
+    fn job_line_keeps_its_words() {
         let words = ["sh", "-c", "echo 'a b'; exit 7", ""].map(Into::into);
         let plan = JobPlan::new(&words, None, None).unwrap();
         let line = plan.line.strip_prefix("( ").unwrap().strip_suffix(" )").unwrap();
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn no_words_and_no_text_are_refused() {
+    fn job_without_utf8_words_is_usage_error() {
         use std::os::unix::ffi::OsStringExt;
         let raw = std::ffi::OsString::from_vec(b"\xff".to_vec());
         for words in [vec![], vec![raw]] {
@@ -267,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_a_files_first_line() {
+    fn job_reads_password_from_first_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
         std::fs::write(&file, "secret\nmore").unwrap();

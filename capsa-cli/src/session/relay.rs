@@ -1,7 +1,7 @@
-//! `--vsock`: vsock ports of the guest as unix sockets of the host.
+//! `--vsock`: relays vsock ports of the guest to Unix sockets of the host.
 //!
-//! The session waits for new connections; each of them is then carried by two threads of its own,
-//! one for each direction, until both ends have said all. They end with the program.
+//! The session polls the listeners. Each connection then has two threads, one for each direction,
+//! which copy bytes until both directions have ended or this program exits.
 
 use std::fs;
 use std::io;
@@ -17,11 +17,11 @@ use capsa::embed::{Vm, VsockConnecting, VsockPortListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::{CONFIG, Failure};
-use crate::stdio::watch::Watch;
+use crate::reporter::Reporter;
+use crate::stdio::poll_set::PollSet;
 use crate::values::VsockRelay;
-use crate::voice::Voice;
 
-/// All relays of a run. Dropping them removes the sockets that were made.
+/// All relays of a run. Dropping it removes the Unix sockets that it created.
 #[derive(Debug, Default)]
 pub(crate) struct Relays(Vec<Relay>);
 
@@ -29,73 +29,70 @@ pub(crate) struct Relays(Vec<Relay>);
 struct Relay {
     port: u32,
     socket: PathBuf,
-    ear: Ear,
+    listener: RelayListener,
 }
 
-/// Where connections come in.
+/// The listener for new connections.
 #[derive(Debug)]
-enum Ear {
+enum RelayListener {
     Host(UnixListener),
     Guest(VsockPortListener),
 }
 
 impl Relays {
-    /// Listens for each of them.
+    /// Creates the listener of each relay.
     pub(crate) fn listen(plans: &[VsockRelay], vm: &mut Vm) -> Result<Self, Failure> {
         let mut relays = Self::default();
         for VsockRelay { direction, port, socket } in plans {
-            let refused = |error: &dyn std::fmt::Display| {
+            let failed = |error: &dyn std::fmt::Display| {
                 let socket = socket.display();
-                Failure::new(
-                    CONFIG,
-                    format!("cannot relay vsock port {port} and {socket}: {error}"),
-                )
+                Failure::new(CONFIG, format!("cannot relay vsock port {port} to {socket}: {error}"))
             };
-            let ear = match direction {
+            let listener = match direction {
                 VsockDirection::ToGuest => {
-                    let listener = listen(socket).map_err(|error| refused(&error))?;
-                    listener.set_nonblocking(true).map_err(|error| refused(&error))?;
-                    Ear::Host(listener)
+                    let listener = listen(socket).map_err(|error| failed(&error))?;
+                    listener.set_nonblocking(true).map_err(|error| failed(&error))?;
+                    RelayListener::Host(listener)
                 }
                 VsockDirection::ToHost => {
-                    Ear::Guest(vm.vsock_listen(*port).map_err(|error| refused(&error))?)
+                    RelayListener::Guest(vm.vsock_listen(*port).map_err(|error| failed(&error))?)
                 }
             };
-            relays.0.push(Relay { port: *port, socket: socket.clone(), ear });
+            relays.0.push(Relay { port: *port, socket: socket.clone(), listener });
         }
         Ok(relays)
     }
 
-    /// Adds what they wait for.
-    pub(crate) fn watch<'fd, Who: Copy>(
+    /// Adds the descriptors to poll.
+    pub(crate) fn register<'fd, Source: Copy>(
         &'fd self,
-        watch: &mut Watch<'fd, Who>,
-        who: impl Fn(usize) -> Who,
+        poll_set: &mut PollSet<'fd, Source>,
+        source: impl Fn(usize) -> Source,
     ) {
         for (n, relay) in self.0.iter().enumerate() {
-            match &relay.ear {
-                Ear::Host(listener) => watch.readable(who(n), listener.as_fd()),
-                Ear::Guest(listener) => watch.readable(who(n), listener.as_fd()),
+            match &relay.listener {
+                RelayListener::Host(listener) => poll_set.readable(source(n), listener.as_fd()),
+                RelayListener::Guest(listener) => poll_set.readable(source(n), listener.as_fd()),
             }
         }
     }
 
-    /// Takes one connection, and lets it be carried.
-    pub(crate) fn on_ready(&self, n: usize, vm: &Vm, voice: &Voice) {
-        let Relay { port, socket, ear } = &self.0[n];
-        let carried = match ear {
-            Ear::Host(listener) => listener.accept().and_then(|(ours, _)| {
+    /// Accepts one connection and starts to copy its bytes.
+    pub(crate) fn on_ready(&self, n: usize, vm: &Vm, reporter: &Reporter) {
+        let Relay { port, socket, listener } = &self.0[n];
+        let started = match listener {
+            RelayListener::Host(listener) => listener.accept().and_then(|(ours, _)| {
                 let theirs = vm.vsock_connect(*port).map_err(io::Error::other)?;
-                spawn(move || carry(ours, connected(theirs)?))
+                spawn(move || copy_both_ways(ours, connected(theirs)?))
             }),
-            Ear::Guest(listener) => listener.accept().and_then(|theirs| {
+            RelayListener::Guest(listener) => listener.accept().and_then(|theirs| {
                 let ours = UnixStream::connect(socket)?;
-                spawn(move || carry(ours, theirs))
+                spawn(move || copy_both_ways(ours, theirs))
             }),
         };
-        match carried {
+        match started {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                voice.warn(&format!("vsock port {port}: {error}"));
+                reporter.warn(&format!("cannot relay a connection of vsock port {port}: {error}"));
             }
             _ => {}
         }
@@ -105,22 +102,22 @@ impl Relays {
 impl Drop for Relays {
     fn drop(&mut self) {
         for relay in &self.0 {
-            if matches!(relay.ear, Ear::Host(_)) {
+            if matches!(relay.listener, RelayListener::Host(_)) {
                 let _ = fs::remove_file(&relay.socket);
             }
         }
     }
 }
 
-/// Listens. A socket on which nobody listens any more, as a run that was killed leaves one, is
-/// replaced; whatever else is there is not touched.
+/// Listens on a Unix socket. A socket that no process listens on, as a killed run leaves one, is
+/// replaced; any other file is not touched.
 fn listen(socket: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(socket) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_left = fs::symlink_metadata(socket)?.file_type().is_socket()
+            let is_stale = fs::symlink_metadata(socket)?.file_type().is_socket()
                 && UnixStream::connect(socket)
                     .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if !is_left {
+            if !is_stale {
                 return Err(error);
             }
             fs::remove_file(socket)?;
@@ -131,11 +128,11 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
 }
 
 fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    // A connection that breaks is known to both its ends, and nobody else minds.
+    // Both ends see a broken connection, so its error is not reported.
     thread::Builder::new().name("capsa-vsock".into()).spawn(move || drop(work())).map(drop)
 }
 
-/// Waits until the device has made the connection.
+/// Blocks until the vsock device has made the connection.
 fn connected(mut connecting: VsockConnecting) -> io::Result<UnixStream> {
     while !connecting.proceed()? {
         poll(&mut [PollFd::new(connecting.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
@@ -143,16 +140,16 @@ fn connected(mut connecting: VsockConnecting) -> io::Result<UnixStream> {
     Ok(connecting.into_stream())
 }
 
-/// Carries both directions until both have ended.
-fn carry(ours: UnixStream, theirs: UnixStream) -> io::Result<()> {
+/// Copies both directions until both have ended.
+fn copy_both_ways(ours: UnixStream, theirs: UnixStream) -> io::Result<()> {
     ours.set_nonblocking(false)?;
     theirs.set_nonblocking(false)?;
     let (from, to) = (ours.try_clone()?, theirs.try_clone()?);
-    spawn(move || one_way(from, to))?;
-    one_way(theirs, ours)
+    spawn(move || copy_one_way(from, to))?;
+    copy_one_way(theirs, ours)
 }
 
-fn one_way(mut from: UnixStream, mut to: UnixStream) -> io::Result<()> {
+fn copy_one_way(mut from: UnixStream, mut to: UnixStream) -> io::Result<()> {
     let copied = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
     copied.map(drop)
@@ -164,38 +161,38 @@ mod tests {
     use std::io::{Read, Write};
 
     #[test]
-    fn a_socket_that_was_left_is_replaced_and_nothing_else_is() {
+    fn listen_replaces_stale_socket_only() {
         let dir = tempfile::tempdir().unwrap();
-        let (left, used, file) =
-            (dir.path().join("left"), dir.path().join("used"), dir.path().join("file"));
-        drop(UnixListener::bind(&left).unwrap());
-        assert!(left.exists());
-        listen(&left).unwrap();
+        let (stale, used, file) =
+            (dir.path().join("stale"), dir.path().join("used"), dir.path().join("file"));
+        drop(UnixListener::bind(&stale).unwrap());
+        assert!(stale.exists());
+        listen(&stale).unwrap();
         let _used = UnixListener::bind(&used).unwrap();
-        fs::write(&file, "dear").unwrap();
+        fs::write(&file, "kept").unwrap();
         for taken in [&used, &file] {
             assert_eq!(listen(taken).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         }
-        assert_eq!(fs::read(&file).unwrap(), b"dear");
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
     }
 
     #[test]
-    fn what_one_end_says_reaches_the_other_to_the_last_byte() {
+    fn relay_copies_every_byte_both_ways() {
         let (mut here, ours) = UnixStream::pair().unwrap();
         let (theirs, mut there) = UnixStream::pair().unwrap();
-        spawn(move || carry(ours, theirs)).unwrap();
+        spawn(move || copy_both_ways(ours, theirs)).unwrap();
         let long = vec![7; 300_000];
         let sent = long.clone();
         let sender = thread::spawn(move || {
             here.write_all(&sent).unwrap();
             here.shutdown(Shutdown::Write).unwrap();
-            let mut answer = String::new();
-            here.read_to_string(&mut answer).unwrap();
-            answer
+            let mut reply = String::new();
+            here.read_to_string(&mut reply).unwrap();
+            reply
         });
-        let mut came = Vec::new();
-        there.read_to_end(&mut came).unwrap();
-        assert!(came == long);
+        let mut received = Vec::new();
+        there.read_to_end(&mut received).unwrap();
+        assert!(received == long);
         there.write_all(b"thanks").unwrap();
         drop(there);
         assert_eq!(sender.join().unwrap(), "thanks");

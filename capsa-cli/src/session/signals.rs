@@ -1,4 +1,4 @@
-//! Signals as something to read: a descriptor that is readable when one has come.
+//! Signals as requests that are read: the descriptor is readable when a signal has come.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,47 +8,47 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// What a signal wants.
+/// What a signal asks this program to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
-    /// An end; the signal's number is in the exit code.
-    End(u8),
-    /// An end without asking the guest.
+pub(crate) enum SignalRequest {
+    /// Stop, with this signal's number in the exit code.
+    Stop(u8),
+    /// Stop without asking the guest to power off.
     Kill(u8),
-    /// A pause of this program. The guest goes on.
+    /// Suspend this program. The guest keeps running.
     Suspend,
-    /// The pause is over, or this program is in the foreground now.
+    /// This program was resumed, or is in the foreground now.
     Resume,
 }
 
-/// The signals that have come since they were last taken.
+/// The signals that have come and are not taken yet.
 #[derive(Debug)]
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
 }
 
 impl Signals {
-    /// Handles signals from now on, for good. Those that this program was started to ignore, as by
+    /// Handles signals until the program exits. Signals that were ignored at its start, as under
     /// `nohup`, stay ignored.
     pub(crate) fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let ignored = ignored();
-        let wanted = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT]
+        let handled = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT]
             .into_iter()
             .filter(|signal| ignored & (1 << (signal - 1)) == 0);
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, wanted)?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, handled)?;
         Ok(Self { delivery })
     }
 
-    /// Takes what has come.
-    pub(crate) fn take(&mut self) -> Vec<Wish> {
-        let wish = |signal| match signal {
-            SIGTSTP => Wish::Suspend,
-            SIGCONT => Wish::Resume,
-            SIGQUIT => Wish::Kill(number(signal)),
-            _ => Wish::End(number(signal)),
+    /// Takes the signals that have come.
+    pub(crate) fn take(&mut self) -> Vec<SignalRequest> {
+        let request = |signal| match signal {
+            SIGTSTP => SignalRequest::Suspend,
+            SIGCONT => SignalRequest::Resume,
+            SIGQUIT => SignalRequest::Kill(number(signal)),
+            _ => SignalRequest::Stop(number(signal)),
         };
-        self.delivery.pending().map(wish).collect()
+        self.delivery.pending().map(request).collect()
     }
 }
 
@@ -59,11 +59,11 @@ impl AsFd for Signals {
 }
 
 fn number(signal: i32) -> u8 {
-    u8::try_from(signal).expect("the signals above have small numbers")
+    u8::try_from(signal).expect("the handled signals have numbers below 32")
 }
 
-/// The signals ignored at the start, one bit each. Asking without setting takes an unsafe call, so
-/// it is the kernel's own account that is read; where there is none, none is taken for ignored.
+/// The signals that are ignored, one bit each, from `/proc/self/status`, because sigaction(2) needs
+/// unsafe code. Without that file no signal counts as ignored.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,41 +1,41 @@
-//! The keys that are not the guest's: Ctrl-] and what follows it.
+//! The escape keys of a terminal: Ctrl-] and the key after it.
 //!
-//! Ctrl-] alone waits for the next key. `q` and `k` are orders, a second Ctrl-] is one for the
-//! guest, and any other key goes to the guest with the Ctrl-] before it.
+//! `q` and `k` are commands, and a second Ctrl-] sends one to the guest. Any other key is sent to
+//! the guest together with the Ctrl-].
 
 /// Ctrl-].
 const PREFIX: u8 = 0x1d;
 
-/// What the user wants of the machine.
+/// A command that the user typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Ask the guest to power off.
+pub(crate) enum EscapeCommand {
+    /// Ask the guest to power off, or detach.
     Stop,
-    /// Cut its power.
+    /// End the VM at once.
     Kill,
 }
 
-/// The state between two reads.
+/// Separates escape keys from input. It keeps its state between reads.
 #[derive(Debug, Default)]
-pub(crate) struct Escape {
+pub(crate) struct EscapeParser {
     after_prefix: bool,
 }
 
-impl Escape {
-    /// Splits what was typed into bytes for the guest and orders.
-    pub(crate) fn split(&mut self, typed: &[u8]) -> (Vec<u8>, Vec<Order>) {
-        let (mut guest, mut orders) = (Vec::with_capacity(typed.len()), Vec::new());
-        for &byte in typed {
+impl EscapeParser {
+    /// Splits input into bytes for the guest and commands.
+    pub(crate) fn split(&mut self, input: &[u8]) -> (Vec<u8>, Vec<EscapeCommand>) {
+        let (mut guest, mut commands) = (Vec::with_capacity(input.len()), Vec::new());
+        for &byte in input {
             match (std::mem::take(&mut self.after_prefix), byte) {
                 (false, PREFIX) => self.after_prefix = true,
                 (false, byte) => guest.push(byte),
-                (true, b'q') => orders.push(Order::Stop),
-                (true, b'k') => orders.push(Order::Kill),
+                (true, b'q') => commands.push(EscapeCommand::Stop),
+                (true, b'k') => commands.push(EscapeCommand::Kill),
                 (true, PREFIX) => guest.push(PREFIX),
                 (true, byte) => guest.extend([PREFIX, byte]),
             }
         }
-        (guest, orders)
+        (guest, commands)
     }
 }
 
@@ -44,21 +44,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_and_bytes_come_apart_however_the_reads_fall() {
-        for (typed, guest, orders) in [
+    fn escape_split_is_independent_of_chunks() {
+        for (input, guest, commands) in [
             (&b"ls\r\x03"[..], &b"ls\r\x03"[..], &[][..]),
-            (b"a\x1dqb", b"ab", &[Order::Stop]),
-            (b"\x1dk\x1dq", b"", &[Order::Kill, Order::Stop]),
+            (b"a\x1dqb", b"ab", &[EscapeCommand::Stop]),
+            (b"\x1dk\x1dq", b"", &[EscapeCommand::Kill, EscapeCommand::Stop]),
             (b"\x1d\x1dq", b"\x1dq", &[]),
             (b"\x1dx\x1d", b"\x1dx", &[]),
         ] {
-            for cut in 0..=typed.len() {
-                let mut escape = Escape::default();
-                let (mut bytes, mut wanted) = escape.split(&typed[..cut]);
-                let (more, others) = escape.split(&typed[cut..]);
+            for cut in 0..=input.len() {
+                let mut escape = EscapeParser::default();
+                let (mut bytes, mut found) = escape.split(&input[..cut]);
+                let (more, others) = escape.split(&input[cut..]);
                 bytes.extend(more);
-                wanted.extend(others);
-                assert_eq!((bytes.as_slice(), wanted.as_slice()), (guest, orders), "{typed:?}");
+                found.extend(others);
+                assert_eq!((bytes.as_slice(), found.as_slice()), (guest, commands), "{input:?}");
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Standard output, as slow as it may be: a write is only begun when it will not block.
+//! Buffers and writes standard output without blocking.
 //!
-//! The modes of standard output are shared with whoever else has it, so it is not made
-//! non-blocking. A pipe that polls as writable takes [`PIPE_BUF`] bytes at once. A terminal promises
-//! nothing of the kind and is opened anew, where being non-blocking is its own affair.
+//! Standard output is not made non-blocking, because other processes share its open file
+//! description. A pipe that polls as writable accepts [`PIPE_BUF`] bytes without blocking. A
+//! terminal does not guarantee that, so it is opened again, with `O_NONBLOCK`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -13,24 +13,24 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ttyname;
 
-/// What every system takes without blocking when it says that it takes something; Linux takes 4096.
+/// The bytes that a writable pipe accepts without blocking: 4096 on Linux, 512 by POSIX.
 const PIPE_BUF: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
-/// Bytes on their way to standard output.
+/// Standard output and the bytes that are not written yet.
 #[derive(Debug)]
-pub(crate) struct Output {
+pub(crate) struct StdoutWriter {
     to: File,
     bytes: Vec<u8>,
     written: usize,
-    /// Nobody reads any more: what comes is dropped.
-    broken: bool,
-    /// Bytes were dropped that somebody may have wanted: the disk is full, say.
+    /// A write failed: further bytes are dropped.
+    is_broken: bool,
+    /// Bytes were dropped because of an error other than a closed reader, e.g. a full disk.
     is_lossy: bool,
     last: Option<u8>,
 }
 
-impl Output {
-    /// Standard output, with nothing waiting.
+impl StdoutWriter {
+    /// A writer with an empty buffer.
     pub(crate) fn new() -> io::Result<Self> {
         let stdout = io::stdout();
         let terminal = ttyname(&stdout).ok().and_then(|name| {
@@ -41,22 +41,30 @@ impl Output {
             Some(terminal) => terminal,
             None => File::from(stdout.as_fd().try_clone_to_owned()?),
         };
-        Ok(Self { to, bytes: Vec::new(), written: 0, broken: false, is_lossy: false, last: None })
+        Ok(Self {
+            to,
+            bytes: Vec::new(),
+            written: 0,
+            is_broken: false,
+            is_lossy: false,
+            last: None,
+        })
     }
 
-    /// Whether everything was written, so that it takes more.
+    /// Whether everything is written, so that [`StdoutWriter::put`] may be called.
     pub(crate) fn is_empty(&self) -> bool {
         self.unwritten() == 0
     }
 
-    /// How many bytes wait to be written.
+    /// How many bytes are not written yet.
     pub(crate) fn unwritten(&self) -> usize {
         self.bytes.len() - self.written
     }
 
-    /// Takes bytes. Whoever has many waits until what it has is written.
+    /// Appends to the buffer. The buffer has no limit: a caller with much output waits until it is
+    /// empty.
     pub(crate) fn put(&mut self, bytes: Vec<u8>) {
-        if self.broken {
+        if self.is_broken {
             return;
         }
         self.last = bytes.last().copied().or(self.last);
@@ -66,7 +74,7 @@ impl Output {
         }
     }
 
-    /// Writes some. To be called when the descriptor is writable.
+    /// Writes some bytes. Call it when the descriptor is writable.
     pub(crate) fn on_writable(&mut self) {
         let rest = &self.bytes[self.written..];
         match self.to.write(&rest[..rest.len().min(PIPE_BUF)]) {
@@ -74,37 +82,38 @@ impl Output {
             Err(error)
                 if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
             Err(error) => {
-                self.broken = true;
+                self.is_broken = true;
                 self.bytes.clear();
                 self.written = 0;
-                let gone = [Errno::EPIPE, Errno::EIO].map(|errno| Some(errno as i32));
-                if !gone.contains(&error.raw_os_error()) {
-                    // A full disk is worth a word; that nobody reads any more is not.
+                let closed = [Errno::EPIPE, Errno::EIO].map(|errno| Some(errno as i32));
+                if !closed.contains(&error.raw_os_error()) {
+                    // A full disk is reported; a closed reader is not.
                     self.is_lossy = true;
-                    let text = format!("cannot write to standard output any more: {error}");
+                    let text =
+                        format!("cannot write to standard output: {error}; further output is lost");
                     let _ = writeln!(io::stderr(), "capsa: {text}");
                 }
             }
         }
     }
 
-    /// Whether nothing can be written any more.
+    /// Whether a write has failed, for any reason.
     pub(crate) fn is_broken(&self) -> bool {
-        self.broken
+        self.is_broken
     }
 
-    /// Whether bytes were dropped for another reason than that nobody reads.
+    /// Whether bytes were dropped because of an error other than a closed reader.
     pub(crate) fn is_lossy(&self) -> bool {
         self.is_lossy
     }
 
-    /// Whether the last line was not ended.
+    /// Whether the last line has no line feed yet.
     pub(crate) fn is_mid_line(&self) -> bool {
         self.last.is_some_and(|byte| byte != b'\n')
     }
 }
 
-impl AsFd for Output {
+impl AsFd for StdoutWriter {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.to.as_fd()
     }

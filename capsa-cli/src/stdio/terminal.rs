@@ -1,7 +1,7 @@
-//! The terminal at standard input: raw while the guest has it, as it was on every way out.
+//! Makes the terminal at standard input raw, and restores its modes on every exit, panics included.
 //!
-//! A terminal is touched only while this program is in its foreground: in the background it is
-//! another's, and the system would stop this program for trying.
+//! The modes are changed only while this program is in the terminal's foreground. In the background
+//! they belong to another program, and the kernel would stop this one (SIGTTOU).
 
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
@@ -10,39 +10,39 @@ use nix::errno::Errno;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 
-/// The modes to go back to, while the terminal is raw. A panic's message finds them here.
+/// The modes to restore while the terminal is raw, for the panic hook.
 static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// A terminal that is the guest's. Dropping it gives it back.
+/// A raw terminal. Dropping it restores the modes.
 #[derive(Debug)]
 pub(crate) struct RawTerminal {
     original: Termios,
 }
 
 impl RawTerminal {
-    /// Makes standard input raw, where it is a terminal.
+    /// Makes standard input raw if it is a terminal.
     pub(crate) fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin).unwrap_or(false) {
             return Ok(None);
         }
-        restore_before_a_panic_speaks();
+        restore_before_panic_message();
         let terminal = Self { original: tcgetattr(&stdin)? };
         terminal.resume()?;
         Ok(Some(terminal))
     }
 
-    /// Whether what is typed is for this program.
+    /// Whether this program is in the terminal's foreground.
     pub(crate) fn is_foreground(&self) -> bool {
         is_foreground()
     }
 
-    /// Gives the terminal back for a while.
+    /// Restores the modes until [`RawTerminal::resume`].
     pub(crate) fn suspend(&self) {
         restore();
     }
 
-    /// Takes it again. In the background it waits for the next call.
+    /// Makes the terminal raw again. Does nothing in the background.
     pub(crate) fn resume(&self) -> io::Result<()> {
         if !self.is_foreground() {
             return Ok(());
@@ -60,18 +60,18 @@ impl Drop for RawTerminal {
     }
 }
 
-/// A terminal that is not the controlling one has no foreground, and whoever has it may use it.
+/// A terminal that is not the controlling one has no foreground group, so any process may use it.
 fn is_foreground() -> bool {
     tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
 }
 
 fn restore() {
-    // Not a lock to wait for: a panic may come while it is held.
+    // `try_lock`, because a panic may happen while the lock is held.
     let Ok(mut original) = ORIGINAL.try_lock() else { return };
     if let Some(modes) = original.take()
         && is_foreground()
     {
-        // The terminal may be gone, which is a good reason to leave too.
+        // The terminal may be closed, in which case there is nothing to restore.
         let _ = set(&modes);
     }
 }
@@ -85,13 +85,13 @@ fn set(modes: &Termios) -> nix::Result<()> {
     }
 }
 
-fn restore_before_a_panic_speaks() {
+fn restore_before_panic_message() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let speak = std::panic::take_hook();
+        let print_message = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();
-            speak(panic);
+            print_message(panic);
         }));
     });
 }
@@ -102,24 +102,24 @@ mod tests {
     use nix::pty::openpty;
     use std::process::{Command, Stdio};
 
-    /// Set for the process that is to panic.
+    /// Set for the process that panics.
     const PANICS: &str = "CAPSA_TEST_PANICS";
 
-    /// Not a test by itself: the other one runs it in a process of its own, on a terminal.
+    /// The child process of `panic_restores_terminal`; does nothing on its own.
     #[test]
     fn panics_while_raw() {
         if std::env::var_os(PANICS).is_none() {
             return;
         }
         let terminal = RawTerminal::enter().unwrap().expect("standard input is a terminal");
-        assert!(ORIGINAL.lock().unwrap().is_some(), "it is not raw");
-        // Nothing is dropped on the way out: the panic's message has to find the terminal restored.
+        assert!(ORIGINAL.lock().unwrap().is_some(), "the terminal is not raw");
+        // Without the drop, so that only the panic hook can restore the terminal.
         std::mem::forget(terminal);
         panic!("on purpose");
     }
 
     #[test]
-    fn a_panic_gives_the_terminal_back() {
+    fn panic_restores_terminal() {
         let pty = match openpty(None, None) {
             Ok(pty) => pty,
             Err(error) => return capsa_testkit::skip(error),

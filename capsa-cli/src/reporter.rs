@@ -1,6 +1,6 @@
-//! What the command says on standard error while a machine runs: to a person, or as JSON lines.
+//! Writes progress, warnings and errors to standard error while a VM runs: as text, or as JSON lines.
 //!
-//! Where nobody reads it there is nothing to be done, so no call fails.
+//! Write errors on standard error are ignored, so no method fails.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
@@ -10,32 +10,31 @@ use capsa::escape_control;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
-use crate::envelope;
+use crate::json_output;
 use crate::values::ProgressMode;
 
-/// How often the status line is drawn again, to count the seconds.
+/// How often the status line is redrawn, to update its seconds.
 const REDRAW: Duration = Duration::from_secs(1);
 
-/// How long something takes before a person is told that it goes on: what is over at once needs no
-/// word.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// When the status line appears first, so that a short wait shows none.
+const FIRST_DRAW: Duration = Duration::from_millis(300);
 
-/// The voice of one run.
+/// The reporter of one run.
 #[derive(Debug)]
-pub(crate) struct Voice {
+pub(crate) struct Reporter {
     quiet: bool,
     verbose: bool,
     mode: ProgressMode,
     is_terminal: bool,
     begin: Instant,
-    /// What goes on, for the status line, until the guest speaks.
+    /// The text of the status line, until there is console output.
     status: RefCell<Option<String>>,
-    /// When the status line was drawn that is on the terminal.
+    /// When the status line was drawn; `None` while it is not on the terminal.
     drawn: Cell<Option<Instant>>,
 }
 
-impl Voice {
-    /// The voice that the flags ask for.
+impl Reporter {
+    /// A reporter for these flags.
     pub(crate) fn new(quiet: bool, verbose: bool, mode: ProgressMode) -> Self {
         Self {
             quiet,
@@ -48,36 +47,36 @@ impl Voice {
         }
     }
 
-    /// Whether standard error is for programs.
+    /// Whether standard error carries JSON lines.
     pub(crate) fn is_json(&self) -> bool {
         self.mode == ProgressMode::Json
     }
 
-    /// Something to know, for people who did not ask for silence.
-    pub(crate) fn say(&self, text: &str) {
+    /// A message, unless `--quiet`.
+    pub(crate) fn info(&self, text: &str) {
         if !self.quiet && !self.is_json() {
             self.line(&format!("capsa: {text}"));
         }
     }
 
-    /// Something that is not as one would wish.
+    /// A warning, unless `--quiet`; always as JSON.
     pub(crate) fn warn(&self, text: &str) {
         if self.is_json() {
             self.event("warning", json!({"text": text}));
         } else {
-            self.say(&format!("warning: {text}"));
+            self.info(&format!("warning: {text}"));
         }
     }
 
-    /// Something for people who asked for more.
+    /// A message for `--verbose`.
     pub(crate) fn detail(&self, text: &str) {
         if self.verbose {
-            self.say(text);
+            self.info(text);
         }
     }
 
-    /// Something that went wrong: it is said whatever was asked for.
-    pub(crate) fn fail(&self, text: &str) {
+    /// An error. `--quiet` does not suppress it.
+    pub(crate) fn error(&self, text: &str) {
         if self.is_json() {
             self.event("error", json!({"text": text}));
         } else {
@@ -85,14 +84,14 @@ impl Voice {
         }
     }
 
-    /// What to do about what was said last.
+    /// The remedy for the last error.
     pub(crate) fn hint(&self, text: &str) {
         if !self.is_json() {
             self.line(&format!("    hint: {text}"));
         }
     }
 
-    /// A step on the way, for programs; people who asked for more get its name.
+    /// A step of the run, as a JSON line; its name with `--verbose`.
     pub(crate) fn event(&self, name: &str, more: Value) {
         if !self.is_json() {
             if !matches!(name, "warning" | "error" | "stopped") {
@@ -104,33 +103,33 @@ impl Voice {
         if let (Some(content), Value::Object(more)) = (content.as_object_mut(), more) {
             content.extend(more);
         }
-        let _ = writeln!(io::stderr(), "{}", envelope::line("progress", content));
+        let _ = writeln!(io::stderr(), "{}", json_output::line("progress", content));
     }
 
-    /// What goes on now; nothing once the guest speaks for itself.
+    /// Sets the text of the status line, or removes the line.
     pub(crate) fn status(&self, text: Option<&str>) {
         *self.status.borrow_mut() = text.map(ToOwned::to_owned);
         self.clear();
     }
 
-    /// How long until the status line wants to be drawn again.
+    /// The time until the next [`Reporter::draw`]; `None` where there is no status line.
     pub(crate) fn next_draw(&self) -> Option<Duration> {
-        if !self.draws() || self.status.borrow().is_none() {
+        if !self.has_status_line() || self.status.borrow().is_none() {
             return None;
         }
         Some(match self.drawn.get() {
             Some(drawn) => REDRAW.saturating_sub(drawn.elapsed()),
-            None => PATIENCE.saturating_sub(self.begin.elapsed()),
+            None => FIRST_DRAW.saturating_sub(self.begin.elapsed()),
         })
     }
 
-    /// Draws the status line, where it is time.
+    /// Draws the status line if it is due.
     pub(crate) fn draw(&self) {
         if self.next_draw() != Some(Duration::ZERO) {
             return;
         }
         if let Some(text) = &*self.status.borrow() {
-            // A line that is wider than the terminal could not be taken back.
+            // `\r` and `\x1b[K` erase one line only, so the text must not wrap.
             let width = tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
             let line = format!("capsa: {text}, {:.0} s", self.seconds());
             let line: String = line.chars().take(width.saturating_sub(1)).collect();
@@ -139,14 +138,14 @@ impl Voice {
         }
     }
 
-    /// Takes the status line off the terminal.
+    /// Erases the status line from the terminal.
     pub(crate) fn clear(&self) {
         if self.drawn.take().is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }
     }
 
-    fn draws(&self) -> bool {
+    fn has_status_line(&self) -> bool {
         self.is_terminal && !self.quiet && self.mode == ProgressMode::Auto
     }
 
@@ -156,7 +155,7 @@ impl Voice {
 
     fn line(&self, text: &str) {
         self.clear();
-        // A raw terminal wants both.
+        // The terminal may be raw, where a line feed alone does not return to column 1.
         let end = if self.is_terminal { "\r\n" } else { "\n" };
         let _ = io::stderr().write_all(format!("{}{end}", escape_control(text)).as_bytes());
     }

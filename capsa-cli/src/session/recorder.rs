@@ -1,6 +1,6 @@
-//! The files that keep a console: `--log`, its bytes, and `--record`, an asciicast.
+//! Writes the console to files: `--log` with its bytes, and `--record` as an asciicast.
 //!
-//! A file that cannot be written any more costs a warning and is given up; the machine goes on.
+//! If a file cannot be written, it is closed with an error message, and the VM keeps running.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -13,20 +13,20 @@ use capsa::{EndedBy, StopReport};
 use rustix::termios::tcgetwinsize;
 
 use crate::failure::{CONFIG, Failure};
-use crate::voice::Voice;
+use crate::reporter::Reporter;
 
-/// What is kept of a console.
+/// The log and the recording of a run.
 #[derive(Debug)]
-pub(crate) struct Tape {
+pub(crate) struct FileRecorder {
     reader: ReaderId,
     begin: Instant,
     log: Option<BufWriter<File>>,
     cast: Option<(BufWriter<File>, Encoder)>,
 }
 
-impl Tape {
-    /// Makes the files; nothing where none is wanted.
-    pub(crate) fn new(
+impl FileRecorder {
+    /// Creates the files; `None` where there is no path.
+    pub(crate) fn create(
         log: Option<&Path>,
         record: Option<&Path>,
         vm: &mut Vm,
@@ -44,12 +44,12 @@ impl Tape {
         Ok(Some(Self { reader: vm.add_reader(), begin: Instant::now(), log, cast }))
     }
 
-    /// Writes the recording's first line. Its times count from here.
-    pub(crate) fn begin(&mut self, voice: &Voice) {
+    /// Writes the recording's header. Its times count from here.
+    pub(crate) fn begin(&mut self, reporter: &Reporter) {
         self.begin = Instant::now();
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let mut header = CastHeader {
-            timestamp: since.ok().map(|since| since.as_secs()),
+            timestamp: since_epoch.ok().map(|time| time.as_secs()),
             ..CastHeader::default()
         };
         if let Ok(size) = tcgetwinsize(io::stdin())
@@ -58,11 +58,11 @@ impl Tape {
         {
             (header.width, header.height) = (size.ws_col, size.ws_row);
         }
-        self.write(voice, |encoder, _| encoder.header(&header));
+        self.write(reporter, |encoder, _| encoder.header(&header));
     }
 
-    /// Keeps what the guest has said since.
-    pub(crate) fn carry(&mut self, vm: &mut Vm, voice: &Voice) {
+    /// Records the console output since the last call.
+    pub(crate) fn record_output(&mut self, vm: &mut Vm, reporter: &Reporter) {
         let bytes = vm.take(self.reader);
         if bytes.is_empty() {
             return;
@@ -71,33 +71,33 @@ impl Tape {
             && let Err(error) = log.write_all(&bytes).and_then(|()| log.flush())
         {
             self.log = None;
-            voice.fail(&format!("the console is not logged any more: {error}"));
+            reporter.error(&format!("the console log is incomplete, cannot write it: {error}"));
         }
-        self.write(voice, |encoder, at| encoder.output(at, &bytes));
+        self.write(reporter, |encoder, at| encoder.output(at, &bytes));
     }
 
-    /// Keeps what was typed.
-    pub(crate) fn typed(&mut self, bytes: &[u8], voice: &Voice) {
-        self.write(voice, |encoder, at| encoder.input(at, bytes));
+    /// Records console input.
+    pub(crate) fn record_input(&mut self, bytes: &[u8], reporter: &Reporter) {
+        self.write(reporter, |encoder, at| encoder.input(at, bytes));
     }
 
-    /// Writes what is left.
-    pub(crate) fn finish(&mut self, report: Option<&StopReport>, voice: &Voice) {
+    /// Writes the recording's end.
+    pub(crate) fn finish(&mut self, report: Option<&StopReport>, reporter: &Reporter) {
         let end = match report.map(|report| &report.ended_by) {
             Some(EndedBy::GuestPowerOff) => RecordedEnd::PoweredOff,
             Some(EndedBy::GuestReboot) => RecordedEnd::Reset,
             Some(EndedBy::GuestPanic) => RecordedEnd::Panicked,
             _ => RecordedEnd::Cut,
         };
-        self.write(voice, |encoder, at| encoder.finish() + &encoder.end(at, end));
+        self.write(reporter, |encoder, at| encoder.finish() + &encoder.end(at, end));
     }
 
-    fn write(&mut self, voice: &Voice, line: impl FnOnce(&mut Encoder, Duration) -> String) {
+    fn write(&mut self, reporter: &Reporter, line: impl FnOnce(&mut Encoder, Duration) -> String) {
         let Some((file, encoder)) = &mut self.cast else { return };
         let line = line(encoder, self.begin.elapsed());
         if let Err(error) = file.write_all(line.as_bytes()).and_then(|()| file.flush()) {
             self.cast = None;
-            voice.fail(&format!("the recording is not whole: {error}"));
+            reporter.error(&format!("the recording is incomplete, cannot write it: {error}"));
         }
     }
 }

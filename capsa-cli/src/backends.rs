@@ -1,22 +1,22 @@
-//! `capsa backends`: what there is, its version, what it can do, what keeps it from it.
+//! `capsa backends`: the backends, their versions and features, and why one cannot be used.
 
 use std::fmt::Write as _;
 
 use capsa::{BackendCapabilities, BackendReport, Feature, HelperReport, MissingFeature, NoteLevel};
 use serde_json::json;
 
-use crate::envelope;
+use crate::json_output;
 
-/// What a backend could do, if something were installed.
+/// The table's cell for a feature that needs something to be installed.
 const MISSING: &str = "missing";
 
-/// The backends for people.
+/// The backends as text.
 pub(crate) fn text(reports: &[BackendReport]) -> String {
     let mut out = String::new();
     for report in reports {
         let BackendReport { name, availability, helpers, .. } = report;
         let version = availability.version.map(|version| format!(" {version}")).unwrap_or_default();
-        let usable = if availability.is_usable() { "usable" } else { "cannot be used here" };
+        let usable = if availability.is_usable() { "usable" } else { "unavailable" };
         let _ = writeln!(out, "{name}{version}: {usable}");
         if let Some(program) = &availability.program {
             let _ = writeln!(out, "  program: {program}");
@@ -45,8 +45,7 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
     out
 }
 
-/// What a backend cannot do here that it otherwise could. Where it is not installed itself, that is
-/// noise.
+/// The features that a backend lacks on this host; none for a backend that is not installed.
 pub(crate) fn missing_features(report: &BackendReport) -> &[MissingFeature] {
     match report.availability.program {
         Some(_) => &report.availability.missing_features,
@@ -54,7 +53,7 @@ pub(crate) fn missing_features(report: &BackendReport) -> &[MissingFeature] {
     }
 }
 
-/// The row of the table that a feature has.
+/// A feature's row in the table.
 pub(crate) fn name_of(feature: Feature) -> &'static str {
     match feature {
         Feature::VirtioFs => "virtio-fs shares",
@@ -65,7 +64,7 @@ pub(crate) fn name_of(feature: Feature) -> &'static str {
     }
 }
 
-/// A row for each thing that machines can have, a column for each backend.
+/// The table of features: a row for each feature, a column for each backend.
 fn table(out: &mut String, reports: &[BackendReport]) {
     let all: Vec<_> = reports.iter().map(|report| features(&report.capabilities)).collect();
     let names = features(&BackendCapabilities::default()).map(|(name, _)| name.len());
@@ -80,10 +79,10 @@ fn table(out: &mut String, reports: &[BackendReport]) {
     for (n, (name, _)) in features(&BackendCapabilities::default()).into_iter().enumerate() {
         let _ = write!(out, "{name:first$}");
         for (report, features) in reports.iter().zip(&all) {
-            let is_lacking =
-                missing_features(report).iter().any(|lack| name_of(lack.feature) == name);
+            let is_missing =
+                missing_features(report).iter().any(|missing| name_of(missing.feature) == name);
             let can = match features[n].1 {
-                true if is_lacking => MISSING,
+                true if is_missing => MISSING,
                 true => "yes",
                 false => "-",
             };
@@ -96,9 +95,9 @@ fn table(out: &mut String, reports: &[BackendReport]) {
     }
 }
 
-/// The backends for programs.
+/// The backends as JSON.
 pub(crate) fn json(reports: &[BackendReport]) -> String {
-    envelope::document("backends", json!({"backends": reports}))
+    json_output::document("backends", json!({"backends": reports}))
 }
 
 fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_backend_is_there_with_what_it_can_and_what_is_against_it() {
+    fn output_has_each_backend_with_its_remedies() {
         let reports = capsa::backends();
         let (text, json) = (text(&reports), json(&reports));
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -1,40 +1,41 @@
-//! How a run ended: its exit code, its last words, and both as JSON.
+//! The outcome of a run: its exit code and its final report, as text and as JSON.
 
 use std::io::{self, Write};
 
 use capsa::{EndedBy, StopReport, StopStep, VmStatus, escape_control_line};
 use serde_json::{Value, json};
 
-use crate::envelope;
 use crate::failure::{self, Failure};
+use crate::json_output;
 use crate::print::print;
+use crate::reporter::Reporter;
 use crate::session::job::{JobEnd, JobReport};
-use crate::voice::Voice;
 
-/// Lines of a console that nobody saw, to be shown after a bad end.
-const TAIL: usize = 20;
+/// Lines of a console that was not shown, printed after a failure.
+const TAIL_LINES: usize = 20;
 
-/// The end of a run.
+/// How a run ended.
 #[derive(Debug)]
-pub(crate) struct Ending {
+pub(crate) struct RunOutcome {
     pub(crate) report: StopReport,
-    /// The signal that had it ended.
+    /// The signal that stopped it.
     pub(crate) signal: Option<u8>,
-    /// What became of the command, where there was one.
+    /// The result of the command, if there was one.
     pub(crate) job: Option<JobReport>,
 }
 
-impl Ending {
-    /// The exit code: the command's own status where it ran and nothing else ended the machine.
+impl RunOutcome {
+    /// The exit code: the command's status if it ran, unless a signal, the time limit or a failure
+    /// ended the VM.
     pub(crate) fn code(&self) -> u8 {
         let code = exit_code(&self.report, self.signal);
         if self.signal.is_some() || self.report.time_limit {
             return code;
         }
         match self.job_end() {
-            Some(JobEnd::Ran(status)) => *status,
-            // As for any program whose reader has gone: what was wanted was done.
-            Some(JobEnd::Unheard) if code == failure::POWER_CUT => failure::OK,
+            Some(JobEnd::Exited(status)) => *status,
+            // A closed standard output is no error, as for other programs.
+            Some(JobEnd::OutputClosed) if code == failure::POWER_CUT => failure::OK,
             Some(JobEnd::Failed(_)) if matches!(code, failure::OK | failure::POWER_CUT) => {
                 failure::NO_COMMAND
             }
@@ -42,80 +43,80 @@ impl Ending {
         }
     }
 
-    /// All of it, for programs.
+    /// The content of `--json` and of the control socket's final report.
     pub(crate) fn json(&self) -> Value {
         let steps: Vec<&str> = self.report.steps.iter().map(|step| step_word(*step)).collect();
-        let mut told = json!({
+        let mut outcome = json!({
             "code": self.code(),
-            "ended_by": ended_word(&self.report.ended_by),
+            "ended_by": ended_by_word(&self.report.ended_by),
             "report": self.report.to_string(),
             "time_limit": self.report.time_limit,
             "steps": steps,
         });
         if let Some(JobReport { end, output, truncated }) = &self.job {
-            let status = if let JobEnd::Ran(status) = end { Some(status) } else { None };
-            told["command"] = json!({"status": status, "truncated": truncated});
+            let status = if let JobEnd::Exited(status) = end { Some(status) } else { None };
+            outcome["command"] = json!({"status": status, "truncated": truncated});
             if let Some(output) = output {
-                told["command"]["output"] = String::from_utf8_lossy(output).into();
+                outcome["command"]["output"] = String::from_utf8_lossy(output).into();
             }
         }
-        told
+        outcome
     }
 
     fn job_end(&self) -> Option<&JobEnd> {
         self.job.as_ref().map(|job| &job.end)
     }
 
-    /// Says it: on standard output all of it as JSON, where that is wanted, or else on standard error.
-    /// `unseen` is the end of a console that was not shown.
-    pub(crate) fn tell(
+    /// Prints the outcome on standard error, and as JSON on standard output if `wants_json`.
+    /// `console_tail` is the end of a console that was not shown.
+    pub(crate) fn report(
         &self,
-        voice: &Voice,
-        unseen: Option<&[u8]>,
+        reporter: &Reporter,
+        console_tail: Option<&[u8]>,
         wants_json: bool,
     ) -> Result<(), Failure> {
         if let Some(JobEnd::Failed(why)) = self.job_end()
             && self.signal.is_none()
         {
-            voice.fail(why);
+            reporter.error(why);
             if self.report.time_limit {
-                voice.fail("the time limit was reached before the command had ended");
+                reporter.error("the time limit was reached before the command finished");
             }
         }
         if self.job.as_ref().is_some_and(|job| job.truncated) {
-            voice.fail("the command's output is longer than what is kept: it is not all there");
+            reporter.error("the command's output is incomplete: it exceeds what capsa keeps");
         }
         if wants_json {
-            print(&envelope::document("run", self.json()))?;
+            print(&json_output::document("run", self.json()))?;
         }
-        if let Some(unseen) = unseen.filter(|_| self.is_bad() && !voice.is_json()) {
-            say_tail(&String::from_utf8_lossy(unseen));
+        if let Some(tail) = console_tail.filter(|_| self.is_failure() && !reporter.is_json()) {
+            print_tail(&String::from_utf8_lossy(tail));
         }
-        voice.event("stopped", self.json());
-        let words = last_words(&self.report);
-        if self.is_done() && !self.is_bad() {
-            voice.detail(&words);
-        } else if !self.is_bad() || self.signal.is_some() {
-            voice.say(&words);
-        } else if !voice.is_json() {
-            voice.fail(&words);
+        reporter.event("stopped", self.json());
+        let line = final_line(&self.report);
+        if self.command_ran() && !self.is_failure() {
+            reporter.detail(&line);
+        } else if !self.is_failure() || self.signal.is_some() {
+            reporter.info(&line);
+        } else if !reporter.is_json() {
+            reporter.error(&line);
         }
         Ok(())
     }
 
-    /// Nobody wanted it to end this way. A command's status is its own affair.
-    fn is_bad(&self) -> bool {
-        let is_known = [failure::OK, failure::TIME_LIMIT].contains(&self.code());
-        self.signal.is_none() && !is_known && !self.is_done()
+    /// Whether the VM failed. A command's own exit status does not count.
+    fn is_failure(&self) -> bool {
+        let is_expected = [failure::OK, failure::TIME_LIMIT].contains(&self.code());
+        self.signal.is_none() && !is_expected && !self.command_ran()
     }
 
-    /// The command did what was wanted of it.
-    fn is_done(&self) -> bool {
-        matches!(self.job_end(), Some(JobEnd::Ran(_) | JobEnd::Unheard))
+    /// Whether the command ran to its end, or until standard output was closed.
+    fn command_ran(&self) -> bool {
+        matches!(self.job_end(), Some(JobEnd::Exited(_) | JobEnd::OutputClosed))
     }
 }
 
-/// The exit code for an end that may have had a signal as its reason.
+/// The exit code of a run that a signal may have stopped.
 fn exit_code(report: &StopReport, signal: Option<u8>) -> u8 {
     match (&report.ended_by, signal) {
         _ if report.steps.contains(&StopStep::GaveUp) => failure::HYPERVISOR,
@@ -130,8 +131,8 @@ fn exit_code(report: &StopReport, signal: Option<u8>) -> u8 {
     }
 }
 
-/// One line about it, without who says it.
-fn last_words(report: &StopReport) -> String {
+/// The last line that a run prints, without the `capsa: ` prefix.
+fn final_line(report: &StopReport) -> String {
     match &report.ended_by {
         EndedBy::StartFailed { .. } => report.to_string(),
         _ if matches!(report.status(), VmStatus::Failed { .. }) => format!("failed: {report}"),
@@ -139,13 +140,13 @@ fn last_words(report: &StopReport) -> String {
     }
 }
 
-/// The last of a console that nobody saw.
-fn say_tail(console: &str) {
+/// Prints the last lines of a console that was not shown.
+fn print_tail(console: &str) {
     let lines: Vec<&str> = console.lines().collect();
-    let last = &lines[lines.len().saturating_sub(TAIL)..];
+    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
     let mut text = String::new();
     if !last.is_empty() {
-        text.push_str("capsa: the console last said:\n");
+        text.push_str("capsa: last console output:\n");
     }
     for line in last {
         text.push_str("  | ");
@@ -155,7 +156,7 @@ fn say_tail(console: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-fn ended_word(by: &EndedBy) -> &'static str {
+fn ended_by_word(by: &EndedBy) -> &'static str {
     match by {
         EndedBy::GuestPowerOff => "guest-power-off",
         EndedBy::GuestReboot => "guest-reboot",
@@ -188,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes() {
+    fn exit_code_of_each_end() {
         let limited = |by| StopReport { time_limit: true, ..report(by) };
-        let lost = || EndedBy::HypervisorLost { reason: "it crashed".into() };
+        let lost = || EndedBy::HypervisorLost { reason: "qemu crashed".into() };
         let not_started = || EndedBy::StartFailed { reason: "no".into() };
         for (report, signal, want) in [
             (report(EndedBy::GuestPowerOff), None, 0),
@@ -207,46 +208,46 @@ mod tests {
             (report(lost()), None, 116),
             (report(lost()), Some(15), 116),
         ] {
-            let ending = Ending { report, signal, job: None };
-            assert_eq!(ending.code(), want, "{ending:?}");
-            assert_eq!(ending.json()["code"], want);
+            let outcome = RunOutcome { report, signal, job: None };
+            assert_eq!(outcome.code(), want, "{outcome:?}");
+            assert_eq!(outcome.json()["code"], want);
         }
     }
 
     #[test]
-    fn a_commands_status_counts_unless_something_else_ended_the_machine() {
-        let ran = || JobEnd::Ran(7);
+    fn exit_code_is_command_status_unless_vm_failed() {
+        let exited = || JobEnd::Exited(7);
         let failed = || JobEnd::Failed("no shell".into());
         let limited = || StopReport { time_limit: true, ..report(EndedBy::GuestPowerOff) };
         for (report, signal, job, want) in [
-            (report(EndedBy::GuestPowerOff), None, ran(), 7),
-            // The guest did not heed the power button: the command ran all the same.
-            (report(EndedBy::Owner), None, ran(), 7),
-            (report(EndedBy::GuestPowerOff), Some(15), ran(), 143),
-            (limited(), None, ran(), 114),
+            (report(EndedBy::GuestPowerOff), None, exited(), 7),
+            // The guest ignored the power button after the command.
+            (report(EndedBy::Owner), None, exited(), 7),
+            (report(EndedBy::GuestPowerOff), Some(15), exited(), 143),
+            (limited(), None, exited(), 114),
             (report(EndedBy::GuestPowerOff), None, failed(), 117),
             (report(EndedBy::Owner), None, failed(), 117),
             (report(EndedBy::GuestPanic), None, failed(), 115),
             (limited(), None, failed(), 114),
-            (report(EndedBy::GuestPowerOff), None, JobEnd::Unheard, 0),
-            (report(EndedBy::Owner), None, JobEnd::Unheard, 0),
-            (report(EndedBy::GuestPanic), None, JobEnd::Unheard, 115),
+            (report(EndedBy::GuestPowerOff), None, JobEnd::OutputClosed, 0),
+            (report(EndedBy::Owner), None, JobEnd::OutputClosed, 0),
+            (report(EndedBy::GuestPanic), None, JobEnd::OutputClosed, 115),
         ] {
             let job = JobReport { end: job, output: None, truncated: false };
-            let ending = Ending { report, signal, job: Some(job) };
-            assert_eq!(ending.code(), want, "{ending:?}");
+            let outcome = RunOutcome { report, signal, job: Some(job) };
+            assert_eq!(outcome.code(), want, "{outcome:?}");
         }
     }
 
     #[test]
-    fn last_words_say_what_happened_in_one_line() {
+    fn final_line_names_the_reason() {
         let lost = EndedBy::HypervisorLost { reason: "qemu exited with status 1".into() };
         for (by, want) in [
             (EndedBy::GuestPowerOff, "stopped: guest powered off"),
             (lost, "failed: qemu exited with status 1"),
             (EndedBy::StartFailed { reason: "no qemu".into() }, "start failed: no qemu"),
         ] {
-            assert_eq!(last_words(&report(by)), want);
+            assert_eq!(final_line(&report(by)), want);
         }
     }
 }

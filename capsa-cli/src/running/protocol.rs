@@ -1,0 +1,111 @@
+//! The requests, replies and files of the control socket, for both of its ends.
+//!
+//! The module header of [`crate::running`] describes the protocol.
+
+use serde::{Deserialize, Serialize};
+
+/// The control socket's name in the run directory.
+pub(super) const CONTROL_SOCKET: &str = "control";
+/// The name of the file with the [`RunInfo`] in the run directory.
+pub(super) const RUN_INFO_FILE: &str = "run.json";
+
+/// A request with more bytes than this is rejected.
+pub(super) const MAX_REQUEST_LEN: usize = 1024;
+
+/// What a run tells `capsa ps` about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunInfo {
+    pub(crate) name: Option<String>,
+    pub(crate) backend: String,
+    /// Seconds since 1970.
+    pub(crate) started: u64,
+    /// The hypervisor's process id, once it runs.
+    pub(crate) hypervisor: Option<u32>,
+    /// Whether there is a console to attach to.
+    pub(crate) has_console: bool,
+}
+
+/// A client's request, the first line on its connection.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+pub(super) enum ControlRequest {
+    /// Ask the guest to power off, and end the VM after the grace period, in seconds.
+    Stop { grace: Option<f64> },
+    /// End the VM at once.
+    Kill {},
+    /// Attach to the console, and become the input owner if `type` is set and there is none.
+    Console { r#type: bool },
+}
+
+/// The run's reply, the first line that it writes.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ControlReply {
+    pub(super) ok: bool,
+    /// Why the request was rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) why: Option<String>,
+    /// Of a console: whether the client became the input owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) types: Option<bool>,
+}
+
+impl ControlReply {
+    /// A stop or kill that is under way.
+    pub(super) fn accepted() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+
+    /// A client that is attached to the console.
+    pub(super) fn attached(types: bool) -> Self {
+        Self { ok: true, types: Some(types), why: None }
+    }
+
+    /// A request that is not carried out.
+    pub(super) fn rejected(why: String) -> Self {
+        Self { ok: false, why: Some(why), types: None }
+    }
+}
+
+/// A message with its line feed.
+pub(super) fn to_line(message: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(message).expect("messages have only text keys");
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_round_trip_as_documented() {
+        for (text, want) in [
+            (r#"{"do":"stop","grace":30.0}"#, ControlRequest::Stop { grace: Some(30.0) }),
+            (r#"{"do":"stop","grace":null}"#, ControlRequest::Stop { grace: None }),
+            (r#"{"do":"kill"}"#, ControlRequest::Kill {}),
+            (r#"{"do":"console","type":true}"#, ControlRequest::Console { r#type: true }),
+        ] {
+            assert_eq!(serde_json::from_str::<ControlRequest>(text).unwrap(), want);
+            assert_eq!(to_line(&want), format!("{text}\n").as_bytes());
+        }
+        let no_grace = serde_json::from_str::<ControlRequest>(r#"{"do":"stop"}"#);
+        assert_eq!(no_grace.unwrap(), ControlRequest::Stop { grace: None });
+        for text in ["{}", "[]", r#"{"do": "reboot"}"#, r#"{"do": "kill", "x": 1}"#] {
+            assert!(serde_json::from_str::<ControlRequest>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn replies_round_trip_as_documented() {
+        for (text, want) in [
+            (r#"{"ok":true}"#, ControlReply::accepted()),
+            (r#"{"ok":true,"types":true}"#, ControlReply::attached(true)),
+            (r#"{"ok":false,"why":"no"}"#, ControlReply::rejected("no".into())),
+        ] {
+            assert_eq!(serde_json::from_str::<ControlReply>(text).unwrap(), want);
+            assert_eq!(to_line(&want), format!("{text}\n").as_bytes());
+        }
+        let newer = serde_json::from_str::<ControlReply>(r#"{"ok":true,"since":1}"#);
+        assert_eq!(newer.unwrap(), ControlReply::accepted());
+    }
+}
