@@ -1,8 +1,7 @@
-//! What is wrong with a machine, all of it in one go: for `capsa run` before it starts one, and for
-//! `capsa config check`, which starts none.
+//! Finds all errors of a configuration at once, for `capsa run` and `capsa config check`.
 //!
-//! The library checks the machine. Here is what it does not know of: the files that a run writes, the
-//! sockets it listens on, and who logs in.
+//! The library validates the VM. This module checks what only the command has: the files that a run
+//! writes, the sockets that it listens on, and the password file.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -17,9 +16,9 @@ use crate::failure::{CONFIG, Failure};
 use crate::files;
 use crate::settings::Settings;
 
-const NO_KERNEL: &str = "no kernel is named";
+const KERNEL_NOT_SET: &str = "required, but not set";
 
-/// One thing that is wrong with a field.
+/// One error, and the field that has it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     field: String,
@@ -27,54 +26,53 @@ pub(crate) struct Problem {
     hint: String,
 }
 
-/// Checks a config file as a run of it would, and names the backend that would run it; `None` where
-/// none can be used on this host.
+/// Checks a config file as a run of it would. Returns the backend that would run it, or `None` if
+/// none is available on this host.
 pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, Failure> {
     let ConfigFile { settings, mistakes, is_broken } = config::read(path)?;
     let builder = settings.builder();
-    // Of a file that is no TOML nobody knows what it was to say.
-    let (backend, refused) = match builder.plan() {
+    // A file that is not TOML has no settings to check.
+    let (backend, error) = match builder.plan() {
         _ if is_broken => (None, None),
         Ok(plan) => (Some(plan.backend), None),
-        Err(Error::NoBackendAvailable { .. }) => (None, wrong_everywhere(&builder)),
+        Err(Error::NoBackendAvailable { .. }) => (None, error_of_any_backend(&builder)),
         Err(error) => (None, Some(error)),
     };
     let mut problems = if is_broken { Vec::new() } else { problems(&settings, true) };
     if mistakes.is_some() {
-        // A key that is misspelt is not missing.
-        problems.retain(|problem| problem.reason != NO_KERNEL);
+        // The kernel's key may be misspelt.
+        problems.retain(|problem| problem.reason != KERNEL_NOT_SET);
     }
-    let others = failure(&settings, refused.as_ref(), problems);
+    let others = failure(&settings, error.as_ref(), problems);
     match Failure::of_file(path, mistakes, others) {
         Some(failure) => Err(failure),
         None => Ok(backend),
     }
 }
 
-/// What no hypervisor could live with, where there is none to ask.
-fn wrong_everywhere(builder: &LinuxVmBuilder) -> Option<Error> {
-    let refused = builder.clone().backend("qemu").plan().err()?;
-    refused.violations().iter().any(|violation| violation.backend.is_none()).then_some(refused)
+/// The violations that do not depend on the backend, for a host without one.
+fn error_of_any_backend(builder: &LinuxVmBuilder) -> Option<Error> {
+    let error = builder.clone().backend("qemu").plan().err()?;
+    error.violations().iter().any(|violation| violation.backend.is_none()).then_some(error)
 }
 
-/// Everything that is wrong with a machine: what the library refuses, and these problems. `None` when
-/// nothing is.
+/// A failure with the library's error and these problems; `None` if there is neither.
 pub(crate) fn failure(
     settings: &Settings,
-    refused: Option<&Error>,
+    error: Option<&Error>,
     problems: Vec<Problem>,
 ) -> Option<Failure> {
     let name = |field: &str| (settings.name_of(field), settings.span_of(field));
-    // A kernel that is not named, and an argument that cannot be one, are among the problems.
-    let said = |field: &str| match field {
+    // These are among the problems, so the library's violations of the same fields are left out.
+    let is_reported = |field: &str| match field {
         "kernel" => settings.kernel.is_none(),
         "cmdline" => problems.iter().any(|problem| problem.field.starts_with("cmdline[")),
         _ => false,
     };
-    let failure = match refused {
-        Some(error) => Failure::from_build(error, name, said),
+    let failure = match error {
+        Some(error) => Failure::from_build(error, name, is_reported),
         None if problems.is_empty() => return None,
-        None => Failure::new(CONFIG, "cannot run this machine: the configuration is invalid"),
+        None => Failure::new(CONFIG, "cannot run this VM: invalid configuration"),
     };
     Some(problems.into_iter().fold(failure, |failure, Problem { field, reason, hint }| {
         let (name, span) = name(&field);
@@ -82,45 +80,45 @@ pub(crate) fn failure(
     }))
 }
 
-/// What is wrong beside what the library refuses. `logs_in` says that a command is to be run.
+/// The problems that the library does not check. `logs_in`: a command is to be run in the guest.
 pub(crate) fn problems(settings: &Settings, logs_in: bool) -> Vec<Problem> {
-    let mut pass = Pass { settings, out: Vec::new() };
+    let mut checker = Checker { settings, problems: Vec::new() };
     if settings.kernel.is_none() {
-        let hint = "add --kernel FILE, or [boot] kernel = \"FILE\" to the config file";
-        pass.refuse("kernel", NO_KERNEL, hint);
+        let hint = "add --kernel FILE, or [boot] kernel = \"FILE\" in the config file";
+        checker.add("kernel", KERNEL_NOT_SET, hint);
     }
-    pass.arguments();
-    pass.written_files();
-    pass.sockets();
+    checker.arguments();
+    checker.written_files();
+    checker.sockets();
     if logs_in {
-        pass.password();
+        checker.password();
     }
-    pass.out
+    checker.problems
 }
 
-struct Pass<'s> {
+struct Checker<'s> {
     settings: &'s Settings,
-    out: Vec<Problem>,
+    problems: Vec<Problem>,
 }
 
-impl Pass<'_> {
-    fn refuse(&mut self, field: &str, reason: impl Into<String>, hint: impl Into<String>) {
+impl Checker<'_> {
+    fn add(&mut self, field: &str, reason: impl Into<String>, hint: impl Into<String>) {
         let (reason, hint) = (reason.into(), hint.into());
-        self.out.push(Problem { field: field.into(), reason, hint });
+        self.problems.push(Problem { field: field.into(), reason, hint });
     }
 
     fn arguments(&mut self) {
         for (n, text) in self.settings.cmdline.iter().enumerate() {
-            let mut alone = KernelCmdline::new();
-            alone.arg(CmdlineArg::from(text.as_str()));
-            if let Err(error) = alone.check() {
-                let hint = "write one argument: quiet, or key=value; a value may have blanks";
-                self.refuse(&format!("cmdline[{n}]"), format!("{text:?}: {error}"), hint);
+            let mut cmdline = KernelCmdline::new();
+            cmdline.arg(CmdlineArg::from(text.as_str()));
+            if let Err(error) = cmdline.check() {
+                let hint = "write one argument per entry, e.g. quiet or key=value; a value may contain spaces";
+                self.add(&format!("cmdline[{n}]"), format!("{text:?}: {error}"), hint);
             }
         }
     }
 
-    /// `--log` and `--record` begin by emptying their files, so those must be nobody else's.
+    /// `--log` and `--record` truncate their files, so no other setting may use the same file.
     fn written_files(&mut self) {
         let settings = self.settings;
         let mut used: Vec<(String, &Path)> = Vec::new();
@@ -139,15 +137,15 @@ impl Pass<'_> {
             let shown = path.display();
             if let Some((what, _)) = used.iter().find(|(_, other)| is_same_file(path, other)) {
                 let reason = format!("{shown} is the same file as {what}");
-                self.refuse(field, reason, "name another file: this one is written over");
+                self.add(field, reason, "use another path: this file would be overwritten");
             } else if path.is_dir() {
-                self.refuse(field, format!("{shown} is a directory"), "name a file in it");
-            } else if let Some(folder) = folder_of(path).filter(|folder| !folder.exists()) {
-                let reason = format!("{shown} cannot be made: its folder does not exist");
-                self.refuse(field, reason, format!("make it: mkdir -p {}", folder.display()));
+                self.add(field, format!("{shown} is a directory"), "give the path of a file");
+            } else if let Some(parent) = parent_of(path).filter(|parent| !parent.exists()) {
+                let reason = format!("cannot create {shown}: its directory does not exist");
+                self.add(field, reason, format!("create it: mkdir -p {}", parent.display()));
             } else if !may_write(path) {
-                let reason = format!("{shown} cannot be written");
-                self.refuse(field, reason, "name a file that this user may write, or make");
+                let reason = format!("no permission to write {shown}");
+                self.add(field, reason, "use a file that this user can write or create");
             }
             used.push((format!("the {field}"), path));
         }
@@ -165,20 +163,20 @@ impl Pass<'_> {
             if SocketAddr::from_pathname(socket).is_err() {
                 let bytes = socket.as_os_str().len();
                 let reason =
-                    format!("port {port}: a path of {bytes} bytes is too long for a socket");
-                self.refuse(&field, reason, "name a shorter one, such as /tmp/agent.sock");
+                    format!("port {port}: the path has {bytes} bytes, too long for a socket");
+                self.add(&field, reason, "use a shorter path, e.g. /tmp/agent.sock");
             } else if listens && relays[..n].iter().any(is_ours) {
-                let reason = format!("port {port}: {shown} is another port's socket");
-                self.refuse(&field, reason, "give each port a socket of its own");
+                let reason = format!("port {port}: {shown} is used for another port");
+                self.add(&field, reason, "use one socket per port");
             } else if listens && UnixStream::connect(socket).is_ok() {
-                let reason = format!("port {port}: somebody listens on {shown} already");
-                self.refuse(&field, reason, "end that one, or name another socket");
+                let reason = format!("port {port}: another process listens on {shown}");
+                self.add(&field, reason, "stop that process, or use another path");
             } else if listens && fs::symlink_metadata(socket).is_ok_and(|f| !is_socket(&f)) {
-                let reason = format!("port {port}: {shown} is there, and no socket");
-                self.refuse(&field, reason, "name another path, where a socket can be made");
-            } else if let Some(folder) = folder_of(socket).filter(|folder| !folder.exists()) {
-                let reason = format!("port {port}: the folder of {shown} does not exist");
-                self.refuse(&field, reason, format!("make it: mkdir -p {}", folder.display()));
+                let reason = format!("port {port}: {shown} exists and is not a socket");
+                self.add(&field, reason, "use a path that does not exist yet");
+            } else if let Some(parent) = parent_of(socket).filter(|parent| !parent.exists()) {
+                let reason = format!("port {port}: the directory of {shown} does not exist");
+                self.add(&field, reason, format!("create it: mkdir -p {}", parent.display()));
             }
         }
     }
@@ -187,16 +185,16 @@ impl Pass<'_> {
         let Some(path) = &self.settings.password_file else { return };
         if let Err(error) = files::first_line(path) {
             let reason = format!("cannot read the password from {}: {error}", path.display());
-            let hint = "name a file whose first line is the password; leave it away for a user who \
-                        has none";
-            self.refuse("password_file", reason, hint);
+            let hint = "use a file whose first line is the password; omit the password file for a user \
+                        without a password";
+            self.add("password_file", reason, hint);
         }
     }
 }
 
-/// Whether a file can be written, or made where it is not.
+/// Whether a file can be written, or created if it does not exist.
 fn may_write(path: &Path) -> bool {
-    let at = if path.exists() { path } else { folder_of(path).unwrap_or(Path::new(".")) };
+    let at = if path.exists() { path } else { parent_of(path).unwrap_or(Path::new(".")) };
     access(at, AccessFlags::W_OK).is_ok()
 }
 
@@ -204,21 +202,21 @@ fn is_socket(found: &fs::Metadata) -> bool {
     found.file_type().is_socket()
 }
 
-/// The folder of a file that is to be made. A name alone is made here.
-fn folder_of(path: &Path) -> Option<&Path> {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty())
+/// The parent directory; `None` for a path in the working directory.
+fn parent_of(path: &Path) -> Option<&Path> {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
-/// Whether two paths lead to one file, by whatever links, or would if it were made. Devices and pipes
-/// hold nothing that could be written over.
+/// Whether two paths lead to the same file through any links, or would once it is created. Character
+/// devices and pipes do not count, because they hold no data.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     match (fs::metadata(one), fs::metadata(other)) {
         (Ok(one), Ok(other)) => {
-            let holds =
+            let has_data =
                 |found: &fs::Metadata| found.is_file() || found.file_type().is_block_device();
-            holds(&one) && (one.dev(), one.ino()) == (other.dev(), other.ino())
+            has_data(&one) && (one.dev(), one.ino()) == (other.dev(), other.ino())
         }
-        (Err(_), Err(_)) => match (to_be_made(one), to_be_made(other)) {
+        (Err(_), Err(_)) => match (creation_path(one), creation_path(other)) {
             (Some(one), Some(other)) => one == other,
             _ => false,
         },
@@ -226,12 +224,12 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Where a file that is not there would be: links to nowhere are followed, a few of them.
-fn to_be_made(path: &Path) -> Option<PathBuf> {
+/// Where a file that does not exist would be created. Follows up to 8 dangling links.
+fn creation_path(path: &Path) -> Option<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..8 {
-        let folder = folder_of(&path).unwrap_or(Path::new("."));
-        let target = folder.canonicalize().ok()?.join(path.file_name()?);
+        let parent = parent_of(&path).unwrap_or(Path::new("."));
+        let target = parent.canonicalize().ok()?.join(path.file_name()?);
         match fs::read_link(&target) {
             Ok(next) => path = target.parent()?.join(next),
             Err(_) => return Some(target),
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_written_are_nobody_elses() {
+    fn written_files_must_differ_from_all_others() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for name in ["kernel", "disk", "secret"] {
@@ -279,7 +277,7 @@ mod tests {
             ("secret", "b", Some(("log", "the password file"))),
             ("new", "new", Some(("record", "the log"))),
             ("new", "dangling", Some(("record", "the log"))),
-            ("a", "none/b", Some(("record", "its folder does not exist"))),
+            ("a", "none/b", Some(("record", "its directory does not exist"))),
             (".", "b", Some(("log", "is a directory"))),
             ("/dev/null", "/dev/null", None),
             ("a", "b", None),
@@ -296,24 +294,24 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_cannot_be_are_found_before_a_machine_waits_for_them() {
+    fn unusable_vsock_sockets_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("file"), "x").unwrap();
-        let _heard = UnixListener::bind(at("heard")).unwrap();
-        drop(UnixListener::bind(at("left")).unwrap());
+        let _used = UnixListener::bind(at("used")).unwrap();
+        drop(UnixListener::bind(at("stale")).unwrap());
         let relay = |text: &str, name: &str| VsockRelay {
             socket: at(name),
             ..values::vsock(&format!("{text}:x")).unwrap()
         };
         let long = "s".repeat(120);
         for (relays, want) in [
-            (vec![relay("listen:1", "new"), relay("listen:2", "new")], Some("another port's")),
-            (vec![relay("listen:1", "heard")], Some("somebody listens")),
-            (vec![relay("listen:1", "file")], Some("no socket")),
-            (vec![relay("listen:1", "none/new")], Some("folder")),
+            (vec![relay("listen:1", "new"), relay("listen:2", "new")], Some("another port")),
+            (vec![relay("listen:1", "used")], Some("another process listens")),
+            (vec![relay("listen:1", "file")], Some("not a socket")),
+            (vec![relay("listen:1", "none/new")], Some("the directory of")),
             (vec![relay("connect:1", &long)], Some("too long")),
-            (vec![relay("listen:1", "left"), relay("connect:1", "heard")], None),
+            (vec![relay("listen:1", "stale"), relay("connect:1", "used")], None),
         ] {
             let settings =
                 Settings { kernel: Some("/k".into()), vsock: relays, ..Settings::default() };
@@ -327,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_that_is_two_is_named() {
+    fn cmdline_entry_with_two_arguments_is_rejected() {
         let cmdline = ["quiet", "a b", "x=a b"].map(String::from).to_vec();
         let settings = Settings { kernel: Some("/k".into()), cmdline, ..Settings::default() };
         let found = fields(&settings);

@@ -1,12 +1,14 @@
-//! What went wrong, as the command says it, and the exit codes.
+//! The command's errors, as text and as JSON, and its exit codes.
 //!
 //! ```text
-//! capsa: cannot run this machine: the configuration is invalid
+//! capsa: cannot run this VM: invalid configuration
 //!   kernel: /nope does not exist
 //!     hint: check the path
 //! ```
 //!
-//! With `--json` the same as one object, see the manual.
+//! The first line names the operation, each problem the field, the value and what is wrong with it,
+//! and each hint the remedy. With `--json` it is one object, which the manual describes. Text of
+//! guests and hypervisors is escaped here.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,53 +19,53 @@ use serde_json::{Value, json};
 
 use crate::json_output;
 
-/// The machine ended by itself, or because it was asked to.
+/// The guest powered off or rebooted.
 pub(crate) const OK: u8 = 0;
-/// The command line makes no sense.
+/// The command line is invalid.
 pub(crate) const USAGE: u8 = 2;
-/// What was asked for cannot be had. From here on they are ones that the commands people run in
-/// guests hardly use: those of pytest, curl and grep are below, a shell's and timeout(1)'s above.
+/// The configuration is invalid or unsupported. The codes from 111 on collide with few commands that
+/// run in guests: pytest, curl and grep use lower ones, shells and timeout(1) higher ones.
 pub(crate) const CONFIG: u8 = 111;
-/// No hypervisor can be used here.
+/// No backend is available on this host.
 pub(crate) const NO_BACKEND: u8 = 112;
-/// The machine could not be started.
+/// The VM could not be started.
 pub(crate) const START: u8 = 113;
-/// The machine ran into its time limit.
+/// The time limit was reached.
 pub(crate) const TIME_LIMIT: u8 = 114;
 /// The guest's kernel panicked.
 pub(crate) const PANIC: u8 = 115;
-/// The hypervisor, or a helper of it, failed.
+/// The hypervisor or a helper process failed.
 pub(crate) const HYPERVISOR: u8 = 116;
-/// The command that was to be run in the guest was not, or did not tell its status.
+/// The command did not run in the guest, or its exit status is unknown.
 pub(crate) const NO_COMMAND: u8 = 117;
-/// There is no machine of that name, or it cannot do that.
+/// No running VM has that name, or it rejected the request.
 pub(crate) const NO_VM: u8 = 118;
-/// Standard output could not be written. That nobody reads it is no error.
+/// Standard output could not be written. A closed reader is no error.
 pub(crate) const OUTPUT: u8 = 119;
-/// The machine's power was cut: 128 and SIGKILL, as a shell says of a program that was killed.
+/// The VM was killed: 128 + SIGKILL, as a shell reports a program that was killed.
 pub(crate) const POWER_CUT: u8 = 137;
-/// What is added to the number of the signal that ended it.
+/// Added to the number of the signal that made capsa stop the VM.
 pub(crate) const SIGNAL: u8 = 128;
 
 /// The exit codes for help.
 pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
-    ("0", "the guest powered off or rebooted, by itself or because it was asked to"),
-    ("2", "the command line makes no sense"),
-    ("111", "the configuration is invalid, or no hypervisor here can do what it asks"),
-    ("112", "no hypervisor can be used here"),
-    ("113", "the machine could not be started"),
+    ("0", "the guest powered off or rebooted, on its own or on request"),
+    ("2", "invalid command line"),
+    ("111", "invalid configuration, or the backend does not support it"),
+    ("112", "no backend is available on this host"),
+    ("113", "the VM could not be started"),
     ("114", "the time limit was reached"),
     ("115", "the guest's kernel panicked"),
-    ("116", "the hypervisor, or a helper of it, failed"),
-    ("117", "the command behind -- could not be run in the guest, or did not tell its status"),
-    ("118", "no machine of that name runs, or it cannot be talked to"),
-    ("119", "standard output could not be written: a full disk"),
-    ("any", "with -- COMMAND: the command's own status, once it has run"),
-    ("128+N", "signal N made capsa end the machine: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
-    ("137", "the machine's power was cut: it was killed, or did not power off when asked"),
+    ("116", "the hypervisor or a helper process failed"),
+    ("117", "with -- COMMAND: the command did not run, or its exit status is unknown"),
+    ("118", "no running VM has that name, or it cannot be controlled"),
+    ("119", "standard output could not be written, e.g. the disk is full"),
+    ("any", "with -- COMMAND: the command's own exit status"),
+    ("128+N", "signal N made capsa stop the VM: 129 SIGHUP, 130 SIGINT, 143 SIGTERM"),
+    ("137", "the VM was killed, or did not power off within the grace period"),
 ];
 
-/// Why the command ends with another code than 0.
+/// An error that ends the command with an exit code other than 0.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: u8,
@@ -89,7 +91,7 @@ pub(crate) struct SourceSpan {
 #[derive(Debug)]
 struct Detail {
     span: Option<SourceSpan>,
-    /// `field: reason`, or nothing where the first line says it all.
+    /// `field: reason`; `None` where the first line has it.
     reason: Option<String>,
     hint: Option<String>,
 }
@@ -100,25 +102,25 @@ impl Failure {
         Self { code, what: what.into(), details: Vec::new() }
     }
 
-    /// A mistake on the command line.
+    /// An error in the command line.
     pub(crate) fn usage(what: impl Into<String>) -> Self {
         Self::new(USAGE, what)
     }
 
-    /// With what to do about it.
+    /// Adds the remedy.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.details.push(Detail { span: None, reason: None, hint: Some(hint.into()) });
         self
     }
 
-    /// With one of several problems, and what to do about it.
+    /// Adds a problem and its remedy.
     pub(crate) fn problem(mut self, reason: impl Into<String>, hint: impl Into<String>) -> Self {
         let (reason, hint) = (Some(reason.into()), Some(hint.into()));
         self.details.push(Detail { span: None, reason, hint });
         self
     }
 
-    /// With one of several problems, at its source span.
+    /// Adds a problem at a source span.
     pub(crate) fn problem_at(
         mut self,
         span: SourceSpan,
@@ -130,7 +132,7 @@ impl Failure {
         self
     }
 
-    /// With one of several problems, at its source span where it has one.
+    /// Adds a problem, at its source span if it has one.
     pub(crate) fn problem_in(self, span: Option<SourceSpan>, reason: String, hint: String) -> Self {
         match span {
             Some(span) => self.problem_at(span, reason, hint),
@@ -138,18 +140,18 @@ impl Failure {
         }
     }
 
-    /// These problems, then another's, as those of a config file: in the order of its lines.
-    pub(crate) fn of_file(path: &Path, some: Option<Self>, others: Option<Self>) -> Option<Self> {
-        let both: Vec<Self> = some.into_iter().chain(others).collect();
+    /// One failure for a config file, with the problems of both in the order of the file's lines.
+    pub(crate) fn of_file(path: &Path, first: Option<Self>, second: Option<Self>) -> Option<Self> {
+        let both: Vec<Self> = first.into_iter().chain(second).collect();
         let code = both.first()?.code;
         let mut details: Vec<Detail> = both.into_iter().flat_map(|one| one.details).collect();
         details.sort_by_key(|detail| {
             detail.span.as_ref().map_or((usize::MAX, 0), |span| (span.line, span.column))
         });
-        Some(Self { code, what: cannot_use(path, details.len()), details })
+        Some(Self { code, what: invalid_file(path, details.len()), details })
     }
 
-    /// For programs.
+    /// The failure as JSON.
     pub(crate) fn json(&self) -> String {
         let (problems, hints): (Vec<_>, Vec<_>) =
             self.details.iter().partition(|detail| detail.reason.is_some());
@@ -160,24 +162,24 @@ impl Failure {
         json_output::line("error", content)
     }
 
-    /// The library's refusal to build a machine. `name` gives the user's name of a field, and its
-    /// source span in a config file; what `is_said` of a field is left out.
+    /// The library's error for a VM that it does not build. `name` returns the user's name of a field
+    /// and its source span. Violations of a field for which `is_reported` are left out.
     pub(crate) fn from_build(
         error: &Error,
         name: impl Fn(&str) -> (String, Option<SourceSpan>),
-        is_said: impl Fn(&str) -> bool,
+        is_reported: impl Fn(&str) -> bool,
     ) -> Self {
-        const WHAT: &str = "cannot run this machine";
+        const WHAT: &str = "cannot run this VM";
         let violations = error.violations();
         if !violations.is_empty() {
             let why = match error {
-                Error::UnsupportedFeature(_) => "the hypervisor cannot do all that is asked",
-                Error::MissingConfig(_) => "something is missing",
-                _ => "the configuration is invalid",
+                Error::UnsupportedFeature(_) => "unsupported configuration",
+                Error::MissingConfig(_) => "incomplete configuration",
+                _ => "invalid configuration",
             };
             let failure = Self::new(CONFIG, format!("{WHAT}: {why}"));
-            let unsaid = violations.iter().filter(|violation| !is_said(&violation.field));
-            return unsaid.fold(failure, |failure, violation| {
+            let unreported = violations.iter().filter(|violation| !is_reported(&violation.field));
+            return unreported.fold(failure, |failure, violation| {
                 let Violation { field, backend, reason, remedy, .. } = violation;
                 let by = backend.map(|backend| format!(" [{backend}]")).unwrap_or_default();
                 let (name, span) = name(field);
@@ -186,8 +188,7 @@ impl Failure {
         }
         match error {
             Error::NoBackendAvailable { rejected } => {
-                let mut failure =
-                    Self::new(NO_BACKEND, format!("{WHAT}: no hypervisor can be used here"));
+                let mut failure = Self::new(NO_BACKEND, format!("{WHAT}: no backend is available"));
                 for rejection in rejected {
                     for reason in &rejection.reasons {
                         let what = format!("{}: {}", rejection.backend, reason.what);
@@ -197,7 +198,7 @@ impl Failure {
                 failure
             }
             Error::BackendUnavailable { name: backend, reasons } => {
-                let what = format!("{WHAT}: the backend {backend:?} cannot be used here");
+                let what = format!("{WHAT}: backend {backend:?} is unavailable");
                 reasons.iter().fold(Self::new(NO_BACKEND, what), |failure, reason| {
                     let what = format!("{backend}: {}", reason.what);
                     failure.problem_in(name("backend").1, what, reason.remedy.clone())
@@ -210,7 +211,7 @@ impl Failure {
 }
 
 impl fmt::Display for Failure {
-    /// Every line, the last one without its end.
+    /// All lines, without a line feed after the last one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "capsa: {}", escape_control(&self.what))?;
         for Detail { span, reason, hint } in &self.details {
@@ -233,7 +234,7 @@ impl fmt::Display for Failure {
 }
 
 impl fmt::Display for SourceSpan {
-    /// The line, and marks under what is meant.
+    /// The line, with marks below the span.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { line, text, marked, .. } = self;
         let gutter = " ".repeat(line.to_string().len());
@@ -254,29 +255,29 @@ impl Detail {
     }
 }
 
-/// The first line about a config file with so many mistakes.
-pub(crate) fn cannot_use(file: &Path, mistakes: usize) -> String {
+/// The first line of a failure for a config file with this many errors.
+pub(crate) fn invalid_file(file: &Path, errors: usize) -> String {
     let file = file.display();
-    match mistakes {
-        1 => format!("cannot use {file}: one mistake"),
-        n => format!("cannot use {file}: {n} mistakes"),
+    match errors {
+        1 => format!("invalid config file {file}: 1 error"),
+        n => format!("invalid config file {file}: {n} errors"),
     }
 }
 
-/// What to do about a start that failed for what came between it and the check, in the words of whoever
-/// failed.
-pub(crate) fn hint_of_start(why: &str) -> Option<&'static str> {
+/// The remedy for a failed start, found by a fragment of the error text of the hypervisor, helper or
+/// library. The check before the start finds most of these; here they have appeared since.
+pub(crate) fn hint_of_start(reason: &str) -> Option<&'static str> {
     const IN_USE: &str =
-        "another machine has the disk: end that one (`capsa ps`), or copy the image";
+        "another VM uses the disk: stop that VM (see `capsa ps`), or copy the image";
     const HINTS: &[(&str, &str)] = &[
         ("Failed to get \"", IN_USE),
         ("already locked", IN_USE),
-        ("run directory", "`capsa doctor` tells what keeps it from being made"),
-        ("(TMPDIR)", "set TMPDIR to a directory with room for what the guest writes"),
-        ("Could not open temporary file", "set TMPDIR to a directory that is there"),
-        ("annot allocate memory", "give it less: --memory"),
+        ("run directory", "`capsa doctor` checks the run directory"),
+        ("(TMPDIR)", "set TMPDIR to a directory with free space for the guest's writes"),
+        ("Could not open temporary file", "set TMPDIR to an existing directory"),
+        ("annot allocate memory", "give the VM less memory: --memory"),
     ];
-    HINTS.iter().find(|(words, _)| why.contains(words)).map(|(_, hint)| *hint)
+    HINTS.iter().find(|(fragment, _)| reason.contains(fragment)).map(|(_, hint)| *hint)
 }
 
 #[cfg(test)]
@@ -285,14 +286,14 @@ mod tests {
     use capsa::{Capsa, LinuxBootConfig};
 
     #[test]
-    fn no_text_reaches_the_terminal_as_an_order() {
-        let failure = Failure::new(START, "said \u{1b}[2J").problem("and\u{7}\nmore", "\r!");
-        let want = "capsa: said \\u{1b}[2J\n  and\\u{7}\nmore\n    hint: \\r!";
+    fn failure_escapes_control_characters() {
+        let failure = Failure::new(START, "got \u{1b}[2J").problem("and\u{7}\nmore", "\r!");
+        let want = "capsa: got \\u{1b}[2J\n  and\\u{7}\nmore\n    hint: \\r!";
         assert_eq!(failure.to_string(), want);
     }
 
     #[test]
-    fn every_violation_gets_a_line_and_a_hint() {
+    fn from_build_has_line_and_hint_per_violation() {
         let error = Capsa::vm(LinuxBootConfig::new("/nope"))
             .backend("qemu")
             .share("/also/nope", "/w", capsa::MountMode::ReadOnly)
@@ -302,13 +303,13 @@ mod tests {
         let failure = Failure::from_build(&error, name, |_| false);
         let text = failure.to_string();
         assert_eq!(failure.code, CONFIG);
-        assert!(text.starts_with("capsa: cannot run this machine: the configuration is invalid\n"));
+        assert!(text.starts_with("capsa: cannot run this VM: invalid configuration\n"));
         assert!(text.contains("\n  kernel: /nope does not exist\n    hint: "), "{text}");
         assert!(text.contains("\n  shares.w.host: "), "{text}");
     }
 
     #[test]
-    fn an_unknown_backend_lists_those_there_are() {
+    fn unknown_backend_hint_lists_backends() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen").plan().unwrap_err();
         let failure = Failure::from_build(&error, |field| (field.into(), None), |_| false);
         assert_eq!(failure.code, NO_BACKEND);

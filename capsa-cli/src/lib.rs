@@ -127,9 +127,9 @@ fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
             let content = json!({"file": file, "problems": [], "backend": backend});
             match (json, backend) {
                 (true, _) => print(&json_output::document("config", content)),
-                (false, Some(_)) => print(&format!("{file}: no mistakes\n")),
+                (false, Some(_)) => print(&format!("{file}: no errors\n")),
                 (false, None) => print(&format!(
-                    "{file}: no mistakes, but no hypervisor can be used here; see `capsa doctor`\n"
+                    "{file}: no errors, but no backend is available on this host; see `capsa doctor`\n"
                 )),
             }
         }

@@ -53,7 +53,7 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
     assert_eq!(code, 0, "{said}");
     assert_eq!(said.matches("warning  qemu: no virtio-fs shares: ").count(), 1, "{said}");
     assert_eq!(said.matches("virtiofsd was not found").count(), 1, "said once: {said}");
-    assert!(said.contains("\n         to do: install virtiofsd"), "{said}");
+    assert!(said.contains("\n         hint: install virtiofsd"), "{said}");
 }
 
 #[test]

@@ -125,8 +125,8 @@ fn what_is_lost_is_said_however_quiet() {
     let stderr = String::from_utf8_lossy(&end.stderr);
     assert_eq!(end.status.code(), Some(114), "{stderr}");
     for words in [
-        "the console is not logged any more",
-        "the time limit was reached before the command had ended",
+        "the console log is incomplete, cannot write it: ",
+        "the time limit was reached before the command finished",
     ] {
         assert!(stderr.contains(words), "no {words:?} in {stderr}");
     }
@@ -303,7 +303,7 @@ fn missing_files_are_all_named_with_hints() {
     assert_eq!((code, stdout.as_str()), (111, ""));
     assert_eq!(
         stderr,
-        "capsa: cannot run this machine: the configuration is invalid\n  \
+        "capsa: cannot run this VM: invalid configuration\n  \
          kernel: /no/kernel does not exist\n    hint: check the path\n  \
          initrd: /no/initrd does not exist\n    hint: check the path\n"
     );

@@ -120,7 +120,7 @@ fn a_command_that_is_cut_off_has_shown_what_it_printed() {
         let stdout = String::from_utf8(output.stdout).unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(114), "{stderr}");
-        assert!(stderr.contains("the time limit was reached before the command had ended"));
+        assert!(stderr.contains("the time limit was reached before the command finished"));
         if json {
             let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
             let text = told["command"]["output"].as_str().unwrap();

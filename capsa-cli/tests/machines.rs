@@ -73,12 +73,15 @@ fn names_are_unique_and_unknown_ones_are_refused() {
     let twin = ["run", "linux", "--name", "kept", "--kernel", kernel, "--network", "none"];
     let (code, _, stderr) = capsa.ask(&twin);
     assert_eq!(code, 111, "{stderr}");
-    let words = format!("another is called kept, of process {}\n    hint: ", capsa.pid());
+    let words = format!("process {} runs a VM with the name \"kept\"\n    hint: ", capsa.pid());
     assert!(stderr.contains(&words), "{stderr}");
     for command in ["stop", "console"] {
         let (code, _, stderr) = capsa.ask(&[command, "ketp"]);
         assert_eq!(code, 118);
-        assert!(stderr.contains("no machine is called \"ketp\"; did you mean kept?"), "{stderr}");
+        assert!(
+            stderr.contains("no running VM has the name or ID \"ketp\"; did you mean kept?"),
+            "{stderr}"
+        );
     }
     assert_eq!(capsa.ask(&["stop", "--all", "--kill"]).0, 0);
     assert_eq!(capsa.wait_for_end().0, 137);
@@ -133,7 +136,7 @@ fn console_on_a_terminal_is_left_with_an_escape() {
         return;
     };
     terminal.wait_for(nano::READY);
-    if terminal.seen().contains("Ctrl-] q leaves") {
+    if terminal.seen().contains("Ctrl-] q detaches") {
         terminal.wait_until_raw();
         terminal.write(b"a\x03b");
         terminal.wait_for(b"a\x03b");

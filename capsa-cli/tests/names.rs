@@ -49,7 +49,7 @@ fn of_many_that_want_a_name_at_once_one_has_it() {
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(111), "{said}");
-        let words = format!("another is called one, of process {owner}\n    hint: ");
+        let words = format!("process {owner} runs a VM with the name \"one\"\n    hint: ");
         assert!(said.contains(&words), "{said}");
         assert!(said.contains("capsa stop one") && said.contains("capsa ps"), "{said}");
         let log = log.with_file_name(format!("log{n}"));
@@ -105,8 +105,8 @@ fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
     capsa.signal(Signal::SIGTERM);
     let pid = capsa.pid();
     let (code, said) = capsa.wait_for_end();
-    assert!(said.contains("was removed: `capsa ps`, `stop` and `console` do not find"), "{said}");
-    assert!(said.contains(&format!("`kill {pid}` ends it")), "{said}");
+    assert!(said.contains("was removed: `capsa ps`, `stop` and `console` cannot find"), "{said}");
+    assert!(said.contains(&format!("stop it with `kill {pid}`")), "{said}");
     assert_eq!(said.matches("was removed").count(), 1, "{said}");
     assert_eq!(code, 143, "{said}");
 }

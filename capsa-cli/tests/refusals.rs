@@ -60,11 +60,14 @@ fn config_check_refuses_what_run_refuses_at_the_same_place() {
         ("[console]\nrecord = \"vm.toml\"\n", ":9:10: ", "same file as the config file"),
         ("[login]\nuser = \"root\\u000Ax\"\n", ":9:8: ", "a control character"),
         ("[[vsock]]\nport = 4294967295\nlisten = \"s\"\n", ":8:1: ", "stands for any port"),
-        ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "no socket"),
+        ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "is not a socket"),
     ] {
         let (code, said) = judged(dir.path(), &format!("{GOOD}{more}"));
         assert_eq!(code, 111, "{more}{said}");
-        assert!(said.starts_with("capsa: cannot use ") && said.contains("one mistake\n"), "{said}");
+        assert!(
+            said.starts_with("capsa: invalid config file ") && said.contains(".toml: 1 error\n"),
+            "{said}"
+        );
         for part in [place, words, "\n    hint: "] {
             assert!(said.contains(part), "no {part:?} in {said}");
         }
@@ -83,7 +86,7 @@ fn all_mistakes_of_a_file_come_at_once_in_its_order() {
     fs::write(&file, text).unwrap();
     let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
     assert_eq!(code, 111);
-    assert!(said.contains(": 6 mistakes\n"), "{said}");
+    assert!(said.contains(": 6 errors\n"), "{said}");
     let lines = said.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(".toml:"));
     let lines: Vec<&str> = lines.map(|(_, rest)| rest.split_once(':').unwrap().0).collect();
     assert_eq!(lines, ["2", "3", "5", "6", "8", "12"], "{said}");
@@ -114,7 +117,7 @@ fn an_empty_file_lacks_a_kernel() {
     let (code, said) = judged(dir.path(), "");
     assert_eq!(code, 111);
     assert!(
-        said.contains("kernel: no kernel is named\n    hint: add --kernel FILE, or "),
+        said.contains("kernel: required, but not set\n    hint: add --kernel FILE, or "),
         "{said}"
     );
 }
@@ -129,7 +132,7 @@ fn what_is_no_config_file_is_refused_at_once() {
     let deep = dir.path().join("deep");
     fs::write(&deep, format!("a = {}{}\n", "[".repeat(5000), "]".repeat(5000))).unwrap();
     for (file, words) in [
-        (fifo.as_path(), "it is a pipe with a name"),
+        (fifo.as_path(), "it is a named pipe"),
         (dir.path(), "it is a directory"),
         (Path::new("/dev/zero"), "it is a device"),
         (&huge, "more than 1048576 bytes"),
@@ -253,7 +256,7 @@ fn what_comes_between_the_check_and_the_start_has_its_hint() {
     assert_eq!(output.status.code(), Some(113), "{said}");
     let (what, hint) = said.trim_end().rsplit_once('\n').unwrap();
     assert!(what.contains("capsa: start failed: "), "{said}");
-    assert!(hint.starts_with("    hint: another machine has the disk: "), "{said}");
+    assert!(hint.starts_with("    hint: another VM uses the disk: "), "{said}");
 }
 
 #[test]
@@ -285,7 +288,7 @@ fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
         assert_eq!(*doctor, 112, "{findings}");
         let about = findings.lines().find(|line| line.starts_with("problem  run directories: "));
         assert!(about.is_some_and(|about| about.contains(why)), "{findings}");
-        assert!(findings.contains("to do: set CAPSA_RUN_DIR to "), "{findings}");
+        assert!(findings.contains("hint: set CAPSA_RUN_DIR to "), "{findings}");
         let refusal = String::from_utf8_lossy(refusal);
         assert_eq!(*run, 111, "{refusal}");
         assert!(refusal.contains(why) && refusal.contains("hint: set CAPSA_RUN_DIR"), "{refusal}");
@@ -330,7 +333,7 @@ fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
     let (code, said, _) = with(&["doctor"]);
     assert_eq!(code, 0, "{said}");
     assert!(
-        said.contains("warning  throw-away disks: cannot make an overlay in /no/such"),
+        said.contains("warning  ephemeral disks: cannot make an overlay in /no/such"),
         "{said}"
     );
 }

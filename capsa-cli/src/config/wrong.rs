@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::failure::{CONFIG, Failure, cannot_use};
+use crate::failure::{CONFIG, Failure, invalid_file};
 use crate::spans::span_at;
 
 /// One thing that is wrong.
@@ -26,7 +26,7 @@ impl Wrong {
 /// Everything that is wrong with one file, as the failure that says so.
 pub(crate) fn failure(path: &Path, text: &str, mut wrongs: Vec<Wrong>) -> Failure {
     wrongs.sort_by_key(|wrong| wrong.at.start);
-    let failure = Failure::new(CONFIG, cannot_use(path, wrongs.len()));
+    let failure = Failure::new(CONFIG, invalid_file(path, wrongs.len()));
     wrongs.into_iter().fold(failure, |failure, wrong| {
         let span = span_at(path, text, &wrong.at);
         failure.problem_at(span, wrong.why, wrong.hint)
