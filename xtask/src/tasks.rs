@@ -14,7 +14,7 @@ pub(crate) struct Task {
     flags: &'static str,
     /// What it does, in a line.
     pub(crate) about: &'static str,
-    /// The rest of its help: flags and environment variables, a line each.
+    /// The rest of its help, from an empty line on: flags and environment variables, a line each.
     details: &'static str,
     pub(crate) action: Action,
 }
@@ -32,7 +32,7 @@ pub(crate) const TASKS: &[Task] = &[
         name: "bench",
         flags: "[console | idle | start] [FLAGS]",
         about: "measure Capsa against a hypervisor without it",
-        details: "\
+        details: "
 Without a word: from the spawn of QEMU to the login prompt of a Linux guest, in turn.
   --pairs N                pairs of boots (default: 8)
 console: the console beside rexpect and expectrl.
@@ -49,14 +49,16 @@ start: from the start of cloud-hypervisor to a running VM, in turn.
         name: "check-command",
         flags: "",
         about: "build the release of `capsa` and check its size",
-        details: "The limit is 3 MiB.\n",
+        details: "
+The limit is 3 MiB.
+",
         action: Action::Here(check_command::run),
     },
     Task {
         name: "check-macos",
         flags: "",
         about: "run clippy for macOS over the workspace, on Linux",
-        details: "\
+        details: "
 The compiler comes from Debian packages, which are unpacked in `target/macos/` (900 MB) and not
 installed. On a host without them the task is skipped.
 ",
@@ -73,7 +75,7 @@ installed. On a host without them the task is skipped.
         name: "conformance",
         flags: "--backend NAME [--filter TEXT] [--linux]",
         about: "run the conformance suite on a backend of this host and write a report",
-        details: "\
+        details: "
   --backend NAME           qemu, cloud-hypervisor, cloud-hypervisor-stand-in, vfkit, vfkit-stand-in
   --filter TEXT            only scenarios with TEXT in their name
   --linux                  boot Linux in every scenario, never the nano guest
@@ -87,7 +89,7 @@ CAPSA_VHOST_DEVICE_VSOCK name programs that are not in PATH.
         name: "demo",
         flags: "",
         about: "boot a real Linux guest, run a command in it, stop it",
-        details: "\
+        details: "
 Installs QEMU first where it is missing, as `setup` does, and makes the guest.
 ",
         action: Action::Program("capsa-testkit", "demo"),
@@ -96,7 +98,7 @@ Installs QEMU first where it is missing, as `setup` does, and makes the guest.
         name: "fmt",
         flags: "[--check]",
         about: "format the workspace and fuzz/",
-        details: "\
+        details: "
   --check                  change nothing; fail where something is to be formatted
 ",
         action: Action::Here(checks::fmt),
@@ -105,7 +107,7 @@ Installs QEMU first where it is missing, as `setup` does, and makes the guest.
         name: "fuzz",
         flags: "[--seconds N] [--target NAME]",
         about: "run the fuzz targets",
-        details: "\
+        details: "
   --seconds N              time for each target (default: 60)
   --target NAME            only this target
 Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is missing.
@@ -116,7 +118,7 @@ Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is m
         name: "guest",
         flags: "[--generic] [--debian]",
         about: "make the Linux guests of the tests and print their paths",
-        details: "\
+        details: "
   --generic                also the guest with the distribution's generic kernel
   --debian                 also the guest with Debian and systemd; needs root and mmdebstrap
 ",
@@ -126,7 +128,7 @@ Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is m
         name: "lab",
         flags: "[--filter TEXT | PROGRAM ARGUMENT…]",
         about: "run the conformance suite on cloud-hypervisor in an emulated host with KVM",
-        details: "\
+        details: "
   --filter TEXT            only scenarios with TEXT in their name
   PROGRAM ARGUMENT…        run this program in the emulated host, instead of the suite
 Environment: CAPSA_CLOUD_HYPERVISOR names the program if it is not in PATH. Without one the task is
@@ -138,7 +140,7 @@ skipped.
         name: "setup",
         flags: "",
         about: "install the programs that the tests need",
-        details: "\
+        details: "
 As root on Debian it installs packages; elsewhere it prints the commands. It never removes or
 downgrades a package.
 ",
@@ -148,7 +150,7 @@ downgrades a package.
         name: "test",
         flags: "",
         about: "run every check and every test, and count them",
-        details: "\
+        details: "
 The last line is `N passed, N failed, N skipped`.
 Environment: RUST_TEST_THREADS is the number of tests at a time (default: half the cores, at most 4).
 ",
@@ -158,7 +160,7 @@ Environment: RUST_TEST_THREADS is the number of tests at a time (default: half t
         name: "weight",
         flags: "[--peers]",
         about: "measure what Capsa adds to a program: packages, build time, memory; as Markdown",
-        details: "\
+        details: "
   --peers                  also the same of other crates, which are downloaded
 ",
         action: Action::Program("capsa-measure", "weight"),
@@ -175,7 +177,6 @@ impl Task {
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let usage = format!("usage: cargo xtask {} {}", self.name, self.flags);
-        writeln!(f, "{}\n\n{}", usage.trim_end(), self.about)?;
-        if self.details.is_empty() { Ok(()) } else { write!(f, "\n{}", self.details) }
+        writeln!(f, "{}\n\n{}\n{}", usage.trim_end(), self.about, self.details.trim_end())
     }
 }

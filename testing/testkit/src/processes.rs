@@ -125,7 +125,7 @@ fn from_ps(choice: &[&str]) -> Vec<Process> {
     ps.args(["-ww", "-o", "pid=,ppid=,stat=,args="]).args(choice);
     match command::text(&mut ps) {
         Ok(lines) => lines.lines().filter_map(Process::from_ps).collect(),
-        Err(command::Failed::Status { .. }) => Vec::new(),
+        Err(command::CommandError::Status { .. }) => Vec::new(),
         Err(failed) => panic!("neither /proc nor ps: {failed}"),
     }
 }

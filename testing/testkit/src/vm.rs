@@ -37,7 +37,7 @@ impl NanoGuest {
     /// # Panics
     ///
     /// When the guest cannot be written.
-    pub fn deaf() -> Option<Self> {
+    pub fn without_power_button() -> Option<Self> {
         Self::with(Nano { power_button: false })
     }
 

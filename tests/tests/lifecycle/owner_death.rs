@@ -97,7 +97,7 @@ fn a_killed_owner_leaves_no_vfkit_one_second_later() {
 }
 
 fn killed_at_every_moment(backend: &str) {
-    let Some(guest) = NanoGuest::deaf() else { return };
+    let Some(guest) = NanoGuest::without_power_button() else { return };
     if host::find_program("virtiofsd").is_none() {
         skip("virtiofsd is not installed");
         return;

@@ -15,7 +15,7 @@ fn fails(name: &str, builder: LinuxVmBuilder) {
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
-    console.write(&[nano::NOWHERE]).unwrap();
+    console.write(&[nano::UNMAPPED]).unwrap();
     vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
     assert!(matches!(vm.status(), VmStatus::Failed { .. }), "{}", vm.status());
     let report = vm.stop_report().unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use capsa::{Capsa, DiskImage, LinuxDirectBootConfig, NoteLevel};
 use capsa_fixtures::guest::{self, Variant};
-use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 
 /// A loaded machine without KVM takes its time.
@@ -18,7 +18,7 @@ fn main() -> std::process::ExitCode {
 
 fn run(arguments: Arguments) -> Outcome {
     finish(arguments)?;
-    host::ensure(&[Need::Qemu, Need::GuestTools])?;
+    setup::ensure(&[Requirement::Qemu, Requirement::GuestTools])?;
     println!("making the guest (once)");
     let guest = guest::linux(Variant::Cloud)?;
 

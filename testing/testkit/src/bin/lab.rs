@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use capsa_fixtures::guest::{self, Variant};
-use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::host;
+use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::programs;
 use capsa_fixtures::{SKIP_LOG, skip_task};
 use capsa_testkit::lab::Lab;
@@ -38,7 +39,12 @@ fn run(arguments: Arguments) -> Outcome {
         skip_task("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return Ok(());
     };
-    host::ensure(&[Need::Qemu, Need::GuestTools, Need::Virtiofsd, Need::Passt])?;
+    setup::ensure(&[
+        Requirement::Qemu,
+        Requirement::GuestTools,
+        Requirement::Virtiofsd,
+        Requirement::Passt,
+    ])?;
 
     let mut phases = Phases::begin();
     let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));

@@ -26,7 +26,7 @@ fn machine_with(
 ) -> Option<Machine> {
     let guest = match nano.power_button {
         true => NanoGuest::new()?,
-        false => NanoGuest::deaf()?,
+        false => NanoGuest::without_power_button()?,
     };
     let initrd = guest.dir().join("initrd");
     fs::write(&initrd, "nothing").unwrap();

@@ -16,7 +16,7 @@ use capsa::LaunchPlan;
 use capsa::plan::ConsolePlan;
 use capsa::run_dir::RunDir;
 use capsa_fixtures::guest::{self, LinuxGuest, Variant};
-use capsa_fixtures::host::{self, Need};
+use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 use capsa_testkit::vm;
 
@@ -41,7 +41,7 @@ fn run(mut arguments: Arguments) -> Outcome {
 fn prompt(mut arguments: Arguments) -> Outcome {
     let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(8);
     finish(arguments)?;
-    host::ensure(&[Need::Qemu, Need::GuestTools])?;
+    setup::ensure(&[Requirement::Qemu, Requirement::GuestTools])?;
     let guest = guest::linux(Variant::Cloud)?;
 
     let mut ratios = Vec::new();
