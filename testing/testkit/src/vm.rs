@@ -114,6 +114,17 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Makes a call that blocks, and returns its result; fails with `what` when it does not return.
+///
+/// # Panics
+///
+/// When the call panics or takes too long.
+pub fn in_time<T: Send + 'static>(what: &str, call: impl FnOnce() -> T + Send + 'static) -> T {
+    let calling = std::thread::spawn(call);
+    eventually(what, || calling.is_finished());
+    calling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Waits as a bare `poll(2)` loop does.
 ///
 /// # Panics
