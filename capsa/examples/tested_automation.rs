@@ -49,7 +49,7 @@ mod tests {
     fn a_healthy_guest_tells_its_release() -> TestResult {
         let guest = guest().on("systemctl is-system-running", GuestReply::output("running\n"));
         let vm = testing::vm(guest).build_blocking()?;
-        let _shown = testing::show_on_failure(&vm);
+        let _guard = testing::show_on_failure(&vm);
         assert_eq!(release(&vm)?, "6.1.0");
         Ok(())
     }
@@ -59,7 +59,7 @@ mod tests {
         let degraded = GuestReply::output("degraded\n").with_status(1);
         let vm =
             testing::vm(guest().on("systemctl is-system-running", degraded)).build_blocking()?;
-        let _shown = testing::show_on_failure(&vm);
+        let _guard = testing::show_on_failure(&vm);
         assert_eq!(release(&vm).unwrap_err().to_string(), "not healthy: degraded\n");
         Ok(())
     }
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_guest_that_panics_is_an_error_at_once() -> TestResult {
         let vm = testing::vm(ScriptedGuest::new().panic("no init found")).build_blocking()?;
-        let _shown = testing::show_on_failure(&vm);
+        let _guard = testing::show_on_failure(&vm);
         assert!(release(&vm).is_err());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The backends, and the choice between them.
+//! The backends, and how one of them is chosen.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,15 +22,15 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// Forces a backend where the program does not.
+/// Forces a backend if the program does not.
 const FORCE: &str = "CAPSA_BACKEND";
 
-/// A backend and everything against it.
+/// A rejected backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejection {
-    /// Its name.
+    /// The name of the backend.
     pub backend: &'static str,
-    /// Everything against it.
+    /// All its blockers or violations.
     pub reasons: Vec<Reason>,
 }
 
@@ -41,36 +41,36 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// What one backend can do, and whether it can do it here.
+/// What a backend supports, and whether it can be used on this host.
 #[derive(Debug, Clone, Serialize)]
 pub struct BackendReport {
-    /// Its name.
+    /// The name of the backend.
     pub name: &'static str,
-    /// Whether it can be used here, and if not why.
+    /// Blockers, missing features and warnings on this host.
     #[serde(flatten)]
     pub availability: Availability,
-    /// What it can do.
+    /// What the backend supports.
     pub capabilities: BackendCapabilities,
-    /// The programs beside the hypervisor that some machines need, whether or not they are here.
+    /// The helper programs that some VMs need, whether or not they are installed.
     pub helpers: Vec<HelperReport>,
 }
 
-/// A program beside a hypervisor: what serves its shares, its network, its sockets.
+/// A helper program of a hypervisor; it serves shares, the network or vsock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HelperReport {
-    /// Its name.
+    /// The name of the program.
     pub name: &'static str,
-    /// Where it is; `None` where it was not found.
+    /// Its path; `None` when it was not found.
     pub program: Option<String>,
-    /// What it says of its version; `None` where it does not answer.
+    /// The version it reports; `None` when the probe failed.
     pub version: Option<String>,
 }
 
-/// Every backend in the order in which they are tried on this host.
+/// Reports on all backends, in the order in which they are tried on this host.
 ///
-/// Runs the programs it finds, to ask their versions: blocks for some 100 ms the first time.
+/// Probes the programs it finds: blocks for about 100 ms the first time.
 pub fn backends() -> Vec<BackendReport> {
-    // Where machines would have their directories says nothing of a backend.
+    // The directory does not matter: no VM is planned.
     let host = facts::host_facts(None, HostPath::new("/").expect("a path"));
     in_order(host.os)
         .into_iter()
@@ -87,8 +87,7 @@ pub fn backends() -> Vec<BackendReport> {
         .collect()
 }
 
-/// What was found of the programs that a backend asks for beside its own. The first question to each
-/// is the one for its version.
+/// The probe results of helper programs. The first probe of each program is for its version.
 fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperReport> {
     let mut helpers: Vec<HelperReport> = Vec::new();
     for probe in plan.probes.iter().filter(|probe| probe.program != backend) {
@@ -96,7 +95,7 @@ fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperRe
         if helpers.iter().any(|helper| helper.name == name) {
             continue;
         }
-        // One that was asked for its options says nothing of its version.
+        // A probe of a program's options does not contain its version.
         let line = found.output(probe.key).and_then(|said| said.lines().next());
         let line = line.filter(|line| !line.starts_with("Usage"));
         let version = line.map(|line| line.strip_prefix(name).unwrap_or(line).trim().to_owned());
@@ -105,37 +104,37 @@ fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperRe
     helpers
 }
 
-/// A machine that was checked and planned.
+/// A VM spec that was checked and planned.
 pub(crate) struct Planned {
     pub(crate) backend: Arc<dyn HypervisorBackend>,
     pub(crate) plan: LaunchPlan,
-    /// The backends tried before this one, and why they were not taken.
+    /// The backends tried before this one, with the reasons for the rejection.
     pub(crate) rejected: Vec<Rejection>,
-    /// What plays the guest instead of a hypervisor.
+    /// The simulated guest that replaces the hypervisor, if any.
     pub(crate) simulated: Option<SimulatedGuest>,
 }
 
-/// How strict a planning is about what is on this host.
+/// Whether the plan must be usable on this host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Strictness {
-    /// The machine is to run here.
+    /// The VM will run on this host.
     Run,
-    /// The plan is only to be seen: a forced backend need not be usable here.
+    /// The plan is only shown: a forced backend may be unusable on this host.
     DryRun,
 }
 
-/// What is said about the choice of a backend, beside the machine itself.
+/// The builder's settings for the choice of a backend.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BackendChoice {
-    /// This one or none.
+    /// The forced backend.
     pub(crate) backend: Option<String>,
     /// Programs to use instead of a search.
     pub(crate) programs: Programs,
-    /// The backend that was named is taken whatever speaks against it here.
+    /// Use the forced backend even if it has blockers.
     pub(crate) trusted: bool,
 }
 
-/// Chooses a backend and plans the machine. Looks at files and runs programs: blocks.
+/// Chooses a backend and plans the VM. Blocks: inspects files and probes programs.
 pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> Result<Planned> {
     let host = facts::host_facts(Some(&spec), planned_run_dir()?);
     check_names(&choice.programs, &host)?;
@@ -146,37 +145,38 @@ pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> 
         None => plan_on_first(spec, &host, choice),
     }?;
     match strict {
-        Strictness::Run => try_places(&planned.plan, ephemeral)?,
+        Strictness::Run => check_directories(&planned.plan, ephemeral)?,
         Strictness::DryRun => {}
     }
     Ok(planned)
 }
 
-/// Refuses a machine whose own files could not be made. Its run directory's is made on the way, if
-/// need be, as the start would.
-fn try_places(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
+/// Rejects a VM whose run directory or overlays could not be created. Creates the base directory of
+/// run directories if it is missing, as a start would.
+fn check_directories(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
     let mut violations = Vec::new();
-    let mut refuse = |field: String, why: std::io::Error, remedy| {
+    let mut reject = |field: String, why: std::io::Error, remedy| {
         let kind = ViolationKind::NoAccess;
         violations.push(Violation::new(field, kind, why.to_string(), remedy));
     };
     let base = Path::new(plan.run_dir.as_str()).parent();
     if let Some(Err(why)) = base.map(run_dir::prepare) {
-        let remedy = "set CAPSA_RUN_DIR to a directory that is yours alone, or can be made";
-        refuse("run_dir".into(), why, remedy);
+        let remedy = "set CAPSA_RUN_DIR to a private directory, or to one that can be created";
+        reject("run_dir".into(), why, remedy);
     }
-    // QEMU makes its overlays by itself, where we make those of others. A clone is in the run directory.
+    // QEMU creates its own overlays in the directory that Capsa uses for those of other backends. A
+    // clone is in the run directory.
     let is_cloned = plan.overlays.iter().any(|o| matches!(o, OverlayPlan::Clone { .. }));
     if let Some(n) = ephemeral.filter(|_| !is_cloned)
         && let Err(why) = ephemeral::check()
     {
         let remedy = "set TMPDIR to a directory with room for what the guest writes";
-        refuse(format!("disks[{n}].ephemeral"), why, remedy);
+        reject(format!("disks[{n}].ephemeral"), why, remedy);
     }
     if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
 }
 
-/// Plans a machine that is played. Looks at nothing.
+/// Plans a VM with a simulated guest. Inspects nothing on the host.
 pub(crate) fn plan_simulated(
     simulated: SimulatedGuest,
     console: ConsoleMode,
@@ -189,7 +189,7 @@ pub(crate) fn plan_simulated(
     Ok(Planned { backend, plan, rejected: Vec::new(), simulated: Some(simulated) })
 }
 
-/// A program that no backend asks for would be named in vain.
+/// Rejects paths of programs that no backend uses.
 fn check_names(programs: &Programs, host: &HostFacts) -> Result<()> {
     let plans = in_order(host.os).into_iter().map(|backend| backend.probe(host.arch, None));
     let known: BTreeSet<_> =
@@ -198,8 +198,8 @@ fn check_names(programs: &Programs, host: &HostFacts) -> Result<()> {
     let names = || known.iter().copied().collect::<Vec<_>>().join(", ");
     let violations: Vec<_> = unknown
         .map(|name| {
-            let reason = format!("no backend uses a program called {name}");
-            let remedy = format!("name one of {}", names());
+            let reason = format!("unknown program {name:?}: no backend uses it");
+            let remedy = format!("use one of {}", names());
             Violation::new(format!("programs.{name}"), ViolationKind::Unsupported, reason, remedy)
         })
         .collect();
@@ -216,7 +216,7 @@ fn plan_on(
     let all = in_order(host.os);
     let Some(backend) = all.iter().find(|b| b.name() == name) else {
         let names: Vec<_> = all.iter().map(|b| b.name()).collect();
-        let reason = Reason::new("there is no such backend", format!("use {}", names.join(" or ")));
+        let reason = Reason::new("unknown backend", format!("use {}", names.join(" or ")));
         return Err(Error::BackendUnavailable { name: name.into(), reasons: vec![reason] });
     };
     let (found, availability) = look(backend.as_ref(), &spec, host, choice);
@@ -242,7 +242,7 @@ fn checked(
     check(spec, backend, host, found).map_err(Error::from_violations)
 }
 
-/// The first backend that is usable here and can do everything that is asked.
+/// Plans on the first backend that is usable here and supports the spec.
 fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Result<Planned> {
     let mut rejected = Vec::new();
     let mut closest: Option<Vec<Violation>> = None;
@@ -262,7 +262,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Resu
                 let reasons =
                     violations.iter().map(|v| Reason::new(v.reason.clone(), v.remedy.clone()));
                 rejected.push(Rejection { backend: backend.name(), reasons: reasons.collect() });
-                // What the most willing backend minds is the least there is to mend.
+                // Report the violations of the backend that has the fewest.
                 if closest.as_ref().is_none_or(|least| violations.len() < least.len()) {
                     closest = Some(violations);
                 }
@@ -284,7 +284,7 @@ fn look(
     let found = probe::ask(&backend.probe(host.arch, Some(spec)), &choice.programs);
     let mut host = host.clone();
     if spec.accelerator == Accelerator::Kvm {
-        // Whoever forces KVM where it answers gets it, with a warning in the plan.
+        // A forced accelerator skips the check of the CPU flag; the plan carries a warning.
         host.kvm.cpu_flag = true;
     }
     let availability = backend.availability(&host, &found);
@@ -300,7 +300,7 @@ fn planned(
     backend.plan(checked, &RunDirPlan::new(host.run_dir.clone()), host, found)
 }
 
-/// Those made for this host first, then QEMU, then those of other hosts.
+/// All backends: those of this OS, then QEMU, then those of other systems.
 fn in_order(os: Os) -> Vec<Arc<dyn HypervisorBackend>> {
     let qemu: Arc<dyn HypervisorBackend> = Arc::new(Qemu::new());
     let chv: Arc<dyn HypervisorBackend> = Arc::new(CloudHypervisor::new());
@@ -312,7 +312,7 @@ fn in_order(os: Os) -> Vec<Arc<dyn HypervisorBackend>> {
     }
 }
 
-/// The run directory of the next machine.
+/// The run directory for the next VM.
 fn planned_run_dir() -> Result<HostPath> {
     let path = run_dir::fresh_path();
     let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());

@@ -1,4 +1,4 @@
-//! The builder of Linux machines.
+//! [`LinuxVmBuilder`]: the builder of VMs with a Linux guest.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use capsa_proto::spec::{
 use crate::backends::{self, BackendChoice, Planned, Rejection, Strictness};
 use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
 
-/// Says what a Linux machine has, then builds it.
+/// Describes a VM with a Linux guest, then builds it.
 ///
-/// Nothing is looked at and nothing can fail before one of the ends of the chain: [`build`],
-/// [`build_driven`], [`build_embedded`], [`plan`].
+/// The setters check nothing and cannot fail. The description is checked by [`build`],
+/// [`build_driven`], [`build_embedded`] and [`plan`].
 ///
 /// [`build`]: LinuxVmBuilder::build
 /// [`build_driven`]: LinuxVmBuilder::build_driven
@@ -73,39 +73,41 @@ impl LinuxVmBuilder {
         }
     }
 
-    /// Number of virtual CPUs; 1 unless said.
+    /// Sets the number of vCPUs; default: 1.
     pub fn cpus(mut self, count: u32) -> Self {
         self.resources.cpus = count;
         self
     }
 
-    /// Memory in MiB; 512 unless said.
+    /// Sets the memory in MiB; default: 512.
     pub fn memory_mb(mut self, mb: u32) -> Self {
         self.resources.memory_mb = mb;
         self
     }
 
-    /// Stops the machine when it has run this long: the guest is asked, and after the grace period
-    /// its power is cut.
+    /// Sets a time limit, counted from the start. When it passes, the guest is asked to power off;
+    /// after the grace period the hypervisor is killed. Default: no limit.
     pub fn timeout(mut self, duration: Duration) -> Self {
         self.timeout = Some(duration);
         self
     }
 
-    /// How long the guest may take to power off once the time of [`timeout`](Self::timeout) is over,
-    /// before its power is cut; 30 seconds unless said. A stop names its own.
+    /// Sets the grace period after the time limit of [`timeout`](Self::timeout): how long the guest
+    /// may take to power off before the hypervisor is killed; default: 30 seconds.
+    /// [`VmHandle::stop_with_timeout`](crate::VmHandle::stop_with_timeout) has a grace period of
+    /// its own.
     pub fn grace(mut self, duration: Duration) -> Self {
         self.options.timing.grace = duration;
         self
     }
 
-    /// One more disk: `/dev/vdb` after the first, and so on.
+    /// Adds a disk: `/dev/vdb` after the first one, then `/dev/vdc`, and so on.
     pub fn disk(mut self, disk: DiskImage) -> Self {
         self.disks.push(disk);
         self
     }
 
-    /// Shares a directory by the best mechanism there is. See [`SharedDir`].
+    /// Shares a directory; the backend chooses the mechanism. See [`SharedDir`].
     pub fn share(
         self,
         host: impl Into<PathBuf>,
@@ -115,7 +117,7 @@ impl LinuxVmBuilder {
         self.shares([SharedDir::new(host, guest, mode)])
     }
 
-    /// Shares a directory by this mechanism.
+    /// Shares a directory by the given mechanism.
     pub fn share_with_mechanism(
         self,
         host: impl Into<PathBuf>,
@@ -132,72 +134,73 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// The guest's network; NAT unless said.
+    /// Sets the guest's network; default: NAT.
     pub fn network(mut self, mode: NetworkMode) -> Self {
         self.network = mode;
         self
     }
 
-    /// No network device.
+    /// Removes the network device.
     pub fn no_network(self) -> Self {
         self.network(NetworkMode::None)
     }
 
-    /// A device for sockets between host and guest: streams to and from its ports with
-    /// [`VmHandle::vsock_connect`](crate::VmHandle::vsock_connect) and
-    /// [`VmHandle::vsock_listen`](crate::VmHandle::vsock_listen), without any network.
+    /// Adds a vsock device: stream sockets between host and guest that need no network. Connect
+    /// with [`VmHandle::vsock_connect`](crate::VmHandle::vsock_connect), listen with
+    /// [`VmHandle::vsock_listen`](crate::VmHandle::vsock_listen).
     pub fn vsock(mut self) -> Self {
         self.vsock = true;
         self
     }
 
-    /// [`LinuxVmBuilder::vsock`], and a port that will be used, for each call. vfkit has to know them
-    /// before the start; the other backends serve every port, named or not.
+    /// Adds a vsock device, as [`LinuxVmBuilder::vsock`], and declares a port. Call it once for
+    /// each port. vfkit must know the ports before the start; the other backends serve all ports.
     pub fn vsock_port(mut self, port: u32, direction: VsockDirection) -> Self {
         self.vsock_ports.push(VsockPort { port, direction });
         self.vsock()
     }
 
-    /// The guest's console; none unless said.
+    /// Sets the guest's console; default: none.
     pub fn console(mut self, mode: ConsoleMode) -> Self {
         self.console = mode;
         self
     }
 
-    /// A console for this program to read and write.
+    /// Adds a console that this program reads and writes.
     pub fn console_enabled(self) -> Self {
         self.console(ConsoleMode::Enabled)
     }
 
-    /// A console on this program's standard input and output. The terminal's modes are not touched.
+    /// Connects the console to this program's standard input and output. The terminal's modes are
+    /// not changed.
     pub fn console_stdio(self) -> Self {
         self.console(ConsoleMode::Stdio)
     }
 
-    /// How much console output is kept, in bytes, and what happens when more comes; 1 MiB and
-    /// dropping the oldest unless said.
+    /// Sets the size of the scrollback in bytes, and what happens when it is full; default: 1 MiB,
+    /// dropping the oldest output.
     pub fn scrollback(mut self, bytes: usize, overflow: Overflow) -> Self {
         self.options.scrollback = bytes;
         self.options.overflow = overflow;
         self
     }
 
-    /// How many bytes one [`embed::Vm::on_ready`] reads at most of each kind, where that is less than
-    /// [the limits](embed#bounds) it has anyway. A loop with other things to do in time, such as frames
-    /// to draw, has its turn sooner, and more turns.
+    /// Limits how many bytes one [`embed::Vm::on_ready`] call reads of each kind; default: [the
+    /// built-in limits](embed#bounds), which also cap it. A smaller budget makes each call shorter,
+    /// for loops with other deadlines such as drawing frames, and needs more calls.
     pub fn read_budget(mut self, bytes: usize) -> Self {
         self.options.read_budget = bytes;
         self
     }
 
-    /// Records the console to a file from its first byte on, as [`Recording`] says. Needs a console.
+    /// Records the console to a file from its first byte; see [`Recording`]. Needs a console.
     pub fn record(mut self, recording: impl Into<Recording>) -> Self {
         self.recording = Some(recording.into());
         self
     }
 
-    /// Adds a kernel argument, over the generated ones. A key that can stand several times
-    /// (`console=`) is added to the ones given before, any other replaces them.
+    /// Adds a kernel argument; it overrides a generated one. A repeatable key (`console=`) is added
+    /// to the values given before; any other key replaces them.
     pub fn cmdline_arg(mut self, arg: impl Into<CmdlineArg>) -> Self {
         let arg = arg.into();
         if is_repeatable(arg.key()) {
@@ -208,48 +211,51 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// Adds several kernel arguments.
+    /// Adds several kernel arguments, as [`cmdline_arg`](Self::cmdline_arg).
     pub fn cmdline_args(self, args: impl IntoIterator<Item = impl Into<CmdlineArg>>) -> Self {
         args.into_iter().fold(self, |builder, arg| builder.cmdline_arg(arg))
     }
 
-    /// Puts this in place of the whole kernel command line. Nothing is generated any more: neither
-    /// `console=` nor `root=` nor the mounts of shares. Arguments added besides are refused.
+    /// Replaces the whole kernel command line. Capsa then generates no arguments: no `console=`, no
+    /// `root=` and no mounts of shares. Combining it with added arguments is an error when the VM
+    /// is built.
     pub fn cmdline_override(mut self, cmdline: impl Into<String>) -> Self {
         self.cmdline.override_with(cmdline);
         self
     }
 
-    /// How the CPU is virtualised; the best there is unless said.
+    /// Sets how vCPUs are virtualised; default: the best accelerator that is available.
     pub fn accelerator(mut self, accelerator: Accelerator) -> Self {
         self.accelerator = accelerator;
         self
     }
 
-    /// What a reboot of the guest does; unless said it ends the machine, on vfkit as far as the guest's
-    /// console tells.
+    /// Sets what happens when the guest reboots. Default: the VM ends; on vfkit only if the guest's
+    /// console shows the reboot.
     pub fn on_reboot(mut self, policy: RebootPolicy) -> Self {
         self.on_reboot = policy;
         self
     }
 
-    /// This backend or none: `qemu`, `cloud-hypervisor`, `vfkit`. Unless said, `CAPSA_BACKEND`, else
-    /// the first that is usable here and can do all that is asked.
+    /// Forces a backend: `qemu`, `cloud-hypervisor` or `vfkit`. Default: the value of
+    /// `CAPSA_BACKEND`, otherwise the first backend that can be used on this host and supports the
+    /// description.
     pub fn backend(mut self, name: impl Into<String>) -> Self {
         self.choice.backend = Some(name.into());
         self
     }
 
-    /// Uses this program instead of searching for one: `qemu`, `cloud-hypervisor`, `vfkit`, or a
-    /// helper such as `virtiofsd`. A path, or a bare name to look for in `PATH`; whatever is there
-    /// must do, nothing else is tried. It goes before the environment variables, and for programs
-    /// that know where theirs are, as those built with Nix do.
+    /// Sets the path of a program instead of searching for it: `qemu`, `cloud-hypervisor`, `vfkit`,
+    /// or a helper such as `virtiofsd`. `path` is a path, or a bare name that is looked up in
+    /// `PATH`. There is no fallback if it is missing. It takes precedence over the environment
+    /// variables. Programs that know their dependencies' paths, such as those built with Nix, use
+    /// this.
     pub fn program(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         self.choice.programs.insert(name.into(), path.into());
         self
     }
 
-    /// The backend that was named is taken whatever speaks against it on this host: no KVM, another
+    /// Uses the forced backend even if it has blockers on this host, such as missing KVM or another
     /// operating system. For tests against a stand-in of a hypervisor.
     #[doc(hidden)]
     pub fn trust_backend(mut self) -> Self {
@@ -265,8 +271,8 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// What would be started: programs, arguments, control messages. Starts nothing but the
-    /// hypervisors' `--version`. A backend that was named need not be usable on this host.
+    /// The launch plan: programs, arguments and control messages. Starts nothing except the
+    /// hypervisors' `--version`. A forced backend need not be usable on this host.
     ///
     /// # Errors
     ///
@@ -275,7 +281,7 @@ impl LinuxVmBuilder {
         self.planned(Strictness::DryRun).map(|planned| planned.plan)
     }
 
-    /// The backends that were passed over for this machine, each with every reason.
+    /// The backends that were rejected for this VM, each with all reasons.
     ///
     /// # Errors
     ///
@@ -284,29 +290,30 @@ impl LinuxVmBuilder {
         self.planned(Strictness::Run).map(|planned| planned.rejected)
     }
 
-    /// Checks and plans the machine for a loop of your own. Blocks while it looks at files and asks
-    /// programs for their versions: milliseconds, some 100 the first time.
+    /// Checks the description and plans a VM for the caller's own event loop. Blocks while it
+    /// inspects files and probes the versions of programs: some milliseconds, about 100 ms the
+    /// first time.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] and its kin when something asked for cannot be had,
-    /// [`Error::NoBackendAvailable`] or [`Error::BackendUnavailable`] when nothing can run it here.
-    /// Nothing was started then.
+    /// [`Error::InvalidConfig`], [`Error::MissingConfig`] or [`Error::UnsupportedFeature`] when the
+    /// description is rejected; [`Error::NoBackendAvailable`] or [`Error::BackendUnavailable`] when
+    /// no backend can run it on this host. Nothing is started in these cases.
     pub fn build_embedded(self) -> Result<embed::Vm> {
         if self.console == ConsoleMode::Stdio {
             return Err(Error::from_violations(vec![Violation::new(
                 "console",
                 ViolationKind::Unsupported,
-                "a machine in a loop of your own has no standard input and output",
-                "enable the console, and take its bytes with a reader",
+                "a VM in the caller's event loop cannot use standard input and output",
+                "enable the console and read it with a reader",
             )]));
         }
         if self.recording.is_some() {
             return Err(Error::from_violations(vec![Violation::new(
                 "record",
                 ViolationKind::Unsupported,
-                "a machine in a loop of your own has nobody who writes a recording",
-                "take its bytes with a reader, and encode them with capsa::asciicast",
+                "a VM in the caller's event loop has no thread to write a recording",
+                "read the console with a reader and encode it with capsa::asciicast",
             )]));
         }
         self.embedded()
@@ -324,8 +331,8 @@ impl LinuxVmBuilder {
                 return Err(Error::from_violations(vec![Violation::new(
                     "vsock",
                     ViolationKind::Unsupported,
-                    "a guest that is played has no sockets",
-                    "leave vsock away, or test this with a hypervisor",
+                    "a simulated guest has no vsock device",
+                    "remove vsock, or test with a hypervisor",
                 )]));
             }
             return backends::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
@@ -333,7 +340,7 @@ impl LinuxVmBuilder {
         backends::plan(spec, &self.choice, strict)
     }
 
-    /// The specification, with every path made absolute.
+    /// The VM spec, with every path made absolute.
     fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
         let mut paths = Paths::default();
         let kernel = paths.take("kernel", &self.kernel);
@@ -364,33 +371,33 @@ impl LinuxVmBuilder {
                 })
             })
             .collect();
-        let mut refused = paths.refused;
+        let mut violations = paths.violations;
         if self.options.scrollback == 0 {
-            refused.push(Violation::new(
+            violations.push(Violation::new(
                 "scrollback",
                 ViolationKind::OutOfRange,
-                "a console that keeps nothing cannot be read",
-                "give 1 or more",
+                "invalid scrollback size 0: a console needs at least 1 byte",
+                "use 1 or more",
             ));
         }
         if self.options.read_budget == 0 {
-            refused.push(Violation::new(
+            violations.push(Violation::new(
                 "read_budget",
                 ViolationKind::OutOfRange,
-                "a call that reads nothing never gets anywhere",
-                "give 1 or more",
+                "invalid read budget 0: a call must read at least 1 byte",
+                "use 1 or more",
             ));
         }
         if self.recording.is_some() && self.console == ConsoleMode::Disabled {
-            refused.push(Violation::new(
+            violations.push(Violation::new(
                 "record",
                 ViolationKind::NotGiven,
-                "there is no console to record",
+                "a recording needs a console, and the VM has none",
                 "enable the console",
             ));
         }
-        let Some(kernel) = kernel.filter(|_| refused.is_empty()) else {
-            return Err(refused);
+        let Some(kernel) = kernel.filter(|_| violations.is_empty()) else {
+            return Err(violations);
         };
         Ok(VmSpec {
             kernel,
@@ -410,27 +417,27 @@ impl LinuxVmBuilder {
     }
 }
 
-/// Turns paths into what the core carries, and collects those that cannot be.
+/// Turns paths into [`HostPath`]s and collects a violation for each path that is invalid.
 #[derive(Default)]
 struct Paths {
-    refused: Vec<Violation>,
+    violations: Vec<Violation>,
 }
 
 impl Paths {
     fn take(&mut self, field: &str, path: &PathBuf) -> Option<HostPath> {
         if path.as_os_str().is_empty() {
             let kind = ViolationKind::NotGiven;
-            self.refused.push(Violation::new(field, kind, "no path was given", "give one"));
+            self.violations.push(Violation::new(field, kind, "the path is empty", "set a path"));
             return None;
         }
         let text =
             std::path::absolute(path).ok().and_then(|p| p.into_os_string().into_string().ok());
         let taken = text.and_then(|text| HostPath::new(text).ok());
         if taken.is_none() {
-            self.refused.push(Violation::new(
+            self.violations.push(Violation::new(
                 field,
                 ViolationKind::Malformed,
-                format!("{path:?} is not UTF-8 or holds a NUL"),
+                format!("{path:?} is not UTF-8 or contains a NUL byte"),
                 "rename it: control channels carry paths as JSON text",
             ));
         }
@@ -446,14 +453,14 @@ mod futures {
     use crate::recording::Recorder;
 
     impl LinuxVmBuilder {
-        /// Checks and plans the machine. Nothing is started before [`VmHandle::start`].
+        /// Checks the description and plans the VM. Nothing is started before [`VmHandle::start`].
         ///
-        /// The looking at files and programs happens on a thread of its own, so no executor is
-        /// blocked. Dropping the future gives the machine up.
+        /// A thread of its own inspects files and probes programs, so the executor is not blocked.
+        /// Dropping the future discards the VM.
         ///
         /// # Errors
         ///
-        /// As [`build_embedded`](Self::build_embedded).
+        /// The same as [`build_embedded`](Self::build_embedded).
         pub async fn build(self) -> Result<VmHandle> {
             let (vm, recorder) = self.prepared().await?;
             let shared = driver::on_thread(vm)?;
@@ -461,13 +468,13 @@ mod futures {
             Ok(VmHandle::new(shared))
         }
 
-        /// As [`build`](Self::build), for programs that want no thread of ours: the [`Driver`] is a
-        /// future that must be polled (spawned on an executor, or joined) for anything to happen. It
-        /// waits through async-io, whose own thread starts with it unless it runs already.
+        /// Like [`build`](Self::build), without Capsa's driver thread. The returned [`Driver`] is a
+        /// future; the VM makes progress only while it is polled (spawned on an executor, or
+        /// joined). It waits through async-io, whose own thread is started if it does not run yet.
         ///
         /// # Errors
         ///
-        /// As [`build_embedded`](Self::build_embedded).
+        /// The same as [`build_embedded`](Self::build_embedded).
         pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
             let (vm, recorder) = self.prepared().await?;
             let (shared, driver) = driver::by_future(vm)?;
@@ -492,7 +499,7 @@ mod tests {
     use crate::{Capsa, LinuxBootConfig};
 
     #[test]
-    fn a_repeatable_key_given_twice_stands_twice() {
+    fn cmdline_arg_repeatable_key_keeps_all_values() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k"))
             .cmdline_arg("console=ttyS0")
             .cmdline_arg("console=hvc0")
@@ -503,33 +510,33 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_was_not_given_is_named() {
+    fn plan_empty_path_names_the_field() {
         let error = Capsa::vm(LinuxBootConfig::new("")).plan().unwrap_err();
         assert!(matches!(error, Error::MissingConfig(_)), "{error}");
         assert_eq!(error.violations()[0].field, "kernel");
     }
 
     #[test]
-    fn a_loop_of_ones_own_has_no_standard_input_and_output() {
+    fn build_embedded_stdio_console_is_rejected() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).console_stdio().build_embedded();
         assert_eq!(error.unwrap_err().violations()[0].field, "console");
     }
 
     #[test]
-    fn a_scrollback_of_nothing_is_refused() {
+    fn plan_zero_scrollback_is_rejected() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k")).scrollback(0, Overflow::DropOldest);
         assert_eq!(builder.plan().unwrap_err().violations()[0].field, "scrollback");
     }
 
     #[test]
-    fn a_budget_of_nothing_is_refused() {
+    fn plan_zero_read_budget_is_rejected() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k")).read_budget(0);
         assert_eq!(builder.plan().unwrap_err().violations()[0].field, "read_budget");
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_path_that_is_not_utf8_is_refused() {
+    fn plan_path_not_utf8_is_rejected() {
         use std::os::unix::ffi::OsStringExt;
         let path = PathBuf::from(std::ffi::OsString::from_vec(b"/k\xff".to_vec()));
         let error = Capsa::vm(LinuxBootConfig::new(path)).plan().unwrap_err();
@@ -537,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_program_lists_those_there_are() {
+    fn plan_unknown_program_lists_known_ones() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k")).program("virtiosfd", "/bin/true");
         let error = builder.plan().unwrap_err();
         assert_eq!(error.violations()[0].field, "programs.virtiosfd");
@@ -545,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_backend_lists_those_there_are() {
+    fn plan_unknown_backend_lists_known_ones() {
         let builder = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen");
         let Error::BackendUnavailable { reasons, .. } = builder.plan().unwrap_err() else {
             panic!("another error");

@@ -1,30 +1,31 @@
-//! What a machine boots: the configuration types, and the one door to their builders.
+//! What a VM boots: the configuration types and [`Capsa::vm`].
 
 use std::path::PathBuf;
 
 use crate::{DiskImage, LinuxVmBuilder};
 
-/// The entry point.
+/// The entry point of the API.
 #[derive(Debug, Clone, Copy)]
 pub struct Capsa;
 
 impl Capsa {
-    /// A builder for this configuration. The configuration's type decides which builder.
+    /// Returns a builder for this configuration. The type of the configuration determines the
+    /// builder.
     pub fn vm<C: VmConfig>(config: C) -> C::Builder {
         config.into_builder()
     }
 }
 
-/// A configuration that a machine can be built from.
+/// A boot configuration from which a VM can be built.
 pub trait VmConfig {
-    /// What builds it.
+    /// The builder of this kind of VM.
     type Builder;
 
-    /// The builder, with this configuration in it.
+    /// Turns the configuration into a builder.
     fn into_builder(self) -> Self::Builder;
 }
 
-/// A Linux guest with kernel, initrd and a disk given directly: the fastest way to boot one.
+/// A Linux guest with kernel, initrd and disk given directly: the fastest way to boot.
 #[derive(Debug, Clone)]
 pub struct LinuxDirectBootConfig {
     /// The kernel: a bzImage or PVH vmlinux on x86-64, an uncompressed `Image` on arm64.
@@ -43,7 +44,7 @@ impl VmConfig for LinuxDirectBootConfig {
     }
 }
 
-/// A Linux guest without a disk, or without an initrd, or with neither.
+/// A Linux guest whose initrd and disks are optional.
 ///
 /// ```no_run
 /// use capsa::{Capsa, LinuxBootConfig};
@@ -54,26 +55,26 @@ impl VmConfig for LinuxDirectBootConfig {
 pub struct LinuxBootConfig {
     /// The kernel, as in [`LinuxDirectBootConfig::kernel`].
     pub kernel: PathBuf,
-    /// The initial RAM disk, if there is one.
+    /// The initial RAM disk, if any.
     pub initrd: Option<PathBuf>,
     /// The disks, in the guest's order.
     pub disks: Vec<DiskImage>,
 }
 
 impl LinuxBootConfig {
-    /// A kernel and nothing else.
+    /// A configuration with a kernel only.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self { kernel: kernel.into(), initrd: None, disks: Vec::new() }
     }
 
-    /// With this initial RAM disk.
+    /// Sets the initial RAM disk.
     #[must_use]
     pub fn initrd(mut self, initrd: impl Into<PathBuf>) -> Self {
         self.initrd = Some(initrd.into());
         self
     }
 
-    /// With one more disk.
+    /// Adds a disk.
     #[must_use]
     pub fn disk(mut self, disk: DiskImage) -> Self {
         self.disks.push(disk);

@@ -1,4 +1,4 @@
-//! The console of a machine, for async code.
+//! [`VmConsole`]: the console of a VM, for async code.
 
 mod command;
 mod log;
@@ -31,10 +31,10 @@ pub use command::RunningCommand;
 pub use log::{ConsoleLog, Logged};
 pub use reader::{ConsoleReader, Lines};
 
-/// A console: reads what the guest says from the first byte on, and writes to it.
+/// A console of a VM: reads the guest's output from the first byte, and writes its input.
 ///
-/// The guest's output is kept (1 MiB unless said) whether or not anybody reads. Each `VmConsole` has
-/// a place of its own in it. A wait that times out, or whose future is dropped, consumes nothing.
+/// The scrollback (default: 1 MiB) keeps output even when there is no reader. Each `VmConsole` has
+/// its own read position. A wait that times out, or whose future is dropped, consumes nothing.
 #[derive(Debug)]
 pub struct VmConsole {
     reader: ConsoleReader,
@@ -50,65 +50,67 @@ impl VmConsole {
         }
     }
 
-    /// Two halves for concurrent use. Nothing that is unread is lost.
+    /// Splits the console into two halves for concurrent use. The reading half continues at the
+    /// same position.
     pub fn split(self) -> (ConsoleReader, ConsoleWriter) {
         (self.reader, self.writer)
     }
 
-    /// Records what the guest says from now on, and what is still kept of what it said before, until
-    /// the machine is over. The file is made before this comes back; see [`Recording`].
+    /// Records the console until the VM has ended: first the output still in the scrollback, then
+    /// all further output. The file exists when this returns; see [`Recording`].
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] when the file cannot be made.
+    /// [`Error::Io`] when the file cannot be created.
     pub fn record(&self, recording: impl Into<Recording>) -> Result<()> {
         recording.into().create()?.begin(&self.reader.shared)
     }
 
-    /// Reads what there is, waiting for something. Zero: the console closed and all of it is read.
+    /// Reads unread output, waiting until there is some. Returns 0 when the console is closed and
+    /// all output is read.
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None at present.
     pub async fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         Ok(poll_fn(|cx| self.reader.poll(cx, buf)).await)
     }
 
-    /// Reads until `pattern`, and gives everything up to and with it.
+    /// Reads until `pattern` matches; returns everything up to the end of the match.
     ///
     /// # Errors
     ///
-    /// [`Error::PatternNotFound`] when the machine ends first, with how it ended, or its console
-    /// closes; [`Error::KernelPanic`] when its kernel panics and is silent for half a second. Both come
-    /// at once, whatever time is left.
+    /// [`Error::PatternNotFound`] when the VM ends, with how it ended, or its console closes;
+    /// [`Error::KernelPanic`] when the guest's kernel panics and prints nothing more for half a
+    /// second. Both are returned at once, before any time limit.
     pub async fn wait_for(&mut self, pattern: &str) -> Result<String> {
         self.expect(vec![pattern.into()], None).await.map(|found| found.output)
     }
 
-    /// As [`wait_for`](Self::wait_for), for this long at most.
+    /// Like [`wait_for`](Self::wait_for), for at most `timeout`.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] as well. Nothing is consumed then.
+    /// Also [`Error::Timeout`]; nothing is consumed in that case.
     pub async fn wait_for_timeout(&mut self, pattern: &str, timeout: Duration) -> Result<String> {
         self.expect(vec![pattern.into()], Some(timeout)).await.map(|found| found.output)
     }
 
-    /// Reads until one of `patterns`, and gives its index and everything up to and with it. The
-    /// earliest end wins, ties go to the first listed.
+    /// Reads until one of `patterns` matches; returns its index and everything up to the end of the
+    /// match. The match with the earliest end wins; ties go to the pattern listed first.
     ///
     /// # Errors
     ///
-    /// As [`wait_for`](Self::wait_for).
+    /// The same as [`wait_for`](Self::wait_for).
     pub async fn wait_for_any(&mut self, patterns: &[&str]) -> Result<(usize, String)> {
         let patterns = patterns.iter().map(|literal| Pattern::from(*literal)).collect();
         self.expect(patterns, None).await.map(|found| (found.pattern, found.output))
     }
 
-    /// Reads until `pattern`, a literal or a regular expression, for as long as `timeout`, and gives
-    /// everything up to and with it, and the groups of an expression.
+    /// Reads until `pattern`, a literal or a regular expression, matches, for at most `timeout`.
+    /// Returns everything up to the end of the match, and the capture groups.
     ///
-    /// A match ends as soon as it can: see [`Pattern::regex`].
+    /// A match ends as early as possible: see [`Pattern::regex`].
     ///
     /// ```no_run
     /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
@@ -117,14 +119,14 @@ impl VmConsole {
     ///
     /// let address = Pattern::regex(r"inet (\d+\.\d+\.\d+\.\d+)/")?;
     /// let found = console.wait_for_pattern(&address, Some(Duration::from_secs(30))).await?;
-    /// println!("the guest is {}", found.group(1).unwrap_or("nowhere"));
+    /// println!("the guest's address: {}", found.group(1).unwrap_or("none"));
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`wait_for_timeout`](Self::wait_for_timeout).
+    /// The same as [`wait_for_timeout`](Self::wait_for_timeout).
     pub async fn wait_for_pattern(
         &mut self,
         pattern: &Pattern,
@@ -133,12 +135,12 @@ impl VmConsole {
         self.expect(vec![pattern.clone()], timeout).await
     }
 
-    /// As [`wait_for_pattern`](Self::wait_for_pattern), for any of these. The earliest end wins, ties
-    /// go to the first listed.
+    /// Like [`wait_for_pattern`](Self::wait_for_pattern), for several patterns. The match with the
+    /// earliest end wins; ties go to the pattern listed first.
     ///
     /// # Errors
     ///
-    /// As [`wait_for_timeout`](Self::wait_for_timeout).
+    /// The same as [`wait_for_timeout`](Self::wait_for_timeout).
     pub async fn wait_for_any_pattern(
         &mut self,
         patterns: &[Pattern],
@@ -147,15 +149,14 @@ impl VmConsole {
         self.expect(patterns.to_vec(), timeout).await
     }
 
-    /// Waits until the guest has said nothing for as long as `quiet`, from now or from its last byte
-    /// on, and gives all that was unread.
-    ///
-    /// What is more than the console keeps (1 MiB unless said) is not in it.
+    /// Waits until the guest has printed nothing for `quiet`, counted from the call or from the
+    /// last byte. Returns all unread output, at most as much as the scrollback keeps (default: 1
+    /// MiB).
     ///
     /// # Errors
     ///
-    /// As [`wait_for_timeout`](Self::wait_for_timeout): a guest that ended is not silent. Nothing is
-    /// consumed then, nor when the future is dropped.
+    /// The same as [`wait_for_timeout`](Self::wait_for_timeout); the end of the VM is an error, not
+    /// silence. Nothing is consumed in these cases, nor when the future is dropped.
     pub async fn wait_for_silence(
         &mut self,
         quiet: Duration,
@@ -167,34 +168,36 @@ impl VmConsole {
         script_result(ended, report).map(|reply| lossy(&reply.output))
     }
 
-    /// Another reader at the same place, which goes its own way: for a log beside a test that waits.
+    /// Adds an independent reader at the same position, for example for a log beside a test that
+    /// waits.
     pub fn reader(&self) -> ConsoleReader {
         self.reader.clone()
     }
 
-    /// Writes everything that this console has not read yet, and all that comes, into a file; see
-    /// [`ConsoleReader::log_to`]. Reading from the console goes on as if nothing were.
+    /// Writes all output that this console has not read yet, and all further output, to a file; see
+    /// [`ConsoleReader::log_to`]. The position of this console does not change.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The same as [`ConsoleReader::log_to`].
     pub fn log_to(&self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
         self.reader().log_to(path)
     }
 
-    /// Takes what there is without waiting. A character that has only half arrived stays.
+    /// Takes all unread output without waiting. An incomplete UTF-8 character at the end stays
+    /// unread.
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None at present.
     pub async fn read_available(&mut self) -> Result<String> {
         let mut state = self.reader.shared.lock();
         Ok(lossy(&state.vm.supervisor().console_mut().take_text(self.reader.id)))
     }
 
-    /// Writes all of `data`, waiting while the guest does not take it.
+    /// Writes all of `data`, waiting while the input queue is full.
     ///
-    /// Dropping the future leaves some of it written, and the rest not.
+    /// If the future is dropped, a part of `data` may have been written.
     ///
     /// # Errors
     ///
@@ -208,20 +211,20 @@ impl VmConsole {
         Ok(())
     }
 
-    /// Writes a text.
+    /// Writes a string.
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// The same as [`write`](Self::write).
     pub async fn write_str(&mut self, s: &str) -> Result<()> {
         self.write(s.as_bytes()).await
     }
 
-    /// Writes a text and a newline.
+    /// Writes a string and a newline.
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// The same as [`write`](Self::write).
     pub async fn write_line(&mut self, s: &str) -> Result<()> {
         self.write(format!("{s}\n").as_bytes()).await
     }
@@ -230,7 +233,7 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// The same as [`write`](Self::write).
     pub async fn send_interrupt(&mut self) -> Result<()> {
         self.write(&[INTERRUPT]).await
     }
@@ -239,30 +242,30 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// The same as [`write`](Self::write).
     pub async fn send_eof(&mut self) -> Result<()> {
         self.write(&[EOF]).await
     }
 
-    /// Logs in: waits for the login prompt, types the name, and the password where one is asked for.
-    /// A shell that is there already is taken as it is. No time limit; see
+    /// Logs in: waits for the login prompt, types the username, and types the password if the guest
+    /// asks for one. If a shell prompt is already there, it is used. There is no time limit; see
     /// [`login_timeout`](Self::login_timeout).
     ///
     /// # Errors
     ///
-    /// [`Error::LoginIncorrect`] when the guest refuses; [`Error::EmergencyShell`] and
-    /// [`Error::KernelPanic`] when it did not come up; [`Error::PatternNotFound`] when the machine ends
-    /// or its console closes; [`Error::Script`] when it asks for a password and none was given, or
-    /// what is to be typed cannot be.
+    /// [`Error::LoginIncorrect`] when the guest refuses the login; [`Error::EmergencyShell`] and
+    /// [`Error::KernelPanic`] when the guest did not boot; [`Error::PatternNotFound`] when the VM
+    /// ends or its console closes; [`Error::Script`] when the guest asks for a password and none
+    /// was given, or when the username or password cannot be typed.
     pub async fn login(&mut self, username: &str, password: Option<&str>) -> Result<()> {
         self.log_in(username, password, None).await
     }
 
-    /// As [`login`](Self::login), for this long at most.
+    /// Like [`login`](Self::login), for at most `timeout`.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] as well.
+    /// Also [`Error::Timeout`].
     pub async fn login_timeout(
         &mut self,
         username: &str,
@@ -284,24 +287,25 @@ impl VmConsole {
         script_result(ended, report).map(|_| ())
     }
 
-    /// Runs a command in the guest's shell and gives its output, without the echo of the command
-    /// and without the prompt, which is consumed. No time limit; see
+    /// Runs a command in the guest's shell and returns its output, without the echo of the command
+    /// and without the prompt, which is consumed. There is no time limit; see
     /// [`run_command_timeout`](Self::run_command_timeout).
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the command cannot be typed, or the guest is not at a shell;
-    /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when it is in that trouble;
-    /// [`Error::PatternNotFound`] when the machine ends or its console closes.
+    /// [`Error::Script`] when the command cannot be typed, or when there is no shell;
+    /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when the guest has one of these faults;
+    /// [`Error::PatternNotFound`] when the VM ends or its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
         self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(&reply.output))
     }
 
-    /// As [`run_command`](Self::run_command), for this long at most. Then the command is interrupted.
+    /// Like [`run_command`](Self::run_command), for at most `timeout`. The command is then
+    /// interrupted.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] as well.
+    /// Also [`Error::Timeout`].
     pub async fn run_command_timeout(
         &mut self,
         cmd: &str,
@@ -312,19 +316,19 @@ impl VmConsole {
         Ok(lossy(&reply.output))
     }
 
-    /// Runs a command and gives its output *and* its exit status. Needs no prompt to be named.
+    /// Runs a command and returns its output *and* its exit status. Needs no prompt.
     ///
-    /// Dropping the future interrupts the command, as a time limit does. One command at a time: of two
-    /// at once on one machine, each has the other's echo in its output.
+    /// Dropping the future interrupts the command, as a time limit does. Run one command at a time:
+    /// the output of two concurrent commands on one VM is mixed.
     ///
     /// # Errors
     ///
-    /// As [`run_command_timeout`](Self::run_command_timeout).
+    /// The same as [`run_command_timeout`](Self::run_command_timeout).
     pub async fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<CommandOutput> {
         self.run_in_shell(cmd, None, timeout).await
     }
 
-    /// Begins a command whose output is wanted while it runs, or is longer than one likes to keep.
+    /// Begins a command whose output is read while it runs, or is too large to keep in memory.
     ///
     /// ```no_run
     /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
@@ -343,8 +347,8 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Script`] when the command cannot be typed. The others come with
-    /// [`RunningCommand::wait`].
+    /// [`Error::Script`] when the command cannot be typed. [`RunningCommand::wait`] returns the
+    /// other errors.
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
         let id = shared.lock().vm.stream_command(reader, cmd, timeout)?;
@@ -372,8 +376,7 @@ impl VmConsole {
         match_result(ended, &patterns, report)
     }
 
-    /// Begins a conversation and waits for its end. With that comes how the machine ended, if it
-    /// has.
+    /// Begins a wait and waits for its end. Returns with it how the VM ended, if it has.
     async fn begin(
         &mut self,
         begin: impl FnOnce(&mut SharedState) -> Result<WaitId>,
@@ -394,34 +397,34 @@ impl VmConsole {
     }
 }
 
-/// What was found.
+/// A match of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Match {
-    /// The index of the pattern, in the order given.
+    /// The index of the pattern in the given order.
     pub pattern: usize,
-    /// Everything up to and with what was found.
+    /// Everything up to the end of the match.
     pub output: String,
-    /// What was found, then what the groups of a regular expression took. A group that took no part
-    /// is `None`, and so is every group of a match longer than 64 KiB.
+    /// The matched text, then the capture groups of a regular expression. A group that did not
+    /// participate is `None`, as is every group of a match longer than 64 KiB.
     pub groups: Vec<Option<String>>,
-    /// Bytes were dropped from the front of `output`: it was more than the console keeps.
+    /// The front of `output` was dropped because it exceeded the scrollback.
     pub truncated: bool,
 }
 
 impl Match {
-    /// What was found.
+    /// The matched text.
     pub fn text(&self) -> &str {
         self.group(0).unwrap_or_default()
     }
 
-    /// What a group took; the whole is number 0.
+    /// A capture group; number 0 is the whole match.
     pub fn group(&self, number: usize) -> Option<&str> {
         self.groups.get(number)?.as_deref()
     }
 }
 
-/// A conversation somebody waits for. Given up when the waiting is.
+/// A wait of a future. Dropping it cancels the wait.
 #[derive(Debug)]
 struct ActiveWait<'a> {
     shared: &'a Shared,
@@ -482,12 +485,12 @@ impl AsyncWrite for ConsoleWriter {
         self.poll(cx, buf)
     }
 
-    /// Bytes leave as the guest takes them; there is nothing to push.
+    /// Does nothing: queued bytes are written as the guest reads them.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    /// A console has no end of input to send: Ctrl-D is a byte.
+    /// Does nothing: a console has no end of input. Ctrl-D is an ordinary byte.
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

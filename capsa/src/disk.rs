@@ -1,4 +1,4 @@
-//! Disk images.
+//! [`DiskImage`]: a disk image on the host.
 
 use std::path::PathBuf;
 
@@ -6,22 +6,24 @@ use crate::ImageFormat;
 
 /// A disk image on the host.
 ///
-/// Its format is named to the hypervisor, never probed by it: a guest could write a header with a
-/// backing file of its choice into a raw image. A header that contradicts the format is an error.
+/// The format is always passed to the hypervisor, which never probes it: a guest could write a
+/// header that names a backing file into a raw image. A header that contradicts the format is an
+/// error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskImage {
-    /// Where it is. A relative path counts from the working directory at `build`.
+    /// The path. A relative path is resolved against the working directory when the VM is built.
     pub path: PathBuf,
-    /// Its format.
+    /// The image format.
     pub format: ImageFormat,
-    /// The guest cannot write to it.
+    /// Whether the guest is prevented from writing.
     pub read_only: bool,
-    /// The guest writes to a throw-away overlay, and the image is never written.
+    /// Whether the guest writes to an ephemeral overlay. The image itself is never written then.
     pub ephemeral: bool,
 }
 
 impl DiskImage {
-    /// An image whose format follows from its extension: `.qcow2` and `.qcow`, else raw.
+    /// An image whose format follows from its extension: `.qcow2` and `.qcow` are qcow2, anything
+    /// else is raw.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let extension = path.extension().map(|e| e.to_string_lossy().into_owned());
@@ -29,19 +31,20 @@ impl DiskImage {
         Self::with_format(path, format)
     }
 
-    /// An image with its format named.
+    /// An image with an explicit format.
     pub fn with_format(path: impl Into<PathBuf>, format: ImageFormat) -> Self {
         Self { path: path.into(), format, read_only: false, ephemeral: false }
     }
 
-    /// The same image, which the guest cannot write to.
+    /// Makes the disk read-only for the guest.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// The same image under a throw-away overlay: the guest may write, and nothing of it stays.
+    /// Makes the disk ephemeral: the guest can write, and its writes are discarded at the end of
+    /// the VM.
     #[must_use]
     pub fn ephemeral(mut self) -> Self {
         self.ephemeral = true;

@@ -1,22 +1,22 @@
-//! The embeddable machine: one descriptor, one deadline, one call.
+//! A VM for the caller's own event loop: one descriptor, one deadline, one call.
 //!
 //! A [`Vm`] fits into any event loop. It owns no thread, installs no signal handler and never
-//! blocks: it says what to wait for, and does bounded work when called.
+//! blocks: it exposes what to wait for, and does bounded work when called.
 //!
 //! # The contract
 //!
-//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed. Where the
-//!    loop counts in milliseconds, round up: rounded down, it spins through the last one.
-//! 2. Call [`Vm::on_ready`]. Calling it for nothing is harmless.
-//! 3. Take events with [`Vm::poll_event`] until there are none.
-//! 4. Ask [`Vm::next_timeout`] again before waiting: any call may have changed it, and it is zero
-//!    when there is more to do. (The descriptor is a poller inside. A loop that watches edges, as
-//!    mio and tokio do, is not told again about what a bounded call left undone.)
+//! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Vm::next_timeout`] has passed. A loop
+//!    that counts in milliseconds must round up; otherwise it spins during the last millisecond.
+//! 2. Call [`Vm::on_ready`]. Spurious calls are harmless.
+//! 3. Take events with [`Vm::poll_event`] until it returns `None`.
+//! 4. Call [`Vm::next_timeout`] again before waiting: any call may have changed it, and it is zero
+//!    when work is left. (The descriptor is a poller. An edge-triggered loop such as mio's or
+//!    tokio's gets no second notification for work that a bounded call left undone.)
 //!
-//! The descriptor is the same for as long as the machine is there, whatever processes and sockets
-//! come and go behind it, so it is registered once: for reading, by level or by edge. A copy of it
-//! (`try_clone_to_owned`) does as well, where the loop wants to own what it watches. A machine is
-//! [`Send`], not [`Sync`]: it may move between threads, between any two calls.
+//! The descriptor does not change during the VM's lifetime, whichever processes and sockets are
+//! behind it. Register it once, for reading, level-triggered or edge-triggered. A duplicate
+//! (`try_clone_to_owned`) works as well, for loops that own what they watch. A `Vm` is [`Send`] but
+//! not [`Sync`]: it can move between threads between any two calls.
 //!
 //! ```
 //! use std::time::Duration;
@@ -27,13 +27,13 @@
 //! #     std::thread::sleep(timeout.unwrap_or_default().min(Duration::from_millis(1)));
 //! # }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // A guest that is played, so that this runs anywhere. `Capsa::vm(…)` makes a real one.
+//! // A simulated guest, so that this runs anywhere. `Capsa::vm(…)` makes a real one.
 //! let guest = ScriptedGuest::new().login("root", None).shell("# ").on("id -u", GuestReply::output("0\n"));
 //! let mut vm = testing::vm(guest).build_embedded()?;
 //!
 //! let reader = vm.add_reader();
 //! let login = vm.login(reader, "root", None, Some(Duration::from_secs(60)))?;
-//! let (mut command, mut answer) = (None, None);
+//! let (mut command, mut result) = (None, None);
 //! vm.start()?;
 //! while !vm.status().is_terminal() {
 //!     wait_readable(&vm, vm.next_timeout()); // poll(2), mio, tokio, calloop, …
@@ -44,48 +44,48 @@
 //!                 command = Some(vm.run_command(reader, "id -u", None, None)?);
 //!             }
 //!             VmEvent::Ended(wait) if Some(wait) == command => {
-//!                 answer = vm.take_ended(wait);
+//!                 result = vm.take_ended(wait);
 //!                 vm.stop()?;
 //!             }
 //!             _ => {}
 //!         }
 //!     }
 //! }
-//! let Some(Ended::Script(Ok(reply))) = answer else { panic!("{answer:?}") };
+//! let Some(Ended::Script(Ok(reply))) = result else { panic!("{result:?}") };
 //! assert_eq!((reply.output.as_slice(), reply.status), (&b"0\n"[..], Some(0)));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! `examples/loop_*.rs` drive a machine by `poll(2)`, mio, tokio, smol, async-io, calloop and
-//! io_uring, and two hundred on one thread.
+//! `examples/loop_*.rs` drive a VM with `poll(2)`, mio, tokio, smol, async-io, calloop and
+//! io_uring, and two hundred VMs on one thread.
 //!
 //! # Bounds
 //!
 //! | one call of | does at most |
 //! | --- | --- |
-//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or [less if asked](crate::LinuxVmBuilder::read_budget) of each; writes what the guest and the hypervisor take at once, 256 KiB waiting for the guest; starts each process of the plan, a millisecond or two each |
-//! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work, no system call but a look at the clock |
-//! | [`Vm::next_timeout`] | the same, and a look at each wait that was begun |
-//! | [`Vm::write`] | copies what it takes, and writes what the guest takes at once |
-//! | [`Vm::take`] | copies what the scrollback holds |
-//! | [`Vm::expect`] and its kin | look once at what is unread |
-//! | dropping it | kills what runs and waits until it is gone: milliseconds |
+//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or the [read budget](crate::LinuxVmBuilder::read_budget) of each if that is less; writes what the guest and the hypervisor accept at once, at most 256 KiB queued for the guest; starts each process of the plan, one or two milliseconds each |
+//! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work; no system call except reading the clock |
+//! | [`Vm::next_timeout`] | constant work, plus a check of each pending wait |
+//! | [`Vm::write`] | copies the bytes it accepts, and writes what the guest accepts at once |
+//! | [`Vm::take`] | copies the unread part of the scrollback |
+//! | [`Vm::expect`] and the other waits | search the unread output once |
+//! | dropping it | kills the processes and waits until they have exited: milliseconds |
 //!
-//! Events do not add up while nobody takes them: data and room are said once until taken, the others
-//! are as many as changes of status, reboots and waits that were begun.
+//! Events do not accumulate: `ConsoleData` and `ConsoleWritable` are queued at most once until
+//! taken; the number of other events is bounded by status changes, reboots and waits.
 //!
 //! # When the contract is broken
 //!
-//! | who | sees |
+//! | the caller | sees |
 //! | --- | --- |
-//! | never calls `on_ready` | a status that stays [`VmStatus::Starting`], no process, a `next_timeout` of zero, and in the log, when it is dropped, that nobody called |
-//! | stops calling it | a status that stays where it is, and a descriptor that stays readable; the guest waits when what the system holds of its console is full, and nothing of it is lost |
-//! | forgets the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and says in the log how late it was, and for what |
-//! | forgets step 4 under an edge-triggered loop | the same, with console output left unread |
-//! | waits for words without a console, or with a reader that is not there | a wait that ends at once, as on a closed console |
-//! | leaves events | a `next_timeout` of zero, so that its loop spins |
-//! | watches the descriptor after the machine is dropped | what its loop makes of a closed one; deregister first, or watch a copy |
+//! | never calls `on_ready` | a status that stays [`VmStatus::Starting`], no process, a `next_timeout` of zero, and a warning in the log when the VM is dropped |
+//! | stops calling `on_ready` | a status that does not change and a descriptor that stays readable; the guest blocks when the system's console buffer is full, and no output is lost |
+//! | ignores the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and logs how late it was, and for which deadline |
+//! | skips step 4 in an edge-triggered loop | the same, and unread console output |
+//! | waits without a console, or with an unknown reader | a wait that ends at once, as on a closed console |
+//! | takes no events | a `next_timeout` of zero, so the loop spins |
+//! | watches the descriptor after the VM is dropped | what its loop does with a closed descriptor; deregister first, or watch a duplicate |
 
 #[cfg(feature = "mio")]
 mod mio;
@@ -123,7 +123,8 @@ pub use capsa_proto::console::{Outcome, Scrollback};
 #[cfg(feature = "tokio")]
 pub use tokio::TokioVm;
 
-/// A machine for a loop of your own. Dropping it kills what runs and waits until it is gone.
+/// A VM for the caller's own event loop. Dropping it kills its processes and waits until they have
+/// exited.
 #[derive(Debug)]
 pub struct Vm {
     supervisor: Supervisor,
@@ -145,61 +146,62 @@ impl Vm {
         Ok(Self { supervisor, resources, rejected })
     }
 
-    /// Wants the machine to run. The programs are started by the next [`Vm::on_ready`].
+    /// Requests the start. The next [`Vm::on_ready`] starts the programs.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRunning`] when it was started before, whatever became of it.
+    /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
     pub fn start(&mut self) -> Result<()> {
         Ok(self.supervisor.start()?)
     }
 
-    /// Asks the guest to power off. After 30 seconds its power is cut.
+    /// Requests a stop with a grace period of 30 seconds, as [`Vm::stop_with_timeout`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it was never started. Stopping what has ended is no error.
+    /// [`Error::NotRunning`] when the VM was never started. Stopping a VM that has ended is not an
+    /// error.
     pub fn stop(&mut self) -> Result<()> {
         self.stop_with_timeout(DEFAULT_GRACE)
     }
 
-    /// Asks the guest to power off, and cuts its power after `grace_period`.
+    /// Requests that the guest powers off; the VM is killed after `grace_period`.
     ///
-    /// A machine that is still starting is killed. A second call may shorten the grace, never
-    /// lengthen it.
+    /// A VM that is still starting is killed. A second call may shorten the grace period but never
+    /// extends it.
     ///
     /// # Errors
     ///
-    /// As [`Vm::stop`].
+    /// The same as [`Vm::stop`].
     pub fn stop_with_timeout(&mut self, grace_period: Duration) -> Result<()> {
         Ok(self.supervisor.stop(grace_period)?)
     }
 
-    /// Kills the machine. The guest is not told.
+    /// Requests that the VM is killed without asking the guest.
     ///
     /// # Errors
     ///
-    /// As [`Vm::stop`].
+    /// The same as [`Vm::stop`].
     pub fn kill(&mut self) -> Result<()> {
         Ok(self.supervisor.kill()?)
     }
 
-    /// Its status.
+    /// The current status.
     pub fn status(&self) -> VmStatus {
         self.supervisor.status().clone()
     }
 
-    /// How it ended, once it has.
+    /// How the VM ended; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
         self.supervisor.report()
     }
 
-    /// What it is started from.
+    /// The plan from which the VM is launched.
     pub fn launch_plan(&self) -> &LaunchPlan {
         self.supervisor.plan()
     }
 
-    /// The backends that were passed over for this machine, each with every reason.
+    /// The backends that were rejected for this VM, each with all reasons.
     pub fn rejected_backends(&self) -> &[Rejection] {
         &self.rejected
     }
@@ -209,72 +211,74 @@ impl Vm {
         GuestOs::Linux
     }
 
-    /// CPUs and memory.
+    /// The number of vCPUs and the memory size.
     pub fn resources(&self) -> &ResourceConfig {
         &self.resources
     }
 
-    /// The hypervisor's process id, while it runs.
+    /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
         self.supervisor.hypervisor_pid()
     }
 
-    /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero: call
+    /// The longest time to wait for the descriptor. `None`: no deadline. Zero: call
     /// [`Vm::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
         self.supervisor.next_timeout()
     }
 
-    /// Does what there is to do, with bounded work.
+    /// Does the pending work, bounded as listed in [Bounds](self#bounds).
     ///
     /// # Errors
     ///
-    /// In a forked copy of the program that made it, and when the poller itself fails, which is a broken
-    /// process. Everything else shows in the status.
+    /// When called in a forked child of the process that made the VM, or when the poller fails. All
+    /// other failures change the status.
     pub fn on_ready(&mut self) -> io::Result<()> {
         self.supervisor.on_ready()
     }
 
-    /// The next event.
+    /// The next event; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
         self.supervisor.poll_event()
     }
 
-    /// Everything the guest said that is still kept.
+    /// The console output that is still kept.
     pub fn scrollback(&self) -> &Scrollback {
         self.supervisor.console().scrollback()
     }
 
-    /// A new reader of the console, at the oldest byte that is kept. Each reader sees everything.
+    /// Adds a reader of the console, positioned at the oldest byte that is kept. Readers are
+    /// independent: each sees all output.
     pub fn add_reader(&mut self) -> ReaderId {
         self.supervisor.console_mut().add_reader()
     }
 
-    /// Takes a reader away, and its conversations with it.
+    /// Removes a reader and cancels its waits.
     pub fn remove_reader(&mut self, reader: ReaderId) {
         self.supervisor.console_mut().remove_reader(reader);
     }
 
-    /// Takes what there is to read. Empty when nothing is.
+    /// Takes all unread output of this reader; empty when there is none.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
         self.supervisor.console_mut().take(reader)
     }
 
-    /// Queues bytes for the guest and says how many were taken: fewer than given when 256 KiB wait
-    /// already. [`VmEvent::ConsoleWritable`] says when there is room again.
+    /// Queues bytes for the guest and returns how many were accepted: fewer than given when the
+    /// queue of 256 KiB is full. [`VmEvent::ConsoleWritable`] reports that there is room again.
     ///
     /// # Errors
     ///
-    /// `BrokenPipe` when the console is closed, or the machine was built without one.
+    /// `BrokenPipe` when the console is closed or the VM was built without one.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.supervisor.console_mut().write(bytes)
     }
 
-    /// Begins to wait for one of `patterns`; the earliest end wins, ties go to the first listed.
-    /// [`VmEvent::Ended`] says when the wait is over, [`Vm::take_ended`] how.
+    /// Begins to wait for one of `patterns`. The match with the earliest end wins; ties go to the
+    /// pattern listed first. [`VmEvent::Ended`] reports the end of the wait, [`Vm::take_ended`]
+    /// returns its result.
     ///
-    /// It is over at once, as on a console that is [closed](Outcome::Closed), where the machine was
-    /// built without one and where `reader` was taken away or is not of this machine.
+    /// The wait ends at once, as on a [closed](Outcome::Closed) console, when the VM was built
+    /// without a console, or when `reader` was removed or belongs to another VM.
     pub fn expect(
         &mut self,
         reader: ReaderId,
@@ -284,7 +288,7 @@ impl Vm {
         self.expect_patterns(reader, patterns.iter().map(Pattern::literal), timeout)
     }
 
-    /// As [`Vm::expect`], for patterns that need not be literals.
+    /// Like [`Vm::expect`], for patterns of any kind, such as regular expressions.
     pub fn expect_patterns(
         &mut self,
         reader: ReaderId,
@@ -296,8 +300,8 @@ impl Vm {
             .begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout))))
     }
 
-    /// Begins to wait until the guest has said nothing for as long as `quiet`. The reply has all
-    /// that was unread.
+    /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread
+    /// output.
     pub fn expect_silence(
         &mut self,
         reader: ReaderId,
@@ -312,7 +316,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the name or the password cannot be typed.
+    /// When the username or the password contains characters that cannot be typed.
     pub fn login(
         &mut self,
         reader: ReaderId,
@@ -325,11 +329,12 @@ impl Vm {
         })
     }
 
-    /// Begins to run a shell command. With a `prompt`, it is over when that has come back.
+    /// Begins to run a shell command. With a `prompt`, the wait ends when the prompt has appeared
+    /// again.
     ///
     /// # Errors
     ///
-    /// When the command is too long or cannot be typed.
+    /// When the command is too long or contains characters that cannot be typed.
     pub fn run_command(
         &mut self,
         reader: ReaderId,
@@ -344,16 +349,17 @@ impl Vm {
         })
     }
 
-    /// As [`Vm::run_command`] without a prompt, for a command whose output is wanted while it runs,
-    /// or is long: call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the end.
+    /// Like [`Vm::run_command`] without a prompt, for a command whose output is read while it runs
+    /// or is large. Call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the
+    /// end.
     ///
-    /// The reply has what was not taken by then. Where nothing is taken, a console that
-    /// [pauses](crate::Overflow::Pause) makes the command wait after 64 KiB; of any other 16 MiB are
-    /// kept, then it drops what is too old and says so in the reply.
+    /// The result holds the output that was not taken. If no output is taken, a console that
+    /// [pauses](crate::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
+    /// older output is dropped, and the result is marked as truncated.
     ///
     /// # Errors
     ///
-    /// As [`Vm::run_command`].
+    /// The same as [`Vm::run_command`].
     pub fn stream_command(
         &mut self,
         reader: ReaderId,
@@ -367,18 +373,18 @@ impl Vm {
         })
     }
 
-    /// Takes what a [streamed](Vm::stream_command) command has printed since this was called last. A
-    /// command that failed has all that came, until [`Vm::take_ended`].
+    /// Takes the output that a [streamed](Vm::stream_command) command has printed since the last
+    /// call. The output of a failed command stays available until [`Vm::take_ended`].
     pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
         self.supervisor.take_output(wait)
     }
 
     /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
-    /// [`VsockConnecting::proceed`] until it says that the connection is made, and take the stream.
+    /// [`VsockConnecting::proceed`] until it returns `true`, then take the stream.
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
     /// does not run; [`Error::Io`] when the device cannot be reached.
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
         let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
@@ -389,32 +395,33 @@ impl Vm {
         Ok(VsockConnecting::begin(route, port)?)
     }
 
-    /// Listens to the guest's connections to this vsock port of the host. It may come before the
-    /// start, so that the guest finds the listener whenever it comes up.
+    /// Listens on a vsock port of the host for connections from the guest. It can be called before
+    /// the start, so that the listener exists when the guest boots.
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
-    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
+    /// has ended; [`Error::Io`] with `AddrInUse` when the port has a listener already.
     pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
         let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         vsock.listener(port).ok_or(Error::VsockPortNotNamed { port })?;
         self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
     }
 
-    /// How a conversation ended. `None` while it goes on, and after it was taken.
+    /// Takes the result of a wait. `None` while it is pending and after the result was taken.
     pub fn take_ended(&mut self, wait: WaitId) -> Option<Ended> {
         self.supervisor.take_ended(wait)
     }
 
-    /// Gives a conversation up. What it read and did not hand out is unread again. A command that
-    /// runs is interrupted.
+    /// Cancels a wait. Output that it read but did not hand out is unread again. A running command
+    /// is interrupted.
     pub fn cancel(&mut self, wait: WaitId) {
         self.supervisor.console_mut().cancel(wait);
     }
 
-    /// Nobody wants it any more. A machine that was never started ends too, so that whoever waits on
-    /// its console is told and its driver lets go of it; nothing is spawned for that.
+    /// Kills the VM without waiting, because the last handle was dropped. A VM that was never
+    /// started ends too, without spawning anything, so that its console waits return and its driver
+    /// releases it.
     #[cfg(feature = "async")]
     pub(crate) fn abandon(&mut self) {
         if *self.supervisor.status() == VmStatus::Created {
@@ -429,7 +436,7 @@ impl Vm {
         &mut self.supervisor
     }
 
-    /// What tells a command's marks from another's.
+    /// A number that distinguishes the begin and end marks of one command from those of another.
     fn nonce(&mut self, reader: ReaderId) -> u64 {
         self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number)
     }
@@ -449,16 +456,16 @@ impl AsFd for Vm {
     }
 }
 
-/// The number of the same descriptor, for loops that want one. It stays the same for as long as the
-/// machine is there.
+/// The number of the descriptor of [`AsFd`], for loops that need it. It does not change during the
+/// VM's lifetime.
 impl AsRawFd for Vm {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }
 }
 
-/// The result of a wait for patterns, as the async face gives it. `report` is how the machine ended,
-/// as far as it has.
+/// Converts the result of a wait for patterns for the async API. `report` tells how the VM ended,
+/// if it has.
 #[cfg(feature = "async")]
 pub(crate) fn match_result(
     ended: Ended,
@@ -500,7 +507,7 @@ pub(crate) fn match_result(
     }
 }
 
-/// The result of a script, as the async face gives it.
+/// Converts the result of a script for the async API.
 #[cfg(feature = "async")]
 pub(crate) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
     let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };

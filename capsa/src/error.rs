@@ -1,4 +1,4 @@
-//! What can go wrong, with the variants the specification names.
+//! [`Error`]: the error type of the public API. Its variants are those of the specification.
 
 use std::fmt;
 use std::io;
@@ -13,156 +13,159 @@ use capsa_proto::text::escape_control_line;
 
 use crate::backends::Rejection;
 
-/// A result of Capsa's.
+/// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong. `{:?}` is what `{}` is: a `main` that returns an error and an `unwrap` print it
-/// by the former, and whoever reads that wants all problems and their remedies, a line each.
+/// The error type of the public API.
+///
+/// The `Debug` form equals the `Display` form. A `main` that returns an error and an `unwrap` print
+/// the `Debug` form, and the reader needs every problem with its remedy, one per line.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No backend can be used on this host.
     #[error("no suitable hypervisor backend available{}", list(.rejected))]
     NoBackendAvailable {
-        /// Each backend, and everything against it.
+        /// Each backend with all its blockers.
         rejected: Vec<Rejection>,
     },
 
-    /// The backend that was asked for cannot be used on this host, or is none.
+    /// The requested backend does not exist or cannot be used on this host.
     #[error("backend '{name}' is not available{}", list(.reasons))]
     BackendUnavailable {
-        /// Its name.
+        /// The name of the backend.
         name: String,
-        /// Everything against it.
+        /// All its blockers.
         reasons: Vec<Reason>,
     },
 
-    /// What was asked for is sound, but the backend cannot do it.
+    /// The configuration is valid, but the backend does not support it.
     #[error("feature not supported{0}")]
     UnsupportedFeature(Violations),
 
-    /// What was asked for cannot be. All problems at once.
+    /// The configuration is invalid. Holds all violations.
     #[error("invalid configuration{0}")]
     InvalidConfig(Violations),
 
-    /// Something that must be given was not.
+    /// A required setting is missing.
     #[error("missing required configuration{0}")]
     MissingConfig(Violations),
 
-    /// The backend does not run this guest operating system.
+    /// The backend does not support this guest operating system.
     #[error("guest OS not supported by backend: {0:?}")]
     UnsupportedGuestOs(GuestOs),
 
-    /// The machine did not get to run. The text has the hypervisor's last words.
+    /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). The text holds the
+    /// last lines of the hypervisor's standard error.
     #[error("VM failed to start: {0}")]
     StartFailed(String),
 
-    /// The machine was never started.
+    /// The VM was never started.
     #[error("VM is not running")]
     NotRunning,
 
-    /// The machine was started before; one machine starts once.
+    /// The VM was started before. A VM starts once.
     #[error("VM was already started")]
     AlreadyRunning,
 
-    /// The machine was built without a console, or with one on standard input and output.
+    /// The VM was built without a console, or with one on standard input and output.
     #[error("console not enabled for this VM")]
     ConsoleNotEnabled,
 
-    /// The machine was built without a vsock device.
+    /// The VM was built without a vsock device.
     #[error("vsock not enabled for this VM")]
     VsockNotEnabled,
 
-    /// The backend must know the vsock ports before the start, and this one was not named for this
-    /// direction.
-    #[error("vsock port {port} was not named when the VM was built (`vsock_port`)")]
+    /// The backend must know the vsock ports before the start, and this port was not declared for
+    /// this direction.
+    #[error("vsock port {port} was not declared when the VM was built: add it with `vsock_port`")]
     VsockPortNotNamed {
-        /// The port.
+        /// The port number.
         port: u32,
     },
 
-    /// Nobody listens on that vsock port of the guest.
-    #[error("nobody listens on vsock port {port} of the guest")]
+    /// The guest has no listener on this vsock port.
+    #[error("connection refused: the guest has no listener on vsock port {port}")]
     VsockRefused {
-        /// The port.
+        /// The port number.
         port: u32,
     },
 
-    /// Time ran out. Nothing was consumed: a later wait sees the same bytes.
+    /// The time limit of a wait passed. Nothing is consumed: a later wait sees the same bytes.
     #[error(
         "operation timed out after {waited:?} waiting for {expected}{}{}",
         why(.hint), last(.tail)
     )]
     Timeout {
-        /// What was waited for.
+        /// What the call waited for.
         expected: String,
-        /// How long.
+        /// How long the call waited.
         waited: Duration,
-        /// The last of what the console said instead.
+        /// The last console output.
         tail: String,
-        /// What may be the reason: the guest is in trouble, or said almost what was waited for.
+        /// A possible cause: a fault of the guest, or output that nearly matches the pattern.
         hint: Option<String>,
     },
 
-    /// The machine ended, or its console closed, before the pattern came. Nothing was consumed.
+    /// The VM ended, or its console closed, before the pattern matched. Nothing is consumed.
     #[error(
         "pattern not found in console output: {pattern}: {}, {waited:?} after the wait began{}{}",
         end(.ended), why(.hint), last(.tail)
     )]
     PatternNotFound {
-        /// What was waited for.
+        /// What the call waited for.
         pattern: String,
-        /// How long.
+        /// How long the call waited.
         waited: Duration,
-        /// How the machine ended. `None` when its console closed and it runs on.
+        /// How the VM ended. `None` when its console closed while the VM runs.
         ended: Option<Box<StopReport>>,
-        /// The last of what the console said instead.
+        /// The last console output.
         tail: String,
-        /// What may be the reason: the guest is in trouble, or said almost what was waited for.
+        /// A possible cause: a fault of the guest, or output that nearly matches the pattern.
         hint: Option<String>,
     },
 
-    /// The guest's kernel panicked before what was waited for came. Nothing was consumed. The
-    /// machine may have ended of it or hang, as its kernel and its hypervisor have it.
+    /// The guest's kernel panicked before the wait was over. Nothing is consumed. The VM may have
+    /// ended or may hang, depending on the guest's kernel and the hypervisor.
     #[error("guest kernel panicked while waiting for {expected}: {line}{}", last(.tail))]
     KernelPanic {
-        /// What was waited for.
+        /// What the call waited for.
         expected: String,
-        /// The panic's first line.
+        /// The first line of the panic.
         line: String,
-        /// The last of what the console said.
+        /// The last console output.
         tail: String,
     },
 
-    /// The guest did not boot through: it is in an emergency shell, or asks for the password of one.
-    /// Nothing was consumed.
+    /// The guest did not finish booting: it runs an emergency shell, or asks for a password to
+    /// enter one. Nothing is consumed.
     #[error("guest is in an emergency shell, while waiting for {expected}: {line}{}", last(.tail))]
     EmergencyShell {
-        /// What was waited for.
+        /// What the call waited for.
         expected: String,
-        /// The line that told.
+        /// The console line that shows the emergency shell.
         line: String,
-        /// The last of what the console said.
+        /// The last console output.
         tail: String,
     },
 
     /// The guest refused the username or the password.
     #[error("login as {username:?} refused by the guest")]
     LoginIncorrect {
-        /// Who tried.
+        /// The username.
         username: String,
     },
 
-    /// A login or a command could not be carried through.
+    /// A login or a command failed.
     #[error(transparent)]
     Script(ScriptError),
 
-    /// The hypervisor, or a helper of it, failed.
+    /// The hypervisor or a helper process failed.
     #[error("hypervisor error: {0}")]
     Hypervisor(String),
 
     /// A system call failed.
-    #[error("IO error: {0}")]
+    #[error("I/O error: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -173,7 +176,7 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// The right variant for these problems.
+    /// Chooses the variant for these violations.
     pub(crate) fn from_violations(violations: Vec<Violation>) -> Self {
         let all = |kind| violations.iter().all(|v| v.kind == kind);
         if all(ViolationKind::NotGiven) {
@@ -185,7 +188,7 @@ impl Error {
         }
     }
 
-    /// The problems, where this is about a configuration.
+    /// The violations of a configuration error; empty for any other error.
     pub fn violations(&self) -> &[Violation] {
         match self {
             Self::UnsupportedFeature(v) | Self::InvalidConfig(v) | Self::MissingConfig(v) => &v.0,
@@ -233,12 +236,12 @@ impl From<ScriptError> for Error {
     }
 }
 
-/// What may be the reason that nothing was found. GuestFault explains more than a near miss.
+/// A possible cause of a failed wait. A fault of the guest takes precedence over a near match.
 pub(crate) fn hint(fault: Option<FaultReport>, near_match: Option<NearMatch>) -> Option<String> {
     fault.map(|fault| fault.to_string()).or(near_match.map(|found| found.to_string()))
 }
 
-/// Every problem of a configuration.
+/// All violations of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violations(pub Vec<Violation>);
 
@@ -248,7 +251,7 @@ impl fmt::Display for Violations {
     }
 }
 
-/// `: it` for one, a line each for more.
+/// Formats one item as `: item`, several as one line each.
 fn list<T: fmt::Display>(items: &[T]) -> String {
     match items {
         [] => String::new(),
@@ -257,12 +260,12 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
     }
 }
 
-/// Bytes of the console as text, once.
+/// Console bytes as text; invalid UTF-8 becomes U+FFFD.
 pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// How a machine ended, or that its console did.
+/// How the VM ended, or that its console closed.
 fn end(ended: &Option<Box<StopReport>>) -> String {
     match ended {
         Some(report) => report.to_string(),
@@ -270,21 +273,22 @@ fn end(ended: &Option<Box<StopReport>>) -> String {
     }
 }
 
-/// What may be the reason, for the middle of a message. It may quote the guest.
+/// A possible cause, for the middle of a message. It may quote the guest, so control characters are
+/// escaped.
 fn why(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!("; {}", escape_control_line(hint))).unwrap_or_default()
 }
 
-/// The last lines of a console, for the end of a message.
+/// The last console lines, for the end of a message.
 fn last(tail: &str) -> String {
     let lines: Vec<&str> = tail.trim_end().lines().collect();
     match lines.as_slice() {
-        [] => "; the console said nothing".into(),
+        [] => "; no console output".into(),
         lines => {
             let last =
                 lines[lines.len().saturating_sub(8)..].iter().copied().map(escape_control_line);
             let last: Vec<_> = last.collect();
-            format!("; the console last said:\n  | {}", last.join("\n  | "))
+            format!("; last console output:\n  | {}", last.join("\n  | "))
         }
     }
 }
@@ -294,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_that_leaves_main_reads_as_it_is_meant_to() {
+    fn debug_form_equals_display_form() {
         let missing = |field: &str| Violation {
             field: field.into(),
             backend: None,
@@ -308,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_said_cannot_command_the_terminal_that_shows_it() {
+    fn display_escapes_control_characters_of_guest() {
         let tail = "boot\r\n\x1b]0;owned\x07# \u{9b}2J".to_owned();
         let pattern = "\"$ \"".into();
         let waited = Duration::from_millis(1500);
         let error = Error::PatternNotFound { pattern, waited, ended: None, tail, hint: None };
         let text = error.to_string();
         let begin = "pattern not found in console output: \"$ \": the console closed, 1.5s after the \
-                     wait began; the console last said:";
+                     wait began; last console output:";
         assert!(text.starts_with(begin), "{text}");
         assert!(text.ends_with("\n  | boot\n  | \\u{1b}]0;owned\\u{7}# \\u{9b}2J"), "{text}");
     }

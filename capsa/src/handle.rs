@@ -1,4 +1,4 @@
-//! The handle of a machine.
+//! [`VmHandle`]: the async handle of a VM.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -12,20 +12,21 @@ use crate::{
     VmConsole, VmStatus, stdio,
 };
 
-/// A machine. Clones are handles of the same one.
+/// A handle of a VM. Clones refer to the same VM.
 ///
-/// Every future here works on any executor, or on none but a `block_on`; none needs a runtime's
-/// timer or I/O. Each may be dropped at any await without harm: what was begun goes on, and what was
-/// waited for can be waited for again.
+/// The futures work on any executor, or with a bare `block_on`; none needs a runtime's timer or
+/// I/O. Each future can be dropped at any await point: an operation that has begun continues, and
+/// the result can be waited for again.
 ///
-/// **Dropping the last handle kills the machine** at once; [`VmHandle::keep_running`] is the other
-/// choice. Consoles do not keep it alive.
+/// **Dropping the last handle kills the VM** at once; [`VmHandle::keep_running`] avoids that.
+/// Consoles do not keep the VM alive.
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     inner: Arc<HandleInner>,
 }
 
-/// Kills the machine when the last handle goes. Has what never changes beside the lock.
+/// The state shared by all clones of a handle: the VM behind its lock, and values that never
+/// change. Dropping it kills the VM.
 #[derive(Debug)]
 struct HandleInner {
     shared: Arc<Shared>,
@@ -48,22 +49,24 @@ impl VmHandle {
         &self.inner.shared
     }
 
-    /// Does something with the machine and lets its driver know.
+    /// Changes the VM under the lock, then wakes its driver.
     fn with<T>(&self, act: impl FnOnce(&mut SharedState) -> T) -> T {
         let result = act(&mut self.shared().lock());
         self.shared().wake_driver();
         result
     }
 
-    /// Starts the machine. Comes back when it is [`VmStatus::Running`]: the hypervisor answers and
-    /// the guest was told to go. That the guest is *up*, its console tells.
+    /// Starts the VM and waits until it is [`VmStatus::Running`]: the hypervisor answers on its
+    /// control channel and the guest's vCPUs run. Whether the guest has *booted* shows on its
+    /// console only.
     ///
-    /// Dropping the future does not stop the start.
+    /// Dropping the future does not cancel the start.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRunning`] when it was started before, whatever became of it.
-    /// [`Error::StartFailed`] with the hypervisor's last words when it did not get to run.
+    /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
+    /// [`Error::StartFailed`] with the last lines of the hypervisor's standard error when the VM
+    /// did not reach `Running`.
     pub async fn start(&self) -> Result<()> {
         let stdio = {
             let mut state = self.shared().lock();
@@ -75,7 +78,7 @@ impl VmHandle {
         };
         if stdio {
             stdio::relay(self.shared()).inspect_err(|_| {
-                // Nobody carries its bytes, and nobody waits until they are written.
+                // No thread copies the console and no wait must count on it.
                 let mut state = self.shared().lock();
                 let _ = state.vm.kill();
                 state.relayed();
@@ -106,36 +109,36 @@ impl VmHandle {
         .await
     }
 
-    /// Asks the guest to power off, cuts its power after 30 seconds, and comes back when it is over.
+    /// Stops the VM with a grace period of 30 seconds, as [`VmHandle::stop_with_timeout`].
     ///
     /// # Errors
     ///
-    /// As [`VmHandle::stop_with_timeout`].
+    /// The same as [`VmHandle::stop_with_timeout`].
     pub async fn stop(&self) -> Result<()> {
         self.stop_with_timeout(DEFAULT_GRACE).await
     }
 
-    /// Asks the guest to power off, cuts its power after `grace_period`, and comes back when it is
-    /// over. [`VmHandle::stop_report`] tells which it was.
+    /// Asks the guest to power off, kills the VM after `grace_period`, and waits until the VM has
+    /// ended. [`VmHandle::stop_report`] lists the steps that were needed.
     ///
-    /// A machine that is still starting is killed. A second stop may shorten the grace, never
-    /// lengthen it. A machine that has ended is no error. Dropping the future does not take the
-    /// stop back.
+    /// A VM that is still starting is killed. A second stop may shorten the grace period but never
+    /// extends it. Stopping a VM that has ended is not an error. Dropping the future does not
+    /// cancel the stop.
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it was never started, [`Error::Hypervisor`] when a process did not
-    /// even die of SIGKILL.
+    /// [`Error::NotRunning`] when the VM was never started; [`Error::Hypervisor`] when a process
+    /// did not exit after SIGKILL.
     pub async fn stop_with_timeout(&self, grace_period: Duration) -> Result<()> {
         self.with(|state| state.vm.stop_with_timeout(grace_period))?;
         self.ended().await
     }
 
-    /// Kills the machine and comes back when it is gone. The guest is not told.
+    /// Kills the VM without asking the guest, and waits until it has ended.
     ///
     /// # Errors
     ///
-    /// As [`VmHandle::stop_with_timeout`].
+    /// The same as [`VmHandle::stop_with_timeout`].
     pub async fn kill(&self) -> Result<()> {
         self.with(|state| state.vm.kill())?;
         self.ended().await
@@ -150,33 +153,33 @@ impl VmHandle {
         }
     }
 
-    /// Its status.
+    /// The current status.
     pub fn status(&self) -> VmStatus {
         self.shared().lock().vm.status()
     }
 
-    /// How it ended, once it has: who ended it, and which steps that needed.
+    /// How the VM ended and which steps of the stop ladder were needed; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
         self.shared().lock().vm.stop_report()
     }
 
-    /// Waits until the machine has ended, and gives its last status. Any number of tasks may wait.
-    ///
-    /// A machine that was not started yet is waited for as well.
+    /// Waits until the VM has ended and returns its last status. Any number of tasks may wait, also
+    /// before the start.
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None at present.
     pub async fn wait(&self) -> Result<VmStatus> {
         let waiting = StatusWaiter::for_status(self.shared());
         Ok(poll_fn(|cx| self.poll_finished(&waiting, cx)).await)
     }
 
-    /// Waits until the machine has ended, this long at most. `None`: it has not.
+    /// Like [`wait`](Self::wait), for at most `timeout`. Returns `None` when the VM has not ended
+    /// by then.
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None at present.
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<Option<VmStatus>> {
         let Some(at) = Instant::now().checked_add(timeout) else {
             return self.wait().await.map(Some);
@@ -209,12 +212,13 @@ impl VmHandle {
         Poll::Pending
     }
 
-    /// A console of the machine, at the oldest byte that is kept. Each one sees everything.
+    /// Opens a console of the VM, positioned at the oldest byte in the scrollback. Consoles are
+    /// independent: each sees all output.
     ///
     /// # Errors
     ///
-    /// [`Error::ConsoleNotEnabled`] when the machine was built without one, or with one on standard
-    /// input and output.
+    /// [`Error::ConsoleNotEnabled`] when the VM was built without a console, or with one on
+    /// standard input and output.
     pub async fn console(&self) -> Result<VmConsole> {
         if self.inner.plan.console.mode() != ConsoleMode::Enabled {
             return Err(Error::ConsoleNotEnabled);
@@ -227,27 +231,28 @@ impl VmHandle {
         self.shared().lock().vm.guest_os()
     }
 
-    /// CPUs and memory.
+    /// The number of vCPUs and the memory size.
     pub fn resources(&self) -> &ResourceConfig {
         &self.inner.resources
     }
 
-    /// What the machine is started from.
+    /// The plan from which the VM is launched.
     pub fn launch_plan(&self) -> &LaunchPlan {
         &self.inner.plan
     }
 
-    /// The backends that were passed over for this machine, each with every reason.
+    /// The backends that were rejected for this VM, each with all reasons.
     pub fn rejected_backends(&self) -> &[Rejection] {
         &self.inner.rejected
     }
 
-    /// The hypervisor's process id, while it runs.
+    /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
         self.shared().lock().vm.hypervisor_pid()
     }
 
-    /// Lets the machine run on without a handle, until its guest ends it or this program ends.
+    /// Drops the handle without killing the VM. The VM runs until its guest ends it or this program
+    /// exits.
     pub fn keep_running(self) {
         std::mem::forget(self);
     }
@@ -260,14 +265,14 @@ impl AsRef<VmHandle> for VmHandle {
 }
 
 impl Drop for HandleInner {
-    /// Sends the kill at once and takes the run directory away; the driver reaps.
+    /// Sends SIGKILL at once and removes the run directory; the driver reaps the processes.
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
         self.shared.wake_driver();
     }
 }
 
-/// An timer that is taken back when nobody waits for it any more.
+/// A timer that is removed when its future is dropped.
 struct Timer<'a> {
     shared: &'a Shared,
     key: Option<(Instant, u64)>,

@@ -25,51 +25,55 @@
 //! # }
 //! ```
 //!
-//! # Where everything is
+//! # Where to look
 //!
-//! | you want to | look at |
+//! | task | items |
 //! | --- | --- |
-//! | describe a machine | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
+//! | describe a VM | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
-//! | wait for what a guest says, log in, run commands | [`VmConsole`], [`Pattern`], [`manual::console`] |
-//! | talk to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
+//! | wait for console output, log in, run commands | [`VmConsole`], [`Pattern`], [`manual::console`] |
+//! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
-//! | run it without any of that | [`blocking`] (feature `blocking`) |
-//! | test a program of yours without a hypervisor | [`testing`], [`manual::testing`] |
-//! | record a console, and play it again | [`Recording`], [`testing::recording`] |
+//! | run it from synchronous code | [`blocking`] (feature `blocking`) |
+//! | test your program without a hypervisor | [`testing`], [`manual::testing`] |
+//! | record a console and replay it | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
-//! | see what this host can do | [`backends()`] |
-//! | remove now what a program that was killed left, instead of at the next start | [`run_dir::sweep`] |
+//! | see what this host supports | [`backends()`] |
+//! | remove the leftovers of a killed program now, instead of at the next start | [`run_dir::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
-//! | do it at a shell | [`manual::cli`] |
-//! | understand how it is built | [`manual::architecture`], [`manual::embedding`] |
+//! | use the shell | [`manual::cli`] |
+//! | understand the implementation | [`manual::architecture`], [`manual::embedding`] |
 //!
-//! # Promises
+//! # Guarantees
 //!
-//! - **Everything asked for is honoured or refused before anything is spawned**, all problems at
-//!   once, each with the field, the reason and what to change ([`Error::InvalidConfig`]).
-//! - **Nothing is left behind.** Dropping the last [`VmHandle`] kills the machine. When this program
-//!   dies, even of SIGKILL, its hypervisors die too.
-//! - **The console is kept from its first byte**, whether or not anybody reads: the last 1 MiB, with
-//!   what was dropped counted, or all of it, with the guest held back
+//! - **Every setting is applied, or the VM is rejected before anything is started.** All violations
+//!   are reported at once, each with field, reason and remedy ([`Error::InvalidConfig`]).
+//! - **Nothing is left behind.** Dropping the last [`VmHandle`] kills the VM. When this program
+//!   dies, even by SIGKILL, its hypervisors die too.
+//! - **The console is kept from its first byte**, with or without a reader: either the last 1 MiB,
+//!   with a count of the dropped bytes, or all of it, pausing the guest
 //!   ([`LinuxVmBuilder::scrollback`]).
-//! - No signal handler is installed, and no child reaped that was not started here.
+//! - Capsa installs no signal handler and reaps no child that it did not start.
 //!
 //! # Environment
 //!
-//! | variable | what it does |
+//! | variable | effect |
 //! | --- | --- |
-//! | `CAPSA_BACKEND` | the backend, where the program names none |
-//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the program, instead of a search |
-//! | `CAPSA_RUN_DIR` | where run directories are, instead of `$XDG_RUNTIME_DIR/capsa` or `/tmp/capsa-UID` |
-//! | `TMPDIR` | where what a guest writes to an ephemeral disk goes on Linux, instead of `/var/tmp` |
+//! | `CAPSA_BACKEND` | the backend, if the program forces none |
+//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the path of the program; disables the search |
+//! | `CAPSA_RUN_DIR` | the directory of run directories; default: `$XDG_RUNTIME_DIR/capsa`, otherwise `/tmp/capsa-UID` |
+//! | `TMPDIR` | on Linux, the directory for data that guests write to ephemeral disks; default: `/var/tmp` |
 //!
 //! # Features
 //!
-//! `async` (default): [`VmHandle`] and [`VmConsole`]. `blocking`: the same without an executor.
-//! `regex` (default): [`Pattern::regex`]. `mio`: [`embed::Vm`] as a source of mio's. `tokio`:
-//! `embed::TokioVm`, and tokio's traits on the halves of a console. Without any: [`embed`] alone. Each
-//! only adds; no runtime comes by default, and [`VmHandle`] needs none of these under tokio.
+//! - `async` (default): [`VmHandle`] and [`VmConsole`].
+//! - `blocking`: the same API without an executor.
+//! - `regex` (default): [`Pattern::regex`].
+//! - `mio`: [`embed::Vm`] implements mio's `Source`.
+//! - `tokio`: `embed::TokioVm`, and tokio's traits for the halves of a console.
+//!
+//! Without features, only [`embed`] is available. A feature only adds API. No feature is needed to
+//! use [`VmHandle`] under tokio, and no runtime is a default dependency.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -137,7 +141,7 @@ pub use capsa_proto::spec::{
 };
 pub use capsa_proto::text::{escape_control, escape_control_line};
 
-/// The program of the README is compiled, so that it cannot rot.
+/// Compiles the program in the README as a doctest.
 #[cfg(all(doctest, feature = "blocking"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! The manual: longer explanations, with examples that are compiled.
+//! The manual: longer explanations whose examples are compiled as doctests.
 
 #[doc = include_str!("manual/architecture.md")]
 pub mod architecture {}

@@ -1,27 +1,29 @@
-//! Recording a console to a file that the usual players play, and [`testing`](crate::testing) replays.
+//! Recordings of a console: asciicast files that players play and [`testing`](crate::testing)
+//! replays.
 //!
-//! A thread of its own writes, one for each recording: neither the thread that drives the machines
-//! nor the guest waits for a disk. It is a reader of the console like any other, so what waits to be
-//! written is what the scrollback keeps: a disk that is slower than the guest for longer than that
-//! loses bytes, and the recording says where and how many (or, where the scrollback pauses instead
-//! of dropping, the guest waits).
+//! Each recording has a thread that writes it, so that neither the driver thread nor the guest
+//! waits for the disk. The thread is an ordinary reader of the console and buffers nothing beyond
+//! the scrollback: if the disk is slower than the guest for too long, bytes are lost and the
+//! recording notes where and how many, or the guest is paused if the scrollback pauses instead of
+//! dropping.
 //!
-//! A machine counts as over when its recordings have been written: after
-//! [`VmHandle::wait`](crate::VmHandle::wait) the file is whole.
+//! A VM counts as ended only when its recordings are written: after
+//! [`VmHandle::wait`](crate::VmHandle::wait) the file is complete.
 
 use std::path::{Path, PathBuf};
 
 /// A recording to make: an asciicast v2 file.
 ///
-/// The guest's output comes as `"o"` events, the beginning of which is what the scrollback still
-/// had when the recording began. Bytes that are not UTF-8 show as U+FFFD in players; the very bytes
-/// are in an event of ours before, which players pass over: see [`asciicast`](crate::asciicast).
+/// The guest's output is stored as `"o"` events, starting with the output that the scrollback still
+/// holds when the recording begins. Bytes that are not UTF-8 appear as U+FFFD in players; a
+/// Capsa-specific event before them holds the exact bytes, and players skip it: see
+/// [`asciicast`](crate::asciicast).
 ///
-/// Input is recorded [when asked](Recording::with_input). A password that
-/// [`login`](crate::VmConsole::login) types never is: the recording says that a line was typed, not
-/// which. What a program types itself, a password or not, is recorded as it is.
+/// Input is recorded [on request](Recording::with_input). A password that
+/// [`login`](crate::VmConsole::login) types is never recorded: the recording notes only that a line
+/// was typed. Other input is recorded as it is, passwords included.
 ///
-/// A file that is there is overwritten.
+/// An existing file is overwritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recording {
     path: PathBuf,
@@ -29,20 +31,20 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// A recording of what the guest says.
+    /// A recording of the guest's output.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), input: false }
     }
 
-    /// Also of what is typed, and of when the power button was pressed. A replay needs this to know
-    /// what the guest answered to, and to check what is typed to it.
+    /// Also records input and presses of the power button. A replay needs this to know what the
+    /// guest reacted to, and to compare the input of the program under test.
     #[must_use]
     pub fn with_input(mut self) -> Self {
         self.input = true;
         self
     }
 
-    /// Where it goes.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -78,7 +80,7 @@ mod recorder {
     use crate::{EndedBy, Error, Result};
 
     impl Recording {
-        /// Makes the file.
+        /// Creates the file.
         pub(crate) fn create(&self) -> Result<Recorder> {
             let file = File::create(&self.path).map_err(|error| {
                 let what = format!("cannot create the recording {}: {error}", self.path.display());
@@ -88,7 +90,7 @@ mod recorder {
         }
     }
 
-    /// A file to record to.
+    /// An open file for a recording.
     #[derive(Debug)]
     pub(crate) struct Recorder {
         recording: Recording,
@@ -96,7 +98,7 @@ mod recorder {
     }
 
     impl Recorder {
-        /// Records from the oldest byte that is kept until the machine is over.
+        /// Records from the oldest kept byte until the VM has ended.
         pub(crate) fn begin(self, shared: &Arc<Shared>) -> Result<()> {
             let reader = ConsoleReader::observer(Arc::clone(shared));
             if self.recording.input {
@@ -129,14 +131,14 @@ mod recorder {
         }
     }
 
-    /// A recording under way.
+    /// A recording in progress.
     struct ConsoleRecorder {
         file: BufWriter<File>,
         encoder: Encoder,
         attached: Instant,
-        /// The moment from which its times count.
+        /// The origin of the time stamps.
         origin: Option<Instant>,
-        /// Typed, at a place that the output has not come to.
+        /// Input records whose position the recorded output has not reached yet.
         typed: VecDeque<InputRecord>,
     }
 
@@ -171,8 +173,8 @@ mod recorder {
             }
         }
 
-        /// Times count from the start of the machine, or from when the recording began where that
-        /// was later.
+        /// Sets the origin of time stamps: the start of the VM, or the beginning of the recording
+        /// if that is later.
         fn begin_at(&mut self, started: Option<Instant>) {
             let started = started.map_or(self.attached, |started| started.max(self.attached));
             self.origin.get_or_insert(started);
@@ -182,7 +184,7 @@ mod recorder {
             at.saturating_duration_since(self.origin.unwrap_or(self.attached))
         }
 
-        /// Output up to the place `end`, and what was typed in it.
+        /// Records output up to offset `end`, and the input records inside it.
         fn output(&mut self, now: Instant, end: u64, mut bytes: &[u8]) -> io::Result<()> {
             while self.typed.front().is_some_and(|typed| typed.after <= end)
                 && let Some(typed) = self.typed.pop_front()
@@ -190,7 +192,7 @@ mod recorder {
                 let left = usize::try_from(end - typed.after).unwrap_or(usize::MAX);
                 let (before, after) = bytes.split_at(bytes.len().saturating_sub(left));
                 bytes = after;
-                // It cannot have been said later than what was typed after it.
+                // Output that precedes an input record cannot have a later time stamp.
                 let line = self.encoder.output(self.time(now.min(typed.at)), before);
                 self.file.write_all(line.as_bytes())?;
                 let at = self.time(typed.at);
@@ -213,7 +215,7 @@ mod recorder {
             self.file.write_all(line.as_bytes())
         }
 
-        /// Waits for the machine's end, and says what it was.
+        /// Waits for the end of the VM and records how it ended.
         fn finish(&mut self, vm: &Arc<Shared>) -> io::Result<()> {
             let waiting = StatusWaiter::for_status(vm);
             let ended_by = block_on(poll_fn(|cx| {

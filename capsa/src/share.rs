@@ -1,30 +1,30 @@
-//! Shared directories.
+//! [`SharedDir`]: a directory shared with the guest.
 
 use std::path::PathBuf;
 
 use crate::{MountMode, ShareMechanism};
 
-/// A directory of the host that the guest can reach.
+/// A directory of the host that the guest can mount.
 ///
-/// A guest with systemd 254 or later mounts it by itself: Capsa puts `systemd.mount-extra=` on the
-/// kernel command line. Any other guest mounts it by its tag; the plan's notes
-/// ([`crate::LaunchPlan::notes`]) hold the exact command.
+/// A guest with systemd 254 or later mounts it automatically: Capsa adds `systemd.mount-extra=` to
+/// the kernel command line. In any other guest, mount it by its tag; the plan's notes
+/// ([`crate::LaunchPlan::notes`]) contain the command.
 ///
-/// What a guest writes, symbolic links among it, is the guest's: treat it as hostile.
+/// Treat everything that the guest writes as hostile, including symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedDir {
     /// The directory on the host.
     pub host_path: PathBuf,
-    /// Where the guest mounts it: an absolute path.
+    /// The mount point in the guest: an absolute path.
     pub guest_path: String,
     /// Whether the guest may write. Enforced on the host.
     pub mode: MountMode,
-    /// How it is shared.
+    /// The mechanism of the share.
     pub mechanism: ShareMechanism,
 }
 
 impl SharedDir {
-    /// A share by the best mechanism there is.
+    /// A share with the mechanism that the backend chooses.
     pub fn new(
         host_path: impl Into<PathBuf>,
         guest_path: impl Into<String>,

@@ -1,7 +1,7 @@
-//! Streams between host and guest that need no network: virtio-vsock.
+//! vsock: streams between host and guest that need no network.
 //!
-//! A port is a number, and any number of connections go to one. The guest's context id is 3, the
-//! host's 2. In the guest, a program listens or connects with a socket of the family `AF_VSOCK`.
+//! A port is a number; it accepts any number of connections. The guest's context id is 3, the
+//! host's is 2. A program in the guest listens or connects with a socket of the family `AF_VSOCK`.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,20 +21,21 @@ use crate::driver::{Shared, StatusWaiter};
 use crate::embed::VsockPortListener;
 use crate::{Error, Result, VmHandle};
 
-/// How long the pause is between two attempts to reach a port nobody listens on yet.
+/// The delay between two attempts to connect to a port without a listener.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// How long a stream is watched where no device says whether somebody listens: that its other end
-/// dials and is refused takes a few milliseconds.
+/// How long to watch a stream when the device does not report whether the guest listens. A refused
+/// connection closes within a few milliseconds.
 const SETTLES_WITHIN: Duration = Duration::from_millis(100);
 
 /// A connection between host and guest.
 ///
-/// Closing it, in full or in one direction, ends both at once, and what the guest has not sent by then
-/// is lost: so have it the devices behind it. Let the guest's program say when it is done.
+/// Closing it, in full or in one direction, closes both directions at once, and data that the guest
+/// has not sent by then is lost: the devices behind it work this way. Let the program in the guest
+/// signal when it is done.
 ///
-/// Dropping the future of a `read` takes nothing, and that of a `write` has written nothing; one of
-/// `write_all` has written some.
+/// Dropping the future of a `read` consumes nothing; dropping that of a `write` has written
+/// nothing; dropping that of a `write_all` may have written a part.
 #[derive(Debug)]
 pub struct VsockStream {
     inner: Async<UnixStream>,
@@ -45,11 +46,11 @@ impl VsockStream {
         Ok(Self { inner: Async::new_nonblocking(stream)? })
     }
 
-    /// The unix socket beneath, blocking, for code without async.
+    /// Returns the underlying unix socket in blocking mode, for code without async.
     ///
     /// # Errors
     ///
-    /// When the system refuses to make it blocking.
+    /// When the system cannot make the socket blocking.
     pub fn into_std(self) -> io::Result<UnixStream> {
         let stream = self.inner.into_inner()?;
         stream.set_nonblocking(false)?;
@@ -86,18 +87,18 @@ impl AsyncWrite for VsockStream {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// `Async` itself would only flush, and the other side never learn of it.
+    /// `Async` would only flush here and not shut the connection down.
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(match self.inner.get_ref().shutdown(Shutdown::Write) {
-            // The other side was first.
+            // The peer has closed the connection already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             done => done,
         })
     }
 }
 
-/// Hears the guest's connections to one port of the host. Dropped, it hears no more, and the guest
-/// is refused.
+/// Accepts connections from the guest to one port of the host. Dropping it closes the port; further
+/// connections are refused.
 #[derive(Debug)]
 pub struct VsockListener {
     inner: Async<VsockPortListener>,
@@ -105,12 +106,12 @@ pub struct VsockListener {
 }
 
 impl VsockListener {
-    /// The next connection. Dropping the future loses none.
+    /// Returns the next connection. Dropping the future loses no connection.
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when the machine has ended and no connection waits; [`Error::Io`] when
-    /// the system refuses, for want of descriptors.
+    /// [`Error::NotRunning`] when the VM has ended and no connection waits; [`Error::Io`] when a
+    /// system call fails, for example because no descriptor is left.
     pub async fn accept(&self) -> Result<VsockStream> {
         let heard =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
@@ -154,17 +155,17 @@ impl VmHandle {
     /// # }
     /// ```
     ///
-    /// A guest that has not come up yet may answer late or refuse, as the hypervisor has it; to wait
-    /// for its program, use [`VmHandle::vsock_connect_timeout`]. Dropping the future gives the
-    /// connection up.
+    /// While the guest boots, the connection may be refused or may be answered late, depending on
+    /// the hypervisor. Use [`VmHandle::vsock_connect_timeout`] to wait for the program in the
+    /// guest. Dropping the future closes the connection.
     ///
-    /// vfkit does not say whether somebody listens: a stream that ends within a tenth of a second is
-    /// taken for refused, and one that lasts, or on which the guest speaks, for made.
+    /// vfkit does not report whether the guest listens: a stream that is closed within 0.1 seconds
+    /// counts as refused, a stream that stays open or receives data counts as connected.
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
-    /// does not run; [`Error::VsockRefused`] when nobody listens there.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
+    /// does not run; [`Error::VsockRefused`] when the guest has no listener on the port.
     pub async fn vsock_connect(&self, port: u32) -> Result<VsockStream> {
         let refused = |error| match error {
             Error::Io(why) if why.kind() == io::ErrorKind::ConnectionRefused => {
@@ -192,18 +193,20 @@ impl VmHandle {
         VsockStream::new(connecting.into_stream())
     }
 
-    /// Connects to a vsock port of the guest as soon as somebody listens there, within `timeout`.
+    /// Connects to a vsock port of the guest, retrying until the guest listens or `timeout` has
+    /// passed.
     ///
     /// # Errors
     ///
-    /// As [`VmHandle::vsock_connect`], with [`Error::Timeout`] in place of a refusal.
+    /// The same as [`VmHandle::vsock_connect`], with [`Error::Timeout`] instead of
+    /// [`Error::VsockRefused`].
     pub async fn vsock_connect_timeout(&self, port: u32, timeout: Duration) -> Result<VsockStream> {
         let begin = Instant::now();
         let in_time = async {
             loop {
                 match self.vsock_connect(port).await {
                     Err(Error::VsockRefused { .. }) => Timer::after(RETRY_AFTER).await,
-                    // The device has more connections waiting than it takes.
+                    // The device's queue of pending connections is full.
                     Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                         Timer::after(RETRY_AFTER).await
                     }
@@ -223,15 +226,15 @@ impl VmHandle {
         or(in_time, too_late).await
     }
 
-    /// Listens to the guest's connections to this vsock port of the host.
+    /// Listens on a vsock port of the host for connections from the guest.
     ///
-    /// It may come before [`VmHandle::start`], so that the guest finds the listener whenever it comes
-    /// up.
+    /// It can be called before [`VmHandle::start`], so that the listener exists when the guest
+    /// boots.
     ///
     /// # Errors
     ///
-    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the machine
-    /// has ended; [`Error::Io`] with `AddrInUse` when there is a listener already.
+    /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
+    /// has ended; [`Error::Io`] with `AddrInUse` when the port has a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
         let listener = self.shared().lock().vm.vsock_listen(port)?;
         let shared = Arc::clone(self.shared());

@@ -1,4 +1,4 @@
-//! [`RunningCommand`]: a command in the guest's shell, with its output while it comes.
+//! [`RunningCommand`]: a command in the guest's shell whose output is read while it runs.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,19 +13,19 @@ use crate::Result;
 use crate::driver::WaitKey;
 use crate::embed::{ReaderId, script_result};
 
-/// A command under way; [`VmConsole::spawn`](crate::VmConsole::spawn) began it.
+/// A running command, begun by [`VmConsole::spawn`](crate::VmConsole::spawn).
 ///
-/// Its output is read as it comes, and can be of any length. A reader that is slow makes the command
-/// wait where the console [pauses](crate::Overflow::Pause); of any other it may be 16 MiB behind, then
-/// bytes are dropped, which the reply admits. Output ends with the command; [`wait`](Self::wait) says
-/// how that was.
+/// Its output can be of any length. A slow reader blocks the command if the console
+/// [pauses](crate::Overflow::Pause); otherwise up to 16 MiB are kept, then output is dropped and
+/// the result is marked as truncated. The output ends with the command; [`wait`](Self::wait)
+/// returns its exit status.
 ///
-/// Dropping it interrupts the command, as a time limit does, and gives up what was not read of it.
+/// Dropping it interrupts the command, as a time limit does, and discards the unread output.
 #[derive(Debug)]
 pub struct RunningCommand<'a> {
     pending: ActiveWait<'a>,
     reader: ReaderId,
-    /// Output that was taken from the machine, and how much of it was handed out.
+    /// Output that was taken from the VM; `given` bytes of it were returned to the caller.
     taken: Vec<u8>,
     given: usize,
     ended: Option<Result<CommandOutput>>,
@@ -36,19 +36,19 @@ impl<'a> RunningCommand<'a> {
         Self { pending, reader, taken: Vec::new(), given: 0, ended: None }
     }
 
-    /// Reads some of the output, with the terminal's `\r\n` made `\n` again, waiting for it. Zero: the
-    /// command has ended, or was cut off.
+    /// Reads output, waiting until there is some; the terminal's `\r\n` is converted to `\n`.
+    /// Returns 0 when the command has ended or was interrupted.
     pub async fn read(&mut self, buf: &mut [u8]) -> usize {
         poll_fn(|cx| self.poll(cx, buf)).await
     }
 
-    /// Waits for its end, and gives its exit status and what was not read of its output, the first
-    /// 16 MiB of that at most.
+    /// Waits for the end of the command. Returns its exit status and its unread output, at most the
+    /// first 16 MiB of that.
     ///
     /// # Errors
     ///
-    /// As [`VmConsole::run`](crate::VmConsole::run). What the command printed before can still be
-    /// read up to then.
+    /// The same as [`VmConsole::run`](crate::VmConsole::run). Output that the command printed
+    /// before the error can be read before this is called.
     pub async fn wait(mut self) -> Result<CommandOutput> {
         let (mut output, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
         let mut is_cut = false;

@@ -1,7 +1,6 @@
-//! [`ConsoleLog`]: what a guest says, into a file, by a thread of its own.
+//! [`ConsoleLog`]: copies the guest's output to a file, on a thread of its own.
 //!
-//! A thread rather than the driver, because a file can block for as long as its disk likes, and
-//! the driver drives every machine.
+//! The driver thread cannot do this: a write to a file can block, and the driver serves all VMs.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,25 +14,26 @@ use super::ConsoleReader;
 use crate::Result;
 
 impl ConsoleReader {
-    /// Writes all that this reader would read, now and from now on, into a file, which is made anew.
+    /// Writes all unread and all further output of this reader to a file. An existing file is
+    /// overwritten.
     ///
-    /// A thread of its own does it, and ends with the console; it does not keep the machine alive.
-    /// With a reader of a console that was asked for before the start, the file has everything from
-    /// the first byte. A disk that is slower than the guest loses what the console does not keep, or
-    /// holds the guest back ([`Overflow`](crate::Overflow)). When writing fails, as on a **full
-    /// disk**, the log ends there, the guest goes on, and [`ConsoleLog::finish`] has the error; a
-    /// warning is logged.
+    /// A thread copies the output until the console closes; it does not keep the VM alive. If the
+    /// console was opened before the start, the file contains the output from the first byte. If
+    /// the disk is slower than the guest, output that exceeds the scrollback is lost, or the guest
+    /// is paused ([`Overflow`](crate::Overflow)). If a write fails, for example on a **full disk**,
+    /// the log ends, the guest continues, a warning is logged, and [`ConsoleLog::finish`] returns
+    /// the error.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) when the file or the thread cannot be made.
+    /// [`Error::Io`](crate::Error::Io) when the file or the thread cannot be created.
     pub fn log_to(self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
         let path = path.as_ref().to_owned();
         let mut file = File::create(&path)?;
         let log = move || {
             let written = copy(self, &mut file);
             if let Err(error) = &written {
-                tracing::warn!("the console's log {} ends: {error}", path.display());
+                tracing::warn!("console log {} ended early: {error}", path.display());
             }
             written
         };
@@ -42,31 +42,32 @@ impl ConsoleReader {
     }
 }
 
-/// A log that is being written. Dropping this lets it go on.
+/// A console log in progress. Dropping it does not stop the log.
 #[derive(Debug)]
 pub struct ConsoleLog {
     thread: JoinHandle<io::Result<Logged>>,
 }
 
-/// What a log came to.
+/// The size of a finished log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Logged {
-    /// Bytes in the file.
+    /// Bytes written to the file.
     pub written: u64,
-    /// Bytes that are not, because the disk was too slow: the console had dropped them.
+    /// Bytes missing from the file: the console dropped them because the disk was too slow.
     pub lost: u64,
 }
 
 impl ConsoleLog {
-    /// Waits until the console has closed and all of it is written, blocking this thread.
+    /// Waits until the console has closed and all output is written. Blocks the calling thread.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) with what ended the log before that.
+    /// [`Error::Io`](crate::Error::Io) with the error that ended the log early.
     pub fn finish(self) -> Result<Logged> {
         let written = self.thread.join();
-        Ok(written.unwrap_or_else(|_| Err(io::Error::other("the log's thread panicked")))?)
+        Ok(written
+            .unwrap_or_else(|_| Err(io::Error::other("the thread of the console log panicked")))?)
     }
 }
 

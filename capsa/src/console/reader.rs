@@ -1,4 +1,4 @@
-//! [`ConsoleReader`]: a place in what the guest said, to read on from; and its lines.
+//! [`ConsoleReader`]: a read position in the guest's output; and [`Lines`].
 
 use std::io;
 use std::pin::Pin;
@@ -15,14 +15,14 @@ use crate::error::lossy;
 
 /// The reading half of a console.
 ///
-/// Reads as [`VmConsole::read`](crate::VmConsole::read). A clone starts at the same place and goes
-/// its own way: any number of readers see everything, each at its own pace. One that is further
-/// behind than what is kept misses bytes, and [says so](Self::lost).
+/// It reads as [`VmConsole::read`](crate::VmConsole::read). A clone starts at the same position and
+/// is independent. A reader that falls behind the scrollback misses bytes; [`lost`](Self::lost)
+/// counts them.
 #[derive(Debug)]
 pub struct ConsoleReader {
     pub(super) shared: Arc<Shared>,
     pub(super) id: ReaderId,
-    /// Takes escape sequences out, where that was asked for.
+    /// Removes escape sequences, if requested.
     stripper: Option<Stripper>,
 }
 
@@ -31,7 +31,7 @@ impl ConsoleReader {
         Self { shared, id, stripper: None }
     }
 
-    /// A reader at the oldest byte that is kept, for whose sake no output is held back.
+    /// An observer at the oldest kept byte: it exerts no back-pressure.
     pub(crate) fn observer(shared: Arc<Shared>) -> Self {
         let id = shared.lock().vm.supervisor().console_mut().add_observer();
         Self::new(shared, id)
@@ -41,18 +41,18 @@ impl ConsoleReader {
         self.id
     }
 
-    /// Takes escape sequences (colours, cursor movements, window titles) out of what is read from
-    /// now on; see [`Stripper`] for what exactly.
+    /// Removes escape sequences (colours, cursor movements, window titles) from what is read from
+    /// now on; see [`Stripper`].
     #[must_use]
     pub fn strip_ansi(mut self) -> Self {
         self.stripper.get_or_insert_default();
         self
     }
 
-    /// What the guest says, line by line. It ends when the console has closed and all is read.
+    /// Returns the output as a stream of lines. It ends when the console is closed and all output
+    /// is read.
     ///
-    /// Dropping a future of the stream loses nothing; dropping the stream loses the line that has
-    /// only half arrived.
+    /// Dropping a future of the stream loses nothing; dropping the stream loses an incomplete line.
     pub fn lines(self) -> Lines {
         Lines { reader: self, lines: console::LineSplitter::default(), is_over: false }
     }
@@ -68,7 +68,7 @@ impl ConsoleReader {
             if text > 0 || buf.is_empty() {
                 return Poll::Ready(text);
             }
-            // Escape sequences and nothing else: read on.
+            // The bytes were escape sequences only: read more.
             if n == 0 {
                 break;
             }
@@ -80,13 +80,13 @@ impl ConsoleReader {
         Poll::Pending
     }
 
-    /// Bytes that were dropped before this reader read them: it was further behind than what is kept.
+    /// The number of bytes that were dropped before this reader read them.
     pub fn lost(&self) -> u64 {
         self.shared.lock().vm.supervisor().console().lost(self.id)
     }
 }
 
-/// Strips the first `n` bytes of `buf` where they are, and says how many are left.
+/// Removes escape sequences from the first `n` bytes of `buf` in place; returns the new length.
 fn stripped(stripper: &mut Stripper, buf: &mut [u8], n: usize) -> usize {
     let mut text = Vec::with_capacity(n);
     stripper.strip(&buf[..n], &mut text);
@@ -107,7 +107,7 @@ impl Drop for ConsoleReader {
         state.remove_waker(WaitKey::Data(self.id));
         state.vm.remove_reader(self.id);
         drop(state);
-        // With the slowest reader gone, a paused console may go on.
+        // A paused console may resume when its slowest reader is removed.
         self.shared.wake_driver();
     }
 }
@@ -122,8 +122,8 @@ impl AsyncRead for ConsoleReader {
     }
 }
 
-/// The lines of a console, as a [`Stream`]. Each comes without its end, as text; bytes that are none
-/// become U+FFFD. A line longer than 64 KiB comes in pieces.
+/// The lines of a console, as a [`Stream`] of text without line ends. Invalid UTF-8 becomes U+FFFD.
+/// A line longer than 64 KiB is split.
 ///
 /// ```no_run
 /// # async fn f(console: capsa::VmConsole) {
@@ -143,7 +143,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Bytes that are in no line, because they were dropped before they were read.
+    /// The number of bytes that were dropped before they were read, and are missing from the lines.
     pub fn lost(&self) -> u64 {
         self.reader.lost()
     }

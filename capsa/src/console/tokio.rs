@@ -1,6 +1,6 @@
-//! The halves of a console, and running commands, as tokio's readers and writers, behind the feature `tokio`.
+//! Tokio's I/O traits for the halves of a console and for running commands (feature `tokio`).
 //!
-//! They are what the `futures` ones are, for `tokio::io::copy` and its kin. No runtime is needed.
+//! They behave as the `futures` traits do, and work with `tokio::io::copy`. No runtime is needed.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{ConsoleReader, ConsoleWriter, RunningCommand};
 
 impl AsyncRead for ConsoleReader {
-    /// Ends when the console has closed and all of it is read.
+    /// Ends when the console is closed and all output is read.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -45,12 +45,12 @@ impl AsyncWrite for ConsoleWriter {
         self.poll(cx, buf)
     }
 
-    /// Bytes leave as the guest takes them; there is nothing to push.
+    /// Does nothing: queued bytes are written as the guest reads them.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    /// A console has no end of input to send: Ctrl-D is a byte.
+    /// Does nothing: a console has no end of input. Ctrl-D is an ordinary byte.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

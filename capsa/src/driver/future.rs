@@ -1,4 +1,4 @@
-//! The driver as a future, for programs that want no thread of ours. (async-io has one of its own.)
+//! [`Driver`]: a future that drives one VM, for programs that want no driver thread. (It uses async-io, which has a thread of its own.)
 
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,13 +12,14 @@ use capsa_io::reactor::wait_readable;
 use super::{DriveOutcome, Shared, WakeTarget};
 use crate::{Result, VmStatus};
 
-/// Drives one machine for as long as it is polled, on any executor. Ends with its last status.
+/// A future that drives one VM while it is polled, on any executor. It resolves to the VM's last
+/// status.
 ///
-/// Nothing happens while nobody polls it: spawn it, or join it with whatever uses the handle.
-/// Dropping it kills the machine and waits until it is gone. One that was not started yet can then not
-/// be started any more.
+/// The VM makes no progress unless this future is polled: spawn it, or join it with the code that
+/// uses the handle. Dropping it kills the VM and waits until its processes have exited; a VM that
+/// was not started yet cannot be started any more.
 #[derive(Debug)]
-#[must_use = "a machine does not run unless its driver is polled"]
+#[must_use = "a VM makes no progress unless its driver is polled"]
 pub struct Driver {
     shared: Arc<Shared>,
     descriptor: Async<OwnedFd>,
@@ -39,7 +40,7 @@ impl Future for Driver {
         if let WakeTarget::Future(waker) = &self.shared.wake_target {
             *waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
         }
-        // Bounded: a machine that always has more to do gives other tasks their turn.
+        // The number of rounds is bounded, so that a busy VM does not starve other tasks.
         for _ in 0..16 {
             match self.shared.drive()? {
                 DriveOutcome::Over => {
@@ -59,11 +60,11 @@ impl Future for Driver {
 }
 
 impl Drop for Driver {
-    /// Nobody will drive it any more: kills what runs and waits until it is gone, which takes
-    /// milliseconds, so that whoever waits for the machine is told.
+    /// Kills the VM and waits for its processes, which takes milliseconds, so that waiters return
+    /// although the VM has no driver any more.
     fn drop(&mut self) {
         self.shared.lock().vm.abandon();
-        // The lifecycle's own deadlines end this, even where a process does not die.
+        // The lifecycle's deadlines end this loop, even if a process does not exit.
         while let Ok(DriveOutcome::Again(wait)) = self.shared.drive()
             && wait_readable(self.descriptor.get_ref().as_fd(), wait).is_ok()
         {}

@@ -1,11 +1,11 @@
-//! What drives the machines of the async face, and how the two sides meet.
+//! Drivers of the async API, and the state they share with handles.
 //!
-//! A [`Shared`] machine is an [`embed::Vm`] behind a lock, with the wakers of whoever waits for it.
-//! Handles express wishes and wait; a driver calls [`Shared::drive`] when the descriptor or the
-//! deadline says so, and wakes. There are two drivers: one lazily started thread for all machines
-//! ([`on_thread`]), and a future for those who want no thread ([`by_future`]).
+//! A [`Shared`] VM is an [`embed::Vm`] behind a lock, with the wakers of its waiters. Handles
+//! submit requests and wait. A driver calls [`Shared::drive`] when the descriptor is readable or
+//! the deadline has passed, and wakes the waiters. There are two drivers: one lazily started thread
+//! for all VMs ([`on_thread`]), and a future ([`by_future`]).
 //!
-//! The one rule: after a change that may move the deadline, [`Shared::wake_driver`].
+//! After any change that may move the deadline, the caller must call [`Shared::wake_driver`].
 
 mod future;
 mod thread;
@@ -27,28 +27,28 @@ use crate::embed::{self, ReaderId, VmEvent, WaitId};
 pub use future::Driver;
 pub(crate) use unblock::unblock;
 
-/// A machine that the hidden thread drives.
+/// A VM that the driver thread drives.
 pub(crate) fn on_thread(vm: embed::Vm) -> Result<Arc<Shared>> {
     let shared = Shared::new(vm, WakeTarget::Thread);
     thread::register(&shared)?;
     Ok(shared)
 }
 
-/// A machine that the future drives.
+/// A VM that a [`Driver`] future drives.
 pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
     let shared = Shared::new(vm, WakeTarget::Future(Mutex::new(None)));
     let driver = Driver::new(Arc::clone(&shared))?;
     Ok((shared, driver))
 }
 
-/// A machine and who waits for it.
+/// A VM, its waiters, and how to wake its driver.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<SharedState>,
     wake_target: WakeTarget,
 }
 
-/// How a driver is told to look again.
+/// How to wake the driver of a VM.
 #[derive(Debug)]
 enum WakeTarget {
     Thread,
@@ -58,22 +58,22 @@ enum WakeTarget {
 #[derive(Debug)]
 pub(crate) struct SharedState {
     pub(crate) vm: embed::Vm,
-    /// It was `Running` at some time.
+    /// The VM has been `Running`.
     pub(crate) has_run: bool,
-    /// When it was started.
+    /// The time of the start.
     pub(crate) started: Option<Instant>,
-    /// Threads that still write its output: to standard output, to a recording.
+    /// Threads that still write the VM's output: to standard output or to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
     timers: BTreeMap<(Instant, u64), Waker>,
     next_waiter_id: u64,
 }
 
-/// Whoever waits, by what for: at most one waker each, so that what is polled again, or was given
-/// up, does not add up while nothing happens.
+/// The wakers by what they wait for. Each waiter has at most one waker, so repeated polls and
+/// cancelled waits do not accumulate.
 type Wakers = BTreeMap<WaitKey, Waker>;
 
-/// What a future can wait for, and which one it is.
+/// What a future waits for, and which future it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum WaitKey {
     Status(WaiterId),
@@ -82,11 +82,11 @@ pub(crate) enum WaitKey {
     Ended(WaitId),
 }
 
-/// Tells one that waits from the others.
+/// Distinguishes waiters for the same event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct WaiterId(u64);
 
-/// One that waits. Its waker goes with it.
+/// A waiter for a change of status. Dropping it removes its waker.
 #[derive(Debug)]
 pub(crate) struct StatusWaiter<'a> {
     shared: &'a Shared,
@@ -99,7 +99,7 @@ impl<'a> StatusWaiter<'a> {
         Self { shared, key }
     }
 
-    /// Wakes `waker` when it happens. Once.
+    /// Wakes `waker` at the next event, once.
     pub(crate) fn register_waker(&self, state: &mut SharedState, waker: &Waker) {
         state.register_waker(self.key, waker);
     }
@@ -112,7 +112,7 @@ impl Drop for StatusWaiter<'_> {
 }
 
 impl SharedState {
-    /// Wakes `waker` when it happens. Once.
+    /// Wakes `waker` at the next event, once.
     pub(crate) fn register_waker(&mut self, key: WaitKey, waker: &Waker) {
         self.wakers.insert(key, waker.clone());
     }
@@ -126,7 +126,7 @@ impl SharedState {
         WaiterId(self.next_waiter_id)
     }
 
-    /// Takes the wakers of those who wait for `what`.
+    /// Removes and returns the wakers whose keys match.
     fn take(&mut self, matches: impl Fn(&WaitKey) -> bool) -> Vec<Waker> {
         let (taken, left) =
             std::mem::take(&mut self.wakers).into_iter().partition(|(key, _)| matches(key));
@@ -135,7 +135,7 @@ impl SharedState {
         taken.into_values().collect()
     }
 
-    /// Wakes `waker` at `at`, unless it is taken back by its key.
+    /// Wakes `waker` at `at`, unless the timer is removed by the returned key.
     pub(crate) fn set_timer(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
         let key = (at, self.waiter_id().0);
         self.timers.insert(key, waker.clone());
@@ -146,7 +146,7 @@ impl SharedState {
         self.timers.remove(&key);
     }
 
-    /// Over, and everything it said has been written where it goes.
+    /// The VM has ended and all its output is written.
     pub(crate) fn has_finished(&self) -> bool {
         self.vm.status().is_terminal() && self.relays == 0
     }
@@ -175,12 +175,12 @@ impl Shared {
         Arc::new(Self { state: Mutex::new(state), wake_target })
     }
 
-    /// The machine. Held for as long as one `on_ready` at most.
+    /// Locks the VM. The driver holds the lock for at most one `on_ready` call.
     pub(crate) fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the driver look again at what to do and how long to wait.
+    /// Wakes the driver, which then does pending work and computes the next deadline.
     pub(crate) fn wake_driver(&self) {
         match &self.wake_target {
             WakeTarget::Thread => thread::wake(),
@@ -193,12 +193,12 @@ impl Shared {
         }
     }
 
-    /// A copy of the descriptor, for the driver's own poller.
+    /// A duplicate of the descriptor, for the driver's own poller.
     fn descriptor(&self) -> io::Result<OwnedFd> {
         self.lock().vm.as_fd().try_clone_to_owned()
     }
 
-    /// One round: does what there is to do and wakes whoever waited for it.
+    /// Does the pending work once and wakes the waiters of its events.
     fn drive(&self) -> io::Result<DriveOutcome> {
         let mut wake = Vec::new();
         let round = {
@@ -219,11 +219,11 @@ impl Shared {
                 DriveOutcome::Again(state.next_timeout())
             }
         };
-        // Outside of the lock: whoever wakes may want it. What a waker does is its program's code: one
-        // that panics does not take the thread from everybody else's machines.
+        // Wakers run outside the lock, because they may take it. A waker is code of the program; a
+        // panic in it must not end the thread that serves other VMs.
         for waker in wake {
             if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!("a waker panicked: whoever it stands for may wait for ever");
+                tracing::error!("a waker panicked: its future may never be woken");
             }
         }
         Ok(round)
@@ -233,9 +233,9 @@ impl Shared {
 /// What a driver does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DriveOutcome {
-    /// Wait for the descriptor, this long at most.
+    /// Wait for the descriptor, at most this long.
     Again(Option<Duration>),
-    /// The machine is over and will say nothing more.
+    /// The VM has ended and produces no more events.
     Over,
 }
 
@@ -257,7 +257,7 @@ impl SharedState {
         });
     }
 
-    /// Output was written where it goes: who waits for the end may look again.
+    /// A thread has written all output: wakes the waiters for the end.
     pub(crate) fn relayed(&mut self) -> Vec<Waker> {
         self.relays = self.relays.saturating_sub(1);
         self.take(|key| matches!(key, WaitKey::Status(_)))

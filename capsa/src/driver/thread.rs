@@ -1,7 +1,7 @@
-//! The hidden thread: one for all vms of the program, started with the first.
+//! The driver thread: one for all VMs of the program, started with the first VM.
 //!
-//! It sleeps on one poller in which every machine's descriptor is. With nothing to do it does not
-//! wake up. It never ends; with the program it is gone.
+//! It waits on one poller that watches the descriptors of all VMs. When no VM has work, it sleeps.
+//! It runs until the program exits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,7 +33,7 @@ struct RegisteredVm {
 
 static THREAD: OnceLock<DriverThread> = OnceLock::new();
 
-/// Drives this machine until it is over.
+/// Adds a VM, which is driven until it has ended.
 pub(super) fn register(shared: &Arc<Shared>) -> Result<()> {
     let thread = running()?;
     let descriptor = shared.descriptor()?;
@@ -49,7 +49,7 @@ pub(super) fn register(shared: &Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-/// Makes the thread look at every machine again.
+/// Wakes the thread, which then drives every VM.
 pub(super) fn wake() {
     if let Some(thread) = THREAD.get() {
         thread.reactor.wake();
@@ -57,7 +57,7 @@ pub(super) fn wake() {
 }
 
 fn running() -> io::Result<&'static DriverThread> {
-    /// One that could not be started is tried again.
+    /// If the thread could not be started, the next call tries again.
     static IS_STARTED: Mutex<bool> = Mutex::new(false);
     let mut is_started = IS_STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     let thread = match THREAD.get() {
@@ -86,8 +86,8 @@ impl DriverThread {
             ready.clear();
             let woken = self.reactor.wait(wait, &mut ready);
             if let Err(error) = woken {
-                // Only a broken process gets here. Not to spin is all that is left to do.
-                tracing::error!("the capsa thread cannot wait: {error}");
+                // This happens only in a broken process. The pause keeps the loop from spinning.
+                tracing::error!("the driver thread cannot wait: {error}");
                 std::thread::sleep(Duration::from_millis(100));
             }
             let woken_by_handle = self.reactor.was_woken();

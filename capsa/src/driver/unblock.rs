@@ -1,4 +1,4 @@
-//! Runs something that blocks on a thread of its own, so that an executor does not wait for it.
+//! Runs a blocking function on a thread of its own, so that it does not block an executor.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,9 +6,9 @@ use std::task::{Poll, Waker};
 
 use crate::Result;
 
-/// The result of `work`, which runs on a thread of this name.
+/// Returns the result of `work`, which runs on a thread called `name`.
 ///
-/// Dropping the future lets the work run to its end and throws its result away.
+/// If the future is dropped, the work completes and its result is discarded.
 ///
 /// # Errors
 ///
@@ -45,6 +45,6 @@ pub(crate) async fn unblock<T: Send + 'static>(
         }
     })
     .await;
-    // A panic of the work is a panic of whoever waits for it.
+    // A panic of the work is propagated to the caller.
     done.map_err(|panic| std::panic::resume_unwind(panic))
 }

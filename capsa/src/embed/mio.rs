@@ -1,8 +1,8 @@
-//! [`Vm`] as a source of mio's, behind the feature `mio`.
+//! [`Vm`] as an event source of mio (feature `mio`).
 //!
-//! Only the descriptor is mio's to watch; the deadline stays with the caller, who gives
-//! [`Vm::next_timeout`] to `mio::Poll::poll`. Interest in writing is taken and never reported; alone it
-//! is an error, since nothing would be.
+//! mio watches the descriptor only; the caller passes the deadline, [`Vm::next_timeout`], to
+//! `mio::Poll::poll`. Write interest is accepted and never reported; without read interest,
+//! registration is an error.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -30,7 +30,7 @@ impl Source for Vm {
 }
 
 fn for_reading(interests: Interest) -> io::Result<()> {
-    let why = "a machine is watched for reading";
+    let why = "invalid interest: a VM needs read interest";
     if interests.is_readable() {
         Ok(())
     } else {

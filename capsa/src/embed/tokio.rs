@@ -1,8 +1,8 @@
-//! [`TokioVm`]: an [`embed::Vm`](Vm) in a task of tokio's, behind the feature `tokio`.
+//! [`TokioVm`]: an [`embed::Vm`](Vm) in a tokio task (feature `tokio`).
 //!
-//! It keeps the contract of [`embed`](super) with tokio's own reactor and timer, so that neither a
-//! thread nor a reactor of ours is there. [`VmHandle`](crate::VmHandle) works under tokio too, with
-//! its one thread; this is for programs that want none.
+//! It fulfils the contract of [`embed`](super) with tokio's own reactor and timer, without a thread
+//! or reactor of Capsa. [`VmHandle`](crate::VmHandle) works under tokio too, with one driver
+//! thread.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -14,7 +14,7 @@ use ::tokio::{task, time};
 
 use super::{Vm, VmEvent};
 
-/// A machine that tokio's reactor watches. Everything else is [`Vm`]'s, which it derefs to.
+/// A VM that tokio's reactor watches. It derefs to [`Vm`].
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,37 +34,37 @@ use super::{Vm, VmEvent};
 /// # }
 /// ```
 ///
-/// Nothing happens while nobody awaits [`next_event`](Self::next_event): a task that does something
-/// else for long holds its guest up. Dropping it drops the [`Vm`], which kills what runs and waits
-/// milliseconds until it is gone.
+/// The VM makes progress only while [`next_event`](Self::next_event) is awaited: a task that does
+/// other work for long delays the guest. Dropping it drops the [`Vm`], which kills its processes
+/// and waits some milliseconds for them.
 #[derive(Debug)]
 pub struct TokioVm {
-    /// A copy of the machine's, so that whatever becomes of `vm` this one stays registered.
+    /// A duplicate of the VM's descriptor, which stays registered whatever happens to `vm`.
     descriptor: AsyncFd<OwnedFd>,
     vm: Vm,
 }
 
 impl TokioVm {
-    /// Has the runtime that this is called in watch the machine.
+    /// Registers the VM with the reactor of the current runtime.
     ///
     /// # Errors
     ///
-    /// When there is no descriptor left, or the runtime's reactor takes no more. The machine is gone
-    /// then.
+    /// When no descriptor is left, or the reactor rejects the registration. The VM is dropped then.
     ///
     /// # Panics
     ///
-    /// Outside of a runtime, and in one without I/O, as tokio's own sources do.
-    // Deprecated in tokio 1.54 for an unsafe one, which asks that the descriptor is not closed or
-    // exchanged while it is registered. This one is ours alone, and lent to nobody.
+    /// Outside a runtime, or in a runtime without I/O, as tokio's own types do.
+    // Deprecated in tokio 1.54 in favour of an unsafe function, which requires that the descriptor
+    // is not closed or replaced while it is registered. This type owns the descriptor and lends it
+    // to no other code.
     #[allow(deprecated)]
     pub fn new(vm: Vm) -> io::Result<Self> {
         Ok(Self { descriptor: AsyncFd::new(vm.as_fd().try_clone_to_owned()?)?, vm })
     }
 
-    /// The next event. `None`: the machine is over, and all was said.
+    /// The next event. `None` when the VM has ended and all events were returned.
     ///
-    /// Dropping the future loses nothing, so it may stand in a `select!`.
+    /// Dropping the future loses nothing, so it can be used in `select!`.
     ///
     /// # Errors
     ///
@@ -80,12 +80,12 @@ impl TokioVm {
             }
             match self.next_timeout() {
                 None if self.status().is_terminal() => return Ok(None),
-                // A machine that always has more to do gives other tasks their turn.
+                // A busy VM yields to other tasks.
                 Some(Duration::ZERO) => task::yield_now().await,
                 None => self.descriptor.readable().await?.clear_ready(),
                 Some(timeout) => match time::timeout(timeout, self.descriptor.readable()).await {
-                    // What was reported is forgotten before the work, so that what comes during
-                    // the work is reported anew.
+                    // Clear the readiness before the work, so that events during the work are
+                    // reported again.
                     Ok(readable) => readable?.clear_ready(),
                     Err(_deadline) => {}
                 },
@@ -94,7 +94,7 @@ impl TokioVm {
         }
     }
 
-    /// The machine, for another loop.
+    /// Returns the VM, for another event loop.
     pub fn into_inner(self) -> Vm {
         self.vm
     }

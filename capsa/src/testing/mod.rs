@@ -1,23 +1,23 @@
-//! For tests: machines without a hypervisor, and transcripts of those that fail.
+//! Test support: VMs without a hypervisor, and console output in the reports of failed tests.
 //!
-//! A program that automates a guest can be tested in milliseconds, without a kernel, a disk or a
-//! hypervisor, and with no change to it: what it gets is the same [`VmHandle`](crate::VmHandle), the
-//! same [`VmConsole`](crate::VmConsole), the same [`embed::Vm`](crate::embed::Vm). Only the guest is
-//! played, at the other end of the console; the machine's life, its stop ladder, its time limits,
-//! waits and reports are the real ones.
+//! A program that automates a guest can be tested in milliseconds without a kernel, a disk or a
+//! hypervisor, and without changes: it gets the same [`VmHandle`](crate::VmHandle), the same
+//! [`VmConsole`](crate::VmConsole), the same [`embed::Vm`](crate::embed::Vm). Only the guest behind
+//! the console is simulated; lifecycle, stop ladder, time limits, waits and reports are the real
+//! ones.
 //!
-//! | the guest | is made by |
+//! | a guest that | type |
 //! | --- | --- |
-//! | does what the test says: answers, fails, panics, hangs | [`ScriptedGuest`] |
-//! | does again what a real one did | [`recording`], of a file that [`Recording`](crate::Recording) made |
+//! | follows a script of the test: replies, fails, panics, hangs | [`ScriptedGuest`] |
+//! | replays a recorded guest | [`recording`], from a file that [`Recording`](crate::Recording) made |
 //!
-//! [`vm`] makes a machine of either; [`LinuxVmBuilder::simulated_guest`] one of a builder that a program
-//! has already. There is no network, disk, share or vsock behind it: the builder is asked for its
-//! console, its time limit, its scrollback and what a reboot does, and nothing else is looked at.
+//! [`vm`] makes a builder for either; [`LinuxVmBuilder::simulated_guest`] replaces the guest of an
+//! existing builder. There is no network, disk, share or vsock: only the console, the time limit,
+//! the scrollback and the reboot policy of the builder are used.
 //!
-//! Where a prompt has to stand unchanged for a tenth of a second before a login believes in it, the
-//! clock of a machine that is played is put forward: nobody else could break that silence. All other
-//! times are real.
+//! A login accepts a prompt only after it has been unchanged for a tenth of a second. With a
+//! simulated guest, the VM's clock skips this delay when the guest waits for input. All other times
+//! are real.
 //!
 //! ```
 //! # #[cfg(feature = "blocking")] {
@@ -35,7 +35,7 @@
 //!     .shell("# ")
 //!     .on("uname -r", GuestReply::output("6.1.0\n"));
 //! let vm = testing::vm(guest).build_blocking()?;
-//! let _shown = testing::show_on_failure(&vm);
+//! let _guard = testing::show_on_failure(&vm);
 //! vm.start()?;
 //! assert_eq!(kernel(&mut vm.console()?)?, "6.1.0");
 //! vm.stop()?;
@@ -62,18 +62,19 @@ pub use capsa_proto::sim::{
 
 use crate::{Error, LinuxVmBuilder, Result};
 
-/// A machine whose guest is played, with a console. Goes on as any builder does.
+/// A builder of a VM with a simulated guest and a console.
 pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
     LinuxVmBuilder::new("/dev/null".into(), None, Vec::new())
         .console_enabled()
         .simulated_guest(guest)
 }
 
-/// The recording in this file, to be replayed.
+/// Reads a recording, to replay it.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] when the file cannot be read, is no asciicast v2 file, or is longer than 64 MiB.
+/// [`Error::Io`] when the file cannot be read, is not an asciicast v2 file, or is longer than 64
+/// MiB.
 pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
     let path = path.as_ref();
     let named = |kind, error: &dyn std::fmt::Display| {
@@ -84,8 +85,8 @@ pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
 }
 
 impl LinuxVmBuilder {
-    /// Has the guest played instead of running one; see [`testing`](crate::testing). The kernel, the
-    /// disks, the shares and the network are not looked at then, and no backend is chosen.
+    /// Replaces the guest by a simulated one; see [`testing`](crate::testing). The kernel, disks,
+    /// shares and network are ignored, and no backend is chosen.
     pub fn simulated_guest(mut self, guest: impl Into<SimulatedGuest>) -> Self {
         self.simulated = Some(guest.into());
         self

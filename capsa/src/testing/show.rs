@@ -1,4 +1,4 @@
-//! What the consoles said, for those tests that fail and for no others.
+//! Console output in the reports of failed tests.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,15 +9,15 @@ use crate::VmHandle;
 use crate::driver::Shared;
 
 thread_local! {
-    /// The machines whose console this test wants to see when it fails.
+    /// The VMs whose console output the current test shows on failure.
     static WATCHED: RefCell<Vec<Weak<Shared>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Shows the last lines of this machine's console if the test fails, and nothing if it does not.
+/// Shows the last lines of this VM's console if the test fails.
 ///
-/// A test that panics (a failed `assert!`, an `unwrap`) has them printed to standard error when the
-/// guard is dropped. A test that returns [`TestResult`] has them in the error, which the test
-/// harness prints. The guard does not keep the machine alive. It belongs to the thread of the test.
+/// If the test panics (a failed `assert!`, an `unwrap`), dropping the guard prints the lines to
+/// standard error. If the test returns [`TestResult`], the error contains the lines, and the test
+/// harness prints it. The guard does not keep the VM alive. It belongs to the thread of the test.
 ///
 /// ```
 /// # #[cfg(feature = "blocking")] {
@@ -25,13 +25,14 @@ thread_local! {
 ///
 /// fn test() -> TestResult {
 ///     let vm = testing::vm(ScriptedGuest::new().print("no init found\r\n")).build_blocking()?;
-///     let _shown = testing::show_on_failure(&vm);
+///     let _guard = testing::show_on_failure(&vm);
 ///     vm.start()?;
 ///     vm.console()?.wait_for_timeout("init", std::time::Duration::from_secs(5))?;
-///     Err("and now?")?
+///     Err("an error of the test")?
 /// }
 /// let shown = format!("{:?}", test().unwrap_err());
-/// assert_eq!(shown, "and now?\nconsole of the simulated VM, which is running, at its end:\n  | no init found");
+/// let want = "an error of the test\nlast console lines of the simulated VM (running):\n  | no init found";
+/// assert_eq!(shown, want);
 /// # }
 /// ```
 pub fn show_on_failure(vm: &impl AsRef<VmHandle>) -> ShowOnFailure {
@@ -40,9 +41,9 @@ pub fn show_on_failure(vm: &impl AsRef<VmHandle>) -> ShowOnFailure {
     ShowOnFailure { shared }
 }
 
-/// Shows a console when it is dropped by a panic. Made by [`show_on_failure`].
+/// Prints the last console lines when it is dropped during a panic; see [`show_on_failure`].
 #[derive(Debug)]
-#[must_use = "it shows something only as long as it lives: bind it to a name such as _shown"]
+#[must_use = "the guard shows the console only while it lives: bind it to a name such as _guard"]
 pub struct ShowOnFailure {
     shared: Weak<Shared>,
 }
@@ -52,10 +53,10 @@ impl Drop for ShowOnFailure {
         if std::thread::panicking()
             && let Some(shared) = self.shared.upgrade()
         {
-            // The macro, unlike the stream, is captured by the harness, which shows it with the test.
+            // The test harness captures the output of the macro but not of the stream.
             eprintln!("{}", transcript(&shared));
         }
-        // A test that ends its thread has taken the list along.
+        // The list is gone if the thread of the test has ended.
         let _ = WATCHED.try_with(|watched| {
             if let Ok(mut watched) = watched.try_borrow_mut() {
                 watched.retain(|other| !Weak::ptr_eq(other, &self.shared));
@@ -64,13 +65,12 @@ impl Drop for ShowOnFailure {
     }
 }
 
-/// What a test returns that uses `?` and shows its consoles when it fails.
+/// The return type of a test that uses `?` and shows console output on failure.
 pub type TestResult<T = ()> = std::result::Result<T, Failure>;
 
-/// Any error, with what the consoles of the test had said by then: those that
-/// [`show_on_failure`] was told of.
+/// Any error, with the last console lines of the VMs registered by [`show_on_failure`].
 ///
-/// Its `Debug` form is what the test harness prints, so it is made to be read.
+/// The test harness prints its `Debug` form, which is meant for people.
 pub struct Failure {
     error: Box<dyn std::error::Error>,
     transcripts: Vec<String>,
@@ -106,8 +106,8 @@ fn transcript(shared: &Shared) -> String {
     let lines = last_lines(state.vm.scrollback().tail(TAIL));
     drop(state);
     if lines.is_empty() {
-        return format!("the console of the {backend} VM, which is {status}, said nothing");
+        return format!("no console output of the {backend} VM ({status})");
     }
     let lines = lines.join("\n  | ");
-    format!("console of the {backend} VM, which is {status}, at its end:\n  | {lines}")
+    format!("last console lines of the {backend} VM ({status}):\n  | {lines}")
 }

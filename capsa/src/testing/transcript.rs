@@ -3,10 +3,10 @@
 use capsa_proto::console::Stripper;
 use capsa_proto::text::escape_control_line;
 
-/// Lines shown of a console.
+/// The largest number of lines shown.
 const LINES: usize = 40;
 
-/// Bytes looked at from the end, at most.
+/// The largest number of bytes taken from the end of the output.
 pub(super) const TAIL: usize = 16 * 1024;
 
 /// The last lines of console output: escape sequences removed, other control characters escaped.

@@ -120,7 +120,7 @@ fn an_error_of_waiting_says_what_came_close() {
     vm.console().unwrap().wait_for_timeout("login: ", PATIENCE).unwrap();
     for (pattern, expected) in [
         ("Login:", r#"waiting for "Login:"; "Login:" was there but for letter case: "login:"; "#),
-        ("login as", r#"; of "login as" there was "login", and then ": "; the console last said:"#),
+        ("login as", r#"; of "login as" there was "login", and then ": "; last console output:"#),
     ] {
         let error = console.wait_for_timeout(pattern, Duration::from_millis(1)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
