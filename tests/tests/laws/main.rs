@@ -2,6 +2,7 @@
 //! each place that breaks it.
 
 mod corpus;
+mod docs;
 mod source;
 
 use capsa_testkit::{command, workspace};
