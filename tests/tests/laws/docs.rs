@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use capsa_test::workspace;
+use capsa_testkit::workspace;
 
 use super::assert_none;
 use super::source::{Source, code, has_word};
