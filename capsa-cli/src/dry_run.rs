@@ -1,5 +1,6 @@
-//! A launch plan as text. All but the programs is in comments, so the whole can be pasted into a
-//! shell.
+//! `--dry-run`: a launch plan as text or JSON.
+//!
+//! In the text everything but the programs is a comment, so that it can be pasted into a shell.
 
 use std::fmt::Write as _;
 
@@ -10,41 +11,41 @@ use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
 
 use crate::json_output;
 
-/// The plan for people, and the backends that were passed over for it.
+/// The plan as text, with the backends that were rejected.
 pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
     let mut out = String::new();
-    let mut say = |line: &str| comment(&mut out, line);
-    say(&format!("backend: {}", plan.backend));
+    let mut line = |line: &str| comment(&mut out, line);
+    line(&format!("backend: {}", plan.backend));
     for rejection in rejected {
-        say(&format!("passed over: {rejection}"));
+        line(&format!("rejected backend: {rejection}"));
     }
-    say(&format!("run directory: {}", plan.run_dir));
-    say(&format!("kernel command line: {}", plan.cmdline));
+    line(&format!("run directory: {}", plan.run_dir));
+    line(&format!("kernel command line: {}", plan.cmdline));
     if let Some(limit) = plan.time_limit {
-        say(&format!("time limit: {}", humantime::format_duration(limit)));
+        line(&format!("time limit: {}", humantime::format_duration(limit)));
     }
     for note in &plan.notes {
         let level = match note.level {
             NoteLevel::Warning => "warning",
             NoteLevel::Info => "note",
         };
-        say(&format!("{level}: {}", note.text));
+        line(&format!("{level}: {}", note.text));
     }
     match &plan.console {
-        ConsolePlan::None => say("console: none"),
-        ConsolePlan::Socket { socket, .. } => say(&format!("console: on {socket}")),
+        ConsolePlan::None => line("console: none"),
+        ConsolePlan::Socket { socket, .. } => line(&format!("console: {socket}")),
         ConsolePlan::Pty { .. } => {
-            say("console: a pty as the hypervisor's standard input and output");
+            line("console: a pty as the hypervisor's standard input and output");
         }
     }
     if let Some(pipe) = &plan.event_pipe {
-        say(&format!("event pipe: {pipe}, made before the hypervisor starts"));
+        line(&format!("event pipe: {pipe}, created before the hypervisor starts"));
     }
     for overlay in &plan.overlays {
         let (at, of) = (overlay.at(), overlay.of());
-        say(&match overlay {
-            OverlayPlan::Qcow2 { .. } => format!("throw-away disk: {at}, empty, over {of}"),
-            OverlayPlan::Clone { .. } => format!("throw-away disk: {at}, a clone of {of}"),
+        line(&match overlay {
+            OverlayPlan::Qcow2 { .. } => format!("ephemeral disk: {at}, an empty overlay of {of}"),
+            OverlayPlan::Clone { .. } => format!("ephemeral disk: {at}, a clone of {of}"),
         });
     }
     for process in &plan.processes {
@@ -53,31 +54,31 @@ pub(crate) fn text(plan: &LaunchPlan, rejected: &[Rejection]) -> String {
         program(&mut out, process);
     }
     out.push('\n');
-    comment(&mut out, &format!("control messages, on {}", plan.control.socket));
+    comment(&mut out, &format!("control messages on {}", plan.control.socket));
     for message in &plan.boot {
         comment(&mut out, &format!("  boot: {}", message_text(message)));
     }
-    if let Some(ask) = &plan.power_button {
-        comment(&mut out, &format!("  stop: {}", message_text(ask)));
+    if let Some(message) = &plan.power_button {
+        comment(&mut out, &format!("  power button: {}", message_text(message)));
     }
     let quit = match &plan.quit {
         StopAction::Control(message) => message_text(message),
         StopAction::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
     };
-    comment(&mut out, &format!("  power off: {quit}"));
+    comment(&mut out, &format!("  quit: {quit}"));
     if let CrashReporting::ConsoleOnly { power_off } = &plan.crash_reporting {
         let message = message_text(power_off);
-        comment(&mut out, &format!("  power off after a guest crash: {message}"));
+        comment(&mut out, &format!("  quit after a guest crash: {message}"));
     }
     out
 }
 
-/// The plan for programs.
+/// The plan as JSON.
 pub(crate) fn json(plan: &LaunchPlan) -> String {
     json_output::document("plan", plan)
 }
 
-/// One argument a line, an option with its value.
+/// The command line of a program: one argument per line, an option with its value.
 fn program(out: &mut String, process: &ProcessPlan) {
     out.push_str(&shell_words::quote(&process.program));
     let mut args = process.args.iter().peekable();
@@ -92,7 +93,7 @@ fn program(out: &mut String, process: &ProcessPlan) {
     out.push('\n');
 }
 
-/// A comment of one line, whatever is in the text.
+/// A text as a comment of one line.
 fn comment(out: &mut String, text: &str) {
     out.push_str("# ");
     out.push_str(&escape_control_line(text));
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
     use capsa::{Capsa, ConsoleMode, DiskImage, LinuxBootConfig};
 
-    /// A plan for each backend, whatever this host is, of files with awkward names.
+    /// A plan for each backend, on any host, with files whose names need quoting.
     fn plans() -> Vec<LaunchPlan> {
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join("a b\n$(touch x)'");
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_the_programs_is_a_comment_and_they_can_be_pasted() {
+    fn dry_run_text_is_valid_shell_input() {
         for plan in plans() {
             let text = text(&plan, &[]);
             assert!(text.starts_with(&format!("# backend: {}\n", plan.backend)), "{text}");
@@ -148,7 +149,7 @@ mod tests {
                 .collect();
             assert_eq!(words, want);
             assert!(text.contains("# console: "), "{text}");
-            assert_eq!(text.matches("# throw-away disk: ").count(), plan.overlays.len(), "{text}");
+            assert_eq!(text.matches("# ephemeral disk: ").count(), plan.overlays.len(), "{text}");
             assert_eq!(text.contains("# event pipe: "), plan.event_pipe.is_some(), "{text}");
             for message in plan.boot.iter().chain(&plan.power_button) {
                 assert!(text.contains(message.purpose), "{text}");
@@ -157,18 +158,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_passed_over_is_said() {
+    fn dry_run_text_lists_rejected_backends() {
         let reasons = vec![capsa::Reason::new("no passt", "install it")];
         let rejected = [Rejection { backend: "cloud-hypervisor", reasons }];
         let text = text(&plans()[0], &rejected);
         assert!(
-            text.contains("# passed over: cloud-hypervisor: no passt (install it)\n"),
+            text.contains("# rejected backend: cloud-hypervisor: no passt (install it)\n"),
             "{text}"
         );
     }
 
     #[test]
-    fn json_has_it_all() {
+    fn dry_run_json_has_the_whole_plan() {
         for plan in plans() {
             let value: serde_json::Value = serde_json::from_str(&json(&plan)).unwrap();
             assert_eq!(value["backend"], plan.backend);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_leaves_its_comment() {
+    fn comment_escapes_control_characters() {
         let mut out = String::new();
         comment(&mut out, "a\nrm -rf /\r\u{1b}[2J ü");
         assert_eq!(out, "# a\\nrm -rf /\\r\\u{1b}[2J ü\n");

@@ -1,37 +1,37 @@
-//! Bodies of fuzz targets: what must hold of a config file, a size and a time, whatever they say.
+//! Bodies of fuzz targets: what holds for every config file, size and time.
 //!
-//! They are called by the fuzzer and, with the committed corpus, by an ordinary test.
+//! The fuzzer calls them, and an ordinary test with the committed corpus.
 
 use std::path::Path;
 
 use crate::config;
 use crate::values;
 
-/// A config file is read or refused, each mistake has a place in it, and what follows the file
-/// cannot mend it: the same text is judged the same.
+/// A config file is read, or it has mistakes with a reason and a hint. A comment at its end changes
+/// nothing.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match config::parse(text, Path::new("/folder")) {
+    match config::parse(text, Path::new("/directory")) {
         Ok(settings) => {
             for path in settings.kernel.iter().chain(&settings.initrd) {
-                assert!(path.is_absolute(), "{path:?} does not count from the folder");
+                assert!(path.is_absolute(), "{path:?} is not relative to the directory");
             }
-            let again = config::parse(&format!("{text}\n# a remark"), Path::new("/folder"));
-            assert_eq!(again.as_ref(), Ok(&settings), "a remark changes nothing");
+            let again = config::parse(&format!("{text}\n# a comment"), Path::new("/directory"));
+            assert_eq!(again.as_ref(), Ok(&settings), "a comment changes nothing");
         }
-        Err(wrongs) => {
-            assert!(!wrongs.is_empty(), "a refusal has a reason");
-            for wrong in &wrongs {
-                assert!(!wrong.why.is_empty() && !wrong.hint.is_empty(), "{wrong:?}");
-                assert!(!wrong.why.contains('\n'), "a mistake is one line: {wrong:?}");
+        Err(mistakes) => {
+            assert!(!mistakes.is_empty(), "an error has a mistake");
+            for mistake in &mistakes {
+                assert!(!mistake.why.is_empty() && !mistake.hint.is_empty(), "{mistake:?}");
+                assert!(!mistake.why.contains('\n'), "a mistake is one line: {mistake:?}");
             }
-            let failure = config::failure(Path::new("f"), text, wrongs).to_string();
+            let failure = config::failure(Path::new("f"), text, mistakes).to_string();
             assert!(!failure.chars().any(|c| c.is_control() && !"\n\t".contains(c)), "{failure:?}");
         }
     }
 }
 
-/// A size is a whole number of MiB, and is read again from how people write it.
+/// A size is a whole number of MiB. Written in MiB or in bytes it is parsed to the same size.
 pub fn size(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match values::memory_mb(text) {
@@ -43,7 +43,7 @@ pub fn size(data: &[u8]) {
     }
 }
 
-/// A time is read again from how people write it.
+/// A time is parsed to the same time after it was formatted.
 pub fn duration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match values::duration(text) {

@@ -1,27 +1,26 @@
-//! Help, made from the tables in [`crate::flags`].
+//! Help texts, made from the tables of commands and settings.
 
 pub(crate) mod completions;
 pub(crate) mod man;
 
 use std::fmt::Write as _;
 
-use crate::config::{Key, SECTIONS};
+use crate::commands::{COMMANDS, CommandRow, Subcommand};
 use crate::failure::EXIT_CODES;
-use crate::flags::{COMMANDS, Command, CommandRow, Flag, flags_of, row};
+use crate::settings::{SECTIONS, Setting, flags_of};
 
 const WIDTH: usize = 92;
 const INDENT: usize = 28;
 
 /// The commands, and the exit codes.
 pub(crate) fn overview() -> String {
-    let mut out =
-        String::from("capsa: runs virtual machines\n\nusage: capsa COMMAND\n\ncommands:\n");
-    for command in COMMANDS {
-        entry(&mut out, &joined(&[command.name, command.operands]), command.about);
+    let mut out = String::from("Run virtual machines\n\nUsage: capsa COMMAND\n\nCommands:\n");
+    for row in COMMANDS {
+        entry(&mut out, &joined(&[row.name, row.operands]), row.help);
     }
     out.push_str(
-        "\n`capsa help COMMAND` shows the flags of one, `capsa help --man | man -l -` all of it.\n\n\
-         exit codes:\n",
+        "\nRun `capsa help COMMAND` for the flags of a command, `capsa help --man | man -l -` for \
+         the\nmanual page.\n\nExit codes:\n",
     );
     for (code, meaning) in EXIT_CODES {
         entry(&mut out, code, meaning);
@@ -29,55 +28,59 @@ pub(crate) fn overview() -> String {
     out
 }
 
-/// What stands behind a command's name.
+/// What follows a command's name.
 pub(crate) fn synopsis(row: &CommandRow) -> String {
-    let takes_flags = if flags_of(row.command).next().is_some() { "[FLAGS]" } else { "" };
-    let behind = if row.command == Command::Run { "[-- COMMAND…]" } else { "" };
-    joined(&[row.operands, takes_flags, behind])
+    let flags = if flags_of(row.command).next().is_some() { "[FLAGS]" } else { "" };
+    let guest_command = if row.command == Subcommand::Run { "[-- COMMAND…]" } else { "" };
+    joined(&[row.operands, flags, guest_command])
 }
 
-/// One command with its flags.
-pub(crate) fn of(command: Command) -> String {
-    let row = row(command);
-    let CommandRow { name, about, .. } = row;
-    let flags: Vec<&Flag> = flags_of(command).collect();
-    let mut out = format!("capsa {name}: {about}\n\n");
-    let _ = writeln!(out, "usage: {}", joined(&["capsa", name, &synopsis(row)]));
+/// The help of one command, with its flags.
+pub(crate) fn of(command: Subcommand) -> String {
+    let row = command.row();
+    let flags: Vec<&Setting> = flags_of(command).collect();
+    let mut out = format!("{}\n\nUsage: ", row.help);
+    let _ = writeln!(out, "{}", joined(&["capsa", row.name, &synopsis(row)]));
     if !flags.is_empty() {
-        out.push_str("\nflags:\n");
+        out.push_str("\nFlags:\n");
     }
     for flag in flags {
-        let again = if flag.repeats { " (may be given several times)" } else { "" };
-        let left = left(flag);
-        entry(&mut out, &left, &format!("{}{again}", flag.help));
+        entry(&mut out, &left(flag), &flag_help(flag));
     }
     match command {
-        Command::Run => about_running(&mut out),
-        Command::Config => about_config(&mut out),
+        Subcommand::Run => run_details(&mut out),
+        Subcommand::Config => config_keys(&mut out),
         _ => {}
     }
     out
 }
 
 /// The sections of a config file and their keys.
-fn about_config(out: &mut String) {
-    out.push_str("\nA config file is TOML. Its paths count from its own folder.\n");
+fn config_keys(out: &mut String) {
+    out.push_str("\nA config file is TOML. Relative paths are relative to its directory.\n");
     for section in SECTIONS {
-        let _ = writeln!(out, "\n{}: {}", section.head(), section.about);
-        for Key { name, example, about, is_required, .. } in section.keys {
-            let needed = if *is_required { "; needed" } else { "" };
-            entry(out, &format!("{name} = {example}"), &format!("{about}{needed}"));
+        let _ = writeln!(out, "\n{} {}", section.header(), section.help);
+        for row in section.rows() {
+            let required = if row.required { " [required]" } else { "" };
+            let left = format!("{} = {}", row.key_name(), row.example);
+            entry(out, &left, &format!("{}{required}", row.help()));
         }
     }
 }
 
-/// A flag and its value, as they stand at the left.
-fn left(flag: &Flag) -> String {
-    let short = flag.short.map(|short| format!("{short},")).unwrap_or_default();
-    joined(&[&short, flag.name, &flag.takes.name()])
+/// A flag and its value.
+pub(crate) fn left(flag: &Setting) -> String {
+    let short = flag.short.map(|short| format!("-{short},")).unwrap_or_default();
+    joined(&[&short, flag.flag, &flag.placeholder()])
 }
 
-/// Lines to begin with.
+/// What a flag does.
+pub(crate) fn flag_help(flag: &Setting) -> String {
+    let repeats = if flag.repeats { " [may be repeated]" } else { "" };
+    format!("{}{repeats}", flag.help())
+}
+
+/// Command lines to start with.
 pub(crate) const EXAMPLES: &str = "\
 capsa run linux --kernel ./bzImage --initrd ./initrd --disk ./rootfs.qcow2 \\
   --share ./workspace:/workspace:rw --console stdio
@@ -86,58 +89,58 @@ capsa run --config linux-vm.toml -- uname -a
 capsa run --config linux-vm.toml --dry-run
 ";
 
-/// The keys that are not the guest's.
+/// The keys that capsa does not send to the guest.
 pub(crate) const KEYS: &[(&str, &str)] = &[
     ("Ctrl-] q", "ask the guest to power off"),
-    ("Ctrl-] k", "cut its power"),
+    ("Ctrl-] k", "kill the VM"),
     ("Ctrl-] Ctrl-]", "send Ctrl-] to the guest"),
 ];
 
-/// The variables that are looked at.
+/// The environment variables.
 pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
-    ("CAPSA_BACKEND", "the backend, where no flag and no file names one"),
+    ("CAPSA_BACKEND", "Backend, if neither a flag nor the config file names one"),
     (
         "CAPSA_QEMU, CAPSA_CLOUD_HYPERVISOR, CAPSA_VFKIT, CAPSA_VIRTIOFSD, CAPSA_PASST, \
          CAPSA_VHOST_DEVICE_VSOCK",
-        "the program, instead of a search",
+        "Path of the program, in place of a search",
     ),
+    ("CAPSA_LOG", "Log level, if --log-level is not given"),
     (
         "CAPSA_RUN_DIR",
-        "where run directories are, instead of $XDG_RUNTIME_DIR/capsa or /tmp/capsa-UID",
+        "Parent of run directories [default: $XDG_RUNTIME_DIR/capsa, else /tmp/capsa-UID]",
     ),
-    ("TMPDIR", "where what a guest writes to an ephemeral disk goes, instead of /var/tmp"),
+    ("TMPDIR", "Directory for the writes to ephemeral disks [default: /var/tmp]"),
 ];
 
-/// What no flag says.
-fn about_running(out: &mut String) {
-    out.push_str("\nexamples:\n");
+fn run_details(out: &mut String) {
+    out.push_str("\nExamples:\n");
     for line in EXAMPLES.lines() {
         let _ = writeln!(out, "  {line}");
     }
-    out.push_str(BEHIND);
+    out.push_str(CONSOLE);
     for (keys, what) in KEYS {
         let _ = writeln!(out, "  {keys:13}  {what}");
     }
     out.push_str(SIGNALS);
 }
 
-const BEHIND: &str = "
-With -- COMMAND, capsa waits for the guest's shell, logs in where it asks, runs the command with the
-words as they are, prints its output as it comes, stops the machine, and exits with the command's
-status.
+const CONSOLE: &str = "
+With -- COMMAND, capsa waits for the guest's shell, logs in if the guest asks, runs the command with
+its words unchanged, prints its output as it arrives, stops the VM, and exits with the command's
+exit code.
 
-With --console stdio, standard output holds the guest's console and nothing else; all that capsa
-says goes to standard error. On a terminal every key is the guest's, Ctrl-C too, but for:
+With --console stdio, standard output has the guest's console and nothing else; messages of capsa go
+to standard error. On a terminal all keys go to the guest, Ctrl-C included, except:
 ";
 
 const SIGNALS: &str = "
-A serial line knows no window size; in the guest, `stty rows R cols C` sets it.
+A serial console has no window size; run `stty rows R cols C` in the guest to set it.
 
-SIGTERM, SIGINT and SIGHUP ask the guest to power off; another one, a second
-or more later, cuts its power. `capsa help` lists the exit codes.
+SIGTERM, SIGINT and SIGHUP ask the guest to power off. A second signal, at least one second later,
+kills the VM. `capsa help` lists the exit codes.
 ";
 
-/// One line, or more, with the name at the left.
+/// An entry with its name on the left, wrapped.
 fn entry(out: &mut String, left: &str, right: &str) {
     let mut line = format!("  {left}");
     if line.len() + 2 > INDENT {
@@ -145,8 +148,8 @@ fn entry(out: &mut String, left: &str, right: &str) {
         line.clear();
     }
     for word in right.split(' ') {
-        let begins = line.trim_start().is_empty() || line.len() <= INDENT;
-        if !begins && line.chars().count() + 1 + word.chars().count() > WIDTH {
+        let is_first = line.trim_start().is_empty() || line.len() <= INDENT;
+        if !is_first && line.chars().count() + 1 + word.chars().count() > WIDTH {
             let _ = writeln!(out, "{line}");
             line.clear();
         }
@@ -168,15 +171,14 @@ fn joined(words: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::FLAGS;
 
     #[test]
-    fn every_command_and_every_flag_is_in_it() {
+    fn help_lists_every_command_and_flag() {
         let overview = overview();
-        for command in COMMANDS {
-            assert!(overview.contains(command.name), "{overview}");
-            let text = of(command.command);
-            for flag in FLAGS.iter().filter(|flag| flag.of.contains(&command.command)) {
+        for row in COMMANDS {
+            assert!(overview.contains(row.name), "{overview}");
+            let text = of(row.command);
+            for flag in flags_of(row.command) {
                 let left = format!("  {}", left(flag));
                 assert!(text.contains(&left), "{left} is not in\n{text}");
             }
@@ -184,12 +186,12 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_in_the_overview() {
+    fn overview_lists_exit_codes() {
         assert!(overview().contains("128+N"));
     }
 
     #[test]
-    fn no_line_is_wider_than_a_page() {
+    fn help_lines_fit_into_100_columns() {
         for text in COMMANDS.iter().map(|row| of(row.command)).chain([overview()]) {
             for line in text.lines() {
                 assert!(line.chars().count() <= 100, "{line}");

@@ -1,22 +1,24 @@
-//! The command `capsa`: runs a virtual machine on a terminal, a pipe or a file.
+//! The command `capsa`: runs VMs from a terminal, a script or a config file.
 //!
-//! It is a thin face of the library, and the only place of the project that handles signals or
-//! touches a terminal's modes. Reading order:
+//! It is a front end of the library, and the only crate of the project that handles signals and
+//! terminal modes. Reading order:
 //!
-//! | module | what it is |
+//! | module | what it does |
 //! | --- | --- |
-//! | `flags`, `help` | the one table of commands and flags, and its prints |
-//! | `settings`, `values`, `config` | what flags and the config file say, on its way to a builder |
-//! | `check`, `naming`, `spans` | what is wrong with a machine, and where that was said |
-//! | `run`, `dry_run` | `capsa run`, up to the machine |
-//! | `session` | the loop that runs a machine; its modules are what else it drives |
-//! | `stdio` | a console on standard input and output: terminals, keys, slow readers |
-//! | `machines` | `ps`, `stop`, `gc` and `console`: machines that other runs hold |
-//! | `list`, `doctor` | what this host can do |
-//! | `failure`, `reporter`, `json_output`, `print` | what is said, to people and to programs, and exit codes |
+//! | `commands`, `settings` | the tables: commands, and every flag and config key with its setter |
+//! | `flags`, `config`, `values` | parse the command line, the config file, and single values |
+//! | `help` | help, the manual page and completions, made from the tables |
+//! | `check`, `spans` | problems of a VM's description, and where in the config file they are |
+//! | `run`, `dry_run` | `capsa run` up to the start of the VM |
+//! | `session` | the event loop of a running VM |
+//! | `stdio` | the console on standard input and output: raw mode, escape keys, slow readers |
+//! | `running` | `ps`, `stop`, `gc` and `console`, and the control socket that they use |
+//! | `backends`, `doctor` | what this host supports |
+//! | `failure`, `reporter`, `log`, `json_output`, `print` | errors, exit codes, progress, log, JSON |
 
 mod backends;
 mod check;
+mod commands;
 mod config;
 mod doctor;
 mod dry_run;
@@ -26,7 +28,7 @@ mod flags;
 pub mod fuzz;
 mod help;
 mod json_output;
-mod naming;
+mod log;
 mod print;
 mod reporter;
 mod run;
@@ -45,24 +47,26 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use commands::Subcommand;
 use failure::Failure;
-use flags::{Command, Given, usage};
+use flags::{Arguments, usage};
 use print::print;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The command, with the arguments behind the program's name.
+/// Runs the command with these arguments, without the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let asks_json = wants_json(&args);
-    let code = Given::parse(args).and_then(|given| run(&given)).unwrap_or_else(|failure| {
-        let text = if asks_json { failure.json() } else { failure.to_string() };
-        let _ = writeln!(io::stderr(), "{text}");
-        failure.code
-    });
+    let code =
+        Arguments::parse(args).and_then(|arguments| run(&arguments)).unwrap_or_else(|failure| {
+            let text = if asks_json { failure.json() } else { failure.to_string() };
+            let _ = writeln!(io::stderr(), "{text}");
+            failure.code
+        });
     ExitCode::from(code)
 }
 
-/// Whether errors are for programs, even one about these very arguments.
+/// Whether errors are printed as JSON, even if these arguments cannot be parsed.
 fn wants_json(args: &[OsString]) -> bool {
     let flags: Vec<_> = args.iter().take_while(|arg| *arg != "--").collect();
     let progress = |pair: &[&OsString]| pair[0] == "--progress" && pair[1] == "json";
@@ -70,62 +74,60 @@ fn wants_json(args: &[OsString]) -> bool {
         || flags.windows(2).any(progress)
 }
 
-fn run(given: &Given) -> Result<u8, Failure> {
-    if given.wants_help {
-        return print(&match given.command {
-            Command::Help => help::overview(),
+fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let command = arguments.command;
+    if arguments.wants_help {
+        return print(&match command {
+            Subcommand::Help => help::overview(),
             command => help::of(command),
         });
     }
-    let json = given.command != Command::Help
-        && given.command != Command::Console
-        && given.command != Command::Completions
-        && given.has("--json");
-    match given.command {
-        Command::Run => run::run(given),
-        Command::Ps => running::ps(json),
-        Command::Stop => running::stop(given),
-        Command::Gc => running::gc(given),
-        Command::Console => running::console(given),
-        Command::Backends => {
+    let logs = log::init(arguments)?;
+    let options = &arguments.settings.options;
+    let json = options.json;
+    match command {
+        Subcommand::Run => run::run(arguments, logs),
+        Subcommand::Ps => running::ps(json),
+        Subcommand::Stop => running::stop(arguments),
+        Subcommand::Gc => running::gc(arguments),
+        Subcommand::Console => running::console(arguments),
+        Subcommand::Backends => {
             let reports = capsa::backends();
             print(&if json { backends::json(&reports) } else { backends::text(&reports) })
         }
-        Command::Doctor => doctor::doctor(json),
-        Command::Config => configure(given, json),
-        Command::Completions => match given.operands.first().map(String::as_str) {
+        Subcommand::Doctor => doctor::doctor(json),
+        Subcommand::Config => config_command(arguments),
+        Subcommand::Completions => match arguments.operands.first() {
             Some(shell) => match help::completions::of(shell) {
                 Some(script) => print(&script),
-                None => {
-                    Err(usage(format!("there is no shell {shell:?} here"), Some(given.command)))
-                }
+                None => Err(usage(format!("unsupported shell {shell:?}"), Some(command))),
             },
-            None => Err(usage("no shell is named", Some(given.command))),
+            None => Err(usage("expected a shell", Some(command))),
         },
-        Command::Version if json => {
+        Subcommand::Version if json => {
             print(&json_output::document("version", json!({"version": VERSION})))
         }
-        Command::Version => print(&format!("capsa {VERSION}\n")),
-        Command::Help if given.has("--man") => print(&help::man::page()),
-        Command::Help => match given.operands.first() {
+        Subcommand::Version => print(&format!("capsa {VERSION}\n")),
+        Subcommand::Help if options.man => print(&help::man::page()),
+        Subcommand::Help => match arguments.operands.first() {
             None => print(&help::overview()),
-            Some(name) => match flags::row_named(name) {
-                Some(row) => print(&help::of(row.command)),
-                None => Err(flags::no_command(name)),
+            Some(name) => match Subcommand::named(name) {
+                Some(command) => print(&help::of(command)),
+                None => Err(flags::unknown_command(name)),
             },
         },
     }
 }
 
 /// `capsa config check FILE`, `capsa config schema`.
-fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
-    let wrong = |what: String| Err(usage(what, Some(given.command)));
-    match given.operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+fn config_command(arguments: &Arguments) -> Result<u8, Failure> {
+    let mistake = |what: String| Err(usage(what, Some(arguments.command)));
+    match arguments.operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["schema"] => print(&format!("{:#}\n", config::schema())),
         ["check", file] => {
             let backend = check::file(Path::new(file))?;
             let content = json!({"file": file, "problems": [], "backend": backend});
-            match (json, backend) {
+            match (arguments.settings.options.json, backend) {
                 (true, _) => print(&json_output::document("config", content)),
                 (false, Some(_)) => print(&format!("{file}: no errors\n")),
                 (false, None) => print(&format!(
@@ -133,8 +135,8 @@ fn configure(given: &Given, json: bool) -> Result<u8, Failure> {
                 )),
             }
         }
-        ["check"] => wrong("no file is named".into()),
-        [] => wrong("nothing says what to do: check FILE, or schema".into()),
-        [other, ..] => wrong(format!("{other:?} is neither check FILE nor schema")),
+        ["check"] => mistake("expected a file to check".into()),
+        [] => mistake("expected check FILE or schema".into()),
+        [other, ..] => mistake(format!("unexpected argument {other:?}: use check FILE or schema")),
     }
 }

@@ -1,4 +1,4 @@
-//! The command. Everything is in the library beside it.
+//! The program `capsa`; its code is in the library `capsa_cli`.
 
 use std::process::ExitCode;
 

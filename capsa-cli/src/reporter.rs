@@ -11,7 +11,7 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use crate::json_output;
-use crate::values::ProgressMode;
+use crate::settings::ProgressMode;
 
 /// How often the status line is redrawn, to update its seconds.
 const REDRAW: Duration = Duration::from_secs(1);

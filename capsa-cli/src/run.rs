@@ -1,36 +1,41 @@
-//! `capsa run`, from flags and a config file up to a machine that is ready to start.
-
-use std::path::Path;
+//! `capsa run`: merges flags and the config file, checks the VM, and builds it.
+//!
+//! [`crate::session`] runs it.
 
 use capsa::{ConsoleMode, NoteLevel, Overflow};
 
 use crate::check::{self, Problem};
+use crate::commands::Subcommand;
 use crate::failure::Failure;
-use crate::flags::{BEHIND_DASHES, Command, Given, usage};
+use crate::flags::{Arguments, GUEST_COMMAND_HINT, usage};
 use crate::print::print;
 use crate::reporter::Reporter;
 use crate::session::job::JobPlan;
 use crate::session::{self, SessionPlan};
-use crate::settings::Settings;
-use crate::values;
+use crate::settings::{ProgressMode, Settings};
 use crate::{config, dry_run, running};
 
-/// Bytes of a console on standard output that are kept for who attaches. The guest waits rather than
-/// have one dropped.
-const KEPT: usize = 64 * 1024;
+/// Size of the scrollback, in bytes. It serves clients that attach; when it is full the guest is
+/// paused, so that no output is lost.
+const SCROLLBACK: usize = 64 * 1024;
 
-/// Runs a machine, or says what would be run.
-pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
-    let command = Some(given.command);
-    let progress = given.one("--progress", values::progress)?.unwrap_or_default();
-    let reporter = Reporter::new(given.has("--quiet"), given.has("--verbose"), progress);
-    let mut settings = settings(given)?;
-    let has_job = has_job(given, &mut settings)?;
-    let json = given.has("--json");
+/// Runs a VM, or prints its launch plan. `logs` says that log messages are printed.
+pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, Failure> {
+    let command = Some(arguments.command);
+    let options = &arguments.settings.options;
+    let progress = match options.progress {
+        // The status line and log messages would overwrite each other.
+        ProgressMode::Auto if logs => ProgressMode::None,
+        progress => progress,
+    };
+    let reporter = Reporter::new(options.quiet, options.verbose, progress);
+    let mut settings = settings(arguments)?;
+    let has_job = has_job(arguments, &mut settings)?;
+    let json = options.json;
     let problems = check::problems(&settings, has_job);
     let builder = settings.builder();
-    if given.has("--dry-run") {
-        let plan = sound(&settings, problems, builder.plan())?;
+    if options.dry_run {
+        let plan = checked(&settings, problems, builder.plan())?;
         return print(&if json {
             dry_run::json(&plan)
         } else {
@@ -40,26 +45,26 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     let stdio = settings.console() == ConsoleMode::Stdio;
     if stdio && json {
         return Err(usage(
-            "the console and --json both want standard output; use --progress json",
+            "--json and --console stdio both use standard output; use --progress json",
             command,
         ));
     }
-    // The loop is ours, so the bytes are: the guest waits where they cannot be written yet.
+    // The session writes the console's output to standard output; the guest is paused while it cannot.
     let builder = if stdio { builder.console_enabled() } else { builder };
     let builder = match stdio || has_job {
-        true => builder.scrollback(KEPT, Overflow::Pause),
+        true => builder.scrollback(SCROLLBACK, Overflow::Pause),
         false => builder,
     };
-    let vm = sound(&settings, problems, builder.build_embedded())?;
+    let vm = checked(&settings, problems, builder.build_embedded())?;
     let (user, password_file) = (settings.user.as_deref(), settings.password_file.as_ref());
-    let words = given.behind.as_ref().filter(|_| has_job);
+    let words = arguments.guest_command.as_ref().filter(|_| has_job);
     let job = words.map(|words| JobPlan::new(words, user, password_file)).transpose()?;
     // Before any file is created: a running VM with this name may write the same log.
     let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
-    reporter.detail(&format!("{} runs it, in {}", plan.backend, plan.run_dir));
+    reporter.detail(&format!("backend: {}, run directory: {}", plan.backend, plan.run_dir));
     for rejection in vm.rejected_backends() {
-        reporter.detail(&format!("passed over: {rejection}"));
+        reporter.detail(&format!("rejected backend: {rejection}"));
     }
     for note in &plan.notes {
         match note.level {
@@ -81,33 +86,33 @@ pub(crate) fn run(given: &Given) -> Result<u8, Failure> {
     session::run(vm, plan, &reporter)
 }
 
-/// What flags and the config file say, the flags on top.
-fn settings(given: &Given) -> Result<Settings, Failure> {
-    let command = Some(Command::Run);
-    let flags = Settings::from_flags(given)?;
-    let file =
-        given.one_os("--config").map(|path| config::read_whole(Path::new(path))).transpose()?;
-    match given.operands.first().map(String::as_str) {
+/// The settings of the config file, overridden by flags.
+fn settings(arguments: &Arguments) -> Result<Settings, Failure> {
+    let command = Some(Subcommand::Run);
+    let path = arguments.settings.options.config.as_deref();
+    let file = path.map(config::read_whole).transpose()?;
+    match arguments.operands.first().map(String::as_str) {
         Some("linux") => {}
         Some(other) => {
-            let meant = match other.ends_with(".toml") {
-                true => format!("; a config file is given as --config {other}"),
-                false => BEHIND_DASHES.into(),
+            let hint = match other.ends_with(".toml") {
+                true => format!("; use --config {other} for a config file"),
+                false => GUEST_COMMAND_HINT.into(),
             };
-            return Err(usage(format!("there is no guest {other:?}, only linux{meant}"), command));
+            return Err(usage(format!("unknown guest {other:?}, expected linux{hint}"), command));
         }
         None if file.is_none() => {
-            let problem =
-                "nothing says what to run: `capsa run linux --kernel FILE`, or --config FILE";
+            let problem = "nothing to run: use `capsa run linux --kernel FILE` or --config FILE";
             return Err(usage(problem, command));
         }
         None => {}
     }
-    Ok(file.unwrap_or_default().overridden_by(flags))
+    let mut settings = file.unwrap_or_default();
+    arguments.apply(&mut settings)?;
+    Ok(settings)
 }
 
-/// What was built, unless anything is wrong with the machine.
-fn sound<T>(
+/// What was built, or everything that is wrong with the VM.
+fn checked<T>(
     settings: &Settings,
     problems: Vec<Problem>,
     built: capsa::Result<T>,
@@ -119,22 +124,21 @@ fn sound<T>(
     }
 }
 
-/// Whether a command stands behind `--`. It has the console for itself, so the machine has one that is
-/// not on standard input and output.
-fn has_job(given: &Given, settings: &mut Settings) -> Result<bool, Failure> {
-    let command = Some(Command::Run);
-    let Some(words) = &given.behind else {
+/// Whether there is a command for the guest. It uses the console, which is then enabled.
+fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, Failure> {
+    let command = Some(Subcommand::Run);
+    let Some(words) = &arguments.guest_command else {
         for flag in ["--user", "--password-file"] {
-            if given.has(flag) {
-                return Err(usage(format!("{flag} goes with -- COMMAND"), command));
+            if arguments.has(flag) {
+                return Err(usage(format!("{flag} requires -- COMMAND"), command));
             }
         }
         return Ok(false);
     };
-    if given.has("--console") && settings.console != Some(ConsoleMode::Enabled) {
-        return Err(usage("-- COMMAND needs the console: leave --console away", command));
+    if arguments.has("--console") && settings.console != Some(ConsoleMode::Enabled) {
+        return Err(usage("-- COMMAND needs --console enabled, its default", command));
     }
-    // Its words are looked at before anything else is: they are the command line's affair.
+    // Its words are checked first: a mistake in them is one of the command line.
     JobPlan::new(words, None, None)?;
     settings.console = Some(ConsoleMode::Enabled);
     Ok(true)

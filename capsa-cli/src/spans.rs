@@ -1,6 +1,6 @@
-//! Where each key of a config file stands, for what is only found out when the whole is known.
+//! Source spans: where a config file sets each key, for problems that are found after it was read.
 //!
-//! A key that a flag overrides is forgotten: what is wrong with its value is then not the file's.
+//! The span of a key that a flag overrides is removed, because the file's value is then not used.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,39 +11,44 @@ use toml::de::DeValue;
 
 use crate::failure::SourceSpan;
 
-/// Characters of a line that are shown at most.
-const WIDTH: usize = 100;
+/// Maximum characters of a line that are shown.
+const MAX_WIDTH: usize = 100;
 
 /// The spans of a file's keys, by name: `boot.kernel`, `disks[1].path`, `cmdline.extra[0]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SourceSpans {
-    /// The file and its text; `None` where nothing was read from one.
+    /// The file and its text; `None` without a file.
     source: Option<(PathBuf, String)>,
-    at: BTreeMap<String, Range<usize>>,
+    spans: BTreeMap<String, Range<usize>>,
 }
 
 impl SourceSpans {
-    /// Notes a table, its keys, and what stands in their lists.
-    pub(crate) fn note(&mut self, table: &str, head: Range<usize>, value: &Spanned<DeValue<'_>>) {
-        self.at.insert(table.to_owned(), head);
+    /// Adds the spans of a table, of its keys and of the items of their lists.
+    pub(crate) fn add_table(
+        &mut self,
+        table: &str,
+        header: Range<usize>,
+        value: &Spanned<DeValue<'_>>,
+    ) {
+        self.spans.insert(table.to_owned(), header);
         for (key, value) in value.get_ref().as_table().into_iter().flatten() {
             let name = format!("{table}.{}", key.get_ref());
             let items = value.get_ref().as_array().into_iter().flat_map(|list| list.iter());
             for (n, item) in items.enumerate() {
-                self.at.insert(format!("{name}[{n}]"), item.span());
+                self.spans.insert(format!("{name}[{n}]"), item.span());
             }
-            self.at.insert(name, value.span());
+            self.spans.insert(name, value.span());
         }
     }
 
-    /// Says which file it is that was read.
-    pub(crate) fn are_in(&mut self, path: &Path, text: String) {
+    /// Sets the file that was read.
+    pub(crate) fn set_source(&mut self, path: &Path, text: String) {
         self.source = Some((path.to_owned(), text));
     }
 
-    /// A flag says this instead.
-    pub(crate) fn forget(&mut self, name: &str) {
-        self.at.remove(name);
+    /// Removes the span of a key that a flag overrides.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.spans.remove(name);
     }
 
     /// The file.
@@ -51,14 +56,14 @@ impl SourceSpans {
         self.source.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Where the file has it, if it does.
+    /// The span of a key or table; `None` if the file does not set it.
     pub(crate) fn of(&self, name: &str) -> Option<SourceSpan> {
         let (path, text) = self.source.as_ref()?;
-        Some(span_at(path, text, self.at.get(name)?))
+        Some(span_at(path, text, self.spans.get(name)?))
     }
 }
 
-/// The place of a span, which may lie at the end or behind it.
+/// The lines and columns of a byte range, which may begin or end behind the text.
 pub(crate) fn span_at(path: &Path, text: &str, at: &Range<usize>) -> SourceSpan {
     let start = floor(text, at.start);
     let begin = text[..start].rfind('\n').map_or(0, |before| before + 1);
@@ -66,12 +71,13 @@ pub(crate) fn span_at(path: &Path, text: &str, at: &Range<usize>) -> SourceSpan 
     let column = text[begin..start].chars().count();
     let end = floor(text, at.end.max(start)).min(begin + line.len());
     let length = text.get(start..end).map_or(1, |span| span.chars().count().max(1));
-    // A long line is shown around the place.
-    let skipped = if line.chars().count() > WIDTH { column.saturating_sub(WIDTH / 3) } else { 0 };
+    // Of a long line the part around the span is shown.
+    let skipped =
+        if line.chars().count() > MAX_WIDTH { column.saturating_sub(MAX_WIDTH / 3) } else { 0 };
     let shown: String = line
         .chars()
         .skip(skipped)
-        .take(WIDTH)
+        .take(MAX_WIDTH)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
     SourceSpan {
@@ -79,11 +85,11 @@ pub(crate) fn span_at(path: &Path, text: &str, at: &Range<usize>) -> SourceSpan 
         line: 1 + text[..begin].matches('\n').count(),
         column: column + 1,
         text: shown.trim_end().to_owned(),
-        marked: column - skipped..column - skipped + length.min(WIDTH),
+        marked: column - skipped..column - skipped + length.min(MAX_WIDTH),
     }
 }
 
-/// The beginning of the character that this byte is in.
+/// The start of the character that contains this byte.
 fn floor(text: &str, at: usize) -> usize {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {
@@ -97,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_counted_in_characters_from_one() {
+    fn span_at_counts_characters_from_one() {
         let text = "a = 1\nü = \"é\" # b\r\n\nlast";
         for (at, line, column, shown) in [
             (0..1, 1, 1, "a = 1"),
@@ -114,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_shown_around_the_place() {
+    fn span_at_long_line_shows_the_part_around_it() {
         let text = format!("{}HERE{}", "x".repeat(5000), "y".repeat(5000));
         let span = span_at(Path::new("f"), &text, &(5000..5004));
         assert_eq!(span.column, 5001);
-        assert_eq!(span.text.chars().count(), WIDTH);
+        assert_eq!(span.text.chars().count(), MAX_WIDTH);
         assert_eq!(&span.text[span.marked], "HERE");
     }
 }

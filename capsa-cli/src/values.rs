@@ -1,59 +1,84 @@
-//! Reads the values that flags and the config file have in common.
+//! Parses the values that flags and the config file have in common.
 //!
-//! Each function takes a text and gives a value or one sentence fragment about why not.
+//! Each function returns the value, or what is wrong with the text and what is accepted.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::{
-    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, SharedDir, Virtio9pConfig, VirtioFsConfig, VsockDirection,
-};
+use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VsockDirection};
+use humantime::DurationError;
 
-type Read<T> = Result<T, String>;
+type Parsed<T> = Result<T, String>;
 
 const MIB: u64 = 1 << 20;
 
-/// Digits of a size, which are less than a u64 can have.
-const MOST_DIGITS: usize = 18;
+/// Maximum digits of a size: any number of so many fits into a u64.
+const MAX_DIGITS: usize = 18;
+
+/// A path.
+pub(crate) fn path(text: &OsStr) -> Parsed<PathBuf> {
+    match text.as_bytes() {
+        [] => Err("the path is empty".into()),
+        bytes if bytes.contains(&0) => Err(format!("invalid path {text:?}: contains a NUL byte")),
+        _ => Ok(text.into()),
+    }
+}
 
 /// A size in MiB: `512M`, `2G`, `1.5GiB`. Units are powers of 1024, with or without the `i`.
-pub(crate) fn memory_mb(text: &str) -> Read<u32> {
-    // parse-size 1.1.0 adds to a full u64 when a 20th digit follows, which panics or comes out as 0.
-    if text.bytes().filter(u8::is_ascii_digit).count() > MOST_DIGITS {
-        return Err("it has more digits than any machine has bytes".into());
+pub(crate) fn memory_mb(text: &str) -> Parsed<u32> {
+    let invalid = |why: &str| Err(format!("invalid size {text:?}: {why}"));
+    const TOO_LARGE: &str = "the maximum is 4095T";
+    // parse-size 1.1.0 adds to a full u64 when a 20th digit follows, which panics or wraps around to 0.
+    if text.bytes().filter(u8::is_ascii_digit).count() > MAX_DIGITS {
+        return invalid(TOO_LARGE);
     }
-    let size = parse_size::Config::new().with_binary().parse_size(text);
-    let bytes = size.map_err(|error| match error {
-        parse_size::Error::PosOverflow => "it is more than any machine has".to_owned(),
-        _ => "it is no size; write 512M or 2G".into(),
-    })?;
+    let bytes = match parse_size::Config::new().with_binary().parse_size(text) {
+        Ok(bytes) => bytes,
+        Err(parse_size::Error::PosOverflow) => return invalid(TOO_LARGE),
+        Err(_) => return invalid("expected e.g. 512M or 2G"),
+    };
     if (1..MIB).contains(&bytes) && text.trim().bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("it has no unit; write 512M or 2G".into());
+        return invalid("without a unit it is in bytes; expected e.g. 512M or 2G");
     }
     if bytes % MIB != 0 {
-        return Err("it is not a whole number of MiB; write 512M or 2G".into());
+        return invalid("not a multiple of 1 MiB; expected e.g. 512M or 2G");
     }
-    u32::try_from(bytes / MIB).map_err(|_| "it is more than any machine has".into())
+    u32::try_from(bytes / MIB).or_else(|_| invalid(TOO_LARGE))
 }
 
 /// A time: `90s`, `5m`, `1h 30m`.
-pub(crate) fn duration(text: &str) -> Read<Duration> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write 90s or 5m"))
+pub(crate) fn duration(text: &str) -> Parsed<Duration> {
+    humantime::parse_duration(text).map_err(|error| {
+        let why = match error {
+            DurationError::NumberOverflow => "too large".into(),
+            DurationError::UnknownUnit { unit, .. } if !unit.is_empty() => {
+                format!("unknown unit {unit:?}, expected e.g. 90s or 5m")
+            }
+            _ => "expected e.g. 90s or 5m".into(),
+        };
+        format!("invalid time {text:?}: {why}")
+    })
 }
 
 /// A whole number.
-pub(crate) fn number(text: &str) -> Read<u32> {
-    text.parse().map_err(|_| "it is not a whole number, or too large".into())
+pub(crate) fn number(text: &str) -> Parsed<u32> {
+    text.parse().map_err(|_| invalid_number(text))
 }
 
-/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; rw unless said. A file whose name ends in one of these words behind a
-/// colon can be named in a config file.
-pub(crate) fn disk(text: &str) -> Read<DiskImage> {
+/// The message for a number that is none.
+pub(crate) fn invalid_number(text: &str) -> String {
+    format!("invalid number {text:?}: expected 0 to {}", u32::MAX)
+}
+
+/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; default: `rw`. A file whose name ends in a colon and one
+/// of these options has to be named in a config file.
+pub(crate) fn disk(text: &str) -> Parsed<DiskImage> {
     let mut path = text;
     let (mut format, mut read_only, mut ephemeral) = (None, None, false);
-    while let Some((rest, word)) = path.rsplit_once(':') {
-        let again = match word {
+    while let Some((rest, option)) = path.rsplit_once(':') {
+        let is_set = match option {
             "raw" => format.replace(ImageFormat::Raw).is_some(),
             "qcow2" => format.replace(ImageFormat::Qcow2).is_some(),
             "ro" => read_only.replace(true).is_some(),
@@ -61,13 +86,14 @@ pub(crate) fn disk(text: &str) -> Read<DiskImage> {
             "ephemeral" => std::mem::replace(&mut ephemeral, true),
             _ => break,
         };
-        if again {
-            return Err(format!("{word:?} says again, or otherwise, what was said"));
+        if is_set {
+            let why = format!("option {option:?} repeats or conflicts with another option");
+            return Err(format!("invalid disk {text:?}: {why}"));
         }
         path = rest;
     }
     if path.is_empty() {
-        return Err("it names no file".into());
+        return Err(format!("invalid disk {text:?}: the path is empty"));
     }
     let image = match format {
         Some(format) => DiskImage::with_format(path, format),
@@ -76,37 +102,39 @@ pub(crate) fn disk(text: &str) -> Read<DiskImage> {
     Ok(DiskImage { read_only: read_only == Some(true), ephemeral, ..image })
 }
 
-/// `HOST:GUEST[:ro|:rw]`. The host's path may hold colons, the guest's may not.
-pub(crate) fn share(text: &str) -> Read<SharedDir> {
+/// `HOST:GUEST[:ro|:rw]`. The host's path may contain colons, the guest's may not.
+pub(crate) fn share(text: &str) -> Parsed<SharedDir> {
     let (paths, mode) = match text.rsplit_once(':') {
         Some((paths, "ro")) => (paths, MountMode::ReadOnly),
         Some((paths, "rw")) => (paths, MountMode::ReadWrite),
         _ => (text, MountMode::default()),
     };
-    match paths.rsplit_once(':') {
-        Some((_, other)) if !other.is_empty() && !other.starts_with('/') => Err(format!(
-            "{other:?} is neither ro nor rw, nor a path in the guest, which begins with /"
-        )),
-        Some((host, guest)) if !host.is_empty() && !guest.is_empty() => {
-            Ok(SharedDir::new(host, guest, mode))
+    let why = match paths.rsplit_once(':') {
+        Some((_, other)) if !other.is_empty() && !other.starts_with('/') => {
+            format!("{other:?} is neither ro nor rw nor an absolute path in the guest")
         }
-        _ => Err("it is not HOST:GUEST, HOST:GUEST:ro or HOST:GUEST:rw".into()),
-    }
+        Some((host, guest)) if !host.is_empty() && !guest.is_empty() => {
+            return Ok(SharedDir::new(host, guest, mode));
+        }
+        _ => "expected HOST:GUEST[:ro|:rw]".into(),
+    };
+    Err(format!("invalid share {text:?}: {why}"))
 }
 
-/// A vsock port of the guest as a unix socket of the host.
+/// A vsock port that is forwarded to a unix socket of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VsockRelay {
-    /// Who connects.
+    /// Which side opens connections.
     pub(crate) direction: VsockDirection,
     pub(crate) port: u32,
-    /// To the guest, we listen here; to the host, we connect to it.
+    /// For connections to the guest capsa listens here, for connections to the host it connects here.
     pub(crate) socket: PathBuf,
 }
 
 /// `listen:PORT:SOCKET`, `connect:PORT:SOCKET`.
-pub(crate) fn vsock(text: &str) -> Read<VsockRelay> {
-    let form = || "write listen:PORT:SOCKET or connect:PORT:SOCKET".to_owned();
+pub(crate) fn vsock(text: &str) -> Parsed<VsockRelay> {
+    let invalid = |why: &str| format!("invalid vsock port {text:?}: {why}");
+    let form = || invalid("expected listen:PORT:SOCKET or connect:PORT:SOCKET");
     let (verb, rest) = text.split_once(':').ok_or_else(form)?;
     let (port, socket) = rest.split_once(':').ok_or_else(form)?;
     let direction = match verb {
@@ -115,144 +143,53 @@ pub(crate) fn vsock(text: &str) -> Read<VsockRelay> {
         _ => return Err(form()),
     };
     if socket.is_empty() {
-        return Err("it names no socket".into());
+        return Err(invalid("the path of the socket is empty"));
     }
-    let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+    let port = port.parse().map_err(|_| invalid(&format!("{port:?} is not a port number")))?;
     Ok(VsockRelay { direction, port, socket: socket.into() })
 }
 
-/// A machine's name: letters, digits, `-`, `_` and `.`, at most 64, not beginning with a `-` or `.`.
-pub(crate) fn name(text: &str) -> Read<String> {
-    let may_be = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match text {
-        "" => Err("it is empty".into()),
-        text if text.len() > 64 => Err("it is longer than 64 letters".into()),
-        text if text.starts_with(['-', '.']) || !text.chars().all(may_be) => {
-            Err("write letters, digits, -, _ and ., with a letter or digit first".into())
+/// A VM's name: letters, digits, `-`, `_` and `.`, at most 64, beginning with neither `-` nor `.`.
+pub(crate) fn name(text: &str) -> Parsed<String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let why = match text {
+        "" => return Err("the name is empty".into()),
+        _ if text.len() > 64 => "longer than 64 characters",
+        _ if text.starts_with(['-', '.']) || !text.chars().all(is_allowed) => {
+            "expected letters, digits, -, _ and ., with - and . not at the beginning"
         }
-        text => Ok(text.to_owned()),
+        _ => return Ok(text.to_owned()),
+    };
+    Err(format!("invalid name {text:?}: {why}"))
+}
+
+/// A user name for a login on the console, where a control character would be a key.
+pub(crate) fn user(text: &str) -> Parsed<String> {
+    match text {
+        "" => Err("the user name is empty".into()),
+        _ if text.chars().any(char::is_control) => {
+            Err(format!("invalid user name {text:?}: contains a control character"))
+        }
+        _ => Ok(text.to_owned()),
     }
 }
 
-/// Who logs in: typed on a console, where a control character is a key.
-pub(crate) fn user(text: &str) -> Read<String> {
-    match text {
-        "" => Err("it is empty".into()),
-        text if text.chars().any(char::is_control) => {
-            Err("it has a control character, which the guest would take for a key".into())
-        }
-        text => Ok(text.to_owned()),
+/// `a, b or c`.
+pub(crate) fn alternatives(words: &[impl AsRef<str>]) -> String {
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    match words.split_last() {
+        Some((last, [])) => (*last).into(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
     }
-}
-
-/// How a run tells how far it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum ProgressMode {
-    /// One line on a terminal, until the guest speaks.
-    #[default]
-    Auto,
-    /// JSON lines on standard error.
-    Json,
-    /// Not at all.
-    None,
-}
-
-/// `auto`, `json`, `none`.
-pub(crate) fn progress(text: &str) -> Read<ProgressMode> {
-    let words =
-        [("auto", ProgressMode::Auto), ("json", ProgressMode::Json), ("none", ProgressMode::None)];
-    one_of(text, &words)
-}
-
-/// `stdio`, `enabled`, `disabled`.
-pub(crate) fn console(text: &str) -> Read<ConsoleMode> {
-    one_of(
-        text,
-        &[
-            ("stdio", ConsoleMode::Stdio),
-            ("enabled", ConsoleMode::Enabled),
-            ("disabled", ConsoleMode::Disabled),
-        ],
-    )
-}
-
-/// `none`, `nat`.
-pub(crate) fn network(text: &str) -> Read<NetworkMode> {
-    one_of(text, &[("none", NetworkMode::None), ("nat", NetworkMode::Nat)])
-}
-
-/// `auto`, `kvm`, `hvf`, `emulation`.
-pub(crate) fn accelerator(text: &str) -> Read<Accelerator> {
-    one_of(
-        text,
-        &[
-            ("auto", Accelerator::Auto),
-            ("kvm", Accelerator::Kvm),
-            ("hvf", Accelerator::Hvf),
-            ("emulation", Accelerator::Emulation),
-        ],
-    )
-}
-
-/// `auto`, `end`, `restart`.
-pub(crate) fn on_reboot(text: &str) -> Read<RebootPolicy> {
-    one_of(
-        text,
-        &[
-            ("auto", RebootPolicy::Auto),
-            ("end", RebootPolicy::End),
-            ("restart", RebootPolicy::Restart),
-        ],
-    )
-}
-
-/// `raw`, `qcow2`.
-pub(crate) fn image_format(text: &str) -> Read<ImageFormat> {
-    one_of(text, &[("raw", ImageFormat::Raw), ("qcow2", ImageFormat::Qcow2)])
-}
-
-/// `ro`, `rw`.
-pub(crate) fn mount_mode(text: &str) -> Read<MountMode> {
-    one_of(text, &[("ro", MountMode::ReadOnly), ("rw", MountMode::ReadWrite)])
-}
-
-/// `auto`, `virtio-fs`, `virtio-9p`.
-pub(crate) fn mechanism(text: &str) -> Read<ShareMechanism> {
-    one_of(
-        text,
-        &[
-            ("auto", ShareMechanism::Auto),
-            ("virtio-fs", ShareMechanism::VirtioFs(VirtioFsConfig::default())),
-            ("virtio-9p", ShareMechanism::Virtio9p(Virtio9pConfig::default())),
-        ],
-    )
-}
-
-/// `linux`.
-pub(crate) fn guest_os(text: &str) -> Read<()> {
-    one_of(text, &[("linux", ())])
-}
-
-/// `direct`.
-pub(crate) fn boot(text: &str) -> Read<()> {
-    one_of(text, &[("direct", ())])
-}
-
-fn one_of<T: Clone>(text: &str, words: &[(&str, T)]) -> Read<T> {
-    let found = words.iter().find(|(word, _)| *word == text);
-    found.map(|(_, value)| value.clone()).ok_or_else(|| {
-        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-        format!("it is not known; write {}", words.join(" or "))
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::{FLAGS, Takes};
 
     #[test]
-    fn memory() {
+    fn memory_units_and_limits_are_checked() {
         for (text, want) in [
             ("512M", Some(512)),
             ("2G", Some(2048)),
@@ -260,7 +197,7 @@ mod tests {
             ("2GB", Some(2048)),
             ("1.5g", Some(1536)),
             ("1048576", Some(1)),
-            ("0", Some(0)), // refused by the check, with the other problems
+            ("0", Some(0)), // rejected later, with the other violations
             ("512", None),
             ("1500K", None),
             ("-1G", None),
@@ -276,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn duration_needs_a_unit() {
         for (text, want) in [
             ("5m", Some(300)),
             ("90s", Some(90)),
@@ -291,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn disks() {
+    fn disk_options_any_order_are_parsed() {
         let image = DiskImage::new;
         for (text, want) in [
             ("a.qcow2", image("a.qcow2")),
@@ -319,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn shares() {
+    fn share_host_path_may_contain_colons() {
         let (ro, rw) = (MountMode::ReadOnly, MountMode::ReadWrite);
         for (text, want) in [
             ("./w:/w", SharedDir::new("./w", "/w", ro)),
@@ -335,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn vsock_relays() {
+    fn vsock_port_needs_direction_and_socket() {
         let relay =
             |direction, port, socket: &str| VsockRelay { direction, port, socket: socket.into() };
         assert_eq!(
@@ -350,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn name_characters_are_checked() {
         for text in ["a", "build-7", "A.b_c", "0"] {
             assert_eq!(name(text).as_deref(), Ok(text));
         }
@@ -360,24 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn every_word_of_the_flag_table_is_read() {
-        for flag in FLAGS {
-            let Takes::Word(words) = flag.takes else { continue };
-            for word in words {
-                let is_read = match flag.name {
-                    "--console" => console(word).is_ok(),
-                    "--network" => network(word).is_ok(),
-                    "--accel" => accelerator(word).is_ok(),
-                    "--on-reboot" => on_reboot(word).is_ok(),
-                    "--progress" => progress(word).is_ok(),
-                    other => panic!("{other} is not tried here"),
-                };
-                assert!(is_read, "{} {word}", flag.name);
-            }
-        }
-        assert_eq!(
-            console("tty").unwrap_err(),
-            "it is not known; write stdio or enabled or disabled"
-        );
+    fn alternatives_are_joined_with_commas_and_or() {
+        assert_eq!(alternatives(&["a"]), "a");
+        assert_eq!(alternatives(&["a", "b"]), "a or b");
+        assert_eq!(alternatives(&["a", "b", "c"]), "a, b or c");
     }
 }

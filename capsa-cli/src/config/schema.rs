@@ -2,21 +2,22 @@
 
 use serde_json::{Map, Value, json};
 
-use super::table::{Key, Kind, SECTIONS, Section, Shape};
+use crate::settings::{SECTIONS, Section, Setting, Shape, ValueKind};
 
 /// The schema, draft 2020-12.
 pub(crate) fn schema() -> Value {
-    let sections = SECTIONS.iter().map(|section| (section.name.to_owned(), shaped(section)));
+    let sections =
+        SECTIONS.iter().map(|section| (section.name.to_owned(), section_schema(section)));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "a machine of capsa",
+        "title": "Config file of capsa",
         "type": "object",
         "additionalProperties": false,
         "properties": sections.collect::<Map<_, _>>(),
     })
 }
 
-fn shaped(section: &Section) -> Value {
+fn section_schema(section: &Section) -> Value {
     match section.shape {
         Shape::One => table(section),
         Shape::Many => json!({"type": "array", "items": table(section)}),
@@ -25,10 +26,10 @@ fn shaped(section: &Section) -> Value {
 }
 
 fn table(section: &Section) -> Value {
-    let properties = section.keys.iter().map(|key| (key.name.to_owned(), value(key)));
-    let required = section.keys.iter().filter(|key| key.is_required).map(|key| key.name);
+    let properties = section.rows().map(|row| (row.key_name().to_owned(), value(row)));
+    let required = section.rows().filter(|row| row.required).map(Setting::key_name);
     json!({
-        "description": section.about,
+        "description": section.help,
         "type": "object",
         "additionalProperties": false,
         "required": required.collect::<Vec<_>>(),
@@ -36,18 +37,17 @@ fn table(section: &Section) -> Value {
     })
 }
 
-fn value(key: &Key) -> Value {
-    let mut value = match key.kind {
-        Kind::Path => json!({"type": "string", "minLength": 1}),
-        Kind::Text => json!({"type": "string"}),
-        Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
-        Kind::Size => json!({"type": "string", "pattern": "^ *[0-9]"}),
-        Kind::Time => json!({"type": "string", "pattern": "^ *[0-9]"}),
-        Kind::Count => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
-        Kind::Switch => json!({"type": "boolean"}),
-        Kind::Word(words) => json!({"enum": words}),
+fn value(row: &Setting) -> Value {
+    let mut value = match row.kind {
+        ValueKind::Path(_) => json!({"type": "string", "minLength": 1}),
+        ValueKind::String(_) | ValueKind::Text(_) => json!({"type": "string"}),
+        ValueKind::List(_) => json!({"type": "array", "items": {"type": "string"}}),
+        ValueKind::Size(_) | ValueKind::Time(_) => json!({"type": "string", "pattern": "^ *[0-9]"}),
+        ValueKind::Number(_) => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
+        ValueKind::Switch(_) => json!({"type": "boolean"}),
+        ValueKind::Choice(_) => json!({"enum": row.words()}),
     };
-    value["description"] = format!("{}; {} = {}", key.about, key.name, key.example).into();
+    value["description"] = format!("{}; {} = {}", row.help(), row.key_name(), row.example).into();
     value
 }
 
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_in_it_and_nothing_else_is_allowed() {
+    fn schema_has_every_key_and_allows_no_other() {
         let schema = schema();
         assert_eq!(schema["additionalProperties"], false);
         for section in SECTIONS {
@@ -67,9 +67,9 @@ mod tests {
                 Shape::Named => &of["additionalProperties"],
             };
             assert_eq!(table["additionalProperties"], false, "{}", section.name);
-            for key in section.keys {
-                let described = table["properties"][key.name]["description"].as_str();
-                assert!(described.unwrap().contains(key.example), "{}", key.name);
+            for row in section.rows() {
+                let described = table["properties"][row.key_name()]["description"].as_str();
+                assert!(described.unwrap().contains(row.example), "{}", row.key);
             }
         }
     }

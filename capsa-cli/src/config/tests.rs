@@ -1,4 +1,4 @@
-//! The whole file, and every way to get one wrong.
+//! A complete file, and a snapshot of the messages for each kind of mistake.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use capsa::{
     ShareMechanism, SharedDir,
 };
 
-use super::table::{SECTIONS, Shape};
 use super::*;
+use crate::settings::{SECTIONS, Shape};
 
-/// The file of the specification, and what it leaves out.
+/// The file of the specification, and the keys that it does not have.
 const WHOLE: &str = r#"
 [guest]
 os = "linux"
@@ -73,7 +73,7 @@ password-file = "secret"
 "#;
 
 #[test]
-fn the_whole_file_is_read() {
+fn config_complete_file_is_read() {
     let settings = parse(WHOLE, Path::new("/etc/vms")).unwrap();
     assert_eq!(settings.kernel.as_deref(), Some(Path::new("/etc/vms/./bzImage")));
     assert_eq!(settings.initrd.as_deref(), Some(Path::new("/abs/initrd")));
@@ -110,51 +110,51 @@ fn the_whole_file_is_read() {
 }
 
 #[test]
-fn every_key_of_the_table_is_read_as_its_example_says() {
+fn config_every_key_accepts_its_example() {
     for section in SECTIONS {
-        for key in section.keys {
-            let head = section.head();
-            let mut text = format!("{head}\n{} = {}\n", key.name, key.example);
-            for other in section.keys.iter().filter(|other| other.is_required) {
-                if other.name != key.name {
-                    text.push_str(&format!("{} = {}\n", other.name, other.example));
+        for row in section.rows() {
+            let header = section.header();
+            let mut text = format!("{header}\n{} = {}\n", row.key_name(), row.example);
+            for other in section.rows().filter(|other| other.required) {
+                if other.key != row.key {
+                    text.push_str(&format!("{} = {}\n", other.key_name(), other.example));
                 }
             }
-            if section.name == "vsock" && key.name == "port" {
+            if row.key == "vsock.port" {
                 text.push_str("listen = \"s\"\n");
             }
             let settings = parse(&text, Path::new(""));
             assert!(settings.is_ok(), "{text}: {settings:?}");
-            // Said with nothing known of it, it would be a mistake: the key is looked at.
-            let broken = text.replacen(&format!("{} = {}", key.name, key.example), "zzz = 1", 1);
+            let broken =
+                text.replacen(&format!("{} = {}", row.key_name(), row.example), "zzz = 1", 1);
             assert!(parse(&broken, Path::new("")).is_err(), "{broken}");
-            let mistyped = text.replacen(key.example, "1979-05-27", 1);
+            let mistyped = text.replacen(row.example, "1979-05-27", 1);
             assert!(parse(&mistyped, Path::new("")).is_err(), "{mistyped}");
         }
-        assert!(section.shape != Shape::Named || section.head().contains("NAME"));
+        assert!(section.shape != Shape::Named || section.header().contains("NAME"));
     }
 }
 
 #[test]
-fn an_empty_file_says_nothing() {
+fn config_empty_file_sets_nothing() {
     assert_eq!(parse("", Path::new("")).unwrap(), Settings::default());
 }
 
 #[test]
-fn any_cut_of_a_file_is_read_or_refused_with_a_place() {
+fn config_truncated_anywhere_is_read_or_mistaken() {
     for end in 0..WHOLE.len() {
-        if let Err(wrongs) = parse(&WHOLE[..end], Path::new("/")) {
-            assert!(!wrongs.is_empty());
-            let text = failure(Path::new("f"), &WHOLE[..end], wrongs).to_string();
+        if let Err(mistakes) = parse(&WHOLE[..end], Path::new("/")) {
+            assert!(!mistakes.is_empty());
+            let text = failure(Path::new("f"), &WHOLE[..end], mistakes).to_string();
             assert!(text.contains("\n  f:"), "{text}");
         }
     }
 }
 
-/// Each file of `tests/snapshots/config.txt` has the mistakes that stand below it there.
-/// `CAPSA_BLESS=1` writes down those it has now.
+/// Each file of `tests/snapshots/config.txt` has the mistakes that are listed below it.
+/// `CAPSA_BLESS=1` writes the current ones.
 #[test]
-fn broken_files_are_explained() {
+fn config_mistakes_match_the_snapshot() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/config.txt");
     let snapshots = fs::read_to_string(path).unwrap();
     let mut now = String::new();
@@ -165,19 +165,16 @@ fn broken_files_are_explained() {
         let (name, rest) = file.split_once('\n').unwrap();
         let (text, _) = rest.split_once("\n---\n").unwrap();
         let text = format!("{text}\n");
-        let wrongs = parse(&text, Path::new("")).expect_err(name);
-        let said = failure(Path::new("vm.toml"), &text, wrongs);
-        assert_eq!(said.code, CONFIG);
-        now.push_str(&format!("=== {name}\n{text}---\n{said}\n\n"));
+        let mistakes = parse(&text, Path::new("")).expect_err(name);
+        let message = failure(Path::new("vm.toml"), &text, mistakes);
+        assert_eq!(message.code, CONFIG);
+        now.push_str(&format!("=== {name}\n{text}---\n{message}\n\n"));
     }
     assert!(files.len() >= 60, "{} files", files.len());
     let now = format!("{}\n", now.trim_end());
     if std::env::var_os("CAPSA_BLESS").is_some() {
         fs::write(path, now).unwrap();
     } else {
-        assert!(
-            now == snapshots,
-            "another than {path}; run with CAPSA_BLESS=1 and look at the diff"
-        );
+        assert!(now == snapshots, "{path} differs; run with CAPSA_BLESS=1 and look at the diff");
     }
 }

@@ -1,10 +1,11 @@
-//! Completions of shells, made from the tables: `capsa completions SHELL`.
+//! Shell completions, made from the tables of commands and settings: `capsa completions SHELL`.
 
 use std::fmt::Write as _;
 
-use crate::flags::{COMMANDS, Command, CommandRow, Flag, Takes, flags_of};
+use crate::commands::{COMMANDS, CommandRow, Subcommand};
+use crate::settings::{Setting, flags_of};
 
-/// The script for a shell; `None` for one that is not known.
+/// The script for a shell; `None` for an unknown one.
 pub(crate) fn of(shell: &str) -> Option<String> {
     match shell {
         "bash" => Some(bash()),
@@ -14,10 +15,11 @@ pub(crate) fn of(shell: &str) -> Option<String> {
     }
 }
 
-/// Words that can stand first behind a command: its own, or the names of machines.
+/// What a shell offers for the first operand of a command.
 enum Operands {
     Words(String),
-    Machines,
+    /// The names of running VMs.
+    Vms,
     Commands,
     Files,
     Nothing,
@@ -25,22 +27,22 @@ enum Operands {
 
 fn operands(row: &CommandRow) -> Operands {
     match row.command {
-        Command::Stop | Command::Console => Operands::Machines,
-        Command::Help => Operands::Commands,
-        Command::Config => Operands::Files,
+        Subcommand::Stop | Subcommand::Console => Operands::Vms,
+        Subcommand::Help => Operands::Commands,
+        Subcommand::Config => Operands::Files,
         _ if row.words.is_empty() => Operands::Nothing,
         _ => Operands::Words(row.words.join(" ")),
     }
 }
 
-/// The names and ids of the machines that run.
-const MACHINES: &str = "capsa ps 2>/dev/null | awk 'NR > 1 { print ($1 == \"-\") ? $2 : $1 }'";
+/// A command that prints the names of running VMs, and the ids of those without a name.
+const VM_NAMES: &str = "capsa ps 2>/dev/null | awk 'NR > 1 { print ($1 == \"-\") ? $2 : $1 }'";
 
 fn bash() -> String {
     let mut out = String::from(
         "_capsa() {\n    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}\n    \
          local command=${COMP_WORDS[1]} words=\n    \
-         # To bash, `--flag=value` is three words.\n    \
+         # Bash splits `--flag=value` into three words.\n    \
          if [[ $current == = ]]; then current=\n    \
          elif [[ $previous == = ]]; then previous=${COMP_WORDS[COMP_CWORD-2]}; fi\n    \
          if [[ $COMP_CWORD -eq 1 ]]; then\n",
@@ -49,19 +51,19 @@ fn bash() -> String {
     out.push_str("        return\n    fi\n    case $command:$previous in\n");
     for row in COMMANDS {
         for flag in flags_of(row.command) {
-            let pattern = format!("        {}:{})", row.name, flag.name);
-            let _ = match flag.takes {
-                Takes::Nothing => continue,
-                // One name a line: those of files may have blanks.
-                Takes::File(_) => writeln!(
+            let pattern = format!("        {}:{})", row.name, flag.flag);
+            let words = flag.words().join(" ");
+            let _ = match () {
+                () if flag.is_switch() => continue,
+                // One name per line: names of files may contain blanks.
+                () if flag.takes_file() => writeln!(
                     out,
                     "{pattern} local IFS=$'\\n'; COMPREPLY=($(compgen -f -- \"$current\")); return ;;"
                 ),
-                Takes::Text(_) => writeln!(out, "{pattern} return ;;"),
-                Takes::Word(words) | Takes::Name(words) => writeln!(
+                () if words.is_empty() => writeln!(out, "{pattern} return ;;"),
+                () => writeln!(
                     out,
-                    "{pattern} COMPREPLY=($(compgen -W '{}' -- \"$current\")); return ;;",
-                    words.join(" ")
+                    "{pattern} COMPREPLY=($(compgen -W '{words}' -- \"$current\")); return ;;"
                 ),
             };
         }
@@ -70,7 +72,7 @@ fn bash() -> String {
     for row in COMMANDS {
         let words = match operands(row) {
             Operands::Words(words) => words,
-            Operands::Machines => format!("$({MACHINES})"),
+            Operands::Vms => format!("$({VM_NAMES})"),
             Operands::Commands => commands(),
             Operands::Files => format!("{} $(compgen -f -- \"$current\")", row.words.join(" ")),
             Operands::Nothing => String::new(),
@@ -89,7 +91,7 @@ fn zsh() -> String {
     let mut out =
         String::from("#compdef capsa\n_capsa() {\n    local -a commands\n    commands=(\n");
     for row in COMMANDS {
-        let _ = writeln!(out, "        {}", quoted(&format!("{}:{}", row.name, row.about)));
+        let _ = writeln!(out, "        {}", quoted(&format!("{}:{}", row.name, row.help)));
     }
     out.push_str(
         "    )\n    if (( CURRENT == 2 )); then\n        _describe command commands\n        \
@@ -102,21 +104,21 @@ fn zsh() -> String {
         }
         let operand = match operands(row) {
             Operands::Words(words) => format!("1:what:({words})"),
-            Operands::Machines => format!("*:machine:($({MACHINES}))"),
+            Operands::Vms => format!("*:VM:($({VM_NAMES}))"),
             Operands::Commands => format!("1:command:({})", commands()),
             Operands::Files => "1:what:(check schema)' '2:file:_files".into(),
             Operands::Nothing => String::new(),
         };
         if !operand.is_empty() {
             let quoted = match row.command {
-                Command::Config => format!("'{operand}'"),
+                Subcommand::Config => format!("'{operand}'"),
                 _ => quoted(&operand),
             };
             let _ = write!(out, " \\\n            {quoted}");
         }
         out.push_str(" ;;\n");
     }
-    // As a file in $fpath it is called for the first completion, else it is read at the start.
+    // A file in $fpath is called for the first completion; a sourced one defines the completion.
     out.push_str(
         "    esac\n}\nif [[ $funcstack[1] == _capsa ]]; then _capsa \"$@\"; \
          else compdef _capsa capsa; fi\n",
@@ -124,17 +126,18 @@ fn zsh() -> String {
     out
 }
 
-/// A flag as `_arguments` of zsh wants it: `*--disk=[help]:value:_files`.
-fn zsh_flag(flag: &Flag) -> String {
-    let again = if flag.repeats { "*" } else { "" };
+/// A flag in the form of zsh's `_arguments`: `*--disk=[help]:value:_files`.
+fn zsh_flag(flag: &Setting) -> String {
+    let repeats = if flag.repeats { "*" } else { "" };
     let help: String = flag.help.chars().filter(|c| !"[]:".contains(*c)).collect();
-    let (assign, value) = match flag.takes {
-        Takes::Nothing => ("", String::new()),
-        Takes::File(_) => ("=", ":file:_files".to_owned()),
-        Takes::Text(_) => ("=", ":value: ".to_owned()),
-        Takes::Word(words) | Takes::Name(words) => ("=", format!(":value:({})", words.join(" "))),
+    let words = flag.words().join(" ");
+    let (assign, value) = match () {
+        () if flag.is_switch() => ("", String::new()),
+        () if flag.takes_file() => ("=", ":file:_files".to_owned()),
+        () if words.is_empty() => ("=", ":value: ".to_owned()),
+        () => ("=", format!(":value:({words})")),
     };
-    format!("{again}{}{assign}[{help}]{value}", flag.name)
+    format!("{repeats}{}{assign}[{help}]{value}", flag.flag)
 }
 
 fn fish() -> String {
@@ -144,27 +147,26 @@ fn fish() -> String {
             out,
             "complete -c capsa -n __fish_use_subcommand -a {} -d {}",
             row.name,
-            quoted(row.about)
+            quoted(row.help)
         );
         let condition = format!("-n '__fish_seen_subcommand_from {}'", row.name);
         for flag in flags_of(row.command) {
-            let value = match flag.takes {
-                Takes::Nothing => String::new(),
-                Takes::File(_) => " -r -F".into(),
-                Takes::Text(_) => " -x".into(),
-                Takes::Word(words) | Takes::Name(words) => {
-                    format!(" -x -a {}", quoted(&words.join(" ")))
-                }
+            let words = flag.words().join(" ");
+            let value = match () {
+                () if flag.is_switch() => String::new(),
+                () if flag.takes_file() => " -r -F".into(),
+                () if words.is_empty() => " -x".into(),
+                () => format!(" -x -a {}", quoted(&words)),
             };
-            let short = flag.short.map(|s| format!(" -s {}", &s[1..])).unwrap_or_default();
-            let name = flag.name.trim_start_matches('-');
-            let about = quoted(flag.help);
+            let short = flag.short.map(|short| format!(" -s {short}")).unwrap_or_default();
+            let name = flag.flag.trim_start_matches('-');
+            let help = quoted(flag.help);
             let _ =
-                writeln!(out, "complete -c capsa {condition} -l {name}{short}{value} -d {about}");
+                writeln!(out, "complete -c capsa {condition} -l {name}{short}{value} -d {help}");
         }
         let words = match operands(row) {
             Operands::Words(words) => words,
-            Operands::Machines => format!("({MACHINES})"),
+            Operands::Vms => format!("({VM_NAMES})"),
             Operands::Commands => commands(),
             Operands::Files => {
                 let _ = writeln!(out, "complete -c capsa {condition} -F");
@@ -182,11 +184,12 @@ fn commands() -> String {
 }
 
 fn flag_names(row: &CommandRow) -> String {
-    let names = flags_of(row.command).flat_map(|flag| [Some(flag.name), flag.short]);
-    names.flatten().chain(["--help"]).collect::<Vec<_>>().join(" ")
+    let names = flags_of(row.command)
+        .flat_map(|flag| [Some(flag.flag.to_owned()), flag.short.map(|short| format!("-{short}"))]);
+    names.flatten().chain(["--help".into()]).collect::<Vec<_>>().join(" ")
 }
 
-/// One word to every shell.
+/// A text as one word, in every shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -196,15 +199,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_and_flag_is_in_every_shells() {
+    fn completions_have_all_commands_and_flags() {
         for shell in ["bash", "zsh", "fish"] {
             let script = of(shell).unwrap();
             for row in COMMANDS {
                 assert!(script.contains(row.name), "{shell}: {}", row.name);
                 for flag in flags_of(row.command) {
                     let name = match shell {
-                        "fish" => format!(" -l {} ", flag.name.trim_start_matches('-')),
-                        _ => flag.name.to_owned(),
+                        "fish" => format!(" -l {} ", flag.flag.trim_start_matches('-')),
+                        _ => flag.flag.to_owned(),
                     };
                     assert!(script.contains(&name), "{shell}: {name}");
                 }
@@ -214,11 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_backends_are_all_of_them() {
-        let flag = flags_of(Command::Run).find(|flag| flag.name == "--backend").unwrap();
-        let Takes::Name(names) = flag.takes else { panic!("{:?}", flag.takes) };
+    fn backend_flag_offers_all_backends() {
+        let flag = flags_of(Subcommand::Run).find(|flag| flag.flag == "--backend").unwrap();
         let mut known: Vec<_> = capsa::backends().into_iter().map(|report| report.name).collect();
         known.sort_unstable();
-        assert_eq!(names, known);
+        assert_eq!(flag.words(), known);
     }
 }

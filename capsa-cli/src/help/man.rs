@@ -1,16 +1,17 @@
-//! The manual page, made from the tables: `capsa help --man`.
+//! The manual page, made from the tables of commands and settings: `capsa help --man`.
 
 use std::fmt::Write as _;
 
+use crate::commands::{COMMANDS, Subcommand};
 use crate::failure::EXIT_CODES;
-use crate::flags::{COMMANDS, Command, Flag, flags_of};
 use crate::help::{self, KEYS};
+use crate::settings::{Setting, flags_of};
 
-/// The page, in the language of man(7).
+/// The page, in man(7) format.
 pub(crate) fn page() -> String {
     let mut out =
         format!(".TH CAPSA 1 \"\" \"capsa {}\" \"User Commands\"\n", env!("CARGO_PKG_VERSION"));
-    out.push_str(".SH NAME\ncapsa \\- runs virtual machines\n");
+    out.push_str(".SH NAME\ncapsa \\- run virtual machines\n");
     out.push_str(".SH SYNOPSIS\n");
     for row in COMMANDS {
         let _ = writeln!(out, ".B capsa {}\n{}\n.br", row.name, escaped(&help::synopsis(row)));
@@ -18,12 +19,12 @@ pub(crate) fn page() -> String {
     out.push_str(".SH COMMANDS\n");
     for row in COMMANDS {
         let _ = writeln!(out, ".SS capsa {}", row.name);
-        text(&mut out, row.about);
+        text(&mut out, row.help);
         for flag in flags_of(row.command) {
             flag_entry(&mut out, flag);
         }
-        if row.command == Command::Run {
-            text(&mut out, "On a terminal every key is the guest's, Ctrl-C too, but for:");
+        if row.command == Subcommand::Run {
+            text(&mut out, "On a terminal all keys go to the guest, Ctrl-C included, except:");
             for (keys, what) in KEYS {
                 entry(&mut out, keys, what);
             }
@@ -45,12 +46,8 @@ pub(crate) fn page() -> String {
     out
 }
 
-fn flag_entry(out: &mut String, flag: &Flag) {
-    let short = flag.short.map(|short| format!("{short}, ")).unwrap_or_default();
-    let again = if flag.repeats { " (may be given several times)" } else { "" };
-    let value = flag.takes.name();
-    let left = format!("{short}{} {value}", flag.name);
-    entry(out, left.trim_end(), &format!("{}{again}", flag.help));
+fn flag_entry(out: &mut String, flag: &Setting) {
+    entry(out, &help::left(flag), &help::flag_help(flag));
 }
 
 fn entry(out: &mut String, left: &str, right: &str) {
@@ -62,7 +59,7 @@ fn text(out: &mut String, text: &str) {
     let _ = writeln!(out, ".PP\n{}", escaped(text));
 }
 
-/// Text in which nothing is an order to the formatter, in ASCII.
+/// Text without requests to the formatter, in ASCII.
 fn escaped(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -80,16 +77,16 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::FLAGS;
+    use crate::settings::SETTINGS;
 
     #[test]
-    fn every_command_flag_and_exit_code_is_in_it() {
+    fn man_page_has_all_commands_flags_and_codes() {
         let page = page();
         for row in COMMANDS {
             assert!(page.contains(&format!(".SS capsa {}\n", row.name)), "{}", row.name);
         }
-        for flag in FLAGS {
-            assert!(page.contains(&escaped(flag.name)), "{}", flag.name);
+        for flag in SETTINGS {
+            assert!(page.contains(&escaped(flag.flag)), "{}", flag.flag);
         }
         for (code, _) in EXIT_CODES {
             assert!(page.contains(&format!(".B {}\n", escaped(code))), "{code}");
@@ -97,11 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_an_order_by_accident() {
+    fn man_page_has_only_known_requests() {
         for line in page().lines().filter(|line| line.starts_with(['.', '\''])) {
-            let order = line.split(' ').next().unwrap();
+            let request = line.split(' ').next().unwrap();
             let known = [".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".br", ".nf", ".fi"];
-            assert!(known.contains(&order), "{line}");
+            assert!(known.contains(&request), "{line}");
         }
         assert!(page().is_ascii());
     }

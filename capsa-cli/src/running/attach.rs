@@ -14,23 +14,24 @@ use nix::unistd::read;
 use super::protocol::ControlRequest;
 use super::registry;
 use crate::failure::{Failure, HYPERVISOR, NO_VM, OK, OUTPUT, SIGNAL};
-use crate::flags::{Given, usage};
+use crate::flags::{Arguments, usage};
 use crate::reporter::Reporter;
 use crate::session::signals::{SignalRequest, Signals};
+use crate::settings::ProgressMode;
 use crate::stdio::escape::{EscapeCommand, EscapeParser};
 use crate::stdio::output::StdoutWriter;
 use crate::stdio::poll_set::PollSet;
 use crate::stdio::terminal::RawTerminal;
-use crate::values::ProgressMode;
 
 /// Attaches, until the VM ends or the user detaches.
-pub(crate) fn console(given: &Given) -> Result<u8, Failure> {
-    let Some(name) = given.operands.first() else {
-        return Err(usage("missing the name or ID of a VM", Some(given.command)));
+pub(crate) fn console(arguments: &Arguments) -> Result<u8, Failure> {
+    let options = &arguments.settings.options;
+    let Some(name) = arguments.operands.first() else {
+        return Err(usage("missing the name or ID of a VM", Some(arguments.command)));
     };
-    let reporter = Reporter::new(given.has("--quiet"), false, ProgressMode::None);
+    let reporter = Reporter::new(options.quiet, false, ProgressMode::None);
     let vm = registry::find(name)?;
-    let wants_input = !given.has("--read-only");
+    let wants_input = !options.read_only;
     let (stream, reply) = vm.request(&ControlRequest::Console { r#type: wants_input })?;
     let owns_input = reply.types.unwrap_or_default();
     let first_output = stream.buffer().to_vec();

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::protocol::ControlRequest;
 use super::registry::{self, RunningVm};
 use crate::failure::{Failure, OK};
-use crate::flags::{Given, usage};
+use crate::flags::{Arguments, usage};
+use crate::json_output;
 use crate::print::print;
-use crate::{json_output, values};
 
 /// `capsa ps`: lists the running VMs.
 pub(crate) fn ps(json: bool) -> Result<u8, Failure> {
@@ -39,23 +39,25 @@ pub(crate) fn ps(json: bool) -> Result<u8, Failure> {
 }
 
 /// `capsa stop`: stops VMs and waits until they have ended.
-pub(crate) fn stop(given: &Given) -> Result<u8, Failure> {
-    let command = Some(given.command);
-    let grace = given.one("--grace", values::duration)?;
-    let request = match (given.has("--kill"), grace) {
+pub(crate) fn stop(arguments: &Arguments) -> Result<u8, Failure> {
+    let command = Some(arguments.command);
+    let options = &arguments.settings.options;
+    let request = match (options.kill, arguments.settings.grace) {
         (true, Some(_)) => return Err(usage("--kill cannot be used with --grace", command)),
         (true, None) => ControlRequest::Kill {},
         (false, grace) => ControlRequest::Stop { grace: grace.map(|grace| grace.as_secs_f64()) },
     };
-    let vms = match (given.has("--all"), given.operands.is_empty()) {
+    let vms = match (options.all, arguments.operands.is_empty()) {
         (true, true) => {
             registry::running_vms()?.into_iter().filter(|vm| vm.info.is_some()).collect()
         }
         (true, false) => return Err(usage("--all cannot be used with names", command)),
         (false, true) => return Err(usage("missing the name or ID of a VM", command)),
-        (false, false) => {
-            given.operands.iter().map(|name| registry::find(name)).collect::<Result<Vec<_>, _>>()?
-        }
+        (false, false) => arguments
+            .operands
+            .iter()
+            .map(|name| registry::find(name))
+            .collect::<Result<Vec<_>, _>>()?,
     };
     // All VMs get the request before this waits for the first of them.
     let requested: Vec<_> = vms.iter().map(|vm| (vm, vm.request(&request))).collect();
@@ -73,21 +75,21 @@ pub(crate) fn stop(given: &Given) -> Result<u8, Failure> {
         // A run that was killed sends no report, and its VM has ended with it.
         let end: Value = serde_json::from_str(&last).unwrap_or(Value::Null);
         let report = end["report"].as_str().unwrap_or("ended without a report");
-        match given.has("--json") {
+        match arguments.settings.options.json {
             true => stopped.push(json!({"name": vm.name(), "id": vm.id, "end": end})),
             false => drop(print(&format!("{}: {report}\n", vm.label()))?),
         }
     }
-    if given.has("--json") {
+    if arguments.settings.options.json {
         print(&json_output::document("stop", json!({"machines": stopped})))?;
     }
     failed.map_or(Ok(OK), Err)
 }
 
 /// `capsa gc`: removes run directories whose owner has died, and kills processes left of it.
-pub(crate) fn gc(given: &Given) -> Result<u8, Failure> {
+pub(crate) fn gc(arguments: &Arguments) -> Result<u8, Failure> {
     let base = run_dir::base();
-    let dry = given.has("--dry-run");
+    let dry = arguments.settings.options.dry_run;
     let swept: Vec<(PathBuf, Vec<u32>)> = if dry {
         let left = registry::run_dirs()?.into_iter().filter(|found| !found.is_owned);
         left.map(|found| (found.path, found.children)).collect()
@@ -96,7 +98,7 @@ pub(crate) fn gc(given: &Given) -> Result<u8, Failure> {
             .map_err(|error| registry::run_dir_failure("remove run directories", &error))?;
         swept.into_iter().map(|swept| (swept.path, swept.killed)).collect()
     };
-    if given.has("--json") {
+    if arguments.settings.options.json {
         let swept: Vec<Value> =
             swept.iter().map(|(path, killed)| json!({"run_dir": path, "killed": killed})).collect();
         return print(&json_output::document("gc", json!({"dry_run": dry, "removed": swept})));

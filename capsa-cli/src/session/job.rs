@@ -13,9 +13,10 @@ use std::time::Duration;
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
 
+use crate::commands::Subcommand;
 use crate::failure::{CONFIG, Failure};
 use crate::files;
-use crate::flags::{Command, usage};
+use crate::flags::usage;
 use crate::stdio::output::StdoutWriter;
 
 /// Output beyond this is left out of the JSON document.
@@ -36,7 +37,7 @@ impl JobPlan {
         user: Option<&str>,
         password_file: Option<&PathBuf>,
     ) -> Result<Self, Failure> {
-        let invalid = |what: &str| usage(what, Some(Command::Run));
+        let invalid = |what: &str| usage(what, Some(Subcommand::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
         let words = words.ok_or_else(|| invalid("the command after -- is not UTF-8"))?;
         if words.is_empty() {

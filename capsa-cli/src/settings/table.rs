@@ -1,0 +1,561 @@
+//! The table of settings: each flag and each key of the config file, once.
+//!
+//! A row has the flag, the key, the type of the value, the function that stores it, and the help. The
+//! parsers of the command line and of the config file, help, the manual page, completions, the JSON
+//! Schema and source spans all read these rows. A new setting is one row, and the field that it sets.
+
+use capsa::{
+    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
+    ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
+};
+use tracing::level_filters::LevelFilter;
+
+use super::setting::{Completion, Section, Setting, Shape, ValueKind};
+use super::{ProgressMode, Settings};
+use crate::commands::Subcommand;
+use crate::values;
+
+/// The row that the others are based on: a flag of `capsa run`.
+const ROW: Setting = Setting {
+    flag: "",
+    short: None,
+    commands: &[Subcommand::Run],
+    repeats: false,
+    key: "",
+    required: false,
+    field: "",
+    kind: ValueKind::Switch(|_, _| {}),
+    placeholder: "",
+    completion: Completion::Nothing,
+    example: "",
+    help: "",
+    default: "",
+};
+
+/// All settings, in the order of help.
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting {
+        flag: "--config",
+        kind: ValueKind::Path(|s, path| s.options.config = Some(path)),
+        help: "Read settings from a TOML file, see `capsa help config`. A flag overrides the file; a \
+               flag that may be repeated adds to it",
+        ..ROW
+    },
+    Setting {
+        key: "guest.os",
+        kind: ValueKind::Choice(&[("linux", |_| {})]),
+        example: "\"linux\"",
+        help: "Operating system of the guest",
+        default: "linux",
+        ..ROW
+    },
+    Setting {
+        key: "guest.boot",
+        kind: ValueKind::Choice(&[("direct", |_| {})]),
+        example: "\"direct\"",
+        help: "Boot method; direct: the hypervisor loads the kernel",
+        default: "direct",
+        ..ROW
+    },
+    Setting {
+        flag: "--kernel",
+        key: "boot.kernel",
+        kind: ValueKind::Path(|s, path| s.kernel = Some(path)),
+        example: "\"./bzImage\"",
+        help: "Guest kernel: a bzImage or vmlinux; on arm64 an Image",
+        ..ROW
+    },
+    Setting {
+        flag: "--initrd",
+        key: "boot.initrd",
+        kind: ValueKind::Path(|s, path| s.initrd = Some(path)),
+        example: "\"./initrd\"",
+        help: "Initial RAM disk",
+        ..ROW
+    },
+    Setting {
+        flag: "--disk",
+        repeats: true,
+        field: "disks",
+        kind: ValueKind::Text(|s, text| values::disk(text).map(|disk| s.add_disk(disk))),
+        placeholder: "FILE[:raw|:qcow2][:ro|:rw][:ephemeral]",
+        completion: Completion::Files,
+        help: "Attach a disk image: the first as /dev/vda, the next as /dev/vdb and so on. With \
+               ephemeral, guest writes are discarded and the image does not change. Replaces the disk \
+               of the config file that has the same path",
+        default: "rw",
+        ..ROW
+    },
+    Setting {
+        key: "disks.path",
+        required: true,
+        // The rows of a section are set in this order: the path implies a format, until one is set.
+        kind: ValueKind::Path(|s, path| *s.last_disk() = DiskImage::new(path)),
+        example: "\"./rootfs.qcow2\"",
+        help: "Disk image",
+        ..ROW
+    },
+    Setting {
+        key: "disks.format",
+        kind: ValueKind::Choice(&[
+            ("raw", |s| s.last_disk().format = ImageFormat::Raw),
+            ("qcow2", |s| s.last_disk().format = ImageFormat::Qcow2),
+        ]),
+        example: "\"qcow2\"",
+        help: "Image format; must agree with the content of the file",
+        default: "from the file name",
+        ..ROW
+    },
+    Setting {
+        key: "disks.read-only",
+        kind: ValueKind::Switch(|s, on| s.last_disk().read_only = on),
+        example: "true",
+        help: "Whether guest writes fail",
+        default: "false",
+        ..ROW
+    },
+    Setting {
+        key: "disks.ephemeral",
+        kind: ValueKind::Switch(|s, on| s.last_disk().ephemeral = on),
+        example: "true",
+        help: "Whether guest writes are discarded when the VM ends",
+        default: "false",
+        ..ROW
+    },
+    Setting {
+        flag: "--share",
+        repeats: true,
+        field: "shares",
+        kind: ValueKind::Text(|s, text| values::share(text).map(|share| s.add_share(share))),
+        placeholder: "HOST:GUEST[:ro|:rw]",
+        completion: Completion::Files,
+        help: "Share the host directory HOST; the guest mounts it at GUEST. Replaces the share of the \
+               config file that has the same GUEST",
+        default: "ro",
+        ..ROW
+    },
+    Setting {
+        key: "shares.host",
+        required: true,
+        kind: ValueKind::Path(|s, path| s.last_share().host_path = path),
+        example: "\"./workspace\"",
+        help: "Host directory",
+        ..ROW
+    },
+    Setting {
+        key: "shares.guest",
+        required: true,
+        kind: ValueKind::String(|s, path| s.last_share().guest_path = path),
+        example: "\"/workspace\"",
+        help: "Mount point in the guest",
+        ..ROW
+    },
+    Setting {
+        key: "shares.mode",
+        kind: ValueKind::Choice(&[
+            ("ro", |s| s.last_share().mode = MountMode::ReadOnly),
+            ("rw", |s| s.last_share().mode = MountMode::ReadWrite),
+        ]),
+        example: "\"rw\"",
+        help: "Whether the guest may write",
+        default: "ro",
+        ..ROW
+    },
+    Setting {
+        key: "shares.mechanism",
+        kind: ValueKind::Choice(&[
+            ("auto", |s| s.last_share().mechanism = ShareMechanism::Auto),
+            ("virtio-fs", |s| {
+                s.last_share().mechanism = ShareMechanism::VirtioFs(VirtioFsConfig::default());
+            }),
+            ("virtio-9p", |s| {
+                s.last_share().mechanism = ShareMechanism::Virtio9p(Virtio9pConfig::default());
+            }),
+        ]),
+        example: "\"virtio-fs\"",
+        help: "How the directory is shared; auto: virtio-fs where it is available",
+        default: "auto",
+        ..ROW
+    },
+    Setting {
+        flag: "--console",
+        key: "console.mode",
+        kind: ValueKind::Choice(&[
+            ("stdio", |s| s.console = Some(ConsoleMode::Stdio)),
+            ("enabled", |s| s.console = Some(ConsoleMode::Enabled)),
+            ("disabled", |s| s.console = Some(ConsoleMode::Disabled)),
+        ]),
+        example: "\"enabled\"",
+        help: "Guest console. stdio: connected to standard input and output; enabled: for `capsa \
+               console`, and its end is shown if the VM fails; disabled: none",
+        default: "disabled; enabled with -- COMMAND, a log or a recording",
+        ..ROW
+    },
+    Setting {
+        flag: "--cpus",
+        key: "resources.cpus",
+        kind: ValueKind::Number(|s, cpus| s.cpus = Some(cpus)),
+        example: "2",
+        help: "Number of vCPUs",
+        default: "1",
+        ..ROW
+    },
+    Setting {
+        flag: "--memory",
+        key: "resources.memory",
+        kind: ValueKind::Size(|s, mb| s.memory_mb = Some(mb)),
+        example: "\"2G\"",
+        help: "Guest memory, e.g. 512M or 2G",
+        default: "512M",
+        ..ROW
+    },
+    Setting {
+        flag: "--network",
+        key: "network.mode",
+        kind: ValueKind::Choice(&[
+            ("none", |s| s.network = Some(NetworkMode::None)),
+            ("nat", |s| s.network = Some(NetworkMode::Nat)),
+        ]),
+        example: "\"nat\"",
+        help: "Guest network",
+        default: "nat",
+        ..ROW
+    },
+    Setting {
+        flag: "--vsock",
+        repeats: true,
+        field: "vsock_ports",
+        kind: ValueKind::Text(|s, text| values::vsock(text).map(|port| s.vsock.push(port))),
+        placeholder: "listen:PORT:SOCKET|connect:PORT:SOCKET",
+        help: "Forward a vsock port to a unix socket of the host. listen: capsa listens on SOCKET and \
+               connects each client to PORT of the guest; connect: when the guest connects to PORT of \
+               the host (CID 2), capsa connects it to SOCKET",
+        ..ROW
+    },
+    Setting {
+        key: "vsock.port",
+        required: true,
+        kind: ValueKind::Number(|s, port| s.last_vsock().port = port),
+        example: "5000",
+        help: "vsock port",
+        ..ROW
+    },
+    Setting {
+        key: "vsock.listen",
+        kind: ValueKind::Path(|s, path| {
+            s.last_vsock().direction = VsockDirection::ToGuest;
+            s.last_vsock().socket = path;
+        }),
+        example: "\"./agent.sock\"",
+        help: "Socket on which capsa listens; clients are connected to the guest's port",
+        ..ROW
+    },
+    Setting {
+        key: "vsock.connect",
+        kind: ValueKind::Path(|s, path| {
+            s.last_vsock().direction = VsockDirection::ToHost;
+            s.last_vsock().socket = path;
+        }),
+        example: "\"./api.sock\"",
+        help: "Socket to which capsa connects the guest's connections to the host's port",
+        ..ROW
+    },
+    Setting {
+        flag: "--cmdline",
+        repeats: true,
+        key: "cmdline.extra",
+        kind: ValueKind::List(|s, argument| s.cmdline.push(argument)),
+        placeholder: "ARG",
+        example: "[\"quiet\"]",
+        help: "Additional kernel argument",
+        ..ROW
+    },
+    Setting {
+        flag: "--cmdline-override",
+        key: "cmdline.override",
+        kind: ValueKind::String(|s, text| s.cmdline_override = Some(text)),
+        placeholder: "TEXT",
+        example: "\"console=ttyS0\"",
+        help: "Whole kernel command line, in place of the one that capsa generates",
+        ..ROW
+    },
+    Setting {
+        flag: "--timeout",
+        key: "resources.timeout",
+        kind: ValueKind::Time(|s, time| s.timeout = Some(time)),
+        example: "\"5m\"",
+        help: "Time limit after which the VM is stopped, e.g. 90s or 5m",
+        default: "none",
+        ..ROW
+    },
+    Setting {
+        flag: "--grace",
+        commands: &[Subcommand::Run, Subcommand::Stop],
+        key: "resources.grace",
+        kind: ValueKind::Time(|s, time| s.grace = Some(time)),
+        example: "\"30s\"",
+        help: "Grace period: how long a guest may take to power off when asked, before capsa kills \
+               the VM",
+        default: "30s",
+        ..ROW
+    },
+    Setting {
+        flag: "--backend",
+        key: "backend.name",
+        kind: ValueKind::String(|s, name| s.backend = Some(name)),
+        placeholder: "NAME",
+        completion: Completion::Words(&["cloud-hypervisor", "qemu", "vfkit"]),
+        example: "\"qemu\"",
+        help: "Hypervisor, see `capsa backends`",
+        default: "$CAPSA_BACKEND, else the first that can run the VM",
+        ..ROW
+    },
+    Setting {
+        flag: "--accel",
+        key: "backend.accel",
+        field: "accelerator",
+        kind: ValueKind::Choice(&[
+            ("auto", |s| s.accelerator = Some(Accelerator::Auto)),
+            ("kvm", |s| s.accelerator = Some(Accelerator::Kvm)),
+            ("hvf", |s| s.accelerator = Some(Accelerator::Hvf)),
+            ("emulation", |s| s.accelerator = Some(Accelerator::Emulation)),
+        ]),
+        example: "\"kvm\"",
+        help: "CPU virtualisation; auto: hardware where it is usable, else emulation with a warning",
+        default: "auto",
+        ..ROW
+    },
+    Setting {
+        flag: "--on-reboot",
+        key: "guest.on-reboot",
+        kind: ValueKind::Choice(&[
+            ("auto", |s| s.on_reboot = Some(RebootPolicy::Auto)),
+            ("end", |s| s.on_reboot = Some(RebootPolicy::End)),
+            ("restart", |s| s.on_reboot = Some(RebootPolicy::Restart)),
+        ]),
+        example: "\"restart\"",
+        help: "What a guest reboot does; auto: end the VM where the hypervisor reports reboots",
+        default: "auto",
+        ..ROW
+    },
+    Setting {
+        flag: "--name",
+        key: "guest.name",
+        kind: ValueKind::Text(|s, text| values::name(text).map(|name| s.name = Some(name))),
+        placeholder: "NAME",
+        example: "\"build\"",
+        help: "Name for `capsa ps`, `stop` and `console`",
+        default: "the last component of the run directory",
+        ..ROW
+    },
+    Setting {
+        flag: "--user",
+        key: "login.user",
+        kind: ValueKind::Text(|s, text| values::user(text).map(|user| s.user = Some(user))),
+        placeholder: "USER",
+        example: "\"root\"",
+        help: "User for -- COMMAND, if the guest asks for a login",
+        default: "root",
+        ..ROW
+    },
+    Setting {
+        flag: "--password-file",
+        key: "login.password-file",
+        kind: ValueKind::Path(|s, path| s.password_file = Some(path)),
+        example: "\"./password\"",
+        help: "File whose first line is the password for -- COMMAND",
+        ..ROW
+    },
+    Setting {
+        flag: "--log",
+        key: "console.log",
+        kind: ValueKind::Path(|s, path| s.log = Some(path)),
+        example: "\"./console.log\"",
+        help: "File to which console output is copied",
+        ..ROW
+    },
+    Setting {
+        flag: "--record",
+        key: "console.record",
+        kind: ValueKind::Path(|s, path| s.record = Some(path)),
+        example: "\"./boot.cast\"",
+        help: "File for a recording of console input and output, in asciicast format",
+        ..ROW
+    },
+    Setting {
+        flag: "--progress",
+        kind: ValueKind::Choice(&[
+            ("auto", |s| s.options.progress = ProgressMode::Auto),
+            ("json", |s| s.options.progress = ProgressMode::Json),
+            ("none", |s| s.options.progress = ProgressMode::None),
+        ]),
+        help: "Progress on standard error. auto: a status line on a terminal until the guest prints; \
+               json: JSON lines, and nothing else on standard error",
+        default: "auto",
+        ..ROW
+    },
+    Setting {
+        flag: "--dry-run",
+        commands: &[Subcommand::Run, Subcommand::Gc],
+        kind: ValueKind::Switch(|s, on| s.options.dry_run = on),
+        help: "Print what would be done, without doing it",
+        ..ROW
+    },
+    Setting {
+        flag: "--kill",
+        commands: &[Subcommand::Stop],
+        kind: ValueKind::Switch(|s, on| s.options.kill = on),
+        help: "Kill the VMs at once",
+        ..ROW
+    },
+    Setting {
+        flag: "--all",
+        commands: &[Subcommand::Stop],
+        kind: ValueKind::Switch(|s, on| s.options.all = on),
+        help: "Stop every VM that `capsa ps` lists with a name",
+        ..ROW
+    },
+    Setting {
+        flag: "--read-only",
+        commands: &[Subcommand::Console],
+        kind: ValueKind::Switch(|s, on| s.options.read_only = on),
+        help: "Show the console without sending input to it",
+        ..ROW
+    },
+    Setting {
+        flag: "--man",
+        commands: &[Subcommand::Help],
+        kind: ValueKind::Switch(|s, on| s.options.man = on),
+        help: "Print the manual page: capsa help --man | man -l -",
+        ..ROW
+    },
+    Setting {
+        flag: "--json",
+        commands: &[
+            Subcommand::Run,
+            Subcommand::Ps,
+            Subcommand::Stop,
+            Subcommand::Gc,
+            Subcommand::Backends,
+            Subcommand::Doctor,
+            Subcommand::Config,
+            Subcommand::Version,
+        ],
+        kind: ValueKind::Switch(|s, on| s.options.json = on),
+        help: "Print JSON; errors are JSON too",
+        ..ROW
+    },
+    Setting {
+        flag: "--quiet",
+        short: Some('q'),
+        commands: &[Subcommand::Run, Subcommand::Console],
+        kind: ValueKind::Switch(|s, on| s.options.quiet = on),
+        help: "Print errors only",
+        ..ROW
+    },
+    Setting {
+        flag: "--verbose",
+        short: Some('v'),
+        kind: ValueKind::Switch(|s, on| s.options.verbose = on),
+        help: "Print which backend was chosen and why, and each step with its time",
+        ..ROW
+    },
+    Setting {
+        flag: "--log-level",
+        commands: &[
+            Subcommand::Run,
+            Subcommand::Ps,
+            Subcommand::Stop,
+            Subcommand::Console,
+            Subcommand::Gc,
+            Subcommand::Backends,
+            Subcommand::Doctor,
+            Subcommand::Config,
+        ],
+        kind: ValueKind::Choice(&[
+            ("off", |s| s.options.log_level = Some(LevelFilter::OFF)),
+            ("error", |s| s.options.log_level = Some(LevelFilter::ERROR)),
+            ("warn", |s| s.options.log_level = Some(LevelFilter::WARN)),
+            ("info", |s| s.options.log_level = Some(LevelFilter::INFO)),
+            ("debug", |s| s.options.log_level = Some(LevelFilter::DEBUG)),
+            ("trace", |s| s.options.log_level = Some(LevelFilter::TRACE)),
+        ]),
+        help: "Print log messages of the capsa library of this level and above to standard error",
+        default: "$CAPSA_LOG, else off",
+        ..ROW
+    },
+];
+
+/// All sections of the config file, in the order of help.
+pub(crate) const SECTIONS: &[Section] = &[
+    one("guest", "The guest"),
+    one("boot", "What the guest boots"),
+    Section {
+        name: "disk",
+        shape: Shape::One,
+        keys: "disks",
+        help: "The first disk, /dev/vda",
+        begin: Settings::begin_disk,
+    },
+    Section {
+        name: "disks",
+        shape: Shape::Many,
+        keys: "disks",
+        help: "More disks, in the order of the guest's devices",
+        begin: Settings::begin_disk,
+    },
+    one("resources", "Resources and time limits"),
+    one("network", "The guest's network"),
+    one("console", "The guest's console"),
+    Section {
+        name: "shares",
+        shape: Shape::Named,
+        keys: "shares",
+        help: "Host directories that the guest mounts",
+        begin: Settings::begin_share,
+    },
+    Section {
+        name: "vsock",
+        shape: Shape::Many,
+        keys: "vsock",
+        help: "vsock ports that are forwarded to unix sockets; each has listen or connect",
+        begin: |settings, _| settings.begin_vsock(),
+    },
+    one("cmdline", "The kernel command line"),
+    one("backend", "The hypervisor"),
+    one("login", "The login for `capsa run -- COMMAND`"),
+];
+
+const fn one(name: &'static str, help: &'static str) -> Section {
+    Section { name, shape: Shape::One, keys: name, help, begin: |_, _| {} }
+}
+
+/// The flags of a command.
+pub(crate) fn flags_of(command: Subcommand) -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(move |row| !row.flag.is_empty() && row.commands.contains(&command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_table_rows_are_complete_and_unique() {
+        for (n, row) in SETTINGS.iter().enumerate() {
+            let name = format!("{}{}", row.flag, row.key);
+            assert!(!name.is_empty() && !row.help.is_empty(), "{name}");
+            assert!(row.flag.is_empty() || row.flag.starts_with("--"), "{name}");
+            assert!(row.flag.is_empty() || !row.commands.is_empty(), "{name}");
+            assert_eq!(row.key.is_empty(), row.example.is_empty(), "{name}");
+            assert!(row.key.is_empty() || row.key.matches('.').count() == 1, "{name}");
+            for other in &SETTINGS[..n] {
+                assert!(row.flag.is_empty() || row.flag != other.flag, "{name} occurs twice");
+                assert!(row.short.is_none() || row.short != other.short, "{name}: short flag");
+                assert!(row.key.is_empty() || row.key != other.key, "{name} occurs twice");
+            }
+        }
+        for row in SETTINGS.iter().filter(|row| !row.key.is_empty()) {
+            assert!(SECTIONS.iter().any(|section| section.rows().any(|r| r.key == row.key)));
+        }
+    }
+}
