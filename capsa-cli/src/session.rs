@@ -148,7 +148,7 @@ struct Session<'r> {
     grace: Duration,
     spawn_reported: bool,
     output_reported: bool,
-    /// When the run directory was last checked; `None` once it is gone.
+    /// When the run directory was last checked; `None` once it was removed.
     run_dir_checked: Option<Instant>,
     /// The signal that made this run stop, and when it came.
     signal: Option<(u8, Instant)>,

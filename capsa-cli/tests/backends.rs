@@ -1,4 +1,4 @@
-//! What `capsa backends` and `capsa doctor` say of a host on which a helper is missing.
+//! `capsa backends` and `capsa doctor` on a host without some helper.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::process::Stdio;
 use common::capsa;
 use serde_json::Value;
 
-/// Runs it on a host where these programs are not: exit code and standard output.
+/// Runs it as on a host without these helpers: exit code and standard output.
 fn without(helpers: &[&str], words: &[&str]) -> (i32, String) {
     let mut command = capsa();
     command.args(words).stdin(Stdio::null());
@@ -25,7 +25,7 @@ fn row(table: &str, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_needs_a_helper_that_is_missing_is_not_there() {
+fn missing_helper_marks_features_missing() {
     if !cfg!(target_os = "linux") {
         return capsa_testkit::skip("other backends come first elsewhere");
     }
@@ -39,7 +39,10 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
     assert_eq!(row(&table, "vsock")[1], "missing", "{table}");
     assert_eq!(row(&table, "raw disks")[1], "yes", "{table}");
     let lacking = "  no virtio-fs shares: virtiofsd was not found";
-    let at = table.lines().position(|line| line.starts_with(lacking)).expect("it is said");
+    let at = table
+        .lines()
+        .position(|line| line.starts_with(lacking))
+        .expect("the missing feature is listed");
     assert!(table.lines().nth(at + 1).unwrap().starts_with("    hint: install "), "{table}");
 
     let (_, json) = without(&helpers, &["backends", "--json"]);
@@ -49,19 +52,19 @@ fn what_needs_a_helper_that_is_missing_is_not_there() {
     assert_eq!(features, ["virtio-fs", "vsock"]);
     assert!(missing.iter().all(|it| it["remedy"].as_str().unwrap().starts_with("install ")));
 
-    let (code, said) = without(&helpers, &["doctor"]);
-    assert_eq!(code, 0, "{said}");
-    assert_eq!(said.matches("warning  qemu: no virtio-fs shares: ").count(), 1, "{said}");
-    assert_eq!(said.matches("virtiofsd was not found").count(), 1, "said once: {said}");
-    assert!(said.contains("\n         hint: install virtiofsd"), "{said}");
+    let (code, text) = without(&helpers, &["doctor"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(text.matches("warning  qemu: no virtio-fs shares: ").count(), 1, "{text}");
+    assert_eq!(text.matches("virtiofsd was not found").count(), 1, "reported once: {text}");
+    assert!(text.contains("\n         hint: install virtiofsd"), "{text}");
 }
 
 #[test]
-fn nat_of_cloud_hypervisor_is_missing_without_passt() {
+fn cloud_hypervisor_nat_needs_passt() {
     if !cfg!(target_os = "linux") {
         return capsa_testkit::skip("other backends come first elsewhere");
     }
-    // Any program that says a version will do: it is not started.
+    // Any program that prints a version suffices, because no VM is started.
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("cloud-hypervisor");
     std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v53.0.0\n").unwrap();
@@ -78,7 +81,7 @@ fn nat_of_cloud_hypervisor_is_missing_without_passt() {
         let output = command.env("CAPSA_CLOUD_HYPERVISOR", &program).output().unwrap();
         let table = String::from_utf8(output.stdout).unwrap();
         assert_eq!(row(&table, "NAT")[0], want, "{table}");
-        let said = table.contains("\n  no NAT: passt was not found");
-        assert_eq!(said, want == "missing", "{table}");
+        let is_reported = table.contains("\n  no NAT: passt was not found");
+        assert_eq!(is_reported, want == "missing", "{table}");
     }
 }

@@ -1,5 +1,4 @@
-//! The command, run as a user runs it. What needs a machine boots the nano guest under QEMU in
-//! software emulation.
+//! `capsa run` and the commands that need no VM. VMs boot the nano guest under QEMU in emulation.
 
 mod common;
 
@@ -12,13 +11,13 @@ use common::{Capsa, Terminal, capsa, nano_arguments};
 use nix::sys::signal::Signal;
 use nix::sys::termios::LocalFlags;
 
-/// Runs it to its end without a machine: exit code, standard output, standard error.
+/// Runs it until it exits, without a VM: exit code, standard output, standard error.
 fn ask(arguments: &[&str]) -> (i32, String, String) {
-    common::ask(&std::env::temp_dir().join("capsa-no-machines"), arguments)
+    common::ask(&std::env::temp_dir().join("capsa-no-vms"), arguments)
 }
 
 #[test]
-fn console_through_pipes_goes_both_ways() {
+fn console_on_pipes_passes_all_bytes() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &["--cmdline", "one"]) else {
         return;
     };
@@ -33,7 +32,7 @@ fn console_through_pipes_goes_both_ways() {
 }
 
 #[test]
-fn end_of_input_does_not_end_the_machine() {
+fn end_of_input_keeps_vm_running() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(b"bye");
@@ -44,7 +43,7 @@ fn end_of_input_does_not_end_the_machine() {
 }
 
 #[test]
-fn sigterm_asks_the_guest_to_power_off() {
+fn sigterm_powers_off_guest() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
@@ -54,12 +53,12 @@ fn sigterm_asks_the_guest_to_power_off() {
 }
 
 #[test]
-fn second_sigterm_cuts_the_power() {
-    let stubborn = Nano { power_button: false };
-    let Some(mut capsa) = Capsa::start(stubborn, &[]) else { return };
+fn second_sigterm_kills_vm() {
+    let ignores_button = Nano { power_button: false };
+    let Some(mut capsa) = Capsa::start(ignores_button, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
-    // timeout(1) sends two in a row. They are one wish.
+    // timeout(1) sends two at once, which count as one.
     capsa.signal(Signal::SIGTERM);
     std::thread::sleep(Duration::from_millis(1200)); // the time after which another counts
     capsa.write(b"still here");
@@ -70,7 +69,7 @@ fn second_sigterm_cuts_the_power() {
 }
 
 #[test]
-fn time_limit_has_its_exit_code() {
+fn time_limit_exits_114() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &["--timeout", "1s"]) else { return };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
@@ -78,50 +77,51 @@ fn time_limit_has_its_exit_code() {
 }
 
 #[test]
-fn a_time_limit_gives_a_deaf_guest_the_grace_that_was_asked_for() {
-    let deaf = Nano { power_button: false };
+fn time_limit_respects_grace_period() {
+    let ignores_button = Nano { power_button: false };
     let begin = Instant::now();
     let limits = ["--timeout", "1s", "--grace", "100ms"];
-    let Some(mut capsa) = Capsa::start(deaf, &limits) else { return };
+    let Some(mut capsa) = Capsa::start(ignores_button, &limits) else { return };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
-    assert!(begin.elapsed() < Duration::from_secs(25), "it had the 30 seconds of nobody's choice");
+    assert!(begin.elapsed() < Duration::from_secs(25), "the default grace period was used");
 }
 
 #[test]
-fn emulation_that_was_not_asked_for_is_one_line_and_none_if_quiet() {
+fn fallback_to_emulation_warns_once() {
     if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let arguments = nano_arguments(dir.path(), Nano::default());
     let at = arguments.iter().position(|word| word == "--accel").unwrap();
-    let machine = [&arguments[..at], &arguments[at + 2..]].concat();
+    let vm = [&arguments[..at], &arguments[at + 2..]].concat();
     for (quiet, lines) in [(&["-q"][..], 0), (&[], 1)] {
         let mut command = capsa();
-        command.args(&machine).args(quiet).args(["--timeout", "1s"]);
+        command.args(&vm).args(quiet).args(["--timeout", "1s"]);
         let end = command.env("CAPSA_RUN_DIR", common::run_dir(dir.path())).output().unwrap();
         let stderr = String::from_utf8(end.stderr).unwrap();
-        let said: Vec<&str> = stderr.lines().filter(|line| line.contains("emulation")).collect();
-        if lines == 1 && said.is_empty() {
+        let warnings: Vec<&str> =
+            stderr.lines().filter(|line| line.contains("emulation")).collect();
+        if lines == 1 && warnings.is_empty() {
             return capsa_testkit::skip("KVM is usable here");
         }
-        assert_eq!(said.len(), lines, "{stderr}");
-        assert!(said.iter().all(|line| line.len() < 160), "{stderr}");
+        assert_eq!(warnings.len(), lines, "{stderr}");
+        assert!(warnings.iter().all(|line| line.len() < 160), "{stderr}");
     }
 }
 
 #[test]
-fn what_is_lost_is_said_however_quiet() {
+fn quiet_still_reports_lost_output() {
     if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let arguments = nano_arguments(dir.path(), Nano::default());
-    let machine =
+    let vm =
         arguments.iter().filter(|word| !["--console", "stdio"].contains(&word.to_str().unwrap()));
     let limited = ["--quiet", "--timeout", "1s", "--log", "/dev/full", "--", "true"];
-    let end = capsa().args(machine).args(limited).output().unwrap();
+    let end = capsa().args(vm).args(limited).output().unwrap();
     let stderr = String::from_utf8_lossy(&end.stderr);
     assert_eq!(end.status.code(), Some(114), "{stderr}");
     for words in [
@@ -134,7 +134,7 @@ fn what_is_lost_is_said_however_quiet() {
 }
 
 #[test]
-fn slow_reader_loses_no_byte() {
+fn slow_stdout_loses_no_bytes() {
     // More than all buffers on the way hold together.
     const FLOODS: usize = 8;
     let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
@@ -152,7 +152,7 @@ fn slow_reader_loses_no_byte() {
 }
 
 #[test]
-fn reader_that_never_reads_cannot_hold_up_the_end() {
+fn stuck_stdout_does_not_delay_kill() {
     let Some(mut capsa) = Capsa::start(Nano { power_button: false }, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(&[nano::FLOOD; 4]);
@@ -161,10 +161,9 @@ fn reader_that_never_reads_cannot_hold_up_the_end() {
     assert_eq!(code, 131);
 }
 
-/// A signal is for the whole of a run, not for its machine alone: as with any program that stands in
-/// the midst of a write.
+/// A signal ends the run, not only its VM, even while a write to standard output blocks.
 #[test]
-fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
+fn stuck_stdout_does_not_delay_sigterm() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let arguments = ["--grace", "1s", "--log", log.to_str().unwrap()];
@@ -175,7 +174,7 @@ fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
     // More than the pipe holds.
     let end = Instant::now() + Duration::from_secs(60);
     while fs::metadata(&log).map_or(0, |log| log.len()) < 100_000 {
-        assert!(Instant::now() < end, "the guest does not speak");
+        assert!(Instant::now() < end, "no console output");
         std::thread::sleep(Duration::from_millis(5));
     }
     capsa.signal(Signal::SIGTERM);
@@ -183,7 +182,7 @@ fn reader_that_stands_still_cannot_hold_up_what_one_signal_ends() {
 }
 
 #[test]
-fn reader_that_leaves_is_no_error() {
+fn closed_stdout_is_no_error() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.close_output();
@@ -193,13 +192,13 @@ fn reader_that_leaves_is_no_error() {
 }
 
 #[test]
-fn files_serve_as_input_and_output() {
+fn console_on_regular_files_works() {
     if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
-    fs::write(&input, "typed before the guest listens").unwrap();
+    fs::write(&input, "input before the guest is ready").unwrap();
     let mut child = capsa()
         .args(nano_arguments(dir.path(), Nano::default()))
         .args(["--timeout", "1s"])
@@ -208,12 +207,12 @@ fn files_serve_as_input_and_output() {
         .spawn()
         .unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(114));
-    let said = fs::read(&output).unwrap();
-    assert!(said.windows(nano::READY.len()).any(|w| w == nano::READY), "{said:?}");
+    let written = fs::read(&output).unwrap();
+    assert!(written.windows(nano::READY.len()).any(|w| w == nano::READY), "{written:?}");
 }
 
 #[test]
-fn terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm() {
+fn terminal_is_raw_then_restored_after_sigterm() {
     let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     assert!(before.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
@@ -229,7 +228,7 @@ fn terminal_is_raw_for_the_guest_and_as_it_was_after_sigterm() {
 }
 
 #[test]
-fn terminal_is_given_back_while_stopped() {
+fn terminal_is_restored_while_suspended() {
     let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     terminal.wait_for(nano::READY);
@@ -246,7 +245,7 @@ fn terminal_is_given_back_while_stopped() {
 }
 
 #[test]
-fn terminal_is_as_it_was_when_the_hypervisor_was_killed() {
+fn terminal_is_restored_after_hypervisor_crash() {
     let Some(mut terminal) = Terminal::start(Nano::default()) else { return };
     let before = terminal.before.clone();
     terminal.wait_for(nano::READY);
@@ -258,7 +257,7 @@ fn terminal_is_as_it_was_when_the_hypervisor_was_killed() {
 }
 
 #[test]
-fn escape_keys_stop_and_kill() {
+fn escape_keys_stop_and_kill_vm() {
     for (keys, power_button, code) in [(b"\x1dq", true, 0), (b"\x1dk", false, 137)] {
         let Some(mut terminal) = Terminal::start(Nano { power_button }) else { return };
         terminal.wait_for(nano::READY);
@@ -269,7 +268,7 @@ fn escape_keys_stop_and_kill() {
 }
 
 #[test]
-fn config_file_is_read_from_its_folder_and_flags_override_it() {
+fn config_paths_are_relative_and_flags_override() {
     if !common::has_qemu() {
         return;
     }
@@ -293,7 +292,7 @@ fn config_file_is_read_from_its_folder_and_flags_override_it() {
 }
 
 #[test]
-fn missing_files_are_all_named_with_hints() {
+fn missing_files_are_all_reported_with_hints() {
     let arguments =
         ["run", "linux", "--kernel", "/no/kernel", "--initrd", "/no/initrd", "--backend", "qemu"];
     if !common::has_qemu() {
@@ -310,14 +309,14 @@ fn missing_files_are_all_named_with_hints() {
 }
 
 #[test]
-fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
+fn dry_run_prints_plan_of_unavailable_backend() {
     let dir = tempfile::tempdir().unwrap();
     let kernel = nano::write_to(dir.path()).unwrap();
     let kernel = kernel.to_str().unwrap();
-    let machine = ["run", "linux", "--kernel", kernel, "--initrd", kernel, "--network", "none"];
+    let vm = ["run", "linux", "--kernel", kernel, "--initrd", kernel, "--network", "none"];
     let vfkit = ["--backend", "vfkit"];
     let dry = [&["--console", "stdio", "--dry-run"][..], &vfkit].concat();
-    let (code, stdout, _) = ask(&[&machine[..], &dry].concat());
+    let (code, stdout, _) = ask(&[&vm[..], &dry].concat());
     assert_eq!(code, 0);
     for part in [
         "# backend: vfkit\n",
@@ -330,14 +329,14 @@ fn dry_run_shows_a_foreign_backends_plan_and_starts_nothing() {
     ] {
         assert!(stdout.contains(part), "{part:?} is not in\n{stdout}");
     }
-    let (code, stdout, _) = ask(&[&machine[..], &dry, &["--json"]].concat());
+    let (code, stdout, _) = ask(&[&vm[..], &dry, &["--json"]].concat());
     assert_eq!(code, 0);
     let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(plan["processes"][0]["args"].as_array().unwrap()[..2], ["--cpus", "1"]);
 }
 
 #[test]
-fn exit_codes_of_what_never_runs() {
+fn exit_codes_without_vm() {
     for (arguments, want) in [
         (&["help"][..], 0),
         (&["help", "run"], 0),
@@ -367,14 +366,14 @@ fn exit_codes_of_what_never_runs() {
 }
 
 #[test]
-fn help_into_a_closed_pipe_is_no_error() {
+fn help_into_closed_pipe_exits_0() {
     let mut child = capsa().arg("help").stdout(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
 }
 
 #[test]
-fn hypervisor_that_crashes_has_its_exit_code() {
+fn hypervisor_crash_exits_116() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     common::kill_hypervisor(capsa.pid());

@@ -1,4 +1,4 @@
-//! The completions, in the shells they are for. One that is not installed is skipped aloud.
+//! The completions, tested in bash, fish and zsh. A shell that is not installed is skipped.
 
 mod common;
 
@@ -17,8 +17,8 @@ use std::os::fd::AsFd;
 
 const CAPSA: &str = env!("CARGO_BIN_EXE_capsa");
 
-/// What is typed, and what each shell has to offer for its last word. A machine called `kept` runs, in
-/// a directory with these files.
+/// A command line, and the completions of its last word. A VM with the name `kept` runs, and the
+/// working directory has the files.
 const CASES: &[(&str, &[&str])] = &[
     ("capsa con", &["config", "console"]),
     ("capsa run --net", &["--network"]),
@@ -36,7 +36,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("capsa console x", &[]),
 ];
 
-/// Whether this shell is here. Says so where not.
+/// Whether this shell is installed; if not, the test counts as skipped.
 fn has(shell: &str) -> bool {
     let found = Command::new(shell).arg("--version").output().is_ok();
     if !found {
@@ -45,16 +45,16 @@ fn has(shell: &str) -> bool {
     found
 }
 
-/// A machine to complete the name of, in whose directory the shells run.
-fn machine() -> Option<Capsa> {
-    let mut machine = Capsa::start(Nano::default(), &["--name", "kept"])?;
-    machine.wait_for(nano::READY);
-    machine.wait_until_listed("kept");
-    fs::write(machine.dir().join("good.toml"), "").unwrap();
-    Some(machine)
+/// A VM whose name is completed, in whose directory the shells run.
+fn running_vm() -> Option<Capsa> {
+    let mut vm = Capsa::start(Nano::default(), &["--name", "kept"])?;
+    vm.wait_for(nano::READY);
+    vm.wait_until_listed("kept");
+    fs::write(vm.dir().join("good.toml"), "").unwrap();
+    Some(vm)
 }
 
-/// The environment of a shell: the command, and the machines of this directory.
+/// Sets a shell's environment: the command in `PATH`, and the run directories of `dir`.
 fn shell<'c>(command: &'c mut Command, dir: &Path) -> &'c mut Command {
     let bin = Path::new(CAPSA).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
@@ -69,70 +69,70 @@ fn check(offer: impl Fn(&str) -> Vec<String>) {
     }
 }
 
-fn end(mut machine: Capsa) {
-    machine.write(&[nano::POWER_OFF]);
-    assert_eq!(machine.wait_for_end().0, 0);
+fn end(mut vm: Capsa) {
+    vm.write(&[nano::POWER_OFF]);
+    assert_eq!(vm.wait_for_end().0, 0);
 }
 
 #[test]
-fn bash_offers_commands_flags_values_files_and_machines() {
+fn bash_completes_all_words() {
     if !has("bash") {
         return;
     }
-    let Some(machine) = machine() else { return };
-    check(|line| completed(machine.dir(), &line.split(' ').collect::<Vec<_>>()));
-    // bash itself takes these apart.
+    let Some(vm) = running_vm() else { return };
+    check(|line| completed(vm.dir(), &line.split(' ').collect::<Vec<_>>()));
+    // bash splits words at `=`.
     let equals = ["capsa", "run", "--network", "=", "no"];
-    assert_eq!(completed(machine.dir(), &equals), ["none"]);
-    assert_eq!(completed(machine.dir(), &equals[..4]), ["none", "nat"]);
-    end(machine);
+    assert_eq!(completed(vm.dir(), &equals), ["none"]);
+    assert_eq!(completed(vm.dir(), &equals[..4]), ["none", "nat"]);
+    end(vm);
 }
 
 #[test]
-fn fish_offers_commands_flags_values_files_and_machines() {
+fn fish_completes_all_words() {
     if !has("fish") {
         return;
     }
-    let Some(machine) = machine() else { return };
-    let script = machine.dir().join("capsa.fish");
+    let Some(vm) = running_vm() else { return };
+    let script = vm.dir().join("capsa.fish");
     let completions = Command::new(CAPSA).args(["completions", "fish"]).output().unwrap();
     fs::write(&script, completions.stdout).unwrap();
     check(|line| {
         let mut fish = Command::new("fish");
         fish.args(["--no-config", "-c", "source $argv[1]; complete -C $argv[2]"]);
-        let output = shell(fish.arg(&script).arg(line), machine.dir()).output().unwrap();
+        let output = shell(fish.arg(&script).arg(line), vm.dir()).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
-        let said = String::from_utf8(output.stdout).unwrap();
-        // Each with a tab and its description.
-        said.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
+        let text = String::from_utf8(output.stdout).unwrap();
+        // Each line has a tab and a description.
+        text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
     });
-    end(machine);
+    end(vm);
 }
 
 #[test]
-fn zsh_offers_commands_flags_values_files_and_machines() {
+fn zsh_completes_all_words() {
     if !has("zsh") {
         return;
     }
-    let Some(machine) = machine() else { return };
-    let functions = machine.dir().join("functions");
+    let Some(vm) = running_vm() else { return };
+    let functions = vm.dir().join("functions");
     fs::create_dir(&functions).unwrap();
     let completions = Command::new(CAPSA).args(["completions", "zsh"]).output().unwrap();
     fs::write(functions.join("_capsa"), completions.stdout).unwrap();
-    // Read at the start, as many have it in their .zshrc, and found in $fpath, as packages have it.
+    // Sourced, as in a .zshrc, and found in $fpath, as in a package.
     for load in [
         "compinit -u -D; source <(capsa completions zsh)",
         "fpath=($PWD/functions $fpath); \
                   compinit -u -D",
     ] {
-        let zsh = Zsh::start(machine.dir(), load);
+        let zsh = Zsh::start(vm.dir(), load);
         check(|line| zsh.offers(line));
     }
-    end(machine);
+    end(vm);
 }
 
-/// zsh completes on a terminal only: one of ours, on which `^X^A` puts all that is offered into the
-/// line, and the line is then printed.
+/// zsh completes only on a terminal. `^X^A` inserts all completions into the line, which is then
+/// printed.
 struct Zsh {
     terminal: std::cell::RefCell<File>,
     child: std::process::Child,
@@ -153,21 +153,21 @@ impl Zsh {
              zstyle ':completion:all-matches::::' completer _all_matches _complete; \
              zstyle ':completion:*' insert true; stty -echo; echo LOAD''ED\n"
         ));
-        let said = zsh.read_until("LOADED");
-        assert!(!said.contains("not found") && !said.contains("error"), "{said}");
+        let text = zsh.read_until("LOADED");
+        assert!(!text.contains("not found") && !text.contains("error"), "{text}");
         zsh
     }
 
     fn offers(&self, line: &str) -> Vec<String> {
-        // To the line's beginning, and what is there becomes a word of a command that shows it.
+        // Go to the beginning of the line, and turn the line into an argument of `print`.
         self.type_in(&format!("{line}\x18\x01\x01print -r -- 'GOT<\x05>EN''D'\n"));
-        let said = self.read_until(">END");
-        let (_, got) = said.rsplit_once("GOT<").unwrap_or_else(|| panic!("{line}: {said:?}"));
+        let text = self.read_until(">END");
+        let (_, got) = text.rsplit_once("GOT<").unwrap_or_else(|| panic!("{line}: {text:?}"));
         let got = got.split(">END").next().unwrap();
         let before = line.rsplit_once(' ').map_or("", |(before, _)| before);
-        let words = got.strip_prefix(before).unwrap_or_else(|| panic!("{line}: {said:?}"));
+        let words = got.strip_prefix(before).unwrap_or_else(|| panic!("{line}: {text:?}"));
         let typed = line.rsplit(' ').next().unwrap();
-        // What was typed stands alone where nothing is offered.
+        // Without completions, the typed word remains.
         let words = words.split_whitespace().filter(|word| *word != typed);
         words.map(|word| word.trim_end_matches('=').to_owned()).collect()
     }

@@ -16,7 +16,7 @@ use capsa_testkit::vm::{self, PATIENCE};
 use capsa_testkit::{host, skip};
 use common::{Terminal, capsa, run_dir};
 
-/// The guest, and a directory with a config file for it; `None`, said aloud, where there is none.
+/// The guest, and a directory with a config file for it; `None` (skipped) if there is no guest.
 fn guest() -> Option<(LinuxGuest, tempfile::TempDir)> {
     let guest = vm::linux_guest()?;
     let dir = tempfile::tempdir().unwrap();
@@ -40,29 +40,29 @@ fn run(dir: &Path, more: &[&str]) -> Command {
 }
 
 #[test]
-fn commands_status_is_ours() {
+fn exit_code_is_command_status() {
     let Some((_, dir)) = guest() else { return };
     for (command, code, stdout) in [
         (&["sh", "-c", "exit 7"][..], 7, ""),
         (&["no-such-program"], 127, "-sh: eval: no-such-program: not found\n"),
         (&["printf", "%s|", "a b", "$HOME", "'\"", ""], 0, "a b|$HOME|'\"||"),
-        // The shell's own: it ends the subshell, not the shell that tells the status.
+        // A shell builtin: it ends the subshell, not the shell that reports the status.
         (&["exit", "3"], 3, ""),
     ] {
         let output = run(dir.path(), &[&["-q", "--"], command].concat()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stdout_text = String::from_utf8_lossy(&output.stdout).into_owned();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.as_str()), (Some(code), stdout), "{stderr}");
-        // A panic of the guest's kernel has a code too, and words.
+        assert_eq!((output.status.code(), stdout_text.as_str()), (Some(code), stdout), "{stderr}");
+        // A kernel panic would have an exit code and a message of its own.
         assert_eq!(stderr, "");
     }
 }
 
 #[test]
-fn output_comes_while_the_command_runs() {
+fn command_output_is_streamed() {
     let Some((_, dir)) = guest() else { return };
     let script = "echo first; sleep 60";
-    let mut child = run(dir.path(), &["-q", "--name", "talks", "--", "sh", "-c", script])
+    let mut child = run(dir.path(), &["-q", "--name", "streams", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -72,13 +72,13 @@ fn output_comes_while_the_command_runs() {
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "first\n");
     assert!(child.try_wait().unwrap().is_none(), "the command has not ended");
-    // What it has printed stays printed when it is cut off.
-    assert_eq!(common::ask(dir.path(), &["stop", "talks"]).0, 0);
+    // The output before the stop is kept.
+    assert_eq!(common::ask(dir.path(), &["stop", "streams"]).0, 0);
     assert_eq!(child.wait().unwrap().code(), Some(117));
 }
 
 #[test]
-fn a_reader_that_leaves_ends_the_command_and_its_guest() {
+fn closed_stdout_ends_command_and_vm() {
     let Some((_, dir)) = guest() else { return };
     let mut child = run(dir.path(), &["--", "yes"])
         .stdout(Stdio::piped())
@@ -93,24 +93,24 @@ fn a_reader_that_leaves_ends_the_command_and_its_guest() {
 }
 
 #[test]
-fn a_slow_reader_gets_all_of_a_long_output() {
+fn slow_stdout_gets_all_command_output() {
     let Some((_, dir)) = guest() else { return };
     let script = "seq 1 200000; exit 3";
     let mut child =
         run(dir.path(), &["-q", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    let mut said = vec![0; 100];
-    stdout.read_exact(&mut said).unwrap();
-    // The pipe, what is read ahead and the log are full by now: the guest waits.
+    let mut received = vec![0; 100];
+    stdout.read_exact(&mut received).unwrap();
+    // By now the pipe and all buffers are full, and the guest is paused.
     std::thread::sleep(Duration::from_secs(2));
-    stdout.read_to_end(&mut said).unwrap();
+    stdout.read_to_end(&mut received).unwrap();
     let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
-    assert!(said == wanted.as_bytes(), "{} of {} bytes", said.len(), wanted.len());
+    assert!(received == wanted.as_bytes(), "{} of {} bytes", received.len(), wanted.len());
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 
 #[test]
-fn a_command_that_is_cut_off_has_shown_what_it_printed() {
+fn interrupted_command_shows_partial_output() {
     let Some((_, dir)) = guest() else { return };
     let limits = ["--timeout", "20s", "--grace", "2s"];
     let job = ["--", "sh", "-c", "echo before; sleep 100; echo after"];
@@ -122,10 +122,10 @@ fn a_command_that_is_cut_off_has_shown_what_it_printed() {
         assert_eq!(output.status.code(), Some(114), "{stderr}");
         assert!(stderr.contains("the time limit was reached before the command finished"));
         if json {
-            let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-            let text = told["command"]["output"].as_str().unwrap();
+            let outcome: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+            let text = outcome["command"]["output"].as_str().unwrap();
             assert!(text.starts_with("before\n") && !text.contains("after"), "{text}");
-            assert!(told["command"]["status"].is_null(), "{told}");
+            assert!(outcome["command"]["status"].is_null(), "{outcome}");
         } else {
             assert!(stdout.starts_with("before\n") && !stdout.contains("after"), "{stdout}");
         }
@@ -133,7 +133,7 @@ fn a_command_that_is_cut_off_has_shown_what_it_printed() {
 }
 
 #[test]
-fn login_that_fails_has_its_exit_code_and_says_why() {
+fn failed_login_exits_117_with_reason() {
     let Some((_, dir)) = guest() else { return };
     let password = dir.path().join("password");
     fs::write(&password, "wrong\n").unwrap();
@@ -151,7 +151,7 @@ fn login_that_fails_has_its_exit_code_and_says_why() {
 }
 
 #[test]
-fn interrupt_key_reaches_the_guests_program() {
+fn ctrl_c_reaches_guest_program() {
     let Some((_, dir)) = guest() else { return };
     let arguments: Vec<OsString> = vec![
         "run".into(),
@@ -160,8 +160,8 @@ fn interrupt_key_reaches_the_guests_program() {
         "--console".into(),
         "stdio".into(),
     ];
-    let machines = run_dir(dir.path());
-    let Some(mut terminal) = Terminal::in_run_dir(dir, &machines, &arguments) else { return };
+    let run_dirs = run_dir(dir.path());
+    let Some(mut terminal) = Terminal::in_run_dir(dir, &run_dirs, &arguments) else { return };
     terminal.wait_for(b"login: ");
     terminal.wait_until_raw();
     terminal.write(b"root\r");
@@ -175,7 +175,7 @@ fn interrupt_key_reaches_the_guests_program() {
     assert_eq!(terminal.modes(), terminal.before);
 }
 
-/// The program that talks over vsock in the guest, which sees this host's files.
+/// The vsock test program, which the guest runs from a share of the host's file system.
 fn vsock_peer() -> Option<PathBuf> {
     let peer = TestProgram::new("vsock-peer").into();
     for (found, why) in [
@@ -191,7 +191,7 @@ fn vsock_peer() -> Option<PathBuf> {
 }
 
 #[test]
-fn vsock_ports_are_unix_sockets() {
+fn vsock_ports_are_relayed_to_unix_sockets() {
     let Some((_, dir)) = guest() else { return };
     let Some(peer) = vsock_peer() else { return };
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
@@ -208,25 +208,25 @@ fn vsock_ports_are_unix_sockets() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The guest comes to us.
-    let (heard, _) = listener.accept().unwrap();
+    // The guest connects to the host.
+    let (from_guest, _) = listener.accept().unwrap();
     let mut line = String::new();
-    BufReader::new(&heard).read_line(&mut line).unwrap();
+    BufReader::new(&from_guest).read_line(&mut line).unwrap();
     assert_eq!(line, "hello\n");
-    (&heard).write_all(b"heard\n").unwrap();
-    drop(heard);
-    // We come to the guest, as soon as it listens.
+    (&from_guest).write_all(b"reply\n").unwrap();
+    drop(from_guest);
+    // The host connects to the guest, once it listens.
     let end = Instant::now() + PATIENCE;
     let mut echo = [0; 4];
     while !UnixStream::connect(&to_guest).is_ok_and(|mut stream| {
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream.write_all(b"echo").is_ok() && stream.read_exact(&mut echo).is_ok()
     }) {
-        assert!(Instant::now() < end, "nobody listens in the guest");
+        assert!(Instant::now() < end, "the guest does not listen");
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(&echo, b"echo");
     assert_eq!(common::ask(dir.path(), &["stop", "sockets"]).0, 0);
     assert_eq!(child.wait().unwrap().code(), Some(117));
-    assert!(!to_guest.exists(), "the socket stays behind");
+    assert!(!to_guest.exists(), "the socket was not removed");
 }

@@ -1,4 +1,4 @@
-//! What the manual shows of the command is what the command does.
+//! The manual's transcripts and its table of exit codes match the command.
 
 mod common;
 
@@ -18,25 +18,24 @@ fn blocks(language: &str) -> Vec<&'static str> {
     after.map(|rest| rest.split_once("```").unwrap().0).collect()
 }
 
-/// One command of a transcript, and what is shown below it.
-struct Shown {
+/// A command of a transcript, and its output.
+struct TranscriptStep {
     command: &'static str,
     output: Vec<&'static str>,
 }
 
-fn transcript() -> Vec<Shown> {
-    let mut all: Vec<Shown> = Vec::new();
+fn transcript() -> Vec<TranscriptStep> {
+    let mut all: Vec<TranscriptStep> = Vec::new();
     for line in blocks("console").into_iter().flat_map(str::lines) {
         match line.strip_prefix("$ capsa ") {
-            Some(command) => all.push(Shown { command, output: Vec::new() }),
+            Some(command) => all.push(TranscriptStep { command, output: Vec::new() }),
             None => all.last_mut().unwrap().output.push(line),
         }
     }
     all
 }
 
-/// Runs a command as a shell would; its outputs one after the other, and its exit code where that is
-/// not 0.
+/// Runs a command: the lines of standard output, then of standard error, then the exit code unless 0.
 fn run(dir: &Path, command: &str) -> Vec<String> {
     let words = shell_words::split(command).unwrap();
     let output = capsa()
@@ -57,14 +56,13 @@ fn run(dir: &Path, command: &str) -> Vec<String> {
     lines
 }
 
-/// Whether the lines are as shown, where `…` alone stands for any lines, and within a line for any
-/// text.
-fn is_as_shown(lines: &[String], shown: &[&str]) -> bool {
+/// Whether the lines match. `…` on a line of its own matches any lines, within a line any text.
+fn lines_match(lines: &[String], shown: &[&str]) -> bool {
     match (lines, shown) {
         ([], []) => true,
-        (_, ["…", rest @ ..]) => (0..=lines.len()).any(|n| is_as_shown(&lines[n..], rest)),
+        (_, ["…", rest @ ..]) => (0..=lines.len()).any(|n| lines_match(&lines[n..], rest)),
         ([line, lines @ ..], [pattern, rest @ ..]) => {
-            line_matches(line, pattern) && is_as_shown(lines, rest)
+            line_matches(line, pattern) && lines_match(lines, rest)
         }
         _ => false,
     }
@@ -81,7 +79,7 @@ fn line_matches(line: &str, pattern: &str) -> bool {
 }
 
 #[test]
-fn transcripts_are_what_happens() {
+fn manual_transcripts_match_command() {
     let Some(guest) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir().unwrap();
     for (name, file) in
@@ -91,22 +89,22 @@ fn transcripts_are_what_happens() {
     }
     let config = blocks("toml");
     assert_eq!(config.len(), 1);
-    // An emulated timer on a loaded machine is late, which that kernel takes for a broken one.
+    // On a busy host the emulated timer is late, and this kernel would call it broken.
     let config = config[0].replace("[\"quiet\"]", "[\"no_timer_check\", \"quiet\"]");
     assert!(config.contains("no_timer_check"));
     fs::write(dir.path().join("linux-vm.toml"), config).unwrap();
     let broken = "[resources]\nmemry = \"2G\"\ntimeout = \"5\"\n";
     fs::write(dir.path().join("broken.toml"), broken).unwrap();
     let all = transcript();
-    assert!(all.len() >= 9, "the manual shows little");
-    for Shown { command, output } in all {
+    assert!(all.len() >= 9, "the manual has few transcripts");
+    for TranscriptStep { command, output } in all {
         let lines = run(dir.path(), command);
-        assert!(is_as_shown(&lines, &output), "capsa {command}\n{}", lines.join("\n"));
+        assert!(lines_match(&lines, &output), "capsa {command}\n{}", lines.join("\n"));
     }
 }
 
 #[test]
-fn exit_codes_are_those_of_help() {
+fn manual_exit_codes_match_help() {
     let (_, help, _) = common::ask(Path::new("/nonexistent"), &["help"]);
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let help = words(help.split_once("exit codes:").unwrap().1);
@@ -118,11 +116,11 @@ fn exit_codes_are_those_of_help() {
 }
 
 #[test]
-fn patterns_match_what_they_show_and_nothing_else() {
+fn transcript_patterns_match_exactly() {
     let lines = ["a 1 b", "x", "y", "end"].map(String::from);
-    assert!(is_as_shown(&lines, &["a … b", "…", "end"]));
-    assert!(is_as_shown(&lines, &["…"]));
-    assert!(!is_as_shown(&lines, &["a … c", "…", "end"]));
-    assert!(!is_as_shown(&lines, &["a … b", "x", "end"]));
-    assert!(!is_as_shown(&lines, &["a 1 b", "x", "y"]));
+    assert!(lines_match(&lines, &["a … b", "…", "end"]));
+    assert!(lines_match(&lines, &["…"]));
+    assert!(!lines_match(&lines, &["a … c", "…", "end"]));
+    assert!(!lines_match(&lines, &["a … b", "x", "end"]));
+    assert!(!lines_match(&lines, &["a 1 b", "x", "y"]));
 }

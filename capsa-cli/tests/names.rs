@@ -1,5 +1,4 @@
-//! A name is one machine's, from its first moment on; and what others see of a machine that starts, or
-//! whose run directory is gone.
+//! Names of VMs: unique from the start on, listed while the VM starts, and lost with the run directory.
 
 mod common;
 
@@ -13,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 #[test]
-fn of_many_that_want_a_name_at_once_one_has_it() {
+fn concurrent_runs_share_no_name() {
     if !common::has_qemu() {
         return;
     }
@@ -28,11 +27,11 @@ fn of_many_that_want_a_name_at_once_one_has_it() {
         command.spawn().unwrap()
     };
     let mut children: Vec<Child> = (0..6).map(start).collect();
-    // All but one end by themselves.
+    // All but one exit with an error.
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let mut left: Vec<usize> = (0..children.len()).collect();
     while left.len() > 1 {
-        assert!(std::time::Instant::now() < end, "{} share the name", left.len());
+        assert!(std::time::Instant::now() < end, "{} runs have the name", left.len());
         left.retain(|n| children[*n].try_wait().unwrap().is_none());
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -47,23 +46,23 @@ fn of_many_that_want_a_name_at_once_one_has_it() {
             continue;
         }
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(111), "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(111), "{stderr}");
         let words = format!("process {owner} runs a VM with the name \"one\"\n    hint: ");
-        assert!(said.contains(&words), "{said}");
-        assert!(said.contains("capsa stop one") && said.contains("capsa ps"), "{said}");
+        assert!(stderr.contains(&words), "{stderr}");
+        assert!(stderr.contains("capsa stop one") && stderr.contains("capsa ps"), "{stderr}");
         let log = log.with_file_name(format!("log{n}"));
-        assert!(!log.exists(), "who is refused empties no log");
+        assert!(!log.exists(), "a rejected run truncates no log");
     }
 }
 
 #[test]
-fn a_machine_that_starts_is_listed_and_can_be_stopped() {
+fn starting_vm_is_listed_and_can_be_stopped() {
     if !common::has_qemu() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // It answers questions, and never comes up.
+    // It answers probes, and never starts a VM.
     let slow = dir.path().join("slow-qemu");
     let script = "#!/bin/sh\ncase \"$*\" in *help*|*-version*) exec qemu-system-x86_64 \"$@\";; esac\n\
                   exec sleep 60\n";
@@ -88,25 +87,28 @@ fn a_machine_that_starts_is_listed_and_can_be_stopped() {
     };
     let words: Vec<&str> = row.split_whitespace().collect();
     assert_eq!((words[2], words[3]), ("qemu", child.id().to_string().as_str()));
-    let (code, said, _) = ask(dir.path(), &["stop", "slow"]);
-    assert_eq!(code, 0, "{said}");
+    let (code, stdout, _) = ask(dir.path(), &["stop", "slow"]);
+    assert_eq!(code, 0, "{stdout}");
     assert_eq!(child.wait().unwrap().code(), Some(137));
 }
 
 #[test]
-fn a_run_whose_directory_is_removed_says_so_and_goes_on() {
+fn removed_run_dir_warns_and_vm_continues() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &["--name", "lost"]) else { return };
     capsa.wait_for(nano::READY);
     capsa.wait_until_listed("lost");
     fs::remove_dir_all(run_dir(capsa.dir())).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1100)); // it looks once a second
+    std::thread::sleep(std::time::Duration::from_millis(1100)); // the run checks once a second
     capsa.write(b"still here");
     capsa.wait_for(b"still here");
     capsa.signal(Signal::SIGTERM);
     let pid = capsa.pid();
-    let (code, said) = capsa.wait_for_end();
-    assert!(said.contains("was removed: `capsa ps`, `stop` and `console` cannot find"), "{said}");
-    assert!(said.contains(&format!("stop it with `kill {pid}`")), "{said}");
-    assert_eq!(said.matches("was removed").count(), 1, "{said}");
-    assert_eq!(code, 143, "{said}");
+    let (code, stderr) = capsa.wait_for_end();
+    assert!(
+        stderr.contains("was removed: `capsa ps`, `stop` and `console` cannot find"),
+        "{stderr}"
+    );
+    assert!(stderr.contains(&format!("stop it with `kill {pid}`")), "{stderr}");
+    assert_eq!(stderr.matches("was removed").count(), 1, "{stderr}");
+    assert_eq!(code, 143, "{stderr}");
 }

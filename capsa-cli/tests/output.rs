@@ -1,5 +1,5 @@
-//! Standard output that cannot be written: a full disk is said and has its exit code, on every
-//! command; that nobody reads any more is no error.
+//! Errors of standard output, on every command: a full disk is reported with exit code 119, and a
+//! closed reader is no error.
 
 mod common;
 
@@ -12,12 +12,12 @@ use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::skip;
 use common::{Capsa, capsa, nano_arguments, run_dir};
 
-/// A disk that is always full.
+/// A file on which every write fails with ENOSPC.
 fn full() -> Option<File> {
     File::options().write(true).open("/dev/full").ok()
 }
 
-/// Every command that prints and needs no machine.
+/// Every command that prints and needs no VM.
 const COMMANDS: &[&[&str]] = &[
     &["help"],
     &["help", "run"],
@@ -42,14 +42,14 @@ const COMMANDS: &[&[&str]] = &[
 ];
 
 /// Runs it with this standard output: exit code and standard error.
-fn said(command: &mut Command, stdout: Stdio) -> (i32, String) {
+fn run_with_stdout(command: &mut Command, stdout: Stdio) -> (i32, String) {
     let child = command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn();
     let output = child.unwrap().wait_with_output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
-fn a_full_disk_is_an_error_of_its_own_on_every_command() {
+fn full_disk_exits_119_on_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let kernel = nano::write_to(dir.path()).unwrap();
     let plan = ["run", "linux", "--backend", "qemu", "--dry-run", "--network", "none", "--kernel"];
@@ -58,7 +58,7 @@ fn a_full_disk_is_an_error_of_its_own_on_every_command() {
         let Some(full) = full() else { return skip("there is no /dev/full") };
         let mut command = capsa();
         command.args(words).env("CAPSA_RUN_DIR", run_dir(dir.path()));
-        let (code, text) = said(&mut command, full.into());
+        let (code, text) = run_with_stdout(&mut command, full.into());
         assert_eq!(code, 119, "{words:?}: {text}");
         assert!(text.contains("cannot write to standard output: "), "{words:?}: {text}");
         assert!(text.contains("free disk space"), "{words:?}: {text}");
@@ -66,20 +66,20 @@ fn a_full_disk_is_an_error_of_its_own_on_every_command() {
 }
 
 #[test]
-fn a_reader_that_left_is_no_error_on_any_command() {
+fn closed_stdout_exits_0_on_every_command() {
     let dir = tempfile::tempdir().unwrap();
     for words in COMMANDS {
         let (read, write) = std::io::pipe().unwrap();
         drop(read);
         let mut command = capsa();
         command.args(*words).env("CAPSA_RUN_DIR", run_dir(dir.path()));
-        let (code, text) = said(&mut command, write.into());
+        let (code, text) = run_with_stdout(&mut command, write.into());
         assert_eq!((code, text.as_str()), (0, ""), "{words:?}");
     }
 }
 
 #[test]
-fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
+fn console_on_full_disk_exits_119() {
     if !common::has_qemu() {
         return;
     }
@@ -92,9 +92,9 @@ fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
     let mut child =
         command.stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
     let end = Instant::now() + Duration::from_secs(60);
-    let is_ready = |said: Vec<u8>| said.windows(nano::READY.len()).any(|w| w == nano::READY);
+    let is_ready = |log: Vec<u8>| log.windows(nano::READY.len()).any(|w| w == nano::READY);
     while !fs::read(&log).is_ok_and(is_ready) {
-        assert!(Instant::now() < end, "the guest does not speak");
+        assert!(Instant::now() < end, "no console output");
         thread::sleep(Duration::from_millis(5));
     }
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), &[nano::POWER_OFF]).unwrap();
@@ -102,30 +102,30 @@ fn a_console_on_a_full_disk_is_said_and_told_by_the_exit_code() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(119), "{text}");
     assert_eq!(text.matches("cannot write to standard output: ").count(), 1, "{text}");
-    assert!(text.contains("guest powered off"), "the machine ends as it would: {text}");
+    assert!(text.contains("guest powered off"), "the VM keeps running: {text}");
 }
 
 #[test]
-fn a_viewer_that_nobody_reads_leaves_and_one_on_a_full_disk_says_why() {
-    let Some(mut machine) = Capsa::start(Nano::default(), &["--name", "seen"]) else {
+fn console_client_stdout_closed_or_full_disk() {
+    let Some(mut vm) = Capsa::start(Nano::default(), &["--name", "seen"]) else {
         return;
     };
-    machine.wait_for(nano::READY);
-    machine.wait_until_listed("seen");
-    let viewer = || {
+    vm.wait_for(nano::READY);
+    vm.wait_until_listed("seen");
+    let client = || {
         let mut command = capsa();
         command.args(["console", "--read-only", "seen"]);
-        command.env("CAPSA_RUN_DIR", run_dir(machine.dir()));
+        command.env("CAPSA_RUN_DIR", run_dir(vm.dir()));
         command
     };
     let (read, write) = std::io::pipe().unwrap();
     drop(read);
-    assert_eq!(said(&mut viewer(), write.into()), (0, String::new()));
+    assert_eq!(run_with_stdout(&mut client(), write.into()), (0, String::new()));
     if let Some(full) = full() {
-        let (code, text) = said(&mut viewer(), full.into());
+        let (code, text) = run_with_stdout(&mut client(), full.into());
         assert_eq!(code, 119, "{text}");
         assert!(text.contains("cannot write to standard output: "), "{text}");
     }
-    machine.write(&[nano::POWER_OFF]);
-    assert_eq!(machine.wait_for_end().0, 0);
+    vm.write(&[nano::POWER_OFF]);
+    assert_eq!(vm.wait_for_end().0, 0);
 }

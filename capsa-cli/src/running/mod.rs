@@ -58,8 +58,8 @@
 //!   slows down the guest. The run writes without blocking.
 //! - **Disconnecting** by the client, half-closing included, ends its request. A stop that has
 //!   begun goes on.
-//! - **Permissions**: the run directory has mode 0700. Whoever can open the socket may do all of
-//!   the above; there is no further authentication.
+//! - **Permissions**: the run directory has mode 0700. A process that can open the socket may
+//!   send all of these requests; there is no further authentication.
 //! - **Versions**: there is no version number. A new request is a new value of `do`, which an older
 //!   run rejects; it also rejects keys that it does not know. Replies and `run.json` may get new
 //!   keys, which older clients ignore.

@@ -12,7 +12,7 @@ pub(super) const RUN_INFO_FILE: &str = "run.json";
 /// A request with more bytes than this is rejected.
 pub(super) const MAX_REQUEST_LEN: usize = 1024;
 
-/// What a run tells `capsa ps` about itself.
+/// A run's description of itself, for `capsa ps`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunInfo {
     pub(crate) name: Option<String>,

@@ -1,4 +1,5 @@
-//! The command as a child on pipes ([`Capsa`]) or on a terminal ([`Terminal`]). Killed when dropped.
+//! Runs the command as a child on pipes ([`Capsa`]) or on a terminal ([`Terminal`]), which are
+//! killed when dropped.
 
 // Each test program uses what it needs.
 #![allow(dead_code)]
@@ -22,13 +23,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// A start takes 0.1 s; a loaded CI machine may take far longer.
+/// A start takes 0.1 s; a busy CI host may take far longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The command, apart from the choices of whoever runs the tests.
+/// The command, independent of the environment in which the tests run.
 pub(crate) fn capsa() -> Command {
     let program = env!("CARGO_BIN_EXE_capsa");
-    // Who runs the tests in the background may have them ignore SIGINT, which the command respects.
+    // Tests that run in the background may ignore SIGINT, which the command would inherit.
     let mut command = if cfg!(target_os = "linux") {
         let mut command = Command::new("env");
         command.args(["--default-signal", program]);
@@ -40,7 +41,7 @@ pub(crate) fn capsa() -> Command {
     command
 }
 
-/// Whether machines can be run here. Says so where not.
+/// Whether the tests can run VMs; if not, the test counts as skipped.
 pub(crate) fn has_qemu() -> bool {
     let found = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
     if !found {
@@ -51,8 +52,8 @@ pub(crate) fn has_qemu() -> bool {
     found && cfg!(target_arch = "x86_64")
 }
 
-/// Writes the guest into `dir`, and gives what runs it with its console on standard input and
-/// output.
+/// Writes the guest's kernel into `dir`, and returns the arguments that run it with its console on
+/// standard input and output.
 pub(crate) fn nano_arguments(dir: &Path, how: Nano) -> Vec<OsString> {
     let kernel = how.write_to(dir).unwrap();
     let mut arguments: Vec<OsString> = vec!["run".into(), "linux".into(), "--kernel".into()];
@@ -62,13 +63,13 @@ pub(crate) fn nano_arguments(dir: &Path, how: Nano) -> Vec<OsString> {
     arguments
 }
 
-/// Where the machines of a test are.
+/// The directory with the run directories of a test.
 pub(crate) fn run_dir(dir: &Path) -> PathBuf {
     dir.join("run")
 }
 
-/// Runs the command to its end without a machine of its own: exit code, standard output, standard
-/// error. It sees the machines of whoever has the same `dir`.
+/// Runs the command until it exits: exit code, standard output, standard error. It finds the VMs that
+/// were started with the same `dir`.
 pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = capsa();
     command.args(arguments).env("CAPSA_RUN_DIR", run_dir(dir)).stdin(Stdio::null());
@@ -77,7 +78,7 @@ pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// Whether bash is here. Says so where not.
+/// Whether bash is installed; if not, the test counts as skipped.
 pub(crate) fn has_bash() -> bool {
     let found = Command::new("bash").arg("--version").output().is_ok();
     if !found {
@@ -86,7 +87,7 @@ pub(crate) fn has_bash() -> bool {
     found
 }
 
-/// What bash offers for the last of these words, in this directory and with the machines of it.
+/// The words with which bash completes the last of these, in this directory and with its VMs.
 pub(crate) fn completed(dir: &Path, words: &[&str]) -> Vec<String> {
     let script = "PATH=${CAPSA%/*}:$PATH; source <(capsa completions bash)
         COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _capsa; printf '%s\\n' \"${COMPREPLY[@]}\"";
@@ -105,7 +106,7 @@ pub(crate) fn completed(dir: &Path, words: &[&str]) -> Vec<String> {
 /// The command on pipes.
 pub(crate) struct Capsa {
     child: Child,
-    /// A thread reads standard output into this; it waits while nobody takes.
+    /// A thread sends standard output to this. It blocks until the test receives.
     output: Option<Receiver<Vec<u8>>>,
     paused: bool,
     stderr: Option<JoinHandle<String>>,
@@ -114,7 +115,7 @@ pub(crate) struct Capsa {
 }
 
 impl Capsa {
-    /// Starts it; `None` where there is no QEMU.
+    /// Starts it; `None` without QEMU.
     pub(crate) fn start(how: Nano, more: &[&str]) -> Option<Self> {
         if !has_qemu() {
             return None;
@@ -126,7 +127,7 @@ impl Capsa {
         Some(Self::with(dir, &arguments, &run_dir))
     }
 
-    /// Starts it with these arguments, among the machines of `run_dir`.
+    /// Starts it with these arguments and this `CAPSA_RUN_DIR`.
     pub(crate) fn with(dir: TempDir, arguments: &[OsString], run_dir: &Path) -> Self {
         let mut child = capsa()
             .args(arguments)
@@ -146,7 +147,7 @@ impl Capsa {
         Self { child, output, paused: false, stderr: Some(stderr), seen: Vec::new(), dir }
     }
 
-    /// Whether this comes within a moment.
+    /// Whether this output comes within 500 ms.
     pub(crate) fn comes_soon(&mut self, what: &[u8]) -> bool {
         let end = Instant::now() + Duration::from_millis(500);
         let output = self.output.as_ref().unwrap();
@@ -169,18 +170,18 @@ impl Capsa {
         self.child.id()
     }
 
-    /// A directory that goes with it.
+    /// A temporary directory with the same lifetime.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Another command about the machines of this one, run to its end: exit code, standard output,
-    /// standard error.
+    /// Runs another command with the same run directories: exit code, standard output, standard
+    /// error.
     pub(crate) fn ask(&self, arguments: &[&str]) -> (i32, String, String) {
         ask(self.dir(), arguments)
     }
 
-    /// Waits until `capsa ps` shows it, by this name.
+    /// Waits until `capsa ps` lists this name.
     #[track_caller]
     pub(crate) fn wait_until_listed(&self, name: &str) {
         let end = Instant::now() + PATIENCE;
@@ -198,7 +199,7 @@ impl Capsa {
         self.child.stdin = None;
     }
 
-    /// Nothing is read but one chunk, until [`Capsa::resume_reading`].
+    /// Reads no more than one chunk until [`Capsa::resume_reading`].
     pub(crate) fn pause_reading(&mut self) {
         self.paused = true;
     }
@@ -207,7 +208,7 @@ impl Capsa {
         self.paused = false;
     }
 
-    /// The reading thread ends at its next chunk, and the pipe with it.
+    /// Ends the reading thread at its next chunk, which closes the pipe.
     pub(crate) fn close_output(&mut self) {
         self.output = None;
     }
@@ -221,11 +222,14 @@ impl Capsa {
         assert!(!self.paused);
         if !wait_for(self.output.as_ref().unwrap(), &mut self.seen, what) {
             let (code, stderr) = self.wait_for_end();
-            panic!("it ended with {code}, saw {:?}\n{stderr}", String::from_utf8_lossy(&self.seen));
+            panic!(
+                "exited with {code}, output {:?}\n{stderr}",
+                String::from_utf8_lossy(&self.seen)
+            );
         }
     }
 
-    /// Waits until it has ended: exit code and standard error.
+    /// Waits until it exits: exit code and standard error.
     #[track_caller]
     pub(crate) fn wait_for_end(&mut self) -> (i32, String) {
         if let Some(output) = &self.output {
@@ -235,7 +239,7 @@ impl Capsa {
         (code, self.stderr.take().unwrap().join().unwrap())
     }
 
-    /// The same, with nobody reading what it still has to say.
+    /// The same without reading its output.
     #[track_caller]
     pub(crate) fn wait_for_end_unread(&mut self) -> i32 {
         exit_code(&mut self.child)
@@ -262,7 +266,7 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// Starts it; `None` where there is no QEMU or no terminal.
+    /// Starts it; `None` without QEMU or a pseudoterminal.
     pub(crate) fn start(how: Nano) -> Option<Self> {
         if !has_qemu() {
             return None;
@@ -273,7 +277,7 @@ impl Terminal {
         Self::in_run_dir(dir, &run_dir, &arguments)
     }
 
-    /// Starts it with these arguments, among the machines of `run_dir`; `None` where there is no
+    /// Starts it with these arguments and this `CAPSA_RUN_DIR`; `None` where there is no
     /// terminal.
     pub(crate) fn in_run_dir(dir: TempDir, run_dir: &Path, arguments: &[OsString]) -> Option<Self> {
         let pty = openpty(None, None).map_err(skip).ok()?;
@@ -296,7 +300,7 @@ impl Terminal {
         self.child.id()
     }
 
-    /// What came until now.
+    /// The output so far.
     pub(crate) fn seen(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
     }
@@ -316,10 +320,10 @@ impl Terminal {
     #[track_caller]
     pub(crate) fn wait_for(&mut self, what: &[u8]) {
         let came = wait_for(&self.output, &mut self.seen, what);
-        assert!(came, "it ended, saw {:?}", String::from_utf8_lossy(&self.seen));
+        assert!(came, "exited, output {:?}", String::from_utf8_lossy(&self.seen));
     }
 
-    /// Waits until neither lines nor keys such as Ctrl-C mean anything to it.
+    /// Waits until the terminal is raw.
     #[track_caller]
     pub(crate) fn wait_until_raw(&self) {
         let cooked = LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::ECHO;
@@ -350,7 +354,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Kills the hypervisor that this process started.
+/// Kills the hypervisor that the process `owner` started.
 pub(crate) fn kill_hypervisor(owner: u32) {
     let children = Command::new("pgrep").args(["-P", &owner.to_string(), "qemu"]).output();
     let children = String::from_utf8(children.unwrap().stdout).unwrap();
@@ -358,8 +362,8 @@ pub(crate) fn kill_hypervisor(owner: u32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
-/// Reads until the end, or until nobody takes any more. The channel holds nothing, so that a test
-/// which does not take makes the pipe fill up.
+/// Reads until the end, or until the receiver is dropped. The channel has no capacity, so the pipe
+/// fills up if the test does not receive.
 fn read_in_thread(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (send, receive): (SyncSender<Vec<u8>>, _) = sync_channel(0);
     thread::spawn(move || {
@@ -375,7 +379,7 @@ fn read_in_thread(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receive
 }
 
-/// Reads until `what` has come; `false` when the end comes first.
+/// Reads until `what` has come; `false` if the output ends first.
 #[track_caller]
 fn wait_for(output: &Receiver<Vec<u8>>, seen: &mut Vec<u8>, what: &[u8]) -> bool {
     let end = Instant::now() + PATIENCE;
@@ -383,7 +387,7 @@ fn wait_for(output: &Receiver<Vec<u8>>, seen: &mut Vec<u8>, what: &[u8]) -> bool
         match output.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(more) => seen.extend(more),
             Err(RecvTimeoutError::Disconnected) => return false,
-            Err(error) => panic!("{error}, saw {:?}", String::from_utf8_lossy(seen)),
+            Err(error) => panic!("{error}, output {:?}", String::from_utf8_lossy(seen)),
         }
     }
     true
@@ -414,5 +418,5 @@ fn exit_code(child: &mut Child) -> i32 {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    panic!("it does not end");
+    panic!("capsa does not exit");
 }

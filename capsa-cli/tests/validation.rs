@@ -1,5 +1,5 @@
-//! What cannot run is refused before anything is started, in our words, with what to do about it; and
-//! `capsa config check` says the same as `capsa run` would.
+//! Invalid configurations are rejected before anything is started, with hints, and `capsa config check`
+//! reports the same errors as `capsa run`.
 
 mod common;
 
@@ -11,19 +11,20 @@ use std::process::Stdio;
 use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, ask, capsa};
 
-/// A directory with a kernel and the config file of a sound machine.
+/// A directory with a kernel.
 fn directory() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     nano::write_to(dir.path()).unwrap();
     dir
 }
 
+/// A valid config file.
 const GOOD: &str = "[boot]\nkernel = \"nano.elf\"\n[network]\nmode = \"none\"\n\
                     [backend]\nname = \"qemu\"\naccel = \"emulation\"\n";
 
-/// What `config check` and `run --dry-run` say of this file: the exit code of both, and what each says
-/// below its first line.
-fn judged(dir: &Path, text: &str) -> (i32, String) {
+/// The exit code and standard error of `config check` for this file, which must be those of
+/// `run --dry-run` apart from the first line and the order.
+fn check_and_run(dir: &Path, text: &str) -> (i32, String) {
     let file = dir.join("vm.toml");
     fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
@@ -39,12 +40,12 @@ fn judged(dir: &Path, text: &str) -> (i32, String) {
 }
 
 #[test]
-fn config_check_refuses_what_run_refuses_at_the_same_place() {
+fn config_check_reports_same_errors_as_run() {
     if !common::has_qemu() {
         return;
     }
     let dir = directory();
-    assert_eq!(judged(dir.path(), GOOD).0, 0);
+    assert_eq!(check_and_run(dir.path(), GOOD).0, 0);
     for (more, place, words) in [
         ("[cmdline]\nextra = [\"quiet\", \"a b\"]\n", ":9:19: ", "cmdline: \"a b\": byte 0x20"),
         ("[cmdline]\noverride = \"a\\u0000\"\n", ":9:12: ", "not allowed"),
@@ -62,20 +63,21 @@ fn config_check_refuses_what_run_refuses_at_the_same_place() {
         ("[[vsock]]\nport = 4294967295\nlisten = \"s\"\n", ":8:1: ", "stands for any port"),
         ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "is not a socket"),
     ] {
-        let (code, said) = judged(dir.path(), &format!("{GOOD}{more}"));
-        assert_eq!(code, 111, "{more}{said}");
+        let (code, stderr) = check_and_run(dir.path(), &format!("{GOOD}{more}"));
+        assert_eq!(code, 111, "{more}{stderr}");
         assert!(
-            said.starts_with("capsa: invalid config file ") && said.contains(".toml: 1 error\n"),
-            "{said}"
+            stderr.starts_with("capsa: invalid config file ")
+                && stderr.contains(".toml: 1 error\n"),
+            "{stderr}"
         );
         for part in [place, words, "\n    hint: "] {
-            assert!(said.contains(part), "no {part:?} in {said}");
+            assert!(stderr.contains(part), "no {part:?} in {stderr}");
         }
     }
 }
 
 #[test]
-fn all_mistakes_of_a_file_come_at_once_in_its_order() {
+fn config_errors_are_all_reported_in_file_order() {
     if !common::has_qemu() {
         return;
     }
@@ -84,16 +86,16 @@ fn all_mistakes_of_a_file_come_at_once_in_its_order() {
     let text = "[boot]\nkernel = \"none\"\ninitrd = \"nune\"\n[resources]\ncpus = 0\nmemry = \"1G\"\n\
                 [disk]\npath = \"/no\"\n[backend]\nname = \"qemu\"\n[cmdline]\nextra = [\"a b\"]\n";
     fs::write(&file, text).unwrap();
-    let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
+    let (code, _, stderr) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
     assert_eq!(code, 111);
-    assert!(said.contains(": 6 errors\n"), "{said}");
-    let lines = said.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(".toml:"));
+    assert!(stderr.contains(": 6 errors\n"), "{stderr}");
+    let lines = stderr.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(".toml:"));
     let lines: Vec<&str> = lines.map(|(_, rest)| rest.split_once(':').unwrap().0).collect();
-    assert_eq!(lines, ["2", "3", "5", "6", "8", "12"], "{said}");
+    assert_eq!(lines, ["2", "3", "5", "6", "8", "12"], "{stderr}");
 }
 
 #[test]
-fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
+fn flag_overrides_invalid_config_value() {
     if !common::has_qemu() {
         return;
     }
@@ -103,27 +105,27 @@ fn a_flag_in_place_of_a_key_takes_its_mistake_too() {
     let run = ["run", "--dry-run", "--config", file.to_str().unwrap()];
     assert_eq!(ask(dir.path(), &[&run[..], &["--cpus", "1"]].concat()).0, 0);
     fs::write(&file, format!("{GOOD}[resources]\ncpus = 1\n")).unwrap();
-    let (code, _, said) = ask(dir.path(), &[&run[..], &["--cpus", "0"]].concat());
+    let (code, _, stderr) = ask(dir.path(), &[&run[..], &["--cpus", "0"]].concat());
     assert_eq!(code, 111);
-    assert!(said.contains("\n  cpus: ") && !said.contains("vm.toml:"), "{said}");
+    assert!(stderr.contains("\n  cpus: ") && !stderr.contains("vm.toml:"), "{stderr}");
 }
 
 #[test]
-fn an_empty_file_lacks_a_kernel() {
+fn empty_config_file_lacks_kernel() {
     if !common::has_qemu() {
         return;
     }
     let dir = directory();
-    let (code, said) = judged(dir.path(), "");
+    let (code, stderr) = check_and_run(dir.path(), "");
     assert_eq!(code, 111);
     assert!(
-        said.contains("kernel: required, but not set\n    hint: add --kernel FILE, or "),
-        "{said}"
+        stderr.contains("kernel: required, but not set\n    hint: add --kernel FILE, or "),
+        "{stderr}"
     );
 }
 
 #[test]
-fn what_is_no_config_file_is_refused_at_once() {
+fn unreadable_config_files_are_rejected() {
     let dir = directory();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -138,18 +140,21 @@ fn what_is_no_config_file_is_refused_at_once() {
         (&huge, "more than 1048576 bytes"),
         (&deep, "hint: nothing here goes deeper than a list of texts"),
     ] {
-        let (code, _, said) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
-        assert_eq!(code, 111, "{said}");
-        assert!(said.contains(words) && said.contains("\n    hint: "), "{said}");
+        let (code, _, stderr) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
+        assert_eq!(code, 111, "{stderr}");
+        assert!(stderr.contains(words) && stderr.contains("\n    hint: "), "{stderr}");
     }
-    // A hint quotes what is short enough to be read.
+    // A hint quotes the value, shortened.
     fs::write(&deep, format!("a = {}\n", "b".repeat(5000))).unwrap();
-    let (_, _, said) = ask(dir.path(), &["config", "check", deep.to_str().unwrap()]);
-    assert!(said.len() < 1000 && said.contains("hint: put texts into quotes: a = \"bbb"), "{said}");
+    let (_, _, stderr) = ask(dir.path(), &["config", "check", deep.to_str().unwrap()]);
+    assert!(
+        stderr.len() < 1000 && stderr.contains("hint: put texts into quotes: a = \"bbb"),
+        "{stderr}"
+    );
 }
 
 #[test]
-fn flags_are_refused_before_anything_is_made() {
+fn invalid_flags_are_rejected_before_any_write() {
     if !common::has_qemu() {
         return;
     }
@@ -187,9 +192,9 @@ fn flags_are_refused_before_anything_is_made() {
         ),
     ] {
         for more in [&["--dry-run"][..], &[]] {
-            let machine = ["run", "linux", "--network", "none", "--backend", "qemu"];
+            let vm = ["run", "linux", "--network", "none", "--backend", "qemu"];
             let output = capsa()
-                .args(machine)
+                .args(vm)
                 .args(["--accel", "emulation", "--kernel", &at("nano.elf")])
                 .args(more)
                 .args(&flags)
@@ -197,17 +202,17 @@ fn flags_are_refused_before_anything_is_made() {
                 .stdin(Stdio::null())
                 .output()
                 .unwrap();
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(want), "{flags:?}: {said}");
-            assert!(said.contains(words) && said.contains("hint: "), "{flags:?}: {said}");
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(want), "{flags:?}: {stderr}");
+            assert!(stderr.contains(words) && stderr.contains("hint: "), "{flags:?}: {stderr}");
         }
     }
-    assert_eq!(fs::read(at("nano.elf")).unwrap(), before, "the kernel is as it was");
+    assert_eq!(fs::read(at("nano.elf")).unwrap(), before, "the kernel is unchanged");
     assert!(!dir.path().join("new").exists());
 }
 
 #[test]
-fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
+fn disk_in_use_is_rejected_before_start() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.raw");
     fs::write(&disk, [0; 4096]).unwrap();
@@ -217,18 +222,18 @@ fn a_disk_that_another_machine_writes_is_refused_in_our_words() {
     for (mode, how) in [("", ""), (":ro", " for writing"), (":ephemeral", " for writing")] {
         let disk = format!("{disk}{mode}");
         let mut second = Capsa::start(Nano::default(), &["--disk", &disk]).unwrap();
-        let (code, said) = second.wait_for_end();
-        assert_eq!(code, 111, "{said}");
+        let (code, stderr) = second.wait_for_end();
+        assert_eq!(code, 111, "{stderr}");
         let words =
             format!("has {} open{how}\n    hint: end that one", &disk[..disk.len() - mode.len()]);
-        assert!(said.contains(&words) && !said.contains("qemu-system"), "{said}");
+        assert!(stderr.contains(&words) && !stderr.contains("qemu-system"), "{stderr}");
     }
     first.write(&[nano::POWER_OFF]);
     assert_eq!(first.wait_for_end().0, 0);
 }
 
 #[test]
-fn what_comes_between_the_check_and_the_start_has_its_hint() {
+fn start_failure_has_hint() {
     if !common::has_qemu() {
         return;
     }
@@ -252,15 +257,15 @@ fn what_comes_between_the_check_and_the_start_has_its_hint() {
     ]);
     command.arg("--kernel").arg(kernel).env("CAPSA_QEMU", &late).stdin(Stdio::null());
     let output = command.env("CAPSA_RUN_DIR", common::run_dir(dir.path())).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(113), "{said}");
-    let (what, hint) = said.trim_end().rsplit_once('\n').unwrap();
-    assert!(what.contains("capsa: start failed: "), "{said}");
-    assert!(hint.starts_with("    hint: another VM uses the disk: "), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(113), "{stderr}");
+    let (what, hint) = stderr.trim_end().rsplit_once('\n').unwrap();
+    assert!(what.contains("capsa: start failed: "), "{stderr}");
+    assert!(hint.starts_with("    hint: another VM uses the disk: "), "{stderr}");
 }
 
 #[test]
-fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
+fn doctor_and_run_report_same_run_dir_errors() {
     if !common::has_qemu() {
         return;
     }
@@ -276,14 +281,14 @@ fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
         ("CAPSA_RUN_DIR", &open, "can be written by other users"),
         ("CAPSA_RUN_DIR", &long, "socket"),
     ] {
-        let mut said = Vec::new();
+        let mut results = Vec::new();
         for words in [&["doctor"][..], &["run", "linux", "--kernel", &file, "--network", "none"]] {
             let mut command = capsa();
             command.args(words).env_remove("CAPSA_RUN_DIR").env(variable, value);
             let output = command.stdin(Stdio::null()).output().unwrap();
-            said.push((output.status.code().unwrap(), output.stdout, output.stderr));
+            results.push((output.status.code().unwrap(), output.stdout, output.stderr));
         }
-        let [(doctor, findings, _), (run, _, refusal)] = &said[..] else { unreachable!() };
+        let [(doctor, findings, _), (run, _, refusal)] = &results[..] else { unreachable!() };
         let findings = String::from_utf8_lossy(findings);
         assert_eq!(*doctor, 112, "{findings}");
         let about = findings.lines().find(|line| line.starts_with("problem  run directories: "));
@@ -298,11 +303,11 @@ fn doctor_tries_what_a_run_would_and_both_say_what_to_do() {
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), output.stderr)
     };
     assert_eq!(code, Some(0), "{found}");
-    assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "doctor leaves a lock and nothing else");
+    assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "doctor leaves only a lock");
 }
 
 #[test]
-fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
+fn missing_tmpdir_rejects_ephemeral_disk() {
     if !common::has_qemu() {
         return;
     }
@@ -319,21 +324,20 @@ fn a_missing_tmpdir_is_said_before_a_throw_away_disk_needs_it() {
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     };
     let disk = format!("{}:ephemeral", disk.display());
-    let machine =
-        ["run", "linux", "--backend", "qemu", "--accel", "emulation", "--network", "none"];
+    let vm = ["run", "linux", "--backend", "qemu", "--accel", "emulation", "--network", "none"];
     let files = ["--kernel", kernel.to_str().unwrap(), "--disk", &disk];
-    let (code, _, said) = with(&[&machine[..], &files].concat());
-    assert_eq!(code, 111, "{said}");
+    let (code, _, stderr) = with(&[&vm[..], &files].concat());
+    assert_eq!(code, 111, "{stderr}");
     assert!(
-        said.contains("--disk 1: cannot make an overlay in /no/such/place (TMPDIR): "),
-        "{said}"
+        stderr.contains("--disk 1: cannot make an overlay in /no/such/place (TMPDIR): "),
+        "{stderr}"
     );
-    assert!(said.contains("hint: set TMPDIR to "), "{said}");
-    // Other machines need it not.
-    let (code, said, _) = with(&["doctor"]);
-    assert_eq!(code, 0, "{said}");
+    assert!(stderr.contains("hint: set TMPDIR to "), "{stderr}");
+    // VMs without an ephemeral disk do not need it.
+    let (code, stdout, _) = with(&["doctor"]);
+    assert_eq!(code, 0, "{stdout}");
     assert!(
-        said.contains("warning  ephemeral disks: cannot make an overlay in /no/such"),
-        "{said}"
+        stdout.contains("warning  ephemeral disks: cannot make an overlay in /no/such"),
+        "{stdout}"
     );
 }

@@ -1,4 +1,5 @@
-//! What a run leaves for others: its name, its door, its files, and what a crash leaves behind.
+//! Running VMs and other commands: `ps`, `stop`, `console`, `gc`, the control socket, log, recording
+//! and messages.
 
 mod common;
 
@@ -12,7 +13,7 @@ use capsa_testkit::nano::{self, Nano};
 use common::{Capsa, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
 
-/// A machine with the name `kept`, which others see.
+/// A VM with the name `kept`, which `capsa ps` lists.
 fn start(how: Nano, more: &[&str]) -> Option<Capsa> {
     let capsa = Capsa::start(how, &[&["--name", "kept"], more].concat())?;
     capsa.wait_until_listed("kept");
@@ -20,7 +21,7 @@ fn start(how: Nano, more: &[&str]) -> Option<Capsa> {
 }
 
 #[test]
-fn ps_lists_a_machine_and_stop_asks_its_guest() {
+fn ps_lists_vm_and_stop_powers_off() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let (code, stdout, _) = capsa.ask(&["ps"]);
@@ -41,7 +42,7 @@ fn ps_lists_a_machine_and_stop_asks_its_guest() {
 }
 
 #[test]
-fn names_of_machines_are_completed() {
+fn bash_completes_vm_names() {
     if !common::has_bash() {
         return;
     }
@@ -53,19 +54,19 @@ fn names_of_machines_are_completed() {
 }
 
 #[test]
-fn stop_gives_a_deaf_guest_its_grace_and_no_more() {
-    let deaf = Nano { power_button: false };
-    let Some(mut capsa) = start(deaf, &[]) else { return };
+fn stop_kills_vm_after_grace_period() {
+    let ignores_button = Nano { power_button: false };
+    let Some(mut capsa) = start(ignores_button, &[]) else { return };
     capsa.wait_for(nano::READY);
     let (code, stdout, _) = capsa.ask(&["stop", "--grace", "100ms", "--json", "kept"]);
     assert_eq!(code, 0);
-    let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(told["machines"][0]["end"]["ended_by"], "owner");
+    let output: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(output["machines"][0]["end"]["ended_by"], "owner");
     assert_eq!(capsa.wait_for_end().0, 137);
 }
 
 #[test]
-fn names_are_unique_and_unknown_ones_are_refused() {
+fn names_are_unique_and_unknown_ones_rejected() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let kernel = capsa.dir().join("nano.elf");
@@ -88,48 +89,48 @@ fn names_are_unique_and_unknown_ones_are_refused() {
 }
 
 #[test]
-fn several_look_on_and_one_types() {
+fn one_console_client_owns_the_input() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
-    // This run's own input types until it ends.
-    let machines = run_dir(capsa.dir());
-    let viewer = |more: &[&str]| {
+    // The run owns the input until its standard input ends.
+    let run_dirs = run_dir(capsa.dir());
+    let client = |more: &[&str]| {
         let arguments = [&["console", "kept"], more].concat();
         let arguments: Vec<_> = arguments.into_iter().map(Into::into).collect();
-        Capsa::with(tempfile::tempdir().unwrap(), &arguments, &machines)
+        Capsa::with(tempfile::tempdir().unwrap(), &arguments, &run_dirs)
     };
-    let mut looker = viewer(&[]);
-    looker.wait_for(nano::READY);
-    looker.write(b"nobody hears this");
+    let mut observer = client(&[]);
+    observer.wait_for(nano::READY);
+    observer.write(b"discarded input");
     capsa.write(b"from the run");
-    looker.wait_for(b"from the run");
+    observer.wait_for(b"from the run");
     capsa.close_input();
-    // The run sees the end of its input, then has its hands free.
-    let mut typist = loop {
-        let mut candidate = viewer(&["--quiet"]);
+    // A client can own the input once the run has read the end of its own.
+    let mut owner_client = loop {
+        let mut candidate = client(&["--quiet"]);
         candidate.wait_for(nano::READY);
         candidate.write(b"from outside");
         if candidate.comes_soon(b"from outside") {
             break candidate;
         }
     };
-    looker.wait_for(b"from outside");
-    assert!(!String::from_utf8_lossy(&looker.seen).contains("nobody hears this"));
-    typist.write(&[nano::POWER_OFF]);
-    assert_eq!((typist.wait_for_end().0, looker.wait_for_end().0), (0, 0));
+    observer.wait_for(b"from outside");
+    assert!(!String::from_utf8_lossy(&observer.seen).contains("discarded input"));
+    owner_client.write(&[nano::POWER_OFF]);
+    assert_eq!((owner_client.wait_for_end().0, observer.wait_for_end().0), (0, 0));
     assert_eq!(capsa.wait_for_end().0, 0);
 }
 
 #[test]
-fn console_on_a_terminal_is_left_with_an_escape() {
+fn console_detaches_with_escape_keys() {
     let Some(mut capsa) = start(Nano::default(), &["--quiet"]) else { return };
     capsa.wait_for(nano::READY);
     capsa.close_input();
-    // Another directory that goes with the terminal; the machines are those of the first.
+    // Another temporary directory for the terminal, with the run directories of the first.
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(run_dir(capsa.dir()), run_dir(dir.path())).unwrap();
     let arguments = ["console", "kept"].map(Into::into);
-    // A link is not a directory that is this user's alone.
+    // A symbolic link is rejected, because other users could replace it.
     assert_eq!(common::ask(dir.path(), &["ps"]).0, 111);
     fs::remove_file(run_dir(dir.path())).unwrap();
     let Some(mut terminal) = Terminal::in_run_dir(dir, &run_dir(capsa.dir()), &arguments) else {
@@ -143,7 +144,7 @@ fn console_on_a_terminal_is_left_with_an_escape() {
         terminal.write(b"\x1dq");
         assert_eq!(terminal.wait_for_end(), 0);
     } else {
-        // The end of the run's input had not come yet: Ctrl-C leaves.
+        // The run has not read the end of its input yet, so this client is read-only.
         terminal.write(b"\x03");
         terminal.signal(Signal::SIGINT);
         assert_eq!(terminal.wait_for_end(), 130);
@@ -154,13 +155,13 @@ fn console_on_a_terminal_is_left_with_an_escape() {
 }
 
 #[test]
-fn door_takes_no_nonsense() {
+fn control_socket_survives_invalid_requests() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let door = format!("{}/control", json["machines"][0]["run_dir"].as_str().unwrap());
-    for nonsense in [
+    let socket = format!("{}/control", json["machines"][0]["run_dir"].as_str().unwrap());
+    for request in [
         &b"\n"[..],
         b"GET / HTTP/1.1\r\n\r\n",
         b"{\"do\": \"reboot\"}\n",
@@ -168,15 +169,15 @@ fn door_takes_no_nonsense() {
         &[b'x'; 5000],
         &[0xff; 64],
     ] {
-        let mut stream = UnixStream::connect(&door).unwrap();
-        let _ = stream.write_all(nonsense);
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let _ = stream.write_all(request);
     }
-    // Gone before it has its answer, and one that never says what it wants.
-    UnixStream::connect(&door)
+    // A client that disconnects before its reply, and an idle client.
+    UnixStream::connect(&socket)
         .unwrap()
         .write_all(b"{\"do\": \"console\", \"type\": true}\n")
         .unwrap();
-    let _silent = UnixStream::connect(&door).unwrap();
+    let _idle = UnixStream::connect(&socket).unwrap();
     capsa.write(b"still here");
     capsa.wait_for(b"still here");
     assert_eq!(capsa.ask(&["stop", "kept"]).0, 0);
@@ -184,7 +185,7 @@ fn door_takes_no_nonsense() {
 }
 
 #[test]
-fn gc_removes_what_a_killed_run_left() {
+fn gc_removes_run_dir_of_killed_run() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     assert!(capsa.ask(&["gc"]).1.starts_with("nothing to remove in "));
@@ -194,13 +195,13 @@ fn gc_removes_what_a_killed_run_left() {
     assert!(capsa.ask(&["gc", "--dry-run"]).1.starts_with("would remove "));
     let (code, stdout, _) = capsa.ask(&["gc", "--json"]);
     assert_eq!(code, 0);
-    let told: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(told["removed"].as_array().unwrap().len(), 1, "{stdout}");
+    let output: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(output["removed"].as_array().unwrap().len(), 1, "{stdout}");
     assert_eq!(fs::read_dir(run_dir(capsa.dir())).unwrap().count(), 1); // its lock
 }
 
 #[test]
-fn log_and_recording_have_all_that_was_said_and_typed() {
+fn log_and_recording_have_all_console_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (log, cast) = (dir.path().join("log"), dir.path().join("cast"));
     let more = ["--log", log.to_str().unwrap(), "--record", cast.to_str().unwrap()];
@@ -214,22 +215,22 @@ fn log_and_recording_have_all_that_was_said_and_typed() {
     let mut decoder = Decoder::new();
     decoder.handle_bytes(&fs::read(cast).unwrap()).unwrap();
     decoder.handle_eof().unwrap();
-    let (mut said, mut typed) = (Vec::new(), Vec::new());
+    let (mut output, mut input) = (Vec::new(), Vec::new());
     let mut ended = false;
     while let Some(event) = decoder.poll_event().unwrap() {
         match event.kind {
-            CastEventKind::Output(bytes) => said.extend(bytes),
-            CastEventKind::Input(bytes) => typed.extend(bytes),
+            CastEventKind::Output(bytes) => output.extend(bytes),
+            CastEventKind::Input(bytes) => input.extend(bytes),
             CastEventKind::End(_) => ended = true,
             _ => {}
         }
     }
-    assert_eq!((said, typed), (capsa.seen.clone(), b"typed\xff\x04".to_vec()));
+    assert_eq!((output, input), (capsa.seen.clone(), b"typed\xff\x04".to_vec()));
     assert!(ended);
 }
 
 #[test]
-fn progress_is_json_lines_and_nothing_else() {
+fn progress_json_writes_json_lines_only() {
     let Some(mut capsa) = Capsa::start(Nano::default(), &["--progress", "json"]) else {
         return;
     };
@@ -244,7 +245,7 @@ fn progress_is_json_lines_and_nothing_else() {
     assert!(seconds.is_sorted(), "{seconds:?}");
     let events: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
     let mut events: Vec<&str> = events.into_iter().filter(|event| *event != "warning").collect();
-    // The guest may speak before its hypervisor has answered that it runs.
+    // Console output may come before the hypervisor reports that the VM runs.
     events.retain(|event| *event != "first-output");
     assert_eq!(events[..4], ["planned", "spawned", "control-ready", "running"]);
     assert_eq!(events.last(), Some(&"stopped"));
@@ -252,22 +253,22 @@ fn progress_is_json_lines_and_nothing_else() {
 }
 
 #[test]
-fn quiet_says_nothing_and_verbose_says_more() {
-    for (flag, says) in [("-q", None), ("-v", Some("capsa: qemu runs it, in "))] {
+fn quiet_and_verbose_control_messages() {
+    for (flag, first) in [("-q", None), ("-v", Some("capsa: qemu runs it, in "))] {
         let Some(mut capsa) = Capsa::start(Nano::default(), &[flag]) else { return };
         capsa.wait_for(nano::READY);
         capsa.write(&[nano::POWER_OFF]);
         let (code, stderr) = capsa.wait_for_end();
         assert_eq!(code, 0);
-        match says {
+        match first {
             None => assert_eq!(stderr, ""),
-            Some(says) => assert!(stderr.starts_with(says), "{stderr}"),
+            Some(first) => assert!(stderr.starts_with(first), "{stderr}"),
         }
     }
 }
 
 #[test]
-fn command_in_a_guest_without_a_shell_runs_into_the_time_limit() {
+fn command_without_guest_shell_reaches_time_limit() {
     if !common::has_qemu() {
         return;
     }
