@@ -324,8 +324,8 @@ fn dry_run_prints_plan_of_unavailable_backend() {
         "vfkit \\\n  --cpus 1 \\\n  --memory 512 \\\n",
         "  --device virtio-serial,stdio \\\n",
         "#   stop: POST /vm/state {\"state\":\"Stop\"} (",
-        "#   power cut: SIGTERM\n",
-        "#   power cut once the guest says that it fell: POST /vm/state {\"state\":\"HardStop\"} (",
+        "#   power off: SIGTERM\n",
+        "#   power off after a guest crash: POST /vm/state {\"state\":\"HardStop\"} (",
     ] {
         assert!(stdout.contains(part), "{part:?} is not in\n{stdout}");
     }
