@@ -1,4 +1,4 @@
-//! The one clock: monotonic, counted from its own creation.
+//! The monotonic clock of a VM.
 
 use std::time::{Duration, Instant as Monotonic};
 
@@ -12,23 +12,23 @@ pub(crate) struct MonotonicClock {
 }
 
 impl MonotonicClock {
-    /// A clock that starts at zero now.
+    /// A clock that is zero now.
     pub(crate) fn new() -> Self {
         Self { origin: Monotonic::now(), skipped: Duration::ZERO }
     }
 
-    /// Now.
+    /// The current time.
     pub(crate) fn now(&self) -> Instant {
         let micros = (self.origin.elapsed() + self.skipped).as_micros();
         Instant::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// From here on it is later by this much. Only where nobody but a test lives by it.
+    /// Advances the clock. Only for simulated guests.
     pub(crate) fn skip(&mut self, time: Duration) {
         self.skipped += time;
     }
 
-    /// How long it is until `deadline`, rounded up to a microsecond; zero when it has passed.
+    /// The time until `deadline`, rounded up to a microsecond; zero when it has passed.
     pub(crate) fn until(&self, deadline: Deadline) -> Duration {
         deadline.at.since(self.now())
     }

@@ -1,9 +1,9 @@
-//! The console of one machine: its bytes, who reads them, who waits for what.
+//! The console of one VM: its bytes, readers and waits.
 //!
-//! The guest's output is drained as it comes, whether or not anybody reads, into a bounded log.
-//! Readers have places in it. A wait or a script is polled whenever bytes, time or the end make a
-//! difference; its outcome is kept until it is taken. One that is cancelled puts its reader back
-//! where it began: nothing that was not handed out is lost.
+//! The guest's output is read as it comes, with or without readers, into a bounded scrollback. Each
+//! reader has a position in it. A wait or script is polled when bytes arrive, its deadline passes
+//! or the console closes; its result is kept until it is taken. A cancelled wait resets its reader
+//! to the position where the wait began, so output that was not handed out is not lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,20 +19,21 @@ use crate::input_log::{InputLogs, InputRecord};
 use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{Poll, PollSource};
 
-/// Bytes read from the guest in one `on_ready`, at most.
+/// The largest number of bytes read from the guest in one `on_ready` call.
 pub const READ_BUDGET: usize = 256 * 1024;
-/// Bytes that may wait to be written to the guest.
+/// The largest number of bytes queued for the guest.
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
-/// Bytes taken at most, beside what the log holds, from a paused console whose machine is over.
+/// The largest number of bytes that a paused console keeps beyond its capacity after its VM has
+/// ended.
 pub const DRAIN_LIMIT: usize = 1 << 20;
 
-/// How long whoever waits is not told of a closed console, so that they can be told how the machine
-/// ended. A console closes with its hypervisor, whose exit is known milliseconds later; one that
-/// closes alone is rare.
+/// How long waits on a closed console are kept pending, so that their results can include how the
+/// VM ended. A console usually closes when its hypervisor exits, and the exit is known milliseconds
+/// later.
 const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
-/// A reader of the console: its place in the log.
+/// A reader of the console: a position in the scrollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReaderId(u64);
 
@@ -40,56 +41,56 @@ pub struct ReaderId(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaitId(u64);
 
-/// Something that reads the console until it has what it wants.
+/// What a wait does with the console's output.
 pub enum WaitKind {
-    /// Wait for a pattern.
+    /// Waits for a pattern.
     Expect(Box<Expect>),
-    /// Hold a conversation.
+    /// Runs a script.
     Script(Box<dyn Script + Send>),
 }
 
-/// How a [`WaitKind`] ended.
+/// The result of a wait.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
-    /// A wait for a pattern.
+    /// The result of a wait for a pattern.
     Expect(Outcome),
-    /// A script.
+    /// The result of a script.
     Script(Result<CommandOutput, ScriptError>),
 }
 
-/// What happened on the console.
+/// What changed on the console in one call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ConsoleActivity {
     pub(crate) data: bool,
     pub(crate) writable: bool,
     pub(crate) closed: bool,
     pub(crate) panic: bool,
-    /// The read budget was spent: there may be more.
+    /// The read budget was exhausted: there may be more output.
     pub(crate) more: bool,
 }
 
 struct PendingWait {
     reader: ReaderId,
-    /// Where the reader was when it had last been given something, for a cancel.
+    /// The reader's position when output was last handed out; a cancel returns to it.
     began: Cursor,
     kind: WaitKind,
     ended: Option<Ended>,
 }
 
-/// The console of one machine.
+/// The console of one VM.
 pub struct Console {
     stream: Option<PollSource<ByteStream>>,
     scrollback: Scrollback,
     closed: bool,
-    /// Closed, and who waits is told at this time at the latest.
+    /// The console is closed; waits end at this time at the latest.
     close_at: Option<Instant>,
     outgoing: VecDeque<u8>,
-    /// A writer was told that not all of it was taken, and waits to be told that there is room.
+    /// A write was not accepted in full; the writer must be notified when there is room.
     write_blocked: bool,
     readers: BTreeMap<ReaderId, Cursor>,
     waits: BTreeMap<WaitId, PendingWait>,
     next_id: u64,
-    /// Nothing is dropped for want of a reader before there was one.
+    /// There has been a reader. Before that, no output is dropped for lack of one.
     had_reader: bool,
     crash_detector: CrashDetector,
     input_logs: InputLogs,
@@ -113,22 +114,22 @@ impl Console {
         }
     }
 
-    /// The console of a machine that has none.
+    /// The console of a VM that was built without one.
     pub(crate) fn none() -> Self {
         Self { closed: true, ..Self::new(1, Overflow::DropOldest) }
     }
 
-    /// Everything the guest said that is still kept.
+    /// The kept output.
     pub fn scrollback(&self) -> &Scrollback {
         &self.scrollback
     }
 
-    /// No more output will come: the hypervisor closed it, or the machine is over.
+    /// No more output will come: the hypervisor closed the console, or the VM has ended.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// A new reader, at the oldest byte that is kept.
+    /// Adds a reader at the oldest kept byte.
     pub fn add_reader(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
         self.readers.insert(id, Cursor::at(self.scrollback.start()));
@@ -136,34 +137,34 @@ impl Console {
         id
     }
 
-    /// A reader that looks on: what is kept for want of a reader is not kept any less for it.
+    /// Adds an observer at the oldest kept byte: a reader that exerts no back-pressure.
     pub fn add_observer(&mut self) -> ReaderId {
         let id = ReaderId(self.fresh_id());
         self.readers.insert(id, Cursor::at(self.scrollback.start()));
         id
     }
 
-    /// Where this reader is in the output: how many bytes came before what it reads next.
+    /// The absolute offset of the next byte that this reader reads.
     pub fn offset(&self, reader: ReaderId) -> u64 {
         self.cursor(reader).offset()
     }
 
-    /// From now on what is typed is kept for this reader, until it takes it.
+    /// Starts an input log for this reader.
     pub fn log_input(&mut self, reader: ReaderId) {
         self.input_logs.add(reader);
     }
 
-    /// Takes what was typed since this was called last.
+    /// Takes the input records since the last call.
     pub fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
         self.input_logs.take(reader)
     }
 
-    /// The guest is asked to power off.
+    /// Records that the guest is asked to power off.
     pub(crate) fn power_button(&mut self) {
         self.input_logs.power_button(self.scrollback.end());
     }
 
-    /// Another reader at the same place.
+    /// Adds a reader at the same position.
     pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
         let id = ReaderId(self.fresh_id());
         let cursor = self.cursor(reader);
@@ -171,7 +172,7 @@ impl Console {
         id
     }
 
-    /// Takes a reader away. Its waits are cancelled.
+    /// Removes a reader and cancels its waits.
     pub fn remove_reader(&mut self, reader: ReaderId) {
         self.waits.retain(|_, wait| wait.reader != reader);
         self.readers.remove(&reader);
@@ -179,7 +180,7 @@ impl Console {
         self.adjust_interest();
     }
 
-    /// Reads what is there, without waiting. Zero when nothing is.
+    /// Reads unread output without waiting. Returns 0 when there is none.
     pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
         let Some(cursor) = self.readers.get_mut(&reader) else { return 0 };
         let n = cursor.read(&self.scrollback, into);
@@ -187,7 +188,7 @@ impl Console {
         n
     }
 
-    /// Takes all that is there.
+    /// Takes all unread output.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
         let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
         let bytes = cursor.take(&self.scrollback);
@@ -195,7 +196,7 @@ impl Console {
         bytes
     }
 
-    /// Takes all that is there but a character that has only half arrived.
+    /// Takes all unread output except an incomplete UTF-8 character at its end.
     pub fn take_text(&mut self, reader: ReaderId) -> Vec<u8> {
         let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
         let unread = cursor.peek(&self.scrollback);
@@ -205,13 +206,13 @@ impl Console {
         bytes
     }
 
-    /// Bytes this reader missed, because they were dropped before it read them.
+    /// The number of bytes that were dropped before this reader read them.
     pub fn lost(&self, reader: ReaderId) -> u64 {
         self.cursor(reader).lost()
     }
 
-    /// Queues bytes for the guest and says how many were taken: fewer than given when the queue is
-    /// full, until the guest has read.
+    /// Queues bytes for the guest and returns how many were accepted: fewer than given when the
+    /// queue is full.
     ///
     /// # Errors
     ///
@@ -228,8 +229,8 @@ impl Console {
         Ok(taken)
     }
 
-    /// Begins a conversation at the reader's place. `true` when it is over at once, as for a reader
-    /// that is not there.
+    /// Begins a wait at the reader's position. Returns `true` if it has ended at once, as for an
+    /// unknown reader.
     pub(crate) fn begin(
         &mut self,
         now: Instant,
@@ -243,15 +244,15 @@ impl Console {
         (id, over)
     }
 
-    /// Takes the outcome of a conversation that is over. After that the id is unknown.
+    /// Takes the result of a wait that has ended. The id is unknown afterwards.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.waits.get(&id)?.ended.as_ref()?;
         self.waits.remove(&id)?.ended
     }
 
-    /// Takes what a conversation that streams brought since this was called last. That may let it go
-    /// on: `true` when it is over because of it. Nothing that the log has is left for another call,
-    /// for only what the guest says is news to anybody.
+    /// Takes the output of a streaming wait since the last call. This may let the wait continue;
+    /// returns `true` if it ends because of that. All output in the scrollback is processed now,
+    /// because only new output triggers another poll.
     pub(crate) fn take_output(&mut self, now: Instant, id: WaitId) -> (Vec<u8>, bool) {
         let mut bytes = self.take_streamed(id);
         let goes_on = self.waits.get(&id).is_some_and(|wait| wait.ended.is_none());
@@ -260,7 +261,7 @@ impl Console {
         (bytes, over)
     }
 
-    /// Takes what was streamed, and notes that it was handed out.
+    /// Takes the streamed output, and records the reader's position as handed out.
     fn take_streamed(&mut self, id: WaitId) -> Vec<u8> {
         let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
         let WaitKind::Script(script) = &mut wait.kind else { return Vec::new() };
@@ -273,8 +274,8 @@ impl Console {
         bytes
     }
 
-    /// Gives a conversation up. What it read and did not hand out is unread again. A command that
-    /// runs is interrupted.
+    /// Cancels a wait. Output that it read but did not hand out is unread again. A running command
+    /// is interrupted.
     pub fn cancel(&mut self, id: WaitId) {
         let Some(mut wait) = self.waits.remove(&id) else { return };
         if let Some(cursor) = self.readers.get_mut(&wait.reader) {
@@ -302,7 +303,7 @@ impl Console {
         self.stream.is_some()
     }
 
-    /// When time makes a difference: to a conversation, or to the guest's last words.
+    /// The earliest deadline of the waits and of the crash detector.
     pub(crate) fn poll_timeout(&self) -> Option<Deadline> {
         let open = self.waits.values().filter(|wait| wait.ended.is_none());
         open.map(|wait| match &wait.kind {
@@ -310,24 +311,21 @@ impl Console {
             WaitKind::Script(script) => script.poll_timeout(),
         })
         .chain(self.close_at.map(|at| {
-            // Nobody to tell: nothing to wake up for.
+            // Without a pending wait there is nothing to do at that time.
             let waits = self.waits.values().any(|wait| wait.ended.is_none());
-            waits.then_some(Deadline {
-                at,
-                why: "the console closed, how the machine ended is unknown",
-            })
+            waits.then_some(Deadline { at, why: "console closed, waiting for the end of the VM" })
         }))
         .chain([self.crash_detector.poll_timeout().filter(|_| !self.is_paused())])
         .fold(None, Deadline::earliest)
     }
 
-    /// The last words of the guest's kernel, once, when they have turned out to be that.
-    /// A guest that is held back has more to say.
+    /// The crash that the console shows, once, when it is confirmed. A paused guest may have more
+    /// output, so nothing is confirmed then.
     pub(crate) fn last_word(&mut self, now: Instant) -> Option<ConsoleCrash> {
         if self.is_paused() { None } else { self.crash_detector.poll_crash(now, &self.scrollback) }
     }
 
-    /// Lets time pass for the conversations. Gives those that are over because of it.
+    /// Handles the passing of time. Adds the waits that end because of it to `ended`.
     pub(crate) fn on_time(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
         if self.close_at.is_some_and(|at| at <= now) {
             self.close_at = None;
@@ -335,7 +333,7 @@ impl Console {
         self.poll_waits(now, ended);
     }
 
-    /// Moves bytes both ways, `budget` of them at most coming in.
+    /// Moves bytes in both directions; reads at most `budget` bytes.
     pub(crate) fn on_ready(
         &mut self,
         now: Instant,
@@ -344,7 +342,7 @@ impl Console {
     ) -> ConsoleActivity {
         let mut activity = ConsoleActivity::default();
         self.flush();
-        // Whoever emptied the queue: it is here that it is said.
+        // The queue may have been emptied by any call; the notification is sent from here.
         if self.write_blocked && self.outgoing.len() < WRITE_QUEUE {
             self.write_blocked = false;
             activity.writable = true;
@@ -381,7 +379,7 @@ impl Console {
         activity
     }
 
-    /// The guest was reset and boots again. Gives the conversations that are over because of it.
+    /// The guest was reset and boots again. Adds the waits that end because of it to `ended`.
     pub(crate) fn rebooted(&mut self, now: Instant, ended: &mut Vec<WaitId>) {
         for wait in self.waits.values_mut() {
             if let WaitKind::Script(script) = &mut wait.kind {
@@ -391,16 +389,15 @@ impl Console {
         self.poll_waits(now, ended);
     }
 
-    /// The machine is over: no more output will come, and whoever waits is told. `true` when the
-    /// former is news.
+    /// The VM has ended: no more output will come, and pending waits end. Returns `true` if the
+    /// console was open before.
     pub(crate) fn close(&mut self, now: Instant, ended: &mut Vec<WaitId>) -> bool {
         self.close_at = None;
         self.mark_closed(now, ended)
     }
 
-    /// What is on its way out is held back no longer, for its machine is told to end: macOS lets no
-    /// process exit before all that it wrote to a terminal was read. Of a log that is paused, 1 MiB
-    /// more is kept.
+    /// Ends back-pressure, because the VM's processes are told to end: on macOS a process cannot
+    /// exit before its terminal output is read. A paused scrollback keeps 1 MiB more.
     pub(crate) fn release_back_pressure(&mut self) {
         if self.scrollback.overflow() == Overflow::Pause {
             self.scrollback.grow(DRAIN_LIMIT);
@@ -408,7 +405,7 @@ impl Console {
         }
     }
 
-    /// Leaves, without a word to anybody: nobody reads any more, and nobody may wait for that.
+    /// Closes the console without notifying waits.
     pub(crate) fn detach(&mut self) {
         self.stream = None;
     }
@@ -423,8 +420,8 @@ impl Console {
         activity
     }
 
-    /// Takes what was said before the end and waits in the system, where a reader that is behind
-    /// has kept it waiting. That is little: what a socket or a pty holds.
+    /// Reads output from before the end that is still in the system's buffers because the console
+    /// was paused. It is at most what a socket or pty holds.
     fn drain_after_close(&mut self) {
         let mut chunk = [0; 8192];
         let mut left = if self.scrollback.overflow() == Overflow::Pause { DRAIN_LIMIT } else { 0 };
@@ -457,7 +454,7 @@ impl Console {
         self.scrollback.room(slowest).min(self.scrollback.capacity())
     }
 
-    /// Whether what the guest says is left unread, for want of room.
+    /// Whether output is left unread because the scrollback has no room.
     fn is_paused(&self) -> bool {
         self.stream.is_some() && self.room() == 0
     }
@@ -471,12 +468,11 @@ impl Console {
         ended.extend(open.into_iter().filter(|id| self.poll_wait(now, *id)));
     }
 
-    /// Polls one conversation until it waits or is over. `true` when it is over now.
+    /// Polls one wait until it is pending or has ended. Returns `true` if it has ended now.
     fn poll_wait(&mut self, now: Instant, id: WaitId) -> bool {
         let Some(wait) = self.waits.get_mut(&id) else { return false };
         let log = &self.scrollback;
-        // A wait that begins when the machine has long been over has nothing to wait for, nor has one
-        // of a reader that is not there.
+        // A wait that begins after the end of the VM, or that has an unknown reader, ends at once.
         let over = self.closed && self.close_at.is_none_or(|at| at <= now);
         let mut at_end = Cursor::at(log.end());
         let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
@@ -519,7 +515,7 @@ impl Console {
     }
 }
 
-/// How many bytes at the end are the beginning of a UTF-8 character, and no more than that.
+/// The length of an incomplete UTF-8 character at the end.
 fn partial_character_len(bytes: &[u8]) -> usize {
     (1..=3.min(bytes.len()))
         .find(|n| {

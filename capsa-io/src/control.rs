@@ -1,7 +1,7 @@
-//! The control channel: messages out, replies and events in, over QMP or HTTP.
+//! The control client: sends messages, receives replies and events, over QMP or HTTP.
 //!
-//! QMP is one connection for the machine's life; HTTP is one connection an exchange, one at a time.
-//! What a reply *means* is the backend's business.
+//! QMP uses one connection for the lifetime of the VM; HTTP uses one connection per exchange, one
+//! at a time. The backend interprets the replies.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,23 +15,23 @@ use capsa_proto::plan::{Body, ControlPlan, Message, Protocol};
 use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{Poll, PollSource};
 
-/// What came over the control channel.
+/// An event of the control channel.
 #[derive(Debug)]
 pub(crate) enum ControlEvent {
     /// The channel is up.
     Up,
-    /// The answer to a message.
+    /// The reply to a message.
     Reply(Message, ControlReply),
-    /// An event.
+    /// An event of the hypervisor.
     Event(QmpMessage),
-    /// The channel broke and nothing more will come.
+    /// The channel is broken; no more events will come.
     Lost,
 }
 
-/// Bytes read in one `on_ready` of a machine, at most.
+/// The largest number of bytes read in one `on_ready` call of a VM.
 pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
-/// A control channel, connected or not yet.
+/// A control client, connected or not yet connected.
 #[derive(Debug)]
 pub(crate) struct ControlClient {
     plan: ControlPlan,
@@ -39,7 +39,7 @@ pub(crate) struct ControlClient {
     connection: Option<Connection>,
     decoder: QmpDecoder,
     next_id: u64,
-    /// QMP: sent and unanswered. HTTP: the first is being exchanged, the rest wait.
+    /// QMP: messages without a reply. HTTP: the first message is being exchanged, the others wait.
     pending: VecDeque<(u64, Message)>,
     up: bool,
 }
@@ -64,15 +64,15 @@ impl ControlClient {
         }
     }
 
-    /// Tries to connect. `Ok(true)` when the channel is up, as far as that is known by connecting:
-    /// a QMP channel is up when its greeting has come.
+    /// Tries to connect. Returns `true` when the channel is up. A QMP channel is up only when its
+    /// greeting has arrived.
     pub(crate) fn try_connect(&mut self, poll: &Poll) -> io::Result<bool> {
         if self.up || self.connection.is_some() {
             return Ok(self.up);
         }
         let stream = ByteStream::connect(self.plan.socket.as_str())?;
         if self.plan.protocol == Protocol::Http {
-            // It listens; each exchange has a connection of its own.
+            // The server listens; each exchange opens its own connection.
             self.up = true;
             return Ok(true);
         }
@@ -91,7 +91,7 @@ impl ControlClient {
                 self.flush()
             }
             (Body::Qmp { .. }, None) => {
-                let broken = ControlReply::Broken("it closed its control channel".into());
+                let broken = ControlReply::Broken("the control channel is closed".into());
                 Some(ControlEvent::Reply(message, broken))
             }
             (Body::Http { .. }, _) => {
@@ -101,8 +101,8 @@ impl ControlClient {
         }
     }
 
-    /// Moves bytes both ways, `budget` of them at most coming in, and says what came. `true` when
-    /// there may be more.
+    /// Moves bytes in both directions, reading at most `budget` bytes, and adds the events to
+    /// `events`. Returns `true` when there may be more.
     pub(crate) fn on_ready(
         &mut self,
         poll: &Poll,
@@ -174,7 +174,7 @@ impl ControlClient {
             QmpMessage::Error { id, class, desc } => (id, ControlReply::QmpError { class, desc }),
             event => return Some(ControlEvent::Event(event)),
         };
-        // Without an id it is the answer to the oldest: answers come in order.
+        // A reply without an id belongs to the oldest message: replies come in order.
         let place = match id {
             Some(id) => self.pending.iter().position(|(pending, _)| *pending == id)?,
             None => 0,
@@ -214,7 +214,7 @@ impl ControlClient {
         }
     }
 
-    /// A QMP channel that broke answers nothing any more; who waits learns it from `Lost`.
+    /// A broken QMP channel has no more replies; pending messages are reported by `Lost`.
     fn disconnect(&mut self, events: &mut Vec<ControlEvent>) {
         self.connection = None;
         self.pending.clear();

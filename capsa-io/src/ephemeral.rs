@@ -1,12 +1,12 @@
-//! What a machine writes and nobody keeps.
+//! Ephemeral disks: overlays and clones whose contents are discarded at the end of the VM.
 //!
-//! An overlay is a file without a name. It is made in `$TMPDIR`, else `/var/tmp`, because it may grow
-//! as large as its disk and `/tmp` and run directories are often in memory. It loses its name at once,
-//! so that it goes with the last process that has it open, however that ends. The hypervisor inherits
-//! it and finds it by a link in the run directory.
+//! An overlay is a file without a name. It is created in `$TMPDIR` (default: `/var/tmp`), because
+//! it can grow as large as its disk, and `/tmp` and run directories are often in memory. It is
+//! unlinked at once, so the kernel frees it when the last process that has it open exits. The
+//! hypervisor inherits the descriptor and opens it through a symbolic link in the run directory.
 //!
-//! A clone has a name, in the run directory, because it can be made nowhere else than where it is to
-//! be found: it goes with that directory, at the end of the machine or in a sweep after a crash.
+//! A clone has a name in the run directory, because a clone cannot be created without one. It is
+//! removed with that directory, at the end of the VM or by a sweep after a crash.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -19,8 +19,8 @@ use capsa_proto::qcow2::Overlay;
 
 use crate::{random, sys};
 
-/// Makes an empty overlay, and the link `at` to it, which leads there only in a process that inherits
-/// the file under the same number.
+/// Creates an empty overlay and the symbolic link `at`, which resolves to it only in a process that
+/// inherits the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
     let dir = directory();
     let file = nameless(&dir).and_then(|file| filled(file, overlay));
@@ -29,7 +29,7 @@ pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a clone of the image `of`.
+/// Creates a clone of the image `of`.
 pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
     let because = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot clone {of} as {at}: {error}"))
@@ -37,11 +37,11 @@ pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
     sys::clone_file(Path::new(of.as_str()), Path::new(at.as_str())).map_err(because)
 }
 
-/// Makes and removes a file where overlays are made, and says where that is.
+/// Creates and removes a file in the directory of overlays, and returns that directory.
 ///
 /// # Errors
 ///
-/// When none can be made there. The text names it.
+/// When no file can be created there. The text names the directory.
 pub fn check() -> io::Result<PathBuf> {
     let dir = directory();
     match nameless(&dir) {
@@ -60,7 +60,7 @@ fn directory() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from("/var/tmp"))
 }
 
-/// The standard library marks it: no child inherits it that was not told to.
+/// The standard library sets close-on-exec, so no child inherits the file unless it is passed on.
 fn nameless(dir: &Path) -> io::Result<File> {
     let path = dir.join(format!("capsa-{}", random::name()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -86,7 +86,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
     #[test]
-    fn a_clone_is_the_image_and_can_be_written_without_it() {
+    fn clone_is_equal_sparse_and_independent() {
         const MIB: u64 = 1 << 20;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| HostPath::new(dir.path().join(name).to_str().unwrap()).unwrap();
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_is_found_by_its_link_and_by_no_name() {
+    fn overlay_is_unlinked_and_reached_by_link() {
         let dir = tempfile::tempdir().unwrap();
         let text = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let at = HostPath::new(text("overlay0")).unwrap();
@@ -121,12 +121,12 @@ mod tests {
         let spec = Overlay { over, format: ImageFormat::Raw, virtual_size: 1 << 30 };
         let file = overlay(&spec, &at).unwrap();
         assert_eq!(file.metadata().unwrap().len(), spec.image().len);
-        // Here, too, the number is the same.
+        // The link works in this process too, because the number is the same.
         let mut head = [0; 4];
         File::open(at.as_str()).unwrap().read_exact(&mut head).unwrap();
         assert_eq!(&head, b"QFI\xfb");
         assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap()), 0);
-        // Other children of the embedding program do not get it.
+        // Other children of the embedding program do not inherit the file.
         let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags, nix::libc::FD_CLOEXEC);
     }

@@ -1,6 +1,6 @@
-//! The pipe on which some hypervisors tell what happens, as one JSON object after another.
+//! The event pipe: some hypervisors write events to it, as a sequence of JSON objects.
 //!
-//! It is a named pipe of ours, open before the hypervisor starts, so that no event is missed.
+//! It is a named pipe that is open before the hypervisor starts, so that no event is missed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::sys::{Poll, PollSource};
 
-/// Bytes read in one `on_ready` of a machine, at most.
+/// The largest number of bytes read in one `on_ready` call of a VM.
 pub(crate) const READ_BUDGET: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(crate) struct EventPipe {
 impl EventPipe {
     pub(crate) fn make(path: &HostPath, poll: &Poll, key: usize) -> io::Result<Self> {
         mkfifo(path.as_str(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-        // Open for writing too: without a writer of our own a pipe that nobody has opened yet is at
-        // its end, and reported as that for ever.
+        // Opened for writing too: a pipe without a writer is permanently at its end, and the poller
+        // would report it again and again.
         let pipe = OpenOptions::new()
             .read(true)
             .write(true)
@@ -37,11 +37,12 @@ impl EventPipe {
         Ok(Self { pipe: Some(poll.add(pipe, key)?), decoder: JsonStream::new() })
     }
 
-    /// Reads what is there, `budget` bytes at most. `true` when there may be more.
+    /// Reads at most `budget` bytes and adds the parsed objects. Returns `true` when there may be
+    /// more.
     ///
     /// # Errors
     ///
-    /// When what is there makes no sense, and so nothing after it can.
+    /// When the bytes are not valid JSON; the rest of the stream cannot be parsed then.
     pub(crate) fn on_ready(
         &mut self,
         budget: &mut usize,

@@ -1,4 +1,4 @@
-//! Looks at the host, so that the checks of the core are functions of values.
+//! Collects host facts, so that the checks in `capsa-proto` are pure functions.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -16,9 +16,9 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
 
-/// Everything the checks want to know about this host and the files `spec` names.
+/// Collects the facts about this host and the files that `spec` names.
 ///
-/// Opens and reads the first bytes of each file; blocks as long as the file system does.
+/// Opens each file and reads its first bytes; blocks as long as the file system does.
 pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
@@ -31,7 +31,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
             look(path, &mut files);
         }
         for disk in &spec.disks {
-            // One that cannot be opened is refused for that.
+            // A file that cannot be opened is rejected elsewhere.
             if let Ok(image) = open(Path::new(disk.path.as_str())) {
                 let locks = PROBES.map(|byte| sys::lock_on(&image, byte));
                 image_locks.insert(disk.path.clone(), locks);
@@ -60,7 +60,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     }
 }
 
-/// What is at `path`, looked at once.
+/// The facts about a file, collected once per path.
 fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'a FileFacts {
     files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
 }
@@ -102,7 +102,7 @@ fn file_facts(path: &Path) -> FileFacts {
 
 fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>, u64)> {
     let mut file = open(path)?;
-    // The metadata of a block device says 0; its end says more.
+    // The metadata of a block device says 0; seeking to its end gives its size.
     let size = if is_device { io::Seek::seek(&mut file, io::SeekFrom::End(0))? } else { len };
     io::Seek::rewind(&mut file)?;
     let mut head = Vec::with_capacity(HEAD_BYTES);
@@ -111,7 +111,7 @@ fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>,
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // What was a file a moment ago may be a pipe by now, and some files of /proc wait for news.
+    // The path may have become a pipe since the check, and reads of some files in /proc block.
     OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
 }
 
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_what_they_are() {
+    fn file_facts_distinguish_kinds_of_files() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         fs::write(&file, b"QFI\xfbrest").unwrap();

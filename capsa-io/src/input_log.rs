@@ -1,8 +1,8 @@
-//! What is typed into a console, kept for those who record it.
+//! The input log: what was written to a console, for recordings.
 //!
-//! Each piece is noted with the place in the output at which it was typed, so that a recorder, which
-//! comes by later, puts both in their order. What nobody takes is bounded: beyond [`INPUT_LOG_MAX`] it is
-//! dropped, and that is noted too.
+//! Each record holds the output offset at which it was written, so that a recorder can order input
+//! and output later. A log is bounded: beyond [`INPUT_LOG_MAX`] bytes, input is dropped and
+//! counted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -11,34 +11,34 @@ use capsa_proto::console::InputKind;
 
 use crate::console::ReaderId;
 
-/// Bytes of input that wait for a recorder, at most: 4 MiB.
+/// The largest number of bytes in a log that was not taken: 4 MiB.
 pub const INPUT_LOG_MAX: usize = 4 << 20;
 
-/// Something that was typed.
+/// A record of the input log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputRecord {
-    /// When.
+    /// When the input was written.
     pub at: Instant,
-    /// How many bytes the guest had said by then.
+    /// The output offset at that time.
     pub after: u64,
-    /// What.
+    /// The input.
     pub what: RecordedInput,
 }
 
-/// What was typed.
+/// The kinds of recorded input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedInput {
-    /// These bytes.
+    /// Bytes written to the console.
     Bytes(Vec<u8>),
-    /// A line that is not told.
+    /// A line that is not recorded, such as a password.
     Secret,
     /// The power button was pressed.
     PowerButton,
-    /// This many bytes, which nobody took in time.
+    /// The number of bytes that were dropped because the log was full.
     Lost(usize),
 }
 
-/// Who records what is typed, and what they have not taken yet.
+/// The logs by reader.
 #[derive(Debug, Default)]
 pub(crate) struct InputLogs {
     input_logs: BTreeMap<ReaderId, InputLog>,
@@ -64,7 +64,7 @@ impl InputLogs {
         log.map(|log| std::mem::take(log).records).unwrap_or_default()
     }
 
-    /// These bytes are on their way to the guest, which had said `after` bytes.
+    /// Records that bytes were written at output offset `after`.
     pub(crate) fn written(&mut self, after: u64, written: InputKind, bytes: &[u8]) {
         if bytes.is_empty() || self.input_logs.is_empty() {
             return;
@@ -105,7 +105,7 @@ mod tests {
     use capsa_proto::console::Overflow;
 
     #[test]
-    fn what_nobody_takes_is_bounded_and_owned_up_to() {
+    fn input_log_full_counts_lost_bytes() {
         let mut console = Console::new(1, Overflow::DropOldest);
         let reader = console.add_observer();
         let mut input_logs = InputLogs::default();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_noted_without_its_bytes_and_a_nudge_not_at_all() {
+    fn input_log_hides_secrets_and_nudges() {
         let mut console = Console::new(1, Overflow::DropOldest);
         let reader = console.add_observer();
         let mut input_logs = InputLogs::default();

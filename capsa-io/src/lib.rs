@@ -1,26 +1,26 @@
-//! Everything Capsa does to the world: processes, sockets, ptys, polling, the clock, directories.
+//! All I/O of Capsa: processes, sockets, ptys, polling, the clock, directories.
 //!
-//! The deciding is done in `capsa-proto`; this crate carries it out. It knows no hypervisor by name:
-//! what to start and what to say comes in a [`LaunchPlan`](capsa_proto::plan::LaunchPlan), and what
-//! an answer means, a [`HypervisorBackend`](capsa_proto::backend::HypervisorBackend) says.
+//! `capsa-proto` makes the decisions; this crate carries them out. It knows no hypervisor by name:
+//! programs and control messages come from a [`LaunchPlan`](capsa_proto::plan::LaunchPlan), and a
+//! [`HypervisorBackend`](capsa_proto::backend::HypervisorBackend) interprets replies and events.
 //!
-//! | module | what it does |
+//! | module | contents |
 //! | --- | --- |
-//! | [`supervisor`] | runs one machine: one descriptor, one deadline, one call |
-//! | [`console`] | the console's bytes, readers and conversations |
-//! | [`random`] | numbers that differ from each other |
-//! | [`reactor`] | waits for many machines at once |
-//! | [`run_dir`] | the private directory of a machine, and the sweep |
-//! | [`mod@facts`] | looks at the host for the checks |
-//! | [`input_log`] | what is typed into a console, for those who record it |
-//! | [`vsock`] | connections to the guest's ports and from it |
-//! | [`probe`] | asks programs for their versions |
-//! | `watchdog` | kills what this program started when this program dies |
-//! | [`ephemeral`] | throw-away disks: nameless files |
-//! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child, the control channel, events, a byte stream, the time |
-//! | `sys` | the system calls, and the only `unsafe` |
+//! | [`supervisor`] | runs one VM: one descriptor, one deadline, one call |
+//! | [`console`] | the console's bytes, readers and waits |
+//! | [`random`] | distinct numbers and names |
+//! | [`reactor`] | waits for many VMs at once |
+//! | [`run_dir`] | the private directory of a VM, and the sweep |
+//! | [`mod@facts`] | host facts for validation |
+//! | [`input_log`] | the console's input, for recordings |
+//! | [`vsock`] | vsock connections in both directions |
+//! | [`probe`] | probes programs for versions and options |
+//! | `watchdog` | kills child processes when this program dies |
+//! | [`ephemeral`] | ephemeral disks: overlays and clones |
+//! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child process, the control client, the event pipe, a byte stream, the clock |
+//! | `sys` | the system calls, and the only `unsafe` code |
 //!
-//! No signal handler is installed here and no child is reaped that was not started here.
+//! This crate installs no signal handler and reaps no child that it did not start.
 
 mod clock;
 pub mod console;

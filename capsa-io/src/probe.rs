@@ -1,4 +1,4 @@
-//! Asks programs about themselves: finds them, runs them with a deadline, keeps their answers.
+//! Probes programs: finds them, runs them with a time limit, caches their output.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
@@ -18,16 +18,16 @@ use nix::unistd::{AccessFlags, access};
 use crate::process;
 use crate::sys::{self, StandardStreams};
 
-/// How long a program may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How much of an answer is kept.
-const ANSWER: u64 = 1 << 20;
+/// How long a probed program may run.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+/// The largest number of output bytes that are kept.
+const MAX_OUTPUT: u64 = 1 << 20;
 
-/// Programs that were named to be used instead of a search, by what people call them.
+/// Paths of programs that replace the search, by the name of the program.
 pub type Programs = BTreeMap<String, PathBuf>;
 
-/// Asks every question. Blocks until all are answered: milliseconds, or seconds where a program
-/// hangs. A program that was asked before and has not changed since is not run again.
+/// Runs all probes. Blocks until they are done: milliseconds, or seconds if a program hangs. A
+/// program that was probed before and has not changed since is not run again.
 pub fn ask(plan: &ProbePlan, named: &Programs) -> ProbeReport {
     let mut report = ProbeReport::default();
     for probe in &plan.probes {
@@ -52,8 +52,8 @@ fn run_probe(probe: &Probe, named: Option<&PathBuf>) -> ProbeResult {
     }
 }
 
-/// The program a question is for, and what was tried. A variable that names one is believed, or
-/// nothing is found.
+/// The program of a probe, and the candidates that were tried. If the environment variable is set,
+/// no other candidate is tried.
 fn find(probe: &Probe) -> (Option<PathBuf>, Vec<String>) {
     if let Some(named) = std::env::var_os(probe.env).filter(|v| !v.is_empty()) {
         let tried = vec![format!("{}={}", probe.env, named.display())];
@@ -63,7 +63,7 @@ fn find(probe: &Probe) -> (Option<PathBuf>, Vec<String>) {
     (found, probe.candidates.clone())
 }
 
-/// A path as it is; a bare name from `PATH`.
+/// A path is used as it is; a bare name is looked up in `PATH`.
 fn by_name(name: &Path) -> Option<PathBuf> {
     if name.components().count() > 1 { executable(name.to_owned()) } else { in_path(name) }
 }
@@ -78,54 +78,54 @@ fn executable(path: PathBuf) -> Option<PathBuf> {
     (path.is_file() && access(&path, AccessFlags::X_OK).is_ok()).then_some(path)
 }
 
-/// What identifies an answer: the program as it lies on disk, and what it was asked.
-type Asked = (PathBuf, Option<SystemTime>, u64, Vec<&'static str>);
+/// The key of the cache: the program file and the arguments.
+type CacheKey = (PathBuf, Option<SystemTime>, u64, Vec<&'static str>);
 
 fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
-    static ANSWERS: LazyLock<Mutex<HashMap<Asked, String>>> = LazyLock::new(Mutex::default);
+    static CACHE: LazyLock<Mutex<HashMap<CacheKey, String>>> = LazyLock::new(Mutex::default);
     let metadata = program.metadata()?;
     let asked = (program.to_owned(), metadata.modified().ok(), metadata.len(), args.to_vec());
-    let lock = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = lock().get(&asked) {
         return Ok(known.clone());
     }
-    let output = run(program, args, PATIENCE)?;
+    let output = run(program, args, TIME_LIMIT)?;
     lock().insert(asked, output.clone());
     Ok(output)
 }
 
-fn run(program: &Path, args: &[&str], patience: Duration) -> io::Result<String> {
+fn run(program: &Path, args: &[&str], time_limit: Duration) -> io::Result<String> {
     let _streams = StandardStreams::take()?;
     let mut command = process::command(&program.display().to_string());
     sys::prepare_exec(command.process_group(0));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let stdout = child.stdout.take().expect("stdout was asked for");
-    let stderr = child.stderr.take().expect("stderr was asked for");
-    let read = read_both((stdout, &mut out), (stderr, &mut err), patience);
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let stderr = child.stderr.take().expect("stderr is piped");
+    let read = read_both((stdout, &mut out), (stderr, &mut err), time_limit);
     if let Err(error) = read {
         let _ = sys::signal_group(child.id(), Signal::SIGKILL);
         let _ = child.wait();
         return Err(error);
     }
-    // Both outputs are closed; whoever closes them and stays is not waited for.
-    let status = wait(&mut child, patience)?;
+    // Both outputs are closed. A program that keeps running after that is killed when the time is
+    // over.
+    let status = wait(&mut child, time_limit)?;
     out.extend_from_slice(&err);
     let text = String::from_utf8_lossy(&out).into_owned();
     if status.is_none_or(|status| status.success()) {
         Ok(text)
     } else {
         let status = status.unwrap_or_default();
-        let words = text.trim().lines().next_back().unwrap_or("it said nothing").to_owned();
-        Err(io::Error::other(format!("{status}: {words}")))
+        let last_line = text.trim().lines().next_back().unwrap_or("no output").to_owned();
+        Err(io::Error::other(format!("{status}: {last_line}")))
     }
 }
 
-/// How it ended; `None` where the embedding program has taken that away from us, by ignoring the
-/// ends of its children or by waiting for all of them.
-fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + patience;
+/// The exit status; `None` if the embedding program ignores SIGCHLD or reaps all children.
+fn wait(child: &mut Child, time_limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + time_limit;
     let mut ended = child.try_wait();
     while matches!(ended, Ok(None)) {
         if Instant::now() >= deadline {
@@ -140,19 +140,19 @@ fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>>
     }
 }
 
-/// Reads both ends until they close, or until patience ends, however much comes.
+/// Reads both outputs until they close or the time limit passes, however much is written.
 fn read_both<A: Read + AsFd, B: Read + AsFd>(
     a: (A, &mut Vec<u8>),
     b: (B, &mut Vec<u8>),
-    patience: Duration,
+    time_limit: Duration,
 ) -> io::Result<()> {
     let begin = Instant::now();
-    let deadline = begin + patience;
+    let deadline = begin + time_limit;
     let (mut a, mut b) = ((Some(a.0), a.1), (Some(b.0), b.1));
     while a.0.is_some() || b.0.is_some() {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let text = format!("no answer within {:?}", deadline.duration_since(begin));
+            let text = format!("timed out after {:?}", deadline.duration_since(begin));
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         let (ready_a, ready_b) = {
@@ -161,7 +161,7 @@ fn read_both<A: Read + AsFd, B: Read + AsFd>(
             fds.extend(b.0.as_ref().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
             let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
             match poll(&mut fds, PollTimeout::from(millis)) {
-                // A signal of the embedding program says nothing about this one.
+                // A signal of the embedding program does not matter here.
                 Err(Errno::EINTR) => continue,
                 polled => polled?,
             };
@@ -187,7 +187,7 @@ fn read_some(from: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()>
     let Some(end) = from else { return Ok(()) };
     match end.read(&mut chunk)? {
         0 => *from = None,
-        n if (into.len() + n) as u64 <= ANSWER => into.extend_from_slice(&chunk[..n]),
+        n if (into.len() + n) as u64 <= MAX_OUTPUT => into.extend_from_slice(&chunk[..n]),
         _ => {}
     }
     Ok(())
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_answers_on_both_of_its_outputs() {
+    fn probe_reads_both_outputs() {
         let answer = run_probe(&probe("sh", vec!["-c", "echo version 1.2.3; echo more >&2"]), None);
         let ProbeResult::Output { program, output } = answer else { panic!("{answer:?}") };
         assert!(program.ends_with("/sh"), "{program}");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_carries_the_last_words() {
+    fn probe_failure_contains_last_line() {
         let answer =
             run_probe(&probe("sh", vec!["-c", "echo cannot load library >&2; exit 127"]), None);
         let ProbeResult::Failed { reason, .. } = answer else { panic!("{answer:?}") };
@@ -219,16 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_never_stops_talking_is_not_listened_to_for_ever() {
-        let patience = Duration::from_millis(100);
+    fn probe_endless_output_times_out() {
+        let time_limit = Duration::from_millis(100);
         for script in ["while :; do echo yes; done", "exec sleep 1000 >&- 2>&-", "sleep 1000 & :"] {
-            let error = run(Path::new("/bin/sh"), &["-c", script], patience).unwrap_err();
+            let error = run(Path::new("/bin/sh"), &["-c", script], time_limit).unwrap_err();
             assert!(error.to_string().contains("100ms") || script.contains("exec"), "{error}");
         }
     }
 
     #[test]
-    fn a_program_that_was_named_is_the_one_or_there_is_none() {
+    fn probe_explicit_path_has_no_fallback() {
         let probe = probe("sh", vec!["-c", "echo version 1.2.3"]);
         let named = |path: &str| run_probe(&probe, Some(&PathBuf::from(path)));
         assert!(
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_whose_path_no_plan_can_carry_is_not_used() {
+    fn probe_path_not_utf8_fails() {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"sh\xff"));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_lists_what_was_tried() {
+    fn probe_not_found_lists_candidates() {
         let answer = run_probe(&probe("no-such-program-here", vec![]), None);
         assert_eq!(answer, ProbeResult::NotFound { tried: vec!["no-such-program-here".into()] });
     }

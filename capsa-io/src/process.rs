@@ -1,8 +1,8 @@
-//! A child process: started with nothing it does not need, watched, ended, reaped.
+//! A child process: started in a clean environment, watched, killed, reaped.
 //!
-//! Each child leads a process group of its own, gets an allow-listed environment, and has no
-//! descriptor but its standard ones. Its standard error is drained into a short tail that goes into
-//! error messages. What this module does not do is decide anything.
+//! Each child leads its own process group, gets an allow-listed environment, and has no descriptors
+//! except its standard streams and those passed explicitly. Its standard error is read; the last
+//! part of it goes into error messages. This module makes no decisions.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,8 @@ use nix::sys::signal::Signal as SysSignal;
 use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, PollSource};
 use crate::watchdog;
 
-/// Variables that a child may see. Everything else, such as tokens of the embedding program, stays.
+/// The variables that a child inherits. All others, such as tokens of the embedding program, are
+/// removed.
 const ENVIRONMENT: [&str; 9] = [
     "HOME",
     "LANG",
@@ -29,9 +30,9 @@ const ENVIRONMENT: [&str; 9] = [
     "XDG_RUNTIME_DIR",
 ];
 
-/// Bytes of standard error that are kept.
+/// The number of bytes of standard error that are kept.
 const TAIL: usize = 4096;
-/// Bytes of a line that are looked at.
+/// The largest number of bytes of a line that are examined.
 const LINE: usize = 1024;
 
 /// A running or exited child.
@@ -43,10 +44,10 @@ pub(crate) struct ChildProcess {
     reaped: bool,
     exit: Option<ExitWatch>,
     stderr: Option<PollSource<ChildStderr>>,
-    /// Bytes of it that may still be read.
+    /// The bytes of standard error that may still be read in this call.
     allowance: usize,
     tail: Vec<u8>,
-    /// The line that it is writing, cut where it is longer than [`LINE`].
+    /// The current incomplete line, cut at [`LINE`] bytes.
     line: Vec<u8>,
 }
 
@@ -57,17 +58,17 @@ pub(crate) struct ProcessKeys {
     pub(crate) stderr: usize,
 }
 
-/// What a child gets of ours.
+/// The descriptors that a child inherits.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited {
-    /// Its standard input and its standard output; nothing where there are none.
+    /// Its standard input and output; `/dev/null` if there are none.
     pub(crate) terminal: Option<(OwnedFd, OwnedFd)>,
-    /// Open in it under the numbers they have here.
+    /// Descriptors that the child inherits under the same numbers.
     pub(crate) open: Vec<OwnedFd>,
 }
 
 impl ChildProcess {
-    /// Starts it.
+    /// Starts a process.
     pub(crate) fn spawn(
         plan: &ProcessPlan,
         poll: &Poll,
@@ -82,7 +83,7 @@ impl ChildProcess {
         };
         let mut child = watchdog::spawn(&mut command, &inherited.open)?;
         drop(command);
-        let stderr = child.stderr.take().expect("stderr was asked for");
+        let stderr = child.stderr.take().expect("stderr is piped");
         let mut process = Self {
             child,
             fork_guard: ForkGuard::new(),
@@ -94,7 +95,7 @@ impl ChildProcess {
             tail: Vec::new(),
             line: Vec::new(),
         };
-        // From here on dropping `process` ends the child.
+        // From here on, dropping `process` kills the child.
         sys::set_nonblocking(stderr.as_fd())?;
         process.stderr = Some(poll.add(stderr, keys.stderr)?);
         process.exit = Some(ExitWatch::new(poll, process.pid(), keys.exit)?);
@@ -105,7 +106,7 @@ impl ChildProcess {
         self.child.id()
     }
 
-    /// Signals the whole group, unless it was reaped already.
+    /// Signals the whole process group, unless the child was reaped.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         if self.reaped {
             return Ok(());
@@ -117,13 +118,13 @@ impl ChildProcess {
         sys::signal_group(self.pid(), signal)
     }
 
-    /// From now on, this many bytes of standard error may be read, however often.
+    /// Sets how many bytes of standard error may be read until the next call of this method.
     pub(crate) fn allow(&mut self, bytes: usize) {
         self.allowance = bytes;
     }
 
-    /// Reads what it wrote to standard error, as far as is [allowed](Self::allow), and gives each line
-    /// as it ends. Says whether more may wait.
+    /// Reads standard error, as far as [allowed](Self::allow), and passes each complete line to
+    /// `on_line`. Returns whether there may be more.
     pub(crate) fn drain_stderr(&mut self, mut on_line: impl FnMut(&str)) -> bool {
         let mut chunk = [0; 4096];
         while let Some(stderr) = &mut self.stderr {
@@ -164,7 +165,7 @@ impl ChildProcess {
         }
     }
 
-    /// Reaps it if it has exited. Comes back with its end once; after that with `None`.
+    /// Reaps the child if it has exited. Returns its exit once, then `None`.
     pub(crate) fn try_reap(&mut self) -> Option<Exit> {
         if self.reaped || sys::exit_state(self.pid()) == ExitState::Runs {
             return None;
@@ -181,24 +182,26 @@ impl ChildProcess {
         })
     }
 
-    /// Waits for its end, which must be near. `None` when somebody else reaped it.
+    /// Waits for the exit, which must be near. `None` when other code has reaped the child.
     fn reap(&mut self) -> Option<ExitStatus> {
-        // Whatever it left in its group dies while the number, a zombie's, is still its own.
+        // Kill what the child left in its group while its process id is still reserved by the
+        // zombie.
         let _ = sys::signal_group(self.pid(), SysSignal::SIGKILL);
         let status = match sys::wait_exited(self.pid()) {
-            // Somebody else reaped it, or SIGCHLD is ignored: it is gone, and how is not known.
+            // Other code reaped the child, or SIGCHLD is ignored: it has exited, and its status is
+            // unknown.
             ExitState::Unknown => None,
             ExitState::Runs | ExitState::Exited => Some(()),
         };
-        // Withdrawn while its number is still its own.
-        watchdog::withdraw(self.pid());
+        // Removed from the watchdog's list while the process id is still reserved.
+        watchdog::deregister(self.pid());
         self.reaped = true;
         status.and_then(|()| self.child.wait().ok())
     }
 }
 
 impl Drop for ChildProcess {
-    /// Ends a child that still runs: SIGKILL to its group, then waits for it.
+    /// Sends SIGKILL to the group of a running child and waits for it.
     fn drop(&mut self) {
         if !self.reaped && self.fork_guard.is_same_process() {
             self.reap();
@@ -206,7 +209,7 @@ impl Drop for ChildProcess {
     }
 }
 
-/// A command with our environment and nothing else.
+/// A command with the allow-listed environment.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().current_dir("/");
@@ -218,7 +221,7 @@ pub(crate) fn command(program: &str) -> Command {
     command
 }
 
-/// The last few lines of what a program wrote: where the reason of its end stands.
+/// The last lines of a program's standard error, where the reason for its exit usually is.
 fn last_lines(tail: &[u8]) -> String {
     let text = String::from_utf8_lossy(tail);
     let lines: Vec<&str> = text.trim().lines().collect();
@@ -261,20 +264,20 @@ mod tests {
             if let Some(exit) = process.try_reap() {
                 return exit;
             }
-            assert!(Instant::now() < deadline, "it did not end");
+            assert!(Instant::now() < deadline, "the child did not exit");
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn status_and_last_words_come_back() {
+    fn reap_returns_status_and_stderr() {
         let (_poll, mut process) = spawn("echo no such disk >&2; exit 3");
         let exit = exit_of(&mut process);
         assert_eq!((exit.code, exit.stderr_tail.as_str()), (Some(3), "no such disk"));
     }
 
     #[test]
-    fn lines_come_whole_however_they_were_read_and_the_longest_is_cut() {
+    fn stderr_lines_are_whole_and_cut_at_limit() {
         let (_poll, mut process) = spawn("sleep 1000");
         let mut lines = Vec::new();
         let long = [b'x'; 2 * LINE];
@@ -286,25 +289,25 @@ mod tests {
     }
 
     #[test]
-    fn a_child_sees_no_variable_that_is_not_allowed() {
+    fn child_environment_is_allow_listed() {
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "cargo sets it for tests");
         let (_poll, mut process) = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
         assert_eq!(exit_of(&mut process).stderr_tail, "nothing");
     }
 
     #[test]
-    fn dropping_ends_the_whole_group() {
+    fn drop_kills_the_process_group() {
         let (_poll, mut process) = spawn("sleep 1000 & echo $! >&2; wait");
         let deadline = Instant::now() + Duration::from_secs(10);
         while process.tail.is_empty() {
             process.allow(1024);
             process.drain_stderr(|_| {});
-            assert!(Instant::now() < deadline, "it said nothing");
+            assert!(Instant::now() < deadline, "no output on stderr");
             std::thread::yield_now();
         }
         let sleeper: u32 = last_lines(&process.tail).parse().unwrap();
         let before = sys::start_time(sleeper);
-        // In a container whose first process reaps nobody, the dead remain.
+        // In a container whose init process does not reap, zombies remain.
         let is_dead = || {
             let stat = std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
             sys::start_time(sleeper) != before || stat.contains(") Z ")
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_an_error() {
+    fn spawn_missing_program_is_an_error() {
         let poll = Poll::new().unwrap();
         let mut plan = plan("");
         plan.program = "/nowhere/at/all".into();

@@ -1,6 +1,6 @@
-//! A poller for whoever drives many machines: waits for all their descriptors at once.
+//! A poller for many VMs: waits for all their descriptors at once.
 //!
-//! Level-triggered: what was not taken is reported again.
+//! It is level-triggered: a descriptor that is still readable is reported again.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,14 +21,14 @@ pub struct Reactor {
     woken: AtomicBool,
 }
 
-/// A descriptor that is watched as long as this lives.
+/// A descriptor that is watched while this value lives.
 #[derive(Debug)]
 pub struct Registration<F: AsFd> {
     _source: PollSource<F>,
 }
 
 impl Reactor {
-    /// A reactor with nothing in it.
+    /// Creates a reactor without descriptors.
     ///
     /// # Errors
     ///
@@ -38,17 +38,18 @@ impl Reactor {
         Ok(Self { poll, ready, woken: AtomicBool::new(false) })
     }
 
-    /// Watches `io` for reading, under this key. Also while another thread waits.
+    /// Watches `io` for reading, under `key`. It can be called while another thread waits.
     ///
     /// # Errors
     ///
-    /// In a forked copy of the program, where the thread that waits is not; when the system refuses.
+    /// In a forked child of the program, which does not have the waiting thread; when the system
+    /// rejects the descriptor.
     pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
         self.poll.check_process()?;
         Ok(Registration { _source: self.poll.add(io, key)? })
     }
 
-    /// Makes [`Reactor::wait`] come back, now or when it is called next.
+    /// Makes the current or next [`Reactor::wait`] return.
     pub fn wake(&self) {
         self.woken.store(true, Ordering::SeqCst);
         if let Err(error) = self.poll.wake() {
@@ -56,12 +57,12 @@ impl Reactor {
         }
     }
 
-    /// Whether [`Reactor::wake`] was called since this was last asked.
+    /// Whether [`Reactor::wake`] was called since the last call of this method.
     pub fn was_woken(&self) -> bool {
         self.woken.swap(false, Ordering::SeqCst)
     }
 
-    /// Waits, and adds the keys of what is ready. One thread waits; another one would queue.
+    /// Waits, then adds the keys of the readable descriptors to `into`. One thread waits at a time.
     ///
     /// # Errors
     ///
@@ -74,14 +75,14 @@ impl Reactor {
     }
 }
 
-/// Waits for one descriptor, this long at most, without taking another one from the system.
+/// Waits for one descriptor, for at most `timeout`, without opening another descriptor.
 ///
 /// # Errors
 ///
-/// When the system refuses to wait.
+/// When the system call fails.
 pub fn wait_readable(io: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
     let timeout = match timeout {
-        // Rounded up: who is called too early spins.
+        // Rounded up: a caller that is woken too early would spin.
         Some(timeout) => PollTimeout::try_from(timeout + Duration::from_micros(999)),
         None => Ok(PollTimeout::NONE),
     };

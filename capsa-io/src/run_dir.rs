@@ -1,9 +1,9 @@
-//! The private directory of a machine, and what crashes left of others.
+//! The private directory of a VM, and the sweep of directories that crashes left behind.
 //!
-//! It holds the machine's sockets, so it is short (a socket's path has 107 bytes on Linux, 103 on
-//! macOS), belongs to this user alone (0700), and goes when the machine goes. A lock in it, held by
-//! the owner's open file, says whether the owner lives: the kernel drops it however the owner dies,
-//! so nobody has to trust a process number. What an owner that died left behind is swept.
+//! A run directory holds the VM's sockets, so its path is short (a socket path has 107 bytes on
+//! Linux, 103 on macOS). It is private to the user (0700) and is removed at the end of the VM. The
+//! owner holds a lock in it: the kernel releases the lock when the owner dies, so no process id has
+//! to be trusted. A sweep removes the directories of dead owners.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -17,15 +17,15 @@ use nix::unistd::Uid;
 use crate::random;
 use crate::sys::{self, ForkGuard};
 
-/// The lock of one run directory, and of the directory that holds them all.
+/// The name of the lock file in each run directory, and in the base directory.
 const LOCK: &str = "lock";
-/// How the lock of a run directory begins. A directory without it is not ours to remove.
+/// How the lock file of a run directory begins. A directory without it is never removed.
 const LOCK_PREFIX: &str = "capsa ";
-/// The children of a run directory's owner: `PID START-TIME` a line.
+/// The file with the owner's child processes: one `PID START-TIME` per line.
 const CHILDREN: &str = "children";
 
-/// Where run directories are: `$CAPSA_RUN_DIR`, else `$XDG_RUNTIME_DIR/capsa`, else
-/// `/tmp/capsa-UID`.
+/// The base directory of run directories: `$CAPSA_RUN_DIR`, otherwise `$XDG_RUNTIME_DIR/capsa`,
+/// otherwise `/tmp/capsa-UID`.
 pub fn base() -> PathBuf {
     let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     named("CAPSA_RUN_DIR")
@@ -33,48 +33,48 @@ pub fn base() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(format!("/tmp/capsa-{}", Uid::effective())))
 }
 
-/// A path in [`base`] for a new run directory. Nothing is made yet.
+/// A path in [`base`] for a new run directory. Creates nothing.
 pub fn fresh_path() -> PathBuf {
     base().join(random::name())
 }
 
-/// Makes `base` where it is missing, as the first start in it does.
+/// Creates `base` if it is missing, as the first start does.
 ///
 /// # Errors
 ///
-/// When it cannot be made or written, belongs to somebody else, or is open to others. The text names
-/// it.
+/// When it cannot be created or written, belongs to another user, or is writable by others. The
+/// text names it.
 pub fn prepare(base: &Path) -> io::Result<()> {
     lock_base(base).map(drop)
 }
 
-/// Waits for a turn among those who give machines in `base` names, and holds it until the value is
-/// dropped or this process ends. Who looks whether a name is free, and makes a machine of it, within
-/// one turn shares it with nobody.
+/// Locks the names of VMs in `base`, waiting for other holders, until the value is dropped or this
+/// process exits. Check that a name is free and create its VM under one lock, so that the name is
+/// unique.
 ///
 /// # Errors
 ///
-/// As [`prepare`].
+/// The same as [`prepare`].
 pub fn lock_names(base: &Path) -> io::Result<NameLock> {
     prepare(base)?;
-    // The directory itself is what is locked, so that nothing is left of it.
+    // The lock is on the directory itself, so it leaves no file behind.
     let turn = File::open(base)?;
     turn.lock()?;
     Ok(NameLock { _lock: turn })
 }
 
-/// A turn among those who give machines names, see [`lock_names`].
+/// A lock on the names of VMs; see [`lock_names`].
 #[derive(Debug)]
 pub struct NameLock {
     _lock: File,
 }
 
-/// Does in `base` what a start does: makes a run directory, and in it a socket with the longest name
-/// that a machine's can have. Both are taken away again; `base` itself stays.
+/// Does what a start does in `base`: creates a run directory and a socket with the longest name
+/// that a VM uses. Removes both; `base` itself stays.
 ///
 /// # Errors
 ///
-/// When a start would fail for this.
+/// When a start would fail for the same reason.
 pub fn check(base: &Path) -> io::Result<()> {
     let run_dir = RunDir::create(&std::path::absolute(base)?.join(random::name()))?;
     let socket = run_dir.path().join("s".repeat(LONGEST_SOCKET_NAME));
@@ -85,7 +85,7 @@ pub fn check(base: &Path) -> io::Result<()> {
     UnixListener::bind(socket).map(drop).map_err(at)
 }
 
-/// A run directory that exists as long as this value.
+/// A run directory that exists while this value lives.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
@@ -94,14 +94,16 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes it, and the directory around it where that is missing.
+    /// Creates the directory, and its base directory if that is missing.
     ///
     /// # Errors
     ///
-    /// When it exists, cannot be made, or when the directory around it belongs to somebody else or
-    /// is open to others.
+    /// When the directory exists or cannot be created, or when its base directory belongs to
+    /// another user or is writable by others.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let base = path.parent().ok_or_else(|| io::Error::other("a run directory has a parent"))?;
+        let base = path
+            .parent()
+            .ok_or_else(|| io::Error::other("invalid run directory: the path has no parent"))?;
         let _base = lock_base(base)?;
         private(false).create(path)?;
         let made = (|| {
@@ -122,12 +124,12 @@ impl RunDir {
         }
     }
 
-    /// The directory.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a child down, so that a sweep can end it should the watchdog not have.
+    /// Records a child process, so that a sweep can kill it if the watchdog did not.
     ///
     /// # Errors
     ///
@@ -151,29 +153,29 @@ impl Drop for RunDir {
     }
 }
 
-/// A run directory, and who made it.
+/// A run directory and its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDirEntry {
-    /// The directory.
+    /// The path of the directory.
     pub path: PathBuf,
-    /// The process that made it.
+    /// The process id of its owner.
     pub owner: u32,
-    /// The owner lives: it holds its lock. A process that only has its number by now holds none.
+    /// The owner is alive: it holds the lock. A process that reuses the process id holds no lock.
     pub is_owned: bool,
-    /// Its children that still run, by number and start time.
+    /// The running child processes, identified by process id and start time.
     pub children: Vec<u32>,
 }
 
-/// Every run directory in `base`, owned or left behind, by path. Changes nothing.
+/// Lists all run directories in `base`, owned or left behind, sorted by path. Changes nothing.
 ///
 /// # Errors
 ///
-/// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
+/// When `base` cannot be read or belongs to another user. A missing `base` has no entries.
 pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
-    // No owner is between making its directory and locking it.
+    // Under this lock, no owner is between creating its directory and locking it.
     let _base = lock_base(base)?;
     let mut found = Vec::new();
     for entry in fs::read_dir(base)? {
@@ -194,23 +196,23 @@ pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     Ok(found)
 }
 
-/// What a sweep found and removed.
+/// A run directory that a sweep removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemovedRunDir {
-    /// The run directory of an owner that is gone.
+    /// The path of the directory.
     pub path: PathBuf,
-    /// Its children that still ran and were killed.
+    /// Its child processes that were still running and were killed.
     pub killed: Vec<u32>,
 }
 
-/// Removes what owners that died left in `base`, and kills what they left running.
+/// Removes the run directories of dead owners in `base`, and kills their running children.
 ///
-/// `base` may hold other things, whoever named it: only what bears our mark is touched. What cannot
-/// be removed is logged and left.
+/// `base` may contain other files: only directories with Capsa's lock file are touched. A directory
+/// that cannot be removed is logged and skipped.
 ///
 /// # Errors
 ///
-/// When `base` cannot be read or is not this user's. A `base` that is missing is an empty one.
+/// When `base` cannot be read or belongs to another user. A missing `base` is not an error.
 pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
     if !base.exists() {
         return Ok(Vec::new());
@@ -219,19 +221,20 @@ pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
     let mut swept = Vec::new();
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
-        // Anything here may vanish at any time: owners that end take their directory away.
+        // Entries may vanish at any time: owners remove their directories.
         if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             continue;
         }
         let Ok(mut lock) = File::open(path.join(LOCK)) else {
-            // One that was made a moment before its owner died is empty. Others are not ours.
+            // An owner that died right after creating its directory leaves it empty. Other
+            // directories are not Capsa's.
             if is_run_dir_name(&path) {
                 let _ = fs::remove_dir(&path);
             }
             continue;
         };
-        // Making a directory and locking it happens under the base's lock, so a directory without
-        // a held lock has no owner.
+        // A directory is created and locked under the base lock, so a directory whose lock is free
+        // has no owner.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             continue;
         }
@@ -244,16 +247,16 @@ pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
         }
         let killed = kill_children(&path);
         if let Err(error) = remove(&path) {
-            tracing::warn!(path = %path.display(), "cannot sweep: {error}");
+            tracing::warn!(path = %path.display(), "cannot remove a leftover run directory: {error}");
             continue;
         }
-        tracing::info!(path = %path.display(), ?killed, "swept what an owner left behind");
+        tracing::info!(path = %path.display(), ?killed, "swept the run directory of a dead owner");
         swept.push(RemovedRunDir { path, killed });
     }
     Ok(swept)
 }
 
-/// Removes a run directory, its lock last: until then a sweep knows whose it is.
+/// Removes a run directory, the lock file last: until then a sweep can identify it.
 fn remove(path: &Path) -> io::Result<()> {
     let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     for entry in fs::read_dir(path)? {
@@ -270,7 +273,7 @@ fn remove(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)
 }
 
-/// Whether [`fresh_path`] could have made it up.
+/// Whether [`fresh_path`] could have returned this path.
 fn is_run_dir_name(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(random::is_name)
 }
@@ -281,8 +284,8 @@ fn kill_children(run_dir: &Path) -> Vec<u32> {
     killed
 }
 
-/// The children that were written down and still run. A number alone may be another process by now;
-/// with its start time it is that child.
+/// The recorded children that still run. A process id alone may have been reused; the start time
+/// identifies the child.
 fn running_children(run_dir: &Path) -> Vec<u32> {
     let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
     let child = |line: &str| {
@@ -293,7 +296,7 @@ fn running_children(run_dir: &Path) -> Vec<u32> {
     children.lines().filter_map(child).collect()
 }
 
-/// Makes `base` if need be, refuses it when it is not ours alone, and holds its lock.
+/// Creates `base` if needed, rejects it unless it is private to this user, and locks it.
 fn lock_base(base: &Path) -> io::Result<File> {
     let cannot = |what: &str, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot {what} {}: {error}", base.display()))
@@ -333,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_dir_is_private_and_goes_with_its_value() {
+    fn run_dir_is_private_and_removed_on_drop() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("b").join("one");
         let run_dir = RunDir::create(&path).unwrap();
@@ -343,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_only_what_nobody_owns() {
+    fn sweep_removes_only_unowned_directories() {
         let base = tempfile::tempdir().unwrap();
         let owned = RunDir::create(&base.path().join("owned")).unwrap();
         let left = base.path().join("left");
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_tells_owners_from_what_they_left() {
+    fn list_distinguishes_owned_and_leftover() {
         let base = tempfile::tempdir().unwrap();
         let owned = RunDir::create(&base.path().join("owned")).unwrap();
         let me = std::process::id();
@@ -364,7 +367,7 @@ mod tests {
         let left = base.path().join("left");
         fs::create_dir(&left).unwrap();
         fs::write(left.join(LOCK), format!("capsa {me} 1\n")).unwrap();
-        // The number of a process that lives, and another start time.
+        // The process id of a running process, with another start time.
         fs::write(left.join(CHILDREN), format!("{me} 1\nnonsense\n")).unwrap();
         fs::create_dir(base.path().join("photos")).unwrap();
         let found = list(base.path()).unwrap();
@@ -379,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_nothing_that_is_not_ours() {
+    fn sweep_leaves_foreign_files() {
         let base = tempfile::tempdir().unwrap();
         for (dir, file, text) in [
             ("photos", "one", "dear"),
@@ -393,13 +396,13 @@ mod tests {
         fs::create_dir(base.path().join("empty")).unwrap();
         let before = fs::read_dir(base.path()).unwrap().count();
         assert_eq!(sweep(base.path()).unwrap(), []);
-        // And the lock of the base itself.
+        // Plus the lock file of the base directory.
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), before + 1);
         assert!(base.path().join("photos/one").exists());
     }
 
     #[test]
-    fn a_sweep_takes_what_was_only_just_begun() {
+    fn sweep_removes_half_created_directories() {
         let base = tempfile::tempdir().unwrap();
         let (empty, unwritten) =
             (base.path().join(random::name()), base.path().join(random::name()));
@@ -411,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_open_to_others_is_refused() {
+    fn create_in_writable_base_is_rejected() {
         use std::os::unix::fs::PermissionsExt;
         let base = tempfile::tempdir().unwrap();
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -420,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_a_start_from_its_directory_is_found_before_one() {
+    fn check_finds_what_would_fail_a_start() {
         let base = tempfile::tempdir().unwrap();
         let good = base.path().join("a/b");
         check(&good).unwrap();
@@ -441,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_directory_is_not_taken_over() {
+    fn create_existing_directory_is_an_error() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("x");
         let _first = RunDir::create(&path).unwrap();

@@ -15,7 +15,7 @@ pub(crate) enum ByteStream {
     Pty(File),
 }
 
-/// What a read came to.
+/// The result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadResult {
     Bytes(usize),
@@ -24,8 +24,8 @@ pub(crate) enum ReadResult {
 }
 
 impl ByteStream {
-    /// Connects to a listening socket, now or not at all: one whose queue is full is an error, for
-    /// a listener can fill its own.
+    /// Connects to a listening socket without blocking. A full queue of the listener is an error,
+    /// because a hostile listener can keep its queue full.
     pub(crate) fn connect(path: &str) -> io::Result<Self> {
         sys::connect(Path::new(path)).map(Self::Socket)
     }
@@ -41,13 +41,13 @@ impl ByteStream {
                 Ok(n) => ReadResult::Bytes(n),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ReadResult::NothingYet,
-                // A pty whose other side is gone says EIO, a killed peer ECONNRESET.
+                // A pty returns EIO when its other side is closed; a killed peer causes ECONNRESET.
                 Err(_) => ReadResult::Closed,
             };
         }
     }
 
-    /// Writes what goes now. Zero when nothing does.
+    /// Writes as much as is accepted now; 0 if nothing is.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             let wrote = match self {
@@ -62,8 +62,8 @@ impl ByteStream {
         }
     }
 
-    /// Writes what goes now from the front of `queue`. What a stream that is gone does not take is
-    /// dropped: its reading side will say so.
+    /// Writes as much as is accepted now from the front of `queue`. If the stream is closed, the
+    /// queue is dropped; the reading side reports the close.
     pub(crate) fn write_from(&mut self, queue: &mut VecDeque<u8>) {
         while !queue.is_empty() {
             let (front, _) = queue.as_slices();
@@ -92,7 +92,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_listener_that_never_accepts_holds_nobody_up() {
+    fn connect_with_full_queue_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s").to_str().unwrap().to_owned();
         let _listener = sys::listen_with_a_short_queue(Path::new(&path)).unwrap();

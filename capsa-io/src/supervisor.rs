@@ -1,14 +1,14 @@
-//! Runs one machine: carries out what the lifecycle machine wants, tells it what happened.
+//! Runs one VM: carries out the actions of the lifecycle and feeds events back as inputs.
 //!
-//! Everything hangs on one descriptor and one deadline:
+//! A VM has one descriptor and one deadline:
 //!
 //! 1. Wait until the descriptor ([`AsFd`]) is readable or [`Supervisor::next_timeout`] has passed.
-//! 2. Call [`Supervisor::on_ready`]. Its work is bounded; calling it for nothing is harmless.
-//! 3. Take events from [`Supervisor::poll_event`] until there are none.
-//! 4. Ask `next_timeout` again before waiting: any call may have made it shorter. When a budget was
-//!    spent it is zero, because an edge-triggered loop would not report the rest.
+//! 2. Call [`Supervisor::on_ready`]. Its work is bounded; spurious calls are harmless.
+//! 3. Take events from [`Supervisor::poll_event`] until it returns `None`.
+//! 4. Call `next_timeout` again before waiting: any call may have shortened it. It is zero when a
+//!    budget was exhausted, because an edge-triggered loop gets no second report.
 //!
-//! There is no policy here. An `if` that decides something about a machine's life belongs in
+//! This module contains no policy. A decision about a VM's lifecycle belongs in
 //! [`capsa_proto::lifecycle`].
 
 mod channels;
@@ -52,35 +52,35 @@ const fn keys(id: ProcessId) -> ProcessKeys {
     ProcessKeys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
 }
 
-/// For how many whole budgets the exit of a hypervisor waits because there is more of its last words
-/// to read. What was said before an exit is in the system's buffers, which this exceeds by far; more
-/// than that comes from a child it left, which may go on for ever.
+/// How many read budgets to spend on output that precedes the exit of a hypervisor, before the exit
+/// is handled. Output from before the exit is in the system's buffers, which are far smaller than
+/// this. A child that the hypervisor left behind may write without end.
 const MAX_EXIT_DELAYS: usize = 16;
 
-/// How late a call may be before that is worth a word. A loop that is busy is late by less.
+/// The delay of a call from which a warning is logged. A busy loop is late by less.
 const LATE_CALL: Duration = Duration::from_secs(1);
 
-/// What happened to a machine.
+/// An event of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VmEvent {
-    /// Its status changed.
+    /// The status changed.
     Status(VmStatus),
-    /// The hypervisor answers on its control channel. The guest is told to go next.
+    /// The hypervisor answers on its control channel. Next, the guest's vCPUs are started.
     ControlReady,
-    /// The guest booted again.
+    /// The guest has rebooted.
     Rebooted,
-    /// The console has output that was not there before. Said once until it is taken.
+    /// The console has new output. Queued once until it is taken.
     ConsoleData,
-    /// The console takes input again.
+    /// The console accepts input again.
     ConsoleWritable,
-    /// The console will say no more.
+    /// The console is closed: no more output will come.
     ConsoleClosed,
-    /// A conversation is over: take it with [`Supervisor::take_ended`].
+    /// A wait has ended; take its result with [`Supervisor::take_ended`].
     Ended(WaitId),
 }
 
-/// One machine and everything it needs.
+/// One VM with its processes, channels and console.
 #[derive(Debug)]
 pub struct Supervisor {
     plan: LaunchPlan,
@@ -95,25 +95,26 @@ pub struct Supervisor {
     readiness: Option<ReadinessCheck>,
     run_dir: Option<RunDir>,
     events: VecDeque<VmEvent>,
-    /// A budget was spent: there is more to do although nothing will be reported again.
+    /// A budget was exhausted: there is more work, although the poller may not report it again.
     more: bool,
-    /// Bytes that any call may read, and what this one still may.
+    /// The bytes that each call may read of each kind; `budgets` holds what the current call may
+    /// still read.
     read_budget: usize,
     budgets: Budgets,
-    /// How often the hypervisor's exit has waited for its last words.
+    /// How often the hypervisor's exit was delayed by unread output.
     exit_delays: usize,
-    /// It waits now.
+    /// The exit is delayed in the current call.
     exit_delayed: bool,
-    /// It was started, and nobody has called since.
+    /// The VM was started and `on_ready` was not called since.
     never_driven: bool,
-    /// Who plays the guest, where no hypervisor runs it.
+    /// The simulated guest, if there is no hypervisor.
     simulation: Option<GuestSimulation>,
     ready: ReadyEvents,
     span: tracing::Span,
 }
 
 impl Supervisor {
-    /// A machine that will follow `plan`. Nothing is started.
+    /// Creates a VM for `plan`. Starts nothing.
     ///
     /// # Errors
     ///
@@ -125,7 +126,7 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let name = Path::new(plan.run_dir.as_str()).file_name().unwrap_or_default();
         let span = tracing::info_span!("vm", id = %name.display(), backend = plan.backend);
-        // A budget of nothing would be spent before it is begun, for ever.
+        // With a budget of zero no call would make progress.
         let read_budget = options.read_budget.max(1);
         Ok(Self {
             lifecycle: Lifecycle::new(&plan, options.timing),
@@ -155,31 +156,31 @@ impl Supervisor {
         })
     }
 
-    /// Wants it to run. The spawning happens in [`Supervisor::on_ready`].
+    /// Requests the start. [`Supervisor::on_ready`] starts the processes.
     ///
     /// # Errors
     ///
-    /// When it was started before.
+    /// When the VM was started before.
     pub fn start(&mut self) -> Result<(), InvalidState> {
         self.request(Input::Start)?;
         self.never_driven = true;
         Ok(())
     }
 
-    /// Wants the guest to power off, and its power cut after `grace`.
+    /// Requests that the guest powers off, and is killed after `grace`.
     ///
     /// # Errors
     ///
-    /// When it was never started.
+    /// When the VM was never started.
     pub fn stop(&mut self, grace: Duration) -> Result<(), InvalidState> {
         self.request(Input::Stop { grace })
     }
 
-    /// Wants it gone.
+    /// Requests that the VM is killed.
     ///
     /// # Errors
     ///
-    /// When it was never started.
+    /// When the VM was never started.
     pub fn kill(&mut self) -> Result<(), InvalidState> {
         self.request(Input::Kill)
     }
@@ -188,48 +189,48 @@ impl Supervisor {
         self.lifecycle.handle_input(self.clock.now(), input)
     }
 
-    /// Its status.
+    /// The current status.
     pub fn status(&self) -> &VmStatus {
         self.lifecycle.status()
     }
 
-    /// How it ended, once it has.
+    /// How the VM ended; `None` before the end.
     pub fn report(&self) -> Option<StopReport> {
         self.lifecycle.report()
     }
 
-    /// What it follows.
+    /// The launch plan.
     pub fn plan(&self) -> &LaunchPlan {
         &self.plan
     }
 
-    /// The hypervisor's process id while it runs.
+    /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
         self.processes.last()?.as_ref().map(ChildProcess::pid)
     }
 
-    /// Its console.
+    /// The console.
     pub fn console(&self) -> &Console {
         &self.console
     }
 
-    /// Its console, to read and write.
+    /// The console, for reading and writing.
     pub fn console_mut(&mut self) -> &mut Console {
         &mut self.console
     }
 
-    /// Begins a conversation with the console. [`VmEvent::Ended`] says when it is over, also when
-    /// that is at once. `make` gets the present time, which conversations count from.
+    /// Begins a wait on the console. [`VmEvent::Ended`] reports its end, even if it ends at once.
+    /// `make` receives the current time, from which its deadline counts.
     pub fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {
         let Ok(id) = self.try_begin(reader, |now| Ok::<_, Infallible>(make(now)));
         id
     }
 
-    /// As [`Supervisor::begin`], where making the conversation can fail.
+    /// Like [`Supervisor::begin`], if creating the wait can fail.
     ///
     /// # Errors
     ///
-    /// Those of `make`; then nothing is begun.
+    /// Those of `make`; nothing is begun then.
     pub fn try_begin<E>(
         &mut self,
         reader: ReaderId,
@@ -243,12 +244,13 @@ impl Supervisor {
         Ok(id)
     }
 
-    /// Listens to what the guest says on this port of the host. `None` when the machine does not serve
-    /// it, or has ended. It may come before the start: the run directory is made for it.
+    /// Listens on a vsock port of the host. `None` when the VM has no such port or has ended.
+    /// Before the start, it creates the run directory.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when there is a listener already, and when the run directory cannot be made.
+    /// `AddrInUse` when the port has a listener already; also when the run directory cannot be
+    /// created.
     pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
         let socket = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port));
         let Some(socket) = socket.filter(|_| !self.status().is_terminal()) else {
@@ -258,8 +260,8 @@ impl Supervisor {
         PortListener::bind(&socket).map(Some)
     }
 
-    /// Nobody wants it any more: kills what runs without waiting for its end, and takes the run
-    /// directory away. Whoever goes on calling [`Supervisor::on_ready`] reaps.
+    /// Kills the VM without waiting for its end, and removes the run directory. Further calls of
+    /// [`Supervisor::on_ready`] reap the processes.
     pub fn abandon(&mut self) {
         if self.status().is_alive() {
             let _ = self.kill();
@@ -268,7 +270,7 @@ impl Supervisor {
         self.run_dir = None;
     }
 
-    /// Takes what a conversation that streams brought since this was called last.
+    /// Takes the output of a streaming wait since the last call.
     pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
         let (bytes, over) = self.console.take_output(self.clock.now(), id);
         if over {
@@ -277,13 +279,13 @@ impl Supervisor {
         bytes
     }
 
-    /// Takes the outcome of a conversation that is over.
+    /// Takes the result of a wait that has ended.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
         self.console.take_ended(id)
     }
 
-    /// How long to wait for the descriptor at most. `None`: only the descriptor matters. Zero:
-    /// call [`Supervisor::on_ready`] now.
+    /// The longest time to wait for the descriptor. `None`: no deadline. Zero: call
+    /// [`Supervisor::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
         if self.more || !self.events.is_empty() || self.poll.has_interest_changed() {
             return Some(Duration::ZERO);
@@ -291,20 +293,19 @@ impl Supervisor {
         self.deadline().map(|deadline| self.clock.until(deadline))
     }
 
-    /// The next event.
+    /// The next event; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
         self.events.pop_front()
     }
 
-    /// Does what there is to do, with bounded work: at most
-    /// [`READ_BUDGET`](crate::console::READ_BUDGET) bytes of console output, 64 KiB of control
-    /// traffic, 64 KiB of events, 64 KiB of standard error per process; of each no more than
-    /// [`Options::read_budget`].
+    /// Does the pending work, bounded: at most [`READ_BUDGET`](crate::console::READ_BUDGET) bytes
+    /// of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of standard error
+    /// per process; of each at most [`Options::read_budget`].
     ///
     /// # Errors
     ///
-    /// In a forked copy of the program, and when the poller itself fails. Everything else that goes
-    /// wrong is the machine's, and shows in its status.
+    /// In a forked child of the program, and when the poller fails. All other failures change the
+    /// status of the VM.
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
@@ -317,7 +318,7 @@ impl Supervisor {
         }
         self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
 
-        // What was said comes before who left: an exit is explained by the words before it.
+        // Read the channels before handling exits: output explains an exit.
         if self.ready.has(CONTROL) {
             self.control_ready();
         }
@@ -333,7 +334,7 @@ impl Supervisor {
                 self.stderr_ready(ProcessId(n));
             }
         }
-        // The hypervisor before its helpers, which end because it does.
+        // The hypervisor before its helper processes, which exit because it did.
         for n in (0..self.processes.len()).rev() {
             if self.ready.has(keys(ProcessId(n)).exit) && !self.is_simulated() {
                 self.exit_ready(ProcessId(n));
@@ -345,7 +346,7 @@ impl Supervisor {
     }
 
     fn deadline(&self) -> Option<Deadline> {
-        let readiness = self.readiness.map(|a| Deadline { at: a.next, why: "look for its socket" });
+        let readiness = self.readiness.map(|a| Deadline { at: a.next, why: "check readiness" });
         let simulation = self.simulation_timeout();
         [self.lifecycle.poll_timeout(), readiness, self.console.poll_timeout(), simulation]
             .into_iter()
@@ -354,7 +355,7 @@ impl Supervisor {
 
     fn input(&mut self, input: Input) {
         tracing::trace!(?input, "input");
-        // Only wishes are ever refused.
+        // Only requests of the owner can be invalid, and they do not come through here.
         let _ = self.lifecycle.handle_input(self.clock.now(), input);
     }
 
@@ -386,8 +387,8 @@ impl Supervisor {
 
     fn exit_ready(&mut self, id: ProcessId) {
         if id == self.plan.hypervisor() {
-            // Its last words, on every channel. While there is more to read, its exit waits: the
-            // descriptor stays readable.
+            // Read the hypervisor's last output on every channel. While there is more, the exit is
+            // delayed: its descriptor stays readable.
             self.control_ready();
             self.events_ready();
             self.console_ready();
@@ -405,7 +406,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether an exit has to wait, because there may be more that was said before it.
+    /// Whether an exit is delayed because there may be unread output from before it.
     fn must_delay_exit(&mut self) -> bool {
         let calls = MAX_EXIT_DELAYS * console::READ_BUDGET.div_ceil(self.read_budget);
         let waits = self.more && self.exit_delays < calls;
@@ -413,7 +414,7 @@ impl Supervisor {
         waits
     }
 
-    /// A caller who forgot the deadline, or to call at all, can see that in the log.
+    /// Logs a warning if the caller missed a deadline.
     fn warn_if_late(&mut self) {
         self.never_driven = false;
         let Some(deadline) = self.lifecycle.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
@@ -422,7 +423,11 @@ impl Supervisor {
         let late = self.clock.now().since(deadline.at);
         if late > LATE_CALL {
             let why = deadline.why;
-            tracing::warn!(?late, why, "called long after its deadline: is next_timeout asked?");
+            tracing::warn!(
+                ?late,
+                why,
+                "on_ready called long after its deadline: does the loop use next_timeout?"
+            );
         }
     }
 
@@ -431,7 +436,7 @@ impl Supervisor {
         if self.readiness.is_some_and(|a| a.next <= now) {
             self.check_readiness();
         }
-        // Nothing is late while we alone hold up the news of the hypervisor's end.
+        // The lifecycle's deadlines do not apply while this call delays the hypervisor's exit.
         if !self.exit_delayed && self.lifecycle.poll_timeout().is_some_and(|d| d.at <= now) {
             self.input(Input::Timeout);
         }
@@ -445,7 +450,7 @@ impl Supervisor {
         }
     }
 
-    /// Carries out every action. The machine's own bounds make this end.
+    /// Carries out all actions. The lifecycle bounds their number.
     fn act(&mut self) {
         if !self.poll.is_same_process() {
             return;
@@ -509,9 +514,9 @@ impl Supervisor {
 
     fn release(&mut self) {
         for process in self.processes.iter_mut().rev().filter_map(Option::take) {
-            // Only one that did not die of SIGKILL is left here. Waiting for it could take for ever;
-            // the watchdog keeps it in mind.
-            tracing::error!(pid = process.pid(), "left a process behind that does not die");
+            // Only a process that survived SIGKILL is left here. Waiting for it could block
+            // forever; the watchdog keeps it in its list.
+            tracing::error!(pid = process.pid(), "process survived SIGKILL");
             std::mem::forget(process);
         }
         let mut ended = Vec::new();
@@ -532,14 +537,15 @@ impl AsFd for Supervisor {
 }
 
 impl Drop for Supervisor {
-    /// Ends what still runs, the hypervisor before its helpers, and waits for it: milliseconds.
+    /// Kills the remaining processes, the hypervisor before its helpers, and waits for them:
+    /// milliseconds.
     fn drop(&mut self) {
         if !self.poll.is_same_process() {
             return;
         }
         if self.never_driven && !std::thread::panicking() {
             let _entered = self.span.enter();
-            tracing::warn!("dropped without having been driven: nobody called on_ready");
+            tracing::warn!("started VM was dropped without a call of on_ready");
         }
         self.console.detach();
         for process in self.processes.iter_mut().rev() {

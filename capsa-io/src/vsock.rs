@@ -1,7 +1,8 @@
-//! Connections to a guest's vsock ports, and listeners for the guest's own.
+//! Connections to the guest's vsock ports, and listeners for connections from the guest.
 //!
-//! The device is the hypervisor's or a helper's; here are only the unix sockets it is reached by, as
-//! [`VsockPlan`](capsa_proto::plan::VsockPlan) has them. Nothing here ever waits.
+//! The vsock device belongs to the hypervisor or a helper process. This module handles only the
+//! unix sockets in front of it, as described by [`VsockPlan`](capsa_proto::plan::VsockPlan). It
+//! never blocks.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -16,25 +17,26 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::sys::{self, ForkGuard};
 
-/// A connection to a port of the guest that is being made.
+/// A connection to a port of the guest that is being established.
 ///
 /// 1. Wait until it is readable.
-/// 2. Call [`Connecting::proceed`]; when it says so, the stream is the guest's.
+/// 2. Call [`Connecting::proceed`] until it returns `true`; then the stream is connected to the
+///    guest.
 #[derive(Debug)]
 pub struct Connecting {
     stream: UnixStream,
-    /// `None` where the device gives none.
+    /// `None` if the device sends no handshake.
     answer: Option<ConnectAnswer>,
 }
 
 impl Connecting {
-    /// Asks for a connection to `port`.
+    /// Begins a connection to `port`.
     ///
     /// # Errors
     ///
-    /// When the device's socket cannot be connected to: the machine does not run, or it has more
-    /// connections waiting than it takes. `ConnectionRefused` when the port has a socket of its own
-    /// which is not served yet.
+    /// When the device's socket cannot be reached: the VM does not run, or the device's queue of
+    /// connections is full. `ConnectionRefused` when the port has its own socket and it has no
+    /// listener yet.
     pub fn begin(route: VsockRoute<'_>, port: u32) -> io::Result<Self> {
         let socket = match route {
             VsockRoute::Handshake(socket) => socket,
@@ -47,8 +49,8 @@ impl Connecting {
             }
         };
         let mut stream = sys::connect(Path::new(socket.as_str()))?;
-        // The first bytes on a new connection: they fit its buffer. A device whose guest is not up
-        // may have closed it already, which the answer will show.
+        // The first bytes of a connection fit its buffer. If the guest is not up, the device may
+        // have closed the connection already; the handshake shows that.
         match stream.write_all(connect_request(port).as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
@@ -56,11 +58,11 @@ impl Connecting {
         Ok(Self { stream, answer: Some(ConnectAnswer::default()) })
     }
 
-    /// Reads what there is of the answer. `true` when the connection is made.
+    /// Reads the device's handshake. Returns `true` when the connection is established.
     ///
     /// # Errors
     ///
-    /// `ConnectionRefused` when nobody listens on that port of the guest.
+    /// `ConnectionRefused` when the guest has no listener on the port.
     pub fn proceed(&mut self) -> io::Result<bool> {
         let Some(answer) = &mut self.answer else { return Ok(true) };
         let mut byte = [0];
@@ -74,7 +76,7 @@ impl Connecting {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A device that closes without having read the request resets the connection.
+                // A device that closes without reading the request resets the connection.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
@@ -83,13 +85,13 @@ impl Connecting {
         }
     }
 
-    /// Whether the device says that somebody listens. Where it does not, a stream to a port of nobody
-    /// ends soon after it was made: see [`Connecting::has_ended`].
+    /// Whether the device reports that the guest listens. If it does not, a refused stream ends
+    /// shortly after it is established: see [`Connecting::has_ended`].
     pub fn is_answered(&self) -> bool {
         self.answer.is_some()
     }
 
-    /// Whether a stream that was made has ended, with nothing said. Consumes nothing.
+    /// Whether an established stream has ended without data. Consumes nothing.
     pub fn has_ended(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match recv(&self.stream, &mut [0_u8], flags) {
@@ -98,7 +100,7 @@ impl Connecting {
         }
     }
 
-    /// The stream, non-blocking. Before the connection is made it is of no use.
+    /// The stream, non-blocking. Use it only after the connection is established.
     pub fn into_stream(self) -> UnixStream {
         self.stream
     }
@@ -110,8 +112,8 @@ impl AsFd for Connecting {
     }
 }
 
-/// Hears the connections that the guest makes to one port of the host. Dropped, it hears no more,
-/// and the guest is refused.
+/// Accepts connections from the guest to one port of the host. After it is dropped, connections are
+/// refused.
 #[derive(Debug)]
 pub struct PortListener {
     listener: UnixListener,
@@ -120,7 +122,7 @@ pub struct PortListener {
 }
 
 impl PortListener {
-    /// Listens on the socket of a port, non-blocking. The run directory must be there.
+    /// Listens on the socket of a port, non-blocking. The run directory must exist.
     pub(crate) fn bind(socket: &HostPath) -> io::Result<Self> {
         let path = PathBuf::from(socket.as_str());
         let listener = UnixListener::bind(&path)?;
@@ -129,11 +131,11 @@ impl PortListener {
         Ok(bound)
     }
 
-    /// The next connection, if one waits. It is non-blocking.
+    /// Returns the next connection, in non-blocking mode.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when none waits.
+    /// `WouldBlock` when there is none.
     pub fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.listener.accept()?;
         stream.set_nonblocking(true)?;
@@ -160,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_direct_route_is_made_at_once_and_ends_where_nobody_listens() {
+    fn direct_route_connects_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let socket = HostPath::new(dir.path().join("s").to_str().unwrap()).unwrap();
         let begin = || Connecting::begin(VsockRoute::Direct(&socket), 5);

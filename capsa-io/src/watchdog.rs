@@ -1,16 +1,17 @@
-//! Kills this program's hypervisors when this program dies, however it dies.
+//! The watchdog: kills this program's child processes when this program dies, even by SIGKILL.
 //!
-//! A process cannot clean up after its own SIGKILL. A death signal (`PR_SET_PDEATHSIG`) is no help
-//! either: it is bound to the *thread* that spawned, and threads of an embedding program come and
-//! go. So one tiny process per program, a POSIX shell that reads a socket, knows the process groups
-//! that Capsa started. When that closes, because the program is gone, it kills them and ends.
+//! A process cannot clean up after its own SIGKILL. A parent-death signal (`PR_SET_PDEATHSIG`) does
+//! not help: it is bound to the *thread* that spawned, and threads of an embedding program end
+//! earlier. So each program has one small watchdog process, a POSIX shell that reads a socket and
+//! keeps a list of the process groups that Capsa started. When the socket closes because the
+//! program has died, the shell kills these groups and exits.
 //!
-//! What it does not do: it never touches a process that did not announce itself through
-//! [`spawn`], and it never outlives its own work.
+//! The watchdog never touches a process that was not started through [`spawn`], and it exits when
+//! its work is done.
 //!
-//! A child announces itself between fork and exec (see [`sys::before_exec`]), so there is no moment
-//! in which a hypervisor runs and the watchdog does not know it. A child that was reaped is
-//! withdrawn *before* its number can be reused.
+//! A child registers itself between fork and exec (see [`sys::before_exec`]), so no hypervisor ever
+//! runs without being registered. A reaped child is removed from the list *before* its process id
+//! can be reused.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -26,10 +27,10 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::sys::{self, ForkGuard};
 
-/// Reads `+ PID`, `- PID` and `=` (forget all) until its input closes, then kills every group still
-/// listed.
+/// The shell script. It reads `+ PID`, `- PID` and `=` (clear the list) until its input closes,
+/// then kills all listed groups.
 ///
-/// It ignores what a terminal sends to whole groups, and lives in a group of its own.
+/// It ignores the signals that a terminal sends to a process group, and runs in its own group.
 const SCRIPT: &str = "\
 trap '' HUP INT QUIT TERM TSTP TTIN TTOU
 live=' '
@@ -56,8 +57,8 @@ struct Watchdog {
     live: BTreeSet<u32>,
 }
 
-/// Starts `command` in a process group of its own, known to the watchdog. It inherits `open` under
-/// the numbers they have here.
+/// Starts `command` in its own process group, registered with the watchdog. The child inherits the
+/// descriptors in `open` under the same numbers.
 ///
 /// # Errors
 ///
@@ -74,33 +75,33 @@ pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child
             Ok(child)
         }
         Err(error) => {
-            // A child that could not become the program has announced itself all the same, and its
-            // number is free again.
-            watchdog.tell_all()?;
+            // The child has registered itself although exec failed, and its process id is free
+            // again.
+            watchdog.send_list()?;
             Err(error)
         }
     }
 }
 
-/// Spawns. Where the embedding program ignores the ends of its children, the standard library panics
-/// over a child that could not become the program, because its end cannot be seen. So what can be
-/// known before is looked at before, and the rest is caught.
+/// Spawns. If the embedding program ignores SIGCHLD, the standard library panics when exec fails,
+/// because it cannot reap the child. So likely errors are checked before, and the panic is caught.
 fn execute(command: &mut Command) -> io::Result<Child> {
     let program = Path::new(command.get_program());
     if program.is_absolute() {
         access(program, AccessFlags::X_OK)?;
     }
-    catch_unwind(AssertUnwindSafe(|| command.spawn()))
-        .unwrap_or_else(|_| Err(io::Error::other("it is there and cannot be executed")))
+    catch_unwind(AssertUnwindSafe(|| command.spawn())).unwrap_or_else(|_| {
+        Err(io::Error::other("exec failed: the file exists but cannot be executed"))
+    })
 }
 
-/// Withdraws a child, after it exited and before it is reaped.
-pub(crate) fn withdraw(pid: u32) {
+/// Removes a child from the list, after it has exited and before it is reaped.
+pub(crate) fn deregister(pid: u32) {
     if let Some(watchdog) = lock().as_mut()
         && watchdog.fork_guard.is_same_process()
         && watchdog.live.remove(&pid)
     {
-        // A watchdog that is gone is replaced at the next spawn, and then told who lives.
+        // A dead watchdog is replaced at the next spawn and then gets the whole list.
         let _ = watchdog.line.write_all(format!("- {pid}\n").as_bytes());
     }
 }
@@ -110,9 +111,10 @@ fn lock() -> MutexGuard<'static, Option<Watchdog>> {
 }
 
 impl Watchdog {
-    /// The watchdog, started now if there is none or if somebody killed it.
+    /// Returns the watchdog; starts it if there is none or if it has died.
     fn alive(slot: &mut Option<Self>) -> io::Result<&mut Self> {
-        // A forked copy has a watchdog of its own, which knows nothing of what is not the copy's.
+        // After a fork the child process needs its own watchdog, which does not know the parent's
+        // children.
         drop(slot.take_if(|watchdog| !watchdog.fork_guard.is_same_process()));
         let lost = match slot {
             Some(watchdog) => watchdog.shell.try_wait().map_or(true, |ended| ended.is_some()),
@@ -126,8 +128,8 @@ impl Watchdog {
     }
 
     fn start(live: BTreeSet<u32>) -> io::Result<Self> {
-        // A socket and not a pipe: sockets can be written to without SIGPIPE, which a program that
-        // embeds us may have left deadly.
+        // A socket, not a pipe: writing to it cannot raise SIGPIPE, which may be deadly in an
+        // embedding program.
         let (line, theirs) = sys::socket_pair()?;
         let mut command = Command::new("/bin/sh");
         sys::prepare_exec(&mut command);
@@ -144,12 +146,12 @@ impl Watchdog {
                 io::Error::new(error.kind(), format!("cannot start /bin/sh as watchdog: {error}"))
             })?;
         let mut watchdog = Self { shell, fork_guard: ForkGuard::new(), line, live };
-        watchdog.tell_all()?;
+        watchdog.send_list()?;
         Ok(watchdog)
     }
 
-    /// Replaces what the shell believes by what is true.
-    fn tell_all(&mut self) -> io::Result<()> {
+    /// Sends the whole list to the shell.
+    fn send_list(&mut self) -> io::Result<()> {
         let mut text = String::from("=\n");
         for pid in &self.live {
             text.push_str(&format!("+ {pid}\n"));

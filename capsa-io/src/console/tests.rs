@@ -1,4 +1,4 @@
-//! A console and its guest, a socket each.
+//! Tests of a console; the guest is the other end of a socket pair.
 
 use super::*;
 use crate::sys::ReadyEvents;
@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 #[test]
-fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
+fn release_back_pressure_reads_remaining_output() {
     let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
     let mut console = Console::new(8, Overflow::Pause);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -29,7 +29,7 @@ fn a_paused_console_takes_the_rest_once_its_machine_is_told_to_end() {
 }
 
 #[test]
-fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
+fn write_blocked_reports_room_after_any_flush() {
     let poll = Poll::new().unwrap();
     let mut console = Console::new(1, Overflow::DropOldest);
     assert_eq!(console.write(&vec![b'x'; WRITE_QUEUE + 1]).unwrap(), WRITE_QUEUE);
@@ -37,7 +37,7 @@ fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     console.attach(ByteStream::Socket(ours), &poll, 7).unwrap();
-    // Each time the other side reads, the queue goes on without the poller's having a say.
+    // Reading on the other side lets the queue drain without a report of the poller.
     let mut chunk = vec![0; WRITE_QUEUE];
     while !console.outgoing.is_empty() {
         assert_ne!(theirs.read(&mut chunk).unwrap(), 0);
@@ -51,9 +51,9 @@ fn a_writer_that_waits_is_told_of_room_whoever_made_it() {
     assert!(!ready.has(7), "nobody waits any more");
 }
 
-/// A guest that prints an old log is held back in the midst of it; its kernel lives.
+/// A guest that prints an old log is paused in the middle of it; its kernel has not crashed.
 #[test]
-fn the_silence_of_a_guest_that_is_held_back_is_not_its_last_word() {
+fn crash_of_paused_guest_is_not_confirmed() {
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
     let old = b"[    1.500000] Kernel panic - not syncing: old\r\n[    1.600000] CPU: 0\r\n";
     for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(ConsoleCrash::Panic))] {

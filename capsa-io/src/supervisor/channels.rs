@@ -1,6 +1,6 @@
-//! What the programs of a machine say: on the control channel, on the event pipe, on standard error.
+//! Input from a VM's processes: the control channel, the event pipe, standard error.
 //!
-//! The backend knows what it found; the lifecycle machine is told.
+//! The backend interprets it; the result is fed to the lifecycle.
 
 use capsa_proto::backend::GuestEvent;
 use capsa_proto::lifecycle::Input;
@@ -36,7 +36,7 @@ impl Supervisor {
 
     pub(super) fn guest_event(&mut self, event: Option<GuestEvent>) {
         let Some(input) = event.and_then(lifecycle_input) else { return };
-        // What was said before explains why.
+        // Earlier output may explain the event.
         self.console_ready();
         self.stderr_ready(self.plan.hypervisor());
         self.input(input);
@@ -75,7 +75,7 @@ impl Supervisor {
     }
 }
 
-/// What the machine is to hear of it.
+/// The lifecycle input for an event of the guest, if there is one.
 fn lifecycle_input(event: GuestEvent) -> Option<Input> {
     Some(match event {
         GuestEvent::PoweredOff => Input::GuestPoweredOff,

@@ -1,4 +1,4 @@
-//! How a process of the plan comes up: the run directory, the spawn, the wait until it is ready.
+//! Launches a process of the plan: the run directory, the spawn, the readiness checks.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ use crate::run_dir::{self, RunDir};
 use crate::stream::ByteStream;
 use crate::sys::{self, Pty, StandardStreams};
 
-/// A process whose readiness is looked for.
+/// A process whose readiness is being checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadinessCheck {
     pub(super) id: ProcessId,
@@ -26,7 +26,7 @@ pub(super) struct ReadinessCheck {
 }
 
 impl ReadinessCheck {
-    /// 1 ms at first, when every one counts, then less often.
+    /// The delay before the next check: 1 ms at first, then longer.
     fn pause(self) -> Duration {
         Duration::from_millis(match self.tries {
             0..50 => 1,
@@ -57,7 +57,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Makes what the hypervisor is to find.
+    /// Creates the console, event pipe and overlays for the hypervisor.
     fn prepare_hypervisor(&mut self) -> io::Result<Inherited> {
         let terminal = match &self.plan.console {
             ConsolePlan::Pty { .. } => Some(self.open_pty()?),
@@ -78,7 +78,7 @@ impl Supervisor {
         Ok(Inherited { terminal, open })
     }
 
-    /// Makes the run directory unless it is there.
+    /// Creates the run directory if it does not exist yet.
     pub(super) fn make_run_dir(&mut self) -> io::Result<()> {
         if self.run_dir.is_none() {
             self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
@@ -92,7 +92,7 @@ impl Supervisor {
         Ok((stdin, stdout))
     }
 
-    /// Looks whether the awaited process is up, and when to look again if not.
+    /// Checks whether the process is ready, and schedules the next check if it is not.
     pub(super) fn check_readiness(&mut self) {
         let Some(mut check) = self.readiness else { return };
         if self.is_up(check.id) {
@@ -124,14 +124,14 @@ impl Supervisor {
                         return false;
                     }
                 }
-                // A refused connection is a hypervisor that is not there yet.
+                // A refused connection means that the hypervisor is not ready yet.
                 self.control.try_connect(&self.poll).unwrap_or(false)
             }
         }
     }
 }
 
-/// Makes the run directory, after sweeping, once per program, what others left.
+/// Creates the run directory. Once per program, sweeps leftovers of other programs first.
 fn make_run_dir(path: &Path) -> io::Result<RunDir> {
     static SWEPT: std::sync::Once = std::sync::Once::new();
     SWEPT.call_once(|| {
@@ -144,7 +144,7 @@ fn make_run_dir(path: &Path) -> io::Result<RunDir> {
     RunDir::create(path).map_err(|error| {
         io::Error::new(
             error.kind(),
-            format!("cannot make the run directory {}: {error}", path.display()),
+            format!("cannot create the run directory {}: {error}", path.display()),
         )
     })
 }

@@ -1,25 +1,24 @@
-//! How a machine is run beside its plan: how long its phases take, what its console keeps, and how much
-//! one call may read.
+//! [`Options`]: the settings of a VM that are not part of its plan.
 
 use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
 use capsa_proto::lifecycle::Timing;
 
 use crate::{console, control, event_pipe};
 
-/// Bytes of standard error read from a process in one call.
+/// The largest number of bytes of standard error read from a process in one call.
 const STDERR_BUDGET: usize = 64 * 1024;
 
-/// How a machine is run, beside its plan.
+/// The settings of a VM that are not part of its plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// How long each phase may take.
     pub timing: Timing,
-    /// Bytes of console output that are kept.
+    /// The size of the scrollback in bytes.
     pub scrollback: usize,
-    /// What happens when more comes.
+    /// What happens when the scrollback is full.
     pub overflow: Overflow,
-    /// Bytes that one call reads of each kind, where that is less than the built-in limit. One at
-    /// least.
+    /// The largest number of bytes that one call reads of each kind, at least 1. The built-in
+    /// limits apply too.
     pub read_budget: usize,
 }
 
@@ -34,13 +33,13 @@ impl Default for Options {
     }
 }
 
-/// What one call may still read, however many reasons to read it finds.
+/// The bytes that the current call may still read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Budgets {
     pub(super) control: usize,
     pub(super) console: usize,
     pub(super) events: usize,
-    /// Of each process.
+    /// For each process.
     pub(super) stderr: usize,
 }
 

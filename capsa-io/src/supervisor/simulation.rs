@@ -1,9 +1,9 @@
-//! A guest that is played in the hypervisor's place.
+//! Runs a simulated guest instead of a hypervisor.
 //!
-//! The lifecycle machine and the console are those of any machine. The console's stream is one end
-//! of a socket pair; the play has the other, which the same poller watches. What the lifecycle
-//! machine would do to a process is done to the play: a spawn begins it, a signal ends it, the message
-//! that asks a guest to power off presses its button.
+//! The lifecycle and the console are the real ones. The console's stream is one end of a socket
+//! pair; the simulated guest has the other end, watched by the same poller. The lifecycle's actions
+//! apply to the simulated guest: a spawn starts it, a signal ends it, and the power-button message
+//! presses its button.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,20 +21,20 @@ use crate::console::ReaderId;
 use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{self, Poll, PollSource};
 
-/// Deeds done in one call, at most.
+/// The largest number of actions of the guest in one call.
 const MAX_ACTIONS: usize = 64;
 
-/// Bytes typed that are taken in one call, at most.
+/// The largest number of input bytes read in one call.
 const INPUT_BUDGET: usize = 256 * 1024;
 
-/// Somebody who waits whether a prompt stays waits no longer than this. A guest that is played, and
-/// does nothing before something is typed, will not break it: the clock is put forward instead.
+/// Waits for a stable prompt are at most this long. If the simulated guest is idle until it gets
+/// input, nothing can interrupt such a wait, and the clock skips it.
 const SETTLE_TIME_MAX: Duration = Duration::from_millis(150);
 
-/// The key of the play's end of the console: no process of a machine that is played has it.
+/// The poller's key of the guest's end of the console. No process of a simulated VM uses it.
 const GUEST_END: usize = keys(ProcessId(0)).exit;
 
-/// A play and its end of the console.
+/// A simulated guest and its end of the console.
 #[derive(Debug)]
 pub(super) struct GuestSimulation {
     config: SimulatedGuest,
@@ -42,7 +42,7 @@ pub(super) struct GuestSimulation {
     stream: Option<PollSource<ByteStream>>,
     outgoing: VecDeque<u8>,
     is_on: bool,
-    /// It ends once it has been heard out.
+    /// How the guest ended; handled after its output was read.
     exit: Option<Exit>,
     ended_by_signal: bool,
 }
@@ -60,7 +60,7 @@ impl GuestSimulation {
         }
     }
 
-    /// The power is on. Gives the console's end of the pair.
+    /// Starts the guest. Returns the console's end of the socket pair.
     fn begin(&mut self, now: Instant, poll: &Poll) -> io::Result<ByteStream> {
         if let Some(why) = self.config.start_error() {
             return Err(io::Error::other(why));
@@ -74,7 +74,7 @@ impl GuestSimulation {
         Ok(ByteStream::Socket(theirs))
     }
 
-    /// Takes what was typed. `true` when there was something.
+    /// Reads input for the guest. Returns whether there was any.
     fn read_input(&mut self, now: Instant) -> bool {
         let mut chunk = [0; 8192];
         let mut left = INPUT_BUDGET;
@@ -88,7 +88,7 @@ impl GuestSimulation {
         left < INPUT_BUDGET
     }
 
-    /// Says what waits to be said. `false` when the console does not take all of it now.
+    /// Writes queued output. Returns `false` when the console does not accept all of it now.
     fn flush(&mut self) -> bool {
         let Some(stream) = &mut self.stream else {
             self.outgoing.clear();
@@ -102,7 +102,7 @@ impl GuestSimulation {
         all
     }
 
-    /// Nothing will be said before something is typed.
+    /// The guest does nothing until it gets input.
     fn is_waiting(&self) -> bool {
         self.is_on
             && self.exit.is_none()
@@ -112,7 +112,7 @@ impl GuestSimulation {
 }
 
 impl Supervisor {
-    /// A machine that is played: its plan comes from [`capsa_proto::sim::plan`].
+    /// Creates a VM with a simulated guest; its plan comes from [`capsa_proto::sim::plan`].
     ///
     /// # Errors
     ///
@@ -127,17 +127,17 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// The number by which this reader's next command has to go, where a recording is played that
-    /// has the answer to it already.
+    /// The nonce that this reader's next command must use when a replayed recording contains its
+    /// result.
     pub fn nonce(&self, reader: ReaderId) -> Option<u64> {
         self.simulation.as_ref()?.guest.nonce(self.console.offset(reader))
     }
 
-    /// What a spawn is to a play.
+    /// Starts the simulated guest instead of a process. `None` if there is none.
     pub(super) fn start_simulation(&mut self) -> Option<io::Result<()>> {
         let now = self.clock.now();
         let simulation = self.simulation.as_mut()?;
-        // What it does first, it does when it is called next.
+        // The next call runs its first actions.
         self.more = true;
         let begun = simulation.begin(now, &self.poll).and_then(|stream| match self.plan.console {
             ConsolePlan::None => {
@@ -153,7 +153,7 @@ impl Supervisor {
         self.simulation.is_some()
     }
 
-    /// What a message to a hypervisor is to a play. `false` where there is none.
+    /// Passes a control message to the simulated guest. `false` if there is none.
     pub(super) fn send_to_simulation(&mut self, message: &Message) -> bool {
         let now = self.clock.now();
         let Some(simulation) = &mut self.simulation else { return false };
@@ -165,7 +165,7 @@ impl Supervisor {
         true
     }
 
-    /// What a signal to a hypervisor is to a play. `false` where there is none.
+    /// Passes a signal to the simulated guest. `false` if there is none.
     pub(super) fn signal_simulation(&mut self, signal: Signal) -> bool {
         let Some(simulation) = &mut self.simulation else { return false };
         if simulation.is_on && simulation.exit.is_none() {
@@ -184,24 +184,24 @@ impl Supervisor {
             .simulation
             .as_ref()
             .filter(|simulation| simulation.is_on && simulation.exit.is_none())?;
-        // Where the console does not take more, the poller says when it does.
+        // While the console accepts no more output, the poller reports when it does.
         if simulation.outgoing.is_empty() { simulation.guest.poll_timeout() } else { None }
     }
 
-    /// Plays on, with bounded work.
+    /// Runs the guest, with bounded work.
     pub(super) fn run_simulation(&mut self) {
         if !self.is_simulated() {
             return;
         }
         self.run_actions();
         self.console_ready();
-        // What a conversation has just typed is heard before it is judged whether all wait.
+        // Deliver new input to the guest before checking whether both sides are idle.
         if !self.run_actions() {
             self.skip_settle_time();
         }
     }
 
-    /// `true` when something was heard or done.
+    /// Runs the guest's actions. Returns whether there was input or an action.
     fn run_actions(&mut self) -> bool {
         let now = self.clock.now();
         let Some(simulation) = self.simulation.as_mut().filter(|simulation| simulation.is_on)
@@ -240,8 +240,8 @@ impl Supervisor {
         any
     }
 
-    /// As with a hypervisor's exit, its last words come first. While there is more of them the exit
-    /// waits for the next call.
+    /// Handles the end of the guest. As with a hypervisor's exit, its output is read first; while
+    /// there is more, the exit is delayed to the next call.
     fn end_simulation(&mut self) {
         self.console_ready();
         if self.must_delay_exit() {
@@ -252,7 +252,7 @@ impl Supervisor {
         simulation.stream = None;
         let id = self.plan.hypervisor();
         if let Some(exit) = simulation.exit.take() {
-            tracing::info!(%exit, "the fake guest ended");
+            tracing::info!(%exit, "the simulated guest ended");
             self.input(Input::Exited(id, exit));
         }
     }

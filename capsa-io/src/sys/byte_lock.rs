@@ -1,4 +1,4 @@
-//! Asks for the locks that other processes hold on bytes of a file.
+//! Reads the locks that other processes hold on bytes of a file.
 
 use std::fs::File;
 
@@ -6,7 +6,7 @@ use capsa_proto::image_lock::ImageLock;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-/// The lock that another holds on this byte. None where locks cannot be asked for.
+/// The lock of another process on this byte. `None` if there is none, or if the system cannot tell.
 pub(crate) fn lock_on(file: &File, byte: u64) -> Option<ImageLock> {
     let mut lock = flock(libc::F_WRLCK, libc::off_t::try_from(byte).ok()?, 1);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn locks_of_others_are_seen_where_they_lie() {
+    fn lock_on_sees_locks_of_other_files() {
         let held = tempfile::NamedTempFile::new().unwrap();
         let asks = File::open(held.path()).unwrap();
         assert_eq!(lock_on(&asks, 0), None);

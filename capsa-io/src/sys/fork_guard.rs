@@ -1,31 +1,30 @@
-//! Which process made something, where that decides what may be done with it.
+//! Detects use of a resource in a forked child of the process that created it.
 //!
-//! A program that forks and goes on in both has everything twice: the descriptors, and behind them the
-//! same pollers and sockets; the numbers of children that are not the copy's; the paths of directories
-//! that the other one uses. Whatever the copy does with them it does to the machines of the one that
-//! made them, so it does nothing.
+//! After a fork, both processes have the same descriptors, pollers and sockets, and the same paths
+//! and process ids. Whatever the child did with them would affect the VMs of its parent, so in the
+//! child every operation on them does nothing or returns an error.
 
 use std::io;
 
-/// The process that made something.
+/// The process that created a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ForkGuard(u32);
 
 impl ForkGuard {
-    /// This process.
+    /// A guard for the current process.
     pub(crate) fn new() -> Self {
         Self(std::process::id())
     }
 
-    /// Whether this process made it, and is no forked copy.
+    /// Whether the current process created the resource, so that it is not a forked child.
     pub(crate) fn is_same_process(self) -> bool {
         self == Self::new()
     }
 
-    /// The same, as an error for whoever tries.
+    /// Returns an error in a forked child.
     pub(crate) fn check_process(self) -> io::Result<()> {
-        let why = "it belongs to the process that this one was forked from: fork before the first \
-                   machine, or exec";
+        let why = "used in a forked child of the process that created it: fork before the first \
+                   VM, or exec";
         if self.is_same_process() { Ok(()) } else { Err(io::Error::other(why)) }
     }
 }
@@ -46,7 +45,7 @@ mod tests {
     use crate::run_dir::RunDir;
     use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
 
-    /// Whether this goes well in a forked copy of this process.
+    /// Runs `act` in a forked child; returns whether it succeeds.
     fn run_in_fork(act: impl FnOnce()) -> bool {
         // SAFETY: the only other thread is the test harness's, which waits.
         match unsafe { fork() }.unwrap() {
@@ -93,12 +92,12 @@ mod tests {
         let went_well = run_in_fork(|| {
             assert!(poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new()).is_err());
             drop((process.take(), run_dir.take()));
-            // Its own, which goes when it does, with a watchdog that knows of no other.
+            // The child's own process, which dies with the child: its watchdog knows no other.
             std::mem::forget(sleeper(&Poll::new().unwrap()));
         });
         assert!(went_well, "see above");
 
-        // Longer than a watchdog takes.
+        // Longer than a watchdog needs.
         poll.wait(Some(Duration::from_millis(300)), &mut ready).unwrap();
         assert!(path.exists());
         assert_eq!(exit_state(pid), ExitState::Runs);
@@ -106,7 +105,7 @@ mod tests {
         let mut tries = 0;
         while !ready.has(1) {
             tries += 1;
-            assert!(tries < 100, "its end is not told");
+            assert!(tries < 100, "the exit is not reported");
             poll.wait(Some(Duration::from_millis(100)), &mut ready).unwrap();
         }
         assert!(process.as_mut().unwrap().try_reap().is_some());

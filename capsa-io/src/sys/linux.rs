@@ -20,25 +20,26 @@ pub(crate) use super::byte_lock::lock_on;
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
-/// Where a process finds what it has open. (`/dev/fd` is a link to it that udev makes, not the kernel.)
+/// The directory in which a process finds its open descriptors. (`/dev/fd` is a link to it that
+/// udev makes, not the kernel.)
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
 
-/// Close-on-exec from the first moment: another thread may fork in the next.
+/// Close-on-exec from the beginning: another thread may fork at any time.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 
-/// The standard library's every `send` says it.
+/// Nothing to do: on Linux, the standard library passes MSG_NOSIGNAL to every `send`.
 pub(super) fn no_sigpipe(_socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes ready when a child exits. The child need not be reaped by anyone in particular.
+/// Becomes readable when a child exits. It does not matter which code reaps the child.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
     _pidfd: PollSource<OwnedFd>,
 }
 
 impl ExitWatch {
-    /// Watches a child that has not been reaped yet.
+    /// Watches a child that was not reaped yet.
     pub(crate) fn new(poll: &Poll, pid: u32, key: usize) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
@@ -47,8 +48,9 @@ impl ExitWatch {
     }
 }
 
-/// Called between fork and exec. Descriptors of the embedding program that it forgot to mark must
-/// not reach a hypervisor that runs hostile guests. Needs Linux 5.11; before that nothing happens.
+/// Marks all descriptors except the standard ones close-on-exec; called between fork and exec.
+/// Descriptors that the embedding program forgot to mark must not reach a hypervisor that runs
+/// hostile guests. Needs Linux 5.11; does nothing on older kernels.
 pub(super) fn close_other_descriptors_on_exec() {
     // SAFETY: the call takes three integers and touches no memory of ours.
     unsafe {
@@ -56,10 +58,10 @@ pub(super) fn close_other_descriptors_on_exec() {
     }
 }
 
-/// Makes a clone of a file, for its owner alone to read and write.
+/// Clones a file; only its owner can read and write the clone.
 ///
-/// Where the file system cannot (ext4, tmpfs), it is a copy that keeps the holes. That takes the time
-/// it takes; no backend that clones runs on Linux but in tests.
+/// If the file system cannot clone (ext4, tmpfs), the file is copied, keeping holes. This may take
+/// long; no backend that clones runs on Linux except in tests.
 pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     let mut clone = File::options().write(true).create_new(true).mode(0o600).open(to)?;
@@ -82,10 +84,11 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     clone.set_len(len)
 }
 
-/// When a process started, in clock ticks since boot: with its pid, a name that is never reused.
+/// The start time of a process, in clock ticks since boot. Together with the process id it is never
+/// reused.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the command, may hold blanks and parentheses: count from its end.
+    // The second field, the command, may contain blanks and parentheses: count from its end.
     let rest = &stat[stat.rfind(')')? + 1..];
     rest.split_whitespace().nth(19)?.parse().ok()
 }
@@ -112,7 +115,7 @@ pub(crate) mod host {
         KvmFacts { device: kvm_device(), cpu_flag: arch != Arch::X86_64 || x86_virtualises() }
     }
 
-    /// Landlock says its version when it is asked for nothing else.
+    /// The Landlock ABI version.
     pub(crate) fn landlock() -> Option<u32> {
         const VERSION: u32 = 1;
         let none = std::ptr::null::<u8>();
@@ -140,7 +143,7 @@ pub(crate) mod host {
         }
     }
 
-    /// What the group of `path` may do for a user who may not open it.
+    /// Whether group membership would let a user without access open `path`.
     fn group(path: &str) -> KvmGroup {
         const READ_AND_WRITE: u32 = 0o060;
         let Ok(metadata) = fs::metadata(path) else { return KvmGroup::Closed };

@@ -21,35 +21,35 @@ use super::{Poll, PollSource};
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
 
-/// Where a process finds what it has open.
+/// The directory in which a process finds its open descriptors.
 pub(crate) const DESCRIPTORS: &str = "/dev/fd";
 
-/// macOS has no flag for close-on-exec; it is set right after.
+/// macOS has no such flag; close-on-exec is set right after.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 
-/// No SIGPIPE for what is sent on this socket, as the standard library says of those it makes.
+/// Disables SIGPIPE for this socket, as the standard library does for its sockets.
 pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)
 }
 
-/// This system has no locks of open files, as hypervisors set them elsewhere.
+/// macOS has no open-file-description locks, which hypervisors use elsewhere.
 pub(crate) fn lock_on(_file: &File, _byte: u64) -> Option<ImageLock> {
     None
 }
 
-/// Becomes ready when a child exits, and stays so until it is dropped.
+/// Becomes readable when a child exits, and stays so until it is dropped.
 ///
-/// A process filter says once that a process exits, and too early: the kernel reports it before the
-/// child can be waited for (libuv pull request 3521). So the filter is in a kqueue of its own that
-/// nobody asks, and what is watched is that kqueue's descriptor: ready as long as the report waits in
-/// it, as a pidfd is.
+/// A process filter reports an exit only once, and too early: before the child can be reaped (libuv
+/// pull request 3521). So the filter is in its own kqueue, from which no event is taken. The poller
+/// watches the descriptor of that kqueue, which stays readable while the event is pending, like a
+/// pidfd.
 #[derive(Debug)]
 pub(crate) struct ExitWatch {
     _queue: PollSource<Poller>,
 }
 
 impl ExitWatch {
-    /// Watches a child that has not been reaped yet.
+    /// Watches a child that was not reaped yet.
     pub(crate) fn new(poll: &Poll, pid: u32, key: usize) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(NonZeroI32::new);
         let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
@@ -57,7 +57,7 @@ impl ExitWatch {
         // SAFETY: the process is our child and not reaped, so the id is its own.
         let filter = unsafe { Process::from_pid(pid, ProcessOps::Exit) };
         match queue.add_filter(filter, key, PollMode::Level) {
-            // Of a child that has exited, kqueue says that there is none.
+            // kqueue returns ESRCH for a child that has exited already.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => queue.notify()?,
             added => added?,
         }
@@ -65,8 +65,9 @@ impl ExitWatch {
     }
 }
 
-/// Called between fork and exec. Descriptors of the embedding program that it forgot to mark must
-/// not reach a hypervisor that runs hostile guests. There is no call for all of them at once.
+/// Marks all descriptors except the standard ones close-on-exec; called between fork and exec.
+/// Descriptors that the embedding program forgot to mark must not reach a hypervisor that runs
+/// hostile guests. macOS has no call for all of them at once.
 pub(super) fn close_other_descriptors_on_exec() {
     // SAFETY: the call takes nothing and reads a limit.
     for fd in 3..unsafe { libc::getdtablesize() } {
@@ -78,25 +79,25 @@ pub(super) fn close_other_descriptors_on_exec() {
     }
 }
 
-/// Makes a clone of a file, for its owner alone to read and write.
+/// Clones a file; only its owner can read and write the clone.
 ///
-/// It is at once or not at all: a copy of an image may take minutes, and whoever starts a machine
-/// drives others meanwhile.
+/// It clones instantly or fails, and never copies: copying an image may take minutes, during which
+/// the caller drives no VM.
 pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     match fclonefileat(&source, CWD, to, CloneFlags::NOOWNERCOPY) {
-        // It has the permissions of the image, which may not be writable.
+        // The clone has the permissions of the image, which may be read-only.
         Ok(()) => fs::set_permissions(to, PermissionsExt::from_mode(0o600)),
         Err(Errno::XDEV | Errno::NOTSUP) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "a throw-away disk is cloned, and for that the image and the run directory have to be \
-             on one APFS volume: set CAPSA_RUN_DIR to a directory on the image's, or attach a copy",
+            "an ephemeral disk is a clone, so the image and the run directory must be \
+             on one APFS volume: set CAPSA_RUN_DIR to a directory on the image's volume, or copy the image",
         )),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// When a process started, in microseconds: with its pid, a name that is never reused.
+/// The start time of a process, in microseconds. Together with the process id it is never reused.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let pid = i32::try_from(pid).ok()?;
     // SAFETY: an all-zero `proc_bsdinfo` is a valid one.

@@ -1,16 +1,16 @@
-//! The system-call contract: everything that is unsafe or differs between operating systems.
+//! The system-call layer: all `unsafe` code and all differences between operating systems.
 //!
-//! The rest of the crate sees these items and no `cfg`:
+//! The rest of the crate uses these items and has no `cfg`:
 //!
 //! | item | Linux | macOS |
 //! | --- | --- | --- |
 //! | [`Poll`], [`PollSource`] | epoll | kqueue |
 //! | [`ForkGuard`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
-//! | [`before_exec`] | name given to the watchdog, descriptors passed on | the same |
+//! | [`before_exec`] | registers with the watchdog, passes descriptors on | the same |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
-//! | [`clone_file`] | `FICLONE`, else a sparse copy | `clonefile`, or an error |
-//! | [`lock_on`] | the lock of another on a byte | none |
+//! | [`clone_file`] | `FICLONE`, otherwise a sparse copy | `clonefile`, or an error |
+//! | [`lock_on`] | the lock of another process on a byte | none |
 //! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
@@ -49,7 +49,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_process_has_one_start_time() {
+    fn start_time_is_stable() {
         let me = std::process::id();
         let first = start_time(me).expect("we run");
         assert_eq!(start_time(me), Some(first));
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_stays_reported_even_one_before_the_watch() {
+    fn exit_watch_stays_readable_after_exit() {
         let (poll, mut ready) = (Poll::new().unwrap(), ReadyEvents::new());
         for has_exited in [false, true] {
             let mut shell = Command::new("sh");

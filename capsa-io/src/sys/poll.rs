@@ -1,7 +1,7 @@
-//! A level-triggered poller whose sources take themselves out again.
+//! A level-triggered poller whose sources deregister themselves.
 //!
-//! `polling` asks, unsafely, that a descriptor is removed before it is closed. [`PollSource`] owns the
-//! descriptor, so it can promise that.
+//! `polling` requires, as a safety condition, that a descriptor is removed before it is closed.
+//! [`PollSource`] owns the descriptor and ensures that.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,7 +21,7 @@ pub(crate) struct Poll {
     interest_changed: Arc<AtomicBool>,
 }
 
-/// Room for what a wait brings.
+/// A buffer for the events of a wait.
 #[derive(Debug)]
 pub(crate) struct ReadyEvents(Events);
 
@@ -30,7 +30,7 @@ impl ReadyEvents {
         Self(Events::new())
     }
 
-    /// The keys of what was ready.
+    /// The keys of the ready sources.
     pub(crate) fn keys(&self) -> impl Iterator<Item = usize> {
         self.0.iter().map(|event| event.key)
     }
@@ -46,7 +46,7 @@ impl Poll {
         Ok(Self { poller, fork_guard: ForkGuard::new(), interest_changed: Arc::default() })
     }
 
-    /// Watches `io` for reading. Also while another thread waits.
+    /// Watches `io` for reading. It can be called while another thread waits.
     pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<PollSource<F>> {
         let interest = Event::readable(key);
         // SAFETY: `PollSource` owns the descriptor and deletes it from the poller before closing it.
@@ -58,16 +58,16 @@ impl Poll {
         Ok(PollSource { poller, fork_guard: self.fork_guard, interest_changed, io, interest })
     }
 
-    /// Ends a wait, now or when it begins.
+    /// Makes the current or next wait return.
     pub(crate) fn wake(&self) -> io::Result<()> {
         self.poller.notify()
     }
 
-    /// Waits until something is ready, this long at most. `None`: for ever.
+    /// Waits until a source is ready, for at most `timeout`. `None`: no limit.
     ///
     /// # Errors
     ///
-    /// In a forked copy of the program that made it, and when the poller is broken.
+    /// In a forked child of the process that created it, and when the poller is broken.
     pub(crate) fn wait(
         &self,
         timeout: Option<Duration>,
@@ -80,20 +80,20 @@ impl Poll {
         Ok(())
     }
 
-    /// This process made it, and is no forked copy.
+    /// Whether the current process created the poller.
     pub(crate) fn is_same_process(&self) -> bool {
         self.fork_guard.is_same_process()
     }
 
-    /// The same, as an error.
+    /// Returns an error in a forked child.
     pub(crate) fn check_process(&self) -> io::Result<()> {
         self.fork_guard.check_process()
     }
 
-    /// A source's interest has grown since the last wait, and nobody may be told that it is ready.
+    /// The interest of a source has grown since the last wait, and its readiness may go unreported.
     ///
-    /// Whoever watches this poller's own descriptor for edges is not, where the source is still in
-    /// epoll's list of what was ready: `ep_modify` of Linux 6.18 wakes only for one that is not.
+    /// An edge-triggered watcher of this poller's descriptor is not notified if the source is still
+    /// in epoll's ready list: `ep_modify` of Linux 6.18 wakes only for a source that is not in it.
     pub(crate) fn has_interest_changed(&self) -> bool {
         self.interest_changed.load(Ordering::Relaxed)
     }
@@ -105,7 +105,7 @@ impl AsFd for Poll {
     }
 }
 
-/// A descriptor that is watched as long as it lives.
+/// A descriptor that is watched while this value lives.
 #[derive(Debug)]
 pub(crate) struct PollSource<F: AsFd> {
     poller: Arc<Poller>,
@@ -120,7 +120,7 @@ impl<F: AsFd> PollSource<F> {
         &mut self.io
     }
 
-    /// Says which readiness matters from now on. Cheap when nothing changes.
+    /// Sets which readiness is reported. Cheap when nothing changes.
     pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {
         let before = (self.interest.readable, self.interest.writable);
         if before != (readable, writable) {
@@ -137,11 +137,11 @@ impl<F: AsFd> PollSource<F> {
 
 impl<F: AsFd> Drop for PollSource<F> {
     fn drop(&mut self) {
-        // A copy would take it out of its fork_guard's poller, which is the same.
+        // A forked child shares the poller; deregistering here would affect the parent.
         if !self.fork_guard.is_same_process() {
             return;
         }
-        // Only a poller that is already broken can refuse this, and then nothing is left to mend.
+        // Only a broken poller rejects this, and then there is nothing to do.
         let _ = self.poller.delete(self.io.as_fd());
     }
 }

@@ -1,4 +1,4 @@
-//! What every Unix does alike.
+//! System calls that are the same on every Unix.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,13 +20,13 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
 
-/// Makes the child announce itself to the watchdog before it becomes the program.
+/// Makes the child register with the watchdog before exec.
 ///
-/// The child writes its own line, so there is no moment in which it runs and nobody knows: until
-/// `exec` it holds the watchdog's line itself, which keeps the watchdog waiting.
-/// The line is `+ PID`, in one write, which is far shorter than a socket's buffer.
+/// The child writes its own line, so it never runs unregistered: until `exec` it holds the
+/// watchdog's socket, which keeps the watchdog alive. The line is `+ PID`, in one write, which is
+/// far shorter than a socket's buffer.
 ///
-/// The child inherits `open`, which must stay open until it is spawned, and nothing else.
+/// The child inherits `open`, which must stay open until the spawn, and no other descriptor.
 pub(crate) fn before_exec(command: &mut Command, watchdog: RawFd, open: Vec<RawFd>) {
     prepare_exec(command);
     let inherit = move || {
@@ -58,9 +58,9 @@ pub(crate) fn before_exec(command: &mut Command, watchdog: RawFd, open: Vec<RawF
     }
 }
 
-/// Makes the child start as from a fresh shell: with no descriptor that the embedding program
-/// forgot to mark, and with no signal ignored because that program ignores it. A helper that waits
-/// for children of its own cannot where their ends are ignored.
+/// Makes the child start as from a fresh shell: without descriptors that the embedding program
+/// forgot to mark, and without ignored signals. A helper that waits for its own children cannot do
+/// so if SIGCHLD is ignored.
 pub(crate) fn prepare_exec(command: &mut Command) {
     let prepare = || {
         os::close_other_descriptors_on_exec();
@@ -80,10 +80,10 @@ pub(crate) fn prepare_exec(command: &mut Command) {
     }
 }
 
-/// Keeps the numbers of the standard streams from what is opened while this lives.
+/// Reserves the descriptor numbers 0 to 2 while this value lives.
 ///
-/// A program that has closed its own would give them away, and in a child the standard streams come
-/// before everything else: whatever it is to find under those numbers is gone by then.
+/// If the embedding program has closed its standard streams, other descriptors could get these
+/// numbers; in a child, the standard streams would then replace them.
 #[derive(Debug)]
 pub(crate) struct StandardStreams {
     _taken: Vec<File>,
@@ -124,11 +124,11 @@ fn announcement(mut pid: u32, line: &mut [u8; 24]) -> usize {
 
 /// Sends a signal to the process group that `pid` leads.
 ///
-/// A group that is already gone is no error.
+/// A group that no longer exists is not an error.
 pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
     let group = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
     match killpg(group, signal) {
-        // macOS says EPERM for a group of zombies only.
+        // macOS returns EPERM for a group of zombies only.
         Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -137,20 +137,20 @@ pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
 /// Whether a child has exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExitState {
-    /// It runs.
+    /// The child runs.
     Runs,
-    /// It exited and waits to be reaped.
+    /// The child has exited and was not reaped.
     Exited,
-    /// It is no child of ours any more: reaped by somebody else.
+    /// Not a child of this process: it was reaped by other code.
     Unknown,
 }
 
-/// Looks whether a child has exited, without reaping it.
+/// Whether a child has exited. Does not reap it.
 pub(crate) fn exit_state(pid: u32) -> ExitState {
     wait(pid, libc::WNOHANG)
 }
 
-/// Waits until a child has exited, without reaping it.
+/// Waits until a child has exited. Does not reap it.
 pub(crate) fn wait_exited(pid: u32) -> ExitState {
     wait(pid, 0)
 }
@@ -175,7 +175,7 @@ fn wait(pid: u32, flags: libc::c_int) -> ExitState {
     }
 }
 
-/// Connects to a listening unix socket without ever waiting for it.
+/// Connects to a listening unix socket without blocking.
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = unix_socket()?;
     set_nonblocking(socket.as_fd())?;
@@ -190,7 +190,8 @@ fn unix_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Two sockets that are connected. The standard library's make SIGPIPE on macOS.
+/// A pair of connected sockets that do not raise SIGPIPE. Those of the standard library do on
+/// macOS.
 pub(crate) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
     let (one, other) = UnixStream::pair()?;
     for socket in [&one, &other] {
@@ -207,14 +208,14 @@ pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A raw pty: one end for us, and the other end twice for a child.
+/// A raw pty: one end for the supervisor, the other end twice for a child.
 pub(crate) struct Pty {
     /// Non-blocking.
     pub(crate) ours: File,
     pub(crate) stdin: OwnedFd,
-    /// Opened apart from `stdin`. A child that makes its input non-blocking, as some hypervisors
-    /// do, would make its output so too if they were one open file, and drop what it cannot
-    /// write at once.
+    /// Opened separately from `stdin`. Some hypervisors make their input non-blocking; on a shared
+    /// open file this would also apply to the output, and they would drop output that cannot be
+    /// written at once.
     pub(crate) stdout: OwnedFd,
 }
 
@@ -249,7 +250,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn announcements_are_what_the_watchdog_reads() {
+    fn announcement_has_the_watchdog_format() {
         for pid in [0, 1, 10, 4_194_304, u32::MAX] {
             let mut line = [0; 24];
             let used = announcement(pid, &mut line);
@@ -258,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_gone_does_not_end_the_program() {
+    fn write_to_closed_peer_raises_no_sigpipe() {
         const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "sys::unix::tests::a_peer_that_is_gone_does_not_end_the_program";
+        let name = "sys::unix::tests::write_to_closed_peer_raises_no_sigpipe";
         if std::env::var_os(ALONE).is_none() {
             let this = std::env::current_exe().unwrap();
             let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();

@@ -186,7 +186,7 @@ fn who_never_calls_can_see_it() {
         assert_eq!((vm.status(), vm.hypervisor_pid()), (VmStatus::Starting, None));
         assert_eq!(vm.next_timeout(), Some(Duration::ZERO));
     });
-    log.assert_one("nobody called on_ready");
+    log.assert_one("without a call of on_ready");
 }
 
 #[test]
