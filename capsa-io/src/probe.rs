@@ -31,7 +31,18 @@ pub type Programs = BTreeMap<String, PathBuf>;
 pub fn ask(plan: &ProbePlan, named: &Programs) -> ProbeReport {
     let mut report = ProbeReport::default();
     for probe in &plan.probes {
-        report.insert(probe.key, run_probe(probe, named.get(probe.program)));
+        let result = run_probe(probe, named.get(probe.program));
+        match &result {
+            ProbeResult::NotFound { tried } => tracing::debug!(?tried, "program not found"),
+            ProbeResult::Failed { program, reason } => {
+                tracing::debug!(program, args = ?probe.args, "probe failed: {reason}");
+            }
+            ProbeResult::Output { program, output } => {
+                let bytes = output.len();
+                tracing::debug!(program, args = ?probe.args, bytes, "probe");
+            }
+        }
+        report.insert(probe.key, result);
     }
     report
 }
