@@ -287,7 +287,7 @@ fn config_paths_are_relative_and_flags_override() {
     fs::write(file, text.replace("memory = \"1G\"", "memory = \"1Q\"")).unwrap();
     let (code, stdout, stderr) = ask(&["run", "--config", file, "--dry-run"]);
     assert_eq!((code, stdout.as_str()), (111, ""));
-    assert!(stderr.contains("vm.toml:9:10: memory = \"1Q\": "), "{stderr}");
+    assert!(stderr.contains("vm.toml:9:10: memory: invalid size \"1Q\": "), "{stderr}");
     assert!(stderr.contains("\n    9 | memory = \"1Q\"\n      |          ^^^^\n"), "{stderr}");
 }
 
@@ -323,9 +323,9 @@ fn dry_run_prints_plan_of_unavailable_backend() {
         "# kernel command line: console=hvc0 ",
         "vfkit \\\n  --cpus 1 \\\n  --memory 512 \\\n",
         "  --device virtio-serial,stdio \\\n",
-        "#   stop: POST /vm/state {\"state\":\"Stop\"} (",
-        "#   power off: SIGTERM\n",
-        "#   power off after a guest crash: POST /vm/state {\"state\":\"HardStop\"} (",
+        "#   power button: POST /vm/state {\"state\":\"Stop\"} (",
+        "#   quit: SIGTERM\n",
+        "#   quit after a guest crash: POST /vm/state {\"state\":\"HardStop\"} (",
     ] {
         assert!(stdout.contains(part), "{part:?} is not in\n{stdout}");
     }

@@ -107,7 +107,7 @@ fn manual_transcripts_match_command() {
 fn manual_exit_codes_match_help() {
     let (_, help, _) = common::ask(Path::new("/nonexistent"), &["help"]);
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let help = words(help.split_once("exit codes:").unwrap().1);
+    let help = words(help.split_once("Exit codes:").unwrap().1);
     let table = MANUAL.split_once("## Exit codes").unwrap().1;
     let rows: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| ")).skip(2).collect();
     assert_eq!(rows.len(), 14);

@@ -138,7 +138,7 @@ fn unreadable_config_files_are_rejected() {
         (dir.path(), "it is a directory"),
         (Path::new("/dev/zero"), "it is a device"),
         (&huge, "more than 1048576 bytes"),
-        (&deep, "hint: nothing here goes deeper than a list of texts"),
+        (&deep, "hint: no setting is nested deeper than a list of strings"),
     ] {
         let (code, _, stderr) = ask(dir.path(), &["config", "check", file.to_str().unwrap()]);
         assert_eq!(code, 111, "{stderr}");
@@ -148,7 +148,7 @@ fn unreadable_config_files_are_rejected() {
     fs::write(&deep, format!("a = {}\n", "b".repeat(5000))).unwrap();
     let (_, _, stderr) = ask(dir.path(), &["config", "check", deep.to_str().unwrap()]);
     assert!(
-        stderr.len() < 1000 && stderr.contains("hint: put texts into quotes: a = \"bbb"),
+        stderr.len() < 1000 && stderr.contains("hint: write strings in quotes: a = \"bbb"),
         "{stderr}"
     );
 }
@@ -176,10 +176,10 @@ fn invalid_flags_are_rejected_before_any_write() {
             111,
             "same file as disk 1",
         ),
-        (vec!["--log".into(), String::new()], 2, "--log \"\": it names no file"),
+        (vec!["--log".into(), String::new()], 2, "--log: the path is empty"),
         (vec!["--user".into(), "root\nx".into(), "--".into(), "id".into()], 2, "control character"),
         (vec!["--memory".into(), "1M".into()], 111, "hint: give 128 MiB or more"),
-        (vec!["--disk".into(), format!("{}:ro:rw", at("disk"))], 2, "says again, or otherwise"),
+        (vec!["--disk".into(), format!("{}:ro:rw", at("disk"))], 2, "repeats or conflicts"),
         (
             ["--password-file", &at("empty"), "--", "id"].map(String::from).to_vec(),
             111,
