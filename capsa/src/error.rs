@@ -139,7 +139,7 @@ pub enum Error {
 
     /// The guest did not finish booting: it runs an emergency shell, or asks for a password to
     /// enter one. Nothing is consumed.
-    #[error("guest is in an emergency shell, while waiting for {expected}: {line}{}", last(.tail))]
+    #[error("guest is in an emergency shell while waiting for {expected}: {line}{}", last(.tail))]
     EmergencyShell {
         /// What the call waited for.
         expected: String,

@@ -1,8 +1,8 @@
-//! The rule of the matcher, tested as a whole: literals and regular expressions, in streams that are
-//! cut at random, against a twin that is slow and obvious.
+//! Tests the rule of the matcher against a slow reference implementation: literals and regular
+//! expressions, in streams that are split at random.
 //!
-//! The twin keeps, as the bits of a number, the places to which a pattern can have come. It begins
-//! everywhere at once; the lowest place that is left at the end is the earliest end.
+//! The reference keeps the set of positions that a pattern can have reached as the bits of a number.
+//! It starts at every position; the lowest position left is the earliest end.
 
 use super::{Matcher, Pattern, PatternMatch, Scrollback, Search};
 use alloc::boxed::Box;
@@ -11,13 +11,13 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use fastrand::Rng;
 
-/// A place for each byte, and one behind the last.
+/// One bit for each position, including the one after the last byte.
 const LONGEST: usize = 63;
 
-/// Every one of them is cut in three ways.
+/// The number of streams. Each is split in three ways.
 const STREAMS: usize = 100_000;
 
-/// As many of them are searched for the same patterns, which take longer to make than to use.
+/// How many streams use the same patterns, because compiling takes longer than matching.
 const STREAMS_EACH: usize = 10;
 
 /// A pattern as a tree.
@@ -63,7 +63,7 @@ impl Tree {
         }
     }
 
-    /// Where one can be after this, having been at any of `places`.
+    /// The positions after a match of this pattern that starts at any of `places`.
     fn after(&self, stream: &[u8], places: u64) -> u64 {
         let over = |is: &dyn Fn(u8) -> bool| {
             let bytes = stream.iter().enumerate().filter(|(_, byte)| is(**byte));
@@ -91,7 +91,7 @@ impl Tree {
     }
 }
 
-/// The slow obvious version. Gives the pattern, and where its longest match ends and begins.
+/// The reference implementation: the pattern with the earliest end, and its longest match there.
 fn naive(trees: &[Tree], stream: &[u8], from: usize) -> Option<PatternMatch> {
     let everywhere = (u64::MAX >> (63 - stream.len())) & (u64::MAX << from);
     let ends = trees.iter().map(|tree| tree.after(stream, everywhere).trailing_zeros());
@@ -113,7 +113,7 @@ fn literal(tree: &Tree) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn any_split_of_any_stream_gives_what_the_twin_gives() {
+fn matcher_random_patterns_equal_reference() {
     let mut random = Rng::with_seed(5);
     let (mut hits, mut regexes, mut gated) = (0, 0, 0);
     for _ in 0..STREAMS / STREAMS_EACH {
@@ -152,8 +152,8 @@ fn any_split_of_any_stream_gives_what_the_twin_gives() {
             }
         }
     }
-    // The streams are such that both answers are common.
-    assert!(hits > STREAMS / 4 && hits < STREAMS, "{hits} hits");
+    // Both results must be common in these streams.
+    assert!(hits > STREAMS / 4 && hits < STREAMS, "{hits} matches");
     assert!(regexes > STREAMS / STREAMS_EACH, "{regexes} regular expressions");
-    assert!(gated > 200, "{gated} of them have a literal to look for first");
+    assert!(gated > 200, "{gated} of them have a prefilter");
 }

@@ -1,12 +1,12 @@
-//! [`Cursor`]: one reader's place in a [`Scrollback`].
+//! [`Cursor`]: the position of one reader in a [`Scrollback`].
 //!
-//! It holds no bytes and no borrow, so it can be copied to look ahead and put back to forget that.
-//! It belongs to one log; taking it to another is not detected.
+//! A cursor holds no bytes and borrows nothing, so a copy can look ahead. It belongs to one
+//! scrollback; its use with another one is not detected.
 
 use super::Scrollback;
 use alloc::vec::Vec;
 
-/// A place in a log, and how many bytes were dropped before they could be read from it.
+/// A read position, and the number of bytes that were dropped before this reader could read them.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Scrollback};
@@ -24,13 +24,12 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// A reader whose next byte is the one at `offset`: zero for all there ever was,
-    /// [`Scrollback::end`] for only what comes from now on.
+    /// A cursor at `offset`: zero for all output, [`Scrollback::end`] for future output only.
     pub const fn at(offset: u64) -> Self {
         Self { at: offset, lost: 0 }
     }
 
-    /// Moves up to `into.len()` bytes out of the log and says how many; zero when there are none.
+    /// Reads up to `into.len()` bytes and returns how many; zero if there are none.
     pub fn read(&mut self, log: &Scrollback, into: &mut [u8]) -> usize {
         self.catch_up(log);
         let unread = log.since(self.at);
@@ -40,18 +39,18 @@ impl Cursor {
         n
     }
 
-    /// Everything unread.
+    /// Reads all unread bytes.
     pub fn take(&mut self, log: &Scrollback) -> Vec<u8> {
         self.take_to(log, log.end())
     }
 
-    /// What [`take`](Self::take) would give, left unread.
+    /// The unread bytes, without reading them.
     pub fn peek<'a>(&self, log: &'a Scrollback) -> &'a [u8] {
         log.since(self.at)
     }
 
-    /// The unread bytes before `offset`, which are then read. A reader never goes back: an offset
-    /// behind the cursor gives nothing.
+    /// Reads the unread bytes before `offset`. A cursor does not move back: the result is empty if
+    /// `offset` is before the cursor.
     pub fn take_to(&mut self, log: &Scrollback, offset: u64) -> Vec<u8> {
         self.before(log, offset).to_vec()
     }
@@ -65,22 +64,22 @@ impl Cursor {
         &unread[..n as usize]
     }
 
-    /// Makes unread again what comes from `offset` on.
+    /// Moves back to `offset`: the bytes from there on are unread again.
     pub(super) fn put_back(&mut self, offset: u64) {
         self.at = self.at.min(offset);
     }
 
-    /// The offset of the next byte, which may have been dropped meanwhile.
+    /// The offset of the next byte. It may have been dropped.
     pub const fn offset(&self) -> u64 {
         self.at
     }
 
-    /// How many bytes this reader missed because they were dropped before it read on.
+    /// How many bytes were dropped before this reader could read them.
     pub const fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// Steps over what was dropped, and counts it.
+    /// Skips and counts dropped bytes.
     fn catch_up(&mut self, log: &Scrollback) {
         let missed = log.start().saturating_sub(self.at);
         self.at += missed;
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readers_do_not_disturb_each_other() {
+    fn cursors_are_independent() {
         let mut log = Scrollback::new(16);
         log.push(b"hello");
         let mut a = Cursor::at(0);
@@ -108,12 +107,12 @@ mod tests {
     }
 
     #[test]
-    fn dropped_bytes_are_counted_once() {
+    fn cursor_dropped_bytes_are_counted_once() {
         let mut log = Scrollback::new(4);
         let mut reader = Cursor::at(0);
         log.push(b"abcdefgh");
         assert_eq!(reader.peek(&log), b"efgh");
-        assert_eq!(reader.lost(), 0, "looking is not reading");
+        assert_eq!(reader.lost(), 0, "peek does not read");
         assert_eq!(reader.take(&log), b"efgh");
         log.push(b"ijkl");
         assert_eq!(reader.take(&log), b"ijkl");
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_ahead_of_the_log_waits_there() {
+    fn cursor_beyond_end_reads_later_bytes() {
         let mut log = Scrollback::new(8);
         let mut reader = Cursor::at(3);
         log.push(b"ab");
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn before_never_goes_back() {
+    fn cursor_before_does_not_move_back() {
         let mut log = Scrollback::new(8);
         log.push(b"abcd");
         let mut reader = Cursor::at(2);

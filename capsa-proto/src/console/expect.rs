@@ -1,8 +1,8 @@
 //! [`Expect`]: one wait for one of several patterns.
 //!
-//! A match consumes through its end and leaves the rest; a timeout or a closed console consumes
-//! nothing, so the next wait sees the same bytes. When the bytes are there, they win over a
-//! deadline that has passed and over a console that has closed.
+//! A match consumes the output through its end and leaves the rest. A timeout or a closed console
+//! consumes nothing, so the next wait sees the same bytes. A match takes precedence over a deadline
+//! that has passed and over a console that has closed.
 
 use super::fault::{FaultDetector, last_fault};
 use super::near_match::near_match;
@@ -13,59 +13,60 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
-/// How many of the last bytes an unhappy outcome carries.
+/// How many of the last unread bytes an unsuccessful outcome contains.
 pub(super) const TAIL: u64 = 2048;
 
 /// How a wait ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// A pattern was found.
+    /// A pattern matched.
     Matched {
-        /// Its index in the matcher.
+        /// The index of the pattern in the matcher.
         pattern: usize,
-        /// What was unread through the end of the match, as far as the log still had it.
+        /// The unread bytes through the end of the match that the scrollback still had.
         output: Vec<u8>,
         /// Whether bytes were dropped from the front of `output`.
         truncated: bool,
-        /// Where in `output` the pattern's groups are, the whole match first. Of a literal there is
-        /// but that; a group that took no part, and any in a match longer than 64 KiB, is `None`.
+        /// The ranges of the pattern's groups in `output`. The first is the whole match, the only one
+        /// of a literal. A group that did not take part is `None`, like all groups in a match longer
+        /// than 64 KiB.
         groups: Vec<Option<Range<usize>>>,
     },
-    /// The time was over. Nothing was consumed.
+    /// The timeout expired. Nothing was consumed.
     TimedOut {
-        /// The last 2 KiB or fewer that were unread.
+        /// The last unread bytes, at most 2 KiB.
         tail: Vec<u8>,
-        /// How long it was waited.
+        /// How long the wait took.
         waited: Duration,
-        /// What trouble the guest was in, as far as what was unread tells.
+        /// The last guest fault in the unread output.
         fault: Option<FaultReport>,
-        /// What came closest to a pattern.
+        /// The output that came closest to a pattern.
         near_match: Option<NearMatch>,
     },
-    /// The console closed, and what it said before does not match. Nothing was consumed.
+    /// The console closed without a match. Nothing was consumed.
     Closed {
-        /// The last 2 KiB or fewer that were unread.
+        /// The last unread bytes, at most 2 KiB.
         tail: Vec<u8>,
-        /// How long it was waited.
+        /// How long the wait took.
         waited: Duration,
-        /// What trouble the guest was in, as far as what was unread tells.
+        /// The last guest fault in the unread output.
         fault: Option<FaultReport>,
-        /// What came closest to a pattern.
+        /// The output that came closest to a pattern.
         near_match: Option<NearMatch>,
     },
-    /// The guest's kernel panicked and said nothing more for half a second: nothing will come. A
-    /// pattern that is in what the panic said is found, as any. Nothing was consumed.
+    /// The guest kernel panicked and printed nothing more for half a second, so no further output is
+    /// expected. A pattern in the panic message matches as usual. Nothing was consumed.
     Panicked {
-        /// The last 2 KiB or fewer that were unread.
+        /// The last unread bytes, at most 2 KiB.
         tail: Vec<u8>,
-        /// How long it was waited.
+        /// How long the wait took.
         waited: Duration,
-        /// The panic's first line.
+        /// The first line of the panic message.
         line: String,
     },
 }
 
-/// One wait: make it, poll it until it has an outcome, drop it.
+/// One wait: create it, poll it until it has an outcome, drop it.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Expect, Matcher, Outcome, Scrollback};
@@ -90,7 +91,7 @@ pub struct Expect {
     done: bool,
 }
 
-/// When something began and how long it may take.
+/// The start and the timeout of a wait or script.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TimeLimit {
     started: Instant,
@@ -98,15 +99,15 @@ pub(super) struct TimeLimit {
 }
 
 impl Expect {
-    /// A wait that begins `now`. Without a timeout it ends by a match or a closed console.
+    /// A wait that starts `now`. Without a timeout it ends with a match or when the console closes.
     pub fn new(matcher: Matcher, now: Instant, timeout: Option<Duration>) -> Self {
         Self { matcher, search: None, clock: TimeLimit::new(now, timeout), done: false }
     }
 
-    /// Looks at what is new, and says how the wait ended if it did.
+    /// Searches the new output and returns the outcome, if the wait has ended.
     ///
-    /// `closed` means that no more bytes will be pushed. All polls take the same log and cursor. A
-    /// wait has one outcome; after it, this gives `None`.
+    /// `closed` means that no more bytes will be pushed. All polls must use the same scrollback and
+    /// cursor. A wait has one outcome; after that, this returns `None`.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -123,12 +124,12 @@ impl Expect {
         outcome
     }
 
-    /// When to poll again even if nothing arrives.
+    /// When to poll again if no output arrives.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         if self.done {
             return None;
         }
-        let panic = self.search.as_ref().and_then(|(_, watch)| watch.due());
+        let panic = self.search.as_ref().and_then(|(_, detector)| detector.confirmed_at());
         Deadline::earliest(self.clock.deadline("console wait timed out"), panic)
     }
 
@@ -139,10 +140,10 @@ impl Expect {
         cursor: &Cursor,
         closed: bool,
     ) -> Option<Outcome> {
-        let (_, watch) = self.search.as_ref()?;
+        let (_, detector) = self.search.as_ref()?;
         let tail = || tail_since(log, cursor.offset());
         let waited = self.clock.waited(now);
-        let panic = if closed { watch.sighting(log) } else { watch.certain(now, log) };
+        let panic = if closed { detector.report(log) } else { detector.confirmed(now, log) };
         if let Some(FaultReport { line, .. }) = panic {
             Some(Outcome::Panicked { tail: tail(), waited, line })
         } else if closed {
@@ -156,28 +157,28 @@ impl Expect {
         }
     }
 
-    /// What may explain that nothing was found. Linear in what is unread.
+    /// What may explain that nothing matched. Linear in the unread output.
     fn hints(&self, log: &Scrollback, cursor: &Cursor) -> (Option<FaultReport>, Option<NearMatch>) {
         (last_fault(log, cursor), near_match(self.matcher.patterns(), cursor.peek(log)))
     }
 
     fn matched(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> Option<Outcome> {
         let origin = cursor.offset();
-        // Somebody else read on with this cursor: what was found before is no longer unread.
+        // Another caller moved this cursor: the progress of the search is no longer valid.
         if self.search.as_ref().is_none_or(|(search, _)| search.origin() != origin) {
             self.search = Some((Search::from(origin), FaultDetector::for_panic(origin)));
         }
-        let (search, watch) = self.search.as_mut()?;
-        watch.look(now, log);
-        let hit = self.matcher.find(search, log)?;
-        let groups = self.matcher.groups(&hit, log);
+        let (search, detector) = self.search.as_mut()?;
+        detector.scan(now, log);
+        let found = self.matcher.find(search, log)?;
+        let groups = self.matcher.groups(&found, log);
         let lost = cursor.lost();
-        let output = cursor.take_to(log, hit.end);
-        let origin = hit.end - output.len() as u64;
+        let output = cursor.take_to(log, found.end);
+        let origin = found.end - output.len() as u64;
         let place = |at: u64| at.saturating_sub(origin) as usize;
         let groups = groups.into_iter().map(|g| g.map(|g| place(g.start)..place(g.end))).collect();
         let truncated = cursor.lost() > lost;
-        Some(Outcome::Matched { pattern: hit.pattern, output, truncated, groups })
+        Some(Outcome::Matched { pattern: found.pattern, output, truncated, groups })
     }
 }
 
@@ -199,7 +200,7 @@ impl TimeLimit {
     }
 }
 
-/// The last bytes since `offset`, for an error message.
+/// The last bytes since `offset`, at most [`TAIL`], for an error message.
 pub(super) fn tail_since(log: &Scrollback, offset: u64) -> Vec<u8> {
     log.since(offset.max(log.end().saturating_sub(TAIL))).to_vec()
 }
@@ -225,14 +226,14 @@ mod tests {
         log
     }
 
-    /// A match of a pattern of this length at the end of this output.
+    /// The outcome of a match of `len` bytes at the end of `output`.
     fn matched(pattern: usize, len: usize, output: &str) -> Option<Outcome> {
         let groups = vec![Some(output.len() - len..output.len())];
         Some(Outcome::Matched { pattern, output: output.into(), truncated: false, groups })
     }
 
     #[test]
-    fn a_match_consumes_through_its_end_only() {
+    fn expect_match_consumes_through_its_end() {
         let log = log("one two three");
         let mut cursor = Cursor::at(0);
         assert_eq!(wait(&["two"]).poll(at(0), &log, &mut cursor, false), matched(0, 3, "one two"));
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_loses_nothing() {
+    fn expect_timeout_consumes_nothing() {
         let mut log = log("almost rea");
         let mut cursor = Cursor::at(0);
         let mut first = wait(&["ready"]);
@@ -253,8 +254,8 @@ mod tests {
         let waited = SECOND * 3;
         let near_match = NearMatch::Prefix {
             pattern: "\"ready\"".into(),
-            said: "rea".into(),
-            instead: String::new(),
+            found: "rea".into(),
+            followed_by: String::new(),
         };
         let (tail, near_match) = ("almost rea".into(), Some(near_match));
         assert_eq!(outcome, Some(Outcome::TimedOut { tail, waited, fault: None, near_match }));
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_beat_timeout_and_close_and_close_beats_timeout() {
+    fn expect_match_wins_over_close_over_timeout() {
         let log = log("ready");
         let mut cursor = Cursor::at(0);
         assert_eq!(wait(&["ready"]).poll(at(9), &log, &mut cursor, true), matched(0, 5, "ready"));
@@ -286,13 +287,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_pattern_matches_an_empty_log_at_once() {
+    fn expect_empty_pattern_matches_immediately() {
         let mut cursor = Cursor::at(0);
         assert_eq!(wait(&[""]).poll(at(0), &log(""), &mut cursor, false), matched(0, 0, ""));
     }
 
     #[test]
-    fn bytes_dropped_during_the_wait_are_admitted() {
+    fn expect_dropped_bytes_set_truncated() {
         let mut log = Scrollback::new(8);
         let mut cursor = Cursor::at(0);
         let mut wait = wait(&["end"]);
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_is_bounded() {
+    fn expect_tail_is_bounded() {
         let mut log = Scrollback::new(1 << 16);
         log.push(&[b'x'; 10_000]);
         let Some(Outcome::Closed { tail, .. }) =
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_ends_a_wait_that_is_not_for_its_words() {
+    fn expect_panic_ends_wait_for_other_pattern() {
         let panic = "[    1.5] Kernel panic - not syncing: no init\r\n[    1.6] CPU: 0\r\n";
         let (log, mut cursor) = (log(panic), Cursor::at(0));
         let mut for_login = Expect::new(Matcher::new(["login:"]), at(0), None);
@@ -331,21 +332,21 @@ mod tests {
 
         let end = &panic[..panic.len() - 2];
         assert_eq!(wait(&["CPU: 0"]).poll(due, &log, &mut cursor, true), matched(0, 6, end));
-        // Whoever has read it knows: the next wait is for what comes after.
+        // After the panic message was read, it does not end the next wait.
         let mut after = Expect::new(Matcher::new(["login:"]), at(0), None);
         assert_eq!(after.poll(at(9), &log, &mut cursor, false), None);
         assert_eq!(after.poll_timeout(), None);
     }
 
     #[test]
-    fn a_console_that_closes_after_a_panic_tells_of_the_panic() {
+    fn expect_close_after_panic_returns_panicked() {
         let log = log("Kernel panic - not syncing: x\n");
         let outcome = wait(&["login:"]).poll(at(0), &log, &mut Cursor::at(0), true);
         assert!(matches!(outcome, Some(Outcome::Panicked { .. })), "{outcome:?}");
     }
 
     #[test]
-    fn a_timeout_names_the_trouble_that_was_seen() {
+    fn expect_timeout_reports_guest_fault() {
         let log = log("\r\nYou are in emergency mode. x\r\n# ");
         let outcome = wait(&["login:"]).poll(at(1), &log, &mut Cursor::at(0), false);
         let Some(Outcome::TimedOut { fault: Some(fault), .. }) = outcome else { panic!() };
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_moved_by_someone_else_starts_the_search_again() {
+    fn expect_moved_cursor_restarts_search() {
         let mut log = log("ab");
         let mut cursor = Cursor::at(0);
         let mut wait = wait(&["abc", "bcd"]);

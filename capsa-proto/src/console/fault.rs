@@ -1,11 +1,12 @@
-//! [`FaultDetector`]: what a guest says when it has given up, so that nobody waits for it to the timeout.
+//! [`FaultDetector`]: recognises guest faults in console output, so that a wait can end before its
+//! timeout.
 //!
-//! Three troubles are known by their words: a kernel panic, an emergency shell, and a login that was
-//! refused. Words alone prove nothing, for a guest may print any text: a sighting counts once the
-//! console **has been silent for [`SILENCE`]** after it, and is forgotten when a kernel boots again.
-//! What a wait makes of it is the wait's business.
+//! Three faults are recognised by their text: a kernel panic, an emergency shell, and a refused
+//! login. The text alone is no proof, because a guest may print anything: a fault is confirmed once
+//! the console **has been silent for [`SILENCE`]** after it, and dropped when a kernel boots. The wait
+//! or script decides what a confirmed fault means for it.
 //!
-//! The words are those of Linux 6.1 (`kernel/panic.c`), systemd 252 and util-linux 2.38 (`sulogin`),
+//! The texts are those of Linux 6.1 (`kernel/panic.c`), systemd 252 and util-linux 2.38 (`sulogin`),
 //! dracut 059 and initramfs-tools 0.142.
 
 use super::{Cursor, Matcher, PatternMatch, Scrollback, Search};
@@ -14,31 +15,31 @@ use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
-/// How long a guest has said nothing more when a sighting counts. A panic prints its trace without
-/// a pause; the whole is recognised within a second.
+/// The silence after which a fault is confirmed. A panic prints its trace without a pause, so it is
+/// confirmed within a second.
 pub(super) const SILENCE: Duration = Duration::from_millis(500);
 
-/// The most of a line that a sighting carries.
-const LINE: usize = 256;
+/// Most bytes of a line that a report contains.
+const REPORTED_LINE_MAX: usize = 256;
 
-/// How far after its first words the last line of a panic is looked for.
-const TRACE: usize = 32 << 10;
+/// How far after its first line the last line of a panic is searched.
+const TRACE_MAX: usize = 32 << 10;
 
-/// A kernel's first words. They end what the one before it said.
+/// The start of a kernel's first message. It invalidates a fault of the kernel before it.
 const BOOT: &str = "Linux version ";
 
-/// What the last line of a panic begins with, before it says the words again.
+/// The start of the last line of a panic, which repeats the text of the first.
 const PANIC_END: &[u8] = b"---[ end ";
 
-/// In what trouble a guest is.
+/// A fault of the guest that its console output shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestFault {
-    /// Its kernel panicked.
+    /// The guest kernel panicked.
     KernelPanic,
-    /// It did not boot through and offers a shell for repair, or would if it had a password for it.
+    /// The boot failed, and the guest offers an emergency shell or asks for its password.
     EmergencyShell,
-    /// It refused a login.
+    /// The guest refused a login.
     LoginIncorrect,
 }
 
@@ -52,12 +53,12 @@ impl fmt::Display for GuestFault {
     }
 }
 
-/// A trouble that was seen, and the line that told.
+/// A guest fault, and the line of output that shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultReport {
-    /// What it is.
+    /// The fault.
     pub fault: GuestFault,
-    /// The line from the telling words on, 256 bytes at most, as text.
+    /// The line from the recognised text on, at most 256 bytes, as text.
     pub line: String,
 }
 
@@ -80,19 +81,19 @@ const ALL: &[(&str, GuestFault)] = &[
     ("Login incorrect", GuestFault::LoginIncorrect),
 ];
 
-/// Looks out for trouble in what a guest says.
+/// Recognises guest faults in console output.
 #[derive(Debug, Clone)]
 pub(super) struct FaultDetector {
-    words: &'static [(&'static str, GuestFault)],
-    /// The words, and with something seen those of a new boot after them.
+    texts: &'static [(&'static str, GuestFault)],
+    /// Matches the texts and, while there is a candidate, [`BOOT`] after them.
     matcher: Matcher,
     search: Search,
-    seen: Option<FaultCandidate>,
-    /// How much there was, and since when.
+    candidate: Option<FaultCandidate>,
+    /// The end of the output, and the time of its last change.
     silent: Option<(u64, Instant)>,
 }
 
-/// The words that were seen, and where.
+/// A fault whose text was found at this offset, and which is not confirmed yet.
 #[derive(Debug, Clone, Copy)]
 struct FaultCandidate {
     fault: GuestFault,
@@ -100,116 +101,115 @@ struct FaultCandidate {
 }
 
 impl FaultDetector {
-    /// A watch for panics alone, from this offset on.
+    /// A detector of kernel panics only, from this offset on.
     pub(super) fn for_panic(from: u64) -> Self {
         Self::new(PANIC, from)
     }
 
-    /// A watch for all troubles.
+    /// A detector of all faults, from this offset on.
     pub(super) fn for_all(from: u64) -> Self {
         Self::new(ALL, from)
     }
 
-    fn new(words: &'static [(&'static str, GuestFault)], from: u64) -> Self {
-        let matcher = Matcher::new(words.iter().map(|(words, _)| words));
-        Self { words, matcher, search: Search::from(from), seen: None, silent: None }
+    fn new(texts: &'static [(&'static str, GuestFault)], from: u64) -> Self {
+        let matcher = Matcher::new(texts.iter().map(|(text, _)| text));
+        Self { texts, matcher, search: Search::from(from), candidate: None, silent: None }
     }
 
-    /// Takes in what is new. The work is linear in that.
-    pub(super) fn look(&mut self, now: Instant, log: &Scrollback) {
+    /// Searches the new output, in linear time.
+    pub(super) fn scan(&mut self, now: Instant, log: &Scrollback) {
         if self.silent.is_none_or(|(end, _)| end != log.end()) {
             self.silent = Some((log.end(), now));
         }
-        while let Some(hit) = self.matcher.find(&mut self.search, log) {
-            let had_seen = self.seen.is_some();
-            self.judge(hit, log);
-            if self.seen.is_some() != had_seen {
-                let boot = self.seen.is_some().then_some(BOOT);
-                self.matcher = Matcher::new(self.words.iter().map(|(words, _)| *words).chain(boot));
+        while let Some(found) = self.matcher.find(&mut self.search, log) {
+            let had_candidate = self.candidate.is_some();
+            self.handle_match(found, log);
+            if self.candidate.is_some() != had_candidate {
+                let boot = self.candidate.is_some().then_some(BOOT);
+                self.matcher = Matcher::new(self.texts.iter().map(|(text, _)| *text).chain(boot));
             }
-            self.search = Search::from(hit.end);
+            self.search = Search::from(found.end);
         }
     }
 
-    /// What was seen, whether or not it counts yet.
-    pub(super) fn suspicion(&self) -> Option<GuestFault> {
-        self.seen.as_ref().map(|seen| seen.fault)
+    /// The fault that was found, confirmed or not.
+    pub(super) fn candidate(&self) -> Option<GuestFault> {
+        self.candidate.as_ref().map(|candidate| candidate.fault)
     }
 
-    /// What was seen, once the guest has been silent for long enough.
-    pub(super) fn certain(&self, now: Instant, log: &Scrollback) -> Option<FaultReport> {
-        let due = self.due()?;
-        if now >= due.at { self.sighting(log) } else { None }
+    /// The fault that was found, once the guest has been silent for [`SILENCE`].
+    pub(super) fn confirmed(&self, now: Instant, log: &Scrollback) -> Option<FaultReport> {
+        let deadline = self.confirmed_at()?;
+        if now >= deadline.at { self.report(log) } else { None }
     }
 
-    /// What was seen, as it is.
-    pub(super) fn sighting(&self, log: &Scrollback) -> Option<FaultReport> {
-        let seen = self.seen.as_ref()?;
-        let line = log.since(seen.at);
-        let line = &line[..line.len().min(LINE)];
+    /// A report of the fault that was found, confirmed or not.
+    pub(super) fn report(&self, log: &Scrollback) -> Option<FaultReport> {
+        let candidate = self.candidate.as_ref()?;
+        let line = log.since(candidate.at);
+        let line = &line[..line.len().min(REPORTED_LINE_MAX)];
         let line = line.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
         Some(FaultReport {
-            fault: seen.fault,
+            fault: candidate.fault,
             line: String::from_utf8_lossy(line).trim_end().into(),
         })
     }
 
-    /// Since when the guest has said nothing.
+    /// The time since which the guest has printed nothing.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         self.silent.map(|(_, since)| since)
     }
 
-    /// What the guest said so far was not all read: that nothing more came proves nothing, and the
-    /// silence begins anew.
-    pub(super) fn forget_silence(&mut self) {
+    /// Restarts the silence. Called while output is not read: then silence proves nothing.
+    pub(super) fn restart_silence(&mut self) {
         self.silent = None;
     }
 
-    /// When a suspicion becomes certain, if the guest says nothing more.
-    pub(super) fn due(&self) -> Option<Deadline> {
-        self.seen.as_ref()?;
-        Some(Deadline { at: self.silent?.1 + SILENCE, why: "the guest may have given up" })
+    /// When the fault is confirmed, if the guest prints nothing more.
+    pub(super) fn confirmed_at(&self) -> Option<Deadline> {
+        self.candidate.as_ref()?;
+        Some(Deadline { at: self.silent?.1 + SILENCE, why: "a guest fault may be confirmed" })
     }
 
-    /// Whether the panic came with its last line, as a kernel's own does.
-    pub(super) fn panic_is_whole(&self, log: &Scrollback) -> bool {
-        let Some(FaultCandidate { fault: GuestFault::KernelPanic, at, .. }) = self.seen else {
+    /// Whether the panic is complete: a kernel prints a last line too.
+    pub(super) fn panic_is_complete(&self, log: &Scrollback) -> bool {
+        let Some(FaultCandidate { fault: GuestFault::KernelPanic, at, .. }) = self.candidate else {
             return false;
         };
         let text = log.since(at);
-        let text = &text[..text.len().min(TRACE)];
+        let text = &text[..text.len().min(TRACE_MAX)];
         [&b"---[ end Kernel panic - not syncing"[..], b"Rebooting in "]
             .iter()
             .any(|words| memchr::memmem::find(text, words).is_some())
     }
 
-    fn judge(&mut self, hit: PatternMatch, log: &Scrollback) {
-        let Some(&(_, fault)) = self.words.get(hit.pattern) else {
-            // A kernel boots: what the one before it said is over.
-            self.seen = None;
+    fn handle_match(&mut self, found: PatternMatch, log: &Scrollback) {
+        let Some(&(_, fault)) = self.texts.get(found.pattern) else {
+            // A kernel boots: the fault of the kernel before it is over.
+            self.candidate = None;
             return;
         };
-        let told = match fault {
-            // The last line of a panic names it again.
-            GuestFault::KernelPanic => !before(log, hit.start).ends_with(PANIC_END),
-            _ => begins_line(before(log, hit.start)),
+        let is_fault = match fault {
+            // The last line of a panic repeats the text.
+            GuestFault::KernelPanic => !bytes_before(log, found.start).ends_with(PANIC_END),
+            _ => is_line_start(bytes_before(log, found.start)),
         };
-        // After a panic there is nothing worse to come.
-        if told && self.suspicion() != Some(GuestFault::KernelPanic) {
-            self.seen = Some(FaultCandidate { fault, at: hit.start });
+        // A panic is not replaced by another fault.
+        if is_fault && self.candidate() != Some(GuestFault::KernelPanic) {
+            self.candidate = Some(FaultCandidate { fault, at: found.start });
         }
     }
 }
 
-/// The last bytes before this offset, as far as they are still here.
-pub(super) fn before(log: &Scrollback, offset: u64) -> &[u8] {
+/// Up to 32 bytes before this offset, if the scrollback still has them.
+pub(super) fn bytes_before(log: &Scrollback, offset: u64) -> &[u8] {
     let bytes = log.since(offset.saturating_sub(32));
     let len = bytes.len() - log.since(offset).len();
     &bytes[..len]
 }
 
-/// Whether what comes next is at the beginning of a line, colours aside.
-pub(super) fn begins_line(mut before: &[u8]) -> bool {
+/// Whether the text after `before` starts a line, apart from escape sequences.
+pub(super) fn is_line_start(mut before: &[u8]) -> bool {
     while let Some(csi) = memchr::memmem::rfind(before, b"\x1b[")
         && before[csi + 2..].iter().all(|b| matches!(b, b' '..=b'?' | b'm' | b'K' | b'J' | b'H'))
     {
@@ -218,12 +218,12 @@ pub(super) fn begins_line(mut before: &[u8]) -> bool {
     matches!(before.last(), None | Some(b'\n'))
 }
 
-/// What trouble there is in the unread bytes of a console, for an error of somebody who waited in
-/// vain. The last sighting; linear in what is unread.
+/// The last guest fault in the unread output, confirmed or not, for the error of a wait. Linear in the
+/// unread output.
 pub(super) fn last_fault(log: &Scrollback, cursor: &Cursor) -> Option<FaultReport> {
-    let mut watch = FaultDetector::for_all(cursor.offset());
-    watch.look(Instant::ZERO, log);
-    watch.sighting(log)
+    let mut detector = FaultDetector::for_all(cursor.offset());
+    detector.scan(Instant::ZERO, log);
+    detector.report(log)
 }
 
 #[cfg(test)]
@@ -234,16 +234,16 @@ mod tests {
         Instant::ZERO + Duration::from_millis(millis)
     }
 
-    /// What counts after a silence, however the text was cut.
-    fn seen(text: &str) -> Option<(GuestFault, String)> {
+    /// The confirmed fault in `text`, the same for any chunking.
+    fn detect(text: &str) -> Option<(GuestFault, String)> {
         let mut answers = [1, 7, 4096].map(|chunk| {
-            let (mut log, mut watch) = (Scrollback::default(), FaultDetector::for_all(0));
+            let (mut log, mut detector) = (Scrollback::default(), FaultDetector::for_all(0));
             for bytes in text.as_bytes().chunks(chunk) {
                 log.push(bytes);
-                watch.look(at(0), &log);
-                assert_eq!(watch.certain(at(499), &log), None, "too early");
+                detector.scan(at(0), &log);
+                assert_eq!(detector.confirmed(at(499), &log), None, "too early");
             }
-            watch.certain(at(500), &log).map(|s| (s.fault, s.line))
+            detector.confirmed(at(500), &log).map(|s| (s.fault, s.line))
         });
         let [first, rest @ ..] = &mut answers;
         assert!(rest.iter().all(|other| other == first), "chunking made a difference");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn troubles_are_known_by_their_words() {
+    fn fault_texts_at_line_start_are_recognised() {
         for (text, expected) in [
             (
                 "[    1.5] Kernel panic - not syncing: VFS: no root\r\n[    1.6] CPU: 0\r\n",
@@ -277,22 +277,22 @@ mod tests {
             ("all is well", None),
         ] {
             let expected = expected.map(|(fault, line)| (fault, String::from(line)));
-            assert_eq!(seen(text), expected, "{text:?}");
+            assert_eq!(detect(text), expected, "{text:?}");
         }
     }
 
     #[test]
-    fn a_guest_that_goes_on_talking_is_not_given_up() {
-        let (mut log, mut watch) = (Scrollback::default(), FaultDetector::for_panic(0));
+    fn fault_guest_keeps_printing_is_not_confirmed() {
+        let (mut log, mut detector) = (Scrollback::default(), FaultDetector::for_panic(0));
         log.push(b"Kernel panic - not syncing: x\n");
         for n in 0..10 {
             log.push(b"but on it goes\n");
-            watch.look(at(n * 400), &log);
-            assert_eq!(watch.certain(at(n * 400), &log), None);
-            assert_eq!(watch.due().unwrap().at, at(n * 400 + 500));
+            detector.scan(at(n * 400), &log);
+            assert_eq!(detector.confirmed(at(n * 400), &log), None);
+            assert_eq!(detector.confirmed_at().unwrap().at, at(n * 400 + 500));
         }
-        assert!(!watch.panic_is_whole(&log));
+        assert!(!detector.panic_is_complete(&log));
         log.push(b"---[ end Kernel panic - not syncing: x ]---\n");
-        assert!(watch.panic_is_whole(&log));
+        assert!(detector.panic_is_complete(&log));
     }
 }

@@ -1,35 +1,36 @@
-//! Messages of the kernel, known by their time stamp, and what they cut into.
+//! Recognises kernel log messages by their time stamps, and searches text that they interrupt.
 //!
-//! The kernel prints when it likes, also into the middle of what a program says. Its message ends with
-//! a newline, so without it what it cut into is whole again:
+//! The kernel may print into the middle of a program's output. Its message ends with a newline, so
+//! removing the message restores the interrupted text:
 //!
 //! ```text
 //! guest lo[    4.812345] random: crng init done\r\ngin:        is  "guest login:"
 //! ```
 //!
-//! A kernel that prints no time stamps is not seen through.
+//! Messages without time stamps are not recognised.
 
 use core::ops::Range;
 
-/// What is longer is no message: the kernel cuts its own at 1 KiB (`CONSOLE_LOG_MAX`, 6.1).
+/// The maximum length of a message: the kernel truncates its messages at 1 KiB (`CONSOLE_LOG_MAX`,
+/// Linux 6.1).
 const MESSAGE_MAX: usize = 4 << 10;
 
-/// Whether something is `[   12.345678]`: blanks, seconds, and six digits of microseconds
+/// Whether bytes are a time stamp `[   12.345678]`: blanks, seconds, and six digits of microseconds
 /// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timestamp {
     Whole,
-    /// It may become one.
+    /// More bytes may complete it.
     Partial,
     No,
 }
 
 impl Timestamp {
-    /// More than the kernel ever prints.
+    /// Longer than any time stamp of the kernel.
     const LONGEST: usize = 32;
 
-    /// Judges bytes that begin with `[`.
-    pub(super) fn judge(bytes: &[u8]) -> Self {
+    /// Classifies bytes that start with `[`.
+    pub(super) fn classify(bytes: &[u8]) -> Self {
         let digits = |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).count();
         let blanks = bytes[1..].iter().take_while(|&&b| b == b' ').count();
         let rest = &bytes[1 + blanks..];
@@ -49,7 +50,7 @@ impl Timestamp {
     }
 }
 
-/// A text from some place on, with messages of the kernel passed over.
+/// An iterator over the bytes of a text that skips kernel messages.
 #[derive(Debug, Clone)]
 pub(super) struct KernelLogFilter<'a> {
     text: &'a [u8],
@@ -61,17 +62,17 @@ impl<'a> KernelLogFilter<'a> {
         Self { text, at: 0 }
     }
 
-    /// Up to where it has come.
+    /// The index of the next byte.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// Whether the last byte may be the first of a message whose end has not come.
-    pub(super) fn is_midway(&self) -> bool {
+    /// Whether the last byte may be the first of an incomplete message.
+    pub(super) fn is_in_message(&self) -> bool {
         let text = &self.text[self.at.saturating_sub(1)..];
         let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)]);
         text.first() == Some(&b'[')
-            && Timestamp::judge(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Timestamp::No
+            && Timestamp::classify(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Timestamp::No
             && text.len() < MESSAGE_MAX
             && memchr::memchr(b'\n', text).is_none()
     }
@@ -90,25 +91,25 @@ impl Iterator for KernelLogFilter<'_> {
     }
 }
 
-/// The length of the message that a text begins with, its newline included.
+/// The length of the kernel message at the start of `text`, including its newline.
 fn message(text: &[u8]) -> Option<usize> {
     if text.first() != Some(&b'[') {
         return None;
     }
     let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)])?;
-    if Timestamp::judge(&text[..=stamp]) != Timestamp::Whole {
+    if Timestamp::classify(&text[..=stamp]) != Timestamp::Whole {
         return None;
     }
     Some(memchr::memchr(b'\n', &text[..text.len().min(MESSAGE_MAX)])? + 1)
 }
 
-/// The first place of `words` in `text`, read through the messages in it.
+/// The first occurrence of `words` in `text`, which kernel messages may interrupt.
 pub(super) fn find_across_kernel_log(text: &[u8], words: &[u8]) -> Option<Range<usize>> {
     find_then_parse(text, words, |_| Some(())).map(|(place, ())| place)
 }
 
-/// As [`find_across_kernel_log`], with what `read` makes of what comes after the words, if it makes something
-/// of it. The work is that of a naive search: for short texts.
+/// Like [`find_across_kernel_log`], and parses the text after the words with `read`; the first
+/// occurrence for which that succeeds counts. A naive search, for short texts.
 pub(super) fn find_then_parse<T>(
     text: &[u8],
     words: &[u8],
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_found_through_what_cut_into_them() {
+    fn find_across_kernel_log_skips_messages() {
         for (text, expected) in [
             ("guest login:", Some("login:")),
             ("guest lo[    4.812345] crng\r\ngin: ", Some("lo[    4.812345] crng\r\ngin:")),

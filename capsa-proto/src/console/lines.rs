@@ -1,11 +1,11 @@
-//! [`LineSplitter`]: a stream in lines, wherever it is cut.
+//! [`LineSplitter`]: splits a stream that arrives in chunks into lines.
 
 use alloc::vec::Vec;
 
-/// The longest line that is given whole: 64 KiB. A longer one comes in pieces of that length.
+/// The longest line that is returned whole: 64 KiB. A longer line comes in pieces of that length.
 pub const LINE_MAX: usize = 64 << 10;
 
-/// Gathers bytes and gives lines, without their `\n` and the `\r`s before it.
+/// Collects bytes and returns lines, without the `\n` and any `\r` before it.
 ///
 /// ```
 /// use capsa_proto::console::LineSplitter;
@@ -20,14 +20,14 @@ pub const LINE_MAX: usize = 64 << 10;
 #[derive(Debug, Clone, Default)]
 pub struct LineSplitter {
     buffer: Vec<u8>,
-    /// Where the next line begins.
+    /// The index of the next line.
     start: usize,
-    /// Up to where there is no end of a line.
+    /// The index up to which there is no line end.
     scanned: usize,
 }
 
 impl LineSplitter {
-    /// Takes what came. What is pushed and not taken as lines stays in memory.
+    /// Adds bytes. Memory grows until they are taken with [`next_line`](Self::next_line).
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.scanned -= self.start;
@@ -35,7 +35,7 @@ impl LineSplitter {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole line, or the first 64 KiB of one that is longer.
+    /// The next complete line, or the first 64 KiB of a longer one.
     pub fn next_line(&mut self) -> Option<Vec<u8>> {
         let most = self.buffer.len().min(self.start + LINE_MAX + 1);
         let from = self.scanned.min(most);
@@ -55,7 +55,7 @@ impl LineSplitter {
         Some(piece)
     }
 
-    /// What is left when no more will come and there is no whole line: the last, without an end.
+    /// The rest at the end of the stream: the last line, without a line end.
     pub fn finish(&mut self) -> Option<Vec<u8>> {
         let rest = self.buffer.split_off(self.start);
         *self = Self::default();
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_of_lines_go_and_empty_lines_stay() {
+    fn line_splitter_strips_ends_keeps_empty_lines() {
         for chunk in [1, 3, 100] {
             assert_eq!(
                 split(b"a\r\n\r\n\nb\rc\r\r\nd", chunk),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_comes_in_pieces() {
+    fn line_splitter_long_line_comes_in_pieces() {
         let long = vec![b'x'; 2 * LINE_MAX + 5];
         for chunk in [1000, 1 << 20] {
             let pieces = split(&long, chunk);
@@ -110,7 +110,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_are_what_is_between_the_ends(text in "[ab\r\n]{0,40}", chunk in 1usize..9) {
+        fn line_splitter_any_chunking_equals_split(text in "[ab\r\n]{0,40}", chunk in 1usize..9) {
             let mut expected: Vec<&str> = text.split('\n').collect();
             let last = expected.pop().filter(|last| !last.is_empty());
             let expected = expected.iter().map(|line| line.trim_end_matches('\r'));

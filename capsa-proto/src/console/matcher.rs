@@ -1,11 +1,11 @@
-//! [`Matcher`]: which of several patterns comes first in a stream.
+//! [`Matcher`]: finds which of several patterns matches first in a stream.
 //!
-//! **The earliest end wins; ties go to the pattern listed first.** No later byte can change that
-//! answer, so it does not depend on how the stream was cut into reads. (Earliest *start* would: a
-//! long pattern that began first may still be incomplete when a short one is already whole.)
+//! **The match with the earliest end wins; at a tie, the pattern listed first.** Later bytes cannot
+//! change that result, so it does not depend on how the stream was split into reads. (The earliest
+//! *start* would depend on it: a long pattern that started first may be incomplete when a short one
+//! has matched.)
 //!
-//! Literals and regular expressions go by the same rule, and the work stays linear whatever a guest
-//! sends.
+//! The rule holds for literals and regular expressions. The work is linear in the output.
 
 use super::pattern::PatternKind;
 use super::{Pattern, Scrollback};
@@ -14,25 +14,25 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memchr::memmem::Finder;
 
-/// How far all patterns are looked for before going on together. Without it, a wait for something
-/// near would search the whole log for a pattern that is not there, each time.
+/// Patterns are searched block by block. Without blocks, each wait whose match is near would search
+/// the whole scrollback for the patterns that do not occur.
 const BLOCK: u64 = 4096;
 
-/// Where a pattern was found.
+/// A match of one pattern: which, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PatternMatch {
-    /// Its index in the order given to [`Matcher::new`].
+    /// The index of the pattern in the order given to [`Matcher::new`].
     pub pattern: usize,
-    /// The offset of its first byte.
+    /// The offset of the first byte of the match.
     pub start: u64,
-    /// The offset one past its last byte.
+    /// The offset one past the last byte of the match.
     pub end: u64,
 }
 
-/// A set of patterns to look for.
+/// A set of patterns to search for.
 ///
-/// An empty pattern is found at once, where the search begins. With no patterns at all nothing is
-/// ever found, which makes a wait for the end of the stream.
+/// An empty pattern matches immediately, where the search starts. Without patterns nothing ever
+/// matches, which makes a wait for the end of the stream.
 ///
 /// ```
 /// use capsa_proto::console::{Matcher, Scrollback, Search};
@@ -52,45 +52,45 @@ pub struct Matcher {
     patterns: Vec<Pattern>,
     /// The longest literal.
     longest: usize,
-    /// There is a pattern whose matches may be of any length.
+    /// Whether there is a pattern with matches of unlimited length.
     is_unbounded: bool,
 }
 
-/// How far one search has come: the part of a wait that changes.
+/// The progress of one search: the part of a wait that changes.
 ///
-/// It looks at each new byte once per pattern, plus, for a literal, at the `len - 1` bytes before
-/// it, where it may have begun. For each regular expression it keeps up to 512 KiB.
+/// A search reads each new byte once per pattern. For a literal it also reads the `len - 1` bytes
+/// before the new ones, where a match may have started. Each regular expression uses up to 512 KiB.
 #[derive(Debug, Clone)]
 pub struct Search {
     from: u64,
     scanned: u64,
-    hit: Option<PatternMatch>,
-    /// For each pattern that is a regular expression, how far its automaton has come.
+    found: Option<PatternMatch>,
+    /// The progress of each pattern that is a regular expression.
     #[cfg(feature = "regex")]
-    walks: Vec<Option<RegexProgress>>,
-    /// Bytes looked at, summed over the patterns.
+    regexes: Vec<Option<RegexProgress>>,
+    /// Bytes read, summed over the patterns.
     #[cfg(test)]
     work: u64,
 }
 
-/// How far a regular expression has been looked for.
+/// The progress of the search for one regular expression.
 #[cfg(feature = "regex")]
 #[derive(Debug, Clone)]
 struct RegexProgress {
-    /// Up to where there is no match.
-    at: u64,
-    /// Up to where its automaton has gone, where that has come back to its start.
-    walked: u64,
-    walk: super::regex::Walk,
+    /// The offset up to which there is no match.
+    searched: u64,
+    /// The offset up to which the automaton ran, for when it is back in its start state.
+    fed: u64,
+    dfa: super::regex::LazyDfa,
 }
 
 impl Matcher {
-    /// A matcher for any of these literals, which are numbered in this order.
+    /// A matcher for these literals. Their order gives their indices.
     pub fn new(literals: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         Self::of(literals.into_iter().map(Pattern::literal))
     }
 
-    /// A matcher for any of these patterns, which are numbered in this order.
+    /// A matcher for these patterns. Their order gives their indices.
     pub fn of(patterns: impl IntoIterator<Item = Pattern>) -> Self {
         let patterns: Vec<_> = patterns.into_iter().collect();
         let literals = patterns.iter().filter_map(Pattern::as_literal);
@@ -104,15 +104,15 @@ impl Matcher {
         &self.patterns
     }
 
-    /// Where the groups of a hit are in the log, the whole first; a literal has no other. A group
-    /// that took no part is `None`, and so are all but the whole in a match longer than 64 KiB.
-    pub fn groups(&self, hit: &PatternMatch, log: &Scrollback) -> Vec<Option<Range<u64>>> {
-        let start = hit.start.max(log.start()).min(hit.end);
-        match &self.patterns[hit.pattern].kind {
-            PatternKind::Literal(_) => vec![Some(start..hit.end)],
+    /// The offsets of the groups of a match; the first is the whole match, the only one of a literal.
+    /// A group that did not take part is `None`, like all groups in a match longer than 64 KiB.
+    pub fn groups(&self, found: &PatternMatch, log: &Scrollback) -> Vec<Option<Range<u64>>> {
+        let start = found.start.max(log.start()).min(found.end);
+        match &self.patterns[found.pattern].kind {
+            PatternKind::Literal(_) => vec![Some(start..found.end)],
             #[cfg(feature = "regex")]
             PatternKind::Regex(regex) => {
-                let matched = &log.since(start)[..(hit.end - start) as usize];
+                let matched = &log.since(start)[..(found.end - start) as usize];
                 let place = |n| start + n as u64;
                 let groups = regex.groups(matched).into_iter();
                 groups.map(|g| g.map(|g| place(g.start)..place(g.end))).collect()
@@ -120,15 +120,15 @@ impl Matcher {
         }
     }
 
-    /// Looks at what is new in `log` since the last call with this `search`.
+    /// Searches the bytes that were added to `log` since the last call with this `search`.
     ///
-    /// A search that has found something keeps giving the same hit. Bytes that were dropped before
-    /// they were looked at are not found, and no hit reaches across them.
+    /// A search that has found a match returns the same match again. Bytes that were dropped before
+    /// they were searched are part of no match.
     pub fn find(&self, search: &mut Search, log: &Scrollback) -> Option<PatternMatch> {
-        if search.hit.is_none() {
-            search.hit = self.empty_pattern(search.from).or_else(|| self.advance(search, log));
+        if search.found.is_none() {
+            search.found = self.empty_pattern(search.from).or_else(|| self.advance(search, log));
         }
-        search.hit
+        search.found
     }
 
     fn empty_pattern(&self, at: u64) -> Option<PatternMatch> {
@@ -141,16 +141,16 @@ impl Matcher {
         search.scanned = search.scanned.max(from);
         while search.scanned < log.end() {
             let upto = log.end().min(search.scanned + BLOCK.max(self.longest as u64));
-            let hit = self.best_in(search, log, from, upto);
-            if hit.is_some() {
-                return hit;
+            let found = self.best_in(search, log, from, upto);
+            if found.is_some() {
+                return found;
             }
             search.scanned = upto;
         }
         None
     }
 
-    /// The hit with the earliest end up to `upto`, given that none ends at or before `scanned`.
+    /// The match with the earliest end up to `upto`, given that none ends at or before `scanned`.
     fn best_in(
         &self,
         search: &mut Search,
@@ -160,8 +160,8 @@ impl Matcher {
     ) -> Option<PatternMatch> {
         let mut best: Option<PatternMatch> = None;
         for (pattern, Pattern { kind }) in self.patterns.iter().enumerate() {
-            // A later pattern has to end strictly earlier, so it need not look at the last byte.
-            let stop = best.map_or(upto, |hit| hit.end - 1);
+            // A match of a later pattern must end strictly earlier to win.
+            let stop = best.map_or(upto, |best| best.end - 1);
             let found = match kind {
                 PatternKind::Literal(finder) => search.literal(finder, log, from, stop),
                 #[cfg(feature = "regex")]
@@ -176,25 +176,25 @@ impl Matcher {
 }
 
 impl Search {
-    /// A search that begins at `offset`.
+    /// A search that starts at `offset`.
     pub const fn from(offset: u64) -> Self {
         Self {
             from: offset,
             scanned: offset,
-            hit: None,
+            found: None,
             #[cfg(feature = "regex")]
-            walks: Vec::new(),
+            regexes: Vec::new(),
             #[cfg(test)]
             work: 0,
         }
     }
 
-    /// Where it began.
+    /// The offset where the search started.
     pub const fn origin(&self) -> u64 {
         self.from
     }
 
-    /// The first place of a literal that ends behind `scanned` and not behind `stop`.
+    /// The first occurrence of a literal that ends after `scanned` and not after `stop`.
     fn literal(
         &mut self,
         finder: &Finder<'_>,
@@ -208,13 +208,13 @@ impl Search {
             return None;
         }
         let bytes = &log.since(start)[..(stop - start) as usize];
-        self.looked_at(bytes);
+        self.count_work(bytes);
         let start = start + finder.find(bytes)? as u64;
         Some(start..start + len)
     }
 
-    /// As [`literal`](Self::literal), of a regular expression. Where nothing is found, what lies
-    /// before `stop` is done with.
+    /// Like [`literal`](Self::literal), for a regular expression. If there is no match, the bytes
+    /// before `stop` are not searched again.
     #[cfg(feature = "regex")]
     fn regex(
         &mut self,
@@ -225,41 +225,41 @@ impl Search {
         stop: u64,
     ) -> Option<Range<u64>> {
         let scanned = self.scanned;
-        if self.walks.len() <= pattern {
-            self.walks.resize_with(pattern + 1, || None);
+        if self.regexes.len() <= pattern {
+            self.regexes.resize_with(pattern + 1, || None);
         }
-        let way =
-            self.walks[pattern].get_or_insert_with(|| RegexProgress::new(scanned, regex.walk()));
-        if way.at != scanned {
-            // Bytes were dropped before anybody looked at them. No match reaches across.
-            way.walked = scanned;
-            way.walk.restart();
+        let progress = self.regexes[pattern]
+            .get_or_insert_with(|| RegexProgress::new(scanned, regex.lazy_dfa()));
+        if progress.searched != scanned {
+            // Bytes were dropped before they were searched. No match spans them.
+            progress.fed = scanned;
+            progress.dfa.restart();
         }
         let stop = stop.max(scanned);
-        way.at = stop;
-        let begin = way.begin(regex, log, scanned, from, stop)?;
+        progress.searched = stop;
+        let begin = progress.resume_at(regex, log, scanned, from, stop)?;
         let bytes = &log.since(begin)[..(stop - begin) as usize];
-        way.walked = stop;
-        let end = regex.advance(&mut way.walk, bytes).map(|len| begin + len as u64);
-        self.looked_at(bytes);
+        progress.fed = stop;
+        let end = regex.advance(&mut progress.dfa, bytes).map(|len| begin + len as u64);
+        self.count_work(bytes);
         let end = end?;
         let before = log.since(from);
         let start = from + regex.begin(&before[..(end - from) as usize]) as u64;
         Some(start..end)
     }
 
-    fn looked_at(&mut self, _bytes: &[u8]) {
+    fn count_work(&mut self, _bytes: &[u8]) {
         #[cfg(test)]
         {
             self.work += _bytes.len() as u64;
         }
     }
 
-    /// The offset before which no hit of `matcher` can begin any more: what comes earlier need not
-    /// be kept for this search.
-    pub(super) fn settled(&self, matcher: &Matcher) -> u64 {
-        match self.hit {
-            Some(hit) => hit.start,
+    /// The offset before which no match of `matcher` can start any more: this search does not need the
+    /// bytes before it.
+    pub(super) fn earliest_start(&self, matcher: &Matcher) -> u64 {
+        match self.found {
+            Some(found) => found.start,
             None if matcher.is_unbounded => self.from,
             None => {
                 let overlap = matcher.longest.saturating_sub(1) as u64;
@@ -271,12 +271,13 @@ impl Search {
 
 #[cfg(feature = "regex")]
 impl RegexProgress {
-    fn new(at: u64, walk: super::regex::Walk) -> Self {
-        Self { at, walked: at, walk }
+    fn new(at: u64, dfa: super::regex::LazyDfa) -> Self {
+        Self { searched: at, fed: at, dfa }
     }
 
-    /// Where the automaton has to go on, if it has to before `stop`. No byte is gone over twice.
-    fn begin(
+    /// The offset from which the automaton has to run, if it has to run before `stop`. No byte is fed
+    /// to it twice.
+    fn resume_at(
         &self,
         regex: &super::regex::Regex,
         log: &Scrollback,
@@ -284,19 +285,19 @@ impl RegexProgress {
         from: u64,
         stop: u64,
     ) -> Option<u64> {
-        let prefilter = regex.prefilter().filter(|_| self.walk.is_at_start());
+        let prefilter = regex.prefilter().filter(|_| self.dfa.is_at_start());
         let Some(prefilter) = prefilter else { return Some(scanned) };
-        // What a match must have may have begun before what is new.
+        // The literal may have started before the new bytes.
         let look = scanned.saturating_sub(prefilter.len() as u64 - 1).max(from);
         let place = look + prefilter.find(&log.since(look)[..(stop - look) as usize])? as u64;
-        let earliest = self.walked.max(from);
+        let earliest = self.fed.max(from);
         let before = &log.since(earliest)[..place.saturating_sub(earliest) as usize];
         let line = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
         Some(earliest + line as u64)
     }
 }
 
-/// The slow obvious version: at each end, in order, is there a pattern that ends here?
+/// A slow reference implementation: for each end, in order, is there a pattern that ends here?
 #[cfg(test)]
 fn naive(patterns: &[Vec<u8>], stream: &[u8], from: usize) -> Option<PatternMatch> {
     for end in from..=stream.len() {
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn earliest_end_wins_then_the_first_listed() {
+    fn matcher_earliest_end_wins_then_first_listed() {
         for (patterns, stream, expected) in [
             (&["b", "a"][..], "xab", Some((1, 1, 2))),
             (&["abcd", "bc"], "abcd", Some((1, 1, 3))),
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn pattern_split_across_reads_matches() {
+    fn matcher_pattern_split_across_reads_matches() {
         let matcher = Matcher::new(["login:"]);
         let mut log = Scrollback::new(64);
         let mut search = Search::from(0);
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_before_the_origin_is_part_of_a_hit() {
+    fn matcher_bytes_before_origin_never_match() {
         let mut log = Scrollback::new(64);
         log.push(b"abab");
         let hit = Matcher::new(["ab"]).find(&mut Search::from(1), &log);
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_overtaken_by_dropping_goes_on_with_what_is_left() {
+    fn search_after_dropped_bytes_continues() {
         let matcher = Matcher::new(["ab"]);
         let mut log = Scrollback::new(4);
         let mut search = Search::from(0);
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn each_byte_is_looked_at_once_plus_the_overlap() {
+    fn search_reads_each_byte_once_plus_overlap() {
         let patterns = ["needle", "pin"];
         let matcher = Matcher::new(patterns);
         let mut log = Scrollback::new(1 << 20);
@@ -388,7 +389,7 @@ mod tests {
         for _ in 0..polls {
             log.push(&[b'.'; 100]);
             assert_eq!(matcher.find(&mut search, &log), None);
-            // With nothing new there is nothing to do.
+            // Without new bytes there is no work.
             assert_eq!(matcher.find(&mut search, &log), None);
         }
         let fresh = polls * chunk * patterns.len() as u64;
@@ -398,7 +399,7 @@ mod tests {
 
     #[cfg(feature = "regex")]
     #[test]
-    fn a_literal_that_comes_again_and_again_costs_no_byte_twice() {
+    fn search_frequent_prefilter_hits_stay_linear() {
         for text in ["x login: ", "x login: x\n", "aaaaaaaa", " login: "] {
             let matcher = Matcher::of([Pattern::regex("[a-z]+ login: never").unwrap()]);
             let mut log = Scrollback::new(1 << 20);
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_near_hit_does_not_pay_for_a_long_log() {
+    fn search_near_match_reads_one_block() {
         let matcher = Matcher::new(["absent", "near"]);
         let mut log = Scrollback::new(1 << 20);
         log.push(b"near");
@@ -427,7 +428,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_gives_what_the_naive_twin_gives(
+        fn matcher_any_chunking_equals_reference(
             patterns in prop::collection::vec(prop::collection::vec(b'a'..=b'c', 0..5), 1..=5),
             stream in prop::collection::vec(b'a'..=b'c', 0..60),
             cuts in prop::collection::vec(1usize..8, 0..60),
@@ -455,7 +456,7 @@ mod tests {
         }
 
         #[test]
-        fn blocks_do_not_show(gap in 4000usize..4200, len in 1usize..6000) {
+        fn matcher_match_across_blocks_is_found(gap in 4000usize..4200, len in 1usize..6000) {
             let needle: Vec<u8> = core::iter::repeat_n(b'n', len).collect();
             let mut stream: Vec<u8> = core::iter::repeat_n(b'.', gap).collect();
             stream.extend_from_slice(&needle);

@@ -1,22 +1,22 @@
-//! The console: what a guest has said, waiting for what it will say, and talking back.
+//! The console: the buffer of guest output, waits for patterns in it, and scripts that write input.
 //!
-//! Bytes go into a [`Scrollback`], which is bounded. Each reader has a [`Cursor`], its place in it.
-//! An [`Expect`] waits for one of several patterns; a [`Script`] ([`Login`], [`RunCommand`]) holds a
-//! conversation. Text stays bytes here: it may be cut anywhere, and is made a string where it is
-//! handed out.
+//! Guest output goes into a [`Scrollback`], which is bounded. Each reader has a [`Cursor`], its
+//! position in the scrollback. An [`Expect`] waits for one of several patterns; a [`Script`]
+//! ([`Login`], [`RunCommand`]) reads output and writes input. Output stays bytes here: it may be
+//! split anywhere, even inside a character.
 //!
-//! Nothing here decides what a terminal emulator would show. The work is linear in what the guest
-//! sends, with regular expressions too (the feature `regex`).
+//! This is not a terminal emulator. All work is linear in the size of the output, also with regular
+//! expressions (feature `regex`).
 //!
 //! # Driving
 //!
-//! 1. Make the log, and a cursor for each reader.
-//! 2. When the guest has said something, [`push`](Scrollback::push) it. Push no more at a time than
-//!    the log holds, or its readers lose bytes (and say so).
-//! 3. Poll every wait and script that uses this log, with the time: [`Expect::poll`],
-//!    [`Script::poll_output`]. Send what a script writes, and poll it again until it waits.
+//! 1. Create the scrollback, and a cursor for each reader.
+//! 2. [`push`](Scrollback::push) guest output. Push at most the scrollback's capacity at a time;
+//!    otherwise readers lose bytes, which they report.
+//! 3. Poll each wait and script with the current time: [`Expect::poll`], [`Script::poll_output`].
+//!    Send what a script writes, and poll the script again until it waits.
 //! 4. Sleep until there is more output or the earliest `poll_timeout`. Go back to 2.
-//! 5. When the console closes, poll once more with `closed`: all of them end.
+//! 5. When the console closes, poll once more with `closed`: every wait and script ends.
 //!
 //! ```
 //! use capsa_proto::console::{Cursor, Expect, Matcher, Outcome, Scrollback};
@@ -52,19 +52,19 @@
 //!
 //! # Bounds
 //!
-//! | what | bound | at the bound |
+//! | object | bound | at the bound |
 //! | --- | --- | --- |
-//! | [`Scrollback`] | its capacity, [`DEFAULT_CAPACITY`] | [`Overflow`] says |
-//! | output of a command | [`OUTPUT_LIMIT`] | the front is kept, [`CommandOutput::truncated`] |
-//! | a command | [`COMMAND_MAX`] | refused |
+//! | [`Scrollback`] | its capacity, [`DEFAULT_CAPACITY`] | see [`Overflow`] |
+//! | output of a command | [`OUTPUT_LIMIT`] | the first bytes are kept, [`CommandOutput::truncated`] |
+//! | a command | [`COMMAND_MAX`] | rejected |
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
-//! | what is looked at for a near miss | 64 KiB, 16 literals | the last bytes, the first literals |
-//! | a regular expression | 4 KiB, 256 KiB compiled | refused |
-//! | a match of one up to its first literal | what the log holds | not found |
-//! | states of a search for it | 512 KiB | forgotten, and worked out again |
-//! | groups of a match | 64 KiB | only the whole is known |
-//! | a line | [`LINE_MAX`] | given in pieces |
-//! | Enters pressed unasked by a login | 3 per stage | it goes on waiting |
+//! | search for a near match | 64 KiB, 16 literals | the last bytes, the first literals |
+//! | a regular expression | 4 KiB, 256 KiB compiled | rejected |
+//! | its match up to its first literal | the content of the scrollback | not found |
+//! | cached states of its search | 512 KiB | dropped and computed again |
+//! | a match with groups | 64 KiB | only the whole match is reported |
+//! | a line | [`LINE_MAX`] | returned in pieces |
+//! | Enter keys that a login sends to a silent guest | 3 per step | it keeps waiting |
 
 #[cfg(all(test, feature = "regex"))]
 mod chunking;

@@ -1,7 +1,7 @@
-//! [`NearMatch`]: what a guest said that is almost what was waited for, for the error of that wait.
+//! [`NearMatch`]: output that almost matches a pattern, shown in the error of a wait.
 //!
-//! Looked at are the last [`WINDOW`] bytes and the first [`PATTERNS`] literals: once per literal as
-//! it is, and once for each way in which text is taken for the same by a person and not by a machine.
+//! The search covers the last [`WINDOW`] bytes and the first [`PATTERNS_MAX`] literals. Text and literal
+//! are compared under several normalizations, each of which ignores a difference that people overlook.
 
 use super::kernel_log::find_across_kernel_log;
 use super::{Pattern, Stripper};
@@ -13,69 +13,74 @@ use core::fmt;
 use memchr::memmem;
 
 const WINDOW: usize = 64 << 10;
-/// Where messages of the kernel are looked through, which is slower.
-const CUT_WINDOW: usize = 4 << 10;
-const PATTERNS: usize = 16;
-/// Longer literals are left out.
-const LONGEST: usize = 4096;
-/// How much is shown of what came instead.
-const SHOWN: usize = 24;
+/// The last bytes that are searched across kernel messages, which is slower.
+const KERNEL_LOG_WINDOW: usize = 4 << 10;
+const PATTERNS_MAX: usize = 16;
+/// Longer literals are skipped.
+const LITERAL_MAX: usize = 4096;
+/// How much of the text after a prefix is shown.
+const SHOWN_MAX: usize = 24;
 
-/// What came close to a pattern.
+/// Output that almost matches a pattern, or that explains why nothing matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NearMatch {
-    /// The text was there, but for something that is easily overlooked.
-    But {
+    /// The output matches the pattern except for a difference that is easily overlooked.
+    Differs {
         /// The pattern.
         pattern: String,
-        /// What is different: letter case, escape sequences, line ends, messages of the kernel.
+        /// The difference: letter case, escape sequences, line ends, kernel messages.
         difference: &'static str,
-        /// What was there.
-        said: String,
+        /// The output.
+        found: String,
     },
-    /// The beginning was there, and then something else.
+    /// The output matches the start of the pattern.
     Prefix {
         /// The pattern.
         pattern: String,
-        /// As much of it as was there.
-        said: String,
-        /// What came instead of the rest. Empty: nothing has come yet.
-        instead: String,
+        /// The matching output.
+        found: String,
+        /// The output after it. Empty if there is none yet.
+        followed_by: String,
     },
-    /// Nothing of it was there, and what was tells what the guest is at.
-    Instead {
-        /// The last line, escape sequences and messages of the kernel taken out.
-        said: String,
-        /// What that means.
-        meaning: &'static str,
+    /// No output matches, and the last line shows the state of the guest.
+    LastLine {
+        /// The last line, without escape sequences and kernel messages.
+        line: String,
+        /// What the line means.
+        explanation: &'static str,
     },
 }
 
 impl fmt::Display for NearMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::But { pattern, difference, said } => {
-                write!(f, "{pattern} was there but for {difference}: {said:?}")
+            Self::Differs { pattern, difference, found } => {
+                write!(f, "{pattern} matches {found:?} except for {difference}")
             }
-            Self::Prefix { pattern, said, instead } if instead.is_empty() => {
-                write!(f, "of {pattern} there was {said:?}, and then nothing")
+            Self::Prefix { pattern, found, followed_by } if followed_by.is_empty() => {
+                write!(f, "only the start of {pattern} matched: {found:?}, followed by nothing")
             }
-            Self::Prefix { pattern, said, instead } => {
-                write!(f, "of {pattern} there was {said:?}, and then {instead:?}")
+            Self::Prefix { pattern, found, followed_by } => {
+                write!(
+                    f,
+                    "only the start of {pattern} matched: {found:?}, followed by {followed_by:?}"
+                )
             }
-            Self::Instead { said, meaning } if said.is_empty() => f.write_str(meaning),
-            Self::Instead { said, meaning } => write!(f, "the last line is {said:?}: {meaning}"),
+            Self::LastLine { line, explanation } if line.is_empty() => f.write_str(explanation),
+            Self::LastLine { line, explanation } => {
+                write!(f, "the last line is {line:?}: {explanation}")
+            }
         }
     }
 }
 
-/// What in these bytes comes closest to one of the patterns.
+/// The output in `unread` that comes closest to one of the patterns.
 pub(super) fn near_match(patterns: &[Pattern], unread: &[u8]) -> Option<NearMatch> {
     let unread = &unread[unread.len().saturating_sub(WINDOW)..];
     let literals = || {
-        let all = patterns.iter().filter_map(|p| Some((p, p.as_literal()?))).take(PATTERNS);
-        all.filter(|(_, literal)| (1..=LONGEST).contains(&literal.len()))
+        let all = patterns.iter().filter_map(|p| Some((p, p.as_literal()?))).take(PATTERNS_MAX);
+        all.filter(|(_, literal)| (1..=LITERAL_MAX).contains(&literal.len()))
     };
     for normalization in NORMALIZATIONS {
         let text = NormalizedText::of(unread, normalization);
@@ -85,41 +90,41 @@ pub(super) fn near_match(patterns: &[Pattern], unread: &[u8]) -> Option<NearMatc
                 continue;
             }
             if let Some(start) = memmem::rfind(&text.bytes, &literal.bytes) {
-                let end = text.places[start + literal.bytes.len() - 1] + 1;
-                let said = shown(&unread[text.places[start]..end]);
+                let end = text.offsets[start + literal.bytes.len() - 1] + 1;
+                let found = shown(&unread[text.offsets[start]..end]);
                 let pattern = pattern.to_string();
-                return Some(NearMatch::But {
+                return Some(NearMatch::Differs {
                     pattern,
                     difference: normalization.difference,
-                    said,
+                    found,
                 });
             }
         }
     }
     for (pattern, literal) in literals() {
-        let last = &unread[unread.len().saturating_sub(CUT_WINDOW)..];
+        let last = &unread[unread.len().saturating_sub(KERNEL_LOG_WINDOW)..];
         if let Some(place) = find_across_kernel_log(last, literal) {
-            let difference = "messages of the kernel in it";
-            let (pattern, said) = (pattern.to_string(), shown(&last[place]));
-            return Some(NearMatch::But { pattern, difference, said });
+            let difference = "kernel messages in it";
+            let (pattern, found) = (pattern.to_string(), shown(&last[place]));
+            return Some(NearMatch::Differs { pattern, difference, found });
         }
     }
     let best = literals().map(|(pattern, literal)| (longest_prefix(literal, unread), pattern));
     let ((len, end), pattern) = best.max_by_key(|((len, _), _)| *len)?;
     let whole = pattern.as_literal()?.len();
-    // A letter or two of a long pattern are everywhere.
+    // One or two letters of a long pattern match anywhere.
     if len < 4 && (len < 2 || 2 * len < whole) {
         return None;
     }
-    let instead = &unread[end..unread.len().min(end + SHOWN)];
+    let followed_by = &unread[end..unread.len().min(end + SHOWN_MAX)];
     Some(NearMatch::Prefix {
         pattern: pattern.to_string(),
-        said: shown(&unread[end - len..end]),
-        instead: shown(instead),
+        found: shown(&unread[end - len..end]),
+        followed_by: shown(followed_by),
     })
 }
 
-/// A way to take texts for the same.
+/// Which differences a comparison ignores.
 #[derive(Clone, Copy)]
 struct Normalization {
     difference: &'static str,
@@ -150,17 +155,17 @@ const NORMALIZATIONS: [Normalization; 4] = [
     },
 ];
 
-/// A text without what a way overlooks, and where each byte was.
+/// A text without the ignored differences, and the original offset of each byte.
 struct NormalizedText {
     bytes: Vec<u8>,
-    places: Vec<usize>,
+    offsets: Vec<usize>,
 }
 
 impl NormalizedText {
     fn of(text: &[u8], normalization: Normalization) -> Self {
-        let mut normal = Self { bytes: Vec::new(), places: Vec::new() };
+        let mut normal = Self { bytes: Vec::new(), offsets: Vec::new() };
         let mut stripper = Stripper::default();
-        for (place, &byte) in text.iter().enumerate() {
+        for (offset, &byte) in text.iter().enumerate() {
             let hidden = normalization.escapes && !stripper.is_text(byte)
                 || normalization.line_ends && byte == b'\r';
             if !hidden {
@@ -169,14 +174,14 @@ impl NormalizedText {
                 } else {
                     byte
                 });
-                normal.places.push(place);
+                normal.offsets.push(offset);
             }
         }
         normal
     }
 }
 
-/// The longest beginning of `literal` that is in `text`, the last such, and where it ends. Linear
+/// The length and the end of the longest prefix of `literal` in `text`; the last one of several. Linear
 /// (Knuth, Morris and Pratt).
 fn longest_prefix(literal: &[u8], text: &[u8]) -> (usize, usize) {
     let mut shorter = vec![0; literal.len()];
@@ -214,57 +219,61 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn near(patterns: &[&str], text: &str) -> String {
+    fn describe(patterns: &[&str], text: &str) -> String {
         let patterns: Vec<Pattern> = patterns.iter().map(Pattern::literal).collect();
-        near_match(&patterns, text.as_bytes()).map(|near| near.to_string()).unwrap_or_default()
+        near_match(&patterns, text.as_bytes()).map(|found| found.to_string()).unwrap_or_default()
     }
 
     #[test]
-    fn what_came_close_is_named() {
+    fn near_match_describes_difference() {
         for (patterns, text, expected) in [
             (
                 &["Login:"][..],
                 "guest login: ",
-                r#""Login:" was there but for letter case: "login:""#,
+                r#""Login:" matches "login:" except for letter case"#,
             ),
             (
                 &["root@vm:~# "],
                 "\x1b[1;32mroot@vm\x1b[0m:~# ",
-                r#""root@vm:~# " was there but for escape sequences in it: "root@vm\u{1b}[0m:~# ""#,
+                r#""root@vm:~# " matches "root@vm\u{1b}[0m:~# " except for escape sequences in it"#,
             ),
             (
                 &["a\nb"],
                 "a\r\nb",
-                r#""a\nb" was there but for its line ends, which are \r\n: "a\r\nb""#,
+                r#""a\nb" matches "a\r\nb" except for its line ends, which are \r\n"#,
             ),
             (
                 &["Ready\n# "],
                 "\x1b[1mREADY\x1b[0m\r\n# ",
-                r#""Ready\n# " was there but for letter case, line ends and escape sequences: "READY\u{1b}[0m\r\n# ""#,
+                r#""Ready\n# " matches "READY\u{1b}[0m\r\n# " except for letter case, line ends and escape sequences"#,
             ),
             (
                 &["capsa login:"],
                 "capsa lo[    4.812345] crng\r\ngin: ",
-                r#""capsa login:" was there but for messages of the kernel in it: "capsa lo[    4.812345] crng\r\ngin:""#,
+                r#""capsa login:" matches "capsa lo[    4.812345] crng\r\ngin:" except for kernel messages in it"#,
             ),
             (
                 &["never", "System ready"],
                 "System rebooting now",
-                r#"of "System ready" there was "System re", and then "booting now""#,
+                r#"only the start of "System ready" matched: "System re", followed by "booting now""#,
             ),
-            (&["ready"], "not rea", r#"of "ready" there was "rea", and then nothing"#),
+            (
+                &["ready"],
+                "not rea",
+                r#"only the start of "ready" matched: "rea", followed by nothing"#,
+            ),
             (&["a long pattern"], "an ape", ""),
             (&["x"], "", ""),
             (&[""], "x", ""),
             (&[], "x", ""),
         ] {
-            assert_eq!(near(patterns, text), expected);
+            assert_eq!(describe(patterns, text), expected);
         }
     }
 
     proptest! {
         #[test]
-        fn the_longest_prefix_is_that_of_the_naive_twin(
+        fn longest_prefix_equals_reference(
             literal in "[ab]{1,6}", text in "[abc]{0,30}",
         ) {
             let (literal, text) = (literal.as_bytes(), text.as_bytes());

@@ -1,6 +1,6 @@
-//! [`Pattern`]: what a wait looks for, a literal or a regular expression.
+//! [`Pattern`]: a literal or a regular expression that a wait searches for.
 //!
-//! Both work on bytes and look at each byte once, whatever a guest sends.
+//! Both match bytes, in one pass over the output.
 
 #[cfg(feature = "regex")]
 use super::regex::Regex;
@@ -9,7 +9,7 @@ use alloc::string::String;
 use core::fmt;
 use memchr::memmem::Finder;
 
-/// What a wait looks for.
+/// A literal or a regular expression that a wait searches for.
 ///
 /// ```
 /// use capsa_proto::console::Pattern;
@@ -31,31 +31,33 @@ pub(super) enum PatternKind {
     Regex(Regex),
 }
 
-/// Why something is no pattern.
+/// Why a pattern is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PatternError {
-    /// It is no regular expression.
-    #[error("regular expression {pattern:?} is not well-formed: {why}")]
+    /// The regular expression is malformed.
+    #[error("regular expression {pattern:?} is invalid: {why}")]
     Syntax {
-        /// What was given.
+        /// The expression.
         pattern: String,
-        /// What is wrong, and where.
+        /// The reason.
         why: String,
     },
-    /// It depends on what surrounds the match, which a wait cannot see: it would have to wait for
-    /// the next byte, which at a prompt never comes.
-    #[error("regular expression {pattern:?} has the assertion {assertion}; {instead}")]
+    /// The regular expression has an assertion. It depends on the byte after the match, and after a
+    /// prompt that byte never comes.
+    #[error(
+        "regular expression {pattern:?} has the assertion {assertion}, which is unsupported: {instead}"
+    )]
     Assertion {
-        /// What was given.
+        /// The expression.
         pattern: String,
         /// The assertion, as it is written.
         assertion: &'static str,
         /// What to write instead.
         instead: &'static str,
     },
-    /// It is longer than 4 KiB, or needs more than 256 KiB when it is compiled.
-    #[error("regular expression of {len} bytes is too big; ask for fewer or shorter repetitions")]
+    /// The regular expression is longer than 4 KiB, or than 256 KiB when compiled.
+    #[error("regular expression of {len} bytes is too large: use fewer or shorter repetitions")]
     TooBig {
         /// Its length.
         len: usize,
@@ -63,27 +65,27 @@ pub enum PatternError {
 }
 
 impl Pattern {
-    /// Exactly these bytes. An empty literal is found at once.
+    /// Matches exactly these bytes. An empty literal matches immediately.
     pub fn literal(bytes: impl AsRef<[u8]>) -> Self {
         Self { kind: PatternKind::Literal(Box::new(Finder::new(bytes.as_ref()).into_owned())) }
     }
 
-    /// A regular expression, in the syntax of the crate `regex`, on bytes.
+    /// A regular expression on bytes, in the syntax of the crate `regex`.
     ///
-    /// A match ends **as soon as it can**: `\d+` is found at the first digit, and `a*` at once. Say
-    /// what comes after: `(\d+)\r\n`. Classes are those of ASCII, `.` is any byte but `\n`, and lines
-    /// of a guest end with `\r\n`.
+    /// A match ends **as early as possible**: `\d+` matches the first digit, and `a*` matches
+    /// immediately. Add what follows: `(\d+)\r\n`. Character classes are ASCII, `.` matches any byte
+    /// but `\n`, and guest lines end with `\r\n`.
     ///
     /// # Errors
     ///
-    /// When it is not well-formed, too big, or has an assertion (`^`, `$`, `\b`): a wait is over with
-    /// the last byte of its match and cannot look past it.
+    /// When the expression is malformed, too large, or has an assertion (`^`, `$`, `\b`): a wait ends at
+    /// the last byte of a match and does not see the byte after it.
     #[cfg(feature = "regex")]
     pub fn regex(pattern: &str) -> Result<Self, PatternError> {
         Ok(Self { kind: PatternKind::Regex(Regex::new(pattern)?) })
     }
 
-    /// The bytes of a literal.
+    /// The bytes of a literal; `None` for a regular expression.
     pub fn as_literal(&self) -> Option<&[u8]> {
         match &self.kind {
             PatternKind::Literal(finder) => Some(finder.needle()),
@@ -92,13 +94,13 @@ impl Pattern {
         }
     }
 
-    /// Whether text can be passed over for want of a literal of this regular expression.
+    /// Whether this is a regular expression with a prefilter.
     #[cfg(all(test, feature = "regex"))]
     pub(super) fn has_prefilter(&self) -> bool {
         matches!(&self.kind, PatternKind::Regex(regex) if regex.prefilter().is_some())
     }
 
-    /// Whether it is found where there is nothing.
+    /// Whether the pattern matches the empty string.
     pub(super) fn matches_nothing(&self) -> bool {
         match &self.kind {
             PatternKind::Literal(finder) => finder.needle().is_empty(),

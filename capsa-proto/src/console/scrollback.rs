@@ -1,33 +1,34 @@
-//! [`Scrollback`]: the last bytes a guest has written, addressed by how many came before them.
+//! [`Scrollback`]: the bounded buffer of console output, addressed by absolute offsets.
 //!
-//! It does not know who reads it: a reader's place is a [`Cursor`](super::Cursor), outside, so any
-//! number of readers share one log. An offset never changes its meaning, however much is dropped.
+//! The scrollback does not know its readers. A reader's position is a separate
+//! [`Cursor`](super::Cursor), so any number of readers share one scrollback. An offset keeps its
+//! meaning when old bytes are dropped.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-/// How many bytes a [`Scrollback`] keeps unless told otherwise: 1 MiB.
+/// The default capacity of a [`Scrollback`]: 1 MiB.
 pub const DEFAULT_CAPACITY: usize = 1 << 20;
 
-/// What gives way when the log is full: old bytes, or the guest.
+/// What happens when the scrollback is full: old bytes are dropped, or the guest is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
-    /// The oldest bytes are dropped and counted; the guest never waits. The default.
+    /// The oldest bytes are dropped and counted; the guest is never paused. The default.
     #[default]
     DropOldest,
-    /// The driver stops reading until the slowest reader has caught up, so the guest blocks in its
-    /// `write` and nothing is lost: neither what was said before there was a reader nor, up to
-    /// 1 MiB, what the system still held when the hypervisor ended. A reader that never reads, or
-    /// none at all, stops the guest for good: a choice for logs that must be complete, not for
-    /// untrusted guests.
+    /// The driver stops reading the console until the slowest reader has caught up, so the guest
+    /// blocks in `write` and no output is lost. This includes output before the first reader and, up
+    /// to 1 MiB, output that the host still buffered when the hypervisor exited. Without a reader, or
+    /// with one that never reads, the guest is paused forever. Use it where output must be complete,
+    /// not with untrusted guests.
     Pause,
 }
 
-/// A bounded log of bytes in one contiguous slice.
+/// A bounded buffer of console output in one contiguous slice.
 ///
-/// Memory grows with what is pushed, up to twice the capacity: the slack in front lets old bytes
-/// go without moving the others each time, so a pushed byte costs amortised constant time. `Debug`
-/// gives the offsets, not the bytes.
+/// Memory grows with the output, up to twice the capacity: the slack at the front avoids moving all
+/// bytes at each drop, so a pushed byte costs amortised constant time. `Debug` shows the offsets, not
+/// the bytes.
 ///
 /// ```
 /// use capsa_proto::console::Scrollback;
@@ -40,9 +41,9 @@ pub enum Overflow {
 /// ```
 #[derive(Clone)]
 pub struct Scrollback {
-    /// Dropped bytes not yet moved out, then the live ones.
+    /// Dropped bytes that were not removed yet, then the live bytes.
     buf: Vec<u8>,
-    /// Where the live bytes begin in `buf`.
+    /// The index in `buf` of the first live byte.
     head: usize,
     /// The offset of the oldest live byte, which is also the number of bytes dropped.
     start: u64,
@@ -51,22 +52,22 @@ pub struct Scrollback {
 }
 
 impl Scrollback {
-    /// An empty log that keeps the last `capacity` bytes (at least one) and drops older ones.
+    /// An empty scrollback that keeps the last `capacity` bytes (at least one) and drops older ones.
     pub fn new(capacity: usize) -> Self {
         Self::with_overflow(capacity, Overflow::DropOldest)
     }
 
-    /// An empty log with a named choice for when it is full.
+    /// An empty scrollback with this overflow policy.
     pub fn with_overflow(capacity: usize, overflow: Overflow) -> Self {
-        // Half of the address space can never be reached, and keeps the doubling below in range.
+        // The limit avoids an overflow in the doubling below.
         let capacity = capacity.clamp(1, usize::MAX / 2);
         Self { buf: Vec::new(), head: 0, start: 0, capacity, overflow }
     }
 
-    /// Appends what the guest wrote.
+    /// Appends guest output.
     ///
-    /// What exceeds the capacity is dropped from the old end, under either policy: with
-    /// [`Overflow::Pause`] it is the driver who reads no more than [`room`](Self::room).
+    /// Bytes beyond the capacity are dropped from the old end, under either policy: with
+    /// [`Overflow::Pause`] the driver must not read more than [`room`](Self::room).
     pub fn push(&mut self, bytes: &[u8]) {
         let live = self.buf.len() - self.head;
         let excess = (live + bytes.len()).saturating_sub(self.capacity);
@@ -76,72 +77,73 @@ impl Scrollback {
         self.start += excess as u64;
 
         if self.buf.len() + bytes.len() > 2 * self.capacity {
-            // More than `capacity` bytes have been dropped since the last time we came here, and at
-            // most that many move.
+            // More than `capacity` bytes were dropped since the last `drain`, and at most that many
+            // move.
             self.buf.drain(..self.head);
             self.head = 0;
         }
         let needed = self.buf.len() + bytes.len();
         if needed > self.buf.capacity() {
-            // `Vec` would double past our bound.
+            // `Vec` would double beyond the bound.
             let target = needed.saturating_mul(2).min(2 * self.capacity);
             self.buf.reserve_exact(target - self.buf.len());
         }
         self.buf.extend_from_slice(bytes);
     }
 
-    /// Keeps `more` bytes more from now on.
+    /// Increases the capacity by `more` bytes.
     pub fn grow(&mut self, more: usize) {
         self.capacity = self.capacity.saturating_add(more).min(usize::MAX / 2);
     }
 
-    /// The offset of the oldest byte still here.
+    /// The offset of the oldest byte that is still available.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// The offset one past the newest byte: how many bytes were ever pushed.
+    /// The offset one past the newest byte, which is the number of bytes ever pushed.
     pub fn end(&self) -> u64 {
         self.start + self.live().len() as u64
     }
 
-    /// How many bytes were dropped so far, whether or not a reader had seen them.
+    /// How many bytes were dropped so far, read or unread.
     pub fn dropped(&self) -> u64 {
         self.start
     }
 
-    /// How many bytes the log keeps.
+    /// How many bytes are kept.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// What happens when the log is full.
+    /// The overflow policy.
     pub fn overflow(&self) -> Overflow {
         self.overflow
     }
 
     /// The bytes from `offset` to the end.
     ///
-    /// An offset that was dropped gives everything that is left; one in the future gives nothing.
+    /// If bytes after `offset` were dropped, the result starts at the oldest available byte. It is
+    /// empty if `offset` is beyond the end.
     pub fn since(&self, offset: u64) -> &[u8] {
         let live = self.live();
         let skip = offset.saturating_sub(self.start).min(live.len() as u64);
         &live[skip as usize..]
     }
 
-    /// The last `n` bytes, or all when there are fewer.
+    /// The last `n` bytes, or all if there are fewer.
     pub fn tail(&self, n: usize) -> &[u8] {
         let live = self.live();
         &live[live.len().saturating_sub(n)..]
     }
 
-    /// How many bytes the driver may read from the guest now, when the reader furthest behind is at
-    /// `slowest_reader`.
+    /// How many bytes the driver may read from the console now, given the offset of the slowest
+    /// reader.
     ///
-    /// With [`Overflow::DropOldest`] always the capacity. With [`Overflow::Pause`] what fits
-    /// without dropping a byte that this reader has not seen: at zero, stop watching the console's
-    /// descriptor until a reader has moved. Pass [`start`](Self::start) where there was no reader
-    /// yet, [`end`](Self::end) where the last has gone.
+    /// With [`Overflow::DropOldest`] this is always the capacity. With [`Overflow::Pause`] it is what
+    /// fits without dropping a byte that this reader has not read. At zero, stop polling the
+    /// console's descriptor until a reader has moved. Pass [`start`](Self::start) if there was no
+    /// reader yet, and [`end`](Self::end) if the last reader was dropped.
     ///
     /// ```
     /// use capsa_proto::console::{Overflow, Scrollback};
@@ -186,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn since_is_clamped_on_both_sides() {
+    fn since_out_of_range_offset_is_clamped() {
         let mut log = Scrollback::new(4);
         log.push(b"abcdef");
         assert_eq!(log.since(0), b"cdef");
@@ -198,21 +200,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_allocated_before_the_first_byte() {
+    fn scrollback_empty_allocates_nothing() {
         let log = Scrollback::default();
         assert_eq!(log.buf.capacity(), 0);
         assert_eq!(log.capacity(), DEFAULT_CAPACITY);
     }
 
     #[test]
-    fn a_capacity_of_zero_still_keeps_a_byte() {
+    fn scrollback_capacity_zero_keeps_one_byte() {
         let mut log = Scrollback::new(0);
         log.push(b"ab");
         assert_eq!(log.since(0), b"b");
     }
 
     #[test]
-    fn a_log_that_grew_keeps_more() {
+    fn scrollback_after_grow_keeps_more() {
         let mut log = Scrollback::new(2);
         log.push(b"ab");
         log.grow(1);
@@ -223,19 +225,19 @@ mod tests {
     }
 
     #[test]
-    fn pausing_gives_room_only_for_what_was_read() {
+    fn room_when_pausing_excludes_unread_bytes() {
         let mut log = Scrollback::with_overflow(4, Overflow::Pause);
         assert_eq!(log.room(0), 4);
         log.push(b"abc");
         assert_eq!(log.room(0), 1);
         assert_eq!(log.room(3), 4);
         log.push(b"defgh");
-        assert_eq!(log.room(0), 0, "a driver that overshot gets no room, and no underflow");
+        assert_eq!(log.room(0), 0, "no room and no underflow after a push beyond it");
     }
 
     proptest! {
         #[test]
-        fn the_log_is_the_end_of_everything_pushed(
+        fn scrollback_holds_the_last_bytes_pushed(
             capacity in 1usize..40,
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..40),
         ) {

@@ -1,18 +1,18 @@
-//! [`Stripper`]: takes the escape sequences out of a stream, wherever it is cut.
+//! [`Stripper`]: removes escape sequences from a stream that arrives in chunks.
 //!
-//! What goes is what ECMA-48 has begin with ESC: control sequences (colours, cursor movements),
-//! strings (window titles) and the short ones. Nothing else goes: carriage returns, backspaces and
-//! bells are text here, and nobody moves the cursor that a sequence would have moved.
+//! It removes the sequences of ECMA-48 that start with ESC: control sequences (colours, cursor
+//! movements), strings (window titles) and the short ones. Carriage returns, backspaces and bells are
+//! kept as text, and cursor movements have no effect.
 
 use alloc::vec::Vec;
 
 const ESC: u8 = 0x1b;
 
-/// Takes escape sequences out of a stream of bytes.
+/// Removes escape sequences from a stream of bytes.
 ///
-/// A sequence that is cut short is ended by what cannot belong to it: a control byte other than ESC,
-/// or one above ASCII, which is kept. A string goes to its terminator or to the end of the line,
-/// so that a stray beginning hides one line and not the rest.
+/// A byte that cannot belong to a sequence ends it and is kept: a control byte other than ESC, or a
+/// non-ASCII byte. A string ends at its terminator or at the end of the line, so that an unterminated
+/// string hides at most one line.
 ///
 /// ```
 /// use capsa_proto::console::Stripper;
@@ -31,16 +31,16 @@ pub struct Stripper {
 enum StripState {
     #[default]
     Text,
-    /// After ESC, and intermediate bytes.
+    /// After ESC and intermediate bytes.
     Escape,
-    /// CSI: parameters, then one final byte.
+    /// In a control sequence (CSI): parameters, then one final byte.
     Csi,
-    /// A string, to BEL, ST or the end of the line.
+    /// In a string, up to BEL, ST or the end of the line.
     String,
 }
 
 impl Stripper {
-    /// Appends to `text` what of `bytes` is text.
+    /// Appends `bytes` without escape sequences to `text`.
     pub fn strip(&mut self, mut bytes: &[u8], text: &mut Vec<u8>) {
         while !bytes.is_empty() {
             if self.state == StripState::Text {
@@ -60,7 +60,7 @@ impl Stripper {
     /// Whether the next byte is text.
     pub(super) fn is_text(&mut self, byte: u8) -> bool {
         let (state, is_text) = match (self.state, byte) {
-            // ESC begins anew whatever it cuts short. ST, which ends a string, is `ESC \`.
+            // ESC always starts a new sequence. ST, which ends a string, is `ESC \`.
             (_, ESC) => (StripState::Escape, false),
             (StripState::Text, _) => (StripState::Text, true),
             (StripState::String, b'\n') => (StripState::Text, true),
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_go_and_text_stays() {
+    fn stripper_removes_sequences_keeps_text() {
         for (text, expected) in [
             ("plain\r\n\t\x08\x07", "plain\r\n\t\x08\x07"),
             ("\x1b[1;32mroot\x1b[0m# \x1b[6n\x1b[?2004h", "root# "),
@@ -114,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_chunking_gives_the_same(
+        fn stripper_any_chunking_gives_same_text(
             bytes in r"(\x1b|\[|\]|\\|[ -~]|\x07|\n|é){0,60}",
             chunk in 1usize..9,
         ) {

@@ -119,8 +119,11 @@ fn an_error_of_waiting_says_what_came_close() {
     console.write_str("capsa login: ").unwrap();
     vm.console().unwrap().wait_for_timeout("login: ", PATIENCE).unwrap();
     for (pattern, expected) in [
-        ("Login:", r#"waiting for "Login:"; "Login:" was there but for letter case: "login:"; "#),
-        ("login as", r#"; of "login as" there was "login", and then ": "; last console output:"#),
+        ("Login:", r#"waiting for "Login:"; "Login:" matches "login:" except for letter case; "#),
+        (
+            "login as",
+            r#"; only the start of "login as" matched: "login", followed by ": "; last console output:"#,
+        ),
     ] {
         let error = console.wait_for_timeout(pattern, Duration::from_millis(1)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");

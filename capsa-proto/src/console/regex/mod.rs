@@ -1,14 +1,14 @@
-//! [`Regex`]: a regular expression that is looked for as bytes come, and where it matched.
+//! [`Regex`]: a regular expression that is matched as bytes arrive.
 //!
-//! `regex-automata` parses and compiles; what runs is a [`Walk`] over its automaton. Its own
-//! engines report a match one byte late, so that `$` and `\b` can be decided, and that byte may never
-//! come after a prompt. Without assertions, which are refused, a match is known with its last byte.
+//! `regex-automata` parses and compiles the expression to an NFA; a [`LazyDfa`] of our own runs it.
+//! The engines of `regex-automata` report a match one byte late, to decide `$` and `\b`, and after a
+//! prompt that byte may never come. Here assertions are rejected, so a match is known at its last byte.
 //!
-//! The automaton forwards finds the **earliest end** of any match. The automaton backwards then
-//! finds the leftmost beginning of the matches that end there, once, in what is still in the log.
+//! The forward automaton finds the **earliest end** of any match. The reverse automaton then finds the
+//! leftmost start of the matches that end there, once, in the bytes that the scrollback still has.
 
+mod lazy_dfa;
 mod prefilter;
-mod walk;
 
 use super::PatternError;
 use alloc::string::ToString;
@@ -23,15 +23,15 @@ use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, PatternID};
 use regex_syntax::hir::Look;
 
+pub(super) use lazy_dfa::LazyDfa;
 pub(super) use prefilter::Prefilter;
-pub(super) use walk::Walk;
 
-/// The longest expression, as written.
+/// The maximum length of an expression.
 const SOURCE_MAX: usize = 4096;
-/// The most that one compiled automaton may take.
+/// The maximum size of one compiled automaton.
 const NFA_MAX: usize = 256 << 10;
-/// The longest match whose groups are worked out; of a longer one only the whole is known. The work
-/// for groups is the match's length times the size of the expression.
+/// The longest match whose groups are computed; of a longer one only the whole match is reported.
+/// Computing groups costs the length of the match times the size of the expression.
 const GROUPS_MAX: usize = 64 << 10;
 
 /// A compiled regular expression. Clones share it.
@@ -42,7 +42,7 @@ struct Compiled {
     source: alloc::string::String,
     forward: NFA,
     backward: NFA,
-    /// For the groups, where there are any.
+    /// Computes the groups, if the expression has any.
     groups: Option<PikeVM>,
     matches_nothing: bool,
     prefilter: Option<Prefilter>,
@@ -56,14 +56,14 @@ impl Regex {
         }
         let config = syntax::Config::new().unicode(false).utf8(false).nest_limit(64);
         let hir = syntax::parse_with(source, &config).map_err(|error| {
-            // It shows where, on lines of its own; the last says what.
+            // The last line of the error is the reason; the others show the position.
             let text = error.to_string();
             let why = text.lines().last().unwrap_or_default();
             let why = why.strip_prefix("error: ").unwrap_or(why).to_string();
             PatternError::Syntax { pattern: source.into(), why }
         })?;
         if let Some(look) = hir.properties().look_set().iter().next() {
-            let (assertion, instead) = in_place_of(look);
+            let (assertion, instead) = assertion_advice(look);
             return Err(PatternError::Assertion { pattern: source.into(), assertion, instead });
         }
         let compile = |reverse, captures| {
@@ -99,28 +99,28 @@ impl Regex {
         self.0.matches_nothing
     }
 
-    /// What a text must have for a match to be in it.
+    /// The literal that every match contains, if there is one.
     pub(super) fn prefilter(&self) -> Option<&Prefilter> {
         self.0.prefilter.as_ref()
     }
 
-    /// A walk that finds the earliest end.
-    pub(super) fn walk(&self) -> Walk {
-        Walk::new(&self.0.forward, Anchored::No)
+    /// A search for the earliest end of a match.
+    pub(super) fn lazy_dfa(&self) -> LazyDfa {
+        LazyDfa::new(&self.0.forward, Anchored::No)
     }
 
-    /// Goes on with a walk: how many of these bytes it took to come to the end of a match.
-    pub(super) fn advance(&self, walk: &mut Walk, bytes: &[u8]) -> Option<usize> {
-        walk.advance(&self.0.forward, bytes)
+    /// Feeds bytes to a search. Returns the number of bytes up to the end of a match.
+    pub(super) fn advance(&self, dfa: &mut LazyDfa, bytes: &[u8]) -> Option<usize> {
+        dfa.advance(&self.0.forward, bytes)
     }
 
-    /// The leftmost beginning of a match that ends with `bytes`.
+    /// The leftmost start of a match that ends at the end of `bytes`.
     pub(super) fn begin(&self, bytes: &[u8]) -> usize {
-        let mut walk = Walk::new(&self.0.backward, Anchored::Yes);
-        walk.back(&self.0.backward, bytes).unwrap_or(bytes.len())
+        let mut dfa = LazyDfa::new(&self.0.backward, Anchored::Yes);
+        dfa.advance_back(&self.0.backward, bytes).unwrap_or(bytes.len())
     }
 
-    /// Where the groups are in a match, the whole first.
+    /// The ranges of the groups in a match; the first is the whole match.
     pub(super) fn groups(&self, matched: &[u8]) -> Vec<Option<Range<usize>>> {
         let whole = Some(0..matched.len());
         let Some(vm) = &self.0.groups else { return vec![whole] };
@@ -138,11 +138,11 @@ impl Regex {
     }
 }
 
-/// An assertion as it is written, and what to write instead.
-fn in_place_of(look: Look) -> (&'static str, &'static str) {
-    const LINE_BEGIN: &str = r"write \n before what the line begins with";
-    const LINE_END: &str = r"write \r?\n for the end of a line, or nothing after a prompt";
-    const WORD: &str = r"write what comes there, such as [^\w]";
+/// An assertion as it is written, and the advice what to write instead.
+fn assertion_advice(look: Look) -> (&'static str, &'static str) {
+    const LINE_BEGIN: &str = r"write \n before the start of the line";
+    const LINE_END: &str = r"write \r?\n for the end of a line, and nothing after a prompt";
+    const WORD: &str = r"write the characters that may come there, e.g. [^\w]";
     match look {
         Look::Start | Look::StartLF | Look::StartCRLF => ("^", LINE_BEGIN),
         Look::End | Look::EndLF | Look::EndCRLF => ("$", LINE_END),
@@ -161,43 +161,40 @@ impl fmt::Debug for Regex {
 mod tests {
     use super::*;
 
-    fn refused(pattern: &str) -> alloc::string::String {
-        Regex::new(pattern).expect_err("refused").to_string()
+    fn error(pattern: &str) -> alloc::string::String {
+        Regex::new(pattern).expect_err("invalid").to_string()
     }
 
     #[test]
-    fn what_would_have_to_wait_for_the_next_byte_is_refused_with_a_way_out() {
+    fn regex_with_assertion_is_rejected_with_advice() {
         for (pattern, expected) in [
             (
                 "login: $",
-                r#"regular expression "login: $" has the assertion $; write \r?\n for the end of a line, or nothing after a prompt"#,
+                r#"regular expression "login: $" has the assertion $, which is unsupported: write \r?\n for the end of a line, and nothing after a prompt"#,
             ),
             (
                 "(?m)^root",
-                r#"regular expression "(?m)^root" has the assertion ^; write \n before what the line begins with"#,
+                r#"regular expression "(?m)^root" has the assertion ^, which is unsupported: write \n before the start of the line"#,
             ),
             (
                 r"a\b",
-                r#"regular expression "a\\b" has the assertion \b; write what comes there, such as [^\w]"#,
+                r#"regular expression "a\\b" has the assertion \b, which is unsupported: write the characters that may come there, e.g. [^\w]"#,
             ),
-            ("(", r#"regular expression "(" is not well-formed: unclosed group"#),
-            (
-                r"\p{L}",
-                r#"regular expression "\\p{L}" is not well-formed: Unicode not allowed here"#,
-            ),
+            ("(", r#"regular expression "(" is invalid: unclosed group"#),
+            (r"\p{L}", r#"regular expression "\\p{L}" is invalid: Unicode not allowed here"#),
             (
                 "((a{100}){100}){100}",
-                "regular expression of 20 bytes is too big; ask for fewer or shorter repetitions",
+                "regular expression of 20 bytes is too large: use fewer or shorter repetitions",
             ),
         ] {
-            assert_eq!(refused(pattern), expected);
+            assert_eq!(error(pattern), expected);
         }
-        assert!(refused(&"a".repeat(5000)).contains("too big"));
-        assert!(refused(&"(".repeat(100)).contains("not well-formed"));
+        assert!(error(&"a".repeat(5000)).contains("too large"));
+        assert!(error(&"(".repeat(100)).contains("is invalid"));
     }
 
     #[test]
-    fn groups_are_where_they_matched() {
+    fn regex_groups_are_ranges_in_match() {
         let regex = Regex::new(r"(\w+)@(\w+)(:~)?[#$] ").unwrap();
         let groups = regex.groups(b"root@vm# ");
         assert_eq!(groups, [Some(0..9), Some(0..4), Some(5..7), None]);
@@ -206,15 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_answer_is_the_same() {
-        // Its states remember which of the last 14 bytes were an `a`.
+    fn lazy_dfa_memory_is_bounded() {
+        // Its DFA states encode which of the last 14 bytes were an `a`.
         let regex = Regex::new("a[ab]{14}c").unwrap();
         let mut random = fastrand::Rng::with_seed(3);
         let mut stream: Vec<u8> = (0..200_000).map(|_| random.u8(b'a'..=b'b')).collect();
-        let mut walk = regex.walk();
-        assert_eq!(regex.advance(&mut walk, &stream), None);
-        assert!(walk.memory() < 1 << 20, "{}", walk.memory());
+        let mut dfa = regex.lazy_dfa();
+        assert_eq!(regex.advance(&mut dfa, &stream), None);
+        assert!(dfa.memory() < 1 << 20, "{}", dfa.memory());
         stream.extend_from_slice(b"aaaaaaaaaaaaaaac");
-        assert_eq!(regex.advance(&mut regex.walk(), &stream), Some(stream.len()));
+        assert_eq!(regex.advance(&mut regex.lazy_dfa(), &stream), Some(stream.len()));
     }
 }

@@ -1,18 +1,18 @@
-//! [`Prefilter`]: a literal that every match must have, so that text without it is passed over as fast as a
-//! literal is looked for.
+//! [`Prefilter`]: a literal that every match contains. Text without it is skipped at the speed of a
+//! literal search.
 //!
-//! The literal is the first of the expression, and neither it nor what comes before it can take a `\n`:
-//! a match that has it **begins in its line**. So the automaton need not run before it is seen, and then
-//! from the beginning of that line on.
+//! It is the first literal of the expression, and neither it nor the expression before it matches a
+//! `\n`, so a match **starts in the line that contains the literal**. The automaton runs only once the
+//! literal was found, from the start of that line.
 
 use alloc::vec::Vec;
 use memchr::memmem::Finder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 
-/// Shorter ones are everywhere.
-const SHORTEST: usize = 2;
+/// Shorter literals are too frequent.
+const LITERAL_MIN: usize = 2;
 
-/// The literal of an expression that has one.
+/// The literal that every match contains.
 pub(crate) struct Prefilter(Finder<'static>);
 
 impl Prefilter {
@@ -24,7 +24,7 @@ impl Prefilter {
                 return None;
             }
             if let HirKind::Literal(literal) = part.kind()
-                && literal.0.len() >= SHORTEST
+                && literal.0.len() >= LITERAL_MIN
             {
                 return Some(Self(Finder::new(&literal.0).into_owned()));
             }
@@ -32,18 +32,18 @@ impl Prefilter {
         None
     }
 
-    /// How long the literal is.
+    /// The length of the literal.
     pub(crate) fn len(&self) -> usize {
         self.0.needle().len()
     }
 
-    /// Where it is first.
+    /// The index of the first occurrence of the literal.
     pub(crate) fn find(&self, bytes: &[u8]) -> Option<usize> {
         self.0.find(bytes)
     }
 }
 
-/// What has to match one after the other, groups opened. It is as deep as the parser lets it be.
+/// The concatenated parts of an expression, with groups opened. The parser limits the depth.
 fn flatten<'a>(hir: &'a Hir, parts: &mut Vec<&'a Hir>) {
     match hir.kind() {
         HirKind::Concat(all) => all.iter().for_each(|hir| flatten(hir, parts)),
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_literal_counts_if_it_is_in_the_line_where_the_match_begins() {
+    fn prefilter_is_first_literal_in_line_of_match_start() {
         for (pattern, expected) in [
             ("[a-z]+ login: ", Some(" login: ")),
             (r"inet (\d+\.\d+)/", Some("inet ")),

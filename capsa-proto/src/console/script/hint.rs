@@ -1,61 +1,59 @@
-//! What a guest shows instead of what a script waited for, and what that means.
+//! Explains the error of a script by the last line that the guest shows.
 //!
-//! For the error alone: nothing is decided by it. Looked at is the end of the output, as
-//! [`Screen`] has it.
+//! Only error texts use it. The input is the end of the output, as [`Screen`] has it.
 
 use super::screen::{PIECE, PromptKind, Screen, WINDOW};
 use crate::console::{NearMatch, Scrollback};
 use alloc::string::String;
 
 /// How much of a line is shown, from its end.
-const SHOWN: usize = 80;
+const SHOWN_MAX: usize = 80;
 
-/// Why a shell did not take a command that was typed, as far as what it shows since `from` tells.
-pub(super) fn of_no_shell(log: &Scrollback, from: u64) -> Option<NearMatch> {
+/// Why the shell did not run the command, according to the output since `from`.
+pub(super) fn for_command_not_taken(log: &Scrollback, from: u64) -> Option<NearMatch> {
     let screen = screen(log, from);
-    let meaning = match screen.prompt_kind() {
-        Some(PromptKind::Login) => "nobody is logged in",
-        Some(PromptKind::Password) => "it asks for a password",
+    let explanation = match screen.prompt_kind() {
+        Some(PromptKind::Login) => "no user is logged in",
+        Some(PromptKind::Password) => "the guest asks for a password",
         Some(PromptKind::Shell) if screen.line().ends_with(b"> ") => {
-            "a shell waits for the rest of what was typed before"
+            "the shell waits for the rest of an earlier command"
         }
-        Some(PromptKind::Shell) => "what was typed did not get to this prompt",
+        Some(PromptKind::Shell) => "the input did not reach this prompt",
         None if log.since(from).is_empty() => {
-            return Some(shows(&screen, "nothing came back, not even an echo of what was typed"));
+            return Some(last_line(&screen, "no output, and no echo of the input"));
         }
-        None if screen.has(b"capsa begin") => "what was typed was echoed, and no shell took it",
+        None if screen.has(b"capsa begin") => "the input was echoed, but no shell ran it",
         None => return None,
     };
-    Some(shows(&screen, meaning))
+    Some(last_line(&screen, explanation))
 }
 
-/// Why a command may never end: its shell is gone. Anything else that it shows is its own business.
-pub(super) fn of_lost_shell(log: &Scrollback, from: u64) -> Option<NearMatch> {
+/// Whether a login prompt shows that the shell of the command has exited. Other output may be the
+/// command's.
+pub(super) fn for_lost_shell(log: &Scrollback, from: u64) -> Option<NearMatch> {
     let screen = screen(log, from);
     let is_login = screen.prompt_kind() == Some(PromptKind::Login);
-    is_login.then(|| shows(&screen, "nobody is logged in any more"))
+    is_login.then(|| last_line(&screen, "the user is no longer logged in"))
 }
 
-/// What came after a command instead of the prompt, if it looks like one.
-pub(super) fn of_another_prompt(log: &Scrollback, from: u64) -> Option<NearMatch> {
+/// Whether another prompt than the expected one came after a command.
+pub(super) fn for_other_prompt(log: &Scrollback, from: u64) -> Option<NearMatch> {
     let screen = screen(log, from);
     let is_prompt = screen.prompt_kind() == Some(PromptKind::Shell);
-    is_prompt.then(|| shows(&screen, "a prompt, and not that one"))
+    is_prompt.then(|| last_line(&screen, "this is a different prompt"))
 }
 
-/// Why there was no prompt for a login.
-pub(super) fn of_no_prompt(log: &Scrollback, from: u64, enters: u32) -> Option<NearMatch> {
+/// Why a login found no prompt.
+pub(super) fn for_no_prompt(log: &Scrollback, from: u64, enters: u32) -> Option<NearMatch> {
     let screen = screen(log, from);
-    let meaning = match screen.prompt_kind() {
-        None if log.since(from).is_empty() && enters > 0 => {
-            "nothing came, though Enter was pressed"
-        }
+    let explanation = match screen.prompt_kind() {
+        None if log.since(from).is_empty() && enters > 0 => "no output, although Enter was sent",
         None if !screen.line().trim_ascii().is_empty() => {
-            "a prompt ends with \"login:\", \"assword:\", \"# \", \"$ \" or \"> \""
+            "no prompt; expected a line that ends with \"login:\", \"assword:\", \"# \", \"$ \" or \"> \""
         }
         _ => return None,
     };
-    Some(shows(&screen, meaning))
+    Some(last_line(&screen, explanation))
 }
 
 /// The end of the output since `from`.
@@ -66,8 +64,8 @@ fn screen(log: &Scrollback, from: u64) -> Screen {
     screen
 }
 
-fn shows(screen: &Screen, meaning: &'static str) -> NearMatch {
+fn last_line(screen: &Screen, explanation: &'static str) -> NearMatch {
     let line = screen.line();
-    let said = String::from_utf8_lossy(&line[line.len().saturating_sub(SHOWN)..]).into();
-    NearMatch::Instead { said, meaning }
+    let line = String::from_utf8_lossy(&line[line.len().saturating_sub(SHOWN_MAX)..]).into();
+    NearMatch::LastLine { line, explanation }
 }

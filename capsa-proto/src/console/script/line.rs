@@ -1,24 +1,25 @@
-//! The lines that carry a command to a shell, and the marks that come back.
+//! The command wrapper: the lines that run a command in a shell, and the marks that they print.
 //!
 //! ```text
 //!  printf '%s:%s:%s\n' capsa begin ID;command eval 'CMD' </dev/null;printf '%s:%s:%s:%d;\n' capsa end ID $?
 //! ```
 //!
-//! Each part has its reason:
+//! The reason for each part:
 //!
-//! - `printf` joins the marks with colons, which the typed line does not have there. So neither the
-//!   echo, however a line editor wraps it, nor the trace of `set -x` can be taken for a mark.
-//! - `eval` of one quoted word: a syntax error in it ends the command, not the line, so the end
-//!   mark still comes. `command` takes from `eval` the right of a special built-in to abandon the
-//!   whole line in dash and busybox ash.
-//! - `</dev/null`: a command that reads finds the end, rather than the end mark or nothing for ever.
-//! - The blank in front keeps the line out of the history where the shell is set up so.
+//! - `printf` joins the parts of a mark with colons, which the line itself does not have there. So
+//!   neither the echo, even if a line editor wraps it, nor the trace of `set -x` looks like a mark.
+//! - `eval` of one quoted word: a syntax error in it ends the command, not the line, so the end mark
+//!   is still printed. Without `command`, `eval` is a special built-in, whose errors abandon the whole
+//!   line in dash and busybox ash.
+//! - `</dev/null`: a command that reads gets the end of file; otherwise it would read the end of the
+//!   wrapper, or wait forever.
+//! - The leading blank keeps the line out of the history, if the shell is configured so.
 //!
-//! Bytes other than printable ASCII would be acted on by the terminal or by a line editor (Tab
-//! completes; readline mangles UTF-8 in the C locale), so a command that has any goes through
-//! `printf %b` with octal escapes. A command of several lines is carried the same way.
+//! The terminal or a line editor interprets bytes other than printable ASCII (Tab completes; readline
+//! mangles UTF-8 in the C locale), so a command with such bytes goes through `printf %b` with octal
+//! escapes. So does a command of several lines.
 //!
-//! Checked on dash 0.5.12, bash 5.2 (xterm, vt100 and dumb terminals) and busybox ash 1.35.
+//! Tested with dash 0.5.12, bash 5.2 (xterm, vt100 and dumb terminals) and busybox ash 1.35.
 
 use super::{ScriptError, Stdin};
 use alloc::collections::VecDeque;
@@ -27,25 +28,25 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-/// The longest command that is carried, in bytes after escaping: 64 KiB.
+/// The maximum length of a command, in bytes after escaping: 64 KiB.
 pub const COMMAND_MAX: usize = 64 << 10;
 
-/// The longest line that is typed, newline included.
+/// The maximum length of a line, including its newline.
 ///
-/// The kernel's line discipline takes 4095 bytes; busybox ash drops what comes after 1022 of its
-/// own (`CONFIG_FEATURE_EDITING_MAX_LEN`, 1024 by default) and then waits for the closing quote.
+/// The kernel's line discipline accepts 4095 bytes. busybox ash drops bytes after the first 1022
+/// (`CONFIG_FEATURE_EDITING_MAX_LEN`, default: 1024) and then waits for the closing quote.
 pub(super) const LINE_MAX: usize = 1000;
 
-/// Room for a quoted piece of command in a line of its own.
+/// The maximum length of a quoted part of a command in a line of its own.
 const PIECE_MAX: usize = 800;
 
-/// What the guest prints around a command, told apart from other commands by their id.
+/// The marks that the guest prints around the output of a command. The nonce identifies the command.
 #[derive(Debug, Clone)]
 pub(super) struct Marks {
     pub(super) begin: String,
-    /// Followed by the exit status in decimal and a semicolon.
+    /// The exit status in decimal and a semicolon follow.
     pub(super) end: String,
-    /// After each line but the last, when a command takes several.
+    /// Printed after each line but the last, if a command needs several lines.
     pub(super) more: String,
 }
 
@@ -56,12 +57,12 @@ impl Marks {
     }
 }
 
-/// A command that can be carried.
+/// A command in printable ASCII, ready for the wrapper.
 #[derive(Debug, Clone)]
 pub(super) struct EncodedCommand {
     /// Printable ASCII.
     payload: String,
-    /// The payload is for `printf %b` rather than for the shell itself.
+    /// Whether `printf %b` must expand the payload.
     escaped: bool,
 }
 
@@ -78,8 +79,8 @@ impl EncodedCommand {
         Ok(Self { payload, escaped })
     }
 
-    /// What to type. Before each line but the first, [`Marks::more`] has to come back: what is
-    /// typed ahead while a shell is busy may be dropped.
+    /// The lines to write. Before each line but the first, wait for [`Marks::more`]: a busy shell may
+    /// drop input.
     pub(super) fn lines(&self, nonce: u64, stdin: Stdin) -> VecDeque<Vec<u8>> {
         let line = self.last_line(&quote(&self.payload), nonce, stdin);
         if line.len() <= LINE_MAX {
@@ -113,12 +114,12 @@ impl EncodedCommand {
     }
 }
 
-/// One shell word that stands for exactly `text`.
+/// One shell word that expands to exactly `text`.
 fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// `text` quoted in pieces of bounded length, which joined are the whole. It is ASCII.
+/// Splits `text`, which is ASCII, into quoted parts of bounded length.
 fn pieces(text: &str) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut piece = String::new();
@@ -135,7 +136,7 @@ fn pieces(text: &str) -> Vec<String> {
     pieces
 }
 
-/// `text` as `printf %b` takes it: printable ASCII, anything else in octal.
+/// Escapes `text` for `printf %b`: printable ASCII stays, other bytes become octal escapes.
 fn escape(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
@@ -155,15 +156,15 @@ mod tests {
     use alloc::string::ToString;
     use proptest::prelude::*;
 
-    fn typed(command: &str) -> Vec<String> {
+    fn wrap(command: &str) -> Vec<String> {
         let lines = EncodedCommand::parse(command).expect("typeable").lines(7, Stdin::Null);
         lines.into_iter().map(|l| String::from_utf8(l).expect("ASCII")).collect()
     }
 
     #[test]
-    fn a_short_command_is_one_line() {
+    fn short_command_is_one_line() {
         assert_eq!(
-            typed("echo 'hi'"),
+            wrap("echo 'hi'"),
             [" printf '%s:%s:%s\\n' capsa begin 0000000000000007;\
               command eval 'echo '\\''hi'\\''' </dev/null;\
               printf '%s:%s:%s:%d;\\n' capsa end 0000000000000007 $?\n"]
@@ -171,24 +172,24 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_act_on_is_escaped() {
-        let line = typed("echo a\\b\n\té").concat();
+    fn command_non_printable_bytes_are_escaped() {
+        let line = wrap("echo a\\b\n\té").concat();
         assert!(line.contains(r#"eval "$(printf %b 'echo a\\b\0012\0011\0303\0251')" "#), "{line}");
     }
 
     #[test]
-    fn nul_and_oversize_are_refused() {
-        let refused = |c: &str| EncodedCommand::parse(c).expect_err("refused").to_string();
-        assert_eq!(refused("a\0"), "command contains the byte 0x00, which cannot be typed");
+    fn command_nul_or_too_long_is_rejected() {
+        let error = |c: &str| EncodedCommand::parse(c).expect_err("rejected").to_string();
+        assert_eq!(error("a\0"), "command contains the byte 0x00, which cannot be typed");
         assert_eq!(
-            refused(&"x".repeat(COMMAND_MAX + 1)),
+            error(&"x".repeat(COMMAND_MAX + 1)),
             "command of 65537 bytes is longer than 65536 bytes"
         );
         assert!(EncodedCommand::parse(&"x".repeat(COMMAND_MAX)).is_ok());
     }
 
     #[test]
-    fn the_terminal_stays_stdin_when_wanted() {
+    fn stdin_terminal_omits_dev_null() {
         let lines = EncodedCommand::parse("cat").expect("typeable").lines(7, Stdin::Terminal);
         assert!(!String::from_utf8_lossy(&lines[0]).contains("/dev/null"));
     }
@@ -196,15 +197,15 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn every_line_is_short_printable_and_free_of_marks(
+        fn wrapper_lines_are_short_printable_without_marks(
             command in r#"([ -~]|'|\n|é|capsa:end:0000000000000007:){0,900}"#,
         ) {
             let marks = Marks::new(7);
-            for line in typed(&command) {
+            for line in wrap(&command) {
                 prop_assert!(line.len() <= LINE_MAX, "{}", line.len());
                 let body = line.strip_suffix('\n').expect("a newline at the end");
                 prop_assert!(body.bytes().all(|b| matches!(b, b' '..=b'~')));
-                // A user may type the mark of another command; ours has an id nobody knew.
+                // A user may write the mark of another command, but does not know this nonce.
                 if !command.contains("capsa:") {
                     for mark in [&marks.begin, &marks.end, &marks.more] {
                         prop_assert!(!body.contains(mark.as_str()));

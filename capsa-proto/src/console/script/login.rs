@@ -1,23 +1,22 @@
-//! [`Login`]: from whatever the console shows to a shell prompt.
+//! [`Login`]: logs in and waits for a shell prompt, from any state of the console.
 //!
 //! ```text
 //!            login:            assword:              # $ >
 //! (waiting) ───────► username ─────────► password ─────────► done
 //!     │                  └───────────────────────────────────►│
-//!     └─────── a guest that logs in by itself ───────────────►│
+//!     └─────── automatic login, or an open shell ────────────►│
 //! ```
 //!
-//! A prompt is what stands at the end of the output, escape sequences and kernel messages taken
-//! out, and **has stood there for [`SETTLE`]**: whether `login: ` is a prompt or the beginning of
-//! `login: root (automatic login)` shows only when nothing follows, and a wait makes the answer
-//! independent of how the bytes were cut.
+//! A prompt is the text at the end of the output, without escape sequences and kernel messages, that
+//! **has not changed for [`SETTLE_TIME`]**. Only silence shows whether `login: ` is a prompt or the
+//! start of `login: root (automatic login)`, and it makes the result independent of the chunking.
 //!
-//! Where silence lasts, Enter is pressed a few times, with growing pauses: a shell that was there
-//! before us, or whose prompt was lost in kernel messages, then shows one. Never while a password
-//! may be asked for, where Enter would be the answer.
+//! In a longer silence the script sends Enter a few times, with growing pauses, so that an open shell,
+//! or one whose prompt was lost between kernel messages, prints its prompt again. It does not send
+//! Enter while the guest may ask for a password, because Enter would be the answer.
 //!
-//! A kernel panic and an emergency shell end it by name, once the console is silent after their
-//! words: the prompt of an emergency shell is not taken for that of a user's.
+//! A kernel panic or an emergency shell ends the login with an error, once the console is silent after
+//! its message: the prompt of an emergency shell does not count as a shell prompt.
 
 use super::screen::{PIECE, PromptKind, Screen};
 use super::{CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, hint};
@@ -29,26 +28,26 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-/// How long a prompt has to stand unchanged at the end of the output.
-const SETTLE: Duration = Duration::from_millis(100);
+/// How long a prompt must stay unchanged at the end of the output.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
 
-/// The silence before Enter is pressed for the first time; doubled each time.
+/// The silence before the first Enter; doubled each time.
 const NUDGE_AFTER: Duration = Duration::from_secs(5);
 
-/// How often Enter is pressed unasked in one stage.
+/// How often Enter is sent in one step without a prompt.
 const NUDGES: u32 = 3;
 
-/// How often a guest may ask for the name again before that counts as a refusal. An earlier Enter
-/// of ours makes it ask once more than needed.
+/// How often a guest may ask for the user name before the login counts as refused. An Enter sent
+/// earlier makes it ask once more than needed.
 const NAME_TRIES: u32 = 3;
 
-/// What the Enter key of a terminal sends. Getty learns from it to map it to a newline.
+/// The byte that the Enter key of a terminal sends. From it getty learns to map it to a newline.
 const ENTER: &str = "\r";
 
-/// A login under way.
+/// A login.
 ///
-/// A guest that shows a shell prompt, with or without asking for anything, is logged in: a
-/// password given and not asked for is no error. The reply's output is the end of the conversation.
+/// It succeeds when the guest shows a shell prompt, even if the guest asked for no user name or
+/// password. The result's output is the end of the console output.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, Login, ScriptAction, Scrollback, Script};
@@ -73,21 +72,21 @@ const ENTER: &str = "\r";
 /// ```
 #[derive(Debug, Clone)]
 pub struct Login {
-    frame: ScriptContext,
+    context: ScriptContext,
     username: String,
     password: Option<Secret>,
-    stage: LoginStep,
-    written: InputKind,
+    step: LoginStep,
+    input_kind: InputKind,
     screen: Screen,
-    /// A prompt that stands since then.
-    standing: Option<(PromptKind, Instant)>,
-    /// When something was last shown or typed; none before the first poll.
+    /// The prompt at the end of the output, and since when it is there.
+    prompt: Option<(PromptKind, Instant)>,
+    /// The time of the last output or input; `None` before the first poll.
     active: Option<Instant>,
     nudges: u32,
     name_tries: u32,
 }
 
-/// What was typed last.
+/// What the login wrote last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LoginStep {
     Nothing,
@@ -95,7 +94,7 @@ enum LoginStep {
     Password,
 }
 
-/// Text that does not show in `Debug`.
+/// Text that `Debug` does not show.
 #[derive(Clone)]
 struct Secret(String);
 
@@ -106,11 +105,10 @@ impl fmt::Debug for Secret {
 }
 
 impl Login {
-    /// A login that begins `now`.
+    /// A login that starts `now`.
     ///
     /// # Errors
-    /// When the name or the password has a control byte: it would end the line, or be acted on by
-    /// the terminal.
+    /// When the user name or the password has a control byte, which the terminal would interpret.
     pub fn new(
         username: &str,
         password: Option<&str>,
@@ -120,50 +118,50 @@ impl Login {
         typeable("username", username)?;
         typeable("password", password.unwrap_or_default())?;
         Ok(Self {
-            frame: ScriptContext::new(now, timeout),
+            context: ScriptContext::new(now, timeout),
             username: username.into(),
             password: password.map(|p| Secret(p.into())),
-            stage: LoginStep::Nothing,
-            written: InputKind::Plain,
+            step: LoginStep::Nothing,
+            input_kind: InputKind::Plain,
             screen: Screen::default(),
-            standing: None,
+            prompt: None,
             active: None,
             nudges: 0,
             name_tries: 0,
         })
     }
 
-    /// Takes in what is new. True when the guest refused.
-    fn look(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> bool {
+    /// Reads the new output. Returns `true` if the guest refused the login.
+    fn read(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> bool {
         let shown = self.screen.shown();
         while !cursor.peek(log).is_empty() {
             let from = cursor.offset().max(log.start());
             self.screen.push(cursor.before(log, from + PIECE as u64));
-            if self.stage != LoginStep::Nothing && self.screen.says_incorrect() {
+            if self.step != LoginStep::Nothing && self.screen.has_login_incorrect() {
                 return true;
             }
         }
         if self.screen.shown() != shown {
             self.active = Some(now);
-            self.standing = self.screen.prompt_kind().map(|sign| (sign, now));
+            self.prompt = self.screen.prompt_kind().map(|kind| (kind, now));
         }
         false
     }
 
     fn answer(
         &mut self,
-        sign: PromptKind,
+        prompt: PromptKind,
         now: Instant,
         log: &Scrollback,
         cursor: &mut Cursor,
     ) -> Option<ScriptAction> {
-        match (sign, self.stage) {
+        match (prompt, self.step) {
             (PromptKind::Shell, _) => Some(self.succeed(log)),
             (PromptKind::Login, LoginStep::Nothing | LoginStep::Name)
                 if self.name_tries < NAME_TRIES =>
             {
                 self.name_tries += 1;
-                self.frame.watch = Some(FaultDetector::for_all(log.end()));
+                self.context.faults = Some(FaultDetector::for_all(log.end()));
                 let name = self.username.clone();
                 Some(self.write(LoginStep::Name, &name, now))
             }
@@ -171,27 +169,27 @@ impl Login {
                 Some(Secret(password)) => Some(self.write(LoginStep::Password, &password, now)),
                 None => {
                     let username = self.username.clone();
-                    Some(self.frame.fail(ScriptError::PasswordNeeded { username }, cursor))
+                    Some(self.context.fail(ScriptError::PasswordNeeded { username }, cursor))
                 }
             },
-            // Asked by somebody else's attempt: Enter will end that.
+            // The prompt of an earlier login attempt. Enter ends it.
             (PromptKind::Password, LoginStep::Nothing) => None,
             (PromptKind::Login | PromptKind::Password, _) => Some(self.refused(cursor)),
         }
     }
 
-    fn write(&mut self, stage: LoginStep, text: &str, now: Instant) -> ScriptAction {
-        if stage != self.stage {
+    fn write(&mut self, step: LoginStep, text: &str, now: Instant) -> ScriptAction {
+        if step != self.step {
             self.nudges = 0;
         }
-        self.stage = stage;
-        self.written = match (stage, text) {
+        self.step = step;
+        self.input_kind = match (step, text) {
             (_, "") => InputKind::Nudge,
             (LoginStep::Password, _) => InputKind::Secret,
             _ => InputKind::Plain,
         };
         self.screen.clear();
-        self.standing = None;
+        self.prompt = None;
         self.active = Some(now);
         let mut line = Vec::with_capacity(text.len() + ENTER.len());
         line.extend_from_slice(text.as_bytes());
@@ -200,72 +198,79 @@ impl Login {
     }
 
     fn succeed(&mut self, log: &Scrollback) -> ScriptAction {
-        let output = self.frame.tail(log);
-        let begin = self.frame.origin();
+        let output = self.context.tail(log);
+        let begin = self.context.origin();
         let truncated = (output.len() as u64) < log.end() - begin.min(log.end());
-        self.frame.succeed(CommandOutput { output, status: None, truncated })
+        self.context.succeed(CommandOutput { output, status: None, truncated })
     }
 
     fn refused(&mut self, cursor: &mut Cursor) -> ScriptAction {
         let username = self.username.clone();
-        self.frame.fail(ScriptError::LoginIncorrect { username }, cursor)
+        self.context.fail(ScriptError::LoginIncorrect { username }, cursor)
     }
 
-    /// What ends the login because nobody is there to log in to.
+    /// The error if a guest fault ends the login.
     fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
-        // A getty is beyond all of that, whatever was said before it.
-        if matches!(self.standing, Some((PromptKind::Login, _))) && !closed {
+        // A login prompt shows that the guest runs, despite earlier messages.
+        if matches!(self.prompt, Some((PromptKind::Login, _))) && !closed {
             return None;
         }
-        let seen = self.frame.fault(now, log, closed)?;
+        let report = self.context.fault(now, log, closed)?;
         let expected = self.expected().into();
-        match seen.fault {
-            GuestFault::KernelPanic => Some(self.frame.panicked(log, expected, seen)),
-            GuestFault::EmergencyShell => Some(self.frame.in_emergency(log, expected, seen)),
-            // Ours is known by the screen; one from before is nothing to us.
+        match report.fault {
+            GuestFault::KernelPanic => Some(self.context.panicked(log, expected, report)),
+            GuestFault::EmergencyShell => Some(self.context.in_emergency(log, expected, report)),
+            // `screen` recognises the refusal of this login; an earlier one does not matter.
             GuestFault::LoginIncorrect => None,
         }
     }
 
-    /// Whether a shell's prompt would be that of an emergency shell.
-    fn is_suspicious(&self) -> bool {
-        matches!(self.frame.suspicion(), Some(GuestFault::KernelPanic | GuestFault::EmergencyShell))
+    /// Whether a shell prompt would be that of an emergency shell.
+    fn may_be_emergency_shell(&self) -> bool {
+        matches!(
+            self.context.fault_candidate(),
+            Some(GuestFault::KernelPanic | GuestFault::EmergencyShell)
+        )
     }
 
     fn settles_at(&self) -> Option<Deadline> {
-        let (sign, since) = self.standing?;
-        // Nothing will come of these; see `answer` and `trouble`.
-        let ignored = (sign, self.stage) == (PromptKind::Password, LoginStep::Nothing)
-            || sign == PromptKind::Shell && self.is_suspicious();
-        if ignored { None } else { Some(Deadline { at: since + SETTLE, why: "prompt settles" }) }
+        let (prompt, since) = self.prompt?;
+        // `answer` and `fault` ignore these.
+        let ignored = (prompt, self.step) == (PromptKind::Password, LoginStep::Nothing)
+            || prompt == PromptKind::Shell && self.may_be_emergency_shell();
+        if ignored {
+            None
+        } else {
+            Some(Deadline { at: since + SETTLE_TIME, why: "a prompt may be complete" })
+        }
     }
 
     fn nudge_at(&self) -> Option<Deadline> {
-        if self.is_suspicious()
-            || self.stage == LoginStep::Name
+        if self.may_be_emergency_shell()
+            || self.step == LoginStep::Name
             || self.nudges == NUDGES
             || self.settles_at().is_some()
         {
             return None;
         }
         let pause = NUDGE_AFTER * 2u32.pow(self.nudges);
-        Some(Deadline { at: self.active? + pause, why: "console is silent, press Enter" })
+        Some(Deadline { at: self.active? + pause, why: "the console is silent, send Enter" })
     }
 
-    fn unmet(
+    fn not_met(
         &mut self,
         now: Instant,
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
     ) -> ScriptAction {
-        let near_match = hint::of_no_prompt(log, self.frame.origin(), self.nudges);
-        let error = self.frame.unmet(now, log, closed, self.expected().into(), near_match);
-        self.frame.fail(error, cursor)
+        let near_match = hint::for_no_prompt(log, self.context.origin(), self.nudges);
+        let error = self.context.not_met(now, log, closed, self.expected().into(), near_match);
+        self.context.fail(error, cursor)
     }
 
     fn expected(&self) -> &'static str {
-        match self.stage {
+        match self.step {
             LoginStep::Nothing => "a login prompt or a shell prompt",
             LoginStep::Name => "a password prompt or a shell prompt",
             LoginStep::Password => "a shell prompt",
@@ -281,57 +286,58 @@ impl Script for Login {
         cursor: &mut Cursor,
         closed: bool,
     ) -> ScriptAction {
-        if let Some(ended) = self.frame.enter(cursor) {
+        if let Some(ended) = self.context.enter(cursor) {
             return ended;
         }
         self.active.get_or_insert(now);
-        if self.look(now, log, cursor) {
+        if self.read(now, log, cursor) {
             return self.refused(cursor);
         }
-        self.frame.look(now, log);
+        self.context.scan(now, log);
         if let Some(error) = self.fault(now, log, closed) {
-            return self.frame.fail(error, cursor);
+            return self.context.fail(error, cursor);
         }
         if closed {
-            return self.unmet(now, log, cursor, closed);
+            return self.not_met(now, log, cursor, closed);
         }
-        let over = self.frame.clock.is_over(now);
-        // When the time is over a shell still counts, but nothing more is typed.
-        if let (Some((sign, _)), Some(settles)) = (self.standing, self.settles_at())
-            && (if over { sign == PromptKind::Shell } else { now >= settles.at })
-            && let Some(output) = self.answer(sign, now, log, cursor)
+        let over = self.context.time_limit.is_over(now);
+        // After the timeout a shell prompt still counts, but nothing more is written.
+        if let (Some((prompt, _)), Some(settles)) = (self.prompt, self.settles_at())
+            && (if over { prompt == PromptKind::Shell } else { now >= settles.at })
+            && let Some(output) = self.answer(prompt, now, log, cursor)
         {
             return output;
         }
         if over {
-            return self.unmet(now, log, cursor, closed);
+            return self.not_met(now, log, cursor, closed);
         }
         if self.nudge_at().is_some_and(|nudge| now >= nudge.at) {
             self.nudges += 1;
-            return self.write(self.stage, "", now);
+            return self.write(self.step, "", now);
         }
         ScriptAction::Wait
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        if self.frame.ended.is_some() {
+        if self.context.ended.is_some() {
             return None;
         }
-        let certain = if self.is_suspicious() { self.frame.certain_at() } else { None };
-        let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), certain);
-        Deadline::earliest(self.frame.deadline("login timed out"), soon)
+        let confirmed =
+            if self.may_be_emergency_shell() { self.context.fault_confirmed_at() } else { None };
+        let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), confirmed);
+        Deadline::earliest(self.context.deadline("login timed out"), soon)
     }
 
-    /// Begins anew with the next prompt.
+    /// Starts again with the next prompt.
     fn handle_reboot(&mut self) {
-        self.stage = LoginStep::Nothing;
+        self.step = LoginStep::Nothing;
         self.screen.clear();
-        self.standing = None;
+        self.prompt = None;
         (self.nudges, self.name_tries) = (0, 0);
     }
 
     fn input_kind(&self) -> InputKind {
-        self.written
+        self.input_kind
     }
 }
 

@@ -1,16 +1,16 @@
-//! [`Script`]: a conversation with a guest, as what to type next and when it is over.
+//! [`Script`]: a state machine that drives the console: it reads output and writes input.
 //!
-//! Three come with Capsa: [`Login`], [`RunCommand`] and [`Silence`]. All are driven alike:
+//! There are three scripts: [`Login`], [`RunCommand`] and [`Silence`]. All are driven alike:
 //!
-//! 1. Call [`poll_output`](Script::poll_output), with the time and the log.
+//! 1. Call [`poll_output`](Script::poll_output) with the time and the scrollback.
 //! 2. On [`Write`](ScriptAction::Write), send the bytes to the guest and go back to 1.
-//! 3. On [`Wait`](ScriptAction::Wait), push what the guest says into the log, until something came or
+//! 3. On [`Wait`](ScriptAction::Wait), push guest output into the scrollback until some arrives or
 //!    [`poll_timeout`](Script::poll_timeout) is reached; then go back to 1.
 //! 4. On [`Done`](ScriptAction::Done), stop.
 //!
-//! A script consumes what it reads as it reads it, so that a guest can say more than the log holds.
-//! One that fails puts the cursor back where it began: what is still in the log can be read again.
-//! Only what a script [streams](RunCommand::streamed) stays read.
+//! A script consumes output while it reads, so the output may exceed the scrollback's capacity. A
+//! script that fails moves the cursor back to where it started: the bytes that the scrollback still
+//! has are unread again. Only [streamed](RunCommand::streamed) output stays read.
 
 mod hint;
 mod line;
@@ -38,12 +38,12 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-/// A conversation that is under way.
+/// A state machine that drives the console.
 pub trait Script {
-    /// What to do next. `closed` means that no more bytes will be pushed.
+    /// The next action. `closed` means that no more bytes will be pushed.
     ///
-    /// All calls take the same log and cursor. A call's work is bounded by what is unread in the
-    /// log. An error is sticky: it is given again when asked again.
+    /// All calls must use the same scrollback and cursor. The work of a call is bounded by the unread
+    /// output. An error is sticky: further calls return it again.
     fn poll_output(
         &mut self,
         now: Instant,
@@ -52,157 +52,157 @@ pub trait Script {
         closed: bool,
     ) -> ScriptAction;
 
-    /// When to poll again even if the guest says nothing.
+    /// When to poll again if the guest prints nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
 
-    /// What a script that streams brought since this was called last; also after its end, and then
-    /// the rest. Poll again after it: one whose output is not taken reads no further.
+    /// Takes the output of a streaming script since the last call. After the end of the script it
+    /// returns the rest. Poll again after it: a script whose output is not taken stops reading.
     fn take_output(&mut self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// The guest was reset and boots again: whoever was asked is no longer there. All that it said
-    /// before is in the log. Poll again after it.
+    /// The guest was reset and boots again. All output from before the reset is in the scrollback.
+    /// Poll again after it.
     fn handle_reboot(&mut self) {}
 
-    /// Nobody wants it any more: what is to be typed so that the guest gives up as well. It is not
-    /// polled after that.
+    /// Cancels the script, which must not be polled after that. Returns the input that cancels the
+    /// operation in the guest.
     fn handle_cancel(&mut self) -> Option<Vec<u8>> {
         None
     }
 
-    /// What the last [`ScriptAction::Write`] was, to somebody who records what is typed.
+    /// The kind of the last [`ScriptAction::Write`], for the input log.
     fn input_kind(&self) -> InputKind {
         InputKind::Plain
     }
 }
 
-/// What a script wrote.
+/// The kind of input that a script wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputKind {
-    /// Anybody may see it.
+    /// Input that may be recorded.
     Plain,
-    /// A line with a password.
+    /// A line with a password, which is not recorded.
     Secret,
-    /// Enter, to see whether anybody is there. It depends on how long the guest was silent.
+    /// Enter, sent to a silent guest to make it print a prompt. It depends on timing.
     Nudge,
 }
 
-/// What a script wants.
+/// The next action of a script.
 ///
-/// Its `Debug` form gives the length of a write, not the bytes: they may be a password.
+/// Its `Debug` form shows the length of a write, not the bytes: they may be a password.
 #[derive(Clone, PartialEq, Eq)]
 pub enum ScriptAction {
-    /// These bytes go to the guest, all of them and in order; do not log them. Then poll again.
+    /// Write these bytes to the console, completely and in order, then poll again. Do not log them.
     Write(Vec<u8>),
-    /// More output of the guest, or a later time.
+    /// Wait for more output, or until [`Script::poll_timeout`].
     Wait,
-    /// It is over.
+    /// The script has ended.
     Done(Result<CommandOutput, ScriptError>),
 }
 
-/// What a script brought back.
+/// The result of a script, above all of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CommandOutput {
-    /// For a command, its output, with the terminal's `\r\n` made `\n` again. For a login, the last
-    /// 2 KiB or fewer of the conversation, as they came.
+    /// For a command, its output, with the terminal's `\r\n` replaced by `\n`. For a login, the last
+    /// output, at most 2 KiB, unchanged.
     pub output: Vec<u8>,
-    /// For a command, its exit status as the shell has it: above 128 for death by a signal.
+    /// For a command, its exit status as the shell reports it: above 128 if a signal killed it.
     pub status: Option<i32>,
-    /// Whether `output` is not all there was.
+    /// Whether `output` is incomplete.
     pub truncated: bool,
 }
 
-/// Why a script did not get to its end.
+/// Why a script failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScriptError {
-    /// The time was over.
+    /// The timeout expired.
     #[error("timed out after {waited:?} waiting for {expected}{}", explanation(.fault, .near_match))]
     TimedOut {
-        /// What should have come next, in words.
+        /// What the script waited for, in words.
         expected: String,
-        /// Since the script was made.
+        /// The time since the script was created.
         waited: Duration,
-        /// The last 2 KiB or fewer of what came instead.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
-        /// What trouble the guest was in, as far as what came tells.
+        /// The last guest fault in the output.
         fault: Option<FaultReport>,
-        /// What came close to it, or what the guest shows instead.
+        /// The output that came closest, or the last line and its meaning.
         near_match: Option<Box<NearMatch>>,
     },
     /// The console closed.
     #[error("console closed while waiting for {expected}{}", explanation(.fault, .near_match))]
     Closed {
-        /// What should have come next, in words.
+        /// What the script waited for, in words.
         expected: String,
-        /// Since the script was made.
+        /// The time since the script was created.
         waited: Duration,
-        /// The last 2 KiB or fewer before the end.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
-        /// What trouble the guest was in, as far as what came tells.
+        /// The last guest fault in the output.
         fault: Option<FaultReport>,
-        /// What came close to it, or what the guest shows instead.
+        /// The output that came closest, or the last line and its meaning.
         near_match: Option<Box<NearMatch>>,
     },
-    /// The guest's kernel panicked, and said nothing more.
+    /// The guest kernel panicked and printed nothing more.
     #[error("guest kernel panicked while waiting for {expected}: {line}")]
     KernelPanic {
-        /// What should have come next, in words.
+        /// What the script waited for, in words.
         expected: String,
-        /// The panic's first line.
+        /// The first line of the panic message.
         line: String,
-        /// The last 2 KiB or fewer of what came.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
     },
-    /// The guest did not boot through: it is in an emergency shell, or asks for the password of one.
-    #[error("guest is in an emergency shell, while waiting for {expected}: {line}")]
+    /// The boot failed: the guest is in an emergency shell, or asks for its password.
+    #[error("guest is in an emergency shell while waiting for {expected}: {line}")]
     EmergencyShell {
-        /// What should have come next, in words.
+        /// What the script waited for, in words.
         expected: String,
-        /// The line that told.
+        /// The line of output that shows it.
         line: String,
-        /// The last 2 KiB or fewer of what came.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
     },
     /// The guest was reset while a command ran, and boots again.
     #[error("guest rebooted while waiting for {expected}")]
     Rebooted {
-        /// What should have come next, in words.
+        /// What the script waited for, in words.
         expected: String,
-        /// The last 2 KiB or fewer of what came.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
     },
-    /// A command was typed where there is no shell: the guest took it for a login.
-    #[error("the guest is not at a shell: it took the command for a login and refused it")]
+    /// The guest is at a login prompt and took the command for a login.
+    #[error("no user is logged in: the guest took the command for a login and refused it")]
     NotLoggedIn {
-        /// The last 2 KiB or fewer of what came.
+        /// The last output, at most 2 KiB.
         tail: Vec<u8>,
     },
-    /// The guest refused the username or the password.
+    /// The guest refused the user name or the password.
     #[error("login as {username:?} refused by the guest")]
     LoginIncorrect {
-        /// Who tried.
+        /// The user name.
         username: String,
     },
-    /// The guest asked for a password and none was given.
+    /// The guest asked for a password, and none was given.
     #[error("guest asked for a password for {username:?} and none was given")]
     PasswordNeeded {
-        /// Who tried.
+        /// The user name.
         username: String,
     },
     /// The command is longer than [`COMMAND_MAX`].
     #[error("command of {len} bytes is longer than {max} bytes")]
     CommandTooLong {
-        /// What it would take, with special bytes escaped.
+        /// The length of the command, with special bytes escaped.
         len: usize,
-        /// What is allowed.
+        /// The maximum length.
         max: usize,
     },
-    /// A name, a password or a command has a byte that cannot be typed as itself.
+    /// A user name, password or command has a byte that cannot be sent through a terminal.
     #[error("{what} contains the byte {byte:#04x}, which cannot be typed")]
     Untypeable {
-        /// What was to be typed, in words; never its content.
+        /// Which text, in words; never its content.
         what: &'static str,
         /// The first such byte.
         byte: u8,
@@ -212,7 +212,7 @@ pub enum ScriptError {
     Ended,
 }
 
-/// What may be behind an error, for the end of its message.
+/// The explanation at the end of an error message.
 fn explanation(fault: &Option<FaultReport>, near_match: &Option<Box<NearMatch>>) -> String {
     match (fault, near_match) {
         (Some(fault), _) => format!(": {fault}"),
@@ -231,29 +231,29 @@ impl fmt::Debug for ScriptAction {
     }
 }
 
-/// What all scripts do alike: know their time, where they began, and how they ended.
+/// State that all scripts have: time limit, start, faults and end.
 #[derive(Debug, Clone)]
 struct ScriptContext {
-    clock: TimeLimit,
+    time_limit: TimeLimit,
     begin: Option<Cursor>,
-    watch: Option<FaultDetector>,
+    faults: Option<FaultDetector>,
     ended: Option<ScriptError>,
 }
 
 impl ScriptContext {
     fn new(now: Instant, timeout: Option<Duration>) -> Self {
-        Self { clock: TimeLimit::new(now, timeout), begin: None, watch: None, ended: None }
+        Self { time_limit: TimeLimit::new(now, timeout), begin: None, faults: None, ended: None }
     }
 
-    /// Notes where the script began, on the first call, and gives its error again when it has ended.
+    /// Stores the start of the script at the first call. Returns its error if it has ended.
     fn enter(&mut self, cursor: &Cursor) -> Option<ScriptAction> {
         self.begin.get_or_insert(*cursor);
         self.ended.clone().map(|error| ScriptAction::Done(Err(error)))
     }
 
-    /// Whether there is nothing more to wait for.
+    /// Whether the script has to end: the console closed or the timeout expired.
     fn is_over(&self, now: Instant, closed: bool) -> bool {
-        closed || self.clock.is_over(now)
+        closed || self.time_limit.is_over(now)
     }
 
     fn succeed(&mut self, reply: CommandOutput) -> ScriptAction {
@@ -269,55 +269,55 @@ impl ScriptContext {
         ScriptAction::Done(Err(error))
     }
 
-    /// Looks out for trouble in what is new.
-    fn look(&mut self, now: Instant, log: &Scrollback) {
+    /// Searches the new output for guest faults.
+    fn scan(&mut self, now: Instant, log: &Scrollback) {
         let from = self.begin.unwrap_or_default().offset();
-        self.watch.get_or_insert_with(|| FaultDetector::for_all(from)).look(now, log);
+        self.faults.get_or_insert_with(|| FaultDetector::for_all(from)).scan(now, log);
     }
 
-    /// What the guest seems to suffer from, whether or not that is certain.
-    fn suspicion(&self) -> Option<GuestFault> {
-        self.watch.as_ref().and_then(FaultDetector::suspicion)
+    /// The fault that was found, confirmed or not.
+    fn fault_candidate(&self) -> Option<GuestFault> {
+        self.faults.as_ref().and_then(FaultDetector::candidate)
     }
 
-    /// The guest may be held back: that it says nothing proves nothing.
-    fn forget_silence(&mut self) {
-        if let Some(watch) = &mut self.watch {
-            watch.forget_silence();
+    /// Restarts the silence: while the guest may be paused, silence proves nothing.
+    fn restart_silence(&mut self) {
+        if let Some(faults) = &mut self.faults {
+            faults.restart_silence();
         }
     }
 
-    /// Whether a panic was seen with its last line.
-    fn panic_is_whole(&self, log: &Scrollback) -> bool {
-        self.watch.as_ref().is_some_and(|watch| watch.panic_is_whole(log))
+    /// Whether there is a panic with its last line.
+    fn panic_is_complete(&self, log: &Scrollback) -> bool {
+        self.faults.as_ref().is_some_and(|faults| faults.panic_is_complete(log))
     }
 
-    /// Since when the guest has said nothing.
+    /// The time since which the guest has printed nothing.
     fn silent_since(&self) -> Option<Instant> {
-        self.watch.as_ref().and_then(FaultDetector::silent_since)
+        self.faults.as_ref().and_then(FaultDetector::silent_since)
     }
 
-    /// When a suspicion becomes certain.
-    fn certain_at(&self) -> Option<Deadline> {
-        self.watch.as_ref().and_then(FaultDetector::due)
+    /// When the fault is confirmed, if the guest prints nothing more.
+    fn fault_confirmed_at(&self) -> Option<Deadline> {
+        self.faults.as_ref().and_then(FaultDetector::confirmed_at)
     }
 
-    /// The trouble that is certain now, or that the end of the console makes certain.
+    /// The fault that is confirmed now. A closed console confirms it too.
     fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<FaultReport> {
-        let watch = self.watch.as_ref()?;
-        if closed { watch.sighting(log) } else { watch.certain(now, log) }
+        let faults = self.faults.as_ref()?;
+        if closed { faults.report(log) } else { faults.confirmed(now, log) }
     }
 
-    fn panicked(&self, log: &Scrollback, expected: String, seen: FaultReport) -> ScriptError {
-        ScriptError::KernelPanic { expected, line: seen.line, tail: self.tail(log) }
+    fn panicked(&self, log: &Scrollback, expected: String, report: FaultReport) -> ScriptError {
+        ScriptError::KernelPanic { expected, line: report.line, tail: self.tail(log) }
     }
 
-    fn in_emergency(&self, log: &Scrollback, expected: String, seen: FaultReport) -> ScriptError {
-        ScriptError::EmergencyShell { expected, line: seen.line, tail: self.tail(log) }
+    fn in_emergency(&self, log: &Scrollback, expected: String, report: FaultReport) -> ScriptError {
+        ScriptError::EmergencyShell { expected, line: report.line, tail: self.tail(log) }
     }
 
-    /// What was waited for did not come: the console closed, or else the time is over.
-    fn unmet(
+    /// The error when the console closed or the timeout expired.
+    fn not_met(
         &self,
         now: Instant,
         log: &Scrollback,
@@ -325,7 +325,7 @@ impl ScriptContext {
         expected: String,
         near_match: Option<NearMatch>,
     ) -> ScriptError {
-        let (waited, tail) = (self.clock.waited(now), self.tail(log));
+        let (waited, tail) = (self.time_limit.waited(now), self.tail(log));
         let fault = last_fault(log, &self.begin.unwrap_or_default());
         let near_match = near_match.map(Box::new);
         if closed {
@@ -335,7 +335,7 @@ impl ScriptContext {
         }
     }
 
-    /// The offset where the script began.
+    /// The offset where the script started.
     fn origin(&self) -> u64 {
         self.begin.unwrap_or_default().offset()
     }
@@ -345,6 +345,6 @@ impl ScriptContext {
     }
 
     fn deadline(&self, why: &'static str) -> Option<Deadline> {
-        if self.ended.is_some() { None } else { self.clock.deadline(why) }
+        if self.ended.is_some() { None } else { self.time_limit.deadline(why) }
     }
 }

@@ -1,24 +1,24 @@
-//! [`OutputBuffer`]: a command's output, gathered as it comes, up to a limit.
+//! [`OutputBuffer`]: collects the output of a command, up to a limit.
 //!
-//! It undoes what the terminal did on the way out (`\n` became `\r\n`) and nothing else: a lone
-//! `\r`, control bytes and invalid UTF-8 are the command's own.
+//! It reverts the terminal's change of `\n` to `\r\n` and nothing else: a lone `\r`, control bytes and
+//! invalid UTF-8 are output of the command.
 
 use alloc::vec::Vec;
 
-/// Bytes gathered so far.
+/// The output collected so far.
 #[derive(Debug, Clone)]
 pub(super) struct OutputBuffer {
     bytes: Vec<u8>,
     limit: usize,
-    /// A `\r` came last, and whether it stays depends on the next byte.
-    held: bool,
-    /// How much there was for keeping, also beyond the limit.
+    /// Whether the last byte was a `\r`, which is dropped if a `\n` follows.
+    pending_cr: bool,
+    /// The length of the output, including bytes beyond the limit.
     len: usize,
 }
 
 impl OutputBuffer {
     pub(super) fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), limit, held: false, len: 0 }
+        Self { bytes: Vec::new(), limit, pending_cr: false, len: 0 }
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
@@ -27,13 +27,13 @@ impl OutputBuffer {
 
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while let Some(&first) = bytes.first() {
-            if core::mem::take(&mut self.held) && first != b'\n' {
+            if core::mem::take(&mut self.pending_cr) && first != b'\n' {
                 self.keep(b"\r");
             }
             match memchr::memchr(b'\r', bytes) {
                 Some(i) => {
                     self.keep(&bytes[..i]);
-                    self.held = true;
+                    self.pending_cr = true;
                     bytes = &bytes[i + 1..];
                 }
                 None => {
@@ -44,24 +44,24 @@ impl OutputBuffer {
         }
     }
 
-    /// Takes back what was pushed last: exactly these bytes, which began with no `\n`.
-    pub(super) fn take_back(&mut self, bytes: &[u8]) {
+    /// Removes the bytes that were pushed last. They must not start with `\n`.
+    pub(super) fn remove_last(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         let mut same = Self::new(usize::MAX);
         same.push(bytes);
         self.len = self.len.saturating_sub(same.len);
-        self.held = false;
+        self.pending_cr = false;
         self.bytes.truncate(self.len);
     }
 
-    /// How much was gathered and not taken.
+    /// The length of the output that was not taken yet.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// What was gathered since it was taken last. Whether a `\r` at its end stays is not known yet.
+    /// Takes the output. A `\r` at its end stays in the buffer until the next byte is known.
     pub(super) fn take(&mut self) -> Vec<u8> {
         self.len = 0;
         core::mem::take(&mut self.bytes)
@@ -73,9 +73,9 @@ impl OutputBuffer {
         (core::mem::take(&mut self.bytes), self.len > self.limit)
     }
 
-    /// Nothing follows: a `\r` that came last stays.
+    /// Ends the output: a `\r` at its end is kept.
     pub(super) fn close(&mut self) {
-        if core::mem::take(&mut self.held) {
+        if core::mem::take(&mut self.pending_cr) {
             self.keep(b"\r");
         }
     }
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_terminal_s_carriage_returns_go() {
+    fn output_buffer_removes_only_terminal_crs() {
         for (text, expected) in [
             ("a\r\nb\r\n", "a\nb\n"),
             ("50%\r100%\r\n", "50%\r100%\n"),
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_keeps_the_front_and_says_so() {
+    fn output_buffer_limit_keeps_front_and_reports() {
         assert_eq!(collect(&["ab\r\n", "cd"], 3), ("ab\n".into(), true));
         assert_eq!(collect(&["ab\r\n"], 3), ("ab\n".into(), false));
         assert_eq!(collect(&["a\r"], 1), ("a".into(), true));
     }
 
     #[test]
-    fn what_is_taken_in_pieces_is_the_whole() {
+    fn output_buffer_taken_pieces_equal_whole() {
         let text = b"a\r\nb\r\r\nc\rd\r";
         for chunk in 1..text.len() {
             let (mut collected, mut taken) = (OutputBuffer::new(usize::MAX), Vec::new());
@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_back_was_never_there() {
+    fn output_buffer_remove_last_reverts_push() {
         for limit in [0, 1, 3, 4, 5, 99] {
             for back in ["", "x", "x\r", "x\r\ny\r\r\n", "xy\r"] {
                 let mut collected = OutputBuffer::new(limit);
                 collected.push(b"ab\r\nc\r");
                 collected.push(back.as_bytes());
-                collected.take_back(back.as_bytes());
+                collected.remove_last(back.as_bytes());
                 let without = OutputBuffer::new(limit);
                 let (mut same, expected) = (without, "ab\r\nc\r");
                 same.push(expected.as_bytes());

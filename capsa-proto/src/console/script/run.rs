@@ -1,12 +1,12 @@
-//! [`RunCommand`]: a command in the guest's shell, with its output and its exit status.
+//! [`RunCommand`]: runs a command in the guest's shell and collects its output and exit status.
 //!
-//! The command is typed between two `printf`s whose output marks where its own begins and ends;
-//! see `line.rs` for the typed line and what it is proof against. The echo comes before the first
-//! mark and is thrown away, and the prompt of the shell is not needed to find the end.
+//! The command wrapper prints a begin mark and an end mark around the command's output; `line.rs`
+//! describes the wrapper. The echo of the input comes before the begin mark and is discarded. The
+//! shell prompt is not needed to find the end.
 //!
-//! The kernel may print into the middle of the output, and is then in it (`quiet` or `loglevel=` on
-//! the kernel command line help). Where it prints into the middle of a mark or of the prompt, that is
-//! read through once the guest is silent.
+//! Kernel messages within the output become part of it (`quiet` or `loglevel=` on the kernel command
+//! line avoid them). If kernel messages interrupt a mark or the prompt, the search skips them once the
+//! guest is silent.
 
 mod interleaved;
 
@@ -27,37 +27,38 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// How much output is kept unless told otherwise: 16 MiB.
+/// The default limit of the output: 16 MiB.
 pub const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// How much of a streamed command's output is read before it is taken, where the log makes the guest
-/// wait: 64 KiB, and what else the log had when that was reached. A log that drops what is old is read
-/// up to [`OUTPUT_LIMIT`].
+/// How much output of a streamed command is read ahead of the caller if the scrollback pauses the
+/// guest: 64 KiB, plus what the scrollback has at that point. If the scrollback drops old bytes, up to
+/// [`OUTPUT_LIMIT`] is read ahead.
 pub(super) const STREAM_AHEAD: usize = 64 << 10;
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
 
-/// What a command reads from.
+/// The standard input of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stdin {
-    /// `/dev/null`: a command that reads finds the end at once. The default. A guest without that
-    /// device (an initramfs that mounts no `/dev`) fails the command and says so.
+    /// `/dev/null`: a command that reads gets the end of file. The default. In a guest without that
+    /// device (an initramfs that mounts no `/dev`) the command fails with the shell's message.
     #[default]
     Null,
-    /// The console, for the likes of `stty`. A command that reads waits, until the timeout or for
-    /// what else is written to the console.
+    /// The console, for commands such as `stty`. A command that reads waits for further console input,
+    /// or until the timeout.
     Terminal,
 }
 
-/// A command under way.
+/// A running command.
 ///
 /// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
 /// supported: `command eval` means something else there.
 ///
-/// On a timeout, and when it is cancelled, it types Ctrl-C once and then ends. That gives the shell
-/// back where the console is a controlling terminal; a shell that is the init of an initramfs usually
-/// has none, and goes on with the command. A console that closes, or a guest that reboots, ends the script at once.
+/// At a timeout, or when it is cancelled, the script writes Ctrl-C once and ends. This ends the command
+/// if the console is a controlling terminal; a shell that is the init of an initramfs usually has
+/// none, and the command keeps running. If the console closes or the guest reboots, the script ends
+/// immediately.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, ScriptAction, RunCommand, Scrollback, Script};
@@ -80,70 +81,74 @@ pub enum Stdin {
 /// ```
 #[derive(Debug, Clone)]
 pub struct RunCommand {
-    frame: ScriptContext,
+    context: ScriptContext,
     command: EncodedCommand,
     nonce: u64,
     stdin: Stdin,
     prompt: Option<Matcher>,
-    stage: RunState,
-    /// The search of the present stage.
+    state: RunState,
+    /// The search of the current state.
     search: Option<Search>,
     collected: OutputBuffer,
-    /// The output is taken as it comes.
+    /// Whether the output is taken while the command runs.
     is_streamed: bool,
-    /// There is so much of it that what else the log has is not read.
-    waits_for_taker: bool,
+    /// Whether so much output is buffered that the scrollback is not read.
+    is_paused: bool,
     status: Option<i32>,
-    /// What the cursor had lost when the output began.
+    /// The cursor's lost bytes when the output started.
     lost_before: u64,
-    /// Where what is waited for may begin.
+    /// The offset from which the current mark or prompt is searched.
     since: u64,
-    /// How much there was when it was looked for through messages of the kernel.
+    /// The end of the scrollback at the last search across kernel messages.
     read_through: Option<u64>,
-    /// How much there was at the last poll.
-    heard: u64,
-    /// The guest may be in trouble that would end the command.
-    is_suspicious: bool,
-    /// The guest was reset, and its shell with it.
+    /// The end of the scrollback at the last poll.
+    polled_end: u64,
+    /// Whether there is an unconfirmed guest fault that would end the command.
+    may_be_faulty: bool,
+    /// Whether the guest was reset.
     is_rebooted: bool,
-    /// Ctrl-C was typed, and this is what to end with.
+    /// Ctrl-C was written; the script ends with this error.
     interrupted: Option<ScriptError>,
     begin: Matcher,
     more: Matcher,
     end: Matcher,
 }
 
-/// What comes next.
+/// What the script does or expects next.
 #[derive(Debug, Clone)]
 enum RunState {
-    /// The lines are not made yet.
-    Fresh,
-    /// The front line is to be typed.
-    Type(VecDeque<Vec<u8>>),
-    /// The mark that a line was taken; these are left to type.
-    More(VecDeque<Vec<u8>>),
+    /// Nothing was written yet.
+    Start,
+    /// The first of these lines is written next.
+    WriteLine(VecDeque<Vec<u8>>),
+    /// The mark that the shell took a line is expected; these lines are left.
+    ExpectMore(VecDeque<Vec<u8>>),
+    /// The begin mark is expected.
     Begin,
+    /// The end of the begin mark's line is expected.
     BeginLine,
+    /// Output or the end mark is expected.
     Output,
+    /// The end of the end mark's line is expected.
     EndLine,
     Prompt,
 }
 
 enum RunStep {
     Write(Vec<u8>),
-    Go(RunState),
+    Enter(RunState),
     Again,
-    Starved,
+    NeedOutput,
     Finished,
 }
 
 impl RunCommand {
-    /// A script that runs `command` from `now` on.
+    /// A script that runs `command`, from `now` on.
     ///
-    /// `command` is one or more lines of shell, run by the shell itself: `cd` and variables last,
-    /// `exit` ends the shell. With a `prompt`, the script ends when that has come after the
-    /// command, and consumes it; without (or with an empty one) it ends with the line of the mark.
-    /// `nonce` tells this command's marks from others: a different number for each command.
+    /// `command` is one or more lines of shell, which the shell runs itself: `cd` and variables
+    /// persist, `exit` ends the shell. With a `prompt`, the script ends when the prompt follows the
+    /// command, and consumes it; without a prompt, or with an empty one, it ends with the line of the
+    /// end mark. `nonce` identifies the marks of this command: use a different number for each command.
     ///
     /// # Errors
     /// When the command has a NUL byte or is longer than [`COMMAND_MAX`](super::COMMAND_MAX).
@@ -157,22 +162,22 @@ impl RunCommand {
         let command = EncodedCommand::parse(command)?;
         let marks = Marks::new(nonce);
         Ok(Self {
-            frame: ScriptContext::new(now, timeout),
+            context: ScriptContext::new(now, timeout),
             command,
             nonce,
             stdin: Stdin::Null,
             prompt: prompt.filter(|p| !p.is_empty()).map(|p| Matcher::new([p])),
-            stage: RunState::Fresh,
+            state: RunState::Start,
             search: None,
             collected: OutputBuffer::new(OUTPUT_LIMIT),
             is_streamed: false,
-            waits_for_taker: false,
+            is_paused: false,
             status: None,
             lost_before: 0,
             since: 0,
             read_through: None,
-            heard: 0,
-            is_suspicious: false,
+            polled_end: 0,
+            may_be_faulty: false,
             is_rebooted: false,
             interrupted: None,
             begin: Matcher::new([marks.begin]),
@@ -181,28 +186,28 @@ impl RunCommand {
         })
     }
 
-    /// Keeps at most the first `bytes` of the output. The rest is read, thrown away, and admitted
-    /// in [`CommandOutput::truncated`].
+    /// Keeps at most the first `bytes` of the output. The rest is read and discarded, and
+    /// [`CommandOutput::truncated`] is set.
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.collected.set_limit(bytes);
         self
     }
 
-    /// Output is taken [as it comes](Script::take_output), however much there is; [`CommandOutput::output`]
-    /// is what was not taken by the end. Where it is not taken, a log that [pauses](Overflow::Pause)
-    /// soon makes the guest wait; of any other 16 MiB are read ahead, then it drops what is old and
-    /// that is admitted in [`CommandOutput::truncated`].
+    /// Streams the output: it is taken [while the command runs](Script::take_output), without a limit;
+    /// [`CommandOutput::output`] is what was not taken before the end. While it is not taken, a
+    /// scrollback that [pauses](Overflow::Pause) pauses the guest; with any other, 16 MiB are read
+    /// ahead, then old output is dropped and [`CommandOutput::truncated`] is set.
     ///
-    /// When it fails, all that came can still be taken, and is not unread again. Where the kernel
-    /// prints into the mark of the end, what came of the mark is in the output.
+    /// If the command fails, all output can still be taken, and stays read. If kernel messages
+    /// interrupt the end mark, the first part of the mark is in the output.
     #[must_use]
     pub fn streamed(mut self) -> Self {
         self.is_streamed = true;
         self.output_limit(usize::MAX)
     }
 
-    /// What the command reads from.
+    /// Sets the standard input of the command.
     #[must_use]
     pub fn stdin(mut self, stdin: Stdin) -> Self {
         self.stdin = stdin;
@@ -210,71 +215,72 @@ impl RunCommand {
     }
 
     fn step(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
-        match &mut self.stage {
-            RunState::Fresh => {
-                RunStep::Go(RunState::Type(self.command.lines(self.nonce, self.stdin)))
+        match &mut self.state {
+            RunState::Start => {
+                RunStep::Enter(RunState::WriteLine(self.command.lines(self.nonce, self.stdin)))
             }
-            RunState::Type(lines) => {
+            RunState::WriteLine(lines) => {
                 let line = lines.pop_front().unwrap_or_default();
                 let lines = core::mem::take(lines);
-                self.stage = if lines.is_empty() { RunState::Begin } else { RunState::More(lines) };
+                self.state =
+                    if lines.is_empty() { RunState::Begin } else { RunState::ExpectMore(lines) };
                 self.since = cursor.offset();
                 RunStep::Write(line)
             }
-            RunState::More(lines) => match seek(&self.more, &mut self.search, log, cursor) {
-                Some(_) => RunStep::Go(RunState::Type(core::mem::take(lines))),
-                None => RunStep::Starved,
+            RunState::ExpectMore(lines) => match seek(&self.more, &mut self.search, log, cursor) {
+                Some(_) => RunStep::Enter(RunState::WriteLine(core::mem::take(lines))),
+                None => RunStep::NeedOutput,
             },
             RunState::Begin => match seek(&self.begin, &mut self.search, log, cursor) {
-                Some(_) => RunStep::Go(RunState::BeginLine),
-                None => RunStep::Starved,
+                Some(_) => RunStep::Enter(RunState::BeginLine),
+                None => RunStep::NeedOutput,
             },
             RunState::BeginLine => match line_end(log, cursor) {
                 true => {
                     self.lost_before = cursor.lost();
-                    RunStep::Go(RunState::Output)
+                    RunStep::Enter(RunState::Output)
                 }
-                false => RunStep::Starved,
+                false => RunStep::NeedOutput,
             },
             RunState::Output => self.output(log, cursor),
             RunState::EndLine => match (line_end(log, cursor), &self.prompt) {
-                (false, _) => RunStep::Starved,
-                (true, Some(_)) => RunStep::Go(RunState::Prompt),
+                (false, _) => RunStep::NeedOutput,
+                (true, Some(_)) => RunStep::Enter(RunState::Prompt),
                 (true, None) => RunStep::Finished,
             },
             RunState::Prompt => match &self.prompt {
                 Some(prompt) if seek(prompt, &mut self.search, log, cursor).is_none() => {
-                    RunStep::Starved
+                    RunStep::NeedOutput
                 }
                 _ => RunStep::Finished,
             },
         }
     }
 
-    /// Gathers what is surely output, up to the end mark with its status.
+    /// Collects output up to the end mark, and parses the exit status.
     fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
-        if self.waits_for_taker {
-            return RunStep::Starved;
+        if self.is_paused {
+            return RunStep::NeedOutput;
         }
         let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
-        let hit = self.end.find(search, log);
-        let Some(PatternMatch { start, end, .. }) = hit else {
-            // Whoever follows the output sees each byte as soon as it cannot be of the mark.
-            let held = half_mark(cursor.peek(log), &self.end);
+        let found = self.end.find(search, log);
+        let Some(PatternMatch { start, end, .. }) = found else {
+            // Bytes that cannot belong to the mark are output; a partial mark is kept back.
+            let held = partial_mark_len(cursor.peek(log), &self.end);
             self.collected.push(cursor.before(log, log.end() - held as u64));
-            return RunStep::Starved;
+            return RunStep::NeedOutput;
         };
         self.collected.push(cursor.before(log, start));
-        match status(log.since(end)) {
+        match parse_status(log.since(end)) {
             StatusParse::Known { status, len } => {
                 cursor.before(log, end + len as u64);
                 self.status = Some(status);
                 self.search = None;
-                RunStep::Go(RunState::EndLine)
+                RunStep::Enter(RunState::EndLine)
             }
-            StatusParse::Incomplete => RunStep::Starved,
+            StatusParse::Incomplete => RunStep::NeedOutput,
             StatusParse::No => {
-                // Something that looked like our mark was printed by the command.
+                // The command printed text that looks like the end mark.
                 self.collected.push(cursor.before(log, end));
                 self.search = None;
                 RunStep::Again
@@ -282,75 +288,75 @@ impl RunCommand {
         }
     }
 
-    /// When what is waited for is looked for through messages of the kernel, if nothing comes.
-    fn reads_through_at(&self) -> Option<Deadline> {
-        if self.waits_for_taker {
+    /// When to search across kernel messages, if there is no further output.
+    fn search_across_kernel_log_at(&self) -> Option<Deadline> {
+        if self.is_paused {
             return None;
         }
-        let since = self.frame.silent_since()?;
-        let why = "the kernel may have printed into a mark";
-        (self.read_through != Some(self.heard)).then_some(Deadline { at: since + SILENCE, why })
+        let since = self.context.silent_since()?;
+        let why = "kernel messages may interrupt a mark";
+        (self.read_through != Some(self.polled_end))
+            .then_some(Deadline { at: since + SILENCE, why })
     }
 
     fn is_silent(&self, now: Instant, closed: bool) -> bool {
-        self.reads_through_at().is_some_and(|due| closed || now >= due.at)
+        self.search_across_kernel_log_at().is_some_and(|due| closed || now >= due.at)
     }
 
-    /// What ends the command because there is no shell (any more) that could run it.
+    /// The error if a guest fault ends the command.
     ///
-    /// A command may print any of those words and then be silent for as long as it likes. So while
-    /// it runs only a panic counts, and only with its last line; the others count while the shell
-    /// has not taken the command.
+    /// A command may print the text of a fault and then be silent. So while the command runs only a
+    /// complete panic counts; other faults count until the shell has taken the command.
     fn fault(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
         let is_taken =
-            matches!(self.stage, RunState::Output | RunState::EndLine | RunState::Prompt);
-        self.is_suspicious = match self.frame.suspicion() {
-            // A guest that is held back is silent for that.
-            _ if self.waits_for_taker => false,
-            Some(GuestFault::KernelPanic) => closed || self.frame.panic_is_whole(log),
+            matches!(self.state, RunState::Output | RunState::EndLine | RunState::Prompt);
+        self.may_be_faulty = match self.context.fault_candidate() {
+            // A paused guest is silent for that reason.
+            _ if self.is_paused => false,
+            Some(GuestFault::KernelPanic) => closed || self.context.panic_is_complete(log),
             Some(_) => !is_taken,
             None => false,
         };
-        if !self.is_suspicious {
+        if !self.may_be_faulty {
             return None;
         }
-        let seen = self.frame.fault(now, log, closed)?;
-        Some(match seen.fault {
-            GuestFault::KernelPanic => self.frame.panicked(log, self.expected(), seen),
-            GuestFault::EmergencyShell => self.frame.in_emergency(log, self.expected(), seen),
-            GuestFault::LoginIncorrect => ScriptError::NotLoggedIn { tail: self.frame.tail(log) },
+        let report = self.context.fault(now, log, closed)?;
+        Some(match report.fault {
+            GuestFault::KernelPanic => self.context.panicked(log, self.expected(), report),
+            GuestFault::EmergencyShell => self.context.in_emergency(log, self.expected(), report),
+            GuestFault::LoginIncorrect => ScriptError::NotLoggedIn { tail: self.context.tail(log) },
         })
     }
 
-    /// Ends without the command's end.
+    /// Ends the script with an error.
     fn fail(&mut self, error: ScriptError, log: &Scrollback, cursor: &mut Cursor) -> ScriptAction {
         if !self.is_streamed {
-            return self.frame.fail(error, cursor);
+            return self.context.fail(error, cursor);
         }
-        if matches!(self.stage, RunState::Output) {
+        if matches!(self.state, RunState::Output) {
             self.collected.push(&cursor.take(log));
             self.collected.close();
         }
         let mut read = *cursor;
-        self.frame.fail(error, &mut read)
+        self.context.fail(error, &mut read)
     }
 
-    /// What came instead of what is waited for.
+    /// The output that came instead of the expected text, for the error.
     fn near_match(&self, log: &Scrollback) -> Option<NearMatch> {
-        match &self.stage {
-            RunState::Output => hint::of_lost_shell(log, self.since),
+        match &self.state {
+            RunState::Output => hint::for_lost_shell(log, self.since),
             RunState::EndLine => None,
             RunState::Prompt => near_match(self.prompt.as_ref()?.patterns(), log.since(self.since))
-                .or_else(|| hint::of_another_prompt(log, self.since)),
-            _ => hint::of_no_shell(log, self.frame.origin()),
+                .or_else(|| hint::for_other_prompt(log, self.since)),
+            _ => hint::for_command_not_taken(log, self.context.origin()),
         }
     }
 
     fn expected(&self) -> String {
-        match &self.stage {
-            RunState::Fresh
-            | RunState::Type(_)
-            | RunState::More(_)
+        match &self.state {
+            RunState::Start
+            | RunState::WriteLine(_)
+            | RunState::ExpectMore(_)
             | RunState::Begin
             | RunState::BeginLine => "the shell to take the command".into(),
             RunState::Output | RunState::EndLine => "the command to end".into(),
@@ -370,54 +376,54 @@ impl Script for RunCommand {
         cursor: &mut Cursor,
         closed: bool,
     ) -> ScriptAction {
-        if let Some(ended) = self.frame.enter(cursor) {
+        if let Some(ended) = self.context.enter(cursor) {
             return ended;
         }
         if let Some(error) = self.interrupted.take() {
             return self.fail(error, log, cursor);
         }
-        if self.waits_for_taker {
-            self.frame.forget_silence();
+        if self.is_paused {
+            self.context.restart_silence();
         }
-        self.frame.look(now, log);
-        self.heard = log.end();
-        let ends = closed || self.is_rebooted || self.frame.is_over(now, closed);
+        self.context.scan(now, log);
+        self.polled_end = log.end();
+        let ends = closed || self.is_rebooted || self.context.is_over(now, closed);
         let ahead = match log.overflow() {
             Overflow::Pause => STREAM_AHEAD,
             Overflow::DropOldest => OUTPUT_LIMIT,
         };
         loop {
             let is_full = self.is_streamed && self.collected.len() >= ahead && !ends;
-            self.waits_for_taker = is_full && cursor.offset() < log.end();
+            self.is_paused = is_full && cursor.offset() < log.end();
             match self.step(log, cursor) {
                 RunStep::Write(bytes) => return ScriptAction::Write(bytes),
-                RunStep::Go(stage) => {
-                    self.stage = stage;
+                RunStep::Enter(state) => {
+                    self.state = state;
                     self.since = cursor.offset();
                 }
                 RunStep::Finished => {
                     let (output, cut) = self.collected.finish();
                     let truncated = cut || cursor.lost() > self.lost_before;
-                    return self.frame.succeed(CommandOutput {
+                    return self.context.succeed(CommandOutput {
                         output,
                         status: self.status,
                         truncated,
                     });
                 }
                 RunStep::Again => {}
-                RunStep::Starved
+                RunStep::NeedOutput
                     if self.is_silent(now, closed) && self.read_through(log, cursor) => {}
-                RunStep::Starved => break,
+                RunStep::NeedOutput => break,
             }
         }
         if let Some(error) = self.fault(now, log, closed || self.is_rebooted) {
             self.fail(error, log, cursor)
         } else if self.is_rebooted {
-            let (expected, tail) = (self.expected(), self.frame.tail(log));
+            let (expected, tail) = (self.expected(), self.context.tail(log));
             self.fail(ScriptError::Rebooted { expected, tail }, log, cursor)
-        } else if self.frame.is_over(now, closed) {
+        } else if self.context.is_over(now, closed) {
             let (expected, near_match) = (self.expected(), self.near_match(log));
-            let error = self.frame.unmet(now, log, closed, expected, near_match);
+            let error = self.context.not_met(now, log, closed, expected, near_match);
             if closed {
                 return self.fail(error, log, cursor);
             }
@@ -429,12 +435,12 @@ impl Script for RunCommand {
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        if self.frame.ended.is_some() {
+        if self.context.ended.is_some() {
             return None;
         }
-        let certain = if self.is_suspicious { self.frame.certain_at() } else { None };
-        let soon = Deadline::earliest(certain, self.reads_through_at());
-        Deadline::earliest(self.frame.deadline("console command timed out"), soon)
+        let certain = if self.may_be_faulty { self.context.fault_confirmed_at() } else { None };
+        let soon = Deadline::earliest(certain, self.search_across_kernel_log_at());
+        Deadline::earliest(self.context.deadline("console command timed out"), soon)
     }
 
     fn take_output(&mut self) -> Vec<u8> {
@@ -446,14 +452,14 @@ impl Script for RunCommand {
     }
 
     fn handle_cancel(&mut self) -> Option<Vec<u8>> {
-        let is_over = self.frame.ended.is_some() || self.interrupted.is_some();
+        let is_over = self.context.ended.is_some() || self.interrupted.is_some();
         let runs = !is_over
-            && !matches!(self.stage, RunState::Fresh | RunState::EndLine | RunState::Prompt);
+            && !matches!(self.state, RunState::Start | RunState::EndLine | RunState::Prompt);
         runs.then(|| vec![INTERRUPT])
     }
 }
 
-/// Looks for a mark, consuming what surely comes before it, and then the mark itself.
+/// Searches for a mark. Consumes the output before it, and then the mark.
 fn seek(
     matcher: &Matcher,
     search: &mut Option<Search>,
@@ -461,25 +467,25 @@ fn seek(
     cursor: &mut Cursor,
 ) -> Option<PatternMatch> {
     let state = search.get_or_insert_with(|| Search::from(cursor.offset()));
-    let hit = matcher.find(state, log);
-    match hit {
-        Some(hit) => {
-            cursor.before(log, hit.end);
+    let found = matcher.find(state, log);
+    match found {
+        Some(found) => {
+            cursor.before(log, found.end);
             *search = None;
         }
-        None => _ = cursor.before(log, state.settled(matcher)),
+        None => _ = cursor.before(log, state.earliest_start(matcher)),
     }
-    hit
+    found
 }
 
-/// How many bytes at the end of `text` are the beginning of the mark, and not all of it.
-fn half_mark(text: &[u8], mark: &Matcher) -> usize {
+/// The length of the incomplete mark at the end of `text`.
+fn partial_mark_len(text: &[u8], mark: &Matcher) -> usize {
     let mark = mark.patterns()[0].as_literal().unwrap_or_default();
     (1..mark.len()).rev().find(|n| text.ends_with(&mark[..*n])).unwrap_or(0)
 }
 
-/// Consumes the end of a mark's line, and messages of the kernel in it. False when it may still come.
-/// What else there is instead is not part of it.
+/// Consumes the end of a mark's line, and kernel messages in it. Returns `false` if it may still
+/// arrive. Other text is not consumed.
 fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
     let unread = cursor.peek(log);
     let mut through = KernelLogFilter::new(unread);
@@ -487,11 +493,11 @@ fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
         match through.next() {
             Some(b'\r') => {}
             Some(b'\n') => break (through.at(), true),
-            Some(_) => break (through.at() - 1, !through.is_midway()),
+            Some(_) => break (through.at() - 1, !through.is_in_message()),
             None => break (through.at(), false),
         }
     };
-    // What was passed over is not looked at again.
+    // Skipped messages are not read again.
     cursor.before(log, log.end() - (unread.len() - end) as u64);
     is_whole
 }
@@ -502,8 +508,8 @@ enum StatusParse {
     No,
 }
 
-/// Reads `decimal ";"`, with as many digits as an exit status can have.
-fn status(bytes: &[u8]) -> StatusParse {
+/// Parses `decimal ";"`, with at most as many digits as an exit status has.
+fn parse_status(bytes: &[u8]) -> StatusParse {
     const DIGITS: usize = 3;
     let digits = bytes.iter().take(DIGITS + 1).take_while(|b| b.is_ascii_digit()).count();
     match bytes.get(digits) {

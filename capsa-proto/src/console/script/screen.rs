@@ -1,45 +1,44 @@
-//! [`Screen`]: what a person would take for the prompt, looking at the end of the output.
+//! [`Screen`]: the text at the end of the output, as a person would see it, to recognise prompts.
 //!
-//! Two things are taken out first: escape sequences, and messages of the kernel, known by their
-//! time stamp. Such a message ends with a newline, so without it the line that it cut into is
-//! whole again:
+//! Escape sequences and kernel messages are removed. A kernel message is recognised by its time stamp.
+//! It ends with a newline, so removing the message restores the line that it interrupts:
 //!
 //! ```text
 //! guest login: [    4.812345] random: crng init done\r\n        is the prompt  "guest login: "
 //! ```
 //!
-//! A kernel that prints no time stamps is not seen through; [`Login`](super::Login) then has to ask
-//! for a new prompt.
+//! Messages without time stamps are not removed; [`Login`](super::Login) then has to request a new
+//! prompt.
 
 use crate::console::kernel_log::Timestamp;
 use alloc::vec::Vec;
 use memchr::memmem;
 
-/// How much of the output's end is looked at.
+/// How many of the last bytes are kept.
 pub(super) const WINDOW: usize = 4096;
 
-/// How much output is taken at a time, so that nothing short is missed between two looks.
+/// The maximum size of one push, so that a short text is visible between two pushes.
 pub(super) const PIECE: usize = WINDOW / 4;
 
-/// What stands at the end of the output.
+/// The kind of prompt at the end of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PromptKind {
-    /// `login:`, but not that of `Last login:`.
+    /// `login:`, but not `Last login:`.
     Login,
-    /// `assword:`, so with either first letter.
+    /// `assword:`, which covers `Password:` and `password:`.
     Password,
     /// `# `, `$ ` or `> `.
     Shell,
 }
 
-/// The end of the output since the last [`clear`](Self::clear), as a person would read it.
+/// The end of the output since the last [`clear`](Self::clear).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Screen {
     text: Vec<u8>,
     shown: u64,
     state: ScreenState,
-    /// What may become a time stamp of the kernel, and is not shown until it cannot.
-    held: Vec<u8>,
+    /// A possible start of a time stamp. It becomes text when it turns out to be none.
+    pending: Vec<u8>,
 }
 
 /// What the next byte belongs to.
@@ -47,19 +46,19 @@ pub(super) struct Screen {
 enum ScreenState {
     #[default]
     Text,
-    /// A message of the kernel, to the end of the line.
+    /// A kernel message, up to the end of the line.
     Kernel,
     /// After an ESC, and intermediate bytes.
     Escape,
     /// CSI: parameters, then one final byte.
     Csi,
-    /// A string (window title), to BEL or ST. A newline ends it too, or a stray one would hide
-    /// everything after it.
+    /// A string (window title), up to BEL or ST. A newline ends it too, so that an unterminated string
+    /// does not hide all later text.
     String,
 }
 
 impl Screen {
-    /// Takes what came, [`PIECE`] bytes or fewer at a time.
+    /// Adds output, at most [`PIECE`] bytes at a time.
     pub(super) fn push(&mut self, piece: &[u8]) {
         for &byte in piece {
             self.state = self.next(byte);
@@ -68,24 +67,24 @@ impl Screen {
         self.text.drain(..excess);
     }
 
-    /// Forgets the text, not what an unfinished sequence is.
+    /// Removes the text and keeps the state of an incomplete sequence.
     pub(super) fn clear(&mut self) {
         self.text.clear();
     }
 
-    /// How many bytes were ever shown: while it stays the same, so does what a person sees.
+    /// The number of visible bytes so far. While it does not change, the text does not change.
     pub(super) fn shown(&self) -> u64 {
         self.shown
     }
 
-    /// The line that is not at its end yet.
+    /// The last line, which has no line end yet.
     pub(super) fn line(&self) -> &[u8] {
         let line = self.text.rsplit(|&b| b == b'\n').next().unwrap_or_default();
-        // A line editor may go back and draw the prompt again.
+        // A line editor may return to the start of the line and print the prompt again.
         line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty()).unwrap_or_default()
     }
 
-    /// What is asked for at the end of the output, if anything.
+    /// The kind of prompt at the end of the output, if there is one.
     pub(super) fn prompt_kind(&self) -> Option<PromptKind> {
         let line = self.line();
         if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) {
@@ -101,12 +100,12 @@ impl Screen {
         }
     }
 
-    /// Whether the guest has said that name and password do not fit.
-    pub(super) fn says_incorrect(&self) -> bool {
+    /// Whether the guest has refused the user name or password.
+    pub(super) fn has_login_incorrect(&self) -> bool {
         self.has(b"Login incorrect")
     }
 
-    /// Whether these words can be read.
+    /// Whether the text contains these words.
     pub(super) fn has(&self, words: &[u8]) -> bool {
         memmem::find(&self.text, words).is_some()
     }
@@ -114,7 +113,7 @@ impl Screen {
     fn next(&mut self, byte: u8) -> ScreenState {
         match (self.state, byte) {
             (ScreenState::String, 0x07 | b'\n') => ScreenState::Text,
-            // ESC begins the end of a string as it begins anything else; ST is `ESC \`.
+            // ESC always starts a new sequence. ST, which ends a string, is `ESC \`.
             (_, 0x1b) => ScreenState::Escape,
             (ScreenState::String, _) => ScreenState::String,
             (ScreenState::Escape, b'[') => ScreenState::Csi,
@@ -124,29 +123,29 @@ impl Screen {
             (ScreenState::Escape | ScreenState::Csi, _) => ScreenState::Text,
             (ScreenState::Kernel, b'\n') => ScreenState::Text,
             (ScreenState::Kernel, _) => ScreenState::Kernel,
-            (ScreenState::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.letter(byte),
+            (ScreenState::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.push_visible(byte),
             (ScreenState::Text, _) => ScreenState::Text,
         }
     }
 
-    fn letter(&mut self, byte: u8) -> ScreenState {
-        if !self.held.is_empty() {
-            self.held.push(byte);
-            match Timestamp::judge(&self.held) {
+    fn push_visible(&mut self, byte: u8) -> ScreenState {
+        if !self.pending.is_empty() {
+            self.pending.push(byte);
+            match Timestamp::classify(&self.pending) {
                 Timestamp::Whole => {
-                    self.held.clear();
+                    self.pending.clear();
                     return ScreenState::Kernel;
                 }
                 Timestamp::Partial => return ScreenState::Text,
                 Timestamp::No => {
-                    self.held.pop();
-                    self.shown += self.held.len() as u64;
-                    self.text.append(&mut self.held);
+                    self.pending.pop();
+                    self.shown += self.pending.len() as u64;
+                    self.text.append(&mut self.pending);
                 }
             }
         }
         if byte == b'[' {
-            self.held.push(byte);
+            self.pending.push(byte);
         } else {
             self.text.push(byte);
             self.shown += 1;
@@ -159,7 +158,7 @@ impl Screen {
 mod tests {
     use super::*;
 
-    fn sign(text: &str) -> Option<PromptKind> {
+    fn prompt_kind(text: &str) -> Option<PromptKind> {
         let mut screen = Screen::default();
         for piece in text.as_bytes().chunks(PIECE) {
             screen.push(piece);
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_is_what_stands_at_the_end() {
+    fn screen_prompt_at_end_is_recognised() {
         for (text, expected) in [
             ("guest login: ", Some(PromptKind::Login)),
             ("guest login:", Some(PromptKind::Login)),
@@ -194,12 +193,12 @@ mod tests {
             ("\x1b]0;never ended", None),
             ("caf\u{e9} # ", Some(PromptKind::Shell)),
         ] {
-            assert_eq!(sign(text), expected, "{text:?}");
+            assert_eq!(prompt_kind(text), expected, "{text:?}");
         }
     }
 
     #[test]
-    fn the_kernel_does_not_hide_a_prompt() {
+    fn screen_kernel_messages_do_not_hide_prompt() {
         for (text, expected) in [
             ("# [    1.234567] random: crng init done\r\n", Some(PromptKind::Shell)),
             ("lo[    1.234567] a\r\n[    1.234568] b\r\ngin: ", Some(PromptKind::Login)),
@@ -212,12 +211,12 @@ mod tests {
             ("# [x", None),
             ("[[    1.234567] a\r\n# ", Some(PromptKind::Shell)),
         ] {
-            assert_eq!(sign(text), expected, "{text:?}");
+            assert_eq!(prompt_kind(text), expected, "{text:?}");
         }
     }
 
     #[test]
-    fn what_is_not_seen_does_not_count_as_shown() {
+    fn screen_invisible_bytes_are_not_counted() {
         let mut screen = Screen::default();
         screen.push(b"# ");
         let shown = screen.shown();
@@ -230,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn incorrect_is_seen_in_the_middle_of_much_output() {
+    fn screen_login_incorrect_in_long_output_is_found() {
         let mut screen = Screen::default();
         let text = [&[b'x'; 700][..], b"\r\nLogin incorrect\r\n", &[b'y'; 5000]].concat();
         let seen = text.chunks(PIECE).filter(|piece| {
             screen.push(piece);
-            screen.says_incorrect()
+            screen.has_login_incorrect()
         });
         assert!(seen.count() > 0);
     }

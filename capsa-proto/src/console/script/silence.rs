@@ -1,4 +1,4 @@
-//! [`Silence`]: waits until a guest has said nothing for a while.
+//! [`Silence`]: waits until a guest has printed nothing for a given time.
 
 use super::{CommandOutput, Script, ScriptAction, ScriptContext};
 use crate::console::{Cursor, GuestFault, Scrollback};
@@ -7,12 +7,11 @@ use alloc::format;
 use alloc::string::String;
 use core::time::Duration;
 
-/// A wait for silence. The reply's output is all that was unread, which is then read; what was
-/// dropped because it was more than the log holds is admitted.
+/// A wait for silence. The result's output is all unread output, which is then read.
+/// [`CommandOutput::truncated`] tells whether the scrollback dropped some of it.
 ///
-/// The silence counts from when the wait was made, or from the last bytes after that. Until it is
-/// over nothing is consumed. A guest that ends, or whose kernel panicked, is not silent but gone,
-/// and that is an error.
+/// The silence starts when the wait is created, or with the last output after that. Nothing is
+/// consumed before the end. It is an error if the guest ends or its kernel panics.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, ScriptAction, Scrollback, Script, Silence};
@@ -30,16 +29,16 @@ use core::time::Duration;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Silence {
-    frame: ScriptContext,
+    context: ScriptContext,
     quiet: Duration,
-    /// How much there was, and since when.
+    /// The end of the output, and the time of its last change.
     since: (Option<u64>, Instant),
 }
 
 impl Silence {
-    /// A wait that begins `now`, for a silence this long.
+    /// A wait for a silence of `quiet`, from `now` on.
     pub fn new(quiet: Duration, now: Instant, timeout: Option<Duration>) -> Self {
-        Self { frame: ScriptContext::new(now, timeout), quiet, since: (None, now) }
+        Self { context: ScriptContext::new(now, timeout), quiet, since: (None, now) }
     }
 
     fn expected(&self) -> String {
@@ -55,41 +54,41 @@ impl Script for Silence {
         cursor: &mut Cursor,
         closed: bool,
     ) -> ScriptAction {
-        if let Some(ended) = self.frame.enter(cursor) {
+        if let Some(ended) = self.context.enter(cursor) {
             return ended;
         }
-        self.frame.look(now, log);
-        // What was there before the wait does not break the silence.
+        self.context.scan(now, log);
+        // Output from before the wait does not interrupt the silence.
         let end = *self.since.0.get_or_insert(log.end());
         if end != log.end() {
             self.since = (Some(log.end()), now);
         }
         let is_silent = now >= self.since.1 + self.quiet;
-        let fault = self.frame.fault(now, log, closed);
-        if let Some(seen) = fault
-            && seen.fault == GuestFault::KernelPanic
+        let fault = self.context.fault(now, log, closed);
+        if let Some(report) = fault
+            && report.fault == GuestFault::KernelPanic
         {
-            let error = self.frame.panicked(log, self.expected(), seen);
-            self.frame.fail(error, cursor)
+            let error = self.context.panicked(log, self.expected(), report);
+            self.context.fail(error, cursor)
         } else if is_silent && !closed {
             let lost = cursor.lost();
             let output = cursor.take(log);
             let truncated = cursor.lost() > lost;
-            self.frame.succeed(CommandOutput { output, status: None, truncated })
-        } else if self.frame.is_over(now, closed) {
-            let error = self.frame.unmet(now, log, closed, self.expected(), None);
-            self.frame.fail(error, cursor)
+            self.context.succeed(CommandOutput { output, status: None, truncated })
+        } else if self.context.is_over(now, closed) {
+            let error = self.context.not_met(now, log, closed, self.expected(), None);
+            self.context.fail(error, cursor)
         } else {
             ScriptAction::Wait
         }
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        if self.frame.ended.is_some() {
+        if self.context.ended.is_some() {
             return None;
         }
         let silent = Deadline { at: self.since.1 + self.quiet, why: "the guest is silent" };
-        Deadline::earliest(self.frame.deadline("wait for silence timed out"), Some(silent))
+        Deadline::earliest(self.context.deadline("wait for silence timed out"), Some(silent))
     }
 }
 
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn each_byte_begins_the_silence_anew_and_the_timeout_does_not_care() {
+    fn silence_output_restarts_it_but_not_timeout() {
         let (mut log, mut cursor, mut script) = (Scrollback::default(), Cursor::at(0), script());
         for n in 0..5 {
             log.push(b"x");
@@ -118,12 +117,12 @@ mod tests {
         let output = script.poll_output(at(1000), &log, &mut cursor, false);
         let ScriptAction::Done(Err(error)) = output else { panic!("{output:?}") };
         assert_eq!(alloc::format!("{error}"), "timed out after 1s waiting for 300ms of silence");
-        assert_eq!(cursor, Cursor::at(0), "a timeout loses nothing");
+        assert_eq!(cursor, Cursor::at(0), "a timeout consumes nothing");
         assert_eq!(script.poll_timeout(), None);
     }
 
     #[test]
-    fn what_was_there_before_does_not_break_it() {
+    fn silence_earlier_output_does_not_interrupt() {
         let (mut log, mut cursor, mut script) = (Scrollback::default(), Cursor::at(0), script());
         log.push(b"old");
         assert_eq!(script.poll_output(at(200), &log, &mut cursor, false), ScriptAction::Wait);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_gone_is_not_silent() {
+    fn silence_closed_or_panicked_is_error() {
         let mut log = Scrollback::default();
         log.push(b"bye");
         let output = script().poll_output(at(900), &log, &mut Cursor::at(0), true);

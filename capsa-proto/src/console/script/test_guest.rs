@@ -1,7 +1,7 @@
-//! A guest for tests: a terminal with an echo, a getty and a shell that understands our lines.
+//! A simulated guest for tests: a terminal with echo, a getty, and a shell that runs the command wrapper.
 //!
-//! It takes the typed line apart by the rules of a shell (quotes, `printf %b`) rather than by what
-//! `line.rs` means to write, so the two check each other. It was itself checked against real ones.
+//! It parses the lines by the rules of a shell (quotes, `printf %b`), independently of `line.rs`, so the
+//! two check each other. Its behaviour was compared with real shells.
 
 use super::{CommandOutput, Script, ScriptAction, ScriptError};
 use crate::console::{Cursor, Scrollback};
@@ -11,10 +11,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// How typed characters come back.
+/// How input is echoed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Echo {
-    /// The kernel's: as typed.
+    /// The kernel's echo: unchanged.
     Tty,
     /// bash with readline, 80 columns.
     Readline,
@@ -31,11 +31,11 @@ pub(super) enum GuestAt {
     Login,
     Password,
     Shell,
-    /// Says nothing and answers nothing.
+    /// Prints nothing and ignores input.
     Dead,
 }
 
-/// What a command does: its output, and its status unless it never ends.
+/// The output of a command, and its exit status; `None` if it never ends.
 pub(super) type Behaviour = fn(&str) -> (&'static [u8], Option<i32>);
 
 pub(super) struct TestGuest {
@@ -43,10 +43,10 @@ pub(super) struct TestGuest {
     pub(super) echo: Echo,
     pub(super) prompt: &'static str,
     pub(super) password: Option<&'static str>,
-    /// Printed after each prompt, as a kernel would.
+    /// Kernel messages that are printed after each prompt.
     pub(super) noise: &'static str,
     pub(super) behaviour: Behaviour,
-    /// What was run, after the shell's own unquoting.
+    /// The commands that the shell ran.
     pub(super) ran: Vec<String>,
     pub(super) interrupts: usize,
     variable: String,
@@ -71,7 +71,7 @@ impl TestGuest {
         }
     }
 
-    pub(super) fn say(&mut self, text: impl AsRef<[u8]>) {
+    pub(super) fn print(&mut self, text: impl AsRef<[u8]>) {
         for &byte in text.as_ref() {
             if byte == b'\n' {
                 self.out.push(b'\r');
@@ -87,8 +87,8 @@ impl TestGuest {
             GuestAt::Shell => self.prompt,
             GuestAt::Dead => "",
         };
-        self.say(prompt);
-        self.say(self.noise);
+        self.print(prompt);
+        self.print(self.noise);
     }
 
     fn input(&mut self, bytes: &[u8]) {
@@ -100,7 +100,7 @@ impl TestGuest {
                 0x03 => {
                     self.interrupts += 1;
                     self.line.clear();
-                    self.say("^C\n");
+                    self.print("^C\n");
                     self.prompt();
                 }
                 b'\r' | b'\n' => {
@@ -115,12 +115,12 @@ impl TestGuest {
 
     fn echo_line(&mut self, line: &str) {
         if self.at == GuestAt::Password {
-            return self.say("\n");
+            return self.print("\n");
         }
         let wrap = match self.echo {
             Echo::Off => return,
             Echo::Tty => "",
-            // The first character of the next row is drawn, taken back, and drawn again.
+            // readline prints the first character of the next row twice.
             Echo::Readline => "x\r",
             Echo::Ash => "\r\r\n",
         };
@@ -133,9 +133,9 @@ impl TestGuest {
                 self.out.extend_from_slice(wrap.as_bytes());
             }
         }
-        self.say("\n");
+        self.print("\n");
         if let Echo::Readline = self.echo {
-            self.say("\x1b[?2004l\r");
+            self.print("\x1b[?2004l\r");
         }
     }
 
@@ -146,7 +146,7 @@ impl TestGuest {
             GuestAt::Login => self.enter(),
             GuestAt::Password if self.password == Some(line) => self.enter(),
             GuestAt::Password => {
-                self.say("\nLogin incorrect\n");
+                self.print("\nLogin incorrect\n");
                 self.at = GuestAt::Login;
             }
             GuestAt::Shell => return self.shell(line),
@@ -156,7 +156,7 @@ impl TestGuest {
     }
 
     fn enter(&mut self) {
-        self.say("Last login: Mon Nov 23 on ttyS0\n");
+        self.print("Last login: Mon Nov 23 on ttyS0\n");
         self.at = GuestAt::Shell;
     }
 
@@ -171,7 +171,7 @@ impl TestGuest {
                 let command = self.word(word);
                 let (output, ended) = (self.behaviour)(&command);
                 self.ran.push(command);
-                self.say(output);
+                self.print(output);
                 match ended {
                     Some(n) => status = n,
                     None => return,
@@ -181,9 +181,9 @@ impl TestGuest {
                 let text = match args[..] {
                     [r"'%s:%s:%s\n'", a, b, c] => format!("{a}:{b}:{c}\n"),
                     [r"'%s:%s:%s:%d;\n'", a, b, c, "$?"] => format!("{a}:{b}:{c}:{status};\n"),
-                    _ => format!("printf: what is {args:?}?\n"),
+                    _ => format!("printf: unsupported {args:?}\n"),
                 };
-                self.say(text);
+                self.print(text);
             }
         }
         self.prompt();
@@ -217,7 +217,7 @@ impl TestGuest {
     }
 }
 
-/// Cuts at semicolons outside of quotes.
+/// Splits at semicolons outside of quotes.
 fn split_statements(line: &str) -> Vec<&str> {
     let (mut parts, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (i, c) in line.char_indices() {
@@ -254,7 +254,7 @@ fn unescape(text: &str) -> String {
     String::from_utf8(out).expect("UTF-8 as it was typed")
 }
 
-/// What a whole conversation came to.
+/// The result of a complete run of a script.
 pub(super) struct ScriptRun {
     pub(super) result: Result<CommandOutput, ScriptError>,
     pub(super) typed: Vec<Vec<u8>>,
@@ -263,8 +263,8 @@ pub(super) struct ScriptRun {
     pub(super) took: Duration,
 }
 
-/// Plays `script` against `guest` until it is done, with output in chunks of 1 to `chunk` bytes.
-/// Time passes only when nobody has anything to say.
+/// Runs `script` against `guest` until it is done, with output in chunks of 1 to `chunk` bytes.
+/// Time passes only when neither has output.
 pub(super) fn run_script(
     script: &mut dyn Script,
     guest: &mut TestGuest,
@@ -282,7 +282,7 @@ pub(super) fn run_script(
             }
             ScriptAction::Done(result) => {
                 let took = now.since(Instant::ZERO);
-                // Whatever the guest still has to say comes later.
+                // The rest of the guest's output comes later.
                 log.push(&core::mem::take(&mut guest.out));
                 return ScriptRun { result, typed, log, cursor, took };
             }
@@ -298,5 +298,5 @@ pub(super) fn run_script(
             }
         }
     }
-    panic!("no end in sight");
+    panic!("too many steps");
 }

@@ -1,4 +1,4 @@
-//! Commands on a fake shell, from the plain to the hostile.
+//! Tests of `RunCommand` on a simulated shell, with regular and hostile output.
 
 mod streamed;
 
@@ -21,12 +21,12 @@ fn shell(behaviour: fn(&str) -> (&'static [u8], Option<i32>)) -> TestGuest {
     guest
 }
 
-fn unread(talk: &ScriptRun) -> String {
-    String::from_utf8_lossy(talk.cursor.peek(&talk.log)).into()
+fn unread(run: &ScriptRun) -> String {
+    String::from_utf8_lossy(run.cursor.peek(&run.log)).into()
 }
 
 #[test]
-fn output_and_status_come_back_under_every_echo_and_chunking() {
+fn run_any_echo_and_chunking_gives_output() {
     type Case = (fn(&str) -> (&'static [u8], Option<i32>), &'static [u8], i32);
     let cases: [Case; 6] = [
         (|_| (b"hi\n", Some(0)), b"hi\n", 0),
@@ -48,19 +48,19 @@ fn output_and_status_come_back_under_every_echo_and_chunking() {
                 // Long enough to wrap.
                 let text = "echo 'it is' \"a command\" that is rather longer than a row of 80 columns; \
                             echo # ; echo capsa:begin:; true";
-                let talk = run_script(&mut command(text, prompt), &mut guest, chunk, 1);
-                let reply = talk.result.as_ref().expect("a reply");
+                let run = run_script(&mut command(text, prompt), &mut guest, chunk, 1);
+                let reply = run.result.as_ref().expect("a reply");
                 assert_eq!(reply.output, output, "{echo:?} {chunk}");
                 assert_eq!((reply.status, reply.truncated), (Some(status), false));
                 assert_eq!(guest.ran, [text]);
-                assert_eq!(unread(&talk), if prompt.is_some() { "" } else { "# " });
+                assert_eq!(unread(&run), if prompt.is_some() { "" } else { "# " });
             }
         }
     }
 }
 
 #[test]
-fn a_long_command_goes_in_several_lines_and_arrives_whole() {
+fn run_long_command_is_split_into_lines() {
     for text in [
         "x".repeat(5000),
         "'".repeat(3000),
@@ -71,46 +71,45 @@ fn a_long_command_goes_in_several_lines_and_arrives_whole() {
         for echo in ECHOES {
             let mut guest = shell(|_| (b"done\n", Some(0)));
             guest.echo = echo;
-            let talk = run_script(&mut command(&text, Some("# ")), &mut guest, 900, 2);
-            assert_eq!(talk.result.map(|r| r.output), Ok(b"done\n".to_vec()));
+            let run = run_script(&mut command(&text, Some("# ")), &mut guest, 900, 2);
+            assert_eq!(run.result.map(|r| r.output), Ok(b"done\n".to_vec()));
             assert_eq!(guest.ran, [&*text]);
-            assert!(talk.typed.len() > 2);
+            assert!(run.typed.len() > 2);
         }
     }
 }
 
 #[test]
-fn a_timeout_types_one_interrupt_and_loses_nothing() {
+fn run_timeout_writes_one_interrupt() {
     let mut guest = shell(|_| (b"working...", None));
-    let talk = run_script(&mut command("sleep 999", None), &mut guest, 5, 3);
-    let error = talk.result.clone().expect_err("a timeout");
+    let run = run_script(&mut command("sleep 999", None), &mut guest, 5, 3);
+    let error = run.result.clone().expect_err("a timeout");
     assert_eq!(error.to_string(), "timed out after 10s waiting for the command to end");
     let ScriptError::TimedOut { tail, .. } = error else { panic!("{error}") };
     assert!(tail.ends_with(b"working..."));
-    assert_eq!((guest.interrupts, talk.typed.last()), (1, Some(&vec![INTERRUPT])));
-    assert!(unread(&talk).ends_with("working...^C\r\n# "), "the cursor is back at the start");
+    assert_eq!((guest.interrupts, run.typed.last()), (1, Some(&vec![INTERRUPT])));
+    assert!(unread(&run).ends_with("working...^C\r\n# "), "the cursor is back at the start");
 
     let mut again = command("sleep 1", None);
     guest.behaviour = |_| (b"ok", Some(0));
-    let talk = super::super::test_guest::run_script(&mut again, &mut guest, 5, 3);
-    assert_eq!(talk.result.map(|r| r.output), Ok(b"ok".to_vec()), "the shell is usable");
+    let run = super::super::test_guest::run_script(&mut again, &mut guest, 5, 3);
+    assert_eq!(run.result.map(|r| r.output), Ok(b"ok".to_vec()), "the shell is usable");
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn run_timeout_names_expected_text() {
     let mut dead = TestGuest::new(GuestAt::Dead);
     let error = run_script(&mut command("x", None), &mut dead, 1, 0).result.expect_err("dead");
-    let expected = "for the shell to take the command: nothing came back, not even an echo of what \
-                    was typed";
+    let expected = "for the shell to take the command: no output, and no echo of the input";
     assert!(error.to_string().ends_with(expected), "{error}");
 
     for (prompt, expected) in [
-        ("$ ", r##"the prompt "$ ": the last line is "# ": a prompt, and not that one"##),
+        ("$ ", r##"the prompt "$ ": the last line is "# ": this is a different prompt"##),
         (
             "\r# ",
-            r##"the prompt "\r# ": "\r# " was there but for its line ends, which are \r\n: "# ""##,
+            r##"the prompt "\r# ": "\r# " matches "# " except for its line ends, which are \r\n"##,
         ),
-        ("$", r##"the prompt "$": the last line is "# ": a prompt, and not that one"##),
+        ("$", r##"the prompt "$": the last line is "# ": this is a different prompt"##),
     ] {
         let mut guest = shell(|_| (b"hi\n", Some(0)));
         let error = run_script(&mut command("x", Some(prompt)), &mut guest, 1, 0).result;
@@ -120,34 +119,34 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn what_is_there_instead_of_a_shell_is_named() {
+fn run_timeout_explains_last_line() {
     for (shown, expected) in [
-        ("\r\nvm login: ", r#": the last line is "vm login: ": nobody is logged in"#),
+        ("\r\nvm login: ", r#": the last line is "vm login: ": no user is logged in"#),
         (
             "x\r\nPassword: [    1.234567] a\r\n",
-            r#": the last line is "Password: ": it asks for a password"#,
+            r#": the last line is "Password: ": the guest asks for a password"#,
         ),
         (
             "x\r\n> ",
-            r#": the last line is "> ": a shell waits for the rest of what was typed before"#,
+            r#": the last line is "> ": the shell waits for the rest of an earlier command"#,
         ),
-        ("x\r\n# ", r##": the last line is "# ": what was typed did not get to this prompt"##),
+        ("x\r\n# ", r##": the last line is "# ": the input did not reach this prompt"##),
         (
             " printf '%s:%s:%s\\n' capsa begin 000000000000beef;command eval 'x'\r\n",
-            ": what was typed was echoed, and no shell took it",
+            ": the input was echoed, but no shell ran it",
         ),
         ("it is booting\r\n", ""),
     ] {
-        let (error, took) = troubled(shown, "");
+        let (error, took) = fail_with(shown, "");
         let begin = "timed out after 10s waiting for the shell to take the command";
         assert_eq!(error, format!("{begin}{expected}"));
         assert_eq!(Some(took), TIMEOUT);
     }
 }
 
-/// What a command comes to when the guest says `text` before its shell takes the command, or in the
-/// middle of its output, and then nothing.
-fn troubled(before: &str, amid: &str) -> (String, Duration) {
+/// The error of a command, and its duration, when the guest prints `before` before its shell takes the
+/// command, or `amid` within the output, and then nothing.
+fn fail_with(before: &str, amid: &str) -> (String, Duration) {
     let mut script = command("x", None);
     let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
     log.push(before.as_bytes());
@@ -166,7 +165,7 @@ fn troubled(before: &str, amid: &str) -> (String, Duration) {
 }
 
 #[test]
-fn a_guest_that_cannot_run_it_is_named_within_a_second() {
+fn run_guest_fault_fails_within_a_second() {
     let panic =
         "[ 1.0] Kernel panic - not syncing: x\r\n---[ end Kernel panic - not syncing: x ]---\r\n";
     for (before, amid, expected) in [
@@ -183,27 +182,28 @@ fn a_guest_that_cannot_run_it_is_named_within_a_second() {
         (
             "\r\nLogin incorrect\r\nvm login: ",
             "",
-            "the guest is not at a shell: it took the command for a login and refused it",
+            "no user is logged in: the guest took the command for a login and refused it",
         ),
         (
             "\r\nPress Enter for maintenance",
             "",
-            "guest is in an emergency shell, while waiting for the shell to take the command: Press Enter for maintenance",
+            "guest is in an emergency shell while waiting for the shell to take the command: Press Enter for maintenance",
         ),
     ] {
-        let (error, took) = troubled(before, amid);
+        let (error, took) = fail_with(before, amid);
         assert_eq!(error, expected);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
 }
 
 #[test]
-fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
-    const SAID: &str =
+fn run_kernel_messages_in_marks_are_skipped() {
+    const OUTPUT: &str =
         "capsa:begin:000000000000beef\r\nout\rput\r\ncapsa:end:000000000000beef:42;\r\n# ";
     const KERNEL: &str = "[    4.812345] random: crng init done\r\n[   14.812345][  T1] more\r\n";
-    let output = SAID.find("out").expect("it is there")..SAID.find("capsa:end").expect("as well");
-    for cut in 0..=SAID.len() {
+    let output =
+        OUTPUT.find("out").expect("it is there")..OUTPUT.find("capsa:end").expect("as well");
+    for cut in 0..=OUTPUT.len() {
         for (chunk, prompt) in [(1, Some("# ")), (200, Some("# ")), (7, None)] {
             let mut log = Scrollback::default();
             let (mut cursor, mut now) = (Cursor::at(0), Instant::ZERO);
@@ -212,8 +212,8 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
                 script.poll_output(now, &log, &mut cursor, false),
                 ScriptAction::Write(_)
             ));
-            let said = [&SAID[..cut], KERNEL, &SAID[cut..]].concat();
-            let mut chunks = said.as_bytes().chunks(chunk);
+            let printed = [&OUTPUT[..cut], KERNEL, &OUTPUT[cut..]].concat();
+            let mut chunks = printed.as_bytes().chunks(chunk);
             let reply = loop {
                 match script.poll_output(now, &log, &mut cursor, false) {
                     ScriptAction::Done(reply) => break reply.expect("a reply"),
@@ -226,17 +226,17 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
             };
             let mut expected = "out\rput\n".to_string();
             if output.contains(&cut) || cut == output.end {
-                // In the midst of output it is taken for output, as nobody can tell it apart.
+                // Within the output it cannot be told from output.
                 let kernel = KERNEL.replace("\r\n", "\n");
-                let before = SAID[output.start..cut].replace("\r\n", "\n");
-                let after = SAID[cut..output.end].replace("\r\n", "\n");
+                let before = OUTPUT[output.start..cut].replace("\r\n", "\n");
+                let after = OUTPUT[cut..output.end].replace("\r\n", "\n");
                 expected = before + &kernel + &after;
             }
             assert_eq!(String::from_utf8_lossy(&reply.output), expected, "cut at {cut}");
             assert_eq!((reply.status, reply.truncated), (Some(42), false), "cut at {cut}");
             assert!(now.since(Instant::ZERO) < Duration::from_secs(2));
             let rest = if prompt.is_some() { "" } else { "# " };
-            if cut < SAID.len() - 2 {
+            if cut < OUTPUT.len() - 2 {
                 assert_eq!(cursor.peek(&log), rest.as_bytes(), "cut at {cut}");
             }
         }
@@ -244,37 +244,37 @@ fn marks_and_prompts_are_read_through_what_the_kernel_prints_into_them() {
 }
 
 #[test]
-fn a_command_that_ended_its_shell_is_told_from_one_that_takes_long() {
+fn run_lost_shell_is_explained() {
     let ends = "timed out after 10s waiting for the command to end";
-    let login = r#": the last line is "vm login: ": nobody is logged in any more"#;
-    for (said, hint) in [("\r\nvm login: ", login), ("\r\nPassword: ", ""), ("so far", "")] {
-        assert_eq!(troubled("", said).0, format!("{ends}{hint}"));
+    let login = r#": the last line is "vm login: ": the user is no longer logged in"#;
+    for (printed, hint) in [("\r\nvm login: ", login), ("\r\nPassword: ", ""), ("so far", "")] {
+        assert_eq!(fail_with("", printed).0, format!("{ends}{hint}"));
     }
 }
 
 #[test]
-fn a_command_that_is_cancelled_is_interrupted_while_it_runs_and_no_later() {
+fn run_cancel_interrupts_only_running_command() {
     let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
     let mut script = command("x", Some("# "));
-    assert_eq!(script.clone().handle_cancel(), None, "nothing was typed");
-    for (said, expected) in [
+    assert_eq!(script.clone().handle_cancel(), None, "nothing was written");
+    for (printed, expected) in [
         ("", Some(vec![INTERRUPT])),
         ("capsa:begin:000000000000beef\r\n", Some(vec![INTERRUPT])),
         ("output capsa:end:000000000000beef:0;\r\n", None),
         ("# ", None),
     ] {
-        log.push(said.as_bytes());
+        log.push(printed.as_bytes());
         for _ in 0..2 {
             let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
         }
-        assert_eq!(script.clone().handle_cancel(), expected, "{said:?}");
+        assert_eq!(script.clone().handle_cancel(), expected, "{printed:?}");
     }
 }
 
 #[test]
-fn a_reboot_ends_a_command_unless_it_was_over() {
+fn run_reboot_ends_running_command() {
     let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";
-    for (said, expected) in [
+    for (printed, expected) in [
         (done, Ok(b"ok\n".to_vec())),
         (&done[..40], Err("guest rebooted while waiting for the command to end")),
         ("# ", Err("guest rebooted while waiting for the shell to take the command")),
@@ -290,10 +290,10 @@ fn a_reboot_ends_a_command_unless_it_was_over() {
             script.poll_output(Instant::ZERO, log, &mut cursor, false)
         };
         assert!(matches!(poll(&mut script, &log), ScriptAction::Write(_)));
-        log.push(said.as_bytes());
+        log.push(printed.as_bytes());
         script.handle_reboot();
         let ScriptAction::Done(reply) = poll(&mut script, &log) else {
-            panic!("it goes on: {said:?}")
+            panic!("not done: {printed:?}")
         };
         let reply = reply.map(|reply| reply.output).map_err(|error| error.to_string());
         assert_eq!(reply, expected.map_err(|text| text.to_string()));
@@ -302,18 +302,17 @@ fn a_reboot_ends_a_command_unless_it_was_over() {
 }
 
 #[test]
-fn a_command_may_print_of_trouble_and_be_silent() {
-    for amid in
-        ["Kernel panic - not syncing: told\r\n", "\r\nLogin incorrect\r\n", "\r\n(initramfs) "]
+fn run_output_with_fault_text_is_no_fault() {
+    for amid in ["Kernel panic - not syncing: x\r\n", "\r\nLogin incorrect\r\n", "\r\n(initramfs) "]
     {
-        let (error, took) = troubled("", amid);
+        let (error, took) = fail_with("", amid);
         assert!(error.starts_with("timed out after 10s waiting for the command to end"), "{error}");
         assert_eq!(Some(took), TIMEOUT);
     }
 }
 
 #[test]
-fn a_closed_console_ends_it_after_the_bytes_were_used() {
+fn run_closed_console_uses_bytes_then_ends() {
     let done = "capsa:begin:000000000000beef\r\nok\r\ncapsa:end:000000000000beef:0;\r\n";
     for (text, closed) in [(done, false), (&done[..done.len() - 4], true)] {
         let mut log = Scrollback::default();
@@ -340,8 +339,8 @@ fn a_closed_console_ends_it_after_the_bytes_were_used() {
 }
 
 #[test]
-fn output_beyond_the_limit_and_beyond_the_log_is_admitted() {
-    // More than the log of `talk` holds, in chunks that fit.
+fn run_output_beyond_limits_sets_truncated() {
+    // More than the scrollback of `run_script` holds, in chunks that fit.
     static BIG: [u8; 300_000] = [b'z'; 300_000];
     let mut guest = shell(|_| (&BIG, Some(0)));
     let talk1 = run_script(&mut command("big", None), &mut guest, 4096, 4);
@@ -360,7 +359,7 @@ fn output_beyond_the_limit_and_beyond_the_log_is_admitted() {
 }
 
 #[test]
-fn output_dropped_while_nobody_polled_is_admitted() {
+fn run_output_dropped_unpolled_sets_truncated() {
     let mut log = Scrollback::new(64);
     let mut cursor = Cursor::at(0);
     let mut script = command("x", None);
@@ -377,12 +376,12 @@ fn output_dropped_while_nobody_polled_is_admitted() {
 
 proptest! {
     #[test]
-    fn chunking_makes_no_difference(seed in any::<u64>(), chunk in 1usize..200, echo in 0usize..4) {
+    fn run_any_chunking_gives_same_result(seed in any::<u64>(), chunk in 1usize..200, echo in 0usize..4) {
         let run = |chunk, seed| {
             let mut guest = shell(|_| (b"# a\nb\r\ncapsa:end:000000000000beef:;\n$ ", Some(2)));
             guest.echo = ECHOES[echo];
-            let talk = run_script(&mut command("x y z", Some("# ")), &mut guest, chunk, seed);
-            (talk.result, talk.cursor, talk.typed, talk.took)
+            let run = run_script(&mut command("x y z", Some("# ")), &mut guest, chunk, seed);
+            (run.result, run.cursor, run.typed, run.took)
         };
         prop_assert_eq!(run(chunk, seed), run(1 << 20, 0));
     }

@@ -1,4 +1,4 @@
-//! Output that is taken while the command runs.
+//! Tests of output that is taken while the command runs.
 
 use super::*;
 use crate::console::Overflow;
@@ -7,7 +7,7 @@ use crate::console::fuzz::Streamed;
 const BEGIN: &[u8] = b"capsa:begin:000000000000beef\r\n";
 const END: &[u8] = b"capsa:end:000000000000beef:3;\r\n";
 
-/// A streamed command that has begun, and whose time is over after ten seconds.
+/// A streamed command that has started, with a timeout of ten seconds.
 fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
     let mut script = command("x", None).streamed();
     assert!(matches!(
@@ -20,7 +20,7 @@ fn begun(log: &mut Scrollback, cursor: &mut Cursor) -> RunCommand {
 }
 
 #[test]
-fn pieces_add_up_to_what_comes_at_once() {
+fn streamed_pieces_add_up_to_whole_output() {
     static BIG: [u8; 300_000] = [b'z'; 300_000];
     let behaviours: [Behaviour; 3] = [
         |_| (b"a\nb\r\ncapsa:end:000000000000beef:;\n\r", Some(2)),
@@ -31,8 +31,8 @@ fn pieces_add_up_to_what_comes_at_once() {
         for (chunk, seed) in [(1, 0), (7, 1), (64, 2), (4096, 3)] {
             let whole = run_script(&mut command("x", None), &mut shell(behaviour), chunk, seed);
             let mut taker = Streamed { script: command("x", None).streamed(), taken: Vec::new() };
-            let talk = run_script(&mut taker, &mut shell(behaviour), chunk, seed);
-            let (whole, reply) = (whole.result.expect("a reply"), talk.result.expect("a reply"));
+            let run = run_script(&mut taker, &mut shell(behaviour), chunk, seed);
+            let (whole, reply) = (whole.result.expect("a reply"), run.result.expect("a reply"));
             taker.taken.extend(&reply.output);
             assert!(taker.taken == whole.output, "by {chunk}");
             assert_eq!((reply.status, reply.truncated), (whole.status, false));
@@ -41,13 +41,13 @@ fn pieces_add_up_to_what_comes_at_once() {
 }
 
 #[test]
-fn what_came_can_be_taken_before_the_end_but_for_what_may_be_the_mark() {
+fn streamed_output_is_available_before_end_mark() {
     let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
     let mut script = begun(&mut log, &mut cursor);
-    for (said, given) in
+    for (printed, given) in
         [(&b"one\r\n"[..], &b"one\n"[..]), (b"two capsa:e", b"two "), (b"tc\r", b"capsa:etc")]
     {
-        log.push(said);
+        log.push(printed);
         assert_eq!(script.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
         assert_eq!(script.take_output(), given);
         assert_eq!(script.take_output(), b"");
@@ -61,10 +61,10 @@ fn what_came_can_be_taken_before_the_end_but_for_what_may_be_the_mark() {
 }
 
 #[test]
-fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
+fn streamed_slow_taker_pauses_guest_loses_nothing() {
     let mut guest: VecDeque<u8> = VecDeque::new();
     (0..1_000_000u32).for_each(|n| guest.push_back(b'a' + (n % 23) as u8));
-    let said: Vec<u8> = guest.iter().copied().collect();
+    let printed: Vec<u8> = guest.iter().copied().collect();
     guest.extend(END);
     let (mut log, mut cursor) = (Scrollback::with_overflow(50_000, Overflow::Pause), Cursor::at(0));
     let (mut script, mut taken) = (begun(&mut log, &mut cursor), Vec::new());
@@ -85,18 +85,18 @@ fn a_guest_that_is_paused_loses_nothing_to_a_slow_taker() {
     });
     let reply = reply.expect("an end");
     taken.extend(reply.output);
-    assert!(taken == said, "{} of {} bytes", taken.len(), said.len());
+    assert!(taken == printed, "{} of {} bytes", taken.len(), printed.len());
     assert_eq!((reply.status, reply.truncated), (Some(3), false));
 }
 
 #[test]
-fn a_command_that_is_cut_off_gives_all_that_came() {
+fn streamed_failed_command_gives_all_output() {
     for (closed, at) in [(true, Instant::ZERO), (false, Instant::ZERO + Duration::from_secs(11))] {
         let (mut log, mut cursor) =
             (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
         let mut script = begun(&mut log, &mut cursor);
-        let said = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
-        for chunk in said.chunks(60_000) {
+        let printed = [&[b'x'; 200_000][..], b"capsa:e\r"].concat();
+        for chunk in printed.chunks(60_000) {
             log.push(chunk);
             assert_eq!(
                 script.poll_output(Instant::ZERO, &log, &mut cursor, false),
@@ -113,13 +113,13 @@ fn a_command_that_is_cut_off_gives_all_that_came() {
             over => over,
         };
         assert!(matches!(last, ScriptAction::Done(Err(_))), "{last:?}");
-        assert!(script.take_output() == said, "closed: {closed}");
+        assert!(script.take_output() == printed, "closed: {closed}");
         assert_eq!(cursor.offset(), log.end(), "and does not unread what it gives");
     }
 }
 
 #[test]
-fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
+fn streamed_closed_console_finds_end_mark() {
     let (mut log, mut cursor) =
         (Scrollback::with_overflow(1 << 20, Overflow::Pause), Cursor::at(0));
     let mut script = begun(&mut log, &mut cursor);
@@ -136,7 +136,7 @@ fn a_mark_behind_what_was_not_taken_counts_when_the_console_closes() {
 
 /// An old log of a kernel may be what a command prints. That nothing follows it is the taker's doing.
 #[test]
-fn the_silence_of_a_guest_that_is_held_back_is_no_panic() {
+fn streamed_silence_while_paused_is_no_panic() {
     const PANIC: &[u8] = b"Kernel panic - not syncing: old\r\n\
         ---[ end Kernel panic - not syncing: old ]---\r\n";
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);

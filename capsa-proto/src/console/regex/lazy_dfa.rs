@@ -1,9 +1,9 @@
-//! [`Walk`]: an automaton made deterministic as it goes, so that a byte costs one look into a table.
+//! [`LazyDfa`]: a DFA that is built from an NFA on demand, so that a byte costs one table lookup.
 //!
-//! A state is a set of the automaton's states. Which comes after it under a byte is worked out when
-//! it is first needed, and kept. What is kept is bounded by [`CACHE_MAX`]: at the bound all is
-//! forgotten but the present state, and the walk goes on. So the memory is bounded, and the work per
-//! byte by the size of the expression, even where a guest sends what needs ever new states.
+//! A DFA state is a set of NFA states. The successor of a state for a byte is computed when it is
+//! first needed, and cached. [`CACHE_MAX`] bounds the cache: when it is full, all states but the
+//! current one are dropped. So the memory is bounded, and the work per byte is bounded by the size of
+//! the expression, even if the guest's output needs new states all the time.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -15,37 +15,37 @@ use regex_automata::Anchored;
 use regex_automata::nfa::thompson::{NFA, State};
 use regex_automata::util::primitives::StateID;
 
-/// The most that the states of one walk take: 512 KiB, and one state more.
+/// The maximum size of the cached states: 512 KiB plus one state.
 const CACHE_MAX: usize = 512 << 10;
 
-/// Stands in the table for what was not worked out yet.
+/// A table entry that was not computed yet.
 const UNKNOWN: u32 = u32::MAX;
-/// Set in the table for a state in which a match has just ended.
+/// The flag of table entries for states in which a match has just ended.
 const MATCH: u32 = 1 << 31;
-/// Stands in a set for the end of a match.
+/// The member of a set that marks the end of a match.
 const END: u32 = u32::MAX;
 
-/// One way through an automaton, and what was worked out on it.
+/// A search with one automaton, and the states that were built for it.
 #[derive(Clone)]
-pub(crate) struct Walk {
-    /// To which column of the table a byte belongs.
+pub(crate) struct LazyDfa {
+    /// The column of the table for each byte.
     classes: Arc<[u8; 256]>,
     columns: usize,
-    /// The states' successors, a row each: where the next row begins, and [`MATCH`].
+    /// One row of successors for each state: the index of the successor's row, and [`MATCH`].
     table: Vec<u32>,
     sets: Vec<Box<[u32]>>,
     rows: BTreeMap<Box<[u32]>, u32>,
-    kept: usize,
+    cached_bytes: usize,
     start: Box<[u32]>,
-    /// The bytes that lead out of the start, where those are few.
-    way_out: Option<Vec<u8>>,
-    /// Where the row of the present state begins, and [`MATCH`].
+    /// The bytes that lead out of the start state, if there are at most three.
+    start_bytes: Option<Vec<u8>>,
+    /// The index of the current state's row, and [`MATCH`].
     at: u32,
     start_row: u32,
     scratch: Closure,
 }
 
-impl Walk {
+impl LazyDfa {
     pub(super) fn new(nfa: &NFA, anchored: Anchored) -> Self {
         let classes = nfa.byte_classes();
         let mut scratch = Closure { seen: vec![0; nfa.states().len()], ..Closure::default() };
@@ -55,44 +55,44 @@ impl Walk {
         };
         scratch.begin();
         scratch.add(nfa, start);
-        let mut walk = Self {
+        let mut dfa = Self {
             classes: Arc::new(core::array::from_fn(|byte| classes.get(byte as u8))),
             columns: classes.alphabet_len(),
             table: Vec::new(),
             sets: Vec::new(),
             rows: BTreeMap::new(),
-            kept: 0,
+            cached_bytes: 0,
             start: scratch.take(),
-            way_out: None,
+            start_bytes: None,
             at: 0,
             start_row: 0,
             scratch,
         };
-        walk.restart();
-        walk.way_out = walk.way_out(nfa);
-        walk
+        dfa.restart();
+        dfa.start_bytes = dfa.find_start_bytes(nfa);
+        dfa
     }
 
-    /// Goes back to the start, and keeps what was worked out.
+    /// Returns to the start state and keeps the cached states.
     pub(crate) fn restart(&mut self) {
         self.at = self.row(self.start.clone());
         self.start_row = self.at;
     }
 
-    /// Whether no match is under way.
+    /// Whether no partial match exists.
     pub(crate) fn is_at_start(&self) -> bool {
         self.at == self.start_row
     }
 
-    /// How many bytes it took to come to the end of a match.
+    /// Feeds bytes. Returns the number of bytes up to the end of a match.
     pub(super) fn advance(&mut self, nfa: &NFA, bytes: &[u8]) -> Option<usize> {
         let mut i = 0;
         while i < bytes.len() {
             if self.at == self.start_row
-                && let Some(way_out) = &self.way_out
+                && let Some(start_bytes) = &self.start_bytes
             {
                 let rest = &bytes[i..];
-                i += match **way_out {
+                i += match **start_bytes {
                     [] => None,
                     [a] => memchr::memchr(a, rest),
                     [a, b] => memchr::memchr2(a, b, rest),
@@ -100,7 +100,7 @@ impl Walk {
                     _ => Some(0),
                 }?;
             }
-            i += self.run(&bytes[i..]);
+            i += self.run_cached(&bytes[i..]);
             let Some(&byte) = bytes.get(i) else { break };
             self.step(nfa, byte);
             i += 1;
@@ -111,8 +111,8 @@ impl Walk {
         None
     }
 
-    /// Goes backwards through `bytes`: where the last match on the way begins.
-    pub(super) fn back(&mut self, nfa: &NFA, bytes: &[u8]) -> Option<usize> {
+    /// Feeds `bytes` in reverse. Returns the start of the longest match.
+    pub(super) fn advance_back(&mut self, nfa: &NFA, bytes: &[u8]) -> Option<usize> {
         let mut found = (self.at & MATCH != 0).then_some(bytes.len());
         for (i, &byte) in bytes.iter().enumerate().rev() {
             self.step(nfa, byte);
@@ -126,16 +126,16 @@ impl Walk {
         found
     }
 
-    /// What is kept, in bytes.
+    /// The size of the cached states in bytes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
-        self.kept
+        self.cached_bytes
     }
 
-    /// Goes on while the way is known, has no match, and does not come back to a start that has a
-    /// short way out. How far that was.
-    fn run(&mut self, bytes: &[u8]) -> usize {
-        let stop = if self.way_out.is_some() { self.start_row } else { UNKNOWN };
+    /// Follows cached transitions until one is missing, leads to a match, or leads to the start state
+    /// and that has `start_bytes`. Returns the number of bytes consumed.
+    fn run_cached(&mut self, bytes: &[u8]) -> usize {
+        let stop = if self.start_bytes.is_some() { self.start_row } else { UNKNOWN };
         let mut at = self.at;
         for (i, &byte) in bytes.iter().enumerate() {
             let next = self.table[at as usize + usize::from(self.classes[usize::from(byte)])];
@@ -166,8 +166,8 @@ impl Walk {
                 }
             }
             let set = self.scratch.take();
-            if self.kept > CACHE_MAX {
-                self.forget();
+            if self.cached_bytes > CACHE_MAX {
+                self.clear_cache();
                 self.at = self.row(set);
                 return;
             }
@@ -176,7 +176,7 @@ impl Walk {
         self.at = self.table[at];
     }
 
-    /// Where the row of this state begins. It is made if need be.
+    /// The index of this state's row, which is created if it does not exist.
     fn row(&mut self, set: Box<[u32]>) -> u32 {
         if let Some(&row) = self.rows.get(&set) {
             return row;
@@ -184,18 +184,18 @@ impl Walk {
         let flag = if set.last() == Some(&END) { MATCH } else { 0 };
         let row = self.table.len() as u32 | flag;
         self.table.resize(self.table.len() + self.columns, UNKNOWN);
-        // The set twice, its row, and what the map around it takes.
-        self.kept += (2 * set.len() + self.columns) * size_of::<u32>() + 64;
+        // The set (stored twice), its row, and the overhead of the map.
+        self.cached_bytes += (2 * set.len() + self.columns) * size_of::<u32>() + 64;
         self.sets.push(set.clone());
         self.rows.insert(set, row);
         row
     }
 
-    fn forget(&mut self) {
+    fn clear_cache(&mut self) {
         self.table.clear();
         self.sets.clear();
         self.rows.clear();
-        self.kept = 0;
+        self.cached_bytes = 0;
         self.start_row = self.row(self.start.clone());
     }
 
@@ -203,12 +203,12 @@ impl Walk {
         (self.at & !MATCH) as usize / self.columns
     }
 
-    /// The bytes that lead out of the start, if there are three or fewer.
-    fn way_out(&mut self, nfa: &NFA) -> Option<Vec<u8>> {
+    /// The bytes that lead out of the start state, if there are at most three.
+    fn find_start_bytes(&mut self, nfa: &NFA) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let (mut class, mut leads_out) = (None, false);
         for byte in 0..=u8::MAX {
-            // The bytes of a class are neighbours, and lead to the same.
+            // The bytes of a class are adjacent and have the same successor.
             if class.replace(self.classes[usize::from(byte)])
                 != Some(self.classes[usize::from(byte)])
             {
@@ -225,10 +225,10 @@ impl Walk {
     }
 }
 
-/// Gathers the states that are reached without a byte.
+/// Computes the set of NFA states that are reachable without consuming a byte.
 #[derive(Clone, Default)]
 struct Closure {
-    /// In which round a state was seen last.
+    /// The round in which each state was last seen.
     seen: Vec<u32>,
     round: u32,
     stack: Vec<StateID>,
@@ -259,7 +259,7 @@ impl Closure {
                 State::BinaryUnion { alt1, alt2 } => self.stack.extend([alt1, alt2]),
                 State::Capture { next, .. } => self.stack.push(*next),
                 State::Match { .. } => self.set.push(END),
-                // Assertions were refused.
+                // Expressions with assertions were rejected.
                 State::Look { .. } | State::Fail => {}
             }
         }
@@ -272,8 +272,8 @@ impl Closure {
     }
 }
 
-impl fmt::Debug for Walk {
+impl fmt::Debug for LazyDfa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Walk").field("states", &self.sets.len()).finish_non_exhaustive()
+        f.debug_struct("LazyDfa").field("states", &self.sets.len()).finish_non_exhaustive()
     }
 }
