@@ -1,20 +1,21 @@
-//! A service for development machines: boots those of a file, and hands their consoles to clients.
+//! A service for development VMs: boots the VMs of a file, and serves their consoles to clients.
 //!
-//! `devvm MACHINES.json SOCKET` boots every machine of the file, which is what a Nix build of them
-//! would print: `{"web": {"kernel": "/nix/store/…", "initrd": "/nix/store/…", "rootfs": "…"}, …}`, and
-//! what else stands in [`Guest`]. A client connects to the socket and writes one line:
+//! `devvm VMS.json SOCKET` boots every VM of the file. A Nix build could print such a file:
+//! `{"web": {"kernel": "/nix/store/…", "initrd": "/nix/store/…", "rootfs": "…"}, …}`;
+//! [`VmDescription`] has all keys. A client connects to the socket and writes one line:
 //!
-//! | line | what comes back |
+//! | line | response |
 //! | --- | --- |
-//! | `list` | a line for each machine: its name and its status |
-//! | `attach NAME` | `ok`, then its console: all that is kept, then what comes; what the client sends is typed |
-//! | `restart NAME` | `ok`, when the old one is off and a new one runs |
-//! | `stop NAME` | `ok`, when it is off |
+//! | `list` | a line for each VM: its name and its status |
+//! | `attach NAME` | `ok`, then the console: the scrollback, then further output; what the client sends is input |
+//! | `restart NAME` | `ok`, when the old VM has stopped and a new one runs |
+//! | `stop NAME` | `ok`, when the VM has stopped |
 //!
-//! or `error:` and why. Whoever asks while a machine changes waits for that; whoever asks for nothing is
-//! sent away, and so is who closes its end. SIGTERM and SIGINT stop all machines and then the service; a
-//! second one does not wait for them. One that crashes stays down until it is restarted. What this was
-//! before Capsa, and what became of it, is told in the manual, module `manual::migration`.
+//! A failure is `error:` and the reason. Requests for a VM that is being started or stopped wait. A
+//! client that sends no request within 5 seconds, or closes its end, is disconnected. SIGTERM and
+//! SIGINT stop all VMs and then the service; a second signal does not wait for them. A VM that
+//! crashes stays stopped until it is restarted. The manual, module `manual::migration`, compares
+//! this service with one that runs scripts.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -40,16 +41,16 @@ use tokio::time::{sleep, timeout};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// How long a guest has to power off.
+/// How long a guest may take to power off.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a client has for its first line.
-const SILENCE: Duration = Duration::from_secs(5);
+/// How long a client may take to send its request.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
 
-/// What the file says of a machine.
+/// The description of a VM in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Guest {
+struct VmDescription {
     kernel: PathBuf,
     initrd: PathBuf,
     rootfs: PathBuf,
@@ -57,10 +58,10 @@ struct Guest {
     cpus: u32,
     #[serde(default = "half_a_gibibyte")]
     memory_mb: u32,
-    /// Kernel arguments beside those that Capsa makes.
+    /// Additional kernel arguments.
     #[serde(default)]
     cmdline: Vec<String>,
-    /// Directories of the host, by where the guest has them.
+    /// Directories of the host, by their mount points in the guest.
     #[serde(default)]
     shares: BTreeMap<String, PathBuf>,
     #[serde(default)]
@@ -75,52 +76,53 @@ fn half_a_gibibyte() -> u32 {
     512
 }
 
-/// What the file says.
-struct Guests(BTreeMap<String, Guest>);
+/// The content of the file.
+struct VmFile(BTreeMap<String, VmDescription>);
 
-impl<'de> Deserialize<'de> for Guests {
+impl<'de> Deserialize<'de> for VmFile {
     fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        struct EachOnce;
-        impl<'de> Visitor<'de> for EachOnce {
-            type Value = Guests;
+        struct UniqueNames;
+        impl<'de> Visitor<'de> for UniqueNames {
+            type Value = VmFile;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("machines by name")
+                f.write_str("an object of VMs by name")
             }
 
-            /// A map would keep the last of a name and be silent about the others.
+            /// A map would silently keep the last of several VMs with one name.
             fn visit_map<A: MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> std::result::Result<Guests, A::Error> {
-                let mut guests = BTreeMap::new();
-                while let Some((name, guest)) = map.next_entry::<String, Guest>()? {
-                    if guests.contains_key(&name) {
-                        return Err(A::Error::custom(format!("two machines are named {name}")));
+            ) -> std::result::Result<VmFile, A::Error> {
+                let mut descriptions = BTreeMap::new();
+                while let Some((name, description)) = map.next_entry::<String, VmDescription>()? {
+                    if descriptions.contains_key(&name) {
+                        return Err(A::Error::custom(format!("duplicate VM name {name}")));
                     }
-                    guests.insert(name, guest);
+                    descriptions.insert(name, description);
                 }
-                Ok(Guests(guests))
+                Ok(VmFile(descriptions))
             }
         }
-        from.deserialize_map(EachOnce)
+        from.deserialize_map(UniqueNames)
     }
 }
 
-type Machines = BTreeMap<String, Arc<Machine>>;
+type ManagedVms = BTreeMap<String, Arc<ManagedVm>>;
 
-/// A machine of the file, and the one that runs or ran last. Under the lock, restarts wait for each
-/// other, and whoever attaches for them.
-struct Machine {
-    guest: Guest,
-    vm: Mutex<Option<VmHandle>>,
+/// A VM of the file, and its handle if it has been started. The lock makes restarts, stops and
+/// attaches wait for each other.
+struct ManagedVm {
+    description: VmDescription,
+    handle: Mutex<Option<VmHandle>>,
 }
 
-impl Machine {
-    /// Boots it, when what runs of it has stopped. That goes on where there is nothing to boot.
+impl ManagedVm {
+    /// Boots the VM after stopping the old one. If the new VM cannot be built, the old one
+    /// continues.
     async fn boot(&self) -> Result<()> {
-        let mut vm = self.vm.lock().await;
-        let new = self.guest.builder().build().await?;
+        let mut vm = self.handle.lock().await;
+        let new = self.description.builder().build().await?;
         if let Some(old) = vm.take() {
             old.stop_with_timeout(GRACE).await?;
         }
@@ -130,26 +132,26 @@ impl Machine {
     }
 
     async fn stop(&self) -> Result<()> {
-        match &*self.vm.lock().await {
+        match &*self.handle.lock().await {
             Some(vm) => Ok(vm.stop_with_timeout(GRACE).await?),
             None => Ok(()),
         }
     }
 
     fn status(&self) -> String {
-        match self.vm.try_lock() {
+        match self.handle.try_lock() {
             Ok(vm) => vm.as_ref().map_or("did not start".to_owned(), |vm| vm.status().to_string()),
             Err(_) => "changing".to_owned(),
         }
     }
 }
 
-impl Guest {
+impl VmDescription {
     fn builder(&self) -> LinuxVmBuilder {
         let config = LinuxDirectBootConfig {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            // The store is nobody's to write to: what the guest writes goes with the machine.
+            // The image may be in the Nix store; the guest's writes are discarded.
             disk: DiskImage::new(&self.rootfs).ephemeral(),
         };
         let share = |(there, here)| SharedDir::new(here, there, MountMode::ReadWrite);
@@ -167,37 +169,35 @@ impl Guest {
 async fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let (Some(file), Some(socket)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: devvm MACHINES.json SOCKET".into());
+        return Err("usage: devvm VMS.json SOCKET".into());
     };
     let wrong = |error: &dyn fmt::Display| format!("{}: {error}", Path::new(&file).display());
     let text = std::fs::read(&file).map_err(|error| wrong(&error))?;
-    let Guests(guests) = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
-    let machine = |guest| Arc::new(Machine { guest, vm: Mutex::new(None) });
-    let machines = guests.into_iter().map(|(name, guest)| (name, machine(guest))).collect();
-    serve(machines, socket.as_ref()).await
+    let VmFile(descriptions) = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+    let vm = |description| Arc::new(ManagedVm { description, handle: Mutex::new(None) });
+    let vms = descriptions.into_iter().map(|(name, description)| (name, vm(description))).collect();
+    serve(vms, socket.as_ref()).await
 }
 
-/// Serves until a signal says otherwise.
-async fn serve(machines: Machines, socket: &Path) -> Result<()> {
+/// Serves clients until a signal arrives.
+async fn serve(vms: ManagedVms, socket: &Path) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = listen(socket).await?;
-    let machines = Arc::new(machines);
-    let booting = Arc::clone(&machines);
-    tokio::spawn(
-        async move { each(&booting, |machine| async move { machine.boot().await }).await },
-    );
+    let vms = Arc::new(vms);
+    let booting = Arc::clone(&vms);
+    tokio::spawn(async move { each(&booting, |vm| async move { vm.boot().await }).await });
     loop {
         tokio::select! {
             client = listener.accept() => match client {
                 Ok((client, _)) => {
-                    let machines = Arc::clone(&machines);
-                    // A client that goes away is no error of the service.
-                    tokio::spawn(async move { attend(client, &machines).await });
+                    let vms = Arc::clone(&vms);
+                    // A client that disconnects is not an error of the service.
+                    tokio::spawn(async move { attend(client, &vms).await });
                 }
-                // There is no descriptor left: clients will go, or be sent away.
+                // No descriptor is left; wait until clients have disconnected.
                 Err(error) => {
-                    say(&format!("cannot take a client: {error}"));
+                    log(&format!("cannot accept a client: {error}"));
                     sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -207,15 +207,15 @@ async fn serve(machines: Machines, socket: &Path) -> Result<()> {
     }
     std::fs::remove_file(socket)?;
     tokio::select! {
-        () = each(&machines, |machine| async move { machine.stop().await }) => {}
-        // What still runs is killed with its handle.
+        () = each(&vms, |vm| async move { vm.stop().await }) => {}
+        // The VMs that still run are killed when their handles are dropped.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     Ok(())
 }
 
-/// Listens, also where a service that was killed has left its socket behind.
+/// Listens on the socket; replaces the socket of a service that was killed.
 async fn listen(socket: &Path) -> Result<UnixListener> {
     let is_socket = std::fs::metadata(socket).is_ok_and(|there| there.file_type().is_socket());
     if is_socket
@@ -227,68 +227,66 @@ async fn listen(socket: &Path) -> Result<UnixListener> {
     UnixListener::bind(socket).map_err(|error| format!("{}: {error}", socket.display()).into())
 }
 
-/// Says it in the log. That nobody reads it ends no service.
-fn say(what: &str) {
+/// Writes a log message. Write errors are ignored.
+fn log(what: &str) {
     let _ = writeln!(std::io::stderr(), "devvm: {what}");
 }
 
-/// Does this to all machines at once, and says with which it went wrong.
-async fn each<F>(machines: &Machines, act: impl Fn(Arc<Machine>) -> F)
+/// Does the same with all VMs concurrently, and logs the errors.
+async fn each<F>(vms: &ManagedVms, act: impl Fn(Arc<ManagedVm>) -> F)
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let begun: Vec<_> = machines
-        .iter()
-        .map(|(name, machine)| (name, tokio::spawn(act(Arc::clone(machine)))))
-        .collect();
+    let begun: Vec<_> =
+        vms.iter().map(|(name, vm)| (name, tokio::spawn(act(Arc::clone(vm))))).collect();
     for (name, task) in begun {
         if let Err(error) = task.await.unwrap_or_else(|panic| Err(panic.into())) {
-            say(&format!("{name}: {error}"));
+            log(&format!("{name}: {error}"));
         }
     }
 }
 
-/// Does what a client asks for in its first line.
-async fn attend(client: UnixStream, machines: &Machines) -> std::io::Result<()> {
+/// Handles the request of a client.
+async fn attend(client: UnixStream, vms: &ManagedVms) -> std::io::Result<()> {
     let (from, mut to) = client.into_split();
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
-    timeout(SILENCE, (&mut from).take(1024).read_until(b'\n', &mut line)).await??;
+    timeout(REQUEST_TIME, (&mut from).take(1024).read_until(b'\n', &mut line)).await??;
     let line = String::from_utf8_lossy(&line);
     let (verb, name) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     if verb == "list" {
-        for (name, machine) in machines {
-            to.write_all(format!("{name} {}\n", machine.status()).as_bytes()).await?;
+        for (name, vm) in vms {
+            to.write_all(format!("{name} {}\n", vm.status()).as_bytes()).await?;
         }
         return Ok(());
     }
-    let Some(machine) = machines.get(name) else {
-        return to.write_all(format!("error: no machine {name}\n").as_bytes()).await;
+    let Some(vm) = vms.get(name) else {
+        return to.write_all(format!("error: no VM {name}\n").as_bytes()).await;
     };
     let done = match verb {
-        "attach" => match console(machine).await {
+        "attach" => match console(vm).await {
             Ok(console) => {
                 to.write_all(b"ok\n").await?;
-                let (mut says, mut hears) = console.split();
-                // It is over when the machine is, or the client.
+                let (mut output, mut input) = console.split();
+                // The session ends with the VM or with the client.
                 return tokio::select! {
-                    said = copy(&mut says, &mut to) => said.map(drop),
-                    typed = copy_buf(&mut from, &mut hears) => typed.map(drop),
+                    copied = copy(&mut output, &mut to) => copied.map(drop),
+                    copied = copy_buf(&mut from, &mut input) => copied.map(drop),
                 };
             }
             Err(error) => Err(error),
         },
-        "restart" => machine.boot().await,
-        "stop" => machine.stop().await,
-        _ => Err(format!("what is {verb}?").into()),
+        "restart" => vm.boot().await,
+        "stop" => vm.stop().await,
+        _ => Err(format!("unknown request {verb}").into()),
     };
     let answer = done.map_or_else(|error| format!("error: {error}\n"), |()| "ok\n".to_owned());
     to.write_all(answer.as_bytes()).await
 }
 
-async fn console(machine: &Machine) -> Result<VmConsole> {
-    match &*machine.vm.lock().await {
+async fn console(vm: &ManagedVm) -> Result<VmConsole> {
+    match &*vm.handle.lock().await {
         Some(vm) => Ok(vm.console().await?),
-        None => Err("it did not start".into()),
+        None => Err("the VM did not start".into()),
     }
 }

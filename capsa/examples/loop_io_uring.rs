@@ -1,8 +1,9 @@
-//! A machine on io_uring: its descriptor is polled by an operation of the ring.
+//! A VM on io_uring: an operation of the ring polls its descriptor.
 //!
-//! A poll-add ends when the descriptor is readable. It is pushed anew after the work, and looks at
-//! the level first: nothing falls between two of them. The deadline is how long the ring is waited
-//! for. `compio-driver` is io_uring with calls that are safe, and kqueue on macOS.
+//! A poll-add operation completes when the descriptor is readable. It is submitted again after the
+//! work, and completes at once if the descriptor is readable then, so no readiness is lost. The
+//! deadline limits the wait for the ring. `compio-driver` provides safe calls for io_uring, and for
+//! kqueue on macOS.
 
 mod guest;
 
@@ -14,7 +15,7 @@ use capsa::embed::{Vm, VmEvent};
 use compio_driver::op::{Interest, PollOnce};
 use compio_driver::{Proactor, PushEntry};
 
-/// Drives the machine until it is over.
+/// Drives the VM until it has ended.
 pub(crate) fn run(mut vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io::Result<Vm> {
     let mut ring = Proactor::new()?;
     let descriptor = Arc::new(vm.as_fd().try_clone_to_owned()?);
@@ -31,7 +32,7 @@ pub(crate) fn run(mut vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io:
         while let Some(event) = vm.poll_event() {
             on_event(&mut vm, event);
         }
-        // Where it is still pending, it was the deadline that passed.
+        // If the operation is still pending, the deadline has passed.
         if let PushEntry::Ready(result) = polling {
             result.0?;
             polling = ring.push(readable());
@@ -41,8 +42,8 @@ pub(crate) fn run(mut vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io:
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut vm = guest::machine()?;
-    let conversation = guest::conversation(&mut vm, |line| println!("{line}"))?;
-    run(vm, conversation)?;
+    let mut vm = guest::vm()?;
+    let handler = guest::event_handler(&mut vm, |line| println!("{line}"))?;
+    run(vm, handler)?;
     Ok(())
 }

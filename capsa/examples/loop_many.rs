@@ -1,7 +1,7 @@
-//! Two hundred machines on one thread.
+//! Two hundred VMs on one thread.
 //!
-//! One `poll(2)` waits for all of them, until the nearest deadline. Only machines that are readable or
-//! due are called, so that those that are idle cost nothing.
+//! One `poll(2)` waits for all of them, until the nearest deadline. Only VMs that are readable or
+//! due are called, so idle VMs cost nothing.
 
 mod guest;
 
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use capsa::embed::{Vm, VmEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// A machine, and what is to be done at its events.
+/// A VM and its event handler.
 pub(crate) type Member = (Vm, Box<dyn FnMut(&mut Vm, VmEvent) + Send>);
 
-/// Drives all until the last is over.
+/// Drives all VMs until the last one has ended.
 pub(crate) fn run(members: &mut [Member]) -> io::Result<()> {
     while members.iter().any(|(vm, _)| !vm.status().is_terminal()) {
         for member in wait(members)? {
@@ -28,7 +28,7 @@ pub(crate) fn run(members: &mut [Member]) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits, and says which are readable or due.
+/// Waits; returns the indices of the VMs that are readable or due.
 fn wait(members: &[Member]) -> io::Result<Vec<usize>> {
     let now = Instant::now();
     let due: Vec<Option<Duration>> = members.iter().map(|(vm, _)| vm.next_timeout()).collect();
@@ -50,10 +50,10 @@ fn wait(members: &[Member]) -> io::Result<Vec<usize>> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut members: Vec<Member> = Vec::new();
     for n in 0..200 {
-        let mut vm = guest::machine()?;
-        let say = move |line| println!("{n:3} {line}");
-        let conversation = guest::conversation(&mut vm, say)?;
-        members.push((vm, Box::new(conversation)));
+        let mut vm = guest::vm()?;
+        let log = move |line| println!("{n:3} {line}");
+        let handler = guest::event_handler(&mut vm, log)?;
+        members.push((vm, Box::new(handler)));
     }
     run(&mut members)?;
     Ok(())

@@ -1,6 +1,7 @@
-//! A machine in a loop of nothing but `poll(2)`: no runtime, no reactor, no thread.
+//! A VM in a loop of `poll(2)` only: no runtime, no reactor, no thread.
 //!
-//! This is the contract of `capsa::embed` and nothing else. `rustix` is here for the call itself.
+//! This implements the contract of `capsa::embed` and nothing else. `rustix` provides the system
+//! call.
 
 mod guest;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 use capsa::embed::{Vm, VmEvent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Drives the machine until it is over.
+/// Drives the VM until it has ended.
 pub(crate) fn run(mut vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io::Result<Vm> {
     while !vm.status().is_terminal() {
         wait_readable(&vm, vm.next_timeout())?;
@@ -24,18 +25,18 @@ pub(crate) fn run(mut vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io:
 }
 
 fn wait_readable(fd: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
-    // Centuries are as good as for ever.
+    // A timeout that does not fit is centuries long: wait without a limit.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     match poll(&mut [PollFd::new(fd, PollFlags::IN)], timeout.as_ref()) {
-        // A signal of the program's own: to be called for nothing does no harm.
+        // Interrupted by a signal: a spurious call of `on_ready` is harmless.
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut vm = guest::machine()?;
-    let conversation = guest::conversation(&mut vm, |line| println!("{line}"))?;
-    run(vm, conversation)?;
+    let mut vm = guest::vm()?;
+    let handler = guest::event_handler(&mut vm, |line| println!("{line}"))?;
+    run(vm, handler)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! A machine in a task of smol's, or on async-io alone without an executor.
+//! A VM in a smol task, or on async-io alone without an executor.
 //!
-//! Both are the same reactor. It watches a copy of the descriptor, so that the machine stays ours to
-//! change: what async-io owns it lends out unchanged only.
+//! Both use the same reactor. It watches a duplicate of the descriptor, because async-io gives only
+//! shared access to values that it owns.
 
 mod guest;
 
@@ -13,7 +13,7 @@ use async_io::{Async, Timer};
 use capsa::embed::{Vm, VmEvent};
 use futures_lite::future;
 
-/// Drives the machine until it is over.
+/// Drives the VM until it has ended.
 pub(crate) async fn drive(
     mut vm: Vm,
     mut on_event: impl FnMut(&mut Vm, VmEvent),
@@ -32,7 +32,7 @@ pub(crate) async fn drive(
 
 async fn passed(timeout: Option<Duration>) -> io::Result<()> {
     match timeout {
-        // A machine that always has more to do gives other tasks their turn.
+        // A busy VM yields to other tasks.
         Some(Duration::ZERO) => future::yield_now().await,
         Some(timeout) => drop(Timer::after(timeout).await),
         None => future::pending().await,
@@ -40,7 +40,7 @@ async fn passed(timeout: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 
-/// The same in a task of smol's global executor.
+/// Runs it in a task of smol's global executor.
 pub(crate) fn run_on_smol(
     vm: Vm,
     on_event: impl FnMut(&mut Vm, VmEvent) + Send + 'static,
@@ -48,16 +48,16 @@ pub(crate) fn run_on_smol(
     smol::block_on(smol::spawn(drive(vm, on_event)))
 }
 
-/// The same on this thread, without an executor.
+/// Runs it on this thread, without an executor.
 pub(crate) fn run_on_async_io(vm: Vm, on_event: impl FnMut(&mut Vm, VmEvent)) -> io::Result<Vm> {
     async_io::block_on(drive(vm, on_event))
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for run in [run_on_smol, run_on_async_io] {
-        let mut vm = guest::machine()?;
-        let conversation = guest::conversation(&mut vm, |line| println!("{line}"))?;
-        run(vm, conversation)?;
+        let mut vm = guest::vm()?;
+        let handler = guest::event_handler(&mut vm, |line| println!("{line}"))?;
+        run(vm, handler)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! A machine in a task of tokio's, on one thread or on many, with no thread of Capsa's.
+//! A VM in a tokio task, on one thread or many, without a thread of Capsa.
 //!
-//! `TokioVm` keeps the contract through `AsyncFd` and tokio's timer; `next_event` may stand in a
-//! `select!`. Programs that want handles to pass around use `capsa::VmHandle` instead.
+//! `TokioVm` fulfils the contract with `AsyncFd` and tokio's timer; `next_event` can be used in
+//! `select!`. Programs that need handles to pass around use `capsa::VmHandle` instead.
 
 mod guest;
 
@@ -10,7 +10,7 @@ use std::io;
 use capsa::embed::{TokioVm, Vm, VmEvent};
 use tokio::runtime::Builder;
 
-/// Drives the machine until it is over.
+/// Drives the VM until it has ended.
 pub(crate) async fn drive(vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) -> io::Result<Vm> {
     let mut vm = TokioVm::new(vm)?;
     while let Some(event) = vm.next_event().await? {
@@ -19,12 +19,12 @@ pub(crate) async fn drive(vm: Vm, mut on_event: impl FnMut(&mut Vm, VmEvent)) ->
     Ok(vm.into_inner())
 }
 
-/// The same on this thread.
+/// Runs it on this thread.
 pub(crate) fn run_on_one(vm: Vm, on_event: impl FnMut(&mut Vm, VmEvent)) -> io::Result<Vm> {
     Builder::new_current_thread().enable_all().build()?.block_on(drive(vm, on_event))
 }
 
-/// The same in a task that moves between threads.
+/// Runs it in a task that moves between threads.
 pub(crate) fn run_on_many(
     vm: Vm,
     on_event: impl FnMut(&mut Vm, VmEvent) + Send + 'static,
@@ -35,9 +35,9 @@ pub(crate) fn run_on_many(
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for run in [run_on_one, run_on_many] {
-        let mut vm = guest::machine()?;
-        let conversation = guest::conversation(&mut vm, |line| println!("{line}"))?;
-        run(vm, conversation)?;
+        let mut vm = guest::vm()?;
+        let handler = guest::event_handler(&mut vm, |line| println!("{line}"))?;
+        run(vm, handler)?;
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
-//! A program that automates a guest, and its tests: `cargo test -p capsa --features blocking
-//! --example tested_automation` runs them without any hypervisor, in milliseconds.
+//! A program that automates a guest, and its tests. `cargo test -p capsa --features blocking
+//! --example tested_automation` runs the tests without a hypervisor, in milliseconds.
 //!
-//! `cargo run -p capsa --features blocking --example tested_automation KERNEL INITRD` runs the program.
+//! `cargo run -p capsa --features blocking --example tested_automation KERNEL INITRD` runs the
+//! program.
 
 use std::time::Duration;
 
 use capsa::blocking::VmHandle;
 use capsa::{Capsa, LinuxBootConfig};
 
-/// The kernel's release, if the guest is healthy.
+/// The release of the guest's kernel, if the guest is healthy.
 fn release(vm: &VmHandle) -> Result<String, Box<dyn std::error::Error>> {
     vm.start()?;
     let mut console = vm.console()?;
@@ -46,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_guest_tells_its_release() -> TestResult {
+    fn release_of_healthy_guest() -> TestResult {
         let guest = guest().on("systemctl is-system-running", GuestReply::output("running\n"));
         let vm = testing::vm(guest).build_blocking()?;
         let _guard = testing::show_on_failure(&vm);
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_degraded_guest_is_an_error() -> TestResult {
+    fn release_of_degraded_guest_is_an_error() -> TestResult {
         let degraded = GuestReply::output("degraded\n").with_status(1);
         let vm =
             testing::vm(guest().on("systemctl is-system-running", degraded)).build_blocking()?;
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_panics_is_an_error_at_once() -> TestResult {
+    fn release_of_panicking_guest_fails_at_once() -> TestResult {
         let vm = testing::vm(ScriptedGuest::new().panic("no init found")).build_blocking()?;
         let _guard = testing::show_on_failure(&vm);
         assert!(release(&vm).is_err());

@@ -31,7 +31,7 @@ fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
         (r#"{"a": {"kernel": 5}}"#.to_owned(), "expected path string"),
         (r#"{"a": {}}"#.to_owned(), "missing field `kernel`"),
         (format!("{{\"a\": {}}}", one.replace("\"offline\"", "\"ofline\"")), "ofline"),
-        (format!("{{\"a\": {one}, \"b\": {one}, \"a\": {one}}}"), "two machines are named a"),
+        (format!("{{\"a\": {one}, \"b\": {one}, \"a\": {one}}}"), "duplicate VM name a"),
     ] {
         let said = refused(&guest, &file);
         assert!(said.contains("machines.json") && said.contains(why), "{file}: {said}");

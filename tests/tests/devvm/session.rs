@@ -21,7 +21,7 @@ fn clients_type_machines_restart_and_a_signal_ends_all() {
     let mut second = service.attach("web");
     assert_eq!(second.until("hello web"), format!("{booted}hello web"));
     service.attach("db").until("NANO READY\r\n");
-    assert_eq!(service.ask("attach missing").rest(), "error: it did not start\n");
+    assert_eq!(service.ask("attach missing").rest(), "error: the VM did not start\n");
 
     let list = service.ask("list").rest();
     let lines: Vec<&str> = list.lines().collect();
@@ -35,8 +35,8 @@ fn clients_type_machines_restart_and_a_signal_ends_all() {
     third.typing.write_all(b"again").unwrap();
     third.until("again");
 
-    assert_eq!(service.ask("attach nobody").rest(), "error: no machine nobody\n");
-    assert_eq!(service.ask("eat web").rest(), "error: what is eat?\n");
+    assert_eq!(service.ask("attach nobody").rest(), "error: no VM nobody\n");
+    assert_eq!(service.ask("eat web").rest(), "error: unknown request eat\n");
     let refused = service.ask("restart missing").rest();
     assert!(refused.starts_with("error: ") && refused.contains("/nowhere/vmlinuz"), "{refused}");
     assert_eq!(service.ask("stop db").rest(), "ok\n");

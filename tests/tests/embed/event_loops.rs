@@ -37,7 +37,7 @@ const LOOPS: &[(&str, Run)] = &[
 fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
     let mut members: Vec<loop_many::Member> = vec![(vm, on_event)];
     for _ in 0..3 {
-        let mut vm = guest::played().unwrap();
+        let mut vm = guest::simulated().unwrap();
         let (on_event, _said) = as_root(&mut vm);
         members.push((vm, on_event));
     }
@@ -74,7 +74,7 @@ fn on_each_loop(
 fn as_root(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
     let (tell, said) = channel();
     let say = move |line| drop(tell.send(line));
-    (Box::new(guest::conversation(vm, say).unwrap()), said)
+    (Box::new(guest::event_handler(vm, say).unwrap()), said)
 }
 
 /// The same with a guest that has no shell: it says again what it is told.
@@ -111,7 +111,7 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
 
 #[test]
 fn a_played_guest_is_driven_by_every_loop() {
-    on_each_loop(|| guest::played().unwrap(), as_root, RELEASE, ASKED);
+    on_each_loop(|| guest::simulated().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]
