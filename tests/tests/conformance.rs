@@ -1,35 +1,37 @@
-//! Every backend held to the suite (`testing/conformance/`): a test for each scenario and subject,
-//! and the laws that keep the suite whole.
+//! The conformance suite (`testing/conformance/`) on every backend: a test for each scenario and
+//! subject, and tests that the suite is complete.
 
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use capsa_conformance::{Subject, Verdict};
-use capsa_conformance::{claims, scenarios, subject};
+use capsa_conformance::{ScenarioResult, Subject};
+use capsa_conformance::{capabilities, scenarios, subject};
 use capsa_testkit::programs::TestProgram;
 use capsa_testkit::skip;
 
-/// Holds the subject to one scenario. Where it cannot run, says so.
+/// Runs one scenario on a subject, or skips the test.
 fn hold(backend: &str, name: &str) {
     let subject = match Subject::named(backend) {
         Ok(subject) => subject,
         Err(why) => return skip(why),
     };
     let scenario = scenarios().find(|scenario| scenario.name == name).expect("it is listed");
-    if scenario.alone && scenario.unclaimed(&subject).is_none() {
-        return match scenario.stage(&subject) {
+    if scenario.alone && scenario.first_unsupported(&subject).is_none() {
+        return match scenario.fixture(&subject) {
             Ok(_) => alone(backend, name),
             Err(why) => skip(why),
         };
     }
     match scenario.run(&subject) {
-        Verdict::Passed => {}
-        Verdict::NotClaimed(leaf) => println!("{backend} does not claim {leaf}, and refuses it"),
-        Verdict::CannotRun(why) => skip(why),
+        ScenarioResult::Passed => {}
+        ScenarioResult::Unsupported(leaf) => {
+            println!("{backend} does not support {leaf}, and rejects it")
+        }
+        ScenarioResult::Skipped(why) => skip(why),
     }
 }
 
-/// Runs one in a program of its own, with run directories of its own.
+/// Runs one in a process of its own, with its own run directories.
 fn alone(backend: &str, name: &str) {
     let run_dir = tempfile::tempdir_in("/tmp").unwrap();
     let run = Command::new(TestProgram::new("conformance"))
@@ -65,46 +67,46 @@ suite! {
     #[cfg(target_os = "macos")] vfkit = "vfkit",
     vfkit_stand_in = "vfkit-stand-in";
     {
-        what_was_asked_for_arrives_and_nothing_else,
-        a_kernel_boots_without_an_initrd,
-        a_kernel_that_is_none_fails_the_start_with_a_reason,
-        more_cpus_than_claimed_are_refused,
-        the_console_goes_both_ways,
-        not_one_byte_of_early_output_is_lost,
-        a_flood_that_nobody_reads_arrives_whole,
-        a_reader_that_is_behind_loses_nothing,
-        a_machine_without_console_has_none,
-        a_power_off_of_the_guest_is_its_own,
-        a_reboot_of_the_guest_ends_the_machine,
-        a_reboot_restarts_where_that_was_asked_for,
-        a_reboot_forgets_what_was_in_memory,
-        a_kernel_panic_ends_the_machine,
-        a_kernel_panic_is_told_from_a_reboot,
-        the_time_limit_ends_it_and_says_so,
-        a_stop_reaches_the_guest,
-        a_deaf_guest_loses_its_power_after_the_grace,
-        a_hypervisor_that_hangs_is_killed_in_the_end,
-        a_kill_does_not_ask,
-        a_kill_ends_the_grace,
-        dropping_the_last_handle_kills_and_leaves_nothing,
-        any_number_of_waits_return,
-        a_machine_starts_once_and_stops_only_after_that,
-        a_stop_while_starting_kills_at_once,
-        a_guest_that_dies_ends_a_wait_for_its_words,
-        a_hypervisor_killed_from_outside_is_lost,
-        a_hypervisor_terminated_from_outside_ends_as_documented,
-        a_virtiofsd_killed_from_outside_is_named,
-        raw_disks_come_in_order_and_read_only_holds,
-        qcow2_disks_are_written_and_their_backing_file_is_not,
-        what_is_written_to_a_throw_away_disk_is_gone,
-        a_machine_with_shares_ends_and_so_do_its_helpers,
-        virtio_fs_shares_go_both_ways,
-        a_read_only_virtio_fs_share_holds_on_the_host,
-        virtio_9p_shares_go_both_ways_and_read_only_holds,
-        nat_gives_an_address_and_reaches_the_host,
-        vsock_streams_go_both_ways_many_at_once,
-        a_machine_without_vsock_says_so,
-        a_hundred_lives_leave_nothing_behind,
+        guest_has_the_described_hardware_only,
+        kernel_without_initrd_boots,
+        kernel_invalid_start_fails_with_reason,
+        cpus_above_maximum_are_rejected,
+        console_carries_both_directions,
+        console_early_output_is_complete,
+        console_unread_output_is_complete,
+        console_slow_reader_loses_no_byte,
+        console_disabled_returns_error,
+        guest_power_off_is_reported,
+        guest_reboot_ends_vm,
+        guest_reboot_with_policy_restarts,
+        guest_reboot_clears_memory,
+        kernel_panic_ends_vm,
+        kernel_panic_differs_from_reboot,
+        time_limit_ends_vm_and_is_reported,
+        stop_powers_guest_off,
+        stop_without_button_quits_after_grace,
+        stop_hung_hypervisor_is_killed,
+        kill_ends_vm_at_once,
+        kill_ends_grace_period,
+        drop_last_handle_kills_and_cleans_up,
+        wait_in_many_threads_returns_in_all,
+        calls_in_wrong_phase_return_errors,
+        stop_while_starting_kills_at_once,
+        console_wait_ends_with_the_guest,
+        hypervisor_killed_is_reported_lost,
+        hypervisor_sigterm_ends_as_documented,
+        virtiofsd_killed_is_reported_by_name,
+        raw_disks_keep_order_and_read_only,
+        qcow2_write_keeps_backing_file_unchanged,
+        ephemeral_disk_write_is_discarded,
+        vm_end_ends_share_helpers,
+        virtio_fs_share_carries_both_directions,
+        virtio_fs_read_only_holds_on_host,
+        virtio_9p_share_and_read_only_work,
+        nat_assigns_address_and_reaches_host,
+        vsock_carries_many_streams_both_ways,
+        vsock_disabled_returns_error,
+        hundred_vms_leave_nothing_behind,
     }
 }
 
@@ -128,16 +130,16 @@ fn every_claimed_capability_has_a_scenario() {
     let uses: BTreeSet<&str> = scenarios().flat_map(|scenario| scenario.uses).copied().collect();
     let mut unproven = Vec::new();
     for report in subject::backends() {
-        let leaves = claims::leaves(&report.capabilities);
+        let leaves = capabilities::leaves(&report.capabilities);
         let claimed = leaves.iter().filter(|(_, claimed)| **claimed).map(|(leaf, _)| leaf);
         let lacking = claimed.filter(|leaf| !uses.contains(leaf.as_str()));
-        unproven.extend(lacking.map(|leaf| format!("{} claims {leaf}", report.name)));
+        unproven.extend(lacking.map(|leaf| format!("{} supports {leaf}", report.name)));
         for used in &uses {
             assert!(leaves.contains_key(*used), "{used} is no leaf of {leaves:?}");
         }
     }
     assert!(!uses.is_empty() && !subject::backends().is_empty());
-    assert_eq!(unproven, Vec::<String>::new(), "no scenario uses what is claimed");
+    assert_eq!(unproven, Vec::<String>::new(), "no scenario tests a supported leaf");
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn every_subject_has_a_backend_and_its_own_name() {
         match find() {
             Ok(subject) => {
                 assert_eq!(subject.name, *name);
-                assert!(subject.claims("guest_os.linux"), "{name} runs nothing");
+                assert!(subject.supports("guest_os.linux"), "{name} supports no guest");
             }
             Err(why) => assert!(!why.is_empty(), "{name}"),
         }

@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz`: runs every fuzz target for a while.
+//! `cargo xtask fuzz`: runs the fuzz targets.
 //!
-//! The committed corpus is only read. What the fuzzer adds goes to `fuzz/target/found/`, and an
-//! input that breaks a law to `fuzz/artifacts/`: shrink it with `cargo +nightly fuzz tmin`, give it
-//! a name and put it in the corpus.
+//! The committed corpus is only read. New inputs go to `fuzz/target/found/`, an input that makes a
+//! target fail to `fuzz/artifacts/`: minimize it with `cargo +nightly fuzz tmin`, name it and add it to
+//! the corpus.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use pico_args::Arguments;
 use crate::cargo::{cargo, root, text};
 use crate::{Outcome, finish};
 
-/// How long one input may take. The slowest body needs a hundredth of that.
+/// The time limit of one input. The slowest target needs a hundredth of it.
 const SECONDS_PER_INPUT: u32 = 10;
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
@@ -27,21 +27,24 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let mut targets = targets()?;
     if let Some(only) = only {
         if !targets.contains(&only) {
-            return Err(format!("no target {only}; there are {}", targets.join(", ")).into());
+            return Err(
+                format!("unknown target {only}: expected one of {}", targets.join(", ")).into()
+            );
         }
         targets = vec![only];
     }
-    let mut broken = Vec::new();
+    let mut failed = Vec::new();
     for target in targets {
         println!("=== {target} for {seconds} s");
         if !fuzz(&target, length)? {
-            broken.push(target);
+            failed.push(target);
         }
     }
-    if broken.is_empty() {
+    if failed.is_empty() {
         return Ok(());
     }
-    Err(format!("laws are broken in {}; see fuzz/artifacts/", broken.join(", ")).into())
+    Err(format!("failed targets: {}; their inputs are in fuzz/artifacts/", failed.join(", "))
+        .into())
 }
 
 /// The names of the files in `fuzz/fuzz_targets`.
@@ -55,11 +58,11 @@ fn targets() -> Result<Vec<String>, std::io::Error> {
     Ok(names)
 }
 
-/// True when nothing was found.
+/// Runs a target. Returns true if it found no failure.
 fn fuzz(target: &str, length: Duration) -> Result<bool, std::io::Error> {
     let found = format!("fuzz/target/found/{target}");
     fs::create_dir_all(root().join(&found))?;
-    // The first directory takes what is new; the others are only read.
+    // New inputs go to the first directory; the others are only read.
     let status = nightly_cargo()
         .args(["fuzz", "run", target, &found, &format!("fuzz/corpus/{target}"), "--"])
         .arg(format!("-max_total_time={}", length.as_secs()))
@@ -69,7 +72,7 @@ fn fuzz(target: &str, length: Duration) -> Result<bool, std::io::Error> {
     Ok(status.success())
 }
 
-/// Cargo of the toolchain `nightly`, whichever we were started by.
+/// Cargo of the toolchain `nightly`, whichever toolchain runs this task.
 fn nightly_cargo() -> Command {
     let mut rustup = Command::new("rustup");
     rustup.args(["run", "nightly", "cargo"]).current_dir(root());
@@ -107,7 +110,7 @@ fn ensure_cargo_fuzz() -> Outcome {
     if status.success() && is_there() {
         return Ok(());
     }
-    Err("cargo-fuzz is missing and could not be installed; `cargo install cargo-fuzz --locked` \
-         has to succeed, and Cargo's bin directory has to be on the PATH"
+    Err("cannot install cargo-fuzz: `cargo install cargo-fuzz --locked` failed, or Cargo's bin \
+         directory is not in PATH"
         .into())
 }

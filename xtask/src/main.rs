@@ -20,7 +20,7 @@ use pico_args::Arguments;
 
 use tasks::{Action, TASKS, Task};
 
-/// How a task ends.
+/// The result of a task.
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn main() -> ExitCode {
@@ -66,8 +66,7 @@ fn help(arguments: &[OsString]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Whether a flag of the task asks for help. Behind the first word that is no flag is what a program
-/// gets.
+/// Whether the arguments ask for the help of the task, and not for that of a program that it runs.
 fn asks_for_help(arguments: &[OsString]) -> bool {
     let flags = arguments.iter().take_while(|word| word.as_encoded_bytes().starts_with(b"-"));
     flags.into_iter().any(|flag| flag == "--help" || flag == "-h")

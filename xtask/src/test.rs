@@ -1,60 +1,60 @@
-//! `cargo xtask test`: everything that has to hold before a change goes in, then the sum of it.
+//! `cargo xtask test`: runs every check and every test, then prints a summary.
 //!
-//! Steps run one after the other and a failed one does not stop the next: one run tells all. The
-//! last line of the output counts tests. A skipped one, which the harness takes for passed, is
-//! counted as skipped and as nothing else.
+//! A step that fails does not stop the next one. The last line of the output counts the tests. The
+//! test harness counts a skipped test as passed; here it counts only as skipped.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
 use crate::cargo::{cargo, target_directory};
 use crate::{Outcome, check_command, checks, finish};
 
-/// The environment variable that names the file where a skipped test adds a line.
+/// The environment variable that names the file to which each skipped test appends a line.
 const SKIP_LOG: &str = "CAPSA_SKIP_LOG";
 
 /// The environment variable that names the directory of the programs that tests start.
 const PROGRAMS: &str = "CAPSA_TEST_PROGRAMS";
 
-/// The programs that tests start, built once for all tests.
+/// Builds the programs that tests start, with the features of the tests.
 const BUILD: &[&str] = &["build", "--workspace", "--all-features", "--bins", "--examples"];
 
-/// Without a `--test-threads` of our own: the variable below also reaches documentation tests.
+/// Without `--test-threads`, which Cargo would not pass to documentation tests: the environment
+/// variable also reaches those.
 const TESTS: &[&str] = &["test", "--workspace", "--all-features", "--no-fail-fast"];
 
-/// Tests at a time. An emulated guest keeps a core busy and the hypervisor beside it another, and a
-/// Linux that boots on a starved core may fail to measure its clock and hang. The tests that boot
-/// none are done in seconds either way.
+/// How many steps and test programs the list of the slowest ones has.
+const SLOWEST: usize = 10;
+
+/// The number of tests at a time. An emulated guest keeps one core busy and its hypervisor another; a
+/// Linux that boots on a starved core may fail to calibrate its clock and hang.
 fn threads(cores: usize) -> usize {
     (cores / 2).clamp(1, 4)
 }
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     finish(arguments)?;
-    let mut failed_steps = Vec::new();
+    let mut steps = Steps::default();
     let checks = checks::FORMAT.iter().chain(checks::CLIPPY).chain([&checks::DOCUMENTATION]);
     for check in checks {
-        let ok = timed(check.0, || Ok(check.command().status()?.success()))?;
-        failed_steps.extend((!ok).then_some(check.0));
+        steps.run(check.0, || Ok(check.command().status()?.success()))?;
     }
     let log = target_directory().join(format!("skipped-{}", std::process::id()));
-    let mut count = Count::default();
+    let mut count = TestCount::default();
     for name in ["check-macos", check_command::NAME] {
-        // In a process of its own, so that a skip of it is counted like that of a test.
+        // In a process of its own, so that a skip is counted like that of a test.
         let mut task = Command::new(std::env::current_exe()?);
         task.arg(name).env(SKIP_LOG, &log);
-        let ok = timed(name, || Ok(task.status()?.success()))?;
+        let ok = steps.run(name, || Ok(task.status()?.success()))?;
         *(if ok { &mut count.passed } else { &mut count.failed }) += 1;
-        failed_steps.extend((!ok).then_some(name));
     }
-    let ok = timed("test programs", || Ok(cargo().args(BUILD).status()?.success()))?;
-    failed_steps.extend((!ok).then_some("test programs"));
-    let ok = timed("tests", || {
+    steps.run("build of test programs", || Ok(cargo().args(BUILD).status()?.success()))?;
+    steps.run("build of tests", || Ok(cargo().args(TESTS).arg("--no-run").status()?.success()))?;
+    steps.run("tests", || {
         let mut cargo = cargo();
         cargo.args(TESTS).env(SKIP_LOG, &log).env(PROGRAMS, target_directory().join("debug"));
         if std::env::var_os("RUST_TEST_THREADS").is_none() {
@@ -63,7 +63,6 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         }
         count_tests(&mut cargo, &mut count)
     })?;
-    failed_steps.extend((!ok).then_some("tests"));
     count.skip(&fs::read_to_string(&log).unwrap_or_default());
     let _ = fs::remove_file(&log);
 
@@ -71,38 +70,63 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     for (test, why) in &count.skipped {
         println!("skipped {test}: {why}");
     }
-    for step in &failed_steps {
+    let programs = count.times.iter().map(|(name, time)| (name.as_str(), *time));
+    let mut times: Vec<_> = programs.chain(steps.times.iter().copied()).collect();
+    times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+    println!("slowest steps and test programs:");
+    for (name, time) in times.iter().take(SLOWEST) {
+        println!("{:8.1} s  {name}", time.as_secs_f64());
+    }
+    for step in &steps.failed {
         println!("failed step: {step}");
     }
     println!("{}", count.summary());
-    if failed_steps.is_empty() {
+    if steps.failed.is_empty() {
         return Ok(());
     }
-    // Not an error value: its text would come after the summary, which is to be the last line.
+    // Not an error value: its text would come after the summary, which is the last line.
     std::process::exit(1)
 }
 
-/// Announces a step, runs it and says how long that took. True when it succeeded.
-fn timed(name: &str, step: impl FnOnce() -> io::Result<bool>) -> io::Result<bool> {
-    println!("=== {name}");
-    let begin = Instant::now();
-    let ok = step()?;
-    let outcome = if ok { "ok" } else { "FAILED" };
-    println!("=== {name}: {outcome} after {:.1} s", begin.elapsed().as_secs_f64());
-    Ok(ok)
+/// The steps of a run: how long each took, and which failed.
+#[derive(Debug, Default)]
+struct Steps {
+    times: Vec<(&'static str, Duration)>,
+    failed: Vec<&'static str>,
 }
 
-/// Runs tests, passing on what they say as it comes. True when all succeeded.
-fn count_tests(cargo: &mut Command, count: &mut Count) -> io::Result<bool> {
-    let mut process = cargo.stdout(Stdio::piped()).spawn()?;
+impl Steps {
+    /// Runs a step and prints its name, result and time. Returns true if it succeeded.
+    fn run(
+        &mut self,
+        name: &'static str,
+        step: impl FnOnce() -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        println!("=== {name}");
+        let begin = Instant::now();
+        let ok = step()?;
+        let time = begin.elapsed();
+        let result = if ok { "ok" } else { "FAILED" };
+        println!("=== {name}: {result} after {:.1} s", time.as_secs_f64());
+        self.times.push((name, time));
+        self.failed.extend((!ok).then_some(name));
+        Ok(ok)
+    }
+}
+
+/// Runs tests and passes on their output. Returns true if all succeeded.
+fn count_tests(cargo: &mut Command, count: &mut TestCount) -> io::Result<bool> {
+    let mut process = cargo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stderr = process.stderr.take().expect("piped");
+    let programs = std::thread::spawn(move || pass_on_stderr(stderr));
     let mut output = BufReader::new(process.stdout.take().expect("piped"));
-    let mut here = io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     let mut line = Vec::new();
     loop {
-        // Not by lines: the name of a test comes before the wait for how it ends.
+        // Not by lines: the harness prints the name of a test first, and its result later.
         let bytes = output.fill_buf()?;
-        here.write_all(bytes)?;
-        here.flush()?;
+        stdout.write_all(bytes)?;
+        stdout.flush()?;
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             line.extend_from_slice(piece);
             if line.ends_with(b"\n") {
@@ -115,25 +139,61 @@ fn count_tests(cargo: &mut Command, count: &mut Count) -> io::Result<bool> {
             read => output.consume(read),
         }
     }
+    count.times = programs.join().unwrap_or_default();
     let ok = process.wait()?.success();
     if !ok && count.failed == 0 {
-        count.failed = 1; // One that did not compile, or took its whole program down.
+        count.failed = 1; // A test program did not compile or was killed.
     }
     Ok(ok)
 }
 
-/// How many tests did what, over all test programs.
+/// Passes on the standard error of `cargo test`. Its lines `Running NAME (PATH)` and `Doc-tests NAME`
+/// tell how long each test program ran.
+fn pass_on_stderr(stderr: impl io::Read) -> Vec<(String, Duration)> {
+    let mut times: Vec<(String, Duration)> = Vec::new();
+    let mut begin = Instant::now();
+    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        eprintln!("{line}");
+        if let Some(program) = program_name(&line) {
+            if let Some((_, time)) = times.last_mut() {
+                *time = begin.elapsed();
+            }
+            begin = Instant::now();
+            times.push((program, Duration::ZERO));
+        }
+    }
+    if let Some((_, time)) = times.last_mut() {
+        *time = begin.elapsed();
+    }
+    times
+}
+
+/// The test program that a line of Cargo announces.
+fn program_name(line: &str) -> Option<String> {
+    let line = line.trim();
+    if let Some(package) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("documentation tests of {package}"));
+    }
+    let (source, path) = line.strip_prefix("Running ")?.strip_suffix(')')?.rsplit_once(" (")?;
+    let program = path.rsplit('/').next()?.rsplit_once('-')?.0;
+    Some(format!("{program}: {source}"))
+}
+
+/// How many tests passed, failed and were skipped, over all test programs.
 #[derive(Debug, Default)]
-struct Count {
+struct TestCount {
     passed: usize,
     failed: usize,
     ignored: usize,
-    /// By test program and name: the first reason.
+    /// By test program and test: the first reason.
     skipped: BTreeMap<String, String>,
+    /// How long each test program ran.
+    times: Vec<(String, Duration)>,
 }
 
-impl Count {
-    /// Takes a line of a harness' output; all but its last are nothing to us.
+impl TestCount {
+    /// Reads a line of the harness. Only its summary counts.
     fn read(&mut self, line: &str) {
         let Some((_, counts)) =
             line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
@@ -150,7 +210,7 @@ impl Count {
         }
     }
 
-    /// Takes the log of skipped tests. A test that skipped more than once is one.
+    /// Reads the log of skipped tests. A test that is there more than once counts once.
     fn skip(&mut self, log: &str) {
         for (test, why) in log.lines().filter_map(|line| line.split_once(": ")) {
             self.skipped.entry(test.to_owned()).or_insert_with(|| why.to_owned());
@@ -166,16 +226,31 @@ impl Count {
 
 #[cfg(test)]
 mod tests {
-    use super::Count;
+    use super::{TestCount, program_name};
 
     #[test]
-    fn a_skipped_test_is_not_a_passed_one() {
-        let mut count = Count::default();
+    fn skipped_test_does_not_count_as_passed() {
+        let mut count = TestCount::default();
         count.read("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.31s");
         count.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
         count.read("test result_of_mine ... ok");
         count.skip("nano::a: no QEMU: at all\nnano::a: no QEMU\nnano::b: no KVM\n");
         assert_eq!(count.summary(), "6 passed, 2 failed, 3 skipped");
         assert_eq!(count.skipped["nano::a"], "no QEMU: at all");
+    }
+
+    #[test]
+    fn program_name_is_read_from_cargo_output() {
+        for (line, name) in [
+            ("     Running tests/laws.rs (target/debug/deps/laws-0a1b)", "laws: tests/laws.rs"),
+            (
+                "     Running unittests src/lib.rs (/t/debug/deps/capsa_io-0a1b)",
+                "capsa_io: unittests src/lib.rs",
+            ),
+            ("   Doc-tests capsa", "documentation tests of capsa"),
+        ] {
+            assert_eq!(program_name(line).as_deref(), Some(name));
+        }
+        assert_eq!(program_name("   Compiling capsa v0.1.0 (/capsa)"), None);
     }
 }

@@ -1,72 +1,74 @@
-//! Calls from many threads and at the wrong moment do what is documented.
+//! Calls from many threads and in the wrong phase do what the documentation says.
 
 use std::time::Duration;
 
 use capsa::{EndedBy, Error, VmStatus};
 
-use super::machine::PATIENCE;
-use super::{Scenario, Stage};
+use super::vm::PATIENCE;
+use super::{Fixture, Scenario};
 use capsa_testkit::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario::any("any_number_of_waits_return", many_waits),
-    Scenario::any("a_machine_starts_once_and_stops_only_after_that", wrong_moment),
-    Scenario::any("a_stop_while_starting_kills_at_once", stop_while_starting),
-    Scenario::any("a_guest_that_dies_ends_a_wait_for_its_words", death_ends_a_wait),
+    Scenario::any("wait_in_many_threads_returns_in_all", many_waits),
+    Scenario::any("calls_in_wrong_phase_return_errors", wrong_phase),
+    Scenario::any("stop_while_starting_kills_at_once", stop_while_starting),
+    Scenario::any("console_wait_ends_with_the_guest", wait_ends_with_guest),
 ];
 
-fn many_waits(stage: &Stage<'_>) {
-    let mut machine = stage.machine(stage.builder());
-    // From before the start on.
+fn many_waits(fixture: &Fixture<'_>) {
+    let mut vm = fixture.vm(fixture.builder());
+    // The calls begin before the start.
     let waits: Vec<_> = (0..8)
         .map(|_| {
-            let vm = machine.vm.clone();
+            let vm = vm.handle.clone();
             std::thread::spawn(move || vm.wait().unwrap())
         })
         .collect();
-    machine.start();
-    machine.listens();
-    assert_eq!(machine.vm.wait_timeout(Duration::from_millis(50)).unwrap(), None);
-    machine.power_off();
-    machine.ended();
+    vm.start();
+    vm.wait_until_ready();
+    assert_eq!(vm.handle.wait_timeout(Duration::from_millis(50)).unwrap(), None);
+    vm.power_off();
+    vm.wait_for_end();
     for wait in waits {
         assert_eq!(wait.join().unwrap(), VmStatus::Stopped { exit_code: Some(0) });
     }
-    // And after the end.
-    assert!(machine.vm.wait_timeout(Duration::ZERO).unwrap().is_some());
+    // And a call after the end.
+    assert!(vm.handle.wait_timeout(Duration::ZERO).unwrap().is_some());
 }
 
-fn wrong_moment(stage: &Stage<'_>) {
-    let machine = stage.machine(stage.builder());
-    assert_eq!(machine.vm.status(), VmStatus::Created);
-    assert!(matches!(machine.vm.stop(), Err(Error::NotRunning)));
-    assert!(matches!(machine.vm.kill(), Err(Error::NotRunning)));
-    machine.start();
-    assert!(matches!(machine.vm.start(), Err(Error::AlreadyRunning)));
-    machine.vm.kill().unwrap();
-    assert!(matches!(machine.vm.start(), Err(Error::AlreadyRunning)));
+fn wrong_phase(fixture: &Fixture<'_>) {
+    let vm = fixture.vm(fixture.builder());
+    assert_eq!(vm.handle.status(), VmStatus::Created);
+    assert!(matches!(vm.handle.stop(), Err(Error::NotRunning)));
+    assert!(matches!(vm.handle.kill(), Err(Error::NotRunning)));
+    vm.start();
+    assert!(matches!(vm.handle.start(), Err(Error::AlreadyRunning)));
+    vm.handle.kill().unwrap();
+    assert!(matches!(vm.handle.start(), Err(Error::AlreadyRunning)));
 }
 
-fn stop_while_starting(stage: &Stage<'_>) {
-    let machine = stage.machine(stage.builder());
-    let vm = machine.vm.clone();
-    let starting = std::thread::spawn(move || vm.start());
-    eventually("it is starting", || machine.vm.status() != VmStatus::Created);
-    // A grace of an hour, of which nothing is waited for unless the start was quicker than us.
-    let vm = machine.vm.clone();
-    let stopping = std::thread::spawn(move || vm.stop_with_timeout(Duration::from_secs(3600)));
+fn stop_while_starting(fixture: &Fixture<'_>) {
+    let vm = fixture.vm(fixture.builder());
+    let handle = vm.handle.clone();
+    let starting = std::thread::spawn(move || handle.start());
+    eventually("the VM is starting", || vm.handle.status() != VmStatus::Created);
+    // The grace period of an hour only begins if the start has finished before.
+    let handle = vm.handle.clone();
+    let stopping = std::thread::spawn(move || handle.stop_with_timeout(Duration::from_secs(3600)));
     match starting.join().unwrap() {
-        Ok(()) => machine.vm.kill().unwrap(),
+        Ok(()) => vm.handle.kill().unwrap(),
         Err(error) => assert!(matches!(error, Error::StartFailed(_)), "{error:?}"),
     }
     stopping.join().unwrap().unwrap();
-    assert!(machine.vm.status().is_terminal());
+    assert!(vm.handle.status().is_terminal());
 }
 
-fn death_ends_a_wait(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder());
-    machine.power_off();
-    let told = machine.console.wait_for_timeout("never said", PATIENCE);
-    let Err(Error::PatternNotFound { ended: Some(report), .. }) = &told else { panic!("{told:?}") };
+fn wait_ends_with_guest(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder());
+    vm.power_off();
+    let result = vm.console.wait_for_timeout("never printed", PATIENCE);
+    let Err(Error::PatternNotFound { ended: Some(report), .. }) = &result else {
+        panic!("{result:?}")
+    };
     assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
 }

@@ -1,118 +1,120 @@
-//! The console: both ways, from the first byte, however far the reader is behind.
+//! The console: both directions, from the first byte, with readers of any speed.
 
 use std::time::Duration;
 
 use capsa::{ConsoleMode, Error, Overflow};
 
-use super::machine::{Machine, Speech};
-use super::{Scenario, Stage};
+use super::vm::{GuestInterface, TestVm};
+use super::{Fixture, Scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario::any("the_console_goes_both_ways", both_ways),
-    Scenario::any("not_one_byte_of_early_output_is_lost", early_output),
-    Scenario::any("a_flood_that_nobody_reads_arrives_whole", unread_flood),
-    Scenario::any("a_reader_that_is_behind_loses_nothing", reader_behind),
-    Scenario::any("a_machine_without_console_has_none", no_console),
+    Scenario::any("console_carries_both_directions", both_ways),
+    Scenario::any("console_early_output_is_complete", early_output),
+    Scenario::any("console_unread_output_is_complete", unread_output),
+    Scenario::any("console_slow_reader_loses_no_byte", reader_behind),
+    Scenario::any("console_disabled_returns_error", no_console),
 ];
 
-fn both_ways(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder());
-    machine.echoes("hello world");
-    if stage.speech() == Speech::Nano {
-        machine.console.send_interrupt().unwrap();
-        machine.expect("\x03");
-        // What a terminal line would act upon goes through like any other byte.
+fn both_ways(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder());
+    vm.echoes("hello world");
+    if fixture.interface() == GuestInterface::Nano {
+        vm.console.send_interrupt().unwrap();
+        vm.expect("\x03");
+        // Bytes that a terminal interprets arrive like any other byte.
         for byte in [b'\t', 0x03, 0x1a, 0x1c, 0x7f, 0xff, 0x00, b'\r'] {
-            machine.console.write(&[byte, b'.']).unwrap();
+            vm.console.write(&[byte, b'.']).unwrap();
             let mut echo = [0; 2];
             let mut got = 0;
             while got < 2 {
-                let n = machine.console.read(&mut echo[got..]).unwrap();
+                let n = vm.console.read(&mut echo[got..]).unwrap();
                 assert_ne!(n, 0, "the console closed at {byte:#x}");
                 got += n;
             }
             assert_eq!(echo, [byte, b'.']);
         }
     } else {
-        // Said by what is to be interrupted: before it runs, the shell itself takes the interrupt.
-        machine.console.write_line("sh -c 'echo un\\der way; exec sleep 1000'").unwrap();
-        machine.expect("under way");
-        machine.console.send_interrupt().unwrap();
-        machine.expect("# ");
-        machine.echoes("interrupted");
+        // The process to be interrupted prints it. Before that, the shell would get the interrupt.
+        vm.console.write_line("sh -c 'echo un\\der way; exec sleep 1000'").unwrap();
+        vm.expect("under way");
+        vm.console.send_interrupt().unwrap();
+        vm.expect("# ");
+        vm.echoes("interrupted");
     }
 }
 
-fn early_output(stage: &Stage<'_>) {
-    let builder = match stage.speech() {
-        Speech::Nano => stage.builder().cmdline_override("first=1"),
-        Speech::Shell => stage.builder().cmdline_arg("loglevel=7"),
+fn early_output(fixture: &Fixture<'_>) {
+    let builder = match fixture.interface() {
+        GuestInterface::Nano => fixture.builder().cmdline_override("first=1"),
+        GuestInterface::Shell => fixture.builder().cmdline_arg("loglevel=7"),
     };
-    let mut machine = stage.machine(builder);
-    machine.start();
-    // Nobody looks while it says its first words.
+    let mut vm = fixture.vm(builder);
+    vm.start();
+    // No reader is active during the first output.
     std::thread::sleep(Duration::from_millis(300));
-    let nature = &stage.subject.nature;
-    if stage.speech() == Speech::Nano {
-        let said = nature.guests_own(&machine.expect("READY\r\n"));
-        assert_eq!(said, "CMDLINE first=1\r\nNANO READY\r\n");
+    let traits = &fixture.subject.traits;
+    if fixture.interface() == GuestInterface::Nano {
+        let output = traits.guest_output(&vm.expect("READY\r\n"));
+        assert_eq!(output, "CMDLINE first=1\r\nNANO READY\r\n");
     } else {
-        let before = nature.guests_own(&machine.expect("Linux"));
-        assert!(before.lines().count() <= 1, "something came before the kernel's first line");
-        let cmdline = machine.vm.launch_plan().cmdline.clone();
-        machine.expect(&format!("ommand line: {cmdline}"));
+        let before = traits.guest_output(&vm.expect("Linux"));
+        assert!(before.lines().count() <= 1, "output before the kernel's first line");
+        let cmdline = vm.handle.launch_plan().cmdline.clone();
+        vm.expect(&format!("ommand line: {cmdline}"));
     }
 }
 
-fn unread_flood(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder());
-    machine.flood_and_power_off();
-    machine.ended();
-    let said = read_to_end(&mut machine, |_| {});
-    assert_flood(&said, &machine.flood());
+fn unread_output(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder());
+    vm.print_bulk_and_power_off();
+    vm.wait_for_end();
+    let output = read_to_end(&mut vm, |_| {});
+    assert_contains_bulk(&output, &vm.bulk_output());
 }
 
-fn reader_behind(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder().scrollback(4096, Overflow::Pause));
-    // The log is full long before the flood is over: the guest has to wait.
-    machine.flood_and_power_off();
+fn reader_behind(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder().scrollback(4096, Overflow::Pause));
+    // The scrollback fills long before the output ends: the guest is paused.
+    vm.print_bulk_and_power_off();
     std::thread::sleep(Duration::from_millis(300));
     let mut paused = false;
-    let half = machine.flood().len() / 2;
-    let said = read_to_end(&mut machine, |bytes| {
+    let half = vm.bulk_output().len() / 2;
+    let output = read_to_end(&mut vm, |bytes| {
         if bytes > half && !paused {
             paused = true;
             std::thread::sleep(Duration::from_millis(500));
         }
     });
-    assert_flood(&said, &machine.flood());
-    machine.ended();
+    assert_contains_bulk(&output, &vm.bulk_output());
+    vm.wait_for_end();
 }
 
-fn read_to_end(machine: &mut Machine, mut on_progress: impl FnMut(usize)) -> Vec<u8> {
-    let mut said = Vec::new();
+fn read_to_end(vm: &mut TestVm, mut on_progress: impl FnMut(usize)) -> Vec<u8> {
+    let mut output = Vec::new();
     let mut chunk = [0; 512];
-    while let n @ 1.. = machine.console.read(&mut chunk).unwrap() {
-        said.extend_from_slice(&chunk[..n]);
-        on_progress(said.len());
+    while let n @ 1.. = vm.console.read(&mut chunk).unwrap() {
+        output.extend_from_slice(&chunk[..n]);
+        on_progress(output.len());
     }
-    said
+    output
 }
 
 #[track_caller]
-fn assert_flood(said: &[u8], flood: &[u8]) {
-    // Linux' shell has echoed the command, which holds no line of it, before.
-    let begin = said.windows(8).position(|part| part == &flood[..8]).expect("it never began");
-    let lines = said[begin..].split_inclusive(|byte| *byte == b'\n');
-    for (n, (came, said)) in lines.zip(flood.split_inclusive(|byte| *byte == b'\n')).enumerate() {
-        let text = String::from_utf8_lossy(came);
-        assert_eq!(came, said, "line {n} came as {text:?}");
+fn assert_contains_bulk(output: &[u8], bulk: &[u8]) {
+    // The shell of Linux has echoed the command first, which contains no line of the output.
+    let begin = output.windows(8).position(|part| part == &bulk[..8]).expect("no bulk output");
+    let lines = output[begin..].split_inclusive(|byte| *byte == b'\n');
+    for (n, (received, expected)) in
+        lines.zip(bulk.split_inclusive(|byte| *byte == b'\n')).enumerate()
+    {
+        let text = String::from_utf8_lossy(received);
+        assert_eq!(received, expected, "line {n} is {text:?}");
     }
-    assert!(said[begin..].starts_with(flood), "{} of {} bytes", said.len() - begin, flood.len());
+    assert!(output[begin..].starts_with(bulk), "{} of {} bytes", output.len() - begin, bulk.len());
 }
 
-fn no_console(stage: &Stage<'_>) {
-    let builder = stage.builder().console(ConsoleMode::Disabled);
+fn no_console(fixture: &Fixture<'_>) {
+    let builder = fixture.builder().console(ConsoleMode::Disabled);
     let vm = builder.build_blocking().unwrap();
     vm.start().unwrap();
     assert!(matches!(vm.console(), Err(Error::ConsoleNotEnabled)));

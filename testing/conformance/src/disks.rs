@@ -1,8 +1,7 @@
-//! Disks: formats, order, read-only, thrown away.
+//! Disks: formats, order, read-only, ephemeral.
 //!
-//! A disk of ours begins with its own name and has room behind: the guest writes into its second
-//! sector and reads that back past its cache, and what the host finds in the file afterwards is what
-//! counts.
+//! A test disk begins with its own name. The guest writes into the second sector and reads it back
+//! past its cache; afterwards the scenario checks the file on the host.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,33 +10,33 @@ use std::process::Command;
 
 use capsa::{DiskImage, EndedBy, ImageFormat, StopStep};
 
-use super::machine::Machine;
-use super::stage::qemu_img;
-use super::{Scenario, Stage};
+use super::fixture::qemu_img;
+use super::vm::TestVm;
+use super::{Fixture, Scenario};
 use capsa_fixtures::command;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario::linux("raw_disks_come_in_order_and_read_only_holds", raw_and_read_only)
+    Scenario::linux("raw_disks_keep_order_and_read_only", raw_and_read_only)
         .uses(&["image_formats.raw", "disk_read_only"]),
-    Scenario::linux("qcow2_disks_are_written_and_their_backing_file_is_not", qcow2)
+    Scenario::linux("qcow2_write_keeps_backing_file_unchanged", qcow2)
         .uses(&["image_formats.qcow2"]),
-    Scenario::linux("what_is_written_to_a_throw_away_disk_is_gone", ephemeral)
+    Scenario::linux("ephemeral_disk_write_is_discarded", ephemeral)
         .uses(&["disk_ephemeral", "image_formats.raw"]),
 ];
 
-/// What the guest writes into the second sector.
+/// The text that the guest writes into the second sector.
 const WRITTEN: &str = "the guest was here";
 
-fn raw_and_read_only(stage: &Stage<'_>) {
-    let root = stage.copy(&stage.linux().disk_raw, "root.raw");
-    let read_only = stage.raw_image("read-only.raw");
-    // Commas are what an option parser would stumble over.
-    let name = if stage.subject.nature.commas { "a,comma.img" } else { "no comma.img" };
-    let written = stage.raw_image(name);
-    let last = stage.raw_image("last.raw");
+fn raw_and_read_only(fixture: &Fixture<'_>) {
+    let root = fixture.copy(&fixture.linux().disk_raw, "root.raw");
+    let read_only = fixture.raw_image("read-only.raw");
+    // A comma in a path must not end an option.
+    let name = if fixture.subject.traits.commas { "a,comma.img" } else { "no comma.img" };
+    let written = fixture.raw_image(name);
+    let last = fixture.raw_image("last.raw");
     let before = [&root, &read_only, &written, &last].map(|path| checksum(path));
-    let mut machine = stage.boot(
-        stage
+    let mut vm = fixture.boot(
+        fixture
             .builder()
             .disk(DiskImage::new(&root))
             .disk(DiskImage::with_format(&read_only, ImageFormat::Raw).read_only())
@@ -45,109 +44,109 @@ fn raw_and_read_only(stage: &Stage<'_>) {
             .disk(DiskImage::new(&last))
             .cmdline_arg("rw"),
     );
-    // The first is the root device, which the guest has mounted.
-    assert_eq!(machine.sh("cat /mnt/root/hello"), "hello from the disk");
-    machine.sh("echo written >/mnt/root/new && sync");
-    assert_eq!(begins(&mut machine, "vdb"), "read-only.raw");
-    assert_eq!(begins(&mut machine, "vdc"), name);
-    assert_eq!(begins(&mut machine, "vdd"), "last.raw");
-    assert_eq!(machine.sh("cat /sys/block/vdb/ro /sys/block/vdc/ro"), "1\n0");
-    // The guest may tell itself what it likes: the host has to hold.
-    machine.succeeds("blockdev --setrw /dev/vdb");
-    assert!(!writes(&mut machine, "vdb"), "a read-only disk was written");
-    assert!(writes(&mut machine, "vdc"));
-    assert_eq!(reads_back(&mut machine, "vdc"), WRITTEN);
-    stop(&machine);
+    // The guest has mounted the first disk as its root device.
+    assert_eq!(vm.sh("cat /mnt/root/hello"), "hello from the disk");
+    vm.sh("echo written >/mnt/root/new && sync");
+    assert_eq!(begins(&mut vm, "vdb"), "read-only.raw");
+    assert_eq!(begins(&mut vm, "vdc"), name);
+    assert_eq!(begins(&mut vm, "vdd"), "last.raw");
+    assert_eq!(vm.sh("cat /sys/block/vdb/ro /sys/block/vdc/ro"), "1\n0");
+    // The guest can lift its own protection; the host must reject the write.
+    vm.succeeds("blockdev --setrw /dev/vdb");
+    assert!(!writes(&mut vm, "vdb"), "a read-only disk was written");
+    assert!(writes(&mut vm, "vdc"));
+    assert_eq!(reads_back(&mut vm, "vdc"), WRITTEN);
+    stop(&vm);
     let after = [&root, &read_only, &written, &last].map(|path| checksum(path));
     let changed: Vec<_> = before.iter().zip(&after).map(|(a, b)| a != b).collect();
     assert_eq!(changed, [true, false, true, false]);
     assert_eq!(second_sector(&fs::read(&written).unwrap()), WRITTEN);
 }
 
-fn qcow2(stage: &Stage<'_>) {
-    let root = stage.copy(&stage.linux().disk_qcow2, "root.qcow2");
-    let base = stage.raw_image("base.raw");
-    let over = stage.at("over.qcow2");
+fn qcow2(fixture: &Fixture<'_>) {
+    let root = fixture.copy(&fixture.linux().disk_qcow2, "root.qcow2");
+    let base = fixture.raw_image("base.raw");
+    let over = fixture.path("over.qcow2");
     let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(OsStr::new);
     qemu_img(words.into_iter().chain([base.as_os_str(), over.as_os_str()]));
     let before = [&root, &base, &over].map(|path| checksum(path));
     let disks = [&root, &over].map(DiskImage::new);
-    let builder = disks.into_iter().fold(stage.builder(), |builder, disk| builder.disk(disk));
-    let mut machine = stage.boot(builder.cmdline_arg("rw"));
-    assert_eq!(machine.sh("cat /mnt/root/hello"), "hello from the disk");
-    machine.sh("echo written >/mnt/root/new && sync");
-    // What was never written comes from the backing file.
-    assert_eq!(begins(&mut machine, "vdb"), "base.raw");
-    assert!(writes(&mut machine, "vdb"));
-    assert_eq!(reads_back(&mut machine, "vdb"), WRITTEN);
-    stop(&machine);
+    let builder = disks.into_iter().fold(fixture.builder(), |builder, disk| builder.disk(disk));
+    let mut vm = fixture.boot(builder.cmdline_arg("rw"));
+    assert_eq!(vm.sh("cat /mnt/root/hello"), "hello from the disk");
+    vm.sh("echo written >/mnt/root/new && sync");
+    // Sectors that were never written come from the backing file.
+    assert_eq!(begins(&mut vm, "vdb"), "base.raw");
+    assert!(writes(&mut vm, "vdb"));
+    assert_eq!(reads_back(&mut vm, "vdb"), WRITTEN);
+    stop(&vm);
     let after = [&root, &base, &over].map(|path| checksum(path));
     let changed: Vec<_> = before.iter().zip(&after).map(|(a, b)| a != b).collect();
     assert_eq!(changed, [true, false, true]);
     for image in [&root, &over] {
         qemu_img([OsStr::new("check"), OsStr::new("-q"), image.as_os_str()]);
     }
-    let flat = stage.at("flat.raw");
+    let flat = fixture.path("flat.raw");
     let words = ["convert", "-O", "raw"].map(OsStr::new);
     qemu_img(words.into_iter().chain([over.as_os_str(), flat.as_os_str()]));
     assert_eq!(second_sector(&fs::read(&flat).unwrap()), WRITTEN);
 }
 
-fn ephemeral(stage: &Stage<'_>) {
-    let raw = stage.raw_image("a,comma.raw");
+fn ephemeral(fixture: &Fixture<'_>) {
+    let raw = fixture.raw_image("a,comma.raw");
     let mut images = vec![DiskImage::new(&raw).ephemeral()];
-    if stage.subject.claims("image_formats.qcow2") {
-        let qcow2 = stage.at("another, comma.qcow2");
+    if fixture.subject.supports("image_formats.qcow2") {
+        let qcow2 = fixture.path("another, comma.qcow2");
         let words = ["convert", "-f", "raw", "-O", "qcow2"].map(OsStr::new);
         qemu_img(words.into_iter().chain([raw.as_os_str(), qcow2.as_os_str()]));
         images.push(DiskImage::new(&qcow2).ephemeral());
     }
     let before: Vec<_> = images.iter().map(|image| checksum(&image.path)).collect();
-    let builder = images.iter().fold(stage.builder(), |builder, image| builder.disk(image.clone()));
-    let mut machine = stage.boot(builder);
+    let builder =
+        images.iter().fold(fixture.builder(), |builder, image| builder.disk(image.clone()));
+    let mut vm = fixture.boot(builder);
     for disk in ["vda", "vdb"].into_iter().take(images.len()) {
-        assert_eq!(begins(&mut machine, disk), "a,comma.raw");
-        assert!(writes(&mut machine, disk), "{disk}");
-        assert_eq!(reads_back(&mut machine, disk), WRITTEN);
+        assert_eq!(begins(&mut vm, disk), "a,comma.raw");
+        assert!(writes(&mut vm, disk), "{disk}");
+        assert_eq!(reads_back(&mut vm, disk), WRITTEN);
     }
-    stop(&machine);
+    stop(&vm);
     let after: Vec<_> = images.iter().map(|image| checksum(&image.path)).collect();
-    assert_eq!(before, after, "a base was written");
-    let left: Vec<_> = fs::read_dir(stage.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), images.len(), "beside the bases there is {left:?}");
+    assert_eq!(before, after, "a base image was written");
+    let left: Vec<_> =
+        fs::read_dir(fixture.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), images.len(), "files beside the base images: {left:?}");
 }
 
-/// The text that a disk begins with, as the guest sees it.
-fn begins(machine: &mut Machine, disk: &str) -> String {
-    sector(machine, disk, 0)
+/// The text at the begin of a disk, read in the guest.
+fn begins(vm: &mut TestVm, disk: &str) -> String {
+    sector(vm, disk, 0)
 }
 
-/// Writes into the second sector; whether that arrived on the disk.
-fn writes(machine: &mut Machine, disk: &str) -> bool {
-    machine.succeeds(&format!(
-        "printf '{WRITTEN}' | dd of=/dev/{disk} bs=512 seek=1 conv=notrunc,fsync"
-    ))
+/// Writes into the second sector; true if the write succeeds.
+fn writes(vm: &mut TestVm, disk: &str) -> bool {
+    vm.succeeds(&format!("printf '{WRITTEN}' | dd of=/dev/{disk} bs=512 seek=1 conv=notrunc,fsync"))
 }
 
-/// The second sector, read past the guest's cache.
-fn reads_back(machine: &mut Machine, disk: &str) -> String {
-    machine.sh("sync; echo 3 >/proc/sys/vm/drop_caches");
-    sector(machine, disk, 1)
+/// The text of the second sector, read past the guest's cache.
+fn reads_back(vm: &mut TestVm, disk: &str) -> String {
+    vm.sh("sync; echo 3 >/proc/sys/vm/drop_caches");
+    sector(vm, disk, 1)
 }
 
-fn sector(machine: &mut Machine, disk: &str, number: usize) -> String {
-    machine.sh(&format!("dd if=/dev/{disk} bs=512 count=1 skip={number} 2>/dev/null | tr -d '\\0'"))
+fn sector(vm: &mut TestVm, disk: &str, number: usize) -> String {
+    vm.sh(&format!("dd if=/dev/{disk} bs=512 count=1 skip={number} 2>/dev/null | tr -d '\\0'"))
 }
 
 fn second_sector(image: &[u8]) -> String {
     String::from_utf8_lossy(&image[512..1024]).trim_end_matches('\0').to_owned()
 }
 
-/// A polite stop: what the guest wrote is to be on the disk.
+/// Stops with the power button, so that the guest writes its caches to the disk.
 #[track_caller]
-fn stop(machine: &Machine) {
-    machine.vm.stop().unwrap();
-    let report = machine.ended();
+fn stop(vm: &TestVm) {
+    vm.handle.stop().unwrap();
+    let report = vm.wait_for_end();
     assert_eq!(
         (report.ended_by, report.steps),
         (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
@@ -155,6 +154,6 @@ fn stop(machine: &Machine) {
 }
 
 fn checksum(file: &Path) -> String {
-    let said = command::text(Command::new("sha256sum").arg(file)).expect("sha256sum");
-    said.split(' ').next().unwrap_or_default().to_owned()
+    let output = command::text(Command::new("sha256sum").arg(file)).expect("sha256sum");
+    output.split(' ').next().unwrap_or_default().to_owned()
 }

@@ -1,22 +1,20 @@
-//! Nothing is left after many lives: descriptors, threads, processes, files.
+//! After many VMs, no descriptor, thread, process or file is left.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Scenario, Stage};
+use super::{Fixture, Scenario};
 use capsa_testkit::processes::{self, runs};
 use capsa_testkit::vm::eventually;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    alone: true,
-    ..Scenario::any("a_hundred_lives_leave_nothing_behind", hundred_lives)
-}];
+pub(super) const SCENARIOS: &[Scenario] =
+    &[Scenario { alone: true, ..Scenario::any("hundred_vms_leave_nothing_behind", hundred_vms) }];
 
-fn hundred_lives(stage: &Stage<'_>) {
-    let mut after_the_first = None;
-    for life in 0..100 {
-        let vm = stage.builder().build_blocking().unwrap();
+fn hundred_vms(fixture: &Fixture<'_>) {
+    let mut after_first = None;
+    for n in 0..100 {
+        let vm = fixture.builder().build_blocking().unwrap();
         let run_dir = vm.launch_plan().run_dir.to_string();
         let run_dir = Path::new(&run_dir);
         vm.start().unwrap();
@@ -26,27 +24,29 @@ fn hundred_lives(stage: &Stage<'_>) {
         assert!(!runs(pid));
         assert!(!run_dir.exists());
         drop(vm);
-        drop(stage.builder().build_blocking().unwrap()); // never started
-        if life == 0 {
-            // The hidden thread, its poller and the watchdog have come to stay.
+        drop(fixture.builder().build_blocking().unwrap()); // never started
+        if n == 0 {
+            // The background thread, its poller and the watchdog start once and stay.
             std::thread::sleep(Duration::from_millis(500));
         }
-        let base = run_dir.parent().expect("a run directory is in another");
-        let most = after_the_first.get_or_insert_with(|| Held::now(base));
-        eventually("the machine is let go", || Held::now(base).is_within(most));
+        let base = run_dir.parent().expect("a run directory has a parent");
+        let maximum = after_first.get_or_insert_with(|| Resources::now(base));
+        eventually("the resources of the VM are released", || {
+            Resources::now(base).is_within(maximum)
+        });
     }
 }
 
-/// What this process holds, and what lies where its machines have their directories.
+/// The resources of this process, and the files in the parent of the run directories.
 #[derive(Debug)]
-struct Held {
+struct Resources {
     descriptors: usize,
     threads: usize,
     children: usize,
     files: usize,
 }
 
-impl Held {
+impl Resources {
     fn now(base: &Path) -> Self {
         let count = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count);
         Self {
@@ -57,10 +57,10 @@ impl Held {
         }
     }
 
-    fn is_within(&self, most: &Self) -> bool {
-        self.descriptors <= most.descriptors
-            && self.threads <= most.threads
-            && self.children <= most.children
-            && self.files <= most.files
+    fn is_within(&self, maximum: &Self) -> bool {
+        self.descriptors <= maximum.descriptors
+            && self.threads <= maximum.threads
+            && self.children <= maximum.children
+            && self.files <= maximum.files
     }
 }

@@ -1,88 +1,84 @@
 //! One suite of scenarios that every backend must pass.
 //!
-//! A [`Scenario`] is a claim about what a user sees, written once. A [`Subject`] is a backend that is
-//! held to it: the real programs, and our stand-ins for those that cannot run everywhere. What one
-//! backend shows and another need not (its words, its address for the host) is in
-//! [`subject::Nature`]; a scenario asks for it there and knows no backend by name.
+//! A [`Scenario`] tests one behaviour of the public API. A [`Subject`] is a backend under test: with the
+//! real programs, or with a stand-in for a hypervisor that cannot run everywhere. What may differ
+//! between backends (error texts, the address of the host) is in [`subject::BackendTraits`]; a scenario
+//! never names a backend.
 //!
-//! A scenario names the leaves of the capability table that it proves. Where a backend does not
-//! claim one of them, it is not run: the suite asks for that one thing instead and expects the
-//! refusal, before anything is spawned, with a remedy. So a table that claims less than it can, or
-//! refuses nothing of what it leaves out, is found as well.
+//! A scenario lists the leaves of the capability table that it tests. If the backend does not support
+//! one of them, the scenario does not run: the suite builds a VM that uses this leaf and expects a
+//! violation with a remedy. So the suite also finds a table that lists too little.
 //!
-//! The suite says nothing about timing, and nothing about how a backend does what it does: that is
-//! each backend's own tests' business. It runs as tests (`tests/tests/conformance.rs`) and as the
-//! program `conformance`, for machines that have the hypervisor and not the sources.
+//! The suite does not test times or the internals of a backend: the backends have their own tests. It runs as tests (`tests/tests/conformance.rs`) and as the
+//! program `conformance`, for hosts that have the hypervisor and not the sources.
 //!
-//! | theme | what it shows |
+//! | theme | what it tests |
 //! | --- | --- |
-//! | [`boot`] | what was asked for arrives; what cannot boot says so |
-//! | [`console`] | both ways, from the first byte, however far the reader is behind |
-//! | [`ends`] | each way a machine ends is told apart |
-//! | [`stops`] | the stop ladder, on guests and hypervisors that heed it and that do not |
-//! | [`calls`] | calls from many threads and at the wrong moment |
-//! | [`outside`] | hypervisors and helpers that somebody else kills |
-//! | [`disks`] | formats, order, read-only, thrown away |
-//! | [`shares`] | both ways, and read-only on the host |
-//! | [`vsock`] | streams without a network, both ways |
-//! | [`network`] | NAT: an address, and the host |
-//! | `vsock` | streams between host and guest, both ways, many on a port |
-//! | [`leaks`] | nothing is left behind |
+//! | [`boot`] | the hardware of the spec; starts that fail |
+//! | [`console`] | both directions, from the first byte, with readers of any speed |
+//! | [`ends`] | the ways in which a VM ends |
+//! | [`stops`] | the stop ladder, with guests and hypervisors that react or not |
+//! | [`calls`] | calls from many threads and in the wrong phase |
+//! | [`outside`] | hypervisors and helper processes that another process kills |
+//! | [`disks`] | formats, order, read-only, ephemeral |
+//! | [`shares`] | both directions, and read-only on the host |
+//! | [`network`] | NAT: the address of the guest, the host |
+//! | [`vsock`] | streams in both directions, many on a port |
+//! | [`leaks`] | resources after many VMs |
 
 pub mod boot;
 pub mod calls;
-pub mod claims;
+pub mod capabilities;
 pub mod console;
 pub mod disks;
 pub mod ends;
+pub mod fixture;
 pub mod leaks;
-pub mod machine;
 pub mod network;
 pub mod outside;
 pub mod shares;
-pub mod stage;
 pub mod stops;
 pub mod subject;
+pub mod vm;
 pub mod vsock;
 
-pub use stage::Stage;
+pub use fixture::Fixture;
 pub use subject::Subject;
 
-/// What one scenario shows.
+/// A test that every backend must pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// A claim: `a_read_only_share_holds_on_the_host`.
+    /// For example `virtio_fs_read_only_holds_on_host`.
     pub name: &'static str,
-    /// The leaves of the capability table that it proves, as `image_formats.qcow2`.
+    /// The leaves of the capability table that it tests, for example `image_formats.qcow2`.
     pub uses: &'static [&'static str],
-    /// The guest it needs.
-    pub guest: Needs,
-    /// It counts what the whole process has, so nothing else may run beside it.
+    /// The kind of guest.
+    pub guest: GuestKind,
+    /// It counts the resources of the process, so it runs in a process of its own.
     pub alone: bool,
-    run: fn(&Stage<'_>),
+    run: fn(&Fixture<'_>),
 }
 
-/// The guest that a scenario needs.
+/// The kind of guest of a scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
-    /// One that listens, echoes, powers off and resets: the nano guest, or Linux where the subject
-    /// runs no other.
+pub enum GuestKind {
+    /// The nano guest, or Linux if the subject cannot boot it.
     Any,
-    /// A Linux with a shell and drivers.
+    /// Linux with a shell and drivers.
     Linux,
-    /// The same with virtio-9p, which needs the distribution's larger kernel.
+    /// Linux with virtio-9p, which needs the distribution's generic kernel.
     Linux9p,
 }
 
-/// What became of a scenario. A failure is a panic.
+/// The result of a scenario. A failure is a panic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is as claimed.
+pub enum ScenarioResult {
+    /// The backend passed.
     Passed,
-    /// The backend does not claim this leaf, and refuses what would need it.
-    NotClaimed(&'static str),
-    /// Nothing was shown, because of what this machine lacks.
-    CannotRun(String),
+    /// The backend does not support this leaf, and rejects a VM that uses it.
+    Unsupported(&'static str),
+    /// This host lacks a program or a guest for the scenario.
+    Skipped(String),
 }
 
 /// Every scenario, by theme.
@@ -104,53 +100,53 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
 }
 
 impl Scenario {
-    /// For a guest of any kind; proves no capability that is not proved by booting at all.
-    const fn any(name: &'static str, run: fn(&Stage<'_>)) -> Self {
-        Self { name, uses: &[], guest: Needs::Any, alone: false, run }
+    /// A scenario for any guest, without capabilities.
+    const fn any(name: &'static str, run: fn(&Fixture<'_>)) -> Self {
+        Self { name, uses: &[], guest: GuestKind::Any, alone: false, run }
     }
 
-    /// For a Linux guest.
-    const fn linux(name: &'static str, run: fn(&Stage<'_>)) -> Self {
-        Self { guest: Needs::Linux, ..Self::any(name, run) }
+    /// A scenario for a Linux guest.
+    const fn linux(name: &'static str, run: fn(&Fixture<'_>)) -> Self {
+        Self { guest: GuestKind::Linux, ..Self::any(name, run) }
     }
 
     const fn uses(self, uses: &'static [&'static str]) -> Self {
         Self { uses, ..self }
     }
 
-    /// Holds `subject` to it.
+    /// Runs the scenario on a subject.
     ///
     /// # Panics
     ///
-    /// When the subject fails it.
-    pub fn run(&self, subject: &Subject) -> Verdict {
-        if let Some(leaf) = self.unclaimed(subject) {
-            claims::assert_refused(leaf, subject);
-            return Verdict::NotClaimed(leaf);
+    /// When the subject fails.
+    pub fn run(&self, subject: &Subject) -> ScenarioResult {
+        if let Some(leaf) = self.first_unsupported(subject) {
+            capabilities::assert_rejected(leaf, subject);
+            return ScenarioResult::Unsupported(leaf);
         }
-        match self.stage(subject) {
-            Err(why) => Verdict::CannotRun(why),
-            Ok(stage) => {
-                (self.run)(&stage);
-                Verdict::Passed
+        match self.fixture(subject) {
+            Err(why) => ScenarioResult::Skipped(why),
+            Ok(fixture) => {
+                (self.run)(&fixture);
+                ScenarioResult::Passed
             }
         }
     }
 
-    /// The first leaf that it proves and `subject` does not claim.
-    pub fn unclaimed(&self, subject: &Subject) -> Option<&'static str> {
-        self.uses.iter().copied().find(|leaf| !subject.claims(leaf))
+    /// The first leaf of the scenario that `subject` does not support.
+    pub fn first_unsupported(&self, subject: &Subject) -> Option<&'static str> {
+        self.uses.iter().copied().find(|leaf| !subject.supports(leaf))
     }
 
-    /// What it runs on.
+    /// The subject, guest and directory of the scenario.
     ///
     /// # Errors
     ///
-    /// What this machine lacks for it.
-    pub fn stage<'a>(&self, subject: &'a Subject) -> Result<Stage<'a>, String> {
-        if let Some(why) = self.uses.iter().find_map(|leaf| subject.lacks(leaf)) {
+    /// What this host lacks for it.
+    pub fn fixture<'a>(&self, subject: &'a Subject) -> Result<Fixture<'a>, String> {
+        if let Some(why) = self.uses.iter().find_map(|leaf| subject.missing_program(leaf)) {
             return Err(why);
         }
-        Stage::new(subject, self.guest)
+        Fixture::new(subject, self.guest)
     }
 }

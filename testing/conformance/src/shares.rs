@@ -1,121 +1,121 @@
-//! Shared directories: both ways, and read-only on the host.
+//! Shared directories: both directions, and read-only on the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use capsa::{EndedBy, MountMode, ShareMechanism, Virtio9pConfig, VirtioFsConfig};
 
-use super::machine::Machine;
 use super::outside::processes_with;
-use super::{Needs, Scenario, Stage};
+use super::vm::TestVm;
+use super::{Fixture, GuestKind, Scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario::any("a_machine_with_shares_ends_and_so_do_its_helpers", helpers_end)
-        .uses(&["virtio_fs"]),
-    Scenario::linux("virtio_fs_shares_go_both_ways", virtio_fs).uses(&["virtio_fs"]),
-    Scenario::linux("a_read_only_virtio_fs_share_holds_on_the_host", virtio_fs_read_only)
+    Scenario::any("vm_end_ends_share_helpers", helpers_end).uses(&["virtio_fs"]),
+    Scenario::linux("virtio_fs_share_carries_both_directions", virtio_fs).uses(&["virtio_fs"]),
+    Scenario::linux("virtio_fs_read_only_holds_on_host", virtio_fs_read_only)
         .uses(&["virtio_fs", "share_read_only"]),
     Scenario {
-        guest: Needs::Linux9p,
-        ..Scenario::linux("virtio_9p_shares_go_both_ways_and_read_only_holds", virtio_9p)
+        guest: GuestKind::Linux9p,
+        ..Scenario::linux("virtio_9p_share_and_read_only_work", virtio_9p)
             .uses(&["virtio_9p", "share_read_only"])
     },
 ];
 
-fn helpers_end(stage: &Stage<'_>) {
+fn helpers_end(fixture: &Fixture<'_>) {
     let mechanism = ShareMechanism::VirtioFs(VirtioFsConfig::default());
-    let mode = match stage.subject.claims("share_read_only") {
+    let mode = match fixture.subject.supports("share_read_only") {
         true => MountMode::ReadOnly,
         false => MountMode::ReadWrite,
     };
-    let builder = ["first", "second"].into_iter().fold(stage.builder(), |builder, name| {
-        let (host, mechanism) = (shared(stage, name), mechanism.clone());
+    let builder = ["first", "second"].into_iter().fold(fixture.builder(), |builder, name| {
+        let (host, mechanism) = (shared(fixture, name), mechanism.clone());
         builder.share_with_mechanism(host, format!("/{name}"), mode, mechanism)
     });
-    let mut machine = stage.boot(builder);
-    let run_dir = machine.vm.launch_plan().run_dir.to_string();
-    if stage.subject.nature.share_helpers {
+    let mut vm = fixture.boot(builder);
+    let run_dir = vm.handle.launch_plan().run_dir.to_string();
+    if fixture.subject.traits.share_helpers {
         let processes = processes_with(&run_dir);
-        assert!(processes.len() > 1, "only {processes:?} have {run_dir}");
+        assert!(processes.len() > 1, "only {processes:?} use {run_dir}");
     }
-    machine.power_off();
-    let report = machine.ended();
+    vm.power_off();
+    let report = vm.wait_for_end();
     assert_eq!((report.ended_by, report.steps), (EndedBy::GuestPowerOff, vec![]));
-    assert_eq!(processes_with(&run_dir), Vec::<u32>::new(), "they were helpers of {run_dir}");
+    assert_eq!(processes_with(&run_dir), Vec::<u32>::new(), "helper processes of {run_dir}");
 }
 
-fn virtio_fs(stage: &Stage<'_>) {
-    let open = shared(stage, if stage.subject.nature.commas { "open, dir" } else { "open dir" });
-    let second = shared(stage, "second");
-    // By the mechanism that the backend chooses itself: where it has virtio-fs, it takes that.
-    let builder = stage.builder().share(&open, "/open", MountMode::ReadWrite).share(
+fn virtio_fs(fixture: &Fixture<'_>) {
+    let open =
+        shared(fixture, if fixture.subject.traits.commas { "open, dir" } else { "open dir" });
+    let second = shared(fixture, "second");
+    // Without a mechanism: a backend with virtio-fs chooses that.
+    let builder = fixture.builder().share(&open, "/open", MountMode::ReadWrite).share(
         &second,
         "/second",
         MountMode::ReadWrite,
     );
-    let mut machine = stage.boot(builder);
-    assert_open(&mut machine, &open, "/open", "virtiofs");
-    assert_open(&mut machine, &second, "/second", "virtiofs");
-    stop(&machine);
+    let mut vm = fixture.boot(builder);
+    assert_writable(&mut vm, &open, "/open", "virtiofs");
+    assert_writable(&mut vm, &second, "/second", "virtiofs");
+    stop(&vm);
 }
 
-fn virtio_fs_read_only(stage: &Stage<'_>) {
+fn virtio_fs_read_only(fixture: &Fixture<'_>) {
     let mechanism = ShareMechanism::VirtioFs(VirtioFsConfig::default());
-    let closed = shared(stage, "closed");
+    let closed = shared(fixture, "closed");
     let builder =
-        stage.builder().share_with_mechanism(&closed, "/closed", MountMode::ReadOnly, mechanism);
-    let mut machine = stage.boot(builder);
-    assert_closed(&mut machine, &closed, "/closed", "virtiofs");
-    stop(&machine);
+        fixture.builder().share_with_mechanism(&closed, "/closed", MountMode::ReadOnly, mechanism);
+    let mut vm = fixture.boot(builder);
+    assert_read_only(&mut vm, &closed, "/closed", "virtiofs");
+    stop(&vm);
 }
 
-fn virtio_9p(stage: &Stage<'_>) {
+fn virtio_9p(fixture: &Fixture<'_>) {
     let mechanism = ShareMechanism::Virtio9p(Virtio9pConfig::default());
-    let (open, closed) = (shared(stage, "open, dir"), shared(stage, "closed"));
-    let builder = stage
+    let (open, closed) = (shared(fixture, "open, dir"), shared(fixture, "closed"));
+    let builder = fixture
         .builder()
         .share_with_mechanism(&open, "/open", MountMode::ReadWrite, mechanism.clone())
         .share_with_mechanism(&closed, "/closed", MountMode::ReadOnly, mechanism);
-    let mut machine = stage.boot(builder);
-    assert_open(&mut machine, &open, "/open", "9p");
-    assert_closed(&mut machine, &closed, "/closed", "9p");
-    stop(&machine);
+    let mut vm = fixture.boot(builder);
+    assert_writable(&mut vm, &open, "/open", "9p");
+    assert_read_only(&mut vm, &closed, "/closed", "9p");
+    stop(&vm);
 }
 
 /// A directory with a file in it.
-fn shared(stage: &Stage<'_>, name: &str) -> PathBuf {
-    let dir = stage.at(name);
+fn shared(fixture: &Fixture<'_>, name: &str) -> PathBuf {
+    let dir = fixture.path(name);
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("from-host"), format!("hello from {name}")).unwrap();
     dir
 }
 
-fn assert_mounted(machine: &mut Machine, at: &str, fs_type: &str, mode: &str) {
-    let mounts = machine.sh("mount");
+fn assert_mounted(vm: &mut TestVm, at: &str, fs_type: &str, mode: &str) {
+    let mounts = vm.sh("mount");
     assert!(mounts.contains(&format!("on {at} type {fs_type} ({mode}")), "{mounts}");
 }
 
-fn assert_open(machine: &mut Machine, host: &Path, at: &str, fs_type: &str) {
-    assert_mounted(machine, at, fs_type, "rw");
-    let said = fs::read_to_string(host.join("from-host")).unwrap();
-    assert_eq!(machine.sh(&format!("cat {at}/from-host")), said);
-    machine.sh(&format!("echo hello host >{at}/from-guest"));
+fn assert_writable(vm: &mut TestVm, host: &Path, at: &str, fs_type: &str) {
+    assert_mounted(vm, at, fs_type, "rw");
+    let content = fs::read_to_string(host.join("from-host")).unwrap();
+    assert_eq!(vm.sh(&format!("cat {at}/from-host")), content);
+    vm.sh(&format!("echo hello host >{at}/from-guest"));
     assert_eq!(fs::read_to_string(host.join("from-guest")).unwrap(), "hello host\n");
-    // A change of the host's while the guest runs.
+    // A change on the host while the guest runs.
     fs::write(host.join("later"), "and later").unwrap();
-    assert_eq!(machine.sh(&format!("cat {at}/later")), "and later");
-    machine.sh(&format!("rm {at}/from-host"));
+    assert_eq!(vm.sh(&format!("cat {at}/later")), "and later");
+    vm.sh(&format!("rm {at}/from-host"));
     assert!(!host.join("from-host").exists());
 }
 
-fn assert_closed(machine: &mut Machine, host: &Path, at: &str, fs_type: &str) {
-    assert_mounted(machine, at, fs_type, "ro");
-    let said = fs::read_to_string(host.join("from-host")).unwrap();
-    assert_eq!(machine.sh(&format!("cat {at}/from-host")), said);
-    // Once as it was mounted, and once as a guest may mount it: its own mount option is no obstacle
-    // to it, so the host has to hold.
+fn assert_read_only(vm: &mut TestVm, host: &Path, at: &str, fs_type: &str) {
+    assert_mounted(vm, at, fs_type, "ro");
+    let content = fs::read_to_string(host.join("from-host")).unwrap();
+    assert_eq!(vm.sh(&format!("cat {at}/from-host")), content);
+    // First as mounted, then remounted: the guest can change its own mount option, so the host must
+    // reject the writes.
     for remount in ["true", &format!("mount -o remount,rw {at}")] {
-        machine.succeeds(remount);
+        vm.succeeds(remount);
         for harm in [
             format!("echo x >{at}/from-guest"),
             format!("echo x >{at}/from-host"),
@@ -126,15 +126,15 @@ fn assert_closed(machine: &mut Machine, host: &Path, at: &str, fs_type: &str) {
             format!("chmod 777 {at}/from-host"),
             format!("ln -s / {at}/link"),
         ] {
-            assert!(!machine.succeeds(&harm), "the guest did, after {remount}: {harm}");
+            assert!(!vm.succeeds(&harm), "the guest succeeded, after {remount}: {harm}");
         }
     }
-    assert_eq!(fs::read_to_string(host.join("from-host")).unwrap(), said);
+    assert_eq!(fs::read_to_string(host.join("from-host")).unwrap(), content);
     assert_eq!(fs::read_dir(host).unwrap().count(), 1);
 }
 
 #[track_caller]
-fn stop(machine: &Machine) {
-    machine.vm.stop().unwrap();
-    assert_eq!(machine.ended().ended_by, EndedBy::GuestPowerOff);
+fn stop(vm: &TestVm) {
+    vm.handle.stop().unwrap();
+    assert_eq!(vm.wait_for_end().ended_by, EndedBy::GuestPowerOff);
 }

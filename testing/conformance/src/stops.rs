@@ -1,4 +1,4 @@
-//! The stop ladder, on guests and hypervisors that heed it and on those that do not.
+//! The stop ladder, with guests and hypervisors that react and with those that do not.
 
 use std::time::{Duration, Instant};
 
@@ -6,91 +6,91 @@ use capsa::{EndedBy, Error, StopStep, VmStatus};
 use nix::sys::signal::Signal;
 
 use super::outside::signal;
-use super::{Scenario, Stage};
+use super::{Fixture, Scenario};
 use capsa_testkit::processes::runs;
 use capsa_testkit::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario::linux("a_stop_reaches_the_guest", polite),
-    Scenario::any("a_deaf_guest_loses_its_power_after_the_grace", deaf_guest),
-    Scenario::any("a_hypervisor_that_hangs_is_killed_in_the_end", hung_hypervisor),
-    Scenario::any("a_kill_does_not_ask", kill),
-    Scenario::any("a_kill_ends_the_grace", kill_while_stopping),
-    Scenario::any("dropping_the_last_handle_kills_and_leaves_nothing", drop_last_handle),
+    Scenario::linux("stop_powers_guest_off", power_button),
+    Scenario::any("stop_without_button_quits_after_grace", without_power_button),
+    Scenario::any("stop_hung_hypervisor_is_killed", hung_hypervisor),
+    Scenario::any("kill_ends_vm_at_once", kill),
+    Scenario::any("kill_ends_grace_period", kill_while_stopping),
+    Scenario::any("drop_last_handle_kills_and_cleans_up", drop_last_handle),
 ];
 
-fn polite(stage: &Stage<'_>) {
-    let machine = stage.boot(stage.builder());
-    machine.vm.stop().unwrap();
-    let report = machine.ended();
+fn power_button(fixture: &Fixture<'_>) {
+    let vm = fixture.boot(fixture.builder());
+    vm.handle.stop().unwrap();
+    let report = vm.wait_for_end();
     assert_eq!(
         (report.ended_by, report.steps),
         (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
     );
-    assert_eq!(machine.vm.status(), VmStatus::Stopped { exit_code: Some(0) });
+    assert_eq!(vm.handle.status(), VmStatus::Stopped { exit_code: Some(0) });
 }
 
-fn deaf_guest(stage: &Stage<'_>) {
+fn without_power_button(fixture: &Fixture<'_>) {
     let grace = Duration::from_millis(300);
-    let mut machine = stage.boot(stage.deaf_builder());
-    machine.deafen();
+    let mut vm = fixture.boot(fixture.builder_without_power_button());
+    vm.ignore_power_button();
     let begin = Instant::now();
-    machine.vm.stop_with_timeout(grace).unwrap();
-    assert!(begin.elapsed() >= grace, "the grace was {:?}", begin.elapsed());
-    let report = machine.ended();
+    vm.handle.stop_with_timeout(grace).unwrap();
+    assert!(begin.elapsed() >= grace, "the grace period was {:?}", begin.elapsed());
+    let report = vm.wait_for_end();
     let steps = vec![StopStep::PowerButton, StopStep::Quit];
     assert_eq!((report.ended_by.clone(), &report.steps), (EndedBy::Owner, &steps), "{report:?}");
     assert!(report.to_string().contains("within its grace"), "{report}");
 }
 
-fn hung_hypervisor(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.deaf_builder());
-    machine.deafen();
-    let pid = machine.pid();
+fn hung_hypervisor(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder_without_power_button());
+    vm.ignore_power_button();
+    let pid = vm.pid();
     // It neither answers nor quits, and only what it cannot refuse ends it.
     signal(pid, Signal::SIGSTOP);
-    machine.vm.stop_with_timeout(Duration::from_millis(100)).unwrap();
-    let report = machine.ended();
+    vm.handle.stop_with_timeout(Duration::from_millis(100)).unwrap();
+    let report = vm.wait_for_end();
     let steps = [StopStep::PowerButton, StopStep::Quit, StopStep::Killed];
     assert_eq!((report.ended_by, &report.steps[..]), (EndedBy::Owner, &steps[..]));
-    assert!(!runs(pid), "it was reaped");
+    assert!(!runs(pid), "the hypervisor still runs");
 }
 
-fn kill(stage: &Stage<'_>) {
-    let machine = stage.boot(stage.builder());
-    let pid = machine.pid();
-    machine.vm.kill().unwrap();
-    assert!(!runs(pid), "a kill comes back when it is gone");
-    assert_eq!(machine.vm.status(), VmStatus::Stopped { exit_code: None });
-    let report = machine.ended();
+fn kill(fixture: &Fixture<'_>) {
+    let vm = fixture.boot(fixture.builder());
+    let pid = vm.pid();
+    vm.handle.kill().unwrap();
+    assert!(!runs(pid), "the kill returned before the exit");
+    assert_eq!(vm.handle.status(), VmStatus::Stopped { exit_code: None });
+    let report = vm.wait_for_end();
     assert_eq!((report.ended_by, report.steps), (EndedBy::Owner, vec![StopStep::Killed]));
-    // It is over, and saying so again is no error.
-    machine.vm.stop().unwrap();
-    machine.vm.kill().unwrap();
+    // Calls after the end succeed.
+    vm.handle.stop().unwrap();
+    vm.handle.kill().unwrap();
 }
 
-fn kill_while_stopping(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.deaf_builder());
-    machine.deafen();
-    let vm = machine.vm.clone();
-    let stopping = std::thread::spawn(move || vm.stop_with_timeout(Duration::from_secs(3600)));
-    eventually("it is stopping", || machine.vm.status() == VmStatus::Stopping);
-    machine.vm.kill().unwrap();
+fn kill_while_stopping(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder_without_power_button());
+    vm.ignore_power_button();
+    let handle = vm.handle.clone();
+    let stopping = std::thread::spawn(move || handle.stop_with_timeout(Duration::from_secs(3600)));
+    eventually("the VM is stopping", || vm.handle.status() == VmStatus::Stopping);
+    vm.handle.kill().unwrap();
     stopping.join().unwrap().unwrap();
-    assert_eq!(machine.ended().steps, [StopStep::PowerButton, StopStep::Killed]);
+    assert_eq!(vm.wait_for_end().steps, [StopStep::PowerButton, StopStep::Killed]);
 }
 
-fn drop_last_handle(stage: &Stage<'_>) {
-    let mut machine = stage.boot(stage.builder());
-    let pid = machine.pid();
-    let run_dir = machine.vm.launch_plan().run_dir.to_string();
-    let mut console = machine.vm.console().unwrap();
-    drop(machine.vm.clone());
-    machine.echoes("still here");
-    drop(machine);
-    assert!(!std::path::Path::new(&run_dir).exists(), "the run directory is gone at once");
-    eventually("the hypervisor is gone", || !runs(pid));
-    // Whoever still waits is told.
-    let told = console.wait_for("never said");
-    assert!(matches!(told, Err(Error::PatternNotFound { .. })), "{told:?}");
+fn drop_last_handle(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder());
+    let pid = vm.pid();
+    let run_dir = vm.handle.launch_plan().run_dir.to_string();
+    let mut console = vm.handle.console().unwrap();
+    drop(vm.handle.clone());
+    vm.echoes("still here");
+    drop(vm);
+    assert!(!std::path::Path::new(&run_dir).exists(), "the run directory still exists");
+    eventually("the hypervisor has exited", || !runs(pid));
+    // A wait on a console returns an error.
+    let result = console.wait_for("never printed");
+    assert!(matches!(result, Err(Error::PatternNotFound { .. })), "{result:?}");
 }

@@ -48,7 +48,7 @@ fn a_file_that_is_not_the_machines_is_out_of_reach() {
     };
     let (own, base, foreign) = (image("own.raw"), image("base.raw"), image("foreign.raw"));
     let builder = subject
-        .builds(guest.builder())
+        .on_backend(guest.builder())
         .accelerator(capsa::Accelerator::Kvm)
         .memory_mb(64)
         .disk(DiskImage::new(&own))

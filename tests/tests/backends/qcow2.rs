@@ -90,7 +90,7 @@ fn a_header_that_a_raw_base_gets_later_is_data() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let base = guest.dir().join("base.raw");
     std::fs::write(&base, vec![0; 1 << 20]).unwrap();
-    let builder = subject.builds(guest.builder()).memory_mb(64);
+    let builder = subject.on_backend(guest.builder()).memory_mb(64);
     let vm = builder.disk(DiskImage::new(&base).ephemeral()).build_blocking().unwrap();
     // Another machine's guest writes it between the check and the start.
     std::fs::write(&base, [MAGIC.as_slice(), &[0xff; 1 << 20]].concat()).unwrap();

@@ -229,7 +229,7 @@ fn a_listener_loses_no_connection() {
     };
     let random = &mut Random::new(0xacce);
     block_on(async {
-        let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
+        let builder = subject.on_backend(guest.builder()).accelerator(Accelerator::Auto).vsock();
         let vm = builder.build().await.unwrap();
         let listener = vm.vsock_listen(7).await.unwrap();
         let socket = vm.launch_plan().vsock.as_ref().unwrap().listener(7).unwrap().to_string();

@@ -128,7 +128,7 @@ fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
         Ok(_) => return skip("the nano guest is one of x86-64"),
         Err(why) => return skip(why),
     };
-    let builder = || subject.builds(guest.builder()).memory_mb(subject.nature.nano_memory_mb);
+    let builder = || subject.on_backend(guest.builder()).memory_mb(subject.traits.nano_memory_mb);
     for read_budget in [1, usize::MAX] {
         let machine = || builder().read_budget(read_budget).build_embedded().unwrap();
         on_each_loop(machine, with_nano_that_is_told, "hello", &[]);
@@ -150,7 +150,7 @@ fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
         Ok(subject) => subject,
         Err(why) => return skip(why),
     };
-    let builder = || subject.builds(guest.builder()).accelerator(Accelerator::Auto);
+    let builder = || subject.on_backend(guest.builder()).accelerator(Accelerator::Auto);
     let machine = || builder().read_budget(1).build_embedded().unwrap();
     on_each_loop(machine, with_nano, "hello", ASKED);
 }

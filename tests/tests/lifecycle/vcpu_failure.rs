@@ -30,7 +30,7 @@ fn cloud_hypervisor() {
         Err(why) => return skip(why),
     };
     let guest = NanoGuest::for_any(Nano::default());
-    fails("cloud-hypervisor", subject.builds(guest.builder()));
+    fails("cloud-hypervisor", subject.on_backend(guest.builder()));
 }
 
 #[test]

@@ -15,7 +15,8 @@ use capsa_testkit::{nano, skip};
 fn machine(guest: &NanoGuest) -> Option<VmHandle> {
     match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => {
-            let builder = subject.builds(guest.builder()).accelerator(Accelerator::Auto).vsock();
+            let builder =
+                subject.on_backend(guest.builder()).accelerator(Accelerator::Auto).vsock();
             Some(builder.build_blocking().unwrap())
         }
         Err(why) => {

@@ -1,10 +1,10 @@
-//! `conformance --backend NAME [--filter TEXT] [--linux]`: holds one backend to the suite, one
-//! scenario after the other, a line each with its time, and a summary at the end. `--list` prints
-//! their names. With `--linux` those that could do with the nano guest take Linux too, as they do
-//! where there is no other. `--backends` prints a line about each backend of the host first.
+//! `conformance --backend NAME [--filter TEXT] [--linux]`: runs the suite on one backend, one scenario
+//! after the other, and prints a line with the time of each, then a summary. `--list` prints the names
+//! of the scenarios. With `--linux` all scenarios boot Linux, also those that could boot the nano guest.
+//! With `--backends` the first lines list the backends of the host.
 //!
-//! Exit status 0: all passed, or are not claimed. 1: some failed. 3: none failed, and some could not
-//! run on this machine. 2: there is nothing to run.
+//! Exit code 0: all scenarios passed or are unsupported. 1: some failed. 2: usage, or no scenario to
+//! run. 3: none failed, and some were skipped.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -12,17 +12,17 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use capsa_conformance::subject::{self, SUBJECTS};
-use capsa_conformance::{Scenario, Subject, Verdict, scenarios};
+use capsa_conformance::{Scenario, ScenarioResult, Subject, scenarios};
 
-/// How long one scenario may take. Each wait in one has a shorter limit of its own.
+/// The time limit of a scenario. Each wait in it has a shorter limit.
 const LIMIT: Duration = Duration::from_secs(900);
 
 #[derive(Default)]
-struct Count {
+struct Counts {
     passed: usize,
     failed: Vec<&'static str>,
-    not_claimed: usize,
-    cannot_run: usize,
+    unsupported: usize,
+    skipped: usize,
 }
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     let (Some(backend), Ok(filter), true) = (backend, filter, arguments.finish().is_empty()) else {
         let names: Vec<_> = SUBJECTS.iter().map(|(name, _)| *name).collect();
         eprintln!("usage: conformance --backend NAME [--filter TEXT] [--linux], or --list");
-        eprintln!("NAME is one of {}", names.join(", "));
+        eprintln!("NAME: one of {}", names.join(", "));
         return ExitCode::from(2);
     };
     if backends {
@@ -53,24 +53,24 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let subject = if linux { subject.with_linux_alone() } else { subject };
+    let subject = if linux { subject.with_linux_only() } else { subject };
     let filter = filter.unwrap_or_default();
     let chosen: Vec<_> = scenarios().filter(|scenario| scenario.name.contains(&filter)).collect();
     if chosen.is_empty() {
-        eprintln!("conformance: no scenario has {filter:?} in its name");
+        eprintln!("conformance: no scenario name contains {filter:?}");
         return ExitCode::from(2);
     }
     let begin = Instant::now();
-    let mut count = Count::default();
+    let mut count = Counts::default();
     for scenario in chosen {
-        if !hold(&subject, scenario, &mut count) {
+        if !run(&subject, scenario, &mut count) {
             break;
         }
     }
     count.summary(begin.elapsed())
 }
 
-/// Prints a line for each backend of this host: whether it can be used, or why not.
+/// Prints a line for each backend: whether this host can use it, or why not.
 fn print_backends() {
     for backend in subject::backends() {
         let version = backend.availability.version.as_ref().map(|version| format!(" {version}"));
@@ -81,13 +81,13 @@ fn print_backends() {
     }
 }
 
-/// Runs one, with a line about it. False: it hangs, and nothing can be run beside it.
-fn hold(subject: &Subject, scenario: &'static Scenario, count: &mut Count) -> bool {
+/// Runs a scenario and prints a line. Returns false if it hangs: no other can run beside it.
+fn run(subject: &Subject, scenario: &'static Scenario, count: &mut Counts) -> bool {
     let begin = Instant::now();
     let (done, verdict) = channel();
-    let its_subject = subject.clone();
+    let scenario_subject = subject.clone();
     let run = move || {
-        let verdict = panic::catch_unwind(AssertUnwindSafe(|| scenario.run(&its_subject)));
+        let verdict = panic::catch_unwind(AssertUnwindSafe(|| scenario.run(&scenario_subject)));
         let _ = done.send(verdict.ok());
     };
     std::thread::Builder::new().name(scenario.name.into()).spawn(run).expect("a thread");
@@ -97,39 +97,39 @@ fn hold(subject: &Subject, scenario: &'static Scenario, count: &mut Count) -> bo
     let name = scenario.name;
     let line = |word: &str, more: &str| println!("{word:11} {took:7.2} s  {name}{more}");
     match verdict.ok().flatten() {
-        Some(Verdict::Passed) => {
+        Some(ScenarioResult::Passed) => {
             count.passed += 1;
             line("passed", "");
         }
-        Some(Verdict::NotClaimed(leaf)) => {
-            count.not_claimed += 1;
-            line("not claimed", &format!(": {leaf} is refused"));
+        Some(ScenarioResult::Unsupported(leaf)) => {
+            count.unsupported += 1;
+            line("unsupported", &format!(": {leaf} is rejected"));
         }
-        Some(Verdict::CannotRun(why)) => {
-            count.cannot_run += 1;
-            line("cannot run", &format!(": {why}"));
+        Some(ScenarioResult::Skipped(why)) => {
+            count.skipped += 1;
+            line("skipped", &format!(": {why}"));
         }
         None => {
             count.failed.push(name);
-            line("FAILED", if hangs { ": it hangs" } else { "" });
+            line("FAILED", if hangs { ": no end within the time limit" } else { "" });
         }
     }
     !hangs
 }
 
-impl Count {
+impl Counts {
     fn summary(&self, took: Duration) -> ExitCode {
         for name in &self.failed {
             println!("failed: {name}");
         }
-        let Self { passed, failed, not_claimed, cannot_run } = self;
+        let Self { passed, failed, unsupported, skipped } = self;
         let failed = failed.len();
-        let mut line = format!("{passed} passed, {failed} failed, {not_claimed} not claimed");
-        if *cannot_run > 0 {
-            line += &format!(", {cannot_run} could not run here");
+        let mut line = format!("{passed} passed, {failed} failed, {unsupported} unsupported");
+        if *skipped > 0 {
+            line += &format!(", {skipped} skipped");
         }
         println!("{line} ({:.1} s)", took.as_secs_f64());
-        match (failed, cannot_run) {
+        match (failed, skipped) {
             (0, 0) => ExitCode::SUCCESS,
             (0, _) => ExitCode::from(3),
             _ => ExitCode::from(1),

@@ -71,7 +71,8 @@ fn by_hand(builder: &LinuxVmBuilder) -> Result<Duration> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()?;
+        .spawn()
+        .map_err(|error| format!("cannot start {}: {error}", hypervisor.program))?;
     let took = (|| {
         for message in &plan.boot {
             let Body::Http { method, path, body } = &message.body else {

@@ -1,4 +1,4 @@
-//! The capability table as a list of leaves, and what asks for each.
+//! The capability table as a list of leaves, and a VM that uses each leaf.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,11 +15,12 @@ use serde_json::Value;
 use super::Subject;
 use capsa_fixtures::nano;
 
-/// Every leaf of a table, as `image_formats.qcow2`, and whether it is claimed: `true`, or a limit.
+/// Every leaf of a table, for example `image_formats.qcow2`, and whether it is supported: `true` or a
+/// number.
 ///
 /// # Panics
 ///
-/// When the table is no tree of flags and numbers.
+/// When the table contains something other than flags and numbers.
 pub fn leaves(table: &BackendCapabilities) -> BTreeMap<String, bool> {
     let mut leaves = BTreeMap::new();
     flatten(&serde_json::to_value(table).expect("a table of flags"), "", &mut leaves);
@@ -27,7 +28,7 @@ pub fn leaves(table: &BackendCapabilities) -> BTreeMap<String, bool> {
 }
 
 fn flatten(value: &Value, path: &str, leaves: &mut BTreeMap<String, bool>) {
-    let claimed = match value {
+    let supported = match value {
         Value::Object(members) => {
             for (key, value) in members {
                 let dot = if path.is_empty() { "" } else { "." };
@@ -35,22 +36,22 @@ fn flatten(value: &Value, path: &str, leaves: &mut BTreeMap<String, bool>) {
             }
             return;
         }
-        Value::Bool(claimed) => *claimed,
+        Value::Bool(supported) => *supported,
         Value::Null => false,
         Value::Number(_) => true,
-        other => panic!("{path} is {other}, and nobody knows whether that is claimed"),
+        other => panic!("the value of {path} is {other}: expected a flag, a number or null"),
     };
-    leaves.insert(path.to_owned(), claimed);
+    leaves.insert(path.to_owned(), supported);
 }
 
-/// The leaf of a machine that boots from a kernel alone.
+/// The leaf of a VM without an initrd.
 pub(super) const WITHOUT_INITRD: &str = "boot_methods.linux_direct_without_initrd";
 
-/// Adds to a machine what needs one leaf; the path is a directory for it.
-type Ask = fn(LinuxVmBuilder, &Path) -> LinuxVmBuilder;
+/// Adds to a VM what uses one leaf. The path is a directory for its files.
+type Request = fn(LinuxVmBuilder, &Path) -> LinuxVmBuilder;
 
-/// A leaf, the field that a refusal names, and what asks for it.
-const ASKS: &[(&str, &str, Ask)] = &[
+/// A leaf, the field of the violation where it is not supported, and what uses it.
+const REQUESTS: &[(&str, &str, Request)] = &[
     (WITHOUT_INITRD, "initrd", |builder, _| builder),
     ("image_formats.raw", "disks[0].path", |builder, dir| builder.disk(raw(dir))),
     ("image_formats.qcow2", "disks[0].path", |builder, dir| builder.disk(qcow2(dir))),
@@ -74,55 +75,54 @@ const ASKS: &[(&str, &str, Ask)] = &[
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),
 ];
 
-/// Leaves that are limits. Where there is none, there is nothing to refuse.
+/// Leaves that are limits. Without a limit, nothing is rejected.
 const LIMITS: &[&str] = &["max_cpus", "max_memory_mb"];
 
-/// Builds a machine that needs a leaf. It is never started: what comes back was found without a
-/// process.
+/// Builds a VM that uses a leaf. It is never started: violations are found without a process.
 ///
 /// # Errors
 ///
-/// The refusal.
+/// The violations.
 ///
 /// # Panics
 ///
-/// When nothing here asks for that leaf.
-pub(super) fn ask(leaf: &str, subject: &Subject) -> capsa::Result<VmHandle> {
-    let (_, ask) = field_and_ask(leaf);
+/// When the table of requests does not have that leaf.
+pub(super) fn request(leaf: &str, subject: &Subject) -> capsa::Result<VmHandle> {
+    let (_, add) = field_and_request(leaf);
     let dir = tempfile::tempdir().expect("a directory");
     let kernel = nano::write_to(dir.path()).expect("the nano guest can be written");
     let config = match leaf {
         WITHOUT_INITRD => LinuxBootConfig::new(kernel),
-        _ => subject.boots(kernel, dir.path()),
+        _ => subject.boot_config(kernel, dir.path()),
     };
-    let builder = subject.builds(Capsa::vm(config).no_network());
-    ask(builder, dir.path()).build_blocking()
+    let builder = subject.on_backend(Capsa::vm(config).no_network());
+    add(builder, dir.path()).build_blocking()
 }
 
-fn field_and_ask(leaf: &str) -> (&'static str, Ask) {
-    let ask = ASKS.iter().find(|(known, ..)| *known == leaf);
-    let (_, field, ask) = ask.unwrap_or_else(|| panic!("nothing here asks for {leaf}"));
-    (field, *ask)
+fn field_and_request(leaf: &str) -> (&'static str, Request) {
+    let request = REQUESTS.iter().find(|(known, ..)| *known == leaf);
+    let (_, field, add) = request.unwrap_or_else(|| panic!("no request uses {leaf}"));
+    (field, *add)
 }
 
-/// Asks for a leaf that is not claimed, and expects to hear so before anything is spawned.
+/// Builds a VM that uses an unsupported leaf, and checks that it is rejected.
 ///
 /// # Panics
 ///
-/// When it is granted, or refused without saying what would help.
-pub(super) fn assert_refused(leaf: &str, subject: &Subject) {
+/// When it is accepted, or rejected without a remedy.
+pub(super) fn assert_rejected(leaf: &str, subject: &Subject) {
     if LIMITS.contains(&leaf) {
         return;
     }
-    let (field, _) = field_and_ask(leaf);
-    let error = match ask(leaf, subject) {
+    let (field, _) = field_and_request(leaf);
+    let error = match request(leaf, subject) {
         Err(error) => error,
-        Ok(vm) => panic!("{leaf} is not claimed and was granted: {:?}", vm.launch_plan()),
+        Ok(vm) => panic!("{leaf} is not supported and was accepted: {:?}", vm.launch_plan()),
     };
-    assert!(matches!(error, Error::UnsupportedFeature(_)), "{leaf} is refused as {error:?}");
+    assert!(matches!(error, Error::UnsupportedFeature(_)), "{leaf} is rejected with {error:?}");
     let violations = error.violations();
     let violation = violations.iter().find(|violation| violation.field == field);
-    let violation = violation.unwrap_or_else(|| panic!("{leaf}: none is about {field}: {error}"));
+    let violation = violation.unwrap_or_else(|| panic!("{leaf}: no violation of {field}: {error}"));
     assert_eq!(violation.backend, Some(subject.backend), "{violation}");
     assert!(!violation.reason.is_empty() && !violation.remedy.is_empty(), "{violation:?}");
 }
@@ -148,12 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_asked_for_is_a_leaf() {
+    fn requests_name_only_leaves() {
         let leaves = leaves(&BackendCapabilities::default());
-        let asks = ASKS.iter().map(|(leaf, ..)| leaf);
+        let requests = REQUESTS.iter().map(|(leaf, ..)| leaf);
         let unknown: Vec<_> =
-            asks.chain(LIMITS).filter(|leaf| !leaves.contains_key(**leaf)).collect();
+            requests.chain(LIMITS).filter(|leaf| !leaves.contains_key(**leaf)).collect();
         assert_eq!(unknown, Vec::<&&str>::new());
-        assert!(leaves.values().all(|claimed| !claimed), "{leaves:?}");
+        assert!(leaves.values().all(|supported| !supported), "{leaves:?}");
     }
 }

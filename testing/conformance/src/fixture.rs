@@ -1,4 +1,4 @@
-//! What a scenario is played on: a subject, a guest for it, and a directory.
+//! What a scenario needs: a subject, a guest for it, and a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,16 +7,16 @@ use std::process::Command;
 use capsa::{Capsa, LinuxBootConfig, LinuxVmBuilder};
 use tempfile::TempDir;
 
-use super::machine::{Machine, Speech};
-use super::{Needs, Subject};
+use super::vm::{GuestInterface, TestVm};
+use super::{GuestKind, Subject};
 use capsa_fixtures::guest::{self, LinuxGuest, Variant};
 use capsa_fixtures::nano::Nano;
 use capsa_fixtures::{command, host};
 
-/// A subject, a guest for it, and a directory that goes with them.
+/// A subject, a guest for it, and a temporary directory.
 #[derive(Debug)]
-pub struct Stage<'a> {
-    /// Who is held to the scenario.
+pub struct Fixture<'a> {
+    /// The backend under test.
     pub subject: &'a Subject,
     guest: Guest,
     dir: TempDir,
@@ -28,34 +28,34 @@ enum Guest {
     Linux(LinuxGuest),
 }
 
-impl<'a> Stage<'a> {
-    /// A stage with the guest that is needed.
+impl<'a> Fixture<'a> {
+    /// A fixture with this kind of guest.
     ///
     /// # Errors
     ///
-    /// Why there can be none here.
-    pub(super) fn new(subject: &'a Subject, needs: Needs) -> Result<Self, String> {
+    /// Why this host cannot run the guest.
+    pub(super) fn new(subject: &'a Subject, needs: GuestKind) -> Result<Self, String> {
         let linux = |variant| {
             subject.runs_linux.clone()?;
             guest::linux(variant).map(Guest::Linux).map_err(|why| why.to_string())
         };
         let guest = match needs {
-            Needs::Any if subject.runs_nano => Guest::Nano,
-            Needs::Any | Needs::Linux => linux(Variant::Cloud)?,
-            Needs::Linux9p => linux(Variant::Generic)?,
+            GuestKind::Any if subject.runs_nano => Guest::Nano,
+            GuestKind::Any | GuestKind::Linux => linux(Variant::Cloud)?,
+            GuestKind::Linux9p => linux(Variant::Generic)?,
         };
         let dir = tempfile::tempdir().map_err(|error| format!("no directory: {error}"))?;
         Ok(Self { subject, guest, dir })
     }
 
-    /// A machine with the guest: a console, no network, little memory.
+    /// A builder of a VM with the guest: a console, no network, little memory.
     pub fn builder(&self) -> LinuxVmBuilder {
         self.build(Nano::default())
     }
 
-    /// The same with a guest that does not heed the power button, once [`Machine::deafen`] was
-    /// called.
-    pub fn deaf_builder(&self) -> LinuxVmBuilder {
+    /// The same with a guest that ignores the power button after
+    /// [`TestVm::ignore_power_button`].
+    pub fn builder_without_power_button(&self) -> LinuxVmBuilder {
         self.build(Nano { power_button: false })
     }
 
@@ -63,47 +63,48 @@ impl<'a> Stage<'a> {
         let (config, memory) = match &self.guest {
             Guest::Nano => {
                 let kernel = nano.write_to(self.dir()).expect("the nano guest can be written");
-                (self.subject.boots(kernel, self.dir()), self.subject.nature.nano_memory_mb)
+                (self.subject.boot_config(kernel, self.dir()), self.subject.traits.nano_memory_mb)
             }
             Guest::Linux(guest) => (LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd), 256),
         };
-        let builder = self.subject.builds(Capsa::vm(config)).memory_mb(memory);
+        let builder = self.subject.on_backend(Capsa::vm(config)).memory_mb(memory);
         let builder = builder.no_network().console_enabled();
         match &self.guest {
-            Guest::Nano => builder.accelerator(self.subject.nature.nano_accelerator),
+            Guest::Nano => builder.accelerator(self.subject.traits.nano_accelerator),
             Guest::Linux(_) => builder.cmdline_args(["quiet", "mitigations=off"]),
         }
     }
 
-    /// Builds it; nothing runs yet.
-    ///
-    /// # Panics
-    ///
-    /// When it cannot be built.
-    #[track_caller]
-    pub fn machine(&self, builder: LinuxVmBuilder) -> Machine {
-        let vm = builder.build_blocking().unwrap_or_else(|error| panic!("no machine: {error}"));
-        Machine::new(vm, self.speech())
-    }
-
-    /// Builds and starts it, and waits until its guest listens.
+    /// Builds a VM and does not start it.
     ///
     /// # Panics
     ///
     /// When that fails.
     #[track_caller]
-    pub fn boot(&self, builder: LinuxVmBuilder) -> Machine {
-        let mut machine = self.machine(builder);
-        machine.start();
-        machine.listens();
-        machine
+    pub fn vm(&self, builder: LinuxVmBuilder) -> TestVm {
+        let vm =
+            builder.build_blocking().unwrap_or_else(|error| panic!("cannot build the VM: {error}"));
+        TestVm::new(vm, self.interface())
     }
 
-    /// How one speaks with its guest.
-    pub fn speech(&self) -> Speech {
+    /// Builds and starts a VM, and waits until its guest accepts input.
+    ///
+    /// # Panics
+    ///
+    /// When that fails.
+    #[track_caller]
+    pub fn boot(&self, builder: LinuxVmBuilder) -> TestVm {
+        let mut vm = self.vm(builder);
+        vm.start();
+        vm.wait_until_ready();
+        vm
+    }
+
+    /// How a scenario controls the guest.
+    pub fn interface(&self) -> GuestInterface {
         match self.guest {
-            Guest::Nano => Speech::Nano,
-            Guest::Linux(_) => Speech::Shell,
+            Guest::Nano => GuestInterface::Nano,
+            Guest::Linux(_) => GuestInterface::Shell,
         }
     }
 
@@ -111,42 +112,42 @@ impl<'a> Stage<'a> {
     ///
     /// # Panics
     ///
-    /// When the scenario did not ask for one.
+    /// When the scenario does not use Linux.
     pub fn linux(&self) -> &LinuxGuest {
         match &self.guest {
             Guest::Linux(guest) => guest,
-            Guest::Nano => panic!("this scenario did not ask for Linux"),
+            Guest::Nano => panic!("this scenario does not use Linux"),
         }
     }
 
-    /// A directory that goes with the stage.
+    /// The temporary directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A path in it.
-    pub fn at(&self, name: &str) -> PathBuf {
+    /// A path in the temporary directory.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir().join(name)
     }
 
-    /// A copy of a file, there.
+    /// Copies a file into the temporary directory.
     ///
     /// # Panics
     ///
     /// When it cannot be written.
     pub fn copy(&self, from: &Path, name: &str) -> PathBuf {
-        let to = self.at(name);
+        let to = self.path(name);
         fs::copy(from, &to).expect("an image can be copied");
         to
     }
 
-    /// A raw image of 4 MiB there that begins with its own name, so that one is told from another.
+    /// Creates a raw image of 4 MiB in the temporary directory. It begins with its own name.
     ///
     /// # Panics
     ///
     /// When it cannot be written.
     pub fn raw_image(&self, name: &str) -> PathBuf {
-        let path = self.at(name);
+        let path = self.path(name);
         let mut content = name.as_bytes().to_vec();
         content.resize(4 << 20, 0);
         fs::write(&path, content).expect("an image can be written");
@@ -154,7 +155,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Runs `qemu-img`, which made the guests' disks.
+/// Runs `qemu-img`.
 ///
 /// # Panics
 ///
