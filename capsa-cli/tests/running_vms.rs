@@ -254,7 +254,7 @@ fn progress_json_writes_json_lines_only() {
 
 #[test]
 fn quiet_and_verbose_control_messages() {
-    for (flag, first) in [("-q", None), ("-v", Some("capsa: qemu runs it, in "))] {
+    for (flag, first) in [("-q", None), ("-v", Some("capsa: backend: qemu, run directory: "))] {
         let Some(mut capsa) = Capsa::start(Nano::default(), &[flag]) else { return };
         capsa.wait_for(nano::READY);
         capsa.write(&[nano::POWER_OFF]);
