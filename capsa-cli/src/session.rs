@@ -73,7 +73,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     let wants_json = plan.json;
     let backend = vm.launch_plan().backend;
     let name_lock = plan.name_lock.take();
-    let mut session = Session::new(vm, plan, reporter)?;
+    let mut session = RunLoop::new(vm, plan, reporter)?;
     session.start()?;
     // The name is published now.
     drop(name_lock);
@@ -88,7 +88,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
     let unwritten = session.output().map_or(0, StdoutWriter::unwritten);
     let is_lossy = session.output().is_some_and(StdoutWriter::is_lossy);
-    let Session { vm, stdio, signal, job, control, .. } = session;
+    let RunLoop { vm, stdio, signal, job, control, .. } = session;
     let console_was_shown = stdio.is_some();
     // Restores the terminal before the final messages.
     drop(stdio);
@@ -135,7 +135,7 @@ enum SessionSource {
     Relay(usize),
 }
 
-struct Session<'r> {
+struct RunLoop<'r> {
     vm: Vm,
     signals: Signals,
     stdio: Option<Stdio>,
@@ -156,7 +156,7 @@ struct Session<'r> {
     was_killed: bool,
 }
 
-impl<'r> Session<'r> {
+impl<'r> RunLoop<'r> {
     fn new(mut vm: Vm, plan: SessionPlan, reporter: &'r Reporter) -> Result<Self, Failure> {
         let failed =
             |error: io::Error| Failure::new(START, format!("cannot start the VM: {error}"));

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, Terminal, capsa, nano_arguments};
+use common::{CapsaProcess, Terminal, capsa, nano_arguments};
 use nix::sys::signal::Signal;
 use nix::sys::termios::LocalFlags;
 
@@ -18,7 +18,7 @@ fn ask(arguments: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn console_on_pipes_passes_all_bytes() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &["--cmdline", "one"]) else {
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &["--cmdline", "one"]) else {
         return;
     };
     capsa.wait_for(nano::READY);
@@ -33,7 +33,7 @@ fn console_on_pipes_passes_all_bytes() {
 
 #[test]
 fn end_of_input_keeps_vm_running() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(b"bye");
     capsa.close_input();
@@ -44,7 +44,7 @@ fn end_of_input_keeps_vm_running() {
 
 #[test]
 fn sigterm_powers_off_guest() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
     let (code, stderr) = capsa.wait_for_end();
@@ -55,7 +55,7 @@ fn sigterm_powers_off_guest() {
 #[test]
 fn second_sigterm_kills_vm() {
     let ignores_button = Nano { power_button: false };
-    let Some(mut capsa) = Capsa::start(ignores_button, &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(ignores_button, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.signal(Signal::SIGTERM);
     // timeout(1) sends two at once, which count as one.
@@ -70,7 +70,9 @@ fn second_sigterm_kills_vm() {
 
 #[test]
 fn time_limit_exits_114() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &["--timeout", "1s"]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &["--timeout", "1s"]) else {
+        return;
+    };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(stderr.contains("time limit reached"), "{stderr}");
@@ -81,7 +83,7 @@ fn time_limit_respects_grace_period() {
     let ignores_button = Nano { power_button: false };
     let begin = Instant::now();
     let limits = ["--timeout", "1s", "--grace", "100ms"];
-    let Some(mut capsa) = Capsa::start(ignores_button, &limits) else { return };
+    let Some(mut capsa) = CapsaProcess::start(ignores_button, &limits) else { return };
     let (code, stderr) = capsa.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(begin.elapsed() < Duration::from_secs(25), "the default grace period was used");
@@ -137,7 +139,7 @@ fn quiet_still_reports_lost_output() {
 fn slow_stdout_loses_no_bytes() {
     // More than all buffers on the way hold together.
     const FLOODS: usize = 8;
-    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     let before = capsa.seen.len();
     capsa.pause_reading();
@@ -153,7 +155,7 @@ fn slow_stdout_loses_no_bytes() {
 
 #[test]
 fn stuck_stdout_does_not_delay_kill() {
-    let Some(mut capsa) = Capsa::start(Nano { power_button: false }, &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano { power_button: false }, &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(&[nano::FLOOD; 4]);
     capsa.signal(Signal::SIGQUIT);
@@ -167,7 +169,7 @@ fn stuck_stdout_does_not_delay_sigterm() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let arguments = ["--grace", "1s", "--log", log.to_str().unwrap()];
-    let Some(mut capsa) = Capsa::start(Nano::default(), &arguments) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &arguments) else { return };
     capsa.wait_for(nano::READY);
     capsa.pause_reading();
     capsa.write(&[nano::FLOOD; 8]);
@@ -183,7 +185,7 @@ fn stuck_stdout_does_not_delay_sigterm() {
 
 #[test]
 fn closed_stdout_is_no_error() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     capsa.close_output();
     capsa.write(&[nano::FLOOD, nano::POWER_OFF]);
@@ -374,7 +376,7 @@ fn help_into_closed_pipe_exits_0() {
 
 #[test]
 fn hypervisor_crash_exits_116() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &[]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);
     common::kill_hypervisor(capsa.pid());
     let (code, stderr) = capsa.wait_for_end();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::skip;
-use common::{Capsa, completed, run_dir};
+use common::{CapsaProcess, completed, run_dir};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use std::os::fd::AsFd;
@@ -46,8 +46,8 @@ fn has(shell: &str) -> bool {
 }
 
 /// A VM whose name is completed, in whose directory the shells run.
-fn running_vm() -> Option<Capsa> {
-    let mut vm = Capsa::start(Nano::default(), &["--name", "kept"])?;
+fn running_vm() -> Option<CapsaProcess> {
+    let mut vm = CapsaProcess::start(Nano::default(), &["--name", "kept"])?;
     vm.wait_for(nano::READY);
     vm.wait_until_listed("kept");
     fs::write(vm.dir().join("good.toml"), "").unwrap();
@@ -69,7 +69,7 @@ fn check(offer: impl Fn(&str) -> Vec<String>) {
     }
 }
 
-fn end(mut vm: Capsa) {
+fn end(mut vm: CapsaProcess) {
     vm.write(&[nano::POWER_OFF]);
     assert_eq!(vm.wait_for_end().0, 0);
 }

@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 
 use capsa_testkit::fake;
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, Terminal, ask, capsa, nano_arguments, run_dir};
+use common::{CapsaProcess, Terminal, ask, capsa, nano_arguments, run_dir};
 use nix::sys::signal::Signal;
 
 /// A VM with the name `kept`, ready.
-fn start(how: Nano) -> Option<Capsa> {
-    let mut vm = Capsa::start(how, &["--name", "kept"])?;
+fn start(how: Nano) -> Option<CapsaProcess> {
+    let mut vm = CapsaProcess::start(how, &["--name", "kept"])?;
     vm.wait_for(nano::READY);
     vm.wait_until_listed("kept");
     Some(vm)
 }
 
 /// Starts another command with the same run directories.
-fn spawn_beside(vm: &Capsa, words: &[&str]) -> Child {
+fn spawn_beside(vm: &CapsaProcess, words: &[&str]) -> Child {
     let mut command: Command = capsa();
     command.args(words).env("CAPSA_RUN_DIR", run_dir(vm.dir()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -110,7 +110,8 @@ fn slow_console_client_is_disconnected() {
 fn console_client_ends_when_run_is_killed() {
     let Some(mut vm) = start(Nano::default()) else { return };
     let arguments = ["console", "--read-only", "kept"].map(Into::into);
-    let mut client = Capsa::with(tempfile::tempdir().unwrap(), &arguments, &run_dir(vm.dir()));
+    let mut client =
+        CapsaProcess::with(tempfile::tempdir().unwrap(), &arguments, &run_dir(vm.dir()));
     client.wait_for(nano::READY);
     vm.signal(Signal::SIGKILL);
     vm.wait_until_killed();

@@ -5,7 +5,7 @@ mod common;
 use std::process::Stdio;
 
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, ask, capsa, run_dir};
+use common::{CapsaProcess, ask, capsa, run_dir};
 use serde_json::Value;
 
 /// The standard error of `capsa doctor`, with this value of `CAPSA_LOG`.
@@ -46,7 +46,9 @@ fn log_variable_with_unknown_level_is_an_error() {
 
 #[test]
 fn log_of_a_run_has_one_line_per_event() {
-    let Some(mut run) = Capsa::start(Nano::default(), &["--log-level", "trace"]) else { return };
+    let Some(mut run) = CapsaProcess::start(Nano::default(), &["--log-level", "trace"]) else {
+        return;
+    };
     run.wait_for(nano::READY);
     run.write(&[nano::POWER_OFF]);
     let (code, stderr) = run.wait_for_end();
@@ -66,7 +68,7 @@ fn log_of_a_run_has_one_line_per_event() {
 #[test]
 fn log_with_json_progress_is_json() {
     let flags = ["--log-level", "debug", "--progress", "json"];
-    let Some(mut run) = Capsa::start(Nano::default(), &flags) else { return };
+    let Some(mut run) = CapsaProcess::start(Nano::default(), &flags) else { return };
     run.wait_for(nano::READY);
     run.write(&[nano::POWER_OFF]);
     let (code, stderr) = run.wait_for_end();

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, ask, capsa, nano_arguments, run_dir};
+use common::{CapsaProcess, ask, capsa, nano_arguments, run_dir};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -94,7 +94,7 @@ fn starting_vm_is_listed_and_can_be_stopped() {
 
 #[test]
 fn removed_run_dir_warns_and_vm_continues() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &["--name", "lost"]) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &["--name", "lost"]) else { return };
     capsa.wait_for(nano::READY);
     capsa.wait_until_listed("lost");
     fs::remove_dir_all(run_dir(capsa.dir())).unwrap();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::skip;
-use common::{Capsa, capsa, nano_arguments, run_dir};
+use common::{CapsaProcess, capsa, nano_arguments, run_dir};
 
 /// A file on which every write fails with ENOSPC.
 fn full() -> Option<File> {
@@ -107,7 +107,7 @@ fn console_on_full_disk_exits_119() {
 
 #[test]
 fn console_client_stdout_closed_or_full_disk() {
-    let Some(mut vm) = Capsa::start(Nano::default(), &["--name", "seen"]) else {
+    let Some(mut vm) = CapsaProcess::start(Nano::default(), &["--name", "seen"]) else {
         return;
     };
     vm.wait_for(nano::READY);

@@ -10,12 +10,12 @@ use std::process::Stdio;
 
 use capsa::asciicast::{CastEventKind, Decoder};
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, Terminal, capsa, run_dir};
+use common::{CapsaProcess, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
 
 /// A VM with the name `kept`, which `capsa ps` lists.
-fn start(how: Nano, more: &[&str]) -> Option<Capsa> {
-    let capsa = Capsa::start(how, &[&["--name", "kept"], more].concat())?;
+fn start(how: Nano, more: &[&str]) -> Option<CapsaProcess> {
+    let capsa = CapsaProcess::start(how, &[&["--name", "kept"], more].concat())?;
     capsa.wait_until_listed("kept");
     Some(capsa)
 }
@@ -97,7 +97,7 @@ fn one_console_client_owns_the_input() {
     let client = |more: &[&str]| {
         let arguments = [&["console", "kept"], more].concat();
         let arguments: Vec<_> = arguments.into_iter().map(Into::into).collect();
-        Capsa::with(tempfile::tempdir().unwrap(), &arguments, &run_dirs)
+        CapsaProcess::with(tempfile::tempdir().unwrap(), &arguments, &run_dirs)
     };
     let mut observer = client(&[]);
     observer.wait_for(nano::READY);
@@ -205,7 +205,7 @@ fn log_and_recording_have_all_console_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (log, cast) = (dir.path().join("log"), dir.path().join("cast"));
     let more = ["--log", log.to_str().unwrap(), "--record", cast.to_str().unwrap()];
-    let Some(mut capsa) = Capsa::start(Nano::default(), &more) else { return };
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &more) else { return };
     capsa.wait_for(nano::READY);
     capsa.write(b"typed\xff");
     capsa.wait_for(b"typed\xff");
@@ -231,7 +231,7 @@ fn log_and_recording_have_all_console_bytes() {
 
 #[test]
 fn progress_json_writes_json_lines_only() {
-    let Some(mut capsa) = Capsa::start(Nano::default(), &["--progress", "json"]) else {
+    let Some(mut capsa) = CapsaProcess::start(Nano::default(), &["--progress", "json"]) else {
         return;
     };
     capsa.wait_for(nano::READY);
@@ -255,7 +255,7 @@ fn progress_json_writes_json_lines_only() {
 #[test]
 fn quiet_and_verbose_control_messages() {
     for (flag, first) in [("-q", None), ("-v", Some("capsa: backend: qemu, run directory: "))] {
-        let Some(mut capsa) = Capsa::start(Nano::default(), &[flag]) else { return };
+        let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[flag]) else { return };
         capsa.wait_for(nano::READY);
         capsa.write(&[nano::POWER_OFF]);
         let (code, stderr) = capsa.wait_for_end();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use capsa_testkit::nano::{self, Nano};
-use common::{Capsa, ask, capsa};
+use common::{CapsaProcess, ask, capsa};
 
 /// A directory with a kernel.
 fn directory() -> tempfile::TempDir {
@@ -217,11 +217,11 @@ fn disk_in_use_is_rejected_before_start() {
     let disk = dir.path().join("disk.raw");
     fs::write(&disk, [0; 4096]).unwrap();
     let disk = disk.to_str().unwrap();
-    let Some(mut first) = Capsa::start(Nano::default(), &["--disk", disk]) else { return };
+    let Some(mut first) = CapsaProcess::start(Nano::default(), &["--disk", disk]) else { return };
     first.wait_for(nano::READY);
     for (mode, how) in [("", ""), (":ro", " for writing"), (":ephemeral", " for writing")] {
         let disk = format!("{disk}{mode}");
-        let mut second = Capsa::start(Nano::default(), &["--disk", &disk]).unwrap();
+        let mut second = CapsaProcess::start(Nano::default(), &["--disk", &disk]).unwrap();
         let (code, stderr) = second.wait_for_end();
         assert_eq!(code, 111, "{stderr}");
         let words =

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::read;
 
-use super::protocol::ControlRequest;
+use super::protocol::SocketRequest;
 use super::registry;
 use crate::failure::{Failure, HYPERVISOR, NO_VM, OK, OUTPUT, SIGNAL};
 use crate::flags::{Arguments, usage};
@@ -32,7 +32,7 @@ pub(crate) fn console(arguments: &Arguments) -> Result<u8, Failure> {
     let reporter = Reporter::new(options.quiet, false, ProgressMode::None);
     let vm = registry::find(name)?;
     let wants_input = !options.read_only;
-    let (stream, reply) = vm.request(&ControlRequest::Console { r#type: wants_input })?;
+    let (stream, reply) = vm.request(&SocketRequest::Console { r#type: wants_input })?;
     let owns_input = reply.types.unwrap_or_default();
     let first_output = stream.buffer().to_vec();
     let failed =

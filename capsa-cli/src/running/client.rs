@@ -4,14 +4,14 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::protocol::{CONTROL_SOCKET, ControlReply, ControlRequest, to_line};
+use super::protocol::{CONTROL_SOCKET, SocketReply, SocketRequest, to_line};
 
 /// Sends a request to the run with this run directory. Returns its reply and the connection, which
 /// may have buffered bytes behind the reply.
 pub(super) fn request(
     run_dir: &Path,
-    request: &ControlRequest,
-) -> io::Result<(BufReader<UnixStream>, ControlReply)> {
+    request: &SocketRequest,
+) -> io::Result<(BufReader<UnixStream>, SocketReply)> {
     let mut stream = UnixStream::connect(run_dir.join(CONTROL_SOCKET))?;
     stream.write_all(&to_line(request))?;
     let mut stream = BufReader::new(stream);

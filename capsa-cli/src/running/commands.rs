@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use capsa::run_dir;
 use serde_json::{Value, json};
 
-use super::protocol::ControlRequest;
+use super::protocol::SocketRequest;
 use super::registry::{self, RunningVm};
 use crate::failure::{Failure, OK};
 use crate::flags::{Arguments, usage};
@@ -44,8 +44,8 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, Failure> {
     let options = &arguments.settings.options;
     let request = match (options.kill, arguments.settings.grace) {
         (true, Some(_)) => return Err(usage("--kill cannot be used with --grace", command)),
-        (true, None) => ControlRequest::Kill {},
-        (false, grace) => ControlRequest::Stop { grace: grace.map(|grace| grace.as_secs_f64()) },
+        (true, None) => SocketRequest::Kill {},
+        (false, grace) => SocketRequest::Stop { grace: grace.map(|grace| grace.as_secs_f64()) },
     };
     let vms = match (options.all, arguments.operands.is_empty()) {
         (true, true) => {

@@ -28,7 +28,7 @@ pub(crate) struct RunInfo {
 /// A client's request, the first line on its connection.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
-pub(super) enum ControlRequest {
+pub(super) enum SocketRequest {
     /// Ask the guest to power off, and end the VM after the grace period, in seconds.
     Stop { grace: Option<f64> },
     /// End the VM at once.
@@ -39,7 +39,7 @@ pub(super) enum ControlRequest {
 
 /// The run's reply, the first line that it writes.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct ControlReply {
+pub(super) struct SocketReply {
     pub(super) ok: bool,
     /// Why the request was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub(super) struct ControlReply {
     pub(super) types: Option<bool>,
 }
 
-impl ControlReply {
+impl SocketReply {
     /// A stop or kill that is under way.
     pub(super) fn accepted() -> Self {
         Self { ok: true, ..Self::default() }
@@ -80,32 +80,32 @@ mod tests {
     #[test]
     fn requests_round_trip_as_documented() {
         for (text, want) in [
-            (r#"{"do":"stop","grace":30.0}"#, ControlRequest::Stop { grace: Some(30.0) }),
-            (r#"{"do":"stop","grace":null}"#, ControlRequest::Stop { grace: None }),
-            (r#"{"do":"kill"}"#, ControlRequest::Kill {}),
-            (r#"{"do":"console","type":true}"#, ControlRequest::Console { r#type: true }),
+            (r#"{"do":"stop","grace":30.0}"#, SocketRequest::Stop { grace: Some(30.0) }),
+            (r#"{"do":"stop","grace":null}"#, SocketRequest::Stop { grace: None }),
+            (r#"{"do":"kill"}"#, SocketRequest::Kill {}),
+            (r#"{"do":"console","type":true}"#, SocketRequest::Console { r#type: true }),
         ] {
-            assert_eq!(serde_json::from_str::<ControlRequest>(text).unwrap(), want);
+            assert_eq!(serde_json::from_str::<SocketRequest>(text).unwrap(), want);
             assert_eq!(to_line(&want), format!("{text}\n").as_bytes());
         }
-        let no_grace = serde_json::from_str::<ControlRequest>(r#"{"do":"stop"}"#);
-        assert_eq!(no_grace.unwrap(), ControlRequest::Stop { grace: None });
+        let no_grace = serde_json::from_str::<SocketRequest>(r#"{"do":"stop"}"#);
+        assert_eq!(no_grace.unwrap(), SocketRequest::Stop { grace: None });
         for text in ["{}", "[]", r#"{"do": "reboot"}"#, r#"{"do": "kill", "x": 1}"#] {
-            assert!(serde_json::from_str::<ControlRequest>(text).is_err(), "{text}");
+            assert!(serde_json::from_str::<SocketRequest>(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn replies_round_trip_as_documented() {
         for (text, want) in [
-            (r#"{"ok":true}"#, ControlReply::accepted()),
-            (r#"{"ok":true,"types":true}"#, ControlReply::attached(true)),
-            (r#"{"ok":false,"why":"no"}"#, ControlReply::rejected("no".into())),
+            (r#"{"ok":true}"#, SocketReply::accepted()),
+            (r#"{"ok":true,"types":true}"#, SocketReply::attached(true)),
+            (r#"{"ok":false,"why":"no"}"#, SocketReply::rejected("no".into())),
         ] {
-            assert_eq!(serde_json::from_str::<ControlReply>(text).unwrap(), want);
+            assert_eq!(serde_json::from_str::<SocketReply>(text).unwrap(), want);
             assert_eq!(to_line(&want), format!("{text}\n").as_bytes());
         }
-        let newer = serde_json::from_str::<ControlReply>(r#"{"ok":true,"since":1}"#);
-        assert_eq!(newer.unwrap(), ControlReply::accepted());
+        let newer = serde_json::from_str::<SocketReply>(r#"{"ok":true,"since":1}"#);
+        assert_eq!(newer.unwrap(), SocketReply::accepted());
     }
 }

@@ -12,7 +12,7 @@ use capsa::run_dir::{self, NameLock, RunDirEntry};
 use serde_json::{Value, json};
 
 use super::client;
-use super::protocol::{ControlReply, ControlRequest, RUN_INFO_FILE, RunInfo};
+use super::protocol::{RUN_INFO_FILE, RunInfo, SocketReply, SocketRequest};
 use crate::failure::{CONFIG, Failure, NO_VM, START};
 use crate::suggest;
 
@@ -61,14 +61,14 @@ impl RunningVm {
     /// Whether its run still answers requests. It does so until the VM has ended and every client
     /// has the final report; the socket of a run that is being killed may exist a moment longer.
     pub(super) fn still_runs(&self) -> bool {
-        self.request(&ControlRequest::Console { r#type: false }).is_ok()
+        self.request(&SocketRequest::Console { r#type: false }).is_ok()
     }
 
     /// Sends a request to its run, and returns the connection with the reply.
     pub(super) fn request(
         &self,
-        request: &ControlRequest,
-    ) -> Result<(BufReader<UnixStream>, ControlReply), Failure> {
+        request: &SocketRequest,
+    ) -> Result<(BufReader<UnixStream>, SocketReply), Failure> {
         let failed =
             |why: String| Failure::new(NO_VM, format!("cannot control {}: {why}", self.label()));
         if self.info.is_none() {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::protocol::{
-    CONTROL_SOCKET, ControlReply, ControlRequest, MAX_REQUEST_LEN, RUN_INFO_FILE, RunInfo, to_line,
+    CONTROL_SOCKET, MAX_REQUEST_LEN, RUN_INFO_FILE, RunInfo, SocketReply, SocketRequest, to_line,
 };
 use crate::stdio::poll_set::PollSet;
 
@@ -232,35 +232,35 @@ impl ControlServer {
     fn serve(
         &mut self,
         at: usize,
-        request: &ControlRequest,
+        request: &SocketRequest,
         vm: &mut Vm,
         input_is_free: bool,
         commands: &mut Vec<ClientCommand>,
     ) {
         let client = &mut self.clients[at];
         match request {
-            ControlRequest::Stop { grace } => {
+            SocketRequest::Stop { grace } => {
                 let grace = grace.and_then(|grace| Duration::try_from_secs_f64(grace).ok());
                 commands.push(ClientCommand::Stop(grace));
                 client.state = ClientState::AwaitingEnd;
-                client.send(&ControlReply::accepted());
+                client.send(&SocketReply::accepted());
             }
-            ControlRequest::Kill {} => {
+            SocketRequest::Kill {} => {
                 commands.push(ClientCommand::Kill);
                 client.state = ClientState::AwaitingEnd;
-                client.send(&ControlReply::accepted());
+                client.send(&SocketReply::accepted());
             }
-            ControlRequest::Console { .. }
+            SocketRequest::Console { .. }
                 if vm.launch_plan().console.mode() == ConsoleMode::Disabled =>
             {
                 client.reject("the VM has no console; start it with --console enabled".into());
             }
-            ControlRequest::Console { r#type } => {
+            SocketRequest::Console { r#type } => {
                 let types = *r#type && input_is_free && self.input_owner.is_none();
                 if types {
                     self.input_owner = Some(client.id);
                 }
-                client.send(&ControlReply::attached(types));
+                client.send(&SocketReply::attached(types));
                 client.state = ClientState::Console(vm.add_reader());
             }
         }
@@ -325,7 +325,7 @@ impl ClientConnection {
 
     fn reject(&mut self, why: String) {
         self.state = ClientState::Closing;
-        self.send(&ControlReply::rejected(why));
+        self.send(&SocketReply::rejected(why));
     }
 }
 

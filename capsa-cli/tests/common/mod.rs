@@ -1,4 +1,4 @@
-//! Runs the command as a child on pipes ([`Capsa`]) or on a terminal ([`Terminal`]), which are
+//! Runs the command as a child on pipes ([`CapsaProcess`]) or on a terminal ([`Terminal`]), which are
 //! killed when dropped.
 
 // Each test program uses what it needs.
@@ -104,7 +104,7 @@ pub(crate) fn completed(dir: &Path, words: &[&str]) -> Vec<String> {
 }
 
 /// The command on pipes.
-pub(crate) struct Capsa {
+pub(crate) struct CapsaProcess {
     child: Child,
     /// A thread sends standard output to this. It blocks until the test receives.
     output: Option<Receiver<Vec<u8>>>,
@@ -114,7 +114,7 @@ pub(crate) struct Capsa {
     dir: TempDir,
 }
 
-impl Capsa {
+impl CapsaProcess {
     /// Starts it; `None` without QEMU.
     pub(crate) fn start(how: Nano, more: &[&str]) -> Option<Self> {
         if !has_qemu() {
@@ -199,7 +199,7 @@ impl Capsa {
         self.child.stdin = None;
     }
 
-    /// Reads no more than one chunk until [`Capsa::resume_reading`].
+    /// Reads no more than one chunk until [`CapsaProcess::resume_reading`].
     pub(crate) fn pause_reading(&mut self) {
         self.paused = true;
     }
@@ -246,7 +246,7 @@ impl Capsa {
     }
 }
 
-impl Drop for Capsa {
+impl Drop for CapsaProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
