@@ -85,7 +85,10 @@ impl Arguments {
 
     /// Whether this flag was given.
     pub(crate) fn has(&self, flag: &str) -> bool {
-        debug_assert!(flags_of(self.command).any(|row| row.flag == flag), "{flag} is no flag");
+        debug_assert!(
+            flags_of(self.command).any(|row| row.flag == flag),
+            "{flag} is not a flag of this command"
+        );
         self.flags.iter().any(|(row, _)| row.flag == flag)
     }
 
@@ -166,7 +169,7 @@ impl Arguments {
 /// For a command line such as `capsa run … uname -a`.
 pub(crate) const GUEST_COMMAND_HINT: &str = "; write a command for the guest behind --";
 
-/// There is no command of this name.
+/// The error for an unknown command.
 pub(crate) fn unknown_command(name: &str) -> Failure {
     let hint = suggest::did_you_mean(name, COMMANDS.iter().map(|row| row.name));
     usage(format!("unknown command {name:?}{hint}"), None)

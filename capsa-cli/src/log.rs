@@ -18,7 +18,7 @@ use crate::flags::{Arguments, usage};
 use crate::json_output;
 use crate::settings::{ProgressMode, Settings, flags_of};
 
-/// The flag whose values `CAPSA_LOG` accepts too.
+/// The flag. `CAPSA_LOG` accepts the same values.
 const FLAG: &str = "--log-level";
 const VARIABLE: &str = "CAPSA_LOG";
 

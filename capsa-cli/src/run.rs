@@ -19,7 +19,7 @@ use crate::{config, dry_run, running};
 /// paused, so that no output is lost.
 const SCROLLBACK: usize = 64 * 1024;
 
-/// Runs a VM, or prints its launch plan. `logs` says that log messages are printed.
+/// Runs a VM, or prints its launch plan. With `logs`, log messages are printed.
 pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, Failure> {
     let command = Some(arguments.command);
     let options = &arguments.settings.options;

@@ -1,8 +1,8 @@
-//! What every command says, to the letter: help, errors, plans, JSON. `CAPSA_BLESS=1` writes down
-//! what it says now; the diff is then what changed for whoever uses it.
+//! Snapshots of the output of all commands: help, errors, plans, JSON. `CAPSA_BLESS=1` writes the
+//! current output; the diff shows what changes for users.
 //!
-//! `tests/snapshots/cli.txt` has `$ capsa …`, what came on standard output, `! ` and what came on
-//! standard error, and `[exit N]`. Only what is the same on every host is in it.
+//! `tests/snapshots/cli.txt` has, for each command line: `$ capsa …`, standard output, standard error
+//! with each line after `! `, and `[exit N]`. All output in it is the same on every host.
 
 mod common;
 
@@ -14,8 +14,8 @@ use serde_json::Value;
 
 const MANUAL: &str = include_str!("../../capsa/src/manual/cli.md");
 
-/// What a command line says, with the test's directory as `DIR` and names made up as `ID`.
-fn said(dir: &Path, command: &str) -> String {
+/// The output of a command line. The test's directory is replaced by `DIR`, generated names by `ID`.
+fn output(dir: &Path, command: &str) -> String {
     let line = command.replace("DIR", dir.to_str().unwrap());
     let words = shell_words::split(&line).unwrap();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -52,10 +52,10 @@ fn directory() -> tempfile::TempDir {
 }
 
 #[test]
-fn every_command_says_what_it_said() {
-    // Elsewhere other backends come first, and without any nothing is looked at.
+fn command_output_matches_the_snapshot() {
+    // On other systems other backends are preferred; without any, the VM is not checked.
     if !cfg!(target_os = "linux") {
-        return skip("the snapshot is of Linux");
+        return skip("the snapshot was made on Linux");
     }
     if !common::has_qemu() {
         return;
@@ -64,7 +64,7 @@ fn every_command_says_what_it_said() {
     let before = fs::read_to_string(path).unwrap();
     let dir = directory();
     let commands = before.lines().filter_map(|line| line.strip_prefix("$ capsa "));
-    let now: Vec<String> = commands.map(|command| said(dir.path(), command)).collect();
+    let now: Vec<String> = commands.map(|command| output(dir.path(), command)).collect();
     assert!(now.len() >= 60, "{} commands", now.len());
     if std::env::var_os("CAPSA_BLESS").is_some() {
         fs::write(path, now.join("\n")).unwrap();
@@ -73,21 +73,21 @@ fn every_command_says_what_it_said() {
     for (now, before) in now.iter().zip(before.split("\n$ capsa ")) {
         let now = now.strip_prefix("$ capsa ").unwrap().trim_end();
         let before = before.strip_prefix("$ capsa ").unwrap_or(before).trim_end();
-        assert!(now == before, "another than {path}; see CAPSA_BLESS\n{now}\n--- was\n{before}");
+        assert!(now == before, "{path} differs; see CAPSA_BLESS\n{now}\n--- was\n{before}");
     }
 }
 
 #[test]
-fn no_message_shows_how_a_program_sees_things() {
+fn messages_have_no_debug_formatting() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/cli.txt"));
     for line in text.unwrap().lines().filter(|line| line.starts_with("! ")) {
-        for sign in ["Some(", "None", "Err(", "Ok(", "{ ", "panicked", "unwrap", "Os {", "::"] {
-            assert!(!line.contains(sign), "{line}");
+        for syntax in ["Some(", "None", "Err(", "Ok(", "{ ", "panicked", "unwrap", "Os {", "::"] {
+            assert!(!line.contains(syntax), "{line}");
         }
     }
 }
 
-/// Every key of an object and of the objects in its lists, down to `depth`.
+/// The keys of an object and of the objects in its lists, down to `depth`.
 fn keys(value: &Value, depth: u32, found: &mut Vec<String>) {
     match value {
         Value::Object(object) if depth > 0 => {
@@ -102,7 +102,7 @@ fn keys(value: &Value, depth: u32, found: &mut Vec<String>) {
 }
 
 #[test]
-fn every_kind_of_json_is_in_the_manual_with_its_keys() {
+fn json_kinds_and_keys_are_in_the_manual() {
     let dir = directory();
     let plan = "run --config DIR/good.toml --dry-run --json";
     for (kind, command, depth) in [
@@ -134,7 +134,7 @@ fn every_kind_of_json_is_in_the_manual_with_its_keys() {
 }
 
 #[test]
-fn bash_completes_commands_flags_words_and_files() {
+fn bash_completes_commands_flags_and_files() {
     if !common::has_bash() {
         return;
     }
@@ -155,7 +155,7 @@ fn bash_completes_commands_flags_words_and_files() {
 }
 
 #[test]
-fn no_value_of_a_flag_makes_it_panic() {
+fn flag_values_never_panic() {
     use std::os::unix::ffi::OsStrExt;
     let dir = directory();
     let (_, help, _) = common::ask(dir.path(), &["help", "run"]);

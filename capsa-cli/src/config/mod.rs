@@ -21,7 +21,7 @@ use crate::failure::{CONFIG, Failure};
 use crate::settings::Settings;
 
 use mistake::Mistake;
-use reader::Reader;
+use reader::ConfigReader;
 
 pub(crate) use mistake::failure;
 pub(crate) use schema::schema;
@@ -79,7 +79,7 @@ pub(crate) fn parse(text: &str, directory: &Path) -> Result<Settings, Vec<Mistak
 /// What a text sets, its mistakes, and whether parts of it are not TOML.
 fn parse_all(text: &str, directory: &Path) -> (Settings, Vec<Mistake>, bool) {
     let (document, errors) = DeTable::parse_recoverable(text);
-    let (settings, mut mistakes) = Reader::new(directory).read(document.get_ref());
+    let (settings, mut mistakes) = ConfigReader::new(directory).read(document.get_ref());
     // Of the mistakes of a line that is not TOML only the first syntax error is reported: the others
     // follow from it.
     let mut broken_lines = BTreeSet::new();

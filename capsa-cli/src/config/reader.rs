@@ -1,6 +1,6 @@
 //! Stores the values of a TOML document in [`Settings`], by the rows of the table.
 //!
-//! A mistake is noted and reading continues. A table that lacks a required key adds nothing.
+//! A mistake is recorded and reading continues. A table that lacks a required key adds nothing.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::settings::{SECTIONS, Section, Setting, Settings, Shape, ValueKind};
 use crate::{suggest, values};
 
 /// Reads one document.
-pub(super) struct Reader<'f> {
+pub(super) struct ConfigReader<'f> {
     /// Relative paths are relative to this.
     directory: &'f Path,
     settings: Settings,
@@ -33,7 +33,7 @@ struct SectionTable<'f, 'text> {
     value: &'f Spanned<DeValue<'text>>,
 }
 
-impl<'f> Reader<'f> {
+impl<'f> ConfigReader<'f> {
     pub(super) fn new(directory: &'f Path) -> Self {
         Self { directory, settings: Settings::default(), mistakes: Vec::new() }
     }
