@@ -1,8 +1,7 @@
-//! A path on the host, checked once.
+//! [`HostPath`]: a validated path on the host.
 //!
-//! Control channels are JSON and hypervisor options are text, so a path that is not UTF-8, not
-//! absolute, or holds a NUL cannot be carried faithfully. It is refused here, where a user's path
-//! enters, and everything behind this type may rely on it.
+//! Control channels are JSON and hypervisor options are text, so paths must be UTF-8, absolute and free
+//! of NUL bytes. Other paths are rejected where they enter; code that has a [`HostPath`] can rely on it.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -30,17 +29,17 @@ pub enum PathError {
     /// The path does not start at the root.
     #[error("path is not absolute: {0:?}")]
     Relative(String),
-    /// The path holds a NUL byte, which no system call can carry.
-    #[error("path holds a NUL byte: {0:?}")]
+    /// The path contains a NUL byte, which system calls do not accept.
+    #[error("path contains a NUL byte: {0:?}")]
     Nul(String),
 }
 
 impl HostPath {
-    /// Takes a path as text.
+    /// Validates a path.
     ///
     /// # Errors
     ///
-    /// When it is relative or holds a NUL byte. (A path that is not UTF-8 never gets here.)
+    /// When the path is relative or contains a NUL byte.
     pub fn new(path: impl Into<String>) -> Result<Self, PathError> {
         let path = path.into();
         if path.contains('\0') {
@@ -56,10 +55,10 @@ impl HostPath {
     ///
     /// # Panics
     ///
-    /// When `name` holds a NUL: names come from our own code.
+    /// When `name` contains a NUL byte, which is a bug in Capsa.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
-        assert!(!name.contains('\0'), "a name of ours holds a NUL");
+        assert!(!name.contains('\0'), "a file name contains a NUL byte");
         let mut joined = self.0.trim_end_matches('/').to_owned();
         joined.push('/');
         joined.push_str(name);
@@ -73,7 +72,7 @@ impl HostPath {
     /// As [`HostPath::join`].
     #[must_use]
     pub fn with_suffix(&self, suffix: &str) -> Self {
-        assert!(!suffix.contains('\0'), "a suffix of ours holds a NUL");
+        assert!(!suffix.contains('\0'), "a suffix contains a NUL byte");
         let mut longer = self.0.clone();
         longer.push_str(suffix);
         Self(longer)
@@ -102,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn relative_and_nul_are_refused() {
+    fn host_path_relative_or_nul_is_rejected() {
         assert!(matches!(HostPath::new("a/b"), Err(PathError::Relative(_))));
         assert!(matches!(HostPath::new("/a\0b"), Err(PathError::Nul(_))));
         assert!(matches!(HostPath::new(""), Err(PathError::Relative(_))));
     }
 
     #[test]
-    fn join_does_not_double_slashes() {
+    fn host_path_join_adds_one_slash() {
         let root = HostPath::new("/").unwrap();
         assert_eq!(root.join("a").as_str(), "/a");
         assert_eq!(HostPath::new("/a/").unwrap().join("b").as_str(), "/a/b");

@@ -1,14 +1,13 @@
-//! Time as the core sees it: a number that the driver hands in.
+//! Time as a number that the driver passes in.
 //!
-//! There is no clock here. The driver picks an origin (usually its own creation) and passes
-//! microseconds since then. A deadline carries the reason it exists, so that "why does this VM wake
-//! up in 3 ms" has an answer in a log line.
+//! This module has no clock. The driver chooses an origin, usually its creation, and passes microseconds
+//! since then. A deadline contains its reason, so that a log line explains why a VM wakes up.
 
 use core::fmt;
 use core::ops::Add;
 use core::time::Duration;
 
-/// A moment, in microseconds since an origin that the driver chose.
+/// A point in time, in microseconds since the driver's origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Instant {
     micros: u64,
@@ -18,7 +17,7 @@ impl Instant {
     /// The driver's origin.
     pub const ZERO: Self = Self { micros: 0 };
 
-    /// The moment `micros` microseconds after the origin.
+    /// The point in time `micros` microseconds after the origin.
     pub const fn from_micros(micros: u64) -> Self {
         Self { micros }
     }
@@ -28,7 +27,7 @@ impl Instant {
         self.micros
     }
 
-    /// Time from `earlier` to `self`; zero when `earlier` is in fact later.
+    /// Time from `earlier` to `self`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.micros.saturating_sub(earlier.micros))
     }
@@ -37,17 +36,17 @@ impl Instant {
 impl Add<Duration> for Instant {
     type Output = Self;
 
-    /// Saturates: a deadline too far away to be written down is never reached.
+    /// Saturates: a deadline beyond the range is never reached.
     fn add(self, d: Duration) -> Self {
         let micros = u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         Self { micros: self.micros.saturating_add(micros) }
     }
 }
 
-/// A moment at which a machine wants to be called again, and what for.
+/// The point in time at which a state machine must be called again, and the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
-    /// When.
+    /// The point in time.
     pub at: Instant,
     /// The reason, for logs: a few lower-case words.
     pub why: &'static str,
@@ -74,12 +73,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn adding_forever_saturates() {
+    fn instant_add_saturates() {
         assert_eq!((Instant::ZERO + Duration::MAX).as_micros(), u64::MAX);
     }
 
     #[test]
-    fn earliest_keeps_its_reason() {
+    fn deadline_earliest_keeps_reason() {
         let a = Deadline { at: Instant::from_micros(5), why: "a" };
         let b = Deadline { at: Instant::from_micros(3), why: "b" };
         assert_eq!(Deadline::earliest(Some(a), Some(b)), Some(b));

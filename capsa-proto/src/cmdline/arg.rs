@@ -1,7 +1,7 @@
 //! One argument of the kernel command line.
 //!
-//! A [`CmdlineArg`] is a plain value and may hold anything; [`KernelCmdline`] checks it when it
-//! goes in.
+//! A [`CmdlineArg`] is a plain value and may contain any text; [`KernelCmdline`] checks it when it is
+//! added.
 //!
 //! [`KernelCmdline`]: super::KernelCmdline
 
@@ -12,11 +12,11 @@ use super::{CmdlineError, text};
 /// A single kernel command line argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CmdlineArg {
-    /// `key=value`; the value may be empty and may hold blanks.
+    /// `key=value`; the value may be empty and may contain blanks.
     KeyValue {
-        /// What stands before the first `=`.
+        /// The text before the first `=`.
         key: String,
-        /// What stands behind it, without quotes.
+        /// The text after it, without quotes.
         value: String,
     },
     /// An argument without a value: `ro`, `quiet`.
@@ -24,10 +24,10 @@ pub enum CmdlineArg {
 }
 
 impl CmdlineArg {
-    /// Reads one argument: a pair where there is a `=`, else a flag.
+    /// Parses one argument: a pair if there is a `=`, otherwise a flag.
     ///
-    /// The whole text is this one argument, blanks and all. One pair of double quotes around the
-    /// value or around everything is taken off, as the kernel does.
+    /// The whole text is one argument, including blanks. One pair of double quotes around the value or
+    /// around the whole text is removed, as the kernel does.
     ///
     /// ```
     /// # use capsa_proto::cmdline::CmdlineArg;
@@ -75,8 +75,8 @@ impl CmdlineArg {
 
     pub(super) fn check(&self) -> Result<(), CmdlineError> {
         match self {
-            // `--=x` has a value, so the kernel does not stop at it; it is refused all the same,
-            // because nobody means it.
+            // `--=x` has a value, so the kernel does not stop at it. It is rejected anyway, because it is
+            // most likely a mistake.
             Self::KeyValue { key, value } => {
                 text::check_key(key)?;
                 text::check_value(key, value)
@@ -112,7 +112,7 @@ pub(super) fn same_key(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().map(fold).eq(b.bytes().map(fold))
 }
 
-/// Splits a word at its `=` and takes the quotes off.
+/// Splits a word at its `=` and removes the quotes.
 ///
 /// A `=` at the very start does not split, as in the kernel: such a word has no key.
 pub(super) fn split_word(word: &str) -> (String, Option<String>) {

@@ -1,26 +1,26 @@
-//! What a kernel command line refuses.
+//! [`CmdlineError`]: why a kernel command line, or a part of one, is rejected.
 
 use alloc::string::String;
 use core::fmt;
 
-/// Why a command line, or a piece of one, was refused.
+/// Why a kernel command line, or a part of one, is rejected.
 ///
 /// Values are never quoted in the message: a command line may hold a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CmdlineError {
-    /// A byte that cannot be there: a control byte, a double quote, or in a key a blank or `=`.
+    /// A byte that is not allowed: a control byte, a double quote, or in a key a blank or `=`.
     #[error("byte {byte:#04x} at offset {at} of {place} is not allowed on a kernel command line")]
     ForbiddenByte {
-        /// The text that holds it.
+        /// The text that contains the byte.
         place: Place,
-        /// The byte. 0xa0, part of characters such as "à", is a blank to the kernel.
+        /// The byte. The kernel treats 0xa0, part of characters such as "à", as a blank.
         byte: u8,
         /// Its offset in that text, in bytes.
         at: usize,
     },
-    /// A double quote that is never closed.
-    #[error("the double quote at offset {at} of the kernel command line is never closed")]
+    /// A double quote is not closed.
+    #[error("the double quote at offset {at} of the kernel command line is not closed")]
     UnbalancedQuote {
         /// Offset of the last quote in the parsed text, in bytes.
         at: usize,
@@ -30,10 +30,10 @@ pub enum CmdlineError {
     EmptyKey,
     /// `--` as an argument. It ends the kernel's own arguments; use
     /// [`init_arg`](super::KernelCmdline::init_arg). The kernel ignores all that follows a second.
-    #[error("`--` is not an argument: it separates the kernel's arguments from those of init")]
+    #[error("`--` is not an argument: it separates kernel arguments from init arguments")]
     DoubleDash,
-    /// The line is longer than the kernel takes; it would be cut without a word.
-    #[error("the kernel command line has {len} bytes, at most {max} are taken")]
+    /// The line is longer than the kernel accepts. The kernel would truncate it silently.
+    #[error("the kernel command line has {len} bytes; the kernel accepts at most {max}")]
     TooLong {
         /// Bytes of the line.
         len: usize,
@@ -42,7 +42,7 @@ pub enum CmdlineError {
     },
 }
 
-/// The text in which a [`CmdlineError::ForbiddenByte`] stands.
+/// The text that contains a [`CmdlineError::ForbiddenByte`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
@@ -62,7 +62,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key => f.write_str("a key"),
-            // A key that came this far was checked, so it holds nothing that garbles a message.
+            // The key was checked before, so it has no control bytes.
             Self::ValueOf(key) => write!(f, "the value of `{key}`"),
             Self::InitArg => f.write_str("an argument for init"),
             Self::Override => f.write_str("the override"),

@@ -1,4 +1,4 @@
-//! The laws of the command line over arbitrary bytes; a fuzz target is one call of [`run`].
+//! The fuzz body of the kernel command line. The fuzz target calls [`run`].
 
 use alloc::string::String;
 
@@ -29,7 +29,10 @@ pub fn run(data: &[u8]) {
     let mut merged = a.clone();
     merged.merge(&b);
     for line in [&a, &b, &merged] {
-        assert!(!line.build().bytes().any(|b| b.is_ascii_control()), "a control byte came out");
+        assert!(
+            !line.build().bytes().any(|b| b.is_ascii_control()),
+            "a control byte in the output"
+        );
         if line.check().is_ok() {
             assert_round_trip(line);
         }

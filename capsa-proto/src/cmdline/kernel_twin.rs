@@ -1,4 +1,4 @@
-//! The kernel's own reading of a command line, slow and obvious, to compare ours with.
+//! A reference implementation of the kernel's command line parser, for tests.
 //!
 //! Follows the behaviour of `next_arg` (`lib/cmdline.c`), `parse_args` (`kernel/params.c`) and
 //! `repair_env_string` (`init/main.c`) of Linux 6.x, on bytes.
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 type Bytes = Vec<u8>;
 
-/// The kernel's parameters, and the arguments that init gets from behind `--`.
+/// The kernel's parameters, and the arguments that init gets from after `--`.
 #[derive(Debug, PartialEq, Eq, Default)]
 pub(super) struct KernelView {
     pub(super) params: Vec<(Bytes, Option<Bytes>)>,

@@ -1,35 +1,35 @@
-//! The Linux kernel command line: parse it, layer it, write it.
+//! The Linux kernel command line: parse, merge and build it.
 //!
-//! [`KernelCmdline`] holds arguments in the order in which the kernel will meet them, and the
-//! arguments for init that stand behind `--`. It is **the injection boundary**: whatever text goes
-//! in as a value comes out as that one value, never as a second argument.
+//! [`KernelCmdline`] holds the arguments in the order in which the kernel reads them, and the arguments
+//! for init after `--`. It is **the injection boundary**: text that goes in as a value comes out as that
+//! one value, never as a second argument.
 //!
-//! It does not know what an argument means, and it does not check that a device exists.
-//! The one rule for a caller: hand the kernel what [`build_checked`](KernelCmdline::build_checked)
-//! gives, because [`build`](KernelCmdline::build) cannot tell you what was refused.
+//! It does not interpret arguments, and does not check that a device exists. The rule for a caller: pass
+//! the result of [`build_checked`](KernelCmdline::build_checked) to the kernel, because
+//! [`build`](KernelCmdline::build) omits rejected arguments without an error.
 //!
 //! # Grammar
 //!
-//! As `next_arg` in the kernel's `lib/cmdline.c` has it (Linux 2.6.12 to 6.x), less the corners
-//! where it guesses:
+//! The grammar of `next_arg` in the kernel's `lib/cmdline.c` (Linux 2.6.12 to 6.x), without its ambiguous
+//! cases:
 //!
 //! ```text
 //! line  = *blank [ word *( 1*blank word ) ] *blank
 //! word  = key | key "=" value | key "=" DQUOTE *( value-byte | blank ) DQUOTE
 //!       | DQUOTE key [ "=" *( value-byte | blank ) ] DQUOTE
-//!       | "--"            ; once; every word behind it is an argument for init
+//!       | "--"            ; once; every word after it is an argument for init
 //! ```
 //!
-//! There is no escape for a double quote, so a value cannot hold one. Control bytes are refused
-//! everywhere. A *blank* is what the kernel's `isspace` says, and that includes the byte 0xA0,
-//! which is the second half of "à" in UTF-8: a value with such a character is quoted too, or the
-//! kernel would cut it in two.
+//! There is no escape for a double quote, so a value cannot contain one. Control bytes are rejected
+//! everywhere. A *blank* is a byte for which the kernel's `isspace` is true. That includes 0xA0, the
+//! second byte of "à" in UTF-8: a value with such a character is quoted too, or the kernel would split
+//! it.
 //!
-//! # What quoting cannot do
+//! # Limits of quoting
 //!
 //! The early boot code of x86 (`cmdline_find_option` in `arch/x86/lib/cmdline.c`) and shell scripts
-//! that split `/proc/cmdline` do not know quotes or `--`: they see `nokaslr` in `note="a nokaslr b"`.
-//! A value that comes from somebody you do not trust should be refused when it holds a blank.
+//! that split `/proc/cmdline` do not know quotes or `--`: they find `nokaslr` in
+//! `note="a nokaslr b"`. Reject untrusted values that contain a blank.
 //!
 //! # Layers
 //!
@@ -72,7 +72,7 @@ pub use arg::CmdlineArg;
 pub use error::{CmdlineError, Place};
 pub use repeatable::is_repeatable;
 
-/// Bytes that a command line may have on x86-64 and arm64 before the kernel cuts it.
+/// Maximum bytes of a command line on x86-64 and arm64. The kernel truncates longer ones.
 ///
 /// `COMMAND_LINE_SIZE` is 2048 on both, and that **counts the trailing NUL**: 2047 bytes are left
 /// (`arch/{x86,arm64}/include/**/setup.h`; the x86 boot protocol's `cmdline_size` says 2047 too).
@@ -80,17 +80,17 @@ pub const MAX_LEN: usize = 2047;
 
 /// A kernel command line: arguments in order, the arguments for init, or an override of it all.
 ///
-/// A later wish stands later: replacing an argument moves it to the end, because the kernel reads
-/// from left to right and some keys undo others (`ro` and `rw`, the last `console=`).
+/// Later arguments come later in the line: replacing an argument moves it to the end, because the kernel
+/// reads from left to right and some keys override others (`ro` and `rw`, the last `console=`).
 /// Keys compare as the kernel compares them, `-` and `_` alike; the text is kept as it was written.
 ///
-/// The methods that add are chainable and cannot fail. What they refuse is **left out**, and the
-/// first refusal is remembered for good: [`check`](Self::check) and
+/// The methods that add arguments are chainable and do not fail. They **omit** invalid arguments and
+/// store the first error: [`check`](Self::check) and
 /// [`build_checked`](Self::build_checked) return it.
 ///
 /// # Laws
 ///
-/// - `parse(build(c)) == c` for every `c` with nothing refused and no override.
+/// - `parse(build(c)) == c` for every `c` without errors and override.
 /// - [`merge`](Self::merge) is associative and idempotent, and the empty line changes nothing.
 /// - The kernel's parser, run over `build(c)`, finds exactly the arguments of `c`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub struct KernelCmdline {
     args: Vec<CmdlineArg>,
     init_args: Vec<String>,
     override_text: Option<String>,
-    refused: Option<CmdlineError>,
+    error: Option<CmdlineError>,
 }
 
 impl KernelCmdline {
@@ -114,8 +114,8 @@ impl KernelCmdline {
     ///
     /// # Errors
     ///
-    /// When a quote is not closed, when a quote stands where the kernel would make it part of the
-    /// text, when a key is empty or holds a blank, at a control byte, and at a second `--`.
+    /// When a quote is not closed, when the kernel would treat a quote as part of the text, when a key is
+    /// empty or contains a blank, at a control byte, and at a second `--`.
     ///
     /// ```
     /// # use capsa_proto::cmdline::KernelCmdline;
@@ -139,7 +139,7 @@ impl KernelCmdline {
                 self.args.retain(|old| !old.same_key(arg.key()));
                 self.args.push(arg);
             }
-            Err(error) => self.refuse(error),
+            Err(error) => self.store_error(error),
         }
         self
     }
@@ -174,7 +174,7 @@ impl KernelCmdline {
         let arg = arg.into();
         match arg.check() {
             Ok(()) => self.args.push(arg),
-            Err(error) => self.refuse(error),
+            Err(error) => self.store_error(error),
         }
         self
     }
@@ -189,41 +189,41 @@ impl KernelCmdline {
         self.arg(CmdlineArg::kv("console", device))
     }
 
-    /// Adds an argument for init, behind `--`. It may be empty and may hold blanks and `=`.
+    /// Adds an argument for init, after `--`. It may be empty and may contain blanks and `=`.
     ///
-    /// `--` itself is refused: the kernel stops reading at a second one.
+    /// `--` itself is rejected: the kernel stops reading at a second one.
     pub fn init_arg(&mut self, arg: impl Into<String>) -> &mut Self {
         let arg = arg.into();
         match text::check_init_arg(&arg) {
             Ok(()) => self.init_args.push(arg),
-            Err(error) => self.refuse(error),
+            Err(error) => self.store_error(error),
         }
         self
     }
 
-    /// Makes `text` the whole command line, word for word; the arguments stay but are not written.
+    /// Makes `text` the whole command line, unchanged; the arguments stay but are not written.
     ///
-    /// The text is not parsed. A control byte in it is refused like any other.
+    /// The text is not parsed. Control bytes are rejected.
     pub fn override_with(&mut self, text: impl Into<String>) -> &mut Self {
         let text = text.into();
         match text::check_override(&text) {
             Ok(()) => self.override_text = Some(text),
-            Err(error) => self.refuse(error),
+            Err(error) => self.store_error(error),
         }
         self
     }
 
-    /// Removes every argument with this key and gives back the last one, which is the one that counted.
+    /// Removes every argument with this key and returns the last one, which is the one in effect.
     pub fn remove(&mut self, key: &str) -> Option<CmdlineArg> {
         let last = self.args.iter().rfind(|arg| arg.same_key(key)).cloned();
         self.args.retain(|arg| !arg.same_key(key));
         last
     }
 
-    /// Lays `over` on top: its arguments replace those with the same keys and stand behind the rest.
+    /// Merges `over` into this line: its arguments replace those with the same keys and follow the rest.
     ///
     /// A key of `over` replaces its whole group here, and all of `over`'s own values are kept.
-    /// Arguments for init are one such group, the override is another. A refusal in either is kept.
+    /// Arguments for init are one such group, the override is another. An error of either is kept.
     pub fn merge(&mut self, over: &Self) -> &mut Self {
         self.args.retain(|old| !over.contains(old.key()));
         self.args.extend_from_slice(&over.args);
@@ -233,8 +233,8 @@ impl KernelCmdline {
         if over.override_text.is_some() {
             self.override_text.clone_from(&over.override_text);
         }
-        if let Some(error) = &over.refused {
-            self.refuse(error.clone());
+        if let Some(error) = &over.error {
+            self.store_error(error.clone());
         }
         self
     }
@@ -276,19 +276,19 @@ impl KernelCmdline {
         self.args.is_empty() && self.init_args.is_empty() && self.override_text.is_none()
     }
 
-    /// Whether everything that was put in was taken.
+    /// Whether all arguments were valid.
     ///
     /// # Errors
     ///
-    /// The first refusal, for as long as this value lives.
+    /// The first error. It stays for the lifetime of this value.
     pub fn check(&self) -> Result<(), CmdlineError> {
-        self.refused.clone().map_or(Ok(()), Err)
+        self.error.clone().map_or(Ok(()), Err)
     }
 
-    /// The command line as text, or the override word for word.
+    /// The command line as text, or the override.
     ///
-    /// What was refused is not in it, so it can never carry an injected argument, but it may carry
-    /// less than was asked for. Use [`build_checked`](Self::build_checked) for a line that a guest
+    /// Rejected arguments are omitted, so the text never contains an injected argument, but it may be
+    /// incomplete. Use [`build_checked`](Self::build_checked) for a line that a guest
     /// will boot with.
     pub fn build(&self) -> String {
         if let Some(text) = &self.override_text {
@@ -325,8 +325,8 @@ impl KernelCmdline {
         Ok(line)
     }
 
-    fn refuse(&mut self, error: CmdlineError) {
-        self.refused.get_or_insert(error);
+    fn store_error(&mut self, error: CmdlineError) {
+        self.error.get_or_insert(error);
     }
 }
 

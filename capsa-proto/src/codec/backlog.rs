@@ -1,4 +1,4 @@
-//! Bytes that came and were not decoded yet.
+//! [`Backlog`]: received bytes that were not decoded yet.
 
 use alloc::vec::Vec;
 
@@ -12,7 +12,7 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Appends `more`, or says `false` and changes nothing where that would pass the limit.
+    /// Appends `more`. Returns `false` and changes nothing if that would exceed the limit.
     pub(super) fn push(&mut self, more: &[u8]) -> bool {
         if self.pending().len().saturating_add(more.len()) > MAX_BACKLOG {
             return false;
@@ -31,7 +31,7 @@ impl Backlog {
         self.start = (self.start + count).min(self.bytes.len());
     }
 
-    /// Drops everything and gives the memory back.
+    /// Drops all bytes and frees the memory.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

@@ -1,8 +1,7 @@
-//! The laws of the decoders over arbitrary bytes; a fuzz target is one call of [`run`], or of one
-//! of the others.
+//! Fuzz bodies of the decoders. A fuzz target calls [`run`] or one of the other functions.
 //!
-//! Each feeds the bytes whole, one by one, and in uneven pieces, and asserts that the outcome is the
-//! same and within bounds, under the real limits and under some that a short input can reach.
+//! Each body feeds the bytes whole, one by one, and in uneven chunks, and asserts that the result is the
+//! same and within bounds, with the real limits and with limits that a short input can reach.
 
 use alloc::vec::Vec;
 use core::fmt::Debug;
@@ -21,7 +20,7 @@ const SMALL: usize = 32;
 /// Sizes of reads, used in turn.
 const CUTS: [&[usize]; 4] = [&[usize::MAX], &[1], &[2, 5, 1, 16, 3], &[61, 7]];
 
-/// Runs the body that the first byte of `data` names over the rest.
+/// The first byte of `data` selects the body, which gets the rest.
 ///
 /// # Panics
 ///
@@ -68,7 +67,7 @@ fn http_outcome(data: &[u8], sizes: &[usize], max_body: usize) -> Result<Respons
     Ok(response)
 }
 
-/// Laws of [`QmpDecoder`], and that a command is one line that says what was meant.
+/// Laws of [`QmpDecoder`]; also checks that an encoded command is one line and decodes.
 ///
 /// # Panics
 ///
@@ -109,8 +108,8 @@ pub fn json_stream(data: &[u8]) {
     }
 }
 
-/// Laws of [`asciicast`]: a file decodes alike however it is cut, and what is recorded, in whatever
-/// pieces, comes back byte by byte out of lines that keep their bound.
+/// Laws of [`asciicast`]: the chunking of a file does not change the result, and recorded bytes, in any
+/// chunks, are restored from lines within the limit.
 ///
 /// # Panics
 ///
@@ -122,13 +121,13 @@ pub fn asciicast(data: &[u8]) {
             let decoder = Decoder::with_max_line(max_line);
             drain(decoder, data, sizes, Decoder::handle_bytes, Decoder::poll_event)
         });
-        assert!(events.is_sorted_by_key(|event| event.at), "time went back");
+        assert!(events.is_sorted_by_key(|event| event.at), "a time decreased");
     }
     for sizes in CUTS {
         let mut encoder = Encoder::new();
         let mut file = encoder.header(&CastHeader::default());
         for (n, piece) in pieces(data, sizes).enumerate() {
-            // Times as wild as the data, and both streams at once.
+            // Arbitrary times, and both streams at once.
             let at = Duration::from_micros(u64::from(piece[0]) * n as u64);
             file += &encoder.output(at, piece);
             file += &encoder.input(at, piece);
@@ -149,7 +148,7 @@ pub fn asciicast(data: &[u8]) {
             match event.kind {
                 CastEventKind::Output(bytes) => output.extend(bytes),
                 CastEventKind::Input(bytes) => input.extend(bytes),
-                other => panic!("nobody recorded {other:?}"),
+                other => panic!("unexpected event {other:?}"),
             }
         }
         assert!(output == data && input == data, "the recording is not what was recorded");

@@ -1,11 +1,11 @@
-//! JSON objects one after another, with nothing or only white space between them.
+//! A stream of JSON objects with nothing or only white space between them.
 //!
-//! cloud-hypervisor's event monitor writes its events like this, pretty-printed over several lines
-//! and without a separator, so neither lines nor a length say where one ends. The decoder counts
-//! brackets outside of strings to find the end, and leaves the judgement to `serde_json`.
+//! cloud-hypervisor's event monitor writes its events like this, pretty-printed over several lines and
+//! without a separator, so neither lines nor a length delimit them. The decoder counts brackets outside
+//! of strings to find the end of an object; `serde_json` validates the object.
 //!
-//! 1. Give every read to [`handle_bytes`](JsonStream::handle_bytes).
-//! 2. Call [`poll_value`](JsonStream::poll_value) until it says `None`; each call decodes one object.
+//! 1. Pass every read to [`handle_bytes`](JsonStream::handle_bytes).
+//! 2. Call [`poll_value`](JsonStream::poll_value) until it returns `None`; each call decodes one object.
 //!
 //! ```
 //! use capsa_proto::codec::json_stream::JsonStream;
@@ -25,17 +25,17 @@ use serde_json::Value;
 use super::backlog::Backlog;
 use super::{MAX_BACKLOG, MAX_JSON_DEPTH, MAX_JSON_OBJECT};
 
-/// Why the stream cannot be read any further.
+/// Why a stream cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonStreamError {
-    /// Something other than an object stands where one should begin.
-    #[error("JSON stream: byte {found:#04x} where an object should begin")]
+    /// The text between objects is not white space.
+    #[error("JSON stream: byte {found:#04x} where an object should start")]
     NotAnObject {
-        /// The byte that stands there.
+        /// The byte.
         found: u8,
     },
-    /// What looked like an object is not one.
+    /// An object is not valid JSON.
     #[error("JSON stream: malformed object, line {line} column {column}")]
     Malformed {
         /// Line in the object, from 1.
@@ -55,7 +55,7 @@ pub enum JsonStreamError {
         /// Levels allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were handed in and not polled.
+    /// More than [`MAX_BACKLOG`] bytes were not polled.
     #[error("JSON stream: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.
@@ -63,8 +63,8 @@ pub enum JsonStreamError {
     },
 }
 
-/// Decodes objects out of however many reads. Looks at each byte once, keeps at most
-/// [`MAX_BACKLOG`] of them.
+/// Decodes JSON objects from any number of reads. Reads each byte once and keeps at most
+/// [`MAX_BACKLOG`] bytes.
 #[derive(Debug)]
 pub struct JsonStream {
     backlog: Backlog,
@@ -73,10 +73,10 @@ pub struct JsonStream {
     failed: Option<JsonStreamError>,
 }
 
-/// Where the search for the end of the current object stands.
+/// The state of the search for the end of the current object.
 #[derive(Debug, Default)]
 struct Scan {
-    /// Bytes of the object that were looked at.
+    /// The bytes of the object that were read.
     seen: usize,
     depth: usize,
     in_string: bool,
@@ -93,11 +93,11 @@ impl JsonStream {
         Self { backlog: Backlog::default(), scan: Scan::default(), max_object, failed: None }
     }
 
-    /// Takes bytes that came, any number of them, to be decoded when polled.
+    /// Takes received bytes, which are decoded when polled.
     ///
     /// # Errors
     ///
-    /// [`JsonStreamError::BacklogFull`] when nobody polls, or the earlier error.
+    /// [`JsonStreamError::BacklogFull`] when the driver does not poll, or the earlier error.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), JsonStreamError> {
         match self.failed {
             Some(error) => Err(error),
@@ -106,12 +106,12 @@ impl JsonStream {
         }
     }
 
-    /// Decodes the next object; `None` when no complete one is there.
+    /// Decodes the next object; `None` if there is no complete object.
     ///
     /// # Errors
     ///
-    /// When what comes next is no JSON object or passes a limit; the same error from then on. The
-    /// objects before it were given out.
+    /// When the next object is invalid or exceeds a limit. The error is final; the objects before it were
+    /// returned.
     pub fn poll_value(&mut self) -> Result<Option<Value>, JsonStreamError> {
         match self.failed {
             Some(error) => Err(error),
@@ -119,7 +119,7 @@ impl JsonStream {
         }
     }
 
-    /// Whether the stream could end here: no object has begun and not ended.
+    /// Whether the stream may end here, i.e. there is no incomplete object.
     ///
     /// Meaningful after polling until `None`.
     pub fn is_between_objects(&self) -> bool {
@@ -165,7 +165,7 @@ impl Default for JsonStream {
 }
 
 impl Scan {
-    /// Looks at the bytes of `object` not seen yet; `true` when the last one seen ends it.
+    /// Reads the unread bytes of `object`. Returns `true` if the last byte read ends it.
     fn advance(&mut self, object: &[u8]) -> Result<bool, JsonStreamError> {
         for &byte in &object[self.seen..] {
             self.seen += 1;
@@ -179,7 +179,7 @@ impl Scan {
                 }
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => {
-                    // Whether it is the matching kind of bracket is for serde_json to say.
+                    // `serde_json` checks that the kinds of brackets match.
                     self.depth -= 1;
                     if self.depth == 0 {
                         return Ok(true);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_need_no_separator() {
+    fn json_stream_objects_need_no_separator() {
         for (bytes, values) in [
             ("", vec![]),
             (" \r\n\t", vec![]),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_behind_the_good_ones() {
+    fn json_stream_invalid_object_fails_after_valid() {
         use JsonStreamError::*;
         for (bytes, error) in [
             (&b"{},{}"[..], NotAnObject { found: b',' }),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded() {
+    fn json_stream_depth_is_bounded() {
         let nested = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n - 1), "]".repeat(n - 1));
         assert_eq!(decode(nested(MAX_JSON_DEPTH).as_bytes()).1, None);
         let too_deep = JsonStreamError::TooDeep { max: MAX_JSON_DEPTH };
@@ -264,17 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn object_of_exactly_the_maximum_is_taken() {
+    fn json_stream_object_of_maximum_size_is_accepted() {
         let object = |len: usize| -> String { format!("{{\"a\":\"{}\"}}", "x".repeat(len - 8)) };
         assert_eq!(decode(object(MAX_JSON_OBJECT).as_bytes()).0.len(), 1);
         let too_long = Some(JsonStreamError::TooLong { max: MAX_JSON_OBJECT });
         assert_eq!(decode(object(MAX_JSON_OBJECT + 1).as_bytes()), (vec![], too_long));
         let blanks = " ".repeat(MAX_JSON_OBJECT + 1);
-        assert_eq!(decode(blanks.as_bytes()), (vec![], None), "blanks are no part of an object");
+        assert_eq!(decode(blanks.as_bytes()), (vec![], None), "blanks are not part of an object");
     }
 
     #[test]
-    fn the_end_of_a_stream_can_be_told_from_a_cut() {
+    fn json_stream_is_between_objects_detects_cut() {
         let mut stream = JsonStream::new();
         stream.handle_bytes(b"{} ").unwrap();
         while stream.poll_value().unwrap().is_some() {}

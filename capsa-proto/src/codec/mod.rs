@@ -1,22 +1,22 @@
 //! The control protocols: HTTP/1.1 for cloud-hypervisor and vfkit, QMP for QEMU.
 //!
-//! Encoders give the bytes to send, decoders take the bytes that came. None of them knows a socket,
-//! a hypervisor, or what a message means.
+//! Encoders produce the bytes to send, decoders parse the bytes that were received. They do no I/O, and
+//! know neither hypervisors nor the meaning of a message.
 //!
-//! | module | what it speaks |
+//! | module | format |
 //! | --- | --- |
-//! | [`http`] | one request, one response, then the connection is done |
-//! | [`qmp`] | JSON objects, one a line, both ways |
-//! | [`json_stream`] | JSON objects one after another with nothing between, one way |
-//! | [`vsock`] | one line each way before a connection is the guest's |
-//! | [`asciicast`] | no protocol but a file: a console session as it went |
+//! | [`http`] | one request and one response per connection |
+//! | [`qmp`] | JSON objects, one per line, in both directions |
+//! | [`json_stream`] | JSON objects without a separator, in one direction |
+//! | [`vsock`] | one line in each direction, before the bytes of the guest |
+//! | [`asciicast`] | a file format: a recorded console session |
 //!
-//! The peer is a program that runs untrusted code, so every decoder expects the worst: what it keeps
-//! is bounded by the constants here, each call does work in proportion to its input, and
-//! how the bytes were cut into reads makes no difference. The first error is final: a decoder that
-//! failed gives the same error for good, and the connection is to be closed.
+//! The peer runs untrusted code, so every decoder accepts hostile input: the constants here bound its
+//! memory, the work of a call is proportional to its input, and the result does not depend on how the
+//! bytes were split into reads. The first error is final: a failed decoder returns the same error
+//! again, and the connection must be closed.
 //!
-//! The one rule for a caller: after every `handle_bytes`, poll until nothing comes.
+//! The rule for a caller: after every `handle_bytes`, poll until the result is `None`.
 
 pub mod asciicast;
 mod backlog;
@@ -27,24 +27,24 @@ pub mod json_stream;
 pub mod qmp;
 pub mod vsock;
 
-/// Bytes of an HTTP response that are not its body: status line, headers, trailers, and those of
+/// Maximum bytes of an HTTP response without its body: status line, headers and trailers, including
 /// all interim responses before it.
 pub const MAX_HTTP_HEAD: usize = 16 * 1024;
 
-/// A limit for the body of an HTTP response that fits every answer we ask for.
+/// A maximum for the body of an HTTP response that fits every response that Capsa requests.
 pub const MAX_HTTP_BODY: usize = 1024 * 1024;
 
-/// Bytes of one line that introduces a chunk, extensions included.
+/// Maximum bytes of a chunk-size line, including extensions.
 pub const MAX_HTTP_CHUNK_LINE: usize = 256;
 
-/// Bytes of one QMP line, its end not counted.
+/// Maximum bytes of one QMP line, without its end.
 pub const MAX_QMP_LINE: usize = 1024 * 1024;
 
-/// Bytes of one object of a JSON stream.
+/// Maximum bytes of one object of a JSON stream.
 pub const MAX_JSON_OBJECT: usize = 256 * 1024;
 
-/// How deep the objects and arrays of a JSON stream may nest.
+/// Maximum nesting depth of objects and arrays in a JSON stream.
 pub const MAX_JSON_DEPTH: usize = 64;
 
-/// Bytes that may wait in a decoder to be polled. More is an error: the driver is not polling.
+/// Maximum bytes in a decoder that were not polled. More is an error: the driver does not poll.
 pub const MAX_BACKLOG: usize = 4 * 1024 * 1024;

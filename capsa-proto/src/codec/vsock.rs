@@ -1,26 +1,26 @@
-//! The first words on a connection to a guest's vsock port: one line each way.
+//! The handshake of a connection to a guest's vsock port: one line in each direction.
 //!
 //! ```text
 //! host:  "CONNECT" SP port LF
-//! guest: "OK" SP number LF        and from here on the bytes are the guest's
+//! guest: "OK" SP number LF        the bytes of the guest follow
 //! ```
 //!
-//! Where nobody listens in the guest, the connection closes without a word. The answer must be read
-//! byte by byte, for what comes behind its LF belongs to whoever asked for the connection.
+//! If no program listens in the guest, the connection closes without an answer. The answer must be read
+//! byte by byte, because the bytes after its LF belong to the caller of the connection.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// Bytes of the answer's line, its end not counted: `OK` and a 32-bit number.
+/// Maximum bytes of the answer without its line end: `OK` and a 32-bit number.
 pub const MAX_VSOCK_LINE: usize = "OK 4294967295".len();
 
-/// The line that asks for a connection to `port` of the guest.
+/// The line that requests a connection to `port` of the guest.
 pub fn connect_request(port: u32) -> String {
     format!("CONNECT {port}\n")
 }
 
-/// Reads the answer to [`connect_request`].
+/// Parses the answer to [`connect_request`].
 #[derive(Debug, Clone, Default)]
 pub struct ConnectAnswer {
     line: Vec<u8>,
@@ -32,11 +32,11 @@ pub struct ConnectAnswer {
 pub struct NotOk(String);
 
 impl ConnectAnswer {
-    /// Takes the next byte. `true` when it was the last of the answer.
+    /// Takes the next byte. Returns `true` if it is the last byte of the answer.
     ///
     /// # Errors
     ///
-    /// When the line is no good, at the first byte that shows it.
+    /// When the line is malformed, at its first invalid byte.
     pub fn handle_byte(&mut self, byte: u8) -> Result<bool, NotOk> {
         let wrong = |line: &[u8]| NotOk(String::from_utf8_lossy(line).to_string());
         if byte != b'\n' {
@@ -68,21 +68,21 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_at_its_line_and_leaves_the_rest() {
+    fn connect_answer_ends_at_line_end() {
         assert_eq!(read("OK 1073741824\nhello\n"), Ok(Some(14)));
         assert_eq!(read("OK 5"), Ok(None));
         assert_eq!(read(""), Ok(None));
     }
 
     #[test]
-    fn whatever_else_is_said_is_refused_at_once() {
+    fn connect_answer_malformed_is_rejected() {
         for text in ["NO", "OK\n", "OK \n", "\n", "OK 12a", "OK 42949672950", "HTTP/1.1"] {
             assert!(read(text).is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn a_request_is_one_line() {
+    fn connect_request_is_one_line() {
         assert_eq!(connect_request(u32::MAX), "CONNECT 4294967295\n");
     }
 }

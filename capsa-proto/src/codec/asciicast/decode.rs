@@ -1,4 +1,4 @@
-//! [`Decoder`]: events out of whatever pieces of a file.
+//! [`Decoder`]: decodes events from chunks of a file.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -10,51 +10,51 @@ use super::{CastEvent, CastEventKind, CastHeader, MAX_LINE, RecordedEnd};
 use crate::codec::MAX_BACKLOG;
 use crate::codec::backlog::Backlog;
 
-/// Why a recording cannot be read any further. Lines count from 1.
+/// Why a recording cannot be decoded. Line numbers start at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AsciicastError {
     /// The first line is not the header of an asciicast v2 file.
-    #[error("asciicast: line 1 is no header of version 2: {why}")]
+    #[error("asciicast: invalid version 2 header in line 1: {why}")]
     Header {
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
-    /// A line is no event.
-    #[error("asciicast: line {line} is no event: {why}")]
+    /// A line is not a valid event.
+    #[error("asciicast: invalid event in line {line}: {why}")]
     Event {
-        /// Which.
+        /// The number of the line.
         line: usize,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
     /// A line is longer than [`MAX_LINE`].
     #[error("asciicast: line {line} is longer than {max} bytes")]
     TooLong {
-        /// Which.
+        /// The number of the line.
         line: usize,
         /// Bytes allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were handed in and not polled.
+    /// More than [`MAX_BACKLOG`] bytes were not polled.
     #[error("asciicast: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.
         max: usize,
     },
-    /// The file ends in the middle of a line, or before its header.
+    /// The file ends before its header, or before an event that was announced.
     #[error("asciicast: the file ends in line {line}")]
     Cut {
-        /// Which.
+        /// The number of the line.
         line: usize,
     },
 }
 
-/// Decodes a recording, ours or any other program's.
+/// Decodes a recording of Capsa or of another program.
 ///
-/// 1. Give every piece to [`handle_bytes`](Self::handle_bytes).
-/// 2. Call [`poll_event`](Self::poll_event) until it says `None`.
-/// 3. At the end of the file, [`handle_eof`](Self::handle_eof), and once more 2.
+/// 1. Pass every chunk to [`handle_bytes`](Self::handle_bytes).
+/// 2. Call [`poll_event`](Self::poll_event) until it returns `None`.
+/// 3. At the end of the file, call [`handle_eof`](Self::handle_eof), and repeat step 2.
 ///
 /// ```
 /// use capsa_proto::codec::asciicast::{Decoder, CastEventKind};
@@ -71,13 +71,13 @@ pub enum AsciicastError {
 #[derive(Debug)]
 pub struct Decoder {
     backlog: Backlog,
-    /// Bytes of the present line that were looked at.
+    /// The bytes of the current line that were read.
     seen: usize,
-    /// The present line.
+    /// The number of the current line.
     line: usize,
     max_line: usize,
     header: Option<CastHeader>,
-    /// What the next event's bytes are.
+    /// The bytes that were announced for the next event.
     bytes: Option<Vec<u8>>,
     last: Duration,
     at_eof: bool,
@@ -91,7 +91,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the beginning of a file.
+    /// A decoder at the start of a file.
     pub fn new() -> Self {
         Self::with_max_line(MAX_LINE)
     }
@@ -110,11 +110,11 @@ impl Decoder {
         }
     }
 
-    /// Takes a piece of the file.
+    /// Takes a chunk of the file.
     ///
     /// # Errors
     ///
-    /// [`AsciicastError::BacklogFull`] when nobody polls, or the earlier error.
+    /// [`AsciicastError::BacklogFull`] when the driver does not poll, or the earlier error.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), AsciicastError> {
         self.check()?;
         if self.backlog.push(bytes) {
@@ -123,7 +123,7 @@ impl Decoder {
         Err(self.fail(AsciicastError::BacklogFull { max: MAX_BACKLOG }))
     }
 
-    /// The file ends here. A last line without its newline counts.
+    /// Takes the end of the file. The last line needs no newline.
     ///
     /// # Errors
     ///
@@ -134,11 +134,11 @@ impl Decoder {
         Ok(())
     }
 
-    /// The next event. Events of unknown kinds are passed over, as players do.
+    /// Decodes the next event. Events of unknown types are skipped, as players do.
     ///
     /// # Errors
     ///
-    /// What is wrong with the file; from then on the same.
+    /// When the file is malformed. The error is final.
     pub fn poll_event(&mut self) -> Result<Option<CastEvent>, AsciicastError> {
         self.check()?;
         while let Some(line) = self.next_line()? {
@@ -170,7 +170,7 @@ impl Decoder {
         Ok(None)
     }
 
-    /// The header, once it was read.
+    /// The header, once it was decoded.
     pub fn header(&self) -> Option<&CastHeader> {
         self.header.as_ref()
     }
@@ -214,14 +214,14 @@ impl Decoder {
     }
 
     fn parse_event(&mut self, line: &[u8]) -> Result<Option<CastEvent>, &'static str> {
-        let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
+        let value: Value = serde_json::from_slice(line).map_err(|_| "not JSON")?;
         let Some([at, code, data]) = value.as_array().map(Vec::as_slice) else {
-            return Err("it is no array of three");
+            return Err("not an array of three values");
         };
-        let at = at.as_f64().ok_or("its time is no number")?;
-        let at = Duration::try_from_secs_f64(at).map_err(|_| "its time is out of range")?;
-        let code = code.as_str().ok_or("its code is no text")?;
-        let data = data.as_str().ok_or("its data is no text")?;
+        let at = at.as_f64().ok_or("the time is not a number")?;
+        let at = Duration::try_from_secs_f64(at).map_err(|_| "the time is out of range")?;
+        let code = code.as_str().ok_or("the code is not a string")?;
+        let data = data.as_str().ok_or("the data is not a string")?;
         self.last = self.last.max(at);
         let kind = match code {
             "o" => CastEventKind::Output(self.take_bytes(data)?),
@@ -229,9 +229,9 @@ impl Decoder {
             "m" => CastEventKind::Marker(String::from(data)),
             "secret" => CastEventKind::Secret,
             "button" => CastEventKind::PowerButton,
-            "end" => CastEventKind::End(RecordedEnd::named(data).ok_or("its end is unknown")?),
+            "end" => CastEventKind::End(RecordedEnd::named(data).ok_or("unknown end")?),
             "bytes" => {
-                self.bytes = Some(from_hex(data).ok_or("its data is not hexadecimal")?);
+                self.bytes = Some(from_hex(data).ok_or("the data is not hexadecimal")?);
                 return Ok(None);
             }
             _ => return Ok(None),
@@ -239,24 +239,24 @@ impl Decoder {
         Ok(Some(CastEvent { at: self.last, kind }))
     }
 
-    /// The bytes behind a text, where it was said what they are.
+    /// The bytes of an event: those that were announced, or else its text.
     fn take_bytes(&mut self, text: &str) -> Result<Vec<u8>, &'static str> {
         match self.bytes.take() {
             None => Ok(text.as_bytes().to_vec()),
             Some(bytes) if String::from_utf8_lossy(&bytes) == text => Ok(bytes),
-            Some(_) => Err("it differs from the bytes announced for it"),
+            Some(_) => Err("the data differs from the bytes event before it"),
         }
     }
 }
 
 fn parse_header(line: &[u8]) -> Result<CastHeader, &'static str> {
-    let value: Value = serde_json::from_slice(line).map_err(|_| "it is not JSON")?;
+    let value: Value = serde_json::from_slice(line).map_err(|_| "not JSON")?;
     if value.get("version").and_then(Value::as_u64) != Some(2) {
-        return Err("its version is not 2");
+        return Err("the version is not 2");
     }
     let size = |key| value.get(key).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
     let (Some(width), Some(height)) = (size("width"), size("height")) else {
-        return Err("it has no width and height");
+        return Err("no width and height");
     };
     let timestamp = value.get("timestamp").and_then(Value::as_u64);
     let title = value.get("title").and_then(Value::as_str).map(String::from);

@@ -1,4 +1,4 @@
-//! [`Encoder`]: lines out of events.
+//! [`Encoder`]: encodes events as lines.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::{CastHeader, RecordedEnd};
 
-/// Bytes of output or input that one event carries at most: a longer piece becomes several. Even
-/// escaped to the utmost this is less than [`MAX_LINE`](super::MAX_LINE).
+/// Maximum bytes of output or input in one event; longer data becomes several events. Even with
+/// maximal escaping an event is shorter than [`MAX_LINE`](super::MAX_LINE).
 pub const MAX_TEXT: usize = 32 * 1024;
 
-/// Makes the lines of a recording.
+/// Encodes the lines of a recording.
 ///
 /// ```
 /// use capsa_proto::codec::asciicast::{Encoder, CastHeader};
@@ -22,7 +22,7 @@ pub const MAX_TEXT: usize = 32 * 1024;
 ///
 /// let mut encoder = Encoder::new();
 /// let mut file = encoder.header(&CastHeader::default());
-/// file += &encoder.output(Duration::from_millis(1500), b"caf\xc3"); // cut in a character
+/// file += &encoder.output(Duration::from_millis(1500), b"caf\xc3"); // split within a character
 /// file += &encoder.output(Duration::from_secs(2), b"\xa9\r\n");
 /// file += &encoder.finish();
 /// assert_eq!(
@@ -34,8 +34,8 @@ pub const MAX_TEXT: usize = 32 * 1024;
 /// ```
 #[derive(Debug, Default)]
 pub struct Encoder {
-    /// The beginning of a character of the output, and of the input.
-    cut: [Vec<u8>; 2],
+    /// The incomplete character at the end of the output, and of the input.
+    partial: [Vec<u8>; 2],
     last: Duration,
 }
 
@@ -53,7 +53,7 @@ impl Encoder {
 
     /// The first line.
     pub fn header(&self, header: &CastHeader) -> String {
-        // By hand, for some programs know the format by its first key.
+        // Not with `serde_json`: some programs recognise the format by its first key.
         let mut line =
             format!("{{\"version\":2,\"width\":{},\"height\":{}", header.width, header.height);
         // Writing to a `String` does not fail.
@@ -67,17 +67,17 @@ impl Encoder {
         line
     }
 
-    /// The guest said this. Empty when that is only the beginning of a character.
+    /// Output of the guest. The result is empty if `bytes` is only the start of a character.
     pub fn output(&mut self, at: Duration, bytes: &[u8]) -> String {
         self.stream(CastStream::Output, at, bytes)
     }
 
-    /// This was typed.
+    /// Input.
     pub fn input(&mut self, at: Duration, bytes: &[u8]) -> String {
         self.stream(CastStream::Input, at, bytes)
     }
 
-    /// A line was typed that is not told.
+    /// A line of input that is not recorded.
     pub fn secret(&mut self, at: Duration) -> String {
         self.line(at, "secret", "")
     }
@@ -87,12 +87,12 @@ impl Encoder {
         self.line(at, "button", "")
     }
 
-    /// The machine is over, for this reason.
+    /// The VM ended.
     pub fn end(&mut self, at: Duration, end: RecordedEnd) -> String {
         self.line(at, "end", end.name())
     }
 
-    /// A remark. Players may show it.
+    /// A comment, which players may show.
     pub fn marker(&mut self, at: Duration, text: &str) -> String {
         let mut end = text.len().min(MAX_TEXT);
         while !text.is_char_boundary(end) {
@@ -101,19 +101,19 @@ impl Encoder {
         self.line(at, "m", &text[..end])
     }
 
-    /// What is left at the end: the beginning of a character that was never finished.
+    /// The rest at the end of the recording: characters that stayed incomplete.
     pub fn finish(&mut self) -> String {
-        let [output, input] = core::mem::take(&mut self.cut);
+        let [output, input] = core::mem::take(&mut self.partial);
         let mut lines = self.whole(CastStream::Output, self.last, &output);
         lines += &self.whole(CastStream::Input, self.last, &input);
         lines
     }
 
     fn stream(&mut self, stream: CastStream, at: Duration, bytes: &[u8]) -> String {
-        let mut all = core::mem::take(&mut self.cut[stream as usize]);
+        let mut all = core::mem::take(&mut self.partial[stream as usize]);
         all.extend_from_slice(bytes);
-        let whole = all.len() - half_character(&all);
-        self.cut[stream as usize] = all.split_off(whole);
+        let whole = all.len() - partial_character_len(&all);
+        self.partial[stream as usize] = all.split_off(whole);
         self.whole(stream, at, &all)
     }
 
@@ -122,7 +122,7 @@ impl Encoder {
         while !bytes.is_empty() {
             let mut end = bytes.len().min(MAX_TEXT);
             if end < bytes.len() {
-                end -= half_character(&bytes[..end]);
+                end -= partial_character_len(&bytes[..end]);
             }
             let (piece, rest) = bytes.split_at(end);
             bytes = rest;
@@ -144,7 +144,7 @@ impl Encoder {
         lines
     }
 
-    /// Players count on times that never go back.
+    /// Encodes one line. Players require times that never decrease.
     fn line(&mut self, at: Duration, code: &str, data: &str) -> String {
         self.last = self.last.max(at);
         let (seconds, micros) = (self.last.as_secs(), self.last.subsec_micros());
@@ -152,8 +152,8 @@ impl Encoder {
     }
 }
 
-/// How many bytes at the end are the beginning of a character, and no more than that.
-fn half_character(bytes: &[u8]) -> usize {
+/// The length of the incomplete character at the end of `bytes`.
+fn partial_character_len(bytes: &[u8]) -> usize {
     (1..=3.min(bytes.len()))
         .find(|n| {
             let end = &bytes[bytes.len() - n..];

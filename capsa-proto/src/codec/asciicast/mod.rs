@@ -1,30 +1,30 @@
-//! Asciicast v2: a console session as text, one JSON value a line, which the usual players play.
+//! Asciicast v2, asciinema's recording format: a console session as text, one JSON value per line.
 //!
 //! ```text
 //! {"version": 2, "width": 80, "height": 24, "timestamp": 1700000000}
-//! [0.25, "o", "guest login: "]            the guest said this
-//! [1.5, "i", "root\r"]                    this was typed
+//! [0.25, "o", "guest login: "]            output of the guest
+//! [1.5, "i", "root\r"]                    input
 //! ```
 //!
-//! The format is text, and a console is bytes. Nothing is lost all the same:
+//! The format is text, while a console carries bytes. No byte is lost:
 //!
-//! - a character that was cut between two reads is put together again, and comes with the second;
-//! - bytes that are no UTF-8 become U+FFFD, and the event before says what they were, so that a
-//!   [`Decoder`] gives back the very bytes. Players pass over events they do not know.
+//! - a character that is split between two reads is joined, and written with the second;
+//! - bytes that are not UTF-8 become U+FFFD, and the event before contains the bytes, so that a
+//!   [`Decoder`] restores them. Players ignore unknown events.
 //!
 //! | code | data |
 //! | --- | --- |
 //! | `o` | output |
 //! | `i` | input |
-//! | `m` | a marker: a remark of whoever recorded |
-//! | `bytes` | ours: the bytes of the next event, in hexadecimal, where those are no UTF-8 |
-//! | `secret` | ours: a line was typed here that is not told; the data is empty |
-//! | `button` | ours: the power button was pressed; the data is empty |
-//! | `end` | ours: the machine is over; the data is the name of an [`RecordedEnd`] |
+//! | `m` | a marker: a comment of the program that recorded |
+//! | `bytes` | Capsa only: the bytes of the next event in hexadecimal, if they are not UTF-8 |
+//! | `secret` | Capsa only: a line of input that is not recorded, e.g. a password; the data is empty |
+//! | `button` | Capsa only: the power button was pressed; the data is empty |
+//! | `end` | Capsa only: the VM ended; the data is the name of a [`RecordedEnd`] |
 //!
-//! Here is neither a clock nor a file: an [`Encoder`] is given times and gives lines, a [`Decoder`]
-//! takes any pieces of a file. What it keeps is bounded by [`MAX_LINE`] and
-//! [`MAX_BACKLOG`](super::MAX_BACKLOG), and its first error is final.
+//! This module uses no clock and no file: the caller passes times to an [`Encoder`], which returns lines,
+//! and chunks of a file to a [`Decoder`]. [`MAX_LINE`] and [`MAX_BACKLOG`](super::MAX_BACKLOG) bound the
+//! memory of a decoder, and its first error is final.
 
 mod decode;
 mod encode;
@@ -38,7 +38,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// Bytes of one line of a recording.
+/// Maximum bytes of one line of a recording.
 pub const MAX_LINE: usize = 1024 * 1024;
 
 /// The first line of a recording.
@@ -46,16 +46,16 @@ pub const MAX_LINE: usize = 1024 * 1024;
 pub struct CastHeader {
     /// Columns of the terminal.
     pub width: u16,
-    /// Its rows.
+    /// Rows of the terminal.
     pub height: u16,
-    /// When it began, in seconds since 1970.
+    /// The start of the recording, in seconds since 1970.
     pub timestamp: Option<u64>,
-    /// What it shows.
+    /// The title.
     pub title: Option<String>,
 }
 
 impl Default for CastHeader {
-    /// 80 by 24, as a serial console is taken to be.
+    /// 80 by 24, the usual size of a serial console.
     fn default() -> Self {
         Self { width: 80, height: 24, timestamp: None, title: None }
     }
@@ -64,30 +64,30 @@ impl Default for CastHeader {
 /// One event, at a time since the recording began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CastEvent {
-    /// When. Never before the event before it.
+    /// The time of the event. Times never decrease.
     pub at: Duration,
-    /// What.
+    /// The event.
     pub kind: CastEventKind,
 }
 
-/// What happened.
+/// The event without its time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CastEventKind {
-    /// The guest said this.
+    /// Output of the guest.
     Output(Vec<u8>),
-    /// This was typed.
+    /// Input.
     Input(Vec<u8>),
-    /// A line was typed that is not told.
+    /// A line of input that is not recorded.
     Secret,
     /// The power button was pressed.
     PowerButton,
-    /// The machine is over.
+    /// The VM ended.
     End(RecordedEnd),
-    /// A remark.
+    /// A comment.
     Marker(String),
 }
 
-/// How a recorded machine ended.
+/// How a recorded VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordedEnd {
     /// The guest powered off.
@@ -96,14 +96,14 @@ pub enum RecordedEnd {
     Reset,
     /// The guest panicked.
     Panicked,
-    /// It was ended from outside: killed, or its hypervisor failed.
+    /// The VM was killed, or its hypervisor failed.
     Cut,
 }
 
 impl RecordedEnd {
     const ALL: [Self; 4] = [Self::PoweredOff, Self::Reset, Self::Panicked, Self::Cut];
 
-    /// As it is written.
+    /// The name in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::PoweredOff => "powered off",

@@ -1,4 +1,4 @@
-//! Recordings by example: what is written, what is read, what is refused.
+//! Tests of the encoder and the decoder.
 
 use super::*;
 use alloc::string::ToString;
@@ -18,7 +18,7 @@ fn decode(text: &str) -> Result<Vec<CastEvent>, AsciicastError> {
 const HEADER: &str = "{\"version\":2,\"width\":80,\"height\":24}\n";
 
 #[test]
-fn a_session_comes_back() {
+fn recording_round_trips() {
     let mut encoder = Encoder::new();
     let header = CastHeader {
         timestamp: Some(7),
@@ -58,13 +58,13 @@ fn a_session_comes_back() {
 }
 
 #[test]
-fn what_is_no_text_shows_as_a_replacement_character() {
+fn encoder_invalid_utf8_adds_bytes_event() {
     let line = Encoder::new().output(Duration::ZERO, b"a\xffb");
     assert_eq!(line, "[0.000000,\"bytes\",\"61ff62\"]\n[0.000000,\"o\",\"a\u{fffd}b\"]\n");
 }
 
 #[test]
-fn a_character_that_is_never_finished_comes_at_the_end() {
+fn encoder_finish_writes_incomplete_character() {
     let mut encoder = Encoder::new();
     assert_eq!(encoder.output(Duration::ZERO, b"\xe2\x82"), "");
     let last = "[0.000000,\"bytes\",\"e282\"]\n[0.000000,\"o\",\"\u{fffd}\"]\n";
@@ -73,28 +73,29 @@ fn a_character_that_is_never_finished_comes_at_the_end() {
 }
 
 #[test]
-fn times_never_go_back() {
+fn encoder_times_never_decrease() {
     let mut encoder = Encoder::new();
     encoder.output(Duration::from_secs(5), b"a");
     assert!(encoder.input(Duration::from_secs(3), b"b").starts_with("[5.000000,"));
 }
 
 #[test]
-fn a_long_piece_becomes_several_and_each_is_a_line_that_decodes() {
+fn encoder_long_output_becomes_several_events() {
     let mut encoder = Encoder::new();
     let mut bytes = vec![0; 3 * MAX_TEXT + 1];
     bytes.extend_from_slice("é".as_bytes());
     let file = [HEADER, &encoder.output(Duration::ZERO, &bytes), &encoder.finish()].concat();
     assert!(file.lines().all(|line| line.len() < MAX_LINE));
-    let said = decode(&file).expect("well-formed").into_iter().flat_map(|event| match event.kind {
-        CastEventKind::Output(bytes) => bytes,
-        other => panic!("{other:?}"),
-    });
-    assert!(said.eq(bytes));
+    let output =
+        decode(&file).expect("well-formed").into_iter().flat_map(|event| match event.kind {
+            CastEventKind::Output(bytes) => bytes,
+            other => panic!("{other:?}"),
+        });
+    assert!(output.eq(bytes));
 }
 
 #[test]
-fn events_of_other_programs_are_read_and_unknown_ones_passed_over() {
+fn decoder_unknown_events_are_skipped() {
     let file = [
         "{\"version\": 2, \"width\": 80, \"height\": 24, \"env\": {\"TERM\": \"xterm\"}}",
         "[0, \"o\", \"a\"]",
@@ -109,32 +110,32 @@ fn events_of_other_programs_are_read_and_unknown_ones_passed_over() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_its_line() {
+fn decoder_errors_name_line_and_reason() {
     for (file, error) in [
         ("", "asciicast: the file ends in line 1"),
-        ("[]\n", "asciicast: line 1 is no header of version 2: its version is not 2"),
-        ("{\"version\":3}", "asciicast: line 1 is no header of version 2: its version is not 2"),
+        ("[]\n", "asciicast: invalid version 2 header in line 1: the version is not 2"),
+        ("{\"version\":3}", "asciicast: invalid version 2 header in line 1: the version is not 2"),
+        ("{\"version\":2}", "asciicast: invalid version 2 header in line 1: no width and height"),
+        ("{H\n[-1,\"o\",\"\"]", "asciicast: invalid event in line 2: the time is out of range"),
+        ("{H\n[0,\"o\"]", "asciicast: invalid event in line 2: not an array of three values"),
+        ("{H\n[0,\"o\",\"\"]\n[", "asciicast: invalid event in line 3: not JSON"),
         (
-            "{\"version\":2}",
-            "asciicast: line 1 is no header of version 2: it has no width and height",
+            "{H\n[0,\"bytes\",\"f\"]",
+            "asciicast: invalid event in line 2: the data is not hexadecimal",
         ),
-        ("{H\n[-1,\"o\",\"\"]", "asciicast: line 2 is no event: its time is out of range"),
-        ("{H\n[0,\"o\"]", "asciicast: line 2 is no event: it is no array of three"),
-        ("{H\n[0,\"o\",\"\"]\n[", "asciicast: line 3 is no event: it is not JSON"),
-        ("{H\n[0,\"bytes\",\"f\"]", "asciicast: line 2 is no event: its data is not hexadecimal"),
         ("{H\n[0,\"bytes\",\"ff\"]\n", "asciicast: the file ends in line 3"),
         (
             "{H\n[0,\"bytes\",\"ff\"]\n[0,\"o\",\"x\"]\n",
-            "asciicast: line 3 is no event: it differs from the bytes announced for it",
+            "asciicast: invalid event in line 3: the data differs from the bytes event before it",
         ),
     ] {
         let file = file.replace("{H\n", HEADER);
-        assert_eq!(decode(&file).expect_err("refused").to_string(), error, "{file}");
+        assert_eq!(decode(&file).expect_err("malformed").to_string(), error, "{file}");
     }
 }
 
 #[test]
-fn a_line_without_end_is_refused_and_stays_refused() {
+fn decoder_too_long_line_is_final_error() {
     let mut decoder = Decoder::with_max_line(8);
     decoder.handle_bytes(b"123456789").expect("within the backlog");
     let error = decoder.poll_event().expect_err("too long");

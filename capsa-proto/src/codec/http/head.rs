@@ -2,15 +2,15 @@
 
 use super::HttpError;
 
-/// What a status line says.
+/// A parsed status line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StatusLine {
     pub(super) status: u16,
-    /// HTTP/1.1; otherwise HTTP/1.0.
+    /// Whether the version is HTTP/1.1; otherwise it is HTTP/1.0.
     pub(super) chunks_allowed: bool,
 }
 
-/// What the headers said about the body so far.
+/// How the headers so far delimit the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Framing {
     pub(super) content_length: Option<u64>,
@@ -36,7 +36,7 @@ pub(super) fn parse_status_line(line: &[u8]) -> Result<StatusLine, HttpError> {
 }
 
 impl Framing {
-    /// Checks a header line, and takes note where it is about the body.
+    /// Validates a header line, and stores it if it delimits the body.
     pub(super) fn add_header(&mut self, line: &[u8]) -> Result<(), HttpError> {
         let (name, value) = split_header(line)?;
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -64,7 +64,7 @@ pub(super) fn split_header(line: &[u8]) -> Result<(&[u8], &[u8]), HttpError> {
     Ok((name, value.trim_ascii()))
 }
 
-/// The size in front of a chunk, extensions skipped: `1*HEXDIG *( ";" extension )`.
+/// Parses the size line of a chunk and skips extensions: `1*HEXDIG *( ";" extension )`.
 pub(super) fn parse_chunk_size(line: &[u8]) -> Result<u64, HttpError> {
     let end = memchr::memchr(b';', line).unwrap_or(line.len());
     let (size, extension) = line.split_at(end);
@@ -78,7 +78,7 @@ pub(super) fn parse_chunk_size(line: &[u8]) -> Result<u64, HttpError> {
     })
 }
 
-/// Digits and nothing else; at most 18 of them, so that it cannot overflow.
+/// Parses up to 18 digits and nothing else, so it cannot overflow.
 fn decimal(digits: &[u8]) -> Option<u64> {
     let plain = matches!(digits.len(), 1..=18) && digits.iter().all(u8::is_ascii_digit);
     plain.then(|| digits.iter().fold(0, |sum, &b| sum * 10 + u64::from(b - b'0')))

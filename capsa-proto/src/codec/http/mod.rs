@@ -1,16 +1,16 @@
-//! HTTP/1.1 from the client's side, one exchange a connection.
+//! An HTTP/1.1 client codec: one request and one response per connection.
 //!
-//! [`Request::encode`] gives the bytes to send. [`ResponseDecoder`] takes what comes back:
+//! [`Request::encode`] returns the bytes to send. [`ResponseDecoder`] parses the response:
 //!
-//! 1. Give every read to [`handle_bytes`](ResponseDecoder::handle_bytes), the end of the stream to
+//! 1. Pass every read to [`handle_bytes`](ResponseDecoder::handle_bytes), the end of the stream to
 //!    [`handle_eof`](ResponseDecoder::handle_eof).
-//! 2. After each, ask [`poll_response`](ResponseDecoder::poll_response). When it has one, the
-//!    exchange is over: close the connection. (cloud-hypervisor keeps it open, so do not wait for
-//!    the end of the stream.)
+//! 2. After each, call [`poll_response`](ResponseDecoder::poll_response). When it returns a response,
+//!    close the connection. (cloud-hypervisor keeps it open, so do not wait for the end of the
+//!    stream.)
 //!
-//! Strict where leniency has been used to smuggle (RFC 9112, sections 2.2, 5.1, 6.1 and 6.3): lines
-//! end in CRLF, no blank before a colon, no folded headers, one length only. There are no redirects,
-//! no compression, no reuse of a connection, and no `HEAD`.
+//! The decoder is strict where leniency enables request smuggling (RFC 9112, sections 2.2, 5.1, 6.1 and
+//! 6.3): lines end in CRLF, no blank before a colon, no folded headers, one length only. Redirects,
+//! compression, connection reuse and `HEAD` are unsupported.
 //!
 //! ```
 //! use capsa_proto::codec::http::{Method, Request, ResponseDecoder};
@@ -36,11 +36,11 @@ mod tests;
 pub use request::{Method, Request};
 pub use response::{Response, ResponseDecoder};
 
-/// Why a response was refused.
+/// Why a response was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    /// The first line is not `HTTP/1.0` or `HTTP/1.1`, a status from 100 to 599 and a reason.
+    /// The first line is not a status line: `HTTP/1.0` or `HTTP/1.1`, a status from 100 to 599, a reason.
     #[error("HTTP response: malformed status line")]
     BadStatusLine,
     /// A header or trailer is malformed, or a line ends in something other than CRLF.
@@ -52,28 +52,28 @@ pub enum HttpError {
     /// `Transfer-Encoding` is something other than one `chunked`, or comes with HTTP/1.0.
     #[error("HTTP response: unsupported Transfer-Encoding")]
     BadTransferEncoding,
-    /// Both `Content-Length` and `Transfer-Encoding`: two readers could see two bodies.
+    /// There are both `Content-Length` and `Transfer-Encoding`, so the body is ambiguous.
     #[error("HTTP response: both Content-Length and Transfer-Encoding")]
     ConflictingLength,
     /// A chunk is malformed.
     #[error("HTTP response: malformed chunk")]
     BadChunk,
-    /// Status 101: the peer wants to speak something else.
+    /// Status 101: the peer switches to another protocol.
     #[error("HTTP response: unexpected switch of protocols")]
     UnexpectedUpgrade,
-    /// Status line and headers passed [`MAX_HTTP_HEAD`](super::MAX_HTTP_HEAD).
+    /// Status line and headers exceed [`MAX_HTTP_HEAD`](super::MAX_HTTP_HEAD).
     #[error("HTTP response: headers longer than {max} bytes")]
     HeadTooLong {
         /// Bytes allowed.
         max: usize,
     },
-    /// The body is, or is announced to be, longer than the decoder's limit.
+    /// The body, or its announced length, exceeds the decoder's limit.
     #[error("HTTP response: body longer than {max} bytes")]
     BodyTooLong {
         /// Bytes allowed.
         max: usize,
     },
-    /// The stream ended before the response did.
+    /// The stream ended before the response was complete.
     #[error("HTTP response: connection closed before the response was complete")]
     UnexpectedEof,
 }

@@ -1,4 +1,4 @@
-//! An HTTP request as bytes.
+//! [`Request`]: encodes an HTTP request.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -6,14 +6,14 @@ use core::fmt;
 
 use serde_json::Value;
 
-/// What to do with the resource.
+/// An HTTP method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Read it.
+    /// Read the resource.
     Get,
-    /// Set it.
+    /// Set the resource.
     Put,
-    /// Ask something of it.
+    /// Send a command to the resource.
     Post,
 }
 
@@ -27,10 +27,9 @@ impl fmt::Display for Method {
     }
 }
 
-/// One HTTP request, with a JSON body or with none.
+/// An HTTP request, with or without a JSON body.
 ///
-/// The path is a constant of the program and never made from input, so nothing can be injected
-/// into the request line.
+/// The path is a constant, so input cannot inject anything into the request line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     method: Method,
@@ -43,8 +42,8 @@ impl Request {
     ///
     /// # Panics
     ///
-    /// When `path` does not start with `/` or has bytes other than visible ASCII: a constant of
-    /// ours would be wrong.
+    /// When `path` does not start with `/` or has bytes other than visible ASCII, which is a bug in
+    /// Capsa.
     pub const fn new(method: Method, path: &'static str) -> Self {
         let bytes = path.as_bytes();
         assert!(!bytes.is_empty() && bytes[0] == b'/', "a request path starts with a slash");
@@ -63,7 +62,7 @@ impl Request {
         self.with_body(body)
     }
 
-    /// The same request with this body, which should be JSON text: that is what we announce.
+    /// The same request with this body, which must be JSON text: the content type says so.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Self {
         self.body = Some(body);
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request_announces_its_body() {
+    fn request_encodes_content_length() {
         let bare = Request::new(Method::Get, "/vm/state");
         let empty = Request::new(Method::Put, "/api/v1/vm.boot");
         let full = Request::new(Method::Post, "/vm/state").with_json(&serde_json::json!({"a": 1}));
@@ -140,7 +139,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "visible ASCII")]
-    fn path_with_a_line_break_is_our_own_bug() {
+    fn request_path_with_line_break_panics() {
         let _ = Request::new(Method::Get, "/x HTTP/1.1\r\nEvil: 1");
     }
 }

@@ -1,4 +1,5 @@
-//! The response decoder: a state for each part of a response, one line or one run of bytes a step.
+//! [`ResponseDecoder`]: a state machine with one state for each part of a response. Each step reads one
+//! line or one run of body bytes.
 
 use alloc::vec::Vec;
 
@@ -11,7 +12,7 @@ use crate::codec::{MAX_HTTP_CHUNK_LINE, MAX_HTTP_HEAD};
 pub struct Response {
     /// The status, 200 to 599; interim responses are skipped.
     pub status: u16,
-    /// The body, with the chunks put together. Empty where there was none.
+    /// The body, with the chunks concatenated. Empty if there is none.
     pub body: Vec<u8>,
 }
 
@@ -22,14 +23,14 @@ impl Response {
     }
 }
 
-/// Decodes one response out of however many reads.
+/// Decodes one response from any number of reads.
 ///
-/// Keeps at most the body limit plus [`MAX_HTTP_HEAD`] bytes. Bytes behind the response are ignored:
-/// nothing can follow on a connection that serves one exchange.
+/// Keeps at most the body limit plus [`MAX_HTTP_HEAD`] bytes. Bytes after the response are
+/// ignored: a connection serves one request.
 #[derive(Debug)]
 pub struct ResponseDecoder {
     state: ResponseState,
-    /// The part of the current line that came so far.
+    /// The received part of the current line.
     line: Vec<u8>,
     /// Bytes of finished head lines, interim responses and trailers included.
     head_bytes: usize,
@@ -55,7 +56,7 @@ enum ResponseState {
 }
 
 impl ResponseDecoder {
-    /// A decoder that refuses a body of more than `max_body` bytes.
+    /// A decoder that rejects a body of more than `max_body` bytes.
     pub fn new(max_body: usize) -> Self {
         Self {
             state: ResponseState::StatusLine,
@@ -68,11 +69,11 @@ impl ResponseDecoder {
         }
     }
 
-    /// Takes bytes that came, any number of them.
+    /// Takes received bytes.
     ///
     /// # Errors
     ///
-    /// When they cannot be part of a response, or pass a limit; the same error from then on.
+    /// When they are not part of a valid response, or exceed a limit. The error is final.
     pub fn handle_bytes(&mut self, mut bytes: &[u8]) -> Result<(), HttpError> {
         while !bytes.is_empty() {
             bytes = match self.step(bytes) {
@@ -100,7 +101,7 @@ impl ResponseDecoder {
         }
     }
 
-    /// The response, once, when it is complete.
+    /// Returns the response once, when it is complete.
     pub fn poll_response(&mut self) -> Option<Response> {
         if self.state != ResponseState::Done {
             return None;
@@ -123,7 +124,7 @@ impl ResponseDecoder {
         error
     }
 
-    /// Consumes at least one byte and gives back the rest.
+    /// Consumes at least one byte and returns the rest.
     fn step<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], HttpError> {
         match self.state {
             ResponseState::Failed(error) => Err(error),
@@ -235,7 +236,7 @@ impl ResponseDecoder {
         })
     }
 
-    /// Refuses a length at its announcement, before a byte of it is read.
+    /// Rejects an announced length before any byte of the body is read.
     fn checked_length(&self, length: u64) -> Result<usize, HttpError> {
         let room = self.max_body - self.body.len();
         match usize::try_from(length) {

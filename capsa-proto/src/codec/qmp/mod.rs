@@ -1,14 +1,14 @@
-//! QMP, QEMU's control protocol: JSON objects, one a line, in both directions.
+//! QMP, QEMU's control protocol: JSON objects, one per line, in both directions.
 //!
-//! The conversation: QEMU sends a greeting, we send `qmp_capabilities`, then every command gets one
-//! return or error with its id, and events come in between whenever they please. This module knows
-//! the form of the messages; which command to send when is not its business.
+//! QEMU sends a greeting, the client sends `qmp_capabilities`. Then each command gets one return or error
+//! with its id, and events may arrive at any time. This module encodes and decodes messages; it does not
+//! decide which command to send.
 //!
-//! [`encode_command`] gives the bytes to send. For what comes back:
+//! [`encode_command`] returns the bytes to send. For the received bytes:
 //!
-//! 1. Give every read to [`handle_bytes`](QmpDecoder::handle_bytes).
-//! 2. Call [`poll_message`](QmpDecoder::poll_message) until it says `None`. Each call decodes one
-//!    line, so the caller sets the budget.
+//! 1. Pass every read to [`handle_bytes`](QmpDecoder::handle_bytes).
+//! 2. Call [`poll_message`](QmpDecoder::poll_message) until it returns `None`. Each call decodes
+//!    one line, so the caller controls the work per call.
 //!
 //! ```
 //! use capsa_proto::codec::qmp::{QmpDecoder, QmpMessage, encode_command};
@@ -44,36 +44,36 @@ pub enum QmpMessage {
         /// QEMU's version: major, minor, micro.
         version: (u64, u64, u64),
     },
-    /// A command was carried out.
+    /// A command succeeded.
     Return {
         /// The id of the command, if it had one.
         id: Option<u64>,
-        /// What it returned, often `{}`.
+        /// The returned value, often `{}`.
         value: Value,
     },
-    /// A command was refused or failed.
+    /// A command failed.
     Error {
-        /// The id of the command; QEMU has none to give when it could not read the command.
+        /// The id of the command; `None` if QEMU could not parse the command.
         id: Option<u64>,
-        /// The class, mostly `GenericError`.
+        /// The error class, mostly `GenericError`.
         class: String,
-        /// The description, for people.
+        /// The description in English.
         desc: String,
     },
-    /// Something happened.
+    /// An event.
     Event {
-        /// What, such as `SHUTDOWN`.
+        /// The name, e.g. `SHUTDOWN`.
         name: String,
-        /// The particulars, `Null` where there are none.
+        /// The data; `Null` if there is none.
         data: Value,
-        /// Microseconds since 1970 on the host's clock; `None` where QEMU had no time to give.
+        /// Microseconds since 1970 on the host's clock; `None` if QEMU has no time.
         at_micros: Option<u64>,
     },
-    /// An object that is none of these; a newer QEMU may have something new to say.
+    /// Another object. A newer QEMU may send new kinds of messages.
     Other(Value),
 }
 
-/// Why the conversation cannot go on.
+/// Why the messages cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
@@ -83,7 +83,7 @@ pub enum QmpError {
         /// Bytes allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were handed in and not polled.
+    /// More than [`MAX_BACKLOG`] bytes were not polled.
     #[error("QMP: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.
@@ -98,15 +98,15 @@ pub enum QmpError {
     /// A line is not a JSON object, or nests more than 127 deep.
     #[error("QMP: line is not a JSON object")]
     NotAnObject,
-    /// A greeting, return, error or event lacks something or has it in the wrong form.
+    /// A greeting, return, error or event lacks a member or has one of the wrong type.
     #[error("QMP: malformed {what}")]
     Malformed {
-        /// The part that is wrong.
+        /// The malformed part.
         what: &'static str,
     },
 }
 
-/// A command as one line of bytes, its end included.
+/// Encodes a command as one line, including its end.
 ///
 /// ```
 /// # use capsa_proto::codec::qmp::encode_command;
@@ -126,7 +126,7 @@ pub fn encode_command(id: u64, execute: &str, arguments: Option<&Value>) -> Vec<
     line
 }
 
-/// Decodes QMP lines out of however many reads.
+/// Decodes QMP lines from any number of reads.
 ///
 /// Lines end in LF or CRLF, empty ones are skipped. Keeps at most [`MAX_BACKLOG`] bytes.
 #[derive(Debug)]
@@ -148,11 +148,11 @@ impl QmpDecoder {
         Self { backlog: Backlog::default(), searched: 0, max_line, failed: None }
     }
 
-    /// Takes bytes that came, any number of them, to be decoded when polled.
+    /// Takes received bytes, which are decoded when polled.
     ///
     /// # Errors
     ///
-    /// [`QmpError::BacklogFull`] when nobody polls, or the earlier error.
+    /// [`QmpError::BacklogFull`] when the driver does not poll, or the earlier error.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<(), QmpError> {
         match self.failed {
             Some(error) => Err(error),
@@ -161,12 +161,12 @@ impl QmpDecoder {
         }
     }
 
-    /// Decodes the next line; `None` when no complete one is there.
+    /// Decodes the next line; `None` if there is no complete line.
     ///
     /// # Errors
     ///
-    /// When the line is too long or is not a QMP message; the same error from then on. The messages
-    /// before it were given out.
+    /// When the line is too long or is not a QMP message. The error is final; the messages before it were
+    /// returned.
     pub fn poll_message(&mut self) -> Result<Option<QmpMessage>, QmpError> {
         match self.failed {
             Some(error) => Err(error),
@@ -217,7 +217,7 @@ fn parse_line(line: &[u8]) -> Result<QmpMessage, QmpError> {
     let mut present = kinds.into_iter().filter(|kind| object.contains_key(*kind));
     let (kind, second) = (present.next(), present.next());
     if second.is_some() {
-        return Err(malformed("message: it has two kinds"));
+        return Err(malformed("message: it has two types"));
     }
     let Some((kind, body)) = kind.and_then(|kind| Some((kind, object.remove(kind)?))) else {
         return Ok(QmpMessage::Other(Value::Object(object)));
@@ -255,7 +255,7 @@ fn parse_event(mut object: Map<String, Value>, body: Value) -> Result<QmpMessage
     Ok(QmpMessage::Event { name, data, at_micros })
 }
 
-/// We number our commands, so an id that is no number is not an answer to us.
+/// The ids of our commands are numbers, so another id is an error.
 fn parse_id(object: &Map<String, Value>) -> Result<Option<u64>, QmpError> {
     match object.get("id") {
         None => Ok(None),

@@ -29,7 +29,7 @@ fn decode(bytes: &[u8]) -> (Vec<QmpMessage>, Option<QmpError>) {
 }
 
 #[test]
-fn each_kind_of_message_is_read() {
+fn qmp_each_type_of_message_is_decoded() {
     let generic = |id| QmpMessage::Error { id, class: "GenericError".into(), desc: "no".into() };
     let event =
         |name: &str, data, at_micros| QmpMessage::Event { name: name.into(), data, at_micros };
@@ -69,20 +69,20 @@ fn each_kind_of_message_is_read() {
 }
 
 #[test]
-fn incomplete_line_is_no_message_yet() {
+fn qmp_incomplete_line_yields_no_message() {
     assert_eq!(decode(b"{\"return\": {}}"), (vec![], None));
     assert_eq!(decode(b"\n \r\n"), (vec![], None));
 }
 
 #[test]
-fn messages_before_a_bad_line_are_given_out() {
+fn qmp_messages_before_malformed_line_are_returned() {
     let good = QmpMessage::Other(json!({}));
     for (bad, error) in [
         (&b"{\"a\": \xff}"[..], QmpError::NotUtf8 { at: 6 }),
         (b"[]", QmpError::NotAnObject),
         (b"{}{}", QmpError::NotAnObject),
         (b"{\"return\"", QmpError::NotAnObject),
-        (b"{\"return\": {}, \"error\": {}}", malformed("message: it has two kinds")),
+        (b"{\"return\": {}, \"error\": {}}", malformed("message: it has two types")),
         (b"{\"return\": {}, \"id\": \"1\"}", malformed("id")),
         (b"{\"return\": {}, \"id\": -1}", malformed("id")),
         (b"{\"error\": 5}", malformed("error of a command")),
@@ -95,13 +95,13 @@ fn messages_before_a_bad_line_are_given_out() {
 }
 
 #[test]
-fn deep_nesting_is_refused_and_not_followed() {
+fn qmp_deep_nesting_is_rejected() {
     let deep = ["{\"return\": ", &"[".repeat(100_000), "\n"].concat();
     assert_eq!(decode(deep.as_bytes()), (vec![], Some(QmpError::NotAnObject)));
 }
 
 #[test]
-fn line_of_exactly_the_maximum_is_taken() {
+fn qmp_line_of_maximum_length_is_accepted() {
     let line = |len: usize| ["{\"a\":\"", &"x".repeat(len - 8), "\"}"].concat();
     let too_long = QmpError::LineTooLong { max: MAX_QMP_LINE };
     let (messages, error) = decode((line(MAX_QMP_LINE) + "\n").as_bytes());
@@ -111,7 +111,7 @@ fn line_of_exactly_the_maximum_is_taken() {
 }
 
 #[test]
-fn driver_that_never_polls_is_told() {
+fn qmp_unpolled_bytes_beyond_limit_are_error() {
     let mut decoder = QmpDecoder::new();
     let chunk = "{}\n".repeat(MAX_BACKLOG / 3);
     assert_eq!(decoder.handle_bytes(chunk.as_bytes()), Ok(()));
@@ -121,7 +121,7 @@ fn driver_that_never_polls_is_told() {
 }
 
 #[test]
-fn command_is_one_line_whatever_it_carries() {
+fn qmp_command_is_always_one_line() {
     let line = encode_command(u64::MAX, "a\nb", Some(&json!({"x": "\n\"\u{0}"})));
     assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1);
     let text = String::from_utf8(line).unwrap();
