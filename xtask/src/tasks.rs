@@ -37,7 +37,7 @@ Without a word: from the spawn of QEMU to the login prompt of a Linux guest, in 
   --pairs N                pairs of boots (default: 8)
 console: the console beside rexpect and expectrl.
 idle: threads, descriptors, memory and wake-ups of idle VMs.
-  --machines N             VMs (default: 200)
+  --vms N                  VMs (default: 200)
   --seconds N              how long to measure (default: 10)
   --face embed|handle      measure one API in this process (default: both, each in its own)
 start: from the start of cloud-hypervisor to a running VM, in turn.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
@@ -118,7 +119,8 @@ impl Steps {
 fn count_tests(cargo: &mut Command, count: &mut TestCount) -> io::Result<bool> {
     let mut process = cargo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stderr = process.stderr.take().expect("piped");
-    let programs = std::thread::spawn(move || pass_on_stderr(stderr));
+    let (send, times) = mpsc::channel();
+    std::thread::spawn(move || send.send(pass_on_stderr(stderr)));
     let mut output = BufReader::new(process.stdout.take().expect("piped"));
     let mut stdout = io::stdout().lock();
     let mut line = Vec::new();
@@ -139,8 +141,9 @@ fn count_tests(cargo: &mut Command, count: &mut TestCount) -> io::Result<bool> {
             read => output.consume(read),
         }
     }
-    count.times = programs.join().unwrap_or_default();
     let ok = process.wait()?.success();
+    // A process that a test has left behind may keep standard error open.
+    count.times = times.recv_timeout(Duration::from_secs(10)).unwrap_or_default();
     if !ok && count.failed == 0 {
         count.failed = 1; // A test program did not compile or was killed.
     }

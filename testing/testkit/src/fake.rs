@@ -1,5 +1,5 @@
-//! VMs on a fake QEMU that misbehaves on request ([`capsa_stand_ins::fake_qemu`]), and isolated tests, which
-//! run in a process of their own: what such a test changes or breaks is its own, and a hang ends.
+//! VMs on the fake QEMU ([`capsa_stand_ins::fake_qemu`]), and isolated tests, which run in a process of
+//! their own: what such a test changes or breaks affects no other test, and a hang ends.
 //!
 //! A test becomes isolated by the first line of its body, [`run_isolated!`](crate::run_isolated). The
 //! test's name comes from the test harness, never from a string in the test.

@@ -1,9 +1,7 @@
-//! What machines cost the program that has them while nothing happens: threads, descriptors, memory,
-//! and how often it wakes up.
+//! The cost of idle VMs for the program that owns them: threads, descriptors, memory and wake-ups.
 //!
-//! All of it is the kernel's word on this process, from `/proc`. What the hypervisors cost is not in
-//! it. A process measures itself once: memory that one measurement has freed is what the next one
-//! gets.
+//! The numbers are those of this process in `/proc`, without the hypervisors. A process measures once:
+//! a second measurement would reuse memory that the first one has freed.
 
 use std::fs;
 use std::io;
@@ -18,38 +16,38 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::vm::PATIENCE;
 
-/// What idle machines cost, beside their scrollbacks.
+/// The cost of idle VMs, without their scrollbacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cost {
-    /// How many machines there were.
-    pub machines: usize,
-    /// Threads of Capsa's in this process.
+pub struct IdleCost {
+    /// The number of VMs.
+    pub vms: usize,
+    /// Threads that Capsa started.
     pub threads: usize,
-    /// Descriptors that are open because of them.
+    /// Descriptors that the VMs keep open.
     pub descriptors: usize,
-    /// Bytes of memory of this process' own, without what the guests said.
+    /// Private memory in bytes, without console output.
     pub bytes: usize,
-    /// How often a thread of this process woke up.
+    /// How often the threads of this process woke up.
     pub wakeups: u64,
 }
 
-/// What a process has of each, at one moment.
+/// The resources of a process at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Threads whose name begins with `capsa`. In a program of that name, all that have no other.
+    /// Threads whose name begins with `capsa`. A program of that name passes it on to its threads.
     pub threads: usize,
     /// Open descriptors.
     pub descriptors: usize,
-    /// Bytes of memory of its own.
+    /// Private memory in bytes.
     pub bytes: usize,
 }
 
 impl Usage {
-    /// What a process has, by its directory in `/proc`.
+    /// The resources of the process with this directory in `/proc`.
     ///
     /// # Errors
     ///
-    /// When there is none, or the process is somebody else's.
+    /// When the directory does not exist or is not readable.
     pub fn of(process: &Path) -> io::Result<Self> {
         let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
         let threads = fs::read_dir(process.join("task"))?.flatten().flat_map(|task| name(&task));
@@ -64,18 +62,18 @@ impl Usage {
         Self::of(Path::new("/proc/self"))
     }
 
-    fn since(&self, before: &Self, machines: usize, said: usize, wakeups: u64) -> Cost {
-        Cost {
-            machines,
+    fn since(&self, before: &Self, vms: usize, output: usize, wakeups: u64) -> IdleCost {
+        IdleCost {
+            vms,
             threads: self.threads,
             descriptors: self.descriptors - before.descriptors,
-            bytes: self.bytes.saturating_sub(before.bytes + said),
+            bytes: self.bytes.saturating_sub(before.bytes + output),
             wakeups,
         }
     }
 }
 
-/// The number behind `name` in a file of `/proc`.
+/// The number after `name` in a file of `/proc`.
 fn number(file: &Path, name: &str) -> io::Result<u64> {
     let text = fs::read_to_string(file)?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -83,14 +81,14 @@ fn number(file: &Path, name: &str) -> io::Result<u64> {
     number.ok_or_else(|| io::Error::other(format!("no {name} in {}", file.display())))
 }
 
-/// How often the threads of this process have gone to sleep, which is how often they woke up.
+/// How often the threads of this process have gone to sleep. They woke up as often.
 fn sleeps() -> io::Result<u64> {
     let tasks = fs::read_dir("/proc/self/task")?;
     tasks.map(|task| number(&task?.path().join("status"), "voluntary_ctxt_switches:")).sum()
 }
 
-/// A machine on the hypervisor that does as it is told, which boots, says a word, and is idle.
-pub fn machine(fake_qemu: &Path, kernel: &Path) -> LinuxVmBuilder {
+/// A builder of a VM on the fake QEMU, which prints `ready` and is idle.
+pub fn vm(fake_qemu: &Path, kernel: &Path) -> LinuxVmBuilder {
     Capsa::vm(LinuxBootConfig::new(kernel))
         .backend("qemu")
         .program("qemu", fake_qemu)
@@ -101,24 +99,24 @@ pub fn machine(fake_qemu: &Path, kernel: &Path) -> LinuxVmBuilder {
         .cmdline_override("up console=ready serve")
 }
 
-/// What `machines` of these cost behind [`VmHandle`]s with a console each, over `time`.
+/// The cost of `count` VMs with a [`VmHandle`] and a console each, over `time`.
 ///
 /// # Errors
 ///
-/// When a machine does not start, or there is no `/proc`.
+/// When a VM does not start, or without `/proc`.
 pub fn handles(
-    machines: usize,
+    count: usize,
     time: Duration,
-    machine: impl Fn() -> LinuxVmBuilder,
-) -> Result<Cost, Box<dyn std::error::Error>> {
+    build: impl Fn() -> LinuxVmBuilder,
+) -> Result<IdleCost, Box<dyn std::error::Error>> {
     // What the first one brings is not counted for each: the thread, the watchdog, what is kept of
     // the host.
-    let first = block_on(machine().build())?;
+    let first = block_on(build().build())?;
     block_on(first.start())?;
-    let alone = Usage::now()?;
+    let first_vm = Usage::now()?;
     let mut running = Vec::new();
-    for _ in 0..machines {
-        let vm: VmHandle = block_on(machine().build())?;
+    for _ in 0..count {
+        let vm: VmHandle = block_on(build().build())?;
         block_on(vm.start())?;
         let mut console = block_on(vm.console())?;
         block_on(console.wait_for_timeout("ready", PATIENCE))?;
@@ -126,28 +124,28 @@ pub fn handles(
     }
     let before = settled()?;
     std::thread::sleep(time);
-    // This thread has slept once.
+    // This thread itself has slept once.
     let wakeups = sleeps()? - before - 1;
-    Ok(Usage::now()?.since(&alone, machines, machines * "ready".len(), wakeups))
+    Ok(Usage::now()?.since(&first_vm, count, count * "ready".len(), wakeups))
 }
 
-/// What `machines` of these cost as [`Vm`]s in one `poll(2)` loop, over `time`.
+/// The cost of `count` VMs as [`Vm`]s in one `poll(2)` loop, over `time`.
 ///
 /// # Errors
 ///
 /// As [`handles`].
 pub fn embedded(
-    machines: usize,
+    count: usize,
     time: Duration,
-    machine: impl Fn() -> LinuxVmBuilder,
-) -> Result<Cost, Box<dyn std::error::Error>> {
-    let mut first = [machine().build_embedded()?];
+    build: impl Fn() -> LinuxVmBuilder,
+) -> Result<IdleCost, Box<dyn std::error::Error>> {
+    let mut first = [build().build_embedded()?];
     first[0].start()?;
     drive(&mut first, Instant::now() + PATIENCE, |vms| vms[0].status() == VmStatus::Running)?;
-    let alone = Usage::now()?;
+    let first_vm = Usage::now()?;
     let mut vms: Vec<Vm> = Vec::new();
-    for _ in 0..machines {
-        let mut vm = machine().build_embedded()?;
+    for _ in 0..count {
+        let mut vm = build().build_embedded()?;
         vm.add_reader();
         vm.start()?;
         vms.push(vm);
@@ -155,15 +153,15 @@ pub fn embedded(
     let up = |vm: &Vm| vm.status() == VmStatus::Running && vm.scrollback().end() == 5;
     drive(&mut vms, Instant::now() + PATIENCE, |vms| vms.iter().all(up))?;
     if !vms.iter().all(up) {
-        return Err("the machines do not come up".into());
+        return Err("the VMs do not start".into());
     }
     let before = settled()?;
     drive(&mut vms, Instant::now() + time, |_| false)?;
     let wakeups = sleeps()? - before - 1;
-    Ok(Usage::now()?.since(&alone, machines, machines * "ready".len(), wakeups))
+    Ok(Usage::now()?.since(&first_vm, count, count * "ready".len(), wakeups))
 }
 
-/// The count of [`sleeps`], when it has stood still for a moment: what was begun is over.
+/// The count of [`sleeps`] when it has not changed for a moment.
 fn settled() -> io::Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -175,7 +173,7 @@ fn settled() -> io::Result<u64> {
     }
 }
 
-/// One loop over all of them.
+/// Runs all VMs in one loop until `done` or `until`.
 fn drive(
     vms: &mut [Vm],
     until: Instant,

@@ -1,15 +1,15 @@
-//! VMs for tests, built through the library as any program would.
+//! VMs for tests, built through Capsa's public API.
 //!
-//! - [`vm`] builds VMs from the guests of [`capsa_fixtures`].
-//! - [`fake`] runs a test alone, on a hypervisor that misbehaves.
-//! - [`cut`] drops futures at random moments.
-//! - [`idle`] measures what VMs cost while nothing happens.
-//! - [`lab`] is an emulated host with a working KVM.
-//! - [`processes`] are what runs.
+//! - [`vm`]: VMs with the guests of [`capsa_fixtures`].
+//! - [`fake`]: isolated tests, and VMs on the fake QEMU.
+//! - [`drop_futures`]: drops futures at random awaits.
+//! - [`idle`]: measures the resources of idle VMs.
+//! - [`lab`]: an emulated host with a working KVM.
+//! - [`processes`]: lists the processes of the host.
 //!
-//! What tests need besides is here by its name in [`capsa_fixtures`].
+//! The modules of [`capsa_fixtures`] that most tests use are exported under the same names.
 
-pub mod cut;
+pub mod drop_futures;
 pub mod fake;
 pub mod idle;
 pub mod lab;

@@ -1,6 +1,7 @@
-//! What runs on this machine: from `/proc` where there is one, else from `ps`.
+//! The processes of the host, from `/proc` if it exists, otherwise from `ps`.
 //!
-//! Only for looking. A process may have ended, and another have its id, before the answer is read.
+//! The answer may be out of date when it is read: a process may have ended, and its id may belong to
+//! another one.
 
 use std::fs;
 use std::path::Path;
@@ -11,26 +12,26 @@ use capsa_fixtures::command;
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// Its parent's.
+    /// The id of the parent.
     pub parent: u32,
-    /// It has ended, and its parent has not asked how.
+    /// Whether it has ended and its parent has not reaped it.
     pub is_zombie: bool,
-    /// Its arguments, the program's name first, with blanks between.
+    /// The arguments, starting with the program, separated by blanks.
     pub arguments: String,
 }
 
-/// Every process, or as much as one may see of them.
+/// Every process that this one may see.
 ///
 /// # Panics
 ///
-/// When there is neither `/proc` nor `ps`.
+/// Without `/proc` and `ps`.
 pub fn all() -> Vec<Process> {
     if has_proc() { from_proc() } else { from_ps(&["-A"]) }
 }
 
-/// Whether a process runs (a zombie does not).
+/// Whether a process runs. A zombie does not.
 ///
 /// # Panics
 ///
@@ -41,7 +42,7 @@ pub fn runs(pid: u32) -> bool {
     found.is_some_and(|process| !process.is_zombie)
 }
 
-/// The processes, zombies among them, whose parent is `pid`.
+/// The children of `pid`, including zombies.
 ///
 /// # Panics
 ///
@@ -50,7 +51,7 @@ pub fn children(pid: u32) -> Vec<Process> {
     all().into_iter().filter(|process| process.parent == pid).collect()
 }
 
-/// The processes that have `text` among their arguments.
+/// The processes whose arguments contain `text`.
 ///
 /// # Panics
 ///
@@ -59,27 +60,27 @@ pub fn with_argument(text: &str) -> Vec<Process> {
     all().into_iter().filter(|process| process.arguments.contains(text)).collect()
 }
 
-/// How many threads this process has.
+/// The number of threads of this process.
 ///
 /// # Panics
 ///
 /// As [`all`].
 pub fn threads() -> usize {
     if has_proc() {
-        return fs::read_dir("/proc/self/task").expect("/proc is there").count();
+        return fs::read_dir("/proc/self/task").expect("/proc exists").count();
     }
-    // One line each, below a heading.
+    // A heading, then a line for each thread.
     let me = std::process::id().to_string();
     command::text(Command::new("ps").args(["-M", "-p", &me])).expect("ps").lines().count() - 1
 }
 
-/// How many descriptors this process has.
+/// The number of open descriptors of this process.
 ///
 /// # Panics
 ///
 /// When there is neither `/proc` nor `/dev/fd`.
 pub fn descriptors() -> usize {
-    // On Linux the second is a link to the first, which only udev makes.
+    // On Linux, /dev/fd is a link that udev creates.
     let place = if has_proc() { "/proc/self/fd" } else { "/dev/fd" };
     fs::read_dir(place).expect("/proc or /dev/fd").count()
 }
@@ -89,7 +90,7 @@ fn has_proc() -> bool {
 }
 
 fn from_proc() -> Vec<Process> {
-    let all = fs::read_dir("/proc").expect("/proc is there").flatten();
+    let all = fs::read_dir("/proc").expect("/proc exists").flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(Process::from_proc).collect()
 }
@@ -108,7 +109,7 @@ impl Process {
         Some(Self { pid, parent, is_zombie, arguments: arguments.trim_end().to_owned() })
     }
 
-    /// A line of `ps`.
+    /// Parses a line of `ps`.
     fn from_ps(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let mut number = || words.next()?.parse().ok();
@@ -118,11 +119,11 @@ impl Process {
     }
 }
 
-/// Those that these arguments choose. `ps` fails when there is none.
-fn from_ps(choice: &[&str]) -> Vec<Process> {
+/// The processes that these arguments of `ps` select. `ps` fails if there is none.
+fn from_ps(selection: &[&str]) -> Vec<Process> {
     let mut ps = Command::new("ps");
-    // Twice the `w`: arguments in full, however wide the terminal is.
-    ps.args(["-ww", "-o", "pid=,ppid=,stat=,args="]).args(choice);
+    // `-ww`: full arguments with any width of the terminal.
+    ps.args(["-ww", "-o", "pid=,ppid=,stat=,args="]).args(selection);
     match command::text(&mut ps) {
         Ok(lines) => lines.lines().filter_map(Process::from_ps).collect(),
         Err(command::CommandError::Status { .. }) => Vec::new(),
@@ -136,15 +137,15 @@ mod tests {
     use capsa_fixtures::{host, skip};
 
     #[test]
-    fn a_child_is_found_while_it_runs() {
+    fn child_is_listed_until_it_is_reaped() {
         let mark = "86399.25";
         let mut child = Command::new("sleep").arg(mark).spawn().unwrap();
         let pid = child.id();
         let is_it = |process: &Process| process.pid == pid;
         assert!(runs(pid) && children(std::process::id()).iter().any(is_it));
-        crate::vm::eventually("it is the program", || with_argument(mark).iter().any(is_it));
+        crate::vm::eventually("the program runs", || with_argument(mark).iter().any(is_it));
         child.kill().unwrap();
-        crate::vm::eventually("it is dead", || !runs(pid));
+        crate::vm::eventually("the program has ended", || !runs(pid));
         assert!(children(std::process::id()).iter().any(|it| it.pid == pid && it.is_zombie));
         child.wait().unwrap();
         assert!(!children(std::process::id()).iter().any(is_it));
@@ -152,18 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn ps_says_what_proc_says() {
+    fn ps_and_proc_agree() {
         if !has_proc() || host::find_program("ps").is_none() {
-            return skip("it takes a /proc and a ps to compare them");
+            return skip("needs /proc and ps");
         }
         let mut child = Command::new("sleep").args(["86399.5"]).spawn().unwrap();
         let pid = child.id();
         let proc = || Process::from_proc(pid).unwrap();
-        crate::vm::eventually("it is the program", || proc().arguments == "sleep 86399.5");
+        crate::vm::eventually("the program runs", || proc().arguments == "sleep 86399.5");
         assert_eq!(from_ps(&["-p", &pid.to_string()]), [proc()]);
         assert!(from_ps(&["-A"]).contains(&proc()));
         child.kill().unwrap();
-        crate::vm::eventually("it is dead", || proc().is_zombie);
+        crate::vm::eventually("the program has ended", || proc().is_zombie);
         assert!(from_ps(&["-p", &pid.to_string()])[0].is_zombie);
         child.wait().unwrap();
         assert_eq!(from_ps(&["-p", &pid.to_string()]), []);

@@ -1,4 +1,4 @@
-//! Machines for tests, built through the library as any program would.
+//! VMs for tests, built through the public API.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use capsa_fixtures::guest::{self, LinuxGuest, Variant};
 use capsa_fixtures::nano::Nano;
 use capsa_fixtures::{host, skip};
 
-/// How long a test waits for what takes a tenth of a second: a CI machine may be loaded.
+/// How long a test waits for something that takes a tenth of a second: a CI host may be loaded.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The nano guest in a directory of its own, to be booted by QEMU in emulation.
+/// The nano guest in a temporary directory, for QEMU in emulation.
 #[derive(Debug)]
 pub struct NanoGuest {
     dir: TempDir,
@@ -49,7 +49,7 @@ impl NanoGuest {
         Some(Self::for_any(nano))
     }
 
-    /// A guest for any hypervisor, whatever is installed.
+    /// A guest for any hypervisor. Never skips.
     ///
     /// # Panics
     ///
@@ -60,17 +60,17 @@ impl NanoGuest {
         Self { dir, kernel }
     }
 
-    /// Where the guest's image is.
+    /// The path of the kernel image.
     pub fn kernel(&self) -> &Path {
         &self.kernel
     }
 
-    /// A directory that goes with the guest.
+    /// The temporary directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A machine with it: 32 MiB, a console, no network.
+    /// A builder of a VM with the guest: 32 MiB, a console, no network.
     pub fn builder(&self) -> LinuxVmBuilder {
         Capsa::vm(LinuxBootConfig::new(&self.kernel))
             .backend("qemu")
@@ -91,7 +91,7 @@ pub fn linux_guest() -> Option<LinuxGuest> {
     guest::linux(Variant::Cloud).map_err(skip).ok()
 }
 
-/// A machine with a real Linux guest: 256 MiB, a console, no network, and few words.
+/// A builder of a VM with Linux: 256 MiB, a console, no network, few kernel messages.
 pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
     Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
         .backend("qemu")
@@ -101,7 +101,7 @@ pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
         .cmdline_args(["quiet", "mitigations=off"])
 }
 
-/// Waits until `done`, and fails with `what` when that takes too long.
+/// Waits until `done` returns true. `what` is in the message of the failure.
 ///
 /// # Panics
 ///
@@ -109,7 +109,7 @@ pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
-        assert!(Instant::now() < deadline, "still not: {what}");
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -125,14 +125,14 @@ pub fn in_time<T: Send + 'static>(what: &str, call: impl FnOnce() -> T + Send + 
     calling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Waits as a bare `poll(2)` loop does.
+/// Waits with `poll(2)` until the descriptor is readable or the timeout expires.
 ///
 /// # Panics
 ///
 /// When poll fails.
 pub fn poll_fd(fd: &impl AsFd, timeout: Option<Duration>) {
     let timeout = match timeout {
-        // Rounded up: a loop that is called too early spins.
+        // Rounded up: a loop that wakes too early spins.
         Some(timeout) => PollTimeout::try_from(timeout + Duration::from_micros(999)),
         None => Ok(PollTimeout::NONE),
     };

@@ -9,7 +9,7 @@ use capsa::embed::{TokioVm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
 use capsa_conformance::Subject;
-use capsa_testkit::cut::Random;
+use capsa_testkit::drop_futures::RandomDrops;
 use capsa_testkit::fake;
 use capsa_testkit::nano::Nano;
 use capsa_testkit::run_isolated;
@@ -19,7 +19,7 @@ use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
 /// Does one of the things that read, and gives what came of it.
-async fn read_somehow(console: &mut VmConsole, random: &mut Random) -> Vec<u8> {
+async fn read_somehow(console: &mut VmConsole, random: &mut RandomDrops) -> Vec<u8> {
     let soon = Some(Duration::from_millis(1));
     let text = |text: Option<capsa::Result<String>>| {
         text.and_then(capsa::Result::ok).unwrap_or_default().into_bytes()
@@ -28,54 +28,58 @@ async fn read_somehow(console: &mut VmConsole, random: &mut Random) -> Vec<u8> {
     match random.below(10) {
         0 => {
             let mut buf = [0; 3];
-            let read = random.cut(console.read(&mut buf)).await;
+            let read = random.poll_and_drop(console.read(&mut buf)).await;
             buf[..read.map_or(0, Result::unwrap)].to_vec()
         }
-        1 => text(random.cut(console.wait_for(".")).await),
-        2 => text(random.cut(console.wait_for_timeout(".", Duration::from_millis(1))).await),
+        1 => text(random.poll_and_drop(console.wait_for(".")).await),
+        2 => text(
+            random.poll_and_drop(console.wait_for_timeout(".", Duration::from_millis(1))).await,
+        ),
         3 => {
-            let found = random.cut(console.wait_for_any(&["never", "."])).await;
+            let found = random.poll_and_drop(console.wait_for_any(&["never", "."])).await;
             text(found.map(|found| found.map(|(_, output)| output)))
         }
         4 => {
-            let found = random.cut(console.wait_for_pattern(&dot, soon)).await;
+            let found = random.poll_and_drop(console.wait_for_pattern(&dot, soon)).await;
             text(found.map(|found| found.map(|found| found.output)))
         }
         5 => {
             let patterns = [Pattern::literal("never"), dot];
-            let found = random.cut(console.wait_for_any_pattern(&patterns, None)).await;
+            let found = random.poll_and_drop(console.wait_for_any_pattern(&patterns, None)).await;
             text(found.map(|found| found.map(|found| found.output)))
         }
-        6 => text(random.cut(console.wait_for_silence(Duration::from_micros(200), soon)).await),
-        7 => text(random.cut(console.read_available()).await),
+        6 => text(
+            random.poll_and_drop(console.wait_for_silence(Duration::from_micros(200), soon)).await,
+        ),
+        7 => text(random.poll_and_drop(console.read_available()).await),
         // Neither gets anywhere with a guest that says again what it hears, so neither takes anything.
         8 => {
-            assert!(random.cut(console.login("root", None)).await.is_none());
+            assert!(random.poll_and_drop(console.login("root", None)).await.is_none());
             Vec::new()
         }
         _ => {
-            assert!(random.cut(console.wait_for("never")).await.is_none());
+            assert!(random.poll_and_drop(console.wait_for("never")).await.is_none());
             Vec::new()
         }
     }
 }
 
-async fn write_somehow(console: &mut VmConsole, random: &mut Random) {
+async fn write_somehow(console: &mut VmConsole, random: &mut RandomDrops) {
     let long = ".0123456789".repeat(2000);
     match random.below(6) {
-        0 => drop(random.cut(console.write(b"write.")).await),
-        1 => drop(random.cut(console.write_str("text.")).await),
-        2 => drop(random.cut(console.write_line("line.")).await),
-        3 => drop(random.cut(console.send_interrupt()).await),
-        4 => drop(random.cut(console.send_eof()).await),
-        _ => drop(random.cut(console.write_str(&long)).await),
+        0 => drop(random.poll_and_drop(console.write(b"write.")).await),
+        1 => drop(random.poll_and_drop(console.write_str("text.")).await),
+        2 => drop(random.poll_and_drop(console.write_line("line.")).await),
+        3 => drop(random.poll_and_drop(console.send_interrupt()).await),
+        4 => drop(random.poll_and_drop(console.send_eof()).await),
+        _ => drop(random.poll_and_drop(console.write_str(&long)).await),
     }
 }
 
 #[test]
 fn what_is_read_is_what_was_said_whatever_is_dropped() {
     run_isolated!();
-    let random = &mut Random::new(0x5eed_cafe);
+    let random = &mut RandomDrops::new(0x5eed_cafe);
     block_on(async {
         let vm = fake::vm("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
         let vm = vm.build().await.unwrap();
@@ -98,11 +102,11 @@ fn what_is_read_is_what_was_said_whatever_is_dropped() {
     });
 }
 
-async fn look_somehow(vm: &VmHandle, random: &mut Random) {
+async fn look_somehow(vm: &VmHandle, random: &mut RandomDrops) {
     match random.below(4) {
-        0 => assert!(random.cut(vm.wait()).await.is_none()),
-        1 => assert!(random.cut(vm.wait_timeout(Duration::from_secs(9))).await.is_none()),
-        2 => drop(random.cut(vm.console()).await),
+        0 => assert!(random.poll_and_drop(vm.wait()).await.is_none()),
+        1 => assert!(random.poll_and_drop(vm.wait_timeout(Duration::from_secs(9))).await.is_none()),
+        2 => drop(random.poll_and_drop(vm.console()).await),
         _ => {}
     }
 }
@@ -110,7 +114,7 @@ async fn look_somehow(vm: &VmHandle, random: &mut Random) {
 #[test]
 fn halves_and_lines_lose_nothing() {
     run_isolated!();
-    let random = &mut Random::new(0xfeed);
+    let random = &mut RandomDrops::new(0xfeed);
     block_on(async {
         let vm = fake::vm("up echo serve").build().await.unwrap();
         vm.start().await.unwrap();
@@ -120,10 +124,10 @@ fn halves_and_lines_lose_nothing() {
             let line = format!("line {n}\n");
             let mut rest = line.as_bytes();
             while !rest.is_empty() {
-                let wrote = random.cut(writer.write(rest)).await;
+                let wrote = random.poll_and_drop(writer.write(rest)).await;
                 rest = &rest[wrote.map_or(0, Result::unwrap)..];
             }
-            heard.extend(random.cut(lines.next()).await.flatten());
+            heard.extend(random.poll_and_drop(lines.next()).await.flatten());
         }
         while heard.len() < 500 {
             heard.push(lines.next().await.unwrap());
@@ -137,7 +141,7 @@ fn halves_and_lines_lose_nothing() {
 
 #[test]
 fn a_shell_is_usable_after_whatever_was_given_up() {
-    let random = &mut Random::new(0x0dd);
+    let random = &mut RandomDrops::new(0x0dd);
     for _ in 0..60 {
         block_on(async {
             let guest =
@@ -145,16 +149,16 @@ fn a_shell_is_usable_after_whatever_was_given_up() {
             let guest = guest.on("uname -r", GuestReply::output("6.1.0\n"));
             let vm =
                 testing::vm(guest.on("id -u", GuestReply::output("0\n"))).build().await.unwrap();
-            random.cut(vm.start()).await;
+            random.poll_and_drop(vm.start()).await;
             if vm.status() == VmStatus::Created {
                 vm.start().await.unwrap(); // It was not even polled.
             }
             let mut console = vm.console().await.unwrap();
             console.login_timeout("root", Some("pw"), PATIENCE).await.unwrap();
             for _ in 0..random.below(5) {
-                random.cut(console.run("uname -r", None)).await;
-                random.cut(console.run_command("uname -r", "# ")).await;
-                random.cut(console.run_command_timeout("uname -r", "# ", PATIENCE)).await;
+                random.poll_and_drop(console.run("uname -r", None)).await;
+                random.poll_and_drop(console.run_command("uname -r", "# ")).await;
+                random.poll_and_drop(console.run_command_timeout("uname -r", "# ", PATIENCE)).await;
             }
             let reply = console.run("id -u", Some(PATIENCE)).await.unwrap();
             assert_eq!((reply.output.as_slice(), reply.status), (&b"0\n"[..], Some(0)));
@@ -166,19 +170,19 @@ fn a_shell_is_usable_after_whatever_was_given_up() {
 #[test]
 fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
     run_isolated!();
-    let random = &mut Random::new(0xbeef);
+    let random = &mut RandomDrops::new(0xbeef);
     for _ in 0..40 {
         block_on(async {
-            drop(random.cut(fake::vm("up serve").build()).await);
-            drop(random.cut(fake::vm("up serve").build_driven()).await);
+            drop(random.poll_and_drop(fake::vm("up serve").build()).await);
+            drop(random.poll_and_drop(fake::vm("up serve").build_driven()).await);
             let vm = fake::vm("up serve").build().await.unwrap();
             // What was begun goes on.
-            random.cut(vm.start()).await;
+            random.poll_and_drop(vm.start()).await;
             if vm.status() == VmStatus::Created {
                 vm.start().await.unwrap();
             }
-            random.cut(vm.stop_with_timeout(Duration::from_millis(1))).await;
-            random.cut(vm.kill()).await;
+            random.poll_and_drop(vm.stop_with_timeout(Duration::from_millis(1))).await;
+            random.poll_and_drop(vm.kill()).await;
             vm.stop_with_timeout(Duration::from_millis(1)).await.unwrap();
             assert!(vm.wait().await.unwrap().is_terminal());
         });
@@ -227,7 +231,7 @@ fn a_listener_loses_no_connection() {
         Ok(subject) => subject,
         Err(why) => return skip(why),
     };
-    let random = &mut Random::new(0xacce);
+    let random = &mut RandomDrops::new(0xacce);
     block_on(async {
         let builder = subject.on_backend(guest.builder()).accelerator(Accelerator::Auto).vsock();
         let vm = builder.build().await.unwrap();
@@ -237,7 +241,7 @@ fn a_listener_loses_no_connection() {
         for n in 0..200_u8 {
             // As the device does for the guest.
             UnixStream::connect(&socket).unwrap().write_all(&[n]).unwrap();
-            if let Some(stream) = random.cut(listener.accept()).await {
+            if let Some(stream) = random.poll_and_drop(listener.accept()).await {
                 heard.push(stream.unwrap());
             }
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use capsa_testkit::idle::{self, Cost};
+use capsa_testkit::idle::{self, IdleCost};
 use capsa_testkit::nano::Nano;
 use capsa_testkit::vm::NanoGuest;
 use capsa_testkit::{fake, skip};
@@ -11,7 +11,9 @@ use capsa_testkit::{fake, skip};
 const MACHINES: usize = 200;
 
 /// `None` where the kernel does not tell, or this is not the test's own process.
-fn cost(measure: impl Fn(&Path) -> Result<Cost, Box<dyn std::error::Error>>) -> Option<Cost> {
+fn cost(
+    measure: impl Fn(&Path) -> Result<IdleCost, Box<dyn std::error::Error>>,
+) -> Option<IdleCost> {
     if !Path::new("/proc/self/smaps_rollup").exists() {
         skip("the kernel does not tell what a process costs");
         return None;
@@ -23,7 +25,7 @@ fn cost(measure: impl Fn(&Path) -> Result<Cost, Box<dyn std::error::Error>>) -> 
     Some(measure(guest.kernel()).unwrap())
 }
 
-fn assert_cheap(cost: Cost, threads: usize) {
+fn assert_cheap(cost: IdleCost, threads: usize) {
     assert_eq!((cost.threads, cost.wakeups), (threads, 0), "{cost:?}");
     assert!(cost.bytes <= MACHINES * 64 * 1024, "{cost:?}");
     assert!(cost.descriptors <= MACHINES * 10, "{cost:?}");
@@ -33,7 +35,7 @@ fn assert_cheap(cost: Cost, threads: usize) {
 fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
-        let machine = || idle::machine(&fake, kernel);
+        let machine = || idle::vm(&fake, kernel);
         idle::handles(MACHINES, Duration::from_secs(2), machine)
     };
     if let Some(cost) = cost(measure) {
@@ -45,7 +47,7 @@ fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
 fn two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
-        let machine = || idle::machine(&fake, kernel);
+        let machine = || idle::vm(&fake, kernel);
         idle::embedded(MACHINES, Duration::from_secs(2), machine)
     };
     if let Some(cost) = cost(measure) {

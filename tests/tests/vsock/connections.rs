@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use capsa::{Error, VmHandle, VsockStream};
-use capsa_testkit::cut::Random;
+use capsa_testkit::drop_futures::RandomDrops;
 use capsa_testkit::fake;
 use capsa_testkit::processes::descriptors;
 use capsa_testkit::programs::TestProgram;
@@ -46,7 +46,7 @@ async fn echoes(stream: &mut VsockStream, text: &[u8]) {
 #[test]
 fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
     run_isolated!();
-    let random = &mut Random::new(0x50c3);
+    let random = &mut RandomDrops::new(0x50c3);
     block_on(async {
         let vm = started().await;
         drop(vm.vsock_connect(ECHO).await.unwrap()); // What async-io needs for itself is there now.
@@ -56,9 +56,13 @@ fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
         for _ in 0..1000 {
             let port = [ECHO, REFUSED, SILENT, HESITANT][random.index(4)];
             let result = match random.below(3) {
-                0 => random.cut(vm.vsock_connect(port)).await,
-                1 => random.cut(vm.vsock_connect_timeout(port, PATIENCE)).await,
-                _ => random.cut(vm.vsock_connect_timeout(port, Duration::from_micros(200))).await,
+                0 => random.poll_and_drop(vm.vsock_connect(port)).await,
+                1 => random.poll_and_drop(vm.vsock_connect_timeout(port, PATIENCE)).await,
+                _ => {
+                    random
+                        .poll_and_drop(vm.vsock_connect_timeout(port, Duration::from_micros(200)))
+                        .await
+                }
             };
             match (port, result) {
                 (_, None) => cut += 1,
@@ -94,7 +98,7 @@ fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
 fn a_stream_loses_nothing_whatever_is_dropped() {
     const BYTES: usize = 2_000_000;
     run_isolated!();
-    let random = &mut Random::new(0xb17e);
+    let random = &mut RandomDrops::new(0xb17e);
     block_on(async {
         let vm = started().await;
         let mut stream = vm.vsock_connect(ECHO).await.unwrap();
@@ -104,19 +108,19 @@ fn a_stream_loses_nothing_whatever_is_dropped() {
         while heard.len() < BYTES {
             // More than the sockets hold, so that a write waits too.
             let some = rest.len().min(1 + random.index(500_000));
-            let wrote = random.cut(stream.write(&rest[..some])).await.map(Result::unwrap);
+            let wrote = random.poll_and_drop(stream.write(&rest[..some])).await.map(Result::unwrap);
             rest = &rest[wrote.unwrap_or(0)..];
             cut += usize::from(wrote.is_none());
-            cut += usize::from(random.cut(stream.flush()).await.is_none());
+            cut += usize::from(random.poll_and_drop(stream.flush()).await.is_none());
             let mut chunk = vec![0; 1 + random.index(50_000)];
-            let read = random.cut(stream.read(&mut chunk)).await.map(Result::unwrap);
+            let read = random.poll_and_drop(stream.read(&mut chunk)).await.map(Result::unwrap);
             heard.extend(&chunk[..read.unwrap_or(0)]);
             cut += usize::from(read.is_none());
         }
         assert!(heard == sent, "what came back is not what was sent");
         assert!(cut > 50, "{cut} futures were dropped");
         // A close that is given up is still a close once it is asked for again.
-        random.cut(stream.close()).await;
+        random.poll_and_drop(stream.close()).await;
         stream.close().await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         vm.kill().await.unwrap();

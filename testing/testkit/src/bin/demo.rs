@@ -1,6 +1,5 @@
-//! `cargo xtask demo`: from a fresh machine to a command run in a real Linux guest.
-//!
-//! It uses the library as any program would, and prints what each phase took.
+//! `cargo xtask demo`: boots a Linux guest, runs a command in it and stops it, through the public API.
+//! Prints the time of each phase.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use capsa_fixtures::guest::{self, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 
-/// A loaded machine without KVM takes its time.
+/// The time limit of the boot on a loaded host without KVM.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn main() -> std::process::ExitCode {
@@ -19,13 +18,13 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: Arguments) -> Outcome {
     finish(arguments)?;
     setup::ensure(&[Requirement::Qemu, Requirement::GuestTools])?;
-    println!("making the guest (once)");
+    println!("building the guest (only the first time)");
     let guest = guest::linux(Variant::Cloud)?;
 
     let config = LinuxDirectBootConfig {
         kernel: guest.kernel,
         initrd: guest.initrd,
-        // The demo leaves the disk as it found it.
+        // The demo does not change the disk.
         disk: DiskImage::new(guest.disk_qcow2).ephemeral(),
     };
     let vm = Capsa::vm(config)
@@ -41,7 +40,7 @@ fn run(arguments: Arguments) -> Outcome {
     }
     println!("booting on {}", plan.backend);
 
-    let mut phases = Phases::begin();
+    let mut phases = DemoPhases::begin();
     vm.start()?;
     phases.end("spawn");
     let mut console = vm.console()?;
@@ -58,18 +57,18 @@ fn run(arguments: Arguments) -> Outcome {
     println!();
     print!("{}", String::from_utf8_lossy(&uname.output));
     phases.print();
-    let report = vm.stop_report().ok_or("the machine did not end")?;
+    let report = vm.stop_report().ok_or("the VM did not end")?;
     println!("stopped: {report}");
     Ok(())
 }
 
-/// What each phase took.
-struct Phases {
+/// The time of each phase.
+struct DemoPhases {
     last: Instant,
     took: Vec<(&'static str, Duration)>,
 }
 
-impl Phases {
+impl DemoPhases {
     fn begin() -> Self {
         Self { last: Instant::now(), took: Vec::new() }
     }

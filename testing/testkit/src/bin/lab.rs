@@ -1,8 +1,8 @@
-//! `cargo xtask lab`: the conformance suite on the real cloud-hypervisor with real Linux guests, on a
-//! host that has no KVM for them.
+//! `cargo xtask lab`: runs the conformance suite on the real cloud-hypervisor with Linux guests, on a
+//! host without KVM: in the [lab](capsa_testkit::lab), an emulated host.
 //!
-//! Capsa boots an emulated machine that has one, and the suite runs inside of it. Flags are for the
-//! suite, as `--filter TEXT`; a program is run in its place, with everything where it is on the host.
+//! Flags are those of the suite, for example `--filter TEXT`. A program in the arguments runs instead of
+//! the suite.
 
 use std::ffi::OsString;
 use std::io::{Write, stdout};
@@ -18,11 +18,11 @@ use capsa_testkit::lab::Lab;
 
 use capsa_fixtures::task::{Arguments, Outcome};
 
-/// How long a program may be silent. Longer than the suite gives to one scenario: it shall say itself
-/// which one hangs.
+/// How long a program may print nothing. Longer than the time limit of a scenario, so that the suite
+/// itself reports which one hangs.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// What programs inside find as it is here, besides what begins with `CAPSA_`.
+/// The environment variables that programs in the lab get, besides those that begin with `CAPSA_`.
 const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
 
 fn main() -> std::process::ExitCode {
@@ -32,7 +32,7 @@ fn main() -> std::process::ExitCode {
 fn run(arguments: Arguments) -> Outcome {
     let words = arguments.finish();
     if !cfg!(target_arch = "x86_64") {
-        skip_task("xtask lab", "the machine with a KVM inside is emulated for x86-64 only");
+        skip_task("xtask lab", "the lab runs only on x86-64");
         return Ok(());
     }
     let Some(hypervisor) = cloud_hypervisor() else {
@@ -46,15 +46,15 @@ fn run(arguments: Arguments) -> Outcome {
         Requirement::Passt,
     ])?;
 
-    let mut phases = Phases::begin();
+    let mut phases = LabPhases::begin();
     let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
     let programs = programs::build_all()?;
     let program = if of_the_suite { conformance(&programs, words) } else { words };
-    phases.end("built what is run");
-    // There is no network inside to make it with.
+    phases.end("built the programs");
+    // The lab has no network to download their packages.
     guest::linux(Variant::Cloud)?;
     guest::linux(Variant::Lab)?;
-    phases.end("made the guests");
+    phases.end("built the guests");
 
     let mut lab = Lab::boot()?;
     phases.end("booted to the prompt");
@@ -62,7 +62,7 @@ fn run(arguments: Arguments) -> Outcome {
     phases.end("mounted the host's root");
     let status = lab.run(&program, &environment(&hypervisor, &programs), PATIENCE, |line| {
         let mut stdout = stdout().lock();
-        // Whoever reads us may have left; the status counts then.
+        // If standard output is closed, the exit status still counts.
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     })?;
     phases.end("ran the program");
@@ -90,7 +90,7 @@ fn conformance(programs: &Path, flags: Vec<OsString>) -> Vec<OsString> {
     command.into_iter().chain(flags).collect()
 }
 
-/// The environment of the program inside.
+/// The environment of the program in the lab.
 fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> {
     let is_kept = |key: &str| {
         let ours = [
@@ -112,10 +112,10 @@ fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> 
     kept.chain(ours).chain(passt).collect()
 }
 
-/// Says what each phase took, when it ends.
-struct Phases(Instant);
+/// Prints the time of each phase when it ends.
+struct LabPhases(Instant);
 
-impl Phases {
+impl LabPhases {
     fn begin() -> Self {
         Self(Instant::now())
     }

@@ -1,14 +1,14 @@
-//! A program that owns a machine and is killed by a test: says what it does, a word a line.
+//! A program that owns a VM, for tests that kill it. It prints a word for each step.
 //!
 //! `owner KERNEL SHARE BACKEND`: boots the nano guest with a share on `qemu` or on the stand-in for
-//! `vfkit`, waits until it listens, stops it.
+//! `vfkit`, waits until it is ready, stops it.
 
 use std::io::Write;
 use std::time::Duration;
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode};
 
-fn say(word: &str) {
+fn print(word: &str) {
     println!("{word}");
     let _ = std::io::stdout().flush();
 }
@@ -19,9 +19,9 @@ fn main() -> capsa::Result<()> {
         eprintln!("usage: owner KERNEL SHARE BACKEND");
         std::process::exit(2);
     };
-    say("begin");
+    print("begin");
     let builder = match backend.as_str() {
-        // It wants an initrd, and shares nothing read-only.
+        // vfkit requires an initrd, and has no read-only shares.
         "vfkit" => Capsa::vm(LinuxBootConfig::new(&kernel).initrd(&kernel))
             .program("vfkit", capsa_stand_ins::VFKIT)
             .trust_backend()
@@ -33,14 +33,14 @@ fn main() -> capsa::Result<()> {
             .share(share, "/share", MountMode::ReadOnly),
     };
     let vm = builder.backend(backend).no_network().console_enabled().build_blocking()?;
-    say("built");
+    print("built");
     vm.start()?;
-    say("running");
+    print("running");
     let mut console = vm.console()?;
     console.wait_for("NANO READY\r\n")?;
-    say("ready");
-    // It does not heed the button: the test kills during the grace.
+    print("ready");
+    // The guest ignores the power button: the test kills during the grace period.
     vm.stop_with_timeout(Duration::from_secs(2))?;
-    say("stopped");
+    print("stopped");
     Ok(())
 }

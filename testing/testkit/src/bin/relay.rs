@@ -1,6 +1,6 @@
-//! A program whose machine has its console on the program's own standard input and output.
+//! A program that connects the console of a VM with its own standard input and output.
 //!
-//! `relay KERNEL`: ends when the machine does.
+//! `relay KERNEL`: exits when the VM ends.
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig};
 

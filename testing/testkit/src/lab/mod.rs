@@ -1,17 +1,17 @@
-//! A machine in emulation that has a working `/dev/kvm`, with the host's own files in it: what was
-//! built on the host runs there unchanged, on hypervisors that need KVM.
+//! The lab: an emulated host with a working `/dev/kvm` and the files of the real host. Programs that
+//! were built on the real host run there unchanged, with hypervisors that need KVM.
 //!
-//! QEMU's emulated CPU has AMD's virtualisation, so `kvm_amd` works inside, 10 to 30 times slower
-//! than hardware. The host's root is shared read-only and covered by an overlay in memory: programs
-//! inside find every path as on the host and may write anywhere, and the host does not change.
-//! There is no network, so what is run must have been made before.
+//! QEMU's emulated CPU has AMD's virtualization, so `kvm_amd` works in the lab, 10 to 30 times slower
+//! than hardware. The root of the real host is shared read-only below an overlay in memory: programs
+//! in the lab find the same paths and may write everywhere, and the real host does not change. There is
+//! no network, so the programs and guests must exist before.
 //!
-//! QEMU 10.0.2 makes a mistake there now and then, about once in a million entries into a guest: it
-//! walks the machine's page tables as the guest's, or the other way round (seen with the kernel's
-//! trace points of KVM). That guest is lost: its virtual CPU fails, or it hangs. A scenario that writes
-//! 64 KiB byte by byte meets it in one of ten runs, one that boots Linux hardly ever.
+//! QEMU 10.0.2 has an error here, about once in a million guest entries: it walks the page tables of
+//! the lab as those of the guest, or the reverse (seen with the kernel's trace points of KVM). That
+//! guest is lost: its vCPU fails, or it hangs. A scenario that writes 64 KiB byte by byte hits the
+//! error in one of ten runs, a boot of Linux hardly ever.
 //!
-//! Everything goes through Capsa's public API: this is Capsa testing Capsa.
+//! The lab is a VM of Capsa and uses its public API.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -30,53 +30,54 @@ use tempfile::TempDir;
 use capsa_fixtures::guest::{self, Unavailable, Variant};
 use capsa_fixtures::host;
 
-/// Puts the host's root in place, then becomes the host's shell.
+/// The script that changes to the root of the real host and executes its shell.
 const ENTER: &str = include_str!("enter");
-/// Where the host's root is before that.
+/// The mount point of the real host's root before that.
 const HOST: &str = "/host";
-/// What [`ENTER`] prints at its end.
+/// The line that [`ENTER`] prints at its end.
 const ENTERED: &str = "capsa-lab: entered\r\n";
-/// What stands before the exit status of a program.
+/// The text before the exit status of a program.
 const ENDED: &str = "capsa-lab: ended ";
-/// From spawn to prompt in emulation, on a loaded machine.
+/// The time limit of the boot in emulation, on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The machine.
+/// The running lab.
 #[derive(Debug)]
 pub struct Lab {
     vm: VmHandle,
     console: VmConsole,
-    /// Scripts, which are in the machine at the same path as here.
+    /// The directory of scripts, with the same path in the lab.
     scripts: TempDir,
     ran: usize,
 }
 
-/// Why something in the lab went wrong. That a program there failed is no such error.
+/// An error of the lab itself. A program that fails there is not one.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The guest that it boots cannot be had.
+pub enum LabError {
+    /// The guest of the lab is not available.
     #[error(transparent)]
     Guest(#[from] Unavailable),
-    /// The machine, or its console.
-    #[error("the lab machine does not do as told")]
-    Machine(#[from] capsa::Error),
+    /// The VM or its console.
+    #[error("the VM of the lab failed")]
+    Vm(#[from] capsa::Error),
     /// A script cannot be written.
-    #[error("cannot write a script for the lab machine")]
+    #[error("cannot write a script for the lab")]
     Script(#[from] io::Error),
-    /// There is no virtiofsd to share the host's root with.
+    /// virtiofsd is not installed.
     #[error("virtiofsd is not installed")]
     NoVirtiofsd,
-    /// A program's last line is not what was to be printed there.
-    #[error("the lab machine's shell said {0:?} where an exit status was to be")]
+    /// The last line of a program has no exit status.
+    #[error("expected an exit status from the shell of the lab, got {0:?}")]
     NoStatus(String),
 }
 
 impl Lab {
-    /// Boots it to its shell.
+    /// Boots the lab to its shell.
     ///
     /// # Errors
-    /// When its guest cannot be made, or it does not come up.
-    pub fn boot() -> Result<Self, Error> {
+    ///
+    /// When its guest is not available, or the boot fails.
+    pub fn boot() -> Result<Self, LabError> {
         let guest = guest::linux(Variant::Lab)?;
         let scripts = tempfile::Builder::new().prefix("capsa-lab.").tempdir()?;
         let vm = Capsa::vm(LinuxBootConfig::new(guest.kernel).initrd(guest.initrd))
@@ -87,7 +88,7 @@ impl Lab {
             .no_network()
             .console_enabled()
             .program("virtiofsd", virtiofsd(scripts.path())?)
-            // Nobody writes to the host's files meanwhile, or the lab cannot be relied on anyway.
+            // Nothing should write to the host's files meanwhile; the overlay would not see it.
             .share_with_mechanism(
                 "/",
                 HOST,
@@ -105,11 +106,12 @@ impl Lab {
         Ok(Self { vm, console, scripts, ran: 0 })
     }
 
-    /// Puts the host's root in place of the guest's, writable and without a trace.
+    /// Changes to the root of the real host, with an overlay for writes.
     ///
     /// # Errors
-    /// When a mount fails: the error has what the shell said.
-    pub fn enter(&mut self) -> Result<(), Error> {
+    ///
+    /// When a mount fails. The error contains the console output.
+    pub fn enter(&mut self) -> Result<(), LabError> {
         let script = self.scripts.path().join("enter");
         fs::write(&script, ENTER)?;
         self.console.write_line(&format!("exec sh {HOST}{}", script.display()))?;
@@ -117,18 +119,19 @@ impl Lab {
         Ok(())
     }
 
-    /// Runs a program of the host's there and returns its exit status. `environment` is all it has.
-    /// `on_line` gets each line of its output, standard error included, as it comes.
+    /// Runs a program with exactly this environment and returns its exit status. Calls `on_line` for each
+    /// line of its output and standard error.
     ///
     /// # Errors
-    /// When the machine ends meanwhile, or the program is silent for longer than `patience`.
+    ///
+    /// When the lab ends, or the program prints nothing for longer than `patience`.
     pub fn run<E: AsRef<OsStr>>(
         &mut self,
         program: &[E],
         environment: &[(OsString, OsString)],
         patience: Duration,
         mut on_line: impl FnMut(&str),
-    ) -> Result<i32, Error> {
+    ) -> Result<i32, LabError> {
         self.ran += 1;
         let script = self.scripts.path().join(format!("run-{}", self.ran));
         fs::write(&script, command_script(program, environment))?;
@@ -136,7 +139,7 @@ impl Lab {
         loop {
             let line = self.console.wait_for_timeout("\n", patience)?;
             let line = line.trim_end_matches(['\r', '\n']);
-            // Behind output that did not end its line, it does not begin one.
+            // After an incomplete line, the status does not begin a line.
             let Some((before, status)) = line.split_once(ENDED) else {
                 on_line(line);
                 continue;
@@ -144,29 +147,30 @@ impl Lab {
             if !before.is_empty() {
                 on_line(before);
             }
-            return status.parse().map_err(|_| Error::NoStatus(line.to_owned()));
+            return status.parse().map_err(|_| LabError::NoStatus(line.to_owned()));
         }
     }
 
-    /// Powers it off.
+    /// Powers the lab off.
     ///
     /// # Errors
+    ///
     /// When that fails.
-    pub fn shut_down(self) -> Result<Option<StopReport>, Error> {
+    pub fn shut_down(self) -> Result<Option<StopReport>, LabError> {
         self.vm.stop()?;
         Ok(self.vm.stop_report())
     }
 
-    /// The machine.
+    /// The VM of the lab.
     pub fn vm(&self) -> &VmHandle {
         &self.vm
     }
 }
 
-/// Writes a virtiofsd to `dir` that hides where one file system ends and the next begins: an overlay
-/// looks into the root's file system alone.
-fn virtiofsd(dir: &Path) -> Result<PathBuf, Error> {
-    let real = host::find_program("virtiofsd").ok_or(Error::NoVirtiofsd)?;
+/// Writes a wrapper of virtiofsd to `dir` that does not announce submounts: an overlay covers only the
+/// file system of the root.
+fn virtiofsd(dir: &Path) -> Result<PathBuf, LabError> {
+    let real = host::find_program("virtiofsd").ok_or(LabError::NoVirtiofsd)?;
     let path = dir.join("virtiofsd");
     let real = quoted(real.as_os_str());
     let script = [b"#!/bin/sh\nexec ", &real[..], b" --no-announce-submounts \"$@\"\n"].concat();
@@ -175,7 +179,7 @@ fn virtiofsd(dir: &Path) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-/// A script that runs `program` with this environment and says how it ended.
+/// A script that runs `program` with this environment and prints its exit status.
 fn command_script<E: AsRef<OsStr>>(program: &[E], environment: &[(OsString, OsString)]) -> Vec<u8> {
     let mut script = b"env -i".to_vec();
     for (key, value) in environment {
@@ -192,7 +196,7 @@ fn command_script<E: AsRef<OsStr>>(program: &[E], environment: &[(OsString, OsSt
     script
 }
 
-/// A word for the shell, whatever is in it.
+/// Quotes a word for the shell.
 fn quoted(word: &OsStr) -> Vec<u8> {
     let mut quoted = vec![b'\''];
     for &byte in word.as_bytes() {
@@ -212,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_reaches_the_program_as_it_was_given() {
+    fn command_script_keeps_arguments_unchanged() {
         let environment =
             [("A".into(), "it's $HOME".into()), ("PATH".into(), "/bin:/usr/bin".into())];
         let program =

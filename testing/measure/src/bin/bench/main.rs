@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: what Capsa costs over driving QEMU by hand.
+//! `cargo xtask bench`: compares Capsa with a direct control of QEMU.
 //!
-//! The same arguments, the same guest, in turn: by hand (spawn, connect, `cont`, read until the
-//! prompt) and through the library. What is compared is the time from the spawn to the prompt.
+//! Both boot the same guest with the same arguments, in turn: directly (spawn, connect, `cont`, read to
+//! the prompt) and through Capsa. The bench prints the time from the spawn to the prompt.
 
 mod idle;
 mod start;
@@ -34,7 +34,9 @@ fn run(mut arguments: Arguments) -> Outcome {
         None => prompt(arguments),
         Some("idle") => idle::run(arguments),
         Some("start") => start::run(arguments),
-        Some(other) => Err(format!("no bench {other}; there are idle and start").into()),
+        Some(other) => {
+            Err(format!("unknown bench {other}: expected console, idle or start").into())
+        }
     }
 }
 
@@ -45,19 +47,23 @@ fn prompt(mut arguments: Arguments) -> Outcome {
     let guest = guest::linux(Variant::Cloud)?;
 
     let mut ratios = Vec::new();
-    println!("spawn to prompt, seconds\n{:>8} {:>8} {:>7}", "by hand", "capsa", "ratio");
+    println!("spawn to prompt, seconds\n{:>8} {:>8} {:>7}", "direct", "capsa", "ratio");
     for pair in 0..pairs + 1 {
-        // Which goes first changes, so that a machine that drifts favours none.
-        let (hand, through) = if pair % 2 == 0 {
-            let hand = by_hand(&guest)?;
-            (hand, through_capsa(&guest)?)
+        // The order alternates, so that a drift of the host affects both.
+        let (direct_time, capsa_time) = if pair % 2 == 0 {
+            let direct = direct(&guest)?;
+            (direct, with_capsa(&guest)?)
         } else {
-            let through = through_capsa(&guest)?;
-            (by_hand(&guest)?, through)
+            let capsa = with_capsa(&guest)?;
+            (direct(&guest)?, capsa)
         };
-        let ratio = through.as_secs_f64() / hand.as_secs_f64();
+        let ratio = capsa_time.as_secs_f64() / direct_time.as_secs_f64();
         let warm_up = if pair == 0 { "  (warm-up, not counted)" } else { "" };
-        println!("{:8.3} {:8.3} {ratio:7.3}{warm_up}", hand.as_secs_f64(), through.as_secs_f64());
+        println!(
+            "{:8.3} {:8.3} {ratio:7.3}{warm_up}",
+            direct_time.as_secs_f64(),
+            capsa_time.as_secs_f64()
+        );
         if pair > 0 {
             ratios.push(ratio);
         }
@@ -66,7 +72,7 @@ fn prompt(mut arguments: Arguments) -> Outcome {
     Ok(())
 }
 
-/// The middle of these, which it sorts.
+/// The median. Sorts the values.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -77,7 +83,7 @@ fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-fn through_capsa(guest: &LinuxGuest) -> Result<Duration> {
+fn with_capsa(guest: &LinuxGuest) -> Result<Duration> {
     let vm = vm::linux(guest).build_blocking()?;
     let begin = Instant::now();
     vm.start()?;
@@ -87,7 +93,7 @@ fn through_capsa(guest: &LinuxGuest) -> Result<Duration> {
     Ok(took)
 }
 
-fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
+fn direct(guest: &LinuxGuest) -> Result<Duration> {
     let plan: LaunchPlan = vm::linux(guest).plan()?;
     let ConsolePlan::Socket { socket, .. } = &plan.console else {
         return Err("the plan has no console socket".into());
@@ -112,11 +118,11 @@ fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
             lines.read_line(&mut line)?;
         }
         console.set_read_timeout(Some(PATIENCE))?;
-        let (mut said, mut chunk) = (Vec::new(), [0; 4096]);
-        while !said.ends_with(PROMPT.as_bytes()) {
+        let (mut output, mut chunk) = (Vec::new(), [0; 4096]);
+        while !output.ends_with(PROMPT.as_bytes()) {
             match console.read(&mut chunk)? {
                 0 => return Err("the console closed".into()),
-                n => said.extend_from_slice(&chunk[..n]),
+                n => output.extend_from_slice(&chunk[..n]),
             }
         }
         Ok(begin.elapsed())
@@ -126,7 +132,7 @@ fn by_hand(guest: &LinuxGuest) -> Result<Duration> {
     took
 }
 
-/// As soon as it listens.
+/// Connects as soon as the socket accepts.
 fn connect(socket: &str) -> Result<UnixStream> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {

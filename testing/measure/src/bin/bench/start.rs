@@ -1,7 +1,7 @@
-//! `cargo xtask bench-start`: what Capsa costs between `start` and `Running`.
+//! `cargo xtask bench start`: compares the start of a VM with a direct control of cloud-hypervisor.
 //!
-//! The nano guest on cloud-hypervisor, in turn: by hand (spawn, connect as soon as it listens,
-//! `vm.create`, `vm.boot`) with the arguments and bodies of the plan, and through the library.
+//! Both start the nano guest, in turn: directly (spawn, connect, `vm.create`, `vm.boot`) with the
+//! arguments and bodies of the plan, and through Capsa.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -34,11 +34,11 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let mut throughs = Vec::new();
     for pair in 0..pairs + 1 {
         let (hand, through) = if pair % 2 == 0 {
-            let hand = by_hand(&builder)?;
-            (hand, through_capsa(&builder)?)
+            let hand = direct(&builder)?;
+            (hand, with_capsa(&builder)?)
         } else {
-            let through = through_capsa(&builder)?;
-            (by_hand(&builder)?, through)
+            let through = with_capsa(&builder)?;
+            (direct(&builder)?, through)
         };
         // The first is a warm-up.
         if pair > 0 {
@@ -48,11 +48,11 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     }
     let (hand, through) = (median(&mut hands), median(&mut throughs));
     println!("start to running, medians of {pairs} pairs");
-    println!("by hand {hand:.2} ms, capsa {through:.2} ms, difference {:.2} ms", through - hand);
+    println!("direct {hand:.2} ms, capsa {through:.2} ms, difference {:.2} ms", through - hand);
     Ok(())
 }
 
-fn through_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
+fn with_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
     let vm = builder.clone().build_blocking()?;
     let begin = Instant::now();
     vm.start()?;
@@ -61,7 +61,7 @@ fn through_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
     Ok(took)
 }
 
-fn by_hand(builder: &LinuxVmBuilder) -> Result<Duration> {
+fn direct(builder: &LinuxVmBuilder) -> Result<Duration> {
     let plan = builder.plan()?;
     let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
     let hypervisor = plan.processes.last().ok_or("the plan has no hypervisor")?;
@@ -76,7 +76,7 @@ fn by_hand(builder: &LinuxVmBuilder) -> Result<Duration> {
     let took = (|| {
         for message in &plan.boot {
             let Body::Http { method, path, body } = &message.body else {
-                return Err("the plan does not speak HTTP".into());
+                return Err("the plan does not use HTTP".into());
             };
             let body = body.as_ref().map(ToString::to_string).unwrap_or_default();
             let mut stream = connect(plan.control.socket.as_str())?;
@@ -96,13 +96,13 @@ fn by_hand(builder: &LinuxVmBuilder) -> Result<Duration> {
 }
 
 fn expect_no_content(mut stream: UnixStream) -> Result<()> {
-    let (mut said, mut chunk) = (Vec::new(), [0; 1024]);
-    while !said.windows(4).any(|w| w == b"\r\n\r\n") {
+    let (mut reply, mut chunk) = (Vec::new(), [0; 1024]);
+    while !reply.windows(4).any(|w| w == b"\r\n\r\n") {
         match stream.read(&mut chunk)? {
             0 => break,
-            n => said.extend_from_slice(&chunk[..n]),
+            n => reply.extend_from_slice(&chunk[..n]),
         }
     }
-    let said = String::from_utf8_lossy(&said);
-    if said.starts_with("HTTP/1.1 204") { Ok(()) } else { Err(said.into_owned().into()) }
+    let reply = String::from_utf8_lossy(&reply);
+    if reply.starts_with("HTTP/1.1 204") { Ok(()) } else { Err(reply.into_owned().into()) }
 }

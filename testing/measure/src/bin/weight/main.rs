@@ -1,8 +1,8 @@
-//! `cargo xtask weight`: what Capsa costs the program that uses it, as Markdown; with `--peers`, beside
-//! what others cost.
+//! `cargo xtask weight`: what Capsa adds to a program, as Markdown; with `--peers`, also what other
+//! crates add.
 //!
-//! Packages are counted, and exact. Seconds are this machine's, as busy as it is: its load is said, and
-//! the seconds of CPU beside them tell more where it is busy.
+//! The numbers of packages are exact. The build times are those of this host with its present load,
+//! which is printed; on a busy host, compare the CPU times.
 
 mod peers;
 
@@ -20,13 +20,12 @@ use capsa_testkit::vm::NanoGuest;
 
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 
-/// What is weighed: its name, its package, the features that make it up, and the face whose idle
-/// machines are measured.
+/// What is measured: a name, the package, its features, and the API of the idle VMs.
 const FACES: &[(&str, &str, &[&str], &str)] = &[
     ("`embed::Vm` alone", "capsa", &["--no-default-features"], "embed"),
     ("async (default)", "capsa", &[], "handle"),
     ("blocking", "capsa", &["--features", "blocking"], "handle"),
-    ("the command, a machine in it", "capsa-cli", &[], "command"),
+    ("the command with a VM", "capsa-cli", &[], "command"),
 ];
 
 fn main() -> std::process::ExitCode {
@@ -41,8 +40,8 @@ fn run(mut arguments: Arguments) -> Outcome {
     let load = load.split(' ').next().unwrap_or("unknown");
     println!("Clean builds in the dev profile on {cores} cores, at a load of {load} before.\n");
     println!(
-        "| | packages, itself included | clean build | threads | descriptors a machine | \
-         memory a machine |"
+        "| | packages, itself included | clean build | threads | descriptors per VM | \
+         memory per VM |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
     for (name, package, features, face) in FACES {
@@ -66,8 +65,7 @@ fn run(mut arguments: Arguments) -> Outcome {
     Ok(())
 }
 
-/// A build into an empty directory. What has to be downloaded is there already: the
-/// tree was resolved before, and this very program was built.
+/// A build into an empty directory. Its dependencies have been downloaded before.
 fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::error::Error>> {
     let target = tempfile::tempdir()?;
     let mut build = workspace::cargo();
@@ -78,13 +76,13 @@ fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::er
     Ok(begin.took())
 }
 
-/// When a build began.
+/// The begin of a build.
 pub(crate) struct Begin {
     at: Instant,
     cpu: Option<f64>,
 }
 
-/// How long it took.
+/// How long a build took.
 pub(crate) struct Took {
     seconds: f64,
     cpu: Option<f64>,
@@ -108,8 +106,8 @@ impl fmt::Display for Took {
     }
 }
 
-/// Seconds that processes took which this one has waited for, and which theirs have: fields 16 and 17
-/// of `/proc/self/stat`, in hundredths on every Linux.
+/// The CPU seconds of reaped descendants: fields 16 and 17 of `/proc/self/stat`, in hundredths on every
+/// Linux.
 fn cpu_of_children() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
@@ -117,19 +115,19 @@ fn cpu_of_children() -> Option<f64> {
     Some((field(16)? + field(17)?) / 100.0)
 }
 
-/// Threads, descriptors and memory of idle machines, as the bench measures them.
+/// Threads, descriptors and memory of idle VMs, from the bench.
 fn idle(face: &str) -> Result<String, Box<dyn std::error::Error>> {
     let mut bench = Command::new(TestProgram::new("bench"));
-    bench.args(["idle", "--face", face, "--machines", "100", "--seconds", "1"]);
+    bench.args(["idle", "--face", face, "--vms", "100", "--seconds", "1"]);
     let row = command::text(&mut bench)?;
     let columns: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
     match columns[..] {
         [_, threads, descriptors, memory, _] => Ok(format!("{threads} | {descriptors} | {memory}")),
-        _ => Err(format!("the bench says {row}").into()),
+        _ => Err(format!("unexpected output of the bench: {row}").into()),
     }
 }
 
-/// The same of the command with a machine in it: all that the process has.
+/// The same for the command with a VM: the whole process.
 fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let target = tempfile::tempdir()?;
@@ -147,8 +145,8 @@ fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
     ]);
     capsa.arg(guest.kernel()).env("CAPSA_QEMU", TestProgram::new("fake-qemu"));
     let mut capsa = capsa.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let mut said = [0; 5];
-    let up = capsa.stdout.take().map(|mut stdout| stdout.read_exact(&mut said));
+    let mut output = [0; 5];
+    let up = capsa.stdout.take().map(|mut stdout| stdout.read_exact(&mut output));
     let usage = Usage::of(&Path::new("/proc").join(capsa.id().to_string()));
     capsa.kill()?;
     capsa.wait()?;
@@ -157,8 +155,8 @@ fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
     Ok(format!("{threads} | {descriptors} | {} KiB, the whole process", bytes / 1024))
 }
 
-/// The command, and the smallest programs that boot a machine: in a loop of their own, and blocking.
-/// The release profile strips them.
+/// The sizes of the command and of the smallest programs that boot a VM: with a loop of their own, and
+/// blocking. The release profile strips them.
 fn programs() -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
     let target = tempfile::tempdir()?;
     let release = target.path().join("release");

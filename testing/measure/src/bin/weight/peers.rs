@@ -1,11 +1,11 @@
-//! What others cost that run machines for programs: the packages of a program that depends on nothing
-//! but one of them, and the seconds until it is built.
+//! What other crates that run VMs add to a program: the number of packages of a program that depends on
+//! one of them, and the build time.
 //!
-//! Two of them download a ready-made runtime while they build. That is left away: it is no work of the
-//! compiler, and weighs what the network does. boxlite wants `protoc` (`protobuf-compiler`) here.
+//! Two of them download a runtime during the build. The measurement skips the download, because its time
+//! depends on the network. boxlite needs `protoc` (`protobuf-compiler`).
 //!
-//! What they cost while a machine is idle is not measured: each wants images, a hypervisor or a KVM of
-//! its own. Where one does not build, the table says why.
+//! The cost of idle VMs is not measured: each crate needs its own images, hypervisor or KVM. If a crate
+//! does not build, the table has the reason.
 
 use std::fs;
 use std::path::Path;
@@ -17,12 +17,12 @@ use capsa_fixtures::task::Outcome;
 
 use super::Begin;
 
-/// A crate from the registry, in its newest version that this compiler takes.
+/// A crate from the registry, in the newest version that this compiler supports.
 struct Peer {
     name: &'static str,
-    /// What Cargo.toml asks for: with default features unless said.
+    /// The dependency in Cargo.toml (default: any version with default features).
     wanted: &'static str,
-    /// A variable for its build, without its downloads.
+    /// An environment variable that disables the downloads of its build.
     env: Option<(&'static str, &'static str)>,
     note: &'static str,
 }
@@ -50,10 +50,10 @@ impl Peer {
     }
 }
 
-/// A build that takes longer has told enough.
+/// The time limit of a build.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// The rows of their table.
+/// Prints the rows of the crates.
 pub(crate) fn run() -> Outcome {
     for peer in PEERS {
         let program = tempfile::tempdir()?;
@@ -85,14 +85,14 @@ fn weigh(program: &Path, peer: &Peer) -> Result<String, Box<dyn std::error::Erro
     let version =
         packages.iter().find_map(|package| package.strip_prefix(&format!("{} ", peer.name)));
     let name = format!("| {} {}{}", peer.name, version.unwrap_or_default(), peer.note);
-    // The program itself is none of theirs.
+    // Without the program itself.
     let count = packages.len() - 1;
     command::output(cargo().arg("fetch"))?;
     let built = build(cargo().args(["build", "--quiet"]), &program.join("errors"))?;
     Ok(format!("{name} | {count} | {built} |"))
 }
 
-/// Seconds, or the first error.
+/// The build time, or the first error.
 fn build(build: &mut Command, errors: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let (begin, deadline) = (Begin::now(), Instant::now() + LIMIT);
     let mut cargo = build.stdout(Stdio::null()).stderr(fs::File::create(errors)?).spawn()?;
@@ -103,24 +103,24 @@ fn build(build: &mut Command, errors: &Path) -> Result<String, Box<dyn std::erro
         if Instant::now() > deadline {
             cargo.kill()?;
             cargo.wait()?;
-            return Ok(format!("not through after {} s", LIMIT.as_secs()));
+            return Ok(format!("no end after {} s", LIMIT.as_secs()));
         }
         std::thread::sleep(Duration::from_millis(50));
     };
     if status.success() {
         return Ok(begin.took().to_string());
     }
-    Ok(format!("does not build here: {}", reason(&fs::read_to_string(errors)?).replace('|', "/")))
+    Ok(format!("does not build: {}", reason(&fs::read_to_string(errors)?).replace('|', "/")))
 }
 
-/// What a build failed of: the first words of a build script's own, or else the first error.
-fn reason(said: &str) -> &str {
-    let of_script = said.lines().skip_while(|line| line.trim() != "--- stderr").skip(1);
+/// Why a build failed: the first line of a build script, or else the first error.
+fn reason(output: &str) -> &str {
+    let of_script = output.lines().skip_while(|line| line.trim() != "--- stderr").skip(1);
     let mut of_script = of_script.map(str::trim).filter(|line| !line.is_empty());
     of_script
         .find(|line| !line.starts_with("thread "))
-        .or_else(|| said.lines().find(|line| line.starts_with("error")))
-        .unwrap_or("it did not say why")
+        .or_else(|| output.lines().find(|line| line.starts_with("error")))
+        .unwrap_or("no reason printed")
 }
 
 #[cfg(test)]
@@ -128,12 +128,12 @@ mod tests {
     use super::reason;
 
     #[test]
-    fn a_build_that_fails_has_a_reason() {
+    fn reason_is_first_line_of_script_or_error() {
         let of_script = "error: failed to run custom build command for `a v1`\n\nCaused by:\n  \
              process didn't exit successfully\n  --- stdout\n  x=y\n\n  --- stderr\n\n  \
              thread 'main' panicked at build.rs:1:2:\n  no protoc\n  stack backtrace:\n";
         assert_eq!(reason(of_script), "no protoc");
         assert_eq!(reason("warning: x\nerror[E0425]: no y\nerror: z\n"), "error[E0425]: no y");
-        assert_eq!(reason(""), "it did not say why");
+        assert_eq!(reason(""), "no reason printed");
     }
 }

@@ -6,31 +6,29 @@ use std::time::Duration;
 
 use futures_lite::future::{poll_once, yield_now};
 
-/// Numbers that are the same in each run. The moments they stand for are not.
+/// Random decisions from a seed: the same numbers in every run. The times at which they take effect
+/// differ.
 #[derive(Debug)]
-pub struct Random(u64);
+pub struct RandomDrops(fastrand::Rng);
 
-impl Random {
-    /// The numbers of this seed, which is not zero.
+impl RandomDrops {
+    /// The decisions of this seed.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
+        self.0.u64(..limit)
     }
 
-    /// A place in something of this length.
+    /// An index into a collection of this length.
     pub fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("it is below a usize")
+        self.0.usize(..len)
     }
 
-    /// Polls a few times with pauses between, and drops the future, unless it is through before.
-    pub async fn cut<F: Future>(&mut self, future: F) -> Option<F::Output> {
+    /// Polls the future a few times with pauses, then drops it if it is not ready.
+    pub async fn poll_and_drop<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         for _ in 0..self.below(5) {
             if let Some(output) = poll_once(&mut future).await {
