@@ -396,7 +396,7 @@ impl Console {
         self.mark_closed(now, ended)
     }
 
-    /// Ends back-pressure, because the VM's processes are told to end: on macOS a process cannot
+    /// Ends back-pressure, because the VM's processes are ending: on macOS a process cannot
     /// exit before its terminal output is read. A paused scrollback keeps 1 MiB more.
     pub(crate) fn release_back_pressure(&mut self) {
         if self.scrollback.overflow() == Overflow::Pause {

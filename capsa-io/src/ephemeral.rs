@@ -102,14 +102,17 @@ mod tests {
         clone(&of, &at).unwrap();
         assert!(std::fs::read(at.as_str()).unwrap() == before);
         let made = std::fs::metadata(at.as_str()).unwrap();
-        assert_eq!(made.permissions().mode() & 0o777, 0o600, "nobody else may read it");
+        assert_eq!(made.permissions().mode() & 0o777, 0o600, "other users cannot read it");
         let blocks = std::os::unix::fs::MetadataExt::blocks(&made);
-        assert!(blocks * 512 < 8 * MIB, "a hole stays one: {blocks} blocks");
+        assert!(blocks * 512 < 8 * MIB, "holes are kept: {blocks} blocks");
 
         let file = File::options().write(true).open(at.as_str()).unwrap();
         file.write_all_at(b"other", 0).unwrap();
         assert!(std::fs::read(of.as_str()).unwrap() == before);
-        assert!(clone(&of, &at).unwrap_err().to_string().contains("cannot clone"), "it is there");
+        assert!(
+            clone(&of, &at).unwrap_err().to_string().contains("cannot clone"),
+            "the clone exists"
+        );
     }
 
     #[test]

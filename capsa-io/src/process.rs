@@ -281,8 +281,7 @@ mod tests {
         let (_poll, mut process) = spawn("sleep 1000");
         let mut lines = Vec::new();
         let long = [b'x'; 2 * LINE];
-        for read in [&b"one\ntw"[..], b"o\r\n\n", &long, &long, b"\nthe rest, which is no line yet"]
-        {
+        for read in [&b"one\ntw"[..], b"o\r\n\n", &long, &long, b"\nan incomplete line"] {
             process.take_lines(read, |line| lines.push(line.to_owned()));
         }
         assert_eq!(lines, ["one", "two", "", &"x".repeat(LINE)]);

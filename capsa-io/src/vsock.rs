@@ -95,7 +95,7 @@ impl Connecting {
     pub fn has_ended(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match recv(&self.stream, &mut [0_u8], flags) {
-            Ok((said, _)) => said == 0,
+            Ok((data, _)) => data == 0,
             Err(errno) => errno != rustix::io::Errno::AGAIN,
         }
     }
@@ -172,13 +172,13 @@ mod tests {
         let mut made = begin().unwrap();
         assert!(made.proceed().unwrap() && !made.is_answered());
         let (mut guest, _) = device.accept().unwrap();
-        assert!(!made.has_ended(), "nothing was said yet");
+        assert!(!made.has_ended(), "no data yet");
         guest.write_all(b"hi").unwrap();
         drop(guest);
-        assert!(!made.has_ended(), "something was said before the end");
-        let mut said = String::new();
-        made.into_stream().read_to_string(&mut said).unwrap();
-        assert_eq!(said, "hi", "nothing was consumed");
+        assert!(!made.has_ended(), "there is unread data before the end");
+        let mut data = String::new();
+        made.into_stream().read_to_string(&mut data).unwrap();
+        assert_eq!(data, "hi", "nothing was consumed");
 
         let refused = begin().unwrap();
         drop(device.accept().unwrap());

@@ -96,7 +96,7 @@ fn helpers(backend: &str, plan: &ProbePlan, found: &ProbeReport) -> Vec<HelperRe
             continue;
         }
         // A probe of a program's options does not contain its version.
-        let line = found.output(probe.key).and_then(|said| said.lines().next());
+        let line = found.output(probe.key).and_then(|output| output.lines().next());
         let line = line.filter(|line| !line.starts_with("Usage"));
         let version = line.map(|line| line.strip_prefix(name).unwrap_or(line).trim().to_owned());
         helpers.push(HelperReport { name, program: found.found(probe.key), version });

@@ -503,14 +503,14 @@ pub(crate) fn match_result(
         Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
             Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
         }
-        Ended::Script(_) => unreachable!("a wait for patterns is no script"),
+        Ended::Script(_) => unreachable!("expected the result of a wait for patterns"),
     }
 }
 
 /// Converts the result of a script for the async API.
 #[cfg(feature = "async")]
 pub(crate) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
-    let Ended::Script(result) = ended else { unreachable!("a script is no wait for patterns") };
+    let Ended::Script(result) = ended else { unreachable!("expected the result of a script") };
     result.map_err(|error| match Error::from(error) {
         Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
             Error::PatternNotFound { pattern, waited, ended: report.map(Box::new), tail, hint }

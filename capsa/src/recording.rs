@@ -110,15 +110,15 @@ mod recorder {
             let spawned =
                 std::thread::Builder::new().name("capsa-record".into()).spawn(move || {
                     let path = self.recording.path;
-                    let mut tape = ConsoleRecorder {
+                    let mut recorder = ConsoleRecorder {
                         file: BufWriter::new(self.file),
                         encoder: Encoder::new(),
                         attached,
                         origin: None,
                         typed: VecDeque::new(),
                     };
-                    if let Err(error) = tape.record(&vm, reader) {
-                        tracing::error!("the recording {} is not whole: {error}", path.display());
+                    if let Err(error) = recorder.record(&vm, reader) {
+                        tracing::error!("recording {} is incomplete: {error}", path.display());
                     }
                     let wakers = vm.lock().relayed();
                     wakers.into_iter().for_each(std::task::Waker::wake);
@@ -200,9 +200,9 @@ mod recorder {
                     RecordedInput::Bytes(bytes) => self.encoder.input(at, &bytes),
                     RecordedInput::Secret => self.encoder.secret(at),
                     RecordedInput::PowerButton => self.encoder.power_button(at),
-                    RecordedInput::Lost(n) => {
-                        self.encoder.marker(at, &format!("{n} bytes typed were not recorded here"))
-                    }
+                    RecordedInput::Lost(n) => self
+                        .encoder
+                        .marker(at, &format!("{n} bytes of input were not recorded here")),
                 };
                 self.file.write_all(line.as_bytes())?;
             }

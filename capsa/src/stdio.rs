@@ -16,7 +16,7 @@ use crate::{Result, VmConsole};
 /// Starts copying bytes in both directions.
 pub(crate) fn relay(shared: &Arc<Shared>) -> Result<()> {
     let (mut reader, mut writer) = VmConsole::new(Arc::clone(shared)).split();
-    let machine = Arc::clone(shared);
+    let vm = Arc::clone(shared);
     std::thread::Builder::new().name("capsa-stdout".into()).spawn(move || {
         let mut chunk = [0; 8192];
         while let Ok(n @ 1..) = block_on(reader.read(&mut chunk)) {
@@ -25,7 +25,7 @@ pub(crate) fn relay(shared: &Arc<Shared>) -> Result<()> {
             let _ = out.write_all(&chunk[..n]).and_then(|()| out.flush());
         }
         drop(reader);
-        let wakers = machine.lock().relayed();
+        let wakers = vm.lock().relayed();
         wakers.into_iter().for_each(std::task::Waker::wake);
     })?;
     // This thread may block in a read of standard input until the program exits.

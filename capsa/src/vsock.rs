@@ -113,10 +113,10 @@ impl VsockListener {
     /// [`Error::NotRunning`] when the VM has ended and no connection waits; [`Error::Io`] when a
     /// system call fails, for example because no descriptor is left.
     pub async fn accept(&self) -> Result<VsockStream> {
-        let heard =
+        let connection =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
         let waiting = StatusWaiter::for_status(&self.shared);
-        let over = poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             let mut state = self.shared.lock();
             if state.vm.status().is_terminal() {
                 return Poll::Ready(Err(Error::NotRunning));
@@ -124,7 +124,7 @@ impl VsockListener {
             waiting.register_waker(&mut state, cx.waker());
             Poll::Pending
         });
-        or(heard, over).await
+        or(connection, ended).await
     }
 }
 

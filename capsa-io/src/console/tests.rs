@@ -20,7 +20,7 @@ fn release_back_pressure_reads_remaining_output() {
         (ready.has(7), console.scrollback().end())
     };
     assert_eq!(on_ready(&mut console), (true, 8));
-    assert_eq!(on_ready(&mut console), (false, 8), "nobody reads, so it waits");
+    assert_eq!(on_ready(&mut console), (false, 8), "without a reader the output stays unread");
     console.release_back_pressure();
     assert_eq!(on_ready(&mut console), (true, 27));
     assert_eq!(console.scrollback().start(), 0, "and nothing is lost");
@@ -48,7 +48,7 @@ fn write_blocked_reports_room_after_any_flush() {
     assert!(ready.has(7), "the writer would wait for ever");
     assert!(console.on_ready(Instant::ZERO, &mut 1, &mut Vec::new()).writable);
     poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
-    assert!(!ready.has(7), "nobody waits any more");
+    assert!(!ready.has(7), "no writer is blocked");
 }
 
 /// A guest that prints an old log is paused in the middle of it; its kernel has not crashed.

@@ -52,6 +52,6 @@ mod tests {
         ] {
             assert_eq!(lock_on(&asks, byte), want, "{byte}");
         }
-        assert_eq!(lock_on(held.as_file(), 101), None, "one's own are no other's");
+        assert_eq!(lock_on(held.as_file(), 101), None, "own locks are not reported");
     }
 }

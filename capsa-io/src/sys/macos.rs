@@ -71,8 +71,8 @@ impl ExitWatch {
 pub(super) fn close_other_descriptors_on_exec() {
     // SAFETY: the call takes nothing and reads a limit.
     for fd in 3..unsafe { libc::getdtablesize() } {
-        // SAFETY: the call takes integers; `fcntl` is async-signal-safe. Most are not open, which it
-        // says and which is no matter.
+        // SAFETY: the call takes integers; `fcntl` is async-signal-safe. Most are not open; the error is
+        // ignored.
         unsafe {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }

@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn start_time_is_stable() {
         let me = std::process::id();
-        let first = start_time(me).expect("we run");
+        let first = start_time(me).expect("this process runs");
         assert_eq!(start_time(me), Some(first));
         assert_eq!(start_time(u32::MAX), None);
     }
@@ -69,7 +69,7 @@ mod tests {
             if !has_exited {
                 watched = Some(watch(child.id()));
                 poll.wait(Some(Duration::from_millis(20)), &mut ready).unwrap();
-                assert!(!ready.has(7), "it runs");
+                assert!(!ready.has(7), "the child runs");
             }
             drop(line);
             if has_exited {
@@ -78,11 +78,11 @@ mod tests {
             }
             for _ in 0..3 {
                 poll.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
-                assert!(ready.has(7), "it has exited");
+                assert!(ready.has(7), "the child has exited");
             }
             drop(watched);
             poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
-            assert!(!ready.has(7), "nobody watches");
+            assert!(!ready.has(7), "the watch was dropped");
             child.wait().unwrap();
         }
     }
