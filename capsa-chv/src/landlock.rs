@@ -10,7 +10,7 @@ use alloc::format;
 
 use serde_json::{Value, json};
 
-use capsa_proto::capabilities::Checked;
+use capsa_proto::capabilities::ValidatedSpec;
 use capsa_proto::host::HostFacts;
 use capsa_proto::plan::Note;
 use capsa_proto::qcow2;
@@ -37,14 +37,14 @@ pub(crate) fn note(host: &HostFacts) -> Option<Note> {
     )))
 }
 
-pub(crate) fn add_to(config: &mut Value, vm: &Checked, host: &HostFacts) {
+pub(crate) fn add_to(config: &mut Value, vm: &ValidatedSpec, host: &HostFacts) {
     if !is_on(host) {
         return;
     }
     config["landlock_enable"] = json!(true);
     let mut beneath = BTreeSet::new();
     for disk in vm.disks() {
-        beneath.extend(qcow2::chain(&disk.path, host).unwrap_or_default());
+        beneath.extend(qcow2::backing_chain(&disk.path, host).unwrap_or_default());
         if vm_config::needs_overlay(disk) {
             beneath.insert(disk.path.clone());
         }

@@ -37,8 +37,8 @@ use capsa_proto::backend::{
     ReplyOutcome, Version,
 };
 use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
-    NetworkModeSupport, Violation,
+    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
+    ValidatedSpec, Violation,
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
@@ -142,7 +142,7 @@ impl HypervisorBackend for CloudHypervisor {
 
     fn plan(
         &self,
-        vm: &Checked,
+        vm: &ValidatedSpec,
         at: &RunDirPlan,
         host: &HostFacts,
         found: &ProbeReport,
@@ -240,7 +240,7 @@ impl HypervisorBackend for CloudHypervisor {
     }
 }
 
-fn notes(vm: &Checked, host: &HostFacts) -> Vec<Note> {
+fn notes(vm: &ValidatedSpec, host: &HostFacts) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
     let asked = u64::from(spec.resources.memory_mb);

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use serde_json::{Value, json};
 
 use capsa_proto::backend::{Feature, ProbeResult};
-use capsa_proto::capabilities::check;
+use capsa_proto::capabilities::validate;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{Body, OverlayPlan};
@@ -108,7 +108,7 @@ fn spec() -> VmSpec {
 
 fn plan(spec: VmSpec) -> LaunchPlan {
     let (host, found) = (host(), all_found());
-    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    let vm = validate(spec, &BACKEND, &host, &found).unwrap();
     BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found)
 }
 
@@ -120,7 +120,7 @@ fn created(plan: &LaunchPlan) -> &Value {
 }
 
 fn refused(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> String {
-    let violations = check(spec, &BACKEND, host, found).unwrap_err();
+    let violations = validate(spec, &BACKEND, host, found).unwrap_err();
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
@@ -268,7 +268,7 @@ fn a_plan_without_programs_names_them() {
     for probe in BACKEND.probe(Arch::X86_64, Some(&spec)).probes {
         found.insert(probe.key, ProbeResult::NotFound { tried: probe.candidates });
     }
-    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    let vm = validate(spec, &BACKEND, &host, &found).unwrap();
     let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
     let programs: Vec<_> = plan.processes.iter().map(|p| p.program.as_str()).collect();
     assert_eq!(programs, ["virtiofsd", "cloud-hypervisor"]);
@@ -348,7 +348,7 @@ fn a_missing_virtiofsd_is_a_lack_until_a_share_needs_it() {
         "{:?}",
         availability.missing_features
     );
-    assert!(check(spec(), &BACKEND, &host(), &found).is_ok());
+    assert!(validate(spec(), &BACKEND, &host(), &found).is_ok());
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn blockers(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<Stri
     let mut host = host();
     host.files.extend(images.iter().map(|(at, facts)| (path(at), facts.clone())));
     let found = found(version, "virtiofsd 1.14.0");
-    match check(VmSpec { disks: vec![disk], ..spec() }, &BACKEND, &host, &found) {
+    match validate(VmSpec { disks: vec![disk], ..spec() }, &BACKEND, &host, &found) {
         Ok(_) => Vec::new(),
         Err(violations) => violations.iter().map(ToString::to_string).collect(),
     }
@@ -446,7 +446,7 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
 fn landlock_is_on_where_the_kernel_has_it_and_else_that_is_said() {
     for (landlock, on) in [(None, false), (Some(2), false), (Some(3), true), (Some(7), true)] {
         let host = HostFacts { landlock, ..host() };
-        let vm = check(spec(), &BACKEND, &host, &all_found()).unwrap();
+        let vm = validate(spec(), &BACKEND, &host, &all_found()).unwrap();
         let at = RunDirPlan::new(host.run_dir.clone());
         let plan = BACKEND.plan(&vm, &at, &host, &all_found());
         assert_eq!(created(&plan).get("landlock_enable").is_some(), on, "{landlock:?}");
@@ -514,7 +514,7 @@ fn what_is_refused_for_what_was_found() {
         ..spec()
     };
     assert!(refused(with(false), &host(), &old).contains("may destroy qcow2 images"));
-    assert!(check(with(true), &BACKEND, &host(), &old).is_ok());
+    assert!(validate(with(true), &BACKEND, &host(), &old).is_ok());
 
     let comma = HostFacts { run_dir: path("/run/a,fd=3"), ..host() };
     assert!(refused(spec(), &comma, &all_found()).starts_with("run_dir: "));

@@ -9,7 +9,7 @@ use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{FileFacts, HostFacts, Reason};
 use capsa_proto::path::HostPath;
-use capsa_proto::qcow2::{self, Header, Overlay};
+use capsa_proto::qcow2::{self, Overlay, Qcow2Header};
 use capsa_proto::spec::{Accelerator, ImageFormat, NetworkMode, RebootPolicy, VmSpec};
 
 use crate::KEY;
@@ -67,9 +67,9 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         if disk.format != ImageFormat::Qcow2 {
             continue;
         }
-        let below = qcow2::chain(&disk.path, host).unwrap_or_default();
+        let below = qcow2::backing_chain(&disk.path, host).unwrap_or_default();
         let names_relatively = |image: &HostPath| match host.file(image) {
-            FileFacts::File { head, .. } => Header::parse(head)
+            FileFacts::File { head, .. } => Qcow2Header::parse(head)
                 .and_then(|header| header.backing)
                 .is_some_and(|name| !name.starts_with('/')),
             _ => false,

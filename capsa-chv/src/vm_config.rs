@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
-use capsa_proto::capabilities::Checked;
+use capsa_proto::capabilities::ValidatedSpec;
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::HostFacts;
 use capsa_proto::path::HostPath;
@@ -18,7 +18,7 @@ use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, NetworkMode};
 
 use crate::landlock;
 
-pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Value {
+pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -> Value {
     let spec = vm.spec();
     let cpus = spec.resources.cpus;
     let mut config = json!({
@@ -64,7 +64,7 @@ pub(crate) fn vm_config(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Valu
 }
 
 /// The throw-away images of the machine's ephemeral disks.
-pub(crate) fn overlays(vm: &Checked, at: &RunDirPlan, host: &HostFacts) -> Vec<OverlayPlan> {
+pub(crate) fn overlays(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -> Vec<OverlayPlan> {
     let ephemeral = vm.disks().iter().enumerate().filter(|(_, disk)| needs_overlay(disk));
     ephemeral
         .filter_map(|(n, disk)| {
@@ -108,7 +108,7 @@ fn disk_config(n: usize, disk: &Disk, at: &RunDirPlan, host: &HostFacts) -> Valu
 
 pub(crate) fn has_backing_file(disk: &Disk, host: &HostFacts) -> bool {
     disk.format == ImageFormat::Qcow2
-        && qcow2::chain(&disk.path, host).is_ok_and(|below| !below.is_empty())
+        && qcow2::backing_chain(&disk.path, host).is_ok_and(|below| !below.is_empty())
 }
 
 /// Guest memory in MiB: a multiple of 2, as it has to be, and never less than asked for.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
-use capsa_proto::image_lock::PROBES;
+use capsa_proto::image_lock::PROBED_BYTES;
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
 use capsa_proto::spec::{ImageFormat, VmSpec};
@@ -33,7 +33,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         for disk in &spec.disks {
             // A file that cannot be opened is rejected elsewhere.
             if let Ok(image) = open(Path::new(disk.path.as_str())) {
-                let locks = PROBES.map(|byte| sys::lock_on(&image, byte));
+                let locks = PROBED_BYTES.map(|byte| sys::lock_on(&image, byte));
                 image_locks.insert(disk.path.clone(), locks);
             }
         }
@@ -41,7 +41,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
             let mut image = disk.path.clone();
             for _ in 0..=qcow2::MAX_CHAIN {
                 let FileFacts::File { head, .. } = look(&image, &mut files) else { break };
-                let header = qcow2::Header::parse(head);
+                let header = qcow2::Qcow2Header::parse(head);
                 let Some(next) = header.and_then(|h| h.backing_path(&image)) else { break };
                 image = next;
             }

@@ -444,7 +444,7 @@ impl Supervisor {
             let mut ended = Vec::new();
             self.console.on_time(now, &mut ended);
             if let Some(word) = self.console.last_word(now) {
-                self.input(Input::GuestPrintedLast(word));
+                self.input(Input::ConsoleCrash(word));
             }
             self.events.extend(ended.into_iter().map(VmEvent::Ended));
         }

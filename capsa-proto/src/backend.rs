@@ -14,7 +14,7 @@ use core::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::capabilities::{BackendCapabilities, Checked, Violation};
+use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts, Reason};
@@ -56,7 +56,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// refused by the check.
     fn plan(
         &self,
-        vm: &Checked,
+        vm: &ValidatedSpec,
         at: &RunDirPlan,
         host: &HostFacts,
         found: &ProbeReport,

@@ -69,7 +69,7 @@ pub struct HostFacts {
     pub run_dir: HostPath,
     /// The files a specification names, and those that its images stand on.
     pub files: BTreeMap<HostPath, FileFacts>,
-    /// The locks that others hold on the [probes](crate::image_lock::PROBES) of the disks' images.
+    /// The locks that others hold on the [probes](crate::image_lock::PROBED_BYTES) of the disks' images.
     pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
 }
 
@@ -83,7 +83,7 @@ impl HostFacts {
     /// reading. Not when nobody looked.
     pub fn is_in_use(&self, image: &HostPath, writes: bool) -> bool {
         let locks = self.image_locks.get(image);
-        locks.is_some_and(|locks| image_lock::is_in_the_way(locks, writes))
+        locks.is_some_and(|locks| image_lock::conflicts(locks, writes))
     }
 }
 

@@ -3,12 +3,12 @@
 //! QEMU (`block/file-posix.c`) holds a shared lock on one byte for each thing it does, from 100 on, and
 //! on one for each thing that it lets nobody else do, from 200 on; the second of either is writing.
 //! Cloud-hypervisor (50 and later) holds one lock from byte 0 on, an exclusive one if it writes. Whoever
-//! looks asks which locks of others lie on [`PROBES`]; they are never held here: between the look and
+//! looks asks which locks of others lie on [`PROBED_BYTES`]; they are never held here: between the look and
 //! the start another may be faster, and then the hypervisor itself refuses.
 
 /// The bytes to look at: the first, the one that QEMU locks while it writes, and the one that it locks
 /// while nobody else may.
-pub const PROBES: [u64; 3] = [0, 101, 201];
+pub const PROBED_BYTES: [u64; 3] = [0, 101, 201];
 
 /// A lock that somebody else holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub struct ImageLock {
     pub is_exclusive: bool,
 }
 
-/// Whether a hypervisor would not attach an image beside whoever has these locks on [`PROBES`]: for
+/// Whether a hypervisor would not attach an image beside whoever has these locks on [`PROBED_BYTES`]: for
 /// writing, or only for reading.
-pub fn is_in_the_way(locks: &[Option<ImageLock>; 3], writes: bool) -> bool {
+pub fn conflicts(locks: &[Option<ImageLock>; 3], writes: bool) -> bool {
     if writes {
         return locks.iter().any(Option::is_some);
     }
@@ -46,9 +46,9 @@ mod tests {
             ("cloud-hypervisor writes", [exclusive; 3], false),
             ("it writes an image of 50 bytes", [exclusive, None, None], false),
         ] {
-            assert!(is_in_the_way(&locks, true), "{who}");
-            assert_eq!(is_in_the_way(&locks, false), !reader_may, "{who}");
+            assert!(conflicts(&locks, true), "{who}");
+            assert_eq!(conflicts(&locks, false), !reader_may, "{who}");
         }
-        assert!(!is_in_the_way(&[None; 3], true) && !is_in_the_way(&[None; 3], false));
+        assert!(!conflicts(&[None; 3], true) && !conflicts(&[None; 3], false));
     }
 }

@@ -19,7 +19,7 @@ use crate::spec::ImageFormat;
 pub const MAX_VIRTUAL_SIZE: u64 = 1 << 44;
 
 /// The longest name of a backing file, in bytes.
-pub const MAX_NAME: usize = 1023;
+pub const MAX_BACKING_NAME: usize = 1023;
 
 /// What every image begins with.
 pub const MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -29,7 +29,7 @@ pub const MAX_CHAIN: usize = 32;
 
 /// What the header of an image says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub struct Qcow2Header {
     /// The size of the disk in bytes.
     pub virtual_size: u64,
     /// The name of the image beneath, as it stands there.
@@ -37,10 +37,10 @@ pub struct Header {
     /// The image beneath is said to be raw, whatever it begins with.
     pub backing_is_raw: bool,
     /// What would have the hypervisor open more than the image and the one beneath, as people call it.
-    pub alien: Option<&'static str>,
+    pub unsupported: Option<&'static str>,
 }
 
-impl Header {
+impl Qcow2Header {
     /// Reads it from the first bytes of an image. `None` where it is none, or is cut off, or names its
     /// backing file behind what is there.
     pub fn parse(head: &[u8]) -> Option<Self> {
@@ -67,7 +67,7 @@ impl Header {
         // They end where the name begins: what looks like one in there or behind is not one to others.
         let end = if at == 0 { head.len() } else { usize::try_from(at).ok()?.min(head.len()) };
         let formats = backing_formats(&head[..end], extensions);
-        let alien = if features & EXTERNAL_DATA_FILE != 0 {
+        let unsupported = if features & EXTERNAL_DATA_FILE != 0 {
             Some("an external data file")
         } else if formats.iter().any(|format| !matches!(*format, b"raw" | b"qcow2")) {
             Some("a backing file that is neither raw nor qcow2")
@@ -77,7 +77,7 @@ impl Header {
             None
         };
         let backing_is_raw = formats.first().is_some_and(|format| format == b"raw");
-        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw, alien })
+        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw, unsupported })
     }
 
     /// Where the backing file of the image at `path` is. `None` when it is no file, as in
@@ -123,11 +123,11 @@ fn extension(head: &[u8], at: usize) -> Option<(u32, &[u8])> {
 
 /// Why the images beneath an image are not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BrokenChain {
+pub enum BackingChainError {
     /// The header cannot be read, or names its backing file further behind than was looked.
     Unreadable(HostPath),
     /// Its backing file is no file of this host.
-    NotAFile {
+    NotALocalFile {
         /// The image.
         image: HostPath,
         /// The name in it.
@@ -141,14 +141,14 @@ pub enum BrokenChain {
         backing: HostPath,
     },
     /// The image has the hypervisor open something else besides.
-    Alien {
+    UnsupportedFeature {
         /// The image.
         image: HostPath,
         /// What it has.
         what: &'static str,
     },
     /// The backing file is said to be raw and has a qcow2 header: a guest may have written it.
-    Disguised {
+    FormatMismatch {
         /// The image.
         image: HostPath,
         /// The file it needs.
@@ -163,35 +163,41 @@ pub enum BrokenChain {
 /// # Errors
 ///
 /// When they cannot all be found.
-pub fn chain(path: &HostPath, host: &HostFacts) -> Result<Vec<HostPath>, BrokenChain> {
+pub fn backing_chain(
+    path: &HostPath,
+    host: &HostFacts,
+) -> Result<Vec<HostPath>, BackingChainError> {
     let mut below: Vec<HostPath> = Vec::new();
     loop {
         let image = below.last().unwrap_or(path);
         let FileFacts::File { head, .. } = host.file(image) else {
-            return Err(BrokenChain::Unreadable(image.clone()));
+            return Err(BackingChainError::Unreadable(image.clone()));
         };
         if !head.starts_with(MAGIC) {
             return Ok(below);
         }
-        let unreadable = || BrokenChain::Unreadable(image.clone());
-        let header = Header::parse(head).ok_or_else(unreadable)?;
-        if let Some(what) = header.alien {
-            return Err(BrokenChain::Alien { image: image.clone(), what });
+        let unreadable = || BackingChainError::Unreadable(image.clone());
+        let header = Qcow2Header::parse(head).ok_or_else(unreadable)?;
+        if let Some(what) = header.unsupported {
+            return Err(BackingChainError::UnsupportedFeature { image: image.clone(), what });
         }
         let Some(name) = &header.backing else { return Ok(below) };
         let Some(next) = header.backing_path(image) else {
-            return Err(BrokenChain::NotAFile { image: image.clone(), backing: name.clone() });
+            return Err(BackingChainError::NotALocalFile {
+                image: image.clone(),
+                backing: name.clone(),
+            });
         };
         let FileFacts::File { head: beneath, .. } = host.file(&next) else {
-            return Err(BrokenChain::Missing { image: image.clone(), backing: next });
+            return Err(BackingChainError::Missing { image: image.clone(), backing: next });
         };
         // QEMU would take it for raw; cloud-hypervisor (v53) looks at what it begins with where the
         // header above is of 104 bytes or less.
         if header.backing_is_raw && beneath.starts_with(MAGIC) {
-            return Err(BrokenChain::Disguised { image: image.clone(), backing: next });
+            return Err(BackingChainError::FormatMismatch { image: image.clone(), backing: next });
         }
         if below.len() == MAX_CHAIN {
-            return Err(BrokenChain::TooLong);
+            return Err(BackingChainError::TooLong);
         }
         below.push(next);
     }
@@ -210,7 +216,7 @@ pub struct Overlay {
 
 /// An image as it is written: these bytes at these offsets, zeros everywhere else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sparse {
+pub struct SparseImage {
     /// The size of the file.
     pub len: u64,
     /// What is in it, and where.
@@ -231,14 +237,14 @@ const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 
 impl Overlay {
     /// An overlay over the image at `over`, as `facts` have it. `None` when they say nothing of a
-    /// size, and when that is above [`MAX_VIRTUAL_SIZE`] or the path above [`MAX_NAME`].
+    /// size, and when that is above [`MAX_VIRTUAL_SIZE`] or the path above [`MAX_BACKING_NAME`].
     pub fn new(over: &HostPath, format: ImageFormat, facts: &FileFacts) -> Option<Self> {
         let FileFacts::File { size, head, .. } = facts else { return None };
         let size = match format {
             ImageFormat::Raw => *size,
-            ImageFormat::Qcow2 => Header::parse(head)?.virtual_size,
+            ImageFormat::Qcow2 => Qcow2Header::parse(head)?.virtual_size,
         };
-        if size > MAX_VIRTUAL_SIZE || over.as_str().len() > MAX_NAME {
+        if size > MAX_VIRTUAL_SIZE || over.as_str().len() > MAX_BACKING_NAME {
             return None;
         }
         let virtual_size = size.next_multiple_of(512);
@@ -246,7 +252,7 @@ impl Overlay {
     }
 
     /// Its bytes: header, reference counts, and a first-level table of zeros, in clusters of 64 KiB.
-    pub fn image(&self) -> Sparse {
+    pub fn image(&self) -> SparseImage {
         let l1_entries = self.virtual_size.div_ceil(L1_REACH).max(1);
         let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
         let clusters = 3 + l1_clusters;
@@ -280,7 +286,7 @@ impl Overlay {
         put(name);
 
         let counts = 1_u16.to_be_bytes().repeat(clusters as usize);
-        Sparse {
+        SparseImage {
             len: clusters * CLUSTER,
             pieces: vec![
                 (0, header),
@@ -299,7 +305,7 @@ impl Overlay {
 /// When a law does not hold.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
-    if let Some(header) = Header::parse(data) {
+    if let Some(header) = Qcow2Header::parse(data) {
         let name = header.backing.as_deref().unwrap_or_default();
         assert!(name.len() <= data.len());
         let image = HostPath::new("/images/top").expect("a path");
@@ -314,11 +320,11 @@ pub fn fuzz(data: &[u8]) {
     };
     let facts = FileFacts::File { size, head: Vec::new(), writable: false, device: false };
     let Some(overlay) = Overlay::new(&over, ImageFormat::Raw, &facts) else {
-        assert!(over.as_str().len() > MAX_NAME, "any size will do");
+        assert!(over.as_str().len() > MAX_BACKING_NAME, "any size will do");
         return;
     };
     let image = overlay.image();
-    let header = Header::parse(&image.pieces[0].1).expect("our own header");
+    let header = Qcow2Header::parse(&image.pieces[0].1).expect("our own header");
     assert_eq!(header.virtual_size, overlay.virtual_size);
     assert_eq!(header.backing.as_deref(), Some(over.as_str()));
     let ends = image.pieces.iter().map(|(at, bytes)| at + bytes.len() as u64);
@@ -378,7 +384,7 @@ mod tests {
             let overlay = Overlay::new(&path("/base, 1.raw"), ImageFormat::Raw, &facts).unwrap();
             assert!(overlay.virtual_size >= size && overlay.virtual_size < size + 512);
             let image = overlay.image();
-            let header = Header::parse(&image.pieces[0].1).unwrap();
+            let header = Qcow2Header::parse(&image.pieces[0].1).unwrap();
             assert_eq!(header.virtual_size, overlay.virtual_size);
             assert_eq!(header.backing.as_deref(), Some("/base, 1.raw"));
             assert!(header.backing_is_raw);
@@ -395,7 +401,7 @@ mod tests {
             let facts = file(bytes.clone());
             assert_eq!(Overlay::new(&path("/image"), ImageFormat::Qcow2, &facts), None);
         }
-        let far = path(&alloc::format!("/{}", "d/".repeat(MAX_NAME / 2 + 1)));
+        let far = path(&alloc::format!("/{}", "d/".repeat(MAX_BACKING_NAME / 2 + 1)));
         assert_eq!(Overlay::new(&far, ImageFormat::Raw, &file(vec![])), None);
     }
 
@@ -414,16 +420,16 @@ mod tests {
             ("/circle", overlay("circle")),
             ("/cut", file(MAGIC.to_vec())),
         ]);
-        let chain = |at: &str| super::chain(&path(at), &host);
+        let chain = |at: &str| super::backing_chain(&path(at), &host);
         assert_eq!(chain("/d/top"), Ok(vec![path("/d/middle"), path("/e/base")]));
         assert_eq!(chain("/e/base"), Ok(vec![]));
         assert_eq!(chain("/over-raw"), Ok(vec![path("/e/base")]));
-        assert!(matches!(chain("/over-disguised"), Err(BrokenChain::Disguised { .. })));
-        assert!(matches!(chain("/lonely"), Err(BrokenChain::Missing { .. })));
-        assert!(matches!(chain("/remote"), Err(BrokenChain::NotAFile { .. })));
-        assert!(matches!(chain("/clever"), Err(BrokenChain::NotAFile { .. })));
-        assert_eq!(chain("/circle"), Err(BrokenChain::TooLong));
-        assert_eq!(chain("/cut"), Err(BrokenChain::Unreadable(path("/cut"))));
+        assert!(matches!(chain("/over-disguised"), Err(BackingChainError::FormatMismatch { .. })));
+        assert!(matches!(chain("/lonely"), Err(BackingChainError::Missing { .. })));
+        assert!(matches!(chain("/remote"), Err(BackingChainError::NotALocalFile { .. })));
+        assert!(matches!(chain("/clever"), Err(BackingChainError::NotALocalFile { .. })));
+        assert_eq!(chain("/circle"), Err(BackingChainError::TooLong));
+        assert_eq!(chain("/cut"), Err(BackingChainError::Unreadable(path("/cut"))));
     }
 
     /// A header of version 3 with these extensions and a name that begins at `name_at`.
@@ -453,7 +459,9 @@ mod tests {
             (header(0, &[raw, (BACKING_FORMAT, b"qcow2")], "/base"), "more than one"),
         ] {
             let host = host(&[("/image", file(head)), ("/base", file(vec![0; 512]))]);
-            let Err(BrokenChain::Alien { what: found, .. }) = chain(&path("/image"), &host) else {
+            let Err(BackingChainError::UnsupportedFeature { what: found, .. }) =
+                backing_chain(&path("/image"), &host)
+            else {
                 panic!("{what} was taken")
             };
             assert!(found.contains(what), "{found}");
@@ -466,20 +474,20 @@ mod tests {
         let mut head = header(0, &[], "\0\0\0\u{1}\0\0\0\0");
         head.extend_from_slice(&BACKING_FORMAT.to_be_bytes());
         head.extend_from_slice(b"\0\0\0\x03raw\0\0\0\0\0\0");
-        assert!(!Header::parse(&head).unwrap().backing_is_raw);
+        assert!(!Qcow2Header::parse(&head).unwrap().backing_is_raw);
     }
 
     #[test]
     fn a_header_that_lies_is_no_header() {
         let FileFacts::File { head, .. } = overlay("/b") else { panic!() };
         for cut in 0..head.len() {
-            assert_eq!(Header::parse(&head[..cut]), None, "{cut}");
+            assert_eq!(Qcow2Header::parse(&head[..cut]), None, "{cut}");
         }
         let mut far = head.clone();
         far[8..16].copy_from_slice(&u64::MAX.to_be_bytes());
-        assert_eq!(Header::parse(&far), None);
+        assert_eq!(Qcow2Header::parse(&far), None);
         let mut long = head;
         long[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
-        assert_eq!(Header::parse(&long), None);
+        assert_eq!(Qcow2Header::parse(&long), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What a user asks for, in the words of the specification.
 //!
 //! A [`VmSpec`] is plain data and may be wrong in every way: it is the input of
-//! [`crate::capabilities::check`], and only what comes out of there is planned and run.
+//! [`crate::capabilities::validate`], and only what comes out of there is planned and run.
 //! What it does not hold is anything about *how* a hypervisor does it.
 
 use alloc::string::String;

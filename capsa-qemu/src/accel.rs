@@ -11,7 +11,7 @@ use crate::emulation_note;
 
 /// A choice of accelerator.
 #[derive(Debug)]
-pub(crate) struct Choice {
+pub(crate) struct AcceleratorChoice {
     /// The argument of `-accel`.
     pub(crate) accel: &'static str,
     /// What the user should know about it.
@@ -20,7 +20,7 @@ pub(crate) struct Choice {
     pub(crate) blockers: Vec<Reason>,
 }
 
-impl Choice {
+impl AcceleratorChoice {
     const fn of(accel: &'static str) -> Self {
         Self { accel, notes: Vec::new(), blockers: Vec::new() }
     }
@@ -31,24 +31,24 @@ const HVF: &str = "hvf";
 /// One host thread per virtual CPU.
 const EMULATION: &str = "tcg,thread=multi";
 
-pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> Choice {
+pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> AcceleratorChoice {
     match asked {
         Accelerator::Kvm => kvm(host),
-        Accelerator::Hvf if host.os == Os::MacOs => Choice::of(HVF),
+        Accelerator::Hvf if host.os == Os::MacOs => AcceleratorChoice::of(HVF),
         Accelerator::Hvf => {
             let reason = Reason::new("Hypervisor.framework is macOS' own", "ask for auto");
-            Choice { blockers: [reason].into(), ..Choice::of(HVF) }
+            AcceleratorChoice { blockers: [reason].into(), ..AcceleratorChoice::of(HVF) }
         }
-        Accelerator::Emulation => Choice::of(EMULATION),
+        Accelerator::Emulation => AcceleratorChoice::of(EMULATION),
         _ => automatic(host),
     }
 }
 
-fn automatic(host: &HostFacts) -> Choice {
+fn automatic(host: &HostFacts) -> AcceleratorChoice {
     let mut choice = match host.os {
-        Os::MacOs => return Choice::of(HVF),
-        Os::Linux if host.kvm.is_usable() => return Choice::of(KVM),
-        _ => Choice::of(EMULATION),
+        Os::MacOs => return AcceleratorChoice::of(HVF),
+        Os::Linux if host.kvm.is_usable() => return AcceleratorChoice::of(KVM),
+        _ => AcceleratorChoice::of(EMULATION),
     };
     // One line, and no remedies: whoever runs a machine here has read them, or has no choice.
     let blockers: Vec<_> = host.kvm.blockers().into_iter().map(|reason| reason.what).collect();
@@ -58,12 +58,12 @@ fn automatic(host: &HostFacts) -> Choice {
 
 /// KVM was forced. Where it answers but the CPU shows no flag, a guest may run or hang: whoever
 /// forces it is told, and gets it.
-fn kvm(host: &HostFacts) -> Choice {
+fn kvm(host: &HostFacts) -> AcceleratorChoice {
     let blockers = host.kvm.blockers();
     if host.kvm.answers() {
         let notes = blockers.iter().map(|reason| Note::warning(reason.to_string())).collect();
-        Choice { notes, ..Choice::of(KVM) }
+        AcceleratorChoice { notes, ..AcceleratorChoice::of(KVM) }
     } else {
-        Choice { blockers, ..Choice::of(KVM) }
+        AcceleratorChoice { blockers, ..AcceleratorChoice::of(KVM) }
     }
 }

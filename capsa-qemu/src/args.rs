@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use capsa_proto::backend::ProbeReport;
-use capsa_proto::capabilities::{Checked, PlannedMechanism, PlannedShare};
+use capsa_proto::capabilities::{PlannedMechanism, PlannedShare, ValidatedSpec};
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
@@ -32,7 +32,7 @@ const CONSOLE_SOCKET: &str = "console.sock";
 const FIRMWARE_RESETS_WITHIN: Duration = Duration::from_millis(250);
 
 pub(crate) fn plan(
-    vm: &Checked,
+    vm: &ValidatedSpec,
     at: &RunDirPlan,
     host: &HostFacts,
     found: &ProbeReport,
@@ -44,7 +44,7 @@ pub(crate) fn plan(
     let mut notes: Vec<Note> = vm.notes().to_vec();
     notes.extend(accel.notes.iter().cloned());
 
-    let mut args = Args::default();
+    let mut args = QemuArgs::default();
     args.machine(vm, host, accel.accel);
     args.sandbox(found);
     args.boot(vm);
@@ -109,14 +109,14 @@ pub(crate) fn plan(
 }
 
 #[derive(Default)]
-struct Args(Vec<String>);
+struct QemuArgs(Vec<String>);
 
-impl Args {
+impl QemuArgs {
     fn push(&mut self, args: &[&str]) {
         self.0.extend(args.iter().map(ToString::to_string));
     }
 
-    fn machine(&mut self, vm: &Checked, host: &HostFacts, accel: &str) {
+    fn machine(&mut self, vm: &ValidatedSpec, host: &HostFacts, accel: &str) {
         let resources = &vm.spec().resources;
         self.push(&["-nodefaults", "-no-user-config", "-display", "none", "-S"]);
         let mut machine = match host.arch {
@@ -153,7 +153,7 @@ impl Args {
         }
     }
 
-    fn boot(&mut self, vm: &Checked) {
+    fn boot(&mut self, vm: &ValidatedSpec) {
         self.push(&["-kernel", vm.spec().kernel.as_str()]);
         if let Some(initrd) = &vm.spec().initrd {
             self.push(&["-initrd", initrd.as_str()]);

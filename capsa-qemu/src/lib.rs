@@ -34,8 +34,8 @@ use capsa_proto::backend::{
     ProbeReport, Version,
 };
 use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
-    NetworkModeSupport, Violation, ViolationKind,
+    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
+    ValidatedSpec, Violation, ViolationKind,
 };
 use capsa_proto::cmdline::KernelCmdline;
 use capsa_proto::codec::qmp::QmpMessage;
@@ -184,7 +184,7 @@ impl HypervisorBackend for Qemu {
 
     fn plan(
         &self,
-        vm: &Checked,
+        vm: &ValidatedSpec,
         at: &RunDirPlan,
         host: &HostFacts,
         found: &ProbeReport,

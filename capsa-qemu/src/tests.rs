@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::*;
 use capsa_proto::backend::{Feature, ProbeResult};
-use capsa_proto::capabilities::{ViolationKind as Kind, check};
+use capsa_proto::capabilities::{ViolationKind as Kind, validate};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::Overlay;
@@ -89,7 +89,7 @@ fn try_plan(
     host: &HostFacts,
     found: &ProbeReport,
 ) -> Result<LaunchPlan, Vec<Violation>> {
-    let checked = check(spec, &Qemu, host, found)?;
+    let checked = validate(spec, &Qemu, host, found)?;
     Ok(Qemu.plan(&checked, &RunDirPlan::new(host.run_dir.clone()), host, found))
 }
 

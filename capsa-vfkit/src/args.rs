@@ -8,12 +8,12 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use capsa_proto::capabilities::Checked;
+use capsa_proto::capabilities::ValidatedSpec;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{NamedPort, OverlayPlan, RunDirPlan, VsockPlan};
 use capsa_proto::spec::{ConsoleMode, Disk, NetworkMode, VsockDirection};
 
-pub(crate) fn args(vm: &Checked, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
+pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
     let spec = vm.spec();
     let mut args = Vec::new();
     let mut flag = |name: &str, value: String| args.extend([name.to_string(), value]);
@@ -65,7 +65,7 @@ pub(crate) fn is_cloned(disk: &Disk) -> bool {
 }
 
 /// The clones of the machine's throw-away disks: vfkit has raw images alone, which stand on no others.
-pub(crate) fn clones(vm: &Checked, at: &RunDirPlan) -> Vec<OverlayPlan> {
+pub(crate) fn clones(vm: &ValidatedSpec, at: &RunDirPlan) -> Vec<OverlayPlan> {
     let cloned = vm.disks().iter().enumerate().filter(|(_, disk)| is_cloned(disk));
     cloned
         .map(|(n, disk)| OverlayPlan::Clone { at: clone_path(n, at), of: disk.path.clone() })
@@ -81,7 +81,7 @@ fn clone_path(n: usize, at: &RunDirPlan) -> HostPath {
 /// macOS leases IP addresses by it, so a machine that is started again should have it again, and two
 /// that run at once must not share it. A disk that is written belongs to one machine at a time and
 /// so gives it an identity; without one, the run directory does.
-fn mac(vm: &Checked, at: &RunDirPlan) -> String {
+fn mac(vm: &ValidatedSpec, at: &RunDirPlan) -> String {
     let is_written = |disk: &&Disk| !disk.read_only && !disk.ephemeral;
     let mut written = vm.disks().iter().filter(is_written).map(|disk| &disk.path).peekable();
     let hash = match written.peek() {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 /// A line as vfkit understands it.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Line {
+pub(crate) struct ParsedArgs {
     pub(crate) vcpus: Option<u32>,
     pub(crate) memory_mb: Option<u64>,
     pub(crate) kernel: Option<String>,
@@ -32,8 +32,8 @@ pub(crate) struct Line {
 pub(crate) fn read(
     argv: &[String],
     head: impl Fn(&str) -> Option<Vec<u8>>,
-) -> Result<Line, String> {
-    let mut line = Line::default();
+) -> Result<ParsedArgs, String> {
+    let mut line = ParsedArgs::default();
     for pair in argv.chunks(2) {
         let [flag, value] = pair else { return Err(format!("{} has no value", pair[0])) };
         let number = || value.parse().map_err(|_| format!("{flag} {value:?} is no number"));

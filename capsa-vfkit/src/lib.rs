@@ -59,8 +59,8 @@ use capsa_proto::backend::{
     Version,
 };
 use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, Checked, GuestOsSupport, ImageFormatSupport,
-    NetworkModeSupport, Violation,
+    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
+    ValidatedSpec, Violation,
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
@@ -155,7 +155,7 @@ impl HypervisorBackend for Vfkit {
 
     fn plan(
         &self,
-        vm: &Checked,
+        vm: &ValidatedSpec,
         at: &RunDirPlan,
         _: &HostFacts,
         found: &ProbeReport,
@@ -205,7 +205,7 @@ fn change(why: &'static str, state: &str) -> Message {
     Message::http(why, "POST", reply::STATE, Some(json!({ "state": state })))
 }
 
-fn notes(vm: &Checked) -> Vec<Note> {
+fn notes(vm: &ValidatedSpec) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
     for disk in vm.disks().iter().filter(|disk| args::is_cloned(disk)) {

@@ -24,7 +24,7 @@ use capsa_proto::spec::{
     VsockDirection, VsockPort,
 };
 
-use crate::grammar::{self, Line};
+use crate::grammar::{self, ParsedArgs};
 use crate::tests::{args, disk, path, spec, try_plan_in};
 
 /// What vfkit accepts and we do not produce: why, and on which lines of the file.
@@ -135,7 +135,7 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
 }
 
 /// The plan for it, read back; else why there is none.
-fn produced(spec: VmSpec, run_dir: &str) -> Result<Line, &'static str> {
+fn produced(spec: VmSpec, run_dir: &str) -> Result<ParsedArgs, &'static str> {
     let plan = try_plan_in(run_dir, spec).map_err(|violations| {
         assert_eq!(violations.len(), 1, "{violations:?}");
         match violations[0].field.as_str() {
@@ -149,7 +149,7 @@ fn produced(spec: VmSpec, run_dir: &str) -> Result<Line, &'static str> {
 }
 
 /// That a plan, read back, is the machine that the file has.
-fn assert_same(line: &Line, result: &Value, argv: &[String]) {
+fn assert_same(line: &ParsedArgs, result: &Value, argv: &[String]) {
     let machine = &result["vm"];
     let is_path = |ours: &Option<String>, theirs: &Value| {
         let theirs = theirs.as_str().unwrap().trim_start_matches('/');

@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 
 use capsa_proto::backend::ProbeResult;
-use capsa_proto::capabilities::check;
+use capsa_proto::capabilities::validate;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{Body, OverlayPlan};
@@ -86,7 +86,7 @@ pub(crate) fn spec() -> VmSpec {
 pub(crate) fn try_plan_in(run_dir: &str, spec: VmSpec) -> Result<LaunchPlan, Vec<Violation>> {
     let host = HostFacts { run_dir: path(run_dir), ..host(&spec) };
     let found = found("vfkit version: v0.6.4");
-    let vm = check(spec, &BACKEND, &host, &found)?;
+    let vm = validate(spec, &BACKEND, &host, &found)?;
     Ok(BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found))
 }
 
@@ -215,7 +215,7 @@ fn a_plan_without_a_program_names_it() {
     let (spec, mut found) = (spec(), ProbeReport::default());
     let host = host(&spec);
     found.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
-    let vm = check(spec, &BACKEND, &host, &found).unwrap();
+    let vm = validate(spec, &BACKEND, &host, &found).unwrap();
     let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
     assert_eq!(plan.processes[0].program, "vfkit");
 }
@@ -295,10 +295,10 @@ fn vsock_ports_have_a_socket_each() {
 fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
     let spec = VmSpec { disks: vec![disk("/dev/disk4")], ..spec() };
     let mut host = host(&spec);
-    assert!(check(spec.clone(), &BACKEND, &host, &found("v0.6.4")).is_ok());
+    assert!(validate(spec.clone(), &BACKEND, &host, &found("v0.6.4")).is_ok());
     let device = FileFacts::File { size: 1, head: vec![0], writable: true, device: true };
     host.files.insert(path("/dev/disk4"), device);
-    let violations = check(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
+    let violations = validate(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
     assert_eq!(violations[0].reason, "/dev/disk4 is a device, not an image");
 }
 
@@ -315,7 +315,7 @@ fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
         let spec = spec();
         let mut host = host(&spec);
         host.files.insert(path("/k"), file(head));
-        let violations = check(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
+        let violations = validate(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
         assert_eq!(violations.len(), 1);
         assert!(violations[0].remedy.contains(want), "{:?}", violations[0]);
     }
@@ -413,7 +413,7 @@ fn what_replies_mean() {
 }
 
 /// What vfkit should understand of the plan for `spec`.
-fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
+fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
     let mut devices: Vec<Value> = Vec::new();
     for (n, disk) in spec.disks.iter().enumerate() {
         let path = match disk.ephemeral && !disk.read_only {
@@ -453,7 +453,7 @@ fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::Line {
         devices.push(json!({ "kind": "virtioserial", "usesStdio": true }));
     }
     devices.push(json!({ "kind": "virtiorng" }));
-    grammar::Line {
+    grammar::ParsedArgs {
         vcpus: Some(spec.resources.cpus),
         memory_mb: Some(spec.resources.memory_mb.into()),
         kernel: Some(spec.kernel.to_string()),
@@ -536,7 +536,7 @@ fn vfkit_reads_back_what_was_meant() {
         asked.set(asked.get() + 1);
         let host = host(&spec);
         let found = found("vfkit version: v0.6.4");
-        let Ok(vm) = check(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
+        let Ok(vm) = validate(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
         accepted.set(accepted.get() + 1);
         let plan = BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), &host, &found);
         let head = |at: &str| {

@@ -10,7 +10,9 @@ use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
 use capsa_io::{ephemeral, facts, run_dir};
 use capsa_proto::backend::{Availability, HypervisorBackend, ProbePlan, ProbeReport};
-use capsa_proto::capabilities::{BackendCapabilities, Checked, Violation, ViolationKind, check};
+use capsa_proto::capabilities::{
+    BackendCapabilities, ValidatedSpec, Violation, ViolationKind, validate,
+};
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, OverlayPlan, RunDirPlan};
@@ -235,11 +237,11 @@ fn checked(
     spec: VmSpec,
     host: &HostFacts,
     found: &ProbeReport,
-) -> Result<Checked> {
+) -> Result<ValidatedSpec> {
     if !backend.capabilities().guest_os.linux {
         return Err(Error::UnsupportedGuestOs(GuestOs::Linux));
     }
-    check(spec, backend, host, found).map_err(Error::from_violations)
+    validate(spec, backend, host, found).map_err(Error::from_violations)
 }
 
 /// Plans on the first backend that is usable here and supports the spec.
@@ -253,7 +255,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Resu
             rejected.push(Rejection { backend: backend.name(), reasons });
             continue;
         }
-        match check(spec.clone(), backend.as_ref(), host, &found) {
+        match validate(spec.clone(), backend.as_ref(), host, &found) {
             Ok(checked) => {
                 let plan = planned(backend.as_ref(), &checked, host, &found);
                 return Ok(Planned { backend, plan, rejected, simulated: None });
@@ -293,7 +295,7 @@ fn look(
 
 fn planned(
     backend: &dyn HypervisorBackend,
-    checked: &Checked,
+    checked: &ValidatedSpec,
     host: &HostFacts,
     found: &ProbeReport,
 ) -> LaunchPlan {

@@ -1,13 +1,13 @@
 //! What a backend can do, and the check that refuses everything else.
 //!
-//! [`check`] compares a specification with the backend's table and with the facts about the host,
+//! [`validate`] compares a specification with the backend's table and with the facts about the host,
 //! and reports **all** problems at once, each with the field, the reason and what to change. What it
-//! lets through is a [`Checked`], the only thing a backend will plan. So nothing a user asks for is
+//! lets through is a [`ValidatedSpec`], the only thing a backend will plan. So nothing a user asks for is
 //! ever silently dropped: it is honoured, or it is in this list.
 //!
 //! What it does not do is look at anything: facts come in as values.
 
-mod check;
+mod validate;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::plan::Note;
 use crate::spec::{Disk, MountMode, VmSpec};
 
-pub use check::check;
+pub use validate::validate;
 
 /// The feature table of a backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -173,16 +173,16 @@ pub enum ViolationKind {
 
 /// A specification that passed the check, with every open choice made.
 ///
-/// It can only be had from [`check`].
+/// It can only be had from [`validate`].
 #[derive(Debug, Clone)]
-pub struct Checked {
+pub struct ValidatedSpec {
     spec: VmSpec,
     cmdline: String,
     shares: Vec<PlannedShare>,
     notes: Vec<Note>,
 }
 
-impl Checked {
+impl ValidatedSpec {
     /// The specification.
     pub const fn spec(&self) -> &VmSpec {
         &self.spec

@@ -171,7 +171,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor && self.flip() => {
-                Input::GuestPrintedLast(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
+                Input::ConsoleCrash(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
             }
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
@@ -272,7 +272,7 @@ impl World {
             Input::GuestReset,
             Input::CpuFailed,
             Input::GuestPanicked { certain: true },
-            Input::GuestPrintedLast(ConsoleCrash::Panic),
+            Input::ConsoleCrash(ConsoleCrash::Panic),
             Input::Replied(ReplyOutcome::Done),
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,

@@ -83,7 +83,7 @@ pub enum Input {
     },
     /// The guest's kernel said on the console that it fell, and nothing after it. Believed where the
     /// hypervisor does not tell.
-    GuestPrintedLast(ConsoleCrash),
+    ConsoleCrash(ConsoleCrash),
     /// A deadline may have passed. Safe to send at any time.
     Timeout,
 }

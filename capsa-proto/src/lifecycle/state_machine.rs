@@ -157,7 +157,7 @@ impl Lifecycle {
             // every hypervisor tells of the reset in between.
             Input::GuestPanicked { .. } if self.restarts_on_reboot() || self.is_console_only() => {}
             Input::GuestPanicked { .. } => self.panic_seen = true,
-            Input::GuestPrintedLast(word) if self.is_console_only() && self.guest_is_running() => {
+            Input::ConsoleCrash(word) if self.is_console_only() && self.guest_is_running() => {
                 match word {
                     ConsoleCrash::Restart => self.guest_reset(now),
                     ConsoleCrash::Panic if self.restarts_on_reboot() => {}
@@ -167,7 +167,7 @@ impl Lifecycle {
                     }
                 }
             }
-            Input::GuestPrintedLast(_) => {}
+            Input::ConsoleCrash(_) => {}
             Input::ExternalQuit if self.guest_is_running() => {
                 let name = &self.plan.names[self.hypervisor().0];
                 let reason = format!("{name} was told to quit by another process");

@@ -35,7 +35,7 @@ use core::time::Duration;
 use crate::backend::{
     Availability, GuestEvent, HypervisorBackend, ProbePlan, ProbeReport, Version,
 };
-use crate::capabilities::{BackendCapabilities, Checked, Violation};
+use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::host::{Arch, HostFacts};
 use crate::lifecycle::Exit;
@@ -212,7 +212,13 @@ impl HypervisorBackend for SimBackend {
         Vec::new()
     }
 
-    fn plan(&self, vm: &Checked, at: &RunDirPlan, _: &HostFacts, _: &ProbeReport) -> LaunchPlan {
+    fn plan(
+        &self,
+        vm: &ValidatedSpec,
+        at: &RunDirPlan,
+        _: &HostFacts,
+        _: &ProbeReport,
+    ) -> LaunchPlan {
         plan(at, vm.spec().console, vm.spec().on_reboot, vm.spec().time_limit)
     }
 }

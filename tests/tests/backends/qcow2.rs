@@ -8,7 +8,7 @@ use std::process::Command;
 use capsa::{Capsa, DiskImage, LinuxBootConfig, ViolationKind};
 use capsa_conformance::Subject;
 use capsa_proto::path::HostPath;
-use capsa_proto::qcow2::{Header, MAGIC, Overlay};
+use capsa_proto::qcow2::{MAGIC, Overlay, Qcow2Header};
 use capsa_proto::spec::ImageFormat;
 use capsa_testkit::vm::NanoGuest;
 use capsa_testkit::{host, nano, skip};
@@ -74,7 +74,7 @@ fn we_read_what_the_tool_makes() {
         qemu_img(made, dir.path());
         let name = made.split(' ').rev().find(|word| dir.path().join(word).exists()).unwrap();
         let head = std::fs::read(dir.path().join(name)).unwrap();
-        let header = Header::parse(&head[..4096]).unwrap();
+        let header = Qcow2Header::parse(&head[..4096]).unwrap();
         assert_eq!(header.virtual_size, size, "{made}");
         assert_eq!(header.backing.as_deref(), backing, "{made}");
         assert_eq!(header.backing_is_raw, is_raw, "{made}");

@@ -354,7 +354,7 @@ fn a_kernels_last_words_are_believed_where_the_hypervisor_tells_nothing() {
         let case = format!("{fall:?} {on_reboot:?} {word:?}");
         let plan = LaunchPlan { crash_reporting: fall.clone(), on_reboot, ..plan(0) };
         let mut pair = Pair::running(&plan);
-        pair.say(Input::GuestPrintedLast(word));
+        pair.say(Input::ConsoleCrash(word));
         let announced = pair.done.contains(&Action::AnnounceReboot);
         assert_eq!(
             announced,

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Checked, PlannedShare, Violation, ViolationKind as Kind};
+use super::{PlannedShare, ValidatedSpec, Violation, ViolationKind as Kind};
 use crate::backend::{HypervisorBackend, ProbeReport};
 use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
 use crate::host::{Arch, FileFacts, HostFacts};
@@ -27,26 +27,27 @@ const MIB: u64 = 1 << 20;
 /// # Errors
 ///
 /// Every problem there is, in the order of the fields. Never empty.
-pub fn check(
+pub fn validate(
     spec: VmSpec,
     backend: &dyn HypervisorBackend,
     host: &HostFacts,
     found: &ProbeReport,
-) -> Result<Checked, Vec<Violation>> {
-    let mut pass = Pass { spec: &spec, backend, host, found, out: Vec::new(), notes: Vec::new() };
-    pass.boot_files();
-    pass.disks();
-    pass.resources();
-    let shares = pass.shares();
-    pass.modes();
-    let cmdline = pass.cmdline(&shares);
-    pass.run_dir();
-    let Pass { mut out, notes, .. } = pass;
+) -> Result<ValidatedSpec, Vec<Violation>> {
+    let mut validation =
+        Validation { spec: &spec, backend, host, found, out: Vec::new(), notes: Vec::new() };
+    validation.boot_files();
+    validation.disks();
+    validation.resources();
+    let shares = validation.shares();
+    validation.modes();
+    let cmdline = validation.cmdline(&shares);
+    validation.run_dir();
+    let Validation { mut out, notes, .. } = validation;
     out.extend(backend.validate(&spec, host, found));
-    if out.is_empty() { Ok(Checked { cmdline, shares, notes, spec }) } else { Err(out) }
+    if out.is_empty() { Ok(ValidatedSpec { cmdline, shares, notes, spec }) } else { Err(out) }
 }
 
-struct Pass<'a> {
+struct Validation<'a> {
     spec: &'a VmSpec,
     backend: &'a dyn HypervisorBackend,
     host: &'a HostFacts,
@@ -55,8 +56,8 @@ struct Pass<'a> {
     notes: Vec<Note>,
 }
 
-impl Pass<'_> {
-    fn refuse(
+impl Validation<'_> {
+    fn reject(
         &mut self,
         field: impl Into<String>,
         kind: Kind,
@@ -76,7 +77,7 @@ impl Pass<'_> {
         if let Some(head) = self.regular_file("kernel", &spec.kernel)
             && !is_kernel(self.host.arch, &head)
         {
-            self.refuse(
+            self.reject(
                 "kernel",
                 Kind::WrongFormat,
                 format!("{} is not a kernel that can be booted directly", spec.kernel),
@@ -99,7 +100,7 @@ impl Pass<'_> {
     fn regular_file(&mut self, field: &str, path: &HostPath) -> Option<Vec<u8>> {
         match self.host.file(path) {
             FileFacts::File { size: 0, .. } => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::Empty,
                     format!("{path} is empty"),
@@ -109,7 +110,7 @@ impl Pass<'_> {
             }
             FileFacts::File { head, .. } => Some(head.clone()),
             FileFacts::Missing => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::Missing,
                     format!("{path} does not exist"),
@@ -118,7 +119,7 @@ impl Pass<'_> {
                 None
             }
             FileFacts::Unreadable(why) => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::NoAccess,
                     format!("{path} cannot be read: {why}"),
@@ -127,7 +128,7 @@ impl Pass<'_> {
                 None
             }
             FileFacts::Directory { .. } => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::WrongType,
                     format!("{path} is a directory"),
@@ -136,7 +137,7 @@ impl Pass<'_> {
                 None
             }
             FileFacts::Special => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::WrongType,
                     format!("{path} is neither a file nor a block device"),
@@ -152,7 +153,7 @@ impl Pass<'_> {
         let (max_cpus, max_memory) = (capabilities.max_cpus, capabilities.max_memory_mb);
         let resources = &self.spec.resources;
         if resources.cpus == 0 {
-            self.refuse("cpus", Kind::OutOfRange, "a machine needs a CPU", "give 1 or more");
+            self.reject("cpus", Kind::OutOfRange, "a machine needs a CPU", "give 1 or more");
         } else if let Some(max) = max_cpus
             && resources.cpus > max
         {
@@ -160,14 +161,14 @@ impl Pass<'_> {
             self.unsupported("cpus", reason, format!("give {max} or fewer"));
         }
         if resources.memory_mb == 0 {
-            self.refuse(
+            self.reject(
                 "memory",
                 Kind::OutOfRange,
                 "a machine needs memory",
                 "give 128 MiB or more",
             );
         } else if resources.memory_mb <= TOO_LITTLE_MEMORY_MB {
-            self.refuse(
+            self.reject(
                 "memory",
                 Kind::OutOfRange,
                 format!("no Linux boots in {} MiB", resources.memory_mb),
@@ -175,7 +176,7 @@ impl Pass<'_> {
             );
         } else if self.boot_files_mb() >= u64::from(resources.memory_mb) {
             let loaded = self.boot_files_mb();
-            self.refuse(
+            self.reject(
                 "memory",
                 Kind::OutOfRange,
                 format!(
@@ -185,7 +186,7 @@ impl Pass<'_> {
                 format!("give {} MiB or more", loaded + 128),
             );
         } else if u64::from(resources.memory_mb) > self.host.memory_mb {
-            self.refuse(
+            self.reject(
                 "memory",
                 Kind::OutOfRange,
                 format!(
@@ -201,7 +202,7 @@ impl Pass<'_> {
             self.unsupported("memory", reason, format!("give {max} or less"));
         }
         if self.spec.time_limit.is_some_and(|limit| limit.is_zero()) {
-            self.refuse(
+            self.reject(
                 "timeout",
                 Kind::OutOfRange,
                 "a machine with no time cannot run",
@@ -244,11 +245,11 @@ impl Pass<'_> {
             let field = format!("vsock_ports[{n}]");
             if port.port == u32::MAX {
                 let reason = "this number stands for any port, and none has it";
-                self.refuse(&field, Kind::OutOfRange, reason, "give one below it");
+                self.reject(&field, Kind::OutOfRange, reason, "give one below it");
             }
             if self.spec.vsock_ports[..n].contains(port) {
                 let reason = format!("port {} is named twice for one direction", port.port);
-                self.refuse(&field, Kind::Duplicate, reason, "name it once");
+                self.reject(&field, Kind::Duplicate, reason, "name it once");
             }
         }
         match self.spec.on_reboot {
@@ -271,7 +272,7 @@ impl Pass<'_> {
         if let Some(text) = user.override_text() {
             whole.override_with(text);
             if user.iter().next().is_some() || !user.init_args().is_empty() {
-                self.refuse(
+                self.reject(
                     "cmdline",
                     Kind::Duplicate,
                     "arguments are added to a kernel command line that is overridden",
@@ -319,7 +320,7 @@ impl Pass<'_> {
                     "pass arguments one by one, without control characters or quotes",
                 ),
             };
-            self.refuse("cmdline", kind, error.to_string(), remedy);
+            self.reject("cmdline", kind, error.to_string(), remedy);
             String::new()
         })
     }
@@ -327,7 +328,7 @@ impl Pass<'_> {
     fn run_dir(&mut self) {
         let length = self.host.run_dir.as_str().len() + 1 + LONGEST_SOCKET_NAME;
         if length > self.host.socket_path_max {
-            self.refuse(
+            self.reject(
                 "run_dir",
                 Kind::TooLong,
                 format!(

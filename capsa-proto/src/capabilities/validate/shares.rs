@@ -7,7 +7,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::super::{CacheMode, PlannedMechanism, PlannedShare, ViolationKind as Kind};
-use super::Pass;
+use super::Validation;
 use crate::host::{FileFacts, Reason};
 use crate::path::HostPath;
 use crate::plan::Note;
@@ -19,7 +19,7 @@ const VIRTIOFS_TAG_MAX: usize = 36;
 /// QEMU's `MAX_TAG_LEN` is 32 with its NUL.
 const P9_TAG_MAX: usize = 31;
 
-impl Pass<'_> {
+impl Validation<'_> {
     pub(super) fn shares(&mut self) -> Vec<PlannedShare> {
         let spec = self.spec;
         let mut tags = BTreeSet::new();
@@ -30,7 +30,7 @@ impl Pass<'_> {
             self.share_host(&field("host"), &share.host, share.mode);
             self.share_guest(&field("guest"), &share.guest);
             if !targets.insert(share.guest.trim_end_matches('/').to_owned()) {
-                self.refuse(
+                self.reject(
                     field("guest"),
                     Kind::Duplicate,
                     format!("two shares are mounted at {}", share.guest),
@@ -48,7 +48,7 @@ impl Pass<'_> {
                 continue;
             };
             if !tags.insert(tag.clone()) {
-                self.refuse(
+                self.reject(
                     field("tag"),
                     Kind::Duplicate,
                     format!("two shares have the tag {tag:?}"),
@@ -70,7 +70,7 @@ impl Pass<'_> {
     fn share_host(&mut self, field: &str, path: &HostPath, mode: MountMode) {
         match self.host.file(path) {
             FileFacts::Directory { writable: false } if mode == MountMode::ReadWrite => self
-                .refuse(
+                .reject(
                     field,
                     Kind::NoAccess,
                     format!("{path} is shared read-write but cannot be written"),
@@ -78,20 +78,20 @@ impl Pass<'_> {
                 ),
             FileFacts::Directory { .. } => {}
             FileFacts::Missing => {
-                self.refuse(
+                self.reject(
                     field,
                     Kind::Missing,
                     format!("{path} does not exist"),
                     "make it first",
                 );
             }
-            FileFacts::Unreadable(why) => self.refuse(
+            FileFacts::Unreadable(why) => self.reject(
                 field,
                 Kind::NoAccess,
                 format!("{path} cannot be read: {why}"),
                 "make it readable for this user",
             ),
-            FileFacts::File { .. } | FileFacts::Special => self.refuse(
+            FileFacts::File { .. } | FileFacts::Special => self.reject(
                 field,
                 Kind::WrongType,
                 format!("{path} is not a directory"),
@@ -111,7 +111,7 @@ impl Pass<'_> {
         } else {
             return;
         };
-        self.refuse(
+        self.reject(
             field,
             Kind::Malformed,
             format!("{guest:?} {reason}"),
@@ -152,11 +152,11 @@ impl Pass<'_> {
                 Some((tag, p9, why))
             }
             ShareMechanism::Auto => {
-                self.virtio_fs_refused(&field, has_fs, &fs_blockers);
+                self.require_virtio_fs(&field, has_fs, &fs_blockers);
                 None
             }
             ShareMechanism::VirtioFs(config) => {
-                self.virtio_fs_refused(&field, has_fs, &fs_blockers);
+                self.require_virtio_fs(&field, has_fs, &fs_blockers);
                 let cache = self.cache_mode(n, config.cache.as_deref());
                 let tag = self.tag(n, config.tag.as_deref(), VIRTIOFS_TAG_MAX);
                 Some((tag, PlannedMechanism::VirtioFs { cache }, "asked for".into()))
@@ -171,7 +171,7 @@ impl Pass<'_> {
                 }
                 let msize = config.msize.unwrap_or(DEFAULT_MSIZE);
                 if !(4096..=16 << 20).contains(&msize) {
-                    self.refuse(
+                    self.reject(
                         format!("shares[{n}].msize"),
                         Kind::OutOfRange,
                         format!("a message size of {msize} bytes is not between 4 KiB and 16 MiB"),
@@ -184,7 +184,7 @@ impl Pass<'_> {
         }
     }
 
-    fn virtio_fs_refused(&mut self, field: &str, has_fs: bool, blockers: &[Reason]) {
+    fn require_virtio_fs(&mut self, field: &str, has_fs: bool, blockers: &[Reason]) {
         if !has_fs {
             self.unsupported(field, "virtio-fs is not supported", "use another backend");
         }
@@ -199,7 +199,7 @@ impl Pass<'_> {
             Some("always") => CacheMode::Always,
             Some("none" | "never") => CacheMode::None,
             Some(other) => {
-                self.refuse(
+                self.reject(
                     format!("shares[{n}].cache"),
                     Kind::Malformed,
                     format!("{other:?} is not a cache mode"),
@@ -214,7 +214,7 @@ impl Pass<'_> {
         let Some(tag) = asked else { return format!("capsa{n}") };
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         if tag.is_empty() || tag.len() > max || !tag.bytes().all(plain) {
-            self.refuse(
+            self.reject(
                 format!("shares[{n}].tag"),
                 Kind::Malformed,
                 format!("{tag:?} is not a mount tag"),

@@ -4,13 +4,13 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 
 use super::super::ViolationKind as Kind;
-use super::Pass;
+use super::Validation;
 use crate::host::FileFacts;
 use crate::path::HostPath;
-use crate::qcow2::{self, BrokenChain};
+use crate::qcow2::{self, BackingChainError};
 use crate::spec::ImageFormat;
 
-impl Pass<'_> {
+impl Validation<'_> {
     pub(super) fn disks(&mut self) {
         let spec = self.spec;
         let capabilities = self.backend.capabilities().clone();
@@ -20,11 +20,11 @@ impl Pass<'_> {
             let Some(head) = self.regular_file(&field, &disk.path) else { continue };
             self.disk_format(&field, disk.format, &disk.path, &head);
             if disk.format == ImageFormat::Qcow2 && head.starts_with(qcow2::MAGIC) {
-                self.images_beneath(&field, &disk.path);
+                self.backing_chain(&field, &disk.path);
             }
             let writes = !disk.read_only && !disk.ephemeral;
             if writes && let FileFacts::File { writable: false, .. } = self.host.file(&disk.path) {
-                self.refuse(
+                self.reject(
                     &field,
                     Kind::NoAccess,
                     format!("{} cannot be written", disk.path),
@@ -33,7 +33,7 @@ impl Pass<'_> {
             }
             if self.host.is_in_use(&disk.path, writes) {
                 let how = if writes { "" } else { " for writing" };
-                self.refuse(
+                self.reject(
                     &field,
                     Kind::InUse,
                     format!("another machine or program has {} open{how}", disk.path),
@@ -43,7 +43,7 @@ impl Pass<'_> {
             // A hypervisor locks what it writes, and then cannot attach it again.
             let before = seen.get(&disk.path).copied();
             if before.is_some_and(|written| written || writes) {
-                self.refuse(
+                self.reject(
                     &field,
                     Kind::Duplicate,
                     format!("{} is attached twice, and for writing", disk.path),
@@ -85,42 +85,42 @@ impl Pass<'_> {
 
     /// An image that stands on others needs them all, and they are files of this host: what an image
     /// names is opened by the hypervisor, so it names neither the network nor options.
-    fn images_beneath(&mut self, field: &str, path: &HostPath) {
-        let (kind, reason, remedy) = match qcow2::chain(path, self.host) {
+    fn backing_chain(&mut self, field: &str, path: &HostPath) {
+        let (kind, reason, remedy) = match qcow2::backing_chain(path, self.host) {
             Ok(_) => return,
-            Err(BrokenChain::Unreadable(image)) => (
+            Err(BackingChainError::Unreadable(image)) => (
                 Kind::WrongFormat,
                 format!("the qcow2 header of {image} cannot be understood"),
                 "check it: qemu-img info",
             ),
-            Err(BrokenChain::NotAFile { image, backing }) => (
+            Err(BackingChainError::NotALocalFile { image, backing }) => (
                 Kind::Unsupported,
                 format!("{image} stands on {backing:?}, which is no file"),
                 "put it on a file: qemu-img rebase, or make it whole: qemu-img convert",
             ),
-            Err(BrokenChain::Missing { image, backing }) => (
+            Err(BackingChainError::Missing { image, backing }) => (
                 Kind::Missing,
                 format!("{image} stands on {backing}, which is not there or cannot be read"),
                 "bring it back, or put the image on another: qemu-img rebase -u",
             ),
-            Err(BrokenChain::Alien { image, what }) => (
+            Err(BackingChainError::UnsupportedFeature { image, what }) => (
                 Kind::Unsupported,
                 format!("{image} has {what}"),
                 "make it whole: qemu-img convert; if a guest or a stranger made it, do not trust it",
             ),
-            Err(BrokenChain::Disguised { image, backing }) => (
+            Err(BackingChainError::FormatMismatch { image, backing }) => (
                 Kind::WrongFormat,
                 format!("{image} takes {backing} for a raw image, which has a qcow2 header"),
                 "name its format if you made it so: qemu-img rebase -u -F qcow2; if a guest wrote \
                  it, do not trust it",
             ),
-            Err(BrokenChain::TooLong) => (
+            Err(BackingChainError::TooLong) => (
                 Kind::OutOfRange,
                 format!("{path} stands on more than {} images, or on itself", qcow2::MAX_CHAIN),
                 "make it whole: qemu-img convert",
             ),
         };
-        self.refuse(field, kind, reason, remedy);
+        self.reject(field, kind, reason, remedy);
     }
 
     /// The header must say what the format says. A guest can write a qcow2 header, with a backing
@@ -128,13 +128,13 @@ impl Pass<'_> {
     fn disk_format(&mut self, field: &str, format: ImageFormat, path: &HostPath, head: &[u8]) {
         let is_qcow2 = head.starts_with(qcow2::MAGIC);
         match format {
-            ImageFormat::Raw if is_qcow2 => self.refuse(
+            ImageFormat::Raw if is_qcow2 => self.reject(
                 field,
                 Kind::WrongFormat,
                 format!("{path} is taken for a raw image but has a qcow2 header"),
                 "name the format qcow2 if you made it so; if a guest wrote it, do not trust it",
             ),
-            ImageFormat::Qcow2 if !is_qcow2 => self.refuse(
+            ImageFormat::Qcow2 if !is_qcow2 => self.reject(
                 field,
                 Kind::WrongFormat,
                 format!("{path} is taken for a qcow2 image but has no qcow2 header"),
