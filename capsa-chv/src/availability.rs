@@ -1,4 +1,4 @@
-//! Whether Cloud Hypervisor can be used on a host.
+//! The availability of cloud-hypervisor on a host.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -16,9 +16,9 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
         blockers.extend(program_blocker(found));
         blockers.extend(host.kvm.blockers());
     } else {
-        // What else is missing there would only be noise.
+        // Other blockers are irrelevant on such a host.
         blockers.push(Reason::new(
-            "it runs on Linux only",
+            "cloud-hypervisor runs on Linux only",
             "use the vfkit backend on macOS, or the qemu backend",
         ));
     }
@@ -34,13 +34,18 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
 }
 
 fn architecture_blocker(arch: Arch) -> Option<Reason> {
-    matches!(arch, Arch::Other)
-        .then(|| Reason::new("it runs on x86-64 and arm64 only", "use the qemu backend"))
+    matches!(arch, Arch::Other).then(|| {
+        Reason::new("cloud-hypervisor runs on x86-64 and arm64 only", "use the qemu backend")
+    })
 }
 
 fn program_blocker(found: &ProbeReport) -> Option<Reason> {
-    let what =
-        found.version_blocker(KEY, KEY, MIN_VERSION, "it would guess the format of disks")?;
+    let what = found.version_blocker(
+        KEY,
+        KEY,
+        MIN_VERSION,
+        "older versions detect the format of disks instead of using the given one",
+    )?;
     Some(Reason::new(
         what,
         format!(

@@ -187,7 +187,7 @@ impl HypervisorBackend for CloudHypervisor {
             vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
             boot: vec![
                 Message::http(
-                    "create the machine",
+                    "create the VM",
                     "PUT",
                     "/api/v1/vm.create",
                     Some(vm_config::vm_config(vm, at, host)),
@@ -211,13 +211,14 @@ impl HypervisorBackend for CloudHypervisor {
         }
     }
 
-    /// The event monitor's objects: `{"timestamp", "source", "event", "properties"}`.
-    /// Of a vCPU that fails. Its events are those of a power-off then, and so is its exit status, where it does exit.
+    /// A failed vCPU is reported on standard error only: the events, and the exit status if the process
+    /// exits, are those of a power-off.
     fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
         let failed = ["VCPU generated error", "vCPU thread panicked"];
         failed.iter().any(|words| line.contains(words)).then_some(GuestEvent::CpuFailed)
     }
 
+    /// The event monitor writes objects with `timestamp`, `source`, `event` and `properties`.
     fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
         let text = |key| event.get(key).and_then(Value::as_str).unwrap_or_default();
         match (text("source"), text("event")) {

@@ -317,10 +317,10 @@ fn what_speaks_against_it() {
     assert!(blockers[0].contains("not found") && blockers[1].contains("/dev/kvm"));
 
     for (output, want) in [
-        ("cloud-hypervisor v50.0", Some("50.0.0, older than 50.1.0")),
+        ("cloud-hypervisor v50.0", Some("50.0.0 is too old: expected 50.1.0")),
         ("cloud-hypervisor v50.1.0", None),
         ("cloud-hypervisor v51.0", None),
-        ("hello", Some("did not say its version")),
+        ("hello", Some("did not print a version")),
     ] {
         let blockers = availability(&host(), &found(output, "virtiofsd 1.14.0"));
         match want {
@@ -427,7 +427,7 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
     })];
     assert_eq!(blockers(qcow2("/rel.qcow2"), V53, &relative), [""; 0]);
     let found = blockers(qcow2("/rel.qcow2"), "cloud-hypervisor v52.1", &relative);
-    assert!(found[0].contains("names relatively"), "{found:?}");
+    assert!(found[0].contains("relative backing file name"), "{found:?}");
     assert_eq!(blockers(qcow2("/over.qcow2"), "cloud-hypervisor v52.1", &[]), [""; 0]);
 
     let names: Vec<_> = (0..11).map(|n| format!("/{n}.qcow2")).collect();
@@ -439,7 +439,7 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
     chain.push(("/10.qcow2", whole()));
     assert_eq!(blockers(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
     let found = blockers(throw_away(qcow2("/0.qcow2")), V53, &chain);
-    assert!(found[0].contains("it stands on 10 images"), "{found:?}");
+    assert!(found[0].contains("backing chain has 10 images; the limit is 10"), "{found:?}");
 }
 
 #[test]
@@ -462,8 +462,11 @@ fn what_is_refused() {
     let p9 = || ShareMechanism::Virtio9p(Virtio9pConfig::default());
     let auto = |mechanism| vec![share("/work", "/w", MountMode::ReadOnly, mechanism)];
     let cases: Vec<(Change, &str)> = vec![
-        (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: it runs on KVM only"),
-        (Box::new(|s| s.accelerator = Accelerator::Hvf), "accelerator: it runs on KVM only"),
+        (
+            Box::new(|s| s.accelerator = Accelerator::Emulation),
+            "accelerator: only KVM is supported",
+        ),
+        (Box::new(|s| s.accelerator = Accelerator::Hvf), "accelerator: only KVM is supported"),
         (
             Box::new(move |s| s.shares = auto(p9())),
             "shares[0].mechanism: virtio-9p is not supported",
@@ -473,16 +476,16 @@ fn what_is_refused() {
                 s.shares = auto(ShareMechanism::Auto);
                 s.on_reboot = RebootPolicy::Restart;
             }),
-            "on_reboot: a reboot closes the sockets",
+            "on_reboot: rebooting with shares or NAT",
         ),
         (
             Box::new(|s| {
                 s.network = NetworkMode::Nat;
                 s.on_reboot = RebootPolicy::Restart;
             }),
-            "on_reboot: a reboot closes the sockets",
+            "on_reboot: rebooting with shares or NAT",
         ),
-        (Box::new(|s| s.resources.cpus = 256), "cpus: 256 CPUs are more than the 255"),
+        (Box::new(|s| s.resources.cpus = 256), "cpus: 256 CPUs exceed the limit of 255"),
     ];
     for (change, want) in cases {
         let mut spec = spec();
@@ -502,7 +505,7 @@ fn what_is_refused_for_what_was_found() {
 
     let old = found("cloud-hypervisor v51.1", "virtiofsd 1.14.0");
     let nat = VmSpec { network: NetworkMode::Nat, ..spec() };
-    assert!(refused(nat.clone(), &host(), &old).contains("version 51.1.0 and passt"));
+    assert!(refused(nat.clone(), &host(), &old).contains("NAT does not work with version 51.1.0"));
     let mut no_passt = all_found();
     no_passt.insert(passt::KEY, ProbeResult::NotFound { tried: vec!["passt".into()] });
     let said = refused(nat.clone(), &host(), &no_passt);
@@ -513,7 +516,7 @@ fn what_is_refused_for_what_was_found() {
         disks: vec![Disk { read_only, ..disk("/plain.qcow2", ImageFormat::Qcow2) }],
         ..spec()
     };
-    assert!(refused(with(false), &host(), &old).contains("may destroy qcow2 images"));
+    assert!(refused(with(false), &host(), &old).contains("may corrupt qcow2 images"));
     assert!(validate(with(true), &BACKEND, &host(), &old).is_ok());
 
     let comma = HostFacts { run_dir: path("/run/a,fd=3"), ..host() };

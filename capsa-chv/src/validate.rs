@@ -1,4 +1,4 @@
-//! What is refused beyond the capability table.
+//! Validation beyond the capability table.
 
 use alloc::format;
 use alloc::string::String;
@@ -15,21 +15,22 @@ use capsa_proto::spec::{Accelerator, ImageFormat, NetworkMode, RebootPolicy, VmS
 use crate::KEY;
 use crate::vm_config::needs_overlay;
 
-/// Up to 50.2 writes went over the header of qcow2 images (issue 8358); 52.0 does not.
+/// Versions up to 50.2 overwrite the header of qcow2 images (issue 8358); 52.0 does not.
 const QCOW2_WRITES: Version = Version::new(52, 0, 0);
 
-/// Before, it drove passt into ending (fixed in March 2026).
+/// Older versions make passt exit (fixed in March 2026).
 const VHOST_USER_NET: Version = Version::new(52, 0, 0);
 
-/// Before, a relative name was not looked for beside the image that has it (pull request 8196).
+/// Older versions do not resolve a relative backing file name against the image's directory (pull
+/// request 8196).
 const RELATIVE_BACKING: Version = Version::new(53, 0, 0);
 
-/// How many images it opens beneath one (`MAX_NESTING_DEPTH` in v53).
-const DEEPEST: usize = 10;
+/// The maximum length of a backing chain (`MAX_NESTING_DEPTH` in v53).
+const MAX_BACKING_DEPTH: usize = 10;
 
 pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
     let mut out = Vec::new();
-    let mut refuse = |field: String, kind, reason: String, remedy: &str| {
+    let mut reject = |field: String, kind, reason: String, remedy: &str| {
         out.push(Violation::new(field, kind, reason, remedy).on(KEY));
     };
 
@@ -37,13 +38,13 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         && version < QCOW2_WRITES
     {
         for (n, disk) in spec.disks.iter().enumerate() {
-            // A throw-away overlay is such an image too.
+            // The overlay of an ephemeral disk is a qcow2 image too.
             let is_qcow2 = disk.format == ImageFormat::Qcow2 || disk.ephemeral;
             if is_qcow2 && !disk.read_only {
-                refuse(
+                reject(
                     format!("disks[{n}].path"),
                     Kind::Unsupported,
-                    format!("version {version} may destroy qcow2 images it writes to"),
+                    format!("version {version} may corrupt qcow2 images that it writes to"),
                     "use cloud-hypervisor 52.0 or later, attach it read-only, or convert it to raw",
                 );
             }
@@ -56,10 +57,10 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
             && matches!(facts, FileFacts::File { .. })
             && Overlay::new(&disk.path, disk.format, facts).is_none()
         {
-            refuse(
+            reject(
                 format!("disks[{n}].ephemeral"),
                 Kind::OutOfRange,
-                "its overlay would stand for more than 16 TiB, or name a path of more than 1023 bytes"
+                "the overlay's limits are exceeded: 16 TiB for the disk, 1023 bytes for its path"
                     .into(),
                 "use a smaller image, or a shorter path",
             );
@@ -78,30 +79,35 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
             && version < RELATIVE_BACKING
             && let Some(image) = below.iter().chain([&disk.path]).find(|i| names_relatively(i))
         {
-            refuse(
+            reject(
                 format!("disks[{n}].path"),
                 Kind::Unsupported,
-                format!("version {version} does not find the file that {image} names relatively"),
-                "use cloud-hypervisor 53.0 or later, or name it absolutely: qemu-img rebase -u",
+                format!(
+                    "version {version} does not support the relative backing file name in {image}"
+                ),
+                "use cloud-hypervisor 53.0 or later, or set an absolute name: qemu-img rebase -u",
             );
         }
-        if below.len() + usize::from(needs_overlay(disk)) > DEEPEST {
-            refuse(
+        if below.len() + usize::from(needs_overlay(disk)) > MAX_BACKING_DEPTH {
+            reject(
                 format!("disks[{n}].path"),
                 Kind::OutOfRange,
-                format!("it stands on {} images, and {DEEPEST} are the most it opens", below.len()),
-                "make it whole: qemu-img convert",
+                format!(
+                    "backing chain has {} images; the limit is {MAX_BACKING_DEPTH}",
+                    below.len()
+                ),
+                "merge the chain into one image: qemu-img convert",
             );
         }
     }
 
-    // Where the hypervisor itself is missing nothing will be spawned, and a dry run may go on with
-    // the programs' bare names.
-    let is_there = matches!(found.get(KEY), Some(ProbeResult::Output { .. }));
-    let helper_needed = |blockers: Vec<Reason>| if is_there { blockers } else { Vec::new() };
+    // Without the hypervisor nothing is started, and a dry run shows bare program names. So missing
+    // helpers are violations only if the hypervisor was found.
+    let is_found = matches!(found.get(KEY), Some(ProbeResult::Output { .. }));
+    let helper_needed = |blockers: Vec<Reason>| if is_found { blockers } else { Vec::new() };
     if !spec.shares.is_empty() {
         for reason in helper_needed(virtiofsd::blockers(found)) {
-            refuse("shares".into(), Kind::Unsupported, reason.what, &reason.remedy);
+            reject("shares".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }
 
@@ -109,47 +115,50 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         if let Some(version) = found.version(KEY)
             && version < VHOST_USER_NET
         {
-            refuse(
+            reject(
                 "network".into(),
                 Kind::Unsupported,
-                format!("version {version} and passt, which would be its NAT, end each other"),
-                "use cloud-hypervisor 52.0 or later, the qemu backend, or ask for no network",
+                format!("NAT does not work with version {version}: it makes passt exit"),
+                "use cloud-hypervisor 52.0 or later, the qemu backend, or set network to none",
             );
         }
         for reason in helper_needed(passt::blockers(found)) {
-            refuse("network".into(), Kind::Unsupported, reason.what, &reason.remedy);
+            reject("network".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }
 
     match spec.accelerator {
         Accelerator::Auto | Accelerator::Kvm => {}
-        _ => refuse(
+        _ => reject(
             "accelerator".into(),
             Kind::Unsupported,
-            "it runs on KVM only".into(),
-            "ask for auto or kvm, or use the qemu backend",
+            "only KVM is supported".into(),
+            "set accelerator to auto or kvm, or use the qemu backend",
         ),
     }
 
     let has_helpers = !spec.shares.is_empty() || spec.network == NetworkMode::Nat;
     if spec.on_reboot == RebootPolicy::Restart && has_helpers {
-        refuse(
+        reject(
             "on_reboot".into(),
             Kind::Unsupported,
-            "a reboot closes the sockets of its shares and its NAT, and virtiofsd and passt take one \
-             connection only"
+            "rebooting with shares or NAT is not supported: virtiofsd and passt accept one connection \
+             only, and a reboot closes it"
                 .into(),
-            "let a reboot end the machine, leave shares and network out, or use the qemu backend",
+            "set on_reboot to end, remove shares and network, or use the qemu backend",
         );
     }
 
-    // `--api-socket path=` goes through its option parser; everything else is JSON.
+    // The option parser of cloud-hypervisor reads `--api-socket path=`; everything else is JSON.
     if host.run_dir.as_str().contains([',', '"', '[', ']']) {
-        refuse(
+        reject(
             "run_dir".into(),
             Kind::Malformed,
-            format!("{} holds one of , \" [ ], which cut an option in two", host.run_dir),
-            "set CAPSA_RUN_DIR to a plainer directory, such as /tmp/capsa",
+            format!(
+                "{} contains one of , \" [ ], which cloud-hypervisor's option parser does not support",
+                host.run_dir
+            ),
+            "set CAPSA_RUN_DIR to a directory without them, such as /tmp/capsa",
         );
     }
     out

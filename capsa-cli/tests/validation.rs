@@ -49,10 +49,10 @@ fn config_check_reports_same_errors_as_run() {
     for (more, place, words) in [
         ("[cmdline]\nextra = [\"quiet\", \"a b\"]\n", ":9:19: ", "cmdline: \"a b\": byte 0x20"),
         ("[cmdline]\noverride = \"a\\u0000\"\n", ":9:12: ", "not allowed"),
-        ("[resources]\ncpus = 0\n", ":9:8: ", "cpus: a machine needs a CPU"),
-        ("[resources]\ntimeout = \"0s\"\n", ":9:11: ", "timeout: a machine with no time"),
-        ("[resources]\nmemory = \"1M\"\n", ":9:10: ", "memory: no Linux boots in 1 MiB"),
-        ("[resources]\nmemory = \"0M\"\n", ":9:10: ", "memory: a machine needs memory"),
+        ("[resources]\ncpus = 0\n", ":9:8: ", "cpus: 0 CPUs"),
+        ("[resources]\ntimeout = \"0s\"\n", ":9:11: ", "timeout: a time limit of zero"),
+        ("[resources]\nmemory = \"1M\"\n", ":9:10: ", "memory: 1 MiB of memory is too little"),
+        ("[resources]\nmemory = \"0M\"\n", ":9:10: ", "memory: 0 MiB of memory"),
         ("[disk]\npath = \"none.raw\"\n", ":9:8: ", "none.raw does not exist"),
         ("[[disks]]\npath = \"none.raw\"\n", ":9:8: ", "disks[0].path: "),
         ("[shares.w]\nhost = \"none\"\nguest = \"/w\"\n", ":9:8: ", "shares.w.host: "),
@@ -60,7 +60,7 @@ fn config_check_reports_same_errors_as_run() {
         ("[console]\nlog = \"a\"\nrecord = \"a\"\n", ":10:10: ", "same file as the log"),
         ("[console]\nrecord = \"vm.toml\"\n", ":9:10: ", "same file as the config file"),
         ("[login]\nuser = \"root\\u000Ax\"\n", ":9:8: ", "a control character"),
-        ("[[vsock]]\nport = 4294967295\nlisten = \"s\"\n", ":8:1: ", "stands for any port"),
+        ("[[vsock]]\nport = 4294967295\nlisten = \"s\"\n", ":8:1: ", "VMADDR_PORT_ANY"),
         ("[[vsock]]\nport = 1\nlisten = \"nano.elf\"\n", ":8:1: ", "is not a socket"),
     ] {
         let (code, stderr) = check_and_run(dir.path(), &format!("{GOOD}{more}"));
@@ -178,7 +178,7 @@ fn invalid_flags_are_rejected_before_any_write() {
         ),
         (vec!["--log".into(), String::new()], 2, "--log: the path is empty"),
         (vec!["--user".into(), "root\nx".into(), "--".into(), "id".into()], 2, "control character"),
-        (vec!["--memory".into(), "1M".into()], 111, "hint: give 128 MiB or more"),
+        (vec!["--memory".into(), "1M".into()], 111, "hint: set memory to 128 MiB or more"),
         (vec!["--disk".into(), format!("{}:ro:rw", at("disk"))], 2, "repeats or conflicts"),
         (
             ["--password-file", &at("empty"), "--", "id"].map(String::from).to_vec(),

@@ -1,9 +1,11 @@
-//! What a hypervisor has to answer to be a backend.
+//! The interface of a hypervisor backend.
 //!
-//! A backend is a table of facts and a few pure functions: what it can do, what to look for on the
-//! host, whether what was found is enough, and how a checked specification becomes a
-//! [`LaunchPlan`]. It opens nothing and starts nothing, so all of them are compiled and tested
-//! everywhere, and a new one is one file of data.
+//! A backend is data and pure functions: its capabilities, the probes of its programs, its
+//! availability given their results, and the translation of a validated spec into a [`LaunchPlan`]. It
+//! opens no file and starts no process, so every backend is compiled and tested on every host.
+//!
+//! To add a backend, implement [`HypervisorBackend`] in a crate of its own, and add it to the list in
+//! `capsa/src/backends.rs`.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -21,39 +23,43 @@ use crate::host::{Arch, HostFacts, Reason};
 use crate::plan::{LaunchPlan, Message, Note, RunDirPlan};
 use crate::spec::VmSpec;
 
-/// A hypervisor as data.
+/// A hypervisor that can run VMs.
+///
+/// The methods are called in this order: [`probe`](Self::probe), then
+/// [`availability`](Self::availability), [`validate`](Self::validate) and [`plan`](Self::plan) with the
+/// probe report, and while the VM runs [`reply`](Self::reply), [`event`](Self::event),
+/// [`pipe_event`](Self::pipe_event) and [`stderr_line`](Self::stderr_line).
 pub trait HypervisorBackend: Send + Sync + fmt::Debug {
-    /// Its name: `qemu`, `cloud-hypervisor`, `vfkit`.
+    /// The backend's name: `qemu`, `cloud-hypervisor`, `vfkit`.
     fn name(&self) -> &'static str;
 
-    /// What it can do.
+    /// What the backend supports, on any host.
     fn capabilities(&self) -> &BackendCapabilities;
 
-    /// Which programs to look for on a host of this architecture and what to ask them. With a
-    /// specification, only what that machine needs is looked for; without one, everything.
+    /// The programs to find on a host of this architecture, and the arguments that make each print its
+    /// version and features. With a spec only the programs that it needs; without one, all of them.
     fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan;
 
-    /// Whether it can be used here, with every reason against it.
+    /// Whether the backend can be used on this host: blockers, missing features, warnings.
     fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
 
-    /// The first layer of the kernel command line.
+    /// The default kernel command line, which the user's arguments extend or override.
     fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline;
 
-    /// Where the first disk appears in the guest.
+    /// The device path of the first disk in the guest.
     fn default_root_device(&self) -> &str;
 
-    /// Everything that speaks against virtio-fs shares with what was found here, where the
-    /// capability table has them.
+    /// The blockers of virtio-fs shares on this host, for a backend whose capabilities include them.
     fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
         let _ = (host, found);
         Vec::new()
     }
 
-    /// What this backend refuses beyond its capability table, given what was found.
+    /// The violations that do not follow from the capabilities, e.g. those that depend on the version
+    /// found. [`capabilities::validate`](crate::capabilities::validate) calls this.
     fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
 
-    /// The exact programs, arguments and messages. Never fails: whatever could not be planned was
-    /// refused by the check.
+    /// The launch plan of a validated spec. Never fails: whatever cannot be planned is a violation.
     fn plan(
         &self,
         vm: &ValidatedSpec,
@@ -62,61 +68,61 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
         found: &ProbeReport,
     ) -> LaunchPlan;
 
-    /// What a reply to `message` means.
+    /// Interprets the reply to `message`.
     fn reply(&self, message: &Message, reply: &ControlReply) -> ReplyOutcome {
         let _ = message;
         reply.outcome()
     }
 
-    /// What a line on the hypervisor's standard error means, if anything.
+    /// Interprets a line of the hypervisor's standard error. `None` if it reports no guest event.
     fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
         let _ = line;
         None
     }
 
-    /// What an object on the event pipe means, if anything.
+    /// Interprets a JSON object from the event pipe. `None` if it reports no guest event.
     fn pipe_event(&self, event: &Value) -> Option<GuestEvent> {
         let _ = event;
         None
     }
 
-    /// What an event of the control channel means, if anything.
+    /// Interprets an event of the control channel. `None` if it reports no guest event.
     fn event(&self, event: &QmpMessage) -> Option<GuestEvent> {
         let _ = event;
         None
     }
 }
 
-/// What to look for on the host.
+/// The programs to probe on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbePlan {
     /// The probes.
     pub probes: Vec<Probe>,
 }
 
-/// One question to one program.
+/// One run of one program, to learn its version and features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// The key of the answer in the [`ProbeReport`].
+    /// The key of the result in the [`ProbeReport`].
     pub key: &'static str,
     /// What people call the program, when they name one to use: `qemu`, `virtiofsd`. Several
     /// probes may go to one program.
     pub program: &'static str,
-    /// An environment variable that names the program outright.
+    /// An environment variable that sets the path of the program.
     pub env: &'static str,
     /// Names to look for in `PATH`, or absolute paths, in order.
     pub candidates: Vec<String>,
-    /// The arguments that make it answer and exit.
+    /// The arguments: the program prints its output and exits.
     pub args: Vec<&'static str>,
 }
 
-/// The answers, by key.
+/// The results of all probes, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeReport {
     results: BTreeMap<&'static str, ProbeResult>,
 }
 
-/// One answer.
+/// The result of one probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
     /// No candidate exists.
@@ -124,34 +130,34 @@ pub enum ProbeResult {
         /// The names and paths that were tried.
         tried: Vec<String>,
     },
-    /// It exists and did not answer: it failed, hung, or is not a program.
+    /// The program was found but failed, hung, or is not executable.
     Failed {
-        /// Where it is.
+        /// Its path.
         program: String,
-        /// What happened.
+        /// How it failed.
         reason: String,
     },
-    /// It answered.
+    /// The program ran and printed this.
     Output {
-        /// Where it is.
+        /// Its path.
         program: String,
-        /// What it printed, standard output before standard error.
+        /// Its standard output, followed by its standard error.
         output: String,
     },
 }
 
 impl ProbeReport {
-    /// Adds an answer.
-    pub fn insert(&mut self, key: &'static str, answer: ProbeResult) {
-        self.results.insert(key, answer);
+    /// Adds a result.
+    pub fn insert(&mut self, key: &'static str, result: ProbeResult) {
+        self.results.insert(key, result);
     }
 
-    /// The answer to a question; `None` when it was not asked.
+    /// The result of a probe; `None` if it was not run.
     pub fn get(&self, key: &str) -> Option<&ProbeResult> {
         self.results.get(key)
     }
 
-    /// Where the program is, whether or not it answered. `None` when it was not found.
+    /// The path of the program, whether or not it ran. `None` if it was not found.
     pub fn found(&self, key: &str) -> Option<String> {
         match self.get(key)? {
             ProbeResult::Output { program, .. } | ProbeResult::Failed { program, .. } => {
@@ -161,14 +167,13 @@ impl ProbeReport {
         }
     }
 
-    /// The program that was found, or `fallback` where none was (in a dry run on a foreign host).
+    /// The path of the program, or `fallback` if it was not found (in a dry run for another host).
     pub fn program(&self, key: &str, fallback: &str) -> String {
         self.found(key).unwrap_or_else(|| fallback.to_string())
     }
 
-    /// What speaks against the program that people call `name`: it is missing, does not work, does
-    /// not say its version, or is older than `min`; `older` says what is wrong with that. `None`
-    /// when nothing does, and when it was not asked.
+    /// Why the program `name` cannot be used: it was not found, failed, printed no version, or is older
+    /// than `min`; `older` is the reason for that minimum. `None` if it can be used or was not probed.
     pub fn version_blocker(
         &self,
         key: &str,
@@ -184,16 +189,16 @@ impl ProbeReport {
                 Some(format!("{program} does not work: {reason}"))
             }
             ProbeResult::Output { program, output } => match Version::find(output) {
-                None => Some(format!("{program} did not say its version")),
-                Some(version) if version < min => {
-                    Some(format!("{program} is version {version}, older than {min}: {older}"))
-                }
+                None => Some(format!("{program} did not print a version")),
+                Some(version) if version < min => Some(format!(
+                    "{program} version {version} is too old: expected {min} or later ({older})"
+                )),
                 Some(_) => None,
             },
         }
     }
 
-    /// What it printed.
+    /// The output of the probe.
     pub fn output(&self, key: &str) -> Option<&str> {
         match self.get(key) {
             Some(ProbeResult::Output { output, .. }) => Some(output),
@@ -201,7 +206,7 @@ impl ProbeReport {
         }
     }
 
-    /// The version in what it printed.
+    /// The first version number in the output.
     pub fn version(&self, key: &str) -> Option<Version> {
         Version::find(self.output(key)?)
     }
@@ -214,7 +219,7 @@ pub struct Version {
     pub major: u32,
     /// Minor.
     pub minor: u32,
-    /// Patch; 0 where the program prints none.
+    /// Patch; 0 if the program prints none.
     pub patch: u32,
 }
 
@@ -236,7 +241,7 @@ impl Version {
     pub fn find(text: &str) -> Option<Self> {
         text.split(|c: char| c.is_whitespace() || "(),".contains(c)).find_map(|word| {
             let word = word.strip_prefix('v').unwrap_or(word);
-            // The release and the build of a distribution are no part of it.
+            // The suffix of a distribution is not part of the version.
             let (number, _) = word.split_once(['-', '+', '~', ':']).unwrap_or((word, ""));
             let mut parts = number.split('.');
             let major = parts.next()?.parse().ok()?;
@@ -259,34 +264,33 @@ impl Serialize for Version {
     }
 }
 
-/// Whether a backend can be used here.
+/// Whether a backend can be used on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Availability {
-    /// Its version, where the program answered.
+    /// The version of the hypervisor, if its probe succeeded.
     pub version: Option<Version>,
-    /// Where the program is.
+    /// The path of the program, if it was found.
     pub program: Option<String>,
-    /// Every reason against it; it is usable when there is none.
+    /// The reasons why the backend cannot be used; it is usable if there are none.
     pub blockers: Vec<Reason>,
-    /// What it can do by its table and cannot with what was found here. Only a machine that asks for
-    /// one of these is refused.
+    /// Supported features that are unavailable on this host. A spec that uses one is rejected.
     pub missing_features: Vec<MissingFeature>,
-    /// What is not as one would wish although it can be used.
+    /// Warnings and notes; the backend can be used all the same.
     pub warnings: Vec<Note>,
 }
 
-/// A feature that a backend has in principle, and not on this host.
+/// A feature that the backend supports but that is unavailable on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MissingFeature {
-    /// What cannot be had.
+    /// The feature.
     pub feature: Feature,
-    /// What is missing, and what to install.
+    /// What is missing, and the remedy.
     #[serde(flatten)]
     pub reason: Reason,
 }
 
 impl MissingFeature {
-    /// One lack for each reason against a feature.
+    /// One value for each reason why the feature is unavailable.
     pub fn of(
         feature: Feature,
         reasons: impl IntoIterator<Item = Reason>,
@@ -295,7 +299,7 @@ impl MissingFeature {
     }
 }
 
-/// A feature that depends on what is installed beside a hypervisor, or was built into it.
+/// A feature that depends on helper programs or on build options of the hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -307,12 +311,12 @@ pub enum Feature {
     Virtio9p,
     /// NAT.
     Nat,
-    /// Sockets between host and guest.
+    /// vsock: sockets between host and guest.
     Vsock,
 }
 
 impl Availability {
-    /// Nothing speaks against it.
+    /// There are no blockers.
     pub fn is_usable(&self) -> bool {
         self.blockers.is_empty()
     }
@@ -343,7 +347,7 @@ pub enum ControlReply {
 }
 
 impl ControlReply {
-    /// What it means where a backend has no opinion: errors refuse, the rest is done.
+    /// The default interpretation: an error is [`ReplyOutcome::Rejected`], everything else is done.
     pub fn outcome(&self) -> ReplyOutcome {
         match self {
             Self::Qmp => ReplyOutcome::Done,
@@ -357,20 +361,20 @@ impl ControlReply {
     }
 }
 
-/// What a reply means.
+/// The meaning of a control reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplyOutcome {
-    /// It was done.
+    /// The command was executed.
     Done,
-    /// Not yet: send the message again.
+    /// Not ready yet: send the message again after a delay.
     Retry,
-    /// It was refused; the hypervisor's words.
+    /// The command was rejected; the error text of the hypervisor.
     Rejected(String),
-    /// There was no answer, and will be none: the hypervisor may be leaving. What was seen.
+    /// There is no reply and there will be none: the hypervisor may be exiting. The cause.
     Lost(String),
 }
 
-/// What the hypervisor says about its guest.
+/// An event of the guest, as the hypervisor reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestEvent {
@@ -378,12 +382,11 @@ pub enum GuestEvent {
     PoweredOff,
     /// The guest reset: a reboot, or a panic that reboots.
     Reset,
-    /// The guest told a panic device that it panicked.
+    /// The guest reported a panic through a panic device (pvpanic).
     Panicked,
-    /// Somebody who is not Capsa told the hypervisor to quit.
+    /// Another process made the hypervisor quit.
     ExternalQuit,
-    /// The hypervisor cannot go on with a virtual CPU: the guest is dead, whether or not its process
-    /// is, and whatever events follow.
+    /// A vCPU failed. The guest is dead, even if the process stays or other events follow.
     CpuFailed,
 }
 

@@ -1,8 +1,8 @@
-//! What the host was found to have.
+//! The host facts: what was found on the host.
 //!
-//! A check that needs to look at the host would not be a pure function. So the driver looks first,
-//! at exactly the paths and devices a specification names, and passes what it saw in here. Every
-//! refusal is then a function of plain values, with a unit test.
+//! Validation is a pure function. So `capsa-io` first collects the facts about the paths and devices
+//! that a VM spec names, and passes them as [`HostFacts`]. Every violation is then a function of plain
+//! values and has a unit test.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -50,7 +50,7 @@ impl Arch {
     }
 }
 
-/// Everything the checks want to know about a host.
+/// All facts about a host that validation needs.
 #[derive(Debug, Clone)]
 pub struct HostFacts {
     /// Operating system.
@@ -59,46 +59,47 @@ pub struct HostFacts {
     pub arch: Arch,
     /// Memory in MiB.
     pub memory_mb: u64,
-    /// What KVM looks like from here.
+    /// The state of KVM.
     pub kvm: KvmFacts,
     /// The version of the Landlock interface; `None` where the kernel has none.
     pub landlock: Option<u32>,
     /// The longest path a unix socket can have, in bytes: 107 on Linux, 103 on macOS.
     pub socket_path_max: usize,
-    /// The run directory the next machine would get.
+    /// The run directory of the next VM.
     pub run_dir: HostPath,
-    /// The files a specification names, and those that its images stand on.
+    /// The files that a VM spec names, and the backing files of its images.
     pub files: BTreeMap<HostPath, FileFacts>,
-    /// The locks that others hold on the [probes](crate::image_lock::PROBED_BYTES) of the disks' images.
+    /// The locks that other processes hold on the [probed bytes](crate::image_lock::PROBED_BYTES) of the
+    /// disk images.
     pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
 }
 
 impl HostFacts {
-    /// What is known of `path`; [`FileFacts::Missing`] when nobody looked.
+    /// The facts about `path`; [`FileFacts::Missing`] if it was not inspected.
     pub fn file(&self, path: &HostPath) -> &FileFacts {
         self.files.get(path).unwrap_or(&FileFacts::Missing)
     }
 
-    /// Whether another has this image so that it cannot be attached beside: for writing, or only for
-    /// reading. Not when nobody looked.
+    /// Whether the locks of other processes prevent attaching this image, for writing or only for
+    /// reading. `false` if the locks were not inspected.
     pub fn is_in_use(&self, image: &HostPath, writes: bool) -> bool {
         let locks = self.image_locks.get(image);
         locks.is_some_and(|locks| image_lock::conflicts(locks, writes))
     }
 }
 
-/// How many leading bytes of a file the driver reads for [`FileFacts::File`].
+/// The number of leading bytes of a file in [`FileFacts::File`].
 ///
 /// Enough for the x86 setup header (`HdrS` at 0x202), the arm64 image header (0x38), and the longest
 /// name of a backing file (1023 bytes) behind the header and extensions of a qcow2 image.
 pub const HEAD_BYTES: usize = 4096;
 
-/// What is at a path.
+/// The facts about a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileFacts {
-    /// Nothing.
+    /// It does not exist.
     Missing,
-    /// Something that could not be opened for reading; the system's words.
+    /// It cannot be opened for reading; the error text of the system.
     Unreadable(String),
     /// A directory.
     Directory {
@@ -120,48 +121,48 @@ pub enum FileFacts {
     Special,
 }
 
-/// What KVM looks like on this host.
+/// The state of KVM on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// `/dev/kvm`, from absent to answering.
+    /// The state of `/dev/kvm`.
     pub device: KvmDevice,
-    /// The CPU shows `vmx` or `svm` (x86-64), or needs no such flag.
+    /// The CPU has the flag `vmx` or `svm` (x86-64), or the architecture needs no flag.
     pub cpu_flag: bool,
 }
 
 impl KvmFacts {
-    /// No KVM at all: what a host that is not Linux has.
+    /// No KVM, as on a host that is not Linux.
     pub const ABSENT: Self = Self { device: KvmDevice::Absent, cpu_flag: false };
 }
 
-/// `/dev/kvm`, from absent to answering.
+/// The state of `/dev/kvm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmDevice {
-    /// There is no such device.
+    /// The device does not exist.
     Absent,
-    /// It is there, and this process may not open it.
+    /// The device exists, but this process has no permission to open it.
     NoPermission(KvmGroup),
-    /// It cannot be opened for another reason; the system's words.
+    /// The device cannot be opened for another reason; the error text of the system.
     Broken(String),
-    /// It answers with this API version; every usable kernel says 12.
+    /// The device works and has this API version; every usable kernel has 12.
     Answers {
-        /// The answer to `KVM_GET_API_VERSION`.
+        /// The result of `KVM_GET_API_VERSION`.
         api: i32,
     },
 }
 
-/// What its group may do for a user who may not open `/dev/kvm`.
+/// Whether membership in its group would let the user open `/dev/kvm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmGroup {
-    /// Whoever is in this group may open it. Most distributions call it `kvm`.
+    /// Members of this group can open it. Most distributions name it `kvm`.
     Open(String),
-    /// The same, and the user is in it by `/etc/group`, but this session is not yet.
+    /// As `Open`, and the user is a member in `/etc/group`, but not in this session.
     Pending(String),
-    /// Nothing: it has no access either, is root's own, or has no name.
+    /// No: the group has no access, is `root`, or has no name.
     Closed,
 }
 
-/// The one KVM API version there is, stable since Linux 2.6.22.
+/// The KVM API version, stable since Linux 2.6.22.
 pub const KVM_API: i32 = 12;
 
 /// A reason why something cannot be used, and what to do about it.
@@ -187,10 +188,10 @@ impl core::fmt::Display for Reason {
 }
 
 impl KvmFacts {
-    /// Everything that speaks against using KVM here; empty when it is usable.
+    /// The reasons why KVM cannot be used; empty if it can.
     ///
-    /// That `/dev/kvm` exists is not enough. Under paravirtual nesting it opens and answers, and a
-    /// stock Linux guest still hangs on it, because the CPU behind it has no virtualisation.
+    /// A working `/dev/kvm` is not enough. Under paravirtual nesting the device opens and works, but a
+    /// stock Linux guest hangs, because the CPU has no virtualisation extensions.
     pub fn blockers(&self) -> Vec<Reason> {
         let mut out = Vec::new();
         match &self.device {
@@ -208,7 +209,7 @@ impl KvmFacts {
             )),
             KvmDevice::NoPermission(KvmGroup::Closed) => out.push(Reason::new(
                 "/dev/kvm cannot be opened: permission denied",
-                "no group gives access to it here; until the next boot this does: \
+                "no group has access to it; to get access until the next boot: \
                  sudo chown $USER /dev/kvm",
             )),
             KvmDevice::NoPermission(KvmGroup::Pending(group)) => out.push(Reason::new(
@@ -222,23 +223,23 @@ impl KvmFacts {
                 "check that the kvm module is loaded and the device is not stale",
             )),
             KvmDevice::Answers { api } if *api != KVM_API => out.push(Reason::new(
-                alloc::format!("/dev/kvm answers API version {api}, not {KVM_API}"),
+                alloc::format!("/dev/kvm has API version {api}; supported: {KVM_API}"),
                 "use a kernel with the stable KVM API",
             )),
             KvmDevice::Answers { .. } => {}
         }
-        // Said beside a permission too, which would be got in vain.
+        // Also reported beside a missing permission, which alone would not help.
         let denied = matches!(self.device, KvmDevice::NoPermission(_));
         if (out.is_empty() || denied) && !self.cpu_flag {
             out.push(Reason::new(
-                "KVM has no hardware behind it: the CPU shows neither vmx nor svm",
-                "enable nested virtualisation for this machine, or run on hardware",
+                "the CPU has no hardware virtualisation: neither the flag vmx nor svm",
+                "enable it in the firmware, or nested virtualisation if the host is a VM",
             ));
         }
         out
     }
 
-    /// KVM opens and answers, whatever the CPU says. Enough for a forced choice.
+    /// `/dev/kvm` opens and works, whatever flags the CPU has. Enough for an explicit `kvm`.
     pub fn answers(&self) -> bool {
         matches!(self.device, KvmDevice::Answers { api: KVM_API })
     }
@@ -258,7 +259,7 @@ mod tests {
         let kvm = KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: false };
         assert!(kvm.answers());
         assert!(!kvm.is_usable());
-        assert!(kvm.blockers()[0].what.contains("neither vmx nor svm"));
+        assert!(kvm.blockers()[0].what.contains("neither the flag vmx nor svm"));
     }
 
     #[test]
@@ -273,7 +274,7 @@ mod tests {
             assert!(denied.len() == 1 && denied[0].remedy.contains(remedy), "{denied:?}");
             let in_vain = KvmFacts { device, cpu_flag: false }.blockers();
             assert_eq!(in_vain.len(), 2, "{in_vain:?}");
-            assert!(in_vain[1].what.contains("neither vmx nor svm"), "{in_vain:?}");
+            assert!(in_vain[1].what.contains("neither the flag vmx nor svm"), "{in_vain:?}");
         }
     }
 

@@ -1,38 +1,43 @@
-//! The pure core of Capsa: every decision, no effect.
+//! The sans-I/O core of Capsa: all decisions, no side effects.
 //!
-//! Nothing in this crate opens a file, reads a clock, starts a thread or knows an operating system.
-//! Time comes in as an argument, bytes come in as slices, and what should happen comes out as data
-//! for a driver (`capsa-io`) to carry out. So every rule here has a test that runs in microseconds.
+//! This crate opens no file, reads no clock, starts no thread and has no code for a specific operating
+//! system. Time is an argument, bytes are slices, and the result is data: a plan, or the next action.
+//! The crate `capsa-io` carries the actions out and feeds the results back. So each rule here has a
+//! unit test that runs in microseconds, and the state machines are fuzzed without a hypervisor.
 //!
-//! What is here, from the words a VM is described with to the machines that run it:
+//! A VM goes through the modules in this order: a [`spec::VmSpec`] is validated against a backend's
+//! [`capabilities`] and the [`host::HostFacts`]; the [`backend`] turns it into a [`plan::LaunchPlan`];
+//! the [`lifecycle`] executes the plan, with the [`console`] and the control protocols of [`codec`]
+//! beside it.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! | --- | --- |
-//! | [`time`] | instants and deadlines that say why they are there |
-//! | [`path`] | [`path::HostPath`], a path checked once |
-//! | [`cmdline`] | machine 1: the kernel command line, parse, merge, build |
-//! | [`spec`] | [`spec::VmSpec`], what a user asked for |
-//! | [`qcow2`] | what an image's header says, and an empty overlay |
-//! | [`host`] | [`host::HostFacts`], what the host was found to have |
-//! | [`image_lock`] | what the locks on an image say of who has it |
-//! | [`capabilities`] | what a backend can do, and the check that refuses the rest, all at once |
-//! | [`console`] | machine 2: scrollback, matching, waits, login and command scripts |
-//! | [`lifecycle`] | machine 3: from `Created` to a terminal status, as two tables |
-//! | [`codec`] | machine 4: the control protocols, HTTP/1.1 and QMP |
-//! | [`plan`] | [`plan::LaunchPlan`], the exact programs, arguments and messages |
-//! | [`backend`] | [`backend::HypervisorBackend`], what a hypervisor has to answer |
+//! | [`spec`] | [`spec::VmSpec`]: the description of a VM, not yet validated |
+//! | [`host`] | [`host::HostFacts`]: what was found on the host |
+//! | [`capabilities`] | what a backend supports, and the validation that returns all violations at once |
+//! | [`backend`] | [`backend::HypervisorBackend`]: the interface of a backend |
+//! | [`plan`] | [`plan::LaunchPlan`]: the exact programs, arguments and control messages |
+//! | [`lifecycle`] | state machine from `Created` to a terminal status |
+//! | [`console`] | scrollback, pattern matching, waits, and scripts for login and commands |
+//! | [`codec`] | the control protocols HTTP/1.1 and QMP, and the recording format |
+//! | [`cmdline`] | the kernel command line: parse, merge, build |
+//! | [`helper`] | helper processes: virtiofsd, passt, vhost-device-vsock |
+//! | [`qcow2`] | image headers, backing chains, and empty overlays |
+//! | [`image_lock`] | how the locks on a disk image tell whether it is in use |
 //! | [`sim`] | simulated guests, for tests without a hypervisor |
-//! | [`text`] | escapes for control characters of guests and hypervisors |
-//! | [`helper`] | the programs beside a hypervisor: virtiofsd, passt, vhost-device-vsock |
+//! | [`path`], [`time`] | [`path::HostPath`], a validated path; instants, and deadlines with a reason |
 //!
-//! # Driving a machine
+//! # Calling conventions
 //!
-//! All machines follow one rule: `handle_*` takes what happened, `poll_*` gives what to do next, and
-//! plain verbs are wishes. Poll until `None`, then wait for the world or for the deadline.
+//! The lifecycle and the decoders take input with `handle_*` and return the next output with `poll_*`;
+//! other verbs are requests. Call `poll_*` until it returns `None`, then wait for the next event or for
+//! the deadline of `poll_timeout`. The console works on positions of the scrollback instead: `push`
+//! appends output, and each reader or wait polls from its own position. The kernel command line is a
+//! plain value.
 //!
 //! # Panics
 //!
-//! A panic in this crate is a bug of ours. User mistakes and hostile bytes are `Err` values.
+//! A panic in this crate is a bug in Capsa. Invalid configuration and hostile bytes are `Err` values.
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]

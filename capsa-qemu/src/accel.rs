@@ -1,4 +1,4 @@
-//! Which accelerator, and why.
+//! Chooses the accelerator.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -9,14 +9,14 @@ use capsa_proto::spec::Accelerator;
 
 use crate::emulation_note;
 
-/// A choice of accelerator.
+/// The chosen accelerator.
 #[derive(Debug)]
 pub(crate) struct AcceleratorChoice {
     /// The argument of `-accel`.
     pub(crate) accel: &'static str,
-    /// What the user should know about it.
+    /// Warnings and notes for the user.
     pub(crate) notes: Vec<Note>,
-    /// Why what was asked for cannot be had.
+    /// Why the requested accelerator cannot be used.
     pub(crate) blockers: Vec<Reason>,
 }
 
@@ -28,7 +28,7 @@ impl AcceleratorChoice {
 
 const KVM: &str = "kvm";
 const HVF: &str = "hvf";
-/// One host thread per virtual CPU.
+/// One host thread per vCPU.
 const EMULATION: &str = "tcg,thread=multi";
 
 pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> AcceleratorChoice {
@@ -36,7 +36,7 @@ pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> AcceleratorChoice 
         Accelerator::Kvm => kvm(host),
         Accelerator::Hvf if host.os == Os::MacOs => AcceleratorChoice::of(HVF),
         Accelerator::Hvf => {
-            let reason = Reason::new("Hypervisor.framework is macOS' own", "ask for auto");
+            let reason = Reason::new("HVF is available on macOS only", "set accelerator to auto");
             AcceleratorChoice { blockers: [reason].into(), ..AcceleratorChoice::of(HVF) }
         }
         Accelerator::Emulation => AcceleratorChoice::of(EMULATION),
@@ -50,14 +50,14 @@ fn automatic(host: &HostFacts) -> AcceleratorChoice {
         Os::Linux if host.kvm.is_usable() => return AcceleratorChoice::of(KVM),
         _ => AcceleratorChoice::of(EMULATION),
     };
-    // One line, and no remedies: whoever runs a machine here has read them, or has no choice.
+    // One line without remedies: `capsa backends` and `capsa doctor` print them.
     let blockers: Vec<_> = host.kvm.blockers().into_iter().map(|reason| reason.what).collect();
     choice.notes = [emulation_note(&blockers.join("; "))].into();
     choice
 }
 
-/// KVM was forced. Where it answers but the CPU shows no flag, a guest may run or hang: whoever
-/// forces it is told, and gets it.
+/// KVM was requested explicitly. If the device works but the CPU has no virtualisation flag, a guest may
+/// run or hang: the plan is accepted with a warning.
 fn kvm(host: &HostFacts) -> AcceleratorChoice {
     let blockers = host.kvm.blockers();
     if host.kvm.answers() {

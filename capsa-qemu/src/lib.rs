@@ -123,7 +123,8 @@ impl HypervisorBackend for Qemu {
         };
         let install = format!("install QEMU {MIN_VERSION} or later: {how}");
         let name = format!("qemu-system-{}", host.arch.as_str());
-        let what = found.version_blocker(PROGRAM, &name, MIN_VERSION, "nobody tried that");
+        let what =
+            found.version_blocker(PROGRAM, &name, MIN_VERSION, "older versions are untested");
         let blockers = what.map(|what| Reason::new(what, install)).into_iter().collect();
         let shares = MissingFeature::of(Feature::VirtioFs, self.virtio_fs_blockers(host, found));
         let shares_9p =
@@ -154,7 +155,7 @@ impl HypervisorBackend for Qemu {
     fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
         let mut blockers = virtiofsd::blockers(found);
         if host.os != Os::Linux {
-            blockers.push(Reason::new("virtiofsd runs on Linux only", "ask for virtio-9p"));
+            blockers.push(Reason::new("virtiofsd runs on Linux only", "use virtio-9p"));
         }
         blockers.extend(missing_device(found, "vhost-user-fs-pci"));
         blockers
@@ -162,22 +163,22 @@ impl HypervisorBackend for Qemu {
 
     fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
         let mut out = Vec::new();
-        let mut refuse = |field: &str, reason: Reason| {
+        let mut reject = |field: &str, reason: Reason| {
             let kind = ViolationKind::Unsupported;
             out.push(Violation::new(field, kind, reason.what, reason.remedy).on("qemu"));
         };
         for reason in accel::choose(spec.accelerator, host).blockers {
-            refuse("accelerator", reason);
+            reject("accelerator", reason);
         }
         let nat = nat_blocker(found).into_iter().filter(|_| spec.network == NetworkMode::Nat);
-        nat.for_each(|reason| refuse("network", reason));
+        nat.for_each(|reason| reject("network", reason));
         let vsock = vsock_blocker(host, found).into_iter().filter(|_| spec.vsock);
-        vsock.for_each(|reason| refuse("vsock", reason));
+        vsock.for_each(|reason| reject("vsock", reason));
         let asks_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| asks_9p(&share.mechanism))
             && let Some(reason) = missing_device(found, "virtio-9p-pci")
         {
-            refuse("shares", reason);
+            reject("shares", reason);
         }
         out
     }
@@ -213,13 +214,13 @@ impl HypervisorBackend for Qemu {
     }
 }
 
-/// What speaks against NAT. Where QEMU was not asked (a dry run for another host), nothing does.
+/// The blocker of NAT. `None` if QEMU was not probed (a dry run for another host).
 fn nat_blocker(found: &ProbeReport) -> Option<Reason> {
     let has = found.output(PROGRAM)?.contains("-netdev user");
     (!has).then(|| {
         Reason::new(
             "this QEMU was built without user-mode networking (slirp)",
-            "ask for no network, or install a QEMU with it",
+            "set network to none, or install a QEMU build with slirp",
         )
     })
 }
@@ -228,19 +229,19 @@ fn vsock_blocker(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
     let mut blockers = vhost_device_vsock::blockers(found);
     blockers.extend(missing_device(found, "vhost-user-vsock-pci"));
     if host.os != Os::Linux {
-        blockers.push(Reason::new("vhost-device-vsock runs on Linux only", "leave it out"));
+        blockers.push(Reason::new("vhost-device-vsock runs on Linux only", "disable vsock"));
     }
     blockers
 }
 
-/// The device this QEMU was built without, if it was asked and did not name it.
+/// The blocker for a device that this QEMU build does not list. `None` if it was not probed.
 fn missing_device(found: &ProbeReport, device: &str) -> Option<Reason> {
     let devices = found.output(DEVICES)?;
     let has = devices.contains(&format!("name \"{device}\""));
     (!has).then(|| {
         Reason::new(
             format!("this QEMU was built without the device {device}"),
-            "install a QEMU with it, or share by the other mechanism",
+            "install a QEMU build with it, or use the other share mechanism",
         )
     })
 }

@@ -189,7 +189,7 @@ fn auto_falls_back_to_9p_and_says_why() {
     let plan = try_plan(spec.clone(), &host(), &found).unwrap();
     assert_eq!(plan.processes.len(), 1);
     assert!(args(&plan).contains("security_model=none,multidevs=remap,readonly=off"));
-    let why = plan.notes.iter().find(|n| n.text.contains("shared by 9p")).unwrap();
+    let why = plan.notes.iter().find(|n| n.text.contains("shared with 9p because")).unwrap();
     assert!(why.text.contains("virtiofsd was not found"), "{}", why.text);
 
     let forced = Share { mechanism: ShareMechanism::VirtioFs(VirtioFsConfig::default()), ..share };
@@ -206,7 +206,11 @@ fn emulation_is_chosen_only_with_a_warning() {
     host.kvm.cpu_flag = false;
     let automatic = try_plan(spec(), &host, &found()).unwrap();
     assert!(args(&automatic).contains("-accel tcg,thread=multi"));
-    assert!(automatic.notes[0].text.contains("neither vmx nor svm"), "{:?}", automatic.notes);
+    assert!(
+        automatic.notes[0].text.contains("neither the flag vmx nor svm"),
+        "{:?}",
+        automatic.notes
+    );
     // Whoever forces KVM where it answers gets it, with a warning.
     let forced =
         try_plan(VmSpec { accelerator: Accelerator::Kvm, ..spec() }, &host, &found()).unwrap();

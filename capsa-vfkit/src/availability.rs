@@ -1,4 +1,4 @@
-//! Whether vfkit can be used on a host.
+//! The availability of vfkit on a host.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -13,9 +13,9 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
     if host.os == Os::MacOs {
         blockers.extend(program_blocker(found));
     } else {
-        // What else is missing there would only be noise.
+        // Other blockers are irrelevant on such a host.
         blockers.push(Reason::new(
-            "it runs on macOS only",
+            "vfkit runs on macOS only",
             "use the cloud-hypervisor or the qemu backend",
         ));
     }
@@ -29,8 +29,12 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
 }
 
 fn program_blocker(found: &ProbeReport) -> Option<Reason> {
-    let what =
-        found.version_blocker(KEY, KEY, MIN_VERSION, "told to quit, it would not ask the guest")?;
+    let what = found.version_blocker(
+        KEY,
+        KEY,
+        MIN_VERSION,
+        "older versions cut the power on SIGTERM instead of asking the guest",
+    )?;
     Some(Reason::new(
         what,
         format!(

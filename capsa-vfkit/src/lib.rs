@@ -218,18 +218,18 @@ fn notes(vm: &ValidatedSpec) -> Vec<Note> {
     if spec.console != ConsoleMode::Disabled {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \
-             the guest's first output and where it is asked to power off",
+             the guest's first output and at the power-off request",
         ));
     }
     notes.extend(match (spec.on_reboot, spec.console) {
         (RebootPolicy::Restart, _) => None,
         (_, ConsoleMode::Disabled) => Some(Note::warning(
-            "vfkit does not tell of a guest's reboot or panic, and there is no console on which its \
-             kernel could: after a reboot it boots again, after a panic it stands still",
+            "vfkit does not report a guest's reboot or panic, and without a console Capsa cannot \
+             detect one: after a reboot the guest boots again, after a panic it halts",
         )),
         _ => Some(Note::info(
-            "vfkit does not tell of a guest's reboot or panic: the machine ends when the kernel says \
-             so on the console; of a reboot newer kernels do not, and boot the guest again",
+            "vfkit does not report a guest's reboot or panic: the VM ends when the kernel prints it on \
+             the console; newer kernels print no reboot message, so the guest boots again",
         )),
     });
     notes

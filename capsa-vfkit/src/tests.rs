@@ -237,9 +237,9 @@ fn what_speaks_against_it() {
 
     for (output, want) in [
         ("vfkit version: v0.6.2", None),
-        ("vfkit version: v0.6.1", Some("0.6.1, older than 0.6.2")),
-        ("vfkit version: v0.5.1", Some("0.5.1, older than 0.6.2")),
-        ("vfkit version: unknown", Some("did not say its version")),
+        ("vfkit version: v0.6.1", Some("0.6.1 is too old: expected 0.6.2")),
+        ("vfkit version: v0.5.1", Some("0.5.1 is too old: expected 0.6.2")),
+        ("vfkit version: unknown", Some("did not print a version")),
     ] {
         let blockers = availability(&mac, &found(output));
         match want {
@@ -299,7 +299,7 @@ fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
     let device = FileFacts::File { size: 1, head: vec![0], writable: true, device: true };
     host.files.insert(path("/dev/disk4"), device);
     let violations = validate(spec, &BACKEND, &host, &found("v0.6.4")).unwrap_err();
-    assert_eq!(violations[0].reason, "/dev/disk4 is a device, not an image");
+    assert_eq!(violations[0].reason, "/dev/disk4 is a block device, which is not supported");
 }
 
 #[test]
@@ -307,10 +307,10 @@ fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
     let mut bz_image = vec![0; 0x206];
     bz_image[0x202..].copy_from_slice(b"HdrS");
     for (head, want) in [
-        (&b"\x1f\x8b\x08\0"[..], "unpack it: zcat vmlinuz > Image"),
+        (&b"\x1f\x8b\x08\0"[..], "decompress it: zcat vmlinuz > Image"),
         (b"MZ\0\0zimg", "unzboot"),
-        (&bz_image, "it is one for x86-64"),
-        (b"\x7fELF", "give an uncompressed arm64 Image"),
+        (&bz_image, "this is an x86-64 kernel"),
+        (b"\x7fELF", "use an uncompressed arm64 Image"),
     ] {
         let spec = spec();
         let mut host = host(&spec);
@@ -331,8 +331,11 @@ fn what_is_refused() {
         })
     };
     let cases: Vec<(Change, &str)> = vec![
-        (Box::new(|s| s.initrd = None), "initrd: this backend needs an initrd"),
-        (Box::new(|s| s.disks = vec![disk("/a,readonly")]), "disks[0].path: /a,readonly holds"),
+        (Box::new(|s| s.initrd = None), "initrd: booting without an initrd is not supported"),
+        (
+            Box::new(|s| s.disks = vec![disk("/a,readonly")]),
+            "disks[0].path: /a,readonly contains a comma",
+        ),
         (
             Box::new(|s| {
                 s.disks = vec![Disk { format: ImageFormat::Qcow2, ..disk("/q.qcow2") }];
@@ -341,19 +344,19 @@ fn what_is_refused() {
         ),
         (
             Box::new(|s| s.shares = vec![share("/a,b", ShareMechanism::Auto)]),
-            "shares[0].host: /a,b holds a comma",
+            "shares[0].host: /a,b contains a comma",
         ),
         (Box::new(move |s| s.shares = vec![share("/a", fs(Some("t,x"), None))]), "shares[0].tag"),
         (
             Box::new(move |s| s.shares = vec![share("/a", fs(None, Some("always")))]),
-            "shares[0].cache: the cache mode",
+            "shares[0].cache: cache modes other than auto",
         ),
         (
             Box::new(|s| {
                 let read_only = share("/a", ShareMechanism::Auto);
                 s.shares = vec![Share { mode: MountMode::ReadOnly, ..read_only }];
             }),
-            "shares[0].mode: it cannot keep a share read-only",
+            "shares[0].mode: read-only shares are not supported",
         ),
         (
             Box::new(|s| {
@@ -362,12 +365,12 @@ fn what_is_refused() {
             }),
             "shares[0].mechanism: virtio-9p is not supported",
         ),
-        (Box::new(|s| s.vsock = true), "vsock: it must know the ports"),
+        (Box::new(|s| s.vsock = true), "vsock: vsock ports must be listed"),
         (Box::new(|s| s.accelerator = Accelerator::Kvm), "accelerator: "),
         (Box::new(|s| s.accelerator = Accelerator::Emulation), "accelerator: "),
         (
             Box::new(|s| s.on_reboot = RebootPolicy::End),
-            "on_reboot: it does not tell of a reboot, so one might go unseen [vfkit]; leave it out",
+            "on_reboot: reboot detection is not supported, so a reboot could go unnoticed [vfkit]; use the",
         ),
     ];
     for (change, want) in cases {

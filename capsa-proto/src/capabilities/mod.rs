@@ -1,11 +1,11 @@
-//! What a backend can do, and the check that refuses everything else.
+//! The capabilities of a backend, and the validation of a VM spec against them.
 //!
-//! [`validate`] compares a specification with the backend's table and with the facts about the host,
-//! and reports **all** problems at once, each with the field, the reason and what to change. What it
-//! lets through is a [`ValidatedSpec`], the only thing a backend will plan. So nothing a user asks for is
-//! ever silently dropped: it is honoured, or it is in this list.
+//! [`validate`] compares a VM spec with the backend's capabilities and with the host facts, and
+//! returns **all** violations at once, each with the field, the reason and the remedy. If there are
+//! none it returns a [`ValidatedSpec`], the only input that a backend plans. So no option is ever
+//! dropped silently: it is in the plan, or it is a violation.
 //!
-//! What it does not do is look at anything: facts come in as values.
+//! Validation does not look at the host: the host facts are an argument.
 
 mod validate;
 
@@ -20,7 +20,7 @@ use crate::spec::{Disk, MountMode, VmSpec};
 
 pub use validate::validate;
 
-/// The feature table of a backend.
+/// What a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct BackendCapabilities {
     /// Guest operating systems.
@@ -35,32 +35,32 @@ pub struct BackendCapabilities {
     pub virtio_fs: bool,
     /// virtio-9p shares.
     pub virtio_9p: bool,
-    /// Shares that the host keeps read-only.
+    /// Read-only shares, enforced by the host.
     pub share_read_only: bool,
     /// Disks whose image is never written.
     pub disk_ephemeral: bool,
     /// Disks the guest cannot write to.
     pub disk_read_only: bool,
-    /// A reboot of the guest can end the machine, and none goes unseen.
+    /// A guest reboot can end the VM, and every reboot is detected.
     pub reboot_end: bool,
-    /// A reboot of the guest can boot it again in the same machine.
+    /// A guest reboot can restart the guest in the same VM.
     pub reboot_restart: bool,
     /// Sockets between host and guest.
     pub vsock: bool,
-    /// Most virtual CPUs (`None`: no limit known).
+    /// The maximum number of vCPUs (`None`: no known limit).
     pub max_cpus: Option<u32>,
-    /// Most memory in MiB (`None`: no limit known).
+    /// The maximum memory in MiB (`None`: no known limit).
     pub max_memory_mb: Option<u32>,
 }
 
-/// Guest operating systems a backend runs.
+/// The guest operating systems that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct GuestOsSupport {
     /// Linux.
     pub linux: bool,
 }
 
-/// Ways to boot that a backend has.
+/// The boot methods that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct BootMethodSupport {
     /// Linux with kernel, initrd and command line given directly.
@@ -69,7 +69,7 @@ pub struct BootMethodSupport {
     pub linux_direct_without_initrd: bool,
 }
 
-/// Disk image formats a backend reads.
+/// The disk image formats that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ImageFormatSupport {
     /// Raw images.
@@ -78,26 +78,26 @@ pub struct ImageFormatSupport {
     pub qcow2: bool,
 }
 
-/// Network modes a backend has.
+/// The network modes that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
-    /// NAT: the guest has an address and a default route by DHCP, reaches out, and nothing reaches
-    /// in. On QEMU and cloud-hypervisor it reaches the host's loopback at 10.0.2.2, so what listens
-    /// on 127.0.0.1 alone is not hidden from it; elsewhere what listens on all of the host's
-    /// addresses, at its default gateway.
+    /// NAT: the guest gets an address and a default route by DHCP and can open connections; no
+    /// connection to the guest is possible. On QEMU and cloud-hypervisor the guest reaches the host's
+    /// loopback at 10.0.2.2, including services that listen on 127.0.0.1 only; on vfkit it reaches
+    /// services that listen on all of the host's addresses, at its default gateway.
     pub nat: bool,
 }
 
-/// One reason why a specification cannot be run.
+/// One part of a VM spec that cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Violation {
     /// The field, as in a config file: `disks[0].path`.
     pub field: String,
-    /// The backend that cannot do it; `None` where no backend could.
+    /// The backend that does not support it; `None` if no backend does.
     pub backend: Option<&'static str>,
-    /// The kind of problem, for programs.
+    /// The kind of violation, for programs.
     pub kind: ViolationKind,
     /// What is wrong: a lower-case sentence fragment.
     pub reason: String,
@@ -106,7 +106,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// A problem that no backend could live with.
+    /// A violation that holds for every backend.
     pub fn new(
         field: impl Into<String>,
         kind: ViolationKind,
@@ -122,7 +122,7 @@ impl Violation {
         }
     }
 
-    /// Marks the problem as one of this backend's.
+    /// Marks the violation as specific to this backend.
     #[must_use]
     pub const fn on(mut self, backend: &'static str) -> Self {
         self.backend = Some(backend);
@@ -145,35 +145,33 @@ impl fmt::Display for Violation {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ViolationKind {
-    /// It must be given and was not.
+    /// A required field is not set.
     NotGiven,
-    /// Nothing is there.
+    /// The file or directory does not exist.
     Missing,
-    /// It is there and cannot be read (or written, where that was asked for).
+    /// It exists but cannot be read, or cannot be written although write access is needed.
     NoAccess,
-    /// It is something else: a directory for a file, a file for a directory.
+    /// The file type is wrong: a directory instead of a file, or a file instead of a directory.
     WrongType,
-    /// It is empty.
+    /// The file is empty.
     Empty,
-    /// Its content is not what it was said to be.
+    /// The content does not match the declared format.
     WrongFormat,
-    /// A number outside of what is possible.
+    /// A number is out of range.
     OutOfRange,
-    /// Two things that must differ are the same.
+    /// Two values that must differ are equal.
     Duplicate,
-    /// Another process has it, and shares it with nobody.
+    /// Another process uses it exclusively.
     InUse,
-    /// Text that cannot be carried to where it must go.
+    /// The text contains characters that are not allowed there.
     Malformed,
-    /// Text longer than where it must go.
+    /// The text is too long.
     TooLong,
-    /// The backend cannot do it, or not with what was found on this host.
+    /// The backend does not support it, or not with the programs found on this host.
     Unsupported,
 }
 
-/// A specification that passed the check, with every open choice made.
-///
-/// It can only be had from [`validate`].
+/// A VM spec without violations, with every default resolved. Only [`validate`] creates one.
 #[derive(Debug, Clone)]
 pub struct ValidatedSpec {
     spec: VmSpec,
@@ -183,7 +181,7 @@ pub struct ValidatedSpec {
 }
 
 impl ValidatedSpec {
-    /// The specification.
+    /// The VM spec.
     pub const fn spec(&self) -> &VmSpec {
         &self.spec
     }
@@ -203,7 +201,7 @@ impl ValidatedSpec {
         &self.shares
     }
 
-    /// What the user should know.
+    /// Warnings and notes for the user.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }
@@ -218,12 +216,12 @@ pub struct PlannedShare {
     pub guest: String,
     /// Whether the guest may write.
     pub mode: MountMode,
-    /// The tag the guest mounts it by.
+    /// The mount tag.
     pub tag: String,
     /// The mechanism.
     pub mechanism: PlannedMechanism,
-    /// Why this mechanism.
-    pub why: String,
+    /// Why this mechanism was chosen.
+    pub reason: String,
 }
 
 /// The mechanism of a [`PlannedShare`].
@@ -247,10 +245,10 @@ pub enum PlannedMechanism {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
-    /// The guest caches and asks again after a while.
+    /// The guest caches, and revalidates after a timeout.
     #[default]
     Auto,
-    /// The guest caches for ever: for directories nobody else changes.
+    /// The guest caches without revalidation: for directories that only this guest changes.
     Always,
     /// The guest caches nothing.
     None,

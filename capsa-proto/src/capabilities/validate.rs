@@ -1,4 +1,4 @@
-//! The check: one pass over the specification, every problem collected.
+//! Validates a VM spec in one pass and collects every violation.
 
 mod disks;
 mod shares;
@@ -16,17 +16,16 @@ use crate::plan::{LONGEST_SOCKET_NAME, Note};
 use crate::spec::{ConsoleMode, NetworkMode, RebootPolicy, VmSpec};
 use shares::{chosen, mount_command, mount_extra};
 
-/// MiB of memory in which no Linux boots: its own code takes more. (Bare programs, as tests boot them,
-/// do with 32.)
+/// No Linux kernel boots with this many MiB of memory or fewer. (The tests' bare-metal guests need 32.)
 const TOO_LITTLE_MEMORY_MB: u32 = 15;
 
 const MIB: u64 = 1 << 20;
 
-/// Checks `spec` against a backend and a host.
+/// Validates `spec` against a backend's capabilities and the host facts.
 ///
 /// # Errors
 ///
-/// Every problem there is, in the order of the fields. Never empty.
+/// All violations, in the order of the fields. Never empty.
 pub fn validate(
     spec: VmSpec,
     backend: &dyn HypervisorBackend,
@@ -80,7 +79,7 @@ impl Validation<'_> {
             self.reject(
                 "kernel",
                 Kind::WrongFormat,
-                format!("{} is not a kernel that can be booted directly", spec.kernel),
+                format!("{} is not a bootable kernel image", spec.kernel),
                 kernel_remedy(self.host.arch, &head),
             );
         }
@@ -90,13 +89,17 @@ impl Validation<'_> {
                 self.regular_file("initrd", initrd);
             }
             None if !methods.linux_direct_without_initrd => {
-                self.unsupported("initrd", "this backend needs an initrd", "give one");
+                self.unsupported(
+                    "initrd",
+                    "booting without an initrd is not supported",
+                    "set an initrd",
+                );
             }
             None => {}
         }
     }
 
-    /// Refuses what is not a readable, non-empty file, and returns its first bytes.
+    /// Returns the first bytes of a readable, non-empty file; anything else is a violation.
     fn regular_file(&mut self, field: &str, path: &HostPath) -> Option<Vec<u8>> {
         match self.host.file(path) {
             FileFacts::File { size: 0, .. } => {
@@ -104,7 +107,7 @@ impl Validation<'_> {
                     field,
                     Kind::Empty,
                     format!("{path} is empty"),
-                    "check how it was made",
+                    "check how the file was created",
                 );
                 None
             }
@@ -132,7 +135,7 @@ impl Validation<'_> {
                     field,
                     Kind::WrongType,
                     format!("{path} is a directory"),
-                    "name the file in it",
+                    "give the path of a file",
                 );
                 None
             }
@@ -141,7 +144,7 @@ impl Validation<'_> {
                     field,
                     Kind::WrongType,
                     format!("{path} is neither a file nor a block device"),
-                    "name a file",
+                    "give the path of a regular file or block device",
                 );
                 None
             }
@@ -153,26 +156,31 @@ impl Validation<'_> {
         let (max_cpus, max_memory) = (capabilities.max_cpus, capabilities.max_memory_mb);
         let resources = &self.spec.resources;
         if resources.cpus == 0 {
-            self.reject("cpus", Kind::OutOfRange, "a machine needs a CPU", "give 1 or more");
+            self.reject(
+                "cpus",
+                Kind::OutOfRange,
+                "0 CPUs: a VM needs at least 1",
+                "set cpus to 1 or more",
+            );
         } else if let Some(max) = max_cpus
             && resources.cpus > max
         {
-            let reason = format!("{} CPUs are more than the {max} it can have", resources.cpus);
-            self.unsupported("cpus", reason, format!("give {max} or fewer"));
+            let reason = format!("{} CPUs exceed the limit of {max}", resources.cpus);
+            self.unsupported("cpus", reason, format!("set cpus to {max} or fewer"));
         }
         if resources.memory_mb == 0 {
             self.reject(
                 "memory",
                 Kind::OutOfRange,
-                "a machine needs memory",
-                "give 128 MiB or more",
+                "0 MiB of memory: a VM needs memory",
+                "set memory to 128 MiB or more",
             );
         } else if resources.memory_mb <= TOO_LITTLE_MEMORY_MB {
             self.reject(
                 "memory",
                 Kind::OutOfRange,
-                format!("no Linux boots in {} MiB", resources.memory_mb),
-                "give 128 MiB or more",
+                format!("{} MiB of memory is too little to boot Linux", resources.memory_mb),
+                "set memory to 128 MiB or more",
             );
         } else if self.boot_files_mb() >= u64::from(resources.memory_mb) {
             let loaded = self.boot_files_mb();
@@ -180,38 +188,39 @@ impl Validation<'_> {
                 "memory",
                 Kind::OutOfRange,
                 format!(
-                    "{} MiB do not hold the {loaded} MiB of the kernel and initrd",
+                    "{} MiB of memory cannot hold the kernel and initrd ({loaded} MiB)",
                     resources.memory_mb
                 ),
-                format!("give {} MiB or more", loaded + 128),
+                format!("set memory to {} MiB or more", loaded + 128),
             );
         } else if u64::from(resources.memory_mb) > self.host.memory_mb {
             self.reject(
                 "memory",
                 Kind::OutOfRange,
                 format!(
-                    "{} MiB are more than the {} MiB this host has",
+                    "{} MiB exceed the host's memory of {} MiB",
                     resources.memory_mb, self.host.memory_mb
                 ),
-                "give less",
+                "set memory to less than the host has",
             );
         } else if let Some(max) = max_memory
             && resources.memory_mb > max
         {
-            let reason = format!("{} MiB are more than the {max} it can have", resources.memory_mb);
-            self.unsupported("memory", reason, format!("give {max} or less"));
+            let reason = format!("{} MiB exceed the limit of {max} MiB", resources.memory_mb);
+            self.unsupported("memory", reason, format!("set memory to {max} MiB or less"));
         }
         if self.spec.time_limit.is_some_and(|limit| limit.is_zero()) {
             self.reject(
                 "timeout",
                 Kind::OutOfRange,
-                "a machine with no time cannot run",
-                "give a duration above zero, or none",
+                "a time limit of zero: the VM could not run",
+                "set a duration above zero, or no time limit",
             );
         }
     }
 
-    /// MiB of what is put into the memory before the guest runs. Of an ELF file only parts are.
+    /// MiB that the VMM loads into guest memory before boot. An ELF kernel counts as 0, because only
+    /// parts of the file are loaded.
     fn boot_files_mb(&self) -> u64 {
         let loaded = |path: &HostPath| match self.host.file(path) {
             FileFacts::File { size, head, .. } if !head.starts_with(ELF) => *size,
@@ -228,39 +237,47 @@ impl Validation<'_> {
         let vsock = capabilities.vsock;
         match self.spec.network {
             NetworkMode::None if !modes.none => {
-                self.unsupported("network", "it cannot leave the network out", "ask for nat");
+                self.unsupported(
+                    "network",
+                    "VMs without a network are not supported",
+                    "set network to nat",
+                );
             }
             NetworkMode::Nat if !modes.nat => self.unsupported(
                 "network",
                 "NAT is not supported",
-                "ask for no network, or use the qemu backend",
+                "set network to none, or use the qemu backend",
             ),
             _ => {}
         }
         if self.spec.vsock && !vsock {
-            let remedy = "leave it out, or use the cloud-hypervisor or qemu backend";
+            let remedy = "disable vsock, or use the cloud-hypervisor or qemu backend";
             self.unsupported("vsock", "vsock is not supported", remedy);
         }
         for (n, port) in self.spec.vsock_ports.iter().enumerate() {
             let field = format!("vsock_ports[{n}]");
             if port.port == u32::MAX {
-                let reason = "this number stands for any port, and none has it";
-                self.reject(&field, Kind::OutOfRange, reason, "give one below it");
+                let reason = "VMADDR_PORT_ANY (4294967295) is not a valid port";
+                self.reject(&field, Kind::OutOfRange, reason, "use a port from 0 to 4294967294");
             }
             if self.spec.vsock_ports[..n].contains(port) {
-                let reason = format!("port {} is named twice for one direction", port.port);
-                self.reject(&field, Kind::Duplicate, reason, "name it once");
+                let reason = format!("port {} is listed twice for the same direction", port.port);
+                self.reject(&field, Kind::Duplicate, reason, "list it once");
             }
         }
         match self.spec.on_reboot {
             RebootPolicy::End if !end => self.unsupported(
                 "on_reboot",
-                "it does not tell of a reboot, so one might go unseen",
-                "leave it out, which ends the machine at a panic and where the console tells of a \
-                 reboot, or use the qemu backend",
+                "reboot detection is not supported, so a reboot could go unnoticed",
+                "use the default (auto), which ends the VM at a panic or reboot that the console \
+                 shows, or use the qemu backend",
             ),
             RebootPolicy::Restart if !restart => {
-                self.unsupported("on_reboot", "a reboot ends the machine", "start a new one");
+                self.unsupported(
+                    "on_reboot",
+                    "rebooting inside the same VM is not supported",
+                    "start a new VM after a reboot",
+                );
             }
             _ => {}
         }
@@ -275,14 +292,14 @@ impl Validation<'_> {
                 self.reject(
                     "cmdline",
                     Kind::Duplicate,
-                    "arguments are added to a kernel command line that is overridden",
-                    "put them into the override, or leave it out",
+                    "arguments cannot be added to an overridden kernel command line",
+                    "add them to the override, or remove the override",
                 );
             }
             for share in shares {
                 let mount = mount_command(share);
                 self.notes.push(Note::warning(format!(
-                    "{}; the kernel command line is overridden, so the guest has to run: {mount}",
+                    "{}; the kernel command line is overridden, so the guest must mount it: {mount}",
                     chosen(share)
                 )));
             }
@@ -299,11 +316,11 @@ impl Validation<'_> {
                 whole.append(CmdlineArg::kv("systemd.mount-extra", mount_extra(share)));
                 let mount = mount_command(share);
                 self.notes.push(Note::info(format!(
-                    "{}; a guest with systemd 254 or later mounts it by itself, others run: {mount}",
+                    "{}; systemd 254 or later in the guest mounts it; other guests must run: {mount}",
                     chosen(share)
                 )));
             }
-            // The user's own mounts come beside ours, not in their place.
+            // The user's own mounts are added to the generated ones; they do not replace them.
             let (mounts, rest) = split_mounts(user);
             whole.merge(&rest);
             for mount in mounts {
@@ -313,7 +330,7 @@ impl Validation<'_> {
         whole.build_checked(MAX_LEN).unwrap_or_else(|error| {
             let (kind, remedy) = match error {
                 CmdlineError::TooLong { .. } => {
-                    (Kind::TooLong, "shorten it: the kernel would cut it silently")
+                    (Kind::TooLong, "shorten it: the kernel would truncate it silently")
                 }
                 _ => (
                     Kind::Malformed,
@@ -332,8 +349,8 @@ impl Validation<'_> {
                 "run_dir",
                 Kind::TooLong,
                 format!(
-                    "a socket in {} would have a path of {length} bytes, and {} are the most a \
-                     unix socket can have",
+                    "socket paths in {} would be {length} bytes long; the limit for unix sockets is {} \
+                     bytes",
                     self.host.run_dir, self.host.socket_path_max
                 ),
                 "set CAPSA_RUN_DIR to a shorter directory, such as /tmp/capsa",
@@ -350,20 +367,22 @@ fn split_mounts(user: &KernelCmdline) -> (Vec<CmdlineArg>, KernelCmdline) {
     (mounts, rest)
 }
 
-/// What to give in the place of something that is no kernel for this architecture.
+/// The remedy for a file that is not a bootable kernel of this architecture.
 fn kernel_remedy(arch: Arch, head: &[u8]) -> &'static str {
     match arch {
-        Arch::X86_64 => "give a bzImage (usually called vmlinuz) or an ELF vmlinux",
-        _ if head.get(0x202..0x206) == Some(b"HdrS") => "it is one for x86-64: give an arm64 Image",
-        _ if head.starts_with(b"\x1f\x8b") => "unpack it: zcat vmlinuz > Image",
-        _ if head.starts_with(b"MZ\0\0zimg") => {
-            "it is packed for EFI (zboot): unpack it, with unzboot for one, or build the target Image"
+        Arch::X86_64 => "use a bzImage (usually named vmlinuz) or an ELF vmlinux",
+        _ if head.get(0x202..0x206) == Some(b"HdrS") => {
+            "this is an x86-64 kernel: use an arm64 Image"
         }
-        _ => "give an uncompressed arm64 Image",
+        _ if head.starts_with(b"\x1f\x8b") => "decompress it: zcat vmlinuz > Image",
+        _ if head.starts_with(b"MZ\0\0zimg") => {
+            "this is an EFI zboot image: decompress it (e.g. with unzboot), or build the target Image"
+        }
+        _ => "use an uncompressed arm64 Image",
     }
 }
 
-/// How an ELF file begins.
+/// The magic number of an ELF file.
 const ELF: &[u8] = b"\x7fELF";
 
 /// bzImage (`HdrS` at 0x202) or ELF on x86-64, `ARM\x64` at 0x38 on arm64.

@@ -1,8 +1,8 @@
-//! The programs beside the hypervisor: each serves one device of a machine over a socket.
+//! Helper processes: each serves one device of a VM to the hypervisor over a socket.
 //!
-//! Data only, as a backend is: what to look for, what speaks against what was found, and the exact
-//! process. They start before the hypervisor, which connects to their sockets, and they are
-//! supervised as it is. Backends share them, because all of them speak vhost-user.
+//! Each module has the probe of its program, the blockers found, and the process plan. Helpers start
+//! before the hypervisor, which connects to their sockets; the lifecycle supervises both alike. All
+//! helpers speak vhost-user, so several backends use the same ones.
 
 pub mod passt;
 pub mod vhost_device_vsock;

@@ -1,14 +1,14 @@
-//! passt: the guest's network behind the host's own, for hypervisors that have no NAT.
+//! passt: NAT in user space, for hypervisors without NAT of their own.
 //!
-//! One process per machine, unprivileged and sandboxed by itself (as root it becomes `nobody`). It
-//! takes one connection and ends with it. The guest sees what it would see behind QEMU's user-mode
-//! network: itself at 10.0.2.15 by DHCP, the host's loopback at 10.0.2.2, a name server at 10.0.2.3.
-//! No port of the guest is reachable from outside. On a host without a default route passt has its
-//! own mind ("local mode", 2025_05_03): the guest is 169.254.2.1 and its gateway 169.254.2.2, and what
-//! it reaches at 10.0.2.2 stays the same.
+//! One unprivileged process per VM, which sandboxes itself (as root it becomes `nobody`). It accepts
+//! one connection and exits when that closes. The addresses are those of QEMU's user-mode network: the
+//! guest is 10.0.2.15 (by DHCP), the host's loopback is 10.0.2.2, the name server is 10.0.2.3. No port
+//! of the guest is reachable from outside. On a host without a default route passt uses its "local
+//! mode" (2025_05_03): the guest is 169.254.2.1 and its gateway 169.254.2.2; 10.0.2.2 still reaches the
+//! host's loopback.
 //!
-//! It speaks vhost-user since 2024_11_27 (passt's own tags are dates). Distributions spell versions in
-//! their own ways, so its help is asked for the option instead.
+//! passt supports vhost-user since 2024_11_27 (its version tags are dates). Distributions format the
+//! version differently, so the probe looks for the option in the help text instead.
 
 use alloc::format;
 use alloc::string::ToString;
@@ -20,10 +20,10 @@ use crate::host::Reason;
 use crate::path::HostPath;
 use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
 
-/// The key of its answer in the [`ProbeReport`].
+/// The key of its result in the [`ProbeReport`].
 pub const KEY: &str = "passt";
 
-/// What to look for.
+/// The probe of the program.
 pub fn probe() -> Probe {
     Probe {
         key: KEY,
@@ -34,8 +34,7 @@ pub fn probe() -> Probe {
     }
 }
 
-/// Everything that speaks against the passt that was found. Empty when it can be used, and when
-/// nobody asked.
+/// The blockers of the passt that was found. Empty if it can be used or was not probed.
 pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     let what = match found.get(KEY) {
         None => return Vec::new(),
@@ -43,7 +42,7 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
             return Vec::new();
         }
         Some(ProbeResult::Output { program, .. }) => {
-            format!("{program} is older than 2024_11_27: it has no vhost-user mode")
+            format!("{program} has no vhost-user mode: it is older than 2024_11_27")
         }
         Some(ProbeResult::Failed { program, reason }) => {
             format!("{program} does not work, or is too old: {reason}")
@@ -53,16 +52,16 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
         }
     };
     let remedy = "install passt 2024_11_27 or later and set CAPSA_PASST if it is not in PATH, use \
-                  the qemu backend, or ask for no network";
+                  the qemu backend, or set network to none";
     vec![Reason::new(what, remedy)]
 }
 
-/// The socket that serves the machine's network.
+/// The socket of the VM's network.
 pub fn socket(at: &RunDirPlan) -> HostPath {
     at.socket("net.sock")
 }
 
-/// The process that serves the machine's network on [`socket`]`(at)`.
+/// The process that serves the VM's network on [`socket`]`(at)`.
 pub fn process(at: &RunDirPlan, found: &ProbeReport) -> ProcessPlan {
     let socket = socket(at);
     let args = [

@@ -1,9 +1,9 @@
-//! vhost-device-vsock: sockets between host and guest, for hypervisors that would otherwise need
-//! `/dev/vhost-vsock` and a context id of their own on the whole host.
+//! vhost-device-vsock: vsock in user space, for hypervisors that would otherwise need
+//! `/dev/vhost-vsock` and a context id that is unique on the host.
 //!
-//! One process per machine. It serves the device on one socket, and on another what
-//! [`VsockPlan`](crate::plan::VsockPlan) describes. When the hypervisor leaves it waits for the next
-//! one (0.3.0), so it is told to end.
+//! One process per VM. It serves the vhost-user device on one socket, and the host side, as in
+//! [`VsockPlan`](crate::plan::VsockPlan), on another. When the hypervisor exits it waits for the next
+//! one (0.3.0), so the lifecycle terminates it.
 
 use alloc::string::ToString;
 use alloc::vec;
@@ -14,13 +14,13 @@ use crate::host::Reason;
 use crate::path::HostPath;
 use crate::plan::{GUEST_CID, ProcessPlan, Readiness, RunDirPlan};
 
-/// The key of its answer in the [`ProbeReport`].
+/// The key of its result in the [`ProbeReport`].
 pub const KEY: &str = "vhost-device-vsock";
 
-/// The oldest version that was tried.
+/// The oldest tested version.
 pub const MIN_VERSION: Version = Version::new(0, 2, 0);
 
-/// What to look for.
+/// The probe of the program.
 pub fn probe() -> Probe {
     Probe {
         key: KEY,
@@ -31,12 +31,11 @@ pub fn probe() -> Probe {
     }
 }
 
-/// Everything that speaks against the program that was found. Empty when it can be used, and when
-/// nobody asked.
+/// The blockers of the program that was found. Empty if it can be used or was not probed.
 pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
-    let what = found.version_blocker(KEY, KEY, MIN_VERSION, "nobody tried that");
+    let what = found.version_blocker(KEY, KEY, MIN_VERSION, "older versions are untested");
     let remedy = "install it (cargo install vhost-device-vsock) and set CAPSA_VHOST_DEVICE_VSOCK if \
-                  it is not in PATH, or use the cloud-hypervisor backend, which needs none";
+                  it is not in PATH, or use the cloud-hypervisor backend, which does not need it";
     what.map(|what| Reason::new(what, remedy)).into_iter().collect()
 }
 
@@ -59,7 +58,7 @@ pub fn process(at: &RunDirPlan, socket: &HostPath, found: &ProbeReport) -> Proce
             "--uds-path".to_string(),
             socket.to_string(),
         ],
-        // The host's socket is there before the device's.
+        // The host side's socket exists before the device's.
         ready: Readiness::SocketExists(device),
         ends_with_hypervisor: false,
     }

@@ -1,17 +1,17 @@
 //! virtiofsd: one process per virtio-fs share, for the backends that do not share by themselves.
 //!
-//! Data only, as a backend is: what to look for, what speaks against what was found, and the exact
-//! process for a share. The device that connects to the socket is the backend's own business, and so
-//! is the tag the guest mounts by: `--tag` is not used, because QEMU 7.1 to 8.0 crashes over it.
+//! This module has the probe, the blockers and the process plan of a share. The backend adds the
+//! device that connects to the socket, and the mount tag: `--tag` is not used, because it crashes
+//! QEMU 7.1 to 8.0.
 //!
-//! Two programs carry the name. The one meant here is written in Rust and counts from 1.0. The other,
-//! in C, came with QEMU up to 7.2; it counts as QEMU does and cannot keep a share read-only, so it is
-//! told apart by what it prints and refused.
+//! Two programs have this name. Capsa needs the one written in Rust, with versions from 1.0. The older
+//! one, in C, was part of QEMU up to 7.2 and has QEMU's version numbers. It does not support read-only
+//! shares; Capsa detects it by its output and reports it as a blocker.
 //!
-//! A share is sandboxed in namespaces of its own. That works for root, and through a user namespace
-//! for everybody else, who then owns whatever the guest writes. Where the kernel allows neither (in
-//! many containers) virtiofsd says so and exits, and the start fails with its words: sharing without
-//! a sandbox is not chosen silently.
+//! virtiofsd sandboxes itself in new namespaces. This works for root, and for other users through a
+//! user namespace; files that the guest writes then belong to that user. Where the kernel allows
+//! neither (in many containers) virtiofsd exits, and the start fails with its error text. Capsa never
+//! turns the sandbox off.
 
 use alloc::format;
 use alloc::string::ToString;
@@ -25,18 +25,18 @@ use crate::path::HostPath;
 use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
 use crate::spec::MountMode;
 
-/// The key of its answer in the [`ProbeReport`].
+/// The key of its result in the [`ProbeReport`].
 pub const KEY: &str = "virtiofsd";
 
-/// The environment variable that names the program outright.
+/// The environment variable that sets the path of the program.
 pub const ENV: &str = "CAPSA_VIRTIOFSD";
 
 /// The oldest version that has `--readonly` (read from the sources of 1.12.0 and 1.13.0).
 pub const MIN_VERSION: Version = Version::new(1, 13, 0);
 
-/// What to look for.
+/// The probe of the program.
 ///
-/// Distributions keep it out of `PATH`: Debian and Fedora in `/usr/libexec`, Arch in `/usr/lib`.
+/// Distributions install it outside of `PATH`: Debian and Fedora in `/usr/libexec`, Arch in `/usr/lib`.
 pub fn probe() -> Probe {
     Probe {
         key: KEY,
@@ -51,8 +51,7 @@ pub fn probe() -> Probe {
     }
 }
 
-/// Everything that speaks against the virtiofsd that was found. Empty when it can be used, and when
-/// nobody asked.
+/// The blockers of the virtiofsd that was found. Empty if it can be used or was not probed.
 pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     const INSTALL: &str = "install virtiofsd 1.13 or later (the package virtiofsd, or cargo install \
                            virtiofsd after libcap-ng-dev and libseccomp-dev) and set CAPSA_VIRTIOFSD if it is not in PATH";
@@ -60,23 +59,27 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
         // "virtiofsd version 7.2.22", or none at all before QEMU 6.1, and then always
         // "using FUSE kernel interface version 7.36".
         Some(output) if output.contains("FUSE kernel interface") => Some(format!(
-            "{} is the virtiofsd that came with QEMU up to 7.2, which cannot keep a share read-only",
+            "{} is the virtiofsd of QEMU 7.2 and older, which does not support read-only shares",
             found.program(KEY, KEY)
         )),
-        _ => found.version_blocker(KEY, KEY, MIN_VERSION, "it cannot keep a share read-only"),
+        _ => found.version_blocker(
+            KEY,
+            KEY,
+            MIN_VERSION,
+            "older versions do not support read-only shares",
+        ),
     };
     what.map(|what| Reason::new(what, INSTALL)).into_iter().collect()
 }
 
-/// The socket that serves the `n`th share of a machine.
+/// The socket of the `n`th share of a VM.
 pub fn socket(n: usize, at: &RunDirPlan) -> HostPath {
     at.socket(&format!("fs{n}.sock"))
 }
 
-/// The process that serves `share`, the `n`th of its machine, on [`socket`]`(n, at)`.
+/// The process that serves `share`, the `n`th share of its VM, on [`socket`]`(n, at)`.
 ///
-/// It takes one connection and exits when that closes, so it goes down with the hypervisor.
-/// It leaves `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
+/// It accepts one connection and exits when that closes, so it ends with the hypervisor. It leaves `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
 pub fn process(
     share: &PlannedShare,
     n: usize,
@@ -137,7 +140,7 @@ mod tests {
             mode,
             tag: "capsa0".into(),
             mechanism: PlannedMechanism::VirtioFs { cache },
-            why: "asked for".into(),
+            reason: "requested".into(),
         }
     }
 
@@ -146,15 +149,15 @@ mod tests {
         for (output, want) in [
             ("virtiofsd 1.14.0", None),
             ("virtiofsd 1.13.0\n", None),
-            ("virtiofsd backend 1.10.1", Some("version 1.10.1, older than 1.13.0")),
-            ("virtiofsd 1.12.0", Some("version 1.12.0, older")),
+            ("virtiofsd backend 1.10.1", Some("version 1.10.1 is too old")),
+            ("virtiofsd 1.12.0", Some("version 1.12.0 is too old")),
             (
                 "virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7)\n\
                  using FUSE kernel interface version 7.36",
-                Some("came with QEMU"),
+                Some("virtiofsd of QEMU"),
             ),
-            ("using FUSE kernel interface version 7.33", Some("came with QEMU")),
-            ("hello", Some("did not say its version")),
+            ("using FUSE kernel interface version 7.33", Some("virtiofsd of QEMU")),
+            ("hello", Some("did not print a version")),
         ] {
             let reasons = blockers(&said(output));
             match want {

@@ -1,4 +1,4 @@
-//! What a machine's life looks like from status: its status, and the report of its end.
+//! The status of a VM, and the stop report.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,23 +6,23 @@ use core::fmt;
 
 use super::Exit;
 
-/// The status of a machine.
+/// The status of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VmStatus {
-    /// Planned; nothing runs.
+    /// Planned; no process runs.
     Created,
-    /// Its programs are starting.
+    /// Its processes are starting.
     Starting,
-    /// The hypervisor answers and the guest was told to go. Whether it is up, its console tells.
+    /// The hypervisor has started the guest. Whether the guest has booted shows only on its console.
     Running,
-    /// It is being ended.
+    /// The VM is stopping.
     Stopping,
-    /// It ended as machines do: the guest powered off, or somebody wanted it gone.
+    /// The VM ended normally: the guest powered off, or the owner stopped or killed the VM.
     Stopped {
-        /// The hypervisor's exit status; `None` when it was killed by a signal.
+        /// The hypervisor's exit status; `None` if a signal killed it, or if it was never started.
         exit_code: Option<i32>,
     },
-    /// It could not be started, or something it needs broke.
+    /// The start failed, or a process that the VM needs failed.
     Failed {
         /// What happened.
         message: String,
@@ -30,12 +30,12 @@ pub enum VmStatus {
 }
 
 impl VmStatus {
-    /// `Stopped` or `Failed`: it will never change again.
+    /// `Stopped` or `Failed`: the status never changes again.
     pub const fn is_terminal(&self) -> bool {
         matches!(self, Self::Stopped { .. } | Self::Failed { .. })
     }
 
-    /// `Starting`, `Running` or `Stopping`: programs may be running.
+    /// `Starting`, `Running` or `Stopping`: processes may be running.
     pub const fn is_alive(&self) -> bool {
         matches!(self, Self::Starting | Self::Running | Self::Stopping)
     }
@@ -50,40 +50,41 @@ impl fmt::Display for VmStatus {
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped { exit_code: Some(0) } => f.write_str("stopped"),
             Self::Stopped { exit_code: Some(code) } => write!(f, "stopped with status {code}"),
-            Self::Stopped { exit_code: None } => f.write_str("stopped by a signal"),
+            // The hypervisor was killed, or was never started.
+            Self::Stopped { exit_code: None } => f.write_str("stopped"),
             Self::Failed { message } => write!(f, "failed: {message}"),
         }
     }
 }
 
-/// Who ended a machine.
+/// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EndedBy {
-    /// The guest powered off, by itself or because it was asked to (then
+    /// The guest powered off, by itself or at the power button (then
     /// [`StopReport::steps`] begins with [`StopStep::PowerButton`]).
     GuestPowerOff,
-    /// The guest reset, and a reset ends this machine.
+    /// The guest reset, and its reboot policy ends the VM at a reset.
     GuestReboot,
     /// The guest's kernel panicked.
     GuestPanic,
-    /// The owner: `stop` whose grace ran out, `kill`, or the last handle was dropped.
+    /// The owner: the grace period of `stop` expired, `kill` was called, or the last handle was dropped.
     Owner,
-    /// The machine's time limit, when the guest did not power off within the grace.
+    /// The time limit: the guest did not power off within the grace period that followed it.
     TimeLimit,
-    /// It could not be started.
+    /// The start failed.
     StartFailed {
         /// What failed.
         reason: String,
     },
-    /// A helper it needs ended.
+    /// A helper process ended.
     HelperLost {
-        /// Which, and how.
+        /// Which process, and how it ended.
         reason: String,
     },
-    /// The hypervisor ended and nobody asked for that.
+    /// The hypervisor ended unexpectedly.
     HypervisorLost {
-        /// Which, and how.
+        /// Which process, and how it ended.
         reason: String,
     },
 }
@@ -92,31 +93,31 @@ pub enum EndedBy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopStep {
-    /// The guest was asked to power off.
+    /// The power button was pressed: the guest was asked to power off.
     PowerButton,
-    /// The hypervisor was told to quit: the guest lost its power.
+    /// The hypervisor received the quit command: the guest lost its power.
     Quit,
     /// The hypervisor was sent SIGKILL.
     Killed,
-    /// A process did not even die of SIGKILL in time and was left behind.
+    /// A process did not exit after SIGKILL in time and was left running.
     GaveUp,
 }
 
-/// How a machine ended.
+/// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopReport {
-    /// Who ended it.
+    /// Why it ended.
     pub ended_by: EndedBy,
-    /// The time limit was what set its end going.
+    /// The time limit started the stop.
     pub time_limit: bool,
     /// The steps of the stop ladder that were needed, in order.
     pub steps: Vec<StopStep>,
-    /// How the hypervisor ended; `None` when it never ran or could not be reaped.
+    /// How the hypervisor ended; `None` if it was never started or could not be reaped.
     pub exit: Option<Exit>,
 }
 
 impl StopReport {
-    /// The status that goes with it.
+    /// The terminal status that follows from the report.
     pub fn status(&self) -> VmStatus {
         match &self.ended_by {
             _ if self.steps.contains(&StopStep::GaveUp) => {
@@ -133,10 +134,10 @@ impl StopReport {
 }
 
 impl fmt::Display for StopReport {
-    /// One line without its verb: `guest powered off, as asked`.
+    /// One line: `guest powered off, as asked`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let asked = self.steps.contains(&StopStep::PowerButton);
-        // A kill does not wait for the grace, so it has no such step.
+        // A kill does not wait for the grace period, so it has no such step.
         let quit = self.steps.contains(&StopStep::Quit);
         match &self.ended_by {
             EndedBy::GuestPowerOff if asked => f.write_str("guest powered off, as asked")?,
@@ -144,7 +145,7 @@ impl fmt::Display for StopReport {
             EndedBy::GuestReboot => f.write_str("guest rebooted")?,
             EndedBy::GuestPanic => f.write_str("guest kernel panicked")?,
             EndedBy::Owner if asked && quit => {
-                f.write_str("power cut: the guest did not power off within its grace")?;
+                f.write_str("power cut: the guest did not power off within the grace period")?;
             }
             EndedBy::Owner => f.write_str("killed")?,
             EndedBy::TimeLimit => f.write_str("power cut")?,
@@ -157,7 +158,7 @@ impl fmt::Display for StopReport {
             f.write_str(", time limit reached")?;
         }
         if self.steps.contains(&StopStep::GaveUp) {
-            f.write_str(", and a process did not die of SIGKILL")?;
+            f.write_str(", and a process did not exit after SIGKILL")?;
         }
         Ok(())
     }

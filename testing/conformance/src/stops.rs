@@ -40,7 +40,7 @@ fn without_power_button(fixture: &Fixture<'_>) {
     let report = vm.wait_for_end();
     let steps = vec![StopStep::PowerButton, StopStep::Quit];
     assert_eq!((report.ended_by.clone(), &report.steps), (EndedBy::Owner, &steps), "{report:?}");
-    assert!(report.to_string().contains("within its grace"), "{report}");
+    assert!(report.to_string().contains("within the grace period"), "{report}");
 }
 
 fn hung_hypervisor(fixture: &Fixture<'_>) {

@@ -132,6 +132,6 @@ fn an_image_whose_base_is_gone_or_elsewhere_is_refused_before_the_spawn() {
         let error = Capsa::vm(config).backend("qemu").no_network().plan().unwrap_err();
         let violation = &error.violations()[0];
         assert_eq!((violation.field.as_str(), violation.kind), ("disks[0].path", kind), "{error}");
-        assert!(violation.reason.contains("stands on"), "{error}");
+        assert!(violation.reason.contains("backing file"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The check's part on disks.
+//! Validates the disks of a VM spec.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -28,7 +28,7 @@ impl Validation<'_> {
                     &field,
                     Kind::NoAccess,
                     format!("{} cannot be written", disk.path),
-                    "make it writable for this user, or attach it read-only or ephemeral",
+                    "make it writable for this user, or attach it as read-only or ephemeral",
                 );
             }
             if self.host.is_in_use(&disk.path, writes) {
@@ -36,18 +36,18 @@ impl Validation<'_> {
                 self.reject(
                     &field,
                     Kind::InUse,
-                    format!("another machine or program has {} open{how}", disk.path),
-                    "end that one (`capsa ps` shows machines), or copy the image",
+                    format!("{} is in use: another process has it open{how}", disk.path),
+                    "stop the other VM (`capsa ps` lists VMs), or copy the image",
                 );
             }
-            // A hypervisor locks what it writes, and then cannot attach it again.
+            // A hypervisor locks an image that it writes, and cannot attach it a second time.
             let before = seen.get(&disk.path).copied();
             if before.is_some_and(|written| written || writes) {
                 self.reject(
                     &field,
                     Kind::Duplicate,
-                    format!("{} is attached twice, and for writing", disk.path),
-                    "attach it once, or every time read-only or ephemeral",
+                    format!("{} is attached more than once with write access", disk.path),
+                    "attach it once, or always as read-only or ephemeral",
                 );
             }
             seen.insert(&disk.path, writes || before == Some(true));
@@ -63,13 +63,13 @@ impl Validation<'_> {
                 self.unsupported(
                     &field,
                     "raw images are not supported",
-                    "convert it with qemu-img",
+                    "convert it: qemu-img convert -O qcow2",
                 );
             }
             if disk.ephemeral && !capabilities.disk_ephemeral {
                 self.unsupported(
                     &format!("disks[{n}].ephemeral"),
-                    "throw-away overlays are not supported",
+                    "ephemeral disks are not supported",
                     "copy the image and attach the copy, or use another backend",
                 );
             }
@@ -83,62 +83,67 @@ impl Validation<'_> {
         }
     }
 
-    /// An image that stands on others needs them all, and they are files of this host: what an image
-    /// names is opened by the hypervisor, so it names neither the network nor options.
+    /// Every image of a backing chain must be a readable file of this host. The hypervisor opens what
+    /// an image names, so network addresses and `json:` options are rejected.
     fn backing_chain(&mut self, field: &str, path: &HostPath) {
         let (kind, reason, remedy) = match qcow2::backing_chain(path, self.host) {
             Ok(_) => return,
             Err(BackingChainError::Unreadable(image)) => (
                 Kind::WrongFormat,
-                format!("the qcow2 header of {image} cannot be understood"),
+                format!("{image} has an invalid qcow2 header"),
                 "check it: qemu-img info",
             ),
             Err(BackingChainError::NotALocalFile { image, backing }) => (
                 Kind::Unsupported,
-                format!("{image} stands on {backing:?}, which is no file"),
-                "put it on a file: qemu-img rebase, or make it whole: qemu-img convert",
+                format!("{image} has the backing file {backing:?}, which is not a local file"),
+                "change the backing file: qemu-img rebase, or merge the chain: qemu-img convert",
             ),
             Err(BackingChainError::Missing { image, backing }) => (
                 Kind::Missing,
-                format!("{image} stands on {backing}, which is not there or cannot be read"),
-                "bring it back, or put the image on another: qemu-img rebase -u",
+                format!("the backing file {backing} of {image} does not exist or cannot be read"),
+                "restore it, or set another backing file: qemu-img rebase -u",
             ),
             Err(BackingChainError::UnsupportedFeature { image, what }) => (
                 Kind::Unsupported,
                 format!("{image} has {what}"),
-                "make it whole: qemu-img convert; if a guest or a stranger made it, do not trust it",
+                "convert it to a plain image: qemu-img convert; do not trust it if a guest or someone else wrote it",
             ),
             Err(BackingChainError::FormatMismatch { image, backing }) => (
                 Kind::WrongFormat,
-                format!("{image} takes {backing} for a raw image, which has a qcow2 header"),
-                "name its format if you made it so: qemu-img rebase -u -F qcow2; if a guest wrote \
+                format!(
+                    "{image} declares its backing file {backing} as raw, but it has a qcow2 header"
+                ),
+                "if you created it, set its format: qemu-img rebase -u -F qcow2; if a guest wrote \
                  it, do not trust it",
             ),
             Err(BackingChainError::TooLong) => (
                 Kind::OutOfRange,
-                format!("{path} stands on more than {} images, or on itself", qcow2::MAX_CHAIN),
-                "make it whole: qemu-img convert",
+                format!(
+                    "the backing chain of {path} has more than {} images, or a cycle",
+                    qcow2::MAX_CHAIN
+                ),
+                "merge the chain into one image: qemu-img convert",
             ),
         };
         self.reject(field, kind, reason, remedy);
     }
 
-    /// The header must say what the format says. A guest can write a qcow2 header, with a backing
-    /// file of its choice, into a raw disk: it must never turn into one.
+    /// The header must match the given format. A guest can write a qcow2 header with any backing file
+    /// into a raw disk; Capsa must never open that disk as qcow2.
     fn disk_format(&mut self, field: &str, format: ImageFormat, path: &HostPath, head: &[u8]) {
         let is_qcow2 = head.starts_with(qcow2::MAGIC);
         match format {
             ImageFormat::Raw if is_qcow2 => self.reject(
                 field,
                 Kind::WrongFormat,
-                format!("{path} is taken for a raw image but has a qcow2 header"),
-                "name the format qcow2 if you made it so; if a guest wrote it, do not trust it",
+                format!("the format is raw, but {path} has a qcow2 header"),
+                "if you created it as qcow2, set the format to qcow2; if a guest wrote it, do not trust it",
             ),
             ImageFormat::Qcow2 if !is_qcow2 => self.reject(
                 field,
                 Kind::WrongFormat,
-                format!("{path} is taken for a qcow2 image but has no qcow2 header"),
-                "name the format raw, or check how the image was made",
+                format!("the format is qcow2, but {path} has no qcow2 header"),
+                "set the format to raw, or check how the image was created",
             ),
             _ => {}
         }

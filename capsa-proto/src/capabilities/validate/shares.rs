@@ -1,4 +1,4 @@
-//! The check's part on shares: what is refused, and the mechanism and tag each one gets.
+//! Validates the shares of a VM spec, and chooses a mechanism and a tag for each.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeSet;
@@ -34,14 +34,14 @@ impl Validation<'_> {
                     field("guest"),
                     Kind::Duplicate,
                     format!("two shares are mounted at {}", share.guest),
-                    "mount each at a place of its own",
+                    "use a different mount point for each",
                 );
             }
             if share.mode == MountMode::ReadOnly && !self.backend.capabilities().share_read_only {
                 self.unsupported(
                     &field("mode"),
-                    "it cannot keep a share read-only, and would share it writable",
-                    "share it read-write, or use another backend",
+                    "read-only shares are not supported",
+                    "share it read-write, or use the qemu or cloud-hypervisor backend",
                 );
             }
             let Some((tag, mechanism, why)) = self.share_mechanism(n, &share.mechanism) else {
@@ -52,7 +52,7 @@ impl Validation<'_> {
                     field("tag"),
                     Kind::Duplicate,
                     format!("two shares have the tag {tag:?}"),
-                    "give each its own tag, or none",
+                    "set a different tag for each, or none",
                 );
             }
             planned.push(PlannedShare {
@@ -61,7 +61,7 @@ impl Validation<'_> {
                 mode: share.mode,
                 tag,
                 mechanism,
-                why,
+                reason: why,
             });
         }
         planned
@@ -73,7 +73,7 @@ impl Validation<'_> {
                 .reject(
                     field,
                     Kind::NoAccess,
-                    format!("{path} is shared read-write but cannot be written"),
+                    format!("{path} is shared read-write, but this user cannot write to it"),
                     "share it read-only, or make it writable for this user",
                 ),
             FileFacts::Directory { .. } => {}
@@ -82,7 +82,7 @@ impl Validation<'_> {
                     field,
                     Kind::Missing,
                     format!("{path} does not exist"),
-                    "make it first",
+                    "create the directory first",
                 );
             }
             FileFacts::Unreadable(why) => self.reject(
@@ -95,7 +95,7 @@ impl Validation<'_> {
                 field,
                 Kind::WrongType,
                 format!("{path} is not a directory"),
-                "share the directory it is in",
+                "share the directory that contains it",
             ),
         }
     }
@@ -104,10 +104,11 @@ impl Validation<'_> {
         let reason = if !guest.starts_with('/') || guest.trim_end_matches('/').is_empty() {
             "must be an absolute path below the root"
         } else if guest.split('/').any(|part| part == "..") {
-            "must not climb with .."
+            "must not contain .."
         } else if guest.bytes().any(|b| b <= b' ' || b == 0x7f || b":\"\\%,".contains(&b)) {
-            // The mount is asked for on the kernel command line, where these have a meaning.
-            "must not hold blanks, control characters or any of : \" \\ % ,"
+            // The path is part of `systemd.mount-extra=` on the kernel command line, where these characters
+            // are syntax.
+            "must not contain blanks, control characters or any of : \" \\ % ,"
         } else {
             return;
         };
@@ -115,7 +116,7 @@ impl Validation<'_> {
             field,
             Kind::Malformed,
             format!("{guest:?} {reason}"),
-            "give a path such as /workspace",
+            "use a path such as /workspace",
         );
     }
 
@@ -133,21 +134,21 @@ impl Validation<'_> {
         let p9 = PlannedMechanism::Virtio9p { msize: DEFAULT_MSIZE };
         match asked {
             ShareMechanism::Auto if has_fs && fs_blockers.is_empty() => {
-                Some((tag, fs, "virtio-fs is the fastest this backend has".into()))
+                Some((tag, fs, "virtio-fs is the fastest mechanism of this backend".into()))
             }
             ShareMechanism::Auto if has_9p => {
                 let why = match fs_blockers.first() {
                     Some(reason) => {
-                        // Without the driver the guest has an empty directory, and says so on a
-                        // console that perhaps nobody reads.
+                        // A guest without the 9p driver shows an empty directory, and reports it only on
+                        // its console.
                         let guest = &self.spec.shares[n].guest;
                         self.notes.push(Note::warning(format!(
-                            "{guest} is shared by 9p, which not every kernel can mount (Debian's \
-                             cloud kernels cannot), as virtio-fs cannot be used: {reason}"
+                            "{guest} is shared with 9p because virtio-fs is unavailable: {reason}; some guest \
+                             kernels, e.g. Debian's cloud kernels, cannot mount 9p"
                         )));
-                        format!("virtio-fs cannot be used: {}", reason.what)
+                        format!("virtio-fs is unavailable: {}", reason.what)
                     }
-                    None => "this backend has no virtio-fs".into(),
+                    None => "this backend does not support virtio-fs".into(),
                 };
                 Some((tag, p9, why))
             }
@@ -159,14 +160,14 @@ impl Validation<'_> {
                 self.require_virtio_fs(&field, has_fs, &fs_blockers);
                 let cache = self.cache_mode(n, config.cache.as_deref());
                 let tag = self.tag(n, config.tag.as_deref(), VIRTIOFS_TAG_MAX);
-                Some((tag, PlannedMechanism::VirtioFs { cache }, "asked for".into()))
+                Some((tag, PlannedMechanism::VirtioFs { cache }, "requested".into()))
             }
             ShareMechanism::Virtio9p(config) => {
                 if !has_9p {
                     self.unsupported(
                         &field,
                         "virtio-9p is not supported",
-                        "ask for virtio-fs or auto, or use the qemu backend",
+                        "use virtio-fs or auto, or use the qemu backend",
                     );
                 }
                 let msize = config.msize.unwrap_or(DEFAULT_MSIZE);
@@ -174,12 +175,12 @@ impl Validation<'_> {
                     self.reject(
                         format!("shares[{n}].msize"),
                         Kind::OutOfRange,
-                        format!("a message size of {msize} bytes is not between 4 KiB and 16 MiB"),
-                        "leave it out for 262144",
+                        format!("invalid message size {msize}: expected 4096 to 16777216 bytes"),
+                        "omit it for the default of 262144",
                     );
                 }
                 let tag = self.tag(n, config.tag.as_deref(), P9_TAG_MAX);
-                Some((tag, PlannedMechanism::Virtio9p { msize }, "asked for".into()))
+                Some((tag, PlannedMechanism::Virtio9p { msize }, "requested".into()))
             }
         }
     }
@@ -202,8 +203,8 @@ impl Validation<'_> {
                 self.reject(
                     format!("shares[{n}].cache"),
                     Kind::Malformed,
-                    format!("{other:?} is not a cache mode"),
-                    "give auto, always or none",
+                    format!("invalid cache mode {other:?}"),
+                    "use auto, always or none",
                 );
                 CacheMode::Auto
             }
@@ -217,25 +218,25 @@ impl Validation<'_> {
             self.reject(
                 format!("shares[{n}].tag"),
                 Kind::Malformed,
-                format!("{tag:?} is not a mount tag"),
-                format!("give 1 to {max} letters, digits, '-', '_' or '.'"),
+                format!("invalid mount tag {tag:?}"),
+                format!("use 1 to {max} letters, digits, '-', '_' or '.'"),
             );
         }
         tag.to_string()
     }
 }
 
-/// What systemd 254 and later, and other willing guests, mount by themselves.
+/// The value of `systemd.mount-extra=`, which systemd 254 and later mounts at boot.
 pub(super) fn mount_extra(share: &PlannedShare) -> String {
     format!("{}:{}:{}:{}", share.tag, share.guest, share.fs_type(), share.mount_options())
 }
 
-/// Which mechanism a share has, and why.
+/// Describes the mechanism of a share and the reason for it.
 pub(super) fn chosen(share: &PlannedShare) -> String {
-    format!("{} is shared by {} ({})", share.guest, share.fs_type(), share.why)
+    format!("{} is shared with {} ({})", share.guest, share.fs_type(), share.reason)
 }
 
-/// What a guest runs that does not mount by itself.
+/// The command that mounts the share in a guest without systemd 254.
 pub(super) fn mount_command(share: &PlannedShare) -> String {
     let (fs_type, options) = (share.fs_type(), share.mount_options());
     format!("mount -t {fs_type} -o {options} {} {}", share.tag, share.guest)

@@ -18,7 +18,7 @@ static CLAIMS: Claims<Fault> = Claims {
     failed_starts: &[
         (
             Fault::Breaks(Half, Call::Create),
-            Text::Around("cloud-hypervisor did not create the machine: ", ""),
+            Text::Around("cloud-hypervisor did not create the VM: ", ""),
         ),
         (
             Fault::Breaks(Half, Call::Boot),
@@ -27,7 +27,7 @@ static CLAIMS: Claims<Fault> = Claims {
         (
             Fault::Breaks(End, Call::Create),
             Text::Around(
-                "cloud-hypervisor did not create the machine: HTTP response: connection closed",
+                "cloud-hypervisor did not create the VM: HTTP response: connection closed",
                 "",
             ),
         ),
@@ -40,7 +40,7 @@ static CLAIMS: Claims<Fault> = Claims {
         ),
         (
             Fault::Breaks(Garbage, Call::Create),
-            Text::Around("cloud-hypervisor did not create the machine: HTTP response: ", ""),
+            Text::Around("cloud-hypervisor did not create the VM: HTTP response: ", ""),
         ),
         (
             Fault::Breaks(Garbage, Call::Boot),
@@ -49,7 +49,7 @@ static CLAIMS: Claims<Fault> = Claims {
         (
             Fault::Refuses(Call::Create),
             Text::Exact(
-                "cloud-hypervisor refused to create the machine: Error from API: The VM could not be \
+                "cloud-hypervisor refused to create the VM: Error from API: The VM could not be \
                  created: ",
                 Fault::CAUSE,
             ),
