@@ -224,8 +224,7 @@ fn disk_in_use_is_rejected_before_start() {
         let mut second = CapsaProcess::start(Nano::default(), &["--disk", &disk]).unwrap();
         let (code, stderr) = second.wait_for_end();
         assert_eq!(code, 111, "{stderr}");
-        let words =
-            format!("has {} open{how}\n    hint: end that one", &disk[..disk.len() - mode.len()]);
+        let words = format!("has it open{how}\n    hint: stop the other VM");
         assert!(stderr.contains(&words) && !stderr.contains("qemu-system"), "{stderr}");
     }
     first.write(&[nano::POWER_OFF]);
