@@ -35,7 +35,7 @@ fn add_disk(socket: &str, disk: &Path) -> String {
 }
 
 #[test]
-fn a_file_that_is_not_the_machines_is_out_of_reach() {
+fn landlock_denies_foreign_files() {
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) => subject,
         Err(why) => return skip(why),

@@ -33,7 +33,7 @@ fn host_path(path: &Path) -> HostPath {
 }
 
 #[test]
-fn the_tool_finds_our_overlays_sound() {
+fn overlay_passes_qemu_img_check() {
     if !has_qemu_img() {
         return;
     }
@@ -59,7 +59,7 @@ fn the_tool_finds_our_overlays_sound() {
 }
 
 #[test]
-fn we_read_what_the_tool_makes() {
+fn header_of_qemu_img_images_is_read() {
     if !has_qemu_img() {
         return;
     }
@@ -82,7 +82,7 @@ fn we_read_what_the_tool_makes() {
 }
 
 #[test]
-fn a_header_that_a_raw_base_gets_later_is_data() {
+fn raw_base_gaining_qcow2_header_stays_raw() {
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) => subject,
         Err(why) => return skip(why),
@@ -99,7 +99,7 @@ fn a_header_that_a_raw_base_gets_later_is_data() {
 }
 
 #[test]
-fn an_external_data_file_is_not_opened() {
+fn external_data_file_is_rejected() {
     if !has_qemu_img() {
         return;
     }
@@ -115,7 +115,7 @@ fn an_external_data_file_is_not_opened() {
 }
 
 #[test]
-fn an_image_whose_base_is_gone_or_elsewhere_is_refused_before_the_spawn() {
+fn base_missing_or_remote_is_rejected_before_spawn() {
     if !has_qemu_img() {
         return;
     }

@@ -70,7 +70,7 @@ fn recorded(path: &Path) {
 }
 
 #[test]
-fn a_recording_is_asciicast_and_tells_no_password() {
+fn recording_is_asciicast_without_password() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
@@ -85,7 +85,7 @@ fn a_recording_is_asciicast_and_tells_no_password() {
 }
 
 #[test]
-fn without_being_asked_no_input_is_recorded() {
+fn recording_omits_input_by_default() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     let vm = testing::vm(fake()).record(&path).build_blocking().unwrap();
@@ -95,7 +95,7 @@ fn without_being_asked_no_input_is_recorded() {
 }
 
 #[test]
-fn a_replay_passes_the_same_program_and_says_the_same_bytes() {
+fn replay_prints_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
@@ -117,7 +117,7 @@ fn a_replay_passes_the_same_program_and_says_the_same_bytes() {
 }
 
 #[test]
-fn a_replay_in_its_original_tempo_takes_the_time_it_took() {
+fn replay_at_original_speed_takes_its_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
@@ -128,7 +128,7 @@ fn a_replay_in_its_original_tempo_takes_the_time_it_took() {
 }
 
 #[test]
-fn a_replay_shows_what_it_expected_and_what_it_got() {
+fn replay_mismatch_names_expected_and_actual() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
@@ -150,7 +150,7 @@ fn a_replay_shows_what_it_expected_and_what_it_got() {
 }
 
 #[test]
-fn a_recorder_that_comes_later_has_what_is_kept() {
+fn recorder_started_late_has_scrollback() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("late.cast");
     let vm = testing::vm(fake()).build_blocking().unwrap();
@@ -169,7 +169,7 @@ fn a_recorder_that_comes_later_has_what_is_kept() {
 }
 
 #[test]
-fn where_the_guest_is_paused_neither_a_recording_nor_a_late_reader_misses_anything() {
+fn recording_of_paused_guest_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("whole.cast");
     let said: String = (0..50_000).map(|n| format!("line {n}\r\n")).collect();
@@ -188,7 +188,7 @@ fn where_the_guest_is_paused_neither_a_recording_nor_a_late_reader_misses_anythi
 
 #[cfg(target_os = "linux")] // Others have no such device.
 #[test]
-fn a_disk_that_is_full_does_not_hold_up_the_machine() {
+fn recording_disk_full_does_not_stop_vm() {
     let vm = testing::vm(fake()).record("/dev/full").build_blocking().unwrap();
     assert_eq!(run(&vm).unwrap(), "6.1.0\n");
 }
@@ -210,7 +210,7 @@ fn nano_session(vm: &VmHandle) {
 }
 
 #[test]
-fn a_real_nano_guest_is_recorded_and_replayed() {
+fn recording_of_nano_guest_is_replayed() {
     let Some(guest) = NanoGuest::new() else { return };
     let path = guest.dir().join("nano.cast");
     let builder = guest.builder().record(Recording::new(&path).with_input());
@@ -252,7 +252,7 @@ fn linux_session(vm: &VmHandle) -> capsa::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_real_linux_guest_is_recorded_and_replayed() {
+fn recording_of_linux_guest_is_replayed() {
     let Some(guest) = vm::linux_guest() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("linux.cast");

@@ -49,7 +49,7 @@ fn hostile() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn whatever_a_command_prints_is_its_output_and_nothing_else() {
+fn command_output_hostile_is_returned_unchanged() {
     for text in hostile() {
         let start = text[..text.len().min(40)].escape_ascii().to_string();
         let guest = ScriptedGuest::new().on("attack", GuestReply::output(&text).with_status(7));
@@ -83,7 +83,7 @@ fn whatever_a_command_prints_is_its_output_and_nothing_else() {
 }
 
 #[test]
-fn what_cannot_be_typed_or_sought_is_refused_before_anything_is_typed() {
+fn script_input_invalid_is_rejected_before_typing() {
     let (_vm, mut console) = logged_in(ScriptedGuest::new());
     for command in ["a\0b".to_owned(), "x".repeat((64 << 10) + 1), "\u{1}".repeat(20_000)] {
         let error = console.run(&command, Some(PATIENCE)).unwrap_err();
@@ -100,7 +100,7 @@ fn what_cannot_be_typed_or_sought_is_refused_before_anything_is_typed() {
 }
 
 #[test]
-fn times_of_any_length_are_times() {
+fn timeouts_of_any_length_are_accepted() {
     let guest =
         ScriptedGuest::new().on("true", GuestReply::status(0)).on("cat", GuestReply::blocks());
     let (_vm, mut console) = logged_in(guest);
@@ -120,7 +120,7 @@ fn times_of_any_length_are_times() {
 }
 
 #[test]
-fn a_command_whose_future_is_dropped_is_interrupted() {
+fn command_future_dropped_is_interrupted() {
     let guest = ScriptedGuest::new()
         .login("root", None)
         .shell("# ")

@@ -8,7 +8,7 @@ use capsa_testkit::programs::TestProgram;
 use capsa_testkit::vm::NanoGuest;
 
 #[test]
-fn bytes_go_both_ways_and_the_last_ones_are_written_before_the_end() {
+fn stdio_relays_both_ways_up_to_last_byte() {
     let Some(guest) = NanoGuest::new() else { return };
     let mut relay = Command::new(TestProgram::new("relay"))
         .arg(guest.kernel())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::service::{Client, Service, command, command_behind, machine};
 use capsa_testkit::nano;
-use capsa_testkit::vm::{NanoGuest, eventually};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ fn refused(guest: &NanoGuest, file: &str) -> String {
 }
 
 #[test]
-fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
+fn config_invalid_error_names_file_and_line() {
     let Some(guest) = NanoGuest::new() else { return };
     let one = machine(&guest).to_string();
     for (file, why) in [
@@ -39,7 +39,7 @@ fn a_file_that_is_wrong_is_refused_with_its_name_and_the_place() {
 }
 
 #[test]
-fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
+fn socket_stale_is_replaced_in_use_is_not() {
     let Some(guest) = NanoGuest::new() else { return };
     let file = json!({ "web": machine(&guest) }).to_string();
     let killed = Service::of(&guest, &mut command(&guest, &file));
@@ -55,7 +55,7 @@ fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
 }
 
 #[test]
-fn a_file_where_the_socket_is_to_be_is_left_alone() {
+fn socket_path_with_regular_file_is_kept() {
     let Some(guest) = NanoGuest::new() else { return };
     let somebodys = guest.dir().join("socket");
     std::fs::write(&somebodys, "precious").unwrap();
@@ -65,7 +65,7 @@ fn a_file_where_the_socket_is_to_be_is_left_alone() {
 }
 
 #[test]
-fn clients_that_only_connect_shut_nobody_out_for_long() {
+fn clients_idle_are_disconnected() {
     let Some(guest) = NanoGuest::new() else { return };
     let file = json!({ "web": machine(&guest) }).to_string();
     // With few descriptors.
@@ -87,7 +87,7 @@ fn clients_that_only_connect_shut_nobody_out_for_long() {
 }
 
 #[test]
-fn a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up() {
+fn clients_100_get_same_output_despite_idle_ones() {
     let Some(guest) = NanoGuest::new() else { return };
     let mut service = Service::start(&guest);
     let mut clients: Vec<Client> = (0..100).map(|_| service.attach("web")).collect();
@@ -107,7 +107,7 @@ fn a_hundred_clients_hear_the_same_and_those_that_never_read_hold_nobody_up() {
 }
 
 #[test]
-fn whoever_types_while_a_machine_restarts_harms_nobody() {
+fn client_input_during_restart_is_harmless() {
     let Some(guest) = NanoGuest::new() else { return };
     let service = Service::start(&guest);
     for _ in 0..3 {
@@ -118,7 +118,7 @@ fn whoever_types_while_a_machine_restarts_harms_nobody() {
         // Until it is told that its machine is gone.
         let begun = Instant::now();
         while typist.typing.write_all(b"typing").is_ok() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "nobody tells");
+            assert!(begun.elapsed() < PATIENCE, "the client is still attached");
         }
         assert_eq!((restart.rest(), also.rest()), ("ok\n".to_owned(), "ok\n".to_owned()));
         assert_eq!(service.hypervisors(), 2);
@@ -128,7 +128,7 @@ fn whoever_types_while_a_machine_restarts_harms_nobody() {
 }
 
 #[test]
-fn nonsense_is_answered() {
+fn requests_invalid_get_error_replies() {
     let Some(guest) = NanoGuest::new() else { return };
     let service = Service::start(&guest);
     let long = "x".repeat(5000);
@@ -144,9 +144,8 @@ fn nonsense_is_answered() {
 }
 
 #[test]
-fn a_signal_while_machines_boot_ends_all_and_a_second_one_at_once() {
+fn sigterm_during_boot_stops_all_vms() {
     let Some(guest) = NanoGuest::new() else { return };
-    let Some(deaf) = NanoGuest::without_power_button() else { return };
     for pause in [0, 1, 5, 20, 60] {
         let mut service = Service::start(&guest);
         std::thread::sleep(Duration::from_millis(pause));
@@ -154,23 +153,10 @@ fn a_signal_while_machines_boot_ends_all_and_a_second_one_at_once() {
         assert!(service.process.wait().unwrap().success(), "{pause}");
         eventually("all hypervisors are gone", || service.hypervisors() == 0);
     }
-    // One that does not heed its button has ten seconds, unless somebody is in a hurry.
-    let file = json!({ "web": machine(&deaf) }).to_string();
-    let mut service = Service::of(&deaf, &mut command(&deaf, &file));
-    service.attach("web").until(READY);
-    service.signal(Signal::SIGTERM);
-    eventually("it stops to listen", || !deaf.dir().join("socket").exists());
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(service.process.try_wait().unwrap(), None, "it waits for its guest");
-    let begun = Instant::now();
-    service.signal(Signal::SIGTERM);
-    service.process.wait().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    eventually("all hypervisors are gone", || service.hypervisors() == 0);
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_ends_no_service() {
+fn stderr_closed_does_not_end_service() {
     let Some(guest) = NanoGuest::new() else { return };
     let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
     let file = json!({ "missing": missing, "web": machine(&guest) }).to_string();

@@ -81,10 +81,17 @@ impl<'a> Service<'a> {
         Client { typing: stream.try_clone().unwrap(), heard: BufReader::new(stream) }
     }
 
+    /// A client that is attached. One that asks before the service begins to boot is rejected.
     pub(crate) fn attach(&self, name: &str) -> Client {
-        let mut client = self.ask(&format!("attach {name}"));
-        assert_eq!(client.line(), "ok");
-        client
+        let mut attached = None;
+        eventually("the VM has begun to boot", || {
+            let mut client = self.ask(&format!("attach {name}"));
+            let answer = client.line();
+            assert!(["ok", "error: it did not start"].contains(&&*answer), "{answer}");
+            attached = Some(client).filter(|_| answer == "ok");
+            attached.is_some()
+        });
+        attached.unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -8,7 +8,7 @@ use capsa_testkit::vm::NanoGuest;
 use nix::sys::signal::Signal;
 
 #[test]
-fn clients_type_machines_restart_and_a_signal_ends_all() {
+fn session_attach_restart_stop_sigterm() {
     let Some(guest) = NanoGuest::new() else { return };
     let mut service = Service::start(&guest);
 

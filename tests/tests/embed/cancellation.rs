@@ -77,7 +77,7 @@ async fn write_somehow(console: &mut VmConsole, random: &mut RandomDrops) {
 }
 
 #[test]
-fn what_is_read_is_what_was_said_whatever_is_dropped() {
+fn console_futures_dropped_lose_nothing() {
     run_isolated!();
     let random = &mut RandomDrops::new(0x5eed_cafe);
     block_on(async {
@@ -112,7 +112,7 @@ async fn look_somehow(vm: &VmHandle, random: &mut RandomDrops) {
 }
 
 #[test]
-fn halves_and_lines_lose_nothing() {
+fn split_console_futures_dropped_lose_nothing() {
     run_isolated!();
     let random = &mut RandomDrops::new(0xfeed);
     block_on(async {
@@ -140,7 +140,7 @@ fn halves_and_lines_lose_nothing() {
 }
 
 #[test]
-fn a_shell_is_usable_after_whatever_was_given_up() {
+fn shell_usable_after_dropped_futures() {
     let random = &mut RandomDrops::new(0x0dd);
     for _ in 0..60 {
         block_on(async {
@@ -168,7 +168,7 @@ fn a_shell_is_usable_after_whatever_was_given_up() {
 }
 
 #[test]
-fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
+fn start_stop_kill_are_cancel_safe() {
     run_isolated!();
     let random = &mut RandomDrops::new(0xbeef);
     for _ in 0..40 {
@@ -194,7 +194,7 @@ fn a_life_that_is_given_up_anywhere_can_be_taken_up() {
 }
 
 #[test]
-fn events_of_tokios_are_all_told_in_a_select() {
+fn tokio_events_in_select_are_not_lost() {
     run_isolated!();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -225,7 +225,7 @@ fn events_of_tokios_are_all_told_in_a_select() {
 }
 
 #[test]
-fn a_listener_loses_no_connection() {
+fn vsock_accept_dropped_loses_no_connection() {
     let guest = NanoGuest::for_any(Nano::default());
     let subject = match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => subject,

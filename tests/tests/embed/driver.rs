@@ -15,7 +15,7 @@ use capsa_testkit::vm::eventually;
 use futures_lite::future::{block_on, or, poll_once, yield_now};
 
 #[test]
-fn whoever_waits_is_told_when_the_driver_is_dropped() {
+fn driver_dropped_wakes_waiters() {
     run_isolated!();
     let (vm, driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let waiting = {
@@ -32,7 +32,7 @@ fn whoever_waits_is_told_when_the_driver_is_dropped() {
 }
 
 #[test]
-fn a_machine_whose_driver_was_dropped_cannot_begin() {
+fn driver_dropped_before_start_rejects_start() {
     run_isolated!();
     let (vm, driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let waiting = {
@@ -46,7 +46,7 @@ fn a_machine_whose_driver_was_dropped_cannot_begin() {
 }
 
 #[test]
-fn a_handle_dropped_at_any_moment_leaves_nothing() {
+fn handle_dropped_at_any_moment_leaves_nothing() {
     run_isolated!();
     for n in 0..40 {
         let vm = block_on(fake::vm("up console=hello serve").build()).unwrap();
@@ -76,7 +76,7 @@ fn a_handle_dropped_at_any_moment_leaves_nothing() {
 }
 
 #[test]
-fn futures_dropped_at_any_moment_take_nothing_with_them() {
+fn futures_dropped_at_any_moment_lose_nothing() {
     run_isolated!();
     let vm = block_on(fake::vm("up console*5000 console=END serve").build()).unwrap();
     block_on(async {
@@ -96,7 +96,7 @@ fn futures_dropped_at_any_moment_take_nothing_with_them() {
 }
 
 #[test]
-fn a_future_that_was_given_up_leaves_no_waker() {
+fn future_dropped_leaves_no_waker() {
     /// Whether it was woken is nothing to this test.
     struct Task(AtomicBool);
     impl Wake for Task {

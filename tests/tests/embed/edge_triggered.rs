@@ -11,6 +11,7 @@ use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::skip;
+use capsa_testkit::vm::PATIENCE;
 
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
@@ -40,7 +41,7 @@ fn on_each_loop(begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
 }
 
 #[test]
-fn ten_thousand_answers_each_wait_for_the_one_before() {
+fn edge_10000_echoes_one_byte_per_call() {
     const ROUNDS: usize = 10_000;
     run_isolated!();
     // A byte a call: after the first of an answer, nobody reports the second.
@@ -71,14 +72,14 @@ fn ten_thousand_answers_each_wait_for_the_one_before() {
 }
 
 #[test]
-fn a_flood_arrives_whole_by_sixteen_bytes_a_call() {
+fn edge_bulk_output_16_bytes_per_call() {
     const BYTES: usize = 320_000;
     run_isolated!();
     arrives_whole(BYTES, BYTES / 16, |builder| builder.read_budget(16));
 }
 
 #[test]
-fn a_paused_guest_goes_on_whenever_its_reader_does() {
+fn edge_paused_guest_resumes_with_reader() {
     const BYTES: usize = 200_000;
     run_isolated!();
     // The descriptor is taken out of the poller and put back, thousands of times, while the loop
@@ -115,13 +116,13 @@ fn arrives_whole(bytes: usize, events: usize, how: impl Fn(LinuxVmBuilder) -> Li
 }
 
 #[test]
-fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
+fn edge_10000_vmm_events_delay_nothing() {
     run_isolated!();
     let begin = || {
         let orders = fake::vm("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
         let mut vm = orders.read_budget(64).build_embedded().unwrap();
         let reader = vm.add_reader();
-        let end = vm.expect(reader, &["END"], Some(Duration::from_secs(50)));
+        let end = vm.expect(reader, &["END"], Some(PATIENCE));
         let (tell, told) = channel();
         tell.send(()).unwrap();
         let on_event: OnEvent = Box::new(move |vm, event| {
@@ -140,7 +141,7 @@ fn ten_thousand_events_of_the_hypervisor_hold_nothing_up() {
 }
 
 #[test]
-fn a_machine_moves_from_loop_to_loop_in_the_middle_of_a_flood() {
+fn vm_moves_between_loops_during_output() {
     const BYTES: usize = 200_000;
     run_isolated!();
     let orders = fake::vm(&format!("up console*{BYTES} console=END serve")).read_budget(100);

@@ -110,18 +110,18 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
 }
 
 #[test]
-fn a_played_guest_is_driven_by_every_loop() {
+fn loops_drive_simulated_guest() {
     on_each_loop(|| guest::simulated().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]
-fn the_nano_guest_is_driven_by_every_loop() {
+fn loops_drive_nano_guest() {
     let Some(guest) = NanoGuest::new() else { return };
     on_each_loop(|| guest.builder().build_embedded().unwrap(), with_nano, "hello", ASKED);
 }
 
 #[test]
-fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
+fn loops_drive_real_cloud_hypervisor() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let subject = match Subject::cloud_hypervisor() {
         Ok(subject) if subject.runs_nano => subject,
@@ -136,7 +136,7 @@ fn the_real_cloud_hypervisor_is_driven_by_every_loop() {
 }
 
 #[test]
-fn a_byte_a_call_is_enough_for_every_loop() {
+fn loops_with_read_budget_one_finish() {
     let guest = ScriptedGuest::new().login("root", None).shell("# ");
     let guest = guest.on("uname -r", GuestReply::output("6.1.0\n"));
     let played = || testing::vm(guest.clone()).read_budget(1).build_embedded().unwrap();
@@ -144,7 +144,7 @@ fn a_byte_a_call_is_enough_for_every_loop() {
 }
 
 #[test]
-fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
+fn loops_with_read_budget_one_over_http_finish() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let subject = match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => subject,
@@ -156,13 +156,13 @@ fn a_byte_a_call_is_enough_for_a_hypervisor_that_speaks_http() {
 }
 
 #[test]
-fn linux_is_driven_by_every_loop() {
+fn loops_drive_linux() {
     let Some(guest) = vm::linux_guest() else { return };
     on_each_loop(|| vm::linux(&guest).build_embedded().unwrap(), as_root, RELEASE, ASKED);
 }
 
 #[test]
-fn two_hundred_machines_are_driven_by_one_thread() {
+fn loop_many_drives_200_vms_in_one_thread() {
     run_isolated!();
     let threads = || std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let before = threads();

@@ -53,7 +53,7 @@ async fn conversation(vm: &VmHandle) -> Result<()> {
 }
 
 #[test]
-fn a_handle_works_on_every_runtime() {
+fn runtimes_run_handle() {
     for (name, run) in RUNTIMES {
         let Some(guest) = NanoGuest::new() else { return };
         println!("{name}");
@@ -65,7 +65,7 @@ fn a_handle_works_on_every_runtime() {
 }
 
 #[test]
-fn a_driven_handle_works_on_every_runtime() {
+fn runtimes_run_driven_handle() {
     for (name, run) in RUNTIMES {
         let Some(guest) = NanoGuest::new() else { return };
         println!("{name}");
@@ -79,7 +79,7 @@ fn a_driven_handle_works_on_every_runtime() {
 }
 
 #[test]
-fn the_blocking_face_works_inside_of_a_runtime() {
+fn blocking_api_works_inside_runtime() {
     run_isolated!();
     // It holds the runtime's only thread up, and needs it for nothing.
     Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -96,7 +96,7 @@ fn the_blocking_face_works_inside_of_a_runtime() {
 }
 
 #[test]
-fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
+fn driver_in_own_task_serves_other_threads() {
     let Some(guest) = NanoGuest::new() else { return };
     let runtime = Runtime::new().unwrap();
     let (vm, driver) = block_on(guest.builder().build_driven()).unwrap();
@@ -106,7 +106,7 @@ fn a_driver_in_a_task_of_its_own_serves_handles_everywhere() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along() {
+fn runtime_shutdown_kills_vms_of_its_tasks() {
     run_isolated!();
     let runtime = Runtime::new().unwrap();
     let vm = runtime.block_on(fake::vm("up serve").build()).unwrap();
@@ -119,7 +119,7 @@ fn a_runtime_that_shuts_down_takes_the_machines_of_its_tasks_along() {
 }
 
 #[test]
-fn a_handle_outlives_the_runtime_it_was_made_in() {
+fn handle_outlives_its_first_runtime() {
     run_isolated!();
     let first = Runtime::new().unwrap();
     let vm = first.block_on(fake::vm("up echo serve").build()).unwrap();
@@ -134,7 +134,7 @@ fn a_handle_outlives_the_runtime_it_was_made_in() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
+fn runtime_shutdown_ends_driven_vm() {
     run_isolated!();
     let runtime = Runtime::new().unwrap();
     let (vm, driver) = runtime.block_on(fake::vm("up serve").build_driven()).unwrap();
@@ -146,7 +146,7 @@ fn a_runtime_that_shuts_down_ends_what_its_driver_drove() {
 }
 
 #[test]
-fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
+fn tokio_vm_into_inner_after_runtime_shutdown() {
     run_isolated!();
     let runtime = Runtime::new().unwrap();
     let mut vm = fake::vm("up serve").build_embedded().unwrap();
@@ -170,7 +170,7 @@ fn a_machine_of_a_runtime_that_shut_down_can_be_had_back() {
 }
 
 #[test]
-fn a_task_that_panics_takes_its_machine_along_and_no_other() {
+fn task_panic_kills_only_its_vm() {
     run_isolated!();
     let runtime = Runtime::new().unwrap();
     let start = async || {
@@ -197,7 +197,7 @@ fn a_task_that_panics_takes_its_machine_along_and_no_other() {
 }
 
 #[test]
-fn a_loop_that_panics_takes_its_machine_along() {
+fn loop_panic_kills_vm() {
     run_isolated!();
     let mut pid = None;
     let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -217,7 +217,7 @@ fn a_loop_that_panics_takes_its_machine_along() {
 }
 
 #[test]
-fn a_waker_that_panics_stops_nobody_else() {
+fn waker_panic_does_not_affect_others() {
     struct Panics(AtomicUsize);
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {

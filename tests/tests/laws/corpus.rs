@@ -35,7 +35,7 @@ fn names_in(directory: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_seed_holds_the_laws() {
+fn corpus_seeds_hold_the_laws() {
     for (target, body) in TARGETS {
         let directory = format!("corpus/{target}");
         for seed in names_in(&directory) {
@@ -48,7 +48,7 @@ fn every_seed_holds_the_laws() {
 }
 
 #[test]
-fn every_target_has_a_corpus_and_is_replayed() {
+fn corpus_covers_every_fuzz_target() {
     let replayed = TARGETS.map(|(target, _)| target);
     assert_eq!(names_in("corpus"), replayed);
     assert_eq!(names_in("fuzz_targets"), replayed.map(|target| format!("{target}.rs")));

@@ -47,7 +47,7 @@ fn roots_without(attribute: &str, crates: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn proto_is_no_std_and_reaches_for_nothing_outside() {
+fn proto_is_no_std_without_io() {
     let mut broken = roots_without("#![no_std]", &["capsa-proto"]);
     let reaches_out = |line: &str| {
         let modules = ["std::fs", "std::net", "std::process", "std::thread", "std::env", "std::io"];
@@ -62,13 +62,13 @@ fn proto_is_no_std_and_reaches_for_nothing_outside() {
 }
 
 #[test]
-fn the_core_and_the_backends_forbid_unsafe() {
+fn pure_crates_forbid_unsafe() {
     let crates = [&BACKENDS[..], &["capsa-proto"]].concat();
     assert_none("pure crates forbid unsafe", roots_without("#![forbid(unsafe_code)]", &crates));
 }
 
 #[test]
-fn backends_are_pure_data() {
+fn backends_do_no_io() {
     let places = BACKENDS.map(|name| format!("{name}/"));
     let broken = code_lines(&places.each_ref().map(String::as_str), |line| {
         let modules = ["std::env", "std::fs", "std::process", "std::net", "std::thread"];
@@ -81,7 +81,7 @@ fn backends_are_pure_data() {
 }
 
 #[test]
-fn backends_depend_on_the_core_alone() {
+fn backends_depend_only_on_proto() {
     let arguments = ["metadata", "--no-deps", "--offline", "--format-version", "1"];
     let metadata = command::output(workspace::cargo().args(arguments)).unwrap();
     let metadata: Value = serde_json::from_slice(&metadata).unwrap();
@@ -101,7 +101,7 @@ fn backends_depend_on_the_core_alone() {
 }
 
 #[test]
-fn unsafe_lives_only_under_capsa_io_sys() {
+fn unsafe_code_only_in_capsa_io_sys() {
     let is_elsewhere = |source: &&Source| {
         !["capsa-io/src/sys/", "fuzz/"].iter().any(|place| source.path.starts_with(place))
     };
@@ -141,7 +141,7 @@ fn only_the_cli_handles_signals() {
 }
 
 #[test]
-fn nobody_reaps_a_child_of_somebody_else() {
+fn libraries_reap_only_own_children() {
     let broken = code_lines(&LIBRARIES, |line| {
         let any_child = ["waitpid(None", "waitpid(Pid::from_raw(-1)", "Id::All", "WaitId::All"];
         any_child.iter().any(|call| line.contains(call)) || has_word(line, "SIGCHLD")
@@ -150,7 +150,7 @@ fn nobody_reaps_a_child_of_somebody_else() {
 }
 
 #[test]
-fn the_default_build_brings_one_reactor_no_runtime_and_at_most_45_packages() {
+fn default_build_has_at_most_45_packages() {
     let packages = workspace::tree("capsa", &[]).unwrap();
     let names = packages.iter().filter_map(|package| package.split(' ').next());
     let reactors =
@@ -160,13 +160,13 @@ fn the_default_build_brings_one_reactor_no_runtime_and_at_most_45_packages() {
 }
 
 #[test]
-fn embed_alone_is_at_most_30_packages() {
+fn embed_build_has_at_most_30_packages() {
     let packages = workspace::tree("capsa", &["--no-default-features"]).unwrap();
     assert!(packages.len() <= 30, "{} packages: {packages:?}", packages.len());
 }
 
 #[test]
-fn features_only_ever_add() {
+fn features_are_additive() {
     let broken = code_lines(&LIBRARIES, |line| {
         let takes_away = ["not(feature", "not(any(feature", "not(all(feature", "!cfg!(feature"];
         takes_away.iter().any(|way| line.contains(way))
@@ -175,7 +175,7 @@ fn features_only_ever_add() {
 }
 
 #[test]
-fn every_file_opens_by_saying_what_it_is() {
+fn files_start_with_module_docs() {
     let sources = Source::rust(&[""]);
     let silent = sources.iter().filter(|source| !source.text.starts_with("//!"));
     let places = silent.map(|source| format!("{}:1: no module header", source.path));
@@ -183,7 +183,7 @@ fn every_file_opens_by_saying_what_it_is() {
 }
 
 #[test]
-fn what_is_not_done_is_not_left_as_a_note() {
+fn sources_have_no_todo_notes() {
     // In halves, so that this file does not break its own law.
     let notes = [concat!("TO", "DO"), concat!("FIX", "ME")];
     let mut broken = Vec::new();
@@ -198,7 +198,7 @@ fn what_is_not_done_is_not_left_as_a_note() {
 }
 
 #[test]
-fn no_test_is_silently_left_out() {
+fn tests_are_never_ignored() {
     let broken = code_lines(&[""], |line| {
         line.contains("#[ignore") || line.contains("#[cfg_attr") && has_word(line, "ignore")
     });
@@ -209,7 +209,7 @@ fn no_test_is_silently_left_out() {
 }
 
 #[test]
-fn no_file_grows_past_600_lines() {
+fn files_have_at_most_600_lines() {
     let mut broken = Vec::new();
     for source in Source::rust(&[""]) {
         let lines = source.text.lines().count();
@@ -222,7 +222,7 @@ fn no_file_grows_past_600_lines() {
 }
 
 #[test]
-fn nothing_names_a_path_of_somebodys_machine() {
+fn sources_name_no_private_paths() {
     let foreign = [concat!("/ro", "ot/"), concat!("/tmp", "/w/"), concat!("/wo", "rk/shared")];
     let is_absolute = |line: &str, path: &str| {
         let continues = |c: char| c.is_alphanumeric() || "_-./}".contains(c);

@@ -166,7 +166,7 @@ fn character(text: &str) -> usize {
 }
 
 #[test]
-fn code_has_no_comments_strings_or_characters() {
+fn code_blanks_comments_and_literals() {
     for (text, expected) in [
         ("a // b\nc", "a     \nc"),
         ("a /* b /* c */ d */ e", "a                   e"),

@@ -13,7 +13,7 @@ fn why_not(orders: &str) -> String {
 }
 
 #[test]
-fn a_start_that_goes_wrong_says_how() {
+fn start_failing_names_cause() {
     run_isolated!();
     for (orders, says) in [
         ("listen accept greet answer refuse hang", "refused to let the guest go: not today"),

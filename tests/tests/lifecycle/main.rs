@@ -1,9 +1,8 @@
-//! The life of a VM: validation, starts that fail, QEMU processes that misbehave, stops, and owners
-//! that die. What every backend must do is in the conformance suite.
+//! The life of a VM: validation, starts that fail, QEMU processes that misbehave, and stops.
+//! What every backend must do is in the conformance suite.
 
 mod failed_starts;
 mod misbehaving_qemu;
-mod owner_death;
 mod run_dir;
 mod stops;
 mod validation;

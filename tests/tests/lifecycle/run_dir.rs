@@ -9,7 +9,7 @@ use capsa_testkit::programs::TestProgram;
 use capsa_testkit::vm::NanoGuest;
 
 #[test]
-fn a_run_directory_too_long_for_a_socket_is_refused() {
+fn run_dir_too_long_is_rejected() {
     let Some(guest) = NanoGuest::new() else { return };
     let long = guest.dir().join("r".repeat(100));
     let owner = Command::new(TestProgram::new("owner"))
@@ -26,7 +26,7 @@ fn a_run_directory_too_long_for_a_socket_is_refused() {
 }
 
 #[test]
-fn a_run_directory_that_is_not_utf8_is_refused_and_no_other_is_taken() {
+fn run_dir_not_utf8_is_rejected() {
     let Some(guest) = NanoGuest::new() else { return };
     let owner = Command::new(TestProgram::new("owner"))
         .args([guest.kernel(), guest.dir(), Path::new("qemu")])

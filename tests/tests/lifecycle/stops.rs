@@ -7,7 +7,7 @@ use capsa::{Error, VmStatus};
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 
 #[test]
-fn dropping_a_machine_that_never_ran_tells_who_waits() {
+fn vm_dropped_before_start_ends_waits() {
     let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     let mut console = vm.console().unwrap();
@@ -22,7 +22,7 @@ fn dropping_a_machine_that_never_ran_tells_who_waits() {
 }
 
 #[test]
-fn a_wait_that_times_out_consumes_nothing_and_says_what_it_saw() {
+fn wait_timed_out_consumes_nothing() {
     let Some(guest) = NanoGuest::new() else { return };
     let vm = guest.builder().build_blocking().unwrap();
     vm.start().unwrap();

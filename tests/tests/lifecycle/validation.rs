@@ -26,7 +26,7 @@ fn one(builder: LinuxVmBuilder, field: &str, kind: Kind) {
 }
 
 #[test]
-fn each_mistake_is_named() {
+fn violation_names_field_and_kind() {
     let Some(guest) = NanoGuest::new() else { return };
     let dir = guest.dir();
     let at = |name: &str| dir.join(name);
@@ -87,7 +87,7 @@ fn each_mistake_is_named() {
 }
 
 #[test]
-fn all_mistakes_come_at_once() {
+fn violations_are_reported_together() {
     let Some(guest) = NanoGuest::new() else { return };
     let builder = guest
         .builder()
@@ -100,7 +100,7 @@ fn all_mistakes_come_at_once() {
 }
 
 #[test]
-fn an_unreadable_kernel_is_told_from_a_missing_one() {
+fn kernel_unreadable_is_not_missing() {
     let Some(guest) = NanoGuest::new() else { return };
     fs::set_permissions(guest.kernel(), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(guest.kernel()).is_ok() {
@@ -110,7 +110,7 @@ fn an_unreadable_kernel_is_told_from_a_missing_one() {
 }
 
 #[test]
-fn a_backend_that_is_not_here_says_why() {
+fn backend_unavailable_names_reason() {
     let Some(guest) = NanoGuest::new() else { return };
     let error = guest.builder().backend("vfkit").build_blocking().unwrap_err();
     let Error::BackendUnavailable { name, reasons } = error else { panic!("{error}") };

@@ -17,7 +17,7 @@ use nix::unistd::close;
 const CLOSES: &str = "CAPSA_TEST_CLOSES";
 
 #[test]
-fn a_daemon_without_streams_runs_machines_and_takes_them_along() {
+fn daemon_without_stdio_runs_vms() {
     let run_dir = || PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
     // The daemon inherits the environment of the isolated test, and is none itself.
     if let Ok(when) = env::var(CLOSES) {

@@ -32,7 +32,7 @@ fn assert_cheap(cost: IdleCost, threads: usize) {
 }
 
 #[test]
-fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
+fn idle_handles_share_one_thread_without_wakeups() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
         let machine = || idle::vm(&fake, kernel);
@@ -44,7 +44,7 @@ fn two_hundred_idle_handles_have_one_thread_and_wake_nobody() {
 }
 
 #[test]
-fn two_hundred_idle_machines_in_one_loop_have_no_thread_and_wake_nobody() {
+fn idle_embedded_vms_have_no_thread_or_wakeups() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
         let machine = || idle::vm(&fake, kernel);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::embed::Vm;
-use capsa::{Error, VmStatus};
+use capsa::{Error, LinuxVmBuilder, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::{children, descriptors};
 use capsa_testkit::run_isolated;
@@ -27,10 +27,10 @@ fn with_room_for<T>(more: u64, act: impl FnOnce() -> T) -> T {
 }
 
 fn drive(vm: &mut Vm, done: impl Fn(&Vm) -> bool) {
-    let deadline = Instant::now() + PATIENCE / 4;
+    let deadline = Instant::now() + PATIENCE;
     while !done(vm) {
         assert!(Instant::now() < deadline, "it hangs in {:?}", vm.status());
-        poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(PATIENCE / 4)));
+        poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(PATIENCE)));
         vm.on_ready().unwrap();
         while vm.poll_event().is_some() {}
     }
@@ -42,13 +42,14 @@ fn hypervisors() -> usize {
 }
 
 #[test]
-fn a_start_without_descriptors_says_so_and_leaves_nothing() {
+fn start_without_descriptors_fails_cleanly() {
     run_isolated!();
     let before = descriptors();
     let mut ran = false;
     for room in 0..40 {
-        let begun = Instant::now();
-        let mut vm = fake::vm("up serve").build_embedded().unwrap();
+        // A failed start does not wait for the launch deadline.
+        let slow = |vm: LinuxVmBuilder| vm.timing(|timing| timing.launch = PATIENCE * 10);
+        let mut vm = slow(fake::vm("up serve")).build_embedded().unwrap();
         vm.start().unwrap();
         with_room_for(room, || {
             drive(&mut vm, |vm| vm.status() == VmStatus::Running || vm.status().is_terminal())
@@ -56,7 +57,6 @@ fn a_start_without_descriptors_says_so_and_leaves_nothing() {
         match vm.status() {
             VmStatus::Failed { message } => {
                 assert!(message.contains("Too many open files"), "{room}: {message}");
-                assert!(begun.elapsed() < Duration::from_secs(5), "{room}: {message}");
             }
             status => {
                 assert_eq!(status, VmStatus::Running);
@@ -75,7 +75,7 @@ fn a_start_without_descriptors_says_so_and_leaves_nothing() {
 }
 
 #[test]
-fn a_build_without_descriptors_says_so() {
+fn build_without_descriptors_names_the_cause() {
     run_isolated!();
     let mut refused = 0;
     for room in 0..40 {
@@ -95,7 +95,7 @@ fn a_build_without_descriptors_says_so() {
 }
 
 #[test]
-fn a_driver_dropped_without_descriptors_tells_whoever_waits() {
+fn driver_drop_without_descriptors_wakes_waiters() {
     run_isolated!();
     let (vm, mut driver) = block_on(fake::vm("up serve").build_driven()).unwrap();
     let started = async {
@@ -107,11 +107,11 @@ fn a_driver_dropped_without_descriptors_tells_whoever_waits() {
     };
     block_on(started);
     with_room_for(0, || drop(driver));
-    assert!(block_on(vm.wait_timeout(Duration::from_secs(1))).unwrap().is_some());
+    assert!(block_on(vm.wait_timeout(PATIENCE)).unwrap().is_some());
 }
 
 #[test]
-fn a_stop_without_descriptors_stops() {
+fn stop_without_descriptors_succeeds() {
     run_isolated!();
     let vm = block_on(fake::vm("up serve").build()).unwrap();
     block_on(vm.start()).unwrap();
@@ -123,7 +123,7 @@ fn a_stop_without_descriptors_stops() {
 }
 
 #[test]
-fn a_thread_that_could_not_be_started_is_started_later() {
+fn thread_spawn_failed_is_retried_later() {
     if !Path::new("/proc/self/statm").exists() {
         return skip("it takes a /proc to see how much memory is in use");
     }

@@ -32,7 +32,7 @@ fn boot() -> Option<Qemu> {
 }
 
 #[test]
-fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
+fn guest_root_sees_disk_and_powers_off() {
     let Some(mut guest) = boot() else { return };
     guest.write(b"root\n");
     guest.wait_for(b"# ");
@@ -43,7 +43,7 @@ fn root_logs_in_sees_the_disk_and_the_button_powers_off() {
 }
 
 #[test]
-fn user_needs_a_password_and_poweroff_powers_off() {
+fn guest_user_needs_password() {
     let Some(mut guest) = boot() else { return };
     guest.write(b"user\n");
     guest.wait_for(b"Password: ");

@@ -23,7 +23,7 @@ fn status(console: &mut VmConsole, command: &str) -> i32 {
 }
 
 #[test]
-fn login_commands_and_a_graceful_stop() {
+fn busybox_login_commands_power_off() {
     let Some(guest) = vm::linux_guest() else { return };
     let vm = vm::linux(&guest).build_blocking().unwrap();
     vm.start().unwrap();
@@ -48,7 +48,7 @@ fn login_commands_and_a_graceful_stop() {
 }
 
 #[test]
-fn debian_with_systemd_logs_in_and_powers_off_when_asked() {
+fn debian_login_systemd_power_off() {
     if host::find_program("qemu-system-x86_64").is_none() {
         return skip("qemu-system-x86_64 is not installed");
     }

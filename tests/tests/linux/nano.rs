@@ -29,7 +29,7 @@ fn on_each_machine(body: impl Fn(&mut Qemu)) {
 }
 
 #[test]
-fn echoes_what_it_gets_and_powers_off() {
+fn nano_echoes_input_and_powers_off() {
     on_each_machine(|guest| {
         guest.write(b"hello\x03\xff\0");
         guest.wait_for(b"hello\x03\xff\0");
@@ -40,7 +40,7 @@ fn echoes_what_it_gets_and_powers_off() {
 }
 
 #[test]
-fn flood_arrives_whole() {
+fn nano_bulk_output_arrives_whole() {
     on_each_machine(|guest| {
         guest.write(&[nano::FLOOD, nano::POWER_OFF]);
         assert!(guest.wait_for_end().success());
@@ -49,7 +49,7 @@ fn flood_arrives_whole() {
 }
 
 #[test]
-fn reset_and_triple_fault_end_a_guest_that_may_not_reboot() {
+fn nano_reset_and_triple_fault_end_qemu() {
     for order in [nano::RESET, nano::TRIPLE_FAULT] {
         on_each_machine(|guest| {
             guest.write(&[order]);
@@ -59,7 +59,7 @@ fn reset_and_triple_fault_end_a_guest_that_may_not_reboot() {
 }
 
 #[test]
-fn power_button_powers_off() {
+fn nano_power_button_powers_off() {
     on_each_machine(|guest| {
         guest.press_power_button();
         assert!(guest.wait_for_end().success());
@@ -67,7 +67,7 @@ fn power_button_powers_off() {
 }
 
 #[test]
-fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
+fn nano_hung_ignores_input_and_power_button() {
     on_each_machine(|guest| {
         guest.write(&[b'h', nano::HANG, nano::POWER_OFF]);
         // The order to hang stands behind this in the guest's queue, and the button does not.
@@ -79,7 +79,7 @@ fn hung_guest_is_deaf_to_bytes_and_to_the_button() {
 }
 
 #[test]
-fn stubborn_guest_echoes_but_ignores_the_button() {
+fn nano_without_power_button_still_echoes() {
     for machine in MACHINES {
         let how = Nano { power_button: false };
         let Some(mut guest) = boot(machine, how, "") else { return };
@@ -91,7 +91,7 @@ fn stubborn_guest_echoes_but_ignores_the_button() {
 }
 
 #[test]
-fn image_is_written_where_asked() {
+fn nano_image_is_written_to_directory() {
     let dir = tempfile::tempdir().unwrap();
     let path = nano::write_to(dir.path()).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), nano::elf());

@@ -44,7 +44,7 @@ async fn echoes(stream: &mut VsockStream, text: &[u8]) {
 }
 
 #[test]
-fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
+fn connect_dropped_at_any_await_leaves_nothing() {
     run_isolated!();
     let random = &mut RandomDrops::new(0x50c3);
     block_on(async {
@@ -95,7 +95,7 @@ fn a_connection_that_is_given_up_anywhere_leaves_nothing() {
 }
 
 #[test]
-fn a_stream_loses_nothing_whatever_is_dropped() {
+fn stream_futures_dropped_lose_nothing() {
     const BYTES: usize = 2_000_000;
     run_isolated!();
     let random = &mut RandomDrops::new(0xb17e);
@@ -128,7 +128,7 @@ fn a_stream_loses_nothing_whatever_is_dropped() {
 }
 
 #[test]
-fn a_machine_that_ends_ends_what_is_being_connected() {
+fn connect_pending_vm_killed_returns_error() {
     run_isolated!();
     block_on(async {
         let vm = started().await;

@@ -27,7 +27,7 @@ fn machine(guest: &NanoGuest) -> Option<VmHandle> {
 }
 
 #[test]
-fn a_listener_ends_with_its_machine() {
+fn accept_vm_dropped_returns_error() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let Some(vm) = machine(&guest) else { return };
     let listener = vm.vsock_listen(1).unwrap();
@@ -39,7 +39,7 @@ fn a_listener_ends_with_its_machine() {
 }
 
 #[test]
-fn listeners_of_a_machine_that_never_starts_leave_nothing() {
+fn listeners_vm_never_started_leave_nothing() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let Some(vm) = machine(&guest) else { return };
     let run_dir = vm.launch_plan().run_dir.to_string();

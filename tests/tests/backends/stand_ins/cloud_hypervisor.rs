@@ -77,7 +77,7 @@ impl Drop for Program {
 }
 
 #[test]
-fn what_it_would_ignore_ends_it_with_the_names() {
+fn unknown_field_exits_with_its_name() {
     for (change, named) in [
         (json!({ "kernl": "/k" }), "payload.kernl"),
         (json!({ "firmware": "/f" }), "payload.firmware"),
@@ -95,7 +95,7 @@ fn what_it_would_ignore_ends_it_with_the_names() {
 }
 
 #[test]
-fn its_guest_dies_with_it_and_without_it_it_ends() {
+fn guest_and_stand_in_end_together() {
     if host::find_program("qemu-system-x86_64").is_none() {
         return skip("qemu-system-x86_64 is not installed");
     }

@@ -6,14 +6,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use super::vfkit_program::{Program, nano_guest};
 use capsa_stand_ins as stand_in;
 use capsa_stand_ins::vfkit::{Call, Fault};
 use capsa_stand_ins::{Broken, Faulty};
 use capsa_testkit::nano::{self, Nano};
-use capsa_testkit::processes::runs;
 use capsa_testkit::programs::TestProgram;
 use capsa_testkit::vm::{self, PATIENCE, eventually};
 use capsa_testkit::{host, skip};
@@ -31,14 +29,14 @@ fn can_run() -> bool {
 }
 
 #[test]
-fn its_version_is_told_with_a_colon() {
+fn version_output_has_a_colon() {
     let said = Command::new(stand_in::VFKIT).arg("--version").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&said.stdout), "vfkit version: v0.6.4\n");
     assert!(said.status.success());
 }
 
 #[test]
-fn what_it_refuses_it_says_twice_around_its_usage() {
+fn rejection_prints_error_twice_around_usage() {
     let dir = tempfile::tempdir().unwrap();
     let guest = nano_guest(dir.path(), Nano::default());
     let missing = dir.path().join("missing").display().to_string();
@@ -77,7 +75,7 @@ fn what_it_refuses_it_says_twice_around_its_usage() {
 }
 
 #[test]
-fn what_it_has_not_ends_it_with_the_name() {
+fn unsupported_device_exits_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let guest = nano_guest(dir.path(), Nano::default());
     for (more, named) in [
@@ -94,7 +92,7 @@ fn what_it_has_not_ends_it_with_the_name() {
 }
 
 #[test]
-fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
+fn rest_replies_match_real_vfkit() {
     if !can_run() {
         return;
     }
@@ -146,7 +144,7 @@ fn the_service_answers_as_it_does_and_not_as_it_is_documented() {
 
 /// As with the real one, whose process is quicker to end than to answer.
 #[test]
-fn a_hard_stop_is_done_though_its_answer_breaks() {
+fn hard_stop_done_although_reply_breaks() {
     if !can_run() {
         return;
     }
@@ -168,7 +166,7 @@ fn a_hard_stop_is_done_though_its_answer_breaks() {
 }
 
 #[test]
-fn the_terminal_keeps_what_vfkit_does_not_know_of() {
+fn terminal_settings_match_real_vfkit() {
     if !can_run() {
         return;
     }
@@ -183,7 +181,7 @@ fn the_terminal_keeps_what_vfkit_does_not_know_of() {
 }
 
 #[test]
-fn a_socket_that_was_left_ends_it() {
+fn socket_stale_ends_vfkit() {
     let mut program = Program::with(|dir| {
         drop(UnixListener::bind(dir.join("rest.sock")).unwrap());
         nano_guest(dir, Nano::default())
@@ -195,34 +193,7 @@ fn a_socket_that_was_left_ends_it() {
 }
 
 #[test]
-fn signals_ask_the_guest_and_then_force_it() {
-    if !can_run() {
-        return;
-    }
-    for (nano, signal, code, takes) in [
-        (Nano::default(), Signal::SIGTERM, Some(0), 0..4),
-        (Nano::default(), Signal::SIGINT, Some(0), 0..4),
-        (Nano { power_button: false }, Signal::SIGTERM, Some(0), 5..9),
-        (Nano::default(), Signal::SIGHUP, None, 0..4),
-    ] {
-        let pid_file = tempfile::NamedTempFile::new().unwrap();
-        let path = pid_file.path().display().to_string();
-        let mut program = Program::nano(nano, &["--pidfile", &path]);
-        program.listens();
-        assert_eq!(fs::read_to_string(&path).unwrap(), program.id().to_string());
-        let emulator = program.child();
-        let begin = Instant::now();
-        program.signal(signal);
-        assert_eq!(program.ended(), code, "{signal}");
-        let took = begin.elapsed().as_secs();
-        assert!(takes.contains(&took), "{signal}: {took} s");
-        eventually("its guest is gone", || !runs(emulator));
-        assert!(fs::exists(&path).unwrap(), "the pid file stays");
-    }
-}
-
-#[test]
-fn a_guest_that_dies_with_the_emulator_is_the_stand_ins_fault() {
+fn emulator_death_has_its_own_status() {
     if !can_run() {
         return;
     }
@@ -234,7 +205,7 @@ fn a_guest_that_dies_with_the_emulator_is_the_stand_ins_fault() {
 }
 
 #[test]
-fn consoles_beside_the_terminal_go_to_their_files() {
+fn console_log_file_gets_output() {
     if !can_run() {
         return;
     }
@@ -252,7 +223,7 @@ fn consoles_beside_the_terminal_go_to_their_files() {
 }
 
 #[test]
-fn sockets_of_vsock_carry_bytes_as_they_are() {
+fn vsock_sockets_carry_bytes_unchanged() {
     if host::find_program("vhost-device-vsock").is_none()
         || host::find_program("virtiofsd").is_none()
     {

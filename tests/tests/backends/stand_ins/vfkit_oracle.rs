@@ -40,7 +40,7 @@ fn said(result: &Value) -> Value {
 }
 
 #[test]
-fn every_line_is_read_as_vfkit_reads_it() {
+fn argv_parsed_as_by_vfkit() {
     run_isolated!();
     let _dir = in_a_directory_with_images();
     let oracle = workspace::root().join(Path::new("tests/fixtures/vfkit_argv.jsonl"));

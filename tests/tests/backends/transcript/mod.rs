@@ -94,7 +94,7 @@ fn essence(recording: &Value) -> Value {
 }
 
 #[test]
-fn the_stand_in_answers_as_recorded() {
+fn transcript_stand_in_matches_recording() {
     if host::find_program("qemu-system-x86_64").is_none() {
         return skip("qemu-system-x86_64 is not installed");
     }
@@ -108,7 +108,7 @@ fn the_stand_in_answers_as_recorded() {
 }
 
 #[test]
-fn the_real_one_answers_as_recorded() {
+fn transcript_real_one_matches_recording() {
     let Some(program) = real() else { return };
     let theirs = record(&program);
     if std::env::var_os("CAPSA_BLESS").as_deref() == Some(OsStr::new("1")) {
@@ -124,7 +124,7 @@ fn the_real_one_answers_as_recorded() {
 }
 
 #[test]
-fn a_difference_is_told_with_its_place() {
+fn transcript_difference_names_path() {
     let recording = json!({ "sessions": [{ "name": "life", "exit": 0 }] });
     let theirs = json!({ "sessions": [{ "name": "life", "exit": 1 }] });
     let mut different = Vec::new();

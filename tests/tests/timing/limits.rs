@@ -1,0 +1,90 @@
+//! Waits, simulated guests and the example service.
+
+use std::time::{Duration, Instant};
+
+use capsa::blocking::{VmConsole, VmHandle};
+use capsa::testing::{self, GuestReply, ScriptedGuest};
+use capsa::{EndedBy, Error};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::assert_within;
+use super::service::{Service, command, machine};
+
+#[test]
+fn kernel_panic_ends_wait_within_a_second() {
+    let Some(guest) = NanoGuest::new() else { return };
+    assert_within(Duration::from_secs(1), || {
+        let vm = guest.builder().build_blocking().unwrap();
+        vm.start().unwrap();
+        let mut console = vm.console().unwrap();
+        console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
+        let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
+        console.write_str(panic).unwrap();
+        // The emulated guest needs some time for its echo.
+        vm.console().unwrap().wait_for_timeout("end Kernel panic\r\n", PATIENCE).unwrap();
+        let begun = Instant::now();
+        let error = console.wait_for_timeout("login:", PATIENCE).unwrap_err();
+        assert!(matches!(error, Error::KernelPanic { .. }), "{error}");
+        begun.elapsed()
+    });
+}
+
+fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
+    let guest = guest.print("booting\r\n").login("root", Some("secret")).shell("# ");
+    let vm = testing::vm(guest).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", Some("secret"), PATIENCE).unwrap();
+    (vm, console)
+}
+
+/// Each login has three prompts, which a login to a real guest sees unchanged for 100 ms: 30 s.
+#[test]
+fn simulated_guest_100_logins_take_under_20_s() {
+    assert_within(Duration::from_secs(20), || {
+        let begun = Instant::now();
+        for _ in 0..100 {
+            logged_in(ScriptedGuest::new());
+        }
+        begun.elapsed()
+    });
+}
+
+#[test]
+fn simulated_guest_100_commands_take_under_6_s() {
+    assert_within(Duration::from_secs(6), || {
+        let guest = ScriptedGuest::new().on("uname -r", GuestReply::output("6.1.0\n"));
+        let (vm, mut console) = logged_in(guest);
+        let begun = Instant::now();
+        for _ in 0..100 {
+            assert_eq!(console.run("uname -r", Some(PATIENCE)).unwrap().output, b"6.1.0\n");
+        }
+        let took = begun.elapsed();
+        vm.stop().unwrap();
+        assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
+        took
+    });
+}
+
+/// A guest that ignores its power button has a grace period of 10 s. A second signal ends it.
+#[test]
+fn devvm_second_sigterm_ends_grace_period() {
+    let Some(guest) = NanoGuest::without_power_button() else { return };
+    assert_within(Duration::from_secs(5), || {
+        let file = json!({ "web": machine(&guest) }).to_string();
+        let mut service = Service::of(&guest, &mut command(&guest, &file));
+        service.attach("web").until("NANO READY\r\n");
+        service.signal(Signal::SIGTERM);
+        eventually("the service closes its socket", || !guest.dir().join("socket").exists());
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(service.process.try_wait().unwrap(), None, "the service waits for its guest");
+        let begun = Instant::now();
+        service.signal(Signal::SIGTERM);
+        service.process.wait().unwrap();
+        let took = begun.elapsed();
+        eventually("all VMMs have exited", || service.hypervisors() == 0);
+        took
+    });
+}
