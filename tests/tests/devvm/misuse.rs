@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::service::{Client, Service, command, command_behind, machine};
+use super::service::{Client, DevvmService, command, command_behind, machine};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 use nix::sys::signal::Signal;
@@ -42,14 +42,14 @@ fn config_invalid_error_names_file_and_line() {
 fn socket_stale_is_replaced_in_use_is_not() {
     let Some(guest) = NanoGuest::new() else { return };
     let file = json!({ "web": machine(&guest) }).to_string();
-    let killed = Service::of(&guest, &mut command(&guest, &file));
+    let killed = DevvmService::of(&guest, &mut command(&guest, &file));
     killed.attach("web").until(READY);
     let said = refused(&guest, &file);
     assert!(said.contains("in use"), "{said}");
     killed.attach("web").until(READY);
     drop(killed);
     assert!(guest.dir().join("socket").exists(), "nobody took it away");
-    let service = Service::of(&guest, &mut command(&guest, &file));
+    let service = DevvmService::of(&guest, &mut command(&guest, &file));
     service.attach("web").until(READY);
     assert_eq!(service.hypervisors(), 1);
 }
@@ -70,7 +70,7 @@ fn clients_idle_are_disconnected() {
     let file = json!({ "web": machine(&guest) }).to_string();
     // With few descriptors.
     let mut command = command_behind("ulimit -n 100;", &guest, &file);
-    let mut service = Service::of(&guest, &mut command);
+    let mut service = DevvmService::of(&guest, &mut command);
     service.attach("web").until(READY);
     let silent: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
     std::thread::sleep(Duration::from_millis(300));
@@ -89,7 +89,7 @@ fn clients_idle_are_disconnected() {
 #[test]
 fn clients_100_get_same_output_despite_idle_ones() {
     let Some(guest) = NanoGuest::new() else { return };
-    let mut service = Service::start(&guest);
+    let mut service = DevvmService::start(&guest);
     let mut clients: Vec<Client> = (0..100).map(|_| service.attach("web")).collect();
     let _deaf: Vec<Client> = (0..20).map(|_| service.ask("attach web")).collect();
     clients[0].until(READY);
@@ -109,7 +109,7 @@ fn clients_100_get_same_output_despite_idle_ones() {
 #[test]
 fn client_input_during_restart_is_harmless() {
     let Some(guest) = NanoGuest::new() else { return };
-    let service = Service::start(&guest);
+    let service = DevvmService::start(&guest);
     for _ in 0..3 {
         let mut typist = service.attach("web");
         typist.until(READY);
@@ -130,7 +130,7 @@ fn client_input_during_restart_is_harmless() {
 #[test]
 fn requests_invalid_get_error_replies() {
     let Some(guest) = NanoGuest::new() else { return };
-    let service = Service::start(&guest);
+    let service = DevvmService::start(&guest);
     let long = "x".repeat(5000);
     for line in ["", " ", "attach", "attach ", "list web x", "\u{0}", "ATTACH web", &long] {
         let answer = service.ask(line).rest();
@@ -147,7 +147,7 @@ fn requests_invalid_get_error_replies() {
 fn sigterm_during_boot_stops_all_vms() {
     let Some(guest) = NanoGuest::new() else { return };
     for pause in [0, 1, 5, 20, 60] {
-        let mut service = Service::start(&guest);
+        let mut service = DevvmService::start(&guest);
         std::thread::sleep(Duration::from_millis(pause));
         service.signal(Signal::SIGTERM);
         assert!(service.process.wait().unwrap().success(), "{pause}");
@@ -163,7 +163,7 @@ fn stderr_closed_does_not_end_service() {
     let mut command = command(&guest, &file);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut service = Service::of(&guest, command.stderr(Stdio::from(writer)));
+    let mut service = DevvmService::of(&guest, command.stderr(Stdio::from(writer)));
     drop(command);
     service.attach("web").until(READY);
     service.signal(Signal::SIGTERM);

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// The service with machines of the nano guest. Killed when dropped.
-pub(crate) struct Service<'a> {
+pub(crate) struct DevvmService<'a> {
     pub(crate) process: Child,
     dir: &'a Path,
 }
@@ -53,7 +53,7 @@ pub(crate) fn command_behind(before: &str, guest: &NanoGuest, file: &str) -> Com
     command
 }
 
-impl<'a> Service<'a> {
+impl<'a> DevvmService<'a> {
     /// Two machines, and one that cannot start.
     pub(crate) fn start(guest: &'a NanoGuest) -> Self {
         let machine = machine(guest);
@@ -104,7 +104,7 @@ impl<'a> Service<'a> {
     }
 }
 
-impl Drop for Service<'_> {
+impl Drop for DevvmService<'_> {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

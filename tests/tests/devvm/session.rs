@@ -3,14 +3,14 @@
 
 use std::io::Write;
 
-use super::service::Service;
+use super::service::DevvmService;
 use capsa_testkit::vm::NanoGuest;
 use nix::sys::signal::Signal;
 
 #[test]
 fn session_attach_restart_stop_sigterm() {
     let Some(guest) = NanoGuest::new() else { return };
-    let mut service = Service::start(&guest);
+    let mut service = DevvmService::start(&guest);
 
     let mut first = service.attach("web");
     let booted = first.until("NANO READY\r\n");

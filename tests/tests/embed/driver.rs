@@ -98,8 +98,8 @@ fn futures_dropped_at_any_moment_lose_nothing() {
 #[test]
 fn future_dropped_leaves_no_waker() {
     /// Whether it was woken is nothing to this test.
-    struct Task(AtomicBool);
-    impl Wake for Task {
+    struct FlagWaker(AtomicBool);
+    impl Wake for FlagWaker {
         fn wake(self: Arc<Self>) {
             self.0.store(true, Ordering::Relaxed);
         }
@@ -107,7 +107,7 @@ fn future_dropped_leaves_no_waker() {
     run_isolated!();
     let vm = block_on(fake::vm("up serve").build()).unwrap();
     let mut console = block_on(vm.console()).unwrap();
-    let task = Arc::new(Task(AtomicBool::new(false)));
+    let task = Arc::new(FlagWaker(AtomicBool::new(false)));
     for _ in 0..3 {
         let waker = Waker::from(Arc::clone(&task));
         let mut cx = Context::from_waker(&waker);

@@ -4,6 +4,7 @@
 mod corpus;
 mod docs;
 mod source;
+mod wording;
 
 use capsa_testkit::{command, workspace};
 use serde_json::Value;

@@ -3,13 +3,13 @@
 //! On `q35`: on an emulated `microvm` whose host is busy, Linux now and then cannot calibrate its clock
 //! and hangs before its first line.
 
-use super::qemu::Qemu;
+use super::qemu::QemuGuest;
 
 use capsa_testkit::guest::{self, LinuxGuest, Variant};
 use capsa_testkit::skip;
 
 /// Boots with the disk as root device; `None` where there is no guest or no QEMU.
-fn boot() -> Option<Qemu> {
+fn boot() -> Option<QemuGuest> {
     if !cfg!(target_arch = "x86_64") {
         skip("guests are made for the host's architecture, and these are for x86-64");
         return None;
@@ -26,7 +26,7 @@ fn boot() -> Option<Qemu> {
         ["-drive", &disk],
         ["-device", "virtio-blk-pci,drive=disk"],
     ];
-    let mut qemu = Qemu::start("q35", arguments.concat())?;
+    let mut qemu = QemuGuest::start("q35", arguments.concat())?;
     qemu.wait_for(b"capsa login: ");
     Some(qemu)
 }

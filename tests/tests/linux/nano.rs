@@ -3,24 +3,24 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::qemu::Qemu;
+use super::qemu::QemuGuest;
 use capsa_testkit::nano::{self, Nano};
 
 const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];
 
 /// Boots and waits until the guest listens; `None` where there is no QEMU.
-fn boot(machine: &str, how: Nano, cmdline: &str) -> Option<Qemu> {
+fn boot(machine: &str, how: Nano, cmdline: &str) -> Option<QemuGuest> {
     let dir = tempfile::tempdir().unwrap();
     let kernel = how.write_to(dir.path()).unwrap();
     let kernel = kernel.to_str().unwrap();
     let arguments = ["-m", "64", "-append", cmdline, "-kernel", kernel];
-    let mut guest = Qemu::start(machine, arguments)?;
+    let mut guest = QemuGuest::start(machine, arguments)?;
     guest.wait_for(nano::READY);
     Some(guest)
 }
 
 /// Runs `body` against a fresh guest on each machine.
-fn on_each_machine(body: impl Fn(&mut Qemu)) {
+fn on_each_machine(body: impl Fn(&mut QemuGuest)) {
     for machine in MACHINES {
         let booted = boot(machine, Nano::default(), "one two=3");
         let Some(mut guest) = booted else { return };

@@ -15,14 +15,14 @@ use tempfile::TempDir;
 /// may take far longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-pub(crate) struct Qemu {
+pub(crate) struct QemuGuest {
     process: Child,
     output: Receiver<Vec<u8>>,
     pub(crate) seen: Vec<u8>,
     dir: TempDir,
 }
 
-impl Qemu {
+impl QemuGuest {
     /// Starts it; `None` where it is not installed.
     pub(crate) fn start<A: AsRef<OsStr>>(
         machine: &str,
@@ -110,7 +110,7 @@ impl Qemu {
     }
 }
 
-impl Drop for Qemu {
+impl Drop for QemuGuest {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

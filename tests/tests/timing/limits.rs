@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::assert_within;
-use super::service::{Service, command, machine};
+use super::service::{DevvmService, command, machine};
 
 #[test]
 fn kernel_panic_ends_wait_within_a_second() {
@@ -74,7 +74,7 @@ fn devvm_second_sigterm_ends_grace_period() {
     let Some(guest) = NanoGuest::without_power_button() else { return };
     assert_within(Duration::from_secs(5), || {
         let file = json!({ "web": machine(&guest) }).to_string();
-        let mut service = Service::of(&guest, &mut command(&guest, &file));
+        let mut service = DevvmService::of(&guest, &mut command(&guest, &file));
         service.attach("web").until("NANO READY\r\n");
         service.signal(Signal::SIGTERM);
         eventually("the service closes its socket", || !guest.dir().join("socket").exists());

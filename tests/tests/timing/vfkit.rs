@@ -10,7 +10,7 @@ use capsa_testkit::{host, skip};
 use nix::sys::signal::Signal;
 
 use super::repeat;
-use super::vfkit_program::Program;
+use super::vfkit_program::VfkitProcess;
 
 #[test]
 fn signals_press_power_button_then_force() {
@@ -26,7 +26,7 @@ fn signals_press_power_button_then_force() {
         repeat(|| {
             let pid_file = tempfile::NamedTempFile::new().unwrap();
             let path = pid_file.path().display().to_string();
-            let mut program = Program::nano(nano, &["--pidfile", &path]);
+            let mut program = VfkitProcess::nano(nano, &["--pidfile", &path]);
             program.listens();
             assert_eq!(fs::read_to_string(&path).unwrap(), program.id().to_string());
             let emulator = program.child();

@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A stand-in of its own, killed when dropped.
-struct Program {
+struct StandInProcess {
     process: Child,
     dir: TempDir,
 }
 
-impl Program {
+impl StandInProcess {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let process = Command::new(stand_in::CLOUD_HYPERVISOR)
@@ -69,7 +69,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for StandInProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -82,7 +82,7 @@ fn unknown_field_exits_with_its_name() {
         (json!({ "kernl": "/k" }), "payload.kernl"),
         (json!({ "firmware": "/f" }), "payload.firmware"),
     ] {
-        let mut program = Program::start();
+        let mut program = StandInProcess::start();
         let mut machine = program.machine();
         machine["payload"] = change;
         assert_eq!(program.put("vm.create", &machine.to_string()), "");
@@ -100,7 +100,7 @@ fn guest_and_stand_in_end_together() {
         return skip("qemu-system-x86_64 is not installed");
     }
     for kill_the_guest in [false, true] {
-        let mut program = Program::start();
+        let mut program = StandInProcess::start();
         let machine = program.machine().to_string();
         assert_eq!(program.put("vm.create", &machine), "HTTP/1.1 204");
         assert_eq!(program.put("vm.boot", ""), "HTTP/1.1 204");

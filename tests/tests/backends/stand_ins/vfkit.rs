@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
-use super::vfkit_program::{Program, nano_guest};
+use super::vfkit_program::{VfkitProcess, nano_guest};
 use capsa_stand_ins as stand_in;
 use capsa_stand_ins::vfkit::{Call, Fault};
 use capsa_stand_ins::{Broken, Faulty};
@@ -96,7 +96,8 @@ fn rest_replies_match_real_vfkit() {
     if !can_run() {
         return;
     }
-    let mut program = Program::nano(Nano::default(), &["--device", "virtio-rng", "--cpus", "2"]);
+    let mut program =
+        VfkitProcess::nano(Nano::default(), &["--device", "virtio-rng", "--cpus", "2"]);
     program.listens();
     let (status, state) = program.ask("GET", "/vm/state", "");
     assert_eq!(status, 200);
@@ -154,7 +155,7 @@ fn hard_stop_done_although_reply_breaks() {
         Fault::Breaks(Broken::Silence, Call::HardStop),
     ] {
         let faulty = Faulty::vfkit(&[fault]);
-        let mut program = Program::start(&faulty.program(), |dir| {
+        let mut program = VfkitProcess::start(&faulty.program(), |dir| {
             let mut words = nano_guest(dir, Nano::default());
             words.extend(["--device", "virtio-serial,stdio"].map(str::to_owned));
             words
@@ -170,7 +171,7 @@ fn terminal_settings_match_real_vfkit() {
     if !can_run() {
         return;
     }
-    let mut program = Program::nano(Nano::default(), &[]);
+    let mut program = VfkitProcess::nano(Nano::default(), &[]);
     program.listens();
     let settings = program.terminal();
     assert!(!settings.input_flags.contains(InputFlags::ICRNL));
@@ -182,7 +183,7 @@ fn terminal_settings_match_real_vfkit() {
 
 #[test]
 fn socket_stale_ends_vfkit() {
-    let mut program = Program::with(|dir| {
+    let mut program = VfkitProcess::with(|dir| {
         drop(UnixListener::bind(dir.join("rest.sock")).unwrap());
         nano_guest(dir, Nano::default())
     });
@@ -197,7 +198,7 @@ fn emulator_death_has_its_own_status() {
     if !can_run() {
         return;
     }
-    let mut program = Program::nano(Nano::default(), &[]);
+    let mut program = VfkitProcess::nano(Nano::default(), &[]);
     program.listens();
     let emulator = nix::unistd::Pid::from_raw(program.child().cast_signed());
     nix::sys::signal::kill(emulator, Signal::SIGKILL).unwrap();
@@ -211,7 +212,7 @@ fn console_log_file_gets_output() {
     }
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("console.log");
-    let mut program = Program::with(|at| {
+    let mut program = VfkitProcess::with(|at| {
         let mut words = nano_guest(at, Nano::default());
         words.extend(["--device".into(), format!("virtio-serial,logFilePath={}", log.display())]);
         words
@@ -233,7 +234,7 @@ fn vsock_sockets_carry_bytes_unchanged() {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
     let listener = UnixListener::bind(&to_host).unwrap();
-    let mut program = Program::with(|_| {
+    let mut program = VfkitProcess::with(|_| {
         let show = |path: &std::path::Path| path.display().to_string();
         [
             "--kernel".to_owned(),

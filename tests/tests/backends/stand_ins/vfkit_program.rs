@@ -32,7 +32,7 @@ pub(crate) fn nano_guest(dir: &Path, nano: Nano) -> Vec<String> {
 }
 
 /// One that runs.
-pub(crate) struct Program {
+pub(crate) struct VfkitProcess {
     process: Child,
     terminal: OwnedFd,
     said: Arc<Mutex<Vec<u8>>>,
@@ -42,7 +42,7 @@ pub(crate) struct Program {
     dir: TempDir,
 }
 
-impl Program {
+impl VfkitProcess {
     /// With the nano guest on its console, and `more` words.
     pub(crate) fn nano(nano: Nano, more: &[&str]) -> Self {
         Self::with(|dir| {
@@ -186,7 +186,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for VfkitProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -18,14 +18,14 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// A running program. Killed when dropped.
-pub(crate) struct Session {
+pub(crate) struct TranscriptSession {
     process: Child,
     terminal: fs::File,
     dir: TempDir,
     exchanges: Vec<Value>,
 }
 
-impl Session {
+impl TranscriptSession {
     pub(crate) fn start(program: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let OpenptyResult { master, slave } = openpty(None, None).unwrap();
@@ -147,7 +147,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for TranscriptSession {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -8,7 +8,7 @@ use capsa_testkit::nano::{self, Nano};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::driver::Session;
+use super::driver::TranscriptSession;
 
 /// How command lines end that must not start anything.
 pub(crate) fn command_lines(program: &Path) -> Vec<Value> {
@@ -31,12 +31,12 @@ pub(crate) fn command_lines(program: &Path) -> Vec<Value> {
 
 pub(crate) fn sessions(program: &Path) -> Vec<Value> {
     vec![
-        without_a_machine(Session::start(program)),
-        bodies(Session::start(program)),
-        refused_boots(Session::start(program)),
-        a_whole_life(Session::start(program)),
-        a_guest_that_powers_off(Session::start(program)),
-        a_guest_that_resets(Session::start(program)),
+        without_a_machine(TranscriptSession::start(program)),
+        bodies(TranscriptSession::start(program)),
+        refused_boots(TranscriptSession::start(program)),
+        a_whole_life(TranscriptSession::start(program)),
+        a_guest_that_powers_off(TranscriptSession::start(program)),
+        a_guest_that_resets(TranscriptSession::start(program)),
     ]
 }
 
@@ -45,7 +45,7 @@ const CALLS: [&str; 8] =
 
 /// A machine with a guest that ignores its power button: the nano guest looks for it where
 /// one of the two programs does not have it.
-fn machine(session: &Session) -> Value {
+fn machine(session: &TranscriptSession) -> Value {
     let kernel = Nano { power_button: false }.write_to(session.path("")).unwrap();
     json!({
         "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
@@ -57,24 +57,24 @@ fn machine(session: &Session) -> Value {
     })
 }
 
-fn put(session: &mut Session, call: &str) {
+fn put(session: &mut TranscriptSession, call: &str) {
     session.ask("PUT", &format!("/api/v1/vm.{call}"), None);
 }
 
-fn create(session: &mut Session, machine: &Value) {
+fn create(session: &mut TranscriptSession, machine: &Value) {
     session.ask("PUT", "/api/v1/vm.create", Some(&machine.to_string()));
 }
 
-fn info(session: &mut Session) {
+fn info(session: &mut TranscriptSession) {
     session.ask("GET", "/api/v1/vm.info", None);
 }
 
-fn quit(mut session: Session, name: &str) -> Value {
+fn quit(mut session: TranscriptSession, name: &str) -> Value {
     session.ask("PUT", "/api/v1/vmm.shutdown", None);
     session.end(name)
 }
 
-fn without_a_machine(mut session: Session) -> Value {
+fn without_a_machine(mut session: TranscriptSession) -> Value {
     session.ask("GET", "/api/v1/vmm.ping", None);
     info(&mut session);
     for call in CALLS {
@@ -109,7 +109,7 @@ fn without_a_machine(mut session: Session) -> Value {
     quit(session, "without a machine")
 }
 
-fn bodies(mut session: Session) -> Value {
+fn bodies(mut session: TranscriptSession) -> Value {
     session.ask("PUT", "/api/v1/vm.create", None);
     for body in [
         "",
@@ -150,8 +150,8 @@ fn bodies(mut session: Session) -> Value {
     quit(session, "bodies of vm.create")
 }
 
-fn refused_boots(mut session: Session) -> Value {
-    let file = |session: &Session, name: &str, bytes: &[u8]| {
+fn refused_boots(mut session: TranscriptSession) -> Value {
+    let file = |session: &TranscriptSession, name: &str, bytes: &[u8]| {
         let path = session.path(name);
         fs::write(&path, bytes).unwrap();
         path
@@ -204,7 +204,7 @@ fn refused_boots(mut session: Session) -> Value {
     quit(session, "boots that are refused")
 }
 
-fn a_whole_life(mut session: Session) -> Value {
+fn a_whole_life(mut session: TranscriptSession) -> Value {
     let machine = machine(&session);
     create(&mut session, &machine);
     info(&mut session);
@@ -240,7 +240,7 @@ fn a_whole_life(mut session: Session) -> Value {
     quit(session, "a whole life")
 }
 
-fn a_guest_that_powers_off(mut session: Session) -> Value {
+fn a_guest_that_powers_off(mut session: TranscriptSession) -> Value {
     let machine = machine(&session);
     create(&mut session, &machine);
     put(&mut session, "boot");
@@ -249,7 +249,7 @@ fn a_guest_that_powers_off(mut session: Session) -> Value {
     session.end("a guest that powers off")
 }
 
-fn a_guest_that_resets(mut session: Session) -> Value {
+fn a_guest_that_resets(mut session: TranscriptSession) -> Value {
     let machine = machine(&session);
     create(&mut session, &machine);
     put(&mut session, "boot");
