@@ -141,7 +141,7 @@ fn replay_mismatch_names_expected_and_actual() {
     let Some(VmStatus::Failed { message }) = vm.wait_timeout(PATIENCE).unwrap() else {
         panic!("{}", vm.status());
     };
-    assert!(message.contains(r#"expected "root\r""#), "{message}");
+    assert!(message.contains(r#"expected the input "root\r""#), "{message}");
     assert!(message.contains(r#"got "admin\r""#), "{message}");
     // Or it minds nothing.
     let vm = testing::vm(replay.input(ReplayInput::Ignored)).build_blocking().unwrap();

@@ -118,7 +118,7 @@ fn vmm_exit_or_kill_is_a_failure() {
         let Some(VmStatus::Failed { message }) = vm.wait_timeout(PATIENCE).unwrap() else {
             panic!("{:?}", vm.status());
         };
-        assert_eq!(message, format!("fake guest {exit}"));
+        assert_eq!(message, format!("simulated guest {exit}"));
     }
 }
 
@@ -268,7 +268,7 @@ fn show_on_failure_prints_only_on_failure() -> TestResult {
             let said = [output.stdout, output.stderr].concat();
             let said = String::from_utf8_lossy(&said);
             assert_eq!(output.status.success(), !fails, "{how}: {said}");
-            let shown = said.contains("at its end:\n  | one\n  | two in red\n");
+            let shown = said.contains("(running):\n  | one\n  | two in red\n");
             assert_eq!(shown, fails, "{how}: {said}");
         }
         return Ok(());

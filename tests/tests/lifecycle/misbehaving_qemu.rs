@@ -13,6 +13,11 @@ fn started(orders: &str) -> VmHandle {
     start(fake::vm(orders))
 }
 
+/// A VM whose VMM does not react to quit, and should not delay the test.
+fn killed_soon(builder: LinuxVmBuilder) -> LinuxVmBuilder {
+    builder.timing(|timing| timing.quit = Duration::from_millis(300))
+}
+
 fn start(builder: LinuxVmBuilder) -> VmHandle {
     let vm = builder.build_blocking().unwrap();
     vm.start().unwrap();
@@ -37,7 +42,7 @@ fn start_hanging_can_be_stopped() {
 #[test]
 fn control_channel_closed_ends_vm() {
     run_isolated!();
-    let vm = started("up close-control hang");
+    let vm = start(killed_soon(fake::vm("up close-control hang")));
     let VmStatus::Failed { message } = vm.wait().unwrap() else { panic!("not failed") };
     assert!(message.contains("closed its control channel"), "{message}");
 }
@@ -57,7 +62,8 @@ fn console_closed_ends_waits_but_not_vm() {
 #[test]
 fn paused_console_unread_can_be_stopped() {
     run_isolated!();
-    let vm = start(fake::vm("up console*10000000 serve").scrollback(1, Overflow::Pause));
+    let vm =
+        start(killed_soon(fake::vm("up console*10000000 serve").scrollback(1, Overflow::Pause)));
     let _console = vm.console().unwrap();
     vm.stop_with_timeout(Duration::ZERO).unwrap();
     assert!(vm.stop_report().unwrap().steps.contains(&StopStep::PowerButton));
