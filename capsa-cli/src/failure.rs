@@ -294,9 +294,11 @@ mod tests {
 
     #[test]
     fn from_build_has_line_and_hint_per_violation() {
-        let error = Capsa::vm(LinuxBootConfig::new("/nope"))
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("missing-kernel");
+        let error = Capsa::vm(LinuxBootConfig::new(&kernel))
             .backend("qemu")
-            .share("/also/nope", "/w", capsa::MountMode::ReadOnly)
+            .share(dir.path().join("missing-share"), "/w", capsa::MountMode::ReadOnly)
             .plan()
             .unwrap_err();
         let name = |field: &str| (field.replace("shares[0]", "shares.w"), None);
@@ -304,7 +306,8 @@ mod tests {
         let text = failure.to_string();
         assert_eq!(failure.code, CONFIG);
         assert!(text.starts_with("capsa: cannot run this VM: invalid configuration\n"));
-        assert!(text.contains("\n  kernel: /nope does not exist\n    hint: "), "{text}");
+        let line = format!("\n  kernel: {} does not exist\n    hint: ", kernel.display());
+        assert!(text.contains(&line), "{text}");
         assert!(text.contains("\n  shares.w.host: "), "{text}");
     }
 
