@@ -1,4 +1,4 @@
-//! How late a waiter runs.
+//! Measures the latency from an output to the run of its waiter.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ const TICKS: usize = 100;
 const TICK: &str = r"tick (\d+);";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Prints the median and the 99th of a hundred, in microseconds, and the CPU time in milliseconds.
+/// Prints the median and the 99th percentile in microseconds, and the CPU time in milliseconds.
 pub(crate) fn measure(who: &str, fake: &str) -> Result<()> {
     let mut late = match who {
         "capsa" => capsa(fake),
@@ -64,7 +64,7 @@ fn rexpect(fake: &str) -> Result<Vec<f64>> {
     late.collect()
 }
 
-/// How many microseconds ago that was.
+/// The age of a time stamp in microseconds.
 fn late(nanos: &str) -> Result<f64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     Ok((now.saturating_sub(nanos.parse()?)) as f64 / 1000.0)

@@ -1,14 +1,14 @@
-//! Capsa's console beside rexpect and expectrl: same bytes, same patterns, one run.
+//! Compares Capsa's console with rexpect and expectrl: same bytes, same patterns, one run.
 //!
-//! `cargo xtask bench console` builds and runs it. Each figure is measured in a process of its own,
-//! which is this program again, so that memory is its own too:
+//! `cargo xtask bench console` builds and runs it. Each figure is measured in a process of its own
+//! (this program again), so that the memory figures are independent:
 //!
-//! - **Throughput**: a boot's text comes from memory in chunks and ends with what is waited for.
-//!   Whoever waits looks after each chunk, as on a console where it comes slowly. Capsa's side is the
-//!   log and the wait that its console has inside, fed as that feeds it. One that is too slow for
-//!   all of it gets less, which only flatters it: their time per byte grows with what they keep.
-//! - **Latency**: another process says the time on a console, and we see how late it is when the
-//!   waiter runs. Capsa's side is the whole library, with a hypervisor that is none.
+//! - **Throughput**: boot messages come from memory in chunks and end with the expected text. The wait is
+//!   polled after each chunk, as on a slow console. Capsa is measured with its scrollback and wait, fed as
+//!   its console feeds them. A library that is too slow for the full input gets less of it, which favours
+//!   that library: its time per byte grows with the amount of buffered output.
+//! - **Latency**: another process prints the time on a console, and the waiter compares it with the
+//!   clock. Capsa is measured as a whole, with a fake hypervisor.
 
 mod latency;
 mod throughput;
@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Who is measured.
+/// The libraries that are measured.
 const SUBJECTS: [&str; 3] = ["capsa", "expectrl", "rexpect"];
 
 fn main() -> ExitCode {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         ["throughput", who, what, chunk] => throughput::measure(who, what, chunk),
         ["latency", who, fake] => latency::measure(who, fake),
         [fake] => everything(fake),
-        _ => Err("usage: capsa-bench PROGRAM, which says the time when given --ticks".into()),
+        _ => Err("usage: capsa-bench PROGRAM, where PROGRAM prints the time with --ticks".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,7 +86,7 @@ fn everything(fake: &str) -> Result<()> {
     Ok(())
 }
 
-/// Measures in a process of its own. It prints numbers.
+/// Runs one measurement in a new process, which prints numbers.
 fn again(words: &[&str]) -> Result<Vec<f64>> {
     let output = Command::new(std::env::current_exe()?).args(words).output()?;
     let text = String::from_utf8(output.stdout)?;
@@ -97,7 +97,7 @@ fn again(words: &[&str]) -> Result<Vec<f64>> {
     Ok(text.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?)
 }
 
-/// What was to be reached, and what was.
+/// The goals, and the measured values.
 #[derive(Default)]
 struct Goals(Vec<(String, f64, f64)>);
 

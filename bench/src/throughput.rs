@@ -1,4 +1,4 @@
-//! How fast bytes are looked at, and what is kept of them.
+//! Measures the throughput of a search, and its memory.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant as Clock};
@@ -17,10 +17,10 @@ const LITERALS: [&str; 5] =
     ["capsa login: ", "Password: ", "(initramfs) ", "root@capsa:~# ", "Login timed out"];
 const REGEX: &str = r"[a-z]+ login: ";
 const ALL: usize = 64 << 20;
-/// Who takes longer for less gets no more.
+/// A library that needs longer than this gets no further input.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Prints MiB/s, MiB kept, and how many MiB it was.
+/// Prints the throughput in MiB/s, the memory in MiB, and the size of the input in MiB.
 pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
     let chunk = chunk.parse()?;
     let text = boot_text();
@@ -57,10 +57,10 @@ pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
     }
 }
 
-/// Where a match was found, and what is still kept then.
+/// The offset of a match, and the memory in use at that point.
 type Found = (usize, Box<dyn std::any::Any>);
 
-/// As `capsa_io::console` has it: 8 KiB at most from a stream, into the log, then every wait.
+/// Like `capsa_io::console`: at most 8 KiB from a stream into the scrollback, then poll every wait.
 fn capsa(what: &str, mut source: Source) -> Result<Found> {
     let matcher = match what {
         "literal" => Matcher::new(&LITERALS[..1]),
@@ -116,7 +116,7 @@ fn rexpect(what: &str, source: Source) -> Result<Found> {
     Ok((before.len() + found.len(), Box::new((before, found, reader))))
 }
 
-/// A boot's text over and over, in chunks, and then the prompt.
+/// Boot messages, repeated, in chunks, followed by the prompt.
 struct Source {
     text: Vec<u8>,
     given: usize,
@@ -179,7 +179,7 @@ impl Read for Blocking {
     }
 }
 
-/// 64 KiB that look like the messages of a kernel and a systemd.
+/// 64 KiB that look like messages of a kernel and systemd.
 fn boot_text() -> Vec<u8> {
     let lines = [
         "pci 0000:00:1f.2: reg 0x20: [io  0xc040-0xc05f]",
@@ -204,7 +204,7 @@ fn boot_text() -> Vec<u8> {
     text
 }
 
-/// Memory of this process in bytes, without that of its code, which comes as it is used.
+/// The memory of this process in bytes, without its code, which is loaded on demand.
 fn resident() -> Result<usize> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));

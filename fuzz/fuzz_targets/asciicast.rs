@@ -1,4 +1,4 @@
-//! Recordings of consoles, read and written.
+//! Console recordings: decode and encode.
 
 #![no_main]
 

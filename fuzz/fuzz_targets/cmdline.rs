@@ -1,4 +1,4 @@
-//! The kernel command line: round trip, merging, nothing injected.
+//! The kernel command line: round trip, merging, no injection.
 
 #![no_main]
 

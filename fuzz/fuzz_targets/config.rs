@@ -1,4 +1,4 @@
-//! Config files: read or refused, each mistake with a place.
+//! Config files: parsed or rejected, each error with a source span.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The console without escape sequences, and in lines: chunking makes no difference.
+//! Removing escape sequences and splitting lines: chunking does not change the result.
 
 #![no_main]
 

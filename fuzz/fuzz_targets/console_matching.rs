@@ -1,4 +1,4 @@
-//! Waits on the console: chunking makes no difference.
+//! Waits on the console: chunking does not change the result.
 
 #![no_main]
 

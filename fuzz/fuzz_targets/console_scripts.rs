@@ -1,4 +1,4 @@
-//! Login and command scripts against a guest that says anything.
+//! Login and command scripts against a guest with arbitrary output.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Times as people write them.
+//! The parser of durations.
 
 #![no_main]
 

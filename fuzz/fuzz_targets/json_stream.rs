@@ -1,4 +1,4 @@
-//! JSON objects back to back, without a separator to trust.
+//! JSON objects without a separator.
 
 #![no_main]
 

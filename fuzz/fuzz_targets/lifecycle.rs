@@ -1,4 +1,4 @@
-//! The lifecycle in a world where anything may happen next.
+//! The lifecycle with arbitrary sequences of inputs.
 
 #![no_main]
 

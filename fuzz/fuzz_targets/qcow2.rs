@@ -1,4 +1,4 @@
-//! Headers of disk images, and our own overlays.
+//! qcow2 headers, and the overlays that Capsa creates.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! QMP lines from QEMU, and commands to it.
+//! QMP messages from QEMU, and commands to QEMU.
 
 #![no_main]
 

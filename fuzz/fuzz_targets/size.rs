@@ -1,4 +1,4 @@
-//! Sizes of memory as people write them.
+//! The parser of memory sizes.
 
 #![no_main]
 

@@ -11,7 +11,7 @@ use super::{CmdlineArg, CmdlineError, KernelCmdline, Place, text};
 pub(super) fn parse(line: &str) -> Result<KernelCmdline, CmdlineError> {
     let mut cmdline = KernelCmdline::new();
     let mut behind_dashes = false;
-    let mut rest = Cursor { line, at: 0 };
+    let mut rest = WordCursor { line, at: 0 };
     while let Some(word) = rest.next_word()? {
         let (key, value) = split_word(word);
         if behind_dashes {
@@ -41,12 +41,12 @@ fn joined(mut key: String, value: &str) -> String {
     key
 }
 
-struct Cursor<'a> {
+struct WordCursor<'a> {
     line: &'a str,
     at: usize,
 }
 
-impl<'a> Cursor<'a> {
+impl<'a> WordCursor<'a> {
     fn next_word(&mut self) -> Result<Option<&'a str>, CmdlineError> {
         let bytes = self.line.as_bytes();
         // Outside of words every ASCII blank separates, a newline included: a file ends in one.

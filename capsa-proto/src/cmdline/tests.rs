@@ -22,7 +22,7 @@ fn kernel_view_of(c: &KernelCmdline) -> KernelView {
 }
 
 #[test]
-fn canonical_text_is_kept_and_other_spellings_are_made_canonical() {
+fn cmdline_build_gives_canonical_text() {
     for (text, built) in [
         ("", ""),
         (" \t\n", ""),
@@ -83,7 +83,7 @@ fn arg_replaces_and_moves_to_the_end() {
 }
 
 #[test]
-fn dash_and_underscore_are_one_key_and_stay_as_written() {
+fn cmdline_dash_and_underscore_are_one_key() {
     let mut c = line("log-buf-len=1M virtio_mmio.device=x");
     assert_eq!(c.get("log_buf_len"), Some("1M"));
     assert!(c.contains("virtio-mmio.device"));

@@ -270,7 +270,7 @@ mod tests {
             ),
             ("\r\n(initramfs) ", Some((GuestFault::EmergencyShell, "(initramfs)"))),
             ("\r\nLogin incorrect\r\n", Some((GuestFault::LoginIncorrect, "Login incorrect"))),
-            // In the middle of a line it is somebody's text.
+            // In the middle of a line it is not a fault.
             ("# grep 'Login incorrect' log\r\n", None),
             ("---[ end Kernel panic - not syncing: x ]---\r\n", None),
             ("Kernel panic - not syncing: x\r\n[    0.000000] Linux version 6.1\r\n", None),

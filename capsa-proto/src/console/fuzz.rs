@@ -1,4 +1,4 @@
-//! Bodies of the fuzz targets: any bytes in, laws asserted. Not part of the API.
+//! Fuzz bodies of the console: they assert laws on arbitrary bytes. Not part of the API.
 
 use super::Stripper;
 use super::{
@@ -14,10 +14,11 @@ const NONCE: u64 = 7;
 const LIMIT: usize = 64;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Patterns and chunks from `data`: a wait fed in chunks ends as one fed whole, where the rule says.
+/// Patterns and a stream from `data`: chunking does not change the outcome of a wait, and the match follows
+/// the rule.
 ///
-/// The first byte gives the number of patterns. Patterns are lines, one that begins with a slash is
-/// a regular expression where it can be; the rest is the stream, cut at each byte by its low bits.
+/// The first byte gives the number of patterns. Each pattern is a line; if it starts with a slash and is
+/// valid, it is a regular expression. The rest is the stream, and its low bits give the chunk sizes.
 pub fn matching(data: &[u8]) {
     let Some((&head, data)) = data.split_first() else { return };
     let mut lines = data.splitn(usize::from(head % 5) + 2, |&b| b == b'\n');
@@ -60,7 +61,7 @@ pub fn matching(data: &[u8]) {
                 let ends_earlier = memchr::memmem::find(earlier, other).is_some();
                 assert!(output.is_empty() || !ends_earlier, "an earlier end was passed over");
             }
-            // Without its last byte there is no match, whatever the pattern.
+            // Without its last byte there is no match, for any pattern.
             if !output.is_empty() {
                 let mut log = Scrollback::new(output.len());
                 log.push(earlier);
@@ -91,8 +92,8 @@ fn pattern(line: &[u8]) -> Pattern {
     Pattern::literal(line)
 }
 
-/// Any bytes, cut at each byte by its low bits: escape sequences are taken out and lines are made
-/// as from the whole, nothing is invented, and nothing that is text is lost.
+/// Arbitrary bytes, whose low bits give the chunk sizes: chunking does not change the text and the lines,
+/// no byte is added, and no text is lost.
 pub fn ansi(data: &[u8]) {
     let mut whole = Vec::new();
     Stripper::default().strip(data, &mut whole);
@@ -132,11 +133,11 @@ pub fn ansi(data: &[u8]) {
     }
 }
 
-/// A guest that says what `data` has, at the times it has: every script ends, in bounds, and
-/// however the bytes between two moments are cut.
+/// Output and times from `data`: every script ends within its bounds, and chunking does not change its
+/// actions.
 ///
-/// A byte of 0xff lets time pass, 0xfe stands for the begin mark and 0xfd for the end mark. Where the
-/// first byte after a while is 0xfc, the guest was reset before it.
+/// The byte 0xff lets time pass, 0xfe is replaced by the begin mark and 0xfd by the end mark. 0xfc as the
+/// first byte after 0xff means that the guest was reset.
 pub fn scripts(data: &[u8]) {
     let Some((&head, data)) = data.split_first() else { return };
     let script = || -> Box<dyn Script> {
@@ -164,22 +165,26 @@ pub fn scripts(data: &[u8]) {
         bytes
     });
     let moments: Vec<Vec<u8>> = moments.collect();
-    let whole = play(script().as_mut(), &moments, usize::MAX);
+    let whole = run_actions(script().as_mut(), &moments, usize::MAX);
     if let Some(ScriptAction::Done(Ok(CommandOutput { output, status: Some(_), .. }))) =
         whole.last()
     {
         assert!(output.len() <= LIMIT, "more than a command may keep");
     }
     for chunk in [1, 5] {
-        assert_eq!(play(script().as_mut(), &moments, chunk), whole, "chunking made a difference");
+        assert_eq!(
+            run_actions(script().as_mut(), &moments, chunk),
+            whole,
+            "chunking made a difference"
+        );
     }
     if head % 5 == 2 {
         streams(&moments);
     }
 }
 
-/// What is taken from a command in pieces is what comes of it at once. Where the kernel printed into
-/// the mark of its end, the pieces have what came of the mark as well.
+/// Streamed output equals the output of a command that is not streamed. If kernel messages interrupt the
+/// end mark, the streamed output also has the first part of the mark.
 fn streams(moments: &[Vec<u8>]) {
     let run = || RunCommand::new("x", None, NONCE, Instant::ZERO, Some(30 * SECOND));
     let run = || run().expect("typeable").output_limit(usize::MAX);
@@ -187,10 +192,10 @@ fn streams(moments: &[Vec<u8>]) {
         Some(ScriptAction::Done(result)) => result,
         other => panic!("ended with {other:?}"),
     };
-    let whole = end(play(&mut run(), moments, usize::MAX));
+    let whole = end(run_actions(&mut run(), moments, usize::MAX));
     for chunk in [1, 5, usize::MAX] {
         let mut streamed = Streamed { script: run().streamed(), taken: Vec::new() };
-        match (end(play(&mut streamed, moments, chunk)), &whole) {
+        match (end(run_actions(&mut streamed, moments, chunk)), &whole) {
             (Ok(reply), Ok(whole)) => {
                 streamed.taken.extend(reply.output);
                 assert_eq!((reply.status, reply.truncated), (whole.status, whole.truncated));
@@ -233,8 +238,8 @@ impl Script for Streamed {
     }
 }
 
-/// All that a script wrote, and its end.
-fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<ScriptAction> {
+/// All writes of a script, and its end.
+fn run_actions(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<ScriptAction> {
     let mut log = Scrollback::new(1 << 20);
     let (mut cursor, mut now, mut outputs) = (Cursor::at(0), Instant::ZERO, Vec::new());
     for moment in moments {
@@ -255,7 +260,7 @@ fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<Scrip
             return outputs;
         }
     }
-    // Timeouts alone bring it to an end.
+    // Without further output, timeouts end the script.
     for _ in 0..20 {
         if settle(script, now, &log, &mut cursor, &mut outputs) {
             return outputs;
@@ -265,7 +270,7 @@ fn play(script: &mut dyn Script, moments: &[Vec<u8>], chunk: usize) -> Vec<Scrip
     panic!("the script does not end: {outputs:?}");
 }
 
-/// Polls until the script waits. True when it is done.
+/// Polls until the script waits. Returns `true` if it is done.
 fn settle(
     script: &mut dyn Script,
     now: Instant,
@@ -281,7 +286,7 @@ fn settle(
             ScriptAction::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
             ScriptAction::Done(_) => {
                 assert_eq!(script.poll_timeout(), None);
-                assert_eq!(script.handle_cancel(), None, "typed after the end");
+                assert_eq!(script.handle_cancel(), None, "input after the end");
                 outputs.push(output);
                 return true;
             }
