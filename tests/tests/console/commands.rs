@@ -1,4 +1,4 @@
-//! Commands whose output is read while they run, by each face of the library.
+//! Commands whose output is read while they run, with each API of the library.
 
 use std::io::Read;
 use std::pin::pin;

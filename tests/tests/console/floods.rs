@@ -1,4 +1,4 @@
-//! Consoles under attack: floods, readers that are slow, guests that do not read.
+//! Bulk output: paused consoles, late readers, and child processes that write to the console.
 
 use std::io::Read;
 

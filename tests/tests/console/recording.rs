@@ -1,4 +1,4 @@
-//! Recordings: what real guests and played ones said, and that a replay says it again.
+//! Recordings of real and simulated guests, and their replay.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

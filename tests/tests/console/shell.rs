@@ -1,5 +1,4 @@
-//! Shells under attack: what a program prints is its output, whatever it looks like; and whoever looks
-//! on is neither lost nor harmed.
+//! Commands in a shell: hostile output is returned unchanged, and invalid input is rejected.
 
 use std::io::Read;
 use std::pin::pin;

@@ -1,4 +1,4 @@
-//! `capsa::testing`: guests that are played end a program's calls as real ones do.
+//! `capsa::testing`: simulated guests end calls as real ones do.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
-//! The console from a test's side, with the nano guest, which echoes whatever it is sent: a guest
-//! that says what the test wants.
+//! Waits, readers and logs of the console, with the nano guest, which echoes its input.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;

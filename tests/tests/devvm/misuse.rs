@@ -1,5 +1,4 @@
-//! The example of a service for development machines, under clients, files and signals that mean no
-//! good.
+//! Invalid files, occupied sockets, clients that misbehave, and signals.
 
 use std::io::{Read, Write};
 use std::process::Stdio;
@@ -151,7 +150,7 @@ fn sigterm_during_boot_stops_all_vms() {
         std::thread::sleep(Duration::from_millis(pause));
         service.signal(Signal::SIGTERM);
         assert!(service.process.wait().unwrap().success(), "{pause}");
-        eventually("all hypervisors are gone", || service.hypervisors() == 0);
+        eventually("all VMMs have exited", || service.hypervisors() == 0);
     }
 }
 

@@ -1,5 +1,4 @@
-//! The example of a service for development machines, from outside: a client that types, a restart,
-//! and a signal that ends it.
+//! Clients that attach and restart VMs, and a signal that ends the service.
 
 use std::io::Write;
 

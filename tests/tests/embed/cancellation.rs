@@ -1,5 +1,4 @@
-//! Every public future is dropped at any of its awaits: no byte of the console is lost or read twice,
-//! and the machine goes on.
+//! Every public future is dropped at any await: no console byte is lost or read twice, and the VM runs on.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -187,7 +186,7 @@ fn start_stop_kill_are_cancel_safe() {
             assert!(vm.wait().await.unwrap().is_terminal());
         });
     }
-    eventually("all hypervisors are gone", || {
+    eventually("all VMMs have exited", || {
         let children = processes::children(std::process::id());
         children.iter().all(|child| !child.arguments.contains("-append"))
     });

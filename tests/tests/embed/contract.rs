@@ -1,4 +1,4 @@
-//! Loops of one's own that are as careless, or as strict, as the contract allows.
+//! The contract of `embed::Vm`, with event loops that are as careless as it allows.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 fn drive(vm: &mut Vm, mut done: impl FnMut(&mut Vm, VmEvent) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        assert!(Instant::now() < deadline, "it hangs in {:?}", vm.status());
+        assert!(Instant::now() < deadline, "no end in {:?}", vm.status());
         let left = deadline.saturating_duration_since(Instant::now());
         poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(left).min(left)));
         vm.on_ready().unwrap();

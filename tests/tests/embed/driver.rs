@@ -1,4 +1,4 @@
-//! Drivers and futures that are dropped at the wrong moment.
+//! Drivers, handles and futures that are dropped at any moment.
 
 use std::future::Future;
 use std::pin::pin;
@@ -71,7 +71,7 @@ fn handle_dropped_at_any_moment_leaves_nothing() {
         });
         drop(vm);
         assert!(!std::path::Path::new(&run_dir).exists());
-        eventually("the hypervisor is gone", || pid.is_none_or(|pid| !runs(pid)));
+        eventually("the VMM has exited", || pid.is_none_or(|pid| !runs(pid)));
     }
 }
 

@@ -1,5 +1,4 @@
-//! Loops that are told once of what is ready, and calls that do very little: nothing hangs, and
-//! nothing is lost. The loops are those of the examples.
+//! Edge-triggered event loops and tiny read budgets: nothing hangs, and nothing is lost.
 
 use std::io;
 use std::sync::mpsc::channel;

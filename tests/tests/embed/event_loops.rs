@@ -1,5 +1,4 @@
-//! Every loop that has an example drives the same conversations: with a guest that is played, with
-//! the nano guest and with Linux. What is driven is the code of the examples itself.
+//! The event loops of the examples drive a simulated guest, the nano guest and Linux.
 
 use std::io;
 use std::sync::mpsc::{Receiver, channel};

@@ -1,5 +1,4 @@
-//! `VmHandle` on whatever polls futures: the same conversation, with the hidden thread and without, and
-//! what becomes of a machine when its runtime or its task ends.
+//! `VmHandle` on async runtimes, and what happens to a VM when its runtime or task ends.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,7 +90,7 @@ fn blocking_api_works_inside_runtime() {
         console.wait_for_timeout("again", PATIENCE).unwrap();
         let pid = vm.as_async().hypervisor_pid().unwrap();
         drop(vm);
-        eventually("the hypervisor is gone", || !runs(pid));
+        eventually("the VMM has exited", || !runs(pid));
     });
 }
 
@@ -115,7 +114,7 @@ fn runtime_shutdown_kills_vms_of_its_tasks() {
     runtime.spawn(async move { vm.wait().await });
     assert!(runs(pid));
     drop(runtime);
-    eventually("the hypervisor is gone", || !runs(pid));
+    eventually("the VMM has exited", || !runs(pid));
 }
 
 #[test]
@@ -183,11 +182,11 @@ fn task_panic_kills_only_its_vm() {
     let task = runtime.spawn(async move {
         let vm = start().await;
         tell.send(vm.hypervisor_pid().unwrap()).unwrap();
-        panic!("as it must");
+        panic!("as intended");
     });
     assert!(runtime.block_on(task).unwrap_err().is_panic());
     let pid = told.recv().unwrap();
-    eventually("the hypervisor is gone", || !runs(pid));
+    eventually("the VMM has exited", || !runs(pid));
     runtime.block_on(async {
         let mut console = other.console().await.unwrap();
         console.write_str("unharmed").await.unwrap();
@@ -207,7 +206,7 @@ fn loop_panic_kills_vm() {
             vm.on_ready().unwrap();
             if vm.status() == VmStatus::Running {
                 pid = vm.hypervisor_pid();
-                panic!("as it must");
+                panic!("as intended");
             }
         }
     }));
@@ -222,7 +221,7 @@ fn waker_panic_does_not_affect_others() {
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::SeqCst);
-            panic!("as it must");
+            panic!("as intended");
         }
     }
     run_isolated!();

@@ -1,4 +1,4 @@
-//! Starts that go wrong, each in another way.
+//! Starts that fail, each with another cause.
 
 use capsa::Error;
 use capsa_testkit::fake;

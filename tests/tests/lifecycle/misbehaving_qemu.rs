@@ -1,4 +1,4 @@
-//! Hypervisors that misbehave: whatever one does, its machine ends, says why, and leaves nothing.
+//! A fake QEMU that misbehaves: the VM ends with a reason and leaves nothing behind.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Run directories that cannot be. In a program of its own, because a variable says where it is.
+//! Run directories that are rejected. The owner is a process of its own, because an environment variable
+//! names the directory.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,5 +1,5 @@
-//! What the library adds to a machine's life, with the nano guest on the real QEMU. What every
-//! backend owes its owner is in the conformance suite.
+//! Ends of a VM that only the library knows, with the nano guest. What every backend must do is in the
+//! conformance suite.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Every mistake is found before anything is spawned, all at once, and says what to change.
+//! Violations are found before anything is started, are reported together, and name a remedy.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

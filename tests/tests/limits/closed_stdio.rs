@@ -1,4 +1,4 @@
-//! Programs without standard input, output and error: whatever Capsa opens could get their numbers.
+//! Owners without standard streams: a descriptor that Capsa opens may get number 0, 1 or 2.
 
 use std::env;
 use std::fs;
@@ -32,7 +32,7 @@ fn daemon_without_stdio_runs_vms() {
         daemon.args([&test_name(), "--exact"]).env(CLOSES, when).status().unwrap();
         let told = fs::read_to_string(dir.join("told")).unwrap();
         let pid = told.parse().unwrap_or_else(|_| panic!("{when}: {told}"));
-        eventually("the hypervisor is gone", || !runs(pid));
+        eventually("the VMM has exited", || !runs(pid));
     }
 }
 

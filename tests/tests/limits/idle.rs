@@ -1,4 +1,4 @@
-//! Machines that nothing happens to cost next to nothing, and wake nobody.
+//! What idle VMs cost: threads, descriptors, memory and wakeups.
 
 use std::path::Path;
 use std::time::Duration;

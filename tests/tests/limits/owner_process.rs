@@ -1,4 +1,4 @@
-//! Embedding programs that do not make it easy.
+//! Owners that ignore SIGCHLD, reap all children, leak descriptors or lose the watchdog.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Programs that have run out of descriptors, or of room for another thread.
+//! Owners without free descriptors, or without memory for another thread.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -29,7 +29,7 @@ fn with_room_for<T>(more: u64, act: impl FnOnce() -> T) -> T {
 fn drive(vm: &mut Vm, done: impl Fn(&Vm) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done(vm) {
-        assert!(Instant::now() < deadline, "it hangs in {:?}", vm.status());
+        assert!(Instant::now() < deadline, "no end in {:?}", vm.status());
         poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(PATIENCE)));
         vm.on_ready().unwrap();
         while vm.poll_event().is_some() {}

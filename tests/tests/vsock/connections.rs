@@ -1,5 +1,5 @@
-//! Connections to a guest's vsock ports, and what is read and written on them, dropped at any await: no
-//! byte is lost or read twice, no descriptor is left, and the machine goes on.
+//! vsock connections, reads and writes that are dropped at any await: no byte is lost or read twice, and
+//! no descriptor is left.
 
 use std::time::Duration;
 

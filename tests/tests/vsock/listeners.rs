@@ -1,5 +1,4 @@
-//! What vsock listeners promise whatever becomes of their machine. Connections need a guest: the
-//! conformance suite has them.
+//! vsock listeners without a running guest. Connections are in the conformance suite.
 
 use std::path::Path;
 use std::thread;
