@@ -1,8 +1,8 @@
-//! Programs that die with the stand-in, however that dies: each asks for a death signal of its own
-//! before it becomes the program.
+//! Child processes that die with the stand-in, even if it is killed: each sets a parent death signal for
+//! itself before it executes the program.
 //!
-//! Such a signal is bound to the thread that started the child, so the main thread alone may start
-//! them, which lives as long as the process.
+//! The signal depends on the thread that started the child. So only the main thread may start children:
+//! it lives as long as the process.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -20,14 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A device of the guest that is a process of its own, listening on a socket.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Device {
+pub(super) struct DeviceProcess {
     /// The program and its arguments.
     pub(super) words: Vec<String>,
     /// Where it listens when it is ready.
     pub(super) socket: PathBuf,
 }
 
-impl Device {
+impl DeviceProcess {
     /// Starts it and waits until it listens.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! The guest: QEMU in software emulation, told what to do over QMP, and the devices of it that are
-//! processes of their own. The main thread alone may start it: see [`child`].
+//! The guest of a stand-in: QEMU in software emulation, controlled over QMP, and its device processes.
+//! Only the main thread may start it: see [`child`].
 
 use std::env::consts::ARCH;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
-use super::child::{self, Device};
+use super::child::{self, DeviceProcess};
 
 /// An answer of the emulator takes a millisecond, its start a tenth of a second.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,12 +33,12 @@ pub(super) enum Happened {
 
 /// What there is to be started.
 #[derive(Debug, Default)]
-pub(super) struct Machine {
+pub(super) struct EmulatedVm {
     /// The arguments of QEMU, without those for the monitor and the accelerator. Nothing may run
     /// before `cont`.
     pub(super) arguments: Vec<String>,
     /// What must listen before.
-    pub(super) devices: Vec<Device>,
+    pub(super) devices: Vec<DeviceProcess>,
 }
 
 /// A guest, which stops existing when this is dropped.
@@ -57,19 +57,19 @@ impl Emulator {
     /// # Errors
     ///
     /// What the emulator said, or why it could not say anything.
-    pub(super) fn start<W>(machine: &Machine, life: u64, to: &Sender<W>) -> Result<Self, String>
+    pub(super) fn start<W>(vm: &EmulatedVm, life: u64, to: &Sender<W>) -> Result<Self, String>
     where
         W: From<(u64, Happened)> + Send + 'static,
     {
         let cannot = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
-        let devices = machine.devices.iter().map(Device::start).collect::<Result<_, _>>()?;
+        let devices = vm.devices.iter().map(DeviceProcess::start).collect::<Result<_, _>>()?;
         let (monitor, theirs) = UnixStream::pair().map_err(cannot("make a monitor"))?;
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
         let mut qemu = child::command(&program())?
             .args("-nodefaults -no-user-config -display none -S".split(' '))
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-mon", "chardev=qmp,mode=control"])
             .args(["-chardev", &format!("socket,id=qmp,fd={}", theirs.as_raw_fd())])
-            .args(&machine.arguments)
+            .args(&vm.arguments)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(cannot("start the emulator"))?;

@@ -1,4 +1,4 @@
-//! What the fake QEMU writes, for tests that compare it with what arrives.
+//! What the fake QEMU writes, for tests that compare it with what they read.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,8 +1,7 @@
-//! A stand-in that breaks on order: one fault, as JSON, a line of the file `faults` beside the
-//! program.
+//! Stand-ins with faults. The file `faults` beside the program lists them: one fault as JSON on each line.
 //!
-//! A file, because the environment of a hypervisor is allow-listed, and because a fault may have
-//! to happen before anything else can be said.
+//! It is a file because Capsa passes only allow-listed environment variables to a hypervisor, and because
+//! a fault may have to occur before any request.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -87,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_ordered_is_what_is_read() {
+    fn faults_round_trip_through_the_file() {
         let faults = [
             Fault::SocketAfter(Duration::from_millis(300)),
             Fault::Breaks(Broken::Half, Call::HardStop),

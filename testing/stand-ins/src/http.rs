@@ -1,6 +1,5 @@
-//! What is the same in every server of HTTP/1.1 on a unix socket: connections, the heads of
-//! messages, and answers that are broken on order. What a head means and how an answer looks is
-//! each server's own.
+//! The common part of the HTTP/1.1 servers on a unix socket: connections, message heads, and faulty
+//! replies. Each server interprets the heads and formats the replies itself.
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::Shutdown;
@@ -14,7 +13,7 @@ const MAX_LINE: u64 = 1024;
 
 /// A request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct HttpRequest {
     pub(super) method: String,
     pub(super) path: String,
     pub(super) body: Option<Vec<u8>>,

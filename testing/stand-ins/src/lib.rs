@@ -1,13 +1,13 @@
-//! Stand-ins for hypervisors that cannot run everywhere: the real ones' command lines and APIs, and
-//! behind them a real guest in QEMU's software emulation, so that what is said about the real ones
-//! can be tried on any Linux machine.
+//! Stand-ins for hypervisors that cannot run on every host. They have the command lines and APIs of the
+//! real ones, and run a real guest in QEMU's software emulation, so that the backends can be tested on any
+//! Linux host.
 //!
 //! - [`mod@cloud_hypervisor`] needs no KVM.
 //! - [`mod@vfkit`] needs no Mac.
+//! - [`mod@fake_qemu`] has no guest: it sends what its command line says.
 //!
-//! What they have in common is here: `emulator` runs the guest, `child` starts what must not
-//! outlive a stand-in, `http` is what is the same in every server of HTTP, and [`Faulty`] orders
-//! a stand-in to break.
+//! Common parts: `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
+//! a server, and [`Faulty`] makes a stand-in fail.
 
 mod child;
 pub mod cloud_hypervisor;
@@ -22,10 +22,9 @@ pub use http::Broken;
 
 use capsa_fixtures::programs::TestProgram;
 
-/// The status a stand-in ends with when it does not know, or would ignore, a part of what it was
-/// told.
+/// The exit code of a stand-in whose configuration contains something unknown or not implemented.
 pub const UNKNOWN_CONFIG: u8 = 70;
-/// The status a stand-in ends with when its emulator died under a running guest.
+/// The exit code of a stand-in whose emulator exited while the guest was running.
 pub const EMULATOR_DIED: u8 = 71;
 
 /// The stand-in for cloud-hypervisor.

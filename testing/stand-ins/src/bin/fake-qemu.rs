@@ -1,26 +1,26 @@
-//! A hypervisor that misbehaves on order: what `-append` says, it does, a word after the other.
+//! The fake QEMU: it speaks QMP and carries out the commands in `-append`, one after the other.
 //!
-//! It answers `-help` as QEMU does, so that Capsa takes it for one. The words:
+//! It prints what QEMU prints for `-help`, so that Capsa accepts it. The commands:
 //!
-//! | word | what it does |
+//! | command | what it does |
 //! | --- | --- |
-//! | `listen` | opens the console's and the control channel's socket |
-//! | `accept` | waits until both are connected to |
-//! | `greet` | says hello on the control channel |
+//! | `listen` | opens the sockets of the console and the control channel |
+//! | `accept` | waits for a connection to both |
+//! | `greet` | sends the greeting of QMP on the control channel |
 //! | `answer` | answers the next command with success |
 //! | `refuse` | answers the next command with an error |
-//! | `serve` | answers every command for ever; `quit` ends it |
+//! | `serve` | answers every command with success; exits after `quit` |
 //! | `up` | all of `listen accept greet answer answer` |
-//! | `control=TEXT`, `control*N` | sends a line, or N bytes without one, on the control channel |
+//! | `control=TEXT`, `control*N` | sends a line, or N bytes without a line end, on the control channel |
 //! | `events*N` | sends N events of a guest that resets |
-//! | `console=TEXT`, `console*N` | sends it, or N bytes of numbered lines, to the console |
+//! | `console=TEXT`, `console*N` | sends the text, or N bytes of numbered lines, to the console |
 //! | `ticks*N` | sends the time N times to the console, 20 ms apart; see [`fake::ticks`] |
 //! | `stderr*N` | writes N bytes to standard error |
-//! | `drain` | from now on takes what the console is sent, and drops it |
-//! | `echo` | from now on says again what the console is sent |
-//! | `close-control`, `close-console` | closes it |
-//! | `heir`, `stray` | waits for a child that floods the console: in this group, in its own |
-//! | `exit=N`, `hang` | ends; does nothing more |
+//! | `drain` | reads console input from now on and discards it |
+//! | `echo` | echoes console input from now on |
+//! | `close-control`, `close-console` | closes the connection |
+//! | `heir`, `stray` | starts a child that floods the console, in the same or another process group, and waits for it |
+//! | `exit=N`, `hang` | exits; sleeps forever |
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,12 +35,12 @@ fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("-help") => println!("QEMU emulator version 9.0.0\n-netdev user"),
-        // The same without a hypervisor, for what is compared with.
+        // Without a VM, for comparisons.
         Some("--ticks") => {
             fake::ticks(std::io::stdout(), args[1].parse().expect("a number"));
         }
         Some("--flood") => {
-            // Several at a time, to be faster than one who reads.
+            // Several threads, to write faster than a reader reads.
             let threads = (0..4).map(|_| {
                 std::thread::spawn(|| {
                     let console = std::io::stdin().as_fd().try_clone_to_owned();
@@ -57,12 +57,12 @@ fn main() {
             });
             threads.collect::<Vec<_>>().into_iter().for_each(|thread| drop(thread.join()));
         }
-        _ => Fake::new(&args).run(&args),
+        _ => FakeQemu::new(&args).run(&args),
     }
 }
 
 #[derive(Default)]
-struct Fake {
+struct FakeQemu {
     sockets: Vec<String>,
     listeners: Vec<UnixListener>,
     console: Option<UnixStream>,
@@ -70,9 +70,9 @@ struct Fake {
     commands: Option<BufReader<UnixStream>>,
 }
 
-impl Fake {
+impl FakeQemu {
     fn new(args: &[String]) -> Self {
-        // Others are a helper's, which listens on them.
+        // The other sockets belong to helper processes, which listen on them.
         let is_own = |arg: &&String| arg.starts_with("socket,") && arg.contains(",server=on");
         let paths = args.iter().filter(is_own);
         let paths = paths.filter_map(|arg| arg.split(',').find_map(|o| o.strip_prefix("path=")));
@@ -82,7 +82,7 @@ impl Fake {
     fn run(mut self, args: &[String]) {
         let append = args.iter().position(|arg| arg == "-append").expect("-append");
         for word in args[append + 1].split_whitespace() {
-            // A peer that is gone ends it, as it would end a hypervisor.
+            // A closed connection ends it, as it ends a hypervisor.
             if self.act(word).is_none() {
                 exit(1);
             }
@@ -103,20 +103,20 @@ impl Fake {
                 self.commands = Some(BufReader::new(control.try_clone().ok()?));
                 self.control = Some(control);
             }
-            "greet" => self.say(
+            "greet" => self.send(
                 r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}}, "capabilities": []}}"#,
             )?,
             "answer" => {
                 self.command()?;
-                self.say(r#"{"return": {}}"#)?;
+                self.send(r#"{"return": {}}"#)?;
             }
             "refuse" => {
                 self.command()?;
-                self.say(r#"{"error": {"class": "GenericError", "desc": "not today"}}"#)?;
+                self.send(r#"{"error": {"class": "GenericError", "desc": "not today"}}"#)?;
             }
             "serve" => loop {
                 let command = self.command()?;
-                self.say(r#"{"return": {}}"#)?;
+                self.send(r#"{"return": {}}"#)?;
                 if command.contains("\"quit\"") {
                     exit(0);
                 }
@@ -127,9 +127,9 @@ impl Fake {
                 }
             }
             "control" => match number(word) {
-                // Who does not listen any more has heard enough.
+                // The peer may have closed the connection.
                 Some(bytes) => drop(flood(self.control.as_ref()?, bytes, |_| "x".repeat(4096))),
-                None => drop(self.say(&text(word)?)),
+                None => drop(self.send(&text(word)?)),
             },
             "events" => {
                 let event = r#"{"event": "RESET", "data": {"reason": "guest-reset"}, "timestamp": {"seconds": 0, "microseconds": 0}}"#;
@@ -152,9 +152,9 @@ impl Fake {
                 });
             }
             "echo" => {
-                let mut heard = self.console.as_ref()?.try_clone().ok()?;
-                let mut said = heard.try_clone().ok()?;
-                std::thread::spawn(move || std::io::copy(&mut heard, &mut said));
+                let mut input = self.console.as_ref()?.try_clone().ok()?;
+                let mut output = input.try_clone().ok()?;
+                std::thread::spawn(move || std::io::copy(&mut input, &mut output));
             }
             "close-control" => {
                 self.control.take()?.shutdown(std::net::Shutdown::Both).ok()?;
@@ -179,7 +179,7 @@ impl Fake {
         (self.commands.as_mut()?.read_line(&mut line).ok()? > 0).then_some(line)
     }
 
-    fn say(&mut self, line: &str) -> Option<()> {
+    fn send(&mut self, line: &str) -> Option<()> {
         self.control.as_ref()?.write_all(format!("{line}\r\n").as_bytes()).ok()
     }
 

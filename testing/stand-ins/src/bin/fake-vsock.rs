@@ -1,15 +1,15 @@
-//! A vsock device without a hypervisor: the guest behind it is played.
+//! A vsock device without a hypervisor, with a simulated guest.
 //!
-//! It is called as vhost-device-vsock is, and serves the host's socket alone. What the guest does on
-//! its ports:
+//! It has the command line of vhost-device-vsock and serves only the socket of the host. The guest on
+//! each port:
 //!
 //! | port | what it does |
 //! | --- | --- |
-//! | 1 | says again what it hears |
-//! | 2 | refuses |
-//! | 3 | never answers |
-//! | 4 | answers a byte at a time, says `hello`, and then as port 1 |
-//! | 5 | says how many connections there are, this one counted, and ends |
+//! | 1 | echoes |
+//! | 2 | rejects the connection |
+//! | 3 | never replies |
+//! | 4 | replies byte by byte, sends `hello`, then echoes |
+//! | 5 | sends the number of connections, including this one, and closes |
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -32,7 +32,7 @@ fn main() -> io::Result<()> {
         let (stream, _) = listener.accept()?;
         OPEN.fetch_add(1, Ordering::SeqCst);
         std::thread::spawn(move || {
-            // One that goes away in the middle is no matter.
+            // The peer may close the connection at any time.
             let _ = serve(stream);
             OPEN.fetch_sub(1, Ordering::SeqCst);
         });

@@ -1,5 +1,5 @@
-//! The flags that Capsa may use, as v53 takes them. Whatever else the real one takes is refused as
-//! it refuses what it does not know, so that a flag which nothing here acts on is noticed.
+//! The flags of v53 that Capsa may use. All others are rejected with the error of v53 for an unknown flag,
+//! so that a test notices a flag that the stand-in does not implement.
 
 use std::process::ExitCode;
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_capsa_says_is_understood() {
+    fn flags_of_capsa_are_accepted() {
         let options =
             parse("--api-socket path=/r/api --event-monitor path=/r/ev --seccomp true --landlock");
         let want = Options {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_flags_are_rejected() {
         for line in [
             "",
             "--api-socket",

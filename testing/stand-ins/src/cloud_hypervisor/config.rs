@@ -1,6 +1,5 @@
-//! The body of `vm.create`: of v53's `VmConfig` what always appears in `vm.info`, and what the
-//! stand-in acts on. Types and defaults are those of the real one, so that a mistake in a body is
-//! told in its words.
+//! The body of `vm.create`: the fields of v53's `VmConfig` that `vm.info` always shows, and those that the
+//! stand-in implements. Types and defaults are those of the real one, so that errors have its texts.
 
 use std::path::PathBuf;
 
@@ -514,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_ignored_is_named() {
+    fn ignored_field_is_reported() {
         assert_eq!(ignored(|_| {}), [] as [&str; 0]);
         assert_eq!(ignored(|body| body["paylod"] = json!({})), ["paylod"]);
         assert_eq!(ignored(|body| body["payload"]["kernl"] = json!("")), ["payload.kernl"]);

@@ -1,6 +1,6 @@
-//! The event monitor: pretty-printed JSON objects, one after another, an empty line between them.
+//! The event monitor: pretty-printed JSON objects with an empty line between them.
 //!
-//! As with the real one, the descriptor does not block: who does not read loses events.
+//! As in the real one, the descriptor does not block: a slow reader loses events.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -1,12 +1,12 @@
-//! The arguments of the emulator for a machine of `vm.create`.
+//! The arguments of QEMU for a VM of `vm.create`.
 
 use std::env::consts::ARCH;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::super::child::Device;
-use super::super::emulator::Machine;
+use super::super::child::DeviceProcess;
+use super::super::emulator::EmulatedVm;
 use super::config::{ConsoleOutputMode, DiskConfig, ImageType, VmConfig};
 
 /// The socket between the emulator and the vsock device, beside the one of the machine's own.
@@ -16,9 +16,9 @@ fn vsock_backend(socket: &Path) -> std::path::PathBuf {
 }
 
 /// The machine. `terminal` says whether standard input and output are a terminal.
-pub(super) fn machine(config: &VmConfig, terminal: bool) -> Machine {
+pub(super) fn machine(config: &VmConfig, terminal: bool) -> EmulatedVm {
     let devices = vsock_device(config).into_iter().collect();
-    Machine { arguments: arguments(config, terminal), devices }
+    EmulatedVm { arguments: arguments(config, terminal), devices }
 }
 
 fn arguments(config: &VmConfig, terminal: bool) -> Vec<String> {
@@ -83,11 +83,11 @@ fn arguments(config: &VmConfig, terminal: bool) -> Vec<String> {
     args.0
 }
 
-fn vsock_device(config: &VmConfig) -> Option<Device> {
+fn vsock_device(config: &VmConfig) -> Option<DeviceProcess> {
     let vsock = config.vsock.as_ref()?;
     let (socket, path) = (vsock_backend(&vsock.socket), show(&vsock.socket));
     let vm = format!("guest-cid={},socket={},uds-path={path}", vsock.cid, show(&socket));
-    Some(Device { words: vec!["vhost-device-vsock".into(), "--vm".into(), vm], socket })
+    Some(DeviceProcess { words: vec!["vhost-device-vsock".into(), "--vm".into(), vm], socket })
 }
 
 #[derive(Default)]

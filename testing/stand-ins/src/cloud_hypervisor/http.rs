@@ -1,33 +1,33 @@
-//! The transport of the API: HTTP/1.1 as the `micro_http` of the real one speaks it, on a unix
-//! socket beside which a lock file stays.
+//! The transport of the API: HTTP/1.1 as in the `micro_http` of the real one, on a unix socket with a lock
+//! file beside it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Sender, channel};
 
-use super::super::http::{Head, Request, accept, send};
+use super::super::http::{Head, HttpRequest, accept, send};
 use super::Fault;
-use super::vmm::Wish;
+use super::vmm::VmmEvent;
 
 /// What the real one takes at most.
 const MAX_BODY: usize = 4 << 20;
 
 /// The name of what a request calls, as `vm.boot`.
-pub(super) fn name(request: &Request) -> &str {
+pub(super) fn name(request: &HttpRequest) -> &str {
     request.path.strip_prefix("/api/v1/").unwrap_or_default()
 }
 
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Response {
+pub(super) struct ApiResponse {
     pub(super) status: u16,
     /// Of what could not be parsed the HTTP library speaks, under another name.
     server: &'static str,
     body: String,
 }
 
-impl Response {
+impl ApiResponse {
     pub(super) fn new(status: u16, body: String) -> Self {
         Self { status, server: "Cloud Hypervisor API", body }
     }
@@ -69,7 +69,7 @@ impl Drop for Served {
 /// # Errors
 ///
 /// When another serves it, or it cannot be bound.
-pub(super) fn serve(path: &str, to: &Sender<Wish>, faults: &[Fault]) -> io::Result<Served> {
+pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[Fault]) -> io::Result<Served> {
     let mut lock = OpenOptions::new();
     let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
     lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
@@ -83,17 +83,17 @@ pub(super) fn serve(path: &str, to: &Sender<Wish>, faults: &[Fault]) -> io::Resu
 }
 
 /// One connection: any number of requests, one after the other.
-fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<()> {
+fn converse(stream: UnixStream, to: &Sender<VmmEvent>, faults: &[Fault]) -> Option<()> {
     let mut requests = BufReader::new(stream.try_clone().ok()?);
     loop {
         let request = read_request(&mut requests).ok()??;
         let called = request.as_ref().map(|r| name(r).to_owned()).unwrap_or_default();
         let (response, written) = match request {
-            Err(why) => (Response::unparsed(&why), None),
+            Err(why) => (ApiResponse::unparsed(&why), None),
             Ok(request) => {
                 let (answer, response) = channel();
                 let (done, written) = channel();
-                to.send(Wish::Request(request, answer, written)).ok()?;
+                to.send(VmmEvent::HttpRequest(request, answer, written)).ok()?;
                 (response.recv().ok()?, Some(done))
             }
         };
@@ -106,7 +106,7 @@ fn converse(stream: UnixStream, to: &Sender<Wish>, faults: &[Fault]) -> Option<(
 }
 
 /// The next request, or why it is none. `None` at the end.
-fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<Request, String>>> {
+fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<HttpRequest, String>>> {
     let Some(head) = Head::read(from)? else { return Ok(None) };
     let mut length = 0;
     let mut wrong = None;
@@ -148,7 +148,7 @@ fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<Request, St
     }
     let mut body = vec![0; length];
     from.read_exact(&mut body)?;
-    Ok(Some(Ok(Request {
+    Ok(Some(Ok(HttpRequest {
         method: words[0].to_owned(),
         path: words[1].to_owned(),
         body: (!body.is_empty()).then_some(body),
@@ -160,10 +160,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_read_or_refused() {
+    fn request_parsing_accepts_or_rejects() {
         let read = |text: &str| read_request(&mut text.as_bytes()).unwrap();
         let request = read("PUT /api/v1/vm.create HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}");
-        let want = Request {
+        let want = HttpRequest {
             method: "PUT".into(),
             path: "/api/v1/vm.create".into(),
             body: Some(b"{}".to_vec()),

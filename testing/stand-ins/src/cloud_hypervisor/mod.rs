@@ -1,16 +1,16 @@
 //! A stand-in for `cloud-hypervisor`: the command line, the API and the event monitor of v53.
 //!
-//! - `command_line` is what it can be told.
-//! - `http` is the API's transport, `vmm` its meaning.
-//! - `config` is the body of `vm.create`, `refusal` what is wrong with one.
-//! - `guest_args` is the machine as the emulator has it.
-//! - `events` is the event monitor.
-//! - `fault` is what it breaks on demand.
+//! - `command_line`: the flags.
+//! - `http`: the transport of the API. `vmm`: the calls.
+//! - `config`: the body of `vm.create`. `refusal`: its errors.
+//! - `guest_args`: the arguments of QEMU.
+//! - `events`: the event monitor.
+//! - `fault`: the faults.
 //!
-//! `tests/tests/backends/transcript/` holds its answers to a recording of the real one.
-//! In one point it is stricter: the real one accepts a `vm.create` with fields that it does not
-//! know, which would hide our mistakes. The stand-in says which they are, with those it knows and
-//! does not act on, and ends with the status [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
+//! `tests/tests/backends/transcript/` compares its answers with a recording of the real one.
+//! In one point it is stricter: the real one accepts a `vm.create` with unknown fields, which would
+//! hide errors of Capsa. The stand-in prints these fields, and those that it does not implement, and
+//! exits with the code [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
 
 mod command_line;
 mod config;
@@ -29,7 +29,7 @@ use super::{child, faulty};
 
 pub use fault::{Call, Fault};
 
-/// The version it says it is.
+/// The version that it reports.
 pub const VERSION: &str = "v53.0.0";
 
 /// The program.

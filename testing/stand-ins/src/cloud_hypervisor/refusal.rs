@@ -1,4 +1,4 @@
-//! What a call of the API is refused with: a status and a chain of causes, in the words of v53.
+//! The error of an API call: a status and a chain of causes, with the texts of v53.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::config::{DiskConfig, ImageType, VmConfig};
-use super::http::Response;
+use super::http::ApiResponse;
 
 /// A refused call.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Response {
+impl From<Refusal> for ApiResponse {
     fn from(refusal: Refusal) -> Self {
         let body = serde_json::to_string(&refusal.chain).expect("strings are plain data");
         Self::new(refusal.status, body)
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backing_file_that_no_rule_names_is_out_of_reach() {
+    fn backing_file_without_rule_is_denied() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         let image = |name: &str, backing: &str| {

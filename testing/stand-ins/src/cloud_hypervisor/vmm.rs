@@ -1,5 +1,4 @@
-//! The machine behind the API, as a loop of the main thread: requests, signals and what the guest
-//! does come in, one at a time.
+//! The VM behind the API: a loop in the main thread that handles requests, signals and guest events.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -11,27 +10,27 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
 use super::super::emulator::{Emulator, Happened};
-use super::super::http::Request;
+use super::super::http::HttpRequest;
 use super::super::{EMULATOR_DIED, UNKNOWN_CONFIG};
 use super::command_line::Options;
 use super::config::VmConfig;
 use super::events::Events;
-use super::http::{self, Response, Served};
+use super::http::{self, ApiResponse, Served};
 use super::refusal::{self, Refusal};
 use super::{Call, Fault, VERSION, guest_args};
 
 /// What the loop is asked for.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(super) enum VmmEvent {
     /// A request: where its answer goes, and what closes when that is written.
-    Request(Request, Sender<Response>, Receiver<()>),
+    HttpRequest(HttpRequest, Sender<ApiResponse>, Receiver<()>),
     /// SIGTERM or SIGINT came.
     Terminate,
     /// Something happened in the guest of this life.
     Guest(u64, Happened),
 }
 
-impl From<(u64, Happened)> for Wish {
+impl From<(u64, Happened)> for VmmEvent {
     fn from((life, happened): (u64, Happened)) -> Self {
         Self::Guest(life, happened)
     }
@@ -48,14 +47,12 @@ pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
     if let Err(error) = signals.thread_block() {
         return fatal(&["Failed to block signals", &error.to_string()]);
     }
-    let (wish, wishes) = channel();
+    let (event, events_in) = channel();
     if !faults.contains(&Fault::IgnoresSigterm) {
-        let wish = wish.clone();
-        std::thread::spawn(
-            move || {
-                while signals.wait().is_ok() && wish.send(Wish::Terminate).is_ok() {}
-            },
-        );
+        let event = event.clone();
+        std::thread::spawn(move || {
+            while signals.wait().is_ok() && event.send(VmmEvent::Terminate).is_ok() {}
+        });
     }
     let events = match Events::open(options.event_monitor.as_deref()) {
         Ok(events) => Arc::new(events),
@@ -66,7 +63,8 @@ pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
         events.say("vmm", "starting");
         std::thread::spawn(move || events.misbehave(&faults));
     }
-    let mut vmm = Vmm { options, faults, events, wish, wishes, config: None, vm: None, lives: 0 };
+    let mut vmm =
+        Vmm { options, faults, events, event, events_in, config: None, vm: None, lives: 0 };
     match vmm.serve() {
         Ok(status) => status,
         Err(error) => fatal(&["Error creation API server's socket", &error.to_string()]),
@@ -101,14 +99,14 @@ struct Vmm<'a> {
     options: &'a Options,
     faults: Vec<Fault>,
     events: Arc<Events>,
-    wish: Sender<Wish>,
-    wishes: Receiver<Wish>,
+    event: Sender<VmmEvent>,
+    events_in: Receiver<VmmEvent>,
     config: Option<VmConfig>,
     vm: Option<Vm>,
     lives: u64,
 }
 
-type Answer = Result<Response, Refusal>;
+type Answer = Result<ApiResponse, Refusal>;
 
 impl Vmm<'_> {
     /// The loop. Comes back with the status to end with.
@@ -121,25 +119,25 @@ impl Vmm<'_> {
         loop {
             let is_time = late.is_none_or(|late| late <= Instant::now());
             if served.is_none() && is_time && !self.faults.contains(&Fault::NoSocket) {
-                served = Some(http::serve(&self.options.api_socket, &self.wish, &self.faults)?);
+                served = Some(http::serve(&self.options.api_socket, &self.event, &self.faults)?);
             }
             let until = late.map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
             let pause = if served.is_some() { Duration::from_secs(3600) } else { until };
-            let wish = match self.wishes.recv_timeout(pause.min(Duration::from_secs(3600))) {
-                Ok(wish) => wish,
+            let event = match self.events_in.recv_timeout(pause.min(Duration::from_secs(3600))) {
+                Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is our own"),
             };
-            if let Some(status) = self.grant(wish) {
+            if let Some(status) = self.handle(event) {
                 return Ok(status);
             }
         }
     }
 
     /// Does what is wished; a status is the end.
-    fn grant(&mut self, wish: Wish) -> Option<ExitCode> {
-        match wish {
-            Wish::Request(request, answer, written) => {
+    fn handle(&mut self, event: VmmEvent) -> Option<ExitCode> {
+        match event {
+            VmmEvent::HttpRequest(request, answer, written) => {
                 let response = self.respond(&request);
                 let ends = http::name(&request) == Call::Quit.name()
                     && response.status == 200
@@ -151,8 +149,8 @@ impl Vmm<'_> {
                 let _ = written.recv_timeout(LAST_ANSWER);
                 Some(ExitCode::SUCCESS)
             }
-            Wish::Terminate => Some(self.quit()),
-            Wish::Guest(life, happened) => {
+            VmmEvent::Terminate => Some(self.quit()),
+            VmmEvent::Guest(life, happened) => {
                 let is_present = self.vm.as_ref().is_some_and(|vm| vm.life == life);
                 if is_present { self.guest_did(happened) } else { None }
             }
@@ -201,7 +199,7 @@ impl Vmm<'_> {
         }
     }
 
-    fn respond(&mut self, request: &Request) -> Response {
+    fn respond(&mut self, request: &HttpRequest) -> ApiResponse {
         for fault in self.faults.clone() {
             match fault {
                 Fault::Dies(call, status) if call.name() == http::name(request) => {
@@ -214,15 +212,15 @@ impl Vmm<'_> {
                 }
                 Fault::Ignores(call) if call.name() == http::name(request) => {
                     let status = if call == Call::Quit { 200 } else { 204 };
-                    return Response::new(status, String::new());
+                    return ApiResponse::new(status, String::new());
                 }
                 _ => {}
             }
         }
-        self.route(request).unwrap_or_else(Response::from)
+        self.route(request).unwrap_or_else(ApiResponse::from)
     }
 
-    fn route(&mut self, request: &Request) -> Answer {
+    fn route(&mut self, request: &HttpRequest) -> Answer {
         let name = http::name(request);
         let bad_request = || Refusal::new(400, &["Bad Request"]);
         let is_get = match name {
@@ -237,7 +235,7 @@ impl Vmm<'_> {
             ("PATCH" | "DELETE", _)
                 if !["vm.create", "vm.info", "vmm.ping", "vmm.shutdown"].contains(&name) =>
             {
-                return Ok(Response::new(400, String::new()));
+                return Ok(ApiResponse::new(400, String::new()));
             }
             _ => return Err(bad_request()),
         }
@@ -249,17 +247,17 @@ impl Vmm<'_> {
         }
         let api = |what| move |refusal: Refusal| refusal.within(&["Error from API", what]);
         match name {
-            "vmm.ping" => return Ok(Response::new(200, ping().to_string())),
+            "vmm.ping" => return Ok(ApiResponse::new(200, ping().to_string())),
             "vm.info" => {
                 let info = self.info().map_err(api("The VM info is not available"))?;
-                return Ok(Response::new(200, info.to_string()));
+                return Ok(ApiResponse::new(200, info.to_string()));
             }
             "vm.counters" => {
                 self.vm
                     .as_ref()
                     .ok_or_else(not_running)
                     .map_err(api("The VM info is not available"))?;
-                return Ok(Response::new(200, "{}".into()));
+                return Ok(ApiResponse::new(200, "{}".into()));
             }
             "vm.boot" => self.boot().map_err(api(outer(Call::Boot)))?,
             "vm.pause" => self.pause().map_err(api("The VM could not be paused"))?,
@@ -279,14 +277,14 @@ impl Vmm<'_> {
             "vm.delete" => self.delete(),
             _ => {
                 self.quit();
-                return Ok(Response::new(200, String::new()));
+                return Ok(ApiResponse::new(200, String::new()));
             }
         }
-        Ok(Response::new(204, String::new()))
+        Ok(ApiResponse::new(204, String::new()))
     }
 
     fn create(&mut self, body: Option<&[u8]>) -> Answer {
-        let Some(body) = body else { return Ok(Response::new(400, String::new())) };
+        let Some(body) = body else { return Ok(ApiResponse::new(400, String::new())) };
         let not_json = |error: serde_json::Error| {
             Refusal::new(400, &["Failed to deserialize JSON", &error.to_string()])
         };
@@ -302,7 +300,7 @@ impl Vmm<'_> {
             return Err(Refusal::new(500, &chain));
         }
         self.config = Some(config);
-        Ok(Response::new(204, String::new()))
+        Ok(ApiResponse::new(204, String::new()))
     }
 
     fn boot(&mut self) -> Result<(), Refusal> {
@@ -323,7 +321,7 @@ impl Vmm<'_> {
             self.vm = Some(Vm { state: State::Created, emulator: None, life });
             return Err(refusal);
         }
-        self.vm = Some(start(config, life, &self.wish)?);
+        self.vm = Some(start(config, life, &self.event)?);
         self.events.say("vm", "booted");
         Ok(())
     }
@@ -365,7 +363,7 @@ impl Vmm<'_> {
         // would be told twice: its firmware resets once more when it finds that it has run before.
         self.vm = None;
         self.lives += 1;
-        let vm = start(config, self.lives, &self.wish)?;
+        let vm = start(config, self.lives, &self.event)?;
         self.vm = Some(vm);
         self.events.say("vm", "rebooted");
         Ok(())
@@ -434,7 +432,7 @@ fn outer(call: Call) -> &'static str {
 }
 
 /// A machine whose guest runs.
-fn start(config: &VmConfig, life: u64, to: &Sender<Wish>) -> Result<Vm, Refusal> {
+fn start(config: &VmConfig, life: u64, to: &Sender<VmmEvent>) -> Result<Vm, Refusal> {
     let machine = guest_args::machine(config, io::stdin().is_terminal());
     let emulator = Emulator::start(&machine, life, to)
         .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;

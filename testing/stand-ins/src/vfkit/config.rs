@@ -1,4 +1,4 @@
-//! A machine as the command line describes it, and as `GET /vm/inspect` shows it.
+//! The VM that a command line describes, in the form of `GET /vm/inspect`.
 
 use serde::Serialize;
 

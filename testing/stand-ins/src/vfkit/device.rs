@@ -1,7 +1,7 @@
-//! `--device`: everything a machine can have, as `GET /vm/inspect` shows it.
+//! `--device`: the devices of a VM, in the form of `GET /vm/inspect`.
 //!
 //! ```text
-//! device = kind *( "," [ option ] )     ; parted at every comma: no quotes, no escapes
+//! device = kind *( "," [ option ] )     ; split at every comma: no quotes, no escapes
 //! option = name [ "=" value ]
 //! ```
 
@@ -458,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mac_address_is_taken_in_every_way_to_write_it() {
+    fn mac_address_formats_are_accepted() {
         for text in ["52:54:00:70:2B:71", "52-54-00-70-2b-71", "5254.0070.2b71"] {
             assert_eq!(mac(text), Ok("52:54:00:70:2b:71".to_owned()));
         }

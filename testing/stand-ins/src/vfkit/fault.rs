@@ -1,4 +1,4 @@
-//! What the stand-in breaks on demand.
+//! The faults of the stand-in for vfkit.
 
 use std::time::Duration;
 

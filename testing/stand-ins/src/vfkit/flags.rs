@@ -1,11 +1,11 @@
-//! The command line, as vfkit v0.6.4 has it by cobra and pflag.
+//! The command line of vfkit v0.6.4, as cobra and pflag parse it.
 //!
 //! ```text
 //! word  = "--" name [ "=" value ] | "-" letters [ [ "=" ] value ] | "--" | position
 //! ```
 //!
-//! A flag that takes a value takes the next word, whatever it begins with. Positions are accepted
-//! and ignored, and everything behind `--` is one.
+//! A flag with a value takes the next word, even one that begins with `-`. Positional arguments are
+//! accepted and ignored; all words after `--` are positional.
 
 use serde::Serialize;
 
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_give_a_value_is_read() {
+    fn flag_value_syntaxes_are_accepted() {
         for line in [
             &["--cpus", "4", "-n"][..],
             &["--cpus=4", "--nested"],
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_flag_is_refused_in_the_words_of_the_library() {
+    fn unknown_flag_error_is_that_of_pflag() {
         for (line, want) in [
             (&["--cpus"][..], "flag needs an argument: --cpus"),
             (&["-nc"], "flag needs an argument: 'c' in -c"),

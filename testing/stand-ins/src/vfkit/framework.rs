@@ -1,8 +1,7 @@
-//! What macOS' Virtualization.framework and its bindings find wrong with a machine that could be
-//! parsed, and the state that they know of it.
+//! The state of a VM in macOS' Virtualization.framework, and the errors of the framework and its bindings.
 //!
-//! The texts are those of issues and of the bindings' source where one is known; nobody may rely on
-//! more of them than that they are there.
+//! The error texts come from issues and from the source of the bindings where it is known. Do not rely on
+//! more than the presence of an error.
 
 use std::fs;
 use std::io;

@@ -1,5 +1,5 @@
-//! Of Go's `net/url` what decides where a socket of vfkit's ends up: a path is taken apart as a
-//! URL, so `%41` in it is an `A`, and a question mark cuts it.
+//! The part of Go's `net/url` that determines the path of a vfkit socket: vfkit parses a path as a URL, so
+//! `%41` becomes `A`, and a question mark ends the path.
 
 /// A URL, as far as it is looked at.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_may_end_up_as_another() {
+    fn path_with_url_characters_changes() {
         for (text, path, escaped) in [
             ("unix:///run/a.sock", "/run/a.sock", "/run/a.sock"),
             ("unix:///run/a b.sock", "/run/a b.sock", "/run/a%20b.sock"),

@@ -1,5 +1,5 @@
-//! The machine as the emulator has it: a q35 with the devices of virtio that Virtualization.framework
-//! gives a guest, in the order of the command line.
+//! The arguments of QEMU: a q35 with the virtio devices that Virtualization.framework gives a guest, in the
+//! order of the command line.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::super::child;
-use super::super::emulator::Machine;
+use super::super::emulator::EmulatedVm;
 use super::config::{Bootloader, Config, Linux};
 use super::device::{Device, Disk, Fs, Net, Serial};
 use super::framework::Kernel;
@@ -38,7 +38,7 @@ impl Sockets {
 }
 
 /// The machine. `linux` is what it boots.
-pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Machine {
+pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> EmulatedVm {
     let mut args = Args::default();
     let Bootloader::Linux(linux) = &config.bootloader else { return args.0 };
     // A guest that reboots boots again, and nobody is told.
@@ -74,7 +74,7 @@ pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Machine 
 }
 
 #[derive(Default)]
-struct Args(Machine);
+struct Args(EmulatedVm);
 
 impl Args {
     /// Words that have no blanks in them.
@@ -119,7 +119,7 @@ impl Args {
             &share.shared_dir,
         ];
         let words = words.map(str::to_owned).into();
-        self.0.devices.push(child::Device { words, socket: socket.to_owned() });
+        self.0.devices.push(child::DeviceProcess { words, socket: socket.to_owned() });
         self.chardev(&format!("socket,id=fs{n},path={}", path.replace(',', ",,")));
         self.device(&json!({
             "driver": "vhost-user-fs-pci",
@@ -170,7 +170,7 @@ impl Args {
         self.chardev(&format!("socket,id=vsock,path={}", show(&socket).replace(',', ",,")));
         self.device(&json!({ "driver": "vhost-user-vsock-pci", "chardev": "vsock" }));
         let words = vec!["vhost-device-vsock".to_owned(), "--vm".to_owned(), vm];
-        self.0.devices.push(child::Device { words, socket });
+        self.0.devices.push(child::DeviceProcess { words, socket });
     }
 }
 

@@ -1,5 +1,5 @@
-//! What vfkit says while it runs: its own log on standard error, and that of its REST server on
-//! standard output, which may be the guest's console.
+//! The logs of vfkit: its own on standard error, and that of its REST server on standard output, which may
+//! be the guest's console.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_become_dates() {
+    fn date_from_unix_seconds() {
         for (seconds, date, time) in [
             (0, [1970, 1, 1], [0, 0, 0]),
             (951_782_399, [2000, 2, 28], [23, 59, 59]),

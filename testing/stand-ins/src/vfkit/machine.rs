@@ -1,5 +1,4 @@
-//! The life of the machine, as a loop of the main thread: changes of state, signals and what the
-//! guest does come in, one at a time.
+//! The VM: a loop in the main thread that handles changes of state, signals and guest events.
 
 use std::env;
 use std::fs;
@@ -23,7 +22,7 @@ use super::{Call, Fault, log, vsock};
 
 /// What the loop is asked for.
 #[derive(Debug)]
-pub(super) enum Wish {
+pub(super) enum VfkitEvent {
     /// A change of state: where its outcome goes.
     Change(Call, Sender<Result<(), String>>),
     /// SIGTERM or SIGINT came.
@@ -32,7 +31,7 @@ pub(super) enum Wish {
     Guest(Happened),
 }
 
-impl From<(u64, Happened)> for Wish {
+impl From<(u64, Happened)> for VfkitEvent {
     fn from((_, happened): (u64, Happened)) -> Self {
         Self::Guest(happened)
     }
@@ -65,7 +64,7 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
     // the real one, whose guest is not in its group.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| error.to_string())?;
-    let (to, wishes) = channel();
+    let (to, events_in) = channel();
     let state = Arc::new(Mutex::new(State::Stopped));
     let machine = Machine {
         config,
@@ -73,7 +72,7 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
         at: Directory::of(&config.endpoint)?,
         emulator: None,
         until: None,
-        wishes,
+        events_in,
         to: to.clone(),
         faults: faults.into(),
     };
@@ -89,7 +88,7 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
     if !machine.faults.contains(&Fault::IgnoresSigterm) {
         std::thread::spawn(move || {
             while let Ok(signal) = signals.wait() {
-                if to.send(Wish::Terminate(signal)).is_err() {
+                if to.send(VfkitEvent::Terminate(signal)).is_err() {
                     break;
                 }
             }
@@ -109,8 +108,8 @@ struct Machine<'a> {
     emulator: Option<Emulator>,
     /// When something happens unless something else does before.
     until: Option<(Instant, Late)>,
-    wishes: Receiver<Wish>,
-    to: Sender<Wish>,
+    events_in: Receiver<VfkitEvent>,
+    to: Sender<VfkitEvent>,
     faults: Arc<[Fault]>,
 }
 
@@ -134,8 +133,8 @@ impl Machine<'_> {
             let wait = self.until.map_or(Duration::from_secs(3600), |(until, _)| {
                 until.saturating_duration_since(Instant::now())
             });
-            let end = match self.wishes.recv_timeout(wait) {
-                Ok(wish) => self.grant(wish),
+            let end = match self.events_in.recv_timeout(wait) {
+                Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => self.late(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is our own"),
             };
@@ -172,15 +171,15 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn grant(&mut self, wish: Wish) -> Option<End> {
-        match wish {
-            Wish::Change(call, outcome) => {
+    fn handle(&mut self, event: VfkitEvent) -> Option<End> {
+        match event {
+            VfkitEvent::Change(call, outcome) => {
                 let changed = self.change(call);
                 let has_stopped = changed.is_ok() && call == Call::HardStop;
                 let _ = outcome.send(changed);
                 if has_stopped { self.stopped() } else { None }
             }
-            Wish::Terminate(signal) => {
+            VfkitEvent::Terminate(signal) => {
                 let name = if signal == Signal::SIGINT { "interrupt" } else { "terminated" };
                 log::captured(name);
                 if let Err(why) = self.change(Call::Stop) {
@@ -190,7 +189,7 @@ impl Machine<'_> {
                 self.until.get_or_insert((Instant::now() + GRACE, Late::Grace));
                 None
             }
-            Wish::Guest(Happened::PoweredOff) => {
+            VfkitEvent::Guest(Happened::PoweredOff) => {
                 if let Some(emulator) = &self.emulator {
                     emulator.drain();
                 }
@@ -202,14 +201,14 @@ impl Machine<'_> {
                 }
                 self.stopped()
             }
-            Wish::Guest(Happened::Died(said)) => {
+            VfkitEvent::Guest(Happened::Died(said)) => {
                 // Killed by ourselves, it is no news.
                 self.emulator.as_ref()?;
                 eprintln!("the emulator died: {said}");
                 Some(Ok(ExitCode::from(EMULATOR_DIED)))
             }
             // It boots again, or stands still.
-            Wish::Guest(Happened::Reset | Happened::Panicked(_)) => None,
+            VfkitEvent::Guest(Happened::Reset | Happened::Panicked(_)) => None,
         }
     }
 

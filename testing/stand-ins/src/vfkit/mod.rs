@@ -1,21 +1,21 @@
 //! A stand-in for `vfkit` v0.6.4 on an Intel Mac: its command line, its REST service, its signals
 //! and its exit codes.
 //!
-//! - `flags` reads the command line, `device` what a machine has, `config` the rest of it;
-//!   `go_url` and `rest_uri` say where a socket ends up.
-//! - `rest` is the REST service.
-//! - `framework` is what macOS' Virtualization.framework finds wrong with a machine,
-//!   `guest_args` the machine as the emulator has it, `vsock` its sockets.
-//! - `machine` is its life, from the start to the exit.
-//! - `fault` is what it breaks on demand.
+//! - `flags`: the command line. `device`: the devices of a VM. `config`: the rest of it. `go_url`
+//!   and `rest_uri`: the paths of sockets.
+//! - `rest`: the REST service.
+//! - `framework`: the errors of macOS' Virtualization.framework. `guest_args`: the arguments of QEMU.
+//!   `vsock`: the sockets.
+//! - `machine`: the VM, from its start to the exit.
+//! - `fault`: the faults.
 //!
-//! `tests/tests/backends/stand_ins/vfkit_oracle.rs` holds the reading of command lines to what vfkit's own parser made
-//! of them. The rest is from vfkit's source and from what its users saw; nothing of it was held
-//! against one that runs. What Virtualization.framework does is an assumption, above all that a
-//! guest which reboots boots again in the same process, and that nothing tells.
+//! The tests of the vfkit backend compare the parsed command lines with the results of vfkit's own
+//! parser. The rest comes from vfkit's source and from reports of its users; none of it was compared
+//! with a running vfkit. The behaviour of Virtualization.framework is an assumption, above all that a
+//! guest that reboots boots again in the same process, without an event.
 //!
-//! What the real one has and the stand-in has not, it says at its start, with the status
-//! [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
+//! A configuration that the real one supports and the stand-in does not ends it at the start with the
+//! exit code [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
 
 mod config;
 mod device;
@@ -42,7 +42,7 @@ use flags::{Asked, Options};
 
 pub use fault::{Call, Fault};
 
-/// The version it says it is.
+/// The version that it reports.
 pub const VERSION: &str = "v0.6.4";
 
 /// What it makes of a command line, without acting on it: `options` that were given, `vm` as

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::http::{Head, Request, accept, send};
+use super::super::http::{Head, HttpRequest, accept, send};
 use super::framework::State;
-use super::machine::Wish;
+use super::machine::VfkitEvent;
 use super::{Call, Fault, log};
 
 /// What the service needs of the machine.
@@ -24,7 +24,7 @@ pub(super) struct Service {
     /// What `GET /vm/inspect` shows.
     pub(super) config: Arc<Value>,
     /// Where wishes go.
-    pub(super) to: Sender<Wish>,
+    pub(super) to: Sender<VfkitEvent>,
     pub(super) faults: Arc<[Fault]>,
 }
 
@@ -98,7 +98,7 @@ impl Service {
         let mut requests = BufReader::new(stream.try_clone().ok()?);
         loop {
             let request = match receive(&mut requests).ok()? {
-                Received::Request(request) => request,
+                Received::HttpRequest(request) => request,
                 Received::End => return None,
                 Received::Nonsense => {
                     let kind = "text/plain; charset=utf-8\r\nConnection: close";
@@ -116,7 +116,7 @@ impl Service {
     }
 
     /// What was called, where that can break, and its answer.
-    fn answer(&self, request: &Request) -> (Option<Call>, Answer) {
+    fn answer(&self, request: &HttpRequest) -> (Option<Call>, Answer) {
         let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
         match (request.method.as_str(), path) {
             ("GET", "/vm/state") => {
@@ -154,7 +154,7 @@ impl Service {
 
     fn change(&self, call: Call) -> Answer {
         let (answer, outcome) = channel();
-        let _ = self.to.send(Wish::Change(call, answer));
+        let _ = self.to.send(VfkitEvent::Change(call, answer));
         match outcome.recv() {
             Ok(Ok(())) => Answer(202, None, String::new()),
             Ok(Err(why)) => self.failed(call.name(), &why),
@@ -202,7 +202,7 @@ fn state_of(body: &[u8]) -> Result<String, String> {
 /// What was read: a request, something that is none, or the end.
 #[derive(Debug)]
 enum Received {
-    Request(Request),
+    HttpRequest(HttpRequest),
     Nonsense,
     End,
 }
@@ -222,7 +222,11 @@ fn receive(from: &mut BufReader<UnixStream>) -> io::Result<Received> {
     let mut body = Vec::new();
     from.take(length).read_to_end(&mut body)?;
     let body = (!body.is_empty()).then_some(body);
-    Ok(Received::Request(Request { method: method.to_owned(), path: path.to_owned(), body }))
+    Ok(Received::HttpRequest(HttpRequest {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        body,
+    }))
 }
 
 #[cfg(test)]
@@ -230,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_read_as_go_reads_it() {
+    fn body_is_parsed_as_in_go() {
         for (body, want) in [
             (r#"{"state":"Stop"}"#, Ok("Stop")),
             (r#"{"State":"Stop","more":1}"#, Ok("Stop")),

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_path_has_103_bytes_at_most() {
+    fn socket_path_above_103_bytes_is_rejected() {
         let path = |length: usize| format!("/{}", "x".repeat(length - 1));
         let at = |length| Endpoint::parse(&format!("unix://{}", path(length)));
         assert_eq!(at(103), Ok(Endpoint::Unix(path(103))));
