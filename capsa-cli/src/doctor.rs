@@ -125,7 +125,7 @@ impl Finding {
 
     fn json(&self) -> Value {
         json!({
-            "verdict": self.severity.word(),
+            "severity": self.severity.word(),
             "about": self.about,
             "what": self.what,
             "remedy": self.remedy,

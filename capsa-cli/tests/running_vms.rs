@@ -32,7 +32,7 @@ fn ps_lists_vm_and_stop_powers_off() {
     assert_eq!((rows[1][0], rows[1][2], rows[1][3]), ("kept", "qemu", owner.as_str()));
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((&json["kind"], &json["machines"][0]["name"]), (&"ps".into(), &"kept".into()));
+    assert_eq!((&json["kind"], &json["vms"][0]["name"]), (&"ps".into(), &"kept".into()));
 
     let (code, stdout, stderr) = capsa.ask(&["stop", "kept"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -61,7 +61,7 @@ fn stop_kills_vm_after_grace_period() {
     let (code, stdout, _) = capsa.ask(&["stop", "--grace", "100ms", "--json", "kept"]);
     assert_eq!(code, 0);
     let output: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(output["machines"][0]["end"]["ended_by"], "owner");
+    assert_eq!(output["vms"][0]["end"]["ended_by"], "owner");
     assert_eq!(capsa.wait_for_end().0, 137);
 }
 
@@ -160,7 +160,7 @@ fn control_socket_survives_invalid_requests() {
     capsa.wait_for(nano::READY);
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let socket = format!("{}/control", json["machines"][0]["run_dir"].as_str().unwrap());
+    let socket = format!("{}/control", json["vms"][0]["run_dir"].as_str().unwrap());
     for request in [
         &b"\n"[..],
         b"GET / HTTP/1.1\r\n\r\n",

@@ -20,7 +20,7 @@ pub(crate) fn ps(json: bool) -> Result<u8, Failure> {
     let all = registry::running_vms()?;
     if json {
         let vms: Vec<Value> = all.iter().map(RunningVm::json).collect();
-        return print(&json_output::document("ps", json!({"machines": vms})));
+        return print(&json_output::document("ps", json!({"vms": vms})));
     }
     let mut rows = vec![["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE"].map(String::from)];
     for vm in &all {
@@ -81,7 +81,7 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, Failure> {
         }
     }
     if arguments.settings.options.json {
-        print(&json_output::document("stop", json!({"machines": stopped})))?;
+        print(&json_output::document("stop", json!({"vms": stopped})))?;
     }
     failed.map_or(Ok(OK), Err)
 }

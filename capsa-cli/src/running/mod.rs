@@ -43,7 +43,7 @@
 //! > console input, raw bytes        discarded unless `types`
 //!
 //! > {"do":"reboot"}
-//! < {"ok":false,"why":"invalid request: unknown variant `reboot`, …"}
+//! < {"ok":false,"reason":"invalid request: unknown variant `reboot`, …"}
 //! ```
 //!
 //! - **End**: the second line of `stop` and `kill` comes when the VM has ended and has the content

@@ -43,7 +43,7 @@ pub(super) struct SocketReply {
     pub(super) ok: bool,
     /// Why the request was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) why: Option<String>,
+    pub(super) reason: Option<String>,
     /// Of a console: whether the client became the input owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) types: Option<bool>,
@@ -57,12 +57,12 @@ impl SocketReply {
 
     /// A client that is attached to the console.
     pub(super) fn attached(types: bool) -> Self {
-        Self { ok: true, types: Some(types), why: None }
+        Self { ok: true, types: Some(types), reason: None }
     }
 
     /// A request that is not carried out.
-    pub(super) fn rejected(why: String) -> Self {
-        Self { ok: false, why: Some(why), types: None }
+    pub(super) fn rejected(reason: String) -> Self {
+        Self { ok: false, reason: Some(reason), types: None }
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
         for (text, want) in [
             (r#"{"ok":true}"#, SocketReply::accepted()),
             (r#"{"ok":true,"types":true}"#, SocketReply::attached(true)),
-            (r#"{"ok":false,"why":"no"}"#, SocketReply::rejected("no".into())),
+            (r#"{"ok":false,"reason":"no"}"#, SocketReply::rejected("no".into())),
         ] {
             assert_eq!(serde_json::from_str::<SocketReply>(text).unwrap(), want);
             assert_eq!(to_line(&want), format!("{text}\n").as_bytes());

@@ -82,7 +82,7 @@ impl RunningVm {
         if reply.ok {
             return Ok((stream, reply));
         }
-        Err(failed(reply.why.unwrap_or_else(|| "its run rejected the request".into())))
+        Err(failed(reply.reason.unwrap_or_else(|| "its run rejected the request".into())))
     }
 }
 

@@ -172,7 +172,7 @@ fn ended_by_word(by: &EndedBy) -> &'static str {
 
 fn step_word(step: StopStep) -> &'static str {
     match step {
-        StopStep::PowerButton => "asked",
+        StopStep::PowerButton => "power-button",
         StopStep::Quit => "quit",
         StopStep::Killed => "killed",
         StopStep::GaveUp => "gave-up",
