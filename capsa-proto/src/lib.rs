@@ -26,6 +26,8 @@
 //! | [`image_lock`] | how the locks on a disk image tell whether it is in use |
 //! | [`sim`] | simulated guests, for tests without a hypervisor |
 //! | [`path`], [`time`] | [`path::HostPath`], a validated path; instants, and deadlines with a reason |
+//! | [`text`] | escapes for control characters of guests and hypervisors |
+//! | [`vm`] | the control client and the events of a running VM |
 //!
 //! # Calling conventions
 //!
@@ -63,3 +65,4 @@ pub mod sim;
 pub mod spec;
 pub mod text;
 pub mod time;
+pub mod vm;

@@ -74,9 +74,11 @@ mod expect;
 mod fault;
 #[doc(hidden)]
 pub mod fuzz;
+mod input_log;
 mod kernel_log;
 mod lines;
 mod matcher;
+mod mux;
 mod near_match;
 mod pattern;
 #[cfg(feature = "regex")]
@@ -84,13 +86,16 @@ mod regex;
 mod script;
 mod scrollback;
 mod strip;
+mod wait;
 
 pub use crash::{ConsoleCrash, CrashDetector};
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
 pub use fault::{FaultReport, GuestFault};
+pub use input_log::{INPUT_LOG_MAX, InputRecord, RecordedInput};
 pub use lines::{LINE_MAX, LineSplitter};
 pub use matcher::{Matcher, PatternMatch, Search};
+pub use mux::{ConsoleClosed, ConsoleMux, DRAIN_LIMIT, WRITE_QUEUE};
 pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
@@ -99,3 +104,4 @@ pub use script::{
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use strip::Stripper;
+pub use wait::{Ended, ReaderId, WaitId, WaitKind};

@@ -1,0 +1,477 @@
+//! [`ConsoleMux`]: the console of one VM, without its stream: output, input, readers and waits.
+//!
+//! Output is pushed into a bounded [`Scrollback`] as it arrives, whether or not a reader exists.
+//! Readers have places in it. A wait is polled whenever output, time or the end of the console can
+//! make a difference, and its result is kept until it is taken. A cancelled wait puts its reader
+//! back to where it began, so output that was not handed out can be read again.
+//!
+//! It does no I/O: the driver moves bytes between it and a stream.
+//!
+//! # Driving
+//!
+//! 1. When the stream is connected, call [`handle_connected`](ConsoleMux::handle_connected).
+//! 2. After every call, and whenever the stream can take more, write from
+//!    [`outgoing`](ConsoleMux::outgoing) and remove what the stream took. When the stream is
+//!    reported as writable, call [`handle_writable`](ConsoleMux::handle_writable) after that.
+//! 3. Read at most [`window`](ConsoleMux::window) bytes and hand them to
+//!    [`handle_bytes`](ConsoleMux::handle_bytes). A window of zero means back-pressure: leave the
+//!    bytes in the system until a reader has caught up.
+//! 4. When [`poll_timeout`](ConsoleMux::poll_timeout) has passed, call
+//!    [`handle_timeout`](ConsoleMux::handle_timeout).
+//! 5. At the end of the stream call [`handle_eof`](ConsoleMux::handle_eof), and when the VM has ended
+//!    [`close`](ConsoleMux::close).
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use super::input_log::{InputLogs, InputRecord};
+use super::wait::{Ended, PendingWait, ReaderId, WaitId, WaitKind};
+use super::{ConsoleCrash, CrashDetector, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
+use crate::time::{Deadline, Instant};
+use crate::vm::{EventQueue, VmEvent};
+
+/// Bytes that may wait to be written to the guest: 256 KiB.
+pub const WRITE_QUEUE: usize = 256 * 1024;
+
+/// Bytes that a paused console takes beyond its capacity once its VM ends: 1 MiB.
+pub const DRAIN_LIMIT: usize = 1 << 20;
+
+/// How long after the end of the stream a wait still goes on. A stream ends with its VMM, whose exit
+/// is known milliseconds later and explains more; a stream that ends alone is rare.
+const CLOSE_DELAY: Duration = Duration::from_millis(500);
+
+/// A write to a console that is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the console is closed")]
+pub struct ConsoleClosed;
+
+/// The console of one VM. See the [module](self) for the loop.
+pub struct ConsoleMux {
+    scrollback: Scrollback,
+    connected: bool,
+    closed: bool,
+    /// The stream has ended; waits are notified at this time at the latest.
+    close_at: Option<Instant>,
+    outgoing: VecDeque<u8>,
+    /// A write was not taken whole, and its writer waits for room.
+    write_blocked: bool,
+    readers: BTreeMap<ReaderId, Cursor>,
+    waits: BTreeMap<WaitId, PendingWait>,
+    next_id: u64,
+    /// Before the first reader exists, output is kept as if one stood at the oldest byte.
+    had_reader: bool,
+    crash_detector: CrashDetector,
+    input_logs: InputLogs,
+}
+
+impl ConsoleMux {
+    /// A console that keeps `capacity` bytes of output, and at that limit does what `overflow` says.
+    pub fn new(capacity: usize, overflow: Overflow) -> Self {
+        Self {
+            scrollback: Scrollback::with_overflow(capacity, overflow),
+            connected: false,
+            closed: false,
+            close_at: None,
+            outgoing: VecDeque::new(),
+            write_blocked: false,
+            readers: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            next_id: 0,
+            had_reader: false,
+            crash_detector: CrashDetector::default(),
+            input_logs: InputLogs::default(),
+        }
+    }
+
+    /// The console of a VM that was built without one: it is closed.
+    pub fn disabled() -> Self {
+        Self { closed: true, ..Self::new(1, Overflow::DropOldest) }
+    }
+
+    // What the driver does.
+
+    /// The stream is connected.
+    pub fn handle_connected(&mut self) {
+        self.connected = true;
+    }
+
+    /// The stream is lost or given up; no wait is notified.
+    pub fn disconnect(&mut self) {
+        self.connected = false;
+    }
+
+    /// The bytes that wait to be written to the guest. The driver removes from the front what the
+    /// stream took, or all where the stream has failed: its end is seen by reading.
+    pub fn outgoing(&mut self) -> &mut VecDeque<u8> {
+        &mut self.outgoing
+    }
+
+    /// Whether the driver should watch the stream for writing.
+    pub fn wants_write(&self) -> bool {
+        !self.outgoing.is_empty() || self.write_blocked
+    }
+
+    /// Reports room for input to a writer that waits for it.
+    pub fn handle_writable(&mut self, events: &mut EventQueue) {
+        if self.write_blocked && self.outgoing.len() < WRITE_QUEUE {
+            self.write_blocked = false;
+            events.push(VmEvent::ConsoleWritable);
+        }
+    }
+
+    /// How many bytes the console takes now; zero under back-pressure.
+    pub fn window(&self) -> usize {
+        let slowest = if self.had_reader {
+            self.readers.values().map(Cursor::offset).min().unwrap_or(self.scrollback.end())
+        } else {
+            self.scrollback.start()
+        };
+        self.scrollback.room(slowest).min(self.scrollback.capacity())
+    }
+
+    /// Takes output, at most [`window`](Self::window) bytes. `true` when a line of it is that of a
+    /// kernel panic.
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], events: &mut EventQueue) -> bool {
+        self.scrollback.push(bytes);
+        events.push(VmEvent::ConsoleData);
+        let panicked = self.crash_detector.scan(now, &self.scrollback);
+        self.poll_waits(now, events);
+        panicked
+    }
+
+    /// Takes output that was still in the system when the VM ended, beyond the capacity. The driver
+    /// reads it before [`close`](Self::close), where the overflow policy is [`Overflow::Pause`], up to
+    /// [`DRAIN_LIMIT`]: a slow reader kept it there.
+    pub fn handle_rest(&mut self, bytes: &[u8]) {
+        self.scrollback.grow(bytes.len());
+        self.scrollback.push(bytes);
+    }
+
+    /// The stream has ended. Waits are notified by [`close`](Self::close), or after half a second.
+    pub fn handle_eof(&mut self, now: Instant, events: &mut EventQueue) {
+        self.close_at = Some(now + CLOSE_DELAY);
+        self.mark_closed(now, events);
+    }
+
+    /// The VM has ended: no output follows, and every wait ends.
+    pub fn close(&mut self, now: Instant, events: &mut EventQueue) {
+        self.close_at = None;
+        self.mark_closed(now, events);
+    }
+
+    /// The VM is told to end, so back-pressure ends too: macOS lets no process exit before all that
+    /// it wrote to a terminal was read. A paused scrollback keeps [`DRAIN_LIMIT`] bytes more.
+    pub fn release_back_pressure(&mut self) {
+        if self.scrollback.overflow() == Overflow::Pause {
+            self.scrollback.grow(DRAIN_LIMIT);
+        }
+    }
+
+    /// The guest was reset and boots again.
+    pub fn handle_reboot(&mut self, now: Instant, events: &mut EventQueue) {
+        for wait in self.waits.values_mut() {
+            if let WaitKind::Script(script) = &mut wait.kind {
+                script.handle_reboot();
+            }
+        }
+        self.poll_waits(now, events);
+    }
+
+    /// The power button is pressed, for the input logs.
+    pub fn handle_power_button(&mut self, now: Instant) {
+        self.input_logs.power_button(now, self.scrollback.end());
+    }
+
+    /// When time makes a difference to a wait, or to the crash detector.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        let open = || self.waits.values().filter(|wait| wait.ended.is_none());
+        let waits = open().map(|wait| match &wait.kind {
+            WaitKind::Expect(expect) => expect.poll_timeout(),
+            WaitKind::Script(script) => script.poll_timeout(),
+        });
+        // Without a wait nothing has to be notified.
+        let close = self
+            .close_at
+            .filter(|_| open().next().is_some())
+            .map(|at| Deadline { at, why: "the console closed, how the VM ended is unknown" });
+        let crash = self.crash_detector.poll_timeout().filter(|_| !self.is_paused());
+        waits.chain([close, crash]).fold(None, Deadline::earliest)
+    }
+
+    /// Time has passed. Gives what the kernel's last console lines say about the guest's end, once,
+    /// when no other line has followed them. A paused guest has more to print.
+    pub fn handle_timeout(
+        &mut self,
+        now: Instant,
+        events: &mut EventQueue,
+    ) -> Option<ConsoleCrash> {
+        if self.close_at.is_some_and(|at| at <= now) {
+            self.close_at = None;
+        }
+        self.poll_waits(now, events);
+        if self.is_paused() { None } else { self.crash_detector.poll_crash(now, &self.scrollback) }
+    }
+
+    // What the owner does.
+
+    /// The output that is kept.
+    pub fn scrollback(&self) -> &Scrollback {
+        &self.scrollback
+    }
+
+    /// Whether no more output follows: the stream ended, or the VM.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether a stream is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// A new reader, at the oldest byte that is kept. It exerts back-pressure where the overflow
+    /// policy is [`Overflow::Pause`].
+    pub fn add_reader(&mut self) -> ReaderId {
+        self.had_reader = true;
+        self.add_observer()
+    }
+
+    /// A new observer, at the oldest byte that is kept. Before a reader exists it does not make the
+    /// console keep less.
+    pub fn add_observer(&mut self) -> ReaderId {
+        self.add_at(Cursor::at(self.scrollback.start()))
+    }
+
+    /// Another reader at the place of `reader`.
+    pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
+        self.add_at(self.cursor(reader))
+    }
+
+    /// Removes a reader, and cancels its waits.
+    pub fn remove_reader(&mut self, reader: ReaderId) {
+        self.waits.retain(|_, wait| wait.reader != reader);
+        self.readers.remove(&reader);
+        self.input_logs.remove(reader);
+    }
+
+    /// How many bytes of output precede the next byte of this reader.
+    pub fn offset(&self, reader: ReaderId) -> u64 {
+        self.cursor(reader).offset()
+    }
+
+    /// Bytes that this reader missed, because they were dropped before it read them.
+    pub fn lost(&self, reader: ReaderId) -> u64 {
+        self.cursor(reader).lost()
+    }
+
+    /// Reads unread output, without waiting. Zero when there is none.
+    pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return 0 };
+        cursor.read(&self.scrollback, into)
+    }
+
+    /// Takes all unread output.
+    pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
+        cursor.take(&self.scrollback)
+    }
+
+    /// Takes all unread output, except a UTF-8 character at its end that has not arrived whole.
+    pub fn take_text(&mut self, reader: ReaderId) -> Vec<u8> {
+        let Some(cursor) = self.readers.get_mut(&reader) else { return Vec::new() };
+        let unread = cursor.peek(&self.scrollback);
+        let partial = if self.closed { 0 } else { partial_character_len(unread) };
+        cursor.take_to(&self.scrollback, self.scrollback.end() - partial as u64)
+    }
+
+    /// Queues bytes for the guest and returns how many were taken: fewer than given when the queue
+    /// holds [`WRITE_QUEUE`] bytes; [`VmEvent::ConsoleWritable`] reports room.
+    ///
+    /// # Errors
+    ///
+    /// When the console is closed.
+    pub fn write(&mut self, now: Instant, bytes: &[u8]) -> Result<usize, ConsoleClosed> {
+        if self.closed {
+            return Err(ConsoleClosed);
+        }
+        let taken = bytes.len().min(WRITE_QUEUE.saturating_sub(self.outgoing.len()));
+        self.send(now, InputKind::Plain, &bytes[..taken]);
+        self.write_blocked |= taken < bytes.len();
+        Ok(taken)
+    }
+
+    /// From now on what is written is kept for this reader, until it takes it.
+    pub fn log_input(&mut self, reader: ReaderId) {
+        self.input_logs.add(reader);
+    }
+
+    /// Takes what was written since the last call.
+    pub fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
+        self.input_logs.take(reader)
+    }
+
+    /// Begins a wait at the reader's place. It may end at once, as for a reader that was removed.
+    pub fn begin(
+        &mut self,
+        now: Instant,
+        reader: ReaderId,
+        kind: WaitKind,
+        events: &mut EventQueue,
+    ) -> WaitId {
+        let id = WaitId(self.fresh_id());
+        let began = self.cursor(reader);
+        self.waits.insert(id, PendingWait { reader, began, kind, ended: None });
+        self.poll_wait(now, id, events);
+        id
+    }
+
+    /// Takes the result of a wait that has ended. After that the id is unknown.
+    pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
+        self.waits.get(&id)?.ended.as_ref()?;
+        self.waits.remove(&id)?.ended
+    }
+
+    /// Takes what a streaming script has read since the last call, and lets it read on: all that the
+    /// scrollback has, because only new output is reported by an event.
+    pub fn take_output(&mut self, now: Instant, id: WaitId, events: &mut EventQueue) -> Vec<u8> {
+        let mut bytes = self.take_streamed(id);
+        let goes_on = self.waits.get(&id).is_some_and(|wait| wait.ended.is_none());
+        if goes_on && !bytes.is_empty() {
+            self.poll_wait(now, id, events);
+            bytes.extend(self.take_streamed(id));
+        }
+        bytes
+    }
+
+    /// Cancels a wait. Output that it read and did not hand out is unread again. A command that runs
+    /// is interrupted.
+    pub fn cancel(&mut self, now: Instant, id: WaitId) {
+        let Some(mut wait) = self.waits.remove(&id) else { return };
+        if let Some(cursor) = self.readers.get_mut(&wait.reader) {
+            *cursor = wait.began;
+        }
+        if wait.ended.is_none()
+            && !self.closed
+            && let WaitKind::Script(script) = &mut wait.kind
+            && let Some(bytes) = script.handle_cancel()
+        {
+            self.send(now, script.input_kind(), &bytes);
+        }
+    }
+
+    fn add_at(&mut self, cursor: Cursor) -> ReaderId {
+        let id = ReaderId(self.fresh_id());
+        self.readers.insert(id, cursor);
+        id
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn cursor(&self, reader: ReaderId) -> Cursor {
+        self.readers.get(&reader).copied().unwrap_or(Cursor::at(self.scrollback.end()))
+    }
+
+    /// Whether output stays in the system for want of room.
+    fn is_paused(&self) -> bool {
+        self.connected && self.window() == 0
+    }
+
+    fn send(&mut self, now: Instant, kind: InputKind, bytes: &[u8]) {
+        self.input_logs.written(now, self.scrollback.end(), kind, bytes);
+        self.outgoing.extend(bytes);
+    }
+
+    fn mark_closed(&mut self, now: Instant, events: &mut EventQueue) {
+        if !self.closed {
+            events.push(VmEvent::ConsoleClosed);
+        }
+        self.connected = false;
+        self.closed = true;
+        self.outgoing.clear();
+        self.poll_waits(now, events);
+    }
+
+    /// Takes what a script has streamed. From there on nothing returns by a cancel.
+    fn take_streamed(&mut self, id: WaitId) -> Vec<u8> {
+        let Some(wait) = self.waits.get_mut(&id) else { return Vec::new() };
+        let WaitKind::Script(script) = &mut wait.kind else { return Vec::new() };
+        let bytes = script.take_output();
+        if let Some(cursor) = self.readers.get(&wait.reader)
+            && !bytes.is_empty()
+        {
+            wait.began = *cursor;
+        }
+        bytes
+    }
+
+    fn poll_waits(&mut self, now: Instant, events: &mut EventQueue) {
+        if self.waits.is_empty() {
+            return;
+        }
+        let open: Vec<WaitId> =
+            self.waits.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
+        for id in open {
+            self.poll_wait(now, id, events);
+        }
+    }
+
+    /// Polls one wait until it needs more output or time, or has ended.
+    fn poll_wait(&mut self, now: Instant, id: WaitId, events: &mut EventQueue) {
+        let Some(wait) = self.waits.get_mut(&id) else { return };
+        let log = &self.scrollback;
+        // A wait that begins after the end of the VM has nothing to wait for, nor has one whose
+        // reader does not exist.
+        let over = self.closed && self.close_at.is_none_or(|at| at <= now);
+        let mut at_end = Cursor::at(log.end());
+        let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
+            Some(cursor) => (cursor, over),
+            None => (&mut at_end, true),
+        };
+        wait.ended = match &mut wait.kind {
+            WaitKind::Expect(expect) => expect.poll(now, log, cursor, closed).map(Ended::Expect),
+            WaitKind::Script(script) => loop {
+                match script.poll_output(now, log, cursor, closed) {
+                    ScriptAction::Write(bytes) => {
+                        self.input_logs.written(now, log.end(), script.input_kind(), &bytes);
+                        self.outgoing.extend(&bytes);
+                    }
+                    ScriptAction::Wait => break None,
+                    ScriptAction::Done(result) => break Some(Ended::Script(result)),
+                }
+            },
+        };
+        if wait.ended.is_some() {
+            events.push(VmEvent::Ended(id));
+        }
+    }
+}
+
+/// How many bytes at the end are the beginning of a UTF-8 character, and no more than that.
+fn partial_character_len(bytes: &[u8]) -> usize {
+    (1..=3.min(bytes.len()))
+        .find(|n| {
+            let end = &bytes[bytes.len() - n..];
+            core::str::from_utf8(end)
+                .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+        })
+        .unwrap_or(0)
+}
+
+impl fmt::Debug for ConsoleMux {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleMux")
+            .field("end", &self.scrollback.end())
+            .field("closed", &self.closed)
+            .field("readers", &self.readers.len())
+            .field("waits", &self.waits.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! A console without a stream: output in, input and events out.
+
+use super::*;
+use crate::console::{Expect, Matcher, Outcome};
+use alloc::boxed::Box;
+use alloc::vec;
+
+fn at(millis: u64) -> Instant {
+    Instant::ZERO + Duration::from_millis(millis)
+}
+
+fn expect(pattern: &str, timeout: Option<Duration>) -> WaitKind {
+    WaitKind::Expect(Box::new(Expect::new(Matcher::new([pattern]), Instant::ZERO, timeout)))
+}
+
+fn events(queue: &mut EventQueue) -> Vec<VmEvent> {
+    core::iter::from_fn(|| queue.pop()).collect()
+}
+
+/// Hands in what fits. Gives what did not.
+fn push<'a>(console: &mut ConsoleMux, bytes: &'a [u8], queue: &mut EventQueue) -> &'a [u8] {
+    let (now, later) = bytes.split_at(console.window().min(bytes.len()));
+    console.handle_bytes(at(0), now, queue);
+    later
+}
+
+fn connected(capacity: usize, overflow: Overflow) -> ConsoleMux {
+    let mut console = ConsoleMux::new(capacity, overflow);
+    console.handle_connected();
+    console
+}
+
+#[test]
+fn paused_console_takes_the_rest_at_the_end() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(8, Overflow::Pause);
+    let rest = push(&mut console, b"more than there is room for", &mut queue);
+    assert_eq!((console.scrollback().end(), console.window()), (8, 0));
+    console.release_back_pressure();
+    assert_eq!(push(&mut console, rest, &mut queue), b"");
+    console.handle_rest(b", and what the socket held");
+    console.close(at(1), &mut queue);
+    let reader = console.add_reader();
+    let all = b"more than there is room for, and what the socket held";
+    assert_eq!(console.take(reader), all, "no byte is lost");
+}
+
+#[test]
+fn pause_counts_readers_but_no_observers() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(4, Overflow::Pause);
+    let observer = console.add_observer();
+    push(&mut console, b"abcd", &mut queue);
+    assert_eq!(console.take(observer), b"abcd");
+    assert_eq!(console.window(), 0, "no reader has had it yet");
+    let reader = console.add_reader();
+    assert_eq!(console.take(reader), b"abcd");
+    assert_eq!(console.window(), 4);
+}
+
+#[test]
+fn blocked_writer_is_notified_once_of_room() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(1, Overflow::DropOldest);
+    assert_eq!(console.write(at(0), &vec![b'x'; WRITE_QUEUE + 1]), Ok(WRITE_QUEUE));
+    assert_eq!(console.write(at(0), b"y"), Ok(0), "the queue is full");
+    console.handle_writable(&mut queue);
+    assert_eq!(events(&mut queue), []);
+    console.outgoing().clear();
+    assert!(console.wants_write(), "a writer waits, so the stream is watched");
+    console.handle_writable(&mut queue);
+    console.handle_writable(&mut queue);
+    assert_eq!(events(&mut queue), [VmEvent::ConsoleWritable]);
+    assert!(!console.wants_write());
+}
+
+/// A guest that prints an old log is paused in the middle of it; its kernel has not panicked.
+#[test]
+fn paused_guest_is_not_judged_by_its_silence() {
+    let old = b"[    1.500000] Kernel panic - not syncing: old\r\n[    1.600000] CPU: 0\r\n";
+    for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(ConsoleCrash::Panic))] {
+        let mut queue = EventQueue::default();
+        let mut console = connected(old.len(), Overflow::Pause);
+        let reader = console.add_reader();
+        assert!(console.handle_bytes(at(0), old, &mut queue), "a panic line");
+        assert_eq!(console.poll_timeout(), None);
+        assert_eq!(console.handle_timeout(at(900), &mut queue), None);
+        assert_eq!(console.take(reader), old);
+        console.handle_bytes(at(1000), more, &mut queue);
+        assert!(console.poll_timeout().is_some());
+        assert_eq!(console.handle_timeout(at(1000), &mut queue), want);
+    }
+}
+
+#[test]
+fn cancelled_wait_consumes_nothing() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(64, Overflow::DropOldest);
+    let reader = console.add_reader();
+    let wait = console.begin(at(0), reader, expect("login: ", None), &mut queue);
+    console.handle_bytes(at(0), b"Booting\r\n", &mut queue);
+    console.cancel(at(0), wait);
+    assert_eq!(console.take(reader), b"Booting\r\n");
+    assert_eq!(console.take_ended(wait), None);
+    assert_eq!(events(&mut queue), [VmEvent::ConsoleData]);
+}
+
+#[test]
+fn match_is_the_same_for_any_chunking() {
+    let output = b"Booting\r\nguest login: root\r\n";
+    for cut in 0..=output.len() {
+        let mut queue = EventQueue::default();
+        let mut console = connected(64, Overflow::DropOldest);
+        let reader = console.add_reader();
+        let wait = console.begin(at(0), reader, expect("login: ", None), &mut queue);
+        console.handle_bytes(at(0), &output[..cut], &mut queue);
+        console.handle_bytes(at(0), &output[cut..], &mut queue);
+        assert!(events(&mut queue).contains(&VmEvent::Ended(wait)));
+        let Some(Ended::Expect(Outcome::Matched { output, .. })) = console.take_ended(wait) else {
+            panic!("no match, cut at {cut}");
+        };
+        assert_eq!(output, b"Booting\r\nguest login: ");
+        assert_eq!(console.take(reader), b"root\r\n");
+    }
+}
+
+#[test]
+fn eof_ends_waits_after_a_delay_and_close_at_once() {
+    let mut queue = EventQueue::default();
+    for closes in [false, true] {
+        let mut console = connected(64, Overflow::DropOldest);
+        let reader = console.add_reader();
+        let wait = console.begin(at(0), reader, expect("login: ", None), &mut queue);
+        console.handle_eof(at(10), &mut queue);
+        assert_eq!(events(&mut queue), [VmEvent::ConsoleClosed]);
+        assert!(console.write(at(10), b"x").is_err());
+        assert_eq!(console.poll_timeout().map(|deadline| deadline.at), Some(at(510)));
+        if closes {
+            console.close(at(20), &mut queue);
+        } else {
+            console.handle_timeout(at(510), &mut queue);
+        }
+        assert_eq!(events(&mut queue), [VmEvent::Ended(wait)]);
+        assert!(matches!(console.take_ended(wait), Some(Ended::Expect(Outcome::Closed { .. }))));
+        assert_eq!(console.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn wait_of_an_unknown_reader_ends_at_once() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(64, Overflow::DropOldest);
+    let reader = console.add_reader();
+    console.remove_reader(reader);
+    let wait = console.begin(at(0), reader, expect("x", None), &mut queue);
+    assert_eq!(events(&mut queue), [VmEvent::Ended(wait)]);
+}
+
+#[test]
+fn text_keeps_a_partial_character_until_the_end() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(64, Overflow::DropOldest);
+    let reader = console.add_reader();
+    console.handle_bytes(at(0), "naïve".as_bytes().split_at(3).0, &mut queue);
+    assert_eq!(console.take_text(reader), b"na");
+    console.close(at(0), &mut queue);
+    assert_eq!(console.take_text(reader), [0xc3], "the rest never arrived");
+}

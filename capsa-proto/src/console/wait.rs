@@ -1,0 +1,50 @@
+//! Waits: what reads the console until it has what it wants, and how it ended.
+
+use alloc::boxed::Box;
+use core::fmt;
+
+use super::{CommandOutput, Cursor, Expect, Outcome, Script, ScriptError};
+
+/// A reader of a console: its place in the scrollback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReaderId(pub(super) u64);
+
+/// A wait that was begun and whose result was not taken yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaitId(pub(super) u64);
+
+/// What a wait does.
+pub enum WaitKind {
+    /// Waits for a pattern.
+    Expect(Box<Expect>),
+    /// Runs a script, such as a login or a command.
+    Script(Box<dyn Script + Send>),
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// A wait for a pattern.
+    Expect(Outcome),
+    /// A script.
+    Script(Result<CommandOutput, ScriptError>),
+}
+
+/// A wait and its reader.
+pub(super) struct PendingWait {
+    pub(super) reader: ReaderId,
+    /// The reader's place when it was last given something: a cancelled wait returns there.
+    pub(super) began: Cursor,
+    pub(super) kind: WaitKind,
+    pub(super) ended: Option<Ended>,
+}
+
+impl fmt::Debug for WaitKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A script may hold a password.
+        f.write_str(match self {
+            Self::Expect(_) => "Expect",
+            Self::Script(_) => "Script",
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! [`VmEvent`] and the queue in which it waits for the owner.
+
+use alloc::collections::VecDeque;
+
+use crate::console::WaitId;
+use crate::lifecycle::VmStatus;
+
+/// What happened to a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VmEvent {
+    /// The status changed.
+    Status(VmStatus),
+    /// The VMM answers on its control channel. The guest boots next.
+    ControlReady,
+    /// The guest was reset and boots again.
+    Rebooted,
+    /// The console has new output. Reported once until the owner takes this event.
+    ConsoleData,
+    /// The console takes input again.
+    ConsoleWritable,
+    /// The console is closed: no output follows.
+    ConsoleClosed,
+    /// A wait ended; its result can be taken.
+    Ended(WaitId),
+}
+
+impl VmEvent {
+    /// Whether a second one says no more than the first: the event tells that there is something
+    /// to look at, not what it is.
+    const fn is_edge(&self) -> bool {
+        matches!(self, Self::ConsoleData | Self::ConsoleWritable)
+    }
+}
+
+/// The events that the owner has not taken yet, oldest first.
+///
+/// Its length is bounded by what the owner does: [`VmEvent::ConsoleData`] and
+/// [`VmEvent::ConsoleWritable`] are in it at most once, one [`VmEvent::Ended`] belongs to each wait
+/// that was begun, and the statuses of a lifecycle are few.
+#[derive(Debug, Default)]
+pub struct EventQueue(VecDeque<VmEvent>);
+
+impl EventQueue {
+    /// Adds `event`, unless it would repeat one that is still in the queue.
+    pub fn push(&mut self, event: VmEvent) {
+        if !(event.is_edge() && self.0.contains(&event)) {
+            self.0.push_back(event);
+        }
+    }
+
+    /// Takes the oldest event.
+    pub fn pop(&mut self) -> Option<VmEvent> {
+        self.0.pop_front()
+    }
+
+    /// Whether no event waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_repeats_no_edge_but_keeps_statuses() {
+        let mut queue = EventQueue::default();
+        let data = VmEvent::ConsoleData;
+        let status = VmEvent::Status(VmStatus::Running);
+        for event in [&data, &status, &data, &status] {
+            queue.push(event.clone());
+        }
+        assert_eq!(
+            [queue.pop(), queue.pop(), queue.pop()],
+            [Some(data.clone()), Some(status.clone()), Some(status)]
+        );
+        assert!(queue.is_empty());
+        queue.push(data.clone());
+        assert_eq!(queue.pop(), Some(data), "a taken event is reported again");
+    }
+}
