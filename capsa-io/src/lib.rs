@@ -7,12 +7,11 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`supervisor`] | runs one VM: one descriptor, one deadline, one call |
-//! | [`console`] | the console's bytes, readers and waits |
+//! | [`console`] | the console's stream |
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
 //! | [`run_dir`] | the private directory of a VM, and the sweep |
 //! | [`mod@facts`] | host facts for validation |
-//! | [`input_log`] | the console's input, for recordings |
 //! | [`vsock`] | vsock connections in both directions |
 //! | [`probe`] | probes programs for versions and options |
 //! | `watchdog` | kills child processes when this program dies |
@@ -28,7 +27,6 @@ mod control;
 pub mod ephemeral;
 mod event_pipe;
 pub mod facts;
-pub mod input_log;
 pub mod probe;
 mod process;
 pub mod random;

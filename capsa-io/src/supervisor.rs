@@ -16,7 +16,6 @@ mod launch;
 mod options;
 mod simulation;
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,14 +24,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::backend::HypervisorBackend;
+use capsa_proto::console::{ConsoleMux, Ended, ReaderId, WaitId, WaitKind};
 use capsa_proto::lifecycle::{Action, Input, InvalidState, Lifecycle, StopReport, VmStatus};
 use capsa_proto::plan::{LaunchPlan, ProcessId};
 use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
+use capsa_proto::vm::{EventQueue, VmEvent};
 
 use crate::clock::MonotonicClock;
-use crate::console::{self, Console, Ended, ReaderId, WaitId, WaitKind};
-use crate::control::ControlClient;
+use crate::console::{self, ConsoleStream};
+use crate::control::ControlChannel;
 use crate::event_pipe::EventPipe;
 use crate::process::{ChildProcess, ProcessKeys};
 use crate::run_dir::RunDir;
@@ -60,26 +61,6 @@ const MAX_EXIT_DELAYS: usize = 16;
 /// The delay of a call from which a warning is logged. A busy loop is late by less.
 const LATE_CALL: Duration = Duration::from_secs(1);
 
-/// An event of a VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum VmEvent {
-    /// The status changed.
-    Status(VmStatus),
-    /// The hypervisor answers on its control channel. Next, the guest's vCPUs are started.
-    ControlReady,
-    /// The guest has rebooted.
-    Rebooted,
-    /// The console has new output. Queued once until it is taken.
-    ConsoleData,
-    /// The console accepts input again.
-    ConsoleWritable,
-    /// The console is closed: no more output will come.
-    ConsoleClosed,
-    /// A wait has ended; take its result with [`Supervisor::take_ended`].
-    Ended(WaitId),
-}
-
 /// One VM with its processes, channels and console.
 #[derive(Debug)]
 pub struct Supervisor {
@@ -89,12 +70,13 @@ pub struct Supervisor {
     clock: MonotonicClock,
     poll: Poll,
     processes: Vec<Option<ChildProcess>>,
-    control: ControlClient,
-    console: Console,
+    control: ControlChannel,
+    console: ConsoleMux,
+    console_stream: ConsoleStream,
     event_pipe: Option<EventPipe>,
     readiness: Option<ReadinessCheck>,
     run_dir: Option<RunDir>,
-    events: VecDeque<VmEvent>,
+    events: EventQueue,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
     more: bool,
     /// The bytes that each call may read of each kind; `budgets` holds what the current call may
@@ -134,15 +116,16 @@ impl Supervisor {
             clock: MonotonicClock::new(),
             poll: Poll::new()?,
             processes: plan.processes.iter().map(|_| None).collect(),
-            control: ControlClient::new(plan.control.clone(), CONTROL),
+            control: ControlChannel::new(plan.control.clone(), CONTROL),
             console: match plan.console.mode() {
-                ConsoleMode::Disabled => Console::none(),
-                _ => Console::new(options.scrollback, options.overflow),
+                ConsoleMode::Disabled => ConsoleMux::disabled(),
+                _ => ConsoleMux::new(options.scrollback, options.overflow),
             },
+            console_stream: ConsoleStream::default(),
             event_pipe: None,
             readiness: None,
             run_dir: None,
-            events: VecDeque::new(),
+            events: EventQueue::default(),
             more: false,
             read_budget,
             budgets: Budgets::at_most(read_budget),
@@ -209,14 +192,25 @@ impl Supervisor {
         self.processes.last()?.as_ref().map(ChildProcess::pid)
     }
 
+    /// The time on the VM's clock, which starts when the supervisor is created.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// The console.
-    pub fn console(&self) -> &Console {
+    pub fn console(&self) -> &ConsoleMux {
         &self.console
     }
 
-    /// The console, for reading and writing.
-    pub fn console_mut(&mut self) -> &mut Console {
-        &mut self.console
+    /// Lets `change` read, write or wait on the console, with the current time and the queue for
+    /// events, and moves bytes afterwards.
+    pub fn with_console<T>(
+        &mut self,
+        change: impl FnOnce(&mut ConsoleMux, Instant, &mut EventQueue) -> T,
+    ) -> T {
+        let result = change(&mut self.console, self.clock.now(), &mut self.events);
+        self.console_stream.sync(&mut self.console);
+        result
     }
 
     /// Begins a wait on the console. [`VmEvent::Ended`] reports its end, even if it ends at once.
@@ -236,12 +230,8 @@ impl Supervisor {
         reader: ReaderId,
         make: impl FnOnce(Instant) -> Result<WaitKind, E>,
     ) -> Result<WaitId, E> {
-        let now = self.clock.now();
-        let (id, over) = self.console.begin(now, reader, make(now)?);
-        if over {
-            self.events.push_back(VmEvent::Ended(id));
-        }
-        Ok(id)
+        let kind = make(self.clock.now())?;
+        Ok(self.with_console(|console, now, events| console.begin(now, reader, kind, events)))
     }
 
     /// Listens on a vsock port of the host. `None` when the VM has no such port or has ended.
@@ -272,11 +262,7 @@ impl Supervisor {
 
     /// Takes the output of a streaming wait since the last call.
     pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
-        let (bytes, over) = self.console.take_output(self.clock.now(), id);
-        if over {
-            self.events.push_back(VmEvent::Ended(id));
-        }
-        bytes
+        self.with_console(|console, now, events| console.take_output(now, id, events))
     }
 
     /// Takes the result of a wait that has ended.
@@ -295,7 +281,7 @@ impl Supervisor {
 
     /// The next event; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
-        self.events.pop_front()
+        self.events.pop()
     }
 
     /// Does the pending work, bounded: at most [`READ_BUDGET`](crate::console::READ_BUDGET) bytes
@@ -360,28 +346,12 @@ impl Supervisor {
     }
 
     fn console_ready(&mut self) {
-        let mut ended = Vec::new();
-        let activity =
-            self.console.on_ready(self.clock.now(), &mut self.budgets.console, &mut ended);
+        let now = self.clock.now();
+        let Self { console, console_stream, budgets, events, .. } = self;
+        let activity = console_stream.on_ready(console, now, &mut budgets.console, events);
         self.more |= activity.more;
-        if activity.data {
-            self.push_event_once(VmEvent::ConsoleData);
-        }
-        if activity.writable {
-            self.push_event_once(VmEvent::ConsoleWritable);
-        }
-        if activity.closed {
-            self.events.push_back(VmEvent::ConsoleClosed);
-        }
-        self.events.extend(ended.into_iter().map(VmEvent::Ended));
         if activity.panic {
             self.input(Input::GuestPanicked { certain: false });
-        }
-    }
-
-    fn push_event_once(&mut self, event: VmEvent) {
-        if !self.events.contains(&event) {
-            self.events.push_back(event);
         }
     }
 
@@ -441,12 +411,10 @@ impl Supervisor {
             self.input(Input::Timeout);
         }
         if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
-            let mut ended = Vec::new();
-            self.console.on_time(now, &mut ended);
-            if let Some(word) = self.console.last_word(now) {
-                self.input(Input::ConsoleCrash(word));
+            let crash = self.with_console(|console, _, events| console.handle_timeout(now, events));
+            if let Some(crash) = crash {
+                self.input(Input::ConsoleCrash(crash));
             }
-            self.events.extend(ended.into_iter().map(VmEvent::Ended));
         }
     }
 
@@ -471,14 +439,13 @@ impl Supervisor {
                 Action::Control(message) => {
                     tracing::debug!(message = message.purpose, "control message");
                     if self.plan.power_button.as_ref() == Some(&message) {
-                        self.console.power_button();
+                        self.console.handle_power_button(self.clock.now());
                     }
                     if self.send_to_simulation(&message) {
                         continue;
                     }
-                    if let Some(event) = self.control.send(message, &self.poll) {
-                        self.handle_control_event(event);
-                    }
+                    self.control.send(message, &self.poll);
+                    self.handle_control_events();
                 }
                 Action::Signal(id, signal) => {
                     tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
@@ -486,7 +453,7 @@ impl Supervisor {
                         continue;
                     }
                     if id == self.plan.hypervisor() {
-                        self.console.release_back_pressure();
+                        self.with_console(|console, _, _| console.release_back_pressure());
                     }
                     if let Some(process) = &self.processes[id.0]
                         && let Err(error) = process.signal(signal)
@@ -499,13 +466,11 @@ impl Supervisor {
                     if !matches!(status, VmStatus::Starting) {
                         self.readiness = None;
                     }
-                    self.events.push_back(VmEvent::Status(status));
+                    self.events.push(VmEvent::Status(status));
                 }
                 Action::AnnounceReboot => {
-                    self.events.push_back(VmEvent::Rebooted);
-                    let mut ended = Vec::new();
-                    self.console.rebooted(self.clock.now(), &mut ended);
-                    self.events.extend(ended.into_iter().map(VmEvent::Ended));
+                    self.events.push(VmEvent::Rebooted);
+                    self.with_console(|console, now, events| console.handle_reboot(now, events));
                 }
                 Action::Release => self.release(),
             }
@@ -519,11 +484,8 @@ impl Supervisor {
             tracing::error!(pid = process.pid(), "process survived SIGKILL");
             std::mem::forget(process);
         }
-        let mut ended = Vec::new();
-        if self.console.close(self.clock.now(), &mut ended) {
-            self.events.push_back(VmEvent::ConsoleClosed);
-        }
-        self.events.extend(ended.into_iter().map(VmEvent::Ended));
+        let now = self.clock.now();
+        self.console_stream.close(&mut self.console, now, &mut self.events);
         self.readiness = None;
         self.event_pipe = None;
         self.run_dir = None;
@@ -547,7 +509,7 @@ impl Drop for Supervisor {
             let _entered = self.span.enter();
             tracing::warn!("started VM was dropped without a call of on_ready");
         }
-        self.console.detach();
+        self.console_stream.detach();
         for process in self.processes.iter_mut().rev() {
             *process = None;
         }

@@ -192,7 +192,7 @@ impl VmConsole {
     /// None at present.
     pub async fn read_available(&mut self) -> Result<String> {
         let mut state = self.reader.shared.lock();
-        Ok(lossy(&state.vm.supervisor().console_mut().take_text(self.reader.id)))
+        Ok(lossy(&state.vm.supervisor().with_console(|c, _, _| c.take_text(self.reader.id))))
     }
 
     /// Writes all of `data`, waiting while the input queue is full.

@@ -98,11 +98,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-use capsa_io::console::WaitKind;
 use capsa_io::supervisor::{Options, Supervisor};
 #[cfg(feature = "async")]
 use capsa_proto::console::CommandOutput;
-use capsa_proto::console::{Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence};
+use capsa_proto::console::{
+    Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
+};
 use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
@@ -115,10 +116,9 @@ use crate::console::Match;
 use crate::error::{hint, lossy};
 use crate::{Error, Result};
 
-pub use capsa_io::console::{Ended, ReaderId, WaitId};
-pub use capsa_io::supervisor::VmEvent;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
-pub use capsa_proto::console::{Outcome, Scrollback};
+pub use capsa_proto::console::{Ended, Outcome, ReaderId, Scrollback, WaitId};
+pub use capsa_proto::vm::VmEvent;
 
 #[cfg(feature = "tokio")]
 pub use tokio::TokioVm;
@@ -250,17 +250,17 @@ impl Vm {
     /// Adds a reader of the console, positioned at the oldest byte that is kept. Readers are
     /// independent: each sees all output.
     pub fn add_reader(&mut self) -> ReaderId {
-        self.supervisor.console_mut().add_reader()
+        self.supervisor.with_console(|console, _, _| console.add_reader())
     }
 
     /// Removes a reader and cancels its waits.
     pub fn remove_reader(&mut self, reader: ReaderId) {
-        self.supervisor.console_mut().remove_reader(reader);
+        self.supervisor.with_console(|console, _, _| console.remove_reader(reader));
     }
 
     /// Takes all unread output of this reader; empty when there is none.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
-        self.supervisor.console_mut().take(reader)
+        self.supervisor.with_console(|console, _, _| console.take(reader))
     }
 
     /// Queues bytes for the guest and returns how many were accepted: fewer than given when the
@@ -270,7 +270,8 @@ impl Vm {
     ///
     /// `BrokenPipe` when the console is closed or the VM was built without one.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.supervisor.console_mut().write(bytes)
+        let written = self.supervisor.with_console(|console, now, _| console.write(now, bytes));
+        written.map_err(|closed| io::Error::new(io::ErrorKind::BrokenPipe, closed))
     }
 
     /// Begins to wait for one of `patterns`. The match with the earliest end wins; ties go to the
@@ -416,7 +417,7 @@ impl Vm {
     /// Cancels a wait. Output that it read but did not hand out is unread again. A running command
     /// is interrupted.
     pub fn cancel(&mut self, wait: WaitId) {
-        self.supervisor.console_mut().cancel(wait);
+        self.supervisor.with_console(|console, now, _| console.cancel(now, wait));
     }
 
     /// Kills the VM without waiting, because the last handle was dropped. A VM that was never

@@ -73,7 +73,7 @@ impl VmHandle {
             state.vm.start()?;
             let stdio = self.inner.plan.console.mode() == ConsoleMode::Stdio;
             state.relays += usize::from(stdio);
-            state.started = Some(Instant::now());
+            state.started = Some(state.vm.supervisor().now());
             stdio
         };
         if stdio {

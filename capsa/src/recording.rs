@@ -67,10 +67,11 @@ mod recorder {
     use std::io::{self, BufWriter, Write};
     use std::sync::Arc;
     use std::task::Poll;
-    use std::time::{Duration, Instant, SystemTime};
+    use std::time::{Duration, SystemTime};
 
-    use capsa_io::input_log::{InputRecord, RecordedInput};
     use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
+    use capsa_proto::console::{InputRecord, RecordedInput};
+    use capsa_proto::time::Instant;
     use futures_lite::AsyncReadExt;
     use futures_lite::future::block_on;
 
@@ -102,11 +103,11 @@ mod recorder {
         pub(crate) fn begin(self, shared: &Arc<Shared>) -> Result<()> {
             let reader = ConsoleReader::observer(Arc::clone(shared));
             if self.recording.input {
-                shared.lock().vm.supervisor().console_mut().log_input(reader.id());
+                shared.lock().vm.supervisor().with_console(|c, _, _| c.log_input(reader.id()));
             }
             shared.lock().relays += 1;
             let vm = Arc::clone(shared);
-            let attached = Instant::now();
+            let attached = shared.lock().vm.supervisor().now();
             let spawned =
                 std::thread::Builder::new().name("capsa-record".into()).spawn(move || {
                     let path = self.recording.path;
@@ -153,13 +154,13 @@ mod recorder {
             loop {
                 self.file.flush()?;
                 let n = block_on(reader.read(&mut chunk))?;
-                let now = Instant::now();
-                let (end, lost_now) = {
+                let (now, end, lost_now) = {
                     let mut state = vm.lock();
                     self.begin_at(state.started);
-                    let console = state.vm.supervisor().console_mut();
-                    self.typed.extend(console.take_input_log(reader.id()));
-                    (console.offset(reader.id()), console.lost(reader.id()))
+                    state.vm.supervisor().with_console(|console, now, _| {
+                        self.typed.extend(console.take_input_log(reader.id()));
+                        (now, console.offset(reader.id()), console.lost(reader.id()))
+                    })
                 };
                 if lost_now > lost {
                     let missing = lost_now - lost;
@@ -181,7 +182,7 @@ mod recorder {
         }
 
         fn time(&self, at: Instant) -> Duration {
-            at.saturating_duration_since(self.origin.unwrap_or(self.attached))
+            at.since(self.origin.unwrap_or(self.attached))
         }
 
         /// Records output up to offset `end`, and the input records inside it.
@@ -236,7 +237,8 @@ mod recorder {
             };
             let rest = self.encoder.finish();
             self.file.write_all(rest.as_bytes())?;
-            let line = self.encoder.end(self.time(Instant::now()), end);
+            let now = vm.lock().vm.supervisor().now();
+            let line = self.encoder.end(self.time(now), end);
             self.file.write_all(line.as_bytes())?;
             self.file.flush()
         }

@@ -5,33 +5,35 @@
 use capsa_proto::backend::GuestEvent;
 use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::ProcessId;
+use capsa_proto::vm::ControlEvent;
 
 use super::Supervisor;
-use crate::control::ControlEvent;
 
 impl Supervisor {
     pub(super) fn control_ready(&mut self) {
-        let mut events = Vec::new();
-        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control, &mut events);
-        for event in events {
-            self.handle_control_event(event);
-        }
+        self.more |= self.control.on_ready(&self.poll, &mut self.budgets.control);
+        self.handle_control_events();
     }
 
-    pub(super) fn handle_control_event(&mut self, event: ControlEvent) {
-        match event {
-            ControlEvent::Up => self.check_readiness(),
-            ControlEvent::Reply(message, reply) => {
-                let verdict = self.backend.reply(&message, &reply);
-                self.input(Input::Replied(verdict));
+    pub(super) fn handle_control_events(&mut self) {
+        while let Some(event) = self.control.poll_event() {
+            tracing::debug!(?event, "control event");
+            match event {
+                ControlEvent::Up => self.check_readiness(),
+                ControlEvent::Reply(message, reply) => {
+                    let outcome = self.backend.reply(&message, &reply);
+                    self.input(Input::Replied(outcome));
+                }
+                ControlEvent::Event(event) => self.guest_event(self.backend.event(&event)),
+                ControlEvent::Lost(error) => {
+                    if let Some(error) = error {
+                        tracing::warn!("control channel: {error}");
+                    }
+                    self.input(Input::ControlLost);
+                }
             }
-            ControlEvent::Event(event) => {
-                tracing::debug!(?event, "control event");
-                self.guest_event(self.backend.event(&event));
-            }
-            ControlEvent::Lost => self.input(Input::ControlLost),
+            self.act();
         }
-        self.act();
     }
 
     pub(super) fn guest_event(&mut self, event: Option<GuestEvent>) {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use capsa_proto::lifecycle::Input;
 use capsa_proto::plan::{ConsolePlan, OverlayPlan, ProcessId, Readiness};
 use capsa_proto::time::Instant;
+use capsa_proto::vm::VmEvent;
 
-use super::{CONSOLE, EVENTS, Supervisor, VmEvent, keys};
+use super::{CONSOLE, EVENTS, Supervisor, keys};
 use crate::ephemeral;
 use crate::event_pipe::EventPipe;
 use crate::process::{ChildProcess, Inherited};
@@ -88,8 +89,13 @@ impl Supervisor {
 
     fn open_pty(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {
         let Pty { ours, stdin, stdout } = sys::open_pty()?;
-        self.console.attach(ByteStream::Pty(ours), &self.poll, CONSOLE)?;
+        self.attach_console(ByteStream::Pty(ours))?;
         Ok((stdin, stdout))
+    }
+
+    pub(super) fn attach_console(&mut self, stream: ByteStream) -> io::Result<()> {
+        let Self { console, console_stream, poll, .. } = self;
+        console_stream.attach(console, stream, poll, CONSOLE)
     }
 
     /// Checks whether the process is ready, and schedules the next check if it is not.
@@ -98,7 +104,7 @@ impl Supervisor {
         if self.is_up(check.id) {
             self.readiness = None;
             if check.id == self.plan.hypervisor() {
-                self.events.push_back(VmEvent::ControlReady);
+                self.events.push(VmEvent::ControlReady);
             }
             self.input(Input::Ready(check.id));
             return;
@@ -116,11 +122,11 @@ impl Supervisor {
             Readiness::SocketExists(path) => Path::new(path.as_str()).exists(),
             Readiness::ControlConnected => {
                 if let ConsolePlan::Socket { socket, .. } = &self.plan.console
-                    && !self.console.is_attached()
+                    && !self.console.is_connected()
                     && !self.console.is_closed()
                 {
                     let Ok(stream) = ByteStream::connect(socket.as_str()) else { return false };
-                    if self.console.attach(stream, &self.poll, CONSOLE).is_err() {
+                    if self.attach_console(stream).is_err() {
                         return false;
                     }
                 }

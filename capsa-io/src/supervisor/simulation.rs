@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::backend::ReplyOutcome;
+use capsa_proto::console::ReaderId;
 use capsa_proto::lifecycle::{Exit, Input};
 use capsa_proto::plan::{ConsolePlan, LaunchPlan, Message, ProcessId, Signal};
 use capsa_proto::sim::{GuestSim, SimAction, SimBackend, SimulatedGuest};
 use capsa_proto::time::Instant;
 
 use super::{CONSOLE, Options, Supervisor, keys};
-use crate::console::ReaderId;
 use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{self, Poll, PollSource};
 
@@ -144,7 +144,7 @@ impl Supervisor {
                 simulation.stream = None;
                 Ok(())
             }
-            _ => self.console.attach(stream, &self.poll, CONSOLE),
+            _ => self.console_stream.attach(&mut self.console, stream, &self.poll, CONSOLE),
         });
         Some(begun)
     }

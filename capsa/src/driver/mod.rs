@@ -60,8 +60,8 @@ pub(crate) struct SharedState {
     pub(crate) vm: embed::Vm,
     /// The VM has been `Running`.
     pub(crate) has_run: bool,
-    /// The time of the start.
-    pub(crate) started: Option<Instant>,
+    /// The time of the start, on the VM's clock.
+    pub(crate) started: Option<capsa_proto::time::Instant>,
     /// Threads that still write the VM's output: to standard output or to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
