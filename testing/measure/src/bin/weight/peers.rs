@@ -33,13 +33,13 @@ const PEERS: &[Peer] = &[
     Peer::plain("vm-rs"),
     Peer {
         env: Some(("BOXLITE_DEPS_STUB", "1")),
-        note: ", without its ready-made runtime",
+        note: ", without its prebuilt runtime",
         ..Peer::plain("boxlite")
     },
     Peer {
         wanted: r#"{ version = "*", default-features = false, features = [
             "cloud", "keyring", "local", "net"] }"#,
-        note: ", without its ready-made runtime",
+        note: ", without its prebuilt runtime",
         ..Peer::plain("microsandbox")
     },
 ];
