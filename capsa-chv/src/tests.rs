@@ -1,4 +1,4 @@
-//! Plans to the letter, every reason against, every refusal.
+//! Tests of exact plans, of each blocker and of each violation.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -31,7 +31,7 @@ fn file(head: Vec<u8>) -> FileFacts {
     FileFacts::File { size: 1 << 20, head, writable: true, device: false }
 }
 
-/// An image over another.
+/// A qcow2 image with a raw backing file.
 fn over(base: &str) -> FileFacts {
     over_of(base, ImageFormat::Raw)
 }
@@ -45,8 +45,8 @@ fn over_of(base: &str, format: ImageFormat) -> FileFacts {
     file(overlay.image().pieces[0].1.clone())
 }
 
-/// An image that stands on nothing.
-fn whole() -> FileFacts {
+/// A qcow2 image without a backing file.
+fn standalone() -> FileFacts {
     let FileFacts::File { mut head, .. } = over("/none") else { unreachable!() };
     head[8..20].fill(0);
     file(head)
@@ -69,7 +69,7 @@ fn host() -> HostFacts {
             (path("/k"), file(kernel)),
             (path("/i"), file(vec![1; 1024])),
             (path("/raw"), file(vec![0; 1024])),
-            (path("/plain.qcow2"), whole()),
+            (path("/plain.qcow2"), standalone()),
             (path("/over.qcow2"), over("/raw")),
             (path("/work"), FileFacts::Directory { writable: true }),
             (path("/data"), FileFacts::Directory { writable: true }),
@@ -77,15 +77,15 @@ fn host() -> HostFacts {
     }
 }
 
-fn said(output: &str) -> ProbeResult {
+fn output(output: &str) -> ProbeResult {
     ProbeResult::Output { program: "/opt/bin/ch".into(), output: output.into() }
 }
 
 fn found(hypervisor: &str, helper: &str) -> ProbeReport {
     let mut found = ProbeReport::default();
-    found.insert(KEY, said(hypervisor));
-    found.insert(virtiofsd::KEY, said(helper));
-    found.insert(passt::KEY, said("--vhost-user"));
+    found.insert(KEY, output(hypervisor));
+    found.insert(virtiofsd::KEY, output(helper));
+    found.insert(passt::KEY, output("--vhost-user"));
     found
 }
 
@@ -101,7 +101,7 @@ fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) ->
     Share { host: path(host), guest: guest.into(), mode, mechanism }
 }
 
-/// The smallest machine it runs: no disk, no network, no console.
+/// The smallest VM: no disk, no network, no console.
 fn spec() -> VmSpec {
     VmSpec { network: NetworkMode::None, ..VmSpec::new(path("/k")) }
 }
@@ -119,13 +119,13 @@ fn created(plan: &LaunchPlan) -> &Value {
     }
 }
 
-fn refused(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> String {
+fn rejected(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> String {
     let violations = validate(spec, &BACKEND, host, found).unwrap_err();
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_smallest_machine() {
+fn plan_smallest_vm() {
     let plan = plan(spec());
     assert_eq!(plan.processes.len(), 1);
     assert_eq!(plan.processes[0].program, "/opt/bin/ch");
@@ -149,7 +149,7 @@ fn the_smallest_machine() {
 }
 
 #[test]
-fn the_messages_and_the_way_out() {
+fn plan_has_boot_and_stop_messages() {
     let plan = plan(spec());
     let http = |path| Body::Http { method: "PUT", path, body: None };
     assert_eq!(plan.boot[1].body, http("/api/v1/vm.boot"));
@@ -161,7 +161,7 @@ fn the_messages_and_the_way_out() {
 }
 
 #[test]
-fn a_machine_with_everything() {
+fn plan_vm_with_all_devices() {
     let mut spec = spec();
     spec.initrd = Some(path("/i"));
     spec.resources.cpus = 4;
@@ -235,7 +235,7 @@ fn a_machine_with_everything() {
 }
 
 #[test]
-fn the_event_monitor_tells_how_a_guest_ends() {
+fn pipe_event_maps_guest_events() {
     let event = |source: &str, event: &str| json!({ "source": source, "event": event });
     for (source, name, want) in [
         ("vm", "shutdown", Some(GuestEvent::PoweredOff)),
@@ -252,16 +252,16 @@ fn the_event_monitor_tells_how_a_guest_ends() {
 }
 
 #[test]
-fn a_cpu_that_failed_is_read_from_standard_error() {
-    let said = "cloud-hypervisor:  28.703409s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
+fn stderr_line_reports_failed_vcpu() {
+    let line = "cloud-hypervisor:  28.703409s: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
                 VCPU generated error: VcpuRun(Failed to run vcpu";
-    assert_eq!(BACKEND.stderr_line(said), Some(GuestEvent::CpuFailed));
-    let said = "cloud-hypervisor: <vcpu0> WARN:vmm/src/cpu.rs:278 -- no SMT isolation";
-    assert_eq!(BACKEND.stderr_line(said), None);
+    assert_eq!(BACKEND.stderr_line(line), Some(GuestEvent::CpuFailed));
+    let line = "cloud-hypervisor: <vcpu0> WARN:vmm/src/cpu.rs:278 -- no SMT isolation";
+    assert_eq!(BACKEND.stderr_line(line), None);
 }
 
 #[test]
-fn a_plan_without_programs_names_them() {
+fn plan_without_programs_has_bare_names() {
     let mut spec = spec();
     spec.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let (host, mut found) = (host(), ProbeReport::default());
@@ -275,7 +275,7 @@ fn a_plan_without_programs_names_them() {
 }
 
 #[test]
-fn only_a_machine_that_needs_a_helper_looks_for_it() {
+fn probe_covers_needed_helpers_only() {
     let keys = |spec: Option<&VmSpec>| -> Vec<_> {
         BACKEND.probe(Arch::X86_64, spec).probes.iter().map(|q| q.key).collect()
     };
@@ -284,7 +284,7 @@ fn only_a_machine_that_needs_a_helper_looks_for_it() {
 }
 
 #[test]
-fn the_console_is_named_as_the_architecture_has_it() {
+fn cmdline_console_depends_on_architecture() {
     for (arch, want) in [(Arch::X86_64, "ttyS0"), (Arch::Aarch64, "ttyAMA0")] {
         let line = BACKEND.kernel_cmdline_defaults(&spec(), &HostFacts { arch, ..host() });
         assert_eq!(line.get("console"), Some(want));
@@ -292,7 +292,7 @@ fn the_console_is_named_as_the_architecture_has_it() {
 }
 
 #[test]
-fn what_speaks_against_it() {
+fn availability_lists_blockers() {
     let availability = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
         BACKEND.availability(host, found).blockers.iter().map(ToString::to_string).collect()
     };
@@ -333,7 +333,7 @@ fn what_speaks_against_it() {
 }
 
 #[test]
-fn a_missing_virtiofsd_is_a_lack_until_a_share_needs_it() {
+fn availability_old_virtiofsd_is_missing_feature() {
     let found = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
     let availability = BACKEND.availability(&host(), &found);
     assert!(availability.is_usable());
@@ -352,7 +352,7 @@ fn a_missing_virtiofsd_is_a_lack_until_a_share_needs_it() {
 }
 
 #[test]
-fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
+fn plan_nat_uses_passt_vsock_is_builtin() {
     let plan = plan(VmSpec { network: NetworkMode::Nat, vsock: true, ..spec() });
     let names: Vec<_> = plan.processes.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["passt", KEY]);
@@ -364,13 +364,13 @@ fn nat_is_a_passt_beside_it_and_vsock_is_its_own() {
 }
 
 #[test]
-fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
-    let throw_away = |at, format| Disk { ephemeral: true, ..disk(at, format) };
+fn plan_ephemeral_disk_has_overlay_and_rule() {
+    let ephemeral_disk = |at, format| Disk { ephemeral: true, ..disk(at, format) };
     let plan = plan(VmSpec {
         disks: vec![
-            throw_away("/raw", ImageFormat::Raw),
-            throw_away("/over.qcow2", ImageFormat::Qcow2),
-            Disk { read_only: true, ..throw_away("/plain.qcow2", ImageFormat::Qcow2) },
+            ephemeral_disk("/raw", ImageFormat::Raw),
+            ephemeral_disk("/over.qcow2", ImageFormat::Qcow2),
+            Disk { read_only: true, ..ephemeral_disk("/plain.qcow2", ImageFormat::Qcow2) },
         ],
         ..spec()
     });
@@ -397,7 +397,7 @@ fn an_ephemeral_disk_is_an_overlay_that_landlock_lets_read_what_is_beneath() {
     );
 }
 
-/// What speaks against one disk, on this version and with these images.
+/// The violations of a spec with one disk, on this version and with these images.
 fn blockers(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<String> {
     let mut host = host();
     host.files.extend(images.iter().map(|(at, facts)| (path(at), facts.clone())));
@@ -409,13 +409,13 @@ fn blockers(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<Stri
 }
 
 #[test]
-fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
+fn validate_unsupported_images_rejected() {
     const V53: &str = "cloud-hypervisor v53.0";
     let qcow2 = |at| disk(at, ImageFormat::Qcow2);
-    let throw_away = |disk| Disk { ephemeral: true, ..disk };
+    let ephemeral_disk = |disk| Disk { ephemeral: true, ..disk };
 
     let huge = FileFacts::File { size: 1 << 45, head: vec![], writable: true, device: false };
-    let found = blockers(throw_away(disk("/huge", ImageFormat::Raw)), V53, &[("/huge", huge)]);
+    let found = blockers(ephemeral_disk(disk("/huge", ImageFormat::Raw)), V53, &[("/huge", huge)]);
     assert!(found[0].contains("16 TiB"), "{found:?}");
 
     let relative = [("/rel.qcow2", {
@@ -436,28 +436,28 @@ fn images_that_it_could_not_open_or_would_open_elsewhere_are_refused() {
         .zip(&names[1..])
         .map(|(at, beneath)| (at.as_str(), over_qcow2(beneath)))
         .collect();
-    chain.push(("/10.qcow2", whole()));
+    chain.push(("/10.qcow2", standalone()));
     assert_eq!(blockers(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
-    let found = blockers(throw_away(qcow2("/0.qcow2")), V53, &chain);
+    let found = blockers(ephemeral_disk(qcow2("/0.qcow2")), V53, &chain);
     assert!(found[0].contains("backing chain has 10 images; the limit is 10"), "{found:?}");
 }
 
 #[test]
-fn landlock_is_on_where_the_kernel_has_it_and_else_that_is_said() {
+fn landlock_unavailable_adds_note() {
     for (landlock, on) in [(None, false), (Some(2), false), (Some(3), true), (Some(7), true)] {
         let host = HostFacts { landlock, ..host() };
         let vm = validate(spec(), &BACKEND, &host, &all_found()).unwrap();
         let at = RunDirPlan::new(host.run_dir.clone());
         let plan = BACKEND.plan(&vm, &at, &host, &all_found());
         assert_eq!(created(&plan).get("landlock_enable").is_some(), on, "{landlock:?}");
-        let said = |notes: &[Note]| notes.iter().any(|note| note.text.contains("no Landlock"));
-        assert_eq!(said(&plan.notes), !on);
-        assert_eq!(said(&BACKEND.availability(&host, &all_found()).warnings), !on);
+        let has_note = |notes: &[Note]| notes.iter().any(|note| note.text.contains("no Landlock"));
+        assert_eq!(has_note(&plan.notes), !on);
+        assert_eq!(has_note(&BACKEND.availability(&host, &all_found()).warnings), !on);
     }
 }
 
 #[test]
-fn what_is_refused() {
+fn validate_rejects_unsupported_specs() {
     type Change = Box<dyn Fn(&mut VmSpec)>;
     let p9 = || ShareMechanism::Virtio9p(Virtio9pConfig::default());
     let auto = |mechanism| vec![share("/work", "/w", MountMode::ReadOnly, mechanism)];
@@ -490,58 +490,58 @@ fn what_is_refused() {
     for (change, want) in cases {
         let mut spec = spec();
         change(&mut spec);
-        let said = refused(spec, &host(), &all_found());
-        assert!(said.contains(want), "wanted {want:?}, got {said:?}");
-        assert!(said.contains("[cloud-hypervisor]"), "{said}");
+        let text = rejected(spec, &host(), &all_found());
+        assert!(text.contains(want), "wanted {want:?}, got {text:?}");
+        assert!(text.contains("[cloud-hypervisor]"), "{text}");
     }
 }
 
 #[test]
-fn what_is_refused_for_what_was_found() {
+fn validate_rejects_by_probe_report() {
     let mut shared = spec();
     shared.shares = vec![share("/work", "/w", MountMode::ReadOnly, ShareMechanism::Auto)];
     let old_helper = found("cloud-hypervisor v53.0", "virtiofsd 1.10.1");
-    assert!(refused(shared, &host(), &old_helper).starts_with("shares: "));
+    assert!(rejected(shared, &host(), &old_helper).starts_with("shares: "));
 
     let old = found("cloud-hypervisor v51.1", "virtiofsd 1.14.0");
     let nat = VmSpec { network: NetworkMode::Nat, ..spec() };
-    assert!(refused(nat.clone(), &host(), &old).contains("NAT does not work with version 51.1.0"));
+    assert!(rejected(nat.clone(), &host(), &old).contains("NAT does not work with version 51.1.0"));
     let mut no_passt = all_found();
     no_passt.insert(passt::KEY, ProbeResult::NotFound { tried: vec!["passt".into()] });
-    let said = refused(nat.clone(), &host(), &no_passt);
-    assert!(said.contains("network: passt was not found") && said.contains("qemu"), "{said}");
-    no_passt.insert(passt::KEY, self::said("Usage: passt"));
-    assert!(refused(nat, &host(), &no_passt).contains("no vhost-user mode"));
+    let text = rejected(nat.clone(), &host(), &no_passt);
+    assert!(text.contains("network: passt was not found") && text.contains("qemu"), "{text}");
+    no_passt.insert(passt::KEY, self::output("Usage: passt"));
+    assert!(rejected(nat, &host(), &no_passt).contains("no vhost-user mode"));
     let with = |read_only| VmSpec {
         disks: vec![Disk { read_only, ..disk("/plain.qcow2", ImageFormat::Qcow2) }],
         ..spec()
     };
-    assert!(refused(with(false), &host(), &old).contains("may corrupt qcow2 images"));
+    assert!(rejected(with(false), &host(), &old).contains("may corrupt qcow2 images"));
     assert!(validate(with(true), &BACKEND, &host(), &old).is_ok());
 
     let comma = HostFacts { run_dir: path("/run/a,fd=3"), ..host() };
-    assert!(refused(spec(), &comma, &all_found()).starts_with("run_dir: "));
+    assert!(rejected(spec(), &comma, &all_found()).starts_with("run_dir: "));
 }
 
 #[test]
-fn an_error_is_its_chain() {
+fn reply_error_joins_causes() {
     let message = Message::http("boot the guest", "PUT", "/api/v1/vm.boot", None);
-    let verdict = |status, body: &str| {
+    let outcome = |status, body: &str| {
         BACKEND.reply(&message, &ControlReply::Http { status, body: body.into() })
     };
-    assert_eq!(verdict(204, ""), ReplyOutcome::Done);
-    assert_eq!(verdict(200, "{}"), ReplyOutcome::Done);
+    assert_eq!(outcome(204, ""), ReplyOutcome::Done);
+    assert_eq!(outcome(200, "{}"), ReplyOutcome::Done);
     assert_eq!(
-        verdict(500, r#"["The VM could not boot", "Cannot open kernel file", "No such file"]"#),
+        outcome(500, r#"["The VM could not boot", "Cannot open kernel file", "No such file"]"#),
         ReplyOutcome::Rejected(
             "The VM could not boot: Cannot open kernel file: No such file".to_string()
         )
     );
     for body in ["", "[]", "oops", "[1]"] {
-        let ReplyOutcome::Rejected(said) = verdict(500, body) else {
+        let ReplyOutcome::Rejected(text) = outcome(500, body) else {
             panic!("{body} was not refused")
         };
-        assert!(said.contains("500"), "{said}");
+        assert!(text.contains("500"), "{text}");
     }
     let broken = BACKEND.reply(&message, &ControlReply::Broken("closed".into()));
     assert_eq!(broken, ReplyOutcome::Lost("closed".into()));

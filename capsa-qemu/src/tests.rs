@@ -1,4 +1,4 @@
-//! Plans to the letter, and every refusal.
+//! Tests of exact plans, of each blocker and of each violation.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -33,7 +33,7 @@ fn bz_image() -> Vec<u8> {
     head
 }
 
-/// The header of an image that stands on nothing.
+/// The header of a qcow2 image without a backing file.
 fn qcow2() -> Vec<u8> {
     let overlay = Overlay { over: path("/none"), format: ImageFormat::Raw, virtual_size: 512 };
     let mut head = overlay.image().pieces[0].1.clone();
@@ -69,10 +69,10 @@ fn host() -> HostFacts {
 
 fn found() -> ProbeReport {
     let mut found = ProbeReport::default();
-    let said =
+    let output_of =
         |output: &str| ProbeResult::Output { program: "/bin/q".into(), output: output.into() };
-    found.insert(PROGRAM, said(HELP));
-    found.insert(DEVICES, said(ALL_DEVICES));
+    found.insert(PROGRAM, output_of(HELP));
+    found.insert(DEVICES, output_of(ALL_DEVICES));
     found.insert(
         virtiofsd::KEY,
         ProbeResult::Output { program: "/bin/virtiofsd".into(), output: "virtiofsd 1.14.0".into() },
@@ -101,18 +101,18 @@ fn args(plan: &LaunchPlan) -> String {
     plan.processes.last().unwrap().args.join(" ")
 }
 
-fn refused(spec: VmSpec) -> Vec<(String, Kind)> {
-    refused_on(spec, &host(), &found())
+fn rejected(spec: VmSpec) -> Vec<(String, Kind)> {
+    rejected_on(spec, &host(), &found())
 }
 
-fn refused_on(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<(String, Kind)> {
+fn rejected_on(spec: VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<(String, Kind)> {
     let violations = try_plan(spec, host, found).unwrap_err();
     assert!(violations.iter().all(|v| !v.reason.is_empty() && !v.remedy.is_empty()));
     violations.into_iter().map(|v| (v.field, v.kind)).collect()
 }
 
 #[test]
-fn the_smallest_machine_to_the_letter() {
+fn plan_smallest_vm() {
     assert_eq!(
         args(&plan(spec())),
         "-nodefaults -no-user-config -display none -S -machine q35 -accel kvm -cpu max -smp 1 \
@@ -125,7 +125,7 @@ fn the_smallest_machine_to_the_letter() {
 }
 
 #[test]
-fn the_console_listens_before_the_control_channel() {
+fn plan_console_precedes_control() {
     let plan = plan(VmSpec { console: ConsoleMode::Enabled, ..spec() });
     let args = args(&plan);
     assert!(args.find("console.sock").unwrap() < args.find("qmp.sock").unwrap());
@@ -133,7 +133,7 @@ fn the_console_listens_before_the_control_channel() {
 }
 
 #[test]
-fn disks_always_name_their_format_and_no_path_adds_an_option() {
+fn plan_disks_have_format_and_quoted_paths() {
     let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
     let plan = plan(VmSpec {
         disks: vec![
@@ -158,7 +158,7 @@ fn disks_always_name_their_format_and_no_path_adds_an_option() {
 }
 
 #[test]
-fn shares_take_virtio_fs_and_say_how_to_mount_it() {
+fn plan_shares_use_virtio_fs() {
     let share = Share {
         host: path("/work"),
         guest: "/workspace".into(),
@@ -176,7 +176,7 @@ fn shares_take_virtio_fs_and_say_how_to_mount_it() {
 }
 
 #[test]
-fn auto_falls_back_to_9p_and_says_why() {
+fn plan_without_virtiofsd_uses_9p_with_note() {
     let mut found = found();
     found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["virtiofsd".into()] });
     let share = Share {
@@ -189,19 +189,19 @@ fn auto_falls_back_to_9p_and_says_why() {
     let plan = try_plan(spec.clone(), &host(), &found).unwrap();
     assert_eq!(plan.processes.len(), 1);
     assert!(args(&plan).contains("security_model=none,multidevs=remap,readonly=off"));
-    let why = plan.notes.iter().find(|n| n.text.contains("shared with 9p because")).unwrap();
-    assert!(why.text.contains("virtiofsd was not found"), "{}", why.text);
+    let note = plan.notes.iter().find(|n| n.text.contains("shared with 9p because")).unwrap();
+    assert!(note.text.contains("virtiofsd was not found"), "{}", note.text);
 
     let forced = Share { mechanism: ShareMechanism::VirtioFs(VirtioFsConfig::default()), ..share };
     let spec = VmSpec { shares: vec![forced], ..spec };
     assert_eq!(
-        refused_on(spec, &host(), &found),
+        rejected_on(spec, &host(), &found),
         [("shares[0].mechanism".into(), Kind::Unsupported)]
     );
 }
 
 #[test]
-fn emulation_is_chosen_only_with_a_warning() {
+fn accelerator_emulation_has_warning() {
     let mut host = host();
     host.kvm.cpu_flag = false;
     let automatic = try_plan(spec(), &host, &found()).unwrap();
@@ -211,18 +211,18 @@ fn emulation_is_chosen_only_with_a_warning() {
         "{:?}",
         automatic.notes
     );
-    // Whoever forces KVM where it answers gets it, with a warning.
+    // An explicit request for KVM is accepted with a warning if /dev/kvm works.
     let forced =
         try_plan(VmSpec { accelerator: Accelerator::Kvm, ..spec() }, &host, &found()).unwrap();
     assert!(args(&forced).contains("-accel kvm"));
     assert_eq!(forced.notes.len(), 1);
     host.kvm = KvmFacts::ABSENT;
     let forced = VmSpec { accelerator: Accelerator::Kvm, ..spec() };
-    assert_eq!(refused_on(forced, &host, &found()), [("accelerator".into(), Kind::Unsupported)]);
+    assert_eq!(rejected_on(forced, &host, &found()), [("accelerator".into(), Kind::Unsupported)]);
 }
 
 #[test]
-fn every_problem_is_reported_at_once() {
+fn validate_reports_all_violations() {
     let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
     let share = |host: &str, guest: &str, tag: Option<&str>| Share {
         host: path(host),
@@ -253,7 +253,7 @@ fn every_problem_is_reported_at_once() {
     spec.resources.memory_mb = 5000;
     spec.cmdline.arg("a=b\nc");
     assert_eq!(
-        refused(spec),
+        rejected(spec),
         [
             ("kernel".into(), Kind::WrongType),
             ("initrd".into(), Kind::Missing),
@@ -273,21 +273,21 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
-fn a_command_line_the_kernel_would_cut_is_refused() {
+fn validate_cmdline_too_long_rejected() {
     let mut spec = spec();
     spec.cmdline.arg(format!("a={}", "x".repeat(2048)).as_str());
-    assert_eq!(refused(spec), [("cmdline".into(), Kind::TooLong)]);
+    assert_eq!(rejected(spec), [("cmdline".into(), Kind::TooLong)]);
 }
 
 #[test]
-fn a_run_directory_too_long_for_a_socket_is_refused() {
+fn validate_run_dir_too_long_rejected() {
     let mut host = host();
     host.run_dir = path(&format!("/{}", "r".repeat(100)));
-    assert_eq!(refused_on(spec(), &host, &found()), [("run_dir".into(), Kind::TooLong)]);
+    assert_eq!(rejected_on(spec(), &host, &found()), [("run_dir".into(), Kind::TooLong)]);
 }
 
 #[test]
-fn empty_unreadable_and_wrong_files_are_refused() {
+fn validate_bad_files_rejected() {
     let mut host = host();
     host.files.insert(path("/d.raw"), file(&[], 0));
     host.files.insert(path("/i"), FileFacts::Unreadable("permission denied".into()));
@@ -296,7 +296,7 @@ fn empty_unreadable_and_wrong_files_are_refused() {
         Disk { path: path("/d.raw"), format: ImageFormat::Raw, read_only: false, ephemeral: false };
     let spec = VmSpec { initrd: Some(path("/i")), disks: vec![disk], ..spec() };
     assert_eq!(
-        refused_on(spec, &host, &found()),
+        rejected_on(spec, &host, &found()),
         [
             ("kernel".into(), Kind::WrongFormat),
             ("initrd".into(), Kind::NoAccess),
@@ -306,12 +306,12 @@ fn empty_unreadable_and_wrong_files_are_refused() {
 }
 
 #[test]
-fn what_this_qemu_was_built_without_is_refused() {
+fn validate_missing_build_features_rejected() {
     let mut found = found();
-    let said =
+    let output_of =
         |output: &str| ProbeResult::Output { program: "/bin/q".into(), output: output.into() };
-    found.insert(PROGRAM, said("QEMU emulator version 7.2.22\n"));
-    found.insert(DEVICES, said(""));
+    found.insert(PROGRAM, output_of("QEMU emulator version 7.2.22\n"));
+    found.insert(DEVICES, output_of(""));
     let share = Share {
         host: path("/work"),
         guest: "/w".into(),
@@ -320,21 +320,21 @@ fn what_this_qemu_was_built_without_is_refused() {
     };
     let spec = VmSpec { network: NetworkMode::Nat, shares: vec![share], ..spec() };
     assert_eq!(
-        refused_on(spec, &host(), &found),
+        rejected_on(spec, &host(), &found),
         [("network".into(), Kind::Unsupported), ("shares".into(), Kind::Unsupported),]
     );
 }
 
 #[test]
-fn vsock_is_a_helper_that_is_told_to_end() {
+fn plan_vsock_helper_needs_stop_signal() {
     let mut found = found();
     let with = VmSpec { vsock: true, ..spec() };
     let missing = ProbeResult::NotFound { tried: vec!["vhost-device-vsock".into()] };
     found.insert(vhost_device_vsock::KEY, missing);
-    assert_eq!(refused_on(with.clone(), &host(), &found), [("vsock".into(), Kind::Unsupported)]);
-    let there =
+    assert_eq!(rejected_on(with.clone(), &host(), &found), [("vsock".into(), Kind::Unsupported)]);
+    let installed =
         ProbeResult::Output { program: "/bin/v".into(), output: "vhost-device-vsock 0.3.0".into() };
-    found.insert(vhost_device_vsock::KEY, there);
+    found.insert(vhost_device_vsock::KEY, installed);
     let plan = try_plan(with, &host(), &found).unwrap();
     let helper = &plan.processes[0];
     assert!(!helper.ends_with_hypervisor);
@@ -349,7 +349,7 @@ fn vsock_is_a_helper_that_is_told_to_end() {
 }
 
 #[test]
-fn judge_says_what_it_lacks_without_its_helpers() {
+fn availability_lists_missing_features() {
     let mut found = found();
     found.insert(vhost_device_vsock::KEY, ProbeResult::NotFound { tried: vec!["vdv".into()] });
     found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["vfs".into()] });
@@ -372,7 +372,7 @@ fn judge_says_what_it_lacks_without_its_helpers() {
 }
 
 #[test]
-fn judge_names_what_is_wrong_and_what_to_do() {
+fn availability_blockers_have_remedies() {
     let availability = |answer: ProbeResult| {
         let mut found = ProbeReport::default();
         found.insert(PROGRAM, answer);
@@ -391,7 +391,7 @@ fn judge_names_what_is_wrong_and_what_to_do() {
 }
 
 #[test]
-fn events_say_who_ended_it() {
+fn event_maps_shutdown_reasons() {
     let event = |name: &str, reason: &str| QmpMessage::Event {
         name: name.into(),
         data: serde_json::json!({"guest": true, "reason": reason}),
@@ -411,7 +411,7 @@ fn events_say_who_ended_it() {
 }
 
 #[test]
-fn a_cpu_that_kvm_gives_up_is_read_from_standard_error() {
+fn stderr_line_reports_failed_vcpu() {
     for (line, want) in [
         ("KVM internal error. Suberror: 1", Some(GuestEvent::CpuFailed)),
         ("error: kvm run failed Bad address", Some(GuestEvent::CpuFailed)),
@@ -423,7 +423,7 @@ fn a_cpu_that_kvm_gives_up_is_read_from_standard_error() {
 }
 
 #[test]
-fn a_reboot_restarts_where_that_was_asked_for() {
+fn plan_reboot_restart_resets() {
     let plan = plan(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() });
     assert!(args(&plan).contains("-action reboot=reset,panic=shutdown"));
 }

@@ -1,4 +1,4 @@
-//! Plans to the letter, read back by a strict second reading of the grammar.
+//! Tests of exact plans, and a property test that parses plans with [`grammar`].
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -38,7 +38,7 @@ fn kernel() -> FileFacts {
     file(&head)
 }
 
-/// A Mac on which every file that `spec` names is there and is what it should be.
+/// A macOS host on which each file that `spec` names exists and is valid.
 fn host(spec: &VmSpec) -> HostFacts {
     let disks = spec.disks.iter().map(|disk| match disk.format {
         ImageFormat::Raw => (disk.path.clone(), file(&[0; 16])),
@@ -78,7 +78,7 @@ fn share(host: &str, mechanism: ShareMechanism) -> Share {
     Share { host: path(host), guest: "/w".into(), mode: MountMode::ReadWrite, mechanism }
 }
 
-/// The smallest machine it runs.
+/// The smallest VM.
 pub(crate) fn spec() -> VmSpec {
     VmSpec { initrd: Some(path("/i")), network: NetworkMode::None, ..VmSpec::new(path("/k")) }
 }
@@ -94,7 +94,7 @@ fn plan(spec: VmSpec) -> LaunchPlan {
     try_plan_in("/tmp/c/1", spec).unwrap()
 }
 
-fn refused(spec: VmSpec) -> String {
+fn rejected(spec: VmSpec) -> String {
     let violations = try_plan_in("/tmp/c/1", spec).unwrap_err();
     violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
@@ -108,7 +108,7 @@ fn mac(plan: &LaunchPlan) -> &str {
 }
 
 #[test]
-fn the_smallest_machine() {
+fn plan_smallest_vm() {
     let plan = plan(spec());
     assert_eq!(plan.processes.len(), 1);
     assert_eq!(plan.processes[0].program, "/opt/vfkit");
@@ -122,7 +122,7 @@ fn the_smallest_machine() {
 }
 
 #[test]
-fn a_machine_with_everything() {
+fn plan_vm_with_all_devices() {
     let mut spec = spec();
     spec.kernel = path("/my kernel,1");
     spec.network = NetworkMode::Nat;
@@ -146,7 +146,7 @@ fn a_machine_with_everything() {
 }
 
 #[test]
-fn the_messages_and_the_way_out() {
+fn plan_has_boot_and_stop_messages() {
     let plan = plan(spec());
     let state = |method, body| Body::Http { method, path: "/vm/state", body };
     assert_eq!(plan.boot.len(), 1);
@@ -155,9 +155,9 @@ fn the_messages_and_the_way_out() {
     assert_eq!(plan.quit, StopAction::Signal(Signal::Term));
 }
 
-/// The program in the README, which says no more than this.
+/// The VM of the example in the README.
 #[test]
-fn the_simplest_program_runs_without_another_line() {
+fn plan_readme_example_is_accepted() {
     let disks = vec![Disk { ephemeral: true, ..disk("/rootfs.raw") }];
     let console = ConsoleMode::Enabled;
     let plan = plan(VmSpec { initrd: Some(path("/i")), disks, console, ..VmSpec::new(path("/k")) });
@@ -166,7 +166,7 @@ fn the_simplest_program_runs_without_another_line() {
 }
 
 #[test]
-fn a_panic_stands_still_unless_the_guest_is_to_boot_again() {
+fn cmdline_panic_depends_on_reboot_policy() {
     let of = |on_reboot, console| plan(VmSpec { on_reboot, console, ..spec() });
     for (on_reboot, panic) in [(RebootPolicy::Auto, "panic=0"), (RebootPolicy::Restart, "panic=-1")]
     {
@@ -192,13 +192,13 @@ fn a_panic_stands_still_unless_the_guest_is_to_boot_again() {
 }
 
 #[test]
-fn the_mac_belongs_to_whoever_writes_the_disk() {
+fn mac_depends_on_writable_disks() {
     let with = |disks: Vec<Disk>| VmSpec { disks, network: NetworkMode::Nat, ..spec() };
     let macs = |disks: Vec<Disk>, run_dirs: [&str; 2]| {
         run_dirs.map(|dir| mac(&try_plan_in(dir, with(disks.clone())).unwrap()).to_string())
     };
     let [here, there] = macs(vec![disk("/a")], ["/tmp/c/1", "/tmp/c/2"]);
-    assert_eq!(here, there, "started again, it keeps its address");
+    assert_eq!(here, there, "the MAC address changed at the second start");
     let [other, _] = macs(vec![disk("/b")], ["/tmp/c/1", "/tmp/c/2"]);
     assert_ne!(here, other);
 
@@ -206,12 +206,12 @@ fn the_mac_belongs_to_whoever_writes_the_disk() {
     let ephemeral = Disk { ephemeral: true, ..disk("/a") };
     for disks in [vec![], vec![read_only], vec![ephemeral]] {
         let [first, second] = macs(disks, ["/tmp/c/1", "/tmp/c/2"]);
-        assert_ne!(first, second, "two machines that may run at once need two addresses");
+        assert_ne!(first, second, "two VMs that may run at the same time have one MAC address");
     }
 }
 
 #[test]
-fn a_plan_without_a_program_names_it() {
+fn plan_without_program_has_bare_name() {
     let (spec, mut found) = (spec(), ProbeReport::default());
     let host = host(&spec);
     found.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
@@ -221,7 +221,7 @@ fn a_plan_without_a_program_names_it() {
 }
 
 #[test]
-fn what_speaks_against_it() {
+fn availability_lists_blockers() {
     let mac = host(&spec());
     let availability = |host: &HostFacts, found: &ProbeReport| -> Vec<String> {
         BACKEND.availability(host, found).blockers.iter().map(ToString::to_string).collect()
@@ -255,7 +255,7 @@ fn what_speaks_against_it() {
 }
 
 #[test]
-fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
+fn plan_ephemeral_disk_is_clone() {
     let ephemeral = |at: &str| Disk { ephemeral: true, ..disk(at) };
     let disks = vec![
         disk("/a"),
@@ -276,7 +276,7 @@ fn a_throw_away_disk_is_a_clone_in_the_run_directory() {
 }
 
 #[test]
-fn vsock_ports_have_a_socket_each() {
+fn plan_vsock_ports_have_sockets() {
     let port = |port, direction| VsockPort { port, direction };
     let vsock_ports = vec![port(5, VsockDirection::ToGuest), port(5, VsockDirection::ToHost)];
     let plan = plan(VmSpec { vsock: true, vsock_ports, ..spec() });
@@ -292,7 +292,7 @@ fn vsock_ports_have_a_socket_each() {
 }
 
 #[test]
-fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
+fn validate_block_device_rejected() {
     let spec = VmSpec { disks: vec![disk("/dev/disk4")], ..spec() };
     let mut host = host(&spec);
     assert!(validate(spec.clone(), &BACKEND, &host, &found("v0.6.4")).is_ok());
@@ -303,7 +303,7 @@ fn a_block_device_is_refused_and_a_file_under_dev_is_not() {
 }
 
 #[test]
-fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
+fn validate_kernel_compressed_or_foreign() {
     let mut bz_image = vec![0; 0x206];
     bz_image[0x202..].copy_from_slice(b"HdrS");
     for (head, want) in [
@@ -322,7 +322,7 @@ fn a_kernel_that_needs_unpacking_is_told_from_one_for_another_machine() {
 }
 
 #[test]
-fn what_is_refused() {
+fn validate_rejects_unsupported_specs() {
     type Change = Box<dyn Fn(&mut VmSpec)>;
     let fs = |tag: Option<&str>, cache: Option<&str>| {
         ShareMechanism::VirtioFs(VirtioFsConfig {
@@ -376,13 +376,13 @@ fn what_is_refused() {
     for (change, want) in cases {
         let mut spec = spec();
         change(&mut spec);
-        let said = refused(spec);
-        assert!(said.contains(want), "wanted {want:?}, got {said:?}");
+        let text = rejected(spec);
+        assert!(text.contains(want), "wanted {want:?}, got {text:?}");
     }
 }
 
 #[test]
-fn a_run_directory_that_a_url_would_change_is_refused() {
+fn validate_run_dir_not_url_safe_rejected() {
     for run_dir in ["/tmp/a b", "/tmp/a%41", "/tmp/a?b", "/tmp/ä", "/tmp/a#b"] {
         let violations = try_plan_in(run_dir, spec()).unwrap_err();
         assert_eq!(violations[0].field, "run_dir", "{run_dir}");
@@ -390,7 +390,7 @@ fn a_run_directory_that_a_url_would_change_is_refused() {
 }
 
 #[test]
-fn what_replies_mean() {
+fn reply_outcomes() {
     let plan = plan(spec());
     let get = |reply| BACKEND.reply(&plan.boot[0], &reply);
     let post = |reply| BACKEND.reply(plan.power_button.as_ref().unwrap(), &reply);
@@ -415,8 +415,8 @@ fn what_replies_mean() {
     assert_eq!(post(http(404, "")), ReplyOutcome::Rejected("status 404: ".into()));
 }
 
-/// What vfkit should understand of the plan for `spec`.
-fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
+/// The expected result of parsing the plan for `spec`.
+fn expected(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
     let mut devices: Vec<Value> = Vec::new();
     for (n, disk) in spec.disks.iter().enumerate() {
         let path = match disk.ephemeral && !disk.read_only {
@@ -467,7 +467,7 @@ fn meant(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
     }
 }
 
-/// Paths, most of them plain, some with everything that has a meaning to some parser.
+/// Paths: most of them plain, some with characters that are special to a parser.
 fn any_path() -> impl Strategy<Value = HostPath> {
     prop_oneof![3 => "/[a-z]{1,6}(\\.raw)?", 2 => "/[a-z ,=\"'%?#:\\\\-]{1,8}", 1 => "/\\PC{1,8}"]
         .prop_map(|text| path(&text))
@@ -531,12 +531,12 @@ fn any_spec() -> impl Strategy<Value = VmSpec> {
     )
 }
 
-/// Whatever is accepted, vfkit's parser accepts too, and it understands what was meant.
+/// vfkit's grammar accepts the plan of each valid spec, with the values of the spec.
 #[test]
-fn vfkit_reads_back_what_was_meant() {
-    let (asked, accepted) = (Cell::new(0), Cell::new(0));
+fn plan_parsed_equals_spec() {
+    let (generated, accepted) = (Cell::new(0), Cell::new(0));
     let outcome = TestRunner::default().run(&any_spec(), |spec| {
-        asked.set(asked.get() + 1);
+        generated.set(generated.get() + 1);
         let host = host(&spec);
         let found = found("vfkit version: v0.6.4");
         let Ok(vm) = validate(spec.clone(), &BACKEND, &host, &found) else { return Ok(()) };
@@ -550,9 +550,9 @@ fn vfkit_reads_back_what_was_meant() {
                 _ => None,
             }
         };
-        prop_assert_eq!(grammar::read(args(&plan), head), Ok(meant(&spec, &plan)));
+        prop_assert_eq!(grammar::read(args(&plan), head), Ok(expected(&spec, &plan)));
         Ok(())
     });
     outcome.unwrap();
-    assert!(accepted.get() * 10 > asked.get(), "{} of {}", accepted.get(), asked.get());
+    assert!(accepted.get() * 10 > generated.get(), "{} of {}", accepted.get(), generated.get());
 }
