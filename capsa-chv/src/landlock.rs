@@ -1,9 +1,9 @@
-//! Landlock: the kernel keeps the hypervisor to the files of its machine.
+//! Landlock: the kernel restricts the hypervisor to the files of its VM.
 //!
-//! Cloud Hypervisor makes the rules for what its configuration names. What it does not name is what
-//! stands beneath a qcow2 image, so those get rules of ours. It restricts itself when it boots the
-//! guest. (Its option `--landlock`, for the threads that exist before, is taken only together with a
-//! kernel on the command line, v53.)
+//! Cloud Hypervisor creates the rules for the files that its configuration names. The configuration
+//! does not name the backing files of a qcow2 image, so this module adds rules for them. Cloud
+//! Hypervisor restricts itself when it boots the guest. Its option `--landlock`, which covers the
+//! threads that exist before that, requires a kernel on the command line (v53), so it is not used.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -17,14 +17,14 @@ use capsa_proto::qcow2;
 
 use crate::vm_config;
 
-/// What it asks of the kernel (`vmm/src/landlock.rs`): the version of Linux 6.2.
+/// The Landlock ABI version that Cloud Hypervisor requires (`vmm/src/landlock.rs`): Linux 6.2.
 const MIN_VERSION: u32 = 3;
 
 pub(crate) fn is_on(host: &HostFacts) -> bool {
     host.landlock.is_some_and(|version| version >= MIN_VERSION)
 }
 
-/// Says so where it is not on.
+/// A note if Landlock is off.
 pub(crate) fn note(host: &HostFacts) -> Option<Note> {
     let has = match host.landlock {
         None => "has none".into(),
@@ -42,15 +42,15 @@ pub(crate) fn add_to(config: &mut Value, vm: &ValidatedSpec, host: &HostFacts) {
         return;
     }
     config["landlock_enable"] = json!(true);
-    let mut beneath = BTreeSet::new();
+    let mut backing = BTreeSet::new();
     for disk in vm.disks() {
-        beneath.extend(qcow2::backing_chain(&disk.path, host).unwrap_or_default());
+        backing.extend(qcow2::backing_chain(&disk.path, host).unwrap_or_default());
         if vm_config::needs_overlay(disk) {
-            beneath.insert(disk.path.clone());
+            backing.insert(disk.path.clone());
         }
     }
-    if !beneath.is_empty() {
-        let rules = beneath.iter().map(|path| json!({ "path": path, "access": "r" }));
+    if !backing.is_empty() {
+        let rules = backing.iter().map(|path| json!({ "path": path, "access": "r" }));
         config["landlock_rules"] = rules.collect();
     }
 }

@@ -1,16 +1,22 @@
-//! Cloud Hypervisor as data: what it can do, what to look for, and the exact plan of a machine.
+//! The Cloud Hypervisor backend: its capabilities, its probes and the launch plan of a VM.
 //!
-//! A machine is one `cloud-hypervisor` process, started empty, and before it one virtiofsd for each
-//! share, and a passt for its network. The whole configuration goes over the REST socket in `vm.create`, so no path
-//! passes through an option parser. Its console is a pty of ours as the process's standard input and
-//! output: the serial mode `Tty` loses nothing from the first byte on every version, while the mode
-//! `Socket` drops what was written before somebody connected (before v53).
+//! This crate does no I/O: it computes data from the VM spec, the host facts and the probe report.
 //!
-//! What happens to the guest is read from the event monitor, on a pipe: a power-off, a reboot (which
-//! happens inside the process, so that ending the machine there is ours to do), a panic where the
-//! guest has a driver for the panic device. A reboot ends the shares: virtiofsd takes one connection.
-//! A vCPU that fails looks like a power-off but for a line on standard error, which is read; a
-//! SIGTERM from outside looks like one altogether.
+//! A VM is one `cloud-hypervisor` process. One virtiofsd per share and one passt for NAT start before
+//! it. The process starts without a VM, and `vm.create` on the REST socket carries the whole
+//! configuration, so no path of the user passes through an option parser. The console is a pty that
+//! Capsa opens, as the process's standard input and output: the serial mode `Tty` loses no output on
+//! any version, while the mode `Socket` drops output from before the first connection (before v53).
+//!
+//! The event monitor, on a pipe, reports guest events:
+//!
+//! - a power-off;
+//! - a reboot, which happens inside the process, so Capsa ends the VM if the spec requires it;
+//! - a panic, if the guest has a driver for the panic device.
+//!
+//! A reboot breaks shares, because virtiofsd accepts one connection only. The events of a failed vCPU
+//! are those of a power-off, but a line on standard error identifies it. A SIGTERM from another
+//! process cannot be distinguished from a power-off.
 //!
 //! Facts are from Cloud Hypervisor v53 and its source; older versions are named where they differ.
 
@@ -50,15 +56,15 @@ use capsa_proto::plan::{
 use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
 
-/// The key of its answer in a [`ProbeReport`].
+/// The key of its probe in a [`ProbeReport`].
 pub const KEY: &str = "cloud-hypervisor";
 
-/// The oldest version that honours `image_type`.
+/// The oldest version that supports `image_type`.
 ///
-/// `vm.create` accepts fields it does not know. An older version would therefore drop `image_type`
-/// without a word and guess the format of every disk from its content, which a guest can write:
-/// a raw disk that a guest gave a qcow2 header with a backing file of its choice would open that
-/// file on the host (GHSA-jmr4-g2hv-mjj6).
+/// `vm.create` ignores unknown fields. An older version would therefore ignore `image_type` and detect
+/// the format of each disk from its content, which the guest can write. A guest could write a qcow2
+/// header with any backing file to a raw disk, and the hypervisor would open that file on the host
+/// (GHSA-jmr4-g2hv-mjj6).
 pub const MIN_VERSION: Version = Version::new(50, 1, 0);
 
 /// The Cloud Hypervisor backend.
@@ -69,7 +75,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     guest_os: GuestOsSupport { linux: true },
     boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: true },
     image_formats: ImageFormatSupport { raw: true, qcow2: true },
-    // It has no NAT of its own: passt brings one, where it is found.
+    // passt provides NAT, if it is found.
     network_modes: NetworkModeSupport { none: true, nat: true },
     virtio_fs: true,
     virtio_9p: false,
@@ -79,7 +85,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     reboot_end: true,
     reboot_restart: true,
     vsock: true,
-    // What every architecture has; x86-64 alone goes to 8192.
+    // The limit on all architectures. x86-64 supports 8192.
     max_cpus: Some(255),
     max_memory_mb: None,
 };
@@ -105,7 +111,7 @@ impl HypervisorBackend for CloudHypervisor {
             key: KEY,
             program: KEY,
             env: "CAPSA_CLOUD_HYPERVISOR",
-            // The second is what the release page calls the binary that runs anywhere.
+            // The second is the statically linked binary of the release page.
             candidates: vec![KEY.to_string(), "cloud-hypervisor-static".to_string()],
             args: vec!["--version"],
         }];
@@ -200,7 +206,7 @@ impl HypervisorBackend for CloudHypervisor {
                 "/api/v1/vm.power-button",
                 None,
             )),
-            // SIGTERM would do the same, no more: neither reaches the guest.
+            // SIGTERM has the same effect: neither notifies the guest.
             quit: StopAction::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
             crash_reporting: CrashReporting::Event,
             reset_debounce: Duration::ZERO,
@@ -229,14 +235,14 @@ impl HypervisorBackend for CloudHypervisor {
         }
     }
 
-    /// An error's body is a JSON array of strings, the error and its causes, outermost first.
+    /// The body of an error reply is a JSON array of strings: the error and its causes, outermost first.
     fn reply(&self, _: &Message, reply: &ControlReply) -> ReplyOutcome {
         match (reply.outcome(), reply) {
             (ReplyOutcome::Rejected(plain), ControlReply::Http { body, .. }) => {
                 let chain: Vec<String> = serde_json::from_str(body).unwrap_or_default();
                 ReplyOutcome::Rejected(if chain.is_empty() { plain } else { chain.join(": ") })
             }
-            (verdict, _) => verdict,
+            (outcome, _) => outcome,
         }
     }
 }
@@ -244,17 +250,16 @@ impl HypervisorBackend for CloudHypervisor {
 fn notes(vm: &ValidatedSpec, host: &HostFacts) -> Vec<Note> {
     let spec = vm.spec();
     let mut notes = vm.notes().to_vec();
-    let asked = u64::from(spec.resources.memory_mb);
+    let requested = u64::from(spec.resources.memory_mb);
     let given = vm_config::memory_mb(spec.resources.memory_mb);
-    if given != asked {
+    if given != requested {
         notes.push(Note::info(format!(
-            "memory is {given} MiB instead of {asked}: it comes in multiples of 2 MiB"
+            "memory is {given} MiB instead of {requested}: cloud-hypervisor requires multiples of 2 MiB"
         )));
     }
     notes.extend(landlock::note(host));
     for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
-        notes
-            .push(Note::info(format!("{} has a backing file, which is opened with it", disk.path)));
+        notes.push(Note::info(format!("{} has a backing file, which is opened too", disk.path)));
     }
     notes
 }

@@ -68,7 +68,7 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         if disk.format != ImageFormat::Qcow2 {
             continue;
         }
-        let below = qcow2::backing_chain(&disk.path, host).unwrap_or_default();
+        let backing = qcow2::backing_chain(&disk.path, host).unwrap_or_default();
         let names_relatively = |image: &HostPath| match host.file(image) {
             FileFacts::File { head, .. } => Qcow2Header::parse(head)
                 .and_then(|header| header.backing)
@@ -77,7 +77,7 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         };
         if let Some(version) = found.version(KEY)
             && version < RELATIVE_BACKING
-            && let Some(image) = below.iter().chain([&disk.path]).find(|i| names_relatively(i))
+            && let Some(image) = backing.iter().chain([&disk.path]).find(|i| names_relatively(i))
         {
             reject(
                 format!("disks[{n}].path"),
@@ -88,13 +88,13 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
                 "use cloud-hypervisor 53.0 or later, or set an absolute name: qemu-img rebase -u",
             );
         }
-        if below.len() + usize::from(needs_overlay(disk)) > MAX_BACKING_DEPTH {
+        if backing.len() + usize::from(needs_overlay(disk)) > MAX_BACKING_DEPTH {
             reject(
                 format!("disks[{n}].path"),
                 Kind::OutOfRange,
                 format!(
                     "backing chain has {} images; the limit is {MAX_BACKING_DEPTH}",
-                    below.len()
+                    backing.len()
                 ),
                 "merge the chain into one image: qemu-img convert",
             );

@@ -1,7 +1,7 @@
 //! The body of `vm.create`: the `VmConfig` of `vmm/src/vm_config.rs` (v53).
 //!
-//! Fields it does not know are accepted without a word, so the names here are pinned by a test, and
-//! every one of them exists since [`MIN_VERSION`](crate::MIN_VERSION).
+//! Cloud Hypervisor ignores unknown fields. So a test checks the field names, and each field exists
+//! since [`MIN_VERSION`](crate::MIN_VERSION).
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         "cpus": { "boot_vcpus": cpus, "max_vcpus": cpus },
         "memory": { "size": memory_mb(spec.resources.memory_mb) << 20 },
         "payload": { "kernel": spec.kernel, "cmdline": vm.cmdline() },
-        // Without these two it would give the guest a virtio-console on its own terminal.
+        // Without these two the guest gets a virtio-console on the hypervisor's own terminal.
         "serial": { "mode": if spec.console == ConsoleMode::Disabled { "Off" } else { "Tty" } },
         "console": { "mode": "Off" },
         "pvpanic": true,
@@ -37,7 +37,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         let disks = vm.disks().iter().enumerate();
         config["disks"] = disks.map(|(n, disk)| disk_config(n, disk, at, host)).collect();
     }
-    // virtiofsd and passt map the guest's memory, so it must be shared; nobody else needs that.
+    // virtiofsd and passt map guest memory, so it must be shared with them. Nothing else needs that.
     let has_nat = spec.network == NetworkMode::Nat;
     if has_nat || !vm.shares().is_empty() {
         config["memory"]["shared"] = json!(true);
@@ -63,7 +63,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
     config
 }
 
-/// The throw-away images of the machine's ephemeral disks.
+/// The overlay images of the VM's ephemeral disks.
 pub(crate) fn overlays(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -> Vec<OverlayPlan> {
     let ephemeral = vm.disks().iter().enumerate().filter(|(_, disk)| needs_overlay(disk));
     ephemeral
@@ -74,7 +74,7 @@ pub(crate) fn overlays(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) ->
         .collect()
 }
 
-/// What is read-only needs no overlay, and with one the guest could write.
+/// Whether the disk gets an overlay. A read-only disk gets none, since an overlay would be writable.
 pub(crate) fn needs_overlay(disk: &Disk) -> bool {
     disk.ephemeral && !disk.read_only
 }
@@ -111,7 +111,7 @@ pub(crate) fn has_backing_file(disk: &Disk, host: &HostFacts) -> bool {
         && qcow2::backing_chain(&disk.path, host).is_ok_and(|below| !below.is_empty())
 }
 
-/// Guest memory in MiB: a multiple of 2, as it has to be, and never less than asked for.
-pub(crate) fn memory_mb(asked: u32) -> u64 {
-    u64::from(asked).next_multiple_of(2)
+/// Guest memory in MiB, rounded up to a multiple of 2, which Cloud Hypervisor requires.
+pub(crate) fn memory_mb(requested: u32) -> u64 {
+    u64::from(requested).next_multiple_of(2)
 }

@@ -206,7 +206,7 @@ impl ConsolePlan {
 /// A message to the hypervisor's control channel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message {
-    /// What it is for, in a few words: `let the guest go`.
+    /// What it is for, in a few words: `start the guest`.
     pub purpose: &'static str,
     /// What is sent.
     #[serde(flatten)]

@@ -31,8 +31,8 @@ const HVF: &str = "hvf";
 /// One host thread per vCPU.
 const EMULATION: &str = "tcg,thread=multi";
 
-pub(crate) fn choose(asked: Accelerator, host: &HostFacts) -> AcceleratorChoice {
-    match asked {
+pub(crate) fn choose(requested: Accelerator, host: &HostFacts) -> AcceleratorChoice {
+    match requested {
         Accelerator::Kvm => kvm(host),
         Accelerator::Hvf if host.os == Os::MacOs => AcceleratorChoice::of(HVF),
         Accelerator::Hvf => {

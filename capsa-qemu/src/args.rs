@@ -1,8 +1,8 @@
-//! How a checked specification becomes arguments.
+//! Turns a validated spec into QEMU's arguments and the launch plan.
 //!
-//! `-nodefaults` and `-no-user-config`: the machine has what stands here and nothing else. Every
-//! option that takes a comma list gets its paths with commas doubled, and disks go in as JSON, so
-//! that no path can add an option.
+//! With `-nodefaults` and `-no-user-config` the VM has only the devices of this module. No path can
+//! add an option: options with comma-separated values get paths with doubled commas, and disks are
+//! JSON.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -27,8 +27,8 @@ use crate::{PROGRAM, accel};
 const CONTROL_SOCKET: &str = "qmp.sock";
 const CONSOLE_SOCKET: &str = "console.sock";
 
-/// SeaBIOS, when it finds that it has run before, resets the machine once more to get a clean copy of
-/// itself: 40 ms later on an idle host.
+/// At a reboot SeaBIOS resets the VM a second time, to get a clean copy of itself: 40 ms later on an
+/// idle host. Resets within this time count as one.
 const FIRMWARE_RESETS_WITHIN: Duration = Duration::from_millis(250);
 
 pub(crate) fn plan(
@@ -45,7 +45,7 @@ pub(crate) fn plan(
     notes.extend(accel.notes.iter().cloned());
 
     let mut args = QemuArgs::default();
-    args.machine(vm, host, accel.accel);
+    args.base(vm, host, accel.accel);
     args.sandbox(found);
     args.boot(vm);
     args.console(spec.console, at);
@@ -85,7 +85,7 @@ pub(crate) fn plan(
         processes,
         control: ControlPlan { protocol: Protocol::Qmp, socket: at.socket(CONTROL_SOCKET) },
         event_pipe: None,
-        // QEMU makes its own (`snapshot=on`).
+        // QEMU creates the overlays (`snapshot=on`).
         overlays: Vec::new(),
         console: match spec.console {
             ConsoleMode::Disabled => ConsolePlan::None,
@@ -94,11 +94,11 @@ pub(crate) fn plan(
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
             Message::qmp("agree on capabilities", "qmp_capabilities"),
-            Message::qmp("let the guest go", "cont"),
+            Message::qmp("start the guest", "cont"),
         ],
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         quit: StopAction::Control(Message::qmp("quit", "quit")),
-        // `-action` has it so.
+        // `-action` above configures this.
         crash_reporting: CrashReporting::EventThenExit,
         reset_debounce: FIRMWARE_RESETS_WITHIN,
         cmdline: vm.cmdline().to_string(),
@@ -116,23 +116,24 @@ impl QemuArgs {
         self.0.extend(args.iter().map(ToString::to_string));
     }
 
-    fn machine(&mut self, vm: &ValidatedSpec, host: &HostFacts, accel: &str) {
+    /// The machine type, CPUs and memory.
+    fn base(&mut self, vm: &ValidatedSpec, host: &HostFacts, accel: &str) {
         let resources = &vm.spec().resources;
         self.push(&["-nodefaults", "-no-user-config", "-display", "none", "-S"]);
-        let mut machine = match host.arch {
+        let mut machine_type = match host.arch {
             Arch::Aarch64 => "virt".to_string(),
             _ => "q35".to_string(),
         };
         let has_fs =
             vm.shares().iter().any(|s| matches!(s.mechanism, PlannedMechanism::VirtioFs { .. }));
         if has_fs || vm.spec().vsock {
-            // The helpers read and write the guest's memory themselves.
+            // The helper processes map guest memory.
             let size = resources.memory_mb;
             let memory = format!("memory-backend-memfd,id=ram,size={size}M,share=on");
             self.push(&["-object", &memory]);
-            machine.push_str(",memory-backend=ram");
+            machine_type.push_str(",memory-backend=ram");
         }
-        self.push(&["-machine", &machine, "-accel", accel, "-cpu", "max"]);
+        self.push(&["-machine", &machine_type, "-accel", accel, "-cpu", "max"]);
         self.push(&["-smp", &resources.cpus.to_string()]);
         self.push(&["-m", &format!("{}M", resources.memory_mb)]);
         let reboot = match vm.spec().on_reboot {
@@ -143,7 +144,7 @@ impl QemuArgs {
         self.push(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]);
     }
 
-    /// QEMU's own seccomp filter, where it was built with one.
+    /// QEMU's seccomp filter, if this QEMU was built with it.
     fn sandbox(&mut self, found: &ProbeReport) {
         if found.output(PROGRAM).is_some_and(|help| help.contains("-sandbox on")) {
             self.push(&[
@@ -161,7 +162,7 @@ impl QemuArgs {
         self.push(&["-append", vm.cmdline()]);
     }
 
-    /// Before the control channel: when that listens, this does.
+    /// Must come before `control`: once the control socket listens, this one does too.
     fn console(&mut self, mode: ConsoleMode, at: &RunDirPlan) {
         if mode != ConsoleMode::Disabled {
             self.listener("console", &at.socket(CONSOLE_SOCKET));
@@ -181,9 +182,9 @@ impl QemuArgs {
 
     fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
         let format = disk.format.as_str();
-        // What is read-only needs no overlay, and with one the guest could write.
+        // A read-only disk gets no overlay, since an overlay would be writable.
         if disk.ephemeral && !disk.read_only {
-            // The overlay is an unlinked temporary file: a crash leaves nothing.
+            // The overlay is an unlinked temporary file, so a crash leaves no file behind.
             let path = comma(&disk.path);
             self.push(&[
                 "-drive",
@@ -209,7 +210,7 @@ impl QemuArgs {
 
     fn network(&mut self, mode: NetworkMode) {
         if mode == NetworkMode::Nat {
-            // No boot ROM: the kernel is given, and reading it costs time.
+            // No boot ROM: QEMU boots the kernel directly, and loading a ROM takes time.
             self.push(&["-netdev", "user,id=net0"]);
             self.push(&["-device", "virtio-net-pci,netdev=net0,romfile="]);
         }
@@ -248,7 +249,7 @@ impl QemuArgs {
     }
 }
 
-/// A path in a comma list: QEMU takes a doubled comma for one.
+/// A path in a comma-separated value: QEMU parses a doubled comma as one comma.
 fn comma(path: &HostPath) -> String {
     path.as_str().replace(',', ",,")
 }

@@ -1,18 +1,20 @@
-//! QEMU as a Capsa backend: data only.
+//! The QEMU backend: its capabilities, its probes and the launch plan of a VM.
 //!
-//! It is the backend that runs anywhere: with KVM where that is really usable, with
-//! Hypervisor.framework on macOS, and in software emulation otherwise, which is slow and said to be.
-//! It is also the one with virtio-9p shares and with NAT that needs no privileges.
+//! This crate does no I/O: it computes data from the VM spec, the host facts and the probe report.
 //!
-//! The facts behind this were measured on QEMU 7.2 and 10.0 (q35, Debian's kernels 6.1 and 6.12).
-//! The machine starts paused (`-S`): console and control are connected first, and then `cont` lets
-//! the guest go, so not one byte of early output is lost.
+//! This backend runs on every host: with KVM if it is usable, with Hypervisor.framework on macOS, and
+//! otherwise in software emulation, with a warning because it is slow. It supports virtio-9p shares,
+//! and NAT without privileges or a helper process.
 //!
-//! | file | what is in it |
+//! The facts here were measured on QEMU 7.2 and 10.0 (q35, Debian's kernels 6.1 and 6.12). The VM
+//! starts paused (`-S`). Capsa connects the console and the control channel and then sends `cont`, so
+//! no early output is lost.
+//!
+//! | file | content |
 //! | --- | --- |
-//! | `lib.rs` | what it can do, what it needs, how it is talked to |
-//! | `args.rs` | how a checked specification becomes arguments |
-//! | `accel.rs` | which accelerator, and why |
+//! | `lib.rs` | capabilities, probes, availability, validation, events |
+//! | `args.rs` | turns a validated spec into arguments |
+//! | `accel.rs` | chooses the accelerator |
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -44,12 +46,12 @@ use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::{LaunchPlan, Note, RunDirPlan};
 use capsa_proto::spec::{NetworkMode, ShareMechanism, VmSpec};
 
-/// The oldest QEMU this can drive: `-action` came with 6.0, and 6.2 is the oldest still in use.
+/// The oldest supported QEMU. `-action` exists since 6.0; 6.2 is the oldest version still in use.
 pub const MIN_VERSION: Version = Version::new(6, 2, 0);
 
-/// What QEMU is asked: its options (the first line has the version).
+/// The key of the probe for QEMU's options and its version, which the first line has.
 const PROGRAM: &str = "qemu";
-/// What QEMU is asked: its devices.
+/// The key of the probe for QEMU's devices.
 const DEVICES: &str = "qemu.devices";
 
 const CAPABILITIES: BackendCapabilities = BackendCapabilities {
@@ -65,7 +67,7 @@ const CAPABILITIES: BackendCapabilities = BackendCapabilities {
     reboot_end: true,
     reboot_restart: true,
     vsock: true,
-    // q35 without an IOMMU; more need interrupt remapping.
+    // The limit of q35 without an IOMMU. More vCPUs need interrupt remapping.
     max_cpus: Some(255),
     max_memory_mb: None,
 };
@@ -83,7 +85,7 @@ impl Qemu {
     fn probe(arch: Arch, key: &'static str, args: Vec<&'static str>) -> Probe {
         let candidates = vec![
             format!("qemu-system-{}", arch.as_str()),
-            // Red Hat and its kin keep it out of PATH.
+            // Red Hat and related distributions install it outside of PATH.
             "/usr/libexec/qemu-kvm".to_string(),
         ];
         Probe { key, program: PROGRAM, env: "CAPSA_QEMU", candidates, args }
@@ -114,14 +116,14 @@ impl HypervisorBackend for Qemu {
     }
 
     fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability {
-        let how = match host.os {
+        let command = match host.os {
             Os::MacOs => "brew install qemu",
             _ => {
                 "apt-get install qemu-system-x86 (Debian), dnf install qemu-kvm (Fedora), or set \
                  CAPSA_QEMU"
             }
         };
-        let install = format!("install QEMU {MIN_VERSION} or later: {how}");
+        let install = format!("install QEMU {MIN_VERSION} or later: {command}");
         let name = format!("qemu-system-{}", host.arch.as_str());
         let what =
             found.version_blocker(PROGRAM, &name, MIN_VERSION, "older versions are untested");
@@ -174,8 +176,8 @@ impl HypervisorBackend for Qemu {
         nat.for_each(|reason| reject("network", reason));
         let vsock = vsock_blocker(host, found).into_iter().filter(|_| spec.vsock);
         vsock.for_each(|reason| reject("vsock", reason));
-        let asks_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
-        if spec.shares.iter().any(|share| asks_9p(&share.mechanism))
+        let is_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
+        if spec.shares.iter().any(|share| is_9p(&share.mechanism))
             && let Some(reason) = missing_device(found, "virtio-9p-pci")
         {
             reject("shares", reason);
@@ -193,7 +195,7 @@ impl HypervisorBackend for Qemu {
         args::plan(vm, at, host, found)
     }
 
-    /// It stays then, with the guest paused for good.
+    /// A failed vCPU. QEMU keeps running with the guest paused.
     fn stderr_line(&self, line: &str) -> Option<GuestEvent> {
         let failed = ["KVM internal error", "error: kvm run failed", "KVM: entry failed"];
         failed.iter().any(|words| line.starts_with(words)).then_some(GuestEvent::CpuFailed)
@@ -247,8 +249,8 @@ fn missing_device(found: &ProbeReport, device: &str) -> Option<Reason> {
 }
 
 /// A warning for every guest that runs in software emulation.
-fn emulation_note(why: &str) -> Note {
-    Note::warning(format!("the guest runs in software emulation, 10 to 30 times slower: {why}"))
+fn emulation_note(reason: &str) -> Note {
+    Note::warning(format!("the guest runs in software emulation, 10 to 30 times slower: {reason}"))
 }
 
 #[cfg(test)]

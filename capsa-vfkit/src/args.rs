@@ -1,7 +1,7 @@
-//! The command line of a machine.
+//! The command line of a VM.
 //!
-//! `--device` splits its value at every comma and has no way to quote one, so whoever gets here has
-//! no comma in a path: see [`validate`](crate::validate). The three kernel flags take any text as it is;
+//! `--device` splits its value at each comma and supports no quotes. A path in a spec must not contain
+//! a comma: [`validate`](crate::validate) rejects it. The three kernel flags accept any text unchanged;
 //! `--bootloader linux,…`, which vfkit's manual prefers, would corrupt a quoted kernel argument.
 
 use alloc::format;
@@ -20,14 +20,14 @@ pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<
 
     flag("--cpus", spec.resources.cpus.to_string());
     flag("--memory", spec.resources.memory_mb.to_string());
-    // All three or none; there is always an initrd, because the capability table asks for one.
+    // vfkit requires all three or none. The capability table requires an initrd.
     flag("--kernel", spec.kernel.to_string());
     if let Some(initrd) = &spec.initrd {
         flag("--initrd", initrd.to_string());
     }
     flag("--kernel-cmdline", vm.cmdline().to_string());
 
-    // The guest sees disks in the order given: vda, vdb, …
+    // The guest's device names follow this order: vda, vdb, …
     for (n, disk) in vm.disks().iter().enumerate() {
         let read_only = if disk.read_only { ",readonly" } else { "" };
         let path = if is_cloned(disk) { clone_path(n, at) } else { disk.path.clone() };
@@ -37,10 +37,10 @@ pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<
         flag("--device", format!("virtio-fs,sharedDir={},mountTag={}", share.host, share.tag));
     }
     if spec.network == NetworkMode::Nat {
-        // A bare `virtio-net` is an error, and without `mac` the address would be random.
+        // A bare `virtio-net` is an error. Without `mac` the address is random.
         flag("--device", format!("virtio-net,nat,mac={}", mac(vm, at)));
     }
-    // One device, however many times it is given; each time a port of it.
+    // The guest has one vsock device. Each `--device virtio-vsock` adds a port to it.
     if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &spec.vsock_ports) {
         for NamedPort { port, socket } in ports {
             let mode = match port.direction {
@@ -59,12 +59,12 @@ pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<
     args
 }
 
-/// Whether the guest writes to a clone of this disk. What is read-only needs none.
+/// Whether the guest writes to a clone of this disk. A read-only disk needs none.
 pub(crate) fn is_cloned(disk: &Disk) -> bool {
     disk.ephemeral && !disk.read_only
 }
 
-/// The clones of the machine's throw-away disks: vfkit has raw images alone, which stand on no others.
+/// The clones of the VM's ephemeral disks. vfkit supports raw images only, so there are no overlays.
 pub(crate) fn clones(vm: &ValidatedSpec, at: &RunDirPlan) -> Vec<OverlayPlan> {
     let cloned = vm.disks().iter().enumerate().filter(|(_, disk)| is_cloned(disk));
     cloned
@@ -76,11 +76,11 @@ fn clone_path(n: usize, at: &RunDirPlan) -> HostPath {
     at.path().join(&format!("disk{n}.raw"))
 }
 
-/// The address of the machine's network card: locally administered, unicast.
+/// The MAC address of the VM's network card: locally administered, unicast.
 ///
-/// macOS leases IP addresses by it, so a machine that is started again should have it again, and two
-/// that run at once must not share it. A disk that is written belongs to one machine at a time and
-/// so gives it an identity; without one, the run directory does.
+/// macOS leases IP addresses per MAC address. So a VM should have the same address at each start, and
+/// two VMs that run at the same time must have different ones. A writable disk is used by one VM at a
+/// time, so the address is a hash of the writable disks' paths, or else of the run directory.
 fn mac(vm: &ValidatedSpec, at: &RunDirPlan) -> String {
     let is_written = |disk: &&Disk| !disk.read_only && !disk.ephemeral;
     let mut written = vm.disks().iter().filter(is_written).map(|disk| &disk.path).peekable();
@@ -96,7 +96,7 @@ fn mac(vm: &ValidatedSpec, at: &RunDirPlan) -> String {
     text
 }
 
-/// 64-bit FNV-1a over paths, each ended by the one byte a path cannot hold.
+/// 64-bit FNV-1a over paths, each terminated by NUL, which a path cannot contain.
 fn fnv1a<'a>(paths: impl Iterator<Item = &'a HostPath>) -> u64 {
     paths
         .flat_map(|path| path.as_str().bytes().chain([0]))

@@ -1,13 +1,12 @@
-//! vfkit's command line grammar, read strictly: the naive twin of [`args`](crate::args).
+//! A strict parser of vfkit's command line, to check [`args`](crate::args) in tests.
 //!
-//! It knows only the flags and devices that a plan uses, and refuses at least what vfkit v0.6.4
-//! refuses of these. What it makes of a line is compared with what vfkit's own parser made of it, in
-//! [`oracle`](crate::oracle).
+//! It supports only the flags and devices that a plan uses. Of these it rejects at least what vfkit
+//! v0.6.4 rejects. [`oracle`](crate::oracle) compares its results with those of vfkit's own parser.
 //!
 //! ```text
 //! line   = *( flag value )              ; pflag: a value may begin with "-"
 //! device = kind *( "," [ option ] )     ; no quotes, no escapes
-//! option = key [ "=" value ]            ; the value ends at the comma, and nothing else ends it
+//! option = key [ "=" value ]            ; the value ends at the comma, and only there
 //! ```
 
 use alloc::format;
@@ -16,7 +15,7 @@ use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
-/// A line as vfkit understands it.
+/// A command line, parsed.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct ParsedArgs {
     pub(crate) vcpus: Option<u32>,
@@ -28,7 +27,7 @@ pub(crate) struct ParsedArgs {
     pub(crate) rest: Option<String>,
 }
 
-/// Reads a line. `head` gives the first bytes of a file, where there is one.
+/// Parses a command line. `head` returns the first bytes of a file, `None` if it does not exist.
 pub(crate) fn read(
     argv: &[String],
     head: impl Fn(&str) -> Option<Vec<u8>>,
@@ -36,7 +35,8 @@ pub(crate) fn read(
     let mut line = ParsedArgs::default();
     for pair in argv.chunks(2) {
         let [flag, value] = pair else { return Err(format!("{} has no value", pair[0])) };
-        let number = || value.parse().map_err(|_| format!("{flag} {value:?} is no number"));
+        let number =
+            || value.parse().map_err(|_| format!("invalid {flag} {value:?}: expected a number"));
         let text = || Some(value.clone());
         match flag.as_str() {
             "--cpus" => line.vcpus = Some(number()?),
@@ -79,13 +79,13 @@ fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, S
             ("virtio-net", ("nat", None)) => ("nat", true.into()),
             ("virtio-net", ("mac", Some(mac))) => ("macAddress", mac_address(mac)?.into()),
             ("virtio-vsock", ("port", Some(port))) => {
-                let port: u32 = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+                let port: u32 = port.parse().map_err(|_| format!("invalid port {port:?}"))?;
                 ("port", port.into())
             }
             ("virtio-vsock", ("socketURL", Some(path))) => ("socketURL", plain_path(path)?.into()),
             ("virtio-vsock", ("listen", None)) => ("listen", true.into()),
             ("virtio-vsock", ("connect", None)) => {
-                // What is false is not shown.
+                // vfkit's output omits keys that are false.
                 shown.as_object_mut().expect("made above").remove("listen");
                 continue;
             }
@@ -116,14 +116,14 @@ fn image(head: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Go's `net.ParseMAC`, of what it takes only six pairs with colons; and it must be one that a
-/// network card of ours may have.
+/// Parses a MAC address: of the forms that Go's `net.ParseMAC` accepts, only six pairs with colons.
+/// The address must be locally administered and unicast.
 fn mac_address(text: &str) -> Result<&str, String> {
     let bytes: Vec<u8> = text
         .split(':')
         .map(|pair| match pair.len() {
             2 => u8::from_str_radix(pair, 16).map_err(|error| error.to_string()),
-            _ => Err(format!("{pair:?} is no pair")),
+            _ => Err(format!("invalid byte {pair:?}: expected two digits")),
         })
         .collect::<Result<_, _>>()?;
     match bytes.as_slice() {
@@ -132,23 +132,23 @@ fn mac_address(text: &str) -> Result<&str, String> {
     }
 }
 
-/// Go's `url.ParseRequestURI`: the path it would listen on.
+/// The path that vfkit listens on, after Go's `url.ParseRequestURI`.
 fn unix_uri(text: &str) -> Result<String, String> {
     let path = text.strip_prefix("unix://").ok_or("invalid scheme")?;
     if !path.starts_with('/') {
         return Err("invalid unix uri: host is forbidden".into());
     }
     if path.contains(['%', '?', '#']) || path.chars().any(char::is_control) {
-        return Err("it would be read as another path".into());
+        return Err("vfkit would decode it as another path".into());
     }
     Ok(path.to_string())
 }
 
-/// A path that Go's `url.Parse` gives back as it is, escaped or not.
+/// Checks that Go's `url.Parse` returns the path unchanged, escaped or not.
 fn plain_path(path: &str) -> Result<&str, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     match path.starts_with('/') && path.bytes().all(plain) {
         true => Ok(path),
-        false => Err(format!("{path} would be read as another path")),
+        false => Err(format!("vfkit would decode {path} as another path")),
     }
 }

@@ -1,31 +1,39 @@
-//! vfkit as data: what it can do, what to look for, and the exact plan of a machine.
+//! The vfkit backend: its capabilities, its probe and the launch plan of a VM.
 //!
-//! A machine is one `vfkit` process that is given everything on its command line and starts the
-//! guest at once; its REST socket tells when Virtualization.framework has it running. There are no
-//! helpers: NAT and directory sharing are the framework's own.
+//! This crate does no I/O: it computes data from the VM spec, the host facts and the probe report.
+//!
+//! A VM is one `vfkit` process. Its command line is the whole configuration, and it boots the guest at
+//! once. Capsa polls the REST socket until Virtualization.framework reports the VM as running. There
+//! are no helper processes: the framework provides NAT and directory sharing.
 //!
 //! # Why the console is `stdio`
 //!
-//! vfkit has three consoles. `logFilePath` takes no input. `pty` opens a terminal of its own, whose
-//! path is only known once the process runs, and until somebody reads there the guest may hang in
-//! early boot (vfkit issue 347, pull request 259). `stdio` works from the first byte, with a pty of
-//! ours as standard input (which must be a terminal) and output. Its price: the REST server logs
-//! every request on standard output, so the console holds whole lines that begin with `[GIN]`: one
-//! for each question whether the guest runs yet, before or among its first output, and one where it
-//! is asked to power off. Nothing is asked in between, and the plan says so in a note. A few known
-//! lines are better than a guest that may hang.
+//! vfkit has three consoles:
 //!
-//! # How a fall of the guest is known
+//! - `logFilePath` accepts no input.
+//! - `pty` opens a new terminal. Its path is known only once the process runs, and the guest may hang
+//!   in early boot until a process reads from it (vfkit issue 347, pull request 259).
+//! - `stdio` loses no output. Standard input must be a terminal; Capsa passes a pty as standard input
+//!   and output.
 //!
-//! vfkit waits for the states "stopped" and "error" alone, tells of nothing else and has no option
-//! against a reset. The guest's kernel tells, on the console: [`CrashReporting::ConsoleOnly`]. For that the
-//! default command line has `panic=0`, so that a panic stands still after its last words instead of
-//! rebooting. What is not heard is said there and in the manual; so a machine that *must* end on a
-//! reboot is refused, and one that should where that can be told, which is the default, is not.
+//! `stdio` has a disadvantage: the REST server logs each request on standard output, so the console
+//! contains lines that begin with `[GIN]`. There is one line for each poll of the VM state, before or
+//! among the first output, and one for the power-off request. Capsa sends no other requests, and the
+//! plan has a note about the lines. A few known lines are better than a guest that may hang.
 //!
-//! # What is not known
+//! # How a guest crash is detected
 //!
-//! Nothing here was tried on a Mac. That a guest's reboot boots it again inside the process is an
+//! vfkit waits only for the states "stopped" and "error". It does not report a reset or a panic and
+//! has no option to end at a reset. Capsa detects both in the kernel's console output:
+//! [`CrashReporting::ConsoleOnly`]. Therefore the default kernel command line has `panic=0`, so that
+//! the guest halts after a panic instead of rebooting. The rustdoc there and the manual list what
+//! Capsa cannot detect. So this backend rejects a spec that requires the VM to end on a reboot
+//! (`RebootPolicy::End`), and accepts `RebootPolicy::Auto`, the default: the VM ends on a reboot that
+//! Capsa detects.
+//!
+//! # Assumptions
+//!
+//! This backend is untested on macOS. That a reboot restarts the guest inside the process is an
 //! assumption, from another program on the same framework (tart issue 930).
 //!
 //! Facts are from vfkit v0.6.4 and its source; older versions are named where they differ.
@@ -70,10 +78,10 @@ use capsa_proto::plan::{
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
-/// The key of its answer in a [`ProbeReport`].
+/// The key of its probe in a [`ProbeReport`].
 pub const KEY: &str = "vfkit";
 
-/// The oldest version that asks the guest to stop on SIGTERM; until 0.6.1 it cut the power.
+/// The oldest version that asks the guest to power off on SIGTERM. Up to 0.6.1, SIGTERM cut the power.
 pub const MIN_VERSION: Version = Version::new(0, 6, 2);
 
 /// The vfkit backend.
@@ -87,7 +95,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     network_modes: NetworkModeSupport { none: true, nat: true },
     virtio_fs: true,
     virtio_9p: false,
-    // The framework can; vfkit has no option for it and always shares writable.
+    // The framework supports it. vfkit has no option for it and always shares writable.
     share_read_only: false,
     disk_ephemeral: true,
     disk_read_only: true,
@@ -115,7 +123,7 @@ impl HypervisorBackend for Vfkit {
     }
 
     fn probe(&self, _: Arch, _: Option<&VmSpec>) -> ProbePlan {
-        // Homebrew on Apple silicon and on Intel, and podman's installer, which brings its own.
+        // Homebrew on Apple silicon, Homebrew on Intel, podman's installer.
         let candidates =
             [KEY, "/opt/homebrew/bin/vfkit", "/usr/local/bin/vfkit", "/opt/podman/bin/vfkit"];
         ProbePlan {
@@ -138,7 +146,7 @@ impl HypervisorBackend for Vfkit {
         line.console("hvc0");
         let panic = match spec.on_reboot {
             RebootPolicy::Restart => "-1",
-            // Nobody would see that reboot. A kernel that stands still can be heard, and harms nobody.
+            // A reboot after a panic cannot be detected; a panic message of a halted kernel can.
             _ => "0",
         };
         line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", panic));
@@ -181,12 +189,12 @@ impl HypervisorBackend for Vfkit {
             },
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
-            power_button: Some(change("press the power button", "Stop")),
-            // It asks the guest once more, waits five seconds and forces it.
+            power_button: Some(change_state("press the power button", "Stop")),
+            // On SIGTERM vfkit asks the guest to power off, waits five seconds and cuts the power.
             quit: StopAction::Signal(Signal::Term),
-            // This forces at once. Its own reply is lost to the process's exit, which is no matter.
+            // This cuts the power at once. The process may exit before it replies.
             crash_reporting: CrashReporting::ConsoleOnly {
-                power_off: change("cut the power", "HardStop"),
+                power_off: change_state("cut the power", "HardStop"),
             },
             reset_debounce: Duration::ZERO,
             cmdline: vm.cmdline().to_string(),
@@ -201,8 +209,8 @@ impl HypervisorBackend for Vfkit {
     }
 }
 
-fn change(why: &'static str, state: &str) -> Message {
-    Message::http(why, "POST", reply::STATE, Some(json!({ "state": state })))
+fn change_state(purpose: &'static str, state: &str) -> Message {
+    Message::http(purpose, "POST", reply::STATE, Some(json!({ "state": state })))
 }
 
 fn notes(vm: &ValidatedSpec) -> Vec<Note> {

@@ -1,15 +1,14 @@
-//! Every line of `oracle.jsonl`, held against what this backend does.
+//! Compares this backend with recorded results of vfkit's parser, in `oracle.jsonl`.
 //!
-//! The file has argument lists with what the parser of vfkit v0.6.4 made of them: its options, and
-//! the machine that they mean (what `GET /vm/inspect` would show). For each line, one of three holds:
+//! Each line of the file has an argument list and the result of vfkit v0.6.4: its options and the VM
+//! that they describe (the output of `GET /vm/inspect`). Each line is in one of three groups:
 //!
-//! - vfkit refuses it. Then our own reading of the grammar refuses it too, and since every plan passes
-//!   that reading (`vfkit_reads_back_what_was_meant`), no plan is such a line.
-//! - vfkit accepts it, and there is a specification whose plan means the same machine, in whatever
-//!   words.
-//! - vfkit accepts it, and we do not produce it. [`NOT_PRODUCED`] has each of these, with the reason.
+//! - vfkit rejects it. Then [`grammar`] rejects it too. Each plan passes [`grammar`]
+//!   (`plan_parsed_equals_spec`), so no plan has such arguments.
+//! - vfkit accepts it, and there is a spec whose plan describes the same VM.
+//! - vfkit accepts it, and no plan produces it. [`NOT_PRODUCED`] lists these with the reason.
 //!
-//! And whatever our reading accepts, vfkit accepts and understands alike.
+//! If [`grammar`] accepts a line, vfkit accepts it too, with the same result.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
@@ -27,54 +26,53 @@ use capsa_proto::spec::{
 use crate::grammar::{self, ParsedArgs};
 use crate::tests::{args, disk, path, spec, try_plan_in};
 
-/// What vfkit accepts and we do not produce: why, and on which lines of the file.
+/// What vfkit accepts and no plan produces: the reason, and the lines of the file.
 const NOT_PRODUCED: &[(&str, &[usize])] = &[
+    ("a console must accept input and have a known path", &[56, 58, 59]),
+    ("a custom network needs a helper process", &[40, 48, 50, 51]),
+    ("a socket path that a URL parser changes is rejected", &[73]),
+    ("a VM without a CPU is rejected", &[18]),
     ("Capsa boots Linux kernels directly", &[2, 3, 4, 5, 12]),
-    ("a console of ours takes input and says its path at once", &[56, 58, 59]),
-    ("a machine without a CPU is refused", &[18]),
-    ("a network of one's own needs a program beside it", &[40, 48, 50, 51]),
-    ("arguments without a meaning are not given", &[79]),
+    ("clock synchronisation is not supported", &[76]),
     ("disks are virtio-blk", &[22, 26]),
-    ("files for the guest's own provisioning are the user's to build in", &[64]),
-    ("nested virtualisation is not offered", &[68, 78]),
-    ("Rosetta is not offered", &[23, 25]),
-    ("the clock is the guest's own business", &[76]),
-    ("the log level stays as it is", &[66]),
-    ("the MAC address is made from the disks", &[43, 44]),
-    ("there are no screens", &[35, 37]),
-    ("the number that stands for any vsock port is none", &[61]),
-    ("what a URL would change is refused in the path of the control socket", &[73]),
+    ("displays are not supported", &[35, 37]),
+    ("guest provisioning files are not supported", &[64]),
+    ("nested virtualisation is not supported", &[68, 78]),
+    ("positional arguments are not used", &[79]),
+    ("Rosetta is not supported", &[23, 25]),
+    ("the log level is not set", &[66]),
+    ("the MAC address is derived from the disks", &[43, 44]),
+    ("the wildcard vsock port is rejected", &[61]),
 ];
 
-/// How many lines there are of each kind: refused by vfkit, produced, not produced.
+/// The number of lines in each group: rejected by vfkit, produced, not produced.
 const COUNTS: [usize; 3] = [36, 16, 29];
 
-/// A machine as the file has it, as far as Capsa has words for it: the specification and the run
-/// directory. Else the reason why it has none.
+/// The spec and the run directory of a VM in the file, or the reason why Capsa cannot express it.
 fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
     let options = &result["options"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for (is_set, why) in [
-        (!result["positional"].is_null(), "arguments without a meaning are not given"),
-        (options["logLevel"] != "", "the log level stays as it is"),
-        (options["nested"] != false, "nested virtualisation is not offered"),
-        (options["timesync"] != "", "the clock is the guest's own business"),
+    for (is_set, reason) in [
+        (!result["positional"].is_null(), "positional arguments are not used"),
+        (options["logLevel"] != "", "the log level is not set"),
+        (options["nested"] != false, "nested virtualisation is not supported"),
+        (options["timesync"] != "", "clock synchronisation is not supported"),
         (
             options["ignition"] != "" || !options["cloudInit"].is_null(),
-            "files for the guest's own provisioning are the user's to build in",
+            "guest provisioning files are not supported",
         ),
     ] {
         if is_set {
-            return Err(why);
+            return Err(reason);
         }
     }
 
-    let machine = &result["vm"];
-    let boot = &machine["bootloader"];
+    let vm = &result["vm"];
+    let boot = &vm["bootloader"];
     if boot["kind"] != "linuxBootloader" {
         return Err("Capsa boots Linux kernels directly");
     }
-    // The file names files beside it; ours are absolute.
+    // The file has relative paths; a spec has absolute ones.
     let absolute = |value: &Value| path(&format!("/{}", text(value).trim_start_matches('/')));
     let mut spec = VmSpec {
         kernel: absolute(&boot["vmlinuzPath"]),
@@ -82,9 +80,9 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
         ..spec()
     };
     spec.cmdline.override_with(text(&boot["kernelCmdLine"]));
-    spec.resources.cpus = machine["vcpus"].as_u64().unwrap().try_into().unwrap();
-    spec.resources.memory_mb = (machine["memoryBytes"].as_u64().unwrap() >> 20).try_into().unwrap();
-    for device in machine["devices"].as_array().into_iter().flatten() {
+    spec.resources.cpus = vm["vcpus"].as_u64().unwrap().try_into().unwrap();
+    spec.resources.memory_mb = (vm["memoryBytes"].as_u64().unwrap() >> 20).try_into().unwrap();
+    for device in vm["devices"].as_array().into_iter().flatten() {
         match device["kind"].as_str().unwrap() {
             "virtiorng" => {} // always there
             "virtioblk" => {
@@ -102,16 +100,16 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
                 }),
             }),
             "virtionet" if !device["macAddress"].is_null() => {
-                return Err("the MAC address is made from the disks");
+                return Err("the MAC address is derived from the disks");
             }
             "virtionet" if device["nat"] == true => spec.network = NetworkMode::Nat,
-            "virtionet" => return Err("a network of one's own needs a program beside it"),
+            "virtionet" => return Err("a custom network needs a helper process"),
             "virtioserial" if device["usesStdio"] == true => spec.console = ConsoleMode::Enabled,
             "virtioserial" => {
-                return Err("a console of ours takes input and says its path at once");
+                return Err("a console must accept input and have a known path");
             }
             "nvme" | "usbmassstorage" => return Err("disks are virtio-blk"),
-            "rosetta" => return Err("Rosetta is not offered"),
+            "rosetta" => return Err("Rosetta is not supported"),
             "virtiosock" => {
                 spec.vsock = true;
                 spec.vsock_ports.push(VsockPort {
@@ -122,11 +120,11 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
                     },
                 });
             }
-            "virtiogpu" => return Err("there are no screens"),
-            other => panic!("what of {other}?"),
+            "virtiogpu" => return Err("displays are not supported"),
+            other => panic!("unexpected device {other}"),
         }
     }
-    // The run directory is the user's, the socket's name in it is ours.
+    // The user chooses the run directory; the backend chooses the socket's name in it.
     let run_dir = match result["rest"]["Path"].as_str() {
         Some(socket) => socket.to_owned(),
         None => "/tmp/c/1".to_owned(),
@@ -134,37 +132,37 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
     Ok((spec, run_dir))
 }
 
-/// The plan for it, read back; else why there is none.
+/// The parsed arguments of the spec's plan, or the reason why the spec is rejected.
 fn produced(spec: VmSpec, run_dir: &str) -> Result<ParsedArgs, &'static str> {
     let plan = try_plan_in(run_dir, spec).map_err(|violations| {
         assert_eq!(violations.len(), 1, "{violations:?}");
         match violations[0].field.as_str() {
-            "vsock_ports[0]" => "the number that stands for any vsock port is none",
-            "cpus" => "a machine without a CPU is refused",
-            "run_dir" => "what a URL would change is refused in the path of the control socket",
-            other => panic!("{other} is refused: {violations:?}"),
+            "vsock_ports[0]" => "the wildcard vsock port is rejected",
+            "cpus" => "a VM without a CPU is rejected",
+            "run_dir" => "a socket path that a URL parser changes is rejected",
+            other => panic!("{other} is rejected: {violations:?}"),
         }
     })?;
     Ok(grammar::read(args(&plan), |_| Some([0; 16].to_vec())).expect("a plan is in the grammar"))
 }
 
-/// That a plan, read back, is the machine that the file has.
+/// Asserts that a plan's parsed arguments describe the VM in the file.
 fn assert_same(line: &ParsedArgs, result: &Value, argv: &[String]) {
-    let machine = &result["vm"];
+    let vm = &result["vm"];
     let is_path = |ours: &Option<String>, theirs: &Value| {
         let theirs = theirs.as_str().unwrap().trim_start_matches('/');
         ours.as_deref().unwrap().trim_start_matches('/') == theirs
     };
-    let boot = &machine["bootloader"];
+    let boot = &vm["bootloader"];
     assert!(is_path(&line.kernel, &boot["vmlinuzPath"]), "{argv:?}: {line:?}");
     assert!(is_path(&line.initrd, &boot["initrdPath"]), "{argv:?}: {line:?}");
     assert_eq!(json!(line.cmdline), boot["kernelCmdLine"], "{argv:?}");
-    assert_eq!(json!(line.vcpus), machine["vcpus"], "{argv:?}");
-    assert_eq!(json!(line.memory_mb.unwrap() << 20), machine["memoryBytes"], "{argv:?}");
-    for theirs in machine["devices"].as_array().into_iter().flatten() {
+    assert_eq!(json!(line.vcpus), vm["vcpus"], "{argv:?}");
+    assert_eq!(json!(line.memory_mb.unwrap() << 20), vm["memoryBytes"], "{argv:?}");
+    for theirs in vm["devices"].as_array().into_iter().flatten() {
         let is_it = |ours: &Value| {
             theirs.as_object().unwrap().iter().all(|(key, value)| match key.as_str() {
-                // A socket's name is ours.
+                // The backend chooses the socket's name.
                 "socketURL" => true,
                 "imagePath" => is_path(&ours[key].as_str().map(str::to_owned), value),
                 _ => ours[key] == *value,
@@ -177,7 +175,7 @@ fn assert_same(line: &ParsedArgs, result: &Value, argv: &[String]) {
     }
 }
 
-/// The files that the lines name.
+/// The first bytes of the files that the lines name.
 fn head(path: &str) -> Option<Vec<u8>> {
     match path {
         "t/raw.img" => Some([0; 4].to_vec()),
@@ -188,7 +186,7 @@ fn head(path: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn every_line_of_the_oracle_is_consistent_with_what_we_do() {
+fn oracle_lines_agree_with_plans_and_grammar() {
     let mut counts = [0; 3];
     let mut not_produced: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (n, case) in (1..).zip(include_str!("oracle.jsonl").lines()) {
@@ -200,7 +198,7 @@ fn every_line_of_the_oracle_is_consistent_with_what_we_do() {
 
         let read = grammar::read(&argv, head);
         if let Ok(line) = &read {
-            assert!(accepted, "line {n}, {argv:?}: vfkit refuses what was read as {line:?}");
+            assert!(accepted, "line {n}, {argv:?}: vfkit rejects what grammar accepts as {line:?}");
             let (theirs, none) = (&result["vm"], json!([]));
             assert_eq!(json!(line.vcpus.unwrap_or(1)), theirs["vcpus"], "line {n}");
             let devices = theirs.get("devices").unwrap_or(&none);
@@ -217,14 +215,14 @@ fn every_line_of_the_oracle_is_consistent_with_what_we_do() {
                 assert_same(&line, result, &argv);
                 counts[1] += 1;
             }
-            Err(why) => {
-                not_produced.entry(why).or_default().push(n);
+            Err(reason) => {
+                not_produced.entry(reason).or_default().push(n);
                 counts[2] += 1;
             }
         }
     }
     let listed: BTreeMap<&str, Vec<usize>> =
-        NOT_PRODUCED.iter().map(|(why, lines)| (*why, lines.to_vec())).collect();
+        NOT_PRODUCED.iter().map(|(reason, lines)| (*reason, lines.to_vec())).collect();
     assert_eq!(not_produced, listed, "accepted by vfkit and not produced");
     assert_eq!((counts, counts.iter().sum::<usize>()), (COUNTS, 81));
 }

@@ -1,7 +1,7 @@
-//! What the REST server's replies mean.
+//! Interprets the REST server's replies.
 //!
-//! A reply may break for an honest reason: the process exits as soon as the guest has stopped, often
-//! before it has answered. So a broken reply refuses nothing; the process's exit decides.
+//! The process exits as soon as the guest has stopped, often before it has replied. So a broken reply
+//! is not an error: the exit of the process shows whether the request succeeded.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,35 +11,35 @@ use serde_json::Value;
 use capsa_proto::backend::{ControlReply, ReplyOutcome};
 use capsa_proto::plan::{Body, Message};
 
-/// The one path that is used.
+/// The only path that Capsa uses.
 pub(crate) const STATE: &str = "/vm/state";
 
-/// How many characters of a reply that makes no sense are shown.
-const SHOWN: usize = 200;
+/// How many characters of an invalid reply an error shows.
+const MAX_SHOWN: usize = 200;
 
 pub(crate) fn outcome(message: &Message, reply: &ControlReply) -> ReplyOutcome {
-    let asks_for_state = matches!(message.body, Body::Http { method: "GET", .. });
+    let is_state_query = matches!(message.body, Body::Http { method: "GET", .. });
     match reply {
-        ControlReply::Http { status: 200, body } if asks_for_state => state(body),
+        ControlReply::Http { status: 200, body } if is_state_query => state(body),
         ControlReply::Http { status: 300.., body } => match text(body, "error") {
             Some(error) => ReplyOutcome::Rejected(error),
             None => reply.outcome(),
         },
-        ControlReply::Broken(_) if asks_for_state => ReplyOutcome::Retry,
+        ControlReply::Broken(_) if is_state_query => ReplyOutcome::Retry,
         ControlReply::Broken(_) => ReplyOutcome::Done,
         _ => reply.outcome(),
     }
 }
 
-/// `GET /vm/state`: the server is up before the machine is, which begins as `Stopped`.
+/// The reply to `GET /vm/state`. The server starts before the VM, whose first state is `Stopped`.
 fn state(body: &str) -> ReplyOutcome {
     let Some(state) = text(body, "state") else {
-        let shown: String = body.chars().take(SHOWN).collect();
-        return ReplyOutcome::Rejected(format!("it answered without a state: {shown:?}"));
+        let shown: String = body.chars().take(MAX_SHOWN).collect();
+        return ReplyOutcome::Rejected(format!("the reply has no state: {shown:?}"));
     };
     match state.strip_prefix("VirtualMachineState") {
         Some("Running") => ReplyOutcome::Done,
-        Some("Error") => ReplyOutcome::Rejected("the virtual machine is in the state Error".into()),
+        Some("Error") => ReplyOutcome::Rejected("the VM is in the state Error".into()),
         _ => ReplyOutcome::Retry,
     }
 }
