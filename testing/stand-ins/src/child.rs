@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use capsa_fixtures::host;
 
 /// The first word of a stand-in that is to become another program.
-const BECOME: &str = "--become";
+const EXEC_FLAG: &str = "--exec";
 
 /// How long a program may take until it listens. It takes a hundredth of a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A device of the guest that is a process of its own, listening on a socket.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl DeviceProcess {
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
         let device = command.spawn();
         let mut device = device.map_err(|error| format!("cannot start {}: {error}", words[0]))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         while !socket.exists() {
             if let Ok(Some(status)) = device.try_wait() {
                 return Err(format!("{}: {status}", words[0]));
@@ -64,21 +64,21 @@ pub(super) fn command(program: &str) -> Result<Command, String> {
     let found = host::find_program(program).ok_or_else(|| format!("{program} is not installed"))?;
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(this);
-    command.arg(BECOME).arg(std::process::id().to_string()).arg(found);
+    command.arg(EXEC_FLAG).arg(std::process::id().to_string()).arg(found);
     Ok(command)
 }
 
 /// What a stand-in does first: where its words say so, it becomes another program, and there is
 /// only a status when it cannot.
-pub(super) fn becomes(words: &[String]) -> Option<ExitCode> {
+pub(super) fn exec_if_requested(words: &[String]) -> Option<ExitCode> {
     match words {
-        [first, rest @ ..] if first == BECOME => Some(become_program(rest)),
+        [first, rest @ ..] if first == EXEC_FLAG => Some(exec_program(rest)),
         _ => None,
     }
 }
 
 /// Becomes the program that `words` name behind the id of the process to die with.
-fn become_program(words: &[String]) -> ExitCode {
+fn exec_program(words: &[String]) -> ExitCode {
     let [parent, program, arguments @ ..] = words else { return ExitCode::FAILURE };
     if let Err(error) = die_with_parent() {
         eprintln!("no death signal: {error}");

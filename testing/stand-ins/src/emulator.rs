@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 use super::child::{self, DeviceProcess};
 
 /// An answer of the emulator takes a millisecond, its start a tenth of a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a guest does on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Happened {
+pub(super) enum EmulatorEvent {
     /// It powered off.
     PoweredOff,
     /// It reset, and stands still.
@@ -28,7 +28,7 @@ pub(super) enum Happened {
     /// Its kernel told the panic device so.
     Panicked(&'static str),
     /// The emulator ended, which nobody asked for.
-    Died(String),
+    Exited(String),
 }
 
 /// What there is to be started.
@@ -59,7 +59,7 @@ impl Emulator {
     /// What the emulator said, or why it could not say anything.
     pub(super) fn start<W>(vm: &EmulatedVm, life: u64, to: &Sender<W>) -> Result<Self, String>
     where
-        W: From<(u64, Happened)> + Send + 'static,
+        W: From<(u64, EmulatorEvent)> + Send + 'static,
     {
         let cannot = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
         let devices = vm.devices.iter().map(DeviceProcess::start).collect::<Result<_, _>>()?;
@@ -78,8 +78,8 @@ impl Emulator {
         let replies = listen(&monitor, stderr, life, to.clone()).map_err(cannot("listen"))?;
         let emulator = Self { qemu, devices, monitor, replies };
         emulator.reply()?; // its greeting
-        emulator.tell("qmp_capabilities")?;
-        emulator.tell("cont")?;
+        emulator.execute("qmp_capabilities")?;
+        emulator.execute("cont")?;
         Ok(emulator)
     }
 
@@ -88,7 +88,7 @@ impl Emulator {
     /// # Errors
     ///
     /// What it said, or that it said nothing.
-    pub(super) fn tell(&self, command: &str) -> Result<(), String> {
+    pub(super) fn execute(&self, command: &str) -> Result<(), String> {
         let line = json!({ "execute": command });
         // Where that fails, the reply is why.
         let _ = (&self.monitor).write_all(format!("{line}\n").as_bytes());
@@ -106,12 +106,12 @@ impl Emulator {
             let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
             let _ = poll(&mut fds, PollTimeout::from(10_000u16));
             // After an answer the emulator has been around its loop.
-            let _ = self.tell("query-status");
+            let _ = self.execute("query-status");
         }
     }
 
     fn reply(&self) -> Result<Value, String> {
-        match self.replies.recv_timeout(PATIENCE) {
+        match self.replies.recv_timeout(REPLY_TIMEOUT) {
             Ok(Value::String(last_words)) => Err(last_words),
             Ok(reply) => Ok(reply),
             Err(RecvTimeoutError::Timeout) => Err("the emulator does not answer".into()),
@@ -138,7 +138,7 @@ fn listen<W>(
     to: Sender<W>,
 ) -> io::Result<Receiver<Value>>
 where
-    W: From<(u64, Happened)> + Send + 'static,
+    W: From<(u64, EmulatorEvent)> + Send + 'static,
 {
     let (reply, replies) = channel();
     let lines = BufReader::new(monitor.try_clone()?);
@@ -157,18 +157,18 @@ where
         let _ = stderr.read_to_string(&mut said);
         let said = said.trim().to_owned();
         let _ = reply.send(Value::String(said.clone()));
-        let _ = to.send((life, Happened::Died(said)).into());
+        let _ = to.send((life, EmulatorEvent::Exited(said)).into());
     });
     Ok(replies)
 }
 
 /// What an event of QMP says of the guest.
-fn happened(event: &Value) -> Option<Happened> {
+fn happened(event: &Value) -> Option<EmulatorEvent> {
     match (event["event"].as_str()?, event["data"]["reason"].as_str()) {
-        ("SHUTDOWN", Some("guest-shutdown")) => Some(Happened::PoweredOff),
-        ("SHUTDOWN", Some("guest-reset")) => Some(Happened::Reset),
-        ("GUEST_PANICKED", _) => Some(Happened::Panicked("panic")),
-        ("GUEST_CRASHLOADED", _) => Some(Happened::Panicked("crash_loaded")),
+        ("SHUTDOWN", Some("guest-shutdown")) => Some(EmulatorEvent::PoweredOff),
+        ("SHUTDOWN", Some("guest-reset")) => Some(EmulatorEvent::Reset),
+        ("GUEST_PANICKED", _) => Some(EmulatorEvent::Panicked("panic")),
+        ("GUEST_CRASHLOADED", _) => Some(EmulatorEvent::Panicked("crash_loaded")),
         _ => None,
     }
 }

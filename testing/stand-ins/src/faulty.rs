@@ -10,26 +10,26 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-use super::cloud_hypervisor::Fault as CloudHypervisorFault;
-use super::vfkit::Fault as VfkitFault;
+use super::cloud_hypervisor::ChvFault;
+use super::vfkit::VfkitFault;
 
 /// The file beside the program, as it was called, that orders faults.
 const FAULTS: &str = "faults";
 
 /// A stand-in of a test's own, in a directory of its own, that breaks on order.
 #[derive(Debug)]
-pub struct Faulty {
+pub struct FaultyStandIn {
     dir: TempDir,
     name: &'static str,
 }
 
-impl Faulty {
+impl FaultyStandIn {
     /// A `cloud-hypervisor` with all of `faults`.
     ///
     /// # Panics
     ///
     /// When its directory cannot be made.
-    pub fn cloud_hypervisor(faults: &[CloudHypervisorFault]) -> Self {
+    pub fn cloud_hypervisor(faults: &[ChvFault]) -> Self {
         Self::new("cloud-hypervisor", super::CLOUD_HYPERVISOR.path(), faults)
     }
 
@@ -59,12 +59,12 @@ impl Faulty {
     }
 }
 
-/// The faults that are ordered of a program that was `called` by this path.
+/// The faults that are read_faults of a program that was `called` by this path.
 ///
 /// # Errors
 ///
 /// When the order cannot be read, or a line of it is no fault.
-pub(super) fn ordered<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, String> {
+pub(super) fn read_faults<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, String> {
     let order = called.with_file_name(FAULTS);
     let text = match fs::read_to_string(&order) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -81,23 +81,26 @@ pub(super) fn ordered<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, Stri
 mod tests {
     use std::time::Duration;
 
-    use super::super::Broken;
-    use super::super::vfkit::{Call, Fault};
+    use super::super::BrokenReply;
+    use super::super::vfkit::VfkitCall;
     use super::*;
 
     #[test]
     fn faults_round_trip_through_the_file() {
         let faults = [
-            Fault::SocketAfter(Duration::from_millis(300)),
-            Fault::Breaks(Broken::Half, Call::HardStop),
-            Fault::Dies(Call::Stop, 3),
-            Fault::NoSocket,
+            VfkitFault::SocketAfter(Duration::from_millis(300)),
+            VfkitFault::BreaksReply(BrokenReply::Half, VfkitCall::HardStop),
+            VfkitFault::Exits(VfkitCall::Stop, 3),
+            VfkitFault::NoSocket,
         ];
-        let faulty = Faulty::vfkit(&faults);
-        assert_eq!(ordered(&faulty.program()), Ok(faults.to_vec()));
-        for line in ["nothing", "\"Nothing\"", "{\"Dies\":[\"Stop\",300]}"] {
+        let faulty = FaultyStandIn::vfkit(&faults);
+        assert_eq!(read_faults(&faulty.program()), Ok(faults.to_vec()));
+        for line in ["nothing", "\"Nothing\"", "{\"Exits\":[\"Stop\",300]}"] {
             fs::write(faulty.dir.path().join(FAULTS), line).unwrap();
-            assert!(ordered::<Fault>(&faulty.program()).unwrap_err().contains(line), "{line}");
+            assert!(
+                read_faults::<VfkitFault>(&faulty.program()).unwrap_err().contains(line),
+                "{line}"
+            );
         }
     }
 }

@@ -57,7 +57,7 @@ fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
 
 /// How the answer to a call breaks. What was called for is done all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Broken {
+pub enum BrokenReply {
     /// Half of it, and the end of the connection.
     Half,
     /// Nothing, and the connection stays.
@@ -73,20 +73,24 @@ pub enum Broken {
 }
 
 /// Sends an answer, or what is made of it. `None` when the connection is over.
-pub(super) fn send(mut stream: &UnixStream, answer: &[u8], broken: Option<Broken>) -> Option<()> {
+pub(super) fn send(
+    mut stream: &UnixStream,
+    answer: &[u8],
+    broken: Option<BrokenReply>,
+) -> Option<()> {
     const MEGABYTES: usize = 4 << 20;
     let (bytes, ends) = match broken {
         None => (answer, false),
-        Some(Broken::Half) => (&answer[..answer.len() / 2], true),
-        Some(Broken::Silence) => (&b""[..], false),
-        Some(Broken::End) => (&b""[..], true),
-        Some(Broken::Garbage) => (&b"\x7fELF\x02 and so on\r\n\r\n"[..], false),
-        Some(Broken::Huge) => {
+        Some(BrokenReply::Half) => (&answer[..answer.len() / 2], true),
+        Some(BrokenReply::Silence) => (&b""[..], false),
+        Some(BrokenReply::End) => (&b""[..], true),
+        Some(BrokenReply::Garbage) => (&b"\x7fELF\x02 and so on\r\n\r\n"[..], false),
+        Some(BrokenReply::Huge) => {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {MEGABYTES}\r\n\r\n");
             stream.write_all(head.as_bytes()).ok()?;
             (&vec![b' '; MEGABYTES][..], false)
         }
-        Some(Broken::Slow) => {
+        Some(BrokenReply::Slow) => {
             std::thread::sleep(Duration::from_secs(2));
             for byte in answer {
                 stream.write_all(&[*byte]).ok()?;
@@ -103,14 +107,14 @@ pub(super) fn send(mut stream: &UnixStream, answer: &[u8], broken: Option<Broken
 }
 
 /// Has each connection to `listener` be talked with in a thread of its own.
-pub(super) fn accept<F>(listener: UnixListener, converse: F)
+pub(super) fn accept<F>(listener: UnixListener, serve_connection: F)
 where
     F: Fn(UnixStream) + Clone + Send + 'static,
 {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let converse = converse.clone();
-            std::thread::spawn(move || converse(stream));
+            let serve_connection = serve_connection.clone();
+            std::thread::spawn(move || serve_connection(stream));
         }
     });
 }

@@ -7,7 +7,7 @@
 //! - [`mod@fake_qemu`] has no guest: it sends what its command line says.
 //!
 //! Common parts: `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
-//! a server, and [`Faulty`] makes a stand-in fail.
+//! a server, and [`FaultyStandIn`] makes a stand-in fail.
 
 mod child;
 pub mod cloud_hypervisor;
@@ -17,15 +17,15 @@ mod faulty;
 mod http;
 pub mod vfkit;
 
-pub use faulty::Faulty;
-pub use http::Broken;
+pub use faulty::FaultyStandIn;
+pub use http::BrokenReply;
 
 use capsa_fixtures::programs::TestProgram;
 
 /// The exit code of a stand-in whose configuration contains something unknown or not implemented.
 pub const UNKNOWN_CONFIG: u8 = 70;
 /// The exit code of a stand-in whose emulator exited while the guest was running.
-pub const EMULATOR_DIED: u8 = 71;
+pub const EMULATOR_EXITED: u8 = 71;
 
 /// The stand-in for cloud-hypervisor.
 pub const CLOUD_HYPERVISOR: TestProgram = TestProgram::new("stand-in-cloud-hypervisor");

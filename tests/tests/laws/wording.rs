@@ -49,8 +49,6 @@ const SHARED_NAMES: &[(&str, usize, &str)] = &[
     ("RunningCommand", 2, BLOCKING),
     ("Lines", 2, BLOCKING),
     ("ExitWatch", 2, "one for each operating system"),
-    ("Call", 2, "the requests of each stand-in that can have faults"),
-    ("Fault", 2, "the faults of each stand-in"),
 ];
 
 const BLOCKING: &str = "the async and the blocking API";
@@ -58,27 +56,17 @@ const BLOCKING: &str = "the async and the blocking API";
 /// Types whose names are not changed yet.
 const PENDING_TYPES: &[&str] = &[
     "Action",
-    "Args",
     "Capsa",
     "ControlReply",
     "Count",
     "Cursor",
     "Device",
-    "Disk",
     "Error",
     "Failure",
     "Guest",
-    "Input",
     "Line",
-    "Machine",
-    "Options",
     "Phases",
     "Reader",
-    "Request",
-    "Response",
-    "State",
-    "Vm",
-    "VmConfig",
     "Wish",
 ];
 

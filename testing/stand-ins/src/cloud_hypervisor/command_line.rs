@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
+pub(super) struct ChvOptions {
     /// Where the API is served.
     pub(super) api_socket: String,
     /// Where events go. A descriptor is its path under `/proc/self/fd`.
@@ -16,21 +16,21 @@ pub(super) struct Options {
 
 /// The words of a program that ends at once.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum EarlyExit {
     /// On standard output, with success.
-    Answer(String),
+    Success(String),
     /// On standard error, with the status of a wrong command line.
-    Refusal(String),
+    UsageError(String),
 }
 
-impl Said {
+impl EarlyExit {
     pub(super) fn exit(self) -> ExitCode {
         match self {
-            Self::Answer(text) => {
+            Self::Success(text) => {
                 println!("{text}");
                 ExitCode::SUCCESS
             }
-            Self::Refusal(text) => {
+            Self::UsageError(text) => {
                 eprintln!("error: {text}\n\nFor more information, try '--help'.");
                 ExitCode::from(2)
             }
@@ -40,8 +40,8 @@ impl Said {
 
 const SECCOMP: [&str; 4] = ["true", "false", "log", "errno"];
 
-impl Options {
-    pub(super) fn parse(words: &[String]) -> Result<Self, Said> {
+impl ChvOptions {
+    pub(super) fn parse(words: &[String]) -> Result<Self, EarlyExit> {
         let mut options = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -52,14 +52,14 @@ impl Options {
             let value = || {
                 inline.clone().or_else(|| words.next().cloned()).ok_or_else(|| {
                     let name = flag.trim_start_matches('-');
-                    Said::Refusal(format!(
+                    EarlyExit::UsageError(format!(
                         "a value is required for '--{name} <{name}>' but none was supplied"
                     ))
                 })
             };
             match flag {
                 "--version" | "-V" => {
-                    return Err(Said::Answer(format!("cloud-hypervisor {}", super::VERSION)));
+                    return Err(EarlyExit::Success(format!("cloud-hypervisor {}", super::VERSION)));
                 }
                 "--api-socket" => options.api_socket = path_of(&{ value }()?, "API socket")?,
                 "--event-monitor" => {
@@ -68,7 +68,7 @@ impl Options {
                 "--seccomp" => {
                     let given = { value }()?;
                     if !SECCOMP.contains(&given.as_str()) {
-                        return Err(Said::Refusal(format!(
+                        return Err(EarlyExit::UsageError(format!(
                             "invalid value '{given}' for '--seccomp <seccomp>'\n  [possible \
                              values: {}]",
                             SECCOMP.join(", ")
@@ -80,7 +80,7 @@ impl Options {
                 "--no-shutdown" => options.no_shutdown = true,
                 "-v" | "-vv" | "-vvv" => {}
                 _ => {
-                    return Err(Said::Refusal(format!(
+                    return Err(EarlyExit::UsageError(format!(
                         "unexpected argument '{word}' found\n\nUsage: cloud-hypervisor [OPTIONS]"
                     )));
                 }
@@ -88,14 +88,16 @@ impl Options {
         }
         if options.api_socket.is_empty() {
             // The real one prints its help; what matters is that it does not run.
-            return Err(Said::Refusal("there is neither a payload nor an API socket".into()));
+            return Err(EarlyExit::UsageError(
+                "there is neither a payload nor an API socket".into(),
+            ));
         }
         Ok(options)
     }
 }
 
 /// `path=PATH`, `fd=N` or, for the API socket of old, the path alone.
-fn path_of(value: &str, what: &str) -> Result<String, Said> {
+fn path_of(value: &str, what: &str) -> Result<String, EarlyExit> {
     let options: Vec<_> = value.split(',').collect();
     match options[..] {
         [one] => match one.split_once('=') {
@@ -103,9 +105,9 @@ fn path_of(value: &str, what: &str) -> Result<String, Said> {
             Some(("fd", n)) if what != "API socket" && n.parse::<u32>().is_ok() => {
                 Ok(format!("/proc/self/fd/{n}"))
             }
-            _ => Err(Said::Refusal(format!("{what}: cannot parse '{value}'"))),
+            _ => Err(EarlyExit::UsageError(format!("{what}: cannot parse '{value}'"))),
         },
-        _ => Err(Said::Refusal(format!("{what}: unknown option in '{value}'"))),
+        _ => Err(EarlyExit::UsageError(format!("{what}: unknown option in '{value}'"))),
     }
 }
 
@@ -113,15 +115,15 @@ fn path_of(value: &str, what: &str) -> Result<String, Said> {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Options, Said> {
-        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    fn parse(line: &str) -> Result<ChvOptions, EarlyExit> {
+        ChvOptions::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
     fn flags_of_capsa_are_accepted() {
         let options =
             parse("--api-socket path=/r/api --event-monitor path=/r/ev --seccomp true --landlock");
-        let want = Options {
+        let want = ChvOptions {
             api_socket: "/r/api".into(),
             event_monitor: Some("/r/ev".into()),
             no_shutdown: false,
@@ -143,8 +145,8 @@ mod tests {
             "--api-socket path=/a --kernel /k",
             "--api-socket path=/a extra",
         ] {
-            assert!(matches!(parse(line), Err(Said::Refusal(_))), "{line}");
+            assert!(matches!(parse(line), Err(EarlyExit::UsageError(_))), "{line}");
         }
-        assert_eq!(parse("--version"), Err(Said::Answer("cloud-hypervisor v53.0.0".into())));
+        assert_eq!(parse("--version"), Err(EarlyExit::Success("cloud-hypervisor v53.0.0".into())));
     }
 }

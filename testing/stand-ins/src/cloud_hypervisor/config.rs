@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 /// A machine.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename = "VmConfig")]
-pub(super) struct VmConfig {
+pub(super) struct ChvVmConfig {
     #[serde(default)]
     pub(super) cpus: CpusConfig,
     #[serde(default)]
@@ -241,7 +241,7 @@ pub(super) struct LandlockConfig {
     pub(super) access: String,
 }
 
-impl VmConfig {
+impl ChvVmConfig {
     /// What `vm.info` shows of it: fields that were left out have their defaults, those without
     /// one are not there.
     pub(super) fn info(&self) -> Value {
@@ -294,7 +294,7 @@ const PASSIVE: [&str; 31] = [
     "watchdog",
     "debug_console",
     "sparse",
-    // Of disks; that of networks is demanded in `refusal`.
+    // Of disks; that of networks is demanded in `api_error`.
     "disks.vhost_user",
     "console.file",
     "console.socket",
@@ -313,7 +313,7 @@ fn plain() -> Value {
         "vsock": { "cid": 0, "socket": "" },
         "console": { "mode": "Off" },
     });
-    let plain: VmConfig = serde_json::from_value(plain).expect("it is a machine");
+    let plain: ChvVmConfig = serde_json::from_value(plain).expect("it is a machine");
     plain.whole()
 }
 
@@ -508,7 +508,7 @@ mod tests {
             "pvpanic": true,
         });
         change(&mut body);
-        let config: VmConfig = serde_json::from_value(body.clone()).unwrap();
+        let config: ChvVmConfig = serde_json::from_value(body.clone()).unwrap();
         config.ignored(&body)
     }
 

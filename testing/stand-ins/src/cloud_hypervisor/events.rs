@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
-use super::Fault;
+use super::ChvFault;
 
 /// The event monitor, or nothing where none was asked for.
 #[derive(Debug)]
@@ -43,11 +43,11 @@ impl Events {
         Ok(Self { to: Mutex::new(to), start: Instant::now() })
     }
 
-    pub(super) fn say(&self, source: &str, event: &str) {
-        self.say_with(source, event, None);
+    pub(super) fn send(&self, source: &str, event: &str) {
+        self.send_with(source, event, None);
     }
 
-    pub(super) fn say_with(
+    pub(super) fn send_with(
         &self,
         source: &str,
         event: &str,
@@ -60,15 +60,15 @@ impl Events {
     }
 
     /// Does what those of `faults` order that are about events.
-    pub(super) fn misbehave(&self, faults: &[Fault]) {
+    pub(super) fn apply_faults(&self, faults: &[ChvFault]) {
         for fault in faults {
             match fault {
-                Fault::EventGarbage => self.write("}}} this is no JSON\n\n"),
-                Fault::EventHalf => {
+                ChvFault::EventGarbage => self.write("}}} this is no JSON\n\n"),
+                ChvFault::EventHalf => {
                     self.write("{\n  \"timestamp\": {\n    \"secs\": 0,\n    \"na");
                     *self.lock() = None;
                 }
-                Fault::EventEndless => {
+                ChvFault::EventEndless => {
                     self.write("{\n  \"source\": \"");
                     // Many times what a reader may keep; one that gave up makes this fail.
                     for _ in 0..4096 {

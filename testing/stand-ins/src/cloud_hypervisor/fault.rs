@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Broken;
+use crate::BrokenReply;
 
 /// A request of the API that can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Call {
+pub enum ChvCall {
     /// `vm.create`
     Create,
     /// `vm.boot`
@@ -19,7 +19,7 @@ pub enum Call {
     Quit,
 }
 
-impl Call {
+impl ChvCall {
     /// Its name in the API.
     pub fn name(self) -> &'static str {
         match self {
@@ -33,19 +33,19 @@ impl Call {
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Fault {
+pub enum ChvFault {
     /// The API socket comes late.
     SocketAfter(Duration),
     /// The API socket never comes.
     NoSocket,
     /// The answer to a call breaks.
-    Breaks(Broken, Call),
+    BreaksReply(BrokenReply, ChvCall),
     /// The call fails, with a chain of causes.
-    Refuses(Call),
+    Rejects(ChvCall),
     /// It is answered with success, and nothing is done.
-    Ignores(Call),
+    Ignores(ChvCall),
     /// The process says something on standard error and ends with this status, before the answer.
-    Dies(Call, u8),
+    Exits(ChvCall, u8),
     /// SIGTERM does nothing.
     IgnoresSigterm,
     /// The event monitor begins with something that is no JSON.
@@ -59,25 +59,25 @@ pub enum Fault {
     /// When the guest ends, a virtual CPU has failed, as only standard error says: all else is as after
     /// a power-off.
     CpuFails,
-    /// As [`Fault::CpuFails`], and the process stays, with a guest that does nothing.
+    /// As [`ChvFault::CpuFails`], and the process stays, with a guest that does nothing.
     CpuFailsAndStays,
     /// Unknown fields of `vm.create` are accepted, as the real one does.
     Lenient,
 }
 
-impl Fault {
-    /// The text on standard error of a process that [dies](Self::Dies).
-    pub const LAST_WORDS: &str = "thread 'vmm' panicked: as ordered";
-    /// The innermost cause of a [refusal](Self::Refuses).
+impl ChvFault {
+    /// The text on standard error of a process that [dies](Self::Exits).
+    pub const STDERR_LINE: &str = "thread 'vmm' panicked: as ordered";
+    /// The innermost cause of a [rejection](Self::Rejects).
     pub const CAUSE: &str = "as ordered";
     /// What a virtual CPU's failure is called on standard error.
     pub const CPU_FAILED: &str = "cloud-hypervisor: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
                                   VCPU generated error: VcpuRun(as ordered)";
 
     /// What it makes of the answer to the call with this name in the API.
-    pub(super) fn broken(self, name: &str) -> Option<Broken> {
+    pub(super) fn broken_reply(self, name: &str) -> Option<BrokenReply> {
         match self {
-            Self::Breaks(broken, call) if call.name() == name => Some(broken),
+            Self::BreaksReply(broken, call) if call.name() == name => Some(broken),
             _ => None,
         }
     }

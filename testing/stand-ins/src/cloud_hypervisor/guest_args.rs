@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::child::DeviceProcess;
 use super::super::emulator::EmulatedVm;
-use super::config::{ConsoleOutputMode, DiskConfig, ImageType, VmConfig};
+use super::config::{ChvVmConfig, ConsoleOutputMode, DiskConfig, ImageType};
 
 /// The socket between the emulator and the vsock device, beside the one of the machine's own.
 fn vsock_backend(socket: &Path) -> std::path::PathBuf {
@@ -16,13 +16,13 @@ fn vsock_backend(socket: &Path) -> std::path::PathBuf {
 }
 
 /// The machine. `terminal` says whether standard input and output are a terminal.
-pub(super) fn machine(config: &VmConfig, terminal: bool) -> EmulatedVm {
+pub(super) fn machine(config: &ChvVmConfig, terminal: bool) -> EmulatedVm {
     let devices = vsock_device(config).into_iter().collect();
     EmulatedVm { arguments: arguments(config, terminal), devices }
 }
 
-fn arguments(config: &VmConfig, terminal: bool) -> Vec<String> {
-    let mut args = Args::default();
+fn arguments(config: &ChvVmConfig, terminal: bool) -> Vec<String> {
+    let mut args = GuestArgs::default();
     args.push("-action reboot=shutdown,shutdown=pause,panic=none");
     args.push(&format!("-smp {}", config.cpus.boot_vcpus));
     let size = config.memory.size;
@@ -83,7 +83,7 @@ fn arguments(config: &VmConfig, terminal: bool) -> Vec<String> {
     args.0
 }
 
-fn vsock_device(config: &VmConfig) -> Option<DeviceProcess> {
+fn vsock_device(config: &ChvVmConfig) -> Option<DeviceProcess> {
     let vsock = config.vsock.as_ref()?;
     let (socket, path) = (vsock_backend(&vsock.socket), show(&vsock.socket));
     let vm = format!("guest-cid={},socket={},uds-path={path}", vsock.cid, show(&socket));
@@ -91,9 +91,9 @@ fn vsock_device(config: &VmConfig) -> Option<DeviceProcess> {
 }
 
 #[derive(Default)]
-struct Args(Vec<String>);
+struct GuestArgs(Vec<String>);
 
-impl Args {
+impl GuestArgs {
     /// Words that have no blanks in them.
     fn push(&mut self, words: &str) {
         self.0.extend(words.split(' ').map(str::to_owned));
@@ -108,7 +108,7 @@ impl Args {
         self.0.extend(["-chardev".to_owned(), format!("socket,id={id},path={path}")]);
     }
 
-    fn serial(&mut self, config: &VmConfig, terminal: bool) {
+    fn serial(&mut self, config: &ChvVmConfig, terminal: bool) {
         let to = match config.serial.common.mode {
             ConsoleOutputMode::Null => "null,id=com".to_owned(),
             // What the emulator calls `stdio` lets the terminal turn line feeds into two

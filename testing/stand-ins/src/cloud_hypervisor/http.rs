@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Sender, channel};
 
 use super::super::http::{Head, HttpRequest, accept, send};
-use super::Fault;
+use super::ChvFault;
 use super::vmm::VmmEvent;
 
 /// What the real one takes at most.
@@ -69,7 +69,7 @@ impl Drop for Served {
 /// # Errors
 ///
 /// When another serves it, or it cannot be bound.
-pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[Fault]) -> io::Result<Served> {
+pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[ChvFault]) -> io::Result<Served> {
     let mut lock = OpenOptions::new();
     let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
     lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
@@ -77,13 +77,13 @@ pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[Fault]) -> io::
     let listener = UnixListener::bind(path)?;
     let (to, faults) = (to.clone(), faults.to_vec());
     accept(listener, move |stream| {
-        converse(stream, &to, &faults);
+        serve_connection(stream, &to, &faults);
     });
     Ok(Served { path: path.to_owned(), _lock: lock })
 }
 
 /// One connection: any number of requests, one after the other.
-fn converse(stream: UnixStream, to: &Sender<VmmEvent>, faults: &[Fault]) -> Option<()> {
+fn serve_connection(stream: UnixStream, to: &Sender<VmmEvent>, faults: &[ChvFault]) -> Option<()> {
     let mut requests = BufReader::new(stream.try_clone().ok()?);
     loop {
         let request = read_request(&mut requests).ok()??;
@@ -93,11 +93,11 @@ fn converse(stream: UnixStream, to: &Sender<VmmEvent>, faults: &[Fault]) -> Opti
             Ok(request) => {
                 let (answer, response) = channel();
                 let (done, written) = channel();
-                to.send(VmmEvent::HttpRequest(request, answer, written)).ok()?;
+                to.send(VmmEvent::Request(request, answer, written)).ok()?;
                 (response.recv().ok()?, Some(done))
             }
         };
-        let broken = faults.iter().find_map(|fault| fault.broken(&called));
+        let broken = faults.iter().find_map(|fault| fault.broken_reply(&called));
         let sent = send(&stream, &response.encode(), broken);
         // Whoever ends with this answer waits until it has gone out.
         drop(written);

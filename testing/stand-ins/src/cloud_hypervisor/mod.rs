@@ -2,7 +2,7 @@
 //!
 //! - `command_line`: the flags.
 //! - `http`: the transport of the API. `vmm`: the calls.
-//! - `config`: the body of `vm.create`. `refusal`: its errors.
+//! - `config`: the body of `vm.create`. `api_error`: its errors.
 //! - `guest_args`: the arguments of QEMU.
 //! - `events`: the event monitor.
 //! - `fault`: the faults.
@@ -12,13 +12,13 @@
 //! hide errors of Capsa. The stand-in prints these fields, and those that it does not implement, and
 //! exits with the code [`UNKNOWN_CONFIG`](super::UNKNOWN_CONFIG).
 
+mod api_error;
 mod command_line;
 mod config;
 mod events;
 mod fault;
 mod guest_args;
 mod http;
-mod refusal;
 mod vmm;
 
 use std::env;
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use super::{child, faulty};
 
-pub use fault::{Call, Fault};
+pub use fault::{ChvCall, ChvFault};
 
 /// The version that it reports.
 pub const VERSION: &str = "v53.0.0";
@@ -37,14 +37,14 @@ pub fn main() -> ExitCode {
     let mut words = env::args_os();
     let called = PathBuf::from(words.next().unwrap_or_default());
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    if let Some(status) = child::becomes(&words) {
+    if let Some(status) = child::exec_if_requested(&words) {
         return status;
     }
-    let options = match command_line::Options::parse(&words) {
+    let options = match command_line::ChvOptions::parse(&words) {
         Ok(options) => options,
         Err(said) => return said.exit(),
     };
-    match faulty::ordered(&called) {
+    match faulty::read_faults(&called) {
         Ok(faults) => vmm::run(&options, faults),
         Err(why) => {
             eprintln!("{why}");

@@ -9,29 +9,29 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Value, json};
 
-use super::super::emulator::{Emulator, Happened};
+use super::super::emulator::{Emulator, EmulatorEvent};
 use super::super::http::HttpRequest;
-use super::super::{EMULATOR_DIED, UNKNOWN_CONFIG};
-use super::command_line::Options;
-use super::config::VmConfig;
+use super::super::{EMULATOR_EXITED, UNKNOWN_CONFIG};
+use super::api_error::{self, ApiError};
+use super::command_line::ChvOptions;
+use super::config::ChvVmConfig;
 use super::events::Events;
 use super::http::{self, ApiResponse, Served};
-use super::refusal::{self, Refusal};
-use super::{Call, Fault, VERSION, guest_args};
+use super::{ChvCall, ChvFault, VERSION, guest_args};
 
 /// What the loop is asked for.
 #[derive(Debug)]
 pub(super) enum VmmEvent {
     /// A request: where its answer goes, and what closes when that is written.
-    HttpRequest(HttpRequest, Sender<ApiResponse>, Receiver<()>),
+    Request(HttpRequest, Sender<ApiResponse>, Receiver<()>),
     /// SIGTERM or SIGINT came.
     Terminate,
     /// Something happened in the guest of this life.
-    Guest(u64, Happened),
+    Guest(u64, EmulatorEvent),
 }
 
-impl From<(u64, Happened)> for VmmEvent {
-    fn from((life, happened): (u64, Happened)) -> Self {
+impl From<(u64, EmulatorEvent)> for VmmEvent {
+    fn from((life, happened): (u64, EmulatorEvent)) -> Self {
         Self::Guest(life, happened)
     }
 }
@@ -40,7 +40,7 @@ impl From<(u64, Happened)> for VmmEvent {
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Serves until something ends it.
-pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
+pub(super) fn run(options: &ChvOptions, faults: Vec<ChvFault>) -> ExitCode {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     // Before there are other threads or children: all of them inherit it. So a signal to the whole
     // group ends the stand-in and not its guest, as it is with the real one, which has no children.
@@ -48,7 +48,7 @@ pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
         return fatal(&["Failed to block signals", &error.to_string()]);
     }
     let (event, events_in) = channel();
-    if !faults.contains(&Fault::IgnoresSigterm) {
+    if !faults.contains(&ChvFault::IgnoresSigterm) {
         let event = event.clone();
         std::thread::spawn(move || {
             while signals.wait().is_ok() && event.send(VmmEvent::Terminate).is_ok() {}
@@ -60,8 +60,8 @@ pub(super) fn run(options: &Options, faults: Vec<Fault>) -> ExitCode {
     };
     {
         let (events, faults) = (events.clone(), faults.clone());
-        events.say("vmm", "starting");
-        std::thread::spawn(move || events.misbehave(&faults));
+        events.send("vmm", "starting");
+        std::thread::spawn(move || events.apply_faults(&faults));
     }
     let mut vmm =
         Vmm { options, faults, events, event, events_in, config: None, vm: None, lives: 0 };
@@ -81,44 +81,44 @@ fn fatal(chain: &[&str]) -> ExitCode {
 
 /// How a machine that was created is doing, in the words of `vm.info`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum VmmState {
     Created,
     Running,
     Paused,
 }
 
 #[derive(Debug)]
-struct Vm {
-    state: State,
+struct VmInstance {
+    state: VmmState,
     /// None after a boot that failed halfway.
     emulator: Option<Emulator>,
     life: u64,
 }
 
 struct Vmm<'a> {
-    options: &'a Options,
-    faults: Vec<Fault>,
+    options: &'a ChvOptions,
+    faults: Vec<ChvFault>,
     events: Arc<Events>,
     event: Sender<VmmEvent>,
     events_in: Receiver<VmmEvent>,
-    config: Option<VmConfig>,
-    vm: Option<Vm>,
+    config: Option<ChvVmConfig>,
+    vm: Option<VmInstance>,
     lives: u64,
 }
 
-type Answer = Result<ApiResponse, Refusal>;
+type ApiResult = Result<ApiResponse, ApiError>;
 
 impl Vmm<'_> {
     /// The loop. Comes back with the status to end with.
     fn serve(&mut self) -> std::io::Result<ExitCode> {
         let late = self.faults.iter().find_map(|fault| match fault {
-            Fault::SocketAfter(time) => Some(Instant::now() + *time),
+            ChvFault::SocketAfter(time) => Some(Instant::now() + *time),
             _ => None,
         });
         let mut served: Option<Served> = None;
         loop {
             let is_time = late.is_none_or(|late| late <= Instant::now());
-            if served.is_none() && is_time && !self.faults.contains(&Fault::NoSocket) {
+            if served.is_none() && is_time && !self.faults.contains(&ChvFault::NoSocket) {
                 served = Some(http::serve(&self.options.api_socket, &self.event, &self.faults)?);
             }
             let until = late.map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
@@ -137,11 +137,11 @@ impl Vmm<'_> {
     /// Does what is wished; a status is the end.
     fn handle(&mut self, event: VmmEvent) -> Option<ExitCode> {
         match event {
-            VmmEvent::HttpRequest(request, answer, written) => {
+            VmmEvent::Request(request, answer, written) => {
                 let response = self.respond(&request);
-                let ends = http::name(&request) == Call::Quit.name()
+                let ends = http::name(&request) == ChvCall::Quit.name()
                     && response.status == 200
-                    && !self.faults.contains(&Fault::Ignores(Call::Quit));
+                    && !self.faults.contains(&ChvFault::Ignores(ChvCall::Quit));
                 let _ = answer.send(response);
                 if !ends {
                     return None;
@@ -157,22 +157,22 @@ impl Vmm<'_> {
         }
     }
 
-    fn guest_did(&mut self, happened: Happened) -> Option<ExitCode> {
+    fn guest_did(&mut self, happened: EmulatorEvent) -> Option<ExitCode> {
         match happened {
-            Happened::PoweredOff => {
+            EmulatorEvent::PoweredOff => {
                 if let Some(emulator) = self.vm.as_ref().and_then(|vm| vm.emulator.as_ref()) {
                     emulator.drain();
                 }
                 let silently = self.faults.iter().find_map(|fault| match fault {
-                    Fault::EndsSilently(status) => Some(ExitCode::from(*status)),
+                    ChvFault::EndsSilently(status) => Some(ExitCode::from(*status)),
                     _ => None,
                 });
                 if silently.is_some() {
                     return silently;
                 }
-                let stays = self.faults.contains(&Fault::CpuFailsAndStays);
-                if stays || self.faults.contains(&Fault::CpuFails) {
-                    eprintln!("{}", Fault::CPU_FAILED);
+                let stays = self.faults.contains(&ChvFault::CpuFailsAndStays);
+                if stays || self.faults.contains(&ChvFault::CpuFails) {
+                    eprintln!("{}", ChvFault::CPU_FAILED);
                 }
                 if stays {
                     return None;
@@ -183,18 +183,18 @@ impl Vmm<'_> {
                 }
                 Some(self.quit())
             }
-            Happened::Reset => match self.reboot() {
+            EmulatorEvent::Reset => match self.reboot() {
                 Ok(()) => None,
                 // As when a share's virtiofsd went with the machine that was.
-                Err(refusal) => Some(fatal(&["VM reboot error", &format!("{refusal:?}")])),
+                Err(error) => Some(fatal(&["VM reboot error", &format!("{error:?}")])),
             },
-            Happened::Panicked(event) => {
-                self.events.say_with("guest", "panic", Some(json!({ "event": event })));
+            EmulatorEvent::Panicked(event) => {
+                self.events.send_with("guest", "panic", Some(json!({ "event": event })));
                 None
             }
-            Happened::Died(said) => {
+            EmulatorEvent::Exited(said) => {
                 eprintln!("the emulator died: {said}");
-                Some(ExitCode::from(EMULATOR_DIED))
+                Some(ExitCode::from(EMULATOR_EXITED))
             }
         }
     }
@@ -202,16 +202,16 @@ impl Vmm<'_> {
     fn respond(&mut self, request: &HttpRequest) -> ApiResponse {
         for fault in self.faults.clone() {
             match fault {
-                Fault::Dies(call, status) if call.name() == http::name(request) => {
-                    eprintln!("{}", Fault::LAST_WORDS);
+                ChvFault::Exits(call, status) if call.name() == http::name(request) => {
+                    eprintln!("{}", ChvFault::STDERR_LINE);
                     std::process::exit(i32::from(status));
                 }
-                Fault::Refuses(call) if call.name() == http::name(request) => {
-                    return Refusal::new(500, &["Error from API", outer(call), Fault::CAUSE])
+                ChvFault::Rejects(call) if call.name() == http::name(request) => {
+                    return ApiError::new(500, &["Error from API", outer(call), ChvFault::CAUSE])
                         .into();
                 }
-                Fault::Ignores(call) if call.name() == http::name(request) => {
-                    let status = if call == Call::Quit { 200 } else { 204 };
+                ChvFault::Ignores(call) if call.name() == http::name(request) => {
+                    let status = if call == ChvCall::Quit { 200 } else { 204 };
                     return ApiResponse::new(status, String::new());
                 }
                 _ => {}
@@ -220,14 +220,14 @@ impl Vmm<'_> {
         self.route(request).unwrap_or_else(ApiResponse::from)
     }
 
-    fn route(&mut self, request: &HttpRequest) -> Answer {
+    fn route(&mut self, request: &HttpRequest) -> ApiResult {
         let name = http::name(request);
-        let bad_request = || Refusal::new(400, &["Bad Request"]);
+        let bad_request = || ApiError::new(400, &["Bad Request"]);
         let is_get = match name {
             "vmm.ping" | "vm.info" | "vm.counters" => true,
             "vm.create" | "vm.boot" | "vm.pause" | "vm.resume" | "vm.power-button"
             | "vm.shutdown" | "vm.reboot" | "vm.delete" | "vm.nmi" | "vmm.shutdown" => false,
-            _ => return Err(Refusal::new(404, &["Not Found"])),
+            _ => return Err(ApiError::new(404, &["Not Found"])),
         };
         match (request.method.as_str(), is_get) {
             ("GET", true) | ("PUT", false) => {}
@@ -245,7 +245,7 @@ impl Vmm<'_> {
         if request.body.is_some() {
             return Err(bad_request());
         }
-        let api = |what| move |refusal: Refusal| refusal.within(&["Error from API", what]);
+        let api = |what| move |error: ApiError| error.within(&["Error from API", what]);
         match name {
             "vmm.ping" => return Ok(ApiResponse::new(200, ping().to_string())),
             "vm.info" => {
@@ -259,13 +259,13 @@ impl Vmm<'_> {
                     .map_err(api("The VM info is not available"))?;
                 return Ok(ApiResponse::new(200, "{}".into()));
             }
-            "vm.boot" => self.boot().map_err(api(outer(Call::Boot)))?,
+            "vm.boot" => self.boot().map_err(api(outer(ChvCall::Boot)))?,
             "vm.pause" => self.pause().map_err(api("The VM could not be paused"))?,
             "vm.resume" => self.resume().map_err(api("The VM could not resume"))?,
             "vm.power-button" => {
-                self.tell("system_powerdown").map_err(api(outer(Call::PowerButton)))?;
+                self.execute("system_powerdown").map_err(api(outer(ChvCall::PowerButton)))?;
             }
-            "vm.nmi" => self.tell("inject-nmi").map_err(api("Error triggering NMI"))?,
+            "vm.nmi" => self.execute("inject-nmi").map_err(api("Error triggering NMI"))?,
             "vm.shutdown" => {
                 self.vm
                     .as_ref()
@@ -283,78 +283,78 @@ impl Vmm<'_> {
         Ok(ApiResponse::new(204, String::new()))
     }
 
-    fn create(&mut self, body: Option<&[u8]>) -> Answer {
+    fn create(&mut self, body: Option<&[u8]>) -> ApiResult {
         let Some(body) = body else { return Ok(ApiResponse::new(400, String::new())) };
         let not_json = |error: serde_json::Error| {
-            Refusal::new(400, &["Failed to deserialize JSON", &error.to_string()])
+            ApiError::new(400, &["Failed to deserialize JSON", &error.to_string()])
         };
-        let config: VmConfig = serde_json::from_slice(body).map_err(not_json)?;
+        let config: ChvVmConfig = serde_json::from_slice(body).map_err(not_json)?;
         let whole: Value = serde_json::from_slice(body).map_err(not_json)?;
         let ignored = config.ignored(&whole);
-        if !ignored.is_empty() && !self.faults.contains(&Fault::Lenient) {
+        if !ignored.is_empty() && !self.faults.contains(&ChvFault::Lenient) {
             eprintln!("vm.create: the stand-in would ignore {}", ignored.join(", "));
             std::process::exit(i32::from(UNKNOWN_CONFIG));
         }
         if self.config.is_some() {
-            let chain = ["Error from API", outer(Call::Create), "VM is already created"];
-            return Err(Refusal::new(500, &chain));
+            let chain = ["Error from API", outer(ChvCall::Create), "VM is already created"];
+            return Err(ApiError::new(500, &chain));
         }
         self.config = Some(config);
         Ok(ApiResponse::new(204, String::new()))
     }
 
-    fn boot(&mut self) -> Result<(), Refusal> {
+    fn boot(&mut self) -> Result<(), ApiError> {
         if self.vm.is_some() {
-            return Err(Refusal::new(500, &["VM is already created"]));
+            return Err(ApiError::new(500, &["VM is already created"]));
         }
-        self.events.say("vm", "booting");
-        let missing = || Refusal::new(404, &["VM config is missing"]);
+        self.events.send("vm", "booting");
+        let missing = || ApiError::new(404, &["VM config is missing"]);
         let config = self.config.as_ref().ok_or_else(missing)?;
-        refusal::before_the_machine(config)?;
-        if let Err(what) = refusal::beyond_the_stand_in(config) {
+        api_error::check_before_creation(config)?;
+        if let Err(what) = api_error::check_supported(config) {
             eprintln!("vm.boot: the stand-in does not have {what}");
             std::process::exit(i32::from(UNKNOWN_CONFIG));
         }
         self.lives += 1;
         let life = self.lives;
-        if let Err(refusal) = refusal::within_the_machine(config) {
-            self.vm = Some(Vm { state: State::Created, emulator: None, life });
-            return Err(refusal);
+        if let Err(error) = api_error::check_kernel(config) {
+            self.vm = Some(VmInstance { state: VmmState::Created, emulator: None, life });
+            return Err(error);
         }
         self.vm = Some(start(config, life, &self.event)?);
-        self.events.say("vm", "booted");
+        self.events.send("vm", "booted");
         Ok(())
     }
 
-    fn pause(&mut self) -> Result<(), Refusal> {
+    fn pause(&mut self) -> Result<(), ApiError> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        self.events.say("vm", "pausing");
-        if vm.state == State::Paused {
+        self.events.send("vm", "pausing");
+        if vm.state == VmmState::Paused {
             let chain = ["Cannot pause VM", "Failed to pause migratable component"];
-            return Err(invalid(vm.state, State::Paused).within(&chain));
+            return Err(invalid(vm.state, VmmState::Paused).within(&chain));
         }
-        self.tell("stop")?;
-        self.set_state(State::Paused);
-        self.events.say("vm", "paused");
+        self.execute("stop")?;
+        self.set_state(VmmState::Paused);
+        self.events.send("vm", "paused");
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), Refusal> {
+    fn resume(&mut self) -> Result<(), ApiError> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        self.events.say("vm", "resuming");
-        if vm.state == State::Running {
+        self.events.send("vm", "resuming");
+        if vm.state == VmmState::Running {
             let chain = ["Cannot resume VM", "Failed to resume migratable component"];
-            return Err(invalid(vm.state, State::Running).within(&chain));
+            return Err(invalid(vm.state, VmmState::Running).within(&chain));
         }
-        self.tell("cont")?;
-        self.set_state(State::Running);
-        self.events.say("vm", "resumed");
+        self.execute("cont")?;
+        self.set_state(VmmState::Running);
+        self.events.send("vm", "resumed");
         Ok(())
     }
 
-    fn reboot(&mut self) -> Result<(), Refusal> {
-        self.events.say("vm", "rebooting");
-        let missing = || Refusal::new(404, &["VM is not created"]);
+    fn reboot(&mut self) -> Result<(), ApiError> {
+        self.events.send("vm", "rebooting");
+        let missing = || ApiError::new(404, &["VM is not created"]);
         let (Some(config), Some(vm)) = (&self.config, &self.vm) else { return Err(missing()) };
         if let Some(emulator) = &vm.emulator {
             emulator.drain();
@@ -365,14 +365,14 @@ impl Vmm<'_> {
         self.lives += 1;
         let vm = start(config, self.lives, &self.event)?;
         self.vm = Some(vm);
-        self.events.say("vm", "rebooted");
+        self.events.send("vm", "rebooted");
         Ok(())
     }
 
     /// Cuts the power. The machine is as it was before its boot.
     fn shut_down(&mut self) {
         self.vm = None;
-        self.events.say("vm", "shutdown");
+        self.events.send("vm", "shutdown");
     }
 
     fn delete(&mut self) {
@@ -383,19 +383,19 @@ impl Vmm<'_> {
             self.shut_down();
         }
         self.config = None;
-        self.events.say("vm", "deleted");
+        self.events.send("vm", "deleted");
     }
 
     fn quit(&mut self) -> ExitCode {
         self.delete();
-        self.events.say("vmm", "shutdown");
+        self.events.send("vmm", "shutdown");
         ExitCode::SUCCESS
     }
 
-    fn info(&self) -> Result<Value, Refusal> {
-        let missing = || Refusal::new(404, &["VM is not created"]);
+    fn info(&self) -> Result<Value, ApiError> {
+        let missing = || ApiError::new(404, &["VM is not created"]);
         let config = self.config.as_ref().ok_or_else(missing)?;
-        let state = self.vm.as_ref().map_or(State::Created, |vm| vm.state);
+        let state = self.vm.as_ref().map_or(VmmState::Created, |vm| vm.state);
         let mut info = json!({
             "config": config.info(),
             "state": format!("{state:?}"),
@@ -408,13 +408,13 @@ impl Vmm<'_> {
         Ok(info)
     }
 
-    fn tell(&self, command: &str) -> Result<(), Refusal> {
+    fn execute(&self, command: &str) -> Result<(), ApiError> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
         let Some(emulator) = &vm.emulator else { return Ok(()) };
-        emulator.tell(command).map_err(|why| Refusal::new(500, &[&why]))
+        emulator.execute(command).map_err(|why| ApiError::new(500, &[&why]))
     }
 
-    fn set_state(&mut self, state: State) {
+    fn set_state(&mut self, state: VmmState) {
         if let Some(vm) = &mut self.vm {
             vm.state = state;
         }
@@ -422,30 +422,30 @@ impl Vmm<'_> {
 }
 
 /// What the real one says of a call that failed, around the causes.
-fn outer(call: Call) -> &'static str {
+fn outer(call: ChvCall) -> &'static str {
     match call {
-        Call::Create => "The VM could not be created",
-        Call::Boot => "The VM could not boot",
-        Call::PowerButton => "Error triggering power button",
-        Call::Quit => "The VMM could not shutdown",
+        ChvCall::Create => "The VM could not be created",
+        ChvCall::Boot => "The VM could not boot",
+        ChvCall::PowerButton => "Error triggering power button",
+        ChvCall::Quit => "The VMM could not shutdown",
     }
 }
 
 /// A machine whose guest runs.
-fn start(config: &VmConfig, life: u64, to: &Sender<VmmEvent>) -> Result<Vm, Refusal> {
+fn start(config: &ChvVmConfig, life: u64, to: &Sender<VmmEvent>) -> Result<VmInstance, ApiError> {
     let machine = guest_args::machine(config, io::stdin().is_terminal());
     let emulator = Emulator::start(&machine, life, to)
-        .map_err(|why| Refusal::new(500, &["Error from device manager", &why]))?;
-    Ok(Vm { state: State::Running, emulator: Some(emulator), life })
+        .map_err(|why| ApiError::new(500, &["Error from device manager", &why]))?;
+    Ok(VmInstance { state: VmmState::Running, emulator: Some(emulator), life })
 }
 
-fn not_running() -> Refusal {
-    Refusal::new(500, &["VM is not running"])
+fn not_running() -> ApiError {
+    ApiError::new(500, &["VM is not running"])
 }
 
-fn invalid(from: State, to: State) -> Refusal {
+fn invalid(from: VmmState, to: VmmState) -> ApiError {
     let what = format!("Invalid transition: InvalidStateTransition({from:?}, {to:?})");
-    Refusal::new(500, &[&what])
+    ApiError::new(500, &[&what])
 }
 
 fn ping() -> Value {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::device::{Device, port};
-use super::flags::{Options, cut, unquoted};
+use super::flags::{VfkitOptions, cut, unquoted};
 use super::rest_uri::Endpoint;
 
 /// A machine.
@@ -84,7 +84,7 @@ pub(super) struct Ignition {
 }
 
 /// Which part of a command line was refused, and why.
-pub(super) type Refused = (&'static str, String);
+pub(super) type StageError = (&'static str, String);
 
 impl Config {
     /// Understands what was given, in the order of the real one, which does `before` the devices
@@ -93,10 +93,10 @@ impl Config {
     /// # Errors
     ///
     /// The first that is wrong.
-    pub(super) fn understand(
-        options: &Options,
+    pub(super) fn from_options(
+        options: &VfkitOptions,
         before: impl FnOnce() -> Result<(), String>,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Self, StageError> {
         let step = |stage, done: Result<(), String>| done.map_err(|why| (stage, why));
         step("log-level", log_level(&options.log_level))?;
         let bootloader = bootloader(options).map_err(|why| ("bootloader", why))?;
@@ -128,8 +128,8 @@ fn log_level(level: &str) -> Result<(), String> {
     }
 }
 
-fn bootloader(options: &Options) -> Result<Bootloader, String> {
-    let Options { kernel, kernel_cmdline, initrd, .. } = options;
+fn bootloader(options: &VfkitOptions) -> Result<Bootloader, String> {
+    let VfkitOptions { kernel, kernel_cmdline, initrd, .. } = options;
     if [kernel, kernel_cmdline, initrd].iter().any(|text| !text.is_empty()) {
         let (kernel, cmdline, initrd) = (kernel.clone(), kernel_cmdline.clone(), initrd.clone());
         return Ok(Bootloader::Linux(Linux { kernel, cmdline, initrd }));

@@ -17,27 +17,27 @@ use super::flags::cut;
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(super) enum Device {
     #[serde(rename = "virtioblk")]
-    Blk(Disk),
-    UsbMassStorage(Disk),
-    Nvme(Disk),
-    Nbd(Nbd),
+    Blk(DiskDevice),
+    UsbMassStorage(DiskDevice),
+    Nvme(DiskDevice),
+    Nbd(NbdDevice),
     #[serde(rename = "virtionet")]
-    Net(Net),
+    Net(NetDevice),
     #[serde(rename = "virtioserial")]
-    Serial(Serial),
+    Serial(SerialDevice),
     #[serde(rename = "virtiosock")]
-    Vsock(Vsock),
+    Vsock(VsockDevice),
     #[serde(rename = "virtiofs")]
-    Fs(Fs),
-    Rosetta(Rosetta),
+    Fs(FsDevice),
+    Rosetta(RosettaDevice),
     #[serde(rename = "virtiorng")]
     Rng,
     #[serde(rename = "virtioballoon")]
     Balloon,
     #[serde(rename = "virtiogpu")]
-    Gpu(Gpu),
+    Gpu(GpuDevice),
     #[serde(rename = "virtioinput")]
-    Input(Input),
+    Input(InputDevice),
 }
 
 /// What is left out of the JSON when it is not set.
@@ -47,7 +47,7 @@ fn is_off(on: &bool) -> bool {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Disk {
+pub(super) struct DiskDevice {
     dev_name: &'static str,
     #[serde(skip_serializing_if = "is_off")]
     pub(super) read_only: bool,
@@ -61,7 +61,7 @@ pub(super) struct Disk {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Nbd {
+pub(super) struct NbdDevice {
     dev_name: &'static str,
     #[serde(skip_serializing_if = "is_off")]
     read_only: bool,
@@ -78,7 +78,7 @@ pub(super) struct Nbd {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Net {
+pub(super) struct NetDevice {
     pub(super) nat: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) unix_socket_path: String,
@@ -92,7 +92,7 @@ pub(super) struct Net {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Serial {
+pub(super) struct SerialDevice {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) log_file: String,
     #[serde(skip_serializing_if = "is_off")]
@@ -102,7 +102,7 @@ pub(super) struct Serial {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Vsock {
+pub(super) struct VsockDevice {
     pub(super) port: u32,
     #[serde(rename = "socketURL")]
     pub(super) socket_url: String,
@@ -113,21 +113,21 @@ pub(super) struct Vsock {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Fs {
+pub(super) struct FsDevice {
     pub(super) mount_tag: String,
     pub(super) shared_dir: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Rosetta {
+pub(super) struct RosettaDevice {
     mount_tag: String,
     install_rosetta: bool,
     ignore_if_missing: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Gpu {
+pub(super) struct GpuDevice {
     #[serde(rename = "usesGUI")]
     pub(super) uses_gui: bool,
     width: i64,
@@ -136,11 +136,11 @@ pub(super) struct Gpu {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Input {
+pub(super) struct InputDevice {
     pub(super) input_type: String,
 }
 
-impl Fs {
+impl FsDevice {
     /// The tag, or what the real one takes for it.
     pub(super) fn tag(&self) -> &str {
         let base = || self.shared_dir.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
@@ -191,8 +191,8 @@ impl Device {
 }
 
 /// A disk without a name for the guest.
-fn disk(dev_name: &'static str, options: &[Pair<'_>]) -> Result<Disk, String> {
-    let mut disk = Disk { dev_name, ..Disk::default() };
+fn disk(dev_name: &'static str, options: &[Pair<'_>]) -> Result<DiskDevice, String> {
+    let mut disk = DiskDevice { dev_name, ..DiskDevice::default() };
     for (name, value) in options.iter().copied() {
         match name {
             "path" => disk.image_path = value.to_owned(),
@@ -205,7 +205,7 @@ fn disk(dev_name: &'static str, options: &[Pair<'_>]) -> Result<Disk, String> {
     Ok(disk)
 }
 
-fn virtio_blk(options: &[Pair<'_>]) -> Result<Disk, String> {
+fn virtio_blk(options: &[Pair<'_>]) -> Result<DiskDevice, String> {
     let (names, others): (Vec<_>, Vec<_>) =
         options.iter().copied().partition(|(name, _)| *name == "deviceId");
     let mut disk = disk("virtio-blk", &others)?;
@@ -234,8 +234,8 @@ pub(super) fn in_go(error: &str) -> String {
     words.to_ascii_lowercase()
 }
 
-fn nbd(options: &[Pair<'_>]) -> Result<Nbd, String> {
-    let mut nbd = Nbd {
+fn nbd(options: &[Pair<'_>]) -> Result<NbdDevice, String> {
+    let mut nbd = NbdDevice {
         dev_name: "nbd",
         read_only: false,
         uri: String::new(),
@@ -262,9 +262,10 @@ fn nbd(options: &[Pair<'_>]) -> Result<Nbd, String> {
     Ok(nbd)
 }
 
-fn net(options: &[Pair<'_>]) -> Result<Net, String> {
+fn net(options: &[Pair<'_>]) -> Result<NetDevice, String> {
     let has = |wanted: &str| options.iter().any(|(name, _)| *name == wanted);
-    let mut net = Net { vfkit_magic: has("path") || has("unixSocketPath"), ..Net::default() };
+    let mut net =
+        NetDevice { vfkit_magic: has("path") || has("unixSocketPath"), ..NetDevice::default() };
     for (name, value) in options.iter().copied() {
         match (name, value) {
             ("nat", _) => net.nat = flag("virtio-net", name, value)?,
@@ -330,8 +331,8 @@ fn mac(text: &str) -> Result<String, String> {
     Ok(pairs.join(":"))
 }
 
-fn serial(options: &[Pair<'_>]) -> Result<Serial, String> {
-    let mut serial = Serial::default();
+fn serial(options: &[Pair<'_>]) -> Result<SerialDevice, String> {
+    let mut serial = SerialDevice::default();
     for (name, value) in options.iter().copied() {
         match name {
             "logFilePath" => serial.log_file = value.to_owned(),
@@ -353,8 +354,8 @@ fn serial(options: &[Pair<'_>]) -> Result<Serial, String> {
     }
 }
 
-fn vsock(options: &[Pair<'_>]) -> Result<Vsock, String> {
-    let mut vsock = Vsock { port: 0, socket_url: String::new(), listen: true };
+fn vsock(options: &[Pair<'_>]) -> Result<VsockDevice, String> {
+    let mut vsock = VsockDevice { port: 0, socket_url: String::new(), listen: true };
     for (name, value) in options.iter().copied() {
         match name {
             "socketURL" => vsock.socket_url = value.to_owned(),
@@ -380,8 +381,8 @@ fn not_a_number(by: &str, text: &str) -> String {
     format!("strconv.{by}: parsing {text:?}: invalid syntax")
 }
 
-fn fs(options: &[Pair<'_>]) -> Result<Fs, String> {
-    let mut fs = Fs::default();
+fn fs(options: &[Pair<'_>]) -> Result<FsDevice, String> {
+    let mut fs = FsDevice::default();
     for (name, value) in options.iter().copied() {
         match name {
             "sharedDir" => fs.shared_dir = value.to_owned(),
@@ -392,8 +393,8 @@ fn fs(options: &[Pair<'_>]) -> Result<Fs, String> {
     Ok(fs)
 }
 
-fn rosetta(options: &[Pair<'_>]) -> Result<Rosetta, String> {
-    let mut rosetta = Rosetta::default();
+fn rosetta(options: &[Pair<'_>]) -> Result<RosettaDevice, String> {
+    let mut rosetta = RosettaDevice::default();
     for (name, value) in options.iter().copied() {
         match name {
             "mountTag" => rosetta.mount_tag = value.to_owned(),
@@ -405,8 +406,8 @@ fn rosetta(options: &[Pair<'_>]) -> Result<Rosetta, String> {
     Ok(rosetta)
 }
 
-fn gpu(options: &[Pair<'_>]) -> Result<Gpu, String> {
-    let mut gpu = Gpu::default();
+fn gpu(options: &[Pair<'_>]) -> Result<GpuDevice, String> {
+    let mut gpu = GpuDevice::default();
     for (name, value) in options.iter().copied() {
         let pixels = || match value.parse() {
             Ok(pixels @ 1..) => Ok(pixels),
@@ -419,7 +420,7 @@ fn gpu(options: &[Pair<'_>]) -> Result<Gpu, String> {
         }
     }
     match (gpu.width, gpu.height) {
-        (0, 0) => Ok(Gpu { width: 800, height: 600, ..gpu }),
+        (0, 0) => Ok(GpuDevice { width: 800, height: 600, ..gpu }),
         (0, _) | (_, 0) => Err(format!(
             "invalid dimensions for virtio-gpu device resolution: {}x{}",
             gpu.width, gpu.height
@@ -428,8 +429,8 @@ fn gpu(options: &[Pair<'_>]) -> Result<Gpu, String> {
     }
 }
 
-fn input(options: &[Pair<'_>]) -> Result<Input, String> {
-    let mut input = Input::default();
+fn input(options: &[Pair<'_>]) -> Result<InputDevice, String> {
+    let mut input = InputDevice::default();
     for (name, value) in options.iter().copied() {
         match (name, value) {
             ("keyboard" | "pointing", "") => input.input_type = name.to_owned(),

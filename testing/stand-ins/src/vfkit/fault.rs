@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Broken;
+use crate::BrokenReply;
 
 /// A request that can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Call {
+pub enum VfkitCall {
     /// `GET /vm/state`
     State,
     /// `POST /vm/state` with `Pause`
@@ -21,7 +21,7 @@ pub enum Call {
     HardStop,
 }
 
-impl Call {
+impl VfkitCall {
     const ALL: [Self; 5] = [Self::State, Self::Pause, Self::Resume, Self::Stop, Self::HardStop];
 
     /// What a body calls it. Nothing calls `State` so.
@@ -43,21 +43,21 @@ impl Call {
 
 /// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Fault {
+pub enum VfkitFault {
     /// The REST service comes late.
     SocketAfter(Duration),
     /// The REST service never comes.
     NoSocket,
     /// The answer to a call breaks.
-    Breaks(Broken, Call),
+    BreaksReply(BrokenReply, VfkitCall),
     /// The call fails, with a reason.
-    Refuses(Call),
+    Rejects(VfkitCall),
     /// It is answered with success, and nothing is done.
-    Ignores(Call),
+    Ignores(VfkitCall),
     /// The process says something on standard error and ends with this status, before the answer.
-    Dies(Call, u8),
+    Exits(VfkitCall, u8),
     /// The same, before there is a REST service.
-    DiesAtStart(u8),
+    ExitsAtStart(u8),
     /// The machine starts and never runs, and nothing watches over that.
     NeverRuns,
     /// The machine starts and never runs, and after this time that ends the process.
@@ -68,21 +68,21 @@ pub enum Fault {
     IgnoresSigterm,
     /// The machine stops, and the process stays: as when the wait that SIGTERM began takes the news
     /// that another waits for.
-    OutlivesItsMachine,
+    OutlivesVm,
     /// When the guest powers off, the state is `Error` for a moment, and ends the process.
     EndsInError,
 }
 
-impl Fault {
-    /// The text on standard error of a process that [dies](Self::Dies).
-    pub const LAST_WORDS: &str = "fatal error: as ordered";
-    /// The reason of a [refusal](Self::Refuses).
+impl VfkitFault {
+    /// The text on standard error of a process that [dies](Self::Exits).
+    pub const STDERR_LINE: &str = "fatal error: as ordered";
+    /// The reason of a [rejection](Self::Rejects).
     pub const CAUSE: &str = "as ordered";
 
     /// What it makes of the answer to a call.
-    pub(super) fn broken(self, call: Call) -> Option<Broken> {
+    pub(super) fn broken_reply(self, call: VfkitCall) -> Option<BrokenReply> {
         match self {
-            Self::Breaks(broken, at) if at == call => Some(broken),
+            Self::BreaksReply(broken, at) if at == call => Some(broken),
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 /// What was given, before anybody looked what it means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Options {
+pub(super) struct VfkitOptions {
     pub(super) cpus: u64,
     #[serde(rename = "memoryMiB")]
     pub(super) memory_mib: u64,
@@ -36,16 +36,16 @@ pub(super) struct Options {
 
 /// What a command line asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum ParsedCommand {
     /// A machine.
-    Machine(Box<Options>),
+    Run(Box<VfkitOptions>),
     /// The version.
     Version,
     /// The usage.
     Help,
 }
 
-impl Default for Options {
+impl Default for VfkitOptions {
     fn default() -> Self {
         Self {
             cpus: 1,
@@ -105,8 +105,8 @@ pub(super) fn usage() -> String {
 /// # Errors
 ///
 /// What is wrong with it, in the real one's words.
-pub(super) fn parse(words: &[String]) -> Result<Asked, String> {
-    let mut reading = Reading { options: Options::default(), given: Vec::new(), words };
+pub(super) fn parse(words: &[String]) -> Result<ParsedCommand, String> {
+    let mut reading = FlagParser { options: VfkitOptions::default(), given: Vec::new(), words };
     while let Some((word, rest)) = reading.words.split_first() {
         reading.words = rest;
         match word.as_bytes() {
@@ -119,23 +119,23 @@ pub(super) fn parse(words: &[String]) -> Result<Asked, String> {
             _ => reading.options.positional.push(word.clone()),
         }
     }
-    let Reading { options, given, .. } = reading;
+    let FlagParser { options, given, .. } = reading;
     match given.iter().find(|name| ["help", "version"].contains(name)) {
-        Some(&"help") => Ok(Asked::Help),
-        Some(_) if given.contains(&"help") => Ok(Asked::Help),
-        Some(_) => Ok(Asked::Version),
-        None => groups(&given).map(|()| Asked::Machine(options.into())),
+        Some(&"help") => Ok(ParsedCommand::Help),
+        Some(_) if given.contains(&"help") => Ok(ParsedCommand::Help),
+        Some(_) => Ok(ParsedCommand::Version),
+        None => groups(&given).map(|()| ParsedCommand::Run(options.into())),
     }
 }
 
-struct Reading<'a> {
-    options: Options,
+struct FlagParser<'a> {
+    options: VfkitOptions,
     /// The flags that were there.
     given: Vec<&'static str>,
     words: &'a [String],
 }
 
-impl Reading<'_> {
+impl FlagParser<'_> {
     fn long(&mut self, word: &str) -> Result<(), String> {
         if word.starts_with(['-', '=']) {
             return Err(format!("bad flag syntax: --{word}"));
@@ -312,10 +312,10 @@ fn boolean(text: &str) -> Result<bool, String> {
 mod tests {
     use super::*;
 
-    fn options(line: &[&str]) -> Result<Options, String> {
+    fn options(line: &[&str]) -> Result<VfkitOptions, String> {
         let words: Vec<String> = line.iter().map(ToString::to_string).collect();
         match parse(&words)? {
-            Asked::Machine(options) => Ok(*options),
+            ParsedCommand::Run(options) => Ok(*options),
             other => panic!("{other:?}"),
         }
     }
@@ -334,8 +334,8 @@ mod tests {
             assert_eq!((options.cpus, options.nested), (4, true), "{line:?}");
         }
         assert_eq!(options(&["-d", "--x", "-d=y"]).unwrap().devices, ["--x", "y"]);
-        assert_eq!(parse(&["-v".into()]), Ok(Asked::Version));
-        assert_eq!(parse(&["-v".into(), "--help".into()]), Ok(Asked::Help));
+        assert_eq!(parse(&["-v".into()]), Ok(ParsedCommand::Version));
+        assert_eq!(parse(&["-v".into(), "--help".into()]), Ok(ParsedCommand::Help));
     }
 
     #[test]

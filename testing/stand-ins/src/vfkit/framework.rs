@@ -12,7 +12,7 @@ use nix::sys::termios::{InputFlags, LocalFlags, SetArg, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
 use super::config::{Bootloader, Config, Linux};
-use super::device::{Device, Disk, in_go};
+use super::device::{Device, DiskDevice, in_go};
 use super::rest_uri::Endpoint;
 use capsa_fixtures::nano::Nano;
 
@@ -21,7 +21,7 @@ const MAX_TAG: usize = 36;
 
 /// How a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum VzState {
     Stopped,
     Starting,
     Running,
@@ -29,10 +29,10 @@ pub(super) enum State {
     Error,
 }
 
-impl State {
+impl VzState {
     /// As `GET /vm/state` shows it.
     pub(super) fn shown(self) -> Value {
-        use State::{Error, Paused, Running, Stopped};
+        use VzState::{Error, Paused, Running, Stopped};
         json!({
             "state": format!("VirtualMachineState{self:?}"),
             "canStart": matches!(self, Stopped | Error),
@@ -112,7 +112,7 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-fn check_disk(disk: &Disk) -> Result<(), String> {
+fn check_disk(disk: &DiskDevice) -> Result<(), String> {
     let path = Path::new(&disk.image_path);
     if disk.r#type == "dev" {
         let is_device = fs::symlink_metadata(path).is_ok_and(|at| at.file_type().is_block_device());
@@ -168,7 +168,7 @@ impl Kernel {
 /// # Errors
 ///
 /// The first such thing.
-pub(super) fn beyond_the_stand_in(config: &Config) -> Result<(), String> {
+pub(super) fn check_supported(config: &Config) -> Result<(), String> {
     if !matches!(config.bootloader, Bootloader::Linux(_)) {
         return Err("bootloaders other than that of Linux".into());
     }

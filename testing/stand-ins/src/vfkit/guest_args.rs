@@ -10,7 +10,7 @@ use serde_json::json;
 use super::super::child;
 use super::super::emulator::EmulatedVm;
 use super::config::{Bootloader, Config, Linux};
-use super::device::{Device, Disk, Fs, Net, Serial};
+use super::device::{Device, DiskDevice, FsDevice, NetDevice, SerialDevice};
 use super::framework::Kernel;
 
 /// The guest's address in vsock. Which one it is no host gets to see.
@@ -39,7 +39,7 @@ impl Sockets {
 
 /// The machine. `linux` is what it boots.
 pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> EmulatedVm {
-    let mut args = Args::default();
+    let mut args = EmulatedVmBuilder::default();
     let Bootloader::Linux(linux) = &config.bootloader else { return args.0 };
     // A guest that reboots boots again, and nobody is told.
     args.push("-action reboot=reset,shutdown=pause,panic=none -machine q35,memory-backend=ram");
@@ -74,9 +74,9 @@ pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Emulated
 }
 
 #[derive(Default)]
-struct Args(EmulatedVm);
+struct EmulatedVmBuilder(EmulatedVm);
 
-impl Args {
+impl EmulatedVmBuilder {
     /// Words that have no blanks in them.
     fn push(&mut self, words: &str) {
         self.0.arguments.extend(words.split(' ').map(str::to_owned));
@@ -90,7 +90,7 @@ impl Args {
         self.0.arguments.extend(["-chardev".to_owned(), options.to_owned()]);
     }
 
-    fn disk(&mut self, n: usize, disk: &Disk) {
+    fn disk(&mut self, n: usize, disk: &DiskDevice) {
         let node = json!({
             "driver": "raw",
             "node-name": format!("disk{n}"),
@@ -108,7 +108,7 @@ impl Args {
         self.device(&device);
     }
 
-    fn share(&mut self, n: usize, share: &Fs, socket: &Path) {
+    fn share(&mut self, n: usize, share: &FsDevice, socket: &Path) {
         let path = show(socket);
         let words = [
             "virtiofsd",
@@ -128,7 +128,7 @@ impl Args {
         }));
     }
 
-    fn net(&mut self, n: usize, net: &Net) {
+    fn net(&mut self, n: usize, net: &NetDevice) {
         // The network that macOS gives its guests.
         self.push(&format!(
             "-netdev user,id=net{n},net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.3,\
@@ -142,7 +142,7 @@ impl Args {
         self.device(&device);
     }
 
-    fn serial(&mut self, n: usize, serial: &Serial, kernel: Kernel) {
+    fn serial(&mut self, n: usize, serial: &SerialDevice, kernel: Kernel) {
         // Standard input and output are opened anew, each as it is: what the emulator calls
         // `stdio` would set the terminal. Where both are one terminal, so is what is opened: a file
         // with a file to read from beside it is for QEMU 8.1 and later.

@@ -17,7 +17,7 @@ pub(super) fn set_level(level: &str) {
 }
 
 /// A line of logrus, as it is where standard error is no terminal.
-pub(super) fn say(level: &str, message: &str) {
+pub(super) fn write(level: &str, message: &str) {
     // Warnings and what is fatal are said at any level but the lowest.
     let needs = match level {
         "debug" => 2,

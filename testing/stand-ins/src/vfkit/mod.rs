@@ -25,9 +25,9 @@ mod framework;
 mod go_url;
 mod guest_args;
 mod log;
-mod machine;
 mod rest;
 mod rest_uri;
+mod vm;
 mod vsock;
 
 use std::path::PathBuf;
@@ -37,10 +37,10 @@ use std::{env, fs};
 use serde_json::{Value, json};
 
 use super::{child, faulty};
-use config::{Config, Refused};
-use flags::{Asked, Options};
+use config::{Config, StageError};
+use flags::{ParsedCommand, VfkitOptions};
 
-pub use fault::{Call, Fault};
+pub use fault::{VfkitCall, VfkitFault};
 
 /// The version that it reports.
 pub const VERSION: &str = "v0.6.4";
@@ -48,14 +48,14 @@ pub const VERSION: &str = "v0.6.4";
 /// What it makes of a command line, without acting on it: `options` that were given, `vm` as
 /// `GET /vm/inspect` would show it, the `path` of the REST service's socket where there is one; or
 /// the `stage` at which it is refused, and the `error`.
-pub fn understand(words: &[String]) -> Value {
-    let refused = |(stage, error): Refused| json!({ "stage": stage, "error": error });
+pub fn parse_command_line(words: &[String]) -> Value {
+    let refused = |(stage, error): StageError| json!({ "stage": stage, "error": error });
     let options = match flags::parse(words) {
-        Ok(Asked::Machine(options)) => options,
-        Ok(Asked::Version | Asked::Help) => return json!({}),
+        Ok(ParsedCommand::Run(options)) => options,
+        Ok(ParsedCommand::Version | ParsedCommand::Help) => return json!({}),
         Err(why) => return refused(("flags", why)),
     };
-    let mut understood = match Config::understand(&options, || Ok(())) {
+    let mut understood = match Config::from_options(&options, || Ok(())) {
         Ok(config) => json!({ "vm": config, "path": match &config.endpoint {
             rest_uri::Endpoint::Unix(path) => Some(path),
             _ => None,
@@ -71,28 +71,28 @@ pub fn main() -> ExitCode {
     let mut words = env::args_os();
     let called = PathBuf::from(words.next().unwrap_or_default());
     let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    if let Some(status) = child::becomes(&words) {
+    if let Some(status) = child::exec_if_requested(&words) {
         return status;
     }
     let options = match flags::parse(&words) {
-        Ok(Asked::Machine(options)) => options,
-        Ok(Asked::Version) => {
+        Ok(ParsedCommand::Run(options)) => options,
+        Ok(ParsedCommand::Version) => {
             println!("vfkit version: {VERSION}");
             return ExitCode::SUCCESS;
         }
-        Ok(Asked::Help) => {
+        Ok(ParsedCommand::Help) => {
             print!("{}", flags::usage());
             return ExitCode::SUCCESS;
         }
         Err(why) => return refuse(&why),
     };
-    let faults = match faulty::ordered(&called) {
+    let faults = match faulty::read_faults(&called) {
         Ok(faults) => faults,
         Err(why) => return refuse(&why),
     };
     log::set_level(&options.log_level);
-    let config = Config::understand(&options, || write_pid_file(&options));
-    let ended = config.map_err(|(_, why)| why).and_then(|config| machine::run(&config, faults));
+    let config = Config::from_options(&options, || write_pid_file(&options));
+    let ended = config.map_err(|(_, why)| why).and_then(|config| vm::run(&config, faults));
     match ended {
         Ok(status) => status,
         Err(why) => refuse(&why),
@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Written before the devices are looked at, and never removed.
-fn write_pid_file(options: &Options) -> Result<(), String> {
+fn write_pid_file(options: &VfkitOptions) -> Result<(), String> {
     use std::os::unix::fs::PermissionsExt;
     let path = &options.pidfile;
     if path.is_empty() {

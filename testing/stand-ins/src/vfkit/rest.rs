@@ -12,27 +12,27 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::super::http::{Head, HttpRequest, accept, send};
-use super::framework::State;
-use super::machine::VfkitEvent;
-use super::{Call, Fault, log};
+use super::framework::VzState;
+use super::vm::VfkitEvent;
+use super::{VfkitCall, VfkitFault, log};
 
 /// What the service needs of the machine.
 #[derive(Debug, Clone)]
-pub(super) struct Service {
+pub(super) struct RestService {
     /// How the machine is doing.
-    pub(super) state: Arc<Mutex<State>>,
+    pub(super) state: Arc<Mutex<VzState>>,
     /// What `GET /vm/inspect` shows.
     pub(super) config: Arc<Value>,
     /// Where wishes go.
     pub(super) to: Sender<VfkitEvent>,
-    pub(super) faults: Arc<[Fault]>,
+    pub(super) faults: Arc<[VfkitFault]>,
 }
 
 /// Status, type and text of an answer.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer(u16, Option<&'static str>, String);
+struct RestResponse(u16, Option<&'static str>, String);
 
-impl Answer {
+impl RestResponse {
     fn json(status: u16, body: &Value) -> Self {
         Self(status, Some("application/json; charset=utf-8"), body.to_string())
     }
@@ -57,7 +57,7 @@ impl Answer {
     }
 }
 
-impl Service {
+impl RestService {
     /// Serves at `path`, soon, late or never.
     ///
     /// # Errors
@@ -65,8 +65,8 @@ impl Service {
     /// When it cannot be bound at once. Where that is late, it ends the process then.
     pub(super) fn serve(self, path: &str) -> Result<(), String> {
         let late = self.faults.iter().find_map(|fault| match fault {
-            Fault::SocketAfter(time) => Some(*time),
-            Fault::NoSocket => Some(Duration::MAX),
+            VfkitFault::SocketAfter(time) => Some(*time),
+            VfkitFault::NoSocket => Some(Duration::MAX),
             _ => None,
         });
         let path = path.to_owned();
@@ -74,7 +74,7 @@ impl Service {
         std::thread::spawn(move || {
             std::thread::sleep(late);
             if let Err(why) = self.bind(&path) {
-                log::say("fatal", &why);
+                log::write("fatal", &why);
                 std::process::exit(1);
             }
         });
@@ -88,21 +88,21 @@ impl Service {
             format!("listen unix {path}: bind: {why}")
         })?;
         accept(listener, move |stream| {
-            self.converse(stream);
+            self.serve_connection(stream);
         });
         Ok(())
     }
 
     /// One connection: any number of requests, one after the other.
-    fn converse(&self, stream: UnixStream) -> Option<()> {
+    fn serve_connection(&self, stream: UnixStream) -> Option<()> {
         let mut requests = BufReader::new(stream.try_clone().ok()?);
         loop {
             let request = match receive(&mut requests).ok()? {
-                Received::HttpRequest(request) => request,
-                Received::End => return None,
+                Received::Request(request) => request,
+                Received::RunResult => return None,
                 Received::Nonsense => {
                     let kind = "text/plain; charset=utf-8\r\nConnection: close";
-                    let answer = Answer(400, Some(kind), "400 Bad Request".to_owned());
+                    let answer = RestResponse(400, Some(kind), "400 Bad Request".to_owned());
                     return send(&stream, &answer.encode(), None);
                 }
             };
@@ -110,62 +110,67 @@ impl Service {
             let (call, answer) = self.answer(&request);
             log::request(answer.0, begin.elapsed(), &request.method, &request.path);
             let mut faults = self.faults.iter();
-            let broken = faults.find_map(|fault| fault.broken(call?));
+            let broken = faults.find_map(|fault| fault.broken_reply(call?));
             send(&stream, &answer.encode(), broken)?;
         }
     }
 
     /// What was called, where that can break, and its answer.
-    fn answer(&self, request: &HttpRequest) -> (Option<Call>, Answer) {
+    fn answer(&self, request: &HttpRequest) -> (Option<VfkitCall>, RestResponse) {
         let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
         match (request.method.as_str(), path) {
             ("GET", "/vm/state") => {
                 let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                let answer = self.ordered(Call::State);
-                (Some(Call::State), answer.unwrap_or_else(|| Answer::json(200, &state.shown())))
+                let answer = self.ordered(VfkitCall::State);
+                (
+                    Some(VfkitCall::State),
+                    answer.unwrap_or_else(|| RestResponse::json(200, &state.shown())),
+                )
             }
-            ("GET", "/vm/inspect") => (None, Answer::json(200, &self.config)),
+            ("GET", "/vm/inspect") => (None, RestResponse::json(200, &self.config)),
             ("POST", "/vm/state") => {
                 let name = match state_of(request.body.as_deref().unwrap_or_default()) {
                     Ok(name) => name,
-                    Err(why) => return (None, Answer::error(400, &why)),
+                    Err(why) => return (None, RestResponse::error(400, &why)),
                 };
-                let Some(call) = Call::change(&name) else {
+                let Some(call) = VfkitCall::change(&name) else {
                     return (None, self.failed(&name, &format!("invalid new VMState: {name}")));
                 };
                 (Some(call), self.ordered(call).unwrap_or_else(|| self.change(call)))
             }
-            _ => (None, Answer(404, Some("text/plain"), "404 page not found".into())),
+            _ => (None, RestResponse(404, Some("text/plain"), "404 page not found".into())),
         }
     }
 
     /// The answer that a fault orders.
-    fn ordered(&self, call: Call) -> Option<Answer> {
+    fn ordered(&self, call: VfkitCall) -> Option<RestResponse> {
         self.faults.iter().find_map(|fault| match *fault {
-            Fault::Dies(at, status) if at == call => {
-                eprintln!("{}", Fault::LAST_WORDS);
+            VfkitFault::Exits(at, status) if at == call => {
+                eprintln!("{}", VfkitFault::STDERR_LINE);
                 std::process::exit(i32::from(status));
             }
-            Fault::Refuses(at) if at == call => Some(self.failed(call.name(), Fault::CAUSE)),
-            Fault::Ignores(at) if at == call => Some(Answer(202, None, String::new())),
+            VfkitFault::Rejects(at) if at == call => {
+                Some(self.failed(call.name(), VfkitFault::CAUSE))
+            }
+            VfkitFault::Ignores(at) if at == call => Some(RestResponse(202, None, String::new())),
             _ => None,
         })
     }
 
-    fn change(&self, call: Call) -> Answer {
+    fn change(&self, call: VfkitCall) -> RestResponse {
         let (answer, outcome) = channel();
         let _ = self.to.send(VfkitEvent::Change(call, answer));
         match outcome.recv() {
-            Ok(Ok(())) => Answer(202, None, String::new()),
+            Ok(Ok(())) => RestResponse(202, None, String::new()),
             Ok(Err(why)) => self.failed(call.name(), &why),
             // The process ends. Whether this is still heard is a race, as with the real one.
-            Err(_) => Answer(202, None, String::new()),
+            Err(_) => RestResponse(202, None, String::new()),
         }
     }
 
-    fn failed(&self, action: &str, why: &str) -> Answer {
-        log::say("error", &format!("failed action {action}: {why:?}"));
-        Answer::error(500, why)
+    fn failed(&self, action: &str, why: &str) -> RestResponse {
+        log::write("error", &format!("failed action {action}: {why:?}"));
+        RestResponse::error(500, why)
     }
 }
 
@@ -202,13 +207,13 @@ fn state_of(body: &[u8]) -> Result<String, String> {
 /// What was read: a request, something that is none, or the end.
 #[derive(Debug)]
 enum Received {
-    HttpRequest(HttpRequest),
+    Request(HttpRequest),
     Nonsense,
-    End,
+    RunResult,
 }
 
 fn receive(from: &mut BufReader<UnixStream>) -> io::Result<Received> {
-    let Some(head) = Head::read(from)? else { return Ok(Received::End) };
+    let Some(head) = Head::read(from)? else { return Ok(Received::RunResult) };
     let words: Vec<&str> = head.line.split(' ').collect();
     let [method, path, "HTTP/1.1" | "HTTP/1.0"] = words[..] else { return Ok(Received::Nonsense) };
     let mut length = 0;
@@ -222,11 +227,7 @@ fn receive(from: &mut BufReader<UnixStream>) -> io::Result<Received> {
     let mut body = Vec::new();
     from.take(length).read_to_end(&mut body)?;
     let body = (!body.is_empty()).then_some(body);
-    Ok(Received::HttpRequest(HttpRequest {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        body,
-    }))
+    Ok(Received::Request(HttpRequest { method: method.to_owned(), path: path.to_owned(), body }))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use super::super::http::accept;
-use super::device::{Device, Vsock};
+use super::device::{Device, VsockDevice};
 use super::go_url::Url;
 use super::{device, log};
 
@@ -23,19 +23,19 @@ use super::{device, log};
 pub(super) fn expose(devices: &[Device], at: &Path) {
     for device in devices {
         let Device::Vsock(vsock) = device else { continue };
-        let Vsock { port, socket_url, listen } = vsock;
+        let VsockDevice { port, socket_url, listen } = vsock;
         if socket_url.is_empty() {
             continue;
         }
         let how = if *listen { " (listening)" } else { "" };
-        log::say("info", &format!("Exposing vsock port {port} on {socket_url}{how}"));
+        log::write("info", &format!("Exposing vsock port {port} on {socket_url}{how}"));
         let exposed = if *listen {
             listen_for_guest(*port, socket_url, at)
         } else {
             connect_to_guest(*port, socket_url, at)
         };
         if let Err(why) = exposed {
-            log::say("warning", &format!("error exposing vsock port {port}: {why}"));
+            log::write("warning", &format!("error exposing vsock port {port}: {why}"));
         }
     }
 }

@@ -1,123 +1,129 @@
 //! A cloud-hypervisor that misbehaves.
 
 use capsa::{Accelerator, EndedBy, Error, StopStep, VmStatus};
-use capsa_stand_ins::cloud_hypervisor::{Call, Fault};
-use capsa_stand_ins::{Broken, Faulty};
+use capsa_stand_ins::cloud_hypervisor::{ChvCall, ChvFault};
+use capsa_stand_ins::{BrokenReply, FaultyStandIn};
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::vm::PATIENCE;
 
 use super::{
     Change, Claims, FaultyVm, HEEDS_BUTTON, Ladder, Limit, NEVER, SHORT, Text, guest, test_claims,
 };
-use Broken::{End, Garbage, Half, Silence};
+use BrokenReply::{End, Garbage, Half, Silence};
 use StopStep::{Killed, PowerButton, Quit};
 
-static CLAIMS: Claims<Fault> = Claims {
+static CLAIMS: Claims<ChvFault> = Claims {
     vm,
-    socket_after: Fault::SocketAfter,
+    socket_after: ChvFault::SocketAfter,
     failed_starts: &[
         (
-            Fault::Breaks(Half, Call::Create),
+            ChvFault::BreaksReply(Half, ChvCall::Create),
             Text::Around("cloud-hypervisor did not create the VM: ", ""),
         ),
         (
-            Fault::Breaks(Half, Call::Boot),
+            ChvFault::BreaksReply(Half, ChvCall::Boot),
             Text::Around("cloud-hypervisor did not boot the guest: ", ""),
         ),
         (
-            Fault::Breaks(End, Call::Create),
+            ChvFault::BreaksReply(End, ChvCall::Create),
             Text::Around(
                 "cloud-hypervisor did not create the VM: HTTP response: connection closed",
                 "",
             ),
         ),
         (
-            Fault::Breaks(End, Call::Boot),
+            ChvFault::BreaksReply(End, ChvCall::Boot),
             Text::Around(
                 "cloud-hypervisor did not boot the guest: HTTP response: connection closed",
                 "",
             ),
         ),
         (
-            Fault::Breaks(Garbage, Call::Create),
+            ChvFault::BreaksReply(Garbage, ChvCall::Create),
             Text::Around("cloud-hypervisor did not create the VM: HTTP response: ", ""),
         ),
         (
-            Fault::Breaks(Garbage, Call::Boot),
+            ChvFault::BreaksReply(Garbage, ChvCall::Boot),
             Text::Around("cloud-hypervisor did not boot the guest: HTTP response: ", ""),
         ),
         (
-            Fault::Refuses(Call::Create),
+            ChvFault::Rejects(ChvCall::Create),
             Text::Exact(
                 "cloud-hypervisor refused to create the VM: Error from API: The VM could not be \
                  created: ",
-                Fault::CAUSE,
+                ChvFault::CAUSE,
             ),
         ),
         (
-            Fault::Refuses(Call::Boot),
+            ChvFault::Rejects(ChvCall::Boot),
             Text::Exact(
                 "cloud-hypervisor refused to boot the guest: Error from API: The VM could not boot: ",
-                Fault::CAUSE,
+                ChvFault::CAUSE,
             ),
         ),
         (
-            Fault::Dies(Call::Create, 3),
-            Text::Exact("cloud-hypervisor exited with status 3: ", Fault::LAST_WORDS),
+            ChvFault::Exits(ChvCall::Create, 3),
+            Text::Exact("cloud-hypervisor exited with status 3: ", ChvFault::STDERR_LINE),
         ),
         (
-            Fault::Dies(Call::Boot, 3),
-            Text::Exact("cloud-hypervisor exited with status 3: ", Fault::LAST_WORDS),
+            ChvFault::Exits(ChvCall::Boot, 3),
+            Text::Exact("cloud-hypervisor exited with status 3: ", ChvFault::STDERR_LINE),
         ),
     ],
     hanging_starts: &[
-        (Fault::NoSocket, Limit::Launch),
-        (Fault::Breaks(Silence, Call::Create), Limit::Boot),
-        (Fault::Breaks(Silence, Call::Boot), Limit::Boot),
+        (ChvFault::NoSocket, Limit::Launch),
+        (ChvFault::BreaksReply(Silence, ChvCall::Create), Limit::Boot),
+        (ChvFault::BreaksReply(Silence, ChvCall::Boot), Limit::Boot),
     ],
     stop_ladders: &[
-        Ladder::new(&[Fault::Ignores(Call::PowerButton)], SHORT, &[PowerButton, Quit]),
+        Ladder::new(&[ChvFault::Ignores(ChvCall::PowerButton)], SHORT, &[PowerButton, Quit]),
         // A VMM that refuses the power button gets no grace period.
-        Ladder::new(&[Fault::Refuses(Call::PowerButton)], NEVER, &[PowerButton, Quit]),
+        Ladder::new(&[ChvFault::Rejects(ChvCall::PowerButton)], NEVER, &[PowerButton, Quit]),
         Ladder::new(
-            &[Fault::Breaks(Garbage, Call::PowerButton), Fault::Ignores(Call::PowerButton)],
+            &[
+                ChvFault::BreaksReply(Garbage, ChvCall::PowerButton),
+                ChvFault::Ignores(ChvCall::PowerButton),
+            ],
             NEVER,
             &[PowerButton, Quit],
         ),
         Ladder {
             dies: true,
-            ..Ladder::new(&[Fault::Dies(Call::PowerButton, 4)], NEVER, &[PowerButton])
+            ..Ladder::new(&[ChvFault::Exits(ChvCall::PowerButton, 4)], NEVER, &[PowerButton])
         },
         Ladder::new(
-            &[Fault::Ignores(Call::PowerButton), Fault::Ignores(Call::Quit)],
+            &[ChvFault::Ignores(ChvCall::PowerButton), ChvFault::Ignores(ChvCall::Quit)],
             SHORT,
             &[PowerButton, Quit, Killed],
         ),
         Ladder::new(
-            &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Half, Call::Quit)],
+            &[ChvFault::Ignores(ChvCall::PowerButton), ChvFault::BreaksReply(Half, ChvCall::Quit)],
             SHORT,
             &[PowerButton, Quit],
         ),
         Ladder::new(
-            &[Fault::Ignores(Call::PowerButton), Fault::Dies(Call::Quit, 5)],
+            &[ChvFault::Ignores(ChvCall::PowerButton), ChvFault::Exits(ChvCall::Quit, 5)],
             SHORT,
             &[PowerButton, Quit],
         ),
         // The exchange that hangs blocks the next one, as the single thread of the real one does.
         Ladder::new(
-            &[Fault::Ignores(Call::PowerButton), Fault::Breaks(Silence, Call::PowerButton)],
+            &[
+                ChvFault::Ignores(ChvCall::PowerButton),
+                ChvFault::BreaksReply(Silence, ChvCall::PowerButton),
+            ],
             SHORT,
             &[PowerButton, Quit, Killed],
         ),
     ],
-    ignores_sigterm: Fault::IgnoresSigterm,
+    ignores_sigterm: ChvFault::IgnoresSigterm,
 };
 
 test_claims!(CLAIMS);
 
-fn vm(nano: Nano, faults: &[Fault], change: Change<'_>) -> Option<FaultyVm> {
+fn vm(nano: Nano, faults: &[ChvFault], change: Change<'_>) -> Option<FaultyVm> {
     let guest = guest(nano)?;
-    let faulty = Faulty::cloud_hypervisor(faults);
+    let faulty = FaultyStandIn::cloud_hypervisor(faults);
     let builder = guest
         .builder()
         .backend("cloud-hypervisor")
@@ -127,13 +133,13 @@ fn vm(nano: Nano, faults: &[Fault], change: Change<'_>) -> Option<FaultyVm> {
     FaultyVm::new(builder, change, guest, faulty)
 }
 
-fn faulty(fault: Fault) -> Option<FaultyVm> {
+fn faulty(fault: ChvFault) -> Option<FaultyVm> {
     vm(HEEDS_BUTTON, &[fault], &|vm| vm)
 }
 
 #[test]
 fn boot_reported_but_not_done_can_be_stopped() {
-    let Some(it) = faulty(Fault::Ignores(Call::Boot)) else { return };
+    let Some(it) = faulty(ChvFault::Ignores(ChvCall::Boot)) else { return };
     it.vm.start().unwrap();
     let mut console = it.vm.console().unwrap();
     let silence = console.wait_for_timeout("NANO", SHORT).unwrap_err();
@@ -147,7 +153,7 @@ fn boot_reported_but_not_done_can_be_stopped() {
 /// An event that is not understood may have been a reboot.
 #[test]
 fn event_invalid_ends_vm() {
-    for fault in [Fault::EventGarbage, Fault::EventEndless] {
+    for fault in [ChvFault::EventGarbage, ChvFault::EventEndless] {
         let Some(it) = faulty(fault) else { return };
         // The event arrives while the VM starts, or right after.
         let started = it.vm.start();
@@ -165,7 +171,7 @@ fn event_invalid_ends_vm() {
 
 #[test]
 fn event_incomplete_delays_nothing() {
-    let Some(it) = faulty(Fault::EventHalf) else { return };
+    let Some(it) = faulty(ChvFault::EventHalf) else { return };
     let mut console = it.ready();
     console.write(b"alive").unwrap();
     console.wait_for_timeout("alive", PATIENCE).unwrap();
@@ -176,14 +182,14 @@ fn event_incomplete_delays_nothing() {
 
 #[test]
 fn vcpu_failure_is_not_a_power_off() {
-    for fault in [Fault::CpuFails, Fault::CpuFailsAndStays] {
+    for fault in [ChvFault::CpuFails, ChvFault::CpuFailsAndStays] {
         let Some(it) = faulty(fault) else { return };
         it.ready().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, _) = it.ended();
         let reason = "cloud-hypervisor cannot go on with a virtual CPU".into();
         assert_eq!(ended_by, EndedBy::HypervisorLost { reason }, "{fault:?}");
         let stderr = it.vm.stop_report().unwrap().exit.unwrap().stderr_tail;
-        assert!(stderr.contains(Fault::CPU_FAILED), "{stderr}");
+        assert!(stderr.contains(ChvFault::CPU_FAILED), "{stderr}");
         it.leaves_nothing();
     }
 }
@@ -191,7 +197,7 @@ fn vcpu_failure_is_not_a_power_off() {
 #[test]
 fn exit_without_event_is_judged_by_status() {
     for (status, failed) in [(0, false), (9, true)] {
-        let Some(it) = faulty(Fault::EndsSilently(status)) else { return };
+        let Some(it) = faulty(ChvFault::EndsSilently(status)) else { return };
         it.ready().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, steps) = it.ended();
         assert_eq!(steps, []);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
-use capsa_stand_ins::Faulty;
+use capsa_stand_ins::FaultyStandIn;
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::processes;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually, in_time};
@@ -206,7 +206,7 @@ fn sigterm_ignored_changes_nothing<F: Copy>(claims: &Claims<F>) {
 struct FaultyVm {
     vm: VmHandle,
     guest: NanoGuest,
-    _faulty: Faulty,
+    _faulty: FaultyStandIn,
 }
 
 impl FaultyVm {
@@ -214,7 +214,7 @@ impl FaultyVm {
         builder: LinuxVmBuilder,
         change: Change<'_>,
         guest: NanoGuest,
-        faulty: Faulty,
+        faulty: FaultyStandIn,
     ) -> Option<Self> {
         let unlimited = builder.timing(|timing| {
             timing.launch = NEVER;

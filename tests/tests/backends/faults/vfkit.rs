@@ -7,8 +7,8 @@ use capsa::{
     Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow,
     RebootPolicy, StopStep, VmStatus,
 };
-use capsa_stand_ins::vfkit::{Call, Fault};
-use capsa_stand_ins::{Broken, Faulty};
+use capsa_stand_ins::vfkit::{VfkitCall, VfkitFault};
+use capsa_stand_ins::{BrokenReply, FaultyStandIn};
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::vm::{PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
@@ -18,61 +18,67 @@ use super::{
     Change, Claims, FaultyVm, HEEDS_BUTTON, IGNORES_BUTTON, Ladder, Limit, NEVER, SHORT, Text,
     guest, test_claims,
 };
-use Broken::{End, Garbage, Half, Huge, Silence, Slow};
+use BrokenReply::{End, Garbage, Half, Huge, Silence, Slow};
 use StopStep::{Killed, PowerButton, Quit};
 
 /// Longer than the backend waits for output after a line that looks like a crash.
 const AFTER_CRASH: Duration = Duration::from_millis(600);
 
-static CLAIMS: Claims<Fault> = Claims {
+static CLAIMS: Claims<VfkitFault> = Claims {
     vm,
-    socket_after: Fault::SocketAfter,
+    socket_after: VfkitFault::SocketAfter,
     failed_starts: &[
-        (Fault::DiesAtStart(1), Text::Exact("vfkit exited with status 1: ", Fault::LAST_WORDS)),
         (
-            Fault::Dies(Call::State, 3),
-            Text::Exact("vfkit exited with status 3: ", Fault::LAST_WORDS),
+            VfkitFault::ExitsAtStart(1),
+            Text::Exact("vfkit exited with status 1: ", VfkitFault::STDERR_LINE),
+        ),
+        (
+            VfkitFault::Exits(VfkitCall::State, 3),
+            Text::Exact("vfkit exited with status 3: ", VfkitFault::STDERR_LINE),
         ),
         // vfkit has a time limit of its own for its start.
         (
-            Fault::StartTimesOut(Duration::from_millis(300)),
+            VfkitFault::StartTimesOut(Duration::from_millis(300)),
             Text::Around("vfkit exited with status", "timeout waiting for VM state"),
         ),
-        (Fault::Error, Text::Contains("the virtual machine is in the state Error")),
-        (Fault::Refuses(Call::State), Text::Around("", Fault::CAUSE)),
+        (VfkitFault::Error, Text::Contains("the virtual machine is in the state Error")),
+        (VfkitFault::Rejects(VfkitCall::State), Text::Around("", VfkitFault::CAUSE)),
     ],
     hanging_starts: &[
-        (Fault::NoSocket, Limit::Launch),
-        (Fault::NeverRuns, Limit::Boot),
-        (Fault::Breaks(Silence, Call::State), Limit::Boot),
+        (VfkitFault::NoSocket, Limit::Launch),
+        (VfkitFault::NeverRuns, Limit::Boot),
+        (VfkitFault::BreaksReply(Silence, VfkitCall::State), Limit::Boot),
         // A reply that is not understood is asked for again.
-        (Fault::Breaks(Half, Call::State), Limit::Boot),
-        (Fault::Breaks(End, Call::State), Limit::Boot),
-        (Fault::Breaks(Garbage, Call::State), Limit::Boot),
-        (Fault::Breaks(Huge, Call::State), Limit::Boot),
+        (VfkitFault::BreaksReply(Half, VfkitCall::State), Limit::Boot),
+        (VfkitFault::BreaksReply(End, VfkitCall::State), Limit::Boot),
+        (VfkitFault::BreaksReply(Garbage, VfkitCall::State), Limit::Boot),
+        (VfkitFault::BreaksReply(Huge, VfkitCall::State), Limit::Boot),
     ],
     stop_ladders: &[
-        Ladder::new(&[Fault::Ignores(Call::Stop)], SHORT, &[PowerButton, Quit]),
+        Ladder::new(&[VfkitFault::Ignores(VfkitCall::Stop)], SHORT, &[PowerButton, Quit]),
         // A VMM that refuses the power button gets no grace period.
-        Ladder::new(&[Fault::Refuses(Call::Stop)], NEVER, &[PowerButton, Quit]),
+        Ladder::new(&[VfkitFault::Rejects(VfkitCall::Stop)], NEVER, &[PowerButton, Quit]),
         Ladder { guest: IGNORES_BUTTON, ..Ladder::new(&[], SHORT, &[PowerButton, Quit]) },
         Ladder {
             guest: IGNORES_BUTTON,
-            ..Ladder::new(&[Fault::IgnoresSigterm], SHORT, &[PowerButton, Quit, Killed])
+            ..Ladder::new(&[VfkitFault::IgnoresSigterm], SHORT, &[PowerButton, Quit, Killed])
         },
-        Ladder::new(&[Fault::OutlivesItsMachine], SHORT, &[PowerButton, Quit, Killed]),
-        Ladder { dies: true, ..Ladder::new(&[Fault::Dies(Call::Stop, 4)], NEVER, &[PowerButton]) },
+        Ladder::new(&[VfkitFault::OutlivesVm], SHORT, &[PowerButton, Quit, Killed]),
+        Ladder {
+            dies: true,
+            ..Ladder::new(&[VfkitFault::Exits(VfkitCall::Stop, 4)], NEVER, &[PowerButton])
+        },
     ],
-    ignores_sigterm: Fault::IgnoresSigterm,
+    ignores_sigterm: VfkitFault::IgnoresSigterm,
 };
 
 test_claims!(CLAIMS);
 
-fn vm(nano: Nano, faults: &[Fault], change: Change<'_>) -> Option<FaultyVm> {
+fn vm(nano: Nano, faults: &[VfkitFault], change: Change<'_>) -> Option<FaultyVm> {
     let guest = guest(nano)?;
     let initrd = guest.dir().join("initrd");
     fs::write(&initrd, "nothing").unwrap();
-    let faulty = Faulty::vfkit(faults);
+    let faulty = FaultyStandIn::vfkit(faults);
     let builder = Capsa::vm(LinuxBootConfig::new(guest.kernel()).initrd(initrd))
         .backend("vfkit")
         .accelerator(Accelerator::Auto)
@@ -84,13 +90,13 @@ fn vm(nano: Nano, faults: &[Fault], change: Change<'_>) -> Option<FaultyVm> {
     FaultyVm::new(builder, change, guest, faulty)
 }
 
-fn faulty(faults: &[Fault]) -> Option<FaultyVm> {
+fn faulty(faults: &[VfkitFault]) -> Option<FaultyVm> {
     vm(HEEDS_BUTTON, faults, &|vm| vm)
 }
 
 #[test]
 fn reply_slow_and_in_pieces_is_awaited() {
-    let Some(it) = faulty(&[Fault::Breaks(Slow, Call::State)]) else { return };
+    let Some(it) = faulty(&[VfkitFault::BreaksReply(Slow, VfkitCall::State)]) else { return };
     let mut console = it.ready();
     console.write(&[nano::POWER_OFF]).unwrap();
     assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![]));
@@ -143,7 +149,7 @@ fn start_disk_not_cloneable_names_image() {
 #[test]
 fn stop_reply_broken_is_ignored() {
     for broken in [Half, Silence, End, Garbage, Huge, Slow] {
-        let Some(it) = faulty(&[Fault::Breaks(broken, Call::Stop)]) else { return };
+        let Some(it) = faulty(&[VfkitFault::BreaksReply(broken, VfkitCall::Stop)]) else { return };
         let _console = it.ready();
         it.stop(NEVER);
         assert_eq!(it.ended(), (EndedBy::GuestPowerOff, vec![PowerButton]), "{broken:?}");
@@ -153,7 +159,7 @@ fn stop_reply_broken_is_ignored() {
 
 #[test]
 fn error_state_while_running_names_vfkits_error() {
-    let Some(it) = faulty(&[Fault::EndsInError]) else { return };
+    let Some(it) = faulty(&[VfkitFault::EndsInError]) else { return };
     it.ready().write(&[nano::POWER_OFF]).unwrap();
     let (ended_by, steps) = it.ended();
     let EndedBy::HypervisorLost { reason } = &ended_by else { panic!("{ended_by:?}") };
@@ -172,8 +178,8 @@ fn crash_text_ends_vm_only_as_last_output() {
     for (text, want) in [(restart, EndedBy::GuestReboot), (panic, EndedBy::GuestPanic)] {
         for faults in [
             &[][..],
-            &[Fault::Breaks(Silence, Call::HardStop)],
-            &[Fault::Breaks(Half, Call::HardStop)],
+            &[VfkitFault::BreaksReply(Silence, VfkitCall::HardStop)],
+            &[VfkitFault::BreaksReply(Half, VfkitCall::HardStop)],
         ] {
             let Some(it) = faulty(faults) else { return };
             let want = want.clone();
@@ -197,7 +203,9 @@ fn crash_text_ends_vm_only_as_last_output() {
 #[test]
 fn crashed_guest_that_cannot_be_stopped_is_killed() {
     let quit = |vm: LinuxVmBuilder| vm.timing(|timing| timing.quit = SHORT);
-    let Some(it) = vm(HEEDS_BUTTON, &[Fault::Ignores(Call::HardStop)], &quit) else { return };
+    let Some(it) = vm(HEEDS_BUTTON, &[VfkitFault::Ignores(VfkitCall::HardStop)], &quit) else {
+        return;
+    };
     it.ready().write(b"\r\nreboot: Restarting system\r\n").unwrap();
     assert_eq!(it.ended(), (EndedBy::GuestReboot, vec![Quit, Killed]));
     it.leaves_nothing();

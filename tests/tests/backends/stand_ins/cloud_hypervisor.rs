@@ -110,7 +110,7 @@ fn guest_and_stand_in_end_together() {
             let emulator = nix::unistd::Pid::from_raw(emulator.cast_signed());
             nix::sys::signal::kill(emulator, nix::sys::signal::Signal::SIGKILL).unwrap();
             let status = program.process.wait().unwrap();
-            assert_eq!(status.code(), Some(i32::from(stand_in::EMULATOR_DIED)));
+            assert_eq!(status.code(), Some(i32::from(stand_in::EMULATOR_EXITED)));
         } else {
             program.process.kill().unwrap();
             eventually("the guest is gone", || !runs(emulator));

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use super::vfkit_program::{VfkitProcess, nano_guest};
 use capsa_stand_ins as stand_in;
-use capsa_stand_ins::vfkit::{Call, Fault};
-use capsa_stand_ins::{Broken, Faulty};
+use capsa_stand_ins::vfkit::{VfkitCall, VfkitFault};
+use capsa_stand_ins::{BrokenReply, FaultyStandIn};
 use capsa_testkit::nano::{self, Nano};
 use capsa_testkit::programs::TestProgram;
 use capsa_testkit::vm::{self, PATIENCE, eventually};
@@ -150,11 +150,11 @@ fn hard_stop_done_although_reply_breaks() {
         return;
     }
     for fault in [
-        Fault::Breaks(Broken::Half, Call::HardStop),
-        Fault::Breaks(Broken::End, Call::HardStop),
-        Fault::Breaks(Broken::Silence, Call::HardStop),
+        VfkitFault::BreaksReply(BrokenReply::Half, VfkitCall::HardStop),
+        VfkitFault::BreaksReply(BrokenReply::End, VfkitCall::HardStop),
+        VfkitFault::BreaksReply(BrokenReply::Silence, VfkitCall::HardStop),
     ] {
-        let faulty = Faulty::vfkit(&[fault]);
+        let faulty = FaultyStandIn::vfkit(&[fault]);
         let mut program = VfkitProcess::start(&faulty.program(), |dir| {
             let mut words = nano_guest(dir, Nano::default());
             words.extend(["--device", "virtio-serial,stdio"].map(str::to_owned));
@@ -202,7 +202,7 @@ fn emulator_death_has_its_own_status() {
     program.listens();
     let emulator = nix::unistd::Pid::from_raw(program.child().cast_signed());
     nix::sys::signal::kill(emulator, Signal::SIGKILL).unwrap();
-    assert_eq!(program.ended(), Some(i32::from(stand_in::EMULATOR_DIED)));
+    assert_eq!(program.ended(), Some(i32::from(stand_in::EMULATOR_EXITED)));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::{env, fs};
 
-use capsa_stand_ins::vfkit::understand;
+use capsa_stand_ins::vfkit::parse_command_line;
 use capsa_testkit::{run_isolated, workspace};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ fn in_a_directory_with_images() -> tempfile::TempDir {
     dir
 }
 
-/// What the oracle says, in the shape of [`understand`].
+/// What the oracle says, in the shape of [`parse_command_line`].
 fn said(result: &Value) -> Value {
     let mut said = match result["ok"].as_bool() {
         Some(true) => {
@@ -50,7 +50,7 @@ fn argv_parsed_as_by_vfkit() {
     for line in oracle.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let argv: Vec<String> = serde_json::from_value(line["argv"].clone()).unwrap();
-        let (ours, theirs) = (understand(&argv), said(&line["result"]));
+        let (ours, theirs) = (parse_command_line(&argv), said(&line["result"]));
         if ours != theirs {
             different.push(format!("{argv:?}\n  stand-in {ours}\n  vfkit    {theirs}"));
         }

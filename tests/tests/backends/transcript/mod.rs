@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use capsa_stand_ins::Faulty;
-use capsa_stand_ins::cloud_hypervisor::{Fault, VERSION};
+use capsa_stand_ins::FaultyStandIn;
+use capsa_stand_ins::cloud_hypervisor::{ChvFault, VERSION};
 use capsa_testkit::{command, host, skip, workspace};
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ fn transcript_stand_in_matches_recording() {
         return skip("qemu-system-x86_64 is not installed");
     }
     // The recording shows that the real one takes what it does not know.
-    let lenient = Faulty::cloud_hypervisor(&[Fault::Lenient]);
+    let lenient = FaultyStandIn::cloud_hypervisor(&[ChvFault::Lenient]);
     let mut theirs = record(&lenient.program());
     assert_eq!(theirs["version"], format!("cloud-hypervisor {}", VERSION));
     let recording = recorded();

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::config::{DiskConfig, ImageType, VmConfig};
+use super::config::{ChvVmConfig, DiskConfig, ImageType};
 use super::http::ApiResponse;
 
 /// A refused call.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct ApiError {
     status: u16,
     /// Outermost first.
     chain: Vec<String>,
 }
 
-impl Refusal {
+impl ApiError {
     pub(super) fn new(status: u16, chain: &[&str]) -> Self {
         Self { status, chain: chain.iter().map(ToString::to_string).collect() }
     }
@@ -34,10 +34,10 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for ApiResponse {
-    fn from(refusal: Refusal) -> Self {
-        let body = serde_json::to_string(&refusal.chain).expect("strings are plain data");
-        Self::new(refusal.status, body)
+impl From<ApiError> for ApiResponse {
+    fn from(error: ApiError) -> Self {
+        let body = serde_json::to_string(&error.chain).expect("strings are plain data");
+        Self::new(error.status, body)
     }
 }
 
@@ -46,15 +46,15 @@ impl From<Refusal> for ApiResponse {
 /// # Errors
 ///
 /// The first thing that is wrong, in the order of the real one.
-pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
-    validate(config).map_err(|refusal| refusal.within(&["Failed to validate config"]))?;
+pub(super) fn check_before_creation(config: &ChvVmConfig) -> Result<(), ApiError> {
+    validate(config).map_err(|error| error.within(&["Failed to validate config"]))?;
     for disk in config.disks.iter().flatten() {
         let checked = check_disk(disk).and_then(|()| check_backing_files(disk, config));
-        checked.map_err(|refusal| refusal.within(&["Error from device manager"]))?;
+        checked.map_err(|error| error.within(&["Error from device manager"]))?;
     }
     let payload = config.payload.as_ref();
     if let Some(initramfs) = payload.and_then(|payload| payload.initramfs.as_ref()) {
-        File::open(initramfs).map_err(|e| Refusal::io(&["Cannot open initramfs file"], &e))?;
+        File::open(initramfs).map_err(|e| ApiError::io(&["Cannot open initramfs file"], &e))?;
     }
     Ok(())
 }
@@ -64,14 +64,14 @@ pub(super) fn before_the_machine(config: &VmConfig) -> Result<(), Refusal> {
 /// # Errors
 ///
 /// When the kernel is not there, or neither ELF nor bzImage.
-pub(super) fn within_the_machine(config: &VmConfig) -> Result<(), Refusal> {
+pub(super) fn check_kernel(config: &ChvVmConfig) -> Result<(), ApiError> {
     let kernel = config.payload.as_ref().and_then(|payload| payload.kernel.as_ref());
     let Some(kernel) = kernel else { return Ok(()) };
     let refuse = |why: &str| {
         let load = format!("Kernel Loader: failed to load bzImage kernel image: {why}");
-        Err(Refusal::new(500, &["Cannot load the kernel into memory", &load, why]))
+        Err(ApiError::new(500, &["Cannot load the kernel into memory", &load, why]))
     };
-    File::open(kernel).map_err(|error| Refusal::io(&["Cannot open kernel file"], &error))?;
+    File::open(kernel).map_err(|error| ApiError::io(&["Cannot open kernel file"], &error))?;
     match fs::read(kernel) {
         Err(_) => refuse("Kernel Loader: Unable to read bzImage header"),
         Ok(image) if is_elf(&image) || is_bz_image(&image) => Ok(()),
@@ -88,8 +88,8 @@ fn is_bz_image(image: &[u8]) -> bool {
     image.get(0x202..0x206) == Some(b"HdrS")
 }
 
-fn validate(config: &VmConfig) -> Result<(), Refusal> {
-    let refuse = |chain: &[&str]| Err(Refusal::new(400, chain));
+fn validate(config: &ChvVmConfig) -> Result<(), ApiError> {
+    let refuse = |chain: &[&str]| Err(ApiError::new(400, chain));
     if let Some(payload) = &config.payload {
         let why = match (&payload.firmware, &payload.kernel) {
             (None, None) => Some("No bootitem provided: neither firmware nor kernel"),
@@ -130,14 +130,14 @@ fn validate(config: &VmConfig) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_disk(disk: &DiskConfig) -> Result<(), Refusal> {
+fn check_disk(disk: &DiskConfig) -> Result<(), ApiError> {
     let Some(path) = &disk.path else { return Ok(()) };
     let shown = path.display();
     let opened = fs::OpenOptions::new().read(true).write(!disk.readonly).open(path);
     let file = opened.map_err(|error| cannot_open(path, &error))?;
     let header = qcow2_header(&file);
     match (disk.image_type, &header) {
-        (ImageType::Qcow2, None) => Err(Refusal::new(
+        (ImageType::Qcow2, None) => Err(ApiError::new(
             500,
             &["Disk image type does not match expected type: specified = qcow2, detected = raw"],
         )),
@@ -146,20 +146,20 @@ fn check_disk(disk: &DiskConfig) -> Result<(), Refusal> {
         {
             let what = format!("Unsupported feature (path={shown} op=open)");
             let why = "Maximum disk nesting depth exceeded";
-            Err(Refusal::new(500, &["Cannot open disk path", &what, why]))
+            Err(ApiError::new(500, &["Cannot open disk path", &what, why]))
         }
         _ => Ok(()),
     }
 }
 
-fn cannot_open(path: &Path, error: &io::Error) -> Refusal {
+fn cannot_open(path: &Path, error: &io::Error) -> ApiError {
     let what = format!("I/O error (path={} op=open)", path.display());
-    Refusal::io(&["Cannot open disk path", &what], error)
+    ApiError::io(&["Cannot open disk path", &what], error)
 }
 
 /// With Landlock the real one reaches what its configuration and the rules name. The backing file
 /// of a disk is named in the disk alone. Here nothing enforces that, so it is looked for.
-fn check_backing_files(disk: &DiskConfig, config: &VmConfig) -> Result<(), Refusal> {
+fn check_backing_files(disk: &DiskConfig, config: &ChvVmConfig) -> Result<(), ApiError> {
     let mut next = disk.path.clone().filter(|_| config.landlock_enable);
     while let Some(path) = next {
         let header = File::open(&path).ok().and_then(|file| qcow2_header(&file));
@@ -198,7 +198,7 @@ fn backing_file(header: &[u8]) -> Option<PathBuf> {
 /// # Errors
 ///
 /// The first such thing.
-pub(super) fn beyond_the_stand_in(config: &VmConfig) -> Result<(), String> {
+pub(super) fn check_supported(config: &ChvVmConfig) -> Result<(), String> {
     use super::config::ConsoleOutputMode as Mode;
     let disk_types = config.disks.iter().flatten().map(|disk| disk.image_type);
     for image_type in disk_types {
@@ -247,7 +247,7 @@ mod tests {
                 "landlock_enable": landlock,
                 "landlock_rules": rules.iter().map(rule).collect::<Vec<_>>(),
             });
-            before_the_machine(&serde_json::from_value(config).unwrap())
+            check_before_creation(&serde_json::from_value(config).unwrap())
         };
         assert_eq!(boot(false, &[]), Ok(()));
         assert_eq!(boot(true, &["middle", "base"]), Ok(()));

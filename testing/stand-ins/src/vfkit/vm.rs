@@ -11,28 +11,28 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
-use super::super::emulator::{Emulator, Happened};
-use super::super::{EMULATOR_DIED, UNKNOWN_CONFIG};
+use super::super::emulator::{Emulator, EmulatorEvent};
+use super::super::{EMULATOR_EXITED, UNKNOWN_CONFIG};
 use super::config::{Bootloader, Config};
-use super::framework::{self, Kernel, State};
+use super::framework::{self, Kernel, VzState};
 use super::guest_args::{self, Sockets};
-use super::rest::Service;
+use super::rest::RestService;
 use super::rest_uri::Endpoint;
-use super::{Call, Fault, log, vsock};
+use super::{VfkitCall, VfkitFault, log, vsock};
 
 /// What the loop is asked for.
 #[derive(Debug)]
 pub(super) enum VfkitEvent {
     /// A change of state: where its outcome goes.
-    Change(Call, Sender<Result<(), String>>),
+    Change(VfkitCall, Sender<Result<(), String>>),
     /// SIGTERM or SIGINT came.
     Terminate(Signal),
     /// Something happened in the guest.
-    Guest(Happened),
+    Guest(EmulatorEvent),
 }
 
-impl From<(u64, Happened)> for VfkitEvent {
-    fn from((_, happened): (u64, Happened)) -> Self {
+impl From<(u64, EmulatorEvent)> for VfkitEvent {
+    fn from((_, happened): (u64, EmulatorEvent)) -> Self {
         Self::Guest(happened)
     }
 }
@@ -45,17 +45,17 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 ///
 /// Why it does not start, or that it broke.
-pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, String> {
-    if let Err(what) = framework::beyond_the_stand_in(config) {
+pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, String> {
+    if let Err(what) = framework::check_supported(config) {
         eprintln!("the stand-in does not have {what}");
         return Ok(ExitCode::from(UNKNOWN_CONFIG));
     }
-    let dies = |fault: &Fault| match fault {
-        Fault::DiesAtStart(status) => Some(ExitCode::from(*status)),
+    let dies = |fault: &VfkitFault| match fault {
+        VfkitFault::ExitsAtStart(status) => Some(ExitCode::from(*status)),
         _ => None,
     };
     if let Some(status) = faults.iter().find_map(dies) {
-        eprintln!("{}", Fault::LAST_WORDS);
+        eprintln!("{}", VfkitFault::STDERR_LINE);
         return Ok(status);
     }
     framework::check(config)?;
@@ -65,11 +65,11 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| error.to_string())?;
     let (to, events_in) = channel();
-    let state = Arc::new(Mutex::new(State::Stopped));
-    let machine = Machine {
+    let state = Arc::new(Mutex::new(VzState::Stopped));
+    let vm = VfkitVm {
         config,
         state: state.clone(),
-        at: Directory::of(&config.endpoint)?,
+        at: SocketDir::of(&config.endpoint)?,
         emulator: None,
         until: None,
         events_in,
@@ -77,15 +77,15 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
         faults: faults.into(),
     };
     if let Endpoint::Unix(path) = &config.endpoint {
-        let (config, faults) = (Arc::new(json!(config)), machine.faults.clone());
-        let service = Service { state, config, to: to.clone(), faults };
+        let (config, faults) = (Arc::new(json!(config)), vm.faults.clone());
+        let service = RestService { state, config, to: to.clone(), faults };
         if let Err(why) = service.serve(path) {
             // Neither usage nor cleaning up.
-            log::say("fatal", &why);
+            log::write("fatal", &why);
             return Ok(ExitCode::FAILURE);
         }
     }
-    if !machine.faults.contains(&Fault::IgnoresSigterm) {
+    if !vm.faults.contains(&VfkitFault::IgnoresSigterm) {
         std::thread::spawn(move || {
             while let Ok(signal) = signals.wait() {
                 if to.send(VfkitEvent::Terminate(signal)).is_err() {
@@ -94,40 +94,40 @@ pub(super) fn run(config: &Config, faults: Vec<Fault>) -> Result<ExitCode, Strin
             }
         });
     }
-    let ended = machine.live();
+    let ended = vm.run();
     if let Endpoint::Unix(path) = &config.endpoint {
         let _ = fs::remove_file(path);
     }
     ended
 }
 
-struct Machine<'a> {
+struct VfkitVm<'a> {
     config: &'a Config,
-    state: Arc<Mutex<State>>,
-    at: Directory,
+    state: Arc<Mutex<VzState>>,
+    at: SocketDir,
     emulator: Option<Emulator>,
     /// When something happens unless something else does before.
-    until: Option<(Instant, Late)>,
+    until: Option<(Instant, DeadlineReason)>,
     events_in: Receiver<VfkitEvent>,
     to: Sender<VfkitEvent>,
-    faults: Arc<[Fault]>,
+    faults: Arc<[VfkitFault]>,
 }
 
 /// What happens when the time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Late {
+enum DeadlineReason {
     /// The start was watched.
     Start,
     /// A signal asked the guest to stop.
     Grace,
 }
 
-type End = Result<ExitCode, String>;
+type RunResult = Result<ExitCode, String>;
 
-impl Machine<'_> {
+impl VfkitVm<'_> {
     /// From the start to the end.
-    fn live(mut self) -> End {
-        self.set(State::Starting);
+    fn run(mut self) -> RunResult {
+        self.set(VzState::Starting);
         self.start()?;
         loop {
             let wait = self.until.map_or(Duration::from_secs(3600), |(until, _)| {
@@ -149,13 +149,13 @@ impl Machine<'_> {
         let kernel = Kernel::at(&linux.kernel)?;
         for fault in self.faults.iter() {
             match fault {
-                Fault::NeverRuns => return Ok(()),
-                Fault::StartTimesOut(time) => {
-                    self.until = Some((Instant::now() + *time, Late::Start));
+                VfkitFault::NeverRuns => return Ok(()),
+                VfkitFault::StartTimesOut(time) => {
+                    self.until = Some((Instant::now() + *time, DeadlineReason::Start));
                     return Ok(());
                 }
-                Fault::Error => {
-                    self.set(State::Error);
+                VfkitFault::Error => {
+                    self.set(VzState::Error);
                     return Ok(());
                 }
                 _ => {}
@@ -164,99 +164,103 @@ impl Machine<'_> {
         let sockets = Sockets(self.at.0.clone());
         let machine = guest_args::machine(self.config, kernel, &sockets);
         self.emulator = Some(Emulator::start(&machine, 1, &self.to)?);
-        self.set(State::Running);
-        log::say("info", "virtual machine is running");
+        self.set(VzState::Running);
+        log::write("info", "virtual machine is running");
         vsock::expose(&self.config.devices, &sockets.vsock());
-        log::say("info", "waiting for VM to stop");
+        log::write("info", "waiting for VM to stop");
         Ok(())
     }
 
-    fn handle(&mut self, event: VfkitEvent) -> Option<End> {
+    fn handle(&mut self, event: VfkitEvent) -> Option<RunResult> {
         match event {
             VfkitEvent::Change(call, outcome) => {
                 let changed = self.change(call);
-                let has_stopped = changed.is_ok() && call == Call::HardStop;
+                let has_stopped = changed.is_ok() && call == VfkitCall::HardStop;
                 let _ = outcome.send(changed);
                 if has_stopped { self.stopped() } else { None }
             }
             VfkitEvent::Terminate(signal) => {
                 let name = if signal == Signal::SIGINT { "interrupt" } else { "terminated" };
                 log::captured(name);
-                if let Err(why) = self.change(Call::Stop) {
-                    log::say("error", &format!("failed to shutdown VM: {why}"));
+                if let Err(why) = self.change(VfkitCall::Stop) {
+                    log::write("error", &format!("failed to shutdown VM: {why}"));
                 }
                 // Another signal waits its turn behind this one.
-                self.until.get_or_insert((Instant::now() + GRACE, Late::Grace));
+                self.until.get_or_insert((Instant::now() + GRACE, DeadlineReason::Grace));
                 None
             }
-            VfkitEvent::Guest(Happened::PoweredOff) => {
+            VfkitEvent::Guest(EmulatorEvent::PoweredOff) => {
                 if let Some(emulator) = &self.emulator {
                     emulator.drain();
                 }
-                if self.faults.contains(&Fault::EndsInError) {
-                    self.set(State::Error);
+                if self.faults.contains(&VfkitFault::EndsInError) {
+                    self.set(VzState::Error);
                     return Some(Err(
                         "virtualization error: hypervisor virtualization error".into()
                     ));
                 }
                 self.stopped()
             }
-            VfkitEvent::Guest(Happened::Died(said)) => {
+            VfkitEvent::Guest(EmulatorEvent::Exited(said)) => {
                 // Killed by ourselves, it is no news.
                 self.emulator.as_ref()?;
                 eprintln!("the emulator died: {said}");
-                Some(Ok(ExitCode::from(EMULATOR_DIED)))
+                Some(Ok(ExitCode::from(EMULATOR_EXITED)))
             }
             // It boots again, or stands still.
-            VfkitEvent::Guest(Happened::Reset | Happened::Panicked(_)) => None,
+            VfkitEvent::Guest(EmulatorEvent::Reset | EmulatorEvent::Panicked(_)) => None,
         }
     }
 
-    fn change(&mut self, call: Call) -> Result<(), String> {
+    fn change(&mut self, call: VfkitCall) -> Result<(), String> {
         let state = self.state();
         match (call, state) {
-            (Call::Pause, State::Running) => self.tell("stop", State::Paused),
-            (Call::Resume, State::Paused) => self.tell("cont", State::Running),
-            (Call::Stop, State::Running) => self.tell("system_powerdown", State::Running),
-            (Call::HardStop, State::Running | State::Paused) => {
+            (VfkitCall::Pause, VzState::Running) => self.execute("stop", VzState::Paused),
+            (VfkitCall::Resume, VzState::Paused) => self.execute("cont", VzState::Running),
+            (VfkitCall::Stop, VzState::Running) => {
+                self.execute("system_powerdown", VzState::Running)
+            }
+            (VfkitCall::HardStop, VzState::Running | VzState::Paused) => {
                 self.emulator = None;
-                self.set(State::Stopped);
+                self.set(VzState::Stopped);
                 Ok(())
             }
-            (Call::Pause, _) => Err(state.cannot("Pausing")),
-            (Call::Resume, _) => Err(state.cannot("Resuming")),
-            (Call::Stop | Call::HardStop | Call::State, _) => Err(state.cannot("Stopping")),
+            (VfkitCall::Pause, _) => Err(state.cannot("Pausing")),
+            (VfkitCall::Resume, _) => Err(state.cannot("Resuming")),
+            (VfkitCall::Stop | VfkitCall::HardStop | VfkitCall::State, _) => {
+                Err(state.cannot("Stopping"))
+            }
         }
     }
 
-    fn tell(&mut self, command: &str, then: State) -> Result<(), String> {
+    fn execute(&mut self, command: &str, then: VzState) -> Result<(), String> {
         let emulator = self.emulator.as_ref().ok_or_else(|| self.state().cannot("Running"))?;
-        emulator.tell(command)?;
+        emulator.execute(command)?;
         self.set(then);
         Ok(())
     }
 
     /// The machine has stopped, and with it the process.
-    fn stopped(&mut self) -> Option<End> {
+    fn stopped(&mut self) -> Option<RunResult> {
         self.emulator = None;
-        self.set(State::Stopped);
-        if self.faults.contains(&Fault::OutlivesItsMachine) {
+        self.set(VzState::Stopped);
+        if self.faults.contains(&VfkitFault::OutlivesVm) {
             return None;
         }
-        log::say("info", "VM is stopped");
+        log::write("info", "VM is stopped");
         Some(Ok(ExitCode::SUCCESS))
     }
 
-    fn late(&mut self) -> Option<End> {
+    fn late(&mut self) -> Option<RunResult> {
         match self.until.take() {
-            Some((_, Late::Start)) => Some(Err("timeout waiting for VM state".into())),
-            Some((_, Late::Grace)) => {
+            Some((_, DeadlineReason::Start)) => Some(Err("timeout waiting for VM state".into())),
+            Some((_, DeadlineReason::Grace)) => {
                 let why = "timeout waiting for VM state";
-                log::say("warning", &format!("failed to wait for VM stop: {why}, forcing stop"));
-                match self.change(Call::HardStop) {
+                log::write("warning", &format!("failed to wait for VM stop: {why}, forcing stop"));
+                match self.change(VfkitCall::HardStop) {
                     Ok(()) => self.stopped(),
                     Err(why) => {
-                        log::say("error", &format!("failed to force stop VM: {why}"));
+                        log::write("error", &format!("failed to force stop VM: {why}"));
                         None
                     }
                 }
@@ -265,20 +269,20 @@ impl Machine<'_> {
         }
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> VzState {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, state: State) {
+    fn set(&self, state: VzState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
 /// Where the emulator's sockets are: in a directory beside the REST service's, which goes with it.
 #[derive(Debug)]
-struct Directory(PathBuf);
+struct SocketDir(PathBuf);
 
-impl Directory {
+impl SocketDir {
     fn of(endpoint: &Endpoint) -> Result<Self, String> {
         let path = match endpoint {
             Endpoint::Unix(path) => Path::new(path).with_file_name("vz"),
@@ -289,7 +293,7 @@ impl Directory {
     }
 }
 
-impl Drop for Directory {
+impl Drop for SocketDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
