@@ -93,7 +93,7 @@ pub(crate) fn plan(
         },
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
-            Message::qmp("agree on capabilities", "qmp_capabilities"),
+            Message::qmp("negotiate capabilities", "qmp_capabilities"),
             Message::qmp("start the guest", "cont"),
         ],
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),

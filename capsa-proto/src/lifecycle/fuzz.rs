@@ -1,9 +1,8 @@
-//! The laws of the lifecycle in a world where anything may happen next; a fuzz target is one call
-//! of [`run`].
+//! Checks the invariants of the lifecycle with random inputs. The fuzz target calls [`run`].
 //!
-//! Bytes are the world's choices: first the plan, then, step by step, which process appears, dies
-//! or answers, what the guest does and what the owner wishes. When they run out the owner kills,
-//! nothing answers any more, and timeouts alone have to lead to the end.
+//! The bytes choose the plan, and then each input: process starts, exits and replies, guest events and
+//! requests of the owner. When the bytes run out, the owner kills the VM, no further reply or exit
+//! comes, and timeouts alone must end the lifecycle.
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
@@ -22,54 +21,54 @@ use crate::plan::{
 use crate::spec::RebootPolicy;
 use crate::time::Instant;
 
-/// More timeouts than the way from any phase to the end has.
+/// More timeouts than any path from a phase to the end needs.
 const TIMEOUTS_TO_THE_END: usize = 8;
 
-/// Lives one life as `data` has it, and asserts the module's laws after each step.
+/// Runs one lifecycle with the inputs that `data` chooses, and checks the invariants after each step.
 ///
 /// # Panics
 ///
-/// When a law does not hold.
+/// If an invariant does not hold.
 pub fn run(data: &[u8]) {
-    live(data.iter().copied());
+    run_bytes(data.iter().copied());
 }
 
-/// [`run`] over bytes from anywhere. Returns the number of steps that the life took.
-pub(super) fn live(bytes: impl Iterator<Item = u8>) -> usize {
+/// [`run`] over an iterator. Returns the number of steps of the lifecycle.
+pub(super) fn run_bytes(bytes: impl Iterator<Item = u8>) -> usize {
     let mut choices = Choices { bytes, ran_out: false };
     let plan = choices.plan();
-    let impatience = choices.one_of(&[0, 2, 20]);
+    let kill_chance = choices.one_of(&[0, 2, 20]);
     let mut lifecycle = Lifecycle::new(&plan, Timing::default());
-    let mut world = World::new(plan.processes.len());
-    world.tell(&mut lifecycle, Input::Start);
+    let mut sim = ProcessSim::new(plan.processes.len());
+    sim.input(&mut lifecycle, Input::Start);
 
     let mut steps = 0;
     while !choices.ran_out {
         steps += 1;
-        // A machine may be slow to be polled: wishes can come between input and poll.
-        if choices.below(256) < impatience {
-            world.tell(&mut lifecycle, Input::Kill);
+        // The caller may be slow to poll: a request can come between an input and the poll.
+        if choices.below(256) < kill_chance {
+            sim.input(&mut lifecycle, Input::Kill);
         }
-        if world.settle(&mut lifecycle, || choices.below(256) < 26) {
+        if sim.run_actions(&mut lifecycle, || choices.below(256) < 26) {
             return steps;
         }
-        let input = choices.input(&mut world, &lifecycle);
-        world.tell(&mut lifecycle, input);
+        let input = choices.input(&mut sim, &lifecycle);
+        sim.input(&mut lifecycle, input);
     }
 
-    world.tell(&mut lifecycle, Input::Kill);
+    sim.input(&mut lifecycle, Input::Kill);
     for _ in 0..TIMEOUTS_TO_THE_END {
         steps += 1;
-        if world.settle(&mut lifecycle, || false) {
+        if sim.run_actions(&mut lifecycle, || false) {
             return steps;
         }
-        world.wait(&lifecycle);
-        world.tell(&mut lifecycle, Input::Timeout);
+        sim.advance(&lifecycle);
+        sim.input(&mut lifecycle, Input::Timeout);
     }
-    panic!("after a kill, no end in sight in phase {:?}", lifecycle.phase());
+    panic!("the lifecycle did not end after a kill, phase {:?}", lifecycle.phase());
 }
 
-/// A plan with this many helpers before the hypervisor.
+/// A launch plan with this many helpers.
 pub(super) fn plan(helpers: usize) -> LaunchPlan {
     let run_dir = HostPath::new("/run/capsa/x").expect("absolute");
     let process = |name: &str, ready: Readiness, ends_with_hypervisor| ProcessPlan {
@@ -94,7 +93,10 @@ pub(super) fn plan(helpers: usize) -> LaunchPlan {
         console: ConsolePlan::None,
         vsock: None,
         overlays: vec![],
-        boot: vec![Message::qmp("agree", "qmp_capabilities"), Message::qmp("go", "cont")],
+        boot: vec![
+            Message::qmp("negotiate", "qmp_capabilities"),
+            Message::qmp("start the guest", "cont"),
+        ],
         power_button: Some(Message::qmp("ask", "system_powerdown")),
         quit: StopAction::Control(Message::qmp("quit", "quit")),
         crash_reporting: CrashReporting::Event,
@@ -149,26 +151,26 @@ impl<I: Iterator<Item = u8>> Choices<I> {
         plan
     }
 
-    /// What happens next: something that can, the world being as it is.
-    fn input(&mut self, world: &mut World, lifecycle: &Lifecycle) -> Input {
-        let id = ProcessId(usize::from(self.below(world.processes.len() as u16)));
-        let process = world.processes[id.0];
-        let hypervisor = world.hypervisor().alive;
+    /// The next input: one that is possible in the current state of the processes.
+    fn input(&mut self, sim: &mut ProcessSim, lifecycle: &Lifecycle) -> Input {
+        let id = ProcessId(usize::from(self.below(sim.processes.len() as u16)));
+        let process = sim.processes[id.0];
+        let hypervisor = sim.hypervisor().alive;
         match self.below(15) {
             0 => Input::Stop { grace: self.span(Duration::from_millis(20)) },
             1..=4 if process.alive => Input::Ready(id),
             5..=7 => Input::Replied(match self.below(10) {
                 0 => ReplyOutcome::Rejected("no".into()),
                 1 => ReplyOutcome::Retry,
-                2 => ReplyOutcome::Lost("gone".into()),
+                2 => ReplyOutcome::Lost("connection closed".into()),
                 _ => ReplyOutcome::Done,
             }),
             8 if process.alive => {
-                world.processes[id.0].alive = false;
+                sim.processes[id.0].alive = false;
                 Input::Exited(id, Exit::with_code(i32::from(self.below(2))))
             }
             9 if hypervisor && self.flip() => Input::GuestReset,
-            9 if hypervisor && self.flip() => Input::EventsLost("nonsense".into()),
+            9 if hypervisor && self.flip() => Input::EventsLost("invalid JSON".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor && self.flip() => {
                 Input::ConsoleCrash(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
@@ -176,12 +178,12 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
             11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
             12 if process.alive && process.killed => {
-                world.processes[id.0].alive = false;
+                sim.processes[id.0].alive = false;
                 Input::Exited(id, Exit { code: None, signal: Some(9), stderr_tail: String::new() })
             }
             13 if hypervisor && self.below(8) == 0 => Input::ExternalQuit,
             13 if hypervisor && self.below(8) == 0 => Input::CpuFailed,
-            _ if world.wait(lifecycle) => Input::Timeout,
+            _ if sim.advance(lifecycle) => Input::Timeout,
             _ => Input::Kill,
         }
     }
@@ -193,33 +195,37 @@ struct SimProcess {
     killed: bool,
 }
 
-/// What there is outside the machine, and what is remembered to judge it by.
-struct World {
+/// The simulated processes and the clock, and what the checks need.
+struct ProcessSim {
     now: Instant,
-    /// The hypervisor is the last.
+    /// The last one is the hypervisor.
     processes: Vec<SimProcess>,
     terminal: Option<VmStatus>,
 }
 
-impl World {
+impl ProcessSim {
     fn new(processes: usize) -> Self {
         let processes = vec![SimProcess::default(); processes];
         Self { now: Instant::ZERO, processes, terminal: None }
     }
 
-    fn tell(&self, lifecycle: &mut Lifecycle, input: Input) {
-        lifecycle.handle_input(self.now, input).expect("nothing here may be refused");
+    fn input(&self, lifecycle: &mut Lifecycle, input: Input) {
+        lifecycle.handle_input(self.now, input).expect("the input is valid in this phase");
     }
 
-    /// Goes to the machine's next deadline. False when it has none.
-    fn wait(&mut self, lifecycle: &Lifecycle) -> bool {
+    /// Advances the clock to the next deadline; `false` if there is none.
+    fn advance(&mut self, lifecycle: &Lifecycle) -> bool {
         let deadline = lifecycle.poll_timeout();
         self.now = deadline.map_or(self.now, |deadline| self.now.max(deadline.at));
         deadline.is_some()
     }
 
-    /// Carries out what the machine wants. True when that was the end.
-    fn settle(&mut self, lifecycle: &mut Lifecycle, mut spawn_fails: impl FnMut() -> bool) -> bool {
+    /// Carries out all queued actions; `true` if one was the release.
+    fn run_actions(
+        &mut self,
+        lifecycle: &mut Lifecycle,
+        mut spawn_fails: impl FnMut() -> bool,
+    ) -> bool {
         while let Some(action) = lifecycle.poll_action() {
             match action {
                 Action::Spawn(id) => {
@@ -227,29 +233,29 @@ impl World {
                     let fails = spawn_fails();
                     self.processes[id.0].alive = !fails;
                     let failed = || Input::SpawnFailed(id, "no".into());
-                    self.tell(lifecycle, if fails { failed() } else { Input::Spawned(id) });
+                    self.input(lifecycle, if fails { failed() } else { Input::Spawned(id) });
                 }
                 Action::Signal(id, signal) => {
                     let hypervisor = self.hypervisor();
                     assert!(
                         id.0 == self.processes.len() - 1 || !hypervisor.alive || hypervisor.killed,
-                        "a helper was signalled before the hypervisor was gone"
+                        "a helper was signalled before the hypervisor exited"
                     );
                     self.processes[id.0].killed |= signal == Signal::Kill;
                 }
                 Action::Release => {
-                    self.judge_the_end(lifecycle);
+                    self.check_release(lifecycle);
                     return true;
                 }
                 _ => {}
             }
-            self.judge_the_status(lifecycle);
+            self.check_status(lifecycle);
         }
-        self.judge_the_status(lifecycle);
+        self.check_status(lifecycle);
         false
     }
 
-    fn judge_the_status(&mut self, lifecycle: &Lifecycle) {
+    fn check_status(&mut self, lifecycle: &Lifecycle) {
         let status = lifecycle.status();
         match &self.terminal {
             Some(terminal) => assert_eq!(status, terminal, "a terminal status changed"),
@@ -258,16 +264,16 @@ impl World {
         }
     }
 
-    /// The release has come: it was the last word, and nothing was left behind.
-    fn judge_the_end(&mut self, lifecycle: &mut Lifecycle) {
+    /// After the release: it was the last action, and no process is left.
+    fn check_release(&mut self, lifecycle: &mut Lifecycle) {
         assert_eq!(lifecycle.poll_action(), None, "the release is not last");
         assert!(lifecycle.status().is_terminal(), "released in status {:?}", lifecycle.status());
         assert!(lifecycle.report().is_some(), "an end without a report");
         for (id, process) in self.processes.iter().enumerate() {
             assert!(!process.alive || process.killed, "process {id} left running");
         }
-        self.judge_the_status(lifecycle);
-        // Late news and late wishes change nothing.
+        self.check_status(lifecycle);
+        // Late events and requests change nothing.
         for input in [
             Input::GuestReset,
             Input::CpuFailed,
@@ -278,15 +284,15 @@ impl World {
             Input::Kill,
             Input::Timeout,
         ] {
-            self.tell(lifecycle, input);
+            self.input(lifecycle, input);
             assert_eq!(lifecycle.poll_action(), None, "an action after the release");
-            self.judge_the_status(lifecycle);
+            self.check_status(lifecycle);
         }
         assert_eq!(lifecycle.poll_timeout(), None, "a deadline after the release");
     }
 
     fn hypervisor(&self) -> SimProcess {
-        *self.processes.last().expect("every plan has one")
+        *self.processes.last().expect("every plan has a hypervisor")
     }
 }
 
@@ -295,19 +301,19 @@ mod tests {
     use std::panic::catch_unwind;
 
     #[test]
-    fn the_laws_hold_over_many_random_lives() {
+    fn random_inputs_keep_invariants() {
         let longest = (0..20_000).map(|seed| {
-            let held = catch_unwind(|| {
+            let steps = catch_unwind(|| {
                 let mut rng = fastrand::Rng::with_seed(seed);
-                super::live(core::iter::repeat_with(|| rng.u8(..)).take(50_000))
+                super::run_bytes(core::iter::repeat_with(|| rng.u8(..)).take(50_000))
             });
-            held.unwrap_or_else(|_| panic!("broken by seed {seed}"))
+            steps.unwrap_or_else(|_| panic!("an invariant fails with seed {seed}"))
         });
-        assert!(longest.max().unwrap() < 10_000, "chance alone has to come to an end");
+        assert!(longest.max().unwrap() < 10_000, "random inputs alone end the lifecycle");
     }
 
     #[test]
-    fn no_choices_at_all_is_a_life_too() {
+    fn empty_input_keeps_invariants() {
         super::run(b"");
     }
 }

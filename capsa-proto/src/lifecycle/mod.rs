@@ -1,25 +1,25 @@
-//! Lifecycle 3: the life of a machine, from `Created` to a terminal status.
+//! The lifecycle of a VM: the state machine from `Created` to a terminal status.
 //!
-//! The whole machine is two tables in [`table`]: what each phase does on entry and how long it may
-//! take, and which trigger leads from where to where. [`Lifecycle`] only walks through them. It
-//! starts nothing and signals nothing; it says what should happen and is told what did.
+//! Two tables in [`table`] define it: what each phase does on entry and how long it may take, and
+//! which trigger leads from one phase to another. [`Lifecycle`] executes them. It does no I/O: it
+//! returns actions and accepts inputs.
 //!
 //! # The loop
 //!
-//! 1. Hand in what happened with [`Lifecycle::handle_input`].
+//! 1. Pass events to [`Lifecycle::handle_input`].
 //! 2. Take every [`Action`] from [`Lifecycle::poll_action`] and carry it out. Its result is an input.
-//! 3. Wait for the world, or until [`Lifecycle::poll_timeout`]; then hand in [`Input::Timeout`].
-//! 4. Stop when the action [`Action::Release`] came: it is the last.
+//! 3. Wait for an event, or until [`Lifecycle::poll_timeout`]; then pass [`Input::Timeout`].
+//! 4. Stop after [`Action::Release`], the last action.
 //!
-//! # Laws
+//! # Invariants
 //!
-//! Held by a fuzz body, which tests also feed with random inputs over many seeds:
+//! The fuzz body checks them; the tests run it with random inputs from many seeds:
 //!
-//! - every process that was spawned is, in the end, exited or killed;
+//! - every spawned process has exited or was killed when the lifecycle ends;
 //! - [`Action::Release`] comes exactly once, and last;
 //! - a terminal status never changes;
-//! - after a kill, timeouts alone lead to the end in a bounded number of steps;
-//! - helpers are signalled only when the hypervisor is gone.
+//! - after a kill, timeouts alone end the lifecycle in a bounded number of steps;
+//! - a helper is signalled only after the hypervisor has exited or was killed.
 //!
 #![doc = include_str!("diagram.md")]
 
@@ -40,72 +40,74 @@ use crate::backend::ReplyOutcome;
 use crate::console::ConsoleCrash;
 use crate::plan::{Message, ProcessId, Signal};
 
-/// What happened, or what is wished for.
+/// An event, or a request of the owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// Wish: start.
+    /// Request: start the VM.
     Start,
-    /// Wish: ask the guest to power off, and cut the power after `grace`.
+    /// Request: ask the guest to power off, and make the hypervisor quit after `grace`.
     Stop {
-        /// How long the guest may take.
+        /// The grace period.
         grace: Duration,
     },
-    /// Wish: end it now.
+    /// Request: kill the VM now.
     Kill,
     /// The process runs.
     Spawned(ProcessId),
-    /// The process could not be started; the system's words.
+    /// The process could not be started; the error text of the system.
     SpawnFailed(ProcessId, String),
-    /// The process is up, in the sense of its plan.
+    /// The process is ready, as its plan's [`Readiness`](crate::plan::Readiness) defines it.
     Ready(ProcessId),
-    /// A control message was answered.
+    /// The reply to a control message.
     Replied(ReplyOutcome),
-    /// The process is gone.
+    /// The process exited.
     Exited(ProcessId, Exit),
-    /// The control channel broke.
+    /// The control channel failed or was closed.
     ControlLost,
-    /// What the hypervisor tells about its guest makes no sense any more; the reason. A reboot or a
-    /// panic would go unseen from here on.
+    /// The hypervisor's events can no longer be read; the reason. From now on a reboot or a panic
+    /// would go unnoticed.
     EventsLost(String),
-    /// The hypervisor says the guest powered off. Its process will follow.
+    /// The hypervisor reports that the guest powered off. The hypervisor will exit.
     GuestPoweredOff,
     /// The guest reset.
     GuestReset,
-    /// The hypervisor says that somebody else told it to quit: a signal, another client.
+    /// The hypervisor reports that it quits because of a signal or another client.
     ExternalQuit,
-    /// The hypervisor says that it cannot go on with a virtual CPU.
+    /// The hypervisor reports that a vCPU failed.
     CpuFailed,
-    /// The guest panicked: a panic device said so, or its console did.
+    /// The guest panicked, as a panic device or the console shows.
     GuestPanicked {
-        /// `true` when a panic device said so, so that it is certain. A panic seen on the console
-        /// only explains the reset or exit that follows it: a guest may print what it likes.
+        /// `true` if a panic device reported it, which is proof. A panic message on the console only
+        /// explains a reset or exit that follows, because a guest can print any text.
         certain: bool,
     },
-    /// The guest's kernel said on the console that it fell, and nothing after it. Believed where the
-    /// hypervisor does not tell.
+    /// The last output on the console is a crash message of the guest's kernel. Used only if the
+    /// hypervisor does not report guest crashes ([`CrashReporting::ConsoleOnly`]).
+    ///
+    /// [`CrashReporting::ConsoleOnly`]: crate::plan::CrashReporting::ConsoleOnly
     ConsoleCrash(ConsoleCrash),
-    /// A deadline may have passed. Safe to send at any time.
+    /// A deadline may have passed. May be passed at any time.
     Timeout,
 }
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// Its exit status, when it exited.
+    /// The exit status; `None` if a signal killed the process.
     pub code: Option<i32>,
-    /// The signal that ended it, otherwise.
+    /// The signal that killed the process.
     pub signal: Option<i32>,
-    /// The last lines it wrote to standard error.
+    /// The last lines on standard error.
     pub stderr_tail: String,
 }
 
 impl Exit {
-    /// It exited with this status and said nothing.
+    /// An exit with this status and no output on standard error.
     pub const fn with_code(code: i32) -> Self {
         Self { code: Some(code), signal: None, stderr_tail: String::new() }
     }
 
-    /// It gave up by itself: no signal, and not done.
+    /// The process exited with a status other than 0.
     fn failed(&self) -> bool {
         self.code.is_some_and(|code| code != 0)
     }
@@ -120,46 +122,46 @@ impl fmt::Display for Exit {
         }
         match self.stderr_tail.trim() {
             "" => Ok(()),
-            said => write!(f, ": {said}"),
+            stderr => write!(f, ": {stderr}"),
         }
     }
 }
 
-/// What should happen.
+/// What the caller must carry out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Start this process. Answer with [`Input::Spawned`] or [`Input::SpawnFailed`].
+    /// Start this process. The result is [`Input::Spawned`] or [`Input::SpawnFailed`].
     Spawn(ProcessId),
-    /// Watch for this process to be up. Answer with [`Input::Ready`].
+    /// Wait until this process is ready. The result is [`Input::Ready`].
     AwaitReady(ProcessId),
-    /// Send this message. Answer with [`Input::Replied`].
+    /// Send this message. The result is [`Input::Replied`].
     Control(Message),
     /// Send this signal.
     Signal(ProcessId, Signal),
-    /// Tell whoever listens about this status.
+    /// Notify waiters of this status.
     Announce(VmStatus),
-    /// The guest booted again in the same machine.
+    /// Notify waiters that the guest rebooted in the same VM.
     AnnounceReboot,
-    /// Everything is over: free all there is. The last action.
+    /// The lifecycle has ended: release all resources. The last action.
     Release,
 }
 
 /// How long each phase may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// A helper, from its spawn to its socket.
+    /// From the spawn of a helper until it is ready.
     pub helper: Duration,
-    /// The hypervisor, from its spawn to its control channel.
+    /// From the spawn of the hypervisor until its control channel is connected.
     pub launch: Duration,
-    /// One boot message, from sending to its reply.
+    /// From sending a boot message until its reply.
     pub boot: Duration,
-    /// The guest, from being asked to power off, where a time limit ends it.
+    /// The grace period after the time limit.
     pub grace: Duration,
-    /// The hypervisor, from being told to quit to its exit.
+    /// From the quit command until the hypervisor exits.
     pub quit: Duration,
-    /// A process, from SIGKILL to its exit.
+    /// From SIGKILL until the process exits.
     pub kill: Duration,
-    /// The helpers, from the hypervisor's end to their own.
+    /// From the hypervisor's exit until the helpers exit.
     pub drain: Duration,
 }
 
@@ -170,7 +172,7 @@ impl Default for Timing {
             launch: Duration::from_secs(30),
             boot: Duration::from_secs(30),
             grace: DEFAULT_GRACE,
-            // vfkit gives its guest five more seconds, and then needs a moment to force it.
+            // vfkit waits five more seconds for its guest, and then needs a moment to stop it.
             quit: Duration::from_secs(8),
             kill: Duration::from_secs(5),
             drain: Duration::from_secs(2),
@@ -178,16 +180,16 @@ impl Default for Timing {
     }
 }
 
-/// How long a guest may take to power off when nobody says otherwise: 30 seconds.
+/// The default grace period: 30 seconds.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
-/// A wish that cannot be granted in the machine's phase.
+/// A request that is not possible in the current phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidState {
-    /// It was started before.
-    #[error("the machine was already started")]
+    /// The VM was already started.
+    #[error("VM was already started")]
     AlreadyStarted,
-    /// It was never started.
-    #[error("the machine was never started")]
+    /// The VM was not started.
+    #[error("VM was not started")]
     NotStarted,
 }

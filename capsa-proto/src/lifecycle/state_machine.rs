@@ -1,4 +1,4 @@
-//! The walk through the tables.
+//! Executes the lifecycle tables.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -14,18 +14,18 @@ use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId, Signal, StopAc
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
-/// How long the pause is before a boot message is sent again.
+/// The delay before a boot message is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// A guest that is asked before it listens to its power button does not hear it, so it is asked again
-/// as long as its grace lasts. One that is on its way out ignores that.
+/// How often the power button is pressed during the grace period. A guest misses a press that comes
+/// before it handles the button; a guest that is already powering off ignores further presses.
 const POWER_BUTTON_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A helper or the control channel often ends *because* the hypervisor does, and may be seen to end
-/// first. This long the hypervisor's own end is waited for before the part is blamed.
+/// How long the end of a helper or of the control channel waits before it becomes the cause. Often it
+/// is only a consequence of the hypervisor's exit, although it is noticed first.
 const CAUSE_DELAY: Duration = Duration::from_millis(200);
 
-/// The lifecycle of one machine. See the [module](super) for the loop and the laws.
+/// The lifecycle of one VM. See the [module](super) for the loop and the invariants.
 #[derive(Debug)]
 pub struct Lifecycle {
     plan: PlanSummary,
@@ -37,7 +37,7 @@ pub struct Lifecycle {
     status: VmStatus,
 
     phase_ends: Option<Deadline>,
-    time_ends: Option<Deadline>,
+    time_limit_ends: Option<Deadline>,
     send_again: Option<Deadline>,
     pending_cause: Option<(Deadline, EndedBy)>,
     last_reset: Option<Instant>,
@@ -50,7 +50,7 @@ pub struct Lifecycle {
     exit: Option<Exit>,
 }
 
-/// The parts of a plan that the machine acts on.
+/// The parts of a launch plan that the lifecycle uses.
 #[derive(Debug)]
 struct PlanSummary {
     names: Vec<String>,
@@ -72,7 +72,7 @@ enum ProcessState {
 }
 
 impl Lifecycle {
-    /// A machine that will walk through `plan`.
+    /// The lifecycle of a VM with this launch plan.
     pub fn new(plan: &LaunchPlan, timing: Timing) -> Self {
         Self {
             plan: PlanSummary {
@@ -93,7 +93,7 @@ impl Lifecycle {
             actions: VecDeque::new(),
             status: VmStatus::Created,
             phase_ends: None,
-            time_ends: None,
+            time_limit_ends: None,
             send_again: None,
             pending_cause: None,
             last_reset: None,
@@ -106,17 +106,17 @@ impl Lifecycle {
         }
     }
 
-    /// Takes what happened, or what is wished for.
+    /// Accepts an event, or a request of the owner.
     ///
-    /// Inputs that mean nothing in the present phase are ignored: they are late news.
+    /// Events that have no meaning in the current phase are ignored: they arrive too late.
     ///
     /// # Errors
     ///
-    /// When a wish cannot be granted: a second start, a stop or kill before the start. A stop or
-    /// kill of a machine that is ending or has ended is granted; it changes nothing or hurries.
+    /// At a second start, and at a stop or kill before the start. A stop or kill of a VM that is
+    /// stopping or has ended is accepted; it may shorten the stop.
     pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
         match input {
-            Input::Start if self.phase == Phase::Created => self.go(now, Trigger::Start),
+            Input::Start if self.phase == Phase::Created => self.transition(now, Trigger::Start),
             Input::Start => return Err(InvalidState::AlreadyStarted),
             Input::Stop { .. } | Input::Kill if self.phase == Phase::Created => {
                 return Err(InvalidState::NotStarted);
@@ -124,7 +124,7 @@ impl Lifecycle {
             Input::Stop { grace } => self.stop(now, grace),
             Input::Kill => {
                 self.set_cause(EndedBy::Owner);
-                self.go(now, Trigger::Kill);
+                self.transition(now, Trigger::Kill);
             }
             Input::Spawned(id) => {
                 self.processes[id.0] = ProcessState::Alive;
@@ -134,31 +134,31 @@ impl Lifecycle {
                 self.processes[id.0] = ProcessState::Exited;
                 let reason = format!("cannot start {}: {error}", self.plan.names[id.0]);
                 self.set_cause(EndedBy::StartFailed { reason });
-                self.go(now, Trigger::SpawnFailed);
+                self.transition(now, Trigger::SpawnFailed);
             }
             Input::Ready(id) => self.ready(now, id),
-            Input::Replied(verdict) => self.replied(now, verdict),
+            Input::Replied(outcome) => self.replied(now, outcome),
             Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
             Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
             Input::ControlLost => self.channel_lost(now, "closed its control channel"),
             Input::EventsLost(why) => {
-                self.channel_lost(now, &format!("tells events that make no sense: {why}"));
+                self.channel_lost(now, &format!("sent invalid events: {why}"));
             }
             Input::GuestPoweredOff if self.guest_is_running() => {
                 self.set_cause(EndedBy::GuestPowerOff);
-                self.go(now, Trigger::GuestPoweredOff);
+                self.transition(now, Trigger::GuestPoweredOff);
             }
             Input::GuestReset if self.guest_is_running() => self.guest_reset(now),
             Input::GuestPanicked { certain: true } if self.guest_is_running() => {
                 self.set_cause(EndedBy::GuestPanic);
                 self.guest_crashed(now);
             }
-            // Where the guest boots again, what it printed in an earlier life explains no later end. Not
-            // every hypervisor tells of the reset in between.
+            // If the guest restarts, a panic before the restart does not explain a later exit. Not every
+            // hypervisor reports the reset in between.
             Input::GuestPanicked { .. } if self.restarts_on_reboot() || self.is_console_only() => {}
             Input::GuestPanicked { .. } => self.panic_seen = true,
-            Input::ConsoleCrash(word) if self.is_console_only() && self.guest_is_running() => {
-                match word {
+            Input::ConsoleCrash(crash) if self.is_console_only() && self.guest_is_running() => {
+                match crash {
                     ConsoleCrash::Restart => self.guest_reset(now),
                     ConsoleCrash::Panic if self.restarts_on_reboot() => {}
                     ConsoleCrash::Panic => {
@@ -170,9 +170,9 @@ impl Lifecycle {
             Input::ConsoleCrash(_) => {}
             Input::ExternalQuit if self.guest_is_running() => {
                 let name = &self.plan.names[self.hypervisor().0];
-                let reason = format!("{name} was told to quit by another process");
+                let reason = format!("{name} was stopped by another process");
                 self.set_cause(EndedBy::HypervisorLost { reason });
-                self.go(now, Trigger::GuestPoweredOff);
+                self.transition(now, Trigger::GuestPoweredOff);
             }
             Input::CpuFailed if self.guest_is_running() => self.cpu_failed(now),
             Input::GuestPoweredOff | Input::GuestReset | Input::ExternalQuit | Input::CpuFailed => {
@@ -182,18 +182,18 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// The next thing to do. Carry it out, and answer it, before handing in anything else.
+    /// The next action. Carry it out, and pass its result, before any other input.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// When the machine wants [`Input::Timeout`]. In the past while actions wait to be polled.
+    /// When to pass [`Input::Timeout`]. In the past while actions are queued.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         if !self.actions.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
         }
-        let blame = self.pending_cause.as_ref().map(|(deadline, _)| *deadline);
-        [self.phase_ends, self.time_ends, self.send_again, blame]
+        let cause_delay = self.pending_cause.as_ref().map(|(deadline, _)| *deadline);
+        [self.phase_ends, self.time_limit_ends, self.send_again, cause_delay]
             .into_iter()
             .fold(None, Deadline::earliest)
     }
@@ -208,7 +208,7 @@ impl Lifecycle {
         self.phase
     }
 
-    /// How it ended; `None` while it has not.
+    /// How the VM ended; `None` if it has not ended.
     pub fn report(&self) -> Option<StopReport> {
         (self.phase == Phase::Ended).then(|| StopReport {
             ended_by: self.cause.clone().unwrap_or(EndedBy::Owner),
@@ -226,7 +226,7 @@ impl Lifecycle {
         matches!(self.phase, Phase::Booting | Phase::Running | Phase::ShutdownRequested)
     }
 
-    /// The first cause is the cause; what follows are its consequences.
+    /// Sets the cause of the end. The first cause is kept; later ones are its consequences.
     fn set_cause(&mut self, cause: EndedBy) {
         if self.cause.is_none() && self.phase != Phase::Ended {
             self.cause = Some(cause);
@@ -237,16 +237,16 @@ impl Lifecycle {
         match self.phase {
             Phase::Running => {
                 self.grace = grace;
-                self.go(now, Trigger::Stop);
+                self.transition(now, Trigger::Stop);
             }
-            // A second stop may shorten the grace, never lengthen it.
+            // A second stop may shorten the grace period, never extend it.
             Phase::ShutdownRequested => {
                 let ends = Deadline { at: now + grace, why: "grace period" };
                 self.phase_ends = Deadline::earliest(self.phase_ends, Some(ends));
             }
             Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
                 self.set_cause(EndedBy::Owner);
-                self.go(now, Trigger::Stop);
+                self.transition(now, Trigger::Stop);
             }
             _ => {}
         }
@@ -255,21 +255,21 @@ impl Lifecycle {
     fn ready(&mut self, now: Instant, id: ProcessId) {
         match self.phase {
             Phase::StartingHypervisor if id == self.hypervisor() => {
-                self.go(now, Trigger::ControlReady)
+                self.transition(now, Trigger::ControlReady)
             }
             Phase::StartingHelpers if id != self.hypervisor() => match self.next_helper() {
-                Some(_) => self.go(now, Trigger::NextHelper),
-                None => self.go(now, Trigger::HelpersReady),
+                Some(_) => self.transition(now, Trigger::NextHelper),
+                None => self.transition(now, Trigger::HelpersReady),
             },
             _ => {}
         }
     }
 
-    /// The helper that is to come up: the last that was started.
+    /// The helper that is starting: the last one that was spawned.
     fn starting_helper(&self) -> Option<&str> {
         let next = self.next_helper().unwrap_or(self.hypervisor());
-        let is_awaited = self.phase == Phase::StartingHelpers;
-        next.0.checked_sub(1).filter(|_| is_awaited).map(|n| self.plan.names[n].as_str())
+        let is_starting = self.phase == Phase::StartingHelpers;
+        next.0.checked_sub(1).filter(|_| is_starting).map(|n| self.plan.names[n].as_str())
     }
 
     fn next_helper(&self) -> Option<ProcessId> {
@@ -277,41 +277,42 @@ impl Lifecycle {
         helpers.iter().position(|p| *p == ProcessState::NotStarted).map(ProcessId)
     }
 
-    fn replied(&mut self, now: Instant, verdict: ReplyOutcome) {
-        match (self.phase, verdict) {
+    fn replied(&mut self, now: Instant, outcome: ReplyOutcome) {
+        match (self.phase, outcome) {
             (Phase::Booting, ReplyOutcome::Done) => {
                 self.messages_done += 1;
                 if self.messages_done < self.plan.boot.len() {
-                    self.go(now, Trigger::NextMessage);
+                    self.transition(now, Trigger::NextMessage);
                 } else {
-                    self.go(now, Trigger::Booted);
+                    self.transition(now, Trigger::Booted);
                 }
             }
             (Phase::Booting, ReplyOutcome::Retry) => {
-                self.send_again = Some(Deadline { at: now + RETRY_DELAY, why: "ask again" });
+                self.send_again =
+                    Some(Deadline { at: now + RETRY_DELAY, why: "send the boot message again" });
             }
-            (Phase::Booting, ReplyOutcome::Rejected(said)) => {
+            (Phase::Booting, ReplyOutcome::Rejected(error)) => {
                 let name = &self.plan.names[self.hypervisor().0];
                 let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
-                let reason = format!("{name} refused to {message}: {said}");
+                let reason = format!("{name} failed to {message}: {error}");
                 self.set_cause(EndedBy::StartFailed { reason });
-                self.go(now, Trigger::BootRejected);
+                self.transition(now, Trigger::BootRejected);
             }
-            // The hypervisor's own end, if that is what it is, says more.
-            (Phase::Booting, ReplyOutcome::Lost(what)) => {
+            // If the hypervisor is exiting, its exit is the better explanation.
+            (Phase::Booting, ReplyOutcome::Lost(error)) => {
                 let name = &self.plan.names[self.hypervisor().0];
                 let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
-                let reason = format!("{name} did not {message}: {what}");
+                let reason = format!("{name} failed to {message}: {error}");
                 self.dependency_lost(now, EndedBy::StartFailed { reason });
             }
             (Phase::ShutdownRequested, ReplyOutcome::Done | ReplyOutcome::Retry) => {
-                self.send_again =
-                    Some(Deadline { at: now + POWER_BUTTON_INTERVAL, why: "ask the guest again" });
+                let at = now + POWER_BUTTON_INTERVAL;
+                self.send_again = Some(Deadline { at, why: "press the power button again" });
             }
-            // A guest that cannot be asked needs no grace to answer.
+            // A guest without a working power button needs no grace period.
             (Phase::ShutdownRequested, ReplyOutcome::Rejected(_)) => self.phase_timeout(now),
-            // Or it is off already: one that is asked again on its way out takes the connection
-            // with it.
+            // The guest may be off already: a hypervisor that exits closes the connection without
+            // a reply.
             (Phase::ShutdownRequested, ReplyOutcome::Lost(_)) => {
                 let cause = if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner };
                 self.dependency_lost(now, cause);
@@ -333,20 +334,23 @@ impl Lifecycle {
     }
 
     fn guest_crashed(&mut self, now: Instant) {
-        let leaves = self.plan.crash_reporting == CrashReporting::EventThenExit;
-        self.go(now, if leaves { Trigger::GuestPoweredOff } else { Trigger::GuestCrashed });
+        let vmm_exits = self.plan.crash_reporting == CrashReporting::EventThenExit;
+        self.transition(
+            now,
+            if vmm_exits { Trigger::GuestPoweredOff } else { Trigger::GuestCrashed },
+        );
     }
 
     fn restarts_on_reboot(&self) -> bool {
         self.plan.on_reboot == RebootPolicy::Restart
     }
 
-    /// Nobody but the guest itself tells that it fell.
+    /// Only the console shows a guest crash.
     fn is_console_only(&self) -> bool {
         matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. })
     }
 
-    fn quit(&self) -> StopAction {
+    fn quit_action(&self) -> StopAction {
         match (&self.cause, &self.plan.crash_reporting) {
             (
                 Some(EndedBy::GuestPanic | EndedBy::GuestReboot),
@@ -356,16 +360,15 @@ impl Lifecycle {
         }
     }
 
-    /// What the hypervisor does next is anybody's guess: it may leave as after a power-off, or stay
-    /// with a guest that does nothing.
+    /// The hypervisor may exit as after a power-off, or keep running with a guest that hangs. So the
+    /// cause is set now, and the hypervisor must quit.
     fn cpu_failed(&mut self, now: Instant) {
-        let reason =
-            format!("{} cannot go on with a virtual CPU", self.plan.names[self.hypervisor().0]);
+        let reason = format!("{} reported a vCPU failure", self.plan.names[self.hypervisor().0]);
         self.set_cause(match self.phase {
             Phase::Booting => EndedBy::StartFailed { reason },
             _ => EndedBy::HypervisorLost { reason },
         });
-        self.go(now, Trigger::GuestCrashed);
+        self.transition(now, Trigger::GuestCrashed);
     }
 
     fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {
@@ -377,25 +380,26 @@ impl Lifecycle {
                 EndedBy::StartFailed { reason: format!("{name} {exit}") }
             }
             _ if self.panic_seen => EndedBy::GuestPanic,
-            // A backend without events: a clean exit that nobody asked for is the guest's.
+            // A backend without events: an exit with status 0 without a stop is a power-off.
             _ if exit.code == Some(0) => EndedBy::GuestPowerOff,
             _ => EndedBy::HypervisorLost { reason: format!("{name} {exit}") },
         };
         self.set_cause(cause);
         self.exit = Some(exit);
-        self.go(now, Trigger::HypervisorExited);
+        self.transition(now, Trigger::HypervisorExited);
     }
 
     fn helper_exited(&mut self, now: Instant, id: ProcessId, exit: &Exit) {
         self.processes[id.0] = ProcessState::Exited;
         let reason = format!("{} {exit}", self.plan.names[id.0]);
         match self.phase {
-            // One that fails so early has not left because the hypervisor did: it is why that one will.
+            // A helper that fails before the guest runs is the cause of the hypervisor's exit, not a
+            // consequence of it.
             phase
                 if phase == Phase::StartingHelpers || (phase < Phase::Running && exit.failed()) =>
             {
                 self.set_cause(EndedBy::StartFailed { reason });
-                self.go(now, Trigger::DependencyLost);
+                self.transition(now, Trigger::DependencyLost);
             }
             Phase::StartingHypervisor
             | Phase::Booting
@@ -423,7 +427,7 @@ impl Lifecycle {
     fn dependency_lost(&mut self, now: Instant, cause: EndedBy) {
         if self.pending_cause.is_none() {
             let at = now + CAUSE_DELAY;
-            let deadline = Deadline { at, why: "the hypervisor may be leaving too" };
+            let deadline = Deadline { at, why: "the hypervisor may exit too" };
             self.pending_cause = Some((deadline, cause));
         }
     }
@@ -440,20 +444,20 @@ impl Lifecycle {
         if self.pending_cause.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
             && let Some((_, cause)) = self.pending_cause.take()
         {
-            // The start may have been over before anybody was blamed.
+            // The start may have succeeded during the delay.
             self.set_cause(match (self.phase, cause) {
                 (Phase::Running | Phase::ShutdownRequested, EndedBy::StartFailed { reason }) => {
                     EndedBy::HypervisorLost { reason }
                 }
                 (_, cause) => cause,
             });
-            self.go(now, Trigger::DependencyLost);
+            self.transition(now, Trigger::DependencyLost);
         }
-        if due(&self.time_ends) {
-            self.time_ends = None;
+        if due(&self.time_limit_ends) {
+            self.time_limit_ends = None;
             self.time_limit_hit = true;
             self.grace = self.timing.grace;
-            self.go(now, Trigger::TimeLimit);
+            self.transition(now, Trigger::TimeLimit);
         }
         if due(&self.phase_ends) {
             self.phase_timeout(now);
@@ -465,23 +469,23 @@ impl Lifecycle {
         match self.phase {
             Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
                 let waited = row.limit.map(|(limit, why)| (why, limit(&self.timing)));
-                let (why, limit) = waited.unwrap_or(("it starts", Duration::ZERO));
+                let (why, limit) = waited.unwrap_or(("the phase ends", Duration::ZERO));
                 let why = match self.starting_helper() {
-                    Some(name) => format!("{name} is up"),
+                    Some(name) => format!("{name} is ready"),
                     None => why.into(),
                 };
-                let reason = format!("gave up after {limit:?}, waiting until {why}");
+                let reason = format!("timed out after {limit:?}, waiting until {why}");
                 self.set_cause(EndedBy::StartFailed { reason });
             }
             Phase::ShutdownRequested if self.time_limit_hit => self.set_cause(EndedBy::TimeLimit),
             Phase::ShutdownRequested => self.set_cause(EndedBy::Owner),
-            Phase::KillingHypervisor | Phase::KillingHelpers => self.step(StopStep::GaveUp),
+            Phase::KillingHypervisor | Phase::KillingHelpers => self.record_step(StopStep::GaveUp),
             _ => {}
         }
-        self.go(now, Trigger::Timeout);
+        self.transition(now, Trigger::Timeout);
     }
 
-    fn go(&mut self, now: Instant, trigger: Trigger) {
+    fn transition(&mut self, now: Instant, trigger: Trigger) {
         if let Some(to) = table::next(self.phase, trigger) {
             self.enter(now, to);
         }
@@ -496,7 +500,7 @@ impl Lifecycle {
             Deadline { at: now + limit, why }
         });
         self.send_again = None;
-        self.time_ends = match (phase, self.plan.time_limit) {
+        self.time_limit_ends = match (phase, self.plan.time_limit) {
             (Phase::Running, Some(limit)) => Some(Deadline { at: now + limit, why: "time limit" }),
             _ => None,
         };
@@ -507,7 +511,7 @@ impl Lifecycle {
             self.pending_cause = None;
         }
         self.announce(row.status);
-        self.act(now, row.entry);
+        self.run_entry_action(now, row.entry);
     }
 
     fn announce(&mut self, kind: StatusKind) {
@@ -527,27 +531,29 @@ impl Lifecycle {
         }
     }
 
-    fn act(&mut self, now: Instant, entry: EntryAction) {
+    fn run_entry_action(&mut self, now: Instant, entry: EntryAction) {
         let hypervisor = self.hypervisor();
         match entry {
             EntryAction::Nothing => {}
             EntryAction::SpawnHelper => match self.next_helper() {
                 Some(helper) => self.actions.push_back(Action::Spawn(helper)),
-                None => self.go(now, Trigger::HelpersReady),
+                None => self.transition(now, Trigger::HelpersReady),
             },
             EntryAction::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
-            EntryAction::SendBoot if self.plan.boot.is_empty() => self.go(now, Trigger::Booted),
+            EntryAction::SendBoot if self.plan.boot.is_empty() => {
+                self.transition(now, Trigger::Booted)
+            }
             EntryAction::SendBoot => self.send_boot_message(),
             EntryAction::RequestShutdown if self.plan.power_button.is_none() => {
                 self.phase_timeout(now)
             }
             EntryAction::RequestShutdown => {
-                self.step(StopStep::PowerButton);
+                self.record_step(StopStep::PowerButton);
                 self.press_power_button();
             }
             EntryAction::Quit => {
-                self.step(StopStep::Quit);
-                self.actions.push_back(match self.quit() {
+                self.record_step(StopStep::Quit);
+                self.actions.push_back(match self.quit_action() {
                     StopAction::Control(message) => Action::Control(message),
                     StopAction::Signal(signal) => Action::Signal(hypervisor, signal),
                 });
@@ -555,10 +561,10 @@ impl Lifecycle {
             EntryAction::KillHypervisor => {
                 self.cancel_spawns();
                 if self.processes[hypervisor.0] == ProcessState::Alive {
-                    self.step(StopStep::Killed);
+                    self.record_step(StopStep::Killed);
                     self.actions.push_back(Action::Signal(hypervisor, Signal::Kill));
                 } else {
-                    self.go(now, Trigger::HypervisorExited);
+                    self.transition(now, Trigger::HypervisorExited);
                 }
             }
             EntryAction::TerminateHelpers => {
@@ -592,19 +598,19 @@ impl Lifecycle {
         }
     }
 
-    /// A spawn that nobody has carried out yet need not be carried out any more.
+    /// Removes spawns that are still queued.
     fn cancel_spawns(&mut self) {
         self.actions.retain(|action| !matches!(action, Action::Spawn(_) | Action::AwaitReady(_)));
     }
 
     fn check_all_exited(&mut self, now: Instant) {
-        // In `KillingHelpers` a hypervisor that did not die of SIGKILL is waited for once more.
+        // This includes the hypervisor: in `KillingHelpers` it may have survived SIGKILL so far.
         if !self.processes.contains(&ProcessState::Alive) {
-            self.go(now, Trigger::AllExited);
+            self.transition(now, Trigger::AllExited);
         }
     }
 
-    fn step(&mut self, step: StopStep) {
+    fn record_step(&mut self, step: StopStep) {
         if !self.steps.contains(&step) {
             self.steps.push(step);
         }

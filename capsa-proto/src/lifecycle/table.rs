@@ -1,77 +1,77 @@
-//! The lifecycle as data: two tables that can be read on paper.
+//! The lifecycle as data: a table of phases and a table of transitions.
 
 use super::Timing;
 use core::time::Duration;
 
-/// Where a machine is in its life.
+/// A state of the lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Planned, nothing runs.
+    /// Planned; no process runs.
     Created,
     /// Helpers start, one after the other.
     StartingHelpers,
-    /// The hypervisor starts; its control channel is awaited.
+    /// The hypervisor starts; its control channel is not connected yet.
     StartingHypervisor,
     /// The boot messages are sent, one after the other.
     Booting,
-    /// The guest was told to go.
+    /// The guest was started.
     Running,
     /// The guest was asked to power off.
     ShutdownRequested,
-    /// The guest is off; the hypervisor's exit is awaited.
+    /// The guest is off; the hypervisor has not exited yet.
     WaitingForExit,
-    /// The hypervisor was told to quit.
+    /// The hypervisor received the quit command.
     QuitRequested,
     /// The hypervisor was sent SIGKILL.
     KillingHypervisor,
-    /// The hypervisor is gone; helpers end by themselves.
+    /// The hypervisor has exited; helpers exit by themselves or after SIGTERM.
     StoppingHelpers,
     /// Helpers were sent SIGKILL.
     KillingHelpers,
-    /// Everything is over.
+    /// The lifecycle has ended.
     Ended,
 }
 
-/// What can lead from one phase to another.
+/// The cause of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Trigger {
-    /// The owner wants it to run.
+    /// The owner starts the VM.
     Start,
-    /// The owner wants the guest to power off.
+    /// The owner stops the VM.
     Stop,
-    /// The owner wants it gone.
+    /// The owner kills the VM.
     Kill,
-    /// A helper is up, and another is to start.
+    /// A helper is ready, and another one must start.
     NextHelper,
-    /// No helper is left to start.
+    /// All helpers are ready.
     HelpersReady,
-    /// The hypervisor's control channel is up.
+    /// The hypervisor's control channel is connected.
     ControlReady,
-    /// A boot message was done, and another is to be sent.
+    /// A boot message succeeded, and another one must be sent.
     NextMessage,
-    /// No boot message is left to send.
+    /// All boot messages succeeded.
     Booted,
-    /// A boot message was refused.
+    /// The hypervisor rejected a boot message.
     BootRejected,
     /// A program could not be started.
     SpawnFailed,
-    /// A helper or the control channel was lost although it is needed.
+    /// A helper exited, or the control channel failed, while the VM needed it.
     DependencyLost,
     /// The guest powered off.
     GuestPoweredOff,
-    /// The guest reset, and that ends the machine; or it panicked; or a virtual CPU of it failed.
+    /// The guest reset and its reboot policy ends the VM, or it panicked, or a vCPU failed.
     GuestCrashed,
-    /// The machine has run as long as it may.
+    /// The VM reached its time limit.
     TimeLimit,
-    /// The phase has taken as long as it may.
+    /// The phase reached its limit.
     Timeout,
-    /// The hypervisor's process is gone.
+    /// The hypervisor exited.
     HypervisorExited,
-    /// All processes are gone.
+    /// All processes have exited.
     AllExited,
 }
 
-/// What a phase does when it is entered.
+/// The action on entry to a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryAction {
     /// Nothing.
@@ -84,19 +84,19 @@ pub enum EntryAction {
     SendBoot,
     /// Ask the guest to power off.
     RequestShutdown,
-    /// Tell the hypervisor to quit.
+    /// Send the quit command to the hypervisor.
     Quit,
-    /// SIGKILL to the hypervisor.
+    /// Send SIGKILL to the hypervisor.
     KillHypervisor,
-    /// SIGTERM to the helpers that would go on without the hypervisor.
+    /// Send SIGTERM to the helpers that do not exit with the hypervisor.
     TerminateHelpers,
-    /// SIGKILL to the helpers.
+    /// Send SIGKILL to the helpers.
     KillHelpers,
-    /// Free everything.
+    /// Release all resources.
     Release,
 }
 
-/// What the outside calls a phase.
+/// The status of a VM in a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatusKind {
     /// [`super::VmStatus::Created`].
@@ -111,7 +111,7 @@ pub enum StatusKind {
     Terminal,
 }
 
-/// How long a phase may take, and what the log calls that deadline.
+/// The time limit of a phase, and the reason of that deadline.
 pub type Limit = Option<(fn(&Timing) -> Duration, &'static str)>;
 
 /// A row of the phase table.
@@ -119,11 +119,11 @@ pub type Limit = Option<(fn(&Timing) -> Duration, &'static str)>;
 pub struct PhaseRow {
     /// The phase.
     pub phase: Phase,
-    /// What it does on entry.
+    /// The action on entry.
     pub entry: EntryAction,
-    /// How long it may take.
+    /// The time limit of the phase.
     pub limit: Limit,
-    /// What the outside calls it.
+    /// The status that users see.
     pub status: StatusKind,
 }
 
@@ -131,7 +131,7 @@ const fn row(phase: Phase, entry: EntryAction, limit: Limit, status: StatusKind)
     PhaseRow { phase, entry, limit, status }
 }
 
-/// Every phase: what it does on entry, how long it may take, what the outside calls it.
+/// All phases, in the order of [`Phase`].
 pub const PHASES: [PhaseRow; 12] = {
     use Phase as P;
     use StatusKind as O;
@@ -140,13 +140,13 @@ pub const PHASES: [PhaseRow; 12] = {
         row(
             P::StartingHelpers,
             EntryAction::SpawnHelper,
-            Some((|t| t.helper, "helper is up")),
+            Some((|t| t.helper, "helper is ready")),
             O::Starting,
         ),
         row(
             P::StartingHypervisor,
             EntryAction::SpawnHypervisor,
-            Some((|t| t.launch, "control is up")),
+            Some((|t| t.launch, "control channel is connected")),
             O::Starting,
         ),
         row(
@@ -171,32 +171,32 @@ pub const PHASES: [PhaseRow; 12] = {
         row(
             P::QuitRequested,
             EntryAction::Quit,
-            Some((|t| t.quit, "hypervisor quits")),
+            Some((|t| t.quit, "hypervisor exits after the quit command")),
             O::Stopping,
         ),
         row(
             P::KillingHypervisor,
             EntryAction::KillHypervisor,
-            Some((|t| t.kill, "hypervisor dies")),
+            Some((|t| t.kill, "hypervisor exits after SIGKILL")),
             O::Stopping,
         ),
         row(
             P::StoppingHelpers,
             EntryAction::TerminateHelpers,
-            Some((|t| t.drain, "helpers end")),
+            Some((|t| t.drain, "helpers exit")),
             O::Stopping,
         ),
         row(
             P::KillingHelpers,
             EntryAction::KillHelpers,
-            Some((|t| t.kill, "helpers die")),
+            Some((|t| t.kill, "helpers exit after SIGKILL")),
             O::Stopping,
         ),
         row(P::Ended, EntryAction::Release, None, O::Terminal),
     ]
 };
 
-/// Every transition: from, trigger, to. What is not here does not happen.
+/// All transitions: from, trigger, to. A trigger without a row has no effect.
 pub const TRANSITIONS: &[(Phase, Trigger, Phase)] = {
     use Phase as P;
     use Trigger as T;
@@ -270,7 +270,7 @@ pub fn phase(phase: Phase) -> &'static PhaseRow {
     &PHASES[phase as usize]
 }
 
-/// Where `trigger` leads from `from`, if anywhere.
+/// The phase that `trigger` leads to from `from`; `None` if it has no effect there.
 pub fn next(from: Phase, trigger: Trigger) -> Option<Phase> {
     TRANSITIONS.iter().find(|(f, t, _)| (*f, *t) == (from, trigger)).map(|(_, _, to)| *to)
 }
@@ -284,20 +284,20 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn phase_rows_stand_where_their_number_says() {
+    fn phases_are_in_enum_order() {
         for (n, row) in PHASES.iter().enumerate() {
             assert_eq!(row.phase as usize, n);
         }
     }
 
     #[test]
-    fn no_phase_and_trigger_lead_to_two_places() {
+    fn transitions_are_unambiguous() {
         let pairs: BTreeSet<_> = TRANSITIONS.iter().map(|(f, t, _)| (*f, *t)).collect();
         assert_eq!(pairs.len(), TRANSITIONS.len());
     }
 
     #[test]
-    fn every_phase_with_a_limit_has_a_timeout_and_the_other_way_round() {
+    fn phase_has_limit_iff_it_has_timeout() {
         for row in &PHASES {
             assert_eq!(
                 row.limit.is_some(),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_never_form_a_circle() {
+    fn timeouts_form_no_cycle() {
         for row in &PHASES {
             let mut at = row.phase;
             for _ in 0..PHASES.len() {
@@ -319,11 +319,11 @@ mod tests {
         }
     }
 
-    /// Draws the tables as a page. `CAPSA_BLESS=1` writes it anew.
+    /// Renders the tables as Markdown. `CAPSA_BLESS=1` writes the file.
     #[test]
-    fn the_diagram_in_the_docs_is_the_table() {
+    fn diagram_file_matches_tables() {
         let mut page = String::from(
-            "# The tables\n\nGenerated from [`table`]; a test fails when the two differ.\n\n\
+            "# The tables\n\nGenerated from [`table`]; a test fails if they differ.\n\n\
              | phase | on entry | limit | status |\n| --- | --- | --- | --- |\n",
         );
         for row in &PHASES {
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(
             page,
             include_str!("diagram.md"),
-            "the table changed: run the test again with CAPSA_BLESS=1"
+            "diagram.md is out of date: run the test with CAPSA_BLESS=1"
         );
     }
 }

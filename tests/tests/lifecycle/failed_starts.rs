@@ -16,8 +16,8 @@ fn why_not(orders: &str) -> String {
 fn start_failing_names_cause() {
     run_isolated!();
     for (orders, says) in [
-        ("listen accept greet answer refuse hang", "refused to start the guest: not today"),
-        ("listen accept greet refuse hang", "refused to agree on capabilities"),
+        ("listen accept greet answer refuse hang", "failed to start the guest: not today"),
+        ("listen accept greet refuse hang", "failed to negotiate capabilities"),
         ("listen accept greet exit=0", "exited with status 0"),
         ("listen accept exit=7", "exited with status 7"),
         ("exit=3", "exited with status 3"),

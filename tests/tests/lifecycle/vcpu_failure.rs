@@ -19,7 +19,7 @@ fn fails(name: &str, builder: LinuxVmBuilder) {
     vm.wait_timeout(PATIENCE).unwrap().expect("it ends");
     assert!(matches!(vm.status(), VmStatus::Failed { .. }), "{}", vm.status());
     let report = vm.stop_report().unwrap();
-    let reason = format!("{name} cannot go on with a virtual CPU");
+    let reason = format!("{name} reported a vCPU failure");
     assert_eq!(report.ended_by, EndedBy::HypervisorLost { reason }, "{report:?}");
 }
 

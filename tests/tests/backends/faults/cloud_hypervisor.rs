@@ -18,38 +18,38 @@ static CLAIMS: Claims<ChvFault> = Claims {
     failed_starts: &[
         (
             ChvFault::BreaksReply(Half, ChvCall::Create),
-            Text::Around("cloud-hypervisor did not create the VM: ", ""),
+            Text::Around("cloud-hypervisor failed to create the VM: ", ""),
         ),
         (
             ChvFault::BreaksReply(Half, ChvCall::Boot),
-            Text::Around("cloud-hypervisor did not boot the guest: ", ""),
+            Text::Around("cloud-hypervisor failed to boot the guest: ", ""),
         ),
         (
             ChvFault::BreaksReply(End, ChvCall::Create),
             Text::Around(
-                "cloud-hypervisor did not create the VM: HTTP response: connection closed",
+                "cloud-hypervisor failed to create the VM: HTTP response: connection closed",
                 "",
             ),
         ),
         (
             ChvFault::BreaksReply(End, ChvCall::Boot),
             Text::Around(
-                "cloud-hypervisor did not boot the guest: HTTP response: connection closed",
+                "cloud-hypervisor failed to boot the guest: HTTP response: connection closed",
                 "",
             ),
         ),
         (
             ChvFault::BreaksReply(Garbage, ChvCall::Create),
-            Text::Around("cloud-hypervisor did not create the VM: HTTP response: ", ""),
+            Text::Around("cloud-hypervisor failed to create the VM: HTTP response: ", ""),
         ),
         (
             ChvFault::BreaksReply(Garbage, ChvCall::Boot),
-            Text::Around("cloud-hypervisor did not boot the guest: HTTP response: ", ""),
+            Text::Around("cloud-hypervisor failed to boot the guest: HTTP response: ", ""),
         ),
         (
             ChvFault::Rejects(ChvCall::Create),
             Text::Exact(
-                "cloud-hypervisor refused to create the VM: Error from API: The VM could not be \
+                "cloud-hypervisor failed to create the VM: Error from API: The VM could not be \
                  created: ",
                 ChvFault::CAUSE,
             ),
@@ -57,7 +57,7 @@ static CLAIMS: Claims<ChvFault> = Claims {
         (
             ChvFault::Rejects(ChvCall::Boot),
             Text::Exact(
-                "cloud-hypervisor refused to boot the guest: Error from API: The VM could not boot: ",
+                "cloud-hypervisor failed to boot the guest: Error from API: The VM could not boot: ",
                 ChvFault::CAUSE,
             ),
         ),
@@ -162,7 +162,7 @@ fn event_invalid_ends_vm() {
         else {
             panic!("{fault:?}: {ended_by:?} {started:?}")
         };
-        let want = "cloud-hypervisor tells events that make no sense";
+        let want = "cloud-hypervisor sent invalid events";
         assert!(reason.contains(want), "{fault:?}: {reason}");
         assert!(matches!(it.vm.status(), VmStatus::Failed { .. }));
         it.leaves_nothing();
@@ -186,7 +186,7 @@ fn vcpu_failure_is_not_a_power_off() {
         let Some(it) = faulty(fault) else { return };
         it.ready().write(&[nano::POWER_OFF]).unwrap();
         let (ended_by, _) = it.ended();
-        let reason = "cloud-hypervisor cannot go on with a virtual CPU".into();
+        let reason = "cloud-hypervisor reported a vCPU failure".into();
         assert_eq!(ended_by, EndedBy::HypervisorLost { reason }, "{fault:?}");
         let stderr = it.vm.stop_report().unwrap().exit.unwrap().stderr_tail;
         assert!(stderr.contains(ChvFault::CPU_FAILED), "{stderr}");

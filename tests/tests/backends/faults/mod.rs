@@ -141,10 +141,10 @@ fn start_hanging_is_given_up<F: Copy + Debug>(claims: &Claims<F>) {
         };
         let Some(it) = (claims.vm)(HEEDS_BUTTON, &[*fault], &limited) else { return };
         let event = match limit {
-            Limit::Launch => "control is up",
+            Limit::Launch => "control channel is connected",
             Limit::Boot => "boot message is answered",
         };
-        let want = format!("gave up after {SHORT:?}, waiting until {event}");
+        let want = format!("timed out after {SHORT:?}, waiting until {event}");
         assert_eq!(it.start_error(), want, "{fault:?}");
         it.leaves_nothing();
     }
