@@ -59,7 +59,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// found. [`capabilities::validate`](crate::capabilities::validate) calls this.
     fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
 
-    /// The launch plan of a validated spec. Never fails: whatever cannot be planned is a violation.
+    /// The launch plan of a validated spec. Never fails: anything that cannot be planned is a violation.
     fn plan(
         &self,
         vm: &ValidatedSpec,
@@ -105,8 +105,8 @@ pub struct ProbePlan {
 pub struct Probe {
     /// The key of the result in the [`ProbeReport`].
     pub key: &'static str,
-    /// What people call the program, when they name one to use: `qemu`, `virtiofsd`. Several
-    /// probes may go to one program.
+    /// The name by which users set the path of the program: `qemu`, `virtiofsd`. Several probes may run
+    /// one program.
     pub program: &'static str,
     /// An environment variable that sets the path of the program.
     pub env: &'static str,
@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_as_programs_print_them() {
+    fn version_find_parses_program_output() {
         for (text, want) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", (7, 2, 22)),
             ("virtiofsd 1.14.0", (1, 14, 0)),
@@ -404,7 +404,7 @@ mod tests {
             ("virtiofsd backend 1.10.1", (1, 10, 1)),
             ("vfkit version: v0.6.1-3-gdeadbee", (0, 6, 1)),
             ("0.6.10+dirty", (0, 6, 10)),
-            // Neither a time nor a date is one.
+            // Neither a time nor a date is a version.
             ("2026-08-01 12:00:00 starting\nvfkit version: v0.5", (0, 5, 0)),
         ] {
             assert_eq!(Version::find(text), Some(Version::new(want.0, want.1, want.2)), "{text}");

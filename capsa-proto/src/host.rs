@@ -26,7 +26,7 @@ pub enum Os {
     Other,
 }
 
-/// The host's (and so the guest's) processor architecture.
+/// The host's (and so the guest's) CPU architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -239,7 +239,7 @@ impl KvmFacts {
         out
     }
 
-    /// `/dev/kvm` opens and works, whatever flags the CPU has. Enough for an explicit `kvm`.
+    /// `/dev/kvm` opens and works, regardless of the CPU flags. Enough for an explicit `kvm`.
     pub fn answers(&self) -> bool {
         matches!(self.device, KvmDevice::Answers { api: KVM_API })
     }
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answering_device_without_cpu_flag_is_not_usable() {
+    fn kvm_without_cpu_flag_is_not_usable() {
         let kvm = KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: false };
         assert!(kvm.answers());
         assert!(!kvm.is_usable());
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permission_is_to_be_had_by_what_the_device_says() {
+    fn kvm_without_permission_remedy_names_group() {
         for (group, remedy) in [
             (KvmGroup::Open("virt".into()), "usermod -aG virt $USER"),
             (KvmGroup::Pending("kvm".into()), "newgrp kvm"),
@@ -272,14 +272,14 @@ mod tests {
             let device = KvmDevice::NoPermission(group);
             let denied = KvmFacts { device: device.clone(), cpu_flag: true }.blockers();
             assert!(denied.len() == 1 && denied[0].remedy.contains(remedy), "{denied:?}");
-            let in_vain = KvmFacts { device, cpu_flag: false }.blockers();
-            assert_eq!(in_vain.len(), 2, "{in_vain:?}");
-            assert!(in_vain[1].what.contains("neither the flag vmx nor svm"), "{in_vain:?}");
+            let both = KvmFacts { device, cpu_flag: false }.blockers();
+            assert_eq!(both.len(), 2, "{both:?}");
+            assert!(both[1].what.contains("neither the flag vmx nor svm"), "{both:?}");
         }
     }
 
     #[test]
-    fn usable_has_nothing_against() {
+    fn kvm_with_device_and_flag_is_usable() {
         let kvm = KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true };
         assert!(kvm.is_usable());
     }

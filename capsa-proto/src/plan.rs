@@ -1,8 +1,8 @@
-//! A launch plan: the exact programs, arguments and messages that run one machine.
+//! A launch plan: the exact programs, arguments and control messages of one VM.
 //!
-//! A backend turns a checked specification into this; the lifecycle machine walks through it; the
-//! driver carries it out. It holds nothing that could not be printed, so `--dry-run` prints it whole.
-//! What it deliberately lacks is any decision left open: by now everything is decided.
+//! A backend turns a validated spec into a launch plan; the lifecycle decides when each part runs, and
+//! the supervisor carries it out. A plan leaves no decision open and is plain data, so `--dry-run`
+//! prints all of it.
 
 mod vsock;
 
@@ -20,54 +20,55 @@ use crate::spec::{ConsoleMode, RebootPolicy};
 
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
-/// Everything needed to run one machine.
+/// Everything that is needed to run one VM.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LaunchPlan {
-    /// The backend that made it.
+    /// The backend that created the plan.
     pub backend: &'static str,
-    /// The machine's private directory, which holds its sockets.
+    /// The run directory, which contains the sockets.
     pub run_dir: HostPath,
-    /// Helpers in the order they start, then, last, the hypervisor.
+    /// The helpers in the order of their start, and last the hypervisor.
     pub processes: Vec<ProcessPlan>,
-    /// How to talk to the hypervisor.
+    /// The control channel of the hypervisor.
     pub control: ControlPlan,
-    /// A named pipe, made before the hypervisor starts, on which it tells what happens as one JSON
-    /// object after another; `None` where the control channel carries events, or nothing does.
+    /// A named pipe, created before the hypervisor starts, to which it writes its events as a sequence
+    /// of JSON objects; `None` if events come over the control channel, or if there are none.
     pub event_pipe: Option<HostPath>,
-    /// Throw-away images, made before the hypervisor starts.
+    /// The overlays of ephemeral disks, created before the hypervisor starts.
     pub overlays: Vec<OverlayPlan>,
-    /// Where the guest's console is.
+    /// How the guest's console is connected.
     pub console: ConsolePlan,
-    /// Where the guest's vsock ports are, where the machine has such a device.
+    /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.
     pub vsock: Option<VsockPlan>,
-    /// Messages sent in order once the control channel is up. After the last, the guest runs.
+    /// The messages to send in order once the control channel is connected. After the last one the
+    /// guest runs.
     pub boot: Vec<Message>,
-    /// How the guest is asked to power off.
+    /// The message that presses the power button; `None` if the hypervisor has none.
     pub power_button: Option<Message>,
-    /// How the machine's power is cut in an orderly way.
+    /// How to make the hypervisor quit.
     pub quit: StopAction,
-    /// What the hypervisor does when its guest falls: at a panic, and at a reset.
+    /// How the hypervisor reports guest crashes.
     pub crash_reporting: CrashReporting,
-    /// Resets as close as this are one: a firmware may reset once more to find itself as it was.
+    /// Resets within this time of each other count as one, because a firmware may reset once more.
     #[serde(serialize_with = "seconds")]
     pub reset_debounce: Duration,
     /// The whole kernel command line.
     pub cmdline: String,
-    /// What a reboot does.
+    /// What a guest reboot does.
     pub on_reboot: RebootPolicy,
-    /// The machine is stopped when it has run this long.
+    /// How long the VM may run; `None`: without limit.
     #[serde(serialize_with = "seconds_if_any")]
     pub time_limit: Option<Duration>,
-    /// What the user should know: slow emulation, rounding, what a guest must do by itself.
+    /// Warnings and notes: slow emulation, rounded values, mounts that the guest must make.
     pub notes: Vec<Note>,
 }
 
 impl LaunchPlan {
-    /// The hypervisor's place in [`LaunchPlan::processes`].
+    /// The hypervisor in [`LaunchPlan::processes`].
     ///
     /// # Panics
     ///
-    /// When the plan has no process: a backend that plans none is broken.
+    /// If the plan has no process, which is a bug of the backend.
     pub fn hypervisor(&self) -> ProcessId {
         ProcessId(self.processes.len().checked_sub(1).expect("a plan has a hypervisor"))
     }
@@ -78,7 +79,7 @@ impl LaunchPlan {
     }
 }
 
-/// Which process of a plan: an index into [`LaunchPlan::processes`].
+/// A process of a plan: an index into [`LaunchPlan::processes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ProcessId(pub usize);
 
@@ -91,35 +92,36 @@ impl fmt::Display for ProcessId {
 /// One program to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProcessPlan {
-    /// What people call it: `qemu`, `virtiofsd for /workspace`.
+    /// The name for messages: `qemu`, `virtiofsd for /workspace`.
     pub name: String,
-    /// The program: a path, or a bare name where nothing was found (in a dry run).
+    /// The path of the program, or its bare name if it was not found (in a dry run).
     pub program: String,
-    /// Its arguments, without the program itself.
+    /// The arguments, without the program itself.
     pub args: Vec<String>,
-    /// When it counts as up.
+    /// When the process is ready.
     pub ready: Readiness,
-    /// It ends by itself when the hypervisor does. One that would go on is told to end then.
+    /// The process exits by itself after the hypervisor. If `false`, it is sent SIGTERM then.
     pub ends_with_hypervisor: bool,
 }
 
-/// When a process counts as up.
+/// When a process is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
-    /// When this socket exists. It is not connected to: the one connection it takes is another's.
+    /// When this socket exists. Capsa does not connect to it, because a helper accepts only one
+    /// connection, that of the hypervisor.
     SocketExists(HostPath),
-    /// When the control channel and the console are connected and, where the protocol has one, the
-    /// greeting has come.
+    /// When the control channel and the console are connected and, if the protocol has a greeting, it
+    /// has arrived.
     ControlConnected,
 }
 
-/// How to talk to the hypervisor.
+/// The control channel of the hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ControlPlan {
-    /// What is spoken.
+    /// The protocol.
     pub protocol: Protocol,
-    /// The unix socket it is spoken on.
+    /// The Unix socket.
     pub socket: HostPath,
 }
 
@@ -127,44 +129,44 @@ pub struct ControlPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// QMP: one connection, JSON lines, a greeting first, events in between.
+    /// QMP: one connection with JSON lines, beginning with a greeting; events come between replies.
     Qmp,
     /// HTTP/1.1, one exchange per connection.
     Http,
 }
 
-/// A throw-away image: what a guest writes in place of an image that is not to be written.
+/// The overlay of an ephemeral disk: it receives the guest's writes, so that the image stays unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverlayPlan {
-    /// An empty qcow2 image over another, in a file without a name that the hypervisor inherits.
+    /// An empty qcow2 image with a backing file, in an unnamed file that the hypervisor inherits.
     Qcow2 {
-        /// The path by which the hypervisor finds it.
+        /// The path by which the hypervisor opens it.
         at: HostPath,
-        /// What it is.
+        /// Its content.
         #[serde(flatten)]
         overlay: Overlay,
     },
-    /// A clone of an image, in the run directory and gone with it. It shares what is on the disk with
-    /// that image until one of them is written, so it is made at once, whatever its size, where both
-    /// are in one file system that can do so.
+    /// A copy-on-write clone of an image, in the run directory, which is removed after the VM. If both
+    /// are on one file system that supports clones, creating it takes no time and no space, however
+    /// large the image is.
     Clone {
-        /// Where it is.
+        /// The path of the clone.
         at: HostPath,
-        /// The image that is cloned.
+        /// The image.
         of: HostPath,
     },
 }
 
 impl OverlayPlan {
-    /// The path by which the hypervisor finds it.
+    /// The path by which the hypervisor opens it.
     pub const fn at(&self) -> &HostPath {
         match self {
             Self::Qcow2 { at, .. } | Self::Clone { at, .. } => at,
         }
     }
 
-    /// The image that is not written.
+    /// The image that stays unchanged.
     pub const fn of(&self) -> &HostPath {
         match self {
             Self::Qcow2 { overlay, .. } => &overlay.over,
@@ -173,28 +175,28 @@ impl OverlayPlan {
     }
 }
 
-/// Where the guest's console is.
+/// How the guest's console is connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConsolePlan {
-    /// There is none.
+    /// The VM has no console.
     None,
-    /// A unix socket that the hypervisor listens on, connected to before the guest runs.
+    /// A Unix socket on which the hypervisor listens. Capsa connects before the guest runs.
     Socket {
         /// The socket.
         socket: HostPath,
-        /// Whether the user reads it or the program's own terminal does.
+        /// The console mode.
         mode: ConsoleMode,
     },
-    /// A pty of ours, raw, given to the hypervisor as its standard input and output.
+    /// A raw pty that Capsa creates: the hypervisor's standard input and output.
     Pty {
-        /// Whether the user reads it or the program's own terminal does.
+        /// The console mode.
         mode: ConsoleMode,
     },
 }
 
 impl ConsolePlan {
-    /// The console's mode; disabled where there is none.
+    /// The console's mode; disabled if the VM has no console.
     pub fn mode(&self) -> ConsoleMode {
         match self {
             Self::None => ConsoleMode::Disabled,
@@ -203,17 +205,17 @@ impl ConsolePlan {
     }
 }
 
-/// A message to the hypervisor's control channel.
+/// A control message to the hypervisor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Message {
-    /// What it is for, in a few words: `start the guest`.
+    /// The purpose, as a verb phrase for messages: `start the guest`.
     pub purpose: &'static str,
-    /// What is sent.
+    /// The command or request.
     #[serde(flatten)]
     pub body: Body,
 }
 
-/// What a [`Message`] sends.
+/// The content of a [`Message`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Body {
@@ -254,7 +256,7 @@ impl Message {
     }
 }
 
-/// A step of the stop ladder: a word over the control channel, or a signal.
+/// How to make the hypervisor quit: with a control message, or with a signal.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopAction {
@@ -264,19 +266,19 @@ pub enum StopAction {
     Signal(Signal),
 }
 
-/// What a hypervisor does when its guest falls: at a panic, and at a reset.
+/// How a hypervisor reports a guest crash (a panic or a reset), and what it does then.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CrashReporting {
-    /// It tells, and stays until it is told to quit.
+    /// The hypervisor sends an event and keeps running until the quit command.
     Event,
-    /// It tells and, where that ends the machine, leaves by itself. It is not told to quit then, for it
-    /// is on its way.
+    /// The hypervisor sends an event and, if the crash ends the VM, exits by itself. It is sent no quit
+    /// command then.
     EventThenExit,
-    /// It does not tell. What the guest's kernel says last on its console
-    /// ([`CrashDetector`](crate::console::CrashDetector)) is believed instead.
+    /// The hypervisor sends no event. Capsa relies on the last console output of the guest's kernel
+    /// instead; see [`CrashDetector`](crate::console::CrashDetector).
     ConsoleOnly {
-        /// How the power is cut then, before the guest gets far in its next life.
+        /// Powers the VM off at once, before the guest boots again.
         power_off: Message,
     },
 }
@@ -291,22 +293,22 @@ pub enum Signal {
     Kill,
 }
 
-/// Something the user should know about a plan that was accepted.
+/// A warning or note about an accepted plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
-    /// How much it matters.
+    /// The level.
     pub level: NoteLevel,
-    /// The text, a lower-case sentence fragment.
+    /// The text: a lower-case sentence fragment.
     pub text: String,
 }
 
 impl Note {
-    /// A note that changes what the user may expect.
+    /// A warning: the VM may behave differently from what the user expects.
     pub fn warning(text: impl Into<String>) -> Self {
         Self { level: NoteLevel::Warning, text: text.into() }
     }
 
-    /// A note that explains a choice.
+    /// A note: explains a choice.
     pub fn info(text: impl Into<String>) -> Self {
         Self { level: NoteLevel::Info, text: text.into() }
     }
@@ -323,22 +325,22 @@ impl fmt::Display for Note {
     }
 }
 
-/// How much a [`Note`] matters.
+/// The level of a [`Note`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoteLevel {
-    /// Explains a choice that was made.
+    /// Explains a choice.
     Info,
-    /// Something is not as one would wish: slow, or left to the guest.
+    /// A disadvantage: slow, or something that the guest must do.
     Warning,
 }
 
-/// The longest name this crate's backends give to a socket in a run directory, in bytes.
+/// The longest name of a socket in a run directory, in bytes.
 ///
-/// Checked against the host's limit for socket paths before anything is spawned.
+/// Validation checks it against the host's limit for socket paths, before any process starts.
 pub const LONGEST_SOCKET_NAME: usize = "vsock_4294967295".len();
 
-/// The run directory of a machine, as a backend sees it: a place for sockets.
+/// The run directory of a VM, as a backend uses it: a directory for sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDirPlan {
     path: HostPath,
@@ -355,11 +357,11 @@ impl RunDirPlan {
         &self.path
     }
 
-    /// The path of a socket in it.
+    /// The path of a socket in the directory.
     ///
     /// # Panics
     ///
-    /// When `name` is longer than [`LONGEST_SOCKET_NAME`]: names are ours.
+    /// If `name` is longer than [`LONGEST_SOCKET_NAME`], which is a bug: users do not choose names.
     pub fn socket(&self, name: &str) -> HostPath {
         assert!(name.len() <= LONGEST_SOCKET_NAME, "socket name {name} is too long");
         self.path.join(name)
@@ -370,7 +372,7 @@ fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Err
     to.serialize_f64(span.as_secs_f64())
 }
 
-#[expect(clippy::ref_option, reason = "the signature serde asks for")]
+#[expect(clippy::ref_option, reason = "serde requires this signature")]
 fn seconds_if_any<S: serde::Serializer>(span: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match span {
         Some(span) => seconds(span, to),

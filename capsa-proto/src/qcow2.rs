@@ -1,8 +1,7 @@
-//! As much of the qcow2 format as a careful user of images needs: what a header says, and the bytes of
-//! an empty overlay.
+//! The parts of the qcow2 format that Capsa needs: parsing a header, and creating an empty overlay.
 //!
-//! Source: QEMU's `docs/interop/qcow2.rst`, versions 2 and 3. Numbers are big-endian. What this does
-//! not do is read or write anybody's data: that is the hypervisor's.
+//! Source: QEMU's `docs/interop/qcow2.rst`, versions 2 and 3. Numbers are big-endian. This module
+//! neither reads nor writes the data of a disk; the hypervisor does.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -15,34 +14,35 @@ use crate::host::{FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::spec::ImageFormat;
 
-/// The largest disk an overlay is made for: what cloud-hypervisor (v53) opens.
+/// The size limit for disks with an overlay: that of cloud-hypervisor (v53).
 pub const MAX_VIRTUAL_SIZE: u64 = 1 << 44;
 
 /// The longest name of a backing file, in bytes.
 pub const MAX_BACKING_NAME: usize = 1023;
 
-/// What every image begins with.
+/// The magic number at the start of every image.
 pub const MAGIC: &[u8; 4] = b"QFI\xfb";
 
-/// How many images may stand on each other. QEMU has no such limit; nobody has met it.
+/// The longest supported backing chain. QEMU has no limit.
 pub const MAX_CHAIN: usize = 32;
 
-/// What the header of an image says.
+/// The relevant fields of an image header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Qcow2Header {
     /// The size of the disk in bytes.
     pub virtual_size: u64,
-    /// The name of the image beneath, as it stands there.
+    /// The name of the backing file, as in the header.
     pub backing: Option<String>,
-    /// The image beneath is said to be raw, whatever it begins with.
+    /// The header declares the format of the backing file as raw.
     pub backing_is_raw: bool,
-    /// What would have the hypervisor open more than the image and the one beneath, as people call it.
+    /// A feature that makes the hypervisor open more than the image and its backing file, or guess a
+    /// format: a noun phrase for messages.
     pub unsupported: Option<&'static str>,
 }
 
 impl Qcow2Header {
-    /// Reads it from the first bytes of an image. `None` where it is none, or is cut off, or names its
-    /// backing file behind what is there.
+    /// Parses the first bytes of an image. `None` if they are not a qcow2 header, or are truncated, also
+    /// if the name of the backing file lies beyond them.
     pub fn parse(head: &[u8]) -> Option<Self> {
         let field = |at: usize, len: usize| head.get(at..at + len);
         let number = |at: usize, len: usize| {
@@ -64,7 +64,7 @@ impl Qcow2Header {
             2 => (72, 0),
             _ => (usize::try_from(number(100, 4)?).ok()?, number(72, 8)?),
         };
-        // They end where the name begins: what looks like one in there or behind is not one to others.
+        // The extensions end where the name begins: hypervisors ignore anything after that point.
         let end = if at == 0 { head.len() } else { usize::try_from(at).ok()?.min(head.len()) };
         let formats = backing_formats(&head[..end], extensions);
         let unsupported = if features & EXTERNAL_DATA_FILE != 0 {
@@ -80,11 +80,11 @@ impl Qcow2Header {
         Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw, unsupported })
     }
 
-    /// Where the backing file of the image at `path` is. `None` when it is no file, as in
-    /// `nbd://host/disk` or `json:{...}`.
+    /// The path of the backing file of the image at `path`. `None` if the image has none or it is not a
+    /// local file, as in `nbd://host/disk` or `json:{...}`.
     pub fn backing_path(&self, path: &HostPath) -> Option<HostPath> {
         let name = self.backing.as_deref()?;
-        // QEMU takes what stands before a colon for a protocol unless a slash comes first.
+        // QEMU interprets the text before a colon as a protocol, unless it contains a slash.
         if name.split('/').next().is_some_and(|first| first.contains(':')) {
             return None;
         }
@@ -96,7 +96,7 @@ impl Qcow2Header {
     }
 }
 
-/// What the header extensions say of the backing file's format. One, or none, in a sound image.
+/// The formats of the backing file in the header extensions. A valid image has at most one.
 fn backing_formats(head: &[u8], mut at: usize) -> Vec<&[u8]> {
     let mut formats = Vec::new();
     while let Some((kind, content)) = extension(head, at)
@@ -121,92 +121,93 @@ fn extension(head: &[u8], at: usize) -> Option<(u32, &[u8])> {
     Some((number(at)?, content))
 }
 
-/// Why the images beneath an image are not known.
+/// Why a backing chain is not supported or cannot be determined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackingChainError {
-    /// The header cannot be read, or names its backing file further behind than was looked.
+    /// The header is invalid, or the name of the backing file lies beyond the bytes that were read.
     Unreadable(HostPath),
-    /// Its backing file is no file of this host.
+    /// The backing file is not a local file.
     NotALocalFile {
         /// The image.
         image: HostPath,
-        /// The name in it.
+        /// The name of its backing file.
         backing: String,
     },
-    /// The backing file is not there, or cannot be read.
+    /// The backing file does not exist or cannot be read.
     Missing {
         /// The image.
         image: HostPath,
         /// The file it needs.
         backing: HostPath,
     },
-    /// The image has the hypervisor open something else besides.
+    /// The image has a feature that makes the hypervisor open other files or guess a format.
     UnsupportedFeature {
         /// The image.
         image: HostPath,
-        /// What it has.
+        /// The feature.
         what: &'static str,
     },
-    /// The backing file is said to be raw and has a qcow2 header: a guest may have written it.
+    /// The backing file is declared as raw but has a qcow2 header: a guest may have written it.
     FormatMismatch {
         /// The image.
         image: HostPath,
         /// The file it needs.
         backing: HostPath,
     },
-    /// More than [`MAX_CHAIN`] images, or a circle.
+    /// The chain has more than [`MAX_CHAIN`] images, or a cycle.
     TooLong,
 }
 
-/// The images beneath the one at `path`, the nearest first, by what was seen of the host.
+/// The backing files of the image at `path`, directly and indirectly, according to the host facts. The
+/// nearest one comes first.
 ///
 /// # Errors
 ///
-/// When they cannot all be found.
+/// If a file of the chain is missing, invalid or not supported.
 pub fn backing_chain(
     path: &HostPath,
     host: &HostFacts,
 ) -> Result<Vec<HostPath>, BackingChainError> {
-    let mut below: Vec<HostPath> = Vec::new();
+    let mut chain: Vec<HostPath> = Vec::new();
     loop {
-        let image = below.last().unwrap_or(path);
+        let image = chain.last().unwrap_or(path);
         let FileFacts::File { head, .. } = host.file(image) else {
             return Err(BackingChainError::Unreadable(image.clone()));
         };
         if !head.starts_with(MAGIC) {
-            return Ok(below);
+            return Ok(chain);
         }
         let unreadable = || BackingChainError::Unreadable(image.clone());
         let header = Qcow2Header::parse(head).ok_or_else(unreadable)?;
         if let Some(what) = header.unsupported {
             return Err(BackingChainError::UnsupportedFeature { image: image.clone(), what });
         }
-        let Some(name) = &header.backing else { return Ok(below) };
+        let Some(name) = &header.backing else { return Ok(chain) };
         let Some(next) = header.backing_path(image) else {
             return Err(BackingChainError::NotALocalFile {
                 image: image.clone(),
                 backing: name.clone(),
             });
         };
-        let FileFacts::File { head: beneath, .. } = host.file(&next) else {
+        let FileFacts::File { head: backing_head, .. } = host.file(&next) else {
             return Err(BackingChainError::Missing { image: image.clone(), backing: next });
         };
-        // QEMU would take it for raw; cloud-hypervisor (v53) looks at what it begins with where the
-        // header above is of 104 bytes or less.
-        if header.backing_is_raw && beneath.starts_with(MAGIC) {
+        // QEMU would open it as raw; cloud-hypervisor (v53) detects the format from the first bytes if
+        // the header of the image has 104 bytes or fewer.
+        if header.backing_is_raw && backing_head.starts_with(MAGIC) {
             return Err(BackingChainError::FormatMismatch { image: image.clone(), backing: next });
         }
-        if below.len() == MAX_CHAIN {
+        if chain.len() == MAX_CHAIN {
             return Err(BackingChainError::TooLong);
         }
-        below.push(next);
+        chain.push(next);
     }
 }
 
-/// An empty image over another: reading gives what is beneath, writing leaves that as it is.
+/// An empty image with a backing file: reads come from the backing file, writes leave it unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Overlay {
-    /// The image beneath.
+    /// The backing file.
     pub over: HostPath,
     /// Its format.
     pub format: ImageFormat,
@@ -214,30 +215,29 @@ pub struct Overlay {
     pub virtual_size: u64,
 }
 
-/// An image as it is written: these bytes at these offsets, zeros everywhere else.
+/// The content of an image file: pieces of data at their offsets, and zeros everywhere else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SparseImage {
-    /// The size of the file.
+    /// The size of the file in bytes.
     pub len: u64,
-    /// What is in it, and where.
+    /// Each piece: its offset and its bytes.
     pub pieces: Vec<(u64, Vec<u8>)>,
 }
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
-/// Bytes of the disk that one entry of the first-level table stands for: a cluster of pointers to
-/// clusters.
-const L1_REACH: u64 = CLUSTER / 8 * CLUSTER;
-/// With the type of compression in it. Behind a header of 104 bytes cloud-hypervisor (v53) reads no
-/// extension, and would guess the format of the image beneath from what it begins with.
+/// The bytes of the disk that one entry of the L1 table covers: one cluster of L2 entries.
+const L1_COVERAGE: u64 = CLUSTER / 8 * CLUSTER;
+/// The length with the compression type. After a header of 104 bytes, cloud-hypervisor (v53) reads no
+/// extensions, and would detect the format of the backing file from its first bytes.
 const HEADER_LEN: u32 = 112;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
-/// The bit among the incompatible features.
+/// The bit in the incompatible features.
 const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 
 impl Overlay {
-    /// An overlay over the image at `over`, as `facts` have it. `None` when they say nothing of a
-    /// size, and when that is above [`MAX_VIRTUAL_SIZE`] or the path above [`MAX_BACKING_NAME`].
+    /// An overlay of the image at `over`. `None` if the host facts contain no size, the size exceeds
+    /// [`MAX_VIRTUAL_SIZE`], or the path exceeds [`MAX_BACKING_NAME`].
     pub fn new(over: &HostPath, format: ImageFormat, facts: &FileFacts) -> Option<Self> {
         let FileFacts::File { size, head, .. } = facts else { return None };
         let size = match format {
@@ -251,9 +251,10 @@ impl Overlay {
         Some(Self { over: over.clone(), format, virtual_size })
     }
 
-    /// Its bytes: header, reference counts, and a first-level table of zeros, in clusters of 64 KiB.
+    /// The content of the overlay: header, reference counts, and an L1 table of zeros, in clusters of
+    /// 64 KiB.
     pub fn image(&self) -> SparseImage {
-        let l1_entries = self.virtual_size.div_ceil(L1_REACH).max(1);
+        let l1_entries = self.virtual_size.div_ceil(L1_COVERAGE).max(1);
         let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER);
         let clusters = 3 + l1_clusters;
         let name = self.over.as_str().as_bytes();
@@ -271,9 +272,9 @@ impl Overlay {
         put(&self.virtual_size.to_be_bytes());
         put(&0_u32.to_be_bytes()); // encryption
         put(&(l1_entries as u32).to_be_bytes());
-        put(&(3 * CLUSTER).to_be_bytes()); // the first-level table
-        put(&CLUSTER.to_be_bytes()); // the table of reference counts
-        put(&1_u32.to_be_bytes()); // and its clusters
+        put(&(3 * CLUSTER).to_be_bytes()); // L1 table offset
+        put(&CLUSTER.to_be_bytes()); // reference count table offset
+        put(&1_u32.to_be_bytes()); // clusters of that table
         put(&[0; 4 + 8 + 8 + 8 + 8]); // snapshots and features
         put(&4_u32.to_be_bytes()); // reference counts of 16 bits
         put(&HEADER_LEN.to_be_bytes());
@@ -297,12 +298,12 @@ impl Overlay {
     }
 }
 
-/// Laws of this module over arbitrary bytes: nothing panics; what a header names lies in what was
-/// read; an overlay reads back as what it was made of.
+/// Checks the invariants of this module for arbitrary bytes: parsing does not panic; the name in a
+/// header lies within the bytes; the header of an overlay parses to the values it was created from.
 ///
 /// # Panics
 ///
-/// When a law does not hold.
+/// If an invariant does not hold.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     if let Some(header) = Qcow2Header::parse(data) {
@@ -320,11 +321,11 @@ pub fn fuzz(data: &[u8]) {
     };
     let facts = FileFacts::File { size, head: Vec::new(), writable: false, device: false };
     let Some(overlay) = Overlay::new(&over, ImageFormat::Raw, &facts) else {
-        assert!(over.as_str().len() > MAX_BACKING_NAME, "any size will do");
+        assert!(over.as_str().len() > MAX_BACKING_NAME, "any size of 5 bytes is supported");
         return;
     };
     let image = overlay.image();
-    let header = Qcow2Header::parse(&image.pieces[0].1).expect("our own header");
+    let header = Qcow2Header::parse(&image.pieces[0].1).expect("the header of an overlay is valid");
     assert_eq!(header.virtual_size, overlay.virtual_size);
     assert_eq!(header.backing.as_deref(), Some(over.as_str()));
     let ends = image.pieces.iter().map(|(at, bytes)| at + bytes.len() as u64);
@@ -351,7 +352,7 @@ mod tests {
 
     fn overlay_of(format: ImageFormat, over: &str) -> FileFacts {
         let overlay = Overlay { over: path("/x"), format, virtual_size: 1 << 30 };
-        // A name that no path of ours can be, such as a relative one.
+        // Allows names that are not valid as a `HostPath`, such as relative ones.
         let mut head = overlay.image().pieces[0].1.clone();
         let at = head.len() - "/x".len();
         head.truncate(at);
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_reads_back_as_what_it_was_made_of() {
+    fn overlay_header_round_trips() {
         for size in [1, 512, 1000, (1 << 29) + 1, 1 << 40, MAX_VIRTUAL_SIZE] {
             let facts = FileFacts::File { size, head: vec![], writable: false, device: false };
             let overlay = Overlay::new(&path("/base, 1.raw"), ImageFormat::Raw, &facts).unwrap();
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn no_overlay_is_made_for_what_nobody_could_open() {
+    fn overlay_too_large_or_path_too_long_is_none() {
         let mut head = overlay("/b");
         let FileFacts::File { head: bytes, .. } = &mut head else { panic!() };
         for size in [MAX_VIRTUAL_SIZE + 1, 1 << 62, u64::MAX] {
@@ -406,29 +407,29 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_followed_to_its_end() {
+    fn backing_chain_lists_all_images_or_error() {
         let plain = vec![0; 512];
         let host = host(&[
             ("/d/top", overlay("middle")),
             ("/d/middle", overlay("/e/base")),
             ("/e/base", file(plain)),
             ("/over-raw", overlay_of(ImageFormat::Raw, "/e/base")),
-            ("/over-disguised", overlay_of(ImageFormat::Raw, "/lonely")),
-            ("/lonely", overlay("gone")),
+            ("/raw-over-qcow2", overlay_of(ImageFormat::Raw, "/no-backing")),
+            ("/no-backing", overlay("missing")),
             ("/remote", overlay("nbd://host/disk")),
-            ("/clever", overlay("json:{\"driver\":\"file\"}")),
-            ("/circle", overlay("circle")),
+            ("/json", overlay("json:{\"driver\":\"file\"}")),
+            ("/cycle", overlay("cycle")),
             ("/cut", file(MAGIC.to_vec())),
         ]);
         let chain = |at: &str| super::backing_chain(&path(at), &host);
         assert_eq!(chain("/d/top"), Ok(vec![path("/d/middle"), path("/e/base")]));
         assert_eq!(chain("/e/base"), Ok(vec![]));
         assert_eq!(chain("/over-raw"), Ok(vec![path("/e/base")]));
-        assert!(matches!(chain("/over-disguised"), Err(BackingChainError::FormatMismatch { .. })));
-        assert!(matches!(chain("/lonely"), Err(BackingChainError::Missing { .. })));
+        assert!(matches!(chain("/raw-over-qcow2"), Err(BackingChainError::FormatMismatch { .. })));
+        assert!(matches!(chain("/no-backing"), Err(BackingChainError::Missing { .. })));
         assert!(matches!(chain("/remote"), Err(BackingChainError::NotALocalFile { .. })));
-        assert!(matches!(chain("/clever"), Err(BackingChainError::NotALocalFile { .. })));
-        assert_eq!(chain("/circle"), Err(BackingChainError::TooLong));
+        assert!(matches!(chain("/json"), Err(BackingChainError::NotALocalFile { .. })));
+        assert_eq!(chain("/cycle"), Err(BackingChainError::TooLong));
         assert_eq!(chain("/cut"), Err(BackingChainError::Unreadable(path("/cut"))));
     }
 
@@ -451,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_has_more_opened_than_its_base_is_refused() {
+    fn backing_chain_unsupported_feature_is_error() {
         let raw: (u32, &[u8]) = (BACKING_FORMAT, b"raw");
         for (head, what) in [
             (header(EXTERNAL_DATA_FILE, &[], "/base"), "data file"),
@@ -462,15 +463,15 @@ mod tests {
             let Err(BackingChainError::UnsupportedFeature { what: found, .. }) =
                 backing_chain(&path("/image"), &host)
             else {
-                panic!("{what} was taken")
+                panic!("{what} was accepted")
             };
             assert!(found.contains(what), "{found}");
         }
     }
 
     #[test]
-    fn what_stands_behind_the_extensions_is_none() {
-        // No end of the extensions but the name, which continues as one would.
+    fn extension_after_name_is_ignored() {
+        // No end marker: the extensions end at the name, whose bytes look like an extension.
         let mut head = header(0, &[], "\0\0\0\u{1}\0\0\0\0");
         head.extend_from_slice(&BACKING_FORMAT.to_be_bytes());
         head.extend_from_slice(b"\0\0\0\x03raw\0\0\0\0\0\0");
@@ -478,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_lies_is_no_header() {
+    fn parse_truncated_or_out_of_range_is_none() {
         let FileFacts::File { head, .. } = overlay("/b") else { panic!() };
         for cut in 0..head.len() {
             assert_eq!(Qcow2Header::parse(&head[..cut]), None, "{cut}");

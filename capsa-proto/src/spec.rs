@@ -1,8 +1,7 @@
-//! What a user asks for, in the words of the specification.
+//! The VM spec: the description of a VM that a user builds.
 //!
-//! A [`VmSpec`] is plain data and may be wrong in every way: it is the input of
-//! [`crate::capabilities::validate`], and only what comes out of there is planned and run.
-//! What it does not hold is anything about *how* a hypervisor does it.
+//! A [`VmSpec`] is plain data and may be invalid. [`crate::capabilities::validate`] checks it, and a
+//! backend plans only its result. A spec contains nothing specific to one hypervisor.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,39 +12,39 @@ use serde::Serialize;
 use crate::cmdline::KernelCmdline;
 use crate::path::HostPath;
 
-/// A virtual machine as asked for.
+/// The description of a VM.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
     /// The kernel image.
     pub kernel: HostPath,
-    /// The initial RAM disk, where the guest has one.
+    /// The initial RAM disk, if the guest needs one.
     pub initrd: Option<HostPath>,
     /// Disks in the order the guest sees them: the first is `/dev/vda`.
     pub disks: Vec<Disk>,
-    /// CPUs and memory.
+    /// vCPUs and memory.
     pub resources: ResourceConfig,
-    /// Host directories the guest can reach.
+    /// Host directories shared with the guest.
     pub shares: Vec<Share>,
     /// The guest's network.
     pub network: NetworkMode,
-    /// A device for sockets between host and guest.
+    /// Whether the VM has a vsock device, for sockets between host and guest.
     pub vsock: bool,
-    /// Ports of that device that will be used, for a backend that has to know them before the start.
+    /// The vsock ports to use, for a backend that must know them before the start.
     pub vsock_ports: Vec<VsockPort>,
     /// The guest's console.
     pub console: ConsoleMode,
-    /// What the user adds to, or puts in place of, the generated kernel command line.
+    /// The user's additions to the generated kernel command line, or the replacement for it.
     pub cmdline: KernelCmdline,
     /// How the CPU is virtualised.
     pub accelerator: Accelerator,
     /// What a reboot of the guest does.
     pub on_reboot: RebootPolicy,
-    /// The machine is stopped when it has run this long.
+    /// How long the VM may run; `None`: without limit.
     pub time_limit: Option<Duration>,
 }
 
 impl VmSpec {
-    /// A machine with this kernel and the defaults: 1 CPU, 512 MiB, NAT, no console.
+    /// A VM with this kernel and the defaults: 1 vCPU, 512 MiB, NAT, no console.
     pub fn new(kernel: HostPath) -> Self {
         Self {
             kernel,
@@ -74,32 +73,32 @@ pub enum GuestOs {
     Linux,
 }
 
-/// CPUs and memory of a machine.
+/// The vCPUs and the memory of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ResourceConfig {
-    /// Number of virtual CPUs.
+    /// Number of vCPUs.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
 }
 
 impl Default for ResourceConfig {
-    /// 1 CPU, 512 MiB.
+    /// 1 vCPU, 512 MiB.
     fn default() -> Self {
         Self { cpus: 1, memory_mb: 512 }
     }
 }
 
-/// A disk of the machine.
+/// A disk of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// The image on the host.
     pub path: HostPath,
-    /// Its format. It is always named to the hypervisor, never probed by it.
+    /// The format. The hypervisor always receives it and never probes it.
     pub format: ImageFormat,
     /// The guest cannot write to it.
     pub read_only: bool,
-    /// The guest writes to a throw-away overlay; the image is never written.
+    /// Writes are discarded: they go to a temporary overlay, and the image stays unchanged.
     pub ephemeral: bool,
 }
 
@@ -107,7 +106,7 @@ pub struct Disk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImageFormat {
-    /// The bytes of the disk, as they are.
+    /// The plain bytes of the disk.
     #[default]
     Raw,
     /// QEMU's copy-on-write format, version 2 or 3.
@@ -123,7 +122,7 @@ impl ImageFormat {
         }
     }
 
-    /// The format a file extension stands for: `qcow2` and `qcow` for qcow2, all else raw.
+    /// The format for a file extension: qcow2 for `qcow2` and `qcow`, raw for all others.
     pub fn from_extension(extension: &str) -> Self {
         if extension.eq_ignore_ascii_case("qcow2") || extension.eq_ignore_ascii_case("qcow") {
             Self::Qcow2
@@ -133,7 +132,7 @@ impl ImageFormat {
     }
 }
 
-/// A host directory shared with the guest, checked path and all.
+/// A host directory shared with the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// The directory on the host.
@@ -161,7 +160,7 @@ pub enum MountMode {
 /// How a directory is shared between host and guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ShareMechanism {
-    /// The best the backend has: virtio-fs where it can, else virtio-9p.
+    /// virtio-fs if the backend supports it on this host, otherwise virtio-9p.
     #[default]
     Auto,
     /// virtio-fs: best performance, needs Linux 5.4 in the guest.
@@ -173,18 +172,18 @@ pub enum ShareMechanism {
 /// Options of a virtio-fs share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VirtioFsConfig {
-    /// Mount tag, at most 36 bytes; `capsa0`, `capsa1`, … when absent.
+    /// Mount tag, at most 36 bytes; default: `capsa0`, `capsa1`, …
     pub tag: Option<String>,
-    /// Cache mode: `auto`, `always` or `none`.
+    /// Cache mode: `auto`, `always` or `none`; default: `auto`.
     pub cache: Option<String>,
 }
 
 /// Options of a virtio-9p share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Virtio9pConfig {
-    /// Mount tag, at most 31 bytes; `capsa0`, `capsa1`, … when absent.
+    /// Mount tag, at most 31 bytes; default: `capsa0`, `capsa1`, …
     pub tag: Option<String>,
-    /// Message size in bytes; 262144 when absent.
+    /// Message size in bytes; default: 262144.
     pub msize: Option<u32>,
 }
 
@@ -193,27 +192,27 @@ pub struct Virtio9pConfig {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NetworkMode {
-    /// No network device at all.
+    /// No network device.
     None,
-    /// A network behind the host's own: the guest reaches out, nothing reaches in.
+    /// NAT: the guest can open connections; no connection to the guest is possible.
     ///
-    /// On Linux the guest is 10.0.2.15 (by DHCP) and finds a name server at 10.0.2.3. **The host
-    /// itself is 10.0.2.2, services on its loopback included**: a guest that must not reach those
-    /// gets no network.
+    /// On Linux the guest has the address 10.0.2.15 (by DHCP) and the name server 10.0.2.3.
+    /// **The guest reaches the host at 10.0.2.2, including services on the host's loopback.** If it
+    /// must not reach those, use [`NetworkMode::None`].
     #[default]
     Nat,
 }
 
-/// A vsock port that will be used.
+/// A vsock port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct VsockPort {
-    /// Its number.
+    /// The port number.
     pub port: u32,
-    /// Who connects to whom.
+    /// Which side connects.
     pub direction: VsockDirection,
 }
 
-/// Who connects to whom.
+/// Which side connects to a vsock port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VsockDirection {
@@ -230,9 +229,9 @@ pub enum ConsoleMode {
     /// No console device.
     #[default]
     Disabled,
-    /// A console that the program reads and writes.
+    /// A console that the owner reads and writes.
     Enabled,
-    /// A console on the program's own standard input and output.
+    /// A console on the owner's standard input and output.
     Stdio,
 }
 
@@ -241,32 +240,32 @@ pub enum ConsoleMode {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Accelerator {
-    /// Hardware where it is really usable, software emulation otherwise, with a warning.
+    /// Hardware virtualisation if it is usable, otherwise software emulation, with a warning.
     #[default]
     Auto,
-    /// The Linux kernel's KVM, or a refusal.
+    /// KVM of the Linux kernel; rejected if it is not usable.
     Kvm,
-    /// macOS' Hypervisor.framework, or a refusal.
+    /// Hypervisor.framework of macOS; rejected if it is not usable.
     Hvf,
-    /// Software emulation: slow, works anywhere.
+    /// Software emulation: slow, but works on every host.
     Emulation,
 }
 
-/// What a reboot (or a kernel panic that reboots) of the guest does.
+/// What a guest reboot does, or a kernel panic that reboots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RebootPolicy {
-    /// The machine ends wherever a reboot can be told, and every backend runs it. The default, because
-    /// `panic=-1` in the default kernel command line turns a panic into a reboot, and a guest that
-    /// panics should not do so for ever.
+    /// The VM ends at every reboot that the backend detects; all backends accept this policy. It is the
+    /// default because `panic=-1` in the default kernel command line turns a panic into a reboot, and a
+    /// guest must not panic and reboot in a loop.
     ///
-    /// vfkit does not tell. There the machine ends when the guest's kernel says on the console that it
-    /// panicked (after which it stands still by default) or restarts. Newer kernels do not get to say
-    /// the latter on a virtio console: their reboot boots the guest again.
+    /// vfkit does not report reboots. There the VM ends when the console shows that the guest's kernel
+    /// panicked (by default it halts then) or restarts. Newer kernels do not print the restart message
+    /// on a virtio console: then the guest boots again.
     #[default]
     Auto,
-    /// The machine ends, or is refused where a reboot might go unseen.
+    /// The VM ends at every reboot. Rejected if the backend cannot detect every reboot.
     End,
-    /// The guest boots again in the same machine.
+    /// The guest boots again in the same VM.
     Restart,
 }

@@ -99,25 +99,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_speaks_against_it() {
-        let with = |answer| {
+    fn blockers_require_vhost_user_option() {
+        let with = |result| {
             let mut found = ProbeReport::default();
-            found.insert(KEY, answer);
+            found.insert(KEY, result);
             blockers(&found)
         };
-        let said = |output: &str| {
+        let with_output = |output: &str| {
             with(ProbeResult::Output { program: "/p".into(), output: output.into() })
         };
         assert_eq!(blockers(&ProbeReport::default()), []);
-        assert_eq!(said("Usage: passt\n  --vhost-user  Enable vhost-user mode"), []);
-        assert!(said("Usage: passt [OPTION]...")[0].what.contains("no vhost-user mode"));
+        assert_eq!(with_output("Usage: passt\n  --vhost-user  Enable vhost-user mode"), []);
+        assert!(with_output("Usage: passt [OPTION]...")[0].what.contains("no vhost-user mode"));
         assert!(
             with(ProbeResult::NotFound { tried: vec!["passt".into()] })[0].remedy.contains("qemu")
         );
     }
 
     #[test]
-    fn the_process_serves_the_socket_that_devices_connect_to() {
+    fn process_serves_device_socket() {
         let at = RunDirPlan::new(HostPath::new("/run/c/1").unwrap());
         let plan = process(&at, &ProbeReport::default());
         assert_eq!(plan.ready, Readiness::SocketExists(socket(&at)));

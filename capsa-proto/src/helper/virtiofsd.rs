@@ -79,7 +79,8 @@ pub fn socket(n: usize, at: &RunDirPlan) -> HostPath {
 
 /// The process that serves `share`, the `n`th share of its VM, on [`socket`]`(n, at)`.
 ///
-/// It accepts one connection and exits when that closes, so it ends with the hypervisor. It leaves `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
+/// It accepts one connection and exits when that closes, so it ends with the hypervisor. It leaves
+/// `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
 pub fn process(
     share: &PlannedShare,
     n: usize,
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
     use crate::backend::ProbeResult;
 
-    fn said(output: &str) -> ProbeReport {
+    fn report(output: &str) -> ProbeReport {
         let mut found = ProbeReport::default();
         let (program, output) = ("/usr/libexec/virtiofsd".into(), String::from(output));
         found.insert(KEY, ProbeResult::Output { program, output });
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_speaks_against_it() {
+    fn blockers_require_rust_version_1_13() {
         for (output, want) in [
             ("virtiofsd 1.14.0", None),
             ("virtiofsd 1.13.0\n", None),
@@ -159,7 +160,7 @@ mod tests {
             ("using FUSE kernel interface version 7.33", Some("virtiofsd of QEMU")),
             ("hello", Some("did not print a version")),
         ] {
-            let reasons = blockers(&said(output));
+            let reasons = blockers(&report(output));
             match want {
                 None => assert_eq!(reasons, [], "{output}"),
                 Some(want) => assert!(reasons[0].what.contains(want), "{output}: {reasons:?}"),
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_and_broken_are_reasons_and_unasked_is_none() {
+    fn blockers_missing_or_broken_program_is_reported() {
         assert_eq!(blockers(&ProbeReport::default()), []);
         let mut found = ProbeReport::default();
         found.insert(KEY, ProbeResult::NotFound { tried: probe().candidates });
@@ -179,9 +180,9 @@ mod tests {
     }
 
     #[test]
-    fn a_process_serves_one_share_on_its_own_socket() {
+    fn process_serves_share_on_own_socket() {
         let at = RunDirPlan::new(HostPath::new("/run/c/1").unwrap());
-        let read_only = process(&share(MountMode::ReadOnly, CacheMode::None), 3, &at, &said(""));
+        let read_only = process(&share(MountMode::ReadOnly, CacheMode::None), 3, &at, &report(""));
         assert_eq!(read_only.name, "virtiofsd for /workspace");
         assert_eq!(read_only.program, "/usr/libexec/virtiofsd");
         assert_eq!(

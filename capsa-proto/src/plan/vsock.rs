@@ -1,4 +1,4 @@
-//! Where the guest's vsock ports are on the host: unix sockets in the run directory.
+//! The host side of the guest's vsock ports: Unix sockets in the run directory.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -9,49 +9,50 @@ use super::RunDirPlan;
 use crate::path::HostPath;
 use crate::spec::{VsockDirection, VsockPort};
 
-/// The guest's context id. It means nothing outside of its own machine.
+/// The guest's context id. It has a meaning only inside the VM, so every VM uses the same one.
 pub const GUEST_CID: u32 = 3;
 
-/// Where the guest's vsock ports are.
+/// How the guest's vsock ports are connected to Unix sockets of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VsockPlan {
-    /// One unix socket for all ports, and the protocol that Firecracker, Cloud Hypervisor and
-    /// vhost-device-vsock have in common.
+    /// One Unix socket for all ports, with the protocol that Firecracker, Cloud Hypervisor and
+    /// vhost-device-vsock share.
     ///
-    /// To a port of the guest: connect to `socket`, write `CONNECT <port>\n`, read `OK <n>\n`; from
-    /// there on the stream is the guest's. Where nobody listens in the guest it closes instead. From
-    /// the guest: a connection to port `<port>` of the host (context id 2) arrives at a listener on
-    /// `<socket>_<port>`.
+    /// To connect to a port of the guest: connect to `socket`, write `CONNECT <port>\n` and read
+    /// `OK <n>\n`; then the stream is connected. If nothing listens on the port, the stream closes
+    /// instead. When the guest connects to port `<port>` of the host (context id 2), the connection
+    /// arrives at the listener on `<socket>_<port>`.
     AnyPort {
         /// The socket.
         socket: HostPath,
     },
-    /// A unix socket for each port that was named, with the stream itself and nothing before it.
+    /// One Unix socket for each port in the spec. It carries the stream without a handshake.
     NamedPorts(Vec<NamedPort>),
 }
 
-/// A port that was named, and its socket.
+/// A port in the spec, and its socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NamedPort {
     /// The port.
     #[serde(flatten)]
     pub port: VsockPort,
-    /// The hypervisor listens on it for a port of the guest, and connects to it for one of the host.
+    /// For a port of the guest, the hypervisor listens on this socket; for a port of the host, it
+    /// connects to it.
     pub socket: HostPath,
 }
 
-/// How a port of the guest is reached.
+/// How to connect to a port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VsockRoute<'a> {
-    /// The device is asked for the port, and says when the stream is the guest's.
+    /// Connect to this socket, then request the port with `CONNECT` and wait for `OK`.
     Handshake(&'a HostPath),
-    /// The stream is the guest's, or ends at once where nobody listens.
+    /// Connect to this socket. The stream closes at once if nothing listens on the port.
     Direct(&'a HostPath),
 }
 
 impl VsockPlan {
-    /// A device that serves any port, of a machine in this run directory.
+    /// A device that serves any port, of the VM with this run directory.
     pub fn any_port(run_dir: &RunDirPlan) -> Self {
         Self::AnyPort { socket: Self::socket(run_dir) }
     }
@@ -73,7 +74,8 @@ impl VsockPlan {
         Self::NamedPorts(named.collect())
     }
 
-    /// How this port of the guest is reached. `None` where it was not named and has to be.
+    /// How to connect to this port of the guest. `None` if the backend serves only the ports in the
+    /// spec and this is not one of them.
     pub fn to_guest(&self, port: u32) -> Option<VsockRoute<'_>> {
         match self {
             Self::AnyPort { socket } => Some(VsockRoute::Handshake(socket)),
@@ -83,8 +85,8 @@ impl VsockPlan {
         }
     }
 
-    /// Where a listener hears the guest's connections to this port of the host. `None` where it was
-    /// not named and has to be.
+    /// The socket to listen on for the guest's connections to this port of the host. `None` if the
+    /// backend serves only the ports in the spec and this is not one of them.
     pub fn listener(&self, port: u32) -> Option<HostPath> {
         match self {
             Self::AnyPort { socket } => Some(socket.with_suffix(&format!("_{port}"))),
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn any_port_is_behind_one_socket() {
+    fn any_port_uses_one_socket() {
         let plan = VsockPlan::any_port(&run_dir());
         let Some(VsockRoute::Handshake(socket)) = plan.to_guest(5) else { panic!("{plan:?}") };
         assert_eq!(socket.as_str(), "/r/vsock");
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_port_is_served_in_its_direction_alone() {
+    fn named_port_serves_its_direction_only() {
         let port = |port, direction| VsockPort { port, direction };
         let ports = [
             port(5, VsockDirection::ToGuest),
