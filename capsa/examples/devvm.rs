@@ -20,7 +20,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::future::Future;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -36,7 +35,8 @@ use serde::{Deserialize, Deserializer};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy, copy_buf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -114,14 +114,17 @@ type ManagedVms = BTreeMap<String, Arc<ManagedVm>>;
 /// attaches wait for each other.
 struct ManagedVm {
     description: VmDescription,
-    handle: Mutex<Option<VmHandle>>,
+    handle: Arc<Mutex<Option<VmHandle>>>,
 }
 
 impl ManagedVm {
+    async fn lock(&self) -> OwnedMutexGuard<Option<VmHandle>> {
+        Arc::clone(&self.handle).lock_owned().await
+    }
+
     /// Boots the VM after stopping the old one. If the new VM cannot be built, the old one
     /// continues.
-    async fn boot(&self) -> Result<()> {
-        let mut vm = self.handle.lock().await;
+    async fn boot(&self, mut vm: OwnedMutexGuard<Option<VmHandle>>) -> Result<()> {
         let new = self.description.builder().build().await?;
         if let Some(old) = vm.take() {
             old.stop_with_timeout(GRACE).await?;
@@ -132,7 +135,7 @@ impl ManagedVm {
     }
 
     async fn stop(&self) -> Result<()> {
-        match &*self.handle.lock().await {
+        match &*self.lock().await {
             Some(vm) => Ok(vm.stop_with_timeout(GRACE).await?),
             None => Ok(()),
         }
@@ -174,7 +177,7 @@ async fn main() -> Result<()> {
     let wrong = |error: &dyn fmt::Display| format!("{}: {error}", Path::new(&file).display());
     let text = std::fs::read(&file).map_err(|error| wrong(&error))?;
     let VmFile(descriptions) = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
-    let vm = |description| Arc::new(ManagedVm { description, handle: Mutex::new(None) });
+    let vm = |description| Arc::new(ManagedVm { description, handle: Arc::default() });
     let vms = descriptions.into_iter().map(|(name, description)| (name, vm(description))).collect();
     serve(vms, socket.as_ref()).await
 }
@@ -185,8 +188,13 @@ async fn serve(vms: ManagedVms, socket: &Path) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = listen(socket).await?;
     let vms = Arc::new(vms);
-    let booting = Arc::clone(&vms);
-    tokio::spawn(async move { each(&booting, |vm| async move { vm.boot().await }).await });
+    // Each boot has the lock of its VM before the first client is accepted, so that the client waits.
+    let boots = vms.iter().map(|(name, vm)| {
+        let (vm, handle) = (Arc::clone(vm), Arc::clone(&vm.handle).try_lock_owned());
+        let handle = handle.expect("no client has been accepted");
+        (name.clone(), tokio::spawn(async move { vm.boot(handle).await }))
+    });
+    tokio::spawn(log_errors(boots.collect()));
     loop {
         tokio::select! {
             client = listener.accept() => match client {
@@ -206,8 +214,12 @@ async fn serve(vms: ManagedVms, socket: &Path) -> Result<()> {
         }
     }
     std::fs::remove_file(socket)?;
+    let stops = vms.iter().map(|(name, vm)| {
+        let vm = Arc::clone(vm);
+        (name.clone(), tokio::spawn(async move { vm.stop().await }))
+    });
     tokio::select! {
-        () = each(&vms, |vm| async move { vm.stop().await }) => {}
+        () = log_errors(stops.collect()) => {}
         // The VMs that still run are killed when their handles are dropped.
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -232,14 +244,9 @@ fn log(what: &str) {
     let _ = writeln!(std::io::stderr(), "devvm: {what}");
 }
 
-/// Does the same with all VMs concurrently, and logs the errors.
-async fn each<F>(vms: &ManagedVms, act: impl Fn(Arc<ManagedVm>) -> F)
-where
-    F: Future<Output = Result<()>> + Send + 'static,
-{
-    let begun: Vec<_> =
-        vms.iter().map(|(name, vm)| (name, tokio::spawn(act(Arc::clone(vm))))).collect();
-    for (name, task) in begun {
+/// Waits for tasks, which have the names of their VMs, and logs the errors.
+async fn log_errors(tasks: Vec<(String, JoinHandle<Result<()>>)>) {
+    for (name, task) in tasks {
         if let Err(error) = task.await.unwrap_or_else(|panic| Err(panic.into())) {
             log(&format!("{name}: {error}"));
         }
@@ -276,7 +283,7 @@ async fn attend(client: UnixStream, vms: &ManagedVms) -> std::io::Result<()> {
             }
             Err(error) => Err(error),
         },
-        "restart" => vm.boot().await,
+        "restart" => vm.boot(vm.lock().await).await,
         "stop" => vm.stop().await,
         _ => Err(format!("unknown request {verb}").into()),
     };
@@ -285,7 +292,7 @@ async fn attend(client: UnixStream, vms: &ManagedVms) -> std::io::Result<()> {
 }
 
 async fn console(vm: &ManagedVm) -> Result<VmConsole> {
-    match &*vm.handle.lock().await {
+    match &*vm.lock().await {
         Some(vm) => Ok(vm.console().await?),
         None => Err("the VM did not start".into()),
     }

@@ -81,17 +81,11 @@ impl<'a> DevvmService<'a> {
         Client { typing: stream.try_clone().unwrap(), heard: BufReader::new(stream) }
     }
 
-    /// A client that is attached. One that asks before the service begins to boot is rejected.
+    /// A client that is attached to the VM's console.
     pub(crate) fn attach(&self, name: &str) -> Client {
-        let mut attached = None;
-        eventually("the VM has begun to boot", || {
-            let mut client = self.ask(&format!("attach {name}"));
-            let answer = client.line();
-            assert!(["ok", "error: it did not start"].contains(&&*answer), "{answer}");
-            attached = Some(client).filter(|_| answer == "ok");
-            attached.is_some()
-        });
-        attached.unwrap()
+        let mut client = self.ask(&format!("attach {name}"));
+        assert_eq!(client.line(), "ok");
+        client
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
