@@ -31,21 +31,28 @@ fn spawn_beside(vm: &CapsaProcess, words: &[&str]) -> Child {
 
 #[test]
 fn concurrent_stops_all_get_the_report() {
-    let Some(mut vm) = start(Nano { power_button: false }) else { return };
-    let begin = Instant::now();
-    let patient = spawn_beside(&vm, &["stop", "kept"]);
-    let patient_too = spawn_beside(&vm, &["stop", "--grace", "1h", "kept"]);
-    // The shortest grace period counts, in any order.
-    let hasty = spawn_beside(&vm, &["stop", "--grace", "500ms", "kept"]);
-    for stop in [patient, patient_too, hasty] {
-        let end = stop.wait_with_output().unwrap();
-        let stdout = String::from_utf8(end.stdout).unwrap();
-        assert_eq!(end.status.code(), Some(0), "{stdout}");
-        assert!(stdout.starts_with("kept: "), "{stdout}");
+    if !common::has_qemu() {
+        return;
     }
-    assert!(begin.elapsed() < Duration::from_secs(25), "a later stop lengthened the grace");
-    assert_eq!(vm.wait_for_end().0, 137);
-    assert_eq!(vm.ask(&["stop", "kept"]).0, 118, "the VM has ended");
+    // The default grace period is 30 s; a later stop cannot lengthen the shortest one.
+    common::assert_within(Duration::from_secs(25), || {
+        let mut vm = start(Nano { power_button: false }).unwrap();
+        let begin = Instant::now();
+        let patient = spawn_beside(&vm, &["stop", "kept"]);
+        let patient_too = spawn_beside(&vm, &["stop", "--grace", "1h", "kept"]);
+        // The shortest grace period counts, in any order.
+        let hasty = spawn_beside(&vm, &["stop", "--grace", "500ms", "kept"]);
+        for stop in [patient, patient_too, hasty] {
+            let end = stop.wait_with_output().unwrap();
+            let stdout = String::from_utf8(end.stdout).unwrap();
+            assert_eq!(end.status.code(), Some(0), "{stdout}");
+            assert!(stdout.starts_with("kept: "), "{stdout}");
+        }
+        let took = begin.elapsed();
+        assert_eq!(vm.wait_for_end().0, 137);
+        assert_eq!(vm.ask(&["stop", "kept"]).0, 118, "the VM has ended");
+        took
+    });
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn run(dir: &Path, more: &[&str]) -> Command {
 
 #[test]
 fn exit_code_is_command_status() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     for (command, code, stdout) in [
         (&["sh", "-c", "exit 7"][..], 7, ""),
         (&["no-such-program"], 127, "-sh: eval: no-such-program: not found\n"),
@@ -60,7 +60,7 @@ fn exit_code_is_command_status() {
 
 #[test]
 fn command_output_is_streamed() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let script = "echo first; sleep 60";
     let mut child = run(dir.path(), &["-q", "--name", "streams", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
@@ -79,7 +79,7 @@ fn command_output_is_streamed() {
 
 #[test]
 fn closed_stdout_ends_command_and_vm() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let mut child = run(dir.path(), &["--", "yes"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -94,15 +94,16 @@ fn closed_stdout_ends_command_and_vm() {
 
 #[test]
 fn slow_stdout_gets_all_command_output() {
-    let Some((_, dir)) = guest() else { return };
-    let script = "seq 1 200000; exit 3";
-    let mut child =
-        run(dir.path(), &["-q", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let Some((_guest, dir)) = guest() else { return };
+    let log = dir.path().join("log");
+    let arguments =
+        ["-q", "--log", log.to_str().unwrap(), "--", "sh", "-c", "seq 1 200000; exit 3"];
+    let mut child = run(dir.path(), &arguments).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut received = vec![0; 100];
     stdout.read_exact(&mut received).unwrap();
-    // By now the pipe and all buffers are full, and the guest is paused.
-    std::thread::sleep(Duration::from_secs(2));
+    // More than the pipe holds: writes to standard output block.
+    common::wait_for_size(&log, fs::metadata(&log).unwrap().len() + 100_000);
     stdout.read_to_end(&mut received).unwrap();
     let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
     assert!(received == wanted.as_bytes(), "{} of {} bytes", received.len(), wanted.len());
@@ -111,7 +112,7 @@ fn slow_stdout_gets_all_command_output() {
 
 #[test]
 fn interrupted_command_shows_partial_output() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let limits = ["--timeout", "20s", "--grace", "2s"];
     let job = ["--", "sh", "-c", "echo before; sleep 100; echo after"];
     for json in [false, true] {
@@ -134,7 +135,7 @@ fn interrupted_command_shows_partial_output() {
 
 #[test]
 fn failed_login_exits_117_with_reason() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let password = dir.path().join("password");
     fs::write(&password, "wrong\n").unwrap();
     let more = ["--user", "user", "--password-file", password.to_str().unwrap(), "--", "id"];
@@ -152,7 +153,7 @@ fn failed_login_exits_117_with_reason() {
 
 #[test]
 fn ctrl_c_reaches_guest_program() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let arguments: Vec<OsString> = vec![
         "run".into(),
         "--config".into(),
@@ -192,7 +193,7 @@ fn vsock_peer() -> Option<PathBuf> {
 
 #[test]
 fn vsock_ports_are_relayed_to_unix_sockets() {
-    let Some((_, dir)) = guest() else { return };
+    let Some((_guest, dir)) = guest() else { return };
     let Some(peer) = vsock_peer() else { return };
     let (to_guest, to_host) = (dir.path().join("to-guest"), dir.path().join("to-host"));
     let listener = UnixListener::bind(&to_host).unwrap();

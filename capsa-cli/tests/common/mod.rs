@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -109,7 +110,8 @@ pub(crate) struct CapsaProcess {
     /// A thread sends standard output to this. It blocks until the test receives.
     output: Option<Receiver<Vec<u8>>>,
     paused: bool,
-    stderr: Option<JoinHandle<String>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr_thread: Option<JoinHandle<()>>,
     pub(crate) seen: Vec<u8>,
     dir: TempDir,
 }
@@ -137,14 +139,19 @@ impl CapsaProcess {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            text
+        let stderr = Arc::<Mutex<Vec<u8>>>::default();
+        let stderr_thread = thread::spawn({
+            let (mut from, stderr) = (child.stderr.take().unwrap(), Arc::clone(&stderr));
+            move || {
+                let mut buffer = [0; 4096];
+                while let n @ 1.. = from.read(&mut buffer).unwrap() {
+                    stderr.lock().unwrap().extend_from_slice(&buffer[..n]);
+                }
+            }
         });
         let output = Some(read_in_thread(child.stdout.take().unwrap()));
-        Self { child, output, paused: false, stderr: Some(stderr), seen: Vec::new(), dir }
+        let stderr_thread = Some(stderr_thread);
+        Self { child, output, paused: false, stderr, stderr_thread, seen: Vec::new(), dir }
     }
 
     /// Whether this output comes within 500 ms.
@@ -236,7 +243,18 @@ impl CapsaProcess {
             read_to_end(output, &mut self.seen);
         }
         let code = exit_code(&mut self.child);
-        (code, self.stderr.take().unwrap().join().unwrap())
+        self.stderr_thread.take().unwrap().join().unwrap();
+        (code, self.stderr())
+    }
+
+    /// Standard error so far.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8(self.stderr.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Whether it has exited.
+    pub(crate) fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// The same without reading its output.
@@ -351,6 +369,24 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Measures up to three times, because a busy host can exceed an upper limit of real time by accident.
+#[track_caller]
+pub(crate) fn assert_within(limit: Duration, mut measure: impl FnMut() -> Duration) {
+    let times: Vec<Duration> =
+        (0..3).map(|_| measure()).take_while(|took| *took >= limit).collect();
+    assert!(times.len() < 3, "the limit is {limit:?}, and it took {times:?}");
+}
+
+/// Waits until a file has this many bytes.
+#[track_caller]
+pub(crate) fn wait_for_size(file: &Path, bytes: u64) {
+    let end = Instant::now() + PATIENCE;
+    while file.metadata().map_or(0, |file| file.len()) < bytes {
+        assert!(Instant::now() < end, "{} has less than {bytes} bytes", file.display());
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
