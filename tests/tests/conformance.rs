@@ -17,8 +17,9 @@ fn hold(backend: &str, name: &str) {
     };
     let scenario = scenarios().find(|scenario| scenario.name == name).expect("it is listed");
     if scenario.alone && scenario.first_unsupported(&subject).is_none() {
-        return match scenario.fixture(&subject) {
-            Ok(_) => alone(backend, name),
+        // The other process waits until no fixture with a Linux guest is left in this one.
+        return match scenario.fixture(&subject).map(drop) {
+            Ok(()) => alone(backend, name),
             Err(why) => skip(why),
         };
     }

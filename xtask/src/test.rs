@@ -31,10 +31,10 @@ const TESTS: &[&str] = &["test", "--workspace", "--all-features", "--no-fail-fas
 /// How many steps and test programs the list of the slowest ones has.
 const SLOWEST: usize = 10;
 
-/// The number of tests at a time. An emulated guest keeps one core busy and its hypervisor another; a
-/// Linux that boots on a starved core may fail to calibrate its clock and hang.
+/// The number of tests at a time. Of these, tests with emulated Linux guests wait for each other: see
+/// `testing/fixtures/src/guest/lock.rs`.
 fn threads(cores: usize) -> usize {
-    (cores / 2).clamp(1, 4)
+    (cores / 2).clamp(2, 4)
 }
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {

@@ -27,7 +27,7 @@ use capsa::{
 };
 use tempfile::TempDir;
 
-use capsa_fixtures::guest::{self, Unavailable, Variant};
+use capsa_fixtures::guest::{self, LinuxGuest, Unavailable, Variant};
 use capsa_fixtures::host;
 
 /// The script that changes to the root of the real host and executes its shell.
@@ -49,6 +49,8 @@ pub struct Lab {
     /// The directory of scripts, with the same path in the lab.
     scripts: TempDir,
     ran: usize,
+    /// Its lock is held while the lab runs.
+    _guest: LinuxGuest,
 }
 
 /// An error of the lab itself. A program that fails there is not one.
@@ -80,7 +82,7 @@ impl Lab {
     pub fn boot() -> Result<Self, LabError> {
         let guest = guest::linux(Variant::Lab)?;
         let scripts = tempfile::Builder::new().prefix("capsa-lab.").tempdir()?;
-        let vm = Capsa::vm(LinuxBootConfig::new(guest.kernel).initrd(guest.initrd))
+        let vm = Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd))
             .backend("qemu")
             .accelerator(Accelerator::Emulation)
             .cpus(2)
@@ -103,7 +105,7 @@ impl Lab {
         vm.start()?;
         let mut console = vm.console()?;
         console.login_timeout("root", None, PATIENCE)?;
-        Ok(Self { vm, console, scripts, ran: 0 })
+        Ok(Self { vm, console, scripts, ran: 0, _guest: guest })
     }
 
     /// Changes to the root of the real host, with an overlay for writes.
