@@ -12,27 +12,27 @@ use std::time::{Duration, Instant};
 
 use capsa_fixtures::host;
 
-/// The first word of a stand-in that is to become another program.
+/// The first argument of a stand-in that sets the death signal and then executes another program.
 const EXEC_FLAG: &str = "--exec";
 
-/// How long a program may take until it listens. It takes a hundredth of a second.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time limit until a program listens. It usually takes 10 ms.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A device of the guest that is a process of its own, listening on a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct DeviceProcess {
     /// The program and its arguments.
     pub(super) words: Vec<String>,
-    /// Where it listens when it is ready.
+    /// The socket on which the program listens when it is ready.
     pub(super) socket: PathBuf,
 }
 
 impl DeviceProcess {
-    /// Starts it and waits until it listens.
+    /// Starts the program and waits until it listens.
     ///
     /// # Errors
     ///
-    /// What it is that cannot be started, or that it does not listen.
+    /// When the program cannot be started, exits, or does not listen in time.
     pub(super) fn start(&self) -> Result<Child, String> {
         let Self { words, socket } = self;
         let _ = fs::remove_file(socket);
@@ -40,14 +40,14 @@ impl DeviceProcess {
         command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null());
         let device = command.spawn();
         let mut device = device.map_err(|error| format!("cannot start {}: {error}", words[0]))?;
-        let deadline = Instant::now() + REPLY_TIMEOUT;
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
         while !socket.exists() {
             if let Ok(Some(status)) = device.try_wait() {
                 return Err(format!("{}: {status}", words[0]));
             }
             if Instant::now() > deadline {
                 let _ = device.kill();
-                return Err(format!("{} does not listen", words[0]));
+                return Err(format!("{} does not listen on its socket", words[0]));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -55,11 +55,11 @@ impl DeviceProcess {
     }
 }
 
-/// A command that becomes `program`, and dies with this thread.
+/// A command that runs `program`. The kernel kills it when this thread exits.
 ///
 /// # Errors
 ///
-/// When it is not installed.
+/// When the program is not installed.
 pub(super) fn command(program: &str) -> Result<Command, String> {
     let found = host::find_program(program).ok_or_else(|| format!("{program} is not installed"))?;
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
@@ -68,8 +68,8 @@ pub(super) fn command(program: &str) -> Result<Command, String> {
     Ok(command)
 }
 
-/// What a stand-in does first: where its words say so, it becomes another program, and there is
-/// only a status when it cannot.
+/// Executes another program if the arguments of the stand-in request it. Every stand-in calls this first.
+/// Returns an exit code if that fails, and `None` if the arguments are those of the stand-in.
 pub(super) fn exec_if_requested(words: &[String]) -> Option<ExitCode> {
     match words {
         [first, rest @ ..] if first == EXEC_FLAG => Some(exec_program(rest)),
@@ -77,19 +77,19 @@ pub(super) fn exec_if_requested(words: &[String]) -> Option<ExitCode> {
     }
 }
 
-/// Becomes the program that `words` name behind the id of the process to die with.
+/// Executes a program. `words` are the process id of the stand-in, the program, and its arguments.
 fn exec_program(words: &[String]) -> ExitCode {
     let [parent, program, arguments @ ..] = words else { return ExitCode::FAILURE };
     if let Err(error) = die_with_parent() {
-        eprintln!("no death signal: {error}");
+        eprintln!("cannot set the parent death signal: {error}");
         return ExitCode::FAILURE;
     }
-    // It may have died before it could be asked for a signal.
+    // The parent may have exited before the signal was set.
     if nix::unistd::getppid().to_string() != *parent {
         return ExitCode::FAILURE;
     }
     let error = Command::new(program).args(arguments).exec();
-    eprintln!("cannot become {program}: {error}");
+    eprintln!("cannot execute {program}: {error}");
     ExitCode::FAILURE
 }
 
@@ -100,6 +100,6 @@ fn die_with_parent() -> nix::Result<()> {
 
 #[cfg(not(target_os = "linux"))]
 fn die_with_parent() -> nix::Result<()> {
-    // Neither is there a hypervisor to stand in for.
+    // The stand-ins run on Linux only.
     Err(nix::errno::Errno::ENOTSUP)
 }

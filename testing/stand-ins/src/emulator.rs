@@ -15,33 +15,33 @@ use serde_json::{Value, json};
 
 use super::child::{self, DeviceProcess};
 
-/// An answer of the emulator takes a millisecond, its start a tenth of a second.
+/// The time limit for a reply of QEMU. A reply usually takes a millisecond, the start 100 ms.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a guest does on its own.
+/// An event of the guest, or the exit of QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum EmulatorEvent {
-    /// It powered off.
+    /// The guest powered off.
     PoweredOff,
-    /// It reset, and stands still.
+    /// The guest reset. With `-action reboot=shutdown` QEMU pauses it then.
     Reset,
-    /// Its kernel told the panic device so.
+    /// The guest reported a panic to the pvpanic device: the name of cloud-hypervisor's event.
     Panicked(&'static str),
-    /// The emulator ended, which nobody asked for.
+    /// QEMU exited: its standard error.
     Exited(String),
 }
 
-/// What there is to be started.
+/// The programs of a VM, with their arguments.
 #[derive(Debug, Default)]
 pub(super) struct EmulatedVm {
-    /// The arguments of QEMU, without those for the monitor and the accelerator. Nothing may run
-    /// before `cont`.
+    /// The arguments of QEMU, without those for QMP and the accelerator. The guest does not run before
+    /// the command `cont`.
     pub(super) arguments: Vec<String>,
-    /// What must listen before.
+    /// The device processes, which must listen before QEMU starts.
     pub(super) devices: Vec<DeviceProcess>,
 }
 
-/// A guest, which stops existing when this is dropped.
+/// A running guest. Dropping it kills QEMU and the device processes.
 #[derive(Debug)]
 pub(super) struct Emulator {
     qemu: Child,
@@ -51,46 +51,47 @@ pub(super) struct Emulator {
 }
 
 impl Emulator {
-    /// Starts the machine and lets its guest go. What happens in it goes to `to`, marked with
-    /// `life`.
+    /// Starts the device processes, QEMU and the guest. The events are sent to `to`, each with
+    /// `generation`.
     ///
     /// # Errors
     ///
-    /// What the emulator said, or why it could not say anything.
-    pub(super) fn start<W>(vm: &EmulatedVm, life: u64, to: &Sender<W>) -> Result<Self, String>
+    /// When a program does not start. The text has QEMU's standard error if there is any.
+    pub(super) fn start<W>(vm: &EmulatedVm, generation: u64, to: &Sender<W>) -> Result<Self, String>
     where
         W: From<(u64, EmulatorEvent)> + Send + 'static,
     {
         let cannot = |what: &'static str| move |error: io::Error| format!("cannot {what}: {error}");
         let devices = vm.devices.iter().map(DeviceProcess::start).collect::<Result<_, _>>()?;
-        let (monitor, theirs) = UnixStream::pair().map_err(cannot("make a monitor"))?;
-        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
+        let (monitor, qemu_end) = UnixStream::pair().map_err(cannot("make a monitor"))?;
+        fcntl(&qemu_end, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| error.to_string())?;
         let mut qemu = child::command(&program())?
             .args("-nodefaults -no-user-config -display none -S".split(' '))
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-mon", "chardev=qmp,mode=control"])
-            .args(["-chardev", &format!("socket,id=qmp,fd={}", theirs.as_raw_fd())])
+            .args(["-chardev", &format!("socket,id=qmp,fd={}", qemu_end.as_raw_fd())])
             .args(&vm.arguments)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(cannot("start the emulator"))?;
-        drop(theirs);
-        let stderr = qemu.stderr.take().expect("it was asked for");
-        let replies = listen(&monitor, stderr, life, to.clone()).map_err(cannot("listen"))?;
+        drop(qemu_end);
+        let stderr = qemu.stderr.take().expect("stderr is piped");
+        let replies =
+            read_monitor(&monitor, stderr, generation, to.clone()).map_err(cannot("listen"))?;
         let emulator = Self { qemu, devices, monitor, replies };
-        emulator.reply()?; // its greeting
+        emulator.reply()?; // the greeting of QMP
         emulator.execute("qmp_capabilities")?;
         emulator.execute("cont")?;
         Ok(emulator)
     }
 
-    /// Tells it to do something, and waits until it says that it has.
+    /// Executes a QMP command and waits for its reply.
     ///
     /// # Errors
     ///
-    /// What it said, or that it said nothing.
+    /// When QEMU replies with an error, exits, or does not reply in time.
     pub(super) fn execute(&self, command: &str) -> Result<(), String> {
         let line = json!({ "execute": command });
-        // Where that fails, the reply is why.
+        // If this fails, `reply` returns the cause.
         let _ = (&self.monitor).write_all(format!("{line}\n").as_bytes());
         match self.reply()?.get("error") {
             None => Ok(()),
@@ -98,24 +99,26 @@ impl Emulator {
         }
     }
 
-    /// Waits until the guest's last words are out: when its power goes, the serial port may still
-    /// hold what the terminal had no room for.
+    /// Waits until the last console output is written: when the guest powers off, QEMU may still hold
+    /// output for which the terminal had no room.
     pub(super) fn drain(&self) {
         for _ in 0..2 {
             let stdout = io::stdout();
             let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
             let _ = poll(&mut fds, PollTimeout::from(10_000u16));
-            // After an answer the emulator has been around its loop.
+            // QEMU has run its event loop once when it replies.
             let _ = self.execute("query-status");
         }
     }
 
     fn reply(&self) -> Result<Value, String> {
         match self.replies.recv_timeout(REPLY_TIMEOUT) {
-            Ok(Value::String(last_words)) => Err(last_words),
+            Ok(Value::String(stderr)) => Err(stderr),
             Ok(reply) => Ok(reply),
-            Err(RecvTimeoutError::Timeout) => Err("the emulator does not answer".into()),
-            Err(RecvTimeoutError::Disconnected) => Err("the emulator is gone".into()),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(format!("the emulator did not reply within {} s", REPLY_TIMEOUT.as_secs()))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err("the emulator has exited".into()),
         }
     }
 }
@@ -129,12 +132,12 @@ impl Drop for Emulator {
     }
 }
 
-/// Sorts what the monitor says: events to `to`, replies to whoever asked. When it closes, the
-/// emulator's last words are a reply too, as a string, and an event.
-fn listen<W>(
+/// Reads QMP in a thread: sends events to `to` and replies to the returned channel. When QEMU closes the
+/// connection, its standard error is sent as [`EmulatorEvent::Exited`] and, as a string, as a reply.
+fn read_monitor<W>(
     monitor: &UnixStream,
     mut stderr: ChildStderr,
-    life: u64,
+    generation: u64,
     to: Sender<W>,
 ) -> io::Result<Receiver<Value>>
 where
@@ -144,26 +147,26 @@ where
     let lines = BufReader::new(monitor.try_clone()?);
     std::thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
-            let Ok(said) = serde_json::from_str::<Value>(&line) else { break };
-            if said.get("event").is_some() {
-                if let Some(happened) = happened(&said) {
-                    let _ = to.send((life, happened).into());
+            let Ok(message) = serde_json::from_str::<Value>(&line) else { break };
+            if message.get("event").is_some() {
+                if let Some(event) = parse_event(&message) {
+                    let _ = to.send((generation, event).into());
                 }
-            } else if reply.send(said).is_err() {
+            } else if reply.send(message).is_err() {
                 break;
             }
         }
-        let mut said = String::new();
-        let _ = stderr.read_to_string(&mut said);
-        let said = said.trim().to_owned();
-        let _ = reply.send(Value::String(said.clone()));
-        let _ = to.send((life, EmulatorEvent::Exited(said)).into());
+        let mut text = String::new();
+        let _ = stderr.read_to_string(&mut text);
+        let text = text.trim().to_owned();
+        let _ = reply.send(Value::String(text.clone()));
+        let _ = to.send((generation, EmulatorEvent::Exited(text)).into());
     });
     Ok(replies)
 }
 
-/// What an event of QMP says of the guest.
-fn happened(event: &Value) -> Option<EmulatorEvent> {
+/// The event of the guest that a QMP event reports.
+fn parse_event(event: &Value) -> Option<EmulatorEvent> {
     match (event["event"].as_str()?, event["data"]["reason"].as_str()) {
         ("SHUTDOWN", Some("guest-shutdown")) => Some(EmulatorEvent::PoweredOff),
         ("SHUTDOWN", Some("guest-reset")) => Some(EmulatorEvent::Reset),
@@ -173,7 +176,7 @@ fn happened(event: &Value) -> Option<EmulatorEvent> {
     }
 }
 
-/// What runs the guest.
+/// The QEMU program for the architecture of this host.
 fn program() -> String {
     format!("qemu-system-{ARCH}")
 }

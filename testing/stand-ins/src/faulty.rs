@@ -13,10 +13,10 @@ use tempfile::TempDir;
 use super::cloud_hypervisor::ChvFault;
 use super::vfkit::VfkitFault;
 
-/// The file beside the program, as it was called, that orders faults.
+/// The name of the file with the faults, beside the path with which the program was started.
 const FAULTS: &str = "faults";
 
-/// A stand-in of a test's own, in a directory of its own, that breaks on order.
+/// A stand-in with faults, in a directory of its own. Dropping it removes the directory.
 #[derive(Debug)]
 pub struct FaultyStandIn {
     dir: TempDir,
@@ -28,7 +28,7 @@ impl FaultyStandIn {
     ///
     /// # Panics
     ///
-    /// When its directory cannot be made.
+    /// When its directory cannot be created.
     pub fn cloud_hypervisor(faults: &[ChvFault]) -> Self {
         Self::new("cloud-hypervisor", super::CLOUD_HYPERVISOR.path(), faults)
     }
@@ -37,12 +37,12 @@ impl FaultyStandIn {
     ///
     /// # Panics
     ///
-    /// When its directory cannot be made.
+    /// When its directory cannot be created.
     pub fn vfkit(faults: &[VfkitFault]) -> Self {
         Self::new("vfkit", super::VFKIT.path(), faults)
     }
 
-    /// Where it is.
+    /// The path of the program.
     pub fn program(&self) -> PathBuf {
         self.dir.path().join(self.name)
     }
@@ -59,20 +59,20 @@ impl FaultyStandIn {
     }
 }
 
-/// The faults that are read_faults of a program that was `called` by this path.
+/// The faults of the program that was started with the path `called`.
 ///
 /// # Errors
 ///
-/// When the order cannot be read, or a line of it is no fault.
+/// When the file cannot be read, or a line is not a fault.
 pub(super) fn read_faults<F: DeserializeOwned>(called: &Path) -> Result<Vec<F>, String> {
-    let order = called.with_file_name(FAULTS);
-    let text = match fs::read_to_string(&order) {
+    let file = called.with_file_name(FAULTS);
+    let text = match fs::read_to_string(&file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|error| format!("{}: {error}", order.display()))?,
+        text => text.map_err(|error| format!("{}: {error}", file.display()))?,
     };
     let fault = |line: &str| {
         serde_json::from_str(line)
-            .map_err(|why| format!("{}: no such fault: {line}: {why}", order.display()))
+            .map_err(|why| format!("{}: invalid fault `{line}`: {why}", file.display()))
     };
     text.lines().map(fault).collect()
 }

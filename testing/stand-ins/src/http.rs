@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest line of a head that is read.
+/// The maximal length of a line in a message head.
 const MAX_LINE: u64 = 1024;
 
 /// A request.
@@ -23,16 +23,16 @@ pub(super) struct HttpRequest {
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) line: String,
-    /// Name and value, cut at the colon and blanks not trimmed; one without a colon as it is.
+    /// Name and value, split at the colon, with blanks. `Err` is a line without a colon.
     pub(super) headers: Vec<Result<(String, String), String>>,
 }
 
 impl Head {
-    /// The next one. `None` at the end.
+    /// Reads the next head. `None` at the end of the connection.
     ///
     /// # Errors
     ///
-    /// Those of reading.
+    /// When reading fails.
     pub(super) fn read(from: &mut impl BufRead) -> io::Result<Option<Self>> {
         let Some(line) = read_line(from)? else { return Ok(None) };
         let mut headers = Vec::new();
@@ -55,58 +55,58 @@ fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
     Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// How the answer to a call breaks. What was called for is done all the same.
+/// A broken reply to a request. The request itself is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BrokenReply {
-    /// Half of it, and the end of the connection.
+    /// Half of the reply; then the connection closes.
     Half,
-    /// Nothing, and the connection stays.
+    /// No reply; the connection stays open.
     Silence,
-    /// Nothing, and the end of the connection.
+    /// No reply; the connection closes.
     End,
-    /// Something that is no HTTP.
+    /// Bytes that are not HTTP.
     Garbage,
-    /// Megabytes of it.
+    /// A reply of 4 MiB.
     Huge,
-    /// It comes two seconds later, a byte at a time.
+    /// The reply after two seconds, byte by byte.
     Slow,
 }
 
-/// Sends an answer, or what is made of it. `None` when the connection is over.
+/// Sends a reply, or a broken one instead. `None` when the connection is closed.
 pub(super) fn send(
     mut stream: &UnixStream,
-    answer: &[u8],
+    reply: &[u8],
     broken: Option<BrokenReply>,
 ) -> Option<()> {
-    const MEGABYTES: usize = 4 << 20;
-    let (bytes, ends) = match broken {
-        None => (answer, false),
-        Some(BrokenReply::Half) => (&answer[..answer.len() / 2], true),
+    const HUGE_BYTES: usize = 4 << 20;
+    let (bytes, closes) = match broken {
+        None => (reply, false),
+        Some(BrokenReply::Half) => (&reply[..reply.len() / 2], true),
         Some(BrokenReply::Silence) => (&b""[..], false),
         Some(BrokenReply::End) => (&b""[..], true),
         Some(BrokenReply::Garbage) => (&b"\x7fELF\x02 and so on\r\n\r\n"[..], false),
         Some(BrokenReply::Huge) => {
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {MEGABYTES}\r\n\r\n");
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {HUGE_BYTES}\r\n\r\n");
             stream.write_all(head.as_bytes()).ok()?;
-            (&vec![b' '; MEGABYTES][..], false)
+            (&vec![b' '; HUGE_BYTES][..], false)
         }
         Some(BrokenReply::Slow) => {
             std::thread::sleep(Duration::from_secs(2));
-            for byte in answer {
+            for byte in reply {
                 stream.write_all(&[*byte]).ok()?;
             }
             (&b""[..], false)
         }
     };
     stream.write_all(bytes).ok()?;
-    if ends {
+    if closes {
         stream.shutdown(Shutdown::Both).ok()?;
         return None;
     }
     Some(())
 }
 
-/// Has each connection to `listener` be talked with in a thread of its own.
+/// Calls `serve_connection` for each connection to `listener`, in a thread of its own.
 pub(super) fn accept<F>(listener: UnixListener, serve_connection: F)
 where
     F: Fn(UnixStream) + Clone + Send + 'static,

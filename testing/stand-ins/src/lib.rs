@@ -4,7 +4,7 @@
 //!
 //! - [`mod@cloud_hypervisor`] needs no KVM.
 //! - [`mod@vfkit`] needs no Mac.
-//! - [`mod@fake_qemu`] has no guest: it sends what its command line says.
+//! - [`mod@fake_qemu`] has no guest: it carries out the commands in its command line.
 //!
 //! Common parts: `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
 //! a server, and [`FaultyStandIn`] makes a stand-in fail.

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::config::{ChvVmConfig, DiskConfig, ImageType};
 use super::http::ApiResponse;
 
-/// A refused call.
+/// The error of an API call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ApiError {
     status: u16,
@@ -22,15 +22,15 @@ impl ApiError {
         Self { status, chain: chain.iter().map(ToString::to_string).collect() }
     }
 
-    /// The same, as the cause of `what`.
+    /// Adds `what` as the outer errors of the chain.
     pub(super) fn within(mut self, what: &[&str]) -> Self {
         self.chain.splice(0..0, what.iter().map(ToString::to_string));
         self
     }
 
     fn io(what: &[&str], error: &io::Error) -> Self {
-        let said = error.to_string();
-        Self::new(500, &[what, &[&said]].concat())
+        let cause = error.to_string();
+        Self::new(500, &[what, &[&cause]].concat())
     }
 }
 
@@ -41,11 +41,11 @@ impl From<ApiError> for ApiResponse {
     }
 }
 
-/// What the boot checks before there is a machine.
+/// Checks that the real one makes before it creates the VM.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong, in the order of the real one.
+/// The first error, in the order of the real one.
 pub(super) fn check_before_creation(config: &ChvVmConfig) -> Result<(), ApiError> {
     validate(config).map_err(|error| error.within(&["Failed to validate config"]))?;
     for disk in config.disks.iter().flatten() {
@@ -59,23 +59,24 @@ pub(super) fn check_before_creation(config: &ChvVmConfig) -> Result<(), ApiError
     Ok(())
 }
 
-/// What the boot finds wrong when there is a machine already, which stays, not running.
+/// Checks the kernel, as the real one does after it has created the VM. After an error the VM exists but
+/// does not run.
 ///
 /// # Errors
 ///
-/// When the kernel is not there, or neither ELF nor bzImage.
+/// When the kernel cannot be read, or is neither ELF nor bzImage.
 pub(super) fn check_kernel(config: &ChvVmConfig) -> Result<(), ApiError> {
     let kernel = config.payload.as_ref().and_then(|payload| payload.kernel.as_ref());
     let Some(kernel) = kernel else { return Ok(()) };
-    let refuse = |why: &str| {
+    let reject = |why: &str| {
         let load = format!("Kernel Loader: failed to load bzImage kernel image: {why}");
         Err(ApiError::new(500, &["Cannot load the kernel into memory", &load, why]))
     };
     File::open(kernel).map_err(|error| ApiError::io(&["Cannot open kernel file"], &error))?;
     match fs::read(kernel) {
-        Err(_) => refuse("Kernel Loader: Unable to read bzImage header"),
+        Err(_) => reject("Kernel Loader: Unable to read bzImage header"),
         Ok(image) if is_elf(&image) || is_bz_image(&image) => Ok(()),
-        Ok(_) => refuse("Kernel Loader: Invalid bzImage"),
+        Ok(_) => reject("Kernel Loader: Invalid bzImage"),
     }
 }
 
@@ -89,7 +90,7 @@ fn is_bz_image(image: &[u8]) -> bool {
 }
 
 fn validate(config: &ChvVmConfig) -> Result<(), ApiError> {
-    let refuse = |chain: &[&str]| Err(ApiError::new(400, chain));
+    let reject = |chain: &[&str]| Err(ApiError::new(400, chain));
     if let Some(payload) = &config.payload {
         let why = match (&payload.firmware, &payload.kernel) {
             (None, None) => Some("No bootitem provided: neither firmware nor kernel"),
@@ -99,32 +100,32 @@ fn validate(config: &ChvVmConfig) -> Result<(), ApiError> {
             _ => None,
         };
         if let Some(why) = why {
-            return refuse(&["Payload configuration is not bootable", why]);
+            return reject(&["Payload configuration is not bootable", why]);
         }
     }
     let (boot, max) = (config.cpus.boot_vcpus, config.cpus.max_vcpus);
     if max < boot {
-        return refuse(&[&format!("Max CPUs ({max}) lower than boot CPUs ({boot})")]);
+        return reject(&[&format!("Max CPUs ({max}) lower than boot CPUs ({boot})")]);
     }
     let needs_shared = config.fs.iter().flatten().count() > 0
         || config.net.iter().flatten().any(|net| net.vhost_user);
     if needs_shared && !config.memory.shared {
-        return refuse(&["Using vhost-user requires using shared memory or huge pages"]);
+        return reject(&["Using vhost-user requires using shared memory or huge pages"]);
     }
     for net in config.net.iter().flatten() {
         if net.vhost_user && net.vhost_socket.is_none() {
-            return refuse(&["No socket provided when using vhost-user"]);
+            return reject(&["No socket provided when using vhost-user"]);
         }
     }
     if let Some(vsock) = &config.vsock
         && [0, 1, 2, u32::MAX].contains(&vsock.cid)
     {
-        return refuse(&[&format!("{} is a special VSOCK CID", vsock.cid)]);
+        return reject(&[&format!("{} is a special VSOCK CID", vsock.cid)]);
     }
     for rule in config.landlock_rules.iter().flatten() {
         if !rule.path.exists() {
             let path = &rule.path;
-            return refuse(&[&format!("Path {path:?} provided in landlock-rules does not exist")]);
+            return reject(&[&format!("Path {path:?} provided in landlock-rules does not exist")]);
         }
     }
     Ok(())
@@ -157,8 +158,9 @@ fn cannot_open(path: &Path, error: &io::Error) -> ApiError {
     ApiError::io(&["Cannot open disk path", &what], error)
 }
 
-/// With Landlock the real one reaches what its configuration and the rules name. The backing file
-/// of a disk is named in the disk alone. Here nothing enforces that, so it is looked for.
+/// Checks that Landlock rules cover the backing files. With Landlock the real one can open only the files
+/// in its configuration and in the rules, and the name of a backing file is only in the disk image. The
+/// stand-in does not use Landlock, so it checks the rules itself.
 fn check_backing_files(disk: &DiskConfig, config: &ChvVmConfig) -> Result<(), ApiError> {
     let mut next = disk.path.clone().filter(|_| config.landlock_enable);
     while let Some(path) = next {
@@ -177,14 +179,14 @@ fn check_backing_files(disk: &DiskConfig, config: &ChvVmConfig) -> Result<(), Ap
     Ok(())
 }
 
-/// The first part of a qcow2 image, where one can be named; the image's own cluster at most.
+/// The first 64 KiB of a qcow2 image, which contain the name of the backing file. `None`: another format.
 fn qcow2_header(file: &File) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     file.take(1 << 16).read_to_end(&mut head).ok()?;
     (head.len() > 104 && head.starts_with(b"QFI\xfb")).then_some(head)
 }
 
-/// The name of the backing file: its offset and length are in the header.
+/// The name of the backing file.
 fn backing_file(header: &[u8]) -> Option<PathBuf> {
     let offset = u64::from_be_bytes(header.get(8..16)?.try_into().ok()?);
     let length = u32::from_be_bytes(header.get(16..20)?.try_into().ok()?);
@@ -193,18 +195,18 @@ fn backing_file(header: &[u8]) -> Option<PathBuf> {
     Some(String::from_utf8_lossy(name).into_owned().into())
 }
 
-/// What the stand-in cannot do although the real one could: said, not skipped.
+/// Checks that the stand-in supports the configuration. Otherwise it exits with an error.
 ///
 /// # Errors
 ///
-/// The first such thing.
+/// The first option that the real one supports and the stand-in does not.
 pub(super) fn check_supported(config: &ChvVmConfig) -> Result<(), String> {
     use super::config::ConsoleOutputMode as Mode;
     let disk_types = config.disks.iter().flatten().map(|disk| disk.image_type);
     for image_type in disk_types {
         if !matches!(image_type, ImageType::Raw | ImageType::Qcow2) {
-            // The real one guesses the format of a disk whose type is not said, and then protects
-            // its first sector.
+            // The real one detects the format of a disk without a type, and then protects its first
+            // sector.
             return Err(format!("disks of the type {image_type:?}"));
         }
     }
@@ -251,9 +253,9 @@ mod tests {
         };
         assert_eq!(boot(false, &[]), Ok(()));
         assert_eq!(boot(true, &["middle", "base"]), Ok(()));
-        for (rules, out_of_reach) in [(&[][..], "middle"), (&["middle"], "base/raw")] {
+        for (rules, denied) in [(&[][..], "middle"), (&["middle"], "base/raw")] {
             let error = boot(true, rules).unwrap_err();
-            let path = dir.join(out_of_reach).display().to_string();
+            let path = dir.join(denied).display().to_string();
             assert!(error.chain[2].contains(&path), "{error:?}");
             assert_eq!(error.chain[3], "Permission denied (os error 13)");
         }

@@ -3,23 +3,23 @@
 
 use std::process::ExitCode;
 
-/// What the command line asks for.
+/// The parsed command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ChvOptions {
-    /// Where the API is served.
+    /// The path of the API socket.
     pub(super) api_socket: String,
-    /// Where events go. A descriptor is its path under `/proc/self/fd`.
+    /// The file of the event monitor. A descriptor is given as its path under `/proc/self/fd`.
     pub(super) event_monitor: Option<String>,
-    /// Stay when the guest shuts down.
+    /// The process keeps running after the guest powers off.
     pub(super) no_shutdown: bool,
 }
 
-/// The words of a program that ends at once.
+/// The output of a process that exits without serving the API.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum EarlyExit {
-    /// On standard output, with success.
+    /// A text on standard output; exit code 0.
     Success(String),
-    /// On standard error, with the status of a wrong command line.
+    /// An error on standard error; exit code 2.
     UsageError(String),
 }
 
@@ -75,7 +75,7 @@ impl ChvOptions {
                         )));
                     }
                 }
-                // Its threads would be restricted; the guest is QEMU's, which it does not reach.
+                // Accepted without effect: it restricts the threads of the VMM, and QEMU runs the guest.
                 "--landlock" => {}
                 "--no-shutdown" => options.no_shutdown = true,
                 "-v" | "-vv" | "-vvv" => {}
@@ -87,16 +87,16 @@ impl ChvOptions {
             }
         }
         if options.api_socket.is_empty() {
-            // The real one prints its help; what matters is that it does not run.
+            // The real one prints its help text here. Both exit.
             return Err(EarlyExit::UsageError(
-                "there is neither a payload nor an API socket".into(),
+                "missing option: expected a payload or an API socket".into(),
             ));
         }
         Ok(options)
     }
 }
 
-/// `path=PATH`, `fd=N` or, for the API socket of old, the path alone.
+/// Parses `path=PATH` or, for the event monitor, `fd=N`.
 fn path_of(value: &str, what: &str) -> Result<String, EarlyExit> {
     let options: Vec<_> = value.split(',').collect();
     match options[..] {

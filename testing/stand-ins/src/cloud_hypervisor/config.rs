@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// A machine.
+/// The configuration of a VM.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename = "VmConfig")]
 pub(super) struct ChvVmConfig {
@@ -93,7 +93,7 @@ pub(super) struct PayloadConfig {
     pub(super) initramfs: Option<PathBuf>,
 }
 
-/// What every PCI device has.
+/// The fields that all PCI devices have.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 pub(super) struct PciDeviceCommonConfig {
     #[serde(default)]
@@ -242,16 +242,16 @@ pub(super) struct LandlockConfig {
 }
 
 impl ChvVmConfig {
-    /// What `vm.info` shows of it: fields that were left out have their defaults, those without
-    /// one are not there.
+    /// The configuration as `vm.info` shows it: missing fields have their defaults; missing fields without
+    /// a default are omitted.
     pub(super) fn info(&self) -> Value {
         let mut info = self.whole();
         prune(&mut info);
         info
     }
 
-    /// Every part of `body`, which this was read from, that is not known here, or is known and
-    /// would be ignored. Each as `disks[0].serial`.
+    /// The fields of `body`, from which this was parsed, that are unknown, or known but not implemented.
+    /// Each has the form `disks[0].serial`.
     pub(super) fn ignored(&self, body: &Value) -> Vec<String> {
         let mut ignored = Vec::new();
         unknown(body, &self.whole(), "", &mut ignored);
@@ -265,7 +265,7 @@ impl ChvVmConfig {
     }
 }
 
-/// What has a default that nothing here acts on.
+/// The fields that are known but not implemented: only their defaults are accepted.
 const PASSIVE: [&str; 31] = [
     "kvm_hyperv",
     "max_phys_bits",
@@ -294,14 +294,14 @@ const PASSIVE: [&str; 31] = [
     "watchdog",
     "debug_console",
     "sparse",
-    // Of disks; that of networks is demanded in `api_error`.
+    // For disks. `api_error` checks the field of networks.
     "disks.vhost_user",
     "console.file",
     "console.socket",
     "console.mode",
 ];
 
-/// A machine with one of everything, and nothing set that has a default.
+/// A configuration with one of each device, and the defaults everywhere.
 fn plain() -> Value {
     let plain = json!({
         "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
@@ -313,11 +313,11 @@ fn plain() -> Value {
         "vsock": { "cid": 0, "socket": "" },
         "console": { "mode": "Off" },
     });
-    let plain: ChvVmConfig = serde_json::from_value(plain).expect("it is a machine");
+    let plain: ChvVmConfig = serde_json::from_value(plain).expect("the configuration is valid");
     plain.whole()
 }
 
-/// The keys of `given` that `known` lacks.
+/// Adds the keys of `given` that are not in `known`.
 fn unknown(given: &Value, known: &Value, at: &str, out: &mut Vec<String>) {
     match (given, known) {
         (Value::Object(given), Value::Object(known)) => {
@@ -338,8 +338,8 @@ fn unknown(given: &Value, known: &Value, at: &str, out: &mut Vec<String>) {
     }
 }
 
-/// The passive keys in which `given` differs from a plain machine. Lists are compared with the
-/// plain one's only element.
+/// Adds the passive keys whose values differ from those in `plain`. The elements of a list are compared
+/// with the only element of the list in `plain`.
 fn changed(
     given: &Value,
     plain: &Value,
@@ -377,7 +377,8 @@ fn within(at: &str, key: &str) -> String {
     if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") }
 }
 
-/// Takes away what the real one does not show: what is not set, and a device's `iommu` that is off.
+/// Removes the fields that the real one does not show: those that are not set, and `iommu: false` of a
+/// device.
 fn prune(value: &mut Value) {
     match value {
         Value::Object(map) => {

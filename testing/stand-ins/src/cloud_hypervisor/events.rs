@@ -12,14 +12,14 @@ use serde::Serialize;
 
 use super::ChvFault;
 
-/// The event monitor, or nothing where none was asked for.
+/// The event monitor. Without the flag `--event-monitor` events are discarded.
 #[derive(Debug)]
 pub(super) struct Events {
     to: Mutex<Option<File>>,
     start: Instant,
 }
 
-// In the order of the real one's fields.
+// The fields are in the order of the real one.
 #[derive(Serialize)]
 struct Event<'a> {
     timestamp: Duration,
@@ -29,11 +29,11 @@ struct Event<'a> {
 }
 
 impl Events {
-    /// Opens `path`, as it is: a pipe waits for its reader.
+    /// Opens `path`. Opening a pipe blocks until it has a reader.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened.
+    /// When the file cannot be opened.
     pub(super) fn open(path: Option<&str>) -> io::Result<Self> {
         let open = |path| OpenOptions::new().write(true).create(true).truncate(true).open(path);
         let to = path.map(open).transpose()?;
@@ -59,18 +59,18 @@ impl Events {
         self.write(&format!("{text}\n\n"));
     }
 
-    /// Does what those of `faults` order that are about events.
+    /// Writes the broken events that `faults` request.
     pub(super) fn apply_faults(&self, faults: &[ChvFault]) {
         for fault in faults {
             match fault {
-                ChvFault::EventGarbage => self.write("}}} this is no JSON\n\n"),
+                ChvFault::EventGarbage => self.write("}}} this is not JSON\n\n"),
                 ChvFault::EventHalf => {
                     self.write("{\n  \"timestamp\": {\n    \"secs\": 0,\n    \"na");
                     *self.lock() = None;
                 }
                 ChvFault::EventEndless => {
                     self.write("{\n  \"source\": \"");
-                    // Many times what a reader may keep; one that gave up makes this fail.
+                    // 16 MiB: many times what a reader may buffer. Writing fails when the reader has closed.
                     for _ in 0..4096 {
                         self.write(&"x".repeat(4096));
                         std::thread::sleep(Duration::from_micros(100));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BrokenReply;
 
-/// A request of the API that can go wrong.
+/// A request of the API that can have a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChvCall {
     /// `vm.create`
@@ -20,7 +20,7 @@ pub enum ChvCall {
 }
 
 impl ChvCall {
-    /// Its name in the API.
+    /// The name of the request in the API.
     pub fn name(self) -> &'static str {
         match self {
             Self::Create => "vm.create",
@@ -31,50 +31,50 @@ impl ChvCall {
     }
 }
 
-/// A fault.
+/// A fault of the stand-in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChvFault {
-    /// The API socket comes late.
+    /// The API socket appears after this time.
     SocketAfter(Duration),
-    /// The API socket never comes.
+    /// The API socket never appears.
     NoSocket,
-    /// The answer to a call breaks.
+    /// The reply to a request is broken.
     BreaksReply(BrokenReply, ChvCall),
-    /// The call fails, with a chain of causes.
+    /// The request fails with a chain of causes; the innermost is [`Self::CAUSE`].
     Rejects(ChvCall),
-    /// It is answered with success, and nothing is done.
+    /// The reply is success, but the request is not carried out.
     Ignores(ChvCall),
-    /// The process says something on standard error and ends with this status, before the answer.
+    /// The process writes [`Self::STDERR_LINE`] and exits with this code, before it replies.
     Exits(ChvCall, u8),
-    /// SIGTERM does nothing.
+    /// SIGTERM has no effect.
     IgnoresSigterm,
-    /// The event monitor begins with something that is no JSON.
+    /// The event monitor begins with text that is not JSON.
     EventGarbage,
     /// The event monitor begins with an object that never ends.
     EventEndless,
-    /// The event monitor says half an object and falls silent.
+    /// The event monitor writes half an object and closes.
     EventHalf,
-    /// When the guest ends, the process ends with this status, and no event says so.
+    /// When the guest powers off, the process exits with this code, without an event.
     EndsSilently(u8),
-    /// When the guest ends, a virtual CPU has failed, as only standard error says: all else is as after
-    /// a power-off.
+    /// When the guest powers off, standard error reports a failed vCPU. Everything else is as after a
+    /// power-off.
     CpuFails,
-    /// As [`ChvFault::CpuFails`], and the process stays, with a guest that does nothing.
+    /// As [`ChvFault::CpuFails`], but the process keeps running, with a guest that does nothing.
     CpuFailsAndStays,
     /// Unknown fields of `vm.create` are accepted, as the real one does.
     Lenient,
 }
 
 impl ChvFault {
-    /// The text on standard error of a process that [dies](Self::Exits).
-    pub const STDERR_LINE: &str = "thread 'vmm' panicked: as ordered";
-    /// The innermost cause of a [rejection](Self::Rejects).
-    pub const CAUSE: &str = "as ordered";
-    /// What a virtual CPU's failure is called on standard error.
+    /// The text on standard error before [`Self::Exits`].
+    pub const STDERR_LINE: &str = "thread 'vmm' panicked: injected fault";
+    /// The innermost cause of the error of [`Self::Rejects`].
+    pub const CAUSE: &str = "injected fault";
+    /// The line on standard error of a failed vCPU, as v53 writes it.
     pub const CPU_FAILED: &str = "cloud-hypervisor: <vcpu0> ERROR:vmm/src/cpu.rs:1487 -- \
-                                  VCPU generated error: VcpuRun(as ordered)";
+                                  VCPU generated error: VcpuRun(injected fault)";
 
-    /// What it makes of the answer to the call with this name in the API.
+    /// The broken reply to the request with this name, if the fault is for it.
     pub(super) fn broken_reply(self, name: &str) -> Option<BrokenReply> {
         match self {
             Self::BreaksReply(broken, call) if call.name() == name => Some(broken),

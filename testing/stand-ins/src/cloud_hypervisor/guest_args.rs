@@ -9,14 +9,14 @@ use super::super::child::DeviceProcess;
 use super::super::emulator::EmulatedVm;
 use super::config::{ChvVmConfig, ConsoleOutputMode, DiskConfig, ImageType};
 
-/// The socket between the emulator and the vsock device, beside the one of the machine's own.
+/// The socket between QEMU and the vsock device, beside the VM's vsock socket.
 fn vsock_backend(socket: &Path) -> std::path::PathBuf {
-    // Short: the directory's length is checked for the names Capsa gives, not for ours.
+    // A short name: Capsa checks the length of socket paths only for its own names.
     socket.with_file_name("vu")
 }
 
-/// The machine. `terminal` says whether standard input and output are a terminal.
-pub(super) fn machine(config: &ChvVmConfig, terminal: bool) -> EmulatedVm {
+/// The programs that emulate the VM. `terminal`: standard input is a terminal.
+pub(super) fn emulated_vm(config: &ChvVmConfig, terminal: bool) -> EmulatedVm {
     let devices = vsock_device(config).into_iter().collect();
     EmulatedVm { arguments: arguments(config, terminal), devices }
 }
@@ -26,7 +26,7 @@ fn arguments(config: &ChvVmConfig, terminal: bool) -> Vec<String> {
     args.push("-action reboot=shutdown,shutdown=pause,panic=none");
     args.push(&format!("-smp {}", config.cpus.boot_vcpus));
     let size = config.memory.size;
-    // The vsock device is a process here and not in the real one: it needs the memory shared.
+    // Unlike in the real one, the vsock device is a process, which needs shared memory.
     let shared = if config.memory.shared || config.vsock.is_some() { "on" } else { "off" };
     args.push(&format!(
         "-m {size}B -object memory-backend-memfd,id=ram,size={size},share={shared}"
@@ -94,7 +94,7 @@ fn vsock_device(config: &ChvVmConfig) -> Option<DeviceProcess> {
 struct GuestArgs(Vec<String>);
 
 impl GuestArgs {
-    /// Words that have no blanks in them.
+    /// Adds arguments that are separated by one space.
     fn push(&mut self, words: &str) {
         self.0.extend(words.split(' ').map(str::to_owned));
     }
@@ -111,10 +111,10 @@ impl GuestArgs {
     fn serial(&mut self, config: &ChvVmConfig, terminal: bool) {
         let to = match config.serial.common.mode {
             ConsoleOutputMode::Null => "null,id=com".to_owned(),
-            // What the emulator calls `stdio` lets the terminal turn line feeds into two
-            // characters. Opened anew it is set raw.
+            // QEMU's `stdio` does not turn off the translation of line feeds in the terminal. A terminal
+            // that QEMU opens itself is set to raw mode.
             ConsoleOutputMode::Tty if terminal => "serial,id=com,path=/proc/self/fd/0".to_owned(),
-            // As with the real one, a pipe gets the output and is deaf.
+            // As in the real one, output goes to a pipe, and input from a pipe is ignored.
             ConsoleOutputMode::Tty => "file,id=com,path=/proc/self/fd/1".to_owned(),
             ConsoleOutputMode::File => {
                 let path = config.serial.common.file.as_deref().map(show).unwrap_or_default();

@@ -10,19 +10,20 @@ use super::super::http::{Head, HttpRequest, accept, send};
 use super::ChvFault;
 use super::vmm::VmmEvent;
 
-/// What the real one takes at most.
+/// The maximal size of a request body, as in the real one.
 const MAX_BODY: usize = 4 << 20;
 
-/// The name of what a request calls, as `vm.boot`.
+/// The name of a request in the API, e.g. `vm.boot`.
 pub(super) fn name(request: &HttpRequest) -> &str {
     request.path.strip_prefix("/api/v1/").unwrap_or_default()
 }
 
-/// An answer.
+/// A response of the API.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ApiResponse {
     pub(super) status: u16,
-    /// Of what could not be parsed the HTTP library speaks, under another name.
+    /// The value of the `Server` header. The HTTP library replies to a request that it cannot parse, with
+    /// another name.
     server: &'static str,
     body: String,
 }
@@ -33,7 +34,7 @@ impl ApiResponse {
     }
 
     fn unparsed(why: &str) -> Self {
-        // Not JSON: the line break stands there as it is.
+        // As in the real one, this is not JSON: the line break is not escaped.
         let dropped = "All previous unanswered requests will be dropped.";
         let body = format!("{{ \"error\": \"{why}\n{dropped}\" }}");
         Self { server: "Firecracker API", ..Self::new(400, body) }
@@ -51,7 +52,7 @@ impl ApiResponse {
     }
 }
 
-/// The socket's lock, which is held as long as it is served.
+/// A served socket and its lock. Dropping it removes the socket.
 #[derive(Debug)]
 pub(super) struct Served {
     path: String,
@@ -64,11 +65,11 @@ impl Drop for Served {
     }
 }
 
-/// Serves the API at `path`, where a socket that nobody holds the lock of is taken over.
+/// Serves the API at `path`. A socket whose lock is free is replaced.
 ///
 /// # Errors
 ///
-/// When another serves it, or it cannot be bound.
+/// When another process holds the lock, or the socket cannot be bound.
 pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[ChvFault]) -> io::Result<Served> {
     let mut lock = OpenOptions::new();
     let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
@@ -99,13 +100,14 @@ fn serve_connection(stream: UnixStream, to: &Sender<VmmEvent>, faults: &[ChvFaul
         };
         let broken = faults.iter().find_map(|fault| fault.broken_reply(&called));
         let sent = send(&stream, &response.encode(), broken);
-        // Whoever ends with this answer waits until it has gone out.
+        // Closing the channel signals that the response is written: `vmm.shutdown` waits for it.
         drop(written);
         sent?;
     }
 }
 
-/// The next request, or why it is none. `None` at the end.
+/// Reads the next request. The inner error is the reason why it is invalid. `None` at the end of the
+/// connection.
 fn read_request(from: &mut impl BufRead) -> io::Result<Option<Result<HttpRequest, String>>> {
     let Some(head) = Head::read(from)? else { return Ok(None) };
     let mut length = 0;

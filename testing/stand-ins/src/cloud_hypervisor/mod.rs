@@ -29,10 +29,10 @@ use super::{child, faulty};
 
 pub use fault::{ChvCall, ChvFault};
 
-/// The version that it reports.
+/// The version that the stand-in reports.
 pub const VERSION: &str = "v53.0.0";
 
-/// The program.
+/// The main function of the program.
 pub fn main() -> ExitCode {
     let mut words = env::args_os();
     let called = PathBuf::from(words.next().unwrap_or_default());
@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
     }
     let options = match command_line::ChvOptions::parse(&words) {
         Ok(options) => options,
-        Err(said) => return said.exit(),
+        Err(exit) => return exit.exit(),
     };
     match faulty::read_faults(&called) {
         Ok(faults) => vmm::run(&options, faults),

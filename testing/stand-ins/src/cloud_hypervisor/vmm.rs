@@ -19,31 +19,32 @@ use super::events::Events;
 use super::http::{self, ApiResponse, Served};
 use super::{ChvCall, ChvFault, VERSION, guest_args};
 
-/// What the loop is asked for.
+/// An event that the loop handles.
 #[derive(Debug)]
 pub(super) enum VmmEvent {
-    /// A request: where its answer goes, and what closes when that is written.
+    /// A request of the API, the sender for its response, and a channel that closes after the response
+    /// is written.
     Request(HttpRequest, Sender<ApiResponse>, Receiver<()>),
-    /// SIGTERM or SIGINT came.
+    /// SIGTERM or SIGINT.
     Terminate,
-    /// Something happened in the guest of this life.
+    /// An event of the emulator with this number. Events of an earlier emulator are ignored.
     Guest(u64, EmulatorEvent),
 }
 
 impl From<(u64, EmulatorEvent)> for VmmEvent {
-    fn from((life, happened): (u64, EmulatorEvent)) -> Self {
-        Self::Guest(life, happened)
+    fn from((generation, event): (u64, EmulatorEvent)) -> Self {
+        Self::Guest(generation, event)
     }
 }
 
-/// How long an answer may take to be written when the process ends with it.
-const LAST_ANSWER: Duration = Duration::from_secs(1);
+/// How long the process waits before its exit until its last response is written.
+const LAST_RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves until something ends it.
+/// Serves the API until a request, a signal or the guest ends the process.
 pub(super) fn run(options: &ChvOptions, faults: Vec<ChvFault>) -> ExitCode {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    // Before there are other threads or children: all of them inherit it. So a signal to the whole
-    // group ends the stand-in and not its guest, as it is with the real one, which has no children.
+    // Blocked before the first thread or child starts: all of them inherit the signal mask. So a
+    // signal to the process group ends the stand-in and not QEMU. The real one has no children.
     if let Err(error) = signals.thread_block() {
         return fatal(&["Failed to block signals", &error.to_string()]);
     }
@@ -64,7 +65,7 @@ pub(super) fn run(options: &ChvOptions, faults: Vec<ChvFault>) -> ExitCode {
         std::thread::spawn(move || events.apply_faults(&faults));
     }
     let mut vmm =
-        Vmm { options, faults, events, event, events_in, config: None, vm: None, lives: 0 };
+        Vmm { options, faults, events, event, events_in, config: None, vm: None, generations: 0 };
     match vmm.serve() {
         Ok(status) => status,
         Err(error) => fatal(&["Error creation API server's socket", &error.to_string()]),
@@ -79,7 +80,7 @@ fn fatal(chain: &[&str]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// How a machine that was created is doing, in the words of `vm.info`.
+/// The state of the VM. `vm.info` shows the variant's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VmmState {
     Created,
@@ -90,9 +91,9 @@ enum VmmState {
 #[derive(Debug)]
 struct VmInstance {
     state: VmmState,
-    /// None after a boot that failed halfway.
+    /// `None` after a boot that failed when the VM already existed.
     emulator: Option<Emulator>,
-    life: u64,
+    generation: u64,
 }
 
 struct Vmm<'a> {
@@ -103,30 +104,31 @@ struct Vmm<'a> {
     events_in: Receiver<VmmEvent>,
     config: Option<ChvVmConfig>,
     vm: Option<VmInstance>,
-    lives: u64,
+    generations: u64,
 }
 
 type ApiResult = Result<ApiResponse, ApiError>;
 
 impl Vmm<'_> {
-    /// The loop. Comes back with the status to end with.
+    /// The event loop. Returns the exit code of the process.
     fn serve(&mut self) -> std::io::Result<ExitCode> {
-        let late = self.faults.iter().find_map(|fault| match fault {
+        let delayed_until = self.faults.iter().find_map(|fault| match fault {
             ChvFault::SocketAfter(time) => Some(Instant::now() + *time),
             _ => None,
         });
         let mut served: Option<Served> = None;
         loop {
-            let is_time = late.is_none_or(|late| late <= Instant::now());
+            let is_time = delayed_until.is_none_or(|time| time <= Instant::now());
             if served.is_none() && is_time && !self.faults.contains(&ChvFault::NoSocket) {
                 served = Some(http::serve(&self.options.api_socket, &self.event, &self.faults)?);
             }
-            let until = late.map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
+            let until = delayed_until
+                .map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
             let pause = if served.is_some() { Duration::from_secs(3600) } else { until };
             let event = match self.events_in.recv_timeout(pause.min(Duration::from_secs(3600))) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is our own"),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this struct holds a sender"),
             };
             if let Some(status) = self.handle(event) {
                 return Ok(status);
@@ -134,31 +136,31 @@ impl Vmm<'_> {
         }
     }
 
-    /// Does what is wished; a status is the end.
+    /// Handles one event. Returns the exit code if the process ends.
     fn handle(&mut self, event: VmmEvent) -> Option<ExitCode> {
         match event {
-            VmmEvent::Request(request, answer, written) => {
+            VmmEvent::Request(request, response_sender, written) => {
                 let response = self.respond(&request);
                 let ends = http::name(&request) == ChvCall::Quit.name()
                     && response.status == 200
                     && !self.faults.contains(&ChvFault::Ignores(ChvCall::Quit));
-                let _ = answer.send(response);
+                let _ = response_sender.send(response);
                 if !ends {
                     return None;
                 }
-                let _ = written.recv_timeout(LAST_ANSWER);
+                let _ = written.recv_timeout(LAST_RESPONSE_TIMEOUT);
                 Some(ExitCode::SUCCESS)
             }
             VmmEvent::Terminate => Some(self.quit()),
-            VmmEvent::Guest(life, happened) => {
-                let is_present = self.vm.as_ref().is_some_and(|vm| vm.life == life);
-                if is_present { self.guest_did(happened) } else { None }
+            VmmEvent::Guest(generation, event) => {
+                let is_present = self.vm.as_ref().is_some_and(|vm| vm.generation == generation);
+                if is_present { self.handle_guest(event) } else { None }
             }
         }
     }
 
-    fn guest_did(&mut self, happened: EmulatorEvent) -> Option<ExitCode> {
-        match happened {
+    fn handle_guest(&mut self, event: EmulatorEvent) -> Option<ExitCode> {
+        match event {
             EmulatorEvent::PoweredOff => {
                 if let Some(emulator) = self.vm.as_ref().and_then(|vm| vm.emulator.as_ref()) {
                     emulator.drain();
@@ -170,11 +172,11 @@ impl Vmm<'_> {
                 if silently.is_some() {
                     return silently;
                 }
-                let stays = self.faults.contains(&ChvFault::CpuFailsAndStays);
-                if stays || self.faults.contains(&ChvFault::CpuFails) {
+                let keeps_running = self.faults.contains(&ChvFault::CpuFailsAndStays);
+                if keeps_running || self.faults.contains(&ChvFault::CpuFails) {
                     eprintln!("{}", ChvFault::CPU_FAILED);
                 }
-                if stays {
+                if keeps_running {
                     return None;
                 }
                 if self.options.no_shutdown {
@@ -185,15 +187,15 @@ impl Vmm<'_> {
             }
             EmulatorEvent::Reset => match self.reboot() {
                 Ok(()) => None,
-                // As when a share's virtiofsd went with the machine that was.
+                // For example, the virtiofsd of a share exited with the first VM.
                 Err(error) => Some(fatal(&["VM reboot error", &format!("{error:?}")])),
             },
             EmulatorEvent::Panicked(event) => {
                 self.events.send_with("guest", "panic", Some(json!({ "event": event })));
                 None
             }
-            EmulatorEvent::Exited(said) => {
-                eprintln!("the emulator died: {said}");
+            EmulatorEvent::Exited(stderr) => {
+                eprintln!("the emulator exited: {stderr}");
                 Some(ExitCode::from(EMULATOR_EXITED))
             }
         }
@@ -207,8 +209,11 @@ impl Vmm<'_> {
                     std::process::exit(i32::from(status));
                 }
                 ChvFault::Rejects(call) if call.name() == http::name(request) => {
-                    return ApiError::new(500, &["Error from API", outer(call), ChvFault::CAUSE])
-                        .into();
+                    return ApiError::new(
+                        500,
+                        &["Error from API", outer_error(call), ChvFault::CAUSE],
+                    )
+                    .into();
                 }
                 ChvFault::Ignores(call) if call.name() == http::name(request) => {
                     let status = if call == ChvCall::Quit { 200 } else { 204 };
@@ -231,7 +236,8 @@ impl Vmm<'_> {
         };
         match (request.method.as_str(), is_get) {
             ("GET", true) | ("PUT", false) => {}
-            // These answer for themselves, the others leave it to the transport.
+            // The real one rejects the wrong method of these calls in the API, with an empty body, and
+            // that of the others in the transport.
             ("PATCH" | "DELETE", _)
                 if !["vm.create", "vm.info", "vmm.ping", "vmm.shutdown"].contains(&name) =>
             {
@@ -259,11 +265,11 @@ impl Vmm<'_> {
                     .map_err(api("The VM info is not available"))?;
                 return Ok(ApiResponse::new(200, "{}".into()));
             }
-            "vm.boot" => self.boot().map_err(api(outer(ChvCall::Boot)))?,
+            "vm.boot" => self.boot().map_err(api(outer_error(ChvCall::Boot)))?,
             "vm.pause" => self.pause().map_err(api("The VM could not be paused"))?,
             "vm.resume" => self.resume().map_err(api("The VM could not resume"))?,
             "vm.power-button" => {
-                self.execute("system_powerdown").map_err(api(outer(ChvCall::PowerButton)))?;
+                self.execute("system_powerdown").map_err(api(outer_error(ChvCall::PowerButton)))?;
             }
             "vm.nmi" => self.execute("inject-nmi").map_err(api("Error triggering NMI"))?,
             "vm.shutdown" => {
@@ -292,11 +298,11 @@ impl Vmm<'_> {
         let whole: Value = serde_json::from_slice(body).map_err(not_json)?;
         let ignored = config.ignored(&whole);
         if !ignored.is_empty() && !self.faults.contains(&ChvFault::Lenient) {
-            eprintln!("vm.create: the stand-in would ignore {}", ignored.join(", "));
+            eprintln!("vm.create: unknown or unsupported fields: {}", ignored.join(", "));
             std::process::exit(i32::from(UNKNOWN_CONFIG));
         }
         if self.config.is_some() {
-            let chain = ["Error from API", outer(ChvCall::Create), "VM is already created"];
+            let chain = ["Error from API", outer_error(ChvCall::Create), "VM is already created"];
             return Err(ApiError::new(500, &chain));
         }
         self.config = Some(config);
@@ -312,16 +318,16 @@ impl Vmm<'_> {
         let config = self.config.as_ref().ok_or_else(missing)?;
         api_error::check_before_creation(config)?;
         if let Err(what) = api_error::check_supported(config) {
-            eprintln!("vm.boot: the stand-in does not have {what}");
+            eprintln!("vm.boot: the stand-in does not support {what}");
             std::process::exit(i32::from(UNKNOWN_CONFIG));
         }
-        self.lives += 1;
-        let life = self.lives;
+        self.generations += 1;
+        let generation = self.generations;
         if let Err(error) = api_error::check_kernel(config) {
-            self.vm = Some(VmInstance { state: VmmState::Created, emulator: None, life });
+            self.vm = Some(VmInstance { state: VmmState::Created, emulator: None, generation });
             return Err(error);
         }
-        self.vm = Some(start(config, life, &self.event)?);
+        self.vm = Some(start(config, generation, &self.event)?);
         self.events.send("vm", "booted");
         Ok(())
     }
@@ -359,17 +365,17 @@ impl Vmm<'_> {
         if let Some(emulator) = &vm.emulator {
             emulator.drain();
         }
-        // A new machine takes the place of the old, as with the real one. The emulator's own reset
-        // would be told twice: its firmware resets once more when it finds that it has run before.
+        // As in the real one, a new VM replaces the old one. A reset inside QEMU would cause two reset
+        // events: its firmware resets once more when it finds that it has run before.
         self.vm = None;
-        self.lives += 1;
-        let vm = start(config, self.lives, &self.event)?;
+        self.generations += 1;
+        let vm = start(config, self.generations, &self.event)?;
         self.vm = Some(vm);
         self.events.send("vm", "rebooted");
         Ok(())
     }
 
-    /// Cuts the power. The machine is as it was before its boot.
+    /// Turns the VM off. Its configuration stays, so that it can boot again.
     fn shut_down(&mut self) {
         self.vm = None;
         self.events.send("vm", "shutdown");
@@ -402,7 +408,7 @@ impl Vmm<'_> {
             "memory_actual_size": config.memory.size,
         });
         if self.vm.is_some() {
-            // What hardware there is, which differs with every version and nobody here reads.
+            // The real one lists the devices. The list differs between versions, and no test reads it.
             info["device_tree"] = json!({});
         }
         Ok(info)
@@ -421,8 +427,8 @@ impl Vmm<'_> {
     }
 }
 
-/// What the real one says of a call that failed, around the causes.
-fn outer(call: ChvCall) -> &'static str {
+/// The outermost error text of a failed call, as in v53.
+fn outer_error(call: ChvCall) -> &'static str {
     match call {
         ChvCall::Create => "The VM could not be created",
         ChvCall::Boot => "The VM could not boot",
@@ -431,12 +437,16 @@ fn outer(call: ChvCall) -> &'static str {
     }
 }
 
-/// A machine whose guest runs.
-fn start(config: &ChvVmConfig, life: u64, to: &Sender<VmmEvent>) -> Result<VmInstance, ApiError> {
-    let machine = guest_args::machine(config, io::stdin().is_terminal());
-    let emulator = Emulator::start(&machine, life, to)
+/// Starts the emulator of a VM.
+fn start(
+    config: &ChvVmConfig,
+    generation: u64,
+    to: &Sender<VmmEvent>,
+) -> Result<VmInstance, ApiError> {
+    let vm = guest_args::emulated_vm(config, io::stdin().is_terminal());
+    let emulator = Emulator::start(&vm, generation, to)
         .map_err(|why| ApiError::new(500, &["Error from device manager", &why]))?;
-    Ok(VmInstance { state: VmmState::Running, emulator: Some(emulator), life })
+    Ok(VmInstance { state: VmmState::Running, emulator: Some(emulator), generation })
 }
 
 fn not_running() -> ApiError {

@@ -6,7 +6,7 @@ use super::device::{Device, port};
 use super::flags::{VfkitOptions, cut, unquoted};
 use super::rest_uri::Endpoint;
 
-/// A machine.
+/// The configuration of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Config {
     pub(super) vcpus: u64,
@@ -33,7 +33,7 @@ fn is_off(on: &bool) -> bool {
     !on
 }
 
-/// How it boots.
+/// The bootloader of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(super) enum Bootloader {
@@ -62,7 +62,7 @@ pub(super) struct Efi {
     create: bool,
 }
 
-/// The one that has no kind, as with the real one.
+/// As in the real one, this bootloader has no `kind` in JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Macos {
@@ -83,25 +83,25 @@ pub(super) struct Ignition {
     config_path: String,
 }
 
-/// Which part of a command line was refused, and why.
+/// The rejected part of a command line, and the reason.
 pub(super) type StageError = (&'static str, String);
 
 impl Config {
-    /// Understands what was given, in the order of the real one, which does `before` the devices
-    /// that it cannot take back.
+    /// Interprets the flags in the order of the real one. `before_devices` runs before the devices are
+    /// parsed.
     ///
     /// # Errors
     ///
-    /// The first that is wrong.
+    /// The first invalid flag.
     pub(super) fn from_options(
         options: &VfkitOptions,
-        before: impl FnOnce() -> Result<(), String>,
+        before_devices: impl FnOnce() -> Result<(), String>,
     ) -> Result<Self, StageError> {
         let step = |stage, done: Result<(), String>| done.map_err(|why| (stage, why));
         step("log-level", log_level(&options.log_level))?;
         let bootloader = bootloader(options).map_err(|why| ("bootloader", why))?;
         let timesync = timesync(&options.timesync).map_err(|why| ("timesync", why))?;
-        step("pidfile", before())?;
+        step("pidfile", before_devices())?;
         let devices = options.devices.iter().map(|text| Device::parse(text));
         let devices = devices.collect::<Result<_, _>>().map_err(|why| ("device", why))?;
         let ignition = ignition(&options.ignition).map_err(|why| ("ignition", why))?;

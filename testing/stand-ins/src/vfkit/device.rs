@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::flags::cut;
 
-/// A device. Its shape in JSON is that of the real one.
+/// A device. Its JSON form is that of the real one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub(super) enum Device {
@@ -40,7 +40,7 @@ pub(super) enum Device {
     Input(InputDevice),
 }
 
-/// What is left out of the JSON when it is not set.
+/// Whether the field is omitted from the JSON form.
 fn is_off(on: &bool) -> bool {
     !on
 }
@@ -67,7 +67,8 @@ pub(super) struct NbdDevice {
     read_only: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     uri: String,
-    // The real one forgot to name these for JSON; the time is in nanoseconds.
+    // These fields have no JSON names in the real one, so Go's names are used. The time is in
+    // nanoseconds.
     #[serde(rename = "DeviceIdentifier")]
     device_identifier: String,
     #[serde(rename = "Timeout")]
@@ -106,7 +107,7 @@ pub(super) struct VsockDevice {
     pub(super) port: u32,
     #[serde(rename = "socketURL")]
     pub(super) socket_url: String,
-    /// The guest connects and the host listens; else the other way round.
+    /// The host listens and the guest connects. `false`: the guest listens.
     #[serde(skip_serializing_if = "is_off")]
     pub(super) listen: bool,
 }
@@ -141,22 +142,22 @@ pub(super) struct InputDevice {
 }
 
 impl FsDevice {
-    /// The tag, or what the real one takes for it.
+    /// The tag. Default, as in the real one: the last component of the directory's path.
     pub(super) fn tag(&self) -> &str {
         let base = || self.shared_dir.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         if self.mount_tag.is_empty() { base() } else { &self.mount_tag }
     }
 }
 
-/// An option and its value, empty where it has none.
+/// The name and the value of an option. Without a value it is empty.
 type Pair<'a> = (&'a str, &'a str);
 
 impl Device {
-    /// Reads one. A disk of virtio's is opened for its first bytes.
+    /// Parses a device. The file of a `virtio-blk` device is opened to read its header.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in the real one's words.
+    /// The error text of the real one.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (kind, options) = text.split_once(',').unwrap_or((text, ""));
         let options: Vec<Pair<'_>> = options
@@ -190,7 +191,7 @@ impl Device {
     }
 }
 
-/// A disk without a name for the guest.
+/// A disk without the option `deviceId`.
 fn disk(dev_name: &'static str, options: &[Pair<'_>]) -> Result<DiskDevice, String> {
     let mut disk = DiskDevice { dev_name, ..DiskDevice::default() };
     for (name, value) in options.iter().copied() {
@@ -212,7 +213,7 @@ fn virtio_blk(options: &[Pair<'_>]) -> Result<DiskDevice, String> {
     disk.device_identifier = names.last().map(|(_, id)| (*id).to_owned()).unwrap_or_default();
     let path = &disk.image_path;
     let mut file = File::open(path).map_err(|error| {
-        format!("failed to open file {path}: open {path}: {}", in_go(&error.to_string()))
+        format!("failed to open file {path}: open {path}: {}", go_error(&error.to_string()))
     })?;
     let mut header = [0; 4];
     match file.read(&mut header) {
@@ -223,13 +224,13 @@ fn virtio_blk(options: &[Pair<'_>]) -> Result<DiskDevice, String> {
         Ok(_) => Ok(disk),
         Err(error) => Err(format!(
             "failed to read the header of file {path}: read {path}: {}",
-            in_go(&error.to_string())
+            go_error(&error.to_string())
         )),
     }
 }
 
-/// An error of the system without its number, and in small letters, as Go says it.
-pub(super) fn in_go(error: &str) -> String {
+/// The text of an operating system error in the form of Go: lower case, without the number.
+pub(super) fn go_error(error: &str) -> String {
     let words = error.split_once(" (os error").map_or(error, |(words, _)| words);
     words.to_ascii_lowercase()
 }
@@ -367,7 +368,7 @@ fn vsock(options: &[Pair<'_>]) -> Result<VsockDevice, String> {
     Ok(vsock)
 }
 
-/// A port of vsock: 32 bits, in tens.
+/// Parses a vsock port: a decimal number of 32 bits.
 pub(super) fn port(text: &str) -> Result<u32, String> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match (is_number, text.parse()) {
@@ -446,7 +447,7 @@ fn input(options: &[Pair<'_>]) -> Result<InputDevice, String> {
     }
 }
 
-/// An option that is there or not, and has no value.
+/// Parses an option without a value.
 fn flag(device: &str, name: &str, value: &str) -> Result<bool, String> {
     match value {
         "" => Ok(true),

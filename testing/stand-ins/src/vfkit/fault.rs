@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::BrokenReply;
 
-/// A request that can go wrong.
+/// A request that can have a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VfkitCall {
     /// `GET /vm/state`
@@ -24,7 +24,7 @@ pub enum VfkitCall {
 impl VfkitCall {
     const ALL: [Self; 5] = [Self::State, Self::Pause, Self::Resume, Self::Stop, Self::HardStop];
 
-    /// What a body calls it. Nothing calls `State` so.
+    /// The name of the state in the request's body. `State` has no body; its name is for logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::State => "state",
@@ -35,51 +35,51 @@ impl VfkitCall {
         }
     }
 
-    /// The change of state that a body asks for.
+    /// The change of state with this name in a request's body.
     pub(super) fn change(name: &str) -> Option<Self> {
         Self::ALL[1..].iter().copied().find(|call| call.name() == name)
     }
 }
 
-/// A fault.
+/// A fault of the stand-in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VfkitFault {
-    /// The REST service comes late.
+    /// The socket of the REST service appears after this time.
     SocketAfter(Duration),
-    /// The REST service never comes.
+    /// The socket of the REST service never appears.
     NoSocket,
-    /// The answer to a call breaks.
+    /// The reply to a request is broken.
     BreaksReply(BrokenReply, VfkitCall),
-    /// The call fails, with a reason.
+    /// The request fails with the reason [`Self::CAUSE`].
     Rejects(VfkitCall),
-    /// It is answered with success, and nothing is done.
+    /// The reply is success, but the request is not carried out.
     Ignores(VfkitCall),
-    /// The process says something on standard error and ends with this status, before the answer.
+    /// The process writes [`Self::STDERR_LINE`] and exits with this code, before it replies.
     Exits(VfkitCall, u8),
-    /// The same, before there is a REST service.
+    /// As [`Self::Exits`], before the REST service starts.
     ExitsAtStart(u8),
-    /// The machine starts and never runs, and nothing watches over that.
+    /// The state stays `Starting`, without a time limit.
     NeverRuns,
-    /// The machine starts and never runs, and after this time that ends the process.
+    /// The state stays `Starting`, and the process exits after this time.
     StartTimesOut(Duration),
-    /// Its state is `Error` instead of `Running`, and the process stays.
+    /// The state is `Error` instead of `Running`, and the process keeps running.
     Error,
-    /// SIGTERM does nothing.
+    /// SIGTERM has no effect.
     IgnoresSigterm,
-    /// The machine stops, and the process stays: as when the wait that SIGTERM began takes the news
-    /// that another waits for.
+    /// The VM stops, but the process keeps running. In the real one this can happen when the wait after a
+    /// SIGTERM consumes the notification for which another wait is pending.
     OutlivesVm,
-    /// When the guest powers off, the state is `Error` for a moment, and ends the process.
+    /// When the guest powers off, the state becomes `Error`, and the process exits with a failure.
     EndsInError,
 }
 
 impl VfkitFault {
-    /// The text on standard error of a process that [dies](Self::Exits).
-    pub const STDERR_LINE: &str = "fatal error: as ordered";
-    /// The reason of a [rejection](Self::Rejects).
-    pub const CAUSE: &str = "as ordered";
+    /// The text on standard error before [`Self::Exits`].
+    pub const STDERR_LINE: &str = "fatal error: injected fault";
+    /// The reason in the error of [`Self::Rejects`].
+    pub const CAUSE: &str = "injected fault";
 
-    /// What it makes of the answer to a call.
+    /// The broken reply to this request, if the fault is for it.
     pub(super) fn broken_reply(self, call: VfkitCall) -> Option<BrokenReply> {
         match self {
             Self::BreaksReply(broken, at) if at == call => Some(broken),

@@ -9,7 +9,7 @@
 
 use serde::Serialize;
 
-/// What was given, before anybody looked what it means.
+/// The values of the flags. [`Config`](super::config::Config) interprets them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct VfkitOptions {
@@ -34,14 +34,14 @@ pub(super) struct VfkitOptions {
     pub(super) positional: Vec<String>,
 }
 
-/// What a command line asks for.
+/// The request of a command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ParsedCommand {
-    /// A machine.
+    /// Run a VM.
     Run(Box<VfkitOptions>),
-    /// The version.
+    /// Print the version.
     Version,
-    /// The usage.
+    /// Print the usage.
     Help,
 }
 
@@ -68,7 +68,7 @@ impl Default for VfkitOptions {
     }
 }
 
-/// Every flag: name, letter, the kind of value that it needs, and what the usage says of it.
+/// Every flag: name, letter, the kind of its value, and its description in the usage text.
 const FLAGS: &[(&str, Option<char>, Option<&str>, &str)] = &[
     ("bootloader", Some('b'), Some("stringSlice"), "bootloader configuration"),
     ("cloud-init", None, Some("stringSlice"), "path to cloud-init configuration files"),
@@ -89,7 +89,7 @@ const FLAGS: &[(&str, Option<char>, Option<&str>, &str)] = &[
     ("version", Some('v'), None, "version for vfkit"),
 ];
 
-/// The usage, which stands below every error.
+/// The usage text, which is printed after every error.
 pub(super) fn usage() -> String {
     let mut text = "Usage:\n  vfkit [flags]\n\nFlags:\n".to_owned();
     for (name, letter, kind, what) in FLAGS {
@@ -100,26 +100,26 @@ pub(super) fn usage() -> String {
     text
 }
 
-/// Reads a command line.
+/// Parses a command line.
 ///
 /// # Errors
 ///
-/// What is wrong with it, in the real one's words.
+/// The error text of the real one.
 pub(super) fn parse(words: &[String]) -> Result<ParsedCommand, String> {
-    let mut reading = FlagParser { options: VfkitOptions::default(), given: Vec::new(), words };
-    while let Some((word, rest)) = reading.words.split_first() {
-        reading.words = rest;
+    let mut parser = FlagParser { options: VfkitOptions::default(), given: Vec::new(), words };
+    while let Some((word, rest)) = parser.words.split_first() {
+        parser.words = rest;
         match word.as_bytes() {
             [b'-', b'-'] => {
-                reading.options.positional.extend(rest.iter().cloned());
+                parser.options.positional.extend(rest.iter().cloned());
                 break;
             }
-            [b'-', b'-', ..] => reading.long(&word[2..])?,
-            [b'-', _, ..] => reading.letters(&word[1..])?,
-            _ => reading.options.positional.push(word.clone()),
+            [b'-', b'-', ..] => parser.long(&word[2..])?,
+            [b'-', _, ..] => parser.letters(&word[1..])?,
+            _ => parser.options.positional.push(word.clone()),
         }
     }
-    let FlagParser { options, given, .. } = reading;
+    let FlagParser { options, given, .. } = parser;
     match given.iter().find(|name| ["help", "version"].contains(name)) {
         Some(&"help") => Ok(ParsedCommand::Help),
         Some(_) if given.contains(&"help") => Ok(ParsedCommand::Help),
@@ -130,7 +130,7 @@ pub(super) fn parse(words: &[String]) -> Result<ParsedCommand, String> {
 
 struct FlagParser<'a> {
     options: VfkitOptions,
-    /// The flags that were there.
+    /// The names of the flags on the command line.
     given: Vec<&'static str>,
     words: &'a [String],
 }
@@ -151,8 +151,8 @@ impl FlagParser<'_> {
         self.set(name, *letter, &value)
     }
 
-    /// `-nc4`, `-nc 4`, `-nc=4`: any number of letters, of which the first that needs a value takes
-    /// the rest.
+    /// Parses `-nc4`, `-nc 4` or `-nc=4`. The first letter whose flag has a value takes the rest of the
+    /// word.
     fn letters(&mut self, word: &str) -> Result<(), String> {
         let mut rest = word;
         while let Some(first) = rest.chars().next() {
@@ -204,7 +204,7 @@ impl FlagParser<'_> {
                     "pidfile" => options.pidfile = text,
                     "restful-uri" => options.restful_uri = text,
                     "timesync" => options.timesync = text,
-                    _ => unreachable!("{name} is in the table and nobody takes it"),
+                    _ => unreachable!("the flag {name} is in the table but has no setter"),
                 }
                 Ok(())
             }
@@ -218,7 +218,7 @@ impl FlagParser<'_> {
     }
 }
 
-/// What must be given together, and what must not.
+/// Checks which flags need each other, and which exclude each other.
 fn groups(given: &[&str]) -> Result<(), String> {
     let is_set = |name: &str| given.contains(&name);
     let mut missing: Vec<_> =
@@ -250,8 +250,8 @@ pub(super) fn cut(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// vfkit's own kind of list: commas part it except between double quotes, which stay where they are
-/// unless they are around an element. There is no escape. More of the same flag adds to it.
+/// Parses a list of vfkit and appends it to `to`. Commas separate the elements, except between double
+/// quotes. Quotes around a whole element are removed, other quotes stay. There are no escapes.
 fn list(to: &mut Option<Vec<String>>, text: &str) -> Result<(), String> {
     let mut elements = vec![String::new()];
     let mut is_quoted = false;
@@ -264,7 +264,7 @@ fn list(to: &mut Option<Vec<String>>, text: &str) -> Result<(), String> {
             '"' => is_quoted = !is_quoted,
             _ => {}
         }
-        elements.last_mut().expect("there is one at least").push(c);
+        elements.last_mut().expect("the list is not empty").push(c);
     }
     if is_quoted {
         return Err("mismatched \"".to_owned());
@@ -276,7 +276,7 @@ fn list(to: &mut Option<Vec<String>>, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Without the quotes at both ends, where there are some at both.
+/// Removes the double quotes at both ends, if both ends have them.
 pub(super) fn unquoted(text: &str) -> String {
     match text.starts_with('"') && text.ends_with('"') {
         true => text.trim_matches('"').to_owned(),

@@ -12,14 +12,14 @@ use nix::sys::termios::{InputFlags, LocalFlags, SetArg, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
 use super::config::{Bootloader, Config, Linux};
-use super::device::{Device, DiskDevice, in_go};
+use super::device::{Device, DiskDevice, go_error};
 use super::rest_uri::Endpoint;
 use capsa_fixtures::nano::Nano;
 
-/// The longest tag of a share.
+/// The maximal length of a share's tag.
 const MAX_TAG: usize = 36;
 
-/// How a machine is doing.
+/// The state of a VM, as in `VZVirtualMachine.State`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VzState {
     Stopped,
@@ -30,8 +30,8 @@ pub(super) enum VzState {
 }
 
 impl VzState {
-    /// As `GET /vm/state` shows it.
-    pub(super) fn shown(self) -> Value {
+    /// The reply to `GET /vm/state`.
+    pub(super) fn reply(self) -> Value {
         use VzState::{Error, Paused, Running, Stopped};
         json!({
             "state": format!("VirtualMachineState{self:?}"),
@@ -43,20 +43,20 @@ impl VzState {
         })
     }
 
-    /// What is said where it cannot become another.
-    pub(super) fn cannot(self, become_: &str) -> String {
+    /// The error of an invalid transition from this state to `next`.
+    pub(super) fn invalid_transition(self, next: &str) -> String {
         error(
             3,
             &format!(
                 "Invalid virtual machine state transition. Transition from state \
-                 “VZVirtualMachineState{self:?}” to state “VZVirtualMachineState{become_}” is \
+                 “VZVirtualMachineState{self:?}” to state “VZVirtualMachineState{next}” is \
                  invalid."
             ),
         )
     }
 }
 
-/// An error of the framework's, as its bindings show one.
+/// An error of the framework, in the form of its bindings.
 fn error(code: u8, text: &str) -> String {
     let (failure, reason) = text.split_once(". ").unwrap_or((text, ""));
     format!(
@@ -69,16 +69,16 @@ fn invalid(why: &str) -> String {
     error(2, &format!("Invalid virtual machine configuration. {why}"))
 }
 
-/// Checks a machine as far as that is done before it starts, and sets the terminal.
+/// Makes the checks before the start of a VM, and sets the terminal.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong.
+/// The first invalid part of the configuration.
 pub(super) fn check(config: &Config) -> Result<(), String> {
     if let Bootloader::Linux(Linux { kernel, initrd, .. }) = &config.bootloader {
         for (what, path) in [("linux kernel", kernel), ("initial RAM disk", initrd)] {
             fs::metadata(path).map_err(|error| {
-                format!("invalid {what} path: stat {path}: {}", in_go(&error.to_string()))
+                format!("invalid {what} path: stat {path}: {}", go_error(&error.to_string()))
             })?;
         }
     }
@@ -104,7 +104,7 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
                 tags.push(tag);
             }
             Device::Serial(serial) if serial.uses_stdio => {
-                set_terminal().map_err(|error| in_go(&error.to_string()))?;
+                set_terminal().map_err(|error| go_error(&error.to_string()))?;
             }
             _ => {}
         }
@@ -124,7 +124,7 @@ fn check_disk(disk: &DiskDevice) -> Result<(), String> {
     opened.map(drop).map_err(|_| invalid("The storage device attachment is invalid."))
 }
 
-/// vfkit makes the terminal raw, or nearly: what it leaves is whatever the terminal did before.
+/// Sets the terminal as vfkit does: nearly raw. All other settings keep their values.
 fn set_terminal() -> io::Result<()> {
     let stdin = io::stdin();
     let mut settings = tcgetattr(&stdin)?;
@@ -134,22 +134,22 @@ fn set_terminal() -> io::Result<()> {
     Ok(())
 }
 
-/// What a kernel is that starts.
+/// A kernel that the framework or the stand-in boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kernel {
-    /// A bzImage: an Intel Mac has no other.
+    /// A bzImage, the only format on an Intel Mac.
     Linux,
-    /// Our nano guest, which no Mac would boot. It has no driver for virtio, so its console is the
-    /// serial port that no Mac has.
+    /// The nano guest, which a Mac does not boot. It has no virtio driver, so its console is a serial port,
+    /// which VMs on a Mac do not have.
     Nano,
 }
 
 impl Kernel {
-    /// Looks at it.
+    /// Detects the format of the file.
     ///
     /// # Errors
     ///
-    /// When a machine does not start with it.
+    /// When the VM would not start with this kernel.
     pub(super) fn at(path: &str) -> Result<Self, String> {
         let image = fs::read(path).unwrap_or_default();
         let is_nano = [true, false].map(|power_button| Nano { power_button }.elf() == image);
@@ -163,11 +163,11 @@ impl Kernel {
     }
 }
 
-/// What the stand-in cannot do although the real one could: said, not skipped.
+/// Checks that the stand-in supports the configuration. Otherwise it exits with an error.
 ///
 /// # Errors
 ///
-/// The first such thing.
+/// The first option that the real one supports and the stand-in does not.
 pub(super) fn check_supported(config: &Config) -> Result<(), String> {
     if !matches!(config.bootloader, Bootloader::Linux(_)) {
         return Err("bootloaders other than that of Linux".into());
@@ -177,7 +177,7 @@ pub(super) fn check_supported(config: &Config) -> Result<(), String> {
         return Err("two consoles on one terminal".into());
     }
     for device in &config.devices {
-        let has = match device {
+        let is_supported = match device {
             Device::Blk(_) | Device::Fs(_) | Device::Vsock(_) | Device::Rng | Device::Balloon => {
                 true
             }
@@ -185,19 +185,19 @@ pub(super) fn check_supported(config: &Config) -> Result<(), String> {
             Device::Serial(serial) => !serial.uses_pty,
             _ => false,
         };
-        if !has {
+        if !is_supported {
             return Err(format!("the device {}", json!(device)));
         }
     }
-    let has = [
+    let unsupported = [
         (config.timesync.is_some(), "--timesync"),
         (config.ignition.is_some(), "--ignition"),
         (!config.cloud_init.is_empty(), "--cloud-init"),
         (config.nested, "--nested"),
         (config.gui, "--gui"),
-        (matches!(config.endpoint, Endpoint::Tcp(_)), "a REST service by TCP"),
+        (matches!(config.endpoint, Endpoint::Tcp(_)), "a REST service over TCP"),
     ];
-    match has.iter().find(|(is_asked, _)| *is_asked) {
+    match unsupported.iter().find(|(is_set, _)| *is_set) {
         Some((_, what)) => Err((*what).to_owned()),
         None => Ok(()),
     }

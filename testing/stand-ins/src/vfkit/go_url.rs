@@ -1,25 +1,25 @@
 //! The part of Go's `net/url` that determines the path of a vfkit socket: vfkit parses a path as a URL, so
 //! `%41` becomes `A`, and a question mark ends the path.
 
-/// A URL, as far as it is looked at.
+/// The parts of a URL that the stand-in uses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) scheme: String,
-    /// With its port.
+    /// The host with its port.
     pub(super) host: String,
-    /// Decoded.
+    /// The decoded path.
     pub(super) path: String,
-    /// As it was written.
+    /// The path before decoding.
     raw_path: String,
 }
 
 impl Url {
-    /// `url.Parse`, or with `is_request` `url.ParseRequestURI`, which has no fragment and wants an
-    /// absolute URL.
+    /// Go's `url.Parse`, or with `is_request` Go's `url.ParseRequestURI`, which does not split off a
+    /// fragment and requires an absolute URL.
     ///
     /// # Errors
     ///
-    /// Why it is none.
+    /// When the text is not a URL: Go's error text.
     pub(super) fn parse(text: &str, is_request: bool) -> Result<Self, String> {
         let parsed = match text.split_once('#') {
             Some((before, _)) if !is_request => Self::without_fragment(before, is_request),
@@ -28,12 +28,13 @@ impl Url {
         parsed.map_err(|why| format!("parse {text:?}: {why}"))
     }
 
-    /// The host's port, without the colon.
+    /// The port, without the colon.
     pub(super) fn port(&self) -> &str {
         self.host.rsplit_once(':').map_or("", |(_, port)| port)
     }
 
-    /// `EscapedPath`: as it was written where that is a way to write it, else written anew.
+    /// Go's `EscapedPath`: the path before decoding if it is validly escaped; otherwise the decoded path,
+    /// escaped again.
     pub(super) fn escaped_path(&self) -> String {
         let is_valid = |b: u8| b.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:@[]/%".contains(&b);
         if self.raw_path.bytes().all(is_valid) {
@@ -61,7 +62,7 @@ impl Url {
         let mut url = Self { scheme: scheme.to_ascii_lowercase(), ..Self::default() };
         if !rest.starts_with('/') {
             return match (scheme, is_request) {
-                // Opaque: there is no path.
+                // An opaque URL has no path.
                 (scheme, _) if !scheme.is_empty() => Ok(url),
                 (_, true) => Err("invalid URI for request".into()),
                 (_, false) => Self::relative(rest),
@@ -91,7 +92,7 @@ impl Url {
     }
 }
 
-/// The scheme, empty where there is none, and what is behind its colon.
+/// Splits a text into the scheme, which may be empty, and the rest after the colon.
 fn scheme(text: &str) -> Result<(&str, &str), String> {
     for (at, c) in text.char_indices() {
         match c {

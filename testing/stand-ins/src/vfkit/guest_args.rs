@@ -13,11 +13,11 @@ use super::config::{Bootloader, Config, Linux};
 use super::device::{Device, DiskDevice, FsDevice, NetDevice, SerialDevice};
 use super::framework::Kernel;
 
-/// The guest's address in vsock. Which one it is no host gets to see.
+/// The CID of the guest. It is not visible on the host.
 const CID: u32 = 3;
 
-/// The directory in which the processes of the machine listen. Names in it are short: the length of
-/// its path was checked for those that Capsa gives.
+/// The directory of the sockets of QEMU's device processes. File names in it are short, because Capsa
+/// checks the length of socket paths only for its own names.
 #[derive(Debug, Clone)]
 pub(super) struct Sockets(pub(super) PathBuf);
 
@@ -30,21 +30,21 @@ impl Sockets {
         self.0.join("d")
     }
 
-    /// Where the host asks for a port of the guest's; with `_PORT` at its end, where a guest that
-    /// asks for one of the host's is heard.
+    /// The socket through which the host connects to a port of the guest. The guest connects to a port of
+    /// the host at this path with `_PORT` appended.
     pub(super) fn vsock(&self) -> PathBuf {
         self.0.join("v")
     }
 }
 
-/// The machine. `linux` is what it boots.
-pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> EmulatedVm {
+/// The programs that emulate the VM, which boots `kernel`.
+pub(super) fn emulated_vm(config: &Config, kernel: Kernel, at: &Sockets) -> EmulatedVm {
     let mut args = EmulatedVmBuilder::default();
     let Bootloader::Linux(linux) = &config.bootloader else { return args.0 };
-    // A guest that reboots boots again, and nobody is told.
+    // A guest that reboots boots again, without an event.
     args.push("-action reboot=reset,shutdown=pause,panic=none -machine q35,memory-backend=ram");
     let is_outside = |device: &Device| matches!(device, Device::Fs(_) | Device::Vsock(_));
-    // Shares and sockets are processes here and not in the real one: they need the memory shared.
+    // Unlike in the real one, shares and vsock are processes, which need shared memory.
     let shared = if config.devices.iter().any(is_outside) { "on" } else { "off" };
     let size = config.memory_bytes;
     args.push(&format!(
@@ -66,7 +66,7 @@ pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Emulated
             _ => {}
         }
     }
-    // One device, however many ports there are.
+    // One device for all ports.
     if config.devices.iter().any(|device| matches!(device, Device::Vsock(_))) {
         args.vsock(at);
     }
@@ -77,7 +77,7 @@ pub(super) fn machine(config: &Config, kernel: Kernel, at: &Sockets) -> Emulated
 struct EmulatedVmBuilder(EmulatedVm);
 
 impl EmulatedVmBuilder {
-    /// Words that have no blanks in them.
+    /// Adds arguments that are separated by one space.
     fn push(&mut self, words: &str) {
         self.0.arguments.extend(words.split(' ').map(str::to_owned));
     }
@@ -129,7 +129,7 @@ impl EmulatedVmBuilder {
     }
 
     fn net(&mut self, n: usize, net: &NetDevice) {
-        // The network that macOS gives its guests.
+        // The addresses that macOS uses for its guests.
         self.push(&format!(
             "-netdev user,id=net{n},net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.3,\
              dhcpstart=192.168.64.15"
@@ -143,11 +143,11 @@ impl EmulatedVmBuilder {
     }
 
     fn serial(&mut self, n: usize, serial: &SerialDevice, kernel: Kernel) {
-        // Standard input and output are opened anew, each as it is: what the emulator calls
-        // `stdio` would set the terminal. Where both are one terminal, so is what is opened: a file
-        // with a file to read from beside it is for QEMU 8.1 and later.
+        // QEMU opens standard input and output itself, because its `stdio` would change the settings of
+        // the terminal. If both are the same terminal, it is opened as one `pipe`. Otherwise output is a
+        // file with an `input-path`, which needs QEMU 8.1 or later.
         let to = match serial.uses_stdio {
-            true if stdio_is_one() => format!("pipe,id=console{n},path=/proc/self/fd/0"),
+            true if stdio_is_one_terminal() => format!("pipe,id=console{n},path=/proc/self/fd/0"),
             true => {
                 let paths = "path=/proc/self/fd/1,append=on,input-path=/proc/self/fd/0";
                 format!("file,id=console{n},{paths}")
@@ -174,8 +174,8 @@ impl EmulatedVmBuilder {
     }
 }
 
-/// Standard input and output are the same terminal.
-fn stdio_is_one() -> bool {
+/// Whether standard input and output are the same terminal.
+fn stdio_is_one_terminal() -> bool {
     let of = |n: u8| fs::metadata(format!("/proc/self/fd/{n}"));
     match (of(0), of(1)) {
         (Ok(input), Ok(output)) => {

@@ -1,24 +1,24 @@
 //! The logs of vfkit: its own on standard error, and that of its REST server on standard output, which may
-//! be the guest's console.
+//! also be the guest's console.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How much is said: `error` less than `info`, `debug` more.
+/// The log level: an index into `LEVELS`.
 static LEVEL: OnceLock<u8> = OnceLock::new();
 
 const LEVELS: [&str; 3] = ["error", "info", "debug"];
 
-/// Sets it to what `--log-level` says.
+/// Sets the log level to the value of `--log-level`.
 pub(super) fn set_level(level: &str) {
     let level = LEVELS.iter().position(|known| *known == level).unwrap_or(1);
     let _ = LEVEL.set(u8::try_from(level).unwrap_or(1));
 }
 
-/// A line of logrus, as it is where standard error is no terminal.
+/// Writes a line in the format that logrus uses if standard error is not a terminal.
 pub(super) fn write(level: &str, message: &str) {
-    // Warnings and what is fatal are said at any level but the lowest.
+    // `error` and `fatal` are written at every level, warnings at every level but `error`.
     let needs = match level {
         "debug" => 2,
         "info" | "warning" => 1,
@@ -31,7 +31,7 @@ pub(super) fn write(level: &str, message: &str) {
     }
 }
 
-/// That a signal came, which Go's own logger says.
+/// Logs a signal, in the format of Go's own logger.
 pub(super) fn captured(signal: &str) {
     let Time { date: [year, month, day], time: [hour, minute, second] } = Time::now();
     eprintln!(
@@ -40,8 +40,8 @@ pub(super) fn captured(signal: &str) {
     );
 }
 
-/// The line of a request, in colour on a terminal. It comes before its answer goes out, so where
-/// nobody reads it there is none.
+/// Logs a request, in colour on a terminal. The line is written before the reply is sent: if standard
+/// output is not read, the reply waits.
 pub(super) fn request(status: u16, took: Duration, method: &str, path: &str) {
     let mut stdout = io::stdout();
     let is_plain = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -68,7 +68,7 @@ pub(super) fn request(status: u16, took: Duration, method: &str, path: &str) {
     let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// A moment, as the clock on the wall has it in UTC.
+/// A date and time in UTC.
 #[derive(Debug, PartialEq, Eq)]
 struct Time {
     date: [u64; 3],
@@ -83,7 +83,7 @@ impl Time {
 
     fn of(seconds: u64) -> Self {
         let (days, rest) = (seconds / 86_400, seconds % 86_400);
-        // Years that begin with March, so that the day of a leap year is the last one.
+        // Counts years from March, so that the leap day is the last day of a year.
         let days = days + 719_468;
         let (era, day) = (days / 146_097, days % 146_097);
         let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

@@ -6,7 +6,7 @@
 //! - `rest`: the REST service.
 //! - `framework`: the errors of macOS' Virtualization.framework. `guest_args`: the arguments of QEMU.
 //!   `vsock`: the sockets.
-//! - `machine`: the VM, from its start to the exit.
+//! - `vm`: the VM, from its start to the exit.
 //! - `fault`: the faults.
 //!
 //! The tests of the vfkit backend compare the parsed command lines with the results of vfkit's own
@@ -42,31 +42,31 @@ use flags::{ParsedCommand, VfkitOptions};
 
 pub use fault::{VfkitCall, VfkitFault};
 
-/// The version that it reports.
+/// The version that the stand-in reports.
 pub const VERSION: &str = "v0.6.4";
 
-/// What it makes of a command line, without acting on it: `options` that were given, `vm` as
-/// `GET /vm/inspect` would show it, the `path` of the REST service's socket where there is one; or
-/// the `stage` at which it is refused, and the `error`.
+/// Parses a command line without starting a VM. The result has the fields `options` (the flags), `vm` (the
+/// reply to `GET /vm/inspect`) and `path` (the socket of the REST service, or null). If the command line is
+/// rejected, it has `stage` and `error`.
 pub fn parse_command_line(words: &[String]) -> Value {
-    let refused = |(stage, error): StageError| json!({ "stage": stage, "error": error });
+    let rejected = |(stage, error): StageError| json!({ "stage": stage, "error": error });
     let options = match flags::parse(words) {
         Ok(ParsedCommand::Run(options)) => options,
         Ok(ParsedCommand::Version | ParsedCommand::Help) => return json!({}),
-        Err(why) => return refused(("flags", why)),
+        Err(why) => return rejected(("flags", why)),
     };
-    let mut understood = match Config::from_options(&options, || Ok(())) {
+    let mut parsed = match Config::from_options(&options, || Ok(())) {
         Ok(config) => json!({ "vm": config, "path": match &config.endpoint {
             rest_uri::Endpoint::Unix(path) => Some(path),
             _ => None,
         } }),
-        Err(why) => refused(why),
+        Err(why) => rejected(why),
     };
-    understood["options"] = json!(options);
-    understood
+    parsed["options"] = json!(options);
+    parsed
 }
 
-/// The program.
+/// The main function of the program.
 pub fn main() -> ExitCode {
     let mut words = env::args_os();
     let called = PathBuf::from(words.next().unwrap_or_default());
@@ -84,22 +84,23 @@ pub fn main() -> ExitCode {
             print!("{}", flags::usage());
             return ExitCode::SUCCESS;
         }
-        Err(why) => return refuse(&why),
+        Err(why) => return exit_with_error(&why),
     };
     let faults = match faulty::read_faults(&called) {
         Ok(faults) => faults,
-        Err(why) => return refuse(&why),
+        Err(why) => return exit_with_error(&why),
     };
     log::set_level(&options.log_level);
     let config = Config::from_options(&options, || write_pid_file(&options));
     let ended = config.map_err(|(_, why)| why).and_then(|config| vm::run(&config, faults));
     match ended {
         Ok(status) => status,
-        Err(why) => refuse(&why),
+        Err(why) => exit_with_error(&why),
     }
 }
 
-/// Written before the devices are looked at, and never removed.
+/// Writes the pid file. As in the real one, this happens before the devices are parsed, and the file is
+/// never removed.
 fn write_pid_file(options: &VfkitOptions) -> Result<(), String> {
     use std::os::unix::fs::PermissionsExt;
     let path = &options.pidfile;
@@ -111,12 +112,12 @@ fn write_pid_file(options: &VfkitOptions) -> Result<(), String> {
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
     };
     write().map_err(|error| {
-        format!("could not write PID: open {path}: {}", device::in_go(&error.to_string()))
+        format!("could not write PID: open {path}: {}", device::go_error(&error.to_string()))
     })
 }
 
-/// As cobra and then vfkit have it: the error, the usage, and the error again.
-fn refuse(why: &str) -> ExitCode {
+/// Prints what cobra and then vfkit print: the error, the usage, and the error again.
+fn exit_with_error(why: &str) -> ExitCode {
     eprintln!("Error: {why}\n{}\n{why}", flags::usage());
     ExitCode::FAILURE
 }

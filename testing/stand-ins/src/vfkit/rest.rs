@@ -1,7 +1,7 @@
-//! The REST service, as gin on Go's HTTP server has it. It is there before the machine runs.
+//! The REST service, with the behaviour of gin on Go's HTTP server. It starts before the guest runs.
 //!
-//! What it shows it looks up itself; a change of state is a wish to the machine's own loop, as all
-//! that starts or ends a guest is.
+//! It reads the state and the configuration itself. It sends a change of state to the VM's loop, which
+//! alone starts and stops guests.
 
 use std::io::{self, BufReader, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,19 +16,19 @@ use super::framework::VzState;
 use super::vm::VfkitEvent;
 use super::{VfkitCall, VfkitFault, log};
 
-/// What the service needs of the machine.
+/// The REST service of a VM.
 #[derive(Debug, Clone)]
 pub(super) struct RestService {
-    /// How the machine is doing.
+    /// The state of the VM.
     pub(super) state: Arc<Mutex<VzState>>,
-    /// What `GET /vm/inspect` shows.
+    /// The reply to `GET /vm/inspect`.
     pub(super) config: Arc<Value>,
-    /// Where wishes go.
+    /// The events of the VM's loop.
     pub(super) to: Sender<VfkitEvent>,
     pub(super) faults: Arc<[VfkitFault]>,
 }
 
-/// Status, type and text of an answer.
+/// A response: status, content type and body.
 #[derive(Debug, PartialEq, Eq)]
 struct RestResponse(u16, Option<&'static str>, String);
 
@@ -58,11 +58,11 @@ impl RestResponse {
 }
 
 impl RestService {
-    /// Serves at `path`, soon, late or never.
+    /// Serves at `path`: immediately, after a delay, or never, as the faults request.
     ///
     /// # Errors
     ///
-    /// When it cannot be bound at once. Where that is late, it ends the process then.
+    /// When the socket cannot be bound. After a delay, that ends the process instead.
     pub(super) fn serve(self, path: &str) -> Result<(), String> {
         let late = self.faults.iter().find_map(|fault| match fault {
             VfkitFault::SocketAfter(time) => Some(*time),
@@ -82,9 +82,9 @@ impl RestService {
     }
 
     fn bind(self, path: &str) -> Result<(), String> {
-        // There is no looking for a socket that was left: it is an address in use.
+        // As in the real one, a stale socket is not removed: the error is `address already in use`.
         let listener = UnixListener::bind(path).map_err(|error| {
-            let why = super::device::in_go(&error.to_string());
+            let why = super::device::go_error(&error.to_string());
             format!("listen unix {path}: bind: {why}")
         })?;
         accept(listener, move |stream| {
@@ -100,31 +100,31 @@ impl RestService {
             let request = match receive(&mut requests).ok()? {
                 Received::Request(request) => request,
                 Received::RunResult => return None,
-                Received::Nonsense => {
+                Received::Invalid => {
                     let kind = "text/plain; charset=utf-8\r\nConnection: close";
-                    let answer = RestResponse(400, Some(kind), "400 Bad Request".to_owned());
-                    return send(&stream, &answer.encode(), None);
+                    let response = RestResponse(400, Some(kind), "400 Bad Request".to_owned());
+                    return send(&stream, &response.encode(), None);
                 }
             };
             let begin = Instant::now();
-            let (call, answer) = self.answer(&request);
-            log::request(answer.0, begin.elapsed(), &request.method, &request.path);
+            let (call, response) = self.respond(&request);
+            log::request(response.0, begin.elapsed(), &request.method, &request.path);
             let mut faults = self.faults.iter();
             let broken = faults.find_map(|fault| fault.broken_reply(call?));
-            send(&stream, &answer.encode(), broken)?;
+            send(&stream, &response.encode(), broken)?;
         }
     }
 
-    /// What was called, where that can break, and its answer.
-    fn answer(&self, request: &HttpRequest) -> (Option<VfkitCall>, RestResponse) {
+    /// The response to a request, and the request if it can have a fault.
+    fn respond(&self, request: &HttpRequest) -> (Option<VfkitCall>, RestResponse) {
         let path = request.path.split_once('?').map_or(&*request.path, |(path, _)| path);
         match (request.method.as_str(), path) {
             ("GET", "/vm/state") => {
                 let state = *self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                let answer = self.ordered(VfkitCall::State);
+                let response = self.faulty_response(VfkitCall::State);
                 (
                     Some(VfkitCall::State),
-                    answer.unwrap_or_else(|| RestResponse::json(200, &state.shown())),
+                    response.unwrap_or_else(|| RestResponse::json(200, &state.reply())),
                 )
             }
             ("GET", "/vm/inspect") => (None, RestResponse::json(200, &self.config)),
@@ -136,14 +136,14 @@ impl RestService {
                 let Some(call) = VfkitCall::change(&name) else {
                     return (None, self.failed(&name, &format!("invalid new VMState: {name}")));
                 };
-                (Some(call), self.ordered(call).unwrap_or_else(|| self.change(call)))
+                (Some(call), self.faulty_response(call).unwrap_or_else(|| self.change(call)))
             }
             _ => (None, RestResponse(404, Some("text/plain"), "404 page not found".into())),
         }
     }
 
-    /// The answer that a fault orders.
-    fn ordered(&self, call: VfkitCall) -> Option<RestResponse> {
+    /// The response that a fault requests.
+    fn faulty_response(&self, call: VfkitCall) -> Option<RestResponse> {
         self.faults.iter().find_map(|fault| match *fault {
             VfkitFault::Exits(at, status) if at == call => {
                 eprintln!("{}", VfkitFault::STDERR_LINE);
@@ -158,12 +158,12 @@ impl RestService {
     }
 
     fn change(&self, call: VfkitCall) -> RestResponse {
-        let (answer, outcome) = channel();
-        let _ = self.to.send(VfkitEvent::Change(call, answer));
-        match outcome.recv() {
+        let (sender, result) = channel();
+        let _ = self.to.send(VfkitEvent::Change(call, sender));
+        match result.recv() {
             Ok(Ok(())) => RestResponse(202, None, String::new()),
             Ok(Err(why)) => self.failed(call.name(), &why),
-            // The process ends. Whether this is still heard is a race, as with the real one.
+            // The process exits. As in the real one, it may exit before the client reads the response.
             Err(_) => RestResponse(202, None, String::new()),
         }
     }
@@ -174,7 +174,7 @@ impl RestService {
     }
 }
 
-/// The name in a body. Like Go's, it takes any object, whatever else is in it.
+/// The name of the state in a request's body. As in Go, other members of the object are ignored.
 fn state_of(body: &[u8]) -> Result<String, String> {
     if body.is_empty() {
         return Err("EOF".to_owned());
@@ -204,23 +204,23 @@ fn state_of(body: &[u8]) -> Result<String, String> {
     }
 }
 
-/// What was read: a request, something that is none, or the end.
+/// The result of reading a request: a request, an invalid one, or the end of the connection.
 #[derive(Debug)]
 enum Received {
     Request(HttpRequest),
-    Nonsense,
+    Invalid,
     RunResult,
 }
 
 fn receive(from: &mut BufReader<UnixStream>) -> io::Result<Received> {
     let Some(head) = Head::read(from)? else { return Ok(Received::RunResult) };
     let words: Vec<&str> = head.line.split(' ').collect();
-    let [method, path, "HTTP/1.1" | "HTTP/1.0"] = words[..] else { return Ok(Received::Nonsense) };
+    let [method, path, "HTTP/1.1" | "HTTP/1.0"] = words[..] else { return Ok(Received::Invalid) };
     let mut length = 0;
     for header in head.headers {
-        let Ok((name, value)) = header else { return Ok(Received::Nonsense) };
+        let Ok((name, value)) = header else { return Ok(Received::Invalid) };
         if name.eq_ignore_ascii_case("content-length") {
-            let Ok(given) = value.trim().parse() else { return Ok(Received::Nonsense) };
+            let Ok(given) = value.trim().parse() else { return Ok(Received::Invalid) };
             length = given;
         }
     }

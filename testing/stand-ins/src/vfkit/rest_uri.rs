@@ -1,30 +1,30 @@
-//! `--restful-uri`: where the REST service is.
+//! `--restful-uri`: the address of the REST service.
 
 use super::go_url::Url;
 
-/// No service, which is the default.
+/// The default: no service.
 pub(super) const NONE: &str = "none://";
 
-/// The most that fits into a socket's address on macOS.
+/// The maximal length of a socket's path on macOS.
 const MAX_SOCKET_PATH: usize = 103;
 
-/// Where the service is.
+/// The address of the REST service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Endpoint {
-    /// Nowhere.
+    /// No service.
     None,
-    /// At host and port.
+    /// Host and port.
     Tcp(String),
-    /// At a path.
+    /// The path of a Unix socket.
     Unix(String),
 }
 
 impl Endpoint {
-    /// Reads it.
+    /// Parses the value of the flag.
     ///
     /// # Errors
     ///
-    /// Why it is none, in the real one's words.
+    /// When the value is invalid: the error text of the real one.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let Url { scheme, host, path, .. } = &Url::parse(text, true)?;
         match scheme.as_str() {

@@ -20,14 +20,14 @@ use super::rest::RestService;
 use super::rest_uri::Endpoint;
 use super::{VfkitCall, VfkitFault, log, vsock};
 
-/// What the loop is asked for.
+/// An event that the loop handles.
 #[derive(Debug)]
 pub(super) enum VfkitEvent {
-    /// A change of state: where its outcome goes.
+    /// A request for a change of state, and the sender for its result.
     Change(VfkitCall, Sender<Result<(), String>>),
-    /// SIGTERM or SIGINT came.
+    /// SIGTERM or SIGINT.
     Terminate(Signal),
-    /// Something happened in the guest.
+    /// An event of the emulator.
     Guest(EmulatorEvent),
 }
 
@@ -37,31 +37,31 @@ impl From<(u64, EmulatorEvent)> for VfkitEvent {
     }
 }
 
-/// How long a guest has after a signal.
-const GRACE: Duration = Duration::from_secs(5);
+/// The grace period of a guest after a signal.
+const GRACE_PERIOD: Duration = Duration::from_secs(5);
 
-/// Runs a machine until it ends.
+/// Runs a VM until the process ends, and returns the exit code.
 ///
 /// # Errors
 ///
-/// Why it does not start, or that it broke.
+/// When the VM does not start, or fails later.
 pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, String> {
     if let Err(what) = framework::check_supported(config) {
-        eprintln!("the stand-in does not have {what}");
+        eprintln!("the stand-in does not support {what}");
         return Ok(ExitCode::from(UNKNOWN_CONFIG));
     }
-    let dies = |fault: &VfkitFault| match fault {
+    let exit_at_start = |fault: &VfkitFault| match fault {
         VfkitFault::ExitsAtStart(status) => Some(ExitCode::from(*status)),
         _ => None,
     };
-    if let Some(status) = faults.iter().find_map(dies) {
+    if let Some(status) = faults.iter().find_map(exit_at_start) {
         eprintln!("{}", VfkitFault::STDERR_LINE);
         return Ok(status);
     }
     framework::check(config)?;
-    // Until here a signal just kills. Before there are other threads or children: all of them
-    // inherit it. So a signal to the whole group ends the stand-in and not its guest, as it is with
-    // the real one, whose guest is not in its group.
+    // Until here a signal kills the process, as in the real one. Blocked before the first thread or
+    // child starts: all of them inherit the signal mask. So a signal to the process group ends the
+    // stand-in and not QEMU. The guest of the real one is not in its process group.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| error.to_string())?;
     let (to, events_in) = channel();
@@ -69,9 +69,9 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
     let vm = VfkitVm {
         config,
         state: state.clone(),
-        at: SocketDir::of(&config.endpoint)?,
+        dir: SocketDir::of(&config.endpoint)?,
         emulator: None,
-        until: None,
+        deadline: None,
         events_in,
         to: to.clone(),
         faults: faults.into(),
@@ -80,7 +80,7 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
         let (config, faults) = (Arc::new(json!(config)), vm.faults.clone());
         let service = RestService { state, config, to: to.clone(), faults };
         if let Err(why) = service.serve(path) {
-            // Neither usage nor cleaning up.
+            // The real one prints no usage here, and leaves the socket.
             log::write("fatal", &why);
             return Ok(ExitCode::FAILURE);
         }
@@ -104,39 +104,39 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
 struct VfkitVm<'a> {
     config: &'a Config,
     state: Arc<Mutex<VzState>>,
-    at: SocketDir,
+    dir: SocketDir,
     emulator: Option<Emulator>,
-    /// When something happens unless something else does before.
-    until: Option<(Instant, DeadlineReason)>,
+    /// When a time limit expires, and which one.
+    deadline: Option<(Instant, DeadlineReason)>,
     events_in: Receiver<VfkitEvent>,
     to: Sender<VfkitEvent>,
     faults: Arc<[VfkitFault]>,
 }
 
-/// What happens when the time is over.
+/// The time limit that a deadline belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DeadlineReason {
-    /// The start was watched.
+    /// The VM must reach the state `Running`.
     Start,
-    /// A signal asked the guest to stop.
-    Grace,
+    /// The guest must power off after a signal.
+    GracePeriod,
 }
 
 type RunResult = Result<ExitCode, String>;
 
 impl VfkitVm<'_> {
-    /// From the start to the end.
+    /// Starts the VM and handles events until the process ends.
     fn run(mut self) -> RunResult {
-        self.set(VzState::Starting);
+        self.set_state(VzState::Starting);
         self.start()?;
         loop {
-            let wait = self.until.map_or(Duration::from_secs(3600), |(until, _)| {
+            let wait = self.deadline.map_or(Duration::from_secs(3600), |(until, _)| {
                 until.saturating_duration_since(Instant::now())
             });
             let end = match self.events_in.recv_timeout(wait) {
                 Ok(event) => self.handle(event),
-                Err(RecvTimeoutError::Timeout) => self.late(),
-                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is our own"),
+                Err(RecvTimeoutError::Timeout) => self.handle_timeout(),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("this struct holds a sender"),
             };
             if let Some(end) = end {
                 return end;
@@ -151,22 +151,22 @@ impl VfkitVm<'_> {
             match fault {
                 VfkitFault::NeverRuns => return Ok(()),
                 VfkitFault::StartTimesOut(time) => {
-                    self.until = Some((Instant::now() + *time, DeadlineReason::Start));
+                    self.deadline = Some((Instant::now() + *time, DeadlineReason::Start));
                     return Ok(());
                 }
                 VfkitFault::Error => {
-                    self.set(VzState::Error);
+                    self.set_state(VzState::Error);
                     return Ok(());
                 }
                 _ => {}
             }
         }
-        let sockets = Sockets(self.at.0.clone());
-        let machine = guest_args::machine(self.config, kernel, &sockets);
-        self.emulator = Some(Emulator::start(&machine, 1, &self.to)?);
-        self.set(VzState::Running);
+        let sockets = Sockets(self.dir.0.clone());
+        let vm = guest_args::emulated_vm(self.config, kernel, &sockets);
+        self.emulator = Some(Emulator::start(&vm, 1, &self.to)?);
+        self.set_state(VzState::Running);
         log::write("info", "virtual machine is running");
-        vsock::expose(&self.config.devices, &sockets.vsock());
+        vsock::start_relays(&self.config.devices, &sockets.vsock());
         log::write("info", "waiting for VM to stop");
         Ok(())
     }
@@ -177,7 +177,7 @@ impl VfkitVm<'_> {
                 let changed = self.change(call);
                 let has_stopped = changed.is_ok() && call == VfkitCall::HardStop;
                 let _ = outcome.send(changed);
-                if has_stopped { self.stopped() } else { None }
+                if has_stopped { self.handle_stop() } else { None }
             }
             VfkitEvent::Terminate(signal) => {
                 let name = if signal == Signal::SIGINT { "interrupt" } else { "terminated" };
@@ -185,8 +185,9 @@ impl VfkitVm<'_> {
                 if let Err(why) = self.change(VfkitCall::Stop) {
                     log::write("error", &format!("failed to shutdown VM: {why}"));
                 }
-                // Another signal waits its turn behind this one.
-                self.until.get_or_insert((Instant::now() + GRACE, DeadlineReason::Grace));
+                // A second signal does not extend the grace period.
+                self.deadline
+                    .get_or_insert((Instant::now() + GRACE_PERIOD, DeadlineReason::GracePeriod));
                 None
             }
             VfkitEvent::Guest(EmulatorEvent::PoweredOff) => {
@@ -194,20 +195,20 @@ impl VfkitVm<'_> {
                     emulator.drain();
                 }
                 if self.faults.contains(&VfkitFault::EndsInError) {
-                    self.set(VzState::Error);
+                    self.set_state(VzState::Error);
                     return Some(Err(
                         "virtualization error: hypervisor virtualization error".into()
                     ));
                 }
-                self.stopped()
+                self.handle_stop()
             }
-            VfkitEvent::Guest(EmulatorEvent::Exited(said)) => {
-                // Killed by ourselves, it is no news.
+            VfkitEvent::Guest(EmulatorEvent::Exited(stderr)) => {
+                // The stand-in has killed the emulator itself.
                 self.emulator.as_ref()?;
-                eprintln!("the emulator died: {said}");
+                eprintln!("the emulator exited: {stderr}");
                 Some(Ok(ExitCode::from(EMULATOR_EXITED)))
             }
-            // It boots again, or stands still.
+            // After a reset the guest boots again; after a panic it does nothing.
             VfkitEvent::Guest(EmulatorEvent::Reset | EmulatorEvent::Panicked(_)) => None,
         }
     }
@@ -222,28 +223,29 @@ impl VfkitVm<'_> {
             }
             (VfkitCall::HardStop, VzState::Running | VzState::Paused) => {
                 self.emulator = None;
-                self.set(VzState::Stopped);
+                self.set_state(VzState::Stopped);
                 Ok(())
             }
-            (VfkitCall::Pause, _) => Err(state.cannot("Pausing")),
-            (VfkitCall::Resume, _) => Err(state.cannot("Resuming")),
+            (VfkitCall::Pause, _) => Err(state.invalid_transition("Pausing")),
+            (VfkitCall::Resume, _) => Err(state.invalid_transition("Resuming")),
             (VfkitCall::Stop | VfkitCall::HardStop | VfkitCall::State, _) => {
-                Err(state.cannot("Stopping"))
+                Err(state.invalid_transition("Stopping"))
             }
         }
     }
 
     fn execute(&mut self, command: &str, then: VzState) -> Result<(), String> {
-        let emulator = self.emulator.as_ref().ok_or_else(|| self.state().cannot("Running"))?;
+        let emulator =
+            self.emulator.as_ref().ok_or_else(|| self.state().invalid_transition("Running"))?;
         emulator.execute(command)?;
-        self.set(then);
+        self.set_state(then);
         Ok(())
     }
 
-    /// The machine has stopped, and with it the process.
-    fn stopped(&mut self) -> Option<RunResult> {
+    /// Handles the end of the VM, which ends the process.
+    fn handle_stop(&mut self) -> Option<RunResult> {
         self.emulator = None;
-        self.set(VzState::Stopped);
+        self.set_state(VzState::Stopped);
         if self.faults.contains(&VfkitFault::OutlivesVm) {
             return None;
         }
@@ -251,14 +253,14 @@ impl VfkitVm<'_> {
         Some(Ok(ExitCode::SUCCESS))
     }
 
-    fn late(&mut self) -> Option<RunResult> {
-        match self.until.take() {
+    fn handle_timeout(&mut self) -> Option<RunResult> {
+        match self.deadline.take() {
             Some((_, DeadlineReason::Start)) => Some(Err("timeout waiting for VM state".into())),
-            Some((_, DeadlineReason::Grace)) => {
+            Some((_, DeadlineReason::GracePeriod)) => {
                 let why = "timeout waiting for VM state";
                 log::write("warning", &format!("failed to wait for VM stop: {why}, forcing stop"));
                 match self.change(VfkitCall::HardStop) {
-                    Ok(()) => self.stopped(),
+                    Ok(()) => self.handle_stop(),
                     Err(why) => {
                         log::write("error", &format!("failed to force stop VM: {why}"));
                         None
@@ -273,12 +275,13 @@ impl VfkitVm<'_> {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, state: VzState) {
+    fn set_state(&self, state: VzState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 }
 
-/// Where the emulator's sockets are: in a directory beside the REST service's, which goes with it.
+/// The directory of the emulator's sockets, beside the socket of the REST service. Dropping it removes
+/// the directory.
 #[derive(Debug)]
 struct SocketDir(PathBuf);
 

@@ -1,12 +1,12 @@
-//! The sockets of the machine: each port of vsock that the command line names is relayed between
-//! the guest's device and a unix socket, bytes as they are, from the moment that the guest runs.
+//! The vsock sockets of the VM. Each port on the command line is relayed between the guest's vsock device
+//! and a Unix socket, without changes to the bytes, while the guest runs.
 //!
-//! The device of the emulator speaks a protocol of its own on the host's side: who connects to its
-//! socket says `CONNECT port` and hears `OK`; whom the guest looks for must listen at the socket's
-//! name with `_port` behind it.
+//! On the host's side, QEMU's device has a protocol of its own. A program that connects to the device's
+//! socket sends `CONNECT port` and reads `OK`. A program to which the guest connects listens on the
+//! socket's path with `_port` appended.
 //!
-//! Nothing that the device sent may be left unread when its connection is closed. That would reset
-//! it, and vhost-device-vsock 0.3.0 does not tell its guest of a connection that was reset.
+//! The relay must read everything that the device sent before it closes a connection. Otherwise the
+//! connection is reset, and vhost-device-vsock 0.3.0 does not report a reset to its guest.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -19,8 +19,9 @@ use super::device::{Device, VsockDevice};
 use super::go_url::Url;
 use super::{device, log};
 
-/// Relays what can be relayed. What cannot is told in the log, and the machine goes on without.
-pub(super) fn expose(devices: &[Device], at: &Path) {
+/// Starts the relay of each vsock port. A port that cannot be relayed is logged, and the VM runs without
+/// it.
+pub(super) fn start_relays(devices: &[Device], at: &Path) {
     for device in devices {
         let Device::Vsock(vsock) = device else { continue };
         let VsockDevice { port, socket_url, listen } = vsock;
@@ -40,26 +41,26 @@ pub(super) fn expose(devices: &[Device], at: &Path) {
     }
 }
 
-/// The guest connects: the host's socket is dialled for each connection. Where nobody listens, the
-/// guest's connection ends at once.
+/// Connects to the host's socket for each connection from the guest. If the host does not listen, the
+/// guest's connection is closed.
 fn listen_for_guest(port: u32, url: &str, at: &Path) -> Result<(), String> {
-    let heard = PathBuf::from(format!("{}_{port}", at.display()));
-    let _ = std::fs::remove_file(&heard);
-    // What is no URL is found out with each connection.
+    let socket = PathBuf::from(format!("{}_{port}", at.display()));
+    let _ = std::fs::remove_file(&socket);
+    // As in the real one, an invalid URL is an error of each connection.
     let path = Url::parse(&format!("unix:{url}"), false).unwrap_or_default().path;
-    accept(bind(&heard)?, move |guest| match UnixStream::connect(&path) {
+    accept(bind(&socket)?, move |guest| match UnixStream::connect(&path) {
         Ok(host) => relay(guest, host),
-        Err(_) => hang_up(&guest),
+        Err(_) => close(&guest),
     });
     Ok(())
 }
 
-/// The host connects: the guest's port is dialled for each connection.
+/// Connects to the guest's port for each connection from the host.
 fn connect_to_guest(port: u32, url: &str, at: &Path) -> Result<(), String> {
     let path = Url::parse(&format!("unix://:{url}"), false)?.escaped_path();
     let at = at.to_owned();
     accept(bind(Path::new(&path))?, move |host| {
-        if let Ok(guest) = dial(port, &at) {
+        if let Ok(guest) = connect_to_port(port, &at) {
             relay(host, guest);
         }
     });
@@ -68,42 +69,42 @@ fn connect_to_guest(port: u32, url: &str, at: &Path) -> Result<(), String> {
 
 fn bind(path: &Path) -> Result<UnixListener, String> {
     UnixListener::bind(path).map_err(|error| {
-        format!("listen unix {}: bind: {}", path.display(), device::in_go(&error.to_string()))
+        format!("listen unix {}: bind: {}", path.display(), device::go_error(&error.to_string()))
     })
 }
 
-fn dial(port: u32, at: &Path) -> io::Result<UnixStream> {
+fn connect_to_port(port: u32, at: &Path) -> io::Result<UnixStream> {
     let mut guest = UnixStream::connect(at)?;
     guest.write_all(format!("CONNECT {port}\n").as_bytes())?;
-    let mut answer = String::new();
-    // Byte by byte: what is behind the line is the guest's.
-    BufReader::with_capacity(1, &guest).read_line(&mut answer)?;
-    match answer.starts_with("OK ") {
+    let mut reply = String::new();
+    // Byte by byte: the bytes after the line are from the guest.
+    BufReader::with_capacity(1, &guest).read_line(&mut reply)?;
+    match reply.starts_with("OK ") {
         true => Ok(guest),
         false => Err(io::ErrorKind::ConnectionRefused.into()),
     }
 }
 
-/// Carries bytes both ways until both ends have said all.
+/// Copies bytes in both directions until both ends have closed their writing side.
 fn relay(one: UnixStream, other: UnixStream) {
     thread::scope(|scope| {
-        scope.spawn(|| carry(&one, &other));
-        carry(&other, &one);
+        scope.spawn(|| copy(&one, &other));
+        copy(&other, &one);
     });
 }
 
-/// What can no longer be written is read all the same.
-fn carry(mut from: &UnixStream, mut to: &UnixStream) {
+/// Copies bytes in one direction. After a failed write it continues to read and discards the bytes.
+fn copy(mut from: &UnixStream, mut to: &UnixStream) {
     let mut chunk = [0; 1 << 16];
-    let mut is_heard = true;
+    let mut is_writable = true;
     while let Ok(n @ 1..) = from.read(&mut chunk) {
-        is_heard = is_heard && to.write_all(&chunk[..n]).is_ok();
+        is_writable = is_writable && to.write_all(&chunk[..n]).is_ok();
     }
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Says no more, and waits until the guest does so too.
-fn hang_up(mut guest: &UnixStream) {
+/// Closes the writing side and reads until the guest has closed its own.
+fn close(mut guest: &UnixStream) {
     let _ = guest.shutdown(Shutdown::Write);
     let _ = io::copy(&mut guest, &mut io::sink());
 }

@@ -87,7 +87,7 @@ fn unsupported_device_exits_with_its_name() {
         let said = Command::new(stand_in::VFKIT).args(&guest).args(more).output().unwrap();
         let error = String::from_utf8_lossy(&said.stderr);
         assert_eq!(said.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)), "{error}");
-        assert!(error.contains(&format!("the stand-in does not have {named}")), "{error}");
+        assert!(error.contains(&format!("the stand-in does not support {named}")), "{error}");
     }
 }
 
