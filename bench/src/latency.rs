@@ -9,17 +9,17 @@ use crate::Result;
 
 const TICKS: usize = 100;
 const TICK: &str = r"tick (\d+);";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Prints the median and the 99th percentile in microseconds, and the CPU time in milliseconds.
-pub(crate) fn measure(who: &str, fake: &str) -> Result<()> {
-    let mut late = match who {
+pub(crate) fn measure(library: &str, fake: &str) -> Result<()> {
+    let mut latency = match library {
         "capsa" => capsa(fake),
         "expectrl" => expectrl(fake),
         _ => rexpect(fake),
     }?;
-    late.sort_by(f64::total_cmp);
-    println!("{} {} {}", late[late.len() / 2], late[late.len() * 99 / 100], cpu()?);
+    latency.sort_by(f64::total_cmp);
+    println!("{} {} {}", latency[latency.len() / 2], latency[latency.len() * 99 / 100], cpu()?);
     Ok(())
 }
 
@@ -36,36 +36,36 @@ fn capsa(fake: &str) -> Result<Vec<f64>> {
     let mut console = vm.console()?;
     vm.start()?;
     let tick = Pattern::regex(TICK)?;
-    let late = (0..TICKS).map(|_| {
-        let found = console.wait_for_pattern(&tick, Some(PATIENCE))?;
-        late(found.group(1).unwrap_or_default())
+    let latency = (0..TICKS).map(|_| {
+        let found = console.wait_for_pattern(&tick, Some(TIMEOUT))?;
+        latency(found.group(1).unwrap_or_default())
     });
-    let late = late.collect();
+    let latency = latency.collect();
     vm.kill()?;
-    late
+    latency
 }
 
 fn expectrl(fake: &str) -> Result<Vec<f64>> {
     let mut session = expectrl::spawn(format!("{fake} --ticks {TICKS}"))?;
-    let late = (0..TICKS).map(|_| {
+    let latency = (0..TICKS).map(|_| {
         let found = session.expect(expectrl::Regex(TICK))?;
-        late(&String::from_utf8_lossy(found.get(1).unwrap_or_default()))
+        latency(&String::from_utf8_lossy(found.get(1).unwrap_or_default()))
     });
-    late.collect()
+    latency.collect()
 }
 
 fn rexpect(fake: &str) -> Result<Vec<f64>> {
-    let patience = PATIENCE.as_millis() as u64;
-    let mut session = rexpect::spawn(&format!("{fake} --ticks {TICKS}"), Some(patience))?;
-    let late = (0..TICKS).map(|_| {
+    let timeout = TIMEOUT.as_millis() as u64;
+    let mut session = rexpect::spawn(&format!("{fake} --ticks {TICKS}"), Some(timeout))?;
+    let latency = (0..TICKS).map(|_| {
         let (_, found) = session.exp_regex(TICK)?;
-        late(found.trim_matches(|c: char| !c.is_ascii_digit()))
+        latency(found.trim_matches(|c: char| !c.is_ascii_digit()))
     });
-    late.collect()
+    latency.collect()
 }
 
 /// The age of a time stamp in microseconds.
-fn late(nanos: &str) -> Result<f64> {
+fn latency(nanos: &str) -> Result<f64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     Ok((now.saturating_sub(nanos.parse()?)) as f64 / 1000.0)
 }

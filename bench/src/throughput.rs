@@ -11,17 +11,17 @@ use rexpect::reader::{NBReader, Options, ReadUntil, Regex};
 
 use crate::Result;
 
-pub(crate) const WHATS: [&str; 3] = ["literal", "five", "regex"];
+pub(crate) const PATTERNS: [&str; 3] = ["literal", "five", "regex"];
 
 const LITERALS: [&str; 5] =
     ["capsa login: ", "Password: ", "(initramfs) ", "root@capsa:~# ", "Login timed out"];
 const REGEX: &str = r"[a-z]+ login: ";
 const ALL: usize = 64 << 20;
 /// A library that needs longer than this gets no further input.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Prints the throughput in MiB/s, the memory in MiB, and the size of the input in MiB.
-pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
+pub(crate) fn measure(library: &str, pattern: &str, chunk: &str) -> Result<()> {
     let chunk = chunk.parse()?;
     let text = boot_text();
     let before = resident()?;
@@ -36,19 +36,21 @@ pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
             end: b"capsa login: ",
             pause: false,
         };
-        let (found, keeps) = match who {
-            "capsa" => capsa(what, source),
-            "expectrl" => expectrl(what, source),
-            _ => rexpect(what, source),
+        let (found, keeps) = match library {
+            "capsa" => capsa(pattern, source),
+            "expectrl" => expectrl(pattern, source),
+            _ => rexpect(pattern, source),
         }?;
         let took = begin.elapsed();
         if found < bytes {
-            return Err(format!("{who} found it after {found} of {bytes} bytes").into());
+            return Err(
+                format!("{library} found the pattern after {found} of {bytes} bytes").into()
+            );
         }
         let kept = resident()?.saturating_sub(before);
         drop(keeps);
-        // The last size in patience, so that what grows with the square is not waited for.
-        if bytes == ALL || took * 5 > PATIENCE {
+        // Stop early: the time of some libraries grows with the square of the size.
+        if bytes == ALL || took * 5 > TIME_LIMIT {
             let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
             println!("{} {} {}", mib(bytes) / took.as_secs_f64(), mib(kept), mib(bytes));
             return Ok(());
@@ -61,8 +63,8 @@ pub(crate) fn measure(who: &str, what: &str, chunk: &str) -> Result<()> {
 type Found = (usize, Box<dyn std::any::Any>);
 
 /// Like `capsa_io::console`: at most 8 KiB from a stream into the scrollback, then poll every wait.
-fn capsa(what: &str, mut source: Source) -> Result<Found> {
-    let matcher = match what {
+fn capsa(pattern: &str, mut source: Source) -> Result<Found> {
+    let matcher = match pattern {
         "literal" => Matcher::new(&LITERALS[..1]),
         "five" => Matcher::new(LITERALS),
         _ => Matcher::of([Pattern::regex(REGEX)?]),
@@ -87,10 +89,10 @@ fn capsa(what: &str, mut source: Source) -> Result<Found> {
     }
 }
 
-fn expectrl(what: &str, source: Source) -> Result<Found> {
+fn expectrl(pattern: &str, source: Source) -> Result<Found> {
     let mut session = Session::new((), source)?;
     session.set_expect_timeout(None);
-    let found = match what {
+    let found = match pattern {
         "literal" => session.expect(LITERALS[0])?,
         "five" => {
             let needles = LITERALS.map(|literal| Box::new(literal) as Box<dyn Needle>);
@@ -102,14 +104,14 @@ fn expectrl(what: &str, source: Source) -> Result<Found> {
     Ok((end, Box::new(())))
 }
 
-fn rexpect(what: &str, source: Source) -> Result<Found> {
+fn rexpect(pattern: &str, source: Source) -> Result<Found> {
     let literal = |literal: &str| ReadUntil::String(literal.into());
-    let until = match what {
+    let until = match pattern {
         "literal" => literal(LITERALS[0]),
         "five" => ReadUntil::Any(LITERALS.map(literal).into()),
         _ => ReadUntil::Regex(Regex::new(REGEX)?),
     };
-    // Its reader blocks.
+    // rexpect's reader needs a blocking source.
     let source = Blocking(source);
     let mut reader = NBReader::new(source, Options::new());
     let (before, found) = reader.read_until(&until)?;
@@ -123,7 +125,7 @@ struct Source {
     left: usize,
     chunk: usize,
     end: &'static [u8],
-    /// A chunk was given: now there is nothing yet.
+    /// The next read returns `WouldBlock`, because a whole chunk was read.
     pause: bool,
 }
 
@@ -139,7 +141,7 @@ impl Read for Source {
             self.pause = true;
             return Ok(n);
         }
-        // What is left of this chunk, as far as it fits.
+        // The rest of this chunk, as far as it fits.
         let rest = match self.left % self.chunk {
             0 => self.chunk,
             rest => rest,

@@ -39,7 +39,7 @@ console: the console beside rexpect and expectrl.
 idle: threads, descriptors, memory and wake-ups of idle VMs.
   --vms N                  VMs (default: 200)
   --seconds N              how long to measure (default: 10)
-  --face embed|handle      measure one API in this process (default: both, each in its own)
+  --api embed|handle       measure one API in this process (default: both, each in its own)
 start: from the start of cloud-hypervisor to a running VM, in turn.
   --pairs N                pairs of starts (default: 30)
 ",

@@ -1,4 +1,4 @@
-//! Calls from many threads and in the wrong phase do what the documentation says.
+//! Calls from many threads and in the wrong phase have the documented results.
 
 use std::time::Duration;
 

@@ -9,8 +9,9 @@
 //! one of them, the scenario does not run: the suite builds a VM that uses this leaf and expects a
 //! violation with a remedy. So the suite also finds a table that lists too little.
 //!
-//! The suite does not test times or the internals of a backend: the backends have their own tests. It runs as tests (`tests/tests/conformance.rs`) and as the
-//! program `conformance`, for hosts that have the hypervisor and not the sources.
+//! The suite does not test times or the internals of a backend: the backends have their own tests. It
+//! runs as tests (`tests/tests/conformance.rs`) and as the program `conformance`, for hosts that have the
+//! hypervisor and not the sources.
 //!
 //! | theme | what it tests |
 //! | --- | --- |
@@ -77,7 +78,7 @@ pub enum ScenarioResult {
     Passed,
     /// The backend does not support this leaf, and rejects a VM that uses it.
     Unsupported(&'static str),
-    /// This host lacks a program or a guest for the scenario.
+    /// The host does not have a program or a guest that the scenario needs: the reason.
     Skipped(String),
 }
 
@@ -142,7 +143,7 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// What this host lacks for it.
+    /// When the host does not have a program or a guest that the scenario needs.
     pub fn fixture<'a>(&self, subject: &'a Subject) -> Result<Fixture<'a>, String> {
         if let Some(why) = self.uses.iter().find_map(|leaf| subject.missing_program(leaf)) {
             return Err(why);

@@ -47,7 +47,7 @@ fn virtio_fs(fixture: &Fixture<'_>) {
     let open =
         shared(fixture, if fixture.subject.traits.commas { "open, dir" } else { "open dir" });
     let second = shared(fixture, "second");
-    // Without a mechanism: a backend with virtio-fs chooses that.
+    // Without an explicit mechanism, a backend that supports virtio-fs uses it.
     let builder = fixture.builder().share(&open, "/open", MountMode::ReadWrite).share(
         &second,
         "/second",

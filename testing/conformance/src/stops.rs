@@ -47,7 +47,7 @@ fn hung_hypervisor(fixture: &Fixture<'_>) {
     let mut vm = fixture.boot(fixture.builder_without_power_button());
     vm.ignore_power_button();
     let pid = vm.pid();
-    // It neither answers nor quits, and only what it cannot refuse ends it.
+    // A stopped process neither replies nor quits. Only SIGKILL ends it.
     signal(pid, Signal::SIGSTOP);
     vm.handle.stop_with_timeout(Duration::from_millis(100)).unwrap();
     let report = vm.wait_for_end();

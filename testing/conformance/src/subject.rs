@@ -107,15 +107,15 @@ const VFKIT: BackendTraits = BackendTraits {
 };
 
 const CLH: &str = "cloud-hypervisor";
-const CLH_STAND_IN: &str = "cloud-hypervisor-stand-in";
+const CHV_STAND_IN: &str = "cloud-hypervisor-stand-in";
 const VFKIT_STAND_IN: &str = "vfkit-stand-in";
 
 /// The helper programs: leaf, subjects, program, and the environment variable with its path.
 const HELPERS: &[(&str, &[&str], &str, &str)] = &[
-    ("virtio_fs", &["qemu", CLH, CLH_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
-    ("network_modes.nat", &[CLH, CLH_STAND_IN], "passt", "CAPSA_PASST"),
-    ("vsock", &["qemu", CLH_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
-    // The stand-in looks for these itself; no variable names them.
+    ("virtio_fs", &["qemu", CLH, CHV_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
+    ("network_modes.nat", &[CLH, CHV_STAND_IN], "passt", "CAPSA_PASST"),
+    ("vsock", &["qemu", CHV_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
+    // The stand-in searches for these programs itself, without an environment variable.
     ("virtio_fs", &[VFKIT_STAND_IN], "virtiofsd", ""),
     ("vsock", &[VFKIT_STAND_IN], "vhost-device-vsock", ""),
 ];
@@ -127,7 +127,7 @@ pub type Find = fn() -> Result<Subject, String>;
 pub const SUBJECTS: &[(&str, Find)] = &[
     ("qemu", Subject::qemu),
     (CLH, Subject::cloud_hypervisor),
-    (CLH_STAND_IN, Subject::cloud_hypervisor_stand_in),
+    (CHV_STAND_IN, Subject::cloud_hypervisor_stand_in),
     ("vfkit", Subject::vfkit),
     (VFKIT_STAND_IN, Subject::vfkit_stand_in),
 ];
@@ -181,7 +181,7 @@ impl Subject {
     pub fn cloud_hypervisor_stand_in() -> Result<Self, String> {
         let qemu = Self::qemu()?;
         Ok(Self {
-            name: CLH_STAND_IN,
+            name: CHV_STAND_IN,
             backend: CLH,
             traits: BackendTraits { nano_accelerator: Accelerator::Auto, ..CLOUD_HYPERVISOR },
             build: |builder| {
@@ -275,7 +275,7 @@ impl Subject {
     ///
     /// # Panics
     ///
-    /// When there is no such backend.
+    /// When the backend is unknown.
     pub fn capabilities(&self) -> &'static BackendCapabilities {
         let report = backends().iter().find(|report| report.name == self.backend);
         &report.expect("every subject's backend is listed").capabilities

@@ -8,10 +8,10 @@ use capsa::blocking::{VmConsole, VmHandle};
 
 use capsa_fixtures::nano;
 
-/// How long anything may take that takes seconds: emulated, on a loaded vm.
+/// The time limit of each wait. In emulation on a loaded host, a step of seconds can take minutes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// How many lines of the console a failure shows.
+/// The number of console lines that a failure prints.
 const TAIL: usize = 25;
 
 /// How a scenario controls a guest.
@@ -133,7 +133,11 @@ impl TestVm {
 
     #[track_caller]
     fn run(&mut self, command: &str) -> (i32, String) {
-        assert_eq!(self.interface, GuestInterface::Shell, "there is no shell to run {command}");
+        assert_eq!(
+            self.interface,
+            GuestInterface::Shell,
+            "cannot run {command}: the guest has no shell"
+        );
         let reply = self.console.run(command, Some(PATIENCE));
         let reply = reply.unwrap_or_else(|error| panic!("{command}: {error}"));
         let output = String::from_utf8_lossy(&reply.output).trim_end().to_owned();

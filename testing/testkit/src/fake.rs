@@ -87,7 +87,7 @@ fn rerun(test: &str, starter: &[&str]) {
     };
     command.args([test, "--exact", "--nocapture"]).process_group(0);
     command.env(ISOLATED, test).env(RAN, ran.path());
-    // Its summary is not one of this program, and would be counted as one.
+    // The harness of the isolated process prints a summary of its own, which must not be counted.
     let output = tempfile::NamedTempFile::new().expect("a temporary file");
     command.stdout(output.reopen().expect("a file that was just created"));
     command.env("CAPSA_QEMU", qemu()).env("CAPSA_RUN_DIR", run_dir.path());
@@ -124,19 +124,19 @@ pub fn qemu() -> PathBuf {
     TestProgram::new("fake-qemu").into()
 }
 
-/// A VM on the fake QEMU, which carries out `orders`. Only for isolated tests.
+/// A VM on the fake QEMU, which carries out `commands`. Only for isolated tests.
 ///
 /// # Panics
 ///
 /// When the kernel file, which is never read, cannot be written.
-pub fn vm(orders: &str) -> LinuxVmBuilder {
+pub fn vm(commands: &str) -> LinuxVmBuilder {
     Capsa::vm(LinuxBootConfig::new(kernel()))
         .backend("qemu")
         .accelerator(Accelerator::Emulation)
         .memory_mb(32)
         .no_network()
         .console_enabled()
-        .cmdline_override(orders)
+        .cmdline_override(commands)
 }
 
 /// A kernel file in the base of the run directories, which is removed after the test.

@@ -34,7 +34,7 @@ pub struct IdleCost {
 /// The resources of a process at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Threads whose name begins with `capsa`. A program of that name passes it on to its threads.
+    /// Threads whose name begins with `capsa`. Threads without a name have the name of the program.
     pub threads: usize,
     /// Open descriptors.
     pub descriptors: usize,
@@ -81,7 +81,8 @@ fn number(file: &Path, name: &str) -> io::Result<u64> {
     number.ok_or_else(|| io::Error::other(format!("no {name} in {}", file.display())))
 }
 
-/// How often the threads of this process have gone to sleep. They woke up as often.
+/// The number of times that the threads of this process went to sleep, which is also the number of
+/// wake-ups.
 fn sleeps() -> io::Result<u64> {
     let tasks = fs::read_dir("/proc/self/task")?;
     tasks.map(|task| number(&task?.path().join("status"), "voluntary_ctxt_switches:")).sum()
@@ -109,8 +110,8 @@ pub fn handles(
     time: Duration,
     build: impl Fn() -> LinuxVmBuilder,
 ) -> Result<IdleCost, Box<dyn std::error::Error>> {
-    // What the first one brings is not counted for each: the thread, the watchdog, what is kept of
-    // the host.
+    // The first VM also creates the shared resources, which the cost of one VM does not include: the
+    // driver thread, the watchdog and the cached host facts.
     let first = block_on(build().build())?;
     block_on(first.start())?;
     let first_vm = Usage::now()?;
@@ -122,7 +123,7 @@ pub fn handles(
         block_on(console.wait_for_timeout("ready", PATIENCE))?;
         running.push((vm, console));
     }
-    let before = settled()?;
+    let before = settled_sleeps()?;
     std::thread::sleep(time);
     // This thread itself has slept once.
     let wakeups = sleeps()? - before - 1;
@@ -155,14 +156,14 @@ pub fn embedded(
     if !vms.iter().all(up) {
         return Err("the VMs do not start".into());
     }
-    let before = settled()?;
+    let before = settled_sleeps()?;
     drive(&mut vms, Instant::now() + time, |_| false)?;
     let wakeups = sleeps()? - before - 1;
     Ok(Usage::now()?.since(&first_vm, count, count * "ready".len(), wakeups))
 }
 
-/// The count of [`sleeps`] when it has not changed for a moment.
-fn settled() -> io::Result<u64> {
+/// Waits until the count of [`sleeps`] stays constant, and returns it.
+fn settled_sleeps() -> io::Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let before = sleeps()?;

@@ -1,7 +1,6 @@
 //! The processes of the host, from `/proc` if it exists, otherwise from `ps`.
 //!
-//! The answer may be out of date when it is read: a process may have ended, and its id may belong to
-//! another one.
+//! A result may be out of date: a process may have ended, and its id may belong to another process.
 
 use std::fs;
 use std::path::Path;

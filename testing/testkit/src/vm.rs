@@ -12,7 +12,7 @@ use capsa_fixtures::guest::{self, LinuxGuest, Variant};
 use capsa_fixtures::nano::Nano;
 use capsa_fixtures::{host, skip};
 
-/// How long a test waits for something that takes a tenth of a second: a CI host may be loaded.
+/// The time limit of a wait in a test. The steps usually take 100 ms, but a CI host may be loaded.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The nano guest in a temporary directory, for QEMU in emulation.

@@ -126,12 +126,12 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// When the lab ends, or the program prints nothing for longer than `patience`.
+    /// When the lab ends, or the program prints nothing for longer than `silence_limit`.
     pub fn run<E: AsRef<OsStr>>(
         &mut self,
         program: &[E],
         environment: &[(OsString, OsString)],
-        patience: Duration,
+        silence_limit: Duration,
         mut on_line: impl FnMut(&str),
     ) -> Result<i32, LabError> {
         self.ran += 1;
@@ -139,7 +139,7 @@ impl Lab {
         fs::write(&script, command_script(program, environment))?;
         self.console.write_line(&format!("sh {}", script.display()))?;
         loop {
-            let line = self.console.wait_for_timeout("\n", patience)?;
+            let line = self.console.wait_for_timeout("\n", silence_limit)?;
             let line = line.trim_end_matches(['\r', '\n']);
             // After an incomplete line, the status does not begin a line.
             let Some((before, status)) = line.split_once(ENDED) else {
@@ -224,8 +224,8 @@ mod tests {
         let program =
             ["sh", "-c", "printf '%s|' \"$A\" \"$HOME\" \"$@\"; exit 7", "sh", "a b", "'\"\n"];
         let script = command_script(&program, &environment);
-        let said = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
-        let said = String::from_utf8(said.stdout).unwrap();
-        assert_eq!(said, format!("it's $HOME||a b|'\"\n|{ENDED}7\n"));
+        let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output, format!("it's $HOME||a b|'\"\n|{ENDED}7\n"));
     }
 }

@@ -13,13 +13,13 @@ use capsa_fixtures::task::{Arguments, Outcome, finish};
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let vms: usize = arguments.opt_value_from_str("--vms")?.unwrap_or(200);
     let seconds: u64 = arguments.opt_value_from_str("--seconds")?.unwrap_or(10);
-    let face: Option<String> = arguments.opt_value_from_str("--face")?;
+    let api: Option<String> = arguments.opt_value_from_str("--api")?;
     finish(arguments)?;
-    let Some(face) = face else { return each_in_its_own_process(vms, seconds) };
-    let (name, measure): (_, fn(usize, Duration) -> Measured) = match face.as_str() {
+    let Some(api) = api else { return each_in_its_own_process(vms, seconds) };
+    let (name, measure): (_, fn(usize, Duration) -> Measured) = match api.as_str() {
         "embed" => ("`embed::Vm`, one `poll(2)` loop", embedded),
         "handle" => ("`VmHandle`, a console each", handles),
-        other => return Err(format!("unknown face {other}: expected embed or handle").into()),
+        other => return Err(format!("unknown API `{other}`: expected embed or handle").into()),
     };
     let cost = measure(vms, Duration::from_secs(seconds))?;
     let each = |total: usize| total as f64 / cost.vms as f64;
@@ -39,11 +39,11 @@ fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
     println!("{vms} idle VMs on the fake QEMU, {seconds} s\n");
     println!("| | threads | descriptors each | memory each, without scrollback | wake-ups |");
     println!("| --- | ---: | ---: | ---: | ---: |");
-    for face in ["embed", "handle"] {
+    for api in ["embed", "handle"] {
         let mut this = Command::new(std::env::current_exe()?);
-        this.args(["idle", "--face", face, "--vms", &vms.to_string()]);
+        this.args(["idle", "--api", api, "--vms", &vms.to_string()]);
         if !this.args(["--seconds", &seconds.to_string()]).status()?.success() {
-            return Err(format!("cannot measure {face}").into());
+            return Err(format!("cannot measure {api}").into());
         }
     }
     Ok(())

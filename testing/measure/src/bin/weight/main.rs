@@ -20,8 +20,8 @@ use capsa_testkit::vm::NanoGuest;
 
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 
-/// What is measured: a name, the package, its features, and the API of the idle VMs.
-const FACES: &[(&str, &str, &[&str], &str)] = &[
+/// The rows of the table: a name, the package, its features, and the API of the idle VMs.
+const MEASURED_APIS: &[(&str, &str, &[&str], &str)] = &[
     ("`embed::Vm` alone", "capsa", &["--no-default-features"], "embed"),
     ("async (default)", "capsa", &[], "handle"),
     ("blocking", "capsa", &["--features", "blocking"], "handle"),
@@ -44,12 +44,12 @@ fn run(mut arguments: Arguments) -> Outcome {
          memory per VM |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    for (name, package, features, face) in FACES {
+    for (name, package, features, api) in MEASURED_APIS {
         let packages = workspace::tree(package, features)?.len();
         let took = clean_build(package, features)?;
-        let idle = match *face {
+        let idle = match *api {
             "command" => idle_command()?,
-            face => idle(face)?,
+            api => idle(api)?,
         };
         println!("| {name} | {packages} | {took} | {idle} |");
     }
@@ -116,9 +116,9 @@ fn cpu_of_children() -> Option<f64> {
 }
 
 /// Threads, descriptors and memory of idle VMs, from the bench.
-fn idle(face: &str) -> Result<String, Box<dyn std::error::Error>> {
+fn idle(api: &str) -> Result<String, Box<dyn std::error::Error>> {
     let mut bench = Command::new(TestProgram::new("bench"));
-    bench.args(["idle", "--face", face, "--vms", "100", "--seconds", "1"]);
+    bench.args(["idle", "--api", api, "--vms", "100", "--seconds", "1"]);
     let row = command::text(&mut bench)?;
     let columns: Vec<&str> = row.trim().trim_matches('|').split('|').map(str::trim).collect();
     match columns[..] {
