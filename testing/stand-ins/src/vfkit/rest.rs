@@ -99,7 +99,7 @@ impl RestService {
         loop {
             let request = match receive(&mut requests).ok()? {
                 Received::Request(request) => request,
-                Received::RunResult => return None,
+                Received::End => return None,
                 Received::Invalid => {
                     let kind = "text/plain; charset=utf-8\r\nConnection: close";
                     let response = RestResponse(400, Some(kind), "400 Bad Request".to_owned());
@@ -209,11 +209,11 @@ fn state_of(body: &[u8]) -> Result<String, String> {
 enum Received {
     Request(HttpRequest),
     Invalid,
-    RunResult,
+    End,
 }
 
 fn receive(from: &mut BufReader<UnixStream>) -> io::Result<Received> {
-    let Some(head) = Head::read(from)? else { return Ok(Received::RunResult) };
+    let Some(head) = Head::read(from)? else { return Ok(Received::End) };
     let words: Vec<&str> = head.line.split(' ').collect();
     let [method, path, "HTTP/1.1" | "HTTP/1.0"] = words[..] else { return Ok(Received::Invalid) };
     let mut length = 0;

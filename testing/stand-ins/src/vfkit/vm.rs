@@ -203,7 +203,7 @@ impl VfkitVm<'_> {
                 self.handle_stop()
             }
             VfkitEvent::Guest(EmulatorEvent::Exited(stderr)) => {
-                // The stand-in has killed the emulator itself.
+                // Without an emulator, the stand-in itself has killed it.
                 self.emulator.as_ref()?;
                 eprintln!("the emulator exited: {stderr}");
                 Some(Ok(ExitCode::from(EMULATOR_EXITED)))
