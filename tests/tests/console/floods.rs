@@ -41,7 +41,7 @@ fn paused_console_late_reader_gets_all() {
 #[test]
 fn vmm_exit_seen_despite_child_flooding_console() {
     run_isolated!();
-    for orders in ["up heir exit=0", "up stray exit=0"] {
+    for orders in ["up child exit=0", "up detached-child exit=0"] {
         let vm = fake::vm(orders).build_blocking().unwrap();
         vm.start().unwrap();
         let ended = vm.wait_timeout(PATIENCE).unwrap();

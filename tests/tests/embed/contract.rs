@@ -127,7 +127,7 @@ fn on_ready_reads_at_most_256_kib() {
     run_isolated!();
     // The last event shows that all before it were read.
     let off = r#"{"event":"SHUTDOWN","data":{"reason":"guest-shutdown"}}"#;
-    let mut vm = fake::vm(&format!("up heir stray events*100000 control={off} hang"))
+    let mut vm = fake::vm(&format!("up child detached-child events*100000 control={off} hang"))
         .scrollback(1 << 20, Overflow::DropOldest)
         .on_reboot(capsa::RebootPolicy::Restart)
         .build_embedded()
@@ -147,7 +147,7 @@ fn on_ready_reads_at_most_256_kib() {
 #[test]
 fn on_ready_respects_read_budget() {
     run_isolated!();
-    let mut vm = fake::vm("up heir hang").read_budget(100).build_embedded().unwrap();
+    let mut vm = fake::vm("up child hang").read_budget(100).build_embedded().unwrap();
     vm.start().unwrap();
     let mut calls = 0;
     while vm.scrollback().end() < 10_000 {

@@ -16,8 +16,8 @@ fn why_not(orders: &str) -> String {
 fn start_failing_names_cause() {
     run_isolated!();
     for (orders, says) in [
-        ("listen accept greet answer refuse hang", "failed to start the guest: not today"),
-        ("listen accept greet refuse hang", "failed to negotiate capabilities"),
+        ("listen accept greet reply reject hang", "failed to start the guest: injected fault"),
+        ("listen accept greet reject hang", "failed to negotiate capabilities"),
         ("listen accept greet exit=0", "exited with status 0"),
         ("listen accept exit=7", "exited with status 7"),
         ("exit=3", "exited with status 3"),
@@ -26,7 +26,7 @@ fn start_failing_names_cause() {
         ("listen accept greet control={]garbage hang", "control channel"),
         ("listen accept control=hello hang", "closed its control channel"),
         ("listen accept close-control hang", "closed its control channel"),
-        ("listen accept greet answer close-control hang", "closed its control channel"),
+        ("listen accept greet reply close-control hang", "closed its control channel"),
     ] {
         let why = why_not(orders);
         assert!(why.contains(says), "{orders}: {why}");

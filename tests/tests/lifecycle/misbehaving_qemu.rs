@@ -97,7 +97,7 @@ fn write_resumes_when_guest_reads() {
 #[test]
 fn output_of_one_vm_does_not_starve_others() {
     run_isolated!();
-    let loud = started("up stderr*50000000 heir serve");
+    let loud = started("up stderr*50000000 child serve");
     let quiet: Vec<_> = (0..30).map(|_| started("up console=hello serve")).collect();
     for vm in &quiet {
         vm.console().unwrap().wait_for_timeout("hello", PATIENCE).unwrap();

@@ -7,10 +7,10 @@
 //! | `listen` | opens the sockets of the console and the control channel |
 //! | `accept` | waits for a connection to both |
 //! | `greet` | sends the greeting of QMP on the control channel |
-//! | `answer` | answers the next command with success |
-//! | `refuse` | answers the next command with an error |
-//! | `serve` | answers every command with success; exits after `quit` |
-//! | `up` | all of `listen accept greet answer answer` |
+//! | `reply` | replies to the next command with success |
+//! | `reject` | replies to the next command with an error |
+//! | `serve` | replies to every command with success; exits after `quit` |
+//! | `up` | all of `listen accept greet reply reply` |
 //! | `control=TEXT`, `control*N` | sends a line, or N bytes without a line end, on the control channel |
 //! | `events*N` | sends N events of a guest that resets |
 //! | `console=TEXT`, `console*N` | sends the text, or N bytes of numbered lines, to the console |
@@ -19,7 +19,7 @@
 //! | `drain` | reads console input from now on and discards it |
 //! | `echo` | echoes console input from now on |
 //! | `close-control`, `close-console` | closes the connection |
-//! | `heir`, `stray` | starts a child that floods the console, in the same or another process group, and waits for it |
+//! | `child`, `detached-child` | starts a child that floods the console, in the same or another process group, and waits until it writes |
 //! | `exit=N`, `hang` | exits; sleeps forever |
 
 use std::env;
@@ -82,14 +82,14 @@ impl FakeQemu {
     fn run(mut self, args: &[String]) {
         let append = args.iter().position(|arg| arg == "-append").expect("-append");
         for word in args[append + 1].split_whitespace() {
-            // A closed connection ends it, as it ends a hypervisor.
-            if self.act(word).is_none() {
+            // The process exits when a connection is closed, as a hypervisor does.
+            if self.execute(word).is_none() {
                 exit(1);
             }
         }
     }
 
-    fn act(&mut self, word: &str) -> Option<()> {
+    fn execute(&mut self, word: &str) -> Option<()> {
         let number = |word: &str| word.split_once('*').and_then(|(_, n)| n.parse().ok());
         let text = |word: &str| word.split_once('=').map(|(_, text)| text.to_owned());
         match word.split(['=', '*']).next()? {
@@ -106,13 +106,13 @@ impl FakeQemu {
             "greet" => self.send(
                 r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}}, "capabilities": []}}"#,
             )?,
-            "answer" => {
+            "reply" => {
                 self.command()?;
                 self.send(r#"{"return": {}}"#)?;
             }
-            "refuse" => {
+            "reject" => {
                 self.command()?;
-                self.send(r#"{"error": {"class": "GenericError", "desc": "not today"}}"#)?;
+                self.send(r#"{"error": {"class": "GenericError", "desc": "injected fault"}}"#)?;
             }
             "serve" => loop {
                 let command = self.command()?;
@@ -122,8 +122,8 @@ impl FakeQemu {
                 }
             },
             "up" => {
-                for word in ["listen", "accept", "greet", "answer", "answer"] {
-                    self.act(word)?;
+                for word in ["listen", "accept", "greet", "reply", "reply"] {
+                    self.execute(word)?;
                 }
             }
             "control" => match number(word) {
@@ -165,11 +165,11 @@ impl FakeQemu {
                 self.console.take()?.shutdown(std::net::Shutdown::Both).ok()?;
                 self.listeners.clear();
             }
-            "heir" => self.leave(false)?,
-            "stray" => self.leave(true)?,
+            "child" => self.start_child(false)?,
+            "detached-child" => self.start_child(true)?,
             "exit" => exit(text(word)?.parse().ok()?),
             "hang" => hang(),
-            other => panic!("what is {other}?"),
+            other => panic!("unknown command `{other}`"),
         }
         Some(())
     }
@@ -183,7 +183,7 @@ impl FakeQemu {
         self.control.as_ref()?.write_all(format!("{line}\r\n").as_bytes()).ok()
     }
 
-    fn leave(&mut self, own_group: bool) -> Option<()> {
+    fn start_child(&mut self, own_group: bool) -> Option<()> {
         let mut child = Command::new(env::current_exe().ok()?);
         child.arg("--flood");
         child.stdin(OwnedFd::from(self.console.as_ref()?.try_clone().ok()?));
