@@ -48,24 +48,32 @@ pub(super) fn run(options: &ChvOptions, faults: Vec<ChvFault>) -> ExitCode {
     if let Err(error) = signals.thread_block() {
         return fatal(&["Failed to block signals", &error.to_string()]);
     }
-    let (event, events_in) = channel();
+    let (sender, receiver) = channel();
     if !faults.contains(&ChvFault::IgnoresSigterm) {
-        let event = event.clone();
+        let sender = sender.clone();
         std::thread::spawn(move || {
-            while signals.wait().is_ok() && event.send(VmmEvent::Terminate).is_ok() {}
+            while signals.wait().is_ok() && sender.send(VmmEvent::Terminate).is_ok() {}
         });
     }
-    let events = match Events::open(options.event_monitor.as_deref()) {
+    let event_monitor = match Events::open(options.event_monitor.as_deref()) {
         Ok(events) => Arc::new(events),
         Err(error) => return fatal(&["Failed to open the event monitor", &error.to_string()]),
     };
     {
-        let (events, faults) = (events.clone(), faults.clone());
-        events.send("vmm", "starting");
-        std::thread::spawn(move || events.apply_faults(&faults));
+        let (event_monitor, faults) = (event_monitor.clone(), faults.clone());
+        event_monitor.send("vmm", "starting");
+        std::thread::spawn(move || event_monitor.apply_faults(&faults));
     }
-    let mut vmm =
-        Vmm { options, faults, events, event, events_in, config: None, vm: None, generations: 0 };
+    let mut vmm = Vmm {
+        options,
+        faults,
+        event_monitor,
+        sender,
+        receiver,
+        config: None,
+        vm: None,
+        generations: 0,
+    };
     match vmm.serve() {
         Ok(status) => status,
         Err(error) => fatal(&["Error creation API server's socket", &error.to_string()]),
@@ -99,9 +107,9 @@ struct VmInstance {
 struct Vmm<'a> {
     options: &'a ChvOptions,
     faults: Vec<ChvFault>,
-    events: Arc<Events>,
-    event: Sender<VmmEvent>,
-    events_in: Receiver<VmmEvent>,
+    event_monitor: Arc<Events>,
+    sender: Sender<VmmEvent>,
+    receiver: Receiver<VmmEvent>,
     config: Option<ChvVmConfig>,
     vm: Option<VmInstance>,
     generations: u64,
@@ -120,12 +128,12 @@ impl Vmm<'_> {
         loop {
             let is_time = delayed_until.is_none_or(|time| time <= Instant::now());
             if served.is_none() && is_time && !self.faults.contains(&ChvFault::NoSocket) {
-                served = Some(http::serve(&self.options.api_socket, &self.event, &self.faults)?);
+                served = Some(http::serve(&self.options.api_socket, &self.sender, &self.faults)?);
             }
             let until = delayed_until
                 .map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));
             let pause = if served.is_some() { Duration::from_secs(3600) } else { until };
-            let event = match self.events_in.recv_timeout(pause.min(Duration::from_secs(3600))) {
+            let event = match self.receiver.recv_timeout(pause.min(Duration::from_secs(3600))) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this struct holds a sender"),
@@ -191,7 +199,7 @@ impl Vmm<'_> {
                 Err(error) => Some(fatal(&["VM reboot error", &format!("{error:?}")])),
             },
             EmulatorEvent::Panicked(event) => {
-                self.events.send_with("guest", "panic", Some(json!({ "event": event })));
+                self.event_monitor.send_with("guest", "panic", Some(json!({ "event": event })));
                 None
             }
             EmulatorEvent::Exited(stderr) => {
@@ -313,7 +321,7 @@ impl Vmm<'_> {
         if self.vm.is_some() {
             return Err(ApiError::new(500, &["VM is already created"]));
         }
-        self.events.send("vm", "booting");
+        self.event_monitor.send("vm", "booting");
         let missing = || ApiError::new(404, &["VM config is missing"]);
         let config = self.config.as_ref().ok_or_else(missing)?;
         api_error::check_before_creation(config)?;
@@ -327,39 +335,39 @@ impl Vmm<'_> {
             self.vm = Some(VmInstance { state: VmmState::Created, emulator: None, generation });
             return Err(error);
         }
-        self.vm = Some(start(config, generation, &self.event)?);
-        self.events.send("vm", "booted");
+        self.vm = Some(start(config, generation, &self.sender)?);
+        self.event_monitor.send("vm", "booted");
         Ok(())
     }
 
     fn pause(&mut self) -> Result<(), ApiError> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        self.events.send("vm", "pausing");
+        self.event_monitor.send("vm", "pausing");
         if vm.state == VmmState::Paused {
             let chain = ["Cannot pause VM", "Failed to pause migratable component"];
             return Err(invalid(vm.state, VmmState::Paused).within(&chain));
         }
         self.execute("stop")?;
         self.set_state(VmmState::Paused);
-        self.events.send("vm", "paused");
+        self.event_monitor.send("vm", "paused");
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), ApiError> {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        self.events.send("vm", "resuming");
+        self.event_monitor.send("vm", "resuming");
         if vm.state == VmmState::Running {
             let chain = ["Cannot resume VM", "Failed to resume migratable component"];
             return Err(invalid(vm.state, VmmState::Running).within(&chain));
         }
         self.execute("cont")?;
         self.set_state(VmmState::Running);
-        self.events.send("vm", "resumed");
+        self.event_monitor.send("vm", "resumed");
         Ok(())
     }
 
     fn reboot(&mut self) -> Result<(), ApiError> {
-        self.events.send("vm", "rebooting");
+        self.event_monitor.send("vm", "rebooting");
         let missing = || ApiError::new(404, &["VM is not created"]);
         let (Some(config), Some(vm)) = (&self.config, &self.vm) else { return Err(missing()) };
         if let Some(emulator) = &vm.emulator {
@@ -369,16 +377,16 @@ impl Vmm<'_> {
         // events: its firmware resets once more when it finds that it has run before.
         self.vm = None;
         self.generations += 1;
-        let vm = start(config, self.generations, &self.event)?;
+        let vm = start(config, self.generations, &self.sender)?;
         self.vm = Some(vm);
-        self.events.send("vm", "rebooted");
+        self.event_monitor.send("vm", "rebooted");
         Ok(())
     }
 
     /// Turns the VM off. Its configuration stays, so that it can boot again.
     fn shut_down(&mut self) {
         self.vm = None;
-        self.events.send("vm", "shutdown");
+        self.event_monitor.send("vm", "shutdown");
     }
 
     fn delete(&mut self) {
@@ -389,12 +397,12 @@ impl Vmm<'_> {
             self.shut_down();
         }
         self.config = None;
-        self.events.send("vm", "deleted");
+        self.event_monitor.send("vm", "deleted");
     }
 
     fn quit(&mut self) -> ExitCode {
         self.delete();
-        self.events.send("vmm", "shutdown");
+        self.event_monitor.send("vmm", "shutdown");
         ExitCode::SUCCESS
     }
 

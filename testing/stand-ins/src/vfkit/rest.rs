@@ -24,7 +24,7 @@ pub(super) struct RestService {
     /// The reply to `GET /vm/inspect`.
     pub(super) config: Arc<Value>,
     /// The events of the VM's loop.
-    pub(super) to: Sender<VfkitEvent>,
+    pub(super) sender: Sender<VfkitEvent>,
     pub(super) faults: Arc<[VfkitFault]>,
 }
 
@@ -158,8 +158,8 @@ impl RestService {
     }
 
     fn change(&self, call: VfkitCall) -> RestResponse {
-        let (sender, result) = channel();
-        let _ = self.to.send(VfkitEvent::Change(call, sender));
+        let (reply, result) = channel();
+        let _ = self.sender.send(VfkitEvent::Change(call, reply));
         match result.recv() {
             Ok(Ok(())) => RestResponse(202, None, String::new()),
             Ok(Err(why)) => self.failed(call.name(), &why),

@@ -64,7 +64,7 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
     // stand-in and not QEMU. The guest of the real one is not in its process group.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| error.to_string())?;
-    let (to, events_in) = channel();
+    let (sender, receiver) = channel();
     let state = Arc::new(Mutex::new(VzState::Stopped));
     let vm = VfkitVm {
         config,
@@ -72,13 +72,13 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
         dir: SocketDir::of(&config.endpoint)?,
         emulator: None,
         deadline: None,
-        events_in,
-        to: to.clone(),
+        receiver,
+        sender: sender.clone(),
         faults: faults.into(),
     };
     if let Endpoint::Unix(path) = &config.endpoint {
         let (config, faults) = (Arc::new(json!(config)), vm.faults.clone());
-        let service = RestService { state, config, to: to.clone(), faults };
+        let service = RestService { state, config, sender: sender.clone(), faults };
         if let Err(why) = service.serve(path) {
             // The real one prints no usage here, and leaves the socket.
             log::write("fatal", &why);
@@ -88,7 +88,7 @@ pub(super) fn run(config: &Config, faults: Vec<VfkitFault>) -> Result<ExitCode, 
     if !vm.faults.contains(&VfkitFault::IgnoresSigterm) {
         std::thread::spawn(move || {
             while let Ok(signal) = signals.wait() {
-                if to.send(VfkitEvent::Terminate(signal)).is_err() {
+                if sender.send(VfkitEvent::Terminate(signal)).is_err() {
                     break;
                 }
             }
@@ -108,8 +108,8 @@ struct VfkitVm<'a> {
     emulator: Option<Emulator>,
     /// When a time limit expires, and which one.
     deadline: Option<(Instant, DeadlineReason)>,
-    events_in: Receiver<VfkitEvent>,
-    to: Sender<VfkitEvent>,
+    receiver: Receiver<VfkitEvent>,
+    sender: Sender<VfkitEvent>,
     faults: Arc<[VfkitFault]>,
 }
 
@@ -133,7 +133,7 @@ impl VfkitVm<'_> {
             let wait = self.deadline.map_or(Duration::from_secs(3600), |(until, _)| {
                 until.saturating_duration_since(Instant::now())
             });
-            let end = match self.events_in.recv_timeout(wait) {
+            let end = match self.receiver.recv_timeout(wait) {
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => self.handle_timeout(),
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this struct holds a sender"),
@@ -163,7 +163,7 @@ impl VfkitVm<'_> {
         }
         let sockets = Sockets(self.dir.0.clone());
         let vm = guest_args::emulated_vm(self.config, kernel, &sockets);
-        self.emulator = Some(Emulator::start(&vm, 1, &self.to)?);
+        self.emulator = Some(Emulator::start(&vm, 1, &self.sender)?);
         self.set_state(VzState::Running);
         log::write("info", "virtual machine is running");
         vsock::start_relays(&self.config.devices, &sockets.vsock());
