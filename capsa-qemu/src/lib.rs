@@ -129,8 +129,10 @@ impl HypervisorBackend for Qemu {
             found.version_blocker(PROGRAM, &name, MIN_VERSION, "older versions are untested");
         let blockers = what.map(|what| Reason::new(what, install)).into_iter().collect();
         let shares = MissingFeature::of(Feature::VirtioFs, self.virtio_fs_blockers(host, found));
-        let shares_9p =
-            MissingFeature::of(Feature::Virtio9p, missing_device(found, "virtio-9p-pci"));
+        let shares_9p = MissingFeature::of(
+            Feature::Virtio9p,
+            missing_device(found, "virtio-9p-pci", "use virtio-fs"),
+        );
         let nat = MissingFeature::of(Feature::Nat, nat_blocker(found));
         let vsock = MissingFeature::of(Feature::Vsock, vsock_blocker(host, found));
         Availability {
@@ -159,7 +161,7 @@ impl HypervisorBackend for Qemu {
         if host.os != Os::Linux {
             blockers.push(Reason::new("virtiofsd runs on Linux only", "use virtio-9p"));
         }
-        blockers.extend(missing_device(found, "vhost-user-fs-pci"));
+        blockers.extend(missing_device(found, "vhost-user-fs-pci", "use virtio-9p"));
         blockers
     }
 
@@ -178,7 +180,7 @@ impl HypervisorBackend for Qemu {
         vsock.for_each(|reason| reject("vsock", reason));
         let is_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| is_9p(&share.mechanism))
-            && let Some(reason) = missing_device(found, "virtio-9p-pci")
+            && let Some(reason) = missing_device(found, "virtio-9p-pci", "use virtio-fs")
         {
             reject("shares", reason);
         }
@@ -229,21 +231,22 @@ fn nat_blocker(found: &ProbeReport) -> Option<Reason> {
 
 fn vsock_blocker(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
     let mut blockers = vhost_device_vsock::blockers(found);
-    blockers.extend(missing_device(found, "vhost-user-vsock-pci"));
+    blockers.extend(missing_device(found, "vhost-user-vsock-pci", "disable vsock"));
     if host.os != Os::Linux {
         blockers.push(Reason::new("vhost-device-vsock runs on Linux only", "disable vsock"));
     }
     blockers
 }
 
-/// The blocker for a device that this QEMU build does not list. `None` if it was not probed.
-fn missing_device(found: &ProbeReport, device: &str) -> Option<Reason> {
+/// The blocker for a device that this QEMU build does not list, with the `alternative` to installing
+/// another build. `None` if it was not probed.
+fn missing_device(found: &ProbeReport, device: &str, alternative: &str) -> Option<Reason> {
     let devices = found.output(DEVICES)?;
     let has = devices.contains(&format!("name \"{device}\""));
     (!has).then(|| {
         Reason::new(
             format!("this QEMU was built without the device {device}"),
-            "install a QEMU build with it, or use the other share mechanism",
+            format!("install a QEMU build with it, or {alternative}"),
         )
     })
 }

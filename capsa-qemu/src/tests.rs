@@ -349,6 +349,21 @@ fn plan_vsock_helper_needs_stop_signal() {
 }
 
 #[test]
+fn missing_device_remedy_fits_feature() {
+    let mut found = found();
+    let output = ProbeResult::Output { program: "/bin/q".into(), output: String::new() };
+    found.insert(DEVICES, output);
+    let missing = Qemu.availability(&host(), &found).missing_features;
+    let has = |feature, words: &str| {
+        let mut of_feature = missing.iter().filter(|missing| missing.feature == feature);
+        of_feature.any(|missing| missing.reason.remedy.ends_with(words))
+    };
+    assert!(has(Feature::Virtio9p, "or use virtio-fs"), "{missing:?}");
+    assert!(has(Feature::VirtioFs, "or use virtio-9p"), "{missing:?}");
+    assert!(has(Feature::Vsock, "or disable vsock"), "{missing:?}");
+}
+
+#[test]
 fn availability_lists_missing_features() {
     let mut found = found();
     found.insert(vhost_device_vsock::KEY, ProbeResult::NotFound { tried: vec!["vdv".into()] });
