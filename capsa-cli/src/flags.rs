@@ -1,4 +1,4 @@
-//! The command line: a command, its operands, its flags and the guest's command behind `--`.
+//! The command line: a command, its operands, its flags and the guest's command after `--`.
 //!
 //! The rows of the flags are [`crate::settings::SETTINGS`]. A value is parsed and stored by
 //! [`Arguments::apply`], which can be called several times: to check the command line, and to override
@@ -18,7 +18,7 @@ use crate::suggest;
 pub(crate) struct Arguments {
     pub(crate) command: Subcommand,
     pub(crate) operands: Vec<String>,
-    /// The words behind `--`; `None` without `--`.
+    /// The words after `--`; `None` without `--`.
     pub(crate) guest_command: Option<Vec<OsString>>,
     /// `--help` or `-h` was given: the values of flags were not parsed.
     pub(crate) wants_help: bool,
@@ -73,7 +73,7 @@ impl Arguments {
             arguments.flag(&name, &mut parser)?;
         }
         if arguments.guest_command.is_some() && command != Subcommand::Run {
-            return Err(usage(format!("`{}` accepts no --", command.row().name), Some(command)));
+            return Err(usage(format!("`{}` has no flag --", command.row().name), Some(command)));
         }
         if !arguments.wants_help {
             let mut settings = Settings::default();
@@ -167,7 +167,7 @@ impl Arguments {
 }
 
 /// For a command line such as `capsa run … uname -a`.
-pub(crate) const GUEST_COMMAND_HINT: &str = "; write a command for the guest behind --";
+pub(crate) const GUEST_COMMAND_HINT: &str = "; write a command for the guest after --";
 
 /// The error for an unknown command.
 pub(crate) fn unknown_command(name: &str) -> Failure {
@@ -267,10 +267,10 @@ mod tests {
             ("run --frob=1", "`run` has no flag --frob"),
             ("run --dry-run=yes", "--dry-run takes no value"),
             ("run -x", "`run` has no flag -x"),
-            ("run --kernel K uname -a", "no flag -a; write a command for the guest behind --"),
-            ("run linux uname", "\"uname\"; write a command for the guest behind --"),
+            ("run --kernel K uname -a", "no flag -a; write a command for the guest after --"),
+            ("run linux uname", "\"uname\"; write a command for the guest after --"),
             ("run -q --quiet", "--quiet was given twice"),
-            ("backends -- ls", "`backends` accepts no --"),
+            ("backends -- ls", "`backends` has no flag --"),
             ("run --cpus two", "--cpus: invalid number \"two\": "),
         ] {
             let failure = parse(line).unwrap_err();

@@ -52,16 +52,16 @@ pub(crate) fn read_whole(path: &Path) -> Result<Settings, Failure> {
 ///
 /// When it cannot be read as text.
 pub(crate) fn read(path: &Path) -> Result<ConfigFile, Failure> {
-    let unreadable = |why: String| {
-        Failure::new(CONFIG, format!("cannot read {}: {why}", path.display()))
-            .hint("name an existing TOML file; see `capsa help config`")
+    let unreadable = |why: String, hint: &str| {
+        Failure::new(CONFIG, format!("cannot read {}: {why}", path.display())).hint(hint)
     };
-    let bytes = crate::files::read_at_most(path, MAX_SIZE)
-        .map_err(|error| unreadable(error.to_string()))?;
+    let bytes = crate::files::read_at_most(path, MAX_SIZE).map_err(|error| {
+        unreadable(error.to_string(), "name an existing TOML file; see `capsa help config`")
+    })?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-        unreadable(format!("line {line} is not UTF-8"))
+        unreadable(format!("line {line} is not UTF-8"), "save the file as UTF-8")
     })?;
     let directory = path.parent().unwrap_or(Path::new(""));
     let (mut settings, mistakes, is_broken) = parse_all(&text, directory);

@@ -50,7 +50,7 @@
 //!   of `capsa run --json`. Then the run closes the connection. A console's output ends where the
 //!   connection does. Several stops may be pending: the shortest grace period counts.
 //! - **Input owner**: at most one client, and none while the run's own standard input or a command
-//!   behind `--` uses the console. The first that asks gets it, and keeps it until it disconnects.
+//!   after `--` uses the console. The first that asks gets it, and keeps it until it disconnects.
 //! - **Limits**: 64 clients; more wait in the listener's backlog. A request that has no `\n` within
 //!   1024 bytes is rejected. Input beyond the VM's input queue of 256 KiB is lost.
 //! - **Idle clients** stay connected, without a time limit, and count as clients.

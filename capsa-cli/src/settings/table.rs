@@ -187,7 +187,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         ]),
         example: "\"enabled\"",
         help: "Guest console. stdio: connected to standard input and output; enabled: for `capsa \
-               console`, and its end is shown if the VM fails; disabled: none",
+               console`, and its last lines are printed if the VM fails; disabled: none",
         default: "disabled; enabled with -- COMMAND, a log or a recording",
         ..ROW
     },
