@@ -85,8 +85,9 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// Sets a time limit, counted from the start. When it passes, the guest is asked to power off;
-    /// after the grace period the hypervisor is killed. Default: no limit.
+    /// Sets a time limit, counted from [`VmStatus::Running`](crate::VmStatus::Running); the start has
+    /// deadlines of its own. When it passes, the guest is asked to power off; after the grace period
+    /// the hypervisor is killed. Default: no limit.
     pub fn timeout(mut self, duration: Duration) -> Self {
         self.timeout = Some(duration);
         self

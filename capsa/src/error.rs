@@ -55,8 +55,10 @@ pub enum Error {
     #[error("guest OS not supported by backend: {0:?}")]
     UnsupportedGuestOs(GuestOs),
 
-    /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). The text holds the
-    /// last lines of the hypervisor's standard error.
+    /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). The text says what failed.
+    /// If a process exited, it holds the last lines of that process's standard error; after a timeout
+    /// it holds only the deadline that passed. The hypervisor's last lines are then in the `exit` of
+    /// [`StopReport`](crate::StopReport).
     #[error("VM failed to start: {0}")]
     StartFailed(String),
 

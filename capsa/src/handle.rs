@@ -65,8 +65,10 @@ impl VmHandle {
     /// # Errors
     ///
     /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
-    /// [`Error::StartFailed`] with the last lines of the hypervisor's standard error when the VM
-    /// did not reach `Running`.
+    /// [`Error::StartFailed`] when the VM did not reach `Running`. If the hypervisor or a helper
+    /// process exited, the text holds the last lines of its standard error; after a timeout, the
+    /// deadline that passed. [`stop_report`](Self::stop_report) then has the hypervisor's last lines
+    /// in `exit`.
     pub async fn start(&self) -> Result<()> {
         let stdio = {
             let mut state = self.shared().lock();

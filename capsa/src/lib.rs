@@ -41,7 +41,7 @@
 //! | see what this host supports | [`backends()`] |
 //! | remove the leftovers of a killed program now, instead of at the next start | [`run_dir::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
-//! | use the shell | [`manual::cli`] |
+//! | use the command `capsa` | [`manual::cli`] |
 //! | understand the implementation | [`manual::architecture`], [`manual::embedding`] |
 //!
 //! # Guarantees
@@ -63,6 +63,12 @@
 //! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the path of the program; disables the search |
 //! | `CAPSA_RUN_DIR` | the directory of run directories; default: `$XDG_RUNTIME_DIR/capsa`, otherwise `/tmp/capsa-UID` |
 //! | `TMPDIR` | on Linux, the directory for data that guests write to ephemeral disks; default: `/var/tmp` |
+//!
+//! # Logging
+//!
+//! The library emits `tracing` events: probes, programs with their arguments, control messages and
+//! the hypervisor's standard error at level `debug`, warnings about slow calls at `warn`. It installs
+//! no subscriber. The variable `CAPSA_LOG` and the flag `--log-level` belong to the command `capsa`.
 //!
 //! # Features
 //!
