@@ -58,7 +58,8 @@ const fn keys(id: ProcessId) -> ProcessKeys {
 /// this. A child that the hypervisor left behind may write without end.
 const MAX_EXIT_DELAYS: usize = 16;
 
-/// The delay of a call from which a warning is logged. A busy loop is late by less.
+/// The delay of a call from which a warning is logged. A loaded host delays calls by less
+/// than this.
 const LATE_CALL: Duration = Duration::from_secs(1);
 
 /// One VM with its processes, channels and console.

@@ -7,8 +7,8 @@
 //!
 //! A VM goes through the modules in this order: a [`spec::VmSpec`] is validated against a backend's
 //! [`capabilities`] and the [`host::HostFacts`]; the [`backend`] turns it into a [`plan::LaunchPlan`];
-//! the [`lifecycle`] executes the plan, with the [`console`] and the control protocols of [`codec`]
-//! beside it.
+//! the [`lifecycle`] executes the plan, together with the [`console`] and the control protocols of
+//! [`codec`].
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -32,7 +32,7 @@
 //! # Calling conventions
 //!
 //! The lifecycle and the decoders take input with `handle_*` and return the next output with `poll_*`;
-//! other verbs are requests. Call `poll_*` until it returns `None`, then wait for the next event or for
+//! other methods are requests. Call `poll_*` until it returns `None`, then wait for the next event or for
 //! the deadline of `poll_timeout`. The console works on positions of the scrollback instead: `push`
 //! appends output, and each reader or wait polls from its own position. The kernel command line is a
 //! plain value.
