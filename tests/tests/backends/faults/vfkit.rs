@@ -41,7 +41,7 @@ static CLAIMS: Claims<VfkitFault> = Claims {
             VfkitFault::StartTimesOut(Duration::from_millis(300)),
             Text::Around("vfkit exited with status", "timeout waiting for VM state"),
         ),
-        (VfkitFault::Error, Text::Contains("the virtual machine is in the state Error")),
+        (VfkitFault::Error, Text::Contains("the VM is in the state Error")),
         (VfkitFault::Rejects(VfkitCall::State), Text::Around("", VfkitFault::CAUSE)),
     ],
     hanging_starts: &[
