@@ -12,7 +12,7 @@ use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder, VsockDirection};
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::{self, ConfigFile};
-use crate::failure::{CONFIG, Failure};
+use crate::failure::{CONFIG, CliError};
 use crate::files;
 use crate::settings::Settings;
 
@@ -28,7 +28,7 @@ pub(crate) struct Problem {
 
 /// Checks a config file as a run of it would. Returns the backend that would run it, or `None` if
 /// none is available on this host.
-pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, Failure> {
+pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, CliError> {
     let ConfigFile { settings, mistakes, is_broken } = config::read(path)?;
     let builder = settings.builder();
     // A file that is not TOML has no settings to check.
@@ -44,7 +44,7 @@ pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, Failure> {
         problems.retain(|problem| problem.reason != KERNEL_NOT_SET);
     }
     let others = failure(&settings, error.as_ref(), problems);
-    match Failure::of_file(path, mistakes, others) {
+    match CliError::of_file(path, mistakes, others) {
         Some(failure) => Err(failure),
         None => Ok(backend),
     }
@@ -61,7 +61,7 @@ pub(crate) fn failure(
     settings: &Settings,
     error: Option<&Error>,
     problems: Vec<Problem>,
-) -> Option<Failure> {
+) -> Option<CliError> {
     let name = |field: &str| (settings.name_of(field), settings.span_of(field));
     // These are among the problems, so the library's violations of the same fields are left out.
     let is_reported = |field: &str| match field {
@@ -70,9 +70,9 @@ pub(crate) fn failure(
         _ => false,
     };
     let failure = match error {
-        Some(error) => Failure::from_build(error, name, is_reported),
+        Some(error) => CliError::from_build(error, name, is_reported),
         None if problems.is_empty() => return None,
-        None => Failure::new(CONFIG, "cannot run this VM: invalid configuration"),
+        None => CliError::new(CONFIG, "cannot run this VM: invalid configuration"),
     };
     Some(problems.into_iter().fold(failure, |failure, Problem { field, reason, hint }| {
         let (name, span) = name(&field);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use capsa::{BackendReport, MissingFeature, NoteLevel, ephemeral, run_dir};
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, NO_BACKEND, OK};
+use crate::failure::{CliError, NO_BACKEND, OK};
 use crate::print::print;
 use crate::{backends, json_output};
 
@@ -33,7 +33,7 @@ struct Finding {
 }
 
 /// Checks the host and prints the findings.
-pub(crate) fn doctor(json: bool) -> Result<u8, Failure> {
+pub(crate) fn doctor(json: bool) -> Result<u8, CliError> {
     let reports = capsa::backends();
     let base = run_dir::base();
     let run_dirs = run_dir::check(&base).map(|()| base.display().to_string());

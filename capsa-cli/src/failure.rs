@@ -67,7 +67,7 @@ pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
 
 /// An error that ends the command with an exit code other than 0.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CliError {
     pub(crate) code: u8,
     /// One line.
     what: String,
@@ -96,7 +96,7 @@ struct Detail {
     hint: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     /// A failure with this exit code and first line.
     pub(crate) fn new(code: u8, what: impl Into<String>) -> Self {
         Self { code, what: what.into(), details: Vec::new() }
@@ -210,7 +210,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CliError {
     /// All lines, without a line feed after the last one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "capsa: {}", escape_control(&self.what))?;
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn failure_escapes_control_characters() {
-        let failure = Failure::new(START, "got \u{1b}[2J").problem("and\u{7}\nmore", "\r!");
+        let failure = CliError::new(START, "got \u{1b}[2J").problem("and\u{7}\nmore", "\r!");
         let want = "capsa: got \\u{1b}[2J\n  and\\u{7}\nmore\n    hint: \\r!";
         assert_eq!(failure.to_string(), want);
     }
@@ -302,7 +302,7 @@ mod tests {
             .plan()
             .unwrap_err();
         let name = |field: &str| (field.replace("shares[0]", "shares.w"), None);
-        let failure = Failure::from_build(&error, name, |_| false);
+        let failure = CliError::from_build(&error, name, |_| false);
         let text = failure.to_string();
         assert_eq!(failure.code, CONFIG);
         assert!(text.starts_with("capsa: cannot run this VM: invalid configuration\n"));
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn unknown_backend_hint_lists_backends() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).backend("xen").plan().unwrap_err();
-        let failure = Failure::from_build(&error, |field| (field.into(), None), |_| false);
+        let failure = CliError::from_build(&error, |field| (field.into(), None), |_| false);
         assert_eq!(failure.code, NO_BACKEND);
         assert!(failure.to_string().contains("hint: use "), "{failure}");
     }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use lexopt::{Arg, Parser};
 
 use crate::commands::{COMMANDS, Subcommand};
-use crate::failure::Failure;
+use crate::failure::CliError;
 use crate::settings::{Setting, Settings, flags_of};
 use crate::suggest;
 
@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     /// Parses a command line, without the program's name.
-    pub(crate) fn parse(args: Vec<OsString>) -> Result<Self, Failure> {
+    pub(crate) fn parse(args: Vec<OsString>) -> Result<Self, CliError> {
         let mut args = args.into_iter();
         let command = match args.next() {
             None => return Err(usage("no command was given", None)),
@@ -93,7 +93,7 @@ impl Arguments {
     }
 
     /// Stores the values of the flags in `settings`, over what a config file has set.
-    pub(crate) fn apply(&self, settings: &mut Settings) -> Result<(), Failure> {
+    pub(crate) fn apply(&self, settings: &mut Settings) -> Result<(), CliError> {
         if self.flags.iter().any(|(row, _)| row.flag == "--cmdline-override") {
             settings.cmdline.clear();
             settings.spans.remove("cmdline.extra");
@@ -109,7 +109,7 @@ impl Arguments {
     }
 
     /// Takes a flag, and its value from the parser.
-    fn flag(&mut self, name: &str, parser: &mut Parser) -> Result<(), Failure> {
+    fn flag(&mut self, name: &str, parser: &mut Parser) -> Result<(), CliError> {
         let command = Some(self.command);
         let is_named = |row: &&Setting| {
             row.flag == name || row.short.is_some_and(|short| name == format!("-{short}"))
@@ -140,7 +140,7 @@ impl Arguments {
         Ok(())
     }
 
-    fn unknown_flag(&self, name: &str) -> Failure {
+    fn unknown_flag(&self, name: &str) -> CliError {
         let command = self.command.row().name;
         let is_guest_command = self.command == Subcommand::Run
             && self.operands.first().is_some_and(|operand| operand != "linux");
@@ -154,7 +154,7 @@ impl Arguments {
         usage(format!("`{command}` has no flag {name}{hint}"), Some(self.command))
     }
 
-    fn operand(&mut self, operand: OsString) -> Result<(), Failure> {
+    fn operand(&mut self, operand: OsString) -> Result<(), CliError> {
         if self.operands.len() < self.command.row().max_operands
             && let Some(text) = operand.to_str()
         {
@@ -170,15 +170,15 @@ impl Arguments {
 pub(crate) const GUEST_COMMAND_HINT: &str = "; write a command for the guest after --";
 
 /// The error for an unknown command.
-pub(crate) fn unknown_command(name: &str) -> Failure {
+pub(crate) fn unknown_command(name: &str) -> CliError {
     let hint = suggest::did_you_mean(name, COMMANDS.iter().map(|row| row.name));
     usage(format!("unknown command {name:?}{hint}"), None)
 }
 
 /// A mistake on the command line.
-pub(crate) fn usage(problem: impl Into<String>, command: Option<Subcommand>) -> Failure {
+pub(crate) fn usage(problem: impl Into<String>, command: Option<Subcommand>) -> CliError {
     let operand = command.map(|command| format!(" {}", command.row().name)).unwrap_or_default();
-    Failure::usage(problem).hint(format!("see `capsa help{operand}`"))
+    CliError::usage(problem).hint(format!("see `capsa help{operand}`"))
 }
 
 #[cfg(test)]
@@ -187,7 +187,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-    fn parse(line: &str) -> Result<Arguments, Failure> {
+    fn parse(line: &str) -> Result<Arguments, CliError> {
         Arguments::parse(shell_words::split(line).unwrap().into_iter().map(Into::into).collect())
     }
 

@@ -48,7 +48,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use commands::Subcommand;
-use failure::Failure;
+use failure::CliError;
 use flags::{Arguments, usage};
 use print::print;
 
@@ -74,7 +74,7 @@ fn wants_json(args: &[OsString]) -> bool {
         || flags.windows(2).any(progress)
 }
 
-fn run(arguments: &Arguments) -> Result<u8, Failure> {
+fn run(arguments: &Arguments) -> Result<u8, CliError> {
     let command = arguments.command;
     if arguments.wants_help {
         return print(&match command {
@@ -120,7 +120,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
 }
 
 /// `capsa config check FILE`, `capsa config schema`.
-fn config_command(arguments: &Arguments) -> Result<u8, Failure> {
+fn config_command(arguments: &Arguments) -> Result<u8, CliError> {
     let mistake = |what: String| Err(usage(what, Some(arguments.command)));
     match arguments.operands.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["schema"] => print(&format!("{:#}\n", config::schema())),

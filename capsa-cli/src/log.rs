@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::failure::Failure;
+use crate::failure::CliError;
 use crate::flags::{Arguments, usage};
 use crate::json_output;
 use crate::settings::{ProgressMode, Settings, flags_of};
@@ -23,7 +23,7 @@ const FLAG: &str = "--log-level";
 const VARIABLE: &str = "CAPSA_LOG";
 
 /// Prints events from now on, if the flag or the variable asks for it. Returns whether they do.
-pub(crate) fn init(arguments: &Arguments) -> Result<bool, Failure> {
+pub(crate) fn init(arguments: &Arguments) -> Result<bool, CliError> {
     let Some(row) = flags_of(arguments.command).find(|row| row.flag == FLAG) else {
         return Ok(false);
     };

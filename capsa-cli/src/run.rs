@@ -6,7 +6,7 @@ use capsa::{ConsoleMode, NoteLevel, Overflow};
 
 use crate::check::{self, Problem};
 use crate::commands::Subcommand;
-use crate::failure::Failure;
+use crate::failure::CliError;
 use crate::flags::{Arguments, GUEST_COMMAND_HINT, usage};
 use crate::print::print;
 use crate::reporter::Reporter;
@@ -20,7 +20,7 @@ use crate::{config, dry_run, running};
 const SCROLLBACK: usize = 64 * 1024;
 
 /// Runs a VM, or prints its launch plan. With `logs`, log messages are printed.
-pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, Failure> {
+pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
     let command = Some(arguments.command);
     let options = &arguments.settings.options;
     let progress = match options.progress {
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, Failure> {
 }
 
 /// The settings of the config file, overridden by flags.
-fn settings(arguments: &Arguments) -> Result<Settings, Failure> {
+fn settings(arguments: &Arguments) -> Result<Settings, CliError> {
     let command = Some(Subcommand::Run);
     let path = arguments.settings.options.config.as_deref();
     let file = path.map(config::read_whole).transpose()?;
@@ -116,7 +116,7 @@ fn checked<T>(
     settings: &Settings,
     problems: Vec<Problem>,
     built: capsa::Result<T>,
-) -> Result<T, Failure> {
+) -> Result<T, CliError> {
     match (check::failure(settings, built.as_ref().err(), problems), built) {
         (None, Ok(built)) => Ok(built),
         (Some(failure), _) => Err(failure),
@@ -125,7 +125,7 @@ fn checked<T>(
 }
 
 /// Whether there is a command for the guest. It uses the console, which is then enabled.
-fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, Failure> {
+fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliError> {
     let command = Some(Subcommand::Run);
     let Some(words) = &arguments.guest_command else {
         for flag in ["--user", "--password-file"] {

@@ -29,7 +29,7 @@ use self::outcome::RunOutcome;
 use self::recorder::FileRecorder;
 use self::relay::Relays;
 use self::signals::{SignalRequest, Signals};
-use crate::failure::{self, Failure, START};
+use crate::failure::{self, CliError, START};
 use crate::reporter::Reporter;
 use crate::running::{ClientCommand, ControlServer, ControlSource};
 use crate::stdio::Stdio;
@@ -69,7 +69,7 @@ pub(crate) struct SessionPlan {
 }
 
 /// Starts the VM and runs it until it has ended. Returns the exit code.
-pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<u8, Failure> {
+pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<u8, CliError> {
     let wants_json = plan.json;
     let backend = vm.launch_plan().backend;
     let name_lock = plan.name_lock.take();
@@ -93,7 +93,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     // Restores the terminal before the final messages.
     drop(stdio);
     driven.map_err(|error| {
-        Failure::new(failure::HYPERVISOR, format!("cannot continue to run the VM: {error}"))
+        CliError::new(failure::HYPERVISOR, format!("cannot continue to run the VM: {error}"))
     })?;
     if unwritten > 0 {
         reporter.warn(&format!(
@@ -157,9 +157,9 @@ struct RunLoop<'r> {
 }
 
 impl<'r> RunLoop<'r> {
-    fn new(mut vm: Vm, plan: SessionPlan, reporter: &'r Reporter) -> Result<Self, Failure> {
+    fn new(mut vm: Vm, plan: SessionPlan, reporter: &'r Reporter) -> Result<Self, CliError> {
         let failed =
-            |error: io::Error| Failure::new(START, format!("cannot start the VM: {error}"));
+            |error: io::Error| CliError::new(START, format!("cannot start the VM: {error}"));
         let recorder = FileRecorder::create(plan.log.as_deref(), plan.record.as_deref(), &mut vm)?;
         let relays = Relays::listen(&plan.relays, &mut vm)?;
         // Before the terminal becomes raw, so that no signal ends this program while it is raw.
@@ -201,8 +201,8 @@ impl<'r> RunLoop<'r> {
     }
 
     /// Starts the VM, and publishes it before the name lock is released.
-    fn start(&mut self) -> Result<(), Failure> {
-        let failed = |error: String| Failure::new(START, format!("cannot start the VM: {error}"));
+    fn start(&mut self) -> Result<(), CliError> {
+        let failed = |error: String| CliError::new(START, format!("cannot start the VM: {error}"));
         self.vm.start().map_err(|error| failed(error.to_string()))?;
         // Creates the run directory and spawns the first processes.
         self.vm.on_ready().map_err(|error| failed(error.to_string()))?;

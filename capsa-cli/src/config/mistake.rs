@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::failure::{CONFIG, Failure, invalid_file};
+use crate::failure::{CONFIG, CliError, invalid_file};
 use crate::spans::span_at;
 
 /// One mistake.
@@ -24,9 +24,9 @@ impl Mistake {
 }
 
 /// The failure that reports all mistakes of a file, in the order of its lines.
-pub(crate) fn failure(path: &Path, text: &str, mut mistakes: Vec<Mistake>) -> Failure {
+pub(crate) fn failure(path: &Path, text: &str, mut mistakes: Vec<Mistake>) -> CliError {
     mistakes.sort_by_key(|mistake| mistake.at.start);
-    let failure = Failure::new(CONFIG, invalid_file(path, mistakes.len()));
+    let failure = CliError::new(CONFIG, invalid_file(path, mistakes.len()));
     mistakes.into_iter().fold(failure, |failure, mistake| {
         let span = span_at(path, text, &mistake.at);
         failure.problem_at(span, mistake.why, mistake.hint)

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use crate::failure::{CONFIG, Failure};
+use crate::failure::{CONFIG, CliError};
 use crate::settings::Settings;
 
 use mistake::Mistake;
@@ -35,13 +35,13 @@ pub(crate) struct ConfigFile {
     /// What it sets, without the values that are mistakes.
     pub(crate) settings: Settings,
     /// Its mistakes; `None` when it has none.
-    pub(crate) mistakes: Option<Failure>,
+    pub(crate) mistakes: Option<CliError>,
     /// Some lines are not TOML, so that it is unknown what they were to set.
     pub(crate) is_broken: bool,
 }
 
 /// Reads a file; its mistakes are an error.
-pub(crate) fn read_whole(path: &Path) -> Result<Settings, Failure> {
+pub(crate) fn read_whole(path: &Path) -> Result<Settings, CliError> {
     let ConfigFile { settings, mistakes, .. } = read(path)?;
     mistakes.map_or(Ok(settings), Err)
 }
@@ -51,9 +51,9 @@ pub(crate) fn read_whole(path: &Path) -> Result<Settings, Failure> {
 /// # Errors
 ///
 /// When it cannot be read as text.
-pub(crate) fn read(path: &Path) -> Result<ConfigFile, Failure> {
+pub(crate) fn read(path: &Path) -> Result<ConfigFile, CliError> {
     let unreadable = |why: String, hint: &str| {
-        Failure::new(CONFIG, format!("cannot read {}: {why}", path.display())).hint(hint)
+        CliError::new(CONFIG, format!("cannot read {}: {why}", path.display())).hint(hint)
     };
     let bytes = crate::files::read_at_most(path, MAX_SIZE).map_err(|error| {
         unreadable(error.to_string(), "name an existing TOML file; see `capsa help config`")

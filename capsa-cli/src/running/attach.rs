@@ -13,7 +13,7 @@ use nix::unistd::read;
 
 use super::protocol::SocketRequest;
 use super::registry;
-use crate::failure::{Failure, HYPERVISOR, NO_VM, OK, OUTPUT, SIGNAL};
+use crate::failure::{CliError, HYPERVISOR, NO_VM, OK, OUTPUT, SIGNAL};
 use crate::flags::{Arguments, usage};
 use crate::reporter::Reporter;
 use crate::session::signals::{SignalRequest, Signals};
@@ -24,7 +24,7 @@ use crate::stdio::poll_set::PollSet;
 use crate::stdio::terminal::RawTerminal;
 
 /// Attaches, until the VM ends or the user detaches.
-pub(crate) fn console(arguments: &Arguments) -> Result<u8, Failure> {
+pub(crate) fn console(arguments: &Arguments) -> Result<u8, CliError> {
     let options = &arguments.settings.options;
     let Some(name) = arguments.operands.first() else {
         return Err(usage("missing the name or ID of a VM", Some(arguments.command)));
@@ -36,7 +36,7 @@ pub(crate) fn console(arguments: &Arguments) -> Result<u8, Failure> {
     let owns_input = reply.types.unwrap_or_default();
     let first_output = stream.buffer().to_vec();
     let failed =
-        |error: io::Error| Failure::new(HYPERVISOR, format!("cannot show the console: {error}"));
+        |error: io::Error| CliError::new(HYPERVISOR, format!("cannot show the console: {error}"));
     match (owns_input, wants_input) {
         (true, _) if io::stdin().is_terminal() => {
             reporter.info("attached; Ctrl-] q detaches, the VM keeps running");
@@ -58,7 +58,7 @@ pub(crate) fn console(arguments: &Arguments) -> Result<u8, Failure> {
             "the VM keeps running; attach again with `capsa console {name}`, without the output \
              missed here"
         );
-        return Err(Failure::new(NO_VM, what).hint(hint));
+        return Err(CliError::new(NO_VM, what).hint(hint));
     }
     Ok(code)
 }

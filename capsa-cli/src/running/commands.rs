@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::protocol::SocketRequest;
 use super::registry::{self, RunningVm};
-use crate::failure::{Failure, OK};
+use crate::failure::{CliError, OK};
 use crate::flags::{Arguments, usage};
 use crate::json_output;
 use crate::print::print;
 
 /// `capsa ps`: lists the running VMs.
-pub(crate) fn ps(json: bool) -> Result<u8, Failure> {
+pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
     let all = registry::running_vms()?;
     if json {
         let vms: Vec<Value> = all.iter().map(RunningVm::json).collect();
@@ -39,7 +39,7 @@ pub(crate) fn ps(json: bool) -> Result<u8, Failure> {
 }
 
 /// `capsa stop`: stops VMs and waits until they have ended.
-pub(crate) fn stop(arguments: &Arguments) -> Result<u8, Failure> {
+pub(crate) fn stop(arguments: &Arguments) -> Result<u8, CliError> {
     let command = Some(arguments.command);
     let options = &arguments.settings.options;
     let request = match (options.kill, arguments.settings.grace) {
@@ -87,7 +87,7 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, Failure> {
 }
 
 /// `capsa gc`: removes run directories whose owner has died, and kills processes left of it.
-pub(crate) fn gc(arguments: &Arguments) -> Result<u8, Failure> {
+pub(crate) fn gc(arguments: &Arguments) -> Result<u8, CliError> {
     let base = run_dir::base();
     let dry = arguments.settings.options.dry_run;
     let swept: Vec<(PathBuf, Vec<u32>)> = if dry {

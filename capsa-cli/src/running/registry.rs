@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::client;
 use super::protocol::{RUN_INFO_FILE, RunInfo, SocketReply, SocketRequest};
-use crate::failure::{CONFIG, Failure, NO_VM, START};
+use crate::failure::{CONFIG, CliError, NO_VM, START};
 use crate::suggest;
 
 /// A VM whose owner is alive.
@@ -68,9 +68,9 @@ impl RunningVm {
     pub(super) fn request(
         &self,
         request: &SocketRequest,
-    ) -> Result<(BufReader<UnixStream>, SocketReply), Failure> {
+    ) -> Result<(BufReader<UnixStream>, SocketReply), CliError> {
         let failed =
-            |why: String| Failure::new(NO_VM, format!("cannot control {}: {why}", self.label()));
+            |why: String| CliError::new(NO_VM, format!("cannot control {}: {why}", self.label()));
         if self.info.is_none() {
             return Err(failed("the VM was not started by `capsa run`".into()).hint(format!(
                 "process {} owns the VM; use that program to control it",
@@ -87,23 +87,23 @@ impl RunningVm {
 }
 
 /// The running VMs.
-pub(super) fn running_vms() -> Result<Vec<RunningVm>, Failure> {
+pub(super) fn running_vms() -> Result<Vec<RunningVm>, CliError> {
     let found = run_dirs()?.into_iter().filter(|found| found.is_owned);
     Ok(found.map(RunningVm::new).collect())
 }
 
 /// All run directories, those without an owner too.
-pub(super) fn run_dirs() -> Result<Vec<RunDirEntry>, Failure> {
+pub(super) fn run_dirs() -> Result<Vec<RunDirEntry>, CliError> {
     run_dir::list(&run_dir::base()).map_err(|error| run_dir_failure("list run directories", &error))
 }
 
-pub(super) fn run_dir_failure(operation: &str, error: &io::Error) -> Failure {
-    Failure::new(CONFIG, format!("cannot {operation}: {error}"))
+pub(super) fn run_dir_failure(operation: &str, error: &io::Error) -> CliError {
+    CliError::new(CONFIG, format!("cannot {operation}: {error}"))
         .hint("set CAPSA_RUN_DIR as it was when the VMs were started; `capsa doctor` checks it")
 }
 
 /// The running VM with this name or ID.
-pub(super) fn find(name: &str) -> Result<RunningVm, Failure> {
+pub(super) fn find(name: &str) -> Result<RunningVm, CliError> {
     let all = running_vms()?;
     let labels: Vec<String> = all.iter().map(|vm| vm.label().to_owned()).collect();
     let is_named = |vm: &RunningVm| vm.name() == Some(name) || vm.id == name;
@@ -112,12 +112,12 @@ pub(super) fn find(name: &str) -> Result<RunningVm, Failure> {
         (Some(vm), 0) => Ok(vm),
         (Some(_), others) => {
             let what = format!("the name {name:?} is ambiguous: {} VMs have it", others + 1);
-            Err(Failure::new(NO_VM, what).hint("use an ID from `capsa ps`"))
+            Err(CliError::new(NO_VM, what).hint("use an ID from `capsa ps`"))
         }
         (None, _) => {
             let meant = suggest::did_you_mean(name, labels.iter().map(String::as_str));
             let what = format!("no running VM has the name or ID {name:?}{meant}");
-            Err(Failure::new(NO_VM, what).hint("`capsa ps` lists the running VMs"))
+            Err(CliError::new(NO_VM, what).hint("`capsa ps` lists the running VMs"))
         }
     }
 }
@@ -125,15 +125,15 @@ pub(super) fn find(name: &str) -> Result<RunningVm, Failure> {
 /// Reserves a name that no running VM has, until the returned lock is dropped. Other runs that want
 /// a name wait for the lock. Drop it when a [`ControlServer`](super::ControlServer) has published
 /// the name.
-pub(crate) fn reserve_name(name: &str) -> Result<NameLock, Failure> {
-    let failed = |error| Failure::new(START, format!("cannot reserve the name {name:?}: {error}"));
+pub(crate) fn reserve_name(name: &str) -> Result<NameLock, CliError> {
+    let failed = |error| CliError::new(START, format!("cannot reserve the name {name:?}: {error}"));
     let lock = run_dir::lock_names(&run_dir::base()).map_err(failed)?;
     match running_vms()?.iter().find(|vm| vm.name() == Some(name)) {
         None => Ok(lock),
         Some(RunningVm { owner, .. }) => {
             let what =
                 format!("cannot run this VM: process {owner} runs a VM with the name {name:?}");
-            Err(Failure::new(CONFIG, what).hint(format!(
+            Err(CliError::new(CONFIG, what).hint(format!(
                 "choose another --name, or stop that VM: capsa stop {name}; see `capsa ps`"
             )))
         }

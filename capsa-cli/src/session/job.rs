@@ -14,7 +14,7 @@ use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
 
 use crate::commands::Subcommand;
-use crate::failure::{CONFIG, Failure};
+use crate::failure::{CONFIG, CliError};
 use crate::files;
 use crate::flags::usage;
 use crate::stdio::output::StdoutWriter;
@@ -36,7 +36,7 @@ impl JobPlan {
         words: &[std::ffi::OsString],
         user: Option<&str>,
         password_file: Option<&PathBuf>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, CliError> {
         let invalid = |what: &str| usage(what, Some(Subcommand::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
         let words = words.ok_or_else(|| invalid("the command after -- is not UTF-8"))?;
@@ -46,7 +46,7 @@ impl JobPlan {
         let password = password_file.map(|path| {
             files::first_line(path).map_err(|error| {
                 let what = format!("cannot read the password from {}: {error}", path.display());
-                Failure::new(CONFIG, what)
+                CliError::new(CONFIG, what)
             })
         });
         Ok(Self {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use capsa::{EndedBy, StopReport, StopStep, VmStatus, escape_control_line};
 use serde_json::{Value, json};
 
-use crate::failure::{self, Failure};
+use crate::failure::{self, CliError};
 use crate::json_output;
 use crate::print::print;
 use crate::reporter::Reporter;
@@ -74,7 +74,7 @@ impl RunOutcome {
         reporter: &Reporter,
         console_tail: Option<&[u8]>,
         wants_json: bool,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CliError> {
         if let Some(JobEnd::Failed(why)) = self.job_end()
             && self.signal.is_none()
         {

@@ -12,7 +12,7 @@ use capsa::embed::{ReaderId, Vm};
 use capsa::{EndedBy, StopReport};
 use rustix::termios::tcgetwinsize;
 
-use crate::failure::{CONFIG, Failure};
+use crate::failure::{CONFIG, CliError};
 use crate::reporter::Reporter;
 
 /// The log and the recording of a run.
@@ -30,13 +30,13 @@ impl FileRecorder {
         log: Option<&Path>,
         record: Option<&Path>,
         vm: &mut Vm,
-    ) -> Result<Option<Self>, Failure> {
+    ) -> Result<Option<Self>, CliError> {
         if log.is_none() && record.is_none() {
             return Ok(None);
         }
         let create = |path: &Path| {
             File::create(path).map(BufWriter::new).map_err(|error| {
-                Failure::new(CONFIG, format!("cannot write {}: {error}", path.display()))
+                CliError::new(CONFIG, format!("cannot write {}: {error}", path.display()))
             })
         };
         let log = log.map(create).transpose()?;

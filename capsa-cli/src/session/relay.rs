@@ -16,7 +16,7 @@ use capsa::VsockDirection;
 use capsa::embed::{Vm, VsockConnecting, VsockPortListener};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::failure::{CONFIG, Failure};
+use crate::failure::{CONFIG, CliError};
 use crate::reporter::Reporter;
 use crate::stdio::poll_set::PollSet;
 use crate::values::VsockRelay;
@@ -41,12 +41,15 @@ enum RelayListener {
 
 impl Relays {
     /// Creates the listener of each relay.
-    pub(crate) fn listen(plans: &[VsockRelay], vm: &mut Vm) -> Result<Self, Failure> {
+    pub(crate) fn listen(plans: &[VsockRelay], vm: &mut Vm) -> Result<Self, CliError> {
         let mut relays = Self::default();
         for VsockRelay { direction, port, socket } in plans {
             let failed = |error: &dyn std::fmt::Display| {
                 let socket = socket.display();
-                Failure::new(CONFIG, format!("cannot relay vsock port {port} to {socket}: {error}"))
+                CliError::new(
+                    CONFIG,
+                    format!("cannot relay vsock port {port} to {socket}: {error}"),
+                )
             };
             let listener = match direction {
                 VsockDirection::ToGuest => {
