@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use pico_args::Arguments;
 
-use tasks::{Action, TASKS, Task};
+use tasks::{TASKS, Task, TaskAction};
 
 /// The result of a task.
 type Outcome = Result<(), Box<dyn Error>>;
@@ -39,8 +39,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match task.action {
-        Action::Here(run) => run(Arguments::from_vec(arguments)),
-        Action::Program(package, program) => cargo::run_program(package, program, &arguments),
+        TaskAction::Here(run) => run(Arguments::from_vec(arguments)),
+        TaskAction::Program(package, program) => cargo::run_program(package, program, &arguments),
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     eprintln!("xtask: {error}");

@@ -16,11 +16,11 @@ pub(crate) struct Task {
     pub(crate) about: &'static str,
     /// The rest of its help, from an empty line on: flags and environment variables, a line each.
     details: &'static str,
-    pub(crate) action: Action,
+    pub(crate) action: TaskAction,
 }
 
-/// What runs a task.
-pub(crate) enum Action {
+/// The code that runs a task.
+pub(crate) enum TaskAction {
     /// A function of this package.
     Here(fn(Arguments) -> Outcome),
     /// A program of another package, by the names of both. It gets the arguments as they are.
@@ -43,7 +43,7 @@ idle: threads, descriptors, memory and wake-ups of idle VMs.
 start: from the start of cloud-hypervisor to a running VM, in turn.
   --pairs N                pairs of starts (default: 30)
 ",
-        action: Action::Here(bench::run),
+        action: TaskAction::Here(bench::run),
     },
     Task {
         name: "check-command",
@@ -52,7 +52,7 @@ start: from the start of cloud-hypervisor to a running VM, in turn.
         details: "
 The limit is 3 MiB.
 ",
-        action: Action::Here(check_command::run),
+        action: TaskAction::Here(check_command::run),
     },
     Task {
         name: "check-macos",
@@ -62,14 +62,14 @@ The limit is 3 MiB.
 The compiler comes from Debian packages, which are unpacked in `target/macos/` (900 MB) and not
 installed. On a host without them the task is skipped.
 ",
-        action: Action::Program("capsa-fixtures", "check-macos"),
+        action: TaskAction::Program("capsa-fixtures", "check-macos"),
     },
     Task {
         name: "clippy",
         flags: "",
         about: "run clippy with each set of features; a warning is an error",
         details: "",
-        action: Action::Here(checks::clippy),
+        action: TaskAction::Here(checks::clippy),
     },
     Task {
         name: "conformance",
@@ -83,7 +83,7 @@ The report is printed and kept in `target/conformance-NAME.txt`.
 Environment: CAPSA_QEMU, CAPSA_CLOUD_HYPERVISOR, CAPSA_VFKIT, CAPSA_VIRTIOFSD, CAPSA_PASST and
 CAPSA_VHOST_DEVICE_VSOCK name programs that are not in PATH.
 ",
-        action: Action::Here(conformance::run),
+        action: TaskAction::Here(conformance::run),
     },
     Task {
         name: "demo",
@@ -92,7 +92,7 @@ CAPSA_VHOST_DEVICE_VSOCK name programs that are not in PATH.
         details: "
 Installs QEMU first where it is missing, as `setup` does, and makes the guest.
 ",
-        action: Action::Program("capsa-testkit", "demo"),
+        action: TaskAction::Program("capsa-testkit", "demo"),
     },
     Task {
         name: "fmt",
@@ -101,7 +101,7 @@ Installs QEMU first where it is missing, as `setup` does, and makes the guest.
         details: "
   --check                  change nothing; fail where something is to be formatted
 ",
-        action: Action::Here(checks::fmt),
+        action: TaskAction::Here(checks::fmt),
     },
     Task {
         name: "fuzz",
@@ -112,7 +112,7 @@ Installs QEMU first where it is missing, as `setup` does, and makes the guest.
   --target NAME            only this target
 Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is missing.
 ",
-        action: Action::Here(fuzz::run),
+        action: TaskAction::Here(fuzz::run),
     },
     Task {
         name: "guest",
@@ -122,7 +122,7 @@ Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is m
   --generic                also the guest with the distribution's generic kernel
   --debian                 also the guest with Debian and systemd; needs root and mmdebstrap
 ",
-        action: Action::Program("capsa-fixtures", "guest"),
+        action: TaskAction::Program("capsa-fixtures", "guest"),
     },
     Task {
         name: "lab",
@@ -134,7 +134,7 @@ Needs rustup with a toolchain named `nightly`; installs cargo-fuzz where it is m
 Environment: CAPSA_CLOUD_HYPERVISOR names the program if it is not in PATH. Without one the task is
 skipped.
 ",
-        action: Action::Program("capsa-testkit", "lab"),
+        action: TaskAction::Program("capsa-testkit", "lab"),
     },
     Task {
         name: "setup",
@@ -144,7 +144,7 @@ skipped.
 As root on Debian it installs packages; elsewhere it prints the commands. It never removes or
 downgrades a package.
 ",
-        action: Action::Program("capsa-fixtures", "setup"),
+        action: TaskAction::Program("capsa-fixtures", "setup"),
     },
     Task {
         name: "test",
@@ -154,7 +154,7 @@ downgrades a package.
 The last line is `N passed, N failed, N skipped`.
 Environment: RUST_TEST_THREADS is the number of tests at a time (default: half the cores, at most 4).
 ",
-        action: Action::Here(test::run),
+        action: TaskAction::Here(test::run),
     },
     Task {
         name: "weight",
@@ -163,7 +163,7 @@ Environment: RUST_TEST_THREADS is the number of tests at a time (default: half t
         details: "
   --peers                  also the same of other crates, which are downloaded
 ",
-        action: Action::Program("capsa-measure", "weight"),
+        action: TaskAction::Program("capsa-measure", "weight"),
     },
 ];
 
