@@ -172,12 +172,12 @@ impl CliError {
         const WHAT: &str = "cannot run this VM";
         let violations = error.violations();
         if !violations.is_empty() {
-            let why = match error {
+            let reason = match error {
                 Error::UnsupportedFeature(_) => "unsupported configuration",
                 Error::MissingConfig(_) => "incomplete configuration",
                 _ => "invalid configuration",
             };
-            let failure = Self::new(CONFIG, format!("{WHAT}: {why}"));
+            let failure = Self::new(CONFIG, format!("{WHAT}: {reason}"));
             let unreported = violations.iter().filter(|violation| !is_reported(&violation.field));
             return unreported.fold(failure, |failure, violation| {
                 let Violation { field, backend, reason, remedy, .. } = violation;

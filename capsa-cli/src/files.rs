@@ -23,8 +23,8 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         file = File::open(path)?;
     }
     let too_long = || {
-        let why = format!("it has more than {limit} bytes");
-        Err(io::Error::new(ErrorKind::FileTooLarge, why))
+        let reason = format!("it has more than {limit} bytes");
+        Err(io::Error::new(ErrorKind::FileTooLarge, reason))
     };
     if found.len() > limit {
         return too_long();
@@ -36,7 +36,7 @@ pub(crate) fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 
 fn reject_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
     let kind = found.file_type();
-    let why = if kind.is_file() {
+    let reason = if kind.is_file() {
         return Ok(());
     } else if kind.is_dir() {
         "it is a directory"
@@ -49,12 +49,12 @@ fn reject_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
     } else {
         "it is a device or a socket"
     };
-    Err(io::Error::new(ErrorKind::InvalidInput, why))
+    Err(io::Error::new(ErrorKind::InvalidInput, reason))
 }
 
 /// The password in a file: its first line.
 pub(crate) fn first_line(path: &Path) -> io::Result<String> {
-    let invalid = |why: &str| io::Error::new(ErrorKind::InvalidData, why.to_owned());
+    let invalid = |reason: &str| io::Error::new(ErrorKind::InvalidData, reason.to_owned());
     let bytes = read_at_most(path, 4096)?;
     let text = String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8"))?;
     let line = text.lines().next().unwrap_or_default();
@@ -81,7 +81,7 @@ mod tests {
         let (fifo, huge) = (dir.path().join("fifo"), dir.path().join("huge"));
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         File::create(&huge).unwrap().set_len(1 << 40).unwrap();
-        for (path, why) in [
+        for (path, reason) in [
             (dir.path(), "a directory"),
             (&fifo, "a named pipe"),
             (Path::new("/dev/zero"), "a device"),
@@ -89,7 +89,7 @@ mod tests {
             (&dir.path().join("none"), "No such file"),
         ] {
             let error = read_at_most(path, 10).unwrap_err().to_string();
-            assert!(error.contains(why), "{path:?}: {error}");
+            assert!(error.contains(reason), "{path:?}: {error}");
         }
     }
 

@@ -100,7 +100,7 @@ impl Arguments {
         }
         for (row, value) in &self.flags {
             row.set_from_flag(settings, value)
-                .map_err(|why| usage(format!("{}: {why}", row.flag), Some(self.command)))?;
+                .map_err(|reason| usage(format!("{}: {reason}", row.flag), Some(self.command)))?;
             if !row.repeats {
                 settings.spans.remove(row.key);
             }

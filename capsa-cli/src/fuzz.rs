@@ -22,8 +22,8 @@ pub fn config(data: &[u8]) {
         Err(mistakes) => {
             assert!(!mistakes.is_empty(), "an error has a mistake");
             for mistake in &mistakes {
-                assert!(!mistake.why.is_empty() && !mistake.hint.is_empty(), "{mistake:?}");
-                assert!(!mistake.why.contains('\n'), "a mistake is one line: {mistake:?}");
+                assert!(!mistake.reason.is_empty() && !mistake.hint.is_empty(), "{mistake:?}");
+                assert!(!mistake.reason.contains('\n'), "a mistake is one line: {mistake:?}");
             }
             let failure = config::failure(Path::new("f"), text, mistakes).to_string();
             assert!(!failure.chars().any(|c| c.is_control() && !"\n\t".contains(c)), "{failure:?}");
@@ -39,7 +39,7 @@ pub fn size(data: &[u8]) {
             assert_eq!(values::memory_mb(&format!("{mb}M")), Ok(mb), "{text:?}");
             assert_eq!(values::memory_mb(&format!("{}", u64::from(mb) << 20)), Ok(mb), "{text:?}");
         }
-        Err(why) => assert!(!why.is_empty() && !why.contains('\n'), "{text:?}"),
+        Err(reason) => assert!(!reason.is_empty() && !reason.contains('\n'), "{text:?}"),
     }
 }
 
@@ -51,6 +51,6 @@ pub fn duration(data: &[u8]) {
             let again = humantime::format_duration(time).to_string();
             assert_eq!(values::duration(&again), Ok(time), "{text:?} {again}");
         }
-        Err(why) => assert!(!why.is_empty() && !why.contains('\n'), "{text:?}"),
+        Err(reason) => assert!(!reason.is_empty() && !reason.contains('\n'), "{text:?}"),
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn init(arguments: &Arguments) -> Result<bool, CliError> {
     if let (None, Some(value)) = (level, std::env::var_os(VARIABLE)) {
         let mut settings = Settings::default();
         row.set_from_flag(&mut settings, &value)
-            .map_err(|why| usage(format!("{VARIABLE}: {why}"), Some(arguments.command)))?;
+            .map_err(|reason| usage(format!("{VARIABLE}: {reason}"), Some(arguments.command)))?;
         level = settings.options.log_level;
     }
     let level = level.unwrap_or(LevelFilter::OFF);

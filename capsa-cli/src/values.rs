@@ -28,7 +28,7 @@ pub(crate) fn path(text: &OsStr) -> Parsed<PathBuf> {
 
 /// A size in MiB: `512M`, `2G`, `1.5GiB`. Units are powers of 1024, with or without the `i`.
 pub(crate) fn memory_mb(text: &str) -> Parsed<u32> {
-    let invalid = |why: &str| Err(format!("invalid size {text:?}: {why}"));
+    let invalid = |reason: &str| Err(format!("invalid size {text:?}: {reason}"));
     const TOO_LARGE: &str = "the maximum is 4095T";
     // parse-size 1.1.0 adds to a full u64 when a 20th digit follows, which panics or wraps around to 0.
     if text.bytes().filter(u8::is_ascii_digit).count() > MAX_DIGITS {
@@ -51,14 +51,14 @@ pub(crate) fn memory_mb(text: &str) -> Parsed<u32> {
 /// A time: `90s`, `5m`, `1h 30m`.
 pub(crate) fn duration(text: &str) -> Parsed<Duration> {
     humantime::parse_duration(text).map_err(|error| {
-        let why = match error {
+        let reason = match error {
             DurationError::NumberOverflow => "too large".into(),
             DurationError::UnknownUnit { unit, .. } if !unit.is_empty() => {
                 format!("unknown unit {unit:?}, expected e.g. 90s or 5m")
             }
             _ => "expected e.g. 90s or 5m".into(),
         };
-        format!("invalid time {text:?}: {why}")
+        format!("invalid time {text:?}: {reason}")
     })
 }
 
@@ -87,8 +87,8 @@ pub(crate) fn disk(text: &str) -> Parsed<DiskImage> {
             _ => break,
         };
         if is_set {
-            let why = format!("option {option:?} repeats or conflicts with another option");
-            return Err(format!("invalid disk {text:?}: {why}"));
+            let reason = format!("option {option:?} repeats or conflicts with another option");
+            return Err(format!("invalid disk {text:?}: {reason}"));
         }
         path = rest;
     }
@@ -109,7 +109,7 @@ pub(crate) fn share(text: &str) -> Parsed<SharedDir> {
         Some((paths, "rw")) => (paths, MountMode::ReadWrite),
         _ => (text, MountMode::default()),
     };
-    let why = match paths.rsplit_once(':') {
+    let reason = match paths.rsplit_once(':') {
         Some((_, other)) if !other.is_empty() && !other.starts_with('/') => {
             format!("{other:?} is neither ro nor rw nor an absolute path in the guest")
         }
@@ -118,7 +118,7 @@ pub(crate) fn share(text: &str) -> Parsed<SharedDir> {
         }
         _ => "expected HOST:GUEST[:ro|:rw]".into(),
     };
-    Err(format!("invalid share {text:?}: {why}"))
+    Err(format!("invalid share {text:?}: {reason}"))
 }
 
 /// A vsock port that is forwarded to a unix socket of the host.
@@ -133,7 +133,7 @@ pub(crate) struct VsockRelay {
 
 /// `listen:PORT:SOCKET`, `connect:PORT:SOCKET`.
 pub(crate) fn vsock(text: &str) -> Parsed<VsockRelay> {
-    let invalid = |why: &str| format!("invalid vsock port {text:?}: {why}");
+    let invalid = |reason: &str| format!("invalid vsock port {text:?}: {reason}");
     let form = || invalid("expected listen:PORT:SOCKET or connect:PORT:SOCKET");
     let (verb, rest) = text.split_once(':').ok_or_else(form)?;
     let (port, socket) = rest.split_once(':').ok_or_else(form)?;
@@ -152,7 +152,7 @@ pub(crate) fn vsock(text: &str) -> Parsed<VsockRelay> {
 /// A VM's name: letters, digits, `-`, `_` and `.`, at most 64, beginning with neither `-` nor `.`.
 pub(crate) fn name(text: &str) -> Parsed<String> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let why = match text {
+    let reason = match text {
         "" => return Err("the name is empty".into()),
         _ if text.len() > 64 => "longer than 64 characters",
         _ if text.starts_with(['-', '.']) || !text.chars().all(is_allowed) => {
@@ -160,7 +160,7 @@ pub(crate) fn name(text: &str) -> Parsed<String> {
         }
         _ => return Ok(text.to_owned()),
     };
-    Err(format!("invalid name {text:?}: {why}"))
+    Err(format!("invalid name {text:?}: {reason}"))
 }
 
 /// A user name for a login on the console, where a control character would be a key.

@@ -11,15 +11,19 @@ use crate::spans::span_at;
 pub(crate) struct Mistake {
     /// Where in the text, in bytes.
     pub(crate) at: Range<usize>,
-    pub(crate) why: String,
+    pub(crate) reason: String,
     pub(crate) hint: String,
     /// Something is missing. It may be on a line that is not TOML.
     pub(crate) is_absence: bool,
 }
 
 impl Mistake {
-    pub(crate) fn new(at: Range<usize>, why: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { at, why: why.into(), hint: hint.into(), is_absence: false }
+    pub(crate) fn new(
+        at: Range<usize>,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self { at, reason: reason.into(), hint: hint.into(), is_absence: false }
     }
 }
 
@@ -29,6 +33,6 @@ pub(crate) fn failure(path: &Path, text: &str, mut mistakes: Vec<Mistake>) -> Cl
     let failure = CliError::new(CONFIG, invalid_file(path, mistakes.len()));
     mistakes.into_iter().fold(failure, |failure, mistake| {
         let span = span_at(path, text, &mistake.at);
-        failure.problem_at(span, mistake.why, mistake.hint)
+        failure.problem_at(span, mistake.reason, mistake.hint)
     })
 }

@@ -52,8 +52,8 @@ pub(crate) fn read_whole(path: &Path) -> Result<Settings, CliError> {
 ///
 /// When it cannot be read as text.
 pub(crate) fn read(path: &Path) -> Result<ConfigFile, CliError> {
-    let unreadable = |why: String, hint: &str| {
-        CliError::new(CONFIG, format!("cannot read {}: {why}", path.display())).hint(hint)
+    let unreadable = |reason: String, hint: &str| {
+        CliError::new(CONFIG, format!("cannot read {}: {reason}", path.display())).hint(hint)
     };
     let bytes = crate::files::read_at_most(path, MAX_SIZE).map_err(|error| {
         unreadable(error.to_string(), "name an existing TOML file; see `capsa help config`")
@@ -95,11 +95,11 @@ fn parse_all(text: &str, directory: &Path) -> (Settings, Vec<Mistake>, bool) {
 }
 
 /// A part of the text that is not TOML.
-fn syntax_mistake(text: &str, at: Range<usize>, why: &str) -> Mistake {
+fn syntax_mistake(text: &str, at: Range<usize>, reason: &str) -> Mistake {
     let line = text.lines().nth(line_of(text, at.start)).unwrap_or_default();
     let hint = match line.split_once('=') {
-        _ if why.contains("duplicate key") => "remove one of them".to_owned(),
-        _ if why.contains("recurs") => {
+        _ if reason.contains("duplicate key") => "remove one of them".to_owned(),
+        _ if reason.contains("recurs") => {
             "no setting is nested deeper than a list of strings".to_owned()
         }
         Some((_, value)) if value.trim().is_empty() => "write a value after the =".into(),
@@ -110,7 +110,7 @@ fn syntax_mistake(text: &str, at: Range<usize>, why: &str) -> Mistake {
         Some(_) => "a string begins and ends with \", on one line".into(),
         None => "write [section], key = value, or # comment".into(),
     };
-    Mistake::new(at, why.lines().collect::<Vec<_>>().join("; "), hint)
+    Mistake::new(at, reason.lines().collect::<Vec<_>>().join("; "), hint)
 }
 
 /// At most 40 characters of a text, for a hint.

@@ -109,10 +109,10 @@ impl<'f> ConfigReader<'f> {
         self.settings.spans.add_table(name, at.clone(), value);
         let Some(keys) = value.get_ref().as_table() else {
             let found = type_of(value.get_ref());
-            let why = format!("{header} is {found}, expected a table");
+            let reason = format!("{header} is {found}, expected a table");
             let example = section.rows().next().map(assignment).unwrap_or_default();
             let hint = format!("write {} on a line, then {example}", section.header());
-            return self.mistake(value.span(), why, hint);
+            return self.mistake(value.span(), reason, hint);
         };
         for (key, _) in keys {
             if section.row(key.get_ref()).is_none() {
@@ -125,9 +125,9 @@ impl<'f> ConfigReader<'f> {
             let is_set = keys.get(row.key_name()).map(|value| self.value(row, value));
             is_complete &= !row.required || is_set == Some(true);
             if row.required && is_set.is_none() {
-                let why = format!("{header} has no {}", row.key_name());
+                let reason = format!("{header} has no {}", row.key_name());
                 let hint = format!("add {}", assignment(row));
-                let mistake = Mistake::new(at.clone(), why, hint);
+                let mistake = Mistake::new(at.clone(), reason, hint);
                 self.mistakes.push(Mistake { is_absence: true, ..mistake });
             }
         }
@@ -144,15 +144,15 @@ impl<'f> ConfigReader<'f> {
         match table.section.name {
             "vsock" => match (span("listen"), span("connect")) {
                 (Some(_), Some(connect)) => {
-                    let why = format!("{header} has both listen and connect");
-                    self.mistake(connect, why, "remove one of them");
+                    let reason = format!("{header} has both listen and connect");
+                    self.mistake(connect, reason, "remove one of them");
                     false
                 }
                 (None, None) => {
                     let at = span("port").unwrap_or(table.at.clone());
-                    let why = format!("{header} has neither listen nor connect");
+                    let reason = format!("{header} has neither listen nor connect");
                     let hint = "add listen = \"./agent.sock\" or connect = \"./api.sock\"";
-                    self.mistake(at, why, hint);
+                    self.mistake(at, reason, hint);
                     false
                 }
                 _ => self.settings.vsock.last().is_some_and(|relay| relay.socket != Path::new("")),
@@ -160,9 +160,13 @@ impl<'f> ConfigReader<'f> {
             "cmdline" => {
                 let settings = &self.settings;
                 if settings.cmdline_override.is_some() && !settings.cmdline.is_empty() {
-                    let why = format!("{header} has both extra and override");
+                    let reason = format!("{header} has both extra and override");
                     let at = span("extra").unwrap_or(table.at.clone());
-                    self.mistake(at, why, "move the arguments into override, or remove override");
+                    self.mistake(
+                        at,
+                        reason,
+                        "move the arguments into override, or remove override",
+                    );
                 }
                 true
             }
@@ -189,9 +193,9 @@ impl<'f> ConfigReader<'f> {
                         Some(text) => set(&mut self.settings, text.into()),
                         None => {
                             let found = type_of(item.get_ref());
-                            let why = format!("{} has {found} as an item", row.key_name());
+                            let reason = format!("{} has {found} as an item", row.key_name());
                             let hint = format!("write strings in quotes: {}", assignment(row));
-                            self.mistakes.push(Mistake::new(item.span(), why, hint));
+                            self.mistakes.push(Mistake::new(item.span(), reason, hint));
                         }
                     }
                 }
@@ -205,19 +209,19 @@ impl<'f> ConfigReader<'f> {
             (_, DeValue::String(text)) => row.set_from_text(settings, text),
             _ => return self.mistyped(row, value),
         };
-        let Err(why) = stored else { return true };
+        let Err(reason) = stored else { return true };
         let hint = match row.kind {
             ValueKind::Choice(_) => format!("write {} = {}", row.key_name(), row.kind.expected()),
             _ => format!("for example, {}", assignment(row)),
         };
-        self.mistake(value.span(), format!("{}: {why}", row.key_name()), hint);
+        self.mistake(value.span(), format!("{}: {reason}", row.key_name()), hint);
         false
     }
 
     fn mistyped(&mut self, row: &Setting, value: &Spanned<DeValue<'_>>) -> bool {
         let (found, expected) = (type_of(value.get_ref()), row.kind.expected());
-        let why = format!("{} is {found}, expected {expected}", row.key_name());
-        self.mistake(value.span(), why, format!("for example, {}", assignment(row)));
+        let reason = format!("{} is {found}, expected {expected}", row.key_name());
+        self.mistake(value.span(), reason, format!("for example, {}", assignment(row)));
         false
     }
 
@@ -236,7 +240,7 @@ impl<'f> ConfigReader<'f> {
     fn unknown_section(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>) {
         let names = || SECTIONS.iter().map(|section| section.name);
         let owner = SECTIONS.iter().find(|section| section.row(name).is_some());
-        let why = match value {
+        let reason = match value {
             DeValue::Table(_) | DeValue::Array(_) => format!("unknown section {name:?}"),
             _ => format!("the key {name} is outside of any section"),
         };
@@ -245,11 +249,11 @@ impl<'f> ConfigReader<'f> {
             (Some(meant), None) => format!("did you mean {meant}?"),
             (None, None) => format!("known sections: {}", names().collect::<Vec<_>>().join(", ")),
         };
-        self.mistake(at, why, hint);
+        self.mistake(at, reason, hint);
     }
 
-    fn mistake(&mut self, at: Range<usize>, why: impl Into<String>, hint: impl Into<String>) {
-        self.mistakes.push(Mistake::new(at, why, hint));
+    fn mistake(&mut self, at: Range<usize>, reason: impl Into<String>, hint: impl Into<String>) {
+        self.mistakes.push(Mistake::new(at, reason, hint));
     }
 }
 

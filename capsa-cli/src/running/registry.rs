@@ -69,8 +69,9 @@ impl RunningVm {
         &self,
         request: &SocketRequest,
     ) -> Result<(BufReader<UnixStream>, SocketReply), CliError> {
-        let failed =
-            |why: String| CliError::new(NO_VM, format!("cannot control {}: {why}", self.label()));
+        let failed = |reason: String| {
+            CliError::new(NO_VM, format!("cannot control {}: {reason}", self.label()))
+        };
         if self.info.is_none() {
             return Err(failed("the VM was not started by `capsa run`".into()).hint(format!(
                 "process {} owns the VM; use that program to control it",

@@ -323,9 +323,9 @@ impl ClientConnection {
         self.write();
     }
 
-    fn reject(&mut self, why: String) {
+    fn reject(&mut self, reason: String) {
         self.state = ClientState::Closing;
-        self.send(&SocketReply::rejected(why));
+        self.send(&SocketReply::rejected(reason));
     }
 }
 

@@ -251,8 +251,8 @@ impl Job {
         }
     }
 
-    fn fail(&mut self, why: String) -> Option<JobEvent> {
-        self.state = JobState::Finished(JobEnd::Failed(why));
+    fn fail(&mut self, reason: String) -> Option<JobEvent> {
+        self.state = JobState::Finished(JobEnd::Failed(reason));
         Some(JobEvent::Finished)
     }
 }

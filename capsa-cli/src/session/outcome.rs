@@ -75,10 +75,10 @@ impl RunOutcome {
         console_tail: Option<&[u8]>,
         wants_json: bool,
     ) -> Result<(), CliError> {
-        if let Some(JobEnd::Failed(why)) = self.job_end()
+        if let Some(JobEnd::Failed(reason)) = self.job_end()
             && self.signal.is_none()
         {
-            reporter.error(why);
+            reporter.error(reason);
             if self.report.time_limit {
                 reporter.error("the time limit was reached before the command finished");
             }
