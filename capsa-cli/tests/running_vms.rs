@@ -175,7 +175,7 @@ fn control_socket_survives_invalid_requests() {
     // A client that disconnects before its reply, and an idle client.
     UnixStream::connect(&socket)
         .unwrap()
-        .write_all(b"{\"do\": \"console\", \"type\": true}\n")
+        .write_all(b"{\"do\": \"console\", \"input\": true}\n")
         .unwrap();
     let _idle = UnixStream::connect(&socket).unwrap();
     capsa.write(b"still here");

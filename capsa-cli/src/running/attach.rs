@@ -32,8 +32,8 @@ pub(crate) fn console(arguments: &Arguments) -> Result<u8, CliError> {
     let reporter = Reporter::new(options.quiet, false, ProgressMode::None);
     let vm = registry::find(name)?;
     let wants_input = !options.read_only;
-    let (stream, reply) = vm.request(&SocketRequest::Console { r#type: wants_input })?;
-    let owns_input = reply.types.unwrap_or_default();
+    let (stream, reply) = vm.request(&SocketRequest::Console { input: wants_input })?;
+    let owns_input = reply.input.unwrap_or_default();
     let first_output = stream.buffer().to_vec();
     let failed =
         |error: io::Error| CliError::new(HYPERVISOR, format!("cannot show the console: {error}"));

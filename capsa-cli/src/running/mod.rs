@@ -37,10 +37,10 @@
 //! < {"ok":true}
 //! < {"code":137,"ended_by":"owner", …}
 //!
-//! > {"do":"console","type":true}    attach; `type` asks to become the input owner
-//! < {"ok":true,"types":true}        `types`: whether it did
+//! > {"do":"console","input":true}   attach; `input` asks to become the input owner
+//! < {"ok":true,"input":true}        `input`: whether it did
 //! < console output, raw bytes       first what the run still has of it
-//! > console input, raw bytes        discarded unless `types`
+//! > console input, raw bytes        discarded unless `input` is true
 //!
 //! > {"do":"reboot"}
 //! < {"ok":false,"reason":"invalid request: unknown variant `reboot`, …"}

@@ -33,8 +33,8 @@ pub(super) enum SocketRequest {
     Stop { grace: Option<f64> },
     /// End the VM at once.
     Kill {},
-    /// Attach to the console, and become the input owner if `type` is set and there is none.
-    Console { r#type: bool },
+    /// Attach to the console, and become the input owner if `input` is set and there is none.
+    Console { input: bool },
 }
 
 /// The run's reply, the first line that it writes.
@@ -46,7 +46,7 @@ pub(super) struct SocketReply {
     pub(super) reason: Option<String>,
     /// Of a console: whether the client became the input owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) types: Option<bool>,
+    pub(super) input: Option<bool>,
 }
 
 impl SocketReply {
@@ -56,13 +56,13 @@ impl SocketReply {
     }
 
     /// A client that is attached to the console.
-    pub(super) fn attached(types: bool) -> Self {
-        Self { ok: true, types: Some(types), reason: None }
+    pub(super) fn attached(input: bool) -> Self {
+        Self { ok: true, input: Some(input), reason: None }
     }
 
     /// A request that is not carried out.
     pub(super) fn rejected(reason: String) -> Self {
-        Self { ok: false, reason: Some(reason), types: None }
+        Self { ok: false, reason: Some(reason), input: None }
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
             (r#"{"do":"stop","grace":30.0}"#, SocketRequest::Stop { grace: Some(30.0) }),
             (r#"{"do":"stop","grace":null}"#, SocketRequest::Stop { grace: None }),
             (r#"{"do":"kill"}"#, SocketRequest::Kill {}),
-            (r#"{"do":"console","type":true}"#, SocketRequest::Console { r#type: true }),
+            (r#"{"do":"console","input":true}"#, SocketRequest::Console { input: true }),
         ] {
             assert_eq!(serde_json::from_str::<SocketRequest>(text).unwrap(), want);
             assert_eq!(to_line(&want), format!("{text}\n").as_bytes());
@@ -99,7 +99,7 @@ mod tests {
     fn replies_round_trip_as_documented() {
         for (text, want) in [
             (r#"{"ok":true}"#, SocketReply::accepted()),
-            (r#"{"ok":true,"types":true}"#, SocketReply::attached(true)),
+            (r#"{"ok":true,"input":true}"#, SocketReply::attached(true)),
             (r#"{"ok":false,"reason":"no"}"#, SocketReply::rejected("no".into())),
         ] {
             assert_eq!(serde_json::from_str::<SocketReply>(text).unwrap(), want);

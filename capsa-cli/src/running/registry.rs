@@ -61,7 +61,7 @@ impl RunningVm {
     /// Whether its run still answers requests. It does so until the VM has ended and every client
     /// has the final report; the socket of a run that is being killed may exist a moment longer.
     pub(super) fn still_runs(&self) -> bool {
-        self.request(&SocketRequest::Console { r#type: false }).is_ok()
+        self.request(&SocketRequest::Console { input: false }).is_ok()
     }
 
     /// Sends a request to its run, and returns the connection with the reply.

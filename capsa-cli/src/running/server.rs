@@ -255,12 +255,12 @@ impl ControlServer {
             {
                 client.reject("the VM has no console; start it with --console enabled".into());
             }
-            SocketRequest::Console { r#type } => {
-                let types = *r#type && input_is_free && self.input_owner.is_none();
-                if types {
+            SocketRequest::Console { input } => {
+                let owns_input = *input && input_is_free && self.input_owner.is_none();
+                if owns_input {
                     self.input_owner = Some(client.id);
                 }
-                client.send(&SocketReply::attached(types));
+                client.send(&SocketReply::attached(owns_input));
                 client.state = ClientState::Console(vm.add_reader());
             }
         }
