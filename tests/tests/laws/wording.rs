@@ -50,23 +50,6 @@ const SHARED_NAMES: &[(&str, usize, &str)] = &[
 
 const BLOCKING: &str = "the async and the blocking API";
 
-/// Types whose names are not changed yet.
-const PENDING_TYPES: &[&str] = &[
-    "Action",
-    "Capsa",
-    "ControlReply",
-    "Count",
-    "Cursor",
-    "Device",
-    "Error",
-    "Failure",
-    "Guest",
-    "Line",
-    "Phases",
-    "Reader",
-    "Wish",
-];
-
 fn forbidden(line: &str) -> Option<&'static str> {
     let line = line.to_lowercase();
     FORBIDDEN.iter().find(|(word, _)| has_word(&line, word)).map(|(_, instead)| *instead)
@@ -110,7 +93,7 @@ fn type_names_are_unique() {
     for (name, places) in defined {
         let allowed = SHARED_NAMES.iter().find(|(shared, ..)| *shared == name);
         let number = allowed.map_or(1, |(_, number, _)| *number);
-        if places.len() > number && !PENDING_TYPES.contains(&&*name) {
+        if places.len() > number {
             broken.push(format!("{name}: {}", places.join(" ")));
         }
     }
