@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 /// The configuration of a VM.
 #[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(rename = "VmConfig")]
+#[serde(expecting = "struct VmConfig")]
 pub(super) struct ChvVmConfig {
     #[serde(default)]
     pub(super) cpus: CpusConfig,

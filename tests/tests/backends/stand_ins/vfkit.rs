@@ -82,7 +82,7 @@ fn unsupported_device_exits_with_its_name() {
         (&["--device", "virtio-serial,pty"][..], "the device {\"kind\":\"virtioserial\""),
         (&["--device", "virtio-gpu"], "the device {\"height\""),
         (&["--nested"], "--nested"),
-        (&["--restful-uri", "tcp://localhost:1"], "a REST service by TCP"),
+        (&["--restful-uri", "tcp://localhost:1"], "a REST service over TCP"),
     ] {
         let said = Command::new(stand_in::VFKIT).args(&guest).args(more).output().unwrap();
         let error = String::from_utf8_lossy(&said.stderr);
