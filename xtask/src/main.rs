@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use pico_args::Arguments;
 
-use tasks::{TASKS, Task, TaskAction};
+use tasks::TaskAction;
 
 /// The result of a task.
 type Outcome = Result<(), Box<dyn Error>>;
@@ -28,41 +28,35 @@ fn main() -> ExitCode {
     let name = words.next().unwrap_or_else(|| "help".into());
     let arguments: Vec<OsString> = words.collect();
     if ["help", "--help", "-h"].iter().any(|help| name == *help) {
-        return help(&arguments);
+        return help(arguments.first());
     }
-    let Some(task) = Task::named(&name) else {
-        eprintln!("xtask: unknown task {}; `cargo xtask help` lists the tasks", name.display());
-        return ExitCode::from(2);
-    };
     if asks_for_help(&arguments) {
-        print!("{task}");
-        return ExitCode::SUCCESS;
+        return help(Some(&name));
     }
-    let outcome = match task.action {
-        TaskAction::Here(run) => run(Arguments::from_vec(arguments)),
-        TaskAction::Program(package, program) => cargo::run_program(package, program, &arguments),
+    let outcome = match tasks::action(&name) {
+        None => return help(Some(&name)),
+        Some(TaskAction::Here(run)) => run(Arguments::from_vec(arguments)),
+        Some(TaskAction::Program(package, program)) => {
+            cargo::run_program(package, program, &arguments)
+        }
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     eprintln!("xtask: {error}");
     ExitCode::FAILURE
 }
 
-/// `cargo xtask help`, and `cargo xtask help TASK`.
-fn help(arguments: &[OsString]) -> ExitCode {
-    match arguments.first().map(|name| Task::named(name)) {
-        None => {
-            println!("usage: cargo xtask TASK [FLAGS]\n");
-            for task in TASKS {
-                println!("  {:14} {}", task.name, task.about);
-            }
-            println!("\n`cargo xtask TASK --help` prints the flags of a task.");
-        }
-        Some(Some(task)) => print!("{task}"),
-        Some(None) => {
-            eprintln!("xtask: unknown task; `cargo xtask help` lists the tasks");
-            return ExitCode::from(2);
-        }
-    }
+/// Prints the help of a task, or the list of tasks.
+fn help(task: Option<&OsString>) -> ExitCode {
+    let Some(name) = task else {
+        println!("usage: cargo xtask TASK [FLAGS]\n\n{}", tasks::list());
+        println!("`cargo xtask TASK --help` prints the flags of a task.");
+        return ExitCode::SUCCESS;
+    };
+    let Some(text) = tasks::help(name) else {
+        eprintln!("xtask: unknown task {}; `cargo xtask help` lists the tasks", name.display());
+        return ExitCode::from(2);
+    };
+    print!("{text}");
     ExitCode::SUCCESS
 }
 

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
@@ -27,9 +26,6 @@ const BUILD: &[&str] = &["build", "--workspace", "--all-features", "--bins", "--
 /// Without `--test-threads`, which Cargo would not pass to documentation tests: the environment
 /// variable also reaches those.
 const TESTS: &[&str] = &["test", "--workspace", "--all-features", "--no-fail-fast"];
-
-/// How many steps and test programs the list of the slowest ones has.
-const SLOWEST: usize = 10;
 
 /// The number of tests at a time. Of these, tests with emulated Linux guests wait for each other: see
 /// `testing/fixtures/src/guest/lock.rs`.
@@ -71,11 +67,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     for (test, why) in &count.skipped {
         println!("skipped {test}: {why}");
     }
-    let programs = count.times.iter().map(|(name, time)| (name.as_str(), *time));
-    let mut times: Vec<_> = programs.chain(steps.times.iter().copied()).collect();
-    times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
-    println!("slowest steps and test programs:");
-    for (name, time) in times.iter().take(SLOWEST) {
+    for (name, time) in &steps.times {
         println!("{:8.1} s  {name}", time.as_secs_f64());
     }
     for step in &steps.failed {
@@ -115,12 +107,9 @@ impl Steps {
     }
 }
 
-/// Runs tests and passes on their output. Returns true if all succeeded.
+/// Runs tests and passes on their standard output. Returns true if all succeeded.
 fn count_tests(cargo: &mut Command, count: &mut TestCount) -> io::Result<bool> {
-    let mut process = cargo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let stderr = process.stderr.take().expect("piped");
-    let (send, times) = mpsc::channel();
-    std::thread::spawn(move || send.send(pass_on_stderr(stderr)));
+    let mut process = cargo.stdout(Stdio::piped()).spawn()?;
     let mut output = BufReader::new(process.stdout.take().expect("piped"));
     let mut stdout = io::stdout().lock();
     let mut line = Vec::new();
@@ -142,45 +131,10 @@ fn count_tests(cargo: &mut Command, count: &mut TestCount) -> io::Result<bool> {
         }
     }
     let ok = process.wait()?.success();
-    // A process that a test has left behind may keep standard error open.
-    count.times = times.recv_timeout(Duration::from_secs(10)).unwrap_or_default();
     if !ok && count.failed == 0 {
         count.failed = 1; // A test program did not compile or was killed.
     }
     Ok(ok)
-}
-
-/// Passes on the standard error of `cargo test`. Its lines `Running NAME (PATH)` and `Doc-tests NAME`
-/// tell how long each test program ran.
-fn pass_on_stderr(stderr: impl io::Read) -> Vec<(String, Duration)> {
-    let mut times: Vec<(String, Duration)> = Vec::new();
-    let mut begin = Instant::now();
-    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).into_owned();
-        eprintln!("{line}");
-        if let Some(program) = program_name(&line) {
-            if let Some((_, time)) = times.last_mut() {
-                *time = begin.elapsed();
-            }
-            begin = Instant::now();
-            times.push((program, Duration::ZERO));
-        }
-    }
-    if let Some((_, time)) = times.last_mut() {
-        *time = begin.elapsed();
-    }
-    times
-}
-
-/// The test program that a line of Cargo announces.
-fn program_name(line: &str) -> Option<String> {
-    let line = line.trim();
-    if let Some(package) = line.strip_prefix("Doc-tests ") {
-        return Some(format!("documentation tests of {package}"));
-    }
-    let (source, path) = line.strip_prefix("Running ")?.strip_suffix(')')?.rsplit_once(" (")?;
-    let program = path.rsplit('/').next()?.rsplit_once('-')?.0;
-    Some(format!("{program}: {source}"))
 }
 
 /// How many tests passed, failed and were skipped, over all test programs.
@@ -191,8 +145,6 @@ struct TestCount {
     ignored: usize,
     /// By test program and test: the first reason.
     skipped: BTreeMap<String, String>,
-    /// How long each test program ran.
-    times: Vec<(String, Duration)>,
 }
 
 impl TestCount {
@@ -229,7 +181,7 @@ impl TestCount {
 
 #[cfg(test)]
 mod tests {
-    use super::{TestCount, program_name};
+    use super::TestCount;
 
     #[test]
     fn skipped_test_does_not_count_as_passed() {
@@ -240,20 +192,5 @@ mod tests {
         count.skip("nano::a: no QEMU: at all\nnano::a: no QEMU\nnano::b: no KVM\n");
         assert_eq!(count.summary(), "6 passed, 2 failed, 3 skipped");
         assert_eq!(count.skipped["nano::a"], "no QEMU: at all");
-    }
-
-    #[test]
-    fn program_name_is_read_from_cargo_output() {
-        for (line, name) in [
-            ("     Running tests/laws.rs (target/debug/deps/laws-0a1b)", "laws: tests/laws.rs"),
-            (
-                "     Running unittests src/lib.rs (/t/debug/deps/capsa_io-0a1b)",
-                "capsa_io: unittests src/lib.rs",
-            ),
-            ("   Doc-tests capsa", "documentation tests of capsa"),
-        ] {
-            assert_eq!(program_name(line).as_deref(), Some(name));
-        }
-        assert_eq!(program_name("   Compiling capsa v0.1.0 (/capsa)"), None);
     }
 }
