@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use capsa_fixtures::nano;
 use capsa_fixtures::programs::TestProgram;
-use capsa_testkit::idle::{self, IdleCost};
-use capsa_testkit::vm::NanoGuest;
-
 use capsa_fixtures::task::{Arguments, Outcome, finish};
+use capsa_testkit::idle;
+use capsa_testkit::vm::NanoGuest;
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let vms: usize = arguments.opt_value_from_str("--vms")?.unwrap_or(200);
@@ -16,12 +15,14 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let api: Option<String> = arguments.opt_value_from_str("--api")?;
     finish(arguments)?;
     let Some(api) = api else { return each_in_its_own_process(vms, seconds) };
-    let (name, measure): (_, fn(usize, Duration) -> Measured) = match api.as_str() {
-        "embed" => ("`embed::Vm`, one `poll(2)` loop", embedded),
-        "handle" => ("`VmHandle`, a console each", handles),
+    let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
+    let vm = || idle::vm(fake.path(), guest.kernel());
+    let time = Duration::from_secs(seconds);
+    let (name, cost) = match api.as_str() {
+        "embed" => ("`embed::Vm`, one `poll(2)` loop", idle::embedded(vms, time, vm)?),
+        "handle" => ("`VmHandle`, a console each", idle::handles(vms, time, vm)?),
         other => return Err(format!("unknown API `{other}`: expected embed or handle").into()),
     };
-    let cost = measure(vms, Duration::from_secs(seconds))?;
     let each = |total: usize| total as f64 / cost.vms as f64;
     println!(
         "| {name} | {} | {:.1} | {:.1} KiB | {} |",
@@ -32,8 +33,6 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     );
     Ok(())
 }
-
-type Measured = Result<IdleCost, Box<dyn std::error::Error>>;
 
 fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
     println!("{vms} idle VMs on the fake QEMU, {seconds} s\n");
@@ -47,14 +46,4 @@ fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn embedded(vms: usize, time: Duration) -> Measured {
-    let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
-    idle::embedded(vms, time, || idle::vm(fake.path(), guest.kernel()))
-}
-
-fn handles(vms: usize, time: Duration) -> Measured {
-    let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
-    idle::handles(vms, time, || idle::vm(fake.path(), guest.kernel()))
 }

@@ -46,30 +46,53 @@ fn prompt(mut arguments: Arguments) -> Outcome {
     setup::ensure(&[Requirement::Qemu, Requirement::GuestTools])?;
     let guest = guest::linux(Variant::Cloud)?;
 
-    let mut ratios = Vec::new();
     println!("spawn to prompt, seconds\n{:>8} {:>8} {:>7}", "direct", "capsa", "ratio");
-    for pair in 0..pairs + 1 {
-        // The order alternates, so that a drift of the host affects both.
-        let (direct_time, capsa_time) = if pair % 2 == 0 {
-            let direct = direct(&guest)?;
-            (direct, with_capsa(&guest)?)
-        } else {
-            let capsa = with_capsa(&guest)?;
-            (direct(&guest)?, capsa)
-        };
-        let ratio = capsa_time.as_secs_f64() / direct_time.as_secs_f64();
-        let warm_up = if pair == 0 { "  (warm-up, not counted)" } else { "" };
-        println!(
-            "{:8.3} {:8.3} {ratio:7.3}{warm_up}",
-            direct_time.as_secs_f64(),
-            capsa_time.as_secs_f64()
-        );
-        if pair > 0 {
-            ratios.push(ratio);
-        }
-    }
+    let mut ratios = Vec::new();
+    in_turn(
+        pairs,
+        || direct(&guest),
+        || with_capsa(&guest),
+        |direct, capsa| {
+            println!("{direct:8.3} {capsa:8.3} {:7.3}", capsa / direct);
+            ratios.push(capsa / direct);
+        },
+    )?;
     println!("median ratio {:.3} over {pairs} pairs", median(&mut ratios));
     Ok(())
+}
+
+/// Measures both, after a pair that warms up, and passes on the seconds of each pair. The order
+/// alternates, so that a drift of the host affects both.
+fn in_turn(
+    pairs: usize,
+    direct: impl Fn() -> Result<Duration>,
+    capsa: impl Fn() -> Result<Duration>,
+    mut report: impl FnMut(f64, f64),
+) -> Result<()> {
+    for pair in 0..pairs + 1 {
+        let early = if pair % 2 == 0 { Some(direct()?) } else { None };
+        let capsa = capsa()?.as_secs_f64();
+        let direct = early.map_or_else(&direct, Ok)?.as_secs_f64();
+        if pair > 0 {
+            report(direct, capsa);
+        }
+    }
+    Ok(())
+}
+
+/// Starts the VMM of a plan, without Capsa. Returns how long `rest` took, from the start on.
+fn spawned(plan: &LaunchPlan, rest: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
+    let vmm = plan.processes.last().ok_or("the plan has no VMM")?;
+    let mut command = Command::new(&vmm.program);
+    command.args(&vmm.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let begin = Instant::now();
+    let mut process =
+        command.spawn().map_err(|error| format!("cannot start {}: {error}", vmm.program))?;
+    let took = rest().map(|()| begin.elapsed());
+    process.kill()?;
+    process.wait()?;
+    took
 }
 
 /// The median. Sorts the values.
@@ -98,16 +121,7 @@ fn direct(guest: &LinuxGuest) -> Result<Duration> {
     let ConsolePlan::Socket { socket, .. } = &plan.console else {
         return Err("the plan has no console socket".into());
     };
-    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
-    let qemu = plan.processes.last().ok_or("the plan has no hypervisor")?;
-    let begin = Instant::now();
-    let mut process = Command::new(&qemu.program)
-        .args(&qemu.args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let took = (|| {
+    spawned(&plan, || {
         let mut console = connect(socket.as_str())?;
         let control = connect(plan.control.socket.as_str())?;
         let mut lines = BufReader::new(control.try_clone()?);
@@ -125,11 +139,8 @@ fn direct(guest: &LinuxGuest) -> Result<Duration> {
                 n => output.extend_from_slice(&chunk[..n]),
             }
         }
-        Ok(begin.elapsed())
-    })();
-    process.kill()?;
-    process.wait()?;
-    took
+        Ok(())
+    })
 }
 
 /// Connects as soon as the socket accepts.

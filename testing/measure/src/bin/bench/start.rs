@@ -5,20 +5,15 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use capsa::plan::Body;
-use capsa::run_dir::RunDir;
 use capsa::{Accelerator, ConsoleMode, LinuxVmBuilder};
 use capsa_fixtures::nano::Nano;
+use capsa_fixtures::task::{Arguments, Outcome, finish};
 use capsa_testkit::vm::NanoGuest;
 
-use super::{connect, median};
-use capsa_fixtures::task::{Arguments, Outcome, finish};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use super::{Result, connect, in_turn, median, spawned};
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(30);
@@ -30,25 +25,19 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
         .accelerator(Accelerator::Kvm)
         .memory_mb(64)
         .console(ConsoleMode::Disabled);
-    let mut hands = Vec::new();
-    let mut throughs = Vec::new();
-    for pair in 0..pairs + 1 {
-        let (hand, through) = if pair % 2 == 0 {
-            let hand = direct(&builder)?;
-            (hand, with_capsa(&builder)?)
-        } else {
-            let through = with_capsa(&builder)?;
-            (direct(&builder)?, through)
-        };
-        // The first is a warm-up.
-        if pair > 0 {
-            hands.push(hand.as_secs_f64() * 1e3);
-            throughs.push(through.as_secs_f64() * 1e3);
-        }
-    }
-    let (hand, through) = (median(&mut hands), median(&mut throughs));
+    let (mut directs, mut capsas) = (Vec::new(), Vec::new());
+    in_turn(
+        pairs,
+        || direct(&builder),
+        || with_capsa(&builder),
+        |direct, capsa| {
+            directs.push(direct * 1e3);
+            capsas.push(capsa * 1e3);
+        },
+    )?;
+    let (direct, capsa) = (median(&mut directs), median(&mut capsas));
     println!("start to running, medians of {pairs} pairs");
-    println!("direct {hand:.2} ms, capsa {through:.2} ms, difference {:.2} ms", through - hand);
+    println!("direct {direct:.2} ms, capsa {capsa:.2} ms, difference {:.2} ms", capsa - direct);
     Ok(())
 }
 
@@ -63,17 +52,7 @@ fn with_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
 
 fn direct(builder: &LinuxVmBuilder) -> Result<Duration> {
     let plan = builder.plan()?;
-    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
-    let hypervisor = plan.processes.last().ok_or("the plan has no hypervisor")?;
-    let begin = Instant::now();
-    let mut process = Command::new(&hypervisor.program)
-        .args(&hypervisor.args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start {}: {error}", hypervisor.program))?;
-    let took = (|| {
+    spawned(&plan, || {
         for message in &plan.boot {
             let Body::Http { method, path, body } = &message.body else {
                 return Err("the plan does not use HTTP".into());
@@ -88,11 +67,8 @@ fn direct(builder: &LinuxVmBuilder) -> Result<Duration> {
             )?;
             expect_no_content(stream)?;
         }
-        Ok(begin.elapsed())
-    })();
-    process.kill()?;
-    process.wait()?;
-    took
+        Ok(())
+    })
 }
 
 fn expect_no_content(mut stream: UnixStream) -> Result<()> {

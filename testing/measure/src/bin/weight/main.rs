@@ -6,19 +6,23 @@
 
 mod peers;
 
-use std::fmt;
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use capsa_fixtures::command::{self, CommandError};
 use capsa_fixtures::programs::TestProgram;
-use capsa_fixtures::{command, nano, workspace};
+use capsa_fixtures::task::{Arguments, Outcome, finish};
+use capsa_fixtures::{nano, workspace};
 use capsa_testkit::idle::Usage;
 use capsa_testkit::vm::NanoGuest;
 
-use capsa_fixtures::task::{Arguments, Outcome, finish};
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The arguments of Cargo that select the command.
+const COMMAND: &[&str] = &["--package", "capsa-cli"];
 
 /// The rows of the table: a name, the package, its features, and the API of the idle VMs.
 const MEASURED_APIS: &[(&str, &str, &[&str], &str)] = &[
@@ -41,24 +45,18 @@ fn run(mut arguments: Arguments) -> Outcome {
     println!("Clean builds in the dev profile on {cores} cores, at a load of {load} before.\n");
     println!(
         "| | packages, itself included | clean build | threads | descriptors per VM | \
-         memory per VM |"
+         memory per VM |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
     for (name, package, features, api) in MEASURED_APIS {
         let packages = workspace::tree(package, features)?.len();
         let took = clean_build(package, features)?;
-        let idle = match *api {
-            "command" => idle_command()?,
-            api => idle(api)?,
-        };
+        let idle = if *api == "command" { idle_command()? } else { idle(api)? };
         println!("| {name} | {packages} | {took} | {idle} |");
     }
     if peers {
         peers::run()?;
     }
-    println!();
-    println!("| program, release profile, stripped | size |");
-    println!("| --- | ---: |");
+    println!("\n| program, release profile, stripped | size |\n| --- | ---: |");
     for (name, bytes) in programs()? {
         println!("| {name} | {} KiB |", bytes.div_ceil(1024));
     }
@@ -66,44 +64,29 @@ fn run(mut arguments: Arguments) -> Outcome {
 }
 
 /// A build into an empty directory. Its dependencies have been downloaded before.
-fn clean_build(package: &str, features: &[&str]) -> Result<Took, Box<dyn std::error::Error>> {
+fn clean_build(package: &str, features: &[&str]) -> Result<String> {
     let target = tempfile::tempdir()?;
     let mut build = workspace::cargo();
     build.args(["build", "--locked", "--package", package]).args(features);
-    build.arg("--target-dir").arg(target.path());
-    let begin = Begin::now();
-    command::output(&mut build)?;
-    Ok(begin.took())
+    Ok(timed(build.arg("--target-dir").arg(target.path()))?)
 }
 
-/// The begin of a build.
-pub(crate) struct Begin {
-    at: Instant,
-    cpu: Option<f64>,
+/// Runs a build. Returns how long it took.
+pub(crate) fn timed(build: &mut Command) -> std::result::Result<String, CommandError> {
+    let (begin, cpu_before) = (Instant::now(), cpu_of_children());
+    command::output(build)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let cpu = cpu_before.and_then(|before| Some(cpu_of_children()? - before));
+    let cpu = cpu.map(|cpu| format!(", {cpu:.0} s of CPU")).unwrap_or_default();
+    Ok(format!("{seconds:.0} s{cpu}"))
 }
 
-/// How long a build took.
-pub(crate) struct Took {
-    seconds: f64,
-    cpu: Option<f64>,
-}
-
-impl Begin {
-    pub(crate) fn now() -> Self {
-        Self { at: Instant::now(), cpu: cpu_of_children() }
-    }
-
-    pub(crate) fn took(&self) -> Took {
-        let cpu = self.cpu.and_then(|before| Some(cpu_of_children()? - before));
-        Took { seconds: self.at.elapsed().as_secs_f64(), cpu }
-    }
-}
-
-impl fmt::Display for Took {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.0} s", self.seconds)?;
-        self.cpu.map_or(Ok(()), |cpu| write!(f, ", {cpu:.0} s of CPU"))
-    }
+/// Builds a release of the command or an example into `target`. Returns its path.
+fn release(target: &Path, what: &[&str], program: &str) -> Result<PathBuf> {
+    let mut build = workspace::cargo();
+    build.args(["build", "--locked", "--release"]).args(what);
+    command::output(build.arg("--target-dir").arg(target))?;
+    Ok(target.join("release").join(program))
 }
 
 /// The CPU seconds of reaped descendants: fields 16 and 17 of `/proc/self/stat`, in hundredths on every
@@ -116,7 +99,7 @@ fn cpu_of_children() -> Option<f64> {
 }
 
 /// Threads, descriptors and memory of idle VMs, from the bench.
-fn idle(api: &str) -> Result<String, Box<dyn std::error::Error>> {
+fn idle(api: &str) -> Result<String> {
     let mut bench = Command::new(TestProgram::new("bench"));
     bench.args(["idle", "--api", api, "--vms", "100", "--seconds", "1"]);
     let row = command::text(&mut bench)?;
@@ -128,21 +111,13 @@ fn idle(api: &str) -> Result<String, Box<dyn std::error::Error>> {
 }
 
 /// The same for the command with a VM: the whole process.
-fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
+fn idle_command() -> Result<String> {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let target = tempfile::tempdir()?;
-    let mut build = workspace::cargo();
-    build.args(["build", "--locked", "--release", "--package", "capsa-cli", "--target-dir"]);
-    command::output(build.arg(target.path()))?;
-    let mut capsa = Command::new(target.path().join("release/capsa"));
+    let mut capsa = Command::new(release(target.path(), COMMAND, "capsa")?);
     capsa.args(["run", "linux", "--backend", "qemu", "--network", "none", "--console", "stdio"]);
-    capsa.args([
-        "--accel",
-        "emulation",
-        "--cmdline-override",
-        "up console=ready serve",
-        "--kernel",
-    ]);
+    capsa.args(["--accel", "emulation", "--cmdline-override", "up console=ready serve"]);
+    capsa.arg("--kernel");
     capsa.arg(guest.kernel()).env("CAPSA_QEMU", TestProgram::new("fake-qemu"));
     let mut capsa = capsa.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut output = [0; 5];
@@ -157,12 +132,11 @@ fn idle_command() -> Result<String, Box<dyn std::error::Error>> {
 
 /// The sizes of the command and of the smallest programs that boot a VM: with a loop of their own, and
 /// blocking. The release profile strips them.
-fn programs() -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
+fn programs() -> Result<Vec<(String, u64)>> {
     let target = tempfile::tempdir()?;
-    let release = target.path().join("release");
     let mut sizes = Vec::new();
     for (what, program) in [
-        (&["--package", "capsa-cli"][..], "capsa"),
+        (COMMAND, "capsa"),
         (
             &["--package", "capsa", "--no-default-features", "--example", "loop_poll"],
             "examples/loop_poll",
@@ -172,10 +146,7 @@ fn programs() -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
             "examples/tested_automation",
         ),
     ] {
-        let mut build = workspace::cargo();
-        build.args(["build", "--locked", "--release"]).args(what);
-        command::output(build.arg("--target-dir").arg(target.path()))?;
-        let bytes = fs::metadata(release.join(program))?.len();
+        let bytes = fs::metadata(release(target.path(), what, program)?)?.len();
         sizes.push((format!("`{program}`, `{}`", what.join(" ")), bytes));
     }
     sizes.sort_by_key(|(_, bytes)| *bytes);

@@ -7,133 +7,75 @@
 //! The cost of idle VMs is not measured: each crate needs its own images, hypervisor or KVM. If a crate
 //! does not build, the table has the reason.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use capsa_fixtures::command;
 use capsa_fixtures::task::Outcome;
 
-use super::Begin;
+use super::timed;
 
-/// A crate from the registry, in the newest version that this compiler supports.
-struct Peer {
-    name: &'static str,
-    /// The dependency in Cargo.toml (default: any version with default features).
-    wanted: &'static str,
-    /// An environment variable that disables the downloads of its build.
-    env: Option<(&'static str, &'static str)>,
-    note: &'static str,
-}
-
-const PEERS: &[Peer] = &[
-    Peer::plain("vm-ch"),
-    Peer::plain("cloud-hypervisor-client"),
-    Peer::plain("vm-rs"),
-    Peer {
-        env: Some(("BOXLITE_DEPS_STUB", "1")),
-        note: ", without its prebuilt runtime",
-        ..Peer::plain("boxlite")
-    },
-    Peer {
-        wanted: r#"{ version = "*", default-features = false, features = [
-            "cloud", "keyring", "local", "net"] }"#,
-        note: ", without its prebuilt runtime",
-        ..Peer::plain("microsandbox")
-    },
+/// Crates from the registry, in the newest version that this compiler supports: the name, the dependency
+/// in Cargo.toml, and a note.
+const PEERS: &[(&str, &str, &str)] = &[
+    ("vm-ch", ANY, ""),
+    ("cloud-hypervisor-client", ANY, ""),
+    ("vm-rs", ANY, ""),
+    ("boxlite", ANY, ", without its prebuilt runtime"),
+    ("microsandbox", MICROSANDBOX, ", without its prebuilt runtime"),
 ];
+const ANY: &str = "\"*\"";
+const MICROSANDBOX: &str = "{ version = \"*\", default-features = false, features = [
+    \"cloud\", \"keyring\", \"local\", \"net\"] }";
 
-impl Peer {
-    const fn plain(name: &'static str) -> Self {
-        Self { name, wanted: "\"*\"", env: None, note: "" }
-    }
-}
-
-/// The time limit of a build.
-const LIMIT: Duration = Duration::from_secs(1200);
+/// The time limit of a build in seconds.
+const LIMIT: &str = "1200";
 
 /// Prints the rows of the crates.
 pub(crate) fn run() -> Outcome {
-    for peer in PEERS {
+    for (name, dependency, note) in PEERS {
         let program = tempfile::tempdir()?;
-        let row = weigh(program.path(), peer)
-            .unwrap_or_else(|why| format!("| {} | – | {why} |", peer.name));
+        let row = measure(program.path(), name, dependency, note).unwrap_or_else(|why| {
+            format!("| {name} | – | {} |", why.to_string().replace('|', "/"))
+        });
         println!("{row} – | – | – |");
     }
     Ok(())
 }
 
-fn weigh(program: &Path, peer: &Peer) -> Result<String, Box<dyn std::error::Error>> {
+fn measure(
+    program: &Path,
+    name: &str,
+    dependency: &str,
+    note: &str,
+) -> Result<String, Box<dyn std::error::Error>> {
     let manifest = format!(
         "[package]\nname = \"weighed\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\
-         [dependencies]\n{} = {}\n",
-        peer.name, peer.wanted
+         [dependencies]\n{name} = {dependency}\n"
     );
     fs::write(program.join("Cargo.toml"), manifest)?;
     fs::create_dir(program.join("src"))?;
     fs::write(program.join("src/lib.rs"), "")?;
-    let cargo = || {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(program).env_remove("CARGO_TARGET_DIR").envs(peer.env);
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = Command::new("timeout");
+        cargo.arg(LIMIT).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(arguments).current_dir(program).env_remove("CARGO_TARGET_DIR");
+        // Disables the downloads of boxlite's build.
+        cargo.env("BOXLITE_DEPS_STUB", "1");
         cargo
     };
     let tree = ["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}"];
-    let listing = command::text(cargo().args(tree))?;
-    let packages: std::collections::BTreeSet<_> =
-        listing.lines().map(|line| line.trim_end_matches(" (*)")).collect();
-    let version =
-        packages.iter().find_map(|package| package.strip_prefix(&format!("{} ", peer.name)));
-    let name = format!("| {} {}{}", peer.name, version.unwrap_or_default(), peer.note);
+    let listing = command::text(&mut cargo(&tree))?;
+    let packages: BTreeSet<_> = listing.lines().map(|line| line.trim_end_matches(" (*)")).collect();
+    let version = packages.iter().find_map(|it| it.strip_prefix(name)?.strip_prefix(' '));
+    command::output(&mut cargo(&["fetch"]))?;
+    let built = match timed(&mut cargo(&["build", "--quiet"])) {
+        Ok(took) => took,
+        Err(error) => format!("does not build: {error}").replace('|', "/"),
+    };
     // Without the program itself.
     let count = packages.len() - 1;
-    command::output(cargo().arg("fetch"))?;
-    let built = build(cargo().args(["build", "--quiet"]), &program.join("errors"))?;
-    Ok(format!("{name} | {count} | {built} |"))
-}
-
-/// The build time, or the first error.
-fn build(build: &mut Command, errors: &Path) -> Result<String, Box<dyn std::error::Error>> {
-    let (begin, deadline) = (Begin::now(), Instant::now() + LIMIT);
-    let mut cargo = build.stdout(Stdio::null()).stderr(fs::File::create(errors)?).spawn()?;
-    let status = loop {
-        if let Some(status) = cargo.try_wait()? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            cargo.kill()?;
-            cargo.wait()?;
-            return Ok(format!("no end after {} s", LIMIT.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    if status.success() {
-        return Ok(begin.took().to_string());
-    }
-    Ok(format!("does not build: {}", reason(&fs::read_to_string(errors)?).replace('|', "/")))
-}
-
-/// Why a build failed: the first line of a build script, or else the first error.
-fn reason(output: &str) -> &str {
-    let of_script = output.lines().skip_while(|line| line.trim() != "--- stderr").skip(1);
-    let mut of_script = of_script.map(str::trim).filter(|line| !line.is_empty());
-    of_script
-        .find(|line| !line.starts_with("thread "))
-        .or_else(|| output.lines().find(|line| line.starts_with("error")))
-        .unwrap_or("no reason printed")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::reason;
-
-    #[test]
-    fn reason_is_first_line_of_script_or_error() {
-        let of_script = "error: failed to run custom build command for `a v1`\n\nCaused by:\n  \
-             process didn't exit successfully\n  --- stdout\n  x=y\n\n  --- stderr\n\n  \
-             thread 'main' panicked at build.rs:1:2:\n  no protoc\n  stack backtrace:\n";
-        assert_eq!(reason(of_script), "no protoc");
-        assert_eq!(reason("warning: x\nerror[E0425]: no y\nerror: z\n"), "error[E0425]: no y");
-        assert_eq!(reason(""), "no reason printed");
-    }
+    Ok(format!("| {name} {}{note} | {count} | {built} |", version.unwrap_or_default()))
 }
