@@ -42,11 +42,15 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     }
     let log = target_directory().join(format!("skipped-{}", std::process::id()));
     let mut count = TestCount::default();
-    for name in ["check-macos", check_command::NAME] {
+    // At the same time: the size check links with one thread, and both have a directory of their own.
+    let xtask = std::env::current_exe()?;
+    let tasks = ["check-macos", check_command::NAME].map(|name| {
         // In a process of its own, so that a skip is counted like that of a test.
-        let mut task = Command::new(std::env::current_exe()?);
-        task.arg(name).env(SKIP_LOG, &log);
-        let ok = steps.run(name, || Ok(task.status()?.success()))?;
+        (name, Command::new(&xtask).arg(name).env(SKIP_LOG, &log).spawn())
+    });
+    for (name, task) in tasks {
+        let mut task = task?;
+        let ok = steps.run(name, || Ok(task.wait()?.success()))?;
         *(if ok { &mut count.passed } else { &mut count.failed }) += 1;
     }
     steps.run("build of test programs", || Ok(cargo().args(BUILD).status()?.success()))?;
