@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use pico_args::Arguments;
@@ -22,31 +22,23 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let name = backend.and_then(|name| name.to_str()).ok_or("missing flag: --backend NAME")?;
     fs::create_dir_all(target_directory())?;
     let path = target_directory().join(format!("conformance-{name}.txt"));
-    let mut report = Report { file: File::create(&path)? };
-    report.line(&format!("Capsa {}, backend {name}", revision()))?;
-    report.line(&format!("host: {}", host()))?;
+    let mut file = File::create(&path)?;
+    let mut report = |line: &str| {
+        println!("{line}");
+        writeln!(file, "{line}")
+    };
+    report(&format!("Capsa {}, backend {name}", revision()))?;
+    report(&format!("host: {}", host()))?;
     let mut suite = program("capsa-conformance", "conformance", &flags);
     let mut process = suite.arg("--backends").stdout(Stdio::piped()).spawn()?;
     for line in BufReader::new(process.stdout.take().expect("piped")).lines() {
-        report.line(&line?)?;
+        report(&line?)?;
     }
     let status = process.wait()?;
     println!("report: {}", fs::canonicalize(&path)?.display());
     match status.code() {
         Some(0 | SOME_SKIPPED) => Ok(()),
         _ => Err(format!("the suite failed ({status})").into()),
-    }
-}
-
-/// A text that goes to standard output and into a file.
-struct Report {
-    file: File,
-}
-
-impl Report {
-    fn line(&mut self, line: &str) -> io::Result<()> {
-        println!("{line}");
-        writeln!(self.file, "{line}")
     }
 }
 

@@ -5,12 +5,12 @@
 //! the corpus.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use pico_args::Arguments;
 
-use crate::cargo::{cargo, root, text};
+use crate::cargo::{cargo, root, run as run_command, text};
 use crate::{Outcome, finish};
 
 /// The time limit of one input. The slowest target needs a hundredth of it.
@@ -26,12 +26,11 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
 
     let mut targets = targets()?;
     if let Some(only) = only {
-        if !targets.contains(&only) {
-            return Err(
-                format!("unknown target {only}: expected one of {}", targets.join(", ")).into()
-            );
+        let all = targets.join(", ");
+        targets.retain(|target| *target == only);
+        if targets.is_empty() {
+            return Err(format!("unknown target {only}: expected one of {all}").into());
         }
-        targets = vec![only];
     }
     let mut failed = Vec::new();
     for target in targets {
@@ -83,34 +82,22 @@ fn nightly_cargo() -> Command {
 }
 
 fn ensure_nightly() -> Outcome {
-    match text(nightly_cargo().arg("--version")) {
-        Ok(version) => {
-            println!("{version}");
-            Ok(())
-        }
-        Err(error) => Err(format!(
+    let version = text(nightly_cargo().arg("--version")).map_err(|error| {
+        format!(
             "fuzzing needs the toolchain `nightly` of rustup (https://rustup.rs): \
              `rustup toolchain install nightly` ({error})"
         )
-        .into()),
-    }
+    })?;
+    println!("{version}");
+    Ok(())
 }
 
 fn ensure_cargo_fuzz() -> Outcome {
-    let is_there = || {
-        let mut version = nightly_cargo();
-        version.args(["fuzz", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
-        version.status().is_ok_and(|status| status.success())
-    };
-    if is_there() {
+    let is_installed = || text(nightly_cargo().args(["fuzz", "--version"])).is_ok();
+    if is_installed() {
         return Ok(());
     }
     println!("=== cargo-fuzz is missing: cargo install cargo-fuzz --locked");
-    let status = cargo().args(["install", "cargo-fuzz", "--locked"]).status()?;
-    if status.success() && is_there() {
-        return Ok(());
-    }
-    Err("cannot install cargo-fuzz: `cargo install cargo-fuzz --locked` failed, or Cargo's bin \
-         directory is not in PATH"
-        .into())
+    run_command(cargo().args(["install", "cargo-fuzz", "--locked"]))?;
+    if is_installed() { Ok(()) } else { Err("Cargo's bin directory is not in PATH".into()) }
 }

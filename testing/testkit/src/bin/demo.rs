@@ -1,5 +1,5 @@
 //! `cargo xtask demo`: boots a Linux guest, runs a command in it and stops it, through the public API.
-//! Prints the time of each phase.
+//! Prints when each phase ended.
 
 use std::time::{Duration, Instant};
 
@@ -40,48 +40,27 @@ fn run(arguments: Arguments) -> Outcome {
     }
     println!("booting on {}", plan.backend);
 
-    let mut phases = DemoPhases::begin();
+    let begin = Instant::now();
+    let mut phases: Vec<(&str, Duration)> = Vec::new();
     vm.start()?;
-    phases.end("spawn");
+    phases.push(("spawn", begin.elapsed()));
     let mut console = vm.console()?;
     let mut first = [0; 1];
     console.read(&mut first)?;
-    phases.end("first byte");
+    phases.push(("first byte", begin.elapsed()));
     console.login_timeout("root", None, PATIENCE)?;
-    phases.end("prompt");
+    phases.push(("prompt", begin.elapsed()));
     let uname = console.run("uname -a", Some(PATIENCE))?;
-    phases.end("uname -a");
+    phases.push(("uname -a", begin.elapsed()));
     vm.stop()?;
-    phases.end("stop");
+    phases.push(("stop", begin.elapsed()));
 
     println!();
     print!("{}", String::from_utf8_lossy(&uname.output));
-    phases.print();
+    for (name, since_begin) in phases {
+        println!("{name:<10} {:>7.3} s", since_begin.as_secs_f64());
+    }
     let report = vm.stop_report().ok_or("the VM did not end")?;
     println!("stopped: {report}");
     Ok(())
-}
-
-/// The time of each phase.
-struct DemoPhases {
-    last: Instant,
-    took: Vec<(&'static str, Duration)>,
-}
-
-impl DemoPhases {
-    fn begin() -> Self {
-        Self { last: Instant::now(), took: Vec::new() }
-    }
-
-    fn end(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.took.push((name, now - self.last));
-        self.last = now;
-    }
-
-    fn print(&self) {
-        for (name, took) in &self.took {
-            println!("{name:<10} {:>7.3} s", took.as_secs_f64());
-        }
-    }
 }

@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(1200);
 /// The environment variables that programs in the lab get, besides those that begin with `CAPSA_`.
 const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
 
+const NOT_KEPT: [&str; 5] =
+    ["CAPSA_CLOUD_HYPERVISOR", "CAPSA_PASST", "CAPSA_BACKEND", SKIP_LOG, programs::DIRECTORY];
+
 fn main() -> std::process::ExitCode {
     capsa_fixtures::task::main("lab", run)
 }
@@ -39,35 +42,36 @@ fn run(arguments: Arguments) -> Outcome {
         skip_task("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return Ok(());
     };
-    setup::ensure(&[
-        Requirement::Qemu,
-        Requirement::GuestTools,
-        Requirement::Virtiofsd,
-        Requirement::Passt,
-    ])?;
+    use Requirement::{GuestTools, Passt, Qemu, Virtiofsd};
+    setup::ensure(&[Qemu, GuestTools, Virtiofsd, Passt])?;
 
-    let mut phases = LabPhases::begin();
+    let mut last = Instant::now();
+    // Prints the time of a phase when it ends.
+    let mut end_phase = |name: &str| {
+        println!("lab: {name:<24} {:>7.2} s", last.elapsed().as_secs_f64());
+        last = Instant::now();
+    };
     let of_the_suite = words.first().is_none_or(|word| word.as_encoded_bytes().starts_with(b"-"));
     let programs = programs::build_all()?;
     let program = if of_the_suite { conformance(&programs, words) } else { words };
-    phases.end("built the programs");
+    end_phase("built the programs");
     // The lab has no network to download their packages.
     guest::linux(Variant::Cloud)?;
     guest::linux(Variant::Lab)?;
-    phases.end("built the guests");
+    end_phase("built the guests");
 
     let mut lab = Lab::boot()?;
-    phases.end("booted to the prompt");
+    end_phase("booted to the prompt");
     lab.enter()?;
-    phases.end("mounted the host's root");
+    end_phase("mounted the host's root");
     let status = lab.run(&program, &environment(&hypervisor, &programs), PATIENCE, |line| {
         let mut stdout = stdout().lock();
         // If standard output is closed, the exit status still counts.
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     })?;
-    phases.end("ran the program");
+    end_phase("ran the program");
     let report = lab.shut_down()?;
-    phases.end("shut down");
+    end_phase("shut down");
     if let Some(report) = report {
         println!("lab: {report}");
     }
@@ -92,16 +96,8 @@ fn conformance(programs: &Path, flags: Vec<OsString>) -> Vec<OsString> {
 
 /// The environment of the program in the lab.
 fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> {
-    let is_kept = |key: &str| {
-        let ours = [
-            "CAPSA_CLOUD_HYPERVISOR",
-            "CAPSA_PASST",
-            "CAPSA_BACKEND",
-            SKIP_LOG,
-            programs::DIRECTORY,
-        ];
-        KEPT.contains(&key) || key.starts_with("CAPSA_") && !ours.contains(&key)
-    };
+    let is_kept =
+        |key: &str| KEPT.contains(&key) || key.starts_with("CAPSA_") && !NOT_KEPT.contains(&key);
     let kept = std::env::vars_os().filter(|(key, _)| key.to_str().is_some_and(is_kept));
     let ours = [
         ("CAPSA_CLOUD_HYPERVISOR".into(), hypervisor.into()),
@@ -110,19 +106,4 @@ fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> 
     ];
     let passt = host::passt::find().map(|path| ("CAPSA_PASST".into(), path.into()));
     kept.chain(ours).chain(passt).collect()
-}
-
-/// Prints the time of each phase when it ends.
-struct LabPhases(Instant);
-
-impl LabPhases {
-    fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    fn end(&mut self, name: &str) {
-        let now = Instant::now();
-        println!("lab: {name:<24} {:>7.2} s", (now - self.0).as_secs_f64());
-        self.0 = now;
-    }
 }
