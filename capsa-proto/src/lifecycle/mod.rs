@@ -25,6 +25,7 @@
 
 #[doc(hidden)]
 pub mod fuzz;
+mod plan_summary;
 mod report;
 mod state_machine;
 pub mod table;

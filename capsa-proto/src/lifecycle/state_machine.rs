@@ -2,15 +2,15 @@
 
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::plan_summary::PlanSummary;
 use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
 use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
 use crate::backend::ReplyOutcome;
 use crate::console::ConsoleCrash;
-use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId, Signal, StopAction};
+use crate::plan::{CrashReporting, LaunchPlan, ProcessId, Signal, StopAction};
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
@@ -50,20 +50,6 @@ pub struct Lifecycle {
     exit: Option<Exit>,
 }
 
-/// The parts of a launch plan that the lifecycle uses.
-#[derive(Debug)]
-struct PlanSummary {
-    names: Vec<String>,
-    ends_by_itself: Vec<bool>,
-    boot: Vec<Message>,
-    power_button: Option<Message>,
-    quit: StopAction,
-    crash_reporting: CrashReporting,
-    reset_debounce: Duration,
-    on_reboot: RebootPolicy,
-    time_limit: Option<Duration>,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProcessState {
     NotStarted,
@@ -75,17 +61,7 @@ impl Lifecycle {
     /// The lifecycle of a VM with this launch plan.
     pub fn new(plan: &LaunchPlan, timing: Timing) -> Self {
         Self {
-            plan: PlanSummary {
-                names: plan.processes.iter().map(|p| p.name.clone()).collect(),
-                ends_by_itself: plan.processes.iter().map(|p| p.ends_with_hypervisor).collect(),
-                boot: plan.boot.clone(),
-                power_button: plan.power_button.clone(),
-                quit: plan.quit.clone(),
-                crash_reporting: plan.crash_reporting.clone(),
-                reset_debounce: plan.reset_debounce,
-                on_reboot: plan.on_reboot,
-                time_limit: plan.time_limit,
-            },
+            plan: PlanSummary::new(plan),
             timing,
             phase: Phase::Created,
             processes: plan.processes.iter().map(|_| ProcessState::NotStarted).collect(),

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::lifecycle::fuzz::plan;
-use alloc::string::ToString;
+use crate::plan::Message;
+use alloc::string::{String, ToString};
 use alloc::vec;
 
 /// A lifecycle with a simulated clock, and the actions that it returned.
