@@ -6,20 +6,6 @@
 //! back to where it began, so output that was not handed out can be read again.
 //!
 //! It does no I/O: the driver moves bytes between it and a stream.
-//!
-//! # Driving
-//!
-//! 1. When the stream is connected, call [`handle_connected`](ConsoleMux::handle_connected).
-//! 2. After every call, and whenever the stream can take more, write from
-//!    [`outgoing`](ConsoleMux::outgoing) and remove what the stream took. When the stream is
-//!    reported as writable, call [`handle_writable`](ConsoleMux::handle_writable) after that.
-//! 3. Read at most [`window`](ConsoleMux::window) bytes and hand them to
-//!    [`handle_bytes`](ConsoleMux::handle_bytes). A window of zero means back-pressure: leave the
-//!    bytes in the system until a reader has caught up.
-//! 4. When [`poll_timeout`](ConsoleMux::poll_timeout) has passed, call
-//!    [`handle_timeout`](ConsoleMux::handle_timeout).
-//! 5. At the end of the stream call [`handle_eof`](ConsoleMux::handle_eof), and when the VM has ended
-//!    [`close`](ConsoleMux::close).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -47,7 +33,21 @@ const CLOSE_DELAY: Duration = Duration::from_millis(500);
 #[error("the console is closed")]
 pub struct ConsoleClosed;
 
-/// The console of one VM. See the [module](self) for the loop.
+/// The console of one VM.
+///
+/// # Driving
+///
+/// 1. When the stream is connected, call [`handle_connected`](ConsoleMux::handle_connected).
+/// 2. After every call, and whenever the stream can take more, write from
+///    [`outgoing`](ConsoleMux::outgoing) and remove what the stream took. When the stream is
+///    reported as writable, call [`handle_writable`](ConsoleMux::handle_writable) after that.
+/// 3. Read at most [`window`](ConsoleMux::window) bytes and hand them to
+///    [`handle_bytes`](ConsoleMux::handle_bytes). A window of zero means back-pressure: leave the
+///    bytes in the system until a reader has caught up.
+/// 4. When [`poll_timeout`](ConsoleMux::poll_timeout) has passed, call
+///    [`handle_timeout`](ConsoleMux::handle_timeout).
+/// 5. At the end of the stream call [`handle_eof`](ConsoleMux::handle_eof), and when the VM has ended
+///    [`close`](ConsoleMux::close).
 pub struct ConsoleMux {
     scrollback: Scrollback,
     connected: bool,

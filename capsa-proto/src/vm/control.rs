@@ -2,18 +2,6 @@
 //!
 //! QMP uses one connection for the life of the VM. HTTP uses one connection for each exchange, one
 //! exchange at a time. What a reply *means* is decided by the backend.
-//!
-//! # Driving
-//!
-//! 1. While the VMM starts, try to connect until it works, and call
-//!    [`handle_connected`](ControlClient::handle_connected). The channel is usable once
-//!    [`is_up`](ControlClient::is_up) is true; QMP needs a greeting for that.
-//! 2. [`send`](ControlClient::send) messages. While
-//!    [`wants_connection`](ControlClient::wants_connection) is true, connect again.
-//! 3. Write from [`outgoing`](ControlClient::outgoing) to the stream, and remove what it took.
-//! 4. Hand in what was read, or [`handle_eof`](ControlClient::handle_eof), and close the stream when
-//!    [`is_connected`](ControlClient::is_connected) is no longer true.
-//! 5. Take events from [`poll_event`](ControlClient::poll_event) until `None`.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
@@ -38,6 +26,18 @@ pub enum ControlEvent {
 }
 
 /// The client of one VMM's control channel.
+///
+/// # Driving
+///
+/// 1. While the VMM starts, try to connect until it works, and call
+///    [`handle_connected`](ControlClient::handle_connected). The channel is usable once
+///    [`is_up`](ControlClient::is_up) is true; QMP needs a greeting for that.
+/// 2. [`send`](ControlClient::send) messages. While
+///    [`wants_connection`](ControlClient::wants_connection) is true, connect again.
+/// 3. Write from [`outgoing`](ControlClient::outgoing) to the stream, and remove what it took.
+/// 4. Hand in what was read, or [`handle_eof`](ControlClient::handle_eof), and close the stream when
+///    [`is_connected`](ControlClient::is_connected) is no longer true.
+/// 5. Take events from [`poll_event`](ControlClient::poll_event) until `None`.
 #[derive(Debug)]
 pub struct ControlClient {
     protocol: Protocol,
