@@ -40,9 +40,9 @@ fn alone(backend: &str, name: &str) {
         .env("CAPSA_RUN_DIR", run_dir.path())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "{said}\n{}", String::from_utf8_lossy(&run.stderr));
-    assert!(said.contains("1 passed, 0 failed"), "{said}");
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{output}\n{}", String::from_utf8_lossy(&run.stderr));
+    assert!(output.contains("1 passed, 0 failed"), "{output}");
 }
 
 macro_rules! suite {
@@ -111,7 +111,7 @@ suite! {
     }
 }
 
-/// Where none of it can ever run, one line for all.
+/// One skipped test, where no scenario can run on vfkit.
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn vfkit() {
@@ -121,7 +121,7 @@ fn vfkit() {
 #[test]
 fn every_scenario_is_listed() {
     let there: Vec<_> = scenarios().map(|scenario| scenario.name).collect();
-    assert_eq!(LISTED, there, "the list above and the suite differ");
+    assert_eq!(LISTED, there, "LISTED and the suite differ");
     let names: BTreeSet<_> = there.iter().collect();
     assert_eq!(names.len(), there.len(), "two scenarios have one name");
 }
@@ -136,7 +136,7 @@ fn every_claimed_capability_has_a_scenario() {
         let lacking = claimed.filter(|leaf| !uses.contains(leaf.as_str()));
         unproven.extend(lacking.map(|leaf| format!("{} supports {leaf}", report.name)));
         for used in &uses {
-            assert!(leaves.contains_key(*used), "{used} is no leaf of {leaves:?}");
+            assert!(leaves.contains_key(*used), "{used} is not a leaf of {leaves:?}");
         }
     }
     assert!(!uses.is_empty() && !subject::backends().is_empty());

@@ -1,5 +1,5 @@
-//! The real cloud-hypervisor under Landlock: asked over its own API for a file that is not its
-//! machine's, as a guest that has taken it over might try, it cannot open it.
+//! The real cloud-hypervisor under Landlock: it cannot open a file that is not part of its VM, even when
+//! its API requests it, as a guest that controls the VMM could do.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use capsa_conformance::Subject;
 use capsa_testkit::vm::{NanoGuest, PATIENCE};
 use capsa_testkit::{nano, skip};
 
-/// What it answers to a request for another disk.
+/// The response to a request for another disk.
 fn add_disk(socket: &str, disk: &Path) -> String {
     let body = format!(r#"{{"path":"{}","image_type":"Raw"}}"#, disk.display());
     let mut api = UnixStream::connect(socket).unwrap();
@@ -61,10 +61,10 @@ fn landlock_denies_foreign_files() {
     let socket = vm.launch_plan().control.socket.to_string();
     let refused = add_disk(&socket, &foreign);
     assert!(refused.contains("Permission denied"), "{refused}");
-    // What is beneath its overlay it may read, and not write.
+    // The backing file of its overlay is read-only.
     let refused = add_disk(&socket, &base);
     assert!(refused.contains("Permission denied"), "{refused}");
-    // The machine goes on.
+    // The VM continues.
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("NANO READY", PATIENCE).unwrap();
     console.write(&[nano::POWER_OFF]).unwrap();

@@ -1,4 +1,4 @@
-//! Our qcow2 against QEMU's: its tool finds our overlays sound, and we read what it makes.
+//! Capsa's qcow2 against QEMU's: `qemu-img` accepts Capsa's overlays, and Capsa reads images of `qemu-img`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use capsa_proto::spec::ImageFormat;
 use capsa_testkit::vm::NanoGuest;
 use capsa_testkit::{host, nano, skip};
 
-/// `false`, said aloud, where there is no such tool.
+/// Whether `qemu-img` is installed; if not, the test counts as skipped.
 fn has_qemu_img() -> bool {
     let found = host::find_program("qemu-img").is_some();
     if !found {
@@ -23,9 +23,13 @@ fn has_qemu_img() -> bool {
 }
 
 fn qemu_img(args: &str, dir: &Path) -> String {
-    let said = Command::new("qemu-img").args(args.split(' ')).current_dir(dir).output().unwrap();
-    assert!(said.status.success(), "qemu-img {args}: {}", String::from_utf8_lossy(&said.stderr));
-    String::from_utf8(said.stdout).unwrap()
+    let output = Command::new("qemu-img").args(args.split(' ')).current_dir(dir).output().unwrap();
+    assert!(
+        output.status.success(),
+        "qemu-img {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn host_path(path: &Path) -> HostPath {
@@ -92,7 +96,7 @@ fn raw_base_gaining_qcow2_header_stays_raw() {
     std::fs::write(&base, vec![0; 1 << 20]).unwrap();
     let builder = subject.on_backend(guest.builder()).memory_mb(64);
     let vm = builder.disk(DiskImage::new(&base).ephemeral()).build_blocking().unwrap();
-    // Another machine's guest writes it between the check and the start.
+    // The guest of another VM writes the image between the check and the start.
     std::fs::write(&base, [MAGIC.as_slice(), &[0xff; 1 << 20]].concat()).unwrap();
     vm.start().unwrap();
     vm.kill().unwrap();

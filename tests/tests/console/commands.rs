@@ -12,7 +12,7 @@ use capsa_testkit::vm::{PATIENCE, in_time, poll_fd};
 use futures_lite::AsyncReadExt;
 use futures_lite::future::{block_on, poll_once};
 
-/// More than the log below holds, and than is read ahead.
+/// More than the scrollback below and the read-ahead hold.
 const LONG: usize = 3_000_000;
 
 fn long() -> Vec<u8> {
@@ -47,7 +47,11 @@ fn reader_slow_gets_all_of_paused_guest() {
     assert!(said == long(), "{} of {LONG} bytes", said.len());
     let reply = command.wait().unwrap();
     assert_eq!((&reply.output[..], reply.status, reply.truncated), (&b""[..], Some(4), false));
-    assert_eq!(console.run("true", Some(PATIENCE)).unwrap().status, Some(127), "the shell goes on");
+    assert_eq!(
+        console.run("true", Some(PATIENCE)).unwrap().status,
+        Some(127),
+        "the shell is usable"
+    );
 }
 
 #[test]
@@ -56,7 +60,7 @@ fn command_output_unread_is_truncated_at_limit() {
         let guest = ScriptedGuest::new().on("long", GuestReply::output(vec![b'x'; length]));
         let (vm, mut console) = logged_in(guest, Overflow::DropOldest);
         let command = console.spawn("long", Some(PATIENCE)).unwrap();
-        // It is over before anybody reads.
+        // The command ends before the first read.
         console_is_silent(&vm);
         let reply = command.wait().unwrap();
         assert_eq!(reply.truncated, !is_kept, "{} of {length} bytes", reply.output.len());
@@ -64,7 +68,7 @@ fn command_output_unread_is_truncated_at_limit() {
     }
 }
 
-/// Waits until the guest has said all that it has to say.
+/// Waits until the guest has written all its output.
 fn console_is_silent(vm: &VmHandle) {
     let mut other = vm.console().unwrap();
     other.wait_for_silence(Duration::from_millis(500), Some(PATIENCE)).unwrap();
@@ -113,7 +117,7 @@ fn command_dropped_is_interrupted() {
     let mut command = console.spawn("forever", None).unwrap();
     command.read_exact(&mut [0; 9]).unwrap();
     drop(command);
-    // Ctrl-C gave the shell back.
+    // Ctrl-C has ended the command.
     assert_eq!(console.run("nonsense", Some(PATIENCE)).unwrap().status, Some(127));
 }
 
@@ -131,7 +135,7 @@ fn command_output_ends_with_vm() {
     assert!(error.to_string().contains("the command to end"), "{error}");
 }
 
-/// Whoever heeds the events alone is not told of what the log still had when it took the first part.
+/// A program that reads on events only gets no event for output that the scrollback held at its first read.
 #[test]
 fn take_output_returns_all_there_is() {
     let guest = ScriptedGuest::new().login("root", None).shell("# ");
@@ -154,7 +158,7 @@ fn take_output_returns_all_there_is() {
 fn drive_until(vm: &mut Vm, mut is_it: impl FnMut(&mut Vm, VmEvent) -> bool) {
     let began = Instant::now();
     loop {
-        assert!(began.elapsed() < PATIENCE, "it does not happen");
+        assert!(began.elapsed() < PATIENCE, "timed out");
         let timeout = vm.next_timeout().unwrap_or(PATIENCE).min(PATIENCE);
         poll_fd(&*vm, Some(timeout));
         vm.on_ready().unwrap();
@@ -166,7 +170,7 @@ fn drive_until(vm: &mut Vm, mut is_it: impl FnMut(&mut Vm, VmEvent) -> bool) {
     }
 }
 
-/// Futures of reads may be dropped wherever they stand, by a driver that is a future too.
+/// Read futures may be dropped at any await, even when the driver is a future too.
 #[test]
 fn command_reads_dropped_lose_nothing() {
     let guest =

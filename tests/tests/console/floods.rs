@@ -10,7 +10,7 @@ use capsa_testkit::vm::PATIENCE;
 #[test]
 fn paused_console_vmm_exit_loses_nothing() {
     run_isolated!();
-    // More than the log holds, and little enough for the socket to hold the rest.
+    // More than the scrollback holds, and the socket holds the rest.
     const SAID: usize = 12_000;
     let orders = format!("up console*{SAID} exit=0");
     let vm = fake::vm(&orders).scrollback(4096, Overflow::Pause).build_blocking().unwrap();
@@ -30,7 +30,7 @@ fn paused_console_late_reader_gets_all() {
     let orders = format!("up console*{SAID} console=END serve");
     let vm = fake::vm(&orders).scrollback(1000, Overflow::Pause).build_blocking().unwrap();
     vm.start().unwrap();
-    // Only now: what was said before there was a reader counts as well.
+    // Created late: the reader also gets earlier output.
     let (mut reader, _writer) = vm.console().unwrap().split();
     let mut said = vec![0; SAID];
     reader.read_exact(&mut said).unwrap();

@@ -10,13 +10,13 @@ use capsa_testkit::nano;
 use capsa_testkit::vm::{self, NanoGuest, PATIENCE};
 use serde_json::Value;
 
-/// A real Linux guest in emulation, on a loaded machine.
+/// For a real Linux guest in emulation, on a loaded host.
 const LINUX_PATIENCE: Duration = Duration::from_secs(180);
 
-/// The events of a file, each checked against the letter of asciicast v2.
+/// The events of a file, each checked against asciicast v2.
 fn events(path: &Path) -> Vec<(f64, String, String)> {
     let file = std::fs::read_to_string(path).unwrap();
-    assert!(file.ends_with('\n'), "the last line is whole");
+    assert!(file.ends_with('\n'), "the last line has no newline");
     let mut lines = file.lines();
     let header: Value = serde_json::from_str(lines.next().unwrap()).unwrap();
     assert_eq!(header["version"], 2);
@@ -27,7 +27,7 @@ fn events(path: &Path) -> Vec<(f64, String, String)> {
     lines
         .map(|line| {
             let (at, code, data): (f64, String, String) = serde_json::from_str(line).unwrap();
-            assert!(at >= last, "{at} comes after {last}");
+            assert!(at >= last, "{at} is less than {last}");
             last = at;
             (at, code, data)
         })
@@ -47,7 +47,7 @@ fn fake() -> ScriptedGuest {
         .on("slow", GuestReply::output("done\n").after(Duration::from_millis(200)))
 }
 
-/// What a program does with such a guest, whoever it is.
+/// A session with the guest, real or replayed.
 fn session(console: &mut VmConsole) -> capsa::Result<String> {
     console.login_timeout("root", Some("hunter2"), PATIENCE)?;
     let kernel = console.run("uname -r", Some(PATIENCE))?;
@@ -99,7 +99,7 @@ fn replay_prints_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.cast");
     recorded(&path);
-    // With a thousand seconds before the first word, which a replay at full tempo does not take.
+    // With 1000 s before the first output, which a replay without delays skips.
     let file = std::fs::read_to_string(&path).unwrap().replace("\n[0.", "\n[1000.");
     std::fs::write(&path, file).unwrap();
     let began = Instant::now();
@@ -143,7 +143,7 @@ fn replay_mismatch_names_expected_and_actual() {
     };
     assert!(message.contains(r#"expected the input "root\r""#), "{message}");
     assert!(message.contains(r#"got "admin\r""#), "{message}");
-    // Or it minds nothing.
+    // A lenient replay accepts any input.
     let vm = testing::vm(replay.input(ReplayInput::Ignored)).build_blocking().unwrap();
     vm.start().unwrap();
     vm.console().unwrap().login_timeout("admin", Some("any"), PATIENCE).unwrap();
@@ -158,7 +158,7 @@ fn recorder_started_late_has_scrollback() {
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("login: ", PATIENCE).unwrap();
     console.record(&path).unwrap();
-    // The prompt is read already; another console begins where everything does.
+    // The first console has read the prompt; another one starts at the beginning.
     let mut console = vm.console().unwrap();
     console.login_timeout("root", Some("hunter2"), PATIENCE).unwrap();
     vm.kill().unwrap();
@@ -177,7 +177,7 @@ fn recording_of_paused_guest_is_complete() {
     let vm = testing::vm(guest).scrollback(1000, Overflow::Pause).record(&path);
     let vm = vm.build_blocking().unwrap();
     vm.start().unwrap();
-    // The recorder has read all there is, and would read on.
+    // The recorder has read all output and waits for more.
     std::thread::sleep(Duration::from_millis(50));
     let (mut reader, mut all) = (vm.console().unwrap().split().0, Vec::new());
     std::io::Read::read_to_end(&mut reader, &mut all).unwrap();
@@ -186,14 +186,14 @@ fn recording_of_paused_guest_is_complete() {
     assert!(text(&events(&path), "o") == said);
 }
 
-#[cfg(target_os = "linux")] // Others have no such device.
+#[cfg(target_os = "linux")] // Only Linux has /dev/full.
 #[test]
 fn recording_disk_full_does_not_stop_vm() {
     let vm = testing::vm(fake()).record("/dev/full").build_blocking().unwrap();
     assert_eq!(run(&vm).unwrap(), "6.1.0\n");
 }
 
-/// Types to a nano guest and has it power off.
+/// Writes to a nano guest and makes it power off.
 fn nano_session(vm: &VmHandle) {
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
@@ -224,7 +224,7 @@ fn recording_of_nano_guest_is_replayed() {
     let began = Instant::now();
     nano_session(&played);
     println!("real {took:?}, replayed {:?}", began.elapsed());
-    // Every byte, the flood among them.
+    // Every byte, including the flood.
     let said = |vm: &VmHandle| {
         let (mut reader, mut all) = (vm.console().unwrap().split().0, Vec::new());
         std::io::Read::read_to_end(&mut reader, &mut all).unwrap();
@@ -234,7 +234,7 @@ fn recording_of_nano_guest_is_replayed() {
     assert!(real.len() > nano::flood().len() && real == played, "{} {}", real.len(), played.len());
 }
 
-/// What a program does with a Linux guest.
+/// A session with a Linux guest.
 fn linux_session(vm: &VmHandle) -> capsa::Result<Vec<u8>> {
     vm.start()?;
     let mut console = vm.console()?;

@@ -10,7 +10,7 @@ use capsa::{Error, Pattern};
 use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::{block_on, poll_once};
 
-/// Short, for what never comes.
+/// A short timeout, for output that never comes.
 const SOON: Duration = Duration::from_millis(20);
 
 fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
@@ -21,7 +21,7 @@ fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
     (vm, console)
 }
 
-/// What a program may print that looks like something else.
+/// Output that imitates prompts, marks and kernel messages.
 fn hostile() -> Vec<Vec<u8>> {
     let ids = (0..2000u64).map(|n| format!("capsa:end:{n:016x}:0;\ncapsa:begin:{n:016x}\n"));
     let panic =
@@ -64,7 +64,7 @@ fn command_output_hostile_is_returned_unchanged() {
                     continue;
                 }
             };
-            // What stands before a newline of its own is the terminal's, if it is a carriage return.
+            // A carriage return before a newline is from the terminal.
             assert!(reply.output == text, "{start}: {} of {}", reply.output.len(), text.len());
             assert_eq!((reply.status, reply.truncated), (Some(7), false), "{start}");
         }
@@ -95,7 +95,7 @@ fn script_input_invalid_is_rejected_before_typing() {
         assert!(!error.to_string().contains("pass\u{3}"), "{error}");
     }
     assert!(Pattern::regex("(a*)*b{1000000}").is_err());
-    assert_eq!(console.read_available().unwrap(), "", "something was typed");
+    assert_eq!(console.read_available().unwrap(), "", "input was sent");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn command_future_dropped_is_interrupted() {
             {
                 let mut sleeps = pin!(console.run("sleep 1000", None));
                 assert!(poll_once(&mut sleeps).await.is_none());
-                // The guest has heard of nothing yet, or of all of it.
+                // The guest has got nothing yet, or the whole command.
                 std::thread::sleep(Duration::from_micros(100 * moment));
             }
             assert_eq!(console.run("pwd", None).await.unwrap().output, b"/root\n");

@@ -1,4 +1,4 @@
-//! `capsa::testing`: simulated guests end calls as real ones do.
+//! `capsa::testing`: calls on simulated guests return what they return on real ones.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use capsa_testkit::test_name;
 use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::block_on;
 
-/// Short, for what never comes.
+/// A short timeout, for output that never comes.
 const SOON: Duration = Duration::from_millis(50);
 
 fn shell() -> ScriptedGuest {
@@ -181,7 +181,7 @@ fn reboot_ends_command_but_not_login() -> TestResult {
     for _ in 0..3 {
         console.login("root", Some("secret"))?;
         assert_eq!(console.run("uname", None)?.output, b"Linux\n");
-        // Without a time limit: nothing else would ever end it.
+        // No time limit: only the reboot ends the call.
         let error = console.run("reboot", None).unwrap_err();
         assert_eq!(error.to_string(), "guest rebooted while waiting for the command to end");
     }
@@ -256,7 +256,7 @@ fn unsupported_options_are_rejected() {
     assert!(matches!(&error, Error::Io(e) if e.to_string().contains("/nowhere/x.cast")), "{error}");
 }
 
-/// Says how the test below is to end, in a program of its own.
+/// Names the result of the test below, in its own process.
 const HOW: &str = "CAPSA_TEST_ENDS_BY";
 
 #[test]

@@ -33,5 +33,5 @@ fn stdio_relays_both_ways_up_to_last_byte() {
     assert!(relay.wait().unwrap().success(), "{end}");
     assert_eq!(end.trim_end(), "stopped");
     assert!(said.starts_with(b"hi"), "the input did not arrive");
-    assert!(said.ends_with(&nano::flood()), "only {} bytes came", said.len());
+    assert!(said.ends_with(&nano::flood()), "got {} bytes only", said.len());
 }

@@ -10,7 +10,7 @@ use capsa_testkit::vm::{NanoGuest, PATIENCE, in_time};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// A machine that listens.
+/// A VM whose guest is ready.
 fn started(guest: &NanoGuest) -> (VmHandle, VmConsole) {
     let vm = guest.builder().build_blocking().unwrap();
     vm.start().unwrap();
@@ -22,21 +22,21 @@ fn started(guest: &NanoGuest) -> (VmHandle, VmConsole) {
 #[test]
 fn guest_end_ends_wait_and_is_named() {
     let Some(guest) = NanoGuest::new() else { return };
-    type Deed = fn(&VmHandle, &mut VmConsole);
-    let powers_off: Deed = |_, console| console.write(&[nano::POWER_OFF]).unwrap();
-    let reboots: Deed = |_, console| console.write(&[nano::RESET]).unwrap();
-    let is_lost: Deed = |vm, _| {
+    type EndGuest = fn(&VmHandle, &mut VmConsole);
+    let powers_off: EndGuest = |_, console| console.write(&[nano::POWER_OFF]).unwrap();
+    let reboots: EndGuest = |_, console| console.write(&[nano::RESET]).unwrap();
+    let is_lost: EndGuest = |vm, _| {
         let pid = vm.hypervisor_pid().unwrap();
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     };
-    for (deed, words) in [
+    for (end_guest, words) in [
         (powers_off, "\"never\": guest powered off, "),
         (reboots, "\"never\": guest rebooted, "),
         (is_lost, "signal"),
     ] {
         let (vm, mut console) = started(&guest);
         console.write_str("last words").unwrap();
-        deed(&vm, &mut console);
+        end_guest(&vm, &mut console);
         let (error, mut console) =
             in_time("the wait ends", move || (console.wait_for("never").unwrap_err(), console));
         let text = error.to_string();
@@ -44,7 +44,7 @@ fn guest_end_ends_wait_and_is_named() {
         let Error::PatternNotFound { ended: Some(report), .. } = error else { panic!("{text}") };
         assert_eq!(Some(*report), vm.stop_report());
 
-        // Whoever comes later is told as well, and everything is still there to be read.
+        // A later wait gets the same error, and all output can still be read.
         let error = console.run("true", None).unwrap_err();
         assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
     }
@@ -56,7 +56,7 @@ fn kernel_panic_ends_wait_while_vm_runs() {
     let (vm, mut console) = started(&guest);
     let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
     console.write_str(panic).unwrap();
-    // Emulation takes its time to echo.
+    // The echo of an emulated guest takes some time.
     vm.console().unwrap().wait_for_timeout("end Kernel panic\r\n", PATIENCE).unwrap();
     let error = console.wait_for_timeout("login:", PATIENCE).unwrap_err();
     let Error::KernelPanic { expected, line, tail } = error else { panic!("{error}") };
@@ -65,10 +65,10 @@ fn kernel_panic_ends_wait_while_vm_runs() {
 
     let error = console.login("root", None).unwrap_err();
     assert!(matches!(error, Error::KernelPanic { .. }), "{error}");
-    // It is still there for who looks for it.
+    // The output can still be read.
     assert_eq!(console.wait_for("end Kernel panic\r\n").unwrap(), panic);
     vm.kill().unwrap();
-    // A machine whose guest was seen to panic ended of it, or by its owner.
+    // A VM whose guest has panicked ended by the panic or by its owner.
     assert!(matches!(vm.stop_report().unwrap().ended_by, EndedBy::Owner | EndedBy::GuestPanic));
 }
 
@@ -96,7 +96,7 @@ fn regex_match_has_groups_and_consumes_to_its_end() {
     let address = Pattern::regex(r"inet (\d+(?:\.\d+){3})/").unwrap();
     let found = console.wait_for_pattern(&address, Some(PATIENCE)).unwrap();
     assert_eq!((found.text(), found.group(1)), ("inet 10.0.2.15/", Some("10.0.2.15")));
-    // A prompt without a newline is found with its last byte: no later one will come.
+    // A prompt without a newline matches at its last byte: no later byte comes.
     let either = [Pattern::literal("never"), Pattern::regex(r"\w+@\w+:\S+[#$] ").unwrap()];
     let found = console.wait_for_any_pattern(&either, Some(PATIENCE)).unwrap();
     assert_eq!(
@@ -144,7 +144,7 @@ fn wait_for_silence_returns_output_before_it() {
     assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
 }
 
-/// The guest's flood, in lines.
+/// The lines of the guest's flood.
 fn flood() -> String {
     String::from_utf8(nano::flood()).unwrap()
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::service::{Client, DevvmService, command, command_behind, machine};
+use super::service::{Client, DevvmService, command, command_behind, description};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
 use nix::sys::signal::Signal;
@@ -12,8 +12,8 @@ use serde_json::json;
 
 const READY: &str = "NANO READY\r\n";
 
-/// What a service that does not come up says.
-fn refused(guest: &NanoGuest, file: &str) -> String {
+/// The error text of a service that does not start.
+fn start_error(guest: &NanoGuest, file: &str) -> String {
     let ended = command(guest, file).output().unwrap();
     assert!(!ended.status.success());
     assert!(ended.stdout.is_empty());
@@ -23,7 +23,7 @@ fn refused(guest: &NanoGuest, file: &str) -> String {
 #[test]
 fn config_invalid_error_names_file_and_line() {
     let Some(guest) = NanoGuest::new() else { return };
-    let one = machine(&guest).to_string();
+    let one = description(&guest).to_string();
     for (file, why) in [
         ("{".to_owned(), "line 1 column 1"),
         ("[]".to_owned(), "line 1 column"),
@@ -32,22 +32,22 @@ fn config_invalid_error_names_file_and_line() {
         (format!("{{\"a\": {}}}", one.replace("\"offline\"", "\"ofline\"")), "ofline"),
         (format!("{{\"a\": {one}, \"b\": {one}, \"a\": {one}}}"), "duplicate VM name a"),
     ] {
-        let said = refused(&guest, &file);
-        assert!(said.contains("machines.json") && said.contains(why), "{file}: {said}");
+        let said = start_error(&guest, &file);
+        assert!(said.contains("vms.json") && said.contains(why), "{file}: {said}");
     }
 }
 
 #[test]
 fn socket_stale_is_replaced_in_use_is_not() {
     let Some(guest) = NanoGuest::new() else { return };
-    let file = json!({ "web": machine(&guest) }).to_string();
+    let file = json!({ "web": description(&guest) }).to_string();
     let killed = DevvmService::of(&guest, &mut command(&guest, &file));
     killed.attach("web").until(READY);
-    let said = refused(&guest, &file);
+    let said = start_error(&guest, &file);
     assert!(said.contains("in use"), "{said}");
     killed.attach("web").until(READY);
     drop(killed);
-    assert!(guest.dir().join("socket").exists(), "nobody took it away");
+    assert!(guest.dir().join("socket").exists(), "the socket is left by a killed service");
     let service = DevvmService::of(&guest, &mut command(&guest, &file));
     service.attach("web").until(READY);
     assert_eq!(service.hypervisors(), 1);
@@ -56,30 +56,30 @@ fn socket_stale_is_replaced_in_use_is_not() {
 #[test]
 fn socket_path_with_regular_file_is_kept() {
     let Some(guest) = NanoGuest::new() else { return };
-    let somebodys = guest.dir().join("socket");
-    std::fs::write(&somebodys, "precious").unwrap();
-    let said = refused(&guest, "{}");
+    let file = guest.dir().join("socket");
+    std::fs::write(&file, "precious").unwrap();
+    let said = start_error(&guest, "{}");
     assert!(said.contains("in use"), "{said}");
-    assert_eq!(std::fs::read_to_string(somebodys).unwrap(), "precious");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
 }
 
 #[test]
 fn clients_idle_are_disconnected() {
     let Some(guest) = NanoGuest::new() else { return };
-    let file = json!({ "web": machine(&guest) }).to_string();
-    // With few descriptors.
+    let file = json!({ "web": description(&guest) }).to_string();
+    // A low limit of descriptors.
     let mut command = command_behind("ulimit -n 100;", &guest, &file);
     let mut service = DevvmService::of(&guest, &mut command);
     service.attach("web").until(READY);
-    let silent: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
+    let idle: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(service.process.try_wait().unwrap(), None, "the service has ended");
-    drop(silent);
+    drop(idle);
     service.attach("web").until(READY);
 
-    // Those that never go are sent away.
-    let mut silent: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
-    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
+    // The service disconnects idle clients.
+    let mut idle: Vec<_> = (0..120).map(|_| service.connect().unwrap()).collect();
+    assert_eq!(idle[0].read(&mut [0]).unwrap(), 0);
     assert_eq!(service.ask("list").rest(), "web running\n");
     service.signal(Signal::SIGTERM);
     assert!(service.process.wait().unwrap().success());
@@ -90,14 +90,14 @@ fn clients_100_get_same_output_despite_idle_ones() {
     let Some(guest) = NanoGuest::new() else { return };
     let mut service = DevvmService::start(&guest);
     let mut clients: Vec<Client> = (0..100).map(|_| service.attach("web")).collect();
-    let _deaf: Vec<Client> = (0..20).map(|_| service.ask("attach web")).collect();
+    let _idle: Vec<Client> = (0..20).map(|_| service.ask("attach web")).collect();
     clients[0].until(READY);
-    // More than a socket holds, and less than is kept for who comes late.
-    clients[0].typing.write_all(&[nano::FLOOD; 10]).unwrap();
-    clients[0].typing.write_all(b"the end").unwrap();
+    // More than a socket holds, and less than the scrollback holds.
+    clients[0].input.write_all(&[nano::FLOOD; 10]).unwrap();
+    clients[0].input.write_all(b"the end").unwrap();
     for client in &mut clients {
-        let heard = client.until("the end");
-        assert!(heard.len() >= 10 * nano::flood().len(), "{}", heard.len());
+        let output = client.until("the end");
+        assert!(output.len() >= 10 * nano::flood().len(), "{}", output.len());
     }
     service.attach("db").until(READY);
     service.signal(Signal::SIGTERM);
@@ -110,13 +110,13 @@ fn client_input_during_restart_is_harmless() {
     let Some(guest) = NanoGuest::new() else { return };
     let service = DevvmService::start(&guest);
     for _ in 0..3 {
-        let mut typist = service.attach("web");
-        typist.until(READY);
+        let mut client = service.attach("web");
+        client.until(READY);
         let restart = service.ask("restart web");
         let also = service.ask("restart web");
-        // Until it is told that its machine is gone.
+        // Until the service closes the connection of the old VM.
         let begun = Instant::now();
-        while typist.typing.write_all(b"typing").is_ok() {
+        while client.input.write_all(b"typing").is_ok() {
             assert!(begun.elapsed() < PATIENCE, "the client is still attached");
         }
         assert_eq!((restart.rest(), also.rest()), ("ok\n".to_owned(), "ok\n".to_owned()));
@@ -158,7 +158,7 @@ fn sigterm_during_boot_stops_all_vms() {
 fn stderr_closed_does_not_end_service() {
     let Some(guest) = NanoGuest::new() else { return };
     let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
-    let file = json!({ "missing": missing, "web": machine(&guest) }).to_string();
+    let file = json!({ "missing": missing, "web": description(&guest) }).to_string();
     let mut command = command(&guest, &file);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -12,14 +12,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-/// The service with machines of the nano guest. Killed when dropped.
+/// The service with VMs of the nano guest. Killed when dropped.
 pub(crate) struct DevvmService<'a> {
     pub(crate) process: Child,
     dir: &'a Path,
 }
 
-/// What the file says of a machine of this guest.
-pub(crate) fn machine(guest: &NanoGuest) -> Value {
+/// The description of a VM with this guest.
+pub(crate) fn description(guest: &NanoGuest) -> Value {
     let dir = guest.dir();
     for file in ["initrd", "rootfs.raw"] {
         std::fs::write(dir.join(file), [0; 4096]).unwrap();
@@ -34,35 +34,35 @@ pub(crate) fn machine(guest: &NanoGuest) -> Value {
     })
 }
 
-/// The service with this file in the guest's directory, to be started.
+/// A command that starts the service with this file in the guest's directory.
 pub(crate) fn command(guest: &NanoGuest, file: &str) -> Command {
     command_behind("", guest, file)
 }
 
-/// As [`command`], where a shell does something before.
+/// As [`command`], after a shell has run `before`.
 pub(crate) fn command_behind(before: &str, guest: &NanoGuest, file: &str) -> Command {
     let dir = guest.dir();
-    std::fs::write(dir.join("machines.json"), file).unwrap();
+    std::fs::write(dir.join("vms.json"), file).unwrap();
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
         .arg(TestProgram::new("devvm"))
-        .args([dir.join("machines.json"), dir.join("socket")])
+        .args([dir.join("vms.json"), dir.join("socket")])
         .env("CAPSA_BACKEND", "qemu")
         .env("CAPSA_RUN_DIR", dir.join("run"));
     command
 }
 
 impl<'a> DevvmService<'a> {
-    /// Two machines, and one that cannot start.
+    /// Starts a service with two VMs, and one that cannot start.
     pub(crate) fn start(guest: &'a NanoGuest) -> Self {
-        let machine = machine(guest);
+        let description = description(guest);
         let missing = json!({ "kernel": "/nowhere/vmlinuz", "initrd": "/i", "rootfs": "/r" });
-        let machines = json!({ "db": machine, "missing": missing, "web": machine });
-        Self::of(guest, &mut command(guest, &machines.to_string()))
+        let vms = json!({ "db": description, "missing": missing, "web": description });
+        Self::of(guest, &mut command(guest, &vms.to_string()))
     }
 
-    /// What this command starts, as soon as it listens.
+    /// Runs this command, and waits until the service listens.
     pub(crate) fn of(guest: &'a NanoGuest, command: &mut Command) -> Self {
         let service = Self { process: command.spawn().unwrap(), dir: guest.dir() };
         eventually("the service listens", || service.connect().is_ok());
@@ -73,12 +73,12 @@ impl<'a> DevvmService<'a> {
         UnixStream::connect(self.dir.join("socket"))
     }
 
-    /// A client that has asked for this.
+    /// A client that has sent this request.
     pub(crate) fn ask(&self, line: &str) -> Client {
         let mut stream = self.connect().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         writeln!(stream, "{line}").unwrap();
-        Client { typing: stream.try_clone().unwrap(), heard: BufReader::new(stream) }
+        Client { input: stream.try_clone().unwrap(), output: BufReader::new(stream) }
     }
 
     /// A client that is attached to the VM's console.
@@ -92,7 +92,7 @@ impl<'a> DevvmService<'a> {
         kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
     }
 
-    /// How many hypervisors it has.
+    /// The number of its hypervisors.
     pub(crate) fn hypervisors(&self) -> usize {
         processes::with_argument(self.dir.join("run").to_str().unwrap()).len()
     }
@@ -106,32 +106,32 @@ impl Drop for DevvmService<'_> {
 }
 
 pub(crate) struct Client {
-    pub(crate) typing: UnixStream,
-    heard: BufReader<UnixStream>,
+    pub(crate) input: UnixStream,
+    output: BufReader<UnixStream>,
 }
 
 impl Client {
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
-        self.heard.read_line(&mut line).unwrap();
+        self.output.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    /// Everything up to and with `end`.
+    /// The output up to and including `end`.
     pub(crate) fn until(&mut self, end: &str) -> String {
-        let (mut heard, mut byte) = (Vec::new(), [0]);
-        while !heard.ends_with(end.as_bytes()) {
-            let read = self.heard.read(&mut byte).unwrap();
-            assert_eq!(read, 1, "it ended after {:?}", String::from_utf8_lossy(&heard));
-            heard.push(byte[0]);
+        let (mut output, mut byte) = (Vec::new(), [0]);
+        while !output.ends_with(end.as_bytes()) {
+            let read = self.output.read(&mut byte).unwrap();
+            assert_eq!(read, 1, "closed after {:?}", String::from_utf8_lossy(&output));
+            output.push(byte[0]);
         }
-        String::from_utf8(heard).unwrap()
+        String::from_utf8(output).unwrap()
     }
 
-    /// Everything up to the end.
+    /// The output up to the end.
     pub(crate) fn rest(mut self) -> String {
         let mut rest = String::new();
-        self.heard.read_to_string(&mut rest).unwrap();
+        self.output.read_to_string(&mut rest).unwrap();
         rest
     }
 }

@@ -14,9 +14,9 @@ fn session_attach_restart_stop_sigterm() {
     let mut first = service.attach("web");
     let booted = first.until("NANO READY\r\n");
     assert!(booted.contains("quiet"), "{booted}");
-    first.typing.write_all(b"hello web").unwrap();
+    first.input.write_all(b"hello web").unwrap();
     first.until("hello web");
-    // Another client sees all of it, and a machine of its own is not disturbed.
+    // Another client gets the whole output, and another VM is independent.
     let mut second = service.attach("web");
     assert_eq!(second.until("hello web"), format!("{booted}hello web"));
     service.attach("db").until("NANO READY\r\n");
@@ -26,18 +26,21 @@ fn session_attach_restart_stop_sigterm() {
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines, ["db running", "missing did not start", "web running"]);
 
-    // A restart ends the consoles of the old machine, and the new one begins from nothing.
+    // A restart ends the consoles of the old VM, and the new console is empty.
     assert_eq!(service.ask("restart web").rest(), "ok\n");
     assert_eq!((first.rest(), second.rest()), (String::new(), String::new()));
     let mut third = service.attach("web");
     assert_eq!(third.until("NANO READY\r\n"), booted);
-    third.typing.write_all(b"again").unwrap();
+    third.input.write_all(b"again").unwrap();
     third.until("again");
 
     assert_eq!(service.ask("attach nobody").rest(), "error: no VM nobody\n");
     assert_eq!(service.ask("eat web").rest(), "error: unknown request eat\n");
-    let refused = service.ask("restart missing").rest();
-    assert!(refused.starts_with("error: ") && refused.contains("/nowhere/vmlinuz"), "{refused}");
+    let start_error = service.ask("restart missing").rest();
+    assert!(
+        start_error.starts_with("error: ") && start_error.contains("/nowhere/vmlinuz"),
+        "{start_error}"
+    );
     assert_eq!(service.ask("stop db").rest(), "ok\n");
     assert!(service.ask("list").rest().starts_with("db stopped"));
 

@@ -1,4 +1,4 @@
-//! The program under "Basic Usage" of the specification, word for word.
+//! The program under "Basic Usage" of the specification, unchanged.
 
 use std::path::Path;
 

@@ -17,7 +17,7 @@ use capsa_testkit::{processes, skip};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
-/// Does one of the things that read, and gives what came of it.
+/// Makes one of the calls that read, and returns its result.
 async fn read_somehow(console: &mut VmConsole, random: &mut RandomDrops) -> Vec<u8> {
     let soon = Some(Duration::from_millis(1));
     let text = |text: Option<capsa::Result<String>>| {
@@ -51,7 +51,7 @@ async fn read_somehow(console: &mut VmConsole, random: &mut RandomDrops) -> Vec<
             random.poll_and_drop(console.wait_for_silence(Duration::from_micros(200), soon)).await,
         ),
         7 => text(random.poll_and_drop(console.read_available()).await),
-        // Neither gets anywhere with a guest that says again what it hears, so neither takes anything.
+        // Neither succeeds with a guest that echoes its input, so neither consumes output.
         8 => {
             assert!(random.poll_and_drop(console.login("root", None)).await.is_none());
             Vec::new()
@@ -95,7 +95,7 @@ fn console_futures_dropped_lose_nothing() {
         read.extend(console.wait_for_timeout("THE END", PATIENCE).await.unwrap().into_bytes());
         let mut said = vec![0; read.len()];
         all.read_exact(&mut said).await.unwrap();
-        assert!(read == said, "{} bytes were read that are not what was said", read.len());
+        assert!(read == said, "{} bytes differ from the output", read.len());
         assert!(read.ends_with(b"THE END") && read.len() > 10_000);
         vm.kill().await.unwrap();
     });
@@ -118,7 +118,7 @@ fn split_console_futures_dropped_lose_nothing() {
         let vm = fake::vm("up echo serve").build().await.unwrap();
         vm.start().await.unwrap();
         let (reader, mut writer) = vm.console().await.unwrap().split();
-        let (mut lines, mut heard) = (reader.lines(), Vec::new());
+        let (mut lines, mut received) = (reader.lines(), Vec::new());
         for n in 0..500 {
             let line = format!("line {n}\n");
             let mut rest = line.as_bytes();
@@ -126,12 +126,12 @@ fn split_console_futures_dropped_lose_nothing() {
                 let wrote = random.poll_and_drop(writer.write(rest)).await;
                 rest = &rest[wrote.map_or(0, Result::unwrap)..];
             }
-            heard.extend(random.poll_and_drop(lines.next()).await.flatten());
+            received.extend(random.poll_and_drop(lines.next()).await.flatten());
         }
-        while heard.len() < 500 {
-            heard.push(lines.next().await.unwrap());
+        while received.len() < 500 {
+            received.push(lines.next().await.unwrap());
         }
-        for (n, line) in heard.iter().enumerate() {
+        for (n, line) in received.iter().enumerate() {
             assert_eq!(*line, format!("line {n}"));
         }
         vm.kill().await.unwrap();
@@ -150,7 +150,7 @@ fn shell_usable_after_dropped_futures() {
                 testing::vm(guest.on("id -u", GuestReply::output("0\n"))).build().await.unwrap();
             random.poll_and_drop(vm.start()).await;
             if vm.status() == VmStatus::Created {
-                vm.start().await.unwrap(); // It was not even polled.
+                vm.start().await.unwrap(); // The future was never polled.
             }
             let mut console = vm.console().await.unwrap();
             console.login_timeout("root", Some("pw"), PATIENCE).await.unwrap();
@@ -175,7 +175,7 @@ fn start_stop_kill_are_cancel_safe() {
             drop(random.poll_and_drop(fake::vm("up serve").build()).await);
             drop(random.poll_and_drop(fake::vm("up serve").build_driven()).await);
             let vm = fake::vm("up serve").build().await.unwrap();
-            // What was begun goes on.
+            // A stop that has begun continues.
             random.poll_and_drop(vm.start()).await;
             if vm.status() == VmStatus::Created {
                 vm.start().await.unwrap();
@@ -219,7 +219,7 @@ fn tokio_events_in_select_are_not_lost() {
                 None => break,
             }
         }
-        assert!(said[..100_000] == fake::flood(100_000), "it is not what was sent");
+        assert!(said[..100_000] == fake::flood(100_000), "the output differs from the flood");
     });
 }
 
@@ -236,18 +236,18 @@ fn vsock_accept_dropped_loses_no_connection() {
         let vm = builder.build().await.unwrap();
         let listener = vm.vsock_listen(7).await.unwrap();
         let socket = vm.launch_plan().vsock.as_ref().unwrap().listener(7).unwrap().to_string();
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         for n in 0..200_u8 {
             // As the device does for the guest.
             UnixStream::connect(&socket).unwrap().write_all(&[n]).unwrap();
             if let Some(stream) = random.poll_and_drop(listener.accept()).await {
-                heard.push(stream.unwrap());
+                received.push(stream.unwrap());
             }
         }
-        while heard.len() < 200 {
-            heard.push(listener.accept().await.unwrap());
+        while received.len() < 200 {
+            received.push(listener.accept().await.unwrap());
         }
-        for (n, mut stream) in (0..200).zip(heard) {
+        for (n, mut stream) in (0..200).zip(received) {
             let mut byte = [0];
             AsyncReadExt::read_exact(&mut stream, &mut byte).await.unwrap();
             assert_eq!(byte, [n]);

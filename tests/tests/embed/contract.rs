@@ -1,4 +1,4 @@
-//! The contract of `embed::Vm`, with event loops that are as careless as it allows.
+//! The contract of `embed::Vm`, with event loops that do no more than it demands.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use capsa_testkit::run_isolated;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, poll_fd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Drives by the contract until `done` says so of an event.
+/// Drives by the contract until `done` returns true for an event.
 fn drive(vm: &mut Vm, mut done: impl FnMut(&mut Vm, VmEvent) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -34,7 +34,7 @@ fn expect_already_printed_ends_at_once() {
     let reader = vm.add_reader();
     vm.start().unwrap();
     drive(&mut vm, |vm, _| vm.scrollback().end() == 6);
-    // What it waits for is there already.
+    // The expected output exists already.
     let wait = vm.expect(reader, &["login:"], None);
     drive(&mut vm, |_, event| event == VmEvent::Ended(wait));
     assert!(matches!(vm.take_ended(wait), Some(Ended::Expect(_))));
@@ -65,7 +65,7 @@ fn expect_on_removed_reader_ends_closed() {
             let ended = vm.take_ended(wait).unwrap();
             assert!(format!("{ended:?}").contains("Closed"), "{ended:?}");
         }
-        // A deadline that nobody looks at any more would have the loop spin.
+        // A deadline that is no longer handled would make the loop spin.
         assert_eq!(vm.next_timeout(), None);
     };
     let mut vm = fake::vm("up serve").build_embedded().unwrap();
@@ -181,7 +181,7 @@ fn on_ready_paused_holds_output_back() {
     std::thread::sleep(Duration::from_millis(100));
     let mut fds = [PollFd::new(vm.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut fds, PollTimeout::ZERO).unwrap(), 1, "the descriptor stays readable");
-    let heard = vm.scrollback().end();
-    assert!(heard < BYTES as u64, "it was heard without a call");
+    let received = vm.scrollback().end();
+    assert!(received < BYTES as u64, "output was read without a call");
     drive(&mut vm, |vm, _| vm.scrollback().end() == BYTES as u64 + 3);
 }

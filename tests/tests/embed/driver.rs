@@ -40,7 +40,7 @@ fn driver_dropped_before_start_rejects_start() {
         std::thread::spawn(move || block_on(vm.wait()))
     };
     drop(driver);
-    // It has ended without having begun, and one machine starts once.
+    // It has ended before its start, and a VM starts once.
     assert!(matches!(block_on(vm.start()), Err(Error::AlreadyRunning)));
     assert_eq!(waiting.join().unwrap().unwrap(), VmStatus::Stopped { exit_code: None });
 }
@@ -88,8 +88,8 @@ fn futures_dropped_at_any_moment_lose_nothing() {
             poll_once(vm.wait()).await;
             poll_once(vm.wait_timeout(Duration::from_secs(3600))).await;
         }
-        let said = console.wait_for("END").await.unwrap();
-        assert_eq!(said.len(), 5003);
+        let output = console.wait_for("END").await.unwrap();
+        assert_eq!(output.len(), 5003);
         poll_once(vm.stop()).await;
         vm.kill().await.unwrap();
     });
@@ -97,7 +97,7 @@ fn futures_dropped_at_any_moment_lose_nothing() {
 
 #[test]
 fn future_dropped_leaves_no_waker() {
-    /// Whether it was woken is nothing to this test.
+    /// This test ignores wakes.
     struct FlagWaker(AtomicBool);
     impl Wake for FlagWaker {
         fn wake(self: Arc<Self>) {
@@ -116,5 +116,5 @@ fn future_dropped_leaves_no_waker() {
         assert!(pin!(vm.wait_timeout(Duration::from_secs(3600))).poll(&mut cx).is_pending());
         assert!(pin!(console.wait_for("never")).poll(&mut cx).is_pending());
     }
-    assert_eq!(Arc::strong_count(&task), 1, "a task would be kept for as long as the machine");
+    assert_eq!(Arc::strong_count(&task), 1, "the VM keeps a task alive");
 }

@@ -15,7 +15,7 @@ use capsa_testkit::vm::PATIENCE;
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
 
-/// Those that are told of edges, and for comparison one that sees levels and one that asks anew.
+/// Edge-triggered loops, and for comparison a level-triggered one and one that polls again.
 const LOOPS: &[(&str, Run)] = &[
     ("mio", loop_mio::run),
     ("tokio on one thread", loop_tokio::run_on_one),
@@ -24,7 +24,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("io_uring", loop_io_uring::run),
 ];
 
-/// Has every loop drive such a machine to its end.
+/// Drives such a VM to its end with every loop.
 fn on_each_loop(begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
     for (name, run) in LOOPS {
         if *name == "io_uring"
@@ -43,7 +43,7 @@ fn on_each_loop(begin: impl Fn() -> (Vm, OnEvent), end: impl Fn(&str, Vm)) {
 fn edge_10000_echoes_one_byte_per_call() {
     const ROUNDS: usize = 10_000;
     run_isolated!();
-    // A byte a call: after the first of an answer, nobody reports the second.
+    // One byte per call: after the first byte of a reply, no edge reports the second.
     let begin = || {
         let orders = fake::vm("up echo console=. serve").read_budget(1);
         let mut vm = orders.build_embedded().unwrap();
@@ -81,14 +81,14 @@ fn edge_bulk_output_16_bytes_per_call() {
 fn edge_paused_guest_resumes_with_reader() {
     const BYTES: usize = 200_000;
     run_isolated!();
-    // The descriptor is taken out of the poller and put back, thousands of times, while the loop
-    // outside watches the poller for edges.
+    // The descriptor is removed from the poller and added again, thousands of times, while the loop
+    // outside waits for edges of the poller.
     arrives_whole(BYTES, BYTES / 64, |builder| {
         builder.scrollback(64, Overflow::Pause).read_budget(64)
     });
 }
 
-/// A flood of so many bytes comes to its reader through each loop, in so many events at least.
+/// Each loop delivers a flood of `bytes` to its reader, in at least `events` events.
 fn arrives_whole(bytes: usize, events: usize, how: impl Fn(LinuxVmBuilder) -> LinuxVmBuilder) {
     let begin = || {
         let orders = fake::vm(&format!("up console*{bytes} console=END serve"));
@@ -102,7 +102,7 @@ fn arrives_whole(bytes: usize, events: usize, how: impl Fn(LinuxVmBuilder) -> Li
                 if said.ends_with(b"END") {
                     assert!(told >= events, "{told} events");
                     said.truncate(bytes);
-                    assert!(said == fake::flood(bytes), "it is not what was sent");
+                    assert!(said == fake::flood(bytes), "the output differs from the flood");
                     vm.kill().unwrap();
                 }
             }
@@ -148,7 +148,7 @@ fn vm_moves_between_loops_during_output() {
     let reader = vm.add_reader();
     vm.start().unwrap();
     let mut said = Vec::new();
-    // A new runtime for each of a few events: what was reported to the last one is reported anew.
+    // A new runtime every few events: readiness that the last one has consumed is reported again.
     while said.len() < BYTES / 2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         vm = runtime.block_on(async {
@@ -163,7 +163,7 @@ fn vm_moves_between_loops_during_output() {
     let on_event: OnEvent = Box::new(move |vm, _| {
         said.extend(vm.take(reader));
         if said.ends_with(b"END") {
-            assert!(said[..BYTES] == fake::flood(BYTES), "it is not what was sent");
+            assert!(said[..BYTES] == fake::flood(BYTES), "the output differs from the flood");
             vm.kill().unwrap();
         }
     });

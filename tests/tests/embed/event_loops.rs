@@ -15,7 +15,7 @@ use capsa_testkit::{fake, nano, run_isolated, skip};
 type OnEvent = Box<dyn FnMut(&mut Vm, VmEvent) + Send>;
 type Run = fn(Vm, OnEvent) -> io::Result<Vm>;
 
-/// What Linux says of itself, whether it is played or not.
+/// The output of `uname`, of a real or a simulated Linux.
 const RELEASE: &str = "uname -r: 6.";
 
 const ASKED: &[StopStep] = &[StopStep::PowerButton];
@@ -32,7 +32,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("many machines", run_among_others),
 ];
 
-/// One of many: the others are played.
+/// The loop with the real guest; the others use simulated guests.
 fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
     let mut members: Vec<loop_many::Member> = vec![(vm, on_event)];
     for _ in 0..3 {
@@ -44,9 +44,9 @@ fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
     Ok(members.swap_remove(0).0)
 }
 
-/// Has every loop drive such a machine, and looks at how it ended.
+/// Drives such a VM with every loop, and checks how it ended.
 fn on_each_loop(
-    machine: impl Fn() -> Vm,
+    new_vm: impl Fn() -> Vm,
     conversation: impl Fn(&mut Vm) -> (OnEvent, Receiver<String>),
     heard: &str,
     steps: &[StopStep],
@@ -58,7 +58,7 @@ fn on_each_loop(
             skip(format!("no io_uring here: {error}"));
             continue;
         }
-        let mut vm = machine();
+        let mut vm = new_vm();
         let (on_event, said) = conversation(&mut vm);
         let vm = run(vm, on_event).unwrap_or_else(|error| panic!("{name}: {error}"));
         let said: Vec<String> = said.iter().collect();
@@ -69,20 +69,20 @@ fn on_each_loop(
     }
 }
 
-/// The conversation of the examples, and what comes of it.
+/// The event handler of the examples, and the lines that it logs.
 fn as_root(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
     let (tell, said) = channel();
     let say = move |line| drop(tell.send(line));
     (Box::new(guest::event_handler(vm, say).unwrap()), said)
 }
 
-/// The same with a guest that has no shell: it says again what it is told.
+/// The same with a guest that has no shell and echoes its input.
 fn with_nano(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
     with_nano_until(vm, |vm| vm.stop().unwrap())
 }
 
-/// For a power button that this guest does not find: it is told on its console.
-fn with_nano_that_is_told(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
+/// For a guest that does not find its power button: the console makes it power off.
+fn with_nano_without_button(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
     with_nano_until(vm, |vm| assert_eq!(vm.write(&[nano::POWER_OFF]).unwrap(), 1))
 }
 
@@ -129,8 +129,8 @@ fn loops_drive_real_cloud_hypervisor() {
     };
     let builder = || subject.on_backend(guest.builder()).memory_mb(subject.traits.nano_memory_mb);
     for read_budget in [1, usize::MAX] {
-        let machine = || builder().read_budget(read_budget).build_embedded().unwrap();
-        on_each_loop(machine, with_nano_that_is_told, "hello", &[]);
+        let new_vm = || builder().read_budget(read_budget).build_embedded().unwrap();
+        on_each_loop(new_vm, with_nano_without_button, "hello", &[]);
     }
 }
 
@@ -150,8 +150,8 @@ fn loops_with_read_budget_one_over_http_finish() {
         Err(why) => return skip(why),
     };
     let builder = || subject.on_backend(guest.builder()).accelerator(Accelerator::Auto);
-    let machine = || builder().read_budget(1).build_embedded().unwrap();
-    on_each_loop(machine, with_nano, "hello", ASKED);
+    let new_vm = || builder().read_budget(1).build_embedded().unwrap();
+    on_each_loop(new_vm, with_nano, "hello", ASKED);
 }
 
 #[test]

@@ -20,13 +20,13 @@ use tokio::runtime::{Builder, Runtime};
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Runs = (&'static str, fn(Task));
 
-/// What polls futures here.
+/// An executor without a runtime.
 const RUNTIMES: &[Runs] = &[
     ("tokio on many threads", |task| {
         let runtime = Runtime::new().unwrap();
         runtime.block_on(async { runtime.spawn(task).await.unwrap() });
     }),
-    // Neither its timer nor its I/O is needed.
+    // Its timer and its I/O are not needed.
     ("tokio with nothing enabled", |task| {
         Builder::new_current_thread().build().unwrap().block_on(task);
     }),
@@ -80,7 +80,7 @@ fn runtimes_run_driven_handle() {
 #[test]
 fn blocking_api_works_inside_runtime() {
     run_isolated!();
-    // It holds the runtime's only thread up, and needs it for nothing.
+    // It blocks the runtime's only thread, which it does not need.
     Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let vm = fake::vm("up console=hello echo serve").build_blocking().unwrap();
         vm.start().unwrap();
@@ -140,7 +140,7 @@ fn runtime_shutdown_ends_driven_vm() {
     runtime.spawn(driver);
     block_on(vm.start()).unwrap();
     drop(runtime);
-    // Nobody drives any more, and whoever waits is told all the same.
+    // The driver is gone, and waits return nevertheless.
     assert_eq!(block_on(vm.wait()).unwrap(), VmStatus::Stopped { exit_code: None });
 }
 
@@ -178,14 +178,14 @@ fn task_panic_kills_only_its_vm() {
         vm
     };
     let other = runtime.block_on(start());
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, result) = std::sync::mpsc::channel();
     let task = runtime.spawn(async move {
         let vm = start().await;
         tell.send(vm.hypervisor_pid().unwrap()).unwrap();
         panic!("as intended");
     });
     assert!(runtime.block_on(task).unwrap_err().is_panic());
-    let pid = told.recv().unwrap();
+    let pid = result.recv().unwrap();
     eventually("the VMM has exited", || !runs(pid));
     runtime.block_on(async {
         let mut console = other.console().await.unwrap();
@@ -211,7 +211,7 @@ fn loop_panic_kills_vm() {
         }
     }));
     assert!(panicked.is_err());
-    // The drop has waited.
+    // The drop has waited for the VMM.
     assert!(!runs(pid.unwrap()));
 }
 
@@ -238,7 +238,7 @@ fn waker_panic_does_not_affect_others() {
         other.wait_for_timeout("hello", PATIENCE).await.unwrap();
     });
     eventually("the waker was called", || woken.0.load(Ordering::SeqCst) == 1);
-    // What was waited for is there for whoever asks again.
+    // The next call returns the output at once.
     assert_eq!(block_on(waiting).unwrap(), "hello");
     block_on(vm.kill()).unwrap();
 }

@@ -4,7 +4,7 @@ use capsa::Error;
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 
-/// What a start that fails says.
+/// The error text of a start that fails.
 fn why_not(orders: &str) -> String {
     let vm = fake::vm(orders).build_blocking().unwrap();
     let Error::StartFailed(why) = vm.start().unwrap_err() else { panic!("another error") };

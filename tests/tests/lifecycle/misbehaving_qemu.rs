@@ -33,7 +33,7 @@ fn start_hanging_can_be_stopped() {
             let vm = vm.clone();
             std::thread::spawn(move || vm.start())
         };
-        eventually("its hypervisor runs", || vm.as_async().hypervisor_pid().is_some());
+        eventually("the hypervisor runs", || vm.as_async().hypervisor_pid().is_some());
         vm.stop().unwrap();
         assert!(matches!(starting.join().unwrap(), Err(Error::StartFailed(_))), "{orders}");
     }
@@ -87,7 +87,7 @@ fn write_resumes_when_guest_reads() {
     run_isolated!();
     let vm = fake::vm("up drain serve").build_blocking().unwrap();
     let mut console = vm.console().unwrap();
-    // Into the queue, before there is a guest, and then past its end.
+    // Input fills the queue before the guest runs, and then exceeds it.
     let writing = std::thread::spawn(move || console.write(&vec![b'x'; 30_000_000]));
     vm.start().unwrap();
     writing.join().unwrap().unwrap();
@@ -154,7 +154,7 @@ fn timeouts_zero_and_max_are_accepted() {
         let vm = vm.clone();
         std::thread::spawn(move || vm.wait_timeout(Duration::MAX))
     };
-    eventually("it is stopping", || vm.status() == VmStatus::Stopping);
+    eventually("the VM is stopping", || vm.status() == VmStatus::Stopping);
     vm.stop_with_timeout(Duration::ZERO).unwrap();
     stopping.join().unwrap().unwrap();
     assert!(waiting.join().unwrap().unwrap().is_some());

@@ -18,10 +18,10 @@ fn run_dir_too_long_is_rejected() {
         .env("CAPSA_RUN_DIR", &long)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&owner.stderr);
+    let output = String::from_utf8_lossy(&owner.stderr);
     assert!(!owner.status.success());
     for part in ["invalid configuration", "run_dir", "bytes long; the limit", "CAPSA_RUN_DIR"] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
     assert!(!long.exists(), "the directory was created");
 }
@@ -34,9 +34,9 @@ fn run_dir_not_utf8_is_rejected() {
         .env("CAPSA_RUN_DIR", OsStr::from_bytes(b"/tmp/capsa-\xff"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&owner.stderr);
+    let output = String::from_utf8_lossy(&owner.stderr);
     assert!(!owner.status.success());
     for part in ["invalid configuration", "run_dir", "not UTF-8", "CAPSA_RUN_DIR"] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
 }

@@ -1,4 +1,4 @@
-//! Ends of a VM that only the library knows, with the nano guest. What every backend must do is in the
+//! Stops that only the library has, with the nano guest. What every backend must do is in the
 //! conformance suite.
 
 use std::time::Duration;
@@ -12,8 +12,8 @@ fn vm_dropped_before_start_ends_waits() {
     let vm = guest.builder().build_blocking().unwrap();
     let mut console = vm.console().unwrap();
     drop(vm);
-    let told = console.wait_for_timeout("never", PATIENCE);
-    assert!(matches!(told, Err(Error::PatternNotFound { .. })), "{told:?}");
+    let result = console.wait_for_timeout("never", PATIENCE);
+    assert!(matches!(result, Err(Error::PatternNotFound { .. })), "{result:?}");
 
     let (vm, driver) = futures_lite::future::block_on(guest.builder().build_driven()).unwrap();
     drop(vm);
@@ -28,7 +28,7 @@ fn wait_timed_out_consumes_nothing() {
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("CMDLINE", PATIENCE).unwrap();
-    eventually("it is ready", || {
+    eventually("the guest is ready", || {
         console.wait_for_timeout("never", Duration::from_millis(20)).is_err_and(|error| {
             let Error::Timeout { expected, tail, .. } = error else { panic!("{error}") };
             assert_eq!(expected, "\"never\"");

@@ -9,7 +9,7 @@ use capsa::{
 };
 use capsa_testkit::vm::NanoGuest;
 
-/// What is wrong with it, and that nothing was started to find out.
+/// The violations; fails if a process was started to find them.
 fn violations(builder: LinuxVmBuilder) -> Vec<(String, Kind)> {
     let error = builder.build_blocking().unwrap_err();
     let found: Vec<Violation> = error.violations().to_vec();

@@ -1,5 +1,5 @@
-//! A virtual CPU that KVM gives up is no power-off, although cloud-hypervisor leaves as after one,
-//! and no machine that runs, although QEMU stays.
+//! A vCPU that KVM cannot run is reported as a failure, although cloud-hypervisor exits as after a
+//! power-off, and QEMU does not exit.
 
 use std::path::Path;
 

@@ -13,16 +13,17 @@ use capsa_testkit::{run_isolated, test_name};
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::close;
 
-/// Set in the program that has no streams, to when it closes them.
+/// Set in the process without streams; the value is when it closes them.
 const CLOSES: &str = "CAPSA_TEST_CLOSES";
 
 #[test]
 fn daemon_without_stdio_runs_vms() {
     let run_dir = || PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
-    // The daemon inherits the environment of the isolated test, and is none itself.
+    // The daemon inherits the environment of the isolated test, but is not one.
     if let Ok(when) = env::var(CLOSES) {
-        let told = std::panic::catch_unwind(|| daemon(&when));
-        fs::write(run_dir().join("told"), told.unwrap_or_else(|_| "it panicked".into())).unwrap();
+        let result = std::panic::catch_unwind(|| daemon(&when));
+        fs::write(run_dir().join("result"), result.unwrap_or_else(|_| "it panicked".into()))
+            .unwrap();
         raise(Signal::SIGKILL).unwrap();
     }
     run_isolated!();
@@ -30,13 +31,13 @@ fn daemon_without_stdio_runs_vms() {
     for when in ["before it builds", "before it starts"] {
         let mut daemon = Command::new(env::current_exe().unwrap());
         daemon.args([&test_name(), "--exact"]).env(CLOSES, when).status().unwrap();
-        let told = fs::read_to_string(dir.join("told")).unwrap();
-        let pid = told.parse().unwrap_or_else(|_| panic!("{when}: {told}"));
+        let result = fs::read_to_string(dir.join("result")).unwrap();
+        let pid = result.parse().unwrap_or_else(|_| panic!("{when}: {result}"));
         eventually("the VMM has exited", || !runs(pid));
     }
 }
 
-/// Gives the number of a hypervisor's process, or what went wrong.
+/// Writes the process id of a hypervisor, or an error.
 fn daemon(when: &str) -> String {
     let close_all = || (0..3).for_each(|fd| close(fd).unwrap());
     if when == "before it builds" {
@@ -53,13 +54,13 @@ fn daemon(when: &str) -> String {
             return Err(format!("its last words are lost: {why}"));
         }
         vm.start().map_err(|error| error.to_string())?;
-        let said = || -> Result<(), Error> {
+        let output = || -> Result<(), Error> {
             let mut console = vm.console()?;
             console.wait_for("hello")?;
             console.write_str("again")?;
             console.wait_for("again").map(drop)
         };
-        said().map_err(|error| error.to_string())?;
+        output().map_err(|error| error.to_string())?;
         let pid = vm.as_async().hypervisor_pid().ok_or("it does not run")?;
         vm.keep_running();
         Ok(pid.to_string())

@@ -8,9 +8,9 @@ use capsa_testkit::nano::Nano;
 use capsa_testkit::vm::NanoGuest;
 use capsa_testkit::{fake, skip};
 
-const MACHINES: usize = 200;
+const VMS: usize = 200;
 
-/// `None` where the kernel does not tell, or this is not the test's own process.
+/// `None` where the kernel does not report it, or outside the test's own process.
 fn cost(
     measure: impl Fn(&Path) -> Result<IdleCost, Box<dyn std::error::Error>>,
 ) -> Option<IdleCost> {
@@ -27,16 +27,16 @@ fn cost(
 
 fn assert_cheap(cost: IdleCost, threads: usize) {
     assert_eq!((cost.threads, cost.wakeups), (threads, 0), "{cost:?}");
-    assert!(cost.bytes <= MACHINES * 64 * 1024, "{cost:?}");
-    assert!(cost.descriptors <= MACHINES * 10, "{cost:?}");
+    assert!(cost.bytes <= VMS * 64 * 1024, "{cost:?}");
+    assert!(cost.descriptors <= VMS * 10, "{cost:?}");
 }
 
 #[test]
 fn idle_handles_share_one_thread_without_wakeups() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
-        let machine = || idle::vm(&fake, kernel);
-        idle::handles(MACHINES, Duration::from_secs(2), machine)
+        let vm = || idle::vm(&fake, kernel);
+        idle::handles(VMS, Duration::from_secs(2), vm)
     };
     if let Some(cost) = cost(measure) {
         assert_cheap(cost, 1);
@@ -47,8 +47,8 @@ fn idle_handles_share_one_thread_without_wakeups() {
 fn idle_embedded_vms_have_no_thread_or_wakeups() {
     let measure = |kernel: &Path| {
         let fake = fake::qemu();
-        let machine = || idle::vm(&fake, kernel);
-        idle::embedded(MACHINES, Duration::from_secs(2), machine)
+        let vm = || idle::vm(&fake, kernel);
+        idle::embedded(VMS, Duration::from_secs(2), vm)
     };
     if let Some(cost) = cost(measure) {
         assert_cheap(cost, 0);

@@ -13,7 +13,7 @@ use capsa_testkit::vm::{PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Starts the program with the ends of its children ignored, and a hypervisor that can be broken.
+/// Starts the owner with SIGCHLD ignored, and a hypervisor that can be broken.
 const IGNORES_CHILDREN: [&str; 3] = [
     "sh",
     "-c",
@@ -21,7 +21,7 @@ const IGNORES_CHILDREN: [&str; 3] = [
      CAPSA_QEMU=$CAPSA_RUN_DIR/qemu exec env --ignore-signal=CHLD \"$0\" \"$@\"",
 ];
 
-/// Starts the program with a descriptor that its children inherit.
+/// Starts the owner with a descriptor that its children inherit.
 const LEAKS: [&str; 3] = ["sh", "-c", "exec 9</dev/null; exec \"$0\" \"$@\""];
 
 fn started(orders: &str) -> VmHandle {
@@ -46,7 +46,7 @@ fn watchdog() -> u32 {
     all.iter().find(is_it).unwrap_or_else(|| panic!("no watchdog among {all:?}")).pid
 }
 
-/// What `test` looks at is to be seen in Linux's `/proc` alone.
+/// Runs `test` on Linux only, because it reads `/proc`.
 fn has_proc() -> bool {
     let has = Path::new("/proc/self/status").exists();
     if !has {
@@ -61,18 +61,18 @@ fn owner_ignoring_sigchld_runs_vms() {
         return;
     }
     run_isolated!(IGNORES_CHILDREN);
-    assert!(ignores_children("self"), "the shell saw to that");
+    assert!(ignores_children("self"), "the shell ignores SIGCHLD");
     let vm = started("up serve");
     let first = pid(&vm);
-    // The hypervisor and its helpers do see how their children end.
+    // The hypervisor and its helpers do not ignore SIGCHLD.
     assert!(!ignores_children(&first.to_string()));
     vm.kill().unwrap();
-    eventually("it is gone", || !runs(first));
+    eventually("the hypervisor has exited", || !runs(first));
 
     let vm = started("up exit=0");
     assert!(vm.wait_timeout(PATIENCE).unwrap().is_some());
 
-    // A program that cannot be executed is an error, and no panic.
+    // A program that cannot be executed is an error, not a panic.
     let broken = fake::vm("up serve").build_blocking().unwrap();
     fs::remove_file(std::env::var_os("CAPSA_QEMU").unwrap()).unwrap();
     let Error::StartFailed(why) = broken.start().unwrap_err() else { panic!("another error") };
@@ -121,10 +121,10 @@ fn watchdog_killed_is_replaced() {
     let first = started("up serve");
     let killed = watchdog();
     kill(Pid::from_raw(killed.cast_signed()), Signal::SIGKILL).unwrap();
-    eventually("the watchdog is gone", || !runs(killed));
+    eventually("the watchdog has exited", || !runs(killed));
     let second = started("up serve");
     assert_ne!(watchdog(), killed);
-    // The new one knows them both.
+    // The new watchdog has both VMs.
     first.kill().unwrap();
     second.kill().unwrap();
     assert_eq!(first.status(), VmStatus::Stopped { exit_code: None });

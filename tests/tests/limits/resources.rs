@@ -15,10 +15,10 @@ use capsa_testkit::vm::{PATIENCE, eventually, poll_fd};
 use futures_lite::future::{block_on, poll_once};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Leaves room for so many more descriptors, does this, and gives the room back.
+/// Lowers the limit of descriptors to this many more, calls the function, and restores the limit.
 fn with_room_for<T>(more: u64, act: impl FnOnce() -> T) -> T {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    // Those that are open have the lowest numbers: nothing here leaves gaps.
+    // The open descriptors have the lowest numbers, without gaps.
     let lowest = u64::from(File::open("/dev/null").unwrap().as_raw_fd().unsigned_abs());
     setrlimit(Resource::RLIMIT_NOFILE, lowest + more, hard).unwrap();
     let result = act();
@@ -119,7 +119,7 @@ fn stop_without_descriptors_succeeds() {
     let vm = block_on(fake::vm("up serve").build()).unwrap();
     block_on(vm.start()).unwrap();
     with_room_for(0, || drop(vm));
-    eventually("it is gone", || hypervisors() == 0);
+    eventually("the hypervisor has exited", || hypervisors() == 0);
 }
 
 #[test]
@@ -130,9 +130,9 @@ fn thread_spawn_failed_is_retried_later() {
     run_isolated!();
     let soon = || std::thread::sleep(Duration::from_millis(50));
     let mut building = Box::pin(fake::vm("up serve").build());
-    assert!(block_on(poll_once(&mut building)).is_none(), "a thread looks at files");
+    assert!(block_on(poll_once(&mut building)).is_none(), "a thread checks files");
     soon();
-    // That thread has ended, and left room for another: somebody else takes it.
+    // That thread has ended, and another process uses its place.
     let _parked = std::thread::spawn(std::thread::park);
     soon();
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
@@ -145,6 +145,6 @@ fn thread_spawn_failed_is_retried_later() {
 
     let vm = fake::vm("up serve").build_blocking().unwrap();
     let started = std::thread::spawn(move || vm.start());
-    eventually("it starts", || started.is_finished());
+    eventually("the VM starts", || started.is_finished());
     started.join().unwrap().unwrap();
 }

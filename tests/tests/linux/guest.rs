@@ -50,7 +50,7 @@ fn guest_user_needs_password() {
     guest.write(b"secret\n");
     guest.wait_for(b"~ $ ");
     guest.write(b"exit\n");
-    // The second prompt: the first one is still in what was seen.
+    // The second prompt: the first one is still in the output.
     guest.wait_for(b"exit\r\n");
     guest.seen.clear();
     guest.wait_for(b"capsa login: ");

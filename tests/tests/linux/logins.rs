@@ -1,5 +1,5 @@
-//! Consoles of real Linux guests: logins, commands, and a distribution as it is. What every backend
-//! owes a guest is in the conformance suite.
+//! Consoles of real Linux guests: logins, commands, and an unmodified distribution. What every backend
+//! must do is in the conformance suite.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use capsa::blocking::VmConsole;
 use capsa::{Capsa, DiskImage, EndedBy, Error, StopStep};
 use capsa_testkit::{guest, host, skip, vm};
 
-/// Emulated, on a loaded machine.
+/// For emulation on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What a command that must succeed prints.
+/// The output of a command, which must succeed.
 fn sh(console: &mut VmConsole, command: &str) -> String {
     let reply = console.run(command, Some(PATIENCE)).unwrap();
     let output = String::from_utf8(reply.output).unwrap();

@@ -1,4 +1,4 @@
-//! The nano guest under the real QEMU, in software emulation, on both of its machines.
+//! The nano guest under the real QEMU, in software emulation, on both machine types.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::qemu::QemuGuest;
 use capsa_testkit::nano::{self, Nano};
 
-const MACHINES: [&str; 2] = ["q35", "microvm,rtc=on"];
+const MACHINE_TYPES: [&str; 2] = ["q35", "microvm,rtc=on"];
 
-/// Boots and waits until the guest listens; `None` where there is no QEMU.
+/// Boots and waits until the guest is ready; `None` where there is no QEMU.
 fn boot(machine: &str, how: Nano, cmdline: &str) -> Option<QemuGuest> {
     let dir = tempfile::tempdir().unwrap();
     let kernel = how.write_to(dir.path()).unwrap();
@@ -19,9 +19,9 @@ fn boot(machine: &str, how: Nano, cmdline: &str) -> Option<QemuGuest> {
     Some(guest)
 }
 
-/// Runs `body` against a fresh guest on each machine.
-fn on_each_machine(body: impl Fn(&mut QemuGuest)) {
-    for machine in MACHINES {
+/// Runs `body` with a new guest on each machine type.
+fn on_each_machine_type(body: impl Fn(&mut QemuGuest)) {
+    for machine in MACHINE_TYPES {
         let booted = boot(machine, Nano::default(), "one two=3");
         let Some(mut guest) = booted else { return };
         body(&mut guest);
@@ -30,7 +30,7 @@ fn on_each_machine(body: impl Fn(&mut QemuGuest)) {
 
 #[test]
 fn nano_echoes_input_and_powers_off() {
-    on_each_machine(|guest| {
+    on_each_machine_type(|guest| {
         guest.write(b"hello\x03\xff\0");
         guest.wait_for(b"hello\x03\xff\0");
         guest.write(&[nano::POWER_OFF]);
@@ -41,7 +41,7 @@ fn nano_echoes_input_and_powers_off() {
 
 #[test]
 fn nano_bulk_output_arrives_whole() {
-    on_each_machine(|guest| {
+    on_each_machine_type(|guest| {
         guest.write(&[nano::FLOOD, nano::POWER_OFF]);
         assert!(guest.wait_for_end().success());
         assert!(guest.seen.ends_with(&nano::flood()));
@@ -51,7 +51,7 @@ fn nano_bulk_output_arrives_whole() {
 #[test]
 fn nano_reset_and_triple_fault_end_qemu() {
     for order in [nano::RESET, nano::TRIPLE_FAULT] {
-        on_each_machine(|guest| {
+        on_each_machine_type(|guest| {
             guest.write(&[order]);
             assert!(guest.wait_for_end().success());
         });
@@ -60,7 +60,7 @@ fn nano_reset_and_triple_fault_end_qemu() {
 
 #[test]
 fn nano_power_button_powers_off() {
-    on_each_machine(|guest| {
+    on_each_machine_type(|guest| {
         guest.press_power_button();
         assert!(guest.wait_for_end().success());
     });
@@ -68,9 +68,9 @@ fn nano_power_button_powers_off() {
 
 #[test]
 fn nano_hung_ignores_input_and_power_button() {
-    on_each_machine(|guest| {
+    on_each_machine_type(|guest| {
         guest.write(&[b'h', nano::HANG, nano::POWER_OFF]);
-        // The order to hang stands behind this in the guest's queue, and the button does not.
+        // The input that makes the guest hang is queued behind this; the power button is not.
         guest.wait_for(b"h");
         std::thread::sleep(Duration::from_millis(100));
         guest.press_power_button();
@@ -80,7 +80,7 @@ fn nano_hung_ignores_input_and_power_button() {
 
 #[test]
 fn nano_without_power_button_still_echoes() {
-    for machine in MACHINES {
+    for machine in MACHINE_TYPES {
         let how = Nano { power_button: false };
         let Some(mut guest) = boot(machine, how, "") else { return };
         guest.press_power_button();

@@ -1,4 +1,4 @@
-//! QEMU in software emulation with its serial port on our pipes. Killed when dropped.
+//! QEMU in software emulation with its serial port on pipes of the test. Killed when dropped.
 
 use std::ffi::OsStr;
 use std::io::{ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use capsa_testkit::skip;
 use tempfile::TempDir;
 
-/// An emulated start takes 0.1 s with the nano guest and 4 s with Linux; a loaded CI machine
+/// An emulated start takes 0.1 s with the nano guest and 4 s with Linux; a loaded CI host
 /// may take far longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -66,7 +66,7 @@ impl QemuGuest {
         let mut qmp = UnixStream::connect(self.dir.path().join("qmp")).unwrap();
         qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"system_powerdown\"}")
             .unwrap();
-        // QEMU drops what a client that has left had asked: stay for the second answer.
+        // QEMU drops requests of a client that has disconnected: wait for the second reply.
         let mut answers = String::new();
         let mut buffer = [0; 4096];
         while answers.matches("\"return\"").count() < 2 {
@@ -89,7 +89,7 @@ impl QemuGuest {
         }
     }
 
-    /// Waits for QEMU to end by itself: its output ends first.
+    /// Waits until QEMU exits by itself. Its output ends first.
     #[track_caller]
     pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
@@ -102,7 +102,7 @@ impl QemuGuest {
         }
     }
 
-    /// Whether the guest stays up, and silent, for a moment in which a live one would react.
+    /// Whether the guest keeps running without output for longer than a working one takes to react.
     pub(crate) fn is_deaf(&mut self) -> bool {
         let quiet = self.output.recv_timeout(Duration::from_millis(200));
         matches!(quiet, Err(RecvTimeoutError::Timeout))

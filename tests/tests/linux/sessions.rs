@@ -1,9 +1,9 @@
-//! What the console promises, held by real guests: the Linux guest with busybox' getty and shell, and
-//! Debian as it is, with systemd, PAM and bash.
+//! The guarantees of the console, with real guests: the Linux guest with getty and shell of busybox, and
+//! an unmodified Debian with systemd, PAM and bash.
 //!
-//! One session each: a login, 200 commands in a row, 10 MB of output that is any bytes, a command that
-//! is interrupted, and a panic. `--nocapture` shows how long each took. Nearly all of it is the
-//! guest's: through an emulated serial port 10 MB take a minute or more.
+//! One session each: a login, 200 commands in a row, 10 MB of arbitrary bytes as output, a command that
+//! is interrupted, and a panic. `--nocapture` shows how long each took. The guest takes nearly all of the
+//! time: through an emulated serial port 10 MB take a minute or more.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -16,7 +16,7 @@ use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxVmBuilder, StopStep};
 use capsa_testkit::guest::{self, Unavailable, Variant};
 use capsa_testkit::{host, skip, vm};
 
-/// Emulated, on a loaded machine.
+/// For emulation on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 const COMMANDS: u32 = 200;
@@ -24,14 +24,14 @@ const MEGABYTES: usize = 10;
 
 #[test]
 fn session_busybox_all_console_guarantees() -> TestResult {
-    let made = made(|| guest::linux(Variant::Cloud));
-    let Some(guest) = made else { return Ok(()) };
+    let guest_or_skip = guest_or_skip(|| guest::linux(Variant::Cloud));
+    let Some(guest) = guest_or_skip else { return Ok(()) };
     session(vm::linux(&guest), None)
 }
 
 #[test]
 fn session_debian_all_console_guarantees() -> TestResult {
-    let Some(guest) = made(guest::debian) else { return Ok(()) };
+    let Some(guest) = guest_or_skip(guest::debian) else { return Ok(()) };
     let config = capsa::LinuxDirectBootConfig {
         kernel: guest.kernel,
         initrd: guest.initrd,
@@ -43,8 +43,8 @@ fn session_debian_all_console_guarantees() -> TestResult {
     session(builder, Some("capsa"))
 }
 
-/// A guest; `None`, said aloud, where it cannot be had or booted.
-fn made<G>(make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
+/// A guest; `None`, and the test counts as skipped, where it cannot be built or booted.
+fn guest_or_skip<G>(make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
     if host::find_program("qemu-system-x86_64").is_none() {
         skip("qemu-system-x86_64 is not installed");
         return None;
@@ -69,17 +69,17 @@ fn session(builder: LinuxVmBuilder, password: Option<&str>) -> TestResult {
     panics(&vm, &mut console)
 }
 
-/// Commands of many kinds, each with the output and the status that are its own.
+/// Commands of many kinds, each with its own output and status.
 fn commands_in_a_row(console: &mut VmConsole) -> TestResult {
     for n in 0..COMMANDS {
         let status = n % 126;
         let (command, output) = match n % 8 {
             0 => (format!("echo {n}; (exit {status})"), format!("{n}\n")),
             1 => (format!("printf 'no newline {n}'; (exit {status})"), format!("no newline {n}")),
-            // What a prompt looks like, here and in a moment.
+            // Output that looks like a prompt.
             2 => (format!("printf '# \\n$ '; (exit {status})"), "# \n$ ".into()),
             3 => (format!("echo 'größer {n} \t ↦'\n(exit {status})"), format!("größer {n} \t ↦\n")),
-            // A mark of ours, as far as anybody can know it.
+            // An imitation of a mark.
             4 => (
                 format!("echo capsa:end:0123456789abcdef:0\\;; (exit {status})"),
                 "capsa:end:0123456789abcdef:0;\n".into(),
@@ -88,7 +88,7 @@ fn commands_in_a_row(console: &mut VmConsole) -> TestResult {
                 format!("for i in 1 2 3\ndo echo \"$i\"\ndone\n(exit {status})"),
                 "1\n2\n3\n".into(),
             ),
-            // Quotes, what a shell would take from its history, and too long for one line.
+            // Quotes, history expansion, and longer than a line.
             6 => {
                 let long = format!("it's !! \"{n}\" !x {}", "long ".repeat(400));
                 (format!("echo '{}'; (exit {status})", long.replace('\'', r"'\''")), long + "\n")
@@ -102,8 +102,8 @@ fn commands_in_a_row(console: &mut VmConsole) -> TestResult {
     Ok(())
 }
 
-/// Any bytes arrive as they were written: control characters, halves of characters, lone carriage
-/// returns. What they were is worked out on both sides.
+/// Arbitrary bytes arrive unchanged: control characters, incomplete characters, single carriage
+/// returns. Both sides compute the hash.
 fn much_output(console: &mut VmConsole) -> TestResult {
     let make = format!(
         "head -c {} /dev/urandom >/tmp/much && sha256sum </tmp/much",
@@ -120,7 +120,7 @@ fn much_output(console: &mut VmConsole) -> TestResult {
     Ok(())
 }
 
-/// As the guest's own program says it.
+/// In the format of the guest's program.
 fn sha256(bytes: &[u8]) -> String {
     let mut program = Command::new("sha256sum");
     let mut program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -135,12 +135,12 @@ fn interrupted(console: &mut VmConsole) -> TestResult {
     let reply = console.run("echo usable", Some(PATIENCE))?;
     assert_eq!((&reply.output[..], reply.status), (&b"usable\n"[..], Some(0)));
     let reply = console.run("cat /proc/[0-9]*/comm | grep -c '^sleep$'", Some(PATIENCE))?;
-    assert_eq!(reply.output, b"0\n", "it still sleeps");
+    assert_eq!(reply.output, b"0\n", "the command is still asleep");
     Ok(())
 }
 
-/// The guest's kernel panics under a command. Whoever runs it is told within a second of when the
-/// panic can be read.
+/// The guest's kernel panics during a command. The call returns within a second after the
+/// panic is in the output.
 fn panics(vm: &VmHandle, console: &mut VmConsole) -> TestResult {
     let (sender, seen) = mpsc::channel();
     let lines = console.reader().lines();
@@ -155,7 +155,7 @@ fn panics(vm: &VmHandle, console: &mut VmConsole) -> TestResult {
     let error = console.run("echo c >/proc/sysrq-trigger", Some(PATIENCE)).unwrap_err();
     let told = Instant::now();
     let after = told.duration_since(seen.recv()?);
-    eprintln!("told of the panic after {after:?}");
+    eprintln!("the call returned {after:?} after the panic");
     let Error::KernelPanic { line, .. } = &error else { Err(error)? };
     assert_eq!(line, "Kernel panic - not syncing: sysrq triggered crash");
     assert!(after < PATIENCE, "{after:?}");
@@ -165,7 +165,7 @@ fn panics(vm: &VmHandle, console: &mut VmConsole) -> TestResult {
     Ok(())
 }
 
-/// Says how long each part took.
+/// Prints how long each part took.
 struct Stopwatch(Instant);
 
 impl Stopwatch {

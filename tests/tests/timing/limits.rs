@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::assert_within;
-use super::service::{DevvmService, command, machine};
+use super::service::{DevvmService, command, description};
 
 #[test]
 fn kernel_panic_ends_wait_within_a_second() {
@@ -73,7 +73,7 @@ fn simulated_guest_100_commands_take_under_6_s() {
 fn devvm_second_sigterm_ends_grace_period() {
     let Some(guest) = NanoGuest::without_power_button() else { return };
     assert_within(Duration::from_secs(5), || {
-        let file = json!({ "web": machine(&guest) }).to_string();
+        let file = json!({ "web": description(&guest) }).to_string();
         let mut service = DevvmService::of(&guest, &mut command(&guest, &file));
         service.attach("web").until("NANO READY\r\n");
         service.signal(Signal::SIGTERM);

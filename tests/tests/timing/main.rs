@@ -30,7 +30,7 @@ const ATTEMPTS: usize = 3;
 fn repeat(mut attempt: impl FnMut() -> Result<(), String>) {
     for number in 1..=ATTEMPTS {
         let Err(error) = attempt() else { return };
-        // The harness captures the print macros, and the stream not.
+        // The harness captures the output of the print macros, but not of the stream.
         let _ = writeln!(std::io::stderr(), "{}: attempt {number}: {error}", test_name());
     }
     panic!("no attempt of {ATTEMPTS} succeeded");

@@ -1,4 +1,4 @@
-//! The owner dies by SIGKILL, at any moment, and takes its hypervisor and helpers along.
+//! SIGKILL ends the owner at any moment; its hypervisor and helpers end too.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ use super::assert_within;
 /// When the owner is killed.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
-    /// This long after it said this word.
+    /// This long after the owner has printed this word.
     After(&'static str, Duration),
 }
 
@@ -24,7 +24,7 @@ const fn after(word: &'static str, millis: u64) -> Moment {
     Moment::After(word, Duration::from_millis(millis))
 }
 
-/// Ten moments: looking, spawning the helper, spawning the hypervisor, booting, running, stopping.
+/// Ten moments: during the probe, the spawn of the helper and of the hypervisor, boot, run and stop.
 const MOMENTS: [Moment; 10] = [
     after("begin", 0),
     after("begin", 60),
@@ -74,7 +74,7 @@ impl Owner {
     }
 }
 
-/// Processes with this in their arguments, and the watchdog of this owner.
+/// Processes with this argument, and the watchdog of this owner.
 fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
     let base = base.display().to_string();
     let is_relative = |process: &Process| {
@@ -92,7 +92,7 @@ fn owner_killed_leaves_no_process_after_a_second() {
     killed_at_every_moment("qemu");
 }
 
-/// The stand-in's own children are none of Capsa's, and the real one's are none of anybody's.
+/// Without the children of the stand-in, which Capsa does not start.
 #[test]
 fn owner_killed_leaves_no_vfkit_after_a_second() {
     killed_at_every_moment("vfkit");
@@ -126,10 +126,10 @@ fn killed_at_every_moment(backend: &str) {
     }
     assert!(seen_most >= 4, "watchdog, virtiofsd (two) and {backend} were never seen: {seen_most}");
 
-    // What is left is a directory without an owner, and the next start of anybody takes it away.
+    // A directory without an owner is left, and the next start removes it.
     let run_dirs =
         || fs::read_dir(base.path()).unwrap().flatten().filter(|e| e.path().is_dir()).count();
-    assert!(run_dirs() > 0, "a killed owner cannot tidy up");
+    assert!(run_dirs() > 0, "a killed owner removes no directory");
     let mut last = Owner::start(backend, &guest, base.path());
     last.wait_for("stopped");
     last.process.wait().unwrap();

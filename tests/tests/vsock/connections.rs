@@ -15,7 +15,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
 const FAKE_VSOCK: TestProgram = TestProgram::new("fake-vsock");
 
-// What the guest does there: see `testing/stand-ins/src/bin/fake-vsock.rs`.
+// The guest's services: `testing/stand-ins/src/bin/fake-vsock.rs`.
 const ECHO: u32 = 1;
 const REFUSED: u32 = 2;
 const SILENT: u32 = 3;
@@ -29,18 +29,18 @@ async fn started() -> VmHandle {
     vm
 }
 
-/// How many connections the device has, beside the one that asks.
+/// The number of the device's connections, without the one of this request.
 async fn open(vm: &VmHandle) -> usize {
-    let mut said = String::new();
-    vm.vsock_connect(COUNT).await.unwrap().read_to_string(&mut said).await.unwrap();
-    said.parse::<usize>().unwrap() - 1
+    let mut output = String::new();
+    vm.vsock_connect(COUNT).await.unwrap().read_to_string(&mut output).await.unwrap();
+    output.parse::<usize>().unwrap() - 1
 }
 
 async fn echoes(stream: &mut VsockStream, text: &[u8]) {
     stream.write_all(text).await.unwrap();
-    let mut heard = vec![0; text.len()];
-    stream.read_exact(&mut heard).await.unwrap();
-    assert_eq!(heard, text);
+    let mut received = vec![0; text.len()];
+    stream.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, text);
 }
 
 #[test]
@@ -49,8 +49,8 @@ fn connect_dropped_at_any_await_leaves_nothing() {
     let random = &mut RandomDrops::new(0x50c3);
     block_on(async {
         let vm = started().await;
-        drop(vm.vsock_connect(ECHO).await.unwrap()); // What async-io needs for itself is there now.
-        eventually("the first is gone", || block_on(open(&vm)) == 0);
+        drop(vm.vsock_connect(ECHO).await.unwrap()); // async-io has its own descriptors now.
+        eventually("the first connection is closed", || block_on(open(&vm)) == 0);
         let before = descriptors();
         let (mut made, mut cut) = (0, 0);
         for _ in 0..1000 {
@@ -72,7 +72,7 @@ fn connect_dropped_at_any_await_leaves_nothing() {
                 }
                 (HESITANT, Some(Ok(mut stream))) => {
                     made += 1;
-                    // What comes right behind the device's answer is the guest's.
+                    // Bytes right after the device's reply are the guest's.
                     let mut hello = [0; 5];
                     stream.read_exact(&mut hello).await.unwrap();
                     assert_eq!(&hello, b"hello");
@@ -83,7 +83,7 @@ fn connect_dropped_at_any_await_leaves_nothing() {
             }
         }
         assert!(made > 50 && cut > 300, "{made} made, {cut} cut");
-        eventually("the device has none of them", || block_on(open(&vm)) == 0);
+        eventually("the device has no connection", || block_on(open(&vm)) == 0);
         assert_eq!(descriptors(), before);
 
         let mut console = vm.console().await.unwrap();
@@ -103,10 +103,10 @@ fn stream_futures_dropped_lose_nothing() {
         let vm = started().await;
         let mut stream = vm.vsock_connect(ECHO).await.unwrap();
         let sent = fake::flood(BYTES);
-        let (mut rest, mut heard) = (sent.as_slice(), Vec::<u8>::new());
+        let (mut rest, mut received) = (sent.as_slice(), Vec::<u8>::new());
         let mut cut = 0;
-        while heard.len() < BYTES {
-            // More than the sockets hold, so that a write waits too.
+        while received.len() < BYTES {
+            // More than the sockets hold, so that writes wait too.
             let some = rest.len().min(1 + random.index(500_000));
             let wrote = random.poll_and_drop(stream.write(&rest[..some])).await.map(Result::unwrap);
             rest = &rest[wrote.unwrap_or(0)..];
@@ -114,12 +114,12 @@ fn stream_futures_dropped_lose_nothing() {
             cut += usize::from(random.poll_and_drop(stream.flush()).await.is_none());
             let mut chunk = vec![0; 1 + random.index(50_000)];
             let read = random.poll_and_drop(stream.read(&mut chunk)).await.map(Result::unwrap);
-            heard.extend(&chunk[..read.unwrap_or(0)]);
+            received.extend(&chunk[..read.unwrap_or(0)]);
             cut += usize::from(read.is_none());
         }
-        assert!(heard == sent, "what came back is not what was sent");
+        assert!(received == sent, "the echo differs from the input");
         assert!(cut > 50, "{cut} futures were dropped");
-        // A close that is given up is still a close once it is asked for again.
+        // A close that was dropped succeeds when it is called again.
         random.poll_and_drop(stream.close()).await;
         stream.close().await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
@@ -136,11 +136,11 @@ fn connect_pending_vm_killed_returns_error() {
             let vm = vm.clone();
             std::thread::spawn(move || block_on(vm.vsock_connect(SILENT)))
         };
-        eventually("it connects", || block_on(open(&vm)) == 1);
+        eventually("the guest connects", || block_on(open(&vm)) == 1);
         let mut made = vm.vsock_connect(ECHO).await.unwrap();
         vm.kill().await.unwrap();
         assert_eq!(made.read(&mut [0]).await.unwrap_or(0), 0);
-        let told = connecting.join().unwrap();
-        assert!(matches!(told, Err(Error::VsockRefused { port: SILENT })), "{told:?}");
+        let result = connecting.join().unwrap();
+        assert!(matches!(result, Err(Error::VsockRefused { port: SILENT })), "{result:?}");
     });
 }

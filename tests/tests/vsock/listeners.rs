@@ -10,8 +10,8 @@ use capsa_conformance::Subject;
 use capsa_testkit::vm::{NanoGuest, eventually};
 use capsa_testkit::{nano, skip};
 
-/// A machine that will not be started.
-fn machine(guest: &NanoGuest) -> Option<VmHandle> {
+/// A VM that is not started.
+fn vm_not_started(guest: &NanoGuest) -> Option<VmHandle> {
     match Subject::cloud_hypervisor_stand_in() {
         Ok(subject) => {
             let builder =
@@ -28,25 +28,25 @@ fn machine(guest: &NanoGuest) -> Option<VmHandle> {
 #[test]
 fn accept_vm_dropped_returns_error() {
     let guest = NanoGuest::for_any(nano::Nano::default());
-    let Some(vm) = machine(&guest) else { return };
+    let Some(vm) = vm_not_started(&guest) else { return };
     let listener = vm.vsock_listen(1).unwrap();
     let accepting = thread::spawn(move || listener.accept());
-    thread::sleep(Duration::from_millis(50)); // until it waits; without, it would pass as well
+    thread::sleep(Duration::from_millis(50)); // Until accept waits. The result is the same without this.
     drop(vm);
-    eventually("accept is over", || accepting.is_finished());
+    eventually("accept returns", || accepting.is_finished());
     assert!(matches!(accepting.join().unwrap(), Err(Error::NotRunning)));
 }
 
 #[test]
 fn listeners_vm_never_started_leave_nothing() {
     let guest = NanoGuest::for_any(nano::Nano::default());
-    let Some(vm) = machine(&guest) else { return };
+    let Some(vm) = vm_not_started(&guest) else { return };
     let run_dir = vm.launch_plan().run_dir.to_string();
     assert!(!Path::new(&run_dir).exists());
     let listeners: Vec<_> =
         [0, 1, u32::MAX].map(|port| vm.vsock_listen(port).unwrap()).into_iter().collect();
     assert!(Path::new(&run_dir).exists());
-    assert!(vm.vsock_listen(0).is_err(), "there is one already");
+    assert!(vm.vsock_listen(0).is_err(), "a listener exists already");
     drop(vm);
     assert!(!Path::new(&run_dir).exists());
     drop(listeners);

@@ -106,7 +106,7 @@ static CLAIMS: Claims<ChvFault> = Claims {
             SHORT,
             &[PowerButton, Quit],
         ),
-        // The exchange that hangs blocks the next one, as the single thread of the real one does.
+        // An exchange that hangs blocks the next one: the real one has a single API thread.
         Ladder::new(
             &[
                 ChvFault::Ignores(ChvCall::PowerButton),
@@ -150,7 +150,7 @@ fn boot_reported_but_not_done_can_be_stopped() {
     it.leaves_nothing();
 }
 
-/// An event that is not understood may have been a reboot.
+/// An event that cannot be parsed may have been a reboot.
 #[test]
 fn event_invalid_ends_vm() {
     for fault in [ChvFault::EventGarbage, ChvFault::EventEndless] {

@@ -1,4 +1,4 @@
-//! VMMs that misbehave: Capsa returns a typed error or a stop report that says what happened, in
+//! VMMs that misbehave: Capsa returns a typed error or a stop report with the reason, in
 //! bounded time, and leaves no process and no directory behind.
 //!
 //! What holds for every backend is tested here, with the table of [`Claims`] of each. What holds for one
@@ -39,7 +39,7 @@ struct Claims<F: 'static> {
     socket_after: fn(Duration) -> F,
     /// Faults that fail a start, and the error.
     failed_starts: &'static [(F, Text)],
-    /// Faults that have a start wait for ever, and the time limit that ends it.
+    /// Faults that make a start hang, and the time limit that ends it.
     hanging_starts: &'static [(F, Limit)],
     stop_ladders: &'static [Ladder<F>],
     ignores_sigterm: F,
@@ -48,9 +48,9 @@ struct Claims<F: 'static> {
 /// How a text is compared.
 #[derive(Debug, Clone, Copy)]
 enum Text {
-    /// It is these two, one after the other.
+    /// The concatenation of the two.
     Exact(&'static str, &'static str),
-    /// It starts and ends with these.
+    /// Starts with the first and ends with the second.
     Around(&'static str, &'static str),
     Contains(&'static str),
 }

@@ -1,4 +1,4 @@
-//! A vfkit that misbehaves, and guests that print what vfkit's backend takes for a crash.
+//! A vfkit that misbehaves, and guests that print lines that vfkit's backend treats as a crash.
 
 use std::fs;
 use std::time::Duration;
@@ -48,7 +48,7 @@ static CLAIMS: Claims<VfkitFault> = Claims {
         (VfkitFault::NoSocket, Limit::Launch),
         (VfkitFault::NeverRuns, Limit::Boot),
         (VfkitFault::BreaksReply(Silence, VfkitCall::State), Limit::Boot),
-        // A reply that is not understood is asked for again.
+        // The backend repeats a request whose reply it cannot parse.
         (VfkitFault::BreaksReply(Half, VfkitCall::State), Limit::Boot),
         (VfkitFault::BreaksReply(End, VfkitCall::State), Limit::Boot),
         (VfkitFault::BreaksReply(Garbage, VfkitCall::State), Limit::Boot),
@@ -169,7 +169,7 @@ fn error_state_while_running_names_vfkits_error() {
     it.leaves_nothing();
 }
 
-/// The nano guest echoes such a line, as a guest prints it that lies.
+/// The nano guest echoes such a line, as a hostile guest may print it.
 #[test]
 fn crash_text_ends_vm_only_as_last_output() {
     let restart = "\r\n[    1.5] reboot: Restarting system\r\n";
@@ -236,7 +236,7 @@ fn console_unread_delays_no_stop() {
         let full = |builder: LinuxVmBuilder| builder.scrollback(1024, overflow);
         let Some(it) = vm(HEEDS_BUTTON, &[], &full) else { return };
         let mut console = it.ready();
-        // More output than all buffers hold. After its beginning, the reader stays and reads no more.
+        // More output than all buffers hold. The reader reads the beginning and then stops reading.
         console.write(&[nano::FLOOD]).unwrap();
         console.wait_for_timeout("ABCDEFGH", PATIENCE).unwrap();
         it.stop(grace);

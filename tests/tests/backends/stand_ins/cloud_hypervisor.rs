@@ -1,6 +1,5 @@
-//! What the stand-in for cloud-hypervisor promises beside the API, without Capsa: it hides no
-//! mistake of ours, and leaves no guest behind. That machines live on it is the conformance suite's
-//! to show.
+//! The stand-in for cloud-hypervisor without Capsa, apart from its API: it reports settings that it would
+//! ignore, and leaves no guest behind. The conformance suite tests VMs on it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,7 +14,7 @@ use capsa_testkit::{host, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A stand-in of its own, killed when dropped.
+/// A process of the stand-in, killed when dropped.
 struct StandInProcess {
     process: Child,
     dir: TempDir,
@@ -32,7 +31,7 @@ impl StandInProcess {
             .spawn()
             .unwrap();
         let program = Self { process, dir };
-        eventually("it listens", || UnixStream::connect(program.socket()).is_ok());
+        eventually("the stand-in listens", || UnixStream::connect(program.socket()).is_ok());
         program
     }
 
@@ -40,7 +39,7 @@ impl StandInProcess {
         self.dir.path().join("api.sock")
     }
 
-    /// The first line of its answer, if there is one.
+    /// The first line of its response; empty if there is none.
     fn put(&self, call: &str, body: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -52,8 +51,8 @@ impl StandInProcess {
         String::from_utf8_lossy(&chunk[..n]).lines().next().unwrap_or_default().trim().to_owned()
     }
 
-    /// A machine that it can boot.
-    fn machine(&self) -> Value {
+    /// The configuration of a VM that it can boot.
+    fn vm_config(&self) -> Value {
         json!({
             "memory": { "size": 32 << 20 },
             "payload": { "kernel": Nano::default().write_to(self.dir.path()).unwrap() },
@@ -83,14 +82,14 @@ fn unknown_field_exits_with_its_name() {
         (json!({ "firmware": "/f" }), "payload.firmware"),
     ] {
         let mut program = StandInProcess::start();
-        let mut machine = program.machine();
-        machine["payload"] = change;
-        assert_eq!(program.put("vm.create", &machine.to_string()), "");
+        let mut vm_config = program.vm_config();
+        vm_config["payload"] = change;
+        assert_eq!(program.put("vm.create", &vm_config.to_string()), "");
         let status = program.process.wait().unwrap();
         assert_eq!(status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)));
-        let mut said = String::new();
-        program.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains(&format!("unknown or unsupported fields: {named}\n")), "{said}");
+        let mut output = String::new();
+        program.process.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+        assert!(output.contains(&format!("unknown or unsupported fields: {named}\n")), "{output}");
     }
 }
 
@@ -101,8 +100,8 @@ fn guest_and_stand_in_end_together() {
     }
     for kill_the_guest in [false, true] {
         let mut program = StandInProcess::start();
-        let machine = program.machine().to_string();
-        assert_eq!(program.put("vm.create", &machine), "HTTP/1.1 204");
+        let vm_config = program.vm_config().to_string();
+        assert_eq!(program.put("vm.create", &vm_config), "HTTP/1.1 204");
         assert_eq!(program.put("vm.boot", ""), "HTTP/1.1 204");
         let emulator = program.emulator();
         assert!(runs(emulator));
@@ -113,7 +112,7 @@ fn guest_and_stand_in_end_together() {
             assert_eq!(status.code(), Some(i32::from(stand_in::EMULATOR_EXITED)));
         } else {
             program.process.kill().unwrap();
-            eventually("the guest is gone", || !runs(emulator));
+            eventually("the guest has exited", || !runs(emulator));
         }
     }
 }

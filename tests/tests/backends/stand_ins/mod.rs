@@ -1,4 +1,4 @@
-//! The stand-ins by themselves, without Capsa.
+//! The stand-ins without Capsa.
 
 mod cloud_hypervisor;
 mod vfkit;

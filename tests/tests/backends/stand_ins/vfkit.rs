@@ -1,6 +1,5 @@
-//! What the stand-in for vfkit promises beside its reading of command lines, without Capsa: that it
-//! answers, logs, refuses and ends as vfkit does. That machines live on it is the conformance
-//! suite's to show.
+//! The stand-in for vfkit without Capsa, apart from its command line parser: its replies, logs, error
+//! texts and exits are those of vfkit. The conformance suite tests VMs on it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,7 +18,7 @@ use nix::sys::signal::Signal;
 use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags};
 use serde_json::{Value, json};
 
-/// Whether a guest can run; where it cannot, that is said.
+/// Whether a guest can run; if not, the test counts as skipped.
 fn can_run() -> bool {
     let can = host::find_program("qemu-system-x86_64").is_some();
     if !can {
@@ -53,7 +52,7 @@ fn rejection_prints_error_twice_around_usage() {
         (&["--kernel", &missing], "invalid linux kernel path"),
         (&["--initrd", &missing], "invalid initial RAM disk path"),
         (&["--kernel", "/proc/self/exe"], "The virtual machine failed to start"),
-        // Standard input is no terminal.
+        // Standard input is not a terminal.
         (&["--device", "virtio-serial,stdio"], "inappropriate ioctl for device"),
     ] {
         let said = Command::new(stand_in::VFKIT)
@@ -132,18 +131,18 @@ fn rest_replies_match_real_vfkit() {
         assert!(got == status && error.contains(said), "{body}: {got} {error}");
     }
     assert_eq!(program.ask("GET", "/nothing", "").0, 404);
-    // Each is told on standard output, which is the console, before it is answered.
-    eventually("all are told", || program.console().matches("[GIN] ").count() == 10);
+    // Each request is logged on standard output, which is the console, before its reply.
+    eventually("all requests are logged", || program.console().matches("[GIN] ").count() == 10);
     let console = program.console();
     assert!(console.contains("\x1b[97;41m 500 \x1b[0m|"), "{console}");
     assert!(console.contains("\x1b[97;46m POST    \x1b[0m \"/vm/state\"\n"), "{console}");
     let (status, _) = program.try_ask("POST", "/vm/state", "{\"state\":\"HardStop\"}");
     assert!([0, 202].contains(&status), "{status}");
     assert_eq!(program.ended(), Some(0));
-    assert!(!program.socket().exists(), "it takes its socket along");
+    assert!(!program.socket().exists(), "the socket is removed");
 }
 
-/// As with the real one, whose process is quicker to end than to answer.
+/// As with the real one, whose process exits before it replies.
 #[test]
 fn hard_stop_done_although_reply_breaks() {
     if !can_run() {
@@ -176,7 +175,7 @@ fn terminal_settings_match_real_vfkit() {
     let settings = program.terminal();
     assert!(!settings.input_flags.contains(InputFlags::ICRNL));
     assert!(!settings.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO));
-    assert!(settings.local_flags.contains(LocalFlags::ISIG), "so Ctrl-C is not a byte");
+    assert!(settings.local_flags.contains(LocalFlags::ISIG), "Ctrl-C would be a byte");
     assert!(settings.input_flags.contains(InputFlags::IXON));
     assert!(settings.output_flags.contains(OutputFlags::OPOST));
 }
@@ -218,7 +217,7 @@ fn console_log_file_gets_output() {
         words
     });
     let said = || fs::read(&log).unwrap_or_default();
-    eventually("it says that it is ready", || said().ends_with(nano::READY));
+    eventually("the guest is ready", || said().ends_with(nano::READY));
     program.signal(Signal::SIGTERM);
     assert_eq!(program.ended(), Some(0));
 }
@@ -258,9 +257,9 @@ fn vsock_sockets_carry_bytes_unchanged() {
         )
         .collect()
     });
-    program.says("capsa login: ");
+    program.wait_for("capsa login: ");
     program.write("root\n");
-    program.says("# ");
+    program.wait_for("# ");
     let peer = format!("chroot /host {}", TestProgram::new("vsock-peer").path().display());
     program.write(&format!("({peer} listen 5000 >/dev/null 2>&1 &)\n"));
     program.write(&format!("{peer} connect 77 word; echo status $?\n"));
@@ -270,11 +269,11 @@ fn vsock_sockets_carry_bytes_unchanged() {
     assert_eq!(word, "word\n");
     stream.write_all(b"heard it\n").unwrap();
     drop(stream);
-    program.says("heard it");
-    program.says("status 0");
-    // Nobody listens on the host: the guest's connection is taken, and closed.
+    program.wait_for("heard it");
+    program.wait_for("status 0");
+    // No process listens on the host: the guest's connection is accepted and closed.
     program.write(&format!("{peer} connect 78 word 2>&1; echo status $?\n"));
-    program.says("status 1");
+    program.wait_for("status 1");
 
     let mut stream = UnixStream::connect(&to_guest).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -285,9 +284,9 @@ fn vsock_sockets_carry_bytes_unchanged() {
         scope.spawn(|| writing.write_all(&sent).unwrap());
         stream.read_exact(&mut back).unwrap();
     });
-    assert!(back == sent, "what came back is not what was sent");
+    assert!(back == sent, "the echo differs from the input");
     program.write("poweroff\n");
     assert_eq!(program.ended(), Some(0));
-    // vfkit leaves them where they are.
+    // vfkit does not remove them.
     assert!(to_guest.exists() && to_host.exists());
 }

@@ -1,6 +1,5 @@
-//! The stand-in reads command lines as vfkit does: `fixtures/vfkit_argv.jsonl` holds what the
-//! parser of vfkit v0.6.4 itself, compiled for Linux, made of some, and what it refused in which
-//! words.
+//! The stand-in parses command lines as vfkit does: `fixtures/vfkit_argv.jsonl` has the results and
+//! error texts of the parser of vfkit v0.6.4, compiled for Linux.
 
 use std::path::Path;
 use std::{env, fs};
@@ -9,7 +8,7 @@ use capsa_stand_ins::vfkit::parse_command_line;
 use capsa_testkit::{run_isolated, workspace};
 use serde_json::{Value, json};
 
-/// The files that the lines name, where they name them.
+/// Creates the files that the command lines name.
 fn in_a_directory_with_images() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let images = dir.path().join("t");
@@ -21,22 +20,22 @@ fn in_a_directory_with_images() -> tempfile::TempDir {
     dir
 }
 
-/// What the oracle says, in the shape of [`parse_command_line`].
-fn said(result: &Value) -> Value {
-    let mut said = match result["ok"].as_bool() {
+/// The result of vfkit's parser, in the shape of [`parse_command_line`].
+fn output(result: &Value) -> Value {
+    let mut output = match result["ok"].as_bool() {
         Some(true) => {
-            // The device's descriptor is the parser's own, and nobody sees it.
+            // The descriptor of the device is private to the parser.
             json!({ "vm": result["vm"], "path": null })
         }
         _ => json!({ "stage": result["stage"], "error": result["error"] }),
     };
     if result["rest"]["Scheme"] == 1 {
-        said["path"] = result["rest"]["Path"].clone();
+        output["path"] = result["rest"]["Path"].clone();
     }
     if !result["options"].is_null() {
-        said["options"] = result["options"].clone();
+        output["options"] = result["options"].clone();
     }
-    said
+    output
 }
 
 #[test]
@@ -50,7 +49,7 @@ fn argv_parsed_as_by_vfkit() {
     for line in oracle.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let argv: Vec<String> = serde_json::from_value(line["argv"].clone()).unwrap();
-        let (ours, theirs) = (parse_command_line(&argv), said(&line["result"]));
+        let (ours, theirs) = (parse_command_line(&argv), output(&line["result"]));
         if ours != theirs {
             different.push(format!("{argv:?}\n  stand-in {ours}\n  vfkit    {theirs}"));
         }

@@ -1,4 +1,4 @@
-//! A stand-in for vfkit with a terminal of its own, killed when dropped.
+//! A process of the stand-in for vfkit with a terminal of its own, killed when dropped.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The words that boot the nano guest, which is written to `dir`.
+/// The arguments that boot the nano guest, which is written to `dir`.
 pub(crate) fn nano_guest(dir: &Path, nano: Nano) -> Vec<String> {
     let kernel = nano.write_to(dir).unwrap().display().to_string();
     let initrd = dir.join("initrd");
@@ -31,19 +31,19 @@ pub(crate) fn nano_guest(dir: &Path, nano: Nano) -> Vec<String> {
         .into()
 }
 
-/// One that runs.
+/// A running stand-in.
 pub(crate) struct VfkitProcess {
     process: Child,
     terminal: OwnedFd,
-    said: Arc<Mutex<Vec<u8>>>,
-    /// How much of it was waited for.
-    heard: usize,
+    output: Arc<Mutex<Vec<u8>>>,
+    /// How many bytes of the output earlier waits have consumed.
+    consumed: usize,
     error: ChildStderr,
     dir: TempDir,
 }
 
 impl VfkitProcess {
-    /// With the nano guest on its console, and `more` words.
+    /// Starts it with the nano guest on its console, and `more` arguments.
     pub(crate) fn nano(nano: Nano, more: &[&str]) -> Self {
         Self::with(|dir| {
             let mut words = nano_guest(dir, nano);
@@ -53,12 +53,12 @@ impl VfkitProcess {
         })
     }
 
-    /// With these words and a REST service in the directory that they are made for.
+    /// Starts it with these arguments and a REST service in the directory.
     pub(crate) fn with(words: impl FnOnce(&Path) -> Vec<String>) -> Self {
         Self::start(stand_in::VFKIT.path(), words)
     }
 
-    /// The same of a program that may be faulty.
+    /// Starts another program, such as one with faults, in the same way.
     pub(crate) fn start(program: &Path, words: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir_in("/tmp").unwrap();
         let words = words(dir.path());
@@ -72,64 +72,64 @@ impl VfkitProcess {
             .spawn()
             .unwrap();
         let error = process.stderr.take().unwrap();
-        let said = Arc::new(Mutex::new(Vec::new()));
+        let output = Arc::new(Mutex::new(Vec::new()));
         let mut reading = fs::File::from(pty.master.try_clone().unwrap());
-        let to = said.clone();
+        let to = output.clone();
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(n @ 1..) = reading.read(&mut chunk) {
                 to.lock().unwrap().extend_from_slice(&chunk[..n]);
             }
         });
-        Self { process, terminal: pty.master, said, heard: 0, error, dir }
+        Self { process, terminal: pty.master, output, consumed: 0, error, dir }
     }
 
-    /// Waits until its nano guest listens.
+    /// Waits until its nano guest is ready.
     pub(crate) fn listens(&mut self) {
-        self.says("NANO READY");
+        self.wait_for("NANO READY");
     }
 
-    /// Waits until it says `text` after what was waited for before.
-    pub(crate) fn says(&mut self, text: &str) {
+    /// Waits until the terminal shows `text` after the output of earlier waits.
+    pub(crate) fn wait_for(&mut self, text: &str) {
         let mut end = None;
-        eventually(&format!("it says {text:?}"), || {
-            let said = self.said.lock().unwrap();
-            let rest = &said[self.heard..];
+        eventually(&format!("the terminal shows {text:?}"), || {
+            let output = self.output.lock().unwrap();
+            let rest = &output[self.consumed..];
             let at = rest.windows(text.len()).position(|part| part == text.as_bytes());
-            end = at.map(|at| self.heard + at + text.len());
+            end = at.map(|at| self.consumed + at + text.len());
             end.is_some()
         });
-        self.heard = end.unwrap();
+        self.consumed = end.unwrap();
     }
 
-    /// Types `text`.
+    /// Writes `text` to the terminal.
     pub(crate) fn write(&self, text: &str) {
         fs::File::from(self.terminal.try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
     }
 
-    /// Everything on its terminal up to now.
+    /// The terminal's output so far.
     pub(crate) fn console(&self) -> String {
-        String::from_utf8_lossy(&self.said.lock().unwrap()).replace("\r\n", "\n")
+        String::from_utf8_lossy(&self.output.lock().unwrap()).replace("\r\n", "\n")
     }
 
-    /// How its terminal is set.
+    /// The settings of its terminal.
     pub(crate) fn terminal(&self) -> Termios {
         tcgetattr(&self.terminal).unwrap()
     }
 
-    /// Where its REST service is.
+    /// The path of its REST socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("rest.sock")
     }
 
-    /// Status and body of an answer, which must come.
+    /// Status and body of a response.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let (status, body) = self.try_ask(method, path, body);
-        assert_ne!(status, 0, "{method} {path} is not answered");
+        assert_ne!(status, 0, "{method} {path} has no response");
         (status, body)
     }
 
-    /// The same; zero and nothing where no answer comes.
+    /// Status and body of a response; 0 and an empty body if there is none.
     pub(crate) fn try_ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -167,10 +167,10 @@ impl VfkitProcess {
         kill(Pid::from_raw(self.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits for its end; `None` where a signal was that.
+    /// Waits until it exits, and returns its status; `None` if a signal ended it.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         let mut status = None;
-        eventually("it ends", || {
+        eventually("the stand-in exits", || {
             status = self.process.try_wait().unwrap();
             std::thread::sleep(Duration::from_millis(5));
             status.is_some()
@@ -178,11 +178,11 @@ impl VfkitProcess {
         status.unwrap().code()
     }
 
-    /// What it said on standard error, once it is over.
+    /// Its standard error, read to the end.
     pub(crate) fn error(&mut self) -> String {
-        let mut said = String::new();
-        self.error.read_to_string(&mut said).unwrap();
-        said
+        let mut output = String::new();
+        self.error.read_to_string(&mut output).unwrap();
+        output
     }
 }
 

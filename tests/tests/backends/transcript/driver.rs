@@ -1,5 +1,5 @@
-//! One process of a cloud-hypervisor, spoken to over its socket, and its answers reduced to what
-//! does not depend on the host: paths in our directory, times, process ids.
+//! One cloud-hypervisor process and its API socket. Responses are reduced to what
+//! does not depend on the host: no paths of the test's directory, times or process ids.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ impl TranscriptSession {
             .spawn()
             .unwrap();
         let session = Self { process, terminal: master.into(), dir, exchanges: Vec::new() };
-        eventually("it listens", || UnixStream::connect(session.socket()).is_ok());
+        eventually("the VMM listens", || UnixStream::connect(session.socket()).is_ok());
         session
     }
 
@@ -55,7 +55,7 @@ impl TranscriptSession {
         self.dir.path().join(name)
     }
 
-    /// One exchange as Capsa has it: a connection of its own.
+    /// One exchange on a connection of its own, as Capsa does it.
     pub(crate) fn ask(&mut self, method: &str, path: &str, body: Option<&str>) {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
         if let Some(body) = body {
@@ -67,18 +67,18 @@ impl TranscriptSession {
             request += "\r\n";
         }
         let shown = body.map_or_else(String::new, |body| format!(" {body}"));
-        self.say(&format!("{method} {path}{shown}"), &request);
+        self.send_bytes(&format!("{method} {path}{shown}"), &request);
     }
 
-    /// Sends bytes that need not be a request.
-    pub(crate) fn say(&mut self, name: &str, bytes: &str) {
+    /// Sends bytes, which need not be a valid request.
+    pub(crate) fn send_bytes(&mut self, name: &str, bytes: &str) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(bytes.as_bytes()).unwrap();
         let (head, body) = read_response(&mut stream);
         let mut lines = head.lines();
         let status = lines.next().unwrap_or_default().to_owned();
-        // The length is that of the body, which is recorded itself.
+        // The length follows from the body, which is recorded.
         let headers = lines.map(|line| match line.split_once(": ") {
             Some((key @ "Content-Length", _)) => key.to_owned(),
             _ => line.to_owned(),
@@ -112,15 +112,15 @@ impl TranscriptSession {
         kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits until an event of this name has been told.
+    /// Waits until the VMM has reported an event of this name.
     pub(crate) fn wait_for_event(&self, event: &str) {
-        let told = || fs::read_to_string(self.path("events")).unwrap_or_default();
-        eventually(event, || told().contains(&format!("\"event\": \"{event}\"")));
+        let event_names = || fs::read_to_string(self.path("events")).unwrap_or_default();
+        eventually(event, || event_names().contains(&format!("\"event\": \"{event}\"")));
     }
 
-    /// Waits for its end; what there is to record.
+    /// Waits until the process exits, and returns what is recorded.
     pub(crate) fn end(mut self, name: &str) -> Value {
-        eventually("it ends", || self.process.try_wait().unwrap().is_some());
+        eventually("the VMM exits", || self.process.try_wait().unwrap().is_some());
         let status = self.process.wait().unwrap().code();
         let events = fs::read_to_string(self.path("events")).unwrap();
         let left = fs::read_dir(self.dir.path()).unwrap().flatten();
@@ -129,7 +129,7 @@ impl TranscriptSession {
         json!({
             "name": name,
             "exchanges": std::mem::take(&mut self.exchanges),
-            "events": told(&events),
+            "events": event_names(&events),
             "exit": status,
             "left": left,
         })
@@ -139,7 +139,7 @@ impl TranscriptSession {
         text.replace(&self.dir.path().display().to_string(), "DIR")
     }
 
-    /// A body without what depends on the host.
+    /// A body without the parts that depend on the host.
     fn reduced(&self, body: &str) -> Value {
         let body = self.without_paths(body);
         let Ok(body) = serde_json::from_str::<Value>(&body) else { return Value::String(body) };
@@ -154,7 +154,7 @@ impl Drop for TranscriptSession {
     }
 }
 
-/// Head and body of a response, whose connection stays open behind it.
+/// Head and body of a response. The connection stays open.
 fn read_response(stream: &mut UnixStream) -> (String, String) {
     let mut seen = Vec::new();
     let mut chunk = [0; 4096];
@@ -172,8 +172,8 @@ fn read_response(stream: &mut UnixStream) -> (String, String) {
     }
 }
 
-/// The configuration and the state stay as they are, errors too. Of the rest the type is enough:
-/// ids and versions differ, and what hardware there is nobody reads.
+/// The configuration, the state and errors are unchanged. Of other values only the type is kept:
+/// ids and versions differ, and Capsa does not read the hardware.
 fn reduced(value: Value, key: &str) -> Value {
     match value {
         Value::Object(map) if key.is_empty() => {
@@ -194,8 +194,8 @@ fn reduced(value: Value, key: &str) -> Value {
     }
 }
 
-/// The events, in the words `vm booting` where the text is to the byte what the real one writes.
-fn told(events: &str) -> Vec<String> {
+/// The events, as `vm booting` where the text equals byte for byte what cloud-hypervisor writes.
+fn event_names(events: &str) -> Vec<String> {
     let texts = events.split_inclusive("\n\n");
     texts.map(|text| as_written(text).unwrap_or_else(|| text.to_owned())).collect()
 }

@@ -1,8 +1,8 @@
-//! What cloud-hypervisor answers, recorded from the real one, and who is held to it: the stand-in
-//! everywhere, the real one where one is found.
+//! Responses recorded from the real cloud-hypervisor. The stand-in is compared with the recording
+//! everywhere, and the real cloud-hypervisor where it is installed.
 //!
-//! With `CAPSA_BLESS=1` and a real one (`CAPSA_CLOUD_HYPERVISOR` or `PATH`) the recording in
-//! `tests/fixtures/cloud_hypervisor.json` is made anew.
+//! With `CAPSA_BLESS=1` and a real one (`CAPSA_CLOUD_HYPERVISOR` or `PATH`) the test replaces the recording
+//! `tests/fixtures/cloud_hypervisor.json`.
 
 mod driver;
 mod script;
@@ -27,11 +27,11 @@ fn recorded() -> Value {
 }
 
 fn version(program: &Path) -> String {
-    let said = command::text(Command::new(program).arg("--version")).unwrap();
-    said.lines().next().unwrap_or_default().to_owned()
+    let output = command::text(Command::new(program).arg("--version")).unwrap();
+    output.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Plays the whole script to a program.
+/// Runs the whole script against a program.
 fn record(program: &Path) -> Value {
     json!({
         "version": version(program),
@@ -40,7 +40,7 @@ fn record(program: &Path) -> Value {
     })
 }
 
-/// The real program; `None`, said aloud, where there is none or no KVM.
+/// The real program; `None`, and the test counts as skipped, where it or KVM is missing.
 fn real() -> Option<PathBuf> {
     let named = std::env::var_os("CAPSA_CLOUD_HYPERVISOR").map(PathBuf::from);
     let Some(program) = named.or_else(|| host::find_program("cloud-hypervisor")) else {
@@ -54,7 +54,7 @@ fn real() -> Option<PathBuf> {
     Some(program)
 }
 
-/// Fails with every exchange in which the two differ.
+/// Fails with a list of the exchanges that differ.
 fn assert_same(theirs: &Value, recording: &Value) {
     let mut different = Vec::new();
     compare(theirs, recording, "", &mut different);
@@ -75,12 +75,12 @@ fn compare(theirs: &Value, recording: &Value, at: &str, out: &mut Vec<String>) {
             }
         }
         (a, b) if a == b => {}
-        (a, b) => out.push(format!("{at}\n  it says  {a}\n  recorded {b}")),
+        (a, b) => out.push(format!("{at}\n  found    {a}\n  recorded {b}")),
     }
 }
 
-/// What must hold in every version: what is asked, its status, what ends with which status and
-/// leaves what behind, which events come. Texts and the fields of `vm.info` change with versions.
+/// What is the same in every version: the requests, their status codes, the exit statuses, the files
+/// that are left, and the events. Texts and the fields of `vm.info` change with versions.
 fn essence(recording: &Value) -> Value {
     let all = |key: &str, of: &Value, essence: fn(&Value) -> Value| -> Value {
         of[key].as_array().into_iter().flatten().map(essence).collect()
@@ -98,7 +98,7 @@ fn transcript_stand_in_matches_recording() {
     if host::find_program("qemu-system-x86_64").is_none() {
         return skip("qemu-system-x86_64 is not installed");
     }
-    // The recording shows that the real one takes what it does not know.
+    // The recording shows that the real one accepts unknown fields.
     let lenient = FaultyStandIn::cloud_hypervisor(&[ChvFault::Lenient]);
     let mut theirs = record(&lenient.program());
     assert_eq!(theirs["version"], format!("cloud-hypervisor {}", VERSION));
@@ -129,7 +129,7 @@ fn transcript_difference_names_path() {
     let theirs = json!({ "sessions": [{ "name": "life", "exit": 1 }] });
     let mut different = Vec::new();
     compare(&theirs, &recording, "", &mut different);
-    assert_eq!(different, [".sessions[0 life].exit\n  it says  1\n  recorded 0"]);
+    assert_eq!(different, [".sessions[0 life].exit\n  found    1\n  recorded 0"]);
     compare(&recording, &recording, "", &mut different);
     assert_eq!(different.len(), 1);
 }

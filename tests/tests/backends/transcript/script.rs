@@ -1,4 +1,4 @@
-//! What is asked: every call that Capsa makes, in the right order and in every wrong one.
+//! The requests: every call that Capsa makes, in the right order and in every wrong order.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::driver::TranscriptSession;
 
-/// How command lines end that must not start anything.
+/// The ends of invalid command lines.
 pub(crate) fn command_lines(program: &Path) -> Vec<Value> {
     let lines = [
         "--bogus",
@@ -31,7 +31,7 @@ pub(crate) fn command_lines(program: &Path) -> Vec<Value> {
 
 pub(crate) fn sessions(program: &Path) -> Vec<Value> {
     vec![
-        without_a_machine(TranscriptSession::start(program)),
+        without_vm(TranscriptSession::start(program)),
         bodies(TranscriptSession::start(program)),
         refused_boots(TranscriptSession::start(program)),
         a_whole_life(TranscriptSession::start(program)),
@@ -43,9 +43,9 @@ pub(crate) fn sessions(program: &Path) -> Vec<Value> {
 const CALLS: [&str; 8] =
     ["boot", "pause", "resume", "power-button", "shutdown", "reboot", "delete", "counters"];
 
-/// A machine with a guest that ignores its power button: the nano guest looks for it where
-/// one of the two programs does not have it.
-fn machine(session: &TranscriptSession) -> Value {
+/// A VM with a guest that ignores its power button: the nano guest expects the button at an address
+/// where one of the two programs does not have it.
+fn vm(session: &TranscriptSession) -> Value {
     let kernel = Nano { power_button: false }.write_to(session.path("")).unwrap();
     json!({
         "cpus": { "boot_vcpus": 1, "max_vcpus": 1 },
@@ -61,8 +61,8 @@ fn put(session: &mut TranscriptSession, call: &str) {
     session.ask("PUT", &format!("/api/v1/vm.{call}"), None);
 }
 
-fn create(session: &mut TranscriptSession, machine: &Value) {
-    session.ask("PUT", "/api/v1/vm.create", Some(&machine.to_string()));
+fn create(session: &mut TranscriptSession, vm: &Value) {
+    session.ask("PUT", "/api/v1/vm.create", Some(&vm.to_string()));
 }
 
 fn info(session: &mut TranscriptSession) {
@@ -74,7 +74,7 @@ fn quit(mut session: TranscriptSession, name: &str) -> Value {
     session.end(name)
 }
 
-fn without_a_machine(mut session: TranscriptSession) -> Value {
+fn without_vm(mut session: TranscriptSession) -> Value {
     session.ask("GET", "/api/v1/vmm.ping", None);
     info(&mut session);
     for call in CALLS {
@@ -104,7 +104,7 @@ fn without_a_machine(mut session: TranscriptSession) -> Value {
         "PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: many",
         "GET /api/v1/vmm.ping HTTP/1.0",
     ] {
-        session.say(line, &format!("{line}\r\n\r\n"));
+        session.send_bytes(line, &format!("{line}\r\n\r\n"));
     }
     quit(session, "without a machine")
 }
@@ -130,15 +130,15 @@ fn bodies(mut session: TranscriptSession) -> Value {
     ] {
         session.ask("PUT", "/api/v1/vm.create", Some(body));
     }
-    // What it does not know it takes without a word.
-    let mut unknown = machine(&session);
+    // Unknown fields are accepted silently.
+    let mut unknown = vm(&session);
     unknown["paylod"] = json!({ "kernel": "/k" });
     unknown["payload"]["kernl"] = json!("/k");
     create(&mut session, &unknown);
     info(&mut session);
     create(&mut session, &unknown);
     put(&mut session, "delete");
-    let mut full = machine(&session);
+    let mut full = vm(&session);
     full["memory"]["shared"] = json!(true);
     full["payload"]["initramfs"] = json!("/i");
     full["disks"] = json!([{ "path": "/d", "image_type": "Qcow2", "backing_files": true }]);
@@ -166,7 +166,7 @@ fn refused_boots(mut session: TranscriptSession) -> Value {
         json!({}),
         json!({ "kernel": "/k", "firmware": "/f" }),
     ] {
-        let mut refused = machine(&session);
+        let mut refused = vm(&session);
         refused["payload"] = payload;
         create(&mut session, &refused);
         put(&mut session, "boot");
@@ -183,18 +183,18 @@ fn refused_boots(mut session: TranscriptSession) -> Value {
         ("net", json!([{ "vhost_user": true, "vhost_socket": "/nowhere" }])),
         ("vsock", json!({ "cid": 1, "socket": "/nowhere" })),
     ] {
-        let mut refused = machine(&session);
+        let mut refused = vm(&session);
         refused[key] = change;
         create(&mut session, &refused);
         put(&mut session, "boot");
         put(&mut session, "delete");
     }
-    let mut initramfs = machine(&session);
+    let mut initramfs = vm(&session);
     initramfs["payload"]["initramfs"] = json!("/nowhere");
-    let mut no_socket = machine(&session);
+    let mut no_socket = vm(&session);
     no_socket["memory"]["shared"] = json!(true);
     no_socket["net"] = json!([{ "vhost_user": true }]);
-    let mut landlock = machine(&session);
+    let mut landlock = vm(&session);
     landlock["landlock_rules"] = json!([{ "path": "/nowhere", "access": "rw" }]);
     for refused in [initramfs, no_socket, landlock] {
         create(&mut session, &refused);
@@ -205,8 +205,8 @@ fn refused_boots(mut session: TranscriptSession) -> Value {
 }
 
 fn a_whole_life(mut session: TranscriptSession) -> Value {
-    let machine = machine(&session);
-    create(&mut session, &machine);
+    let vm = vm(&session);
+    create(&mut session, &vm);
     info(&mut session);
     for call in ["pause", "resume", "power-button", "shutdown"] {
         put(&mut session, call);
@@ -235,14 +235,14 @@ fn a_whole_life(mut session: TranscriptSession) -> Value {
     put(&mut session, "delete");
     info(&mut session);
     put(&mut session, "delete");
-    create(&mut session, &machine);
+    create(&mut session, &vm);
     put(&mut session, "boot");
     quit(session, "a whole life")
 }
 
 fn a_guest_that_powers_off(mut session: TranscriptSession) -> Value {
-    let machine = machine(&session);
-    create(&mut session, &machine);
+    let vm = vm(&session);
+    create(&mut session, &vm);
     put(&mut session, "boot");
     session.wait_for("NANO READY\r\n");
     session.write(&[nano::POWER_OFF]);
@@ -250,8 +250,8 @@ fn a_guest_that_powers_off(mut session: TranscriptSession) -> Value {
 }
 
 fn a_guest_that_resets(mut session: TranscriptSession) -> Value {
-    let machine = machine(&session);
-    create(&mut session, &machine);
+    let vm = vm(&session);
+    create(&mut session, &vm);
     put(&mut session, "boot");
     session.wait_for("NANO READY\r\n");
     session.write(&[nano::RESET]);
