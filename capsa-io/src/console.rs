@@ -42,9 +42,11 @@ impl ConsoleStream {
     }
 
     /// Writes queued input and watches the stream for what the console waits for. To be called after
-    /// every change of the console.
+    /// every change of the console. In a forked child it does nothing: the input is the parent's.
     pub(crate) fn sync(&mut self, console: &mut ConsoleMux) {
-        let Some(stream) = &mut self.0 else { return };
+        let Some(stream) = self.0.as_mut().filter(|stream| stream.is_same_process()) else {
+            return;
+        };
         stream.io().write_from(console.outgoing());
         if let Err(error) = stream.set_interest(console.window() > 0, console.wants_write()) {
             tracing::warn!("cannot watch the console: {error}");

@@ -17,14 +17,20 @@ impl Supervisor {
 
     pub(super) fn handle_control_events(&mut self) {
         while let Some(event) = self.control.poll_event() {
-            tracing::debug!(?event, "control event");
             match event {
-                ControlEvent::Up => self.check_readiness(),
+                ControlEvent::Up => {
+                    tracing::debug!("control channel is up");
+                    self.check_readiness();
+                }
                 ControlEvent::Reply(message, reply) => {
+                    tracing::debug!(message = message.purpose, ?reply, "control reply");
                     let outcome = self.backend.reply(&message, &reply);
                     self.input(Input::Replied(outcome));
                 }
-                ControlEvent::Event(event) => self.guest_event(self.backend.event(&event)),
+                ControlEvent::Event(event) => {
+                    tracing::debug!(?event, "control event");
+                    self.guest_event(self.backend.event(&event));
+                }
                 ControlEvent::Lost(error) => {
                     if let Some(error) = error {
                         tracing::warn!("control channel: {error}");

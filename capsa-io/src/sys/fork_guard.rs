@@ -31,18 +31,24 @@ impl ForkGuard {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::process::Command;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
+    use capsa_proto::console::{ConsoleMux, Overflow};
     use capsa_proto::path::HostPath;
     use capsa_proto::plan::{ProcessPlan, Readiness, Signal};
+    use capsa_proto::time::Instant;
     use nix::libc;
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 
+    use crate::console::ConsoleStream;
     use crate::process::{ChildProcess, Inherited, ProcessKeys};
     use crate::run_dir::RunDir;
+    use crate::stream::ByteStream;
     use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
 
     /// Runs `act` in a forked child; returns whether it succeeds.
@@ -89,13 +95,23 @@ mod tests {
         let mut process = Some(sleeper(&poll));
         let pid = process.as_ref().unwrap().pid();
 
+        let mut console = ConsoleMux::new(64, Overflow::DropOldest);
+        let mut console_stream = ConsoleStream::default();
+        let (ours, guest) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        guest.set_nonblocking(true).unwrap();
+        console_stream.attach(&mut console, ByteStream::Socket(ours), &poll, 3).unwrap();
+        console.write(Instant::ZERO, b"queued by the parent\r").unwrap();
+
         let went_well = run_in_fork(|| {
+            console_stream.sync(&mut console);
             assert!(poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new()).is_err());
             drop((process.take(), run_dir.take()));
             // The child's own process, which dies with the child: its watchdog knows no other.
             std::mem::forget(sleeper(&Poll::new().unwrap()));
         });
         assert!(went_well, "see above");
+        assert!((&guest).read(&mut [0]).is_err(), "the child wrote the parent's input");
 
         // Longer than a watchdog needs.
         poll.wait(Some(Duration::from_millis(300)), &mut ready).unwrap();
@@ -103,9 +119,9 @@ mod tests {
         assert_eq!(exit_state(pid), ExitState::Runs);
         process.as_ref().unwrap().signal(Signal::Kill).unwrap();
         // The end of its standard error is reported too, and may be reported first.
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while !ready.has(1) {
-            assert!(Instant::now() < deadline, "the exit is not reported");
+            assert!(std::time::Instant::now() < deadline, "the exit is not reported");
             poll.wait(Some(Duration::from_millis(100)), &mut ready).unwrap();
         }
         assert!(process.as_mut().unwrap().try_reap().is_some());

@@ -116,6 +116,11 @@ pub(crate) struct PollSource<F: AsFd> {
 }
 
 impl<F: AsFd> PollSource<F> {
+    /// Whether the current process created it, so that it is not a forked child's copy.
+    pub(crate) fn is_same_process(&self) -> bool {
+        self.fork_guard.is_same_process()
+    }
+
     pub(crate) fn io(&mut self) -> &mut F {
         &mut self.io
     }

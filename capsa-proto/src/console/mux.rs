@@ -151,7 +151,9 @@ impl ConsoleMux {
 
     /// The stream has ended. Waits are notified by [`close`](Self::close), or after half a second.
     pub fn handle_eof(&mut self, now: Instant, events: &mut EventQueue) {
-        self.close_at = Some(now + CLOSE_DELAY);
+        if !self.closed {
+            self.close_at = Some(now + CLOSE_DELAY);
+        }
         self.mark_closed(now, events);
     }
 

@@ -17,7 +17,7 @@
 //!
 //! A login accepts a prompt only after it has been unchanged for a tenth of a second. With a
 //! simulated guest, the VM's clock skips this delay when the guest waits for input. All other times
-//! are real.
+//! are real. Recordings use the clock of the VM, so they contain the skipped time.
 //!
 //! ```
 //! # #[cfg(feature = "blocking")] {
