@@ -33,18 +33,18 @@ fn reader_slow_gets_all_of_paused_guest() {
     let guest = ScriptedGuest::new().on("long", GuestReply::output(long()).with_status(4));
     let (_vm, mut console) = logged_in(guest, Overflow::Pause);
     let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
-    let (mut said, mut chunk) = (Vec::new(), vec![0; 50_000]);
+    let (mut output, mut chunk) = (Vec::new(), vec![0; 50_000]);
     for round in 0.. {
         let n = command.read(&mut chunk).unwrap();
         if n == 0 {
             break;
         }
-        said.extend_from_slice(&chunk[..n]);
+        output.extend_from_slice(&chunk[..n]);
         if round % 8 == 0 {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    assert!(said == long(), "{} of {LONG} bytes", said.len());
+    assert!(output == long(), "{} of {LONG} bytes", output.len());
     let reply = command.wait().unwrap();
     assert_eq!((&reply.output[..], reply.status, reply.truncated), (&b""[..], Some(4), false));
     assert_eq!(
@@ -127,8 +127,8 @@ fn command_output_ends_with_vm() {
         .on("forever", GuestReply::output("last words").runs_for(Duration::MAX));
     let (vm, mut console) = logged_in(guest, Overflow::Pause);
     let mut command = console.spawn("forever", None).unwrap();
-    let mut said = [0; 10];
-    command.read_exact(&mut said).unwrap();
+    let mut output = [0; 10];
+    command.read_exact(&mut output).unwrap();
     vm.kill().unwrap();
     assert_eq!(command.read(&mut [0; 9]).unwrap(), 0);
     let error = command.wait().unwrap_err();
@@ -146,9 +146,9 @@ fn take_output_returns_all_there_is() {
     let login = vm.login(reader, "root", None, Some(PATIENCE)).unwrap();
     vm.start().unwrap();
     drive_until(&mut vm, |_, event| event == VmEvent::Ended(login));
-    let said = vm.scrollback().end();
+    let before = vm.scrollback().end();
     let run = vm.stream_command(reader, "forever", Some(PATIENCE)).unwrap();
-    let whole = said + LONG as u64;
+    let whole = before + LONG as u64;
     drive_until(&mut vm, |vm, _| vm.scrollback().end() > whole);
     let taken = vm.take_output(run);
     assert!(taken == long(), "{} of {LONG} bytes", taken.len());
@@ -182,7 +182,7 @@ fn command_reads_dropped_lose_nothing() {
         let mut console = vm.console().await.unwrap();
         console.login_timeout("root", None, PATIENCE).await.unwrap();
         let mut command = console.spawn("long", Some(PATIENCE)).unwrap();
-        let (mut said, mut chunk, mut given_up) = (Vec::new(), vec![0; 4096], 0);
+        let (mut output, mut chunk, mut given_up) = (Vec::new(), vec![0; 4096], 0);
         for round in 0.. {
             let most = 1 + round * 997 % chunk.len();
             let read = match round % 2 == 0 {
@@ -198,9 +198,9 @@ fn command_reads_dropped_lose_nothing() {
             if read == 0 {
                 break;
             }
-            said.extend_from_slice(&chunk[..read]);
+            output.extend_from_slice(&chunk[..read]);
         }
-        assert!(said == long(), "{} of {LONG} bytes", said.len());
+        assert!(output == long(), "{} of {LONG} bytes", output.len());
         let reply = command.wait().await.unwrap();
         assert_eq!((reply.status, reply.truncated), (Some(0), false));
         vm.stop().await.unwrap();

@@ -11,30 +11,30 @@ use capsa_testkit::vm::PATIENCE;
 fn paused_console_vmm_exit_loses_nothing() {
     run_isolated!();
     // More than the scrollback holds, and the socket holds the rest.
-    const SAID: usize = 12_000;
-    let orders = format!("up console*{SAID} exit=0");
+    const BYTES: usize = 12_000;
+    let orders = format!("up console*{BYTES} exit=0");
     let vm = fake::vm(&orders).scrollback(4096, Overflow::Pause).build_blocking().unwrap();
     let (mut reader, _writer) = vm.console().unwrap().split();
     vm.start().unwrap();
     assert_eq!(vm.wait().unwrap(), VmStatus::Stopped { exit_code: Some(0) });
-    let mut said = Vec::new();
-    reader.read_to_end(&mut said).unwrap();
-    assert_eq!(said.len(), SAID);
-    assert_eq!(said, fake::flood(SAID));
+    let mut output = Vec::new();
+    reader.read_to_end(&mut output).unwrap();
+    assert_eq!(output.len(), BYTES);
+    assert_eq!(output, fake::flood(BYTES));
 }
 
 #[test]
 fn paused_console_late_reader_gets_all() {
     run_isolated!();
-    const SAID: usize = 1_000_000;
-    let orders = format!("up console*{SAID} console=END serve");
+    const BYTES: usize = 1_000_000;
+    let orders = format!("up console*{BYTES} console=END serve");
     let vm = fake::vm(&orders).scrollback(1000, Overflow::Pause).build_blocking().unwrap();
     vm.start().unwrap();
     // Created late: the reader also gets earlier output.
     let (mut reader, _writer) = vm.console().unwrap().split();
-    let mut said = vec![0; SAID];
-    reader.read_exact(&mut said).unwrap();
-    assert_eq!(said, fake::flood(SAID));
+    let mut output = vec![0; BYTES];
+    reader.read_exact(&mut output).unwrap();
+    assert_eq!(output, fake::flood(BYTES));
     vm.kill().unwrap();
 }
 

@@ -57,10 +57,10 @@ fn session(console: &mut VmConsole) -> capsa::Result<String> {
 
 fn run(vm: &VmHandle) -> capsa::Result<String> {
     vm.start()?;
-    let said = session(&mut vm.console()?)?;
+    let output = session(&mut vm.console()?)?;
     vm.stop()?;
     assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
-    Ok(said)
+    Ok(output)
 }
 
 fn recorded(path: &Path) {
@@ -172,8 +172,8 @@ fn recorder_started_late_has_scrollback() {
 fn recording_of_paused_guest_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("whole.cast");
-    let said: String = (0..50_000).map(|n| format!("line {n}\r\n")).collect();
-    let guest = ScriptedGuest::new().print(&said).power_off();
+    let printed: String = (0..50_000).map(|n| format!("line {n}\r\n")).collect();
+    let guest = ScriptedGuest::new().print(&printed).power_off();
     let vm = testing::vm(guest).scrollback(1000, Overflow::Pause).record(&path);
     let vm = vm.build_blocking().unwrap();
     vm.start().unwrap();
@@ -181,9 +181,9 @@ fn recording_of_paused_guest_is_complete() {
     std::thread::sleep(Duration::from_millis(50));
     let (mut reader, mut all) = (vm.console().unwrap().split().0, Vec::new());
     std::io::Read::read_to_end(&mut reader, &mut all).unwrap();
-    assert!(all == said.as_bytes(), "{} of {} bytes", all.len(), said.len());
+    assert!(all == printed.as_bytes(), "{} of {} bytes", all.len(), printed.len());
     vm.wait().unwrap();
-    assert!(text(&events(&path), "o") == said);
+    assert!(text(&events(&path), "o") == printed);
 }
 
 #[cfg(target_os = "linux")] // Only Linux has /dev/full.
@@ -199,8 +199,8 @@ fn nano_session(vm: &VmHandle) {
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
     console.write(b"echo \xf0\x9f\x98\x80 \xff\x03!").unwrap();
-    let said = console.wait_for_timeout("!", PATIENCE).unwrap();
-    assert_eq!(said, "echo \u{1f600} \u{fffd}\u{3}!");
+    let output = console.wait_for_timeout("!", PATIENCE).unwrap();
+    assert_eq!(output, "echo \u{1f600} \u{fffd}\u{3}!");
     console.write(&[nano::FLOOD]).unwrap();
     let flood = String::from_utf8(nano::flood()).unwrap();
     console.wait_for_timeout(&flood[flood.len() - 32..], PATIENCE).unwrap();
@@ -225,12 +225,12 @@ fn recording_of_nano_guest_is_replayed() {
     nano_session(&played);
     println!("real {took:?}, replayed {:?}", began.elapsed());
     // Every byte, including the flood.
-    let said = |vm: &VmHandle| {
+    let all_output = |vm: &VmHandle| {
         let (mut reader, mut all) = (vm.console().unwrap().split().0, Vec::new());
         std::io::Read::read_to_end(&mut reader, &mut all).unwrap();
         all
     };
-    let (real, played) = (said(&real), said(&played));
+    let (real, played) = (all_output(&real), all_output(&played));
     assert!(real.len() > nano::flood().len() && real == played, "{} {}", real.len(), played.len());
 }
 
@@ -258,7 +258,7 @@ fn recording_of_linux_guest_is_replayed() {
     let path = dir.path().join("linux.cast");
     let real = vm::linux(&guest).record(Recording::new(&path).with_input());
     let began = Instant::now();
-    let said = linux_session(&real.build_blocking().unwrap()).unwrap();
+    let output = linux_session(&real.build_blocking().unwrap()).unwrap();
     let took = began.elapsed();
     assert!(!std::fs::read_to_string(&path).unwrap().contains("secret\\r"));
     for replay in [
@@ -267,7 +267,7 @@ fn recording_of_linux_guest_is_replayed() {
     ] {
         let played = testing::vm(replay).build_blocking().unwrap();
         let began = Instant::now();
-        assert_eq!(linux_session(&played).unwrap(), said);
+        assert_eq!(linux_session(&played).unwrap(), output);
         println!("real {took:?}, replayed {:?}", began.elapsed());
     }
     events(&path);

@@ -25,7 +25,7 @@ fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
 fn hostile() -> Vec<Vec<u8>> {
     let ids = (0..2000u64).map(|n| format!("capsa:end:{n:016x}:0;\ncapsa:begin:{n:016x}\n"));
     let panic =
-        "[    1.0] Kernel panic - not syncing: told\n---[ end Kernel panic - not syncing ]---\n";
+        "[    1.0] Kernel panic - not syncing: forged\n---[ end Kernel panic - not syncing ]---\n";
     vec![
         b"# \n$ \n> \nroot@vm:~# ".to_vec(),
         b"vm login: \nPassword: \nLogin incorrect\n".to_vec(),
@@ -59,8 +59,8 @@ fn command_output_hostile_is_returned_unchanged() {
             let reply = match prompt {
                 None => console.run("attack", Some(PATIENCE)).unwrap(),
                 Some(prompt) => {
-                    let said = console.run_command_timeout("attack", prompt, PATIENCE).unwrap();
-                    assert_eq!(said, String::from_utf8_lossy(&text), "{start}");
+                    let output = console.run_command_timeout("attack", prompt, PATIENCE).unwrap();
+                    assert_eq!(output, String::from_utf8_lossy(&text), "{start}");
                     continue;
                 }
             };

@@ -265,11 +265,11 @@ fn show_on_failure_prints_only_on_failure() -> TestResult {
         for (how, fails) in [("panic", true), ("error", true), ("success", false)] {
             let mut program = std::process::Command::new(std::env::current_exe()?);
             let output = program.args([&test_name(), "--exact"]).env(HOW, how).output()?;
-            let said = [output.stdout, output.stderr].concat();
-            let said = String::from_utf8_lossy(&said);
-            assert_eq!(output.status.success(), !fails, "{how}: {said}");
-            let shown = said.contains("(running):\n  | one\n  | two in red\n");
-            assert_eq!(shown, fails, "{how}: {said}");
+            let printed = [output.stdout, output.stderr].concat();
+            let printed = String::from_utf8_lossy(&printed);
+            assert_eq!(output.status.success(), !fails, "{how}: {printed}");
+            let shown = printed.contains("(running):\n  | one\n  | two in red\n");
+            assert_eq!(shown, fails, "{how}: {printed}");
         }
         return Ok(());
     };

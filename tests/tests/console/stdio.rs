@@ -19,19 +19,19 @@ fn stdio_relays_both_ways_up_to_last_byte() {
         .unwrap();
     let mut stdin = relay.stdin.take().unwrap();
     let mut stdout = relay.stdout.take().unwrap();
-    let mut said = Vec::new();
-    while !said.ends_with(nano::READY) {
+    let mut output = Vec::new();
+    while !output.ends_with(nano::READY) {
         let mut byte = [0];
         stdout.read_exact(&mut byte).unwrap();
-        said.push(byte[0]);
+        output.push(byte[0]);
     }
-    said.clear();
+    output.clear();
     stdin.write_all(&[b'h', b'i', nano::FLOOD, nano::POWER_OFF]).unwrap();
-    stdout.read_to_end(&mut said).unwrap();
+    stdout.read_to_end(&mut output).unwrap();
     let mut end = String::new();
     relay.stderr.take().unwrap().read_to_string(&mut end).unwrap();
     assert!(relay.wait().unwrap().success(), "{end}");
     assert_eq!(end.trim_end(), "stopped");
-    assert!(said.starts_with(b"hi"), "the input did not arrive");
-    assert!(said.ends_with(&nano::flood()), "got {} bytes only", said.len());
+    assert!(output.starts_with(b"hi"), "the input did not arrive");
+    assert!(output.ends_with(&nano::flood()), "got {} bytes only", output.len());
 }

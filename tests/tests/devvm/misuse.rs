@@ -32,8 +32,8 @@ fn config_invalid_error_names_file_and_line() {
         (format!("{{\"a\": {}}}", one.replace("\"offline\"", "\"ofline\"")), "ofline"),
         (format!("{{\"a\": {one}, \"b\": {one}, \"a\": {one}}}"), "duplicate VM name a"),
     ] {
-        let said = start_error(&guest, &file);
-        assert!(said.contains("vms.json") && said.contains(why), "{file}: {said}");
+        let error = start_error(&guest, &file);
+        assert!(error.contains("vms.json") && error.contains(why), "{file}: {error}");
     }
 }
 
@@ -43,8 +43,8 @@ fn socket_stale_is_replaced_in_use_is_not() {
     let file = json!({ "web": description(&guest) }).to_string();
     let killed = DevvmService::of(&guest, &mut command(&guest, &file));
     killed.attach("web").until(READY);
-    let said = start_error(&guest, &file);
-    assert!(said.contains("in use"), "{said}");
+    let error = start_error(&guest, &file);
+    assert!(error.contains("in use"), "{error}");
     killed.attach("web").until(READY);
     drop(killed);
     assert!(guest.dir().join("socket").exists(), "the socket is left by a killed service");
@@ -58,8 +58,8 @@ fn socket_path_with_regular_file_is_kept() {
     let Some(guest) = NanoGuest::new() else { return };
     let file = guest.dir().join("socket");
     std::fs::write(&file, "precious").unwrap();
-    let said = start_error(&guest, "{}");
-    assert!(said.contains("in use"), "{said}");
+    let error = start_error(&guest, "{}");
+    assert!(error.contains("in use"), "{error}");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
 }
 

@@ -34,7 +34,7 @@ fn session_attach_restart_stop_sigterm() {
     third.input.write_all(b"again").unwrap();
     third.until("again");
 
-    assert_eq!(service.ask("attach nobody").rest(), "error: no VM nobody\n");
+    assert_eq!(service.ask("attach absent").rest(), "error: no VM absent\n");
     assert_eq!(service.ask("eat web").rest(), "error: unknown request eat\n");
     let start_error = service.ask("restart missing").rest();
     assert!(

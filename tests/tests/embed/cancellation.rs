@@ -93,9 +93,9 @@ fn console_futures_dropped_lose_nothing() {
         }
         console.write_str("THE END").await.unwrap();
         read.extend(console.wait_for_timeout("THE END", PATIENCE).await.unwrap().into_bytes());
-        let mut said = vec![0; read.len()];
-        all.read_exact(&mut said).await.unwrap();
-        assert!(read == said, "{} bytes differ from the output", read.len());
+        let mut expected = vec![0; read.len()];
+        all.read_exact(&mut expected).await.unwrap();
+        assert!(read == expected, "{} bytes differ from the output", read.len());
         assert!(read.ends_with(b"THE END") && read.len() > 10_000);
         vm.kill().await.unwrap();
     });
@@ -201,7 +201,7 @@ fn tokio_events_in_select_are_not_lost() {
         let mut vm = TokioVm::new(orders.build_embedded().unwrap()).unwrap();
         let reader = vm.add_reader();
         vm.start().unwrap();
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         loop {
             let event = tokio::select! {
                 biased;
@@ -210,8 +210,8 @@ fn tokio_events_in_select_are_not_lost() {
             };
             match event {
                 Some(VmEvent::ConsoleData) => {
-                    said.extend(vm.take(reader));
-                    if said.ends_with(b"END") {
+                    output.extend(vm.take(reader));
+                    if output.ends_with(b"END") {
                         vm.kill().unwrap();
                     }
                 }
@@ -219,7 +219,7 @@ fn tokio_events_in_select_are_not_lost() {
                 None => break,
             }
         }
-        assert!(said[..100_000] == fake::flood(100_000), "the output differs from the flood");
+        assert!(output[..100_000] == fake::flood(100_000), "the output differs from the flood");
     });
 }
 

@@ -65,8 +65,8 @@ fn edge_10000_echoes_one_byte_per_call() {
         (vm, on_event)
     };
     on_each_loop(begin, |name, vm| {
-        let said = vm.scrollback().end();
-        assert_eq!(said, 1 + 5 * (ROUNDS as u64 - 1), "{name}");
+        let length = vm.scrollback().end();
+        assert_eq!(length, 1 + 5 * (ROUNDS as u64 - 1), "{name}");
     });
 }
 
@@ -94,15 +94,15 @@ fn arrives_whole(bytes: usize, events: usize, how: impl Fn(LinuxVmBuilder) -> Li
         let orders = fake::vm(&format!("up console*{bytes} console=END serve"));
         let mut vm = how(orders).build_embedded().unwrap();
         let reader = vm.add_reader();
-        let (mut told, mut said) = (0, Vec::new());
+        let (mut seen, mut output) = (0, Vec::new());
         let on_event: OnEvent = Box::new(move |vm, event| {
             if event == VmEvent::ConsoleData {
-                told += 1;
-                said.extend(vm.take(reader));
-                if said.ends_with(b"END") {
-                    assert!(told >= events, "{told} events");
-                    said.truncate(bytes);
-                    assert!(said == fake::flood(bytes), "the output differs from the flood");
+                seen += 1;
+                output.extend(vm.take(reader));
+                if output.ends_with(b"END") {
+                    assert!(seen >= events, "{seen} events");
+                    output.truncate(bytes);
+                    assert!(output == fake::flood(bytes), "the output differs from the flood");
                     vm.kill().unwrap();
                 }
             }
@@ -122,11 +122,11 @@ fn edge_10000_vmm_events_delay_nothing() {
         let mut vm = orders.read_budget(64).build_embedded().unwrap();
         let reader = vm.add_reader();
         let end = vm.expect(reader, &["END"], Some(PATIENCE));
-        let (tell, told) = channel();
-        tell.send(()).unwrap();
+        let (sender, token) = channel();
+        sender.send(()).unwrap();
         let on_event: OnEvent = Box::new(move |vm, event| {
             if event == VmEvent::Ended(end) {
-                told.try_recv().expect("it ends once");
+                token.try_recv().expect("it ends once");
                 let ended = vm.take_ended(end);
                 assert!(matches!(ended, Some(Ended::Expect(Outcome::Matched { .. }))), "{ended:?}");
                 vm.stop_with_timeout(Duration::from_millis(1)).unwrap();
@@ -147,23 +147,23 @@ fn vm_moves_between_loops_during_output() {
     let mut vm = orders.build_embedded().unwrap();
     let reader = vm.add_reader();
     vm.start().unwrap();
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     // A new runtime every few events: readiness that the last one has consumed is reported again.
-    while said.len() < BYTES / 2 {
+    while output.len() < BYTES / 2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         vm = runtime.block_on(async {
             let mut vm = TokioVm::new(vm).unwrap();
             for _ in 0..7 {
                 vm.next_event().await.unwrap().expect("it runs");
-                said.extend(vm.take(reader));
+                output.extend(vm.take(reader));
             }
             vm.into_inner()
         });
     }
     let on_event: OnEvent = Box::new(move |vm, _| {
-        said.extend(vm.take(reader));
-        if said.ends_with(b"END") {
-            assert!(said[..BYTES] == fake::flood(BYTES), "the output differs from the flood");
+        output.extend(vm.take(reader));
+        if output.ends_with(b"END") {
+            assert!(output[..BYTES] == fake::flood(BYTES), "the output differs from the flood");
             vm.kill().unwrap();
         }
     });

@@ -29,7 +29,7 @@ const LOOPS: &[(&str, Run)] = &[
     ("async-io", loop_smol::run_on_async_io),
     ("calloop", loop_calloop::run),
     ("io_uring", loop_io_uring::run),
-    ("many machines", run_among_others),
+    ("many VMs", run_among_others),
 ];
 
 /// The loop with the real guest; the others use simulated guests.
@@ -37,7 +37,7 @@ fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
     let mut members: Vec<loop_many::Member> = vec![(vm, on_event)];
     for _ in 0..3 {
         let mut vm = guest::simulated().unwrap();
-        let (on_event, _said) = as_root(&mut vm);
+        let (on_event, _lines) = as_root(&mut vm);
         members.push((vm, on_event));
     }
     loop_many::run(&mut members)?;
@@ -48,7 +48,7 @@ fn run_among_others(vm: Vm, on_event: OnEvent) -> io::Result<Vm> {
 fn on_each_loop(
     new_vm: impl Fn() -> Vm,
     conversation: impl Fn(&mut Vm) -> (OnEvent, Receiver<String>),
-    heard: &str,
+    expected: &str,
     steps: &[StopStep],
 ) {
     for (name, run) in LOOPS {
@@ -59,21 +59,21 @@ fn on_each_loop(
             continue;
         }
         let mut vm = new_vm();
-        let (on_event, said) = conversation(&mut vm);
+        let (on_event, lines) = conversation(&mut vm);
         let vm = run(vm, on_event).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let said: Vec<String> = said.iter().collect();
+        let lines: Vec<String> = lines.iter().collect();
         let report = vm.stop_report().unwrap();
         let how = (report.ended_by, report.steps.as_slice());
-        assert_eq!(how, (EndedBy::GuestPowerOff, steps), "{name}: {said:?}");
-        assert!(said.iter().any(|line| line.starts_with(heard)), "{name}: {said:?}");
+        assert_eq!(how, (EndedBy::GuestPowerOff, steps), "{name}: {lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with(expected)), "{name}: {lines:?}");
     }
 }
 
 /// The event handler of the examples, and the lines that it logs.
 fn as_root(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
-    let (tell, said) = channel();
-    let say = move |line| drop(tell.send(line));
-    (Box::new(guest::event_handler(vm, say).unwrap()), said)
+    let (sender, lines) = channel();
+    let log = move |line| drop(sender.send(line));
+    (Box::new(guest::event_handler(vm, log).unwrap()), lines)
 }
 
 /// The same with a guest that has no shell and echoes its input.
@@ -87,7 +87,7 @@ fn with_nano_without_button(vm: &mut Vm) -> (OnEvent, Receiver<String>) {
 }
 
 fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>) {
-    let (tell, said) = channel();
+    let (sender, lines) = channel();
     vm.start().unwrap();
     let reader = vm.add_reader();
     let prompt = std::str::from_utf8(nano::READY).unwrap();
@@ -101,11 +101,11 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
             assert_eq!(vm.write(b"hello").unwrap(), 5);
             echo = Some(vm.expect(reader, &["hello"], Some(PATIENCE)));
         } else if Some(wait) == echo {
-            tell.send("hello".to_owned()).unwrap();
+            sender.send("hello".to_owned()).unwrap();
             end(vm);
         }
     };
-    (Box::new(on_event), said)
+    (Box::new(on_event), lines)
 }
 
 #[test]

@@ -178,10 +178,10 @@ fn task_panic_kills_only_its_vm() {
         vm
     };
     let other = runtime.block_on(start());
-    let (tell, result) = std::sync::mpsc::channel();
+    let (sender, result) = std::sync::mpsc::channel();
     let task = runtime.spawn(async move {
         let vm = start().await;
-        tell.send(vm.hypervisor_pid().unwrap()).unwrap();
+        sender.send(vm.hypervisor_pid().unwrap()).unwrap();
         panic!("as intended");
     });
     assert!(runtime.block_on(task).unwrap_err().is_panic());

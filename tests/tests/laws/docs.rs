@@ -28,7 +28,7 @@ fn pages() -> Vec<Source> {
     pages
 }
 
-/// One piece of inline code, or one link, and where it stands.
+/// One piece of inline code, or one link, and its place.
 struct Mention {
     /// `file:line`.
     place: String,

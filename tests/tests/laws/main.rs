@@ -1,5 +1,5 @@
-//! The laws of the house, as tests about the repository. A test's name is the law; a failure names
-//! each place that breaks it.
+//! Rules for the repository, as tests. A test's name is the rule; a failure names each place that
+//! breaks it.
 
 mod corpus;
 mod docs;
@@ -37,14 +37,14 @@ fn code_lines(places: &[&str], is_bad: impl Fn(&str) -> bool) -> Vec<String> {
     Source::rust(places).iter().flat_map(|source| source.code_lines(&is_bad)).collect()
 }
 
-/// What the root of a crate says in an attribute such as `#![no_std]`, where it does not.
+/// The crates whose root does not have `attribute`, such as `#![no_std]`.
 fn roots_without(attribute: &str, crates: &[&str]) -> Vec<String> {
     let roots = crates.iter().map(|name| format!("{name}/src/lib.rs"));
-    let lacking = roots.filter(|root| {
+    let missing = roots.filter(|root| {
         let source = &Source::rust(&[root])[0];
         !code(&source.text).lines().any(|line| line == attribute)
     });
-    lacking.map(|root| format!("{root}:1: lacks {attribute}")).collect()
+    missing.map(|root| format!("{root}:1: no {attribute}")).collect()
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn sources_have_no_todo_notes() {
             broken.extend(source.code_lines(|line| stubs.iter().any(|stub| line.contains(stub))));
         }
     }
-    assert_none("what is not done is refused with an error that says so", broken);
+    assert_none("code that is not written yet returns an error, and has no `todo!`", broken);
 }
 
 #[test]
@@ -203,10 +203,7 @@ fn tests_are_never_ignored() {
     let broken = code_lines(&[""], |line| {
         line.contains("#[ignore") || line.contains("#[cfg_attr") && has_word(line, "ignore")
     });
-    assert_none(
-        "a test that cannot run says so through capsa_testkit::skip, which is counted",
-        broken,
-    );
+    assert_none("a test that cannot run calls capsa_testkit::skip, which is counted", broken);
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Source {
         self.places(&code(&self.text), is_bad)
     }
 
-    /// [`code_lines`](Self::code_lines) before the tests, which stand at the bottom of a file or
+    /// [`code_lines`](Self::code_lines) before the tests, which are at the bottom of a file or
     /// in one of their own.
     pub(crate) fn shipped_lines(&self, is_bad: impl Fn(&str) -> bool) -> Vec<String> {
         if self.path.ends_with("tests.rs") {

@@ -15,13 +15,13 @@ fn why_not(orders: &str) -> String {
 #[test]
 fn start_failing_names_cause() {
     run_isolated!();
-    for (orders, says) in [
+    for (orders, expected) in [
         ("listen accept greet reply reject hang", "failed to start the guest: injected fault"),
         ("listen accept greet reject hang", "failed to negotiate capabilities"),
         ("listen accept greet exit=0", "exited with status 0"),
         ("listen accept exit=7", "exited with status 7"),
         ("exit=3", "exited with status 3"),
-        // A command that is sent after the loss gets a reply that says the same.
+        // A command that is sent after the loss gets the same error.
         ("listen accept greet control*100000000 hang", "control channel"),
         ("listen accept greet control={]garbage hang", "control channel"),
         ("listen accept control=hello hang", "closed its control channel"),
@@ -29,6 +29,6 @@ fn start_failing_names_cause() {
         ("listen accept greet reply close-control hang", "closed its control channel"),
     ] {
         let why = why_not(orders);
-        assert!(why.contains(says), "{orders}: {why}");
+        assert!(why.contains(expected), "{orders}: {why}");
     }
 }

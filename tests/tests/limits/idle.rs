@@ -15,7 +15,7 @@ fn cost(
     measure: impl Fn(&Path) -> Result<IdleCost, Box<dyn std::error::Error>>,
 ) -> Option<IdleCost> {
     if !Path::new("/proc/self/smaps_rollup").exists() {
-        skip("the kernel does not tell what a process costs");
+        skip("the kernel does not report the memory of a process");
         return None;
     }
     if !fake::isolated(&[]) {

@@ -153,8 +153,8 @@ fn panics(vm: &VmHandle, console: &mut VmConsole) -> TestResult {
         Ok(())
     });
     let error = console.run("echo c >/proc/sysrq-trigger", Some(PATIENCE)).unwrap_err();
-    let told = Instant::now();
-    let after = told.duration_since(seen.recv()?);
+    let returned = Instant::now();
+    let after = returned.duration_since(seen.recv()?);
     eprintln!("the call returned {after:?} after the panic");
     let Error::KernelPanic { line, .. } = &error else { Err(error)? };
     assert_eq!(line, "Kernel panic - not syncing: sysrq triggered crash");

@@ -29,9 +29,9 @@ fn can_run() -> bool {
 
 #[test]
 fn version_output_has_a_colon() {
-    let said = Command::new(stand_in::VFKIT).arg("--version").output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&said.stdout), "vfkit version: v0.6.4\n");
-    assert!(said.status.success());
+    let output = Command::new(stand_in::VFKIT).arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "vfkit version: v0.6.4\n");
+    assert!(output.status.success());
 }
 
 #[test]
@@ -55,21 +55,21 @@ fn rejection_prints_error_twice_around_usage() {
         // Standard input is not a terminal.
         (&["--device", "virtio-serial,stdio"], "inappropriate ioctl for device"),
     ] {
-        let said = Command::new(stand_in::VFKIT)
+        let output = Command::new(stand_in::VFKIT)
             .args(&guest)
             .args(more)
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let error = String::from_utf8_lossy(&said.stderr);
-        assert_eq!(said.status.code(), Some(1), "{more:?}: {error}");
-        let said_first = error.strip_prefix("Error: ").and_then(|it| it.split_once("\nUsage:\n"));
-        let (first, rest) = said_first.unwrap_or_else(|| panic!("{more:?}: {error}"));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{more:?}: {error}");
+        let parts = error.strip_prefix("Error: ").and_then(|it| it.split_once("\nUsage:\n"));
+        let (first, rest) = parts.unwrap_or_else(|| panic!("{more:?}: {error}"));
         let (usage, second) =
             rest.split_once("\n\n").and_then(|(_, rest)| rest.split_once("\n\n")).unwrap();
         assert!(first.contains(want) && usage.starts_with("Flags:"), "{more:?}: {error}");
         assert_eq!(second.trim_end(), first.trim_end(), "{more:?}");
-        assert_eq!(said.stdout, b"", "{more:?}");
+        assert_eq!(output.stdout, b"", "{more:?}");
     }
 }
 
@@ -83,9 +83,9 @@ fn unsupported_device_exits_with_its_name() {
         (&["--nested"], "--nested"),
         (&["--restful-uri", "tcp://localhost:1"], "a REST service over TCP"),
     ] {
-        let said = Command::new(stand_in::VFKIT).args(&guest).args(more).output().unwrap();
-        let error = String::from_utf8_lossy(&said.stderr);
-        assert_eq!(said.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)), "{error}");
+        let output = Command::new(stand_in::VFKIT).args(&guest).args(more).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(i32::from(stand_in::UNKNOWN_CONFIG)), "{error}");
         assert!(error.contains(&format!("the stand-in does not support {named}")), "{error}");
     }
 }
@@ -118,7 +118,7 @@ fn rest_replies_match_real_vfkit() {
     let error = |(status, body): (u16, Value)| {
         (status, body["error"].as_str().unwrap_or_default().to_owned())
     };
-    for (body, status, said) in [
+    for (body, status, message) in [
         ("{\"state\":\"Pause\"}", 202, ""),
         ("{\"state\":\"Pause\"}", 500, "transition"),
         ("{\"state\":\"Stop\"}", 500, "transition"),
@@ -128,7 +128,7 @@ fn rest_replies_match_real_vfkit() {
         ("", 400, "EOF"),
     ] {
         let (got, error) = error(program.ask("POST", "/vm/state", body));
-        assert!(got == status && error.contains(said), "{body}: {got} {error}");
+        assert!(got == status && error.contains(message), "{body}: {got} {error}");
     }
     assert_eq!(program.ask("GET", "/nothing", "").0, 404);
     // Each request is logged on standard output, which is the console, before its reply.
@@ -142,7 +142,7 @@ fn rest_replies_match_real_vfkit() {
     assert!(!program.socket().exists(), "the socket is removed");
 }
 
-/// As with the real one, whose process exits before it replies.
+/// The process of the real vfkit also exits before it replies.
 #[test]
 fn hard_stop_done_although_reply_breaks() {
     if !can_run() {
@@ -216,8 +216,8 @@ fn console_log_file_gets_output() {
         words.extend(["--device".into(), format!("virtio-serial,logFilePath={}", log.display())]);
         words
     });
-    let said = || fs::read(&log).unwrap_or_default();
-    eventually("the guest is ready", || said().ends_with(nano::READY));
+    let log_text = || fs::read(&log).unwrap_or_default();
+    eventually("the guest is ready", || log_text().ends_with(nano::READY));
     program.signal(Signal::SIGTERM);
     assert_eq!(program.ended(), Some(0));
 }
@@ -250,7 +250,7 @@ fn vsock_sockets_carry_bytes_unchanged() {
                 "virtio-fs,sharedDir=/,mountTag=host".to_owned(),
                 format!("virtio-vsock,port=5000,socketURL={},connect", show(&to_guest)),
                 format!("virtio-vsock,port=77,socketURL={},listen", show(&to_host)),
-                format!("virtio-vsock,port=78,socketURL={}", show(&dir.path().join("nobody"))),
+                format!("virtio-vsock,port=78,socketURL={}", show(&dir.path().join("missing"))),
             ]
             .into_iter()
             .flat_map(|device| ["--device".to_owned(), device]),
@@ -267,9 +267,9 @@ fn vsock_sockets_carry_bytes_unchanged() {
     let mut word = String::new();
     BufReader::new(&stream).read_line(&mut word).unwrap();
     assert_eq!(word, "word\n");
-    stream.write_all(b"heard it\n").unwrap();
+    stream.write_all(b"host reply\n").unwrap();
     drop(stream);
-    program.wait_for("heard it");
+    program.wait_for("host reply");
     program.wait_for("status 0");
     // No process listens on the host: the guest's connection is accepted and closed.
     program.write(&format!("{peer} connect 78 word 2>&1; echo status $?\n"));

@@ -106,7 +106,7 @@ fn without_vm(mut session: TranscriptSession) -> Value {
     ] {
         session.send_bytes(line, &format!("{line}\r\n\r\n"));
     }
-    quit(session, "without a machine")
+    quit(session, "without a VM")
 }
 
 fn bodies(mut session: TranscriptSession) -> Value {
