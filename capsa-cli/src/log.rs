@@ -14,11 +14,11 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::failure::CliError;
-use crate::flags::{Arguments, usage};
+use crate::flags::Arguments;
 use crate::json_output;
 use crate::settings::{ProgressMode, Settings, flags_of};
 
-/// The flag. `CAPSA_LOG` accepts the same values.
+/// The flag. `CAPSA_LOG` accepts the same values; an empty one counts as unset.
 const FLAG: &str = "--log-level";
 const VARIABLE: &str = "CAPSA_LOG";
 
@@ -29,10 +29,13 @@ pub(crate) fn init(arguments: &Arguments) -> Result<bool, CliError> {
     };
     let options = &arguments.settings.options;
     let mut level = options.log_level;
-    if let (None, Some(value)) = (level, std::env::var_os(VARIABLE)) {
+    let variable = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+    if let (None, Some(value)) = (level, variable) {
         let mut settings = Settings::default();
-        row.set_from_flag(&mut settings, &value)
-            .map_err(|reason| usage(format!("{VARIABLE}: {reason}"), Some(arguments.command)))?;
+        row.set_from_flag(&mut settings, &value).map_err(|reason| {
+            CliError::usage(format!("{VARIABLE}: {reason}"))
+                .hint(format!("unset {VARIABLE}, or set it to e.g. debug"))
+        })?;
         level = settings.options.log_level;
     }
     let level = level.unwrap_or(LevelFilter::OFF);

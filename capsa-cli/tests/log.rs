@@ -30,6 +30,7 @@ fn log_level_debug_prints_probes() {
 fn log_level_default_prints_nothing() {
     assert_eq!(doctor(None, &[]), "");
     assert_eq!(doctor(None, &["--log-level", "off"]), "");
+    assert_eq!(doctor(Some(""), &[]), "");
     // The flag overrides the variable.
     assert_eq!(doctor(Some("trace"), &["--log-level", "error"]), "");
 }
@@ -39,6 +40,7 @@ fn log_variable_with_unknown_level_is_an_error() {
     let stderr = doctor(Some("loud"), &[]);
     let want = "capsa: CAPSA_LOG: invalid value \"loud\": expected off, error, ";
     assert!(stderr.starts_with(want), "{stderr}");
+    assert!(stderr.contains("hint: unset CAPSA_LOG, or set it to e.g. debug\n"), "{stderr}");
     // Commands that print no log ignore it.
     let (code, ..) = ask(std::path::Path::new("/nonexistent"), &["version"]);
     assert_eq!(code, 0);
