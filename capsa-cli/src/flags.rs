@@ -271,7 +271,7 @@ mod tests {
             ("run linux uname", "\"uname\"; write a command for the guest after --"),
             ("run -q --quiet", "--quiet was given twice"),
             ("backends -- ls", "`backends` has no flag --"),
-            ("run --cpus two", "--cpus: invalid number \"two\": "),
+            ("run --cpus two", "--cpus: invalid number \"two\": expected 1 to 4294967295"),
         ] {
             let failure = parse(line).unwrap_err();
             assert!(failure.to_string().contains(want), "{line}: {failure}");

@@ -62,14 +62,19 @@ pub(crate) fn duration(text: &str) -> Parsed<Duration> {
     })
 }
 
+/// The numbers that a setting accepts, both ends included. Parsing accepts every u32: validation
+/// reports one that is out of bounds, together with the other violations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds(pub(crate) u32, pub(crate) u32);
+
 /// A whole number.
-pub(crate) fn number(text: &str) -> Parsed<u32> {
-    text.parse().map_err(|_| invalid_number(text))
+pub(crate) fn number(text: &str, bounds: Bounds) -> Parsed<u32> {
+    text.parse().map_err(|_| invalid_number(text, bounds))
 }
 
-/// The message for a number that is none.
-pub(crate) fn invalid_number(text: &str) -> String {
-    format!("invalid number {text:?}: expected 0 to {}", u32::MAX)
+/// The message for a text that is no whole number, or is one that does not fit into a u32.
+pub(crate) fn invalid_number(text: &str, Bounds(min, max): Bounds) -> String {
+    format!("invalid number {text:?}: expected {min} to {max}")
 }
 
 /// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; default: `rw`. A file whose name ends in a colon and one

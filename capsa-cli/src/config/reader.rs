@@ -182,10 +182,11 @@ impl<'f> ConfigReader<'f> {
                 set(settings, *on);
                 Ok(())
             }
-            (ValueKind::Number(set), DeValue::Integer(number)) => {
+            (ValueKind::Number(bounds, set), DeValue::Integer(number)) => {
                 let digits = number.as_str().replace('_', "");
                 let parsed = u32::from_str_radix(&digits, number.radix());
-                parsed.map_err(|_| values::invalid_number(&digits)).map(|n| set(settings, n))
+                let parsed = parsed.map_err(|_| values::invalid_number(&digits, bounds));
+                parsed.map(|n| set(settings, n))
             }
             (ValueKind::List(set), DeValue::Array(list)) => {
                 for item in list.iter() {
@@ -203,7 +204,7 @@ impl<'f> ConfigReader<'f> {
             }
             (ValueKind::Path(set), DeValue::String(text)) => values::path(text.as_ref().as_ref())
                 .map(|path| set(settings, self.directory.join(path))),
-            (ValueKind::Switch(_) | ValueKind::Number(_) | ValueKind::List(_), _) => {
+            (ValueKind::Switch(_) | ValueKind::Number(..) | ValueKind::List(_), _) => {
                 return self.mistyped(row, value);
             }
             (_, DeValue::String(text)) => row.set_from_text(settings, text),

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::settings::{SECTIONS, Section, Setting, Shape, ValueKind};
+use crate::values::Bounds;
 
 /// The schema, draft 2020-12.
 pub(crate) fn schema() -> Value {
@@ -43,7 +44,9 @@ fn value(row: &Setting) -> Value {
         ValueKind::String(_) | ValueKind::Text(_) => json!({"type": "string"}),
         ValueKind::List(_) => json!({"type": "array", "items": {"type": "string"}}),
         ValueKind::Size(_) | ValueKind::Time(_) => json!({"type": "string", "pattern": "^ *[0-9]"}),
-        ValueKind::Number(_) => json!({"type": "integer", "minimum": 0, "maximum": u32::MAX}),
+        ValueKind::Number(Bounds(min, max), _) => {
+            json!({"type": "integer", "minimum": min, "maximum": max})
+        }
         ValueKind::Switch(_) => json!({"type": "boolean"}),
         ValueKind::Choice(_) => json!({"enum": row.words()}),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{SETTINGS, Settings};
 use crate::commands::Subcommand;
-use crate::values;
+use crate::values::{self, Bounds};
 
 /// A row of the table.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub(crate) enum ValueKind {
     /// A path. A relative one in a config file is relative to the file's directory.
     Path(fn(&mut Settings, PathBuf)),
     /// A whole number.
-    Number(fn(&mut Settings, u32)),
+    Number(Bounds, fn(&mut Settings, u32)),
     /// `512M`; the function receives MiB.
     Size(fn(&mut Settings, u32)),
     /// `5m`.
@@ -101,7 +101,7 @@ impl Setting {
             ValueKind::Switch(_) => String::new(),
             ValueKind::Choice(choices) => words(choices).join("|"),
             ValueKind::Path(_) => "FILE".into(),
-            ValueKind::Number(_) => "N".into(),
+            ValueKind::Number(..) => "N".into(),
             ValueKind::Size(_) => "SIZE".into(),
             ValueKind::Time(_) => "TIME".into(),
             ValueKind::String(_) | ValueKind::Text(_) | ValueKind::List(_) => {
@@ -179,7 +179,7 @@ impl Setting {
                 }
             },
             ValueKind::Path(set) => set(settings, values::path(text.as_ref())?),
-            ValueKind::Number(set) => set(settings, values::number(text)?),
+            ValueKind::Number(bounds, set) => set(settings, values::number(text, bounds)?),
             ValueKind::Size(set) => set(settings, values::memory_mb(text)?),
             ValueKind::Time(set) => set(settings, values::duration(text)?),
             ValueKind::String(set) => set(settings, text.into()),
@@ -199,7 +199,7 @@ impl ValueKind {
             Self::List(_) => "a list of strings".into(),
             Self::Size(_) => "a size in quotes".into(),
             Self::Time(_) => "a time in quotes".into(),
-            Self::Number(_) => "a whole number".into(),
+            Self::Number(..) => "a whole number".into(),
             Self::Switch(_) => "true or false".into(),
             Self::Choice(choices) => {
                 let quoted: Vec<_> = words(choices).iter().map(|w| format!("{w:?}")).collect();

@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 use super::setting::{Completion, Section, Setting, Shape, ValueKind};
 use super::{ProgressMode, Settings};
 use crate::commands::Subcommand;
-use crate::values;
+use crate::values::{self, Bounds};
 
 /// The row that the others are based on: a flag of `capsa run`.
 const ROW: Setting = Setting {
@@ -194,7 +194,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         flag: "--cpus",
         key: "resources.cpus",
-        kind: ValueKind::Number(|s, cpus| s.cpus = Some(cpus)),
+        kind: ValueKind::Number(Bounds(1, u32::MAX), |s, cpus| s.cpus = Some(cpus)),
         example: "2",
         help: "Number of vCPUs",
         default: "1",
@@ -235,7 +235,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         key: "vsock.port",
         required: true,
-        kind: ValueKind::Number(|s, port| s.last_vsock().port = port),
+        // The largest u32 is VMADDR_PORT_ANY.
+        kind: ValueKind::Number(Bounds(0, u32::MAX - 1), |s, port| s.last_vsock().port = port),
         example: "5000",
         help: "vsock port",
         ..ROW
