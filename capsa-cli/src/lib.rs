@@ -135,6 +135,7 @@ fn config_command(arguments: &Arguments) -> Result<u8, CliError> {
                 )),
             }
         }
+        ["schema", extra, ..] => mistake(format!("unexpected argument {extra:?}")),
         ["check"] => mistake("expected a file to check".into()),
         [] => mistake("expected check FILE or schema".into()),
         [other, ..] => mistake(format!("unexpected argument {other:?}: use check FILE or schema")),
