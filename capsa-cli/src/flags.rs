@@ -73,7 +73,7 @@ impl Arguments {
             arguments.flag(&name, &mut parser)?;
         }
         if arguments.guest_command.is_some() && command != Subcommand::Run {
-            return Err(usage(format!("`{}` has no flag --", command.row().name), Some(command)));
+            return Err(usage(format!("`{}` accepts no --", command.row().name), Some(command)));
         }
         if !arguments.wants_help {
             let mut settings = Settings::default();
@@ -270,7 +270,8 @@ mod tests {
             ("run --kernel K uname -a", "no flag -a; write a command for the guest after --"),
             ("run linux uname", "\"uname\"; write a command for the guest after --"),
             ("run -q --quiet", "--quiet was given twice"),
-            ("backends -- ls", "`backends` has no flag --"),
+            ("backends -- ls", "`backends` accepts no --"),
+            ("config check -- FILE", "`config` accepts no --"),
             ("run --cpus two", "--cpus: invalid number \"two\": expected 1 to 4294967295"),
         ] {
             let failure = parse(line).unwrap_err();

@@ -16,8 +16,9 @@ pub(crate) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
             .max(strsim::jaro_winkler(known, word) - 0.1)
     };
     let rated = known.into_iter().map(|known| (similarity(known), known));
-    let similar =
-        rated.filter(|(similarity, known)| *similarity >= MIN_SIMILARITY && *known != word);
+    let is_empty = word.trim_start_matches('-').is_empty();
+    let similar = rated
+        .filter(|(similarity, known)| *similarity >= MIN_SIMILARITY && *known != word && !is_empty);
     similar.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, known)| known)
 }
 
@@ -32,7 +33,8 @@ mod tests {
 
     #[test]
     fn closest_finds_misspellings_only() {
-        let known = ["kernel", "initrd", "memory", "cpus", "timeout", "on-reboot", "read-only"];
+        let known =
+            ["kernel", "initrd", "memory", "cpus", "timeout", "on-reboot", "read-only", "--gc"];
         for (word, want) in [
             ("memry", Some("memory")),
             ("mem", Some("memory")),
@@ -45,6 +47,7 @@ mod tests {
             ("colour", None),
             ("", None),
             ("x", None),
+            ("--", None),
         ] {
             assert_eq!(closest(word, known), want, "{word}");
         }
