@@ -159,7 +159,7 @@ impl Validation<'_> {
             self.reject(
                 "cpus",
                 Kind::OutOfRange,
-                "0 CPUs: a VM needs at least 1",
+                "invalid number 0: expected 1 or more",
                 "set cpus to 1 or more",
             );
         } else if let Some(max) = max_cpus
@@ -172,7 +172,7 @@ impl Validation<'_> {
             self.reject(
                 "memory",
                 Kind::OutOfRange,
-                "0 MiB of memory: a VM needs memory",
+                format!("invalid size 0: expected {} MiB or more", TOO_LITTLE_MEMORY_MB + 1),
                 "set memory to 128 MiB or more",
             );
         } else if resources.memory_mb <= TOO_LITTLE_MEMORY_MB {
@@ -213,7 +213,7 @@ impl Validation<'_> {
             self.reject(
                 "timeout",
                 Kind::OutOfRange,
-                "a time limit of zero: the VM could not run",
+                "invalid time 0: expected more than 0",
                 "set a duration above zero, or no time limit",
             );
         }
