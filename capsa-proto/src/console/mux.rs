@@ -163,7 +163,7 @@ impl ConsoleMux {
         self.mark_closed(now, events);
     }
 
-    /// The VM is told to end, so back-pressure ends too: macOS lets no process exit before all that
+    /// The VM is being stopped, so back-pressure ends too: macOS lets no process exit before all that
     /// it wrote to a terminal was read. A paused scrollback keeps [`DRAIN_LIMIT`] bytes more.
     pub fn release_back_pressure(&mut self) {
         if self.scrollback.overflow() == Overflow::Pause {
