@@ -18,6 +18,9 @@ pub(crate) fn overview() -> String {
     for row in COMMANDS {
         entry(&mut out, &joined(&[row.name, row.operands]), row.help);
     }
+    out.push_str("\nFlags:\n");
+    entry(&mut out, "-h, --help", "Print this help; after a command, the flags of the command");
+    entry(&mut out, "-V, --version", "Print the version");
     out.push_str(
         "\nRun `capsa help COMMAND` for the flags of a command, `capsa help --man | man -l -` for \
          the\nmanual page.\n\nExit codes:\n",

@@ -100,9 +100,12 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
         Subcommand::Completions => match arguments.operands.first() {
             Some(shell) => match help::completions::of(shell) {
                 Some(script) => print(&script),
-                None => Err(usage(format!("unsupported shell {shell:?}"), Some(command))),
+                None => {
+                    let reason = format!("unsupported shell {shell:?}: expected {}", shells());
+                    Err(usage(reason, Some(command)))
+                }
             },
-            None => Err(usage("expected a shell", Some(command))),
+            None => Err(usage(format!("expected a shell: {}", shells()), Some(command))),
         },
         Subcommand::Version if json => {
             print(&json_output::document("version", json!({"version": VERSION})))
@@ -117,6 +120,11 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
             },
         },
     }
+}
+
+/// The shells that have completions: `bash, zsh or fish`.
+fn shells() -> String {
+    values::alternatives(Subcommand::Completions.row().words)
 }
 
 /// `capsa config check FILE`, `capsa config schema`.

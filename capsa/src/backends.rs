@@ -218,7 +218,13 @@ fn plan_on(
     let all = in_order(host.os);
     let Some(backend) = all.iter().find(|b| b.name() == name) else {
         let names: Vec<_> = all.iter().map(|b| b.name()).collect();
-        let reason = Reason::new("unknown backend", format!("use {}", names.join(" or ")));
+        let names = match names.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                format!("{} or {last}", others.join(", "))
+            }
+            _ => names.concat(),
+        };
+        let reason = Reason::new("unknown backend", format!("use {names}"));
         return Err(Error::BackendUnavailable { name: name.into(), reasons: vec![reason] });
     };
     let (found, availability) = look(backend.as_ref(), &spec, host, choice);
