@@ -3,6 +3,7 @@
 //!
 //! The other flags are the suite's. The report is printed, and kept in Cargo's target directory.
 
+use std::error::Error;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -10,16 +11,15 @@ use std::process::{Command, Stdio};
 
 use pico_args::Arguments;
 
-use crate::Outcome;
 use crate::cargo::{program, root, target_directory, text};
+use crate::{Outcome, finish};
 
 /// The exit code of the suite when no scenario failed and some were skipped.
 const SOME_SKIPPED: i32 = 3;
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
+    let name = &backend(arguments.clone())?;
     let flags = arguments.finish();
-    let backend = flags.iter().skip_while(|flag| *flag != "--backend").nth(1);
-    let name = backend.and_then(|name| name.to_str()).ok_or("missing flag: --backend NAME")?;
     fs::create_dir_all(target_directory())?;
     let path = target_directory().join(format!("conformance-{name}.txt"));
     let mut file = File::create(&path)?;
@@ -40,6 +40,17 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         Some(0 | SOME_SKIPPED) => Ok(()),
         _ => Err(format!("the suite failed ({status})").into()),
     }
+}
+
+/// The backend that the flags name. Rejects flags that the suite does not have.
+fn backend(mut arguments: Arguments) -> Result<String, Box<dyn Error>> {
+    let name: Option<String> = arguments.opt_value_from_str("--backend")?;
+    let _: Option<String> = arguments.opt_value_from_str("--filter")?;
+    for switch in ["--linux", "--list", "--backends"] {
+        arguments.contains(switch);
+    }
+    finish(arguments)?;
+    name.ok_or_else(|| "missing flag: --backend NAME".into())
 }
 
 /// The commit, if this is a clone, and whether the work tree has changes.
@@ -64,4 +75,22 @@ fn host() -> String {
 
 fn output(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String, String> {
     text(Command::new(program).args(arguments).current_dir(root()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conformance_unknown_flag_is_named() {
+        for (flags, want) in [
+            (&["--backend", "qemu", "--linux", "--filter", "boot"][..], Ok("qemu")),
+            (&["--bakend", "x"], Err("unknown argument --bakend")),
+            (&["--linux"], Err("missing flag: --backend NAME")),
+        ] {
+            let flags = Arguments::from_vec(flags.iter().map(Into::into).collect());
+            let found = backend(flags).map_err(|error| error.to_string());
+            assert_eq!(found.as_deref().map_err(String::as_str), want);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! target fail to `fuzz/artifacts/`: minimize it with `cargo +nightly fuzz tmin`, name it and add it to
 //! the corpus.
 
+use std::error::Error;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::{Outcome, finish};
 const SECONDS_PER_INPUT: u32 = 10;
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
-    let seconds = arguments.opt_value_from_str("--seconds")?.unwrap_or(60);
+    let seconds = seconds(&mut arguments)?;
     let only: Option<String> = arguments.opt_value_from_str("--target")?;
     finish(arguments)?;
     let length = Duration::from_secs(seconds);
@@ -44,6 +45,16 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     }
     Err(format!("failed targets: {}; their inputs are in fuzz/artifacts/", failed.join(", "))
         .into())
+}
+
+/// The time for each target.
+fn seconds(arguments: &mut Arguments) -> Result<u64, Box<dyn Error>> {
+    let Some(text) = arguments.opt_value_from_str::<_, String>("--seconds")? else {
+        return Ok(60);
+    };
+    let invalid =
+        |_| format!("--seconds: invalid number {text:?}: expected whole seconds, e.g. 60");
+    Ok(text.parse().map_err(invalid)?)
 }
 
 /// The names of the files in `fuzz/fuzz_targets`.
@@ -100,4 +111,21 @@ fn ensure_cargo_fuzz() -> Outcome {
     println!("=== cargo-fuzz is missing: cargo install cargo-fuzz --locked");
     run_command(cargo().args(["install", "cargo-fuzz", "--locked"]))?;
     if is_installed() { Ok(()) } else { Err("Cargo's bin directory is not in PATH".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_that_are_no_number_are_rejected() {
+        let parse = |flags: &[&str]| {
+            let flags = flags.iter().map(Into::into).collect();
+            seconds(&mut Arguments::from_vec(flags)).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(&[]), Ok(60));
+        assert_eq!(parse(&["--seconds", "5"]), Ok(5));
+        let want = "--seconds: invalid number \"x\": expected whole seconds, e.g. 60";
+        assert_eq!(parse(&["--seconds", "x"]), Err(want.into()));
+    }
 }
