@@ -1,12 +1,12 @@
-//! Escapes control characters in text from guests and hypervisors before it is printed.
+//! Text from guests and hypervisors: escapes for control characters, and characters cut in two.
 //!
 //! A guest writes to its console whatever it likes, and a VMM's error text may quote it. Printed as
 //! it is, such text moves the cursor, clears the screen, changes the terminal's title or forges
-//! lines of a log. Both functions replace each character of Unicode category Cc (C0, DEL and C1)
+//! lines of a log. The escape functions replace each character of Unicode category Cc (C0, DEL and C1)
 //! by its Rust escape, such as `\r` or `\u{1b}`. They do not remove or interpret escape sequences:
 //! see [`Stripper`](crate::console::Stripper) for that.
 //!
-//! The rule: text that can contain a guest's or a file's bytes passes through one of them exactly
+//! The rule: text that can contain a guest's or a file's bytes passes through one of these exactly
 //! once on its way to a terminal or a log. [`escape_control_line`] is for text that has to stay on
 //! its line.
 
@@ -28,6 +28,22 @@ pub fn escape_control(text: &str) -> String {
 /// ```
 pub fn escape_control_line(text: &str) -> String {
     escape_except(text, &['\t'])
+}
+
+/// How many bytes at the end of `bytes` begin a UTF-8 character that is not complete.
+///
+/// ```
+/// let cut = &"naïve".as_bytes()[..3];
+/// assert_eq!(capsa_proto::text::partial_character_len(cut), 1);
+/// ```
+pub fn partial_character_len(bytes: &[u8]) -> usize {
+    (1..=3.min(bytes.len()))
+        .find(|n| {
+            let end = &bytes[bytes.len() - n..];
+            core::str::from_utf8(end)
+                .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+        })
+        .unwrap_or(0)
 }
 
 fn escape_except(text: &str, kept: &[char]) -> String {

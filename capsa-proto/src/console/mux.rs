@@ -15,6 +15,7 @@ use core::time::Duration;
 use super::input_log::{InputLogs, InputRecord};
 use super::wait::{Ended, PendingWait, ReaderId, WaitId, WaitKind};
 use super::{ConsoleCrash, CrashDetector, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
+use crate::text::partial_character_len;
 use crate::time::{Deadline, Instant};
 use crate::vm::{EventQueue, VmEvent};
 
@@ -451,17 +452,6 @@ impl ConsoleMux {
             events.push(VmEvent::Ended(id));
         }
     }
-}
-
-/// How many bytes at the end are the beginning of a UTF-8 character, and no more than that.
-fn partial_character_len(bytes: &[u8]) -> usize {
-    (1..=3.min(bytes.len()))
-        .find(|n| {
-            let end = &bytes[bytes.len() - n..];
-            core::str::from_utf8(end)
-                .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
-        })
-        .unwrap_or(0)
 }
 
 impl fmt::Debug for ConsoleMux {

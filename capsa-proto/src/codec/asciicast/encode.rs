@@ -9,6 +9,7 @@ use core::time::Duration;
 use serde_json::Value;
 
 use super::{CastHeader, RecordedEnd};
+use crate::text::partial_character_len;
 
 /// Maximum bytes of output or input in one event; longer data becomes several events. Even with
 /// maximal escaping an event is shorter than [`MAX_LINE`](super::MAX_LINE).
@@ -150,15 +151,4 @@ impl Encoder {
         let (seconds, micros) = (self.last.as_secs(), self.last.subsec_micros());
         format!("[{seconds}.{micros:06},\"{code}\",{}]\n", Value::from(data))
     }
-}
-
-/// The length of the incomplete character at the end of `bytes`.
-fn partial_character_len(bytes: &[u8]) -> usize {
-    (1..=3.min(bytes.len()))
-        .find(|n| {
-            let end = &bytes[bytes.len() - n..];
-            core::str::from_utf8(end)
-                .is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
-        })
-        .unwrap_or(0)
 }
