@@ -62,7 +62,7 @@ impl Request {
         self.with_body(body)
     }
 
-    /// The same request with this body, which must be JSON text: the content type says so.
+    /// The same request with this body, which must be JSON text: the content type is `application/json`.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Self {
         self.body = Some(body);
