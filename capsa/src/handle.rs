@@ -75,7 +75,7 @@ impl VmHandle {
             state.vm.start()?;
             let stdio = self.inner.plan.console.mode() == ConsoleMode::Stdio;
             state.relays += usize::from(stdio);
-            state.started = Some(state.vm.supervisor().now());
+            state.started = Some(state.vm.now());
             stdio
         };
         if stdio {

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
-use super::ActiveWait;
+use super::{ActiveWait, script_result};
 use crate::Result;
 use crate::driver::WaitKey;
-use crate::embed::{ReaderId, script_result};
+use crate::embed::ReaderId;
 
 /// A running command, begun by [`VmConsole::spawn`](crate::VmConsole::spawn).
 ///
