@@ -4,10 +4,11 @@
 
 use std::fmt::Write as _;
 
+use capsa::console::escape_control_line;
 use capsa::plan::{
     Body, ConsolePlan, CrashReporting, Message, OverlayPlan, ProcessPlan, StopAction,
 };
-use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
+use capsa::{LaunchPlan, NoteLevel, Rejection};
 
 use crate::json_output;
 

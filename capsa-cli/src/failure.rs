@@ -14,7 +14,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
-use capsa::{Error, Violation, escape_control};
+use capsa::console::escape_control;
+use capsa::{Error, Violation};
 use serde_json::{Value, json};
 
 use crate::json_output;

@@ -2,7 +2,8 @@
 //!
 //! [`crate::session`] runs it.
 
-use capsa::{ConsoleMode, NoteLevel, Overflow};
+use capsa::console::Overflow;
+use capsa::{ConsoleMode, NoteLevel};
 
 use crate::check::{self, Problem};
 use crate::commands::Subcommand;

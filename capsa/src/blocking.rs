@@ -23,9 +23,9 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
+use crate::console::{CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, Match, Pattern};
 use crate::{
-    CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, GuestOs, LaunchPlan, LinuxVmBuilder,
-    Match, Pattern, Rejection, ResourceConfig, Result, StopReport, VmStatus,
+    GuestOs, LaunchPlan, LinuxVmBuilder, Rejection, ResourceConfig, Result, StopReport, VmStatus,
 };
 
 impl LinuxVmBuilder {
@@ -435,12 +435,12 @@ impl VmConsole {
     }
 }
 
-/// A running command; the blocking version of [`crate::RunningCommand`].
+/// A running command; the blocking version of [`crate::console::RunningCommand`].
 #[derive(Debug)]
-pub struct RunningCommand<'a>(crate::RunningCommand<'a>);
+pub struct RunningCommand<'a>(crate::console::RunningCommand<'a>);
 
 impl RunningCommand<'_> {
-    /// Blocking version of [`crate::RunningCommand::wait`].
+    /// Blocking version of [`crate::console::RunningCommand::wait`].
     ///
     /// # Errors
     ///
@@ -487,9 +487,9 @@ impl Reader {
     }
 }
 
-/// The lines of a console; the blocking version of [`crate::Lines`].
+/// The lines of a console; the blocking version of [`crate::console::Lines`].
 #[derive(Debug)]
-pub struct Lines(crate::Lines);
+pub struct Lines(crate::console::Lines);
 
 impl Lines {
     /// The number of bytes that were dropped before they were read, and are missing from the lines.

@@ -257,7 +257,7 @@ impl Vm {
     }
 
     /// Adds an observer, positioned at the oldest byte that is kept: a reader that does not count as
-    /// the first one. A console that [pauses](crate::Overflow::Pause) keeps all its output for the
+    /// the first one. A console that [pauses](crate::console::Overflow::Pause) keeps all its output for the
     /// first reader, whatever observers have read.
     pub fn add_observer(&mut self) -> ReaderId {
         self.supervisor.with_console(|console, _, _| console.add_observer())
@@ -388,7 +388,7 @@ impl Vm {
     /// end.
     ///
     /// The result holds the output that was not taken. If no output is taken, a console that
-    /// [pauses](crate::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
+    /// [pauses](crate::console::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
     /// older output is dropped, and the result is marked as truncated.
     ///
     /// # Errors

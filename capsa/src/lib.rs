@@ -31,7 +31,7 @@
 //! | --- | --- |
 //! | describe a VM | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
-//! | wait for console output, log in, run commands | [`VmConsole`], [`Pattern`], [`manual::console`] |
+//! | wait for console output, log in, run commands | [`VmConsole`], [`mod@console`], [`manual::console`] |
 //! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it from synchronous code | [`blocking`] (feature `blocking`) |
@@ -74,7 +74,7 @@
 //!
 //! - `async` (default): [`VmHandle`] and [`VmConsole`].
 //! - `blocking`: the same API without an executor.
-//! - `regex` (default): [`Pattern::regex`].
+//! - `regex` (default): [`console::Pattern::regex`].
 //! - `mio`: [`embed::Vm`] implements mio's `Source`.
 //! - `tokio`: `embed::TokioVm`, and tokio's traits for the halves of a console.
 //!
@@ -86,6 +86,7 @@
 mod backends;
 mod builder;
 mod config;
+pub mod console;
 mod disk;
 pub mod embed;
 mod error;
@@ -96,8 +97,6 @@ pub mod testing;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
-#[cfg(feature = "async")]
-mod console;
 #[cfg(feature = "async")]
 mod driver;
 #[cfg(feature = "async")]
@@ -116,9 +115,7 @@ pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{
-    ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, RunningCommand, VmConsole,
-};
+pub use console::vm_console::VmConsole;
 #[cfg(feature = "async")]
 pub use driver::Driver;
 #[cfg(feature = "async")]
@@ -134,10 +131,6 @@ pub use capsa_proto::capabilities::{
 };
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
-pub use capsa_proto::console::{
-    CommandOutput, FaultReport, GuestFault, NearMatch, Overflow, Pattern, PatternError,
-    ScriptError, Stripper,
-};
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
 pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
@@ -145,7 +138,6 @@ pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
     ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
-pub use capsa_proto::text::{escape_control, escape_control_line};
 
 /// Compiles the program in the README as a doctest.
 #[cfg(all(doctest, feature = "blocking"))]

@@ -3,9 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use capsa::console::Overflow;
 use capsa::embed::{Ended, Vm, VmEvent};
 use capsa::testing::{self, ScriptedGuest};
-use capsa::{ConsoleMode, Overflow, VmStatus};
+use capsa::{ConsoleMode, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, poll_fd};

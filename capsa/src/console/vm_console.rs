@@ -1,12 +1,5 @@
 //! [`VmConsole`]: the console of a VM, for async code.
 
-mod command;
-mod log;
-mod reader;
-#[cfg(feature = "tokio")]
-mod tokio;
-mod writer;
-
 use std::future::poll_fn;
 use std::ops::Range;
 use std::path::Path;
@@ -16,6 +9,7 @@ use std::time::Duration;
 
 use capsa_proto::console::{CommandOutput, Pattern};
 
+use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
 use crate::driver::{Shared, SharedState, WaitKey};
 use crate::embed::{Ended, Outcome, WaitId};
 use crate::error::{hint, lossy};
@@ -25,11 +19,6 @@ use crate::{Error, Recording, Result, StopReport};
 const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 const EOF: u8 = 0x04;
-
-pub use command::RunningCommand;
-pub use log::{ConsoleLog, Logged};
-pub use reader::{ConsoleReader, Lines};
-pub use writer::ConsoleWriter;
 
 /// A console of a VM: reads the guest's output from the first byte, and writes its input.
 ///
@@ -114,7 +103,7 @@ impl VmConsole {
     ///
     /// ```no_run
     /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
-    /// use capsa::Pattern;
+    /// use capsa::console::Pattern;
     /// use std::time::Duration;
     ///
     /// let address = Pattern::regex(r"inet (\d+\.\d+\.\d+\.\d+)/")?;
@@ -425,9 +414,9 @@ impl Match {
 
 /// A wait of a future. Dropping it cancels the wait.
 #[derive(Debug)]
-struct ActiveWait<'a> {
-    shared: &'a Shared,
-    id: WaitId,
+pub(super) struct ActiveWait<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) id: WaitId,
 }
 
 impl Drop for ActiveWait<'_> {
@@ -477,7 +466,7 @@ fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) 
 }
 
 /// Converts the result of a script.
-fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
+pub(super) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
     let Ended::Script(result) = ended else { unreachable!("expected the result of a script") };
     result.map_err(|error| match Error::from(error) {
         Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
