@@ -2,8 +2,9 @@
 //!
 //! [`crate::session`] runs it.
 
+use capsa::ConsoleMode;
+use capsa::backend::NoteLevel;
 use capsa::console::Overflow;
-use capsa::{ConsoleMode, NoteLevel};
 
 use crate::check::{self, Problem};
 use crate::commands::Subcommand;

@@ -23,10 +23,9 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
+use crate::backend::{LaunchPlan, Rejection};
 use crate::console::{CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, Match, Pattern};
-use crate::{
-    GuestOs, LaunchPlan, LinuxVmBuilder, Rejection, ResourceConfig, Result, StopReport, VmStatus,
-};
+use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
 
 impl LinuxVmBuilder {
     /// Checks the description and plans the VM. Nothing is started.

@@ -16,7 +16,8 @@ use capsa_proto::spec::{
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
-use crate::backends::{self, BackendChoice, Planned, Rejection, Strictness};
+use crate::backend::Rejection;
+use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
 use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
@@ -336,9 +337,9 @@ impl LinuxVmBuilder {
                     "remove vsock, or test with a hypervisor",
                 )]));
             }
-            return backends::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
+            return choice::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
         }
-        backends::plan(spec, &self.choice, strict)
+        choice::plan(spec, &self.choice, strict)
     }
 
     /// The VM spec, with every path made absolute.

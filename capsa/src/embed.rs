@@ -109,7 +109,7 @@ use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
 use capsa_proto::time::Instant;
 
-use crate::backends::{Planned, Rejection};
+use crate::backend::{Rejection, choice::Planned};
 use crate::error::lossy;
 use crate::{Error, Result};
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::backends::Rejection;
+use crate::backend::LaunchPlan;
+use crate::backend::Rejection;
 use crate::driver::{Shared, SharedState, StatusWaiter};
 use crate::{
-    ConsoleMode, DEFAULT_GRACE, Error, GuestOs, LaunchPlan, ResourceConfig, Result, StopReport,
-    VmConsole, VmStatus, stdio,
+    ConsoleMode, DEFAULT_GRACE, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole,
+    VmStatus, stdio,
 };
 
 /// A handle of a VM. Clones refer to the same VM.

@@ -38,7 +38,7 @@
 //! | test your program without a hypervisor | [`testing`], [`manual::testing`] |
 //! | record a console and replay it | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
-//! | see what this host supports | [`backends()`] |
+//! | see what this host supports | [`backend::backends()`] |
 //! | remove the leftovers of a killed program now, instead of at the next start | [`run_dir::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
 //! | use the command `capsa` | [`manual::cli`] |
@@ -83,7 +83,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod backends;
+pub mod backend;
 mod builder;
 mod config;
 pub mod console;
@@ -106,11 +106,10 @@ mod stdio;
 #[cfg(feature = "async")]
 mod vsock;
 
-pub use backends::{BackendReport, HelperReport, Rejection, backends};
 pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;
-pub use error::{Error, Result, Violations};
+pub use error::{Error, Result};
 pub use recording::Recording;
 pub use share::SharedDir;
 
@@ -124,16 +123,10 @@ pub use handle::VmHandle;
 pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_io::{ephemeral, run_dir};
-pub use capsa_proto::backend::{Availability, Feature, MissingFeature, Version};
-pub use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
-    Violation, ViolationKind,
-};
 pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
-pub use capsa_proto::host::Reason;
-pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
-pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
+pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, StopReport, StopStep, VmStatus};
+pub use capsa_proto::plan;
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
     ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
