@@ -187,14 +187,14 @@ impl AsRef<crate::VmHandle> for VmHandle {
     }
 }
 
-/// Accepts connections from the guest; the blocking version of [`crate::VsockListener`].
+/// Accepts connections from the guest; the blocking version of [`crate::vsock::VsockListener`].
 #[derive(Debug)]
 pub struct VsockListener {
-    inner: crate::VsockListener,
+    inner: crate::vsock::VsockListener,
 }
 
 impl VsockListener {
-    /// Blocking version of [`crate::VsockListener::accept`]. Returns a blocking stream.
+    /// Blocking version of [`crate::vsock::VsockListener::accept`]. Returns a blocking stream.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl VmConsole {
     /// # Errors
     ///
     /// The same as the async version.
-    pub fn record(&self, recording: impl Into<crate::Recording>) -> Result<()> {
+    pub fn record(&self, recording: impl Into<crate::recording::Recording>) -> Result<()> {
         self.inner.record(recording)
     }
 

@@ -18,7 +18,8 @@ use capsa_proto::spec::{
 
 use crate::backend::Rejection;
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
-use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
+use crate::recording::Recording;
+use crate::{DiskImage, Error, Result, SharedDir, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
 ///

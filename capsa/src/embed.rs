@@ -104,7 +104,7 @@ use capsa_proto::console::InputRecord;
 use capsa_proto::console::{
     Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
-use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
+use capsa_proto::lifecycle::{StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
 use capsa_proto::time::Instant;
@@ -113,8 +113,11 @@ use crate::backend::{Rejection, choice::Planned};
 use crate::error::lossy;
 use crate::{Error, Result};
 
+#[cfg(feature = "async")]
+pub use crate::driver::Driver;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Ended, Outcome, ReaderId, Scrollback, WaitId};
+pub use capsa_proto::lifecycle::DEFAULT_GRACE;
 pub use capsa_proto::vm::VmEvent;
 
 #[cfg(feature = "tokio")]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::backend::LaunchPlan;
 use crate::backend::Rejection;
 use crate::driver::{Shared, SharedState, StatusWaiter};
+use crate::embed::DEFAULT_GRACE;
 use crate::{
-    ConsoleMode, DEFAULT_GRACE, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole,
-    VmStatus, stdio,
+    ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
 };
 
 /// A handle of a VM. Clones refer to the same VM.

@@ -85,15 +85,17 @@
 
 pub mod backend;
 mod builder;
+pub mod cmdline;
 mod config;
 pub mod console;
 mod disk;
 pub mod embed;
 mod error;
 pub mod manual;
-mod recording;
+pub mod recording;
 mod share;
 pub mod testing;
+pub mod vsock;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
@@ -103,33 +105,26 @@ mod driver;
 mod handle;
 #[cfg(feature = "async")]
 mod stdio;
-#[cfg(feature = "async")]
-mod vsock;
 
 pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;
 pub use error::{Error, Result};
-pub use recording::Recording;
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
 pub use console::vm_console::VmConsole;
 #[cfg(feature = "async")]
-pub use driver::Driver;
-#[cfg(feature = "async")]
 pub use handle::VmHandle;
-#[cfg(feature = "async")]
-pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_io::{ephemeral, run_dir};
-pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
+pub use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
-pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, StopReport, StopStep, VmStatus};
+pub use capsa_proto::lifecycle::{EndedBy, StopReport, StopStep, VmStatus};
 pub use capsa_proto::plan;
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
+    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
 };
 
 /// Compiles the program in the README as a doctest.

@@ -13,7 +13,8 @@ use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
 use crate::driver::{Shared, SharedState, WaitKey};
 use crate::embed::{Ended, Outcome, WaitId};
 use crate::error::{hint, lossy};
-use crate::{Error, Recording, Result, StopReport};
+use crate::recording::Recording;
+use crate::{Error, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use capsa::backend::BackendCapabilities;
 use capsa::blocking::VmHandle;
+use capsa::vsock::VsockDirection;
 use capsa::{
     Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder, MountMode, NetworkMode,
-    RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
+    RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
 };
 use serde_json::Value;
 
