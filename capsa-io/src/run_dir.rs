@@ -1,15 +1,22 @@
 //! The private directory of a VM, and the sweep of directories that crashes left behind.
 //!
 //! A run directory holds the VM's sockets, so its path is short (a socket path has 107 bytes on
-//! Linux, 103 on macOS). It is private to the user (0700) and is removed at the end of the VM. The
-//! owner holds a lock in it: the kernel releases the lock when the owner dies, so no process id has
-//! to be trusted. A sweep removes the directories of dead owners.
+//! Linux, 103 on macOS). It is private to the user (0700), is created when the VM is built, and is
+//! removed at the end of the VM. The owner holds a lock in it: the kernel releases the lock when the
+//! owner dies, so no process id has to be trusted. A sweep removes the directories of dead owners.
+//!
+//! Functions that take the lock of the base directory block, at most [`LOCK_TIMEOUT`]. Do not call
+//! them from an event loop. The methods of an existing [`RunDir`] take no such lock.
+
+mod lock;
+mod sweep;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use capsa_proto::plan::LONGEST_SOCKET_NAME;
 use nix::unistd::Uid;
@@ -17,11 +24,22 @@ use nix::unistd::Uid;
 use crate::random;
 use crate::sys::{self, ForkGuard};
 
+pub use lock::{LockHolder, LockTimeout};
+pub use sweep::{RemovedRunDir, SLICE, sweep};
+
+/// How long a function of this module waits for the lock of the base directory. Processes of Capsa
+/// hold it for [`SLICE`] or less; a process that is suspended keeps it.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long [`lock_names`] waits. Each `capsa run --name` holds the lock while it starts its VM.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The name of the lock file in each run directory, and in the base directory.
 const LOCK: &str = "lock";
 /// How the lock file of a run directory begins. A directory without it is never removed.
 const LOCK_PREFIX: &str = "capsa ";
-/// The file with the owner's child processes: one `PID START-TIME` per line.
+/// The file with the owner's child processes: one `PID START-TIME` per line. It exists from the first
+/// process of the VM on.
 const CHILDREN: &str = "children";
 
 /// The base directory of run directories: `$CAPSA_RUN_DIR`, otherwise `$XDG_RUNTIME_DIR/capsa`,
@@ -38,29 +56,29 @@ pub fn fresh_path() -> PathBuf {
     base().join(random::name())
 }
 
-/// Creates `base` if it is missing, as the first start does.
+/// Creates `base` if it is missing, as the first build does. Takes no lock.
 ///
 /// # Errors
 ///
 /// When it cannot be created or written, belongs to another user, or is writable by others. The
 /// text names it.
 pub fn prepare(base: &Path) -> io::Result<()> {
-    lock_base(base).map(drop)
+    open_base(base).map(drop)
 }
 
 /// Locks the names of VMs in `base`, waiting for other holders, until the value is dropped or this
-/// process exits. Check that a name is free and create its VM under one lock, so that the name is
+/// process exits. Check that a name is free and start its VM under one lock, so that the name is
 /// unique.
 ///
 /// # Errors
 ///
-/// The same as [`prepare`].
+/// The same as [`prepare`]; [`LockTimeout`] when other processes hold the lock for 30 seconds.
 pub fn lock_names(base: &Path) -> io::Result<NameLock> {
     prepare(base)?;
     // The lock is on the directory itself, so it leaves no file behind.
-    let turn = File::open(base)?;
-    turn.lock()?;
-    Ok(NameLock { _lock: turn })
+    let names = File::open(base)?;
+    lock::lock_within(&names, base, NAMES_TIMEOUT)?;
+    Ok(NameLock { _lock: names })
 }
 
 /// A lock on the names of VMs; see [`lock_names`].
@@ -69,12 +87,12 @@ pub struct NameLock {
     _lock: File,
 }
 
-/// Does what a start does in `base`: creates a run directory and a socket with the longest name
+/// Does what a build and a start do in `base`: creates a run directory and a socket with the longest name
 /// that a VM uses. Removes both; `base` itself stays.
 ///
 /// # Errors
 ///
-/// When a start would fail for the same reason.
+/// When a build or a start would fail for the same reason.
 pub fn check(base: &Path) -> io::Result<()> {
     let run_dir = RunDir::create(&std::path::absolute(base)?.join(random::name()))?;
     let socket = run_dir.path().join("s".repeat(LONGEST_SOCKET_NAME));
@@ -90,22 +108,25 @@ pub fn check(base: &Path) -> io::Result<()> {
 pub struct RunDir {
     path: PathBuf,
     fork_guard: ForkGuard,
-    _lock: File,
+    lock: File,
 }
 
 impl RunDir {
-    /// Creates the directory, and its base directory if that is missing.
+    /// Creates the directory, and its base directory if that is missing. Blocks while other processes
+    /// hold the lock of the base directory, at most [`LOCK_TIMEOUT`].
     ///
     /// # Errors
     ///
     /// When the directory exists or cannot be created, or when its base directory belongs to
-    /// another user or is writable by others.
+    /// another user or is writable by others. [`LockTimeout`] when the lock is not free in time.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let base = path
-            .parent()
-            .ok_or_else(|| io::Error::other("invalid run directory: the path has no parent"))?;
-        let _base = lock_base(base)?;
-        private(false).create(path)?;
+        let base = base_of(path)?;
+        let _base = lock_base(base, LOCK_TIMEOUT)?;
+        let cannot = |error: io::Error| {
+            let text = format!("cannot create the run directory {}: {error}", path.display());
+            io::Error::new(error.kind(), text)
+        };
+        private(false).create(path).map_err(cannot)?;
         let made = (|| {
             let mut lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK))?;
             lock.try_lock()?;
@@ -114,14 +135,44 @@ impl RunDir {
             Ok(lock)
         })();
         match made {
-            Ok(lock) => {
-                Ok(Self { path: path.to_owned(), fork_guard: ForkGuard::new(), _lock: lock })
-            }
+            Ok(lock) => Ok(Self { path: path.to_owned(), fork_guard: ForkGuard::new(), lock }),
             Err(error) => {
                 let _ = remove(path);
-                Err(error)
+                Err(cannot(error))
             }
         }
+    }
+
+    /// Creates the directory of a VM that is being built, as [`RunDir::create`], and spends at most
+    /// [`SLICE`] on the removal of directories that crashes left behind. The builds of a program
+    /// continue one sweep, which ends when it has looked at every directory once. A sweep waits for
+    /// no lock and fails no build.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`RunDir::create`].
+    pub fn create_and_sweep(path: &Path) -> io::Result<Self> {
+        let created = Self::create(path)?;
+        sweep::sweep_slice(base_of(path)?);
+        Ok(created)
+    }
+
+    /// Checks that the directory was not removed since it was created. Does not block.
+    ///
+    /// # Errors
+    ///
+    /// When it was removed, or replaced by another one.
+    pub fn check_exists(&self) -> io::Result<()> {
+        let ours = self.lock.metadata()?;
+        let found = fs::symlink_metadata(self.path.join(LOCK));
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(());
+        }
+        let text = format!(
+            "the run directory {} was removed after the VM was built: build the VM again",
+            self.path.display()
+        );
+        Err(io::Error::new(io::ErrorKind::NotFound, text))
     }
 
     /// The path of the directory.
@@ -162,6 +213,8 @@ pub struct RunDirEntry {
     pub owner: u32,
     /// The owner is alive: it holds the lock. A process that reuses the process id holds no lock.
     pub is_owned: bool,
+    /// A process of the VM was started. If not, the VM was built and waits for its start.
+    pub is_started: bool,
     /// The running child processes, identified by process id and start time.
     pub children: Vec<u32>,
 }
@@ -170,13 +223,14 @@ pub struct RunDirEntry {
 ///
 /// # Errors
 ///
-/// When `base` cannot be read or belongs to another user. A missing `base` has no entries.
+/// When `base` cannot be read or belongs to another user, or when another process holds its lock for
+/// more than [`LOCK_TIMEOUT`]. A missing `base` has no entries.
 pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     if !base.exists() {
         return Ok(Vec::new());
     }
     // Under this lock, no owner is between creating its directory and locking it.
-    let _base = lock_base(base)?;
+    let _base = lock_base(base, LOCK_TIMEOUT)?;
     let mut found = Vec::new();
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
@@ -189,71 +243,11 @@ pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
         let words =
             text.strip_prefix(LOCK_PREFIX).and_then(|words| words.split_whitespace().next());
         let Some(owner) = words.and_then(|owner| owner.parse().ok()) else { continue };
-        let children = running_children(&path);
-        found.push(RunDirEntry { path, owner, is_owned, children });
+        let (is_started, children) = (path.join(CHILDREN).exists(), running_children(&path));
+        found.push(RunDirEntry { path, owner, is_owned, is_started, children });
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
-}
-
-/// A run directory that a sweep removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemovedRunDir {
-    /// The path of the directory.
-    pub path: PathBuf,
-    /// Its child processes that were still running and were killed.
-    pub killed: Vec<u32>,
-}
-
-/// Removes the run directories of dead owners in `base`, and kills their running children.
-///
-/// `base` may contain other files: only directories with Capsa's lock file are touched. A directory
-/// that cannot be removed is logged and skipped.
-///
-/// # Errors
-///
-/// When `base` cannot be read or belongs to another user. A missing `base` is not an error.
-pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
-    if !base.exists() {
-        return Ok(Vec::new());
-    }
-    let _base = lock_base(base)?;
-    let mut swept = Vec::new();
-    for entry in fs::read_dir(base)? {
-        let path = entry?.path();
-        // Entries may vanish at any time: owners remove their directories.
-        if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            continue;
-        }
-        let Ok(mut lock) = File::open(path.join(LOCK)) else {
-            // An owner that died right after creating its directory leaves it empty. Other
-            // directories are not Capsa's.
-            if is_run_dir_name(&path) {
-                let _ = fs::remove_dir(&path);
-            }
-            continue;
-        };
-        // A directory is created and locked under the base lock, so a directory whose lock is free
-        // has no owner.
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            continue;
-        }
-        let mut text = String::new();
-        let read = lock.read_to_string(&mut text);
-        if read.is_err()
-            || !(text.starts_with(LOCK_PREFIX) || text.is_empty() && is_run_dir_name(&path))
-        {
-            continue;
-        }
-        let killed = kill_children(&path);
-        if let Err(error) = remove(&path) {
-            tracing::warn!(path = %path.display(), "cannot remove a leftover run directory: {error}");
-            continue;
-        }
-        tracing::info!(path = %path.display(), ?killed, "swept the run directory of a dead owner");
-        swept.push(RemovedRunDir { path, killed });
-    }
-    Ok(swept)
 }
 
 /// Removes a run directory, the lock file last: until then a sweep can identify it.
@@ -296,8 +290,19 @@ fn running_children(run_dir: &Path) -> Vec<u32> {
     children.lines().filter_map(child).collect()
 }
 
-/// Creates `base` if needed, rejects it unless it is private to this user, and locks it.
-fn lock_base(base: &Path) -> io::Result<File> {
+fn base_of(path: &Path) -> io::Result<&Path> {
+    path.parent().ok_or_else(|| io::Error::other("invalid run directory: the path has no parent"))
+}
+
+/// Opens the lock file of `base`, as [`open_base`], and locks it within `limit`.
+fn lock_base(base: &Path, limit: Duration) -> io::Result<File> {
+    let lock = open_base(base)?;
+    lock::lock_within(&lock, &base.join(LOCK), limit)?;
+    Ok(lock)
+}
+
+/// Creates `base` if needed, rejects it unless it is private to this user, and opens its lock file.
+fn open_base(base: &Path) -> io::Result<File> {
     let cannot = |what: &str, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot {what} {}: {error}", base.display()))
     };
@@ -320,9 +325,7 @@ fn lock_base(base: &Path) -> io::Result<File> {
         return not_ours("can be written by other users");
     }
     let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK));
-    let lock = lock.map_err(|error| cannot("write in", error))?;
-    lock.lock()?;
-    Ok(lock)
+    lock.map_err(|error| cannot("write in", error))
 }
 
 fn private(parents: bool) -> DirBuilder {
@@ -346,19 +349,6 @@ mod tests {
     }
 
     #[test]
-    fn sweep_removes_only_unowned_directories() {
-        let base = tempfile::tempdir().unwrap();
-        let owned = RunDir::create(&base.path().join("owned")).unwrap();
-        let left = base.path().join("left");
-        std::mem::forget(RunDir::create(&left).unwrap()._lock.try_clone().unwrap());
-        fs::create_dir(&left).unwrap();
-        fs::write(left.join(LOCK), "capsa 1 1\n").unwrap();
-        let swept = sweep(base.path()).unwrap();
-        assert_eq!(swept, [RemovedRunDir { path: left, killed: vec![] }]);
-        assert!(owned.path().exists());
-    }
-
-    #[test]
     fn list_distinguishes_owned_and_leftover() {
         let base = tempfile::tempdir().unwrap();
         let owned = RunDir::create(&base.path().join("owned")).unwrap();
@@ -370,47 +360,21 @@ mod tests {
         // The process id of a running process, with another start time.
         fs::write(left.join(CHILDREN), format!("{me} 1\nnonsense\n")).unwrap();
         fs::create_dir(base.path().join("photos")).unwrap();
-        let found = list(base.path()).unwrap();
-        let want = |path: &Path, is_owned, children| RunDirEntry {
+        let want = |path: &Path, is_owned, is_started, children| RunDirEntry {
             path: path.to_owned(),
             owner: me,
             is_owned,
+            is_started,
             children,
         };
-        assert_eq!(found, [want(&left, false, vec![]), want(owned.path(), true, vec![me])]);
+        let built = RunDir::create(&base.path().join("waits")).unwrap();
+        let all = [
+            want(&left, false, true, vec![]),
+            want(owned.path(), true, true, vec![me]),
+            want(built.path(), true, false, vec![]),
+        ];
+        assert_eq!(list(base.path()).unwrap(), all);
         assert_eq!(list(&base.path().join("none")).unwrap(), []);
-    }
-
-    #[test]
-    fn sweep_leaves_foreign_files() {
-        let base = tempfile::tempdir().unwrap();
-        for (dir, file, text) in [
-            ("photos", "one", "dear"),
-            ("other", LOCK, "1234\n"),
-            ("empty lock", LOCK, ""),
-            ("abcd0123", "one", "by chance a name of ours"),
-        ] {
-            fs::create_dir(base.path().join(dir)).unwrap();
-            fs::write(base.path().join(dir).join(file), text).unwrap();
-        }
-        fs::create_dir(base.path().join("empty")).unwrap();
-        let before = fs::read_dir(base.path()).unwrap().count();
-        assert_eq!(sweep(base.path()).unwrap(), []);
-        // Plus the lock file of the base directory.
-        assert_eq!(fs::read_dir(base.path()).unwrap().count(), before + 1);
-        assert!(base.path().join("photos/one").exists());
-    }
-
-    #[test]
-    fn sweep_removes_half_created_directories() {
-        let base = tempfile::tempdir().unwrap();
-        let (empty, unwritten) =
-            (base.path().join(random::name()), base.path().join(random::name()));
-        fs::create_dir(&empty).unwrap();
-        fs::create_dir(&unwritten).unwrap();
-        fs::write(unwritten.join(LOCK), "").unwrap();
-        sweep(base.path()).unwrap();
-        assert!(!empty.exists() && !unwritten.exists());
     }
 
     #[test]
@@ -441,6 +405,32 @@ mod tests {
             assert!(error.contains(why), "{at:?}: {error}");
         }
         assert!(prepare(&file).is_err() && prepare(&good).is_ok());
+    }
+
+    #[test]
+    fn check_exists_directory_removed_is_an_error() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("x");
+        let run_dir = RunDir::create(&path).unwrap();
+        run_dir.check_exists().unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        let error = run_dir.check_exists().unwrap_err();
+        assert!(error.to_string().contains("was removed after the VM was built"), "{error}");
+        // Another directory of the same name is not ours.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), "").unwrap();
+        assert_eq!(run_dir.check_exists().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn lock_base_held_lock_is_a_timeout() {
+        let base = tempfile::tempdir().unwrap();
+        let held = lock_base(base.path(), Duration::ZERO).unwrap();
+        let error = lock_base(base.path(), Duration::from_millis(1)).unwrap_err();
+        assert_eq!(LockTimeout::of(&error).unwrap().path, base.path().join(LOCK));
+        // What a build checks before it creates the run directory does not wait.
+        prepare(base.path()).unwrap();
+        drop(held);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use capsa_proto::host::{Arch, KvmDevice, KvmFacts, KvmGroup, Os};
@@ -14,6 +14,7 @@ use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{Poll, PollSource};
+use crate::run_dir::LockHolder;
 
 pub(crate) use super::byte_lock::lock_on;
 
@@ -93,12 +94,42 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// The process that holds a `flock` on the file, from `/proc/locks`.
+///
+/// `None` if there is none, if it is in another PID namespace, or if the file system reports another
+/// device number to `stat` than to the kernel, as btrfs does.
+pub(crate) fn lock_holder(file: &File) -> Option<LockHolder> {
+    let found = file.metadata().ok()?;
+    let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let pid = flock_holder(&locks, &format!("{major:02x}:{minor:02x}:{}", found.ino()))?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (begin, end) = (stat.find('(')?, stat.rfind(')')?);
+    let program = capsa_proto::text::escape_control_line(&stat[begin + 1..end]);
+    let is_stopped = matches!(stat[end + 1..].trim_start().chars().next(), Some('T' | 't'));
+    Some(LockHolder { pid, program, is_stopped })
+}
+
+/// The process id in the first line of `/proc/locks` for a `flock` on this file.
+fn flock_holder(locks: &str, file: &str) -> Option<u32> {
+    // `1: FLOCK  ADVISORY  WRITE 24908 fe:00:10010678 0 EOF`; a process that waits has `->` before
+    // the kind.
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        if words.next() != Some("FLOCK") {
+            return None;
+        }
+        let pid = words.nth(2)?.parse().ok();
+        if words.next() == Some(file) { pid.filter(|pid| *pid != 0) } else { None }
+    })
+}
+
 pub(crate) mod host {
     //! Facts about the host.
 
+    use super::MetadataExt;
     use super::{Arch, AsRawFd, KvmDevice, KvmFacts, KvmGroup, Os, fs, io, libc};
     use nix::unistd::{Gid, Group, Uid, User, getgroups};
-    use std::os::unix::fs::MetadataExt;
 
     nix::ioctl_none_bad!(kvm_get_api_version, nix::request_code_none!(0xAE, 0x00));
 
@@ -162,5 +193,24 @@ pub(crate) mod host {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
         flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flock_holder_ignores_other_files_and_waiters() {
+        let locks = "\
+1: POSIX  ADVISORY  WRITE 1 fe:00:7 0 EOF
+2: FLOCK  ADVISORY  WRITE 2 fe:00:70 0 EOF
+3: -> FLOCK  ADVISORY  WRITE 3 fe:00:7 0 EOF
+4: FLOCK  ADVISORY  WRITE 0 fe:00:8 0 EOF
+5: FLOCK  ADVISORY  WRITE 5 fe:00:7 0 EOF
+";
+        assert_eq!(flock_holder(locks, "fe:00:7"), Some(5));
+        assert_eq!(flock_holder(locks, "fe:00:8"), None, "a process of another namespace");
+        assert_eq!(flock_holder(locks, "fe:00:9"), None);
     }
 }

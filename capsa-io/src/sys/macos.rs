@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
 use super::{Poll, PollSource};
+use crate::run_dir::LockHolder;
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;
@@ -34,6 +35,11 @@ pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
 
 /// macOS has no open-file-description locks, which hypervisors use elsewhere.
 pub(crate) fn lock_on(_file: &File, _byte: u64) -> Option<ImageLock> {
+    None
+}
+
+/// macOS does not show which process holds a `flock`.
+pub(crate) fn lock_holder(_file: &File) -> Option<LockHolder> {
     None
 }
 

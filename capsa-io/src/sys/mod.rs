@@ -11,6 +11,7 @@
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, otherwise a sparse copy | `clonefile`, or an error |
 //! | [`lock_on`] | the lock of another process on a byte | none |
+//! | [`lock_holder`] | the process with a `flock` on a file: `/proc/locks` | none |
 //! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`open_pty`] | the same | the same |
@@ -32,7 +33,7 @@ use macos as os;
 
 pub(crate) use fork_guard::ForkGuard;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_on, start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, start_time,
 };
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
