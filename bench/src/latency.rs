@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use capsa::console::Pattern;
-use capsa::{Accelerator, Capsa, LinuxBootConfig};
+use capsa::{Accelerator, Capsa, LinuxBootConfig, Pattern};
 use expectrl::Expect as _;
 
 use crate::Result;

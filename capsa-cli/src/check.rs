@@ -8,8 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
-use capsa::vsock::VsockDirection;
-use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder};
+use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder, VsockDirection};
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::{self, ConfigFile};

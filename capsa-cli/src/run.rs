@@ -2,9 +2,7 @@
 //!
 //! [`crate::session`] runs it.
 
-use capsa::ConsoleMode;
-use capsa::backend::NoteLevel;
-use capsa::console::Overflow;
+use capsa::{ConsoleMode, NoteLevel, Overflow};
 
 use crate::check::{self, Problem};
 use crate::commands::Subcommand;

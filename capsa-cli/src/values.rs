@@ -7,8 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::vsock::VsockDirection;
-use capsa::{DiskImage, ImageFormat, MountMode, SharedDir};
+use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VsockDirection};
 use humantime::DurationError;
 
 type Parsed<T> = Result<T, String>;

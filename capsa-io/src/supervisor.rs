@@ -76,6 +76,7 @@ pub struct Supervisor {
     console_stream: ConsoleStream,
     event_pipe: Option<EventPipe>,
     readiness: Option<ReadinessCheck>,
+    /// `None` for a simulated guest, and after the end.
     run_dir: Option<RunDir>,
     events: EventQueue,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
@@ -97,13 +98,23 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Creates a VM for `plan`. Starts nothing.
+    /// Creates a VM for `plan`, whose run directory is `run_dir`. Starts nothing.
     ///
     /// # Errors
     ///
     /// When the system has no descriptor left for a poller.
     pub fn new(
         plan: LaunchPlan,
+        run_dir: RunDir,
+        backend: Arc<dyn HypervisorBackend>,
+        options: Options,
+    ) -> io::Result<Self> {
+        Self::with(plan, Some(run_dir), backend, options)
+    }
+
+    fn with(
+        plan: LaunchPlan,
+        run_dir: Option<RunDir>,
         backend: Arc<dyn HypervisorBackend>,
         options: Options,
     ) -> io::Result<Self> {
@@ -125,7 +136,7 @@ impl Supervisor {
             console_stream: ConsoleStream::default(),
             event_pipe: None,
             readiness: None,
-            run_dir: None,
+            run_dir,
             events: EventQueue::default(),
             more: false,
             read_budget,
@@ -236,18 +247,15 @@ impl Supervisor {
     }
 
     /// Listens on a vsock port of the host. `None` when the VM has no such port or has ended.
-    /// Before the start, it creates the run directory.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` when the port has a listener already; also when the run directory cannot be
-    /// created.
+    /// `AddrInUse` when the port has a listener already; also when the run directory was removed.
     pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
         let socket = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port));
         let Some(socket) = socket.filter(|_| !self.status().is_terminal()) else {
             return Ok(None);
         };
-        self.make_run_dir()?;
         PortListener::bind(&socket).map(Some)
     }
 

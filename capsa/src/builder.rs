@@ -16,10 +16,8 @@ use capsa_proto::spec::{
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
-use crate::backend::Rejection;
-use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
-use crate::recording::Recording;
-use crate::{DiskImage, Error, Result, SharedDir, embed};
+use crate::backends::{self, BackendChoice, Planned, Rejection, Strictness};
+use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
 ///
@@ -275,7 +273,7 @@ impl LinuxVmBuilder {
     }
 
     /// The launch plan: programs, arguments and control messages. Starts nothing except the
-    /// hypervisors' `--version`. A forced backend need not be usable on this host.
+    /// hypervisors' `--version`, and creates no run directory. A forced backend need not be usable on this host.
     ///
     /// # Errors
     ///
@@ -293,15 +291,25 @@ impl LinuxVmBuilder {
         self.planned(Strictness::Run).map(|planned| planned.rejected)
     }
 
-    /// Checks the description and plans a VM for the caller's own event loop. Blocks while it
-    /// inspects files and probes the versions of programs: some milliseconds, about 100 ms the
-    /// first time.
+    /// Checks the description, plans a VM for the caller's own event loop and creates its run
+    /// directory. The VM owns the directory until it ends or is dropped; a simulated guest has none.
+    ///
+    /// Blocks, so that the event loop never does:
+    ///
+    /// - while it inspects files and probes the versions of programs: some milliseconds, about 100 ms
+    ///   the first time;
+    /// - while other processes hold the lock of the directory of run directories: less than 20 ms in
+    ///   general, at most [`LOCK_TIMEOUT`](crate::run_dir::LOCK_TIMEOUT);
+    /// - while it removes what crashed programs left behind: at most 20 ms
+    ///   ([`SLICE`](crate::run_dir::SLICE)). The next builds of this program continue until each
+    ///   leftover was looked at once; [`run_dir::sweep`](crate::run_dir::sweep) removes all of them.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidConfig`], [`Error::MissingConfig`] or [`Error::UnsupportedFeature`] when the
     /// description is rejected; [`Error::NoBackendAvailable`] or [`Error::BackendUnavailable`] when
-    /// no backend can run it on this host. Nothing is started in these cases.
+    /// no backend can run it on this host; [`Error::RunDirLocked`] when the lock is not free in time.
+    /// Nothing is started in these cases.
     pub fn build_embedded(self) -> Result<embed::Vm> {
         if self.console == ConsoleMode::Stdio {
             return Err(Error::from_violations(vec![Violation::new(
@@ -324,7 +332,7 @@ impl LinuxVmBuilder {
 
     fn embedded(self) -> Result<embed::Vm> {
         let planned = self.planned(Strictness::Run)?;
-        Ok(embed::Vm::new(planned, self.options, self.resources)?)
+        embed::Vm::new(planned, self.options, self.resources)
     }
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
@@ -338,9 +346,9 @@ impl LinuxVmBuilder {
                     "remove vsock, or test with a hypervisor",
                 )]));
             }
-            return choice::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
+            return backends::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
         }
-        choice::plan(spec, &self.choice, strict)
+        backends::plan(spec, &self.choice, strict)
     }
 
     /// The VM spec, with every path made absolute.
@@ -458,8 +466,8 @@ mod futures {
     impl LinuxVmBuilder {
         /// Checks the description and plans the VM. Nothing is started before [`VmHandle::start`].
         ///
-        /// A thread of its own inspects files and probes programs, so the executor is not blocked.
-        /// Dropping the future discards the VM.
+        /// A thread of its own does what blocks, so the executor is not blocked:
+        /// [`build_embedded`](Self::build_embedded) lists it. Dropping the future discards the VM.
         ///
         /// # Errors
         ///

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use capsa_io::run_dir::LockTimeout;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::console::{FaultReport, NearMatch, ScriptError};
 use capsa_proto::host::Reason;
@@ -11,7 +12,7 @@ use capsa_proto::lifecycle::{InvalidState, StopReport};
 use capsa_proto::spec::GuestOs;
 use capsa_proto::text::escape_control_line;
 
-use crate::backend::Rejection;
+use crate::backends::Rejection;
 
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -54,6 +55,11 @@ pub enum Error {
     /// The backend does not support this guest operating system.
     #[error("guest OS not supported by backend: {0:?}")]
     UnsupportedGuestOs(GuestOs),
+
+    /// The run directory could not be created, because another process held the lock of its base
+    /// directory for more than [`LOCK_TIMEOUT`](crate::run_dir::LOCK_TIMEOUT). Nothing was started.
+    #[error("run directory not created: {0}")]
+    RunDirLocked(#[source] LockTimeout),
 
     /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). The text says what failed.
     /// If a process exited, it holds the last lines of that process's standard error; after a timeout
@@ -190,6 +196,14 @@ impl Error {
         }
     }
 
+    /// The error of a build whose run directory could not be created.
+    pub(crate) fn from_run_dir(error: io::Error) -> Self {
+        if let Some(timeout) = LockTimeout::of(&error) {
+            return Self::RunDirLocked(timeout.clone());
+        }
+        Self::from_violations(vec![run_dir_violation(&error)])
+    }
+
     /// The violations of a configuration error; empty for any other error.
     pub fn violations(&self) -> &[Violation] {
         match self {
@@ -241,6 +255,12 @@ impl From<ScriptError> for Error {
 /// A possible cause of a failed wait. A fault of the guest takes precedence over a near match.
 pub(crate) fn hint(fault: Option<FaultReport>, near_match: Option<NearMatch>) -> Option<String> {
     fault.map(|fault| fault.to_string()).or(near_match.map(|found| found.to_string()))
+}
+
+/// A directory in which no run directory can be created.
+pub(crate) fn run_dir_violation(error: &io::Error) -> Violation {
+    let remedy = "set CAPSA_RUN_DIR to a private directory, or to one that can be created";
+    Violation::new("run_dir", ViolationKind::NoAccess, error.to_string(), remedy)
 }
 
 /// All violations of a configuration.

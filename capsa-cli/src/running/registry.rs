@@ -8,7 +8,7 @@ use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use capsa::run_dir::{self, NameLock, RunDirEntry};
+use capsa::run_dir::{self, LockTimeout, NameLock, RunDirEntry};
 use serde_json::{Value, json};
 
 use super::client;
@@ -87,9 +87,9 @@ impl RunningVm {
     }
 }
 
-/// The running VMs.
+/// The running VMs. A VM that was built and waits for its start is not one.
 pub(super) fn running_vms() -> Result<Vec<RunningVm>, CliError> {
-    let found = run_dirs()?.into_iter().filter(|found| found.is_owned);
+    let found = run_dirs()?.into_iter().filter(|found| found.is_owned && found.is_started);
     Ok(found.map(RunningVm::new).collect())
 }
 
@@ -99,8 +99,11 @@ pub(super) fn run_dirs() -> Result<Vec<RunDirEntry>, CliError> {
 }
 
 pub(super) fn run_dir_failure(operation: &str, error: &io::Error) -> CliError {
-    CliError::new(CONFIG, format!("cannot {operation}: {error}"))
-        .hint("set CAPSA_RUN_DIR as it was when the VMs were started; `capsa doctor` checks it")
+    let failure = CliError::new(CONFIG, format!("cannot {operation}: {error}"));
+    if LockTimeout::of(error).is_some() {
+        return failure;
+    }
+    failure.hint("set CAPSA_RUN_DIR as it was when the VMs were started; `capsa doctor` checks it")
 }
 
 /// The running VM with this name or ID.

@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use capsa::console::escape_control_line;
-use capsa::{EndedBy, StopReport, StopStep, VmStatus};
+use capsa::{EndedBy, StopReport, StopStep, VmStatus, escape_control_line};
 use serde_json::{Value, json};
 
 use crate::failure::{self, CliError};

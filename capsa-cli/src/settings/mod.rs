@@ -10,10 +10,9 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode,
-    NetworkMode, RebootPolicy, SharedDir,
+    NetworkMode, RebootPolicy, SharedDir, VsockDirection,
 };
 use tracing::level_filters::LevelFilter;
 

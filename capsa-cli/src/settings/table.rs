@@ -4,10 +4,9 @@
 //! parsers of the command line and of the config file, help, the manual page, completions, the JSON
 //! Schema and source spans all read these rows. A new setting is one row, and the field that it sets.
 
-use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
 };
 use tracing::level_filters::LevelFilter;
 

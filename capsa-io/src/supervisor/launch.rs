@@ -1,4 +1,4 @@
-//! Launches a process of the plan: the run directory, the spawn, the readiness checks.
+//! Launches a process of the plan: the spawn and the readiness checks.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,6 @@ use super::{CONSOLE, EVENTS, Supervisor, keys};
 use crate::ephemeral;
 use crate::event_pipe::EventPipe;
 use crate::process::{ChildProcess, Inherited};
-use crate::run_dir::{self, RunDir};
 use crate::stream::ByteStream;
 use crate::sys::{self, Pty, StandardStreams};
 
@@ -43,7 +42,9 @@ impl Supervisor {
             return begun;
         }
         let _streams = StandardStreams::take()?;
-        self.make_run_dir()?;
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.check_exists()?;
+        }
         let is_hypervisor = id == self.plan.hypervisor();
         let inherited =
             if is_hypervisor { self.prepare_hypervisor()? } else { Inherited::default() };
@@ -77,14 +78,6 @@ impl Supervisor {
             }
         }
         Ok(Inherited { terminal, open })
-    }
-
-    /// Creates the run directory if it does not exist yet.
-    pub(super) fn make_run_dir(&mut self) -> io::Result<()> {
-        if self.run_dir.is_none() {
-            self.run_dir = Some(make_run_dir(Path::new(self.plan.run_dir.as_str()))?);
-        }
-        Ok(())
     }
 
     fn open_pty(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {
@@ -135,22 +128,4 @@ impl Supervisor {
             }
         }
     }
-}
-
-/// Creates the run directory. Once per program, sweeps leftovers of other programs first.
-fn make_run_dir(path: &Path) -> io::Result<RunDir> {
-    static SWEPT: std::sync::Once = std::sync::Once::new();
-    SWEPT.call_once(|| {
-        if let Some(base) = path.parent()
-            && let Err(error) = run_dir::sweep(base)
-        {
-            tracing::warn!("cannot sweep {}: {error}", base.display());
-        }
-    });
-    RunDir::create(path).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot create the run directory {}: {error}", path.display()),
-        )
-    })
 }

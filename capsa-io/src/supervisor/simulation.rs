@@ -112,7 +112,8 @@ impl GuestSimulation {
 }
 
 impl Supervisor {
-    /// Creates a VM with a simulated guest; its plan comes from [`capsa_proto::sim::plan`].
+    /// Creates a VM with a simulated guest; its plan comes from [`capsa_proto::sim::plan`]. It has no
+    /// run directory.
     ///
     /// # Errors
     ///
@@ -122,7 +123,8 @@ impl Supervisor {
         config: SimulatedGuest,
         options: Options,
     ) -> io::Result<Self> {
-        let mut supervisor = Self::new(plan, Arc::new(SimBackend::default()), options)?;
+        let backend = Arc::new(SimBackend::default());
+        let mut supervisor = Self::with(plan, None, backend, options)?;
         supervisor.simulation = Some(GuestSimulation::new(config));
         Ok(supervisor)
     }

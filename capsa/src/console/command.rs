@@ -8,15 +8,15 @@ use std::task::{Context, Poll};
 use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
-use super::vm_console::{ActiveWait, script_result};
+use super::ActiveWait;
 use crate::Result;
 use crate::driver::WaitKey;
-use crate::embed::ReaderId;
+use crate::embed::{ReaderId, script_result};
 
 /// A running command, begun by [`VmConsole::spawn`](crate::VmConsole::spawn).
 ///
 /// Its output can be of any length. A slow reader blocks the command if the console
-/// [pauses](crate::console::Overflow::Pause); otherwise up to 16 MiB are kept, then output is dropped and
+/// [pauses](crate::Overflow::Pause); otherwise up to 16 MiB are kept, then output is dropped and
 /// the result is marked as truncated. The output ends with the command; [`wait`](Self::wait)
 /// returns its exit status.
 ///

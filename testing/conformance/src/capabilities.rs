@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use capsa::backend::BackendCapabilities;
 use capsa::blocking::VmHandle;
-use capsa::vsock::VsockDirection;
 use capsa::{
-    Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder, MountMode, NetworkMode,
-    RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    BackendCapabilities, Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder,
+    MountMode, NetworkMode, RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    VsockDirection,
 };
 use serde_json::Value;
 

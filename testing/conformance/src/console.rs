@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use capsa::console::Overflow;
-use capsa::{ConsoleMode, Error};
+use capsa::{ConsoleMode, Error, Overflow};
 
 use super::vm::{GuestInterface, TestVm};
 use super::{Fixture, Scenario};

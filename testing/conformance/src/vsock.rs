@@ -5,8 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use capsa::vsock::VsockDirection;
-use capsa::{EndedBy, Error, MountMode};
+use capsa::{EndedBy, Error, MountMode, VsockDirection};
 
 use super::vm::TestVm;
 use super::{Fixture, Scenario};

@@ -6,6 +6,7 @@
 //! - [`idle`]: measures the resources of idle VMs.
 //! - [`lab`]: an emulated host with a working KVM.
 //! - [`processes`]: lists the processes of the host.
+//! - [`run_dirs`]: leftovers and held locks in the base directory of run directories.
 //!
 //! The modules of [`capsa_fixtures`] that most tests use are exported under the same names.
 
@@ -14,6 +15,7 @@ pub mod fake;
 pub mod idle;
 pub mod lab;
 pub mod processes;
+pub mod run_dirs;
 pub mod vm;
 
 pub use capsa_fixtures::{

@@ -2,8 +2,7 @@
 
 use std::io::Read;
 
-use capsa::VmStatus;
-use capsa::console::Overflow;
+use capsa::{Overflow, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::vm::PATIENCE;

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use capsa::vsock::VsockStream;
-use capsa::{Error, VmHandle};
+use capsa::{Error, VmHandle, VsockStream};
 use capsa_testkit::drop_futures::RandomDrops;
 use capsa_testkit::fake;
 use capsa_testkit::processes::descriptors;

@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use capsa::backend::NoteLevel;
-use capsa::{Capsa, DiskImage, LinuxDirectBootConfig};
+use capsa::{Capsa, DiskImage, LinuxDirectBootConfig, NoteLevel};
 use capsa_fixtures::guest::{self, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};

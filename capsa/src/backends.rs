@@ -22,6 +22,7 @@ use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
 use serde::Serialize;
 
+use crate::error::run_dir_violation;
 use crate::{Error, Result};
 
 /// Forces a backend if the program does not.
@@ -154,17 +155,12 @@ pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> 
 }
 
 /// Rejects a VM whose run directory or overlays could not be created. Creates the base directory of
-/// run directories if it is missing, as a start would.
+/// run directories if it is missing, and waits for no lock.
 fn check_directories(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> {
     let mut violations = Vec::new();
-    let mut reject = |field: String, why: std::io::Error, remedy| {
-        let kind = ViolationKind::NoAccess;
-        violations.push(Violation::new(field, kind, why.to_string(), remedy));
-    };
     let base = Path::new(plan.run_dir.as_str()).parent();
     if let Some(Err(why)) = base.map(run_dir::prepare) {
-        let remedy = "set CAPSA_RUN_DIR to a private directory, or to one that can be created";
-        reject("run_dir".into(), why, remedy);
+        violations.push(run_dir_violation(&why));
     }
     // QEMU creates its own overlays in the directory that Capsa uses for those of other backends. A
     // clone is in the run directory.
@@ -172,8 +168,9 @@ fn check_directories(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> 
     if let Some(n) = ephemeral.filter(|_| !is_cloned)
         && let Err(why) = ephemeral::check()
     {
+        let (field, kind) = (format!("disks[{n}].ephemeral"), ViolationKind::NoAccess);
         let remedy = "set TMPDIR to a directory with room for what the guest writes";
-        reject(format!("disks[{n}].ephemeral"), why, remedy);
+        violations.push(Violation::new(field, kind, why.to_string(), remedy));
     }
     if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
 }
