@@ -51,9 +51,9 @@ fn is_left(entry: &fs::DirEntry) -> bool {
 
 /// Another process that holds the lock of a file until this value is dropped.
 #[derive(Debug)]
-pub struct LockHolder(Child);
+pub struct LockingProcess(Child);
 
-impl LockHolder {
+impl LockingProcess {
     /// Starts the process, and returns when it holds the lock.
     ///
     /// # Panics
@@ -76,7 +76,7 @@ impl LockHolder {
     }
 }
 
-impl Drop for LockHolder {
+impl Drop for LockingProcess {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();

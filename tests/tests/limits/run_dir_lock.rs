@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use capsa::embed::Vm;
 use capsa::run_dir::{self, LOCK_TIMEOUT};
 use capsa::{Error, VmStatus};
-use capsa_testkit::run_dirs::{LockHolder, base, leave_behind, left_behind};
+use capsa_testkit::run_dirs::{LockingProcess, base, leave_behind, left_behind};
 use capsa_testkit::vm::{PATIENCE, poll_fd};
 use capsa_testkit::{fake, run_isolated};
 use nix::sys::signal::{Signal, kill};
@@ -42,7 +42,7 @@ fn run_with_base_locked_waits_and_sweeps_nothing() {
     let run_dir = vm.launch_plan().run_dir.to_string();
     leave_behind(&dir, 1000);
     // It holds the lock until the VM has ended and its directory is removed.
-    let holder = LockHolder::of(&dir.join("lock"));
+    let holder = LockingProcess::of(&dir.join("lock"));
     run(vm);
     assert!(!Path::new(&run_dir).exists());
     drop(holder);
@@ -53,7 +53,7 @@ fn run_with_base_locked_waits_and_sweeps_nothing() {
 fn build_with_base_locked_fails_within_deadline() {
     run_isolated!();
     let lock = base().join("lock");
-    let holder = LockHolder::of(&lock);
+    let holder = LockingProcess::of(&lock);
     kill(Pid::from_raw(holder.pid().cast_signed()), Signal::SIGSTOP).unwrap();
     let begin = Instant::now();
     let error = fake::vm("up serve").build_embedded().unwrap_err();
