@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use capsa::{Accelerator, Capsa, LinuxBootConfig, Pattern};
+use capsa::console::Pattern;
+use capsa::{Accelerator, Capsa, LinuxBootConfig};
 use expectrl::Expect as _;
 
 use crate::Result;

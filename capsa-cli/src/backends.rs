@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendCapabilities, BackendReport, Feature, HelperReport, MissingFeature, NoteLevel};
+use capsa::backend::{
+    BackendCapabilities, BackendReport, Feature, HelperReport, MissingFeature, NoteLevel,
+};
 use serde_json::json;
 
 use crate::json_output;
@@ -124,7 +126,7 @@ mod tests {
 
     #[test]
     fn output_has_each_backend_with_its_remedies() {
-        let reports = capsa::backends();
+        let reports = capsa::backend::backends();
         let (text, json) = (text(&reports), json(&reports));
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         for (n, report) in reports.iter().enumerate() {

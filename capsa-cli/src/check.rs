@@ -8,7 +8,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
-use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder, VsockDirection};
+use capsa::vsock::VsockDirection;
+use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder};
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::{self, ConfigFile};

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use capsa::{BackendReport, MissingFeature, NoteLevel, ephemeral, run_dir};
+use capsa::backend::{BackendReport, MissingFeature, NoteLevel};
+use capsa::{ephemeral, run_dir};
 use serde_json::{Value, json};
 
 use crate::failure::{CliError, NO_BACKEND, OK};
@@ -34,7 +35,7 @@ struct Finding {
 
 /// Checks the host and prints the findings.
 pub(crate) fn doctor(json: bool) -> Result<u8, CliError> {
-    let reports = capsa::backends();
+    let reports = capsa::backend::backends();
     let base = run_dir::base();
     let run_dirs = run_dir::check(&base).map(|()| base.display().to_string());
     let run_dirs = run_dirs.map_err(|error| error.to_string());
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn problems_have_remedies() {
-        let reports = capsa::backends();
+        let reports = capsa::backend::backends();
         let tried = Err("it can be written by other users".to_owned());
         let mut findings = vec![directory("run directories", Severity::Problem, &tried, RUN_DIRS)];
         findings.extend(reports.iter().flat_map(of_backend));

@@ -4,10 +4,11 @@
 
 use std::fmt::Write as _;
 
+use capsa::backend::{LaunchPlan, NoteLevel, Rejection};
+use capsa::console::escape_control_line;
 use capsa::plan::{
     Body, ConsolePlan, CrashReporting, Message, OverlayPlan, ProcessPlan, StopAction,
 };
-use capsa::{LaunchPlan, NoteLevel, Rejection, escape_control_line};
 
 use crate::json_output;
 
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn dry_run_text_lists_rejected_backends() {
-        let reasons = vec![capsa::Reason::new("no passt", "install it")];
+        let reasons = vec![capsa::backend::Reason::new("no passt", "install it")];
         let rejected = [Rejection { backend: "cloud-hypervisor", reasons }];
         let text = text(&plans()[0], &rejected);
         assert!(

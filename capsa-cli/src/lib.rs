@@ -92,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
         Subcommand::Gc => running::gc(arguments),
         Subcommand::Console => running::console(arguments),
         Subcommand::Backends => {
-            let reports = capsa::backends();
+            let reports = capsa::backend::backends();
             print(&if json { backends::json(&reports) } else { backends::text(&reports) })
         }
         Subcommand::Doctor => doctor::doctor(json),

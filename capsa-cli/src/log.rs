@@ -7,7 +7,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
-use capsa::escape_control_line;
+use capsa::console::escape_control_line;
 use serde_json::json;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use capsa::escape_control;
+use capsa::console::escape_control;
 use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 

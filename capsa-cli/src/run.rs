@@ -2,7 +2,9 @@
 //!
 //! [`crate::session`] runs it.
 
-use capsa::{ConsoleMode, NoteLevel, Overflow};
+use capsa::ConsoleMode;
+use capsa::backend::NoteLevel;
+use capsa::console::Overflow;
 
 use crate::check::{self, Problem};
 use crate::commands::Subcommand;

@@ -18,9 +18,10 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use capsa::embed::DEFAULT_GRACE;
 use capsa::embed::{Vm, VmEvent};
 use capsa::run_dir::NameLock;
-use capsa::{ConsoleMode, DEFAULT_GRACE, EndedBy, VmStatus};
+use capsa::{ConsoleMode, EndedBy, VmStatus};
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VsockDirection};
+use capsa::vsock::VsockDirection;
+use capsa::{DiskImage, ImageFormat, MountMode, SharedDir};
 use humantime::DurationError;
 
 type Parsed<T> = Result<T, String>;

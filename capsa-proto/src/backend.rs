@@ -5,7 +5,7 @@
 //! opens no file and starts no process, so every backend is compiled and tested on every host.
 //!
 //! To add a backend, implement [`HypervisorBackend`] in a crate of its own, and add it to the list in
-//! `capsa/src/backends.rs`.
+//! `capsa/src/backend/choice.rs`.
 
 use alloc::collections::BTreeMap;
 use alloc::format;

@@ -23,10 +23,9 @@ use std::time::Duration;
 use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
-use crate::{
-    CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, GuestOs, LaunchPlan, LinuxVmBuilder,
-    Match, Pattern, Rejection, ResourceConfig, Result, StopReport, VmStatus,
-};
+use crate::backend::{LaunchPlan, Rejection};
+use crate::console::{CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, Match, Pattern};
+use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
 
 impl LinuxVmBuilder {
     /// Checks the description, plans the VM and creates its run directory. Nothing is started. Blocks
@@ -189,14 +188,14 @@ impl AsRef<crate::VmHandle> for VmHandle {
     }
 }
 
-/// Accepts connections from the guest; the blocking version of [`crate::VsockListener`].
+/// Accepts connections from the guest; the blocking version of [`crate::vsock::VsockListener`].
 #[derive(Debug)]
 pub struct VsockListener {
-    inner: crate::VsockListener,
+    inner: crate::vsock::VsockListener,
 }
 
 impl VsockListener {
-    /// Blocking version of [`crate::VsockListener::accept`]. Returns a blocking stream.
+    /// Blocking version of [`crate::vsock::VsockListener::accept`]. Returns a blocking stream.
     ///
     /// # Errors
     ///
@@ -224,7 +223,7 @@ impl VmConsole {
     /// # Errors
     ///
     /// The same as the async version.
-    pub fn record(&self, recording: impl Into<crate::Recording>) -> Result<()> {
+    pub fn record(&self, recording: impl Into<crate::recording::Recording>) -> Result<()> {
         self.inner.record(recording)
     }
 
@@ -436,12 +435,12 @@ impl VmConsole {
     }
 }
 
-/// A running command; the blocking version of [`crate::RunningCommand`].
+/// A running command; the blocking version of [`crate::console::RunningCommand`].
 #[derive(Debug)]
-pub struct RunningCommand<'a>(crate::RunningCommand<'a>);
+pub struct RunningCommand<'a>(crate::console::RunningCommand<'a>);
 
 impl RunningCommand<'_> {
-    /// Blocking version of [`crate::RunningCommand::wait`].
+    /// Blocking version of [`crate::console::RunningCommand::wait`].
     ///
     /// # Errors
     ///
@@ -488,9 +487,9 @@ impl Reader {
     }
 }
 
-/// The lines of a console; the blocking version of [`crate::Lines`].
+/// The lines of a console; the blocking version of [`crate::console::Lines`].
 #[derive(Debug)]
-pub struct Lines(crate::Lines);
+pub struct Lines(crate::console::Lines);
 
 impl Lines {
     /// The number of bytes that were dropped before they were read, and are missing from the lines.

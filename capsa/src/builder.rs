@@ -16,8 +16,10 @@ use capsa_proto::spec::{
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
-use crate::backends::{self, BackendChoice, Planned, Rejection, Strictness};
-use crate::{DiskImage, Error, Recording, Result, SharedDir, embed};
+use crate::backend::Rejection;
+use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
+use crate::recording::Recording;
+use crate::{DiskImage, Error, Result, SharedDir, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
 ///
@@ -346,9 +348,9 @@ impl LinuxVmBuilder {
                     "remove vsock, or test with a hypervisor",
                 )]));
             }
-            return backends::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
+            return choice::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
         }
-        backends::plan(spec, &self.choice, strict)
+        choice::plan(spec, &self.choice, strict)
     }
 
     /// The VM spec, with every path made absolute.

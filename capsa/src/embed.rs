@@ -68,7 +68,7 @@
 //! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work; no system call except reading the clock |
 //! | [`Vm::next_timeout`] | constant work, plus a check of each pending wait |
 //! | [`Vm::write`] | copies the bytes it accepts, and writes what the guest accepts at once |
-//! | [`Vm::take`] | copies the unread part of the scrollback |
+//! | [`Vm::take`], [`Vm::take_text`], [`Vm::read`] | copy the unread part of the scrollback; `read`, as much as fits |
 //! | [`Vm::expect`] and the other waits | search the unread output once |
 //! | dropping it | kills the processes and waits until they have exited: milliseconds |
 //!
@@ -92,9 +92,9 @@ mod mio;
 #[cfg(feature = "tokio")]
 mod tokio;
 
-use std::io;
 #[cfg(feature = "async")]
-use std::ops::Range;
+use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -102,24 +102,24 @@ use std::time::Duration;
 use capsa_io::run_dir::RunDir;
 use capsa_io::supervisor::{Options, Supervisor};
 #[cfg(feature = "async")]
-use capsa_proto::console::CommandOutput;
+use capsa_proto::console::InputRecord;
 use capsa_proto::console::{
     Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
-use capsa_proto::lifecycle::{DEFAULT_GRACE, StopReport, VmStatus};
+use capsa_proto::lifecycle::{StopReport, VmStatus};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
 use capsa_proto::time::Instant;
 
-use crate::backends::{Planned, Rejection};
-#[cfg(feature = "async")]
-use crate::console::Match;
-#[cfg(feature = "async")]
-use crate::error::{hint, lossy};
+use crate::backend::{Rejection, choice::Planned};
+use crate::error::lossy;
 use crate::{Error, Result};
 
+#[cfg(feature = "async")]
+pub use crate::driver::Driver;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Ended, Outcome, ReaderId, Scrollback, WaitId};
+pub use capsa_proto::lifecycle::DEFAULT_GRACE;
 pub use capsa_proto::vm::VmEvent;
 
 #[cfg(feature = "tokio")]
@@ -255,10 +255,28 @@ impl Vm {
         self.supervisor.console().scrollback()
     }
 
+    /// Whether the console is closed, so that no more output follows: its stream or the VM has
+    /// ended.
+    pub fn is_console_closed(&self) -> bool {
+        self.supervisor.console().is_closed()
+    }
+
     /// Adds a reader of the console, positioned at the oldest byte that is kept. Readers are
     /// independent: each sees all output.
     pub fn add_reader(&mut self) -> ReaderId {
         self.supervisor.with_console(|console, _, _| console.add_reader())
+    }
+
+    /// Adds an observer, positioned at the oldest byte that is kept: a reader that does not count as
+    /// the first one. A console that [pauses](crate::console::Overflow::Pause) keeps all its output for the
+    /// first reader, whatever observers have read.
+    pub fn add_observer(&mut self) -> ReaderId {
+        self.supervisor.with_console(|console, _, _| console.add_observer())
+    }
+
+    /// Adds a reader at the position of another.
+    pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
+        self.supervisor.with_console(|console, _, _| console.clone_reader(reader))
     }
 
     /// Removes a reader and cancels its waits.
@@ -269,6 +287,24 @@ impl Vm {
     /// Takes all unread output of this reader; empty when there is none.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
         self.supervisor.with_console(|console, _, _| console.take(reader))
+    }
+
+    /// Takes all unread output of this reader as text; invalid UTF-8 becomes U+FFFD. A character
+    /// that is still incomplete at the end stays unread, until the console is closed.
+    pub fn take_text(&mut self, reader: ReaderId) -> String {
+        lossy(&self.supervisor.with_console(|console, _, _| console.take_text(reader)))
+    }
+
+    /// Copies unread output of this reader into `into` and returns the number of bytes: 0 when there
+    /// is none, which is not the end unless the console [is closed](Vm::is_console_closed).
+    pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
+        self.supervisor.with_console(|console, _, _| console.read(reader, into))
+    }
+
+    /// The number of bytes that this reader missed, because they were dropped from the scrollback
+    /// before it read them. They are counted when it reads.
+    pub fn lost(&self, reader: ReaderId) -> u64 {
+        self.supervisor.console().lost(reader)
     }
 
     /// Queues bytes for the guest and returns how many were accepted: fewer than given when the
@@ -363,7 +399,7 @@ impl Vm {
     /// end.
     ///
     /// The result holds the output that was not taken. If no output is taken, a console that
-    /// [pauses](crate::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
+    /// [pauses](crate::console::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
     /// older output is dropped, and the result is marked as truncated.
     ///
     /// # Errors
@@ -441,9 +477,28 @@ impl Vm {
         self.supervisor.abandon();
     }
 
+    /// The time on the VM's clock, which starts when the VM is created.
     #[cfg(feature = "async")]
-    pub(crate) fn supervisor(&mut self) -> &mut Supervisor {
-        &mut self.supervisor
+    pub(crate) fn now(&self) -> Instant {
+        self.supervisor.now()
+    }
+
+    /// The number of bytes of output that precede the next byte of this reader.
+    #[cfg(feature = "async")]
+    pub(crate) fn offset(&self, reader: ReaderId) -> u64 {
+        self.supervisor.console().offset(reader)
+    }
+
+    /// Keeps what is written from now on for this reader, until it takes it.
+    #[cfg(feature = "async")]
+    pub(crate) fn log_input(&mut self, reader: ReaderId) {
+        self.supervisor.with_console(|console, _, _| console.log_input(reader));
+    }
+
+    /// Takes what was written since the last call.
+    #[cfg(feature = "async")]
+    pub(crate) fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
+        self.supervisor.with_console(|console, _, _| console.take_input_log(reader))
     }
 
     /// A number that distinguishes the begin and end marks of one command from those of another.
@@ -472,59 +527,4 @@ impl AsRawFd for Vm {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }
-}
-
-/// Converts the result of a wait for patterns for the async API. `report` tells how the VM ended,
-/// if it has.
-#[cfg(feature = "async")]
-pub(crate) fn match_result(
-    ended: Ended,
-    patterns: &[Pattern],
-    report: Option<StopReport>,
-) -> Result<Match> {
-    let all = || patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(", ");
-    let expected = || match patterns {
-        [one] => one.to_string(),
-        _ => format!("one of [{}]", all()),
-    };
-    match ended {
-        Ended::Expect(Outcome::Matched { pattern, output, truncated, groups }) => {
-            let text = |group: Range<usize>| lossy(&output[group]);
-            let groups = groups.into_iter().map(|group| group.map(text)).collect();
-            Ok(Match { pattern, groups, output: lossy(&output), truncated })
-        }
-        Ended::Expect(Outcome::TimedOut { tail, waited, fault, near_match }) => {
-            Err(Error::Timeout {
-                expected: expected(),
-                waited,
-                tail: lossy(&tail),
-                hint: hint(fault, near_match),
-            })
-        }
-        Ended::Expect(Outcome::Closed { tail, waited, fault, near_match }) => {
-            Err(Error::PatternNotFound {
-                pattern: expected(),
-                waited,
-                ended: report.map(Box::new),
-                tail: lossy(&tail),
-                hint: hint(fault, near_match),
-            })
-        }
-        Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
-            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
-        }
-        Ended::Script(_) => unreachable!("expected the result of a wait for patterns"),
-    }
-}
-
-/// Converts the result of a script for the async API.
-#[cfg(feature = "async")]
-pub(crate) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
-    let Ended::Script(result) = ended else { unreachable!("expected the result of a script") };
-    result.map_err(|error| match Error::from(error) {
-        Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
-            Error::PatternNotFound { pattern, waited, ended: report.map(Box::new), tail, hint }
-        }
-        error => error,
-    })
 }

@@ -12,7 +12,7 @@ use capsa_proto::lifecycle::{InvalidState, StopReport};
 use capsa_proto::spec::GuestOs;
 use capsa_proto::text::escape_control_line;
 
-use crate::backends::Rejection;
+use crate::backend::Rejection;
 
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::backends::Rejection;
+use crate::backend::LaunchPlan;
+use crate::backend::Rejection;
 use crate::driver::{Shared, SharedState, StatusWaiter};
+use crate::embed::DEFAULT_GRACE;
 use crate::{
-    ConsoleMode, DEFAULT_GRACE, Error, GuestOs, LaunchPlan, ResourceConfig, Result, StopReport,
-    VmConsole, VmStatus, stdio,
+    ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
 };
 
 /// A handle of a VM. Clones refer to the same VM.
@@ -75,7 +76,7 @@ impl VmHandle {
             state.vm.start()?;
             let stdio = self.inner.plan.console.mode() == ConsoleMode::Stdio;
             state.relays += usize::from(stdio);
-            state.started = Some(state.vm.supervisor().now());
+            state.started = Some(state.vm.now());
             stdio
         };
         if stdio {

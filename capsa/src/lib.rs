@@ -31,14 +31,14 @@
 //! | --- | --- |
 //! | describe a VM | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
 //! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
-//! | wait for console output, log in, run commands | [`VmConsole`], [`Pattern`], [`manual::console`] |
+//! | wait for console output, log in, run commands | [`VmConsole`], [`mod@console`], [`manual::console`] |
 //! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it from synchronous code | [`blocking`] (feature `blocking`) |
 //! | test your program without a hypervisor | [`testing`], [`manual::testing`] |
 //! | record a console and replay it | [`Recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
-//! | see what this host supports | [`backends()`] |
+//! | see what this host supports | [`backend::backends()`] |
 //! | remove the leftovers of a killed program now, instead of at the next builds | [`run_dir::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
 //! | use the command `capsa` | [`manual::cli`] |
@@ -74,7 +74,7 @@
 //!
 //! - `async` (default): [`VmHandle`] and [`VmConsole`].
 //! - `blocking`: the same API without an executor.
-//! - `regex` (default): [`Pattern::regex`].
+//! - `regex` (default): [`console::Pattern::regex`].
 //! - `mio`: [`embed::Vm`] implements mio's `Source`.
 //! - `tokio`: `embed::TokioVm`, and tokio's traits for the halves of a console.
 //!
@@ -83,69 +83,49 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod backends;
+pub mod backend;
 mod builder;
+pub mod cmdline;
 mod config;
+pub mod console;
 mod disk;
 pub mod embed;
 mod error;
 pub mod manual;
-mod recording;
+pub mod recording;
 mod share;
 pub mod testing;
+pub mod vsock;
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
-#[cfg(feature = "async")]
-mod console;
 #[cfg(feature = "async")]
 mod driver;
 #[cfg(feature = "async")]
 mod handle;
 #[cfg(feature = "async")]
 mod stdio;
-#[cfg(feature = "async")]
-mod vsock;
 
-pub use backends::{BackendReport, HelperReport, Rejection, backends};
 pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
 pub use disk::DiskImage;
-pub use error::{Error, Result, Violations};
-pub use recording::Recording;
+pub use error::{Error, Result};
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
-pub use console::{
-    ConsoleLog, ConsoleReader, ConsoleWriter, Lines, Logged, Match, RunningCommand, VmConsole,
-};
-#[cfg(feature = "async")]
-pub use driver::Driver;
+pub use console::vm_console::VmConsole;
 #[cfg(feature = "async")]
 pub use handle::VmHandle;
-#[cfg(feature = "async")]
-pub use vsock::{VsockListener, VsockStream};
 
 pub use capsa_io::{ephemeral, run_dir};
-pub use capsa_proto::backend::{Availability, Feature, MissingFeature, Version};
-pub use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
-    Violation, ViolationKind,
-};
-pub use capsa_proto::cmdline::{CmdlineArg, CmdlineError, KernelCmdline};
+pub use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 pub use capsa_proto::codec::asciicast;
-pub use capsa_proto::console::{
-    CommandOutput, FaultReport, GuestFault, NearMatch, Overflow, Pattern, PatternError,
-    ScriptError, Stripper,
-};
-pub use capsa_proto::host::Reason;
-pub use capsa_proto::lifecycle::{DEFAULT_GRACE, EndedBy, Exit, StopReport, StopStep, VmStatus};
-pub use capsa_proto::plan::{self, LaunchPlan, Note, NoteLevel};
+pub use capsa_proto::lifecycle::{EndedBy, StopReport, StopStep, VmStatus};
+pub use capsa_proto::plan;
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
+    ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
 };
-pub use capsa_proto::text::{escape_control, escape_control_line};
 
 /// Compiles the program in the README as a doctest.
 #[cfg(all(doctest, feature = "blocking"))]

@@ -103,11 +103,11 @@ mod recorder {
         pub(crate) fn begin(self, shared: &Arc<Shared>) -> Result<()> {
             let reader = ConsoleReader::observer(Arc::clone(shared));
             if self.recording.input {
-                shared.lock().vm.supervisor().with_console(|c, _, _| c.log_input(reader.id()));
+                shared.lock().vm.log_input(reader.id());
             }
             shared.lock().relays += 1;
             let vm = Arc::clone(shared);
-            let attached = shared.lock().vm.supervisor().now();
+            let attached = shared.lock().vm.now();
             let spawned =
                 std::thread::Builder::new().name("capsa-record".into()).spawn(move || {
                     let path = self.recording.path;
@@ -157,10 +157,9 @@ mod recorder {
                 let (now, end, lost_now) = {
                     let mut state = vm.lock();
                     self.begin_at(state.started);
-                    state.vm.supervisor().with_console(|console, now, _| {
-                        self.typed.extend(console.take_input_log(reader.id()));
-                        (now, console.offset(reader.id()), console.lost(reader.id()))
-                    })
+                    let (vm, id) = (&mut state.vm, reader.id());
+                    self.typed.extend(vm.take_input_log(id));
+                    (vm.now(), vm.offset(id), vm.lost(id))
                 };
                 if lost_now > lost {
                     let missing = lost_now - lost;
@@ -237,7 +236,7 @@ mod recorder {
             };
             let rest = self.encoder.finish();
             self.file.write_all(rest.as_bytes())?;
-            let now = vm.lock().vm.supervisor().now();
+            let now = vm.lock().vm.now();
             let line = self.encoder.end(self.time(now), end);
             self.file.write_all(line.as_bytes())?;
             self.file.flush()

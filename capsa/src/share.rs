@@ -8,7 +8,7 @@ use crate::{MountMode, ShareMechanism};
 ///
 /// A guest with systemd 254 or later mounts it automatically: Capsa adds `systemd.mount-extra=` to
 /// the kernel command line. In any other guest, mount it by its tag; the plan's notes
-/// ([`crate::LaunchPlan::notes`]) contain the command.
+/// ([`crate::backend::LaunchPlan::notes`]) contain the command.
 ///
 /// Treat everything that the guest writes as hostile, including symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]

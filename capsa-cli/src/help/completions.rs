@@ -219,7 +219,8 @@ mod tests {
     #[test]
     fn backend_flag_offers_all_backends() {
         let flag = flags_of(Subcommand::Run).find(|flag| flag.flag == "--backend").unwrap();
-        let mut known: Vec<_> = capsa::backends().into_iter().map(|report| report.name).collect();
+        let mut known: Vec<_> =
+            capsa::backend::backends().into_iter().map(|report| report.name).collect();
         known.sort_unstable();
         assert_eq!(flag.words(), known);
     }

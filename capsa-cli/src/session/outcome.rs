@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use capsa::{EndedBy, StopReport, StopStep, VmStatus, escape_control_line};
+use capsa::console::escape_control_line;
+use capsa::{EndedBy, StopReport, StopStep, VmStatus};
 use serde_json::{Value, json};
 
 use crate::failure::{self, CliError};

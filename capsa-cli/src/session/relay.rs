@@ -12,8 +12,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use capsa::VsockDirection;
 use capsa::embed::{Vm, VsockConnecting, VsockPortListener};
+use capsa::vsock::VsockDirection;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::{CONFIG, CliError};

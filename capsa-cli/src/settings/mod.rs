@@ -10,9 +10,10 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode,
-    NetworkMode, RebootPolicy, SharedDir, VsockDirection,
+    NetworkMode, RebootPolicy, SharedDir,
 };
 use tracing::level_filters::LevelFilter;
 

@@ -4,9 +4,10 @@
 //! parsers of the command line and of the config file, help, the manual page, completions, the JSON
 //! Schema and source spans all read these rows. A new setting is one row, and the field that it sets.
 
+use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection,
+    ShareMechanism, Virtio9pConfig, VirtioFsConfig,
 };
 use tracing::level_filters::LevelFilter;
 

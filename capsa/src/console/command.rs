@@ -8,15 +8,15 @@ use std::task::{Context, Poll};
 use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
-use super::ActiveWait;
+use super::vm_console::{ActiveWait, script_result};
 use crate::Result;
 use crate::driver::WaitKey;
-use crate::embed::{ReaderId, script_result};
+use crate::embed::ReaderId;
 
 /// A running command, begun by [`VmConsole::spawn`](crate::VmConsole::spawn).
 ///
 /// Its output can be of any length. A slow reader blocks the command if the console
-/// [pauses](crate::Overflow::Pause); otherwise up to 16 MiB are kept, then output is dropped and
+/// [pauses](crate::console::Overflow::Pause); otherwise up to 16 MiB are kept, then output is dropped and
 /// the result is marked as truncated. The output ends with the command; [`wait`](Self::wait)
 /// returns its exit status.
 ///

@@ -20,7 +20,7 @@ impl ConsoleReader {
     /// A thread copies the output until the console closes; it does not keep the VM alive. If the
     /// console was opened before the start, the file contains the output from the first byte. If
     /// the disk is slower than the guest, output that exceeds the scrollback is lost, or the guest
-    /// is paused ([`Overflow`](crate::Overflow)). If a write fails, for example on a **full disk**,
+    /// is paused ([`Overflow`](crate::console::Overflow)). If a write fails, for example on a **full disk**,
     /// the log ends, the guest continues, a warning is logged, and [`ConsoleLog::finish`] returns
     /// the error.
     ///

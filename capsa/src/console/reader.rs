@@ -33,7 +33,7 @@ impl ConsoleReader {
 
     /// An observer at the oldest kept byte: it exerts no back-pressure.
     pub(crate) fn observer(shared: Arc<Shared>) -> Self {
-        let id = shared.lock().vm.supervisor().with_console(|c, _, _| c.add_observer());
+        let id = shared.lock().vm.add_observer();
         Self::new(shared, id)
     }
 
@@ -60,7 +60,7 @@ impl ConsoleReader {
     pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
         let mut state = self.shared.lock();
         loop {
-            let n = state.vm.supervisor().with_console(|c, _, _| c.read(self.id, buf));
+            let n = state.vm.read(self.id, buf);
             let text = match &mut self.stripper {
                 Some(stripper) => stripped(stripper, buf, n),
                 None => n,
@@ -73,7 +73,7 @@ impl ConsoleReader {
                 break;
             }
         }
-        if state.vm.supervisor().console().is_closed() {
+        if state.vm.is_console_closed() {
             return Poll::Ready(0);
         }
         state.register_waker(WaitKey::Data(self.id), cx.waker());
@@ -82,7 +82,7 @@ impl ConsoleReader {
 
     /// The number of bytes that were dropped before this reader read them.
     pub fn lost(&self) -> u64 {
-        self.shared.lock().vm.supervisor().console().lost(self.id)
+        self.shared.lock().vm.lost(self.id)
     }
 }
 
@@ -96,7 +96,7 @@ fn stripped(stripper: &mut Stripper, buf: &mut [u8], n: usize) -> usize {
 
 impl Clone for ConsoleReader {
     fn clone(&self) -> Self {
-        let id = self.shared.lock().vm.supervisor().with_console(|c, _, _| c.clone_reader(self.id));
+        let id = self.shared.lock().vm.clone_reader(self.id);
         Self { shared: Arc::clone(&self.shared), id, stripper: self.stripper.clone() }
     }
 }

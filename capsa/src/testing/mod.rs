@@ -9,7 +9,7 @@
 //! | a guest that | type |
 //! | --- | --- |
 //! | follows a script of the test: replies, fails, panics, hangs | [`ScriptedGuest`] |
-//! | replays a recorded guest | [`recording`], from a file that [`Recording`](crate::Recording) made |
+//! | replays a recorded guest | [`recording`], from a file that [`Recording`](crate::recording::Recording) made |
 //!
 //! [`vm`] makes a builder for either; [`LinuxVmBuilder::simulated_guest`] replaces the guest of an
 //! existing builder. There is no network, disk, share or vsock: only the console, the time limit,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use capsa::backend::BackendCapabilities;
 use capsa::blocking::VmHandle;
+use capsa::vsock::VsockDirection;
 use capsa::{
-    BackendCapabilities, Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder,
-    MountMode, NetworkMode, RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
-    VsockDirection,
+    Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder, MountMode, NetworkMode,
+    RebootPolicy, ShareMechanism, Virtio9pConfig, VirtioFsConfig,
 };
 use serde_json::Value;
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use capsa::{ConsoleMode, Error, Overflow};
+use capsa::console::Overflow;
+use capsa::{ConsoleMode, Error};
 
 use super::vm::{GuestInterface, TestVm};
 use super::{Fixture, Scenario};

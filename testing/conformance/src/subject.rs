@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use capsa::{Accelerator, BackendCapabilities, BackendReport, LinuxBootConfig, LinuxVmBuilder};
+use capsa::backend::{BackendCapabilities, BackendReport};
+use capsa::{Accelerator, LinuxBootConfig, LinuxVmBuilder};
 
 use super::capabilities;
 use capsa_fixtures::host;
@@ -312,7 +313,7 @@ impl Subject {
 /// The reports of all backends. Created once, because that runs programs.
 pub fn backends() -> &'static [BackendReport] {
     static BACKENDS: OnceLock<Vec<BackendReport>> = OnceLock::new();
-    BACKENDS.get_or_init(capsa::backends)
+    BACKENDS.get_or_init(capsa::backend::backends)
 }
 
 /// Checks that a program exists at the path in `variable`, or is installed.

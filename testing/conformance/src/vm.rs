@@ -255,7 +255,7 @@ impl Drop for TestVm {
         let lines: Vec<_> = output.lines().collect();
         eprintln!("the console has {} lines; the last ones:", lines.len());
         for line in &lines[lines.len().saturating_sub(TAIL)..] {
-            eprintln!("  | {}", capsa::escape_control_line(line.trim_end()));
+            eprintln!("  | {}", capsa::console::escape_control_line(line.trim_end()));
         }
     }
 }

@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use capsa::{EndedBy, Error, MountMode, VsockDirection};
+use capsa::vsock::VsockDirection;
+use capsa::{EndedBy, Error, MountMode};
 
 use super::vm::TestVm;
 use super::{Fixture, Scenario};

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use capsa::{Capsa, DiskImage, LinuxBootConfig, ViolationKind};
+use capsa::backend::ViolationKind;
+use capsa::{Capsa, DiskImage, LinuxBootConfig};
 use capsa_conformance::Subject;
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::{MAGIC, Overlay, Qcow2Header};

@@ -4,10 +4,11 @@ use std::io::Read;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use capsa::Error;
 use capsa::blocking::{VmConsole, VmHandle};
+use capsa::console::Overflow;
 use capsa::embed::{Vm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
-use capsa::{Error, Overflow};
 use capsa_testkit::vm::{PATIENCE, in_time, poll_fd};
 use futures_lite::AsyncReadExt;
 use futures_lite::future::{block_on, poll_once};

@@ -2,7 +2,8 @@
 
 use std::io::Read;
 
-use capsa::{Overflow, VmStatus};
+use capsa::VmStatus;
+use capsa::console::Overflow;
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::vm::PATIENCE;

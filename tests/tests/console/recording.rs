@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
+use capsa::console::Overflow;
+use capsa::recording::Recording;
 use capsa::testing::{self, GuestReply, ReplayInput, ReplaySpeed, ScriptedGuest};
-use capsa::{EndedBy, Error, Overflow, Recording, VmStatus};
+use capsa::{EndedBy, Error, VmStatus};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{self, NanoGuest, PATIENCE};
 use serde_json::Value;

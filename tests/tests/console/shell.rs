@@ -4,9 +4,10 @@ use std::io::Read;
 use std::pin::pin;
 use std::time::Duration;
 
+use capsa::Error;
 use capsa::blocking::{VmConsole, VmHandle};
+use capsa::console::Pattern;
 use capsa::testing::{self, GuestReply, ScriptedGuest};
-use capsa::{Error, Pattern};
 use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::{block_on, poll_once};
 

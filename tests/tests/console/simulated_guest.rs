@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use capsa::backend::Exit;
 use capsa::blocking::VmHandle;
 use capsa::testing::{self, GuestReply, ScriptedGuest, TestResult};
-use capsa::{EndedBy, Error, Exit, RebootPolicy, StopStep, VmStatus};
+use capsa::{EndedBy, Error, RebootPolicy, StopStep, VmStatus};
 use capsa_testkit::test_name;
 use capsa_testkit::vm::PATIENCE;
 use futures_lite::future::block_on;

@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
 use capsa::blocking::{VmConsole, VmHandle};
-use capsa::{EndedBy, Error, Pattern};
+use capsa::console::Pattern;
+use capsa::{EndedBy, Error};
 use capsa_testkit::nano;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, in_time};
 use nix::sys::signal::{Signal, kill};

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use capsa::console::Pattern;
 use capsa::embed::{TokioVm, VmEvent};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
-use capsa::{Accelerator, Pattern, VmConsole, VmHandle, VmStatus};
+use capsa::{Accelerator, VmConsole, VmHandle, VmStatus};
 use capsa_conformance::Subject;
 use capsa_testkit::drop_futures::RandomDrops;
 use capsa_testkit::fake;
@@ -80,7 +81,8 @@ fn console_futures_dropped_lose_nothing() {
     run_isolated!();
     let random = &mut RandomDrops::new(0x5eed_cafe);
     block_on(async {
-        let vm = fake::vm("up echo serve").scrollback(64 << 20, capsa::Overflow::DropOldest);
+        let vm =
+            fake::vm("up echo serve").scrollback(64 << 20, capsa::console::Overflow::DropOldest);
         let vm = vm.build().await.unwrap();
         vm.start().await.unwrap();
         let mut console = vm.console().await.unwrap();

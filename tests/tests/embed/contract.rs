@@ -3,9 +3,10 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use capsa::console::Overflow;
 use capsa::embed::{Ended, Vm, VmEvent};
 use capsa::testing::{self, ScriptedGuest};
-use capsa::{ConsoleMode, Overflow, VmStatus};
+use capsa::{ConsoleMode, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::vm::{NanoGuest, PATIENCE, poll_fd};
@@ -38,6 +39,32 @@ fn expect_already_printed_ends_at_once() {
     let wait = vm.expect(reader, &["login:"], None);
     drive(&mut vm, |_, event| event == VmEvent::Ended(wait));
     assert!(matches!(vm.take_ended(wait), Some(Ended::Expect(_))));
+}
+
+#[test]
+fn reader_of_each_kind_sees_all_output() {
+    // Sixteen bytes are kept; the last character is incomplete until the guest ends.
+    let guest = ScriptedGuest::new().print("0123456789").expect_line("on");
+    let guest = guest.print(b"abcdefgh\xc3").expect_line("off").power_off();
+    let builder = testing::vm(guest).scrollback(16, Overflow::DropOldest);
+    let mut vm = builder.build_embedded().unwrap();
+    let (reader, observer) = (vm.add_reader(), vm.add_observer());
+    vm.start().unwrap();
+    drive(&mut vm, |vm, _| vm.scrollback().end() == 10);
+    let mut buffer = [0; 4];
+    assert_eq!((vm.read(observer, &mut buffer), &buffer), (4, b"0123"));
+    let copy = vm.clone_reader(observer);
+    assert_eq!(vm.write(b"on\r").unwrap(), 3);
+    drive(&mut vm, |vm, _| vm.scrollback().end() == 23);
+    assert!(!vm.is_console_closed());
+    assert_eq!(vm.take_text(reader), "789on\r\nabcdefgh");
+    assert_eq!(vm.take_text(observer), "789on\r\nabcdefgh");
+    vm.write(b"off\r").unwrap();
+    drive(&mut vm, |vm, _| vm.is_console_closed());
+    assert_eq!(vm.take_text(reader), "\u{fffd}off\r\n");
+    assert_eq!(vm.take(copy), b"\r\nabcdefgh\xc3off\r\n");
+    assert_eq!(vm.read(copy, &mut buffer), 0);
+    assert_eq!((vm.lost(reader), vm.lost(observer), vm.lost(copy)), (7, 3, 8));
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::loops::*;
+use capsa::console::Overflow;
 use capsa::embed::{Ended, Outcome, TokioVm, Vm, VmEvent};
-use capsa::{LinuxVmBuilder, Overflow, RebootPolicy};
+use capsa::{LinuxVmBuilder, RebootPolicy};
 use capsa_testkit::fake;
 use capsa_testkit::run_isolated;
 use capsa_testkit::skip;

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
-use capsa::{EndedBy, Error, LinuxVmBuilder, Overflow, StopStep, VmStatus};
+use capsa::console::Overflow;
+use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::runs;
 use capsa_testkit::run_isolated;

@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use capsa::backend::{Violation, ViolationKind as Kind};
 use capsa::{
-    Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism, Violation,
-    ViolationKind as Kind, Virtio9pConfig,
+    Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism,
+    Virtio9pConfig,
 };
 use capsa_testkit::vm::NanoGuest;
 

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use capsa::{Error, VmHandle, VsockStream};
+use capsa::vsock::VsockStream;
+use capsa::{Error, VmHandle};
 use capsa_testkit::drop_futures::RandomDrops;
 use capsa_testkit::fake;
 use capsa_testkit::processes::descriptors;

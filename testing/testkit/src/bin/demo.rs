@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use capsa::{Capsa, DiskImage, LinuxDirectBootConfig, NoteLevel};
+use capsa::backend::NoteLevel;
+use capsa::{Capsa, DiskImage, LinuxDirectBootConfig};
 use capsa_fixtures::guest::{self, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};

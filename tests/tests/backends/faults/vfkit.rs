@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use capsa::console::Overflow;
 use capsa::{
-    Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, Overflow,
-    RebootPolicy, StopStep, VmStatus,
+    Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, RebootPolicy,
+    StopStep, VmStatus,
 };
 use capsa_stand_ins::vfkit::{VfkitCall, VfkitFault};
 use capsa_stand_ins::{BrokenReply, FaultyStandIn};

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use capsa::LaunchPlan;
+use capsa::backend::LaunchPlan;
 use capsa::plan::ConsolePlan;
 use capsa::run_dir::RunDir;
 use capsa_fixtures::guest::{self, LinuxGuest, Variant};

@@ -1,7 +1,4 @@
-//! vsock: streams between host and guest that need no network.
-//!
-//! A port is a number; it accepts any number of connections. The guest's context id is 3, the
-//! host's is 2. A program in the guest listens or connects with a socket of the family `AF_VSOCK`.
+//! [`VsockStream`] and [`VsockListener`]: vsock for async code.
 
 use std::future::poll_fn;
 use std::io;

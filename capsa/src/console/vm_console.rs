@@ -1,35 +1,25 @@
 //! [`VmConsole`]: the console of a VM, for async code.
 
-mod command;
-mod log;
-mod reader;
-#[cfg(feature = "tokio")]
-mod tokio;
-
 use std::future::poll_fn;
-use std::io;
+use std::ops::Range;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use capsa_proto::console::{CommandOutput, Pattern};
-use futures_io::AsyncWrite;
 
-use crate::driver::{Shared, SharedState, WaitKey, WaiterId};
-use crate::embed::{Ended, WaitId, match_result, script_result};
-use crate::error::lossy;
-use crate::{Error, Recording, Result, StopReport};
+use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
+use crate::driver::{Shared, SharedState, WaitKey};
+use crate::embed::{Ended, Outcome, WaitId};
+use crate::error::{hint, lossy};
+use crate::recording::Recording;
+use crate::{Error, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
 /// Ctrl-D, as a terminal sends it.
 const EOF: u8 = 0x04;
-
-pub use command::RunningCommand;
-pub use log::{ConsoleLog, Logged};
-pub use reader::{ConsoleReader, Lines};
 
 /// A console of a VM: reads the guest's output from the first byte, and writes its input.
 ///
@@ -114,7 +104,7 @@ impl VmConsole {
     ///
     /// ```no_run
     /// # async fn f(mut console: capsa::VmConsole) -> Result<(), Box<dyn std::error::Error>> {
-    /// use capsa::Pattern;
+    /// use capsa::console::Pattern;
     /// use std::time::Duration;
     ///
     /// let address = Pattern::regex(r"inet (\d+\.\d+\.\d+\.\d+)/")?;
@@ -191,8 +181,7 @@ impl VmConsole {
     ///
     /// None at present.
     pub async fn read_available(&mut self) -> Result<String> {
-        let mut state = self.reader.shared.lock();
-        Ok(lossy(&state.vm.supervisor().with_console(|c, _, _| c.take_text(self.reader.id))))
+        Ok(self.reader.shared.lock().vm.take_text(self.reader.id))
     }
 
     /// Writes all of `data`, waiting while the input queue is full.
@@ -426,9 +415,9 @@ impl Match {
 
 /// A wait of a future. Dropping it cancels the wait.
 #[derive(Debug)]
-struct ActiveWait<'a> {
-    shared: &'a Shared,
-    id: WaitId,
+pub(super) struct ActiveWait<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) id: WaitId,
 }
 
 impl Drop for ActiveWait<'_> {
@@ -439,59 +428,51 @@ impl Drop for ActiveWait<'_> {
     }
 }
 
-/// The writing half of a console.
-#[derive(Debug)]
-pub struct ConsoleWriter {
-    shared: Arc<Shared>,
-    waiter_id: WaiterId,
-}
-
-impl ConsoleWriter {
-    fn new(shared: Arc<Shared>) -> Self {
-        let waiter_id = shared.lock().waiter_id();
-        Self { shared, waiter_id }
-    }
-
-    fn poll(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut state = self.shared.lock();
-        match state.vm.write(bytes) {
-            Ok(0) if !bytes.is_empty() => {
-                state.register_waker(WaitKey::Writable(self.waiter_id), cx.waker());
-                Poll::Pending
-            }
-            result => Poll::Ready(result),
+/// Converts the result of a wait for patterns. `report` tells how the VM ended,
+/// if it has.
+fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) -> Result<Match> {
+    let all = || patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(", ");
+    let expected = || match patterns {
+        [one] => one.to_string(),
+        _ => format!("one of [{}]", all()),
+    };
+    match ended {
+        Ended::Expect(Outcome::Matched { pattern, output, truncated, groups }) => {
+            let text = |group: Range<usize>| lossy(&output[group]);
+            let groups = groups.into_iter().map(|group| group.map(text)).collect();
+            Ok(Match { pattern, groups, output: lossy(&output), truncated })
         }
+        Ended::Expect(Outcome::TimedOut { tail, waited, fault, near_match }) => {
+            Err(Error::Timeout {
+                expected: expected(),
+                waited,
+                tail: lossy(&tail),
+                hint: hint(fault, near_match),
+            })
+        }
+        Ended::Expect(Outcome::Closed { tail, waited, fault, near_match }) => {
+            Err(Error::PatternNotFound {
+                pattern: expected(),
+                waited,
+                ended: report.map(Box::new),
+                tail: lossy(&tail),
+                hint: hint(fault, near_match),
+            })
+        }
+        Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
+            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
+        }
+        Ended::Script(_) => unreachable!("expected the result of a wait for patterns"),
     }
 }
 
-impl Clone for ConsoleWriter {
-    fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.shared))
-    }
-}
-
-impl Drop for ConsoleWriter {
-    fn drop(&mut self) {
-        self.shared.lock().remove_waker(WaitKey::Writable(self.waiter_id));
-    }
-}
-
-impl AsyncWrite for ConsoleWriter {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll(cx, buf)
-    }
-
-    /// Does nothing: queued bytes are written as the guest reads them.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    /// Does nothing: a console has no end of input. Ctrl-D is an ordinary byte.
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
+/// Converts the result of a script.
+pub(super) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
+    let Ended::Script(result) = ended else { unreachable!("expected the result of a script") };
+    result.map_err(|error| match Error::from(error) {
+        Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
+            Error::PatternNotFound { pattern, waited, ended: report.map(Box::new), tail, hint }
+        }
+        error => error,
+    })
 }
