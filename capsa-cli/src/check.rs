@@ -35,7 +35,7 @@ pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, CliError> {
     // A file that is not TOML has no settings to check.
     let (backend, error) = match builder.plan() {
         _ if is_broken => (None, None),
-        Ok(plan) => (Some(plan.backend), None),
+        Ok(plan) => (Some(plan.backend()), None),
         Err(Error::NoBackendAvailable { .. }) => (None, error_of_any_backend(&builder)),
         Err(error) => (None, Some(error)),
     };

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use capsa::backend::{BackendReport, MissingFeature, NoteLevel};
-use capsa::{ephemeral, run_dir};
+use capsa_io::{ephemeral, run_dir};
 use serde_json::{Value, json};
 
 use crate::failure::{CliError, NO_BACKEND, OK};

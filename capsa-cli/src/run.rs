@@ -64,11 +64,15 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
     // Before any file is created: a running VM with this name may write the same log.
     let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
-    reporter.detail(&format!("backend: {}, run directory: {}", plan.backend, plan.run_dir));
+    reporter.detail(&format!(
+        "backend: {}, run directory: {}",
+        plan.backend(),
+        plan.run_dir().display()
+    ));
     for rejection in vm.rejected_backends() {
         reporter.detail(&format!("rejected backend: {rejection}"));
     }
-    for note in &plan.notes {
+    for note in plan.notes() {
         match note.level {
             NoteLevel::Warning => reporter.warn(&note.text),
             NoteLevel::Info => reporter.detail(&note.text),

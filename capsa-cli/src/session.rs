@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use capsa::embed::DEFAULT_GRACE;
 use capsa::embed::{Vm, VmEvent};
-use capsa::run_dir::NameLock;
 use capsa::{ConsoleMode, EndedBy, VmStatus};
+use capsa_io::run_dir::NameLock;
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
 
@@ -72,7 +72,7 @@ pub(crate) struct SessionPlan {
 /// Starts the VM and runs it until it has ended. Returns the exit code.
 pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<u8, CliError> {
     let wants_json = plan.json;
-    let backend = vm.launch_plan().backend;
+    let backend = vm.launch_plan().backend();
     let name_lock = plan.name_lock.take();
     let mut session = RunLoop::new(vm, plan, reporter)?;
     session.start()?;
@@ -184,7 +184,7 @@ impl<'r> RunLoop<'r> {
             signal: None,
             was_killed: false,
         };
-        reporter.event("planned", json!({"backend": session.vm.launch_plan().backend}));
+        reporter.event("planned", json!({"backend": session.vm.launch_plan().backend()}));
         if let Some(recorder) = &mut session.recorder {
             recorder.begin(reporter);
         }
@@ -369,7 +369,7 @@ impl<'r> RunLoop<'r> {
         }
         self.run_dir_checked = control.is_published().then(Instant::now);
         if self.run_dir_checked.is_none() {
-            let (dir, pid) = (&self.vm.launch_plan().run_dir, std::process::id());
+            let (dir, pid) = (self.vm.launch_plan().run_dir().display(), std::process::id());
             self.reporter.warn(&format!(
                 "{dir} was removed: `capsa ps`, `stop` and `console` cannot find this VM any more; \
                  stop it with `kill {pid}`"
@@ -412,7 +412,7 @@ impl<'r> RunLoop<'r> {
 
     /// The status line of a VM that has just begun to run.
     fn running_text(&self) -> &'static str {
-        let console = self.vm.launch_plan().console.mode();
+        let console = self.vm.launch_plan().console();
         match self.job {
             Some(_) => "waiting for the guest's shell",
             None if self.stdio.is_some() => "waiting for console output",

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
-use capsa::asciicast::{CastEventKind, Decoder};
+use capsa_proto::codec::asciicast::{CastEventKind, Decoder};
 use capsa_testkit::nano::{self, Nano};
 use common::{CapsaProcess, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;

@@ -7,17 +7,15 @@ use capsa_io::supervisor::Options;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
-use capsa_proto::lifecycle::Timing;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::LaunchPlan;
 use capsa_proto::sim::SimulatedGuest;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
-use crate::backend::Rejection;
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
+use crate::backend::{LaunchPlan, Rejection};
 use crate::recording::Recording;
 use crate::{DiskImage, Error, Result, SharedDir, embed};
 
@@ -46,7 +44,7 @@ pub struct LinuxVmBuilder {
     accelerator: Accelerator,
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
-    choice: BackendChoice,
+    pub(crate) choice: BackendChoice,
     pub(crate) simulated: Option<SimulatedGuest>,
     recording: Option<Recording>,
     pub(crate) options: Options,
@@ -258,22 +256,6 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// Uses the forced backend even if it has blockers on this host, such as missing KVM or another
-    /// operating system. For tests against a stand-in of a hypervisor.
-    #[doc(hidden)]
-    pub fn trust_backend(mut self) -> Self {
-        self.choice.trusted = true;
-        self
-    }
-
-    /// Changes how long each phase of the lifecycle may take. For tests, which must not wait for the
-    /// defaults.
-    #[doc(hidden)]
-    pub fn timing(mut self, change: impl FnOnce(&mut Timing)) -> Self {
-        change(&mut self.options.timing);
-        self
-    }
-
     /// The launch plan: programs, arguments and control messages. Starts nothing except the
     /// hypervisors' `--version`, and creates no run directory. A forced backend need not be usable on this host.
     ///
@@ -281,7 +263,7 @@ impl LinuxVmBuilder {
     ///
     /// The same as [`build_embedded`](Self::build_embedded).
     pub fn plan(&self) -> Result<LaunchPlan> {
-        self.planned(Strictness::DryRun).map(|planned| planned.plan)
+        self.planned(Strictness::DryRun).map(|planned| LaunchPlan::new(planned.plan))
     }
 
     /// The backends that were rejected for this VM, each with all reasons.
@@ -301,10 +283,10 @@ impl LinuxVmBuilder {
     /// - while it inspects files and probes the versions of programs: some milliseconds, about 100 ms
     ///   the first time;
     /// - while other processes hold the lock of the directory of run directories: less than 20 ms in
-    ///   general, at most [`LOCK_TIMEOUT`](crate::run_dir::LOCK_TIMEOUT);
-    /// - while it removes what crashed programs left behind: at most 20 ms
-    ///   ([`SLICE`](crate::run_dir::SLICE)). The next builds of this program continue until each
-    ///   leftover was looked at once; [`run_dir::sweep`](crate::run_dir::sweep) removes all of them.
+    ///   general, at most [`LOCK_TIMEOUT`](crate::host::LOCK_TIMEOUT);
+    /// - while it removes what crashed programs left behind: at most 20 ms. The next
+    ///   builds of this program continue until each leftover was looked at once;
+    ///   [`host::sweep`](crate::host::sweep) removes all of them.
     ///
     /// # Errors
     ///
@@ -326,7 +308,7 @@ impl LinuxVmBuilder {
                 "record",
                 ViolationKind::Unsupported,
                 "a VM in the caller's event loop has no thread to write a recording",
-                "read the console with a reader and encode it with capsa::asciicast",
+                "read the console with a reader and write the file yourself",
             )]));
         }
         self.embedded()

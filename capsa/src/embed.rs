@@ -107,11 +107,11 @@ use capsa_proto::console::{
     Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
 use capsa_proto::lifecycle::{StopReport, VmStatus};
-use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{GuestOs, ResourceConfig};
 use capsa_proto::time::Instant;
 
-use crate::backend::{Rejection, choice::Planned};
+use crate::backend::choice::Planned;
+use crate::backend::{LaunchPlan, Rejection};
 use crate::error::lossy;
 use crate::{Error, Result};
 
@@ -130,6 +130,7 @@ pub use tokio::TokioVm;
 #[derive(Debug)]
 pub struct Vm {
     supervisor: Supervisor,
+    plan: LaunchPlan,
     resources: ResourceConfig,
     rejected: Vec<Rejection>,
 }
@@ -143,6 +144,7 @@ impl Vm {
         resources: ResourceConfig,
     ) -> Result<Self> {
         let Planned { backend, plan, rejected, simulated } = planned;
+        let public = LaunchPlan::new(plan.clone());
         let supervisor = match simulated {
             None => {
                 let run_dir = RunDir::create_and_sweep(Path::new(plan.run_dir.as_str()))
@@ -151,7 +153,7 @@ impl Vm {
             }
             Some(simulated) => Supervisor::simulated(plan, simulated, options)?,
         };
-        Ok(Self { supervisor, resources, rejected })
+        Ok(Self { supervisor, plan: public, resources, rejected })
     }
 
     /// Requests the start. The next [`Vm::on_ready`] starts the programs.
@@ -206,7 +208,7 @@ impl Vm {
 
     /// The plan from which the VM is launched.
     pub fn launch_plan(&self) -> &LaunchPlan {
-        self.supervisor.plan()
+        &self.plan
     }
 
     /// The backends that were rejected for this VM, each with all reasons.
@@ -432,7 +434,7 @@ impl Vm {
     /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
     /// does not run; [`Error::Io`] when the device cannot be reached.
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
-        let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        let vsock = self.plan.parts().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         let route = vsock.to_guest(port).ok_or(Error::VsockPortNotNamed { port })?;
         if *self.supervisor.status() != VmStatus::Running {
             return Err(Error::NotRunning);
@@ -449,7 +451,7 @@ impl Vm {
     /// has ended; [`Error::Io`] with `AddrInUse` when the port has a listener already, and when the
     /// run directory was removed.
     pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
-        let vsock = self.launch_plan().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
+        let vsock = self.plan.parts().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         vsock.listener(port).ok_or(Error::VsockPortNotNamed { port })?;
         self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
     }

@@ -57,7 +57,7 @@ pub enum Error {
     UnsupportedGuestOs(GuestOs),
 
     /// The run directory could not be created, because another process held the lock of its base
-    /// directory for more than [`LOCK_TIMEOUT`](crate::run_dir::LOCK_TIMEOUT). Nothing was started.
+    /// directory for more than [`LOCK_TIMEOUT`](crate::host::LOCK_TIMEOUT). Nothing was started.
     #[error("run directory not created: {0}")]
     RunDirLocked(#[source] LockTimeout),
 

@@ -74,7 +74,7 @@ impl VmHandle {
         let stdio = {
             let mut state = self.shared().lock();
             state.vm.start()?;
-            let stdio = self.inner.plan.console.mode() == ConsoleMode::Stdio;
+            let stdio = self.inner.plan.console() == ConsoleMode::Stdio;
             state.relays += usize::from(stdio);
             state.started = Some(state.vm.now());
             stdio
@@ -223,7 +223,7 @@ impl VmHandle {
     /// [`Error::ConsoleNotEnabled`] when the VM was built without a console, or with one on
     /// standard input and output.
     pub async fn console(&self) -> Result<VmConsole> {
-        if self.inner.plan.console.mode() != ConsoleMode::Enabled {
+        if self.inner.plan.console() != ConsoleMode::Enabled {
             return Err(Error::ConsoleNotEnabled);
         }
         Ok(VmConsole::new(Arc::clone(self.shared())))

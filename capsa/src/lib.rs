@@ -36,10 +36,10 @@
 //! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
 //! | run it from synchronous code | [`blocking`] (feature `blocking`) |
 //! | test your program without a hypervisor | [`testing`], [`manual::testing`] |
-//! | record a console and replay it | [`Recording`], [`testing::recording`] |
+//! | record a console and replay it | [`mod@recording`], [`testing::recording`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
 //! | see what this host supports | [`backend::backends()`] |
-//! | remove the leftovers of a killed program now, instead of at the next builds | [`run_dir::sweep`] |
+//! | remove the leftovers of a killed program now, instead of at the next build | [`host::sweep`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
 //! | use the command `capsa` | [`manual::cli`] |
 //! | understand the implementation | [`manual::architecture`], [`manual::embedding`] |
@@ -91,6 +91,9 @@ pub mod console;
 mod disk;
 pub mod embed;
 mod error;
+pub mod host;
+#[doc(hidden)]
+pub mod internal;
 pub mod manual;
 pub mod recording;
 mod share;
@@ -117,11 +120,8 @@ pub use console::vm_console::VmConsole;
 #[cfg(feature = "async")]
 pub use handle::VmHandle;
 
-pub use capsa_io::{ephemeral, run_dir};
 pub use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
-pub use capsa_proto::codec::asciicast;
 pub use capsa_proto::lifecycle::{EndedBy, StopReport, StopStep, VmStatus};
-pub use capsa_proto::plan;
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
     ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,

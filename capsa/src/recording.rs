@@ -15,9 +15,8 @@ use std::path::{Path, PathBuf};
 /// A recording to make: an asciicast v2 file.
 ///
 /// The guest's output is stored as `"o"` events, starting with the output that the scrollback still
-/// holds when the recording begins. Bytes that are not UTF-8 appear as U+FFFD in players; a
-/// Capsa-specific event before them holds the exact bytes, and players skip it: see
-/// [`asciicast`](crate::asciicast).
+/// holds when the recording begins. Bytes that are not UTF-8 appear as U+FFFD in players; an event
+/// `"bytes"` before them holds the exact bytes in hexadecimal, and players skip it.
 ///
 /// Input is recorded [on request](Recording::with_input). A password that
 /// [`login`](crate::VmConsole::login) types is never recorded: the recording notes only that a line

@@ -5,7 +5,7 @@ use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use capsa::run_dir;
+use capsa_io::run_dir;
 use serde_json::{Value, json};
 
 use super::protocol::SocketRequest;

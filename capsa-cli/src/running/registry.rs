@@ -8,7 +8,7 @@ use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use capsa::run_dir::{self, LockTimeout, NameLock, RunDirEntry};
+use capsa_io::run_dir::{self, LockTimeout, NameLock, RunDirEntry};
 use serde_json::{Value, json};
 
 use super::client;

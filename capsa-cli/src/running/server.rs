@@ -81,16 +81,16 @@ impl ControlServer {
     /// Listens in the run directory, and publishes the run's information there.
     pub(crate) fn bind(vm: &Vm, name: Option<&str>) -> io::Result<Self> {
         let plan = vm.launch_plan();
-        let run_dir = PathBuf::from(plan.run_dir.as_str());
+        let run_dir = plan.run_dir().to_owned();
         let listener = UnixListener::bind(run_dir.join(CONTROL_SOCKET))?;
         listener.set_nonblocking(true)?;
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let info = RunInfo {
             name: name.map(ToOwned::to_owned),
-            backend: plan.backend.to_owned(),
+            backend: plan.backend().to_owned(),
             started: since_epoch.map(|time| time.as_secs()).unwrap_or_default(),
             hypervisor: vm.hypervisor_pid(),
-            has_console: plan.console.mode() != ConsoleMode::Disabled,
+            has_console: plan.console() != ConsoleMode::Disabled,
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
         Ok(Self { run_dir, info, listener, clients: Vec::new(), input_owner: None, last_id: 0 })
@@ -251,7 +251,7 @@ impl ControlServer {
                 client.send(&SocketReply::accepted());
             }
             SocketRequest::Console { .. }
-                if vm.launch_plan().console.mode() == ConsoleMode::Disabled =>
+                if vm.launch_plan().console() == ConsoleMode::Disabled =>
             {
                 client.reject("the VM has no console; start it with --console enabled".into());
             }

@@ -7,9 +7,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use capsa::asciicast::{CastHeader, Encoder, RecordedEnd};
 use capsa::embed::{ReaderId, Vm};
 use capsa::{EndedBy, StopReport};
+use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
 use rustix::termios::tcgetwinsize;
 
 use crate::failure::{CONFIG, CliError};

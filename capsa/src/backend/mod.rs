@@ -6,15 +6,17 @@
 //! | what does a backend support? | [`BackendCapabilities`], [`Feature`], [`MissingFeature`] |
 //! | why was a description rejected? | [`Violation`], [`ViolationKind`], [`Violations`] |
 //! | why was a backend rejected? | [`Rejection`], [`Reason`] |
-//! | what is started? | [`LaunchPlan`], [`Note`] |
+//! | what is started? | [`LaunchPlan`], [`PlannedProcess`], [`Note`] |
 //! | how did the hypervisor exit? | [`Exit`] |
 //!
 //! The backends themselves are not part of the API: a program selects one by name with
 //! [`LinuxVmBuilder::backend`](crate::LinuxVmBuilder::backend).
 
 pub(crate) mod choice;
+mod launch_plan;
 
 pub use choice::{BackendReport, HelperReport, Rejection, backends};
+pub use launch_plan::{LaunchPlan, PlannedProcess};
 
 pub use crate::error::Violations;
 pub use capsa_proto::backend::{Availability, Feature, MissingFeature, Version};
@@ -24,4 +26,4 @@ pub use capsa_proto::capabilities::{
 };
 pub use capsa_proto::host::Reason;
 pub use capsa_proto::lifecycle::Exit;
-pub use capsa_proto::plan::{LaunchPlan, Note, NoteLevel};
+pub use capsa_proto::plan::{Note, NoteLevel};

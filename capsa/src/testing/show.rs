@@ -102,7 +102,7 @@ impl fmt::Debug for Failure {
 
 fn transcript(shared: &Shared) -> String {
     let state = shared.lock();
-    let (backend, status) = (state.vm.launch_plan().backend, state.vm.status());
+    let (backend, status) = (state.vm.launch_plan().backend(), state.vm.status());
     let lines = last_lines(state.vm.scrollback().tail(TAIL));
     drop(state);
     if lines.is_empty() {

@@ -28,7 +28,7 @@ fn described_hardware(fixture: &Fixture<'_>) {
     assert!((230_000..301 * 1024).contains(&kib), "{kib} KiB of 301 MiB");
     let cmdline = vm.sh("cat /proc/cmdline");
     // The kernel's configuration may add arguments before Capsa's, not after them.
-    assert!(cmdline.ends_with(&vm.handle.launch_plan().cmdline), "{cmdline}");
+    assert!(cmdline.ends_with(vm.handle.launch_plan().cmdline()), "{cmdline}");
     assert!(cmdline.ends_with(" capsa.mark=arrived"), "{cmdline}");
     assert_eq!(vm.sh("ls -1 /sys/class/net"), "lo", "network devices");
     assert_eq!(vm.sh("ls -1 /sys/block | grep -v -e loop -e ram | wc -l"), "0", "disks");

@@ -60,7 +60,7 @@ fn early_output(fixture: &Fixture<'_>) {
     } else {
         let before = traits.guest_output(&vm.expect("Linux"));
         assert!(before.lines().count() <= 1, "output before the kernel's first line");
-        let cmdline = vm.handle.launch_plan().cmdline.clone();
+        let cmdline = vm.handle.launch_plan().cmdline().to_owned();
         vm.expect(&format!("ommand line: {cmdline}"));
     }
 }

@@ -15,7 +15,7 @@ fn hundred_vms(fixture: &Fixture<'_>) {
     let mut after_first = None;
     for n in 0..100 {
         let vm = fixture.builder().build_blocking().unwrap();
-        let run_dir = vm.launch_plan().run_dir.to_string();
+        let run_dir = vm.launch_plan().run_dir().display().to_string();
         let run_dir = Path::new(&run_dir);
         vm.start().unwrap();
         let pid = vm.hypervisor_pid().unwrap();

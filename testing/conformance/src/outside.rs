@@ -60,12 +60,12 @@ fn virtiofsd_killed(fixture: &Fixture<'_>) {
     );
     if !fixture.subject.traits.share_helpers {
         let plan = builder.plan().unwrap();
-        assert_eq!(plan.processes.len(), 1, "processes of the plan: {:?}", plan.processes);
+        assert_eq!(plan.processes().len(), 1, "{plan}");
         return;
     }
     let vm = fixture.boot(builder);
     let hypervisor = vm.pid();
-    let run_dir = vm.handle.launch_plan().run_dir.to_string();
+    let run_dir = vm.handle.launch_plan().run_dir().display().to_string();
     let is_helper = |process: &Process| {
         let program = process.arguments.split(' ').next().unwrap_or_default();
         process.pid != hypervisor && program.ends_with("virtiofsd")

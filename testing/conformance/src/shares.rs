@@ -32,7 +32,7 @@ fn helpers_end(fixture: &Fixture<'_>) {
         builder.share_with_mechanism(host, format!("/{name}"), mode, mechanism)
     });
     let mut vm = fixture.boot(builder);
-    let run_dir = vm.handle.launch_plan().run_dir.to_string();
+    let run_dir = vm.handle.launch_plan().run_dir().display().to_string();
     if fixture.subject.traits.share_helpers {
         let processes = processes_with(&run_dir);
         assert!(processes.len() > 1, "only {processes:?} use {run_dir}");

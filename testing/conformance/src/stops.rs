@@ -83,7 +83,7 @@ fn kill_while_stopping(fixture: &Fixture<'_>) {
 fn drop_last_handle(fixture: &Fixture<'_>) {
     let mut vm = fixture.boot(fixture.builder());
     let pid = vm.pid();
-    let run_dir = vm.handle.launch_plan().run_dir.to_string();
+    let run_dir = vm.handle.launch_plan().run_dir().display().to_string();
     let mut console = vm.handle.console().unwrap();
     drop(vm.handle.clone());
     vm.echoes("still here");

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use capsa::backend::{BackendCapabilities, BackendReport};
+use capsa::internal::BuilderForTests as _;
 use capsa::{Accelerator, LinuxBootConfig, LinuxVmBuilder};
 
 use super::capabilities;

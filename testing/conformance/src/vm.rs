@@ -243,11 +243,11 @@ impl Drop for TestVm {
             return;
         }
         let plan = self.handle.launch_plan();
-        eprintln!("the VM of {} was {}", plan.run_dir, self.handle.status());
+        eprintln!("the VM of {} was {}", plan.run_dir().display(), self.handle.status());
         if let Some(report) = self.handle.stop_report() {
             eprintln!("stop report: {report:?}");
         }
-        for note in &plan.notes {
+        for note in plan.notes() {
             eprintln!("note: {}", note.text);
         }
         let output = self.handle.console().and_then(|mut console| console.read_available());

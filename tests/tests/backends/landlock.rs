@@ -54,11 +54,11 @@ fn landlock_denies_foreign_files() {
         .disk(DiskImage::new(&own))
         .disk(DiskImage::new(&base).ephemeral());
     let vm = builder.build_blocking().unwrap();
-    if vm.launch_plan().notes.iter().any(|note| note.text.contains("no Landlock")) {
+    if vm.launch_plan().notes().iter().any(|note| note.text.contains("no Landlock")) {
         return skip("this kernel has no Landlock, or too old a one");
     }
     vm.start().unwrap();
-    let socket = vm.launch_plan().control.socket.to_string();
+    let socket = capsa::internal::parts(vm.launch_plan()).control.socket.to_string();
     let refused = add_disk(&socket, &foreign);
     assert!(refused.contains("Permission denied"), "{refused}");
     // The backing file of its overlay is read-only.

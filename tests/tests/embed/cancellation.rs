@@ -237,7 +237,13 @@ fn vsock_accept_dropped_loses_no_connection() {
         let builder = subject.on_backend(guest.builder()).accelerator(Accelerator::Auto).vsock();
         let vm = builder.build().await.unwrap();
         let listener = vm.vsock_listen(7).await.unwrap();
-        let socket = vm.launch_plan().vsock.as_ref().unwrap().listener(7).unwrap().to_string();
+        let socket = capsa::internal::parts(vm.launch_plan())
+            .vsock
+            .as_ref()
+            .unwrap()
+            .listener(7)
+            .unwrap()
+            .to_string();
         let mut received = Vec::new();
         for n in 0..200_u8 {
             // As the device does for the guest.

@@ -50,7 +50,7 @@ fn handle_dropped_at_any_moment_leaves_nothing() {
     run_isolated!();
     for n in 0..40 {
         let vm = block_on(fake::vm("up console=hello serve").build()).unwrap();
-        let run_dir = vm.launch_plan().run_dir.to_string();
+        let run_dir = vm.launch_plan().run_dir().display().to_string();
         let mut pid = None;
         block_on(async {
             let life = async {

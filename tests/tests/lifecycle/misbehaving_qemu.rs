@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::VmHandle;
 use capsa::console::Overflow;
+use capsa::internal::BuilderForTests as _;
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::runs;

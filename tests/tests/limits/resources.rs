@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::embed::Vm;
+use capsa::internal::BuilderForTests as _;
 use capsa::{Error, LinuxVmBuilder, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::{children, descriptors};

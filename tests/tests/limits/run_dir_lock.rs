@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::embed::Vm;
-use capsa::run_dir::{self, LOCK_TIMEOUT};
 use capsa::{Error, VmStatus};
+use capsa_io::run_dir::{self, LOCK_TIMEOUT};
 use capsa_testkit::run_dirs::{LockingProcess, base, leave_behind, left_behind};
 use capsa_testkit::vm::{PATIENCE, poll_fd};
 use capsa_testkit::{fake, run_isolated};
@@ -39,7 +39,7 @@ fn run(mut vm: Vm) {
 fn run_with_base_locked_waits_and_sweeps_nothing() {
     run_isolated!();
     let (vm, dir) = (built(), base());
-    let run_dir = vm.launch_plan().run_dir.to_string();
+    let run_dir = vm.launch_plan().run_dir().display().to_string();
     leave_behind(&dir, 1000);
     // It holds the lock until the VM has ended and its directory is removed.
     let holder = LockingProcess::of(&dir.join("lock"));
@@ -110,7 +110,7 @@ fn run_dir_of_vm_not_started_is_owned() {
 fn start_run_dir_removed_fails_and_names_it() {
     run_isolated!();
     let mut vm = built();
-    let run_dir = vm.launch_plan().run_dir.to_string();
+    let run_dir = vm.launch_plan().run_dir().display().to_string();
     std::fs::remove_dir_all(&run_dir).unwrap();
     vm.start().unwrap();
     drive(&mut vm, |vm| vm.status().is_terminal());

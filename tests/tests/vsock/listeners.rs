@@ -41,7 +41,7 @@ fn accept_vm_dropped_returns_error() {
 fn listeners_vm_never_started_leave_nothing() {
     let guest = NanoGuest::for_any(nano::Nano::default());
     let Some(vm) = vm_not_started(&guest) else { return };
-    let run_dir = vm.launch_plan().run_dir.to_string();
+    let run_dir = vm.launch_plan().run_dir().display().to_string();
     assert!(Path::new(&run_dir).exists());
     let listeners: Vec<_> =
         [0, 1, u32::MAX].map(|port| vm.vsock_listen(port).unwrap()).into_iter().collect();

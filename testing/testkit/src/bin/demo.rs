@@ -36,10 +36,10 @@ fn run(arguments: Arguments) -> Outcome {
         .cmdline_arg("mitigations=off")
         .build_blocking()?;
     let plan = vm.launch_plan();
-    for note in plan.notes.iter().filter(|note| note.level == NoteLevel::Warning) {
+    for note in plan.notes().iter().filter(|note| note.level == NoteLevel::Warning) {
         println!("{note}");
     }
-    println!("booting on {}", plan.backend);
+    println!("booting on {}", plan.backend());
 
     let begin = Instant::now();
     let mut phases: Vec<(&str, Duration)> = Vec::new();

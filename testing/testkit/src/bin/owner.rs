@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use capsa::internal::BuilderForTests as _;
 use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode};
 
 fn print(word: &str) {

@@ -1,5 +1,6 @@
 //! A cloud-hypervisor that misbehaves.
 
+use capsa::internal::BuilderForTests as _;
 use capsa::{Accelerator, EndedBy, Error, StopStep, VmStatus};
 use capsa_stand_ins::cloud_hypervisor::{ChvCall, ChvFault};
 use capsa_stand_ins::{BrokenReply, FaultyStandIn};

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
+use capsa::internal::BuilderForTests as _;
 use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_stand_ins::FaultyStandIn;
 use capsa_testkit::nano::{self, Nano};
@@ -257,7 +258,7 @@ impl FaultyVm {
 
     /// Waits until no process of the VM is left. Its directory is removed by then.
     fn leaves_nothing(self) {
-        let run_dir = self.vm.launch_plan().run_dir.to_string();
+        let run_dir = self.vm.launch_plan().run_dir().display().to_string();
         let marks = [run_dir.clone(), self.guest.dir().display().to_string()];
         let has_mark = |arguments: &str| marks.iter().any(|mark| arguments.contains(mark));
         eventually("the processes of the VM have exited", || {

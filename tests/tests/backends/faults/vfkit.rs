@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use capsa::console::Overflow;
+use capsa::internal::BuilderForTests as _;
 use capsa::{
     Accelerator, Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, RebootPolicy,
     StopStep, VmStatus,

@@ -8,16 +8,16 @@ mod start;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use capsa::backend::LaunchPlan;
-use capsa::plan::ConsolePlan;
-use capsa::run_dir::RunDir;
+use capsa::internal;
 use capsa_fixtures::guest::{self, LinuxGuest, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
+use capsa_io::run_dir::RunDir;
+use capsa_proto::plan::ConsolePlan;
 use capsa_testkit::vm;
 
 const PROMPT: &str = "capsa login: ";
@@ -82,13 +82,13 @@ fn in_turn(
 
 /// Starts the VMM of a plan, without Capsa. Returns how long `rest` took, from the start on.
 fn spawned(plan: &LaunchPlan, rest: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let _run_dir = RunDir::create(Path::new(plan.run_dir.as_str()))?;
-    let vmm = plan.processes.last().ok_or("the plan has no VMM")?;
-    let mut command = Command::new(&vmm.program);
-    command.args(&vmm.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _run_dir = RunDir::create(plan.run_dir())?;
+    let vmm = plan.processes().last().ok_or("the plan has no VMM")?;
+    let mut command = Command::new(vmm.program());
+    command.args(vmm.args()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let begin = Instant::now();
     let mut process =
-        command.spawn().map_err(|error| format!("cannot start {}: {error}", vmm.program))?;
+        command.spawn().map_err(|error| format!("cannot start {}: {error}", vmm.program()))?;
     let took = rest().map(|()| begin.elapsed());
     process.kill()?;
     process.wait()?;
@@ -118,12 +118,13 @@ fn with_capsa(guest: &LinuxGuest) -> Result<Duration> {
 
 fn direct(guest: &LinuxGuest) -> Result<Duration> {
     let plan: LaunchPlan = vm::linux(guest).plan()?;
-    let ConsolePlan::Socket { socket, .. } = &plan.console else {
+    let parts = internal::parts(&plan);
+    let ConsolePlan::Socket { socket, .. } = &parts.console else {
         return Err("the plan has no console socket".into());
     };
     spawned(&plan, || {
         let mut console = connect(socket.as_str())?;
-        let control = connect(plan.control.socket.as_str())?;
+        let control = connect(parts.control.socket.as_str())?;
         let mut lines = BufReader::new(control.try_clone()?);
         let mut line = String::new();
         lines.read_line(&mut line)?;

@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use capsa::plan::Body;
 use capsa::{Accelerator, ConsoleMode, LinuxVmBuilder};
 use capsa_fixtures::nano::Nano;
 use capsa_fixtures::task::{Arguments, Outcome, finish};
+use capsa_proto::plan::Body;
 use capsa_testkit::vm::NanoGuest;
 
 use super::{Result, connect, in_turn, median, spawned};
@@ -52,13 +52,14 @@ fn with_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
 
 fn direct(builder: &LinuxVmBuilder) -> Result<Duration> {
     let plan = builder.plan()?;
+    let parts = capsa::internal::parts(&plan);
     spawned(&plan, || {
-        for message in &plan.boot {
+        for message in &parts.boot {
             let Body::Http { method, path, body } = &message.body else {
                 return Err("the plan does not use HTTP".into());
             };
             let body = body.as_ref().map(ToString::to_string).unwrap_or_default();
-            let mut stream = connect(plan.control.socket.as_str())?;
+            let mut stream = connect(parts.control.socket.as_str())?;
             write!(
                 stream,
                 "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\

@@ -1,0 +1,222 @@
+//! [`LaunchPlan`]: what is started for a VM, as a program may read it.
+//!
+//! The plan of `capsa-proto` grows with each device; this type shows the parts that a user needs, and
+//! all of it as text and as JSON.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use capsa_proto::plan::{
+    self, Body, ConsolePlan, CrashReporting, Message, OverlayPlan, ProcessPlan, StopAction,
+};
+use serde::{Serialize, Serializer};
+
+use super::Note;
+use crate::ConsoleMode;
+use crate::console::escape_control_line;
+
+/// What is started for a VM: programs, arguments, control messages and sockets.
+///
+/// The `Display` form is for people: a shell script in which everything but the programs is a
+/// comment. The serialized form has all of the plan; the [manual](crate::manual::cli) lists its keys.
+/// Cloning it is cheap.
+///
+/// ```no_run
+/// # fn main() -> capsa::Result<()> {
+/// let plan = capsa::Capsa::vm(capsa::LinuxBootConfig::new("./vmlinuz")).plan()?;
+/// for process in plan.processes() {
+///     println!("{}: {} {:?}", process.name(), process.program(), process.args());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaunchPlan {
+    plan: Arc<plan::LaunchPlan>,
+}
+
+impl LaunchPlan {
+    pub(crate) fn new(plan: plan::LaunchPlan) -> Self {
+        Self { plan: Arc::new(plan) }
+    }
+
+    /// The whole plan.
+    pub(crate) fn parts(&self) -> &plan::LaunchPlan {
+        &self.plan
+    }
+
+    /// The name of the backend.
+    pub fn backend(&self) -> &'static str {
+        self.plan.backend
+    }
+
+    /// The run directory, which contains the sockets. It exists while the VM runs.
+    pub fn run_dir(&self) -> &Path {
+        Path::new(self.plan.run_dir.as_str())
+    }
+
+    /// The processes in the order of their start: the helper processes, and last the hypervisor.
+    pub fn processes(&self) -> impl ExactSizeIterator<Item = PlannedProcess<'_>> {
+        self.plan.processes.iter().map(|process| PlannedProcess { process })
+    }
+
+    /// The whole kernel command line.
+    pub fn cmdline(&self) -> &str {
+        &self.plan.cmdline
+    }
+
+    /// The mode of the guest's console.
+    pub fn console(&self) -> ConsoleMode {
+        self.plan.console.mode()
+    }
+
+    /// Warnings and notes: slow emulation, rounded values, mounts that the guest must make.
+    pub fn notes(&self) -> &[Note] {
+        &self.plan.notes
+    }
+}
+
+impl Serialize for LaunchPlan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.plan.serialize(serializer)
+    }
+}
+
+/// A process of a [`LaunchPlan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedProcess<'a> {
+    process: &'a ProcessPlan,
+}
+
+impl<'a> PlannedProcess<'a> {
+    /// The name for messages: `qemu`, `virtiofsd for /workspace`.
+    pub fn name(&self) -> &'a str {
+        &self.process.name
+    }
+
+    /// The path of the program, or its bare name if it was not found (in a dry run).
+    pub fn program(&self) -> &'a str {
+        &self.process.program
+    }
+
+    /// The arguments, without the program itself.
+    pub fn args(&self) -> &'a [String] {
+        &self.process.args
+    }
+}
+
+impl fmt::Display for LaunchPlan {
+    /// The plan as text of several lines, with control characters escaped. A shell that reads it runs
+    /// the programs: all other lines are comments.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = self.parts();
+        comment(f, &format!("backend: {}", plan.backend))?;
+        comment(f, &format!("run directory: {}", plan.run_dir))?;
+        comment(f, &format!("kernel command line: {}", plan.cmdline))?;
+        if let Some(limit) = plan.time_limit {
+            comment(f, &format!("time limit: {limit:?}"))?;
+        }
+        for note in &plan.notes {
+            comment(f, &note.to_string())?;
+        }
+        match &plan.console {
+            ConsolePlan::None => comment(f, "console: none")?,
+            ConsolePlan::Socket { socket, .. } => comment(f, &format!("console: {socket}"))?,
+            ConsolePlan::Pty { .. } => {
+                comment(f, "console: a pty as the hypervisor's standard input and output")?;
+            }
+        }
+        if let Some(pipe) = &plan.event_pipe {
+            comment(f, &format!("event pipe: {pipe}, created before the hypervisor starts"))?;
+        }
+        for overlay in &plan.overlays {
+            let what = match overlay {
+                OverlayPlan::Qcow2 { .. } => "an empty overlay",
+                OverlayPlan::Clone { .. } => "a clone",
+            };
+            let text = format!("ephemeral disk: {}, {what} of {}", overlay.at(), overlay.of());
+            comment(f, &text)?;
+        }
+        for process in &plan.processes {
+            writeln!(f)?;
+            comment(f, &process.name)?;
+            program(f, process)?;
+        }
+        writeln!(f)?;
+        comment(f, &format!("control messages on {}", plan.control.socket))?;
+        for message in &plan.boot {
+            comment(f, &format!("  boot: {}", message_text(message)))?;
+        }
+        if let Some(message) = &plan.power_button {
+            comment(f, &format!("  power button: {}", message_text(message)))?;
+        }
+        let quit = match &plan.quit {
+            StopAction::Control(message) => message_text(message),
+            StopAction::Signal(signal) => format!("SIG{signal:?}").to_uppercase(),
+        };
+        comment(f, &format!("  quit: {quit}"))?;
+        if let CrashReporting::ConsoleOnly { power_off } = &plan.crash_reporting {
+            comment(f, &format!("  quit after a guest crash: {}", message_text(power_off)))?;
+        }
+        Ok(())
+    }
+}
+
+/// The command line of a program: one argument per line, an option with its value.
+fn program(f: &mut fmt::Formatter<'_>, process: &ProcessPlan) -> fmt::Result {
+    f.write_str(&quoted(&process.program))?;
+    let mut args = process.args.iter().peekable();
+    while let Some(arg) = args.next() {
+        write!(f, " \\\n  {}", quoted(arg))?;
+        if arg.starts_with('-')
+            && let Some(value) = args.next_if(|next| !next.starts_with('-'))
+        {
+            write!(f, " {}", quoted(value))?;
+        }
+    }
+    writeln!(f)
+}
+
+/// A word for a POSIX shell.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+,-./:@_".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', r"'\''")).into()
+}
+
+/// A text as a comment of one line.
+fn comment(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    writeln!(f, "# {}", escape_control_line(text))
+}
+
+fn message_text(message: &Message) -> String {
+    let sent = match &message.body {
+        Body::Qmp { execute, arguments: None } => (*execute).to_owned(),
+        Body::Qmp { execute, arguments: Some(arguments) } => format!("{execute} {arguments}"),
+        Body::Http { method, path, body: None } => format!("{method} {path}"),
+        Body::Http { method, path, body: Some(body) } => format!("{method} {path} {body}"),
+    };
+    format!("{sent} ({})", message.purpose)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_word_is_one_shell_word() {
+        for (word, want) in [
+            ("/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"),
+            ("", "''"),
+            ("a=b c", "'a=b c'"),
+            ("$(x)'", r"'$(x)'\'''"),
+            ("a\nb", "'a\nb'"),
+        ] {
+            assert_eq!(quoted(word), want);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What the command `capsa` and the tests of this workspace need, and no other program: **no part of
+//! this module is stable.**
+
+use capsa_proto::lifecycle::Timing;
+use capsa_proto::plan;
+
+use crate::LinuxVmBuilder;
+use crate::backend::LaunchPlan;
+
+/// All parts of a launch plan.
+pub fn parts(plan: &LaunchPlan) -> &plan::LaunchPlan {
+    plan.parts()
+}
+
+/// Settings of a builder that no program needs.
+pub trait BuilderForTests {
+    /// Uses the forced backend even if it has blockers on this host, such as missing KVM or another
+    /// operating system: for tests against a stand-in of a hypervisor.
+    #[must_use]
+    fn trust_backend(self) -> Self;
+
+    /// Changes how long each phase of the lifecycle may take: tests must not wait for the defaults.
+    #[must_use]
+    fn timing(self, change: impl FnOnce(&mut Timing)) -> Self;
+}
+
+impl BuilderForTests for LinuxVmBuilder {
+    fn trust_backend(mut self) -> Self {
+        self.choice.trusted = true;
+        self
+    }
+
+    fn timing(mut self, change: impl FnOnce(&mut Timing)) -> Self {
+        change(&mut self.options.timing);
+        self
+    }
+}
