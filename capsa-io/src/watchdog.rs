@@ -9,13 +9,16 @@
 //! The watchdog never touches a process that was not started through [`spawn`], and it exits when
 //! its work is done.
 //!
+//! No call waits for the watchdog. A watchdog that is suspended, for example with its cgroup, reads
+//! nothing; when its socket is full, it is killed and replaced by one that gets the whole list.
+//!
 //! A child registers itself between fork and exec (see [`sys::before_exec`]), so no hypervisor ever
 //! runs without being registered. A reaped child is removed from the list *before* its process id
 //! can be reused.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,8 +56,11 @@ static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 struct Watchdog {
     shell: Child,
     fork_guard: ForkGuard,
+    /// Non-blocking, also for the children that register themselves.
     line: UnixStream,
     live: BTreeSet<u32>,
+    /// Shells that were killed because they did not read, until they are reaped.
+    killed: Vec<Child>,
 }
 
 /// Starts `command` in its own process group, registered with the watchdog. The child inherits the
@@ -77,7 +83,7 @@ pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child
         Err(error) => {
             // The child has registered itself although exec failed, and its process id is free
             // again.
-            watchdog.send_list()?;
+            watchdog.send_list().or_else(|_| watchdog.replace())?;
             Err(error)
         }
     }
@@ -100,10 +106,13 @@ pub(crate) fn deregister(pid: u32) {
     if let Some(watchdog) = lock().as_mut()
         && watchdog.fork_guard.is_same_process()
         && watchdog.live.remove(&pid)
+        && let Err(error) = watchdog.line.write_all(format!("- {pid}\n").as_bytes())
+        && error.kind() == io::ErrorKind::WouldBlock
+        && let Err(error) = watchdog.replace()
     {
-        // A dead watchdog is replaced at the next spawn and then gets the whole list.
-        let _ = watchdog.line.write_all(format!("- {pid}\n").as_bytes());
+        tracing::warn!("cannot replace the watchdog, which does not read: {error}");
     }
+    // A dead watchdog is replaced at the next spawn and then gets the whole list.
 }
 
 fn lock() -> MutexGuard<'static, Option<Watchdog>> {
@@ -111,43 +120,38 @@ fn lock() -> MutexGuard<'static, Option<Watchdog>> {
 }
 
 impl Watchdog {
-    /// Returns the watchdog; starts it if there is none or if it has died.
+    /// Returns the watchdog; starts it if there is none, if it has died, or if it does not read.
     fn alive(slot: &mut Option<Self>) -> io::Result<&mut Self> {
         // After a fork the child process needs its own watchdog, which does not know the parent's
         // children.
         drop(slot.take_if(|watchdog| !watchdog.fork_guard.is_same_process()));
-        let lost = match slot {
-            Some(watchdog) => watchdog.shell.try_wait().map_or(true, |ended| ended.is_some()),
-            None => false,
-        };
-        let live = if lost { slot.take().map(|g| g.live) } else { None }.unwrap_or_default();
-        match slot {
-            Some(watchdog) => Ok(watchdog),
-            None => Ok(slot.insert(Self::start(live)?)),
+        let Some(watchdog) = slot else { return Ok(slot.insert(Self::start()?)) };
+        watchdog.killed.retain_mut(|shell| matches!(shell.try_wait(), Ok(None)));
+        if watchdog.shell.try_wait().map_or(true, |ended| ended.is_some())
+            || !sys::is_writable(watchdog.line.as_fd())
+        {
+            watchdog.replace()?;
         }
+        Ok(watchdog)
     }
 
-    fn start(live: BTreeSet<u32>) -> io::Result<Self> {
-        // A socket, not a pipe: writing to it cannot raise SIGPIPE, which may be deadly in an
-        // embedding program.
-        let (line, theirs) = sys::socket_pair()?;
-        let mut command = Command::new("/bin/sh");
-        sys::prepare_exec(&mut command);
-        let shell = command
-            .args(["-c", SCRIPT, "capsa-watchdog"])
-            .env_clear()
-            .current_dir("/")
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("cannot start /bin/sh as watchdog: {error}"))
-            })?;
-        let mut watchdog = Self { shell, fork_guard: ForkGuard::new(), line, live };
-        watchdog.send_list()?;
-        Ok(watchdog)
+    fn start() -> io::Result<Self> {
+        let (shell, line) = start_shell()?;
+        let (live, killed) = (BTreeSet::new(), Vec::new());
+        Ok(Self { shell, fork_guard: ForkGuard::new(), line, live, killed })
+    }
+
+    /// Replaces the shell. SIGKILL ends the old one before its socket closes, so it kills no group.
+    fn replace(&mut self) -> io::Result<()> {
+        let (shell, line) = start_shell()?;
+        let mut old = std::mem::replace(&mut self.shell, shell);
+        if let Ok(None) = old.try_wait() {
+            tracing::warn!(pid = old.id(), "the watchdog does not read: replaced");
+            let _ = old.kill();
+            self.killed.push(old);
+        }
+        self.line = line;
+        self.send_list()
     }
 
     /// Sends the whole list to the shell.
@@ -157,5 +161,92 @@ impl Watchdog {
             text.push_str(&format!("+ {pid}\n"));
         }
         self.line.write_all(text.as_bytes())
+    }
+}
+
+/// Starts a shell with an empty list.
+fn start_shell() -> io::Result<(Child, UnixStream)> {
+    // A socket, not a pipe: writing to it cannot raise SIGPIPE, which may be deadly in an embedding
+    // program.
+    let (line, theirs) = sys::socket_pair()?;
+    line.set_nonblocking(true)?;
+    let mut command = Command::new("/bin/sh");
+    sys::prepare_exec(&mut command);
+    let shell = command
+        .args(["-c", SCRIPT, "capsa-watchdog"])
+        .env_clear()
+        .current_dir("/")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start /bin/sh as watchdog: {error}"))
+        })?;
+    Ok((shell, line))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::sys::{ExitState, exit_state, wait_exited};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn shell() -> u32 {
+        lock().as_ref().expect("a watchdog").shell.id()
+    }
+
+    /// The socket of a suspended watchdog is full after fewer than 300 lines on Linux.
+    fn run_400_children() {
+        for _ in 0..400 {
+            let mut child = spawn(&mut Command::new("/bin/true"), &[]).unwrap();
+            assert_ne!(wait_exited(child.id()), ExitState::Runs);
+            deregister(child.id());
+            child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn suspended_watchdog_is_replaced() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "watchdog::tests::suspended_watchdog_is_replaced";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let mut sleeper = spawn(Command::new("/bin/sleep").arg("1000"), &[]).unwrap();
+        let first = shell();
+        kill(Pid::from_raw(first.cast_signed()), Signal::SIGSTOP).unwrap();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            run_400_children();
+            done.send(()).unwrap();
+        });
+        let ended = is_done.recv_timeout(PATIENCE);
+        if ended.is_err() {
+            // This ends the thread, which waits for the suspended shell.
+            let _ = sleeper.kill();
+            let _ = kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL);
+            std::process::exit(1);
+        }
+        assert_ne!(shell(), first);
+        assert_eq!(exit_state(first), ExitState::Unknown, "the old one is reaped");
+        // The new one has the list, and the old one killed nothing.
+        assert_eq!(exit_state(sleeper.id()), ExitState::Runs);
+        let watchdog = lock().take().unwrap();
+        assert_eq!(watchdog.live.iter().collect::<Vec<_>>(), [&sleeper.id()]);
+        drop(watchdog);
+        assert_eq!(wait_exited(sleeper.id()), ExitState::Exited);
+        sleeper.wait().unwrap();
     }
 }

@@ -257,7 +257,8 @@ impl LinuxVmBuilder {
     }
 
     /// The launch plan: programs, arguments and control messages. Starts nothing except the
-    /// hypervisors' `--version`, and creates no run directory. A forced backend need not be usable on this host.
+    /// hypervisors' `--version`, and creates no run directory. A forced backend need not be usable on
+    /// this host.
     ///
     /// # Errors
     ///

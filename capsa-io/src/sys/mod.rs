@@ -39,8 +39,8 @@ pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    ExitState, Pty, StandardStreams, before_exec, connect, exit_state, open_pty, prepare_exec,
-    set_nonblocking, signal_group, socket_pair, wait_exited,
+    ExitState, Pty, StandardStreams, before_exec, connect, exit_state, is_writable, open_pty,
+    prepare_exec, set_nonblocking, signal_group, socket_pair, wait_exited,
 };
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -235,6 +236,13 @@ pub(crate) fn open_pty() -> io::Result<Pty> {
         .custom_flags(OFlag::O_NOCTTY.bits())
         .open(ttyname(&pty.slave)?)?;
     Ok(Pty { ours: File::from(pty.master), stdin: pty.slave, stdout: stdout.into() })
+}
+
+/// Whether a socket accepts bytes now. Does not wait.
+pub(crate) fn is_writable(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+    let found = nix::poll::poll(&mut fds, PollTimeout::ZERO);
+    found.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
 }
 
 /// Sets `O_NONBLOCK`.
