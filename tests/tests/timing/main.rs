@@ -15,6 +15,7 @@ mod vfkit_program;
 mod event_loop;
 mod limits;
 mod owner_death;
+mod run_dirs;
 mod vfkit;
 
 use std::io::Write;

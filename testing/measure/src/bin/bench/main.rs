@@ -4,6 +4,7 @@
 //! the prompt) and through Capsa. The bench prints the time from the spawn to the prompt.
 
 mod idle;
+mod spawn;
 mod start;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,9 +34,10 @@ fn run(mut arguments: Arguments) -> Outcome {
     match arguments.subcommand()?.as_deref() {
         None => prompt(arguments),
         Some("idle") => idle::run(arguments),
+        Some("spawn") => spawn::run(arguments),
         Some("start") => start::run(arguments),
         Some(other) => {
-            Err(format!("unknown bench {other}: expected console, idle or start").into())
+            Err(format!("unknown bench {other}: expected console, idle, spawn or start").into())
         }
     }
 }
