@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
@@ -34,6 +35,11 @@ const ENVIRONMENT: [&str; 9] = [
 const TAIL: usize = 4096;
 /// The largest number of bytes of a line that are examined.
 const LINE: usize = 1024;
+
+/// How long dropping a running child waits after SIGKILL. The kernel needs milliseconds, and longer
+/// to free the memory of a large guest; a process that waits for a dead network file system never
+/// exits.
+const REAP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running or exited child.
 #[derive(Debug)]
@@ -170,7 +176,7 @@ impl ChildProcess {
         if self.reaped || sys::exit_state(self.pid()) == ExitState::Runs {
             return None;
         }
-        let status = self.reap();
+        let status = self.reap(Duration::ZERO);
         self.exit = None;
         self.allow(16 * TAIL);
         self.drain_stderr(|_| {});
@@ -182,16 +188,23 @@ impl ChildProcess {
         })
     }
 
-    /// Waits for the exit, which must be near. `None` when other code has reaped the child.
-    fn reap(&mut self) -> Option<ExitStatus> {
+    /// Kills the process group and waits for the exit of the child, at most `limit`. `None` when other
+    /// code has reaped the child, or when it did not exit in time.
+    fn reap(&mut self, limit: Duration) -> Option<ExitStatus> {
         // Kill what the child left in its group while its process id is still reserved by the
         // zombie.
         let _ = sys::signal_group(self.pid(), SysSignal::SIGKILL);
-        let status = match sys::wait_exited(self.pid()) {
+        let status = match sys::wait_exited(self.pid(), limit) {
             // Other code reaped the child, or SIGCHLD is ignored: it has exited, and its status is
             // unknown.
             ExitState::Unknown => None,
-            ExitState::Runs | ExitState::Exited => Some(()),
+            ExitState::Exited => Some(()),
+            ExitState::Runs => {
+                // It stays in the watchdog's list.
+                tracing::error!(pid = self.pid(), "process survived SIGKILL");
+                self.reaped = true;
+                return None;
+            }
         };
         // Removed from the watchdog's list while the process id is still reserved.
         watchdog::deregister(self.pid());
@@ -201,10 +214,10 @@ impl ChildProcess {
 }
 
 impl Drop for ChildProcess {
-    /// Sends SIGKILL to the group of a running child and waits for it.
+    /// Sends SIGKILL to the group of a running child and waits for it, at most [`REAP_LIMIT`].
     fn drop(&mut self) {
         if !self.reaped && self.fork_guard.is_same_process() {
-            self.reap();
+            self.reap(REAP_LIMIT);
         }
     }
 }
@@ -233,7 +246,7 @@ mod tests {
     use super::*;
     use capsa_proto::path::HostPath;
     use capsa_proto::plan::Readiness;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     fn plan(script: &str) -> ProcessPlan {
         ProcessPlan {

@@ -208,7 +208,7 @@ mod tests {
     fn run_400_children() {
         for _ in 0..400 {
             let mut child = spawn(&mut Command::new("/bin/true"), &[]).unwrap();
-            assert_ne!(wait_exited(child.id()), ExitState::Runs);
+            assert_ne!(wait_exited(child.id(), PATIENCE), ExitState::Runs);
             deregister(child.id());
             child.wait().unwrap();
         }
@@ -246,7 +246,7 @@ mod tests {
         let watchdog = lock().take().unwrap();
         assert_eq!(watchdog.live.iter().collect::<Vec<_>>(), [&sleeper.id()]);
         drop(watchdog);
-        assert_eq!(wait_exited(sleeper.id()), ExitState::Exited);
+        assert_eq!(wait_exited(sleeper.id(), PATIENCE), ExitState::Exited);
         sleeper.wait().unwrap();
     }
 }

@@ -74,7 +74,8 @@ mod tests {
             }
             drop(line);
             if has_exited {
-                assert_eq!(wait_exited(child.id()), ExitState::Exited);
+                let patience = Duration::from_secs(60);
+                assert_eq!(wait_exited(child.id(), patience), ExitState::Exited);
                 watched = Some(watch(child.id()));
             }
             for _ in 0..3 {

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -151,9 +152,19 @@ pub(crate) fn exit_state(pid: u32) -> ExitState {
     wait(pid, libc::WNOHANG)
 }
 
-/// Waits until a child has exited. Does not reap it.
-pub(crate) fn wait_exited(pid: u32) -> ExitState {
-    wait(pid, 0)
+/// Waits until a child has exited, at most `limit`. Does not reap it.
+pub(crate) fn wait_exited(pid: u32, limit: Duration) -> ExitState {
+    let begin = Instant::now();
+    let mut pause = Duration::from_micros(50);
+    loop {
+        let state = exit_state(pid);
+        let left = limit.saturating_sub(begin.elapsed());
+        if state != ExitState::Runs || left.is_zero() {
+            return state;
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (2 * pause).min(Duration::from_millis(2));
+    }
 }
 
 fn wait(pid: u32, flags: libc::c_int) -> ExitState {
@@ -256,6 +267,16 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn wait_exited_running_child_ends_at_limit() {
+        let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        assert_eq!(wait_exited(child.id(), Duration::from_millis(5)), ExitState::Runs);
+        child.kill().unwrap();
+        assert_eq!(wait_exited(child.id(), Duration::from_secs(60)), ExitState::Exited);
+        child.wait().unwrap();
+        assert_eq!(wait_exited(child.id(), Duration::ZERO), ExitState::Unknown);
+    }
 
     #[test]
     fn announcement_has_the_watchdog_format() {
