@@ -52,7 +52,7 @@ fn on_ready_with_base_locked_keeps_its_bound() {
         let (_, last) = longest_calls(&mut vm, |vm| vm.status().is_terminal());
         drop(holder);
         assert_eq!(left_behind(&dir), 1000);
-        capsa::run_dir::sweep(&dir).unwrap();
+        capsa_io::run_dir::sweep(&dir).unwrap();
         let other = first.max(last);
         if !spawning.is_zero() && spawning < SPAWNING && other < OTHER {
             return Ok(());
