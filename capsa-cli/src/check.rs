@@ -131,7 +131,9 @@ impl Checker<'_> {
         ];
         used.extend(once.into_iter().filter_map(|(what, path)| Some((what.into(), path?))));
         let disks = settings.disks.iter().enumerate();
-        used.extend(disks.map(|(n, (_, disk))| (format!("disk {}", n + 1), disk.path.as_path())));
+        used.extend(
+            disks.map(|(n, (_, disk))| (format!("disk {}", n + 1), disk.image.path.as_path())),
+        );
         let written = [("log", &settings.log), ("record", &settings.record)];
         for (field, path) in written {
             let Some(path) = path else { continue };
@@ -266,7 +268,7 @@ mod tests {
         fs::hard_link(at("disk"), at("hard")).unwrap();
         let settings = |log: &str, record: &str| Settings {
             kernel: Some(at("kernel")),
-            disks: vec![(None, DiskImage::new(at("disk")))],
+            disks: vec![(None, DiskImage::new(at("disk")).into())],
             password_file: Some(at("secret")),
             log: Some(dir.path().join(log)),
             record: Some(dir.path().join(record)),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use capsa::vsock::VsockDirection;
-use capsa::{DiskImage, ImageFormat, MountMode, SharedDir};
+use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VmDisk};
 use humantime::DurationError;
 
 type Parsed<T> = Result<T, String>;
@@ -80,7 +80,7 @@ pub(crate) fn invalid_number(text: &str, Bounds(min, max): Bounds) -> String {
 
 /// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; default: `rw`. A file whose name ends in a colon and one
 /// of these options has to be named in a config file.
-pub(crate) fn disk(text: &str) -> Parsed<DiskImage> {
+pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
     let mut path = text;
     let (mut format, mut read_only, mut ephemeral) = (None, None, false);
     while let Some((rest, option)) = path.rsplit_once(':') {
@@ -105,7 +105,10 @@ pub(crate) fn disk(text: &str) -> Parsed<DiskImage> {
         Some(format) => DiskImage::with_format(path, format),
         None => DiskImage::new(path),
     };
-    Ok(DiskImage { read_only: read_only == Some(true), ephemeral, ..image })
+    let mut disk = VmDisk::new(image);
+    disk.read_only = read_only == Some(true);
+    disk.ephemeral = ephemeral;
+    Ok(disk)
 }
 
 /// `HOST:GUEST[:ro|:rw]`. The host's path may contain colons, the guest's may not.
@@ -235,10 +238,10 @@ mod tests {
 
     #[test]
     fn disk_options_any_order_are_parsed() {
-        let image = DiskImage::new;
+        let image = |path| VmDisk::new(DiskImage::new(path));
         for (text, want) in [
             ("a.qcow2", image("a.qcow2")),
-            ("a.qcow2:raw", DiskImage::with_format("a.qcow2", ImageFormat::Raw)),
+            ("a.qcow2:raw", DiskImage::with_format("a.qcow2", ImageFormat::Raw).into()),
             ("a:qcow2:ro", DiskImage::with_format("a", ImageFormat::Qcow2).read_only()),
             ("a:ro:qcow2", DiskImage::with_format("a", ImageFormat::Qcow2).read_only()),
             ("a:ephemeral", image("a").ephemeral()),

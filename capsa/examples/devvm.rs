@@ -27,8 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa::{
-    Capsa, DiskImage, LinuxDirectBootConfig, LinuxVmBuilder, MountMode, SharedDir, VmConsole,
-    VmHandle,
+    Capsa, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode, SharedDir, VmConsole, VmHandle,
 };
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -151,12 +150,9 @@ impl ManagedVm {
 
 impl VmDescription {
     fn builder(&self) -> LinuxVmBuilder {
-        let config = LinuxDirectBootConfig {
-            kernel: self.kernel.clone(),
-            initrd: self.initrd.clone(),
-            // The image may be in the Nix store; the guest's writes are discarded.
-            disk: DiskImage::new(&self.rootfs).ephemeral(),
-        };
+        // The image may be in the Nix store; the guest's writes are discarded.
+        let disk = DiskImage::new(&self.rootfs).ephemeral();
+        let config = LinuxBootConfig::new(&self.kernel).initrd(&self.initrd).disk(disk);
         let share = |(there, here)| SharedDir::new(here, there, MountMode::ReadWrite);
         let builder = Capsa::vm(config)
             .cpus(self.cpus)

@@ -17,7 +17,7 @@ use capsa_proto::spec::{
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
 use crate::backend::{LaunchPlan, Rejection};
 use crate::recording::Recording;
-use crate::{DiskImage, Error, Result, SharedDir, embed};
+use crate::{Error, Result, SharedDir, VmDisk, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
 ///
@@ -33,7 +33,7 @@ use crate::{DiskImage, Error, Result, SharedDir, embed};
 pub struct LinuxVmBuilder {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
-    disks: Vec<DiskImage>,
+    disks: Vec<VmDisk>,
     resources: ResourceConfig,
     shares: Vec<SharedDir>,
     network: NetworkMode,
@@ -51,7 +51,7 @@ pub struct LinuxVmBuilder {
 }
 
 impl LinuxVmBuilder {
-    pub(crate) fn new(kernel: PathBuf, initrd: Option<PathBuf>, disks: Vec<DiskImage>) -> Self {
+    pub(crate) fn new(kernel: PathBuf, initrd: Option<PathBuf>, disks: Vec<VmDisk>) -> Self {
         Self {
             kernel,
             initrd,
@@ -103,8 +103,8 @@ impl LinuxVmBuilder {
     }
 
     /// Adds a disk: `/dev/vdb` after the first one, then `/dev/vdc`, and so on.
-    pub fn disk(mut self, disk: DiskImage) -> Self {
-        self.disks.push(disk);
+    pub fn disk(mut self, disk: impl Into<VmDisk>) -> Self {
+        self.disks.push(disk.into());
         self
     }
 
@@ -347,8 +347,8 @@ impl LinuxVmBuilder {
             .enumerate()
             .map(|(n, disk)| {
                 Some(Disk {
-                    path: paths.take(&format!("disks[{n}].path"), &disk.path)?,
-                    format: disk.format,
+                    path: paths.take(&format!("disks[{n}].path"), &disk.image.path)?,
+                    format: disk.image.format,
                     read_only: disk.read_only,
                     ephemeral: disk.ephemeral,
                 })

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{DiskImage, LinuxVmBuilder};
+use crate::{DiskImage, LinuxVmBuilder, VmDisk};
 
 /// The entry point of the API.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ impl VmConfig for LinuxDirectBootConfig {
     type Builder = LinuxVmBuilder;
 
     fn into_builder(self) -> LinuxVmBuilder {
-        LinuxVmBuilder::new(self.kernel, Some(self.initrd), vec![self.disk])
+        LinuxVmBuilder::new(self.kernel, Some(self.initrd), vec![self.disk.into()])
     }
 }
 
@@ -52,13 +52,14 @@ impl VmConfig for LinuxDirectBootConfig {
 /// let builder = Capsa::vm(LinuxBootConfig::new("./vmlinuz").initrd("./initrd"));
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LinuxBootConfig {
     /// The kernel, as in [`LinuxDirectBootConfig::kernel`].
     pub kernel: PathBuf,
     /// The initial RAM disk, if any.
     pub initrd: Option<PathBuf>,
     /// The disks, in the guest's order.
-    pub disks: Vec<DiskImage>,
+    pub disks: Vec<VmDisk>,
 }
 
 impl LinuxBootConfig {
@@ -76,8 +77,8 @@ impl LinuxBootConfig {
 
     /// Adds a disk.
     #[must_use]
-    pub fn disk(mut self, disk: DiskImage) -> Self {
-        self.disks.push(disk);
+    pub fn disk(mut self, disk: impl Into<VmDisk>) -> Self {
+        self.disks.push(disk.into());
         self
     }
 }

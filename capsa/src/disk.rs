@@ -1,4 +1,4 @@
-//! [`DiskImage`]: a disk image on the host.
+//! [`DiskImage`], a disk image on the host, and [`VmDisk`], what a guest may do with it.
 
 use std::path::PathBuf;
 
@@ -15,10 +15,6 @@ pub struct DiskImage {
     pub path: PathBuf,
     /// The image format.
     pub format: ImageFormat,
-    /// Whether the guest is prevented from writing.
-    pub read_only: bool,
-    /// Whether the guest writes to an ephemeral overlay. The image itself is never written then.
-    pub ephemeral: bool,
 }
 
 impl DiskImage {
@@ -33,7 +29,47 @@ impl DiskImage {
 
     /// An image with an explicit format.
     pub fn with_format(path: impl Into<PathBuf>, format: ImageFormat) -> Self {
-        Self { path: path.into(), format, read_only: false, ephemeral: false }
+        Self { path: path.into(), format }
+    }
+
+    /// A disk with this image that is read-only for the guest.
+    #[must_use]
+    pub fn read_only(self) -> VmDisk {
+        VmDisk::new(self).read_only()
+    }
+
+    /// A disk with this image that is ephemeral: the guest can write, and its writes are discarded at
+    /// the end of the VM.
+    #[must_use]
+    pub fn ephemeral(self) -> VmDisk {
+        VmDisk::new(self).ephemeral()
+    }
+}
+
+/// A disk of a VM: an image, and what the guest may do with it.
+///
+/// ```
+/// use capsa::{VmDisk, DiskImage};
+///
+/// let disk: VmDisk = DiskImage::new("./data.qcow2").into();
+/// assert!(!disk.read_only && !disk.ephemeral);
+/// assert!(DiskImage::new("./rootfs.qcow2").ephemeral().ephemeral);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VmDisk {
+    /// The image.
+    pub image: DiskImage,
+    /// Whether the guest is prevented from writing.
+    pub read_only: bool,
+    /// Whether the guest writes to an ephemeral overlay. The image itself is never written then.
+    pub ephemeral: bool,
+}
+
+impl VmDisk {
+    /// A disk that the guest writes.
+    pub fn new(image: DiskImage) -> Self {
+        Self { image, read_only: false, ephemeral: false }
     }
 
     /// Makes the disk read-only for the guest.
@@ -49,6 +85,12 @@ impl DiskImage {
     pub fn ephemeral(mut self) -> Self {
         self.ephemeral = true;
         self
+    }
+}
+
+impl From<DiskImage> for VmDisk {
+    fn from(image: DiskImage) -> Self {
+        Self::new(image)
     }
 }
 

@@ -111,7 +111,7 @@ mod stdio;
 
 pub use builder::LinuxVmBuilder;
 pub use config::{Capsa, LinuxBootConfig, LinuxDirectBootConfig, VmConfig};
-pub use disk::DiskImage;
+pub use disk::{DiskImage, VmDisk};
 pub use error::{Error, Result};
 pub use share::SharedDir;
 

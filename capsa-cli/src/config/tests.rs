@@ -82,7 +82,7 @@ fn config_complete_file_is_read() {
         [
             (
                 Some("disk".into()),
-                DiskImage::with_format("/etc/vms/./rootfs.qcow2", ImageFormat::Qcow2)
+                DiskImage::with_format("/etc/vms/./rootfs.qcow2", ImageFormat::Qcow2).into()
             ),
             (Some("disks[0]".into()), DiskImage::new("/etc/vms/data.img").read_only()),
         ]

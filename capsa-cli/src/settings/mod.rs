@@ -13,7 +13,7 @@ use std::time::Duration;
 use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode,
-    NetworkMode, RebootPolicy, SharedDir,
+    NetworkMode, RebootPolicy, SharedDir, VmDisk,
 };
 use tracing::level_filters::LevelFilter;
 
@@ -31,7 +31,7 @@ pub(crate) type Origin = Option<String>;
 pub(crate) struct Settings {
     pub(crate) kernel: Option<PathBuf>,
     pub(crate) initrd: Option<PathBuf>,
-    pub(crate) disks: Vec<(Origin, DiskImage)>,
+    pub(crate) disks: Vec<(Origin, VmDisk)>,
     pub(crate) shares: Vec<(Origin, SharedDir)>,
     pub(crate) console: Option<ConsoleMode>,
     pub(crate) cpus: Option<u32>,
@@ -86,10 +86,10 @@ pub(crate) enum ProgressMode {
 
 impl Settings {
     /// Adds a disk of a flag. It replaces the config file's disk with the same path.
-    fn add_disk(&mut self, new: DiskImage) {
-        let path = |disk: &DiskImage| std::path::absolute(&disk.path).ok();
+    fn add_disk(&mut self, new: VmDisk) {
+        let path = |disk: &VmDisk| std::path::absolute(&disk.image.path).ok();
         let same =
-            |(origin, old): &&mut (Origin, DiskImage)| origin.is_some() && path(old) == path(&new);
+            |(origin, old): &&mut (Origin, VmDisk)| origin.is_some() && path(old) == path(&new);
         match self.disks.iter_mut().find(same) {
             Some(old) => *old = (None, new),
             None => self.disks.push((None, new)),
@@ -109,7 +109,7 @@ impl Settings {
 
     /// Adds a disk of the config file, whose keys are set next.
     fn begin_disk(&mut self, origin: String) {
-        self.disks.push((Some(origin), DiskImage::new("")));
+        self.disks.push((Some(origin), DiskImage::new("").into()));
     }
 
     fn begin_share(&mut self, origin: String) {
@@ -131,7 +131,7 @@ impl Settings {
         }
     }
 
-    fn last_disk(&mut self) -> &mut DiskImage {
+    fn last_disk(&mut self) -> &mut VmDisk {
         &mut self.disks.last_mut().expect("begin_disk adds one").1
     }
 
@@ -152,13 +152,12 @@ impl Settings {
 
     /// The builder of this VM.
     pub(crate) fn builder(&self) -> LinuxVmBuilder {
-        let config = LinuxBootConfig {
-            // Without a kernel this path stands in for it, so that the library checks the rest. The
-            // missing kernel is reported by `check`.
-            kernel: self.kernel.clone().unwrap_or_else(|| "/".into()),
-            initrd: self.initrd.clone(),
-            disks: self.disks.iter().map(|(_, disk)| disk.clone()).collect(),
-        };
+        // Without a kernel this path stands in for it, so that the library checks the rest. The
+        // missing kernel is reported by `check`.
+        let kernel = self.kernel.clone().unwrap_or_else(|| "/".into());
+        let mut config = LinuxBootConfig::new(kernel);
+        config.initrd.clone_from(&self.initrd);
+        config.disks = self.disks.iter().map(|(_, disk)| disk.clone()).collect();
         let mut builder = Capsa::vm(config)
             .shares(self.shares.iter().map(|(_, share)| share.clone()))
             .console(self.console())
@@ -211,7 +210,7 @@ mod tests {
             cpus: Some(1),
             memory_mb: Some(1),
             cmdline: vec!["quiet".into()],
-            disks: vec![(Some("disk".into()), DiskImage::new("/d"))],
+            disks: vec![(Some("disk".into()), DiskImage::new("/d").into())],
             shares: vec![
                 (Some("shares.a".into()), SharedDir::new("/a", "/a", MountMode::ReadWrite)),
                 (Some("shares.b".into()), SharedDir::new("/b", "/b", MountMode::ReadWrite)),
@@ -225,7 +224,7 @@ mod tests {
         assert_eq!((all.cpus, all.memory_mb), (Some(1), Some(2048)));
         assert_eq!(all.cmdline, ["quiet", "loglevel=3"]);
         let disks: Vec<_> = all.disks.iter().map(|(_, disk)| disk.clone()).collect();
-        assert_eq!(disks, [DiskImage::new("/d").ephemeral(), DiskImage::new("/e")]);
+        assert_eq!(disks, [DiskImage::new("/d").ephemeral(), DiskImage::new("/e").into()]);
         let guests: Vec<_> = all.shares.iter().map(|(_, s)| s.guest_path.as_str()).collect();
         assert_eq!(guests, ["/a", "/b", "/c"]);
         assert_eq!(all.shares[1].1, SharedDir::new("/other", "/b", MountMode::ReadOnly));

@@ -91,7 +91,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         key: "disks.path",
         required: true,
         // The rows of a section are set in this order: the path implies a format, until one is set.
-        kind: ValueKind::Path(|s, path| *s.last_disk() = DiskImage::new(path)),
+        kind: ValueKind::Path(|s, path| *s.last_disk() = DiskImage::new(path).into()),
         example: "\"./rootfs.qcow2\"",
         help: "Disk image",
         ..ROW
@@ -99,8 +99,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         key: "disks.format",
         kind: ValueKind::Choice(&[
-            ("raw", |s| s.last_disk().format = ImageFormat::Raw),
-            ("qcow2", |s| s.last_disk().format = ImageFormat::Qcow2),
+            ("raw", |s| s.last_disk().image.format = ImageFormat::Raw),
+            ("qcow2", |s| s.last_disk().image.format = ImageFormat::Qcow2),
         ]),
         example: "\"qcow2\"",
         help: "Image format; must agree with the content of the file",

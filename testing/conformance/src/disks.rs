@@ -101,7 +101,7 @@ fn ephemeral(fixture: &Fixture<'_>) {
         qemu_img(words.into_iter().chain([raw.as_os_str(), qcow2.as_os_str()]));
         images.push(DiskImage::new(&qcow2).ephemeral());
     }
-    let before: Vec<_> = images.iter().map(|image| checksum(&image.path)).collect();
+    let before: Vec<_> = images.iter().map(|disk| checksum(&disk.image.path)).collect();
     let builder =
         images.iter().fold(fixture.builder(), |builder, image| builder.disk(image.clone()));
     let mut vm = fixture.boot(builder);
@@ -111,7 +111,7 @@ fn ephemeral(fixture: &Fixture<'_>) {
         assert_eq!(reads_back(&mut vm, disk), WRITTEN);
     }
     stop(&vm);
-    let after: Vec<_> = images.iter().map(|image| checksum(&image.path)).collect();
+    let after: Vec<_> = images.iter().map(|disk| checksum(&disk.image.path)).collect();
     assert_eq!(before, after, "a base image was written");
     let left: Vec<_> =
         fs::read_dir(fixture.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();

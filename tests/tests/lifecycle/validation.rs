@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use capsa::backend::{Violation, ViolationKind as Kind};
 use capsa::{
     Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism,
-    Virtio9pConfig,
+    Virtio9pConfig, VmDisk,
 };
 use capsa_testkit::vm::NanoGuest;
 
@@ -48,7 +48,7 @@ fn violation_names_field_and_kind() {
     one(good().disk(DiskImage::new(at("qcow2.raw"))), "disks[0].path", Kind::WrongFormat);
     one(good().disk(DiskImage::new(at("raw.qcow2"))), "disks[0].path", Kind::WrongFormat);
     fs::write(at("disk"), [0; 512]).unwrap();
-    let disk = || DiskImage::new(at("disk"));
+    let disk = || VmDisk::new(DiskImage::new(at("disk")));
     for (first, second) in [
         (disk(), disk()),
         (disk(), disk().read_only()),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use capsa::blocking::VmConsole;
-use capsa::{Capsa, DiskImage, EndedBy, Error, StopStep};
+use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, StopStep};
 use capsa_testkit::{guest, host, skip, vm};
 
 /// For emulation on a loaded host.
@@ -56,20 +56,18 @@ fn debian_login_systemd_power_off() {
         Ok(guest) => guest,
         Err(why) => return skip(why),
     };
-    let vm = Capsa::vm(capsa::LinuxDirectBootConfig {
-        kernel: guest.kernel,
-        initrd: guest.initrd,
-        disk: DiskImage::new(guest.disk).ephemeral(),
-    })
-    .backend("qemu")
-    .cpus(2)
-    .memory_mb(512)
-    .no_network()
-    .console_enabled()
-    // It has no fstab that would make the root file system writable.
-    .cmdline_args(["rw", "quiet", "mitigations=off"])
-    .build_blocking()
-    .unwrap();
+    let disk = DiskImage::new(guest.disk).ephemeral();
+    let config = LinuxBootConfig::new(guest.kernel).initrd(guest.initrd).disk(disk);
+    let vm = Capsa::vm(config)
+        .backend("qemu")
+        .cpus(2)
+        .memory_mb(512)
+        .no_network()
+        .console_enabled()
+        // It has no fstab that would make the root file system writable.
+        .cmdline_args(["rw", "quiet", "mitigations=off"])
+        .build_blocking()
+        .unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     console.login_timeout("root", Some("capsa"), PATIENCE).unwrap();

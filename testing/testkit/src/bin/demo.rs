@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use capsa::backend::NoteLevel;
-use capsa::{Capsa, DiskImage, LinuxDirectBootConfig};
+use capsa::{Capsa, DiskImage, LinuxBootConfig};
 use capsa_fixtures::guest::{self, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
@@ -22,12 +22,9 @@ fn run(arguments: Arguments) -> Outcome {
     println!("building the guest (only the first time)");
     let guest = guest::linux(Variant::Cloud)?;
 
-    let config = LinuxDirectBootConfig {
-        kernel: guest.kernel,
-        initrd: guest.initrd,
-        // The demo does not change the disk.
-        disk: DiskImage::new(guest.disk_qcow2).ephemeral(),
-    };
+    // The demo does not change the disk.
+    let disk = DiskImage::new(guest.disk_qcow2).ephemeral();
+    let config = LinuxBootConfig::new(guest.kernel).initrd(guest.initrd).disk(disk);
     let vm = Capsa::vm(config)
         .memory_mb(512)
         .no_network()

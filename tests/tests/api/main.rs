@@ -1,0 +1,3 @@
+//! The public API: the specification's types, and the listing of all public items.
+
+mod specification;
