@@ -17,23 +17,21 @@ use std::path::{Path, PathBuf};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::Overlay;
 
-use crate::{random, sys};
+use crate::{context, random, sys};
 
 /// Creates an empty overlay and the symbolic link `at`, which resolves to it only in a process that
 /// inherits the file under the same number.
 pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
     let dir = directory();
     let file = nameless(&dir).and_then(|file| filled(file, overlay));
-    let file = file.map_err(|error| cannot(&dir, &error))?;
+    let file = file.map_err(|error| cannot(&dir, error))?;
     symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
     Ok(file)
 }
 
 /// Creates a clone of the image `of`.
 pub(crate) fn clone(of: &HostPath, at: &HostPath) -> io::Result<()> {
-    let because = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot clone {of} as {at}: {error}"))
-    };
+    let because = |error| context::failed(format!("cannot clone {of} as {at}"), error);
     sys::clone_file(Path::new(of.as_str()), Path::new(at.as_str())).map_err(because)
 }
 
@@ -46,13 +44,12 @@ pub fn check() -> io::Result<PathBuf> {
     let dir = directory();
     match nameless(&dir) {
         Ok(_) => Ok(dir),
-        Err(error) => Err(cannot(&dir, &error)),
+        Err(error) => Err(cannot(&dir, error)),
     }
 }
 
-fn cannot(dir: &Path, error: &io::Error) -> io::Error {
-    let text = format!("cannot make an overlay in {} (TMPDIR): {error}", dir.display());
-    io::Error::new(error.kind(), text)
+fn cannot(dir: &Path, error: io::Error) -> io::Error {
+    context::failed(format!("cannot make an overlay in {} (TMPDIR)", dir.display()), error)
 }
 
 fn directory() -> PathBuf {

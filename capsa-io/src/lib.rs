@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`supervisor`] | runs one VM: one descriptor, one deadline, one call |
 //! | [`console`] | the console's stream |
+//! | [`context`] | says of an error what failed |
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
 //! | [`run_dir`] | the private directory of a VM, and the sweep |
@@ -23,6 +24,7 @@
 
 mod clock;
 pub mod console;
+pub mod context;
 mod control;
 pub mod ephemeral;
 mod event_pipe;

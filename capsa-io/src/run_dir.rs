@@ -21,6 +21,7 @@ use std::time::Duration;
 use capsa_proto::plan::LONGEST_SOCKET_NAME;
 use nix::unistd::Uid;
 
+use crate::context;
 use crate::random;
 use crate::sys::{self, ForkGuard};
 
@@ -96,9 +97,8 @@ pub struct NameLock {
 pub fn check(base: &Path) -> io::Result<()> {
     let run_dir = RunDir::create(&std::path::absolute(base)?.join(random::name()))?;
     let socket = run_dir.path().join("s".repeat(LONGEST_SOCKET_NAME));
-    let at = |error: io::Error| {
-        let text = format!("cannot make a socket in {}: {error}", run_dir.path().display());
-        io::Error::new(error.kind(), text)
+    let at = |error| {
+        context::failed(format!("cannot make a socket in {}", run_dir.path().display()), error)
     };
     UnixListener::bind(socket).map(drop).map_err(at)
 }
@@ -122,9 +122,8 @@ impl RunDir {
     pub fn create(path: &Path) -> io::Result<Self> {
         let base = base_of(path)?;
         let _base = lock_base(base, LOCK_TIMEOUT)?;
-        let cannot = |error: io::Error| {
-            let text = format!("cannot create the run directory {}: {error}", path.display());
-            io::Error::new(error.kind(), text)
+        let cannot = |error| {
+            context::failed(format!("cannot create the run directory {}", path.display()), error)
         };
         private(false).create(path).map_err(cannot)?;
         let made = (|| {
@@ -303,9 +302,8 @@ fn lock_base(base: &Path, limit: Duration) -> io::Result<File> {
 
 /// Creates `base` if needed, rejects it unless it is private to this user, and opens its lock file.
 fn open_base(base: &Path) -> io::Result<File> {
-    let cannot = |what: &str, error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot {what} {}: {error}", base.display()))
-    };
+    let cannot =
+        |what: &str, error| context::failed(format!("cannot {what} {}", base.display()), error);
     let made = private(true).create(base);
     let found = match base.symlink_metadata() {
         Ok(found) => found,

@@ -28,6 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::context;
 use crate::sys::{self, ForkGuard};
 
 /// The shell script. It reads `+ PID`, `- PID` and `=` (clear the list) until its input closes,
@@ -181,9 +182,7 @@ fn start_shell() -> io::Result<(Child, UnixStream)> {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot start /bin/sh as watchdog: {error}"))
-        })?;
+        .map_err(|error| context::failed("cannot start /bin/sh as watchdog", error))?;
     Ok((shell, line))
 }
 

@@ -19,9 +19,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// The error type of the public API.
 ///
-/// The `Debug` form equals the `Display` form. A `main` that returns an error and an `unwrap` print
-/// the `Debug` form, and the reader needs every problem with its remedy, one per line.
-#[derive(thiserror::Error)]
+/// The `Display` form is for people: it has every violation with its remedy, one per line. The `Debug`
+/// form, which `unwrap` and a `main` that returns an error print, shows the variant and its fields; in
+/// tests, [`testing::Failure`](crate::testing::Failure) prints the `Display` form. `source()` is the
+/// error of the system or of a file, if there is one.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No backend can be used on this host.
@@ -177,12 +179,6 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 impl Error {
     /// Chooses the variant for these violations.
     pub(crate) fn from_violations(violations: Vec<Violation>) -> Self {
@@ -320,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_form_equals_display_form() {
+    fn display_lists_violations_and_debug_names_variant() {
         let missing = |field: &str| Violation {
             field: field.into(),
             backend: None,
@@ -329,8 +325,8 @@ mod tests {
             remedy: "check the path".into(),
         };
         let error = Error::from_violations(vec![missing("kernel"), missing("initrd")]);
-        assert_eq!(format!("{error:?}"), error.to_string());
-        assert!(error.to_string().contains("\n  - "), "{error}");
+        assert_eq!(error.to_string().matches("\n  - ").count(), 2, "{error}");
+        assert!(format!("{error:?}").starts_with("InvalidConfig("), "{error:?}");
     }
 
     #[test]

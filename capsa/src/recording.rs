@@ -68,6 +68,7 @@ mod recorder {
     use std::task::Poll;
     use std::time::{Duration, SystemTime};
 
+    use capsa_io::context;
     use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
     use capsa_proto::console::{InputRecord, RecordedInput};
     use capsa_proto::time::Instant;
@@ -83,8 +84,8 @@ mod recorder {
         /// Creates the file.
         pub(crate) fn create(&self) -> Result<Recorder> {
             let file = File::create(&self.path).map_err(|error| {
-                let what = format!("cannot create the recording {}: {error}", self.path.display());
-                Error::Io(io::Error::new(error.kind(), what))
+                let what = format!("cannot create the recording {}", self.path.display());
+                Error::Io(context::failed(what, error))
             })?;
             Ok(Recorder { recording: self.clone(), file })
         }

@@ -53,6 +53,8 @@ mod transcript;
 use std::io;
 use std::path::Path;
 
+use capsa_io::context;
+
 #[cfg(feature = "async")]
 pub use show::{Failure, ShowOnFailure, TestResult, show_on_failure};
 
@@ -60,7 +62,7 @@ pub use capsa_proto::sim::{
     GuestReply, Replay, ReplayError, ReplayInput, ReplaySpeed, ScriptedGuest, SimulatedGuest,
 };
 
-use crate::{Error, LinuxVmBuilder, Result};
+use crate::{LinuxVmBuilder, Result};
 
 /// A builder of a VM with a simulated guest and a console.
 pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
@@ -73,15 +75,14 @@ pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
 ///
 /// # Errors
 ///
-/// [`Error::Io`] when the file cannot be read, is not an asciicast v2 file, or is longer than 64
+/// [`Error::Io`](crate::Error::Io) when the file cannot be read, is not an asciicast v2 file, or is longer than 64
 /// MiB.
 pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
     let path = path.as_ref();
-    let named = |kind, error: &dyn std::fmt::Display| {
-        Error::Io(io::Error::new(kind, format!("cannot replay {}: {error}", path.display())))
-    };
-    let file = std::fs::read(path).map_err(|error| named(error.kind(), &error))?;
-    Replay::parse(&file).map_err(|error| named(io::ErrorKind::InvalidData, &error))
+    let what = || format!("cannot replay {}", path.display());
+    let file = std::fs::read(path).map_err(|error| context::failed(what(), error))?;
+    let invalid = |error| context::failed_as(io::ErrorKind::InvalidData, what(), error);
+    Ok(Replay::parse(&file).map_err(invalid)?)
 }
 
 impl LinuxVmBuilder {
@@ -90,5 +91,21 @@ impl LinuxVmBuilder {
     pub fn simulated_guest(mut self, guest: impl Into<SimulatedGuest>) -> Self {
         self.simulated = Some(guest.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn recording_missing_file_keeps_cause() {
+        let error = recording("/nowhere/x.cast").unwrap_err();
+        assert!(error.to_string().contains("cannot replay /nowhere/x.cast: "), "{error}");
+        let cause = error.source().and_then(|error| error.source());
+        let cause = cause.and_then(|error| error.downcast_ref::<std::io::Error>()).unwrap();
+        assert!(cause.raw_os_error().is_some(), "{cause:?}");
     }
 }

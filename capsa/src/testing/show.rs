@@ -90,12 +90,17 @@ impl<E: Into<Box<dyn std::error::Error>>> From<E> for Failure {
 
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error)?;
+        let mut shown = self.error.to_string();
         let mut cause = self.error.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            let text = error.to_string();
+            // Errors of Capsa end with the text of their cause.
+            if !shown.ends_with(&text) {
+                shown = format!("{shown}: {text}");
+            }
             cause = error.source();
         }
+        f.write_str(&shown)?;
         self.transcripts.iter().try_for_each(|transcript| write!(f, "\n{transcript}"))
     }
 }

@@ -4,6 +4,7 @@
 //! `vfkit`, waits until it is ready, stops it.
 
 use std::io::Write;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use capsa::internal::BuilderForTests as _;
@@ -14,7 +15,17 @@ fn print(word: &str) {
     let _ = std::io::stdout().flush();
 }
 
-fn main() -> capsa::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> capsa::Result<()> {
     let mut args = std::env::args().skip(1);
     let (Some(kernel), Some(share), Some(backend)) = (args.next(), args.next(), args.next()) else {
         eprintln!("usage: owner KERNEL SHARE BACKEND");

@@ -2,9 +2,21 @@
 //!
 //! `relay KERNEL`: exits when the VM ends.
 
+use std::process::ExitCode;
+
 use capsa::{Accelerator, Capsa, LinuxBootConfig};
 
-fn main() -> capsa::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> capsa::Result<()> {
     let Some(kernel) = std::env::args().nth(1) else {
         eprintln!("usage: relay KERNEL");
         std::process::exit(2);
