@@ -4,17 +4,18 @@
 //! except its standard streams and those passed explicitly. Its standard error is read; the last
 //! part of it goes into error messages. This module makes no decisions.
 
-use std::io::{self, Read};
+use std::ffi::OsString;
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
-use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, PollSource};
+use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, PollSource, SpawnRequest};
 use crate::watchdog;
 
 /// The variables that a child inherits. All others, such as tokens of the embedding program, are
@@ -44,12 +45,12 @@ const REAP_LIMIT: Duration = Duration::from_secs(5);
 /// A running or exited child.
 #[derive(Debug)]
 pub(crate) struct ChildProcess {
-    child: Child,
+    pid: u32,
     fork_guard: ForkGuard,
     name: String,
     reaped: bool,
     exit: Option<ExitWatch>,
-    stderr: Option<PollSource<ChildStderr>>,
+    stderr: Option<PollSource<PipeReader>>,
     /// The bytes of standard error that may still be read in this call.
     allowance: usize,
     tail: Vec<u8>,
@@ -81,17 +82,21 @@ impl ChildProcess {
         keys: ProcessKeys,
         inherited: Inherited,
     ) -> io::Result<Self> {
-        let mut command = command(&plan.program);
-        command.args(&plan.args).stderr(Stdio::piped());
-        match inherited.terminal {
-            Some((stdin, stdout)) => command.stdin(stdin).stdout(stdout),
-            None => command.stdin(Stdio::null()).stdout(Stdio::null()),
+        let (stderr, theirs) = io::pipe()?;
+        let (stdin, stdout) = match inherited.terminal {
+            Some(terminal) => terminal,
+            None => (sys::null()?, sys::null()?),
         };
-        let mut child = watchdog::spawn(&mut command, &inherited.open)?;
-        drop(command);
-        let stderr = child.stderr.take().expect("stderr is piped");
+        let pid = watchdog::spawn(SpawnRequest {
+            program: &plan.program,
+            args: &plan.args,
+            env: &environment(),
+            streams: [stdin, stdout, theirs.into()],
+            open: &inherited.open,
+            watchdog: None,
+        })?;
         let mut process = Self {
-            child,
+            pid,
             fork_guard: ForkGuard::new(),
             name: plan.name.clone(),
             reaped: false,
@@ -109,7 +114,7 @@ impl ChildProcess {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Signals the whole process group, unless the child was reaped.
@@ -209,7 +214,7 @@ impl ChildProcess {
         // Removed from the watchdog's list while the process id is still reserved.
         watchdog::deregister(self.pid());
         self.reaped = true;
-        status.and_then(|()| self.child.wait().ok())
+        status.and_then(|()| sys::reap(self.pid))
     }
 }
 
@@ -225,13 +230,13 @@ impl Drop for ChildProcess {
 /// A command with the allow-listed environment.
 pub(crate) fn command(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().current_dir("/");
-    for name in ENVIRONMENT {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
+    command.env_clear().current_dir("/").envs(environment());
     command
+}
+
+/// The allow-listed environment.
+fn environment() -> Vec<(&'static str, OsString)> {
+    ENVIRONMENT.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect()
 }
 
 /// The last lines of a program's standard error, where the reason for its exit usually is.

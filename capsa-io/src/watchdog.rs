@@ -12,24 +12,20 @@
 //! No call waits for the watchdog. A watchdog that is suspended, for example with its cgroup, reads
 //! nothing; when its socket is full, it is killed and replaced by one that gets the whole list.
 //!
-//! A child registers itself between fork and exec (see [`sys::before_exec`]), so no hypervisor ever
+//! A child registers itself between fork and exec (see [`sys::spawn`]), so no hypervisor ever
 //! runs without being registered. A reaped child is removed from the list *before* its process id
 //! can be reused.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::unistd::{AccessFlags, access};
+use nix::sys::signal::Signal;
 
 use crate::context;
-use crate::sys::{self, ForkGuard};
+use crate::sys::{self, ExitState, ForkGuard, SpawnRequest};
 
 /// The shell script. It reads `+ PID`, `- PID` and `=` (clear the list) until its input closes,
 /// then kills all listed groups.
@@ -55,31 +51,28 @@ done
 static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
 struct Watchdog {
-    shell: Child,
+    /// The process id of the shell.
+    shell: u32,
     fork_guard: ForkGuard,
     /// Non-blocking, also for the children that register themselves.
     line: UnixStream,
     live: BTreeSet<u32>,
     /// Shells that were killed because they did not read, until they are reaped.
-    killed: Vec<Child>,
+    killed: Vec<u32>,
 }
 
-/// Starts `command` in its own process group, registered with the watchdog. The child inherits the
-/// descriptors in `open` under the same numbers.
+/// Starts a program, registered with the watchdog. Returns its process id.
 ///
 /// # Errors
 ///
 /// When the watchdog or the program cannot be started.
-pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child> {
+pub(crate) fn spawn(request: SpawnRequest<'_>) -> io::Result<u32> {
     let mut slot = lock();
     let watchdog = Watchdog::alive(&mut slot)?;
-    command.process_group(0);
-    let open = open.iter().map(AsRawFd::as_raw_fd).collect();
-    sys::before_exec(command, watchdog.line.as_raw_fd(), open);
-    match execute(command) {
-        Ok(child) => {
-            watchdog.live.insert(child.id());
-            Ok(child)
+    match sys::spawn(&SpawnRequest { watchdog: Some(watchdog.line.as_fd()), ..request }) {
+        Ok(pid) => {
+            watchdog.live.insert(pid);
+            Ok(pid)
         }
         Err(error) => {
             // The child has registered itself although exec failed, and its process id is free
@@ -88,18 +81,6 @@ pub(crate) fn spawn(command: &mut Command, open: &[OwnedFd]) -> io::Result<Child
             Err(error)
         }
     }
-}
-
-/// Spawns. If the embedding program ignores SIGCHLD, the standard library panics when exec fails,
-/// because it cannot reap the child. So likely errors are checked before, and the panic is caught.
-fn execute(command: &mut Command) -> io::Result<Child> {
-    let program = Path::new(command.get_program());
-    if program.is_absolute() {
-        access(program, AccessFlags::X_OK)?;
-    }
-    catch_unwind(AssertUnwindSafe(|| command.spawn())).unwrap_or_else(|_| {
-        Err(io::Error::other("exec failed: the file exists but cannot be executed"))
-    })
 }
 
 /// Removes a child from the list, after it has exited and before it is reaped.
@@ -127,10 +108,8 @@ impl Watchdog {
         // children.
         drop(slot.take_if(|watchdog| !watchdog.fork_guard.is_same_process()));
         let Some(watchdog) = slot else { return Ok(slot.insert(Self::start()?)) };
-        watchdog.killed.retain_mut(|shell| matches!(shell.try_wait(), Ok(None)));
-        if watchdog.shell.try_wait().map_or(true, |ended| ended.is_some())
-            || !sys::is_writable(watchdog.line.as_fd())
-        {
+        watchdog.killed.retain(|shell| !has_ended(*shell));
+        if has_ended(watchdog.shell) || !sys::is_writable(watchdog.line.as_fd()) {
             watchdog.replace()?;
         }
         Ok(watchdog)
@@ -145,10 +124,10 @@ impl Watchdog {
     /// Replaces the shell. SIGKILL ends the old one before its socket closes, so it kills no group.
     fn replace(&mut self) -> io::Result<()> {
         let (shell, line) = start_shell()?;
-        let mut old = std::mem::replace(&mut self.shell, shell);
-        if let Ok(None) = old.try_wait() {
-            tracing::warn!(pid = old.id(), "the watchdog does not read: replaced");
-            let _ = old.kill();
+        let old = std::mem::replace(&mut self.shell, shell);
+        if !has_ended(old) {
+            tracing::warn!(pid = old, "the watchdog does not read: replaced");
+            let _ = sys::signal_group(old, Signal::SIGKILL);
             self.killed.push(old);
         }
         self.line = line;
@@ -165,51 +144,65 @@ impl Watchdog {
     }
 }
 
-/// Starts a shell with an empty list.
-fn start_shell() -> io::Result<(Child, UnixStream)> {
+/// Starts a shell with an empty list. Returns its process id and its socket.
+fn start_shell() -> io::Result<(u32, UnixStream)> {
     // A socket, not a pipe: writing to it cannot raise SIGPIPE, which may be deadly in an embedding
     // program.
     let (line, theirs) = sys::socket_pair()?;
     line.set_nonblocking(true)?;
-    let mut command = Command::new("/bin/sh");
-    sys::prepare_exec(&mut command);
-    let shell = command
-        .args(["-c", SCRIPT, "capsa-watchdog"])
-        .env_clear()
-        .current_dir("/")
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| context::failed("cannot start /bin/sh as watchdog", error))?;
+    let started = sys::spawn(&SpawnRequest {
+        program: "/bin/sh",
+        args: &["-c", SCRIPT, "capsa-watchdog"].map(String::from),
+        env: &[],
+        streams: [theirs.into(), sys::null()?, sys::null()?],
+        open: &[],
+        watchdog: None,
+    });
+    let shell =
+        started.map_err(|error| context::failed("cannot start /bin/sh as watchdog", error))?;
     Ok((shell, line))
+}
+
+/// Whether a shell has exited. Reaps it.
+fn has_ended(shell: u32) -> bool {
+    let has_ended = sys::exit_state(shell) != ExitState::Runs;
+    if has_ended {
+        sys::reap(shell);
+    }
+    has_ended
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use nix::sys::signal::{Signal, kill};
+    use nix::sys::signal::kill;
     use nix::unistd::Pid;
 
     use super::*;
-    use crate::sys::{ExitState, exit_state, wait_exited};
+    use crate::sys::{exit_state, wait_exited};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn shell() -> u32 {
-        lock().as_ref().expect("a watchdog").shell.id()
+        lock().as_ref().expect("a watchdog").shell
+    }
+
+    fn start(program: &str, args: &[String]) -> u32 {
+        let streams = [(); 3].map(|()| sys::null().unwrap());
+        let request = SpawnRequest { program, args, env: &[], streams, open: &[], watchdog: None };
+        spawn(request).unwrap()
     }
 
     /// The socket of a suspended watchdog is full after fewer than 300 lines on Linux.
     fn run_400_children() {
         for _ in 0..400 {
-            let mut child = spawn(&mut Command::new("/bin/true"), &[]).unwrap();
-            assert_ne!(wait_exited(child.id(), PATIENCE), ExitState::Runs);
-            deregister(child.id());
-            child.wait().unwrap();
+            let child = start("/bin/sh", &["-c", "exit 0"].map(String::from));
+            assert_eq!(wait_exited(child, PATIENCE), ExitState::Exited);
+            deregister(child);
+            assert!(sys::reap(child).unwrap().success());
         }
     }
 
@@ -223,7 +216,7 @@ mod tests {
             assert!(status.unwrap().success());
             return;
         }
-        let mut sleeper = spawn(Command::new("/bin/sleep").arg("1000"), &[]).unwrap();
+        let sleeper = start("/bin/sleep", &["1000".into()]);
         let first = shell();
         kill(Pid::from_raw(first.cast_signed()), Signal::SIGSTOP).unwrap();
         let (done, is_done) = mpsc::channel();
@@ -234,18 +227,18 @@ mod tests {
         let ended = is_done.recv_timeout(PATIENCE);
         if ended.is_err() {
             // This ends the thread, which waits for the suspended shell.
-            let _ = sleeper.kill();
+            let _ = sys::signal_group(sleeper, Signal::SIGKILL);
             let _ = kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL);
             std::process::exit(1);
         }
         assert_ne!(shell(), first);
         assert_eq!(exit_state(first), ExitState::Unknown, "the old one is reaped");
         // The new one has the list, and the old one killed nothing.
-        assert_eq!(exit_state(sleeper.id()), ExitState::Runs);
+        assert_eq!(exit_state(sleeper), ExitState::Runs);
         let watchdog = lock().take().unwrap();
-        assert_eq!(watchdog.live.iter().collect::<Vec<_>>(), [&sleeper.id()]);
+        assert_eq!(watchdog.live.iter().collect::<Vec<_>>(), [&sleeper]);
         drop(watchdog);
-        assert_eq!(wait_exited(sleeper.id(), PATIENCE), ExitState::Exited);
-        sleeper.wait().unwrap();
+        assert_eq!(wait_exited(sleeper, PATIENCE), ExitState::Exited);
+        sys::reap(sleeper);
     }
 }

@@ -64,16 +64,40 @@
 //!
 //! | one call of | does at most |
 //! | --- | --- |
-//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or the [read budget](crate::LinuxVmBuilder::read_budget) of each if that is less; writes what the guest and the hypervisor accept at once, at most 256 KiB queued for the guest; starts each process of the plan, one or two milliseconds each |
+//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or the [read budget](crate::LinuxVmBuilder::read_budget) of each if that is less; writes what the guest and the hypervisor accept at once, at most 256 KiB queued for the guest; starts each process of the plan, one or two milliseconds each: see [below](#what-on_ready-waits-for) |
 //! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work; no system call except reading the clock |
 //! | [`Vm::next_timeout`] | constant work, plus a check of each pending wait |
 //! | [`Vm::write`] | copies the bytes it accepts, and writes what the guest accepts at once |
 //! | [`Vm::take`], [`Vm::take_text`], [`Vm::read`] | copy the unread part of the scrollback; `read`, as much as fits |
 //! | [`Vm::expect`] and the other waits | search the unread output once |
-//! | dropping it | kills the processes and waits until they have exited: milliseconds |
+//! | dropping it | kills the processes and waits until they have exited: milliseconds, and longer while the kernel frees the memory of a large guest; at most 5 seconds for each process, which is then left to the watchdog |
 //!
 //! Events do not accumulate: `ConsoleData` and `ConsoleWritable` are queued at most once until
 //! taken; the number of other events is bounded by status changes, reboots and waits.
+//!
+//! # What `on_ready` waits for
+//!
+//! What another process can delay without a limit is in [`build_embedded`]: the lock of the directory
+//! of run directories, which other programs take too, the removal of what crashed programs left
+//! behind, and probes. `on_ready` waits for the kernel alone:
+//!
+//! | step of a start or an end | waits for | bound |
+//! | --- | --- | --- |
+//! | start of a process | `exec`, that is, until the program's file is opened and mapped. On Linux the child shares this process's memory until then, as with `vfork`, so the time does not depend on how much memory this process has; on macOS it is a `fork`, which copies the page tables | 1.0 ms in the median, 6 ms in 99 % and 12 ms at most of 1,000 starts on a busy host with two cores (`cargo xtask bench spawn`); as long as the file system takes to read the program |
+//! | lock of the watchdog | starts of other VMs of this program, on other threads | one start each |
+//! | watchdog | nothing: it is started once, and replaced if it was killed or does not read | one start |
+//! | ephemeral disk | the creation of a file in `TMPDIR` and the writing of its header; on macOS, the clone of an image | one operation of the file system for each; as long as that takes, for example if `TMPDIR` is on a network file system |
+//! | event pipe, pty, record of a child | `mkfifo`, `openpty`, a line in a file of the run directory | the same |
+//! | connections to the VMM | nothing: they do not block, and are tried again by timer | |
+//! | end | the removal of the files in the run directory | the same |
+//! | exit of a process | nothing: a process is reaped after its descriptor has reported the exit | |
+//! | events of `tracing` | the program's own subscriber | |
+//!
+//! A test in `tests/tests/timing/run_dirs.rs` holds `on_ready` to 250 ms in a call that starts a
+//! process and 50 ms in any other, while another process holds that lock and a thousand directories
+//! wait for a sweep.
+//!
+//! [`build_embedded`]: crate::LinuxVmBuilder::build_embedded
 //!
 //! # When the contract is broken
 //!

@@ -17,6 +17,7 @@ use super::{Poll, PollSource};
 use crate::run_dir::LockHolder;
 
 pub(crate) use super::byte_lock::lock_on;
+pub(crate) use super::vfork::spawn;
 
 /// `sun_path` has 108 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
@@ -56,6 +57,21 @@ pub(super) fn close_other_descriptors_on_exec() {
     // SAFETY: the call takes three integers and touches no memory of ours.
     unsafe {
         libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// Sets every signal to its default disposition; called between fork and exec. The system call is
+/// direct, because `sigaction` of the C library takes a lock for SIGABRT.
+pub(super) fn reset_signals() {
+    // A `struct sigaction` of the kernel with the default handler, no flags and an empty mask.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        let (action, none) = (default.as_ptr(), std::ptr::null_mut::<u64>());
+        // SAFETY: `action` is valid for reading, and the size is that of the kernel's signal set. It
+        // fails for two signals, which have no other disposition.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, action, none, size_of::<u64>());
+        }
     }
 }
 

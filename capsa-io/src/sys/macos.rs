@@ -3,20 +3,26 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroI32;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::Command;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
 use capsa_proto::image_lock::ImageLock;
+use nix::errno::Errno as NixErrno;
 use nix::libc;
+use nix::sys::signal::Signal;
+use nix::unistd::{AccessFlags, access};
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
 use rustix::fs::{CWD, CloneFlags, fclonefileat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
-use super::{Poll, PollSource};
+use super::{Poll, PollSource, SpawnRequest, unix};
 use crate::run_dir::LockHolder;
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
@@ -83,6 +89,53 @@ pub(super) fn close_other_descriptors_on_exec() {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
+}
+
+/// Sets every signal to its default disposition; called between fork and exec.
+pub(super) fn reset_signals() {
+    for signal in Signal::iterator() {
+        // SAFETY: the default disposition runs no code. It cannot be set for two of them, which have
+        // no other; `signal` is async-signal-safe.
+        unsafe {
+            libc::signal(signal as libc::c_int, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Starts a program. Returns the process id of the child, which leads a process group.
+///
+/// # Errors
+///
+/// When the program cannot be executed; no child is left then.
+pub(crate) fn spawn(request: &SpawnRequest<'_>) -> io::Result<u32> {
+    let [stdin, stdout, stderr] = request.streams.each_ref().map(OwnedFd::try_clone);
+    let mut command = Command::new(request.program);
+    command.args(request.args).env_clear().current_dir("/").process_group(0);
+    command.envs(request.env.iter().map(|(name, value)| (name, value)));
+    command.stdin(stdin?).stdout(stdout?).stderr(stderr?);
+    unix::prepare_exec(&mut command);
+    let open: Vec<RawFd> = request.open.iter().map(AsRawFd::as_raw_fd).collect();
+    let watchdog = request.watchdog.map(|socket| socket.as_raw_fd());
+    let prepare = move || {
+        for fd in &open {
+            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
+            NixErrno::result(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
+        }
+        watchdog.map_or(Ok(()), unix::announce)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
+    // async-signal-safe functions.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+    // If the embedding program ignores SIGCHLD, the standard library panics when exec fails, because it
+    // cannot reap the child. So likely errors are checked before, and the panic is caught.
+    access(request.program, AccessFlags::X_OK)?;
+    let child = catch_unwind(AssertUnwindSafe(|| command.spawn())).unwrap_or_else(|_| {
+        Err(io::Error::other("exec failed: the file exists but cannot be executed"))
+    });
+    Ok(child?.id())
 }
 
 /// Clones a file; only its owner can read and write the clone.

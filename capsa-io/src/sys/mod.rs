@@ -7,7 +7,7 @@
 //! | [`Poll`], [`PollSource`] | epoll | kqueue |
 //! | [`ForkGuard`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
-//! | [`before_exec`] | registers with the watchdog, passes descriptors on | the same |
+//! | [`spawn`] | a child in the memory of its parent, as `vfork` | `fork` |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, otherwise a sparse copy | `clonefile`, or an error |
 //! | [`lock_on`] | the lock of another process on a byte | none |
@@ -25,6 +25,8 @@ mod linux;
 mod macos;
 mod poll;
 mod unix;
+#[cfg(target_os = "linux")]
+mod vfork;
 
 #[cfg(target_os = "linux")]
 use linux as os;
@@ -33,15 +35,36 @@ use macos as os;
 
 pub(crate) use fork_guard::ForkGuard;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, spawn,
+    start_time,
 };
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
 pub(crate) use unix::listen_with_a_short_queue;
 pub(crate) use unix::{
-    ExitState, Pty, StandardStreams, before_exec, connect, exit_state, is_writable, open_pty,
-    prepare_exec, set_nonblocking, signal_group, socket_pair, wait_exited,
+    ExitState, Pty, StandardStreams, connect, exit_state, is_writable, null, open_pty,
+    prepare_exec, reap, set_nonblocking, signal_group, socket_pair, wait_exited,
 };
+
+use std::ffi::OsString;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A program to start, with everything that its process gets from this one. It leads a process group
+/// in `/`, with default signals and no other descriptors.
+#[derive(Debug)]
+pub(crate) struct SpawnRequest<'a> {
+    /// The absolute path.
+    pub(crate) program: &'a str,
+    pub(crate) args: &'a [String],
+    /// The whole environment.
+    pub(crate) env: &'a [(&'static str, OsString)],
+    /// Its standard streams. Their numbers are not 0 to 2: see [`StandardStreams`].
+    pub(crate) streams: [OwnedFd; 3],
+    /// The descriptors that it inherits under the same numbers.
+    pub(crate) open: &'a [OwnedFd],
+    /// The watchdog's socket, with which it registers before it executes the program.
+    pub(crate) watchdog: Option<BorrowedFd<'a>>,
+}
 
 #[cfg(test)]
 mod tests {

@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,42 +22,18 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use super::os;
 
-/// Makes the child register with the watchdog before exec.
+/// Registers this process with the watchdog; called between fork and exec.
 ///
 /// The child writes its own line, so it never runs unregistered: until `exec` it holds the
 /// watchdog's socket, which keeps the watchdog alive. The line is `+ PID`, in one write, which is
 /// far shorter than a socket's buffer.
-///
-/// The child inherits `open`, which must stay open until the spawn, and no other descriptor.
-pub(crate) fn before_exec(command: &mut Command, watchdog: RawFd, open: Vec<RawFd>) {
-    prepare_exec(command);
-    let inherit = move || {
-        for fd in &open {
-            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
-            if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(inherit);
-    }
-    let announce = move || {
-        let mut line = [0_u8; 24];
-        // SAFETY: `getpid` cannot fail and is async-signal-safe.
-        let pid = unsafe { libc::getpid() };
-        let used = announcement(pid.unsigned_abs(), &mut line);
-        // SAFETY: the pointer and length are those of a live slice; `write` is async-signal-safe.
-        let wrote = unsafe { libc::write(watchdog, line[..used].as_ptr().cast(), used) };
-        if usize::try_from(wrote) == Ok(used) { Ok(()) } else { Err(io::Error::last_os_error()) }
-    };
-    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
-    // getpid and write, both async-signal-safe.
-    unsafe {
-        command.pre_exec(announce);
-    }
+pub(super) fn announce(watchdog: RawFd) -> Result<(), Errno> {
+    let mut line = [0_u8; 24];
+    // SAFETY: `getpid` cannot fail and is async-signal-safe.
+    let pid = unsafe { libc::getpid() };
+    let used = announcement(pid.unsigned_abs(), &mut line);
+    // SAFETY: the pointer and length are those of a live slice; `write` is async-signal-safe.
+    Errno::result(unsafe { libc::write(watchdog, line.as_ptr().cast(), used) }).map(drop)
 }
 
 /// Makes the child start as from a fresh shell: without descriptors that the embedding program
@@ -66,17 +42,11 @@ pub(crate) fn before_exec(command: &mut Command, watchdog: RawFd, open: Vec<RawF
 pub(crate) fn prepare_exec(command: &mut Command) {
     let prepare = || {
         os::close_other_descriptors_on_exec();
-        for signal in Signal::iterator() {
-            // SAFETY: the default disposition runs no code. It cannot be set for two of them, which
-            // have no other; `signal` is async-signal-safe.
-            unsafe {
-                libc::signal(signal as libc::c_int, libc::SIG_DFL);
-            }
-        }
+        os::reset_signals();
         Ok(())
     };
-    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
-    // close_range and signal, both async-signal-safe.
+    // SAFETY: between fork and exec the closure allocates nothing and takes no lock; both functions
+    // are made to be called there.
     unsafe {
         command.pre_exec(prepare);
     }
@@ -88,14 +58,14 @@ pub(crate) fn prepare_exec(command: &mut Command) {
 /// numbers; in a child, the standard streams would then replace them.
 #[derive(Debug)]
 pub(crate) struct StandardStreams {
-    _taken: Vec<File>,
+    _taken: Vec<OwnedFd>,
 }
 
 impl StandardStreams {
     pub(crate) fn take() -> io::Result<Self> {
         let mut taken = Vec::new();
         loop {
-            let file = File::options().read(true).write(true).open("/dev/null")?;
+            let file = null()?;
             if file.as_raw_fd() > 2 {
                 return Ok(Self { _taken: taken });
             }
@@ -164,6 +134,20 @@ pub(crate) fn wait_exited(pid: u32, limit: Duration) -> ExitState {
         }
         std::thread::sleep(pause.min(left));
         pause = (2 * pause).min(Duration::from_millis(2));
+    }
+}
+
+/// Reaps a child that has exited. `None` when other code has reaped it, or if SIGCHLD is ignored.
+pub(crate) fn reap(pid: u32) -> Option<ExitStatus> {
+    let pid = i32::try_from(pid).ok()?;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is valid for writing.
+        match Errno::result(unsafe { libc::waitpid(pid, &raw mut status, 0) }) {
+            Ok(_) => return Some(ExitStatus::from_raw(status)),
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
     }
 }
 
@@ -254,6 +238,11 @@ pub(crate) fn is_writable(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
     let found = nix::poll::poll(&mut fds, PollTimeout::ZERO);
     found.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
+}
+
+/// Opens `/dev/null`.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
 }
 
 /// Sets `O_NONBLOCK`.
