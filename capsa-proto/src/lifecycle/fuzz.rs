@@ -6,12 +6,13 @@
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Action, Exit, Input, Lifecycle, Timing, VmStatus};
-use crate::backend::ReplyOutcome;
+use super::{Action, Cause, Exit, Input, Lifecycle, Timing, VmStatus};
+use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::console::ConsoleCrash;
 use crate::path::HostPath;
 use crate::plan::{
@@ -38,7 +39,7 @@ pub(super) fn run_bytes(bytes: impl Iterator<Item = u8>) -> usize {
     let mut choices = Choices { bytes, ran_out: false };
     let plan = choices.plan();
     let kill_chance = choices.one_of(&[0, 2, 20]);
-    let mut lifecycle = Lifecycle::new(&plan, Timing::default());
+    let mut lifecycle = Lifecycle::new(Arc::new(plan.clone()), Timing::default());
     let mut sim = ProcessSim::new(plan.processes.len());
     sim.input(&mut lifecycle, Input::Start);
 
@@ -52,8 +53,10 @@ pub(super) fn run_bytes(bytes: impl Iterator<Item = u8>) -> usize {
         if sim.run_actions(&mut lifecycle, || choices.below(256) < 26) {
             return steps;
         }
-        let input = choices.input(&mut sim, &lifecycle);
-        sim.input(&mut lifecycle, input);
+        match choices.input(&plan, &mut sim, &lifecycle) {
+            Some(input) => sim.input(&mut lifecycle, input),
+            None => lifecycle.handle_timeout(sim.now),
+        }
     }
 
     sim.input(&mut lifecycle, Input::Kill);
@@ -63,7 +66,7 @@ pub(super) fn run_bytes(bytes: impl Iterator<Item = u8>) -> usize {
             return steps;
         }
         sim.advance(&lifecycle);
-        sim.input(&mut lifecycle, Input::Timeout);
+        lifecycle.handle_timeout(sim.now);
     }
     panic!("the lifecycle did not end after a kill, phase {:?}", lifecycle.phase());
 }
@@ -151,41 +154,60 @@ impl<I: Iterator<Item = u8>> Choices<I> {
         plan
     }
 
-    /// The next input: one that is possible in the current state of the processes.
-    fn input(&mut self, sim: &mut ProcessSim, lifecycle: &Lifecycle) -> Input {
+    /// The next input: one that is possible in the current state of the processes. `None`: a timeout.
+    fn input(
+        &mut self,
+        plan: &LaunchPlan,
+        sim: &mut ProcessSim,
+        lifecycle: &Lifecycle,
+    ) -> Option<Input> {
         let id = ProcessId(usize::from(self.below(sim.processes.len() as u16)));
         let process = sim.processes[id.0];
         let hypervisor = sim.hypervisor().alive;
-        match self.below(15) {
+        let exited = |exit| {
+            if id == plan.hypervisor() {
+                Input::HypervisorExited(exit)
+            } else {
+                Input::HelperExited(id, exit)
+            }
+        };
+        Some(match self.below(15) {
             0 => Input::Stop { grace: self.span(Duration::from_millis(20)) },
             1..=4 if process.alive => Input::Ready(id),
-            5..=7 => Input::Replied(match self.below(10) {
-                0 => ReplyOutcome::Rejected("no".into()),
-                1 => ReplyOutcome::Retry,
-                2 => ReplyOutcome::Lost("connection closed".into()),
-                _ => ReplyOutcome::Done,
-            }),
+            5..=7 if !sim.sent.is_empty() => {
+                let message = sim.sent.remove(usize::from(self.below(sim.sent.len() as u16)));
+                Input::Replied(
+                    message,
+                    match self.below(10) {
+                        0 => ReplyOutcome::Rejected("no".into()),
+                        1 => ReplyOutcome::Retry,
+                        2 => ReplyOutcome::Lost("connection closed".into()),
+                        _ => ReplyOutcome::Done,
+                    },
+                )
+            }
             8 if process.alive => {
                 sim.processes[id.0].alive = false;
-                Input::Exited(id, Exit::with_code(i32::from(self.below(2))))
+                exited(Exit::with_code(i32::from(self.below(2))))
             }
-            9 if hypervisor && self.flip() => Input::GuestReset,
+            9 if hypervisor && self.flip() => Input::Guest(GuestEvent::Reset),
             9 if hypervisor && self.flip() => Input::EventsLost("invalid JSON".into()),
             9 if hypervisor => Input::ControlLost,
             10 if hypervisor && self.flip() => {
                 Input::ConsoleCrash(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
             }
-            10 if hypervisor => Input::GuestPanicked { certain: self.flip() },
-            11 if hypervisor && self.below(4) == 0 => Input::GuestPoweredOff,
+            10 if hypervisor && self.flip() => Input::ConsolePanic,
+            10 if hypervisor => Input::Guest(GuestEvent::Panicked),
+            11 if hypervisor && self.below(4) == 0 => Input::Guest(GuestEvent::PoweredOff),
             12 if process.alive && process.killed => {
                 sim.processes[id.0].alive = false;
-                Input::Exited(id, Exit { code: None, signal: Some(9), stderr_tail: String::new() })
+                exited(Exit { code: None, signal: Some(9), stderr_tail: String::new() })
             }
-            13 if hypervisor && self.below(8) == 0 => Input::ExternalQuit,
-            13 if hypervisor && self.below(8) == 0 => Input::CpuFailed,
-            _ if sim.advance(lifecycle) => Input::Timeout,
+            13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::ExternalQuit),
+            13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::CpuFailed),
+            _ if sim.advance(lifecycle) => return None,
             _ => Input::Kill,
-        }
+        })
     }
 }
 
@@ -200,13 +222,15 @@ struct ProcessSim {
     now: Instant,
     /// The last one is the hypervisor.
     processes: Vec<SimProcess>,
+    /// The messages without a reply.
+    sent: Vec<Message>,
     terminal: Option<VmStatus>,
 }
 
 impl ProcessSim {
     fn new(processes: usize) -> Self {
         let processes = vec![SimProcess::default(); processes];
-        Self { now: Instant::ZERO, processes, terminal: None }
+        Self { now: Instant::ZERO, processes, sent: vec![], terminal: None }
     }
 
     fn input(&self, lifecycle: &mut Lifecycle, input: Input) {
@@ -224,17 +248,18 @@ impl ProcessSim {
     fn run_actions(
         &mut self,
         lifecycle: &mut Lifecycle,
-        mut spawn_fails: impl FnMut() -> bool,
+        mut launch_fails: impl FnMut() -> bool,
     ) -> bool {
         while let Some(action) = lifecycle.poll_action() {
             match action {
-                Action::Spawn(id) => {
-                    assert!(!self.processes[id.0].alive, "spawned twice");
-                    let fails = spawn_fails();
-                    self.processes[id.0].alive = !fails;
-                    let failed = || Input::SpawnFailed(id, "no".into());
-                    self.input(lifecycle, if fails { failed() } else { Input::Spawned(id) });
+                Action::Launch(id) => {
+                    assert!(!self.processes[id.0].alive, "launched twice");
+                    self.processes[id.0].alive = !launch_fails();
+                    if !self.processes[id.0].alive {
+                        self.input(lifecycle, Input::LaunchFailed(id, Cause::new("no")));
+                    }
                 }
+                Action::Send(message) => self.sent.push(message),
                 Action::Signal(id, signal) => {
                     let hypervisor = self.hypervisor();
                     assert!(
@@ -275,19 +300,21 @@ impl ProcessSim {
         self.check_status(lifecycle);
         // Late events and requests change nothing.
         for input in [
-            Input::GuestReset,
-            Input::CpuFailed,
-            Input::GuestPanicked { certain: true },
+            Input::Guest(GuestEvent::Reset),
+            Input::Guest(GuestEvent::CpuFailed),
+            Input::Guest(GuestEvent::Panicked),
+            Input::ConsolePanic,
             Input::ConsoleCrash(ConsoleCrash::Panic),
-            Input::Replied(ReplyOutcome::Done),
+            Input::ControlLost,
             Input::Stop { grace: Duration::ZERO },
             Input::Kill,
-            Input::Timeout,
         ] {
             self.input(lifecycle, input);
             assert_eq!(lifecycle.poll_action(), None, "an action after the release");
             self.check_status(lifecycle);
         }
+        lifecycle.handle_timeout(self.now);
+        assert_eq!(lifecycle.poll_action(), None, "an action after the release");
         assert_eq!(lifecycle.poll_timeout(), None, "a deadline after the release");
     }
 

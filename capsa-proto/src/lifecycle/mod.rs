@@ -1,21 +1,22 @@
 //! The lifecycle of a VM: the state machine from `Created` to a terminal status.
 //!
-//! Two tables in [`table`] define it: what each phase does on entry and how long it may take, and
-//! which trigger leads from one phase to another. [`Lifecycle`] executes them. It does no I/O: it
-//! returns actions and accepts inputs.
+//! [`Lifecycle::handle_input`] is one exhaustive `match` over the [`Phase`] and the [`Input`]. It does
+//! no I/O: it accepts inputs and returns actions. [`VmCore`](crate::vm::VmCore) drives it.
 //!
 //! # The loop
 //!
 //! 1. Pass events to [`Lifecycle::handle_input`].
-//! 2. Take every [`Action`] from [`Lifecycle::poll_action`] and carry it out. Its result is an input.
-//! 3. Wait for an event, or until [`Lifecycle::poll_timeout`]; then pass [`Input::Timeout`].
+//! 2. Take every [`Action`] from [`Lifecycle::poll_action`] and carry it out. If a process cannot be
+//!    launched, pass [`Input::LaunchFailed`] at once.
+//! 3. Wait for an event, or until [`Lifecycle::poll_timeout`]; then call
+//!    [`Lifecycle::handle_timeout`].
 //! 4. Stop after [`Action::Release`], the last action.
 //!
 //! # Invariants
 //!
 //! The fuzz body checks them; the tests run it with random inputs from many seeds:
 //!
-//! - every spawned process has exited or was killed when the lifecycle ends;
+//! - every launched process has exited or was killed when the lifecycle ends;
 //! - [`Action::Release`] comes exactly once, and last;
 //! - a terminal status never changes;
 //! - after a kill, timeouts alone end the lifecycle in a bounded number of steps;
@@ -25,24 +26,28 @@
 
 #[doc(hidden)]
 pub mod fuzz;
-mod plan_summary;
+mod phase;
 mod report;
+mod start_error;
 mod state_machine;
-pub mod table;
+mod timer;
 
+pub use phase::Phase;
 pub use report::{EndedBy, StopReport, StopStep, VmStatus};
+pub use start_error::{Cause, StartError};
 pub use state_machine::Lifecycle;
+pub use timer::Timer;
 
 use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 
-use crate::backend::ReplyOutcome;
+use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::console::ConsoleCrash;
 use crate::plan::{Message, ProcessId, Signal};
 
 /// An event, or a request of the owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// Request: start the VM.
     Start,
@@ -53,42 +58,33 @@ pub enum Input {
     },
     /// Request: kill the VM now.
     Kill,
-    /// The process runs.
-    Spawned(ProcessId),
-    /// The process could not be started; the error text of the system.
-    SpawnFailed(ProcessId, String),
+    /// The process could not be launched.
+    LaunchFailed(ProcessId, Cause),
     /// The process is ready, as its plan's [`Readiness`](crate::plan::Readiness) defines it.
     Ready(ProcessId),
+    /// The hypervisor exited.
+    HypervisorExited(Exit),
+    /// A helper exited.
+    HelperExited(ProcessId, Exit),
     /// The reply to a control message.
-    Replied(ReplyOutcome),
-    /// The process exited.
-    Exited(ProcessId, Exit),
+    Replied(Message, ReplyOutcome),
     /// The control channel failed or was closed.
     ControlLost,
     /// The hypervisor's events can no longer be read; the reason. From now on a reboot or a panic
     /// would go unnoticed.
     EventsLost(String),
-    /// The hypervisor reports that the guest powered off. The hypervisor will exit.
-    GuestPoweredOff,
-    /// The guest reset.
-    GuestReset,
-    /// The hypervisor reports that it quits because of a signal or another client.
-    ExternalQuit,
-    /// The hypervisor reports that a vCPU failed.
-    CpuFailed,
-    /// The guest panicked, as a panic device or the console shows.
-    GuestPanicked {
-        /// `true` if a panic device reported it, which is proof. A panic message on the console only
-        /// explains a reset or exit that follows, because a guest can print any text.
-        certain: bool,
-    },
+    /// The hypervisor reports an event of the guest.
+    Guest(GuestEvent),
+    /// A line of a kernel panic is on the console. It only explains a reset or exit that follows,
+    /// because a guest can print any text.
+    ConsolePanic,
     /// The last output on the console is a crash message of the guest's kernel. Used only if the
     /// hypervisor does not report guest crashes ([`CrashReporting::ConsoleOnly`]).
     ///
     /// [`CrashReporting::ConsoleOnly`]: crate::plan::CrashReporting::ConsoleOnly
     ConsoleCrash(ConsoleCrash),
-    /// A deadline may have passed. May be passed at any time.
-    Timeout,
+    /// The deadline of a timer has passed; [`Lifecycle::handle_timeout`] makes it.
+    Expired(Timer),
 }
 
 /// How a process ended.
@@ -131,12 +127,13 @@ impl fmt::Display for Exit {
 /// What the caller must carry out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Start this process. The result is [`Input::Spawned`] or [`Input::SpawnFailed`].
-    Spawn(ProcessId),
-    /// Wait until this process is ready. The result is [`Input::Ready`].
-    AwaitReady(ProcessId),
+    /// Launch this process. A failure is [`Input::LaunchFailed`].
+    Launch(ProcessId),
+    /// Check whether this process is ready. If it is, the result is [`Input::Ready`]; otherwise the
+    /// check is repeated.
+    CheckReady(ProcessId),
     /// Send this message. The result is [`Input::Replied`].
-    Control(Message),
+    Send(Message),
     /// Send this signal.
     Signal(ProcessId, Signal),
     /// Notify waiters of this status.

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::Exit;
+use super::{Exit, StartError};
 
 /// The status of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub enum EndedBy {
     /// The start failed.
     StartFailed {
         /// What failed.
-        reason: String,
+        error: StartError,
     },
     /// A helper process ended.
     HelperLost {
@@ -149,7 +149,7 @@ impl fmt::Display for StopReport {
             }
             EndedBy::Owner => f.write_str("killed")?,
             EndedBy::TimeLimit => f.write_str("power cut")?,
-            EndedBy::StartFailed { reason } => write!(f, "start failed: {reason}")?,
+            EndedBy::StartFailed { error } => write!(f, "start failed: {error}")?,
             EndedBy::HelperLost { reason } | EndedBy::HypervisorLost { reason } => {
                 f.write_str(reason)?
             }

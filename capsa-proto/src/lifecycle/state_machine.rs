@@ -1,16 +1,22 @@
-//! Executes the lifecycle tables.
+//! [`Lifecycle`]: what an input means in a phase, and what a phase does on entry.
+
+mod entry;
 
 use alloc::collections::VecDeque;
 use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::plan_summary::PlanSummary;
-use super::table::{self, EntryAction, Phase, StatusKind, Trigger};
-use super::{Action, EndedBy, Exit, Input, InvalidState, StopReport, StopStep, Timing, VmStatus};
-use crate::backend::ReplyOutcome;
+use super::timer::TimerTable;
+use super::{
+    Action, EndedBy, Exit, Input, InvalidState, Phase, StartError, StopReport, StopStep, Timer,
+    Timing, VmStatus,
+};
+use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::console::ConsoleCrash;
-use crate::plan::{CrashReporting, LaunchPlan, ProcessId, Signal, StopAction};
+use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId};
 use crate::spec::RebootPolicy;
 use crate::time::{Deadline, Instant};
 
@@ -21,62 +27,63 @@ const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// before it handles the button; a guest that is already powering off ignores further presses.
 const POWER_BUTTON_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the end of a helper or of the control channel waits before it becomes the cause. Often it
-/// is only a consequence of the hypervisor's exit, although it is noticed first.
+/// How long the loss of a helper or of a channel waits before it becomes the cause.
 const CAUSE_DELAY: Duration = Duration::from_millis(200);
 
 /// The lifecycle of one VM. See the [module](super) for the loop and the invariants.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lifecycle {
-    plan: PlanSummary,
+    plan: Arc<LaunchPlan>,
     timing: Timing,
     phase: Phase,
+    timers: TimerTable,
     processes: Vec<ProcessState>,
-    messages_done: usize,
+    /// The process that is starting.
+    launching: Option<ProcessId>,
+    readiness_checks: u32,
+    /// The boot messages that succeeded.
+    boot_steps: usize,
     actions: VecDeque<Action>,
     status: VmStatus,
 
-    phase_ends: Option<Deadline>,
-    time_limit_ends: Option<Deadline>,
-    send_again: Option<Deadline>,
-    pending_cause: Option<(Deadline, EndedBy)>,
-    last_reset: Option<Instant>,
     grace: Duration,
-
-    cause: Option<EndedBy>,
+    last_reset: Option<Instant>,
     panic_seen: bool,
     time_limit_hit: bool,
+    /// What ends the VM when [`Timer::Cause`] expires.
+    likely_cause: Option<EndedBy>,
+    cause: Option<EndedBy>,
     steps: Vec<StopStep>,
     exit: Option<Exit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProcessState {
-    NotStarted,
+    NotLaunched,
     Alive,
     Exited,
 }
 
 impl Lifecycle {
     /// The lifecycle of a VM with this launch plan.
-    pub fn new(plan: &LaunchPlan, timing: Timing) -> Self {
+    pub fn new(plan: Arc<LaunchPlan>, timing: Timing) -> Self {
         Self {
-            plan: PlanSummary::new(plan),
+            processes: plan.processes.iter().map(|_| ProcessState::NotLaunched).collect(),
+            plan,
             timing,
             phase: Phase::Created,
-            processes: plan.processes.iter().map(|_| ProcessState::NotStarted).collect(),
-            messages_done: 0,
+            timers: TimerTable::default(),
+            launching: None,
+            readiness_checks: 0,
+            boot_steps: 0,
             actions: VecDeque::new(),
             status: VmStatus::Created,
-            phase_ends: None,
-            time_limit_ends: None,
-            send_again: None,
-            pending_cause: None,
-            last_reset: None,
             grace: timing.grace,
-            cause: None,
+            last_reset: None,
             panic_seen: false,
             time_limit_hit: false,
+            likely_cause: None,
+            cause: None,
             steps: Vec::new(),
             exit: None,
         }
@@ -84,94 +91,264 @@ impl Lifecycle {
 
     /// Accepts an event, or a request of the owner.
     ///
-    /// Events that have no meaning in the current phase are ignored: they arrive too late.
-    ///
     /// # Errors
     ///
     /// At a second start, and at a stop or kill before the start. A stop or kill of a VM that is
     /// stopping or has ended is accepted; it may shorten the stop.
+    #[expect(clippy::too_many_lines, reason = "one match shows the whole lifecycle")]
     pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
-        match input {
-            Input::Start if self.phase == Phase::Created => self.transition(now, Trigger::Start),
-            Input::Start => return Err(InvalidState::AlreadyStarted),
-            Input::Stop { .. } | Input::Kill if self.phase == Phase::Created => {
-                return Err(InvalidState::NotStarted);
+        use Input as I;
+        use Phase as P;
+
+        self.record_exit(&input);
+        match (self.phase, input) {
+            // Requests of the owner.
+            (P::Created, I::Start) => self.launch_next(now),
+            (_, I::Start) => return Err(InvalidState::AlreadyStarted),
+            (P::Created, I::Stop { .. } | I::Kill) => return Err(InvalidState::NotStarted),
+            (P::StartingHelpers, I::Stop { .. } | I::Kill) => {
+                self.end(now, EndedBy::Owner, P::KillingHelpers);
             }
-            Input::Stop { grace } => self.stop(now, grace),
-            Input::Kill => {
-                self.set_cause(EndedBy::Owner);
-                self.transition(now, Trigger::Kill);
+            (P::StartingHypervisor | P::Booting, I::Stop { .. } | I::Kill) => {
+                self.end(now, EndedBy::Owner, P::KillingHypervisor);
             }
-            Input::Spawned(id) => {
-                self.processes[id.0] = ProcessState::Alive;
-                self.actions.push_back(Action::AwaitReady(id));
+            (P::Running, I::Stop { grace }) => {
+                self.grace = grace;
+                self.enter(now, P::ShutdownRequested);
             }
-            Input::SpawnFailed(id, error) => {
-                self.processes[id.0] = ProcessState::Exited;
-                let reason = format!("cannot start {}: {error}", self.plan.names[id.0]);
-                self.set_cause(EndedBy::StartFailed { reason });
-                self.transition(now, Trigger::SpawnFailed);
+            // A second stop may shorten the grace period, never extend it.
+            (P::ShutdownRequested, I::Stop { grace }) => {
+                self.timers.shorten(Timer::Phase, now + grace);
             }
-            Input::Ready(id) => self.ready(now, id),
-            Input::Replied(outcome) => self.replied(now, outcome),
-            Input::Exited(id, exit) if id == self.hypervisor() => self.hypervisor_exited(now, exit),
-            Input::Exited(id, exit) => self.helper_exited(now, id, &exit),
-            Input::ControlLost => self.channel_lost(now, "closed its control channel"),
-            Input::EventsLost(why) => {
-                self.channel_lost(now, &format!("sent invalid events: {why}"));
+            (
+                P::Running | P::ShutdownRequested | P::WaitingForExit | P::QuitRequested,
+                I::Kill,
+            ) => self.end(now, EndedBy::Owner, P::KillingHypervisor),
+            (P::StoppingHelpers, I::Kill) => self.end(now, EndedBy::Owner, P::KillingHelpers),
+            (
+                P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor
+                | P::StoppingHelpers
+                | P::KillingHelpers
+                | P::Ended,
+                I::Stop { .. },
+            )
+            | (P::KillingHypervisor | P::KillingHelpers | P::Ended, I::Kill) => {}
+
+            // Processes that start.
+            (P::StartingHelpers | P::StartingHypervisor, I::LaunchFailed(id, cause)) => {
+                let error = StartError::Launch { process: self.name(id).into(), cause };
+                self.end(now, EndedBy::StartFailed { error }, P::KillingHelpers);
             }
-            Input::GuestPoweredOff if self.guest_is_running() => {
-                self.set_cause(EndedBy::GuestPowerOff);
-                self.transition(now, Trigger::GuestPoweredOff);
+            (P::StartingHelpers, I::Ready(id)) if Some(id) == self.launching => {
+                self.launch_next(now);
             }
-            Input::GuestReset if self.guest_is_running() => self.guest_reset(now),
-            Input::GuestPanicked { certain: true } if self.guest_is_running() => {
-                self.set_cause(EndedBy::GuestPanic);
-                self.guest_crashed(now);
+            (P::StartingHypervisor, I::Ready(id)) if Some(id) == self.launching => {
+                self.boot_next(now);
             }
-            // If the guest restarts, a panic before the restart does not explain a later exit. Not every
-            // hypervisor reports the reset in between.
-            Input::GuestPanicked { .. } if self.restarts_on_reboot() || self.is_console_only() => {}
-            Input::GuestPanicked { .. } => self.panic_seen = true,
-            Input::ConsoleCrash(crash) if self.is_console_only() && self.guest_is_running() => {
-                match crash {
-                    ConsoleCrash::Restart => self.guest_reset(now),
-                    ConsoleCrash::Panic if self.restarts_on_reboot() => {}
-                    ConsoleCrash::Panic => {
-                        self.set_cause(EndedBy::GuestPanic);
-                        self.guest_crashed(now);
-                    }
-                }
+            (P::StartingHelpers | P::StartingHypervisor, I::Expired(Timer::Readiness)) => {
+                self.check_readiness(now);
             }
-            Input::ConsoleCrash(_) => {}
-            Input::ExternalQuit if self.guest_is_running() => {
-                let name = &self.plan.names[self.hypervisor().0];
-                let reason = format!("{name} was stopped by another process");
-                self.set_cause(EndedBy::HypervisorLost { reason });
-                self.transition(now, Trigger::GuestPoweredOff);
+            (P::StartingHelpers, I::HelperExited(id, exit)) => {
+                self.end(now, self.helper_failed(id, exit), P::KillingHelpers);
             }
-            Input::CpuFailed if self.guest_is_running() => self.cpu_failed(now),
-            Input::GuestPoweredOff | Input::GuestReset | Input::ExternalQuit | Input::CpuFailed => {
+            // A helper that fails before the guest runs is the cause of the hypervisor's exit, not a
+            // consequence of it.
+            (P::StartingHypervisor | P::Booting, I::HelperExited(id, exit)) if exit.failed() => {
+                self.end(now, self.helper_failed(id, exit), P::KillingHypervisor);
             }
-            Input::Timeout => self.timeout(now),
+            (P::StartingHypervisor | P::Booting, I::HypervisorExited(exit)) => {
+                let process = self.hypervisor_name().into();
+                let error = StartError::Exited { process, exit };
+                self.end(now, EndedBy::StartFailed { error }, P::StoppingHelpers);
+            }
+            (P::StartingHelpers, I::Expired(Timer::Phase)) => {
+                self.end(now, self.start_timed_out(), P::KillingHelpers);
+            }
+            (P::StartingHypervisor | P::Booting, I::Expired(Timer::Phase)) => {
+                self.end(now, self.start_timed_out(), P::KillingHypervisor);
+            }
+            (P::StartingHypervisor | P::Booting, I::ControlLost) => {
+                self.expect_end(now, self.start_failed("closed its control channel"));
+            }
+            (P::StartingHypervisor | P::Booting, I::EventsLost(why)) => {
+                self.expect_end(now, self.start_failed(&format!("sent invalid events: {why}")));
+            }
+
+            // Boot messages.
+            (P::Booting, I::Replied(message, outcome)) => self.boot_reply(now, &message, outcome),
+            (P::Booting, I::Expired(Timer::Resend)) => self.send_boot_message(),
+
+            // A guest that runs or is asked to power off.
+            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::PoweredOff)) => {
+                self.end(now, EndedBy::GuestPowerOff, P::WaitingForExit);
+            }
+            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::Reset)) => {
+                self.guest_reset(now);
+            }
+            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::Panicked)) => {
+                self.guest_crashed(now, EndedBy::GuestPanic);
+            }
+            (
+                P::Booting | P::Running | P::ShutdownRequested,
+                I::Guest(GuestEvent::ExternalQuit),
+            ) => {
+                let cause = self.hypervisor_lost("was stopped by another process");
+                self.end(now, cause, P::WaitingForExit);
+            }
+            // The hypervisor may exit as after a power-off, or keep running with a guest that hangs.
+            // So the cause is set now, and the hypervisor must quit.
+            (P::Booting, I::Guest(GuestEvent::CpuFailed)) => {
+                self.end(now, self.start_failed("reported a vCPU failure"), P::QuitRequested);
+            }
+            (P::Running | P::ShutdownRequested, I::Guest(GuestEvent::CpuFailed)) => {
+                self.end(now, self.hypervisor_lost("reported a vCPU failure"), P::QuitRequested);
+            }
+            (P::Booting | P::Running | P::ShutdownRequested, I::ConsoleCrash(crash)) => {
+                self.console_crash(now, crash);
+            }
+            (P::Running, I::Expired(Timer::TimeLimit)) => {
+                self.time_limit_hit = true;
+                self.grace = self.timing.grace;
+                self.enter(now, P::ShutdownRequested);
+            }
+            (P::ShutdownRequested, I::Replied(message, outcome)) => {
+                self.power_button_reply(now, &message, outcome);
+            }
+            (P::ShutdownRequested, I::Expired(Timer::Resend)) => self.press_power_button(),
+            (P::ShutdownRequested, I::Expired(Timer::Phase)) => self.grace_ended(now),
+
+            // A part that the VM needs is lost. Often the hypervisor's exit follows and explains it.
+            (
+                P::StartingHypervisor | P::Booting | P::Running | P::ShutdownRequested,
+                I::HelperExited(id, exit),
+            ) => {
+                let reason = format!("{} {exit}", self.name(id));
+                self.expect_end(now, EndedBy::HelperLost { reason });
+            }
+            (P::Running | P::ShutdownRequested, I::ControlLost) => {
+                self.expect_end(now, self.hypervisor_lost("closed its control channel"));
+            }
+            (P::Running | P::ShutdownRequested, I::EventsLost(why)) => {
+                let cause = self.hypervisor_lost(&format!("sent invalid events: {why}"));
+                self.expect_end(now, cause);
+            }
+            (P::StartingHypervisor | P::Booting, I::Expired(Timer::Cause)) => {
+                self.end_as_expected(now, P::KillingHypervisor);
+            }
+            (P::Running | P::ShutdownRequested, I::Expired(Timer::Cause)) => {
+                self.end_as_expected(now, P::QuitRequested);
+            }
+
+            // The end of the processes.
+            (
+                P::Running
+                | P::ShutdownRequested
+                | P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor,
+                I::HypervisorExited(exit),
+            ) => self.end(now, self.cause_of_exit(&exit), P::StoppingHelpers),
+            (P::WaitingForExit | P::QuitRequested, I::Expired(Timer::Phase)) => {
+                self.enter(now, P::KillingHypervisor);
+            }
+            (P::KillingHypervisor, I::Expired(Timer::Phase)) => {
+                self.record_step(StopStep::GaveUp);
+                self.enter(now, P::KillingHelpers);
+            }
+            // The hypervisor may have survived SIGKILL until now.
+            (
+                P::StoppingHelpers | P::KillingHelpers,
+                I::HelperExited(..) | I::HypervisorExited(_),
+            ) => self.end_when_all_exited(now),
+            (P::StoppingHelpers, I::Expired(Timer::Phase)) => self.enter(now, P::KillingHelpers),
+            (P::KillingHelpers, I::Expired(Timer::Phase)) => {
+                self.record_step(StopStep::GaveUp);
+                self.enter(now, P::Ended);
+            }
+
+            // Text on the console proves nothing; it may explain an exit that follows.
+            (_, I::ConsolePanic | I::Guest(GuestEvent::Panicked)) => self.note_panic(),
+
+            // What comes too late, or too early, has no effect.
+            (
+                P::Created
+                | P::StartingHelpers
+                | P::StartingHypervisor
+                | P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor
+                | P::StoppingHelpers
+                | P::KillingHelpers
+                | P::Ended,
+                I::Guest(_) | I::ConsoleCrash(_) | I::Replied(..),
+            )
+            | (
+                P::Created
+                | P::StartingHelpers
+                | P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor
+                | P::StoppingHelpers
+                | P::KillingHelpers
+                | P::Ended,
+                I::ControlLost | I::EventsLost(_),
+            )
+            | (
+                P::Created
+                | P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor
+                | P::Ended,
+                I::HelperExited(..),
+            )
+            | (P::Created | P::StartingHelpers | P::Ended, I::HypervisorExited(_))
+            | (
+                P::Created
+                | P::Booting
+                | P::Running
+                | P::ShutdownRequested
+                | P::WaitingForExit
+                | P::QuitRequested
+                | P::KillingHypervisor
+                | P::StoppingHelpers
+                | P::KillingHelpers
+                | P::Ended,
+                I::LaunchFailed(..),
+            )
+            | (P::Running, I::Replied(..))
+            // A phase stops the timers of the phase before it.
+            | (_, I::Ready(_) | I::Expired(_)) => {}
         }
         Ok(())
     }
 
-    /// The next action. Carry it out, and pass its result, before any other input.
-    pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+    /// Passes every timer whose deadline has passed. May be called at any time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for timer in Timer::ALL {
+            if self.timers.take_expired(timer, now) {
+                // Only requests of the owner can be invalid.
+                let _ = self.handle_input(now, Input::Expired(timer));
+            }
+        }
     }
 
-    /// When to pass [`Input::Timeout`]. In the past while actions are queued.
+    /// The next action. Carry it out before any other input.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        let action = self.actions.pop_front()?;
+        if let Action::Launch(id) = action {
+            self.processes[id.0] = ProcessState::Alive;
+        }
+        Some(action)
+    }
+
+    /// When to call [`Lifecycle::handle_timeout`]. In the past while actions are queued.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         if !self.actions.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
         }
-        let cause_delay = self.pending_cause.as_ref().map(|(deadline, _)| *deadline);
-        [self.phase_ends, self.time_limit_ends, self.send_again, cause_delay]
-            .into_iter()
-            .fold(None, Deadline::earliest)
+        self.timers.next()
     }
 
     /// The status as last announced.
@@ -195,126 +372,15 @@ impl Lifecycle {
     }
 
     fn hypervisor(&self) -> ProcessId {
-        ProcessId(self.processes.len() - 1)
+        self.plan.hypervisor()
     }
 
-    fn guest_is_running(&self) -> bool {
-        matches!(self.phase, Phase::Booting | Phase::Running | Phase::ShutdownRequested)
+    fn name(&self, id: ProcessId) -> &str {
+        &self.plan.process(id).name
     }
 
-    /// Sets the cause of the end. The first cause is kept; later ones are its consequences.
-    fn set_cause(&mut self, cause: EndedBy) {
-        if self.cause.is_none() && self.phase != Phase::Ended {
-            self.cause = Some(cause);
-        }
-    }
-
-    fn stop(&mut self, now: Instant, grace: Duration) {
-        match self.phase {
-            Phase::Running => {
-                self.grace = grace;
-                self.transition(now, Trigger::Stop);
-            }
-            // A second stop may shorten the grace period, never extend it.
-            Phase::ShutdownRequested => {
-                let ends = Deadline { at: now + grace, why: "grace period" };
-                self.phase_ends = Deadline::earliest(self.phase_ends, Some(ends));
-            }
-            Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
-                self.set_cause(EndedBy::Owner);
-                self.transition(now, Trigger::Stop);
-            }
-            _ => {}
-        }
-    }
-
-    fn ready(&mut self, now: Instant, id: ProcessId) {
-        match self.phase {
-            Phase::StartingHypervisor if id == self.hypervisor() => {
-                self.transition(now, Trigger::ControlReady)
-            }
-            Phase::StartingHelpers if id != self.hypervisor() => match self.next_helper() {
-                Some(_) => self.transition(now, Trigger::NextHelper),
-                None => self.transition(now, Trigger::HelpersReady),
-            },
-            _ => {}
-        }
-    }
-
-    /// The helper that is starting: the last one that was spawned.
-    fn starting_helper(&self) -> Option<&str> {
-        let next = self.next_helper().unwrap_or(self.hypervisor());
-        let is_starting = self.phase == Phase::StartingHelpers;
-        next.0.checked_sub(1).filter(|_| is_starting).map(|n| self.plan.names[n].as_str())
-    }
-
-    fn next_helper(&self) -> Option<ProcessId> {
-        let helpers = &self.processes[..self.hypervisor().0];
-        helpers.iter().position(|p| *p == ProcessState::NotStarted).map(ProcessId)
-    }
-
-    fn replied(&mut self, now: Instant, outcome: ReplyOutcome) {
-        match (self.phase, outcome) {
-            (Phase::Booting, ReplyOutcome::Done) => {
-                self.messages_done += 1;
-                if self.messages_done < self.plan.boot.len() {
-                    self.transition(now, Trigger::NextMessage);
-                } else {
-                    self.transition(now, Trigger::Booted);
-                }
-            }
-            (Phase::Booting, ReplyOutcome::Retry) => {
-                self.send_again =
-                    Some(Deadline { at: now + RETRY_DELAY, why: "send the boot message again" });
-            }
-            (Phase::Booting, ReplyOutcome::Rejected(error)) => {
-                let name = &self.plan.names[self.hypervisor().0];
-                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
-                let reason = format!("{name} failed to {message}: {error}");
-                self.set_cause(EndedBy::StartFailed { reason });
-                self.transition(now, Trigger::BootRejected);
-            }
-            // If the hypervisor is exiting, its exit is the better explanation.
-            (Phase::Booting, ReplyOutcome::Lost(error)) => {
-                let name = &self.plan.names[self.hypervisor().0];
-                let message = self.plan.boot.get(self.messages_done).map_or("boot", |m| m.purpose);
-                let reason = format!("{name} failed to {message}: {error}");
-                self.dependency_lost(now, EndedBy::StartFailed { reason });
-            }
-            (Phase::ShutdownRequested, ReplyOutcome::Done | ReplyOutcome::Retry) => {
-                let at = now + POWER_BUTTON_INTERVAL;
-                self.send_again = Some(Deadline { at, why: "press the power button again" });
-            }
-            // A guest without a working power button needs no grace period.
-            (Phase::ShutdownRequested, ReplyOutcome::Rejected(_)) => self.phase_timeout(now),
-            // The guest may be off already: a hypervisor that exits closes the connection without
-            // a reply.
-            (Phase::ShutdownRequested, ReplyOutcome::Lost(_)) => {
-                let cause = if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner };
-                self.dependency_lost(now, cause);
-            }
-            _ => {}
-        }
-    }
-
-    fn guest_reset(&mut self, now: Instant) {
-        if self.restarts_on_reboot() {
-            if self.last_reset.is_none_or(|last| last + self.plan.reset_debounce <= now) {
-                self.last_reset = Some(now);
-                self.actions.push_back(Action::AnnounceReboot);
-            }
-            return;
-        }
-        self.set_cause(if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot });
-        self.guest_crashed(now);
-    }
-
-    fn guest_crashed(&mut self, now: Instant) {
-        let vmm_exits = self.plan.crash_reporting == CrashReporting::EventThenExit;
-        self.transition(
-            now,
-            if vmm_exits { Trigger::GuestPoweredOff } else { Trigger::GuestCrashed },
-        );
+    fn hypervisor_name(&self) -> &str {
+        self.name(self.hypervisor())
     }
 
     fn restarts_on_reboot(&self) -> bool {
@@ -326,272 +392,212 @@ impl Lifecycle {
         matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. })
     }
 
-    fn quit_action(&self) -> StopAction {
-        match (&self.cause, &self.plan.crash_reporting) {
-            (
-                Some(EndedBy::GuestPanic | EndedBy::GuestReboot),
-                CrashReporting::ConsoleOnly { power_off },
-            ) => StopAction::Control(power_off.clone()),
-            _ => self.plan.quit.clone(),
-        }
+    // Causes.
+
+    fn start_failed(&self, reason: &str) -> EndedBy {
+        let (process, reason) = (self.hypervisor_name().into(), reason.into());
+        EndedBy::StartFailed { error: StartError::Failed { process, reason } }
     }
 
-    /// The hypervisor may exit as after a power-off, or keep running with a guest that hangs. So the
-    /// cause is set now, and the hypervisor must quit.
-    fn cpu_failed(&mut self, now: Instant) {
-        let reason = format!("{} reported a vCPU failure", self.plan.names[self.hypervisor().0]);
-        self.set_cause(match self.phase {
-            Phase::Booting => EndedBy::StartFailed { reason },
-            _ => EndedBy::HypervisorLost { reason },
-        });
-        self.transition(now, Trigger::GuestCrashed);
+    fn boot_rejected(&self, reason: String) -> EndedBy {
+        let step = self.plan.boot.get(self.boot_steps).map_or("boot", |message| message.purpose);
+        let process = self.hypervisor_name().into();
+        EndedBy::StartFailed { error: StartError::Rejected { process, step, reason } }
     }
 
-    fn hypervisor_exited(&mut self, now: Instant, exit: Exit) {
-        let id = self.hypervisor();
-        self.processes[id.0] = ProcessState::Exited;
-        let name = &self.plan.names[id.0];
-        let cause = match self.phase {
-            Phase::StartingHypervisor | Phase::Booting => {
-                EndedBy::StartFailed { reason: format!("{name} {exit}") }
-            }
-            _ if self.panic_seen => EndedBy::GuestPanic,
+    fn helper_failed(&self, id: ProcessId, exit: Exit) -> EndedBy {
+        EndedBy::StartFailed { error: StartError::Exited { process: self.name(id).into(), exit } }
+    }
+
+    fn start_timed_out(&self) -> EndedBy {
+        let (after, what) = self.phase.limit(&self.timing).unwrap_or_default();
+        let process = self.launching.map_or("", |id| self.name(id)).to_string();
+        let waiting_for = match self.phase {
+            Phase::StartingHelpers => format!("{process} is ready"),
+            _ => what.into(),
+        };
+        let stderr_tail = String::new();
+        let error = StartError::TimedOut { process, waiting_for, after, stderr_tail };
+        EndedBy::StartFailed { error }
+    }
+
+    fn hypervisor_lost(&self, how: &str) -> EndedBy {
+        EndedBy::HypervisorLost { reason: format!("{} {how}", self.hypervisor_name()) }
+    }
+
+    fn cause_of_exit(&self, exit: &Exit) -> EndedBy {
+        if self.panic_seen {
+            EndedBy::GuestPanic
+        } else if exit.code == Some(0) {
             // A backend without events: an exit with status 0 without a stop is a power-off.
-            _ if exit.code == Some(0) => EndedBy::GuestPowerOff,
-            _ => EndedBy::HypervisorLost { reason: format!("{name} {exit}") },
-        };
-        self.set_cause(cause);
-        self.exit = Some(exit);
-        self.transition(now, Trigger::HypervisorExited);
+            EndedBy::GuestPowerOff
+        } else {
+            self.hypervisor_lost(&exit.to_string())
+        }
     }
 
-    fn helper_exited(&mut self, now: Instant, id: ProcessId, exit: &Exit) {
+    fn cause_of_stop(&self) -> EndedBy {
+        if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner }
+    }
+
+    // What an input does.
+
+    fn record_exit(&mut self, input: &Input) {
+        let (id, exit) = match input {
+            Input::HypervisorExited(exit) => (self.hypervisor(), Some(exit)),
+            Input::HelperExited(id, exit) => (*id, Some(exit)),
+            Input::LaunchFailed(id, _) => (*id, None),
+            _ => return,
+        };
         self.processes[id.0] = ProcessState::Exited;
-        let reason = format!("{} {exit}", self.plan.names[id.0]);
-        match self.phase {
-            // A helper that fails before the guest runs is the cause of the hypervisor's exit, not a
-            // consequence of it.
-            phase
-                if phase == Phase::StartingHelpers || (phase < Phase::Running && exit.failed()) =>
-            {
-                self.set_cause(EndedBy::StartFailed { reason });
-                self.transition(now, Trigger::DependencyLost);
-            }
-            Phase::StartingHypervisor
-            | Phase::Booting
-            | Phase::Running
-            | Phase::ShutdownRequested => {
-                self.dependency_lost(now, EndedBy::HelperLost { reason });
-            }
-            _ => self.check_all_exited(now),
+        if self.phase == Phase::Ended {
+            return;
+        }
+        if let (Some(EndedBy::StartFailed { error }), Some(exit)) = (&mut self.cause, exit) {
+            error.add_exit(&self.plan.process(id).name, exit);
+        }
+        if id == self.hypervisor() {
+            self.exit = exit.cloned();
         }
     }
 
-    fn channel_lost(&mut self, now: Instant, how: &str) {
-        let reason = format!("{} {how}", self.plan.names[self.hypervisor().0]);
-        match self.phase {
-            Phase::StartingHypervisor | Phase::Booting => {
-                self.dependency_lost(now, EndedBy::StartFailed { reason });
+    fn check_readiness(&mut self, now: Instant) {
+        let Some(id) = self.launching else { return };
+        self.actions.push_back(Action::CheckReady(id));
+        let pause = match self.readiness_checks {
+            0..50 => 1,
+            50..100 => 5,
+            _ => 20,
+        };
+        self.readiness_checks += 1;
+        let at = now + Duration::from_millis(pause);
+        self.timers.set(Timer::Readiness, at, "check readiness");
+    }
+
+    fn boot_reply(&mut self, now: Instant, message: &Message, outcome: ReplyOutcome) {
+        if self.plan.boot.get(self.boot_steps) != Some(message) {
+            return;
+        }
+        match outcome {
+            ReplyOutcome::Done => {
+                self.boot_steps += 1;
+                self.boot_next(now);
             }
-            Phase::Running | Phase::ShutdownRequested => {
-                self.dependency_lost(now, EndedBy::HypervisorLost { reason });
+            ReplyOutcome::Retry => {
+                self.timers.set(Timer::Resend, now + RETRY_DELAY, "send the boot message again");
             }
-            _ => {}
+            ReplyOutcome::Rejected(reason) => {
+                self.end(now, self.boot_rejected(reason), Phase::KillingHypervisor);
+            }
+            // If the hypervisor is exiting, its exit is the better explanation.
+            ReplyOutcome::Lost(reason) => self.expect_end(now, self.boot_rejected(reason)),
         }
     }
 
-    fn dependency_lost(&mut self, now: Instant, cause: EndedBy) {
-        if self.pending_cause.is_none() {
-            let at = now + CAUSE_DELAY;
-            let deadline = Deadline { at, why: "the hypervisor may exit too" };
-            self.pending_cause = Some((deadline, cause));
+    fn power_button_reply(&mut self, now: Instant, message: &Message, outcome: ReplyOutcome) {
+        if self.plan.power_button.as_ref() != Some(message) {
+            return;
+        }
+        match outcome {
+            ReplyOutcome::Done | ReplyOutcome::Retry => {
+                let at = now + POWER_BUTTON_INTERVAL;
+                self.timers.set(Timer::Resend, at, "press the power button again");
+            }
+            // A guest without a working power button needs no grace period.
+            ReplyOutcome::Rejected(_) => self.grace_ended(now),
+            // The guest may be off already: a hypervisor that exits closes the connection without
+            // a reply.
+            ReplyOutcome::Lost(_) => self.expect_end(now, self.cause_of_stop()),
         }
     }
 
-    fn timeout(&mut self, now: Instant) {
-        let due = |deadline: &Option<Deadline>| deadline.is_some_and(|d| d.at <= now);
-        if due(&self.send_again) {
-            self.send_again = None;
-            match self.phase {
-                Phase::ShutdownRequested => self.press_power_button(),
-                _ => self.send_boot_message(),
-            }
+    fn guest_reset(&mut self, now: Instant) {
+        if !self.restarts_on_reboot() {
+            let cause = if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot };
+            self.guest_crashed(now, cause);
+        } else if self.last_reset.is_none_or(|last| last + self.plan.reset_debounce <= now) {
+            self.last_reset = Some(now);
+            self.actions.push_back(Action::AnnounceReboot);
         }
-        if self.pending_cause.as_ref().is_some_and(|(deadline, _)| deadline.at <= now)
-            && let Some((_, cause)) = self.pending_cause.take()
-        {
+    }
+
+    fn guest_crashed(&mut self, now: Instant, cause: EndedBy) {
+        let exits_by_itself = self.plan.crash_reporting == CrashReporting::EventThenExit;
+        let next = if exits_by_itself { Phase::WaitingForExit } else { Phase::QuitRequested };
+        self.end(now, cause, next);
+    }
+
+    fn console_crash(&mut self, now: Instant, crash: ConsoleCrash) {
+        match crash {
+            _ if !self.is_console_only() => {}
+            ConsoleCrash::Restart => self.guest_reset(now),
+            ConsoleCrash::Panic if self.restarts_on_reboot() => {}
+            ConsoleCrash::Panic => self.guest_crashed(now, EndedBy::GuestPanic),
+        }
+    }
+
+    /// If the guest restarts, a panic before the restart does not explain a later exit. Not every
+    /// hypervisor reports the reset in between.
+    fn note_panic(&mut self) {
+        self.panic_seen |= !self.restarts_on_reboot() && !self.is_console_only();
+    }
+
+    fn grace_ended(&mut self, now: Instant) {
+        self.end(now, self.cause_of_stop(), Phase::QuitRequested);
+    }
+
+    /// The VM ends soon: when the hypervisor exits, or else when [`Timer::Cause`] expires.
+    fn expect_end(&mut self, now: Instant, cause: EndedBy) {
+        if self.likely_cause.is_none() {
+            self.likely_cause = Some(cause);
+            self.timers.set(Timer::Cause, now + CAUSE_DELAY, "the hypervisor may exit too");
+        }
+    }
+
+    fn end_as_expected(&mut self, now: Instant, next: Phase) {
+        let Some(cause) = self.likely_cause.take() else { return };
+        let cause = match cause {
             // The start may have succeeded during the delay.
-            self.set_cause(match (self.phase, cause) {
-                (Phase::Running | Phase::ShutdownRequested, EndedBy::StartFailed { reason }) => {
-                    EndedBy::HypervisorLost { reason }
-                }
-                (_, cause) => cause,
-            });
-            self.transition(now, Trigger::DependencyLost);
-        }
-        if due(&self.time_limit_ends) {
-            self.time_limit_ends = None;
-            self.time_limit_hit = true;
-            self.grace = self.timing.grace;
-            self.transition(now, Trigger::TimeLimit);
-        }
-        if due(&self.phase_ends) {
-            self.phase_timeout(now);
-        }
-    }
-
-    fn phase_timeout(&mut self, now: Instant) {
-        let row = table::phase(self.phase);
-        match self.phase {
-            Phase::StartingHelpers | Phase::StartingHypervisor | Phase::Booting => {
-                let waited = row.limit.map(|(limit, why)| (why, limit(&self.timing)));
-                let (why, limit) = waited.unwrap_or(("the phase ends", Duration::ZERO));
-                let why = match self.starting_helper() {
-                    Some(name) => format!("{name} is ready"),
-                    None => why.into(),
-                };
-                let reason = format!("timed out after {limit:?}, waiting until {why}");
-                self.set_cause(EndedBy::StartFailed { reason });
+            EndedBy::StartFailed { error } if self.phase >= Phase::Running => {
+                EndedBy::HypervisorLost { reason: error.to_string() }
             }
-            Phase::ShutdownRequested if self.time_limit_hit => self.set_cause(EndedBy::TimeLimit),
-            Phase::ShutdownRequested => self.set_cause(EndedBy::Owner),
-            Phase::KillingHypervisor | Phase::KillingHelpers => self.record_step(StopStep::GaveUp),
-            _ => {}
-        }
-        self.transition(now, Trigger::Timeout);
-    }
-
-    fn transition(&mut self, now: Instant, trigger: Trigger) {
-        if let Some(to) = table::next(self.phase, trigger) {
-            self.enter(now, to);
-        }
-    }
-
-    fn enter(&mut self, now: Instant, phase: Phase) {
-        let row = table::phase(phase);
-        self.phase = phase;
-        self.phase_ends = row.limit.map(|(limit, why)| {
-            let limit =
-                if phase == Phase::ShutdownRequested { self.grace } else { limit(&self.timing) };
-            Deadline { at: now + limit, why }
-        });
-        self.send_again = None;
-        self.time_limit_ends = match (phase, self.plan.time_limit) {
-            (Phase::Running, Some(limit)) => Some(Deadline { at: now + limit, why: "time limit" }),
-            _ => None,
+            cause => cause,
         };
-        if !matches!(
-            phase,
-            Phase::StartingHypervisor | Phase::Booting | Phase::Running | Phase::ShutdownRequested
-        ) {
-            self.pending_cause = None;
-        }
-        self.announce(row.status);
-        self.run_entry_action(now, row.entry);
+        self.end(now, cause, next);
     }
 
-    fn announce(&mut self, kind: StatusKind) {
-        let status = match kind {
-            StatusKind::Created => VmStatus::Created,
-            StatusKind::Starting => VmStatus::Starting,
-            StatusKind::Running => VmStatus::Running,
-            StatusKind::Stopping => VmStatus::Stopping,
-            StatusKind::Terminal => match self.report() {
-                Some(report) => report.status(),
-                None => return,
-            },
-        };
-        if status != self.status {
-            self.status = status.clone();
-            self.actions.push_back(Action::Announce(status));
-        }
-    }
-
-    fn run_entry_action(&mut self, now: Instant, entry: EntryAction) {
-        let hypervisor = self.hypervisor();
-        match entry {
-            EntryAction::Nothing => {}
-            EntryAction::SpawnHelper => match self.next_helper() {
-                Some(helper) => self.actions.push_back(Action::Spawn(helper)),
-                None => self.transition(now, Trigger::HelpersReady),
-            },
-            EntryAction::SpawnHypervisor => self.actions.push_back(Action::Spawn(hypervisor)),
-            EntryAction::SendBoot if self.plan.boot.is_empty() => {
-                self.transition(now, Trigger::Booted)
-            }
-            EntryAction::SendBoot => self.send_boot_message(),
-            EntryAction::RequestShutdown if self.plan.power_button.is_none() => {
-                self.phase_timeout(now)
-            }
-            EntryAction::RequestShutdown => {
-                self.record_step(StopStep::PowerButton);
-                self.press_power_button();
-            }
-            EntryAction::Quit => {
-                self.record_step(StopStep::Quit);
-                self.actions.push_back(match self.quit_action() {
-                    StopAction::Control(message) => Action::Control(message),
-                    StopAction::Signal(signal) => Action::Signal(hypervisor, signal),
-                });
-            }
-            EntryAction::KillHypervisor => {
-                self.cancel_spawns();
-                if self.processes[hypervisor.0] == ProcessState::Alive {
-                    self.record_step(StopStep::Killed);
-                    self.actions.push_back(Action::Signal(hypervisor, Signal::Kill));
-                } else {
-                    self.transition(now, Trigger::HypervisorExited);
-                }
-            }
-            EntryAction::TerminateHelpers => {
-                self.signal_helpers(Signal::Term, |lifecycle, n| !lifecycle.plan.ends_by_itself[n]);
-                self.check_all_exited(now);
-            }
-            EntryAction::KillHelpers => {
-                self.cancel_spawns();
-                self.signal_helpers(Signal::Kill, |_, _| true);
-                self.check_all_exited(now);
-            }
-            EntryAction::Release => self.actions.push_back(Action::Release),
-        }
-    }
-
-    fn signal_helpers(&mut self, signal: Signal, which: impl Fn(&Self, usize) -> bool) {
-        for id in 0..self.hypervisor().0 {
-            if self.processes[id] == ProcessState::Alive && which(self, id) {
-                self.actions.push_back(Action::Signal(ProcessId(id), signal));
-            }
-        }
-    }
-
-    fn press_power_button(&mut self) {
-        self.actions.extend(self.plan.power_button.clone().map(Action::Control));
-    }
-
-    fn send_boot_message(&mut self) {
-        if let Some(message) = self.plan.boot.get(self.messages_done) {
-            self.actions.push_back(Action::Control(message.clone()));
-        }
-    }
-
-    /// Removes spawns that are still queued.
-    fn cancel_spawns(&mut self) {
-        self.actions.retain(|action| !matches!(action, Action::Spawn(_) | Action::AwaitReady(_)));
-    }
-
-    fn check_all_exited(&mut self, now: Instant) {
-        // This includes the hypervisor: in `KillingHelpers` it may have survived SIGKILL so far.
+    fn end_when_all_exited(&mut self, now: Instant) {
         if !self.processes.contains(&ProcessState::Alive) {
-            self.transition(now, Trigger::AllExited);
+            self.enter(now, Phase::Ended);
         }
     }
 
-    fn record_step(&mut self, step: StopStep) {
-        if !self.steps.contains(&step) {
-            self.steps.push(step);
-        }
+    /// Goes on to a phase that leads to the end. The first cause is kept; later ones are its
+    /// consequences.
+    fn end(&mut self, now: Instant, cause: EndedBy, next: Phase) {
+        self.cause.get_or_insert(cause);
+        self.enter(now, next);
+    }
+
+    fn launch_next(&mut self, now: Instant) {
+        let next = self.processes.iter().position(|state| *state == ProcessState::NotLaunched);
+        let next = next.map_or(self.hypervisor(), ProcessId);
+        self.launching = Some(next);
+        let phase = if next == self.hypervisor() {
+            Phase::StartingHypervisor
+        } else {
+            Phase::StartingHelpers
+        };
+        self.enter(now, phase);
+    }
+
+    fn boot_next(&mut self, now: Instant) {
+        let all_sent = self.boot_steps == self.plan.boot.len();
+        self.enter(now, if all_sent { Phase::Running } else { Phase::Booting });
     }
 }
 
+#[cfg(test)]
+mod diagram;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::lifecycle::fuzz::plan;
-use crate::plan::Message;
+use crate::plan::{Message, Signal};
 use alloc::string::{String, ToString};
 use alloc::vec;
 
@@ -11,14 +11,17 @@ struct LifecycleTest {
     lifecycle: Lifecycle,
     now: Instant,
     actions: Vec<Action>,
+    /// The message that was sent last.
+    sent: Option<Message>,
 }
 
 impl LifecycleTest {
     fn new(plan: &LaunchPlan) -> Self {
         Self {
-            lifecycle: Lifecycle::new(plan, Timing::default()),
+            lifecycle: Lifecycle::new(Arc::new(plan.clone()), Timing::default()),
             now: Instant::ZERO,
             actions: vec![],
+            sent: None,
         }
     }
 
@@ -27,15 +30,21 @@ impl LifecycleTest {
         self.run_actions()
     }
 
-    /// Carries out all queued actions; every spawn succeeds.
+    /// Carries out all queued actions; every launch succeeds.
     fn run_actions(&mut self) -> &mut Self {
         while let Some(action) = self.lifecycle.poll_action() {
-            self.actions.push(action.clone());
-            if let Action::Spawn(id) = action {
-                self.lifecycle.handle_input(self.now, Input::Spawned(id)).unwrap();
+            if let Action::Send(message) = &action {
+                self.sent = Some(message.clone());
             }
+            self.actions.push(action);
         }
         self
+    }
+
+    /// The reply to the message that was sent last.
+    fn reply(&mut self, outcome: ReplyOutcome) -> &mut Self {
+        let message = self.sent.clone().expect("a message was sent");
+        self.input(Input::Replied(message, outcome))
     }
 
     fn running(plan: &LaunchPlan) -> Self {
@@ -45,7 +54,7 @@ impl LifecycleTest {
             vm.input(Input::Ready(ProcessId(id)));
         }
         for _ in &plan.boot {
-            vm.input(Input::Replied(ReplyOutcome::Done));
+            vm.reply(ReplyOutcome::Done);
         }
         assert_eq!(*vm.lifecycle.status(), VmStatus::Running);
         vm
@@ -54,7 +63,8 @@ impl LifecycleTest {
     fn time_out(&mut self) -> &mut Self {
         let deadline = self.lifecycle.poll_timeout().expect("there is a deadline");
         self.now = self.now.max(deadline.at);
-        self.input(Input::Timeout)
+        self.lifecycle.handle_timeout(self.now);
+        self.run_actions()
     }
 
     fn report(&self) -> StopReport {
@@ -82,13 +92,13 @@ fn start_announces_starting_then_running() {
 fn helpers_start_in_order_before_hypervisor() {
     let mut vm = LifecycleTest::new(&plan(2));
     vm.input(Input::Start);
-    assert!(vm.actions.contains(&Action::Spawn(ProcessId(0))));
-    assert!(!vm.actions.contains(&Action::Spawn(ProcessId(1))));
+    assert!(vm.actions.contains(&Action::Launch(ProcessId(0))));
+    assert!(!vm.actions.contains(&Action::Launch(ProcessId(1))));
     vm.input(Input::Ready(ProcessId(0)));
-    assert!(vm.actions.contains(&Action::Spawn(ProcessId(1))));
-    assert!(!vm.actions.contains(&Action::Spawn(ProcessId(2))));
+    assert!(vm.actions.contains(&Action::Launch(ProcessId(1))));
+    assert!(!vm.actions.contains(&Action::Launch(ProcessId(2))));
     vm.input(Input::Ready(ProcessId(1)));
-    assert!(vm.actions.contains(&Action::Spawn(ProcessId(2))));
+    assert!(vm.actions.contains(&Action::Launch(ProcessId(2))));
 }
 
 #[test]
@@ -107,8 +117,8 @@ fn kill_before_start_is_rejected() {
 fn stop_guest_powers_off_needs_power_button_only() {
     let mut vm = LifecycleTest::running(&plan(0));
     vm.input(Input::Stop { grace: Duration::from_secs(1) });
-    vm.input(Input::Replied(ReplyOutcome::Done)).input(Input::GuestPoweredOff);
-    vm.input(Input::Exited(VMM, Exit::with_code(0)));
+    vm.reply(ReplyOutcome::Done).input(Input::Guest(GuestEvent::PoweredOff));
+    vm.input(Input::HypervisorExited(Exit::with_code(0)));
     let report = vm.report();
     assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
     assert_eq!(report.steps, [StopStep::PowerButton]);
@@ -124,7 +134,11 @@ fn stop_ignored_climbs_whole_stop_ladder() {
     assert_eq!(vm.now, Instant::from_micros(1_000_000));
     vm.time_out();
     assert_eq!(vm.actions.last(), Some(&Action::Signal(VMM, Signal::Kill)));
-    vm.input(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
+    vm.input(Input::HypervisorExited(Exit {
+        code: None,
+        signal: Some(9),
+        stderr_tail: String::new(),
+    }));
     let report = vm.report();
     assert_eq!(report.ended_by, EndedBy::Owner);
     assert_eq!(report.steps, [StopStep::PowerButton, StopStep::Quit, StopStep::Killed]);
@@ -136,7 +150,11 @@ fn stop_ignored_climbs_whole_stop_ladder() {
 fn kill_in_grace_period_is_reported_as_kill() {
     let mut vm = LifecycleTest::running(&plan(0));
     vm.input(Input::Stop { grace: Duration::from_secs(10) }).input(Input::Kill);
-    vm.input(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
+    vm.input(Input::HypervisorExited(Exit {
+        code: None,
+        signal: Some(9),
+        stderr_tail: String::new(),
+    }));
     assert_eq!(vm.report().to_string(), "killed");
 }
 
@@ -146,15 +164,15 @@ fn stop_presses_power_button_again_in_grace_period() {
     vm.input(Input::Stop { grace: Duration::from_secs(12) });
     let presses = |vm: &LifecycleTest| {
         let ask = Message::qmp("ask", "system_powerdown");
-        vm.actions.iter().filter(|a| **a == Action::Control(ask.clone())).count()
+        vm.actions.iter().filter(|a| **a == Action::Send(ask.clone())).count()
     };
     assert_eq!(presses(&vm), 1);
     for again in 2..=3 {
-        vm.input(Input::Replied(ReplyOutcome::Done)).time_out();
+        vm.reply(ReplyOutcome::Done).time_out();
         assert_eq!(presses(&vm), again);
     }
     assert_eq!(vm.now, Instant::from_micros(10_000_000));
-    vm.input(Input::Replied(ReplyOutcome::Done)).time_out();
+    vm.reply(ReplyOutcome::Done).time_out();
     assert_eq!(vm.now, Instant::from_micros(12_000_000));
     assert_eq!((presses(&vm), vm.lifecycle.phase()), (3, Phase::QuitRequested));
 }
@@ -164,11 +182,11 @@ fn stop_reply_lost_uses_hypervisor_exit_as_cause() {
     let cut_off = || {
         let mut vm = LifecycleTest::running(&plan(0));
         vm.input(Input::Stop { grace: Duration::from_secs(30) });
-        vm.input(Input::Replied(ReplyOutcome::Lost("connection closed".into())));
+        vm.reply(ReplyOutcome::Lost("connection closed".into()));
         vm
     };
     let mut off = cut_off();
-    off.input(Input::Exited(VMM, Exit::with_code(0)));
+    off.input(Input::HypervisorExited(Exit::with_code(0)));
     let report = off.report();
     assert_eq!(
         (report.ended_by, report.steps),
@@ -176,12 +194,12 @@ fn stop_reply_lost_uses_hypervisor_exit_as_cause() {
     );
 
     let mut crashed = cut_off();
-    crashed.input(Input::Exited(VMM, Exit::with_code(4)));
+    crashed.input(Input::HypervisorExited(Exit::with_code(4)));
     assert!(matches!(crashed.report().ended_by, EndedBy::HypervisorLost { .. }));
 
     let mut stays = cut_off();
     let soon = stays.now + Duration::from_secs(1);
-    stays.time_out().input(Input::Exited(VMM, Exit::with_code(0)));
+    stays.time_out().input(Input::HypervisorExited(Exit::with_code(0)));
     assert!(stays.now < soon, "the grace period is skipped");
     let report = stays.report();
     assert_eq!(report.ended_by, EndedBy::Owner);
@@ -206,11 +224,11 @@ fn stop_while_starting_kills_at_once() {
 
 #[test]
 fn kill_removes_queued_spawn() {
-    let mut lifecycle = Lifecycle::new(&plan(1), Timing::default());
+    let mut lifecycle = Lifecycle::new(Arc::new(plan(1)), Timing::default());
     lifecycle.handle_input(Instant::ZERO, Input::Start).unwrap();
     lifecycle.handle_input(Instant::ZERO, Input::Kill).unwrap();
     let actions: Vec<_> = core::iter::from_fn(|| lifecycle.poll_action()).collect();
-    assert!(!actions.iter().any(|a| matches!(a, Action::Spawn(_))), "{actions:?}");
+    assert!(!actions.iter().any(|a| matches!(a, Action::Launch(_))), "{actions:?}");
     assert_eq!(actions.last(), Some(&Action::Release));
 }
 
@@ -218,8 +236,8 @@ fn kill_removes_queued_spawn() {
 fn boot_message_rejected_reports_hypervisor_error() {
     let mut vm = LifecycleTest::new(&plan(0));
     vm.input(Input::Start).input(Input::Ready(VMM));
-    vm.input(Input::Replied(ReplyOutcome::Rejected("no such kernel".into())));
-    vm.input(Input::Exited(VMM, Exit::with_code(1)));
+    vm.reply(ReplyOutcome::Rejected("no such kernel".into()));
+    vm.input(Input::HypervisorExited(Exit::with_code(1)));
     let VmStatus::Failed { message } = vm.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm failed to negotiate: no such kernel");
 }
@@ -228,21 +246,26 @@ fn boot_message_rejected_reports_hypervisor_error() {
 fn boot_reply_lost_uses_hypervisor_exit_as_cause() {
     let lost = |vm: &mut LifecycleTest| {
         vm.input(Input::Start).input(Input::Ready(VMM));
-        vm.input(Input::Replied(ReplyOutcome::Lost("connection closed".into())));
+        vm.reply(ReplyOutcome::Lost("connection closed".into()));
     };
     let mut vm = LifecycleTest::new(&plan(0));
     lost(&mut vm);
-    vm.input(Input::Exited(
-        VMM,
-        Exit { code: Some(1), signal: None, stderr_tail: "bad disk\n".into() },
-    ));
+    vm.input(Input::HypervisorExited(Exit {
+        code: Some(1),
+        signal: None,
+        stderr_tail: "bad disk\n".into(),
+    }));
     let VmStatus::Failed { message } = vm.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm exited with status 1: bad disk");
 
     let mut vm = LifecycleTest::new(&plan(0));
     lost(&mut vm);
     vm.time_out();
-    vm.input(Input::Exited(VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() }));
+    vm.input(Input::HypervisorExited(Exit {
+        code: None,
+        signal: Some(9),
+        stderr_tail: String::new(),
+    }));
     let VmStatus::Failed { message } = vm.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm failed to negotiate: connection closed");
 }
@@ -251,10 +274,11 @@ fn boot_reply_lost_uses_hypervisor_exit_as_cause() {
 fn early_hypervisor_exit_reports_stderr() {
     let mut vm = LifecycleTest::new(&plan(0));
     vm.input(Input::Start);
-    vm.input(Input::Exited(
-        VMM,
-        Exit { code: Some(1), signal: None, stderr_tail: "bad option\n".into() },
-    ));
+    vm.input(Input::HypervisorExited(Exit {
+        code: Some(1),
+        signal: None,
+        stderr_tail: "bad option\n".into(),
+    }));
     let VmStatus::Failed { message } = vm.lifecycle.status() else { panic!("not failed") };
     assert_eq!(message, "start failed: vmm exited with status 1: bad option");
 }
@@ -262,7 +286,11 @@ fn early_hypervisor_exit_reports_stderr() {
 #[test]
 fn hypervisor_killed_is_not_power_off() {
     let mut vm = LifecycleTest::running(&plan(0));
-    vm.input(Input::Exited(VMM, Exit { code: None, signal: Some(11), stderr_tail: String::new() }));
+    vm.input(Input::HypervisorExited(Exit {
+        code: None,
+        signal: Some(11),
+        stderr_tail: String::new(),
+    }));
     assert!(matches!(vm.report().ended_by, EndedBy::HypervisorLost { .. }));
     assert!(matches!(vm.lifecycle.status(), VmStatus::Failed { .. }));
 }
@@ -272,10 +300,11 @@ fn vcpu_failure_is_not_power_off() {
     let mut plan = plan(0);
     plan.crash_reporting = CrashReporting::EventThenExit;
     let mut vm = LifecycleTest::running(&plan);
-    vm.input(Input::CpuFailed);
+    vm.input(Input::Guest(GuestEvent::CpuFailed));
     // The hypervisor may keep running with a guest that hangs.
     assert_eq!(vm.lifecycle.phase(), Phase::QuitRequested);
-    vm.input(Input::GuestPoweredOff).input(Input::Exited(VMM, Exit::with_code(0)));
+    vm.input(Input::Guest(GuestEvent::PoweredOff))
+        .input(Input::HypervisorExited(Exit::with_code(0)));
     let reason = "vmm reported a vCPU failure".into();
     assert_eq!(vm.report().ended_by, EndedBy::HypervisorLost { reason });
     assert!(matches!(vm.lifecycle.status(), VmStatus::Failed { .. }));
@@ -284,9 +313,9 @@ fn vcpu_failure_is_not_power_off() {
 #[test]
 fn reset_after_console_panic_is_panic() {
     let mut vm = LifecycleTest::running(&plan(0));
-    vm.input(Input::GuestPanicked { certain: false });
+    vm.input(Input::ConsolePanic);
     assert_eq!(*vm.lifecycle.status(), VmStatus::Running, "console text alone does not end the VM");
-    vm.input(Input::GuestReset).input(Input::Exited(VMM, Exit::with_code(0)));
+    vm.input(Input::Guest(GuestEvent::Reset)).input(Input::HypervisorExited(Exit::with_code(0)));
     assert_eq!(vm.report().ended_by, EndedBy::GuestPanic);
 }
 
@@ -296,17 +325,17 @@ fn reset_with_restart_policy_announces_reboot() {
     plan.on_reboot = RebootPolicy::Restart;
     plan.reset_debounce = Duration::from_millis(250);
     let mut vm = LifecycleTest::running(&plan);
-    vm.input(Input::GuestReset);
+    vm.input(Input::Guest(GuestEvent::Reset));
     assert_eq!(vm.actions.last(), Some(&Action::AnnounceReboot));
     assert_eq!(*vm.lifecycle.status(), VmStatus::Running);
     let announced = |vm: &LifecycleTest| {
         vm.actions.iter().filter(|action| **action == Action::AnnounceReboot).count()
     };
     vm.now = vm.now + Duration::from_millis(40);
-    vm.input(Input::GuestReset);
+    vm.input(Input::Guest(GuestEvent::Reset));
     assert_eq!(announced(&vm), 1, "a reset by the firmware is not a reboot");
     vm.now = vm.now + Duration::from_secs(1);
-    vm.input(Input::GuestReset);
+    vm.input(Input::Guest(GuestEvent::Reset));
     assert_eq!(announced(&vm), 2);
 }
 
@@ -316,8 +345,8 @@ fn panic_before_restart_is_not_cause_of_later_exit() {
     plan.on_reboot = RebootPolicy::Restart;
     let mut vm = LifecycleTest::running(&plan);
     // The guest restarts, and this hypervisor does not report it.
-    vm.input(Input::GuestPanicked { certain: false });
-    vm.input(Input::Exited(VMM, Exit::with_code(0)));
+    vm.input(Input::ConsolePanic);
+    vm.input(Input::HypervisorExited(Exit::with_code(0)));
     assert_eq!(vm.report().ended_by, EndedBy::GuestPowerOff);
 }
 
@@ -325,11 +354,11 @@ fn panic_before_restart_is_not_cause_of_later_exit() {
 fn event_then_exit_sends_no_quit_command() {
     let mut plan = plan(0);
     plan.crash_reporting = CrashReporting::EventThenExit;
-    for input in [Input::GuestReset, Input::GuestPanicked { certain: true }] {
+    for input in [Input::Guest(GuestEvent::Reset), Input::Guest(GuestEvent::Panicked)] {
         let mut vm = LifecycleTest::running(&plan);
         vm.input(input);
         assert_eq!(vm.lifecycle.phase(), Phase::WaitingForExit);
-        assert!(!vm.actions.contains(&Action::Control(Message::qmp("quit", "quit"))));
+        assert!(!vm.actions.contains(&Action::Send(Message::qmp("quit", "quit"))));
         // A hypervisor that does not exit is killed.
         vm.time_out();
         assert_eq!(vm.lifecycle.phase(), Phase::KillingHypervisor);
@@ -359,10 +388,10 @@ fn console_crash_is_used_with_console_only_reporting() {
             announced,
             *reporting == console_only && on_reboot == RebootPolicy::Restart && crash == Restart
         );
-        assert_eq!(vm.actions.contains(&Action::Control(cut.clone())), want.is_some(), "{case}");
+        assert_eq!(vm.actions.contains(&Action::Send(cut.clone())), want.is_some(), "{case}");
         match want {
             Some(want) => {
-                vm.input(Input::Exited(VMM, Exit::with_code(0)));
+                vm.input(Input::HypervisorExited(Exit::with_code(0)));
                 assert_eq!(vm.report().ended_by, want, "{case}");
             }
             None => assert_eq!(*vm.lifecycle.status(), VmStatus::Running, "{case}"),
@@ -378,11 +407,11 @@ fn console_panic_without_crash_is_not_cause() {
         ..plan(0)
     };
     let mut vm = LifecycleTest::running(&plan);
-    vm.input(Input::GuestPanicked { certain: false });
+    vm.input(Input::ConsolePanic);
     // An expired grace period is not a guest crash: the ordinary quit command is sent.
     vm.input(Input::Stop { grace: Duration::ZERO }).time_out();
-    assert!(!vm.actions.contains(&Action::Control(cut)));
-    vm.input(Input::Exited(VMM, Exit::with_code(0)));
+    assert!(!vm.actions.contains(&Action::Send(cut)));
+    vm.input(Input::HypervisorExited(Exit::with_code(0)));
     assert_eq!(vm.report().ended_by, EndedBy::Owner);
 }
 
@@ -392,7 +421,7 @@ fn time_limit_climbs_stop_ladder_and_is_reported() {
     plan.time_limit = Some(Duration::from_secs(3));
     let mut vm = LifecycleTest::running(&plan);
     vm.time_out().time_out();
-    vm.input(Input::Exited(VMM, Exit::with_code(0)));
+    vm.input(Input::HypervisorExited(Exit::with_code(0)));
     let report = vm.report();
     assert_eq!(report.ended_by, EndedBy::TimeLimit);
     assert_eq!(report.to_string(), "power cut, time limit reached");
@@ -401,14 +430,14 @@ fn time_limit_climbs_stop_ladder_and_is_reported() {
 #[test]
 fn helper_exit_is_cause_only_if_hypervisor_stays() {
     let mut stays = LifecycleTest::running(&plan(1));
-    stays.input(Input::Exited(ProcessId(0), Exit::with_code(1))).time_out();
-    stays.input(Input::Exited(ProcessId(1), Exit::with_code(0)));
+    stays.input(Input::HelperExited(ProcessId(0), Exit::with_code(1))).time_out();
+    stays.input(Input::HypervisorExited(Exit::with_code(0)));
     assert!(matches!(stays.report().ended_by, EndedBy::HelperLost { .. }));
 
     let mut exits = LifecycleTest::running(&plan(1));
-    exits.input(Input::Exited(ProcessId(0), Exit::with_code(0)));
+    exits.input(Input::HelperExited(ProcessId(0), Exit::with_code(0)));
     let killed = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
-    exits.input(Input::Exited(ProcessId(1), killed));
+    exits.input(Input::HypervisorExited(killed));
     assert!(matches!(exits.report().ended_by, EndedBy::HypervisorLost { .. }));
 }
 
@@ -417,7 +446,7 @@ fn events_lost_before_running_is_not_start_failure() {
     let mut vm = LifecycleTest::new(&plan(0));
     vm.input(Input::Start).input(Input::Ready(VMM)).input(Input::EventsLost("invalid JSON".into()));
     for _ in &plan(0).boot {
-        vm.input(Input::Replied(ReplyOutcome::Done));
+        vm.reply(ReplyOutcome::Done);
     }
     assert_eq!(*vm.lifecycle.status(), VmStatus::Running);
     while vm.lifecycle.report().is_none() {
@@ -441,7 +470,8 @@ fn helper_timeout_error_names_helper() {
         while vm.lifecycle.report().is_none() {
             vm.time_out();
         }
-        let EndedBy::StartFailed { reason } = vm.report().ended_by else { panic!() };
+        let EndedBy::StartFailed { error } = vm.report().ended_by else { panic!() };
+        let reason = error.to_string();
         assert!(reason.contains(&format!("until {} is ready", plan.processes[n].name)), "{reason}");
     }
 }
@@ -454,11 +484,11 @@ fn kill_ends_by_timeouts_alone() {
             let mut vm = LifecycleTest::new(&plan);
             vm.input(Input::Start);
             for n in 0..progress {
-                vm.input(if n <= helpers {
-                    Input::Ready(ProcessId(n))
-                } else {
-                    Input::Replied(ReplyOutcome::Done)
-                });
+                if n <= helpers {
+                    vm.input(Input::Ready(ProcessId(n)));
+                } else if vm.sent.is_some() {
+                    vm.reply(ReplyOutcome::Done);
+                }
             }
             vm.input(Input::Kill);
             for _ in 0..5 {
@@ -481,8 +511,8 @@ fn early_helper_failure_is_cause_of_failed_start() {
     let mut vm = LifecycleTest::new(&plan(1));
     vm.input(Input::Start).input(Input::Ready(ProcessId(0)));
     let stderr_tail = "Error entering sandbox".to_string();
-    vm.input(Input::Exited(ProcessId(0), Exit { stderr_tail, ..Exit::with_code(1) }));
-    vm.input(Input::Exited(ProcessId(1), Exit::with_code(1)));
+    vm.input(Input::HelperExited(ProcessId(0), Exit { stderr_tail, ..Exit::with_code(1) }));
+    vm.input(Input::HypervisorExited(Exit::with_code(1)));
     let report = vm.report();
     assert!(matches!(report.ended_by, EndedBy::StartFailed { .. }), "{report}");
     assert!(report.to_string().contains("Error entering sandbox"), "{report}");
