@@ -7,7 +7,6 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`supervisor`] | runs one VM: one descriptor, one deadline, one call |
-//! | [`console`] | the console's stream |
 //! | [`context`] | says of an error what failed |
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
@@ -17,17 +16,14 @@
 //! | [`probe`] | probes programs for versions and options |
 //! | `watchdog` | kills child processes when this program dies |
 //! | [`ephemeral`] | ephemeral disks: overlays and clones |
-//! | `process`, `control`, `event_pipe`, `stream`, `clock` | a child process, the control client, the event pipe, a byte stream, the clock |
+//! | `process`, `stream`, `clock` | a child process, a byte stream, the clock |
 //! | `sys` | the system calls, and the only `unsafe` code |
 //!
 //! This crate installs no signal handler and reaps no child that it did not start.
 
 mod clock;
-pub mod console;
 pub mod context;
-mod control;
 pub mod ephemeral;
-mod event_pipe;
 pub mod facts;
 pub mod probe;
 mod process;

@@ -1,11 +1,10 @@
 //! A child process: started in a clean environment, watched, killed, reaped.
 //!
 //! Each child leads its own process group, gets an allow-listed environment, and has no descriptors
-//! except its standard streams and those passed explicitly. Its standard error is read; the last
-//! part of it goes into error messages. This module makes no decisions.
+//! except its standard streams and those passed explicitly. This module makes no decisions.
 
 use std::ffi::OsString;
-use std::io::{self, PipeReader, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -15,7 +14,8 @@ use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
-use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, PollSource, SpawnRequest};
+use crate::stream::ByteStream;
+use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, SpawnRequest};
 use crate::watchdog;
 
 /// The variables that a child inherits. All others, such as tokens of the embedding program, are
@@ -32,11 +32,6 @@ const ENVIRONMENT: [&str; 9] = [
     "XDG_RUNTIME_DIR",
 ];
 
-/// The number of bytes of standard error that are kept.
-const TAIL: usize = 4096;
-/// The largest number of bytes of a line that are examined.
-const LINE: usize = 1024;
-
 /// How long dropping a running child waits after SIGKILL. The kernel needs milliseconds, and longer
 /// to free the memory of a large guest; a process that waits for a dead network file system never
 /// exits.
@@ -47,22 +42,8 @@ const REAP_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct ChildProcess {
     pid: u32,
     fork_guard: ForkGuard,
-    name: String,
     reaped: bool,
     exit: Option<ExitWatch>,
-    stderr: Option<PollSource<PipeReader>>,
-    /// The bytes of standard error that may still be read in this call.
-    allowance: usize,
-    tail: Vec<u8>,
-    /// The current incomplete line, cut at [`LINE`] bytes.
-    line: Vec<u8>,
-}
-
-/// The poller's keys for a process.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ProcessKeys {
-    pub(crate) exit: usize,
-    pub(crate) stderr: usize,
 }
 
 /// The descriptors that a child inherits.
@@ -75,13 +56,14 @@ pub(crate) struct Inherited {
 }
 
 impl ChildProcess {
-    /// Starts a process.
+    /// Starts a process, whose exit the poller reports under `exit_key`. Also returns its standard
+    /// error.
     pub(crate) fn spawn(
         plan: &ProcessPlan,
         poll: &Poll,
-        keys: ProcessKeys,
+        exit_key: usize,
         inherited: Inherited,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, ByteStream)> {
         let (stderr, theirs) = io::pipe()?;
         let (stdin, stdout) = match inherited.terminal {
             Some(terminal) => terminal,
@@ -95,22 +77,11 @@ impl ChildProcess {
             open: &inherited.open,
             watchdog: None,
         })?;
-        let mut process = Self {
-            pid,
-            fork_guard: ForkGuard::new(),
-            name: plan.name.clone(),
-            reaped: false,
-            exit: None,
-            stderr: None,
-            allowance: 0,
-            tail: Vec::new(),
-            line: Vec::new(),
-        };
         // From here on, dropping `process` kills the child.
+        let mut process = Self { pid, fork_guard: ForkGuard::new(), reaped: false, exit: None };
         sys::set_nonblocking(stderr.as_fd())?;
-        process.stderr = Some(poll.add(stderr, keys.stderr)?);
-        process.exit = Some(ExitWatch::new(poll, process.pid(), keys.exit)?);
-        Ok(process)
+        process.exit = Some(ExitWatch::new(poll, process.pid(), exit_key)?);
+        Ok((process, ByteStream::File(OwnedFd::from(stderr).into())))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -129,53 +100,6 @@ impl ChildProcess {
         sys::signal_group(self.pid(), signal)
     }
 
-    /// Sets how many bytes of standard error may be read until the next call of this method.
-    pub(crate) fn allow(&mut self, bytes: usize) {
-        self.allowance = bytes;
-    }
-
-    /// Reads standard error, as far as [allowed](Self::allow), and passes each complete line to
-    /// `on_line`. Returns whether there may be more.
-    pub(crate) fn drain_stderr(&mut self, mut on_line: impl FnMut(&str)) -> bool {
-        let mut chunk = [0; 4096];
-        while let Some(stderr) = &mut self.stderr {
-            if self.allowance == 0 {
-                return true;
-            }
-            let room = chunk.len().min(self.allowance);
-            match stderr.io().read(&mut chunk[..room]) {
-                Ok(0) => self.stderr = None,
-                Ok(n) => {
-                    self.allowance -= n;
-                    tracing::debug!(
-                        process = %self.name,
-                        "stderr: {}",
-                        String::from_utf8_lossy(&chunk[..n]).trim_end()
-                    );
-                    self.take_lines(&chunk[..n], &mut on_line);
-                    self.tail.extend_from_slice(&chunk[..n]);
-                    let excess = self.tail.len().saturating_sub(TAIL);
-                    self.tail.drain(..excess);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => self.stderr = None,
-            }
-        }
-        false
-    }
-
-    fn take_lines(&mut self, bytes: &[u8], mut on_line: impl FnMut(&str)) {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = LINE - self.line.len();
-            self.line.extend_from_slice(&part[..part.len().min(room)]);
-            if part.ends_with(b"\n") {
-                on_line(String::from_utf8_lossy(&self.line).trim_end());
-                self.line.clear();
-            }
-        }
-    }
-
     /// Reaps the child if it has exited. Returns its exit once, then `None`.
     pub(crate) fn try_reap(&mut self) -> Option<Exit> {
         if self.reaped || sys::exit_state(self.pid()) == ExitState::Runs {
@@ -183,13 +107,10 @@ impl ChildProcess {
         }
         let status = self.reap(Duration::ZERO);
         self.exit = None;
-        self.allow(16 * TAIL);
-        self.drain_stderr(|_| {});
-        self.stderr = None;
         Some(Exit {
             code: status.and_then(|s| s.code()),
             signal: status.and_then(|s| s.signal()),
-            stderr_tail: last_lines(&self.tail),
+            stderr_tail: String::new(),
         })
     }
 
@@ -239,16 +160,10 @@ fn environment() -> Vec<(&'static str, OsString)> {
     ENVIRONMENT.iter().filter_map(|name| Some((*name, std::env::var_os(name)?))).collect()
 }
 
-/// The last lines of a program's standard error, where the reason for its exit usually is.
-fn last_lines(tail: &[u8]) -> String {
-    let text = String::from_utf8_lossy(tail);
-    let lines: Vec<&str> = text.trim().lines().collect();
-    lines[lines.len().saturating_sub(6)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::ReadResult;
     use capsa_proto::path::HostPath;
     use capsa_proto::plan::Readiness;
     use std::time::Instant;
@@ -263,73 +178,67 @@ mod tests {
         }
     }
 
-    fn spawn(script: &str) -> (Poll, ChildProcess) {
-        let poll = Poll::new().unwrap();
-        let process = ChildProcess::spawn(
-            &plan(script),
-            &poll,
-            ProcessKeys { exit: 1, stderr: 2 },
-            Inherited::default(),
-        );
-        (poll, process.unwrap())
+    struct Spawned {
+        _poll: Poll,
+        process: ChildProcess,
+        stderr: ByteStream,
     }
 
-    fn exit_of(process: &mut ChildProcess) -> Exit {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            process.allow(1024);
-            process.drain_stderr(|_| {});
-            if let Some(exit) = process.try_reap() {
-                return exit;
+    fn spawn(script: &str) -> Spawned {
+        let poll = Poll::new().unwrap();
+        let spawned = ChildProcess::spawn(&plan(script), &poll, 1, Inherited::default());
+        let (process, stderr) = spawned.unwrap();
+        Spawned { _poll: poll, process, stderr }
+    }
+
+    impl Spawned {
+        /// What is on standard error once `until` returns a value.
+        fn wait<T>(mut self, until: impl Fn(&mut ChildProcess, &str) -> Option<T>) -> (T, String) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let (mut text, mut chunk) = (String::new(), [0; 1024]);
+            loop {
+                let done = until(&mut self.process, &text);
+                while let ReadResult::Bytes(n) = self.stderr.read(&mut chunk) {
+                    text.push_str(std::str::from_utf8(&chunk[..n]).unwrap());
+                }
+                if let Some(done) = done {
+                    return (done, text);
+                }
+                assert!(Instant::now() < deadline, "timed out");
+                std::thread::yield_now();
             }
-            assert!(Instant::now() < deadline, "the child did not exit");
-            std::thread::yield_now();
         }
     }
 
     #[test]
     fn reap_returns_status_and_stderr() {
-        let (_poll, mut process) = spawn("echo no such disk >&2; exit 3");
-        let exit = exit_of(&mut process);
-        assert_eq!((exit.code, exit.stderr_tail.as_str()), (Some(3), "no such disk"));
-    }
-
-    #[test]
-    fn stderr_lines_are_whole_and_cut_at_limit() {
-        let (_poll, mut process) = spawn("sleep 1000");
-        let mut lines = Vec::new();
-        let long = [b'x'; 2 * LINE];
-        for read in [&b"one\ntw"[..], b"o\r\n\n", &long, &long, b"\nan incomplete line"] {
-            process.take_lines(read, |line| lines.push(line.to_owned()));
-        }
-        assert_eq!(lines, ["one", "two", "", &"x".repeat(LINE)]);
+        let spawned = spawn("echo no such disk >&2; exit 3");
+        let (exit, stderr) = spawned.wait(|process, _| process.try_reap());
+        assert_eq!((exit.code, stderr.as_str()), (Some(3), "no such disk\n"));
     }
 
     #[test]
     fn child_environment_is_allow_listed() {
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "cargo sets it for tests");
-        let (_poll, mut process) = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
-        assert_eq!(exit_of(&mut process).stderr_tail, "nothing");
+        let spawned = spawn("echo \"${CARGO_MANIFEST_DIR:-nothing}\" >&2");
+        assert_eq!(spawned.wait(|process, _| process.try_reap()).1, "nothing\n");
     }
 
     #[test]
     fn drop_kills_the_process_group() {
-        let (_poll, mut process) = spawn("sleep 1000 & echo $! >&2; wait");
+        let spawned = spawn("sleep 1000 & echo $! >&2; wait");
         let deadline = Instant::now() + Duration::from_secs(10);
-        while process.tail.is_empty() {
-            process.allow(1024);
-            process.drain_stderr(|_| {});
-            assert!(Instant::now() < deadline, "no output on stderr");
-            std::thread::yield_now();
-        }
-        let sleeper: u32 = last_lines(&process.tail).parse().unwrap();
-        let before = sys::start_time(sleeper);
+        // The start time is read while the process lives: the wait drops it at its end.
+        let (pid_and_start, _) = spawned.wait(|_, text| {
+            let sleeper: u32 = text.trim().parse().ok()?;
+            Some((sleeper, sys::start_time(sleeper)))
+        });
+        let (sleeper, before) = pid_and_start;
         // In a container whose init process does not reap, zombies remain.
         let is_dead = || {
             let stat = std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
             sys::start_time(sleeper) != before || stat.contains(") Z ")
         };
-        drop(process);
         while before.is_some() && !is_dead() {
             assert!(Instant::now() < deadline, "the sleeper outlived its group");
             std::thread::yield_now();
@@ -341,13 +250,7 @@ mod tests {
         let poll = Poll::new().unwrap();
         let mut plan = plan("");
         plan.program = "/nowhere/at/all".into();
-        let error = ChildProcess::spawn(
-            &plan,
-            &poll,
-            ProcessKeys { exit: 1, stderr: 2 },
-            Inherited::default(),
-        )
-        .unwrap_err();
+        let error = ChildProcess::spawn(&plan, &poll, 1, Inherited::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

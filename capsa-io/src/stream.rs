@@ -1,18 +1,24 @@
-//! A non-blocking byte stream to a hypervisor: a unix socket, or the master of a pty.
+//! A non-blocking byte stream to a process: a unix socket, the master of a pty, or a pipe.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+use capsa_proto::path::HostPath;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::sys;
 
 #[derive(Debug)]
 pub(crate) enum ByteStream {
     Socket(UnixStream),
-    Pty(File),
+    File(File),
 }
 
 /// The result of a read.
@@ -34,7 +40,7 @@ impl ByteStream {
         loop {
             let read = match self {
                 Self::Socket(socket) => socket.read(into),
-                Self::Pty(pty) => pty.read(into),
+                Self::File(file) => file.read(into),
             };
             return match read {
                 Ok(0) => ReadResult::Closed,
@@ -52,7 +58,7 @@ impl ByteStream {
         loop {
             let wrote = match self {
                 Self::Socket(socket) => socket.write(bytes),
-                Self::Pty(pty) => pty.write(bytes),
+                Self::File(file) => file.write(bytes),
             };
             return match wrote {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -76,11 +82,21 @@ impl ByteStream {
     }
 }
 
+/// Makes a named pipe for events and opens it, before the hypervisor that writes to it starts.
+pub(crate) fn make_event_pipe(path: &HostPath) -> io::Result<ByteStream> {
+    mkfifo(path.as_str(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // Opened for writing too: a pipe without a writer is permanently at its end, and the poller
+    // would report it again and again.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    options.open(path.as_str()).map(ByteStream::File)
+}
+
 impl AsFd for ByteStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Socket(socket) => socket.as_fd(),
-            Self::Pty(pty) => pty.as_fd(),
+            Self::File(file) => file.as_fd(),
         }
     }
 }

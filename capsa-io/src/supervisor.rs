@@ -1,4 +1,4 @@
-//! Runs one VM: carries out the actions of the lifecycle and feeds events back as inputs.
+//! Runs one VM: a [`VmCore`] with a clock and with its I/O.
 //!
 //! A VM has one descriptor and one deadline:
 //!
@@ -8,15 +8,16 @@
 //! 4. Call `next_timeout` again before waiting: any call may have shortened it. It is zero when a
 //!    budget was exhausted, because an edge-triggered loop gets no second report.
 //!
-//! This module contains no policy. A decision about a VM's lifecycle belongs in
-//! [`capsa_proto::lifecycle`].
+//! This module makes no decision about a VM: that belongs in [`capsa_proto::vm::VmCore`]. The I/O is
+//! that of real processes ([`ProcessIo`]) or of a simulated guest ([`SimulatedIo`]).
 
-mod channels;
-mod launch;
+mod log;
 mod options;
-mod simulation;
+pub(crate) mod process_io;
+mod simulated_io;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -25,75 +26,68 @@ use std::time::Duration;
 
 use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::{ConsoleMux, Ended, ReaderId, WaitId, WaitKind};
-use capsa_proto::lifecycle::{Action, Input, InvalidState, Lifecycle, StopReport, VmStatus};
-use capsa_proto::plan::{LaunchPlan, ProcessId};
+use capsa_proto::lifecycle::{InvalidState, StopReport, VmStatus};
+use capsa_proto::plan::LaunchPlan;
+use capsa_proto::sim::{SimBackend, SimulatedGuest};
 use capsa_proto::spec::ConsoleMode;
 use capsa_proto::time::{Deadline, Instant};
-use capsa_proto::vm::{EventQueue, VmEvent};
+use capsa_proto::vm::{EventQueue, VmCore, VmEvent};
 
 use crate::clock::MonotonicClock;
-use crate::console::{self, ConsoleStream};
-use crate::control::ControlChannel;
-use crate::event_pipe::EventPipe;
-use crate::process::{ChildProcess, ProcessKeys};
 use crate::run_dir::RunDir;
-use crate::sys::{Poll, ReadyEvents};
 use crate::vsock::PortListener;
-use launch::ReadinessCheck;
-use options::Budgets;
-use simulation::GuestSimulation;
+use process_io::ProcessIo;
+use simulated_io::SimulatedIo;
 
 pub use options::Options;
-
-const CONTROL: usize = 0;
-const CONSOLE: usize = 1;
-const EVENTS: usize = 2;
-
-const fn keys(id: ProcessId) -> ProcessKeys {
-    ProcessKeys { exit: 3 + 2 * id.0, stderr: 4 + 2 * id.0 }
-}
-
-/// How many read budgets to spend on output that precedes the exit of a hypervisor, before the exit
-/// is handled. Output from before the exit is in the system's buffers, which are far smaller than
-/// this. A child that the hypervisor left behind may write without end.
-const MAX_EXIT_DELAYS: usize = 16;
 
 /// The delay of a call from which a warning is logged. A loaded host delays calls by less
 /// than this.
 const LATE_CALL: Duration = Duration::from_secs(1);
 
+/// The I/O of a VM: carries out what its core returns, and passes what happens back. It decides
+/// nothing.
+trait VmIo: AsFd + fmt::Debug + Send {
+    /// Does the pending work, bounded: reads, passes bytes and exits to the core, passes the time, and
+    /// carries out the outputs.
+    fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()>;
+
+    /// Carries out the outputs of the core, and writes what its channels accept.
+    fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock);
+
+    /// Writes what the channels accept, after a request of the owner.
+    fn sync(&mut self, core: &mut VmCore, now: Instant);
+
+    /// Whether there is work that the descriptor may not report.
+    fn has_work(&self) -> bool;
+
+    /// The deadline of the I/O itself.
+    fn poll_timeout(&self) -> Option<Deadline>;
+
+    /// Whether this is the process that created the VM, and not a forked child.
+    fn is_same_process(&self) -> bool;
+
+    /// The process id of the hypervisor while it runs.
+    fn hypervisor_pid(&self) -> Option<u32>;
+
+    /// The nonce that a command must use whose output is read from this offset of the console.
+    fn nonce(&self, offset: u64) -> Option<u64>;
+
+    /// Listens on a vsock port of the host. `None` when the VM has no such port.
+    fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>>;
+
+    /// Removes the VM's files now.
+    fn remove_files(&mut self);
+}
+
 /// One VM with its processes, channels and console.
 #[derive(Debug)]
 pub struct Supervisor {
-    plan: LaunchPlan,
-    backend: Arc<dyn HypervisorBackend>,
-    lifecycle: Lifecycle,
+    core: VmCore,
+    io: Box<dyn VmIo>,
     clock: MonotonicClock,
-    poll: Poll,
-    processes: Vec<Option<ChildProcess>>,
-    control: ControlChannel,
-    console: ConsoleMux,
-    console_stream: ConsoleStream,
-    event_pipe: Option<EventPipe>,
-    readiness: Option<ReadinessCheck>,
-    /// `None` for a simulated guest, and after the end.
-    run_dir: Option<RunDir>,
-    events: EventQueue,
-    /// A budget was exhausted: there is more work, although the poller may not report it again.
-    more: bool,
-    /// The bytes that each call may read of each kind; `budgets` holds what the current call may
-    /// still read.
-    read_budget: usize,
-    budgets: Budgets,
-    /// How often the hypervisor's exit was delayed by unread output.
-    exit_delays: usize,
-    /// The exit is delayed in the current call.
-    exit_delayed: bool,
     /// The VM was started and `on_ready` was not called since.
     never_driven: bool,
-    /// The simulated guest, if there is no hypervisor.
-    simulation: Option<GuestSimulation>,
-    ready: ReadyEvents,
     span: tracing::Span,
 }
 
@@ -109,46 +103,41 @@ impl Supervisor {
         backend: Arc<dyn HypervisorBackend>,
         options: Options,
     ) -> io::Result<Self> {
-        Self::with(plan, Some(run_dir), backend, options)
+        let plan = Arc::new(plan);
+        let io = Box::new(ProcessIo::new(Arc::clone(&plan), run_dir, options)?);
+        Ok(Self::with_io(plan, backend, options, io))
     }
 
-    fn with(
+    /// Creates a VM with a simulated guest; its plan comes from [`capsa_proto::sim::plan`]. It has no
+    /// run directory.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left for a poller.
+    pub fn simulated(
         plan: LaunchPlan,
-        run_dir: Option<RunDir>,
-        backend: Arc<dyn HypervisorBackend>,
+        guest: SimulatedGuest,
         options: Options,
     ) -> io::Result<Self> {
+        let plan = Arc::new(plan);
+        let io = Box::new(SimulatedIo::new(guest, options)?);
+        Ok(Self::with_io(plan, Arc::new(SimBackend::default()), options, io))
+    }
+
+    fn with_io(
+        plan: Arc<LaunchPlan>,
+        backend: Arc<dyn HypervisorBackend>,
+        options: Options,
+        io: Box<dyn VmIo>,
+    ) -> Self {
         let name = Path::new(plan.run_dir.as_str()).file_name().unwrap_or_default();
         let span = tracing::info_span!("vm", id = %name.display(), backend = plan.backend);
-        // With a budget of zero no call would make progress.
-        let read_budget = options.read_budget.max(1);
-        Ok(Self {
-            lifecycle: Lifecycle::new(&plan, options.timing),
-            backend,
-            clock: MonotonicClock::new(),
-            poll: Poll::new()?,
-            processes: plan.processes.iter().map(|_| None).collect(),
-            control: ControlChannel::new(plan.control.clone(), CONTROL),
-            console: match plan.console.mode() {
-                ConsoleMode::Disabled => ConsoleMux::disabled(),
-                _ => ConsoleMux::new(options.scrollback, options.overflow),
-            },
-            console_stream: ConsoleStream::default(),
-            event_pipe: None,
-            readiness: None,
-            run_dir,
-            events: EventQueue::default(),
-            more: false,
-            read_budget,
-            budgets: Budgets::at_most(read_budget),
-            exit_delays: 0,
-            exit_delayed: false,
-            never_driven: false,
-            simulation: None,
-            ready: ReadyEvents::new(),
-            plan,
-            span,
-        })
+        let console = match plan.console.mode() {
+            ConsoleMode::Disabled => ConsoleMux::disabled(),
+            _ => ConsoleMux::new(options.scrollback, options.overflow),
+        };
+        let core = VmCore::new(plan, backend, console, options.timing);
+        Self { core, io, clock: MonotonicClock::new(), never_driven: false, span }
     }
 
     /// Requests the start. [`Supervisor::on_ready`] starts the processes.
@@ -157,7 +146,7 @@ impl Supervisor {
     ///
     /// When the VM was started before.
     pub fn start(&mut self) -> Result<(), InvalidState> {
-        self.request(Input::Start)?;
+        self.core.start(self.clock.now())?;
         self.never_driven = true;
         Ok(())
     }
@@ -168,7 +157,7 @@ impl Supervisor {
     ///
     /// When the VM was never started.
     pub fn stop(&mut self, grace: Duration) -> Result<(), InvalidState> {
-        self.request(Input::Stop { grace })
+        self.core.stop(self.clock.now(), grace)
     }
 
     /// Requests that the VM is killed.
@@ -177,31 +166,27 @@ impl Supervisor {
     ///
     /// When the VM was never started.
     pub fn kill(&mut self) -> Result<(), InvalidState> {
-        self.request(Input::Kill)
-    }
-
-    fn request(&mut self, input: Input) -> Result<(), InvalidState> {
-        self.lifecycle.handle_input(self.clock.now(), input)
+        self.core.kill(self.clock.now())
     }
 
     /// The current status.
     pub fn status(&self) -> &VmStatus {
-        self.lifecycle.status()
+        self.core.status()
     }
 
     /// How the VM ended; `None` before the end.
     pub fn report(&self) -> Option<StopReport> {
-        self.lifecycle.report()
+        self.core.report()
     }
 
     /// The launch plan.
     pub fn plan(&self) -> &LaunchPlan {
-        &self.plan
+        self.core.plan()
     }
 
     /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
-        self.processes.last()?.as_ref().map(ChildProcess::pid)
+        self.io.hypervisor_pid()
     }
 
     /// The time on the VM's clock, which starts when the supervisor is created.
@@ -211,7 +196,7 @@ impl Supervisor {
 
     /// The console.
     pub fn console(&self) -> &ConsoleMux {
-        &self.console
+        self.core.console()
     }
 
     /// Lets `change` read, write or wait on the console, with the current time and the queue for
@@ -220,8 +205,9 @@ impl Supervisor {
         &mut self,
         change: impl FnOnce(&mut ConsoleMux, Instant, &mut EventQueue) -> T,
     ) -> T {
-        let result = change(&mut self.console, self.clock.now(), &mut self.events);
-        self.console_stream.sync(&mut self.console);
+        let now = self.clock.now();
+        let result = self.core.with_console(|console, events| change(console, now, events));
+        self.io.sync(&mut self.core, now);
         result
     }
 
@@ -246,29 +232,6 @@ impl Supervisor {
         Ok(self.with_console(|console, now, events| console.begin(now, reader, kind, events)))
     }
 
-    /// Listens on a vsock port of the host. `None` when the VM has no such port or has ended.
-    ///
-    /// # Errors
-    ///
-    /// `AddrInUse` when the port has a listener already; also when the run directory was removed.
-    pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
-        let socket = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port));
-        let Some(socket) = socket.filter(|_| !self.status().is_terminal()) else {
-            return Ok(None);
-        };
-        PortListener::bind(&socket).map(Some)
-    }
-
-    /// Kills the VM without waiting for its end, and removes the run directory. Further calls of
-    /// [`Supervisor::on_ready`] reap the processes.
-    pub fn abandon(&mut self) {
-        if self.status().is_alive() {
-            let _ = self.kill();
-            self.act();
-        }
-        self.run_dir = None;
-    }
-
     /// Takes the output of a streaming wait since the last call.
     pub fn take_output(&mut self, id: WaitId) -> Vec<u8> {
         self.with_console(|console, now, events| console.take_output(now, id, events))
@@ -276,26 +239,53 @@ impl Supervisor {
 
     /// Takes the result of a wait that has ended.
     pub fn take_ended(&mut self, id: WaitId) -> Option<Ended> {
-        self.console.take_ended(id)
+        self.core.with_console(|console, _| console.take_ended(id))
+    }
+
+    /// The nonce that this reader's next command must use when a replayed recording contains its
+    /// result.
+    pub fn nonce(&self, reader: ReaderId) -> Option<u64> {
+        self.io.nonce(self.core.console().offset(reader))
+    }
+
+    /// Listens on a vsock port of the host. `None` when the VM has no such port or has ended.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when the port has a listener already; also when the run directory was removed.
+    pub fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
+        if self.status().is_terminal() {
+            return Ok(None);
+        }
+        self.io.vsock_listen(port)
+    }
+
+    /// Kills the VM without waiting for its end, and removes the run directory. Further calls of
+    /// [`Supervisor::on_ready`] reap the processes.
+    pub fn abandon(&mut self) {
+        if self.status().is_alive() && self.kill().is_ok() {
+            self.io.act(&mut self.core, &self.clock);
+        }
+        self.io.remove_files();
     }
 
     /// The longest time to wait for the descriptor. `None`: no deadline. Zero: call
     /// [`Supervisor::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
-        if self.more || !self.events.is_empty() || self.poll.has_interest_changed() {
+        if self.io.has_work() || self.core.has_events() {
             return Some(Duration::ZERO);
         }
-        self.deadline().map(|deadline| self.clock.until(deadline))
+        let deadline = Deadline::earliest(self.core.poll_timeout(), self.io.poll_timeout());
+        deadline.map(|deadline| self.clock.until(deadline))
     }
 
     /// The next event; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
-        self.events.pop()
+        self.core.poll_event()
     }
 
-    /// Does the pending work, bounded: at most [`READ_BUDGET`](crate::console::READ_BUDGET) bytes
-    /// of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of standard error
-    /// per process; of each at most [`Options::read_budget`].
+    /// Does the pending work, bounded: at most 256 KiB of console output, and 64 KiB each of control
+    /// traffic, events and standard error of a process; of each at most [`Options::read_budget`].
     ///
     /// # Errors
     ///
@@ -304,104 +294,17 @@ impl Supervisor {
     pub fn on_ready(&mut self) -> io::Result<()> {
         let span = self.span.clone();
         let _entered = span.enter();
+        self.never_driven = false;
         self.warn_if_late();
-        self.more = false;
-        self.exit_delayed = false;
-        self.budgets = Budgets::at_most(self.read_budget);
-        for process in self.processes.iter_mut().flatten() {
-            process.allow(self.budgets.stderr);
-        }
-        self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
-
-        // Read the channels before handling exits: output explains an exit.
-        if self.ready.has(CONTROL) {
-            self.control_ready();
-        }
-        if self.ready.has(EVENTS) {
-            self.events_ready();
-        }
-        if self.ready.has(CONSOLE) {
-            self.console_ready();
-        }
-        self.run_simulation();
-        for n in 0..self.processes.len() {
-            if self.ready.has(keys(ProcessId(n)).stderr) {
-                self.stderr_ready(ProcessId(n));
-            }
-        }
-        // The hypervisor before its helper processes, which exit because it did.
-        for n in (0..self.processes.len()).rev() {
-            if self.ready.has(keys(ProcessId(n)).exit) && !self.is_simulated() {
-                self.exit_ready(ProcessId(n));
-            }
-        }
-        self.handle_timeouts();
-        self.act();
-        Ok(())
-    }
-
-    fn deadline(&self) -> Option<Deadline> {
-        let readiness = self.readiness.map(|a| Deadline { at: a.next, why: "check readiness" });
-        let simulation = self.simulation_timeout();
-        [self.lifecycle.poll_timeout(), readiness, self.console.poll_timeout(), simulation]
-            .into_iter()
-            .fold(None, Deadline::earliest)
-    }
-
-    fn input(&mut self, input: Input) {
-        tracing::trace!(?input, "input");
-        // Only requests of the owner can be invalid, and they do not come through here.
-        let _ = self.lifecycle.handle_input(self.clock.now(), input);
-    }
-
-    fn console_ready(&mut self) {
-        let now = self.clock.now();
-        let Self { console, console_stream, budgets, events, .. } = self;
-        let activity = console_stream.on_ready(console, now, &mut budgets.console, events);
-        self.more |= activity.more;
-        if activity.panic {
-            self.input(Input::GuestPanicked { certain: false });
-        }
-    }
-
-    fn exit_ready(&mut self, id: ProcessId) {
-        if id == self.plan.hypervisor() {
-            // Read the hypervisor's last output on every channel. While there is more, the exit is
-            // delayed: its descriptor stays readable.
-            self.control_ready();
-            self.events_ready();
-            self.console_ready();
-            self.stderr_ready(id);
-            self.exit_delayed = self.must_delay_exit();
-            if self.exit_delayed {
-                return;
-            }
-        }
-        let Some(process) = &mut self.processes[id.0] else { return };
-        if let Some(exit) = process.try_reap() {
-            tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
-            self.processes[id.0] = None;
-            self.input(Input::Exited(id, exit));
-        }
-    }
-
-    /// Whether an exit is delayed because there may be unread output from before it.
-    fn must_delay_exit(&mut self) -> bool {
-        let calls = MAX_EXIT_DELAYS * console::READ_BUDGET.div_ceil(self.read_budget);
-        let waits = self.more && self.exit_delays < calls;
-        self.exit_delays += usize::from(waits);
-        waits
+        self.io.on_ready(&mut self.core, &mut self.clock)
     }
 
     /// Logs a warning if the caller missed a deadline.
-    fn warn_if_late(&mut self) {
-        self.never_driven = false;
-        let Some(deadline) = self.lifecycle.poll_timeout().filter(|d| d.at > Instant::ZERO) else {
-            return;
-        };
-        let late = self.clock.now().since(deadline.at);
+    fn warn_if_late(&self) {
+        let deadline = self.core.poll_timeout().filter(|deadline| deadline.at > Instant::ZERO);
+        let Some(Deadline { at, why }) = deadline else { return };
+        let late = self.clock.now().since(at);
         if late > LATE_CALL {
-            let why = deadline.why;
             tracing::warn!(
                 ?late,
                 why,
@@ -409,101 +312,11 @@ impl Supervisor {
             );
         }
     }
-
-    fn handle_timeouts(&mut self) {
-        let now = self.clock.now();
-        if self.readiness.is_some_and(|a| a.next <= now) {
-            self.check_readiness();
-        }
-        // The lifecycle's deadlines do not apply while this call delays the hypervisor's exit.
-        if !self.exit_delayed && self.lifecycle.poll_timeout().is_some_and(|d| d.at <= now) {
-            self.input(Input::Timeout);
-        }
-        if self.console.poll_timeout().is_some_and(|d| d.at <= now) {
-            let crash = self.with_console(|console, _, events| console.handle_timeout(now, events));
-            if let Some(crash) = crash {
-                self.input(Input::ConsoleCrash(crash));
-            }
-        }
-    }
-
-    /// Carries out all actions. The lifecycle bounds their number.
-    fn act(&mut self) {
-        if !self.poll.is_same_process() {
-            return;
-        }
-        while let Some(action) = self.lifecycle.poll_action() {
-            match action {
-                Action::Spawn(id) => {
-                    let input = match self.spawn(id) {
-                        Ok(()) => Input::Spawned(id),
-                        Err(error) => Input::SpawnFailed(id, error.to_string()),
-                    };
-                    self.input(input);
-                }
-                Action::AwaitReady(id) => {
-                    self.readiness = Some(ReadinessCheck { id, tries: 0, next: self.clock.now() });
-                    self.check_readiness();
-                }
-                Action::Control(message) => {
-                    tracing::debug!(message = message.purpose, "control message");
-                    if self.plan.power_button.as_ref() == Some(&message) {
-                        self.console.handle_power_button(self.clock.now());
-                    }
-                    if self.send_to_simulation(&message) {
-                        continue;
-                    }
-                    self.control.send(message, &self.poll);
-                    self.handle_control_events();
-                }
-                Action::Signal(id, signal) => {
-                    tracing::info!(process = %self.plan.process(id).name, ?signal, "signal");
-                    if self.signal_simulation(signal) {
-                        continue;
-                    }
-                    if id == self.plan.hypervisor() {
-                        self.with_console(|console, _, _| console.release_back_pressure());
-                    }
-                    if let Some(process) = &self.processes[id.0]
-                        && let Err(error) = process.signal(signal)
-                    {
-                        tracing::warn!("cannot signal {}: {error}", self.plan.process(id).name);
-                    }
-                }
-                Action::Announce(status) => {
-                    tracing::info!(%status, "status");
-                    if !matches!(status, VmStatus::Starting) {
-                        self.readiness = None;
-                    }
-                    self.events.push(VmEvent::Status(status));
-                }
-                Action::AnnounceReboot => {
-                    self.events.push(VmEvent::Rebooted);
-                    self.with_console(|console, now, events| console.handle_reboot(now, events));
-                }
-                Action::Release => self.release(),
-            }
-        }
-    }
-
-    fn release(&mut self) {
-        for process in self.processes.iter_mut().rev().filter_map(Option::take) {
-            // Only a process that survived SIGKILL is left here. Waiting for it could block
-            // forever; the watchdog keeps it in its list.
-            tracing::error!(pid = process.pid(), "process survived SIGKILL");
-            std::mem::forget(process);
-        }
-        let now = self.clock.now();
-        self.console_stream.close(&mut self.console, now, &mut self.events);
-        self.readiness = None;
-        self.event_pipe = None;
-        self.run_dir = None;
-    }
 }
 
 impl AsFd for Supervisor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.poll.as_fd()
+        self.io.as_fd()
     }
 }
 
@@ -511,16 +324,9 @@ impl Drop for Supervisor {
     /// Kills the remaining processes, the hypervisor before its helpers, and waits for them:
     /// milliseconds.
     fn drop(&mut self) {
-        if !self.poll.is_same_process() {
-            return;
-        }
-        if self.never_driven && !std::thread::panicking() {
+        if self.never_driven && self.io.is_same_process() && !std::thread::panicking() {
             let _entered = self.span.enter();
             tracing::warn!("started VM was dropped without a call of on_ready");
-        }
-        self.console_stream.detach();
-        for process in self.processes.iter_mut().rev() {
-            *process = None;
         }
     }
 }

@@ -108,6 +108,8 @@ pub struct ProcessPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
+    /// As soon as it is launched.
+    Immediate,
     /// When this socket exists. Capsa does not connect to it, because a helper accepts only one
     /// connection, that of the hypervisor.
     SocketExists(HostPath),

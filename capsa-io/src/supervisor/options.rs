@@ -3,11 +3,6 @@
 use capsa_proto::console::{DEFAULT_CAPACITY, Overflow};
 use capsa_proto::lifecycle::Timing;
 
-use crate::{console, control, event_pipe};
-
-/// The largest number of bytes of standard error read from a process in one call.
-const STDERR_BUDGET: usize = 64 * 1024;
-
 /// The settings of a VM that are not part of its plan.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -33,23 +28,10 @@ impl Default for Options {
     }
 }
 
-/// The bytes that the current call may still read.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Budgets {
-    pub(super) control: usize,
-    pub(super) console: usize,
-    pub(super) events: usize,
-    /// For each process.
-    pub(super) stderr: usize,
-}
-
-impl Budgets {
-    pub(super) fn at_most(limit: usize) -> Self {
-        Self {
-            control: control::READ_BUDGET.min(limit),
-            console: console::READ_BUDGET.min(limit),
-            events: event_pipe::READ_BUDGET.min(limit),
-            stderr: STDERR_BUDGET.min(limit),
-        }
+impl Options {
+    /// How many bytes one call reads of a kind whose built-in limit is `limit`. With a budget of zero
+    /// no call would make progress.
+    pub(super) fn budget(self, limit: usize) -> usize {
+        limit.min(self.read_budget.max(1))
     }
 }

@@ -32,7 +32,6 @@ impl ForkGuard {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::unix::net::UnixStream;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::process::Command;
     use std::time::Duration;
@@ -45,10 +44,9 @@ mod tests {
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 
-    use crate::console::ConsoleStream;
-    use crate::process::{ChildProcess, Inherited, ProcessKeys};
+    use crate::process::{ChildProcess, Inherited};
     use crate::run_dir::RunDir;
-    use crate::stream::ByteStream;
+    use crate::supervisor::process_io::tests::ConsoleTest;
     use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
 
     /// Runs `act` in a forked child; returns whether it succeeds.
@@ -74,8 +72,7 @@ mod tests {
             ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         };
-        ChildProcess::spawn(&plan, poll, ProcessKeys { exit: 1, stderr: 2 }, Inherited::default())
-            .unwrap()
+        ChildProcess::spawn(&plan, poll, 1, Inherited::default()).unwrap().0
     }
 
     #[test]
@@ -95,23 +92,20 @@ mod tests {
         let mut process = Some(sleeper(&poll));
         let pid = process.as_ref().unwrap().pid();
 
-        let mut console = ConsoleMux::new(64, Overflow::DropOldest);
-        let mut console_stream = ConsoleStream::default();
-        let (ours, guest) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        guest.set_nonblocking(true).unwrap();
-        console_stream.attach(&mut console, ByteStream::Socket(ours), &poll, 3).unwrap();
-        console.write(Instant::ZERO, b"queued by the parent\r").unwrap();
+        let mut console = ConsoleTest::new(ConsoleMux::new(64, Overflow::DropOldest), 100);
+        console.core.with_console(|console, _| {
+            console.write(Instant::ZERO, b"queued by the parent\r").unwrap();
+        });
 
         let went_well = run_in_fork(|| {
-            console_stream.sync(&mut console);
+            console.sync();
             assert!(poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new()).is_err());
             drop((process.take(), run_dir.take()));
             // The child's own process, which dies with the child: its watchdog knows no other.
             std::mem::forget(sleeper(&Poll::new().unwrap()));
         });
         assert!(went_well, "see above");
-        assert!((&guest).read(&mut [0]).is_err(), "the child wrote the parent's input");
+        assert!(console.guest.read(&mut [0]).is_err(), "the child wrote the parent's input");
 
         // Longer than a watchdog needs.
         poll.wait(Some(Duration::from_millis(300)), &mut ready).unwrap();

@@ -55,7 +55,14 @@ impl Poll {
         }
         let (poller, interest_changed) =
             (Arc::clone(&self.poller), Arc::clone(&self.interest_changed));
-        Ok(PollSource { poller, fork_guard: self.fork_guard, interest_changed, io, interest })
+        Ok(PollSource {
+            poller,
+            fork_guard: self.fork_guard,
+            interest_changed,
+            io,
+            interest,
+            is_added: true,
+        })
     }
 
     /// Makes the current or next wait return.
@@ -113,6 +120,7 @@ pub(crate) struct PollSource<F: AsFd> {
     interest_changed: Arc<AtomicBool>,
     io: F,
     interest: Event,
+    is_added: bool,
 }
 
 impl<F: AsFd> PollSource<F> {
@@ -125,7 +133,8 @@ impl<F: AsFd> PollSource<F> {
         &mut self.io
     }
 
-    /// Sets which readiness is reported. Cheap when nothing changes.
+    /// Sets which readiness is reported. Cheap when nothing changes. Without interest the source leaves
+    /// the poller, which would report a closed peer all the same, without end.
     pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {
         let before = (self.interest.readable, self.interest.writable);
         if before != (readable, writable) {
@@ -134,7 +143,31 @@ impl<F: AsFd> PollSource<F> {
             }
             self.interest.readable = readable;
             self.interest.writable = writable;
-            self.poller.modify_with_mode(self.io.as_fd(), self.interest, PollMode::Level)?;
+            match (self.is_added, readable || writable) {
+                (true, true) => {
+                    self.poller.modify_with_mode(
+                        self.io.as_fd(),
+                        self.interest,
+                        PollMode::Level,
+                    )?;
+                }
+                (true, false) => {
+                    self.poller.delete(self.io.as_fd())?;
+                    self.is_added = false;
+                }
+                (false, true) => {
+                    // SAFETY: as in `Poll::add`: `drop` deletes the descriptor before it is closed.
+                    unsafe {
+                        self.poller.add_with_mode(
+                            &self.io.as_fd(),
+                            self.interest,
+                            PollMode::Level,
+                        )?;
+                    }
+                    self.is_added = true;
+                }
+                (false, false) => {}
+            }
         }
         Ok(())
     }
@@ -143,7 +176,7 @@ impl<F: AsFd> PollSource<F> {
 impl<F: AsFd> Drop for PollSource<F> {
     fn drop(&mut self) {
         // A forked child shares the poller; deregistering here would affect the parent.
-        if !self.fork_guard.is_same_process() {
+        if !self.fork_guard.is_same_process() || !self.is_added {
             return;
         }
         // Only a broken poller rejects this, and then there is nothing to do.

@@ -304,22 +304,9 @@ impl Lifecycle {
                 I::HelperExited(..),
             )
             | (P::Created | P::StartingHelpers | P::Ended, I::HypervisorExited(_))
-            | (
-                P::Created
-                | P::Booting
-                | P::Running
-                | P::ShutdownRequested
-                | P::WaitingForExit
-                | P::QuitRequested
-                | P::KillingHypervisor
-                | P::StoppingHelpers
-                | P::KillingHelpers
-                | P::Ended,
-                I::LaunchFailed(..),
-            )
             | (P::Running, I::Replied(..))
-            // A phase stops the timers of the phase before it.
-            | (_, I::Ready(_) | I::Expired(_)) => {}
+            // These belong to a phase that has passed: the next one stops its timers and launches.
+            | (_, I::Ready(_) | I::LaunchFailed(..) | I::Expired(_)) => {}
         }
         Ok(())
     }

@@ -2,8 +2,9 @@
 //!
 //! A [`GuestSim`] is a sans-I/O state machine like the others of this crate: it takes console input
 //! and gives console output and guest events. There are two: a [`ScriptedGuest`] follows the steps
-//! of a test, a [`Replay`] repeats a recording. The driver treats both like a hypervisor: console,
-//! lifecycle state machine and stop ladder are the same.
+//! of a test, a [`Replay`] repeats a recording. A driver of their own connects them to the same
+//! [`VmCore`](crate::vm::VmCore) that drives a hypervisor, over a [`QmpServer`] in memory: console,
+//! lifecycle and stop ladder are the same.
 //!
 //! # The loop
 //!
@@ -15,6 +16,7 @@
 //! beyond that.
 
 mod line_discipline;
+mod qmp_server;
 mod replay;
 mod scripted;
 mod scripted_sim;
@@ -22,6 +24,7 @@ mod shell_input;
 #[cfg(test)]
 mod tests;
 
+pub use qmp_server::{QmpCommand, QmpServer};
 pub use replay::{Replay, ReplayError, ReplayInput, ReplaySpeed};
 pub use scripted::{GuestReply, ScriptedGuest};
 
@@ -37,6 +40,7 @@ use crate::backend::{
 };
 use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
+use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts};
 use crate::lifecycle::Exit;
 use crate::path::HostPath;
@@ -129,6 +133,20 @@ impl From<Replay> for SimulatedGuest {
 /// The backend name in launch plans and reports.
 const NAME: &str = "simulated";
 
+/// The events of a simulated hypervisor, by their names in QMP.
+const EVENTS: [(&str, GuestEvent); 5] = [
+    ("POWEROFF", GuestEvent::PoweredOff),
+    ("RESET", GuestEvent::Reset),
+    ("PANIC", GuestEvent::Panicked),
+    ("QUIT", GuestEvent::ExternalQuit),
+    ("CPU_FAILURE", GuestEvent::CpuFailed),
+];
+
+/// The name in QMP by which a simulated hypervisor reports an event.
+pub fn event_name(event: GuestEvent) -> &'static str {
+    EVENTS.iter().find(|(_, known)| *known == event).map_or("OTHER", |(name, _)| name)
+}
+
 /// The launch plan of a VM with a simulated guest.
 pub fn plan(
     at: &RunDirPlan,
@@ -210,6 +228,11 @@ impl HypervisorBackend for SimBackend {
 
     fn validate(&self, _: &VmSpec, _: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
         Vec::new()
+    }
+
+    fn event(&self, event: &QmpMessage) -> Option<GuestEvent> {
+        let QmpMessage::Event { name, .. } = event else { return None };
+        EVENTS.iter().find(|(known, _)| known == name).map(|(_, event)| *event)
     }
 
     fn plan(

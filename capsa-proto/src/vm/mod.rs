@@ -1,16 +1,18 @@
-//! The parts of a running VM beside its lifecycle: its control channel and its events.
+//! A running VM: the state machine that contains all others, and its parts beside the lifecycle and
+//! the console.
 //!
 //! | item | what it is |
 //! | --- | --- |
-//! | [`ControlClient`] | messages to the VMM, its replies and events, over QMP or HTTP |
-//! | [`VmEvent`] | what happened to the VM, in the words that its owner sees |
+//! | [`VmCore`] | the whole VM: lifecycle, console, control channel, events |
+//! | [`ControlClient`] | messages to the hypervisor, its replies and events, over QMP or HTTP |
+//! | [`VmEvent`] | what happened to the VM, as its owner sees it |
 //! | [`EventQueue`] | the events that the owner has not taken yet |
-//!
-//! The state machines of a VM put their events into one queue, so an event keeps one name from the
-//! place where it is noticed to the owner's event loop.
 
 mod control;
 mod event;
+mod stderr;
+mod vm_core;
 
 pub use control::{ControlClient, ControlEvent};
 pub use event::{EventQueue, VmEvent};
+pub use vm_core::{Channel, LogRecord, Output, VmCore};

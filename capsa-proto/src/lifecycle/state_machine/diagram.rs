@@ -73,7 +73,10 @@ fn is_possible(lifecycle: &Lifecycle, input: &Input) -> bool {
     match input {
         Input::HypervisorExited(_) => alive(lifecycle.hypervisor()),
         Input::HelperExited(id, _) => alive(*id),
-        Input::LaunchFailed(id, _) => alive(*id) && lifecycle.launching == Some(*id),
+        Input::LaunchFailed(id, _) => {
+            let starting = [Phase::StartingHelpers, Phase::StartingHypervisor];
+            alive(*id) && lifecycle.launching == Some(*id) && starting.contains(&lifecycle.phase)
+        }
         _ => true,
     }
 }

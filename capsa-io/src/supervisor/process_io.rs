@@ -1,0 +1,461 @@
+//! [`ProcessIo`]: the I/O of a VM whose hypervisor and helpers are processes of this host.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capsa_proto::lifecycle::Cause;
+use capsa_proto::plan::{ConsolePlan, LaunchPlan, OverlayPlan, ProcessId, Readiness, Signal};
+use capsa_proto::time::{Deadline, Instant};
+use capsa_proto::vm::{Channel, Output, VmCore};
+
+use super::{Options, VmIo, log};
+use crate::clock::MonotonicClock;
+use crate::ephemeral;
+use crate::process::{ChildProcess, Inherited};
+use crate::run_dir::RunDir;
+use crate::stream::{self, ByteStream, ReadResult};
+use crate::sys::{self, Poll, PollSource, Pty, ReadyEvents, StandardStreams};
+use crate::vsock::PortListener;
+
+/// The largest number of bytes read from the console in one call.
+const CONSOLE_BUDGET: usize = 256 * 1024;
+
+/// The largest number of bytes read from another channel in one call.
+const CHANNEL_BUDGET: usize = 64 * 1024;
+
+/// How many calls with a full budget may delay the exit of a hypervisor whose output is not read yet.
+/// Output from before the exit is in the system's buffers, which are far smaller than this. A child
+/// that the hypervisor left behind may write without end.
+const MAX_EXIT_DELAYS: usize = 16;
+
+/// The poller's key of a channel.
+const fn key(channel: Channel) -> usize {
+    match channel {
+        Channel::Control => 0,
+        Channel::Console => 1,
+        Channel::Events => 2,
+        Channel::Stderr(id) => 3 + 2 * id.0,
+    }
+}
+
+/// The poller's key of the exit of a process.
+const fn exit_key(id: ProcessId) -> usize {
+    4 + 2 * id.0
+}
+
+/// The processes and the channels of a VM.
+#[derive(Debug)]
+pub(super) struct ProcessIo {
+    plan: Arc<LaunchPlan>,
+    options: Options,
+    poll: Poll,
+    ready: ReadyEvents,
+    processes: Vec<Option<ChildProcess>>,
+    streams: BTreeMap<Channel, PollSource<ByteStream>>,
+    /// `None` after the end.
+    run_dir: Option<RunDir>,
+    /// The bytes that the current call has read, by the key of the channel.
+    read: Vec<usize>,
+    /// A budget was exhausted: there is more work, although the poller may not report it again.
+    more: bool,
+    exit_delays: usize,
+}
+
+/// What was read from a channel.
+struct ChannelInput {
+    channel: Channel,
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl ProcessIo {
+    pub(super) fn new(
+        plan: Arc<LaunchPlan>,
+        run_dir: impl Into<Option<RunDir>>,
+        options: Options,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            poll: Poll::new()?,
+            ready: ReadyEvents::new(),
+            processes: plan.processes.iter().map(|_| None).collect(),
+            streams: BTreeMap::new(),
+            run_dir: run_dir.into(),
+            read: vec![0; exit_key(plan.hypervisor())],
+            more: false,
+            exit_delays: 0,
+            plan,
+            options,
+        })
+    }
+
+    fn ids(&self) -> impl DoubleEndedIterator<Item = ProcessId> + use<> {
+        (0..self.processes.len()).map(ProcessId)
+    }
+
+    // Channels.
+
+    fn attach(&mut self, channel: Channel, stream: ByteStream) -> io::Result<()> {
+        let source = self.poll.add(stream, key(channel))?;
+        self.streams.insert(channel, source);
+        Ok(())
+    }
+
+    fn connect(&mut self, core: &mut VmCore, now: Instant, channel: Channel) {
+        let socket = match (channel, &self.plan.console) {
+            (Channel::Console, ConsolePlan::Socket { socket, .. }) => socket,
+            _ => &self.plan.control.socket,
+        };
+        let connected = ByteStream::connect(socket.as_str());
+        match connected.and_then(|stream| self.attach(channel, stream)) {
+            Ok(()) => core.handle_connected(now, channel),
+            Err(error) => core.handle_connect_failed(now, channel, error.to_string()),
+        }
+        self.sync_channel(core, now, channel);
+    }
+
+    /// How many bytes may still be read from a channel in this call.
+    fn budget(&self, channel: Channel) -> usize {
+        let limit = if channel == Channel::Console { CONSOLE_BUDGET } else { CHANNEL_BUDGET };
+        self.options.budget(limit).saturating_sub(self.read[key(channel)])
+    }
+
+    /// Reads the channels that may report an event, then passes the console's output, and then what
+    /// was read first: output that precedes an event may explain it.
+    fn read_channels(&mut self, core: &mut VmCore, now: Instant, is_ready: impl Fn(usize) -> bool) {
+        let stderr = self.ids().rev().map(Channel::Stderr);
+        let mut inputs = Vec::new();
+        for channel in stderr.chain([Channel::Control, Channel::Events]) {
+            if is_ready(key(channel)) {
+                inputs.extend(self.read_channel(channel));
+            }
+        }
+        if !inputs.is_empty() || is_ready(key(Channel::Console)) {
+            self.read_console(core, now);
+        }
+        for input in inputs {
+            self.pass(core, now, &input);
+        }
+    }
+
+    /// Reads what a channel has, within its budget. `None` if it is not connected.
+    fn read_channel(&mut self, channel: Channel) -> Option<ChannelInput> {
+        let mut input = ChannelInput { channel, bytes: Vec::new(), closed: false };
+        let mut chunk = [0; 8192];
+        loop {
+            let room = self.budget(channel).min(chunk.len());
+            let stream = self.streams.get_mut(&channel)?;
+            if room == 0 {
+                self.more = true;
+                break;
+            }
+            match stream.io().read(&mut chunk[..room]) {
+                ReadResult::NothingYet => break,
+                ReadResult::Bytes(n) => {
+                    self.read[key(channel)] += n;
+                    input.bytes.extend_from_slice(&chunk[..n]);
+                }
+                ReadResult::Closed => {
+                    input.closed = true;
+                    break;
+                }
+            }
+        }
+        Some(input)
+    }
+
+    fn pass(&mut self, core: &mut VmCore, now: Instant, input: &ChannelInput) {
+        let channel = input.channel;
+        if !input.bytes.is_empty() {
+            if let Channel::Stderr(id) = channel {
+                let process = &self.plan.process(id).name;
+                let text = String::from_utf8_lossy(&input.bytes);
+                tracing::debug!(%process, "stderr: {}", text.trim_end());
+            }
+            core.handle_bytes(now, channel, &input.bytes);
+        }
+        if input.closed {
+            self.streams.remove(&channel);
+            core.handle_eof(now, channel);
+        }
+        self.sync_channel(core, now, channel);
+    }
+
+    /// Moves the console's bytes both ways, within its window and its budget.
+    fn read_console(&mut self, core: &mut VmCore, now: Instant) {
+        let channel = Channel::Console;
+        self.sync_channel(core, now, channel);
+        core.handle_writable(channel);
+        let mut chunk = [0; 8192];
+        loop {
+            let window = core.window(channel).min(chunk.len());
+            let room = self.budget(channel).min(window);
+            let Some(stream) = self.streams.get_mut(&channel) else { break };
+            if room == 0 {
+                self.more |= window > 0;
+                break;
+            }
+            match stream.io().read(&mut chunk[..room]) {
+                ReadResult::NothingYet => break,
+                ReadResult::Bytes(n) => {
+                    self.read[key(channel)] += n;
+                    core.handle_bytes(now, channel, &chunk[..n]);
+                }
+                ReadResult::Closed => {
+                    self.streams.remove(&channel);
+                    core.handle_eof(now, channel);
+                }
+            }
+            self.sync_channel(core, now, channel);
+        }
+        self.sync_channel(core, now, channel);
+    }
+
+    /// Writes what the channel accepts, watches it for what the core waits for, and closes it if the
+    /// core does not use it any more. In a forked child it does nothing: the bytes are the parent's.
+    fn sync_channel(&mut self, core: &mut VmCore, now: Instant, channel: Channel) {
+        let Some(stream) = self.streams.get_mut(&channel).filter(|s| s.is_same_process()) else {
+            return;
+        };
+        if !core.is_open(channel) {
+            self.streams.remove(&channel);
+            return;
+        }
+        if let Some(outgoing) = core.outgoing(channel) {
+            stream.io().write_from(outgoing);
+        }
+        let (readable, writable) = (core.window(channel) > 0, core.wants_write(channel));
+        if let Err(error) = stream.set_interest(readable, writable) {
+            tracing::warn!("cannot watch the {channel:?} channel: {error}");
+            self.streams.remove(&channel);
+            core.handle_lost(now, channel);
+        }
+    }
+
+    // Processes.
+
+    fn launch(&mut self, core: &mut VmCore, now: Instant, id: ProcessId) -> io::Result<()> {
+        let _streams = StandardStreams::take()?;
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.check_exists()?;
+        }
+        let inherited = if id == self.plan.hypervisor() {
+            self.prepare_hypervisor(core, now)?
+        } else {
+            Inherited::default()
+        };
+        let plan = Arc::clone(&self.plan);
+        let plan = plan.process(id);
+        tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
+        let (process, stderr) = ChildProcess::spawn(plan, &self.poll, exit_key(id), inherited)?;
+        tracing::info!(process = %plan.name, pid = process.pid(), "started");
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.record_child(process.pid())?;
+        }
+        self.attach(Channel::Stderr(id), stderr)?;
+        self.processes[id.0] = Some(process);
+        Ok(())
+    }
+
+    /// Creates the console, event pipe and overlays for the hypervisor.
+    fn prepare_hypervisor(&mut self, core: &mut VmCore, now: Instant) -> io::Result<Inherited> {
+        let mut inherited = Inherited::default();
+        if let ConsolePlan::Pty { .. } = self.plan.console {
+            let Pty { ours, stdin, stdout } = sys::open_pty()?;
+            self.attach(Channel::Console, ByteStream::File(ours))?;
+            core.handle_connected(now, Channel::Console);
+            inherited.terminal = Some((stdin, stdout));
+        }
+        let plan = Arc::clone(&self.plan);
+        if let Some(path) = &plan.event_pipe {
+            self.attach(Channel::Events, stream::make_event_pipe(path)?)?;
+        }
+        for overlay in &plan.overlays {
+            match overlay {
+                OverlayPlan::Qcow2 { at, overlay } => {
+                    inherited.open.push(OwnedFd::from(ephemeral::overlay(overlay, at)?));
+                }
+                OverlayPlan::Clone { at, of } => ephemeral::clone(of, at)?,
+            }
+        }
+        Ok(inherited)
+    }
+
+    fn socket_exists(&self, id: ProcessId) -> bool {
+        match &self.plan.process(id).ready {
+            Readiness::SocketExists(path) => Path::new(path.as_str()).exists(),
+            Readiness::Immediate | Readiness::ControlConnected => true,
+        }
+    }
+
+    fn signal(&self, id: ProcessId, signal: Signal) {
+        let name = &self.plan.process(id).name;
+        tracing::info!(process = %name, ?signal, "signal");
+        if let Some(process) = &self.processes[id.0]
+            && let Err(error) = process.signal(signal)
+        {
+            tracing::warn!("cannot signal {name}: {error}");
+        }
+    }
+
+    /// Reaps a process that has exited. `false` if that is delayed: the hypervisor's output from before
+    /// the exit is not read yet. Its descriptor stays readable.
+    fn reap(&mut self, core: &mut VmCore, now: Instant, id: ProcessId) -> bool {
+        if id == self.plan.hypervisor() {
+            self.read_channels(core, now, |_| true);
+            let budget = self.options.budget(CONSOLE_BUDGET);
+            let max_delays = MAX_EXIT_DELAYS * CONSOLE_BUDGET.div_ceil(budget);
+            if self.more && self.exit_delays < max_delays {
+                self.exit_delays += 1;
+                return false;
+            }
+        }
+        let Some(process) = &mut self.processes[id.0] else { return true };
+        if let Some(exit) = process.try_reap() {
+            tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
+            self.processes[id.0] = None;
+            let stderr = Channel::Stderr(id);
+            self.read[key(stderr)] = 0;
+            if let Some(input) = self.read_channel(stderr) {
+                self.pass(core, now, &input);
+            }
+            self.streams.remove(&stderr);
+            core.handle_exited(now, id, exit);
+        }
+        true
+    }
+
+    fn release(&mut self, core: &mut VmCore, now: Instant) {
+        for process in self.processes.iter_mut().rev().filter_map(Option::take) {
+            // Only a process that survived SIGKILL is left here. Waiting for it could block
+            // forever; the watchdog keeps it in its list.
+            tracing::error!(pid = process.pid(), "process survived SIGKILL");
+            std::mem::forget(process);
+        }
+        let mut chunk = [0; 8192];
+        let mut left = core.drain_limit();
+        while let Some(stream) = self.streams.get_mut(&Channel::Console)
+            && left > 0
+            && let room = left.min(chunk.len())
+            && let ReadResult::Bytes(n) = stream.io().read(&mut chunk[..room])
+        {
+            left -= n;
+            core.handle_rest(&chunk[..n]);
+        }
+        self.streams.clear();
+        core.handle_released(now);
+        self.run_dir = None;
+    }
+}
+
+impl VmIo for ProcessIo {
+    fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
+        self.more = false;
+        self.read.fill(0);
+        let mut ready = std::mem::replace(&mut self.ready, ReadyEvents::new());
+        let waited = self.poll.wait(Some(Duration::ZERO), &mut ready);
+        if waited.is_ok() {
+            self.read_channels(core, clock.now(), |key| ready.has(key));
+            // The hypervisor before its helper processes, which exit because it did.
+            let exited = self.ids().rev().filter(|id| ready.has(exit_key(*id)));
+            // While an exit is delayed, no deadline applies: the exit has happened before it.
+            let mut delayed = false;
+            for id in exited {
+                delayed |= !self.reap(core, clock.now(), id);
+            }
+            if !delayed {
+                core.handle_timeout(clock.now());
+            }
+            self.act(core, clock);
+        }
+        self.ready = ready;
+        waited
+    }
+
+    fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock) {
+        if !self.is_same_process() {
+            return;
+        }
+        while let Some(output) = core.poll_output(clock.now()) {
+            let now = clock.now();
+            match output {
+                Output::Launch(id) => {
+                    if let Err(error) = self.launch(core, now, id) {
+                        core.handle_launch_failed(now, id, Cause::new(error));
+                    }
+                }
+                Output::CheckSocket(id) => {
+                    if self.socket_exists(id) {
+                        core.handle_ready(now, id);
+                    }
+                }
+                Output::Connect(channel) => self.connect(core, now, channel),
+                Output::Signal(id, signal) => self.signal(id, signal),
+                Output::Log(record) => log::write(&record),
+                Output::Release => self.release(core, now),
+            }
+        }
+        self.sync(core, clock.now());
+    }
+
+    fn sync(&mut self, core: &mut VmCore, now: Instant) {
+        self.sync_channel(core, now, Channel::Control);
+        self.sync_channel(core, now, Channel::Console);
+    }
+
+    fn has_work(&self) -> bool {
+        self.more || self.poll.has_interest_changed()
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        None
+    }
+
+    fn is_same_process(&self) -> bool {
+        self.poll.is_same_process()
+    }
+
+    fn hypervisor_pid(&self) -> Option<u32> {
+        self.processes.last()?.as_ref().map(ChildProcess::pid)
+    }
+
+    fn nonce(&self, _: u64) -> Option<u64> {
+        None
+    }
+
+    fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>> {
+        let Some(socket) = self.plan.vsock.as_ref().and_then(|vsock| vsock.listener(port)) else {
+            return Ok(None);
+        };
+        PortListener::bind(&socket).map(Some)
+    }
+
+    fn remove_files(&mut self) {
+        self.run_dir = None;
+    }
+}
+
+impl AsFd for ProcessIo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}
+
+impl Drop for ProcessIo {
+    /// Kills the remaining processes, the hypervisor before its helpers, and waits for them.
+    fn drop(&mut self) {
+        if !self.is_same_process() {
+            return;
+        }
+        self.streams.clear();
+        for process in self.processes.iter_mut().rev() {
+            *process = None;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,290 @@
+//! [`SimulatedIo`]: a simulated guest in place of the processes of a VM.
+//!
+//! The core is the real one. Its channels end in memory: the control channel at a [`QmpServer`], the
+//! console at the simulated guest. A launch starts the guest, a signal ends it, and the command
+//! `system_powerdown` presses its power button.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use capsa_proto::lifecycle::{Cause, Exit};
+use capsa_proto::plan::{ConsolePlan, ProcessId, Signal};
+use capsa_proto::sim::{GuestSim, QmpServer, SimAction, SimulatedGuest, event_name};
+use capsa_proto::time::{Deadline, Instant};
+use capsa_proto::vm::{Channel, Output, VmCore};
+
+use super::{Options, VmIo, log};
+use crate::clock::MonotonicClock;
+use crate::sys::{Poll, ReadyEvents};
+use crate::vsock::PortListener;
+
+/// The largest number of actions of the guest in one call.
+const MAX_ACTIONS: usize = 64;
+
+/// The largest number of bytes of console output in one call.
+const CONSOLE_BUDGET: usize = 256 * 1024;
+
+/// How much output may wait for the console: as much as the buffer of a socket.
+const OUTPUT_BUFFER: usize = 208 * 1024;
+
+/// Waits for a stable prompt are at most this long. If the simulated guest is idle until it gets
+/// input, nothing can interrupt such a wait, and the clock skips it.
+const SETTLE_TIME_MAX: Duration = Duration::from_millis(150);
+
+/// The simulated hypervisor is the only process of its plan.
+const HYPERVISOR: ProcessId = ProcessId(0);
+
+/// A simulated guest and its ends of the channels.
+#[derive(Debug)]
+pub(super) struct SimulatedIo {
+    config: SimulatedGuest,
+    options: Options,
+    guest: Box<dyn GuestSim>,
+    server: QmpServer,
+    /// Output that the console has not taken yet.
+    output: VecDeque<u8>,
+    is_on: bool,
+    /// How the guest ended; passed on after its output.
+    exit: Option<Exit>,
+    ended_by_signal: bool,
+    more: bool,
+    /// It has no source: the descriptor of a simulated VM is never readable.
+    poll: Poll,
+}
+
+impl SimulatedIo {
+    pub(super) fn new(config: SimulatedGuest, options: Options) -> io::Result<Self> {
+        Ok(Self {
+            guest: config.simulate(),
+            config,
+            options,
+            server: QmpServer::new(),
+            output: VecDeque::new(),
+            is_on: false,
+            exit: None,
+            ended_by_signal: false,
+            more: false,
+            poll: Poll::new()?,
+        })
+    }
+
+    fn launch(&mut self, core: &mut VmCore, now: Instant) -> Result<(), Cause> {
+        if let Some(why) = self.config.start_error() {
+            return Err(Cause::new(why));
+        }
+        self.guest.begin(now);
+        self.is_on = true;
+        self.more = true;
+        if !matches!(core.plan().console, ConsolePlan::None) {
+            core.handle_connected(now, Channel::Console);
+        }
+        core.handle_connected(now, Channel::Control);
+        Ok(())
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        if self.is_on && self.exit.is_none() {
+            self.exit = Some(match signal {
+                Signal::Term => Exit::with_code(0),
+                Signal::Kill => Exit { code: None, signal: Some(9), stderr_tail: String::new() },
+            });
+            self.ended_by_signal = true;
+            self.more = true;
+        }
+    }
+
+    /// Moves bytes both ways and runs the guest's actions, within the budgets. Returns whether there
+    /// was input or an action.
+    fn run(&mut self, core: &mut VmCore, now: Instant) -> bool {
+        let mut budget = self.options.budget(CONSOLE_BUDGET);
+        let mut any = self.pass_input(core, now);
+        for _ in 0..MAX_ACTIONS {
+            if !self.is_on {
+                return any;
+            }
+            self.pass_output(core, now, &mut budget);
+            if self.exit.is_some() {
+                any |= self.end(core, now);
+                return any;
+            }
+            if self.output.len() > OUTPUT_BUFFER {
+                return any;
+            }
+            let Some(action) = self.guest.poll_action(now) else { return any };
+            any = true;
+            match action {
+                SimAction::Output(_) if !core.is_open(Channel::Console) => {}
+                SimAction::Output(bytes) => self.output.extend(bytes),
+                SimAction::Event(event) => {
+                    self.pass_output(core, now, &mut budget);
+                    self.server.send_event(event_name(event));
+                    core.handle_bytes(now, Channel::Control, &self.server.take_outgoing());
+                }
+                SimAction::Exit(exit) => self.exit = Some(exit),
+            }
+        }
+        self.more = true;
+        any
+    }
+
+    /// Passes commands to the hypervisor's end, and console input to the guest. Returns whether there
+    /// was input.
+    fn pass_input(&mut self, core: &mut VmCore, now: Instant) -> bool {
+        if !self.is_on {
+            return false;
+        }
+        if let Some(commands) = core.outgoing(Channel::Control) {
+            self.server.handle_bytes(commands.make_contiguous());
+            commands.clear();
+        }
+        while let Some(command) = self.server.poll_command() {
+            if command.execute == "system_powerdown" {
+                self.guest.handle_power_button(now);
+            }
+            self.server.accept(&command);
+        }
+        core.handle_bytes(now, Channel::Control, &self.server.take_outgoing());
+        let Some(input) = core.outgoing(Channel::Console) else { return false };
+        let any = !input.is_empty();
+        self.guest.handle_input(now, input.make_contiguous());
+        input.clear();
+        core.handle_writable(Channel::Console);
+        any
+    }
+
+    /// Passes output to the console, within its window and the budget.
+    fn pass_output(&mut self, core: &mut VmCore, now: Instant, budget: &mut usize) {
+        while !self.output.is_empty() {
+            let window = core.window(Channel::Console);
+            let (front, _) = self.output.as_slices();
+            let n = front.len().min(window).min(*budget);
+            if n == 0 {
+                self.more |= window > 0;
+                return;
+            }
+            *budget -= n;
+            core.handle_bytes(now, Channel::Console, &front[..n]);
+            self.output.drain(..n);
+        }
+    }
+
+    /// Passes the end of the guest on, after its output: as much of that as the console takes. Returns
+    /// `false` while there is more.
+    fn end(&mut self, core: &mut VmCore, now: Instant) -> bool {
+        if !self.output.is_empty() && core.window(Channel::Console) > 0 && !self.ended_by_signal {
+            self.more = true;
+            return false;
+        }
+        self.is_on = false;
+        if let Some(exit) = self.exit.take() {
+            tracing::info!(%exit, "the simulated guest ended");
+            core.handle_exited(now, HYPERVISOR, exit);
+        }
+        true
+    }
+
+    /// The rest of the output is what a real system would keep for a slow reader.
+    fn release(&mut self, core: &mut VmCore, now: Instant) {
+        self.is_on = false;
+        let rest = self.output.len().min(core.drain_limit());
+        core.handle_rest(&self.output.make_contiguous()[..rest]);
+        self.output.clear();
+        core.handle_released(now);
+    }
+
+    /// If both sides wait and only the console has a short deadline, the clock skips to it.
+    fn skip_settle_time(&mut self, core: &VmCore, clock: &mut MonotonicClock) {
+        let is_waiting = self.is_on
+            && self.exit.is_none()
+            && self.output.is_empty()
+            && self.guest.poll_timeout().is_none();
+        let deadline = core.console().poll_timeout().filter(|_| is_waiting);
+        let wait = deadline.map(|deadline| clock.until(deadline)).unwrap_or_default();
+        if wait > Duration::ZERO && wait <= SETTLE_TIME_MAX {
+            clock.skip(wait);
+            self.more = true;
+        }
+    }
+}
+
+impl VmIo for SimulatedIo {
+    fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
+        self.poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new())?;
+        self.more = false;
+        self.run(core, clock.now());
+        // Output may have led to new input. Pass it before checking whether both sides are idle.
+        if !self.run(core, clock.now()) {
+            self.skip_settle_time(core, clock);
+        }
+        core.handle_timeout(clock.now());
+        self.act(core, clock);
+        Ok(())
+    }
+
+    fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock) {
+        if !self.is_same_process() {
+            return;
+        }
+        while let Some(output) = core.poll_output(clock.now()) {
+            let now = clock.now();
+            match output {
+                Output::Launch(id) => {
+                    if let Err(cause) = self.launch(core, now) {
+                        core.handle_launch_failed(now, id, cause);
+                    }
+                }
+                Output::Signal(_, signal) => self.signal(signal),
+                Output::Log(record) => log::write(&record),
+                Output::Release => self.release(core, now),
+                // The channels are connected since the launch.
+                Output::Connect(_) | Output::CheckSocket(_) => {}
+            }
+        }
+        self.sync(core, clock.now());
+    }
+
+    fn sync(&mut self, core: &mut VmCore, _: Instant) {
+        let has_input = [Channel::Control, Channel::Console]
+            .into_iter()
+            .any(|channel| core.outgoing(channel).is_some_and(|queue| !queue.is_empty()));
+        let takes_output = !self.output.is_empty() && core.window(Channel::Console) > 0;
+        self.more |=
+            self.is_on && (has_input || takes_output || core.wants_write(Channel::Console));
+    }
+
+    fn has_work(&self) -> bool {
+        self.more
+    }
+
+    fn poll_timeout(&self) -> Option<Deadline> {
+        // While the console accepts no more output, the guest waits for it.
+        let runs = self.is_on && self.exit.is_none() && self.output.len() <= OUTPUT_BUFFER;
+        if runs { self.guest.poll_timeout() } else { None }
+    }
+
+    fn is_same_process(&self) -> bool {
+        self.poll.is_same_process()
+    }
+
+    fn hypervisor_pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn nonce(&self, offset: u64) -> Option<u64> {
+        self.guest.nonce(offset)
+    }
+
+    fn vsock_listen(&mut self, _: u32) -> io::Result<Option<PortListener>> {
+        Ok(None)
+    }
+
+    fn remove_files(&mut self) {}
+}
+
+impl AsFd for SimulatedIo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}

@@ -1,0 +1,536 @@
+//! [`VmCore`]: a whole VM as one state machine, without I/O and without a clock.
+//!
+//! It combines the [`Lifecycle`], the [`ConsoleMux`] and the [`ControlClient`]: bytes from each
+//! channel, exits and time go in; processes to launch, sockets to connect, bytes to write, signals and
+//! events come out. Its driver makes system calls and decides nothing. There are three drivers: the
+//! supervisor of `capsa-io`, the driver of simulated guests there, and the [simulation](super::simulate)
+//! that checks the laws.
+
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use serde_json::Value;
+
+use super::control::{ControlClient, ControlEvent};
+use super::event::{EventQueue, VmEvent};
+use super::stderr::StderrTail;
+use crate::backend::{ControlReply, GuestEvent, HypervisorBackend};
+use crate::codec::json_stream::JsonStream;
+use crate::codec::qmp::{QmpError, QmpMessage};
+use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
+use crate::lifecycle::{
+    Action, Cause, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing, VmStatus,
+};
+use crate::plan::{ConsolePlan, LaunchPlan, Message, ProcessId, Readiness, Signal};
+use crate::time::{Deadline, Instant};
+
+/// A stream of bytes between the VM's processes and the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Channel {
+    /// The control socket of the hypervisor, both ways.
+    Control,
+    /// The guest's console, both ways.
+    Console,
+    /// The event pipe of the hypervisor.
+    Events,
+    /// The standard error of a process.
+    Stderr(ProcessId),
+}
+
+/// What the driver must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Launch this process. If that fails, call [`VmCore::handle_launch_failed`] before the next
+    /// [`VmCore::poll_output`].
+    Launch(ProcessId),
+    /// Check whether the socket of this process exists, and if it does, call
+    /// [`VmCore::handle_ready`].
+    CheckSocket(ProcessId),
+    /// Connect this channel, and call [`VmCore::handle_connected`] or
+    /// [`VmCore::handle_connect_failed`].
+    Connect(Channel),
+    /// Send a signal to the group of this process.
+    Signal(ProcessId, Signal),
+    /// Write this to the log.
+    Log(LogRecord),
+    /// The VM has ended: read what [`VmCore::drain_limit`] allows from the console, close all channels,
+    /// call [`VmCore::handle_released`], and remove the VM's files. The last output.
+    Release,
+}
+
+/// What happened, for the log of the driver.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LogRecord {
+    /// An input of the lifecycle.
+    Input(Input),
+    /// A control message was sent.
+    Sent(Message),
+    /// A control message was answered.
+    Replied(Message, ControlReply),
+    /// The hypervisor sent an event on the control channel.
+    ControlEvent(QmpMessage),
+    /// The hypervisor wrote an event to the event pipe.
+    PipeEvent(Value),
+    /// The control channel is broken.
+    ControlLost(Option<QmpError>),
+    /// The status changed.
+    Status(VmStatus),
+}
+
+/// A whole VM as one state machine.
+///
+/// # Driving
+///
+/// 1. The owner's requests: [`start`](VmCore::start), [`stop`](VmCore::stop), [`kill`](VmCore::kill),
+///    and the console through [`with_console`](VmCore::with_console).
+/// 2. Take every [`Output`] from [`poll_output`](VmCore::poll_output) and carry it out.
+/// 3. For each open channel, write from [`outgoing`](VmCore::outgoing), read at most
+///    [`window`](VmCore::window) bytes and pass them to [`handle_bytes`](VmCore::handle_bytes). Close
+///    a channel that is not [open](VmCore::is_open) any more.
+/// 4. Pass the output that a process wrote before an event, or before its exit, before that event or
+///    [exit](VmCore::handle_exited): it may explain it.
+/// 5. When [`poll_timeout`](VmCore::poll_timeout) has passed, call
+///    [`handle_timeout`](VmCore::handle_timeout). Then go to 2.
+/// 6. The owner takes events from [`poll_event`](VmCore::poll_event).
+#[derive(Debug)]
+pub struct VmCore {
+    plan: Arc<LaunchPlan>,
+    backend: Arc<dyn HypervisorBackend>,
+    lifecycle: Lifecycle,
+    console: ConsoleMux,
+    control: ControlClient,
+    /// [`Output::Connect`] for the control channel was queued and is not answered.
+    connecting: bool,
+    /// `None` after invalid events.
+    pipe_decoder: Option<JsonStream>,
+    stderr: Vec<StderrTail>,
+    outputs: VecDeque<Output>,
+    events: EventQueue,
+}
+
+impl VmCore {
+    /// A VM with this plan. Nothing is launched before [`start`](Self::start).
+    pub fn new(
+        plan: Arc<LaunchPlan>,
+        backend: Arc<dyn HypervisorBackend>,
+        console: ConsoleMux,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            backend,
+            lifecycle: Lifecycle::new(Arc::clone(&plan), timing),
+            console,
+            control: ControlClient::new(plan.control.protocol),
+            connecting: false,
+            pipe_decoder: Some(JsonStream::new()),
+            stderr: plan.processes.iter().map(|_| StderrTail::default()).collect(),
+            outputs: VecDeque::new(),
+            events: EventQueue::default(),
+            plan,
+        }
+    }
+
+    // The owner.
+
+    /// Requests the start.
+    ///
+    /// # Errors
+    ///
+    /// When the VM was started before.
+    pub fn start(&mut self, now: Instant) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(now, Input::Start)
+    }
+
+    /// Requests that the guest powers off, and is killed after `grace`.
+    ///
+    /// # Errors
+    ///
+    /// When the VM was never started.
+    pub fn stop(&mut self, now: Instant, grace: Duration) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(now, Input::Stop { grace })
+    }
+
+    /// Requests that the VM is killed.
+    ///
+    /// # Errors
+    ///
+    /// When the VM was never started.
+    pub fn kill(&mut self, now: Instant) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(now, Input::Kill)
+    }
+
+    /// The current status.
+    pub fn status(&self) -> &VmStatus {
+        self.lifecycle.status()
+    }
+
+    /// The phase of the lifecycle.
+    pub fn phase(&self) -> Phase {
+        self.lifecycle.phase()
+    }
+
+    /// How the VM ended; `None` before the end.
+    pub fn report(&self) -> Option<StopReport> {
+        self.lifecycle.report()
+    }
+
+    /// The launch plan.
+    pub fn plan(&self) -> &Arc<LaunchPlan> {
+        &self.plan
+    }
+
+    /// The console.
+    pub fn console(&self) -> &ConsoleMux {
+        &self.console
+    }
+
+    /// Lets `change` read, write or wait on the console, with the queue for events.
+    pub fn with_console<T>(
+        &mut self,
+        change: impl FnOnce(&mut ConsoleMux, &mut EventQueue) -> T,
+    ) -> T {
+        change(&mut self.console, &mut self.events)
+    }
+
+    /// The next event for the owner; `None` when there is none.
+    pub fn poll_event(&mut self) -> Option<VmEvent> {
+        self.events.pop()
+    }
+
+    /// Whether an event waits for the owner.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    // The driver: processes.
+
+    /// The process could not be launched.
+    pub fn handle_launch_failed(&mut self, now: Instant, id: ProcessId, cause: Cause) {
+        self.input(now, Input::LaunchFailed(id, cause));
+    }
+
+    /// The socket of the process exists.
+    pub fn handle_ready(&mut self, now: Instant, id: ProcessId) {
+        self.input(now, Input::Ready(id));
+    }
+
+    /// The process exited. The core adds the last lines of its standard error.
+    pub fn handle_exited(&mut self, now: Instant, id: ProcessId, exit: Exit) {
+        let exit = Exit { stderr_tail: self.stderr[id.0].text(), ..exit };
+        self.input(
+            now,
+            if id == self.plan.hypervisor() {
+                Input::HypervisorExited(exit)
+            } else {
+                Input::HelperExited(id, exit)
+            },
+        );
+    }
+
+    // The driver: channels.
+
+    /// The channel is connected. The driver closes it again if it is not [open](Self::is_open) then:
+    /// with HTTP, the first connection only shows that the hypervisor listens.
+    pub fn handle_connected(&mut self, now: Instant, channel: Channel) {
+        match channel {
+            Channel::Console => self.console.handle_connected(),
+            Channel::Control => {
+                self.connecting = false;
+                self.control.handle_connected();
+            }
+            Channel::Events | Channel::Stderr(_) => {}
+        }
+        self.check_control_ready(now);
+    }
+
+    /// The channel could not be connected. A hypervisor that starts is not ready yet.
+    pub fn handle_connect_failed(&mut self, now: Instant, channel: Channel, why: String) {
+        if channel == Channel::Control {
+            self.connecting = false;
+            if self.control.wants_connection() {
+                self.control.handle_connect_failed(why);
+                self.handle_control_events(now);
+            }
+        }
+    }
+
+    /// Takes bytes that were read from a channel.
+    pub fn handle_bytes(&mut self, now: Instant, channel: Channel, bytes: &[u8]) {
+        match channel {
+            Channel::Console => {
+                if self.console.handle_bytes(now, bytes, &mut self.events) {
+                    self.input(now, Input::ConsolePanic);
+                }
+            }
+            Channel::Control => {
+                self.control.handle_bytes(bytes);
+                self.handle_control_events(now);
+            }
+            Channel::Events => self.handle_pipe_bytes(now, bytes),
+            Channel::Stderr(id) => self.handle_stderr(now, id, bytes),
+        }
+    }
+
+    /// The channel was closed by its other end.
+    pub fn handle_eof(&mut self, now: Instant, channel: Channel) {
+        match channel {
+            Channel::Console => self.console.handle_eof(now, &mut self.events),
+            Channel::Control => {
+                self.control.handle_eof();
+                self.handle_control_events(now);
+            }
+            Channel::Events | Channel::Stderr(_) => {}
+        }
+    }
+
+    /// The channel cannot be used any more, for a reason on this side.
+    pub fn handle_lost(&mut self, now: Instant, channel: Channel) {
+        match channel {
+            Channel::Console => self.console.disconnect(),
+            Channel::Control => {
+                self.control.handle_lost();
+                self.handle_control_events(now);
+            }
+            Channel::Events | Channel::Stderr(_) => {}
+        }
+    }
+
+    /// The channel takes bytes again, after [`outgoing`](Self::outgoing) was written.
+    pub fn handle_writable(&mut self, channel: Channel) {
+        if channel == Channel::Console {
+            self.console.handle_writable(&mut self.events);
+        }
+    }
+
+    /// How many bytes of a channel the core takes now. Zero is back-pressure: the bytes stay in the
+    /// system until a reader of the console has caught up.
+    pub fn window(&self, channel: Channel) -> usize {
+        match channel {
+            Channel::Console => self.console.window(),
+            Channel::Control | Channel::Events | Channel::Stderr(_) => usize::MAX,
+        }
+    }
+
+    /// The bytes that wait to be written. The driver removes what the channel took, or all if the
+    /// channel has failed: its end is seen by reading. `None` for a channel that is only read.
+    pub fn outgoing(&mut self, channel: Channel) -> Option<&mut VecDeque<u8>> {
+        match channel {
+            Channel::Console => Some(self.console.outgoing()),
+            Channel::Control => Some(self.control.outgoing()),
+            Channel::Events | Channel::Stderr(_) => None,
+        }
+    }
+
+    /// Whether the driver should watch the channel for writing.
+    pub fn wants_write(&mut self, channel: Channel) -> bool {
+        match channel {
+            Channel::Console => self.console.wants_write(),
+            Channel::Control => !self.control.outgoing().is_empty(),
+            Channel::Events | Channel::Stderr(_) => false,
+        }
+    }
+
+    /// Whether the core uses the channel. The driver closes one that is not open.
+    pub fn is_open(&self, channel: Channel) -> bool {
+        match channel {
+            Channel::Console => self.console.is_connected(),
+            Channel::Control => self.control.is_connected(),
+            Channel::Events => self.pipe_decoder.is_some(),
+            Channel::Stderr(_) => true,
+        }
+    }
+
+    /// How many bytes of console output to read before the release, although there is no window: a
+    /// slow reader has kept them in the system.
+    pub fn drain_limit(&self) -> usize {
+        match self.console.scrollback().overflow() {
+            Overflow::Pause => DRAIN_LIMIT,
+            Overflow::DropOldest => 0,
+        }
+    }
+
+    /// Takes console output that was read before the release, at most
+    /// [`drain_limit`](Self::drain_limit) bytes.
+    pub fn handle_rest(&mut self, bytes: &[u8]) {
+        self.console.handle_rest(bytes);
+    }
+
+    /// All resources are released: the console is closed, and every wait ends.
+    pub fn handle_released(&mut self, now: Instant) {
+        self.console.close(now, &mut self.events);
+    }
+
+    // The driver: time and outputs.
+
+    /// Time has passed. May be called at any time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.lifecycle.handle_timeout(now);
+        if self.console.poll_timeout().is_some_and(|deadline| deadline.at <= now)
+            && let Some(crash) = self.console.handle_timeout(now, &mut self.events)
+        {
+            self.input(now, Input::ConsoleCrash(crash));
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout). In the past while outputs are queued.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        if !self.outputs.is_empty() {
+            return Some(Deadline { at: Instant::ZERO, why: "queued outputs" });
+        }
+        Deadline::earliest(self.lifecycle.poll_timeout(), self.console.poll_timeout())
+    }
+
+    /// The next output; `None` when there is none.
+    pub fn poll_output(&mut self, now: Instant) -> Option<Output> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            match self.lifecycle.poll_action()? {
+                Action::Launch(id) => return Some(Output::Launch(id)),
+                Action::CheckReady(id) => self.check_ready(now, id),
+                Action::Send(message) => self.send(now, message),
+                Action::Signal(id, signal) => {
+                    if id == self.plan.hypervisor() {
+                        self.console.release_back_pressure();
+                    }
+                    return Some(Output::Signal(id, signal));
+                }
+                Action::Announce(status) => {
+                    self.log(LogRecord::Status(status.clone()));
+                    self.events.push(VmEvent::Status(status));
+                }
+                Action::AnnounceReboot => {
+                    self.events.push(VmEvent::Rebooted);
+                    self.console.handle_reboot(now, &mut self.events);
+                }
+                Action::Release => return Some(Output::Release),
+            }
+        }
+    }
+
+    fn input(&mut self, now: Instant, input: Input) {
+        self.log(LogRecord::Input(input.clone()));
+        // Only requests of the owner can be invalid, and they do not come through here.
+        let _ = self.lifecycle.handle_input(now, input);
+    }
+
+    fn log(&mut self, record: LogRecord) {
+        self.outputs.push_back(Output::Log(record));
+    }
+
+    fn check_ready(&mut self, now: Instant, id: ProcessId) {
+        match self.plan.process(id).ready {
+            Readiness::Immediate => self.input(now, Input::Ready(id)),
+            Readiness::SocketExists(_) => self.outputs.push_back(Output::CheckSocket(id)),
+            Readiness::ControlConnected => {
+                if !self.console_is_ready() {
+                    self.outputs.push_back(Output::Connect(Channel::Console));
+                }
+                if !self.control.is_up() && !self.control.is_connected() {
+                    self.connect_control();
+                }
+                self.check_control_ready(now);
+            }
+        }
+    }
+
+    fn console_is_ready(&self) -> bool {
+        let has_socket = matches!(self.plan.console, ConsolePlan::Socket { .. });
+        !has_socket || self.console.is_connected() || self.console.is_closed()
+    }
+
+    /// The hypervisor is ready when its control channel is up and its console is connected.
+    fn check_control_ready(&mut self, now: Instant) {
+        if self.lifecycle.phase() == Phase::StartingHypervisor
+            && self.control.is_up()
+            && self.console_is_ready()
+        {
+            self.events.push(VmEvent::ControlReady);
+            self.input(now, Input::Ready(self.plan.hypervisor()));
+        }
+    }
+
+    fn connect_control(&mut self) {
+        if !self.connecting {
+            self.connecting = true;
+            self.outputs.push_back(Output::Connect(Channel::Control));
+        }
+    }
+
+    fn send(&mut self, now: Instant, message: Message) {
+        self.log(LogRecord::Sent(message.clone()));
+        if self.plan.power_button.as_ref() == Some(&message) {
+            self.console.handle_power_button(now);
+        }
+        self.control.send(message);
+        self.handle_control_events(now);
+    }
+
+    fn handle_control_events(&mut self, now: Instant) {
+        while let Some(event) = self.control.poll_event() {
+            match event {
+                ControlEvent::Up => self.check_control_ready(now),
+                ControlEvent::Reply(message, reply) => {
+                    let outcome = self.backend.reply(&message, &reply);
+                    self.log(LogRecord::Replied(message.clone(), reply));
+                    self.input(now, Input::Replied(message, outcome));
+                }
+                ControlEvent::Event(event) => {
+                    let guest_event = self.backend.event(&event);
+                    self.log(LogRecord::ControlEvent(event));
+                    self.handle_guest_event(now, guest_event);
+                }
+                ControlEvent::Lost(error) => {
+                    self.log(LogRecord::ControlLost(error));
+                    self.input(now, Input::ControlLost);
+                }
+            }
+        }
+        if self.control.wants_connection() {
+            self.connect_control();
+        }
+    }
+
+    fn handle_guest_event(&mut self, now: Instant, event: Option<GuestEvent>) {
+        if let Some(event) = event {
+            self.input(now, Input::Guest(event));
+        }
+    }
+
+    fn handle_pipe_bytes(&mut self, now: Instant, bytes: &[u8]) {
+        let Some(decoder) = &mut self.pipe_decoder else { return };
+        let mut values = Vec::new();
+        let decoded = decoder.handle_bytes(bytes).and_then(|()| {
+            while let Some(value) = decoder.poll_value()? {
+                values.push(value);
+            }
+            Ok(())
+        });
+        for value in values {
+            let guest_event = self.backend.pipe_event(&value);
+            self.log(LogRecord::PipeEvent(value));
+            self.handle_guest_event(now, guest_event);
+        }
+        if let Err(error) = decoded {
+            self.pipe_decoder = None;
+            self.input(now, Input::EventsLost(error.to_string()));
+        }
+    }
+
+    fn handle_stderr(&mut self, now: Instant, id: ProcessId, bytes: &[u8]) {
+        let is_hypervisor = id == self.plan.hypervisor();
+        let mut guest_events = Vec::new();
+        self.stderr[id.0].handle_bytes(bytes, |line| {
+            if is_hypervisor {
+                guest_events.extend(self.backend.stderr_line(line));
+            }
+        });
+        for event in guest_events {
+            self.handle_guest_event(now, Some(event));
+        }
+    }
+}
