@@ -109,8 +109,8 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     let outcome = RunOutcome { report, signal, job: job.map(Job::into_report) };
     let console_tail = (!console_was_shown).then(|| vm.scrollback().tail(4096));
     let reported = outcome.report(reporter, console_tail, wants_json);
-    if let EndedBy::StartFailed { reason } = &outcome.report.ended_by
-        && let Some(hint) = failure::hint_of_start(reason)
+    if let EndedBy::StartFailed { error } = &outcome.report.ended_by
+        && let Some(hint) = failure::hint_of_start(&error.to_string())
     {
         reporter.hint(hint);
     }

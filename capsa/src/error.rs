@@ -8,7 +8,7 @@ use capsa_io::run_dir::LockTimeout;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::console::{FaultReport, NearMatch, ScriptError};
 use capsa_proto::host::Reason;
-use capsa_proto::lifecycle::{InvalidState, StopReport};
+use capsa_proto::lifecycle::{InvalidState, StartError, StopReport};
 use capsa_proto::spec::GuestOs;
 use capsa_proto::text::escape_control_line;
 
@@ -63,12 +63,10 @@ pub enum Error {
     #[error("run directory not created: {0}")]
     RunDirLocked(#[source] LockTimeout),
 
-    /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). The text says what failed.
-    /// If a process exited, it holds the last lines of that process's standard error; after a timeout
-    /// it holds only the deadline that passed. The hypervisor's last lines are then in the `exit` of
-    /// [`StopReport`](crate::StopReport).
+    /// The VM did not reach [`VmStatus::Running`](crate::VmStatus::Running). If a process exited or was
+    /// not ready in time, the error holds the last lines of its standard error.
     #[error("VM failed to start: {0}")]
-    StartFailed(String),
+    StartFailed(#[source] StartError),
 
     /// The VM was never started.
     #[error("VM is not running")]

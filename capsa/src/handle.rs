@@ -66,10 +66,8 @@ impl VmHandle {
     /// # Errors
     ///
     /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
-    /// [`Error::StartFailed`] when the VM did not reach `Running`. If the hypervisor or a helper
-    /// process exited, the text holds the last lines of its standard error; after a timeout, the
-    /// deadline that passed. [`stop_report`](Self::stop_report) then has the hypervisor's last lines
-    /// in `exit`.
+    /// [`Error::StartFailed`] when the VM did not reach `Running`. If a process exited or was not ready
+    /// in time, the error holds the last lines of its standard error.
     pub async fn start(&self) -> Result<()> {
         let stdio = {
             let mut state = self.shared().lock();
@@ -94,20 +92,11 @@ impl VmHandle {
             if state.has_run {
                 return Poll::Ready(Ok(()));
             }
-            match state.vm.status() {
-                VmStatus::Failed { message } => {
-                    let message = message.strip_prefix("start failed: ").unwrap_or(&message);
-                    Poll::Ready(Err(Error::StartFailed(message.to_owned())))
-                }
-                VmStatus::Stopped { .. } => {
-                    let report = state.vm.stop_report().map(|report| report.to_string());
-                    Poll::Ready(Err(Error::StartFailed(report.unwrap_or_default())))
-                }
-                _ => {
-                    waiting.register_waker(&mut state, cx.waker());
-                    Poll::Pending
-                }
+            if let Some(report) = state.vm.stop_report() {
+                return Poll::Ready(Err(Error::StartFailed(report.into_start_error())));
             }
+            waiting.register_waker(&mut state, cx.waker());
+            Poll::Pending
         })
         .await
     }

@@ -121,7 +121,7 @@ pub use console::vm_console::VmConsole;
 pub use handle::VmHandle;
 
 pub use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
-pub use capsa_proto::lifecycle::{EndedBy, StopReport, StopStep, VmStatus};
+pub use capsa_proto::lifecycle::{EndedBy, StartError, StopReport, StopStep, VmStatus};
 pub use capsa_proto::spec::{
     Accelerator, ConsoleMode, GuestOs, ImageFormat, MountMode, NetworkMode, RebootPolicy,
     ResourceConfig, ShareMechanism, Virtio9pConfig, VirtioFsConfig,

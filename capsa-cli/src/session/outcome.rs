@@ -184,16 +184,21 @@ fn step_word(step: StopStep) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use capsa::StartError;
 
     fn report(ended_by: EndedBy) -> StopReport {
         StopReport { ended_by, time_limit: false, steps: Vec::new(), exit: None }
+    }
+
+    fn start_failed(reason: &str) -> EndedBy {
+        EndedBy::StartFailed { error: StartError::Ended { how: reason.into() } }
     }
 
     #[test]
     fn exit_code_of_each_end() {
         let limited = |by| StopReport { time_limit: true, ..report(by) };
         let lost = || EndedBy::HypervisorLost { reason: "qemu crashed".into() };
-        let not_started = || EndedBy::StartFailed { reason: "no".into() };
+        let not_started = || start_failed("no");
         for (report, signal, want) in [
             (report(EndedBy::GuestPowerOff), None, 0),
             (report(EndedBy::GuestReboot), None, 0),
@@ -246,7 +251,7 @@ mod tests {
         for (by, want) in [
             (EndedBy::GuestPowerOff, "stopped: guest powered off"),
             (lost, "failed: qemu exited with status 1"),
-            (EndedBy::StartFailed { reason: "no qemu".into() }, "start failed: no qemu"),
+            (start_failed("no qemu"), "start failed: no qemu"),
         ] {
             assert_eq!(final_line(&report(by)), want);
         }

@@ -117,6 +117,14 @@ pub struct StopReport {
 }
 
 impl StopReport {
+    /// Why the VM did not start, for a VM that ended before it was running.
+    pub fn into_start_error(self) -> StartError {
+        match self.ended_by {
+            EndedBy::StartFailed { error } => error,
+            _ => StartError::Ended { how: alloc::format!("{self}") },
+        }
+    }
+
     /// The terminal status that follows from the report.
     pub fn status(&self) -> VmStatus {
         match &self.ended_by {

@@ -62,6 +62,7 @@ fn bad_kernel(fixture: &Fixture<'_>) {
     let vm = builder.memory_mb(256).no_network().build_blocking().unwrap();
     let error = vm.start().unwrap_err();
     let Error::StartFailed(why) = &error else { panic!("{error:?}") };
+    let why = why.to_string();
     for part in fixture.subject.traits.bad_kernel {
         assert!(why.contains(part), "{part:?} is missing in {why}");
     }

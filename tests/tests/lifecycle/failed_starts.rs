@@ -9,7 +9,7 @@ fn why_not(orders: &str) -> String {
     let vm = fake::vm(orders).build_blocking().unwrap();
     let Error::StartFailed(why) = vm.start().unwrap_err() else { panic!("another error") };
     assert!(vm.status().is_terminal());
-    why
+    why.to_string()
 }
 
 #[test]

@@ -76,7 +76,9 @@ fn owner_ignoring_sigchld_runs_vms() {
     let broken = fake::vm("up serve").build_blocking().unwrap();
     fs::remove_file(std::env::var_os("CAPSA_QEMU").unwrap()).unwrap();
     let Error::StartFailed(why) = broken.start().unwrap_err() else { panic!("another error") };
-    assert!(why.contains("cannot start qemu"), "{why}");
+    assert!(why.to_string().starts_with("cannot start qemu"), "{why}");
+    let source = std::error::Error::source(&why).expect("the error of the system");
+    assert!(source.is::<std::io::Error>(), "{source:?}");
 }
 
 #[test]

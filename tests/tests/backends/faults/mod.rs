@@ -230,7 +230,7 @@ impl FaultyVm {
     fn start_error(&self) -> String {
         let vm = self.vm.clone();
         match in_time("the start returns", move || vm.start()) {
-            Err(Error::StartFailed(reason)) => reason,
+            Err(Error::StartFailed(error)) => error.to_string(),
             other => panic!("{other:?}"),
         }
     }

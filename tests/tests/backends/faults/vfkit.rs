@@ -127,7 +127,7 @@ fn kill_while_starting(it: FaultyVm, millis: u64) {
     let pid = it.vm.hypervisor_pid().unwrap().cast_signed();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     let reason = match (starting.join().unwrap(), it.ended().0) {
-        (Err(Error::StartFailed(_)), EndedBy::StartFailed { reason }) => reason,
+        (Err(Error::StartFailed(_)), EndedBy::StartFailed { error }) => error.to_string(),
         (Ok(()), EndedBy::HypervisorLost { reason }) => reason,
         other => panic!("after {millis} ms: {other:?}"),
     };
