@@ -50,7 +50,7 @@ pub(super) struct SimulatedIo {
     exit: Option<Exit>,
     ended_by_signal: bool,
     more: bool,
-    /// It has no source: the descriptor of a simulated VM is never readable.
+    /// It has no source; a wake makes it readable.
     poll: Poll,
 }
 
@@ -179,6 +179,7 @@ impl SimulatedIo {
         }
         self.is_on = false;
         if let Some(exit) = self.exit.take() {
+            core.handle_bytes(now, Channel::Stderr(HYPERVISOR), exit.stderr_tail.as_bytes());
             tracing::info!(%exit, "the simulated guest ended");
             core.handle_exited(now, HYPERVISOR, exit);
         }
@@ -250,8 +251,14 @@ impl VmIo for SimulatedIo {
             .into_iter()
             .any(|channel| core.outgoing(channel).is_some_and(|queue| !queue.is_empty()));
         let takes_output = !self.output.is_empty() && core.window(Channel::Console) > 0;
-        self.more |=
-            self.is_on && (has_input || takes_output || core.wants_write(Channel::Console));
+        let has_work = has_input || takes_output || core.wants_write(Channel::Console);
+        if self.is_on && has_work && !self.more {
+            self.more = true;
+            // Makes the descriptor readable, as a socket of a real VM would.
+            if let Err(error) = self.poll.wake() {
+                tracing::warn!("cannot wake the loop of a simulated VM: {error}");
+            }
+        }
     }
 
     fn has_work(&self) -> bool {
