@@ -7,7 +7,7 @@
 //!
 //! A VM goes through the modules in this order: a [`spec::VmSpec`] is validated against a backend's
 //! [`capabilities`] and the [`host::HostFacts`]; the [`backend`] turns it into a [`plan::LaunchPlan`];
-//! the [`lifecycle`] executes the plan, together with the [`console`] and the control protocols of
+//! [`vm::VmCore`] executes the plan with the [`lifecycle`], the [`console`] and the control protocols of
 //! [`codec`].
 //!
 //! | module | contents |
@@ -27,7 +27,7 @@
 //! | [`sim`] | simulated guests, for tests without a hypervisor |
 //! | [`path`], [`time`] | [`path::HostPath`], a validated path; instants, and deadlines with a reason |
 //! | [`text`] | escapes for control characters of guests and hypervisors |
-//! | [`vm`] | the control client and the events of a running VM |
+//! | [`vm`] | [`vm::VmCore`]: a whole VM as one state machine; control client, events |
 //!
 //! # Calling conventions
 //!

@@ -36,7 +36,7 @@ pub use phase::Phase;
 pub use report::{EndedBy, StopReport, StopStep, VmStatus};
 pub use start_error::{Cause, StartError};
 pub use state_machine::Lifecycle;
-pub use timer::Timer;
+pub use timer::LifecycleTimer;
 
 use alloc::string::String;
 use core::fmt;
@@ -84,7 +84,7 @@ pub enum Input {
     /// [`CrashReporting::ConsoleOnly`]: crate::plan::CrashReporting::ConsoleOnly
     ConsoleCrash(ConsoleCrash),
     /// The deadline of a timer has passed; [`Lifecycle::handle_timeout`] makes it.
-    Expired(Timer),
+    Expired(LifecycleTimer),
 }
 
 /// How a process ended.

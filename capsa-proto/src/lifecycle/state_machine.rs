@@ -1,34 +1,24 @@
 //! [`Lifecycle`]: what an input means in a phase, and what a phase does on entry.
 
-mod entry;
+mod ending;
 
 use alloc::collections::VecDeque;
 use alloc::format;
-use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::timer::TimerTable;
 use super::{
-    Action, EndedBy, Exit, Input, InvalidState, Phase, StartError, StopReport, StopStep, Timer,
-    Timing, VmStatus,
+    Action, EndedBy, Exit, Input, InvalidState, LifecycleTimer, Phase, StartError, StopReport,
+    StopStep, Timing, VmStatus,
 };
 use crate::backend::{GuestEvent, ReplyOutcome};
-use crate::console::ConsoleCrash;
-use crate::plan::{CrashReporting, LaunchPlan, Message, ProcessId};
-use crate::spec::RebootPolicy;
+use crate::plan::{LaunchPlan, Message, ProcessId, Signal};
 use crate::time::{Deadline, Instant};
 
 /// The delay before a boot message is sent again.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
-
-/// How often the power button is pressed during the grace period. A guest misses a press that comes
-/// before it handles the button; a guest that is already powering off ignores further presses.
-const POWER_BUTTON_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long the loss of a helper or of a channel waits before it becomes the cause.
-const CAUSE_DELAY: Duration = Duration::from_millis(200);
 
 /// The lifecycle of one VM. See the [module](super) for the loop and the invariants.
 #[derive(Debug, Clone)]
@@ -50,7 +40,7 @@ pub struct Lifecycle {
     last_reset: Option<Instant>,
     panic_seen: bool,
     time_limit_hit: bool,
-    /// What ends the VM when [`Timer::Cause`] expires.
+    /// What ends the VM when [`LifecycleTimer::Cause`] expires.
     likely_cause: Option<EndedBy>,
     cause: Option<EndedBy>,
     steps: Vec<StopStep>,
@@ -118,7 +108,7 @@ impl Lifecycle {
             }
             // A second stop may shorten the grace period, never extend it.
             (P::ShutdownRequested, I::Stop { grace }) => {
-                self.timers.shorten(Timer::Phase, now + grace);
+                self.timers.shorten(LifecycleTimer::Phase, now + grace);
             }
             (
                 P::Running | P::ShutdownRequested | P::WaitingForExit | P::QuitRequested,
@@ -147,7 +137,7 @@ impl Lifecycle {
             (P::StartingHypervisor, I::Ready(id)) if Some(id) == self.launching => {
                 self.boot_next(now);
             }
-            (P::StartingHelpers | P::StartingHypervisor, I::Expired(Timer::Readiness)) => {
+            (P::StartingHelpers | P::StartingHypervisor, I::Expired(LifecycleTimer::Readiness)) => {
                 self.check_readiness(now);
             }
             (P::StartingHelpers, I::HelperExited(id, exit)) => {
@@ -163,10 +153,10 @@ impl Lifecycle {
                 let error = StartError::Exited { process, exit };
                 self.end(now, EndedBy::StartFailed { error }, P::StoppingHelpers);
             }
-            (P::StartingHelpers, I::Expired(Timer::Phase)) => {
+            (P::StartingHelpers, I::Expired(LifecycleTimer::Phase)) => {
                 self.end(now, self.start_timed_out(), P::KillingHelpers);
             }
-            (P::StartingHypervisor | P::Booting, I::Expired(Timer::Phase)) => {
+            (P::StartingHypervisor | P::Booting, I::Expired(LifecycleTimer::Phase)) => {
                 self.end(now, self.start_timed_out(), P::KillingHypervisor);
             }
             (P::StartingHypervisor | P::Booting, I::ControlLost) => {
@@ -178,7 +168,7 @@ impl Lifecycle {
 
             // Boot messages.
             (P::Booting, I::Replied(message, outcome)) => self.boot_reply(now, &message, outcome),
-            (P::Booting, I::Expired(Timer::Resend)) => self.send_boot_message(),
+            (P::Booting, I::Expired(LifecycleTimer::Resend)) => self.send_boot_message(),
 
             // A guest that runs or is asked to power off.
             (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::PoweredOff)) => {
@@ -208,7 +198,7 @@ impl Lifecycle {
             (P::Booting | P::Running | P::ShutdownRequested, I::ConsoleCrash(crash)) => {
                 self.console_crash(now, crash);
             }
-            (P::Running, I::Expired(Timer::TimeLimit)) => {
+            (P::Running, I::Expired(LifecycleTimer::TimeLimit)) => {
                 self.time_limit_hit = true;
                 self.grace = self.timing.grace;
                 self.enter(now, P::ShutdownRequested);
@@ -216,8 +206,8 @@ impl Lifecycle {
             (P::ShutdownRequested, I::Replied(message, outcome)) => {
                 self.power_button_reply(now, &message, outcome);
             }
-            (P::ShutdownRequested, I::Expired(Timer::Resend)) => self.press_power_button(),
-            (P::ShutdownRequested, I::Expired(Timer::Phase)) => self.grace_ended(now),
+            (P::ShutdownRequested, I::Expired(LifecycleTimer::Resend)) => self.press_power_button(),
+            (P::ShutdownRequested, I::Expired(LifecycleTimer::Phase)) => self.grace_ended(now),
 
             // A part that the VM needs is lost. Often the hypervisor's exit follows and explains it.
             (
@@ -234,10 +224,10 @@ impl Lifecycle {
                 let cause = self.hypervisor_lost(&format!("sent invalid events: {why}"));
                 self.expect_end(now, cause);
             }
-            (P::StartingHypervisor | P::Booting, I::Expired(Timer::Cause)) => {
+            (P::StartingHypervisor | P::Booting, I::Expired(LifecycleTimer::Cause)) => {
                 self.end_as_expected(now, P::KillingHypervisor);
             }
-            (P::Running | P::ShutdownRequested, I::Expired(Timer::Cause)) => {
+            (P::Running | P::ShutdownRequested, I::Expired(LifecycleTimer::Cause)) => {
                 self.end_as_expected(now, P::QuitRequested);
             }
 
@@ -250,10 +240,10 @@ impl Lifecycle {
                 | P::KillingHypervisor,
                 I::HypervisorExited(exit),
             ) => self.end(now, self.cause_of_exit(&exit), P::StoppingHelpers),
-            (P::WaitingForExit | P::QuitRequested, I::Expired(Timer::Phase)) => {
+            (P::WaitingForExit | P::QuitRequested, I::Expired(LifecycleTimer::Phase)) => {
                 self.enter(now, P::KillingHypervisor);
             }
-            (P::KillingHypervisor, I::Expired(Timer::Phase)) => {
+            (P::KillingHypervisor, I::Expired(LifecycleTimer::Phase)) => {
                 self.record_step(StopStep::GaveUp);
                 self.enter(now, P::KillingHelpers);
             }
@@ -262,8 +252,8 @@ impl Lifecycle {
                 P::StoppingHelpers | P::KillingHelpers,
                 I::HelperExited(..) | I::HypervisorExited(_),
             ) => self.end_when_all_exited(now),
-            (P::StoppingHelpers, I::Expired(Timer::Phase)) => self.enter(now, P::KillingHelpers),
-            (P::KillingHelpers, I::Expired(Timer::Phase)) => {
+            (P::StoppingHelpers, I::Expired(LifecycleTimer::Phase)) => self.enter(now, P::KillingHelpers),
+            (P::KillingHelpers, I::Expired(LifecycleTimer::Phase)) => {
                 self.record_step(StopStep::GaveUp);
                 self.enter(now, P::Ended);
             }
@@ -313,7 +303,7 @@ impl Lifecycle {
 
     /// Passes every timer whose deadline has passed. May be called at any time.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for timer in Timer::ALL {
+        for timer in LifecycleTimer::ALL {
             if self.timers.take_expired(timer, now) {
                 // Only requests of the owner can be invalid.
                 let _ = self.handle_input(now, Input::Expired(timer));
@@ -370,63 +360,6 @@ impl Lifecycle {
         self.name(self.hypervisor())
     }
 
-    fn restarts_on_reboot(&self) -> bool {
-        self.plan.on_reboot == RebootPolicy::Restart
-    }
-
-    /// Only the console shows a guest crash.
-    fn is_console_only(&self) -> bool {
-        matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. })
-    }
-
-    // Causes.
-
-    fn start_failed(&self, reason: &str) -> EndedBy {
-        let (process, reason) = (self.hypervisor_name().into(), reason.into());
-        EndedBy::StartFailed { error: StartError::Failed { process, reason } }
-    }
-
-    fn boot_rejected(&self, reason: String) -> EndedBy {
-        let step = self.plan.boot.get(self.boot_steps).map_or("boot", |message| message.purpose);
-        let process = self.hypervisor_name().into();
-        EndedBy::StartFailed { error: StartError::Rejected { process, step, reason } }
-    }
-
-    fn helper_failed(&self, id: ProcessId, exit: Exit) -> EndedBy {
-        EndedBy::StartFailed { error: StartError::Exited { process: self.name(id).into(), exit } }
-    }
-
-    fn start_timed_out(&self) -> EndedBy {
-        let (after, what) = self.phase.limit(&self.timing).unwrap_or_default();
-        let process = self.launching.map_or("", |id| self.name(id)).to_string();
-        let waiting_for = match self.phase {
-            Phase::StartingHelpers => format!("{process} is ready"),
-            _ => what.into(),
-        };
-        let stderr_tail = String::new();
-        let error = StartError::TimedOut { process, waiting_for, after, stderr_tail };
-        EndedBy::StartFailed { error }
-    }
-
-    fn hypervisor_lost(&self, how: &str) -> EndedBy {
-        EndedBy::HypervisorLost { reason: format!("{} {how}", self.hypervisor_name()) }
-    }
-
-    fn cause_of_exit(&self, exit: &Exit) -> EndedBy {
-        if self.panic_seen {
-            EndedBy::GuestPanic
-        } else if exit.code == Some(0) {
-            // A backend without events: an exit with status 0 without a stop is a power-off.
-            EndedBy::GuestPowerOff
-        } else {
-            self.hypervisor_lost(&exit.to_string())
-        }
-    }
-
-    fn cause_of_stop(&self) -> EndedBy {
-        if self.time_limit_hit { EndedBy::TimeLimit } else { EndedBy::Owner }
-    }
-
     // What an input does.
 
     fn record_exit(&mut self, input: &Input) {
@@ -458,7 +391,7 @@ impl Lifecycle {
         };
         self.readiness_checks += 1;
         let at = now + Duration::from_millis(pause);
-        self.timers.set(Timer::Readiness, at, "check readiness");
+        self.timers.set(LifecycleTimer::Readiness, at, "check readiness");
     }
 
     fn boot_reply(&mut self, now: Instant, message: &Message, outcome: ReplyOutcome) {
@@ -471,7 +404,11 @@ impl Lifecycle {
                 self.boot_next(now);
             }
             ReplyOutcome::Retry => {
-                self.timers.set(Timer::Resend, now + RETRY_DELAY, "send the boot message again");
+                self.timers.set(
+                    LifecycleTimer::Resend,
+                    now + RETRY_DELAY,
+                    "send the boot message again",
+                );
             }
             ReplyOutcome::Rejected(reason) => {
                 self.end(now, self.boot_rejected(reason), Phase::KillingHypervisor);
@@ -479,78 +416,6 @@ impl Lifecycle {
             // If the hypervisor is exiting, its exit is the better explanation.
             ReplyOutcome::Lost(reason) => self.expect_end(now, self.boot_rejected(reason)),
         }
-    }
-
-    fn power_button_reply(&mut self, now: Instant, message: &Message, outcome: ReplyOutcome) {
-        if self.plan.power_button.as_ref() != Some(message) {
-            return;
-        }
-        match outcome {
-            ReplyOutcome::Done | ReplyOutcome::Retry => {
-                let at = now + POWER_BUTTON_INTERVAL;
-                self.timers.set(Timer::Resend, at, "press the power button again");
-            }
-            // A guest without a working power button needs no grace period.
-            ReplyOutcome::Rejected(_) => self.grace_ended(now),
-            // The guest may be off already: a hypervisor that exits closes the connection without
-            // a reply.
-            ReplyOutcome::Lost(_) => self.expect_end(now, self.cause_of_stop()),
-        }
-    }
-
-    fn guest_reset(&mut self, now: Instant) {
-        if !self.restarts_on_reboot() {
-            let cause = if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot };
-            self.guest_crashed(now, cause);
-        } else if self.last_reset.is_none_or(|last| last + self.plan.reset_debounce <= now) {
-            self.last_reset = Some(now);
-            self.actions.push_back(Action::AnnounceReboot);
-        }
-    }
-
-    fn guest_crashed(&mut self, now: Instant, cause: EndedBy) {
-        let exits_by_itself = self.plan.crash_reporting == CrashReporting::EventThenExit;
-        let next = if exits_by_itself { Phase::WaitingForExit } else { Phase::QuitRequested };
-        self.end(now, cause, next);
-    }
-
-    fn console_crash(&mut self, now: Instant, crash: ConsoleCrash) {
-        match crash {
-            _ if !self.is_console_only() => {}
-            ConsoleCrash::Restart => self.guest_reset(now),
-            ConsoleCrash::Panic if self.restarts_on_reboot() => {}
-            ConsoleCrash::Panic => self.guest_crashed(now, EndedBy::GuestPanic),
-        }
-    }
-
-    /// If the guest restarts, a panic before the restart does not explain a later exit. Not every
-    /// hypervisor reports the reset in between.
-    fn note_panic(&mut self) {
-        self.panic_seen |= !self.restarts_on_reboot() && !self.is_console_only();
-    }
-
-    fn grace_ended(&mut self, now: Instant) {
-        self.end(now, self.cause_of_stop(), Phase::QuitRequested);
-    }
-
-    /// The VM ends soon: when the hypervisor exits, or else when [`Timer::Cause`] expires.
-    fn expect_end(&mut self, now: Instant, cause: EndedBy) {
-        if self.likely_cause.is_none() {
-            self.likely_cause = Some(cause);
-            self.timers.set(Timer::Cause, now + CAUSE_DELAY, "the hypervisor may exit too");
-        }
-    }
-
-    fn end_as_expected(&mut self, now: Instant, next: Phase) {
-        let Some(cause) = self.likely_cause.take() else { return };
-        let cause = match cause {
-            // The start may have succeeded during the delay.
-            EndedBy::StartFailed { error } if self.phase >= Phase::Running => {
-                EndedBy::HypervisorLost { reason: error.to_string() }
-            }
-            cause => cause,
-        };
-        self.end(now, cause, next);
     }
 
     fn end_when_all_exited(&mut self, now: Instant) {
@@ -582,9 +447,96 @@ impl Lifecycle {
         let all_sent = self.boot_steps == self.plan.boot.len();
         self.enter(now, if all_sent { Phase::Running } else { Phase::Booting });
     }
+
+    // What a phase does on entry.
+
+    fn enter(&mut self, now: Instant, phase: Phase) {
+        self.phase = phase;
+        self.reset_timers(now);
+        self.announce();
+        match phase {
+            Phase::Created | Phase::Running | Phase::WaitingForExit => {}
+            Phase::StartingHelpers | Phase::StartingHypervisor => {
+                self.readiness_checks = 0;
+                self.actions.extend(self.launching.map(Action::Launch));
+                self.check_readiness(now);
+            }
+            Phase::Booting => self.send_boot_message(),
+            Phase::ShutdownRequested if self.plan.power_button.is_none() => self.grace_ended(now),
+            Phase::ShutdownRequested => {
+                self.record_step(StopStep::PowerButton);
+                self.press_power_button();
+            }
+            Phase::QuitRequested => {
+                self.record_step(StopStep::Quit);
+                self.actions.push_back(self.quit_action());
+            }
+            Phase::KillingHypervisor => {
+                self.cancel_launches();
+                if self.processes[self.hypervisor().0] == ProcessState::Alive {
+                    self.record_step(StopStep::Killed);
+                    self.actions.push_back(Action::Signal(self.hypervisor(), Signal::Kill));
+                } else {
+                    self.enter(now, Phase::StoppingHelpers);
+                }
+            }
+            Phase::StoppingHelpers => {
+                self.signal_helpers(Signal::Term, |plan, id| {
+                    !plan.process(id).ends_with_hypervisor
+                });
+                self.end_when_all_exited(now);
+            }
+            Phase::KillingHelpers => {
+                self.cancel_launches();
+                self.signal_helpers(Signal::Kill, |_, _| true);
+                self.end_when_all_exited(now);
+            }
+            Phase::Ended => self.actions.push_back(Action::Release),
+        }
+    }
+
+    fn reset_timers(&mut self, now: Instant) {
+        self.timers.stop(LifecycleTimer::Readiness);
+        self.timers.stop(LifecycleTimer::Resend);
+        self.timers.stop(LifecycleTimer::Phase);
+        self.timers.stop(LifecycleTimer::TimeLimit);
+        if let Some((limit, why)) = self.phase.limit(&self.timing) {
+            let is_grace = self.phase == Phase::ShutdownRequested;
+            let limit = if is_grace { self.grace } else { limit };
+            self.timers.set(LifecycleTimer::Phase, now + limit, why);
+        }
+        if let (Phase::Running, Some(limit)) = (self.phase, self.plan.time_limit) {
+            self.timers.set(LifecycleTimer::TimeLimit, now + limit, "time limit");
+        }
+        if !matches!(
+            self.phase,
+            Phase::StartingHypervisor | Phase::Booting | Phase::Running | Phase::ShutdownRequested
+        ) {
+            self.timers.stop(LifecycleTimer::Cause);
+            self.likely_cause = None;
+        }
+    }
+
+    fn announce(&mut self) {
+        let status = match self.phase.status() {
+            Some(status) => status,
+            None => self.report().expect("the phase is the last one").status(),
+        };
+        if status != self.status {
+            self.status = status.clone();
+            self.actions.push_back(Action::Announce(status));
+        }
+    }
+
+    fn send_boot_message(&mut self) {
+        self.actions.extend(self.plan.boot.get(self.boot_steps).cloned().map(Action::Send));
+    }
+
+    /// Removes launches that are still queued.
+    fn cancel_launches(&mut self) {
+        self.actions.retain(|action| !matches!(action, Action::Launch(_) | Action::CheckReady(_)));
+    }
 }
 
-#[cfg(test)]
-mod diagram;
 #[cfg(test)]
 mod tests;

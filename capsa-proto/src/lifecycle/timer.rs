@@ -4,7 +4,7 @@ use crate::time::{Deadline, Instant};
 
 /// A deadline of the lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Timer {
+pub enum LifecycleTimer {
     /// When a message is sent again: a boot message, or the power button.
     Resend,
     /// When the loss of a helper or a channel becomes the cause of the end. Often the loss is only a
@@ -18,7 +18,7 @@ pub enum Timer {
     Readiness,
 }
 
-impl Timer {
+impl LifecycleTimer {
     /// All timers, in the order in which they expire if several are due.
     pub const ALL: [Self; 5] =
         [Self::Resend, Self::Cause, Self::TimeLimit, Self::Phase, Self::Readiness];
@@ -27,24 +27,24 @@ impl Timer {
 /// The deadline of each timer that runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct TimerTable {
-    deadlines: [Option<Deadline>; Timer::ALL.len()],
+    deadlines: [Option<Deadline>; LifecycleTimer::ALL.len()],
 }
 
 impl TimerTable {
     /// Starts a timer, or moves it.
-    pub(super) fn set(&mut self, timer: Timer, at: Instant, why: &'static str) {
+    pub(super) fn set(&mut self, timer: LifecycleTimer, at: Instant, why: &'static str) {
         self.deadlines[timer as usize] = Some(Deadline { at, why });
     }
 
     /// Moves a timer to an earlier time; a later time has no effect.
-    pub(super) fn shorten(&mut self, timer: Timer, at: Instant) {
+    pub(super) fn shorten(&mut self, timer: LifecycleTimer, at: Instant) {
         if let Some(deadline) = &mut self.deadlines[timer as usize] {
             deadline.at = deadline.at.min(at);
         }
     }
 
     /// Stops a timer.
-    pub(super) fn stop(&mut self, timer: Timer) {
+    pub(super) fn stop(&mut self, timer: LifecycleTimer) {
         self.deadlines[timer as usize] = None;
     }
 
@@ -54,7 +54,7 @@ impl TimerTable {
     }
 
     /// Whether the timer runs and its deadline has passed; it stops then.
-    pub(super) fn take_expired(&mut self, timer: Timer, now: Instant) -> bool {
+    pub(super) fn take_expired(&mut self, timer: LifecycleTimer, now: Instant) -> bool {
         let expired = self.deadlines[timer as usize].take_if(|deadline| deadline.at <= now);
         expired.is_some()
     }

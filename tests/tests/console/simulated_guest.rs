@@ -147,7 +147,10 @@ fn kill_reports_sigkill() {
 fn start_failing_names_reason() {
     let vm = testing::vm(ScriptedGuest::new().fail_to_start("out of memory"));
     let error = vm.build_blocking().unwrap().start().unwrap_err();
-    assert!(matches!(&error, Error::StartFailed(why) if why.to_string().contains("out of memory")), "{error}");
+    assert!(
+        matches!(&error, Error::StartFailed(why) if why.to_string().contains("out of memory")),
+        "{error}"
+    );
 }
 
 #[test]

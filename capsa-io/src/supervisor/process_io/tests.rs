@@ -1,3 +1,5 @@
+//! The console of a VM: its stream, its window and its budget.
+
 use super::*;
 use capsa_proto::console::{ConsoleMux, Overflow, WRITE_QUEUE};
 use capsa_proto::lifecycle::Timing;

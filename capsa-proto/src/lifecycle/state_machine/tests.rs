@@ -1,10 +1,21 @@
 //! One test per rule. `lifecycle/fuzz.rs` checks the invariants with random inputs.
 
+mod diagram;
+
 use super::*;
+use crate::console::ConsoleCrash;
 use crate::lifecycle::fuzz::plan;
-use crate::plan::{Message, Signal};
+use crate::plan::{CrashReporting, Message, Signal};
+use crate::spec::RebootPolicy;
 use alloc::string::{String, ToString};
 use alloc::vec;
+
+/// With `CAPSA_BLESS=1`, writes a file that a test compares.
+fn bless(file: &str, text: &str) {
+    if std::env::var_os("CAPSA_BLESS").is_some() {
+        std::fs::write(file, text).unwrap();
+    }
+}
 
 /// A lifecycle with a simulated clock, and the actions that it returned.
 struct LifecycleTest {

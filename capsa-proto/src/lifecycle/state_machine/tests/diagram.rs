@@ -1,10 +1,13 @@
 //! Draws `diagram.md` by running the lifecycle: from every phase that it reaches, it passes every
 //! input, for every kind of plan, and notes what happens.
 
-use super::*;
+use super::super::*;
+use crate::console::ConsoleCrash;
 use crate::lifecycle::fuzz::plan;
-use crate::plan::{Signal, StopAction};
+use crate::plan::{CrashReporting, Signal, StopAction};
+use crate::spec::RebootPolicy;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use alloc::vec;
 use core::fmt::Write as _;
 
@@ -46,7 +49,7 @@ fn inputs(plan: &LaunchPlan) -> Vec<Input> {
         Input::HypervisorExited(Exit::with_code(1)),
     ];
     inputs.extend([PoweredOff, Reset, Panicked, ExternalQuit, CpuFailed].map(Input::Guest));
-    inputs.extend(Timer::ALL.map(Input::Expired));
+    inputs.extend(LifecycleTimer::ALL.map(Input::Expired));
     for id in (0..plan.processes.len()).map(ProcessId) {
         inputs.push(Input::Ready(id));
         inputs.push(Input::LaunchFailed(id, crate::lifecycle::Cause::new("no")));
@@ -181,12 +184,10 @@ fn diagram_file_matches_state_machine() {
     }
     page.push_str("```\n");
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/lifecycle/diagram.md");
-    if std::env::var_os("CAPSA_BLESS").is_some() {
-        std::fs::write(file, &page).unwrap();
-    }
+    super::bless(file, &page);
     assert_eq!(
         page,
-        include_str!("../diagram.md"),
+        include_str!("../../diagram.md"),
         "diagram.md is out of date: run the test with CAPSA_BLESS=1"
     );
 }
@@ -198,7 +199,7 @@ fn every_limit_has_an_effect() {
         lifecycle.launching = Some(ProcessId(0));
         lifecycle.processes[1] = ProcessState::Alive;
         lifecycle.phase = phase;
-        lifecycle.handle_input(Instant::ZERO, Input::Expired(Timer::Phase)).unwrap();
+        lifecycle.handle_input(Instant::ZERO, Input::Expired(LifecycleTimer::Phase)).unwrap();
         let has_limit = phase.limit(&Timing::default()).is_some();
         assert_eq!(lifecycle.phase != phase, has_limit, "{phase:?}");
     }
