@@ -1,24 +1,27 @@
-//! A poller for many VMs: waits for all their descriptors at once.
+//! A poller for many VMs: waits for all their descriptors at once, and for wakes by key.
 //!
-//! It is level-triggered: a descriptor that is still readable is reported again.
+//! It is level-triggered: a descriptor that is still readable is reported again. A wake names the VM
+//! that it is for; the cost of a wait depends on the keys that it reports, not on the number of
+//! descriptors.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::{Poll, PollSource, ReadyEvents};
 
-/// Waits for many descriptors.
+/// Waits for many descriptors, and for wakes.
 #[derive(Debug)]
 pub struct Reactor {
     poll: Poll,
+    /// Locked by the waiting thread for the whole wait. No other thread locks it.
     ready: Mutex<ReadyEvents>,
-    woken: AtomicBool,
+    /// The woken keys that no wait has reported yet. A leaf lock, held for an insertion or a take.
+    woken: Mutex<BTreeSet<usize>>,
 }
 
 /// A descriptor that is watched while this value lives.
@@ -34,8 +37,8 @@ impl Reactor {
     ///
     /// When the system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        let (poll, ready) = (Poll::new()?, Mutex::new(ReadyEvents::new()));
-        Ok(Self { poll, ready, woken: AtomicBool::new(false) })
+        let ready = Mutex::new(ReadyEvents::new());
+        Ok(Self { poll: Poll::new()?, ready, woken: Mutex::default() })
     }
 
     /// Watches `io` for reading, under `key`. It can be called while another thread waits.
@@ -45,24 +48,25 @@ impl Reactor {
     /// In a forked child of the program, which does not have the waiting thread; when the system
     /// rejects the descriptor.
     pub fn watch<F: AsFd>(&self, io: F, key: usize) -> io::Result<Registration<F>> {
-        self.poll.check_process()?;
+        self.check_process()?;
         Ok(Registration { _source: self.poll.add(io, key)? })
     }
 
-    /// Makes the current or next [`Reactor::wait`] return.
-    pub fn wake(&self) {
-        self.woken.store(true, Ordering::SeqCst);
+    /// Makes the current or next [`Reactor::wait`] return `key`. Several wakes of one key before
+    /// that are one wake. Does nothing in a forked child, whose wake would reach the parent.
+    pub fn wake(&self, key: usize) {
+        if self.check_process().is_err() {
+            return;
+        }
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        // After the insertion: the wait that this notification ends takes the key.
         if let Err(error) = self.poll.wake() {
             tracing::error!("cannot wake the reactor: {error}");
         }
     }
 
-    /// Whether [`Reactor::wake`] was called since the last call of this method.
-    pub fn was_woken(&self) -> bool {
-        self.woken.swap(false, Ordering::SeqCst)
-    }
-
-    /// Waits, then adds the keys of the readable descriptors to `into`. One thread waits at a time.
+    /// Waits, then adds the keys of the readable descriptors and the woken keys to `into`; a key may
+    /// be added twice. One thread waits at a time.
     ///
     /// # Errors
     ///
@@ -71,7 +75,18 @@ impl Reactor {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         self.poll.wait(timeout, &mut ready)?;
         into.extend(ready.keys());
+        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        into.extend(std::mem::take(&mut *woken));
         Ok(())
+    }
+
+    /// Checks that this is the process that created the reactor.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub fn check_process(&self) -> io::Result<()> {
+        self.poll.check_process()
     }
 }
 
@@ -90,5 +105,48 @@ pub fn wait_readable(io: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
     match poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wake_before_wait_is_reported_once() {
+        let (reactor, mut keys) = (Reactor::new().unwrap(), Vec::new());
+        for key in [7, 3, 7] {
+            reactor.wake(key);
+        }
+        reactor.wait(None, &mut keys).unwrap();
+        assert_eq!(keys, [3, 7]);
+        keys.clear();
+        reactor.wait(Some(Duration::ZERO), &mut keys).unwrap();
+        assert!(keys.is_empty(), "{keys:?}");
+    }
+
+    #[test]
+    fn wakes_of_other_threads_are_never_lost() {
+        const WAKES: usize = 2_000;
+        let (reactor, done) = (Reactor::new().unwrap(), Mutex::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for key in 0..WAKES {
+                    reactor.wake(key);
+                    // The next wake may meet any moment of the wait.
+                    while *done.lock().unwrap() < key {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            let (mut keys, mut count) = (Vec::new(), 0);
+            while count < WAKES {
+                keys.clear();
+                reactor.wait(Some(Duration::from_secs(60)), &mut keys).unwrap();
+                assert!(!keys.is_empty(), "wake {count} is lost");
+                count += keys.len();
+                *done.lock().unwrap() = count;
+            }
+        });
     }
 }

@@ -2,12 +2,11 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use crate::backend::LaunchPlan;
-use crate::backend::Rejection;
-use crate::driver::{Shared, SharedState, StatusWaiter};
+use crate::backend::{LaunchPlan, Rejection};
+use crate::driver::{Shared, SharedState, Waiter};
 use crate::embed::DEFAULT_GRACE;
 use crate::{
     ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
@@ -18,6 +17,12 @@ use crate::{
 /// The futures work on any executor, or with a bare `block_on`; none needs a runtime's timer or
 /// I/O. Each future can be dropped at any await point: an operation that has begun continues, and
 /// the result can be waited for again.
+///
+/// [`status`](Self::status) and the other calls that are not async return at once, also while a
+/// process is being spawned.
+///
+/// If the VM cannot be driven any more, because its poller is broken, it is killed, and every future
+/// returns [`Error::Io`]. So do the futures in a forked child of the program.
 ///
 /// **Dropping the last handle kills the VM** at once; [`VmHandle::keep_running`] avoids that.
 /// Consoles do not keep the VM alive.
@@ -33,6 +38,7 @@ struct HandleInner {
     shared: Arc<Shared>,
     plan: LaunchPlan,
     resources: ResourceConfig,
+    guest_os: GuestOs,
     rejected: Vec<Rejection>,
 }
 
@@ -41,20 +47,14 @@ impl VmHandle {
         let state = shared.lock();
         let plan = state.vm.launch_plan().clone();
         let resources = state.vm.resources().clone();
+        let guest_os = state.vm.guest_os();
         let rejected = state.vm.rejected_backends().to_vec();
         drop(state);
-        Self { inner: Arc::new(HandleInner { shared, plan, resources, rejected }) }
+        Self { inner: Arc::new(HandleInner { shared, plan, resources, guest_os, rejected }) }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.inner.shared
-    }
-
-    /// Changes the VM under the lock, then wakes its driver.
-    fn with<T>(&self, act: impl FnOnce(&mut SharedState) -> T) -> T {
-        let result = act(&mut self.shared().lock());
-        self.shared().wake_driver();
-        result
     }
 
     /// Starts the VM and waits until it is [`VmStatus::Running`]: the hypervisor answers on its
@@ -67,36 +67,36 @@ impl VmHandle {
     ///
     /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
     /// [`Error::StartFailed`] when the VM did not reach `Running`. If a process exited or was not ready
-    /// in time, the error holds the last lines of its standard error.
+    /// in time, the error holds the last lines of its standard error. [`Error::Io`] when the VM
+    /// cannot be driven.
     pub async fn start(&self) -> Result<()> {
-        let stdio = {
-            let mut state = self.shared().lock();
+        let stdio = self.inner.plan.console() == ConsoleMode::Stdio;
+        self.shared().prepare(|state| {
+            state.check_driver()?;
             state.vm.start()?;
-            let stdio = self.inner.plan.console() == ConsoleMode::Stdio;
-            state.relays += usize::from(stdio);
             state.started = Some(state.vm.now());
-            stdio
-        };
+            state.relays += usize::from(stdio);
+            Ok::<_, Error>(())
+        })?;
         if stdio {
             stdio::relay(self.shared()).inspect_err(|_| {
                 // No thread copies the console and no wait must count on it.
-                let mut state = self.shared().lock();
-                let _ = state.vm.kill();
-                state.relayed();
+                let _ = self.shared().prepare(|state| state.vm.kill());
+                self.shared().relay_finished();
             })?;
         }
         self.shared().wake_driver();
-        let waiting = StatusWaiter::for_status(self.shared());
+        let waiter = Waiter::for_status(self.shared());
         poll_fn(|cx| {
             let mut state = self.shared().lock();
+            state.check_driver()?;
             if state.has_run {
                 return Poll::Ready(Ok(()));
             }
             if let Some(report) = state.vm.stop_report() {
                 return Poll::Ready(Err(Error::StartFailed(report.into_start_error())));
             }
-            waiting.register_waker(&mut state, cx.waker());
-            Poll::Pending
+            waiter.wait(&mut state, cx)
         })
         .await
     }
@@ -120,9 +120,9 @@ impl VmHandle {
     /// # Errors
     ///
     /// [`Error::NotRunning`] when the VM was never started; [`Error::Hypervisor`] when a process
-    /// did not exit after SIGKILL.
+    /// did not exit after SIGKILL; [`Error::Io`] when the VM cannot be driven.
     pub async fn stop_with_timeout(&self, grace_period: Duration) -> Result<()> {
-        self.with(|state| state.vm.stop_with_timeout(grace_period))?;
+        self.shared().change(|state| state.vm.stop_with_timeout(grace_period))?;
         self.ended().await
     }
 
@@ -132,7 +132,7 @@ impl VmHandle {
     ///
     /// The same as [`VmHandle::stop_with_timeout`].
     pub async fn kill(&self) -> Result<()> {
-        self.with(|state| state.vm.kill())?;
+        self.shared().change(|state| state.vm.kill())?;
         self.ended().await
     }
 
@@ -145,14 +145,15 @@ impl VmHandle {
         }
     }
 
-    /// The current status.
+    /// The current status. Never waits for the driver, and never lags behind what a future of this
+    /// VM has returned.
     pub fn status(&self) -> VmStatus {
-        self.shared().lock().vm.status()
+        self.shared().snapshot().status
     }
 
     /// How the VM ended and which steps of the stop ladder were needed; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
-        self.shared().lock().vm.stop_report()
+        self.shared().snapshot().report
     }
 
     /// Waits until the VM has ended and returns its last status. Any number of tasks may wait, also
@@ -160,10 +161,10 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// None at present.
+    /// [`Error::Io`] when the VM cannot be driven.
     pub async fn wait(&self) -> Result<VmStatus> {
-        let waiting = StatusWaiter::for_status(self.shared());
-        Ok(poll_fn(|cx| self.poll_finished(&waiting, cx)).await)
+        let waiter = Waiter::for_status(self.shared());
+        poll_fn(|cx| self.poll_finished(&mut self.shared().lock(), &waiter, cx)).await
     }
 
     /// Like [`wait`](Self::wait), for at most `timeout`. Returns `None` when the VM has not ended
@@ -171,37 +172,40 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// None at present.
+    /// [`Error::Io`] when the VM cannot be driven.
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<Option<VmStatus>> {
         let Some(at) = Instant::now().checked_add(timeout) else {
             return self.wait().await.map(Some);
         };
-        let waiting = StatusWaiter::for_status(self.shared());
-        let mut timer = Timer { shared: self.shared(), key: None };
-        Ok(poll_fn(|cx| {
-            if let Poll::Ready(status) = self.poll_finished(&waiting, cx) {
-                return Poll::Ready(Some(status));
+        let waiter = Waiter::for_status(self.shared());
+        let timer = Waiter::until(self.shared(), at);
+        poll_fn(|cx| {
+            let mut state = self.shared().lock();
+            if let Poll::Ready(status) = self.poll_finished(&mut state, &waiter, cx) {
+                return Poll::Ready(status.map(Some));
             }
             if Instant::now() >= at {
-                return Poll::Ready(None);
+                return Poll::Ready(Ok(None));
             }
-            timer.set(at, cx.waker());
-            Poll::Pending
+            let pending = timer.wait(&mut state, cx);
+            drop(state);
+            self.shared().wake_driver();
+            pending
         })
-        .await)
+        .await
     }
 
     fn poll_finished(
         &self,
-        waiting: &StatusWaiter<'_>,
-        cx: &std::task::Context<'_>,
-    ) -> Poll<VmStatus> {
-        let mut state = self.shared().lock();
+        state: &mut SharedState,
+        waiter: &Waiter<'_>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<VmStatus>> {
+        state.check_driver()?;
         if state.has_finished() {
-            return Poll::Ready(state.vm.status());
+            return Poll::Ready(Ok(state.vm.status()));
         }
-        waiting.register_waker(&mut state, cx.waker());
-        Poll::Pending
+        waiter.wait(state, cx)
     }
 
     /// Opens a console of the VM, positioned at the oldest byte in the scrollback. Consoles are
@@ -220,7 +224,7 @@ impl VmHandle {
 
     /// The guest's operating system.
     pub fn guest_os(&self) -> GuestOs {
-        self.shared().lock().vm.guest_os()
+        self.inner.guest_os
     }
 
     /// The number of vCPUs and the memory size.
@@ -240,7 +244,7 @@ impl VmHandle {
 
     /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
-        self.shared().lock().vm.hypervisor_pid()
+        self.shared().snapshot().hypervisor_pid
     }
 
     /// Drops the handle without killing the VM. The VM runs until its guest ends it or this program
@@ -259,33 +263,6 @@ impl AsRef<VmHandle> for VmHandle {
 impl Drop for HandleInner {
     /// Sends SIGKILL at once and removes the run directory; the driver reaps the processes.
     fn drop(&mut self) {
-        self.shared.lock().vm.abandon();
-        self.shared.wake_driver();
-    }
-}
-
-/// A timer that is removed when its future is dropped.
-struct Timer<'a> {
-    shared: &'a Shared,
-    key: Option<(Instant, u64)>,
-}
-
-impl Timer<'_> {
-    fn set(&mut self, at: Instant, waker: &std::task::Waker) {
-        let mut state = self.shared.lock();
-        if let Some(key) = self.key.take() {
-            state.clear_timer(key);
-        }
-        self.key = Some(state.set_timer(at, waker));
-        drop(state);
-        self.shared.wake_driver();
-    }
-}
-
-impl Drop for Timer<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            self.shared.lock().clear_timer(key);
-        }
+        self.shared.change(|state| state.vm.abandon());
     }
 }

@@ -77,7 +77,7 @@ mod recorder {
 
     use super::Recording;
     use crate::console::ConsoleReader;
-    use crate::driver::{Shared, StatusWaiter};
+    use crate::driver::{Shared, Waiter};
     use crate::{EndedBy, Error, Result};
 
     impl Recording {
@@ -121,11 +121,10 @@ mod recorder {
                     if let Err(error) = recorder.record(&vm, reader) {
                         tracing::error!("recording {} is incomplete: {error}", path.display());
                     }
-                    let wakers = vm.lock().relayed();
-                    wakers.into_iter().for_each(std::task::Waker::wake);
+                    vm.relay_finished();
                 });
             if let Err(error) = spawned {
-                shared.lock().relayed();
+                shared.relay_finished();
                 return Err(error.into());
             }
             Ok(())
@@ -217,18 +216,15 @@ mod recorder {
 
         /// Waits for the end of the VM and records how it ended.
         fn finish(&mut self, vm: &Arc<Shared>) -> io::Result<()> {
-            let waiting = StatusWaiter::for_status(vm);
-            let ended_by = block_on(poll_fn(|cx| {
+            let waiter = Waiter::for_status(vm);
+            let ended_by: io::Result<_> = block_on(poll_fn(|cx| {
                 let mut state = vm.lock();
                 match state.vm.stop_report() {
-                    Some(report) => Poll::Ready(report.ended_by),
-                    None => {
-                        waiting.register_waker(&mut state, cx.waker());
-                        Poll::Pending
-                    }
+                    Some(report) => Poll::Ready(Ok(report.ended_by)),
+                    None => waiter.wait(&mut state, cx),
                 }
             }));
-            let end = match ended_by {
+            let end = match ended_by? {
                 EndedBy::GuestPowerOff => RecordedEnd::PoweredOff,
                 EndedBy::GuestReboot => RecordedEnd::Reset,
                 EndedBy::GuestPanic => RecordedEnd::Panicked,

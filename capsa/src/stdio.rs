@@ -25,8 +25,7 @@ pub(crate) fn relay(shared: &Arc<Shared>) -> Result<()> {
             let _ = out.write_all(&chunk[..n]).and_then(|()| out.flush());
         }
         drop(reader);
-        let wakers = vm.lock().relayed();
-        wakers.into_iter().for_each(std::task::Waker::wake);
+        vm.relay_finished();
     })?;
     // This thread may block in a read of standard input until the program exits.
     std::thread::Builder::new().name("capsa-stdin".into()).spawn(move || {

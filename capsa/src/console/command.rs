@@ -37,7 +37,8 @@ impl<'a> RunningCommand<'a> {
     }
 
     /// Reads output, waiting until there is some; the terminal's `\r\n` is converted to `\n`.
-    /// Returns 0 when the command has ended or was interrupted.
+    /// Returns 0 when the command has ended or was interrupted, or the VM cannot be driven any more:
+    /// [`wait`](Self::wait) returns the error.
     pub async fn read(&mut self, buf: &mut [u8]) -> usize {
         poll_fn(|cx| self.poll(cx, buf)).await
     }
@@ -84,12 +85,16 @@ impl<'a> RunningCommand<'a> {
             if !self.taken.is_empty() {
                 continue;
             }
-            let Some(ended) = state.vm.take_ended(id) else {
-                state.register_waker(WaitKey::Data(self.reader), cx.waker());
-                state.register_waker(WaitKey::Ended(id), cx.waker());
-                return Poll::Pending;
+            let mut result = match state.vm.take_ended(id) {
+                Some(ended) => script_result(ended, state.vm.stop_report()),
+                None => {
+                    let keys = [WaitKey::Data(self.reader), WaitKey::Ended(id)];
+                    match keys.map(|key| self.pending.shared.wait(&mut state, key, cx)) {
+                        [_, Poll::Ready(failed)] => failed,
+                        [_, Poll::Pending] => return Poll::Pending,
+                    }
+                }
             };
-            let mut result = script_result(ended, state.vm.stop_report());
             if let Ok(reply) = &mut result {
                 self.taken = std::mem::take(&mut reply.output);
             }

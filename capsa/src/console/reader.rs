@@ -17,7 +17,7 @@ use crate::error::lossy;
 ///
 /// It reads as [`VmConsole::read`](crate::VmConsole::read). A clone starts at the same position and
 /// is independent. A reader that falls behind the scrollback misses bytes; [`lost`](Self::lost)
-/// counts them.
+/// counts them. Reading fails only when the VM cannot be driven any more.
 #[derive(Debug)]
 pub struct ConsoleReader {
     pub(super) shared: Arc<Shared>,
@@ -57,7 +57,7 @@ impl ConsoleReader {
         Lines { reader: self, lines: console::LineSplitter::default(), is_over: false }
     }
 
-    pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {
+    pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
         loop {
             let n = state.vm.read(self.id, buf);
@@ -66,7 +66,7 @@ impl ConsoleReader {
                 None => n,
             };
             if text > 0 || buf.is_empty() {
-                return Poll::Ready(text);
+                return Poll::Ready(Ok(text));
             }
             // The bytes were escape sequences only: read more.
             if n == 0 {
@@ -74,10 +74,9 @@ impl ConsoleReader {
             }
         }
         if state.vm.is_console_closed() {
-            return Poll::Ready(0);
+            return Poll::Ready(Ok(0));
         }
-        state.register_waker(WaitKey::Data(self.id), cx.waker());
-        Poll::Pending
+        self.shared.wait(&mut state, WaitKey::Data(self.id), cx)
     }
 
     /// The number of bytes that were dropped before this reader read them.
@@ -103,12 +102,11 @@ impl Clone for ConsoleReader {
 
 impl Drop for ConsoleReader {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.remove_waker(WaitKey::Data(self.id));
-        state.vm.remove_reader(self.id);
-        drop(state);
         // A paused console may resume when its slowest reader is removed.
-        self.shared.wake_driver();
+        self.shared.change(|state| {
+            state.remove_waker(WaitKey::Data(self.id));
+            state.vm.remove_reader(self.id);
+        });
     }
 }
 
@@ -118,12 +116,13 @@ impl AsyncRead for ConsoleReader {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(cx, buf).map(Ok)
+        self.poll(cx, buf)
     }
 }
 
 /// The lines of a console, as a [`Stream`] of text without line ends. Invalid UTF-8 becomes U+FFFD.
-/// A line longer than 64 KiB is split.
+/// A line longer than 64 KiB is split. The stream also ends when the VM cannot be driven any more;
+/// [`VmHandle::wait`](crate::VmHandle::wait) then returns the error.
 ///
 /// ```no_run
 /// # async fn f(console: capsa::VmConsole) {
@@ -164,8 +163,8 @@ impl Stream for Lines {
             }
             match this.reader.poll(cx, &mut chunk) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(0) => this.is_over = true,
-                Poll::Ready(n) => this.lines.push(&chunk[..n]),
+                Poll::Ready(Ok(0) | Err(_)) => this.is_over = true,
+                Poll::Ready(Ok(n)) => this.lines.push(&chunk[..n]),
             }
         }
     }

@@ -17,7 +17,7 @@ impl AsyncRead for ConsoleReader {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = ready!(self.poll(cx, buf.initialize_unfilled()));
+        let read = ready!(self.poll(cx, buf.initialize_unfilled()))?;
         buf.advance(read);
         Poll::Ready(Ok(()))
     }

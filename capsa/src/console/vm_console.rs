@@ -25,6 +25,9 @@ const EOF: u8 = 0x04;
 ///
 /// The scrollback (default: 1 MiB) keeps output even when there is no reader. Each `VmConsole` has
 /// its own read position. A wait that times out, or whose future is dropped, consumes nothing.
+///
+/// Every wait and every write also returns [`Error::Io`] when the VM cannot be driven any more: see
+/// [`VmHandle`](crate::VmHandle).
 #[derive(Debug)]
 pub struct VmConsole {
     reader: ConsoleReader,
@@ -61,9 +64,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// None at present.
+    /// [`Error::Io`] when there is no unread output and the VM cannot be driven.
     pub async fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
-        Ok(poll_fn(|cx| self.reader.poll(cx, buf)).await)
+        Ok(poll_fn(|cx| self.reader.poll(cx, buf)).await?)
     }
 
     /// Reads until `pattern` matches; returns everything up to the end of the match.
@@ -340,8 +343,10 @@ impl VmConsole {
     /// other errors.
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
-        let id = shared.lock().vm.stream_command(reader, cmd, timeout)?;
-        shared.wake_driver();
+        let id = shared.change(|state| {
+            state.check_driver()?;
+            state.vm.stream_command(reader, cmd, timeout)
+        })?;
         Ok(RunningCommand::new(ActiveWait { shared, id }, reader))
     }
 
@@ -371,18 +376,19 @@ impl VmConsole {
         begin: impl FnOnce(&mut SharedState) -> Result<WaitId>,
     ) -> Result<(Ended, Option<StopReport>)> {
         let shared = &self.reader.shared;
-        let id = begin(&mut shared.lock())?;
-        shared.wake_driver();
+        let id = shared.change(|state| {
+            state.check_driver()?;
+            begin(state)
+        })?;
         let waiting = ActiveWait { shared, id };
-        Ok(poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut state = waiting.shared.lock();
-            if let Some(ended) = state.vm.take_ended(id) {
-                return Poll::Ready((ended, state.vm.stop_report()));
+            match state.vm.take_ended(id) {
+                Some(ended) => Poll::Ready(Ok((ended, state.vm.stop_report()))),
+                None => waiting.shared.wait(&mut state, WaitKey::Ended(id), cx),
             }
-            state.register_waker(WaitKey::Ended(id), cx.waker());
-            Poll::Pending
         })
-        .await)
+        .await
     }
 }
 

@@ -18,16 +18,16 @@ pub struct ConsoleWriter {
 
 impl ConsoleWriter {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let waiter_id = shared.lock().waiter_id();
+        let waiter_id = shared.waiter_id();
         Self { shared, waiter_id }
     }
 
     pub(super) fn poll(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.shared.lock();
+        state.check_driver()?;
         match state.vm.write(bytes) {
             Ok(0) if !bytes.is_empty() => {
-                state.register_waker(WaitKey::Writable(self.waiter_id), cx.waker());
-                Poll::Pending
+                self.shared.wait(&mut state, WaitKey::Writable(self.waiter_id), cx)
             }
             result => Poll::Ready(result),
         }

@@ -13,7 +13,8 @@ use super::{DriveOutcome, Shared, WakeTarget};
 use crate::{Result, VmStatus};
 
 /// A future that drives one VM while it is polled, on any executor. It resolves to the VM's last
-/// status.
+/// status. If the VM cannot be driven, it resolves to the error, and every call of the handle
+/// returns that error too.
 ///
 /// The VM makes no progress unless this future is polled: spawn it, or join it with the code that
 /// uses the handle. Dropping it kills the VM and waits until its processes have exited; a VM that
@@ -42,14 +43,16 @@ impl Future for Driver {
         }
         // The number of rounds is bounded, so that a busy VM does not starve other tasks.
         for _ in 0..16 {
-            match self.shared.drive()? {
-                DriveOutcome::Over => {
-                    return Poll::Ready(Ok(self.shared.lock().vm.status()));
-                }
+            match self.shared.drive() {
+                DriveOutcome::Over => return Poll::Ready(Ok(self.shared.snapshot().status)),
+                DriveOutcome::Failed(error) => return Poll::Ready(Err(error.into())),
                 DriveOutcome::Again(wait) => self.timer = wait.map(Timer::after),
             }
             let timer = self.timer.as_mut().map(|timer| Pin::new(timer).poll(cx));
-            let readable = self.descriptor.poll_readable(cx)?;
+            let readable = match self.descriptor.poll_readable(cx) {
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.shared.fail(error).into())),
+                readable => readable,
+            };
             if readable.is_pending() && !matches!(timer, Some(Poll::Ready(_))) {
                 return Poll::Pending;
             }
@@ -63,10 +66,17 @@ impl Drop for Driver {
     /// Kills the VM and waits for its processes, which takes milliseconds, so that waiters return
     /// although the VM has no driver any more.
     fn drop(&mut self) {
-        self.shared.lock().vm.abandon();
+        self.shared.prepare(|state| state.vm.abandon());
         // The lifecycle's deadlines end this loop, even if a process does not exit.
-        while let Ok(DriveOutcome::Again(wait)) = self.shared.drive()
-            && wait_readable(self.descriptor.get_ref().as_fd(), wait).is_ok()
-        {}
+        while let DriveOutcome::Again(wait) = self.shared.drive() {
+            // Threads may still write the output of a VM that has ended.
+            if self.shared.lock().has_ended() {
+                return;
+            }
+            if let Err(error) = wait_readable(self.descriptor.get_ref().as_fd(), wait) {
+                self.shared.fail(error);
+                return;
+            }
+        }
     }
 }

@@ -1,37 +1,62 @@
 //! Drivers of the async API, and the state they share with handles.
 //!
 //! A [`Shared`] VM is an [`embed::Vm`] behind a lock, with the wakers of its waiters. Handles
-//! submit requests and wait. A driver calls [`Shared::drive`] when the descriptor is readable or
-//! the deadline has passed, and wakes the waiters. There are two drivers: one lazily started thread
-//! for all VMs ([`on_thread`]), and a future ([`by_future`]).
+//! change the VM ([`Shared::change`]) and wait ([`Shared::wait`]). A driver calls
+//! [`Shared::drive`] when the descriptor is readable, the deadline has passed or a handle has
+//! changed the VM, and wakes the waiters.
 //!
-//! After any change that may move the deadline, the caller must call [`Shared::wake_driver`].
+//! There are two drivers: one lazily started thread for all VMs ([`on_thread`]), and a future
+//! ([`by_future`]). The thread drives the VMs that have work and looks at no other: its cost does
+//! not depend on the number of idle VMs.
+//!
+//! A driver that fails kills its VM and gives its error to every waiter and every later call.
+//!
+//! # Locks
+//!
+//! A thread takes locks only from left to right. It runs no waker and drops no future or started
+//! VM while it holds one: a waker and a future may lock again, and a VM waits for its processes.
+//!
+//! ```text
+//! THREAD ──▶ DriverThread.vms
+//! Shared.state ──▶ Shared.snapshot
+//!              ──▶ Reactor.woken, WakeTarget::Future (capsa-io/src/reactor.rs)
+//!              ──▶ WATCHDOG (capsa-io/src/watchdog.rs)
+//! Reactor.ready ──▶ Reactor.woken
+//! ```
 
 mod future;
-mod thread;
+#[cfg(test)]
+mod tests;
 mod unblock;
+mod wakers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use capsa_proto::lifecycle::VmStatus;
+use capsa_io::reactor::{Reactor, Registration};
+use capsa_proto::lifecycle::{StopReport, VmStatus};
 
 use crate::Result;
-use crate::embed::{self, ReaderId, VmEvent, WaitId};
+use crate::embed::{self, VmEvent};
+use wakers::Wakers;
 
 pub use future::Driver;
 pub(crate) use unblock::unblock;
+pub(crate) use wakers::{WaitKey, WaiterId};
 
 /// A VM that the driver thread drives.
 pub(crate) fn on_thread(vm: embed::Vm) -> Result<Arc<Shared>> {
-    let shared = Shared::new(vm, WakeTarget::Thread);
-    thread::register(&shared)?;
-    Ok(shared)
+    let mut running = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+    let thread = match &*running {
+        Some(thread) => Arc::clone(thread),
+        None => Arc::clone(running.insert(DriverThread::start()?)),
+    };
+    Ok(thread.register(vm)?)
 }
 
 /// A VM that a [`Driver`] future drives.
@@ -44,15 +69,29 @@ pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
 /// A VM, its waiters, and how to wake its driver.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// Held for one `on_ready`, which can last as long as a spawn, or for one short call of a
+    /// handle.
     state: Mutex<SharedState>,
+    /// What handles read without waiting for the driver. Held for a copy, also under `state`.
+    snapshot: Mutex<VmSnapshot>,
     wake_target: WakeTarget,
 }
 
 /// How to wake the driver of a VM.
 #[derive(Debug)]
 enum WakeTarget {
-    Thread,
+    /// The thread drives the VM with this key.
+    Thread(Arc<DriverThread>, usize),
+    /// Locked to set or take the waker.
     Future(Mutex<Option<Waker>>),
+}
+
+/// A copy of what changes only in [`Shared::drive`] and [`Shared::change`].
+#[derive(Debug, Clone)]
+pub(crate) struct VmSnapshot {
+    pub(crate) status: VmStatus,
+    pub(crate) report: Option<StopReport>,
+    pub(crate) hypervisor_pid: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -65,125 +104,109 @@ pub(crate) struct SharedState {
     /// Threads that still write the VM's output: to standard output or to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
-    timers: BTreeMap<(Instant, u64), Waker>,
-    next_waiter_id: u64,
+    /// Why there is no driver any more.
+    failure: Option<DriverFailure>,
+    /// How often the VM was driven.
+    #[cfg(test)]
+    drives: u64,
 }
 
-/// The wakers by what they wait for. Each waiter has at most one waker, so repeated polls and
-/// cancelled waits do not accumulate.
-type Wakers = BTreeMap<WaitKey, Waker>;
+/// The error that ended a driver before its VM.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the driver of the VM has failed: {0}")]
+struct DriverFailure(Arc<io::Error>);
 
-/// What a future waits for, and which future it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum WaitKey {
-    Status(WaiterId),
-    Data(ReaderId),
-    Writable(WaiterId),
-    Ended(WaitId),
-}
-
-/// Distinguishes waiters for the same event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct WaiterId(u64);
-
-/// A waiter for a change of status. Dropping it removes its waker.
+/// A waiter for a status, or for a time. Dropping it removes its waker.
 #[derive(Debug)]
-pub(crate) struct StatusWaiter<'a> {
+pub(crate) struct Waiter<'a> {
     shared: &'a Shared,
     key: WaitKey,
 }
 
-impl<'a> StatusWaiter<'a> {
+impl<'a> Waiter<'a> {
     pub(crate) fn for_status(shared: &'a Shared) -> Self {
-        let key = WaitKey::Status(shared.lock().waiter_id());
-        Self { shared, key }
+        Self { shared, key: WaitKey::Status(shared.waiter_id()) }
     }
 
-    /// Wakes `waker` at the next event, once.
-    pub(crate) fn register_waker(&self, state: &mut SharedState, waker: &Waker) {
-        state.register_waker(self.key, waker);
+    pub(crate) fn until(shared: &'a Shared, at: Instant) -> Self {
+        Self { shared, key: WaitKey::Timer(at, shared.waiter_id()) }
+    }
+
+    /// Like [`Shared::wait`].
+    pub(crate) fn wait<T, E: From<io::Error>>(
+        &self,
+        state: &mut SharedState,
+        cx: &Context<'_>,
+    ) -> Poll<std::result::Result<T, E>> {
+        self.shared.wait(state, self.key, cx)
     }
 }
 
-impl Drop for StatusWaiter<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.shared.lock().remove_waker(self.key);
     }
 }
 
-impl SharedState {
-    /// Wakes `waker` at the next event, once.
-    pub(crate) fn register_waker(&mut self, key: WaitKey, waker: &Waker) {
-        self.wakers.insert(key, waker.clone());
-    }
-
-    pub(crate) fn remove_waker(&mut self, key: WaitKey) {
-        self.wakers.remove(&key);
-    }
-
-    pub(crate) fn waiter_id(&mut self) -> WaiterId {
-        self.next_waiter_id += 1;
-        WaiterId(self.next_waiter_id)
-    }
-
-    /// Removes and returns the wakers whose keys match.
-    fn take(&mut self, matches: impl Fn(&WaitKey) -> bool) -> Vec<Waker> {
-        let (taken, left) =
-            std::mem::take(&mut self.wakers).into_iter().partition(|(key, _)| matches(key));
-        self.wakers = left;
-        let taken: Wakers = taken;
-        taken.into_values().collect()
-    }
-
-    /// Wakes `waker` at `at`, unless the timer is removed by the returned key.
-    pub(crate) fn set_timer(&mut self, at: Instant, waker: &Waker) -> (Instant, u64) {
-        let key = (at, self.waiter_id().0);
-        self.timers.insert(key, waker.clone());
-        key
-    }
-
-    pub(crate) fn clear_timer(&mut self, key: (Instant, u64)) {
-        self.timers.remove(&key);
-    }
-
-    /// The VM has ended and all its output is written.
-    pub(crate) fn has_finished(&self) -> bool {
-        self.vm.status().is_terminal() && self.relays == 0
-    }
-
-    fn next_timeout(&self) -> Option<Duration> {
-        let timer = self.timers.keys().next();
-        let timer = timer.map(|(at, _)| at.saturating_duration_since(Instant::now()));
-        match (self.vm.next_timeout(), timer) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
-    }
+/// What a driver does next.
+#[derive(Debug)]
+enum DriveOutcome {
+    /// Wait for the descriptor, at most this long.
+    Again(Option<Duration>),
+    /// The VM has ended and produces no more events, and all its output is written.
+    Over,
+    /// The VM cannot be driven.
+    Failed(io::Error),
 }
 
 impl Shared {
     fn new(vm: embed::Vm, wake_target: WakeTarget) -> Arc<Self> {
+        let snapshot = Mutex::new(VmSnapshot::of(&vm));
         let state = SharedState {
             vm,
             has_run: false,
             started: None,
             relays: 0,
-            wakers: Wakers::new(),
-            timers: BTreeMap::new(),
-            next_waiter_id: 0,
+            wakers: Wakers::default(),
+            failure: None,
+            #[cfg(test)]
+            drives: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), wake_target })
+        Arc::new(Self { state: Mutex::new(state), snapshot, wake_target })
     }
 
-    /// Locks the VM. The driver holds the lock for at most one `on_ready` call.
+    /// Locks the VM, to look at it or to take what is there. It waits while the driver is in
+    /// `on_ready`.
     pub(crate) fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the driver, which then does pending work and computes the next deadline.
+    /// The status and what belongs to it. Never waits for the driver, and never lags behind what a
+    /// waiter was woken for.
+    pub(crate) fn snapshot(&self) -> VmSnapshot {
+        self.locked_snapshot().clone()
+    }
+
+    /// Changes the VM, then wakes its driver, which does the pending work and computes the next
+    /// deadline.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut SharedState) -> T) -> T {
+        let result = self.prepare(change);
+        self.wake_driver();
+        result
+    }
+
+    /// Like [`change`](Self::change), without waking the driver: the caller does that.
+    pub(crate) fn prepare<T>(&self, change: impl FnOnce(&mut SharedState) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        *self.locked_snapshot() = VmSnapshot::of(&state.vm);
+        result
+    }
+
+    /// Wakes the driver of this VM, and no other VM.
     pub(crate) fn wake_driver(&self) {
         match &self.wake_target {
-            WakeTarget::Thread => thread::wake(),
+            WakeTarget::Thread(thread, key) => thread.reactor.wake(*key),
             WakeTarget::Future(waker) => {
                 let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(waker) = waker {
@@ -193,73 +216,279 @@ impl Shared {
         }
     }
 
+    /// Wakes the task of `cx` once, at the next event for `key`. After a new timer, the caller
+    /// must unlock and call [`wake_driver`](Self::wake_driver).
+    ///
+    /// # Errors
+    ///
+    /// When no driver will report an event: it has failed, or it is in another process.
+    pub(crate) fn wait<T, E: From<io::Error>>(
+        &self,
+        state: &mut SharedState,
+        key: WaitKey,
+        cx: &Context<'_>,
+    ) -> Poll<std::result::Result<T, E>> {
+        state.check_driver()?;
+        if let WakeTarget::Thread(thread, _) = &self.wake_target {
+            thread.reactor.check_process()?;
+        }
+        state.wakers.insert(key, cx.waker().clone());
+        Poll::Pending
+    }
+
+    pub(crate) fn waiter_id(&self) -> WaiterId {
+        self.lock().wakers.waiter_id()
+    }
+
+    /// Call this when a thread has written all output: it wakes the waiters for the end.
+    pub(crate) fn relay_finished(&self) {
+        let mut wake = Vec::new();
+        {
+            let mut state = self.lock();
+            state.relays = state.relays.saturating_sub(1);
+            state.wakers.take_status(&mut wake);
+        }
+        wake_all(wake);
+        self.wake_driver();
+    }
+
     /// A duplicate of the descriptor, for the driver's own poller.
     fn descriptor(&self) -> io::Result<OwnedFd> {
         self.lock().vm.as_fd().try_clone_to_owned()
     }
 
     /// Does the pending work once and wakes the waiters of its events.
-    fn drive(&self) -> io::Result<DriveOutcome> {
+    fn drive(&self) -> DriveOutcome {
         let mut wake = Vec::new();
-        let round = {
+        let outcome = {
             let mut state = self.lock();
-            state.vm.on_ready()?;
-            while let Some(event) = state.vm.poll_event() {
-                state.dispatch(&event, &mut wake);
-            }
-            let now = Instant::now();
-            while let Some(timer) = state.timers.first_entry()
-                && timer.key().0 <= now
+            #[cfg(test)]
             {
-                wake.push(timer.remove());
+                state.drives += 1;
             }
-            if state.vm.status().is_terminal() && state.vm.next_timeout().is_none() {
-                DriveOutcome::Over
-            } else {
-                DriveOutcome::Again(state.next_timeout())
-            }
+            let outcome = match state.check_driver().and_then(|()| state.vm.on_ready()) {
+                Ok(()) => state.dispatch(&mut wake),
+                Err(error) => DriveOutcome::Failed(state.fail(error, &mut wake)),
+            };
+            *self.locked_snapshot() = VmSnapshot::of(&state.vm);
+            outcome
         };
-        // Wakers run outside the lock, because they may take it. A waker is code of the program; a
-        // panic in it must not end the thread that serves other VMs.
-        for waker in wake {
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!("a waker panicked: its future may never be woken");
-            }
-        }
-        Ok(round)
+        wake_all(wake);
+        outcome
+    }
+
+    /// Ends the driver of this VM before the VM: see [`SharedState::fail`].
+    fn fail(&self, error: io::Error) -> io::Error {
+        let mut wake = Vec::new();
+        let error = self.prepare(|state| state.fail(error, &mut wake));
+        wake_all(wake);
+        error
+    }
+
+    fn locked_snapshot(&self) -> MutexGuard<'_, VmSnapshot> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a driver does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DriveOutcome {
-    /// Wait for the descriptor, at most this long.
-    Again(Option<Duration>),
-    /// The VM has ended and produces no more events.
-    Over,
+impl VmSnapshot {
+    fn of(vm: &embed::Vm) -> Self {
+        let (report, hypervisor_pid) = (vm.stop_report(), vm.hypervisor_pid());
+        Self { status: vm.status(), report, hypervisor_pid }
+    }
 }
 
 impl SharedState {
-    fn dispatch(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
-        let is_status = |key: &WaitKey| matches!(key, WaitKey::Status(_));
-        let is_console = |key: &WaitKey| matches!(key, WaitKey::Data(_) | WaitKey::Writable(_));
-        wake.extend(match event {
-            VmEvent::Status(status) => {
-                self.has_run |= *status == VmStatus::Running;
-                let is_last = status.is_terminal();
-                self.take(|key| is_status(key) || is_last && is_console(key))
-            }
-            VmEvent::ConsoleData => self.take(|key| matches!(key, WaitKey::Data(_))),
-            VmEvent::ConsoleWritable => self.take(|key| matches!(key, WaitKey::Writable(_))),
-            VmEvent::ConsoleClosed => self.take(is_console),
-            VmEvent::Ended(id) => self.wakers.remove(&WaitKey::Ended(*id)).into_iter().collect(),
-            _ => Vec::new(),
-        });
+    pub(crate) fn remove_waker(&mut self, key: WaitKey) {
+        self.wakers.remove(key);
     }
 
-    /// A thread has written all output: wakes the waiters for the end.
-    pub(crate) fn relayed(&mut self) -> Vec<Waker> {
-        self.relays = self.relays.saturating_sub(1);
-        self.take(|key| matches!(key, WaitKey::Status(_)))
+    /// Returns the error that ended the driver, if it has failed.
+    pub(crate) fn check_driver(&self) -> io::Result<()> {
+        match &self.failure {
+            None => Ok(()),
+            Some(failure) => Err(io::Error::new(failure.0.kind(), failure.clone())),
+        }
+    }
+
+    /// The VM has ended and all its output is written.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.vm.status().is_terminal() && self.relays == 0
+    }
+
+    /// The VM has ended and produces no more events.
+    fn has_ended(&self) -> bool {
+        self.vm.status().is_terminal() && self.vm.next_timeout().is_none()
+    }
+
+    /// Takes the VM's events, and moves the wakers that wait for them to `wake`.
+    fn dispatch(&mut self, wake: &mut Vec<Waker>) -> DriveOutcome {
+        while let Some(event) = self.vm.poll_event() {
+            self.has_run |= event == VmEvent::Status(VmStatus::Running);
+            self.wakers.take(&event, wake);
+        }
+        let now = Instant::now();
+        self.wakers.take_due(now, wake);
+        let timer = self.wakers.next_timer().map(|at| at.saturating_duration_since(now));
+        if self.has_ended() && self.relays == 0 {
+            return DriveOutcome::Over;
+        }
+        match (self.vm.next_timeout(), timer) {
+            (Some(a), Some(b)) => DriveOutcome::Again(Some(a.min(b))),
+            (a, b) => DriveOutcome::Again(a.or(b)),
+        }
+    }
+
+    /// Records that the driver has failed, kills the VM, which nothing watches any more, and moves
+    /// all wakers to `wake`. Returns the error for the driver itself.
+    fn fail(&mut self, error: io::Error, wake: &mut Vec<Waker>) -> io::Error {
+        if self.failure.is_none() {
+            let run_dir = self.vm.launch_plan().run_dir().display();
+            tracing::error!(%run_dir, "cannot drive a VM: {error}");
+            self.failure = Some(DriverFailure(Arc::new(error)));
+            if self.vm.status() != VmStatus::Created {
+                self.vm.abandon();
+            }
+        }
+        self.wakers.take_all(wake);
+        self.check_driver().expect_err("the failure was just recorded")
+    }
+}
+
+/// Runs wakers, outside the locks because they may take them.
+///
+/// A waker is code of the program; a panic in it must not end the thread that serves other VMs.
+fn wake_all(wakers: Vec<Waker>) {
+    for waker in wakers {
+        if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+            tracing::error!("a waker panicked: its future may never be woken");
+        }
+    }
+}
+
+/// The driver thread: one for all VMs of the program, started with the first VM. It waits on one
+/// poller that watches the descriptors of all VMs, and runs until the program exits.
+#[derive(Debug)]
+struct DriverThread {
+    reactor: Reactor,
+    /// Held to add, find or remove one VM.
+    vms: Mutex<RegisteredVms>,
+}
+
+#[derive(Debug, Default)]
+struct RegisteredVms {
+    by_key: HashMap<usize, RegisteredVm>,
+    /// Keys are never used again: a late wake of an ended VM finds nothing.
+    last_key: usize,
+}
+
+#[derive(Debug)]
+struct RegisteredVm {
+    shared: Arc<Shared>,
+    _watch: Registration<OwnedFd>,
+}
+
+/// The running thread. Held while a VM is registered, or the thread starts or ends.
+static THREAD: Mutex<Option<Arc<DriverThread>>> = Mutex::new(None);
+
+impl DriverThread {
+    fn start() -> io::Result<Arc<Self>> {
+        let thread = Arc::new(Self { reactor: Reactor::new()?, vms: Mutex::default() });
+        let theirs = Arc::clone(&thread);
+        std::thread::Builder::new().name("capsa".into()).spawn(move || theirs.run())?;
+        Ok(thread)
+    }
+
+    /// Adds a VM, which is driven until it has ended. No handle exists before this returns, so no
+    /// wake is too early.
+    fn register(self: &Arc<Self>, vm: embed::Vm) -> io::Result<Arc<Shared>> {
+        let key = {
+            let mut vms = self.vms();
+            vms.last_key += 1;
+            vms.last_key
+        };
+        let shared = Shared::new(vm, WakeTarget::Thread(Arc::clone(self), key));
+        let watch = self.reactor.watch(shared.descriptor()?, key)?;
+        let vm = RegisteredVm { shared: Arc::clone(&shared), _watch: watch };
+        self.vms().by_key.insert(key, vm);
+        Ok(shared)
+    }
+
+    fn run(&self) {
+        let (mut deadlines, mut keys) = (Deadlines::default(), Vec::new());
+        loop {
+            keys.clear();
+            if let Err(error) = self.reactor.wait(deadlines.next_timeout(), &mut keys) {
+                return self.fail(&error);
+            }
+            deadlines.take_due(Instant::now(), &mut keys);
+            keys.sort_unstable();
+            keys.dedup();
+            for key in &keys {
+                self.drive(*key, &mut deadlines);
+            }
+        }
+    }
+
+    fn drive(&self, key: usize, deadlines: &mut Deadlines) {
+        let shared = self.vms().by_key.get(&key).map(|vm| Arc::clone(&vm.shared));
+        let Some(shared) = shared else { return };
+        if let DriveOutcome::Again(timeout) = shared.drive() {
+            deadlines.set(key, timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
+            return;
+        }
+        deadlines.set(key, None);
+        // The last reference of a VM may be dropped here, which waits for processes.
+        let removed = self.vms().by_key.remove(&key);
+        drop(removed);
+    }
+
+    /// Ends the thread because its poller is broken. The next VM starts a new one.
+    fn fail(&self, error: &io::Error) {
+        let mut running = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+        let vms = std::mem::take(&mut self.vms().by_key);
+        *running = None;
+        drop(running);
+        for vm in vms.into_values() {
+            vm.shared.fail(io::Error::new(error.kind(), error.to_string()));
+        }
+    }
+
+    fn vms(&self) -> MutexGuard<'_, RegisteredVms> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When each VM must be driven, if nothing happens before.
+#[derive(Debug, Default)]
+struct Deadlines {
+    by_time: BTreeSet<(Instant, usize)>,
+    by_key: HashMap<usize, Instant>,
+}
+
+impl Deadlines {
+    fn set(&mut self, key: usize, at: Option<Instant>) {
+        let before = match at {
+            Some(at) => self.by_key.insert(key, at),
+            None => self.by_key.remove(&key),
+        };
+        if let Some(before) = before {
+            self.by_time.remove(&(before, key));
+        }
+        self.by_time.extend(at.map(|at| (at, key)));
+    }
+
+    fn next_timeout(&self) -> Option<Duration> {
+        let (at, _) = self.by_time.first()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Moves the keys whose time has come to `keys`.
+    fn take_due(&mut self, now: Instant, keys: &mut Vec<usize>) {
+        while let Some(&(at, key)) = self.by_time.first()
+            && at <= now
+        {
+            self.set(key, None);
+            keys.push(key);
+        }
     }
 }

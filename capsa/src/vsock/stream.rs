@@ -14,7 +14,7 @@ use async_io::{Async, Timer};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_lite::future::or;
 
-use crate::driver::{Shared, StatusWaiter};
+use crate::driver::{Shared, Waiter};
 use crate::embed::VsockPortListener;
 use crate::{Error, Result, VmHandle};
 
@@ -108,18 +108,18 @@ impl VsockListener {
     /// # Errors
     ///
     /// [`Error::NotRunning`] when the VM has ended and no connection waits; [`Error::Io`] when a
-    /// system call fails, for example because no descriptor is left.
+    /// system call fails, for example because no descriptor is left, or the VM cannot be driven.
     pub async fn accept(&self) -> Result<VsockStream> {
         let connection =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
-        let waiting = StatusWaiter::for_status(&self.shared);
+        let waiter = Waiter::for_status(&self.shared);
         let ended = poll_fn(|cx| {
             let mut state = self.shared.lock();
+            state.check_driver()?;
             if state.vm.status().is_terminal() {
                 return Poll::Ready(Err(Error::NotRunning));
             }
-            waiting.register_waker(&mut state, cx.waker());
-            Poll::Pending
+            waiter.wait(&mut state, cx)
         });
         or(connection, ended).await
     }
@@ -170,7 +170,11 @@ impl VmHandle {
             }
             error => error,
         };
-        let begun = self.shared().lock().vm.vsock_connect(port);
+        let begun = {
+            let state = self.shared().lock();
+            state.check_driver()?;
+            state.vm.vsock_connect(port)
+        };
         let mut connecting = begun.map_err(refused)?;
         while !connecting.proceed().map_err(|error| refused(error.into()))? {
             Async::new_nonblocking(connecting.as_fd())?.readable().await?;
@@ -233,7 +237,10 @@ impl VmHandle {
     /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
     /// has ended; [`Error::Io`] with `AddrInUse` when the port has a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
-        let listener = self.shared().lock().vm.vsock_listen(port)?;
+        let listener = self.shared().change(|state| {
+            state.check_driver()?;
+            state.vm.vsock_listen(port)
+        })?;
         let shared = Arc::clone(self.shared());
         Ok(VsockListener { inner: Async::new_nonblocking(listener)?, shared })
     }

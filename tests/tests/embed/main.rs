@@ -4,6 +4,7 @@ mod basic_usage;
 mod cancellation;
 mod contract;
 mod driver;
+mod driver_failure;
 mod edge_triggered;
 mod event_loops;
 mod loops;

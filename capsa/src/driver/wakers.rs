@@ -1,0 +1,110 @@
+//! [`Wakers`]: the wakers of the futures that wait for one VM.
+//!
+//! They are stored by what they wait for, so that an event takes its wakers and touches no other.
+//! Each waiter has at most one waker, so repeated polls and cancelled waits do not accumulate.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::task::Waker;
+use std::time::Instant;
+
+use crate::embed::{ReaderId, VmEvent, WaitId};
+
+/// What a future waits for, and which future it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WaitKey {
+    Status(WaiterId),
+    Data(ReaderId),
+    Writable(WaiterId),
+    Ended(WaitId),
+    Timer(Instant, WaiterId),
+}
+
+/// Distinguishes waiters for the same event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WaiterId(u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Wakers {
+    status: BTreeMap<WaiterId, Waker>,
+    data: BTreeMap<ReaderId, Waker>,
+    writable: BTreeMap<WaiterId, Waker>,
+    ended: BTreeMap<WaitId, Waker>,
+    timers: BTreeMap<(Instant, WaiterId), Waker>,
+    last_id: u64,
+}
+
+impl Wakers {
+    pub(super) fn waiter_id(&mut self) -> WaiterId {
+        self.last_id += 1;
+        WaiterId(self.last_id)
+    }
+
+    pub(super) fn insert(&mut self, key: WaitKey, waker: Waker) {
+        match key {
+            WaitKey::Status(id) => self.status.insert(id, waker),
+            WaitKey::Data(reader) => self.data.insert(reader, waker),
+            WaitKey::Writable(id) => self.writable.insert(id, waker),
+            WaitKey::Ended(wait) => self.ended.insert(wait, waker),
+            WaitKey::Timer(at, id) => self.timers.insert((at, id), waker),
+        };
+    }
+
+    pub(super) fn remove(&mut self, key: WaitKey) {
+        match key {
+            WaitKey::Status(id) => self.status.remove(&id),
+            WaitKey::Data(reader) => self.data.remove(&reader),
+            WaitKey::Writable(id) => self.writable.remove(&id),
+            WaitKey::Ended(wait) => self.ended.remove(&wait),
+            WaitKey::Timer(at, id) => self.timers.remove(&(at, id)),
+        };
+    }
+
+    /// Moves the wakers that wait for `event` to `wake`.
+    pub(super) fn take(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
+        match event {
+            VmEvent::Status(status) => {
+                self.take_status(wake);
+                if status.is_terminal() {
+                    self.take_console(wake);
+                }
+            }
+            VmEvent::ConsoleData => wake.extend(mem::take(&mut self.data).into_values()),
+            VmEvent::ConsoleWritable => wake.extend(mem::take(&mut self.writable).into_values()),
+            VmEvent::ConsoleClosed => self.take_console(wake),
+            VmEvent::Ended(wait) => wake.extend(self.ended.remove(wait)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn take_status(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(mem::take(&mut self.status).into_values());
+    }
+
+    fn take_console(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(mem::take(&mut self.data).into_values());
+        wake.extend(mem::take(&mut self.writable).into_values());
+    }
+
+    /// Moves the wakers whose time has come to `wake`.
+    pub(super) fn take_due(&mut self, now: Instant, wake: &mut Vec<Waker>) {
+        while let Some(timer) = self.timers.first_entry()
+            && timer.key().0 <= now
+        {
+            wake.push(timer.remove());
+        }
+    }
+
+    /// Moves all wakers to `wake`.
+    pub(super) fn take_all(&mut self, wake: &mut Vec<Waker>) {
+        let Self { status, data, writable, ended, timers, last_id } = mem::take(self);
+        self.last_id = last_id;
+        wake.extend(status.into_values().chain(data.into_values()).chain(writable.into_values()));
+        wake.extend(ended.into_values().chain(timers.into_values()));
+    }
+
+    /// The time of the first timer.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.timers.keys().next().map(|(at, _)| *at)
+    }
+}
