@@ -146,7 +146,9 @@ fn start_hanging_is_given_up<F: Copy + Debug>(claims: &Claims<F>) {
             Limit::Boot => "boot message is answered",
         };
         let want = format!("timed out after {SHORT:?}, waiting until {event}");
-        assert_eq!(it.start_error(), want, "{fault:?}");
+        // The last lines of the VMM may follow.
+        let error = it.start_error();
+        assert!(error.starts_with(&want), "{fault:?}: {error}");
         it.leaves_nothing();
     }
 }
