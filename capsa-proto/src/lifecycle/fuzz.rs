@@ -72,7 +72,7 @@ pub(super) fn run_bytes(bytes: impl Iterator<Item = u8>) -> usize {
 }
 
 /// A launch plan with this many helpers.
-pub(super) fn plan(helpers: usize) -> LaunchPlan {
+pub(crate) fn plan(helpers: usize) -> LaunchPlan {
     let run_dir = HostPath::new("/run/capsa/x").expect("absolute");
     let process = |name: &str, ready: Readiness, ends_with_hypervisor| ProcessPlan {
         name: name.to_owned(),

@@ -534,3 +534,6 @@ impl VmCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

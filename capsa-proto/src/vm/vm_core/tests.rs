@@ -1,0 +1,163 @@
+//! The parts of a VM together: what comes out for what goes in.
+
+use super::*;
+use crate::lifecycle::fuzz::plan;
+use crate::lifecycle::{EndedBy, StartError};
+use crate::plan::{Protocol, StopAction};
+use crate::sim::{QmpServer, SimBackend, event_name};
+use alloc::string::String;
+use alloc::vec;
+
+const VMM: ProcessId = ProcessId(0);
+const NOW: Instant = Instant::ZERO;
+
+fn core_of(plan: LaunchPlan) -> VmCore {
+    let backend = Arc::new(SimBackend::default());
+    VmCore::new(Arc::new(plan), backend, ConsoleMux::disabled(), Timing::default())
+}
+
+fn started(plan: LaunchPlan) -> VmCore {
+    let mut core = core_of(plan);
+    core.start(NOW).unwrap();
+    core
+}
+
+/// The outputs without the log.
+fn outputs(core: &mut VmCore) -> Vec<Output> {
+    let all = core::iter::from_fn(|| core.poll_output(NOW));
+    all.filter(|output| !matches!(output, Output::Log(_))).collect()
+}
+
+fn statuses(core: &mut VmCore) -> Vec<VmStatus> {
+    core::iter::from_fn(|| core.poll_event())
+        .filter_map(|event| match event {
+            VmEvent::Status(status) => Some(status),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Passes bytes both ways until neither side has any; every command succeeds.
+fn exchange(core: &mut VmCore, server: &mut QmpServer) {
+    for _ in 0..10 {
+        core.handle_bytes(NOW, Channel::Control, &server.take_outgoing());
+        assert_eq!(outputs(core), []);
+        let bytes: Vec<u8> = core.outgoing(Channel::Control).unwrap().drain(..).collect();
+        server.handle_bytes(&bytes);
+        while let Some(command) = server.poll_command() {
+            server.accept(&command);
+        }
+    }
+}
+
+fn running() -> (VmCore, QmpServer) {
+    let mut core = started(plan(0));
+    let control = Output::Connect(Channel::Control);
+    assert_eq!(outputs(&mut core), [Output::Launch(VMM), control]);
+    core.handle_connected(NOW, Channel::Control);
+    let mut server = QmpServer::new();
+    exchange(&mut core, &mut server);
+    assert_eq!(statuses(&mut core), [VmStatus::Starting, VmStatus::Running]);
+    (core, server)
+}
+
+#[test]
+fn guest_power_off_over_qmp_ends_vm() {
+    let (mut core, mut server) = running();
+    server.send_event(event_name(GuestEvent::PoweredOff));
+    exchange(&mut core, &mut server);
+    core.handle_exited(NOW, VMM, Exit::with_code(0));
+    assert_eq!(outputs(&mut core), [Output::Release]);
+    core.handle_released(NOW);
+    assert_eq!(core.report().unwrap().ended_by, EndedBy::GuestPowerOff);
+    assert_eq!(core.poll_timeout(), None);
+}
+
+#[test]
+fn connect_refused_is_repeated_by_timer() {
+    let mut core = started(plan(0));
+    outputs(&mut core);
+    for _ in 0..3 {
+        core.handle_connect_failed(NOW, Channel::Control, "refused".into());
+        let at = core.poll_timeout().expect("the next check").at;
+        assert!(at > NOW);
+        core.handle_timeout(at);
+        assert_eq!(outputs(&mut core), [Output::Connect(Channel::Control)]);
+    }
+}
+
+#[test]
+fn launch_failed_connects_nothing() {
+    let mut core = started(plan(0));
+    assert_eq!(core.poll_output(NOW), Some(Output::Log(LogRecord::Status(VmStatus::Starting))));
+    assert_eq!(core.poll_output(NOW), Some(Output::Launch(VMM)));
+    core.handle_launch_failed(NOW, VMM, Cause::new("no such file"));
+    assert_eq!(outputs(&mut core), [Output::Release]);
+    let EndedBy::StartFailed { error } = core.report().unwrap().ended_by else { panic!() };
+    assert_eq!(
+        error,
+        StartError::Launch { process: "vmm".into(), cause: Cause::new("no such file") }
+    );
+}
+
+#[test]
+fn http_uses_one_connection_for_each_message() {
+    let mut plan = plan(0);
+    plan.control.protocol = Protocol::Http;
+    plan.boot = vec![
+        Message::http("create the VM", "PUT", "/create", None),
+        Message::http("boot it", "PUT", "/boot", None),
+    ];
+    plan.quit = StopAction::Control(Message::http("quit", "PUT", "/quit", None));
+    let mut core = started(plan);
+    let connect = Output::Connect(Channel::Control);
+    assert_eq!(outputs(&mut core), [Output::Launch(VMM), connect.clone()]);
+    core.handle_connected(NOW, Channel::Control);
+    assert!(!core.is_open(Channel::Control), "it shows that the VMM listens");
+    for path in ["/create", "/boot"] {
+        assert_eq!(outputs(&mut core), core::slice::from_ref(&connect));
+        core.handle_connected(NOW, Channel::Control);
+        let sent: Vec<u8> = core.outgoing(Channel::Control).unwrap().drain(..).collect();
+        assert!(String::from_utf8(sent).unwrap().starts_with(&alloc::format!("PUT {path} ")));
+        core.handle_bytes(NOW, Channel::Control, b"HTTP/1.1 204 No Content\r\n\r\n");
+        assert!(!core.is_open(Channel::Control));
+    }
+    assert_eq!(outputs(&mut core), []);
+    assert_eq!(*core.status(), VmStatus::Running);
+}
+
+#[test]
+fn exit_report_has_last_stderr_lines() {
+    let mut core = started(plan(0));
+    outputs(&mut core);
+    core.handle_bytes(NOW, Channel::Stderr(VMM), b"bad op");
+    core.handle_bytes(NOW, Channel::Stderr(VMM), b"tion\n");
+    core.handle_exited(NOW, VMM, Exit::with_code(1));
+    assert_eq!(
+        core.report().unwrap().to_string(),
+        "start failed: vmm exited with status 1: bad option"
+    );
+}
+
+#[test]
+fn start_timed_out_has_last_stderr_lines() {
+    let mut core = started(plan(0));
+    outputs(&mut core);
+    core.handle_bytes(NOW, Channel::Stderr(VMM), b"waiting for the disk\n");
+    core.handle_timeout(NOW + Timing::default().launch);
+    assert_eq!(outputs(&mut core), [Output::Signal(VMM, Signal::Kill)]);
+    core.handle_exited(NOW, VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() });
+    let report = core.report().unwrap().to_string();
+    assert!(report.ends_with("control channel is connected: waiting for the disk"), "{report}");
+}
+
+#[test]
+fn invalid_pipe_events_are_taken_once() {
+    let (mut core, _) = running();
+    core.handle_bytes(NOW, Channel::Events, b"{\"event\": \"booted\"} nonsense");
+    assert!(!core.is_open(Channel::Events));
+    core.handle_bytes(NOW, Channel::Events, b"more nonsense");
+    let lost = core::iter::from_fn(|| core.poll_output(NOW))
+        .filter(|output| matches!(output, Output::Log(LogRecord::Input(Input::EventsLost(_)))));
+    assert_eq!(lost.count(), 1);
+}
