@@ -15,11 +15,14 @@ use core::ops::Range;
 /// Linux 6.1).
 const MESSAGE_MAX: usize = 4 << 10;
 
-/// Whether bytes are a time stamp `[   12.345678]`: blanks, seconds, and six digits of microseconds
-/// (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`).
+/// What is at the start of a text: a time stamp `[   12.345678]` of blanks, seconds, and six digits of
+/// microseconds (`print_time` in the kernel's `printk.c`, `"[%5lu.%06lu]"`), or something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timestamp {
-    Whole,
+    /// A time stamp of this length.
+    Whole {
+        len: usize,
+    },
     /// More bytes may complete it.
     Partial,
     No,
@@ -29,25 +32,63 @@ impl Timestamp {
     /// Longer than any time stamp of the kernel.
     const LONGEST: usize = 32;
 
-    /// Classifies bytes that start with `[`.
-    pub(super) fn classify(bytes: &[u8]) -> Self {
-        let digits = |bytes: &[u8]| bytes.iter().take_while(|b| b.is_ascii_digit()).count();
-        let blanks = bytes[1..].iter().take_while(|&&b| b == b' ').count();
-        let rest = &bytes[1 + blanks..];
-        let seconds = digits(rest);
-        if bytes.len() > Self::LONGEST {
+    /// Parses the start of `text`, at most [`LONGEST`](Self::LONGEST) bytes.
+    pub(super) fn parse(text: &[u8]) -> Self {
+        let window = &text[..text.len().min(Self::LONGEST)];
+        let at_end = if window.len() < Self::LONGEST { Self::Partial } else { Self::No };
+        let digits = |from: usize| {
+            from + window[from..].iter().take_while(|byte| byte.is_ascii_digit()).count()
+        };
+        if window.first() != Some(&b'[') {
             return Self::No;
         }
-        match rest[seconds..] {
-            [] => Self::Partial,
-            [b'.', ref rest @ ..] if seconds > 0 => match (digits(rest), rest) {
-                (6, [.., b']']) if rest.len() == 7 => Self::Whole,
-                (n, rest) if n == rest.len() && n <= 6 => Self::Partial,
-                _ => Self::No,
-            },
+        let seconds = 1 + window[1..].iter().take_while(|&&byte| byte == b' ').count();
+        let point = digits(seconds);
+        match window.get(point) {
+            None => return at_end,
+            Some(b'.') if point > seconds => {}
+            Some(_) => return Self::No,
+        }
+        let end = digits(point + 1);
+        match (window.get(end), end - point - 1) {
+            (Some(b']'), 6) => Self::Whole { len: end + 1 },
+            (None, 0..=6) => at_end,
             _ => Self::No,
         }
     }
+}
+
+/// The length of the kernel's prefix at the start of a line: a time stamp and, on some kernels, the
+/// number of a thread or CPU, as in `[    1.234567][    T1] `. Zero if there is none; `None` if more
+/// bytes decide it.
+pub(super) fn prefix_len(line: &[u8]) -> Option<usize> {
+    /// The longest `[    T1]` (`print_caller`, `"[%6s]"`).
+    const CALLER_MAX: usize = 16;
+    let stamp = match Timestamp::parse(line) {
+        Timestamp::Whole { len } => len,
+        Timestamp::Partial => return None,
+        Timestamp::No if line.is_empty() => return None,
+        Timestamp::No => return Some(0),
+    };
+    let rest = &line[stamp..];
+    let is_inside = |byte: &&u8| matches!(byte, b' ' | b'T' | b'C' | b'0'..=b'9');
+    let caller = match rest.first() {
+        None => return None,
+        Some(b'[') => {
+            let end = 1 + rest[1..].iter().take(CALLER_MAX).take_while(is_inside).count();
+            match rest.get(end) {
+                None => return None,
+                Some(b']') => end + 1,
+                Some(_) => 0,
+            }
+        }
+        Some(_) => 0,
+    };
+    let blank = match rest.get(caller) {
+        None => return None,
+        Some(byte) => usize::from(*byte == b' '),
+    };
+    Some(stamp + caller + blank)
 }
 
 /// An iterator over the bytes of a text that skips kernel messages.
@@ -70,9 +111,7 @@ impl<'a> KernelLogFilter<'a> {
     /// Whether the last byte may be the first of an incomplete message.
     pub(super) fn is_in_message(&self) -> bool {
         let text = &self.text[self.at.saturating_sub(1)..];
-        let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)]);
-        text.first() == Some(&b'[')
-            && Timestamp::classify(&text[..stamp.map_or(text.len(), |at| at + 1)]) != Timestamp::No
+        Timestamp::parse(text) != Timestamp::No
             && text.len() < MESSAGE_MAX
             && memchr::memchr(b'\n', text).is_none()
     }
@@ -93,13 +132,7 @@ impl Iterator for KernelLogFilter<'_> {
 
 /// The length of the kernel message at the start of `text`, including its newline.
 fn message(text: &[u8]) -> Option<usize> {
-    if text.first() != Some(&b'[') {
-        return None;
-    }
-    let stamp = memchr::memchr(b']', &text[..text.len().min(Timestamp::LONGEST)])?;
-    if Timestamp::classify(&text[..=stamp]) != Timestamp::Whole {
-        return None;
-    }
+    let Timestamp::Whole { .. } = Timestamp::parse(text) else { return None };
     Some(memchr::memchr(b'\n', &text[..text.len().min(MESSAGE_MAX)])? + 1)
 }
 
@@ -127,6 +160,31 @@ pub(super) fn find_then_parse<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prefix_any_cut_is_undecided_then_whole() {
+        for (line, len) in [
+            (&b"[    0.000000] Linux"[..], 15),
+            (b"[12345.678901]x", 14),
+            (b"[    1.234567][    T1] reboot: ", 23),
+            (b"[    1.234567][   C12]x", 22),
+            (b"[    1.234567][x", 14),
+            (b"[    1.234567]  two blanks", 15),
+            (b"[1.23] x", 0),
+            (b"[    1.2345678] x", 0),
+            (b"[.123456] x", 0),
+            (b"[                                1.234567] x", 0),
+            (b"plain", 0),
+        ] {
+            let decided = (0..=line.len()).find_map(|cut| prefix_len(&line[..cut]));
+            assert_eq!((decided, prefix_len(line)), (Some(len), Some(len)), "{line:?}");
+        }
+        for undecided in
+            [&b""[..], b"[", b"[   ", b"[    1", b"[    1.23", b"[1.234567]", b"[1.234567][ T"]
+        {
+            assert_eq!(prefix_len(undecided), None, "{undecided:?}");
+        }
+    }
 
     #[test]
     fn find_across_kernel_log_skips_messages() {

@@ -57,6 +57,21 @@ impl Stripper {
         }
     }
 
+    /// The length of the complete escape sequences at the start of `bytes`, apart from strings. `None`
+    /// if more bytes decide it.
+    pub(super) fn leading_len(bytes: &[u8]) -> Option<usize> {
+        let (mut stripper, mut len) = (Self::default(), 0);
+        for (i, &byte) in bytes.iter().enumerate() {
+            if stripper.is_text(byte) || stripper.state == StripState::String {
+                return Some(len);
+            }
+            if stripper.state == StripState::Text {
+                len = i + 1;
+            }
+        }
+        None
+    }
+
     /// Whether the next byte is text.
     pub(super) fn is_text(&mut self, byte: u8) -> bool {
         let (state, is_text) = match (self.state, byte) {

@@ -10,6 +10,7 @@
 //! Messages without time stamps are not removed; [`Login`](super::Login) then has to request a new
 //! prompt.
 
+use crate::console::Stripper;
 use crate::console::kernel_log::Timestamp;
 use alloc::vec::Vec;
 use memchr::memmem;
@@ -36,32 +37,20 @@ pub(super) enum PromptKind {
 pub(super) struct Screen {
     text: Vec<u8>,
     shown: u64,
-    state: ScreenState,
+    stripper: Stripper,
+    /// Whether the next byte belongs to a kernel message, up to the end of the line.
+    in_message: bool,
     /// A possible start of a time stamp. It becomes text when it turns out to be none.
     pending: Vec<u8>,
-}
-
-/// What the next byte belongs to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum ScreenState {
-    #[default]
-    Text,
-    /// A kernel message, up to the end of the line.
-    Kernel,
-    /// After an ESC, and intermediate bytes.
-    Escape,
-    /// CSI: parameters, then one final byte.
-    Csi,
-    /// A string (window title), up to BEL or ST. A newline ends it too, so that an unterminated string
-    /// does not hide all later text.
-    String,
 }
 
 impl Screen {
     /// Adds output, at most [`PIECE`] bytes at a time.
     pub(super) fn push(&mut self, piece: &[u8]) {
         for &byte in piece {
-            self.state = self.next(byte);
+            if self.stripper.is_text(byte) {
+                self.push_text(byte);
+            }
         }
         let excess = self.text.len().saturating_sub(WINDOW);
         self.text.drain(..excess);
@@ -110,33 +99,24 @@ impl Screen {
         memmem::find(&self.text, words).is_some()
     }
 
-    fn next(&mut self, byte: u8) -> ScreenState {
-        match (self.state, byte) {
-            (ScreenState::String, 0x07 | b'\n') => ScreenState::Text,
-            // ESC always starts a new sequence. ST, which ends a string, is `ESC \`.
-            (_, 0x1b) => ScreenState::Escape,
-            (ScreenState::String, _) => ScreenState::String,
-            (ScreenState::Escape, b'[') => ScreenState::Csi,
-            (ScreenState::Escape, b']' | b'P' | b'X' | b'^' | b'_') => ScreenState::String,
-            (ScreenState::Escape, 0x20..=0x2f) => ScreenState::Escape,
-            (ScreenState::Csi, 0x20..=0x3f) => ScreenState::Csi,
-            (ScreenState::Escape | ScreenState::Csi, _) => ScreenState::Text,
-            (ScreenState::Kernel, b'\n') => ScreenState::Text,
-            (ScreenState::Kernel, _) => ScreenState::Kernel,
-            (ScreenState::Text, b'\t' | b'\n' | b'\r' | b' '..) => self.push_visible(byte),
-            (ScreenState::Text, _) => ScreenState::Text,
+    fn push_text(&mut self, byte: u8) {
+        if self.in_message {
+            self.in_message = byte != b'\n';
+        } else if matches!(byte, b'\t' | b'\n' | b'\r' | b' '..) {
+            self.push_visible(byte);
         }
     }
 
-    fn push_visible(&mut self, byte: u8) -> ScreenState {
+    fn push_visible(&mut self, byte: u8) {
         if !self.pending.is_empty() {
             self.pending.push(byte);
-            match Timestamp::classify(&self.pending) {
-                Timestamp::Whole => {
+            match Timestamp::parse(&self.pending) {
+                Timestamp::Whole { .. } => {
                     self.pending.clear();
-                    return ScreenState::Kernel;
+                    self.in_message = true;
+                    return;
                 }
-                Timestamp::Partial => return ScreenState::Text,
+                Timestamp::Partial => return,
                 Timestamp::No => {
                     self.pending.pop();
                     self.shown += self.pending.len() as u64;
@@ -150,7 +130,6 @@ impl Screen {
             self.text.push(byte);
             self.shown += 1;
         }
-        ScreenState::Text
     }
 }
 
