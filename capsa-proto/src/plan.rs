@@ -278,7 +278,7 @@ pub enum CrashReporting {
     /// command then.
     EventThenExit,
     /// The hypervisor sends no event. Capsa relies on the last console output of the guest's kernel
-    /// instead; see [`CrashDetector`](crate::console::CrashDetector).
+    /// instead; see [`ConsoleCrash`](crate::console::ConsoleCrash).
     ConsoleOnly {
         /// Powers the VM off at once, before the guest boots again.
         power_off: Message,

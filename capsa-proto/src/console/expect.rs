@@ -4,7 +4,7 @@
 //! consumes nothing, so the next wait sees the same bytes. A match takes precedence over a deadline
 //! that has passed and over a console that has closed.
 
-use super::fault::{FaultDetector, last_fault};
+use super::fault_check::{FaultCheck, last_fault};
 use super::near_match::near_match;
 use super::{Cursor, FaultReport, Matcher, NearMatch, Scrollback, Search};
 use crate::time::{Deadline, Instant};
@@ -86,7 +86,7 @@ pub enum Outcome {
 #[derive(Debug, Clone)]
 pub struct Expect {
     matcher: Matcher,
-    search: Option<(Search, FaultDetector)>,
+    search: Option<(Search, FaultCheck)>,
     clock: TimeLimit,
     done: bool,
 }
@@ -129,7 +129,7 @@ impl Expect {
         if self.done {
             return None;
         }
-        let panic = self.search.as_ref().and_then(|(_, detector)| detector.confirmed_at());
+        let panic = self.search.as_ref().and_then(|(_, faults)| faults.confirmed_at());
         Deadline::earliest(self.clock.deadline("console wait timed out"), panic)
     }
 
@@ -140,10 +140,10 @@ impl Expect {
         cursor: &Cursor,
         closed: bool,
     ) -> Option<Outcome> {
-        let (_, detector) = self.search.as_ref()?;
+        let (_, faults) = self.search.as_ref()?;
         let tail = || tail_since(log, cursor.offset());
         let waited = self.clock.waited(now);
-        let panic = if closed { detector.report(log) } else { detector.confirmed(now, log) };
+        let panic = if closed { faults.report(log) } else { faults.confirmed(now, log) };
         if let Some(FaultReport { line, .. }) = panic {
             Some(Outcome::Panicked { tail: tail(), waited, line })
         } else if closed {
@@ -166,10 +166,10 @@ impl Expect {
         let origin = cursor.offset();
         // Another caller moved this cursor: the progress of the search is no longer valid.
         if self.search.as_ref().is_none_or(|(search, _)| search.origin() != origin) {
-            self.search = Some((Search::from(origin), FaultDetector::for_panic(origin)));
+            self.search = Some((Search::from(origin), FaultCheck::for_panic(log, origin)));
         }
-        let (search, detector) = self.search.as_mut()?;
-        detector.scan(now, log);
+        let (search, faults) = self.search.as_mut()?;
+        faults.observe(now, log);
         let found = self.matcher.find(search, log)?;
         let groups = self.matcher.groups(&found, log);
         let lost = cursor.lost();

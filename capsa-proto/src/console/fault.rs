@@ -1,35 +1,85 @@
-//! [`FaultDetector`]: recognises guest faults in console output, so that a wait can end before its
-//! timeout.
+//! [`FaultDetector`]: recognises guest faults in console output, once, as it enters the scrollback.
 //!
-//! Three faults are recognised by their text: a kernel panic, an emergency shell, and a refused
-//! login. The text alone is no proof, because a guest may print anything: a fault is confirmed once
-//! the console **has been silent for [`SILENCE`]** after it, and dropped when a kernel boots. The wait
-//! or script decides what a confirmed fault means for it.
+//! A [`Scrollback`] has one detector, and every wait and script of the console asks it for the faults
+//! at or after the offset where the wait began ([`FaultCheck`](super::fault_check::FaultCheck)); none
+//! searches the bytes again. The detector does not decide what a fault means, and it has no clock.
 //!
-//! The texts are those of Linux 6.1 (`kernel/panic.c`), systemd 252 and util-linux 2.38 (`sulogin`),
-//! dracut 059 and initramfs-tools 0.142.
+//! | text | where |
+//! | --- | --- |
+//! | a kernel panic, the last line of a panic, the first message of a kernel | anywhere in a line |
+//! | an emergency shell, a refused login | at the start of a line |
+//! | a restart, the countdown after a panic | at the start of a line, or after time stamps |
+//!
+//! Escape sequences before the text do not matter. The first message of a kernel invalidates all faults
+//! before it.
+//!
+//! # Work and state
+//!
+//! New bytes are searched once, for all waits together: for line starts that may be a text, and for
+//! each text that may be within a line and that matters now. What each push reads again is bounded:
+//! the end of a possible text, and the start of a line that is not decided yet, at most 192 bytes. The first [`PANICS_MAX`] panics since the kernel booted are
+//! kept; beyond that **the newest replaces the one before it**. So a wait never misses a panic: one
+//! that begins after the kept ones and before the newest reports the newest line instead of the first.
+//! Of the other faults only the last counts, so only that one is kept.
+//!
+//! The texts are those of Linux 6.1 (`kernel/panic.c`, `kernel/reboot.c`), systemd 252 and util-linux
+//! 2.38 (`sulogin`), dracut 059 and initramfs-tools 0.142.
 
-use super::{Cursor, Matcher, PatternMatch, Scrollback, Search};
-use crate::time::{Deadline, Instant};
+use super::{ConsoleCrash, Stripper, kernel_log};
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
-use core::time::Duration;
+use memchr::memmem::Finder;
 
-/// The silence after which a fault is confirmed. A panic prints its trace without a pause, so it is
-/// confirmed within a second.
-pub(super) const SILENCE: Duration = Duration::from_millis(500);
+/// How many panics of one kernel are kept.
+const PANICS_MAX: usize = 16;
 
-/// Most bytes of a line that a report contains.
-const REPORTED_LINE_MAX: usize = 256;
+/// How far after its first line the last line of a panic counts.
+const TRACE_MAX: u64 = 32 << 10;
 
-/// How far after its first line the last line of a panic is searched.
-const TRACE_MAX: usize = 32 << 10;
+/// How many bytes of escape sequences may precede a text at the start of a line.
+const ESCAPES_MAX: usize = 64;
 
-/// The start of a kernel's first message. It invalidates a fault of the kernel before it.
-const BOOT: &str = "Linux version ";
+/// The length of the longest text of a program.
+const PROGRAM_TEXT_MAX: usize = 57;
+
+/// How far before a panic its line starts, if it starts with the panic: escape sequences, a time stamp
+/// with the number of a thread, and [`PANIC_END`].
+const LINE_PREFIX_MAX: usize = 128;
+
+/// The texts that are found within lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KernelText {
+    Panic,
+    Restart,
+    /// The first message of a kernel.
+    Boot,
+    /// The countdown after a panic.
+    Countdown,
+}
+
+const KERNEL_TEXTS: [(KernelText, &str); 4] = [
+    (KernelText::Panic, PANIC),
+    (KernelText::Restart, "reboot: Restarting system"),
+    (KernelText::Boot, "Linux version "),
+    (KernelText::Countdown, "Rebooting in "),
+];
+
+const PANIC: &str = "Kernel panic - not syncing";
 
 /// The start of the last line of a panic, which repeats the text of the first.
 const PANIC_END: &[u8] = b"---[ end ";
+
+/// The texts at the start of lines that programs print.
+const PROGRAM_TEXTS: &[(&str, GuestFault)] = &[
+    ("You are in emergency mode", GuestFault::EmergencyShell),
+    ("Press Enter for maintenance", GuestFault::EmergencyShell),
+    ("Give root password for maintenance", GuestFault::EmergencyShell),
+    ("Cannot open access to console, the root account is locked", GuestFault::EmergencyShell),
+    ("Entering emergency mode", GuestFault::EmergencyShell),
+    ("(initramfs) ", GuestFault::EmergencyShell),
+    ("Login incorrect", GuestFault::LoginIncorrect),
+];
 
 /// A fault of the guest that its console output shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,231 +118,322 @@ impl fmt::Display for FaultReport {
     }
 }
 
-const PANIC: &[(&str, GuestFault)] = &[("Kernel panic - not syncing", GuestFault::KernelPanic)];
-
-const ALL: &[(&str, GuestFault)] = &[
-    PANIC[0],
-    ("You are in emergency mode", GuestFault::EmergencyShell),
-    ("Press Enter for maintenance", GuestFault::EmergencyShell),
-    ("Give root password for maintenance", GuestFault::EmergencyShell),
-    ("Cannot open access to console, the root account is locked", GuestFault::EmergencyShell),
-    ("Entering emergency mode", GuestFault::EmergencyShell),
-    ("(initramfs) ", GuestFault::EmergencyShell),
-    ("Login incorrect", GuestFault::LoginIncorrect),
-];
-
-/// Recognises guest faults in console output.
-#[derive(Debug, Clone)]
-pub(super) struct FaultDetector {
-    texts: &'static [(&'static str, GuestFault)],
-    /// Matches the texts and, while there is a candidate, [`BOOT`] after them.
-    matcher: Matcher,
-    search: Search,
-    candidate: Option<FaultCandidate>,
-    /// The end of the output, and the time of its last change.
-    silent: Option<(u64, Instant)>,
+/// A fault that was recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DetectedFault {
+    pub(super) fault: GuestFault,
+    /// The offset of its text.
+    pub(super) at: u64,
+    pub(super) text: &'static str,
+    /// Whether it is a panic whose last line was printed.
+    pub(super) is_complete: bool,
 }
 
-/// A fault whose text was found at this offset, and which is not confirmed yet.
-#[derive(Debug, Clone, Copy)]
-struct FaultCandidate {
-    fault: GuestFault,
-    at: u64,
+/// A message at the start of a line after which a kernel prints only messages of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CrashMessage {
+    pub(super) crash: ConsoleCrash,
+    /// The offset of its text.
+    pub(super) at: u64,
+}
+
+/// Recognises guest faults in the output of one console.
+#[derive(Clone)]
+pub(super) struct FaultDetector {
+    /// One for each of [`KERNEL_TEXTS`].
+    finders: [Finder<'static>; KERNEL_TEXTS.len()],
+    /// The offset up to which the output was searched.
+    searched: u64,
+    /// The end of the last kernel text that was found.
+    text_end: u64,
+    /// The start of a line that more bytes decide.
+    open_line: Option<u64>,
+    /// The panics since the kernel booted, at most [`PANICS_MAX`].
+    panics: Vec<DetectedFault>,
+    /// The last other fault since the kernel booted.
+    other: Option<DetectedFault>,
+    crash: Option<CrashMessage>,
+    panic_lines: u64,
+    #[cfg(test)]
+    work: DetectorWork,
+}
+
+/// How many bytes a detector has read.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct DetectorWork {
+    /// In search of line starts.
+    lines: u64,
+    /// In search of kernel texts, summed over the texts.
+    texts: u64,
+    /// At the start of lines that may be a text.
+    starts: u64,
 }
 
 impl FaultDetector {
-    /// A detector of kernel panics only, from this offset on.
-    pub(super) fn for_panic(from: u64) -> Self {
-        Self::new(PANIC, from)
-    }
-
-    /// A detector of all faults, from this offset on.
-    pub(super) fn for_all(from: u64) -> Self {
-        Self::new(ALL, from)
-    }
-
-    fn new(texts: &'static [(&'static str, GuestFault)], from: u64) -> Self {
-        let matcher = Matcher::new(texts.iter().map(|(text, _)| text));
-        Self { texts, matcher, search: Search::from(from), candidate: None, silent: None }
-    }
-
-    /// Searches the new output, in linear time.
-    pub(super) fn scan(&mut self, now: Instant, log: &Scrollback) {
-        if self.silent.is_none_or(|(end, _)| end != log.end()) {
-            self.silent = Some((log.end(), now));
+    /// A detector for output from offset zero on.
+    pub(super) fn new() -> Self {
+        Self {
+            finders: KERNEL_TEXTS.map(|(_, words)| Finder::new(words)),
+            searched: 0,
+            text_end: 0,
+            open_line: Some(0),
+            panics: Vec::new(),
+            other: None,
+            crash: None,
+            panic_lines: 0,
+            #[cfg(test)]
+            work: DetectorWork::default(),
         }
-        while let Some(found) = self.matcher.find(&mut self.search, log) {
-            let had_candidate = self.candidate.is_some();
-            self.handle_match(found, log);
-            if self.candidate.is_some() != had_candidate {
-                let boot = self.candidate.is_some().then_some(BOOT);
-                self.matcher = Matcher::new(self.texts.iter().map(|(text, _)| *text).chain(boot));
+    }
+
+    /// Searches the new output. `kept` is all that the scrollback keeps, and starts at offset `start`.
+    /// A text that was dropped before it was complete is not recognised.
+    pub(super) fn scan(&mut self, kept: &[u8], start: u64) {
+        if self.searched < start {
+            (self.searched, self.text_end) = (start, start);
+        }
+        let open_line = self.open_line.take().filter(|line| *line >= start);
+        open_line.inspect(|line| self.begin_line(&kept[(line - start) as usize..], *line));
+
+        // A text may have started before the new bytes.
+        let end = start + kept.len() as u64;
+        let from =
+            self.searched.saturating_sub(PANIC.len() as u64 - 1).max(self.text_end).max(start);
+        let mut searches = [TextSearch { from, found: None }; KERNEL_TEXTS.len()];
+        loop {
+            let next = (0..searches.len()).filter_map(|text| {
+                self.find_text(text, &mut searches[text], kept, start).map(|at| (at, text))
+            });
+            let next = next.min();
+            let is_done = self.find_lines(kept, start, next.map_or(end, |(at, _)| at));
+            match next {
+                // A fault that was found makes another text matter.
+                _ if !is_done => {}
+                Some((at, text)) => {
+                    searches[text].found = None;
+                    self.handle_text(KERNEL_TEXTS[text], kept, start, at);
+                }
+                None => break,
             }
-            self.search = Search::from(found.end);
         }
     }
 
-    /// The fault that was found, confirmed or not.
-    pub(super) fn candidate(&self) -> Option<GuestFault> {
-        self.candidate.as_ref().map(|candidate| candidate.fault)
+    /// The fault for a wait that began at `from`: the first panic, or else the last other fault.
+    pub(super) fn fault_since(&self, from: u64) -> Option<DetectedFault> {
+        self.panic_since(from).or(self.other.filter(|other| other.at >= from))
     }
 
-    /// The fault that was found, once the guest has been silent for [`SILENCE`].
-    pub(super) fn confirmed(&self, now: Instant, log: &Scrollback) -> Option<FaultReport> {
-        let deadline = self.confirmed_at()?;
-        if now >= deadline.at { self.report(log) } else { None }
+    /// The first panic at or after `from`.
+    pub(super) fn panic_since(&self, from: u64) -> Option<DetectedFault> {
+        self.panics.iter().find(|panic| panic.at >= from).copied()
     }
 
-    /// A report of the fault that was found, confirmed or not.
-    pub(super) fn report(&self, log: &Scrollback) -> Option<FaultReport> {
-        let candidate = self.candidate.as_ref()?;
-        let line = log.since(candidate.at);
-        let line = &line[..line.len().min(REPORTED_LINE_MAX)];
-        let line = line.split(|&b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
-        Some(FaultReport {
-            fault: candidate.fault,
-            line: String::from_utf8_lossy(line).trim_end().into(),
-        })
+    /// The last message that may be the last one of a kernel.
+    pub(super) fn crash_message(&self) -> Option<CrashMessage> {
+        self.crash
     }
 
-    /// The time since which the guest has printed nothing.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
-        self.silent.map(|(_, since)| since)
+    /// How often the text of a panic was printed, anywhere in a line.
+    pub(super) fn panic_lines(&self) -> u64 {
+        self.panic_lines
     }
 
-    /// Restarts the silence. Called while output is not read: then silence proves nothing.
-    pub(super) fn restart_silence(&mut self) {
-        self.silent = None;
+    fn has_fault(&self) -> bool {
+        !self.panics.is_empty() || self.other.is_some()
     }
 
-    /// When the fault is confirmed, if the guest prints nothing more.
-    pub(super) fn confirmed_at(&self) -> Option<Deadline> {
-        self.candidate.as_ref()?;
-        Some(Deadline { at: self.silent?.1 + SILENCE, why: "a guest fault may be confirmed" })
-    }
-
-    /// Whether the panic is complete: a kernel prints a last line too.
-    pub(super) fn panic_is_complete(&self, log: &Scrollback) -> bool {
-        let Some(FaultCandidate { fault: GuestFault::KernelPanic, at, .. }) = self.candidate else {
-            return false;
+    /// The next place of a text, if it matters now. No byte is searched twice for it.
+    fn find_text(
+        &mut self,
+        text: usize,
+        search: &mut TextSearch,
+        kept: &[u8],
+        start: u64,
+    ) -> Option<u64> {
+        let matters = match KERNEL_TEXTS[text].0 {
+            KernelText::Panic | KernelText::Restart => true,
+            KernelText::Boot => self.has_fault(),
+            KernelText::Countdown => {
+                let is_open =
+                    |p: &DetectedFault| !p.is_complete && self.searched < p.at + TRACE_MAX;
+                self.panics.iter().any(is_open)
+            }
         };
-        let text = log.since(at);
-        let text = &text[..text.len().min(TRACE_MAX)];
-        [&b"---[ end Kernel panic - not syncing"[..], b"Rebooting in "]
-            .iter()
-            .any(|words| memchr::memmem::find(text, words).is_some())
+        if matters && search.found.is_none() {
+            let rest = &kept[(search.from - start) as usize..];
+            let len = self.finders[text].find(rest);
+            search.found = len.map(|len| search.from + len as u64);
+            let read = len.map_or(rest.len(), |len| len + KERNEL_TEXTS[text].1.len());
+            search.from += read as u64;
+            self.count_work(0, read, 0);
+        }
+        search.found.filter(|_| matters)
     }
 
-    fn handle_match(&mut self, found: PatternMatch, log: &Scrollback) {
-        let Some(&(_, fault)) = self.texts.get(found.pattern) else {
-            // A kernel boots: the fault of the kernel before it is over.
-            self.candidate = None;
+    /// Handles the lines that start up to `upto`. Returns `false`, before all are handled, if there is
+    /// a fault now and there was none.
+    fn find_lines(&mut self, kept: &[u8], start: u64, upto: u64) -> bool {
+        let had_fault = self.has_fault();
+        let upto = (upto.max(self.searched) - start) as usize;
+        let mut at = (self.searched - start) as usize;
+        while let Some(len) = find_line_start(&kept[at..upto]) {
+            self.count_work(len, 0, 0);
+            at += len;
+            self.begin_line(&kept[at..], start + at as u64);
+            if self.has_fault() != had_fault {
+                self.searched = start + at as u64;
+                return false;
+            }
+        }
+        self.count_work(upto - at, 0, 0);
+        self.searched = start + upto as u64;
+        true
+    }
+
+    /// Handles the line that starts at this offset, or leaves it open.
+    fn begin_line(&mut self, line: &[u8], offset: u64) {
+        self.count_work(0, 0, line.len().min(ESCAPES_MAX + PROGRAM_TEXT_MAX));
+        match LineStart::parse(line) {
+            LineStart::Open => self.open_line = Some(offset),
+            LineStart::Other => {}
+            LineStart::Fault { fault, text, escapes } => {
+                let at = offset + escapes as u64;
+                self.other = Some(DetectedFault { fault, at, text, is_complete: false });
+            }
+        }
+    }
+
+    fn handle_text(&mut self, text: (KernelText, &str), kept: &[u8], start: u64, at: u64) {
+        self.text_end = self.text_end.max(at + text.1.len() as u64);
+        match text.0 {
+            KernelText::Panic => self.handle_panic(kept, start, at),
+            KernelText::Restart if starts_line(kept, start, at) => {
+                self.crash = Some(CrashMessage { crash: ConsoleCrash::Restart, at });
+            }
+            KernelText::Countdown if starts_line(kept, start, at) => self.complete_panics(at),
+            KernelText::Restart | KernelText::Countdown => {}
+            KernelText::Boot => {
+                self.panics.retain(|panic| panic.at > at);
+                self.other = self.other.filter(|other| other.at > at);
+            }
+        }
+    }
+
+    fn handle_panic(&mut self, kept: &[u8], start: u64, at: u64) {
+        self.panic_lines += 1;
+        let before = &kept[..(at - start) as usize];
+        let is_end = before.ends_with(PANIC_END);
+        let line = if is_end { at - PANIC_END.len() as u64 } else { at };
+        if starts_line(kept, start, line) {
+            self.crash = Some(CrashMessage { crash: ConsoleCrash::Panic, at: line });
+        }
+        if is_end {
+            self.complete_panics(line);
             return;
-        };
-        let is_fault = match fault {
-            // The last line of a panic repeats the text.
-            GuestFault::KernelPanic => !bytes_before(log, found.start).ends_with(PANIC_END),
-            _ => is_line_start(bytes_before(log, found.start)),
-        };
-        // A panic is not replaced by another fault.
-        if is_fault && self.candidate() != Some(GuestFault::KernelPanic) {
-            self.candidate = Some(FaultCandidate { fault, at: found.start });
+        }
+        if self.panics.len() == PANICS_MAX {
+            self.panics.pop();
+        }
+        let fault = GuestFault::KernelPanic;
+        self.panics.push(DetectedFault { fault, at, text: PANIC, is_complete: false });
+    }
+
+    /// The last line of a panic is at this offset.
+    fn complete_panics(&mut self, at: u64) {
+        for panic in &mut self.panics {
+            panic.is_complete |= panic.at < at && at - panic.at < TRACE_MAX;
+        }
+    }
+
+    fn count_work(&mut self, _lines: usize, _texts: usize, _starts: usize) {
+        #[cfg(test)]
+        {
+            self.work.lines += _lines as u64;
+            self.work.texts += _texts as u64;
+            self.work.starts += _starts as u64;
         }
     }
 }
 
-/// Up to 32 bytes before this offset, if the scrollback still has them.
-pub(super) fn bytes_before(log: &Scrollback, offset: u64) -> &[u8] {
-    let bytes = log.since(offset.saturating_sub(32));
-    let len = bytes.len() - log.since(offset).len();
-    &bytes[..len]
+/// The progress of the search for one text in one scan.
+#[derive(Debug, Clone, Copy)]
+struct TextSearch {
+    /// The offset up to which the bytes were searched.
+    from: u64,
+    found: Option<u64>,
 }
 
-/// Whether the text after `before` starts a line, apart from escape sequences.
-pub(super) fn is_line_start(mut before: &[u8]) -> bool {
-    while let Some(csi) = memchr::memmem::rfind(before, b"\x1b[")
-        && before[csi + 2..].iter().all(|b| matches!(b, b' '..=b'?' | b'm' | b'K' | b'J' | b'H'))
-    {
-        before = &before[..csi];
+/// What a line starts with.
+enum LineStart {
+    /// More bytes decide it.
+    Open,
+    /// A text of a program after this many bytes of escape sequences.
+    Fault {
+        fault: GuestFault,
+        text: &'static str,
+        escapes: usize,
+    },
+    Other,
+}
+
+impl LineStart {
+    fn parse(line: &[u8]) -> Self {
+        let window = &line[..line.len().min(ESCAPES_MAX)];
+        let Some(escapes) = Stripper::leading_len(window) else {
+            return if window.len() < ESCAPES_MAX { Self::Open } else { Self::Other };
+        };
+        for &(text, fault) in PROGRAM_TEXTS {
+            let rest = &line[escapes..];
+            let len = text.len().min(rest.len());
+            if text.as_bytes()[..len] == rest[..len] {
+                let is_whole = len == text.len();
+                return if is_whole { Self::Fault { fault, text, escapes } } else { Self::Open };
+            }
+        }
+        Self::Other
     }
-    matches!(before.last(), None | Some(b'\n'))
 }
 
-/// The last guest fault in the unread output, confirmed or not, for the error of a wait. Linear in the
-/// unread output.
-pub(super) fn last_fault(log: &Scrollback, cursor: &Cursor) -> Option<FaultReport> {
-    let mut detector = FaultDetector::for_all(cursor.offset());
-    detector.scan(Instant::ZERO, log);
-    detector.report(log)
+/// The index of the first line start in `bytes` that may be a text of a program or, at the end of
+/// `bytes`, is not known. The first byte is not considered.
+fn find_line_start(bytes: &[u8]) -> Option<usize> {
+    const BLOCK: usize = 64;
+    // An upper-case letter, a parenthesis or an escape sequence. No branches, so that the compiler
+    // vectorises it: most lines start otherwise, and jumping from line to line takes longer.
+    let is_start = |end: u8, first: u8| {
+        (end == b'\n') & ((first.wrapping_sub(b'A') < 26) | (first == b'(') | (first == 0x1b))
+    };
+    let mut at = 0;
+    while let Some(block) = bytes.get(at..at + BLOCK + 1) {
+        let pairs = block.iter().zip(&block[1..]);
+        if pairs.fold(false, |any, (&end, &first)| any | is_start(end, first)) {
+            break;
+        }
+        at += BLOCK;
+    }
+    while let Some(len) = memchr::memchr(b'\n', &bytes[at..]) {
+        at += len + 1;
+        if bytes.get(at).is_none_or(|&first| is_start(b'\n', first)) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// Whether the text at `at` starts its line, after escape sequences and a time stamp at most.
+fn starts_line(kept: &[u8], start: u64, at: u64) -> bool {
+    let at = (at - start) as usize;
+    let window = at.saturating_sub(LINE_PREFIX_MAX);
+    let line = match memchr::memrchr(b'\n', &kept[window..at]) {
+        Some(newline) => window + newline + 1,
+        None if window == 0 && start == 0 => 0,
+        None => return false,
+    };
+    let Some(escapes) = Stripper::leading_len(&kept[line..]) else { return false };
+    let stamp = kernel_log::prefix_len(&kept[line + escapes..]);
+    stamp.is_some_and(|stamp| line + escapes + stamp == at)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(millis: u64) -> Instant {
-        Instant::ZERO + Duration::from_millis(millis)
-    }
-
-    /// The confirmed fault in `text`, the same for any chunking.
-    fn detect(text: &str) -> Option<(GuestFault, String)> {
-        let mut answers = [1, 7, 4096].map(|chunk| {
-            let (mut log, mut detector) = (Scrollback::default(), FaultDetector::for_all(0));
-            for bytes in text.as_bytes().chunks(chunk) {
-                log.push(bytes);
-                detector.scan(at(0), &log);
-                assert_eq!(detector.confirmed(at(499), &log), None, "too early");
-            }
-            detector.confirmed(at(500), &log).map(|s| (s.fault, s.line))
-        });
-        let [first, rest @ ..] = &mut answers;
-        assert!(rest.iter().all(|other| other == first), "chunking made a difference");
-        first.take()
-    }
-
-    #[test]
-    fn fault_texts_at_line_start_are_recognised() {
-        for (text, expected) in [
-            (
-                "[    1.5] Kernel panic - not syncing: VFS: no root\r\n[    1.6] CPU: 0\r\n",
-                Some((GuestFault::KernelPanic, "Kernel panic - not syncing: VFS: no root")),
-            ),
-            (
-                "\r\nYou are in emergency mode. After logging in, type \"journalctl -xb\"\r\n",
-                Some((
-                    GuestFault::EmergencyShell,
-                    "You are in emergency mode. After logging in, type \"journalctl -xb\"",
-                )),
-            ),
-            (
-                "x\r\n\x1b[0m\x1b[1;31mGive root password for maintenance\r\n",
-                Some((GuestFault::EmergencyShell, "Give root password for maintenance")),
-            ),
-            ("\r\n(initramfs) ", Some((GuestFault::EmergencyShell, "(initramfs)"))),
-            ("\r\nLogin incorrect\r\n", Some((GuestFault::LoginIncorrect, "Login incorrect"))),
-            // In the middle of a line it is not a fault.
-            ("# grep 'Login incorrect' log\r\n", None),
-            ("---[ end Kernel panic - not syncing: x ]---\r\n", None),
-            ("Kernel panic - not syncing: x\r\n[    0.000000] Linux version 6.1\r\n", None),
-            ("all is well", None),
-        ] {
-            let expected = expected.map(|(fault, line)| (fault, String::from(line)));
-            assert_eq!(detect(text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn fault_guest_keeps_printing_is_not_confirmed() {
-        let (mut log, mut detector) = (Scrollback::default(), FaultDetector::for_panic(0));
-        log.push(b"Kernel panic - not syncing: x\n");
-        for n in 0..10 {
-            log.push(b"but on it goes\n");
-            detector.scan(at(n * 400), &log);
-            assert_eq!(detector.confirmed(at(n * 400), &log), None);
-            assert_eq!(detector.confirmed_at().unwrap().at, at(n * 400 + 500));
-        }
-        assert!(!detector.panic_is_complete(&log));
-        log.push(b"---[ end Kernel panic - not syncing: x ]---\n");
-        assert!(detector.panic_is_complete(&log));
-    }
-}
+mod tests;

@@ -55,6 +55,7 @@
 //! | object | bound | at the bound |
 //! | --- | --- | --- |
 //! | [`Scrollback`] | its capacity, [`DEFAULT_CAPACITY`] | see [`Overflow`] |
+//! | panics since the kernel booted | 16 | the newest replaces the one before it |
 //! | output of a command | [`OUTPUT_LIMIT`] | the first bytes are kept, [`CommandOutput::truncated`] |
 //! | a command | [`COMMAND_MAX`] | rejected |
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
@@ -72,6 +73,7 @@ mod crash;
 mod cursor;
 mod expect;
 mod fault;
+mod fault_check;
 #[doc(hidden)]
 pub mod fuzz;
 mod input_log;
@@ -88,7 +90,7 @@ mod scrollback;
 mod strip;
 mod wait;
 
-pub use crash::{ConsoleCrash, CrashDetector};
+pub use crash::ConsoleCrash;
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
 pub use fault::{FaultReport, GuestFault};

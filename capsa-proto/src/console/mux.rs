@@ -10,11 +10,13 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Bound;
 use core::time::Duration;
 
+use super::crash::CrashCheck;
 use super::input_log::{InputLogs, InputRecord};
 use super::wait::{Ended, PendingWait, ReaderId, WaitId, WaitKind};
-use super::{ConsoleCrash, CrashDetector, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
+use super::{ConsoleCrash, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
 use crate::text::partial_character_len;
 use crate::time::{Deadline, Instant};
 use crate::vm::{EventQueue, VmEvent};
@@ -63,7 +65,7 @@ pub struct ConsoleMux {
     next_id: u64,
     /// Before the first reader exists, output is kept as if one stood at the oldest byte.
     had_reader: bool,
-    crash_detector: CrashDetector,
+    crash_check: CrashCheck,
     input_logs: InputLogs,
 }
 
@@ -81,7 +83,7 @@ impl ConsoleMux {
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
-            crash_detector: CrashDetector::default(),
+            crash_check: CrashCheck::default(),
             input_logs: InputLogs::default(),
         }
     }
@@ -137,7 +139,7 @@ impl ConsoleMux {
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], events: &mut EventQueue) -> bool {
         self.scrollback.push(bytes);
         events.push(VmEvent::ConsoleData);
-        let panicked = self.crash_detector.scan(now, &self.scrollback);
+        let panicked = self.crash_check.observe(now, &self.scrollback);
         self.poll_waits(now, events);
         panicked
     }
@@ -187,7 +189,7 @@ impl ConsoleMux {
         self.input_logs.power_button(now, self.scrollback.end());
     }
 
-    /// When time makes a difference to a wait, or to the crash detector.
+    /// When time makes a difference to a wait, or to the crash check.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let open = || self.waits.values().filter(|wait| wait.ended.is_none());
         let waits = open().map(|wait| match &wait.kind {
@@ -199,7 +201,7 @@ impl ConsoleMux {
             .close_at
             .filter(|_| open().next().is_some())
             .map(|at| Deadline { at, why: "the console closed, how the VM ended is unknown" });
-        let crash = self.crash_detector.poll_timeout().filter(|_| !self.is_paused());
+        let crash = self.crash_check.poll_timeout().filter(|_| !self.is_paused());
         waits.chain([close, crash]).fold(None, Deadline::earliest)
     }
 
@@ -214,7 +216,7 @@ impl ConsoleMux {
             self.close_at = None;
         }
         self.poll_waits(now, events);
-        if self.is_paused() { None } else { self.crash_detector.poll_crash(now, &self.scrollback) }
+        if self.is_paused() { None } else { self.crash_check.poll_crash(now, &self.scrollback) }
     }
 
     // What the owner does.
@@ -413,13 +415,12 @@ impl ConsoleMux {
     }
 
     fn poll_waits(&mut self, now: Instant, events: &mut EventQueue) {
-        if self.waits.is_empty() {
-            return;
-        }
-        let open: Vec<WaitId> =
-            self.waits.iter().filter(|(_, w)| w.ended.is_none()).map(|(id, _)| *id).collect();
-        for id in open {
-            self.poll_wait(now, id, events);
+        let mut after = Bound::Unbounded;
+        while let Some((&id, wait)) = self.waits.range((after, Bound::Unbounded)).next() {
+            if wait.ended.is_none() {
+                self.poll_wait(now, id, events);
+            }
+            after = Bound::Excluded(id);
         }
     }
 

@@ -3,7 +3,11 @@
 //! The scrollback does not know its readers. A reader's position is a separate
 //! [`Cursor`](super::Cursor), so any number of readers share one scrollback. An offset keeps its
 //! meaning when old bytes are dropped.
+//!
+//! Guest faults are recognised here, where all output passes once; see
+//! [`FaultDetector`](super::fault::FaultDetector).
 
+use super::fault::FaultDetector;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -49,6 +53,7 @@ pub struct Scrollback {
     start: u64,
     capacity: usize,
     overflow: Overflow,
+    faults: FaultDetector,
 }
 
 impl Scrollback {
@@ -61,7 +66,14 @@ impl Scrollback {
     pub fn with_overflow(capacity: usize, overflow: Overflow) -> Self {
         // The limit avoids an overflow in the doubling below.
         let capacity = capacity.clamp(1, usize::MAX / 2);
-        Self { buf: Vec::new(), head: 0, start: 0, capacity, overflow }
+        Self {
+            buf: Vec::new(),
+            head: 0,
+            start: 0,
+            capacity,
+            overflow,
+            faults: FaultDetector::new(),
+        }
     }
 
     /// Appends guest output.
@@ -89,6 +101,7 @@ impl Scrollback {
             self.buf.reserve_exact(target - self.buf.len());
         }
         self.buf.extend_from_slice(bytes);
+        self.faults.scan(&self.buf[self.head..], self.start);
     }
 
     /// Increases the capacity by `more` bytes.
@@ -158,6 +171,11 @@ impl Scrollback {
             Overflow::DropOldest => self.capacity,
             Overflow::Pause => self.capacity - self.since(slowest_reader).len(),
         }
+    }
+
+    /// The guest faults that were recognised in all output so far.
+    pub(super) fn faults(&self) -> &FaultDetector {
+        &self.faults
     }
 
     fn live(&self) -> &[u8] {

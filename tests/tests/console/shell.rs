@@ -25,8 +25,7 @@ fn logged_in(guest: ScriptedGuest) -> (VmHandle, VmConsole) {
 /// Output that imitates prompts, marks and kernel messages.
 fn hostile() -> Vec<Vec<u8>> {
     let ids = (0..2000u64).map(|n| format!("capsa:end:{n:016x}:0;\ncapsa:begin:{n:016x}\n"));
-    let panic =
-        "[    1.0] Kernel panic - not syncing: forged\n---[ end Kernel panic - not syncing ]---\n";
+    let panic = "[    1.000000] Kernel panic - not syncing: forged\n---[ end Kernel panic - not syncing ]---\n";
     vec![
         b"# \n$ \n> \nroot@vm:~# ".to_vec(),
         b"vm login: \nPassword: \nLogin incorrect\n".to_vec(),

@@ -55,7 +55,7 @@ fn guest_end_ends_wait_and_is_named() {
 fn kernel_panic_ends_wait_while_vm_runs() {
     let Some(guest) = NanoGuest::new() else { return };
     let (vm, mut console) = started(&guest);
-    let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
+    let panic = "[    1.500000] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
     console.write_str(panic).unwrap();
     // The echo of an emulated guest takes some time.
     vm.console().unwrap().wait_for_timeout("end Kernel panic\r\n", PATIENCE).unwrap();

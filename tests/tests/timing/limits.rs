@@ -20,7 +20,8 @@ fn kernel_panic_ends_wait_within_a_second() {
         vm.start().unwrap();
         let mut console = vm.console().unwrap();
         console.wait_for_timeout("NANO READY\r\n", PATIENCE).unwrap();
-        let panic = "[    1.5] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
+        let panic =
+            "[    1.500000] Kernel panic - not syncing: no init\r\n---[ end Kernel panic\r\n";
         console.write_str(panic).unwrap();
         // The emulated guest needs some time for its echo.
         vm.console().unwrap().wait_for_timeout("end Kernel panic\r\n", PATIENCE).unwrap();

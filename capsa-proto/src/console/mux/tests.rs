@@ -78,7 +78,7 @@ fn blocked_writer_is_notified_once_of_room() {
 #[test]
 fn paused_guest_is_not_judged_by_its_silence() {
     let old = b"[    1.500000] Kernel panic - not syncing: old\r\n[    1.600000] CPU: 0\r\n";
-    for (more, want) in [(&b"$ "[..], None), (b"[    1.7] ", Some(ConsoleCrash::Panic))] {
+    for (more, want) in [(&b"$ "[..], None), (b"[    1.700000] ", Some(ConsoleCrash::Panic))] {
         let mut queue = EventQueue::default();
         let mut console = connected(old.len(), Overflow::Pause);
         let reader = console.add_reader();

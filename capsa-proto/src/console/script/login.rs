@@ -20,7 +20,7 @@
 
 use super::screen::{PIECE, PromptKind, Screen};
 use super::{CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, hint};
-use crate::console::fault::FaultDetector;
+use crate::console::fault_check::FaultCheck;
 use crate::console::{Cursor, GuestFault, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
@@ -161,7 +161,7 @@ impl Login {
                 if self.name_tries < NAME_TRIES =>
             {
                 self.name_tries += 1;
-                self.context.faults = Some(FaultDetector::for_all(log.end()));
+                self.context.faults = Some(FaultCheck::for_all(log, log.end()));
                 let name = self.username.clone();
                 Some(self.write(LoginStep::Name, &name, now))
             }
@@ -293,7 +293,7 @@ impl Script for Login {
         if self.read(now, log, cursor) {
             return self.refused(cursor);
         }
-        self.context.scan(now, log);
+        self.context.observe(now, log);
         if let Some(error) = self.fault(now, log, closed) {
             return self.context.fail(error, cursor);
         }

@@ -28,7 +28,7 @@ pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
 pub use silence::Silence;
 
 use super::expect::TimeLimit;
-use super::fault::{FaultDetector, last_fault};
+use super::fault_check::{FaultCheck, last_fault};
 use super::{Cursor, FaultReport, GuestFault, NearMatch, Scrollback};
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
@@ -236,7 +236,7 @@ impl fmt::Debug for ScriptAction {
 struct ScriptContext {
     time_limit: TimeLimit,
     begin: Option<Cursor>,
-    faults: Option<FaultDetector>,
+    faults: Option<FaultCheck>,
     ended: Option<ScriptError>,
 }
 
@@ -269,15 +269,15 @@ impl ScriptContext {
         ScriptAction::Done(Err(error))
     }
 
-    /// Searches the new output for guest faults.
-    fn scan(&mut self, now: Instant, log: &Scrollback) {
+    /// Takes in the guest faults in the new output.
+    fn observe(&mut self, now: Instant, log: &Scrollback) {
         let from = self.begin.unwrap_or_default().offset();
-        self.faults.get_or_insert_with(|| FaultDetector::for_all(from)).scan(now, log);
+        self.faults.get_or_insert_with(|| FaultCheck::for_all(log, from)).observe(now, log);
     }
 
     /// The fault that was found, confirmed or not.
     fn fault_candidate(&self) -> Option<GuestFault> {
-        self.faults.as_ref().and_then(FaultDetector::candidate)
+        self.faults.as_ref().and_then(FaultCheck::candidate)
     }
 
     /// Restarts the silence: while the guest may be paused, silence proves nothing.
@@ -288,18 +288,18 @@ impl ScriptContext {
     }
 
     /// Whether there is a panic with its last line.
-    fn panic_is_complete(&self, log: &Scrollback) -> bool {
-        self.faults.as_ref().is_some_and(|faults| faults.panic_is_complete(log))
+    fn panic_is_complete(&self) -> bool {
+        self.faults.as_ref().is_some_and(FaultCheck::panic_is_complete)
     }
 
     /// The time since which the guest has printed nothing.
     fn silent_since(&self) -> Option<Instant> {
-        self.faults.as_ref().and_then(FaultDetector::silent_since)
+        self.faults.as_ref().and_then(FaultCheck::silent_since)
     }
 
     /// When the fault is confirmed, if the guest prints nothing more.
     fn fault_confirmed_at(&self) -> Option<Deadline> {
-        self.faults.as_ref().and_then(FaultDetector::confirmed_at)
+        self.faults.as_ref().and_then(FaultCheck::confirmed_at)
     }
 
     /// The fault that is confirmed now. A closed console confirms it too.

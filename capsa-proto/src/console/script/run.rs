@@ -13,7 +13,7 @@ mod interleaved;
 use super::line::{EncodedCommand, Marks};
 use super::output_buffer::OutputBuffer;
 use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, hint};
-use crate::console::fault::SILENCE;
+use crate::console::fault_check::SILENCE;
 use crate::console::kernel_log::KernelLogFilter;
 use crate::console::near_match::near_match;
 use crate::console::{
@@ -313,7 +313,7 @@ impl RunCommand {
         self.may_be_faulty = match self.context.fault_candidate() {
             // A paused guest is silent for that reason.
             _ if self.is_paused => false,
-            Some(GuestFault::KernelPanic) => closed || self.context.panic_is_complete(log),
+            Some(GuestFault::KernelPanic) => closed || self.context.panic_is_complete(),
             Some(_) => !is_taken,
             None => false,
         };
@@ -385,7 +385,7 @@ impl Script for RunCommand {
         if self.is_paused {
             self.context.restart_silence();
         }
-        self.context.scan(now, log);
+        self.context.observe(now, log);
         self.polled_end = log.end();
         let ends = closed || self.is_rebooted || self.context.is_over(now, closed);
         let ahead = match log.overflow() {

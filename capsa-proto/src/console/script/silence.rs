@@ -57,7 +57,7 @@ impl Script for Silence {
         if let Some(ended) = self.context.enter(cursor) {
             return ended;
         }
-        self.context.scan(now, log);
+        self.context.observe(now, log);
         // Output from before the wait does not interrupt the silence.
         let end = *self.since.0.get_or_insert(log.end());
         if end != log.end() {

@@ -174,8 +174,8 @@ fn error_state_while_running_names_vfkits_error() {
 /// The nano guest echoes such a line, as a hostile guest may print it.
 #[test]
 fn crash_text_ends_vm_only_as_last_output() {
-    let restart = "\r\n[    1.5] reboot: Restarting system\r\n";
-    let panic = "\r\n[    1.5] Kernel panic - not syncing: x\r\n[    1.6] CPU: 0\r\n";
+    let restart = "\r\n[    1.500000] reboot: Restarting system\r\n";
+    let panic = "\r\n[    1.500000] Kernel panic - not syncing: x\r\n[    1.600000] CPU: 0\r\n";
     let mut checks = Vec::new();
     for (text, want) in [(restart, EndedBy::GuestReboot), (panic, EndedBy::GuestPanic)] {
         for faults in [
