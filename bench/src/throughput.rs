@@ -3,8 +3,11 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant as Clock};
 
-use capsa_proto::console::{Cursor, Expect, Matcher, Outcome, Pattern, Scrollback};
+use capsa_proto::console::{
+    ConsoleMux, DEFAULT_CAPACITY, Ended, Expect, Matcher, Outcome, Overflow, Pattern, WaitKind,
+};
 use capsa_proto::time::Instant;
+use capsa_proto::vm::EventQueue;
 use expectrl::process::NonBlocking;
 use expectrl::{Any, Expect as _, Needle, Session};
 use rexpect::reader::{NBReader, Options, ReadUntil, Regex};
@@ -62,27 +65,29 @@ pub(crate) fn measure(library: &str, pattern: &str, chunk: &str) -> Result<()> {
 /// The offset of a match, and the memory in use at that point.
 type Found = (usize, Box<dyn std::any::Any>);
 
-/// Like `capsa_io::console`: at most 8 KiB from a stream into the scrollback, then poll every wait.
+/// Like `capsa_io::console`: at most 8 KiB from a stream into the console, which polls the wait.
 fn capsa(pattern: &str, mut source: Source) -> Result<Found> {
     let matcher = match pattern {
         "literal" => Matcher::new(&LITERALS[..1]),
         "five" => Matcher::new(LITERALS),
         _ => Matcher::of([Pattern::regex(REGEX)?]),
     };
-    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
-    let mut wait = Expect::new(matcher, Instant::ZERO, None);
+    let mut console = ConsoleMux::new(DEFAULT_CAPACITY, Overflow::DropOldest);
+    let (mut events, now) = (EventQueue::default(), Instant::ZERO);
+    let reader = console.add_reader();
+    let wait = WaitKind::Expect(Box::new(Expect::new(matcher, now, None)));
+    let wait = console.begin(now, reader, wait, &mut events);
     let mut buffer = [0; 8192];
     loop {
-        let n = match source.read(&mut buffer) {
+        match source.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            read => read?,
+            read => console.handle_bytes(now, &buffer[..read?], &mut events),
         };
-        log.push(&buffer[..n]);
-        let outcome = wait.poll(Instant::ZERO, &log, &mut cursor, n == 0);
-        match outcome {
+        while events.pop().is_some() {}
+        match console.take_ended(wait) {
             None => {}
-            Some(Outcome::Matched { .. }) => {
-                return Ok((cursor.offset() as usize, Box::new((log, wait))));
+            Some(Ended::Expect(Outcome::Matched { .. })) => {
+                return Ok((console.offset(reader) as usize, Box::new(console)));
             }
             Some(other) => return Err(format!("{other:?}").into()),
         }
