@@ -56,7 +56,7 @@ fn log_of_a_run_has_one_line_per_event() {
     let (code, stderr) = run.wait_for_end();
     assert_eq!(code, 0, "{stderr}");
     assert!(stderr.contains(" INFO vm{id="), "{stderr}");
-    assert!(stderr.contains("capsa_io::supervisor"), "{stderr}");
+    assert!(stderr.contains("capsa_io::vm_io"), "{stderr}");
     assert!(!stderr.chars().any(|c| c.is_control() && c != '\n'), "{stderr:?}");
     for line in stderr.lines() {
         let is_event = ["ERROR", " WARN", " INFO", "DEBUG", "TRACE"].iter().any(|level| {

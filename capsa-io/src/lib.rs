@@ -6,7 +6,7 @@
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | [`supervisor`] | runs one VM: one descriptor, one deadline, one call |
+//! | [`vm_io`] | the I/O of one VM: that of its processes, or of a simulated guest |
 //! | [`context`] | says of an error what failed |
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
@@ -21,7 +21,7 @@
 //!
 //! This crate installs no signal handler and reaps no child that it did not start.
 
-mod clock;
+pub mod clock;
 pub mod context;
 pub mod ephemeral;
 pub mod facts;
@@ -31,7 +31,7 @@ pub mod random;
 pub mod reactor;
 pub mod run_dir;
 mod stream;
-pub mod supervisor;
 mod sys;
+pub mod vm_io;
 pub mod vsock;
 mod watchdog;

@@ -1,7 +1,7 @@
 //! A launch plan: the exact programs, arguments and control messages of one VM.
 //!
 //! A backend turns a validated spec into a launch plan; the lifecycle decides when each part runs, and
-//! the supervisor carries it out. A plan leaves no decision open and is plain data, so `--dry-run`
+//! `capsa-io` carries it out. A plan leaves no decision open and is plain data, so `--dry-run`
 //! prints all of it.
 
 mod vsock;

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa_io::supervisor::Options;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
@@ -16,6 +15,7 @@ use capsa_proto::spec::{
 
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
 use crate::backend::{LaunchPlan, Rejection};
+use crate::embed::Options;
 use crate::recording::Recording;
 use crate::{Error, Result, SharedDir, VmDisk, embed};
 

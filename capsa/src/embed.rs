@@ -60,59 +60,11 @@
 //! `examples/loop_*.rs` drive a VM with `poll(2)`, mio, tokio, smol, async-io, calloop and
 //! io_uring, and two hundred VMs on one thread.
 //!
-//! # Bounds
-//!
-//! | one call of | does at most |
-//! | --- | --- |
-//! | [`Vm::on_ready`] | reads 256 KiB of console output, 64 KiB of control traffic, 64 KiB of events and 64 KiB of each process's standard error, or the [read budget](crate::LinuxVmBuilder::read_budget) of each if that is less; writes what the guest and the hypervisor accept at once, at most 256 KiB queued for the guest; starts each process of the plan, one or two milliseconds each: see [below](#what-on_ready-waits-for) |
-//! | [`Vm::poll_event`], [`Vm::start`], [`Vm::stop`], [`Vm::kill`] | constant work; no system call except reading the clock |
-//! | [`Vm::next_timeout`] | constant work, plus a check of each pending wait |
-//! | [`Vm::write`] | copies the bytes it accepts, and writes what the guest accepts at once |
-//! | [`Vm::take`], [`Vm::take_text`], [`Vm::read`] | copy the unread part of the scrollback; `read`, as much as fits |
-//! | [`Vm::expect`] and the other waits | search the unread output once |
-//! | dropping it | kills the processes and waits until they have exited: milliseconds, and longer while the kernel frees the memory of a large guest; at most 5 seconds for each process, which is then left to the watchdog |
-//!
-//! Events do not accumulate: `ConsoleData` and `ConsoleWritable` are queued at most once until
-//! taken; the number of other events is bounded by status changes, reboots and waits.
-//!
-//! # What `on_ready` waits for
-//!
-//! What another process can delay without a limit is in [`build_embedded`]: the lock of the directory
-//! of run directories, which other programs take too, the removal of what crashed programs left
-//! behind, and probes. `on_ready` waits for the kernel alone:
-//!
-//! | step of a start or an end | waits for | bound |
-//! | --- | --- | --- |
-//! | start of a process | `exec`, that is, until the program's file is opened and mapped. On Linux the child shares this process's memory until then, as with `vfork`, so the time does not depend on how much memory this process has; on macOS it is a `fork`, which copies the page tables | 1.0 ms in the median, 6 ms in 99 % and 12 ms at most of 1,000 starts on a busy host with two cores (`cargo xtask bench spawn`); as long as the file system takes to read the program |
-//! | lock of the watchdog | starts of other VMs of this program, on other threads | one start each |
-//! | watchdog | nothing: it is started once, and replaced if it was killed or does not read | one start |
-//! | ephemeral disk | the creation of a file in `TMPDIR` and the writing of its header; on macOS, the clone of an image | one operation of the file system for each; as long as that takes, for example if `TMPDIR` is on a network file system |
-//! | event pipe, pty, record of a child | `mkfifo`, `openpty`, a line in a file of the run directory | the same |
-//! | connections to the VMM | nothing: they do not block, and are tried again by timer | |
-//! | end | the removal of the files in the run directory | the same |
-//! | exit of a process | nothing: a process is reaped after its descriptor has reported the exit | |
-//! | events of `tracing` | the program's own subscriber | |
-//!
-//! A test in `tests/tests/timing/run_dirs.rs` holds `on_ready` to 250 ms in a call that starts a
-//! process and 50 ms in any other, while another process holds that lock and a thousand directories
-//! wait for a sweep.
-//!
-//! [`build_embedded`]: crate::LinuxVmBuilder::build_embedded
-//!
-//! # When the contract is broken
-//!
-//! | the caller | sees |
-//! | --- | --- |
-//! | never calls `on_ready` | a status that stays [`VmStatus::Starting`], no process, a `next_timeout` of zero, and a warning in the log when the VM is dropped |
-//! | stops calling `on_ready` | a status that does not change and a descriptor that stays readable; the guest blocks when the system's console buffer is full, and no output is lost |
-//! | ignores the deadline | stops that stay [`VmStatus::Stopping`] and waits that never time out, while `next_timeout` is zero; the next call catches up and logs how late it was, and for which deadline |
-//! | skips step 4 in an edge-triggered loop | the same, and unread console output |
-//! | waits without a console, or with an unknown reader | a wait that ends at once, as on a closed console |
-//! | takes no events | a `next_timeout` of zero, so the loop spins |
-//! | watches the descriptor after the VM is dropped | what its loop does with a closed descriptor; deregister first, or watch a duplicate |
+#![doc = include_str!("embed/bounds.md")]
 
 #[cfg(feature = "mio")]
 mod mio;
+mod options;
 #[cfg(feature = "tokio")]
 mod tokio;
 
@@ -121,23 +73,28 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use capsa_io::clock::MonotonicClock;
 use capsa_io::run_dir::RunDir;
-use capsa_io::supervisor::{Options, Supervisor};
+use capsa_io::vm_io::{ProcessIo, SimulatedIo, VmIo};
 #[cfg(feature = "async")]
 use capsa_proto::console::InputRecord;
 use capsa_proto::console::{
-    Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
+    ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
 use capsa_proto::lifecycle::{StopReport, VmStatus};
-use capsa_proto::spec::{GuestOs, ResourceConfig};
-use capsa_proto::time::Instant;
+use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
+use capsa_proto::time::{Deadline, Instant};
+use capsa_proto::vm::{EventQueue, VmCore};
 
 use crate::backend::choice::Planned;
 use crate::backend::{LaunchPlan, Rejection};
 use crate::error::lossy;
 use crate::{Error, Result};
+
+pub(crate) use options::Options;
 
 #[cfg(feature = "async")]
 pub use crate::driver::Driver;
@@ -149,11 +106,19 @@ pub use capsa_proto::vm::VmEvent;
 #[cfg(feature = "tokio")]
 pub use tokio::TokioVm;
 
+/// The delay of a call from which a warning is logged. A loaded host delays calls by less than this.
+const LATE_CALL: Duration = Duration::from_secs(1);
+
 /// A VM for the caller's own event loop. Dropping it kills its processes and waits until they have
 /// exited.
 #[derive(Debug)]
 pub struct Vm {
-    supervisor: Supervisor,
+    core: VmCore,
+    io: Box<dyn VmIo>,
+    clock: MonotonicClock,
+    /// The VM was started and `on_ready` was not called since.
+    never_driven: bool,
+    span: tracing::Span,
     plan: LaunchPlan,
     resources: ResourceConfig,
     rejected: Vec<Rejection>,
@@ -169,15 +134,31 @@ impl Vm {
     ) -> Result<Self> {
         let Planned { backend, plan, rejected, simulated } = planned;
         let public = LaunchPlan::new(plan.clone());
-        let supervisor = match simulated {
+        let plan = Arc::new(plan);
+        let run_dir = Path::new(plan.run_dir.as_str());
+        let id = run_dir.file_name().unwrap_or_default().display();
+        let span = tracing::info_span!("vm", %id, backend = plan.backend);
+        let io: Box<dyn VmIo> = match simulated {
             None => {
-                let run_dir = RunDir::create_and_sweep(Path::new(plan.run_dir.as_str()))
-                    .map_err(Error::from_run_dir)?;
-                Supervisor::new(plan, run_dir, backend, options)?
+                let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
+                Box::new(ProcessIo::new(Arc::clone(&plan), run_dir, options.read_budget)?)
             }
-            Some(simulated) => Supervisor::simulated(plan, simulated, options)?,
+            Some(guest) => Box::new(SimulatedIo::new(guest, options.read_budget)?),
         };
-        Ok(Self { supervisor, plan: public, resources, rejected })
+        let console = match plan.console.mode() {
+            ConsoleMode::Disabled => ConsoleMux::disabled(),
+            _ => ConsoleMux::new(options.scrollback, options.overflow),
+        };
+        Ok(Self {
+            core: VmCore::new(plan, backend, console, options.timing),
+            io,
+            clock: MonotonicClock::new(),
+            never_driven: false,
+            span,
+            plan: public,
+            resources,
+            rejected,
+        })
     }
 
     /// Requests the start. The next [`Vm::on_ready`] starts the programs.
@@ -186,7 +167,9 @@ impl Vm {
     ///
     /// [`Error::AlreadyRunning`] when the VM was started before, even if it has ended.
     pub fn start(&mut self) -> Result<()> {
-        Ok(self.supervisor.start()?)
+        self.core.start(self.clock.now())?;
+        self.never_driven = true;
+        Ok(())
     }
 
     /// Requests a stop with a grace period of 30 seconds, as [`Vm::stop_with_timeout`].
@@ -208,7 +191,7 @@ impl Vm {
     ///
     /// The same as [`Vm::stop`].
     pub fn stop_with_timeout(&mut self, grace_period: Duration) -> Result<()> {
-        Ok(self.supervisor.stop(grace_period)?)
+        Ok(self.core.stop(self.clock.now(), grace_period)?)
     }
 
     /// Requests that the VM is killed without asking the guest.
@@ -217,17 +200,17 @@ impl Vm {
     ///
     /// The same as [`Vm::stop`].
     pub fn kill(&mut self) -> Result<()> {
-        Ok(self.supervisor.kill()?)
+        Ok(self.core.kill(self.clock.now())?)
     }
 
     /// The current status.
     pub fn status(&self) -> VmStatus {
-        self.supervisor.status().clone()
+        self.core.status().clone()
     }
 
     /// How the VM ended; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
-        self.supervisor.report()
+        self.core.report()
     }
 
     /// The plan from which the VM is launched.
@@ -252,13 +235,17 @@ impl Vm {
 
     /// The process id of the hypervisor while it runs.
     pub fn hypervisor_pid(&self) -> Option<u32> {
-        self.supervisor.hypervisor_pid()
+        self.io.hypervisor_pid()
     }
 
     /// The longest time to wait for the descriptor. `None`: no deadline. Zero: call
     /// [`Vm::on_ready`] now.
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.supervisor.next_timeout()
+        if self.io.has_work() || self.core.has_events() {
+            return Some(Duration::ZERO);
+        }
+        let deadline = Deadline::earliest(self.core.poll_timeout(), self.io.poll_timeout());
+        deadline.map(|deadline| self.clock.until(deadline))
     }
 
     /// Does the pending work, bounded as listed in [Bounds](self#bounds).
@@ -268,69 +255,73 @@ impl Vm {
     /// When called in a forked child of the process that made the VM, or when the poller fails. All
     /// other failures change the status.
     pub fn on_ready(&mut self) -> io::Result<()> {
-        self.supervisor.on_ready()
+        let span = self.span.clone();
+        let _entered = span.enter();
+        self.never_driven = false;
+        self.warn_if_late();
+        self.io.on_ready(&mut self.core, &mut self.clock)
     }
 
     /// The next event; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
-        self.supervisor.poll_event()
+        self.core.poll_event()
     }
 
     /// The console output that is still kept.
     pub fn scrollback(&self) -> &Scrollback {
-        self.supervisor.console().scrollback()
+        self.core.console().scrollback()
     }
 
     /// Whether the console is closed, so that no more output follows: its stream or the VM has
     /// ended.
     pub fn is_console_closed(&self) -> bool {
-        self.supervisor.console().is_closed()
+        self.core.console().is_closed()
     }
 
     /// Adds a reader of the console, positioned at the oldest byte that is kept. Readers are
     /// independent: each sees all output.
     pub fn add_reader(&mut self) -> ReaderId {
-        self.supervisor.with_console(|console, _, _| console.add_reader())
+        self.with_console(|console, _, _| console.add_reader())
     }
 
     /// Adds an observer, positioned at the oldest byte that is kept: a reader that does not count as
     /// the first one. A console that [pauses](crate::console::Overflow::Pause) keeps all its output for the
     /// first reader, whatever observers have read.
     pub fn add_observer(&mut self) -> ReaderId {
-        self.supervisor.with_console(|console, _, _| console.add_observer())
+        self.with_console(|console, _, _| console.add_observer())
     }
 
     /// Adds a reader at the position of another.
     pub fn clone_reader(&mut self, reader: ReaderId) -> ReaderId {
-        self.supervisor.with_console(|console, _, _| console.clone_reader(reader))
+        self.with_console(|console, _, _| console.clone_reader(reader))
     }
 
     /// Removes a reader and cancels its waits.
     pub fn remove_reader(&mut self, reader: ReaderId) {
-        self.supervisor.with_console(|console, _, _| console.remove_reader(reader));
+        self.with_console(|console, _, _| console.remove_reader(reader));
     }
 
     /// Takes all unread output of this reader; empty when there is none.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
-        self.supervisor.with_console(|console, _, _| console.take(reader))
+        self.with_console(|console, _, _| console.take(reader))
     }
 
     /// Takes all unread output of this reader as text; invalid UTF-8 becomes U+FFFD. A character
     /// that is still incomplete at the end stays unread, until the console is closed.
     pub fn take_text(&mut self, reader: ReaderId) -> String {
-        lossy(&self.supervisor.with_console(|console, _, _| console.take_text(reader)))
+        lossy(&self.with_console(|console, _, _| console.take_text(reader)))
     }
 
     /// Copies unread output of this reader into `into` and returns the number of bytes: 0 when there
     /// is none, which is not the end unless the console [is closed](Vm::is_console_closed).
     pub fn read(&mut self, reader: ReaderId, into: &mut [u8]) -> usize {
-        self.supervisor.with_console(|console, _, _| console.read(reader, into))
+        self.with_console(|console, _, _| console.read(reader, into))
     }
 
     /// The number of bytes that this reader missed, because they were dropped from the scrollback
     /// before it read them. They are counted when it reads.
     pub fn lost(&self, reader: ReaderId) -> u64 {
-        self.supervisor.console().lost(reader)
+        self.core.console().lost(reader)
     }
 
     /// Queues bytes for the guest and returns how many were accepted: fewer than given when the
@@ -340,7 +331,7 @@ impl Vm {
     ///
     /// `BrokenPipe` when the console is closed or the VM was built without one.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.supervisor.with_console(|console, now, _| console.write(now, bytes));
+        let written = self.with_console(|console, now, _| console.write(now, bytes));
         written.map_err(|closed| io::Error::new(io::ErrorKind::BrokenPipe, closed))
     }
 
@@ -367,8 +358,7 @@ impl Vm {
         timeout: Option<Duration>,
     ) -> WaitId {
         let matcher = Matcher::of(patterns);
-        self.supervisor
-            .begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout))))
+        self.begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout))))
     }
 
     /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread
@@ -379,8 +369,7 @@ impl Vm {
         quiet: Duration,
         timeout: Option<Duration>,
     ) -> WaitId {
-        self.supervisor
-            .begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout))))
+        self.begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout))))
     }
 
     /// Begins to log in on the console.
@@ -447,7 +436,7 @@ impl Vm {
     /// Takes the output that a [streamed](Vm::stream_command) command has printed since the last
     /// call. The output of a failed command stays available until [`Vm::take_ended`].
     pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
-        self.supervisor.take_output(wait)
+        self.with_console(|console, now, events| console.take_output(now, wait, events))
     }
 
     /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
@@ -460,7 +449,7 @@ impl Vm {
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
         let vsock = self.plan.parts().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         let route = vsock.to_guest(port).ok_or(Error::VsockPortNotNamed { port })?;
-        if *self.supervisor.status() != VmStatus::Running {
+        if *self.core.status() != VmStatus::Running {
             return Err(Error::NotRunning);
         }
         Ok(VsockConnecting::begin(route, port)?)
@@ -477,18 +466,21 @@ impl Vm {
     pub fn vsock_listen(&mut self, port: u32) -> Result<VsockPortListener> {
         let vsock = self.plan.parts().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         vsock.listener(port).ok_or(Error::VsockPortNotNamed { port })?;
-        self.supervisor.vsock_listen(port)?.ok_or(Error::NotRunning)
+        if self.core.status().is_terminal() {
+            return Err(Error::NotRunning);
+        }
+        self.io.vsock_listen(port)?.ok_or(Error::NotRunning)
     }
 
     /// Takes the result of a wait. `None` while it is pending and after the result was taken.
     pub fn take_ended(&mut self, wait: WaitId) -> Option<Ended> {
-        self.supervisor.take_ended(wait)
+        self.core.with_console(|console, _| console.take_ended(wait))
     }
 
     /// Cancels a wait. Output that it read but did not hand out is unread again. A running command
     /// is interrupted.
     pub fn cancel(&mut self, wait: WaitId) {
-        self.supervisor.with_console(|console, now, _| console.cancel(now, wait));
+        self.with_console(|console, now, _| console.cancel(now, wait));
     }
 
     /// Kills the VM without waiting, because the last handle was dropped. A VM that was never
@@ -496,40 +488,44 @@ impl Vm {
     /// releases it.
     #[cfg(feature = "async")]
     pub(crate) fn abandon(&mut self) {
-        if *self.supervisor.status() == VmStatus::Created {
-            let _ = self.supervisor.start();
-            let _ = self.supervisor.kill();
+        if *self.core.status() == VmStatus::Created {
+            let _ = self.core.start(self.clock.now());
+            let _ = self.kill();
         }
-        self.supervisor.abandon();
+        if self.core.status().is_alive() && self.kill().is_ok() {
+            self.io.act(&mut self.core, &self.clock);
+        }
+        self.io.remove_files();
     }
 
     /// The time on the VM's clock, which starts when the VM is created.
     #[cfg(feature = "async")]
     pub(crate) fn now(&self) -> Instant {
-        self.supervisor.now()
+        self.clock.now()
     }
 
     /// The number of bytes of output that precede the next byte of this reader.
     #[cfg(feature = "async")]
     pub(crate) fn offset(&self, reader: ReaderId) -> u64 {
-        self.supervisor.console().offset(reader)
+        self.core.console().offset(reader)
     }
 
     /// Keeps what is written from now on for this reader, until it takes it.
     #[cfg(feature = "async")]
     pub(crate) fn log_input(&mut self, reader: ReaderId) {
-        self.supervisor.with_console(|console, _, _| console.log_input(reader));
+        self.with_console(|console, _, _| console.log_input(reader));
     }
 
     /// Takes what was written since the last call.
     #[cfg(feature = "async")]
     pub(crate) fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
-        self.supervisor.with_console(|console, _, _| console.take_input_log(reader))
+        self.with_console(|console, _, _| console.take_input_log(reader))
     }
 
     /// A number that distinguishes the begin and end marks of one command from those of another.
     fn nonce(&mut self, reader: ReaderId) -> u64 {
-        self.supervisor.nonce(reader).unwrap_or_else(capsa_io::random::number)
+        let offset = self.core.console().offset(reader);
+        self.io.nonce(offset).unwrap_or_else(capsa_io::random::number)
     }
 
     fn script(
@@ -537,13 +533,52 @@ impl Vm {
         reader: ReaderId,
         make: impl FnOnce(Instant) -> std::result::Result<WaitKind, ScriptError>,
     ) -> Result<WaitId> {
-        self.supervisor.try_begin(reader, make).map_err(Error::from)
+        let kind = make(self.clock.now())?;
+        Ok(self.begin(reader, |_| kind))
+    }
+
+    fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {
+        self.with_console(|console, now, events| console.begin(now, reader, make(now), events))
+    }
+
+    /// Lets `change` read, write or wait on the console, and moves bytes afterwards.
+    fn with_console<T>(
+        &mut self,
+        change: impl FnOnce(&mut ConsoleMux, Instant, &mut EventQueue) -> T,
+    ) -> T {
+        let now = self.clock.now();
+        let result = self.core.with_console(|console, events| change(console, now, events));
+        self.io.sync(&mut self.core, now);
+        result
+    }
+
+    /// Logs a warning if the caller missed a deadline.
+    fn warn_if_late(&self) {
+        let deadline = self.core.poll_timeout().filter(|deadline| deadline.at > Instant::ZERO);
+        let Some(Deadline { at, why }) = deadline else { return };
+        let late = self.clock.now().since(at);
+        if late > LATE_CALL {
+            tracing::warn!(
+                ?late,
+                why,
+                "on_ready called long after its deadline: does the loop use next_timeout?"
+            );
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if self.never_driven && self.io.is_same_process() && !std::thread::panicking() {
+            let _entered = self.span.enter();
+            tracing::warn!("started VM was dropped without a call of on_ready");
+        }
     }
 }
 
 impl AsFd for Vm {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.supervisor.as_fd()
+        self.io.as_fd()
     }
 }
 

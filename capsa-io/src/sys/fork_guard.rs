@@ -46,8 +46,8 @@ mod tests {
 
     use crate::process::{ChildProcess, Inherited};
     use crate::run_dir::RunDir;
-    use crate::supervisor::process_io::tests::ConsoleTest;
     use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
+    use crate::vm_io::process_io::tests::ConsoleTest;
 
     /// Runs `act` in a forked child; returns whether it succeeds.
     fn run_in_fork(act: impl FnOnce()) -> bool {

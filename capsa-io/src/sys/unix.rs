@@ -204,7 +204,7 @@ pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A raw pty: one end for the supervisor, the other end twice for a child.
+/// A raw pty: one end for the VM's I/O, the other end twice for a child.
 pub(crate) struct Pty {
     /// Non-blocking.
     pub(crate) ours: File,

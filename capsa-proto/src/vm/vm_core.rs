@@ -2,9 +2,8 @@
 //!
 //! It combines the [`Lifecycle`], the [`ConsoleMux`] and the [`ControlClient`]: bytes from each
 //! channel, exits and time go in; processes to launch, sockets to connect, bytes to write, signals and
-//! events come out. Its driver makes system calls and decides nothing. There are three drivers: the
-//! supervisor of `capsa-io`, the driver of simulated guests there, and the [simulation](super::simulate)
-//! that checks the laws.
+//! events come out. Its driver makes system calls and decides nothing. `capsa-io` has two drivers: one for the
+//! processes of a host, one for simulated guests.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};

@@ -24,8 +24,7 @@ impl ConsoleTest {
         let run_dir = RunDirPlan::new(HostPath::new("/run/capsa/x").unwrap());
         let plan = sim::plan(&run_dir, ConsoleMode::Enabled, RebootPolicy::End, None);
         let plan = Arc::new(plan);
-        let options = Options { read_budget, ..Options::default() };
-        let mut io = ProcessIo::new(Arc::clone(&plan), None, options).unwrap();
+        let mut io = ProcessIo::new(Arc::clone(&plan), None, read_budget).unwrap();
         let backend = Arc::new(SimBackend::default());
         let mut core = VmCore::new(plan, backend, console, Timing::default());
         let (ours, guest) = UnixStream::pair().unwrap();

@@ -15,7 +15,7 @@ use capsa_proto::sim::{GuestSim, QmpServer, SimAction, SimulatedGuest, event_nam
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
 
-use super::{Options, VmIo, log};
+use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::sys::{Poll, ReadyEvents};
 use crate::vsock::PortListener;
@@ -38,9 +38,9 @@ const HYPERVISOR: ProcessId = ProcessId(0);
 
 /// A simulated guest and its ends of the channels.
 #[derive(Debug)]
-pub(super) struct SimulatedIo {
+pub struct SimulatedIo {
     config: SimulatedGuest,
-    options: Options,
+    read_budget: usize,
     guest: Box<dyn GuestSim>,
     server: QmpServer,
     /// Output that the console has not taken yet.
@@ -55,11 +55,17 @@ pub(super) struct SimulatedIo {
 }
 
 impl SimulatedIo {
-    pub(super) fn new(config: SimulatedGuest, options: Options) -> io::Result<Self> {
+    /// The I/O of a VM with this guest, which is not started yet. One call reads at most `read_budget`
+    /// bytes of output, at least 1.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left for a poller.
+    pub fn new(config: SimulatedGuest, read_budget: usize) -> io::Result<Self> {
         Ok(Self {
             guest: config.simulate(),
             config,
-            options,
+            read_budget: read_budget.max(1),
             server: QmpServer::new(),
             output: VecDeque::new(),
             is_on: false,
@@ -98,7 +104,7 @@ impl SimulatedIo {
     /// Moves bytes both ways and runs the guest's actions, within the budgets. Returns whether there
     /// was input or an action.
     fn run(&mut self, core: &mut VmCore, now: Instant) -> bool {
-        let mut budget = self.options.budget(CONSOLE_BUDGET);
+        let mut budget = self.read_budget.min(CONSOLE_BUDGET);
         let mut any = self.pass_input(core, now);
         for _ in 0..MAX_ACTIONS {
             if !self.is_on {

@@ -12,7 +12,7 @@ use capsa_proto::plan::{ConsolePlan, LaunchPlan, OverlayPlan, ProcessId, Readine
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
 
-use super::{Options, VmIo, log};
+use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
 use crate::process::{ChildProcess, Inherited};
@@ -49,9 +49,9 @@ const fn exit_key(id: ProcessId) -> usize {
 
 /// The processes and the channels of a VM.
 #[derive(Debug)]
-pub(super) struct ProcessIo {
+pub struct ProcessIo {
     plan: Arc<LaunchPlan>,
-    options: Options,
+    read_budget: usize,
     poll: Poll,
     ready: ReadyEvents,
     processes: Vec<Option<ChildProcess>>,
@@ -73,10 +73,16 @@ struct ChannelInput {
 }
 
 impl ProcessIo {
-    pub(super) fn new(
+    /// The I/O of a VM that is not started yet, for its run directory. One call reads at most
+    /// `read_budget` bytes of each kind, at least 1.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left for a poller.
+    pub fn new(
         plan: Arc<LaunchPlan>,
         run_dir: impl Into<Option<RunDir>>,
-        options: Options,
+        read_budget: usize,
     ) -> io::Result<Self> {
         Ok(Self {
             poll: Poll::new()?,
@@ -88,7 +94,8 @@ impl ProcessIo {
             more: false,
             exit_delays: 0,
             plan,
-            options,
+            // With a budget of zero no call would make progress.
+            read_budget: read_budget.max(1),
         })
     }
 
@@ -120,7 +127,7 @@ impl ProcessIo {
     /// How many bytes may still be read from a channel in this call.
     fn budget(&self, channel: Channel) -> usize {
         let limit = if channel == Channel::Console { CONSOLE_BUDGET } else { CHANNEL_BUDGET };
-        self.options.budget(limit).saturating_sub(self.read[key(channel)])
+        self.read_budget.min(limit).saturating_sub(self.read[key(channel)])
     }
 
     /// Reads the channels that may report an event, then passes the console's output, and then what
@@ -306,7 +313,7 @@ impl ProcessIo {
     fn reap(&mut self, core: &mut VmCore, now: Instant, id: ProcessId) -> bool {
         if id == self.plan.hypervisor() {
             self.read_channels(core, now, |_| true);
-            let budget = self.options.budget(CONSOLE_BUDGET);
+            let budget = self.read_budget.min(CONSOLE_BUDGET);
             let max_delays = MAX_EXIT_DELAYS * CONSOLE_BUDGET.div_ceil(budget);
             if self.more && self.exit_delays < max_delays {
                 self.exit_delays += 1;
