@@ -309,7 +309,7 @@ impl LinuxVmBuilder {
                 "record",
                 ViolationKind::Unsupported,
                 "a VM in the caller's event loop has no thread to write a recording",
-                "read the console with a reader and write the file yourself",
+                "read the console with a reader and write it with `recording::CastWriter`",
             )]));
         }
         self.embedded()

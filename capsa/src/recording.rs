@@ -10,7 +10,11 @@
 //! A VM counts as ended only when its recordings are written: after
 //! [`VmHandle::wait`](crate::VmHandle::wait) the file is complete.
 
+mod writer;
+
 use std::path::{Path, PathBuf};
+
+pub use writer::CastWriter;
 
 /// A recording to make: an asciicast v2 file.
 ///
@@ -63,22 +67,21 @@ mod recorder {
     use std::collections::VecDeque;
     use std::fs::File;
     use std::future::poll_fn;
-    use std::io::{self, BufWriter, Write};
+    use std::io::{self, BufWriter};
     use std::sync::Arc;
     use std::task::Poll;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use capsa_io::context;
-    use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
     use capsa_proto::console::{InputRecord, RecordedInput};
     use capsa_proto::time::Instant;
     use futures_lite::AsyncReadExt;
     use futures_lite::future::block_on;
 
-    use super::Recording;
+    use super::{CastWriter, Recording};
     use crate::console::ConsoleReader;
     use crate::driver::{Shared, Waiter};
-    use crate::{EndedBy, Error, Result};
+    use crate::{Error, Result};
 
     impl Recording {
         /// Creates the file.
@@ -111,14 +114,13 @@ mod recorder {
             let spawned =
                 std::thread::Builder::new().name("capsa-record".into()).spawn(move || {
                     let path = self.recording.path;
-                    let mut recorder = ConsoleRecorder {
-                        file: BufWriter::new(self.file),
-                        encoder: Encoder::new(),
-                        attached,
-                        origin: None,
-                        typed: VecDeque::new(),
-                    };
-                    if let Err(error) = recorder.record(&vm, reader) {
+                    let file = CastWriter::new(BufWriter::new(self.file), (80, 24));
+                    let recorded = file.and_then(|file| {
+                        let typed = VecDeque::new();
+                        let recorder = ConsoleRecorder { file, attached, origin: None, typed };
+                        recorder.record(&vm, reader)
+                    });
+                    if let Err(error) = recorded {
                         tracing::error!("recording {} is incomplete: {error}", path.display());
                     }
                     vm.relay_finished();
@@ -133,8 +135,7 @@ mod recorder {
 
     /// A recording in progress.
     struct ConsoleRecorder {
-        file: BufWriter<File>,
-        encoder: Encoder,
+        file: CastWriter<BufWriter<File>>,
         attached: Instant,
         /// The origin of the time stamps.
         origin: Option<Instant>,
@@ -143,11 +144,7 @@ mod recorder {
     }
 
     impl ConsoleRecorder {
-        fn record(&mut self, vm: &Arc<Shared>, mut reader: ConsoleReader) -> io::Result<()> {
-            let timestamp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let timestamp = timestamp.ok().map(|since| since.as_secs());
-            let header = self.encoder.header(&CastHeader { timestamp, ..CastHeader::default() });
-            self.file.write_all(header.as_bytes())?;
+        fn record(mut self, vm: &Arc<Shared>, mut reader: ConsoleReader) -> io::Result<()> {
             let mut chunk = vec![0; 16 * 1024];
             let mut lost = 0;
             loop {
@@ -162,7 +159,8 @@ mod recorder {
                 };
                 if lost_now > lost {
                     let missing = lost_now - lost;
-                    self.remark(now, &format!("{missing} bytes of output were not recorded here"))?;
+                    let text = format!("{missing} bytes of output were not recorded here");
+                    self.file.remark(self.time(now), &text)?;
                     lost = lost_now;
                 }
                 self.output(now, end, &chunk[..n])?;
@@ -192,26 +190,18 @@ mod recorder {
                 let (before, after) = bytes.split_at(bytes.len().saturating_sub(left));
                 bytes = after;
                 // Output that precedes an input record cannot have a later time stamp.
-                let line = self.encoder.output(self.time(now.min(typed.at)), before);
-                self.file.write_all(line.as_bytes())?;
+                self.file.output(self.time(now.min(typed.at)), before)?;
                 let at = self.time(typed.at);
-                let line = match typed.what {
-                    RecordedInput::Bytes(bytes) => self.encoder.input(at, &bytes),
-                    RecordedInput::Secret => self.encoder.secret(at),
-                    RecordedInput::PowerButton => self.encoder.power_button(at),
-                    RecordedInput::Lost(n) => self
-                        .encoder
-                        .marker(at, &format!("{n} bytes of input were not recorded here")),
-                };
-                self.file.write_all(line.as_bytes())?;
+                match typed.what {
+                    RecordedInput::Bytes(bytes) => self.file.input(at, &bytes),
+                    RecordedInput::Secret => self.file.secret(at),
+                    RecordedInput::PowerButton => self.file.power_button(at),
+                    RecordedInput::Lost(n) => {
+                        self.file.remark(at, &format!("{n} bytes of input were not recorded here"))
+                    }
+                }?;
             }
-            let line = self.encoder.output(self.time(now), bytes);
-            self.file.write_all(line.as_bytes())
-        }
-
-        fn remark(&mut self, now: Instant, text: &str) -> io::Result<()> {
-            let line = self.encoder.marker(self.time(now), text);
-            self.file.write_all(line.as_bytes())
+            self.file.output(self.time(now), bytes)
         }
 
         /// Waits for the end of the VM and records how it ended.
@@ -224,18 +214,9 @@ mod recorder {
                     None => waiter.wait(&mut state, cx),
                 }
             }));
-            let end = match ended_by? {
-                EndedBy::GuestPowerOff => RecordedEnd::PoweredOff,
-                EndedBy::GuestReboot => RecordedEnd::Reset,
-                EndedBy::GuestPanic => RecordedEnd::Panicked,
-                _ => RecordedEnd::Cut,
-            };
-            let rest = self.encoder.finish();
-            self.file.write_all(rest.as_bytes())?;
+            let ended_by = ended_by?;
             let now = vm.lock().vm.now();
-            let line = self.encoder.end(self.time(now), end);
-            self.file.write_all(line.as_bytes())?;
-            self.file.flush()
+            self.file.end(self.time(now), Some(&ended_by))
         }
     }
 }

@@ -5,11 +5,11 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use capsa::StopReport;
 use capsa::embed::{ReaderId, Vm};
-use capsa::{EndedBy, StopReport};
-use capsa_proto::codec::asciicast::{CastHeader, Encoder, RecordedEnd};
+use capsa::recording::CastWriter;
 use rustix::termios::tcgetwinsize;
 
 use crate::failure::{CONFIG, CliError};
@@ -21,7 +21,14 @@ pub(crate) struct FileRecorder {
     reader: ReaderId,
     begin: Instant,
     log: Option<BufWriter<File>>,
-    cast: Option<(BufWriter<File>, Encoder)>,
+    cast: Option<CastFile>,
+}
+
+/// The file of the recording.
+#[derive(Debug)]
+enum CastFile {
+    Created(File),
+    Begun(CastWriter<BufWriter<File>>),
 }
 
 impl FileRecorder {
@@ -35,30 +42,26 @@ impl FileRecorder {
             return Ok(None);
         }
         let create = |path: &Path| {
-            File::create(path).map(BufWriter::new).map_err(|error| {
+            File::create(path).map_err(|error| {
                 CliError::new(CONFIG, format!("cannot write {}: {error}", path.display()))
             })
         };
-        let log = log.map(create).transpose()?;
-        let cast = record.map(create).transpose()?.map(|file| (file, Encoder::new()));
+        let log = log.map(create).transpose()?.map(BufWriter::new);
+        let cast = record.map(create).transpose()?.map(CastFile::Created);
         Ok(Some(Self { reader: vm.add_reader(), begin: Instant::now(), log, cast }))
     }
 
-    /// Writes the recording's header. Its times count from here.
+    /// Begins the recording. Its times count from here.
     pub(crate) fn begin(&mut self, reporter: &Reporter) {
         self.begin = Instant::now();
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let mut header = CastHeader {
-            timestamp: since_epoch.ok().map(|time| time.as_secs()),
-            ..CastHeader::default()
-        };
-        if let Ok(size) = tcgetwinsize(io::stdin())
-            && size.ws_col > 0
-            && size.ws_row > 0
-        {
-            (header.width, header.height) = (size.ws_col, size.ws_row);
+        let Some(CastFile::Created(file)) = self.cast.take() else { return };
+        let size = tcgetwinsize(io::stdin()).map(|size| (size.ws_col, size.ws_row));
+        let size = size.ok().filter(|(columns, rows)| *columns > 0 && *rows > 0);
+        match CastWriter::new(BufWriter::new(file), size.unwrap_or((80, 24))) {
+            Ok(writer) => self.cast = Some(CastFile::Begun(writer)),
+            Err(error) => report_incomplete(reporter, &error),
         }
-        self.write(reporter, |encoder, _| encoder.header(&header));
+        self.write(reporter, |cast, _| cast.flush());
     }
 
     /// Records the console output since the last call.
@@ -73,31 +76,33 @@ impl FileRecorder {
             self.log = None;
             reporter.error(&format!("the console log is incomplete, cannot write it: {error}"));
         }
-        self.write(reporter, |encoder, at| encoder.output(at, &bytes));
+        self.write(reporter, |cast, at| cast.output(at, &bytes));
     }
 
     /// Records console input.
     pub(crate) fn record_input(&mut self, bytes: &[u8], reporter: &Reporter) {
-        self.write(reporter, |encoder, at| encoder.input(at, bytes));
+        self.write(reporter, |cast, at| cast.input(at, bytes));
     }
 
     /// Writes the recording's end.
     pub(crate) fn finish(&mut self, report: Option<&StopReport>, reporter: &Reporter) {
-        let end = match report.map(|report| &report.ended_by) {
-            Some(EndedBy::GuestPowerOff) => RecordedEnd::PoweredOff,
-            Some(EndedBy::GuestReboot) => RecordedEnd::Reset,
-            Some(EndedBy::GuestPanic) => RecordedEnd::Panicked,
-            _ => RecordedEnd::Cut,
-        };
-        self.write(reporter, |encoder, at| encoder.finish() + &encoder.end(at, end));
+        let ended_by = report.map(|report| &report.ended_by);
+        self.write(reporter, |cast, at| cast.end(at, ended_by));
     }
 
-    fn write(&mut self, reporter: &Reporter, line: impl FnOnce(&mut Encoder, Duration) -> String) {
-        let Some((file, encoder)) = &mut self.cast else { return };
-        let line = line(encoder, self.begin.elapsed());
-        if let Err(error) = file.write_all(line.as_bytes()).and_then(|()| file.flush()) {
+    fn write(
+        &mut self,
+        reporter: &Reporter,
+        event: impl FnOnce(&mut CastWriter<BufWriter<File>>, Duration) -> io::Result<()>,
+    ) {
+        let Some(CastFile::Begun(cast)) = &mut self.cast else { return };
+        if let Err(error) = event(cast, self.begin.elapsed()).and_then(|()| cast.flush()) {
             self.cast = None;
-            reporter.error(&format!("the recording is incomplete, cannot write it: {error}"));
+            report_incomplete(reporter, &error);
         }
     }
+}
+
+fn report_incomplete(reporter: &Reporter, error: &io::Error) {
+    reporter.error(&format!("the recording is incomplete, cannot write it: {error}"));
 }
