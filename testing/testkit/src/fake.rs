@@ -13,10 +13,10 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::processes::raise_descriptor_limit;
 use capsa_fixtures::programs::TestProgram;
 use capsa_fixtures::{nano, test_name};
 pub use capsa_stand_ins::fake_qemu::{flood, line, ticks};
@@ -67,9 +67,7 @@ pub fn isolated(starter: &[&str]) -> bool {
     let ran = PathBuf::from(env::var_os(RAN).expect("the first process sets it"));
     let ran = fs::File::options().append(true).open(ran);
     ran.and_then(|mut ran| writeln!(ran, "{test}")).expect("the file can be written");
-    // 200 VMs need more than the 1024 descriptors of an ordinary login.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a process may raise its soft limit");
+    raise_descriptor_limit();
     true
 }
 

@@ -1,13 +1,25 @@
-//! `cargo xtask bench idle`: the cost of idle VMs for the program that owns them.
+//! `cargo xtask bench idle`: the cost of idle VMs for the program that owns them, and for a VM beside
+//! them that works.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa_fixtures::nano;
 use capsa_fixtures::programs::TestProgram;
 use capsa_fixtures::task::{Arguments, Outcome, finish};
 use capsa_testkit::idle;
+use capsa_testkit::processes::raise_descriptor_limit;
 use capsa_testkit::vm::NanoGuest;
+
+use super::{Result, median};
+
+/// The numbers of idle VMs beside the one that works.
+const BESIDE: [usize; 4] = [1, 50, 500, 2000];
+
+/// How much longer the VM that works may take beside the largest number of idle VMs than beside the
+/// smallest.
+const FLAT: f64 = 1.5;
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let vms: usize = arguments.opt_value_from_str("--vms")?.unwrap_or(200);
@@ -15,13 +27,18 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let api: Option<String> = arguments.opt_value_from_str("--api")?;
     finish(arguments)?;
     let Some(api) = api else { return each_in_its_own_process(vms, seconds) };
+    if api == "login" {
+        return login_beside_idle_vms();
+    }
     let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
     let vm = || idle::vm(fake.path(), guest.kernel());
     let time = Duration::from_secs(seconds);
     let (name, cost) = match api.as_str() {
         "embed" => ("`embed::Vm`, one `poll(2)` loop", idle::embedded(vms, time, vm)?),
         "handle" => ("`VmHandle`, a console each", idle::handles(vms, time, vm)?),
-        other => return Err(format!("unknown API `{other}`: expected embed or handle").into()),
+        other => {
+            return Err(format!("unknown API `{other}`: expected embed, handle or login").into());
+        }
     };
     let each = |total: usize| total as f64 / cost.vms as f64;
     println!(
@@ -38,7 +55,7 @@ fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
     println!("{vms} idle VMs on the fake QEMU, {seconds} s\n");
     println!("| | threads | descriptors each | memory each, without scrollback | wake-ups |");
     println!("| --- | ---: | ---: | ---: | ---: |");
-    for api in ["embed", "handle"] {
+    for api in ["embed", "handle", "login"] {
         let mut this = Command::new(std::env::current_exe()?);
         this.args(["idle", "--api", api, "--vms", &vms.to_string()]);
         if !this.args(["--seconds", &seconds.to_string()]).status()?.success() {
@@ -46,4 +63,47 @@ fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Measures a login and a command on one VM while more and more idle VMs run on the driver thread. The
+/// guests are simulated, so this is the time of Capsa alone.
+fn login_beside_idle_vms() -> Outcome {
+    raise_descriptor_limit();
+    println!("\nA login and a command beside idle VMs, simulated guests, microseconds\n");
+    println!("| idle VMs | median | least | to the first row |\n| ---: | ---: | ---: | ---: |");
+    let (mut idle, mut first) = (Vec::new(), None);
+    login_and_command(20)?;
+    for count in BESIDE {
+        while idle.len() < count {
+            let vm = testing::vm(ScriptedGuest::new().print("ready").hang()).build_blocking()?;
+            vm.start()?;
+            let mut console = vm.console()?;
+            console.wait_for_timeout("ready", super::PATIENCE)?;
+            idle.push((vm, console));
+        }
+        let mut times = login_and_command(200)?;
+        let (median, least) = (median(&mut times), times[0]);
+        let ratio = least / *first.get_or_insert(least);
+        println!("| {count} | {median:.0} | {least:.0} | {ratio:.2} |");
+        if ratio > FLAT {
+            return Err(format!("not flat: more than {FLAT} times the first row").into());
+        }
+    }
+    Ok(())
+}
+
+/// The microseconds of a login and a command, each time on a fresh VM.
+fn login_and_command(times: usize) -> Result<Vec<f64>> {
+    let guest = ScriptedGuest::new().login("root", None).shell("# ");
+    let guest = guest.on("id -u", GuestReply::output("0\n"));
+    let time = |_| {
+        let vm = testing::vm(guest.clone()).build_blocking()?;
+        vm.start()?;
+        let mut console = vm.console()?;
+        let begin = Instant::now();
+        console.login("root", None)?;
+        console.run("id -u", None)?;
+        Ok(begin.elapsed().as_secs_f64() * 1e6)
+    };
+    (0..times).map(time).collect()
 }
