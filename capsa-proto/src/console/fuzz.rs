@@ -3,7 +3,7 @@
 use super::Stripper;
 use super::{
     CommandOutput, Cursor, Expect, LINE_MAX, LineSplitter, Login, Matcher, Outcome, Pattern,
-    RunCommand, Script, ScriptAction, Scrollback, Search, Silence,
+    RunCommand, Script, ScriptAction, ScriptError, ScriptPoll, Scrollback, Search, Silence,
 };
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
@@ -213,14 +213,12 @@ pub(super) struct Streamed {
 }
 
 impl Script for Streamed {
-    fn poll_output(
-        &mut self,
-        now: Instant,
-        log: &Scrollback,
-        cursor: &mut Cursor,
-        closed: bool,
-    ) -> ScriptAction {
-        let output = self.script.poll_output(now, log, cursor, closed);
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError> {
+        self.script.begin(cursor)
+    }
+
+    fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
+        let output = self.script.advance(poll);
         self.taken.extend(self.script.take_output());
         output
     }

@@ -102,7 +102,7 @@ pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
     COMMAND_MAX, CommandOutput, InputKind, Login, OUTPUT_LIMIT, RunCommand, Script, ScriptAction,
-    ScriptError, Silence, Stdin,
+    ScriptError, ScriptPoll, Silence, Stdin,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use strip::Stripper;

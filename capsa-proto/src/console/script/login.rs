@@ -19,7 +19,9 @@
 //! its message: the prompt of an emergency shell does not count as a shell prompt.
 
 use super::screen::{PIECE, PromptKind, Screen};
-use super::{CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, hint};
+use super::{
+    CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll, hint,
+};
 use crate::console::fault_check::FaultCheck;
 use crate::console::{Cursor, GuestFault, Scrollback};
 use crate::time::{Deadline, Instant};
@@ -279,16 +281,12 @@ impl Login {
 }
 
 impl Script for Login {
-    fn poll_output(
-        &mut self,
-        now: Instant,
-        log: &Scrollback,
-        cursor: &mut Cursor,
-        closed: bool,
-    ) -> ScriptAction {
-        if let Some(ended) = self.context.enter(cursor) {
-            return ended;
-        }
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError> {
+        self.context.begin(cursor)
+    }
+
+    fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
+        let ScriptPoll { now, log, cursor, closed } = poll;
         self.active.get_or_insert(now);
         if self.read(now, log, cursor) {
             return self.refused(cursor);

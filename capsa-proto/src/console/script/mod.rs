@@ -50,7 +50,19 @@ pub trait Script {
         log: &Scrollback,
         cursor: &mut Cursor,
         closed: bool,
-    ) -> ScriptAction;
+    ) -> ScriptAction {
+        match self.begin(cursor) {
+            Some(error) => ScriptAction::Done(Err(error)),
+            None => self.advance(ScriptPoll { now, log, cursor, closed }),
+        }
+    }
+
+    /// Stores the place where the script starts, at the first call. Returns the error of a script that
+    /// has ended.
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError>;
+
+    /// The next action of a script that has not ended; [`poll_output`](Self::poll_output) calls it.
+    fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction;
 
     /// When to poll again if the guest prints nothing.
     fn poll_timeout(&self) -> Option<Deadline>;
@@ -75,6 +87,19 @@ pub trait Script {
     fn input_kind(&self) -> InputKind {
         InputKind::Plain
     }
+}
+
+/// The arguments of one [`Script::poll_output`].
+#[derive(Debug)]
+pub struct ScriptPoll<'a> {
+    /// The time.
+    pub now: Instant,
+    /// The output.
+    pub log: &'a Scrollback,
+    /// The script's place in it.
+    pub cursor: &'a mut Cursor,
+    /// Whether no more bytes will be pushed.
+    pub closed: bool,
 }
 
 /// The kind of input that a script wrote.
@@ -235,20 +260,20 @@ impl fmt::Debug for ScriptAction {
 #[derive(Debug, Clone)]
 struct ScriptContext {
     time_limit: TimeLimit,
-    begin: Option<Cursor>,
+    start: Option<Cursor>,
     faults: Option<FaultCheck>,
     ended: Option<ScriptError>,
 }
 
 impl ScriptContext {
     fn new(now: Instant, timeout: Option<Duration>) -> Self {
-        Self { time_limit: TimeLimit::new(now, timeout), begin: None, faults: None, ended: None }
+        Self { time_limit: TimeLimit::new(now, timeout), start: None, faults: None, ended: None }
     }
 
     /// Stores the start of the script at the first call. Returns its error if it has ended.
-    fn enter(&mut self, cursor: &Cursor) -> Option<ScriptAction> {
-        self.begin.get_or_insert(*cursor);
-        self.ended.clone().map(|error| ScriptAction::Done(Err(error)))
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError> {
+        self.start.get_or_insert(*cursor);
+        self.ended.clone()
     }
 
     /// Whether the script has to end: the console closed or the timeout expired.
@@ -262,8 +287,8 @@ impl ScriptContext {
     }
 
     fn fail(&mut self, error: ScriptError, cursor: &mut Cursor) -> ScriptAction {
-        if let Some(begin) = self.begin {
-            *cursor = begin;
+        if let Some(start) = self.start {
+            *cursor = start;
         }
         self.ended = Some(error.clone());
         ScriptAction::Done(Err(error))
@@ -271,7 +296,7 @@ impl ScriptContext {
 
     /// Takes in the guest faults in the new output.
     fn observe(&mut self, now: Instant, log: &Scrollback) {
-        let from = self.begin.unwrap_or_default().offset();
+        let from = self.start.unwrap_or_default().offset();
         self.faults.get_or_insert_with(|| FaultCheck::for_all(log, from)).observe(now, log);
     }
 
@@ -326,7 +351,7 @@ impl ScriptContext {
         near_match: Option<NearMatch>,
     ) -> ScriptError {
         let (waited, tail) = (self.time_limit.waited(now), self.tail(log));
-        let fault = last_fault(log, &self.begin.unwrap_or_default());
+        let fault = last_fault(log, &self.start.unwrap_or_default());
         let near_match = near_match.map(Box::new);
         if closed {
             ScriptError::Closed { expected, waited, tail, fault, near_match }
@@ -337,11 +362,11 @@ impl ScriptContext {
 
     /// The offset where the script started.
     fn origin(&self) -> u64 {
-        self.begin.unwrap_or_default().offset()
+        self.start.unwrap_or_default().offset()
     }
 
     fn tail(&self, log: &Scrollback) -> Vec<u8> {
-        super::expect::tail_since(log, self.begin.unwrap_or_default().offset())
+        super::expect::tail_since(log, self.start.unwrap_or_default().offset())
     }
 
     fn deadline(&self, why: &'static str) -> Option<Deadline> {

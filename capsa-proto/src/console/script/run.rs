@@ -12,7 +12,7 @@ mod interleaved;
 
 use super::line::{EncodedCommand, Marks};
 use super::output_buffer::OutputBuffer;
-use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, hint};
+use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll, hint};
 use crate::console::fault_check::SILENCE;
 use crate::console::kernel_log::KernelLogFilter;
 use crate::console::near_match::near_match;
@@ -369,16 +369,12 @@ impl RunCommand {
 }
 
 impl Script for RunCommand {
-    fn poll_output(
-        &mut self,
-        now: Instant,
-        log: &Scrollback,
-        cursor: &mut Cursor,
-        closed: bool,
-    ) -> ScriptAction {
-        if let Some(ended) = self.context.enter(cursor) {
-            return ended;
-        }
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError> {
+        self.context.begin(cursor)
+    }
+
+    fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
+        let ScriptPoll { now, log, cursor, closed } = poll;
         if let Some(error) = self.interrupted.take() {
             return self.fail(error, log, cursor);
         }

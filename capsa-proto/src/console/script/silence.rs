@@ -1,7 +1,7 @@
 //! [`Silence`]: waits until a guest has printed nothing for a given time.
 
-use super::{CommandOutput, Script, ScriptAction, ScriptContext};
-use crate::console::{Cursor, GuestFault, Scrollback};
+use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll};
+use crate::console::{Cursor, GuestFault};
 use crate::time::{Deadline, Instant};
 use alloc::format;
 use alloc::string::String;
@@ -47,16 +47,12 @@ impl Silence {
 }
 
 impl Script for Silence {
-    fn poll_output(
-        &mut self,
-        now: Instant,
-        log: &Scrollback,
-        cursor: &mut Cursor,
-        closed: bool,
-    ) -> ScriptAction {
-        if let Some(ended) = self.context.enter(cursor) {
-            return ended;
-        }
+    fn begin(&mut self, cursor: &Cursor) -> Option<ScriptError> {
+        self.context.begin(cursor)
+    }
+
+    fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
+        let ScriptPoll { now, log, cursor, closed } = poll;
         self.context.observe(now, log);
         // Output from before the wait does not interrupt the silence.
         let end = *self.since.0.get_or_insert(log.end());
@@ -94,8 +90,8 @@ impl Script for Silence {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ScriptError;
     use super::*;
+    use crate::console::Scrollback;
 
     fn at(millis: u64) -> Instant {
         Instant::ZERO + Duration::from_millis(millis)
