@@ -309,7 +309,7 @@ impl Vm {
     /// Takes all unread output of this reader as text; invalid UTF-8 becomes U+FFFD. A character
     /// that is still incomplete at the end stays unread, until the console is closed.
     pub fn take_text(&mut self, reader: ReaderId) -> String {
-        lossy(&self.with_console(|console, _, _| console.take_text(reader)))
+        lossy(self.with_console(|console, _, _| console.take_text(reader)))
     }
 
     /// Copies unread output of this reader into `into` and returns the number of bytes: 0 when there

@@ -222,7 +222,7 @@ impl From<ScriptError> for Error {
             ScriptError::TimedOut { expected, waited, tail, fault, near_match } => Self::Timeout {
                 expected,
                 waited,
-                tail: lossy(&tail),
+                tail: lossy(tail),
                 hint: hint(fault, near_match.map(|found| *found)),
             },
             ScriptError::Closed { expected, waited, tail, fault, near_match } => {
@@ -230,15 +230,15 @@ impl From<ScriptError> for Error {
                     pattern: expected,
                     waited,
                     ended: None,
-                    tail: lossy(&tail),
+                    tail: lossy(tail),
                     hint: hint(fault, near_match.map(|found| *found)),
                 }
             }
             ScriptError::KernelPanic { expected, line, tail } => {
-                Self::KernelPanic { expected, line, tail: lossy(&tail) }
+                Self::KernelPanic { expected, line, tail: lossy(tail) }
             }
             ScriptError::EmergencyShell { expected, line, tail } => {
-                Self::EmergencyShell { expected, line, tail: lossy(&tail) }
+                Self::EmergencyShell { expected, line, tail: lossy(tail) }
             }
             ScriptError::LoginIncorrect { username } => Self::LoginIncorrect { username },
             other => Self::Script(other),
@@ -277,8 +277,9 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
 }
 
 /// Console bytes as text; invalid UTF-8 becomes U+FFFD.
-pub(crate) fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+pub(crate) fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// How the VM ended, or that its console closed.

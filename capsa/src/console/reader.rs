@@ -156,10 +156,10 @@ impl Stream for Lines {
         let mut chunk = [0; 4096];
         loop {
             if let Some(line) = this.lines.next_line() {
-                return Poll::Ready(Some(lossy(&line)));
+                return Poll::Ready(Some(lossy(line)));
             }
             if this.is_over {
-                return Poll::Ready(this.lines.finish().map(|line| lossy(&line)));
+                return Poll::Ready(this.lines.finish().map(lossy));
             }
             match this.reader.poll(cx, &mut chunk) {
                 Poll::Pending => return Poll::Pending,

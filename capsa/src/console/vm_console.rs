@@ -158,7 +158,7 @@ impl VmConsole {
         let id = self.reader.id;
         let (ended, report) =
             self.begin(|state| Ok(state.vm.expect_silence(id, quiet, timeout))).await?;
-        script_result(ended, report).map(|reply| lossy(&reply.output))
+        script_result(ended, report).map(|reply| lossy(reply.output))
     }
 
     /// Adds an independent reader at the same position, for example for a log beside a test that
@@ -289,7 +289,7 @@ impl VmConsole {
     /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when the guest has one of these faults;
     /// [`Error::PatternNotFound`] when the VM ends or its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
-        self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(&reply.output))
+        self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(reply.output))
     }
 
     /// Like [`run_command`](Self::run_command), for at most `timeout`. The command is then
@@ -305,7 +305,7 @@ impl VmConsole {
         timeout: Duration,
     ) -> Result<String> {
         let reply = self.run_in_shell(cmd, Some(prompt), Some(timeout)).await?;
-        Ok(lossy(&reply.output))
+        Ok(lossy(reply.output))
     }
 
     /// Runs a command and returns its output *and* its exit status. Needs no prompt.
@@ -444,15 +444,15 @@ fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) 
     };
     match ended {
         Ended::Expect(Outcome::Matched { pattern, output, truncated, groups }) => {
-            let text = |group: Range<usize>| lossy(&output[group]);
+            let text = |group: Range<usize>| lossy(output[group].to_vec());
             let groups = groups.into_iter().map(|group| group.map(text)).collect();
-            Ok(Match { pattern, groups, output: lossy(&output), truncated })
+            Ok(Match { pattern, groups, output: lossy(output), truncated })
         }
         Ended::Expect(Outcome::TimedOut { tail, waited, fault, near_match }) => {
             Err(Error::Timeout {
                 expected: expected(),
                 waited,
-                tail: lossy(&tail),
+                tail: lossy(tail),
                 hint: hint(fault, near_match),
             })
         }
@@ -461,12 +461,12 @@ fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) 
                 pattern: expected(),
                 waited,
                 ended: report.map(Box::new),
-                tail: lossy(&tail),
+                tail: lossy(tail),
                 hint: hint(fault, near_match),
             })
         }
         Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
-            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(&tail) })
+            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(tail) })
         }
         Ended::Script(_) => unreachable!("expected the result of a wait for patterns"),
     }
