@@ -54,6 +54,9 @@ pub struct Scrollback {
     capacity: usize,
     overflow: Overflow,
     faults: FaultDetector,
+    /// Bytes that were copied in, and bytes that were moved to make room.
+    #[cfg(test)]
+    copied: (u64, u64),
 }
 
 impl Scrollback {
@@ -73,6 +76,8 @@ impl Scrollback {
             capacity,
             overflow,
             faults: FaultDetector::new(),
+            #[cfg(test)]
+            copied: (0, 0),
         }
     }
 
@@ -91,6 +96,7 @@ impl Scrollback {
         if self.buf.len() + bytes.len() > 2 * self.capacity {
             // More than `capacity` bytes were dropped since the last `drain`, and at most that many
             // move.
+            self.count_copies(0, self.buf.len() - self.head);
             self.buf.drain(..self.head);
             self.head = 0;
         }
@@ -98,8 +104,10 @@ impl Scrollback {
         if needed > self.buf.capacity() {
             // `Vec` would double beyond the bound.
             let target = needed.saturating_mul(2).min(2 * self.capacity);
+            self.count_copies(0, self.buf.len());
             self.buf.reserve_exact(target - self.buf.len());
         }
+        self.count_copies(bytes.len(), 0);
         self.buf.extend_from_slice(bytes);
         self.faults.scan(&self.buf[self.head..], self.start);
     }
@@ -178,6 +186,14 @@ impl Scrollback {
         &self.faults
     }
 
+    fn count_copies(&mut self, _pushed: usize, _moved: usize) {
+        #[cfg(test)]
+        {
+            self.copied.0 += _pushed as u64;
+            self.copied.1 += _moved as u64;
+        }
+    }
+
     fn live(&self) -> &[u8] {
         &self.buf[self.head..]
     }
@@ -229,6 +245,18 @@ mod tests {
         let mut log = Scrollback::new(0);
         log.push(b"ab");
         assert_eq!(log.since(0), b"b");
+    }
+
+    #[test]
+    fn scrollback_copies_each_byte_once() {
+        for capacity in [4096, 1 << 20] {
+            let mut log = Scrollback::new(capacity);
+            (0..10_000).for_each(|_| log.push(&[b'x'; 50]));
+            let (pushed, moved) = log.copied;
+            assert_eq!(pushed, 500_000, "into {capacity}");
+            // The growth of the buffer, or the removal of dropped bytes.
+            assert!(moved <= 2 * pushed, "{moved} moved in {capacity}");
+        }
     }
 
     #[test]
