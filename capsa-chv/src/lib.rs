@@ -50,8 +50,9 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
-    Readiness, RunDirPlan, StopAction, VsockPlan,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, LONGEST_SOCKET_NAME,
+    LaunchPlan, Message, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan,
+    add_descriptor,
 };
 use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
@@ -146,6 +147,13 @@ impl HypervisorBackend for CloudHypervisor {
         validate::validate(spec, host, found)
     }
 
+    /// Capsa alone connects to the API socket, and does so on a path of any length.
+    fn longest_socket_name(&self, spec: &VmSpec) -> usize {
+        let vsock = if spec.vsock { LONGEST_SOCKET_NAME } else { 0 };
+        let network = if spec.network == NetworkMode::Nat { passt::SOCKET_NAME.len() } else { 0 };
+        vsock.max(network).max(virtiofsd::longest_socket_name(&spec.shares))
+    }
+
     fn plan(
         &self,
         vm: &ValidatedSpec,
@@ -155,7 +163,14 @@ impl HypervisorBackend for CloudHypervisor {
     ) -> LaunchPlan {
         let spec = vm.spec();
         let socket = at.socket("api.sock");
-        let events = at.socket("events");
+        let mut descriptors = Vec::new();
+        let listener = DescriptorKind::Listener { socket: socket.clone() };
+        let api = add_descriptor(&mut descriptors, listener);
+        let events = add_descriptor(&mut descriptors, DescriptorKind::Events);
+        let overlays = vm_config::overlays(vm, at, host);
+        for overlay in &overlays {
+            add_descriptor(&mut descriptors, DescriptorKind::Overlay { at: overlay.at().clone() });
+        }
         let mut processes: Vec<_> = vm
             .shares()
             .iter()
@@ -170,22 +185,25 @@ impl HypervisorBackend for CloudHypervisor {
             program: found.program(KEY, KEY),
             args: vec![
                 "--api-socket".to_string(),
-                format!("path={socket}"),
+                format!("fd={api}"),
                 "--event-monitor".to_string(),
-                format!("path={events}"),
+                format!("fd={events}"),
                 "--seccomp".to_string(),
                 "true".to_string(),
             ],
-            ready: Readiness::ControlConnected,
+            descriptors,
+            ready: Readiness::Immediate,
             ends_with_hypervisor: true,
         });
         LaunchPlan {
             backend: KEY,
             run_dir: at.path().clone(),
             processes,
-            control: ControlPlan { protocol: Protocol::Http, socket },
-            event_pipe: Some(events),
-            overlays: vm_config::overlays(vm, at, host),
+            control: ControlPlan {
+                protocol: Protocol::Http,
+                endpoint: ControlEndpoint::Socket(socket),
+            },
+            overlays,
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },

@@ -65,7 +65,8 @@ mod tests {
             assert!(text.contains("# console: "), "{text}");
             let plan = capsa::internal::parts(&plan);
             assert_eq!(text.matches("# ephemeral disk: ").count(), plan.overlays.len(), "{text}");
-            assert_eq!(text.contains("# event pipe: "), plan.event_pipe.is_some(), "{text}");
+            let descriptors: usize = plan.processes.iter().map(|p| p.descriptors.len()).sum();
+            assert_eq!(text.matches("#   inherits descriptor ").count(), descriptors, "{text}");
             for message in plan.boot.iter().chain(&plan.power_button) {
                 assert!(text.contains(message.purpose), "{text}");
             }

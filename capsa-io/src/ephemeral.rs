@@ -10,7 +10,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -20,12 +19,12 @@ use capsa_proto::qcow2::Overlay;
 use crate::{context, random, sys};
 
 /// Creates an empty overlay and the symbolic link `at`, which resolves to it only in a process that
-/// inherits the file under the same number.
-pub(crate) fn overlay(overlay: &Overlay, at: &HostPath) -> io::Result<File> {
+/// inherits the file as `number`.
+pub(crate) fn overlay(overlay: &Overlay, at: &HostPath, number: u32) -> io::Result<File> {
     let dir = directory();
     let file = nameless(&dir).and_then(|file| filled(file, overlay));
     let file = file.map_err(|error| cannot(&dir, error))?;
-    symlink(format!("{}/{}", sys::DESCRIPTORS, file.as_raw_fd()), at.as_str())?;
+    symlink(format!("{}/{number}", sys::DESCRIPTORS), at.as_str())?;
     Ok(file)
 }
 
@@ -79,7 +78,6 @@ fn filled(mut file: File, overlay: &Overlay) -> io::Result<File> {
 mod tests {
     use super::*;
     use capsa_proto::spec::ImageFormat;
-    use std::io::Read;
     use std::os::unix::fs::{FileExt, PermissionsExt};
 
     #[test]
@@ -119,11 +117,12 @@ mod tests {
         let at = HostPath::new(text("overlay0")).unwrap();
         let over = HostPath::new("/base").unwrap();
         let spec = Overlay { over, format: ImageFormat::Raw, virtual_size: 1 << 30 };
-        let file = overlay(&spec, &at).unwrap();
+        let file = overlay(&spec, &at, 17).unwrap();
         assert_eq!(file.metadata().unwrap().len(), spec.image().len);
-        // The link works in this process too, because the number is the same.
+        let link = std::fs::read_link(at.as_str()).unwrap();
+        assert_eq!(link, Path::new(sys::DESCRIPTORS).join("17"));
         let mut head = [0; 4];
-        File::open(at.as_str()).unwrap().read_exact(&mut head).unwrap();
+        file.read_exact_at(&mut head, 0).unwrap();
         assert_eq!(&head, b"QFI\xfb");
         assert_eq!(std::os::unix::fs::MetadataExt::nlink(&file.metadata().unwrap()), 0);
         // Other children of the embedding program do not inherit the file.

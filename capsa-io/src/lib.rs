@@ -16,7 +16,7 @@
 //! | [`probe`] | probes programs for versions and options |
 //! | `watchdog` | kills child processes when this program dies |
 //! | [`ephemeral`] | ephemeral disks: overlays and clones |
-//! | `process`, `stream`, `clock` | a child process, a byte stream, the clock |
+//! | `process`, `inherited`, `stream`, `clock` | a child process, the descriptors that it inherits, a byte stream, the clock |
 //! | `sys` | the system calls, and the only `unsafe` code |
 //!
 //! This crate installs no signal handler and reaps no child that it did not start.
@@ -25,6 +25,7 @@ pub mod clock;
 pub mod context;
 pub mod ephemeral;
 pub mod facts;
+mod inherited;
 pub mod probe;
 mod process;
 pub mod random;

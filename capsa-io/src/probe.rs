@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, access};
 
 use crate::process;
-use crate::sys::{self, StandardStreams};
+use crate::sys::{self, ReservedNumbers};
 
 /// How long a probed program may run.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ fn cached(program: &Path, args: &[&'static str]) -> io::Result<String> {
 }
 
 fn run(program: &Path, args: &[&str], time_limit: Duration) -> io::Result<String> {
-    let _streams = StandardStreams::take()?;
+    let _streams = ReservedNumbers::below(sys::FIRST_NUMBER)?;
     let mut command = process::command(&program.display().to_string());
     sys::prepare_exec(command.process_group(0));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -15,7 +15,7 @@ use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
 use crate::stream::ByteStream;
-use crate::sys::{self, ExitState, ExitWatch, ForkGuard, Poll, SpawnRequest};
+use crate::sys::{self, ExitState, ExitWatch, ForkGuard, InheritedDescriptor, Poll, SpawnRequest};
 use crate::watchdog;
 
 /// The variables that a child inherits. All others, such as tokens of the embedding program, are
@@ -52,7 +52,7 @@ pub(crate) struct Inherited {
     /// Its standard input and output; `/dev/null` if there are none.
     pub(crate) terminal: Option<(OwnedFd, OwnedFd)>,
     /// Descriptors that the child inherits under the same numbers.
-    pub(crate) open: Vec<OwnedFd>,
+    pub(crate) numbered: Vec<InheritedDescriptor>,
 }
 
 impl ChildProcess {
@@ -74,7 +74,7 @@ impl ChildProcess {
             args: &plan.args,
             env: &environment(),
             streams: [stdin, stdout, theirs.into()],
-            open: &inherited.open,
+            numbered: &inherited.numbered,
             watchdog: None,
         })?;
         // From here on, dropping `process` kills the child.
@@ -173,6 +173,7 @@ mod tests {
             name: "test".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
+            descriptors: vec![],
             ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         }

@@ -14,7 +14,7 @@ mod sweep;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -101,6 +101,24 @@ pub fn check(base: &Path) -> io::Result<()> {
         context::failed(format!("cannot make a socket in {}", run_dir.path().display()), error)
     };
     UnixListener::bind(socket).map(drop).map_err(at)
+}
+
+/// Listens on a socket in a run directory. On Linux the path may have any length.
+///
+/// # Errors
+///
+/// When the path is in use or too long, and when the directory does not exist. The text names the path.
+pub fn listen(socket: &Path) -> io::Result<UnixListener> {
+    sys::listen(socket).map(UnixListener::from)
+}
+
+/// Connects to a socket in a run directory. On Linux the path may have any length.
+///
+/// # Errors
+///
+/// When nothing listens there, and when the path is too long.
+pub fn connect(socket: &Path) -> io::Result<UnixStream> {
+    sys::connect_blocking(socket)
 }
 
 /// A run directory that exists while this value lives.

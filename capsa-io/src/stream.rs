@@ -1,17 +1,11 @@
 //! A non-blocking byte stream to a process: a unix socket, the master of a pty, or a pipe.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-
-use capsa_proto::path::HostPath;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
 
 use crate::sys;
 
@@ -80,16 +74,6 @@ impl ByteStream {
             }
         }
     }
-}
-
-/// Makes a named pipe for events and opens it, before the hypervisor that writes to it starts.
-pub(crate) fn make_event_pipe(path: &HostPath) -> io::Result<ByteStream> {
-    mkfifo(path.as_str(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-    // Opened for writing too: a pipe without a writer is permanently at its end, and the poller
-    // would report it again and again.
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
-    options.open(path.as_str()).map(ByteStream::File)
 }
 
 impl AsFd for ByteStream {

@@ -155,7 +155,7 @@ fn start_shell() -> io::Result<(u32, UnixStream)> {
         args: &["-c", SCRIPT, "capsa-watchdog"].map(String::from),
         env: &[],
         streams: [theirs.into(), sys::null()?, sys::null()?],
-        open: &[],
+        numbered: &[],
         watchdog: None,
     });
     let shell =
@@ -192,7 +192,8 @@ mod tests {
 
     fn start(program: &str, args: &[String]) -> u32 {
         let streams = [(); 3].map(|()| sys::null().unwrap());
-        let request = SpawnRequest { program, args, env: &[], streams, open: &[], watchdog: None };
+        let request =
+            SpawnRequest { program, args, env: &[], streams, numbered: &[], watchdog: None };
         spawn(request).unwrap()
     }
 

@@ -20,7 +20,7 @@ use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts, Reason};
-use crate::plan::{LaunchPlan, Message, Note, RunDirPlan};
+use crate::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Message, Note, RunDirPlan};
 use crate::spec::VmSpec;
 
 /// A hypervisor that can run VMs.
@@ -58,6 +58,14 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// The violations that do not follow from the capabilities, e.g. those that depend on the version
     /// found. [`capabilities::validate`](crate::capabilities::validate) calls this.
     fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation>;
+
+    /// The length in bytes of the longest name among the sockets in the run directory that a program
+    /// reaches by their path; 0 if there is none. [`capabilities::validate`](crate::capabilities::validate)
+    /// compares the length of their paths with the host's limit.
+    fn longest_socket_name(&self, spec: &VmSpec) -> usize {
+        let _ = spec;
+        LONGEST_SOCKET_NAME
+    }
 
     /// The launch plan of a validated spec. Never fails: anything that cannot be planned is a violation.
     fn plan(

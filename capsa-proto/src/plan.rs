@@ -4,6 +4,7 @@
 //! `capsa-io` carries it out. A plan leaves no decision open and is plain data, so `--dry-run`
 //! prints all of it.
 
+mod descriptors;
 mod vsock;
 
 use alloc::string::String;
@@ -18,6 +19,7 @@ use crate::path::HostPath;
 use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, RebootPolicy};
 
+pub use descriptors::{DescriptorKind, DescriptorPlan, FIRST_DESCRIPTOR, add_descriptor};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
 /// Everything that is needed to run one VM.
@@ -31,9 +33,6 @@ pub struct LaunchPlan {
     pub processes: Vec<ProcessPlan>,
     /// The control channel of the hypervisor.
     pub control: ControlPlan,
-    /// A named pipe, created before the hypervisor starts, to which it writes its events as a sequence
-    /// of JSON objects; `None` if events come over the control channel, or if there are none.
-    pub event_pipe: Option<HostPath>,
     /// The overlays of ephemeral disks, created before the hypervisor starts.
     pub overlays: Vec<OverlayPlan>,
     /// How the guest's console is connected.
@@ -73,6 +72,18 @@ impl LaunchPlan {
         ProcessId(self.processes.len().checked_sub(1).expect("a plan has a hypervisor"))
     }
 
+    /// Whether the readiness of a process is checked again and again. If not, it follows from an event,
+    /// such as a greeting on an inherited connection.
+    pub fn is_polled(&self, id: ProcessId) -> bool {
+        match self.process(id).ready {
+            Readiness::Immediate => false,
+            Readiness::SocketExists(_) => true,
+            Readiness::ControlConnected => {
+                matches!(self.control.endpoint, ControlEndpoint::Socket(_))
+            }
+        }
+    }
+
     /// The process with this id.
     pub fn process(&self, id: ProcessId) -> &ProcessPlan {
         &self.processes[id.0]
@@ -98,6 +109,8 @@ pub struct ProcessPlan {
     pub program: String,
     /// The arguments, without the program itself.
     pub args: Vec<String>,
+    /// The descriptors that the process inherits in addition to its standard streams.
+    pub descriptors: Vec<DescriptorPlan>,
     /// When the process is ready.
     pub ready: Readiness,
     /// The process exits by itself after the hypervisor. If `false`, it is sent SIGTERM then.
@@ -108,13 +121,12 @@ pub struct ProcessPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readiness {
-    /// As soon as it is launched.
+    /// As soon as it is launched: others connect to a socket that it inherits.
     Immediate,
     /// When this socket exists. Capsa does not connect to it, because a helper accepts only one
     /// connection, that of the hypervisor.
     SocketExists(HostPath),
-    /// When the control channel and the console are connected and, if the protocol has a greeting, it
-    /// has arrived.
+    /// When the control channel is connected and, if the protocol has a greeting, it has arrived.
     ControlConnected,
 }
 
@@ -123,8 +135,19 @@ pub enum Readiness {
 pub struct ControlPlan {
     /// The protocol.
     pub protocol: Protocol,
-    /// The Unix socket.
-    pub socket: HostPath,
+    /// How it is connected.
+    pub endpoint: ControlEndpoint,
+}
+
+/// How Capsa connects to a control channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ControlEndpoint {
+    /// The hypervisor inherits the other end of the connection: [`DescriptorKind::Control`].
+    SocketPair,
+    /// A Unix socket. The hypervisor inherits it ([`DescriptorKind::Listener`]), or it creates it, and
+    /// then Capsa polls until it listens.
+    Socket(HostPath),
 }
 
 /// A control protocol.
@@ -183,10 +206,8 @@ impl OverlayPlan {
 pub enum ConsolePlan {
     /// The VM has no console.
     None,
-    /// A Unix socket on which the hypervisor listens. Capsa connects before the guest runs.
-    Socket {
-        /// The socket.
-        socket: HostPath,
+    /// A pair of connected sockets; the hypervisor inherits one of them: [`DescriptorKind::Console`].
+    SocketPair {
         /// The console mode.
         mode: ConsoleMode,
     },
@@ -202,7 +223,7 @@ impl ConsolePlan {
     pub fn mode(&self) -> ConsoleMode {
         match self {
             Self::None => ConsoleMode::Disabled,
-            Self::Socket { mode, .. } | Self::Pty { mode } => *mode,
+            Self::SocketPair { mode } | Self::Pty { mode } => *mode,
         }
     }
 }
@@ -338,8 +359,6 @@ pub enum NoteLevel {
 }
 
 /// The longest name of a socket in a run directory, in bytes.
-///
-/// Validation checks it against the host's limit for socket paths, before any process starts.
 pub const LONGEST_SOCKET_NAME: usize = "vsock_4294967295".len();
 
 /// The run directory of a VM, as a backend uses it: a directory for sockets.

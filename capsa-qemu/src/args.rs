@@ -16,16 +16,14 @@ use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
-    Readiness, RunDirPlan, StopAction, VsockPlan,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, DescriptorPlan,
+    LaunchPlan, Message, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan,
+    add_descriptor,
 };
 use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
 use serde_json::json;
 
 use crate::{PROGRAM, accel};
-
-const CONTROL_SOCKET: &str = "qmp.sock";
-const CONSOLE_SOCKET: &str = "console.sock";
 
 /// At a reboot SeaBIOS resets the VM a second time, to get a clean copy of itself: 40 ms later on an
 /// idle host. Resets within this time count as one.
@@ -48,8 +46,8 @@ pub(crate) fn plan(
     args.base(vm, host, accel.accel);
     args.sandbox(found);
     args.boot(vm);
-    args.console(spec.console, at);
-    args.control(at);
+    args.control();
+    args.console(spec.console);
     for (n, disk) in spec.disks.iter().enumerate() {
         args.disk(n, disk, host);
     }
@@ -74,7 +72,8 @@ pub(crate) fn plan(
     processes.push(ProcessPlan {
         name: "qemu".into(),
         program,
-        args: args.0,
+        args: args.words,
+        descriptors: args.descriptors,
         ready: Readiness::ControlConnected,
         ends_with_hypervisor: true,
     });
@@ -83,13 +82,12 @@ pub(crate) fn plan(
         backend: "qemu",
         run_dir: at.path().clone(),
         processes,
-        control: ControlPlan { protocol: Protocol::Qmp, socket: at.socket(CONTROL_SOCKET) },
-        event_pipe: None,
+        control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         // QEMU creates the overlays (`snapshot=on`).
         overlays: Vec::new(),
         console: match spec.console {
             ConsoleMode::Disabled => ConsolePlan::None,
-            mode => ConsolePlan::Socket { socket: at.socket(CONSOLE_SOCKET), mode },
+            mode => ConsolePlan::SocketPair { mode },
         },
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
@@ -109,11 +107,14 @@ pub(crate) fn plan(
 }
 
 #[derive(Default)]
-struct QemuArgs(Vec<String>);
+struct QemuArgs {
+    words: Vec<String>,
+    descriptors: Vec<DescriptorPlan>,
+}
 
 impl QemuArgs {
     fn push(&mut self, args: &[&str]) {
-        self.0.extend(args.iter().map(ToString::to_string));
+        self.words.extend(args.iter().map(ToString::to_string));
     }
 
     /// The machine type, CPUs and memory.
@@ -162,22 +163,23 @@ impl QemuArgs {
         self.push(&["-append", vm.cmdline()]);
     }
 
-    /// Must come before `control`: once the control socket listens, this one does too.
-    fn console(&mut self, mode: ConsoleMode, at: &RunDirPlan) {
+    /// QEMU greets on the socket pair as soon as it is up, so Capsa does not poll.
+    fn control(&mut self) {
+        self.inherited("control", DescriptorKind::Control);
+        self.push(&["-mon", "chardev=control,mode=control"]);
+    }
+
+    fn console(&mut self, mode: ConsoleMode) {
         if mode != ConsoleMode::Disabled {
-            self.listener("console", &at.socket(CONSOLE_SOCKET));
+            self.inherited("console", DescriptorKind::Console);
             self.push(&["-serial", "chardev:console"]);
         }
     }
 
-    fn control(&mut self, at: &RunDirPlan) {
-        self.listener("control", &at.socket(CONTROL_SOCKET));
-        self.push(&["-mon", "chardev=control,mode=control"]);
-    }
-
-    fn listener(&mut self, id: &str, socket: &HostPath) {
-        let path = comma(socket);
-        self.push(&["-chardev", &format!("socket,id={id},path={path},server=on,wait=off")]);
+    /// A character device on an inherited socket that is connected already. `fd=` exists since 2.12.
+    fn inherited(&mut self, id: &str, kind: DescriptorKind) {
+        let fd = add_descriptor(&mut self.descriptors, kind);
+        self.push(&["-chardev", &format!("socket,id={id},fd={fd}")]);
     }
 
     fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
@@ -226,6 +228,8 @@ impl QemuArgs {
         let tag = &share.tag;
         match share.mechanism {
             PlannedMechanism::VirtioFs { .. } => {
+                // A path, because QEMU passes no descriptors to virtiofsd over a socket that it
+                // inherits (10.1).
                 let path = comma(&virtiofsd::socket(n, at));
                 self.push(&["-chardev", &format!("socket,id=fs{n},path={path}")]);
                 self.push(&["-device", &format!("vhost-user-fs-pci,chardev=fs{n},tag={tag}")]);

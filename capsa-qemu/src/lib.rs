@@ -7,7 +7,7 @@
 //! and NAT without privileges or a helper process.
 //!
 //! The facts here were measured on QEMU 7.2 and 10.0 (q35, Debian's kernels 6.1 and 6.12). The VM
-//! starts paused (`-S`). Capsa connects the console and the control channel and then sends `cont`, so
+//! inherits the console and the control channel, and starts paused (`-S`) until Capsa sends `cont`, so
 //! no early output is lost.
 //!
 //! | file | content |
@@ -43,7 +43,7 @@ use capsa_proto::cmdline::KernelCmdline;
 use capsa_proto::codec::qmp::QmpMessage;
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
-use capsa_proto::plan::{LaunchPlan, Note, RunDirPlan};
+use capsa_proto::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
 use capsa_proto::spec::{NetworkMode, ShareMechanism, VmSpec};
 
 /// The oldest supported QEMU. `-action` exists since 6.0; 6.2 is the oldest version still in use.
@@ -185,6 +185,14 @@ impl HypervisorBackend for Qemu {
             reject("shares", reason);
         }
         out
+    }
+
+    /// The control channel and the console are inherited.
+    fn longest_socket_name(&self, spec: &VmSpec) -> usize {
+        match spec.vsock {
+            true => LONGEST_SOCKET_NAME,
+            false => virtiofsd::longest_socket_name(&spec.shares),
+        }
     }
 
     fn plan(

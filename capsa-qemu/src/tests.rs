@@ -9,6 +9,7 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::{ViolationKind as Kind, validate};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
+use capsa_proto::plan::DescriptorKind;
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, ImageFormat, MountMode, RebootPolicy, Share, Virtio9pConfig,
@@ -119,16 +120,16 @@ fn plan_smallest_vm() {
          -m 512M -action reboot=shutdown,panic=shutdown -device virtio-rng-pci -device pvpanic-pci \
          -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
          -kernel /k -append reboot=t panic=-1 \
-         -chardev socket,id=control,path=/run/capsa/x/qmp.sock,server=on,wait=off \
-         -mon chardev=control,mode=control"
+         -chardev socket,id=control,fd=3 -mon chardev=control,mode=control"
     );
 }
 
 #[test]
-fn plan_console_precedes_control() {
+fn plan_control_and_console_are_inherited() {
     let plan = plan(VmSpec { console: ConsoleMode::Enabled, ..spec() });
-    let args = args(&plan);
-    assert!(args.find("console.sock").unwrap() < args.find("qmp.sock").unwrap());
+    assert!(args(&plan).contains("-chardev socket,id=console,fd=4 -serial chardev:console"));
+    let kinds: Vec<_> = plan.processes[0].descriptors.iter().map(|d| &d.kind).collect();
+    assert_eq!(kinds, [&DescriptorKind::Control, &DescriptorKind::Console]);
     assert!(plan.cmdline.starts_with("console=ttyS0 "), "{}", plan.cmdline);
 }
 
@@ -283,7 +284,19 @@ fn validate_cmdline_too_long_rejected() {
 fn validate_run_dir_too_long_rejected() {
     let mut host = host();
     host.run_dir = path(&format!("/{}", "r".repeat(100)));
-    assert_eq!(rejected_on(spec(), &host, &found()), [("run_dir".into(), Kind::TooLong)]);
+    let share = Share {
+        host: path("/work"),
+        guest: "/workspace".into(),
+        mode: MountMode::ReadOnly,
+        mechanism: ShareMechanism::Auto,
+    };
+    let with_share = || VmSpec { shares: vec![share.clone()], ..spec() };
+    for spec in [VmSpec { vsock: true, ..spec() }, with_share()] {
+        assert_eq!(rejected_on(spec, &host, &found()), [("run_dir".into(), Kind::TooLong)]);
+    }
+    assert!(try_plan(spec(), &host, &found()).is_ok(), "no program uses a path");
+    let short = HostFacts { run_dir: path(&format!("/{}", "r".repeat(95))), ..host };
+    assert!(try_plan(with_share(), &short, &found()).is_ok(), "107 bytes with fs0.sock");
 }
 
 #[test]

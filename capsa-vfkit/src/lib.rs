@@ -73,8 +73,8 @@ use capsa_proto::capabilities::{
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts};
 use capsa_proto::plan::{
-    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
-    Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, Note,
+    ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
@@ -177,11 +177,14 @@ impl HypervisorBackend for Vfkit {
                 name: KEY.to_string(),
                 program: found.program(KEY, KEY),
                 args: args::args(vm, at, &socket),
+                descriptors: Vec::new(),
                 ready: Readiness::ControlConnected,
                 ends_with_hypervisor: true,
             }],
-            control: ControlPlan { protocol: Protocol::Http, socket },
-            event_pipe: None,
+            control: ControlPlan {
+                protocol: Protocol::Http,
+                endpoint: ControlEndpoint::Socket(socket),
+            },
             overlays: args::clones(vm, at),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,

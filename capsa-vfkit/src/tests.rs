@@ -118,7 +118,7 @@ fn plan_smallest_vm() {
          virtio-rng|--restful-uri|unix:///tmp/c/1/rest.sock"
     );
     assert_eq!(plan.console, ConsolePlan::None);
-    assert_eq!(plan.control.socket.as_str(), "/tmp/c/1/rest.sock");
+    assert_eq!(plan.control.endpoint, ControlEndpoint::Socket(path("/tmp/c/1/rest.sock")));
 }
 
 #[test]
@@ -463,7 +463,10 @@ fn expected(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
         initrd: spec.initrd.as_ref().map(ToString::to_string),
         cmdline: Some(plan.cmdline.clone()),
         devices,
-        rest: Some(plan.control.socket.to_string()),
+        rest: match &plan.control.endpoint {
+            ControlEndpoint::Socket(socket) => Some(socket.to_string()),
+            ControlEndpoint::SocketPair => None,
+        },
     }
 }
 

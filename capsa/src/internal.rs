@@ -4,6 +4,8 @@
 use capsa_proto::lifecycle::Timing;
 use capsa_proto::plan;
 
+pub use capsa_io::run_dir::{connect, listen};
+
 use crate::LinuxVmBuilder;
 use crate::backend::LaunchPlan;
 

@@ -12,7 +12,7 @@ pub(super) fn request(
     run_dir: &Path,
     request: &SocketRequest,
 ) -> io::Result<(BufReader<UnixStream>, SocketReply)> {
-    let mut stream = UnixStream::connect(run_dir.join(CONTROL_SOCKET))?;
+    let mut stream = capsa::internal::connect(&run_dir.join(CONTROL_SOCKET))?;
     stream.write_all(&to_line(request))?;
     let mut stream = BufReader::new(stream);
     let mut reply = String::new();

@@ -82,7 +82,7 @@ impl ControlServer {
     pub(crate) fn bind(vm: &Vm, name: Option<&str>) -> io::Result<Self> {
         let plan = vm.launch_plan();
         let run_dir = plan.run_dir().to_owned();
-        let listener = UnixListener::bind(run_dir.join(CONTROL_SOCKET))?;
+        let listener = capsa::internal::listen(&run_dir.join(CONTROL_SOCKET))?;
         listener.set_nonblocking(true)?;
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let info = RunInfo {

@@ -69,6 +69,7 @@ mod tests {
             name: "test".into(),
             program: "/bin/sh".into(),
             args: vec!["-c".into(), "sleep 1000".into()],
+            descriptors: vec![],
             ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
             ends_with_hypervisor: true,
         };

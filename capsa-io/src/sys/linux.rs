@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use capsa_proto::host::{Arch, KvmDevice, KvmFacts, KvmGroup, Os};
+use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::stat::Mode;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -25,6 +27,14 @@ pub(crate) const SOCKET_PATH_MAX: usize = 107;
 /// The directory in which a process finds its open descriptors. (`/dev/fd` is a link to it that
 /// udev makes, not the kernel.)
 pub(crate) const DESCRIPTORS: &str = "/proc/self/fd";
+
+/// Opens a directory, and returns a short path to it that is valid while it is open.
+pub(super) fn open_directory(path: &Path) -> io::Result<Option<(OwnedFd, PathBuf)>> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = nix::fcntl::open(path, flags, Mode::empty())?;
+    let short = PathBuf::from(format!("{DESCRIPTORS}/{}", directory.as_raw_fd()));
+    Ok(Some((directory, short)))
+}
 
 /// Close-on-exec from the beginning: another thread may fork at any time.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;

@@ -3,16 +3,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroI32;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use capsa_proto::host::{Arch, KvmFacts, Os};
 use capsa_proto::image_lock::ImageLock;
-use nix::errno::Errno as NixErrno;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, access};
@@ -30,6 +29,11 @@ pub(crate) const SOCKET_PATH_MAX: usize = 103;
 
 /// The directory in which a process finds its open descriptors.
 pub(crate) const DESCRIPTORS: &str = "/dev/fd";
+
+/// macOS has no path to a directory by its descriptor.
+pub(super) fn open_directory(_path: &Path) -> io::Result<Option<(OwnedFd, PathBuf)>> {
+    Ok(None)
+}
 
 /// macOS has no such flag; close-on-exec is set right after.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
@@ -114,14 +118,12 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> io::Result<u32> {
     command.envs(request.env.iter().map(|(name, value)| (name, value)));
     command.stdin(stdin?).stdout(stdout?).stderr(stderr?);
     unix::prepare_exec(&mut command);
-    let open: Vec<RawFd> = request.open.iter().map(AsRawFd::as_raw_fd).collect();
+    let numbers = unix::NumberChanges::new(request.numbered);
     let watchdog = request.watchdog.map(|socket| socket.as_raw_fd());
     let prepare = move || {
-        for fd in &open {
-            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
-            NixErrno::result(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
-        }
+        // Before the change of numbers, which may close the watchdog's socket.
         watchdog.map_or(Ok(()), unix::announce)?;
+        numbers.apply()?;
         Ok(())
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only

@@ -8,6 +8,7 @@
 //! | [`ForkGuard`] | the same | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`spawn`] | a child in the memory of its parent, as `vfork` | `fork` |
+//! | [`connect`], [`listen`] | Unix sockets, on paths of any length | on paths of 103 bytes |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, otherwise a sparse copy | `clonefile`, or an error |
 //! | [`lock_on`] | the lock of another process on a byte | none |
@@ -24,6 +25,7 @@ mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
 mod poll;
+mod socket;
 mod unix;
 #[cfg(target_os = "linux")]
 mod vfork;
@@ -40,10 +42,11 @@ pub(crate) use os::{
 };
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
-pub(crate) use unix::listen_with_a_short_queue;
+pub(crate) use socket::listen_with_a_short_queue;
+pub(crate) use socket::{connect, connect_blocking, listen, socket_pair};
 pub(crate) use unix::{
-    ExitState, Pty, StandardStreams, connect, exit_state, is_writable, null, open_pty,
-    prepare_exec, reap, set_nonblocking, signal_group, socket_pair, wait_exited,
+    ExitState, Pty, ReservedNumbers, exit_state, is_writable, null, open_pty, prepare_exec, reap,
+    set_nonblocking, signal_group, wait_exited,
 };
 
 use std::ffi::OsString;
@@ -58,12 +61,22 @@ pub(crate) struct SpawnRequest<'a> {
     pub(crate) args: &'a [String],
     /// The whole environment.
     pub(crate) env: &'a [(&'static str, OsString)],
-    /// Its standard streams. Their numbers are not 0 to 2: see [`StandardStreams`].
+    /// Its standard streams. Their numbers are not 0 to 2: see [`ReservedNumbers`].
     pub(crate) streams: [OwnedFd; 3],
-    /// The descriptors that it inherits under the same numbers.
-    pub(crate) open: &'a [OwnedFd],
+    /// Its other descriptors.
+    pub(crate) numbered: &'a [InheritedDescriptor],
     /// The watchdog's socket, with which it registers before it executes the program.
     pub(crate) watchdog: Option<BorrowedFd<'a>>,
+}
+
+/// The first descriptor number after the standard streams.
+pub(crate) const FIRST_NUMBER: u32 = 3;
+
+/// A descriptor, and its number in the process that inherits it.
+#[derive(Debug)]
+pub(crate) struct InheritedDescriptor {
+    pub(crate) number: u32,
+    pub(crate) descriptor: OwnedFd,
 }
 
 #[cfg(test)]

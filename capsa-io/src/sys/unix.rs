@@ -4,10 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,9 +17,8 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, ttyname};
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
-use super::os;
+use super::{InheritedDescriptor, os};
 
 /// Registers this process with the watchdog; called between fork and exec.
 ///
@@ -52,25 +50,69 @@ pub(crate) fn prepare_exec(command: &mut Command) {
     }
 }
 
-/// Reserves the descriptor numbers 0 to 2 while this value lives.
+/// Keeps the lowest descriptor numbers in use while this value lives.
 ///
-/// If the embedding program has closed its standard streams, other descriptors could get these
-/// numbers; in a child, the standard streams would then replace them.
+/// In a child, its standard streams and the descriptors that it inherits replace what has their
+/// numbers. If numbers below are free in the embedding program, other descriptors could get them: the
+/// child's future standard streams, or the one by which the standard library reports a failed exec.
 #[derive(Debug)]
-pub(crate) struct StandardStreams {
+pub(crate) struct ReservedNumbers {
     _taken: Vec<OwnedFd>,
 }
 
-impl StandardStreams {
-    pub(crate) fn take() -> io::Result<Self> {
+impl ReservedNumbers {
+    /// Reserves the numbers below `limit`.
+    pub(crate) fn below(limit: u32) -> io::Result<Self> {
         let mut taken = Vec::new();
         loop {
             let file = null()?;
-            if file.as_raw_fd() > 2 {
+            if u32::try_from(file.as_raw_fd()).is_ok_and(|number| number >= limit) {
                 return Ok(Self { _taken: taken });
             }
             taken.push(file);
         }
+    }
+}
+
+/// The descriptors that a child inherits: how they get their numbers.
+#[derive(Debug)]
+pub(super) struct NumberChanges {
+    /// The number of each descriptor, and the one that it gets. Between fork and exec only the system
+    /// calls of [`NumberChanges::apply`] change the first.
+    changes: Vec<(AtomicI32, RawFd)>,
+    /// Larger than the numbers that the descriptors get.
+    above: RawFd,
+}
+
+impl NumberChanges {
+    pub(super) fn new(descriptors: &[InheritedDescriptor]) -> Self {
+        let changes: Vec<_> = descriptors
+            .iter()
+            .map(|inherited| {
+                let to = RawFd::try_from(inherited.number).expect("numbers are small");
+                (AtomicI32::new(inherited.descriptor.as_raw_fd()), to)
+            })
+            .collect();
+        let above = changes.iter().map(|(_, to)| to + 1).max().unwrap_or(0);
+        Self { changes, above }
+    }
+
+    /// Gives the descriptors their numbers, and lets the program have them; called between fork and
+    /// exec. Other descriptors with these numbers are closed.
+    pub(super) fn apply(&self) -> Result<(), Errno> {
+        // First away from all numbers: one descriptor may have the number that another gets.
+        for (from, _) in &self.changes {
+            let number = from.load(Ordering::Relaxed);
+            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
+            let moved = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, self.above) };
+            from.store(Errno::result(moved)?, Ordering::Relaxed);
+        }
+        for (from, to) in &self.changes {
+            // SAFETY: the call takes integers; `dup2` is async-signal-safe. The numbers differ, so the
+            // new descriptor is not close-on-exec.
+            Errno::result(unsafe { libc::dup2(from.load(Ordering::Relaxed), *to) })?;
+        }
+        Ok(())
     }
 }
 
@@ -171,39 +213,6 @@ fn wait(pid: u32, flags: libc::c_int) -> ExitState {
     }
 }
 
-/// Connects to a listening unix socket without blocking.
-pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
-    let socket = unix_socket()?;
-    set_nonblocking(socket.as_fd())?;
-    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(UnixStream::from(socket))
-}
-
-fn unix_socket() -> io::Result<OwnedFd> {
-    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, os::SOCKET_FLAGS, None)?;
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    os::no_sigpipe(socket.as_fd())?;
-    Ok(socket)
-}
-
-/// A pair of connected sockets that do not raise SIGPIPE. Those of the standard library do on
-/// macOS.
-pub(crate) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
-    let (one, other) = UnixStream::pair()?;
-    for socket in [&one, &other] {
-        os::no_sigpipe(socket.as_fd())?;
-    }
-    Ok((one, other))
-}
-
-#[cfg(test)]
-pub(crate) fn listen_with_a_short_queue(path: &Path) -> io::Result<OwnedFd> {
-    let socket = unix_socket()?;
-    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    net::listen(&socket, 1)?;
-    Ok(socket)
-}
-
 /// A raw pty: one end for the VM's I/O, the other end twice for a child.
 pub(crate) struct Pty {
     /// Non-blocking.
@@ -255,7 +264,6 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn wait_exited_running_child_ends_at_limit() {
@@ -273,32 +281,6 @@ mod tests {
             let mut line = [0; 24];
             let used = announcement(pid, &mut line);
             assert_eq!(&line[..used], format!("+ {pid}\n").as_bytes());
-        }
-    }
-
-    #[test]
-    fn write_to_closed_peer_raises_no_sigpipe() {
-        const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "sys::unix::tests::write_to_closed_peer_raises_no_sigpipe";
-        if std::env::var_os(ALONE).is_none() {
-            let this = std::env::current_exe().unwrap();
-            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
-            assert!(status.unwrap().success());
-            return;
-        }
-        // SAFETY: the default disposition runs no code.
-        unsafe {
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let mut ours = connect(&path).unwrap();
-        drop(listener.accept().unwrap());
-        let (mut one, other) = socket_pair().unwrap();
-        drop(other);
-        for socket in [&mut ours, &mut one] {
-            assert_eq!(socket.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         }
     }
 }

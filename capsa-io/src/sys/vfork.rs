@@ -7,7 +7,7 @@
 //! watchdog nor mark unknown descriptors close-on-exec.
 //!
 //! Because memory is shared, everything that allocates is done before, by the parent. The child
-//! calls only async-signal-safe functions and writes only to its own stack and to [`ExecCall::errno`].
+//! calls only async-signal-safe functions and writes only to its own stack, to [`ExecCall::errno`] and to [`NumberChanges`].
 //! No signal handler runs in it: all signals are blocked until their dispositions are the default.
 
 use std::cell::Cell;
@@ -22,7 +22,8 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::libc::{self, c_char, c_int, c_void};
 
-use super::{SpawnRequest, unix};
+use super::SpawnRequest;
+use super::unix::{self, NumberChanges};
 
 /// The size of the child's stack. Its frames are small, also without optimisation.
 const STACK: usize = 64 * 1024;
@@ -47,13 +48,13 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> io::Result<u32> {
     };
     let (argv, envp) = (pointers(&args), pointers(&env));
     let argv: Vec<*const c_char> = once(program.as_ptr()).chain(argv).collect();
-    let open: Vec<RawFd> = request.open.iter().map(AsRawFd::as_raw_fd).collect();
+    let numbers = NumberChanges::new(request.numbered);
     let call = ExecCall {
         program: program.as_ptr(),
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         streams: request.streams.each_ref().map(AsRawFd::as_raw_fd),
-        open: &open,
+        numbers: &numbers,
         watchdog: request.watchdog.map(|socket| socket.as_raw_fd()),
         errno: Cell::new(0),
     };
@@ -97,7 +98,7 @@ struct ExecCall<'a> {
     argv: *const *const c_char,
     envp: *const *const c_char,
     streams: [RawFd; 3],
-    open: &'a [RawFd],
+    numbers: &'a NumberChanges,
     watchdog: Option<RawFd>,
     /// The error of the child; 0 if it has executed the program. The child writes it while this
     /// thread waits.
@@ -136,13 +137,11 @@ impl ExecCall<'_> {
             Errno::result(libc::chdir(c"/".as_ptr()))?;
         }
         super::os::close_other_descriptors_on_exec();
-        for fd in self.open {
-            // SAFETY: the call takes integers; `fcntl` is async-signal-safe.
-            Errno::result(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
-        }
+        // Before the change of numbers, which may close the watchdog's socket.
         if let Some(watchdog) = self.watchdog {
             unix::announce(watchdog)?;
         }
+        self.numbers.apply()?;
         // SAFETY: the set is valid for writing and initialised by `sigemptyset`; both calls are
         // async-signal-safe.
         unsafe {
@@ -157,20 +156,23 @@ impl ExecCall<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::{PipeReader, Read, pipe};
-    use std::os::fd::OwnedFd;
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
     use super::*;
-    use crate::sys::{null, reap};
+    use crate::sys::{InheritedDescriptor, null, reap};
 
-    fn run(program: &str, args: &[&str], open: &[OwnedFd]) -> io::Result<(u32, PipeReader)> {
+    fn run(
+        program: &str,
+        args: &[&str],
+        numbered: &[InheritedDescriptor],
+    ) -> io::Result<(u32, PipeReader)> {
         let (output, theirs) = pipe()?;
         let streams = [null()?, theirs.into(), null()?];
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let env = &[("CAPSA_A", "1 2".into())];
-        let request = SpawnRequest { program, args: &args, env, streams, open, watchdog: None };
+        let request = SpawnRequest { program, args: &args, env, streams, numbered, watchdog: None };
         Ok((spawn(&request)?, output))
     }
 
@@ -179,12 +181,13 @@ mod tests {
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGUSR1);
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None).unwrap();
-        let passed = null().unwrap();
+        let passed = InheritedDescriptor { number: 250, descriptor: null().unwrap() };
         let forgotten = null().unwrap();
         fcntl(&forgotten, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let script = "grep -E 'Sig(Blk|Ign)' /proc/self/status; pwd; echo \"$0 $CAPSA_A $$\"
                       cut -d' ' -f5 /proc/$$/stat; ls /proc/$$/fd";
-        let numbers = [passed.as_raw_fd(), forgotten.as_raw_fd()].map(|fd| fd.to_string());
+        let numbers = [passed.descriptor.as_raw_fd(), forgotten.as_raw_fd()];
+        let numbers = numbers.map(|number| number.to_string());
         let (pid, mut output) = run("/bin/sh", &["-c", script, "name"], &[passed]).unwrap();
         let mut text = String::new();
         output.read_to_string(&mut text).unwrap();
@@ -192,10 +195,32 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..3], ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "/"]);
         assert_eq!(lines[3..5], [&format!("name 1 2 {pid}"), &pid.to_string()]);
-        assert!(lines[5..].contains(&&*numbers[0]), "it was passed: {text}");
-        assert!(!lines[5..].contains(&&*numbers[1]), "it was not: {text}");
+        assert!(lines[5..].contains(&"250"), "it was passed: {text}");
+        assert!(numbers.iter().all(|number| !lines[5..].contains(&&**number)), "not this: {text}");
         let mask = SigSet::thread_get_mask().unwrap();
         assert!(mask.contains(Signal::SIGUSR1) && !mask.contains(Signal::SIGUSR2));
+    }
+
+    #[test]
+    fn inherited_descriptors_may_swap_numbers() {
+        let pipes: Vec<_> = (0..2).map(|_| pipe().unwrap()).collect();
+        let raw: Vec<_> = pipes.iter().map(|(_, writer)| writer.as_raw_fd()).collect();
+        let (mut readers, writers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+        let numbered = writers.into_iter().zip([raw[1], raw[0]]).map(|(writer, number)| {
+            let number = number.try_into().unwrap();
+            InheritedDescriptor { number, descriptor: writer.into() }
+        });
+        let numbered: Vec<_> = numbered.collect();
+        let script = format!("echo one >/dev/fd/{}; echo two >/dev/fd/{}", raw[1], raw[0]);
+        let (pid, _) = run("/bin/sh", &["-c", &script], &numbered).unwrap();
+        drop(numbered);
+        // The ends come when the child exits: no other process has the writers.
+        for (reader, want) in readers.iter_mut().zip(["one\n", "two\n"]) {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, want);
+        }
+        assert!(reap(pid).unwrap().success());
     }
 
     #[test]

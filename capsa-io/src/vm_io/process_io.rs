@@ -2,23 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_proto::lifecycle::Cause;
-use capsa_proto::plan::{ConsolePlan, LaunchPlan, OverlayPlan, ProcessId, Readiness, Signal};
+use capsa_proto::plan::{
+    ConsolePlan, ControlEndpoint, LaunchPlan, OverlayPlan, ProcessId, Readiness, Signal,
+};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
 
 use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
+use crate::inherited::DescriptorSet;
 use crate::process::{ChildProcess, Inherited};
 use crate::run_dir::RunDir;
-use crate::stream::{self, ByteStream, ReadResult};
-use crate::sys::{self, Poll, PollSource, Pty, ReadyEvents, StandardStreams};
+use crate::stream::{ByteStream, ReadResult};
+use crate::sys::{self, Poll, PollSource, Pty, ReadyEvents, ReservedNumbers};
 use crate::vsock::PortListener;
 
 /// The largest number of bytes read from the console in one call.
@@ -112,11 +115,10 @@ impl ProcessIo {
     }
 
     fn connect(&mut self, core: &mut VmCore, now: Instant, channel: Channel) {
-        let socket = match (channel, &self.plan.console) {
-            (Channel::Console, ConsolePlan::Socket { socket, .. }) => socket,
-            _ => &self.plan.control.socket,
+        let connected = match &self.plan.control.endpoint {
+            ControlEndpoint::Socket(socket) => ByteStream::connect(socket.as_str()),
+            ControlEndpoint::SocketPair => Err(io::ErrorKind::NotConnected.into()),
         };
-        let connected = ByteStream::connect(socket.as_str());
         match connected.and_then(|stream| self.attach(channel, stream)) {
             Ok(()) => core.handle_connected(now, channel),
             Err(error) => core.handle_connect_failed(now, channel, error.to_string()),
@@ -245,50 +247,40 @@ impl ProcessIo {
     // Processes.
 
     fn launch(&mut self, core: &mut VmCore, now: Instant, id: ProcessId) -> io::Result<()> {
-        let _streams = StandardStreams::take()?;
+        let plan = Arc::clone(&self.plan);
+        let process = plan.process(id);
+        let last = process.descriptors.iter().map(|descriptor| descriptor.number + 1).max();
+        let _numbers = ReservedNumbers::below(last.unwrap_or(sys::FIRST_NUMBER))?;
         if let Some(run_dir) = &self.run_dir {
             run_dir.check_exists()?;
         }
-        let inherited = if id == self.plan.hypervisor() {
-            self.prepare_hypervisor(core, now)?
-        } else {
-            Inherited::default()
-        };
-        let plan = Arc::clone(&self.plan);
-        let plan = plan.process(id);
-        tracing::debug!(program = %plan.program, args = ?plan.args, "spawn");
-        let (process, stderr) = ChildProcess::spawn(plan, &self.poll, exit_key(id), inherited)?;
-        tracing::info!(process = %plan.name, pid = process.pid(), "started");
-        if let Some(run_dir) = &self.run_dir {
-            run_dir.record_child(process.pid())?;
-        }
-        self.attach(Channel::Stderr(id), stderr)?;
-        self.processes[id.0] = Some(process);
-        Ok(())
-    }
-
-    /// Creates the console, event pipe and overlays for the hypervisor.
-    fn prepare_hypervisor(&mut self, core: &mut VmCore, now: Instant) -> io::Result<Inherited> {
-        let mut inherited = Inherited::default();
-        if let ConsolePlan::Pty { .. } = self.plan.console {
-            let Pty { ours, stdin, stdout } = sys::open_pty()?;
-            self.attach(Channel::Console, ByteStream::File(ours))?;
-            core.handle_connected(now, Channel::Console);
-            inherited.terminal = Some((stdin, stdout));
-        }
-        let plan = Arc::clone(&self.plan);
-        if let Some(path) = &plan.event_pipe {
-            self.attach(Channel::Events, stream::make_event_pipe(path)?)?;
-        }
-        for overlay in &plan.overlays {
-            match overlay {
-                OverlayPlan::Qcow2 { at, overlay } => {
-                    inherited.open.push(OwnedFd::from(ephemeral::overlay(overlay, at)?));
+        let DescriptorSet { numbered, mut channels } = DescriptorSet::new(process, &plan.overlays)?;
+        let mut inherited = Inherited { terminal: None, numbered };
+        if id == plan.hypervisor() {
+            if let ConsolePlan::Pty { .. } = plan.console {
+                let Pty { ours, stdin, stdout } = sys::open_pty()?;
+                channels.push((Channel::Console, ByteStream::File(ours)));
+                inherited.terminal = Some((stdin, stdout));
+            }
+            for overlay in &plan.overlays {
+                if let OverlayPlan::Clone { at, of } = overlay {
+                    ephemeral::clone(of, at)?;
                 }
-                OverlayPlan::Clone { at, of } => ephemeral::clone(of, at)?,
             }
         }
-        Ok(inherited)
+        tracing::debug!(program = %process.program, args = ?process.args, "spawn");
+        let (child, stderr) = ChildProcess::spawn(process, &self.poll, exit_key(id), inherited)?;
+        tracing::info!(process = %process.name, pid = child.pid(), "started");
+        if let Some(run_dir) = &self.run_dir {
+            run_dir.record_child(child.pid())?;
+        }
+        channels.push((Channel::Stderr(id), stderr));
+        for (channel, stream) in channels {
+            self.attach(channel, stream)?;
+            core.handle_connected(now, channel);
+        }
+        self.processes[id.0] = Some(child);
+        Ok(())
     }
 
     fn socket_exists(&self, id: ProcessId) -> bool {

@@ -12,7 +12,7 @@ use crate::backend::{HypervisorBackend, ProbeReport};
 use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
 use crate::host::{Arch, FileFacts, HostFacts};
 use crate::path::HostPath;
-use crate::plan::{LONGEST_SOCKET_NAME, Note};
+use crate::plan::Note;
 use crate::spec::{ConsoleMode, NetworkMode, RebootPolicy, VmSpec};
 use shares::{chosen, mount_command, mount_extra};
 
@@ -343,8 +343,9 @@ impl Validation<'_> {
     }
 
     fn run_dir(&mut self) {
-        let length = self.host.run_dir.as_str().len() + 1 + LONGEST_SOCKET_NAME;
-        if length > self.host.socket_path_max {
+        let longest_name = self.backend.longest_socket_name(self.spec);
+        let length = self.host.run_dir.as_str().len() + 1 + longest_name;
+        if longest_name > 0 && length > self.host.socket_path_max {
             self.reject(
                 "run_dir",
                 Kind::TooLong,

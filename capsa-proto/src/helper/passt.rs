@@ -56,9 +56,12 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     vec![Reason::new(what, remedy)]
 }
 
+/// The name of the socket of the VM's network.
+pub const SOCKET_NAME: &str = "net.sock";
+
 /// The socket of the VM's network.
 pub fn socket(at: &RunDirPlan) -> HostPath {
-    at.socket("net.sock")
+    at.socket(SOCKET_NAME)
 }
 
 /// The process that serves the VM's network on [`socket`]`(at)`.
@@ -89,6 +92,7 @@ pub fn process(at: &RunDirPlan, found: &ProbeReport) -> ProcessPlan {
         name: "passt".to_string(),
         program: found.program(KEY, KEY),
         args: args.map(ToString::to_string).into(),
+        descriptors: Vec::new(),
         ready: Readiness::SocketExists(socket),
         ends_with_hypervisor: true,
     }

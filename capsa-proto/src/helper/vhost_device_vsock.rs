@@ -58,6 +58,7 @@ pub fn process(at: &RunDirPlan, socket: &HostPath, found: &ProbeReport) -> Proce
             "--uds-path".to_string(),
             socket.to_string(),
         ],
+        descriptors: Vec::new(),
         // The host side's socket exists before the device's.
         ready: Readiness::SocketExists(device),
         ends_with_hypervisor: false,

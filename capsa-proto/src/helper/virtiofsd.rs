@@ -14,7 +14,7 @@
 //! turns the sandbox off.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -22,8 +22,8 @@ use crate::backend::{Probe, ProbeReport, Version};
 use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
 use crate::host::Reason;
 use crate::path::HostPath;
-use crate::plan::{ProcessPlan, Readiness, RunDirPlan};
-use crate::spec::MountMode;
+use crate::plan::{DescriptorKind, ProcessPlan, Readiness, RunDirPlan, add_descriptor};
+use crate::spec::{MountMode, Share, ShareMechanism};
 
 /// The key of its result in the [`ProbeReport`].
 pub const KEY: &str = "virtiofsd";
@@ -74,27 +74,39 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
 
 /// The socket of the `n`th share of a VM.
 pub fn socket(n: usize, at: &RunDirPlan) -> HostPath {
-    at.socket(&format!("fs{n}.sock"))
+    at.socket(&socket_name(n))
+}
+
+/// The length in bytes of the longest socket name that these shares need; 0 if none uses virtio-fs.
+pub fn longest_socket_name(shares: &[Share]) -> usize {
+    let uses_it = |share: &Share| !matches!(share.mechanism, ShareMechanism::Virtio9p(_));
+    shares.iter().rposition(uses_it).map_or(0, |last| socket_name(last).len())
+}
+
+fn socket_name(n: usize) -> String {
+    format!("fs{n}.sock")
 }
 
 /// The process that serves `share`, the `n`th share of its VM, on [`socket`]`(n, at)`.
 ///
-/// It accepts one connection and exits when that closes, so it ends with the hypervisor. It leaves
-/// `fs<n>.sock` and `fs<n>.sock.pid` behind in the run directory.
+/// It inherits the socket, so that the hypervisor can connect before virtiofsd has set up its sandbox.
+/// It accepts one connection and exits when that closes, so it ends with the hypervisor.
 pub fn process(
     share: &PlannedShare,
     n: usize,
     at: &RunDirPlan,
     found: &ProbeReport,
 ) -> ProcessPlan {
-    let socket = socket(n, at);
+    let mut descriptors = Vec::new();
+    let listener = DescriptorKind::Listener { socket: socket(n, at) };
+    let fd = add_descriptor(&mut descriptors, listener).to_string();
     let cache = match &share.mechanism {
         PlannedMechanism::VirtioFs { cache } => *cache,
         PlannedMechanism::Virtio9p { .. } => panic!("a 9p share has no virtiofsd"),
     };
     let mut args: Vec<_> = [
-        "--socket-path",
-        socket.as_str(),
+        "--fd",
+        &fd,
         "--shared-dir",
         share.host.as_str(),
         "--cache",
@@ -115,17 +127,17 @@ pub fn process(
         name: format!("virtiofsd for {}", share.guest),
         program: found.program(KEY, "virtiofsd"),
         args,
-        ready: Readiness::SocketExists(socket),
+        descriptors,
+        ready: Readiness::Immediate,
         ends_with_hypervisor: true,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::String;
-
     use super::*;
     use crate::backend::ProbeResult;
+    use crate::plan::DescriptorPlan;
 
     fn report(output: &str) -> ProbeReport {
         let mut found = ProbeReport::default();
@@ -187,10 +199,12 @@ mod tests {
         assert_eq!(read_only.program, "/usr/libexec/virtiofsd");
         assert_eq!(
             read_only.args.join("|"),
-            "--socket-path|/run/c/1/fs3.sock|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
+            "--fd|3|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
              namespace|--readonly"
         );
-        assert_eq!(read_only.ready, Readiness::SocketExists(socket(3, &at)));
+        let listener = DescriptorKind::Listener { socket: socket(3, &at) };
+        assert_eq!(read_only.descriptors[..], [DescriptorPlan { number: 3, kind: listener }]);
+        assert_eq!(read_only.ready, Readiness::Immediate);
 
         let found = ProbeReport::default();
         let writable = process(&share(MountMode::ReadWrite, CacheMode::Auto), 0, &at, &found);

@@ -16,8 +16,8 @@ use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::console::ConsoleCrash;
 use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, ProcessId, ProcessPlan,
-    Protocol, Readiness, Signal, StopAction,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, ProcessId,
+    ProcessPlan, Protocol, Readiness, Signal, StopAction,
 };
 use crate::spec::RebootPolicy;
 use crate::time::Instant;
@@ -78,6 +78,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         name: name.to_owned(),
         program: name.to_owned(),
         args: vec![],
+        descriptors: vec![],
         ready,
         ends_with_hypervisor,
     };
@@ -89,8 +90,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
     processes.push(process("vmm", Readiness::ControlConnected, true));
     LaunchPlan {
         backend: "test",
-        control: ControlPlan { protocol: Protocol::Qmp, socket: run_dir.join("control") },
-        event_pipe: None,
+        control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         run_dir,
         processes,
         console: ConsolePlan::None,

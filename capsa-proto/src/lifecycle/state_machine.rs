@@ -384,6 +384,9 @@ impl Lifecycle {
     fn check_readiness(&mut self, now: Instant) {
         let Some(id) = self.launching else { return };
         self.actions.push_back(Action::CheckReady(id));
+        if !self.plan.is_polled(id) {
+            return;
+        }
         let pause = match self.readiness_checks {
             0..50 => 1,
             50..100 => 5,

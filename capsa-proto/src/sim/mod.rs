@@ -43,10 +43,9 @@ use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts};
 use crate::lifecycle::Exit;
-use crate::path::HostPath;
 use crate::plan::{
-    ConsolePlan, ControlPlan, CrashReporting, LaunchPlan, Message, Note, ProcessPlan, Protocol,
-    Readiness, RunDirPlan, Signal, StopAction,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, Note,
+    ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction,
 };
 use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use crate::time::{Deadline, Instant};
@@ -154,7 +153,6 @@ pub fn plan(
     on_reboot: RebootPolicy,
     time_limit: Option<Duration>,
 ) -> LaunchPlan {
-    let socket = at.socket("none");
     LaunchPlan {
         backend: NAME,
         run_dir: at.path().clone(),
@@ -162,13 +160,13 @@ pub fn plan(
             name: "simulated guest".into(),
             program: NAME.into(),
             args: Vec::new(),
+            descriptors: Vec::new(),
             ready: Readiness::ControlConnected,
             ends_with_hypervisor: true,
         }],
-        control: ControlPlan { protocol: Protocol::Qmp, socket: socket.clone() },
-        event_pipe: None,
+        control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         overlays: Vec::new(),
-        console: console_plan(console, socket),
+        console: console_plan(console),
         vsock: None,
         boot: Vec::new(),
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
@@ -185,10 +183,10 @@ pub fn plan(
     }
 }
 
-fn console_plan(mode: ConsoleMode, socket: HostPath) -> ConsolePlan {
+fn console_plan(mode: ConsoleMode) -> ConsolePlan {
     match mode {
         ConsoleMode::Disabled => ConsolePlan::None,
-        mode => ConsolePlan::Socket { socket, mode },
+        mode => ConsolePlan::SocketPair { mode },
     }
 }
 

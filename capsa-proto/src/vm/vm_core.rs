@@ -23,7 +23,7 @@ use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
 use crate::lifecycle::{
     Action, Cause, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing, VmStatus,
 };
-use crate::plan::{ConsolePlan, LaunchPlan, Message, ProcessId, Readiness, Signal};
+use crate::plan::{LaunchPlan, Message, ProcessId, Readiness, Signal};
 use crate::time::{Deadline, Instant};
 
 /// A stream of bytes between the VM's processes and the core.
@@ -42,13 +42,14 @@ pub enum Channel {
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Launch this process. If that fails, call [`VmCore::handle_launch_failed`] before the next
+    /// Launch this process, and call [`VmCore::handle_connected`] for each channel whose other end it
+    /// inherits. If that fails, call [`VmCore::handle_launch_failed`] before the next
     /// [`VmCore::poll_output`].
     Launch(ProcessId),
     /// Check whether the socket of this process exists, and if it does, call
     /// [`VmCore::handle_ready`].
     CheckSocket(ProcessId),
-    /// Connect this channel, and call [`VmCore::handle_connected`] or
+    /// Connect this channel, whose endpoint is a socket, and call [`VmCore::handle_connected`] or
     /// [`VmCore::handle_connect_failed`].
     Connect(Channel),
     /// Send a signal to the group of this process.
@@ -423,13 +424,11 @@ impl VmCore {
 
     fn check_ready(&mut self, now: Instant, id: ProcessId) {
         match self.plan.process(id).ready {
-            Readiness::Immediate => self.input(now, Input::Ready(id)),
+            Readiness::Immediate => self.ready(now, id),
             Readiness::SocketExists(_) => self.outputs.push_back(Output::CheckSocket(id)),
             Readiness::ControlConnected => {
-                if !self.console_is_ready() {
-                    self.outputs.push_back(Output::Connect(Channel::Console));
-                }
-                if !self.control.is_up() && !self.control.is_connected() {
+                if self.plan.is_polled(id) && !self.control.is_up() && !self.control.is_connected()
+                {
                     self.connect_control();
                 }
                 self.check_control_ready(now);
@@ -437,20 +436,18 @@ impl VmCore {
         }
     }
 
-    fn console_is_ready(&self) -> bool {
-        let has_socket = matches!(self.plan.console, ConsolePlan::Socket { .. });
-        !has_socket || self.console.is_connected() || self.console.is_closed()
+    /// The hypervisor is ready when its control channel is up.
+    fn check_control_ready(&mut self, now: Instant) {
+        if self.lifecycle.phase() == Phase::StartingHypervisor && self.control.is_up() {
+            self.ready(now, self.plan.hypervisor());
+        }
     }
 
-    /// The hypervisor is ready when its control channel is up and its console is connected.
-    fn check_control_ready(&mut self, now: Instant) {
-        if self.lifecycle.phase() == Phase::StartingHypervisor
-            && self.control.is_up()
-            && self.console_is_ready()
-        {
+    fn ready(&mut self, now: Instant, id: ProcessId) {
+        if id == self.plan.hypervisor() {
             self.events.push(VmEvent::ControlReady);
-            self.input(now, Input::Ready(self.plan.hypervisor()));
         }
+        self.input(now, Input::Ready(id));
     }
 
     fn connect_control(&mut self) {

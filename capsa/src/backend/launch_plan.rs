@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use capsa_proto::plan::{
-    self, Body, ConsolePlan, CrashReporting, Message, OverlayPlan, ProcessPlan, StopAction,
+    self, Body, ConsolePlan, ControlEndpoint, CrashReporting, Message, OverlayPlan, ProcessPlan,
+    StopAction,
 };
 use serde::{Serialize, Serializer};
 
@@ -123,13 +124,12 @@ impl fmt::Display for LaunchPlan {
         }
         match &plan.console {
             ConsolePlan::None => comment(f, "console: none")?,
-            ConsolePlan::Socket { socket, .. } => comment(f, &format!("console: {socket}"))?,
+            ConsolePlan::SocketPair { .. } => {
+                comment(f, "console: a pair of sockets, of which the hypervisor inherits one")?;
+            }
             ConsolePlan::Pty { .. } => {
                 comment(f, "console: a pty as the hypervisor's standard input and output")?;
             }
-        }
-        if let Some(pipe) = &plan.event_pipe {
-            comment(f, &format!("event pipe: {pipe}, created before the hypervisor starts"))?;
         }
         for overlay in &plan.overlays {
             let what = match overlay {
@@ -142,10 +142,19 @@ impl fmt::Display for LaunchPlan {
         for process in &plan.processes {
             writeln!(f)?;
             comment(f, &process.name)?;
+            for descriptor in &process.descriptors {
+                comment(f, &format!("  inherits descriptor {descriptor}"))?;
+            }
             program(f, process)?;
         }
         writeln!(f)?;
-        comment(f, &format!("control messages on {}", plan.control.socket))?;
+        comment(
+            f,
+            &match &plan.control.endpoint {
+                ControlEndpoint::SocketPair => "control messages".to_owned(),
+                ControlEndpoint::Socket(socket) => format!("control messages on {socket}"),
+            },
+        )?;
         for message in &plan.boot {
             comment(f, &format!("  boot: {}", message_text(message)))?;
         }

@@ -65,14 +65,14 @@ fn virtiofsd_killed(fixture: &Fixture<'_>) {
     }
     let vm = fixture.boot(builder);
     let hypervisor = vm.pid();
-    let run_dir = vm.handle.launch_plan().run_dir().display().to_string();
+    let share = fixture.dir().display().to_string();
     let is_helper = |process: &Process| {
         let program = process.arguments.split(' ').next().unwrap_or_default();
         process.pid != hypervisor && program.ends_with("virtiofsd")
     };
-    let mut helpers = processes::with_argument(&run_dir);
+    let mut helpers = processes::with_argument(&share);
     helpers.retain(is_helper);
-    assert!(!helpers.is_empty(), "no virtiofsd uses {run_dir}");
+    assert!(!helpers.is_empty(), "no virtiofsd serves {share}");
     for helper in &helpers {
         signal(helper.pid, Signal::SIGKILL);
     }

@@ -6,7 +6,7 @@
 //! - [`mod@vfkit`] needs no Mac.
 //! - [`mod@fake_qemu`] has no guest: it carries out the commands in its command line.
 //!
-//! Common parts: `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
+//! Common parts: [`mod@inherited`] takes inherited descriptors, `emulator` runs the guest, `child` starts processes that die with the stand-in, `http` is
 //! a server, and [`FaultyStandIn`] makes a stand-in fail.
 
 mod child;
@@ -15,6 +15,7 @@ mod emulator;
 pub mod fake_qemu;
 mod faulty;
 mod http;
+pub mod inherited;
 pub mod vfkit;
 
 pub use faulty::FaultyStandIn;

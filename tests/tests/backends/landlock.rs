@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use capsa::DiskImage;
+use capsa::internal;
 use capsa_conformance::Subject;
+use capsa_proto::plan::ControlEndpoint;
 use capsa_testkit::vm::{NanoGuest, PATIENCE};
 use capsa_testkit::{nano, skip};
 
@@ -58,11 +60,14 @@ fn landlock_denies_foreign_files() {
         return skip("this kernel has no Landlock, or too old a one");
     }
     vm.start().unwrap();
-    let socket = capsa::internal::parts(vm.launch_plan()).control.socket.to_string();
-    let refused = add_disk(&socket, &foreign);
+    let ControlEndpoint::Socket(socket) = &internal::parts(vm.launch_plan()).control.endpoint
+    else {
+        panic!("cloud-hypervisor has an API socket");
+    };
+    let refused = add_disk(socket.as_str(), &foreign);
     assert!(refused.contains("Permission denied"), "{refused}");
     // The backing file of its overlay is read-only.
-    let refused = add_disk(&socket, &base);
+    let refused = add_disk(socket.as_str(), &base);
     assert!(refused.contains("Permission denied"), "{refused}");
     // The VM continues.
     let mut console = vm.console().unwrap();

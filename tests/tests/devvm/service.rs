@@ -94,7 +94,7 @@ impl<'a> DevvmService<'a> {
 
     /// The number of its hypervisors.
     pub(crate) fn hypervisors(&self) -> usize {
-        processes::with_argument(self.dir.join("run").to_str().unwrap()).len()
+        processes::with_argument(self.dir.join("initrd").to_str().unwrap()).len()
     }
 }
 

@@ -74,14 +74,14 @@ impl Owner {
     }
 }
 
-/// Processes with this argument, and the watchdog of this owner.
-fn relatives(base: &Path, owner: u32) -> Vec<(u32, String)> {
-    let base = base.display().to_string();
+/// Processes that have `mark` in an argument, and the watchdog of this owner.
+fn relatives(mark: &Path, owner: u32) -> Vec<(u32, String)> {
+    let mark = mark.display().to_string();
     let is_relative = |process: &Process| {
         let is_watchdog = process.arguments.contains("capsa-watchdog") && process.parent == owner;
         process.pid != owner
             && !process.is_zombie
-            && (is_watchdog || process.arguments.contains(&base))
+            && (is_watchdog || process.arguments.contains(&mark))
     };
     let found = processes::all().into_iter().filter(is_relative);
     found.map(|process| (process.pid, process.arguments)).collect()
@@ -105,6 +105,8 @@ fn killed_at_every_moment(backend: &str) {
         return;
     }
     let base = tempfile::tempdir_in("/tmp").unwrap();
+    // QEMU has the kernel in its arguments, virtiofsd the share, and vfkit a socket.
+    let mark = if backend == "qemu" { guest.dir() } else { base.path() };
     let mut seen_most = 0;
     for moment in MOMENTS {
         assert_within(Duration::from_secs(1), || {
@@ -112,12 +114,12 @@ fn killed_at_every_moment(backend: &str) {
             let mut owner = Owner::start(backend, &guest, base.path());
             owner.wait_for(word);
             std::thread::sleep(pause);
-            let before = relatives(base.path(), owner.process.id());
+            let before = relatives(mark, owner.process.id());
             seen_most = seen_most.max(before.len());
             owner.kill();
             let killed = Instant::now();
             eventually("the processes of the owner have exited", || {
-                relatives(base.path(), 0).is_empty() && !before.iter().any(|(pid, _)| runs(*pid))
+                relatives(mark, 0).is_empty() && !before.iter().any(|(pid, _)| runs(*pid))
             });
             let took = killed.elapsed();
             println!("{moment:?}: {} processes, gone after {took:?}", before.len());

@@ -1,16 +1,15 @@
 //! The fake QEMU: it speaks QMP and carries out the commands in `-append`, one after the other.
 //!
-//! It prints what QEMU prints for `-help`, so that Capsa accepts it. The commands:
+//! It prints what QEMU prints for `-help`, so that Capsa accepts it. The console and the control channel
+//! are the sockets that it inherits, as for QEMU. The commands:
 //!
 //! | command | what it does |
 //! | --- | --- |
-//! | `listen` | opens the sockets of the console and the control channel |
-//! | `accept` | waits for a connection to both |
 //! | `greet` | sends the greeting of QMP on the control channel |
 //! | `reply` | replies to the next command with success |
 //! | `reject` | replies to the next command with an error |
 //! | `serve` | replies to every command with success; exits after `quit` |
-//! | `up` | all of `listen accept greet reply reply` |
+//! | `up` | all of `greet reply reply` |
 //! | `control=TEXT`, `control*N` | sends a line, or N bytes without a line end, on the control channel |
 //! | `events*N` | sends N events of a guest that resets |
 //! | `console=TEXT`, `console*N` | sends the text, or N bytes of numbered lines, to the console |
@@ -25,11 +24,11 @@
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio, exit};
 
-use capsa_stand_ins::fake_qemu as fake;
+use capsa_stand_ins::{fake_qemu as fake, inherited};
 
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -61,10 +60,7 @@ fn main() {
     }
 }
 
-#[derive(Default)]
 struct FakeQemu {
-    sockets: Vec<String>,
-    listeners: Vec<UnixListener>,
     console: Option<UnixStream>,
     control: Option<UnixStream>,
     commands: Option<BufReader<UnixStream>>,
@@ -72,11 +68,19 @@ struct FakeQemu {
 
 impl FakeQemu {
     fn new(args: &[String]) -> Self {
-        // The other sockets belong to helper processes, which listen on them.
-        let is_own = |arg: &&String| arg.starts_with("socket,") && arg.contains(",server=on");
-        let paths = args.iter().filter(is_own);
-        let paths = paths.filter_map(|arg| arg.split(',').find_map(|o| o.strip_prefix("path=")));
-        Self { sockets: paths.map(str::to_owned).collect(), ..Self::default() }
+        let inherited = |id: &str| {
+            let device = format!("socket,id={id},fd=");
+            let number = args.iter().find_map(|arg| arg.strip_prefix(&device))?;
+            let number = number.parse().expect("a descriptor number");
+            Some(UnixStream::from(inherited::take(number).expect("an inherited descriptor")))
+        };
+        let control = inherited("control").expect("a control channel");
+        let commands = control.try_clone().expect("a free descriptor");
+        Self {
+            console: inherited("console"),
+            control: Some(control),
+            commands: Some(BufReader::new(commands)),
+        }
     }
 
     fn run(mut self, args: &[String]) {
@@ -93,16 +97,6 @@ impl FakeQemu {
         let number = |word: &str| word.split_once('*').and_then(|(_, n)| n.parse().ok());
         let text = |word: &str| word.split_once('=').map(|(_, text)| text.to_owned());
         match word.split(['=', '*']).next()? {
-            "listen" => {
-                let bound = self.sockets.iter().map(UnixListener::bind);
-                self.listeners = bound.collect::<Result<_, _>>().ok()?;
-            }
-            "accept" => {
-                self.console = Some(self.listeners[0].accept().ok()?.0);
-                let control = self.listeners[1].accept().ok()?.0;
-                self.commands = Some(BufReader::new(control.try_clone().ok()?));
-                self.control = Some(control);
-            }
             "greet" => self.send(
                 r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9}}, "capabilities": []}}"#,
             )?,
@@ -122,7 +116,7 @@ impl FakeQemu {
                 }
             },
             "up" => {
-                for word in ["listen", "accept", "greet", "reply", "reply"] {
+                for word in ["greet", "reply", "reply"] {
                     self.execute(word)?;
                 }
             }
@@ -159,11 +153,9 @@ impl FakeQemu {
             "close-control" => {
                 self.control.take()?.shutdown(std::net::Shutdown::Both).ok()?;
                 self.commands = None;
-                self.listeners.clear();
             }
             "close-console" => {
                 self.console.take()?.shutdown(std::net::Shutdown::Both).ok()?;
-                self.listeners.clear();
             }
             "child" => self.start_child(false)?,
             "detached-child" => self.start_child(true)?,

@@ -1,17 +1,27 @@
 //! The flags of v53 that Capsa may use. All others are rejected with the error of v53 for an unknown flag,
 //! so that a test notices a flag that the stand-in does not implement.
 
+use std::os::fd::RawFd;
 use std::process::ExitCode;
 
 /// The parsed command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ChvOptions {
-    /// The path of the API socket.
-    pub(super) api_socket: String,
-    /// The file of the event monitor. A descriptor is given as its path under `/proc/self/fd`.
-    pub(super) event_monitor: Option<String>,
+    /// The API socket.
+    pub(super) api_socket: Option<FileOption>,
+    /// The file of the event monitor.
+    pub(super) event_monitor: Option<FileOption>,
     /// The process keeps running after the guest powers off.
     pub(super) no_shutdown: bool,
+}
+
+/// The value of a flag that names a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FileOption {
+    /// `path=`
+    Path(String),
+    /// `fd=`: an inherited descriptor.
+    Descriptor(RawFd),
 }
 
 /// The output of a process that exits without serving the API.
@@ -61,9 +71,11 @@ impl ChvOptions {
                 "--version" | "-V" => {
                     return Err(EarlyExit::Success(format!("cloud-hypervisor {}", super::VERSION)));
                 }
-                "--api-socket" => options.api_socket = path_of(&{ value }()?, "API socket")?,
+                "--api-socket" => {
+                    options.api_socket = Some(file_option(&{ value }()?, "API socket")?);
+                }
                 "--event-monitor" => {
-                    options.event_monitor = Some(path_of(&{ value }()?, "event monitor")?);
+                    options.event_monitor = Some(file_option(&{ value }()?, "event monitor")?);
                 }
                 "--seccomp" => {
                     let given = { value }()?;
@@ -86,7 +98,7 @@ impl ChvOptions {
                 }
             }
         }
-        if options.api_socket.is_empty() {
+        if options.api_socket.is_none() {
             // The real one prints its help text here. Both exit.
             return Err(EarlyExit::UsageError(
                 "missing option: expected a payload or an API socket".into(),
@@ -97,15 +109,16 @@ impl ChvOptions {
 }
 
 /// Parses `path=PATH` or, for the event monitor, `fd=N`.
-fn path_of(value: &str, what: &str) -> Result<String, EarlyExit> {
+fn file_option(value: &str, what: &str) -> Result<FileOption, EarlyExit> {
     let options: Vec<_> = value.split(',').collect();
+    let invalid = || EarlyExit::UsageError(format!("{what}: cannot parse '{value}'"));
     match options[..] {
         [one] => match one.split_once('=') {
-            Some(("path", path)) if !path.is_empty() => Ok(path.to_owned()),
-            Some(("fd", n)) if what != "API socket" && n.parse::<u32>().is_ok() => {
-                Ok(format!("/proc/self/fd/{n}"))
+            Some(("path", path)) if !path.is_empty() => Ok(FileOption::Path(path.to_owned())),
+            Some(("fd", number)) => {
+                number.parse().map(FileOption::Descriptor).map_err(|_| invalid())
             }
-            _ => Err(EarlyExit::UsageError(format!("{what}: cannot parse '{value}'"))),
+            _ => Err(invalid()),
         },
         _ => Err(EarlyExit::UsageError(format!("{what}: unknown option in '{value}'"))),
     }
@@ -124,13 +137,14 @@ mod tests {
         let options =
             parse("--api-socket path=/r/api --event-monitor path=/r/ev --seccomp true --landlock");
         let want = ChvOptions {
-            api_socket: "/r/api".into(),
-            event_monitor: Some("/r/ev".into()),
+            api_socket: Some(FileOption::Path("/r/api".into())),
+            event_monitor: Some(FileOption::Path("/r/ev".into())),
             no_shutdown: false,
         };
         assert_eq!(options, Ok(want));
-        let by_descriptor = parse("--api-socket path=/r/api --event-monitor=fd=7").unwrap();
-        assert_eq!(by_descriptor.event_monitor.as_deref(), Some("/proc/self/fd/7"));
+        let by_descriptor = parse("--api-socket fd=3 --event-monitor=fd=7").unwrap();
+        assert_eq!(by_descriptor.api_socket, Some(FileOption::Descriptor(3)));
+        assert_eq!(by_descriptor.event_monitor, Some(FileOption::Descriptor(7)));
     }
 
     #[test]
@@ -139,6 +153,7 @@ mod tests {
             "",
             "--api-socket",
             "--api-socket path=",
+            "--api-socket fd=x",
             "--api-socket path=/a,fd=3",
             "--api-socket path=/a --bogus",
             "--api-socket path=/a --seccomp maybe",

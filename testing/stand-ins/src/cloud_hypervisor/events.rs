@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::Serialize;
 
+use super::super::inherited;
 use super::ChvFault;
+use super::command_line::FileOption;
 
 /// The event monitor. Without the flag `--event-monitor` events are discarded.
 #[derive(Debug)]
@@ -29,14 +31,19 @@ struct Event<'a> {
 }
 
 impl Events {
-    /// Opens `path`. Opening a pipe blocks until it has a reader.
+    /// Opens the file. Opening a named pipe blocks until it has a reader.
     ///
     /// # Errors
     ///
     /// When the file cannot be opened.
-    pub(super) fn open(path: Option<&str>) -> io::Result<Self> {
-        let open = |path| OpenOptions::new().write(true).create(true).truncate(true).open(path);
-        let to = path.map(open).transpose()?;
+    pub(super) fn open(file: Option<&FileOption>) -> io::Result<Self> {
+        let open = |file: &FileOption| match file {
+            FileOption::Path(path) => {
+                OpenOptions::new().write(true).create(true).truncate(true).open(path)
+            }
+            FileOption::Descriptor(number) => inherited::take(*number).map(File::from),
+        };
+        let to = file.map(open).transpose()?;
         if let Some(to) = &to {
             fcntl(to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }

@@ -34,9 +34,9 @@ impl ChvCall {
 /// A fault of the stand-in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChvFault {
-    /// The API socket appears after this time.
+    /// The API is served after this time.
     SocketAfter(Duration),
-    /// The API socket never appears.
+    /// The API is never served.
     NoSocket,
     /// The reply to a request is broken.
     BreaksReply(BrokenReply, ChvCall),

@@ -1,5 +1,5 @@
-//! The transport of the API: HTTP/1.1 as in the `micro_http` of the real one, on a unix socket with a lock
-//! file beside it.
+//! The transport of the API: HTTP/1.1 as in the `micro_http` of the real one, on a unix socket: an
+//! inherited one, or one at a path with a lock file beside it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
@@ -7,7 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Sender, channel};
 
 use super::super::http::{Head, HttpRequest, accept, send};
+use super::super::inherited;
 use super::ChvFault;
+use super::command_line::FileOption;
 use super::vmm::VmmEvent;
 
 /// The maximal size of a request body, as in the real one.
@@ -52,35 +54,50 @@ impl ApiResponse {
     }
 }
 
-/// A served socket and its lock. Dropping it removes the socket.
+/// A served socket. If it was bound to a path, dropping it removes the path.
 #[derive(Debug)]
 pub(super) struct Served {
-    path: String,
-    _lock: File,
+    path: Option<String>,
+    _lock: Option<File>,
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
-/// Serves the API at `path`. A socket whose lock is free is replaced.
+/// Serves the API on a path or an inherited listener. At a path, a socket whose lock is free is
+/// replaced.
 ///
 /// # Errors
 ///
 /// When another process holds the lock, or the socket cannot be bound.
-pub(super) fn serve(path: &str, to: &Sender<VmmEvent>, faults: &[ChvFault]) -> io::Result<Served> {
-    let mut lock = OpenOptions::new();
-    let lock = lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
-    lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
+pub(super) fn serve(
+    socket: &FileOption,
+    to: &Sender<VmmEvent>,
+    faults: &[ChvFault],
+) -> io::Result<Served> {
+    let (listener, served) = match socket {
+        FileOption::Path(path) => {
+            let mut lock = OpenOptions::new();
+            let lock =
+                lock.create(true).truncate(false).write(true).open(format!("{path}.lock"))?;
+            lock.try_lock().map_err(|_| io::Error::from(io::ErrorKind::AddrInUse))?;
+            let _ = fs::remove_file(path);
+            (UnixListener::bind(path)?, Served { path: Some(path.clone()), _lock: Some(lock) })
+        }
+        FileOption::Descriptor(number) => {
+            (inherited::take(*number)?.into(), Served { path: None, _lock: None })
+        }
+    };
     let (to, faults) = (to.clone(), faults.to_vec());
     accept(listener, move |stream| {
         serve_connection(stream, &to, &faults);
     });
-    Ok(Served { path: path.to_owned(), _lock: lock })
+    Ok(served)
 }
 
 /// One connection: any number of requests, one after the other.

@@ -55,7 +55,7 @@ pub(super) fn run(options: &ChvOptions, faults: Vec<ChvFault>) -> ExitCode {
             while signals.wait().is_ok() && sender.send(VmmEvent::Terminate).is_ok() {}
         });
     }
-    let event_monitor = match Events::open(options.event_monitor.as_deref()) {
+    let event_monitor = match Events::open(options.event_monitor.as_ref()) {
         Ok(events) => Arc::new(events),
         Err(error) => return fatal(&["Failed to open the event monitor", &error.to_string()]),
     };
@@ -128,7 +128,8 @@ impl Vmm<'_> {
         loop {
             let is_time = delayed_until.is_none_or(|time| time <= Instant::now());
             if served.is_none() && is_time && !self.faults.contains(&ChvFault::NoSocket) {
-                served = Some(http::serve(&self.options.api_socket, &self.sender, &self.faults)?);
+                let socket = self.options.api_socket.as_ref().expect("parsing requires it");
+                served = Some(http::serve(socket, &self.sender, &self.faults)?);
             }
             let until = delayed_until
                 .map_or(Duration::MAX, |t| t.saturating_duration_since(Instant::now()));

@@ -72,7 +72,7 @@ static CLAIMS: Claims<ChvFault> = Claims {
         ),
     ],
     hanging_starts: &[
-        (ChvFault::NoSocket, Limit::Launch),
+        (ChvFault::NoSocket, Limit::Boot),
         (ChvFault::BreaksReply(Silence, ChvCall::Create), Limit::Boot),
         (ChvFault::BreaksReply(Silence, ChvCall::Boot), Limit::Boot),
     ],

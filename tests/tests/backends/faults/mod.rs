@@ -209,7 +209,7 @@ fn sigterm_ignored_changes_nothing<F: Copy>(claims: &Claims<F>) {
 struct FaultyVm {
     vm: VmHandle,
     guest: NanoGuest,
-    _faulty: FaultyStandIn,
+    faulty: FaultyStandIn,
 }
 
 impl FaultyVm {
@@ -225,7 +225,7 @@ impl FaultyVm {
             timing.quit = NEVER;
         });
         let vm = change(unlimited).build_blocking().unwrap();
-        Some(Self { vm, guest, _faulty: faulty })
+        Some(Self { vm, guest, faulty })
     }
 
     /// Starts the VM, which fails, and returns the reason.
@@ -261,7 +261,8 @@ impl FaultyVm {
     /// Waits until no process of the VM is left. Its directory is removed by then.
     fn leaves_nothing(self) {
         let run_dir = self.vm.launch_plan().run_dir().display().to_string();
-        let marks = [run_dir.clone(), self.guest.dir().display().to_string()];
+        let program = self.faulty.program().display().to_string();
+        let marks = [program, self.guest.dir().display().to_string()];
         let has_mark = |arguments: &str| marks.iter().any(|mark| arguments.contains(mark));
         eventually("the processes of the VM have exited", || {
             !processes::all().iter().any(|process| has_mark(&process.arguments))

@@ -1,13 +1,14 @@
 //! `cargo xtask bench`: compares Capsa with a direct control of QEMU.
 //!
-//! Both boot the same guest with the same arguments, in turn: directly (spawn, connect, `cont`, read to
-//! the prompt) and through Capsa. The bench prints the time from the spawn to the prompt.
+//! Both boot the same guest with the same arguments, in turn: directly (spawn, `cont`, read to the
+//! prompt) and through Capsa. The bench prints the time from the spawn to the prompt.
 
 mod idle;
 mod spawn;
 mod start;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,9 +18,8 @@ use capsa::internal;
 use capsa_fixtures::guest::{self, LinuxGuest, Variant};
 use capsa_fixtures::host::setup::{self, Requirement};
 use capsa_fixtures::task::{Arguments, Outcome, finish};
-use capsa_io::run_dir::RunDir;
-use capsa_proto::plan::ConsolePlan;
 use capsa_testkit::vm;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 const PROMPT: &str = "capsa login: ";
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -83,14 +83,28 @@ fn in_turn(
 }
 
 /// Starts the VMM of a plan, without Capsa. Returns how long `rest` took, from the start on.
-fn spawned(plan: &LaunchPlan, rest: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let _run_dir = RunDir::create(plan.run_dir())?;
-    let vmm = plan.processes().last().ok_or("the plan has no VMM")?;
-    let mut command = Command::new(vmm.program());
-    command.args(vmm.args()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+///
+/// The VMM inherits `descriptors`, which are those of the plan, under the numbers that they have here.
+fn spawned(
+    plan: &LaunchPlan,
+    descriptors: Vec<OwnedFd>,
+    rest: impl FnOnce() -> Result<()>,
+) -> Result<Duration> {
+    let vmm = internal::parts(plan).processes.last().ok_or("the plan has no VMM")?;
+    let mut args = vmm.args.clone();
+    for (planned, descriptor) in vmm.descriptors.iter().zip(&descriptors) {
+        let from = format!("fd={}", planned.number);
+        let at =
+            vmm.args.iter().position(|arg| arg.ends_with(&from)).ok_or("no argument has it")?;
+        args[at] = vmm.args[at].replace(&from, &format!("fd={}", descriptor.as_raw_fd()));
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    let mut command = Command::new(&vmm.program);
+    command.args(&args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let begin = Instant::now();
     let mut process =
-        command.spawn().map_err(|error| format!("cannot start {}: {error}", vmm.program()))?;
+        command.spawn().map_err(|error| format!("cannot start {}: {error}", vmm.program))?;
+    drop(descriptors);
     let took = rest().map(|()| begin.elapsed());
     process.kill()?;
     process.wait()?;
@@ -120,13 +134,10 @@ fn with_capsa(guest: &LinuxGuest) -> Result<Duration> {
 
 fn direct(guest: &LinuxGuest) -> Result<Duration> {
     let plan: LaunchPlan = vm::linux(guest).plan()?;
-    let parts = internal::parts(&plan);
-    let ConsolePlan::Socket { socket, .. } = &parts.console else {
-        return Err("the plan has no console socket".into());
-    };
-    spawned(&plan, || {
-        let mut console = connect(socket.as_str())?;
-        let control = connect(parts.control.socket.as_str())?;
+    let (control, control_end) = UnixStream::pair()?;
+    let (mut console, console_end) = UnixStream::pair()?;
+    let ends = [control_end, console_end].map(OwnedFd::from).into();
+    spawned(&plan, ends, || {
         let mut lines = BufReader::new(control.try_clone()?);
         let mut line = String::new();
         lines.read_line(&mut line)?;
@@ -144,16 +155,4 @@ fn direct(guest: &LinuxGuest) -> Result<Duration> {
         }
         Ok(())
     })
-}
-
-/// Connects as soon as the socket accepts.
-fn connect(socket: &str) -> Result<UnixStream> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if Instant::now() > deadline => return Err(error.into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
 }

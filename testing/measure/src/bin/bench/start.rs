@@ -1,10 +1,10 @@
 //! `cargo xtask bench start`: compares the start of a VM with a direct control of cloud-hypervisor.
 //!
-//! Both start the nano guest, in turn: directly (spawn, connect, `vm.create`, `vm.boot`) with the
-//! arguments and bodies of the plan, and through Capsa.
+//! Both start the nano guest, in turn: directly (spawn, `vm.create`, `vm.boot`) with the arguments,
+//! descriptors and bodies of the plan, and through Capsa.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use capsa::{Accelerator, ConsoleMode, LinuxVmBuilder};
@@ -13,7 +13,7 @@ use capsa_fixtures::task::{Arguments, Outcome, finish};
 use capsa_proto::plan::Body;
 use capsa_testkit::vm::NanoGuest;
 
-use super::{Result, connect, in_turn, median, spawned};
+use super::{Result, in_turn, median, spawned};
 
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let pairs: usize = arguments.opt_value_from_str("--pairs")?.unwrap_or(30);
@@ -53,13 +53,17 @@ fn with_capsa(builder: &LinuxVmBuilder) -> Result<Duration> {
 fn direct(builder: &LinuxVmBuilder) -> Result<Duration> {
     let plan = builder.plan()?;
     let parts = capsa::internal::parts(&plan);
-    spawned(&plan, || {
+    let dir = tempfile::tempdir()?;
+    let socket = dir.path().join("api.sock");
+    let listener = UnixListener::bind(&socket)?;
+    let (_events, events_end) = std::io::pipe()?;
+    spawned(&plan, vec![listener.into(), events_end.into()], || {
         for message in &parts.boot {
             let Body::Http { method, path, body } = &message.body else {
                 return Err("the plan does not use HTTP".into());
             };
             let body = body.as_ref().map(ToString::to_string).unwrap_or_default();
-            let mut stream = connect(parts.control.socket.as_str())?;
+            let mut stream = UnixStream::connect(&socket)?;
             write!(
                 stream,
                 "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\

@@ -1,0 +1,67 @@
+//! Creates the descriptors that a process inherits, as its plan lists them.
+//!
+//! Each connection has two ends: the process inherits one, and the VM's I/O keeps the other. The ends
+//! of the process are closed here once it runs, so a connection ends when the process exits.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use capsa_proto::plan::{DescriptorKind, OverlayPlan, ProcessPlan};
+use capsa_proto::vm::Channel;
+
+use crate::ephemeral;
+use crate::stream::ByteStream;
+use crate::sys::{self, InheritedDescriptor};
+
+/// The descriptors of a process that is about to start.
+#[derive(Debug, Default)]
+pub(crate) struct DescriptorSet {
+    /// Those that the process inherits.
+    pub(crate) numbered: Vec<InheritedDescriptor>,
+    /// The other ends of its channels.
+    pub(crate) channels: Vec<(Channel, ByteStream)>,
+}
+
+impl DescriptorSet {
+    /// Creates the descriptors of `process`. The run directory must exist, and the numbers must be
+    /// [reserved](sys::ReservedNumbers).
+    pub(crate) fn new(process: &ProcessPlan, overlays: &[OverlayPlan]) -> io::Result<Self> {
+        let mut set = Self::default();
+        for plan in &process.descriptors {
+            let descriptor = match &plan.kind {
+                DescriptorKind::Control => set.pair(Channel::Control)?,
+                DescriptorKind::Console => set.pair(Channel::Console)?,
+                DescriptorKind::Events => set.pipe(Channel::Events)?,
+                DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
+                DescriptorKind::Overlay { at } => {
+                    let overlay = overlays.iter().find_map(|overlay| match overlay {
+                        OverlayPlan::Qcow2 { at: path, overlay } if path == at => Some(overlay),
+                        _ => None,
+                    });
+                    let missing = || io::Error::other(format!("the plan has no overlay at {at}"));
+                    ephemeral::overlay(overlay.ok_or_else(missing)?, at, plan.number)?.into()
+                }
+            };
+            set.numbered.push(InheritedDescriptor { number: plan.number, descriptor });
+        }
+        Ok(set)
+    }
+
+    /// Creates a pair of sockets for a channel. Returns the end of the process.
+    fn pair(&mut self, channel: Channel) -> io::Result<OwnedFd> {
+        let (ours, theirs) = sys::socket_pair()?;
+        ours.set_nonblocking(true)?;
+        self.channels.push((channel, ByteStream::Socket(ours)));
+        Ok(theirs.into())
+    }
+
+    /// Creates a pipe for a channel. Returns its write end.
+    fn pipe(&mut self, channel: Channel) -> io::Result<OwnedFd> {
+        let (ours, theirs) = io::pipe()?;
+        sys::set_nonblocking(ours.as_fd())?;
+        self.channels.push((channel, ByteStream::File(File::from(OwnedFd::from(ours)))));
+        Ok(theirs.into())
+    }
+}
