@@ -323,8 +323,24 @@ impl SharedState {
     /// Takes the VM's events, and moves the wakers that wait for them to `wake`.
     fn dispatch(&mut self, wake: &mut Vec<Waker>) -> DriveOutcome {
         while let Some(event) = self.vm.poll_event() {
-            self.has_run |= event == VmEvent::Status(VmStatus::Running);
-            self.wakers.take(&event, wake);
+            match event {
+                VmEvent::Status(status) => {
+                    self.has_run |= status == VmStatus::Running;
+                    self.wakers.take_status(wake);
+                    if status.is_terminal() {
+                        self.wakers.take_data(wake);
+                        self.wakers.take_writable(wake);
+                    }
+                }
+                VmEvent::ConsoleData => self.wakers.take_data(wake),
+                VmEvent::ConsoleWritable => self.wakers.take_writable(wake),
+                VmEvent::ConsoleClosed => {
+                    self.wakers.take_data(wake);
+                    self.wakers.take_writable(wake);
+                }
+                VmEvent::Ended(wait) => self.wakers.take_ended(wait, wake),
+                _ => {}
+            }
         }
         let now = Instant::now();
         self.wakers.take_due(now, wake);

@@ -8,7 +8,7 @@ use std::mem;
 use std::task::Waker;
 use std::time::Instant;
 
-use crate::embed::{ReaderId, VmEvent, WaitId};
+use crate::embed::{ReaderId, WaitId};
 
 /// What a future waits for, and which future it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,30 +60,24 @@ impl Wakers {
         };
     }
 
-    /// Moves the wakers that wait for `event` to `wake`.
-    pub(super) fn take(&mut self, event: &VmEvent, wake: &mut Vec<Waker>) {
-        match event {
-            VmEvent::Status(status) => {
-                self.take_status(wake);
-                if status.is_terminal() {
-                    self.take_console(wake);
-                }
-            }
-            VmEvent::ConsoleData => wake.extend(mem::take(&mut self.data).into_values()),
-            VmEvent::ConsoleWritable => wake.extend(mem::take(&mut self.writable).into_values()),
-            VmEvent::ConsoleClosed => self.take_console(wake),
-            VmEvent::Ended(wait) => wake.extend(self.ended.remove(wait)),
-            _ => {}
-        }
-    }
-
+    /// Moves the wakers that wait for a status to `wake`.
     pub(super) fn take_status(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(mem::take(&mut self.status).into_values());
     }
 
-    fn take_console(&mut self, wake: &mut Vec<Waker>) {
+    /// Moves the wakers that wait for output to `wake`.
+    pub(super) fn take_data(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(mem::take(&mut self.data).into_values());
+    }
+
+    /// Moves the wakers that wait for room for input to `wake`.
+    pub(super) fn take_writable(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(mem::take(&mut self.writable).into_values());
+    }
+
+    /// Moves the waker that waits for the end of `wait` to `wake`.
+    pub(super) fn take_ended(&mut self, wait: WaitId, wake: &mut Vec<Waker>) {
+        wake.extend(self.ended.remove(&wait));
     }
 
     /// Moves the wakers whose time has come to `wake`.
