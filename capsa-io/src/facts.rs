@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
 use capsa_proto::image_lock::PROBED_BYTES;
@@ -58,6 +58,34 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         files,
         image_locks,
     }
+}
+
+/// The absolute path of the file that `path` names, without symbolic links, so that every later user of
+/// the path, such as a hypervisor, opens the same file. `/dev/fd/3` names an open file of this process:
+/// the result is the path of that file.
+///
+/// A path that does not exist, or names neither a file, a directory nor a block device, is only made
+/// absolute.
+///
+/// # Errors
+///
+/// When `path` names an open file that no other process can open by a path: it was deleted, or is in
+/// memory.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    let Ok(named) = fs::metadata(&absolute) else { return Ok(absolute) };
+    let kind = named.file_type();
+    if !kind.is_file() && !kind.is_dir() && !kind.is_block_device() {
+        return Ok(absolute);
+    }
+    // A link in /proc reads as `/tmp/x (deleted)`, which may be the path of another file.
+    let is_same = |resolved: &PathBuf| {
+        fs::metadata(resolved)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (named.dev(), named.ino()))
+    };
+    fs::canonicalize(&absolute).ok().filter(is_same).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "the open file has no path (deleted, or in memory)")
+    })
 }
 
 /// The facts about a file, collected once per path.
@@ -118,6 +146,41 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn resolve_link_or_descriptor_is_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir(dir.join("d")).unwrap();
+        fs::write(dir.join("d/f"), b"text").unwrap();
+        std::os::unix::fs::symlink("d", dir.join("link")).unwrap();
+        assert_eq!(resolve(&dir.join("link")).unwrap(), dir.join("d"));
+        assert_eq!(resolve(&dir.join("link/../d/./f")).unwrap(), dir.join("d/f"));
+        assert_eq!(resolve(&dir.join("link/none")).unwrap(), dir.join("link/none"));
+        assert_eq!(resolve(Path::new("/dev/null")).unwrap(), Path::new("/dev/null"));
+        if cfg!(target_os = "linux") {
+            let file = File::open(dir.join("d/f")).unwrap();
+            for links in ["/dev/fd", "/proc/self/fd"] {
+                let link = format!("{links}/{}", file.as_raw_fd());
+                assert_eq!(resolve(Path::new(&link)).unwrap(), dir.join("d/f"));
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn resolve_deleted_file_is_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("f");
+        let file = File::create(&at).unwrap();
+        fs::remove_file(&at).unwrap();
+        let link = format!("/dev/fd/{}", file.as_raw_fd());
+        assert!(resolve(Path::new(&link)).is_err());
+        // The link reads as this path.
+        fs::write(dir.path().join("f (deleted)"), b"another file").unwrap();
+        assert!(resolve(Path::new(&link)).is_err());
+    }
 
     #[test]
     fn file_facts_distinguish_kinds_of_files() {

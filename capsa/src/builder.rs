@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use capsa_io::facts;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
@@ -336,7 +337,7 @@ impl LinuxVmBuilder {
         choice::plan(spec, &self.choice, strict)
     }
 
-    /// The VM spec, with every path made absolute.
+    /// The VM spec, with every path resolved.
     fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
         let mut paths = Paths::default();
         let kernel = paths.take("kernel", &self.kernel);
@@ -413,7 +414,8 @@ impl LinuxVmBuilder {
     }
 }
 
-/// Turns paths into [`HostPath`]s and collects a violation for each path that is invalid.
+/// Resolves paths, once: the result is what is checked, planned and passed to hypervisors. Collects a
+/// violation for each path that is invalid.
 #[derive(Default)]
 struct Paths {
     violations: Vec<Violation>,
@@ -426,8 +428,23 @@ impl Paths {
             self.violations.push(Violation::new(field, kind, "the path is empty", "set a path"));
             return None;
         }
-        let text =
-            std::path::absolute(path).ok().and_then(|p| p.into_os_string().into_string().ok());
+        let resolved = if path.as_os_str().as_encoded_bytes().contains(&0) {
+            None
+        } else {
+            match facts::resolve(path) {
+                Ok(resolved) => Some(resolved),
+                Err(why) => {
+                    self.violations.push(Violation::new(
+                        field,
+                        ViolationKind::WrongType,
+                        format!("{} cannot be passed to a hypervisor: {why}", path.display()),
+                        "give the path of a file, or copy it to one",
+                    ));
+                    return None;
+                }
+            }
+        };
+        let text = resolved.and_then(|path| path.into_os_string().into_string().ok());
         let taken = text.and_then(|text| HostPath::new(text).ok());
         if taken.is_none() {
             self.violations.push(Violation::new(

@@ -11,7 +11,8 @@ use crate::ImageFormat;
 /// error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskImage {
-    /// The path. A relative path is resolved against the working directory when the VM is built.
+    /// The path. It is resolved when the VM is built: a relative one against the working directory, and
+    /// symbolic links to the file they name.
     pub path: PathBuf,
     /// The image format.
     pub format: ImageFormat,

@@ -1,9 +1,10 @@
 //! Violations are found before anything is started, are reported together, and name a remedy.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
-use capsa::backend::{Violation, ViolationKind as Kind};
+use capsa::backend::{LaunchPlan, Violation, ViolationKind as Kind};
 use capsa::{
     Capsa, DiskImage, Error, LinuxBootConfig, LinuxVmBuilder, MountMode, ShareMechanism,
     Virtio9pConfig, VmDisk,
@@ -20,6 +21,12 @@ fn violations(builder: LinuxVmBuilder) -> Vec<(String, Kind)> {
         assert!(error.to_string().contains(&violation.reason));
     }
     found.into_iter().map(|v| (v.field, v.kind)).collect()
+}
+
+/// The hypervisor's arguments.
+#[track_caller]
+fn args(plan: &LaunchPlan) -> String {
+    capsa::internal::parts(plan).processes.last().unwrap().args.join(" ")
 }
 
 fn one(builder: LinuxVmBuilder, field: &str, kind: Kind) {
@@ -85,6 +92,60 @@ fn violation_names_field_and_kind() {
         builder.share_with_mechanism(dir, place, MountMode::ReadOnly, mechanism)
     };
     one(tagged(tagged(good(), "/a"), "/b"), "shares[1].tag", Kind::Duplicate);
+}
+
+/// `/dev/fd/N` would be another file in the hypervisor.
+#[cfg(target_os = "linux")]
+#[test]
+fn descriptor_path_is_the_open_file() {
+    let Some(guest) = NanoGuest::new() else { return };
+    let dir = fs::canonicalize(guest.dir()).unwrap();
+    let kernel = fs::File::open(guest.kernel()).unwrap();
+    fs::write(dir.join("disk"), [0; 512]).unwrap();
+    let disk = fs::File::open(dir.join("disk")).unwrap();
+    let builder = |links: &str| {
+        let link = |file: &fs::File| format!("{links}/{}", file.as_raw_fd());
+        let config = LinuxBootConfig::new(link(&kernel)).initrd(link(&disk));
+        Capsa::vm(config).backend("qemu").no_network().disk(DiskImage::new(link(&disk)))
+    };
+    for links in ["/dev/fd", "/proc/self/fd"] {
+        let plan = builder(links).plan().unwrap();
+        let args = args(&plan);
+        assert!(!args.contains("/fd/"), "{args}");
+        let (kernel, disk) = (guest.kernel().display(), dir.join("disk"));
+        assert!(args.contains(&format!("-kernel {kernel} ")), "{args}");
+        assert!(args.contains(&format!("-initrd {} ", disk.display())), "{args}");
+        assert!(args.contains(&format!("{disk:?}")), "{args}");
+    }
+    fs::remove_file(dir.join("disk")).unwrap();
+    assert_eq!(
+        violations(builder("/dev/fd")),
+        [("initrd".into(), Kind::WrongType), ("disks[0].path".into(), Kind::WrongType)]
+    );
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let pipe = DiskImage::new(format!("/dev/fd/{}", pipe.as_raw_fd()));
+    one(guest.builder().disk(pipe), "disks[0].path", Kind::WrongType);
+}
+
+/// virtiofsd rejects a link.
+#[test]
+fn share_link_is_the_directory() {
+    let Some(guest) = NanoGuest::new() else { return };
+    let dir = fs::canonicalize(guest.dir()).unwrap();
+    fs::create_dir(dir.join("work")).unwrap();
+    std::os::unix::fs::symlink("work", dir.join("link")).unwrap();
+    let plan = guest
+        .builder()
+        .share_with_mechanism(
+            dir.join("link"),
+            "/w",
+            MountMode::ReadOnly,
+            ShareMechanism::Virtio9p(Virtio9pConfig::default()),
+        )
+        .plan()
+        .unwrap();
+    let args = args(&plan);
+    assert!(args.contains(&format!("path={},", dir.join("work").display())), "{args}");
 }
 
 #[test]
