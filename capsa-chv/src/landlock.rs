@@ -44,7 +44,8 @@ pub(crate) fn add_to(config: &mut Value, vm: &ValidatedSpec, host: &HostFacts) {
     config["landlock_enable"] = json!(true);
     let mut backing = BTreeSet::new();
     for disk in vm.disks() {
-        backing.extend(qcow2::backing_chain(&disk.path, host).unwrap_or_default());
+        let chain = qcow2::backing_chain(&disk.path, host).unwrap_or_default();
+        backing.extend(chain.into_iter().map(|image| image.path));
         if vm_config::needs_overlay(disk) {
             backing.insert(disk.path.clone());
         }

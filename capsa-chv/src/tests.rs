@@ -65,12 +65,14 @@ fn host() -> HostFacts {
         socket_path_max: 107,
         image_locks: Default::default(),
         run_dir: path("/run/c/1"),
+        resolved: Default::default(),
         files: BTreeMap::from([
             (path("/k"), file(kernel)),
             (path("/i"), file(vec![1; 1024])),
             (path("/raw"), file(vec![0; 1024])),
             (path("/plain.qcow2"), standalone()),
             (path("/over.qcow2"), over("/raw")),
+            (path("/"), FileFacts::Directory { writable: false }),
             (path("/work"), FileFacts::Directory { writable: true }),
             (path("/data"), FileFacts::Directory { writable: true }),
         ]),
@@ -94,7 +96,7 @@ fn all_found() -> ProbeReport {
 }
 
 fn disk(at: &str, format: ImageFormat) -> Disk {
-    Disk { path: path(at), format, read_only: false, ephemeral: false }
+    Disk { path: path(at), format, read_only: false, ephemeral: false, backing: Vec::new() }
 }
 
 fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) -> Share {
@@ -176,7 +178,11 @@ fn plan_vm_with_all_devices() {
     spec.disks = vec![
         disk("/raw", ImageFormat::Raw),
         disk("/plain.qcow2", ImageFormat::Qcow2),
-        Disk { read_only: true, ..disk("/over.qcow2", ImageFormat::Qcow2) },
+        Disk {
+            read_only: true,
+            backing: vec![path("/raw")],
+            ..disk("/over.qcow2", ImageFormat::Qcow2)
+        },
     ];
     let fs = VirtioFsConfig { tag: Some("d".into()), cache: Some("always".into()) };
     spec.shares = vec![
@@ -373,7 +379,10 @@ fn plan_ephemeral_disk_has_overlay_and_rule() {
     let plan = plan(VmSpec {
         disks: vec![
             ephemeral_disk("/raw", ImageFormat::Raw),
-            ephemeral_disk("/over.qcow2", ImageFormat::Qcow2),
+            Disk {
+                backing: vec![path("/raw")],
+                ..ephemeral_disk("/over.qcow2", ImageFormat::Qcow2)
+            },
             Disk { read_only: true, ..ephemeral_disk("/plain.qcow2", ImageFormat::Qcow2) },
         ],
         ..spec()
@@ -415,7 +424,8 @@ fn blockers(disk: Disk, version: &str, images: &[(&str, FileFacts)]) -> Vec<Stri
 #[test]
 fn validate_unsupported_images_rejected() {
     const V53: &str = "cloud-hypervisor v53.0";
-    let qcow2 = |at| disk(at, ImageFormat::Qcow2);
+    let qcow2 =
+        |at| Disk { backing: vec![path("/raw"), path("/")], ..disk(at, ImageFormat::Qcow2) };
     let ephemeral_disk = |disk| Disk { ephemeral: true, ..disk };
 
     let huge = FileFacts::File { size: 1 << 45, head: vec![], writable: true, device: false };
@@ -444,6 +454,17 @@ fn validate_unsupported_images_rejected() {
     assert_eq!(blockers(qcow2("/0.qcow2"), V53, &chain), [""; 0]);
     let found = blockers(ephemeral_disk(qcow2("/0.qcow2")), V53, &chain);
     assert!(found[0].contains("backing chain has 10 images; the limit is 10"), "{found:?}");
+}
+
+#[test]
+fn validate_backing_file_not_allowed_rejected() {
+    for ephemeral in [false, true] {
+        let over = Disk { ephemeral, ..disk("/over.qcow2", ImageFormat::Qcow2) };
+        let found = blockers(over.clone(), "cloud-hypervisor v53.0", &[]);
+        assert!(found[0].contains("/raw is not allowed: /over.qcow2 -> /raw"), "{found:?}");
+        let allowed = Disk { backing: vec![path("/raw")], ..over };
+        assert_eq!(blockers(allowed, "cloud-hypervisor v53.0", &[]), [""; 0]);
+    }
 }
 
 #[test]

@@ -75,9 +75,10 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
                 .is_some_and(|name| !name.starts_with('/')),
             _ => false,
         };
+        let mut images = backing.iter().map(|image| &image.path).chain([&disk.path]);
         if let Some(version) = found.version(KEY)
             && version < RELATIVE_BACKING
-            && let Some(image) = backing.iter().chain([&disk.path]).find(|i| names_relatively(i))
+            && let Some(image) = images.find(|image| names_relatively(image))
         {
             reject(
                 format!("disks[{n}].path"),

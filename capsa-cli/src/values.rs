@@ -78,11 +78,13 @@ pub(crate) fn invalid_number(text: &str, Bounds(min, max): Bounds) -> String {
     format!("invalid number {text:?}: expected {min} to {max}")
 }
 
-/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral]`; default: `rw`. A file whose name ends in a colon and one
-/// of these options has to be named in a config file.
+/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:backing=PATH]…`; default: `rw`. A file whose name ends in a
+/// colon and one of these options, and a backing file with a colon in its path, have to be named in a
+/// config file.
 pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
     let mut path = text;
     let (mut format, mut read_only, mut ephemeral) = (None, None, false);
+    let mut backing = Vec::new();
     while let Some((rest, option)) = path.rsplit_once(':') {
         let is_set = match option {
             "raw" => format.replace(ImageFormat::Raw).is_some(),
@@ -90,7 +92,16 @@ pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
             "ro" => read_only.replace(true).is_some(),
             "rw" => read_only.replace(false).is_some(),
             "ephemeral" => std::mem::replace(&mut ephemeral, true),
-            _ => break,
+            _ => match option.strip_prefix("backing=") {
+                Some("") => {
+                    return Err(format!("invalid disk {text:?}: the path of backing= is empty"));
+                }
+                Some(allowed) => {
+                    backing.insert(0, PathBuf::from(allowed));
+                    false
+                }
+                None => break,
+            },
         };
         if is_set {
             let reason = format!("option {option:?} repeats or conflicts with another option");
@@ -108,6 +119,7 @@ pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
     let mut disk = VmDisk::new(image);
     disk.read_only = read_only == Some(true);
     disk.ephemeral = ephemeral;
+    disk.backing = backing;
     Ok(disk)
 }
 
@@ -248,6 +260,8 @@ mod tests {
             ("a:b:ro", image("a:b").read_only()),
             ("a:rw", image("a")),
             ("a:rw:ephemeral", image("a").ephemeral()),
+            ("a:backing=b", image("a").backing("b")),
+            ("a:backing=/b:ro:backing=c=d", image("a").read_only().backing("/b").backing("c=d")),
         ] {
             assert_eq!(disk(text), Ok(want), "{text}");
         }
@@ -259,6 +273,7 @@ mod tests {
             "a:rw:raw:ro",
             "a:raw:qcow2",
             "a:ephemeral:ro:ephemeral",
+            "a:backing=",
         ] {
             assert!(disk(text).is_err(), "{text}");
         }

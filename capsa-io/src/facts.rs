@@ -23,11 +23,13 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
     let mut image_locks = BTreeMap::new();
+    let mut resolved = BTreeMap::new();
     if let Some(spec) = spec {
         let named = [Some(&spec.kernel), spec.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
         let shares = spec.shares.iter().map(|share| &share.host);
-        for path in named.into_iter().flatten().chain(disks).chain(shares) {
+        let backing = spec.disks.iter().flat_map(|disk| &disk.backing);
+        for path in named.into_iter().flatten().chain(disks).chain(shares).chain(backing) {
             look(path, &mut files);
         }
         for disk in &spec.disks {
@@ -42,7 +44,9 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
             for _ in 0..=qcow2::MAX_CHAIN {
                 let FileFacts::File { head, .. } = look(&image, &mut files) else { break };
                 let header = qcow2::Qcow2Header::parse(head);
-                let Some(next) = header.and_then(|h| h.backing_path(&image)) else { break };
+                let Some(name) = header.and_then(|h| h.backing_path(&image)) else { break };
+                let Some(next) = resolved_path(&name) else { break };
+                resolved.insert(name, next.clone());
                 image = next;
             }
         }
@@ -57,7 +61,13 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         run_dir,
         files,
         image_locks,
+        resolved,
     }
+}
+
+fn resolved_path(path: &HostPath) -> Option<HostPath> {
+    let resolved = resolve(Path::new(path.as_str())).ok()?;
+    HostPath::new(resolved.into_os_string().into_string().ok()?).ok()
 }
 
 /// The absolute path of the file that `path` names, without symbolic links, so that every later user of

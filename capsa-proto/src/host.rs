@@ -69,6 +69,9 @@ pub struct HostFacts {
     pub run_dir: HostPath,
     /// The files that a VM spec names, and the backing files of its images.
     pub files: BTreeMap<HostPath, FileFacts>,
+    /// The names of backing files in images, where they contain symbolic links or `..`, with the files
+    /// that they lead to.
+    pub resolved: BTreeMap<HostPath, HostPath>,
     /// The locks that other processes hold on the [probed bytes](crate::image_lock::PROBED_BYTES) of the
     /// disk images.
     pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
@@ -78,6 +81,11 @@ impl HostFacts {
     /// The facts about `path`; [`FileFacts::Missing`] if it was not inspected.
     pub fn file(&self, path: &HostPath) -> &FileFacts {
         self.files.get(path).unwrap_or(&FileFacts::Missing)
+    }
+
+    /// The file that `name` leads to; `name` itself if it was not inspected.
+    pub fn resolve<'a>(&'a self, name: &'a HostPath) -> &'a HostPath {
+        self.resolved.get(name).unwrap_or(name)
     }
 
     /// Whether the locks of other processes prevent attaching this image, for writing or only for

@@ -78,6 +78,12 @@ impl HostPath {
         Self(longer)
     }
 
+    /// Whether this is `directory` or a path below it. Compares text: both must be resolved.
+    pub fn is_within(&self, directory: &Self) -> bool {
+        let directory = directory.0.trim_end_matches('/');
+        self.0.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -105,6 +111,21 @@ mod tests {
         assert!(matches!(HostPath::new("a/b"), Err(PathError::Relative(_))));
         assert!(matches!(HostPath::new("/a\0b"), Err(PathError::Nul(_))));
         assert!(matches!(HostPath::new(""), Err(PathError::Relative(_))));
+    }
+
+    #[test]
+    fn host_path_is_within_compares_whole_names() {
+        let path = |text| HostPath::new(text).unwrap();
+        for (text, directory, within) in [
+            ("/a/b", "/a", true),
+            ("/a/b", "/a/", true),
+            ("/a/b", "/a/b", true),
+            ("/a/b", "/", true),
+            ("/ab", "/a", false),
+            ("/a", "/a/b", false),
+        ] {
+            assert_eq!(path(text).is_within(&path(directory)), within, "{text} in {directory}");
+        }
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub struct Qcow2Header {
     pub virtual_size: u64,
     /// The name of the backing file, as in the header.
     pub backing: Option<String>,
-    /// The header declares the format of the backing file as raw.
-    pub backing_is_raw: bool,
+    /// The format of the backing file, if the header declares one.
+    pub backing_format: Option<ImageFormat>,
     /// A feature that makes the hypervisor open more than the image and its backing file, or guess a
     /// format: a noun phrase for messages.
     pub unsupported: Option<&'static str>,
@@ -76,8 +76,12 @@ impl Qcow2Header {
         } else {
             None
         };
-        let backing_is_raw = formats.first().is_some_and(|format| format == b"raw");
-        Some(Self { virtual_size: number(24, 8)?, backing, backing_is_raw, unsupported })
+        let backing_format = match formats.first() {
+            Some(&b"raw") => Some(ImageFormat::Raw),
+            Some(&b"qcow2") => Some(ImageFormat::Qcow2),
+            _ => None,
+        };
+        Some(Self { virtual_size: number(24, 8)?, backing, backing_format, unsupported })
     }
 
     /// The path of the backing file of the image at `path`. `None` if the image has none or it is not a
@@ -147,19 +151,32 @@ pub enum BackingChainError {
         /// The feature.
         what: &'static str,
     },
-    /// The backing file is declared as raw but has a qcow2 header: a guest may have written it.
+    /// The backing file has another format than the header declares. A guest may have written it.
     FormatMismatch {
         /// The image.
         image: HostPath,
         /// The file it needs.
         backing: HostPath,
+        /// The format that the header declares.
+        declared: ImageFormat,
     },
     /// The chain has more than [`MAX_CHAIN`] images, or a cycle.
     TooLong,
 }
 
+/// An image of a backing chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingImage {
+    /// The file, resolved.
+    pub path: HostPath,
+    /// Its format: the one that the header above declares, or the one of its content.
+    pub format: ImageFormat,
+}
+
 /// The backing files of the image at `path`, directly and indirectly, according to the host facts. The
 /// nearest one comes first.
+///
+/// Whether a VM may use them is a question for validation: [`Disk::backing`](crate::spec::Disk::backing).
 ///
 /// # Errors
 ///
@@ -167,10 +184,10 @@ pub enum BackingChainError {
 pub fn backing_chain(
     path: &HostPath,
     host: &HostFacts,
-) -> Result<Vec<HostPath>, BackingChainError> {
-    let mut chain: Vec<HostPath> = Vec::new();
+) -> Result<Vec<BackingImage>, BackingChainError> {
+    let mut chain: Vec<BackingImage> = Vec::new();
     loop {
-        let image = chain.last().unwrap_or(path);
+        let image = chain.last().map_or(path, |image| &image.path);
         let FileFacts::File { head, .. } = host.file(image) else {
             return Err(BackingChainError::Unreadable(image.clone()));
         };
@@ -189,18 +206,26 @@ pub fn backing_chain(
                 backing: name.clone(),
             });
         };
+        let next = host.resolve(&next).clone();
         let FileFacts::File { head: backing_head, .. } = host.file(&next) else {
             return Err(BackingChainError::Missing { image: image.clone(), backing: next });
         };
-        // QEMU would open it as raw; cloud-hypervisor (v53) detects the format from the first bytes if
-        // the header of the image has 104 bytes or fewer.
-        if header.backing_is_raw && backing_head.starts_with(MAGIC) {
-            return Err(BackingChainError::FormatMismatch { image: image.clone(), backing: next });
+        let format = match backing_head.starts_with(MAGIC) {
+            true => ImageFormat::Qcow2,
+            false => ImageFormat::Raw,
+        };
+        // QEMU would open it in the declared format; cloud-hypervisor (v53) detects the format from the
+        // first bytes if the header of the image has 104 bytes or fewer.
+        if let Some(declared) = header.backing_format
+            && declared != format
+        {
+            let image = image.clone();
+            return Err(BackingChainError::FormatMismatch { image, backing: next, declared });
         }
         if chain.len() == MAX_CHAIN {
             return Err(BackingChainError::TooLong);
         }
-        chain.push(next);
+        chain.push(BackingImage { path: next, format });
     }
 }
 
@@ -371,6 +396,7 @@ mod tests {
             socket_path_max: 107,
             image_locks: Default::default(),
             run_dir: path("/r"),
+            resolved: [(path("/d/../link"), path("/e/base"))].into(),
             files: files
                 .iter()
                 .map(|(at, facts)| (path(at), facts.clone()))
@@ -388,7 +414,7 @@ mod tests {
             let header = Qcow2Header::parse(&image.pieces[0].1).unwrap();
             assert_eq!(header.virtual_size, overlay.virtual_size);
             assert_eq!(header.backing.as_deref(), Some("/base, 1.raw"));
-            assert!(header.backing_is_raw);
+            assert_eq!(header.backing_format, Some(ImageFormat::Raw));
             assert!(image.pieces.iter().all(|(at, bytes)| at + bytes.len() as u64 <= image.len));
         }
     }
@@ -411,9 +437,11 @@ mod tests {
         let plain = vec![0; 512];
         let host = host(&[
             ("/d/top", overlay("middle")),
-            ("/d/middle", overlay("/e/base")),
+            ("/d/middle", overlay_of(ImageFormat::Raw, "/e/base")),
             ("/e/base", file(plain)),
             ("/over-raw", overlay_of(ImageFormat::Raw, "/e/base")),
+            ("/over-link", overlay_of(ImageFormat::Raw, "/d/../link")),
+            ("/qcow2-over-raw", overlay_of(ImageFormat::Qcow2, "/e/base")),
             ("/raw-over-qcow2", overlay_of(ImageFormat::Raw, "/no-backing")),
             ("/no-backing", overlay("missing")),
             ("/remote", overlay("nbd://host/disk")),
@@ -422,9 +450,15 @@ mod tests {
             ("/cut", file(MAGIC.to_vec())),
         ]);
         let chain = |at: &str| super::backing_chain(&path(at), &host);
-        assert_eq!(chain("/d/top"), Ok(vec![path("/d/middle"), path("/e/base")]));
+        let image = |at: &str, format| BackingImage { path: path(at), format };
+        let base = image("/e/base", ImageFormat::Raw);
+        let middle = image("/d/middle", ImageFormat::Qcow2);
+        assert_eq!(chain("/d/top"), Ok(vec![middle, base.clone()]));
+        assert_eq!(chain("/over-link"), Ok(vec![base.clone()]));
+        let mismatch = chain("/qcow2-over-raw");
+        assert!(matches!(mismatch, Err(BackingChainError::FormatMismatch { .. })), "{mismatch:?}");
         assert_eq!(chain("/e/base"), Ok(vec![]));
-        assert_eq!(chain("/over-raw"), Ok(vec![path("/e/base")]));
+        assert_eq!(chain("/over-raw"), Ok(vec![base]));
         assert!(matches!(chain("/raw-over-qcow2"), Err(BackingChainError::FormatMismatch { .. })));
         assert!(matches!(chain("/no-backing"), Err(BackingChainError::Missing { .. })));
         assert!(matches!(chain("/remote"), Err(BackingChainError::NotALocalFile { .. })));
@@ -475,7 +509,7 @@ mod tests {
         let mut head = header(0, &[], "\0\0\0\u{1}\0\0\0\0");
         head.extend_from_slice(&BACKING_FORMAT.to_be_bytes());
         head.extend_from_slice(b"\0\0\0\x03raw\0\0\0\0\0\0");
-        assert!(!Qcow2Header::parse(&head).unwrap().backing_is_raw);
+        assert_eq!(Qcow2Header::parse(&head).unwrap().backing_format, None);
     }
 
     #[test]

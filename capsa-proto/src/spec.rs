@@ -100,6 +100,9 @@ pub struct Disk {
     pub read_only: bool,
     /// Writes are discarded: they go to a temporary overlay, and the image stays unchanged.
     pub ephemeral: bool,
+    /// The backing files that the image may have, directly and indirectly: files, and directories that
+    /// contain them. Empty: the image may have none.
+    pub backing: Vec<HostPath>,
 }
 
 /// The format of a disk image.

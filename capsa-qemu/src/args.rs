@@ -20,8 +20,9 @@ use capsa_proto::plan::{
     LaunchPlan, Message, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan,
     add_descriptor,
 };
-use capsa_proto::spec::{ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy};
-use serde_json::json;
+use capsa_proto::qcow2;
+use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy};
+use serde_json::{Value, json};
 
 use crate::{PROGRAM, accel};
 
@@ -183,29 +184,18 @@ impl QemuArgs {
     }
 
     fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
-        let format = disk.format.as_str();
+        let mut image = image(disk, host);
         // A read-only disk gets no overlay, since an overlay would be writable.
         if disk.ephemeral && !disk.read_only {
             // The overlay is an unlinked temporary file, so a crash leaves no file behind.
-            let path = comma(&disk.path);
-            self.push(&[
-                "-drive",
-                &format!("if=none,id=disk{n},format={format},snapshot=on,file={path}"),
-            ]);
+            let image = image.to_string().replace(',', ",,");
+            self.push(&["-drive", &format!("if=none,id=disk{n},snapshot=on,file=json:{image}")]);
         } else {
-            let is_device = matches!(host.file(&disk.path), FileFacts::File { device: true, .. });
-            let blockdev = json!({
-                "driver": format,
-                "node-name": format!("disk{n}"),
-                "read-only": disk.read_only,
-                "discard": "unmap",
-                "file": {
-                    "driver": if is_device { "host_device" } else { "file" },
-                    "filename": disk.path.as_str(),
-                    "discard": "unmap",
-                },
-            });
-            self.push(&["-blockdev", &blockdev.to_string()]);
+            image["node-name"] = json!(format!("disk{n}"));
+            image["read-only"] = json!(disk.read_only);
+            image["discard"] = json!("unmap");
+            image["file"]["discard"] = json!("unmap");
+            self.push(&["-blockdev", &image.to_string()]);
         }
         self.push(&["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
     }
@@ -251,6 +241,36 @@ impl QemuArgs {
             }
         }
     }
+}
+
+/// The block node of a disk's image, with a node for each backing file that validation allowed. So QEMU
+/// opens no file that an image names, even if the image was changed since it was checked.
+///
+/// QEMU (10.0) has no option to reject an external data file; validation does.
+fn image(disk: &Disk, host: &HostFacts) -> Value {
+    let chain = match disk.format {
+        ImageFormat::Raw => Vec::new(),
+        ImageFormat::Qcow2 => qcow2::backing_chain(&disk.path, host).unwrap_or_default(),
+    };
+    let backing = chain.iter().rev().fold(Value::Null, |backing, image| {
+        let mut node = block_node(&image.path, image.format, backing, host);
+        node["read-only"] = json!(true);
+        node
+    });
+    block_node(&disk.path, disk.format, backing, host)
+}
+
+fn block_node(path: &HostPath, format: ImageFormat, backing: Value, host: &HostFacts) -> Value {
+    let is_device = matches!(host.file(path), FileFacts::File { device: true, .. });
+    let file = if is_device { "host_device" } else { "file" };
+    let mut node = json!({
+        "driver": format.as_str(),
+        "file": { "driver": file, "filename": path.as_str() },
+    });
+    if format == ImageFormat::Qcow2 {
+        node["backing"] = backing;
+    }
+    node
 }
 
 /// A path in a comma-separated value: QEMU parses a doubled comma as one comma.

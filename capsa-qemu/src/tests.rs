@@ -42,6 +42,16 @@ fn qcow2() -> Vec<u8> {
     head
 }
 
+/// The header of a qcow2 image with this backing file.
+fn over(base: &str, format: ImageFormat) -> Vec<u8> {
+    let overlay = Overlay { over: path(base), format, virtual_size: 512 };
+    overlay.image().pieces[0].1.clone()
+}
+
+fn disk(at: &str, format: ImageFormat) -> Disk {
+    Disk { path: path(at), format, read_only: false, ephemeral: false, backing: Vec::new() }
+}
+
 fn host() -> HostFacts {
     let files = BTreeMap::from([
         (path("/k"), file(&bz_image(), 9)),
@@ -49,6 +59,8 @@ fn host() -> HostFacts {
         (path("/d.raw"), file(&[0; 8], 1024)),
         (path("/e.raw"), file(&[0; 8], 1024)),
         (path("/d,1.qcow2"), file(&qcow2(), 1024)),
+        (path("/top.qcow2"), file(&over("/middle.qcow2", ImageFormat::Qcow2), 1024)),
+        (path("/middle.qcow2"), file(&over("/work/../d.raw", ImageFormat::Raw), 1024)),
         (
             path("/dev/vg"),
             FileFacts::File { size: 4096, head: vec![0; 8], writable: true, device: true },
@@ -64,6 +76,7 @@ fn host() -> HostFacts {
         socket_path_max: 107,
         image_locks: Default::default(),
         run_dir: path("/run/capsa/x"),
+        resolved: [(path("/work/../d.raw"), path("/d.raw"))].into(),
         files,
     }
 }
@@ -135,7 +148,6 @@ fn plan_control_and_console_are_inherited() {
 
 #[test]
 fn plan_disks_have_format_and_quoted_paths() {
-    let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
     let plan = plan(VmSpec {
         disks: vec![
             disk("/d.raw", ImageFormat::Raw),
@@ -148,14 +160,57 @@ fn plan_disks_have_format_and_quoted_paths() {
     let args = args(&plan);
     assert!(
         args.contains(
-            r#""driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/d.raw"}"#
+            r#""driver":"raw","file":{"discard":"unmap","driver":"file","filename":"/d.raw"},"node-name":"disk0""#
         ),
         "{args}"
     );
-    assert!(args.contains("format=qcow2,snapshot=on,file=/d,,1.qcow2"), "{args}");
+    assert!(
+        args.contains(
+            r#"snapshot=on,file=json:{"backing":null,,"driver":"qcow2",,"file":{"driver":"file",,"filename":"/d,,1.qcow2"}}"#
+        ),
+        "{args}"
+    );
     assert!(args.contains(r#""driver":"host_device","filename":"/dev/vg""#), "{args}");
     assert_eq!(args.matches(r#""read-only":true"#).count(), 2, "{args}");
     assert!(plan.cmdline.contains("root=/dev/vda"));
+}
+
+#[test]
+fn plan_names_each_backing_file() {
+    let top = Disk {
+        backing: vec![path("/middle.qcow2"), path("/d.raw")],
+        ..disk("/top.qcow2", ImageFormat::Qcow2)
+    };
+    let below = |comma: &str| {
+        r#""backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/d.raw"},"read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"/middle.qcow2"},"read-only":true}"#
+            .replace(',', comma)
+    };
+    for (ephemeral, comma) in [(false, ","), (true, ",,")] {
+        let disks = vec![Disk { ephemeral, ..top.clone() }];
+        let plan = plan(VmSpec { disks, ..spec() });
+        let args = args(&plan);
+        assert!(args.contains(&below(comma)), "{args}");
+    }
+}
+
+#[test]
+fn validate_backing_file_not_allowed_rejected() {
+    let top = |backing: &[&str]| Disk {
+        backing: backing.iter().map(|allowed| path(allowed)).collect(),
+        ..disk("/top.qcow2", ImageFormat::Qcow2)
+    };
+    let spec = |disk| VmSpec { disks: vec![disk], ..spec() };
+    for allowed in [&[][..], &["/middle.qcow2"], &["/d.raw"], &["/middle.qcow2", "/work"]] {
+        for ephemeral in [false, true] {
+            let disk = Disk { ephemeral, ..top(allowed) };
+            assert_eq!(rejected(spec(disk)), [("disks[0].path".into(), Kind::NotAllowed)]);
+        }
+    }
+    let error = try_plan(spec(top(&["/middle.qcow2"])), &host(), &found()).unwrap_err();
+    let chain = "/d.raw is not allowed: /top.qcow2 -> /middle.qcow2 -> /d.raw";
+    assert!(error[0].reason.contains(chain), "{}", error[0]);
+    let missing = top(&["/middle.qcow2", "/d.raw", "/none"]);
+    assert_eq!(rejected(spec(missing)), [("disks[0].backing[2]".into(), Kind::Missing)]);
 }
 
 #[test]
@@ -224,7 +279,6 @@ fn accelerator_emulation_has_warning() {
 
 #[test]
 fn validate_reports_all_violations() {
-    let disk = |p: &str, format| Disk { path: path(p), format, read_only: false, ephemeral: false };
     let share = |host: &str, guest: &str, tag: Option<&str>| Share {
         host: path(host),
         guest: guest.into(),
@@ -305,8 +359,7 @@ fn validate_bad_files_rejected() {
     host.files.insert(path("/d.raw"), file(&[], 0));
     host.files.insert(path("/i"), FileFacts::Unreadable("permission denied".into()));
     host.files.insert(path("/k"), file(b"#!/bin/sh", 9));
-    let disk =
-        Disk { path: path("/d.raw"), format: ImageFormat::Raw, read_only: false, ephemeral: false };
+    let disk = disk("/d.raw", ImageFormat::Raw);
     let spec = VmSpec { initrd: Some(path("/i")), disks: vec![disk], ..spec() };
     assert_eq!(
         rejected_on(spec, &host, &found()),

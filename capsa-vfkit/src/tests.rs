@@ -58,6 +58,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         kvm: KvmFacts::ABSENT,
         landlock: None,
         socket_path_max: 103,
+        resolved: Default::default(),
         image_locks: Default::default(),
         run_dir: path("/tmp/c/1"),
         files,
@@ -71,7 +72,13 @@ fn found(output: &str) -> ProbeReport {
 }
 
 pub(crate) fn disk(at: &str) -> Disk {
-    Disk { path: path(at), format: ImageFormat::Raw, read_only: false, ephemeral: false }
+    Disk {
+        path: path(at),
+        format: ImageFormat::Raw,
+        read_only: false,
+        ephemeral: false,
+        backing: Vec::new(),
+    }
 }
 
 fn share(host: &str, mechanism: ShareMechanism) -> Share {
@@ -497,7 +504,13 @@ fn any_disk() -> impl Strategy<Value = Disk> {
     let format = prop_oneof![9 => Just(ImageFormat::Raw), 1 => Just(ImageFormat::Qcow2)];
     let ephemeral = prop::bool::weighted(0.2);
     (any_path(), format, any::<bool>(), ephemeral).prop_map(
-        |(path, format, read_only, ephemeral)| Disk { path, format, read_only, ephemeral },
+        |(path, format, read_only, ephemeral)| Disk {
+            path,
+            format,
+            read_only,
+            ephemeral,
+            backing: Vec::new(),
+        },
     )
 }
 

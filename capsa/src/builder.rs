@@ -347,11 +347,16 @@ impl LinuxVmBuilder {
             .iter()
             .enumerate()
             .map(|(n, disk)| {
+                let allowed = disk.backing.iter().enumerate();
+                let backing = allowed
+                    .filter_map(|(m, path)| paths.take(&format!("disks[{n}].backing[{m}]"), path))
+                    .collect();
                 Some(Disk {
                     path: paths.take(&format!("disks[{n}].path"), &disk.image.path)?,
                     format: disk.image.format,
                     read_only: disk.read_only,
                     ephemeral: disk.ephemeral,
+                    backing,
                 })
             })
             .collect();

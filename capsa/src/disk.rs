@@ -45,6 +45,12 @@ impl DiskImage {
     pub fn ephemeral(self) -> VmDisk {
         VmDisk::new(self).ephemeral()
     }
+
+    /// A disk with this image that may have this backing file, as [`VmDisk::backing`].
+    #[must_use]
+    pub fn backing(self, allowed: impl Into<PathBuf>) -> VmDisk {
+        VmDisk::new(self).backing(allowed)
+    }
 }
 
 /// A disk of a VM: an image, and what the guest may do with it.
@@ -65,12 +71,15 @@ pub struct VmDisk {
     pub read_only: bool,
     /// Whether the guest writes to an ephemeral overlay. The image itself is never written then.
     pub ephemeral: bool,
+    /// The backing files that the image may have, directly and indirectly: files, and directories that
+    /// contain them. Default: none; then an image with a backing file is rejected.
+    pub backing: Vec<PathBuf>,
 }
 
 impl VmDisk {
     /// A disk that the guest writes.
     pub fn new(image: DiskImage) -> Self {
-        Self { image, read_only: false, ephemeral: false }
+        Self { image, read_only: false, ephemeral: false, backing: Vec::new() }
     }
 
     /// Makes the disk read-only for the guest.
@@ -85,6 +94,17 @@ impl VmDisk {
     #[must_use]
     pub fn ephemeral(mut self) -> Self {
         self.ephemeral = true;
+        self
+    }
+
+    /// Allows a backing file of the image, or all backing files in a directory and below. Call it once for
+    /// each.
+    ///
+    /// A qcow2 image can name any file of the host as its backing file, and the guest could read that
+    /// file. So each one must be allowed, also those of backing files. Symbolic links are resolved first.
+    #[must_use]
+    pub fn backing(mut self, allowed: impl Into<PathBuf>) -> Self {
+        self.backing.push(allowed.into());
         self
     }
 }

@@ -202,9 +202,32 @@ impl<'f> ConfigReader<'f> {
                 }
                 return true;
             }
+            (ValueKind::Paths(set), DeValue::Array(list)) => {
+                for item in list.iter() {
+                    let path = match item.get_ref().as_str() {
+                        Some(text) => values::path(text.as_ref()),
+                        None => Err(format!("has {} as an item", type_of(item.get_ref()))),
+                    };
+                    match path {
+                        Ok(path) => set(&mut self.settings, self.directory.join(path)),
+                        Err(reason) => {
+                            let reason = format!("{}: {reason}", row.key_name());
+                            let hint = format!("write paths in quotes: {}", assignment(row));
+                            self.mistakes.push(Mistake::new(item.span(), reason, hint));
+                        }
+                    }
+                }
+                return true;
+            }
             (ValueKind::Path(set), DeValue::String(text)) => values::path(text.as_ref().as_ref())
                 .map(|path| set(settings, self.directory.join(path))),
-            (ValueKind::Switch(_) | ValueKind::Number(..) | ValueKind::List(_), _) => {
+            (
+                ValueKind::Switch(_)
+                | ValueKind::Number(..)
+                | ValueKind::List(_)
+                | ValueKind::Paths(_),
+                _,
+            ) => {
                 return self.mistyped(row, value);
             }
             (_, DeValue::String(text)) => row.set_from_text(settings, text),

@@ -41,6 +41,9 @@ fn table(section: &Section) -> Value {
 fn value(row: &Setting) -> Value {
     let mut value = match row.kind {
         ValueKind::Path(_) => json!({"type": "string", "minLength": 1}),
+        ValueKind::Paths(_) => {
+            json!({"type": "array", "items": {"type": "string", "minLength": 1}})
+        }
         ValueKind::String(_) | ValueKind::Text(_) => json!({"type": "string"}),
         ValueKind::List(_) => json!({"type": "array", "items": {"type": "string"}}),
         ValueKind::Size(_) | ValueKind::Time(_) => json!({"type": "string", "pattern": "^ *[0-9]"}),

@@ -49,6 +49,8 @@ pub(crate) enum ValueKind {
     Choice(&'static [Choice]),
     /// A path. A relative one in a config file is relative to the file's directory.
     Path(fn(&mut Settings, PathBuf)),
+    /// A list of paths, relative as a path is.
+    Paths(fn(&mut Settings, PathBuf)),
     /// A whole number.
     Number(Bounds, fn(&mut Settings, u32)),
     /// `512M`; the function receives MiB.
@@ -100,7 +102,7 @@ impl Setting {
         match self.kind {
             ValueKind::Switch(_) => String::new(),
             ValueKind::Choice(choices) => words(choices).join("|"),
-            ValueKind::Path(_) => "FILE".into(),
+            ValueKind::Path(_) | ValueKind::Paths(_) => "FILE".into(),
             ValueKind::Number(..) => "N".into(),
             ValueKind::Size(_) => "SIZE".into(),
             ValueKind::Time(_) => "TIME".into(),
@@ -158,7 +160,7 @@ impl Setting {
     ) -> Result<(), String> {
         match self.kind {
             ValueKind::Switch(set) => set(settings, true),
-            ValueKind::Path(set) => set(settings, values::path(value)?),
+            ValueKind::Path(set) | ValueKind::Paths(set) => set(settings, values::path(value)?),
             _ => {
                 let text = value.to_str().ok_or_else(|| format!("{value:?} is not UTF-8"))?;
                 self.set_from_text(settings, text)?;
@@ -178,7 +180,9 @@ impl Setting {
                     return Err(format!("invalid value {text:?}: expected {expected}"));
                 }
             },
-            ValueKind::Path(set) => set(settings, values::path(text.as_ref())?),
+            ValueKind::Path(set) | ValueKind::Paths(set) => {
+                set(settings, values::path(text.as_ref())?);
+            }
             ValueKind::Number(bounds, set) => set(settings, values::number(text, bounds)?),
             ValueKind::Size(set) => set(settings, values::memory_mb(text)?),
             ValueKind::Time(set) => set(settings, values::duration(text)?),
@@ -197,6 +201,7 @@ impl ValueKind {
             Self::Path(_) => "a path in quotes".into(),
             Self::String(_) | Self::Text(_) => "a string in quotes".into(),
             Self::List(_) => "a list of strings".into(),
+            Self::Paths(_) => "a list of paths in quotes".into(),
             Self::Size(_) => "a size in quotes".into(),
             Self::Time(_) => "a time in quotes".into(),
             Self::Number(..) => "a whole number".into(),

@@ -79,11 +79,12 @@ pub(crate) const SETTINGS: &[Setting] = &[
         repeats: true,
         field: "disks",
         kind: ValueKind::Text(|s, text| values::disk(text).map(|disk| s.add_disk(disk))),
-        placeholder: "FILE[:raw|:qcow2][:ro|:rw][:ephemeral]",
+        placeholder: "FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:backing=PATH]…",
         completion: Completion::Files,
         help: "Attach a disk image: the first as /dev/vda, the next as /dev/vdb and so on. With \
-               ephemeral, guest writes are discarded and the image does not change. Replaces the disk \
-               of the config file that has the same path",
+               ephemeral, guest writes are discarded and the image does not change. backing allows a \
+               backing file of the image, or those in a directory; others are rejected. Replaces the \
+               disk of the config file that has the same path",
         default: "rw",
         ..ROW
     },
@@ -121,6 +122,15 @@ pub(crate) const SETTINGS: &[Setting] = &[
         example: "true",
         help: "Whether guest writes are discarded when the VM ends",
         default: "false",
+        ..ROW
+    },
+    Setting {
+        key: "disks.backing",
+        kind: ValueKind::Paths(|s, path| s.last_disk().backing.push(path)),
+        example: "[\"./base.qcow2\"]",
+        help: "The backing files that the image may have, also indirectly: files, or directories that \
+               contain them",
+        default: "none",
         ..ROW
     },
     Setting {

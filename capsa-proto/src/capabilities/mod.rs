@@ -157,6 +157,8 @@ pub enum ViolationKind {
     Empty,
     /// The content does not match the declared format.
     WrongFormat,
+    /// The content names another file, which the VM spec does not allow.
+    NotAllowed,
     /// A number is out of range.
     OutOfRange,
     /// Two values that must differ are equal.

@@ -70,8 +70,8 @@ fn qcow2(fixture: &Fixture<'_>) {
     let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(OsStr::new);
     qemu_img(words.into_iter().chain([base.as_os_str(), over.as_os_str()]));
     let before = [&root, &base, &over].map(|path| checksum(path));
-    let disks = [&root, &over].map(DiskImage::new);
-    let builder = disks.into_iter().fold(fixture.builder(), |builder, disk| builder.disk(disk));
+    let builder =
+        fixture.builder().disk(DiskImage::new(&root)).disk(DiskImage::new(&over).backing(&base));
     let mut vm = fixture.boot(builder.cmdline_arg("rw"));
     assert_eq!(vm.sh("cat /mnt/root/hello"), "hello from the disk");
     vm.sh("echo written >/mnt/root/new && sync");

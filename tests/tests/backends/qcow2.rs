@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use capsa::backend::ViolationKind;
@@ -69,12 +69,13 @@ fn header_of_qemu_img_images_is_read() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for (made, size, backing, is_raw) in [
-        ("create -q -f qcow2 plain 3M", 3 << 20, None, false),
-        ("create -q -f qcow2 -o compat=0.10 old 700M", 700 << 20, None, false),
-        ("create -q -f qcow2 -F qcow2 -b plain over", 3 << 20, Some("plain"), false),
-        ("create -q -f qcow2 -o compat=0.10 -F qcow2 -b plain old", 3 << 20, Some("plain"), false),
-        ("create -q -f qcow2 -u -F raw -b ./gone late 1M", 1 << 20, Some("./gone"), true),
+    let (raw, qcow2) = (Some(ImageFormat::Raw), Some(ImageFormat::Qcow2));
+    for (made, size, backing, format) in [
+        ("create -q -f qcow2 plain 3M", 3 << 20, None, None),
+        ("create -q -f qcow2 -o compat=0.10 old 700M", 700 << 20, None, None),
+        ("create -q -f qcow2 -F qcow2 -b plain over", 3 << 20, Some("plain"), qcow2),
+        ("create -q -f qcow2 -o compat=0.10 -F qcow2 -b plain old", 3 << 20, Some("plain"), qcow2),
+        ("create -q -f qcow2 -u -F raw -b ./gone late 1M", 1 << 20, Some("./gone"), raw),
     ] {
         qemu_img(made, dir.path());
         let name = made.split(' ').rev().find(|word| dir.path().join(word).exists()).unwrap();
@@ -82,7 +83,7 @@ fn header_of_qemu_img_images_is_read() {
         let header = Qcow2Header::parse(&head[..4096]).unwrap();
         assert_eq!(header.virtual_size, size, "{made}");
         assert_eq!(header.backing.as_deref(), backing, "{made}");
-        assert_eq!(header.backing_is_raw, is_raw, "{made}");
+        assert_eq!(header.backing_format, format, "{made}");
     }
 }
 
@@ -116,6 +117,77 @@ fn external_data_file_is_rejected() {
             LinuxBootConfig::new(guest.kernel()).disk(DiskImage::new(guest.dir().join(image)));
         let error = Capsa::vm(config).backend("qemu").no_network().plan().unwrap_err();
         assert!(error.violations()[0].reason.contains("an external data file"), "{error}");
+    }
+}
+
+/// The files that the hypervisor of this VM has open.
+fn open_files(vm: &capsa::blocking::VmHandle) -> Vec<PathBuf> {
+    let directory = format!("/proc/{}/fd", vm.hypervisor_pid().unwrap());
+    let links = std::fs::read_dir(directory).unwrap();
+    links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok()).collect()
+}
+
+#[test]
+fn backing_file_not_allowed_is_rejected() {
+    if !has_qemu_img() {
+        return;
+    }
+    let guest = NanoGuest::for_any(nano::Nano::default());
+    let dir = std::fs::canonicalize(guest.dir()).unwrap();
+    std::fs::create_dir(dir.join("allowed")).unwrap();
+    std::fs::write(dir.join("secret"), [0; 512]).unwrap();
+    std::fs::write(dir.join("allowed/base"), [0; 512]).unwrap();
+    std::os::unix::fs::symlink("../secret", dir.join("allowed/link")).unwrap();
+    let check = |base: &str, allowed: &[&str]| {
+        qemu_img(&format!("create -q -f qcow2 -F raw -b {base} top.qcow2 1M"), &dir);
+        let mut disk = DiskImage::new(dir.join("top.qcow2")).ephemeral();
+        disk.backing = allowed.iter().map(|path| dir.join(path)).collect();
+        let builder = guest.builder().disk(disk);
+        builder.plan().map_err(|error| error.violations()[0].clone())
+    };
+    for (base, allowed) in [
+        ("secret", &[][..]),
+        ("secret", &["allowed"]),
+        ("allowed/link", &["allowed"]),
+        ("allowed/../secret", &["allowed"]),
+    ] {
+        let violation = check(base, allowed).unwrap_err();
+        assert_eq!(violation.kind, ViolationKind::NotAllowed, "{base}: {violation}");
+        let (top, secret) = (dir.join("top.qcow2"), dir.join("secret"));
+        let chain = format!("{} -> {}", top.display(), secret.display());
+        assert!(violation.reason.contains(&chain), "{violation}");
+    }
+    check("allowed/base", &["allowed"]).unwrap();
+    check("allowed/base", &["allowed/base"]).unwrap();
+    check("allowed/link", &["allowed/link"]).unwrap();
+}
+
+/// The check alone would be a race: the image may change before the hypervisor opens it.
+#[test]
+fn backing_name_written_after_build_is_ignored() {
+    let Some(guest) = NanoGuest::new().filter(|_| has_qemu_img()) else { return };
+    let dir = std::fs::canonicalize(guest.dir()).unwrap();
+    std::fs::write(dir.join("secret"), [0; 512]).unwrap();
+    std::fs::write(dir.join("base"), [0; 512]).unwrap();
+    for (base, opened) in [(None, false), (Some("base"), true)] {
+        for ephemeral in [false, true] {
+            match base {
+                None => qemu_img("create -q -f qcow2 top.qcow2 1M", &dir),
+                Some(base) => {
+                    qemu_img(&format!("create -q -f qcow2 -F raw -b {base} top.qcow2 1M"), &dir)
+                }
+            };
+            let mut disk = DiskImage::new(dir.join("top.qcow2")).backing(dir.join("base"));
+            disk.ephemeral = ephemeral;
+            let vm = guest.builder().disk(disk).build_blocking().unwrap();
+            qemu_img("create -q -f qcow2 -F raw -b secret top.qcow2 1M", &dir);
+            vm.start().unwrap();
+            let open = open_files(&vm);
+            assert!(open.contains(&dir.join("top.qcow2")), "{open:?}");
+            assert_eq!(open.contains(&dir.join("base")), opened, "{open:?}");
+            assert!(!open.contains(&dir.join("secret")), "{open:?}");
+            vm.kill().unwrap();
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use alloc::collections::BTreeMap;
 use alloc::format;
+use alloc::string::String;
 
 use super::super::ViolationKind as Kind;
 use super::Validation;
 use crate::host::FileFacts;
 use crate::path::HostPath;
 use crate::qcow2::{self, BackingChainError};
-use crate::spec::ImageFormat;
+use crate::spec::{Disk, ImageFormat};
 
 impl Validation<'_> {
     pub(super) fn disks(&mut self) {
@@ -17,10 +18,11 @@ impl Validation<'_> {
         let mut seen = BTreeMap::new();
         for (n, disk) in spec.disks.iter().enumerate() {
             let field = format!("disks[{n}].path");
+            self.allowed_backing(n, disk);
             let Some(head) = self.regular_file(&field, &disk.path) else { continue };
             self.disk_format(&field, disk.format, &disk.path, &head);
             if disk.format == ImageFormat::Qcow2 && head.starts_with(qcow2::MAGIC) {
-                self.backing_chain(&field, &disk.path);
+                self.backing_chain(&field, disk);
             }
             let writes = !disk.read_only && !disk.ephemeral;
             if writes && let FileFacts::File { writable: false, .. } = self.host.file(&disk.path) {
@@ -83,11 +85,34 @@ impl Validation<'_> {
         }
     }
 
-    /// Every image of a backing chain must be a readable file of this host. The hypervisor opens what
-    /// an image names, so network addresses and `json:` options are rejected.
-    fn backing_chain(&mut self, field: &str, path: &HostPath) {
+    /// The files and directories that may be backing files must exist.
+    fn allowed_backing(&mut self, n: usize, disk: &Disk) {
+        for (m, path) in disk.backing.iter().enumerate() {
+            if !matches!(self.host.file(path), FileFacts::Directory { .. }) {
+                self.regular_file(&format!("disks[{n}].backing[{m}]"), path);
+            }
+        }
+    }
+
+    /// Every image of a backing chain must be a readable file of this host that the disk allows. An image
+    /// from elsewhere can name any file, which the hypervisor would open and the guest could read.
+    fn backing_chain(&mut self, field: &str, disk: &Disk) {
+        let path = &disk.path;
         let (kind, reason, remedy) = match qcow2::backing_chain(path, self.host) {
-            Ok(_) => return,
+            Ok(chain) => {
+                let is_allowed = |file: &HostPath| disk.backing.iter().any(|a| file.is_within(a));
+                let Some(image) = chain.iter().find(|image| !is_allowed(&image.path)) else {
+                    return;
+                };
+                let below: String =
+                    chain.iter().map(|image| format!(" -> {}", image.path)).collect();
+                (
+                    Kind::NotAllowed,
+                    format!("the backing file {} is not allowed: {path}{below}", image.path),
+                    "if you trust the image, add the file or its directory to the disk's `backing`; an \
+                     untrusted image can name any file of the host",
+                )
+            }
             Err(BackingChainError::Unreadable(image)) => (
                 Kind::WrongFormat,
                 format!("{image} has an invalid qcow2 header"),
@@ -108,13 +133,15 @@ impl Validation<'_> {
                 format!("{image} has {what}"),
                 "convert it to a plain image: qemu-img convert; do not trust it if a guest or someone else wrote it",
             ),
-            Err(BackingChainError::FormatMismatch { image, backing }) => (
+            Err(BackingChainError::FormatMismatch { image, backing, declared }) => (
                 Kind::WrongFormat,
                 format!(
-                    "{image} declares its backing file {backing} as raw, but it has a qcow2 header"
+                    "{image} declares its backing file {backing} as {}, but it has {} qcow2 header",
+                    declared.as_str(),
+                    if declared == ImageFormat::Raw { "a" } else { "no" },
                 ),
-                "if you created it, set its format: qemu-img rebase -u -F qcow2; if a guest wrote \
-                 it, do not trust it",
+                "if you created it, set its format: qemu-img rebase -u -F qcow2 (or raw); if a guest \
+                 wrote it, do not trust it",
             ),
             Err(BackingChainError::TooLong) => (
                 Kind::OutOfRange,
