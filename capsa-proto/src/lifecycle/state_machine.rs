@@ -301,12 +301,17 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Passes every timer whose deadline has passed. May be called at any time.
+    /// Passes the timers whose deadlines have passed. May be called at any time.
     pub fn handle_timeout(&mut self, now: Instant) {
         for timer in LifecycleTimer::ALL {
             if self.timers.take_expired(timer, now) {
                 // Only requests of the owner can be invalid.
                 let _ = self.handle_input(now, Input::Expired(timer));
+                // If the call is late, the process may have become ready before the limit, which
+                // therefore expires in the next call.
+                if timer == LifecycleTimer::Readiness {
+                    return;
+                }
             }
         }
     }

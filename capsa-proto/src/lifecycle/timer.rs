@@ -12,16 +12,16 @@ pub enum LifecycleTimer {
     Cause,
     /// The time limit of the VM.
     TimeLimit,
-    /// The limit of the current phase.
-    Phase,
     /// The next check whether a starting process is ready.
     Readiness,
+    /// The limit of the current phase.
+    Phase,
 }
 
 impl LifecycleTimer {
     /// All timers, in the order in which they expire if several are due.
     pub const ALL: [Self; 5] =
-        [Self::Resend, Self::Cause, Self::TimeLimit, Self::Phase, Self::Readiness];
+        [Self::Resend, Self::Cause, Self::TimeLimit, Self::Readiness, Self::Phase];
 }
 
 /// The deadline of each timer that runs.

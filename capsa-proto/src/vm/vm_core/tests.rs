@@ -144,7 +144,10 @@ fn start_timed_out_has_last_stderr_lines() {
     let mut core = started(plan(0));
     outputs(&mut core);
     core.handle_bytes(NOW, Channel::Stderr(VMM), b"waiting for the disk\n");
-    core.handle_timeout(NOW + Timing::default().launch);
+    // The first call checks once more.
+    for _ in 0..2 {
+        core.handle_timeout(NOW + Timing::default().launch);
+    }
     assert_eq!(outputs(&mut core), [Output::Signal(VMM, Signal::Kill)]);
     core.handle_exited(NOW, VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() });
     let report = core.report().unwrap().to_string();
@@ -160,4 +163,30 @@ fn invalid_pipe_events_are_taken_once() {
     let lost = core::iter::from_fn(|| core.poll_output(NOW))
         .filter(|output| matches!(output, Output::Log(LogRecord::Input(Input::EventsLost(_)))));
     assert_eq!(lost.count(), 1);
+}
+
+#[test]
+fn late_call_checks_socket_before_limit() {
+    let mut core = started(plan(1));
+    let helper = ProcessId(0);
+    let check = Output::CheckSocket(helper);
+    assert_eq!(outputs(&mut core), [Output::Launch(helper), check.clone()]);
+    // The loop of the owner was busy for longer than the limit.
+    let late = NOW + Timing::default().helper * 2;
+    core.handle_timeout(late);
+    assert_eq!(outputs(&mut core), [check]);
+    core.handle_ready(late, helper);
+    assert_eq!(core.phase(), Phase::StartingHypervisor);
+}
+
+#[test]
+fn late_call_not_ready_times_out_next() {
+    let mut core = started(plan(1));
+    outputs(&mut core);
+    let late = NOW + Timing::default().helper * 2;
+    core.handle_timeout(late);
+    outputs(&mut core);
+    assert!(core.poll_timeout().is_some_and(|deadline| deadline.at <= late));
+    core.handle_timeout(late);
+    assert_eq!(outputs(&mut core), [Output::Signal(ProcessId(0), Signal::Kill)]);
 }
