@@ -139,7 +139,7 @@ impl ProcessIo {
         let mut inputs = Vec::new();
         for channel in stderr.chain([Channel::Control, Channel::Events]) {
             if is_ready(key(channel)) {
-                inputs.extend(self.read_channel(channel));
+                inputs.extend(self.read_channel(channel, self.budget(channel)));
             }
         }
         if !inputs.is_empty() || is_ready(key(Channel::Console)) {
@@ -150,12 +150,12 @@ impl ProcessIo {
         }
     }
 
-    /// Reads what a channel has, within its budget. `None` if it is not connected.
-    fn read_channel(&mut self, channel: Channel) -> Option<ChannelInput> {
+    /// Reads what a channel has, at most `budget` bytes. `None` if it is not connected.
+    fn read_channel(&mut self, channel: Channel, mut budget: usize) -> Option<ChannelInput> {
         let mut input = ChannelInput { channel, bytes: Vec::new(), closed: false };
         let mut chunk = [0; 8192];
         loop {
-            let room = self.budget(channel).min(chunk.len());
+            let room = budget.min(chunk.len());
             let stream = self.streams.get_mut(&channel)?;
             if room == 0 {
                 self.more = true;
@@ -164,6 +164,7 @@ impl ProcessIo {
             match stream.io().read(&mut chunk[..room]) {
                 ReadResult::NothingYet => break,
                 ReadResult::Bytes(n) => {
+                    budget -= n;
                     self.read[key(channel)] += n;
                     input.bytes.extend_from_slice(&chunk[..n]);
                 }
@@ -317,8 +318,8 @@ impl ProcessIo {
             tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
             self.processes[id.0] = None;
             let stderr = Channel::Stderr(id);
-            self.read[key(stderr)] = 0;
-            if let Some(input) = self.read_channel(stderr) {
+            // The rest explains the exit, so the read budget does not apply.
+            if let Some(input) = self.read_channel(stderr, CHANNEL_BUDGET) {
                 self.pass(core, now, &input);
             }
             self.streams.remove(&stderr);

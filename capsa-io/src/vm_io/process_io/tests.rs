@@ -4,7 +4,7 @@ use super::*;
 use capsa_proto::console::{ConsoleMux, Overflow, WRITE_QUEUE};
 use capsa_proto::lifecycle::Timing;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::RunDirPlan;
+use capsa_proto::plan::{ProcessPlan, RunDirPlan};
 use capsa_proto::sim::{self, SimBackend};
 use capsa_proto::spec::{ConsoleMode, RebootPolicy};
 use capsa_proto::vm::VmEvent;
@@ -112,4 +112,33 @@ fn blocked_writer_makes_the_poller_report_room() {
     assert!(test.on_ready().0, "the writer would wait forever");
     assert_eq!(test.core.poll_event(), Some(VmEvent::ConsoleWritable));
     assert!(!test.on_ready().0, "no writer waits any more");
+}
+
+#[test]
+fn exit_has_stderr_beyond_the_read_budget() {
+    let run_dir = RunDirPlan::new(HostPath::new("/run/capsa/x").unwrap());
+    let mut plan = sim::plan(&run_dir, ConsoleMode::Disabled, RebootPolicy::End, None);
+    let helper = ProcessPlan {
+        name: "helper".into(),
+        program: "/bin/sh".into(),
+        args: vec!["-c".into(), "echo no such directory >&2; exit 3".into()],
+        ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
+        ends_with_hypervisor: true,
+    };
+    plan.processes.insert(0, helper);
+    let plan = Arc::new(plan);
+    let options = Options { read_budget: 1, ..Options::default() };
+    let mut io = ProcessIo::new(Arc::clone(&plan), None, options).unwrap();
+    let backend = Arc::new(SimBackend::default());
+    let mut core = VmCore::new(plan, backend, ConsoleMux::disabled(), Timing::default());
+    let mut clock = MonotonicClock::new();
+    core.start(clock.now()).unwrap();
+    io.act(&mut core, &clock);
+    // The helper exits before the first byte is read.
+    std::thread::sleep(Duration::from_millis(300));
+    while core.report().is_none() {
+        io.on_ready(&mut core, &mut clock).unwrap();
+    }
+    let report = core.report().unwrap().to_string();
+    assert_eq!(report, "start failed: helper exited with status 3: no such directory");
 }
