@@ -48,7 +48,8 @@ pub struct SimulatedIo {
     is_on: bool,
     /// How the guest ended; passed on after its output.
     exit: Option<Exit>,
-    ended_by_signal: bool,
+    /// The bytes of console output that the current call may still pass.
+    budget: usize,
     more: bool,
     /// It has no source; a wake makes it readable.
     poll: Poll,
@@ -70,7 +71,7 @@ impl SimulatedIo {
             output: VecDeque::new(),
             is_on: false,
             exit: None,
-            ended_by_signal: false,
+            budget: 0,
             more: false,
             poll: Poll::new()?,
         })
@@ -96,21 +97,20 @@ impl SimulatedIo {
                 Signal::Term => Exit::with_code(0),
                 Signal::Kill => Exit { code: None, signal: Some(9), stderr_tail: String::new() },
             });
-            self.ended_by_signal = true;
             self.more = true;
         }
     }
 
     /// Moves bytes both ways and runs the guest's actions, within the budgets. Returns whether there
     /// was input or an action.
-    fn run(&mut self, core: &mut VmCore, now: Instant) -> bool {
-        let mut budget = self.read_budget.min(CONSOLE_BUDGET);
+    fn run(&mut self, core: &mut VmCore, clock: &MonotonicClock) -> bool {
+        let now = clock.now();
         let mut any = self.pass_input(core, now);
         for _ in 0..MAX_ACTIONS {
             if !self.is_on {
                 return any;
             }
-            self.pass_output(core, now, &mut budget);
+            self.pass_output(core, now);
             if self.exit.is_some() {
                 any |= self.end(core, now);
                 return any;
@@ -124,9 +124,10 @@ impl SimulatedIo {
                 SimAction::Output(_) if !core.is_open(Channel::Console) => {}
                 SimAction::Output(bytes) => self.output.extend(bytes),
                 SimAction::Event(event) => {
-                    self.pass_output(core, now, &mut budget);
                     self.server.send_event(event_name(event));
                     core.handle_bytes(now, Channel::Control, &self.server.take_outgoing());
+                    // Before the next output: a login must know of a reboot that precedes its prompt.
+                    self.act(core, clock);
                 }
                 SimAction::Exit(exit) => self.exit = Some(exit),
             }
@@ -161,16 +162,16 @@ impl SimulatedIo {
     }
 
     /// Passes output to the console, within its window and the budget.
-    fn pass_output(&mut self, core: &mut VmCore, now: Instant, budget: &mut usize) {
+    fn pass_output(&mut self, core: &mut VmCore, now: Instant) {
         while !self.output.is_empty() {
             let window = core.window(Channel::Console);
             let (front, _) = self.output.as_slices();
-            let n = front.len().min(window).min(*budget);
+            let n = front.len().min(window).min(self.budget);
             if n == 0 {
                 self.more |= window > 0;
                 return;
             }
-            *budget -= n;
+            self.budget -= n;
             core.handle_bytes(now, Channel::Console, &front[..n]);
             self.output.drain(..n);
         }
@@ -179,7 +180,7 @@ impl SimulatedIo {
     /// Passes the end of the guest on, after its output: as much of that as the console takes. Returns
     /// `false` while there is more.
     fn end(&mut self, core: &mut VmCore, now: Instant) -> bool {
-        if !self.output.is_empty() && core.window(Channel::Console) > 0 && !self.ended_by_signal {
+        if !self.output.is_empty() && core.window(Channel::Console) > 0 {
             self.more = true;
             return false;
         }
@@ -220,9 +221,10 @@ impl VmIo for SimulatedIo {
     fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
         self.poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new())?;
         self.more = false;
-        self.run(core, clock.now());
+        self.budget = self.read_budget.min(CONSOLE_BUDGET);
+        self.run(core, clock);
         // Output may have led to new input. Pass it before checking whether both sides are idle.
-        if !self.run(core, clock.now()) {
+        if !self.run(core, clock) {
             self.skip_settle_time(core, clock);
         }
         core.handle_timeout(clock.now());
@@ -301,3 +303,6 @@ impl AsFd for SimulatedIo {
         self.poll.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

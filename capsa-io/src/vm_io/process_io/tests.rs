@@ -123,12 +123,12 @@ fn exit_has_stderr_beyond_the_read_budget() {
         program: "/bin/sh".into(),
         args: vec!["-c".into(), "echo no such directory >&2; exit 3".into()],
         ready: Readiness::SocketExists(HostPath::new("/none").unwrap()),
+        descriptors: vec![],
         ends_with_hypervisor: true,
     };
     plan.processes.insert(0, helper);
     let plan = Arc::new(plan);
-    let options = Options { read_budget: 1, ..Options::default() };
-    let mut io = ProcessIo::new(Arc::clone(&plan), None, options).unwrap();
+    let mut io = ProcessIo::new(Arc::clone(&plan), None, 1).unwrap();
     let backend = Arc::new(SimBackend::default());
     let mut core = VmCore::new(plan, backend, ConsoleMux::disabled(), Timing::default());
     let mut clock = MonotonicClock::new();
