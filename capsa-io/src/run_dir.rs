@@ -25,7 +25,8 @@ use crate::context;
 use crate::random;
 use crate::sys::{self, ForkGuard};
 
-pub use lock::{LockHolder, LockTimeout};
+pub use crate::sys::LockHolder;
+pub use lock::LockTimeout;
 pub use sweep::{RemovedRunDir, SLICE, sweep};
 
 /// How long a function of this module waits for the lock of the base directory. Processes of Capsa

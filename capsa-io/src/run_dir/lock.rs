@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fmt, io, thread};
 
-use crate::sys;
+use crate::sys::{self, LockHolder};
 
 /// The longest pause between two attempts.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(8);
@@ -25,17 +25,6 @@ pub struct LockTimeout {
     /// The process that holds the lock; `None` where the system does not show it: on macOS, and for
     /// processes of another container.
     pub holder: Option<LockHolder>,
-}
-
-/// A process that holds a lock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LockHolder {
-    /// Its process id.
-    pub pid: u32,
-    /// The name of its program.
-    pub program: String,
-    /// It is suspended, for example by Ctrl-Z or a debugger.
-    pub is_stopped: bool,
 }
 
 impl fmt::Display for LockTimeout {

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::LockHolder;
 use super::{Poll, PollSource};
-use crate::run_dir::LockHolder;
 
 pub(crate) use super::byte_lock::lock_on;
 pub(crate) use super::vfork::spawn;

@@ -21,8 +21,8 @@ use rustix::fs::{CWD, CloneFlags, fclonefileat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
+use super::LockHolder;
 use super::{Poll, PollSource, SpawnRequest, unix};
-use crate::run_dir::LockHolder;
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
 pub(crate) const SOCKET_PATH_MAX: usize = 103;

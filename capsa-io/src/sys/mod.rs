@@ -52,6 +52,17 @@ pub(crate) use unix::{
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+/// A process that holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockHolder {
+    /// Its process id.
+    pub pid: u32,
+    /// The name of its program.
+    pub program: String,
+    /// It is suspended, for example by Ctrl-Z or a debugger.
+    pub is_stopped: bool,
+}
+
 /// A program to start, with everything that its process gets from this one. It leads a process group
 /// in `/`, with default signals and no other descriptors.
 #[derive(Debug)]

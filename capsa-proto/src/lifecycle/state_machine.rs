@@ -536,6 +536,10 @@ impl Lifecycle {
         }
     }
 
+    fn press_power_button(&mut self) {
+        self.actions.extend(self.plan.power_button.clone().map(Action::Send));
+    }
+
     fn send_boot_message(&mut self) {
         self.actions.extend(self.plan.boot.get(self.boot_steps).cloned().map(Action::Send));
     }

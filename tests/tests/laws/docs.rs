@@ -305,3 +305,31 @@ fn readme_fits_on_a_page() {
     let readme = fs::read_to_string(workspace::root().join("README.md")).unwrap();
     assert!(readme.lines().count() <= 90, "{} lines", readme.lines().count());
 }
+
+/// The paths of the architecture page: at most this many files, and this many functions.
+const PATHS: [(&str, usize, usize); 3] = [
+    ("## The path of `start`", 12, 25),
+    ("## The path of one console byte", 12, 19),
+    ("## The path of `stop`", 9, 19),
+];
+
+#[test]
+fn paths_stay_short() {
+    let page = fs::read_to_string(workspace::root().join(ARCHITECTURE)).unwrap();
+    for (heading, max_files, max_functions) in PATHS {
+        let (_, section) = page.split_once(heading).expect(heading);
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let steps = section.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(": "));
+        let steps: Vec<_> = steps.filter(|(file, _)| file.ends_with(".rs")).collect();
+        let files: BTreeSet<_> =
+            steps.iter().map(|(file, _)| *file).filter(|file| file.contains("/src/")).collect();
+        let functions: usize = steps
+            .iter()
+            .filter(|(file, _)| file.contains("/src/"))
+            .map(|(_, functions)| functions.split(", ").count())
+            .sum();
+        println!("{heading}: {} files, {functions} functions", files.len());
+        assert!(files.len() <= max_files, "{heading}: {} files: {files:#?}", files.len());
+        assert!(functions <= max_functions, "{heading}: {functions} functions");
+    }
+}

@@ -173,10 +173,6 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn press_power_button(&mut self) {
-        self.actions.extend(self.plan.power_button.clone().map(Action::Send));
-    }
-
     pub(super) fn record_step(&mut self, step: StopStep) {
         if !self.steps.contains(&step) {
             self.steps.push(step);
