@@ -88,6 +88,8 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     vsock: true,
     // The limit on all architectures. x86-64 supports 8192.
     max_cpus: Some(255),
+    // Its PCI segment has 32 slots; the root, virtio-rng and pvpanic use three.
+    max_devices: Some(29),
     max_memory_mb: None,
 };
 

@@ -468,6 +468,17 @@ fn validate_backing_file_not_allowed_rejected() {
 }
 
 #[test]
+fn validate_more_devices_than_slots_rejected() {
+    let disks = |count| VmSpec {
+        disks: vec![Disk { read_only: true, ..disk("/raw", ImageFormat::Raw) }; count],
+        ..spec()
+    };
+    assert!(validate(disks(29), &BACKEND, &host(), &all_found()).is_ok());
+    let text = rejected(disks(30), &host(), &all_found());
+    assert!(text.contains("disks: 30 devices exceed the limit of 29"), "{text}");
+}
+
+#[test]
 fn landlock_unavailable_adds_note() {
     for (landlock, on) in [(None, false), (Some(2), false), (Some(3), true), (Some(7), true)] {
         let host = HostFacts { landlock, ..host() };

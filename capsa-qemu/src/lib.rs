@@ -69,6 +69,9 @@ const CAPABILITIES: BackendCapabilities = BackendCapabilities {
     vsock: true,
     // The limit of q35 without an IOMMU. More vCPUs need interrupt remapping.
     max_cpus: Some(255),
+    // The bus of q35 has 32 slots; the host bridge, the ISA bridge, virtio-rng and pvpanic use four. (The
+    // bus of `virt` has one more.)
+    max_devices: Some(28),
     max_memory_mb: None,
 };
 

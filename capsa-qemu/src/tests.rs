@@ -328,6 +328,30 @@ fn validate_reports_all_violations() {
 }
 
 #[test]
+fn validate_devices_share_one_limit() {
+    let share = |n: u32| Share {
+        host: path("/work"),
+        guest: format!("/w{n}"),
+        mode: MountMode::ReadOnly,
+        mechanism: ShareMechanism::Auto,
+    };
+    let with = |disks: usize, shares, network, vsock| VmSpec {
+        disks: vec![Disk { read_only: true, ..disk("/d.raw", ImageFormat::Raw) }; disks],
+        shares: (0..shares).map(share).collect(),
+        network,
+        vsock,
+        ..spec()
+    };
+    let (none, nat) = (NetworkMode::None, NetworkMode::Nat);
+    for spec in [with(28, 0, none, false), with(27, 0, nat, false), with(20, 6, nat, true)] {
+        try_plan(spec, &host(), &found()).unwrap();
+    }
+    for spec in [with(29, 0, none, false), with(28, 0, nat, false), with(20, 7, nat, true)] {
+        assert_eq!(rejected(spec), [("disks".into(), Kind::Unsupported)]);
+    }
+}
+
+#[test]
 fn validate_cmdline_too_long_rejected() {
     let mut spec = spec();
     spec.cmdline.arg(format!("a={}", "x".repeat(2048)).as_str());

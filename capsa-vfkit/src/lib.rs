@@ -103,6 +103,7 @@ static CAPABILITIES: BackendCapabilities = BackendCapabilities {
     reboot_restart: true,
     vsock: true,
     max_cpus: None,
+    max_devices: None,
     max_memory_mb: None,
 };
 

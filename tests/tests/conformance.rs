@@ -72,6 +72,7 @@ suite! {
         kernel_without_initrd_boots,
         kernel_invalid_start_fails_with_reason,
         cpus_above_maximum_are_rejected,
+        devices_above_maximum_are_rejected,
         console_carries_both_directions,
         console_early_output_is_complete,
         console_unread_output_is_complete,

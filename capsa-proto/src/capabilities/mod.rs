@@ -49,6 +49,8 @@ pub struct BackendCapabilities {
     pub vsock: bool,
     /// The maximum number of vCPUs (`None`: no known limit).
     pub max_cpus: Option<u32>,
+    /// The maximum number of disks, shares, network and vsock devices together (`None`: no known limit).
+    pub max_devices: Option<u32>,
     /// The maximum memory in MiB (`None`: no known limit).
     pub max_memory_mb: Option<u32>,
 }

@@ -36,6 +36,7 @@ pub fn validate(
         Validation { spec: &spec, backend, host, found, out: Vec::new(), notes: Vec::new() };
     validation.boot_files();
     validation.disks();
+    validation.devices();
     validation.resources();
     let shares = validation.shares();
     validation.modes();
@@ -148,6 +149,23 @@ impl Validation<'_> {
                 );
                 None
             }
+        }
+    }
+
+    /// Each disk, share, network and vsock device needs a slot of the VM's bus.
+    fn devices(&mut self) {
+        let Some(max) = self.backend.capabilities().max_devices else { return };
+        let (disks, shares) = (self.spec.disks.len(), self.spec.shares.len());
+        let network = usize::from(self.spec.network != NetworkMode::None);
+        let vsock = usize::from(self.spec.vsock);
+        let count = disks + shares + network + vsock;
+        if count > max as usize {
+            let field = if disks >= shares { "disks" } else { "shares" };
+            let reason = format!(
+                "{count} devices exceed the limit of {max}: {disks} disks, {shares} shares, \
+                 {network} network, {vsock} vsock"
+            );
+            self.unsupported(field, reason, format!("attach {max} devices or fewer"));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use capsa::{Capsa, Error, LinuxBootConfig, NetworkMode, VmStatus};
+use capsa::{Capsa, DiskImage, Error, LinuxBootConfig, NetworkMode, VmStatus};
 
 use super::vm::{GuestInterface, PATIENCE};
 use super::{Fixture, Scenario};
@@ -17,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         .uses(&["boot_methods.linux_direct_without_initrd"]),
     Scenario::any("kernel_invalid_start_fails_with_reason", bad_kernel),
     Scenario::any("cpus_above_maximum_are_rejected", too_many_cpus).uses(&["max_cpus"]),
+    Scenario::any("devices_above_maximum_are_rejected", too_many_devices).uses(&["max_devices"]),
 ];
 
 fn described_hardware(fixture: &Fixture<'_>) {
@@ -68,6 +69,24 @@ fn bad_kernel(fixture: &Fixture<'_>) {
     }
     let ended = vm.wait_timeout(PATIENCE).unwrap();
     assert!(matches!(ended, Some(VmStatus::Failed { .. })), "{ended:?}");
+}
+
+fn too_many_devices(fixture: &Fixture<'_>) {
+    let maximum = fixture.subject.capabilities().max_devices.expect("the backend has a limit");
+    let image = fixture.raw_image("disk.raw");
+    let with = |count| {
+        let disk = || DiskImage::new(&image).read_only();
+        (0..count).fold(fixture.builder().no_network(), |builder, _| builder.disk(disk()))
+    };
+    with(maximum).plan().unwrap();
+    // vsock takes one of them.
+    for builder in [with(maximum + 1), with(maximum).vsock()] {
+        let error = builder.build_blocking().unwrap_err();
+        assert!(matches!(error, Error::UnsupportedFeature(_)), "{error:?}");
+        let violation = &error.violations()[0];
+        assert_eq!(violation.field, "disks");
+        assert!(violation.reason.contains(&format!("the limit of {maximum}")), "{violation}");
+    }
 }
 
 fn too_many_cpus(fixture: &Fixture<'_>) {

@@ -77,7 +77,7 @@ const REQUESTS: &[(&str, &str, Request)] = &[
 ];
 
 /// Leaves that are limits. Without a limit, nothing is rejected.
-const LIMITS: &[&str] = &["max_cpus", "max_memory_mb"];
+const LIMITS: &[&str] = &["max_cpus", "max_devices", "max_memory_mb"];
 
 /// Builds a VM that uses a leaf. It is never started: violations are found without a process.
 ///
