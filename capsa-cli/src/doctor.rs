@@ -10,8 +10,8 @@ use crate::failure::{CliError, NO_BACKEND, OK};
 use crate::print::print;
 use crate::{backends, json_output};
 
-const RUN_DIRS: &str =
-    "set CAPSA_RUN_DIR to a short path that only this user can write, or that can be created";
+const RUN_DIRS: &str = "set CAPSA_RUN_DIR to a short path that only this user can write, or to a new one in a directory \
+     that exists";
 const OVERLAYS: &str = "set TMPDIR to a directory with free space; until then ephemeral disks are \
                         unavailable";
 

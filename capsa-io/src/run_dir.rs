@@ -53,16 +53,23 @@ pub fn base() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(format!("/tmp/capsa-{}", Uid::effective())))
 }
 
+/// The environment variable that names this base directory; `None` for another directory.
+fn variable_of(base: &Path) -> Option<&'static str> {
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let named = ["CAPSA_RUN_DIR", "XDG_RUNTIME_DIR"].into_iter().find(is_set);
+    named.filter(|_| std::path::absolute(self::base()).is_ok_and(|named| named == base))
+}
+
 /// A path in [`base`] for a new run directory. Creates nothing.
 pub fn fresh_path() -> PathBuf {
     base().join(random::name())
 }
 
-/// Creates `base` if it is missing, as the first build does. Takes no lock.
+/// Creates `base` if it is missing, as the first build does, but not its parent. Takes no lock.
 ///
 /// # Errors
 ///
-/// When it cannot be created or written, belongs to another user, or is writable by others. The
+/// When its parent is missing, or it cannot be created or written, belongs to another user, or is writable by others. The
 /// text names it.
 pub fn prepare(base: &Path) -> io::Result<()> {
     open_base(base).map(drop)
@@ -131,7 +138,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the directory, and its base directory if that is missing. Blocks while other processes
+    /// Creates the directory, and its base directory if that is missing, but not the parent of that. Blocks while other processes
     /// hold the lock of the base directory, at most [`LOCK_TIMEOUT`].
     ///
     /// # Errors
@@ -144,7 +151,7 @@ impl RunDir {
         let cannot = |error| {
             context::failed(format!("cannot create the run directory {}", path.display()), error)
         };
-        private(false).create(path).map_err(cannot)?;
+        private().create(path).map_err(cannot)?;
         let made = (|| {
             let mut lock = OpenOptions::new().write(true).create_new(true).open(path.join(LOCK))?;
             lock.try_lock()?;
@@ -319,14 +326,25 @@ fn lock_base(base: &Path, limit: Duration) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Creates `base` if needed, rejects it unless it is private to this user, and opens its lock file.
+/// Creates `base` if needed, without its parents: a misspelt variable must not create directories at
+/// unexpected places. Rejects it unless it is private to this user, and opens its lock file.
 fn open_base(base: &Path) -> io::Result<File> {
-    let cannot =
-        |what: &str, error| context::failed(format!("cannot {what} {}", base.display()), error);
-    let made = private(true).create(base);
+    let cannot = |what: &str, error| {
+        let variable = variable_of(base).map(|name| format!(" ({name})")).unwrap_or_default();
+        context::failed(format!("cannot {what} {}{variable}", base.display()), error)
+    };
+    let made = private().create(base);
     let found = match base.symlink_metadata() {
         Ok(found) => found,
-        Err(error) => return Err(cannot("make the directory", made.err().unwrap_or(error))),
+        Err(error) => {
+            let error = made.err().unwrap_or(error);
+            let parent = base.parent().filter(|parent| !parent.exists());
+            let error = parent.map_or(error, |parent| {
+                let text = format!("{} does not exist", parent.display());
+                io::Error::new(io::ErrorKind::NotFound, text)
+            });
+            return Err(cannot("make the directory", error));
+        }
     };
     let not_ours = |why: &str| {
         let text = format!("{} {why}", base.display());
@@ -345,9 +363,9 @@ fn open_base(base: &Path) -> io::Result<File> {
     lock.map_err(|error| cannot("write in", error))
 }
 
-fn private(parents: bool) -> DirBuilder {
+fn private() -> DirBuilder {
     let mut builder = DirBuilder::new();
-    builder.mode(0o700).recursive(parents);
+    builder.mode(0o700);
     builder
 }
 
@@ -406,7 +424,7 @@ mod tests {
     #[test]
     fn check_finds_what_would_fail_a_start() {
         let base = tempfile::tempdir().unwrap();
-        let good = base.path().join("a/b");
+        let good = base.path().join("a");
         check(&good).unwrap();
         assert_eq!(fs::read_dir(&good).unwrap().count(), 1, "nothing is left but the lock");
         let file = base.path().join("file");
@@ -416,12 +434,14 @@ mod tests {
             (file.as_path(), "is not a directory"),
             (&file.join("below"), "cannot make the directory"),
             (Path::new("/proc/nope"), "cannot make the directory /proc/nope: "),
+            (&base.path().join("none/b"), "none does not exist"),
             (&deep, "cannot make a socket in "),
         ] {
             let error = check(at).unwrap_err().to_string();
             assert!(error.contains(why), "{at:?}: {error}");
         }
         assert!(prepare(&file).is_err() && prepare(&good).is_ok());
+        assert!(!base.path().join("none").exists());
     }
 
     #[test]

@@ -253,7 +253,8 @@ pub(crate) fn hint(fault: Option<FaultReport>, near_match: Option<NearMatch>) ->
 
 /// A directory in which no run directory can be created.
 pub(crate) fn run_dir_violation(error: &io::Error) -> Violation {
-    let remedy = "set CAPSA_RUN_DIR to a private directory, or to one that can be created";
+    let remedy =
+        "set CAPSA_RUN_DIR to a private directory, or to a new one in a directory that exists";
     Violation::new("run_dir", ViolationKind::NoAccess, error.to_string(), remedy)
 }
 
