@@ -1,10 +1,11 @@
 //! The I/O of a VM: carries out what its core returns, and passes back what happens.
 //!
-//! There are two kinds: [`ProcessIo`] for the processes of this host, [`SimulatedIo`] for a simulated
-//! guest. Neither makes a decision about a VM: that belongs in [`VmCore`].
+//! There are two kinds: [`ProcessIo`] for the processes of this host, `SimulatedIo` (feature `testing`) for a
+//! simulated guest. Neither makes a decision about a VM: that belongs in [`VmCore`].
 
 mod log;
 pub(crate) mod process_io;
+#[cfg(feature = "testing")]
 mod simulated_io;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::clock::MonotonicClock;
 use crate::vsock::PortListener;
 
 pub use process_io::ProcessIo;
+#[cfg(feature = "testing")]
 pub use simulated_io::SimulatedIo;
 
 /// The I/O of a VM. Its descriptor is readable when there is work.

@@ -61,6 +61,8 @@ pub mod lifecycle;
 pub mod path;
 pub mod plan;
 pub mod qcow2;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod sim;
 pub mod spec;
 pub mod text;

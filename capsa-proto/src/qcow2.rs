@@ -329,6 +329,7 @@ impl Overlay {
 /// # Panics
 ///
 /// If an invariant does not hold.
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     if let Some(header) = Qcow2Header::parse(data) {

@@ -34,6 +34,7 @@ impl LinuxVmBuilder {
     /// # Errors
     ///
     /// The same as [`build_embedded`](Self::build_embedded).
+    #[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
     pub fn build_blocking(self) -> Result<VmHandle> {
         block_on(self.build()).map(|inner| VmHandle { inner })
     }
@@ -223,6 +224,8 @@ impl VmConsole {
     /// # Errors
     ///
     /// The same as the async version.
+    #[cfg(feature = "recording")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
     pub fn record(&self, recording: impl Into<crate::recording::Recording>) -> Result<()> {
         self.inner.record(recording)
     }

@@ -8,7 +8,6 @@ use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
 use capsa_proto::path::HostPath;
-use capsa_proto::sim::SimulatedGuest;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
@@ -17,7 +16,6 @@ use capsa_proto::spec::{
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
 use crate::backend::{LaunchPlan, Rejection};
 use crate::embed::Options;
-use crate::recording::Recording;
 use crate::{Error, Result, SharedDir, VmDisk, embed};
 
 /// Describes a VM with a Linux guest, then builds it.
@@ -40,14 +38,16 @@ pub struct LinuxVmBuilder {
     network: NetworkMode,
     vsock: bool,
     vsock_ports: Vec<VsockPort>,
-    console: ConsoleMode,
+    pub(crate) console: ConsoleMode,
     cmdline: KernelCmdline,
     accelerator: Accelerator,
     on_reboot: RebootPolicy,
     timeout: Option<Duration>,
     pub(crate) choice: BackendChoice,
-    pub(crate) simulated: Option<SimulatedGuest>,
-    recording: Option<Recording>,
+    #[cfg(feature = "testing")]
+    pub(crate) simulated: Option<capsa_proto::sim::SimulatedGuest>,
+    #[cfg(feature = "recording")]
+    pub(crate) recording: Option<crate::recording::Recording>,
     pub(crate) options: Options,
 }
 
@@ -68,7 +68,9 @@ impl LinuxVmBuilder {
             on_reboot: RebootPolicy::default(),
             timeout: None,
             choice: BackendChoice::default(),
+            #[cfg(feature = "testing")]
             simulated: None,
+            #[cfg(feature = "recording")]
             recording: None,
             options: Options::default(),
         }
@@ -195,12 +197,6 @@ impl LinuxVmBuilder {
         self
     }
 
-    /// Records the console to a file from its first byte; see [`Recording`]. Needs a console.
-    pub fn record(mut self, recording: impl Into<Recording>) -> Self {
-        self.recording = Some(recording.into());
-        self
-    }
-
     /// Adds a kernel argument; it overrides a generated one. A repeatable key (`console=`) is added
     /// to the values given before; any other key replaces them.
     pub fn cmdline_arg(mut self, arg: impl Into<CmdlineArg>) -> Self {
@@ -265,6 +261,10 @@ impl LinuxVmBuilder {
     ///
     /// The same as [`build_embedded`](Self::build_embedded).
     pub fn plan(&self) -> Result<LaunchPlan> {
+        #[cfg(feature = "testing")]
+        if let Some((_, plan)) = self.simulated()? {
+            return Ok(LaunchPlan::new(plan));
+        }
         self.planned(Strictness::DryRun).map(|planned| LaunchPlan::new(planned.plan))
     }
 
@@ -274,6 +274,10 @@ impl LinuxVmBuilder {
     ///
     /// The same as [`build_embedded`](Self::build_embedded).
     pub fn rejected_backends(&self) -> Result<Vec<Rejection>> {
+        #[cfg(feature = "testing")]
+        if self.simulated()?.is_some() {
+            return Ok(Vec::new());
+        }
         self.planned(Strictness::Run).map(|planned| planned.rejected)
     }
 
@@ -305,40 +309,27 @@ impl LinuxVmBuilder {
                 "enable the console and read it with a reader",
             )]));
         }
-        if self.recording.is_some() {
-            return Err(Error::from_violations(vec![Violation::new(
-                "record",
-                ViolationKind::Unsupported,
-                "a VM in the caller's event loop has no thread to write a recording",
-                "read the console with a reader and write it with `recording::CastWriter`",
-            )]));
-        }
+        #[cfg(feature = "recording")]
+        self.reject_recording()?;
         self.embedded()
     }
 
     fn embedded(self) -> Result<embed::Vm> {
+        #[cfg(feature = "testing")]
+        if let Some((guest, plan)) = self.simulated()? {
+            return embed::Vm::simulated(plan, guest, self.options, self.resources);
+        }
         let planned = self.planned(Strictness::Run)?;
         embed::Vm::new(planned, self.options, self.resources)
     }
 
     fn planned(&self, strict: Strictness) -> Result<Planned> {
         let spec = self.spec().map_err(Error::from_violations)?;
-        if let Some(simulated) = self.simulated.clone() {
-            if self.vsock || !self.vsock_ports.is_empty() {
-                return Err(Error::from_violations(vec![Violation::new(
-                    "vsock",
-                    ViolationKind::Unsupported,
-                    "a simulated guest has no vsock device",
-                    "remove vsock, or test with a hypervisor",
-                )]));
-            }
-            return choice::plan_simulated(simulated, self.console, self.on_reboot, self.timeout);
-        }
         choice::plan(spec, &self.choice, strict)
     }
 
     /// The VM spec, with every path resolved.
-    fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
+    pub(crate) fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
         let mut paths = Paths::default();
         let kernel = paths.take("kernel", &self.kernel);
         let initrd = self.initrd.as_ref().map(|initrd| paths.take("initrd", initrd));
@@ -390,14 +381,8 @@ impl LinuxVmBuilder {
                 "use 1 or more",
             ));
         }
-        if self.recording.is_some() && self.console == ConsoleMode::Disabled {
-            violations.push(Violation::new(
-                "record",
-                ViolationKind::NotGiven,
-                "a recording needs a console, and the VM has none",
-                "enable the console",
-            ));
-        }
+        #[cfg(feature = "recording")]
+        violations.extend(self.recording_violation());
         let Some(kernel) = kernel.filter(|_| violations.is_empty()) else {
             return Err(violations);
         };
@@ -466,9 +451,10 @@ impl Paths {
 #[cfg(feature = "async")]
 mod futures {
     use super::*;
-    use crate::driver::{self, Driver};
+    use std::sync::Arc;
+
+    use crate::driver::{self, Driver, Shared};
     use crate::handle::VmHandle;
-    use crate::recording::Recorder;
 
     impl LinuxVmBuilder {
         /// Checks the description and plans the VM. Nothing is started before [`VmHandle::start`].
@@ -479,10 +465,11 @@ mod futures {
         /// # Errors
         ///
         /// The same as [`build_embedded`](Self::build_embedded).
+        #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
         pub async fn build(self) -> Result<VmHandle> {
-            let (vm, recorder) = self.prepared().await?;
+            let (vm, outputs) = self.prepared().await?;
             let shared = driver::on_thread(vm)?;
-            recorder.map(|recorder| recorder.begin(&shared)).transpose()?;
+            outputs.begin(&shared)?;
             Ok(VmHandle::new(shared))
         }
 
@@ -493,20 +480,41 @@ mod futures {
         /// # Errors
         ///
         /// The same as [`build_embedded`](Self::build_embedded).
+        #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
         pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
-            let (vm, recorder) = self.prepared().await?;
+            let (vm, outputs) = self.prepared().await?;
             let (shared, driver) = driver::by_future(vm)?;
-            recorder.map(|recorder| recorder.begin(&shared)).transpose()?;
+            outputs.begin(&shared)?;
             Ok((VmHandle::new(shared), driver))
         }
 
-        async fn prepared(self) -> Result<(embed::Vm, Option<Recorder>)> {
+        async fn prepared(self) -> Result<(embed::Vm, Outputs)> {
             driver::unblock("capsa-probe", move || {
+                #[cfg(feature = "recording")]
                 let recording = self.recording.clone();
                 let vm = self.embedded()?;
-                Ok((vm, recording.map(|recording| recording.create()).transpose()?))
+                let outputs = Outputs {
+                    #[cfg(feature = "recording")]
+                    recorder: recording.map(|recording| recording.create()).transpose()?,
+                };
+                Ok((vm, outputs))
             })
             .await?
+        }
+    }
+
+    /// What is written while the VM runs, from its first byte on.
+    struct Outputs {
+        #[cfg(feature = "recording")]
+        recorder: Option<crate::recording::Recorder>,
+    }
+
+    impl Outputs {
+        fn begin(self, shared: &Arc<Shared>) -> Result<()> {
+            let _ = shared;
+            #[cfg(feature = "recording")]
+            self.recorder.map(|recorder| recorder.begin(shared)).transpose()?;
+            Ok(())
         }
     }
 }

@@ -68,8 +68,6 @@ mod options;
 #[cfg(feature = "tokio")]
 mod tokio;
 
-#[cfg(feature = "async")]
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
@@ -78,9 +76,8 @@ use std::time::Duration;
 
 use capsa_io::clock::MonotonicClock;
 use capsa_io::run_dir::RunDir;
-use capsa_io::vm_io::{ProcessIo, SimulatedIo, VmIo};
-#[cfg(feature = "async")]
-use capsa_proto::console::InputRecord;
+use capsa_io::vm_io::{ProcessIo, VmIo};
+use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::{
     ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
@@ -97,6 +94,7 @@ use crate::{Error, Result};
 pub(crate) use options::Options;
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use crate::driver::Driver;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{Ended, Outcome, ReaderId, Scrollback, WaitId};
@@ -104,6 +102,7 @@ pub use capsa_proto::lifecycle::DEFAULT_GRACE;
 pub use capsa_proto::vm::VmEvent;
 
 #[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub use tokio::TokioVm;
 
 /// The delay of a call from which a warning is logged. A loaded host delays calls by less than this.
@@ -125,31 +124,39 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates the run directory, unless the guest is simulated. Blocks while other processes hold the
-    /// lock of its base directory, at most [`LOCK_TIMEOUT`](capsa_io::run_dir::LOCK_TIMEOUT).
+    /// Creates the run directory. Blocks while other processes hold the lock of its base directory, at
+    /// most [`LOCK_TIMEOUT`](capsa_io::run_dir::LOCK_TIMEOUT).
     pub(crate) fn new(
         planned: Planned,
         options: Options,
         resources: ResourceConfig,
     ) -> Result<Self> {
-        let Planned { backend, plan, rejected, simulated } = planned;
-        let public = LaunchPlan::new(plan.clone());
+        let Planned { backend, plan, rejected } = planned;
         let plan = Arc::new(plan);
         let run_dir = Path::new(plan.run_dir.as_str());
-        let id = run_dir.file_name().unwrap_or_default().display();
+        let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
+        let io = ProcessIo::new(Arc::clone(&plan), run_dir, options.read_budget)?;
+        let mut vm = Self::with_io(plan, backend, Box::new(io), options, resources);
+        vm.rejected = rejected;
+        Ok(vm)
+    }
+
+    /// A VM whose I/O is `io`.
+    pub(crate) fn with_io(
+        plan: Arc<capsa_proto::plan::LaunchPlan>,
+        backend: Arc<dyn HypervisorBackend>,
+        io: Box<dyn VmIo>,
+        options: Options,
+        resources: ResourceConfig,
+    ) -> Self {
+        let id = Path::new(plan.run_dir.as_str()).file_name().unwrap_or_default().display();
         let span = tracing::info_span!("vm", %id, backend = plan.backend);
-        let io: Box<dyn VmIo> = match simulated {
-            None => {
-                let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
-                Box::new(ProcessIo::new(Arc::clone(&plan), run_dir, options.read_budget)?)
-            }
-            Some(guest) => Box::new(SimulatedIo::new(guest, options.read_budget)?),
-        };
         let console = match plan.console.mode() {
             ConsoleMode::Disabled => ConsoleMux::disabled(),
             _ => ConsoleMux::new(options.scrollback, options.overflow),
         };
-        Ok(Self {
+        let public = LaunchPlan::new(Arc::clone(&plan));
+        Self {
             core: VmCore::new(plan, backend, console, options.timing),
             io,
             clock: MonotonicClock::new(),
@@ -157,8 +164,8 @@ impl Vm {
             span,
             plan: public,
             resources,
-            rejected,
-        })
+            rejected: Vec::new(),
+        }
     }
 
     /// Requests the start. The next [`Vm::on_ready`] starts the programs.
@@ -504,24 +511,6 @@ impl Vm {
         self.clock.now()
     }
 
-    /// The number of bytes of output that precede the next byte of this reader.
-    #[cfg(feature = "async")]
-    pub(crate) fn offset(&self, reader: ReaderId) -> u64 {
-        self.core.console().offset(reader)
-    }
-
-    /// Keeps what is written from now on for this reader, until it takes it.
-    #[cfg(feature = "async")]
-    pub(crate) fn log_input(&mut self, reader: ReaderId) {
-        self.with_console(|console, _, _| console.log_input(reader));
-    }
-
-    /// Takes what was written since the last call.
-    #[cfg(feature = "async")]
-    pub(crate) fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
-        self.with_console(|console, _, _| console.take_input_log(reader))
-    }
-
     /// A number that distinguishes the begin and end marks of one command from those of another.
     fn nonce(&mut self, reader: ReaderId) -> u64 {
         let offset = self.core.console().offset(reader);
@@ -542,7 +531,7 @@ impl Vm {
     }
 
     /// Lets `change` read, write or wait on the console, and moves bytes afterwards.
-    fn with_console<T>(
+    pub(crate) fn with_console<T>(
         &mut self,
         change: impl FnOnce(&mut ConsoleMux, Instant, &mut EventQueue) -> T,
     ) -> T {

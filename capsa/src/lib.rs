@@ -27,22 +27,35 @@
 //!
 //! # Where to look
 //!
-//! | task | items |
+//! The root has what nearly every program needs: the description of a VM, its handle, its console, its
+//! status, and the error. The rest is in modules:
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`console`] | patterns, readers and writers, commands; escapes for what a guest prints |
+//! | [`vsock`] | streams between host and guest without a network |
+//! | [`backend`] | what each hypervisor supports; why a description was rejected; the launch plan |
+//! | [`host`] | run directories on this host, and their sweep |
+//! | [`cmdline`] | the kernel command line: parse, change, build |
+//! | [`embed`] | [`embed::Vm`] for your own event loop: one descriptor, one deadline, one call |
+//! | [`blocking`] | the same API without async (feature `blocking`) |
+//! | [`testing`] | tests without a hypervisor (feature `testing`) |
+//! | [`recording`] | recordings of consoles, to play or to replay (feature `recording`) |
+//! | [`manual`] | longer explanations |
+//!
+//! | task | start at |
 //! | --- | --- |
 //! | describe a VM | [`Capsa::vm`], [`LinuxDirectBootConfig`], [`LinuxBootConfig`], [`LinuxVmBuilder`] |
-//! | run it from async code, on any executor | [`VmHandle`], [`VmConsole`] |
-//! | wait for console output, log in, run commands | [`VmConsole`], [`mod@console`], [`manual::console`] |
-//! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`LinuxVmBuilder::vsock_port`], [`VmHandle::vsock_connect`], [`VmHandle::vsock_listen`] |
-//! | run it from your own event loop | [`embed::Vm`]: one descriptor, one deadline, one call |
-//! | run it from synchronous code | [`blocking`] (feature `blocking`) |
-//! | test your program without a hypervisor | [`testing`], [`manual::testing`] |
-//! | record a console and replay it | [`mod@recording`], [`testing::recording`] |
+//! | run it from async code, on any executor | [`VmHandle`] |
+//! | wait for console output, log in, run commands | [`VmConsole`], [`manual::console`] |
+//! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`] |
+//! | run it from your own event loop | [`embed::Vm`], [`manual::embedding`] |
+//! | test your program without a hypervisor | [`testing::vm`], [`manual::testing`] |
 //! | see what would be started | [`LinuxVmBuilder::plan`] |
-//! | see what this host supports | [`backend::backends()`] |
-//! | remove the leftovers of a killed program now, instead of at the next build | [`host::sweep`] |
+//! | see what this host supports | [`backend::backends`] |
 //! | replace a script that starts a hypervisor | `manual::migration`, and the service `examples/devvm.rs` |
 //! | use the command `capsa` | [`manual::cli`] |
-//! | understand the implementation | [`manual::architecture`], [`manual::embedding`] |
+//! | understand the implementation | [`manual::architecture`] |
 //!
 //! # Guarantees
 //!
@@ -77,8 +90,10 @@
 //! - `regex` (default): [`console::Pattern::regex`].
 //! - `mio`: [`embed::Vm`] implements mio's `Source`.
 //! - `tokio`: `embed::TokioVm`, and tokio's traits for the halves of a console.
+//! - `testing`: the module [`testing`], with simulated guests. Enable it in `[dev-dependencies]`.
+//! - `recording`: the module [`recording`].
 //!
-//! Without features, only [`embed`] is available. A feature only adds API. No feature is needed to
+//! Without features there is no async code: [`embed`] runs VMs. A feature only adds API. No feature is needed to
 //! use [`VmHandle`] under tokio, and no runtime is a default dependency.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -95,12 +110,17 @@ pub mod host;
 #[doc(hidden)]
 pub mod internal;
 pub mod manual;
+#[cfg(feature = "recording")]
+#[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod recording;
 mod share;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
 pub mod vsock;
 
 #[cfg(feature = "blocking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
 pub mod blocking;
 #[cfg(feature = "async")]
 mod driver;
@@ -116,8 +136,10 @@ pub use error::{Error, Result};
 pub use share::SharedDir;
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use console::vm_console::VmConsole;
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use handle::VmHandle;
 
 pub use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};

@@ -7,6 +7,7 @@ pub mod architecture {}
 pub mod cli {}
 
 #[cfg(feature = "blocking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
 #[doc = include_str!("manual/console.md")]
 pub mod console {}
 
@@ -14,6 +15,7 @@ pub mod console {}
 pub mod embedding {}
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 #[doc = include_str!("manual/migration.md")]
 pub mod migration {}
 

@@ -1,6 +1,8 @@
 //! Recordings of a console: asciicast files that players play and [`testing`](crate::testing)
 //! replays.
 //!
+//! This module needs the feature `recording`, which is not in the default build.
+//!
 //! Each recording has a thread that writes it, so that neither the driver thread nor the guest
 //! waits for the disk. The thread is an ordinary reader of the console and buffers nothing beyond
 //! the scrollback: if the disk is slower than the guest for too long, bytes are lost and the
@@ -13,6 +15,10 @@
 mod writer;
 
 use std::path::{Path, PathBuf};
+
+use capsa_proto::capabilities::{Violation, ViolationKind};
+
+use crate::{ConsoleMode, Error, LinuxVmBuilder, Result};
 
 pub use writer::CastWriter;
 
@@ -59,6 +65,41 @@ impl<P: Into<PathBuf>> From<P> for Recording {
     }
 }
 
+impl LinuxVmBuilder {
+    /// Records the console to a file from its first byte; see [`Recording`]. Needs a console.
+    #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
+    pub fn record(mut self, recording: impl Into<Recording>) -> Self {
+        self.recording = Some(recording.into());
+        self
+    }
+
+    /// A recording needs a console.
+    pub(crate) fn recording_violation(&self) -> Option<Violation> {
+        let is_unread = |_: &&Recording| self.console == ConsoleMode::Disabled;
+        self.recording.as_ref().filter(is_unread).map(|_| {
+            Violation::new(
+                "record",
+                ViolationKind::NotGiven,
+                "a recording needs a console, and the VM has none",
+                "enable the console",
+            )
+        })
+    }
+
+    /// A recording needs a thread.
+    pub(crate) fn reject_recording(&self) -> Result<()> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        Err(Error::from_violations(vec![Violation::new(
+            "record",
+            ViolationKind::Unsupported,
+            "a VM in the caller's event loop has no thread to write a recording",
+            "read the console with a reader and write it with `recording::CastWriter`",
+        )]))
+    }
+}
+
 #[cfg(feature = "async")]
 pub(crate) use recorder::Recorder;
 
@@ -81,6 +122,7 @@ mod recorder {
     use super::{CastWriter, Recording};
     use crate::console::ConsoleReader;
     use crate::driver::{Shared, Waiter};
+    use crate::embed::{ReaderId, Vm};
     use crate::{Error, Result};
 
     impl Recording {
@@ -91,6 +133,23 @@ mod recorder {
                 Error::Io(context::failed(what, error))
             })?;
             Ok(Recorder { recording: self.clone(), file })
+        }
+    }
+
+    impl Vm {
+        /// The number of bytes of output that precede the next byte of this reader.
+        fn offset(&mut self, reader: ReaderId) -> u64 {
+            self.with_console(|console, _, _| console.offset(reader))
+        }
+
+        /// Keeps what is written from now on for this reader, until it takes it.
+        fn log_input(&mut self, reader: ReaderId) {
+            self.with_console(|console, _, _| console.log_input(reader));
+        }
+
+        /// Takes what was written since the last call.
+        fn take_input_log(&mut self, reader: ReaderId) -> VecDeque<InputRecord> {
+            self.with_console(|console, _, _| console.take_input_log(reader))
         }
     }
 

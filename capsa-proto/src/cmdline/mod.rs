@@ -57,6 +57,7 @@ use core::str::FromStr;
 
 mod arg;
 mod error;
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 mod parse;

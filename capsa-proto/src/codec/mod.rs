@@ -9,7 +9,7 @@
 //! | [`qmp`] | JSON objects, one per line, in both directions |
 //! | [`json_stream`] | JSON objects without a separator, in one direction |
 //! | [`vsock`] | one line in each direction, before the bytes of the guest |
-//! | [`asciicast`] | a file format: a recorded console session |
+//! | `asciicast` | a file format: a recorded console session |
 //!
 //! The peer runs untrusted code, so every decoder accepts hostile input: the constants here bound its
 //! memory, the work of a call is proportional to its input, and the result does not depend on how the
@@ -18,8 +18,11 @@
 //!
 //! The rule for a caller: after every `handle_bytes`, poll until the result is `None`.
 
+#[cfg(feature = "recording")]
+#[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod asciicast;
 mod backlog;
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod http;

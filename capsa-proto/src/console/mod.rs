@@ -74,6 +74,7 @@ mod cursor;
 mod expect;
 mod fault;
 mod fault_check;
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 mod input_log;

@@ -81,6 +81,7 @@ impl Pattern {
     /// When the expression is malformed, too large, or has an assertion (`^`, `$`, `\b`): a wait ends at
     /// the last byte of a match and does not see the byte after it.
     #[cfg(feature = "regex")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "regex")))]
     pub fn regex(pattern: &str) -> Result<Self, PatternError> {
         Ok(Self { kind: PatternKind::Regex(Regex::new(pattern)?) })
     }

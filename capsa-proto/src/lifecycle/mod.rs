@@ -24,6 +24,7 @@
 //!
 #![doc = include_str!("diagram.md")]
 
+#[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;
 mod phase;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use capsa_chv::CloudHypervisor;
 use capsa_io::probe::{self, Programs};
@@ -16,8 +15,7 @@ use capsa_proto::capabilities::{
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{LaunchPlan, OverlayPlan, RunDirPlan};
-use capsa_proto::sim::{self, SimulatedGuest};
-use capsa_proto::spec::{Accelerator, ConsoleMode, GuestOs, RebootPolicy, VmSpec};
+use capsa_proto::spec::{Accelerator, GuestOs, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
 use serde::Serialize;
@@ -113,8 +111,6 @@ pub(crate) struct Planned {
     pub(crate) plan: LaunchPlan,
     /// The backends tried before this one, with the reasons for the rejection.
     pub(crate) rejected: Vec<Rejection>,
-    /// The simulated guest that replaces the hypervisor, if any.
-    pub(crate) simulated: Option<SimulatedGuest>,
 }
 
 /// Whether the plan must be usable on this host.
@@ -175,19 +171,6 @@ fn check_directories(plan: &LaunchPlan, ephemeral: Option<usize>) -> Result<()> 
     if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
 }
 
-/// Plans a VM with a simulated guest. Inspects nothing on the host.
-pub(crate) fn plan_simulated(
-    simulated: SimulatedGuest,
-    console: ConsoleMode,
-    on_reboot: RebootPolicy,
-    time_limit: Option<Duration>,
-) -> Result<Planned> {
-    let at = RunDirPlan::new(planned_run_dir()?);
-    let plan = sim::plan(&at, console, on_reboot, time_limit);
-    let backend = Arc::new(sim::SimBackend::default());
-    Ok(Planned { backend, plan, rejected: Vec::new(), simulated: Some(simulated) })
-}
-
 /// Rejects paths of programs that no backend uses.
 fn check_names(programs: &Programs, host: &HostFacts) -> Result<()> {
     let plans = in_order(host.os).into_iter().map(|backend| backend.probe(host.arch, None));
@@ -232,7 +215,7 @@ fn plan_on(
     }
     let checked = checked(backend.as_ref(), spec, host, &found)?;
     let plan = planned(backend.as_ref(), &checked, host, &found);
-    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new(), simulated: None })
+    Ok(Planned { backend: Arc::clone(backend), plan, rejected: Vec::new() })
 }
 
 fn checked(
@@ -261,7 +244,7 @@ fn plan_on_first(spec: VmSpec, host: &HostFacts, choice: &BackendChoice) -> Resu
         match validate(spec.clone(), backend.as_ref(), host, &found) {
             Ok(checked) => {
                 let plan = planned(backend.as_ref(), &checked, host, &found);
-                return Ok(Planned { backend, plan, rejected, simulated: None });
+                return Ok(Planned { backend, plan, rejected });
             }
             Err(violations) => {
                 let reasons =
@@ -318,7 +301,7 @@ fn in_order(os: Os) -> Vec<Arc<dyn HypervisorBackend>> {
 }
 
 /// The run directory for the next VM.
-fn planned_run_dir() -> Result<HostPath> {
+pub(crate) fn planned_run_dir() -> Result<HostPath> {
     let path = run_dir::fresh_path();
     let absolute = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     let text = absolute.into_os_string().into_string().ok();

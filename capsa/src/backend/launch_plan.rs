@@ -39,8 +39,8 @@ pub struct LaunchPlan {
 }
 
 impl LaunchPlan {
-    pub(crate) fn new(plan: plan::LaunchPlan) -> Self {
-        Self { plan: Arc::new(plan) }
+    pub(crate) fn new(plan: impl Into<Arc<plan::LaunchPlan>>) -> Self {
+        Self { plan: plan.into() }
     }
 
     /// The whole plan.

@@ -21,7 +21,7 @@ mod command;
 mod log;
 #[cfg(feature = "async")]
 mod reader;
-#[cfg(feature = "tokio")]
+#[cfg(all(feature = "async", feature = "tokio"))]
 mod tokio;
 #[cfg(feature = "async")]
 pub(crate) mod vm_console;
@@ -29,14 +29,19 @@ pub(crate) mod vm_console;
 mod writer;
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use command::RunningCommand;
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use log::{ConsoleLog, Logged};
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use reader::{ConsoleReader, Lines};
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use vm_console::Match;
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use writer::ConsoleWriter;
 
 pub use capsa_proto::console::{

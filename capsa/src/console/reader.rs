@@ -32,11 +32,13 @@ impl ConsoleReader {
     }
 
     /// An observer at the oldest kept byte: it exerts no back-pressure.
+    #[cfg(feature = "recording")]
     pub(crate) fn observer(shared: Arc<Shared>) -> Self {
         let id = shared.lock().vm.add_observer();
         Self::new(shared, id)
     }
 
+    #[cfg(feature = "recording")]
     pub(crate) fn id(&self) -> ReaderId {
         self.id
     }

@@ -10,6 +10,7 @@ use ::tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{ConsoleReader, ConsoleWriter, RunningCommand};
 
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 impl AsyncRead for ConsoleReader {
     /// Ends when the console is closed and all output is read.
     fn poll_read(
@@ -23,6 +24,7 @@ impl AsyncRead for ConsoleReader {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 impl AsyncRead for RunningCommand<'_> {
     /// Ends with the command.
     fn poll_read(
@@ -36,6 +38,7 @@ impl AsyncRead for RunningCommand<'_> {
     }
 }
 
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 impl AsyncWrite for ConsoleWriter {
     fn poll_write(
         self: Pin<&mut Self>,

@@ -13,7 +13,6 @@ use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
 use crate::driver::{Shared, SharedState, WaitKey};
 use crate::embed::{Ended, Outcome, WaitId};
 use crate::error::{hint, lossy};
-use crate::recording::Recording;
 use crate::{Error, Result, StopReport};
 
 /// Ctrl-C, as a terminal sends it.
@@ -50,12 +49,15 @@ impl VmConsole {
     }
 
     /// Records the console until the VM has ended: first the output still in the scrollback, then
-    /// all further output. The file exists when this returns; see [`Recording`].
+    /// all further output. The file exists when this returns; see
+    /// [`Recording`](crate::recording::Recording).
     ///
     /// # Errors
     ///
     /// [`Error::Io`] when the file cannot be created.
-    pub fn record(&self, recording: impl Into<Recording>) -> Result<()> {
+    #[cfg(feature = "recording")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
+    pub fn record(&self, recording: impl Into<crate::recording::Recording>) -> Result<()> {
         recording.into().create()?.begin(&self.reader.shared)
     }
 

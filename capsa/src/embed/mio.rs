@@ -13,6 +13,7 @@ use ::mio::{Interest, Registry, Token};
 
 use super::Vm;
 
+#[cfg_attr(docsrs, doc(cfg(feature = "mio")))]
 impl Source for Vm {
     fn register(&mut self, to: &Registry, token: Token, interests: Interest) -> io::Result<()> {
         for_reading(interests)?;

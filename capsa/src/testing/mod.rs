@@ -1,5 +1,7 @@
 //! Test support: VMs without a hypervisor, and console output in the reports of failed tests.
 //!
+//! This module needs the feature `testing`, which is not in the default build.
+//!
 //! A program that automates a guest can be tested in milliseconds without a kernel, a disk or a
 //! hypervisor, and without changes: it gets the same [`VmHandle`](crate::VmHandle), the same
 //! [`VmConsole`](crate::VmConsole), the same [`embed::Vm`](crate::embed::Vm). Only the guest behind
@@ -52,17 +54,25 @@ mod transcript;
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use capsa_io::context;
+use capsa_io::vm_io::SimulatedIo;
+use capsa_proto::capabilities::{Violation, ViolationKind};
+use capsa_proto::plan::{self, RunDirPlan};
+use capsa_proto::sim;
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use show::{Failure, ShowOnFailure, TestResult, show_on_failure};
 
 pub use capsa_proto::sim::{
     GuestReply, Replay, ReplayError, ReplayInput, ReplaySpeed, ScriptedGuest, SimulatedGuest,
 };
 
-use crate::{LinuxVmBuilder, Result};
+use crate::backend::choice::planned_run_dir;
+use crate::embed::Options;
+use crate::{Error, LinuxVmBuilder, ResourceConfig, Result, embed};
 
 /// A builder of a VM with a simulated guest and a console.
 pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
@@ -75,7 +85,7 @@ pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
 ///
 /// # Errors
 ///
-/// [`Error::Io`](crate::Error::Io) when the file cannot be read, is not an asciicast v2 file, or is longer than 64
+/// [`Error::Io`] when the file cannot be read, is not an asciicast v2 file, or is longer than 64
 /// MiB.
 pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
     let path = path.as_ref();
@@ -88,9 +98,41 @@ pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
 impl LinuxVmBuilder {
     /// Replaces the guest by a simulated one; see [`testing`](crate::testing). The kernel, disks,
     /// shares and network are ignored, and no backend is chosen.
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
     pub fn simulated_guest(mut self, guest: impl Into<SimulatedGuest>) -> Self {
         self.simulated = Some(guest.into());
         self
+    }
+
+    /// The simulated guest and its launch plan, if there is one. Inspects nothing on the host.
+    pub(crate) fn simulated(&self) -> Result<Option<(SimulatedGuest, plan::LaunchPlan)>> {
+        let Some(guest) = &self.simulated else { return Ok(None) };
+        let spec = self.spec().map_err(Error::from_violations)?;
+        if spec.vsock {
+            return Err(Error::from_violations(vec![Violation::new(
+                "vsock",
+                ViolationKind::Unsupported,
+                "a simulated guest has no vsock device",
+                "remove vsock, or test with a hypervisor",
+            )]));
+        }
+        let at = RunDirPlan::new(planned_run_dir()?);
+        let plan = sim::plan(&at, spec.console, spec.on_reboot, spec.time_limit);
+        Ok(Some((guest.clone(), plan)))
+    }
+}
+
+impl embed::Vm {
+    /// A VM with a simulated guest. It has no run directory.
+    pub(crate) fn simulated(
+        plan: plan::LaunchPlan,
+        guest: SimulatedGuest,
+        options: Options,
+        resources: ResourceConfig,
+    ) -> Result<Self> {
+        let io = SimulatedIo::new(guest, options.read_budget)?;
+        let backend = Arc::new(sim::SimBackend::default());
+        Ok(Self::with_io(Arc::new(plan), backend, Box::new(io), options, resources))
     }
 }
 

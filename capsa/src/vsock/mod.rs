@@ -14,6 +14,7 @@
 mod stream;
 
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use stream::{VsockListener, VsockStream};
 
 pub use capsa_proto::spec::VsockDirection;

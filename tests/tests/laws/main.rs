@@ -178,6 +178,31 @@ fn features_are_additive() {
 }
 
 #[test]
+fn feature_gated_items_have_doc_cfg() {
+    let mut broken = Vec::new();
+    for source in Source::rust(&["capsa/src", "capsa-proto/src"]) {
+        let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
+        for (n, line) in lines.iter().enumerate() {
+            if !line.starts_with("#[cfg(")
+                || !line.contains("feature =")
+                || line.contains("\"fuzz\"")
+            {
+                continue;
+            }
+            let rest = &lines[n + 1..];
+            let is_attribute = |line: &&&str| line.starts_with("#[") || line.starts_with("///");
+            let attributes = rest.iter().take_while(is_attribute).count();
+            let is_public = rest.get(attributes).is_some_and(|item| item.starts_with("pub "));
+            let is_shown = rest[..attributes].iter().any(|line| line.contains("docsrs, doc(cfg("));
+            if is_public && !is_shown {
+                broken.push(format!("{}:{}: {line}", source.path, n + 1));
+            }
+        }
+    }
+    assert_none("rustdoc says which feature a public item needs", broken);
+}
+
+#[test]
 fn files_start_with_module_docs() {
     let sources = Source::rust(&[""]);
     let silent = sources.iter().filter(|source| !source.text.starts_with("//!"));
