@@ -440,6 +440,8 @@ impl ConsoleMux {
             WaitKind::Expect(expect) => expect.poll(now, log, cursor, closed).map(Ended::Expect),
             WaitKind::Script(script) => loop {
                 match script.poll_output(now, log, cursor, closed) {
+                    // Nothing takes it. The script ends with `closed`, half a second after the end.
+                    ScriptAction::Write(_) if self.closed => {}
                     ScriptAction::Write(bytes) => {
                         self.input_logs.written(now, log.end(), script.input_kind(), &bytes);
                         self.outgoing.extend(&bytes);

@@ -1,7 +1,7 @@
 //! A console without a stream: output in, input and events out.
 
 use super::*;
-use crate::console::{Expect, Matcher, Outcome};
+use crate::console::{Expect, Matcher, Outcome, RunCommand};
 use alloc::boxed::Box;
 use alloc::vec;
 
@@ -144,6 +144,19 @@ fn eof_ends_waits_after_a_delay_and_close_at_once() {
         assert!(matches!(console.take_ended(wait), Some(Ended::Expect(Outcome::Closed { .. }))));
         assert_eq!(console.poll_timeout(), None);
     }
+}
+
+#[test]
+fn script_after_eof_writes_nothing() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(64, Overflow::DropOldest);
+    let reader = console.add_reader();
+    console.handle_eof(at(10), &mut queue);
+    let run = RunCommand::new("true", None, 7, at(20), None).unwrap();
+    let wait = console.begin(at(20), reader, WaitKind::Script(Box::new(run)), &mut queue);
+    assert!(console.outgoing().is_empty() && !console.wants_write(), "nothing takes input");
+    console.handle_timeout(at(510), &mut queue);
+    assert!(matches!(console.take_ended(wait), Some(Ended::Script(Err(_)))));
 }
 
 #[test]
