@@ -375,6 +375,7 @@ impl Lifecycle {
             _ => return,
         };
         self.processes[id.0] = ProcessState::Exited;
+        self.cancel_signals(id);
         if self.phase == Phase::Ended {
             return;
         }

@@ -173,6 +173,11 @@ impl Lifecycle {
         }
     }
 
+    /// Removes signals that are still queued for a process that has exited: its id may be in use again.
+    pub(super) fn cancel_signals(&mut self, to: ProcessId) {
+        self.actions.retain(|action| !matches!(action, Action::Signal(id, _) if *id == to));
+    }
+
     pub(super) fn record_step(&mut self, step: StopStep) {
         if !self.steps.contains(&step) {
             self.steps.push(step);

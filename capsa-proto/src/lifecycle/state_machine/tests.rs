@@ -244,6 +244,21 @@ fn kill_removes_queued_spawn() {
 }
 
 #[test]
+fn exit_removes_queued_signals_to_process() {
+    let mut vm = LifecycleTest::new(&plan(2));
+    vm.input(Input::Start).input(Input::Ready(ProcessId(0)));
+    // Both helpers exit before the driver takes an action.
+    for id in [ProcessId(1), ProcessId(0)] {
+        let exited = Input::HelperExited(id, Exit::with_code(1));
+        vm.lifecycle.handle_input(vm.now, exited).unwrap();
+    }
+    vm.run_actions();
+    let is_signal = |action: &Action| matches!(action, Action::Signal(..));
+    assert!(!vm.actions.iter().any(is_signal), "{:?}", vm.actions);
+    assert_eq!(vm.actions.last(), Some(&Action::Release));
+}
+
+#[test]
 fn boot_message_rejected_reports_hypervisor_error() {
     let mut vm = LifecycleTest::new(&plan(0));
     vm.input(Input::Start).input(Input::Ready(VMM));
