@@ -5,6 +5,9 @@ use alloc::collections::VecDeque;
 use crate::console::WaitId;
 use crate::lifecycle::VmStatus;
 
+/// How many reboots wait for the owner: a guest may reset without end.
+const MAX_REBOOTS: usize = 64;
+
 /// What happened to a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -13,7 +16,7 @@ pub enum VmEvent {
     Status(VmStatus),
     /// The VMM answers on its control channel. The guest boots next.
     ControlReady,
-    /// The guest was reset and boots again.
+    /// The guest was reset and boots again. At most 64 of these wait for the owner.
     Rebooted,
     /// The console has new output. Reported once until the owner takes this event.
     ConsoleData,
@@ -36,15 +39,21 @@ impl VmEvent {
 /// The events that the owner has not taken yet, oldest first.
 ///
 /// Its length is bounded by what the owner does: [`VmEvent::ConsoleData`] and
-/// [`VmEvent::ConsoleWritable`] are in it at most once, one [`VmEvent::Ended`] belongs to each wait
-/// that was begun, and the statuses of a lifecycle are few.
+/// [`VmEvent::ConsoleWritable`] are in it at most once, [`VmEvent::Rebooted`] at most 64 times, one
+/// [`VmEvent::Ended`] belongs to each wait that was begun, and the statuses of a lifecycle are few.
 #[derive(Debug, Default)]
 pub struct EventQueue(VecDeque<VmEvent>);
 
 impl EventQueue {
     /// Adds `event`, unless it would repeat one that is still in the queue.
     pub fn push(&mut self, event: VmEvent) {
-        if !(event.is_edge() && self.0.contains(&event)) {
+        let repeats = match event {
+            VmEvent::Rebooted => {
+                self.0.iter().filter(|queued| **queued == event).count() >= MAX_REBOOTS
+            }
+            _ => event.is_edge() && self.0.contains(&event),
+        };
+        if !repeats {
             self.0.push_back(event);
         }
     }
@@ -63,6 +72,19 @@ impl EventQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn queue_of_reboots_is_bounded() {
+        let mut queue = EventQueue::default();
+        for _ in 0..2 * MAX_REBOOTS {
+            queue.push(VmEvent::Rebooted);
+        }
+        queue.push(VmEvent::ConsoleClosed);
+        let events: Vec<VmEvent> = core::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(events.len(), MAX_REBOOTS + 1);
+        assert_eq!(events.last(), Some(&VmEvent::ConsoleClosed));
+    }
 
     #[test]
     fn queue_repeats_no_edge_but_keeps_statuses() {
