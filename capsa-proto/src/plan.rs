@@ -307,7 +307,7 @@ pub enum CrashReporting {
 }
 
 /// A signal to a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Signal {
     /// SIGTERM.

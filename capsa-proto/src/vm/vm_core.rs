@@ -2,8 +2,9 @@
 //!
 //! It combines the [`Lifecycle`], the [`ConsoleMux`] and the [`ControlClient`]: bytes from each
 //! channel, exits and time go in; processes to launch, sockets to connect, bytes to write, signals and
-//! events come out. Its driver makes system calls and decides nothing. `capsa-io` has two drivers: one for the
-//! processes of a host, one for simulated guests.
+//! events come out. Its driver makes system calls and decides nothing. There are three drivers: `capsa-io` has
+//! one for the processes of a host and one for simulated guests, and the [simulation](super::simulate)
+//! checks the laws.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
