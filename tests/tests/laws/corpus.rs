@@ -4,12 +4,12 @@
 use std::fs;
 
 use capsa_cli::fuzz;
-use capsa_proto::{cmdline, codec, console, lifecycle, qcow2};
+use capsa_proto::{cmdline, codec, console, lifecycle, qcow2, vm};
 use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 13] = [
+const TARGETS: [(&str, Body); 14] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
@@ -23,6 +23,7 @@ const TARGETS: [(&str, Body); 13] = [
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
     ("size", fuzz::size),
+    ("vm", vm::simulate::run),
 ];
 
 /// The sorted names in a directory of `fuzz/`.
