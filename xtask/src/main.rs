@@ -9,6 +9,7 @@ mod check_command;
 mod checks;
 mod conformance;
 mod fuzz;
+mod simulate;
 mod tasks;
 mod test;
 

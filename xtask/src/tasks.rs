@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use pico_args::Arguments;
 
-use crate::{Outcome, bench, check_command, checks, conformance, fuzz, test};
+use crate::{Outcome, bench, check_command, checks, conformance, fuzz, simulate, test};
 use TaskAction::{Here, Program};
 
 /// The code that runs a task.
@@ -28,6 +28,7 @@ const TASKS: &[(&str, TaskAction)] = &[
     ("guest", Program("capsa-fixtures", "guest")),
     ("lab", Program("capsa-testkit", "lab")),
     ("setup", Program("capsa-fixtures", "setup")),
+    ("simulate", Here(simulate::run)),
     ("test", Here(test::run)),
     ("weight", Program("capsa-measure", "weight")),
 ];
