@@ -3,8 +3,8 @@
 //! It combines the [`Lifecycle`], the [`ConsoleMux`] and the [`ControlClient`]: bytes from each
 //! channel, exits and time go in; processes to launch, sockets to connect, bytes to write, signals and
 //! events come out. Its driver makes system calls and decides nothing. There are three drivers: `capsa-io` has
-//! one for the processes of a host and one for simulated guests, and the [simulation](super::simulate)
-//! checks the laws.
+//! one for the processes of a host and one for simulated guests, and the simulation in
+//! `vm/simulate` checks the laws.
 
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
