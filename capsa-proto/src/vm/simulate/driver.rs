@@ -6,10 +6,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::hypervisor::{Mark, SimLink};
+use super::setup::EventRoute;
 use super::trace::Step;
 use super::world::{HostState, Simulation, law};
 use crate::lifecycle::{Cause, Exit, Phase};
-use crate::plan::{ConsolePlan, ProcessId, Signal};
+use crate::plan::{ConsolePlan, ControlEndpoint, ProcessId, Signal};
 use crate::vm::{Channel, Output};
 
 /// More calls of `handle_timeout` at one time than a core and its waits need.
@@ -202,23 +203,32 @@ impl Simulation<'_> {
     }
 
     fn launch_process(&mut self, id: ProcessId) {
-        let fails = self.choose.chance(self.temper.failures);
-        if id == self.hypervisor() {
-            if let ConsolePlan::Pty { .. } = self.plan.console {
-                self.console = SimLink::opened();
-                self.core.handle_connected(self.now, Channel::Console);
-            }
-            if self.plan.event_pipe.is_some() {
-                self.events = SimLink::opened();
-            }
-        }
-        if fails {
+        if self.choose.chance(self.temper.failures) {
             self.add_step(Step::LaunchFailed(id));
             self.laws.facts.launch_failed = true;
             self.core.handle_launch_failed(self.now, id, Cause::new("no such program"));
-        } else {
-            self.add_step(Step::Launched(id));
-            self.launch(id);
+            return;
+        }
+        self.add_step(Step::Launched(id));
+        self.launch(id);
+        if id == self.hypervisor() {
+            self.attach_inherited();
+        }
+    }
+
+    /// The hypervisor inherits the other ends of its channels.
+    fn attach_inherited(&mut self) {
+        if self.vmm.route == EventRoute::Pipe {
+            self.events = SimLink::opened();
+        }
+        if self.plan.control.endpoint == ControlEndpoint::SocketPair {
+            self.vmm.accept_connection(&mut self.control);
+            self.core.handle_connected(self.now, Channel::Control);
+        }
+        if self.plan.console != ConsolePlan::None {
+            self.console = SimLink::opened();
+            self.core.handle_connected(self.now, Channel::Console);
+            self.close_unused(Channel::Console);
         }
     }
 
@@ -241,10 +251,9 @@ impl Simulation<'_> {
             return;
         }
         self.add_step(Step::Connected(channel));
-        match channel {
-            Channel::Control => self.vmm.accept_connection(&mut self.control),
-            _ => self.console = SimLink::opened(),
-        }
+        let is_socket = matches!(self.plan.control.endpoint, ControlEndpoint::Socket(_));
+        law!(self, is_socket && channel == Channel::Control, "{channel:?} has no socket");
+        self.vmm.accept_connection(&mut self.control);
         if self.choose.chance(self.temper.failures) {
             // Accepted, and closed at once.
             self.link(channel).inbound.clear();

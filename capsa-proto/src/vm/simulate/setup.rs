@@ -17,8 +17,8 @@ use crate::console::{ConsoleMux, Overflow};
 use crate::host::{Arch, HostFacts};
 use crate::lifecycle::fuzz;
 use crate::plan::{
-    ConsolePlan, CrashReporting, LaunchPlan, Message, Protocol, Readiness, RunDirPlan, Signal,
-    StopAction,
+    ConsolePlan, ControlEndpoint, CrashReporting, LaunchPlan, Message, Protocol, Readiness,
+    RunDirPlan, Signal, StopAction,
 };
 use crate::sim::{GuestReply, ScriptedGuest, SimBackend};
 use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
@@ -75,7 +75,6 @@ pub(super) const OTHER_COMMANDS: [&str; 8] =
 impl Setup {
     pub(super) fn choose(choose: &mut Chooser<'_>) -> Self {
         let mut plan = fuzz::plan(choose.one_of(&[0, 0, 1, 2]));
-        let socket = plan.run_dir.join("console");
         let is_http = choose.below(3) == 0;
         let route = match (is_http, choose.below(2)) {
             (false, _) => EventRoute::Control,
@@ -87,9 +86,6 @@ impl Setup {
         } else {
             choose_qmp(&mut plan, choose);
         }
-        if route == EventRoute::Pipe {
-            plan.event_pipe = Some(plan.run_dir.join("events"));
-        }
         for process in &mut plan.processes {
             if matches!(process.ready, Readiness::SocketExists(_)) && choose.below(4) == 0 {
                 process.ready = Readiness::Immediate;
@@ -97,7 +93,7 @@ impl Setup {
         }
         plan.console = match choose.below(8) {
             0 => ConsolePlan::None,
-            1..=4 => ConsolePlan::Socket { socket, mode: ConsoleMode::Enabled },
+            1..=4 => ConsolePlan::SocketPair { mode: ConsoleMode::Enabled },
             _ => ConsolePlan::Pty { mode: ConsoleMode::Enabled },
         };
         plan.power_button = plan.power_button.filter(|_| choose.below(5) > 0);
@@ -141,6 +137,9 @@ fn choose_qmp(plan: &mut LaunchPlan, choose: &mut Chooser<'_>) {
         _ => {}
     }
     if choose.below(3) == 0 {
+        plan.control.endpoint = ControlEndpoint::Socket(plan.run_dir.join("control"));
+    }
+    if choose.below(3) == 0 {
         plan.quit = StopAction::Signal(Signal::Term);
     }
     plan.crash_reporting = match choose.below(4) {
@@ -153,6 +152,12 @@ fn choose_qmp(plan: &mut LaunchPlan, choose: &mut Chooser<'_>) {
 fn choose_http(plan: &mut LaunchPlan, choose: &mut Chooser<'_>) {
     let body = Some(Value::from("a \"body\""));
     plan.control.protocol = Protocol::Http;
+    plan.control.endpoint = ControlEndpoint::Socket(plan.run_dir.join("control"));
+    let vmm = plan.hypervisor();
+    if choose.below(2) == 0 {
+        // It inherits a socket that listens.
+        plan.processes[vmm.0].ready = Readiness::Immediate;
+    }
     plan.boot = match choose.below(3) {
         0 => Vec::new(),
         1 => [Message::http("boot", "PUT", "/vm.boot", None)].into(),

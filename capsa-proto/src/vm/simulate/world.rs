@@ -115,7 +115,9 @@ impl<'a> Simulation<'a> {
             Chooser::Random { .. } => 20 + choose.below(100),
         };
         let mut vmm = SimHypervisor::new(plan.control.protocol, setup.route);
-        vmm.refusals_left = choose.one_of(&[0, 1, 2, 5]);
+        let refusals = choose.one_of(&[0, 1, 2, 5]);
+        let is_polled = plan.is_polled(plan.hypervisor());
+        vmm.refusals_left = if is_polled { refusals } else { 0 };
         Self {
             core,
             temper: setup.temper,
