@@ -114,6 +114,14 @@ impl ChildProcess {
         })
     }
 
+    /// Leaves a child alone that survived SIGKILL: waiting for it could block forever. It stays in the
+    /// watchdog's list, and its exit is not reported.
+    pub(crate) fn give_up(&mut self) {
+        tracing::error!(pid = self.pid(), "process survived SIGKILL");
+        self.exit = None;
+        self.reaped = true;
+    }
+
     /// Kills the process group and waits for the exit of the child, at most `limit`. `None` when other
     /// code has reaped the child, or when it did not exit in time.
     fn reap(&mut self, limit: Duration) -> Option<ExitStatus> {
@@ -126,9 +134,7 @@ impl ChildProcess {
             ExitState::Unknown => None,
             ExitState::Exited => Some(()),
             ExitState::Runs => {
-                // It stays in the watchdog's list.
-                tracing::error!(pid = self.pid(), "process survived SIGKILL");
-                self.reaped = true;
+                self.give_up();
                 return None;
             }
         };

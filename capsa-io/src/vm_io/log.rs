@@ -14,8 +14,10 @@ pub(super) fn write(record: &LogRecord) {
         }
         LogRecord::ControlEvent(event) => tracing::debug!(?event, "control event"),
         LogRecord::PipeEvent(event) => tracing::debug!(%event, "event"),
+        LogRecord::ControlUp => tracing::debug!("control channel is up"),
         LogRecord::ControlLost(Some(error)) => tracing::warn!("control channel: {error}"),
         LogRecord::ControlLost(None) => tracing::debug!("control channel closed"),
+        LogRecord::Exited(process, exit) => tracing::info!(%process, %exit, "exited"),
         LogRecord::Status(status) => tracing::info!(%status, "status"),
     }
 }

@@ -56,7 +56,8 @@ pub struct ProcessIo {
     plan: Arc<LaunchPlan>,
     read_budget: usize,
     poll: Poll,
-    ready: ReadyEvents,
+    /// The buffer of a call; taken while it is in use.
+    ready: Option<ReadyEvents>,
     processes: Vec<Option<ChildProcess>>,
     streams: BTreeMap<Channel, PollSource<ByteStream>>,
     /// `None` after the end.
@@ -89,7 +90,7 @@ impl ProcessIo {
     ) -> io::Result<Self> {
         Ok(Self {
             poll: Poll::new()?,
-            ready: ReadyEvents::new(),
+            ready: None,
             processes: plan.processes.iter().map(|_| None).collect(),
             streams: BTreeMap::new(),
             run_dir: run_dir.into(),
@@ -315,7 +316,6 @@ impl ProcessIo {
         }
         let Some(process) = &mut self.processes[id.0] else { return true };
         if let Some(exit) = process.try_reap() {
-            tracing::info!(process = %self.plan.process(id).name, %exit, "exited");
             self.processes[id.0] = None;
             let stderr = Channel::Stderr(id);
             // The rest explains the exit, so the read budget does not apply.
@@ -329,12 +329,8 @@ impl ProcessIo {
     }
 
     fn release(&mut self, core: &mut VmCore, now: Instant) {
-        for process in self.processes.iter_mut().rev().filter_map(Option::take) {
-            // Only a process that survived SIGKILL is left here. Waiting for it could block
-            // forever; the watchdog keeps it in its list.
-            tracing::error!(pid = process.pid(), "process survived SIGKILL");
-            std::mem::forget(process);
-        }
+        // Only a process that survived SIGKILL is left here.
+        self.processes.iter_mut().rev().filter_map(Option::take).for_each(|mut it| it.give_up());
         let mut chunk = [0; 8192];
         let mut left = core.drain_limit();
         while let Some(stream) = self.streams.get_mut(&Channel::Console)
@@ -355,7 +351,7 @@ impl VmIo for ProcessIo {
     fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
         self.more = false;
         self.read.fill(0);
-        let mut ready = std::mem::replace(&mut self.ready, ReadyEvents::new());
+        let mut ready = self.ready.take().unwrap_or_else(ReadyEvents::new);
         let waited = self.poll.wait(Some(Duration::ZERO), &mut ready);
         if waited.is_ok() {
             self.read_channels(core, clock.now(), |key| ready.has(key));
@@ -371,7 +367,7 @@ impl VmIo for ProcessIo {
             }
             self.act(core, clock);
         }
-        self.ready = ready;
+        self.ready = Some(ready);
         waited
     }
 

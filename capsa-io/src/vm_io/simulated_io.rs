@@ -53,6 +53,7 @@ pub struct SimulatedIo {
     more: bool,
     /// It has no source; a wake makes it readable.
     poll: Poll,
+    ready: ReadyEvents,
 }
 
 impl SimulatedIo {
@@ -74,6 +75,7 @@ impl SimulatedIo {
             budget: 0,
             more: false,
             poll: Poll::new()?,
+            ready: ReadyEvents::new(),
         })
     }
 
@@ -187,7 +189,6 @@ impl SimulatedIo {
         self.is_on = false;
         if let Some(exit) = self.exit.take() {
             core.handle_bytes(now, Channel::Stderr(HYPERVISOR), exit.stderr_tail.as_bytes());
-            tracing::info!(%exit, "the simulated guest ended");
             core.handle_exited(now, HYPERVISOR, exit);
         }
         true
@@ -219,7 +220,7 @@ impl SimulatedIo {
 
 impl VmIo for SimulatedIo {
     fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
-        self.poll.wait(Some(Duration::ZERO), &mut ReadyEvents::new())?;
+        self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
         self.more = false;
         self.budget = self.read_budget.min(CONSOLE_BUDGET);
         self.run(core, clock);

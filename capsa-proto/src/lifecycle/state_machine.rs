@@ -159,8 +159,11 @@ impl Lifecycle {
             (P::StartingHypervisor | P::Booting, I::Expired(LifecycleTimer::Phase)) => {
                 self.end(now, self.start_timed_out(), P::KillingHypervisor);
             }
-            (P::StartingHypervisor | P::Booting, I::ControlLost) => {
+            (P::StartingHypervisor, I::ControlLost) => {
                 self.expect_end(now, self.start_failed("closed its control channel"));
+            }
+            (P::Booting, I::ControlLost) => {
+                self.expect_end(now, self.boot_rejected("it closed its control channel".into()));
             }
             (P::StartingHypervisor | P::Booting, I::EventsLost(why)) => {
                 self.expect_end(now, self.start_failed(&format!("sent invalid events: {why}")));

@@ -75,8 +75,12 @@ pub enum LogRecord {
     ControlEvent(QmpMessage),
     /// The hypervisor wrote an event to the event pipe.
     PipeEvent(Value),
+    /// The control channel is up.
+    ControlUp,
     /// The control channel is broken.
     ControlLost(Option<QmpError>),
+    /// A process exited; its name.
+    Exited(String, Exit),
     /// The status changed.
     Status(VmStatus),
 }
@@ -221,6 +225,7 @@ impl VmCore {
     /// The process exited. The core adds the last lines of its standard error.
     pub fn handle_exited(&mut self, now: Instant, id: ProcessId, exit: Exit) {
         let exit = Exit { stderr_tail: self.stderr[id.0].text(), ..exit };
+        self.log(LogRecord::Exited(self.plan.process(id).name.clone(), exit.clone()));
         self.input(
             now,
             if id == self.plan.hypervisor() {
@@ -470,7 +475,10 @@ impl VmCore {
     fn handle_control_events(&mut self, now: Instant) {
         while let Some(event) = self.control.poll_event() {
             match event {
-                ControlEvent::Up => self.check_control_ready(now),
+                ControlEvent::Up => {
+                    self.log(LogRecord::ControlUp);
+                    self.check_control_ready(now);
+                }
                 ControlEvent::Reply(message, reply) => {
                     let outcome = self.backend.reply(&message, &reply);
                     self.log(LogRecord::Replied(message.clone(), reply));

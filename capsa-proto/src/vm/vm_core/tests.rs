@@ -3,13 +3,20 @@
 use super::*;
 use crate::lifecycle::fuzz::plan;
 use crate::lifecycle::{EndedBy, StartError};
-use crate::plan::{Protocol, StopAction};
+use crate::plan::{ControlEndpoint, Protocol, StopAction};
 use crate::sim::{QmpServer, SimBackend, event_name};
 use alloc::string::String;
 use alloc::vec;
 
 const VMM: ProcessId = ProcessId(0);
 const NOW: Instant = Instant::ZERO;
+
+/// A VM whose control socket is created by the hypervisor.
+fn polled_plan() -> LaunchPlan {
+    let mut plan = plan(0);
+    plan.control.endpoint = ControlEndpoint::Socket(plan.run_dir.join("control"));
+    plan
+}
 
 fn core_of(plan: LaunchPlan) -> VmCore {
     let backend = Arc::new(SimBackend::default());
@@ -52,8 +59,7 @@ fn exchange(core: &mut VmCore, server: &mut QmpServer) {
 
 fn running() -> (VmCore, QmpServer) {
     let mut core = started(plan(0));
-    let control = Output::Connect(Channel::Control);
-    assert_eq!(outputs(&mut core), [Output::Launch(VMM), control]);
+    assert_eq!(outputs(&mut core), [Output::Launch(VMM)], "the VMM inherits its channel");
     core.handle_connected(NOW, Channel::Control);
     let mut server = QmpServer::new();
     exchange(&mut core, &mut server);
@@ -75,7 +81,7 @@ fn guest_power_off_over_qmp_ends_vm() {
 
 #[test]
 fn connect_refused_is_repeated_by_timer() {
-    let mut core = started(plan(0));
+    let mut core = started(polled_plan());
     outputs(&mut core);
     for _ in 0..3 {
         core.handle_connect_failed(NOW, Channel::Control, "refused".into());
@@ -102,7 +108,7 @@ fn launch_failed_connects_nothing() {
 
 #[test]
 fn http_uses_one_connection_for_each_message() {
-    let mut plan = plan(0);
+    let mut plan = polled_plan();
     plan.control.protocol = Protocol::Http;
     plan.boot = vec![
         Message::http("create the VM", "PUT", "/create", None),
