@@ -277,6 +277,7 @@ fn notes(vm: &ValidatedSpec, host: &HostFacts) -> Vec<Note> {
             "memory is {given} MiB instead of {requested}: cloud-hypervisor requires multiples of 2 MiB"
         )));
     }
+    notes.extend(host.kvm.explicit_use_warning());
     notes.extend(landlock::note(host));
     for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
         notes.push(Note::info(format!("{} has a backing file, which is opened too", disk.path)));

@@ -479,6 +479,21 @@ fn validate_more_devices_than_slots_rejected() {
 }
 
 #[test]
+fn plan_explicit_kvm_without_cpu_flag_has_warning() {
+    let mut host = host();
+    let plan_on = |host: &HostFacts| {
+        let spec = VmSpec { accelerator: Accelerator::Kvm, ..spec() };
+        let vm = validate(spec, &BACKEND, host, &all_found()).unwrap();
+        BACKEND.plan(&vm, &RunDirPlan::new(host.run_dir.clone()), host, &all_found())
+    };
+    let warns =
+        |plan: &LaunchPlan| plan.notes.iter().any(|n| n.text.contains("KVM is used as requested"));
+    assert!(!warns(&plan_on(&host)));
+    host.kvm.cpu_flag = false;
+    assert!(warns(&plan_on(&host)));
+}
+
+#[test]
 fn landlock_unavailable_adds_note() {
     for (landlock, on) in [(None, false), (Some(2), false), (Some(3), true), (Some(7), true)] {
         let host = HostFacts { landlock, ..host() };

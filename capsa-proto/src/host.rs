@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::image_lock::{self, ImageLock};
 use crate::path::HostPath;
+use crate::plan::Note;
 
 /// The host's operating system, as far as backends care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -239,9 +240,17 @@ impl KvmFacts {
         // Also reported beside a missing permission, which alone would not help.
         let denied = matches!(self.device, KvmDevice::NoPermission(_));
         if (out.is_empty() || denied) && !self.cpu_flag {
+            let enable = "enable it in the firmware, or nested virtualisation if the host is a VM";
+            let remedy = match self.answers() {
+                true => alloc::format!(
+                    "{enable}; if /dev/kvm works without these flags, as paravirtual KVM does, set the \
+                     accelerator to kvm"
+                ),
+                false => enable.into(),
+            };
             out.push(Reason::new(
                 "the CPU has no hardware virtualisation: neither the flag vmx nor svm",
-                "enable it in the firmware, or nested virtualisation if the host is a VM",
+                remedy,
             ));
         }
         out
@@ -250,6 +259,17 @@ impl KvmFacts {
     /// `/dev/kvm` opens and works, regardless of the CPU flags. Enough for an explicit `kvm`.
     pub fn answers(&self) -> bool {
         matches!(self.device, KvmDevice::Answers { api: KVM_API })
+    }
+
+    /// The warning for a VM that uses KVM explicitly although a check fails.
+    pub fn explicit_use_warning(&self) -> Option<Note> {
+        let failed: Vec<_> = self.blockers().into_iter().map(|reason| reason.what).collect();
+        (!failed.is_empty()).then(|| {
+            Note::warning(alloc::format!(
+                "KVM is used as requested, although {}: some guests hang at boot on such a host",
+                failed.join("; ")
+            ))
+        })
     }
 
     /// KVM runs stock guests here.
@@ -268,6 +288,9 @@ mod tests {
         assert!(kvm.answers());
         assert!(!kvm.is_usable());
         assert!(kvm.blockers()[0].what.contains("neither the flag vmx nor svm"));
+        assert!(kvm.blockers()[0].remedy.contains("set the accelerator to kvm"));
+        let warning = kvm.explicit_use_warning().unwrap().text;
+        assert!(warning.contains("as requested, although the CPU has no"), "{warning}");
     }
 
     #[test]
@@ -283,6 +306,7 @@ mod tests {
             let both = KvmFacts { device, cpu_flag: false }.blockers();
             assert_eq!(both.len(), 2, "{both:?}");
             assert!(both[1].what.contains("neither the flag vmx nor svm"), "{both:?}");
+            assert!(!both[1].remedy.contains("set the accelerator"), "{both:?}");
         }
     }
 
@@ -290,5 +314,6 @@ mod tests {
     fn kvm_with_device_and_flag_is_usable() {
         let kvm = KvmFacts { device: KvmDevice::Answers { api: KVM_API }, cpu_flag: true };
         assert!(kvm.is_usable());
+        assert_eq!(kvm.explicit_use_warning(), None);
     }
 }

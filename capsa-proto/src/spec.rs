@@ -246,7 +246,8 @@ pub enum Accelerator {
     /// Hardware virtualisation if it is usable, otherwise software emulation, with a warning.
     #[default]
     Auto,
-    /// KVM of the Linux kernel; rejected if it is not usable.
+    /// KVM of the Linux kernel; rejected if `/dev/kvm` does not work. The check of the CPU's flags, which
+    /// hosts with paravirtual KVM fail although guests run on them, is only a warning then.
     Kvm,
     /// Hypervisor.framework of macOS; rejected if it is not usable.
     Hvf,

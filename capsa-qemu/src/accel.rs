@@ -1,6 +1,5 @@
 //! Chooses the accelerator.
 
-use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use capsa_proto::host::{HostFacts, Os, Reason};
@@ -61,7 +60,7 @@ fn automatic(host: &HostFacts) -> AcceleratorChoice {
 fn kvm(host: &HostFacts) -> AcceleratorChoice {
     let blockers = host.kvm.blockers();
     if host.kvm.answers() {
-        let notes = blockers.iter().map(|reason| Note::warning(reason.to_string())).collect();
+        let notes = host.kvm.explicit_use_warning().into_iter().collect();
         AcceleratorChoice { notes, ..AcceleratorChoice::of(KVM) }
     } else {
         AcceleratorChoice { blockers, ..AcceleratorChoice::of(KVM) }

@@ -272,6 +272,7 @@ fn accelerator_emulation_has_warning() {
         try_plan(VmSpec { accelerator: Accelerator::Kvm, ..spec() }, &host, &found()).unwrap();
     assert!(args(&forced).contains("-accel kvm"));
     assert_eq!(forced.notes.len(), 1);
+    assert!(forced.notes[0].text.contains("KVM is used as requested"), "{:?}", forced.notes);
     host.kvm = KvmFacts::ABSENT;
     let forced = VmSpec { accelerator: Accelerator::Kvm, ..spec() };
     assert_eq!(rejected_on(forced, &host, &found()), [("accelerator".into(), Kind::Unsupported)]);

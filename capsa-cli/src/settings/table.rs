@@ -333,7 +333,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
             ("emulation", |s| s.accelerator = Some(Accelerator::Emulation)),
         ]),
         example: "\"kvm\"",
-        help: "CPU virtualisation; auto: hardware where it is usable, else emulation with a warning",
+        help: "CPU virtualisation; auto: hardware where it is usable, else emulation with a warning; \
+               kvm: /dev/kvm, even if the check of the CPU's flags fails, with a warning",
         default: "auto",
         ..ROW
     },
