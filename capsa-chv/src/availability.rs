@@ -46,11 +46,9 @@ fn program_blocker(found: &ProbeReport) -> Option<Reason> {
         MIN_VERSION,
         "older versions detect the format of disks instead of using the given one",
     )?;
-    Some(Reason::new(
-        what,
-        format!(
-            "install cloud-hypervisor {MIN_VERSION} or later and set CAPSA_CLOUD_HYPERVISOR if it \
-             is not in PATH"
-        ),
-    ))
+    let install = format!(
+        "install cloud-hypervisor {MIN_VERSION} or later and set CAPSA_CLOUD_HYPERVISOR if it is not in \
+         PATH"
+    );
+    Some(Reason::new(what, found.version_remedy(KEY, install)))
 }

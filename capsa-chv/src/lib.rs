@@ -48,7 +48,7 @@ use capsa_proto::capabilities::{
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
-use capsa_proto::host::{Arch, HostFacts};
+use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
     ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, LONGEST_SOCKET_NAME,
     LaunchPlan, Message, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan,
@@ -107,6 +107,10 @@ impl HypervisorBackend for CloudHypervisor {
 
     fn capabilities(&self) -> &BackendCapabilities {
         &CAPABILITIES
+    }
+
+    fn supports_os(&self, os: Os) -> bool {
+        os == Os::Linux
     }
 
     fn probe(&self, _: Arch, spec: Option<&VmSpec>) -> ProbePlan {

@@ -338,7 +338,10 @@ fn availability_lists_blockers() {
             Some(want) => assert!(blockers[0].contains(want), "{output}: {blockers:?}"),
         }
     }
-    missing.insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 1".into() });
+    missing.insert(
+        KEY,
+        ProbeResult::Failed { program: "/x".into(), reason: "status 1".into(), remedy: None },
+    );
     assert!(availability(&host(), &missing)[0].contains("/x does not work: status 1"));
 }
 

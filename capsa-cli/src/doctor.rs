@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use capsa::backend::{BackendReport, MissingFeature, NoteLevel};
-use capsa_io::{ephemeral, run_dir};
+use capsa_io::{ephemeral, facts, run_dir};
 use serde_json::{Value, json};
 
 use crate::failure::{CliError, NO_BACKEND, OK};
@@ -14,6 +14,11 @@ const RUN_DIRS: &str = "set CAPSA_RUN_DIR to a short path that only this user ca
      that exists";
 const OVERLAYS: &str = "set TMPDIR to a directory with free space; until then ephemeral disks are \
                         unavailable";
+
+/// With fewer, hypervisors and virtiofsd fail with other words: cloud-hypervisor (v53) says that a channel
+/// is closed.
+const OPEN_FILES: u64 = 256;
+const RAISE_OPEN_FILES: &str = "raise it before starting VMs: ulimit -n 1024";
 
 /// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +50,8 @@ pub(crate) fn doctor(json: bool) -> Result<u8, CliError> {
         directory("run directories", Severity::Problem, &run_dirs, RUN_DIRS),
         directory("ephemeral disks", Severity::Warning, &overlays, OVERLAYS),
     ];
-    findings.extend(reports.iter().flat_map(of_backend));
+    findings.insert(0, open_files(facts::open_files_limit()));
+    findings.extend(reports.iter().filter(|report| report.supports_os).flat_map(of_backend));
     let usable = reports.iter().find(|report| report.availability.is_usable());
     let healthy = usable.is_some() && run_dirs.is_ok();
     if json {
@@ -65,6 +71,13 @@ pub(crate) fn doctor(json: bool) -> Result<u8, CliError> {
         print(&out)?;
     }
     Ok(if healthy { OK } else { NO_BACKEND })
+}
+
+/// The limit of open files of this process and of those that it starts.
+fn open_files(limit: u64) -> Finding {
+    let severity = if limit < OPEN_FILES { Severity::Warning } else { Severity::Ok };
+    let remedy = (severity != Severity::Ok).then_some(RAISE_OPEN_FILES);
+    Finding::new(severity, "open files", format!("the limit is {limit}"), remedy)
 }
 
 /// A directory in which VMs create files: its path, or why they cannot.
@@ -149,6 +162,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn open_files_limit_too_small_is_warning() {
+        assert_eq!(open_files(1024).severity, Severity::Ok);
+        let small = open_files(64);
+        assert_eq!(small.severity, Severity::Warning);
+        assert!(small.text().contains("ulimit -n"), "{}", small.text());
+    }
+
+    #[test]
     fn problems_have_remedies() {
         let reports = capsa::backend::backends();
         let tried = Err("it can be written by other users".to_owned());
@@ -162,7 +183,7 @@ mod tests {
             );
             assert!(finding.text().ends_with('\n'));
         }
-        for report in &reports {
+        for report in reports.iter().filter(|report| report.supports_os) {
             assert!(findings.iter().any(|finding| finding.about == report.name), "{}", report.name);
         }
     }

@@ -12,6 +12,7 @@ use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
 use capsa_proto::spec::{ImageFormat, VmSpec};
 use nix::fcntl::OFlag;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
 
 use crate::sys;
@@ -101,6 +102,11 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// The facts about a file, collected once per path.
 fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'a FileFacts {
     files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
+}
+
+/// How many files this process, and each one that it starts, may have open.
+pub fn open_files_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }
 
 /// The architecture this was compiled for, which is the host's.

@@ -34,7 +34,7 @@ pub fn ask(plan: &ProbePlan, named: &Programs) -> ProbeReport {
         let result = run_probe(probe, named.get(probe.program));
         match &result {
             ProbeResult::NotFound { tried } => tracing::debug!(?tried, "program not found"),
-            ProbeResult::Failed { program, reason } => {
+            ProbeResult::Failed { program, reason, .. } => {
                 tracing::debug!(program, args = ?probe.args, "probe failed: {reason}");
             }
             ProbeResult::Output { program, output } => {
@@ -55,11 +55,27 @@ fn run_probe(probe: &Probe, named: Option<&PathBuf>) -> ProbeResult {
     let Some(program) = program else { return ProbeResult::NotFound { tried } };
     let Some(name) = program.to_str().map(ToOwned::to_owned) else {
         let reason = "its path is not UTF-8".into();
-        return ProbeResult::Failed { program: program.display().to_string(), reason };
+        let program = program.display().to_string();
+        return ProbeResult::Failed { program, reason, remedy: None };
     };
     match cached(&program, &probe.args) {
         Ok(output) => ProbeResult::Output { program: name, output },
-        Err(error) => ProbeResult::Failed { program: name, reason: error.to_string() },
+        Err(error) => ProbeResult::Failed {
+            program: name,
+            reason: error.to_string(),
+            remedy: limit_remedy(&error),
+        },
+    }
+}
+
+/// The remedy for a program that could not be started because of a limit of this host.
+fn limit_remedy(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EAGAIN => Some("raise the limit of processes (ulimit -u), or end other processes"),
+        Errno::EMFILE => Some("raise the limit of open files: ulimit -n 1024"),
+        Errno::ENFILE => Some("close files of other processes: the system has too many open files"),
+        Errno::ENOMEM => Some("end other processes: the system has too little memory"),
+        _ => None,
     }
 }
 
@@ -227,6 +243,15 @@ mod tests {
             run_probe(&probe("sh", vec!["-c", "echo cannot load library >&2; exit 127"]), None);
         let ProbeResult::Failed { reason, .. } = answer else { panic!("{answer:?}") };
         assert!(reason.contains("127") && reason.contains("cannot load library"), "{reason}");
+    }
+
+    #[test]
+    fn probe_error_of_a_limit_has_its_remedy() {
+        let remedy = |errno: Errno| limit_remedy(&errno.into());
+        assert!(remedy(Errno::EAGAIN).unwrap().contains("ulimit -u"));
+        assert!(remedy(Errno::EMFILE).unwrap().contains("ulimit -n"));
+        assert_eq!(remedy(Errno::ENOENT), None);
+        assert_eq!(limit_remedy(&io::Error::other("status 1")), None);
     }
 
     #[test]

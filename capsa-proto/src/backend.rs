@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
-use crate::host::{Arch, HostFacts, Reason};
+use crate::host::{Arch, HostFacts, Os, Reason};
 use crate::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Message, Note, RunDirPlan};
 use crate::spec::VmSpec;
 
@@ -42,6 +42,12 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
 
     /// Whether the backend can be used on this host: blockers, missing features, warnings.
     fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
+
+    /// Whether the backend exists for this OS. If not, installing it is no remedy.
+    fn supports_os(&self, os: Os) -> bool {
+        let _ = os;
+        true
+    }
 
     /// The default kernel command line, which the user's arguments extend or override.
     fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline;
@@ -144,6 +150,8 @@ pub enum ProbeResult {
         program: String,
         /// How it failed.
         reason: String,
+        /// What to do, where the cause is this host and not the program.
+        remedy: Option<&'static str>,
     },
     /// The program ran and printed this.
     Output {
@@ -193,7 +201,7 @@ impl ProbeReport {
             ProbeResult::NotFound { tried } => {
                 Some(format!("{name} was not found (tried {})", tried.join(", ")))
             }
-            ProbeResult::Failed { program, reason } => {
+            ProbeResult::Failed { program, reason, .. } => {
                 Some(format!("{program} does not work: {reason}"))
             }
             ProbeResult::Output { program, output } => match Version::find(output) {
@@ -203,6 +211,15 @@ impl ProbeReport {
                 )),
                 Some(_) => None,
             },
+        }
+    }
+
+    /// What to do about a [blocker](Self::version_blocker) that a limit of this host causes; otherwise
+    /// `install`.
+    pub fn version_remedy(&self, key: &str, install: String) -> String {
+        match self.get(key) {
+            Some(ProbeResult::Failed { remedy: Some(remedy), .. }) => (*remedy).into(),
+            _ => install,
         }
     }
 

@@ -130,6 +130,7 @@ impl HypervisorBackend for Qemu {
         let name = format!("qemu-system-{}", host.arch.as_str());
         let what =
             found.version_blocker(PROGRAM, &name, MIN_VERSION, "older versions are untested");
+        let install = found.version_remedy(PROGRAM, install);
         let blockers = what.map(|what| Reason::new(what, install)).into_iter().collect();
         let shares = MissingFeature::of(Feature::VirtioFs, self.virtio_fs_blockers(host, found));
         let shares_9p = MissingFeature::of(

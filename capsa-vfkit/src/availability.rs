@@ -35,11 +35,9 @@ fn program_blocker(found: &ProbeReport) -> Option<Reason> {
         MIN_VERSION,
         "older versions cut the power on SIGTERM instead of asking the guest",
     )?;
-    Some(Reason::new(
-        what,
-        format!(
-            "install vfkit {MIN_VERSION} or later (brew install vfkit) and set CAPSA_VFKIT if it \
-             is not in PATH"
-        ),
-    ))
+    let install = format!(
+        "install vfkit {MIN_VERSION} or later (brew install vfkit) and set CAPSA_VFKIT if it is not in \
+         PATH"
+    );
+    Some(Reason::new(what, found.version_remedy(KEY, install)))
 }

@@ -71,7 +71,7 @@ use capsa_proto::capabilities::{
     ValidatedSpec, Violation,
 };
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
-use capsa_proto::host::{Arch, HostFacts};
+use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
     ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, Note,
     ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
@@ -121,6 +121,10 @@ impl HypervisorBackend for Vfkit {
 
     fn capabilities(&self) -> &BackendCapabilities {
         &CAPABILITIES
+    }
+
+    fn supports_os(&self, os: Os) -> bool {
+        os == Os::MacOs
     }
 
     fn probe(&self, _: Arch, _: Option<&VmSpec>) -> ProbePlan {

@@ -257,7 +257,10 @@ fn availability_lists_blockers() {
     let mut missing = ProbeReport::default();
     missing.insert(KEY, ProbeResult::NotFound { tried: vec![KEY.into()] });
     assert!(availability(&mac, &missing)[0].contains("not found"));
-    missing.insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 1".into() });
+    missing.insert(
+        KEY,
+        ProbeResult::Failed { program: "/x".into(), reason: "status 1".into(), remedy: None },
+    );
     assert!(availability(&mac, &missing)[0].contains("/x does not work: status 1"));
 }
 

@@ -44,7 +44,7 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
         Some(ProbeResult::Output { program, .. }) => {
             format!("{program} has no vhost-user mode: it is older than 2024_11_27")
         }
-        Some(ProbeResult::Failed { program, reason }) => {
+        Some(ProbeResult::Failed { program, reason, .. }) => {
             format!("{program} does not work, or is too old: {reason}")
         }
         Some(ProbeResult::NotFound { tried }) => {

@@ -186,8 +186,10 @@ mod tests {
         let mut found = ProbeReport::default();
         found.insert(KEY, ProbeResult::NotFound { tried: probe().candidates });
         assert!(blockers(&found)[0].what.contains("/usr/libexec/virtiofsd"));
-        found
-            .insert(KEY, ProbeResult::Failed { program: "/x".into(), reason: "status 127".into() });
+        found.insert(
+            KEY,
+            ProbeResult::Failed { program: "/x".into(), reason: "status 127".into(), remedy: None },
+        );
         assert!(blockers(&found)[0].what.contains("status 127"));
     }
 

@@ -47,6 +47,8 @@ impl fmt::Display for Rejection {
 pub struct BackendReport {
     /// The name of the backend.
     pub name: &'static str,
+    /// Whether it exists for this OS.
+    pub supports_os: bool,
     /// Blockers, missing features and warnings on this host.
     #[serde(flatten)]
     pub availability: Availability,
@@ -80,6 +82,7 @@ pub fn backends() -> Vec<BackendReport> {
             let found = probe::ask(&plan, &Programs::new());
             BackendReport {
                 name: backend.name(),
+                supports_os: backend.supports_os(host.os),
                 availability: backend.availability(&host, &found),
                 capabilities: backend.capabilities().clone(),
                 helpers: helpers(backend.name(), &plan, &found),
