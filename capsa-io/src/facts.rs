@@ -33,6 +33,10 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         for path in named.into_iter().flatten().chain(disks).chain(shares).chain(backing) {
             look(path, &mut files);
         }
+        // What a nested share is mounted on.
+        for (_, mount_point) in spec.shares.iter().filter_map(|share| share.outer(&spec.shares)) {
+            look(&mount_point, &mut files);
+        }
         for disk in &spec.disks {
             // A file that cannot be opened is rejected elsewhere.
             if let Ok(image) = open(Path::new(disk.path.as_str())) {

@@ -148,6 +148,22 @@ pub struct Share {
     pub mechanism: ShareMechanism,
 }
 
+impl Share {
+    /// Where this share is mounted inside `outer`, on the host; `None` if it is mounted elsewhere.
+    pub fn mount_point_in(&self, outer: &Self) -> Option<HostPath> {
+        let below =
+            self.guest.trim_end_matches('/').strip_prefix(outer.guest.trim_end_matches('/'))?;
+        let below = below.strip_prefix('/')?.trim_start_matches('/');
+        (!below.is_empty() && !below.contains('\0')).then(|| outer.host.join(below))
+    }
+
+    /// The share that this one is mounted inside, directly, and the mount point on the host.
+    pub fn outer<'a>(&self, all: &'a [Self]) -> Option<(&'a Self, HostPath)> {
+        let outer = all.iter().filter_map(|outer| Some((outer, self.mount_point_in(outer)?)));
+        outer.max_by_key(|(outer, _)| outer.guest.trim_end_matches('/').len())
+    }
+}
+
 /// Whether a guest may write to a share.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum MountMode {

@@ -232,6 +232,40 @@ fn plan_shares_use_virtio_fs() {
 }
 
 #[test]
+fn plan_nested_share_is_mounted_after_outer() {
+    let share = |host: &str, guest: &str, mode| Share {
+        host: path(host),
+        guest: guest.into(),
+        mode,
+        mechanism: ShareMechanism::Auto,
+    };
+    let nested = |mode| VmSpec {
+        shares: vec![share("/dev", "/mnt/in/", mode), share("/work", "/mnt", mode)],
+        ..spec()
+    };
+    let mut host = host();
+    host.files.insert(path("/dev"), FileFacts::Directory { writable: true });
+    let spec = nested(MountMode::ReadOnly);
+    assert_eq!(
+        rejected_on(spec.clone(), &host, &found()),
+        [("shares[0].guest".into(), Kind::Missing)]
+    );
+    let created = try_plan(nested(MountMode::ReadWrite), &host, &found()).unwrap();
+    let has = |plan: &LaunchPlan, words: &str| plan.notes.iter().any(|n| n.text.contains(words));
+    assert!(has(&created, "the guest creates the directory on the host"), "{:?}", created.notes);
+
+    host.files.insert(path("/work/in"), FileFacts::Directory { writable: true });
+    let plan = try_plan(spec, &host, &found()).unwrap();
+    assert!(has(&plan, "/mnt/in/ is mounted inside the share /mnt, and covers /work/in there"));
+    let outer = "systemd.mount-extra=capsa1:/mnt:virtiofs:ro";
+    let inner = "systemd.mount-extra=capsa0:/mnt/in/:virtiofs:ro";
+    assert!(plan.cmdline.find(outer) < plan.cmdline.find(inner), "{}", plan.cmdline);
+    let commands: Vec<_> = plan.notes.iter().filter(|n| n.text.contains("must run")).collect();
+    assert!(commands[0].text.ends_with("capsa1 /mnt"), "{commands:?}");
+    assert!(commands[1].text.ends_with("capsa0 /mnt/in/"), "{commands:?}");
+}
+
+#[test]
 fn plan_without_virtiofsd_uses_9p_with_note() {
     let mut found = found();
     found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["virtiofsd".into()] });

@@ -14,7 +14,7 @@ use crate::host::{Arch, FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::plan::Note;
 use crate::spec::{ConsoleMode, NetworkMode, RebootPolicy, VmSpec};
-use shares::{chosen, mount_command, mount_extra};
+use shares::{chosen, in_mount_order, mount_command, mount_extra};
 
 /// No Linux kernel boots with this many MiB of memory or fewer. (The tests' bare-metal guests need 32.)
 const TOO_LITTLE_MEMORY_MB: u32 = 15;
@@ -314,7 +314,7 @@ impl Validation<'_> {
                     "add them to the override, or remove the override",
                 );
             }
-            for share in shares {
+            for share in in_mount_order(shares) {
                 let mount = mount_command(share);
                 self.notes.push(Note::warning(format!(
                     "{}; the kernel command line is overridden, so the guest must mount it: {mount}",
@@ -330,7 +330,7 @@ impl Validation<'_> {
             if !self.spec.disks.is_empty() {
                 whole.root(self.backend.default_root_device());
             }
-            for share in shares {
+            for share in in_mount_order(shares) {
                 whole.append(CmdlineArg::kv("systemd.mount-extra", mount_extra(share)));
                 let mount = mount_command(share);
                 self.notes.push(Note::info(format!(

@@ -11,7 +11,7 @@ use super::Validation;
 use crate::host::{FileFacts, Reason};
 use crate::path::HostPath;
 use crate::plan::Note;
-use crate::spec::{MountMode, ShareMechanism};
+use crate::spec::{MountMode, Share, ShareMechanism};
 
 const DEFAULT_MSIZE: u32 = 262_144;
 /// The tag field of the virtio-fs device's configuration (virtio 1.2, 5.11.4).
@@ -29,6 +29,7 @@ impl Validation<'_> {
             let field = |part: &str| format!("shares[{n}].{part}");
             self.share_host(&field("host"), &share.host, share.mode);
             self.share_guest(&field("guest"), &share.guest);
+            self.nested_share(&field("guest"), share);
             if !targets.insert(share.guest.trim_end_matches('/').to_owned()) {
                 self.reject(
                     field("guest"),
@@ -118,6 +119,25 @@ impl Validation<'_> {
             format!("{guest:?} {reason}"),
             "use a path such as /workspace",
         );
+    }
+
+    /// A share inside another one needs a directory to be mounted on, which the outer share must show.
+    fn nested_share(&mut self, field: &str, share: &Share) {
+        let Some((outer, mount_point)) = share.outer(&self.spec.shares) else { return };
+        let (guest, outside) = (&share.guest, &outer.guest);
+        let exists = matches!(self.host.file(&mount_point), FileFacts::Directory { .. });
+        if !exists && outer.mode == MountMode::ReadOnly {
+            let reason = format!(
+                "{guest} is inside the read-only share {outside}, which has no such directory: \
+                 {mount_point} does not exist"
+            );
+            let remedy = "create that directory on the host, or mount one of the shares elsewhere";
+            return self.reject(field, Kind::Missing, reason, remedy);
+        }
+        let creates = if exists { "" } else { "; the guest creates the directory on the host" };
+        self.notes.push(Note::info(format!(
+            "{guest} is mounted inside the share {outside}, and covers {mount_point} there{creates}"
+        )));
     }
 
     fn share_mechanism(
@@ -224,6 +244,13 @@ impl Validation<'_> {
         }
         tag.to_string()
     }
+}
+
+/// The shares in an order in which each one can be seen: one inside another is mounted after it.
+pub(super) fn in_mount_order(shares: &[PlannedShare]) -> Vec<&PlannedShare> {
+    let mut ordered: Vec<_> = shares.iter().collect();
+    ordered.sort_by_key(|share| share.guest.split('/').filter(|part| !part.is_empty()).count());
+    ordered
 }
 
 /// The value of `systemd.mount-extra=`, which systemd 254 and later mounts at boot.
