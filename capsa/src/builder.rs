@@ -1,13 +1,13 @@
 //! [`LinuxVmBuilder`]: the builder of VMs with a Linux guest.
 
+mod paths;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa_io::facts;
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
-use capsa_proto::path::HostPath;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
     ShareMechanism, VmSpec, VsockDirection, VsockPort,
@@ -17,6 +17,8 @@ use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
 use crate::backend::{LaunchPlan, Rejection};
 use crate::embed::Options;
 use crate::{Error, Result, SharedDir, VmDisk, embed};
+
+use paths::Paths;
 
 /// Describes a VM with a Linux guest, then builds it.
 ///
@@ -265,7 +267,7 @@ impl LinuxVmBuilder {
         if let Some((_, plan)) = self.simulated()? {
             return Ok(LaunchPlan::new(plan));
         }
-        self.planned(Strictness::DryRun).map(|planned| LaunchPlan::new(planned.plan))
+        self.planned(Strictness::DryRun, Vec::new()).map(|planned| LaunchPlan::new(planned.plan))
     }
 
     /// The backends that were rejected for this VM, each with all reasons.
@@ -278,7 +280,7 @@ impl LinuxVmBuilder {
         if self.simulated()?.is_some() {
             return Ok(Vec::new());
         }
-        self.planned(Strictness::Run).map(|planned| planned.rejected)
+        self.planned(Strictness::Run, Vec::new()).map(|planned| planned.rejected)
     }
 
     /// Checks the description, plans a VM for the caller's own event loop and creates its run
@@ -301,38 +303,62 @@ impl LinuxVmBuilder {
     /// no backend can run it on this host; [`Error::RunDirLocked`] when the lock is not free in time.
     /// Nothing is started in these cases.
     pub fn build_embedded(self) -> Result<embed::Vm> {
+        let mut violations = Vec::new();
         if self.console == ConsoleMode::Stdio {
-            return Err(Error::from_violations(vec![Violation::new(
+            violations.push(Violation::new(
                 "console",
                 ViolationKind::Unsupported,
                 "a VM in the caller's event loop cannot use standard input and output",
                 "enable the console and read it with a reader",
-            )]));
+            ));
         }
         #[cfg(feature = "recording")]
-        self.reject_recording()?;
-        self.embedded()
+        if let Err(error) = self.reject_recording() {
+            violations.extend(error.violations().iter().cloned());
+        }
+        self.embedded(violations)
     }
 
-    fn embedded(self) -> Result<embed::Vm> {
+    /// Builds the VM. The caller's own `violations` are reported together with all others.
+    fn embedded(self, violations: Vec<Violation>) -> Result<embed::Vm> {
         #[cfg(feature = "testing")]
-        if let Some((guest, plan)) = self.simulated()? {
+        if violations.is_empty()
+            && let Some((guest, plan)) = self.simulated()?
+        {
             return embed::Vm::simulated(plan, guest, self.options, self.resources);
         }
-        let planned = self.planned(Strictness::Run)?;
+        let planned = self.planned(Strictness::Run, violations)?;
         embed::Vm::new(planned, self.options, self.resources)
     }
 
-    fn planned(&self, strict: Strictness) -> Result<Planned> {
-        let spec = self.spec().map_err(Error::from_violations)?;
-        choice::plan(spec, &self.choice, strict)
+    fn planned(&self, strict: Strictness, mut violations: Vec<Violation>) -> Result<Planned> {
+        let (spec, invalid) = self.described();
+        violations.extend(invalid);
+        let planned = choice::plan(spec, &self.choice, strict);
+        if violations.is_empty() {
+            return planned;
+        }
+        // A field that is invalid here has a placeholder in the spec.
+        let others = planned.err().map(|error| error.violations().to_vec()).unwrap_or_default();
+        let is_new = |other: &Violation| violations.iter().all(|known| known.field != other.field);
+        let others: Vec<_> = others.into_iter().filter(is_new).collect();
+        violations.extend(others);
+        Err(Error::from_violations(violations))
     }
 
     /// The VM spec, with every path resolved.
+    #[cfg(feature = "testing")]
     pub(crate) fn spec(&self) -> std::result::Result<VmSpec, Vec<Violation>> {
+        let (spec, violations) = self.described();
+        if violations.is_empty() { Ok(spec) } else { Err(violations) }
+    }
+
+    /// The VM spec, with every path resolved, and the violations that no backend has to find. An invalid
+    /// path is `/` in the spec.
+    fn described(&self) -> (VmSpec, Vec<Violation>) {
         let mut paths = Paths::default();
-        let kernel = paths.take("kernel", &self.kernel);
-        let initrd = self.initrd.as_ref().map(|initrd| paths.take("initrd", initrd));
+        let kernel = paths.taken("kernel", &self.kernel);
+        let initrd = self.initrd.as_ref().map(|initrd| paths.taken("initrd", initrd));
         let disks: Vec<_> = self
             .disks
             .iter()
@@ -342,26 +368,24 @@ impl LinuxVmBuilder {
                 let backing = allowed
                     .filter_map(|(m, path)| paths.take(&format!("disks[{n}].backing[{m}]"), path))
                     .collect();
-                Some(Disk {
-                    path: paths.take(&format!("disks[{n}].path"), &disk.image.path)?,
+                Disk {
+                    path: paths.taken(&format!("disks[{n}].path"), &disk.image.path),
                     format: disk.image.format,
                     read_only: disk.read_only,
                     ephemeral: disk.ephemeral,
                     backing,
-                })
+                }
             })
             .collect();
         let shares: Vec<_> = self
             .shares
             .iter()
             .enumerate()
-            .map(|(n, share)| {
-                Some(Share {
-                    host: paths.take(&format!("shares[{n}].host"), &share.host_path)?,
-                    guest: share.guest_path.clone(),
-                    mode: share.mode,
-                    mechanism: share.mechanism.clone(),
-                })
+            .map(|(n, share)| Share {
+                host: paths.taken(&format!("shares[{n}].host"), &share.host_path),
+                guest: share.guest_path.clone(),
+                mode: share.mode,
+                mechanism: share.mechanism.clone(),
             })
             .collect();
         let mut violations = paths.violations;
@@ -383,15 +407,12 @@ impl LinuxVmBuilder {
         }
         #[cfg(feature = "recording")]
         violations.extend(self.recording_violation());
-        let Some(kernel) = kernel.filter(|_| violations.is_empty()) else {
-            return Err(violations);
-        };
-        Ok(VmSpec {
+        let spec = VmSpec {
             kernel,
-            initrd: initrd.flatten(),
-            disks: disks.into_iter().flatten().collect(),
+            initrd,
+            disks,
             resources: self.resources.clone(),
-            shares: shares.into_iter().flatten().collect(),
+            shares,
             network: self.network,
             vsock: self.vsock,
             vsock_ports: self.vsock_ports.clone(),
@@ -400,51 +421,8 @@ impl LinuxVmBuilder {
             accelerator: self.accelerator,
             on_reboot: self.on_reboot,
             time_limit: self.timeout,
-        })
-    }
-}
-
-/// Resolves paths, once: the result is what is checked, planned and passed to hypervisors. Collects a
-/// violation for each path that is invalid.
-#[derive(Default)]
-struct Paths {
-    violations: Vec<Violation>,
-}
-
-impl Paths {
-    fn take(&mut self, field: &str, path: &PathBuf) -> Option<HostPath> {
-        if path.as_os_str().is_empty() {
-            let kind = ViolationKind::NotGiven;
-            self.violations.push(Violation::new(field, kind, "the path is empty", "set a path"));
-            return None;
-        }
-        let resolved = if path.as_os_str().as_encoded_bytes().contains(&0) {
-            None
-        } else {
-            match facts::resolve(path) {
-                Ok(resolved) => Some(resolved),
-                Err(why) => {
-                    self.violations.push(Violation::new(
-                        field,
-                        ViolationKind::WrongType,
-                        format!("{} cannot be passed to a hypervisor: {why}", path.display()),
-                        "give the path of a file, or copy it to one",
-                    ));
-                    return None;
-                }
-            }
         };
-        let text = resolved.and_then(|path| path.into_os_string().into_string().ok());
-        let taken = text.and_then(|text| HostPath::new(text).ok());
-        if taken.is_none() {
-            self.violations.push(Violation::new(
-                field,
-                ViolationKind::Malformed,
-                format!("{path:?} is not UTF-8 or contains a NUL byte"),
-                "rename it: control channels carry paths as JSON text",
-            ));
-        }
-        taken
+        (spec, violations)
     }
 }
 
@@ -492,7 +470,7 @@ mod futures {
             driver::unblock("capsa-probe", move || {
                 #[cfg(feature = "recording")]
                 let recording = self.recording.clone();
-                let vm = self.embedded()?;
+                let vm = self.embedded(Vec::new())?;
                 let outputs = Outputs {
                     #[cfg(feature = "recording")]
                     recorder: recording.map(|recording| recording.create()).transpose()?,
@@ -546,6 +524,25 @@ mod tests {
     fn build_embedded_stdio_console_is_rejected() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).console_stdio().build_embedded();
         assert_eq!(error.unwrap_err().violations()[0].field, "console");
+    }
+
+    /// Whichever check finds them.
+    #[test]
+    fn build_reports_all_violations_at_once() {
+        let builder = Capsa::vm(LinuxBootConfig::new(""))
+            .backend("qemu")
+            .cpus(0)
+            .scrollback(0, Overflow::DropOldest)
+            .share("", "relative", MountMode::ReadOnly);
+        let error = builder.plan().unwrap_err();
+        let mut fields: Vec<_> = error.violations().iter().map(|v| v.field.as_str()).collect();
+        fields.sort_unstable();
+        let want = ["cpus", "kernel", "scrollback", "shares[0].guest", "shares[0].host"];
+        assert_eq!(fields, want, "{error}");
+        let error = builder.console_stdio().build_embedded().unwrap_err();
+        let fields = error.violations().iter().map(|v| v.field.as_str());
+        assert!(fields.into_iter().any(|field| field == "console"), "{error}");
+        assert!(error.violations().iter().any(|v| v.field == "scrollback"), "{error}");
     }
 
     #[test]
