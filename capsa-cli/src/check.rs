@@ -4,6 +4,7 @@
 //! writes, the sockets that it listens on, and the password file.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,21 @@ pub(crate) struct Problem {
 /// none is available on this host.
 pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, CliError> {
     let ConfigFile { settings, mistakes, is_broken } = config::read(path)?;
+    let password = files::password(&settings);
+    let unreadable = password.as_ref().and_then(|read| read.as_ref().err());
+    let (backend, failure) = whole(path, &settings, mistakes, is_broken, unreadable);
+    failure.map_or(Ok(backend), Err)
+}
+
+/// Checks a config file with `mistakes`, and the VM that it and the flags describe, all at once. Returns the
+/// backend that would run it, and the failure.
+pub(crate) fn whole(
+    path: &Path,
+    settings: &Settings,
+    mistakes: Option<CliError>,
+    is_broken: bool,
+    unreadable_password: Option<&io::Error>,
+) -> (Option<&'static str>, Option<CliError>) {
     let builder = settings.builder();
     // A file that is not TOML has no settings to check.
     let (backend, error) = match builder.plan() {
@@ -39,16 +55,16 @@ pub(crate) fn file(path: &Path) -> Result<Option<&'static str>, CliError> {
         Err(Error::NoBackendAvailable { .. }) => (None, error_of_any_backend(&builder)),
         Err(error) => (None, Some(error)),
     };
-    let mut problems = if is_broken { Vec::new() } else { problems(&settings, true) };
+    let mut problems = match is_broken {
+        true => Vec::new(),
+        false => problems(settings, unreadable_password),
+    };
     if mistakes.is_some() {
         // The kernel's key may be misspelt.
         problems.retain(|problem| problem.reason != KERNEL_NOT_SET);
     }
-    let others = failure(&settings, error.as_ref(), problems);
-    match CliError::of_file(path, mistakes, others) {
-        Some(failure) => Err(failure),
-        None => Ok(backend),
-    }
+    let others = failure(settings, error.as_ref(), problems);
+    (backend, CliError::of_file(path, mistakes, others))
 }
 
 /// The violations that do not depend on the backend, for a host without one.
@@ -81,8 +97,11 @@ pub(crate) fn failure(
     }))
 }
 
-/// The problems that the library does not check. `logs_in`: a command is to be run in the guest.
-pub(crate) fn problems(settings: &Settings, logs_in: bool) -> Vec<Problem> {
+/// The problems that the library does not check, and why the password file could not be read.
+pub(crate) fn problems(
+    settings: &Settings,
+    unreadable_password: Option<&io::Error>,
+) -> Vec<Problem> {
     let mut checker = Checker { settings, problems: Vec::new() };
     if settings.kernel.is_none() {
         let hint = "add --kernel FILE, or [boot] kernel = \"FILE\" in the config file";
@@ -91,8 +110,8 @@ pub(crate) fn problems(settings: &Settings, logs_in: bool) -> Vec<Problem> {
     checker.arguments();
     checker.written_files();
     checker.sockets();
-    if logs_in {
-        checker.password();
+    if let Some(error) = unreadable_password {
+        checker.password(error);
     }
     checker.problems
 }
@@ -184,14 +203,12 @@ impl Checker<'_> {
         }
     }
 
-    fn password(&mut self) {
+    fn password(&mut self, error: &io::Error) {
         let Some(path) = &self.settings.password_file else { return };
-        if let Err(error) = files::first_line(path) {
-            let reason = format!("cannot read the password from {}: {error}", path.display());
-            let hint = "use a file whose first line is the password; omit the password file for a user \
-                        without a password";
-            self.add("password_file", reason, hint);
-        }
+        let reason = format!("cannot read the password from {}: {error}", path.display());
+        let hint = "use a file whose first line is the password; omit the password file for a user \
+                    without a password";
+        self.add("password_file", reason, hint);
     }
 }
 
@@ -252,7 +269,7 @@ mod tests {
     use crate::values::{self, VsockRelay};
 
     fn fields(settings: &Settings) -> Vec<(String, String)> {
-        let problems = problems(settings, true).into_iter();
+        let problems = problems(settings, None).into_iter();
         problems.map(|problem| (problem.field, problem.reason)).collect()
     }
 

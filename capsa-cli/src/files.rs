@@ -7,6 +7,8 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use crate::settings::Settings;
+
 /// The content of a file that has at most `limit` bytes.
 ///
 /// A pipe that this program inherited is accepted, such as `/dev/stdin` or a shell's `<(…)`. A named
@@ -50,6 +52,12 @@ fn reject_unless_file(found: &Metadata, path: &Path) -> io::Result<()> {
         "it is a device or a socket"
     };
     Err(io::Error::new(ErrorKind::InvalidInput, reason))
+}
+
+/// The password of these settings, or why its file cannot be read; `None` without a password file. Call it
+/// once per run: the file may be a pipe, such as a shell's `<(…)`, which is empty after that.
+pub(crate) fn password(settings: &Settings) -> Option<io::Result<String>> {
+    settings.password_file.as_deref().map(first_line)
 }
 
 /// The password in a file: its first line.

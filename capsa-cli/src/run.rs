@@ -2,6 +2,8 @@
 //!
 //! [`crate::session`] runs it.
 
+use std::path::Path;
+
 use capsa::ConsoleMode;
 use capsa::backend::NoteLevel;
 use capsa::console::Overflow;
@@ -15,7 +17,7 @@ use crate::reporter::Reporter;
 use crate::session::job::JobPlan;
 use crate::session::{self, SessionPlan};
 use crate::settings::{ProgressMode, Settings};
-use crate::{config, dry_run, running};
+use crate::{config, dry_run, files, running};
 
 /// Size of the scrollback, in bytes. It serves clients that attach; when it is full the guest is
 /// paused, so that no output is lost.
@@ -31,10 +33,16 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
         progress => progress,
     };
     let reporter = Reporter::new(options.quiet, options.verbose, progress);
-    let mut settings = settings(arguments)?;
+    let (mut settings, mistaken) = settings(arguments)?;
     let has_job = has_job(arguments, &mut settings)?;
     let json = options.json;
-    let problems = check::problems(&settings, has_job);
+    let password = files::password(&settings).filter(|_| has_job);
+    let unreadable = password.as_ref().and_then(|read| read.as_ref().err());
+    if let Some((path, mistakes, is_broken)) = mistaken {
+        let (_, failure) = check::whole(path, &settings, Some(mistakes), is_broken, unreadable);
+        return Err(failure.expect("the file has mistakes"));
+    }
+    let problems = check::problems(&settings, unreadable);
     let builder = settings.builder();
     if options.dry_run {
         let plan = checked(&settings, problems, builder.plan())?;
@@ -58,9 +66,10 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
         false => builder,
     };
     let vm = checked(&settings, problems, builder.build_embedded())?;
-    let (user, password_file) = (settings.user.as_deref(), settings.password_file.as_ref());
+    let user = settings.user.as_deref();
+    let password = password.and_then(Result::ok);
     let words = arguments.guest_command.as_ref().filter(|_| has_job);
-    let job = words.map(|words| JobPlan::new(words, user, password_file)).transpose()?;
+    let job = words.map(|words| JobPlan::new(words, user, password)).transpose()?;
     // Before any file is created: a running VM with this name may write the same log.
     let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
@@ -92,11 +101,14 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
     session::run(vm, plan, &reporter)
 }
 
-/// The settings of the config file, overridden by flags.
-fn settings(arguments: &Arguments) -> Result<Settings, CliError> {
+/// A config file with mistakes: its path, the mistakes, and whether parts of it are not TOML.
+type Mistaken<'a> = (&'a Path, CliError, bool);
+
+/// The settings of the config file, overridden by flags, and the mistakes of that file.
+fn settings(arguments: &Arguments) -> Result<(Settings, Option<Mistaken<'_>>), CliError> {
     let command = Some(Subcommand::Run);
     let path = arguments.settings.options.config.as_deref();
-    let file = path.map(config::read_whole).transpose()?;
+    let file = path.map(config::read).transpose()?;
     match arguments.operands.first().map(String::as_str) {
         Some("linux") => {}
         Some(other) => {
@@ -112,9 +124,16 @@ fn settings(arguments: &Arguments) -> Result<Settings, CliError> {
         }
         None => {}
     }
-    let mut settings = file.unwrap_or_default();
-    arguments.apply(&mut settings)?;
-    Ok(settings)
+    let (mut settings, mistakes, is_broken) = match file {
+        Some(file) => (file.settings, file.mistakes, file.is_broken),
+        None => (Settings::default(), None, false),
+    };
+    let mistaken = path.zip(mistakes).map(|(path, mistakes)| (path, mistakes, is_broken));
+    if let Err(error) = arguments.apply(&mut settings) {
+        // The flags are checked against what the file sets, which its mistakes may have changed.
+        return Err(mistaken.map_or(error, |(_, mistakes, _)| mistakes));
+    }
+    Ok((settings, mistaken))
 }
 
 /// What was built, or everything that is wrong with the VM.

@@ -134,7 +134,7 @@ fn interrupted_command_shows_partial_output() {
 }
 
 #[test]
-fn failed_login_exits_117_with_reason() {
+fn login_by_password_file_works_or_exits_117() {
     let Some((_guest, dir)) = guest() else { return };
     let password = dir.path().join("password");
     fs::write(&password, "wrong\n").unwrap();
@@ -145,8 +145,12 @@ fn failed_login_exits_117_with_reason() {
     assert!(stderr.contains("capsa: cannot log in: login as \"user\" refused"), "{stderr}");
     assert!(!stderr.contains("wrong"), "{stderr}");
 
-    fs::write(&password, "secret\n").unwrap();
-    let output = run(dir.path(), &more).output().unwrap();
+    // A pipe is read once.
+    let more = ["--user", "user", "--password-file", "/dev/stdin", "--", "id"];
+    let mut child = run(dir.path(), &more);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"secret\n").unwrap();
+    let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("uid="));
 }

@@ -76,6 +76,22 @@ fn config_check_reports_same_errors_as_run() {
     }
 }
 
+/// The mistakes of the file and the violations of the library in one go.
+#[test]
+fn run_reports_mistakes_and_violations_of_file() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = directory();
+    let text =
+        format!("{GOOD}[resources]\ncpus = 0\nmemory = \"x\"\n[disk]\npath = \"none.raw\"\n");
+    let (code, stderr) = check_and_run(dir.path(), &text);
+    assert_eq!(code, 111);
+    for part in [": 3 errors\n", ":9:8: cpus: ", ":10:10: memory: ", ":12:8: disk.path: "] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+}
+
 #[test]
 fn config_errors_are_all_reported_in_file_order() {
     if !common::has_qemu() {

@@ -40,13 +40,7 @@ pub(crate) struct ConfigFile {
     pub(crate) is_broken: bool,
 }
 
-/// Reads a file; its mistakes are an error.
-pub(crate) fn read_whole(path: &Path) -> Result<Settings, CliError> {
-    let ConfigFile { settings, mistakes, .. } = read(path)?;
-    mistakes.map_or(Ok(settings), Err)
-}
-
-/// Reads a file.
+/// Reads a file, once: it may be a pipe.
 ///
 /// # Errors
 ///

@@ -7,15 +7,13 @@
 //! interrupted. With `--json` the output is kept for the JSON document at the end.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
 
 use crate::commands::Subcommand;
-use crate::failure::{CONFIG, CliError};
-use crate::files;
+use crate::failure::CliError;
 use crate::flags::usage;
 use crate::stdio::output::StdoutWriter;
 
@@ -35,7 +33,7 @@ impl JobPlan {
     pub(crate) fn new(
         words: &[std::ffi::OsString],
         user: Option<&str>,
-        password_file: Option<&PathBuf>,
+        password: Option<String>,
     ) -> Result<Self, CliError> {
         let invalid = |what: &str| usage(what, Some(Subcommand::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
@@ -43,17 +41,11 @@ impl JobPlan {
         if words.is_empty() {
             return Err(invalid("missing the command after --"));
         }
-        let password = password_file.map(|path| {
-            files::first_line(path).map_err(|error| {
-                let what = format!("cannot read the password from {}: {error}", path.display());
-                CliError::new(CONFIG, what)
-            })
-        });
         Ok(Self {
             // In a subshell, so that `exit` does not end the shell that reports the status.
             line: format!("( {} )", shell_words::join(words)),
             user: user.unwrap_or("root").to_owned(),
-            password: password.transpose()?,
+            password,
         })
     }
 }
@@ -277,16 +269,5 @@ mod tests {
         for words in [vec![], vec![raw]] {
             assert_eq!(JobPlan::new(&words, None, None).unwrap_err().code, 2);
         }
-    }
-
-    #[test]
-    fn job_reads_password_from_first_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("password");
-        std::fs::write(&file, "secret\nmore").unwrap();
-        let plan = JobPlan::new(&["id".into()], Some("user"), Some(&file)).unwrap();
-        assert_eq!((plan.user.as_str(), plan.password.as_deref()), ("user", Some("secret")));
-        let missing = dir.path().join("none");
-        assert_eq!(JobPlan::new(&["id".into()], None, Some(&missing)).unwrap_err().code, CONFIG);
     }
 }
