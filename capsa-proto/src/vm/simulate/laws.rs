@@ -11,7 +11,7 @@ use super::trace::Digest;
 use super::world::{HostState, Simulation, law};
 use crate::backend::{ControlReply, GuestEvent};
 use crate::console::{DRAIN_LIMIT, WRITE_QUEUE};
-use crate::lifecycle::{EndedBy, Exit, Phase, StopReport, StopStep, VmStatus};
+use crate::lifecycle::{EndedBy, Exit, Phase, StartError, StopReport, StopStep, VmStatus};
 use crate::plan::{
     CrashReporting, LaunchPlan, Message, ProcessId, Protocol, Readiness, Signal, StopAction,
 };
@@ -337,7 +337,10 @@ impl Simulation<'_> {
             EndedBy::GuestPanic => facts.panicked || facts.panic_text,
             EndedBy::Owner => facts.stopped || facts.killed,
             EndedBy::TimeLimit => time_is_over,
-            EndedBy::StartFailed { .. } => self.laws.running_at.is_none(),
+            EndedBy::StartFailed { error } => {
+                let is_launch = matches!(error, StartError::Launch { .. });
+                self.laws.running_at.is_none() && (facts.launch_failed || !is_launch)
+            }
             EndedBy::HelperLost { .. } => facts.helper_exited,
             EndedBy::HypervisorLost { .. } => {
                 let exit_is_bad = facts.exit.is_some() && exit_code != Some(0);

@@ -12,9 +12,13 @@
 //! | `hypervisor` | the hypervisor's end of the control channel (QMP, HTTP), events, standard error |
 //! | `world` | the steps: what the processes and the guest do, and time |
 //! | `driver` | the third driver of [`VmCore`]: moves bytes, carries out outputs |
-//! | `owner` | the owner: readers, waits, input, and requests; the laws of the console |
+//! | `owner` | the owner: readers, input, and requests; the laws of the console |
+//! | `waits` | the owner's waits, and the laws of their ends |
 //! | `laws` | the laws of the lifecycle, the control channel and the stop report |
 //! | `trace` | the last steps, for the message of a failure |
+//!
+//! `docs/measurements.md` lists bugs that were put in on purpose, and after how many schedules each is
+//! found.
 //!
 //! # Laws
 //!
