@@ -26,7 +26,7 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
         for reason in &availability.blockers {
             let _ = writeln!(out, "  {}\n    hint: {}", reason.what, reason.remedy);
         }
-        for MissingFeature { feature, reason } in missing_features(report) {
+        for MissingFeature { feature, reason, .. } in missing_features(report) {
             let feature = name_of(*feature);
             let _ = writeln!(out, "  no {feature}: {}\n    hint: {}", reason.what, reason.remedy);
         }
@@ -34,7 +34,7 @@ pub(crate) fn text(reports: &[BackendReport]) -> String {
             let level = if note.level == NoteLevel::Warning { "warning" } else { "note" };
             let _ = writeln!(out, "  {level}: {}", note.text);
         }
-        for HelperReport { name, program, version } in helpers {
+        for HelperReport { name, program, version, .. } in helpers {
             let version = version.as_deref().unwrap_or("version unknown");
             let _ = match program {
                 Some(program) => writeln!(out, "  {name}: {program}, {version}"),

@@ -107,7 +107,7 @@ fn of_backend(report: &BackendReport) -> Vec<Finding> {
             };
             findings.push(Finding::new(severity, name, note.text.clone(), None));
         }
-        for MissingFeature { feature, reason } in backends::missing_features(report) {
+        for MissingFeature { feature, reason, .. } in backends::missing_features(report) {
             let what = format!("no {}: {}", backends::name_of(*feature), reason.what);
             findings.push(Finding::new(Severity::Warning, name, what, Some(&reason.remedy)));
         }

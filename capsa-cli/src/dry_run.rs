@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn dry_run_text_lists_rejected_backends() {
         let reasons = vec![capsa::backend::Reason::new("no passt", "install it")];
-        let rejected = [Rejection { backend: "cloud-hypervisor", reasons }];
+        let rejected = [capsa::internal::rejection("cloud-hypervisor", reasons)];
         let text = text(&plans()[0], &rejected);
         assert!(
             text.contains("# rejected backend: cloud-hypervisor: no passt (install it)\n"),

@@ -24,7 +24,7 @@ use futures_lite::future::block_on;
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
 use crate::backend::{LaunchPlan, Rejection};
-use crate::console::{CommandOutput, ConsoleLog, ConsoleReader, ConsoleWriter, Match, Pattern};
+use crate::console::{self, CommandOutput, ConsoleLog, Match, Pattern};
 use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
 
 impl LinuxVmBuilder {
@@ -214,9 +214,9 @@ pub struct VmConsole {
 
 impl VmConsole {
     /// The same as [`crate::VmConsole::split`]. The halves implement [`io::Read`] and [`io::Write`].
-    pub fn split(self) -> (Reader, Writer) {
+    pub fn split(self) -> (ConsoleReader, ConsoleWriter) {
         let (reader, writer) = self.inner.split();
-        (Reader(reader), Writer(writer))
+        (ConsoleReader(reader), ConsoleWriter(writer))
     }
 
     /// Blocking version of [`crate::VmConsole::record`].
@@ -306,8 +306,8 @@ impl VmConsole {
     }
 
     /// The same as [`crate::VmConsole::reader`].
-    pub fn reader(&self) -> Reader {
-        Reader(self.inner.reader())
+    pub fn reader(&self) -> ConsoleReader {
+        ConsoleReader(self.inner.reader())
     }
 
     /// Blocking version of [`crate::VmConsole::log_to`].
@@ -459,32 +459,32 @@ impl io::Read for RunningCommand<'_> {
     }
 }
 
-/// The reading half of a console.
+/// The reading half of a console; the blocking version of [`crate::console::ConsoleReader`].
 #[derive(Debug, Clone)]
-pub struct Reader(ConsoleReader);
+pub struct ConsoleReader(console::ConsoleReader);
 
-impl Reader {
-    /// The same as [`ConsoleReader::strip_ansi`].
+impl ConsoleReader {
+    /// The same as [`console::ConsoleReader::strip_ansi`].
     #[must_use]
     pub fn strip_ansi(self) -> Self {
         Self(self.0.strip_ansi())
     }
 
-    /// The same as [`ConsoleReader::lines`]. Returns an iterator that blocks for each line.
+    /// The same as [`console::ConsoleReader::lines`]. Returns an iterator that blocks for each line.
     pub fn lines(self) -> Lines {
         Lines(self.0.lines())
     }
 
-    /// The same as [`ConsoleReader::log_to`].
+    /// The same as [`console::ConsoleReader::log_to`].
     ///
     /// # Errors
     ///
-    /// The same as [`ConsoleReader::log_to`].
+    /// The same as [`console::ConsoleReader::log_to`].
     pub fn log_to(self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
         self.0.log_to(path)
     }
 
-    /// The same as [`ConsoleReader::lost`].
+    /// The same as [`console::ConsoleReader::lost`].
     pub fn lost(&self) -> u64 {
         self.0.lost()
     }
@@ -509,17 +509,17 @@ impl Iterator for Lines {
     }
 }
 
-impl io::Read for Reader {
+impl io::Read for ConsoleReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         block_on(AsyncReadExt::read(&mut self.0, buf))
     }
 }
 
-/// The writing half of a console.
+/// The writing half of a console; the blocking version of [`crate::console::ConsoleWriter`].
 #[derive(Debug, Clone)]
-pub struct Writer(ConsoleWriter);
+pub struct ConsoleWriter(console::ConsoleWriter);
 
-impl io::Write for Writer {
+impl io::Write for ConsoleWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         block_on(AsyncWriteExt::write(&mut self.0, buf))
     }

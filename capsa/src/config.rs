@@ -6,6 +6,7 @@ use crate::{DiskImage, LinuxVmBuilder, VmDisk};
 
 /// The entry point of the API.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::exhaustive_structs, reason = "it has no fields and gets none")]
 pub struct Capsa;
 
 impl Capsa {
@@ -27,6 +28,7 @@ pub trait VmConfig {
 
 /// A Linux guest with kernel, initrd and disk given directly: the fastest way to boot.
 #[derive(Debug, Clone)]
+#[expect(clippy::exhaustive_structs, reason = "the specification builds it by literal")]
 pub struct LinuxDirectBootConfig {
     /// The kernel: a bzImage or PVH vmlinux on x86-64, an uncompressed `Image` on arm64.
     pub kernel: PathBuf,

@@ -10,6 +10,7 @@ use crate::ImageFormat;
 /// header that names a backing file into a raw image. A header that contradicts the format is an
 /// error.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the specification builds it by literal")]
 pub struct DiskImage {
     /// The path. It is resolved when the VM is built: a relative one against the working directory, and
     /// symbolic links to the file they name.

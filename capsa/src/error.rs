@@ -260,6 +260,7 @@ pub(crate) fn run_dir_violation(error: &io::Error) -> Violation {
 
 /// All violations of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Violations(pub Vec<Violation>);
 
 impl fmt::Display for Violations {

@@ -7,11 +7,16 @@ use capsa_proto::plan;
 pub use capsa_io::run_dir::{connect, listen};
 
 use crate::LinuxVmBuilder;
-use crate::backend::LaunchPlan;
+use crate::backend::{LaunchPlan, Reason, Rejection};
 
 /// All parts of a launch plan.
 pub fn parts(plan: &LaunchPlan) -> &plan::LaunchPlan {
     plan.parts()
+}
+
+/// A rejected backend.
+pub fn rejection(backend: &'static str, reasons: Vec<Reason>) -> Rejection {
+    Rejection { backend, reasons }
 }
 
 /// Settings of a builder that no program needs.

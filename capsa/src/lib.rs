@@ -97,6 +97,7 @@
 //! use [`VmHandle`] under tokio, and no runtime is a default dependency.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
 pub mod backend;
 mod builder;

@@ -12,6 +12,7 @@ use crate::{MountMode, ShareMechanism};
 ///
 /// Treat everything that the guest writes as hostile, including symbolic links.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the specification builds it by literal")]
 pub struct SharedDir {
     /// The directory on the host.
     pub host_path: PathBuf,

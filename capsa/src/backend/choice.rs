@@ -28,6 +28,7 @@ const FORCE: &str = "CAPSA_BACKEND";
 
 /// A rejected backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Rejection {
     /// The name of the backend.
     pub backend: &'static str,
@@ -44,6 +45,7 @@ impl fmt::Display for Rejection {
 
 /// What a backend supports, and whether it can be used on this host.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct BackendReport {
     /// The name of the backend.
     pub name: &'static str,
@@ -60,6 +62,7 @@ pub struct BackendReport {
 
 /// A helper program of a hypervisor; it serves shares, the network or vsock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct HelperReport {
     /// The name of the program.
     pub name: &'static str,

@@ -64,7 +64,8 @@ impl<'a> RunningCommand<'a> {
         }
         let mut reply = self.ended.take().expect("it has been read to its end")?;
         reply.truncated |= is_cut;
-        Ok(CommandOutput { output, ..reply })
+        reply.output = output;
+        Ok(reply)
     }
 
     pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<usize> {

@@ -45,6 +45,8 @@ const SHARED_NAMES: &[(&str, usize, &str)] = &[
     ("VsockListener", 2, BLOCKING),
     ("RunningCommand", 2, BLOCKING),
     ("Lines", 2, BLOCKING),
+    ("ConsoleReader", 2, BLOCKING),
+    ("ConsoleWriter", 2, BLOCKING),
     ("LaunchPlan", 2, "the plan of the core, and the view of it in the public API"),
     ("ExitWatch", 2, "one for each operating system"),
 ];
