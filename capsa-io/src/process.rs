@@ -73,7 +73,7 @@ impl ChildProcess {
             program: &plan.program,
             args: &plan.args,
             env: &environment(),
-            streams: [stdin, stdout, theirs.into()],
+            streams: &[stdin, stdout, theirs.into()],
             numbered: &inherited.numbered,
             watchdog: None,
         })?;

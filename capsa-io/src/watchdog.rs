@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::signal::Signal;
 
 use crate::context;
-use crate::sys::{self, ExitState, ForkGuard, SpawnRequest};
+use crate::sys::{self, ExitState, FIRST_NUMBER, ForkGuard, ReservedNumbers, SpawnRequest};
 
 /// The shell script. It reads `+ PID`, `- PID` and `=` (clear the list) until its input closes,
 /// then kills all listed groups.
@@ -69,7 +69,13 @@ struct Watchdog {
 pub(crate) fn spawn(request: SpawnRequest<'_>) -> io::Result<u32> {
     let mut slot = lock();
     let watchdog = Watchdog::alive(&mut slot)?;
-    match sys::spawn(&SpawnRequest { watchdog: Some(watchdog.line.as_fd()), ..request }) {
+    let mut spawned = watchdog.spawn_registered(request);
+    if spawned.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        // The watchdog has died since it was checked, so the child could not register itself.
+        watchdog.replace()?;
+        spawned = watchdog.spawn_registered(request);
+    }
+    match spawned {
         Ok(pid) => {
             watchdog.live.insert(pid);
             Ok(pid)
@@ -134,6 +140,10 @@ impl Watchdog {
         self.send_list()
     }
 
+    fn spawn_registered(&self, request: SpawnRequest<'_>) -> io::Result<u32> {
+        sys::spawn(&SpawnRequest { watchdog: Some(self.line.as_fd()), ..request })
+    }
+
     /// Sends the whole list to the shell.
     fn send_list(&mut self) -> io::Result<()> {
         let mut text = String::from("=\n");
@@ -146,6 +156,8 @@ impl Watchdog {
 
 /// Starts a shell with an empty list. Returns its process id and its socket.
 fn start_shell() -> io::Result<(u32, UnixStream)> {
+    // A child that registers itself has other descriptors as its standard streams.
+    let _numbers = ReservedNumbers::below(FIRST_NUMBER)?;
     // A socket, not a pipe: writing to it cannot raise SIGPIPE, which may be deadly in an embedding
     // program.
     let (line, theirs) = sys::socket_pair()?;
@@ -154,7 +166,7 @@ fn start_shell() -> io::Result<(u32, UnixStream)> {
         program: "/bin/sh",
         args: &["-c", SCRIPT, "capsa-watchdog"].map(String::from),
         env: &[],
-        streams: [theirs.into(), sys::null()?, sys::null()?],
+        streams: &[theirs.into(), sys::null()?, sys::null()?],
         numbered: &[],
         watchdog: None,
     });
@@ -191,7 +203,7 @@ mod tests {
     }
 
     fn start(program: &str, args: &[String]) -> u32 {
-        let streams = [(); 3].map(|()| sys::null().unwrap());
+        let streams = &[(); 3].map(|()| sys::null().unwrap());
         let request =
             SpawnRequest { program, args, env: &[], streams, numbered: &[], watchdog: None };
         spawn(request).unwrap()
@@ -205,6 +217,52 @@ mod tests {
             deregister(child);
             assert!(sys::reap(child).unwrap().success());
         }
+    }
+
+    #[test]
+    fn watchdog_that_closes_its_socket_is_replaced() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "watchdog::tests::watchdog_that_closes_its_socket_is_replaced";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let sleeper = start("/bin/sleep", &["1000".into()]);
+        let first = shell();
+        // As if the shell died after the check that it runs.
+        kill(Pid::from_raw(first.cast_signed()), Signal::SIGSTOP).unwrap();
+        lock().as_ref().unwrap().line.shutdown(std::net::Shutdown::Both).unwrap();
+        let second = start("/bin/sleep", &["1000".into()]);
+        assert_ne!(shell(), first);
+        let watchdog = lock().take().unwrap();
+        assert!(watchdog.live.iter().eq(&BTreeSet::from([sleeper, second])));
+        assert_eq!(exit_state(sleeper), ExitState::Runs);
+        drop(watchdog);
+        for pid in [sleeper, second] {
+            assert_eq!(wait_exited(pid, PATIENCE), ExitState::Exited);
+            sys::reap(pid);
+        }
+    }
+
+    #[test]
+    fn socket_has_no_number_of_a_standard_stream() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "watchdog::tests::socket_has_no_number_of_a_standard_stream";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        // SAFETY: nothing of this process uses its standard input.
+        unsafe { nix::libc::close(0) };
+        let (shell, line) = start_shell().unwrap();
+        assert!(std::os::fd::AsRawFd::as_raw_fd(&line) > 2);
+        drop(line);
+        assert_eq!(wait_exited(shell, PATIENCE), ExitState::Exited);
+        sys::reap(shell);
     }
 
     #[test]

@@ -70,17 +70,22 @@ pub(super) fn close_other_descriptors_on_exec() {
     }
 }
 
-/// Sets every signal to its default disposition; called between fork and exec. The system call is
-/// direct, because `sigaction` of the C library takes a lock for SIGABRT.
+/// Sets every signal to its default disposition and discards those that are pending; called between
+/// fork and exec. The system call is direct, because `sigaction` of the C library takes a lock for
+/// SIGABRT.
 pub(super) fn reset_signals() {
-    // A `struct sigaction` of the kernel with the default handler, no flags and an empty mask.
-    let default = [0_u64; 4];
+    // The beginning of the kernel's `struct sigaction` is the handler. No flags and an empty mask
+    // follow. The kernel discards a pending signal when its disposition becomes "ignore".
+    let (ignore, default) = ([libc::SIG_IGN as u64, 0, 0, 0], [libc::SIG_DFL as u64, 0, 0, 0]);
     for signal in 1..=64 {
-        let (action, none) = (default.as_ptr(), std::ptr::null_mut::<u64>());
-        // SAFETY: `action` is valid for reading, and the size is that of the kernel's signal set. It
-        // fails for two signals, which have no other disposition.
-        unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, action, none, size_of::<u64>());
+        for action in [&ignore, &default] {
+            let none = std::ptr::null_mut::<u64>();
+            // SAFETY: `action` is valid for reading, and the size is that of the kernel's signal set.
+            // It fails for two signals, which have no other disposition.
+            unsafe {
+                let size = size_of::<u64>();
+                libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, size);
+            }
         }
     }
 }

@@ -65,7 +65,7 @@ pub struct LockHolder {
 
 /// A program to start, with everything that its process gets from this one. It leads a process group
 /// in `/`, with default signals and no other descriptors.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct SpawnRequest<'a> {
     /// The absolute path.
     pub(crate) program: &'a str,
@@ -73,7 +73,7 @@ pub(crate) struct SpawnRequest<'a> {
     /// The whole environment.
     pub(crate) env: &'a [(&'static str, OsString)],
     /// Its standard streams. Their numbers are not 0 to 2: see [`ReservedNumbers`].
-    pub(crate) streams: [OwnedFd; 3],
+    pub(crate) streams: &'a [OwnedFd; 3],
     /// Its other descriptors.
     pub(crate) numbered: &'a [InheritedDescriptor],
     /// The watchdog's socket, with which it registers before it executes the program.

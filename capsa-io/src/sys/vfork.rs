@@ -8,7 +8,8 @@
 //!
 //! Because memory is shared, everything that allocates is done before, by the parent. The child
 //! calls only async-signal-safe functions and writes only to its own stack, to [`ExecCall::errno`] and to [`NumberChanges`].
-//! No signal handler runs in it: all signals are blocked until their dispositions are the default.
+//! No signal handler runs in it: all signals are blocked until their dispositions are the default, and
+//! those that are pending by then are discarded.
 
 use std::cell::Cell;
 use std::ffi::{CString, NulError};
@@ -127,10 +128,13 @@ impl ExecCall<'_> {
     }
 
     fn prepare(&self) -> Result<(), Errno> {
+        // SAFETY: the call takes integers; it is async-signal-safe.
+        Errno::result(unsafe { libc::setpgid(0, 0) })?;
+        // After `setpgid`: a signal for the group of the parent, such as Ctrl-Z, may be pending. It
+        // would stop the child before exec, and the parent would wait for it without a limit.
         super::os::reset_signals();
         // SAFETY: the calls take integers and a static string; all are async-signal-safe.
         unsafe {
-            Errno::result(libc::setpgid(0, 0))?;
             for (number, stream) in (0..).zip(self.streams) {
                 Errno::result(libc::dup2(stream, number))?;
             }
@@ -158,6 +162,10 @@ mod tests {
     use std::io::{PipeReader, Read, pipe};
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
     use super::*;
@@ -169,7 +177,7 @@ mod tests {
         numbered: &[InheritedDescriptor],
     ) -> io::Result<(u32, PipeReader)> {
         let (output, theirs) = pipe()?;
-        let streams = [null()?, theirs.into(), null()?];
+        let streams = &[null()?, theirs.into(), null()?];
         let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let env = &[("CAPSA_A", "1 2".into())];
         let request = SpawnRequest { program, args: &args, env, streams, numbered, watchdog: None };
@@ -199,6 +207,38 @@ mod tests {
         assert!(numbers.iter().all(|number| !lines[5..].contains(&&**number)), "not this: {text}");
         let mask = SigSet::thread_get_mask().unwrap();
         assert!(mask.contains(Signal::SIGUSR1) && !mask.contains(Signal::SIGUSR2));
+    }
+
+    #[test]
+    fn spawn_discards_signals_for_the_parent_group() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "sys::vfork::tests::spawn_discards_signals_for_the_parent_group";
+        if std::env::var_os(ALONE).is_none() {
+            let mut this = Command::new(std::env::current_exe().unwrap());
+            let status = this.args([name, "--exact"]).env(ALONE, "1").process_group(0).status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        // SAFETY: an ignored signal runs no code.
+        unsafe {
+            libc::signal(libc::SIGINT, libc::SIG_IGN);
+        }
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    // SAFETY: the call takes integers.
+                    unsafe { libc::kill(0, libc::SIGINT) };
+                }
+            });
+            let signals = (0..100).map(|_| {
+                let (pid, _) = run("/bin/sh", &["-c", "exit 0"], &[]).unwrap();
+                reap(pid).unwrap().signal()
+            });
+            let killed: Vec<_> = signals.flatten().collect();
+            is_done.store(true, Ordering::Relaxed);
+            assert!(killed.is_empty(), "{} of 100 processes: {killed:?}", killed.len());
+        });
     }
 
     #[test]
