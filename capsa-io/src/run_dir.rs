@@ -12,7 +12,7 @@ mod lock;
 mod sweep;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -259,12 +259,9 @@ pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
-        let Ok(mut lock) = File::open(path.join(LOCK)) else { continue };
+        let Ok(lock) = lock::open(&path.join(LOCK)) else { continue };
         let is_owned = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
-        let mut text = String::new();
-        if lock.read_to_string(&mut text).is_err() {
-            continue;
-        }
+        let Ok(text) = lock::read(&lock) else { continue };
         let words =
             text.strip_prefix(LOCK_PREFIX).and_then(|words| words.split_whitespace().next());
         let Some(owner) = words.and_then(|owner| owner.parse().ok()) else { continue };

@@ -4,9 +4,13 @@
 //! limit. The error names the lock and, where the system shows it, the process that holds it.
 
 use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fmt, io, thread};
+
+use nix::fcntl::OFlag;
 
 use crate::sys::{self, LockHolder};
 
@@ -52,6 +56,23 @@ impl LockTimeout {
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
+}
+
+/// The largest number of bytes of a lock file that are read: more than a program of Capsa writes.
+const MAX_TEXT: u64 = 256;
+
+/// Opens a lock file to look at it. The file may be a foreign one, so this does not wait for the
+/// other end of a FIFO and follows no symbolic link.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+    File::options().read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// The beginning of a lock file.
+pub(super) fn read(file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(MAX_TEXT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Locks `file`, whose path is `path`, waiting at most `limit` for other holders.

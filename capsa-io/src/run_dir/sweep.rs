@@ -4,14 +4,14 @@
 //! for at most [`SLICE`] at a time, plus the removal of one directory, and continues after a pause.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError as PoisonedOrBusy};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::lock::LONGEST_PAUSE;
+use super::lock::{self, LONGEST_PAUSE};
 use super::{
     LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base, open_base, remove,
 };
@@ -133,7 +133,7 @@ fn remove_unowned(path: PathBuf) -> Option<RemovedRunDir> {
     if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         return None;
     }
-    let Ok(mut lock) = File::open(path.join(LOCK)) else {
+    let Ok(lock) = lock::open(&path.join(LOCK)) else {
         // An owner that died right after creating its directory leaves it empty. Other directories
         // are not Capsa's.
         if is_run_dir_name(&path) {
@@ -142,15 +142,10 @@ fn remove_unowned(path: PathBuf) -> Option<RemovedRunDir> {
         return None;
     };
     // A directory is created and locked under the base lock, so a directory whose lock is free has
-    // no owner.
-    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-        return None;
-    }
-    let mut text = String::new();
-    let read = lock.read_to_string(&mut text);
-    if read.is_err()
-        || !(text.starts_with(LOCK_PREFIX) || text.is_empty() && is_run_dir_name(&path))
-    {
+    // no owner. If the lock cannot be tried, there may be one.
+    lock.try_lock().ok()?;
+    let text = lock::read(&lock).ok()?;
+    if !(text.starts_with(LOCK_PREFIX) || text.is_empty() && is_run_dir_name(&path)) {
         return None;
     }
     let killed = kill_children(&path);
@@ -203,6 +198,23 @@ mod tests {
         // Plus the lock file of the base directory.
         assert_eq!(fs::read_dir(base.path()).unwrap().count(), before + 1);
         assert!(base.path().join("photos/one").exists());
+    }
+
+    #[test]
+    fn sweep_and_list_never_wait_for_a_foreign_lock_file() {
+        let base = tempfile::tempdir().unwrap();
+        let foreign = |name: &str| {
+            fs::create_dir(base.path().join(name)).unwrap();
+            base.path().join(name).join(LOCK)
+        };
+        nix::unistd::mkfifo(&foreign("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", foreign("link")).unwrap();
+        let path = base.path().to_owned();
+        let (done, is_done) = std::sync::mpsc::channel();
+        thread::spawn(move || done.send((sweep(&path), super::super::list(&path))));
+        let found = is_done.recv_timeout(Duration::from_secs(10)).expect("the sweep waits");
+        assert_eq!((found.0.unwrap(), found.1.unwrap()), (vec![], vec![]));
+        assert!(base.path().join("pipe").exists() && base.path().join("link").exists());
     }
 
     #[test]
