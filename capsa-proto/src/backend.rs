@@ -257,8 +257,7 @@ impl Version {
     /// The first `N.N` or `N.N.N` in `text`, with or without a leading `v`.
     ///
     /// ```
-    /// use capsa_proto::backend::Version;
-    ///
+    /// # use capsa_proto::backend::Version;
     /// let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)";
     /// assert_eq!(Version::find(text), Some(Version::new(10, 0, 2)));
     /// assert_eq!(Version::find("cloud-hypervisor v53.0"), Some(Version::new(53, 0, 0)));

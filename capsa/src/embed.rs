@@ -68,6 +68,7 @@ mod options;
 #[cfg(feature = "tokio")]
 mod tokio;
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
@@ -110,7 +111,6 @@ const LATE_CALL: Duration = Duration::from_secs(1);
 
 /// A VM for the caller's own event loop. Dropping it kills its processes and waits until they have
 /// exited.
-#[derive(Debug)]
 pub struct Vm {
     core: VmCore,
     io: Box<dyn VmIo>,
@@ -155,14 +155,13 @@ impl Vm {
             ConsoleMode::Disabled => ConsoleMux::disabled(),
             _ => ConsoleMux::new(options.scrollback, options.overflow),
         };
-        let public = LaunchPlan::new(Arc::clone(&plan));
         Self {
+            plan: LaunchPlan::new(Arc::clone(&plan)),
             core: VmCore::new(plan, backend, console, options.timing),
             io,
             clock: MonotonicClock::new(),
             never_driven: false,
             span,
-            plan: public,
             resources,
             rejected: Vec::new(),
         }
@@ -562,6 +561,17 @@ impl Drop for Vm {
             let _entered = self.span.enter();
             tracing::warn!("started VM was dropped without a call of on_ready");
         }
+    }
+}
+
+impl fmt::Debug for Vm {
+    /// The run directory, the backend and the status.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("run_dir", &self.plan.run_dir())
+            .field("backend", &self.plan.backend())
+            .field("status", self.core.status())
+            .finish()
     }
 }
 

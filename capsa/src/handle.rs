@@ -1,5 +1,6 @@
 //! [`VmHandle`]: the async handle of a VM.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,14 +27,24 @@ use crate::{
 ///
 /// **Dropping the last handle kills the VM** at once; [`VmHandle::keep_running`] avoids that.
 /// Consoles do not keep the VM alive.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct VmHandle {
     inner: Arc<HandleInner>,
 }
 
+impl fmt::Debug for VmHandle {
+    /// The run directory, the backend and the status.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmHandle")
+            .field("run_dir", &self.inner.plan.run_dir())
+            .field("backend", &self.inner.plan.backend())
+            .field("status", &self.status())
+            .finish()
+    }
+}
+
 /// The state shared by all clones of a handle: the VM behind its lock, and values that never
 /// change. Dropping it kills the VM.
-#[derive(Debug)]
 struct HandleInner {
     shared: Arc<Shared>,
     plan: LaunchPlan,

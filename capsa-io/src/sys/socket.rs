@@ -109,7 +109,6 @@ mod tests {
     use super::*;
     use nix::libc;
     use std::io::Write;
-    use std::os::unix::net::UnixListener;
     use std::process::Command;
 
     #[cfg(target_os = "linux")]
@@ -119,7 +118,7 @@ mod tests {
         let long = dir.path().join("d".repeat(200));
         std::fs::create_dir(&long).unwrap();
         let path = long.join("s");
-        let listener = UnixListener::from(listen(&path).unwrap());
+        let listener = std::os::unix::net::UnixListener::from(listen(&path).unwrap());
         let mut ours = connect(&path).unwrap();
         ours.write_all(b"x").unwrap();
         let (mut theirs, _) = listener.accept().unwrap();

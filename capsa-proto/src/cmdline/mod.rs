@@ -34,8 +34,7 @@
 //! # Layers
 //!
 //! ```
-//! use capsa_proto::cmdline::{KernelCmdline, MAX_LEN};
-//!
+//! # use capsa_proto::cmdline::{KernelCmdline, MAX_LEN};
 //! let mut line = KernelCmdline::new();
 //! line.console("ttyS0").arg("panic=-1").root("/dev/vda");
 //!

@@ -15,7 +15,7 @@ use super::arg::same_key;
 /// [`append`](super::KernelCmdline::append) repeats it all the same.
 ///
 /// ```
-/// use capsa_proto::cmdline::is_repeatable;
+/// # use capsa_proto::cmdline::is_repeatable;
 /// assert!(is_repeatable("console"));
 /// assert!(is_repeatable("systemd.mount_extra"), "`-` and `_` are alike");
 /// assert!(!is_repeatable("root"));

@@ -12,8 +12,7 @@ use memchr::memmem::Finder;
 /// A literal or a regular expression that a wait searches for.
 ///
 /// ```
-/// use capsa_proto::console::Pattern;
-///
+/// # use capsa_proto::console::Pattern;
 /// assert_eq!(Pattern::literal("login:").to_string(), "\"login:\"");
 /// # #[cfg(feature = "regex")]
 /// assert_eq!(Pattern::regex(r"root@\w+[#$] ")?.to_string(), r"/root@\w+[#$] /");

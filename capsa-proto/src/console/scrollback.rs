@@ -35,8 +35,7 @@ pub enum Overflow {
 /// the bytes.
 ///
 /// ```
-/// use capsa_proto::console::Scrollback;
-///
+/// # use capsa_proto::console::Scrollback;
 /// let mut log = Scrollback::new(8);
 /// log.push(b"Booting Linux");
 /// assert_eq!(log.since(0), b"ng Linux");
@@ -167,8 +166,7 @@ impl Scrollback {
     /// reader yet, and [`end`](Self::end) if the last reader was dropped.
     ///
     /// ```
-    /// use capsa_proto::console::{Overflow, Scrollback};
-    ///
+    /// # use capsa_proto::console::{Overflow, Scrollback};
     /// let mut log = Scrollback::with_overflow(8, Overflow::Pause);
     /// log.push(b"12345678");
     /// assert_eq!(log.room(0), 0);

@@ -15,8 +15,7 @@ const ESC: u8 = 0x1b;
 /// string hides at most one line.
 ///
 /// ```
-/// use capsa_proto::console::Stripper;
-///
+/// # use capsa_proto::console::Stripper;
 /// let (mut stripper, mut text) = (Stripper::default(), Vec::new());
 /// stripper.strip(b"\x1b]0;title\x07\x1b[1;3", &mut text);
 /// stripper.strip(b"2mroot@vm\x1b[0m:~# ", &mut text);

@@ -20,7 +20,7 @@ use super::scripted_sim::ScriptedSim;
 /// powers off when its power button is pressed.
 ///
 /// ```
-/// use capsa_proto::sim::{GuestReply, ScriptedGuest};
+/// # use capsa_proto::sim::{GuestReply, ScriptedGuest};
 /// use core::time::Duration;
 ///
 /// let guest = ScriptedGuest::new()

@@ -31,6 +31,7 @@ mod unblock;
 mod wakers;
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,7 +68,6 @@ pub(crate) fn by_future(vm: embed::Vm) -> Result<(Arc<Shared>, Driver)> {
 }
 
 /// A VM, its waiters, and how to wake its driver.
-#[derive(Debug)]
 pub(crate) struct Shared {
     /// Held for one `on_ready`, which can last as long as a spawn, or for one short call of a
     /// handle.
@@ -75,6 +75,12 @@ pub(crate) struct Shared {
     /// What handles read without waiting for the driver. Held for a copy, also under `state`.
     snapshot: Mutex<VmSnapshot>,
     wake_target: WakeTarget,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("status", &self.snapshot().status).finish_non_exhaustive()
+    }
 }
 
 /// How to wake the driver of a VM.

@@ -172,3 +172,14 @@ fn wake_of_an_ended_vm_is_ignored() {
     assert!(block_on(console.wait_for("never")).is_err());
     assert!(block_on(vm.wait_timeout(Duration::ZERO)).unwrap().is_some());
 }
+
+#[test]
+fn handle_debug_is_one_short_line() {
+    let (vm, console) = started(shell());
+    let debug = format!("{vm:?}");
+    assert!(debug.starts_with("VmHandle { run_dir: \"") && debug.ends_with("status: Running }"));
+    assert!(debug.len() < 200, "{debug}");
+    assert!(format!("{console:?}").len() < 300, "{console:?}");
+    let embedded = testing::vm(shell()).build_embedded().unwrap();
+    assert!(format!("{embedded:?}").len() < 200, "{embedded:?}");
+}

@@ -1,6 +1,7 @@
 //! Violations are found before anything is started, are reported together, and name a remedy.
 
 use std::fs;
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 

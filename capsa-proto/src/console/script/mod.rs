@@ -31,6 +31,7 @@ use super::expect::TimeLimit;
 use super::fault_check::{FaultCheck, last_fault};
 use super::{Cursor, FaultReport, GuestFault, NearMatch, Scrollback};
 use crate::time::{Deadline, Instant};
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -127,7 +128,9 @@ pub enum ScriptAction {
 }
 
 /// The result of a script, above all of a command.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+///
+/// Its `Debug` form shows the output as text, at most the last 200 characters.
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct CommandOutput {
     /// For a command, its output, with the terminal's `\r\n` replaced by `\n`. For a login, the last
     /// output, at most 2 KiB, unchanged.
@@ -136,6 +139,30 @@ pub struct CommandOutput {
     pub status: Option<i32>,
     /// Whether `output` is incomplete.
     pub truncated: bool,
+}
+
+impl CommandOutput {
+    /// The output as text. Bytes that are not UTF-8 become U+FFFD.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.output)
+    }
+
+    /// Whether the command exited with status 0.
+    pub fn success(&self) -> bool {
+        self.status == Some(0)
+    }
+}
+
+impl fmt::Debug for CommandOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.text();
+        let cut = text.char_indices().rev().nth(199).map_or(0, |(at, _)| at);
+        f.debug_struct("CommandOutput")
+            .field("output", &&text[cut..])
+            .field("status", &self.status)
+            .field("truncated", &self.truncated)
+            .finish()
+    }
 }
 
 /// Why a script failed.
@@ -371,5 +398,27 @@ impl ScriptContext {
 
     fn deadline(&self, why: &'static str) -> Option<Deadline> {
         if self.ended.is_some() { None } else { self.time_limit.deadline(why) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn command_output_debug_shows_text() {
+        let output =
+            CommandOutput { output: b"caf\xc3\xa9 \xff".into(), status: Some(0), truncated: false };
+        assert!(output.success());
+        assert_eq!(output.text(), "café \u{fffd}");
+        let debug = format!("{output:?}");
+        assert_eq!(
+            debug,
+            "CommandOutput { output: \"café \u{fffd}\", status: Some(0), truncated: false }"
+        );
+        let long = CommandOutput { output: vec![b'x'; 100_000], status: None, truncated: true };
+        assert!(!long.success());
+        assert_eq!(format!("{long:?}").matches('x').count(), 200);
     }
 }
