@@ -4,7 +4,7 @@
 //!
 //! A program that automates a guest can be tested in milliseconds without a kernel, a disk or a
 //! hypervisor, and without changes: it gets the same [`VmHandle`](crate::VmHandle), the same
-//! [`VmConsole`](crate::VmConsole), the same [`embed::Vm`](crate::embed::Vm). Only the guest behind
+//! [`VmConsole`](crate::VmConsole), the same [`embed::Vm`]. Only the guest behind
 //! the console is simulated; lifecycle, stop ladder, time limits, waits and reports are the real
 //! ones.
 //!

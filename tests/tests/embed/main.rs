@@ -4,6 +4,8 @@ mod basic_usage;
 mod cancellation;
 mod contract;
 mod driver;
+// It finds the descriptors of pollers in /proc.
+#[cfg(target_os = "linux")]
 mod driver_failure;
 mod edge_triggered;
 mod event_loops;

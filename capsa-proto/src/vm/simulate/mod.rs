@@ -1,7 +1,7 @@
 //! The whole VM in a simulated world: one fuzz target, and one deterministic simulation.
 //!
 //! A schedule chooses a VM and then, step by step, what its hypervisor, its helpers, its guest, its
-//! driver and its owner do. The [`VmCore`] is the real one; everything around it is simulated, so a
+//! driver and its owner do. The [`VmCore`](super::VmCore) is the real one; everything around it is simulated, so a
 //! schedule takes microseconds and is the same at each run. The bytes of a fuzzer choose the schedule
 //! ([`run`]), or a seed ([`run_seed`]). Nothing here is part of the API.
 //!
@@ -11,7 +11,7 @@
 //! | `setup` | the VM: plans of several shapes, a guest, and how reliable its world is |
 //! | `hypervisor` | the hypervisor's end of the control channel (QMP, HTTP), events, standard error |
 //! | `world` | the steps: what the processes and the guest do, and time |
-//! | `driver` | the third driver of [`VmCore`]: moves bytes, carries out outputs |
+//! | `driver` | the third driver of [`VmCore`](super::VmCore): moves bytes, carries out outputs |
 //! | `owner` | the owner: readers, input, and requests; the laws of the console |
 //! | `waits` | the owner's waits, and the laws of their ends |
 //! | `laws` | the laws of the lifecycle, the control channel and the stop report |
