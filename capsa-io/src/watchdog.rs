@@ -256,8 +256,7 @@ mod tests {
             assert!(status.unwrap().success());
             return;
         }
-        // SAFETY: nothing of this process uses its standard input.
-        unsafe { nix::libc::close(0) };
+        nix::unistd::close(0).unwrap();
         let (shell, line) = start_shell().unwrap();
         assert!(std::os::fd::AsRawFd::as_raw_fd(&line) > 2);
         drop(line);
