@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ struct HandleInner {
     resources: ResourceConfig,
     guest_os: GuestOs,
     rejected: Vec<Rejection>,
+    /// Dropping the last handle does not kill the VM.
+    keeps_running: AtomicBool,
 }
 
 impl VmHandle {
@@ -61,7 +64,9 @@ impl VmHandle {
         let guest_os = state.vm.guest_os();
         let rejected = state.vm.rejected_backends().to_vec();
         drop(state);
-        Self { inner: Arc::new(HandleInner { shared, plan, resources, guest_os, rejected }) }
+        let keeps_running = AtomicBool::new(false);
+        let inner = HandleInner { shared, plan, resources, guest_os, rejected, keeps_running };
+        Self { inner: Arc::new(inner) }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -258,10 +263,10 @@ impl VmHandle {
         self.shared().snapshot().hypervisor_pid
     }
 
-    /// Drops the handle without killing the VM. The VM runs until its guest ends it or this program
-    /// exits.
+    /// Drops the handle without killing the VM; dropping its clones does not kill the VM either. The
+    /// VM runs until its guest ends it or this program exits.
     pub fn keep_running(self) {
-        std::mem::forget(self);
+        self.inner.keeps_running.store(true, Ordering::Relaxed);
     }
 }
 
@@ -274,6 +279,8 @@ impl AsRef<VmHandle> for VmHandle {
 impl Drop for HandleInner {
     /// Sends SIGKILL at once and removes the run directory; the driver reaps the processes.
     fn drop(&mut self) {
-        self.shared.change(|state| state.vm.abandon());
+        if !*self.keeps_running.get_mut() {
+            self.shared.change(|state| state.vm.abandon());
+        }
     }
 }

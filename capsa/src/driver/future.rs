@@ -39,7 +39,10 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let WakeTarget::Future(waker) = &self.shared.wake_target {
-            *waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+            let waker =
+                waker.lock().unwrap_or_else(PoisonError::into_inner).replace(cx.waker().clone());
+            // After the unlock: it may own a task with a handle of this VM.
+            drop(waker);
         }
         // The number of rounds is bounded, so that a busy VM does not starve other tasks.
         for _ in 0..16 {

@@ -13,8 +13,8 @@
 //!
 //! # Locks
 //!
-//! A thread takes locks only from left to right. It runs no waker and drops no future or started
-//! VM while it holds one: a waker and a future may lock again, and a VM waits for its processes.
+//! A thread takes locks only from left to right. While it holds one, it runs and drops no waker, and
+//! drops no future or started VM: a waker and a future may lock again, and a VM waits for its processes.
 //!
 //! ```text
 //! THREAD ──▶ DriverThread.vms
@@ -26,6 +26,8 @@
 
 mod future;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;
 mod unblock;
 mod wakers;
@@ -33,6 +35,7 @@ mod wakers;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,6 +120,37 @@ pub(crate) struct SharedState {
     drives: u64,
 }
 
+/// A locked VM.
+///
+/// Wakers that were replaced or removed are dropped after the unlock: a waker may own a task, and the
+/// task a handle of this VM, which locks it again.
+#[derive(Debug)]
+pub(crate) struct StateGuard<'a> {
+    // Fields are dropped in this order.
+    state: MutexGuard<'a, SharedState>,
+    discarded: Vec<Waker>,
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = SharedState;
+
+    fn deref(&self) -> &SharedState {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut SharedState {
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        self.discarded = self.state.wakers.take_discarded();
+    }
+}
+
 /// The error that ended a driver before its VM.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the driver of the VM has failed: {0}")]
@@ -183,8 +217,9 @@ impl Shared {
 
     /// Locks the VM, to look at it or to take what is there. It waits while the driver is in
     /// `on_ready`.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, SharedState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> StateGuard<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        StateGuard { state, discarded: Vec::new() }
     }
 
     /// The status and what belongs to it. Never waits for the driver, and never lags behind what a
@@ -381,7 +416,9 @@ impl SharedState {
 /// A waker is code of the program; a panic in it must not end the thread that serves other VMs.
 fn wake_all(wakers: Vec<Waker>) {
     for waker in wakers {
-        if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            // Its drop may panic too.
+            std::mem::forget(panic);
             tracing::error!("a waker panicked: its future may never be woken");
         }
     }
@@ -454,11 +491,20 @@ impl DriverThread {
     fn drive(&self, key: usize, deadlines: &mut Deadlines) {
         let shared = self.vms().by_key.get(&key).map(|vm| Arc::clone(&vm.shared));
         let Some(shared) = shared else { return };
-        if let DriveOutcome::Again(timeout) = shared.drive() {
+        // A panic must not end the thread that serves other VMs. The program's tracing subscriber, for
+        // example, runs in this call.
+        let driven = catch_unwind(AssertUnwindSafe(|| shared.drive()));
+        if let Ok(DriveOutcome::Again(timeout)) = driven {
             deadlines.set(key, timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
             return;
         }
         deadlines.set(key, None);
+        if let Err(panic) = driven {
+            std::mem::forget(panic);
+            let error = io::Error::other("the driver of the VM panicked");
+            let failed = catch_unwind(AssertUnwindSafe(|| shared.fail(error)));
+            failed.map(drop).unwrap_or_else(std::mem::forget);
+        }
         // The last reference of a VM may be dropped here, which waits for processes.
         let removed = self.vms().by_key.remove(&key);
         drop(removed);

@@ -32,6 +32,8 @@ pub(super) struct Wakers {
     ended: BTreeMap<WaitId, Waker>,
     timers: BTreeMap<(Instant, WaiterId), Waker>,
     last_id: u64,
+    /// Wakers that were replaced or removed. They must not be dropped under a lock.
+    discarded: Vec<Waker>,
 }
 
 impl Wakers {
@@ -41,23 +43,30 @@ impl Wakers {
     }
 
     pub(super) fn insert(&mut self, key: WaitKey, waker: Waker) {
-        match key {
+        let replaced = match key {
             WaitKey::Status(id) => self.status.insert(id, waker),
             WaitKey::Data(reader) => self.data.insert(reader, waker),
             WaitKey::Writable(id) => self.writable.insert(id, waker),
             WaitKey::Ended(wait) => self.ended.insert(wait, waker),
             WaitKey::Timer(at, id) => self.timers.insert((at, id), waker),
         };
+        self.discarded.extend(replaced);
     }
 
     pub(super) fn remove(&mut self, key: WaitKey) {
-        match key {
+        let removed = match key {
             WaitKey::Status(id) => self.status.remove(&id),
             WaitKey::Data(reader) => self.data.remove(&reader),
             WaitKey::Writable(id) => self.writable.remove(&id),
             WaitKey::Ended(wait) => self.ended.remove(&wait),
             WaitKey::Timer(at, id) => self.timers.remove(&(at, id)),
         };
+        self.discarded.extend(removed);
+    }
+
+    /// Takes the wakers that were replaced or removed.
+    pub(super) fn take_discarded(&mut self) -> Vec<Waker> {
+        mem::take(&mut self.discarded)
     }
 
     /// Moves the wakers that wait for a status to `wake`.
@@ -91,8 +100,8 @@ impl Wakers {
 
     /// Moves all wakers to `wake`.
     pub(super) fn take_all(&mut self, wake: &mut Vec<Waker>) {
-        let Self { status, data, writable, ended, timers, last_id } = mem::take(self);
-        self.last_id = last_id;
+        let Self { status, data, writable, ended, timers, last_id, discarded } = mem::take(self);
+        (self.last_id, self.discarded) = (last_id, discarded);
         wake.extend(status.into_values().chain(data.into_values()).chain(writable.into_values()));
         wake.extend(ended.into_values().chain(timers.into_values()));
     }
