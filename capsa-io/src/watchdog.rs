@@ -127,17 +127,20 @@ impl Watchdog {
         Ok(Self { shell, fork_guard: ForkGuard::new(), line, live, killed })
     }
 
-    /// Replaces the shell. SIGKILL ends the old one before its socket closes, so it kills no group.
+    /// Replaces the shell. SIGKILL ends the old one before its socket closes, so it kills no group. The
+    /// new one has the list by then: if this program dies meanwhile, one of them kills the groups.
     fn replace(&mut self) -> io::Result<()> {
         let (shell, line) = start_shell()?;
         let old = std::mem::replace(&mut self.shell, shell);
+        let old_line = std::mem::replace(&mut self.line, line);
+        let sent = self.send_list();
         if !has_ended(old) {
             tracing::warn!(pid = old, "the watchdog does not read: replaced");
             let _ = sys::signal_group(old, Signal::SIGKILL);
             self.killed.push(old);
         }
-        self.line = line;
-        self.send_list()
+        drop(old_line);
+        sent
     }
 
     fn spawn_registered(&self, request: SpawnRequest<'_>) -> io::Result<u32> {
