@@ -171,15 +171,25 @@ impl RunDir {
     /// Creates the directory of a VM that is being built, as [`RunDir::create`], and spends at most
     /// [`SLICE`] on the removal of directories that crashes left behind. The builds of a program
     /// continue one sweep, which ends when it has looked at every directory once. A sweep waits for
-    /// no lock and fails no build.
+    /// no lock and fails no build. If the file system is full, the sweep comes first, from its beginning.
     ///
     /// # Errors
     ///
     /// The same as [`RunDir::create`].
     pub fn create_and_sweep(path: &Path) -> io::Result<Self> {
-        let created = Self::create(path)?;
-        sweep::sweep_slice(base_of(path)?);
-        Ok(created)
+        let base = base_of(path)?;
+        match Self::create(path) {
+            Err(error) if is_full(&error) => {
+                sweep::restart(base);
+                sweep::sweep_slice(base);
+                Self::create(path)
+            }
+            created => {
+                let created = created?;
+                sweep::sweep_slice(base);
+                Ok(created)
+            }
+        }
     }
 
     /// Checks that the directory was not removed since it was created. Does not block.
@@ -310,6 +320,10 @@ fn running_children(run_dir: &Path) -> Vec<u32> {
         (start != 0 && sys::start_time(pid) == Some(start)).then_some(pid)
     };
     children.lines().filter_map(child).collect()
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn base_of(path: &Path) -> io::Result<&Path> {

@@ -97,6 +97,14 @@ pub(super) fn sweep_slice(base: &Path) {
     }
 }
 
+/// Makes the next [`sweep_slice`] begin a new sweep if the last one has ended.
+pub(super) fn restart(base: &Path) {
+    let mut sweeps = SWEEPS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if sweeps.get(base).is_some_and(Sweep::is_done) {
+        sweeps.remove(base);
+    }
+}
+
 /// A sweep that continues where it stopped.
 #[derive(Debug)]
 struct Sweep {
@@ -240,6 +248,45 @@ mod tests {
         assert!(removed.is_empty() && !sweep.is_done());
         sweep.advance(Instant::now() + Duration::from_secs(60), &mut removed);
         assert_eq!((removed.len(), sweep.is_done()), (2, true), "the limit of entries is 2");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn build_on_a_full_file_system_sweeps_first() {
+        use std::process::Command;
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "run_dir::sweep::tests::build_on_a_full_file_system_sweeps_first";
+        let unshare = || {
+            let mut command = Command::new("unshare");
+            command.args(["--map-root-user", "--mount"]);
+            command
+        };
+        if std::env::var_os(ALONE).is_none() {
+            // A host may forbid this to a user.
+            if unshare().arg("true").status().is_ok_and(|status| status.success()) {
+                let this = std::env::current_exe().unwrap();
+                let status = unshare().arg(this).args([name, "--exact"]).env(ALONE, "1").status();
+                assert!(status.unwrap().success());
+            }
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "nr_inodes=16", "none"]).arg(dir.path());
+        assert!(mount.status().unwrap().success());
+        let base = dir.path().join("base");
+        // A sweep that has ended.
+        drop(RunDir::create_and_sweep(&base.join("first")).unwrap());
+        leftover(&base.join("left"));
+        let fill = |n: &u32| fs::write(dir.path().join(n.to_string()), "").is_ok();
+        assert!((0..).take_while(fill).count() > 0);
+        let path = base.join("second");
+        let error = RunDir::create(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+        assert_eq!(RunDir::create_and_sweep(&path).unwrap().path(), path);
+        assert!(!base.join("left").exists());
+        let unmount = Command::new("umount").arg(dir.path()).status();
+        assert!(unmount.unwrap().success());
     }
 
     #[test]
