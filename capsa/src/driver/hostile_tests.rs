@@ -85,7 +85,8 @@ fn driver_that_changes_executor_may_drop_a_console() {
     });
 }
 
-/// Drops a handle in `wake`, then panics with a value whose drop panics.
+/// Panics in `wake`. If it has a handle, it drops that first, and the drop of the panic's value panics
+/// too.
 struct PanickingWaker(Mutex<Option<VmHandle>>);
 
 struct PanicsOnDrop;
@@ -98,7 +99,8 @@ impl Drop for PanicsOnDrop {
 
 impl Wake for PanickingWaker {
     fn wake(self: Arc<Self>) {
-        drop(self.0.lock().unwrap().take());
+        let Some(vm) = self.0.lock().unwrap().take() else { panic!("a waker panics") };
+        drop(vm);
         panic_any(PanicsOnDrop);
     }
 }
@@ -116,6 +118,20 @@ fn waker_that_drops_its_vm_and_panics_is_harmless() {
         block_on(vm.kill()).unwrap();
         drop(vm);
         block_on(other.kill()).unwrap();
+    });
+}
+
+#[test]
+fn panicking_waker_of_a_driver_reaches_no_handle() {
+    in_time(|| {
+        let vm = testing::vm(ScriptedGuest::new().hang()).build_driven();
+        let (vm, mut driver) = block_on(vm).unwrap();
+        let panics = || Waker::from(Arc::new(PanickingWaker(Mutex::new(None))));
+        assert!(poll_with(&mut driver, &panics()).is_pending());
+        assert!(block_on(vm.stop()).is_err(), "it was not started");
+        assert!(poll_with(&mut driver, &panics()).is_pending());
+        drop(vm);
+        assert!(block_on(driver).unwrap().is_terminal());
     });
 }
 

@@ -250,9 +250,7 @@ impl Shared {
             WakeTarget::Thread(thread, key) => thread.reactor.wake(*key),
             WakeTarget::Future(waker) => {
                 let waker = waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+                wake_all(waker);
             }
         }
     }
@@ -414,7 +412,7 @@ impl SharedState {
 /// Runs wakers, outside the locks because they may take them.
 ///
 /// A waker is code of the program; a panic in it must not end the thread that serves other VMs.
-fn wake_all(wakers: Vec<Waker>) {
+fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
             // Its drop may panic too.
