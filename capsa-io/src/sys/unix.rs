@@ -138,9 +138,16 @@ fn announcement(mut pid: u32, line: &mut [u8; 24]) -> usize {
 
 /// Sends a signal to the process group that `pid` leads.
 ///
-/// A group that no longer exists is not an error.
+/// A group that no longer exists is not an error. The group ids 0 and 1 are rejected: `killpg` sends the
+/// signal to the group of this process, or to all processes. The file with the children of a run
+/// directory, which a hypervisor can write, may have such an id.
 pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
-    let group = Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?);
+    let group = i32::try_from(pid).ok().filter(|group| *group > 1);
+    let invalid = || {
+        let text = format!("invalid process group {pid}: expected 2 to {}", i32::MAX);
+        io::Error::new(io::ErrorKind::InvalidInput, text)
+    };
+    let group = Pid::from_raw(group.ok_or_else(invalid)?);
     match killpg(group, signal) {
         // macOS returns EPERM for a group of zombies only.
         Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
@@ -273,6 +280,15 @@ mod tests {
         assert_eq!(wait_exited(child.id(), Duration::from_secs(60)), ExitState::Exited);
         child.wait().unwrap();
         assert_eq!(wait_exited(child.id(), Duration::ZERO), ExitState::Unknown);
+    }
+
+    #[test]
+    fn signal_group_rejects_all_processes() {
+        for pid in [0, 1, u32::MAX] {
+            // By default, no process reacts to this signal.
+            assert!(signal_group(pid, Signal::SIGURG).is_err(), "{pid}");
+        }
+        assert!(signal_group(4_194_304, Signal::SIGURG).is_ok(), "larger than a process id");
     }
 
     #[test]
