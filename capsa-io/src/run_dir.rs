@@ -13,7 +13,7 @@ mod sweep;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -222,8 +222,9 @@ impl RunDir {
     /// When the file cannot be written.
     pub fn record_child(&self, pid: u32) -> io::Result<()> {
         let start = sys::start_time(pid).unwrap_or(0);
-        let mut file =
-            OpenOptions::new().append(true).create(true).open(self.path.join(CHILDREN))?;
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).custom_flags(lock::FOREIGN.bits());
+        let mut file = options.open(self.path.join(CHILDREN))?;
         writeln!(file, "{pid} {start}")
     }
 }
@@ -313,7 +314,8 @@ fn kill_children(run_dir: &Path) -> Vec<u32> {
 /// The recorded children that still run. A process id alone may have been reused; the start time
 /// identifies the child.
 fn running_children(run_dir: &Path) -> Vec<u32> {
-    let children = fs::read_to_string(run_dir.join(CHILDREN)).unwrap_or_default();
+    let children = lock::open(&run_dir.join(CHILDREN)).and_then(|file| lock::read(&file));
+    let children = children.unwrap_or_default();
     let child = |line: &str| {
         let (pid, start) = line.split_once(' ')?;
         let (pid, start) = (pid.parse().ok()?, start.parse::<u64>().ok()?);
@@ -392,6 +394,16 @@ mod tests {
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o700);
         drop(run_dir);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn record_child_foreign_file_is_an_error() {
+        let base = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::create(&base.path().join("x")).unwrap();
+        let other = base.path().join("other");
+        std::os::unix::fs::symlink(&other, run_dir.path().join(CHILDREN)).unwrap();
+        assert!(run_dir.record_child(std::process::id()).is_err());
+        assert!(!other.exists(), "it followed a link");
     }
 
     #[test]

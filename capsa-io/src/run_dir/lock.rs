@@ -58,17 +58,19 @@ impl LockTimeout {
     }
 }
 
-/// The largest number of bytes of a lock file that are read: more than a program of Capsa writes.
-const MAX_TEXT: u64 = 256;
+/// The largest number of bytes of a file that are read: more than a program of Capsa writes.
+const MAX_TEXT: u64 = 64 * 1024;
 
-/// Opens a lock file to look at it. The file may be a foreign one, so this does not wait for the
-/// other end of a FIFO and follows no symbolic link.
+/// How to open a file that may be a foreign one.
+pub(super) const FOREIGN: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOFOLLOW);
+
+/// Opens a file of a run directory to look at it. The file may be a foreign one, so this does not
+/// wait for the other end of a FIFO and follows no symbolic link.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
-    File::options().read(true).custom_flags(flags.bits()).open(path)
+    File::options().read(true).custom_flags(FOREIGN.bits()).open(path)
 }
 
-/// The beginning of a lock file.
+/// The beginning of a file of a run directory.
 pub(super) fn read(file: &File) -> io::Result<String> {
     let mut text = String::new();
     file.take(MAX_TEXT).read_to_string(&mut text)?;

@@ -226,6 +226,23 @@ mod tests {
     }
 
     #[test]
+    fn sweep_never_waits_for_a_foreign_children_file() {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["pipe", "link"] {
+            leftover(&base.path().join(name));
+            fs::remove_file(base.path().join(name).join(CHILDREN)).unwrap();
+        }
+        let pipe = base.path().join("pipe").join(CHILDREN);
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", base.path().join("link").join(CHILDREN)).unwrap();
+        let path = base.path().to_owned();
+        let (done, is_done) = std::sync::mpsc::channel();
+        thread::spawn(move || done.send((super::super::list(&path), sweep(&path))));
+        let found = is_done.recv_timeout(Duration::from_secs(10)).expect("the sweep waits");
+        assert_eq!((found.0.unwrap().len(), found.1.unwrap().len()), (2, 2));
+    }
+
+    #[test]
     fn sweep_removes_half_created_directories() {
         let base = tempfile::tempdir().unwrap();
         let (empty, unwritten) =
