@@ -400,7 +400,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the command is too long or contains characters that cannot be typed.
+    /// When the command is longer than 64 KiB after escaping, or has a NUL byte.
     pub fn run_command(
         &mut self,
         reader: ReaderId,
