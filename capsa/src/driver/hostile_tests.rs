@@ -9,7 +9,9 @@ use std::task::Wake;
 use futures_lite::future::block_on;
 
 use super::*;
-use crate::testing::{self, GuestReply, ScriptedGuest};
+#[cfg(target_os = "linux")]
+use crate::testing::GuestReply;
+use crate::testing::{self, ScriptedGuest};
 use crate::{VmConsole, VmHandle};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ fn started() -> VmHandle {
 /// A task that owns a console, as a future that an executor has dropped except for its waker.
 struct ConsoleTask(#[expect(dead_code, reason = "dropped")] VmConsole);
 
+// `Waker::noop` would own no console.
+#[allow(unknown_lints, clippy::manual_noop_waker, reason = "a lint of clippy 1.96")]
 impl Wake for ConsoleTask {
     fn wake(self: Arc<Self>) {}
 }
