@@ -43,7 +43,7 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// Whether the backend can be used on this host: blockers, missing features, warnings.
     fn availability(&self, host: &HostFacts, found: &ProbeReport) -> Availability;
 
-    /// Whether the backend exists for this OS. If not, installing it is no remedy.
+    /// Whether the backend exists for this OS. If not, no installation makes it usable.
     fn supports_os(&self, os: Os) -> bool {
         let _ = os;
         true
