@@ -24,13 +24,10 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
     }
     let no_shares = MissingFeature::of(Feature::VirtioFs, virtiofsd::blockers(found));
     let no_nat = MissingFeature::of(Feature::Nat, passt::blockers(found));
-    Availability {
-        version: found.version(KEY),
-        program: found.found(KEY),
-        blockers,
-        missing_features: no_shares.chain(no_nat).collect(),
-        warnings: landlock::note(host).into_iter().collect(),
-    }
+    let mut availability = found.availability(KEY, blockers);
+    availability.missing_features.extend(no_shares.chain(no_nat));
+    availability.warnings.extend(landlock::note(host));
+    availability
 }
 
 fn architecture_blocker(arch: Arch) -> Option<Reason> {

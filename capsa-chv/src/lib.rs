@@ -42,10 +42,7 @@ use capsa_proto::backend::{
     Availability, ControlReply, GuestEvent, HypervisorBackend, Probe, ProbePlan, ProbeReport,
     ReplyOutcome, Version,
 };
-use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
-    ValidatedSpec, Violation,
-};
+use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::{passt, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os};
@@ -72,25 +69,28 @@ pub const MIN_VERSION: Version = Version::new(50, 1, 0);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloudHypervisor;
 
-static CAPABILITIES: BackendCapabilities = BackendCapabilities {
-    guest_os: GuestOsSupport { linux: true },
-    boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: true },
-    image_formats: ImageFormatSupport { raw: true, qcow2: true },
+static CAPABILITIES: BackendCapabilities = {
+    let mut supports = BackendCapabilities::NONE;
+    supports.guest_os.linux = true;
+    supports.boot_methods.linux_direct = true;
+    supports.boot_methods.linux_direct_without_initrd = true;
+    supports.image_formats.raw = true;
+    supports.image_formats.qcow2 = true;
     // passt provides NAT, if it is found.
-    network_modes: NetworkModeSupport { none: true, nat: true },
-    virtio_fs: true,
-    virtio_9p: false,
-    share_read_only: true,
-    disk_ephemeral: true,
-    disk_read_only: true,
-    reboot_end: true,
-    reboot_restart: true,
-    vsock: true,
+    supports.network_modes.none = true;
+    supports.network_modes.nat = true;
+    supports.virtio_fs = true;
+    supports.share_read_only = true;
+    supports.disk_ephemeral = true;
+    supports.disk_read_only = true;
+    supports.reboot_end = true;
+    supports.reboot_restart = true;
+    supports.vsock = true;
     // The limit on all architectures. x86-64 supports 8192.
-    max_cpus: Some(255),
+    supports.max_cpus = Some(255);
     // Its PCI segment has 32 slots; the root, virtio-rng and pvpanic use three.
-    max_devices: Some(29),
-    max_memory_mb: None,
+    supports.max_devices = Some(29);
+    supports
 };
 
 impl CloudHypervisor {

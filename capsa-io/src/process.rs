@@ -107,11 +107,7 @@ impl ChildProcess {
         }
         let status = self.reap(Duration::ZERO);
         self.exit = None;
-        Some(Exit {
-            code: status.and_then(|s| s.code()),
-            signal: status.and_then(|s| s.signal()),
-            stderr_tail: String::new(),
-        })
+        Some(Exit::new(status.and_then(|s| s.code()), status.and_then(|s| s.signal())))
     }
 
     /// Leaves a child alone that survived SIGKILL: waiting for it could block forever. It stays in the

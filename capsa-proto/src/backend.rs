@@ -235,6 +235,13 @@ impl ProbeReport {
     pub fn version(&self, key: &str) -> Option<Version> {
         Version::find(self.output(key)?)
     }
+
+    /// The availability of a backend with the program of this probe and with these blockers.
+    pub fn availability(&self, key: &str, blockers: Vec<Reason>) -> Availability {
+        let (version, program) = (self.version(key), self.found(key));
+        let (missing_features, warnings) = (Vec::new(), Vec::new());
+        Availability { version, program, blockers, missing_features, warnings }
+    }
 }
 
 /// A program's version.
@@ -290,6 +297,7 @@ impl Serialize for Version {
 
 /// Whether a backend can be used on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Availability {
     /// The version of the hypervisor, if its probe succeeded.
     pub version: Option<Version>,
@@ -305,6 +313,7 @@ pub struct Availability {
 
 /// A feature that the backend supports but that is unavailable on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MissingFeature {
     /// The feature.
     pub feature: Feature,

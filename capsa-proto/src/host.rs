@@ -176,6 +176,7 @@ pub const KVM_API: i32 = 12;
 
 /// A reason why something cannot be used, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Reason {
     /// What is wrong: a lower-case sentence fragment.
     pub what: String,

@@ -318,6 +318,7 @@ pub enum Signal {
 
 /// A warning or note about an accepted plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Note {
     /// The level.
     pub level: NoteLevel,

@@ -274,6 +274,7 @@ pub enum Accelerator {
 /// What a guest reboot does, or a kernel panic that reboots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum RebootPolicy {
     /// The VM ends at every reboot that the backend detects; all backends accept this policy. It is the
     /// default because `panic=-1` in the default kernel command line turns a panic into a reboot, and a

@@ -139,8 +139,8 @@ impl QemuArgs {
         self.push(&["-smp", &resources.cpus.to_string()]);
         self.push(&["-m", &format!("{}M", resources.memory_mb)]);
         let reboot = match vm.spec().on_reboot {
-            RebootPolicy::Auto | RebootPolicy::End => "reboot=shutdown",
             RebootPolicy::Restart => "reboot=reset",
+            _ => "reboot=shutdown",
         };
         self.push(&["-action", &format!("{reboot},panic=shutdown")]);
         self.push(&["-device", "virtio-rng-pci", "-device", "pvpanic-pci"]);

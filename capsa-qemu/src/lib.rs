@@ -35,10 +35,7 @@ use capsa_proto::backend::{
     Availability, Feature, GuestEvent, HypervisorBackend, MissingFeature, Probe, ProbePlan,
     ProbeReport, Version,
 };
-use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
-    ValidatedSpec, Violation, ViolationKind,
-};
+use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation, ViolationKind};
 use capsa_proto::cmdline::KernelCmdline;
 use capsa_proto::codec::qmp::QmpMessage;
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
@@ -54,25 +51,29 @@ const PROGRAM: &str = "qemu";
 /// The key of the probe for QEMU's devices.
 const DEVICES: &str = "qemu.devices";
 
-const CAPABILITIES: BackendCapabilities = BackendCapabilities {
-    guest_os: GuestOsSupport { linux: true },
-    boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: true },
-    image_formats: ImageFormatSupport { raw: true, qcow2: true },
-    network_modes: NetworkModeSupport { none: true, nat: true },
-    virtio_fs: true,
-    virtio_9p: true,
-    share_read_only: true,
-    disk_ephemeral: true,
-    disk_read_only: true,
-    reboot_end: true,
-    reboot_restart: true,
-    vsock: true,
+const CAPABILITIES: BackendCapabilities = {
+    let mut supports = BackendCapabilities::NONE;
+    supports.guest_os.linux = true;
+    supports.boot_methods.linux_direct = true;
+    supports.boot_methods.linux_direct_without_initrd = true;
+    supports.image_formats.raw = true;
+    supports.image_formats.qcow2 = true;
+    supports.network_modes.none = true;
+    supports.network_modes.nat = true;
+    supports.virtio_fs = true;
+    supports.virtio_9p = true;
+    supports.share_read_only = true;
+    supports.disk_ephemeral = true;
+    supports.disk_read_only = true;
+    supports.reboot_end = true;
+    supports.reboot_restart = true;
+    supports.vsock = true;
     // The limit of q35 without an IOMMU. More vCPUs need interrupt remapping.
-    max_cpus: Some(255),
+    supports.max_cpus = Some(255);
     // The bus of q35 has 32 slots; the host bridge, the ISA bridge, virtio-rng and pvpanic use four. (The
     // bus of `virt` has one more.)
-    max_devices: Some(28),
-    max_memory_mb: None,
+    supports.max_devices = Some(28);
+    supports
 };
 
 /// The QEMU backend.
@@ -139,13 +140,10 @@ impl HypervisorBackend for Qemu {
         );
         let nat = MissingFeature::of(Feature::Nat, nat_blocker(found));
         let vsock = MissingFeature::of(Feature::Vsock, vsock_blocker(host, found));
-        Availability {
-            version: found.version(PROGRAM),
-            program: found.found(PROGRAM),
-            blockers,
-            missing_features: shares.chain(shares_9p).chain(nat).chain(vsock).collect(),
-            warnings: accel::choose(Default::default(), host).notes,
-        }
+        let mut availability = found.availability(PROGRAM, blockers);
+        availability.missing_features.extend(shares.chain(shares_9p).chain(nat).chain(vsock));
+        availability.warnings = accel::choose(Default::default(), host).notes;
+        availability
     }
 
     fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {

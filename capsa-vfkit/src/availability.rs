@@ -19,13 +19,7 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
             "use the cloud-hypervisor or the qemu backend",
         ));
     }
-    Availability {
-        version: found.version(KEY),
-        program: found.found(KEY),
-        blockers,
-        missing_features: Vec::new(),
-        warnings: Vec::new(),
-    }
+    found.availability(KEY, blockers)
 }
 
 fn program_blocker(found: &ProbeReport) -> Option<Reason> {

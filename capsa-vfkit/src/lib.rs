@@ -66,10 +66,7 @@ use capsa_proto::backend::{
     Availability, ControlReply, HypervisorBackend, Probe, ProbePlan, ProbeReport, ReplyOutcome,
     Version,
 };
-use capsa_proto::capabilities::{
-    BackendCapabilities, BootMethodSupport, GuestOsSupport, ImageFormatSupport, NetworkModeSupport,
-    ValidatedSpec, Violation,
-};
+use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
@@ -88,23 +85,21 @@ pub const MIN_VERSION: Version = Version::new(0, 6, 2);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Vfkit;
 
-static CAPABILITIES: BackendCapabilities = BackendCapabilities {
-    guest_os: GuestOsSupport { linux: true },
-    boot_methods: BootMethodSupport { linux_direct: true, linux_direct_without_initrd: false },
-    image_formats: ImageFormatSupport { raw: true, qcow2: false },
-    network_modes: NetworkModeSupport { none: true, nat: true },
-    virtio_fs: true,
-    virtio_9p: false,
+static CAPABILITIES: BackendCapabilities = {
+    let mut supports = BackendCapabilities::NONE;
+    supports.guest_os.linux = true;
+    supports.boot_methods.linux_direct = true;
+    supports.image_formats.raw = true;
+    supports.network_modes.none = true;
+    supports.network_modes.nat = true;
+    supports.virtio_fs = true;
     // The framework supports it. vfkit has no option for it and always shares writable.
-    share_read_only: false,
-    disk_ephemeral: true,
-    disk_read_only: true,
-    reboot_end: false,
-    reboot_restart: true,
-    vsock: true,
-    max_cpus: None,
-    max_devices: None,
-    max_memory_mb: None,
+    supports.share_read_only = false;
+    supports.disk_ephemeral = true;
+    supports.disk_read_only = true;
+    supports.reboot_restart = true;
+    supports.vsock = true;
+    supports
 };
 
 impl Vfkit {

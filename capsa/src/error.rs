@@ -318,12 +318,9 @@ mod tests {
 
     #[test]
     fn display_lists_violations_and_debug_names_variant() {
-        let missing = |field: &str| Violation {
-            field: field.into(),
-            backend: None,
-            kind: ViolationKind::Missing,
-            reason: "./vmlinuz does not exist".into(),
-            remedy: "check the path".into(),
+        let missing = |field: &str| {
+            let reason = "./vmlinuz does not exist";
+            Violation::new(field, ViolationKind::Missing, reason, "check the path")
         };
         let error = Error::from_violations(vec![missing("kernel"), missing("initrd")]);
         assert_eq!(error.to_string().matches("\n  - ").count(), 2, "{error}");

@@ -171,7 +171,7 @@ impl Job {
                     self.enter(started, JobState::Running).or(Some(JobEvent::LoggedIn))
                 }
                 Ended::Script(Err(error)) => self.fail(format!("cannot log in: {error}")),
-                Ended::Expect(_) => None,
+                _ => None,
             },
             JobState::Running(run) if run == wait => {
                 // The output before a failure.
@@ -193,7 +193,7 @@ impl Job {
                     Ended::Script(Err(error)) => {
                         self.fail(format!("cannot run the command: {error}"))
                     }
-                    Ended::Expect(_) => None,
+                    _ => None,
                 }
             }
             _ => None,

@@ -187,7 +187,13 @@ mod tests {
     use capsa::StartError;
 
     fn report(ended_by: EndedBy) -> StopReport {
-        StopReport { ended_by, time_limit: false, steps: Vec::new(), exit: None }
+        StopReport::new(ended_by)
+    }
+
+    fn limited(ended_by: EndedBy) -> StopReport {
+        let mut report = report(ended_by);
+        report.time_limit = true;
+        report
     }
 
     fn start_failed(reason: &str) -> EndedBy {
@@ -196,7 +202,6 @@ mod tests {
 
     #[test]
     fn exit_code_of_each_end() {
-        let limited = |by| StopReport { time_limit: true, ..report(by) };
         let lost = || EndedBy::HypervisorLost { reason: "qemu crashed".into() };
         let not_started = || start_failed("no");
         for (report, signal, want) in [
@@ -224,17 +229,16 @@ mod tests {
     fn exit_code_is_command_status_unless_vm_failed() {
         let exited = || JobEnd::Exited(7);
         let failed = || JobEnd::Failed("no shell".into());
-        let limited = || StopReport { time_limit: true, ..report(EndedBy::GuestPowerOff) };
         for (report, signal, job, want) in [
             (report(EndedBy::GuestPowerOff), None, exited(), 7),
             // The guest ignored the power button after the command.
             (report(EndedBy::Owner), None, exited(), 7),
             (report(EndedBy::GuestPowerOff), Some(15), exited(), 143),
-            (limited(), None, exited(), 114),
+            (limited(EndedBy::GuestPowerOff), None, exited(), 114),
             (report(EndedBy::GuestPowerOff), None, failed(), 117),
             (report(EndedBy::Owner), None, failed(), 117),
             (report(EndedBy::GuestPanic), None, failed(), 115),
-            (limited(), None, failed(), 114),
+            (limited(EndedBy::GuestPowerOff), None, failed(), 114),
             (report(EndedBy::GuestPowerOff), None, JobEnd::OutputClosed, 0),
             (report(EndedBy::Owner), None, JobEnd::OutputClosed, 0),
             (report(EndedBy::GuestPanic), None, JobEnd::OutputClosed, 115),

@@ -21,6 +21,7 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(8);
 ///
 /// It is the inner error ([`io::Error::get_ref`]) of an [`io::Error`] of the kind `TimedOut`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LockTimeout {
     /// The locked file or directory.
     pub path: PathBuf,

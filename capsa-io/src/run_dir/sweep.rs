@@ -28,6 +28,7 @@ static SWEEPS: Mutex<BTreeMap<PathBuf, Sweep>> = Mutex::new(BTreeMap::new());
 
 /// A run directory that a sweep removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RemovedRunDir {
     /// The path of the directory.
     pub path: PathBuf,

@@ -54,6 +54,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A process that holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LockHolder {
     /// Its process id.
     pub pid: u32,

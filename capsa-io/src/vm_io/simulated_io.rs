@@ -97,7 +97,7 @@ impl SimulatedIo {
         if self.is_on && self.exit.is_none() {
             self.exit = Some(match signal {
                 Signal::Term => Exit::with_code(0),
-                Signal::Kill => Exit { code: None, signal: Some(9), stderr_tail: String::new() },
+                Signal::Kill => Exit::new(None, Some(9)),
             });
             self.more = true;
         }

@@ -22,6 +22,7 @@ pub use validate::validate;
 
 /// What a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct BackendCapabilities {
     /// Guest operating systems.
     pub guest_os: GuestOsSupport,
@@ -55,8 +56,30 @@ pub struct BackendCapabilities {
     pub max_memory_mb: Option<u32>,
 }
 
+impl BackendCapabilities {
+    /// Nothing is supported, and nothing is limited: the same as `default`, for constants.
+    pub const NONE: Self = Self {
+        guest_os: GuestOsSupport { linux: false },
+        boot_methods: BootMethodSupport { linux_direct: false, linux_direct_without_initrd: false },
+        image_formats: ImageFormatSupport { raw: false, qcow2: false },
+        network_modes: NetworkModeSupport { none: false, nat: false },
+        virtio_fs: false,
+        virtio_9p: false,
+        share_read_only: false,
+        disk_ephemeral: false,
+        disk_read_only: false,
+        reboot_end: false,
+        reboot_restart: false,
+        vsock: false,
+        max_cpus: None,
+        max_devices: None,
+        max_memory_mb: None,
+    };
+}
+
 /// The guest operating systems that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct GuestOsSupport {
     /// Linux.
     pub linux: bool,
@@ -64,6 +87,7 @@ pub struct GuestOsSupport {
 
 /// The boot methods that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct BootMethodSupport {
     /// Linux with kernel, initrd and command line given directly.
     pub linux_direct: bool,
@@ -73,6 +97,7 @@ pub struct BootMethodSupport {
 
 /// The disk image formats that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ImageFormatSupport {
     /// Raw images.
     pub raw: bool,
@@ -82,6 +107,7 @@ pub struct ImageFormatSupport {
 
 /// The network modes that a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
@@ -94,6 +120,7 @@ pub struct NetworkModeSupport {
 
 /// One part of a VM spec that cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Violation {
     /// The field, as in a config file: `disks[0].path`.
     pub field: String,

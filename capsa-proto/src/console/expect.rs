@@ -18,6 +18,7 @@ pub(super) const TAIL: u64 = 2048;
 
 /// How a wait ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// A pattern matched.
     Matched {

@@ -105,6 +105,7 @@ impl fmt::Display for GuestFault {
 
 /// A guest fault, and the line of output that shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FaultReport {
     /// The fault.
     pub fault: GuestFault,

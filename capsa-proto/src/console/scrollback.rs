@@ -16,6 +16,7 @@ pub const DEFAULT_CAPACITY: usize = 1 << 20;
 
 /// What happens when the scrollback is full: old bytes are dropped, or the guest is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Overflow {
     /// The oldest bytes are dropped and counted; the guest is never paused. The default.
     #[default]

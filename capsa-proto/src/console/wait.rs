@@ -23,6 +23,7 @@ pub enum WaitKind {
 
 /// How a wait ended.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Ended {
     /// A wait for a pattern.
     Expect(Outcome),

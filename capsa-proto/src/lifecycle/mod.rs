@@ -90,6 +90,7 @@ pub enum Input {
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Exit {
     /// The exit status; `None` if a signal killed the process.
     pub code: Option<i32>,
@@ -102,7 +103,12 @@ pub struct Exit {
 impl Exit {
     /// An exit with this status and no output on standard error.
     pub const fn with_code(code: i32) -> Self {
-        Self { code: Some(code), signal: None, stderr_tail: String::new() }
+        Self::new(Some(code), None)
+    }
+
+    /// An exit with this status or by this signal, and no output on standard error.
+    pub const fn new(code: Option<i32>, signal: Option<i32>) -> Self {
+        Self { code, signal, stderr_tail: String::new() }
     }
 
     /// The process exited with a status other than 0.

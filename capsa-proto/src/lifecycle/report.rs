@@ -105,6 +105,7 @@ pub enum StopStep {
 
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StopReport {
     /// Why it ended.
     pub ended_by: EndedBy,
@@ -117,6 +118,11 @@ pub struct StopReport {
 }
 
 impl StopReport {
+    /// The report of a VM that ended for this reason: without time limit, steps and exit.
+    pub const fn new(ended_by: EndedBy) -> Self {
+        Self { ended_by, time_limit: false, steps: Vec::new(), exit: None }
+    }
+
     /// Why the VM did not start, for a VM that ended before it was running.
     pub fn into_start_error(self) -> StartError {
         match self.ended_by {

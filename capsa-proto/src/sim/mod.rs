@@ -92,6 +92,7 @@ pub enum SimAction {
 
 /// A guest that can be simulated.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum SimulatedGuest {
     /// A guest that follows the steps of a test.
     Scripted(ScriptedGuest),

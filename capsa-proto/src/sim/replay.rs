@@ -38,6 +38,7 @@ const MAX_RECORDING: usize = 64 << 20;
 
 /// How fast a recording is replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ReplaySpeed {
     /// As fast as possible: output comes immediately, up to the next input. The default.
     #[default]
@@ -48,6 +49,7 @@ pub enum ReplaySpeed {
 
 /// How a replay treats input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ReplayInput {
     /// Input must equal the recorded input, byte for byte, in any chunks. A password, which recordings
     /// omit, may be any line. A recording without input accepts any input. The default.

@@ -470,7 +470,7 @@ fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) 
         Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
             Err(Error::KernelPanic { expected: expected(), line, tail: lossy(tail) })
         }
-        Ended::Script(_) => unreachable!("expected the result of a wait for patterns"),
+        _ => unreachable!("expected the result of a wait for patterns"),
     }
 }
 

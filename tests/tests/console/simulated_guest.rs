@@ -138,7 +138,7 @@ fn kill_reports_sigkill() {
     let vm = started(shell().ignore_power_button());
     vm.kill().unwrap();
     let report = vm.stop_report().unwrap();
-    let exit = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
+    let exit = Exit::new(None, Some(9));
     assert_eq!((report.ended_by, report.exit), (EndedBy::Owner, Some(exit)));
     assert_eq!(vm.status(), VmStatus::Stopped { exit_code: None });
 }

@@ -131,6 +131,7 @@ pub enum ScriptAction {
 ///
 /// Its `Debug` form shows the output as text, at most the last 200 characters.
 #[derive(Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct CommandOutput {
     /// For a command, its output, with the terminal's `\r\n` replaced by `\n`. For a login, the last
     /// output, at most 2 KiB, unchanged.
