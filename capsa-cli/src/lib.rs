@@ -41,7 +41,6 @@ mod suggest;
 mod values;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -50,7 +49,7 @@ use serde_json::json;
 use commands::Subcommand;
 use failure::CliError;
 use flags::{Arguments, usage};
-use print::print;
+use print::{print, print_message};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -60,7 +59,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let code =
         Arguments::parse(args).and_then(|arguments| run(&arguments)).unwrap_or_else(|failure| {
             let text = if asks_json { failure.json() } else { failure.to_string() };
-            let _ = writeln!(io::stderr(), "{text}");
+            print_message(&format!("{text}\n"));
             failure.code
         });
     ExitCode::from(code)

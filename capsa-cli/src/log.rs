@@ -16,6 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::failure::CliError;
 use crate::flags::Arguments;
 use crate::json_output;
+use crate::print::print_message;
 use crate::settings::{ProgressMode, Settings, flags_of};
 
 /// The flag. `CAPSA_LOG` accepts the same values; an empty one counts as unset.
@@ -99,7 +100,7 @@ impl Write for LogLine {
         };
         let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
         // Like all output on standard error it is lost if it cannot be written.
-        let _ = io::stderr().write_all(format!("{line}{end}").as_bytes());
+        print_message(&format!("{line}{end}"));
         Ok(event.len())
     }
 

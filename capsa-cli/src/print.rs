@@ -1,8 +1,16 @@
-//! Prints to standard output. A closed reader is no error.
+//! Prints to standard output and standard error. A closed reader is no error.
 
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::failure::{CliError, OK, OUTPUT};
+use crate::stdio::output::PIPE_BUF;
+use crate::stdio::poll_set::PollSet;
+
+/// How long standard error may accept nothing before a message is dropped.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints a text. Returns the exit code of a command that only prints.
 pub(crate) fn print(text: &str) -> Result<u8, CliError> {
@@ -13,5 +21,30 @@ pub(crate) fn print(text: &str) -> Result<u8, CliError> {
                 .hint("free disk space, or redirect standard output elsewhere"))
         }
         _ => Ok(OK),
+    }
+}
+
+/// Prints a message on standard error. The message is lost if it cannot be written: a reader that
+/// stands still delays the first message by [`STALL_TIMEOUT`], and later ones not at all.
+pub(crate) fn print_message(text: &str) {
+    static IS_STALLED: AtomicBool = AtomicBool::new(false);
+    let mut stderr = io::stderr().lock();
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let mut poll_set = PollSet::new();
+        poll_set.writable((), stderr.as_fd());
+        let is_stalled = IS_STALLED.load(Ordering::Relaxed);
+        let patience = if is_stalled { Duration::ZERO } else { STALL_TIMEOUT };
+        let is_writable = poll_set.wait(Some(patience)).is_ok_and(|ready| !ready.is_empty());
+        IS_STALLED.store(!is_writable, Ordering::Relaxed);
+        if !is_writable {
+            return;
+        }
+        match stderr.write(&rest[..rest.len().min(PIPE_BUF)]) {
+            Ok(n @ 1..) => rest = &rest[n..],
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Ok(_) | Err(_) => return,
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Write errors on standard error are ignored, so no method fails.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use capsa::console::escape_control;
@@ -11,6 +11,7 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use crate::json_output;
+use crate::print::print_message;
 use crate::settings::ProgressMode;
 
 /// How often the status line is redrawn, to update its seconds.
@@ -103,7 +104,7 @@ impl Reporter {
         if let (Some(content), Value::Object(more)) = (content.as_object_mut(), more) {
             content.extend(more);
         }
-        let _ = writeln!(io::stderr(), "{}", json_output::line("progress", content));
+        print_message(&format!("{}\n", json_output::line("progress", content)));
     }
 
     /// Sets the text of the status line, or removes the line.
@@ -133,7 +134,7 @@ impl Reporter {
             let width = tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col));
             let line = format!("capsa: {text}, {:.0} s", self.seconds());
             let line: String = line.chars().take(width.saturating_sub(1)).collect();
-            let _ = io::stderr().write_all(format!("\r\x1b[K{line}").as_bytes());
+            print_message(&format!("\r\x1b[K{line}"));
             self.drawn.set(Some(Instant::now()));
         }
     }
@@ -141,7 +142,7 @@ impl Reporter {
     /// Erases the status line from the terminal.
     pub(crate) fn clear(&self) {
         if self.drawn.take().is_some() {
-            let _ = io::stderr().write_all(b"\r\x1b[K");
+            print_message("\r\x1b[K");
         }
     }
 
@@ -157,6 +158,6 @@ impl Reporter {
         self.clear();
         // The terminal may be raw, where a line feed alone does not return to column 1.
         let end = if self.is_terminal { "\r\n" } else { "\n" };
-        let _ = io::stderr().write_all(format!("{}{end}", escape_control(text)).as_bytes());
+        print_message(&format!("{}{end}", escape_control(text)));
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod signals;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ use self::recorder::FileRecorder;
 use self::relay::Relays;
 use self::signals::{SignalRequest, Signals};
 use crate::failure::{self, CliError, START};
+use crate::print::print_message;
 use crate::reporter::Reporter;
 use crate::running::{ClientCommand, ControlServer, ControlSource};
 use crate::stdio::Stdio;
@@ -43,11 +44,19 @@ use crate::values::VsockRelay;
 /// the program's process group.
 const SIGNAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// How long standard output may block once the VM has ended, after a signal that stopped it.
+/// How long standard output may accept nothing once a VM that was stopped on request has ended. The
+/// time before the end counts too.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The same after a request to kill the VM.
+const STALL_TIMEOUT_KILLED: Duration = Duration::from_millis(100);
+
+/// How long the output may take in all after the end of such a VM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same after a signal that killed the VM.
-const DRAIN_TIMEOUT_KILLED: Duration = Duration::from_millis(100);
+/// A VM that is stopping is not paused by a slow standard output before this many bytes wait for it, so
+/// that the guest can power off.
+const STOP_BUFFER: usize = 1 << 20;
 
 /// The run directory is checked at most and at least this often.
 const RUN_DIR_CHECK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -87,7 +96,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
         recorder.finish(report.as_ref(), reporter);
     }
     let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
-    let unwritten = session.output().map_or(0, StdoutWriter::unwritten);
+    let unwritten = session.unwritten();
     let is_lossy = session.output().is_some_and(StdoutWriter::is_lossy);
     let RunLoop { vm, stdio, signal, job, control, .. } = session;
     let console_was_shown = stdio.is_some();
@@ -98,25 +107,25 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     })?;
     if unwritten > 0 {
         reporter.warn(&format!(
-            "{unwritten} bytes of output are lost: standard output was not read in time"
+            "{unwritten} bytes of output are not written: standard output accepted none for too long"
         ));
     }
     if ends_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
-        let _ = io::stderr().write_all(b"\n");
+        print_message("\n");
     }
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
     let outcome = RunOutcome { report, signal, job: job.map(Job::into_report) };
+    // Before this run's own output, which may fail or block.
+    if let Some(control) = control {
+        control.finish(&outcome.json());
+    }
     let console_tail = (!console_was_shown).then(|| vm.scrollback().tail(4096));
     let reported = outcome.report(reporter, console_tail, wants_json);
     if let EndedBy::StartFailed { error } = &outcome.report.ended_by
         && let Some(hint) = failure::hint_of_start(&error.to_string())
     {
         reporter.hint(hint);
-    }
-    // Clients get the report even where this run's own output cannot be written.
-    if let Some(control) = control {
-        control.finish(&outcome.json());
     }
     reported?;
     Ok(match outcome.code() {
@@ -153,8 +162,18 @@ struct RunLoop<'r> {
     run_dir_checked: Option<Instant>,
     /// The signal that made this run stop, and when it came.
     signal: Option<(u8, Instant)>,
-    /// A signal killed the VM, so standard output gets little time.
-    was_killed: bool,
+    /// Why the time for output is limited.
+    stop: StopRequest,
+}
+
+/// The strongest request to end the VM that has come from outside the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum StopRequest {
+    /// None, or only the end of the job.
+    None,
+    /// A signal, a key, a control client or the time limit.
+    Stop,
+    Kill,
 }
 
 impl<'r> RunLoop<'r> {
@@ -182,7 +201,7 @@ impl<'r> RunLoop<'r> {
             output_reported: false,
             run_dir_checked: Some(Instant::now()),
             signal: None,
-            was_killed: false,
+            stop: StopRequest::None,
         };
         reporter.event("planned", json!({"backend": session.vm.launch_plan().backend()}));
         if let Some(recorder) = &mut session.recorder {
@@ -214,22 +233,30 @@ impl<'r> RunLoop<'r> {
     }
 
     fn drive(&mut self) -> io::Result<()> {
-        let mut last_progress = Instant::now();
+        let (mut last_progress, mut ended) = (Instant::now(), None);
         loop {
             let has_ended = self.vm.status().is_terminal();
+            if has_ended && ended.is_none() {
+                ended = Some(Instant::now());
+                if self.vm.stop_report().is_some_and(|report| report.time_limit) {
+                    self.stop = self.stop.max(StopRequest::Stop);
+                }
+            }
             self.move_bytes();
-            if has_ended && self.output().is_none_or(StdoutWriter::is_empty) {
+            let is_written = self.output().is_none_or(StdoutWriter::is_empty);
+            if is_written {
+                last_progress = Instant::now();
+            }
+            let drain = ended.and_then(|ended| self.drain_time(ended, last_progress));
+            if has_ended && (is_written || drain == Some(Duration::ZERO)) {
                 return Ok(());
             }
-            let ready = self.wait(has_ended, last_progress)?;
+            let ready = self.wait(has_ended, drain)?;
             for request in self.signals.take() {
                 self.on_signal(request);
-                self.was_killed |= has_ended && self.signal.is_some();
             }
-            if !has_ended || ready.contains(&SessionSource::Output) {
+            if ready.contains(&SessionSource::Output) {
                 last_progress = Instant::now();
-            } else if self.drain_timeout().is_some_and(|limit| last_progress.elapsed() >= limit) {
-                return Ok(());
             }
             for source in ready {
                 self.on_ready(source, has_ended);
@@ -248,10 +275,12 @@ impl<'r> RunLoop<'r> {
 
     /// Moves bytes that are buffered to where there is room.
     fn move_bytes(&mut self) {
+        let is_stopping = self.vm.status() == VmStatus::Stopping;
+        let buffer = if is_stopping { STOP_BUFFER } else { 0 };
         if let Some(stdio) = &mut self.stdio {
-            stdio.transfer(&mut self.vm);
+            stdio.transfer(&mut self.vm, buffer);
         }
-        let event = self.job.as_mut().and_then(|job| job.transfer_output(&mut self.vm));
+        let event = self.job.as_mut().and_then(|job| job.transfer_output(&mut self.vm, buffer));
         self.on_job_event(event);
         if let Some(recorder) = &mut self.recorder {
             recorder.record_output(&mut self.vm, self.reporter);
@@ -262,16 +291,25 @@ impl<'r> RunLoop<'r> {
         self.reporter.draw();
     }
 
-    /// How long standard output may block once the VM has ended; `None` for any time.
-    fn drain_timeout(&self) -> Option<Duration> {
-        match self.was_killed {
-            true => Some(DRAIN_TIMEOUT_KILLED),
-            false => self.signal.is_some().then_some(DRAIN_TIMEOUT),
-        }
+    /// Bytes that standard output has not accepted.
+    fn unwritten(&mut self) -> usize {
+        let buffered = self.output().map_or(0, StdoutWriter::unwritten);
+        buffered + self.stdio.as_ref().map_or(0, |stdio| stdio.untaken(&mut self.vm))
     }
 
-    /// Waits for descriptors that are ready. `last_progress` is when bytes were last written.
-    fn wait(&self, has_ended: bool, last_progress: Instant) -> io::Result<Vec<SessionSource>> {
+    /// How long standard output may still block after the VM's end; `None` for any time.
+    fn drain_time(&self, ended: Instant, last_progress: Instant) -> Option<Duration> {
+        let stall = match self.stop {
+            StopRequest::None => return None,
+            StopRequest::Stop => STALL_TIMEOUT,
+            StopRequest::Kill => STALL_TIMEOUT_KILLED,
+        };
+        let stall = stall.saturating_sub(last_progress.elapsed());
+        Some(stall.min(DRAIN_TIMEOUT.saturating_sub(ended.elapsed())))
+    }
+
+    /// Waits for descriptors that are ready, or for at most `drain` once the VM has ended.
+    fn wait(&self, has_ended: bool, drain: Option<Duration>) -> io::Result<Vec<SessionSource>> {
         let stdin = io::stdin();
         let mut poll_set = PollSet::new();
         poll_set.readable(SessionSource::Signals, self.signals.as_fd());
@@ -295,7 +333,7 @@ impl<'r> RunLoop<'r> {
                 let timeouts = [self.vm.next_timeout(), self.reporter.next_draw(), check];
                 timeouts.into_iter().flatten().min()
             }
-            true => self.drain_timeout().map(|limit| limit.saturating_sub(last_progress.elapsed())),
+            true => drain,
         };
         poll_set.wait(timeout)
     }
@@ -319,7 +357,12 @@ impl<'r> RunLoop<'r> {
                 {
                     recorder.record_input(&input.bytes, self.reporter);
                 }
-                input.commands.into_iter().for_each(|command| self.stop_or_kill(command));
+                for command in input.commands {
+                    match command {
+                        EscapeCommand::Stop => self.stop(self.grace),
+                        EscapeCommand::Kill => self.kill(),
+                    }
+                }
             }
             SessionSource::Relay(n) => self.relays.on_ready(n, &self.vm, self.reporter),
             SessionSource::Control(source) => self.on_control_ready(source),
@@ -332,12 +375,8 @@ impl<'r> RunLoop<'r> {
         let Some(control) = &mut self.control else { return };
         for command in control.on_ready(source, &mut self.vm, input_is_free) {
             match command {
-                ClientCommand::Stop(grace) => {
-                    let _ = self.vm.stop_with_timeout(grace.unwrap_or(self.grace));
-                }
-                ClientCommand::Kill => {
-                    let _ = self.vm.kill();
-                }
+                ClientCommand::Stop(grace) => self.stop(grace.unwrap_or(self.grace)),
+                ClientCommand::Kill => self.kill(),
                 ClientCommand::Input(bytes) => {
                     if let Some(recorder) = &mut self.recorder {
                         recorder.record_input(&bytes, self.reporter);
@@ -431,7 +470,8 @@ impl<'r> RunLoop<'r> {
                 self.reporter.status(Some("running the command"));
             }
             Some(JobEvent::Output) => self.reporter.status(None),
-            Some(JobEvent::Finished) => self.stop_or_kill(EscapeCommand::Stop),
+            // Fails only for a VM that was never started, and this one was.
+            Some(JobEvent::Finished) => drop(self.vm.stop_with_timeout(self.grace)),
         }
     }
 
@@ -450,7 +490,7 @@ impl<'r> RunLoop<'r> {
             SignalRequest::Stop(signal) => match self.signal {
                 None => {
                     self.signal = Some((signal, Instant::now()));
-                    self.stop_or_kill(EscapeCommand::Stop);
+                    self.stop(self.grace);
                 }
                 Some((_, first)) if first.elapsed() < SIGNAL_WINDOW => {}
                 Some(_) => self.kill(),
@@ -475,16 +515,14 @@ impl<'r> RunLoop<'r> {
         }
     }
 
-    fn kill(&mut self) {
-        self.was_killed = true;
-        self.stop_or_kill(EscapeCommand::Kill);
+    // Both requests fail only for a VM that was never started, and this one was.
+    fn stop(&mut self, grace: Duration) {
+        self.stop = self.stop.max(StopRequest::Stop);
+        let _ = self.vm.stop_with_timeout(grace);
     }
 
-    /// Fails only for a VM that was never started, and this one was.
-    fn stop_or_kill(&mut self, command: EscapeCommand) {
-        let _ = match command {
-            EscapeCommand::Stop => self.vm.stop_with_timeout(self.grace),
-            EscapeCommand::Kill => self.vm.kill(),
-        };
+    fn kill(&mut self) {
+        self.stop = StopRequest::Kill;
+        let _ = self.vm.kill();
     }
 }

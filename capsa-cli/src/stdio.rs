@@ -85,12 +85,17 @@ impl Stdio {
             && self.terminal.as_ref().is_none_or(RawTerminal::is_foreground)
     }
 
-    /// Moves pending bytes both ways.
-    pub(crate) fn transfer(&mut self, vm: &mut Vm) {
-        if self.output.is_empty() {
+    /// Moves pending bytes both ways. Output is taken while at most `buffer` bytes of it wait.
+    pub(crate) fn transfer(&mut self, vm: &mut Vm, buffer: usize) {
+        if self.output.unwritten() <= buffer {
             self.output.put(vm.take(self.reader));
         }
         self.write_to_guest(vm);
+    }
+
+    /// Discards the output that was not taken, and returns its size.
+    pub(crate) fn untaken(&self, vm: &mut Vm) -> usize {
+        if self.output.is_broken() { 0 } else { vm.take(self.reader).len() }
     }
 
     /// Reads standard input, and writes its bytes to the guest.

@@ -195,6 +195,81 @@ fn stuck_stdout_does_not_delay_sigterm() {
     assert_eq!(capsa.wait_for_end_unread(), 143);
 }
 
+/// A reader that stands still delays neither a stop nor the time limit, and every byte is either in the
+/// pipe or counted.
+#[test]
+fn stuck_stdout_does_not_delay_stop_or_limit() {
+    if !common::has_qemu() {
+        return;
+    }
+    for (power_button, flags, stop, wanted) in [
+        (true, &["--grace", "1h"][..], &["stop", "kept", "--grace", "8s"][..], [0, 0]),
+        (false, &["--grace", "1h"], &["stop", "kept", "--grace", "500ms"], [137, 137]),
+        (false, &["--grace", "500ms", "--timeout", "2s"], &[], [114, 114]),
+    ] {
+        common::assert_within(Duration::from_secs(8), || {
+            let dir = tempfile::tempdir().unwrap();
+            let log = dir.path().join("log");
+            let flags = [&["--name", "kept", "--log", log.to_str().unwrap()], flags].concat();
+            let mut capsa = CapsaProcess::start(Nano { power_button }, &flags).unwrap();
+            capsa.wait_for(nano::READY);
+            capsa.pause_reading();
+            capsa.write(&[nano::FLOOD; 8]);
+            wait_for_size(&log, MORE_THAN_A_PIPE);
+            let begin = Instant::now();
+            if !stop.is_empty() {
+                assert_eq!(capsa.ask(stop).0, 0);
+            }
+            let code = capsa.wait_for_end_unread();
+            let took = begin.elapsed();
+            assert!(wanted.contains(&code), "{code}");
+            let (_, stderr) = capsa.wait_for_end();
+            let lost = stderr.lines().find_map(|line| {
+                line.strip_prefix("capsa: warning: ")?.split_once(" bytes of output are not written")
+            });
+            let lost: usize = lost.unwrap_or_else(|| panic!("{stderr}")).0.parse().unwrap();
+            let logged = fs::read(&log).unwrap();
+            assert!(lost > 0 && logged.len() == capsa.seen.len() + lost, "{lost} of {stderr}");
+            assert!(logged.starts_with(&capsa.seen));
+            took
+        });
+    }
+}
+
+/// The messages of the end go to the same full pipe.
+#[test]
+fn stuck_stderr_does_not_delay_stop() {
+    if !common::has_qemu() {
+        return;
+    }
+    common::assert_within(Duration::from_secs(8), || {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let (_unread, pipe) = std::io::pipe().unwrap();
+        let mut child = capsa()
+            .args(nano_arguments(dir.path(), Nano { power_button: false }))
+            .args(["--grace", "500ms", "--timeout", "2s", "--log-level", "trace", "--log"])
+            .arg(&log)
+            .env("CAPSA_RUN_DIR", common::run_dir(dir.path()))
+            .stdin(Stdio::piped())
+            .stdout(pipe.try_clone().unwrap())
+            .stderr(pipe)
+            .spawn()
+            .unwrap();
+        let floods = [nano::FLOOD; 8];
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), &floods).unwrap();
+        wait_for_size(&log, 1);
+        let begin = Instant::now();
+        while child.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let took = begin.elapsed();
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(114));
+        took
+    });
+}
+
 #[test]
 fn closed_stdout_is_no_error() {
     let Some(mut capsa) = CapsaProcess::start(Nano::default(), &[]) else { return };

@@ -132,8 +132,9 @@ impl Job {
         }
     }
 
-    /// Forwards the command's output if there is room. Otherwise the guest waits.
-    pub(crate) fn transfer_output(&mut self, vm: &mut Vm) -> Option<JobEvent> {
+    /// Forwards the command's output while at most `buffer` bytes wait for standard output. Otherwise
+    /// the guest waits.
+    pub(crate) fn transfer_output(&mut self, vm: &mut Vm, buffer: usize) -> Option<JobEvent> {
         let JobState::Running(run) = self.state else { return None };
         if let OutputSink::Stdout(output) = &self.sink {
             if output.is_broken() {
@@ -141,7 +142,7 @@ impl Job {
                 self.state = JobState::Finished(JobEnd::OutputClosed);
                 return Some(JobEvent::Finished);
             }
-            if !output.is_empty() {
+            if output.unwritten() > buffer {
                 return None;
             }
         }

@@ -1,14 +1,12 @@
 //! The outcome of a run: its exit code and its final report, as text and as JSON.
 
-use std::io::{self, Write};
-
 use capsa::console::escape_control_line;
 use capsa::{EndedBy, StopReport, StopStep, VmStatus};
 use serde_json::{Value, json};
 
 use crate::failure::{self, CliError};
 use crate::json_output;
-use crate::print::print;
+use crate::print::{print, print_message};
 use crate::reporter::Reporter;
 use crate::session::job::{JobEnd, JobReport};
 
@@ -154,7 +152,7 @@ fn print_tail(console: &str) {
         text.push_str(&escape_control_line(line.trim_end()));
         text.push('\n');
     }
-    let _ = io::stderr().write_all(text.as_bytes());
+    print_message(&text);
 }
 
 fn ended_by_word(by: &EndedBy) -> &'static str {

@@ -13,8 +13,10 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ttyname;
 
+use crate::print::print_message;
+
 /// The bytes that a writable pipe accepts without blocking: 4096 on Linux, 512 by POSIX.
-const PIPE_BUF: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
+pub(crate) const PIPE_BUF: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
 
 /// Standard output and the bytes that are not written yet.
 #[derive(Debug)]
@@ -91,7 +93,7 @@ impl StdoutWriter {
                     self.is_lossy = true;
                     let text =
                         format!("cannot write to standard output: {error}; further output is lost");
-                    let _ = writeln!(io::stderr(), "capsa: {text}");
+                    print_message(&format!("capsa: {text}\n"));
                 }
             }
         }
