@@ -225,7 +225,8 @@ fn stuck_stdout_does_not_delay_stop_or_limit() {
             assert!(wanted.contains(&code), "{code}");
             let (_, stderr) = capsa.wait_for_end();
             let lost = stderr.lines().find_map(|line| {
-                line.strip_prefix("capsa: warning: ")?.split_once(" bytes of output are not written")
+                line.strip_prefix("capsa: warning: ")?
+                    .split_once(" bytes of output are not written")
             });
             let lost: usize = lost.unwrap_or_else(|| panic!("{stderr}")).0.parse().unwrap();
             let logged = fs::read(&log).unwrap();

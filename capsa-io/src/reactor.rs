@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::sys::{Poll, PollSource, ReadyEvents};
@@ -106,6 +107,14 @@ pub fn wait_readable(io: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
         Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Waits until a write to this descriptor does not block, or fails. `false` when `timeout` has passed; a
+/// signal may end the wait early.
+pub fn wait_until_writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+    !matches!(poll(&mut fds, timeout), Ok(0) | Err(Errno::EINTR))
 }
 
 #[cfg(test)]

@@ -35,3 +35,22 @@ fn stdio_relays_both_ways_up_to_last_byte() {
     assert!(output.starts_with(b"hi"), "the input did not arrive");
     assert!(output.ends_with(&nano::flood()), "got {} bytes only", output.len());
 }
+
+#[test]
+fn stuck_stdout_does_not_delay_time_limit() {
+    let Some(guest) = NanoGuest::new() else { return };
+    let mut relay = Command::new(TestProgram::new("relay"))
+        .arg(guest.kernel())
+        .arg("2")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More than a pipe holds.
+    relay.stdin.as_mut().unwrap().write_all(&[nano::FLOOD; 4]).unwrap();
+    let mut end = String::new();
+    relay.stderr.take().unwrap().read_to_string(&mut end).unwrap();
+    assert!(relay.wait().unwrap().success(), "{end}");
+    assert_eq!(end.trim_end(), "stopped");
+}
