@@ -1,5 +1,7 @@
 //! [`LinuxVmBuilder`]: the builder of VMs with a Linux guest.
 
+#[cfg(feature = "async")]
+mod futures;
 mod paths;
 
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use capsa_proto::spec::{
 };
 
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
-use crate::backend::{LaunchPlan, Rejection};
+use crate::backend::{BackendCapabilities, LaunchPlan, Rejection};
 use crate::embed::Options;
 use crate::{Error, Result, SharedDir, VmDisk, embed};
 
@@ -283,6 +285,20 @@ impl LinuxVmBuilder {
         self.planned(Strictness::Run, Vec::new()).map(|planned| planned.rejected)
     }
 
+    /// Checks the description against the capabilities of a backend, such as those of
+    /// [`backends`](crate::backend::backends), and resolves its paths. It reads no file, so
+    /// a description that passes can still be rejected on this host: [`plan`](Self::plan) checks all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`], [`Error::MissingConfig`] or [`Error::UnsupportedFeature`], with all
+    /// violations.
+    pub fn validate(&self, capabilities: &BackendCapabilities) -> Result<()> {
+        let (spec, mut violations) = self.described();
+        violations.extend(capabilities.validate(&spec).err().into_iter().flatten());
+        if violations.is_empty() { Ok(()) } else { Err(Error::from_violations(violations)) }
+    }
+
     /// Checks the description, plans a VM for the caller's own event loop and creates its run
     /// directory. The VM owns the directory until it ends or is dropped; a simulated guest has none.
     ///
@@ -426,77 +442,6 @@ impl LinuxVmBuilder {
     }
 }
 
-#[cfg(feature = "async")]
-mod futures {
-    use super::*;
-    use std::sync::Arc;
-
-    use crate::driver::{self, Driver, Shared};
-    use crate::handle::VmHandle;
-
-    impl LinuxVmBuilder {
-        /// Checks the description and plans the VM. Nothing is started before [`VmHandle::start`].
-        ///
-        /// A thread of its own does what blocks, so the executor is not blocked:
-        /// [`build_embedded`](Self::build_embedded) lists it. Dropping the future discards the VM.
-        ///
-        /// # Errors
-        ///
-        /// The same as [`build_embedded`](Self::build_embedded).
-        #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
-        pub async fn build(self) -> Result<VmHandle> {
-            let (vm, outputs) = self.prepared().await?;
-            let shared = driver::on_thread(vm)?;
-            outputs.begin(&shared)?;
-            Ok(VmHandle::new(shared))
-        }
-
-        /// Like [`build`](Self::build), without Capsa's driver thread. The returned [`Driver`] is a
-        /// future; the VM makes progress only while it is polled (spawned on an executor, or
-        /// joined). It waits through async-io, whose own thread is started if it does not run yet.
-        ///
-        /// # Errors
-        ///
-        /// The same as [`build_embedded`](Self::build_embedded).
-        #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
-        pub async fn build_driven(self) -> Result<(VmHandle, Driver)> {
-            let (vm, outputs) = self.prepared().await?;
-            let (shared, driver) = driver::by_future(vm)?;
-            outputs.begin(&shared)?;
-            Ok((VmHandle::new(shared), driver))
-        }
-
-        async fn prepared(self) -> Result<(embed::Vm, Outputs)> {
-            driver::unblock("capsa-probe", move || {
-                #[cfg(feature = "recording")]
-                let recording = self.recording.clone();
-                let vm = self.embedded(Vec::new())?;
-                let outputs = Outputs {
-                    #[cfg(feature = "recording")]
-                    recorder: recording.map(|recording| recording.create()).transpose()?,
-                };
-                Ok((vm, outputs))
-            })
-            .await?
-        }
-    }
-
-    /// What is written while the VM runs, from its first byte on.
-    struct Outputs {
-        #[cfg(feature = "recording")]
-        recorder: Option<crate::recording::Recorder>,
-    }
-
-    impl Outputs {
-        fn begin(self, shared: &Arc<Shared>) -> Result<()> {
-            let _ = shared;
-            #[cfg(feature = "recording")]
-            self.recorder.map(|recorder| recorder.begin(shared)).transpose()?;
-            Ok(())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -524,6 +469,25 @@ mod tests {
     fn build_embedded_stdio_console_is_rejected() {
         let error = Capsa::vm(LinuxBootConfig::new("/k")).console_stdio().build_embedded();
         assert_eq!(error.unwrap_err().violations()[0].field, "console");
+    }
+
+    #[test]
+    fn validate_needs_no_host() {
+        let kernel = Capsa::vm(LinuxBootConfig::new("/none")).cpus(2);
+        let mut capabilities = BackendCapabilities::NONE;
+        let fields = |error: Error| -> Vec<_> {
+            assert!(matches!(error, Error::UnsupportedFeature(_)), "{error}");
+            error.violations().iter().map(|v| v.field.clone()).collect()
+        };
+        let error = kernel.validate(&capabilities).unwrap_err();
+        assert_eq!(fields(error), ["kernel", "initrd", "network"]);
+        capabilities.guest_os.linux = true;
+        capabilities.boot_methods.linux_direct = true;
+        capabilities.boot_methods.linux_direct_without_initrd = true;
+        capabilities.network_modes.nat = true;
+        kernel.validate(&capabilities).unwrap();
+        capabilities.max_cpus = Some(1);
+        assert_eq!(fields(kernel.validate(&capabilities).unwrap_err()), ["cpus"]);
     }
 
     /// Whichever check finds them.

@@ -2,6 +2,7 @@
 
 mod disks;
 mod shares;
+mod supported;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -13,7 +14,7 @@ use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
 use crate::host::{Arch, FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::plan::Note;
-use crate::spec::{ConsoleMode, NetworkMode, RebootPolicy, VmSpec};
+use crate::spec::{ConsoleMode, VmSpec};
 use shares::{chosen, in_mount_order, mount_command, mount_extra};
 
 /// No Linux kernel boots with this many MiB of memory or fewer. (The tests' bare-metal guests need 32.)
@@ -21,7 +22,10 @@ const TOO_LITTLE_MEMORY_MB: u32 = 15;
 
 const MIB: u64 = 1 << 20;
 
-/// Validates `spec` against a backend's capabilities and the host facts.
+/// Validates `spec` against a backend's capabilities, as [`BackendCapabilities::validate`] does, and
+/// against the host facts.
+///
+/// [`BackendCapabilities::validate`]: super::BackendCapabilities::validate
 ///
 /// # Errors
 ///
@@ -32,19 +36,39 @@ pub fn validate(
     host: &HostFacts,
     found: &ProbeReport,
 ) -> Result<ValidatedSpec, Vec<Violation>> {
-    let mut validation =
-        Validation { spec: &spec, backend, host, found, out: Vec::new(), notes: Vec::new() };
+    let name = backend.name();
+    let unsupported = backend.capabilities().validate(&spec).err().unwrap_or_default();
+    let out = unsupported.into_iter().map(|violation| violation.on(name)).collect();
+    let mut validation = Validation { spec: &spec, backend, host, found, out, notes: Vec::new() };
     validation.boot_files();
     validation.disks();
-    validation.devices();
     validation.resources();
     let shares = validation.shares();
-    validation.modes();
+    validation.vsock_ports();
     let cmdline = validation.cmdline(&shares);
     validation.run_dir();
     let Validation { mut out, notes, .. } = validation;
+    out.sort_by_key(|violation| field_order(&violation.field));
     out.extend(backend.validate(&spec, host, found));
     if out.is_empty() { Ok(ValidatedSpec { cmdline, shares, notes, spec }) } else { Err(out) }
+}
+
+/// The place of a field in the order of the fields. Those not listed come last.
+fn field_order(field: &str) -> usize {
+    let order = [
+        "kernel",
+        "initrd",
+        "disks",
+        "cpus",
+        "memory",
+        "timeout",
+        "shares",
+        "network",
+        "vsock",
+        "vsock_ports",
+    ];
+    let name = field.split(['[', '.']).next().unwrap_or_default();
+    order.iter().position(|other| *other == name).unwrap_or(order.len())
 }
 
 struct Validation<'a> {
@@ -84,19 +108,8 @@ impl Validation<'_> {
                 kernel_remedy(self.host.arch, &head),
             );
         }
-        let methods = &self.backend.capabilities().boot_methods;
-        match &spec.initrd {
-            Some(initrd) => {
-                self.regular_file("initrd", initrd);
-            }
-            None if !methods.linux_direct_without_initrd => {
-                self.unsupported(
-                    "initrd",
-                    "booting without an initrd is not supported",
-                    "set an initrd",
-                );
-            }
-            None => {}
+        if let Some(initrd) = &spec.initrd {
+            self.regular_file("initrd", initrd);
         }
     }
 
@@ -152,26 +165,7 @@ impl Validation<'_> {
         }
     }
 
-    /// Each disk, share, network and vsock device needs a slot of the VM's bus.
-    fn devices(&mut self) {
-        let Some(max) = self.backend.capabilities().max_devices else { return };
-        let (disks, shares) = (self.spec.disks.len(), self.spec.shares.len());
-        let network = usize::from(self.spec.network != NetworkMode::None);
-        let vsock = usize::from(self.spec.vsock);
-        let count = disks + shares + network + vsock;
-        if count > max as usize {
-            let field = if disks >= shares { "disks" } else { "shares" };
-            let reason = format!(
-                "{count} devices exceed the limit of {max}: {disks} disks, {shares} shares, \
-                 {network} network, {vsock} vsock"
-            );
-            self.unsupported(field, reason, format!("attach {max} devices or fewer"));
-        }
-    }
-
     fn resources(&mut self) {
-        let capabilities = self.backend.capabilities();
-        let (max_cpus, max_memory) = (capabilities.max_cpus, capabilities.max_memory_mb);
         let resources = &self.spec.resources;
         if resources.cpus == 0 {
             self.reject(
@@ -180,11 +174,6 @@ impl Validation<'_> {
                 "invalid number 0: expected 1 or more",
                 "set cpus to 1 or more",
             );
-        } else if let Some(max) = max_cpus
-            && resources.cpus > max
-        {
-            let reason = format!("{} CPUs exceed the limit of {max}", resources.cpus);
-            self.unsupported("cpus", reason, format!("set cpus to {max} or fewer"));
         }
         if resources.memory_mb == 0 {
             self.reject(
@@ -221,11 +210,6 @@ impl Validation<'_> {
                 ),
                 "set memory to less than the host has",
             );
-        } else if let Some(max) = max_memory
-            && resources.memory_mb > max
-        {
-            let reason = format!("{} MiB exceed the limit of {max} MiB", resources.memory_mb);
-            self.unsupported("memory", reason, format!("set memory to {max} MiB or less"));
         }
         if self.spec.time_limit.is_some_and(|limit| limit.is_zero()) {
             self.reject(
@@ -248,30 +232,7 @@ impl Validation<'_> {
         loaded(&self.spec.kernel).saturating_add(initrd) / MIB
     }
 
-    fn modes(&mut self) {
-        let capabilities = self.backend.capabilities();
-        let modes = capabilities.network_modes.clone();
-        let (end, restart) = (capabilities.reboot_end, capabilities.reboot_restart);
-        let vsock = capabilities.vsock;
-        match self.spec.network {
-            NetworkMode::None if !modes.none => {
-                self.unsupported(
-                    "network",
-                    "VMs without a network are not supported",
-                    "set network to nat",
-                );
-            }
-            NetworkMode::Nat if !modes.nat => self.unsupported(
-                "network",
-                "NAT is not supported",
-                "set network to none, or use the qemu backend",
-            ),
-            _ => {}
-        }
-        if self.spec.vsock && !vsock {
-            let remedy = "disable vsock, or use the cloud-hypervisor or qemu backend";
-            self.unsupported("vsock", "vsock is not supported", remedy);
-        }
+    fn vsock_ports(&mut self) {
         for (n, port) in self.spec.vsock_ports.iter().enumerate() {
             let field = format!("vsock_ports[{n}]");
             if port.port == u32::MAX {
@@ -282,22 +243,6 @@ impl Validation<'_> {
                 let reason = format!("port {} is listed twice for the same direction", port.port);
                 self.reject(&field, Kind::Duplicate, reason, "list it once");
             }
-        }
-        match self.spec.on_reboot {
-            RebootPolicy::End if !end => self.unsupported(
-                "on_reboot",
-                "reboot detection is not supported, so a reboot could go unnoticed",
-                "use the default (auto), which ends the VM at a panic or reboot that the console \
-                 shows, or use the qemu backend",
-            ),
-            RebootPolicy::Restart if !restart => {
-                self.unsupported(
-                    "on_reboot",
-                    "rebooting inside the same VM is not supported",
-                    "start a new VM after a reboot",
-                );
-            }
-            _ => {}
         }
     }
 

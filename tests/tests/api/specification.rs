@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::backend::BackendCapabilities;
+use capsa::backend::{BackendCapabilities, Violation};
 use capsa::{
-    Capsa, CmdlineArg, ConsoleMode, DiskImage, Error, ImageFormat, LinuxDirectBootConfig,
-    MountMode, NetworkMode, ResourceConfig, ShareMechanism, SharedDir, Virtio9pConfig,
-    VirtioFsConfig, VmStatus,
+    Capsa, CmdlineArg, ConsoleMode, DiskImage, Error, ImageFormat, LinuxBootConfig,
+    LinuxDirectBootConfig, MountMode, NetworkMode, ResourceConfig, ShareMechanism, SharedDir,
+    Virtio9pConfig, VirtioFsConfig, VmStatus,
 };
 
 fn disk() -> DiskImage {
@@ -134,4 +134,10 @@ fn capabilities_default_to_nothing() {
     assert!(!none.network_modes.none && !none.network_modes.nat);
     assert!(!none.virtio_fs && !none.virtio_9p && !none.vsock);
     assert_eq!((none.max_cpus, none.max_memory_mb), (None, None));
+    // The specification's `InternalVmConfig` is internal here too: a builder makes it.
+    let validate: fn(&BackendCapabilities, &_) -> Result<(), Vec<Violation>> =
+        BackendCapabilities::validate;
+    let _ = validate;
+    let builder = Capsa::vm(LinuxBootConfig::new("./bzImage"));
+    assert!(matches!(builder.validate(&none), Err(Error::UnsupportedFeature(_))));
 }

@@ -14,7 +14,6 @@ use crate::spec::{Disk, ImageFormat};
 impl Validation<'_> {
     pub(super) fn disks(&mut self) {
         let spec = self.spec;
-        let capabilities = self.backend.capabilities().clone();
         let mut seen = BTreeMap::new();
         for (n, disk) in spec.disks.iter().enumerate() {
             let field = format!("disks[{n}].path");
@@ -53,35 +52,6 @@ impl Validation<'_> {
                 );
             }
             seen.insert(&disk.path, writes || before == Some(true));
-            let formats = &capabilities.image_formats;
-            if disk.format == ImageFormat::Qcow2 && !formats.qcow2 {
-                self.unsupported(
-                    &field,
-                    "qcow2 images are not supported",
-                    format!("convert it: qemu-img convert -O raw {} disk.raw", disk.path),
-                );
-            }
-            if disk.format == ImageFormat::Raw && !formats.raw {
-                self.unsupported(
-                    &field,
-                    "raw images are not supported",
-                    "convert it: qemu-img convert -O qcow2",
-                );
-            }
-            if disk.ephemeral && !capabilities.disk_ephemeral {
-                self.unsupported(
-                    &format!("disks[{n}].ephemeral"),
-                    "ephemeral disks are not supported",
-                    "copy the image and attach the copy, or use another backend",
-                );
-            }
-            if disk.read_only && !capabilities.disk_read_only {
-                self.unsupported(
-                    &format!("disks[{n}].read_only"),
-                    "read-only disks are not supported",
-                    "use another backend",
-                );
-            }
         }
     }
 

@@ -38,13 +38,6 @@ impl Validation<'_> {
                     "use a different mount point for each",
                 );
             }
-            if share.mode == MountMode::ReadOnly && !self.backend.capabilities().share_read_only {
-                self.unsupported(
-                    &field("mode"),
-                    "read-only shares are not supported",
-                    "share it read-write, or use the qemu or cloud-hypervisor backend",
-                );
-            }
             let Some((tag, mechanism, why)) = self.share_mechanism(n, &share.mechanism) else {
                 continue;
             };
@@ -148,7 +141,6 @@ impl Validation<'_> {
         let capabilities = self.backend.capabilities();
         let (has_fs, has_9p) = (capabilities.virtio_fs, capabilities.virtio_9p);
         let fs_blockers = self.backend.virtio_fs_blockers(self.host, self.found);
-        let field = format!("shares[{n}].mechanism");
         let tag = format!("capsa{n}");
         let fs = PlannedMechanism::VirtioFs { cache: CacheMode::Auto };
         let p9 = PlannedMechanism::Virtio9p { msize: DEFAULT_MSIZE };
@@ -173,23 +165,16 @@ impl Validation<'_> {
                 Some((tag, p9, why))
             }
             ShareMechanism::Auto => {
-                self.require_virtio_fs(&field, has_fs, &fs_blockers);
+                self.require_virtio_fs(n, &fs_blockers);
                 None
             }
             ShareMechanism::VirtioFs(config) => {
-                self.require_virtio_fs(&field, has_fs, &fs_blockers);
+                self.require_virtio_fs(n, &fs_blockers);
                 let cache = self.cache_mode(n, config.cache.as_deref());
                 let tag = self.tag(n, config.tag.as_deref(), VIRTIOFS_TAG_MAX);
                 Some((tag, PlannedMechanism::VirtioFs { cache }, "requested".into()))
             }
             ShareMechanism::Virtio9p(config) => {
-                if !has_9p {
-                    self.unsupported(
-                        &field,
-                        "virtio-9p is not supported",
-                        "use virtio-fs or auto, or use the qemu backend",
-                    );
-                }
                 let msize = config.msize.unwrap_or(DEFAULT_MSIZE);
                 if !(4096..=16 << 20).contains(&msize) {
                     self.reject(
@@ -205,12 +190,10 @@ impl Validation<'_> {
         }
     }
 
-    fn require_virtio_fs(&mut self, field: &str, has_fs: bool, blockers: &[Reason]) {
-        if !has_fs {
-            self.unsupported(field, "virtio-fs is not supported", "use another backend");
-        }
+    fn require_virtio_fs(&mut self, n: usize, blockers: &[Reason]) {
+        let field = format!("shares[{n}].mechanism");
         for reason in blockers {
-            self.unsupported(field, reason.what.clone(), reason.remedy.clone());
+            self.unsupported(&field, reason.what.clone(), reason.remedy.clone());
         }
     }
 
