@@ -210,6 +210,7 @@ impl HypervisorBackend for CloudHypervisor {
                 endpoint: ControlEndpoint::Socket(socket),
             },
             overlays,
+            disks: spec.disks.clone(),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },

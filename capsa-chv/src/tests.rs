@@ -241,10 +241,11 @@ fn plan_vm_with_all_devices() {
         })
     );
     let notes: Vec<_> = plan.notes.iter().map(|note| note.text.as_str()).collect();
-    assert!(notes[0].ends_with("mount -t virtiofs -o ro capsa0 /workspace"), "{notes:?}");
-    assert!(notes[1].ends_with("mount -t virtiofs -o rw d /d"), "{notes:?}");
-    assert!(notes[2].contains("1024 MiB instead of 1023"), "{notes:?}");
-    assert!(notes[3].contains("/over.qcow2 has a backing file"), "{notes:?}");
+    assert!(notes[0].starts_with("cloud-hypervisor reports no disk errors"), "{notes:?}");
+    assert!(notes[1].ends_with("mount -t virtiofs -o ro capsa0 /workspace"), "{notes:?}");
+    assert!(notes[2].ends_with("mount -t virtiofs -o rw d /d"), "{notes:?}");
+    assert!(notes[3].contains("1024 MiB instead of 1023"), "{notes:?}");
+    assert!(notes[4].contains("/over.qcow2 has a backing file"), "{notes:?}");
 }
 
 #[test]

@@ -102,7 +102,7 @@ pub(crate) fn json(reports: &[BackendReport]) -> String {
     json_output::document("backends", json!({"backends": reports}))
 }
 
-fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
+fn features(of: &BackendCapabilities) -> [(&'static str, bool); 14] {
     [
         ("raw disks", of.image_formats.raw),
         ("qcow2 disks", of.image_formats.qcow2),
@@ -116,6 +116,7 @@ fn features(of: &BackendCapabilities) -> [(&'static str, bool); 13] {
         ("NAT", of.network_modes.nat),
         ("end on reboot", of.reboot_end),
         ("restart on reboot", of.reboot_restart),
+        ("disk errors", of.disk_errors),
         ("vsock", of.vsock),
     ]
 }

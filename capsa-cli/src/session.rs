@@ -393,9 +393,14 @@ impl<'r> RunLoop<'r> {
         {
             self.spawn_reported = true;
             self.reporter.event("spawned", json!({"pid": pid}));
-            if let Some(control) = &mut self.control {
-                control.publish_hypervisor(&self.vm);
-            }
+            self.publish();
+        }
+    }
+
+    /// Publishes what has changed for `capsa ps`.
+    fn publish(&mut self) {
+        if let Some(control) = &mut self.control {
+            control.publish(&self.vm);
         }
     }
 
@@ -431,6 +436,7 @@ impl<'r> RunLoop<'r> {
                     }
                     _ => {}
                 }
+                self.publish();
                 let event = self.job.as_mut().and_then(|job| job.on_status(&mut self.vm));
                 self.on_job_event(event);
             }
@@ -440,6 +446,11 @@ impl<'r> RunLoop<'r> {
                 if self.stdio.is_some() {
                     self.reporter.status(None);
                 }
+            }
+            VmEvent::DiskError(error) => {
+                self.reporter.event("disk-error", json!({"error": error}));
+                self.reporter.warn(&error.to_string());
+                self.publish();
             }
             VmEvent::Ended(wait) => {
                 let event = self.job.as_mut().and_then(|job| job.on_ended(&mut self.vm, wait));

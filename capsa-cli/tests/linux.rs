@@ -235,3 +235,64 @@ fn vsock_ports_are_relayed_to_unix_sockets() {
     assert_eq!(child.wait().unwrap().code(), Some(117));
     assert!(!to_guest.exists(), "the socket was not removed");
 }
+
+/// The command runs in a mount namespace with a file system of 24 MB. One image is on it; the other is
+/// ephemeral, and its overlay is on it.
+#[test]
+fn full_host_disk_is_reported_with_disk_and_cause() {
+    let Some((_guest, dir)) = guest() else { return };
+    let unshare = ["--map-root-user", "--mount"];
+    let may = Command::new("unshare").args(unshare).arg("true").status();
+    if !may.is_ok_and(|status| status.success()) {
+        return skip("this user may not make a mount namespace");
+    }
+    let small = dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let (full, other) = (small.join("full.raw"), dir.path().join("other.raw"));
+    fs::File::create(&other).and_then(|file| file.set_len(64 << 20)).unwrap();
+    let write = |disk| format!("dd if=/dev/zero of=/dev/{disk} bs=1M count=40 conv=fsync");
+    let script = format!("{}; {}; echo survived; sleep 600", write("vdb"), write("vdc"));
+    let more = [
+        "--name",
+        "full",
+        "--disk",
+        &format!("{}:rw", full.display()),
+        "--disk",
+        &format!("{}:ephemeral", other.display()),
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let run = run(dir.path(), &more);
+    let mount =
+        "mount -t tmpfs -o size=24m none \"$0\" && truncate -s 64M \"$0/full.raw\" && exec \"$@\"";
+    let mut child = Command::new("unshare")
+        .args(unshare)
+        .args(["sh", "-c", mount])
+        .arg(&small)
+        .arg(run.get_program())
+        .args(run.get_args())
+        .envs(run.get_envs().filter_map(|(key, value)| Some((key, value?))))
+        .env("TMPDIR", &small)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(stdout.any(|line| line == "survived"));
+    let cause = "write failed: No space left on device";
+    let errors = [
+        format!("disk {}: {cause}", full.display()),
+        format!("disk {} (ephemeral: writes go to a temporary file): {cause}", other.display()),
+    ];
+    let (_, listed, _) = common::ask(dir.path(), &["ps"]);
+    assert_eq!(common::ask(dir.path(), &["stop", "full"]).0, 0);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    for error in errors {
+        assert!(listed.contains(&format!("full: {error}\n")), "{listed}");
+        assert!(stderr.contains(&format!("warning: {error}\n")), "{stderr}");
+    }
+}

@@ -7,6 +7,8 @@
 //! To add a backend, implement [`HypervisorBackend`] in a crate of its own, and add it to the list in
 //! `capsa/src/backend/choice.rs`.
 
+mod disk_error;
+
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -21,7 +23,9 @@ use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts, Os, Reason};
 use crate::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Message, Note, RunDirPlan};
-use crate::spec::VmSpec;
+use crate::spec::{Disk, VmSpec};
+
+pub use disk_error::{DiskError, DiskErrors, DiskOperation, disk_error};
 
 /// A hypervisor that can run VMs.
 ///
@@ -103,6 +107,12 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
     /// Interprets an event of the control channel. `None` if it reports no guest event.
     fn event(&self, event: &QmpMessage) -> Option<GuestEvent> {
         let _ = event;
+        None
+    }
+
+    /// Interprets an event of the control channel. `None` if it reports no error of one of `disks`.
+    fn disk_error(&self, event: &QmpMessage, disks: &[Disk]) -> Option<DiskError> {
+        let _ = (event, disks);
         None
     }
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::path::HostPath;
 use crate::qcow2::Overlay;
-use crate::spec::{ConsoleMode, RebootPolicy};
+use crate::spec::{ConsoleMode, Disk, RebootPolicy};
 
 pub use descriptors::{DescriptorKind, DescriptorPlan, FIRST_DESCRIPTOR, add_descriptor};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
@@ -35,6 +35,9 @@ pub struct LaunchPlan {
     pub control: ControlPlan,
     /// The overlays of ephemeral disks, created before the hypervisor starts.
     pub overlays: Vec<OverlayPlan>,
+    /// The disks, for errors that name one. The arguments or messages have them too.
+    #[serde(skip)]
+    pub disks: Vec<Disk>,
     /// How the guest's console is connected.
     pub console: ConsolePlan,
     /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.

@@ -39,6 +39,8 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// What a reboot of the guest does.
     pub on_reboot: RebootPolicy,
+    /// What an error of the host at reading or writing a disk's image does.
+    pub on_disk_error: DiskErrorPolicy,
     /// How long the VM may run; `None`: without limit.
     pub time_limit: Option<Duration>,
 }
@@ -59,6 +61,7 @@ impl VmSpec {
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
             on_reboot: RebootPolicy::default(),
+            on_disk_error: DiskErrorPolicy::default(),
             time_limit: None,
         }
     }
@@ -269,6 +272,20 @@ pub enum Accelerator {
     Hvf,
     /// Software emulation: slow, but works on every host.
     Emulation,
+}
+
+/// What an error of the host at reading or writing a disk's image does, e.g. a full file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DiskErrorPolicy {
+    /// The guest gets an I/O error, as from a broken disk. A file system in the guest may become
+    /// read-only.
+    #[default]
+    Report,
+    /// The guest is paused, and the operation is repeated when it is resumed. Rejected if the backend
+    /// cannot do that.
+    Pause,
 }
 
 /// What a guest reboot does, or a kernel panic that reboots.

@@ -21,7 +21,9 @@ use capsa_proto::plan::{
     add_descriptor,
 };
 use capsa_proto::qcow2;
-use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy};
+use capsa_proto::spec::{
+    ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, NetworkMode, RebootPolicy,
+};
 use serde_json::{Value, json};
 
 use crate::{PROGRAM, accel};
@@ -50,7 +52,7 @@ pub(crate) fn plan(
     args.control();
     args.console(spec.console);
     for (n, disk) in spec.disks.iter().enumerate() {
-        args.disk(n, disk, host);
+        args.disk(n, disk, spec.on_disk_error, host);
     }
     args.network(spec.network);
     if spec.vsock {
@@ -86,6 +88,7 @@ pub(crate) fn plan(
         control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         // QEMU creates the overlays (`snapshot=on`).
         overlays: Vec::new(),
+        disks: spec.disks.clone(),
         console: match spec.console {
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::SocketPair { mode },
@@ -183,7 +186,7 @@ impl QemuArgs {
         self.push(&["-chardev", &format!("socket,id={id},fd={fd}")]);
     }
 
-    fn disk(&mut self, n: usize, disk: &Disk, host: &HostFacts) {
+    fn disk(&mut self, n: usize, disk: &Disk, on_error: DiskErrorPolicy, host: &HostFacts) {
         let mut image = image(disk, host);
         // A read-only disk gets no overlay, since an overlay would be writable.
         if disk.ephemeral && !disk.read_only {
@@ -197,7 +200,13 @@ impl QemuArgs {
             image["file"]["discard"] = json!("unmap");
             self.push(&["-blockdev", &image.to_string()]);
         }
-        self.push(&["-device", &format!("virtio-blk-pci,drive=disk{n}")]);
+        // QEMU's default pauses the guest when the host's file system is full.
+        let action = match on_error {
+            DiskErrorPolicy::Pause => "stop",
+            _ => "report",
+        };
+        let device = format!("virtio-blk-pci,drive=disk{n},werror={action},rerror={action}");
+        self.push(&["-device", &device]);
     }
 
     fn network(&mut self, mode: NetworkMode) {

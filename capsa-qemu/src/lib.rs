@@ -32,8 +32,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{
-    Availability, Feature, GuestEvent, HypervisorBackend, MissingFeature, Probe, ProbePlan,
-    ProbeReport, Version,
+    Availability, DiskError, DiskOperation, Feature, GuestEvent, HypervisorBackend, MissingFeature,
+    Probe, ProbePlan, ProbeReport, Version, disk_error,
 };
 use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation, ViolationKind};
 use capsa_proto::cmdline::KernelCmdline;
@@ -41,7 +41,7 @@ use capsa_proto::codec::qmp::QmpMessage;
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
-use capsa_proto::spec::{NetworkMode, ShareMechanism, VmSpec};
+use capsa_proto::spec::{Disk, NetworkMode, ShareMechanism, VmSpec};
 
 /// The oldest supported QEMU. `-action` exists since 6.0; 6.2 is the oldest version still in use.
 pub const MIN_VERSION: Version = Version::new(6, 2, 0);
@@ -67,6 +67,7 @@ const CAPABILITIES: BackendCapabilities = {
     supports.disk_read_only = true;
     supports.reboot_end = true;
     supports.reboot_restart = true;
+    supports.disk_errors = true;
     supports.vsock = true;
     // The limit of q35 without an IOMMU. More vCPUs need interrupt remapping.
     supports.max_cpus = Some(255);
@@ -225,6 +226,22 @@ impl HypervisorBackend for Qemu {
             }
             _ => None,
         }
+    }
+
+    /// With `-blockdev` the node has the name of the disk, with `-drive` the device.
+    fn disk_error(&self, event: &QmpMessage, disks: &[Disk]) -> Option<DiskError> {
+        let QmpMessage::Event { name, data, .. } = event else { return None };
+        if name != "BLOCK_IO_ERROR" {
+            return None;
+        }
+        let text = |key| data.get(key).and_then(|text| text.as_str()).unwrap_or_default();
+        let operation = match text("operation") {
+            "read" => DiskOperation::Read,
+            _ => DiskOperation::Write,
+        };
+        let names = [text("device"), text("node-name")];
+        let disk = names.iter().find_map(|name| name.strip_prefix("disk")?.parse().ok())?;
+        disk_error(disks, disk, operation, text("reason"))
     }
 }
 

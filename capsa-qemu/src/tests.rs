@@ -1,5 +1,7 @@
 //! Tests of exact plans, of each blocker and of each violation.
 
+mod events;
+
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use core::time::Duration;
@@ -12,8 +14,8 @@ use capsa_proto::path::HostPath;
 use capsa_proto::plan::DescriptorKind;
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
-    Accelerator, ConsoleMode, Disk, ImageFormat, MountMode, RebootPolicy, Share, Virtio9pConfig,
-    VirtioFsConfig,
+    Accelerator, ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy, Share,
+    Virtio9pConfig, VirtioFsConfig,
 };
 
 const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev user,id=str\n-sandbox on[,\n";
@@ -531,34 +533,23 @@ fn availability_blockers_have_remedies() {
 }
 
 #[test]
-fn event_maps_shutdown_reasons() {
-    let event = |name: &str, reason: &str| QmpMessage::Event {
-        name: name.into(),
-        data: serde_json::json!({"guest": true, "reason": reason}),
-        at_micros: None,
+fn plan_disk_error_policy_is_an_option() {
+    let of = |on_disk_error| {
+        let disks = vec![
+            disk("/d.raw", ImageFormat::Raw),
+            Disk { ephemeral: true, ..disk("/d,1.qcow2", ImageFormat::Qcow2) },
+        ];
+        args(&plan(VmSpec { disks, on_disk_error, ..spec() }))
     };
-    for (name, reason, want) in [
-        ("SHUTDOWN", "guest-shutdown", Some(GuestEvent::PoweredOff)),
-        ("SHUTDOWN", "guest-reset", Some(GuestEvent::Reset)),
-        ("RESET", "guest-reset", Some(GuestEvent::Reset)),
-        ("RESET", "host-qmp-system-reset", None),
-        ("SHUTDOWN", "host-signal", Some(GuestEvent::ExternalQuit)),
-        ("GUEST_PANICKED", "", Some(GuestEvent::Panicked)),
-        ("STOP", "", None),
+    for (policy, action) in [
+        (DiskErrorPolicy::default(), "werror=report,rerror=report"),
+        (DiskErrorPolicy::Pause, "werror=stop,rerror=stop"),
     ] {
-        assert_eq!(Qemu.event(&event(name, reason)), want, "{name} {reason}");
-    }
-}
-
-#[test]
-fn stderr_line_reports_failed_vcpu() {
-    for (line, want) in [
-        ("KVM internal error. Suberror: 1", Some(GuestEvent::CpuFailed)),
-        ("error: kvm run failed Bad address", Some(GuestEvent::CpuFailed)),
-        ("KVM: entry failed, hardware error 0x80000021", Some(GuestEvent::CpuFailed)),
-        ("qemu-system-x86_64: warning: KVM internal error", None),
-    ] {
-        assert_eq!(Qemu.stderr_line(line), want, "{line}");
+        let args = of(policy);
+        for disk in ["disk0", "disk1"] {
+            let device = format!("virtio-blk-pci,drive={disk},{action}");
+            assert!(args.contains(&device), "{args}");
+        }
     }
 }
 

@@ -186,6 +186,7 @@ impl HypervisorBackend for Vfkit {
                 endpoint: ControlEndpoint::Socket(socket),
             },
             overlays: args::clones(vm, at),
+            disks: spec.disks.clone(),
             console: match spec.console {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },

@@ -25,6 +25,7 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt};
 
 use crate::backend::{LaunchPlan, Rejection};
 use crate::console::{self, CommandOutput, ConsoleLog, Match, Pattern};
+use crate::disk_errors::DiskError;
 use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
 
 impl LinuxVmBuilder {
@@ -104,6 +105,11 @@ impl VmHandle {
     /// The same as [`crate::VmHandle::status`].
     pub fn status(&self) -> VmStatus {
         self.inner.status()
+    }
+
+    /// The same as [`crate::VmHandle::disk_errors`].
+    pub fn disk_errors(&self) -> Vec<DiskError> {
+        self.inner.disk_errors()
     }
 
     /// The same as [`crate::VmHandle::stop_report`].

@@ -11,8 +11,8 @@ use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
 use capsa_proto::spec::{
-    Accelerator, ConsoleMode, Disk, MountMode, NetworkMode, RebootPolicy, ResourceConfig, Share,
-    ShareMechanism, VmSpec, VsockDirection, VsockPort,
+    Accelerator, ConsoleMode, Disk, DiskErrorPolicy, MountMode, NetworkMode, RebootPolicy,
+    ResourceConfig, Share, ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
@@ -46,6 +46,7 @@ pub struct LinuxVmBuilder {
     cmdline: KernelCmdline,
     accelerator: Accelerator,
     on_reboot: RebootPolicy,
+    on_disk_error: DiskErrorPolicy,
     timeout: Option<Duration>,
     pub(crate) choice: BackendChoice,
     #[cfg(feature = "testing")]
@@ -70,6 +71,7 @@ impl LinuxVmBuilder {
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
             on_reboot: RebootPolicy::default(),
+            on_disk_error: DiskErrorPolicy::default(),
             timeout: None,
             choice: BackendChoice::default(),
             #[cfg(feature = "testing")]
@@ -236,6 +238,13 @@ impl LinuxVmBuilder {
     /// console shows the reboot.
     pub fn on_reboot(mut self, policy: RebootPolicy) -> Self {
         self.on_reboot = policy;
+        self
+    }
+
+    /// Sets what happens when the host cannot read or write a disk's image, e.g. because its file system
+    /// is full. Default: the guest gets an I/O error.
+    pub fn on_disk_error(mut self, policy: DiskErrorPolicy) -> Self {
+        self.on_disk_error = policy;
         self
     }
 
@@ -436,6 +445,7 @@ impl LinuxVmBuilder {
             cmdline: self.cmdline.clone(),
             accelerator: self.accelerator,
             on_reboot: self.on_reboot,
+            on_disk_error: self.on_disk_error,
             time_limit: self.timeout,
         };
         (spec, violations)

@@ -78,7 +78,7 @@ use std::time::Duration;
 use capsa_io::clock::MonotonicClock;
 use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
-use capsa_proto::backend::HypervisorBackend;
+use capsa_proto::backend::{DiskError, HypervisorBackend};
 use capsa_proto::console::{
     ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
 };
@@ -217,6 +217,11 @@ impl Vm {
     /// How the VM ended; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
         self.core.report()
+    }
+
+    /// The last error of each disk and operation, of those that the hypervisor has reported.
+    pub fn disk_errors(&self) -> Vec<DiskError> {
+        self.core.disk_errors().iter().cloned().collect()
     }
 
     /// The plan from which the VM is launched.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::backend::{LaunchPlan, Rejection};
+use crate::disk_errors::DiskError;
 use crate::driver::{Shared, SharedState, Waiter};
 use crate::embed::DEFAULT_GRACE;
 use crate::{
@@ -170,6 +171,11 @@ impl VmHandle {
     /// How the VM ended and which steps of the stop ladder were needed; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
         self.shared().snapshot().report
+    }
+
+    /// The last error of each disk and operation, of those that the hypervisor has reported.
+    pub fn disk_errors(&self) -> Vec<DiskError> {
+        self.shared().lock().vm.disk_errors()
     }
 
     /// Waits until the VM has ended and returns its last status. Any number of tasks may wait, also

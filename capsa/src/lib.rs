@@ -105,6 +105,7 @@ pub mod cmdline;
 mod config;
 pub mod console;
 mod disk;
+pub mod disk_errors;
 pub mod embed;
 mod error;
 pub mod host;

@@ -101,6 +101,7 @@ suite! {
         raw_disks_keep_order_and_read_only,
         qcow2_write_keeps_backing_file_unchanged,
         ephemeral_disk_write_is_discarded,
+        disk_error_reaches_guest_and_owner,
         vm_end_ends_share_helpers,
         virtio_fs_share_carries_both_directions,
         virtio_fs_read_only_holds_on_host,

@@ -22,7 +22,8 @@ pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
         let vms: Vec<Value> = all.iter().map(RunningVm::json).collect();
         return print(&json_output::document("ps", json!({"vms": vms})));
     }
-    let mut rows = vec![["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE"].map(String::from)];
+    let mut rows =
+        vec![["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE", "STATUS"].map(String::from)];
     for vm in &all {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let info = vm.info.as_ref();
@@ -33,9 +34,16 @@ pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
             vm.owner.to_string(),
             or_none(info.map(|info| since(info.started))),
             or_none(info.map(|info| if info.has_console { "yes" } else { "no" }.into())),
+            or_none(info.map(|info| info.status.clone()).filter(|status| !status.is_empty())),
         ]);
     }
-    print(&columns(&rows))
+    let mut out = columns(&rows);
+    for vm in &all {
+        for error in vm.info.iter().flat_map(|info| &info.disk_errors) {
+            let _ = writeln!(out, "{}: {error}", vm.label());
+        }
+    }
+    print(&out)
 }
 
 /// `capsa stop`: stops VMs and waits until they have ended.

@@ -23,6 +23,12 @@ pub(crate) struct RunInfo {
     pub(crate) hypervisor: Option<u32>,
     /// Whether there is a console to attach to.
     pub(crate) has_console: bool,
+    /// The status of the VM.
+    #[serde(default)]
+    pub(crate) status: String,
+    /// The last error of each disk and operation, as text.
+    #[serde(default)]
+    pub(crate) disk_errors: Vec<String>,
 }
 
 /// A client's request, the first line on its connection.

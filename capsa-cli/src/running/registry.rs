@@ -55,6 +55,8 @@ impl RunningVm {
             "started": self.info.as_ref().map(|info| info.started),
             "hypervisor": self.info.as_ref().map(|info| info.hypervisor),
             "console": self.info.as_ref().map(|info| info.has_console),
+            "status": self.info.as_ref().map(|info| &info.status),
+            "disk_errors": self.info.as_ref().map(|info| &info.disk_errors),
         })
     }
 

@@ -91,14 +91,19 @@ impl ControlServer {
             started: since_epoch.map(|time| time.as_secs()).unwrap_or_default(),
             hypervisor: vm.hypervisor_pid(),
             has_console: plan.console() != ConsoleMode::Disabled,
+            status: vm.status().to_string(),
+            disk_errors: Vec::new(),
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
         Ok(Self { run_dir, info, listener, clients: Vec::new(), input_owner: None, last_id: 0 })
     }
 
-    /// Publishes the hypervisor's process id, once it runs. On a write error the old file stays.
-    pub(crate) fn publish_hypervisor(&mut self, vm: &Vm) {
+    /// Publishes the hypervisor's process id, the status and the disk errors. On a write error the old
+    /// file stays.
+    pub(crate) fn publish(&mut self, vm: &Vm) {
         self.info.hypervisor = vm.hypervisor_pid();
+        self.info.status = vm.status().to_string();
+        self.info.disk_errors = vm.disk_errors().iter().map(ToString::to_string).collect();
         let _ = replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
     }
 

@@ -10,6 +10,7 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode,
@@ -45,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) backend: Option<String>,
     pub(crate) accelerator: Option<Accelerator>,
     pub(crate) on_reboot: Option<RebootPolicy>,
+    pub(crate) on_disk_error: Option<DiskErrorPolicy>,
     pub(crate) name: Option<String>,
     pub(crate) user: Option<String>,
     pub(crate) password_file: Option<PathBuf>,
@@ -164,6 +166,7 @@ impl Settings {
             .network(self.network.unwrap_or_default())
             .accelerator(self.accelerator.unwrap_or_default())
             .on_reboot(self.on_reboot.unwrap_or_default())
+            .on_disk_error(self.on_disk_error.unwrap_or_default())
             .cmdline_args(self.cmdline.iter().map(String::as_str));
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);

@@ -4,6 +4,7 @@
 //! parsers of the command line and of the config file, help, the manual page, completions, the JSON
 //! Schema and source spans all read these rows. A new setting is one row, and the field that it sets.
 
+use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
@@ -349,6 +350,19 @@ pub(crate) const SETTINGS: &[Setting] = &[
         example: "\"restart\"",
         help: "What a guest reboot does; auto: end the VM where the hypervisor reports reboots",
         default: "auto",
+        ..ROW
+    },
+    Setting {
+        flag: "--on-disk-error",
+        key: "guest.on-disk-error",
+        kind: ValueKind::Choice(&[
+            ("report", |s| s.on_disk_error = Some(DiskErrorPolicy::Report)),
+            ("pause", |s| s.on_disk_error = Some(DiskErrorPolicy::Pause)),
+        ]),
+        example: "\"pause\"",
+        help: "What a full host disk, or another error of a disk image, does; report: the guest gets an \
+               I/O error; pause: the guest is paused",
+        default: "report",
         ..ROW
     },
     Setting {

@@ -18,6 +18,7 @@ pub(super) fn write(record: &LogRecord) {
         LogRecord::ControlLost(Some(error)) => tracing::warn!("control channel: {error}"),
         LogRecord::ControlLost(None) => tracing::debug!("control channel closed"),
         LogRecord::Exited(process, exit) => tracing::info!(%process, %exit, "exited"),
+        LogRecord::DiskError(error) => tracing::warn!("{error}"),
         LogRecord::Status(status) => tracing::info!(%status, "status"),
     }
 }

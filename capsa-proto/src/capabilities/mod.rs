@@ -46,6 +46,8 @@ pub struct BackendCapabilities {
     pub reboot_end: bool,
     /// A guest reboot can restart the guest in the same VM.
     pub reboot_restart: bool,
+    /// Errors of the host at reading and writing disk images are reported, and can pause the guest.
+    pub disk_errors: bool,
     /// Sockets between host and guest.
     pub vsock: bool,
     /// The maximum number of vCPUs (`None`: no known limit).
@@ -70,6 +72,7 @@ impl BackendCapabilities {
         disk_read_only: false,
         reboot_end: false,
         reboot_restart: false,
+        disk_errors: false,
         vsock: false,
         max_cpus: None,
         max_devices: None,

@@ -14,7 +14,7 @@ use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
 use crate::host::{Arch, FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::plan::Note;
-use crate::spec::{ConsoleMode, VmSpec};
+use crate::spec::{ConsoleMode, Disk, VmSpec};
 use shares::{chosen, in_mount_order, mount_command, mount_extra};
 
 /// No Linux kernel boots with this many MiB of memory or fewer. (The tests' bare-metal guests need 32.)
@@ -45,6 +45,7 @@ pub fn validate(
     validation.resources();
     let shares = validation.shares();
     validation.vsock_ports();
+    validation.disk_errors();
     let cmdline = validation.cmdline(&shares);
     validation.run_dir();
     let Validation { mut out, notes, .. } = validation;
@@ -243,6 +244,17 @@ impl Validation<'_> {
                 let reason = format!("port {} is listed twice for the same direction", port.port);
                 self.reject(&field, Kind::Duplicate, reason, "list it once");
             }
+        }
+    }
+
+    fn disk_errors(&mut self) {
+        let is_written = |disk: &Disk| !disk.read_only;
+        if !self.backend.capabilities().disk_errors && self.spec.disks.iter().any(is_written) {
+            self.notes.push(Note::info(format!(
+                "{} reports no disk errors: if the host's file system is full, only the guest gets an I/O \
+                 error",
+                self.backend.name()
+            )));
         }
     }
 

@@ -96,6 +96,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         console: ConsolePlan::None,
         vsock: None,
         overlays: vec![],
+        disks: vec![],
         boot: vec![
             Message::qmp("negotiate", "qmp_capabilities"),
             Message::qmp("start the guest", "cont"),

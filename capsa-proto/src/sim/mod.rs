@@ -167,6 +167,7 @@ pub fn plan(
         }],
         control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         overlays: Vec::new(),
+        disks: Vec::new(),
         console: console_plan(console),
         vsock: None,
         boot: Vec::new(),

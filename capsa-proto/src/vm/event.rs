@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 
+use crate::backend::DiskError;
 use crate::console::WaitId;
 use crate::lifecycle::VmStatus;
 
@@ -26,20 +27,22 @@ pub enum VmEvent {
     ConsoleClosed,
     /// A wait ended; its result can be taken.
     Ended(WaitId),
+    /// The host failed to read or write a disk's image. The same error of a disk is reported again
+    /// after 10 seconds at the earliest.
+    DiskError(DiskError),
 }
 
 impl VmEvent {
-    /// Whether a second one says no more than the first: the event tells that there is something
-    /// to look at, not what it is.
+    /// Whether a second one says no more than the first.
     const fn is_edge(&self) -> bool {
-        matches!(self, Self::ConsoleData | Self::ConsoleWritable)
+        matches!(self, Self::ConsoleData | Self::ConsoleWritable | Self::DiskError(_))
     }
 }
 
 /// The events that the owner has not taken yet, oldest first.
 ///
-/// Its length is bounded by what the owner does: [`VmEvent::ConsoleData`] and
-/// [`VmEvent::ConsoleWritable`] are in it at most once, [`VmEvent::Rebooted`] at most 64 times, one
+/// Its length is bounded by what the owner does: [`VmEvent::ConsoleData`], [`VmEvent::ConsoleWritable`]
+/// and each [`VmEvent::DiskError`] are in it at most once, [`VmEvent::Rebooted`] at most 64 times, one
 /// [`VmEvent::Ended`] belongs to each wait that was begun, and the statuses of a lifecycle are few.
 #[derive(Debug, Default)]
 pub struct EventQueue(VecDeque<VmEvent>);

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::control::{ControlClient, ControlEvent};
 use super::event::{EventQueue, VmEvent};
 use super::stderr::StderrTail;
-use crate::backend::{ControlReply, GuestEvent, HypervisorBackend};
+use crate::backend::{ControlReply, DiskError, DiskErrors, GuestEvent, HypervisorBackend};
 use crate::codec::json_stream::JsonStream;
 use crate::codec::qmp::{QmpError, QmpMessage};
 use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
@@ -83,6 +83,8 @@ pub enum LogRecord {
     Exited(String, Exit),
     /// The status changed.
     Status(VmStatus),
+    /// The host failed to read or write a disk's image.
+    DiskError(DiskError),
 }
 
 /// A whole VM as one state machine.
@@ -112,6 +114,7 @@ pub struct VmCore {
     /// `None` after invalid events.
     pipe_decoder: Option<JsonStream>,
     stderr: Vec<StderrTail>,
+    disk_errors: DiskErrors,
     outputs: VecDeque<Output>,
     events: EventQueue,
 }
@@ -132,6 +135,7 @@ impl VmCore {
             connecting: false,
             pipe_decoder: Some(JsonStream::new()),
             stderr: plan.processes.iter().map(|_| StderrTail::default()).collect(),
+            disk_errors: DiskErrors::default(),
             outputs: VecDeque::new(),
             events: EventQueue::default(),
             plan,
@@ -180,6 +184,11 @@ impl VmCore {
     /// How the VM ended; `None` before the end.
     pub fn report(&self) -> Option<StopReport> {
         self.lifecycle.report()
+    }
+
+    /// The last error of each disk and operation that the hypervisor has reported.
+    pub fn disk_errors(&self) -> &DiskErrors {
+        &self.disk_errors
     }
 
     /// The launch plan.
@@ -486,8 +495,10 @@ impl VmCore {
                 }
                 ControlEvent::Event(event) => {
                     let guest_event = self.backend.event(&event);
+                    let disk_error = self.backend.disk_error(&event, &self.plan.disks);
                     self.log(LogRecord::ControlEvent(event));
                     self.handle_guest_event(now, guest_event);
+                    self.handle_disk_error(now, disk_error);
                 }
                 ControlEvent::Lost(error) => {
                     self.log(LogRecord::ControlLost(error));
@@ -503,6 +514,15 @@ impl VmCore {
     fn handle_guest_event(&mut self, now: Instant, event: Option<GuestEvent>) {
         if let Some(event) = event {
             self.input(now, Input::Guest(event));
+        }
+    }
+
+    fn handle_disk_error(&mut self, now: Instant, error: Option<DiskError>) {
+        if let Some(error) = error
+            && self.disk_errors.add(now, error.clone())
+        {
+            self.log(LogRecord::DiskError(error.clone()));
+            self.events.push(VmEvent::DiskError(error));
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use capsa::backend::BackendCapabilities;
 use capsa::blocking::VmHandle;
+use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
     Capsa, DiskImage, Error, ImageFormat, LinuxBootConfig, LinuxVmBuilder, MountMode, NetworkMode,
@@ -73,6 +74,7 @@ const REQUESTS: &[(&str, &str, Request)] = &[
     ("disk_read_only", "disks[0].read_only", |builder, dir| builder.disk(raw(dir).read_only())),
     ("vsock", "vsock", |builder, _| builder.vsock_port(1024, VsockDirection::ToGuest)),
     ("reboot_end", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::End)),
+    ("disk_errors", "on_disk_error", |builder, _| builder.on_disk_error(DiskErrorPolicy::Pause)),
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),
 ];
 

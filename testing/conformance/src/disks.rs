@@ -4,16 +4,18 @@
 //! past its cache; afterwards the scenario checks the file on the host.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use capsa::disk_errors::DiskOperation;
 use capsa::{DiskImage, EndedBy, ImageFormat, StopStep};
 
 use super::fixture::qemu_img;
 use super::vm::TestVm;
 use super::{Fixture, Scenario};
 use capsa_fixtures::command;
+use capsa_testkit::skip;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::linux("raw_disks_keep_order_and_read_only", raw_and_read_only)
@@ -22,6 +24,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         .uses(&["image_formats.qcow2"]),
     Scenario::linux("ephemeral_disk_write_is_discarded", ephemeral)
         .uses(&["disk_ephemeral", "image_formats.raw"]),
+    Scenario::linux("disk_error_reaches_guest_and_owner", disk_error).uses(&["disk_errors"]),
 ];
 
 /// The text that the guest writes into the second sector.
@@ -116,6 +119,54 @@ fn ephemeral(fixture: &Fixture<'_>) {
     let left: Vec<_> =
         fs::read_dir(fixture.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), images.len(), "files beside the base images: {left:?}");
+}
+
+fn disk_error(fixture: &Fixture<'_>) {
+    let Some(full) = SmallFileSystem::mount(fixture) else { return };
+    let image = full.sparse_image();
+    let mut vm = fixture.boot(fixture.builder().disk(DiskImage::new(&image)));
+    assert_eq!(vm.handle.disk_errors(), []);
+    assert!(!vm.succeeds(FILL), "the write succeeded");
+    let errors = vm.handle.disk_errors();
+    assert_eq!(errors[0].path, image.to_str().unwrap());
+    assert_eq!(errors[0].operation, DiskOperation::Write);
+    assert_eq!(errors[0].reason, "No space left on device");
+    assert_eq!(vm.sh("echo alive"), "alive");
+    stop(&vm);
+}
+
+/// Writes more into the first disk than a [`SmallFileSystem`] has.
+const FILL: &str = "dd if=/dev/zero of=/dev/vda bs=1M count=16 conv=fsync 2>/dev/null";
+
+/// A mounted file system of 8 MiB.
+struct SmallFileSystem(PathBuf);
+
+impl SmallFileSystem {
+    fn mount(fixture: &Fixture<'_>) -> Option<Self> {
+        let path = fixture.path("small");
+        fs::create_dir(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(&path).stderr(Stdio::null());
+        if mount.status().is_ok_and(|status| status.success()) {
+            return Some(Self(path));
+        }
+        skip("this user may not mount a file system");
+        None
+    }
+
+    /// An image of 32 MiB that takes no space yet.
+    fn sparse_image(&self) -> PathBuf {
+        let path = self.0.join("disk.raw");
+        File::create(&path).and_then(|file| file.set_len(32 << 20)).unwrap();
+        path
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // Lazily: the VM of a test that failed may still have the image open.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 /// The text at the begin of a disk, read in the guest.

@@ -5,7 +5,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::super::{BackendCapabilities, Violation, ViolationKind};
-use crate::spec::{ImageFormat, MountMode, NetworkMode, RebootPolicy, ShareMechanism, VmSpec};
+use crate::spec::{
+    DiskErrorPolicy, ImageFormat, MountMode, NetworkMode, RebootPolicy, ShareMechanism, VmSpec,
+};
 
 impl BackendCapabilities {
     /// Validates the description of a VM against these capabilities. `LinuxVmBuilder::validate` calls it.
@@ -105,6 +107,11 @@ impl BackendCapabilities {
             }
             _ => {}
         }
+        if spec.on_disk_error == DiskErrorPolicy::Pause && !self.disk_errors {
+            let reason = "pausing the guest at a disk error is not supported";
+            let remedy = "use the default (report), or the qemu backend";
+            unsupported("on_disk_error", reason, remedy);
+        }
         if out.is_empty() { Ok(()) } else { Err(out) }
     }
 
@@ -159,6 +166,7 @@ mod tests {
             shares: mechanisms.into_iter().map(share).collect(),
             vsock: true,
             on_reboot: RebootPolicy::End,
+            on_disk_error: DiskErrorPolicy::Pause,
             ..VmSpec::new(path())
         };
         let mut limits = BackendCapabilities::NONE;
@@ -170,7 +178,7 @@ mod tests {
         let mut want = vec!["kernel", "initrd", "disks[0].path", "disks[0].read_only"];
         want.extend(["disks[1].path", "disks[1].ephemeral", "shares", "cpus", "memory"]);
         want.extend(shares.iter().map(String::as_str));
-        want.extend(["network", "vsock", "on_reboot"]);
+        want.extend(["network", "vsock", "on_reboot", "on_disk_error"]);
         assert_eq!(fields, want);
         assert!(violations.iter().all(|v| v.kind == ViolationKind::Unsupported));
 
@@ -183,7 +191,7 @@ mod tests {
         supports.network_modes.nat = true;
         (supports.virtio_fs, supports.virtio_9p, supports.share_read_only) = (true, true, true);
         (supports.disk_ephemeral, supports.disk_read_only) = (true, true);
-        (supports.reboot_end, supports.vsock) = (true, true);
+        (supports.reboot_end, supports.vsock, supports.disk_errors) = (true, true, true);
         assert_eq!(supports.validate(&spec), Ok(()));
     }
 }

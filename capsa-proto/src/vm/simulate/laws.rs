@@ -275,6 +275,7 @@ impl Simulation<'_> {
                 self.laws.console_closed = true;
             }
             VmEvent::ConsoleData | VmEvent::ConsoleWritable | VmEvent::Ended(_) => return,
+            VmEvent::DiskError(_) => {}
         }
         let _ = write!(self.laws.digest, "{event:?}");
     }

@@ -149,6 +149,7 @@ impl GuestArgs {
         self.device(&json!({
             "driver": "virtio-blk-pci",
             "drive": format!("disk{n}"),
+            "werror": "report",
             "num-queues": disk.num_queues,
             "queue-size": disk.queue_size,
         }));

@@ -101,7 +101,8 @@ impl EmulatedVmBuilder {
             },
         });
         self.0.arguments.extend(["-blockdev".to_owned(), node.to_string()]);
-        let mut device = json!({ "driver": "virtio-blk-pci", "drive": format!("disk{n}") });
+        let drive = format!("disk{n}");
+        let mut device = json!({ "driver": "virtio-blk-pci", "drive": drive, "werror": "report" });
         if !disk.device_identifier.is_empty() {
             device["serial"] = json!(disk.device_identifier);
         }
