@@ -41,7 +41,7 @@
 //!     while let Some(event) = vm.poll_event() {
 //!         match event {
 //!             VmEvent::Ended(wait) if wait == login => {
-//!                 command = Some(vm.run_command(reader, "id -u", None, None)?);
+//!                 command = Some(vm.run(reader, "id -u", None)?);
 //!             }
 //!             VmEvent::Ended(wait) if Some(wait) == command => {
 //!                 result = vm.take_ended(wait);
@@ -80,7 +80,7 @@ use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
 use capsa_proto::backend::{DiskError, HypervisorBackend};
 use capsa_proto::console::{
-    ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, ScriptError, Silence, WaitKind,
+    ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, Script, ScriptError, Silence, WaitKind,
 };
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
@@ -319,7 +319,7 @@ impl Vm {
 
     /// Takes all unread output of this reader as text; invalid UTF-8 becomes U+FFFD. A character
     /// that is still incomplete at the end stays unread, until the console is closed.
-    pub fn take_text(&mut self, reader: ReaderId) -> String {
+    pub fn read_available(&mut self, reader: ReaderId) -> String {
         lossy(self.with_console(|console, _, _| console.take_text(reader)))
     }
 
@@ -352,17 +352,17 @@ impl Vm {
     ///
     /// The wait ends at once, as on a [closed](Outcome::Closed) console, when the VM was built
     /// without a console, or when `reader` was removed or belongs to another VM.
-    pub fn expect(
+    pub fn wait_for_any(
         &mut self,
         reader: ReaderId,
         patterns: &[&str],
         timeout: Option<Duration>,
     ) -> WaitId {
-        self.expect_patterns(reader, patterns.iter().map(Pattern::literal), timeout)
+        self.wait_for_any_pattern(reader, patterns.iter().map(Pattern::literal), timeout)
     }
 
-    /// Like [`Vm::expect`], for patterns of any kind, such as regular expressions.
-    pub fn expect_patterns(
+    /// Like [`Vm::wait_for_any`], for patterns of any kind, such as regular expressions.
+    pub fn wait_for_any_pattern(
         &mut self,
         reader: ReaderId,
         patterns: impl IntoIterator<Item = Pattern>,
@@ -374,7 +374,7 @@ impl Vm {
 
     /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread
     /// output.
-    pub fn expect_silence(
+    pub fn wait_for_silence(
         &mut self,
         reader: ReaderId,
         quiet: Duration,
@@ -395,32 +395,41 @@ impl Vm {
         password: Option<&str>,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        self.script(reader, |now| {
-            Ok(WaitKind::Script(Box::new(Login::new(username, password, now, timeout)?)))
-        })
+        self.script(reader, |now| Login::new(username, password, now, timeout))
     }
 
-    /// Begins to run a shell command. With a `prompt`, the wait ends when the prompt has appeared
-    /// again.
+    /// Begins to run a shell command.
     ///
     /// # Errors
     ///
     /// When the command is longer than 64 KiB after escaping, or has a NUL byte.
+    pub fn run(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| RunCommand::new(command, None, nonce, now, timeout))
+    }
+
+    /// Like [`Vm::run`]; the wait ends when the `prompt` has appeared again.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Vm::run`].
     pub fn run_command(
         &mut self,
         reader: ReaderId,
         command: &str,
-        prompt: Option<&str>,
+        prompt: &str,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
         let nonce = self.nonce(reader);
-        self.script(reader, |now| {
-            let script = RunCommand::new(command, prompt, nonce, now, timeout)?;
-            Ok(WaitKind::Script(Box::new(script)))
-        })
+        self.script(reader, |now| RunCommand::new(command, Some(prompt), nonce, now, timeout))
     }
 
-    /// Like [`Vm::run_command`] without a prompt, for a command whose output is read while it runs
+    /// Like [`Vm::run`], for a command whose output is read while it runs
     /// or is large. Call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the
     /// end.
     ///
@@ -430,8 +439,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// The same as [`Vm::run_command`].
-    pub fn stream_command(
+    /// The same as [`Vm::run`].
+    pub fn spawn(
         &mut self,
         reader: ReaderId,
         command: &str,
@@ -439,12 +448,11 @@ impl Vm {
     ) -> Result<WaitId> {
         let nonce = self.nonce(reader);
         self.script(reader, |now| {
-            let script = RunCommand::new(command, None, nonce, now, timeout)?.streamed();
-            Ok(WaitKind::Script(Box::new(script)))
+            Ok(RunCommand::new(command, None, nonce, now, timeout)?.streamed())
         })
     }
 
-    /// Takes the output that a [streamed](Vm::stream_command) command has printed since the last
+    /// Takes the output that a [spawned](Vm::spawn) command has printed since the last
     /// call. The output of a failed command stays available until [`Vm::take_ended`].
     pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
         self.with_console(|console, now, events| console.take_output(now, wait, events))
@@ -521,13 +529,13 @@ impl Vm {
         self.io.nonce(offset).unwrap_or_else(capsa_io::random::number)
     }
 
-    fn script(
+    fn script<S: Script + Send + 'static>(
         &mut self,
         reader: ReaderId,
-        make: impl FnOnce(Instant) -> std::result::Result<WaitKind, ScriptError>,
+        make: impl FnOnce(Instant) -> std::result::Result<S, ScriptError>,
     ) -> Result<WaitId> {
-        let kind = make(self.clock.now())?;
-        Ok(self.begin(reader, |_| kind))
+        let script = Box::new(make(self.clock.now())?);
+        Ok(self.begin(reader, |_| WaitKind::Script(script)))
     }
 
     fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {

@@ -168,7 +168,7 @@ impl Job {
         match self.state {
             JobState::LoggingIn(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {
-                    let started = vm.stream_command(self.reader, &self.plan.line, None);
+                    let started = vm.spawn(self.reader, &self.plan.line, None);
                     self.enter(started, JobState::Running).or(Some(JobEvent::LoggedIn))
                 }
                 Ended::Script(Err(error)) => self.fail(format!("cannot log in: {error}")),

@@ -41,7 +41,7 @@ pub(crate) fn event_handler(
         VmEvent::Status(status) => log(status.to_string()),
         VmEvent::Ended(wait) if wait == login => {
             log(format!("login: {}", summary(vm.take_ended(wait))));
-            command = vm.run_command(reader, "uname -r", None, Some(PATIENCE)).ok();
+            command = vm.run(reader, "uname -r", Some(PATIENCE)).ok();
         }
         VmEvent::Ended(wait) if Some(wait) == command => {
             log(format!("uname -r: {}", summary(vm.take_ended(wait))));

@@ -159,7 +159,7 @@ impl VmConsole {
     ) -> Result<String> {
         let id = self.reader.id;
         let (ended, report) =
-            self.begin(|state| Ok(state.vm.expect_silence(id, quiet, timeout))).await?;
+            self.begin(|state| Ok(state.vm.wait_for_silence(id, quiet, timeout))).await?;
         script_result(ended, report).map(|reply| lossy(reply.output))
     }
 
@@ -186,7 +186,7 @@ impl VmConsole {
     ///
     /// None at present.
     pub async fn read_available(&mut self) -> Result<String> {
-        Ok(self.reader.shared.lock().vm.take_text(self.reader.id))
+        Ok(self.reader.shared.lock().vm.read_available(self.reader.id))
     }
 
     /// Writes all of `data`, waiting while the input queue is full.
@@ -347,7 +347,7 @@ impl VmConsole {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
         let id = shared.change(|state| {
             state.check_driver()?;
-            state.vm.stream_command(reader, cmd, timeout)
+            state.vm.spawn(reader, cmd, timeout)
         })?;
         Ok(RunningCommand::new(ActiveWait { shared, id }, reader))
     }
@@ -359,15 +359,19 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<CommandOutput> {
         let id = self.reader.id;
-        let (ended, report) =
-            self.begin(|state| state.vm.run_command(id, cmd, prompt, timeout)).await?;
+        let (ended, report) = self
+            .begin(|state| match prompt {
+                Some(prompt) => state.vm.run_command(id, cmd, prompt, timeout),
+                None => state.vm.run(id, cmd, timeout),
+            })
+            .await?;
         script_result(ended, report)
     }
 
     async fn expect(&mut self, patterns: Vec<Pattern>, timeout: Option<Duration>) -> Result<Match> {
         let id = self.reader.id;
         let (ended, report) = self
-            .begin(|state| Ok(state.vm.expect_patterns(id, patterns.iter().cloned(), timeout)))
+            .begin(|state| Ok(state.vm.wait_for_any_pattern(id, patterns.iter().cloned(), timeout)))
             .await?;
         match_result(ended, &patterns, report)
     }

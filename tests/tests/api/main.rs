@@ -1,4 +1,5 @@
-//! The public API: the specification's types, and the listing of all public items.
+//! The public API: the specification's types, the listing of all public items, and the names of calls.
 
 mod listing;
 mod specification;
+mod symmetry;

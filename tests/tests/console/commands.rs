@@ -148,7 +148,7 @@ fn take_output_returns_all_there_is() {
     vm.start().unwrap();
     drive_until(&mut vm, |_, event| event == VmEvent::Ended(login));
     let before = vm.scrollback().end();
-    let run = vm.stream_command(reader, "forever", Some(PATIENCE)).unwrap();
+    let run = vm.spawn(reader, "forever", Some(PATIENCE)).unwrap();
     let whole = before + LONG as u64;
     drive_until(&mut vm, |vm, _| vm.scrollback().end() > whole);
     let taken = vm.take_output(run);

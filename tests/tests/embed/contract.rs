@@ -36,7 +36,7 @@ fn expect_already_printed_ends_at_once() {
     vm.start().unwrap();
     drive(&mut vm, |vm, _| vm.scrollback().end() == 6);
     // The expected output exists already.
-    let wait = vm.expect(reader, &["login:"], None);
+    let wait = vm.wait_for_any(reader, &["login:"], None);
     drive(&mut vm, |_, event| event == VmEvent::Ended(wait));
     assert!(matches!(vm.take_ended(wait), Some(Ended::Expect(_))));
 }
@@ -57,11 +57,11 @@ fn reader_of_each_kind_sees_all_output() {
     assert_eq!(vm.write(b"on\r").unwrap(), 3);
     drive(&mut vm, |vm, _| vm.scrollback().end() == 23);
     assert!(!vm.is_console_closed());
-    assert_eq!(vm.take_text(reader), "789on\r\nabcdefgh");
-    assert_eq!(vm.take_text(observer), "789on\r\nabcdefgh");
+    assert_eq!(vm.read_available(reader), "789on\r\nabcdefgh");
+    assert_eq!(vm.read_available(observer), "789on\r\nabcdefgh");
     vm.write(b"off\r").unwrap();
     drive(&mut vm, |vm, _| vm.is_console_closed());
-    assert_eq!(vm.take_text(reader), "\u{fffd}off\r\n");
+    assert_eq!(vm.read_available(reader), "\u{fffd}off\r\n");
     assert_eq!(vm.take(copy), b"\r\nabcdefgh\xc3off\r\n");
     assert_eq!(vm.read(copy, &mut buffer), 0);
     assert_eq!((vm.lost(reader), vm.lost(observer), vm.lost(copy)), (7, 3, 8));
@@ -86,7 +86,7 @@ fn expect_on_removed_reader_ends_closed() {
         for login in [false, true] {
             let wait = match login {
                 true => vm.login(reader, "root", None, long).unwrap(),
-                false => vm.expect(reader, &["never"], long),
+                false => vm.wait_for_any(reader, &["never"], long),
             };
             drive(vm, |_, event| event == VmEvent::Ended(wait));
             let ended = vm.take_ended(wait).unwrap();

@@ -122,7 +122,7 @@ fn edge_10000_vmm_events_delay_nothing() {
         let orders = fake::vm("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
         let mut vm = orders.read_budget(64).build_embedded().unwrap();
         let reader = vm.add_reader();
-        let end = vm.expect(reader, &["END"], Some(PATIENCE));
+        let end = vm.wait_for_any(reader, &["END"], Some(PATIENCE));
         let (sender, token) = channel();
         sender.send(()).unwrap();
         let on_event: OnEvent = Box::new(move |vm, event| {
