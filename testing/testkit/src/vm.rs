@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use capsa::{Accelerator, Capsa, LinuxBootConfig, LinuxVmBuilder};
+use capsa::{Accelerator, Capsa, DiskImage, LinuxBootConfig, LinuxVmBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
-use capsa_fixtures::guest::{self, LinuxGuest, Variant};
+use capsa_fixtures::guest::{self, DebianGuest, LinuxGuest, Variant};
 use capsa_fixtures::nano::Nano;
 use capsa_fixtures::{host, skip};
 
@@ -99,6 +99,19 @@ pub fn linux(guest: &LinuxGuest) -> LinuxVmBuilder {
         .no_network()
         .console_enabled()
         .cmdline_args(["quiet", "mitigations=off"])
+}
+
+/// A builder of a VM with Debian, on an ephemeral disk: two vCPUs, 512 MiB, a console, no network.
+pub fn debian(guest: &DebianGuest) -> LinuxVmBuilder {
+    let disk = DiskImage::new(&guest.disk).ephemeral();
+    Capsa::vm(LinuxBootConfig::new(&guest.kernel).initrd(&guest.initrd).disk(disk))
+        .backend("qemu")
+        .cpus(2)
+        .memory_mb(512)
+        .no_network()
+        .console_enabled()
+        // It has no fstab that would make the root file system writable.
+        .cmdline_args(["rw", "quiet", "mitigations=off"])
 }
 
 /// Waits until `done` returns true. `what` is in the message of the failure.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use capsa::blocking::VmConsole;
-use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, StopStep};
+use capsa::{EndedBy, Error, StopStep};
 use capsa_testkit::{guest, host, skip, vm};
 
 /// For emulation on a loaded host.
@@ -56,18 +56,7 @@ fn debian_login_systemd_power_off() {
         Ok(guest) => guest,
         Err(why) => return skip(why),
     };
-    let disk = DiskImage::new(guest.disk).ephemeral();
-    let config = LinuxBootConfig::new(guest.kernel).initrd(guest.initrd).disk(disk);
-    let vm = Capsa::vm(config)
-        .backend("qemu")
-        .cpus(2)
-        .memory_mb(512)
-        .no_network()
-        .console_enabled()
-        // It has no fstab that would make the root file system writable.
-        .cmdline_args(["rw", "quiet", "mitigations=off"])
-        .build_blocking()
-        .unwrap();
+    let vm = vm::debian(&guest).build_blocking().unwrap();
     vm.start().unwrap();
     let mut console = vm.console().unwrap();
     console.login_timeout("root", Some("capsa"), PATIENCE).unwrap();
@@ -80,4 +69,23 @@ fn debian_login_systemd_power_off() {
         (report.ended_by, report.steps),
         (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
     );
+}
+
+/// A program of the guest prints a line every 0.2 s.
+#[test]
+fn busybox_login_beside_noise() {
+    let Some(guest) = vm::linux_guest() else { return };
+    let vm = vm::linux(&guest).build_blocking().unwrap();
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.login_timeout("root", None, PATIENCE).unwrap();
+    let noise = "while :; do echo 'a daemon says hello'; sleep 0.2; done >/dev/console 2>&1 &";
+    console.run(noise, Some(PATIENCE)).unwrap();
+    for (user, password) in [("user", Some("secret")), ("root", None)] {
+        console.write_line("exit").unwrap();
+        console.login_timeout(user, password, PATIENCE).unwrap();
+        let reply = console.run("id -un", Some(PATIENCE)).unwrap();
+        assert!(reply.text().contains(user), "{reply:?}");
+    }
+    vm.kill().unwrap();
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, TestResult};
-use capsa::{Capsa, DiskImage, EndedBy, Error, LinuxBootConfig, LinuxVmBuilder, StopStep};
+use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep};
 use capsa_testkit::guest::{self, Unavailable, Variant};
 use capsa_testkit::{host, skip, vm};
 
@@ -32,12 +32,7 @@ fn session_busybox_all_console_guarantees() -> TestResult {
 #[test]
 fn session_debian_all_console_guarantees() -> TestResult {
     let Some(guest) = guest_or_skip(guest::debian) else { return Ok(()) };
-    let disk = DiskImage::new(guest.disk).ephemeral();
-    let config = LinuxBootConfig::new(guest.kernel).initrd(guest.initrd).disk(disk);
-    let builder = Capsa::vm(config).backend("qemu").cpus(2).memory_mb(512).no_network();
-    // It has no fstab that would make the root file system writable.
-    let builder = builder.console_enabled().cmdline_args(["rw", "quiet", "mitigations=off"]);
-    session(builder, Some("capsa"))
+    session(vm::debian(&guest), Some("capsa"))
 }
 
 /// A guest; `None`, and the test counts as skipped, where it cannot be built or booted.

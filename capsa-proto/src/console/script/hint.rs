@@ -49,7 +49,7 @@ pub(super) fn for_no_prompt(log: &Scrollback, from: u64, enters: u32) -> Option<
     let explanation = match screen.prompt_kind() {
         None if log.since(from).is_empty() && enters > 0 => "no output, although Enter was sent",
         None if !screen.line().trim_ascii().is_empty() => {
-            "no prompt; expected a line that ends with \"login:\", \"assword:\", \"# \", \"$ \" or \"> \""
+            "no prompt; expected a line that ends with \"login:\", \"assword:\", \"# \", \"$ \", \"% \" or \"> \""
         }
         _ => return None,
     };

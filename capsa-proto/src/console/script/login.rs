@@ -11,9 +11,15 @@
 //! **has not changed for [`SETTLE_TIME`]**. Only silence shows whether `login: ` is a prompt or the
 //! start of `login: root (automatic login)`, and it makes the result independent of the chunking.
 //!
-//! In a longer silence the script sends Enter a few times, with growing pauses, so that an open shell,
-//! or one whose prompt was lost between kernel messages, prints its prompt again. It does not send
-//! Enter while the guest may ask for a password, because Enter would be the answer.
+//! Other programs may write to the console, more often than that. A line of theirs after a prompt for
+//! a name or password does not make it less of a prompt: it counts when that line is complete and is
+//! not the prompt's own continuation. A shell prompt that was followed by output before it settled may
+//! be anything: the script sends Enter, and the prompt that answers needs to stay for
+//! [`ANSWER_SETTLE_TIME`] only.
+//!
+//! In a longer silence, or in longer noise, the script sends Enter a few times, with growing pauses, so
+//! that an open shell, or one whose prompt was lost between kernel messages, prints its prompt again.
+//! It does not send Enter while the guest may ask for a password, because Enter would be the answer.
 //!
 //! A kernel panic or an emergency shell ends the login with an error, once the console is silent after
 //! its message: the prompt of an emergency shell does not count as a shell prompt.
@@ -33,11 +39,21 @@ use core::time::Duration;
 /// How long a prompt must stay unchanged at the end of the output.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 
-/// The silence before the first Enter; doubled each time.
+/// How long a prompt must stay unchanged after an Enter that was sent because of other output.
+const ANSWER_SETTLE_TIME: Duration = Duration::from_millis(30);
+
+/// The silence before the first Enter; doubled each time. In noise it is twice as long.
 const NUDGE_AFTER: Duration = Duration::from_secs(5);
 
 /// How often Enter is sent in one step without a prompt.
 const NUDGES: u32 = 3;
+
+/// How much earlier Enter is sent if output has just come.
+const NUDGE_EARLY: Duration = Duration::from_millis(500);
+
+/// The pause before Enter after a prompt that other output followed, and how often it is sent.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRIES: u32 = 20;
 
 /// How often a guest may ask for the user name before the login counts as refused. An Enter sent
 /// earlier makes it ask once more than needed.
@@ -80,12 +96,28 @@ pub struct Login {
     step: LoginStep,
     input_kind: InputKind,
     screen: Screen,
-    /// The prompt at the end of the output, and since when it is there.
-    prompt: Option<(PromptKind, Instant)>,
+    prompt: Option<Prompt>,
     /// The time of the last output or input; `None` before the first poll.
     active: Option<Instant>,
+    /// The time of the last input, or of the first poll.
+    written: Option<Instant>,
     nudges: u32,
+    /// When output followed a prompt that does not count for that reason.
+    interrupted: Option<Instant>,
+    retries: u32,
     name_tries: u32,
+}
+
+/// The last prompt of the guest.
+#[derive(Debug, Clone, Copy)]
+struct Prompt {
+    kind: PromptKind,
+    /// Since when it is there.
+    since: Instant,
+    /// The visible bytes up to its end.
+    end: u64,
+    /// Whether no output followed it, or a complete line of another program.
+    counts: bool,
 }
 
 /// What the login wrote last.
@@ -128,7 +160,10 @@ impl Login {
             screen: Screen::default(),
             prompt: None,
             active: None,
+            written: None,
             nudges: 0,
+            interrupted: None,
+            retries: 0,
             name_tries: 0,
         })
     }
@@ -145,9 +180,39 @@ impl Login {
         }
         if self.screen.shown() != shown {
             self.active = Some(now);
-            self.prompt = self.screen.prompt_kind().map(|kind| (kind, now));
+            let before = self.prompt.take();
+            self.prompt = match self.screen.prompt_kind() {
+                Some(kind) => {
+                    Some(Prompt { kind, since: now, end: self.screen.shown(), counts: true })
+                }
+                // Output that came with the prompt is not that of another program.
+                None => before
+                    .filter(|prompt| prompt.since < now)
+                    .and_then(|prompt| self.after_prompt(prompt, now)),
+            };
         }
         false
+    }
+
+    /// The prompt, if it still is one after further output.
+    fn after_prompt(&mut self, prompt: Prompt, now: Instant) -> Option<Prompt> {
+        let (rest, is_complete) = self.screen.line_from(prompt.end)?;
+        // A name is one word. A password is not echoed, and this script types it.
+        let is_foreign = match prompt.kind {
+            PromptKind::Login => rest.contains(&b' ') && !rest.ends_with(b"(automatic login)"),
+            PromptKind::Password => true,
+            PromptKind::Shell => false,
+        };
+        if prompt.kind != PromptKind::Shell && (is_foreign || !is_complete) {
+            return Some(Prompt { counts: is_foreign && is_complete, ..prompt });
+        }
+        let is_safe = match prompt.kind {
+            PromptKind::Shell => true,
+            PromptKind::Login => self.step == LoginStep::Nothing,
+            PromptKind::Password => false,
+        };
+        self.interrupted = is_safe.then_some(now);
+        None
     }
 
     fn answer(
@@ -182,8 +247,9 @@ impl Login {
 
     fn write(&mut self, step: LoginStep, text: &str, now: Instant) -> ScriptAction {
         if step != self.step {
-            self.nudges = 0;
+            (self.nudges, self.retries) = (0, 0);
         }
+        self.interrupted = None;
         self.step = step;
         self.input_kind = match (step, text) {
             (_, "") => InputKind::Nudge,
@@ -192,7 +258,7 @@ impl Login {
         };
         self.screen.clear();
         self.prompt = None;
-        self.active = Some(now);
+        (self.active, self.written) = (Some(now), Some(now));
         let mut line = Vec::with_capacity(text.len() + ENTER.len());
         line.extend_from_slice(text.as_bytes());
         line.extend_from_slice(ENTER.as_bytes());
@@ -214,7 +280,7 @@ impl Login {
     /// The error if a guest fault ends the login.
     fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
         // A login prompt shows that the guest runs, despite earlier messages.
-        if matches!(self.prompt, Some((PromptKind::Login, _))) && !closed {
+        if self.prompt.is_some_and(|prompt| prompt.kind == PromptKind::Login) && !closed {
             return None;
         }
         let report = self.context.fault(now, log, closed)?;
@@ -236,27 +302,27 @@ impl Login {
     }
 
     fn settles_at(&self) -> Option<Deadline> {
-        let (prompt, since) = self.prompt?;
+        let Prompt { kind, since, .. } = self.prompt.filter(|prompt| prompt.counts)?;
         // `answer` and `fault` ignore these.
-        let ignored = (prompt, self.step) == (PromptKind::Password, LoginStep::Nothing)
-            || prompt == PromptKind::Shell && self.may_be_emergency_shell();
-        if ignored {
-            None
-        } else {
-            Some(Deadline { at: since + SETTLE_TIME, why: "a prompt may be complete" })
-        }
+        let ignored = (kind, self.step) == (PromptKind::Password, LoginStep::Nothing)
+            || kind == PromptKind::Shell && self.may_be_emergency_shell();
+        let time = if self.retries == 0 { SETTLE_TIME } else { ANSWER_SETTLE_TIME };
+        (!ignored).then_some(Deadline { at: since + time, why: "a prompt may be complete" })
     }
 
     fn nudge_at(&self) -> Option<Deadline> {
-        if self.may_be_emergency_shell()
-            || self.step == LoginStep::Name
-            || self.nudges == NUDGES
-            || self.settles_at().is_some()
-        {
+        if self.may_be_emergency_shell() || self.settles_at().is_some() {
+            return None;
+        }
+        if let Some(at) = self.interrupted.filter(|_| self.retries < RETRIES) {
+            return Some(Deadline { at: at + RETRY_AFTER, why: "output followed a prompt" });
+        }
+        if self.step == LoginStep::Name || self.nudges == NUDGES {
             return None;
         }
         let pause = NUDGE_AFTER * 2u32.pow(self.nudges);
-        Some(Deadline { at: self.active? + pause, why: "the console is silent, send Enter" })
+        let at = (self.active? + pause).min(self.written? + 2 * pause);
+        Some(Deadline { at, why: "there is no prompt, send Enter" })
     }
 
     fn not_met(
@@ -288,6 +354,7 @@ impl Script for Login {
     fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
         let ScriptPoll { now, log, cursor, closed } = poll;
         self.active.get_or_insert(now);
+        self.written.get_or_insert(now);
         if self.read(now, log, cursor) {
             return self.refused(cursor);
         }
@@ -300,17 +367,19 @@ impl Script for Login {
         }
         let over = self.context.time_limit.is_over(now);
         // After the timeout a shell prompt still counts, but nothing more is written.
-        if let (Some((prompt, _)), Some(settles)) = (self.prompt, self.settles_at())
-            && (if over { prompt == PromptKind::Shell } else { now >= settles.at })
-            && let Some(output) = self.answer(prompt, now, log, cursor)
+        if let (Some(prompt), Some(settles)) = (self.prompt, self.settles_at())
+            && (if over { prompt.kind == PromptKind::Shell } else { now >= settles.at })
+            && let Some(output) = self.answer(prompt.kind, now, log, cursor)
         {
             return output;
         }
         if over {
             return self.not_met(now, log, cursor, closed);
         }
-        if self.nudge_at().is_some_and(|nudge| now >= nudge.at) {
-            self.nudges += 1;
+        // After a line of another program there is time until the next one.
+        let early = if self.active == Some(now) { NUDGE_EARLY } else { Duration::ZERO };
+        if self.nudge_at().is_some_and(|nudge| now + early >= nudge.at) {
+            *(if self.interrupted.is_some() { &mut self.retries } else { &mut self.nudges }) += 1;
             return self.write(self.step, "", now);
         }
         ScriptAction::Wait
@@ -330,8 +399,8 @@ impl Script for Login {
     fn handle_reboot(&mut self) {
         self.step = LoginStep::Nothing;
         self.screen.clear();
-        self.prompt = None;
-        (self.nudges, self.name_tries) = (0, 0);
+        (self.prompt, self.interrupted) = (None, None);
+        (self.nudges, self.retries, self.name_tries) = (0, 0, 0);
     }
 
     fn input_kind(&self) -> InputKind {

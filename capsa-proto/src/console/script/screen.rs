@@ -28,7 +28,7 @@ pub(super) enum PromptKind {
     Login,
     /// `assword:`, which covers `Password:` and `password:`.
     Password,
-    /// `# `, `$ ` or `> `.
+    /// `# `, `$ ` or `> `, or `% ` that is no percentage.
     Shell,
 }
 
@@ -73,10 +73,19 @@ impl Screen {
         line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty()).unwrap_or_default()
     }
 
+    /// The line from this count of visible bytes on, without its end, and whether it has one. `None` if
+    /// it is no longer kept.
+    pub(super) fn line_from(&self, shown: u64) -> Option<(&[u8], bool)> {
+        let len = usize::try_from(self.shown - shown).ok()?;
+        let text = &self.text[self.text.len().checked_sub(len)?..];
+        let end = text.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+        Some((&text[..end.unwrap_or(len)], end.is_some()))
+    }
+
     /// The kind of prompt at the end of the output, if there is one.
     pub(super) fn prompt_kind(&self) -> Option<PromptKind> {
         let line = self.line();
-        if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) {
+        if [&b"# "[..], b"$ ", b"> "].iter().any(|end| line.ends_with(end)) || is_zsh(line) {
             return Some(PromptKind::Shell);
         }
         let line = line.trim_ascii_end().to_ascii_lowercase();
@@ -133,6 +142,12 @@ impl Screen {
     }
 }
 
+/// Whether a line ends like the default prompt of zsh and csh, and not with a percentage.
+fn is_zsh(line: &[u8]) -> bool {
+    let word = line.strip_suffix(b"% ").and_then(|line| line.rsplit(|b| *b == b' ').next());
+    word.is_some_and(|word| !word.iter().all(|b| matches!(b, b'0'..=b'9' | b'.')))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +180,11 @@ mod tests {
             ("\x1b(B# ", Some(PromptKind::Shell)),
             ("\r\x1b[K\r# ", Some(PromptKind::Shell)),
             ("# \r", Some(PromptKind::Shell)),
+            ("host1% ", Some(PromptKind::Shell)),
+            ("\x1b[1m%\x1b[0m   \r \r\r\x1b[Jguest% \x1b[K", Some(PromptKind::Shell)),
+            ("fsck: 45.2% ", None),
+            ("100% ", None),
+            ("% ", None),
             ("# \r\n", None),
             ("# ls", None),
             ("", None),

@@ -91,7 +91,11 @@ impl TestGuest {
         self.print(self.noise);
     }
 
-    fn input(&mut self, bytes: &[u8]) {
+    pub(super) fn take_output(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.out)
+    }
+
+    pub(super) fn input(&mut self, bytes: &[u8]) {
         if self.at == GuestAt::Dead {
             return;
         }

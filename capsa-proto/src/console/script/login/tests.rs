@@ -89,12 +89,12 @@ fn login_silence_gets_bounded_number_of_enters() {
 
     let mut strange = TestGuest::new(GuestAt::Dead);
     strange.print(BANNER);
-    strange.print("\x1b[1mguest % \x1b[0m");
+    strange.print("\x1b[1mguest @ \x1b[0m");
     let error =
         run_script(&mut login(None), &mut strange, 3, 0).result.expect_err("no known prompt");
     assert!(
         error.to_string().ends_with(
-            r##"the last line is "guest % ": no prompt; expected a line that ends with "login:", "assword:", "# ", "$ " or "> ""##
+            r##"the last line is "guest @ ": no prompt; expected a line that ends with "login:", "assword:", "# ", "$ ", "% " or "> ""##
         ),
         "{error}"
     );
@@ -144,6 +144,68 @@ fn login_automatic_login_is_no_prompt() {
         assert!(run.result.is_ok());
         assert_eq!(typed(&run), [""; 0]);
     }
+}
+
+/// Logs in to a guest with another program that prints a line every `period` milliseconds, from `phase`
+/// on. Returns the time that it took, or the error.
+fn log_in_to_noise(
+    guest: &mut TestGuest,
+    line: &str,
+    period: u64,
+    phase: u64,
+) -> Result<u64, ScriptError> {
+    let mut script = login(guest.password);
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    for millis in 0.. {
+        if millis % period == phase {
+            guest.print(line);
+        }
+        log.push(&guest.take_output());
+        let now = Instant::ZERO + Duration::from_millis(millis);
+        match script.poll_output(now, &log, &mut cursor, false) {
+            ScriptAction::Write(bytes) => guest.input(&bytes),
+            ScriptAction::Wait => {}
+            ScriptAction::Done(result) => return result.map(|_| millis),
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn login_noise_does_not_hide_prompts() {
+    for line in ["tick\n", "a daemon says hello\n", "\ntwo\nlines\n"] {
+        for (period, phase) in
+            [(200, 0), (200, 1), (200, 95), (200, 199), (50, 0), (50, 7), (50, 49)]
+        {
+            for (at, password) in
+                [(GuestAt::Login, None), (GuestAt::Login, Some("pw")), (GuestAt::Shell, None)]
+            {
+                for early in ["", "no prompt at the end\n"] {
+                    let mut guest = guest(at, BANNER);
+                    guest.password = password;
+                    guest.print(early);
+                    let took = log_in_to_noise(&mut guest, line, period, phase);
+                    let case = format!("{line:?} {period} {phase} {at:?} {password:?} {early:?}");
+                    assert!(matches!(took, Ok(0..16_000)), "{case}");
+                    assert_eq!(guest.at, GuestAt::Shell, "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn login_typed_name_is_no_noise() {
+    // Another writer logs in.
+    let (mut log, mut cursor, mut script) =
+        (Scrollback::default(), Cursor::at(0), login(Some("pw")));
+    let at = |millis| Instant::ZERO + Duration::from_millis(millis);
+    for (millis, text) in [(0, "vm login: "), (50, "root"), (60, "\r\nWelcome\r\n"), (70, "# ")] {
+        log.push(text.as_bytes());
+        assert_eq!(script.poll_output(at(millis), &log, &mut cursor, false), ScriptAction::Wait);
+    }
+    let output = script.poll_output(at(170), &log, &mut cursor, false);
+    assert!(matches!(output, ScriptAction::Done(Ok(_))), "{output:?}");
 }
 
 #[test]
