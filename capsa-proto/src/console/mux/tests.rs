@@ -84,11 +84,11 @@ fn paused_guest_is_not_judged_by_its_silence() {
         let reader = console.add_reader();
         assert!(console.handle_bytes(at(0), old, &mut queue), "a panic line");
         assert_eq!(console.poll_timeout(), None);
-        assert_eq!(console.handle_timeout(at(900), &mut queue), None);
+        assert_eq!(console.handle_timeout(at(5900), &mut queue), None);
         assert_eq!(console.take(reader), old);
-        console.handle_bytes(at(1000), more, &mut queue);
+        console.handle_bytes(at(6000), more, &mut queue);
         assert!(console.poll_timeout().is_some());
-        assert_eq!(console.handle_timeout(at(1000), &mut queue), want);
+        assert_eq!(console.handle_timeout(at(6000), &mut queue), want);
     }
 }
 

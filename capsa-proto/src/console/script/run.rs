@@ -305,15 +305,16 @@ impl RunCommand {
 
     /// The error if a guest fault ends the command.
     ///
-    /// A command may print the text of a fault and then be silent. So while the command runs only a
-    /// complete panic counts; other faults count until the shell has taken the command.
+    /// A command may print the text of a fault and then be silent. So faults count until the shell has
+    /// taken the command; while it runs, only a panic after which the guest ends or reboots.
     fn fault(&mut self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
         let is_taken =
             matches!(self.state, RunState::Output | RunState::EndLine | RunState::Prompt);
         self.may_be_faulty = match self.context.fault_candidate() {
             // A paused guest is silent for that reason.
             _ if self.is_paused => false,
-            Some(GuestFault::KernelPanic) => closed || self.context.panic_is_complete(),
+            Some(GuestFault::KernelPanic) if closed => true,
+            Some(GuestFault::KernelPanic) => !is_taken && self.context.panic_is_complete(),
             Some(_) => !is_taken,
             None => false,
         };

@@ -133,36 +133,3 @@ fn streamed_closed_console_finds_end_mark() {
     };
     assert_eq!((reply.output.len(), reply.status), (100_000, Some(3)));
 }
-
-/// An old log of a kernel may be what a command prints. That nothing follows it is the taker's doing.
-#[test]
-fn streamed_silence_while_paused_is_no_panic() {
-    const PANIC: &[u8] = b"Kernel panic - not syncing: old\r\n\
-        ---[ end Kernel panic - not syncing: old ]---\r\n";
-    let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-    for (more, is_panic) in [(&b"and more\r\n"[..], false), (b"", true)] {
-        let mut log = Scrollback::with_overflow(1 << 20, Overflow::Pause);
-        let mut cursor = Cursor::at(0);
-        let mut script = begun(&mut log, &mut cursor);
-        log.push(&[b'x'; STREAM_AHEAD]);
-        assert_eq!(script.poll_output(at(0), &log, &mut cursor, false), ScriptAction::Wait);
-        log.push(PANIC);
-        for millis in [0, 1000, 2000] {
-            assert_eq!(
-                script.poll_output(at(millis), &log, &mut cursor, false),
-                ScriptAction::Wait
-            );
-            assert_eq!(script.poll_timeout().map(|deadline| deadline.at), Some(at(10_000)));
-        }
-        assert_eq!(script.take_output().len(), STREAM_AHEAD);
-        assert_eq!(script.poll_output(at(3000), &log, &mut cursor, false), ScriptAction::Wait);
-        log.push(more);
-        let mut output = script.poll_output(at(3400), &log, &mut cursor, false);
-        assert_eq!(output, ScriptAction::Wait);
-        let due = script.poll_timeout().expect("a deadline").at;
-        output = script.poll_output(due, &log, &mut cursor, false);
-        assert_eq!(due, if is_panic { at(3500) } else { at(3900) });
-        let kernel = matches!(output, ScriptAction::Done(Err(ScriptError::KernelPanic { .. })));
-        assert!(kernel || !is_panic, "{output:?}");
-    }
-}
