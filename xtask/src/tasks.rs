@@ -29,6 +29,7 @@ const TASKS: &[(&str, TaskAction)] = &[
     ("lab", Program("capsa-testkit", "lab")),
     ("setup", Program("capsa-fixtures", "setup")),
     ("simulate", Here(simulate::run)),
+    ("soak", Program("capsa-testkit", "soak")),
     ("test", Here(test::run)),
     ("weight", Program("capsa-measure", "weight")),
 ];

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future::{poll_once, yield_now};
 
@@ -38,5 +38,21 @@ impl RandomDrops {
             yield_now().await;
         }
         None
+    }
+}
+
+/// Polls the future, and drops it after this time if it is not ready.
+pub async fn poll_for<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    let end = Instant::now() + time;
+    let mut future = pin!(future);
+    loop {
+        if let Some(output) = poll_once(&mut future).await {
+            return Some(output);
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(1)));
     }
 }

@@ -6,6 +6,7 @@
 //! - [`idle`]: measures the resources of idle VMs.
 //! - [`lab`]: an emulated host with a working KVM.
 //! - [`processes`]: lists the processes of the host.
+//! - [`soak`]: random commands in real guests.
 //! - [`run_dirs`]: leftovers and held locks in the base directory of run directories.
 //!
 //! The modules of [`capsa_fixtures`] that most tests use are exported under the same names.
@@ -16,6 +17,7 @@ pub mod idle;
 pub mod lab;
 pub mod processes;
 pub mod run_dirs;
+pub mod soak;
 pub mod vm;
 
 pub use capsa_fixtures::{
