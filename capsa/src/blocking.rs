@@ -476,6 +476,12 @@ impl ConsoleReader {
         Self(self.0.strip_ansi())
     }
 
+    /// The same as [`console::ConsoleReader::named`].
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self(self.0.named(name))
+    }
+
     /// The same as [`console::ConsoleReader::lines`]. Returns an iterator that blocks for each line.
     pub fn lines(self) -> Lines {
         Lines(self.0.lines())

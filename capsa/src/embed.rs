@@ -32,9 +32,9 @@
 //! let mut vm = testing::vm(guest).build_embedded()?;
 //!
 //! let reader = vm.add_reader();
+//! vm.start()?;
 //! let login = vm.login(reader, "root", None, Some(Duration::from_secs(60)))?;
 //! let (mut command, mut result) = (None, None);
-//! vm.start()?;
 //! while !vm.status().is_terminal() {
 //!     wait_readable(&vm, vm.next_timeout()); // poll(2), mio, tokio, calloop, …
 //!     vm.on_ready()?;
@@ -98,7 +98,7 @@ pub(crate) use options::Options;
 #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use crate::driver::Driver;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
-pub use capsa_proto::console::{Ended, Outcome, ReaderId, Scrollback, WaitId};
+pub use capsa_proto::console::{BlockingReader, Ended, Outcome, ReaderId, Scrollback, WaitId};
 pub use capsa_proto::lifecycle::DEFAULT_GRACE;
 pub use capsa_proto::vm::VmEvent;
 
@@ -312,6 +312,18 @@ impl Vm {
         self.with_console(|console, _, _| console.remove_reader(reader));
     }
 
+    /// Names a reader, for [`Vm::blocking_reader`].
+    pub fn name_reader(&mut self, reader: ReaderId, name: &str) {
+        self.with_console(|console, _, _| console.name_reader(reader, name));
+    }
+
+    /// The reader, other than `waiting`, whose unread output pauses the guest: it may explain a wait
+    /// that timed out. `None` when there is none, or when the console does not
+    /// [pause](crate::console::Overflow::Pause).
+    pub fn blocking_reader(&self, waiting: ReaderId) -> Option<BlockingReader> {
+        self.core.console().blocking_reader(waiting)
+    }
+
     /// Takes all unread output of this reader; empty when there is none.
     pub fn take(&mut self, reader: ReaderId) -> Vec<u8> {
         self.with_console(|console, _, _| console.take(reader))
@@ -340,8 +352,10 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// `BrokenPipe` when the console is closed or the VM was built without one.
+    /// `NotConnected`, with [`Error::NotRunning`] as its cause, when the VM was not started or has
+    /// ended; `BrokenPipe` when the console is closed or the VM was built without one.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.check_running().map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))?;
         let written = self.with_console(|console, now, _| console.write(now, bytes));
         written.map_err(|closed| io::Error::new(io::ErrorKind::BrokenPipe, closed))
     }
@@ -350,44 +364,66 @@ impl Vm {
     /// pattern listed first. [`VmEvent::Ended`] reports the end of the wait, [`Vm::take_ended`]
     /// returns its result.
     ///
-    /// The wait ends at once, as on a [closed](Outcome::Closed) console, when the VM was built
-    /// without a console, or when `reader` was removed or belongs to another VM.
+    /// The wait ends at once, as on a [closed](Outcome::Closed) console, when the VM has ended and
+    /// the unread output has no match, when the VM was built without a console, or when `reader` was
+    /// removed or belongs to another VM.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`] when the VM was not started; [`Error::NoPatterns`] when `patterns` is
+    /// empty.
     pub fn wait_for_any(
         &mut self,
         reader: ReaderId,
         patterns: &[&str],
         timeout: Option<Duration>,
-    ) -> WaitId {
+    ) -> Result<WaitId> {
         self.wait_for_any_pattern(reader, patterns.iter().map(Pattern::literal), timeout)
     }
 
     /// Like [`Vm::wait_for_any`], for patterns of any kind, such as regular expressions.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Vm::wait_for_any`].
     pub fn wait_for_any_pattern(
         &mut self,
         reader: ReaderId,
         patterns: impl IntoIterator<Item = Pattern>,
         timeout: Option<Duration>,
-    ) -> WaitId {
+    ) -> Result<WaitId> {
+        self.check_started()?;
         let matcher = Matcher::of(patterns);
-        self.begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout))))
+        if matcher.patterns().is_empty() {
+            return Err(Error::NoPatterns);
+        }
+        Ok(self.begin(reader, |now| {
+            WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout)))
+        }))
     }
 
     /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread
     /// output.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`] when the VM was not started.
     pub fn wait_for_silence(
         &mut self,
         reader: ReaderId,
         quiet: Duration,
         timeout: Option<Duration>,
-    ) -> WaitId {
-        self.begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout))))
+    ) -> Result<WaitId> {
+        self.check_started()?;
+        Ok(self.begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout)))))
     }
 
     /// Begins to log in on the console.
     ///
     /// # Errors
     ///
-    /// When the username or the password contains characters that cannot be typed.
+    /// [`Error::NotRunning`] when the VM was not started or has ended; [`Error::Script`] when the
+    /// username or the password contains characters that cannot be typed.
     pub fn login(
         &mut self,
         reader: ReaderId,
@@ -402,7 +438,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// When the command is longer than 64 KiB after escaping, or has a NUL byte.
+    /// [`Error::NotRunning`] when the VM was not started or has ended; [`Error::Script`] when the
+    /// command is longer than 64 KiB after escaping, or has a NUL byte.
     pub fn run(
         &mut self,
         reader: ReaderId,
@@ -534,8 +571,19 @@ impl Vm {
         reader: ReaderId,
         make: impl FnOnce(Instant) -> std::result::Result<S, ScriptError>,
     ) -> Result<WaitId> {
+        self.check_running()?;
         let script = Box::new(make(self.clock.now())?);
         Ok(self.begin(reader, |_| WaitKind::Script(script)))
+    }
+
+    /// Returns an error before the start.
+    fn check_started(&self) -> Result<()> {
+        if *self.core.status() == VmStatus::Created { Err(Error::NotRunning) } else { Ok(()) }
+    }
+
+    /// Returns an error before the start and after the end: input cannot reach a guest.
+    fn check_running(&self) -> Result<()> {
+        if self.core.status().is_alive() { Ok(()) } else { Err(Error::NotRunning) }
     }
 
     fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {

@@ -68,7 +68,8 @@ pub enum Error {
     #[error("VM failed to start: {0}")]
     StartFailed(#[source] StartError),
 
-    /// The VM was never started.
+    /// The VM was not started yet, or has ended;
+    /// [`stop_report`](crate::VmHandle::stop_report) returns how.
     #[error("VM is not running")]
     NotRunning,
 
@@ -115,18 +116,39 @@ pub enum Error {
         hint: Option<String>,
     },
 
-    /// The VM ended, or its console closed, before the pattern matched. Nothing is consumed.
+    /// The list of patterns to wait for is empty.
+    #[error("no pattern to wait for: the list of patterns is empty, and needs at least one")]
+    NoPatterns,
+
+    /// The guest ended before the wait or the command was over. Nothing is consumed.
     #[error(
-        "pattern not found in console output: {pattern}: {}, {waited:?} after the wait began{}{}",
-        end(.ended), why(.hint), last(.tail)
+        "guest ended while waiting for {expected}: {how}, {waited:?} after the wait began{}{}",
+        why(.hint), last(.tail)
+    )]
+    GuestEnded {
+        /// How the VM ended.
+        how: Box<StopReport>,
+        /// What the call waited for.
+        expected: String,
+        /// How long the call waited.
+        waited: Duration,
+        /// The last console output.
+        tail: String,
+        /// A possible cause: a fault of the guest, or output that nearly matches the pattern.
+        hint: Option<String>,
+    },
+
+    /// The console closed while the VM runs, before the pattern matched. Nothing is consumed.
+    #[error(
+        "pattern not found in console output: {pattern}: the console closed, {waited:?} after the \
+         wait began{}{}",
+        why(.hint), last(.tail)
     )]
     PatternNotFound {
         /// What the call waited for.
         pattern: String,
         /// How long the call waited.
         waited: Duration,
-        /// How the VM ended. `None` when its console closed while the VM runs.
-        ended: Option<Box<StopReport>>,
         /// The last console output.
         tail: String,
         /// A possible cause: a fault of the guest, or output that nearly matches the pattern.
@@ -198,6 +220,17 @@ impl Error {
         Self::from_violations(vec![run_dir_violation(&error)])
     }
 
+    /// The error of a wait that failed, on a VM that has ended as `report` says, if it has ended.
+    #[cfg(feature = "async")]
+    pub(crate) fn with_end(self, report: Option<StopReport>) -> Self {
+        match (self, report) {
+            (Self::PatternNotFound { pattern, waited, tail, hint }, Some(how)) => {
+                Self::GuestEnded { how: Box::new(how), expected: pattern, waited, tail, hint }
+            }
+            (error, _) => error,
+        }
+    }
+
     /// The violations of a configuration error; empty for any other error.
     pub fn violations(&self) -> &[Violation] {
         match self {
@@ -229,7 +262,6 @@ impl From<ScriptError> for Error {
                 Self::PatternNotFound {
                     pattern: expected,
                     waited,
-                    ended: None,
                     tail: lossy(tail),
                     hint: hint(fault, near_match.map(|found| *found)),
                 }
@@ -284,14 +316,6 @@ pub(crate) fn lossy(bytes: Vec<u8>) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// How the VM ended, or that its console closed.
-fn end(ended: &Option<Box<StopReport>>) -> String {
-    match ended {
-        Some(report) => report.to_string(),
-        None => "the console closed".into(),
-    }
-}
-
 /// A possible cause, for the middle of a message. It may quote the guest, so control characters are
 /// escaped.
 fn why(hint: &Option<String>) -> String {
@@ -332,7 +356,7 @@ mod tests {
         let tail = "boot\r\n\x1b]0;owned\x07# \u{9b}2J".to_owned();
         let pattern = "\"$ \"".into();
         let waited = Duration::from_millis(1500);
-        let error = Error::PatternNotFound { pattern, waited, ended: None, tail, hint: None };
+        let error = Error::PatternNotFound { pattern, waited, tail, hint: None };
         let text = error.to_string();
         let begin = "pattern not found in console output: \"$ \": the console closed, 1.5s after the \
                      wait began; last console output:";

@@ -107,4 +107,4 @@ pub use script::{
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use strip::Stripper;
-pub use wait::{Ended, ReaderId, WaitId, WaitKind};
+pub use wait::{BlockingReader, Ended, ReaderId, WaitId, WaitKind};

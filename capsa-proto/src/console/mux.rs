@@ -8,6 +8,7 @@
 //! It does no I/O: the driver moves bytes between it and a stream.
 
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Bound;
@@ -15,7 +16,7 @@ use core::time::Duration;
 
 use super::crash::CrashCheck;
 use super::input_log::{InputLogs, InputRecord};
-use super::wait::{Ended, PendingWait, ReaderId, WaitId, WaitKind};
+use super::wait::{BlockingReader, Ended, PendingWait, ReaderId, WaitId, WaitKind};
 use super::{ConsoleCrash, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
 use crate::text::partial_character_len;
 use crate::time::{Deadline, Instant};
@@ -61,6 +62,7 @@ pub struct ConsoleMux {
     /// A write was not taken whole, and its writer waits for room.
     write_blocked: bool,
     readers: BTreeMap<ReaderId, Cursor>,
+    names: BTreeMap<ReaderId, String>,
     waits: BTreeMap<WaitId, PendingWait>,
     next_id: u64,
     /// Before the first reader exists, output is kept as if one stood at the oldest byte.
@@ -80,6 +82,7 @@ impl ConsoleMux {
             outgoing: VecDeque::new(),
             write_blocked: false,
             readers: BTreeMap::new(),
+            names: BTreeMap::new(),
             waits: BTreeMap::new(),
             next_id: 0,
             had_reader: false,
@@ -258,6 +261,7 @@ impl ConsoleMux {
     pub fn remove_reader(&mut self, reader: ReaderId) {
         self.waits.retain(|_, wait| wait.reader != reader);
         self.readers.remove(&reader);
+        self.names.remove(&reader);
         self.input_logs.remove(reader);
     }
 
@@ -289,6 +293,24 @@ impl ConsoleMux {
         let unread = cursor.peek(&self.scrollback);
         let partial = if self.closed { 0 } else { partial_character_len(unread) };
         cursor.take_to(&self.scrollback, self.scrollback.end() - partial as u64)
+    }
+
+    /// The reader, other than `waiting`, whose unread output pauses the guest. `None` unless the
+    /// overflow policy is [`Overflow::Pause`] and there is no room left before that reader.
+    pub fn blocking_reader(&self, waiting: ReaderId) -> Option<BlockingReader> {
+        let others = self.readers.iter().filter(|(id, _)| **id != waiting);
+        let (id, cursor) = others.min_by_key(|(_, cursor)| cursor.offset())?;
+        let blocks = self.connected && self.scrollback.room(cursor.offset()) == 0;
+        let unread = self.scrollback.end() - cursor.offset();
+        let name = self.names.get(id).cloned();
+        blocks.then_some(BlockingReader { reader: *id, name, unread })
+    }
+
+    /// Names a reader, for [`blocking_reader`](Self::blocking_reader).
+    pub fn name_reader(&mut self, reader: ReaderId, name: &str) {
+        if self.readers.contains_key(&reader) {
+            self.names.insert(reader, name.into());
+        }
     }
 
     /// Queues bytes for the guest and returns how many were taken: fewer than given when the queue

@@ -1,6 +1,7 @@
 //! Waits: what reads the console until it has what it wants, and how it ended.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use core::fmt;
 
 use super::{CommandOutput, Cursor, Expect, Outcome, Script, ScriptError};
@@ -8,6 +9,29 @@ use super::{CommandOutput, Cursor, Expect, Outcome, Script, ScriptError};
 /// A reader of a console: its place in the scrollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReaderId(pub(super) u64);
+
+/// A reader whose unread output pauses the guest, and with it the waits of other readers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockingReader {
+    /// The reader.
+    pub reader: ReaderId,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// The bytes that it has not read.
+    pub unread: u64,
+}
+
+impl fmt::Display for BlockingReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "the reader {name:?}")?,
+            None => write!(f, "{:?}", self.reader)?,
+        }
+        let unread = self.unread;
+        write!(f, " has {unread} unread bytes, and the console pauses the guest until it reads")
+    }
+}
 
 /// A wait that was begun and whose result was not taken yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use capsa_proto::console::{CommandOutput, OUTPUT_LIMIT};
 use futures_io::AsyncRead;
 
-use super::vm_console::{ActiveWait, script_result};
+use super::vm_console::{ActiveWait, FinishedWait};
 use crate::Result;
 use crate::driver::WaitKey;
 use crate::embed::ReaderId;
@@ -86,8 +86,8 @@ impl<'a> RunningCommand<'a> {
             if !self.taken.is_empty() {
                 continue;
             }
-            let mut result = match state.vm.take_ended(id) {
-                Some(ended) => script_result(ended, state.vm.stop_report()),
+            let mut result = match FinishedWait::take(&mut state, self.reader, id) {
+                Some(finished) => finished.script_result(),
                 None => {
                     let keys = [WaitKey::Data(self.reader), WaitKey::Ended(id)];
                     match keys.map(|key| self.pending.shared.wait(&mut state, key, cx)) {

@@ -30,8 +30,9 @@ impl ConsoleReader {
     pub fn log_to(self, path: impl AsRef<Path>) -> Result<ConsoleLog> {
         let path = path.as_ref().to_owned();
         let mut file = File::create(&path)?;
+        let reader = self.named(&format!("log to {}", path.display()));
         let log = move || {
-            let written = copy(self, &mut file);
+            let written = copy(reader, &mut file);
             if let Err(error) = &written {
                 tracing::warn!("console log {} ended early: {error}", path.display());
             }

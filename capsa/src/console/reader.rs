@@ -51,6 +51,14 @@ impl ConsoleReader {
         self
     }
 
+    /// Names this reader. On a console that [pauses](crate::console::Overflow::Pause), the error of a
+    /// wait that timed out names the reader that holds up the guest.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        self.shared.lock().vm.name_reader(self.id, name);
+        self
+    }
+
     /// Returns the output as a stream of lines. It ends when the console is closed and all output
     /// is read.
     ///

@@ -11,7 +11,7 @@ use capsa_proto::console::{CommandOutput, Pattern};
 
 use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
 use crate::driver::{Shared, SharedState, WaitKey};
-use crate::embed::{Ended, Outcome, WaitId};
+use crate::embed::{Ended, Outcome, ReaderId, WaitId};
 use crate::error::{hint, lossy};
 use crate::{Error, Result, StopReport};
 
@@ -25,8 +25,11 @@ const EOF: u8 = 0x04;
 /// The scrollback (default: 1 MiB) keeps output even when there is no reader. Each `VmConsole` has
 /// its own read position. A wait that times out, or whose future is dropped, consumes nothing.
 ///
-/// Every wait and every write also returns [`Error::Io`] when the VM cannot be driven any more: see
-/// [`VmHandle`](crate::VmHandle).
+/// Every wait, write, login and command also returns:
+///
+/// - [`Error::NotRunning`] before the start. After the end too, except from a wait, which first
+///   searches the unread output and returns [`Error::GuestEnded`] when it has no match.
+/// - [`Error::Io`] when the VM cannot be driven any more: see [`VmHandle`](crate::VmHandle).
 #[derive(Debug)]
 pub struct VmConsole {
     reader: ConsoleReader,
@@ -62,7 +65,8 @@ impl VmConsole {
     }
 
     /// Reads unread output, waiting until there is some. Returns 0 when the console is closed and
-    /// all output is read.
+    /// all output is read, as at the end of a file; [`VmHandle::wait`](crate::VmHandle::wait) then
+    /// waits for the end of the VM.
     ///
     /// # Errors
     ///
@@ -75,9 +79,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::PatternNotFound`] when the VM ends, with how it ended, or its console closes;
+    /// [`Error::GuestEnded`] when the VM ends; [`Error::PatternNotFound`] when its console closes;
     /// [`Error::KernelPanic`] when the guest's kernel panics and prints nothing more for half a
-    /// second. Both are returned at once, before any time limit.
+    /// second. All are returned at once, before any time limit.
     pub async fn wait_for(&mut self, pattern: &str) -> Result<String> {
         self.expect(vec![pattern.into()], None).await.map(|found| found.output)
     }
@@ -96,7 +100,7 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// The same as [`wait_for`](Self::wait_for).
+    /// The same as [`wait_for`](Self::wait_for); [`Error::NoPatterns`] when `patterns` is empty.
     pub async fn wait_for_any(&mut self, patterns: &[&str]) -> Result<(usize, String)> {
         let patterns = patterns.iter().map(|literal| Pattern::from(*literal)).collect();
         self.expect(patterns, None).await.map(|found| (found.pattern, found.output))
@@ -135,7 +139,8 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// The same as [`wait_for_timeout`](Self::wait_for_timeout).
+    /// The same as [`wait_for_timeout`](Self::wait_for_timeout); [`Error::NoPatterns`] when
+    /// `patterns` is empty.
     pub async fn wait_for_any_pattern(
         &mut self,
         patterns: &[Pattern],
@@ -158,9 +163,8 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<String> {
         let id = self.reader.id;
-        let (ended, report) =
-            self.begin(|state| Ok(state.vm.wait_for_silence(id, quiet, timeout))).await?;
-        script_result(ended, report).map(|reply| lossy(reply.output))
+        let finished = self.begin(|state| state.vm.wait_for_silence(id, quiet, timeout)).await?;
+        finished.script_result().map(|reply| lossy(reply.output))
     }
 
     /// Adds an independent reader at the same position, for example for a log beside a test that
@@ -195,11 +199,12 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] of kind `BrokenPipe` when the console is closed.
+    /// [`Error::NotRunning`]; [`Error::Io`] of kind `BrokenPipe` when the console is closed.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
         let mut rest = data;
         while !rest.is_empty() {
-            let taken = poll_fn(|cx| self.writer.poll(cx, rest)).await.map_err(Error::Io)?;
+            let written = poll_fn(|cx| self.writer.poll(cx, rest)).await;
+            let taken = written.map_err(|error| error.downcast().unwrap_or_else(Error::Io))?;
             rest = &rest[taken..];
         }
         Ok(())
@@ -248,9 +253,9 @@ impl VmConsole {
     /// # Errors
     ///
     /// [`Error::LoginIncorrect`] when the guest refuses the login; [`Error::EmergencyShell`] and
-    /// [`Error::KernelPanic`] when the guest did not boot; [`Error::PatternNotFound`] when the VM
-    /// ends or its console closes; [`Error::Script`] when the guest asks for a password and none
-    /// was given, or when the username or password cannot be typed.
+    /// [`Error::KernelPanic`] when the guest did not boot; [`Error::GuestEnded`] when the VM ends;
+    /// [`Error::PatternNotFound`] when its console closes; [`Error::Script`] when the guest asks for
+    /// a password and none was given, or when the username or password cannot be typed.
     pub async fn login(&mut self, username: &str, password: Option<&str>) -> Result<()> {
         self.log_in(username, password, None).await
     }
@@ -276,9 +281,9 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<()> {
         let id = self.reader.id;
-        let (ended, report) =
+        let finished =
             self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
-        script_result(ended, report).map(|_| ())
+        finished.script_result().map(|_| ())
     }
 
     /// Runs a command in the guest's shell and returns its output, without the echo of the command
@@ -289,7 +294,7 @@ impl VmConsole {
     ///
     /// [`Error::Script`] when the command cannot be typed, or when there is no shell;
     /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when the guest has one of these faults;
-    /// [`Error::PatternNotFound`] when the VM ends or its console closes.
+    /// [`Error::GuestEnded`] when the VM ends; [`Error::PatternNotFound`] when its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
         self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(reply.output))
     }
@@ -359,28 +364,28 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<CommandOutput> {
         let id = self.reader.id;
-        let (ended, report) = self
+        let finished = self
             .begin(|state| match prompt {
                 Some(prompt) => state.vm.run_command(id, cmd, prompt, timeout),
                 None => state.vm.run(id, cmd, timeout),
             })
             .await?;
-        script_result(ended, report)
+        finished.script_result()
     }
 
     async fn expect(&mut self, patterns: Vec<Pattern>, timeout: Option<Duration>) -> Result<Match> {
         let id = self.reader.id;
-        let (ended, report) = self
-            .begin(|state| Ok(state.vm.wait_for_any_pattern(id, patterns.iter().cloned(), timeout)))
+        let finished = self
+            .begin(|state| state.vm.wait_for_any_pattern(id, patterns.iter().cloned(), timeout))
             .await?;
-        match_result(ended, &patterns, report)
+        finished.match_result(&patterns)
     }
 
-    /// Begins a wait and waits for its end. Returns with it how the VM ended, if it has.
+    /// Begins a wait and waits for its end.
     async fn begin(
         &mut self,
         begin: impl FnOnce(&mut SharedState) -> Result<WaitId>,
-    ) -> Result<(Ended, Option<StopReport>)> {
+    ) -> Result<FinishedWait> {
         let shared = &self.reader.shared;
         let id = shared.change(|state| {
             state.check_driver()?;
@@ -389,8 +394,8 @@ impl VmConsole {
         let waiting = ActiveWait { shared, id };
         poll_fn(|cx| {
             let mut state = waiting.shared.lock();
-            match state.vm.take_ended(id) {
-                Some(ended) => Poll::Ready(Ok((ended, state.vm.stop_report()))),
+            match FinishedWait::take(&mut state, self.reader.id, id) {
+                Some(finished) => Poll::Ready(Ok(finished)),
                 None => waiting.shared.wait(&mut state, WaitKey::Ended(id), cx),
             }
         })
@@ -440,51 +445,66 @@ impl Drop for ActiveWait<'_> {
     }
 }
 
-/// Converts the result of a wait for patterns. `report` tells how the VM ended,
-/// if it has.
-fn match_result(ended: Ended, patterns: &[Pattern], report: Option<StopReport>) -> Result<Match> {
-    let all = || patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(", ");
-    let expected = || match patterns {
-        [one] => one.to_string(),
-        _ => format!("one of [{}]", all()),
-    };
-    match ended {
-        Ended::Expect(Outcome::Matched { pattern, output, truncated, groups }) => {
-            let text = |group: Range<usize>| lossy(output[group].to_vec());
-            let groups = groups.into_iter().map(|group| group.map(text)).collect();
-            Ok(Match { pattern, groups, output: lossy(output), truncated })
-        }
-        Ended::Expect(Outcome::TimedOut { tail, waited, fault, near_match }) => {
-            Err(Error::Timeout {
-                expected: expected(),
-                waited,
-                tail: lossy(tail),
-                hint: hint(fault, near_match),
-            })
-        }
-        Ended::Expect(Outcome::Closed { tail, waited, fault, near_match }) => {
-            Err(Error::PatternNotFound {
-                pattern: expected(),
-                waited,
-                ended: report.map(Box::new),
-                tail: lossy(tail),
-                hint: hint(fault, near_match),
-            })
-        }
-        Ended::Expect(Outcome::Panicked { tail, line, .. }) => {
-            Err(Error::KernelPanic { expected: expected(), line, tail: lossy(tail) })
-        }
-        _ => unreachable!("expected the result of a wait for patterns"),
-    }
+/// A wait that has ended, and what explains its end.
+pub(super) struct FinishedWait {
+    ended: Ended,
+    /// How the VM ended, if it has.
+    report: Option<StopReport>,
+    /// Another reader that holds up the guest, in words.
+    held_up: Option<String>,
 }
 
-/// Converts the result of a script.
-pub(super) fn script_result(ended: Ended, report: Option<StopReport>) -> Result<CommandOutput> {
-    let Ended::Script(result) = ended else { unreachable!("expected the result of a script") };
-    result.map_err(|error| match Error::from(error) {
-        Error::PatternNotFound { pattern, waited, tail, hint, .. } => {
-            Error::PatternNotFound { pattern, waited, ended: report.map(Box::new), tail, hint }
-        }
-        error => error,
-    })
+impl FinishedWait {
+    /// Takes the result of a wait of `reader`. `None` while it is pending.
+    pub(super) fn take(state: &mut SharedState, reader: ReaderId, wait: WaitId) -> Option<Self> {
+        let ended = state.vm.take_ended(wait)?;
+        let report = state.vm.stop_report();
+        let held_up = state.vm.blocking_reader(reader).map(|blocking| blocking.to_string());
+        Some(Self { ended, report, held_up })
+    }
+
+    /// The result of a wait for patterns.
+    fn match_result(self, patterns: &[Pattern]) -> Result<Match> {
+        let Ended::Expect(outcome) = self.ended else {
+            unreachable!("expected the result of a wait for patterns")
+        };
+        let all = || patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(", ");
+        let expected = match patterns {
+            [one] => one.to_string(),
+            _ => format!("one of [{}]", all()),
+        };
+        let error = match outcome {
+            Outcome::Matched { pattern, output, truncated, groups } => {
+                let text = |group: Range<usize>| lossy(output[group].to_vec());
+                let groups = groups.into_iter().map(|group| group.map(text)).collect();
+                return Ok(Match { pattern, groups, output: lossy(output), truncated });
+            }
+            Outcome::TimedOut { tail, waited, fault, near_match } => {
+                let hint = self.held_up.or(hint(fault, near_match));
+                Error::Timeout { expected, waited, tail: lossy(tail), hint }
+            }
+            Outcome::Closed { tail, waited, fault, near_match } => {
+                let (tail, hint) = (lossy(tail), hint(fault, near_match));
+                Error::PatternNotFound { pattern: expected, waited, tail, hint }
+            }
+            Outcome::Panicked { tail, line, .. } => {
+                Error::KernelPanic { expected, line, tail: lossy(tail) }
+            }
+            _ => unreachable!("an unknown outcome"),
+        };
+        Err(error.with_end(self.report))
+    }
+
+    /// The result of a script.
+    pub(super) fn script_result(self) -> Result<CommandOutput> {
+        let Ended::Script(result) = self.ended else {
+            unreachable!("expected the result of a script")
+        };
+        result.map_err(|error| match Error::from(error).with_end(self.report) {
+            Error::Timeout { expected, waited, tail, hint } => {
+                Error::Timeout { expected, waited, tail, hint: self.held_up.or(hint) }
+            }
+            error => error,
+        })
+    }
 }

@@ -16,7 +16,7 @@ use futures_lite::future::or;
 
 use crate::driver::{Shared, Waiter};
 use crate::embed::VsockPortListener;
-use crate::{Error, Result, VmHandle};
+use crate::{Error, Result, StopReport, VmHandle};
 
 /// The delay between two attempts to connect to a port without a listener.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -107,22 +107,30 @@ impl VsockListener {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when the VM has ended and no connection waits; [`Error::Io`] when a
+    /// [`Error::GuestEnded`] when the VM has ended and no connection waits; [`Error::Io`] when a
     /// system call fails, for example because no descriptor is left, or the VM cannot be driven.
     pub async fn accept(&self) -> Result<VsockStream> {
+        let begin = Instant::now();
         let connection =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
         let waiter = Waiter::for_status(&self.shared);
         let ended = poll_fn(|cx| {
             let mut state = self.shared.lock();
             state.check_driver()?;
-            if state.vm.status().is_terminal() {
-                return Poll::Ready(Err(Error::NotRunning));
+            if let Some(how) = state.vm.stop_report() {
+                let expected = "a vsock connection from the guest".into();
+                return Poll::Ready(Err(ended(how, expected, begin)));
             }
             waiter.wait(&mut state, cx)
         });
         or(connection, ended).await
     }
+}
+
+/// The error of a wait for a connection that the end of the VM ends.
+fn ended(how: StopReport, expected: String, begin: Instant) -> Error {
+    let (tail, waited) = (String::new(), begin.elapsed());
+    Error::GuestEnded { how: Box::new(how), expected, waited, tail, hint: None }
 }
 
 impl AsFd for VsockListener {
@@ -200,13 +208,23 @@ impl VmHandle {
     /// # Errors
     ///
     /// The same as [`VmHandle::vsock_connect`], with [`Error::Timeout`] instead of
-    /// [`Error::VsockRefused`].
+    /// [`Error::VsockRefused`]; [`Error::GuestEnded`] when the VM ends meanwhile.
     pub async fn vsock_connect_timeout(&self, port: u32, timeout: Duration) -> Result<VsockStream> {
         let begin = Instant::now();
+        let expected = || format!("a listener on vsock port {port} of the guest");
+        let mut was_refused = false;
         let in_time = async {
             loop {
                 match self.vsock_connect(port).await {
-                    Err(Error::VsockRefused { .. }) => Timer::after(RETRY_AFTER).await,
+                    Err(Error::VsockRefused { .. }) => {
+                        was_refused = true;
+                        Timer::after(RETRY_AFTER).await
+                    }
+                    Err(Error::NotRunning) if was_refused => {
+                        self.wait().await?;
+                        let how = self.stop_report().expect("the VM has ended");
+                        return Err(ended(how, expected(), begin));
+                    }
                     // The device's queue of pending connections is full.
                     Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                         Timer::after(RETRY_AFTER).await
@@ -218,7 +236,7 @@ impl VmHandle {
         let too_late = async {
             Timer::after(timeout).await;
             Err(Error::Timeout {
-                expected: format!("a listener on vsock port {port} of the guest"),
+                expected: expected(),
                 waited: begin.elapsed(),
                 tail: String::new(),
                 hint: None,

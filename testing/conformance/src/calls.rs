@@ -67,8 +67,8 @@ fn wait_ends_with_guest(fixture: &Fixture<'_>) {
     let mut vm = fixture.boot(fixture.builder());
     vm.power_off();
     let result = vm.console.wait_for_timeout("never printed", PATIENCE);
-    let Err(Error::PatternNotFound { ended: Some(report), .. }) = &result else {
+    let Err(Error::GuestEnded { how, .. }) = &result else {
         panic!("{result:?}")
     };
-    assert_eq!(report.ended_by, EndedBy::GuestPowerOff);
+    assert_eq!(how.ended_by, EndedBy::GuestPowerOff);
 }

@@ -92,5 +92,5 @@ fn drop_last_handle(fixture: &Fixture<'_>) {
     eventually("the hypervisor has exited", || !runs(pid));
     // A wait on a console returns an error.
     let result = console.wait_for("never printed");
-    assert!(matches!(result, Err(Error::PatternNotFound { .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::GuestEnded { .. })), "{result:?}");
 }

@@ -144,8 +144,8 @@ fn take_output_returns_all_there_is() {
     let builder = testing::vm(guest).scrollback(LONG + 100_000, Overflow::Pause);
     let mut vm = builder.build_embedded().unwrap();
     let reader = vm.add_reader();
-    let login = vm.login(reader, "root", None, Some(PATIENCE)).unwrap();
     vm.start().unwrap();
+    let login = vm.login(reader, "root", None, Some(PATIENCE)).unwrap();
     drive_until(&mut vm, |_, event| event == VmEvent::Ended(login));
     let before = vm.scrollback().end();
     let run = vm.spawn(reader, "forever", Some(PATIENCE)).unwrap();

@@ -1,6 +1,7 @@
 //! The console: waits, commands, floods of output, recordings, and simulated guests.
 
 mod commands;
+mod ends;
 mod floods;
 mod recording;
 mod shell;

@@ -198,7 +198,7 @@ fn handle_dropped_closes_console() {
     let mut console = vm.console().unwrap();
     console.wait_for_timeout("login: ", PATIENCE).unwrap();
     drop(vm);
-    assert!(matches!(console.wait_for("more"), Err(Error::PatternNotFound { .. })));
+    assert!(matches!(console.wait_for("more"), Err(Error::GuestEnded { .. })));
 }
 
 #[test]

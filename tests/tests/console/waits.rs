@@ -42,12 +42,12 @@ fn guest_end_ends_wait_and_is_named() {
             in_time("the wait ends", move || (console.wait_for("never").unwrap_err(), console));
         let text = error.to_string();
         assert!(text.contains(words), "{text}");
-        let Error::PatternNotFound { ended: Some(report), .. } = error else { panic!("{text}") };
-        assert_eq!(Some(*report), vm.stop_report());
+        let Error::GuestEnded { how, .. } = error else { panic!("{text}") };
+        assert_eq!(Some(*how), vm.stop_report());
 
         // A later wait gets the same error, and all output can still be read.
-        let error = console.run("true", None).unwrap_err();
-        assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
+        let error = console.wait_for("ever").unwrap_err();
+        assert!(matches!(error, Error::GuestEnded { .. }), "{error}");
     }
 }
 
@@ -142,7 +142,7 @@ fn wait_for_silence_returns_output_before_it() {
     assert_eq!(expected, "60s of silence");
     vm.kill().unwrap();
     let error = console.wait_for_silence(quiet, None).unwrap_err();
-    assert!(matches!(error, Error::PatternNotFound { ended: Some(_), .. }), "{error}");
+    assert!(matches!(error, Error::GuestEnded { .. }), "{error}");
 }
 
 /// The lines of the guest's flood.

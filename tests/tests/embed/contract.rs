@@ -36,7 +36,7 @@ fn expect_already_printed_ends_at_once() {
     vm.start().unwrap();
     drive(&mut vm, |vm, _| vm.scrollback().end() == 6);
     // The expected output exists already.
-    let wait = vm.wait_for_any(reader, &["login:"], None);
+    let wait = vm.wait_for_any(reader, &["login:"], None).unwrap();
     drive(&mut vm, |_, event| event == VmEvent::Ended(wait));
     assert!(matches!(vm.take_ended(wait), Some(Ended::Expect(_))));
 }
@@ -86,7 +86,7 @@ fn expect_on_removed_reader_ends_closed() {
         for login in [false, true] {
             let wait = match login {
                 true => vm.login(reader, "root", None, long).unwrap(),
-                false => vm.wait_for_any(reader, &["never"], long),
+                false => vm.wait_for_any(reader, &["never"], long).unwrap(),
             };
             drive(vm, |_, event| event == VmEvent::Ended(wait));
             let ended = vm.take_ended(wait).unwrap();
@@ -95,7 +95,12 @@ fn expect_on_removed_reader_ends_closed() {
         // A deadline that is no longer handled would make the loop spin.
         assert_eq!(vm.next_timeout(), None);
     };
-    let mut vm = fake::vm("up serve").build_embedded().unwrap();
+    let running = |mut vm: Vm| {
+        vm.start().unwrap();
+        drive(&mut vm, |_, event| event == VmEvent::Status(VmStatus::Running));
+        vm
+    };
+    let mut vm = running(fake::vm("up serve").build_embedded().unwrap());
     let gone = vm.add_reader();
     vm.remove_reader(gone);
     closed(&mut vm, gone);
@@ -103,7 +108,8 @@ fn expect_on_removed_reader_ends_closed() {
     let foreign = (0..9).map(|_| other.add_reader()).last().unwrap();
     closed(&mut vm, foreign);
 
-    let mut mute = fake::vm("hang").console(ConsoleMode::Disabled).build_embedded().unwrap();
+    let mute = fake::vm("up serve").console(ConsoleMode::Disabled);
+    let mut mute = running(mute.build_embedded().unwrap());
     let reader = mute.add_reader();
     closed(&mut mute, reader);
     assert_eq!(mute.write(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);

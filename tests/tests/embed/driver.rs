@@ -106,6 +106,7 @@ fn future_dropped_leaves_no_waker() {
     }
     run_isolated!();
     let vm = block_on(fake::vm("up serve").build()).unwrap();
+    block_on(vm.start()).unwrap();
     let mut console = block_on(vm.console()).unwrap();
     let task = Arc::new(FlagWaker(AtomicBool::new(false)));
     for _ in 0..3 {

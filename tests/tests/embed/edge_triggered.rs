@@ -122,11 +122,15 @@ fn edge_10000_vmm_events_delay_nothing() {
         let orders = fake::vm("up events*10000 console=END serve").on_reboot(RebootPolicy::Restart);
         let mut vm = orders.read_budget(64).build_embedded().unwrap();
         let reader = vm.add_reader();
-        let end = vm.wait_for_any(reader, &["END"], Some(PATIENCE));
+        let mut end = None;
         let (sender, token) = channel();
         sender.send(()).unwrap();
         let on_event: OnEvent = Box::new(move |vm, event| {
-            if event == VmEvent::Ended(end) {
+            if event == VmEvent::ControlReady {
+                end = Some(vm.wait_for_any(reader, &["END"], Some(PATIENCE)).unwrap());
+            } else if let Some(end) = end
+                && event == VmEvent::Ended(end)
+            {
                 token.try_recv().expect("it ends once");
                 let ended = vm.take_ended(end);
                 assert!(matches!(ended, Some(Ended::Expect(Outcome::Matched { .. }))), "{ended:?}");

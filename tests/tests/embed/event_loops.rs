@@ -91,7 +91,7 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
     vm.start().unwrap();
     let reader = vm.add_reader();
     let prompt = std::str::from_utf8(nano::READY).unwrap();
-    let up = vm.wait_for_any(reader, &[prompt], Some(PATIENCE));
+    let up = vm.wait_for_any(reader, &[prompt], Some(PATIENCE)).unwrap();
     let mut echo = None;
     let on_event = move |vm: &mut Vm, event| {
         let VmEvent::Ended(wait) = event else { return };
@@ -99,7 +99,7 @@ fn with_nano_until(vm: &mut Vm, end: fn(&mut Vm)) -> (OnEvent, Receiver<String>)
         assert!(matches!(&ended, Some(Ended::Expect(Outcome::Matched { .. }))), "{ended:?}");
         if wait == up {
             assert_eq!(vm.write(b"hello").unwrap(), 5);
-            echo = Some(vm.wait_for_any(reader, &["hello"], Some(PATIENCE)));
+            echo = Some(vm.wait_for_any(reader, &["hello"], Some(PATIENCE)).unwrap());
         } else if Some(wait) == echo {
             sender.send("hello".to_owned()).unwrap();
             end(vm);
@@ -170,7 +170,7 @@ fn loop_many_drives_200_vms_in_one_thread() {
         let mut vm = fake::vm("up console=ready serve").build_embedded().unwrap();
         vm.start().unwrap();
         let reader = vm.add_reader();
-        let ready = vm.wait_for_any(reader, &["ready"], Some(PATIENCE));
+        let ready = vm.wait_for_any(reader, &["ready"], Some(PATIENCE)).unwrap();
         let on_event = move |vm: &mut Vm, event| {
             if event == VmEvent::Ended(ready) {
                 vm.stop_with_timeout(Duration::from_millis(1)).unwrap();

@@ -13,7 +13,7 @@ fn vm_dropped_before_start_ends_waits() {
     let mut console = vm.console().unwrap();
     drop(vm);
     let result = console.wait_for_timeout("never", PATIENCE);
-    assert!(matches!(result, Err(Error::PatternNotFound { .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::GuestEnded { .. })), "{result:?}");
 
     let (vm, driver) = futures_lite::future::block_on(guest.builder().build_driven()).unwrap();
     drop(vm);

@@ -34,7 +34,7 @@ fn accept_vm_dropped_returns_error() {
     thread::sleep(Duration::from_millis(50)); // Until accept waits. The result is the same without this.
     drop(vm);
     eventually("accept returns", || accepting.is_finished());
-    assert!(matches!(accepting.join().unwrap(), Err(Error::NotRunning)));
+    assert!(matches!(accepting.join().unwrap(), Err(Error::GuestEnded { .. })));
 }
 
 #[test]
