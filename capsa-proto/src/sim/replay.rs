@@ -71,7 +71,7 @@ pub struct Replay {
 }
 
 /// Why a recording cannot be replayed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReplayError {
     /// The file is not a valid recording.
@@ -83,6 +83,18 @@ pub enum ReplayError {
         /// Bytes allowed.
         max: usize,
     },
+    /// The recording is incomplete: the program that made it ended before its VM.
+    #[error(
+        "recording is incomplete: it has no end record after {events} events, so the guest's end is \
+         unknown; record it again, or add the line [{at:?}, \"end\", \"cut\"] for a guest that \
+         stands still there"
+    )]
+    NoEnd {
+        /// The number of events.
+        events: usize,
+        /// The time of the last event, in seconds.
+        at: f64,
+    },
 }
 
 impl Replay {
@@ -90,7 +102,7 @@ impl Replay {
     ///
     /// # Errors
     ///
-    /// When it is not an asciicast v2 file, or longer than 64 MiB.
+    /// When it is not an asciicast v2 file, is longer than 64 MiB, or has no end record.
     pub fn parse(file: &[u8]) -> Result<Self, ReplayError> {
         if file.len() > MAX_RECORDING {
             return Err(ReplayError::TooLong { max: MAX_RECORDING });
@@ -106,6 +118,10 @@ impl Replay {
         decoder.handle_eof()?;
         while let Some(event) = decoder.poll_event()? {
             events.push(event);
+        }
+        if !events.iter().any(|event| matches!(event.kind, CastEventKind::End(_))) {
+            let at = events.last().map_or(0.0, |event| event.at.as_secs_f64());
+            return Err(ReplayError::NoEnd { events: events.len(), at });
         }
         let is_input = |event: &CastEvent| {
             matches!(event.kind, CastEventKind::Input(_) | CastEventKind::Secret)

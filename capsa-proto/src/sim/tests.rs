@@ -183,14 +183,25 @@ fn replay_ignores_enter_nudges() {
 
 #[test]
 fn replay_without_input_accepts_any_input() {
-    let file = "{\"version\":2,\"width\":80,\"height\":24}\n[1,\"o\",\"a\"]\n";
+    let file = "{\"version\":2,\"width\":80,\"height\":24}\n[1,\"o\",\"a\"]\n\
+                [1,\"end\",\"cut\"]\n";
     let mut sim = Replay::parse(file.as_bytes()).expect("well-formed").simulate();
     assert_eq!(send(&mut *sim, "whatever\n"), "a");
 }
 
 #[test]
+fn replay_without_end_record_is_rejected() {
+    let file = "{\"version\":2,\"width\":80,\"height\":24}\n[1.5,\"o\",\"a\"]\n";
+    let error = Replay::parse(file.as_bytes()).unwrap_err();
+    assert_eq!(error, ReplayError::NoEnd { events: 1, at: 1.5 });
+    let line = "[1.5, \"end\", \"cut\"]";
+    assert!(error.to_string().contains(line), "{error}");
+    Replay::parse([file, line].concat().as_bytes()).expect("the remedy of the error");
+}
+
+#[test]
 fn replay_nonce_is_the_recorded_one() {
-    let line = "[1,\"o\",\"x capsa:begin:00000000000000ff\\r\\n\"]\n";
+    let line = "[1,\"o\",\"x capsa:begin:00000000000000ff\\r\\n\"]\n[2,\"end\",\"cut\"]\n";
     let header = "{\"version\":2,\"width\":80,\"height\":24}\n";
     let output_alone = Replay::parse([header, line].concat().as_bytes()).expect("well-formed");
     assert_eq!(output_alone.simulate().nonce(2), Some(0xff));

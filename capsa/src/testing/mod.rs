@@ -85,8 +85,8 @@ pub fn vm(guest: impl Into<SimulatedGuest>) -> LinuxVmBuilder {
 ///
 /// # Errors
 ///
-/// [`Error::Io`] when the file cannot be read, is not an asciicast v2 file, or is longer than 64
-/// MiB.
+/// [`Error::Io`] when the file cannot be read, is not an asciicast v2 file, is longer than 64 MiB,
+/// or has no end record because its recording was cut off.
 pub fn recording(path: impl AsRef<Path>) -> Result<Replay> {
     let path = path.as_ref();
     let what = || format!("cannot replay {}", path.display());
