@@ -34,7 +34,7 @@ mod state_machine;
 mod timer;
 
 pub use phase::Phase;
-pub use report::{EndedBy, StopReport, StopStep, VmStatus};
+pub use report::{EndedBy, StopLimits, StopReport, StopStep, VmStatus};
 pub use start_error::{Cause, StartError};
 pub use state_machine::Lifecycle;
 pub use timer::LifecycleTimer;
@@ -162,7 +162,10 @@ pub struct Timing {
     pub boot: Duration,
     /// The grace period after the time limit.
     pub grace: Duration,
-    /// From the quit command until the hypervisor exits.
+    /// From the guest's power-off until the hypervisor exits, if no stop was requested.
+    pub exit: Duration,
+    /// From the quit command until the hypervisor exits. In a stop, also from the guest's power-off,
+    /// if the grace period ends earlier.
     pub quit: Duration,
     /// From SIGKILL until the process exits.
     pub kill: Duration,
@@ -177,8 +180,10 @@ impl Default for Timing {
             launch: Duration::from_secs(30),
             boot: Duration::from_secs(30),
             grace: DEFAULT_GRACE,
-            // vfkit waits five more seconds for its guest, and then needs a moment to stop it.
-            quit: Duration::from_secs(8),
+            exit: Duration::from_secs(8),
+            // A stop may last this much longer than its grace period. It also ends vfkit, which after
+            // SIGTERM waits five seconds for a guest that has used up its grace period.
+            quit: Duration::from_secs(3),
             kill: Duration::from_secs(5),
             drain: Duration::from_secs(2),
         }

@@ -59,7 +59,7 @@ impl Phase {
             Self::StartingHypervisor => Some((timing.launch, "control channel is connected")),
             Self::Booting => Some((timing.boot, "boot message is answered")),
             Self::ShutdownRequested => Some((timing.grace, "grace period")),
-            Self::WaitingForExit => Some((timing.quit, "hypervisor exits")),
+            Self::WaitingForExit => Some((timing.exit, "hypervisor exits")),
             Self::QuitRequested => Some((timing.quit, "hypervisor exits after the quit command")),
             Self::KillingHypervisor => Some((timing.kill, "hypervisor exits after SIGKILL")),
             Self::StoppingHelpers => Some((timing.drain, "helpers exit")),

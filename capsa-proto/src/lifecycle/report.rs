@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::time::Duration;
 
 use super::{Exit, StartError};
 
@@ -103,6 +104,26 @@ pub enum StopStep {
     GaveUp,
 }
 
+/// How long each step of the stop ladder may take.
+///
+/// A stop returns at the latest when `grace`, `quit` and `helpers` have passed: by default 5 seconds
+/// after the caller's grace period, and usually milliseconds after it. Only a process that SIGKILL does
+/// not end, for example because it waits for a dead network file system, takes longer: `kill` for the
+/// hypervisor and `kill` for the helper processes. Then the VM has failed
+/// ([`StopStep::GaveUp`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopLimits {
+    /// From the power button until the guest is off: the grace period.
+    pub grace: Duration,
+    /// From the quit command until the hypervisor is killed. Default: 3 seconds.
+    pub quit: Duration,
+    /// From the hypervisor's exit until the helper processes are killed. Default: 2 seconds.
+    pub helpers: Duration,
+    /// From SIGKILL until a process is given up. Default: 5 seconds.
+    pub kill: Duration,
+}
+
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -113,14 +134,18 @@ pub struct StopReport {
     pub time_limit: bool,
     /// The steps of the stop ladder that were needed, in order.
     pub steps: Vec<StopStep>,
+    /// How long each step might take.
+    pub limits: StopLimits,
     /// How the hypervisor ended; `None` if it was never started or could not be reaped.
     pub exit: Option<Exit>,
 }
 
 impl StopReport {
-    /// The report of a VM that ended for this reason: without time limit, steps and exit.
+    /// The report of a VM that ended for this reason: without time limit, steps, limits and exit.
     pub const fn new(ended_by: EndedBy) -> Self {
-        Self { ended_by, time_limit: false, steps: Vec::new(), exit: None }
+        let zero = Duration::ZERO;
+        let limits = StopLimits { grace: zero, quit: zero, helpers: zero, kill: zero };
+        Self { ended_by, time_limit: false, steps: Vec::new(), limits, exit: None }
     }
 
     /// Why the VM did not start, for a VM that ended before it was running.

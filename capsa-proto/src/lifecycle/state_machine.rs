@@ -10,8 +10,8 @@ use core::time::Duration;
 
 use super::timer::TimerTable;
 use super::{
-    Action, EndedBy, Exit, Input, InvalidState, LifecycleTimer, Phase, StartError, StopReport,
-    StopStep, Timing, VmStatus,
+    Action, EndedBy, Exit, Input, InvalidState, LifecycleTimer, Phase, StartError, StopLimits,
+    StopReport, StopStep, Timing, VmStatus,
 };
 use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::plan::{LaunchPlan, Message, ProcessId, Signal};
@@ -37,6 +37,8 @@ pub struct Lifecycle {
     status: VmStatus,
 
     grace: Duration,
+    /// When the grace period of the stop ends, if one was requested.
+    stop_by: Option<Instant>,
     last_reset: Option<Instant>,
     panic_seen: bool,
     time_limit_hit: bool,
@@ -69,6 +71,7 @@ impl Lifecycle {
             actions: VecDeque::new(),
             status: VmStatus::Created,
             grace: timing.grace,
+            stop_by: None,
             last_reset: None,
             panic_seen: false,
             time_limit_hit: false,
@@ -109,6 +112,10 @@ impl Lifecycle {
             // A second stop may shorten the grace period, never extend it.
             (P::ShutdownRequested, I::Stop { grace }) => {
                 self.timers.shorten(LifecycleTimer::Phase, now + grace);
+                self.stop_by = self.stop_by.map(|at| at.min(now + grace));
+            }
+            (P::WaitingForExit | P::QuitRequested, I::Stop { grace }) => {
+                self.timers.shorten(LifecycleTimer::Phase, now + grace + self.timing.quit);
             }
             (
                 P::Running | P::ShutdownRequested | P::WaitingForExit | P::QuitRequested,
@@ -116,12 +123,7 @@ impl Lifecycle {
             ) => self.end(now, EndedBy::Owner, P::KillingHypervisor),
             (P::StoppingHelpers, I::Kill) => self.end(now, EndedBy::Owner, P::KillingHelpers),
             (
-                P::WaitingForExit
-                | P::QuitRequested
-                | P::KillingHypervisor
-                | P::StoppingHelpers
-                | P::KillingHelpers
-                | P::Ended,
+                P::KillingHypervisor | P::StoppingHelpers | P::KillingHelpers | P::Ended,
                 I::Stop { .. },
             )
             | (P::KillingHypervisor | P::KillingHelpers | P::Ended, I::Kill) => {}
@@ -352,6 +354,12 @@ impl Lifecycle {
             ended_by: self.cause.clone().unwrap_or(EndedBy::Owner),
             time_limit: self.time_limit_hit,
             steps: self.steps.clone(),
+            limits: StopLimits {
+                grace: self.grace,
+                quit: self.timing.quit,
+                helpers: self.timing.drain,
+                kill: self.timing.kill,
+            },
             exit: self.exit.clone(),
         })
     }
@@ -513,9 +521,13 @@ impl Lifecycle {
         self.timers.stop(LifecycleTimer::Phase);
         self.timers.stop(LifecycleTimer::TimeLimit);
         if let Some((limit, why)) = self.phase.limit(&self.timing) {
-            let is_grace = self.phase == Phase::ShutdownRequested;
-            let limit = if is_grace { self.grace } else { limit };
-            self.timers.set(LifecycleTimer::Phase, now + limit, why);
+            let at = match (self.phase, self.stop_by) {
+                (Phase::ShutdownRequested, _) => *self.stop_by.insert(now + self.grace),
+                // The rest of the grace period is for a hypervisor that writes back its disks.
+                (Phase::WaitingForExit, Some(by)) => by.max(now + self.timing.quit),
+                _ => now + limit,
+            };
+            self.timers.set(LifecycleTimer::Phase, at, why);
         }
         if let (Phase::Running, Some(limit)) = (self.phase, self.plan.time_limit) {
             self.timers.set(LifecycleTimer::TimeLimit, now + limit, "time limit");

@@ -49,7 +49,10 @@ fn hung_hypervisor(fixture: &Fixture<'_>) {
     let pid = vm.pid();
     // A stopped process neither replies nor quits. Only SIGKILL ends it.
     signal(pid, Signal::SIGSTOP);
+    let begin = Instant::now();
     vm.handle.stop_with_timeout(Duration::from_millis(100)).unwrap();
+    // Five seconds more than the grace period, and one second for a busy host.
+    assert!(begin.elapsed() < Duration::from_millis(6100), "{:?}", begin.elapsed());
     let report = vm.wait_for_end();
     let steps = [StopStep::PowerButton, StopStep::Quit, StopStep::Killed];
     assert_eq!((report.ended_by, &report.steps[..]), (EndedBy::Owner, &steps[..]));

@@ -124,6 +124,50 @@ fn kill_before_start_is_rejected() {
     assert_eq!(vm.lifecycle.handle_input(vm.now, Input::Kill), Err(InvalidState::NotStarted));
 }
 
+/// A hypervisor that answers nothing and exits only after SIGKILL, as one stopped by SIGSTOP.
+fn stop_unresponsive(power_off: bool, grace: Duration) -> (LifecycleTest, Duration) {
+    let mut vm = LifecycleTest::running(&plan(1));
+    vm.input(Input::Stop { grace });
+    if power_off {
+        vm.input(Input::Guest(GuestEvent::PoweredOff));
+    }
+    let begin = vm.now;
+    while !vm.actions.contains(&Action::Signal(ProcessId(1), Signal::Kill)) {
+        vm.time_out();
+    }
+    let killed = Exit { signal: Some(9), code: None, stderr_tail: String::new() };
+    vm.input(Input::HypervisorExited(killed));
+    while !vm.actions.contains(&Action::Signal(ProcessId(0), Signal::Kill)) {
+        vm.time_out();
+    }
+    vm.input(Input::HelperExited(ProcessId(0), Exit::with_code(0)));
+    let took = vm.now.since(begin);
+    (vm, took)
+}
+
+#[test]
+fn stop_unresponsive_ends_5s_after_grace() {
+    let after = Duration::from_secs(5);
+    for power_off in [false, true] {
+        for seconds in [0, 5, 60] {
+            let grace = Duration::from_secs(seconds);
+            let (vm, took) = stop_unresponsive(power_off, grace);
+            assert!(took <= grace + after, "{power_off} {grace:?}: {took:?}");
+            let limits = vm.report().limits;
+            assert_eq!((limits.grace, limits.quit + limits.helpers), (grace, after));
+        }
+    }
+}
+
+#[test]
+fn stop_while_hypervisor_exits_shortens_its_limit() {
+    let mut vm = LifecycleTest::running(&plan(0));
+    vm.input(Input::Guest(GuestEvent::PoweredOff));
+    vm.input(Input::Stop { grace: Duration::from_secs(1) });
+    let deadline = vm.lifecycle.poll_timeout().unwrap().at;
+    assert_eq!(deadline.since(vm.now), Duration::from_secs(4));
+}
+
 #[test]
 fn stop_guest_powers_off_needs_power_button_only() {
     let mut vm = LifecycleTest::running(&plan(0));
