@@ -36,3 +36,5 @@ mod sys;
 pub mod vm_io;
 pub mod vsock;
 mod watchdog;
+
+pub use sys::ForkGuard;

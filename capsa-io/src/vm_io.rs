@@ -46,8 +46,12 @@ pub trait VmIo: AsFd + fmt::Debug + Send {
     /// The deadline of the I/O itself.
     fn poll_timeout(&self) -> Option<Deadline>;
 
-    /// Whether this is the process that created the VM, and not a forked child.
-    fn is_same_process(&self) -> bool;
+    /// Checks that this is the process that created the VM.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child.
+    fn check_process(&self) -> io::Result<()>;
 
     /// The process id of the hypervisor while it runs.
     fn hypervisor_pid(&self) -> Option<u32>;

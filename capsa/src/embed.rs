@@ -67,6 +67,7 @@ mod mio;
 mod options;
 #[cfg(feature = "tokio")]
 mod tokio;
+mod waits;
 
 use std::fmt;
 use std::io;
@@ -79,9 +80,7 @@ use capsa_io::clock::MonotonicClock;
 use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
 use capsa_proto::backend::{DiskError, HypervisorBackend};
-use capsa_proto::console::{
-    ConsoleMux, Expect, Login, Matcher, Pattern, RunCommand, Script, ScriptError, Silence, WaitKind,
-};
+use capsa_proto::console::ConsoleMux;
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
 use capsa_proto::time::{Deadline, Instant};
@@ -109,8 +108,11 @@ pub use tokio::TokioVm;
 /// The delay of a call from which a warning is logged. A loaded host delays calls by less than this.
 const LATE_CALL: Duration = Duration::from_secs(1);
 
-/// A VM for the caller's own event loop. Dropping it kills its processes and waits until they have
-/// exited.
+/// A VM for the caller's own event loop.
+///
+/// Dropping it kills its processes and removes its run directory. The drop of the program's last
+/// running VM waits until the processes of all dropped VMs have exited; while other VMs run, the next
+/// drop, build or `on_ready` of any VM reaps them. So dropping many VMs costs what dropping one does.
 pub struct Vm {
     core: VmCore,
     io: Box<dyn VmIo>,
@@ -360,141 +362,6 @@ impl Vm {
         written.map_err(|closed| io::Error::new(io::ErrorKind::BrokenPipe, closed))
     }
 
-    /// Begins to wait for one of `patterns`. The match with the earliest end wins; ties go to the
-    /// pattern listed first. [`VmEvent::Ended`] reports the end of the wait, [`Vm::take_ended`]
-    /// returns its result.
-    ///
-    /// The wait ends at once, as on a [closed](Outcome::Closed) console, when the VM has ended and
-    /// the unread output has no match, when the VM was built without a console, or when `reader` was
-    /// removed or belongs to another VM.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotRunning`] when the VM was not started; [`Error::NoPatterns`] when `patterns` is
-    /// empty.
-    pub fn wait_for_any(
-        &mut self,
-        reader: ReaderId,
-        patterns: &[&str],
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        self.wait_for_any_pattern(reader, patterns.iter().map(Pattern::literal), timeout)
-    }
-
-    /// Like [`Vm::wait_for_any`], for patterns of any kind, such as regular expressions.
-    ///
-    /// # Errors
-    ///
-    /// The same as [`Vm::wait_for_any`].
-    pub fn wait_for_any_pattern(
-        &mut self,
-        reader: ReaderId,
-        patterns: impl IntoIterator<Item = Pattern>,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        self.check_started()?;
-        let matcher = Matcher::of(patterns);
-        if matcher.patterns().is_empty() {
-            return Err(Error::NoPatterns);
-        }
-        Ok(self.begin(reader, |now| {
-            WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout)))
-        }))
-    }
-
-    /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread
-    /// output.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotRunning`] when the VM was not started.
-    pub fn wait_for_silence(
-        &mut self,
-        reader: ReaderId,
-        quiet: Duration,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        self.check_started()?;
-        Ok(self.begin(reader, |now| WaitKind::Script(Box::new(Silence::new(quiet, now, timeout)))))
-    }
-
-    /// Begins to log in on the console.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotRunning`] when the VM was not started or has ended; [`Error::Script`] when the
-    /// username or the password contains characters that cannot be typed.
-    pub fn login(
-        &mut self,
-        reader: ReaderId,
-        username: &str,
-        password: Option<&str>,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        self.script(reader, |now| Login::new(username, password, now, timeout))
-    }
-
-    /// Begins to run a shell command.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotRunning`] when the VM was not started or has ended; [`Error::Script`] when the
-    /// command is longer than 64 KiB after escaping, or has a NUL byte.
-    pub fn run(
-        &mut self,
-        reader: ReaderId,
-        command: &str,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| RunCommand::new(command, None, nonce, now, timeout))
-    }
-
-    /// Like [`Vm::run`]; the wait ends when the `prompt` has appeared again.
-    ///
-    /// # Errors
-    ///
-    /// The same as [`Vm::run`].
-    pub fn run_command(
-        &mut self,
-        reader: ReaderId,
-        command: &str,
-        prompt: &str,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| RunCommand::new(command, Some(prompt), nonce, now, timeout))
-    }
-
-    /// Like [`Vm::run`], for a command whose output is read while it runs
-    /// or is large. Call [`Vm::take_output`] at each [`VmEvent::ConsoleData`], and once more at the
-    /// end.
-    ///
-    /// The result holds the output that was not taken. If no output is taken, a console that
-    /// [pauses](crate::console::Overflow::Pause) blocks the command after 64 KiB; otherwise 16 MiB are kept,
-    /// older output is dropped, and the result is marked as truncated.
-    ///
-    /// # Errors
-    ///
-    /// The same as [`Vm::run`].
-    pub fn spawn(
-        &mut self,
-        reader: ReaderId,
-        command: &str,
-        timeout: Option<Duration>,
-    ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| {
-            Ok(RunCommand::new(command, None, nonce, now, timeout)?.streamed())
-        })
-    }
-
-    /// Takes the output that a [spawned](Vm::spawn) command has printed since the last
-    /// call. The output of a failed command stays available until [`Vm::take_ended`].
-    pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {
-        self.with_console(|console, now, events| console.take_output(now, wait, events))
-    }
-
     /// Begins to connect to a vsock port of the guest. Wait until the result is readable, call
     /// [`VsockConnecting::proceed`] until it returns `true`, then take the stream.
     ///
@@ -560,36 +427,6 @@ impl Vm {
         self.clock.now()
     }
 
-    /// A number that distinguishes the begin and end marks of one command from those of another.
-    fn nonce(&mut self, reader: ReaderId) -> u64 {
-        let offset = self.core.console().offset(reader);
-        self.io.nonce(offset).unwrap_or_else(capsa_io::random::number)
-    }
-
-    fn script<S: Script + Send + 'static>(
-        &mut self,
-        reader: ReaderId,
-        make: impl FnOnce(Instant) -> std::result::Result<S, ScriptError>,
-    ) -> Result<WaitId> {
-        self.check_running()?;
-        let script = Box::new(make(self.clock.now())?);
-        Ok(self.begin(reader, |_| WaitKind::Script(script)))
-    }
-
-    /// Returns an error before the start.
-    fn check_started(&self) -> Result<()> {
-        if *self.core.status() == VmStatus::Created { Err(Error::NotRunning) } else { Ok(()) }
-    }
-
-    /// Returns an error before the start and after the end: input cannot reach a guest.
-    fn check_running(&self) -> Result<()> {
-        if self.core.status().is_alive() { Ok(()) } else { Err(Error::NotRunning) }
-    }
-
-    fn begin(&mut self, reader: ReaderId, make: impl FnOnce(Instant) -> WaitKind) -> WaitId {
-        self.with_console(|console, now, events| console.begin(now, reader, make(now), events))
-    }
-
     /// Lets `change` read, write or wait on the console, and moves bytes afterwards.
     pub(crate) fn with_console<T>(
         &mut self,
@@ -618,7 +455,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if self.never_driven && self.io.is_same_process() && !std::thread::panicking() {
+        if self.never_driven && self.io.check_process().is_ok() && !std::thread::panicking() {
             let _entered = self.span.enter();
             tracing::warn!("started VM was dropped without a call of on_ready");
         }

@@ -87,6 +87,7 @@ impl VmHandle {
     /// in time, the error holds the last lines of its standard error. [`Error::Io`] when the VM
     /// cannot be driven.
     pub async fn start(&self) -> Result<()> {
+        self.shared().check_process()?;
         let stdio = self.inner.plan.console() == ConsoleMode::Stdio;
         self.shared().prepare(|state| {
             state.check_driver()?;
@@ -103,7 +104,7 @@ impl VmHandle {
             })?;
         }
         self.shared().wake_driver();
-        let waiter = Waiter::for_status(self.shared());
+        let waiter = Waiter::for_status(self.shared())?;
         poll_fn(|cx| {
             let mut state = self.shared().lock();
             state.check_driver()?;
@@ -139,6 +140,7 @@ impl VmHandle {
     /// [`Error::NotRunning`] when the VM was never started; [`Error::Hypervisor`] when a process
     /// did not exit after SIGKILL; [`Error::Io`] when the VM cannot be driven.
     pub async fn stop_with_timeout(&self, grace_period: Duration) -> Result<()> {
+        self.shared().check_process()?;
         self.shared().change(|state| state.vm.stop_with_timeout(grace_period))?;
         self.ended().await
     }
@@ -149,6 +151,7 @@ impl VmHandle {
     ///
     /// The same as [`VmHandle::stop_with_timeout`].
     pub async fn kill(&self) -> Result<()> {
+        self.shared().check_process()?;
         self.shared().change(|state| state.vm.kill())?;
         self.ended().await
     }
@@ -185,7 +188,7 @@ impl VmHandle {
     ///
     /// [`Error::Io`] when the VM cannot be driven.
     pub async fn wait(&self) -> Result<VmStatus> {
-        let waiter = Waiter::for_status(self.shared());
+        let waiter = Waiter::for_status(self.shared())?;
         poll_fn(|cx| self.poll_finished(&mut self.shared().lock(), &waiter, cx)).await
     }
 
@@ -199,8 +202,8 @@ impl VmHandle {
         let Some(at) = Instant::now().checked_add(timeout) else {
             return self.wait().await.map(Some);
         };
-        let waiter = Waiter::for_status(self.shared());
-        let timer = Waiter::until(self.shared(), at);
+        let waiter = Waiter::for_status(self.shared())?;
+        let timer = Waiter::until(self.shared(), at)?;
         poll_fn(|cx| {
             let mut state = self.shared().lock();
             if let Poll::Ready(status) = self.poll_finished(&mut state, &waiter, cx) {
@@ -241,6 +244,7 @@ impl VmHandle {
         if self.inner.plan.console() != ConsoleMode::Enabled {
             return Err(Error::ConsoleNotEnabled);
         }
+        self.shared().check_process()?;
         Ok(VmConsole::new(Arc::clone(self.shared())))
     }
 
@@ -285,7 +289,7 @@ impl AsRef<VmHandle> for VmHandle {
 impl Drop for HandleInner {
     /// Sends SIGKILL at once and removes the run directory; the driver reaps the processes.
     fn drop(&mut self) {
-        if !*self.keeps_running.get_mut() {
+        if !*self.keeps_running.get_mut() && self.shared.check_process().is_ok() {
             self.shared.change(|state| state.vm.abandon());
         }
     }

@@ -265,7 +265,7 @@ mod recorder {
 
         /// Waits for the end of the VM and records how it ended.
         fn finish(&mut self, vm: &Arc<Shared>) -> io::Result<()> {
-            let waiter = Waiter::for_status(vm);
+            let waiter = Waiter::for_status(vm)?;
             let ended_by: io::Result<_> = block_on(poll_fn(|cx| {
                 let mut state = vm.lock();
                 match state.vm.stop_report() {

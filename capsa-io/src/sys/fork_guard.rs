@@ -8,21 +8,26 @@ use std::io;
 
 /// The process that created a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ForkGuard(u32);
+pub struct ForkGuard(u32);
 
 impl ForkGuard {
     /// A guard for the current process.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "the value depends on the process")]
+    pub fn new() -> Self {
         Self(std::process::id())
     }
 
     /// Whether the current process created the resource, so that it is not a forked child.
-    pub(crate) fn is_same_process(self) -> bool {
+    pub fn is_same_process(self) -> bool {
         self == Self::new()
     }
 
-    /// Returns an error in a forked child.
-    pub(crate) fn check_process(self) -> io::Result<()> {
+    /// Checks that the current process created the resource.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub fn check_process(self) -> io::Result<()> {
         let why = "used in a forked child of the process that created it: fork before the first \
                    VM, or exec";
         if self.is_same_process() { Ok(()) } else { Err(io::Error::other(why)) }

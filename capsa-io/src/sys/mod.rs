@@ -35,7 +35,7 @@ use linux as os;
 #[cfg(target_os = "macos")]
 use macos as os;
 
-pub(crate) use fork_guard::ForkGuard;
+pub use fork_guard::ForkGuard;
 pub(crate) use os::{
     DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, spawn,
     start_time,
@@ -45,8 +45,8 @@ pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 pub(crate) use socket::listen_with_a_short_queue;
 pub(crate) use socket::{connect, connect_blocking, listen, socket_pair};
 pub(crate) use unix::{
-    ExitState, Pty, ReservedNumbers, exit_state, is_writable, null, open_pty, prepare_exec, reap,
-    set_nonblocking, signal_group, wait_exited,
+    ExitState, Pty, ReservedNumbers, at_exit, exit_state, is_writable, null, open_pty,
+    prepare_exec, reap, set_nonblocking, signal_group, wait_exited,
 };
 
 use std::ffi::OsString;

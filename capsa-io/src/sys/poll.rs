@@ -87,11 +87,6 @@ impl Poll {
         Ok(())
     }
 
-    /// Whether the current process created the poller.
-    pub(crate) fn is_same_process(&self) -> bool {
-        self.fork_guard.is_same_process()
-    }
-
     /// Returns an error in a forked child.
     pub(crate) fn check_process(&self) -> io::Result<()> {
         self.fork_guard.check_process()

@@ -234,7 +234,7 @@ impl VmIo for SimulatedIo {
     }
 
     fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock) {
-        if !self.is_same_process() {
+        if self.check_process().is_err() {
             return;
         }
         while let Some(output) = core.poll_output(clock.now()) {
@@ -280,8 +280,8 @@ impl VmIo for SimulatedIo {
         if runs { self.guest.poll_timeout() } else { None }
     }
 
-    fn is_same_process(&self) -> bool {
-        self.poll.is_same_process()
+    fn check_process(&self) -> io::Result<()> {
+        self.poll.check_process()
     }
 
     fn hypervisor_pid(&self) -> Option<u32> {

@@ -81,6 +81,10 @@ impl<'a> RunningCommand<'a> {
                 return Poll::Ready(0);
             }
             let id = self.pending.id;
+            if let Err(error) = self.pending.shared.check_process() {
+                self.ended = Some(Err(error.into()));
+                continue;
+            }
             let mut state = self.pending.shared.lock();
             (self.taken, self.given) = (state.vm.take_output(id), 0);
             if !self.taken.is_empty() {

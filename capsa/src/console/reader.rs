@@ -68,6 +68,7 @@ impl ConsoleReader {
     }
 
     pub(super) fn poll(&mut self, cx: &Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.shared.check_process()?;
         let mut state = self.shared.lock();
         loop {
             let n = state.vm.read(self.id, buf);
@@ -112,6 +113,9 @@ impl Clone for ConsoleReader {
 
 impl Drop for ConsoleReader {
     fn drop(&mut self) {
+        if self.shared.check_process().is_err() {
+            return;
+        }
         // A paused console may resume when its slowest reader is removed.
         self.shared.change(|state| {
             state.remove_waker(WaitKey::Data(self.id));

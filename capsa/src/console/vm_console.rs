@@ -188,8 +188,9 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// None at present.
+    /// [`Error::Io`] in a forked child of the program.
     pub async fn read_available(&mut self) -> Result<String> {
+        self.reader.shared.check_process()?;
         Ok(self.reader.shared.lock().vm.read_available(self.reader.id))
     }
 
@@ -281,8 +282,7 @@ impl VmConsole {
         timeout: Option<Duration>,
     ) -> Result<()> {
         let id = self.reader.id;
-        let finished =
-            self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
+        let finished = self.begin(|state| state.vm.login(id, username, password, timeout)).await?;
         finished.script_result().map(|_| ())
     }
 
@@ -350,6 +350,7 @@ impl VmConsole {
     /// other errors.
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
+        shared.check_process()?;
         let id = shared.change(|state| {
             state.check_driver()?;
             state.vm.spawn(reader, cmd, timeout)
@@ -387,6 +388,7 @@ impl VmConsole {
         begin: impl FnOnce(&mut SharedState) -> Result<WaitId>,
     ) -> Result<FinishedWait> {
         let shared = &self.reader.shared;
+        shared.check_process()?;
         let id = shared.change(|state| {
             state.check_driver()?;
             begin(state)
@@ -439,9 +441,11 @@ pub(super) struct ActiveWait<'a> {
 
 impl Drop for ActiveWait<'_> {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.remove_waker(WaitKey::Ended(self.id));
-        state.vm.cancel(self.id);
+        if self.shared.check_process().is_ok() {
+            let mut state = self.shared.lock();
+            state.remove_waker(WaitKey::Ended(self.id));
+            state.vm.cancel(self.id);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ impl ConsoleWriter {
     }
 
     pub(super) fn poll(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.shared.check_process()?;
         let mut state = self.shared.lock();
         state.check_driver()?;
         match state.vm.write(bytes) {
@@ -42,7 +43,9 @@ impl Clone for ConsoleWriter {
 
 impl Drop for ConsoleWriter {
     fn drop(&mut self) {
-        self.shared.lock().remove_waker(WaitKey::Writable(self.waiter_id));
+        if self.shared.check_process().is_ok() {
+            self.shared.lock().remove_waker(WaitKey::Writable(self.waiter_id));
+        }
     }
 }
 

@@ -38,6 +38,7 @@ impl Future for Driver {
     type Output = Result<VmStatus>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.shared.check_process()?;
         if let WakeTarget::Future(waker) = &self.shared.wake_target {
             let waker =
                 waker.lock().unwrap_or_else(PoisonError::into_inner).replace(cx.waker().clone());
@@ -69,6 +70,9 @@ impl Drop for Driver {
     /// Kills the VM and waits for its processes, which takes milliseconds, so that waiters return
     /// although the VM has no driver any more.
     fn drop(&mut self) {
+        if self.shared.check_process().is_err() {
+            return;
+        }
         self.shared.prepare(|state| state.vm.abandon());
         // The lifecycle's deadlines end this loop, even if a process does not exit.
         while let DriveOutcome::Again(wait) = self.shared.drive() {

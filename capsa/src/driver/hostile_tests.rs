@@ -114,7 +114,7 @@ fn waker_that_drops_its_vm_and_panics_is_harmless() {
     in_time(|| {
         let (vm, other) = (started(), started());
         let shared = Arc::clone(vm.shared());
-        let waiter = Waiter::for_status(&shared);
+        let waiter = Waiter::for_status(&shared).unwrap();
         let waker = Waker::from(Arc::new(PanickingWaker(Mutex::new(Some(vm.clone())))));
         let wait: Poll<Result<()>> = waiter.wait(&mut shared.lock(), &Context::from_waker(&waker));
         assert!(wait.is_pending());

@@ -11,6 +11,10 @@
 //!
 //! A driver that fails kills its VM and gives its error to every waiter and every later call.
 //!
+//! In a forked child of the program there is no driver, and the thread that held a lock at the fork
+//! never releases it. So what may be called there checks the process first ([`Shared::check_process`])
+//! and takes no lock.
+//!
 //! # Locks
 //!
 //! A thread takes locks only from left to right. While it holds one, it runs and drops no waker, and
@@ -42,6 +46,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use capsa_io::ForkGuard;
 use capsa_io::reactor::{Reactor, Registration};
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 
@@ -78,6 +83,7 @@ pub(crate) struct Shared {
     /// What handles read without waiting for the driver. Held for a copy, also under `state`.
     snapshot: Mutex<VmSnapshot>,
     wake_target: WakeTarget,
+    fork_guard: ForkGuard,
 }
 
 impl fmt::Debug for Shared {
@@ -164,12 +170,20 @@ pub(crate) struct Waiter<'a> {
 }
 
 impl<'a> Waiter<'a> {
-    pub(crate) fn for_status(shared: &'a Shared) -> Self {
-        Self { shared, key: WaitKey::Status(shared.waiter_id()) }
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub(crate) fn for_status(shared: &'a Shared) -> io::Result<Self> {
+        shared.check_process()?;
+        Ok(Self { shared, key: WaitKey::Status(shared.waiter_id()) })
     }
 
-    pub(crate) fn until(shared: &'a Shared, at: Instant) -> Self {
-        Self { shared, key: WaitKey::Timer(at, shared.waiter_id()) }
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub(crate) fn until(shared: &'a Shared, at: Instant) -> io::Result<Self> {
+        shared.check_process()?;
+        Ok(Self { shared, key: WaitKey::Timer(at, shared.waiter_id()) })
     }
 
     /// Like [`Shared::wait`].
@@ -184,7 +198,9 @@ impl<'a> Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.shared.lock().remove_waker(self.key);
+        if self.shared.check_process().is_ok() {
+            self.shared.lock().remove_waker(self.key);
+        }
     }
 }
 
@@ -212,7 +228,17 @@ impl Shared {
             #[cfg(test)]
             drives: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), snapshot, wake_target })
+        let fork_guard = ForkGuard::new();
+        Arc::new(Self { state: Mutex::new(state), snapshot, wake_target, fork_guard })
+    }
+
+    /// Checks that this is the process that created the VM.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child.
+    pub(crate) fn check_process(&self) -> io::Result<()> {
+        self.fork_guard.check_process()
     }
 
     /// Locks the VM, to look at it or to take what is there. It waits while the driver is in
@@ -268,9 +294,7 @@ impl Shared {
         cx: &Context<'_>,
     ) -> Poll<std::result::Result<T, E>> {
         state.check_driver()?;
-        if let WakeTarget::Thread(thread, _) = &self.wake_target {
-            thread.reactor.check_process()?;
-        }
+        self.check_process()?;
         state.wakers.insert(key, cx.waker().clone());
         Poll::Pending
     }

@@ -113,7 +113,7 @@ impl VsockListener {
         let begin = Instant::now();
         let connection =
             async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
-        let waiter = Waiter::for_status(&self.shared);
+        let waiter = Waiter::for_status(&self.shared)?;
         let ended = poll_fn(|cx| {
             let mut state = self.shared.lock();
             state.check_driver()?;
@@ -178,6 +178,7 @@ impl VmHandle {
             }
             error => error,
         };
+        self.shared().check_process()?;
         let begun = {
             let state = self.shared().lock();
             state.check_driver()?;
@@ -255,6 +256,7 @@ impl VmHandle {
     /// [`Error::VsockNotEnabled`]; [`Error::VsockPortNotNamed`]; [`Error::NotRunning`] when the VM
     /// has ended; [`Error::Io`] with `AddrInUse` when the port has a listener already.
     pub async fn vsock_listen(&self, port: u32) -> Result<VsockListener> {
+        self.shared().check_process()?;
         let listener = self.shared().change(|state| {
             state.check_driver()?;
             state.vm.vsock_listen(port)

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use capsa::{Error, LinuxVmBuilder, VmHandle, VmStatus};
@@ -234,14 +235,31 @@ fn forked_child_waits_return_an_error() {
     const FORKS: &str = "CAPSA_TEST_FORKS";
     let run_dir = || PathBuf::from(env::var_os("CAPSA_RUN_DIR").unwrap());
     if env::var_os(FORKS).is_some() {
+        tracing::subscriber::set_global_default(BlockingSubscriber).unwrap();
         let vm = fake::vm("up console=hello serve").build_blocking().unwrap();
         vm.start().unwrap();
         let mut console = vm.console().unwrap();
         console.wait_for("hello").unwrap();
-        // The driver thread must hold no lock at the fork.
-        std::thread::sleep(Duration::from_millis(200));
+        // The driver thread holds the lock of the VM at the fork, and in the child for ever.
+        IS_ARMED.store(true, Ordering::SeqCst);
+        // It wakes the driver.
+        drop(console.reader());
+        eventually("the driver is in the VM", || !IS_ARMED.load(Ordering::SeqCst));
         daemon(true, true).unwrap();
-        let results = [vm.wait().map(drop), vm.kill(), console.wait_for("never").map(drop)];
+        let results = [
+            vm.wait().map(drop),
+            vm.wait_timeout(PATIENCE).map(drop),
+            vm.kill(),
+            console.wait_for("never").map(drop),
+            console.login("root", None),
+            console.run("true", None).map(drop),
+            console.spawn("true", None).map(drop),
+            console.write(b"x"),
+            console.read(&mut [0]).map(drop),
+            console.read_available().map(drop),
+            vm.console().map(drop),
+        ];
+        drop(console);
         let status = vm.status();
         fs::write(run_dir().join("writing"), format!("{results:?} {status}")).unwrap();
         fs::rename(run_dir().join("writing"), run_dir().join("result")).unwrap();
@@ -253,5 +271,35 @@ fn forked_child_waits_return_an_error() {
     let result = run_dir().join("result");
     eventually("the child's waits return", || result.exists());
     let result = fs::read_to_string(result).unwrap();
-    assert_eq!(result.matches("used in a forked child").count(), 3, "{result}");
+    assert_eq!(result.matches("used in a forked child").count(), 11, "{result}");
+}
+
+static IS_ARMED: AtomicBool = AtomicBool::new(false);
+
+/// Blocks the driver thread in `on_ready`, which enters a span.
+struct BlockingSubscriber;
+
+impl tracing::Subscriber for BlockingSubscriber {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {}
+
+    fn enter(&self, _: &tracing::Id) {
+        let is_driver = std::thread::current().name() == Some("capsa");
+        if is_driver && IS_ARMED.swap(false, Ordering::SeqCst) {
+            std::thread::sleep(PATIENCE);
+        }
+    }
+
+    fn exit(&self, _: &tracing::Id) {}
 }
