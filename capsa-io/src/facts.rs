@@ -15,17 +15,19 @@ use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
 
-use crate::sys;
+use crate::{process, sys};
 
 /// Collects the facts about this host and the files that `spec` names.
 ///
-/// Opens each file and reads its first bytes; blocks as long as the file system does.
+/// Opens each file and reads its first bytes; blocks as long as the file system does. Before that it
+/// waits for VMs of this program that were dropped: they may still have locked an image.
 pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
     let mut image_locks = BTreeMap::new();
     let mut resolved = BTreeMap::new();
     if let Some(spec) = spec {
+        process::reap_dying(process::REAP_LIMIT);
         let named = [Some(&spec.kernel), spec.initrd.as_ref()];
         let disks = spec.disks.iter().map(|disk| &disk.path);
         let shares = spec.shares.iter().map(|share| &share.host);

@@ -8,7 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
@@ -32,10 +33,14 @@ const ENVIRONMENT: [&str; 9] = [
     "XDG_RUNTIME_DIR",
 ];
 
-/// How long dropping a running child waits after SIGKILL. The kernel needs milliseconds, and longer
+/// Children that were killed and are not reaped yet. A leaf lock, except that of the watchdog; it is
+/// held while nothing waits.
+static DYING: Mutex<Vec<ChildProcess>> = Mutex::new(Vec::new());
+
+/// How long the drop of a running child waits after SIGKILL. The kernel needs milliseconds, and longer
 /// to free the memory of a large guest; a process that waits for a dead network file system never
 /// exits.
-const REAP_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const REAP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running or exited child.
 #[derive(Debug)]
@@ -139,6 +144,49 @@ impl ChildProcess {
         self.reaped = true;
         status.and_then(|()| sys::reap(self.pid))
     }
+}
+
+/// Kills children, in this order. If no other child of this program runs, waits until all that were
+/// killed have exited, at most [`REAP_LIMIT`]. Otherwise they are reaped by a later call, so that
+/// dropping many VMs costs what dropping one does.
+pub(crate) fn kill_and_reap(children: impl Iterator<Item = ChildProcess>) {
+    let mut dying = lock_dying();
+    for mut child in children {
+        // Its poller is closed next.
+        child.exit = None;
+        let _ = child.signal(Signal::Kill);
+        dying.push(child);
+    }
+    let is_last = dying.len() >= watchdog::live();
+    drop(dying);
+    reap_dying(if is_last { REAP_LIMIT } else { Duration::ZERO });
+}
+
+/// Reaps the children that were killed and have exited by then, and waits for the others, at most
+/// `limit` for all.
+pub(crate) fn reap_dying(limit: Duration) {
+    let begin = Instant::now();
+    // Other threads do not wait for the lock meanwhile.
+    let mut dying = std::mem::take(&mut *lock_dying());
+    dying.retain_mut(|child| {
+        if !child.fork_guard.is_same_process() {
+            return false;
+        }
+        let left = limit.saturating_sub(begin.elapsed());
+        let runs = sys::wait_exited(child.pid, left) == ExitState::Runs;
+        if !runs {
+            child.try_reap();
+        }
+        runs
+    });
+    if limit >= REAP_LIMIT {
+        dying.drain(..).for_each(|mut child| child.give_up());
+    }
+    lock_dying().append(&mut dying);
+}
+
+fn lock_dying() -> MutexGuard<'static, Vec<ChildProcess>> {
+    DYING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ChildProcess {

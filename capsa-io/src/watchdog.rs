@@ -6,6 +6,9 @@
 //! keeps a list of the process groups that Capsa started. When the socket closes because the
 //! program has died, the shell kills these groups and exits.
 //!
+//! When the program ends by `exit` or by returning from `main`, it kills and reaps what is left and
+//! then reaps its watchdog ([`end`]): the first process of a container may reap none.
+//!
 //! The watchdog never touches a process that was not started through [`spawn`], and it exits when
 //! its work is done.
 //!
@@ -20,7 +23,8 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -47,6 +51,12 @@ for pid in $live; do
   kill -KILL -\"$pid\" 2>/dev/null
 done
 ";
+
+/// How long the end of the program waits for its children after SIGKILL.
+const EXIT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long it waits for the shell, which has nothing left to do, before it kills it.
+const SHELL_LIMIT: Duration = Duration::from_millis(500);
 
 static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
@@ -103,6 +113,46 @@ pub(crate) fn deregister(pid: u32) {
     // A dead watchdog is replaced at the next spawn and then gets the whole list.
 }
 
+/// The number of children that are not reaped.
+pub(crate) fn live() -> usize {
+    lock().as_ref().map_or(0, |watchdog| watchdog.live.len())
+}
+
+/// Kills and reaps the children that are left, and ends the watchdog; called when the program ends.
+/// It waits for the children at most [`EXIT_LIMIT`], and usually a millisecond for the shell.
+extern "C" fn end() {
+    // Another thread may hold the lock; in a forked child, for ever.
+    let begin = Instant::now();
+    let mut slot = loop {
+        match WATCHDOG.try_lock() {
+            Ok(slot) => break slot,
+            Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if begin.elapsed() > EXIT_LIMIT => return,
+            Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+        }
+    };
+    let Some(watchdog) = slot.take_if(|watchdog| watchdog.fork_guard.is_same_process()) else {
+        return;
+    };
+    let Watchdog { shell, line, live, killed, .. } = watchdog;
+    for child in &live {
+        let _ = sys::signal_group(*child, Signal::SIGKILL);
+    }
+    let reap = |pid: &u32| {
+        let left = EXIT_LIMIT.saturating_sub(begin.elapsed());
+        if sys::wait_exited(*pid, left) == ExitState::Exited {
+            sys::reap(*pid);
+        }
+    };
+    live.iter().for_each(reap);
+    drop(line);
+    if sys::wait_exited(shell, SHELL_LIMIT) == ExitState::Runs {
+        // It is suspended, and nothing is left for it to kill.
+        let _ = sys::signal_group(shell, Signal::SIGKILL);
+    }
+    killed.iter().chain([&shell]).for_each(reap);
+}
+
 fn lock() -> MutexGuard<'static, Option<Watchdog>> {
     WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -122,6 +172,8 @@ impl Watchdog {
     }
 
     fn start() -> io::Result<Self> {
+        static AT_EXIT: Once = Once::new();
+        AT_EXIT.call_once(|| sys::at_exit(end));
         let (shell, line) = start_shell()?;
         let (live, killed) = (BTreeSet::new(), Vec::new());
         Ok(Self { shell, fork_guard: ForkGuard::new(), line, live, killed })
@@ -191,7 +243,6 @@ fn has_ended(shell: u32) -> bool {
 mod tests {
     use std::process::Command;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use nix::sys::signal::kill;
     use nix::unistd::Pid;

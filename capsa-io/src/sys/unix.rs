@@ -155,6 +155,16 @@ pub(crate) fn signal_group(pid: u32, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Calls `handler` when this program ends by `exit` or by returning from `main`. The handler must not
+/// panic. It also runs at the end of a forked child.
+pub(crate) fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: the C library calls a function without arguments, which exists as long as this code. An
+    // error means that memory is short; then the handler does not run.
+    unsafe {
+        libc::atexit(handler);
+    }
+}
+
 /// Whether a child has exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExitState {

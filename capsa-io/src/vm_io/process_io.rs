@@ -18,7 +18,7 @@ use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
 use crate::inherited::DescriptorSet;
-use crate::process::{ChildProcess, Inherited};
+use crate::process::{self, ChildProcess, Inherited};
 use crate::run_dir::RunDir;
 use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{self, Poll, PollSource, Pty, ReadyEvents, ReservedNumbers};
@@ -354,6 +354,7 @@ impl VmIo for ProcessIo {
         let mut ready = self.ready.take().unwrap_or_else(ReadyEvents::new);
         let waited = self.poll.wait(Some(Duration::ZERO), &mut ready);
         if waited.is_ok() {
+            process::reap_dying(Duration::ZERO);
             self.read_channels(core, clock.now(), |key| ready.has(key));
             // The hypervisor before its helper processes, which exit because it did.
             let exited = self.ids().rev().filter(|id| ready.has(exit_key(*id)));
@@ -372,7 +373,7 @@ impl VmIo for ProcessIo {
     }
 
     fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock) {
-        if !self.is_same_process() {
+        if self.check_process().is_err() {
             return;
         }
         while let Some(output) = core.poll_output(clock.now()) {
@@ -410,8 +411,8 @@ impl VmIo for ProcessIo {
         None
     }
 
-    fn is_same_process(&self) -> bool {
-        self.poll.is_same_process()
+    fn check_process(&self) -> io::Result<()> {
+        self.poll.check_process()
     }
 
     fn hypervisor_pid(&self) -> Option<u32> {
@@ -441,15 +442,14 @@ impl AsFd for ProcessIo {
 }
 
 impl Drop for ProcessIo {
-    /// Kills the remaining processes, the hypervisor before its helpers, and waits for them.
+    /// Kills the remaining processes, the hypervisor before its helpers. The last VM of the program
+    /// waits until all that were killed have exited.
     fn drop(&mut self) {
-        if !self.is_same_process() {
+        if self.check_process().is_err() {
             return;
         }
         self.streams.clear();
-        for process in self.processes.iter_mut().rev() {
-            *process = None;
-        }
+        process::kill_and_reap(self.processes.iter_mut().rev().filter_map(Option::take));
     }
 }
 

@@ -67,8 +67,6 @@ fn wait_ends_with_guest(fixture: &Fixture<'_>) {
     let mut vm = fixture.boot(fixture.builder());
     vm.power_off();
     let result = vm.console.wait_for_timeout("never printed", PATIENCE);
-    let Err(Error::GuestEnded { how, .. }) = &result else {
-        panic!("{result:?}")
-    };
+    let Err(Error::GuestEnded { how, .. }) = &result else { panic!("{result:?}") };
     assert_eq!(how.ended_by, EndedBy::GuestPowerOff);
 }

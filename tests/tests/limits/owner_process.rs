@@ -1,15 +1,17 @@
-//! Owners that ignore SIGCHLD, reap all children, leak descriptors or lose the watchdog.
+//! Owners that ignore SIGCHLD, reap all children, leak descriptors, lose the watchdog or end.
 
+use std::env;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use capsa::blocking::VmHandle;
+use capsa::embed::Vm;
 use capsa::{Error, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::{self, Process, runs};
-use capsa_testkit::run_isolated;
-use capsa_testkit::skip;
-use capsa_testkit::vm::{PATIENCE, eventually};
+use capsa_testkit::vm::{PATIENCE, eventually, poll_fd};
+use capsa_testkit::{run_isolated, skip, test_name};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -130,4 +132,69 @@ fn watchdog_killed_is_replaced() {
     first.kill().unwrap();
     second.kill().unwrap();
     assert_eq!(first.status(), VmStatus::Stopped { exit_code: None });
+}
+
+/// The test process adopts what an owner leaves, as the first process of a container does.
+#[cfg(target_os = "linux")]
+#[test]
+fn owner_end_leaves_no_zombie() {
+    const ENDS: &str = "CAPSA_TEST_ENDS";
+    let vm = || fake::vm("up console=hello serve");
+    match env::var(ENDS).as_deref() {
+        Ok("VM killed") => started("up serve").kill().unwrap(),
+        Ok("VM running") => started("up serve").keep_running(),
+        Ok("VM dropped") => {
+            let mut vm = vm().build_embedded().unwrap();
+            vm.start().unwrap();
+            drive(&mut vm, |vm| vm.scrollback().end() > 0);
+        }
+        _ => {
+            run_isolated!();
+            nix::sys::prctl::set_child_subreaper(true).unwrap();
+            for ends in ["VM killed", "VM running", "VM dropped"] {
+                let mut owner = Command::new(env::current_exe().unwrap());
+                owner.args([&test_name(), "--exact"]).env(ENDS, ends);
+                assert!(owner.status().unwrap().success(), "{ends}");
+                let left = processes::children(std::process::id());
+                assert!(left.is_empty(), "{ends}: {left:?}");
+            }
+            return;
+        }
+    }
+    std::process::exit(0);
+}
+
+#[test]
+fn vms_dropped_in_turn_are_all_reaped() {
+    run_isolated!();
+    let vm = || {
+        let mut vm = fake::vm("up console=hello serve").build_embedded().unwrap();
+        vm.start().unwrap();
+        drive(&mut vm, |vm| vm.scrollback().end() > 0);
+        vm
+    };
+    let vms: Vec<Vm> = (0..8).map(|_| vm()).collect();
+    let dirs: Vec<_> = vms.iter().map(|vm| vm.launch_plan().run_dir().to_owned()).collect();
+    drop(vms);
+    assert!(dirs.iter().all(|dir| !dir.exists()));
+    let left = processes::children(std::process::id());
+    assert_eq!(left.len(), 1, "only the watchdog is left: {left:?}");
+
+    // While another VM runs, a drop waits for nothing, and its `on_ready` reaps.
+    let (mut other, dropped) = (vm(), vm());
+    let pid = dropped.hypervisor_pid().unwrap();
+    drop(dropped);
+    let is_reaped = || processes::children(std::process::id()).iter().all(|child| child.pid != pid);
+    eventually("the dropped VM is reaped", || {
+        other.on_ready().unwrap();
+        is_reaped()
+    });
+}
+
+fn drive(vm: &mut Vm, is_done: impl Fn(&Vm) -> bool) {
+    while !is_done(vm) {
+        poll_fd(&*vm, Some(vm.next_timeout().unwrap_or(PATIENCE)));
+        vm.on_ready().unwrap();
+        while vm.poll_event().is_some() {}
+    }
 }
