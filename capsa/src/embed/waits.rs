@@ -53,9 +53,7 @@ impl Vm {
         if matcher.patterns().is_empty() {
             return Err(Error::NoPatterns);
         }
-        Ok(self.begin(reader, |now| {
-            WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout)))
-        }))
+        Ok(self.begin(reader, |now| WaitKind::Expect(Box::new(Expect::new(matcher, now, timeout)))))
     }
 
     /// Begins to wait until the guest has printed nothing for `quiet`. The result holds all unread

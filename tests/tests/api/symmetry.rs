@@ -27,6 +27,8 @@ const ONLY_IN_EMBED: [&[&str]; 3] = [
         "add_observer",
         "clone_reader",
         "remove_reader",
+        "name_reader",
+        "blocking_reader",
         "take",
         "lost",
         "scrollback",
