@@ -11,6 +11,7 @@
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
 //! | [`run_dir`] | the private directory of a VM, and the sweep |
+//! | [`shared_file`] | files of a directory that a guest can write |
 //! | [`mod@facts`] | host facts for validation |
 //! | [`vsock`] | vsock connections in both directions |
 //! | [`probe`] | probes programs for versions and options |
@@ -31,6 +32,7 @@ mod process;
 pub mod random;
 pub mod reactor;
 pub mod run_dir;
+pub mod shared_file;
 mod stream;
 mod sys;
 pub mod vm_io;

@@ -19,6 +19,11 @@ pub mod embedding {}
 #[doc = include_str!("manual/migration.md")]
 pub mod migration {}
 
+#[cfg(feature = "blocking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
+#[doc = include_str!("manual/shares.md")]
+pub mod shares {}
+
 #[doc = include_str!("manual/testing.md")]
 pub mod testing {}
 

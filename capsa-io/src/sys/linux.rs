@@ -10,13 +10,13 @@ use capsa_proto::host::{Arch, KvmDevice, KvmFacts, KvmGroup, Os};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{Mode as RawMode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::LockHolder;
-use super::{Poll, PollSource};
+use super::{Poll, PollSource, unix};
 
 pub(crate) use super::byte_lock::lock_on;
 pub(crate) use super::vfork::spawn;
@@ -114,6 +114,38 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
         at = hole;
     }
     clone.set_len(len)
+}
+
+/// Opens a regular file below `dir` for reading, by a relative path without `..`. The file that was checked
+/// is the one that is opened: opening a pipe could wait, and opening a device could change it.
+pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let found = find_beneath(dir, path, OFlags::PATH)?;
+    unix::require_regular(&rustix::fs::fstat(&found)?)?;
+    let options = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let at = format!("{DESCRIPTORS}/{}", found.as_raw_fd());
+    Ok(rustix::fs::open(at, options, RawMode::empty())?.into())
+}
+
+/// Opens a directory below `dir`, by a relative path without `..`.
+pub(crate) fn open_directory_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    find_beneath(dir, path, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// Opens `path` with openat2, which fails with EAGAIN if a name changes meanwhile. Where the kernel or a
+/// seccomp filter does not permit that call, symbolic links are not followed.
+fn find_beneath(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    const ATTEMPTS: u32 = 100;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let find = || openat2(dir, path, flags | OFlags::CLOEXEC, RawMode::empty(), resolve);
+    let found = (1..ATTEMPTS).map(|_| find()).find(|found| !matches!(found, Err(Errno::AGAIN)));
+    match found.unwrap_or_else(find) {
+        Err(Errno::NOSYS | Errno::PERM) => unix::open_each(dir, path, OFlags::PATH, flags),
+        Err(Errno::XDEV) => {
+            let text = "it is a symbolic link, or below one, that leads out of the share";
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+        }
+        found => Ok(found?),
+    }
 }
 
 /// The start time of a process, in clock ticks since boot. Together with the process id it is never

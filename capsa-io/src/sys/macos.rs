@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, access};
 use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
-use rustix::fs::{CWD, CloneFlags, fclonefileat};
+use rustix::fs::{CWD, CloneFlags, OFlags, fclonefileat, fstat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
@@ -156,6 +156,20 @@ pub(crate) fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
         )),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Opens a regular file below `dir` for reading, by a relative path without `..` or symbolic links.
+/// Opening a pipe does not wait.
+pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let found = unix::open_each(dir, path, OFlags::RDONLY, flags)?;
+    unix::require_regular(&fstat(&found)?)?;
+    Ok(found.into())
+}
+
+/// Opens a directory below `dir`, by a relative path without `..` or symbolic links.
+pub(crate) fn open_directory_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    unix::open_each(dir, path, OFlags::RDONLY, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
 /// The start time of a process, in microseconds. Together with the process id it is never reused.

@@ -11,6 +11,7 @@
 //! | [`connect`], [`listen`] | Unix sockets, on paths of any length | on paths of 103 bytes |
 //! | [`prepare_exec`] | close-on-exec for every descriptor, default signals | the same |
 //! | [`clone_file`] | `FICLONE`, otherwise a sparse copy | `clonefile`, or an error |
+//! | [`open_beneath`], [`open_directory_beneath`] | `openat2`, otherwise no symbolic links | no symbolic links |
 //! | [`lock_on`] | the lock of another process on a byte | none |
 //! | [`lock_holder`] | the process with a `flock` on a file: `/proc/locks` | none |
 //! | [`start_time`] | `/proc` | `libproc` |
@@ -37,8 +38,8 @@ use macos as os;
 
 pub use fork_guard::ForkGuard;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, spawn,
-    start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, open_beneath,
+    open_directory_beneath, spawn, start_time,
 };
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, ttyname};
+use rustix::fs::{FileType, OFlags, openat};
 
 use super::{InheritedDescriptor, os};
 
@@ -266,6 +268,38 @@ pub(crate) fn is_writable(socket: BorrowedFd<'_>) -> bool {
     found.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
 }
 
+/// Opens `path` below `dir` one name after the other, and follows no symbolic link. `flags` are those of
+/// the last name, `directory` those of the others.
+pub(super) fn open_each(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    directory: OFlags,
+    flags: OFlags,
+) -> io::Result<OwnedFd> {
+    let mut at = dir.try_clone_to_owned()?;
+    let mut names = path.iter().peekable();
+    while let Some(name) = names.next() {
+        let flags = if names.peek().is_some() { directory | OFlags::DIRECTORY } else { flags };
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        at = openat(&at, name, flags, rustix::fs::Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// An error unless `found` is a regular file.
+pub(super) fn require_regular(found: &rustix::fs::Stat) -> io::Result<()> {
+    let what = match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => return Ok(()),
+        FileType::Symlink => "a symbolic link",
+        FileType::Directory => "a directory",
+        FileType::Fifo => "a pipe",
+        FileType::Socket => "a socket",
+        _ => "a device",
+    };
+    let text = format!("expected a regular file, found {what}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
 /// Opens `/dev/null`.
 pub(crate) fn null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())
@@ -308,5 +342,21 @@ mod tests {
             let used = announcement(pid, &mut line);
             assert_eq!(&line[..used], format!("+ {pid}\n").as_bytes());
         }
+    }
+
+    #[test]
+    fn open_each_follows_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::write(dir.path().join("d/file"), "").unwrap();
+        std::os::unix::fs::symlink("d", dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("file", dir.path().join("d/link")).unwrap();
+        let root = OwnedFd::from(File::open(dir.path()).unwrap());
+        let open =
+            |path| open_each(root.as_fd(), Path::new(path), OFlags::RDONLY, OFlags::RDONLY).is_ok();
+        assert_eq!(
+            ["d/file", "d", "link/file", "d/link", "link"].map(open),
+            [true, true, false, false, false]
+        );
     }
 }
