@@ -215,6 +215,7 @@ impl HypervisorBackend for CloudHypervisor {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
+            shares: vm.mounts(),
             vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
             boot: vec![
                 Message::http(

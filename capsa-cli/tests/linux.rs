@@ -59,6 +59,40 @@ fn exit_code_is_command_status() {
 }
 
 #[test]
+fn shares_are_mounted_before_the_command() {
+    let Some((_guest, dir)) = guest() else { return };
+    if host::find_program("virtiofsd").is_none() {
+        return skip("virtiofsd is not installed");
+    }
+    let shared = dir.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "from host").unwrap();
+    let share = |at: &str| format!("{}:{at}", shared.display());
+    let config = dir.path().join("linux-vm.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.split("[cmdline]").next().unwrap()).unwrap();
+    // The guest mounts what is on its command line, as systemd 254 does. This one has nothing.
+    let words = "console=ttyS0 quiet panic=-1";
+    for (at, status, stdout, message) in [
+        ("/it's/a-dir", 0, "from host", ""),
+        ("/proc/none", 117, "", "the guest cannot mount its shares: mkdir: "),
+    ] {
+        let script = format!("cat \"{at}/file\"");
+        let share = share(at);
+        let more =
+            ["-q", "--share", &share, "--cmdline-override", words, "--", "sh", "-c", &script];
+        let output = run(dir.path(), &more).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), &*output.stdout),
+            (Some(status), stdout.as_bytes()),
+            "{stderr}"
+        );
+        assert!(stderr.contains(message), "{stderr}");
+    }
+}
+
+#[test]
 fn command_output_is_streamed() {
     let Some((_guest, dir)) = guest() else { return };
     let script = "echo first; sleep 60";

@@ -7,6 +7,7 @@
 mod descriptors;
 mod vsock;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,9 +16,11 @@ use core::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::capabilities::PlannedShare;
 use crate::path::HostPath;
 use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, Disk, RebootPolicy};
+use crate::text::shell_word;
 
 pub use descriptors::{DescriptorKind, DescriptorPlan, FIRST_DESCRIPTOR, add_descriptor};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
@@ -40,6 +43,8 @@ pub struct LaunchPlan {
     pub disks: Vec<Disk>,
     /// How the guest's console is connected.
     pub console: ConsolePlan,
+    /// The shares, in the order in which the guest mounts them.
+    pub shares: Vec<PlannedShare>,
     /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.
     pub vsock: Option<VsockPlan>,
     /// The messages to send in order once the control channel is connected. After the last one the
@@ -85,6 +90,25 @@ impl LaunchPlan {
                 matches!(self.control.endpoint, ControlEndpoint::Socket(_))
             }
         }
+    }
+
+    /// The command that mounts, in the guest, the shares that are not mounted yet; `None` if the VM has
+    /// none. It is one command of a POSIX shell, needs root, and fails with the status of the first mount
+    /// that fails.
+    pub fn mount_shares_command(&self) -> Option<String> {
+        // Only builtins of the shell, `mkdir` and `mount`. A guest without /proc mounts again.
+        let mounts = self.shares.iter().map(|share| {
+            let at = share.guest.trim_end_matches('/');
+            format!(
+                "while read -r tag at rest; do [ \"$tag $at\" = {line} ] && break; done \
+                 2>/dev/null </proc/mounts || {{ mkdir -p {at} && {mount}; }} || exit",
+                line = shell_word(&format!("{} {at}", share.tag)),
+                at = shell_word(at),
+                mount = share.mount_command()
+            )
+        });
+        let mounts: Vec<_> = mounts.collect();
+        (!mounts.is_empty()).then(|| format!("( {} )", mounts.join("; ")))
     }
 
     /// The process with this id.

@@ -10,6 +10,8 @@
 //! once on its way to a terminal or a log. [`escape_control_line`] is for text that has to stay on
 //! its line.
 
+use alloc::borrow::Cow;
+use alloc::format;
 use alloc::string::String;
 
 /// The text with its control characters escaped, except line feeds and tabs.
@@ -28,6 +30,19 @@ pub fn escape_control(text: &str) -> String {
 /// ```
 pub fn escape_control_line(text: &str) -> String {
     escape_except(text, &['\t'])
+}
+
+/// The text as one word for a POSIX shell.
+///
+/// ```
+/// assert_eq!(capsa_proto::text::shell_word("/srv/it's"), r"'/srv/it'\''s'");
+/// ```
+pub fn shell_word(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+,-./:@_".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.into();
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
 }
 
 /// How many bytes at the end of `bytes` begin a UTF-8 character that is not complete.
@@ -78,6 +93,19 @@ mod tests {
     fn escape_control_names_each_character() {
         let text = "\u{1b}]0;title\u{7}\r\u{9b}2J\u{7f} gr\u{fc}n";
         assert_eq!(escape_control(text), "\\u{1b}]0;title\\u{7}\\r\\u{9b}2J\\u{7f} gr\u{fc}n");
+    }
+
+    #[test]
+    fn shell_word_is_one_word() {
+        for (text, want) in [
+            ("/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"),
+            ("", "''"),
+            ("a=b c", "'a=b c'"),
+            ("$(x)'", r"'$(x)'\'''"),
+            ("a\nb", "'a\nb'"),
+        ] {
+            assert_eq!(shell_word(text), want);
+        }
     }
 
     #[test]

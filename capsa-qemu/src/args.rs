@@ -93,6 +93,7 @@ pub(crate) fn plan(
             ConsoleMode::Disabled => ConsolePlan::None,
             mode => ConsolePlan::SocketPair { mode },
         },
+        shares: vm.mounts(),
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
             Message::qmp("negotiate capabilities", "qmp_capabilities"),

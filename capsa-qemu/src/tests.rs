@@ -265,6 +265,10 @@ fn plan_nested_share_is_mounted_after_outer() {
     let commands: Vec<_> = plan.notes.iter().filter(|n| n.text.contains("must run")).collect();
     assert!(commands[0].text.ends_with("capsa1 /mnt"), "{commands:?}");
     assert!(commands[1].text.ends_with("capsa0 /mnt/in/"), "{commands:?}");
+    let command = plan.mount_shares_command().unwrap();
+    let mounts = ["virtiofs -o ro capsa1 /mnt; }", "virtiofs -o ro capsa0 /mnt/in/; }"];
+    let at = mounts.map(|mount| command.find(mount));
+    assert!(at[0].is_some() && at[0] < at[1], "{command}");
 }
 
 #[test]

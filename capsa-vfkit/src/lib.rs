@@ -191,6 +191,7 @@ impl HypervisorBackend for Vfkit {
                 ConsoleMode::Disabled => ConsolePlan::None,
                 mode => ConsolePlan::Pty { mode },
             },
+            shares: vm.mounts(),
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             power_button: Some(change_state("press the power button", "Stop")),

@@ -434,6 +434,15 @@ impl VmConsole {
         block_on(self.inner.run(cmd, timeout))
     }
 
+    /// Blocking version of [`crate::VmConsole::mount_shares`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn mount_shares(&mut self, timeout: Option<Duration>) -> Result<()> {
+        block_on(self.inner.mount_shares(timeout))
+    }
+
     /// Blocking version of [`crate::VmConsole::spawn`].
     ///
     /// # Errors

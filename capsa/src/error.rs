@@ -190,6 +190,13 @@ pub enum Error {
     #[error(transparent)]
     Script(ScriptError),
 
+    /// The guest could not mount a share.
+    #[error("the guest cannot mount its shares: {}", escape_control_line(.output.trim()))]
+    SharesNotMounted {
+        /// What the guest's `mkdir` or `mount` printed.
+        output: String,
+    },
+
     /// The hypervisor or a helper process failed.
     #[error("hypervisor error: {0}")]
     Hypervisor(String),

@@ -1,6 +1,7 @@
 //! `run … -- COMMAND`: logs in on the console, runs one command, and forwards its output.
 //!
-//! A guest that boots to a root shell, such as an initramfs, needs no login. The command runs in a
+//! A guest that boots to a root shell, such as an initramfs, needs no login. Shares that the guest has not
+//! mounted are mounted before the command. The command runs in a
 //! subshell with its words as given and `/dev/null` as standard input.
 //!
 //! Output goes to standard output as it arrives. If standard output is closed, the command is
@@ -10,6 +11,7 @@ use std::io;
 use std::time::Duration;
 
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
+use capsa::internal::parts;
 use capsa::{Error, VmStatus};
 
 use crate::commands::Subcommand;
@@ -86,6 +88,8 @@ enum JobState {
     /// The VM is not running yet.
     Starting,
     LoggingIn(WaitId),
+    /// Mounts the shares that the guest has not mounted.
+    Mounting(WaitId),
     Running(WaitId),
     Finished(JobEnd),
 }
@@ -168,10 +172,25 @@ impl Job {
         match self.state {
             JobState::LoggingIn(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {
-                    let started = vm.spawn(self.reader, &self.plan.line, None);
-                    self.enter(started, JobState::Running).or(Some(JobEvent::LoggedIn))
+                    let started = match parts(vm.launch_plan()).mount_shares_command() {
+                        Some(mounts) => {
+                            let started = vm.run(self.reader, &mounts, None);
+                            self.enter(started, JobState::Mounting)
+                        }
+                        None => self.run(vm),
+                    };
+                    started.or(Some(JobEvent::LoggedIn))
                 }
                 Ended::Script(Err(error)) => self.fail(format!("cannot log in: {error}")),
+                _ => None,
+            },
+            JobState::Mounting(mounts) if mounts == wait => match vm.take_ended(wait)? {
+                Ended::Script(Ok(reply)) if reply.success() => self.run(vm),
+                Ended::Script(Ok(reply)) => {
+                    let output = reply.text().trim().to_owned();
+                    self.fail(Error::SharesNotMounted { output }.to_string())
+                }
+                Ended::Script(Err(error)) => self.fail(format!("cannot mount the shares: {error}")),
                 _ => None,
             },
             JobState::Running(run) if run == wait => {
@@ -205,7 +224,7 @@ impl Job {
     pub(crate) fn into_report(self) -> JobReport {
         let end = match self.state {
             JobState::Finished(end) => end,
-            JobState::Starting | JobState::LoggingIn(_) => {
+            JobState::Starting | JobState::LoggingIn(_) | JobState::Mounting(_) => {
                 JobEnd::Failed("the VM ended before the command was run".into())
             }
             JobState::Running(_) => {
@@ -217,6 +236,11 @@ impl Job {
             OutputSink::Stdout(_) => None,
         };
         JobReport { end, output, truncated: self.truncated }
+    }
+
+    fn run(&mut self, vm: &mut Vm) -> Option<JobEvent> {
+        let started = vm.spawn(self.reader, &self.plan.line, None);
+        self.enter(started, JobState::Running)
     }
 
     fn put(&mut self, bytes: Vec<u8>) {

@@ -9,6 +9,7 @@
 
 mod validate;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 use crate::plan::Note;
 use crate::spec::{Disk, MountMode, VmSpec};
+use crate::text::shell_word;
 
 pub use validate::validate;
 
@@ -235,6 +237,11 @@ impl ValidatedSpec {
         &self.shares
     }
 
+    /// The shares in the order in which the guest mounts them: one inside another after that one.
+    pub fn mounts(&self) -> Vec<PlannedShare> {
+        validate::in_mount_order(&self.shares)
+    }
+
     /// Warnings and notes for the user.
     pub fn notes(&self) -> &[Note] {
         &self.notes
@@ -297,6 +304,12 @@ impl PlannedShare {
         }
     }
 
+    /// The command that mounts the share in a guest that does not by itself.
+    pub fn mount_command(&self) -> String {
+        let (fs_type, options) = (self.fs_type(), self.mount_options());
+        format!("mount -t {fs_type} -o {options} {} {}", self.tag, shell_word(&self.guest))
+    }
+
     /// The mount options in the guest.
     pub fn mount_options(&self) -> String {
         let mode = match self.mode {
@@ -306,7 +319,7 @@ impl PlannedShare {
         match self.mechanism {
             PlannedMechanism::VirtioFs { .. } => mode.into(),
             PlannedMechanism::Virtio9p { msize } => {
-                alloc::format!("{mode},trans=virtio,version=9p2000.L,msize={msize}")
+                format!("{mode},trans=virtio,version=9p2000.L,msize={msize}")
             }
         }
     }

@@ -15,7 +15,9 @@ use crate::host::{Arch, FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::plan::Note;
 use crate::spec::{ConsoleMode, Disk, VmSpec};
-use shares::{chosen, in_mount_order, mount_command, mount_extra};
+use shares::{chosen, mount_extra};
+
+pub(super) use shares::in_mount_order;
 
 /// No Linux kernel boots with this many MiB of memory or fewer. (The tests' bare-metal guests need 32.)
 const TOO_LITTLE_MEMORY_MB: u32 = 15;
@@ -272,10 +274,10 @@ impl Validation<'_> {
                 );
             }
             for share in in_mount_order(shares) {
-                let mount = mount_command(share);
+                let mount = share.mount_command();
                 self.notes.push(Note::warning(format!(
                     "{}; the kernel command line is overridden, so the guest must mount it: {mount}",
-                    chosen(share)
+                    chosen(&share)
                 )));
             }
         } else {
@@ -288,11 +290,11 @@ impl Validation<'_> {
                 whole.root(self.backend.default_root_device());
             }
             for share in in_mount_order(shares) {
-                whole.append(CmdlineArg::kv("systemd.mount-extra", mount_extra(share)));
-                let mount = mount_command(share);
+                whole.append(CmdlineArg::kv("systemd.mount-extra", mount_extra(&share)));
+                let mount = share.mount_command();
                 self.notes.push(Note::info(format!(
                     "{}; systemd 254 or later in the guest mounts it; other guests must run: {mount}",
-                    chosen(share)
+                    chosen(&share)
                 )));
             }
             // The user's own mounts are added to the generated ones; they do not replace them.

@@ -94,6 +94,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         run_dir,
         processes,
         console: ConsolePlan::None,
+        shares: Vec::new(),
         vsock: None,
         overlays: vec![],
         disks: vec![],

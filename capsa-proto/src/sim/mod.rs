@@ -169,6 +169,7 @@ pub fn plan(
         overlays: Vec::new(),
         disks: Vec::new(),
         console: console_plan(console),
+        shares: Vec::new(),
         vsock: None,
         boot: Vec::new(),
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),

@@ -3,15 +3,16 @@
 //! The plan of `capsa-proto` grows with each device; this type shows the parts that a user needs, and
 //! all of it as text and as JSON.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use capsa_proto::capabilities::PlannedShare;
 use capsa_proto::plan::{
     self, Body, ConsolePlan, ControlEndpoint, CrashReporting, Message, OverlayPlan, ProcessPlan,
     StopAction,
 };
+use capsa_proto::text::shell_word;
 use serde::{Serialize, Serializer};
 
 use super::Note;
@@ -73,6 +74,11 @@ impl LaunchPlan {
         self.plan.console.mode()
     }
 
+    /// The shares, in the order in which the guest mounts them.
+    pub fn mounts(&self) -> impl ExactSizeIterator<Item = PlannedMount<'_>> {
+        self.plan.shares.iter().map(|share| PlannedMount { share })
+    }
+
     /// Warnings and notes: slow emulation, rounded values, mounts that the guest must make.
     pub fn notes(&self) -> &[Note] {
         &self.plan.notes
@@ -105,6 +111,34 @@ impl<'a> PlannedProcess<'a> {
     /// The arguments, without the program itself.
     pub fn args(&self) -> &'a [String] {
         &self.process.args
+    }
+}
+
+/// A share of a [`LaunchPlan`], as the guest mounts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedMount<'a> {
+    share: &'a PlannedShare,
+}
+
+impl<'a> PlannedMount<'a> {
+    /// The directory on the host, with its symbolic links resolved.
+    pub fn host_path(&self) -> &'a Path {
+        Path::new(self.share.host.as_str())
+    }
+
+    /// The mount point in the guest.
+    pub fn guest_path(&self) -> &'a str {
+        &self.share.guest
+    }
+
+    /// The mount tag: what the guest mounts.
+    pub fn tag(&self) -> &'a str {
+        &self.share.tag
+    }
+
+    /// The command that mounts it in the guest, on a directory that exists there.
+    pub fn mount_command(&self) -> String {
+        self.share.mount_command()
     }
 }
 
@@ -175,26 +209,17 @@ impl fmt::Display for LaunchPlan {
 
 /// The command line of a program: one argument per line, an option with its value.
 fn program(f: &mut fmt::Formatter<'_>, process: &ProcessPlan) -> fmt::Result {
-    f.write_str(&quoted(&process.program))?;
+    f.write_str(&shell_word(&process.program))?;
     let mut args = process.args.iter().peekable();
     while let Some(arg) = args.next() {
-        write!(f, " \\\n  {}", quoted(arg))?;
+        write!(f, " \\\n  {}", shell_word(arg))?;
         if arg.starts_with('-')
             && let Some(value) = args.next_if(|next| !next.starts_with('-'))
         {
-            write!(f, " {}", quoted(value))?;
+            write!(f, " {}", shell_word(value))?;
         }
     }
     writeln!(f)
-}
-
-/// A word for a POSIX shell.
-fn quoted(word: &str) -> Cow<'_, str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+,-./:@_".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.into();
-    }
-    format!("'{}'", word.replace('\'', r"'\''")).into()
 }
 
 /// A text as a comment of one line.
@@ -210,22 +235,4 @@ fn message_text(message: &Message) -> String {
         Body::Http { method, path, body: Some(body) } => format!("{method} {path} {body}"),
     };
     format!("{sent} ({})", message.purpose)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quoted_word_is_one_shell_word() {
-        for (word, want) in [
-            ("/usr/bin/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"),
-            ("", "''"),
-            ("a=b c", "'a=b c'"),
-            ("$(x)'", r"'$(x)'\'''"),
-            ("a\nb", "'a\nb'"),
-        ] {
-            assert_eq!(quoted(word), want);
-        }
-    }
 }

@@ -6,7 +6,7 @@
 //! | what does a backend support? | [`BackendCapabilities`], [`Feature`], [`MissingFeature`] |
 //! | why was a description rejected? | [`Violation`], [`ViolationKind`], [`Violations`] |
 //! | why was a backend rejected? | [`Rejection`], [`Reason`] |
-//! | what is started? | [`LaunchPlan`], [`PlannedProcess`], [`Note`] |
+//! | what is started? | [`LaunchPlan`], [`PlannedProcess`], [`PlannedMount`], [`Note`] |
 //! | how did the hypervisor exit? | [`Exit`] |
 //!
 //! The backends themselves are not part of the API: a program selects one by name with
@@ -16,7 +16,7 @@ pub(crate) mod choice;
 mod launch_plan;
 
 pub use choice::{BackendReport, HelperReport, Rejection, backends};
-pub use launch_plan::{LaunchPlan, PlannedProcess};
+pub use launch_plan::{LaunchPlan, PlannedMount, PlannedProcess};
 
 pub use crate::error::Violations;
 pub use capsa_proto::backend::{Availability, Feature, MissingFeature, Version};

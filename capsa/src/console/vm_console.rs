@@ -358,6 +358,24 @@ impl VmConsole {
         Ok(RunningCommand::new(ActiveWait { shared, id }, reader))
     }
 
+    /// Mounts the shares that the guest has not mounted by itself, at their mount points, which are
+    /// created. Guests with systemd 254 or later have mounted them before the login. Needs a root shell:
+    /// [`login`](Self::login) first. Does nothing if the VM has no shares.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SharesNotMounted`] when the guest cannot mount a share, otherwise the same as
+    /// [`run_command_timeout`](Self::run_command_timeout).
+    pub async fn mount_shares(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let plan = self.reader.shared.lock().vm.launch_plan().clone();
+        let Some(command) = plan.parts().mount_shares_command() else { return Ok(()) };
+        let mounted = self.run(&command, timeout).await?;
+        match mounted.success() {
+            true => Ok(()),
+            false => Err(Error::SharesNotMounted { output: lossy(mounted.output) }),
+        }
+    }
+
     async fn run_in_shell(
         &mut self,
         cmd: &str,

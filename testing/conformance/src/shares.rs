@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use capsa::{EndedBy, MountMode, ShareMechanism, Virtio9pConfig, VirtioFsConfig};
 
 use super::outside::processes_with;
-use super::vm::TestVm;
+use super::vm::{PATIENCE, TestVm};
 use super::{Fixture, GuestKind, Scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -55,6 +55,16 @@ fn virtio_fs(fixture: &Fixture<'_>) {
     let mut vm = fixture.boot(builder);
     assert_writable(&mut vm, &open, "/open", "virtiofs");
     assert_writable(&mut vm, &second, "/second", "virtiofs");
+    // As in a guest that does not mount them by itself.
+    vm.sh("umount /open /second && rmdir /open");
+    for _ in 0..2 {
+        vm.console.mount_shares(Some(PATIENCE)).unwrap();
+        let tags = vm.handle.launch_plan().mounts().map(|mount| mount.tag().to_owned());
+        for tag in tags.collect::<Vec<_>>() {
+            assert_eq!(vm.sh(&format!("grep -c '^{tag} ' /proc/mounts")), "1");
+        }
+    }
+    assert_eq!(vm.sh("cat /open/from-guest"), "hello host");
     stop(&vm);
 }
 

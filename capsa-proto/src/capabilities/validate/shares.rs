@@ -230,8 +230,8 @@ impl Validation<'_> {
 }
 
 /// The shares in an order in which each one can be seen: one inside another is mounted after it.
-pub(super) fn in_mount_order(shares: &[PlannedShare]) -> Vec<&PlannedShare> {
-    let mut ordered: Vec<_> = shares.iter().collect();
+pub(in super::super) fn in_mount_order(shares: &[PlannedShare]) -> Vec<PlannedShare> {
+    let mut ordered = shares.to_vec();
     ordered.sort_by_key(|share| share.guest.split('/').filter(|part| !part.is_empty()).count());
     ordered
 }
@@ -244,10 +244,4 @@ pub(super) fn mount_extra(share: &PlannedShare) -> String {
 /// Describes the mechanism of a share and the reason for it.
 pub(super) fn chosen(share: &PlannedShare) -> String {
     format!("{} is shared with {} ({})", share.guest, share.fs_type(), share.reason)
-}
-
-/// The command that mounts the share in a guest without systemd 254.
-pub(super) fn mount_command(share: &PlannedShare) -> String {
-    let (fs_type, options) = (share.fs_type(), share.mount_options());
-    format!("mount -t {fs_type} -o {options} {} {}", share.tag, share.guest)
 }
