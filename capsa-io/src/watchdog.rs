@@ -105,12 +105,12 @@ pub(crate) fn deregister(pid: u32) {
         && watchdog.fork_guard.is_same_process()
         && watchdog.live.remove(&pid)
         && let Err(error) = watchdog.line.write_all(format!("- {pid}\n").as_bytes())
-        && error.kind() == io::ErrorKind::WouldBlock
+        && (error.kind() == io::ErrorKind::WouldBlock || !watchdog.live.is_empty())
         && let Err(error) = watchdog.replace()
     {
-        tracing::warn!("cannot replace the watchdog, which does not read: {error}");
+        tracing::warn!("cannot replace the watchdog, which has died or does not read: {error}");
     }
-    // A dead watchdog is replaced at the next spawn and then gets the whole list.
+    // A dead watchdog without children is replaced at the next spawn.
 }
 
 /// The number of children that are not reaped.
@@ -298,6 +298,31 @@ mod tests {
             assert_eq!(wait_exited(pid, PATIENCE), ExitState::Exited);
             sys::reap(pid);
         }
+    }
+
+    #[test]
+    fn dead_watchdog_is_replaced_when_a_child_exits() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "watchdog::tests::dead_watchdog_is_replaced_when_a_child_exits";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        let [first, second] = [0, 1].map(|_| start("/bin/sleep", &["1000".into()]));
+        let old = shell();
+        kill(Pid::from_raw(old.cast_signed()), Signal::SIGKILL).unwrap();
+        assert_eq!(wait_exited(old, PATIENCE), ExitState::Exited);
+        kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL).unwrap();
+        assert_eq!(wait_exited(first, PATIENCE), ExitState::Exited);
+        deregister(first);
+        sys::reap(first);
+        assert_ne!(shell(), old);
+        // The new one has the list.
+        drop(lock().take());
+        assert_eq!(wait_exited(second, PATIENCE), ExitState::Exited);
+        sys::reap(second);
     }
 
     #[test]

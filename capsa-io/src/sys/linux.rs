@@ -51,11 +51,16 @@ pub(crate) struct ExitWatch {
 }
 
 impl ExitWatch {
-    /// Watches a child that was not reaped yet.
+    /// Watches a child.
     pub(crate) fn new(poll: &Poll, pid: u32, key: usize) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            // The child has exited and was reaped: SIGCHLD is ignored, or the embedding program reaps
+            // all children. A pipe without a writer is readable.
+            Err(Errno::SRCH) => std::io::pipe()?.0.into(),
+            opened => opened?,
+        };
         Ok(Self { _pidfd: poll.add(pidfd, key)? })
     }
 }

@@ -135,6 +135,10 @@ mod tests {
             poll.wait(Some(Duration::ZERO), &mut ready).unwrap();
             assert!(!ready.has(7), "the watch was dropped");
             child.wait().unwrap();
+            // As when SIGCHLD is ignored, or the embedding program reaps all children.
+            let _watched = watch(child.id());
+            poll.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
+            assert!(ready.has(7), "the child was reaped");
         }
     }
 }

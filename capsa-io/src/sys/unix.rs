@@ -1,8 +1,10 @@
 //! System calls that are the same on every Unix.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -11,13 +13,12 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::{Pid, ttyname};
+use nix::unistd::Pid;
 use rustix::fs::{FileType, OFlags, openat};
 
 use super::{InheritedDescriptor, os};
@@ -243,22 +244,23 @@ pub(crate) struct Pty {
     pub(crate) stdout: OwnedFd,
 }
 
-/// Opens a raw pty.
+/// Opens a raw pty. Every descriptor is close-on-exec from its start, unlike those of `openpty`, which a
+/// program that another thread starts could inherit: the console would then never close.
 pub(crate) fn open_pty() -> io::Result<Pty> {
-    let pty = openpty(None, None)?;
-    for fd in [&pty.master, &pty.slave] {
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    }
-    let mut modes = tcgetattr(&pty.slave)?;
+    let open = |flags: OFlag, path: &Path| {
+        let flags = (OFlag::O_NOCTTY | flags).bits();
+        OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
+    };
+    let ours = open(OFlag::O_NONBLOCK, "/dev/ptmx".as_ref())?;
+    rustix::pty::grantpt(&ours)?;
+    rustix::pty::unlockpt(&ours)?;
+    let name = OsString::from_vec(rustix::pty::ptsname(&ours, Vec::new())?.into_bytes());
+    let stdin = open(OFlag::empty(), name.as_ref())?;
+    let mut modes = tcgetattr(&stdin)?;
     cfmakeraw(&mut modes);
-    tcsetattr(&pty.slave, SetArg::TCSANOW, &modes)?;
-    set_nonblocking(pty.master.as_fd())?;
-    let stdout = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(OFlag::O_NOCTTY.bits())
-        .open(ttyname(&pty.slave)?)?;
-    Ok(Pty { ours: File::from(pty.master), stdin: pty.slave, stdout: stdout.into() })
+    tcsetattr(&stdin, SetArg::TCSANOW, &modes)?;
+    let stdout = open(OFlag::empty(), name.as_ref())?;
+    Ok(Pty { ours, stdin: stdin.into(), stdout: stdout.into() })
 }
 
 /// Whether a socket accepts bytes now. Does not wait.
@@ -316,6 +318,10 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::FdFlag;
+
     #[test]
     fn wait_exited_running_child_ends_at_limit() {
         let mut child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
@@ -324,6 +330,25 @@ mod tests {
         assert_eq!(wait_exited(child.id(), Duration::from_secs(60)), ExitState::Exited);
         child.wait().unwrap();
         assert_eq!(wait_exited(child.id(), Duration::ZERO), ExitState::Unknown);
+    }
+
+    #[test]
+    fn open_pty_descriptors_are_close_on_exec() {
+        let Pty { ours, stdin, stdout } = open_pty().unwrap();
+        for fd in [ours.as_fd(), stdin.as_fd(), stdout.as_fd()] {
+            let flags = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC));
+        }
+        let flags = |fd: BorrowedFd<'_>| {
+            OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap()) & OFlag::O_NONBLOCK
+        };
+        assert_eq!(flags(ours.as_fd()), OFlag::O_NONBLOCK);
+        set_nonblocking(stdin.as_fd()).unwrap();
+        assert_eq!(flags(stdout.as_fd()), OFlag::empty(), "two open files");
+        std::io::Write::write_all(&mut File::from(stdout), b"a\nb").unwrap();
+        let mut text = [0; 4];
+        let len = std::io::Read::read(&mut &ours, &mut text).unwrap();
+        assert_eq!(&text[..len], b"a\nb", "raw");
     }
 
     #[test]
