@@ -145,8 +145,6 @@ pub(super) struct FaultDetector {
     finders: [Finder<'static>; KERNEL_TEXTS.len()],
     /// The offset up to which the output was searched.
     searched: u64,
-    /// The end of the last kernel text that was found.
-    text_end: u64,
     /// The start of a line that more bytes decide.
     open_line: Option<u64>,
     /// The panics since the kernel booted, at most [`PANICS_MAX`].
@@ -177,7 +175,6 @@ impl FaultDetector {
         Self {
             finders: KERNEL_TEXTS.map(|(_, words)| Finder::new(words)),
             searched: 0,
-            text_end: 0,
             open_line: Some(0),
             panics: Vec::new(),
             other: None,
@@ -191,17 +188,15 @@ impl FaultDetector {
     /// Searches the new output. `kept` is all that the scrollback keeps, and starts at offset `start`.
     /// A text that was dropped before it was complete is not recognised.
     pub(super) fn scan(&mut self, kept: &[u8], start: u64) {
-        if self.searched < start {
-            (self.searched, self.text_end) = (start, start);
-        }
+        self.searched = self.searched.max(start);
         let open_line = self.open_line.take().filter(|line| *line >= start);
         open_line.inspect(|line| self.begin_line(&kept[(line - start) as usize..], *line));
 
-        // A text may have started before the new bytes.
         let end = start + kept.len() as u64;
-        let from =
-            self.searched.saturating_sub(PANIC.len() as u64 - 1).max(self.text_end).max(start);
-        let mut searches = [TextSearch { from, found: None }; KERNEL_TEXTS.len()];
+        // A text may have started before the new bytes, but not ended there.
+        let from = |len: usize| (self.searched + 1).saturating_sub(len as u64).max(start);
+        let mut searches =
+            KERNEL_TEXTS.map(|(_, text)| TextSearch { from: from(text.len()), found: None });
         loop {
             let next = (0..searches.len()).filter_map(|text| {
                 self.find_text(text, &mut searches[text], kept, start).map(|at| (at, text))
@@ -306,7 +301,6 @@ impl FaultDetector {
     }
 
     fn handle_text(&mut self, text: (KernelText, &str), kept: &[u8], start: u64, at: u64) {
-        self.text_end = self.text_end.max(at + text.1.len() as u64);
         match text.0 {
             KernelText::Panic => self.handle_panic(kept, start, at),
             KernelText::Restart if starts_line(kept, start, at) => {
