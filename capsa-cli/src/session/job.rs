@@ -11,7 +11,6 @@ use std::io;
 use std::time::Duration;
 
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
-use capsa::internal::parts;
 use capsa::{Error, VmStatus};
 
 use crate::commands::Subcommand;
@@ -172,11 +171,8 @@ impl Job {
         match self.state {
             JobState::LoggingIn(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {
-                    let started = match parts(vm.launch_plan()).mount_shares_command() {
-                        Some(mounts) => {
-                            let started = vm.run(self.reader, &mounts, None);
-                            self.enter(started, JobState::Mounting)
-                        }
+                    let started = match vm.mount_shares(self.reader, None).transpose() {
+                        Some(started) => self.enter(started, JobState::Mounting),
                         None => self.run(vm),
                     };
                     started.or(Some(JobEvent::LoggedIn))

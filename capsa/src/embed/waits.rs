@@ -120,6 +120,22 @@ impl Vm {
         self.script(reader, |now| RunCommand::new(command, Some(prompt), nonce, now, timeout))
     }
 
+    /// Begins to mount the shares that the guest has not mounted, as `VmConsole::mount_shares`: the result
+    /// is that of a command, whose status is not 0 if the guest cannot mount one. `None` if the VM has no
+    /// shares.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Vm::run`].
+    pub fn mount_shares(
+        &mut self,
+        reader: ReaderId,
+        timeout: Option<Duration>,
+    ) -> Result<Option<WaitId>> {
+        let command = self.launch_plan().parts().mount_shares_command();
+        command.map(|command| self.run(reader, &command, timeout)).transpose()
+    }
+
     /// Like [`Vm::run`], for a command whose output is read while it runs
     /// or is large. Call [`Vm::take_output`] at each [`VmEvent::ConsoleData`](super::VmEvent::ConsoleData), and once more at the
     /// end.
