@@ -86,6 +86,7 @@ static CAPABILITIES: BackendCapabilities = {
     supports.reboot_end = true;
     supports.reboot_restart = true;
     supports.vsock = true;
+    supports.virtio_console = true;
     // The limit on all architectures. x86-64 supports 8192.
     supports.max_cpus = Some(255);
     // Its PCI segment has 32 slots; the root, virtio-rng and pvpanic use three.
@@ -135,12 +136,9 @@ impl HypervisorBackend for CloudHypervisor {
         availability::availability(host, found)
     }
 
-    fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline {
         let mut line = KernelCmdline::new();
-        line.console(match host.arch {
-            Arch::Aarch64 => "ttyAMA0",
-            _ => "ttyS0",
-        });
+        line.consoles(host.arch, spec.virtio_console);
         line.arg(CmdlineArg::kv("reboot", "t")).arg(CmdlineArg::kv("panic", "-1"));
         line
     }
@@ -216,6 +214,7 @@ impl HypervisorBackend for CloudHypervisor {
                 mode => ConsolePlan::Pty { mode },
             },
             shares: vm.mounts(),
+            serial_port: spec.virtio_console.then(|| vm_config::serial_port(at)),
             vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
             boot: vec![
                 Message::http(
@@ -257,6 +256,11 @@ impl HypervisorBackend for CloudHypervisor {
             ("vm", "rebooting") => Some(GuestEvent::Reset),
             ("vm", "shutdown") => Some(GuestEvent::PoweredOff),
             ("guest", "panic") => Some(GuestEvent::Panicked),
+            ("virtio-device", "activated")
+                if event.pointer("/properties/id") == Some(&vm_config::CONSOLE_ID.into()) =>
+            {
+                Some(GuestEvent::ConsoleOpened)
+            }
             _ => None,
         }
     }

@@ -26,10 +26,18 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         "memory": { "size": memory_mb(spec.resources.memory_mb) << 20 },
         "payload": { "kernel": spec.kernel, "cmdline": vm.cmdline() },
         // Without these two the guest gets a virtio-console on the hypervisor's own terminal.
-        "serial": { "mode": if spec.console == ConsoleMode::Disabled { "Off" } else { "Tty" } },
+        "serial": { "mode": "Off" },
         "console": { "mode": "Off" },
         "pvpanic": true,
     });
+    match (spec.console, spec.virtio_console) {
+        (ConsoleMode::Disabled, _) => {}
+        (_, false) => config["serial"]["mode"] = json!("Tty"),
+        (_, true) => {
+            config["serial"] = json!({ "mode": "File", "file": serial_port(at) });
+            config["console"]["mode"] = json!("Tty");
+        }
+    }
     if let Some(initrd) = &spec.initrd {
         config["payload"]["initramfs"] = json!(initrd);
     }
@@ -61,6 +69,15 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         config["fs"] = shares.collect::<Vec<_>>().into();
     }
     config
+}
+
+/// The id of the virtio console in events: `CONSOLE_DEVICE_NAME` in `vmm/src/device_manager.rs` (v53).
+pub(crate) const CONSOLE_ID: &str = "__console";
+
+/// The FIFO of the serial port beside a virtio console. An inherited pipe would not do: Landlock has no
+/// rules for its path.
+pub(crate) fn serial_port(at: &RunDirPlan) -> HostPath {
+    at.path().join("serial")
 }
 
 /// The overlay images of the VM's ephemeral disks.

@@ -62,6 +62,7 @@ pub(crate) fn name_of(feature: Feature) -> &'static str {
         Feature::Virtio9p => "virtio-9p shares",
         Feature::Nat => "NAT",
         Feature::Vsock => "vsock",
+        Feature::VirtioConsole => "virtio console",
         _ => "more",
     }
 }
@@ -102,7 +103,7 @@ pub(crate) fn json(reports: &[BackendReport]) -> String {
     json_output::document("backends", json!({"backends": reports}))
 }
 
-fn features(of: &BackendCapabilities) -> [(&'static str, bool); 14] {
+fn features(of: &BackendCapabilities) -> [(&'static str, bool); 15] {
     [
         ("raw disks", of.image_formats.raw),
         ("qcow2 disks", of.image_formats.qcow2),
@@ -118,6 +119,7 @@ fn features(of: &BackendCapabilities) -> [(&'static str, bool); 14] {
         ("restart on reboot", of.reboot_restart),
         ("disk errors", of.disk_errors),
         ("vsock", of.vsock),
+        ("virtio console", of.virtio_console),
     ]
 }
 

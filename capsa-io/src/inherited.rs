@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use capsa_proto::plan::{DescriptorKind, OverlayPlan, ProcessPlan};
@@ -22,6 +23,9 @@ pub(crate) struct DescriptorSet {
     pub(crate) numbered: Vec<InheritedDescriptor>,
     /// The other ends of its channels.
     pub(crate) channels: Vec<(Channel, ByteStream)>,
+    /// A duplicate of the process's end of the console whose writes must block. The two ends share the
+    /// flag for that.
+    pub(crate) blocking: Option<UnixStream>,
 }
 
 impl DescriptorSet {
@@ -31,8 +35,13 @@ impl DescriptorSet {
         let mut set = Self::default();
         for plan in &process.descriptors {
             let descriptor = match &plan.kind {
-                DescriptorKind::Control => set.pair(Channel::Control)?,
-                DescriptorKind::Console => set.pair(Channel::Console)?,
+                DescriptorKind::Control => set.pair(Channel::Control)?.into(),
+                DescriptorKind::Console => set.pair(Channel::Console)?.into(),
+                DescriptorKind::BlockingConsole => {
+                    let theirs = set.pair(Channel::Console)?;
+                    set.blocking = Some(theirs.try_clone()?);
+                    theirs.into()
+                }
                 DescriptorKind::Events => set.pipe(Channel::Events)?,
                 DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
                 DescriptorKind::Overlay { at } => {
@@ -50,11 +59,11 @@ impl DescriptorSet {
     }
 
     /// Creates a pair of sockets for a channel. Returns the end of the process.
-    fn pair(&mut self, channel: Channel) -> io::Result<OwnedFd> {
+    fn pair(&mut self, channel: Channel) -> io::Result<UnixStream> {
         let (ours, theirs) = sys::socket_pair()?;
         ours.set_nonblocking(true)?;
         self.channels.push((channel, ByteStream::Socket(ours)));
-        Ok(theirs.into())
+        Ok(theirs)
     }
 
     /// Creates a pipe for a channel. Returns its write end.

@@ -356,6 +356,8 @@ pub enum Feature {
     Nat,
     /// vsock: sockets between host and guest.
     Vsock,
+    /// A virtio console.
+    VirtioConsole,
 }
 
 impl Availability {
@@ -431,6 +433,8 @@ pub enum GuestEvent {
     ExternalQuit,
     /// A vCPU failed. The guest is dead, even if the process stays or other events follow.
     CpuFailed,
+    /// The guest's driver has opened the virtio console.
+    ConsoleOpened,
 }
 
 #[cfg(test)]

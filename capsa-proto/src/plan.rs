@@ -45,6 +45,9 @@ pub struct LaunchPlan {
     pub console: ConsolePlan,
     /// The shares, in the order in which the guest mounts them.
     pub shares: Vec<PlannedShare>,
+    /// A FIFO to which the hypervisor writes the output of the serial port, if the console is a virtio
+    /// console beside it. Capsa creates it before the hypervisor starts.
+    pub serial_port: Option<HostPath>,
     /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.
     pub vsock: Option<VsockPlan>,
     /// The messages to send in order once the control channel is connected. After the last one the

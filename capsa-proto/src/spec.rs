@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub vsock_ports: Vec<VsockPort>,
     /// The guest's console.
     pub console: ConsoleMode,
+    /// Whether the console is a virtio console even where the backend's default is a serial port.
+    pub virtio_console: bool,
     /// The user's additions to the generated kernel command line, or the replacement for it.
     pub cmdline: KernelCmdline,
     /// How the CPU is virtualised.
@@ -58,6 +60,7 @@ impl VmSpec {
             vsock: false,
             vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
+            virtio_console: false,
             cmdline: KernelCmdline::new(),
             accelerator: Accelerator::default(),
             on_reboot: RebootPolicy::default(),

@@ -50,7 +50,7 @@ pub(crate) fn plan(
     args.sandbox(found);
     args.boot(vm);
     args.control();
-    args.console(spec.console);
+    args.console(spec.console, spec.virtio_console, at);
     for (n, disk) in spec.disks.iter().enumerate() {
         args.disk(n, disk, spec.on_disk_error, host);
     }
@@ -94,6 +94,7 @@ pub(crate) fn plan(
             mode => ConsolePlan::SocketPair { mode },
         },
         shares: vm.mounts(),
+        serial_port: spec.virtio_console.then(|| serial_port(at)),
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
         boot: vec![
             Message::qmp("negotiate capabilities", "qmp_capabilities"),
@@ -174,11 +175,24 @@ impl QemuArgs {
         self.push(&["-mon", "chardev=control,mode=control"]);
     }
 
-    fn console(&mut self, mode: ConsoleMode) {
-        if mode != ConsoleMode::Disabled {
+    fn console(&mut self, mode: ConsoleMode, is_virtio: bool, at: &RunDirPlan) {
+        if mode == ConsoleMode::Disabled {
+            return;
+        }
+        if !is_virtio {
             self.inherited("console", DescriptorKind::Console);
             self.push(&["-serial", "chardev:console"]);
+            return;
         }
+        self.push(&["-chardev", &format!("file,id=serial,path={}", comma(&serial_port(at)))]);
+        self.push(&["-serial", "chardev:serial"]);
+        // A virtconsole drops what its socket does not take: `flush_buf` in `hw/char/virtio-console.c`
+        // (7.2, 10.0).
+        self.inherited("console", DescriptorKind::BlockingConsole);
+        // The guest's driver waits for each write, so a hand-over to another thread only takes time.
+        self.push(&["-device", "virtio-serial-pci,ioeventfd=off"]);
+        // With an id, QEMU reports when the guest opens it: `VSERPORT_CHANGE`.
+        self.push(&["-device", "virtconsole,id=console,chardev=console"]);
     }
 
     /// A character device on an inherited socket that is connected already. `fd=` exists since 2.12.
@@ -281,6 +295,11 @@ fn block_node(path: &HostPath, format: ImageFormat, backing: Value, host: &HostF
         node["backing"] = backing;
     }
     node
+}
+
+/// The FIFO of the serial port beside a virtio console.
+fn serial_port(at: &RunDirPlan) -> HostPath {
+    at.path().join("serial")
 }
 
 /// A path in a comma-separated value: QEMU parses a doubled comma as one comma.

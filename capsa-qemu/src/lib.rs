@@ -42,6 +42,7 @@ use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
 use capsa_proto::spec::{Disk, NetworkMode, ShareMechanism, VmSpec};
+use serde_json::Value;
 
 /// The oldest supported QEMU. `-action` exists since 6.0; 6.2 is the oldest version still in use.
 pub const MIN_VERSION: Version = Version::new(6, 2, 0);
@@ -69,6 +70,7 @@ const CAPABILITIES: BackendCapabilities = {
     supports.reboot_restart = true;
     supports.disk_errors = true;
     supports.vsock = true;
+    supports.virtio_console = true;
     // The limit of q35 without an IOMMU. More vCPUs need interrupt remapping.
     supports.max_cpus = Some(255);
     // The bus of q35 has 32 slots; the host bridge, the ISA bridge, virtio-rng and pvpanic use four. (The
@@ -108,7 +110,7 @@ impl HypervisorBackend for Qemu {
 
     fn probe(&self, arch: Arch, spec: Option<&VmSpec>) -> ProbePlan {
         let mut probes = vec![Self::probe(arch, PROGRAM, vec!["-help"])];
-        if spec.is_none_or(|spec| spec.vsock || !spec.shares.is_empty()) {
+        if spec.is_none_or(|spec| spec.vsock || spec.virtio_console || !spec.shares.is_empty()) {
             probes.push(Self::probe(arch, DEVICES, vec!["-M", "none", "-device", "help"]));
         }
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
@@ -141,15 +143,17 @@ impl HypervisorBackend for Qemu {
         );
         let nat = MissingFeature::of(Feature::Nat, nat_blocker(found));
         let vsock = MissingFeature::of(Feature::Vsock, vsock_blocker(host, found));
+        let console = MissingFeature::of(Feature::VirtioConsole, virtio_console_blocker(found));
+        let missing = shares.chain(shares_9p).chain(nat).chain(vsock).chain(console);
         let mut availability = found.availability(PROGRAM, blockers);
-        availability.missing_features.extend(shares.chain(shares_9p).chain(nat).chain(vsock));
+        availability.missing_features.extend(missing);
         availability.warnings = accel::choose(Default::default(), host).notes;
         availability
     }
 
-    fn kernel_cmdline_defaults(&self, _: &VmSpec, host: &HostFacts) -> KernelCmdline {
+    fn kernel_cmdline_defaults(&self, spec: &VmSpec, host: &HostFacts) -> KernelCmdline {
         let mut cmdline = KernelCmdline::new();
-        cmdline.console(if host.arch == Arch::Aarch64 { "ttyAMA0" } else { "ttyS0" });
+        cmdline.consoles(host.arch, spec.virtio_console);
         cmdline.arg("reboot=t");
         cmdline.arg("panic=-1");
         cmdline
@@ -181,6 +185,8 @@ impl HypervisorBackend for Qemu {
         nat.for_each(|reason| reject("network", reason));
         let vsock = vsock_blocker(host, found).into_iter().filter(|_| spec.vsock);
         vsock.for_each(|reason| reject("vsock", reason));
+        let console = virtio_console_blocker(found).filter(|_| spec.virtio_console);
+        console.into_iter().for_each(|reason| reject("virtio_console", reason));
         let is_9p = |share: &_| matches!(share, ShareMechanism::Virtio9p(_));
         if spec.shares.iter().any(|share| is_9p(&share.mechanism))
             && let Some(reason) = missing_device(found, "virtio-9p-pci", "use virtio-fs")
@@ -221,6 +227,9 @@ impl HypervisorBackend for Qemu {
             ("GUEST_PANICKED", _) | ("SHUTDOWN", "guest-panic") => Some(GuestEvent::Panicked),
             ("SHUTDOWN" | "RESET", "guest-reset") => Some(GuestEvent::Reset),
             ("SHUTDOWN", "guest-shutdown") => Some(GuestEvent::PoweredOff),
+            ("VSERPORT_CHANGE", _) if data.get("open") == Some(&Value::Bool(true)) => {
+                Some(GuestEvent::ConsoleOpened)
+            }
             ("SHUTDOWN", "host-signal" | "host-qmp-quit" | "host-ui") => {
                 Some(GuestEvent::ExternalQuit)
             }
@@ -263,6 +272,10 @@ fn vsock_blocker(host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {
         blockers.push(Reason::new("vhost-device-vsock runs on Linux only", "disable vsock"));
     }
     blockers
+}
+
+fn virtio_console_blocker(found: &ProbeReport) -> Option<Reason> {
+    missing_device(found, "virtconsole", "use the serial console")
 }
 
 /// The blocker for a device that this QEMU build does not list, with the `alternative` to installing

@@ -20,7 +20,7 @@ use capsa_proto::spec::{
 
 const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev user,id=str\n-sandbox on[,\n";
 const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n\
-                           name \"vhost-user-vsock-pci\", bus PCI\n";
+                           name \"vhost-user-vsock-pci\", bus PCI\nname \"virtconsole\"\n";
 
 fn path(text: &str) -> HostPath {
     HostPath::new(text).unwrap()
@@ -146,6 +146,27 @@ fn plan_control_and_console_are_inherited() {
     let kinds: Vec<_> = plan.processes[0].descriptors.iter().map(|d| &d.kind).collect();
     assert_eq!(kinds, [&DescriptorKind::Control, &DescriptorKind::Console]);
     assert!(plan.cmdline.starts_with("console=ttyS0 "), "{}", plan.cmdline);
+}
+
+#[test]
+fn plan_virtio_console_keeps_serial_port() {
+    let console = ConsoleMode::Enabled;
+    let virtio = || VmSpec { console, virtio_console: true, ..spec() };
+    let plan = plan(virtio());
+    let want = "-chardev file,id=serial,path=/run/capsa/x/serial -serial chardev:serial \
+                -chardev socket,id=console,fd=4 -device virtio-serial-pci,ioeventfd=off \
+                -device virtconsole,id=console,chardev=console";
+    assert!(args(&plan).contains(want), "{}", args(&plan));
+    assert_eq!(plan.serial_port, Some(path("/run/capsa/x/serial")));
+    assert_eq!(plan.processes[0].descriptors[1].kind, DescriptorKind::BlockingConsole);
+    assert!(plan.cmdline.starts_with("console=ttyS0 console=hvc0 noirqdebug "), "{}", plan.cmdline);
+    let disabled = VmSpec { console: ConsoleMode::Disabled, ..virtio() };
+    assert_eq!(rejected(disabled), [("virtio_console".into(), Kind::Malformed)]);
+    let without = ALL_DEVICES.replace("name \"virtconsole\"\n", "");
+    let mut found = found();
+    found.insert(DEVICES, ProbeResult::Output { program: "/bin/q".into(), output: without });
+    let want = [("virtio_console".into(), Kind::Unsupported)];
+    assert_eq!(rejected_on(virtio(), &host(), &found), want);
 }
 
 #[test]
@@ -561,4 +582,13 @@ fn plan_disk_error_policy_is_an_option() {
 fn plan_reboot_restart_resets() {
     let plan = plan(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() });
     assert!(args(&plan).contains("-action reboot=reset,panic=shutdown"));
+}
+
+#[test]
+fn event_reports_opened_console() {
+    for (open, want) in [(true, Some(GuestEvent::ConsoleOpened)), (false, None)] {
+        let data = serde_json::json!({ "open": open, "id": "console" });
+        let event = QmpMessage::Event { name: "VSERPORT_CHANGE".into(), data, at_micros: None };
+        assert_eq!(Qemu.event(&event), want);
+    }
 }

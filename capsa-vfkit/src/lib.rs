@@ -99,6 +99,7 @@ static CAPABILITIES: BackendCapabilities = {
     supports.disk_read_only = true;
     supports.reboot_restart = true;
     supports.vsock = true;
+    supports.virtio_console = true;
     supports
 };
 
@@ -192,6 +193,7 @@ impl HypervisorBackend for Vfkit {
                 mode => ConsolePlan::Pty { mode },
             },
             shares: vm.mounts(),
+            serial_port: None,
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             power_button: Some(change_state("press the power button", "Stop")),

@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) disks: Vec<(Origin, VmDisk)>,
     pub(crate) shares: Vec<(Origin, SharedDir)>,
     pub(crate) console: Option<ConsoleMode>,
+    /// Whether the console is a virtio console.
+    pub(crate) virtio_console: bool,
     pub(crate) cpus: Option<u32>,
     pub(crate) memory_mb: Option<u32>,
     pub(crate) timeout: Option<Duration>,
@@ -145,9 +147,9 @@ impl Settings {
         self.vsock.last_mut().expect("begin_vsock adds one")
     }
 
-    /// The console's mode. A log or a recording enables a console if no mode is set.
+    /// The console's mode. A log, a recording or `--virtio-console` enables a console if no mode is set.
     pub(crate) fn console(&self) -> ConsoleMode {
-        let needs_console = self.log.is_some() || self.record.is_some();
+        let needs_console = self.log.is_some() || self.record.is_some() || self.virtio_console;
         let default = if needs_console { ConsoleMode::Enabled } else { ConsoleMode::Disabled };
         self.console.unwrap_or(default)
     }
@@ -168,6 +170,9 @@ impl Settings {
             .on_reboot(self.on_reboot.unwrap_or_default())
             .on_disk_error(self.on_disk_error.unwrap_or_default())
             .cmdline_args(self.cmdline.iter().map(String::as_str));
+        if self.virtio_console {
+            builder = builder.virtio_console();
+        }
         if let Some(cpus) = self.cpus {
             builder = builder.cpus(cpus);
         }

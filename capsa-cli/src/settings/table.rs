@@ -200,7 +200,17 @@ pub(crate) const SETTINGS: &[Setting] = &[
         example: "\"enabled\"",
         help: "Guest console. stdio: connected to standard input and output; enabled: for `capsa \
                console`, and its last lines are printed if the VM fails; disabled: none",
-        default: "disabled; enabled with -- COMMAND, a log or a recording",
+        default: "disabled; enabled with -- COMMAND, a log, a recording or a virtio console",
+        ..ROW
+    },
+    Setting {
+        flag: "--virtio-console",
+        key: "console.virtio",
+        kind: ValueKind::Switch(|s, on| s.virtio_console = on),
+        example: "true",
+        help: "Use a virtio console, hvc0, which is faster than a serial port and loses no output; the \
+               guest needs the driver virtio_console",
+        default: "false; vfkit has no other console",
         ..ROW
     },
     Setting {

@@ -17,8 +17,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, mkfifo};
 use rustix::fs::{FileType, OFlags, openat};
 
 use super::{InheritedDescriptor, os};
@@ -261,6 +262,14 @@ pub(crate) fn open_pty() -> io::Result<Pty> {
     tcsetattr(&stdin, SetArg::TCSANOW, &modes)?;
     let stdout = open(OFlag::empty(), name.as_ref())?;
     Ok(Pty { ours, stdin: stdin.into(), stdout: stdout.into() })
+}
+
+/// Creates a FIFO for a process that writes to its path. Non-blocking. It is opened for writing too, so
+/// that it has no end before the process opens it.
+pub(crate) fn create_fifo(path: &Path) -> io::Result<File> {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let flags = OFlag::O_NONBLOCK.bits();
+    File::options().read(true).write(true).custom_flags(flags).open(path)
 }
 
 /// Whether a socket accepts bytes now. Does not wait.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use capsa_proto::lifecycle::Cause;
+use capsa_proto::lifecycle::{Cause, Phase};
 use capsa_proto::plan::{
     ConsolePlan, ControlEndpoint, LaunchPlan, OverlayPlan, ProcessId, Readiness, Signal,
 };
@@ -41,13 +42,14 @@ const fn key(channel: Channel) -> usize {
         Channel::Control => 0,
         Channel::Console => 1,
         Channel::Events => 2,
-        Channel::Stderr(id) => 3 + 2 * id.0,
+        Channel::SerialPort => 3,
+        Channel::Stderr(id) => 4 + 2 * id.0,
     }
 }
 
 /// The poller's key of the exit of a process.
 const fn exit_key(id: ProcessId) -> usize {
-    4 + 2 * id.0
+    5 + 2 * id.0
 }
 
 /// The processes and the channels of a VM.
@@ -67,6 +69,9 @@ pub struct ProcessIo {
     /// A budget was exhausted: there is more work, although the poller may not report it again.
     more: bool,
     exit_delays: usize,
+    /// The hypervisor's end of a [blocking](capsa_proto::plan::DescriptorKind::BlockingConsole) console,
+    /// until it blocks.
+    blocking: Option<UnixStream>,
 }
 
 /// What was read from a channel.
@@ -97,6 +102,7 @@ impl ProcessIo {
             read: vec![0; exit_key(plan.hypervisor())],
             more: false,
             exit_delays: 0,
+            blocking: None,
             plan,
             // With a budget of zero no call would make progress.
             read_budget: read_budget.max(1),
@@ -138,7 +144,8 @@ impl ProcessIo {
     fn read_channels(&mut self, core: &mut VmCore, now: Instant, is_ready: impl Fn(usize) -> bool) {
         let stderr = self.ids().rev().map(Channel::Stderr);
         let mut inputs = Vec::new();
-        for channel in stderr.chain([Channel::Control, Channel::Events]) {
+        let events = [Channel::SerialPort, Channel::Control, Channel::Events];
+        for channel in stderr.chain(events) {
             if is_ready(key(channel)) {
                 inputs.extend(self.read_channel(channel, self.budget(channel)));
             }
@@ -185,6 +192,10 @@ impl ProcessIo {
                 let process = &self.plan.process(id).name;
                 let text = String::from_utf8_lossy(&input.bytes);
                 tracing::debug!(%process, "stderr: {}", text.trim_end());
+            }
+            if channel == Channel::SerialPort {
+                let text = String::from_utf8_lossy(&input.bytes);
+                tracing::debug!("serial port: {}", text.trim_end());
             }
             core.handle_bytes(now, channel, &input.bytes);
         }
@@ -256,7 +267,8 @@ impl ProcessIo {
         if let Some(run_dir) = &self.run_dir {
             run_dir.check_exists()?;
         }
-        let DescriptorSet { numbered, mut channels } = DescriptorSet::new(process, &plan.overlays)?;
+        let DescriptorSet { numbered, mut channels, blocking } =
+            DescriptorSet::new(process, &plan.overlays)?;
         let mut inherited = Inherited { terminal: None, numbered };
         if id == plan.hypervisor() {
             if let ConsolePlan::Pty { .. } = plan.console {
@@ -264,6 +276,11 @@ impl ProcessIo {
                 channels.push((Channel::Console, ByteStream::File(ours)));
                 inherited.terminal = Some((stdin, stdout));
             }
+            if let Some(path) = &plan.serial_port {
+                let fifo = sys::create_fifo(Path::new(path.as_str()))?;
+                channels.push((Channel::SerialPort, ByteStream::File(fifo)));
+            }
+            self.blocking = blocking;
             for overlay in &plan.overlays {
                 if let OverlayPlan::Clone { at, of } = overlay {
                     ephemeral::clone(of, at)?;
@@ -375,6 +392,12 @@ impl VmIo for ProcessIo {
     fn act(&mut self, core: &mut VmCore, clock: &MonotonicClock) {
         if self.check_process().is_err() {
             return;
+        }
+        if core.phase() != Phase::StartingHypervisor
+            && let Some(console) = self.blocking.take()
+            && let Err(error) = console.set_nonblocking(false)
+        {
+            tracing::warn!("cannot make the console's writer block, it may lose output: {error}");
         }
         while let Some(output) = core.poll_output(clock.now()) {
             let now = clock.now();

@@ -52,9 +52,12 @@ pub struct BackendCapabilities {
     pub disk_errors: bool,
     /// Sockets between host and guest.
     pub vsock: bool,
+    /// A virtio console.
+    pub virtio_console: bool,
     /// The maximum number of vCPUs (`None`: no known limit).
     pub max_cpus: Option<u32>,
-    /// The maximum number of disks, shares, network and vsock devices together (`None`: no known limit).
+    /// The maximum number of disks, shares, network, vsock and virtio console devices together (`None`:
+    /// no known limit).
     pub max_devices: Option<u32>,
     /// The maximum memory in MiB (`None`: no known limit).
     pub max_memory_mb: Option<u32>,
@@ -76,6 +79,7 @@ impl BackendCapabilities {
         reboot_restart: false,
         disk_errors: false,
         vsock: false,
+        virtio_console: false,
         max_cpus: None,
         max_devices: None,
         max_memory_mb: None,

@@ -46,6 +46,7 @@ pub fn validate(
     validation.disks();
     validation.resources();
     let shares = validation.shares();
+    validation.virtio_console();
     validation.vsock_ports();
     validation.disk_errors();
     let cmdline = validation.cmdline(&shares);
@@ -233,6 +234,17 @@ impl Validation<'_> {
         };
         let initrd = self.spec.initrd.as_ref().map_or(0, loaded);
         loaded(&self.spec.kernel).saturating_add(initrd) / MIB
+    }
+
+    fn virtio_console(&mut self) {
+        if self.spec.virtio_console && self.spec.console == ConsoleMode::Disabled {
+            self.reject(
+                "virtio_console",
+                Kind::Malformed,
+                "the VM has no console",
+                "enable the console, or remove virtio_console",
+            );
+        }
     }
 
     fn vsock_ports(&mut self) {

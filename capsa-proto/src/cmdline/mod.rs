@@ -54,6 +54,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
+use crate::host::Arch;
+
 mod arg;
 mod error;
 #[cfg(feature = "fuzz")]
@@ -187,6 +189,19 @@ impl KernelCmdline {
     /// Sets the console to this one only, `console=`; [`append`](Self::append) adds another.
     pub fn console(&mut self, device: &str) -> &mut Self {
         self.arg(CmdlineArg::kv("console", device))
+    }
+
+    /// Sets the consoles of a VM with a serial port on this architecture: that port, and after it the
+    /// virtio console, if there is one. Kernel messages go to both, and `/dev/console` is the last.
+    ///
+    /// The driver of a virtio console handles each write before its interrupt arrives. After 100,000 such
+    /// interrupts Linux (6.1) reports the interrupt as stuck and disables it, unless `noirqdebug` is set.
+    pub fn consoles(&mut self, arch: Arch, is_virtio: bool) -> &mut Self {
+        self.console(if arch == Arch::Aarch64 { "ttyAMA0" } else { "ttyS0" });
+        if is_virtio {
+            self.append(CmdlineArg::kv("console", "hvc0")).arg("noirqdebug");
+        }
+        self
     }
 
     /// Adds an argument for init, after `--`. It may be empty and may contain blanks and `=`.

@@ -64,6 +64,7 @@
 //! | its match up to its first literal | the content of the scrollback | not found |
 //! | cached states of its search | 512 KiB | dropped and computed again |
 //! | a match with groups | 64 KiB | only the whole match is reported |
+//! | output of the serial port beside a virtio console | 64 KiB | the last bytes are kept |
 //! | a line | [`LINE_MAX`] | returned in pieces |
 //! | Enter keys that a login sends to a silent guest | 3 per step | it keeps waiting |
 
@@ -88,6 +89,7 @@ mod pattern;
 mod regex;
 mod script;
 mod scrollback;
+mod serial_port;
 mod strip;
 mod wait;
 
@@ -106,5 +108,6 @@ pub use script::{
     ScriptError, ScriptPoll, Silence, Stdin,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
+pub use serial_port::OPEN_LIMIT;
 pub use strip::Stripper;
 pub use wait::{BlockingReader, Ended, ReaderId, WaitId, WaitKind};

@@ -16,6 +16,7 @@ use core::time::Duration;
 
 use super::crash::CrashCheck;
 use super::input_log::{InputLogs, InputRecord};
+use super::serial_port::SerialPort;
 use super::wait::{BlockingReader, Ended, PendingWait, ReaderId, WaitId, WaitKind};
 use super::{ConsoleCrash, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
 use crate::text::partial_character_len;
@@ -68,6 +69,8 @@ pub struct ConsoleMux {
     /// Before the first reader exists, output is kept as if one stood at the oldest byte.
     had_reader: bool,
     crash_check: CrashCheck,
+    /// The serial port beside a virtio console.
+    serial_port: Option<SerialPort>,
     input_logs: InputLogs,
 }
 
@@ -87,6 +90,7 @@ impl ConsoleMux {
             next_id: 0,
             had_reader: false,
             crash_check: CrashCheck::default(),
+            serial_port: None,
             input_logs: InputLogs::default(),
         }
     }
@@ -94,6 +98,14 @@ impl ConsoleMux {
     /// The console of a VM that was built without one: it is closed.
     pub fn disabled() -> Self {
         Self { closed: true, ..Self::new(1, Overflow::DropOldest) }
+    }
+
+    /// The console is a virtio console with a serial port beside it, whose output comes through
+    /// [`handle_serial_bytes`](Self::handle_serial_bytes).
+    #[must_use]
+    pub fn with_serial_port(mut self) -> Self {
+        self.serial_port = Some(SerialPort::new());
+        self
     }
 
     // What the driver does.
@@ -142,9 +154,33 @@ impl ConsoleMux {
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], events: &mut EventQueue) -> bool {
         self.scrollback.push(bytes);
         events.push(VmEvent::ConsoleData);
+        if let Some(port) = &mut self.serial_port {
+            port.handle_console_output();
+        }
         let panicked = self.crash_check.observe(now, &self.scrollback);
         self.poll_waits(now, events);
         panicked
+    }
+
+    /// The guest was started. A wait ends if the guest does not open a virtio console within
+    /// [`OPEN_LIMIT`](super::OPEN_LIMIT).
+    pub fn handle_started(&mut self, now: Instant) {
+        if let Some(port) = &mut self.serial_port {
+            port.handle_started(now);
+        }
+    }
+
+    /// The guest's driver has opened the virtio console.
+    pub fn handle_opened(&mut self) {
+        if let Some(port) = &mut self.serial_port {
+            port.handle_opened();
+        }
+    }
+
+    /// Takes output of the serial port beside a virtio console. `true` when a line of it is that of a
+    /// kernel panic.
+    pub fn handle_serial_bytes(&mut self, now: Instant, bytes: &[u8]) -> bool {
+        self.serial_port.as_mut().is_some_and(|port| port.handle_bytes(now, bytes))
     }
 
     /// Takes output that was still in the system when the VM ended, beyond the capacity. The driver
@@ -204,8 +240,11 @@ impl ConsoleMux {
             .close_at
             .filter(|_| open().next().is_some())
             .map(|at| Deadline { at, why: "the console closed, how the VM ended is unknown" });
-        let crash = self.crash_check.poll_timeout().filter(|_| !self.is_paused());
-        waits.chain([close, crash]).fold(None, Deadline::earliest)
+        let is_running = !self.is_paused();
+        let crash = self.crash_check.poll_timeout().filter(|_| is_running);
+        let serial = self.serial_port.as_ref().filter(|_| is_running);
+        let serial = serial.and_then(|port| port.poll_timeout(open().next().is_some()));
+        waits.chain([close, crash, serial]).fold(None, Deadline::earliest)
     }
 
     /// Time has passed. Gives what the kernel's last console lines say about the guest's end, once,
@@ -218,8 +257,12 @@ impl ConsoleMux {
         if self.close_at.is_some_and(|at| at <= now) {
             self.close_at = None;
         }
+        let is_running = !self.is_paused();
+        let serial = self.serial_port.as_mut().filter(|_| is_running);
+        let serial = serial.and_then(|port| port.poll(now));
         self.poll_waits(now, events);
-        if self.is_paused() { None } else { self.crash_check.poll_crash(now, &self.scrollback) }
+        let crash = is_running.then(|| self.crash_check.poll_crash(now, &self.scrollback));
+        crash.flatten().or(serial)
     }
 
     // What the owner does.
@@ -452,7 +495,8 @@ impl ConsoleMux {
         let log = &self.scrollback;
         // A wait that begins after the end of the VM has nothing to wait for, nor has one whose
         // reader does not exist.
-        let over = self.closed && self.close_at.is_none_or(|at| at <= now);
+        let lost = self.serial_port.as_ref().filter(|port| port.is_lost(now));
+        let over = (self.closed && self.close_at.is_none_or(|at| at <= now)) || lost.is_some();
         let mut at_end = Cursor::at(log.end());
         let (cursor, closed) = match self.readers.get_mut(&wait.reader) {
             Some(cursor) => (cursor, over),
@@ -473,7 +517,10 @@ impl ConsoleMux {
                 }
             },
         };
-        if wait.ended.is_some() {
+        if let Some(ended) = &mut wait.ended {
+            if let Some(port) = &self.serial_port {
+                ended.explain(port);
+            }
             events.push(VmEvent::Ended(id));
         }
     }

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
+use super::serial_port::SerialPort;
 use super::{CommandOutput, Cursor, Expect, Outcome, Script, ScriptError};
 
 /// A reader of a console: its place in the scrollback.
@@ -53,6 +54,30 @@ pub enum Ended {
     Expect(Outcome),
     /// A script.
     Script(Result<CommandOutput, ScriptError>),
+}
+
+impl Ended {
+    /// Adds what the serial port shows to the error of a wait on a virtio console.
+    pub(super) fn explain(&mut self, port: &SerialPort) {
+        let (panic, not_opened) = port.explanation();
+        match self {
+            Self::Expect(
+                Outcome::TimedOut { fault, near_match, .. }
+                | Outcome::Closed { fault, near_match, .. },
+            ) => {
+                *fault = fault.take().or(panic);
+                *near_match = not_opened.or(near_match.take());
+            }
+            Self::Script(Err(
+                ScriptError::TimedOut { fault, near_match, .. }
+                | ScriptError::Closed { fault, near_match, .. },
+            )) => {
+                *fault = fault.take().or(panic);
+                *near_match = not_opened.map(Box::new).or(near_match.take());
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A wait and its reader.

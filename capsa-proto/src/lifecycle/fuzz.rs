@@ -95,6 +95,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         processes,
         console: ConsolePlan::None,
         shares: Vec::new(),
+        serial_port: None,
         vsock: None,
         overlays: vec![],
         disks: vec![],

@@ -266,6 +266,9 @@ impl Lifecycle {
             // Text on the console proves nothing; it may explain an exit that follows.
             (_, I::ConsolePanic | I::Guest(GuestEvent::Panicked)) => self.note_panic(),
 
+            // It concerns the waits on the console alone.
+            (_, I::Guest(GuestEvent::ConsoleOpened)) => {}
+
             // What comes too late, or too early, has no effect.
             (
                 P::Created

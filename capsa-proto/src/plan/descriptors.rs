@@ -34,6 +34,10 @@ pub enum DescriptorKind {
     Control,
     /// One of a pair of connected sockets. Capsa reads and writes the console on the other.
     Console,
+    /// Like [`Console`](Self::Console), but writes of the process block while the socket is full: it
+    /// would drop what the socket does not take. Capsa makes them block before it sends the boot
+    /// messages, because the process makes its descriptors non-blocking when it starts.
+    BlockingConsole,
     /// The write end of a pipe, to which the hypervisor writes its events as a sequence of JSON
     /// objects.
     Events,
@@ -56,7 +60,9 @@ impl fmt::Display for DescriptorPlan {
         write!(f, "{}: ", self.number)?;
         match &self.kind {
             DescriptorKind::Control => f.write_str("one of a pair of sockets: the control channel"),
-            DescriptorKind::Console => f.write_str("one of a pair of sockets: the console"),
+            DescriptorKind::Console | DescriptorKind::BlockingConsole => {
+                f.write_str("one of a pair of sockets: the console")
+            }
             DescriptorKind::Events => f.write_str("the write end of a pipe: events"),
             DescriptorKind::Listener { socket } => write!(f, "a socket that listens on {socket}"),
             DescriptorKind::Overlay { at } => write!(f, "the file behind {at}"),

@@ -170,6 +170,7 @@ pub fn plan(
         disks: Vec::new(),
         console: console_plan(console),
         shares: Vec::new(),
+        serial_port: None,
         vsock: None,
         boot: Vec::new(),
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),

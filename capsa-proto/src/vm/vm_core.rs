@@ -36,6 +36,8 @@ pub enum Channel {
     Console,
     /// The event pipe of the hypervisor.
     Events,
+    /// The output of the serial port beside a virtio console.
+    SerialPort,
     /// The standard error of a process.
     Stderr(ProcessId),
 }
@@ -127,6 +129,10 @@ impl VmCore {
         console: ConsoleMux,
         timing: Timing,
     ) -> Self {
+        let console = match plan.serial_port {
+            Some(_) => console.with_serial_port(),
+            None => console,
+        };
         Self {
             backend,
             lifecycle: Lifecycle::new(Arc::clone(&plan), timing),
@@ -256,7 +262,7 @@ impl VmCore {
                 self.connecting = false;
                 self.control.handle_connected();
             }
-            Channel::Events | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
         self.check_control_ready(now);
     }
@@ -285,6 +291,11 @@ impl VmCore {
                 self.handle_control_events(now);
             }
             Channel::Events => self.handle_pipe_bytes(now, bytes),
+            Channel::SerialPort => {
+                if self.console.handle_serial_bytes(now, bytes) {
+                    self.input(now, Input::ConsolePanic);
+                }
+            }
             Channel::Stderr(id) => self.handle_stderr(now, id, bytes),
         }
     }
@@ -297,7 +308,7 @@ impl VmCore {
                 self.control.handle_eof();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
     }
 
@@ -309,7 +320,7 @@ impl VmCore {
                 self.control.handle_lost();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
     }
 
@@ -325,7 +336,7 @@ impl VmCore {
     pub fn window(&self, channel: Channel) -> usize {
         match channel {
             Channel::Console => self.console.window(),
-            Channel::Control | Channel::Events | Channel::Stderr(_) => usize::MAX,
+            _ => usize::MAX,
         }
     }
 
@@ -335,7 +346,7 @@ impl VmCore {
         match channel {
             Channel::Console => Some(self.console.outgoing()),
             Channel::Control => Some(self.control.outgoing()),
-            Channel::Events | Channel::Stderr(_) => None,
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => None,
         }
     }
 
@@ -344,7 +355,7 @@ impl VmCore {
         match channel {
             Channel::Console => self.console.wants_write(),
             Channel::Control => !self.control.outgoing().is_empty(),
-            Channel::Events | Channel::Stderr(_) => false,
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => false,
         }
     }
 
@@ -354,7 +365,7 @@ impl VmCore {
             Channel::Console => self.console.is_connected(),
             Channel::Control => self.control.is_connected(),
             Channel::Events => self.pipe_decoder.is_some(),
-            Channel::Stderr(_) => true,
+            Channel::SerialPort | Channel::Stderr(_) => true,
         }
     }
 
@@ -416,6 +427,9 @@ impl VmCore {
                 }
                 Action::Announce(status) => {
                     self.log(LogRecord::Status(status.clone()));
+                    if status == VmStatus::Running {
+                        self.console.handle_started(now);
+                    }
                     self.events.push(VmEvent::Status(status));
                 }
                 Action::AnnounceReboot => {
@@ -512,8 +526,10 @@ impl VmCore {
     }
 
     fn handle_guest_event(&mut self, now: Instant, event: Option<GuestEvent>) {
-        if let Some(event) = event {
-            self.input(now, Input::Guest(event));
+        match event {
+            Some(GuestEvent::ConsoleOpened) => self.console.handle_opened(),
+            Some(event) => self.input(now, Input::Guest(event)),
+            None => {}
         }
     }
 

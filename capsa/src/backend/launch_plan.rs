@@ -156,6 +156,9 @@ impl fmt::Display for LaunchPlan {
         for note in &plan.notes {
             comment(f, &note.to_string())?;
         }
+        if let Some(path) = &plan.serial_port {
+            comment(f, &format!("serial port: the FIFO {path}"))?;
+        }
         match &plan.console {
             ConsolePlan::None => comment(f, "console: none")?,
             ConsolePlan::SocketPair { .. } => {

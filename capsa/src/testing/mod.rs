@@ -108,13 +108,18 @@ impl LinuxVmBuilder {
     pub(crate) fn simulated(&self) -> Result<Option<(SimulatedGuest, plan::LaunchPlan)>> {
         let Some(guest) = &self.simulated else { return Ok(None) };
         let spec = self.spec().map_err(Error::from_violations)?;
-        if spec.vsock {
-            return Err(Error::from_violations(vec![Violation::new(
-                "vsock",
-                ViolationKind::Unsupported,
-                "a simulated guest has no vsock device",
-                "remove vsock, or test with a hypervisor",
-            )]));
+        for (field, device, is_set) in [
+            ("vsock", "vsock device", spec.vsock),
+            ("virtio_console", "virtio console", spec.virtio_console),
+        ] {
+            if is_set {
+                return Err(Error::from_violations(vec![Violation::new(
+                    field,
+                    ViolationKind::Unsupported,
+                    format!("a simulated guest has no {device}"),
+                    format!("remove {field}, or test with a hypervisor"),
+                )]));
+            }
         }
         let at = RunDirPlan::new(planned_run_dir()?);
         let plan = sim::plan(&at, spec.console, spec.on_reboot, spec.time_limit);

@@ -73,6 +73,7 @@ const REQUESTS: &[(&str, &str, Request)] = &[
     ("disk_ephemeral", "disks[0].ephemeral", |builder, dir| builder.disk(raw(dir).ephemeral())),
     ("disk_read_only", "disks[0].read_only", |builder, dir| builder.disk(raw(dir).read_only())),
     ("vsock", "vsock", |builder, _| builder.vsock_port(1024, VsockDirection::ToGuest)),
+    ("virtio_console", "virtio_console", |builder, _| builder.console_enabled().virtio_console()),
     ("reboot_end", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::End)),
     ("disk_errors", "on_disk_error", |builder, _| builder.on_disk_error(DiskErrorPolicy::Pause)),
     ("reboot_restart", "on_reboot", |builder, _| builder.on_reboot(RebootPolicy::Restart)),

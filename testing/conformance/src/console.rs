@@ -14,6 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::any("console_unread_output_is_complete", unread_output),
     Scenario::any("console_slow_reader_loses_no_byte", reader_behind),
     Scenario::any("console_disabled_returns_error", no_console),
+    Scenario::linux("virtio_console_is_used_as_hvc0", virtio).uses(&["virtio_console"]),
 ];
 
 fn both_ways(fixture: &Fixture<'_>) {
@@ -42,6 +43,14 @@ fn both_ways(fixture: &Fixture<'_>) {
         vm.expect("# ");
         vm.echoes("interrupted");
     }
+}
+
+fn virtio(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder().virtio_console());
+    let consoles = vm.sh("cat /sys/class/tty/console/active");
+    assert!(consoles.ends_with("hvc0"), "{consoles}");
+    assert_eq!(vm.sh("seq 1 2000 | tail -n 1000 | wc -c"), "5001");
+    vm.echoes("on the virtio console");
 }
 
 fn early_output(fixture: &Fixture<'_>) {

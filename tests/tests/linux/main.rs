@@ -5,3 +5,4 @@ mod logins;
 mod nano;
 mod qemu;
 mod sessions;
+mod virtio_console;

@@ -94,6 +94,10 @@ impl BackendCapabilities {
             let remedy = "disable vsock, or use the cloud-hypervisor or qemu backend";
             unsupported("vsock", "vsock is not supported", remedy);
         }
+        if spec.virtio_console && !self.virtio_console {
+            let remedy = "remove virtio_console";
+            unsupported("virtio_console", "a virtio console is not supported", remedy);
+        }
         match spec.on_reboot {
             RebootPolicy::End if !self.reboot_end => unsupported(
                 "on_reboot",
@@ -121,11 +125,12 @@ impl BackendCapabilities {
         let (disks, shares) = (spec.disks.len(), spec.shares.len());
         let network = usize::from(spec.network != NetworkMode::None);
         let vsock = usize::from(spec.vsock);
-        let count = disks + shares + network + vsock;
+        let console = usize::from(spec.virtio_console);
+        let count = disks + shares + network + vsock + console;
         let max = self.max_devices.filter(|max| count > *max as usize)?;
         let reason = format!(
             "{count} devices exceed the limit of {max}: {disks} disks, {shares} shares, {network} \
-             network, {vsock} vsock"
+             network, {vsock} vsock, {console} virtio console"
         );
         let field = if disks >= shares { "disks" } else { "shares" };
         Some((field, reason, format!("attach {max} devices or fewer")))
@@ -165,6 +170,7 @@ mod tests {
             disks: vec![disk(true), disk(false)],
             shares: mechanisms.into_iter().map(share).collect(),
             vsock: true,
+            virtio_console: true,
             on_reboot: RebootPolicy::End,
             on_disk_error: DiskErrorPolicy::Pause,
             ..VmSpec::new(path())
@@ -178,7 +184,7 @@ mod tests {
         let mut want = vec!["kernel", "initrd", "disks[0].path", "disks[0].read_only"];
         want.extend(["disks[1].path", "disks[1].ephemeral", "shares", "cpus", "memory"]);
         want.extend(shares.iter().map(String::as_str));
-        want.extend(["network", "vsock", "on_reboot", "on_disk_error"]);
+        want.extend(["network", "vsock", "virtio_console", "on_reboot", "on_disk_error"]);
         assert_eq!(fields, want);
         assert!(violations.iter().all(|v| v.kind == ViolationKind::Unsupported));
 
@@ -192,6 +198,7 @@ mod tests {
         (supports.virtio_fs, supports.virtio_9p, supports.share_read_only) = (true, true, true);
         (supports.disk_ephemeral, supports.disk_read_only) = (true, true);
         (supports.reboot_end, supports.vsock, supports.disk_errors) = (true, true, true);
+        supports.virtio_console = true;
         assert_eq!(supports.validate(&spec), Ok(()));
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::console::{Expect, Matcher, Outcome, RunCommand};
 use alloc::boxed::Box;
+use alloc::string::ToString;
 use alloc::vec;
 
 fn at(millis: u64) -> Instant {
@@ -178,4 +179,87 @@ fn text_keeps_a_partial_character_until_the_end() {
     assert_eq!(console.take_text(reader), b"na");
     console.close(at(0), &mut queue);
     assert_eq!(console.take_text(reader), [0xc3], "the rest never arrived");
+}
+
+fn with_serial_port() -> (ConsoleMux, ReaderId, EventQueue) {
+    let mut console = connected(64, Overflow::DropOldest).with_serial_port();
+    let reader = console.add_reader();
+    console.handle_started(at(0));
+    (console, reader, EventQueue::default())
+}
+
+fn outcome(console: &mut ConsoleMux, wait: WaitId) -> Option<Outcome> {
+    console.take_ended(wait).map(|ended| match ended {
+        Ended::Expect(outcome) => outcome,
+        Ended::Script(result) => panic!("{result:?}"),
+    })
+}
+
+#[test]
+fn virtio_console_never_opened_ends_waits() {
+    let (mut console, reader, mut queue) = with_serial_port();
+    assert_eq!(console.poll_timeout(), None, "nothing waits");
+    console.handle_serial_bytes(at(1), b"[    1.000000] \x1b[1mVFS: no root\r\n\r\n");
+    let wait = console.begin(at(2), reader, expect("login: ", None), &mut queue);
+    let limit = at(120_000);
+    assert_eq!(console.poll_timeout().map(|deadline| deadline.at), Some(limit));
+    console.handle_timeout(limit, &mut queue);
+    let Some(Outcome::Closed { near_match, .. }) = outcome(&mut console, wait) else {
+        panic!("the wait goes on")
+    };
+    let text = near_match.unwrap().to_string();
+    assert!(text.contains("VFS: no root\": "), "{text}");
+    assert!(text.contains("has not opened its virtio console: it needs the driver"), "{text}");
+    assert_eq!(console.poll_timeout(), None, "the limit wakes nothing again");
+    let late = console.begin(at(130_000), reader, expect("login: ", None), &mut queue);
+    assert!(outcome(&mut console, late).is_some());
+    console.handle_opened();
+    let wait = console.begin(at(130_001), reader, expect("login: ", None), &mut queue);
+    assert_eq!((outcome(&mut console, wait), console.poll_timeout()), (None, None));
+}
+
+#[test]
+fn virtio_console_not_opened_explains_timeout() {
+    for is_opened in [false, true] {
+        let (mut console, reader, mut queue) = with_serial_port();
+        if is_opened {
+            console.handle_bytes(at(0), b"?", &mut queue);
+        }
+        let limit = Some(Duration::from_secs(1));
+        let wait = console.begin(at(0), reader, expect("login: ", limit), &mut queue);
+        console.handle_timeout(at(1000), &mut queue);
+        let Some(Outcome::TimedOut { near_match, .. }) = outcome(&mut console, wait) else {
+            panic!("the wait goes on")
+        };
+        let is_explained = near_match.is_some_and(|found| found.to_string().contains("not opened"));
+        assert_eq!(is_explained, !is_opened);
+    }
+}
+
+#[test]
+fn serial_port_panic_ends_waits() {
+    const PANIC: &[u8] =
+        b"[    1.000000] Kernel panic - not syncing: x\r\n[    1.000001] CPU: 0\r\n\
+        [    1.100000] ---[ end Kernel panic - not syncing: x ]---\r\n";
+    for goes_on in [false, true] {
+        let (mut console, reader, mut queue) = with_serial_port();
+        console.handle_opened();
+        let wait = console.begin(at(0), reader, expect("login: ", None), &mut queue);
+        assert!(console.handle_serial_bytes(at(0), PANIC), "the VM is notified of the text");
+        if goes_on {
+            console.handle_bytes(at(100), b"printed by a program", &mut queue);
+        }
+        assert_eq!(console.handle_timeout(at(500), &mut queue), None);
+        let crash = console.handle_timeout(at(5000), &mut queue);
+        assert_eq!(crash, Some(ConsoleCrash::Panic));
+        let fault = match outcome(&mut console, wait) {
+            Some(Outcome::Closed { fault, .. }) => fault.map(|fault| fault.line),
+            other => {
+                assert_eq!(other, None);
+                None
+            }
+        };
+        let line = (!goes_on).then(|| "Kernel panic - not syncing: x".into());
+        assert_eq!((fault, console.poll_timeout()), (line, None));
+    }
 }

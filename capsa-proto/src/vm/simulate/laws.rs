@@ -121,6 +121,7 @@ impl Laws {
                 facts.cpu_failed = true;
                 Decisive::HypervisorLost
             }
+            GuestEvent::ConsoleOpened => return,
         };
         self.decide(phase, cause);
     }

@@ -214,7 +214,7 @@ pub(super) struct SerialConfig {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub(super) struct ConsoleConfig {
     #[serde(flatten)]
-    common: CommonConsoleConfig,
+    pub(super) common: CommonConsoleConfig,
     #[serde(flatten)]
     pci_common: PciDeviceCommonConfig,
 }

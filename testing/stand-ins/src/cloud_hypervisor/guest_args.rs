@@ -48,6 +48,7 @@ fn arguments(config: &ChvVmConfig, terminal: bool) -> Vec<String> {
         }
     }
     args.serial(config, terminal);
+    args.console(config, terminal);
     for (n, disk) in config.disks.iter().flatten().enumerate() {
         args.disk(n, disk);
     }
@@ -124,6 +125,15 @@ impl GuestArgs {
         };
         self.push("-serial chardev:com -chardev");
         self.0.push(to);
+    }
+
+    /// The virtio console. Unlike the real one, it drops output while the terminal is full.
+    fn console(&mut self, config: &ChvVmConfig, terminal: bool) {
+        if config.console.common.mode == ConsoleOutputMode::Tty {
+            let to = if terminal { "serial,id=hvc,path=/proc/self/fd/0" } else { "null,id=hvc" };
+            self.push("-device virtio-serial-pci -device virtconsole,chardev=hvc -chardev");
+            self.0.push(to.to_owned());
+        }
     }
 
     fn disk(&mut self, n: usize, disk: &DiskConfig) {
