@@ -33,6 +33,7 @@ mod future;
 mod hostile_tests;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod unblock;
 mod wakers;
 
@@ -52,6 +53,7 @@ use capsa_proto::lifecycle::{StopReport, VmStatus};
 
 use crate::Result;
 use crate::embed::{self, VmEvent};
+use throttle::Throttle;
 use wakers::Wakers;
 
 pub use future::Driver;
@@ -496,10 +498,17 @@ impl DriverThread {
 
     fn run(&self) {
         let (mut deadlines, mut keys) = (Deadlines::default(), Vec::new());
+        let mut throttle = Throttle::default();
         loop {
             keys.clear();
-            if let Err(error) = self.reactor.wait(deadlines.next_timeout(), &mut keys) {
+            let (began, timeout) = (Instant::now(), deadlines.next_timeout());
+            if let Err(error) = self.reactor.wait(timeout, &mut keys) {
                 return self.fail(&error);
+            }
+            if timeout != Some(Duration::ZERO)
+                && let Some(pause) = throttle.pause_after(began.elapsed())
+            {
+                std::thread::sleep(pause);
             }
             deadlines.take_due(Instant::now(), &mut keys);
             keys.sort_unstable();
