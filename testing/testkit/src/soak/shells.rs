@@ -6,7 +6,7 @@ use capsa::{Error, VmConsole};
 use fastrand::Rng;
 use futures_lite::future::block_on;
 
-use super::{SoakReport, expect_echo};
+use super::{PATIENCE, SoakReport, expect_echo};
 use crate::drop_futures::poll_for;
 
 /// Until when commands are given up.
@@ -17,7 +17,8 @@ const COMMANDS: [&str; 4] =
     ["sleep 600", "echo x; sleep 600", "while :; do :; done", "cat /dev/zero"];
 
 /// Gives up `times` commands, at times that are spread from 0 to 200 ms, and after each runs a command
-/// that must work within `limit`. Every fourth has a time limit, every fourth is a dropped future, every
+/// that must work within `limit` and the time that it takes on an idle console: fish, which paints each
+/// character that is typed, needs most of a second in emulation. Every fourth has a time limit, every fourth is a dropped future, every
 /// fourth a dropped `RunningCommand`, and every fourth is long enough for several lines.
 ///
 /// Returns after the first failure: the console may be lost.
@@ -26,6 +27,12 @@ pub fn give_up(console: &mut VmConsole, seed: u64, times: u32, limit: Duration) 
     let mut order: Vec<u32> = (0..times).collect();
     rng.shuffle(&mut order);
     let mut report = SoakReport::default();
+    let began = Instant::now();
+    if let Err(failure) = expect_echo(console, 0, PATIENCE) {
+        report.failures.push(failure);
+        return report;
+    }
+    let limit = limit + began.elapsed();
     for n in order {
         let after = LATEST * n / times.max(1);
         let mut text = COMMANDS[rng.usize(..COMMANDS.len())].to_owned();
