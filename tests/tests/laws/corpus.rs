@@ -9,7 +9,7 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 14] = [
+const TARGETS: [(&str, Body); 15] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
@@ -20,6 +20,7 @@ const TARGETS: [(&str, Body); 14] = [
     ("http", codec::fuzz::http),
     ("json_stream", codec::fuzz::json_stream),
     ("lifecycle", lifecycle::fuzz::run),
+    ("network", capsa_net::fuzz::network),
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
     ("size", fuzz::size),

@@ -14,9 +14,10 @@ use source::{Source, code, has_word};
 const BACKENDS: [&str; 3] = ["capsa-chv", "capsa-qemu", "capsa-vfkit"];
 
 /// Every library crate of the workspace, as a place to look for sources.
-const LIBRARIES: [&str; 6] = [
+const LIBRARIES: [&str; 7] = [
     "capsa-proto/src",
     "capsa-io/src",
+    "capsa-net/src",
     "capsa-chv/src",
     "capsa-qemu/src",
     "capsa-vfkit/src",

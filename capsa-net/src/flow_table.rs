@@ -1,0 +1,174 @@
+//! [`FlowTable`]: the flows of one network, by their addresses and by their number.
+//!
+//! A guest chooses the addresses, so they are hashed with a secret key: otherwise it could choose many
+//! that collide. A look-up costs the same for ten flows and for ten thousand.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::hash::{BuildHasher, Hash};
+use core::net::SocketAddr;
+use hashbrown::HashMap;
+use siphasher::sip::SipHasher13;
+
+/// Identifies a flow. The number of a removed flow is never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId {
+    index: u32,
+    generation: u32,
+}
+
+impl FlowId {
+    /// The number of no flow.
+    pub(crate) const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
+}
+
+impl fmt::Debug for FlowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "flow {}.{}", self.index, self.generation)
+    }
+}
+
+/// The transport protocol of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransportProtocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+/// The addresses of a flow, as the guest sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowAddresses {
+    /// TCP or UDP.
+    pub protocol: TransportProtocol,
+    /// The guest's address and port.
+    pub guest: SocketAddr,
+    /// The address and port at the other end.
+    pub remote: SocketAddr,
+}
+
+/// A secret key, and the hash functions that use it.
+#[derive(Debug, Clone)]
+pub(crate) struct HashKey([u8; 16]);
+
+impl HashKey {
+    pub(crate) fn new(key: [u8; 16]) -> Self {
+        Self(key)
+    }
+}
+
+impl BuildHasher for HashKey {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_key(&self.0)
+    }
+}
+
+/// Flows of type `F`, at most a fixed number.
+#[derive(Debug)]
+pub(crate) struct FlowTable<F> {
+    slots: Vec<FlowSlot<F>>,
+    free: Vec<u32>,
+    by_addresses: HashMap<FlowAddresses, FlowId, HashKey>,
+    capacity: usize,
+}
+
+#[derive(Debug)]
+struct FlowSlot<F> {
+    generation: u32,
+    flow: Option<(FlowAddresses, F)>,
+}
+
+/// The table has its maximum number of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableFull;
+
+impl<F> FlowTable<F> {
+    pub(crate) fn new(capacity: usize, secret: HashKey) -> Self {
+        let by_addresses = HashMap::with_hasher(secret);
+        Self { slots: Vec::new(), free: Vec::new(), by_addresses, capacity }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.by_addresses.len()
+    }
+
+    pub(crate) fn find(&self, addresses: &FlowAddresses) -> Option<FlowId> {
+        self.by_addresses.get(addresses).copied()
+    }
+
+    /// Adds a flow. The table has none with these addresses.
+    pub(crate) fn insert(
+        &mut self,
+        addresses: FlowAddresses,
+        flow: F,
+    ) -> Result<FlowId, TableFull> {
+        if self.len() == self.capacity {
+            return Err(TableFull);
+        }
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(FlowSlot { generation: 0, flow: None });
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.flow = Some((addresses, flow));
+        let id = FlowId { index, generation: slot.generation };
+        let previous = self.by_addresses.insert(addresses, id);
+        debug_assert_eq!(previous, None, "two flows have the same addresses");
+        Ok(id)
+    }
+
+    pub(crate) fn get(&self, id: FlowId) -> Option<&(FlowAddresses, F)> {
+        let slot = self.slots.get(id.index as usize)?;
+        slot.flow.as_ref().filter(|_| slot.generation == id.generation)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<(&FlowAddresses, &mut F)> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        let flow = slot.flow.as_mut().filter(|_| slot.generation == id.generation)?;
+        Some((&flow.0, &mut flow.1))
+    }
+
+    pub(crate) fn remove(&mut self, id: FlowId) -> Option<F> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        if slot.generation != id.generation {
+            return None;
+        }
+        let (addresses, flow) = slot.flow.take()?;
+        self.by_addresses.remove(&addresses);
+        // A slot whose generations are used up is never used again.
+        if let Some(next) = slot.generation.checked_add(1) {
+            slot.generation = next;
+            self.free.push(id.index);
+        }
+        Some(flow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(port: u16) -> FlowAddresses {
+        FlowAddresses {
+            protocol: TransportProtocol::Tcp,
+            guest: SocketAddr::from(([10, 0, 2, 15], port)),
+            remote: SocketAddr::from(([93, 184, 216, 34], 443)),
+        }
+    }
+
+    #[test]
+    fn removed_id_is_never_valid_again() {
+        let mut table = FlowTable::new(1, HashKey::new([7; 16]));
+        let first = table.insert(addresses(1), 'a').unwrap();
+        assert_eq!(table.insert(addresses(2), 'b'), Err(TableFull));
+        assert_eq!(table.remove(first), Some('a'));
+        let second = table.insert(addresses(1), 'c').unwrap();
+        assert_eq!(table.get(first), None);
+        assert_eq!(table.remove(first), None);
+        assert_eq!(table.find(&addresses(1)), Some(second));
+        assert_eq!(table.get_mut(second).map(|(_, flow)| *flow), Some('c'));
+    }
+}

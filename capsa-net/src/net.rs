@@ -1,0 +1,541 @@
+//! [`Net`]: the network behind one network card of a guest.
+//!
+//! [`receive`](self) takes the frames of the guest apart; this file has the flows, and what their sockets
+//! do.
+
+mod answers;
+mod receive;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::hash::BuildHasher;
+use core::net::{Ipv4Addr, SocketAddr};
+use core::ops::Range;
+use core::time::Duration;
+
+use capsa_proto::time::{Deadline, Instant};
+
+use crate::buffer::Budget;
+use crate::flow_table::{FlowAddresses, FlowId, FlowTable, HashKey, TransportProtocol};
+use crate::tcp::{Connection, Interest, SocketAction};
+use crate::wire::ethernet::MacAddress;
+use crate::wire::icmp::Unreachable;
+use crate::wire::tcp::TcpHeader;
+use crate::wire::{ParseError, tcp, udp};
+
+/// The hop limit of packets to the guest.
+const HOP_LIMIT: u8 = 64;
+
+/// A UDP flow whose remote end has not answered ends after this time without a datagram.
+const UDP_ONE_WAY: Duration = Duration::from_secs(30);
+/// A UDP flow with datagrams in both directions ends after this time without one.
+const UDP_TWO_WAY: Duration = Duration::from_secs(120);
+
+/// Answers that wait for the link, at most; further ones are dropped, as by a full queue of a router.
+const ANSWERS: usize = 64;
+
+/// The addresses and limits of a network.
+#[derive(Debug, Clone, Copy)]
+pub struct NetworkConfig {
+    /// The hardware address of the guest's card.
+    pub guest_mac: MacAddress,
+    /// The hardware address of the gateway: of everything but the guest.
+    pub gateway_mac: MacAddress,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The length of the network's prefix.
+    pub prefix: u8,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// The name server.
+    pub dns: Ipv4Addr,
+    /// The largest IP packet of the link.
+    pub mtu: u16,
+    /// The maximum number of TCP connections and UDP flows together.
+    pub flows: usize,
+    /// Memory for streams in bytes, beyond 16 KiB for each direction of a connection.
+    pub memory: usize,
+}
+
+/// What the driver does on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetAction {
+    /// Connect a TCP socket, then call [`Net::handle_connected`] or [`Net::handle_connect_error`].
+    Connect {
+        /// The flow.
+        flow: FlowId,
+        /// Where to.
+        remote: SocketAddr,
+    },
+    /// Open a UDP socket that is connected to `remote`.
+    OpenUdp {
+        /// The flow.
+        flow: FlowId,
+        /// Where to.
+        remote: SocketAddr,
+    },
+    /// Close the socket of a UDP flow.
+    CloseUdp {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// Do this with the socket of a TCP connection.
+    Socket {
+        /// The flow.
+        flow: FlowId,
+        /// What to do.
+        action: SocketAction,
+    },
+    /// Wait for this on the socket of a TCP connection; replaces what was waited for before.
+    Interest {
+        /// The flow.
+        flow: FlowId,
+        /// What to wait for.
+        interest: Interest,
+    },
+}
+
+/// Data of a frame for a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// Bytes for a TCP socket: write them, then call [`Net::taken`] with the number of bytes that the
+    /// socket took, before any other call.
+    Stream {
+        /// The flow.
+        flow: FlowId,
+        /// Where the bytes are in the frame.
+        data: Range<usize>,
+    },
+    /// A datagram for a UDP socket. It may be dropped.
+    Datagram {
+        /// The flow.
+        flow: FlowId,
+        /// Where the payload is in the frame.
+        data: Range<usize>,
+    },
+}
+
+/// Why a connection attempt failed, for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The remote host refused it: the guest gets a reset.
+    Refused,
+    /// There is no route: the guest gets an ICMP error.
+    NetworkUnreachable,
+    /// The remote host does not answer: the guest gets an ICMP error.
+    HostUnreachable,
+    /// A policy forbids it: the guest gets a reset.
+    Prohibited,
+}
+
+/// The data of a frame for the guest, which follows the header that [`Net::poll_frame`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentBody {
+    flow: FlowId,
+    range: Range<u64>,
+}
+
+/// What was dropped or refused, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Frames that are no packet of a supported format, or have a wrong checksum.
+    pub malformed: u64,
+    /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
+    pub ignored: u64,
+    /// Flows that were refused because the table was full.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Tcp(Box<Connection>),
+    Udp { is_two_way: bool, active_at: Instant },
+}
+
+#[derive(Debug)]
+struct Flow {
+    transport: Transport,
+    /// What the driver was last asked to wait for.
+    interest: Interest,
+    /// The driver was not asked to close the socket.
+    has_socket: bool,
+    is_queued: bool,
+    timer: Option<Instant>,
+}
+
+/// The network behind one network card of a guest.
+///
+/// # Driving
+///
+/// 1. Give each frame of the guest to [`handle_frame`](Self::handle_frame), and the data of its
+///    [`Delivery`] to a socket.
+/// 2. Carry out every [`poll_action`](Self::poll_action), and report what sockets do.
+/// 3. While the link takes frames, send what [`poll_frame`](Self::poll_frame) returns.
+/// 4. When [`poll_timeout`](Self::poll_timeout) has passed, call
+///    [`handle_timeout`](Self::handle_timeout).
+///
+/// A call with a flow that has ended does nothing: a socket may report something in the same moment.
+#[derive(Debug)]
+pub struct Net {
+    config: NetworkConfig,
+    secret: HashKey,
+    budget: Budget,
+    flows: FlowTable<Flow>,
+    /// Flows that may have a segment to send.
+    queue: VecDeque<FlowId>,
+    /// Frames without a flow: answers to ARP, echo requests, refusals.
+    answers: VecDeque<Vec<u8>>,
+    actions: VecDeque<NetAction>,
+    timers: BTreeSet<(Instant, FlowId)>,
+    counters: Counters,
+}
+
+impl Net {
+    /// A network. `key` is random: it protects the flow table and the sequence numbers from guesses.
+    pub fn new(config: NetworkConfig, key: [u8; 16]) -> Self {
+        let secret = HashKey::new(key);
+        Self {
+            config,
+            budget: Budget::new(config.memory),
+            flows: FlowTable::new(config.flows, secret.clone()),
+            secret,
+            queue: VecDeque::new(),
+            answers: VecDeque::new(),
+            actions: VecDeque::new(),
+            timers: BTreeSet::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What was dropped or refused.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The number of flows.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The memory that is reserved beyond 16 KiB for each direction of a connection, in bytes.
+    pub fn reserved(&self) -> usize {
+        self.budget.reserved()
+    }
+
+    // What the guest does.
+
+    /// A frame of the guest. Returns its data, if it has data for a socket.
+    pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Option<Delivery> {
+        match self.frame(frame, now) {
+            Ok(delivery) => delivery,
+            Err(ParseError::Unsupported) => {
+                self.counters.ignored += 1;
+                None
+            }
+            Err(_) => {
+                self.counters.malformed += 1;
+                None
+            }
+        }
+    }
+
+    /// The socket took the first `count` bytes of `data`, the data of a [`Delivery::Stream`].
+    pub fn taken(&mut self, flow: FlowId, data: &[u8], count: usize, now: Instant) {
+        self.with_connection(flow, |connection, budget| {
+            connection.taken(data, count, now, budget);
+        });
+    }
+
+    // What the sockets do.
+
+    /// The socket of an [`NetAction::Connect`] is connected.
+    pub fn handle_connected(&mut self, flow: FlowId, now: Instant) {
+        self.with_connection(flow, |connection, budget| {
+            connection.handle_connected(now, budget);
+        });
+    }
+
+    /// The socket of an [`NetAction::Connect`] failed.
+    pub fn handle_connect_error(&mut self, flow: FlowId, error: ConnectError) {
+        let unreachable = match error {
+            ConnectError::Refused | ConnectError::Prohibited => None,
+            ConnectError::NetworkUnreachable => Some(Unreachable::Network),
+            ConnectError::HostUnreachable => Some(Unreachable::Host),
+        };
+        let Some(reason) = unreachable else { return self.handle_socket_error(flow) };
+        if let Some((addresses, Flow { transport: Transport::Tcp(connection), .. })) =
+            self.flows.get(flow)
+        {
+            // The guest's kernel compares the sequence number.
+            let (addresses, sequence) = (*addresses, connection.guest_sequence());
+            self.remove(flow);
+            self.answer_unreachable(&addresses, sequence, reason);
+        }
+    }
+
+    /// The socket of a connection failed: the guest's connection is reset.
+    pub fn handle_socket_error(&mut self, flow: FlowId) {
+        self.with_connection(flow, |connection, budget| connection.handle_error(budget));
+    }
+
+    /// Space for bytes of a TCP socket. Empty when none can be read now. After reading, call
+    /// [`filled`](Self::filled).
+    pub fn space(&mut self, flow: FlowId) -> &mut [u8] {
+        match self.flows.get_mut(flow) {
+            Some((_, Flow { transport: Transport::Tcp(connection), .. })) => {
+                connection.space(&mut self.budget)
+            }
+            _ => &mut [],
+        }
+    }
+
+    /// A TCP socket gave `count` bytes, which are in its [`space`](Self::space).
+    pub fn filled(&mut self, flow: FlowId, count: usize, now: Instant) {
+        self.with_connection(flow, |connection, _| connection.filled(count, now));
+    }
+
+    /// A TCP socket has no more bytes.
+    pub fn handle_eof(&mut self, flow: FlowId) {
+        self.with_connection(flow, |connection, _| connection.handle_eof());
+    }
+
+    /// The bytes that wait for a TCP socket, in parts. After writing, call [`drained`](Self::drained).
+    pub fn waiting(&self, flow: FlowId) -> impl Iterator<Item = &[u8]> + Clone {
+        let parts = match self.flows.get(flow) {
+            Some((_, Flow { transport: Transport::Tcp(connection), .. })) => {
+                Some(connection.waiting())
+            }
+            _ => None,
+        };
+        parts.into_iter().flatten()
+    }
+
+    /// A TCP socket took the first `count` of the waiting bytes.
+    pub fn drained(&mut self, flow: FlowId, count: usize, now: Instant) {
+        self.with_connection(flow, |connection, budget| {
+            connection.drained(count, now, budget);
+        });
+    }
+
+    /// A UDP socket received a datagram. One that is too long for the link is dropped.
+    pub fn handle_datagram(&mut self, flow: FlowId, payload: &[u8], now: Instant) {
+        let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
+        let Transport::Udp { is_two_way, active_at } = &mut flow_state.transport else { return };
+        (*is_two_way, *active_at) = (true, now);
+        let addresses = *addresses;
+        let header = self.ip_header(&addresses);
+        let len = header.header_len() + udp::HEADER_LEN + payload.len();
+        if len <= usize::from(self.config.mtu) {
+            let ports = (addresses.remote.port(), addresses.guest.port());
+            self.answer(|frame| udp::write(&header, ports, payload, frame));
+        }
+        self.update(flow);
+    }
+
+    /// A UDP socket reports that no program receives at the remote port.
+    pub fn handle_port_unreachable(&mut self, flow: FlowId) {
+        if let Some((addresses, _)) = self.flows.get(flow) {
+            let addresses = *addresses;
+            self.answer_unreachable(&addresses, 0, Unreachable::Port);
+        }
+    }
+
+    /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
+    /// with [`SocketAction::Reset`] when the guest refuses it, or does not answer within a minute.
+    ///
+    /// # Errors
+    ///
+    /// `None` when the table of flows is full, or has a flow with these addresses.
+    pub fn connect_guest(&mut self, port: u16, remote: SocketAddr, now: Instant) -> Option<FlowId> {
+        let guest = SocketAddr::new(self.config.guest.into(), port);
+        let addresses = FlowAddresses { protocol: TransportProtocol::Tcp, guest, remote };
+        if self.flows.find(&addresses).is_some() {
+            return None;
+        }
+        let sequence = self.initial_sequence(&addresses, now);
+        let connection = Connection::to_guest(sequence, self.link_mss(&addresses), now);
+        self.insert(addresses, Transport::Tcp(Box::new(connection)))
+    }
+
+    // What the driver does.
+
+    /// What to do next on the host.
+    pub fn poll_action(&mut self) -> Option<NetAction> {
+        self.actions.pop_front()
+    }
+
+    /// The next frame for the guest: writes its header, or all of it, to `head`, whose old content is
+    /// discarded. The frame is `head`, followed by the [`parts`](Self::parts) of the body.
+    pub fn poll_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
+        let empty = |flow| SegmentBody { flow, range: 0..0 };
+        if let Some(answer) = self.answers.pop_front() {
+            *head = answer;
+            return Some(empty(FlowId::NONE));
+        }
+        while let Some(&id) = self.queue.front() {
+            self.queue.pop_front();
+            let Some((addresses, flow)) = self.flows.get_mut(id) else { continue };
+            let addresses = *addresses;
+            flow.is_queued = false;
+            let Transport::Tcp(connection) = &mut flow.transport else { continue };
+            let Some((header, range)) = connection.poll_segment(now) else {
+                self.update_idle(id);
+                continue;
+            };
+            let header = TcpHeader {
+                source: addresses.remote.port(),
+                destination: addresses.guest.port(),
+                ..header
+            };
+            let ip = self.ip_header(&addresses);
+            self.begin_frame(head, &ip);
+            if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
+                self.flows.get(id)
+            {
+                header.write(&ip, connection.parts(range.clone()), head);
+            }
+            // Other flows are next.
+            self.update(id);
+            return Some(SegmentBody { flow: id, range });
+        }
+        None
+    }
+
+    /// The bytes of a body, in parts. Valid until the next call that changes the network.
+    pub fn parts(&self, body: &SegmentBody) -> impl Iterator<Item = &[u8]> + Clone {
+        let parts = match self.flows.get(body.flow) {
+            Some((_, Flow { transport: Transport::Tcp(connection), .. })) => {
+                Some(connection.parts(body.range.clone()))
+            }
+            _ => None,
+        };
+        parts.into_iter().flatten()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout).
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        let (at, _) = self.timers.first()?;
+        Some(Deadline { at: *at, why: "network timer" })
+    }
+
+    /// The deadline of [`poll_timeout`](Self::poll_timeout) has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(at, id)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            let Some((_, flow)) = self.flows.get_mut(id) else { continue };
+            flow.timer = None;
+            match &mut flow.transport {
+                Transport::Tcp(connection) => {
+                    connection.handle_timeout(now, &mut self.budget);
+                    self.update(id);
+                }
+                Transport::Udp { .. } => self.remove(id),
+            }
+        }
+    }
+
+    // Flows.
+
+    fn insert(&mut self, addresses: FlowAddresses, transport: Transport) -> Option<FlowId> {
+        let flow = Flow {
+            transport,
+            interest: Interest::default(),
+            has_socket: true,
+            is_queued: false,
+            timer: None,
+        };
+        let id = self.flows.insert(addresses, flow).ok()?;
+        self.update(id);
+        Some(id)
+    }
+
+    fn remove(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.remove(id) else { return };
+        if let Some(at) = flow.timer {
+            self.timers.remove(&(at, id));
+        }
+        match flow.transport {
+            Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
+            Transport::Udp { .. } => self.actions.push_back(NetAction::CloseUdp { flow: id }),
+        }
+    }
+
+    fn with_connection(&mut self, id: FlowId, call: impl FnOnce(&mut Connection, &mut Budget)) {
+        if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
+            self.flows.get_mut(id)
+        {
+            call(connection, &mut self.budget);
+            self.update(id);
+        }
+    }
+
+    /// After a change of a flow: its actions, its timer, its place in the queue.
+    fn update(&mut self, id: FlowId) {
+        self.update_idle(id);
+        if let Some((_, flow)) = self.flows.get_mut(id)
+            && matches!(flow.transport, Transport::Tcp(_))
+            && !flow.is_queued
+        {
+            flow.is_queued = true;
+            self.queue.push_back(id);
+        }
+    }
+
+    /// Like [`update`](Self::update), for a flow that has nothing to send.
+    fn update_idle(&mut self, id: FlowId) {
+        let Some((_, flow)) = self.flows.get_mut(id) else { return };
+        let (deadline, is_gone) = match &mut flow.transport {
+            Transport::Tcp(connection) => {
+                if let Some(action) = connection.poll_action() {
+                    self.actions.push_back(NetAction::Socket { flow: id, action });
+                    flow.has_socket = action == SocketAction::ShutDown;
+                }
+                let interest = connection.interest(&mut self.budget);
+                if flow.has_socket && interest != flow.interest {
+                    flow.interest = interest;
+                    self.actions.push_back(NetAction::Interest { flow: id, interest });
+                }
+                (connection.poll_timeout().map(|deadline| deadline.at), connection.is_gone())
+            }
+            Transport::Udp { is_two_way, active_at } => {
+                let limit = if *is_two_way { UDP_TWO_WAY } else { UDP_ONE_WAY };
+                (Some(*active_at + limit), false)
+            }
+        };
+        if flow.timer != deadline {
+            if let Some(at) = flow.timer {
+                self.timers.remove(&(at, id));
+            }
+            flow.timer = deadline;
+            self.timers.extend(deadline.map(|at| (at, id)));
+        }
+        if is_gone {
+            self.remove(id);
+        }
+    }
+
+    /// RFC 6528: a keyed hash of the addresses, plus a clock that advances by one every 4 microseconds.
+    fn initial_sequence(&self, addresses: &FlowAddresses, now: Instant) -> u32 {
+        let hash = self.secret.hash_one(addresses) as u32;
+        hash.wrapping_add((now.as_micros() / 4) as u32)
+    }
+
+    fn link_mss(&self, addresses: &FlowAddresses) -> u16 {
+        let headers = self.ip_header(addresses).header_len() + tcp::HEADER_LEN;
+        self.config.mtu - headers as u16
+    }
+}
+
+impl Flow {
+    fn is_replaceable(&self) -> bool {
+        matches!(&self.transport, Transport::Tcp(connection) if connection.is_replaceable())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+//! IPv4 and IPv6 headers (RFC 791, RFC 8200).
+//!
+//! IPv4 options and the IPv6 extension headers other than the fragment header are refused: no ordinary
+//! guest sends them, and they hide the transport header from whoever decides about the packet.
+
+use super::checksum::checksum;
+use super::{ParseError, bytes_at, u16_at, u32_at};
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::ops::Range;
+
+/// The length of an IPv4 header without options.
+pub const IPV4_HEADER_LEN: usize = 20;
+/// The length of an IPv6 header.
+pub const IPV6_HEADER_LEN: usize = 40;
+const IPV6_FRAGMENT_LEN: usize = 8;
+const IPV6_FRAGMENT: u8 = 44;
+
+/// ICMP for IPv4.
+pub const ICMP: u8 = 1;
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
+/// ICMP for IPv6.
+pub const ICMPV6: u8 = 58;
+
+/// The header of a packet, of either version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpHeader {
+    /// The sender. Both addresses have the same version.
+    pub source: IpAddr,
+    /// The receiver.
+    pub destination: IpAddr,
+    /// The protocol of the payload.
+    pub protocol: u8,
+    /// The remaining number of routers: time to live, or hop limit.
+    pub hop_limit: u8,
+}
+
+/// The place of a fragment in its datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identifies the datagram among those of the same addresses and protocol.
+    pub id: u32,
+    /// The position of the fragment's first byte in the datagram's payload: a multiple of 8.
+    pub offset: usize,
+    /// Whether further fragments follow.
+    pub more: bool,
+}
+
+/// A parsed packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IpPacket {
+    /// The header.
+    pub header: IpHeader,
+    /// Where the payload is in the parsed bytes. Link padding after it is excluded.
+    pub payload: Range<usize>,
+    /// Present unless the packet is a whole datagram.
+    pub fragment: Option<Fragment>,
+}
+
+impl IpPacket {
+    /// Parses an IPv4 packet.
+    ///
+    /// # Errors
+    ///
+    /// See [`ParseError`]; a header with options is unsupported.
+    pub fn parse_v4(bytes: &[u8]) -> Result<Self, ParseError> {
+        let header = bytes_at::<IPV4_HEADER_LEN>(bytes, 0)?;
+        match header[0] {
+            0x45 => {}
+            0x46..=0x4f => return Err(ParseError::Unsupported),
+            _ => return Err(ParseError::Malformed),
+        }
+        if checksum(&header) != 0 {
+            return Err(ParseError::Checksum);
+        }
+        let total = usize::from(u16_at(&header, 2)?);
+        if total < IPV4_HEADER_LEN {
+            return Err(ParseError::Malformed);
+        }
+        if bytes.len() < total {
+            return Err(ParseError::Truncated);
+        }
+        let payload = IPV4_HEADER_LEN..total;
+        let flags = u16_at(&header, 6)?;
+        let fragment = fragment(
+            u32::from(u16_at(&header, 4)?),
+            usize::from(flags & 0x1fff) * 8,
+            flags & 0x2000 != 0,
+            payload.len(),
+        )?;
+        Ok(Self {
+            header: IpHeader {
+                source: Ipv4Addr::from(bytes_at::<4>(&header, 12)?).into(),
+                destination: Ipv4Addr::from(bytes_at::<4>(&header, 16)?).into(),
+                protocol: header[9],
+                hop_limit: header[8],
+            },
+            payload,
+            fragment,
+        })
+    }
+
+    /// Parses an IPv6 packet.
+    ///
+    /// # Errors
+    ///
+    /// See [`ParseError`]; extension headers other than one fragment header are unsupported.
+    pub fn parse_v6(bytes: &[u8]) -> Result<Self, ParseError> {
+        let header = bytes_at::<IPV6_HEADER_LEN>(bytes, 0)?;
+        if header[0] >> 4 != 6 {
+            return Err(ParseError::Malformed);
+        }
+        let total = IPV6_HEADER_LEN + usize::from(u16_at(&header, 4)?);
+        if bytes.len() < total {
+            return Err(ParseError::Truncated);
+        }
+        let mut packet = Self {
+            header: IpHeader {
+                source: Ipv6Addr::from(bytes_at::<16>(&header, 8)?).into(),
+                destination: Ipv6Addr::from(bytes_at::<16>(&header, 24)?).into(),
+                protocol: header[6],
+                hop_limit: header[7],
+            },
+            payload: IPV6_HEADER_LEN..total,
+            fragment: None,
+        };
+        if packet.header.protocol == IPV6_FRAGMENT {
+            let extension = &bytes[packet.payload.clone()];
+            let flags = u16_at(extension, 2)?;
+            let id = u32_at(extension, 4)?;
+            packet.header.protocol = extension[0];
+            packet.payload.start += IPV6_FRAGMENT_LEN;
+            let (offset, more) = (usize::from(flags & 0xfff8), flags & 1 != 0);
+            packet.fragment = fragment(id, offset, more, packet.payload.len())?;
+        }
+        match packet.header.protocol {
+            // Hop-by-hop options, routing, fragment, ESP, AH, destination options, mobility, HIP, shim6.
+            0 | 43 | IPV6_FRAGMENT | 50 | 51 | 60 | 135 | 139 | 140 => Err(ParseError::Unsupported),
+            _ => Ok(packet),
+        }
+    }
+}
+
+/// The place of a fragment, or `None` for a whole datagram.
+fn fragment(
+    id: u32,
+    offset: usize,
+    more: bool,
+    len: usize,
+) -> Result<Option<Fragment>, ParseError> {
+    if offset == 0 && !more {
+        return Ok(None);
+    }
+    // Only the last fragment may have a length that is not a multiple of 8, and none is empty.
+    if len == 0 || (more && !len.is_multiple_of(8)) || offset + len > 0xffff {
+        return Err(ParseError::Malformed);
+    }
+    Ok(Some(Fragment { id, offset, more }))
+}
+
+impl IpHeader {
+    /// Appends the header of a whole datagram with `payload` bytes to `frame`.
+    ///
+    /// # Panics
+    ///
+    /// When the versions of the addresses differ, or the payload does not fit into a datagram.
+    pub fn write(&self, payload: usize, frame: &mut Vec<u8>) {
+        let length = |len: usize| u16::try_from(len).expect("a datagram has at most 64 KiB");
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let mut header = [0; IPV4_HEADER_LEN];
+                header[0] = 0x45;
+                header[2..4].copy_from_slice(&length(IPV4_HEADER_LEN + payload).to_be_bytes());
+                // Do not fragment: the identification may be zero (RFC 6864).
+                header[6] = 0x40;
+                header[8] = self.hop_limit;
+                header[9] = self.protocol;
+                header[12..16].copy_from_slice(&source.octets());
+                header[16..20].copy_from_slice(&destination.octets());
+                let sum = checksum(&header);
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+                frame.extend_from_slice(&header);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend_from_slice(&[0x60, 0, 0, 0]);
+                frame.extend_from_slice(&length(payload).to_be_bytes());
+                frame.extend_from_slice(&[self.protocol, self.hop_limit]);
+                frame.extend_from_slice(&source.octets());
+                frame.extend_from_slice(&destination.octets());
+            }
+            _ => panic!("a packet has addresses of one version"),
+        }
+    }
+
+    /// The length of the header.
+    pub fn header_len(&self) -> usize {
+        if self.source.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header(v6: bool) -> IpHeader {
+        let address = |n| match v6 {
+            false => IpAddr::from([10, 0, 2, n]),
+            true => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)]),
+        };
+        IpHeader { source: address(2), destination: address(15), protocol: UDP, hop_limit: 64 }
+    }
+
+    fn packet(v6: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        header(v6).write(3, &mut bytes);
+        bytes.extend_from_slice(b"abc");
+        bytes
+    }
+
+    fn parse(v6: bool, bytes: &[u8]) -> Result<IpPacket, ParseError> {
+        if v6 { IpPacket::parse_v6(bytes) } else { IpPacket::parse_v4(bytes) }
+    }
+
+    #[test]
+    fn header_round_trip_without_padding() {
+        for v6 in [false, true] {
+            let mut bytes = packet(v6);
+            let len = header(v6).header_len();
+            bytes.extend_from_slice(b"padding");
+            let expected = IpPacket { header: header(v6), payload: len..len + 3, fragment: None };
+            assert_eq!(parse(v6, &bytes), Ok(expected));
+            assert_eq!(parse(v6, &bytes[..len + 2]), Err(ParseError::Truncated));
+        }
+    }
+
+    #[test]
+    fn parse_v4_changed_byte_is_checksum_error() {
+        let mut bytes = packet(false);
+        bytes[8] ^= 1;
+        assert_eq!(parse(false, &bytes), Err(ParseError::Checksum));
+    }
+
+    #[test]
+    fn parse_v6_fragment_has_its_place() {
+        let mut bytes = Vec::new();
+        IpHeader { protocol: IPV6_FRAGMENT, ..header(true) }.write(16, &mut bytes);
+        bytes.extend_from_slice(&[UDP, 0, 0, 8 | 1, 0, 0, 0, 7]);
+        bytes.extend_from_slice(b"8 bytes!");
+        let packet = parse(true, &bytes).unwrap();
+        assert_eq!(packet.fragment, Some(Fragment { id: 7, offset: 8, more: true }));
+        assert_eq!((&bytes[packet.payload], packet.header.protocol), (&b"8 bytes!"[..], UDP));
+    }
+
+    #[test]
+    fn parse_v6_extension_headers_are_unsupported() {
+        for protocol in [0, 43, 60] {
+            let mut bytes = Vec::new();
+            IpHeader { protocol, ..header(true) }.write(8, &mut bytes);
+            bytes.extend_from_slice(&[UDP, 0, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(parse(true, &bytes), Err(ParseError::Unsupported), "{protocol}");
+        }
+    }
+
+    #[test]
+    fn fragment_end_beyond_64_kib_is_malformed() {
+        assert_eq!(fragment(1, 0xfff8, false, 8), Err(ParseError::Malformed));
+        assert_eq!(fragment(1, 8, true, 7), Err(ParseError::Malformed));
+        assert!(fragment(1, 8, false, 7).unwrap().is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn parse_any_bytes_payload_is_within(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            for v6 in [false, true] {
+                if let Ok(packet) = parse(v6, &bytes) {
+                    prop_assert!(packet.payload.start <= packet.payload.end);
+                    prop_assert!(packet.payload.end <= bytes.len());
+                }
+            }
+        }
+    }
+}
