@@ -330,7 +330,8 @@ impl<'r> RunLoop<'r> {
             false => {
                 let check = self.run_dir_checked;
                 let check = check.map(|at| RUN_DIR_CHECK.1.saturating_sub(at.elapsed()));
-                let timeouts = [self.vm.next_timeout(), self.reporter.next_draw(), check];
+                let terminal = self.stdio.as_ref().and_then(Stdio::next_check);
+                let timeouts = [self.vm.next_timeout(), self.reporter.next_draw(), check, terminal];
                 timeouts.into_iter().flatten().min()
             }
             true => drain,
@@ -519,7 +520,7 @@ impl<'r> RunLoop<'r> {
                 let _ = raise(Signal::SIGSTOP);
             }
             SignalRequest::Resume => {
-                if let Some(stdio) = &self.stdio {
+                if let Some(stdio) = &mut self.stdio {
                     stdio.resume();
                 }
             }

@@ -11,6 +11,7 @@ pub(crate) mod terminal;
 
 use std::io::{self, ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use capsa::embed::{ReaderId, Vm};
 use nix::errno::Errno;
@@ -87,6 +88,9 @@ impl Stdio {
 
     /// Moves pending bytes both ways. Output is taken while at most `buffer` bytes of it wait.
     pub(crate) fn transfer(&mut self, vm: &mut Vm, buffer: usize) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.follow_foreground();
+        }
         if self.output.unwritten() <= buffer {
             self.output.put(vm.take(self.reader));
         }
@@ -127,11 +131,16 @@ impl Stdio {
     }
 
     /// Makes the terminal raw again.
-    pub(crate) fn resume(&self) {
-        if let Some(terminal) = &self.terminal {
+    pub(crate) fn resume(&mut self) {
+        if let Some(terminal) = &mut self.terminal {
             // If the terminal is closed, reading standard input returns the error.
             let _ = terminal.resume();
         }
+    }
+
+    /// When to call [`Stdio::transfer`] again although nothing is ready.
+    pub(crate) fn next_check(&self) -> Option<Duration> {
+        self.terminal.as_ref().and_then(RawTerminal::next_check)
     }
 
     fn write_to_guest(&mut self, vm: &mut Vm) {

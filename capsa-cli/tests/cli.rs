@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::{self, Nano};
 use common::{CapsaProcess, Terminal, capsa, nano_arguments, wait_for_size};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::LocalFlags;
+use nix::unistd::Pid;
 
 /// When a log has this many bytes and standard output is not read, writes to it block.
 const MORE_THAN_A_PIPE: u64 = 100_000;
@@ -332,6 +333,46 @@ fn terminal_is_restored_while_suspended() {
     terminal.signal(Signal::SIGHUP);
     assert_eq!(terminal.wait_for_end(), 129);
     assert_eq!(terminal.modes(), before);
+}
+
+/// A shell sends no signal to a running job that it puts into the foreground.
+#[test]
+fn terminal_is_raw_in_foreground_of_shell_only() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let arguments = nano_arguments(dir.path(), Nano::default());
+    let arguments = shell_words::join(arguments.iter().map(|word| word.to_str().unwrap()));
+    let Some(mut shell) = Terminal::shell(dir) else { return };
+    let program = env!("CARGO_BIN_EXE_capsa");
+    shell.write(format!("{program} {arguments} --timeout 2m & echo pid=$!,\r").as_bytes());
+    shell.wait_for(b"NANO READY");
+    let text = shell.seen();
+    let pid = text.rsplit_once("pid=").unwrap().1.split(',').next().unwrap();
+    let pid = Pid::from_raw(pid.parse().unwrap_or_else(|_| panic!("{text}")));
+    shell.write(b"fg\r");
+    shell.wait_until_raw();
+    for signal in [Signal::SIGTSTP, Signal::SIGSTOP] {
+        shell.forget();
+        shell.write(b"before");
+        shell.wait_for(b"before");
+        kill(pid, signal).unwrap();
+        shell.wait_for(b"Stopped");
+        shell.write(b"bg; echo in-$((1 + 1))\r");
+        shell.wait_for(b"in-2");
+        shell.write(b"fg\r");
+        shell.wait_until_raw();
+        shell.write(b"after");
+        shell.wait_for(b"after");
+    }
+    shell.write(&[nano::POWER_OFF]);
+    shell.wait_for(b"guest powered off");
+    // Not the modes of the shell's line editor, which the terminal had at the start.
+    shell.write(b"echo line-mode=$(stty -a | grep -c ' icanon')\r");
+    shell.wait_for(b"line-mode=1");
+    shell.write(b"exit\r");
+    assert_eq!(shell.wait_for_end(), 0);
 }
 
 #[test]

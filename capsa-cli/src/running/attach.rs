@@ -107,6 +107,9 @@ impl Attachment {
 
     fn drive(&mut self) -> io::Result<u8> {
         while !self.output.is_broken() && (!self.is_over || !self.output.is_empty()) {
+            if let Some(terminal) = &mut self.terminal {
+                terminal.follow_foreground();
+            }
             for source in self.wait()? {
                 match source {
                     AttachSource::Signals => {
@@ -141,7 +144,7 @@ impl Attachment {
         } else if self.input_open && self.terminal.as_ref().is_none_or(RawTerminal::is_foreground) {
             poll_set.readable(AttachSource::Input, stdin.as_fd());
         }
-        poll_set.wait(None)
+        poll_set.wait(self.terminal.as_ref().and_then(RawTerminal::next_check))
     }
 
     /// Writes input to the run and reads output from it, as far as neither blocks.
@@ -205,7 +208,7 @@ impl Attachment {
                     let _ = raise(Signal::SIGSTOP);
                 }
                 SignalRequest::Resume => {
-                    if let Some(terminal) = &self.terminal {
+                    if let Some(terminal) = &mut self.terminal {
                         let _ = terminal.resume();
                     }
                 }

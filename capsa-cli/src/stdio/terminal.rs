@@ -1,14 +1,20 @@
 //! Makes the terminal at standard input raw, and restores its modes on every exit, panics included.
 //!
 //! The modes are changed only while this program is in the terminal's foreground. In the background
-//! they belong to another program, and the kernel would stop this one (SIGTTOU).
+//! they belong to another program, and the kernel would stop this one (SIGTTOU). A shell's `fg` sends
+//! SIGCONT only to a stopped job: a loop calls [`RawTerminal::follow_foreground`] in each round, and
+//! waits no longer than [`RawTerminal::next_check`].
 
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
+
+/// How often a program in the background checks whether it is in the foreground.
+const FOREGROUND_CHECK: Duration = Duration::from_millis(200);
 
 /// The modes to restore while the terminal is raw, for the panic hook.
 static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
@@ -17,6 +23,8 @@ static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
 #[derive(Debug)]
 pub(crate) struct RawTerminal {
     original: Termios,
+    /// Whether this program was in the foreground at the last check.
+    was_foreground: bool,
 }
 
 impl RawTerminal {
@@ -27,7 +35,7 @@ impl RawTerminal {
             return Ok(None);
         }
         restore_before_panic_message();
-        let terminal = Self { original: tcgetattr(&stdin)? };
+        let mut terminal = Self { original: tcgetattr(&stdin)?, was_foreground: is_foreground() };
         terminal.resume()?;
         Ok(Some(terminal))
     }
@@ -37,20 +45,38 @@ impl RawTerminal {
         is_foreground()
     }
 
+    /// Makes the terminal raw if this program has come to the foreground.
+    pub(crate) fn follow_foreground(&mut self) {
+        let is_foreground = is_foreground();
+        if is_foreground && !self.was_foreground {
+            // If the terminal is closed, reading standard input returns the error.
+            let _ = self.resume();
+        }
+        self.was_foreground = is_foreground;
+    }
+
+    /// When to call [`RawTerminal::follow_foreground`] again, besides in each round.
+    pub(crate) fn next_check(&self) -> Option<Duration> {
+        (!self.was_foreground).then_some(FOREGROUND_CHECK)
+    }
+
     /// Restores the modes until [`RawTerminal::resume`].
     pub(crate) fn suspend(&self) {
         restore();
     }
 
     /// Makes the terminal raw again. Does nothing in the background.
-    pub(crate) fn resume(&self) -> io::Result<()> {
-        if !self.is_foreground() {
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
+        if !is_foreground() {
             return Ok(());
         }
+        // The modes may be the shell's: in the background, those of its line editor.
+        let current = tcgetattr(io::stdin())?;
+        if current != raw(&self.original) {
+            self.original = current;
+        }
         *ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.original.clone());
-        let mut raw = self.original.clone();
-        cfmakeraw(&mut raw);
-        Ok(set(&raw)?)
+        Ok(set(&raw(&self.original))?)
     }
 }
 
@@ -63,6 +89,12 @@ impl Drop for RawTerminal {
 /// A terminal that is not the controlling one has no foreground group, so any process may use it.
 fn is_foreground() -> bool {
     tcgetpgrp(io::stdin()).map_or(true, |group| group == getpgrp())
+}
+
+fn raw(modes: &Termios) -> Termios {
+    let mut raw = modes.clone();
+    cfmakeraw(&mut raw);
+    raw
 }
 
 fn restore() {

@@ -72,6 +72,7 @@ pub(crate) fn run_dir(dir: &Path) -> PathBuf {
 /// Runs the command until it exits: exit code, standard output, standard error. It finds the VMs that
 /// were started with the same `dir`.
 pub(crate) fn ask(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    std::fs::create_dir_all(dir).unwrap();
     let mut command = capsa();
     command.args(arguments).env("CAPSA_RUN_DIR", run_dir(dir)).stdin(Stdio::null());
     let output = command.output().unwrap();
@@ -298,17 +299,28 @@ impl Terminal {
     /// Starts it with these arguments and this `CAPSA_RUN_DIR`; `None` where there is no
     /// terminal.
     pub(crate) fn in_run_dir(dir: TempDir, run_dir: &Path, arguments: &[OsString]) -> Option<Self> {
+        let mut command = capsa();
+        command.args(arguments).env("CAPSA_RUN_DIR", run_dir);
+        Self::of(dir, command)
+    }
+
+    /// Starts an interactive shell with job control; `None` where that is impossible.
+    pub(crate) fn shell(dir: TempDir) -> Option<Self> {
+        if !has_bash() || Command::new("setsid").arg("--version").output().is_err() {
+            skip("bash or setsid is not installed");
+            return None;
+        }
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "bash", "--norc", "-i"]).env("CAPSA_RUN_DIR", run_dir(dir.path()));
+        command.env("TERM", "dumb").env_remove("CAPSA_BACKEND");
+        Self::of(dir, command)
+    }
+
+    fn of(dir: TempDir, mut command: Command) -> Option<Self> {
         let pty = openpty(None, None).map_err(skip).ok()?;
         let before = tcgetattr(&pty.slave).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-        let mut command = capsa();
-        command
-            .args(arguments)
-            .env("CAPSA_RUN_DIR", run_dir)
-            .stdin(stdio())
-            .stdout(stdio())
-            .stderr(stdio());
-        let child = command.spawn().unwrap();
+        let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
         let ours = File::from(pty.master);
         let output = read_in_thread(ours.try_clone().unwrap());
         Some(Self { child, ours, theirs: pty.slave, output, seen: Vec::new(), before, _dir: dir })
@@ -321,6 +333,11 @@ impl Terminal {
     /// The output so far.
     pub(crate) fn seen(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    /// The waits from now on do not match earlier output.
+    pub(crate) fn forget(&mut self) {
+        self.seen.clear();
     }
 
     pub(crate) fn modes(&self) -> Termios {
