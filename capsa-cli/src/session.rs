@@ -58,6 +58,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// that the guest can power off.
 const STOP_BUFFER: usize = 1 << 20;
 
+/// How long the shell of a job may take to shut the guest down before the power button is pressed.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The run directory is checked at most and at least this often.
 const RUN_DIR_CHECK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -162,6 +165,8 @@ struct RunLoop<'r> {
     run_dir_checked: Option<Instant>,
     /// The signal that made this run stop, and when it came.
     signal: Option<(u8, Instant)>,
+    /// When the job finished. The grace period counts from here.
+    job_finished: Option<Instant>,
     /// Why the time for output is limited.
     stop: StopRequest,
 }
@@ -201,6 +206,7 @@ impl<'r> RunLoop<'r> {
             output_reported: false,
             run_dir_checked: Some(Instant::now()),
             signal: None,
+            job_finished: None,
             stop: StopRequest::None,
         };
         reporter.event("planned", json!({"backend": session.vm.launch_plan().backend()}));
@@ -482,8 +488,20 @@ impl<'r> RunLoop<'r> {
                 self.reporter.status(Some("running the command"));
             }
             Some(JobEvent::Output) => self.reporter.status(None),
-            // Fails only for a VM that was never started, and this one was.
-            Some(JobEvent::Finished) => drop(self.vm.stop_with_timeout(self.grace)),
+            Some(JobEvent::Finished) => {
+                self.job_finished = Some(Instant::now());
+                self.reporter.status(Some("stopping"));
+                let limit = SHUTDOWN_TIMEOUT.min(self.grace / 2);
+                let job = self.job.as_mut().filter(|_| self.vm.status() == VmStatus::Running);
+                if !job.is_some_and(|job| job.shut_down(&mut self.vm, limit)) {
+                    self.on_job_event(Some(JobEvent::ShutdownEnded));
+                }
+            }
+            Some(JobEvent::ShutdownEnded) => {
+                let elapsed = self.job_finished.map_or(Duration::ZERO, |at| at.elapsed());
+                // Fails only for a VM that was never started, and this one was.
+                let _ = self.vm.stop_with_timeout(self.grace.saturating_sub(elapsed));
+            }
         }
     }
 

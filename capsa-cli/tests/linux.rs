@@ -167,6 +167,32 @@ fn interrupted_command_shows_partial_output() {
     }
 }
 
+/// The shell shuts the guest down, not only the power button.
+#[test]
+fn guest_that_ignores_button_ends_after_command() {
+    let Some((_guest, dir)) = guest() else { return };
+    const NO_EFFECT: &str = "rm /bin/poweroff; cat >/bin/poweroff <<'E'
+#!/bin/sh
+[ \"$1\" != -f ] || exec /bin/busybox poweroff -f
+E
+chmod +x /bin/poweroff; ";
+    for (what, prepare) in [
+        ("whose init powers off", ""),
+        ("whose init ignores poweroff", NO_EFFECT),
+        ("without poweroff", "rm /bin/poweroff; "),
+    ] {
+        // The grace period is 30 s.
+        common::assert_within(Duration::from_secs(25), || {
+            let command = format!("{prepare}killall acpid; exit 7");
+            let begin = Instant::now();
+            let output = run(dir.path(), &["-q", "--", "sh", "-c", &command]).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), &*stderr), (Some(7), ""), "a guest {what}");
+            begin.elapsed()
+        });
+    }
+}
+
 #[test]
 fn login_by_password_file_works_or_exits_117() {
     let Some((_guest, dir)) = guest() else { return };

@@ -5,11 +5,13 @@
 //! subshell with its words as given and `/dev/null` as standard input.
 //!
 //! Output goes to standard output as it arrives. If standard output is closed, the command is
-//! interrupted. With `--json` the output is kept for the JSON document at the end.
+//! interrupted. Then the shell shuts the guest down, because many guests ignore the power button, which
+//! the session presses if the guest still runs after a while. With `--json` the output is kept for the JSON document at the end.
 
 use std::io;
 use std::time::Duration;
 
+use capsa::console::SHUTDOWN_COMMAND;
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
 
@@ -80,6 +82,8 @@ pub(crate) struct Job {
     state: JobState,
     sink: OutputSink,
     truncated: bool,
+    /// The command that shuts the guest down.
+    shutdown: Option<WaitId>,
 }
 
 #[derive(Debug)]
@@ -106,6 +110,8 @@ pub(crate) enum JobEvent {
     LoggedIn,
     Output,
     Finished,
+    /// The command that shuts the guest down has ended. The guest may still run.
+    ShutdownEnded,
 }
 
 impl Job {
@@ -117,7 +123,7 @@ impl Job {
             OutputSink::Stdout(StdoutWriter::new()?)
         };
         let reader = vm.add_reader();
-        Ok(Self { plan, reader, state: JobState::Starting, sink, truncated: false })
+        Ok(Self { plan, reader, state: JobState::Starting, sink, truncated: false, shutdown: None })
     }
 
     /// The writer to standard output, unless the output is kept.
@@ -138,6 +144,10 @@ impl Job {
     /// Forwards the command's output while at most `buffer` bytes wait for standard output. Otherwise
     /// the guest waits.
     pub(crate) fn transfer_output(&mut self, vm: &mut Vm, buffer: usize) -> Option<JobEvent> {
+        if matches!(self.state, JobState::Finished(_)) && self.shutdown.is_none() {
+            // So that messages of the shutdown do not pause the guest.
+            vm.take(self.reader);
+        }
         let JobState::Running(run) = self.state else { return None };
         if let OutputSink::Stdout(output) = &self.sink {
             if output.is_broken() {
@@ -156,6 +166,20 @@ impl Job {
         })
     }
 
+    /// Begins to shut the guest down through the shell, which may take as long as `limit`. `false` where
+    /// no shell is available.
+    pub(crate) fn shut_down(&mut self, vm: &mut Vm, limit: Duration) -> bool {
+        let JobState::Finished(JobEnd::Exited(_) | JobEnd::OutputClosed) = &self.state else {
+            return false;
+        };
+        let line = format!("( {SHUTDOWN_COMMAND} )");
+        match vm.run_command(self.reader, &line, None, Some(limit)) {
+            Ok(wait) => self.shutdown = Some(wait),
+            Err(_) => return false,
+        }
+        true
+    }
+
     /// Logs in as soon as the VM is running.
     pub(crate) fn on_status(&mut self, vm: &mut Vm) -> Option<JobEvent> {
         if !matches!(self.state, JobState::Starting) || vm.status() != VmStatus::Running {
@@ -168,6 +192,10 @@ impl Job {
 
     /// Continues when the login or the command has ended.
     pub(crate) fn on_ended(&mut self, vm: &mut Vm, wait: WaitId) -> Option<JobEvent> {
+        if self.shutdown == Some(wait) {
+            self.shutdown = None;
+            return vm.take_ended(wait).map(|_| JobEvent::ShutdownEnded);
+        }
         match self.state {
             JobState::LoggingIn(login) if login == wait => match vm.take_ended(wait)? {
                 Ended::Script(Ok(_)) => {

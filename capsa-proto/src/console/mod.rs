@@ -57,7 +57,7 @@
 //! | [`Scrollback`] | its capacity, [`DEFAULT_CAPACITY`] | see [`Overflow`] |
 //! | panics since the kernel booted | 16 | the newest replaces the one before it |
 //! | output of a command | [`OUTPUT_LIMIT`] | the first bytes are kept, [`CommandOutput::truncated`] |
-//! | a command | [`COMMAND_MAX`] | rejected |
+//! | a command | 64 KiB, [`COMMAND_MAX`] | rejected |
 //! | tail in an outcome or error | 2 KiB | the last bytes are kept |
 //! | search for a near match | 64 KiB, 16 literals | the last bytes, the first literals |
 //! | a regular expression | 4 KiB, 256 KiB compiled | rejected |
@@ -90,6 +90,7 @@ mod regex;
 mod script;
 mod scrollback;
 mod serial_port;
+mod shutdown;
 mod strip;
 mod wait;
 
@@ -109,5 +110,6 @@ pub use script::{
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use serial_port::OPEN_LIMIT;
+pub use shutdown::SHUTDOWN_COMMAND;
 pub use strip::Stripper;
 pub use wait::{BlockingReader, Ended, ReaderId, WaitId, WaitKind};

@@ -46,6 +46,6 @@ pub use writer::ConsoleWriter;
 
 pub use capsa_proto::console::{
     CommandOutput, FaultReport, GuestFault, NearMatch, Overflow, Pattern, PatternError,
-    ScriptError, Stripper,
+    SHUTDOWN_COMMAND, ScriptError, Stripper,
 };
 pub use capsa_proto::text::{escape_control, escape_control_line};
