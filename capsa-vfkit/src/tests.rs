@@ -319,7 +319,7 @@ fn validate_kernel_compressed_or_foreign() {
     for (head, want) in [
         (&b"\x1f\x8b\x08\0"[..], "decompress it: zcat vmlinuz > Image"),
         (b"MZ\0\0zimg", "unzboot"),
-        (&bz_image, "this is an x86-64 kernel"),
+        (&bz_image, "use an uncompressed arm64 Image"),
         (b"\x7fELF", "use an uncompressed arm64 Image"),
     ] {
         let spec = spec();

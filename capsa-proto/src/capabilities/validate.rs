@@ -1,6 +1,7 @@
 //! Validates a VM spec in one pass and collects every violation.
 
 mod disks;
+mod kernel_image;
 mod shares;
 mod supported;
 
@@ -11,7 +12,7 @@ use alloc::vec::Vec;
 use super::{PlannedShare, ValidatedSpec, Violation, ViolationKind as Kind};
 use crate::backend::{HypervisorBackend, ProbeReport};
 use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
-use crate::host::{Arch, FileFacts, HostFacts};
+use crate::host::{FileFacts, HostFacts};
 use crate::path::HostPath;
 use crate::plan::Note;
 use crate::spec::{ConsoleMode, Disk, VmSpec};
@@ -103,14 +104,10 @@ impl Validation<'_> {
     fn boot_files(&mut self) {
         let spec = self.spec;
         if let Some(head) = self.regular_file("kernel", &spec.kernel)
-            && !is_kernel(self.host.arch, &head)
+            && let Some((what, remedy)) = kernel_image::refusal(self.host.arch, &head)
         {
-            self.reject(
-                "kernel",
-                Kind::WrongFormat,
-                format!("{} is not a bootable kernel image", spec.kernel),
-                kernel_remedy(self.host.arch, &head),
-            );
+            let reason = format!("{} {what}", spec.kernel);
+            self.reject("kernel", Kind::WrongFormat, reason, remedy);
         }
         if let Some(initrd) = &spec.initrd {
             self.regular_file("initrd", initrd);
@@ -199,7 +196,8 @@ impl Validation<'_> {
                 "memory",
                 Kind::OutOfRange,
                 format!(
-                    "{} MiB of memory cannot hold the kernel and initrd ({loaded} MiB)",
+                    "{} MiB of memory cannot hold this kernel and initrd, which need {loaded} MiB before the \
+                     first program runs",
                     resources.memory_mb
                 ),
                 format!("set memory to {} MiB or more", loaded + 128),
@@ -225,11 +223,13 @@ impl Validation<'_> {
         }
     }
 
-    /// MiB that the VMM loads into guest memory before boot. An ELF kernel counts as 0, because only
-    /// parts of the file are loaded.
+    /// MiB of guest memory that the kernel and the initrd need before the first program runs. An ELF kernel
+    /// counts as 0, because only parts of the file are loaded.
     fn boot_files_mb(&self) -> u64 {
         let loaded = |path: &HostPath| match self.host.file(path) {
-            FileFacts::File { size, head, .. } if !head.starts_with(ELF) => *size,
+            FileFacts::File { size, head, .. } if !kernel_image::is_loaded_in_parts(head) => {
+                kernel_image::size_at_start(head).max(*size)
+            }
             _ => 0,
         };
         let initrd = self.spec.initrd.as_ref().map_or(0, loaded);
@@ -355,32 +355,4 @@ fn split_mounts(user: &KernelCmdline) -> (Vec<CmdlineArg>, KernelCmdline) {
     let mut rest = user.clone();
     while rest.remove("systemd.mount-extra").is_some() {}
     (mounts, rest)
-}
-
-/// The remedy for a file that is not a bootable kernel of this architecture.
-fn kernel_remedy(arch: Arch, head: &[u8]) -> &'static str {
-    match arch {
-        Arch::X86_64 => "use a bzImage (usually named vmlinuz) or an ELF vmlinux",
-        _ if head.get(0x202..0x206) == Some(b"HdrS") => {
-            "this is an x86-64 kernel: use an arm64 Image"
-        }
-        _ if head.starts_with(b"\x1f\x8b") => "decompress it: zcat vmlinuz > Image",
-        _ if head.starts_with(b"MZ\0\0zimg") => {
-            "this is an EFI zboot image: decompress it (e.g. with unzboot), or build the target Image"
-        }
-        _ => "use an uncompressed arm64 Image",
-    }
-}
-
-/// The magic number of an ELF file.
-const ELF: &[u8] = b"\x7fELF";
-
-/// bzImage (`HdrS` at 0x202) or ELF on x86-64, `ARM\x64` at 0x38 on arm64.
-fn is_kernel(arch: Arch, head: &[u8]) -> bool {
-    let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
-    match arch {
-        Arch::X86_64 => at(0x202, b"HdrS") || at(0, ELF),
-        Arch::Aarch64 => at(0x38, b"ARM\x64"),
-        Arch::Other => true,
-    }
 }
