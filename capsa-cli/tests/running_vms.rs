@@ -6,10 +6,11 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use capsa_proto::codec::asciicast::{CastEventKind, Decoder};
 use capsa_testkit::nano::{self, Nano};
+use capsa_testkit::skip;
 use common::{CapsaProcess, Terminal, capsa, run_dir};
 use nix::sys::signal::Signal;
 
@@ -199,6 +200,36 @@ fn gc_removes_run_dir_of_killed_run() {
     let output: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(output["removed"].as_array().unwrap().len(), 1, "{stdout}");
     assert_eq!(fs::read_dir(run_dir(capsa.dir())).unwrap().count(), 1); // its lock
+}
+
+/// A misspelt variable is an error, not an empty list.
+#[test]
+fn ps_and_gc_name_variable_of_missing_parent() {
+    for words in [&["ps"][..], &["ps", "--json"], &["gc"], &["gc", "--dry-run"], &["stop", "--all"]] {
+        let mut command = capsa();
+        let output = command.args(words).env("CAPSA_RUN_DIR", "/nope/run").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout), (Some(111), vec![]), "{words:?}: {stderr}");
+        let text = "cannot make the directory /nope/run (CAPSA_RUN_DIR): /nope does not exist";
+        assert!(stderr.contains(text), "{stderr}");
+    }
+}
+
+#[test]
+fn ps_works_on_read_only_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs tmpfs \"$1\" && mkdir -m 700 \"$1/run\" && \
+        mount -o remount,ro \"$1\" && CAPSA_RUN_DIR=$1/run exec \"$2\" ps || echo skip";
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", script, "sh"]).arg(dir.path()).arg(env!("CARGO_BIN_EXE_capsa"));
+    let Ok(output) = command.output() else { return skip("unshare is not installed") };
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    if stdout == "skip\n" || stderr.contains("unshare:") {
+        return skip("there are no user namespaces");
+    }
+    assert_eq!((output.status.code(), &*stderr), (Some(0), ""));
+    assert_eq!(stdout, "NAME  ID  BACKEND  OWNER  SINCE  CONSOLE\n");
 }
 
 #[test]

@@ -260,13 +260,21 @@ pub struct RunDirEntry {
 /// # Errors
 ///
 /// When `base` cannot be read or belongs to another user, or when another process holds its lock for
-/// more than [`LOCK_TIMEOUT`]. A missing `base` has no entries.
+/// more than [`LOCK_TIMEOUT`]. A missing `base` has no entries; its parent must exist.
 pub fn list(base: &Path) -> io::Result<Vec<RunDirEntry>> {
     if !base.exists() {
-        return Ok(Vec::new());
+        return missing_parent(base).map_or(Ok(Vec::new()), Err);
     }
-    // Under this lock, no owner is between creating its directory and locking it.
-    let _base = lock_base(base, LOCK_TIMEOUT)?;
+    check_base(base)?;
+    // Under this lock, no owner is between creating its directory and locking it. A directory that cannot
+    // be written may have no lock file, and no owner creates a directory in it.
+    let lock = match open_lock(base) {
+        Err(error) if is_read_only(&error) => lock::open(&base.join(LOCK)).ok(),
+        lock => Some(lock?),
+    };
+    if let Some(lock) = &lock {
+        lock::lock_within(lock, &base.join(LOCK), LOCK_TIMEOUT)?;
+    }
     let mut found = Vec::new();
     for entry in fs::read_dir(base)? {
         let path = entry?.path();
@@ -339,24 +347,44 @@ fn lock_base(base: &Path, limit: Duration) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Creates `base` if needed, without its parents: a misspelt variable must not create directories at
-/// unexpected places. Rejects it unless it is private to this user, and opens its lock file.
+/// Prepares `base`, as [`check_base`], and opens its lock file.
 fn open_base(base: &Path) -> io::Result<File> {
-    let cannot = |what: &str, error| {
-        let variable = variable_of(base).map(|name| format!(" ({name})")).unwrap_or_default();
-        context::failed(format!("cannot {what} {}{variable}", base.display()), error)
-    };
+    check_base(base)?;
+    open_lock(base)
+}
+
+fn open_lock(base: &Path) -> io::Result<File> {
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK));
+    lock.map_err(|error| cannot("write in", base, error))
+}
+
+/// Whether nothing can be created in the directory for which a call returned this error.
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
+/// Says what failed, and the variable that `base` comes from.
+fn cannot(what: &str, base: &Path, error: io::Error) -> io::Error {
+    let variable = variable_of(base).map(|name| format!(" ({name})")).unwrap_or_default();
+    context::failed(format!("cannot {what} {}{variable}", base.display()), error)
+}
+
+/// The error for a base directory whose parent does not exist.
+fn missing_parent(base: &Path) -> Option<io::Error> {
+    let parent = base.parent().filter(|parent| !parent.exists())?;
+    let text = format!("{} does not exist", parent.display());
+    Some(cannot("make the directory", base, io::Error::new(io::ErrorKind::NotFound, text)))
+}
+
+/// Creates `base` if needed, without its parents: a misspelt variable must not create directories at
+/// unexpected places. Rejects it unless it is private to this user.
+fn check_base(base: &Path) -> io::Result<()> {
     let made = private().create(base);
     let found = match base.symlink_metadata() {
         Ok(found) => found,
         Err(error) => {
-            let error = made.err().unwrap_or(error);
-            let parent = base.parent().filter(|parent| !parent.exists());
-            let error = parent.map_or(error, |parent| {
-                let text = format!("{} does not exist", parent.display());
-                io::Error::new(io::ErrorKind::NotFound, text)
-            });
-            return Err(cannot("make the directory", error));
+            let error = cannot("make the directory", base, made.err().unwrap_or(error));
+            return Err(missing_parent(base).unwrap_or(error));
         }
     };
     let not_ours = |why: &str| {
@@ -372,8 +400,7 @@ fn open_base(base: &Path) -> io::Result<File> {
     if found.mode() & 0o022 != 0 {
         return not_ours("can be written by other users");
     }
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(base.join(LOCK));
-    lock.map_err(|error| cannot("write in", error))
+    Ok(())
 }
 
 fn private() -> DirBuilder {

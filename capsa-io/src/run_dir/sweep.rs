@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::lock::{self, LONGEST_PAUSE};
 use super::{
+    missing_parent,
     LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base, open_base, remove,
 };
 
@@ -47,7 +48,7 @@ pub struct RemovedRunDir {
 /// for more than [`LOCK_TIMEOUT`]. A missing `base` is not an error.
 pub fn sweep(base: &Path) -> io::Result<Vec<RemovedRunDir>> {
     if !base.exists() {
-        return Ok(Vec::new());
+        return missing_parent(base).map_or(Ok(Vec::new()), Err);
     }
     let mut removed = Vec::new();
     let mut sweep = None;
