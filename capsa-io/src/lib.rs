@@ -17,6 +17,7 @@
 //! | [`probe`] | probes programs for versions and options |
 //! | `watchdog` | kills child processes when this program dies |
 //! | [`ephemeral`] | ephemeral disks: overlays and clones |
+//! | `oom` | whether the kernel killed a process for lack of memory |
 //! | `process`, `inherited`, `stream`, `clock` | a child process, the descriptors that it inherits, a byte stream, the clock |
 //! | `sys` | the system calls, and the only `unsafe` code |
 //!
@@ -27,6 +28,7 @@ pub mod context;
 pub mod ephemeral;
 pub mod facts;
 mod inherited;
+mod oom;
 pub mod probe;
 mod process;
 pub mod random;

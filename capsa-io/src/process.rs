@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use capsa_proto::lifecycle::Exit;
 use capsa_proto::plan::{ProcessPlan, Signal};
 use nix::sys::signal::Signal as SysSignal;
 
+use crate::oom;
 use crate::stream::ByteStream;
 use crate::sys::{self, ExitState, ExitWatch, ForkGuard, InheritedDescriptor, Poll, SpawnRequest};
 use crate::watchdog;
@@ -48,6 +50,10 @@ pub(crate) struct ChildProcess {
     pid: u32,
     fork_guard: ForkGuard,
     reaped: bool,
+    /// SIGKILL was sent to it.
+    was_killed: AtomicBool,
+    /// [`oom::kills_in_cgroup`] at the start.
+    oom_kills: Option<u64>,
     exit: Option<ExitWatch>,
 }
 
@@ -83,7 +89,14 @@ impl ChildProcess {
             watchdog: None,
         })?;
         // From here on, dropping `process` kills the child.
-        let mut process = Self { pid, fork_guard: ForkGuard::new(), reaped: false, exit: None };
+        let mut process = Self {
+            pid,
+            fork_guard: ForkGuard::new(),
+            reaped: false,
+            was_killed: AtomicBool::new(false),
+            oom_kills: oom::kills_in_cgroup(),
+            exit: None,
+        };
         sys::set_nonblocking(stderr.as_fd())?;
         process.exit = Some(ExitWatch::new(poll, process.pid(), exit_key)?);
         Ok((process, ByteStream::File(OwnedFd::from(stderr).into())))
@@ -102,6 +115,7 @@ impl ChildProcess {
             Signal::Term => SysSignal::SIGTERM,
             Signal::Kill => SysSignal::SIGKILL,
         };
+        self.was_killed.fetch_or(signal == SysSignal::SIGKILL, Ordering::Relaxed);
         sys::signal_group(self.pid(), signal)
     }
 
@@ -112,7 +126,27 @@ impl ChildProcess {
         }
         let status = self.reap(Duration::ZERO);
         self.exit = None;
-        Some(Exit::new(status.and_then(|s| s.code()), status.and_then(|s| s.signal())))
+        let mut exit = Exit::new(status.and_then(|s| s.code()), status.and_then(|s| s.signal()));
+        exit.killed_by = self.killed_by(exit.signal);
+        Some(exit)
+    }
+
+    /// Who sent SIGKILL, unless Capsa did.
+    fn killed_by(&self, signal: Option<i32>) -> Option<&'static str> {
+        if self.was_killed.load(Ordering::Relaxed) || signal != Some(SysSignal::SIGKILL as i32) {
+            return None;
+        }
+        let counted = self.oom_kills.zip(oom::kills_in_cgroup()).is_some_and(|(a, b)| a < b);
+        Some(match counted || oom::is_in_kernel_log(self.pid()) {
+            true => {
+                "sent by the kernel's out-of-memory killer: the host or its cgroup has too little \
+                 memory for this VM"
+            }
+            false => {
+                "which Capsa did not send; the likely cause is the kernel's out-of-memory killer: see \
+                 `dmesg`"
+            }
+        })
     }
 
     /// Leaves a child alone that survived SIGKILL: waiting for it could block forever. It stays in the

@@ -204,7 +204,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             11 if hypervisor && self.below(4) == 0 => Input::Guest(GuestEvent::PoweredOff),
             12 if process.alive && process.killed => {
                 sim.processes[id.0].alive = false;
-                exited(Exit { code: None, signal: Some(9), stderr_tail: String::new() })
+                exited(Exit::new(None, Some(9)))
             }
             13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::ExternalQuit),
             13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::CpuFailed),

@@ -96,6 +96,8 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that killed the process.
     pub signal: Option<i32>,
+    /// Who sent SIGKILL, if Capsa did not.
+    pub killed_by: Option<&'static str>,
     /// The last lines on standard error.
     pub stderr_tail: String,
 }
@@ -108,7 +110,7 @@ impl Exit {
 
     /// An exit with this status or by this signal, and no output on standard error.
     pub const fn new(code: Option<i32>, signal: Option<i32>) -> Self {
-        Self { code, signal, stderr_tail: String::new() }
+        Self { code, signal, killed_by: None, stderr_tail: String::new() }
     }
 
     /// The process exited with a status other than 0.
@@ -123,6 +125,9 @@ impl fmt::Display for Exit {
             (Some(code), _) => write!(f, "exited with status {code}")?,
             (None, Some(signal)) => write!(f, "was killed by signal {signal}")?,
             (None, None) => write!(f, "ended")?,
+        }
+        if let Some(killed_by) = self.killed_by {
+            write!(f, " (SIGKILL), {killed_by}")?;
         }
         match self.stderr_tail.trim() {
             "" => Ok(()),

@@ -232,7 +232,7 @@ impl ScriptedSim {
             }
             GuestEnd::Exit(status) => Some(self.exit(Exit::with_code(status))),
             GuestEnd::Killed(signal) => {
-                let exit = Exit { code: None, signal: Some(signal), stderr_tail: String::new() };
+                let exit = Exit::new(None, Some(signal));
                 Some(self.exit(exit))
             }
             GuestEnd::Hang => {

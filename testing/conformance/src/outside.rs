@@ -34,6 +34,7 @@ fn sigkill(fixture: &Fixture<'_>) {
         reason.contains(&format!("{} was killed by signal 9", fixture.subject.backend)),
         "{reason}"
     );
+    assert!(reason.contains("which Capsa did not send"), "{reason}");
     assert!(matches!(vm.handle.status(), VmStatus::Failed { .. }), "{}", vm.handle.status());
 }
 

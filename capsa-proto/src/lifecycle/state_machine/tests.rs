@@ -135,7 +135,7 @@ fn stop_unresponsive(power_off: bool, grace: Duration) -> (LifecycleTest, Durati
     while !vm.actions.contains(&Action::Signal(ProcessId(1), Signal::Kill)) {
         vm.time_out();
     }
-    let killed = Exit { signal: Some(9), code: None, stderr_tail: String::new() };
+    let killed = Exit::new(None, Some(9));
     vm.input(Input::HypervisorExited(killed));
     while !vm.actions.contains(&Action::Signal(ProcessId(0), Signal::Kill)) {
         vm.time_out();
@@ -190,6 +190,7 @@ fn stop_ignored_climbs_whole_stop_ladder() {
     vm.time_out();
     assert_eq!(vm.actions.last(), Some(&Action::Signal(VMM, Signal::Kill)));
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: None,
         signal: Some(9),
         stderr_tail: String::new(),
@@ -206,6 +207,7 @@ fn kill_in_grace_period_is_reported_as_kill() {
     let mut vm = LifecycleTest::running(&plan(0));
     vm.input(Input::Stop { grace: Duration::from_secs(10) }).input(Input::Kill);
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: None,
         signal: Some(9),
         stderr_tail: String::new(),
@@ -321,6 +323,7 @@ fn boot_reply_lost_uses_hypervisor_exit_as_cause() {
     let mut vm = LifecycleTest::new(&plan(0));
     lost(&mut vm);
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: Some(1),
         signal: None,
         stderr_tail: "bad disk\n".into(),
@@ -332,6 +335,7 @@ fn boot_reply_lost_uses_hypervisor_exit_as_cause() {
     lost(&mut vm);
     vm.time_out();
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: None,
         signal: Some(9),
         stderr_tail: String::new(),
@@ -345,6 +349,7 @@ fn early_hypervisor_exit_reports_stderr() {
     let mut vm = LifecycleTest::new(&plan(0));
     vm.input(Input::Start);
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: Some(1),
         signal: None,
         stderr_tail: "bad option\n".into(),
@@ -357,6 +362,7 @@ fn early_hypervisor_exit_reports_stderr() {
 fn hypervisor_killed_is_not_power_off() {
     let mut vm = LifecycleTest::running(&plan(0));
     vm.input(Input::HypervisorExited(Exit {
+        killed_by: None,
         code: None,
         signal: Some(11),
         stderr_tail: String::new(),

@@ -1,7 +1,6 @@
 //! [`Simulation`]: one schedule: what the processes, the guest, the network and the clock do.
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -378,7 +377,7 @@ impl<'a> Simulation<'a> {
             );
         let wants_exit = killed || terminated || follows || (is_hypervisor && self.exits_soon);
         if wants_exit && !self.choose.chance(self.temper.deafness) {
-            let by_kill = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
+            let by_kill = Exit::new(None, Some(9));
             self.die(id, if killed { by_kill } else { Exit::with_code(0) });
         }
     }
@@ -464,7 +463,7 @@ impl<'a> Simulation<'a> {
         if !self.hypervisor_is_alive() {
             return self.fail_helper();
         }
-        let signal = |signal| Exit { code: None, signal: Some(signal), stderr_tail: String::new() };
+        let signal = |signal| Exit::new(None, Some(signal));
         match self.choose.below(20) {
             0 => {
                 self.stderr[vmm.0].write(b"fatal: no\n");

@@ -155,7 +155,7 @@ fn start_timed_out_has_last_stderr_lines() {
         core.handle_timeout(NOW + Timing::default().launch);
     }
     assert_eq!(outputs(&mut core), [Output::Signal(VMM, Signal::Kill)]);
-    core.handle_exited(NOW, VMM, Exit { code: None, signal: Some(9), stderr_tail: String::new() });
+    core.handle_exited(NOW, VMM, Exit::new(None, Some(9)));
     let report = core.report().unwrap().to_string();
     assert!(report.ends_with("control channel is connected: waiting for the disk"), "{report}");
 }
