@@ -17,8 +17,8 @@ const OVERLAYS: &str = "set TMPDIR to a directory with free space; until then ep
 
 /// With fewer, hypervisors and virtiofsd fail with other words: cloud-hypervisor (v53) says that a channel
 /// is closed.
-const OPEN_FILES: u64 = 256;
-const RAISE_OPEN_FILES: &str = "raise it before starting VMs: ulimit -n 1024";
+pub(crate) const OPEN_FILES: u64 = 256;
+pub(crate) const RAISE_OPEN_FILES: &str = "raise it before starting VMs: ulimit -n 1024";
 
 /// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use capsa::backend::Violation;
 use capsa::console::escape_control;
 use serde_json::{Value, json};
 
+use crate::doctor::{OPEN_FILES, RAISE_OPEN_FILES};
 use crate::json_output;
 
 /// The guest powered off or rebooted.
@@ -266,6 +267,28 @@ pub(crate) fn invalid_file(file: &Path, errors: usize) -> String {
     }
 }
 
+/// The likely cause of a failed start on a host with this limit of open files. Hypervisors describe it in
+/// many ways, so it is named before their text.
+pub(crate) fn cause_of_start(open_files_limit: u64) -> Option<String> {
+    (open_files_limit < OPEN_FILES).then(|| {
+        format!("the limit of open files is {open_files_limit}, a likely cause: {RAISE_OPEN_FILES}")
+    })
+}
+
+/// The remedy for a guest that failed, found by the messages of its kernel.
+pub(crate) fn hint_of_console(console: &[u8]) -> Option<&'static str> {
+    const TOO_LITTLE_MEMORY: [&[u8]; 4] = [
+        b"Initramfs unpacking failed: write error",
+        b"System is deadlocked on memory",
+        b"Out of memory and no killable processes",
+        b"compulsory panic_on_oom",
+    ];
+    let contains = |text: &&[u8]| console.windows(text.len()).any(|window| window == *text);
+    TOO_LITTLE_MEMORY.iter().any(contains).then_some(
+        "the VM has too little memory for this kernel and initrd, or for its programs: --memory",
+    )
+}
+
 /// The remedy for a failed start, found by a fragment of the error text of the hypervisor, helper or
 /// library. The check before the start finds most of these; here they have appeared since.
 pub(crate) fn hint_of_start(reason: &str) -> Option<&'static str> {
@@ -311,6 +334,20 @@ mod tests {
         let line = format!("\n  kernel: {} does not exist\n    hint: ", kernel.display());
         assert!(text.contains(&line), "{text}");
         assert!(text.contains("\n  shares.w.host: "), "{text}");
+    }
+
+    #[test]
+    fn cause_of_start_is_small_limit_only() {
+        assert_eq!(cause_of_start(1024), None);
+        let cause = cause_of_start(64).unwrap();
+        assert!(cause.starts_with("the limit of open files is 64, "), "{cause}");
+    }
+
+    #[test]
+    fn hint_of_console_names_memory() {
+        let panic = b"[ 1.2] Kernel panic - not syncing: System is deadlocked on memory\r\n";
+        assert!(hint_of_console(panic).unwrap().contains("--memory"));
+        assert_eq!(hint_of_console(b"[ 1.2] Kernel panic - not syncing: VFS\r\n"), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use capsa::embed::DEFAULT_GRACE;
 use capsa::embed::{Vm, VmEvent};
 use capsa::{ConsoleMode, EndedBy, VmStatus};
+use capsa_io::facts;
 use capsa_io::run_dir::NameLock;
 use nix::sys::signal::{Signal, raise};
 use serde_json::json;
@@ -57,6 +58,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A VM that is stopping is not paused by a slow standard output before this many bytes wait for it, so
 /// that the guest can power off.
 const STOP_BUFFER: usize = 1 << 20;
+
+/// The console output that is searched for the cause of a failure, in bytes.
+const HINT_TAIL: usize = 64 << 10;
 
 /// How long the shell of a job may take to shut the guest down before the power button is pressed.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -124,10 +128,22 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
         control.finish(&outcome.json());
     }
     let console_tail = (!console_was_shown).then(|| vm.scrollback().tail(4096));
-    let reported = outcome.report(reporter, console_tail, wants_json);
-    if let EndedBy::StartFailed { error } = &outcome.report.ended_by
-        && let Some(hint) = failure::hint_of_start(&error.to_string())
+    let start_error = match &outcome.report.ended_by {
+        EndedBy::StartFailed { error } => Some(error.to_string()),
+        _ => None,
+    };
+    if start_error.is_some()
+        && let Some(cause) = failure::cause_of_start(facts::open_files_limit())
     {
+        reporter.error(&cause);
+    }
+    let reported = outcome.report(reporter, console_tail, wants_json);
+    let hint = match start_error {
+        Some(error) => failure::hint_of_start(&error),
+        None if outcome.is_failure() => failure::hint_of_console(vm.scrollback().tail(HINT_TAIL)),
+        None => None,
+    };
+    if let Some(hint) = hint {
         reporter.hint(hint);
     }
     reported?;

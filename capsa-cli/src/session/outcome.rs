@@ -88,7 +88,8 @@ impl RunOutcome {
         if wants_json {
             print(&json_output::document("run", self.json()))?;
         }
-        if let Some(tail) = console_tail.filter(|_| self.is_failure() && !reporter.is_json()) {
+        let needs_tail = self.is_failure() || self.code() == failure::TIME_LIMIT;
+        if let Some(tail) = console_tail.filter(|_| needs_tail && !reporter.is_json()) {
             print_tail(&String::from_utf8_lossy(tail));
         }
         reporter.event("stopped", self.json());
@@ -104,7 +105,7 @@ impl RunOutcome {
     }
 
     /// Whether the VM failed. A command's own exit status does not count.
-    fn is_failure(&self) -> bool {
+    pub(crate) fn is_failure(&self) -> bool {
         let is_expected = [failure::OK, failure::TIME_LIMIT].contains(&self.code());
         self.signal.is_none() && !is_expected && !self.command_ran()
     }
