@@ -205,11 +205,16 @@ fn gc_removes_run_dir_of_killed_run() {
 /// A misspelt variable is an error, not an empty list.
 #[test]
 fn ps_and_gc_name_variable_of_missing_parent() {
-    for words in [&["ps"][..], &["ps", "--json"], &["gc"], &["gc", "--dry-run"], &["stop", "--all"]] {
+    for words in [&["ps"][..], &["ps", "--json"], &["gc"], &["gc", "--dry-run"], &["stop", "--all"]]
+    {
         let mut command = capsa();
         let output = command.args(words).env("CAPSA_RUN_DIR", "/nope/run").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout), (Some(111), vec![]), "{words:?}: {stderr}");
+        assert_eq!(
+            (output.status.code(), output.stdout),
+            (Some(111), vec![]),
+            "{words:?}: {stderr}"
+        );
         let text = "cannot make the directory /nope/run (CAPSA_RUN_DIR): /nope does not exist";
         assert!(stderr.contains(text), "{stderr}");
     }
@@ -221,7 +226,10 @@ fn ps_works_on_read_only_base() {
     let script = "mount -t tmpfs tmpfs \"$1\" && mkdir -m 700 \"$1/run\" && \
         mount -o remount,ro \"$1\" && CAPSA_RUN_DIR=$1/run exec \"$2\" ps || echo skip";
     let mut command = Command::new("unshare");
-    command.args(["-rm", "sh", "-c", script, "sh"]).arg(dir.path()).arg(env!("CARGO_BIN_EXE_capsa"));
+    command
+        .args(["-rm", "sh", "-c", script, "sh"])
+        .arg(dir.path())
+        .arg(env!("CARGO_BIN_EXE_capsa"));
     let Ok(output) = command.output() else { return skip("unshare is not installed") };
     let stdout = String::from_utf8(output.stdout).unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

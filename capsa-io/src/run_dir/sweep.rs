@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::lock::{self, LONGEST_PAUSE};
 use super::{
-    missing_parent,
-    LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base, open_base, remove,
+    LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base, missing_parent,
+    open_base, remove,
 };
 
 /// The longest time for which a sweep holds the lock of the base directory without a pause. A build

@@ -47,7 +47,11 @@ const FORMATS: &[ImageFormat] = &[
         |head| has(head, 0, b"\x28\xb5\x2f\xfd"),
         Some("decompress it: zstdcat"),
     ),
-    ImageFormat("an lz4 file", |head| has(head, 0, b"\x02\x21\x4c\x18"), Some("decompress it: lz4cat")),
+    ImageFormat(
+        "an lz4 file",
+        |head| has(head, 0, b"\x02\x21\x4c\x18"),
+        Some("decompress it: lz4cat"),
+    ),
     ImageFormat("a cpio archive, as initrds are", |head| has(head, 0, b"07070"), None),
     ImageFormat("a U-Boot image", |head| has(head, 0, b"\x27\x05\x19\x56"), None),
     ImageFormat("a device tree or FIT image", |head| has(head, 0, b"\xd0\x0d\xfe\xed"), None),
@@ -140,7 +144,8 @@ mod tests {
             (x86, head(0, b"QFI\xfb"), "a qcow2 disk image", "use a bzImage"),
             (x86, head(0, b"hello"), "not a bootable kernel image", "use a bzImage"),
         ] {
-            let (found, hint) = refusal(arch, &head).unwrap_or_else(|| panic!("{what} is accepted"));
+            let (found, hint) =
+                refusal(arch, &head).unwrap_or_else(|| panic!("{what} is accepted"));
             assert!(found.contains(what) && hint.contains(remedy), "{found}: {hint}");
         }
         for (arch, head) in [
