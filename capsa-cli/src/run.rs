@@ -3,6 +3,7 @@
 //! [`crate::session`] runs it.
 
 use std::path::Path;
+use std::time::Instant;
 
 use capsa::ConsoleMode;
 use capsa::backend::NoteLevel;
@@ -25,6 +26,7 @@ const SCROLLBACK: usize = 64 * 1024;
 
 /// Runs a VM, or prints its launch plan. With `logs`, log messages are printed.
 pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
+    let begin = Instant::now();
     let command = Some(arguments.command);
     let options = &arguments.settings.options;
     let progress = match options.progress {
@@ -92,6 +94,7 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
         name: settings.name,
         name_lock,
         grace: settings.grace,
+        deadline: settings.timeout.and_then(|limit| begin.checked_add(limit)),
         log: settings.log,
         record: settings.record,
         relays: settings.vsock,

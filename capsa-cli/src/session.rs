@@ -77,6 +77,8 @@ pub(crate) struct SessionPlan {
     /// Reserves the name until it is published.
     pub(crate) name_lock: Option<NameLock>,
     pub(crate) grace: Option<Duration>,
+    /// When the time limit ends, which counts from the start of this program.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) record: Option<PathBuf>,
     pub(crate) relays: Vec<VsockRelay>,
@@ -97,10 +99,12 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     reporter.status(Some(&format!("starting {backend}")));
     let driven = session.drive();
     reporter.clear();
-    let report = session.vm.stop_report();
+    let mut report = session.vm.stop_report();
+    if let Some(report) = &mut report {
+        report.time_limit |= session.time_limit_hit;
+    }
     if let Some(recorder) = &mut session.recorder {
-        recorder.record_output(&mut session.vm, reporter);
-        recorder.finish(report.as_ref(), reporter);
+        recorder.finish(&mut session.vm, report.as_ref(), reporter);
     }
     let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
     let unwritten = session.unwritten();
@@ -160,6 +164,7 @@ enum SessionSource {
     Vm,
     Input,
     Output,
+    Log,
     Control(ControlSource),
     Relay(usize),
 }
@@ -181,6 +186,8 @@ struct RunLoop<'r> {
     run_dir_checked: Option<Instant>,
     /// The signal that made this run stop, and when it came.
     signal: Option<(u8, Instant)>,
+    deadline: Option<Instant>,
+    time_limit_hit: bool,
     /// When the job finished. The grace period counts from here.
     job_finished: Option<Instant>,
     /// Why the time for output is limited.
@@ -222,6 +229,8 @@ impl<'r> RunLoop<'r> {
             output_reported: false,
             run_dir_checked: Some(Instant::now()),
             signal: None,
+            deadline: plan.deadline,
+            time_limit_hit: false,
             job_finished: None,
             stop: StopRequest::None,
         };
@@ -258,11 +267,8 @@ impl<'r> RunLoop<'r> {
         let (mut last_progress, mut ended) = (Instant::now(), None);
         loop {
             let has_ended = self.vm.status().is_terminal();
-            if has_ended && ended.is_none() {
-                ended = Some(Instant::now());
-                if self.vm.stop_report().is_some_and(|report| report.time_limit) {
-                    self.stop = self.stop.max(StopRequest::Stop);
-                }
+            if has_ended {
+                ended.get_or_insert_with(Instant::now);
             }
             self.move_bytes();
             let is_written = self.output().is_none_or(StdoutWriter::is_empty);
@@ -282,6 +288,13 @@ impl<'r> RunLoop<'r> {
             }
             for source in ready {
                 self.on_ready(source, has_ended);
+            }
+            if !has_ended
+                && !self.time_limit_hit
+                && self.deadline.is_some_and(|at| at <= Instant::now())
+            {
+                self.time_limit_hit = true;
+                self.stop(self.grace);
             }
             if !has_ended {
                 // Before the VM may end and remove its run directory itself.
@@ -345,6 +358,9 @@ impl<'r> RunLoop<'r> {
         if let Some(output) = self.output().filter(|output| !output.is_empty()) {
             poll_set.writable(SessionSource::Output, output.as_fd());
         }
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| !has_ended) {
+            recorder.register(&mut poll_set, SessionSource::Log);
+        }
         if let Some(control) = self.control.as_ref().filter(|_| !has_ended) {
             control.register(&mut poll_set, SessionSource::Control);
         }
@@ -353,8 +369,11 @@ impl<'r> RunLoop<'r> {
                 let check = self.run_dir_checked;
                 let check = check.map(|at| RUN_DIR_CHECK.1.saturating_sub(at.elapsed()));
                 let terminal = self.stdio.as_ref().and_then(Stdio::next_check);
-                let timeouts = [self.vm.next_timeout(), self.reporter.next_draw(), check, terminal];
-                timeouts.into_iter().flatten().min()
+                let deadline = self.deadline.filter(|_| !self.time_limit_hit);
+                let deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                let of_vm = [self.vm.next_timeout(), deadline];
+                let timeouts = [self.reporter.next_draw(), check, terminal];
+                of_vm.into_iter().chain(timeouts).flatten().min()
             }
             true => drain,
         };
@@ -363,7 +382,7 @@ impl<'r> RunLoop<'r> {
 
     fn on_ready(&mut self, source: SessionSource, has_ended: bool) {
         match source {
-            SessionSource::Signals | SessionSource::Vm => {}
+            SessionSource::Signals | SessionSource::Vm | SessionSource::Log => {}
             SessionSource::Output => {
                 if let Some(stdio) = &mut self.stdio {
                     stdio.output.on_writable();

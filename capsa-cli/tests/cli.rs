@@ -88,6 +88,36 @@ fn time_limit_exits_114() {
     assert!(stderr.contains("time limit reached"), "{stderr}");
 }
 
+/// The log waits for a reader, not the start.
+#[test]
+fn log_to_fifo_without_reader_does_not_block() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    let limits = ["--timeout", "2s", "--log", fifo];
+    let mut vm = CapsaProcess::start(Nano::default(), &limits).unwrap();
+    vm.wait_for(nano::READY);
+    // A reader that comes later has all bytes.
+    let mut reader = fs::File::open(fifo).unwrap();
+    let log = std::thread::spawn(move || {
+        let mut log = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut log).map(|_| log)
+    });
+    let (code, stderr) = vm.wait_for_end();
+    assert_eq!(code, 114, "{stderr}");
+    assert_eq!(log.join().unwrap().unwrap(), vm.seen);
+    // More than the FIFO holds, and no reader.
+    let mut vm = CapsaProcess::start(Nano::default(), &limits).unwrap();
+    vm.write(&[nano::FLOOD; 2]);
+    let (code, stderr) = vm.wait_for_end();
+    assert_eq!(code, 114, "{stderr}");
+    assert!(stderr.contains("the console log lacks "), "{stderr}");
+}
+
 #[test]
 fn time_limit_respects_grace_period() {
     if !common::has_qemu() {

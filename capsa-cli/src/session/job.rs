@@ -173,7 +173,7 @@ impl Job {
             return false;
         };
         let line = format!("( {SHUTDOWN_COMMAND} )");
-        match vm.run_command(self.reader, &line, None, Some(limit)) {
+        match vm.run(self.reader, &line, Some(limit)) {
             Ok(wait) => self.shutdown = Some(wait),
             Err(_) => return false,
         }

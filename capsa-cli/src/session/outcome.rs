@@ -121,7 +121,7 @@ fn exit_code(report: &StopReport, signal: Option<u8>) -> u8 {
     match (&report.ended_by, signal) {
         _ if report.steps.contains(&StopStep::GaveUp) => failure::HYPERVISOR,
         (EndedBy::HelperLost { .. } | EndedBy::HypervisorLost { .. }, _) => failure::HYPERVISOR,
-        (EndedBy::StartFailed { .. }, None) => failure::START,
+        (EndedBy::StartFailed { .. }, None) if !report.time_limit => failure::START,
         (EndedBy::GuestPanic, None) => failure::PANIC,
         (_, Some(signal)) => failure::SIGNAL + signal,
         _ if report.time_limit => failure::TIME_LIMIT,

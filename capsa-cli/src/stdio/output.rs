@@ -8,12 +8,14 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ttyname;
 
 use crate::print::print_message;
+use crate::stdio::poll_set::PollSet;
 
 /// The bytes that a writable pipe accepts without blocking: 4096 on Linux, 512 by POSIX.
 pub(crate) const PIPE_BUF: usize = if cfg!(target_os = "linux") { 4096 } else { 512 };
@@ -43,14 +45,24 @@ impl StdoutWriter {
             Some(terminal) => terminal,
             None => File::from(stdout.as_fd().try_clone_to_owned()?),
         };
-        Ok(Self {
-            to,
-            bytes: Vec::new(),
-            written: 0,
-            is_broken: false,
-            is_lossy: false,
-            last: None,
-        })
+        Ok(Self::to_file(to))
+    }
+
+    /// A writer to a file that was opened with `O_NONBLOCK`.
+    pub(crate) fn to_file(to: File) -> Self {
+        Self { to, bytes: Vec::new(), written: 0, is_broken: false, is_lossy: false, last: None }
+    }
+
+    /// Writes the rest, until no byte is accepted for `stall`.
+    pub(crate) fn drain(&mut self, stall: Duration) {
+        while !self.is_empty() {
+            let mut poll_set = PollSet::new();
+            poll_set.writable((), self.to.as_fd());
+            if poll_set.wait(Some(stall)).is_ok_and(|ready| ready.is_empty()) {
+                return;
+            }
+            self.on_writable();
+        }
     }
 
     /// Whether everything is written, so that [`StdoutWriter::put`] may be called.

@@ -512,7 +512,7 @@ fn helper_exit_is_cause_only_if_hypervisor_stays() {
 
     let mut exits = LifecycleTest::running(&plan(1));
     exits.input(Input::HelperExited(ProcessId(0), Exit::with_code(0)));
-    let killed = Exit { code: None, signal: Some(9), stderr_tail: String::new() };
+    let killed = Exit::new(None, Some(9));
     exits.input(Input::HypervisorExited(killed));
     assert!(matches!(exits.report().ended_by, EndedBy::HypervisorLost { .. }));
 }
