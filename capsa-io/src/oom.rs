@@ -91,8 +91,7 @@ mod tests {
 
     #[test]
     fn names_recent_kill_of_process_only() {
-        let of_host =
-            "3,7,90000000,-;Out of memory: Killed process 42 (qemu-system-x86) total-vm:1kB";
+        let of_host = "3,7,90000000,-;Out of memory: Killed process 42 (vmm) total-vm:1kB";
         let of_cgroup = "3,7,90000000,-;Memory cgroup out of memory: Killed process 42 (a) b";
         for (record, pid, uptime, want) in [
             (of_host, 42, 100.0, true),

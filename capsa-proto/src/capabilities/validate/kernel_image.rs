@@ -14,20 +14,20 @@ const ELF: &[u8] = b"\x7fELF";
 
 /// A file format: what it is called, how it is recognised, and how to make a kernel of it. Without a
 /// remedy of its own, the remedy is the kernel that the architecture needs.
-struct ImageFormat(&'static str, fn(&[u8]) -> bool, Option<&'static str>);
+struct KernelFormat(&'static str, fn(&[u8]) -> bool, Option<&'static str>);
 
 /// The first that applies counts.
-const FORMATS: &[ImageFormat] = &[
-    ImageFormat("an x86-64 bzImage", |head| has(head, 0x202, b"HdrS"), None),
-    ImageFormat(
+const FORMATS: &[KernelFormat] = &[
+    KernelFormat("an x86-64 bzImage", |head| has(head, 0x202, b"HdrS"), None),
+    KernelFormat(
         "an EFI zboot image",
         |head| has(head, 0, b"MZ\0\0zimg"),
         Some("decompress it, e.g. with unzboot, or build the target Image"),
     ),
-    ImageFormat("an arm64 Image", |head| has(head, 0x38, b"ARM\x64"), None),
-    ImageFormat("an ELF file for arm64", |head| is_elf(head, 0xb7), None),
-    ImageFormat("an ELF file", |head| has(head, 0, ELF), None),
-    ImageFormat(
+    KernelFormat("an arm64 Image", |head| has(head, 0x38, b"ARM\x64"), None),
+    KernelFormat("an ELF file for arm64", |head| is_elf(head, 0xb7), None),
+    KernelFormat("an ELF file", |head| has(head, 0, ELF), None),
+    KernelFormat(
         "a unified kernel image (UKI)",
         |head| has(head, 0, b"MZ") && head.windows(8).any(|name| name == b".linux\0\0"),
         Some(
@@ -35,29 +35,29 @@ const FORMATS: &[ImageFormat] = &[
              same way .initrd and .cmdline",
         ),
     ),
-    ImageFormat("an EFI program", |head| has(head, 0, b"MZ"), None),
-    ImageFormat(
+    KernelFormat("an EFI program", |head| has(head, 0, b"MZ"), None),
+    KernelFormat(
         "a gzip file",
         |head| has(head, 0, b"\x1f\x8b"),
         Some("decompress it: zcat vmlinuz > Image"),
     ),
-    ImageFormat("an xz file", |head| has(head, 0, b"\xfd7zXZ\0"), Some("decompress it: xzcat")),
-    ImageFormat(
+    KernelFormat("an xz file", |head| has(head, 0, b"\xfd7zXZ\0"), Some("decompress it: xzcat")),
+    KernelFormat(
         "a zstd file",
         |head| has(head, 0, b"\x28\xb5\x2f\xfd"),
         Some("decompress it: zstdcat"),
     ),
-    ImageFormat(
+    KernelFormat(
         "an lz4 file",
         |head| has(head, 0, b"\x02\x21\x4c\x18"),
         Some("decompress it: lz4cat"),
     ),
-    ImageFormat("a cpio archive, as initrds are", |head| has(head, 0, b"07070"), None),
-    ImageFormat("a U-Boot image", |head| has(head, 0, b"\x27\x05\x19\x56"), None),
-    ImageFormat("a device tree or FIT image", |head| has(head, 0, b"\xd0\x0d\xfe\xed"), None),
-    ImageFormat("an Android boot image", |head| has(head, 0, b"ANDROID!"), None),
-    ImageFormat("a qcow2 disk image", |head| has(head, 0, b"QFI\xfb"), None),
-    ImageFormat("a script", |head| has(head, 0, b"#!"), None),
+    KernelFormat("a cpio archive, as initrds are", |head| has(head, 0, b"07070"), None),
+    KernelFormat("a U-Boot image", |head| has(head, 0, b"\x27\x05\x19\x56"), None),
+    KernelFormat("a device tree or FIT image", |head| has(head, 0, b"\xd0\x0d\xfe\xed"), None),
+    KernelFormat("an Android boot image", |head| has(head, 0, b"ANDROID!"), None),
+    KernelFormat("a qcow2 disk image", |head| has(head, 0, b"QFI\xfb"), None),
+    KernelFormat("a script", |head| has(head, 0, b"#!"), None),
 ];
 
 /// Why this architecture cannot boot the file: what it is, and the remedy.
@@ -70,10 +70,10 @@ pub(crate) fn refusal(arch: Arch, head: &[u8]) -> Option<(String, String)> {
         Arch::Aarch64 => (&["an arm64 Image"][..], "use an uncompressed arm64 Image"),
         Arch::Other => return None,
     };
-    let found = FORMATS.iter().find(|ImageFormat(_, is, _)| is(head));
+    let found = FORMATS.iter().find(|KernelFormat(_, is, _)| is(head));
     match found {
-        Some(ImageFormat(name, ..)) if accepted.contains(name) => None,
-        Some(ImageFormat(name, _, remedy)) => {
+        Some(KernelFormat(name, ..)) if accepted.contains(name) => None,
+        Some(KernelFormat(name, _, remedy)) => {
             let what = format!("is {name}, which VMs for {} cannot boot", arch.as_str());
             Some((what, remedy.unwrap_or(needed).to_owned()))
         }
