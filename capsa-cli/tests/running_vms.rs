@@ -237,7 +237,7 @@ fn ps_works_on_read_only_base() {
         return skip("there are no user namespaces");
     }
     assert_eq!((output.status.code(), &*stderr), (Some(0), ""));
-    assert_eq!(stdout, "NAME  ID  BACKEND  OWNER  SINCE  CONSOLE\n");
+    assert!(stdout.starts_with("NAME  ID  "), "{stdout}");
 }
 
 #[test]
