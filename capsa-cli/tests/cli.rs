@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::{self, Nano};
@@ -116,6 +116,24 @@ fn log_to_fifo_without_reader_does_not_block() {
     let (code, stderr) = vm.wait_for_end();
     assert_eq!(code, 114, "{stderr}");
     assert!(stderr.contains("the console log lacks "), "{stderr}");
+}
+
+/// Before the words of the library or the hypervisor, which differ.
+#[test]
+fn failed_start_names_limit_of_open_files_first() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 16; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_capsa")])
+        .args(nano_arguments(dir.path(), Nano::default()))
+        .env("CAPSA_RUN_DIR", common::run_dir(dir.path()))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(113), "{stderr}");
+    assert!(stderr.starts_with("capsa: the limit of open files is 16, "), "{stderr}");
 }
 
 #[test]
