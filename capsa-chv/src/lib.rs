@@ -289,6 +289,9 @@ fn notes(vm: &ValidatedSpec, host: &HostFacts) -> Vec<Note> {
     }
     notes.extend(host.kvm.explicit_use_warning());
     notes.extend(landlock::note(host));
+    if !vm.shares().is_empty() {
+        notes.extend(virtiofsd::note(host));
+    }
     for disk in vm.disks().iter().filter(|disk| vm_config::has_backing_file(disk, host)) {
         notes.push(Note::info(format!("{} has a backing file, which is opened too", disk.path)));
     }

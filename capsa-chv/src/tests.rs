@@ -67,6 +67,7 @@ fn host() -> HostFacts {
         landlock: Some(3),
         socket_path_max: 107,
         image_locks: Default::default(),
+        share_files: None,
         run_dir: path("/run/c/1"),
         resolved: Default::default(),
         files: BTreeMap::from([

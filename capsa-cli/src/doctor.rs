@@ -20,6 +20,10 @@ const OVERLAYS: &str = "set TMPDIR to a directory with free space; until then ep
 pub(crate) const OPEN_FILES: u64 = 256;
 pub(crate) const RAISE_OPEN_FILES: &str = "raise it before starting VMs: ulimit -n 1024";
 
+/// The file is that of [`facts::SHARED_HUGE_PAGES`].
+const SHARED_MEMORY: &str = "VMs of cloud-hypervisor with shares or NAT start faster with: \
+     echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
 /// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Severity {
@@ -50,7 +54,8 @@ pub(crate) fn doctor(json: bool) -> Result<u8, CliError> {
         directory("run directories", Severity::Problem, &run_dirs, RUN_DIRS),
         directory("ephemeral disks", Severity::Warning, &overlays, OVERLAYS),
     ];
-    findings.insert(0, open_files(facts::open_files_limit()));
+    findings.insert(0, open_files(facts::open_files_limits().0));
+    findings.extend(facts::shared_huge_pages().map(|mode| huge_pages(&mode)));
     findings.extend(reports.iter().filter(|report| report.supports_os).flat_map(of_backend));
     let usable = reports.iter().find(|report| report.availability.is_usable());
     let healthy = usable.is_some() && run_dirs.is_ok();
@@ -78,6 +83,17 @@ fn open_files(limit: u64) -> Finding {
     let severity = if limit < OPEN_FILES { Severity::Warning } else { Severity::Ok };
     let remedy = (severity != Severity::Ok).then_some(RAISE_OPEN_FILES);
     Finding::new(severity, "open files", format!("the limit is {limit}"), remedy)
+}
+
+/// Whether the memory of VMs gets huge pages if helper processes share it.
+fn huge_pages(mode: &str) -> Finding {
+    let is_off = matches!(mode, "never" | "deny");
+    let what = format!("shared memory has huge pages: {mode}");
+    let (severity, remedy) = match is_off {
+        true => (Severity::Warning, Some(SHARED_MEMORY)),
+        false => (Severity::Ok, None),
+    };
+    Finding::new(severity, "memory", what, remedy)
 }
 
 /// A directory in which VMs create files: its path, or why they cannot.
@@ -167,6 +183,18 @@ mod tests {
         let small = open_files(64);
         assert_eq!(small.severity, Severity::Warning);
         assert!(small.text().contains("ulimit -n"), "{}", small.text());
+    }
+
+    #[test]
+    fn huge_pages_off_is_warning_with_command() {
+        for mode in ["always", "within_size", "advise", "force"] {
+            assert_eq!(huge_pages(mode).severity, Severity::Ok, "{mode}");
+        }
+        for mode in ["never", "deny"] {
+            let finding = huge_pages(mode);
+            assert_eq!(finding.severity, Severity::Warning);
+            assert!(finding.text().contains(facts::SHARED_HUGE_PAGES), "{}", finding.text());
+        }
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         files,
         image_locks,
         resolved,
+        share_files: (!sys::host::opens_by_handle()).then(|| open_files_limits().1),
     }
 }
 
@@ -110,10 +111,19 @@ fn look<'a>(path: &HostPath, files: &'a mut BTreeMap<HostPath, FileFacts>) -> &'
     files.entry(path.clone()).or_insert_with(|| file_facts(Path::new(path.as_str())))
 }
 
-/// How many files this process, and each one that it starts, may have open.
-pub fn open_files_limit() -> u64 {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+/// How many files this process may have open, and how many each one that it starts.
+pub fn open_files_limits() -> (u64, u64) {
+    getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX))
 }
+
+/// Which shared memory gets huge pages on this host (Linux): `never`, `advise` or another mode of the kernel.
+pub fn shared_huge_pages() -> Option<String> {
+    let modes = fs::read_to_string(SHARED_HUGE_PAGES).ok()?;
+    Some(modes.split_once('[')?.1.split_once(']')?.0.to_owned())
+}
+
+/// The file with the mode of [`shared_huge_pages`] (`admin-guide/mm/transhuge.rst` of the kernel).
+pub const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// The architecture this was compiled for, which is the host's.
 pub const fn arch() -> Arch {

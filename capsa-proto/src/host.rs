@@ -76,6 +76,9 @@ pub struct HostFacts {
     /// The locks that other processes hold on the [probed bytes](crate::image_lock::PROBED_BYTES) of the
     /// disk images.
     pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
+    /// How many files of a share virtiofsd can keep open: it needs a descriptor for each file that the
+    /// guest's kernel remembers. `None` where it may open files by handles and needs none.
+    pub share_files: Option<u64>,
 }
 
 impl HostFacts {

@@ -69,6 +69,9 @@ pub(crate) fn plan(
         .filter(|(_, share)| matches!(share.mechanism, PlannedMechanism::VirtioFs { .. }))
         .map(|(n, share)| virtiofsd::process(share, n, at, found))
         .collect();
+    if !processes.is_empty() {
+        notes.extend(virtiofsd::note(host));
+    }
     if spec.vsock {
         processes.push(vhost_device_vsock::process(at, &VsockPlan::socket(at), found));
     }

@@ -77,6 +77,7 @@ fn host() -> HostFacts {
         landlock: None,
         socket_path_max: 107,
         image_locks: Default::default(),
+        share_files: None,
         run_dir: path("/run/capsa/x"),
         resolved: [(path("/work/../d.raw"), path("/d.raw"))].into(),
         files,
@@ -244,7 +245,14 @@ fn plan_shares_use_virtio_fs() {
         mode: MountMode::ReadOnly,
         mechanism: ShareMechanism::Auto,
     };
-    let plan = plan(VmSpec { shares: vec![share], ..spec() });
+    let with_share = VmSpec { shares: vec![share], ..spec() };
+    for (share_files, is_noted) in [(None, false), (Some(4096), true), (Some(1 << 20), false)] {
+        let plan = try_plan(with_share.clone(), &HostFacts { share_files, ..host() }, &found());
+        let plan = plan.unwrap();
+        let noted = plan.notes.iter().any(|note| note.text.contains("about 4096 files of a share"));
+        assert_eq!(noted, is_noted, "{share_files:?}");
+    }
+    let plan = plan(with_share);
     assert_eq!(plan.processes.len(), 2);
     assert!(plan.processes[0].args.contains(&"--readonly".into()));
     let args = args(&plan);

@@ -60,6 +60,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         socket_path_max: 103,
         resolved: Default::default(),
         image_locks: Default::default(),
+        share_files: None,
         run_dir: path("/tmp/c/1"),
         files,
     }

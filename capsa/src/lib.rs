@@ -49,6 +49,7 @@
 //! | run it from async code, on any executor | [`VmHandle`] |
 //! | wait for console output, log in, run commands | [`VmConsole`], [`manual::console`] |
 //! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`] |
+//! | make it faster | [`manual::performance`] |
 //! | share directories, read results safely | [`SharedDir`], `manual::shares` |
 //! | run it from your own event loop | [`embed::Vm`], [`manual::embedding`] |
 //! | test your program without a hypervisor | [`testing::vm`], [`manual::testing`] |

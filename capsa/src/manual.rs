@@ -24,6 +24,9 @@ pub mod migration {}
 #[doc = include_str!("manual/shares.md")]
 pub mod shares {}
 
+#[doc = include_str!("manual/performance.md")]
+pub mod performance {}
+
 #[doc = include_str!("manual/testing.md")]
 pub mod testing {}
 

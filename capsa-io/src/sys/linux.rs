@@ -224,6 +224,18 @@ pub(crate) mod host {
         u32::try_from(version).ok()
     }
 
+    /// Whether a child of this process may open files by handles (open_by_handle_at): it has
+    /// CAP_DAC_READ_SEARCH in the first user namespace.
+    pub(crate) fn opens_by_handle() -> bool {
+        const DAC_READ_SEARCH: u64 = 1 << 2;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        mask.is_some_and(|mask| mask & DAC_READ_SEARCH != 0)
+            && users.split_whitespace().eq(["0", "0", "4294967295"])
+    }
+
     fn kvm_device() -> KvmDevice {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
         match device {

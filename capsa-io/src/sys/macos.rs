@@ -124,6 +124,7 @@ pub(crate) fn spawn(request: &SpawnRequest<'_>) -> io::Result<u32> {
         // Before the change of numbers, which may close the watchdog's socket.
         watchdog.map_or(Ok(()), unix::announce)?;
         numbers.apply()?;
+        unix::raise_open_files();
         Ok(())
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock; it calls only
@@ -213,5 +214,10 @@ pub(crate) mod host {
 
     pub(crate) fn landlock() -> Option<u32> {
         None
+    }
+
+    /// No virtiofsd runs on macOS.
+    pub(crate) fn opens_by_handle() -> bool {
+        true
     }
 }

@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -51,6 +52,17 @@ pub(crate) fn prepare_exec(command: &mut Command) {
     // are made to be called there.
     unsafe {
         command.pre_exec(prepare);
+    }
+}
+
+/// Raises the soft limit of open files to the hard limit; called between fork and exec. Of the programs that
+/// Capsa starts, none uses select(2), which the soft limit of 1024 is for. Where the system does not permit
+/// it, as on macOS without a hard limit, the limit stays.
+pub(super) fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -146,6 +146,7 @@ impl ExecCall<'_> {
             unix::announce(watchdog)?;
         }
         self.numbers.apply()?;
+        unix::raise_open_files();
         // SAFETY: the set is valid for writing and initialised by `sigemptyset`; both calls are
         // async-signal-safe.
         unsafe {
@@ -166,6 +167,7 @@ mod tests {
     use std::process::Command;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
     use super::*;
@@ -207,6 +209,18 @@ mod tests {
         assert!(numbers.iter().all(|number| !lines[5..].contains(&&**number)), "not this: {text}");
         let mask = SigSet::thread_get_mask().unwrap();
         assert!(mask.contains(Signal::SIGUSR1) && !mask.contains(Signal::SIGUSR2));
+    }
+
+    #[test]
+    fn spawn_raises_limit_of_open_files() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(1000), hard).unwrap();
+        let (pid, mut output) = run("/bin/sh", &["-c", "ulimit -Sn"], &[]).unwrap();
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        assert!(reap(pid).unwrap().success());
+        assert!(text.trim() == hard.to_string() || text.trim() == "unlimited", "{text}");
+        assert_ne!(text.trim(), "1000");
     }
 
     #[test]

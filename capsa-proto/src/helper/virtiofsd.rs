@@ -20,9 +20,9 @@ use alloc::vec::Vec;
 
 use crate::backend::{Probe, ProbeReport, Version};
 use crate::capabilities::{CacheMode, PlannedMechanism, PlannedShare};
-use crate::host::Reason;
+use crate::host::{HostFacts, Reason};
 use crate::path::HostPath;
-use crate::plan::{DescriptorKind, ProcessPlan, Readiness, RunDirPlan, add_descriptor};
+use crate::plan::{DescriptorKind, Note, ProcessPlan, Readiness, RunDirPlan, add_descriptor};
 use crate::spec::{MountMode, Share, ShareMechanism};
 
 /// The key of its result in the [`ProbeReport`].
@@ -72,6 +72,16 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     what.map(|what| Reason::new(what, INSTALL)).into_iter().collect()
 }
 
+/// A note if virtiofsd can keep open fewer files than a source tree with its packages has.
+pub fn note(host: &HostFacts) -> Option<Note> {
+    const MANY: u64 = 100_000;
+    let limit = host.share_files.filter(|limit| *limit < MANY)?;
+    Some(Note::info(format!(
+        "the guest can use about {limit} files of a share at a time; for more, raise the hard limit of open \
+         files (`ulimit -Hn`, LimitNOFILE= of a service), or run as root"
+    )))
+}
+
 /// The socket of the `n`th share of a VM.
 pub fn socket(n: usize, at: &RunDirPlan) -> HostPath {
     at.socket(&socket_name(n))
@@ -117,6 +127,10 @@ pub fn process(
         },
         "--sandbox",
         "namespace",
+        // Opens files again by handles instead of keeping a descriptor for each file that the guest's kernel
+        // remembers. Needs CAP_DAC_READ_SEARCH; without it, virtiofsd keeps descriptors.
+        "--inode-file-handles",
+        "prefer",
     ]
     .map(ToString::to_string)
     .into();
@@ -202,7 +216,7 @@ mod tests {
         assert_eq!(
             read_only.args.join("|"),
             "--fd|3|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
-             namespace|--readonly"
+             namespace|--inode-file-handles|prefer|--readonly"
         );
         let listener = DescriptorKind::Listener { socket: socket(3, &at) };
         assert_eq!(read_only.descriptors[..], [DescriptorPlan { number: 3, kind: listener }]);
