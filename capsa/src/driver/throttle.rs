@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// A wait shorter than this shows that the VM writes without a pause.
-const SHORT: Duration = Duration::from_micros(100);
+const SHORT: Duration = Duration::from_millis(1);
 
 /// How many short waits in a row make a flood.
 const FLOOD: u32 = 16;
@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn throttle_pauses_in_a_flood_only() {
         let mut throttle = Throttle::default();
-        let (short, long) = (Duration::from_micros(5), Duration::from_millis(1));
+        let (short, long) = (Duration::from_micros(500), Duration::from_millis(2));
         let pauses: Vec<_> = (0..20).map(|_| throttle.pause_after(short)).collect();
         assert_eq!(pauses.iter().position(Option::is_some), Some(15));
         assert!(pauses[15..].iter().all(Option::is_some));
