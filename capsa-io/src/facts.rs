@@ -126,7 +126,7 @@ pub fn shared_huge_pages() -> Option<String> {
 pub const SHARED_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 /// The architecture this was compiled for, which is the host's.
-pub const fn arch() -> Arch {
+pub(crate) const fn arch() -> Arch {
     if cfg!(target_arch = "x86_64") {
         Arch::X86_64
     } else if cfg!(target_arch = "aarch64") {

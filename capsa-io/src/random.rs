@@ -16,7 +16,7 @@ pub fn number() -> u64 {
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 /// Whether [`name`] could have returned this text.
-pub fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.len() == 8 && text.bytes().all(|byte| DIGITS.contains(&byte))
 }
 

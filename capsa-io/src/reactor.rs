@@ -86,7 +86,7 @@ impl Reactor {
     /// # Errors
     ///
     /// In a forked child.
-    pub fn check_process(&self) -> io::Result<()> {
+    pub(crate) fn check_process(&self) -> io::Result<()> {
         self.poll.check_process()
     }
 }

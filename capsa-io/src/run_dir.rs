@@ -197,7 +197,7 @@ impl RunDir {
     /// # Errors
     ///
     /// When it was removed, or replaced by another one.
-    pub fn check_exists(&self) -> io::Result<()> {
+    pub(crate) fn check_exists(&self) -> io::Result<()> {
         let ours = self.lock.metadata()?;
         let found = fs::symlink_metadata(self.path.join(LOCK));
         if found.is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino())) {
@@ -220,7 +220,7 @@ impl RunDir {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub fn record_child(&self, pid: u32) -> io::Result<()> {
+    pub(crate) fn record_child(&self, pid: u32) -> io::Result<()> {
         let start = sys::start_time(pid).unwrap_or(0);
         let mut options = OpenOptions::new();
         options.append(true).create(true).custom_flags(lock::FOREIGN.bits());

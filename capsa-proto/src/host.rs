@@ -88,13 +88,13 @@ impl HostFacts {
     }
 
     /// The file that `name` leads to; `name` itself if it was not inspected.
-    pub fn resolve<'a>(&'a self, name: &'a HostPath) -> &'a HostPath {
+    pub(crate) fn resolve<'a>(&'a self, name: &'a HostPath) -> &'a HostPath {
         self.resolved.get(name).unwrap_or(name)
     }
 
     /// Whether the locks of other processes prevent attaching this image, for writing or only for
     /// reading. `false` if the locks were not inspected.
-    pub fn is_in_use(&self, image: &HostPath, writes: bool) -> bool {
+    pub(crate) fn is_in_use(&self, image: &HostPath, writes: bool) -> bool {
         let locks = self.image_locks.get(image);
         locks.is_some_and(|locks| image_lock::conflicts(locks, writes))
     }

@@ -23,7 +23,7 @@ pub struct ImageLock {
 
 /// Whether these locks of other processes on [`PROBED_BYTES`] prevent a hypervisor from attaching the
 /// image: for writing, or only for reading.
-pub fn conflicts(locks: &[Option<ImageLock>; 3], writes: bool) -> bool {
+pub(crate) fn conflicts(locks: &[Option<ImageLock>; 3], writes: bool) -> bool {
     if writes {
         return locks.iter().any(Option::is_some);
     }

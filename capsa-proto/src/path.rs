@@ -71,7 +71,7 @@ impl HostPath {
     ///
     /// As [`HostPath::join`].
     #[must_use]
-    pub fn with_suffix(&self, suffix: &str) -> Self {
+    pub(crate) fn with_suffix(&self, suffix: &str) -> Self {
         assert!(!suffix.contains('\0'), "a suffix contains a NUL byte");
         let mut longer = self.0.clone();
         longer.push_str(suffix);
@@ -79,7 +79,7 @@ impl HostPath {
     }
 
     /// Whether this is `directory` or a path below it. Compares text: both must be resolved.
-    pub fn is_within(&self, directory: &Self) -> bool {
+    pub(crate) fn is_within(&self, directory: &Self) -> bool {
         let directory = directory.0.trim_end_matches('/');
         self.0.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }

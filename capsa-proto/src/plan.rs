@@ -22,7 +22,7 @@ use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, Disk, RebootPolicy};
 use crate::text::shell_word;
 
-pub use descriptors::{DescriptorKind, DescriptorPlan, FIRST_DESCRIPTOR, add_descriptor};
+pub use descriptors::{DescriptorKind, DescriptorPlan, add_descriptor};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
 /// Everything that is needed to run one VM.
@@ -85,7 +85,7 @@ impl LaunchPlan {
 
     /// Whether the readiness of a process is checked again and again. If not, it follows from an event,
     /// such as a greeting on an inherited connection.
-    pub fn is_polled(&self, id: ProcessId) -> bool {
+    pub(crate) fn is_polled(&self, id: ProcessId) -> bool {
         match self.process(id).ready {
             Readiness::Immediate => false,
             Readiness::SocketExists(_) => true,

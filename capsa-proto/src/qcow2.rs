@@ -15,10 +15,10 @@ use crate::path::HostPath;
 use crate::spec::ImageFormat;
 
 /// The size limit for disks with an overlay: that of cloud-hypervisor (v53).
-pub const MAX_VIRTUAL_SIZE: u64 = 1 << 44;
+pub(crate) const MAX_VIRTUAL_SIZE: u64 = 1 << 44;
 
 /// The longest name of a backing file, in bytes.
-pub const MAX_BACKING_NAME: usize = 1023;
+pub(crate) const MAX_BACKING_NAME: usize = 1023;
 
 /// The magic number at the start of every image.
 pub const MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -262,7 +262,7 @@ const EXTERNAL_DATA_FILE: u64 = 1 << 2;
 
 impl Overlay {
     /// An overlay of the image at `over`. `None` if the host facts contain no size, the size exceeds
-    /// [`MAX_VIRTUAL_SIZE`], or the path exceeds [`MAX_BACKING_NAME`].
+    /// `MAX_VIRTUAL_SIZE`, or the path exceeds `MAX_BACKING_NAME`.
     pub fn new(over: &HostPath, format: ImageFormat, facts: &FileFacts) -> Option<Self> {
         let FileFacts::File { size, head, .. } = facts else { return None };
         let size = match format {

@@ -156,7 +156,7 @@ pub struct Share {
 
 impl Share {
     /// Where this share is mounted inside `outer`, on the host; `None` if it is mounted elsewhere.
-    pub fn mount_point_in(&self, outer: &Self) -> Option<HostPath> {
+    pub(crate) fn mount_point_in(&self, outer: &Self) -> Option<HostPath> {
         let below =
             self.guest.trim_end_matches('/').strip_prefix(outer.guest.trim_end_matches('/'))?;
         let below = below.strip_prefix('/')?.trim_start_matches('/');

@@ -18,7 +18,7 @@ impl ForkGuard {
     }
 
     /// Whether the current process created the resource, so that it is not a forked child.
-    pub fn is_same_process(self) -> bool {
+    pub(crate) fn is_same_process(self) -> bool {
         self == Self::new()
     }
 

@@ -301,7 +301,7 @@ pub enum CacheMode {
 
 impl PlannedShare {
     /// The file system type the guest mounts: `virtiofs`, `9p`.
-    pub const fn fs_type(&self) -> &'static str {
+    pub(crate) const fn fs_type(&self) -> &'static str {
         match self.mechanism {
             PlannedMechanism::VirtioFs { .. } => "virtiofs",
             PlannedMechanism::Virtio9p { .. } => "9p",
@@ -315,7 +315,7 @@ impl PlannedShare {
     }
 
     /// The mount options in the guest.
-    pub fn mount_options(&self) -> String {
+    pub(crate) fn mount_options(&self) -> String {
         let mode = match self.mode {
             MountMode::ReadOnly => "ro",
             MountMode::ReadWrite => "rw",

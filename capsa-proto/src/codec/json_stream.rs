@@ -43,19 +43,19 @@ pub enum JsonStreamError {
         /// Column in that line, from 1.
         column: usize,
     },
-    /// An object is longer than [`MAX_JSON_OBJECT`].
+    /// An object is longer than `MAX_JSON_OBJECT`.
     #[error("JSON stream: object longer than {max} bytes")]
     TooLong {
         /// Bytes allowed.
         max: usize,
     },
-    /// An object nests deeper than [`MAX_JSON_DEPTH`].
+    /// An object nests deeper than `MAX_JSON_DEPTH`.
     #[error("JSON stream: object nested deeper than {max}")]
     TooDeep {
         /// Levels allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were not polled.
+    /// More than `MAX_BACKLOG` bytes were not polled.
     #[error("JSON stream: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.
@@ -64,7 +64,7 @@ pub enum JsonStreamError {
 }
 
 /// Decodes JSON objects from any number of reads. Reads each byte once and keeps at most
-/// [`MAX_BACKLOG`] bytes.
+/// `MAX_BACKLOG` bytes.
 #[derive(Debug)]
 pub struct JsonStream {
     backlog: Backlog,
@@ -117,13 +117,6 @@ impl JsonStream {
             Some(error) => Err(error),
             None => self.decode().map_err(|error| self.fail(error)),
         }
-    }
-
-    /// Whether the stream may end here, i.e. there is no incomplete object.
-    ///
-    /// Meaningful after polling until `None`.
-    pub fn is_between_objects(&self) -> bool {
-        self.failed.is_none() && self.scan.seen == 0
     }
 
     fn decode(&mut self) -> Result<Option<Value>, JsonStreamError> {
@@ -271,16 +264,5 @@ mod tests {
         assert_eq!(decode(object(MAX_JSON_OBJECT + 1).as_bytes()), (vec![], too_long));
         let blanks = " ".repeat(MAX_JSON_OBJECT + 1);
         assert_eq!(decode(blanks.as_bytes()), (vec![], None), "blanks are not part of an object");
-    }
-
-    #[test]
-    fn json_stream_is_between_objects_detects_cut() {
-        let mut stream = JsonStream::new();
-        stream.handle_bytes(b"{} ").unwrap();
-        while stream.poll_value().unwrap().is_some() {}
-        assert!(stream.is_between_objects());
-        stream.handle_bytes(b"{").unwrap();
-        assert_eq!(stream.poll_value(), Ok(None));
-        assert!(!stream.is_between_objects());
     }
 }

@@ -32,22 +32,22 @@ pub mod vsock;
 
 /// Maximum bytes of an HTTP response without its body: status line, headers and trailers, including
 /// all interim responses before it.
-pub const MAX_HTTP_HEAD: usize = 16 * 1024;
+pub(crate) const MAX_HTTP_HEAD: usize = 16 * 1024;
 
 /// A maximum for the body of an HTTP response that fits every response that Capsa requests.
-pub const MAX_HTTP_BODY: usize = 1024 * 1024;
+pub(crate) const MAX_HTTP_BODY: usize = 1024 * 1024;
 
 /// Maximum bytes of a chunk-size line, including extensions.
-pub const MAX_HTTP_CHUNK_LINE: usize = 256;
+pub(crate) const MAX_HTTP_CHUNK_LINE: usize = 256;
 
 /// Maximum bytes of one QMP line, without its end.
-pub const MAX_QMP_LINE: usize = 1024 * 1024;
+pub(crate) const MAX_QMP_LINE: usize = 1024 * 1024;
 
 /// Maximum bytes of one object of a JSON stream.
-pub const MAX_JSON_OBJECT: usize = 256 * 1024;
+pub(crate) const MAX_JSON_OBJECT: usize = 256 * 1024;
 
 /// Maximum nesting depth of objects and arrays in a JSON stream.
-pub const MAX_JSON_DEPTH: usize = 64;
+pub(crate) const MAX_JSON_DEPTH: usize = 64;
 
 /// Maximum bytes in a decoder that were not polled. More is an error: the driver does not poll.
-pub const MAX_BACKLOG: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_BACKLOG: usize = 4 * 1024 * 1024;

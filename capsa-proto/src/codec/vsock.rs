@@ -13,7 +13,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 /// Maximum bytes of the answer without its line end: `OK` and a 32-bit number.
-pub const MAX_VSOCK_LINE: usize = "OK 4294967295".len();
+pub(crate) const MAX_VSOCK_LINE: usize = "OK 4294967295".len();
 
 /// The line that requests a connection to `port` of the guest.
 pub fn connect_request(port: u32) -> String {

@@ -51,11 +51,11 @@ impl Cursor {
 
     /// Reads the unread bytes before `offset`. A cursor does not move back: the result is empty if
     /// `offset` is before the cursor.
-    pub fn take_to(&mut self, log: &Scrollback, offset: u64) -> Vec<u8> {
+    pub(crate) fn take_to(&mut self, log: &Scrollback, offset: u64) -> Vec<u8> {
         self.before(log, offset).to_vec()
     }
 
-    /// Like [`take_to`](Self::take_to), without a copy.
+    /// Like `take_to`, without a copy.
     pub fn before<'a>(&mut self, log: &'a Scrollback, offset: u64) -> &'a [u8] {
         self.catch_up(log);
         let unread = log.since(self.at);

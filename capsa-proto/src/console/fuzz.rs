@@ -2,8 +2,8 @@
 
 use super::Stripper;
 use super::{
-    CommandOutput, Cursor, Expect, LINE_MAX, LineSplitter, Login, Matcher, Outcome, Pattern,
-    RunCommand, Script, ScriptAction, ScriptError, ScriptPoll, Scrollback, Search, Silence,
+    CommandOutput, Cursor, Expect, LineSplitter, Login, Matcher, Outcome, Pattern, RunCommand,
+    Script, ScriptAction, ScriptError, ScriptPoll, Scrollback, Search, Silence,
 };
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
@@ -128,7 +128,7 @@ pub fn ansi(data: &[u8]) {
         })
         .collect();
     expected.extend(last);
-    if data.len() <= LINE_MAX {
+    if data.len() <= super::lines::LINE_MAX {
         assert_eq!(seen, expected, "a line came otherwise");
     }
 }

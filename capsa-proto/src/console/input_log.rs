@@ -12,7 +12,7 @@ use super::{InputKind, ReaderId};
 use crate::time::Instant;
 
 /// Bytes of input that are kept for a recorder: 4 MiB.
-pub const INPUT_LOG_MAX: usize = 4 << 20;
+pub(crate) const INPUT_LOG_MAX: usize = 4 << 20;
 
 /// One write to the console.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 /// The longest line that is returned whole: 64 KiB. A longer line comes in pieces of that length.
-pub const LINE_MAX: usize = 64 << 10;
+pub(crate) const LINE_MAX: usize = 64 << 10;
 
 /// Collects bytes and returns lines, without the `\n` and any `\r` before it.
 ///

@@ -106,7 +106,7 @@ impl Matcher {
 
     /// The offsets of the groups of a match; the first is the whole match, the only one of a literal.
     /// A group that did not take part is `None`, like all groups in a match longer than 64 KiB.
-    pub fn groups(&self, found: &PatternMatch, log: &Scrollback) -> Vec<Option<Range<u64>>> {
+    pub(crate) fn groups(&self, found: &PatternMatch, log: &Scrollback) -> Vec<Option<Range<u64>>> {
         let start = found.start.max(log.start()).min(found.end);
         match &self.patterns[found.pattern].kind {
             PatternKind::Literal(_) => vec![Some(start..found.end)],
@@ -190,7 +190,7 @@ impl Search {
     }
 
     /// The offset where the search started.
-    pub const fn origin(&self) -> u64 {
+    pub(crate) const fn origin(&self) -> u64 {
         self.from
     }
 

@@ -65,7 +65,7 @@
 //! | cached states of its search | 512 KiB | dropped and computed again |
 //! | a match with groups | 64 KiB | only the whole match is reported |
 //! | output of the serial port beside a virtio console | 64 KiB | the last bytes are kept |
-//! | a line | [`LINE_MAX`] | returned in pieces |
+//! | a line | `LINE_MAX` | returned in pieces |
 //! | Enter keys that a login sends to a silent guest | 3 per step | it keeps waiting |
 
 #[cfg(all(test, feature = "regex"))]
@@ -98,10 +98,11 @@ pub use crash::ConsoleCrash;
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
 pub use fault::{FaultReport, GuestFault};
-pub use input_log::{INPUT_LOG_MAX, InputRecord, RecordedInput};
-pub use lines::{LINE_MAX, LineSplitter};
+pub use input_log::{InputRecord, RecordedInput};
+pub use lines::LineSplitter;
 pub use matcher::{Matcher, PatternMatch, Search};
-pub use mux::{ConsoleClosed, ConsoleMux, DRAIN_LIMIT, WRITE_QUEUE};
+pub(crate) use mux::DRAIN_LIMIT;
+pub use mux::{ConsoleClosed, ConsoleMux, WRITE_QUEUE};
 pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{

@@ -27,7 +27,7 @@ use crate::vm::{EventQueue, VmEvent};
 pub const WRITE_QUEUE: usize = 256 * 1024;
 
 /// Bytes that a paused console takes beyond its capacity once its VM ends: 1 MiB.
-pub const DRAIN_LIMIT: usize = 1 << 20;
+pub(crate) const DRAIN_LIMIT: usize = 1 << 20;
 
 /// How long after the end of the stream a wait still goes on. A stream ends with its VMM, whose exit
 /// is known milliseconds later and explains more; a stream that ends alone is rare.
@@ -42,16 +42,16 @@ pub struct ConsoleClosed;
 ///
 /// # Driving
 ///
-/// 1. When the stream is connected, call [`handle_connected`](ConsoleMux::handle_connected).
+/// 1. When the stream is connected, call `handle_connected`.
 /// 2. After every call, and whenever the stream can take more, write from
-///    [`outgoing`](ConsoleMux::outgoing) and remove what the stream took. When the stream is
-///    reported as writable, call [`handle_writable`](ConsoleMux::handle_writable) after that.
-/// 3. Read at most [`window`](ConsoleMux::window) bytes and hand them to
+///    `outgoing` and remove what the stream took. When the stream is
+///    reported as writable, call `handle_writable` after that.
+/// 3. Read at most `window` bytes and hand them to
 ///    [`handle_bytes`](ConsoleMux::handle_bytes). A window of zero means back-pressure: leave the
 ///    bytes in the system until a reader has caught up.
 /// 4. When [`poll_timeout`](ConsoleMux::poll_timeout) has passed, call
-///    [`handle_timeout`](ConsoleMux::handle_timeout).
-/// 5. At the end of the stream call [`handle_eof`](ConsoleMux::handle_eof), and when the VM has ended
+///    `handle_timeout`.
+/// 5. At the end of the stream call `handle_eof`, and when the VM has ended
 ///    [`close`](ConsoleMux::close).
 pub struct ConsoleMux {
     scrollback: Scrollback,
@@ -111,28 +111,28 @@ impl ConsoleMux {
     // What the driver does.
 
     /// The stream is connected.
-    pub fn handle_connected(&mut self) {
+    pub(crate) fn handle_connected(&mut self) {
         self.connected = true;
     }
 
     /// The stream is lost or given up; no wait is notified.
-    pub fn disconnect(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         self.connected = false;
     }
 
     /// The bytes that wait to be written to the guest. The driver removes from the front what the
     /// stream took, or all where the stream has failed: its end is seen by reading.
-    pub fn outgoing(&mut self) -> &mut VecDeque<u8> {
+    pub(crate) fn outgoing(&mut self) -> &mut VecDeque<u8> {
         &mut self.outgoing
     }
 
     /// Whether the driver should watch the stream for writing.
-    pub fn wants_write(&self) -> bool {
+    pub(crate) fn wants_write(&self) -> bool {
         !self.outgoing.is_empty() || self.write_blocked
     }
 
     /// Reports room for input to a writer that waits for it.
-    pub fn handle_writable(&mut self, events: &mut EventQueue) {
+    pub(crate) fn handle_writable(&mut self, events: &mut EventQueue) {
         if self.write_blocked && self.outgoing.len() < WRITE_QUEUE {
             self.write_blocked = false;
             events.push(VmEvent::ConsoleWritable);
@@ -140,7 +140,7 @@ impl ConsoleMux {
     }
 
     /// How many bytes the console takes now; zero under back-pressure.
-    pub fn window(&self) -> usize {
+    pub(crate) fn window(&self) -> usize {
         let slowest = if self.had_reader {
             self.readers.values().map(Cursor::offset).min().unwrap_or(self.scrollback.end())
         } else {
@@ -149,7 +149,7 @@ impl ConsoleMux {
         self.scrollback.room(slowest).min(self.scrollback.capacity())
     }
 
-    /// Takes output, at most [`window`](Self::window) bytes. `true` when a line of it is that of a
+    /// Takes output, at most `window` bytes. `true` when a line of it is that of a
     /// kernel panic.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], events: &mut EventQueue) -> bool {
         self.scrollback.push(bytes);
@@ -186,13 +186,13 @@ impl ConsoleMux {
     /// Takes output that was still in the system when the VM ended, beyond the capacity. The driver
     /// reads it before [`close`](Self::close), where the overflow policy is [`Overflow::Pause`], up to
     /// [`DRAIN_LIMIT`]: a slow reader kept it there.
-    pub fn handle_rest(&mut self, bytes: &[u8]) {
+    pub(crate) fn handle_rest(&mut self, bytes: &[u8]) {
         self.scrollback.grow(bytes.len());
         self.scrollback.push(bytes);
     }
 
     /// The stream has ended. Waits are notified by [`close`](Self::close), or after half a second.
-    pub fn handle_eof(&mut self, now: Instant, events: &mut EventQueue) {
+    pub(crate) fn handle_eof(&mut self, now: Instant, events: &mut EventQueue) {
         if !self.closed {
             self.close_at = Some(now + CLOSE_DELAY);
         }
@@ -206,7 +206,7 @@ impl ConsoleMux {
     }
 
     /// The VM is being stopped, so back-pressure ends too: macOS lets no process exit before all that
-    /// it wrote to a terminal was read. A paused scrollback keeps [`DRAIN_LIMIT`] bytes more.
+    /// it wrote to a terminal was read. A paused scrollback keeps `DRAIN_LIMIT` bytes more.
     pub fn release_back_pressure(&mut self) {
         if self.scrollback.overflow() == Overflow::Pause {
             self.scrollback.grow(DRAIN_LIMIT);
@@ -214,7 +214,7 @@ impl ConsoleMux {
     }
 
     /// The guest was reset and boots again.
-    pub fn handle_reboot(&mut self, now: Instant, events: &mut EventQueue) {
+    pub(crate) fn handle_reboot(&mut self, now: Instant, events: &mut EventQueue) {
         for wait in self.waits.values_mut() {
             if let WaitKind::Script(script) = &mut wait.kind {
                 script.handle_reboot();
@@ -224,7 +224,7 @@ impl ConsoleMux {
     }
 
     /// The power button is pressed, for the input logs.
-    pub fn handle_power_button(&mut self, now: Instant) {
+    pub(crate) fn handle_power_button(&mut self, now: Instant) {
         self.input_logs.power_button(now, self.scrollback.end());
     }
 
@@ -249,7 +249,7 @@ impl ConsoleMux {
 
     /// Time has passed. Gives what the kernel's last console lines say about the guest's end, once,
     /// when no other line has followed them. A paused guest has more to print.
-    pub fn handle_timeout(
+    pub(crate) fn handle_timeout(
         &mut self,
         now: Instant,
         events: &mut EventQueue,
@@ -278,7 +278,7 @@ impl ConsoleMux {
     }
 
     /// Whether a stream is connected.
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.connected
     }
 

@@ -18,7 +18,7 @@ use crate::plan::{GUEST_CID, ProcessPlan, Readiness, RunDirPlan};
 pub const KEY: &str = "vhost-device-vsock";
 
 /// The oldest tested version.
-pub const MIN_VERSION: Version = Version::new(0, 2, 0);
+pub(crate) const MIN_VERSION: Version = Version::new(0, 2, 0);
 
 /// The probe of the program.
 pub fn probe() -> Probe {

@@ -29,10 +29,10 @@ use crate::spec::{MountMode, Share, ShareMechanism};
 pub const KEY: &str = "virtiofsd";
 
 /// The environment variable that sets the path of the program.
-pub const ENV: &str = "CAPSA_VIRTIOFSD";
+pub(crate) const ENV: &str = "CAPSA_VIRTIOFSD";
 
 /// The oldest version that has `--readonly` (read from the sources of 1.12.0 and 1.13.0).
-pub const MIN_VERSION: Version = Version::new(1, 13, 0);
+pub(crate) const MIN_VERSION: Version = Version::new(1, 13, 0);
 
 /// The probe of the program.
 ///

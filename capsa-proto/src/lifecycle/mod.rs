@@ -1,15 +1,15 @@
 //! The lifecycle of a VM: the state machine from `Created` to a terminal status.
 //!
-//! [`Lifecycle::handle_input`] is one exhaustive `match` over the [`Phase`] and the [`Input`]. It does
+//! `Lifecycle::handle_input` is one exhaustive `match` over the [`Phase`] and the [`Input`]. It does
 //! no I/O: it accepts inputs and returns actions. [`VmCore`](crate::vm::VmCore) drives it.
 //!
 //! # The loop
 //!
-//! 1. Pass events to [`Lifecycle::handle_input`].
-//! 2. Take every [`Action`] from [`Lifecycle::poll_action`] and carry it out. If a process cannot be
+//! 1. Pass events to `Lifecycle::handle_input`.
+//! 2. Take every [`Action`] from `Lifecycle::poll_action` and carry it out. If a process cannot be
 //!    launched, pass [`Input::LaunchFailed`] at once.
 //! 3. Wait for an event, or until [`Lifecycle::poll_timeout`]; then call
-//!    [`Lifecycle::handle_timeout`].
+//!    `Lifecycle::handle_timeout`.
 //! 4. Stop after [`Action::Release`], the last action.
 //!
 //! # Invariants
@@ -84,7 +84,7 @@ pub enum Input {
     ///
     /// [`CrashReporting::ConsoleOnly`]: crate::plan::CrashReporting::ConsoleOnly
     ConsoleCrash(ConsoleCrash),
-    /// The deadline of a timer has passed; [`Lifecycle::handle_timeout`] makes it.
+    /// The deadline of a timer has passed; `Lifecycle::handle_timeout` makes it.
     Expired(LifecycleTimer),
 }
 

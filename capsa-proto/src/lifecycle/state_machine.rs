@@ -89,7 +89,7 @@ impl Lifecycle {
     /// At a second start, and at a stop or kill before the start. A stop or kill of a VM that is
     /// stopping or has ended is accepted; it may shorten the stop.
     #[expect(clippy::too_many_lines, reason = "one match shows the whole lifecycle")]
-    pub fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
+    pub(crate) fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
         use Input as I;
         use Phase as P;
 
@@ -310,7 +310,7 @@ impl Lifecycle {
     }
 
     /// Passes the timers whose deadlines have passed. May be called at any time.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
         for timer in LifecycleTimer::ALL {
             if self.timers.take_expired(timer, now) {
                 // Only requests of the owner can be invalid.
@@ -325,7 +325,7 @@ impl Lifecycle {
     }
 
     /// The next action. Carry it out before any other input.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front()?;
         if let Action::Launch(id) = action {
             self.processes[id.0] = ProcessState::Alive;
@@ -333,7 +333,7 @@ impl Lifecycle {
         Some(action)
     }
 
-    /// When to call [`Lifecycle::handle_timeout`]. In the past while actions are queued.
+    /// When to call `Lifecycle::handle_timeout`. In the past while actions are queued.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         if !self.actions.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued actions" });
@@ -347,12 +347,12 @@ impl Lifecycle {
     }
 
     /// The phase, for logs and tests.
-    pub const fn phase(&self) -> Phase {
+    pub(crate) const fn phase(&self) -> Phase {
         self.phase
     }
 
     /// How the VM ended; `None` if it has not ended.
-    pub fn report(&self) -> Option<StopReport> {
+    pub(crate) fn report(&self) -> Option<StopReport> {
         (self.phase == Phase::Ended).then(|| StopReport {
             ended_by: self.cause.clone().unwrap_or(EndedBy::Owner),
             time_limit: self.time_limit_hit,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::path::HostPath;
 
 /// The number of the first descriptor after the standard streams.
-pub const FIRST_DESCRIPTOR: u32 = 3;
+pub(crate) const FIRST_DESCRIPTOR: u32 = 3;
 
 /// A descriptor that a process inherits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -12,7 +12,7 @@
 //! 2. Carry out every [`SimAction`] from [`GuestSim::poll_action`]. [`SimAction::Exit`] is the last.
 //! 3. Wait for input or until [`GuestSim::poll_timeout`]; then go back to 2.
 //!
-//! A simulation keeps at most [`INPUT_MAX`] bytes of unread input. Like a terminal, it drops input
+//! A simulation keeps at most `INPUT_MAX` bytes of unread input. Like a terminal, it drops input
 //! beyond that.
 
 mod line_discipline;
@@ -51,7 +51,7 @@ use crate::spec::{ConsoleMode, RebootPolicy, VmSpec};
 use crate::time::{Deadline, Instant};
 
 /// Most bytes of unread input that a simulation keeps: 256 KiB.
-pub const INPUT_MAX: usize = 256 * 1024;
+pub(crate) const INPUT_MAX: usize = 256 * 1024;
 
 /// A running simulation of a guest.
 pub trait GuestSim: fmt::Debug + Send {

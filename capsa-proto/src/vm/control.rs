@@ -30,13 +30,13 @@ pub enum ControlEvent {
 /// # Driving
 ///
 /// 1. While the VMM starts, try to connect until it works, and call
-///    [`handle_connected`](ControlClient::handle_connected). The channel is usable once
-///    [`is_up`](ControlClient::is_up) is true; QMP needs a greeting for that.
-/// 2. [`send`](ControlClient::send) messages. While
-///    [`wants_connection`](ControlClient::wants_connection) is true, connect again.
-/// 3. Write from [`outgoing`](ControlClient::outgoing) to the stream, and remove what it took.
-/// 4. Hand in what was read, or [`handle_eof`](ControlClient::handle_eof), and close the stream when
-///    [`is_connected`](ControlClient::is_connected) is no longer true.
+///    `handle_connected`. The channel is usable once
+///    `is_up` is true; QMP needs a greeting for that.
+/// 2. `send` messages. While
+///    `wants_connection` is true, connect again.
+/// 3. Write from `outgoing` to the stream, and remove what it took.
+/// 4. Hand in what was read, or `handle_eof`, and close the stream when
+///    `is_connected` is no longer true.
 /// 5. Take events from [`poll_event`](ControlClient::poll_event) until `None`.
 #[derive(Debug)]
 pub struct ControlClient {
@@ -74,7 +74,7 @@ impl ControlClient {
 
     /// Sends a message, now or when those before it are answered. Without a connection for QMP the
     /// reply is [`ControlReply::Broken`].
-    pub fn send(&mut self, message: Message) {
+    pub(crate) fn send(&mut self, message: Message) {
         let id = self.next_id;
         self.next_id += 1;
         match (&message.body, &self.link) {
@@ -91,14 +91,14 @@ impl ControlClient {
     }
 
     /// Whether an HTTP exchange waits for a connection.
-    pub fn wants_connection(&self) -> bool {
+    pub(crate) fn wants_connection(&self) -> bool {
         matches!(self.link, Link::Closed)
             && self.pending.front().is_some_and(|(_, m)| matches!(m.body, Body::Http { .. }))
     }
 
     /// A connection was made. `false` when no exchange needs it and the driver should close it: with
     /// HTTP the first one only shows that the VMM listens.
-    pub fn handle_connected(&mut self) -> bool {
+    pub(crate) fn handle_connected(&mut self) -> bool {
         if self.protocol == Protocol::Qmp {
             self.link = Link::Qmp(QmpDecoder::new());
             return true;
@@ -113,23 +113,23 @@ impl ControlClient {
     }
 
     /// The connection for an HTTP exchange could not be made.
-    pub fn handle_connect_failed(&mut self, why: String) {
+    pub(crate) fn handle_connect_failed(&mut self, why: String) {
         self.answer(ControlReply::Broken(why));
     }
 
     /// Whether a connection is in use.
-    pub const fn is_connected(&self) -> bool {
+    pub(crate) const fn is_connected(&self) -> bool {
         !matches!(self.link, Link::Closed)
     }
 
     /// Whether the VMM takes messages, as far as is known.
-    pub const fn is_up(&self) -> bool {
+    pub(crate) const fn is_up(&self) -> bool {
         self.up
     }
 
     /// The bytes that wait to be written to the stream. The driver removes from the front what the
     /// stream took, or all where the stream has failed: its end is seen by reading.
-    pub fn outgoing(&mut self) -> &mut VecDeque<u8> {
+    pub(crate) fn outgoing(&mut self) -> &mut VecDeque<u8> {
         &mut self.outgoing
     }
 
@@ -152,7 +152,7 @@ impl ControlClient {
     }
 
     /// The stream has ended.
-    pub fn handle_eof(&mut self) {
+    pub(crate) fn handle_eof(&mut self) {
         match &mut self.link {
             Link::Closed => {}
             Link::Qmp(_) => self.lose(None),
@@ -164,7 +164,7 @@ impl ControlClient {
     }
 
     /// The stream cannot be used any more, for a reason on this side.
-    pub fn handle_lost(&mut self) {
+    pub(crate) fn handle_lost(&mut self) {
         self.lose(None);
     }
 

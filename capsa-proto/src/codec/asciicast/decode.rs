@@ -28,7 +28,7 @@ pub enum AsciicastError {
         /// The reason.
         why: &'static str,
     },
-    /// A line is longer than [`MAX_LINE`].
+    /// A line is longer than `MAX_LINE`.
     #[error("asciicast: line {line} is longer than {max} bytes")]
     TooLong {
         /// The number of the line.
@@ -36,7 +36,7 @@ pub enum AsciicastError {
         /// Bytes allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were not polled.
+    /// More than `MAX_BACKLOG` bytes were not polled.
     #[error("asciicast: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.

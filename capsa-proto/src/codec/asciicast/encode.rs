@@ -12,7 +12,7 @@ use super::{CastHeader, RecordedEnd};
 use crate::text::partial_character_len;
 
 /// Maximum bytes of output or input in one event; longer data becomes several events. Even with
-/// maximal escaping an event is shorter than [`MAX_LINE`](super::MAX_LINE).
+/// maximal escaping an event is shorter than `MAX_LINE`.
 pub const MAX_TEXT: usize = 32 * 1024;
 
 /// Encodes the lines of a recording.

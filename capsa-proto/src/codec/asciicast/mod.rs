@@ -23,7 +23,7 @@
 //! | `end` | Capsa only: the VM ended; the data is the name of a [`RecordedEnd`] |
 //!
 //! This module uses no clock and no file: the caller passes times to an [`Encoder`], which returns lines,
-//! and chunks of a file to a [`Decoder`]. [`MAX_LINE`] and [`MAX_BACKLOG`](super::MAX_BACKLOG) bound the
+//! and chunks of a file to a [`Decoder`]. `MAX_LINE` and `MAX_BACKLOG` bound the
 //! memory of a decoder, and its first error is final.
 
 mod decode;
@@ -39,7 +39,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 /// Maximum bytes of one line of a recording.
-pub const MAX_LINE: usize = 1024 * 1024;
+pub(crate) const MAX_LINE: usize = 1024 * 1024;
 
 /// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! [`Request::encode`] returns the bytes to send. [`ResponseDecoder`] parses the response:
 //!
 //! 1. Pass every read to [`handle_bytes`](ResponseDecoder::handle_bytes), the end of the stream to
-//!    [`handle_eof`](ResponseDecoder::handle_eof).
+//!    `handle_eof`.
 //! 2. After each, call [`poll_response`](ResponseDecoder::poll_response). When it returns a response,
 //!    close the connection. (cloud-hypervisor keeps it open, so do not wait for the end of the
 //!    stream.)
@@ -61,7 +61,7 @@ pub enum HttpError {
     /// Status 101: the peer switches to another protocol.
     #[error("HTTP response: unexpected switch of protocols")]
     UnexpectedUpgrade,
-    /// Status line and headers exceed [`MAX_HTTP_HEAD`](super::MAX_HTTP_HEAD).
+    /// Status line and headers exceed `MAX_HTTP_HEAD`.
     #[error("HTTP response: headers longer than {max} bytes")]
     HeadTooLong {
         /// Bytes allowed.

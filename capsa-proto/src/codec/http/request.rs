@@ -57,21 +57,16 @@ impl Request {
 
     /// The same request with this JSON value as its body.
     #[must_use]
-    pub fn with_json(self, body: &Value) -> Self {
+    pub(crate) fn with_json(self, body: &Value) -> Self {
         let body = serde_json::to_vec(body).expect("a JSON value can always be written");
         self.with_body(body)
     }
 
     /// The same request with this body, which must be JSON text: the content type is `application/json`.
     #[must_use]
-    pub fn with_body(mut self, body: Vec<u8>) -> Self {
+    pub(crate) fn with_body(mut self, body: Vec<u8>) -> Self {
         self.body = Some(body);
         self
-    }
-
-    /// The method.
-    pub fn method(&self) -> Method {
-        self.method
     }
 
     /// The path.

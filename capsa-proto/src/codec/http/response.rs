@@ -16,16 +16,9 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-impl Response {
-    /// Whether the status is a 2xx.
-    pub fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-}
-
 /// Decodes one response from any number of reads.
 ///
-/// Keeps at most the body limit plus [`MAX_HTTP_HEAD`] bytes. Bytes after the response are
+/// Keeps at most the body limit plus `MAX_HTTP_HEAD` bytes. Bytes after the response are
 /// ignored: a connection serves one request.
 #[derive(Debug)]
 pub struct ResponseDecoder {
@@ -89,7 +82,7 @@ impl ResponseDecoder {
     /// # Errors
     ///
     /// [`HttpError::UnexpectedEof`] when the response is not complete, or the earlier error.
-    pub fn handle_eof(&mut self) -> Result<(), HttpError> {
+    pub(crate) fn handle_eof(&mut self) -> Result<(), HttpError> {
         match self.state {
             ResponseState::Failed(error) => Err(error),
             ResponseState::Done | ResponseState::Taken => Ok(()),

@@ -77,13 +77,13 @@ pub enum QmpMessage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
-    /// A line is longer than [`MAX_QMP_LINE`].
+    /// A line is longer than `MAX_QMP_LINE`.
     #[error("QMP: line longer than {max} bytes")]
     LineTooLong {
         /// Bytes allowed.
         max: usize,
     },
-    /// More than [`MAX_BACKLOG`] bytes were not polled.
+    /// More than `MAX_BACKLOG` bytes were not polled.
     #[error("QMP: more than {max} bytes waiting to be polled")]
     BacklogFull {
         /// Bytes allowed.
@@ -128,7 +128,7 @@ pub fn encode_command(id: u64, execute: &str, arguments: Option<&Value>) -> Vec<
 
 /// Decodes QMP lines from any number of reads.
 ///
-/// Lines end in LF or CRLF, empty ones are skipped. Keeps at most [`MAX_BACKLOG`] bytes.
+/// Lines end in LF or CRLF, empty ones are skipped. Keeps at most `MAX_BACKLOG` bytes.
 #[derive(Debug)]
 pub struct QmpDecoder {
     backlog: Backlog,
