@@ -1,11 +1,12 @@
 //! [`VmConsole`]: the console of a VM, for async code.
 
 use std::future::poll_fn;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capsa_proto::console::{CommandOutput, Pattern};
 
@@ -200,15 +201,34 @@ impl VmConsole {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`]; [`Error::Io`] of kind `BrokenPipe` when the console is closed.
+    /// [`Error::NotRunning`]; [`Error::GuestEnded`] when the VM ends before all is written;
+    /// [`Error::Io`] of kind `BrokenPipe` when the console is closed.
     pub async fn write(&mut self, data: &[u8]) -> Result<()> {
+        let begun = Instant::now();
         let mut rest = data;
         while !rest.is_empty() {
-            let written = poll_fn(|cx| self.writer.poll(cx, rest)).await;
-            let taken = written.map_err(|error| error.downcast().unwrap_or_else(Error::Io))?;
+            let taken = match poll_fn(|cx| self.writer.poll(cx, rest)).await {
+                Ok(taken) => taken,
+                Err(error) if rest.len() < data.len() => return Err(self.interrupted(error, begun)),
+                Err(error) => return Err(error.downcast().unwrap_or_else(Error::Io)),
+            };
             rest = &rest[taken..];
         }
         Ok(())
+    }
+
+    /// The error of a write of which a part was written.
+    fn interrupted(&self, error: io::Error, begun: Instant) -> Error {
+        match self.reader.shared.snapshot().report {
+            None => Error::Io(error),
+            Some(how) => Error::GuestEnded {
+                how: Box::new(how),
+                expected: "the guest to take its input".into(),
+                waited: begun.elapsed(),
+                tail: String::new(),
+                hint: None,
+            },
+        }
     }
 
     /// Writes a string.

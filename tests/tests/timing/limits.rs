@@ -1,16 +1,17 @@
 //! Waits, simulated guests and the example service.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use capsa::blocking::{VmConsole, VmHandle};
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa::{EndedBy, Error};
-use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually};
+use capsa_testkit::vm::{NanoGuest, PATIENCE, eventually, poll_fd};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::assert_within;
 use super::service::{DevvmService, command, description};
+use super::{assert_within, repeat};
 
 #[test]
 fn kernel_panic_ends_wait_within_a_second() {
@@ -87,5 +88,42 @@ fn devvm_second_sigterm_ends_grace_period() {
         let took = begun.elapsed();
         eventually("all VMMs have exited", || service.hypervisors() == 0);
         took
+    });
+}
+
+#[test]
+fn drop_of_20_vms_waits_for_all_at_once() {
+    let Some(guest) = NanoGuest::new() else { return };
+    let vm = || {
+        let mut vm = guest.builder().build_embedded().unwrap();
+        vm.start().unwrap();
+        while vm.scrollback().end() == 0 {
+            poll_fd(&vm, Some(vm.next_timeout().unwrap_or(PATIENCE)));
+            vm.on_ready().unwrap();
+            while vm.poll_event().is_some() {}
+        }
+        vm
+    };
+    let drop_of = |count: usize| {
+        let vms: Vec<_> = (0..count).map(|_| vm()).collect();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Each exit of a process waits for its turn on busy CPUs.
+            for _ in 0..4 {
+                scope.spawn(|| while !is_done.load(Ordering::Relaxed) {});
+            }
+            let begun = Instant::now();
+            drop(vms);
+            let took = begun.elapsed();
+            is_done.store(true, Ordering::Relaxed);
+            took
+        })
+    };
+    repeat(|| {
+        let one = (0..5).map(|_| drop_of(1)).sum::<Duration>() / 5;
+        let twenty = drop_of(20);
+        println!("one VM: {one:?}, twenty VMs: {twenty:?}");
+        // What is left is the time of the CPUs, which free the memory of twenty processes.
+        if twenty < 12 * one { Ok(()) } else { Err(format!("one {one:?}, twenty {twenty:?}")) }
     });
 }
