@@ -24,7 +24,7 @@
 //! THREAD ──▶ DriverThread.vms
 //! Shared.state ──▶ Shared.snapshot
 //!              ──▶ Reactor.woken, WakeTarget::Future (capsa-io/src/reactor.rs)
-//!              ──▶ WATCHDOG (capsa-io/src/watchdog.rs)
+//!              ──▶ DYING (capsa-io/src/process.rs) ──▶ WATCHDOG (capsa-io/src/watchdog.rs)
 //! Reactor.ready ──▶ Reactor.woken
 //! ```
 

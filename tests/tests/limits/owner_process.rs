@@ -1,9 +1,7 @@
 //! Owners that ignore SIGCHLD, reap all children, leak descriptors, lose the watchdog or end.
 
-use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use capsa::blocking::VmHandle;
 use capsa::embed::Vm;
@@ -11,7 +9,7 @@ use capsa::{Error, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::{self, Process, runs};
 use capsa_testkit::vm::{PATIENCE, eventually, poll_fd};
-use capsa_testkit::{run_isolated, skip, test_name};
+use capsa_testkit::{run_isolated, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -138,6 +136,9 @@ fn watchdog_killed_is_replaced() {
 #[cfg(target_os = "linux")]
 #[test]
 fn owner_end_leaves_no_zombie() {
+    use std::env;
+    use std::process::Command;
+
     const ENDS: &str = "CAPSA_TEST_ENDS";
     let vm = || fake::vm("up console=hello serve");
     match env::var(ENDS).as_deref() {
@@ -153,7 +154,7 @@ fn owner_end_leaves_no_zombie() {
             nix::sys::prctl::set_child_subreaper(true).unwrap();
             for ends in ["VM killed", "VM running", "VM dropped"] {
                 let mut owner = Command::new(env::current_exe().unwrap());
-                owner.args([&test_name(), "--exact"]).env(ENDS, ends);
+                owner.args([&capsa_testkit::test_name(), "--exact"]).env(ENDS, ends);
                 assert!(owner.status().unwrap().success(), "{ends}");
                 let left = processes::children(std::process::id());
                 assert!(left.is_empty(), "{ends}: {left:?}");
