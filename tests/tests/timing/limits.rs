@@ -110,7 +110,11 @@ fn drop_of_20_vms_waits_for_all_at_once() {
         std::thread::scope(|scope| {
             // Each exit of a process waits for its turn on busy CPUs.
             for _ in 0..4 {
-                scope.spawn(|| while !is_done.load(Ordering::Relaxed) {});
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop()
+                    }
+                });
             }
             let begun = Instant::now();
             drop(vms);
