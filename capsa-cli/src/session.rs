@@ -137,7 +137,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
         _ => None,
     };
     if start_error.is_some()
-        && let Some(cause) = failure::cause_of_start(facts::open_files_limit())
+        && let Some(cause) = failure::cause_of_start(facts::open_files_limits().1)
     {
         reporter.error(&cause);
     }
