@@ -591,12 +591,3 @@ fn plan_reboot_restart_resets() {
     let plan = plan(VmSpec { on_reboot: RebootPolicy::Restart, ..spec() });
     assert!(args(&plan).contains("-action reboot=reset,panic=shutdown"));
 }
-
-#[test]
-fn event_reports_opened_console() {
-    for (open, want) in [(true, Some(GuestEvent::ConsoleOpened)), (false, None)] {
-        let data = serde_json::json!({ "open": open, "id": "console" });
-        let event = QmpMessage::Event { name: "VSERPORT_CHANGE".into(), data, at_micros: None };
-        assert_eq!(Qemu.event(&event), want);
-    }
-}

@@ -54,3 +54,12 @@ fn stderr_line_reports_failed_vcpu() {
         assert_eq!(Qemu.stderr_line(line), want, "{line}");
     }
 }
+
+#[test]
+fn event_reports_opened_console() {
+    for (open, want) in [(true, Some(GuestEvent::ConsoleOpened)), (false, None)] {
+        let data = serde_json::json!({ "open": open, "id": "console" });
+        let event = QmpMessage::Event { name: "VSERPORT_CHANGE".into(), data, at_micros: None };
+        assert_eq!(Qemu.event(&event), want);
+    }
+}
