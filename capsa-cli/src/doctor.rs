@@ -24,10 +24,6 @@ pub(crate) const RAISE_OPEN_FILES: &str = "raise it before starting VMs: ulimit 
 const SHARED_MEMORY: &str = "VMs of cloud-hypervisor with shares or NAT start faster with: \
      echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// The file is that of [`facts::SHARED_HUGE_PAGES`].
-const SHARED_MEMORY: &str = "VMs of cloud-hypervisor with shares or NAT start faster with: \
-     echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled";
-
 /// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Severity {
