@@ -1,7 +1,7 @@
-//! A program that automates a guest, and its tests. `cargo test -p capsa --features blocking
+//! A program that automates a guest, and its tests. `cargo test -p capsa-vm --features blocking
 //! --example tested_automation` runs the tests without a hypervisor, in milliseconds.
 //!
-//! `cargo run -p capsa --features blocking --example tested_automation KERNEL INITRD` runs the
+//! `cargo run -p capsa-vm --features blocking --example tested_automation KERNEL INITRD` runs the
 //! program.
 
 use std::time::Duration;

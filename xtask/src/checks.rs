@@ -38,13 +38,13 @@ pub(crate) const CLIPPY: &[Check] = &[
     ),
     Check(
         "capsa: embed alone",
-        &["clippy", "-p", "capsa", "--no-default-features", "--", "-D", "warnings"],
+        &["clippy", "-p", "capsa-vm", "--no-default-features", "--", "-D", "warnings"],
         None,
     ),
-    Check("capsa: default features", &["clippy", "-p", "capsa", "--", "-D", "warnings"], None),
+    Check("capsa: default features", &["clippy", "-p", "capsa-vm", "--", "-D", "warnings"], None),
     Check(
         "capsa: blocking",
-        &["clippy", "-p", "capsa", "--features", "blocking", "--", "-D", "warnings"],
+        &["clippy", "-p", "capsa-vm", "--features", "blocking", "--", "-D", "warnings"],
         None,
     ),
 ];
@@ -53,6 +53,18 @@ pub(crate) const DOCUMENTATION: Check = Check(
     "documentation",
     &["doc", "--no-deps", "--workspace", "--all-features"],
     Some(("RUSTDOCFLAGS", "-D warnings")),
+);
+
+/// Builds nothing; a dependency without a version, for example, is an error. Cargo (1.95) does not package the
+/// tests' packages, which are not published and depend on each other.
+#[rustfmt::skip]
+pub(crate) const PACKAGES: Check = Check(
+    "packages for crates.io",
+    &[
+        "package", "--no-verify", "--allow-dirty", "--quiet", "-p", "capsa-proto", "-p", "capsa-io",
+        "-p", "capsa-qemu", "-p", "capsa-chv", "-p", "capsa-vfkit", "-p", "capsa-vm", "-p", "capsa-cli",
+    ],
+    None,
 );
 
 /// `cargo xtask fmt [--check]`.

@@ -36,7 +36,10 @@ fn threads(cores: usize) -> usize {
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     finish(arguments)?;
     let mut steps = Steps::default();
-    let checks = checks::FORMAT.iter().chain(checks::CLIPPY).chain([&checks::DOCUMENTATION]);
+    let checks = checks::FORMAT
+        .iter()
+        .chain(checks::CLIPPY)
+        .chain([&checks::PACKAGES, &checks::DOCUMENTATION]);
     for check in checks {
         steps.run(check.0, || Ok(check.command().status()?.success()))?;
     }

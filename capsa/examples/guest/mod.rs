@@ -1,7 +1,7 @@
 //! Shared by the event-loop examples: a VM, and an event handler that logs in and runs a command.
 //!
 //! The arguments `KERNEL [INITRD]` are booted. Without arguments the guest is simulated, so that
-//! every example runs everywhere: `cargo run -p capsa --example loop_poll`.
+//! every example runs everywhere: `cargo run -p capsa-vm --example loop_poll`.
 
 use std::time::Duration;
 

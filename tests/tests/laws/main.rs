@@ -155,7 +155,7 @@ fn libraries_reap_only_own_children() {
 
 #[test]
 fn default_build_has_at_most_45_packages() {
-    let packages = workspace::tree("capsa", &[]).unwrap();
+    let packages = workspace::tree("capsa-vm", &[]).unwrap();
     let names = packages.iter().filter_map(|package| package.split(' ').next());
     let reactors =
         names.filter(|name| ["tokio", "mio", "smol", "async-global-executor"].contains(name));
@@ -165,7 +165,7 @@ fn default_build_has_at_most_45_packages() {
 
 #[test]
 fn embed_build_has_at_most_30_packages() {
-    let packages = workspace::tree("capsa", &["--no-default-features"]).unwrap();
+    let packages = workspace::tree("capsa-vm", &["--no-default-features"]).unwrap();
     assert!(packages.len() <= 30, "{} packages: {packages:?}", packages.len());
 }
 

@@ -26,9 +26,9 @@ const COMMAND: &[&str] = &["--package", "capsa-cli"];
 
 /// The rows of the table: a name, the package, its features, and the API of the idle VMs.
 const MEASURED_APIS: &[(&str, &str, &[&str], &str)] = &[
-    ("`embed::Vm` alone", "capsa", &["--no-default-features"], "embed"),
-    ("async (default)", "capsa", &[], "handle"),
-    ("blocking", "capsa", &["--features", "blocking"], "handle"),
+    ("`embed::Vm` alone", "capsa-vm", &["--no-default-features"], "embed"),
+    ("async (default)", "capsa-vm", &[], "handle"),
+    ("blocking", "capsa-vm", &["--features", "blocking"], "handle"),
     ("the command with a VM", "capsa-cli", &[], "command"),
 ];
 
@@ -138,11 +138,11 @@ fn programs() -> Result<Vec<(String, u64)>> {
     for (what, program) in [
         (COMMAND, "capsa"),
         (
-            &["--package", "capsa", "--no-default-features", "--example", "loop_poll"],
+            &["--package", "capsa-vm", "--no-default-features", "--example", "loop_poll"],
             "examples/loop_poll",
         ),
         (
-            &["--package", "capsa", "--features", "blocking", "--example", "tested_automation"],
+            &["--package", "capsa-vm", "--features", "blocking", "--example", "tested_automation"],
             "examples/tested_automation",
         ),
     ] {
