@@ -231,6 +231,8 @@ impl HypervisorBackend for CloudHypervisor {
                 "/api/v1/vm.power-button",
                 None,
             )),
+            pause: Message::http("pause the guest", "PUT", "/api/v1/vm.pause", None),
+            resume: Message::http("resume the guest", "PUT", "/api/v1/vm.resume", None),
             // SIGTERM has the same effect: neither notifies the guest.
             quit: StopAction::Control(Message::http("quit", "PUT", "/api/v1/vmm.shutdown", None)),
             crash_reporting: CrashReporting::Event,

@@ -431,6 +431,10 @@ pub enum GuestEvent {
     Panicked,
     /// Another process made the hypervisor quit.
     ExternalQuit,
+    /// The hypervisor paused the guest.
+    Paused,
+    /// The hypervisor resumed the guest.
+    Resumed,
     /// A vCPU failed. The guest is dead, even if the process stays or other events follow.
     CpuFailed,
     /// The guest's driver has opened the virtio console.

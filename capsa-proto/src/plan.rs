@@ -55,6 +55,10 @@ pub struct LaunchPlan {
     pub boot: Vec<Message>,
     /// The message that presses the power button; `None` if the hypervisor has none.
     pub power_button: Option<Message>,
+    /// The message that pauses the guest.
+    pub pause: Message,
+    /// The message that resumes it.
+    pub resume: Message,
     /// How to make the hypervisor quit.
     pub quit: StopAction,
     /// How the hypervisor reports guest crashes.

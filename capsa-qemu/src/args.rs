@@ -104,6 +104,8 @@ pub(crate) fn plan(
             Message::qmp("start the guest", "cont"),
         ],
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
+        pause: Message::qmp("pause the guest", "stop"),
+        resume: Message::qmp("resume the guest", "cont"),
         quit: StopAction::Control(Message::qmp("quit", "quit")),
         // `-action` above configures this.
         crash_reporting: CrashReporting::EventThenExit,

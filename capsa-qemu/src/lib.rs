@@ -233,6 +233,8 @@ impl HypervisorBackend for Qemu {
             ("SHUTDOWN", "host-signal" | "host-qmp-quit" | "host-ui") => {
                 Some(GuestEvent::ExternalQuit)
             }
+            ("STOP", _) => Some(GuestEvent::Paused),
+            ("RESUME", _) => Some(GuestEvent::Resumed),
             _ => None,
         }
     }

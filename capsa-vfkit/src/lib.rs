@@ -18,8 +18,8 @@
 //!
 //! `stdio` has a disadvantage: the REST server logs each request on standard output, so the console
 //! contains lines that begin with `[GIN]`. There is one line for each poll of the VM state, before or
-//! among the first output, and one for the power-off request. Capsa sends no other requests, and the
-//! plan has a note about the lines. A few known lines are better than a guest that may hang.
+//! among the first output, and one for each request to power off, pause or resume. Capsa sends no other
+//! requests, and the plan has a note about the lines. A few known lines are better than a guest that may hang.
 //!
 //! # How a guest crash is detected
 //!
@@ -197,6 +197,8 @@ impl HypervisorBackend for Vfkit {
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             power_button: Some(change_state("press the power button", "Stop")),
+            pause: change_state("pause the guest", "Pause"),
+            resume: change_state("resume the guest", "Resume"),
             // On SIGTERM vfkit asks the guest to power off, waits five seconds and cuts the power.
             quit: StopAction::Signal(Signal::Term),
             // This cuts the power at once. The process may exit before it replies.
@@ -233,7 +235,7 @@ fn notes(vm: &ValidatedSpec) -> Vec<Note> {
     if spec.console != ConsoleMode::Disabled {
         notes.push(Note::info(
             "vfkit logs its control requests on the console: lines that begin with [GIN], before \
-             the guest's first output and at the power-off request",
+             the guest's first output and at a request to power off, pause or resume",
         ));
     }
     notes.extend(match (spec.on_reboot, spec.console) {

@@ -26,9 +26,14 @@ pub(crate) fn outcome(message: &Message, reply: &ControlReply) -> ReplyOutcome {
             None => reply.outcome(),
         },
         ControlReply::Broken(_) if is_state_query => ReplyOutcome::Retry,
-        ControlReply::Broken(_) => ReplyOutcome::Done,
+        ControlReply::Broken(_) if is_stop(message) => ReplyOutcome::Done,
         _ => reply.outcome(),
     }
+}
+
+fn is_stop(message: &Message) -> bool {
+    let Body::Http { body: Some(body), .. } = &message.body else { return false };
+    body["state"] == "Stop" || body["state"] == "HardStop"
 }
 
 /// The reply to `GET /vm/state`. The server starts before the VM, whose first state is `Stopped`.

@@ -102,6 +102,24 @@ impl VmHandle {
         block_on(self.inner.wait_timeout(timeout))
     }
 
+    /// The same as [`crate::VmHandle::pause`].
+    ///
+    /// # Errors
+    ///
+    /// The same as [`crate::VmHandle::pause`].
+    pub fn pause(&self) -> Result<()> {
+        block_on(self.inner.pause())
+    }
+
+    /// The same as [`crate::VmHandle::resume`].
+    ///
+    /// # Errors
+    ///
+    /// The same as [`crate::VmHandle::pause`].
+    pub fn resume(&self) -> Result<()> {
+        block_on(self.inner.resume())
+    }
+
     /// The same as [`crate::VmHandle::status`].
     pub fn status(&self) -> VmStatus {
         self.inner.status()

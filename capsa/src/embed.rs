@@ -65,6 +65,7 @@
 #[cfg(feature = "mio")]
 mod mio;
 mod options;
+mod pausing;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod waits;
@@ -79,7 +80,7 @@ use std::time::Duration;
 use capsa_io::clock::MonotonicClock;
 use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
-use capsa_proto::backend::{DiskError, HypervisorBackend};
+use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::ConsoleMux;
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
@@ -98,7 +99,7 @@ pub(crate) use options::Options;
 pub use crate::driver::Driver;
 pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
 pub use capsa_proto::console::{BlockingReader, Ended, Outcome, ReaderId, Scrollback, WaitId};
-pub use capsa_proto::lifecycle::DEFAULT_GRACE;
+pub use capsa_proto::lifecycle::{DEFAULT_GRACE, PauseRequest};
 pub use capsa_proto::vm::VmEvent;
 
 #[cfg(feature = "tokio")]
@@ -219,11 +220,6 @@ impl Vm {
     /// How the VM ended; `None` before the end.
     pub fn stop_report(&self) -> Option<StopReport> {
         self.core.report()
-    }
-
-    /// The last error of each disk and operation, of those that the hypervisor has reported.
-    pub fn disk_errors(&self) -> Vec<DiskError> {
-        self.core.disk_errors().iter().cloned().collect()
     }
 
     /// The plan from which the VM is launched.

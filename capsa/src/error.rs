@@ -251,7 +251,7 @@ impl From<InvalidState> for Error {
     fn from(refused: InvalidState) -> Self {
         match refused {
             InvalidState::AlreadyStarted => Self::AlreadyRunning,
-            InvalidState::NotStarted => Self::NotRunning,
+            InvalidState::NotStarted | InvalidState::NotRunning => Self::NotRunning,
         }
     }
 }

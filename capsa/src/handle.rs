@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::backend::{LaunchPlan, Rejection};
 use crate::disk_errors::DiskError;
 use crate::driver::{Shared, SharedState, Waiter};
-use crate::embed::DEFAULT_GRACE;
+use crate::embed::{DEFAULT_GRACE, PauseRequest};
 use crate::{
     ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
 };
@@ -154,6 +154,64 @@ impl VmHandle {
         self.shared().check_process()?;
         self.shared().change(|state| state.vm.kill())?;
         self.ended().await
+    }
+
+    /// Pauses the guest, and waits until the status is [`VmStatus::Paused`]. Pausing a paused guest is not
+    /// an error.
+    ///
+    /// Deadlines of waits, and the time limit of the VM, go on. A [stop](Self::stop) resumes the guest first,
+    /// because a paused guest cannot power off; a [kill](Self::kill) does not. Dropping the future does not
+    /// cancel the request.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`] when the VM neither runs nor is paused, or ends meanwhile;
+    /// [`Error::Hypervisor`] when the hypervisor rejects the request, or does not reply within 30 seconds;
+    /// [`Error::Io`] when the VM cannot be driven.
+    pub async fn pause(&self) -> Result<()> {
+        self.request_pause(PauseRequest::Pause).await
+    }
+
+    /// Resumes the guest, and waits until the status is [`VmStatus::Running`]. Resuming a guest that runs is
+    /// not an error. After a disk error the failed operation is repeated.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`VmHandle::pause`].
+    pub async fn resume(&self) -> Result<()> {
+        self.request_pause(PauseRequest::Resume).await
+    }
+
+    async fn request_pause(&self, request: PauseRequest) -> Result<()> {
+        let (requested, before) = self.shared().change(|state| {
+            let requested = match request {
+                PauseRequest::Pause => state.vm.pause(),
+                PauseRequest::Resume => state.vm.resume(),
+            };
+            (requested, state.pauses[request as usize].clone())
+        });
+        requested?;
+        let wanted = match request {
+            PauseRequest::Pause => VmStatus::Paused,
+            PauseRequest::Resume => VmStatus::Running,
+        };
+        let waiter = Waiter::for_status(self.shared());
+        poll_fn(|cx| {
+            let mut state = self.shared().lock();
+            state.check_driver()?;
+            let (status, outcomes) = (state.vm.status(), &state.pauses[request as usize]);
+            if outcomes.reached > before.reached || status == wanted && !state.vm.is_pausing() {
+                return Poll::Ready(Ok(()));
+            }
+            if outcomes.rejected > before.rejected {
+                return Poll::Ready(Err(Error::Hypervisor(outcomes.reason.clone())));
+            }
+            if !matches!(status, VmStatus::Running | VmStatus::Paused) {
+                return Poll::Ready(Err(Error::NotRunning));
+            }
+            waiter.wait(&mut state, cx)
+        })
+        .await
     }
 
     async fn ended(&self) -> Result<()> {

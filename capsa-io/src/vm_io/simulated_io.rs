@@ -1,8 +1,8 @@
 //! [`SimulatedIo`]: a simulated guest in place of the processes of a VM.
 //!
 //! The core is the real one. Its channels end in memory: the control channel at a [`QmpServer`], the
-//! console at the simulated guest. A launch starts the guest, a signal ends it, and the command
-//! `system_powerdown` presses its power button.
+//! console at the simulated guest. A launch starts the guest, a signal ends it, and the commands
+//! `system_powerdown`, `stop` and `cont` press its power button, pause and resume it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -46,6 +46,7 @@ pub struct SimulatedIo {
     /// Output that the console has not taken yet.
     output: VecDeque<u8>,
     is_on: bool,
+    is_paused: bool,
     /// How the guest ended; passed on after its output.
     exit: Option<Exit>,
     /// The bytes of console output that the current call may still pass.
@@ -71,6 +72,7 @@ impl SimulatedIo {
             server: QmpServer::new(),
             output: VecDeque::new(),
             is_on: false,
+            is_paused: false,
             exit: None,
             budget: 0,
             more: false,
@@ -117,7 +119,7 @@ impl SimulatedIo {
                 any |= self.end(core, now);
                 return any;
             }
-            if self.output.len() > OUTPUT_BUFFER {
+            if self.is_paused || self.output.len() > OUTPUT_BUFFER {
                 return any;
             }
             let Some(action) = self.guest.poll_action(now) else { return any };
@@ -149,12 +151,18 @@ impl SimulatedIo {
             commands.clear();
         }
         while let Some(command) = self.server.poll_command() {
-            if command.execute == "system_powerdown" {
-                self.guest.handle_power_button(now);
+            match command.execute.as_str() {
+                "system_powerdown" => self.guest.handle_power_button(now),
+                "stop" => self.is_paused = true,
+                "cont" => self.is_paused = false,
+                _ => {}
             }
             self.server.accept(&command);
         }
         core.handle_bytes(now, Channel::Control, &self.server.take_outgoing());
+        if self.is_paused {
+            return false;
+        }
         let Some(input) = core.outgoing(Channel::Console) else { return false };
         let any = !input.is_empty();
         self.guest.handle_input(now, input.make_contiguous());
@@ -256,11 +264,14 @@ impl VmIo for SimulatedIo {
     }
 
     fn sync(&mut self, core: &mut VmCore, _: Instant) {
-        let has_input = [Channel::Control, Channel::Console]
+        let console = (!self.is_paused).then_some(Channel::Console);
+        let has_input = [Channel::Control]
             .into_iter()
+            .chain(console)
             .any(|channel| core.outgoing(channel).is_some_and(|queue| !queue.is_empty()));
         let takes_output = !self.output.is_empty() && core.window(Channel::Console) > 0;
-        let has_work = has_input || takes_output || core.wants_write(Channel::Console);
+        let wants_write = !self.is_paused && core.wants_write(Channel::Console);
+        let has_work = has_input || takes_output || wants_write;
         if self.is_on && has_work && !self.more {
             self.more = true;
             // Makes the descriptor readable, as a socket of a real VM would.
@@ -276,7 +287,8 @@ impl VmIo for SimulatedIo {
 
     fn poll_timeout(&self) -> Option<Deadline> {
         // While the console accepts no more output, the guest waits for it.
-        let runs = self.is_on && self.exit.is_none() && self.output.len() <= OUTPUT_BUFFER;
+        let waits = self.is_paused || self.output.len() > OUTPUT_BUFFER;
+        let runs = self.is_on && self.exit.is_none() && !waits;
         if runs { self.guest.poll_timeout() } else { None }
     }
 

@@ -11,7 +11,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Action, Cause, Exit, Input, Lifecycle, Timing, VmStatus};
+use super::{Action, Cause, Exit, Input, Lifecycle, Phase, Timing, VmStatus};
 use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::console::ConsoleCrash;
 use crate::path::HostPath;
@@ -104,6 +104,8 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
             Message::qmp("start the guest", "cont"),
         ],
         power_button: Some(Message::qmp("ask", "system_powerdown")),
+        pause: Message::qmp("pause the guest", "stop"),
+        resume: Message::qmp("resume the guest", "cont"),
         quit: StopAction::Control(Message::qmp("quit", "quit")),
         crash_reporting: CrashReporting::Event,
         reset_debounce: Duration::ZERO,
@@ -174,7 +176,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
                 Input::HelperExited(id, exit)
             }
         };
-        Some(match self.below(15) {
+        Some(match self.below(17) {
             0 => Input::Stop { grace: self.span(Duration::from_millis(20)) },
             1..=4 if process.alive => Input::Ready(id),
             5..=7 if !sim.sent.is_empty() => {
@@ -208,6 +210,15 @@ impl<I: Iterator<Item = u8>> Choices<I> {
             }
             13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::ExternalQuit),
             13 if hypervisor && self.below(8) == 0 => Input::Guest(GuestEvent::CpuFailed),
+            14 if hypervisor && self.flip() => Input::Guest(GuestEvent::Paused),
+            14 if hypervisor => Input::Guest(GuestEvent::Resumed),
+            15 if matches!(lifecycle.phase(), Phase::Running | Phase::Paused) => {
+                if self.flip() {
+                    Input::Pause
+                } else {
+                    Input::Resume
+                }
+            }
             _ if sim.advance(lifecycle) => return None,
             _ => Input::Kill,
         })

@@ -59,6 +59,10 @@ pub enum Input {
     },
     /// Request: kill the VM now.
     Kill,
+    /// Request: pause the guest.
+    Pause,
+    /// Request: resume the guest.
+    Resume,
     /// The process could not be launched.
     LaunchFailed(ProcessId, Cause),
     /// The process is ready, as its plan's [`Readiness`](crate::plan::Readiness) defines it.
@@ -86,6 +90,15 @@ pub enum Input {
     ConsoleCrash(ConsoleCrash),
     /// The deadline of a timer has passed; `Lifecycle::handle_timeout` makes it.
     Expired(LifecycleTimer),
+}
+
+/// A request to pause or resume the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PauseRequest {
+    /// Pause it.
+    Pause,
+    /// Resume it.
+    Resume,
 }
 
 /// How a process ended.
@@ -152,6 +165,8 @@ pub enum Action {
     Announce(VmStatus),
     /// Notify waiters that the guest rebooted in the same VM.
     AnnounceReboot,
+    /// Notify waiters that the hypervisor did not pause or resume the guest, and why.
+    AnnounceRejection(PauseRequest, String),
     /// The lifecycle has ended: release all resources. The last action.
     Release,
 }
@@ -165,6 +180,8 @@ pub struct Timing {
     pub launch: Duration,
     /// From sending a boot message until its reply.
     pub boot: Duration,
+    /// From a request to pause or resume the guest until its reply.
+    pub pause: Duration,
     /// The grace period after the time limit.
     pub grace: Duration,
     /// From the guest's power-off until the hypervisor exits, if no stop was requested.
@@ -184,6 +201,7 @@ impl Default for Timing {
             helper: Duration::from_secs(10),
             launch: Duration::from_secs(30),
             boot: Duration::from_secs(30),
+            pause: Duration::from_secs(30),
             grace: DEFAULT_GRACE,
             exit: Duration::from_secs(8),
             // A stop may last this much longer than its grace period. It also ends vfkit, which after
@@ -207,4 +225,7 @@ pub enum InvalidState {
     /// The VM was not started.
     #[error("VM was not started")]
     NotStarted,
+    /// The VM neither runs nor is paused.
+    #[error("VM is not running")]
+    NotRunning,
 }

@@ -17,6 +17,8 @@ pub enum Phase {
     Booting,
     /// The guest was started.
     Running,
+    /// The guest is paused, by its owner or at a disk error.
+    Paused,
     /// The guest was asked to power off.
     ShutdownRequested,
     /// The guest is off; the hypervisor has not exited yet.
@@ -35,12 +37,13 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in the order in which a VM can pass through them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Created,
         Self::StartingHelpers,
         Self::StartingHypervisor,
         Self::Booting,
         Self::Running,
+        Self::Paused,
         Self::ShutdownRequested,
         Self::WaitingForExit,
         Self::QuitRequested,
@@ -54,7 +57,7 @@ impl Phase {
     /// [`Phase::ShutdownRequested`] is the default grace period; a stop may have its own.
     pub const fn limit(self, timing: &Timing) -> Option<(Duration, &'static str)> {
         match self {
-            Self::Created | Self::Running | Self::Ended => None,
+            Self::Created | Self::Running | Self::Paused | Self::Ended => None,
             Self::StartingHelpers => Some((timing.helper, "helper is ready")),
             Self::StartingHypervisor => Some((timing.launch, "control channel is connected")),
             Self::Booting => Some((timing.boot, "boot message is answered")),
@@ -75,6 +78,7 @@ impl Phase {
                 Some(VmStatus::Starting)
             }
             Self::Running => Some(VmStatus::Running),
+            Self::Paused => Some(VmStatus::Paused),
             Self::ShutdownRequested
             | Self::WaitingForExit
             | Self::QuitRequested

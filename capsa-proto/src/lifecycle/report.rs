@@ -16,6 +16,8 @@ pub enum VmStatus {
     Starting,
     /// The hypervisor has started the guest. Whether the guest has booted shows only on its console.
     Running,
+    /// The guest is paused: its vCPUs do not run. Its owner did it, or a disk error.
+    Paused,
     /// The VM is stopping.
     Stopping,
     /// The VM ended normally: the guest powered off, or the owner stopped or killed the VM.
@@ -36,9 +38,9 @@ impl VmStatus {
         matches!(self, Self::Stopped { .. } | Self::Failed { .. })
     }
 
-    /// `Starting`, `Running` or `Stopping`: processes may be running.
+    /// `Starting`, `Running`, `Paused` or `Stopping`: processes may be running.
     pub const fn is_alive(&self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+        matches!(self, Self::Starting | Self::Running | Self::Paused | Self::Stopping)
     }
 }
 
@@ -48,6 +50,7 @@ impl fmt::Display for VmStatus {
             Self::Created => f.write_str("created"),
             Self::Starting => f.write_str("starting"),
             Self::Running => f.write_str("running"),
+            Self::Paused => f.write_str("paused"),
             Self::Stopping => f.write_str("stopping"),
             Self::Stopped { exit_code: Some(0) } => f.write_str("stopped"),
             Self::Stopped { exit_code: Some(code) } => write!(f, "stopped with status {code}"),

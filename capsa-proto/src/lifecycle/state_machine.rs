@@ -1,6 +1,8 @@
 //! [`Lifecycle`]: what an input means in a phase, and what a phase does on entry.
 
+mod deadlines;
 mod ending;
+mod pausing;
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -10,8 +12,8 @@ use core::time::Duration;
 
 use super::timer::TimerTable;
 use super::{
-    Action, EndedBy, Exit, Input, InvalidState, LifecycleTimer, Phase, StartError, StopLimits,
-    StopReport, StopStep, Timing, VmStatus,
+    Action, EndedBy, Exit, Input, InvalidState, LifecycleTimer, PauseRequest, Phase, StartError,
+    StopLimits, StopReport, StopStep, Timing, VmStatus,
 };
 use crate::backend::{GuestEvent, ReplyOutcome};
 use crate::plan::{LaunchPlan, Message, ProcessId, Signal};
@@ -35,6 +37,9 @@ pub struct Lifecycle {
     boot_steps: usize,
     actions: VecDeque<Action>,
     status: VmStatus,
+
+    /// The requests to pause or resume the guest that have no reply yet, oldest first.
+    pause_requests: VecDeque<PauseRequest>,
 
     grace: Duration,
     /// When the grace period of the stop ends, if one was requested.
@@ -70,6 +75,7 @@ impl Lifecycle {
             boot_steps: 0,
             actions: VecDeque::new(),
             status: VmStatus::Created,
+            pause_requests: VecDeque::new(),
             grace: timing.grace,
             stop_by: None,
             last_reset: None,
@@ -86,8 +92,8 @@ impl Lifecycle {
     ///
     /// # Errors
     ///
-    /// At a second start, and at a stop or kill before the start. A stop or kill of a VM that is
-    /// stopping or has ended is accepted; it may shorten the stop.
+    /// At a second start, at a stop or kill before the start, and at a pause or resume of a VM that does
+    /// not run. A stop or kill of a VM that is stopping or has ended is accepted; it may shorten the stop.
     #[expect(clippy::too_many_lines, reason = "one match shows the whole lifecycle")]
     pub(crate) fn handle_input(&mut self, now: Instant, input: Input) -> Result<(), InvalidState> {
         use Input as I;
@@ -105,7 +111,7 @@ impl Lifecycle {
             (P::StartingHypervisor | P::Booting, I::Stop { .. } | I::Kill) => {
                 self.end(now, EndedBy::Owner, P::KillingHypervisor);
             }
-            (P::Running, I::Stop { grace }) => {
+            (P::Running | P::Paused, I::Stop { grace }) => {
                 self.grace = grace;
                 self.enter(now, P::ShutdownRequested);
             }
@@ -118,7 +124,11 @@ impl Lifecycle {
                 self.timers.shorten(LifecycleTimer::Phase, now + grace + self.timing.quit);
             }
             (
-                P::Running | P::ShutdownRequested | P::WaitingForExit | P::QuitRequested,
+                P::Running
+                | P::Paused
+                | P::ShutdownRequested
+                | P::WaitingForExit
+                | P::QuitRequested,
                 I::Kill,
             ) => self.end(now, EndedBy::Owner, P::KillingHypervisor),
             (P::StoppingHelpers, I::Kill) => self.end(now, EndedBy::Owner, P::KillingHelpers),
@@ -127,6 +137,19 @@ impl Lifecycle {
                 I::Stop { .. },
             )
             | (P::KillingHypervisor | P::KillingHelpers | P::Ended, I::Kill) => {}
+
+            // A guest that is paused and resumed. The hypervisor reports it with an event, or only replies.
+            (P::Running | P::Paused, I::Pause) => self.request_pause(now, PauseRequest::Pause),
+            (P::Running | P::Paused, I::Resume) => self.request_pause(now, PauseRequest::Resume),
+            (_, I::Pause | I::Resume) => return Err(InvalidState::NotRunning),
+            (P::Running | P::Paused, I::Guest(GuestEvent::Paused)) => self.enter(now, P::Paused),
+            (P::Running | P::Paused, I::Guest(GuestEvent::Resumed)) => self.enter(now, P::Running),
+            (P::Running | P::Paused, I::Replied(message, outcome)) => {
+                self.pause_reply(now, &message, outcome);
+            }
+            (P::Running | P::Paused, I::Expired(LifecycleTimer::PauseRequest)) => {
+                self.pause_timed_out();
+            }
 
             // Processes that start.
             (P::StartingHelpers | P::StartingHypervisor, I::LaunchFailed(id, cause)) => {
@@ -176,17 +199,17 @@ impl Lifecycle {
             (P::Booting, I::Expired(LifecycleTimer::Resend)) => self.send_boot_message(),
 
             // A guest that runs or is asked to power off.
-            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::PoweredOff)) => {
+            (P::Booting | P::Running | P::Paused | P::ShutdownRequested, I::Guest(GuestEvent::PoweredOff)) => {
                 self.end(now, EndedBy::GuestPowerOff, P::WaitingForExit);
             }
-            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::Reset)) => {
+            (P::Booting | P::Running | P::Paused | P::ShutdownRequested, I::Guest(GuestEvent::Reset)) => {
                 self.guest_reset(now);
             }
-            (P::Booting | P::Running | P::ShutdownRequested, I::Guest(GuestEvent::Panicked)) => {
+            (P::Booting | P::Running | P::Paused | P::ShutdownRequested, I::Guest(GuestEvent::Panicked)) => {
                 self.guest_crashed(now, EndedBy::GuestPanic);
             }
             (
-                P::Booting | P::Running | P::ShutdownRequested,
+                P::Booting | P::Running | P::Paused | P::ShutdownRequested,
                 I::Guest(GuestEvent::ExternalQuit),
             ) => {
                 let cause = self.hypervisor_lost("was stopped by another process");
@@ -197,13 +220,13 @@ impl Lifecycle {
             (P::Booting, I::Guest(GuestEvent::CpuFailed)) => {
                 self.end(now, self.start_failed("reported a vCPU failure"), P::QuitRequested);
             }
-            (P::Running | P::ShutdownRequested, I::Guest(GuestEvent::CpuFailed)) => {
+            (P::Running | P::Paused | P::ShutdownRequested, I::Guest(GuestEvent::CpuFailed)) => {
                 self.end(now, self.hypervisor_lost("reported a vCPU failure"), P::QuitRequested);
             }
-            (P::Booting | P::Running | P::ShutdownRequested, I::ConsoleCrash(crash)) => {
+            (P::Booting | P::Running | P::Paused | P::ShutdownRequested, I::ConsoleCrash(crash)) => {
                 self.console_crash(now, crash);
             }
-            (P::Running, I::Expired(LifecycleTimer::TimeLimit)) => {
+            (P::Running | P::Paused, I::Expired(LifecycleTimer::TimeLimit)) => {
                 self.time_limit_hit = true;
                 self.grace = self.timing.grace;
                 self.enter(now, P::ShutdownRequested);
@@ -216,29 +239,30 @@ impl Lifecycle {
 
             // A part that the VM needs is lost. Often the hypervisor's exit follows and explains it.
             (
-                P::StartingHypervisor | P::Booting | P::Running | P::ShutdownRequested,
+                P::StartingHypervisor | P::Booting | P::Running | P::Paused | P::ShutdownRequested,
                 I::HelperExited(id, exit),
             ) => {
                 let reason = format!("{} {exit}", self.name(id));
                 self.expect_end(now, EndedBy::HelperLost { reason });
             }
-            (P::Running | P::ShutdownRequested, I::ControlLost) => {
+            (P::Running | P::Paused | P::ShutdownRequested, I::ControlLost) => {
                 self.expect_end(now, self.hypervisor_lost("closed its control channel"));
             }
-            (P::Running | P::ShutdownRequested, I::EventsLost(why)) => {
+            (P::Running | P::Paused | P::ShutdownRequested, I::EventsLost(why)) => {
                 let cause = self.hypervisor_lost(&format!("sent invalid events: {why}"));
                 self.expect_end(now, cause);
             }
             (P::StartingHypervisor | P::Booting, I::Expired(LifecycleTimer::Cause)) => {
                 self.end_as_expected(now, P::KillingHypervisor);
             }
-            (P::Running | P::ShutdownRequested, I::Expired(LifecycleTimer::Cause)) => {
+            (P::Running | P::Paused | P::ShutdownRequested, I::Expired(LifecycleTimer::Cause)) => {
                 self.end_as_expected(now, P::QuitRequested);
             }
 
             // The end of the processes.
             (
                 P::Running
+                | P::Paused
                 | P::ShutdownRequested
                 | P::WaitingForExit
                 | P::QuitRequested
@@ -302,7 +326,11 @@ impl Lifecycle {
                 I::HelperExited(..),
             )
             | (P::Created | P::StartingHelpers | P::Ended, I::HypervisorExited(_))
-            | (P::Running, I::Replied(..))
+            // The phases of a start and a stop do not depend on it.
+            | (
+                P::Booting | P::ShutdownRequested,
+                I::Guest(GuestEvent::Paused | GuestEvent::Resumed),
+            )
             // These belong to a phase that has passed: the next one stops its timers and launches.
             | (_, I::Ready(_) | I::LaunchFailed(..) | I::Expired(_)) => {}
         }
@@ -474,11 +502,14 @@ impl Lifecycle {
     // What a phase does on entry.
 
     fn enter(&mut self, now: Instant, phase: Phase) {
+        if phase == Phase::ShutdownRequested {
+            self.resume_for_stop();
+        }
         self.phase = phase;
         self.reset_timers(now);
         self.announce();
         match phase {
-            Phase::Created | Phase::Running | Phase::WaitingForExit => {}
+            Phase::Created | Phase::Running | Phase::Paused | Phase::WaitingForExit => {}
             Phase::StartingHelpers | Phase::StartingHypervisor => {
                 self.readiness_checks = 0;
                 self.actions.extend(self.launching.map(Action::Launch));
@@ -515,32 +546,6 @@ impl Lifecycle {
                 self.end_when_all_exited(now);
             }
             Phase::Ended => self.actions.push_back(Action::Release),
-        }
-    }
-
-    fn reset_timers(&mut self, now: Instant) {
-        self.timers.stop(LifecycleTimer::Readiness);
-        self.timers.stop(LifecycleTimer::Resend);
-        self.timers.stop(LifecycleTimer::Phase);
-        self.timers.stop(LifecycleTimer::TimeLimit);
-        if let Some((limit, why)) = self.phase.limit(&self.timing) {
-            let at = match (self.phase, self.stop_by) {
-                (Phase::ShutdownRequested, _) => *self.stop_by.insert(now + self.grace),
-                // The rest of the grace period is for a hypervisor that writes back its disks.
-                (Phase::WaitingForExit, Some(by)) => by.max(now + self.timing.quit),
-                _ => now + limit,
-            };
-            self.timers.set(LifecycleTimer::Phase, at, why);
-        }
-        if let (Phase::Running, Some(limit)) = (self.phase, self.plan.time_limit) {
-            self.timers.set(LifecycleTimer::TimeLimit, now + limit, "time limit");
-        }
-        if !matches!(
-            self.phase,
-            Phase::StartingHypervisor | Phase::Booting | Phase::Running | Phase::ShutdownRequested
-        ) {
-            self.timers.stop(LifecycleTimer::Cause);
-            self.likely_cause = None;
         }
     }
 

@@ -10,8 +10,10 @@ pub enum LifecycleTimer {
     /// When the loss of a helper or a channel becomes the cause of the end. Often the loss is only a
     /// consequence of the hypervisor's exit, although it is noticed first.
     Cause,
-    /// The time limit of the VM.
+    /// The time limit of the VM. It goes on while the guest is paused.
     TimeLimit,
+    /// How long the hypervisor may take to pause or resume the guest.
+    PauseRequest,
     /// The next check whether a starting process is ready.
     Readiness,
     /// The limit of the current phase.
@@ -20,8 +22,14 @@ pub enum LifecycleTimer {
 
 impl LifecycleTimer {
     /// All timers, in the order in which they expire if several are due.
-    pub const ALL: [Self; 5] =
-        [Self::Resend, Self::Cause, Self::TimeLimit, Self::Readiness, Self::Phase];
+    pub const ALL: [Self; 6] = [
+        Self::Resend,
+        Self::Cause,
+        Self::TimeLimit,
+        Self::PauseRequest,
+        Self::Readiness,
+        Self::Phase,
+    ];
 }
 
 /// The deadline of each timer that runs.
@@ -34,6 +42,11 @@ impl TimerTable {
     /// Starts a timer, or moves it.
     pub(super) fn set(&mut self, timer: LifecycleTimer, at: Instant, why: &'static str) {
         self.deadlines[timer as usize] = Some(Deadline { at, why });
+    }
+
+    /// Whether the timer runs.
+    pub(super) fn runs(&self, timer: LifecycleTimer) -> bool {
+        self.deadlines[timer as usize].is_some()
     }
 
     /// Moves a timer to an earlier time; a later time has no effect.

@@ -134,12 +134,14 @@ impl From<Replay> for SimulatedGuest {
 const NAME: &str = "simulated";
 
 /// The events of a simulated hypervisor, by their names in QMP.
-const EVENTS: [(&str, GuestEvent); 5] = [
+const EVENTS: [(&str, GuestEvent); 7] = [
     ("POWEROFF", GuestEvent::PoweredOff),
     ("RESET", GuestEvent::Reset),
     ("PANIC", GuestEvent::Panicked),
     ("QUIT", GuestEvent::ExternalQuit),
     ("CPU_FAILURE", GuestEvent::CpuFailed),
+    ("STOP", GuestEvent::Paused),
+    ("RESUME", GuestEvent::Resumed),
 ];
 
 /// The name in QMP by which a simulated hypervisor reports an event.
@@ -174,6 +176,8 @@ pub fn plan(
         vsock: None,
         boot: Vec::new(),
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
+        pause: Message::qmp("pause the guest", "stop"),
+        resume: Message::qmp("resume the guest", "cont"),
         quit: StopAction::Signal(Signal::Term),
         crash_reporting: CrashReporting::Event,
         reset_debounce: Duration::ZERO,

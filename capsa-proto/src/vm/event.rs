@@ -1,10 +1,11 @@
 //! [`VmEvent`] and the queue in which it waits for the owner.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 
 use crate::backend::DiskError;
 use crate::console::WaitId;
-use crate::lifecycle::VmStatus;
+use crate::lifecycle::{PauseRequest, VmStatus};
 
 /// How many reboots wait for the owner: a guest may reset without end.
 const MAX_REBOOTS: usize = 64;
@@ -27,6 +28,13 @@ pub enum VmEvent {
     ConsoleClosed,
     /// A wait ended; its result can be taken.
     Ended(WaitId),
+    /// The hypervisor did not pause or resume the guest, as its owner had requested.
+    PauseRejected {
+        /// The request.
+        request: PauseRequest,
+        /// Why.
+        reason: String,
+    },
     /// The host failed to read or write a disk's image. The same error of a disk is reported again
     /// after 10 seconds at the earliest.
     DiskError(DiskError),
@@ -43,7 +51,8 @@ impl VmEvent {
 ///
 /// Its length is bounded by what the owner does: [`VmEvent::ConsoleData`], [`VmEvent::ConsoleWritable`]
 /// and each [`VmEvent::DiskError`] are in it at most once, [`VmEvent::Rebooted`] at most 64 times, one
-/// [`VmEvent::Ended`] belongs to each wait that was begun, and the statuses of a lifecycle are few.
+/// [`VmEvent::Ended`] belongs to each wait that was begun, and the statuses of a lifecycle are few, and
+/// two or three for each request to pause or resume the guest.
 #[derive(Debug, Default)]
 pub struct EventQueue(VecDeque<VmEvent>);
 

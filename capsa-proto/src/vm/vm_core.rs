@@ -177,6 +177,30 @@ impl VmCore {
         self.lifecycle.handle_input(now, Input::Kill)
     }
 
+    /// Requests that the guest is paused. [`VmEvent::Status`] reports it, or
+    /// [`VmEvent::PauseRejected`].
+    ///
+    /// # Errors
+    ///
+    /// When the VM does not run.
+    pub fn pause(&mut self, now: Instant) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(now, Input::Pause)
+    }
+
+    /// Requests that the guest is resumed, as [`pause`](Self::pause).
+    ///
+    /// # Errors
+    ///
+    /// When the VM does not run.
+    pub fn resume(&mut self, now: Instant) -> Result<(), InvalidState> {
+        self.lifecycle.handle_input(now, Input::Resume)
+    }
+
+    /// Whether a request to pause or resume has no reply yet.
+    pub fn is_pausing(&self) -> bool {
+        self.lifecycle.is_pausing()
+    }
+
     /// The current status.
     pub fn status(&self) -> &VmStatus {
         self.lifecycle.status()
@@ -435,6 +459,9 @@ impl VmCore {
                 Action::AnnounceReboot => {
                     self.events.push(VmEvent::Rebooted);
                     self.console.handle_reboot(now, &mut self.events);
+                }
+                Action::AnnounceRejection(request, reason) => {
+                    self.events.push(VmEvent::PauseRejected { request, reason });
                 }
                 Action::Release => return Some(Output::Release),
             }

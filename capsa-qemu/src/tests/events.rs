@@ -16,7 +16,9 @@ fn event_maps_shutdown_reasons() {
         ("RESET", "host-qmp-system-reset", None),
         ("SHUTDOWN", "host-signal", Some(GuestEvent::ExternalQuit)),
         ("GUEST_PANICKED", "", Some(GuestEvent::Panicked)),
-        ("STOP", "", None),
+        ("STOP", "", Some(GuestEvent::Paused)),
+        ("RESUME", "", Some(GuestEvent::Resumed)),
+        ("POWERDOWN", "", None),
     ] {
         assert_eq!(Qemu.event(&event(name, reason)), want, "{name} {reason}");
     }

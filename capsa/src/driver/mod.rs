@@ -52,7 +52,7 @@ use capsa_io::reactor::{Reactor, Registration};
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 
 use crate::Result;
-use crate::embed::{self, VmEvent};
+use crate::embed::{self, PauseRequest, VmEvent};
 use throttle::Throttle;
 use wakers::Wakers;
 
@@ -118,6 +118,8 @@ pub(crate) struct SharedState {
     pub(crate) has_run: bool,
     /// The time of the start, on the VM's clock.
     pub(crate) started: Option<capsa_proto::time::Instant>,
+    /// By [`PauseRequest`].
+    pub(crate) pauses: [PauseOutcomes; 2],
     /// Threads that still write the VM's output: to standard output or to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
@@ -126,6 +128,17 @@ pub(crate) struct SharedState {
     /// How often the VM was driven.
     #[cfg(test)]
     drives: u64,
+}
+
+/// How the requests of one kind to pause or resume a guest ended so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PauseOutcomes {
+    /// How often the VM reached the requested status.
+    pub(crate) reached: u64,
+    /// How often the hypervisor rejected the request.
+    pub(crate) rejected: u64,
+    /// Why, the last time.
+    pub(crate) reason: String,
 }
 
 /// A locked VM.
@@ -224,6 +237,7 @@ impl Shared {
             vm,
             has_run: false,
             started: None,
+            pauses: Default::default(),
             relays: 0,
             wakers: Wakers::default(),
             failure: None,
@@ -391,11 +405,23 @@ impl SharedState {
             match event {
                 VmEvent::Status(status) => {
                     self.has_run |= status == VmStatus::Running;
+                    match status {
+                        VmStatus::Running => {
+                            self.pauses[PauseRequest::Resume as usize].reached += 1
+                        }
+                        VmStatus::Paused => self.pauses[PauseRequest::Pause as usize].reached += 1,
+                        _ => {}
+                    }
                     self.wakers.take_status(wake);
                     if status.is_terminal() {
                         self.wakers.take_data(wake);
                         self.wakers.take_writable(wake);
                     }
+                }
+                VmEvent::PauseRejected { request, reason } => {
+                    let outcomes = &mut self.pauses[request as usize];
+                    (outcomes.rejected, outcomes.reason) = (outcomes.rejected + 1, reason);
+                    self.wakers.take_status(wake);
                 }
                 VmEvent::ConsoleData => self.wakers.take_data(wake),
                 VmEvent::ConsoleWritable => self.wakers.take_writable(wake),

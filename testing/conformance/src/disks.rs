@@ -8,14 +8,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use capsa::disk_errors::DiskOperation;
-use capsa::{DiskImage, EndedBy, ImageFormat, StopStep};
+use capsa::disk_errors::{DiskErrorPolicy, DiskOperation};
+use capsa::{DiskImage, EndedBy, ImageFormat, StopStep, VmStatus};
 
 use super::fixture::qemu_img;
 use super::vm::TestVm;
 use super::{Fixture, Scenario};
 use capsa_fixtures::command;
 use capsa_testkit::skip;
+use capsa_testkit::vm::eventually;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::linux("raw_disks_keep_order_and_read_only", raw_and_read_only)
@@ -25,6 +26,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::linux("ephemeral_disk_write_is_discarded", ephemeral)
         .uses(&["disk_ephemeral", "image_formats.raw"]),
     Scenario::linux("disk_error_reaches_guest_and_owner", disk_error).uses(&["disk_errors"]),
+    Scenario::linux("disk_error_pauses_guest_until_resume", disk_error_pause)
+        .uses(&["disk_errors"]),
 ];
 
 /// The text that the guest writes into the second sector.
@@ -132,6 +135,28 @@ fn disk_error(fixture: &Fixture<'_>) {
     assert_eq!(errors[0].operation, DiskOperation::Write);
     assert_eq!(errors[0].reason, "No space left on device");
     assert_eq!(vm.sh("echo alive"), "alive");
+    stop(&vm);
+}
+
+fn disk_error_pause(fixture: &Fixture<'_>) {
+    let Some(full) = SmallFileSystem::mount(fixture) else { return };
+    let (image, other) = (full.sparse_image(), full.0.join("other"));
+    fs::write(&other, vec![1; 7 << 20]).unwrap();
+    let builder = fixture.builder().disk(DiskImage::new(&image));
+    let mut vm = fixture.boot(builder.on_disk_error(DiskErrorPolicy::Pause));
+    let handle = vm.handle.clone();
+    let owner = std::thread::spawn(move || {
+        eventually("the VM is paused", || handle.status() == VmStatus::Paused);
+        assert_eq!(handle.disk_errors()[0].reason, "No space left on device");
+        // Nothing has changed, so the guest is paused again.
+        handle.resume().unwrap();
+        eventually("the VM is paused", || handle.status() == VmStatus::Paused);
+        fs::remove_file(&other).unwrap();
+        handle.resume().unwrap();
+    });
+    let write = "dd if=/dev/zero of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null";
+    assert!(vm.succeeds(write), "the write failed");
+    owner.join().unwrap();
     stop(&vm);
 }
 

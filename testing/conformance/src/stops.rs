@@ -16,6 +16,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::any("stop_hung_hypervisor_is_killed", hung_hypervisor),
     Scenario::any("kill_ends_vm_at_once", kill),
     Scenario::any("kill_ends_grace_period", kill_while_stopping),
+    Scenario::any("paused_guest_is_silent_until_resume", pause),
+    Scenario::linux("stop_of_paused_vm_powers_guest_off", stop_paused),
+    Scenario::any("kill_of_paused_vm_ends_it", kill_paused),
     Scenario::any("drop_last_handle_kills_and_cleans_up", drop_last_handle),
 ];
 
@@ -81,6 +84,50 @@ fn kill_while_stopping(fixture: &Fixture<'_>) {
     vm.handle.kill().unwrap();
     stopping.join().unwrap().unwrap();
     assert_eq!(vm.wait_for_end().steps, [StopStep::PowerButton, StopStep::Killed]);
+}
+
+fn pause(fixture: &Fixture<'_>) {
+    let mut vm = fixture.boot(fixture.builder());
+    vm.handle.pause().unwrap();
+    vm.handle.pause().unwrap();
+    assert_eq!(vm.handle.status(), VmStatus::Paused);
+    let quiet = Duration::from_millis(300);
+    vm.console.write_line("echo paused").unwrap();
+    let result = vm.console.wait_for_timeout("paused", quiet);
+    assert!(result.is_err(), "the paused guest echoes: {result:?}");
+    assert_eq!(vm.handle.wait_timeout(Duration::ZERO).unwrap(), None);
+    vm.handle.resume().unwrap();
+    vm.handle.resume().unwrap();
+    assert_eq!(vm.handle.status(), VmStatus::Running);
+    vm.console.wait_for("paused").unwrap();
+    vm.handle.kill().unwrap();
+    let after = [vm.handle.pause(), vm.handle.resume()];
+    assert!(after.iter().all(|it| matches!(it, Err(Error::NotRunning))), "{after:?}");
+}
+
+fn stop_paused(fixture: &Fixture<'_>) {
+    let vm = fixture.boot(fixture.builder());
+    vm.handle.pause().unwrap();
+    vm.handle.stop().unwrap();
+    let report = vm.wait_for_end();
+    assert_eq!(
+        (report.ended_by, report.steps),
+        (EndedBy::GuestPowerOff, vec![StopStep::PowerButton])
+    );
+}
+
+fn kill_paused(fixture: &Fixture<'_>) {
+    // A short grace period ends with the quit command, which a paused VM obeys too.
+    for kill in [true, false] {
+        let mut vm = fixture.boot(fixture.builder_without_power_button());
+        vm.ignore_power_button();
+        vm.handle.pause().unwrap();
+        match kill {
+            true => vm.handle.kill().unwrap(),
+            false => vm.handle.stop_with_timeout(Duration::ZERO).unwrap(),
+        }
+        assert_eq!(vm.wait_for_end().ended_by, EndedBy::Owner);
+    }
 }
 
 fn drop_last_handle(fixture: &Fixture<'_>) {

@@ -30,6 +30,7 @@ impl Coverage {
         };
         for (row, name, n) in [
             (0, "reached Running", u64::from(outcome.was_running)),
+            (0, "was paused", u64::from(outcome.was_paused)),
             (0, "control over HTTP", u64::from(outcome.is_http)),
             (1, ended_by, 1),
             (2, "a process survived SIGKILL", u64::from(outcome.gave_up)),

@@ -389,8 +389,8 @@ const EXHAUSTIVE: [(&str, &[&str]); 2] = [
             "VmStatus",
         ],
     ),
-    // There is no other level of a note, side of a socket, or part of a version.
-    ("complete", &["NoteLevel", "Version", "VsockDirection"]),
+    // There is no other level of a note, request for a pause, side of a socket, or part of a version.
+    ("complete", &["NoteLevel", "PauseRequest", "Version", "VsockDirection"]),
 ];
 
 /// Clippy's exhaustive lints check the types that `capsa` defines. They cannot check those of the other

@@ -83,6 +83,8 @@ fn enums_match_without_wildcard() {
         VmStatus::Created => "created".to_owned(),
         VmStatus::Starting => "starting".to_owned(),
         VmStatus::Running => "running".to_owned(),
+        // Not in the specification.
+        VmStatus::Paused => "paused".to_owned(),
         VmStatus::Stopping => "stopping".to_owned(),
         VmStatus::Stopped { exit_code } => format!("{exit_code:?}"),
         VmStatus::Failed { message } => message.clone(),

@@ -286,3 +286,22 @@ fn show_on_failure_prints_only_on_failure() -> TestResult {
         _ => Ok(()),
     }
 }
+
+#[test]
+fn paused_simulated_guest_answers_after_resume() {
+    let guest = ScriptedGuest::new().print("# ").shell("# ").on("id", GuestReply::output("0\n"));
+    let vm = testing::vm(guest).build_blocking().unwrap();
+    assert!(matches!(vm.pause(), Err(Error::NotRunning)));
+    vm.start().unwrap();
+    let mut console = vm.console().unwrap();
+    console.wait_for("# ").unwrap();
+    vm.pause().unwrap();
+    assert_eq!(vm.status(), VmStatus::Paused);
+    console.write_line("id").unwrap();
+    assert!(console.wait_for_timeout("0", SOON).is_err());
+    vm.resume().unwrap();
+    console.wait_for("0").unwrap();
+    vm.pause().unwrap();
+    vm.stop().unwrap();
+    assert_eq!(vm.stop_report().unwrap().ended_by, EndedBy::GuestPowerOff);
+}

@@ -1,6 +1,7 @@
 //! One test per rule. `lifecycle/fuzz.rs` checks the invariants with random inputs.
 
 mod diagram;
+mod pausing;
 
 use super::*;
 use crate::console::ConsoleCrash;

@@ -58,6 +58,9 @@ pub(super) struct Laws {
     /// The replies that the core has read and not logged yet.
     pub(super) replies: VecDeque<(String, SentReply)>,
     pub(super) running_at: Option<Instant>,
+    pub(super) was_paused: bool,
+    /// The requests of the owner to pause or resume the guest.
+    pub(super) pauses: u32,
     /// The first cause that ends a running VM immediately.
     decisive: Option<Decisive>,
     launched: usize,
@@ -80,6 +83,8 @@ impl Default for Laws {
             facts: Facts::default(),
             replies: VecDeque::new(),
             running_at: None,
+            was_paused: false,
+            pauses: 0,
             decisive: None,
             launched: 0,
             ends: false,
@@ -121,7 +126,7 @@ impl Laws {
                 facts.cpu_failed = true;
                 Decisive::HypervisorLost
             }
-            GuestEvent::ConsoleOpened => return,
+            GuestEvent::Paused | GuestEvent::Resumed | GuestEvent::ConsoleOpened => return,
         };
         self.decide(phase, cause);
     }
@@ -166,7 +171,7 @@ impl Laws {
     }
 
     fn decide(&mut self, phase: Phase, cause: Decisive) {
-        if matches!(phase, Phase::Running | Phase::ShutdownRequested) {
+        if matches!(phase, Phase::Running | Phase::Paused | Phase::ShutdownRequested) {
             self.decisive.get_or_insert(cause);
         }
     }
@@ -186,10 +191,28 @@ impl Simulation<'_> {
             }
             Output::Log(LogRecord::Replied(message, reply)) => self.check_reply(message, reply),
             Output::Log(LogRecord::Status(VmStatus::Running)) => {
-                law!(self, self.laws.running_at.is_none(), "the VM runs for the second time");
-                self.laws.running_at = Some(self.now);
+                self.laws.running_at.get_or_insert(self.now);
             }
             _ => {}
+        }
+    }
+
+    /// When nothing is under way, the status of a VM is that of its guest.
+    pub(super) fn check_pause(&mut self) {
+        let times = |counts: &BTreeMap<&'static str, u32>| {
+            [&self.plan.pause, &self.plan.resume].map(|message| counts.get(name(message)).copied())
+        };
+        let is_settled = times(&self.laws.sent) == times(&self.laws.replied)
+            && self.control.inbound.is_empty()
+            && self.events.inbound.is_empty()
+            && self.stderr.iter().all(|link| link.inbound.is_empty())
+            && !self.laws.facts.channel_lost
+            && self.temper.failures == 0
+            && self.hypervisor_is_alive();
+        let phase = self.core.phase();
+        if is_settled && matches!(phase, Phase::Running | Phase::Paused) {
+            let paused = self.guest_is_paused;
+            law!(self, (phase == Phase::Paused) == paused, "{phase:?}, paused is {paused}");
         }
     }
 
@@ -249,14 +272,20 @@ impl Simulation<'_> {
         let rank = |status: &VmStatus| match status {
             VmStatus::Created => 0,
             VmStatus::Starting => 1,
-            VmStatus::Running => 2,
+            VmStatus::Running | VmStatus::Paused => 2,
             VmStatus::Stopping => 3,
             VmStatus::Stopped { .. } | VmStatus::Failed { .. } => 4,
         };
         let last = self.laws.status.as_ref().map_or(0, rank);
         match event {
             VmEvent::Status(status) => {
-                law!(self, rank(status) > last, "{status:?} after {:?}", self.laws.status);
+                let resumes = rank(status) == 2 && last == 2;
+                let is_new = self.laws.status.as_ref() != Some(status);
+                let in_order = rank(status) > last || resumes && is_new;
+                law!(self, in_order, "{status:?} after {:?}", self.laws.status);
+                let was_running = last == 2 || *status != VmStatus::Paused;
+                law!(self, was_running, "{status:?} after {:?}", self.laws.status);
+                self.laws.was_paused |= *status == VmStatus::Paused;
                 if status.is_terminal() {
                     let current = self.core.status();
                     law!(self, status == current, "{status:?} was announced, it is {current:?}");
@@ -276,6 +305,9 @@ impl Simulation<'_> {
                 self.laws.console_closed = true;
             }
             VmEvent::ConsoleData | VmEvent::ConsoleWritable | VmEvent::Ended(_) => return,
+            VmEvent::PauseRejected { .. } => {
+                law!(self, self.laws.pauses > 0, "{event:?} without a request");
+            }
             VmEvent::DiskError(_) => {}
         }
         let _ = write!(self.laws.digest, "{event:?}");

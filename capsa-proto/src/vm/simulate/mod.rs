@@ -31,6 +31,7 @@
 //!   `Starting` and `Running`; a terminal status never changes, and only console events follow it;
 //! - the release comes once and last, and each process was reaped or killed by then;
 //! - a deadline in the past leads to progress: few calls of `handle_timeout` at one time;
+//! - when nothing is under way, the status is `Paused` if and only if the guest is paused;
 //! - a channel that is not connected has no bytes to write;
 //! - a reply is counted for the message that it answers, once;
 //! - the window is that of a naive twin; each reader gets the bytes that the guest wrote, in order, and
@@ -77,6 +78,8 @@ pub struct ScheduleOutcome {
     pub ended_by: EndedBy,
     /// The guest was started.
     pub was_running: bool,
+    /// The guest was paused.
+    pub was_paused: bool,
     /// A process survived SIGKILL.
     pub gave_up: bool,
     /// The protocol was HTTP.

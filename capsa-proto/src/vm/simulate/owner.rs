@@ -11,7 +11,7 @@ use super::trace::{Digest, Step};
 use super::waits::{SimWait, WaitState};
 use super::world::{Simulation, law};
 use crate::console::{Overflow, ReaderId, WRITE_QUEUE};
-use crate::lifecycle::Phase;
+use crate::lifecycle::{PauseRequest, Phase};
 use crate::vm::{Channel, VmEvent};
 
 /// How many readers an owner has at most.
@@ -129,8 +129,21 @@ impl Simulation<'_> {
             1 => self.kill(),
             2..=5 if self.core.phase() >= Phase::Running => self.stop(),
             2 => self.stop(),
+            6 => self.pause(PauseRequest::Pause),
+            7 => self.pause(PauseRequest::Resume),
             _ => {}
         }
+    }
+
+    fn pause(&mut self, request: PauseRequest) {
+        self.add_step(Step::PauseRequested(request == PauseRequest::Pause));
+        let runs = matches!(self.core.phase(), Phase::Running | Phase::Paused);
+        let accepted = match request {
+            PauseRequest::Pause => self.core.pause(self.now),
+            PauseRequest::Resume => self.core.resume(self.now),
+        };
+        law!(self, accepted.is_ok() == runs, "{request:?} returned {accepted:?}");
+        self.laws.pauses += u32::from(runs);
     }
 
     // Readers.
@@ -288,7 +301,7 @@ impl Simulation<'_> {
     /// The owner takes all events.
     pub(super) fn poll_events(&mut self) {
         let (mut saw_data, mut saw_room) = (false, false);
-        let limit = MAX_EVENTS + self.owner.waits.len();
+        let limit = MAX_EVENTS + self.owner.waits.len() + 3 * self.laws.pauses as usize;
         for taken in 0.. {
             let Some(event) = self.core.poll_event() else { break };
             law!(self, taken < limit, "more than {limit} events wait for the owner");

@@ -168,6 +168,8 @@ fn choose_http(plan: &mut LaunchPlan, choose: &mut Chooser<'_>) {
         .into(),
     };
     plan.power_button = Some(Message::http("ask", "POST", "/vm.power-button", None));
+    plan.pause = Message::http("pause", "PUT", "/vm.pause", None);
+    plan.resume = Message::http("resume", "PUT", "/vm.resume", None);
     if choose.below(3) == 0 {
         plan.quit = StopAction::Signal(Signal::Term);
     } else {

@@ -41,6 +41,7 @@ pub(super) enum Step {
     Started,
     Stopped(u64),
     Killed,
+    PauseRequested(bool),
     ReaderAdded(usize),
     ReaderRemoved(usize),
     ReaderRead(usize, usize),

@@ -10,7 +10,7 @@ use super::choices::{Chooser, Cuts};
 use super::hypervisor::{Manner, Mark, SimHypervisor, SimLink, name};
 use super::laws::Laws;
 use super::owner::SimOwner;
-use super::setup::{ScheduleBackend, Setup, Temper};
+use super::setup::{EventRoute, ScheduleBackend, Setup, Temper};
 use super::trace::{Step, Trace};
 use crate::backend::GuestEvent;
 use crate::lifecycle::{Exit, StopStep, Timing};
@@ -79,6 +79,8 @@ pub(super) struct Simulation<'a> {
     pub(super) stderr: Vec<SimLink>,
     guest: Box<dyn GuestSim>,
     guest_is_on: bool,
+    /// The vCPUs do not run.
+    pub(super) guest_is_paused: bool,
     /// Hypervisors that exit by themselves after a crash do so soon.
     exits_soon: bool,
     /// All console output that the core took.
@@ -132,6 +134,7 @@ impl<'a> Simulation<'a> {
             events: SimLink::default(),
             guest: SimulatedGuest::from(setup.guest).simulate(),
             guest_is_on: false,
+            guest_is_paused: false,
             exits_soon: false,
             passed: Vec::new(),
             noise: 0,
@@ -253,6 +256,7 @@ impl<'a> Simulation<'a> {
             self.run_processes();
             self.pump();
             if self.trace.steps() == before {
+                self.check_pause();
                 break;
             }
         }
@@ -293,6 +297,9 @@ impl<'a> Simulation<'a> {
             0 => self.choose.below(self.vmm.commands.len()),
             _ => 0,
         };
+        if manner == Manner::Accept {
+            self.obey_pause(place);
+        }
         let command = self.vmm.answer(&mut self.control, place, manner);
         self.add_step(Step::Answered(manner == Manner::Accept));
         let is_button = self.plan.power_button.as_ref().is_some_and(|m| name(m) == command);
@@ -304,6 +311,27 @@ impl<'a> Simulation<'a> {
         }
         if manner == Manner::Accept {
             self.obey(&command, is_button);
+        }
+    }
+
+    /// Pauses or resumes the guest, if that is the command. Its event precedes the reply.
+    fn obey_pause(&mut self, place: usize) {
+        let Some(command) = self.vmm.commands.get(place) else { return };
+        if command.execute == name(&self.plan.pause) {
+            self.set_paused(true);
+        } else if command.execute == name(&self.plan.resume) {
+            self.set_paused(false);
+        }
+    }
+
+    /// A hypervisor with events on the control channel reports the change.
+    fn set_paused(&mut self, paused: bool) {
+        if self.guest_is_paused == paused {
+            return;
+        }
+        self.guest_is_paused = paused;
+        if self.vmm.route == EventRoute::Control {
+            self.report(if paused { GuestEvent::Paused } else { GuestEvent::Resumed });
         }
     }
 
@@ -387,7 +415,8 @@ impl<'a> Simulation<'a> {
     /// Lets the guest act, at most this many times.
     fn run_guest(&mut self, actions: usize) {
         for _ in 0..actions {
-            if !self.guest_is_on || self.console.inbound.len() > STREAM_BUFFER {
+            let blocks = self.guest_is_paused || self.console.inbound.len() > STREAM_BUFFER;
+            if !self.guest_is_on || blocks {
                 return;
             }
             match self.guest.poll_action(self.now) {
@@ -409,7 +438,8 @@ impl<'a> Simulation<'a> {
 
     /// The hypervisor reports an event, if it reports any.
     fn report(&mut self, event: GuestEvent) {
-        if matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. }) {
+        let is_pause = matches!(event, GuestEvent::Paused | GuestEvent::Resumed);
+        if matches!(self.plan.crash_reporting, CrashReporting::ConsoleOnly { .. }) && !is_pause {
             if event == GuestEvent::Reset {
                 self.print(b"[    9.500000] reboot: Restarting system\r\n");
             }
@@ -485,6 +515,10 @@ impl<'a> Simulation<'a> {
             15 => self.report(GuestEvent::ExternalQuit),
             16 => self.report(GuestEvent::CpuFailed),
             17 => self.vmm.has_dropped |= self.vmm.commands.pop_front().is_some(),
+            // A disk error.
+            18 if self.vmm.route == EventRoute::Control && self.guest_is_on => {
+                self.set_paused(true)
+            }
             18 => self.run_processes(),
             _ => self.exits_soon = true,
         }
@@ -516,6 +550,7 @@ impl<'a> Simulation<'a> {
         let result = self.result_digest(&report);
         ScheduleOutcome {
             was_running: self.laws.running_at.is_some(),
+            was_paused: self.laws.was_paused,
             gave_up: report.steps.contains(&StopStep::GaveUp),
             is_http: self.plan.control.protocol == Protocol::Http,
             waits_met: self.owner.met,

@@ -35,11 +35,13 @@ fn plans() -> Vec<LaunchPlan> {
 }
 
 fn inputs(plan: &LaunchPlan) -> Vec<Input> {
-    use GuestEvent::{CpuFailed, ExternalQuit, Panicked, PoweredOff, Reset};
+    use GuestEvent::{CpuFailed, ExternalQuit, Panicked, Paused, PoweredOff, Reset, Resumed};
     let mut inputs = vec![
         Input::Start,
         Input::Stop { grace: Duration::from_secs(1) },
         Input::Kill,
+        Input::Pause,
+        Input::Resume,
         Input::ControlLost,
         Input::EventsLost(String::new()),
         Input::ConsolePanic,
@@ -48,7 +50,8 @@ fn inputs(plan: &LaunchPlan) -> Vec<Input> {
         Input::HypervisorExited(Exit::with_code(0)),
         Input::HypervisorExited(Exit::with_code(1)),
     ];
-    inputs.extend([PoweredOff, Reset, Panicked, ExternalQuit, CpuFailed].map(Input::Guest));
+    let events = [PoweredOff, Reset, Panicked, ExternalQuit, Paused, Resumed, CpuFailed];
+    inputs.extend(events.map(Input::Guest));
     inputs.extend(LifecycleTimer::ALL.map(Input::Expired));
     for id in (0..plan.processes.len()).map(ProcessId) {
         inputs.push(Input::Ready(id));
@@ -57,7 +60,7 @@ fn inputs(plan: &LaunchPlan) -> Vec<Input> {
             inputs.extend([0, 1].map(|code| Input::HelperExited(id, Exit::with_code(code))));
         }
     }
-    for message in plan.boot.iter().chain(&plan.power_button) {
+    for message in plan.boot.iter().chain(&plan.power_button).chain([&plan.pause, &plan.resume]) {
         for outcome in [
             ReplyOutcome::Done,
             ReplyOutcome::Retry,
@@ -111,13 +114,17 @@ fn action_name(plan: &LaunchPlan, action: &Action) -> Option<String> {
         Action::Send(message) if plan.quit == StopAction::Control(message.clone()) => {
             "send the quit command".into()
         }
+        Action::Send(message) if *message == plan.resume => "resume a paused guest".into(),
         Action::Send(_) => "power the guest off".into(),
         Action::Signal(id, s) if *id == plan.hypervisor() => {
             format!("send {} to the hypervisor", signal(*s))
         }
         Action::Signal(_, s) => format!("send {} to helpers", signal(*s)),
         Action::Release => "release all resources".into(),
-        Action::CheckReady(_) | Action::Announce(_) | Action::AnnounceReboot => return None,
+        Action::CheckReady(_)
+        | Action::Announce(_)
+        | Action::AnnounceReboot
+        | Action::AnnounceRejection(..) => return None,
     })
 }
 
