@@ -9,6 +9,8 @@ pub(crate) enum Subcommand {
     Run,
     Ps,
     Stop,
+    Pause,
+    Resume,
     Console,
     Gc,
     Backends,
@@ -53,6 +55,20 @@ pub(crate) const COMMANDS: &[CommandRow] = &[
             Subcommand::Stop,
             "stop",
             "Ask guests to power off, and wait until the VMs have ended",
+        )
+    },
+    CommandRow {
+        operands: "NAME",
+        max_operands: 1,
+        ..plain(Subcommand::Pause, "pause", "Pause a guest: its CPUs stop")
+    },
+    CommandRow {
+        operands: "NAME",
+        max_operands: 1,
+        ..plain(
+            Subcommand::Resume,
+            "resume",
+            "Resume a guest that was paused, by `capsa pause` or at a disk error",
         )
     },
     CommandRow {

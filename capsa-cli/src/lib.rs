@@ -88,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
         Subcommand::Run => run::run(arguments, logs),
         Subcommand::Ps => running::ps(json),
         Subcommand::Stop => running::stop(arguments),
+        Subcommand::Pause | Subcommand::Resume => running::pause(arguments),
         Subcommand::Gc => running::gc(arguments),
         Subcommand::Console => running::console(arguments),
         Subcommand::Backends => {

@@ -322,6 +322,7 @@ impl<'r> RunLoop<'r> {
         }
         if let Some(control) = &mut self.control {
             control.send_console_output(&mut self.vm);
+            control.answer_pauses(&self.vm);
         }
         self.reporter.draw();
     }
@@ -472,6 +473,10 @@ impl<'r> RunLoop<'r> {
                         self.reporter.event("running", json!({}));
                         self.reporter.status(Some(self.running_text()));
                     }
+                    VmStatus::Paused => {
+                        self.reporter.event("paused", json!({}));
+                        self.reporter.info("the guest is paused; `capsa resume` continues it");
+                    }
                     VmStatus::Stopping => {
                         self.reporter.event("stopping", json!({}));
                         self.reporter.status(self.stdio.is_none().then_some("stopping"));
@@ -487,6 +492,11 @@ impl<'r> RunLoop<'r> {
                 self.reporter.event("first-output", json!({}));
                 if self.stdio.is_some() {
                     self.reporter.status(None);
+                }
+            }
+            VmEvent::PauseRejected { request, reason } => {
+                if let Some(control) = &mut self.control {
+                    control.reject_pauses(request, &reason);
                 }
             }
             VmEvent::DiskError(error) => {

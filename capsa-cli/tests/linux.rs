@@ -352,7 +352,7 @@ fn full_host_disk_is_reported_with_disk_and_cause() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     for error in errors {
-        assert!(listed.contains(&format!("full: {error}\n")), "{listed}");
+        assert!(listed.contains(&format!("; {error}")), "{listed}");
         assert!(stderr.contains(&format!("warning: {error}\n")), "{stderr}");
     }
 }

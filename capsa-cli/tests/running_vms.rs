@@ -44,6 +44,29 @@ fn ps_lists_vm_and_stop_powers_off() {
 }
 
 #[test]
+fn pause_and_resume_change_status() {
+    let Some(mut capsa) = start(Nano::default(), &[]) else { return };
+    capsa.wait_for(nano::READY);
+    let status = |capsa: &CapsaProcess| {
+        let (_, json, _) = capsa.ask(&["ps", "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        json["vms"][0]["status"].as_str().unwrap().to_owned()
+    };
+    for (command, after) in
+        [("pause", "paused"), ("pause", "paused"), ("resume", "running"), ("pause", "paused")]
+    {
+        let (code, stdout, stderr) = capsa.ask(&[command, "kept"]);
+        assert_eq!((code, stdout), (0, format!("kept: {after}\n")), "{stderr}");
+        assert_eq!(status(&capsa), after);
+    }
+    let (code, stdout, _) = capsa.ask(&["stop", "kept"]);
+    assert_eq!((code, stdout.as_str()), (0, "kept: guest powered off, as asked\n"));
+    assert_eq!(capsa.wait_for_end().0, 0);
+    let (code, _, stderr) = capsa.ask(&["pause", "kept"]);
+    assert_eq!(code, 118, "{stderr}");
+}
+
+#[test]
 fn bash_completes_vm_names() {
     if !common::has_bash() {
         return;

@@ -183,6 +183,7 @@ impl VmHandle {
     }
 
     async fn request_pause(&self, request: PauseRequest) -> Result<()> {
+        self.shared().check_process()?;
         let (requested, before) = self.shared().change(|state| {
             let requested = match request {
                 PauseRequest::Pause => state.vm.pause(),
@@ -195,7 +196,7 @@ impl VmHandle {
             PauseRequest::Pause => VmStatus::Paused,
             PauseRequest::Resume => VmStatus::Running,
         };
-        let waiter = Waiter::for_status(self.shared());
+        let waiter = Waiter::for_status(self.shared())?;
         poll_fn(|cx| {
             let mut state = self.shared().lock();
             state.check_driver()?;

@@ -27,7 +27,9 @@ enum Operands {
 
 fn operands(row: &CommandRow) -> Operands {
     match row.command {
-        Subcommand::Stop | Subcommand::Console => Operands::Vms,
+        Subcommand::Stop | Subcommand::Pause | Subcommand::Resume | Subcommand::Console => {
+            Operands::Vms
+        }
         Subcommand::Help => Operands::Commands,
         Subcommand::Config => Operands::Files,
         _ if row.words.is_empty() => Operands::Nothing,

@@ -1,4 +1,4 @@
-//! `capsa ps`, `capsa stop` and `capsa gc`.
+//! `capsa ps`, `capsa stop`, `capsa pause`, `capsa resume` and `capsa gc`.
 
 use std::fmt::Write as _;
 use std::io::BufRead;
@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use capsa_io::run_dir;
 use serde_json::{Value, json};
 
-use super::protocol::SocketRequest;
+use super::protocol::{RunInfo, SocketRequest};
 use super::registry::{self, RunningVm};
+use crate::commands::Subcommand;
 use crate::failure::{CliError, OK};
 use crate::flags::{Arguments, usage};
 use crate::json_output;
@@ -34,16 +35,10 @@ pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
             vm.owner.to_string(),
             or_none(info.map(|info| since(info.started))),
             or_none(info.map(|info| if info.has_console { "yes" } else { "no" }.into())),
-            or_none(info.map(|info| info.status.clone()).filter(|status| !status.is_empty())),
+            or_none(info.map(RunInfo::status_and_errors)),
         ]);
     }
-    let mut out = columns(&rows);
-    for vm in &all {
-        for error in vm.info.iter().flat_map(|info| &info.disk_errors) {
-            let _ = writeln!(out, "{}: {error}", vm.label());
-        }
-    }
-    print(&out)
+    print(&columns(&rows))
 }
 
 /// `capsa stop`: stops VMs and waits until they have ended.
@@ -92,6 +87,20 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, CliError> {
         print(&json_output::document("stop", json!({"vms": stopped})))?;
     }
     failed.map_or(Ok(OK), Err)
+}
+
+/// `capsa pause` and `capsa resume`: wait until the guest is paused or runs.
+pub(crate) fn pause(arguments: &Arguments) -> Result<u8, CliError> {
+    let Some(name) = arguments.operands.first() else {
+        return Err(usage("missing the name or ID of a VM", Some(arguments.command)));
+    };
+    let (request, status) = match arguments.command {
+        Subcommand::Resume => (SocketRequest::Resume {}, "running"),
+        _ => (SocketRequest::Pause {}, "paused"),
+    };
+    let vm = registry::find(name)?;
+    vm.request(&request)?;
+    print(&format!("{}: {status}\n", vm.label()))
 }
 
 /// `capsa gc`: removes run directories whose owner has died, and kills processes left of it.

@@ -11,7 +11,7 @@
 //! | `client` | connects to a control socket and sends a request |
 //! | `registry` | lists the running VMs, finds one by name, reserves a name |
 //! | `attach` | `capsa console` |
-//! | `commands` | `capsa ps`, `stop` and `gc` |
+//! | `commands` | `capsa ps`, `stop`, `pause`, `resume` and `gc` |
 //!
 //! # Files in the run directory
 //!
@@ -36,6 +36,9 @@
 //! > {"do":"kill"}                   end the VM at once
 //! < {"ok":true}
 //! < {"code":137,"ended_by":"owner", …}
+//!
+//! > {"do":"pause"}                  pause the guest; or "resume"
+//! < {"ok":true}                     when it is paused
 //!
 //! > {"do":"console","input":true}   attach; `input` asks to become the input owner
 //! < {"ok":true,"input":true}        `input`: whether it did
@@ -72,6 +75,6 @@ mod registry;
 mod server;
 
 pub(crate) use attach::console;
-pub(crate) use commands::{gc, ps, stop};
+pub(crate) use commands::{gc, pause, ps, stop};
 pub(crate) use registry::reserve_name;
 pub(crate) use server::{ClientCommand, ControlServer, ControlSource};

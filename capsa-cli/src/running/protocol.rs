@@ -31,6 +31,14 @@ pub(crate) struct RunInfo {
     pub(crate) disk_errors: Vec<String>,
 }
 
+impl RunInfo {
+    /// The status, followed by the disk errors.
+    pub(super) fn status_and_errors(&self) -> String {
+        let errors = self.disk_errors.iter().map(|error| format!("; {error}"));
+        format!("{}{}", self.status, errors.collect::<String>())
+    }
+}
+
 /// A client's request, the first line on its connection.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
@@ -39,6 +47,10 @@ pub(super) enum SocketRequest {
     Stop { grace: Option<f64> },
     /// End the VM at once.
     Kill {},
+    /// Pause the guest. The reply comes when it is paused.
+    Pause {},
+    /// Resume the guest. The reply comes when it runs.
+    Resume {},
     /// Attach to the console, and become the input owner if `input` is set and there is none.
     Console { input: bool },
 }
@@ -56,7 +68,7 @@ pub(super) struct SocketReply {
 }
 
 impl SocketReply {
-    /// A stop or kill that is under way.
+    /// A stop or kill that is under way; a pause or resume that is done.
     pub(super) fn accepted() -> Self {
         Self { ok: true, ..Self::default() }
     }
@@ -89,6 +101,8 @@ mod tests {
             (r#"{"do":"stop","grace":30.0}"#, SocketRequest::Stop { grace: Some(30.0) }),
             (r#"{"do":"stop","grace":null}"#, SocketRequest::Stop { grace: None }),
             (r#"{"do":"kill"}"#, SocketRequest::Kill {}),
+            (r#"{"do":"pause"}"#, SocketRequest::Pause {}),
+            (r#"{"do":"resume"}"#, SocketRequest::Resume {}),
             (r#"{"do":"console","input":true}"#, SocketRequest::Console { input: true }),
         ] {
             assert_eq!(serde_json::from_str::<SocketRequest>(text).unwrap(), want);

@@ -11,8 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use capsa::ConsoleMode;
-use capsa::embed::{ReaderId, Vm};
+use capsa::embed::{PauseRequest, ReaderId, Vm};
+use capsa::{ConsoleMode, VmStatus};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -72,6 +72,8 @@ enum ClientState {
     AwaitingRequest,
     /// The client waits until the VM has ended.
     AwaitingEnd,
+    /// The client waits until the guest is paused or resumed.
+    AwaitingPause(PauseRequest),
     Console(ReaderId),
     /// The connection closes once `outgoing` is written.
     Closing,
@@ -230,7 +232,7 @@ impl ControlServer {
                 }
             }
             ClientState::Console(_) => self.write_input(at, bytes.to_vec(), vm, commands),
-            ClientState::AwaitingEnd | ClientState::Closing => {}
+            ClientState::AwaitingEnd | ClientState::AwaitingPause(_) | ClientState::Closing => {}
         }
     }
 
@@ -255,6 +257,8 @@ impl ControlServer {
                 client.state = ClientState::AwaitingEnd;
                 client.send(&SocketReply::accepted());
             }
+            SocketRequest::Pause {} => client.await_pause(PauseRequest::Pause, vm.pause()),
+            SocketRequest::Resume {} => client.await_pause(PauseRequest::Resume, vm.resume()),
             SocketRequest::Console { .. }
                 if vm.launch_plan().console() == ConsoleMode::Disabled =>
             {
@@ -269,6 +273,34 @@ impl ControlServer {
                 client.state = ClientState::Console(vm.add_reader());
             }
         }
+    }
+
+    /// Replies to clients whose request to pause or resume is done, or cannot be done any more.
+    pub(crate) fn answer_pauses(&mut self, vm: &Vm) {
+        for client in &mut self.clients {
+            let ClientState::AwaitingPause(request) = client.state else { continue };
+            match (request, vm.status()) {
+                _ if vm.is_pausing() => {}
+                (PauseRequest::Pause, VmStatus::Paused)
+                | (PauseRequest::Resume, VmStatus::Running) => {
+                    client.state = ClientState::Closing;
+                    client.send(&SocketReply::accepted());
+                }
+                (_, VmStatus::Running | VmStatus::Paused) => {}
+                (_, status) => client.reject(format!("the VM is {status}")),
+            }
+        }
+        self.remove_closed();
+    }
+
+    /// Replies to clients whose request to pause or resume was rejected by the hypervisor.
+    pub(crate) fn reject_pauses(&mut self, request: PauseRequest, reason: &str) {
+        for client in &mut self.clients {
+            if client.state == ClientState::AwaitingPause(request) {
+                client.reject(reason.to_owned());
+            }
+        }
+        self.remove_closed();
     }
 
     /// Writes a client's input to the console. Input of a client that is not the owner is discarded.
@@ -326,6 +358,14 @@ impl ClientConnection {
     fn send(&mut self, message: &impl Serialize) {
         self.outgoing.extend(to_line(message));
         self.write();
+    }
+
+    /// Waits for the end of a request to pause or resume, unless the VM rejects it at once.
+    fn await_pause(&mut self, request: PauseRequest, requested: capsa::Result<()>) {
+        match requested {
+            Ok(()) => self.state = ClientState::AwaitingPause(request),
+            Err(error) => self.reject(error.to_string()),
+        }
     }
 
     fn reject(&mut self, reason: String) {

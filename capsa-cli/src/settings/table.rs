@@ -503,6 +503,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
             Subcommand::Run,
             Subcommand::Ps,
             Subcommand::Stop,
+            Subcommand::Pause,
+            Subcommand::Resume,
             Subcommand::Console,
             Subcommand::Gc,
             Subcommand::Backends,

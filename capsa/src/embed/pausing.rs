@@ -32,8 +32,7 @@ impl Vm {
     }
 
     /// Whether a request to pause or resume has no reply yet.
-    #[cfg(feature = "async")]
-    pub(crate) fn is_pausing(&self) -> bool {
+    pub fn is_pausing(&self) -> bool {
         self.core.is_pausing()
     }
 
