@@ -31,6 +31,7 @@
 mod future;
 #[cfg(test)]
 mod hostile_tests;
+mod pausing;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -52,7 +53,7 @@ use capsa_io::reactor::{Reactor, Registration};
 use capsa_proto::lifecycle::{StopReport, VmStatus};
 
 use crate::Result;
-use crate::embed::{self, PauseRequest, VmEvent};
+use crate::embed::{self, VmEvent};
 use throttle::Throttle;
 use wakers::Wakers;
 
@@ -119,7 +120,7 @@ pub(crate) struct SharedState {
     /// The time of the start, on the VM's clock.
     pub(crate) started: Option<capsa_proto::time::Instant>,
     /// By [`PauseRequest`].
-    pub(crate) pauses: [PauseOutcomes; 2],
+    pub(crate) pauses: [pausing::PauseOutcomes; 2],
     /// Threads that still write the VM's output: to standard output or to a recording.
     pub(crate) relays: usize,
     wakers: Wakers,
@@ -128,17 +129,6 @@ pub(crate) struct SharedState {
     /// How often the VM was driven.
     #[cfg(test)]
     drives: u64,
-}
-
-/// How the requests of one kind to pause or resume a guest ended so far.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct PauseOutcomes {
-    /// How often the VM reached the requested status.
-    pub(crate) reached: u64,
-    /// How often the hypervisor rejected the request.
-    pub(crate) rejected: u64,
-    /// Why, the last time.
-    pub(crate) reason: String,
 }
 
 /// A locked VM.
@@ -404,14 +394,7 @@ impl SharedState {
         while let Some(event) = self.vm.poll_event() {
             match event {
                 VmEvent::Status(status) => {
-                    self.has_run |= status == VmStatus::Running;
-                    match status {
-                        VmStatus::Running => {
-                            self.pauses[PauseRequest::Resume as usize].reached += 1
-                        }
-                        VmStatus::Paused => self.pauses[PauseRequest::Pause as usize].reached += 1,
-                        _ => {}
-                    }
+                    self.note_pause(&status);
                     self.wakers.take_status(wake);
                     if status.is_terminal() {
                         self.wakers.take_data(wake);
@@ -419,9 +402,7 @@ impl SharedState {
                     }
                 }
                 VmEvent::PauseRejected { request, reason } => {
-                    let outcomes = &mut self.pauses[request as usize];
-                    (outcomes.rejected, outcomes.reason) = (outcomes.rejected + 1, reason);
-                    self.wakers.take_status(wake);
+                    self.note_rejected_pause(request, reason, wake);
                 }
                 VmEvent::ConsoleData => self.wakers.take_data(wake),
                 VmEvent::ConsoleWritable => self.wakers.take_writable(wake),
