@@ -33,6 +33,7 @@ const ONLY_IN_EMBED: [&[&str]; 3] = [
         "lost",
         "scrollback",
         "is_console_closed",
+        "is_pausing",
     ],
     &["take_output", "take_ended", "cancel"],
 ];
