@@ -9,6 +9,7 @@
 
 pub(crate) mod job;
 pub(crate) mod outcome;
+mod published;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod signals;
@@ -28,6 +29,7 @@ use serde_json::json;
 
 use self::job::{Job, JobEvent, JobPlan};
 use self::outcome::RunOutcome;
+use self::published::RUN_DIR_CHECK;
 use self::recorder::FileRecorder;
 use self::relay::Relays;
 use self::signals::{SignalRequest, Signals};
@@ -64,9 +66,6 @@ const HINT_TAIL: usize = 64 << 10;
 
 /// How long the shell of a job may take to shut the guest down before the power button is pressed.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// The run directory is checked at most and at least this often.
-const RUN_DIR_CHECK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// The options of a run, beside its VM.
 #[derive(Debug, Default)]
@@ -440,30 +439,6 @@ impl<'r> RunLoop<'r> {
         }
     }
 
-    /// Publishes what has changed for `capsa ps`.
-    fn publish(&mut self) {
-        if let Some(control) = &mut self.control {
-            control.publish(&self.vm);
-        }
-    }
-
-    /// Warns once if the run directory was removed, by hand or by a cleaner of `/tmp`. The VM keeps
-    /// running, but other commands cannot find it any more.
-    fn check_run_dir(&mut self) {
-        let (Some(control), Some(checked)) = (&self.control, self.run_dir_checked) else { return };
-        if checked.elapsed() < RUN_DIR_CHECK.0 {
-            return;
-        }
-        self.run_dir_checked = control.is_published().then(Instant::now);
-        if self.run_dir_checked.is_none() {
-            let (dir, pid) = (self.vm.launch_plan().run_dir().display(), std::process::id());
-            self.reporter.warn(&format!(
-                "{dir} was removed: `capsa ps`, `stop` and `console` cannot find this VM any more; \
-                 stop it with `kill {pid}`"
-            ));
-        }
-    }
-
     fn on_event(&mut self, event: VmEvent) {
         match event {
             VmEvent::ControlReady => self.reporter.event("control-ready", json!({})),
@@ -547,16 +522,6 @@ impl<'r> RunLoop<'r> {
                 // Fails only for a VM that was never started, and this one was.
                 let _ = self.vm.stop_with_timeout(self.grace.saturating_sub(elapsed));
             }
-        }
-    }
-
-    /// Publishes this run for `capsa ps`. If that fails, the VM runs without a control socket.
-    fn bind_control(&mut self) {
-        match ControlServer::bind(&self.vm, self.name.as_deref()) {
-            Ok(control) => self.control = Some(control),
-            Err(error) => self.reporter.warn(&format!(
-                "`capsa ps` does not list this VM: cannot create its control socket: {error}"
-            )),
         }
     }
 

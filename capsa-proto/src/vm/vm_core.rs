@@ -6,6 +6,8 @@
 //! one for the processes of a host and one for simulated guests, and the simulation in
 //! `vm/simulate` checks the laws.
 
+mod pausing;
+
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -175,30 +177,6 @@ impl VmCore {
     /// When the VM was never started.
     pub fn kill(&mut self, now: Instant) -> Result<(), InvalidState> {
         self.lifecycle.handle_input(now, Input::Kill)
-    }
-
-    /// Requests that the guest is paused. [`VmEvent::Status`] reports it, or
-    /// [`VmEvent::PauseRejected`].
-    ///
-    /// # Errors
-    ///
-    /// When the VM does not run.
-    pub fn pause(&mut self, now: Instant) -> Result<(), InvalidState> {
-        self.lifecycle.handle_input(now, Input::Pause)
-    }
-
-    /// Requests that the guest is resumed, as [`pause`](Self::pause).
-    ///
-    /// # Errors
-    ///
-    /// When the VM does not run.
-    pub fn resume(&mut self, now: Instant) -> Result<(), InvalidState> {
-        self.lifecycle.handle_input(now, Input::Resume)
-    }
-
-    /// Whether a request to pause or resume has no reply yet.
-    pub fn is_pausing(&self) -> bool {
-        self.lifecycle.is_pausing()
     }
 
     /// The current status.
