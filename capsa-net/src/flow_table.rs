@@ -1,4 +1,4 @@
-//! [`FlowTable`]: the flows of one network, by their addresses and by their number.
+//! The flows of one network, by their addresses and by their number.
 //!
 //! A guest chooses the addresses, so they are hashed with a secret key: otherwise it could choose many
 //! that collide. A look-up costs the same for ten flows and for ten thousand.

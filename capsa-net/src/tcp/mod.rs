@@ -1,4 +1,4 @@
-//! [`Connection`]: a TCP connection of the guest that is mirrored onto one socket of the host.
+//! A TCP connection of the guest that is mirrored onto one socket of the host.
 //!
 //! The kernels of the guest and of the host do the real TCP. A connection moves bytes between them, in
 //! both directions independently, under two rules:
