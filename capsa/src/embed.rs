@@ -307,7 +307,7 @@ impl Vm {
 
     /// Removes a reader and cancels its waits.
     pub fn remove_reader(&mut self, reader: ReaderId) {
-        self.with_console(|console, _, _| console.remove_reader(reader));
+        self.with_console(|console, now, _| console.remove_reader(now, reader));
     }
 
     /// Names a reader, for [`Vm::blocking_reader`].

@@ -1,8 +1,8 @@
 //! `run … -- COMMAND`: logs in on the console, runs one command, and forwards its output.
 //!
 //! A guest that boots to a root shell, such as an initramfs, needs no login. Shares that the guest has not
-//! mounted are mounted before the command. The command runs in a
-//! subshell with its words as given and `/dev/null` as standard input.
+//! mounted are mounted before the command. The command has its words as given and `/dev/null` as
+//! standard input.
 //!
 //! Output goes to standard output as it arrives. If standard output is closed, the command is
 //! interrupted. Then the shell shuts the guest down, because many guests ignore the power button, which
@@ -45,8 +45,7 @@ impl JobPlan {
             return Err(invalid("missing the command after --"));
         }
         Ok(Self {
-            // In a subshell, so that `exit` does not end the shell that reports the status.
-            line: format!("( {} )", shell_words::join(words)),
+            line: shell_words::join(words),
             user: user.unwrap_or("root").to_owned(),
             password,
         })
@@ -306,8 +305,10 @@ mod tests {
     fn job_line_keeps_its_words() {
         let words = ["sh", "-c", "echo 'a b'; exit 7", ""].map(Into::into);
         let plan = JobPlan::new(&words, None, None).unwrap();
-        let line = plan.line.strip_prefix("( ").unwrap().strip_suffix(" )").unwrap();
-        assert_eq!(shell_words::split(line).unwrap(), words.map(|w| w.into_string().unwrap()));
+        assert_eq!(
+            shell_words::split(&plan.line).unwrap(),
+            words.map(|w| w.into_string().unwrap())
+        );
         assert_eq!(plan.user, "root");
     }
 

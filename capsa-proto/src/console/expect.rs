@@ -203,7 +203,11 @@ impl TimeLimit {
 
 /// The last bytes since `offset`, at most [`TAIL`], for an error message.
 pub(super) fn tail_since(log: &Scrollback, offset: u64) -> Vec<u8> {
-    log.since(offset.max(log.end().saturating_sub(TAIL))).to_vec()
+    // One wrapper may be longer than what is kept of the rest.
+    let since = offset.max(log.end().saturating_sub(2 * TAIL));
+    let mut tail = super::script::without_wrappers(log.since(since));
+    tail.drain(..tail.len().saturating_sub(TAIL as usize));
+    tail
 }
 
 #[cfg(test)]

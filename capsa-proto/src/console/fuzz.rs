@@ -3,7 +3,7 @@
 use super::Stripper;
 use super::{
     CommandOutput, Cursor, Expect, LineSplitter, Login, Matcher, Outcome, Pattern, RunCommand,
-    Script, ScriptAction, ScriptError, ScriptPoll, Scrollback, Search, Silence,
+    Script, ScriptAction, ScriptError, ScriptPoll, Scrollback, Search, ShellUse, Silence,
 };
 use crate::time::{Deadline, Instant};
 use alloc::boxed::Box;
@@ -231,8 +231,8 @@ impl Script for Streamed {
         self.script.handle_reboot();
     }
 
-    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
-        self.script.handle_cancel()
+    fn abandon(&mut self, now: Instant, at: &Cursor) -> Option<(Box<dyn Script + Send>, Cursor)> {
+        self.script.abandon(now, at)
     }
 }
 
@@ -282,9 +282,14 @@ fn settle(
         match &output {
             ScriptAction::Wait => return false,
             ScriptAction::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
-            ScriptAction::Done(_) => {
+            ScriptAction::Done(result) => {
                 assert_eq!(script.poll_timeout(), None);
-                assert_eq!(script.handle_cancel(), None, "input after the end");
+                let rest = script.abandon(now, cursor);
+                let is_late = matches!(result, Err(ScriptError::TimedOut { .. }));
+                assert!(rest.is_none() || is_late, "input after the end");
+                if let Some((mut rest, mut cursor)) = rest {
+                    ends_or_is_stuck(rest.as_mut(), now, log, &mut cursor);
+                }
                 outputs.push(output);
                 return true;
             }
@@ -292,6 +297,21 @@ fn settle(
         outputs.push(output);
     }
     panic!("the script writes without end: {outputs:?}");
+}
+
+/// A command that was given up ends, or is stuck, in a bounded number of steps.
+fn ends_or_is_stuck(script: &mut dyn Script, mut now: Instant, log: &Scrollback, at: &mut Cursor) {
+    for _ in 0..40 {
+        match script.poll_output(now, log, at, false) {
+            ScriptAction::Write(bytes) => assert!(bytes.len() <= 4095, "more than a terminal line"),
+            ScriptAction::Done(_) => return,
+            ScriptAction::Wait => match script.poll_timeout() {
+                Some(deadline) => now = deadline.at.max(now),
+                None => return assert!(matches!(script.shell_use(), ShellUse::Stuck(_))),
+            },
+        }
+    }
+    panic!("the shell is never given up");
 }
 
 #[cfg(test)]

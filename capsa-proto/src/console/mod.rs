@@ -106,8 +106,8 @@ pub use mux::{ConsoleClosed, ConsoleMux, WRITE_QUEUE};
 pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
-    COMMAND_MAX, CommandOutput, InputKind, Login, OUTPUT_LIMIT, RunCommand, Script, ScriptAction,
-    ScriptError, ScriptPoll, Silence, Stdin,
+    COMMAND_MAX, CommandOutput, CommandScope, InputKind, Login, OUTPUT_LIMIT, RunCommand, Script,
+    ScriptAction, ScriptError, ScriptPoll, ShellUse, Silence, Stdin,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use serial_port::OPEN_LIMIT;

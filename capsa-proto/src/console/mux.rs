@@ -7,6 +7,8 @@
 //!
 //! It does no I/O: the driver moves bytes between it and a stream.
 
+mod shell;
+
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,11 +16,12 @@ use core::fmt;
 use core::ops::Bound;
 use core::time::Duration;
 
+use self::shell::AbandonedCommand;
 use super::crash::CrashCheck;
 use super::input_log::{InputLogs, InputRecord};
 use super::serial_port::SerialPort;
 use super::wait::{BlockingReader, Ended, PendingWait, ReaderId, WaitId, WaitKind};
-use super::{ConsoleCrash, Cursor, InputKind, Overflow, ScriptAction, Scrollback};
+use super::{ConsoleCrash, Cursor, InputKind, Overflow, ScriptAction, ScriptPoll, Scrollback};
 use crate::text::partial_character_len;
 use crate::time::{Deadline, Instant};
 use crate::vm::{EventQueue, VmEvent};
@@ -65,6 +68,8 @@ pub struct ConsoleMux {
     readers: BTreeMap<ReaderId, Cursor>,
     names: BTreeMap<ReaderId, String>,
     waits: BTreeMap<WaitId, PendingWait>,
+    /// Ends a command that was given up, which still occupies the shell.
+    abandoned: Option<AbandonedCommand>,
     next_id: u64,
     /// Before the first reader exists, output is kept as if one stood at the oldest byte.
     had_reader: bool,
@@ -87,6 +92,7 @@ impl ConsoleMux {
             readers: BTreeMap::new(),
             names: BTreeMap::new(),
             waits: BTreeMap::new(),
+            abandoned: None,
             next_id: 0,
             had_reader: false,
             crash_check: CrashCheck::default(),
@@ -215,11 +221,12 @@ impl ConsoleMux {
 
     /// The guest was reset and boots again.
     pub(crate) fn handle_reboot(&mut self, now: Instant, events: &mut EventQueue) {
-        for wait in self.waits.values_mut() {
-            if let WaitKind::Script(script) = &mut wait.kind {
-                script.handle_reboot();
-            }
-        }
+        let scripts = self.waits.values_mut().filter_map(|wait| match &mut wait.kind {
+            WaitKind::Script(script) => Some(script),
+            WaitKind::Expect(_) => None,
+        });
+        let abandoned = self.abandoned.iter_mut().map(|command| &mut command.script);
+        scripts.chain(abandoned).for_each(|script| script.handle_reboot());
         self.poll_waits(now, events);
     }
 
@@ -244,7 +251,9 @@ impl ConsoleMux {
         let crash = self.crash_check.poll_timeout().filter(|_| is_running);
         let serial = self.serial_port.as_ref().filter(|_| is_running);
         let serial = serial.and_then(|port| port.poll_timeout(open().next().is_some()));
-        waits.chain([close, crash, serial]).fold(None, Deadline::earliest)
+        let abandoned = self.abandoned.as_ref().filter(|_| is_running);
+        let abandoned = abandoned.and_then(|command| command.script.poll_timeout());
+        waits.chain([close, crash, serial, abandoned]).fold(None, Deadline::earliest)
     }
 
     /// Time has passed. Gives what the kernel's last console lines say about the guest's end, once,
@@ -301,8 +310,11 @@ impl ConsoleMux {
     }
 
     /// Removes a reader, and cancels its waits.
-    pub fn remove_reader(&mut self, reader: ReaderId) {
-        self.waits.retain(|_, wait| wait.reader != reader);
+    pub fn remove_reader(&mut self, now: Instant, reader: ReaderId) {
+        let waits = self.waits.iter().filter(|(_, wait)| wait.reader == reader);
+        for id in waits.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.cancel(now, id);
+        }
         self.readers.remove(&reader);
         self.names.remove(&reader);
         self.input_logs.remove(reader);
@@ -411,6 +423,8 @@ impl ConsoleMux {
         if goes_on && !bytes.is_empty() {
             self.poll_wait(now, id, events);
             bytes.extend(self.take_streamed(id));
+            // A command may wait for the end of this one.
+            self.poll_waits(now, events);
         }
         bytes
     }
@@ -419,15 +433,15 @@ impl ConsoleMux {
     /// is interrupted.
     pub fn cancel(&mut self, now: Instant, id: WaitId) {
         let Some(mut wait) = self.waits.remove(&id) else { return };
-        if let Some(cursor) = self.readers.get_mut(&wait.reader) {
-            *cursor = wait.began;
-        }
+        let Some(cursor) = self.readers.get_mut(&wait.reader) else { return };
+        let place = core::mem::replace(cursor, wait.began);
         if wait.ended.is_none()
             && !self.closed
             && let WaitKind::Script(script) = &mut wait.kind
-            && let Some(bytes) = script.handle_cancel()
+            && let Some((script, cursor)) = script.abandon(now, &place)
         {
-            self.send(now, script.input_kind(), &bytes);
+            self.abandoned = Some(AbandonedCommand { script, cursor });
+            self.poll_abandoned(now);
         }
     }
 
@@ -480,6 +494,7 @@ impl ConsoleMux {
     }
 
     fn poll_waits(&mut self, now: Instant, events: &mut EventQueue) {
+        self.poll_abandoned(now);
         let mut after = Bound::Unbounded;
         while let Some((&id, wait)) = self.waits.range((after, Bound::Unbounded)).next() {
             if wait.ended.is_none() {
@@ -491,6 +506,7 @@ impl ConsoleMux {
 
     /// Polls one wait until it needs more output or time, or has ended.
     fn poll_wait(&mut self, now: Instant, id: WaitId, events: &mut EventQueue) {
+        let shell = self.shell_use(id);
         let Some(wait) = self.waits.get_mut(&id) else { return };
         let log = &self.scrollback;
         // A wait that begins after the end of the VM has nothing to wait for, nor has one whose
@@ -505,7 +521,8 @@ impl ConsoleMux {
         wait.ended = match &mut wait.kind {
             WaitKind::Expect(expect) => expect.poll(now, log, cursor, closed).map(Ended::Expect),
             WaitKind::Script(script) => loop {
-                match script.poll_output(now, log, cursor, closed) {
+                let (cursor, shell) = (&mut *cursor, shell.clone());
+                match script.poll(ScriptPoll { now, log, cursor, closed, shell }) {
                     // Nothing takes it. The script ends with `closed`, half a second after the end.
                     ScriptAction::Write(_) if self.closed => {}
                     ScriptAction::Write(bytes) => {
@@ -513,7 +530,15 @@ impl ConsoleMux {
                         self.outgoing.extend(&bytes);
                     }
                     ScriptAction::Wait => break None,
-                    ScriptAction::Done(result) => break Some(Ended::Script(result)),
+                    ScriptAction::Done(result) => {
+                        if script.frees_shell() && result.is_ok() {
+                            self.abandoned = None;
+                        }
+                        if let Some((script, cursor)) = script.abandon(now, cursor) {
+                            self.abandoned = Some(AbandonedCommand { script, cursor });
+                        }
+                        break Some(Ended::Script(result));
+                    }
                 }
             },
         };
@@ -522,6 +547,7 @@ impl ConsoleMux {
                 ended.explain(port);
             }
             events.push(VmEvent::Ended(id));
+            self.poll_abandoned(now);
         }
     }
 }

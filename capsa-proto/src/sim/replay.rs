@@ -19,6 +19,7 @@ use core::time::Duration;
 
 use memchr::memmem;
 
+use super::line_discipline::INTERRUPT;
 use super::{GuestSim, INPUT_MAX, SimAction, shell_input};
 use crate::backend::GuestEvent;
 use crate::codec::MAX_BACKLOG;
@@ -214,7 +215,7 @@ struct ReplaySim {
 enum InputMatch {
     Complete,
     Incomplete,
-    Mismatch { expected: String },
+    Mismatch { expected: String, got: String },
 }
 
 impl ReplaySim {
@@ -235,12 +236,26 @@ impl ReplaySim {
             return self.match_any_line(wanted);
         }
         while let Some(wanted_byte) = wanted.get(self.matched) {
+            if self.matched == 0 && !shell_input::is_repeatable(wanted) {
+                self.skip_repeated();
+            }
             match self.input.front() {
                 None => return InputMatch::Incomplete,
                 Some(byte) if byte == wanted_byte => self.matched += 1,
                 Some(&NUDGE) if self.matched == 0 => {}
                 Some(_) => {
-                    return InputMatch::Mismatch { expected: shown(&wanted[self.matched..]) };
+                    let (same, rest) = wanted.split_at(self.matched);
+                    let (input, _) = self.input.as_slices();
+                    let got = [same, input].concat();
+                    return match (shell_input::command(wanted), shell_input::command(&got)) {
+                        (None, None) => {
+                            InputMatch::Mismatch { expected: shown(rest), got: shown(input) }
+                        }
+                        (expected, got_command) => InputMatch::Mismatch {
+                            expected: expected.unwrap_or_else(|| shown(wanted)),
+                            got: got_command.unwrap_or_else(|| shown(&got)),
+                        },
+                    };
                 }
             }
             self.input.pop_front();
@@ -270,16 +285,28 @@ impl ReplaySim {
         }
     }
 
-    fn mismatch(&mut self, expected: &str) -> SimAction {
+    fn mismatch(&mut self, expected: &str, got: &str) -> SimAction {
         self.has_ended = true;
-        let (front, _) = self.input.as_slices();
-        let stderr_tail =
-            format!("the replay expected the input {expected} but got {}", shown(front));
+        let stderr_tail = format!("the replay expected the input {expected} but got {got}");
         SimAction::Exit(Exit { stderr_tail, ..Exit::with_code(1) })
+    }
+
+    /// Drops repeated requests to end a command. They depend on timing, so recordings omit them.
+    fn skip_repeated(&mut self) {
+        loop {
+            let end = self.input.iter().position(|byte| is_line_end(*byte) || *byte == INTERRUPT);
+            let Some(end) = end else { return };
+            let line: Vec<u8> = self.input.range(..=end).copied().collect();
+            if !shell_input::is_repeatable(&line) {
+                return;
+            }
+            self.input.drain(..=end);
+        }
     }
 
     /// Input after the last event is an error, like any other input that was not recorded.
     fn after_last_event(&mut self) -> Option<SimAction> {
+        self.skip_repeated();
         while self.input.front() == Some(&NUDGE) {
             self.input.pop_front();
         }
@@ -288,7 +315,9 @@ impl ReplaySim {
             self.input.clear();
         }
         if !self.input.is_empty() {
-            return Some(self.mismatch("to be empty"));
+            let (front, _) = self.input.as_slices();
+            let got = shell_input::command(front).unwrap_or_else(|| shown(front));
+            return Some(self.mismatch("to be empty", &got));
         }
         None
     }
@@ -382,7 +411,9 @@ impl GuestSim for ReplaySim {
             };
             match progress {
                 InputMatch::Incomplete => return None,
-                InputMatch::Mismatch { expected } => return Some(self.mismatch(&expected)),
+                InputMatch::Mismatch { expected, got } => {
+                    return Some(self.mismatch(&expected, &got));
+                }
                 InputMatch::Complete => {
                     self.anchor = (now, event.at);
                     self.advance();

@@ -114,7 +114,7 @@ impl GuestReply {
         Self::end(GuestEnd::Killed(signal))
     }
 
-    /// The command runs until Ctrl-C interrupts it.
+    /// The command runs until it is interrupted.
     pub fn blocks() -> Self {
         Self { delay: Duration::MAX, ..Self::default() }
     }
@@ -135,7 +135,7 @@ impl GuestReply {
         self
     }
 
-    /// The command keeps running for this long after its output, or until Ctrl-C interrupts it.
+    /// The command keeps running for this long after its output, or until it is interrupted.
     #[must_use]
     pub fn runs_for(mut self, time: Duration) -> Self {
         self.run_time = time;

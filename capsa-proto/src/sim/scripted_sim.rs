@@ -43,6 +43,8 @@ enum SimState {
     },
     /// At the shell prompt or, without a shell, replying to lines.
     Serving,
+    /// The wrapper of the command with this nonce reads the console.
+    InCommand(u64),
     Hung,
     Ended,
 }
@@ -92,6 +94,14 @@ impl ScriptedSim {
                 self.finish_login(right);
             }
             SimState::Serving => self.serve(&line),
+            SimState::InCommand(nonce) => {
+                let ok = ShellLine::Request { nonce: *nonce, request: "ok".into() };
+                self.print(format!("{line}\r\n"));
+                if self.shell.read(&line) == ok {
+                    self.state = SimState::Serving;
+                    self.prompt();
+                }
+            }
             SimState::RunningSteps | SimState::Hung | SimState::Ended => return false,
         }
         true
@@ -165,12 +175,19 @@ impl ScriptedSim {
                 self.reply(reply);
             }
             ShellLine::Part { nonce } => self.print(format!("capsa:more:{nonce:016x}\r\n")),
-            ShellLine::Run { command, nonce } => {
+            ShellLine::Request { .. } => {}
+            ShellLine::Run { command, nonce, has_listener } => {
+                if has_listener {
+                    self.state = SimState::InCommand(nonce);
+                }
                 self.print(format!("capsa:begin:{nonce:016x}\r\n"));
                 let Some(reply) = self.guest.reply_to(&command) else { return };
                 let status = reply.status;
                 self.reply(reply);
                 self.print(format!("capsa:end:{nonce:016x}:{status};\r\n"));
+                if has_listener {
+                    return;
+                }
             }
         }
         self.prompt();
@@ -199,6 +216,24 @@ impl ScriptedSim {
     fn print(&mut self, text: impl AsRef<[u8]>) {
         if !text.as_ref().is_empty() {
             self.pending.push_back(Pending::Print(text.as_ref().to_vec()));
+        }
+    }
+
+    /// A signal ends the command that runs.
+    fn handle_requests(&mut self, nonce: u64) {
+        let runs = |sim: &Self| {
+            let is_pause = |pending: &Pending| matches!(pending, Pending::Pause(_));
+            sim.due.is_some() || sim.pending.iter().any(is_pause)
+        };
+        while runs(self)
+            && let Some(line) = self.input.next()
+        {
+            if matches!(self.shell.read(&line), ShellLine::Request { nonce: n, .. } if n == nonce) {
+                self.pending.clear();
+                self.due = None;
+                self.print(format!("{line}\r\n"));
+                self.print(format!("capsa:end:{nonce:016x}:130;\r\n"));
+            }
         }
     }
 
@@ -251,6 +286,9 @@ impl GuestSim for ScriptedSim {
             return;
         }
         self.input.push(bytes);
+        if let SimState::InCommand(nonce) = self.state {
+            return self.handle_requests(nonce);
+        }
         // Ctrl-C ends a running command. In other states it has no effect.
         if self.input.take_interrupt()
             && self.state == SimState::Serving

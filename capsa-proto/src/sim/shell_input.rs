@@ -3,104 +3,117 @@
 //!
 //! It understands only the lines of `console/script/line.rs`. A test checks that the two agree.
 
+use super::line_discipline::INTERRUPT;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// A line at the shell prompt.
+/// A line of input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ShellLine {
     /// A line that `RunCommand` did not write.
     Plain(String),
-    /// A part of a long command; more lines follow.
+    /// A line of a long command; more lines follow.
     Part { nonce: u64 },
-    /// A command and the nonce of its marks.
-    Run { command: String, nonce: u64 },
+    /// A command and the nonce of its marks. `has_listener`: the wrapper takes requests.
+    Run { command: String, nonce: u64, has_listener: bool },
+    /// A request to the wrapper of a command.
+    Request { nonce: u64, request: String },
 }
 
-/// The shell variable that collects the parts of a long command.
+/// A long command of which the last line has not come yet.
 #[derive(Debug, Default)]
-pub(super) struct ShellReader(String);
+pub(super) struct ShellReader(Option<LongCommand>);
+
+#[derive(Debug)]
+struct LongCommand {
+    nonce: u64,
+    has_listener: bool,
+    payload: String,
+}
 
 impl ShellReader {
     /// Parses one line.
     pub(super) fn read(&mut self, line: &str) -> ShellLine {
-        self.part(line)
-            .or_else(|| self.run(line))
-            .unwrap_or_else(|| ShellLine::Plain(String::from(line)))
+        if let Some(mut long) = self.0.take() {
+            if let Some(piece) = line.strip_prefix('+') {
+                long.payload.push_str(piece);
+                let nonce = long.nonce;
+                self.0 = Some(long);
+                return ShellLine::Part { nonce };
+            }
+            let LongCommand { nonce, has_listener, payload } = long;
+            let command = if line == "." { unescape(&payload) } else { String::new() };
+            return ShellLine::Run { command, nonce, has_listener };
+        }
+        self.parse(line).unwrap_or_else(|| ShellLine::Plain(String::from(line)))
     }
 
-    fn part(&mut self, line: &str) -> Option<ShellLine> {
-        let rest = line.strip_prefix(" capsa_command=")?;
-        let (rest, goes_on) = match rest.strip_prefix("$capsa_command") {
-            Some(rest) => (rest, true),
-            None => (rest, false),
-        };
-        let (piece, rest) = quoted(rest)?;
-        let nonce = hex(rest.strip_prefix(";printf '%s:%s:%s\\n' capsa more ")?)?;
-        if !goes_on {
-            self.0.clear();
+    fn parse(&mut self, line: &str) -> Option<ShellLine> {
+        if let Some((nonce, request)) = line.strip_prefix(" : ").and_then(|l| l.split_once(' ')) {
+            return Some(ShellLine::Request { nonce: hex(nonce)?, request: request.into() });
         }
-        self.0.push_str(&piece);
-        Some(ShellLine::Part { nonce })
-    }
-
-    fn run(&self, line: &str) -> Option<ShellLine> {
-        let rest = line.strip_prefix(" printf '%s:%s:%s\\n' capsa begin ")?;
-        let (nonce, rest) = rest.split_once(";command eval ")?;
-        let (rest, escaped) = match rest.strip_prefix("\"$(printf %b ") {
-            Some(rest) => (rest, true),
-            None => (rest, false),
+        let (program, nonce, payload) = match line.strip_prefix(" /bin/sh -c '") {
+            Some(rest) => {
+                let (program, words) = rest.split_once("' capsa ")?;
+                let (nonce, payload) = words.split_once(' ')?;
+                (program, nonce, payload.strip_prefix('\'')?.strip_suffix('\'')?)
+            }
+            None => {
+                let (_, rest) = line.split_once(" capsa begin ")?;
+                let (nonce, rest) = rest.split_once(";command eval \"$(printf %b ")?;
+                let payload = rest.strip_prefix('\'').and_then(|rest| rest.split_once('\''));
+                (line, nonce, payload.map_or("", |(payload, _)| payload))
+            }
         };
-        let (word, rest) = match rest.strip_prefix("\"$capsa_command\"") {
-            Some(rest) => (self.0.clone(), rest),
-            None => quoted(rest)?,
-        };
-        if !rest.contains(";printf '%s:%s:%s:%d;\\n' capsa end ") {
-            return None;
+        let (nonce, has_listener) = (hex(nonce)?, program.contains("$1:ok) exit;;"));
+        if program.contains(" capsa more ") {
+            self.0 = Some(LongCommand { nonce, has_listener, payload: String::new() });
+            return Some(ShellLine::Part { nonce });
         }
-        let command = if escaped { unescape(&word) } else { word };
-        Some(ShellLine::Run { command, nonce: hex(nonce)? })
+        Some(ShellLine::Run { command: unescape(payload), nonce, has_listener })
     }
 }
 
-/// The nonce in a line that `RunCommand` wrote.
+/// The nonce in a line that begins a command.
 pub(super) fn nonce(line: &str) -> Option<u64> {
-    ["capsa begin ", "capsa more "].iter().find_map(|mark| {
+    ["' capsa ", " capsa begin "].iter().find_map(|mark| {
         let (_, rest) = line.split_once(mark)?;
         hex(rest.get(..16)?)
     })
 }
 
-/// The word in quotes at the beginning of `text`, and the text after it.
-fn quoted(text: &str) -> Option<(String, &str)> {
-    let mut word = String::new();
-    let mut rest = text.strip_prefix('\'')?;
-    loop {
-        let (inner, after) = rest.split_once('\'')?;
-        word.push_str(inner);
-        match after.strip_prefix(r"\''") {
-            Some(after) => {
-                word.push('\'');
-                rest = after;
-            }
-            None => return Some((word, after)),
-        }
+/// What input of `RunCommand` means, without its wrapper.
+pub(super) fn command(input: &[u8]) -> Option<String> {
+    let line = String::from_utf8_lossy(input.split(|byte| *byte == b'\n').next()?);
+    match ShellReader::default().read(&line) {
+        ShellLine::Run { command, .. } => Some(format!("of the command {command:?}")),
+        ShellLine::Part { .. } => Some("of a long command".into()),
+        ShellLine::Request { .. } => Some("that ends a command".into()),
+        ShellLine::Plain(_) => None,
+    }
+}
+
+/// Whether this input asks to end a command, which `RunCommand` repeats until the end.
+pub(super) fn is_repeatable(input: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(input);
+    match line.trim_end().strip_prefix(" : ").and_then(|line| line.split_once(' ')) {
+        Some((_, request)) => request != "ok",
+        None => input == [INTERRUPT],
     }
 }
 
 /// Expands escapes like `printf %b`.
 fn unescape(text: &str) -> String {
-    let (mut out, mut bytes) = (Vec::new(), text.bytes().peekable());
+    let (mut out, mut bytes) = (Vec::new(), text.bytes());
     while let Some(byte) = bytes.next() {
-        match (byte, bytes.peek()) {
-            (b'\\', Some(b'0')) => {
-                bytes.next();
-                let digits = bytes.by_ref().take(3);
+        match byte {
+            b'\\' => {
+                let digits = bytes.by_ref().skip(1).take(3);
                 let value = digits
                     .fold(0, |n: u8, d| n.wrapping_mul(8).wrapping_add(d.wrapping_sub(b'0') & 7));
                 out.push(value);
             }
-            (b'\\', Some(_)) => out.extend(bytes.next()),
             _ => out.push(byte),
         }
     }
@@ -114,27 +127,25 @@ fn hex(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console::{Cursor, RunCommand, Script, ScriptAction, Scrollback};
+    use crate::console::{CommandScope, Cursor, RunCommand, Script, ScriptAction, Scrollback};
     use crate::time::Instant;
-    use alloc::format;
     use alloc::string::ToString;
-    use alloc::vec;
     use proptest::prelude::*;
 
     /// Writes a command line by line with `RunCommand`, and parses these lines.
-    fn round_trip(command: &str) -> ShellLine {
+    fn round_trip(command: &str, scope: CommandScope) -> ShellLine {
         let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
         let script = RunCommand::new(command, None, 0xcafe, Instant::ZERO, None);
-        let mut script = script.expect("typeable");
+        let mut script = script.expect("typeable").scope(scope);
         let mut reader = ShellReader::default();
-        for _ in 0..1000 {
+        for n in 0..1000 {
             let ScriptAction::Write(line) =
                 script.poll_output(Instant::ZERO, &log, &mut cursor, false)
             else {
                 panic!("no line written");
             };
             let line = String::from_utf8(line).expect("ASCII");
-            assert_eq!(nonce(&line), Some(0xcafe));
+            assert_eq!(nonce(&line), (n == 0).then_some(0xcafe));
             match reader.read(line.trim_end_matches('\n')) {
                 ShellLine::Part { nonce } => {
                     log.push(format!("capsa:more:{nonce:016x}\r\n").as_bytes());
@@ -145,28 +156,36 @@ mod tests {
         panic!("too many lines");
     }
 
+    fn check(command: &str) {
+        for (scope, has_listener) in [(CommandScope::Process, true), (CommandScope::Shell, false)] {
+            let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe, has_listener };
+            assert_eq!(round_trip(command, scope), run);
+        }
+    }
+
     #[test]
     fn shell_reader_command_lines_yield_command() {
         let long = "echo 'x\\0' ".repeat(200);
         for command in ["uname -r", "echo 'it'\\''s'", "a\nb\té\\n", "", &long] {
-            let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe };
-            assert_eq!(round_trip(command), run);
+            check(command);
         }
     }
 
     #[test]
     fn shell_reader_other_lines_are_plain() {
-        for line in ["ls", " printf x", " capsa_command='", "", "'"] {
+        for line in ["ls", " printf x", " capsa_command='", "", "'", "+x", "."] {
             assert_eq!(ShellReader::default().read(line), ShellLine::Plain(line.to_string()));
         }
+        let request = ShellLine::Request { nonce: 0xcafe, request: "INT".into() };
+        assert_eq!(ShellReader::default().read(" : 000000000000cafe INT"), request);
+        assert_eq!(command(b" : 000000000000cafe ok\n").as_deref(), Some("that ends a command"));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn shell_reader_any_command_round_trips(command in r#"([ -~]|'|\\|\n|é){0,900}"#) {
-            let run = vec![ShellLine::Run { command: command.clone(), nonce: 0xcafe }];
-            prop_assert_eq!(vec![round_trip(&command)], run);
+            check(&command);
         }
     }
 }

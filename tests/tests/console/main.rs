@@ -3,6 +3,7 @@
 mod commands;
 mod ends;
 mod floods;
+mod real_shells;
 mod recording;
 mod shell;
 mod simulated_guest;

@@ -165,7 +165,7 @@ fn wait_of_an_unknown_reader_ends_at_once() {
     let mut queue = EventQueue::default();
     let mut console = connected(64, Overflow::DropOldest);
     let reader = console.add_reader();
-    console.remove_reader(reader);
+    console.remove_reader(at(0), reader);
     let wait = console.begin(at(0), reader, expect("x", None), &mut queue);
     assert_eq!(events(&mut queue), [VmEvent::Ended(wait)]);
 }

@@ -5,6 +5,7 @@
 use super::screen::{PIECE, PromptKind, Screen, WINDOW};
 use crate::console::{NearMatch, Scrollback};
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// How much of a line is shown, from its end.
 const SHOWN_MAX: usize = 80;
@@ -22,7 +23,10 @@ pub(super) fn for_command_not_taken(log: &Scrollback, from: u64) -> Option<NearM
         None if log.since(from).is_empty() => {
             return Some(last_line(&screen, "no output, and no echo of the input"));
         }
-        None if screen.has(b"capsa begin") => "the input was echoed, but no shell ran it",
+        None if screen.has(b"capsa begin") => {
+            let explanation = "the input was echoed, but no shell ran it";
+            return Some(NearMatch::LastLine { line: String::new(), explanation });
+        }
         None => return None,
     };
     Some(last_line(&screen, explanation))
@@ -54,6 +58,18 @@ pub(super) fn for_no_prompt(log: &Scrollback, from: u64, enters: u32) -> Option<
         _ => return None,
     };
     Some(last_line(&screen, explanation))
+}
+
+/// Whether the last line is a prompt.
+pub(super) fn shows_prompt(log: &Scrollback, from: u64) -> bool {
+    screen(log, from).prompt_kind().is_some()
+}
+
+/// The last line, if it is a prompt of a shell or of a login.
+pub(super) fn prompt_line(log: &Scrollback, from: u64) -> Option<Vec<u8>> {
+    let screen = screen(log, from);
+    let kind = screen.prompt_kind().filter(|kind| *kind != PromptKind::Password);
+    kind.map(|_| screen.line().to_vec())
 }
 
 /// The end of the output since `from`.

@@ -1,27 +1,31 @@
-//! The command wrapper: the lines that run a command in a shell, and the marks that they print.
+//! The command wrapper: the line that runs a command in a shell, and the marks that it prints.
 //!
 //! ```text
-//!  printf '%s:%s:%s\n' capsa begin ID;command eval 'CMD' </dev/null;printf '%s:%s:%s:%d;\n' capsa end ID $?
+//!  /bin/sh -c 'PROGRAM' capsa ID 'CMD'
 //! ```
 //!
-//! The reason for each part:
+//! The line means the same in every shell, also in zsh and fish: the words in quotes have no quote, no
+//! `\\`, no `!` and only printable ASCII, which a terminal or a line editor does not interpret. So in
+//! `CMD` such bytes are octal escapes, which `PROGRAM` expands with `printf %b`. The leading blank keeps
+//! the line out of the history, if the shell is configured so.
 //!
-//! - `printf` joins the parts of a mark with colons, which the line itself does not have there. So
-//!   neither the echo, even if a line editor wraps it, nor the trace of `set -x` looks like a mark.
-//! - `eval` of one quoted word: a syntax error in it ends the command, not the line, so the end mark
-//!   is still printed. Without `command`, `eval` is a special built-in, whose errors abandon the whole
-//!   line in dash and busybox ash.
-//! - `</dev/null`: a command that reads gets the end of file; otherwise it would read the end of the
-//!   wrapper, or wait forever.
-//! - The leading blank keeps the line out of the history, if the shell is configured so.
+//! `printf` joins the parts of a mark with colons, which the line itself does not have there. So the
+//! echo, even if a line editor wraps it, does not look like a mark.
 //!
-//! The terminal or a line editor interprets bytes other than printable ASCII (Tab completes; readline
-//! mangles UTF-8 in the C locale), so a command with such bytes goes through `printf %b` with octal
-//! escapes. So does a command of several lines.
+//! [`OWN_PROCESS`] runs the command in a session of its own (`setsid`, where the guest has it), without
+//! a terminal: its input is `/dev/null`, its output goes into a pipe to `cat`. A subshell between the
+//! command and the end mark keeps `kill $PPID` from losing the mark. The other side of the pipe reads
+//! the console meanwhile: the line ` : ID INT` sends that signal to the process group of the command,
+//! ` : ID ok` ends the wrapper; the host writes it after the end mark. `:` does nothing in every shell,
+//! so a line that arrives too late at the login shell does no harm. None of this needs job control or a
+//! controlling terminal; a Ctrl-C that a user types is passed on. `cat` is not waited for: background jobs of the command keep the pipe.
 //!
-//! Tested with dash 0.5.12, bash 5.2 (xterm, vt100 and dumb terminals) and busybox ash 1.35.
+//! A command that does not fit into the line follows in lines of its own, each after a mark ([`READ`]).
+//!
+//! Tested with the login shells dash 0.5.12, bash 5.2, busybox ash 1.35, zsh 5.9 and fish 3.6, and with
+//! dash, bash and busybox as `/bin/sh`.
 
-use super::{ScriptError, Stdin};
+use super::ScriptError;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -31,14 +35,66 @@ use core::fmt::Write;
 /// The maximum length of a command, in bytes after escaping: 64 KiB.
 pub const COMMAND_MAX: usize = 64 << 10;
 
-/// The maximum length of a line, including its newline.
-///
-/// The kernel's line discipline accepts 4095 bytes. busybox ash drops bytes after the first 1022
-/// (`CONFIG_FEATURE_EDITING_MAX_LEN`, default: 1024) and then waits for the closing quote.
+/// The maximum length of a line at a shell prompt, including its newline: busybox ash drops bytes after
+/// the first 1022 (`CONFIG_FEATURE_EDITING_MAX_LEN`, default: 1024).
 pub(super) const LINE_MAX: usize = 1000;
 
-/// The maximum length of a quoted part of a command in a line of its own.
-const PIECE_MAX: usize = 800;
+/// The maximum length of a part of a command in a line of its own. The kernel's line discipline takes
+/// lines of 4095 bytes.
+const PIECE_MAX: usize = 3000;
+
+/// Prints the begin mark. `$1` is the ID.
+const BEGIN: &str = r#"printf "%s:%s:%s\n" capsa begin $1;"#;
+
+/// Runs the command, `$2`, in a process of its own.
+const OWN_PROCESS: &str = concat!(
+    "exec 3<&0;s=;trap : 2 3;command -v setsid >/dev/null&&s=setsid;export TERM=dumb PAGER=cat;",
+    r#"{ trap : 2 3;(trap : 2 3;$s /bin/sh -c "echo \$\$;exec /bin/sh -c \"\$1\" 2>&1" sh "$(printf %b "$2")" </dev/null 3<&-;exit);"#,
+    r#"printf "%s:%s:%s:%d;\n" capsa end $1 $?; } 2>/dev/null|"#,
+    r#"{ read -r p;trap "kill -INT -$p" 2;exec 4<&0;cat <&4 & while read -r a b k <&3;do "#,
+    "case $b:$k in $1:ok) exit;;$1:*) kill -$k -$p||kill -$k $p;;esac;done 2>/dev/null; }",
+);
+
+/// Gives the terminal to the command. Ctrl-C ends the command and not the wrapper.
+const ON_TERMINAL: &str =
+    r#"trap : 2 3;/bin/sh -c "$(printf %b "$2")";printf "%s:%s:%s:%d;\n" capsa end $1 $?"#;
+
+/// Runs the command in the login shell. `command` makes `eval` an ordinary command, whose syntax errors
+/// do not abandon the line.
+const IN_SHELL: &str =
+    r#"command eval "$(printf %b "$2")"INPUT;printf "%s:%s:%s:%d;\n" capsa end $1 $?"#;
+
+/// Reads the command from the console: lines that begin with `+`, up to the line `.`. With any other line
+/// the command is empty.
+const READ: &str = concat!(
+    r#"capsa_command=;while printf "%s:%s:%s\n" capsa more $1;IFS= read -r capsa_line;do "#,
+    "case $capsa_line in +*) capsa_command=$capsa_command${capsa_line#+};;.) break;;",
+    "*) capsa_command=;break;;esac;done;",
+);
+
+/// Where a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CommandScope {
+    /// In a process of its own, under `/bin/sh`, whatever the login shell is: `cd` and variables end
+    /// with the command, and `exit` cannot end the login shell. The default.
+    #[default]
+    Process,
+    /// In the login shell itself, which has to be like dash, bash or busybox ash: `cd` and variables
+    /// last, `exit` ends the shell. A command that was given up gets Ctrl-C only.
+    Shell,
+}
+
+/// The standard input of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stdin {
+    /// `/dev/null`: a command that reads gets the end of file. The default. In a guest without that
+    /// device (an initramfs that mounts no `/dev`) the command fails with the shell's message.
+    #[default]
+    Null,
+    /// The console, for commands such as `stty`. A command that reads waits for further console input,
+    /// or until the timeout.
+    Terminal,
+}
 
 /// The marks that the guest prints around the output of a command. The nonce identifies the command.
 #[derive(Debug, Clone)]
@@ -60,10 +116,8 @@ impl Marks {
 /// A command in printable ASCII, ready for the wrapper.
 #[derive(Debug, Clone)]
 pub(super) struct EncodedCommand {
-    /// Printable ASCII.
+    /// Printable ASCII, for `printf %b`.
     payload: String,
-    /// Whether `printf %b` must expand the payload.
-    escaped: bool,
 }
 
 impl EncodedCommand {
@@ -71,78 +125,77 @@ impl EncodedCommand {
         if command.contains('\0') {
             return Err(ScriptError::Untypeable { what: "command", byte: 0 });
         }
-        let escaped = !command.bytes().all(|b| matches!(b, b' '..=b'~'));
-        let payload = if escaped { escape(command) } else { command.into() };
+        let payload = escape(command);
         if payload.len() > COMMAND_MAX {
             return Err(ScriptError::CommandTooLong { len: payload.len(), max: COMMAND_MAX });
         }
-        Ok(Self { payload, escaped })
+        Ok(Self { payload })
     }
 
     /// The lines to write. Before each line but the first, wait for [`Marks::more`]: a busy shell may
     /// drop input.
-    pub(super) fn lines(&self, nonce: u64, stdin: Stdin) -> VecDeque<Vec<u8>> {
-        let line = self.last_line(&quote(&self.payload), nonce, stdin);
+    pub(super) fn lines(&self, nonce: u64, scope: CommandScope, stdin: Stdin) -> VecDeque<Vec<u8>> {
+        let line = wrap(&format!("'{}'", self.payload), "", nonce, scope, stdin);
         if line.len() <= LINE_MAX {
             return VecDeque::from([line.into_bytes()]);
         }
-        let mut lines = VecDeque::new();
-        let mut before = "";
-        for piece in pieces(&self.payload) {
-            let line = format!(
-                " capsa_command={before}{piece};printf '%s:%s:%s\\n' capsa more {nonce:016x}\n"
-            );
-            lines.push_back(line.into_bytes());
-            before = "$capsa_command";
-        }
-        let line = self.last_line("\"$capsa_command\"", nonce, stdin);
-        lines.push_back(line.into_bytes());
-        lines
-    }
-
-    fn last_line(&self, word: &str, nonce: u64, stdin: Stdin) -> String {
-        let (open, close) = if self.escaped { ("\"$(printf %b ", ")\"") } else { ("", "") };
-        let stdin = match stdin {
-            Stdin::Null => " </dev/null",
-            Stdin::Terminal => "",
-        };
-        format!(
-            " printf '%s:%s:%s\\n' capsa begin {nonce:016x};\
-             command eval {open}{word}{close}{stdin};\
-             printf '%s:%s:%s:%d;\\n' capsa end {nonce:016x} $?\n"
-        )
+        let first = wrap("\"$capsa_command\"", READ, nonce, scope, stdin);
+        let pieces = self.payload.as_bytes().chunks(PIECE_MAX);
+        let pieces = pieces.map(|piece| [b"+", piece, b"\n"].concat());
+        core::iter::once(first.into_bytes()).chain(pieces).chain([b".\n".to_vec()]).collect()
     }
 }
 
-/// One shell word that expands to exactly `text`.
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Splits `text`, which is ASCII, into quoted parts of bounded length.
-fn pieces(text: &str) -> Vec<String> {
-    let mut pieces = Vec::new();
-    let mut piece = String::new();
-    for c in text.chars() {
-        if piece.len() + r"'\''".len() > PIECE_MAX {
-            pieces.push(format!("'{}'", core::mem::take(&mut piece)));
-        }
-        match c {
-            '\'' => piece.push_str(r"'\''"),
-            c => piece.push(c),
-        }
+/// The line with the wrapper. `word` is the command as a shell word.
+fn wrap(word: &str, read: &str, nonce: u64, scope: CommandScope, stdin: Stdin) -> String {
+    let program = match (scope, stdin) {
+        (CommandScope::Process, Stdin::Null) => OWN_PROCESS,
+        (CommandScope::Process, Stdin::Terminal) => ON_TERMINAL,
+        (CommandScope::Shell, _) => IN_SHELL,
+    };
+    let program = [read, BEGIN, program].concat();
+    if scope == CommandScope::Shell {
+        let input = if stdin == Stdin::Null { " </dev/null" } else { "" };
+        let program = program.replace("$1", &format!("{nonce:016x}")).replace("INPUT", input);
+        return format!(" {}\n", program.replace("\"$2\"", word));
     }
-    pieces.push(format!("'{piece}'"));
-    pieces
+    let (program, word) =
+        if read.is_empty() { (program, word) } else { (program.replace("\"$2\"", word), "''") };
+    format!(" /bin/sh -c '{program}' capsa {nonce:016x} {word}\n")
 }
 
-/// Escapes `text` for `printf %b`: printable ASCII stays, other bytes become octal escapes.
+/// The line that sends `request` to the wrapper: the name of a signal, or `ok`.
+pub(super) fn request(nonce: u64, request: &str) -> Vec<u8> {
+    format!(" : {nonce:016x} {request}\n").into_bytes()
+}
+
+/// What follows an end mark.
+pub(super) enum StatusParse {
+    Known { status: i32, len: usize },
+    Incomplete,
+    No,
+}
+
+/// Parses `decimal ";"`, with at most as many digits as an exit status has.
+pub(super) fn parse_status(bytes: &[u8]) -> StatusParse {
+    const DIGITS: usize = 3;
+    let digits = bytes.iter().take(DIGITS + 1).take_while(|b| b.is_ascii_digit()).count();
+    match bytes.get(digits) {
+        None if digits <= DIGITS => StatusParse::Incomplete,
+        Some(b';') if (1..=DIGITS).contains(&digits) => {
+            let status = bytes[..digits].iter().fold(0, |n, b| n * 10 + i32::from(b - b'0'));
+            StatusParse::Known { status, len: digits + 1 }
+        }
+        _ => StatusParse::No,
+    }
+}
+
+/// Escapes `text` for `printf %b` in single quotes: other bytes become octal escapes.
 fn escape(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'\\' => out.push_str(r"\\"),
-            b' '..=b'~' => out.push(byte as char),
+            b' '..=b'~' if !b"'\\!".contains(&byte) => out.push(byte as char),
             // Writing to a `String` does not fail.
             _ => _ = write!(out, r"\0{byte:03o}"),
         }
@@ -156,25 +209,27 @@ mod tests {
     use alloc::string::ToString;
     use proptest::prelude::*;
 
-    fn wrap(command: &str) -> Vec<String> {
-        let lines = EncodedCommand::parse(command).expect("typeable").lines(7, Stdin::Null);
+    fn typed(command: &str, scope: CommandScope, stdin: Stdin) -> Vec<String> {
+        let lines = EncodedCommand::parse(command).expect("typeable").lines(7, scope, stdin);
         lines.into_iter().map(|l| String::from_utf8(l).expect("ASCII")).collect()
+    }
+
+    fn own_process(command: &str) -> Vec<String> {
+        typed(command, CommandScope::Process, Stdin::Null)
     }
 
     #[test]
     fn short_command_is_one_line() {
+        let [line] = &own_process("echo 'hi'")[..] else { panic!("one line") };
+        assert!(line.starts_with(r#" /bin/sh -c 'printf "%s:%s:%s\n" capsa begin $1;exec 3<&0;"#));
+        assert!(line.ends_with("' capsa 0000000000000007 'echo \\0047hi\\0047'\n"), "{line}");
+        assert!(line.len() < 550, "{}", line.len());
         assert_eq!(
-            wrap("echo 'hi'"),
-            [" printf '%s:%s:%s\\n' capsa begin 0000000000000007;\
-              command eval 'echo '\\''hi'\\''' </dev/null;\
-              printf '%s:%s:%s:%d;\\n' capsa end 0000000000000007 $?\n"]
+            typed("$1", CommandScope::Shell, Stdin::Null),
+            [" printf \"%s:%s:%s\\n\" capsa begin 0000000000000007;\
+              command eval \"$(printf %b '$1')\" </dev/null;\
+              printf \"%s:%s:%s:%d;\\n\" capsa end 0000000000000007 $?\n"]
         );
-    }
-
-    #[test]
-    fn command_non_printable_bytes_are_escaped() {
-        let line = wrap("echo a\\b\n\té").concat();
-        assert!(line.contains(r#"eval "$(printf %b 'echo a\\b\0012\0011\0303\0251')" "#), "{line}");
     }
 
     #[test]
@@ -190,8 +245,10 @@ mod tests {
 
     #[test]
     fn stdin_terminal_omits_dev_null() {
-        let lines = EncodedCommand::parse("cat").expect("typeable").lines(7, Stdin::Terminal);
-        assert!(!String::from_utf8_lossy(&lines[0]).contains("/dev/null"));
+        for scope in [CommandScope::Process, CommandScope::Shell] {
+            let lines = typed("cat", scope, Stdin::Terminal).concat();
+            assert!(!lines.contains("/dev/null"), "{lines}");
+        }
     }
 
     proptest! {
@@ -201,10 +258,16 @@ mod tests {
             command in r#"([ -~]|'|\n|é|capsa:end:0000000000000007:){0,900}"#,
         ) {
             let marks = Marks::new(7);
-            for line in wrap(&command) {
-                prop_assert!(line.len() <= LINE_MAX, "{}", line.len());
+            for (n, line) in own_process(&command).iter().enumerate() {
+                let max = if n == 0 { LINE_MAX } else { PIECE_MAX + 2 };
+                prop_assert!(line.len() <= max);
                 let body = line.strip_suffix('\n').expect("a newline at the end");
                 prop_assert!(body.bytes().all(|b| matches!(b, b' '..=b'~')));
+                if n == 0 {
+                    // What zsh and fish see: quoted words without quotes, `\\` and `!`.
+                    prop_assert_eq!(body.matches('\'').count(), 4);
+                    prop_assert!(!body.contains(r"\\") && !body.contains('!'));
+                }
                 // A user may write the mark of another command, but does not know this nonce.
                 if !command.contains("capsa:") {
                     for mark in [&marks.begin, &marks.end, &marks.more] {

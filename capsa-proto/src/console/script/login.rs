@@ -26,7 +26,8 @@
 
 use super::screen::{PIECE, PromptKind, Screen};
 use super::{
-    CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll, hint,
+    CommandOutput, InputKind, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll,
+    ShellUse, hint,
 };
 use crate::console::fault_check::FaultCheck;
 use crate::console::{Cursor, GuestFault, Scrollback};
@@ -106,6 +107,8 @@ pub struct Login {
     interrupted: Option<Instant>,
     retries: u32,
     name_tries: u32,
+    /// Whether a command occupies the shell and will be ended.
+    is_held: bool,
 }
 
 /// The last prompt of the guest.
@@ -165,6 +168,7 @@ impl Login {
             interrupted: None,
             retries: 0,
             name_tries: 0,
+            is_held: false,
         })
     }
 
@@ -352,7 +356,7 @@ impl Script for Login {
     }
 
     fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
-        let ScriptPoll { now, log, cursor, closed } = poll;
+        let ScriptPoll { now, log, cursor, closed, shell } = poll;
         self.active.get_or_insert(now);
         self.written.get_or_insert(now);
         if self.read(now, log, cursor) {
@@ -366,6 +370,10 @@ impl Script for Login {
             return self.not_met(now, log, cursor, closed);
         }
         let over = self.context.time_limit.is_over(now);
+        self.is_held = shell == ShellUse::Busy && self.step == LoginStep::Nothing;
+        if self.is_held && !over {
+            return ScriptAction::Wait;
+        }
         // After the timeout a shell prompt still counts, but nothing more is written.
         if let (Some(prompt), Some(settles)) = (self.prompt, self.settles_at())
             && (if over { prompt.kind == PromptKind::Shell } else { now >= settles.at })
@@ -392,6 +400,7 @@ impl Script for Login {
         let confirmed =
             if self.may_be_emergency_shell() { self.context.fault_confirmed_at() } else { None };
         let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), confirmed);
+        let soon = soon.filter(|_| !self.is_held);
         Deadline::earliest(self.context.deadline("login timed out"), soon)
     }
 
@@ -401,6 +410,10 @@ impl Script for Login {
         self.screen.clear();
         (self.prompt, self.interrupted) = (None, None);
         (self.nudges, self.retries, self.name_tries) = (0, 0, 0);
+    }
+
+    fn frees_shell(&self) -> bool {
+        true
     }
 
     fn input_kind(&self) -> InputKind {

@@ -12,6 +12,7 @@
 //! script that fails moves the cursor back to where it started: the bytes that the scrollback still
 //! has are unread again. Only [streamed](RunCommand::streamed) output stays read.
 
+mod clean;
 mod hint;
 mod line;
 mod login;
@@ -22,9 +23,10 @@ mod silence;
 #[cfg(test)]
 mod test_guest;
 
-pub use line::COMMAND_MAX;
+pub(super) use clean::without_wrappers;
+pub use line::{COMMAND_MAX, CommandScope, Stdin};
 pub use login::Login;
-pub use run::{OUTPUT_LIMIT, RunCommand, Stdin};
+pub use run::{OUTPUT_LIMIT, RunCommand};
 pub use silence::Silence;
 
 use super::expect::TimeLimit;
@@ -52,9 +54,14 @@ pub trait Script {
         cursor: &mut Cursor,
         closed: bool,
     ) -> ScriptAction {
-        match self.begin(cursor) {
+        self.poll(ScriptPoll { now, log, cursor, closed, shell: ShellUse::Free })
+    }
+
+    /// Like [`poll_output`](Self::poll_output), beside scripts that may use the shell.
+    fn poll(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
+        match self.begin(poll.cursor) {
             Some(error) => ScriptAction::Done(Err(error)),
-            None => self.advance(ScriptPoll { now, log, cursor, closed }),
+            None => self.advance(poll),
         }
     }
 
@@ -78,10 +85,22 @@ pub trait Script {
     /// Poll again after it.
     fn handle_reboot(&mut self) {}
 
-    /// Cancels the script, which must not be polled after that. Returns the input that cancels the
-    /// operation in the guest.
-    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
+    /// Gives up the operation in the guest, after the script failed or instead of polling it again, at
+    /// the script's place `at`. Returns the script that ends the operation, and its place. Drive it
+    /// until it is done.
+    fn abandon(&mut self, now: Instant, at: &Cursor) -> Option<(Box<dyn Script + Send>, Cursor)> {
+        let _ = (now, at);
         None
+    }
+
+    /// Whether the script uses the guest's shell, so that no other command can be typed.
+    fn shell_use(&self) -> ShellUse {
+        ShellUse::Free
+    }
+
+    /// Whether the end of the script shows that the shell is free.
+    fn frees_shell(&self) -> bool {
+        false
     }
 
     /// The kind of the last [`ScriptAction::Write`], for the input log.
@@ -101,6 +120,19 @@ pub struct ScriptPoll<'a> {
     pub cursor: &'a mut Cursor,
     /// Whether no more bytes will be pushed.
     pub closed: bool,
+    /// Whether another script uses the guest's shell.
+    pub shell: ShellUse,
+}
+
+/// The use of the guest's shell by a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShellUse {
+    /// It does not use the shell.
+    Free,
+    /// It runs a command there, or ends one that was given up.
+    Busy,
+    /// This command was given up and cannot be ended.
+    Stuck(String),
 }
 
 /// The kind of input that a script wrote.
@@ -110,7 +142,8 @@ pub enum InputKind {
     Plain,
     /// A line with a password, which is not recorded.
     Secret,
-    /// Enter, sent to a silent guest to make it print a prompt. It depends on timing.
+    /// Input that depends on timing: Enter, sent to a silent guest to make it print a prompt, or a
+    /// repeated request to end a command.
     Nudge,
 }
 
@@ -243,6 +276,19 @@ pub enum ScriptError {
     PasswordNeeded {
         /// The user name.
         username: String,
+    },
+    /// A command that was given up still occupies the shell: it ignores all signals, or the shell did
+    /// not begin it.
+    #[error("the shell is still occupied by an earlier command that could not be ended: {command}")]
+    ShellBusy {
+        /// The first line of that command, at most 80 characters, escaped.
+        command: String,
+    },
+    /// The shell exited while it ran the command: the guest shows a prompt and no exit status.
+    #[error("the shell exited while it ran the command; log in again")]
+    ShellExited {
+        /// The last output, at most 2 KiB.
+        tail: Vec<u8>,
     },
     /// The command is longer than [`COMMAND_MAX`].
     #[error("command of {len} bytes is longer than {max} bytes")]

@@ -1,7 +1,7 @@
 //! [`RunCommand`]: runs a command in the guest's shell and collects its output and exit status.
 //!
 //! The command wrapper prints a begin mark and an end mark around the command's output; `line.rs`
-//! describes the wrapper. The echo of the input comes before the begin mark and is discarded. The
+//! describes the wrapper, `ladder.rs` how a command that was given up is ended. The echo of the input comes before the begin mark and is discarded. The
 //! shell prompt is not needed to find the end.
 //!
 //! Kernel messages within the output become part of it (`quiet` or `loglevel=` on the kernel command
@@ -9,21 +9,29 @@
 //! guest is silent.
 
 mod interleaved;
+mod ladder;
+mod lost_shell;
+mod marks;
 
-use super::line::{EncodedCommand, Marks};
+use self::ladder::SignalLadder;
+use self::lost_shell::{ECHO, LostShell, ShellProbe};
+use self::marks::{line_end, partial_mark_len, seek};
+use super::line::{self, EncodedCommand, Marks, StatusParse, parse_status};
 use super::output_buffer::OutputBuffer;
-use super::{CommandOutput, Script, ScriptAction, ScriptContext, ScriptError, ScriptPoll, hint};
+use super::{
+    CommandOutput, CommandScope, InputKind, Script, ScriptAction, ScriptContext, ScriptError,
+    ScriptPoll, ShellUse, Stdin, hint,
+};
 use crate::console::fault_check::SILENCE;
-use crate::console::kernel_log::KernelLogFilter;
 use crate::console::near_match::near_match;
 use crate::console::{
     Cursor, GuestFault, Matcher, NearMatch, Overflow, PatternMatch, Scrollback, Search,
 };
 use crate::time::{Deadline, Instant};
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -38,27 +46,20 @@ pub(super) const STREAM_AHEAD: usize = 64 << 10;
 /// Ctrl-C, as a terminal sends it.
 const INTERRUPT: u8 = 0x03;
 
-/// The standard input of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stdin {
-    /// `/dev/null`: a command that reads gets the end of file. The default. In a guest without that
-    /// device (an initramfs that mounts no `/dev`) the command fails with the shell's message.
-    #[default]
-    Null,
-    /// The console, for commands such as `stty`. A command that reads waits for further console input,
-    /// or until the timeout.
-    Terminal,
-}
+/// How long to wait for the echo of the line that ends the wrapper, so that it is not unread output.
+const ECHO_LIMIT: Duration = Duration::from_millis(200);
+
+/// How much of a command an error shows, in characters.
+const SHOWN_MAX: usize = 80;
 
 /// A running command.
 ///
-/// The guest has to be at the prompt of a shell like dash, bash or busybox ash. zsh and fish are not
-/// supported: `command eval` means something else there.
+/// The guest has to be at the prompt of a shell; any login shell will do for [`CommandScope::Process`].
+/// The command has no terminal, `TERM=dumb` and `PAGER=cat`, unless its input is
+/// [`Stdin::Terminal`]. Programs that write into a pipe in blocks do so here too.
 ///
-/// At a timeout, or when it is cancelled, the script writes Ctrl-C once and ends. This ends the command
-/// if the console is a controlling terminal; a shell that is the init of an initramfs usually has
-/// none, and the command keeps running. If the console closes or the guest reboots, the script ends
-/// immediately.
+/// At a timeout the script ends at once. [`Script::abandon`] gives the script that then ends the
+/// command in the guest. If the console closes or the guest reboots, the script ends immediately.
 ///
 /// ```
 /// use capsa_proto::console::{Cursor, ScriptAction, RunCommand, Scrollback, Script};
@@ -74,6 +75,9 @@ pub enum Stdin {
 /// log.push(b"Linux\r\n");
 /// log.push(b"capsa:end:0000000000000007:0;\r\n");
 ///
+/// let ScriptAction::Write(ok) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
+/// assert_eq!(ok, b" : 0000000000000007 ok\n"); // the wrapper may end
+/// log.push(b" : 0000000000000007 ok\r\n"); // its echo
 /// let ScriptAction::Done(reply) = script.poll_output(now, &log, &mut cursor, false) else { panic!() };
 /// let reply = reply?;
 /// assert_eq!((&reply.output[..], reply.status), (&b"Linux\n"[..], Some(0)));
@@ -83,7 +87,10 @@ pub enum Stdin {
 pub struct RunCommand {
     context: ScriptContext,
     command: EncodedCommand,
+    /// The command in an error.
+    shown: String,
     nonce: u64,
+    scope: CommandScope,
     stdin: Stdin,
     prompt: Option<Matcher>,
     state: RunState,
@@ -107,8 +114,16 @@ pub struct RunCommand {
     may_be_faulty: bool,
     /// Whether the guest was reset.
     is_rebooted: bool,
-    /// Ctrl-C was written; the script ends with this error.
-    interrupted: Option<ScriptError>,
+    /// Where the script stood when its timeout expired.
+    given_up_at: Option<Cursor>,
+    /// Ends the command.
+    ladder: Option<SignalLadder>,
+    lost_shell: LostShell,
+    input_kind: InputKind,
+    /// How long the echo of the last input is expected.
+    echo_until: Option<Instant>,
+    /// The echo of the line that ends the wrapper.
+    ok: Matcher,
     begin: Matcher,
     more: Matcher,
     end: Matcher,
@@ -131,6 +146,12 @@ enum RunState {
     Output,
     /// The end of the end mark's line is expected.
     EndLine,
+    /// The wrapper may end.
+    Release,
+    /// The echo of the line that ends the wrapper is expected.
+    Echo,
+    /// The end of that line is expected.
+    EchoLine,
     Prompt,
 }
 
@@ -145,8 +166,7 @@ enum RunStep {
 impl RunCommand {
     /// A script that runs `command`, from `now` on.
     ///
-    /// `command` is one or more lines of shell, which the shell runs itself: `cd` and variables
-    /// persist, `exit` ends the shell. With a `prompt`, the script ends when the prompt follows the
+    /// `command` is one or more lines of shell. With a `prompt`, the script ends when the prompt follows the
     /// command, and consumes it; without a prompt, or with an empty one, it ends with the line of the
     /// end mark. `nonce` identifies the marks of this command: use a different number for each command.
     ///
@@ -159,12 +179,16 @@ impl RunCommand {
         now: Instant,
         timeout: Option<Duration>,
     ) -> Result<Self, ScriptError> {
+        let first_line = command.trim_start().lines().next().unwrap_or_default();
+        let shown = first_line.escape_debug().take(SHOWN_MAX).collect();
         let command = EncodedCommand::parse(command)?;
         let marks = Marks::new(nonce);
         Ok(Self {
             context: ScriptContext::new(now, timeout),
             command,
+            shown,
             nonce,
+            scope: CommandScope::default(),
             stdin: Stdin::Null,
             prompt: prompt.filter(|p| !p.is_empty()).map(|p| Matcher::new([p])),
             state: RunState::Start,
@@ -179,7 +203,12 @@ impl RunCommand {
             polled_end: 0,
             may_be_faulty: false,
             is_rebooted: false,
-            interrupted: None,
+            given_up_at: None,
+            ladder: None,
+            lost_shell: LostShell::default(),
+            input_kind: InputKind::Plain,
+            echo_until: None,
+            ok: Matcher::new([line::request(nonce, "ok").trim_ascii()]),
             begin: Matcher::new([marks.begin]),
             more: Matcher::new([marks.more]),
             end: Matcher::new([marks.end]),
@@ -214,10 +243,37 @@ impl RunCommand {
         self
     }
 
-    fn step(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
+    /// Sets where the command runs.
+    #[must_use]
+    pub fn scope(mut self, scope: CommandScope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Whether the wrapper may end and its echo is expected.
+    fn is_released(&self) -> bool {
+        matches!(self.state, RunState::Echo | RunState::EchoLine)
+    }
+
+    /// Whether the wrapper reads the console while the command runs.
+    fn has_listener(&self) -> bool {
+        self.scope == CommandScope::Process && self.stdin == Stdin::Null
+    }
+
+    fn step(&mut self, log: &Scrollback, cursor: &mut Cursor, shell: &ShellUse) -> RunStep {
+        let has_listener = self.has_listener();
         match &mut self.state {
-            RunState::Start => {
-                RunStep::Enter(RunState::WriteLine(self.command.lines(self.nonce, self.stdin)))
+            RunState::Start if *shell != ShellUse::Free => {
+                cursor.before(log, log.end());
+                RunStep::NeedOutput
+            }
+            RunState::Start => RunStep::Enter(RunState::WriteLine(
+                self.command.lines(self.nonce, self.scope, self.stdin),
+            )),
+            // The wrapper reads a command that was given up: this line is no part of it.
+            RunState::WriteLine(_) if self.ladder.is_some() => {
+                self.state = RunState::Begin;
+                RunStep::Write(line::request(self.nonce, "ok"))
             }
             RunState::WriteLine(lines) => {
                 let line = lines.pop_front().unwrap_or_default();
@@ -243,11 +299,26 @@ impl RunCommand {
                 false => RunStep::NeedOutput,
             },
             RunState::Output => self.output(log, cursor),
-            RunState::EndLine => match (line_end(log, cursor), &self.prompt) {
-                (false, _) => RunStep::NeedOutput,
-                (true, Some(_)) => RunStep::Enter(RunState::Prompt),
-                (true, None) => RunStep::Finished,
-            },
+            RunState::EndLine if !line_end(log, cursor) => RunStep::NeedOutput,
+            RunState::EndLine => RunStep::Enter(RunState::Release),
+            RunState::Release if !has_listener => RunStep::Enter(RunState::Prompt),
+            // Processes of the command may have missed the signal that ended it.
+            RunState::Release if self.ladder.take().is_some() => {
+                self.input_kind = InputKind::Nudge;
+                RunStep::Write(line::request(self.nonce, "KILL"))
+            }
+            RunState::Release => {
+                self.state = RunState::Echo;
+                RunStep::Write(line::request(self.nonce, "ok"))
+            }
+            RunState::Echo => {
+                let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
+                let Some(found) = self.ok.find(search, log) else { return RunStep::NeedOutput };
+                cursor.before(log, found.end);
+                RunStep::Enter(RunState::EchoLine)
+            }
+            RunState::EchoLine if !line_end(log, cursor) => RunStep::NeedOutput,
+            RunState::EchoLine => RunStep::Enter(RunState::Prompt),
             RunState::Prompt => match &self.prompt {
                 Some(prompt) if seek(prompt, &mut self.search, log, cursor).is_none() => {
                     RunStep::NeedOutput
@@ -261,6 +332,16 @@ impl RunCommand {
     fn output(&mut self, log: &Scrollback, cursor: &mut Cursor) -> RunStep {
         if self.is_paused {
             return RunStep::NeedOutput;
+        }
+        // The echo of Enter is no output.
+        let echoed = cursor.peek(log);
+        if self.lost_shell.echo_at() == Some(cursor.offset()) && !echoed.is_empty() {
+            if ECHO.starts_with(echoed) && echoed.len() < ECHO.len() {
+                return RunStep::NeedOutput;
+            }
+            if echoed.starts_with(ECHO) {
+                cursor.before(log, cursor.offset() + ECHO.len() as u64);
+            }
         }
         let search = self.search.get_or_insert_with(|| Search::from(cursor.offset()));
         let found = self.end.find(search, log);
@@ -346,7 +427,8 @@ impl RunCommand {
     fn near_match(&self, log: &Scrollback) -> Option<NearMatch> {
         match &self.state {
             RunState::Output => hint::for_lost_shell(log, self.since),
-            RunState::EndLine => None,
+            RunState::EndLine | RunState::Release => None,
+            RunState::Echo | RunState::EchoLine => None,
             RunState::Prompt => near_match(self.prompt.as_ref()?.patterns(), log.since(self.since))
                 .or_else(|| hint::for_other_prompt(log, self.since)),
             _ => hint::for_command_not_taken(log, self.context.origin()),
@@ -360,7 +442,11 @@ impl RunCommand {
             | RunState::ExpectMore(_)
             | RunState::Begin
             | RunState::BeginLine => "the shell to take the command".into(),
-            RunState::Output | RunState::EndLine => "the command to end".into(),
+            RunState::Output
+            | RunState::EndLine
+            | RunState::Release
+            | RunState::Echo
+            | RunState::EchoLine => "the command to end".into(),
             RunState::Prompt => {
                 let prompt = self.prompt.as_ref().and_then(|m| m.patterns().first());
                 prompt.map(|prompt| format!("the prompt {prompt}")).unwrap_or_default()
@@ -375,10 +461,12 @@ impl Script for RunCommand {
     }
 
     fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
-        let ScriptPoll { now, log, cursor, closed } = poll;
-        if let Some(error) = self.interrupted.take() {
-            return self.fail(error, log, cursor);
+        let ScriptPoll { now, log, cursor, closed, shell } = poll;
+        if let (RunState::Start, ShellUse::Stuck(command)) = (&self.state, &shell) {
+            let command = command.clone();
+            return self.fail(ScriptError::ShellBusy { command }, log, cursor);
         }
+        self.input_kind = InputKind::Plain;
         if self.is_paused {
             self.context.restart_silence();
         }
@@ -389,14 +477,20 @@ impl Script for RunCommand {
             Overflow::Pause => STREAM_AHEAD,
             Overflow::DropOldest => OUTPUT_LIMIT,
         };
+        let was_silent = self.is_silent(now, closed);
         loop {
             let is_full = self.is_streamed && self.collected.len() >= ahead && !ends;
             self.is_paused = is_full && cursor.offset() < log.end();
-            match self.step(log, cursor) {
-                RunStep::Write(bytes) => return ScriptAction::Write(bytes),
+            match self.step(log, cursor, &shell) {
+                RunStep::Write(_) if closed || self.is_rebooted => {}
+                RunStep::Write(bytes) => {
+                    self.echo_until = Some(now + ECHO_LIMIT);
+                    return ScriptAction::Write(bytes);
+                }
                 RunStep::Enter(state) => {
                     self.state = state;
                     self.since = cursor.offset();
+                    self.search = None;
                 }
                 RunStep::Finished => {
                     let (output, cut) = self.collected.finish();
@@ -410,8 +504,19 @@ impl Script for RunCommand {
                 RunStep::Again => {}
                 RunStep::NeedOutput
                     if self.is_silent(now, closed) && self.read_through(log, cursor) => {}
+                // A terminal without an echo.
+                RunStep::NeedOutput
+                    if self.is_released()
+                        && (ends || self.echo_until.is_none_or(|at| now >= at)) =>
+                {
+                    self.state = RunState::Prompt;
+                    self.search = None;
+                }
                 RunStep::NeedOutput => break,
             }
+        }
+        if self.is_released() {
+            return ScriptAction::Wait;
         }
         if let Some(error) = self.fault(now, log, closed || self.is_rebooted) {
             self.fail(error, log, cursor)
@@ -421,13 +526,25 @@ impl Script for RunCommand {
         } else if self.context.is_over(now, closed) {
             let (expected, near_match) = (self.expected(), self.near_match(log));
             let error = self.context.not_met(now, log, closed, expected, near_match);
-            if closed {
-                return self.fail(error, log, cursor);
-            }
-            self.interrupted = Some(error);
-            ScriptAction::Write(vec![INTERRUPT])
+            self.given_up_at = (!closed).then_some(*cursor);
+            self.fail(error, log, cursor)
+        } else if was_silent && self.is_not_taken(log) {
+            let tail = self.context.tail(log);
+            self.fail(ScriptError::NotLoggedIn { tail }, log, cursor)
+        } else if let Some(request) = self.poll_ladder(now) {
+            ScriptAction::Write(request)
         } else {
-            ScriptAction::Wait
+            match self.probe(now, log) {
+                ShellProbe::Wait => ScriptAction::Wait,
+                ShellProbe::Enter => {
+                    self.input_kind = InputKind::Nudge;
+                    ScriptAction::Write(b"\r".to_vec())
+                }
+                ShellProbe::Lost => {
+                    let tail = self.context.tail(log);
+                    self.fail(ScriptError::ShellExited { tail }, log, cursor)
+                }
+            }
         }
     }
 
@@ -437,6 +554,11 @@ impl Script for RunCommand {
         }
         let certain = if self.may_be_faulty { self.context.fault_confirmed_at() } else { None };
         let soon = Deadline::earliest(certain, self.search_across_kernel_log_at());
+        let echo = self.echo_until.filter(|_| self.is_released());
+        let echo = echo.map(|at| Deadline { at, why: "the terminal may have no echo" });
+        let soon = Deadline::earliest(Deadline::earliest(echo, self.probe_at()), soon);
+        let soon =
+            Deadline::earliest(self.ladder.as_ref().and_then(SignalLadder::poll_timeout), soon);
         Deadline::earliest(self.context.deadline("console command timed out"), soon)
     }
 
@@ -448,74 +570,22 @@ impl Script for RunCommand {
         self.is_rebooted = true;
     }
 
-    fn handle_cancel(&mut self) -> Option<Vec<u8>> {
-        let is_over = self.context.ended.is_some() || self.interrupted.is_some();
-        let runs = !is_over
-            && !matches!(self.state, RunState::Start | RunState::EndLine | RunState::Prompt);
-        runs.then(|| vec![INTERRUPT])
+    fn abandon(&mut self, now: Instant, at: &Cursor) -> Option<(Box<dyn Script + Send>, Cursor)> {
+        self.give_up(now, at)
     }
-}
 
-/// Searches for a mark. Consumes the output before it, and then the mark.
-fn seek(
-    matcher: &Matcher,
-    search: &mut Option<Search>,
-    log: &Scrollback,
-    cursor: &mut Cursor,
-) -> Option<PatternMatch> {
-    let state = search.get_or_insert_with(|| Search::from(cursor.offset()));
-    let found = matcher.find(state, log);
-    match found {
-        Some(found) => {
-            cursor.before(log, found.end);
-            *search = None;
+    fn shell_use(&self) -> ShellUse {
+        if self.ladder.as_ref().is_some_and(SignalLadder::is_stuck) {
+            ShellUse::Stuck(self.shown.clone())
+        } else if matches!(self.state, RunState::Start | RunState::Prompt) || self.is_released() {
+            ShellUse::Free
+        } else {
+            ShellUse::Busy
         }
-        None => _ = cursor.before(log, state.earliest_start(matcher)),
     }
-    found
-}
 
-/// The length of the incomplete mark at the end of `text`.
-fn partial_mark_len(text: &[u8], mark: &Matcher) -> usize {
-    let mark = mark.patterns()[0].as_literal().unwrap_or_default();
-    (1..mark.len()).rev().find(|n| text.ends_with(&mark[..*n])).unwrap_or(0)
-}
-
-/// Consumes the end of a mark's line, and kernel messages in it. Returns `false` if it may still
-/// arrive. Other text is not consumed.
-fn line_end(log: &Scrollback, cursor: &mut Cursor) -> bool {
-    let unread = cursor.peek(log);
-    let mut through = KernelLogFilter::new(unread);
-    let (end, is_whole) = loop {
-        match through.next() {
-            Some(b'\r') => {}
-            Some(b'\n') => break (through.at(), true),
-            Some(_) => break (through.at() - 1, !through.is_in_message()),
-            None => break (through.at(), false),
-        }
-    };
-    // Skipped messages are not read again.
-    cursor.before(log, log.end() - (unread.len() - end) as u64);
-    is_whole
-}
-
-enum StatusParse {
-    Known { status: i32, len: usize },
-    Incomplete,
-    No,
-}
-
-/// Parses `decimal ";"`, with at most as many digits as an exit status has.
-fn parse_status(bytes: &[u8]) -> StatusParse {
-    const DIGITS: usize = 3;
-    let digits = bytes.iter().take(DIGITS + 1).take_while(|b| b.is_ascii_digit()).count();
-    match bytes.get(digits) {
-        None if digits <= DIGITS => StatusParse::Incomplete,
-        Some(b';') if (1..=DIGITS).contains(&digits) => {
-            let status = bytes[..digits].iter().fold(0, |n, b| n * 10 + i32::from(b - b'0'));
-            StatusParse::Known { status, len: digits + 1 }
-        }
-        _ => StatusParse::No,
+    fn input_kind(&self) -> InputKind {
+        self.input_kind
     }
 }
 

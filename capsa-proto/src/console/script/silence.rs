@@ -52,7 +52,7 @@ impl Script for Silence {
     }
 
     fn advance(&mut self, poll: ScriptPoll<'_>) -> ScriptAction {
-        let ScriptPoll { now, log, cursor, closed } = poll;
+        let ScriptPoll { now, log, cursor, closed, .. } = poll;
         self.context.observe(now, log);
         // Output from before the wait does not interrupt the silence.
         let end = *self.since.0.get_or_insert(log.end());

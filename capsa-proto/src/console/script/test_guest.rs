@@ -1,9 +1,9 @@
 //! A simulated guest for tests: a terminal with echo, a getty, and a shell that runs the command wrapper.
 //!
-//! It parses the lines by the rules of a shell (quotes, `printf %b`), independently of `line.rs`, so the
-//! two check each other. Its behaviour was compared with real shells.
+//! It interprets only what `line.rs` types for a command in a process of its own. Real shells run the
+//! same lines in `tests/tests/console/real_shells.rs`.
 
-use super::{CommandOutput, Script, ScriptAction, ScriptError};
+use super::{CommandOutput, Script, ScriptAction, ScriptError, ShellUse};
 use crate::console::{Cursor, Scrollback};
 use crate::time::Instant;
 use alloc::format;
@@ -38,6 +38,17 @@ pub(super) enum GuestAt {
 /// The output of a command, and its exit status; `None` if it never ends.
 pub(super) type Behaviour = fn(&str) -> (&'static [u8], Option<i32>);
 
+/// What the wrapper of a command does.
+enum Wrapper {
+    None,
+    /// It reads the command of this nonce.
+    Reads(String, String),
+    /// The command of this nonce runs.
+    Runs(String),
+    /// The command has ended.
+    Ended,
+}
+
 pub(super) struct TestGuest {
     pub(super) at: GuestAt,
     pub(super) echo: Echo,
@@ -48,8 +59,11 @@ pub(super) struct TestGuest {
     pub(super) behaviour: Behaviour,
     /// The commands that the shell ran.
     pub(super) ran: Vec<String>,
-    pub(super) interrupts: usize,
-    variable: String,
+    /// The requests to the wrapper, such as `INT`.
+    pub(super) requests: Vec<String>,
+    /// The signals that commands ignore.
+    pub(super) ignored: &'static [&'static str],
+    wrapper: Wrapper,
     line: String,
     out: Vec<u8>,
 }
@@ -64,8 +78,9 @@ impl TestGuest {
             noise: "",
             behaviour: |_| (b"", Some(0)),
             ran: Vec::new(),
-            interrupts: 0,
-            variable: String::new(),
+            requests: Vec::new(),
+            ignored: &[],
+            wrapper: Wrapper::None,
             line: String::new(),
             out: Vec::new(),
         }
@@ -101,12 +116,6 @@ impl TestGuest {
         }
         for &byte in bytes {
             match byte {
-                0x03 => {
-                    self.interrupts += 1;
-                    self.line.clear();
-                    self.print("^C\n");
-                    self.prompt();
-                }
                 b'\r' | b'\n' => {
                     let line = core::mem::take(&mut self.line);
                     self.echo_line(&line);
@@ -165,93 +174,71 @@ impl TestGuest {
     }
 
     fn shell(&mut self, line: &str) {
-        let mut status = 0;
-        for statement in split_statements(line) {
-            let statement = statement.trim();
-            if let Some(value) = statement.strip_prefix("capsa_command=") {
-                self.variable = self.word(value);
-            } else if let Some(word) = statement.strip_prefix("command eval ") {
-                let word = word.strip_suffix(" </dev/null").unwrap_or(word);
-                let command = self.word(word);
-                let (output, ended) = (self.behaviour)(&command);
-                self.ran.push(command);
-                self.print(output);
-                match ended {
-                    Some(n) => status = n,
-                    None => return,
-                }
-            } else if let Some(args) = statement.strip_prefix("printf ") {
-                let args: Vec<&str> = args.split(' ').collect();
-                let text = match args[..] {
-                    [r"'%s:%s:%s\n'", a, b, c] => format!("{a}:{b}:{c}\n"),
-                    [r"'%s:%s:%s:%d;\n'", a, b, c, "$?"] => format!("{a}:{b}:{c}:{status};\n"),
-                    _ => format!("printf: unsupported {args:?}\n"),
+        match core::mem::replace(&mut self.wrapper, Wrapper::None) {
+            Wrapper::None => {}
+            Wrapper::Reads(nonce, mut payload) => {
+                return match line.strip_prefix('+') {
+                    Some(piece) => {
+                        payload.push_str(piece);
+                        self.print(format!("capsa:more:{nonce}\n"));
+                        self.wrapper = Wrapper::Reads(nonce, payload);
+                    }
+                    None => self.run(nonce, if line == "." { &payload } else { "" }),
                 };
-                self.print(text);
+            }
+            wrapper => {
+                let request = line.rsplit_once(' ').map(|(_, request)| request).unwrap_or_default();
+                self.requests.push(request.into());
+                self.wrapper = match wrapper {
+                    Wrapper::Ended if request == "ok" => return self.prompt(),
+                    Wrapper::Runs(nonce) if request != "ok" && !self.ignored.contains(&request) => {
+                        self.print(format!("capsa:end:{nonce}:130;\n"));
+                        Wrapper::Ended
+                    }
+                    wrapper => wrapper,
+                };
+                return;
             }
         }
-        self.prompt();
+        let Some(rest) = line.strip_prefix(" /bin/sh -c '") else { return self.prompt() };
+        let (program, words) = rest.split_once("' capsa ").expect("the words of the wrapper");
+        let (nonce, payload) = words.split_once(' ').expect("two words");
+        let payload = payload.strip_prefix('\'').and_then(|word| word.strip_suffix('\''));
+        let payload = payload.expect("a quoted word");
+        assert!(!payload.contains('\''), "{payload}");
+        if program.contains("capsa more") {
+            self.print(format!("capsa:more:{nonce}\n"));
+            self.wrapper = Wrapper::Reads(nonce.into(), String::new());
+        } else {
+            self.run(nonce.into(), payload);
+        }
     }
 
-    /// Expands one shell word.
-    fn word(&self, word: &str) -> String {
-        let escaped = word.strip_prefix("\"$(printf %b ").and_then(|w| w.strip_suffix(")\""));
-        if let Some(inner) = escaped {
-            return unescape(&self.word(inner));
-        }
-        let mut out = String::new();
-        let mut rest = word;
-        while let Some(c) = rest.chars().next() {
-            if let Some(after) = rest.strip_prefix('\'') {
-                let (inner, after) = after.split_once('\'').expect("a closing quote");
-                out.push_str(inner);
-                rest = after;
-            } else if let Some(after) = rest.strip_prefix("$capsa_command") {
-                out.push_str(&self.variable);
-                rest = after;
-            } else if let Some(after) = rest.strip_prefix(r"\'") {
-                out.push('\'');
-                rest = after;
-            } else {
-                assert_eq!(c, '"', "unquoted {rest:?}");
-                rest = &rest[1..];
+    fn run(&mut self, nonce: String, payload: &str) {
+        let command = unescape(payload);
+        self.print(format!("capsa:begin:{nonce}\n"));
+        let (output, ended) = (self.behaviour)(&command);
+        self.ran.push(command);
+        self.print(output);
+        self.wrapper = match ended {
+            Some(status) => {
+                self.print(format!("capsa:end:{nonce}:{status};\n"));
+                Wrapper::Ended
             }
-        }
-        out
+            None => Wrapper::Runs(nonce),
+        };
     }
-}
-
-/// Splits at semicolons outside of quotes.
-fn split_statements(line: &str) -> Vec<&str> {
-    let (mut parts, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
-    for (i, c) in line.char_indices() {
-        match c {
-            _ if core::mem::take(&mut escaped) => {}
-            '\\' if !quoted => escaped = true,
-            '\'' => quoted = !quoted,
-            ';' if !quoted => {
-                parts.push(&line[start..i]);
-                start = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&line[start..]);
-    parts
 }
 
 fn unescape(text: &str) -> String {
     let (mut out, mut bytes) = (Vec::new(), text.bytes());
     while let Some(byte) = bytes.next() {
         match byte {
-            b'\\' => match bytes.next() {
-                Some(b'0') => {
-                    let digits =
-                        bytes.by_ref().take(3).fold(0u32, |n, d| n * 8 + u32::from(d - b'0'));
-                    out.push(digits as u8);
-                }
-                other => out.extend(other),
-            },
+            b'\\' => {
+                assert_eq!(bytes.next(), Some(b'0'), "{text}");
+                let digits = bytes.by_ref().take(3);
+                out.push(digits.fold(0u32, |n, d| n * 8 + u32::from(d - b'0')) as u8);
+            }
             _ => out.push(byte),
         }
     }
@@ -303,4 +290,25 @@ pub(super) fn run_script(
         }
     }
     panic!("too many steps");
+}
+
+/// Runs a script that ends a command, until it is done. Gives the use of the shell if it is stuck.
+pub(super) fn continue_script(
+    script: &mut dyn Script,
+    guest: &mut TestGuest,
+    mut log: Scrollback,
+    mut cursor: Cursor,
+    mut now: Instant,
+) -> Result<CommandOutput, ShellUse> {
+    loop {
+        match script.poll_output(now, &log, &mut cursor, false) {
+            ScriptAction::Write(bytes) => guest.input(&bytes),
+            ScriptAction::Done(result) => return Ok(result.expect("it ends")),
+            ScriptAction::Wait if guest.out.is_empty() => match script.poll_timeout() {
+                Some(deadline) => now = deadline.at,
+                None => return Err(script.shell_use()),
+            },
+            ScriptAction::Wait => log.push(&core::mem::take(&mut guest.out)),
+        }
+    }
 }

@@ -174,7 +174,8 @@ impl Simulation<'_> {
     fn remove_reader(&mut self) {
         let Some((place, id)) = self.some_reader() else { return };
         self.add_step(Step::ReaderRemoved(place));
-        self.core.with_console(|console, _| console.remove_reader(id));
+        let now = self.now;
+        self.core.with_console(|console, _| console.remove_reader(now, id));
         let reader = self.owner.readers[place].take();
         if let Some(wait) = reader.and_then(|reader| reader.wait) {
             self.owner.waits[wait].state = WaitState::Removed;

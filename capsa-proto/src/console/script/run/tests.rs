@@ -2,7 +2,9 @@
 
 mod streamed;
 
-use super::super::test_guest::{Behaviour, ECHOES, GuestAt, ScriptRun, TestGuest, run_script};
+use super::super::test_guest::{
+    Behaviour, ECHOES, GuestAt, ScriptRun, TestGuest, continue_script, run_script,
+};
 use super::*;
 use crate::console::script::COMMAND_MAX;
 use alloc::string::ToString;
@@ -53,7 +55,9 @@ fn run_any_echo_and_chunking_gives_output() {
                 assert_eq!(reply.output, output, "{echo:?} {chunk}");
                 assert_eq!((reply.status, reply.truncated), (Some(status), false));
                 assert_eq!(guest.ran, [text]);
-                assert_eq!(unread(&run), if prompt.is_some() { "" } else { "# " });
+                let unread = unread(&run);
+                assert_eq!(unread.ends_with("# "), prompt.is_none(), "{unread}");
+                assert_eq!(guest.requests, ["ok"]);
             }
         }
     }
@@ -74,26 +78,96 @@ fn run_long_command_is_split_into_lines() {
             let run = run_script(&mut command(&text, Some("# ")), &mut guest, 900, 2);
             assert_eq!(run.result.map(|r| r.output), Ok(b"done\n".to_vec()));
             assert_eq!(guest.ran, [&*text]);
-            assert!(run.typed.len() > 2);
+            assert!(run.typed.len() > 4 || text.len() < 3000);
         }
     }
 }
 
 #[test]
-fn run_timeout_writes_one_interrupt() {
-    let mut guest = shell(|_| (b"working...", None));
-    let run = run_script(&mut command("sleep 999", None), &mut guest, 5, 3);
-    let error = run.result.clone().expect_err("a timeout");
-    assert_eq!(error.to_string(), "timed out after 10s waiting for the command to end");
-    let ScriptError::TimedOut { tail, .. } = error else { panic!("{error}") };
-    assert!(tail.ends_with(b"working..."));
-    assert_eq!((guest.interrupts, run.typed.last()), (1, Some(&vec![INTERRUPT])));
-    assert!(unread(&run).ends_with("working...^C\r\n# "), "the cursor is back at the start");
+fn run_given_up_ends_by_repeated_signals() {
+    let cases: [(&'static [&'static str], &[&str]); 4] = [
+        (&[], &["INT", "KILL", "ok"]),
+        (&["INT"], &["INT", "INT", "INT", "TERM", "KILL", "ok"]),
+        (&["INT", "TERM"], &["INT", "INT", "INT", "TERM", "TERM", "KILL", "KILL", "ok"]),
+        (&["INT", "TERM", "KILL"], &["INT", "INT", "INT", "TERM", "TERM", "KILL", "KILL", "ok"]),
+    ];
+    for (ignored, requests) in cases {
+        let mut guest = shell(|_| (b"working...", None));
+        guest.ignored = ignored;
+        let mut script = command("sleep 999", None);
+        let run = run_script(&mut script, &mut guest, 5, 3);
+        let error = run.result.clone().expect_err("a timeout");
+        assert_eq!(error.to_string(), "timed out after 10s waiting for the command to end");
+        let ScriptError::TimedOut { tail, .. } = error else { panic!("{error}") };
+        assert!(tail.ends_with(b"working..."));
+        assert!(unread(&run).ends_with("working..."), "the cursor is back at the start");
 
-    let mut again = command("sleep 1", None);
-    guest.behaviour = |_| (b"ok", Some(0));
-    let run = super::super::test_guest::run_script(&mut again, &mut guest, 5, 3);
-    assert_eq!(run.result.map(|r| r.output), Ok(b"ok".to_vec()), "the shell is usable");
+        let now = Instant::ZERO + run.took;
+        let (mut rest, cursor) = script.abandon(now, &run.cursor).expect("it runs");
+        assert!(script.abandon(now, &run.cursor).is_none(), "only once");
+        let rest = continue_script(rest.as_mut(), &mut guest, run.log, cursor, now);
+        assert_eq!(guest.requests, requests);
+        let stuck = ShellUse::Stuck("sleep 999".into());
+        assert_eq!(rest.err(), (ignored.len() == 3).then_some(stuck));
+    }
+}
+
+#[test]
+fn run_given_up_waits_for_begin_mark() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", None);
+    assert!(script.abandon(Instant::ZERO, &cursor).is_none(), "nothing was written");
+    assert!(matches!(
+        script.poll_output(Instant::ZERO, &log, &mut cursor, false),
+        ScriptAction::Write(_)
+    ));
+    let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
+    let at = |millis| Instant::ZERO + Duration::from_millis(millis);
+    assert_eq!(rest.poll_output(at(9_999), &log, &mut cursor, false), ScriptAction::Wait);
+    assert_eq!(rest.shell_use(), ShellUse::Busy);
+    assert_eq!(rest.poll_output(at(10_000), &log, &mut cursor, false), ScriptAction::Wait);
+    assert_eq!(rest.shell_use(), ShellUse::Stuck("x".into()));
+    log.push(b"capsa:begin:000000000000beef\r\n");
+    let int = ScriptAction::Write(b" : 000000000000beef INT\n".to_vec());
+    assert_eq!(rest.poll_output(at(19_990), &log, &mut cursor, false), ScriptAction::Wait);
+    assert_eq!(rest.poll_output(at(20_000), &log, &mut cursor, false), int);
+    assert_eq!(rest.shell_use(), ShellUse::Busy);
+    log.push(b"\r\ncapsa:end:000000000000beef:130;\r\n");
+    for request in ["KILL", "ok"] {
+        let typed = ScriptAction::Write(format!(" : 000000000000beef {request}\n").into_bytes());
+        assert_eq!(rest.poll_output(at(20_001), &log, &mut cursor, false), typed);
+    }
+    let done = rest.poll_output(at(20_300), &log, &mut cursor, false);
+    assert!(matches!(done, ScriptAction::Done(Ok(_))), "{done:?}");
+}
+
+#[test]
+fn run_given_up_at_a_prompt_is_over() {
+    for (shown, is_over) in [("\r\nvm login: ", true), ("x\r\n# ", true), ("x\r\n", false)] {
+        let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+        let mut script = command("x", None);
+        let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+        log.push(shown.as_bytes());
+        let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
+        assert_eq!(rest.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
+        let later = Instant::ZERO + Duration::from_secs(1);
+        let ended = rest.poll_output(later, &log, &mut cursor, false) != ScriptAction::Wait;
+        assert_eq!(ended, is_over, "{shown}");
+    }
+}
+
+#[test]
+fn run_waits_for_shell_and_fails_if_it_is_stuck() {
+    let (log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", None);
+    let mut poll = |shell| {
+        let (now, cursor) = (Instant::ZERO, &mut cursor);
+        script.poll(ScriptPoll { now, log: &log, cursor, closed: false, shell })
+    };
+    assert_eq!(poll(ShellUse::Busy), ScriptAction::Wait);
+    let ScriptAction::Done(Err(error)) = poll(ShellUse::Stuck("sleep 9".into())) else { panic!() };
+    let text = "the shell is still occupied by an earlier command that could not be ended: sleep 9";
+    assert_eq!(error.to_string(), text);
 }
 
 #[test]
@@ -209,7 +283,7 @@ fn run_kernel_messages_in_marks_are_skipped() {
             let reply = loop {
                 match script.poll_output(now, &log, &mut cursor, false) {
                     ScriptAction::Done(reply) => break reply.expect("a reply"),
-                    ScriptAction::Write(bytes) => panic!("{bytes:?} at {cut}"),
+                    ScriptAction::Write(bytes) => assert!(bytes.ends_with(b" ok\n"), "at {cut}"),
                     ScriptAction::Wait => match chunks.next() {
                         Some(bytes) => log.push(bytes),
                         None => now = script.poll_timeout().expect("a deadline").at,
@@ -235,31 +309,40 @@ fn run_kernel_messages_in_marks_are_skipped() {
     }
 }
 
-#[test]
-fn run_lost_shell_is_explained() {
-    let ends = "timed out after 10s waiting for the command to end";
-    let login = r#": the last line is "vm login: ": the user is no longer logged in"#;
-    for (printed, hint) in [("\r\nvm login: ", login), ("\r\nPassword: ", ""), ("so far", "")] {
-        assert_eq!(fail_with("", printed).0, format!("{ends}{hint}"));
+/// A guest that prints `text` for a command, and `answer` for each Enter, and then ends the command.
+fn prompting(text: &str, answer: &str) -> (Result<CommandOutput, ScriptError>, Duration) {
+    let mut script = command("x", None);
+    let (mut log, mut cursor, mut now) = (Scrollback::default(), Cursor::at(0), Instant::ZERO);
+    log.push(format!("capsa:begin:000000000000beef\r\n{text}").as_bytes());
+    loop {
+        match script.poll_output(now, &log, &mut cursor, false) {
+            ScriptAction::Write(enter) if enter == b"\r" => {
+                log.push(format!("\r\n{answer}").as_bytes());
+            }
+            ScriptAction::Write(_) => {}
+            ScriptAction::Wait => match script.poll_timeout() {
+                Some(at) if at.at < Instant::ZERO + Duration::from_secs(5) => now = at.at,
+                _ => log.push(b"!\r\ncapsa:end:000000000000beef:3;\r\n"),
+            },
+            ScriptAction::Done(result) => return (result, now.since(Instant::ZERO)),
+        }
     }
 }
 
 #[test]
-fn run_cancel_interrupts_only_running_command() {
-    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
-    let mut script = command("x", Some("# "));
-    assert_eq!(script.clone().handle_cancel(), None, "nothing was written");
-    for (printed, expected) in [
-        ("", Some(vec![INTERRUPT])),
-        ("capsa:begin:000000000000beef\r\n", Some(vec![INTERRUPT])),
-        ("output capsa:end:000000000000beef:0;\r\n", None),
-        ("# ", None),
-    ] {
-        log.push(printed.as_bytes());
-        for _ in 0..2 {
-            let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
-        }
-        assert_eq!(script.clone().handle_cancel(), expected, "{printed:?}");
+fn run_lost_shell_fails_before_timeout() {
+    for prompt in ["vm login: ", "/ # ", "sh-5.2$ "] {
+        let (result, took) = prompting(&format!("out\r\n{prompt}"), prompt);
+        assert!(matches!(result, Err(ScriptError::ShellExited { .. })), "{prompt}: {result:?}");
+        assert!(took < Duration::from_secs(4), "{took:?}");
+    }
+}
+
+#[test]
+fn run_output_like_a_prompt_is_output() {
+    for text in ["vm login: ", "a\n# ", "50% > ", "Password: ", "so far"] {
+        let (result, _) = prompting(&text.replace('\n', "\r\n"), "");
+        assert_eq!(result.map(|reply| reply.text().into_owned()), Ok(format!("{text}!\n")));
     }
 }
 
@@ -365,6 +448,8 @@ fn run_output_dropped_unpolled_sets_truncated() {
     assert_eq!(poll(&log), ScriptAction::Wait);
     log.push(&[b'.'; 100]);
     log.push(b"tail capsa:end:000000000000beef:0;\r\n");
+    assert!(matches!(poll(&log), ScriptAction::Write(_)));
+    log.push(b" : 000000000000beef ok\r\n");
     let ScriptAction::Done(Ok(reply)) = poll(&log) else { panic!("done") };
     assert!(reply.truncated);
     assert!(reply.output.ends_with(b"tail "));

@@ -53,6 +53,9 @@ fn streamed_output_is_available_before_end_mark() {
         assert_eq!(script.take_output(), b"");
     }
     log.push(END);
+    let ok = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+    assert!(matches!(ok, ScriptAction::Write(_)));
+    log.push(b" : 000000000000beef ok\r\n");
     let ScriptAction::Done(Ok(reply)) = script.poll_output(Instant::ZERO, &log, &mut cursor, false)
     else {
         panic!("done")
@@ -66,6 +69,7 @@ fn streamed_slow_taker_pauses_guest_loses_nothing() {
     (0..1_000_000u32).for_each(|n| guest.push_back(b'a' + (n % 23) as u8));
     let printed: Vec<u8> = guest.iter().copied().collect();
     guest.extend(END);
+    guest.extend(b" : 000000000000beef ok\r\n");
     let (mut log, mut cursor) = (Scrollback::with_overflow(50_000, Overflow::Pause), Cursor::at(0));
     let (mut script, mut taken) = (begun(&mut log, &mut cursor), Vec::new());
     let reply = (0..1000).find_map(|round| {
