@@ -5,4 +5,5 @@ mod logins;
 mod nano;
 mod qemu;
 mod sessions;
+mod soak;
 mod virtio_console;
