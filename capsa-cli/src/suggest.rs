@@ -12,6 +12,10 @@ pub(crate) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         if is_prefix_of(known, word) || is_prefix_of(word, known) {
             return 1.0;
         }
+        // One wrong letter is more likely than three missing ones.
+        if word.len() >= 3 && strsim::damerau_levenshtein(known, word) == 1 {
+            return 0.95;
+        }
         strsim::normalized_damerau_levenshtein(known, word)
             .max(strsim::jaro_winkler(known, word) - 0.1)
     };

@@ -78,6 +78,7 @@ suite! {
         console_unread_output_is_complete,
         console_slow_reader_loses_no_byte,
         console_disabled_returns_error,
+        virtio_console_is_used_as_hvc0,
         guest_power_off_is_reported,
         guest_reboot_ends_vm,
         guest_reboot_with_policy_restarts,

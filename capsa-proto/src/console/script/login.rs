@@ -283,8 +283,7 @@ impl Login {
 
     /// The error if a guest fault ends the login.
     fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<ScriptError> {
-        // A login prompt shows that the guest runs, despite earlier messages.
-        if self.prompt.is_some_and(|prompt| prompt.kind == PromptKind::Login) && !closed {
+        if self.is_at_login_prompt() && !closed {
             return None;
         }
         let report = self.context.fault(now, log, closed)?;
@@ -295,6 +294,11 @@ impl Login {
             // `screen` recognises the refusal of this login; an earlier one does not matter.
             GuestFault::LoginIncorrect => None,
         }
+    }
+
+    /// A login prompt shows that the guest runs, despite earlier messages.
+    fn is_at_login_prompt(&self) -> bool {
+        self.prompt.is_some_and(|prompt| prompt.kind == PromptKind::Login)
     }
 
     /// Whether a shell prompt would be that of an emergency shell.
@@ -397,8 +401,10 @@ impl Script for Login {
         if self.context.ended.is_some() {
             return None;
         }
-        let confirmed =
-            if self.may_be_emergency_shell() { self.context.fault_confirmed_at() } else { None };
+        let confirmed = self
+            .context
+            .fault_confirmed_at()
+            .filter(|_| self.may_be_emergency_shell() && !self.is_at_login_prompt());
         let soon = Deadline::earliest(self.settles_at().or(self.nudge_at()), confirmed);
         let soon = soon.filter(|_| !self.is_held);
         Deadline::earliest(self.context.deadline("login timed out"), soon)
