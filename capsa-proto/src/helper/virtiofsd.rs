@@ -129,8 +129,8 @@ pub fn process(
         "namespace",
         // Opens files again by handles instead of keeping a descriptor for each file that the guest's kernel
         // remembers. Needs CAP_DAC_READ_SEARCH; without it, virtiofsd keeps descriptors.
-        "--inode-file-handles",
-        "prefer",
+        // The parser takes the value only after an equal sign.
+        "--inode-file-handles=prefer",
     ]
     .map(ToString::to_string)
     .into();
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(
             read_only.args.join("|"),
             "--fd|3|--shared-dir|/srv/my work,1|--cache|never|--sandbox|\
-             namespace|--inode-file-handles|prefer|--readonly"
+             namespace|--inode-file-handles=prefer|--readonly"
         );
         let listener = DescriptorKind::Listener { socket: socket(3, &at) };
         assert_eq!(read_only.descriptors[..], [DescriptorPlan { number: 3, kind: listener }]);
