@@ -189,7 +189,9 @@ impl VmHandle {
                 PauseRequest::Pause => state.vm.pause(),
                 PauseRequest::Resume => state.vm.resume(),
             };
-            (requested, state.pauses[request as usize].clone())
+            let outcomes = &mut state.pauses[request as usize];
+            outcomes.is_awaited = true;
+            (requested, outcomes.clone())
         });
         requested?;
         let wanted = match request {

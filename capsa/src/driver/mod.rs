@@ -394,8 +394,7 @@ impl SharedState {
         while let Some(event) = self.vm.poll_event() {
             match event {
                 VmEvent::Status(status) => {
-                    self.note_pause(&status);
-                    self.wakers.take_status(wake);
+                    self.note_pause(&status, wake);
                     if status.is_terminal() {
                         self.wakers.take_data(wake);
                         self.wakers.take_writable(wake);
@@ -414,6 +413,7 @@ impl SharedState {
                 _ => {}
             }
         }
+        self.note_pause_replies(wake);
         let now = Instant::now();
         self.wakers.take_due(now, wake);
         let timer = self.wakers.next_timer().map(|at| at.saturating_duration_since(now));

@@ -16,15 +16,26 @@ pub(crate) struct PauseOutcomes {
     pub(crate) rejected: u64,
     /// Why, the last time.
     pub(crate) reason: String,
+    /// A future may wait for the reply to such a request.
+    pub(crate) is_awaited: bool,
 }
 
 impl SharedState {
-    pub(super) fn note_pause(&mut self, status: &VmStatus) {
+    pub(super) fn note_pause(&mut self, status: &VmStatus, wake: &mut Vec<Waker>) {
+        self.wakers.take_status(wake);
         self.has_run |= *status == VmStatus::Running;
         match status {
             VmStatus::Running => self.pauses[PauseRequest::Resume as usize].reached += 1,
             VmStatus::Paused => self.pauses[PauseRequest::Pause as usize].reached += 1,
             _ => {}
+        }
+    }
+
+    /// A reply after which the status is the same has no event.
+    pub(super) fn note_pause_replies(&mut self, wake: &mut Vec<Waker>) {
+        if !self.vm.is_pausing() && self.pauses.iter().any(|kind| kind.is_awaited) {
+            self.pauses.iter_mut().for_each(|kind| kind.is_awaited = false);
+            self.wakers.take_status(wake);
         }
     }
 

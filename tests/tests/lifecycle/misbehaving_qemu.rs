@@ -9,7 +9,7 @@ use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::runs;
 use capsa_testkit::run_isolated;
-use capsa_testkit::vm::{PATIENCE, eventually};
+use capsa_testkit::vm::{PATIENCE, eventually, in_time};
 
 fn started(orders: &str) -> VmHandle {
     start(fake::vm(orders))
@@ -160,4 +160,16 @@ fn timeouts_zero_and_max_are_accepted() {
     vm.stop_with_timeout(Duration::ZERO).unwrap();
     stopping.join().unwrap().unwrap();
     assert!(waiting.join().unwrap().unwrap().is_some());
+}
+
+#[test]
+fn pause_between_event_and_reply_ends() {
+    run_isolated!();
+    let stop = r#"control={"event":"STOP","timestamp":{"seconds":0,"microseconds":0}}"#;
+    let vm = started(&format!("up ticks*50 {stop} ticks*50 reply serve"));
+    vm.pause().unwrap();
+    let again = vm.clone();
+    in_time("the second pause", move || again.pause()).unwrap();
+    assert_eq!(vm.status(), VmStatus::Paused);
+    vm.kill().unwrap();
 }
