@@ -56,6 +56,7 @@
 //!   after `--` uses the console. The first that asks gets it, and keeps it until it disconnects.
 //! - **Limits**: 64 clients; more wait in the listener's backlog. A request that has no `\n` within
 //!   1024 bytes is rejected. Input beyond the VM's input queue of 256 KiB is lost.
+//! - **Suspended runs** do not reply: a client gives up 35 seconds after its request.
 //! - **Idle clients** stay connected, without a time limit, and count as clients.
 //! - **Slow clients**: a console client that has 2 MiB to read is disconnected, so that it never
 //!   slows down the guest. The run writes without blocking.
