@@ -321,7 +321,9 @@ impl<'r> RunLoop<'r> {
         }
         if let Some(control) = &mut self.control {
             control.send_console_output(&mut self.vm);
-            control.answer_pauses(&self.vm);
+            if !self.vm.is_pausing() {
+                control.answer_pauses(&self.vm.status());
+            }
         }
         self.reporter.draw();
     }
@@ -443,6 +445,9 @@ impl<'r> RunLoop<'r> {
         match event {
             VmEvent::ControlReady => self.reporter.event("control-ready", json!({})),
             VmEvent::Status(status) => {
+                if let Some(control) = &mut self.control {
+                    control.answer_pauses(&status);
+                }
                 match status {
                     VmStatus::Running => {
                         self.reporter.event("running", json!({}));

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use capsa_testkit::fake;
 use capsa_testkit::nano::{self, Nano};
 use common::{CapsaProcess, Terminal, ask, capsa, nano_arguments, run_dir};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// A VM with the name `kept`, ready.
 fn start(how: Nano) -> Option<CapsaProcess> {
@@ -184,4 +185,45 @@ fn hypervisor_killed_while_stopping_exits_116() {
     common::kill_hypervisor(terminal.pid());
     assert_eq!(terminal.wait_for_end(), 116);
     assert_eq!(terminal.modes(), terminal.before);
+}
+
+#[test]
+fn resume_before_the_next_disk_error_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut arguments = nano_arguments(dir.path(), Nano::default());
+    let error = r#"control={"event":"STOP","timestamp":{"seconds":0,"microseconds":0}}"#;
+    // The console takes 20 ms for each tick, during which no command is read.
+    let words = format!("up {error} ticks*100 reply {error} serve");
+    arguments.extend(["--name", "kept", "--cmdline-override", &words].map(Into::into));
+    let mut vm = capsa()
+        .args(arguments)
+        .env("CAPSA_RUN_DIR", run_dir(dir.path()))
+        .env("CAPSA_QEMU", fake::qemu())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !ask(dir.path(), &["ps"]).1.contains("paused") {
+        assert!(vm.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let at = dir.path().to_owned();
+    let resume = thread::spawn(move || ask(&at, &["resume", "kept"]));
+    thread::sleep(Duration::from_millis(500));
+    // Meanwhile the reply and the next pause arrive, so that the run reads both at once.
+    let pid = Pid::from_raw(vm.id().cast_signed());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    thread::sleep(Duration::from_millis(2500));
+    kill(pid, Signal::SIGCONT).unwrap();
+    let begin = Instant::now();
+    while !resume.is_finished() && begin.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let is_answered = resume.is_finished();
+    assert_eq!(ask(dir.path(), &["stop", "--kill", "kept"]).0, 0);
+    vm.wait().unwrap();
+    let (code, stdout, stderr) = resume.join().unwrap();
+    assert!(is_answered, "no answer");
+    assert_eq!((code, stdout.as_str()), (0, "kept: running\n"), "{stderr}");
 }

@@ -276,11 +276,12 @@ impl ControlServer {
     }
 
     /// Replies to clients whose request to pause or resume is done, or cannot be done any more.
-    pub(crate) fn answer_pauses(&mut self, vm: &Vm) {
+    /// Call it for each status, because the next one may follow at once, and without a request that is not
+    /// answered yet.
+    pub(crate) fn answer_pauses(&mut self, status: &VmStatus) {
         for client in &mut self.clients {
             let ClientState::AwaitingPause(request) = client.state else { continue };
-            match (request, vm.status()) {
-                _ if vm.is_pausing() => {}
+            match (request, status) {
                 (PauseRequest::Pause, VmStatus::Paused)
                 | (PauseRequest::Resume, VmStatus::Running) => {
                     client.state = ClientState::Closing;
