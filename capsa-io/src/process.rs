@@ -37,12 +37,18 @@ const ENVIRONMENT: [&str; 9] = [
 
 /// Children that were killed and are not reaped yet. A leaf lock, except that of the watchdog; it is
 /// held while nothing waits.
-static DYING: Mutex<Vec<ChildProcess>> = Mutex::new(Vec::new());
+static DYING: Mutex<Dying> = Mutex::new(Dying { children: Vec::new(), awaited: 0 });
 
 /// How long the drop of a running child waits after SIGKILL. The kernel needs milliseconds, and longer
 /// to free the memory of a large guest; a process that waits for a dead network file system never
 /// exits.
 pub(crate) const REAP_LIMIT: Duration = Duration::from_secs(5);
+
+struct Dying {
+    children: Vec<ChildProcess>,
+    /// The number of those that a thread has taken to wait for them.
+    awaited: usize,
+}
 
 /// A running or exited child.
 #[derive(Debug)]
@@ -189,20 +195,18 @@ pub(crate) fn kill_and_reap(children: impl Iterator<Item = ChildProcess>) {
         // Its poller is closed next.
         child.exit = None;
         let _ = child.signal(Signal::Kill);
-        dying.push(child);
+        dying.children.push(child);
     }
-    let is_last = dying.len() >= watchdog::live();
+    let is_last = dying.children.len() + dying.awaited >= watchdog::live();
     drop(dying);
     reap_dying(if is_last { REAP_LIMIT } else { Duration::ZERO });
 }
 
 /// Reaps the children that were killed and have exited by then, and waits for the others, at most
-/// `limit` for all.
+/// `limit` for all. Those that a wait leaves are given up.
 pub(crate) fn reap_dying(limit: Duration) {
     let begin = Instant::now();
-    // Other threads do not wait for the lock meanwhile.
-    let mut dying = std::mem::take(&mut *lock_dying());
-    dying.retain_mut(|child| {
+    let remains = |child: &mut ChildProcess| {
         if !child.fork_guard.is_same_process() {
             return false;
         }
@@ -212,14 +216,22 @@ pub(crate) fn reap_dying(limit: Duration) {
             child.try_reap();
         }
         runs
-    });
-    if limit >= REAP_LIMIT {
-        dying.drain(..).for_each(|mut child| child.give_up());
+    };
+    let mut dying = lock_dying();
+    if limit.is_zero() {
+        return dying.children.retain_mut(remains);
     }
-    lock_dying().append(&mut dying);
+    // Other threads do not wait for the lock meanwhile.
+    let mut children = std::mem::take(&mut dying.children);
+    let awaited = children.len();
+    dying.awaited += awaited;
+    drop(dying);
+    children.retain_mut(remains);
+    children.iter_mut().for_each(ChildProcess::give_up);
+    lock_dying().awaited -= awaited;
 }
 
-fn lock_dying() -> MutexGuard<'static, Vec<ChildProcess>> {
+fn lock_dying() -> MutexGuard<'static, Dying> {
     DYING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -327,6 +339,31 @@ mod tests {
         while before.is_some() && !is_dead() {
             assert!(Instant::now() < deadline, "the sleeper outlived its group");
             std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn last_of_concurrent_drops_waits_for_all() {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        let name = "process::tests::last_of_concurrent_drops_waits_for_all";
+        if std::env::var_os(ALONE).is_none() {
+            let this = std::env::current_exe().unwrap();
+            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
+            assert!(status.unwrap().success());
+            return;
+        }
+        for round in 0..300 {
+            let barrier = std::sync::Barrier::new(4);
+            let children = [(); 4].map(|()| spawn("exec sleep 1000").process);
+            std::thread::scope(|scope| {
+                for child in children {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        kill_and_reap([child].into_iter());
+                    });
+                }
+            });
+            assert_eq!(watchdog::live(), 0, "round {round}");
         }
     }
 
