@@ -175,24 +175,26 @@ impl Login {
     /// Reads the new output. Returns `true` if the guest refused the login.
     fn read(&mut self, now: Instant, log: &Scrollback, cursor: &mut Cursor) -> bool {
         let shown = self.screen.shown();
+        // Output that came with the prompt is not that of another program.
+        let mut before = self.prompt.filter(|prompt| prompt.since < now);
         while !cursor.peek(log).is_empty() {
             let from = cursor.offset().max(log.start());
             self.screen.push(cursor.before(log, from + PIECE as u64));
             if self.step != LoginStep::Nothing && self.screen.has_login_incorrect() {
                 return true;
             }
+            // Before the screen drops the line of the prompt, however much output comes at once.
+            if self.screen.shown() != shown {
+                before = before.and_then(|prompt| self.after_prompt(prompt, now));
+            }
         }
         if self.screen.shown() != shown {
             self.active = Some(now);
-            let before = self.prompt.take();
             self.prompt = match self.screen.prompt_kind() {
                 Some(kind) => {
                     Some(Prompt { kind, since: now, end: self.screen.shown(), counts: true })
                 }
-                // Output that came with the prompt is not that of another program.
-                None => before
-                    .filter(|prompt| prompt.since < now)
-                    .and_then(|prompt| self.after_prompt(prompt, now)),
+                None => before,
             };
         }
         false
