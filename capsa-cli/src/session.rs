@@ -180,6 +180,8 @@ struct RunLoop<'r> {
     name: Option<String>,
     grace: Duration,
     spawn_reported: bool,
+    /// It may be paused since then.
+    has_run: bool,
     output_reported: bool,
     /// When the run directory was last checked; `None` once it was removed.
     run_dir_checked: Option<Instant>,
@@ -225,6 +227,7 @@ impl<'r> RunLoop<'r> {
             name: plan.name,
             grace: plan.grace.unwrap_or(DEFAULT_GRACE),
             spawn_reported: false,
+            has_run: false,
             output_reported: false,
             run_dir_checked: Some(Instant::now()),
             signal: None,
@@ -451,7 +454,9 @@ impl<'r> RunLoop<'r> {
                 match status {
                     VmStatus::Running => {
                         self.reporter.event("running", json!({}));
-                        self.reporter.status(Some(self.running_text()));
+                        if !std::mem::replace(&mut self.has_run, true) {
+                            self.reporter.status(Some(self.running_text()));
+                        }
                     }
                     VmStatus::Paused => {
                         self.reporter.event("paused", json!({}));

@@ -227,3 +227,29 @@ fn resume_before_the_next_disk_error_is_answered() {
     assert!(is_answered, "no answer");
     assert_eq!((code, stdout.as_str()), (0, "kept: running\n"), "{stderr}");
 }
+
+#[test]
+fn resume_draws_no_status_line_over_console() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (at, run_dirs) = (dir.path().to_owned(), run_dir(dir.path()));
+    let mut arguments = nano_arguments(&at, Nano::default());
+    arguments.extend(["--name", "kept"].map(Into::into));
+    let Some(mut terminal) = Terminal::in_run_dir(dir, &run_dirs, &arguments) else { return };
+    terminal.wait_for(nano::READY);
+    terminal.wait_until_raw();
+    for command in ["pause", "resume"] {
+        assert_eq!(ask(&at, &[command, "kept"]).0, 0);
+    }
+    // A status line is drawn at once, and each second.
+    terminal.write(b"<after>");
+    terminal.wait_for(b"<after>");
+    thread::sleep(Duration::from_millis(1200));
+    terminal.write(b"<end>");
+    terminal.wait_for(b"<end>");
+    assert!(terminal.seen().ends_with("continues it\r\n<after><end>"), "{:?}", terminal.seen());
+    terminal.write(b"\x1dq");
+    assert_eq!(terminal.wait_for_end(), 0);
+}
