@@ -44,9 +44,9 @@ fn exit_code_is_command_status() {
     let Some((_guest, dir)) = guest() else { return };
     for (command, code, stdout) in [
         (&["sh", "-c", "exit 7"][..], 7, ""),
-        (&["no-such-program"], 127, "-sh: eval: no-such-program: not found\n"),
+        (&["no-such-program"], 127, "/bin/sh: no-such-program: not found\n"),
         (&["printf", "%s|", "a b", "$HOME", "'\"", ""], 0, "a b|$HOME|'\"||"),
-        // A shell builtin: it ends the subshell, not the shell that reports the status.
+        // A shell builtin: it ends the process of the command, not the login shell.
         (&["exit", "3"], 3, ""),
     ] {
         let output = run(dir.path(), &[&["-q", "--"], command].concat()).output().unwrap();
