@@ -5,6 +5,7 @@ use capsa_proto::lifecycle::Timing;
 use capsa_proto::plan;
 
 pub use capsa_io::run_dir::{connect, listen};
+pub use capsa_proto::text::escape_control_line;
 
 use crate::LinuxVmBuilder;
 use crate::backend::{LaunchPlan, Reason, Rejection};

@@ -5,6 +5,7 @@ use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use capsa::internal::escape_control_line;
 use capsa_io::run_dir;
 use serde_json::{Value, json};
 
@@ -80,7 +81,7 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, CliError> {
         let report = end["report"].as_str().unwrap_or("ended without a report");
         match arguments.settings.options.json {
             true => stopped.push(json!({"name": vm.name(), "id": vm.id, "end": end})),
-            false => drop(print(&format!("{}: {report}\n", vm.label()))?),
+            false => drop(print_end(vm, report)?),
         }
     }
     if arguments.settings.options.json {
@@ -100,7 +101,13 @@ pub(crate) fn pause(arguments: &Arguments) -> Result<u8, CliError> {
     };
     let vm = registry::find(name)?;
     vm.request(&request)?;
-    print(&format!("{}: {status}\n", vm.label()))
+    print_end(&vm, status)
+}
+
+/// Prints how a request ended. A hypervisor can write to the run directory, so that the texts may have
+/// control characters.
+fn print_end(vm: &RunningVm, end: &str) -> Result<u8, CliError> {
+    print(&(escape_control_line(&format!("{}: {end}", vm.label())) + "\n"))
 }
 
 /// `capsa gc`: removes run directories whose owner has died, and kills processes left of it.
@@ -145,10 +152,12 @@ fn since(started: u64) -> String {
 }
 
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows = rows.iter().map(|row| row.each_ref().map(|cell| escape_control_line(cell)));
+    let rows: Vec<[String; N]> = rows.collect();
     let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut out = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         out.push('\n');
@@ -165,6 +174,12 @@ mod tests {
         let rows =
             [["NAME", "ID"], ["a-long-name", "1"], ["b", "2"]].map(|row| row.map(String::from));
         assert_eq!(columns(&rows), "NAME         ID\na-long-name  1\nb            2\n");
+    }
+
+    #[test]
+    fn columns_escape_control_characters() {
+        let rows = [["a\u{1b}]0;title\u{7}", "b\nc"].map(String::from)];
+        assert_eq!(columns(&rows), "a\\u{1b}]0;title\\u{7}  b\\nc\n");
     }
 
     #[test]
