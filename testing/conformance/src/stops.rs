@@ -41,7 +41,10 @@ fn without_power_button(fixture: &Fixture<'_>) {
     vm.handle.stop_with_timeout(grace).unwrap();
     assert!(begin.elapsed() >= grace, "the grace period was {:?}", begin.elapsed());
     let report = vm.wait_for_end();
-    let steps = vec![StopStep::PowerButton, StopStep::Quit];
+    let mut steps = vec![StopStep::PowerButton, StopStep::Quit];
+    if !fixture.subject.traits.quits_in_time {
+        steps.push(StopStep::Killed);
+    }
     assert_eq!((report.ended_by.clone(), &report.steps), (EndedBy::Owner, &steps), "{report:?}");
     assert!(report.to_string().contains("within the grace period"), "{report}");
 }

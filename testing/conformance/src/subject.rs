@@ -44,6 +44,9 @@ pub struct BackendTraits {
     pub nat: Option<(&'static [&'static str], &'static str)>,
     /// Whether helper processes serve shares, and not the hypervisor.
     pub share_helpers: bool,
+    /// Whether the hypervisor quits within the limit of a stop when it is asked to. vfkit
+    /// waits five seconds for its guest.
+    pub quits_in_time: bool,
     /// Whether a path may contain a comma.
     pub commas: bool,
     /// The prefix of the lines that the hypervisor itself writes to the guest's console, if any.
@@ -81,6 +84,7 @@ const QEMU: BackendTraits = BackendTraits {
     sigterm: SigtermResult::Lost,
     nat: Some((&["10.0.2.15"], "10.0.2.2")),
     share_helpers: true,
+    quits_in_time: true,
     commas: true,
     vmm_line_prefix: None,
 };
@@ -104,6 +108,7 @@ const VFKIT: BackendTraits = BackendTraits {
     sigterm: SigtermResult::PowerOff,
     nat: None,
     share_helpers: false,
+    quits_in_time: false,
     commas: false,
     vmm_line_prefix: Some("[GIN] "),
 };
