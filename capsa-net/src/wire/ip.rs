@@ -1,7 +1,7 @@
 //! IPv4 and IPv6 headers (RFC 791, RFC 8200).
 //!
-//! IPv4 options and the IPv6 extension headers other than the fragment header are refused: no ordinary
-//! guest sends them, and they hide the transport header from whoever decides about the packet.
+//! IPv4 options and the IPv6 extension headers other than the fragment header are rejected: ordinary guests
+//! do not send them, and a policy cannot see the transport header behind them.
 
 use super::checksum::checksum;
 use super::{ParseError, bytes_at, u16_at, u32_at};

@@ -17,8 +17,9 @@
 //! command and the end mark keeps `kill $PPID` from losing the mark. The other side of the pipe reads
 //! the console meanwhile: the line ` : ID INT` sends that signal to the process group of the command,
 //! ` : ID ok` ends the wrapper; the host writes it after the end mark. `:` does nothing in every shell,
-//! so a line that arrives too late at the login shell does no harm. None of this needs job control or a
-//! controlling terminal; a Ctrl-C that a user types is passed on. `cat` is not waited for: background jobs of the command keep the pipe.
+//! so a line that arrives too late at the login shell does no harm. This needs neither job control nor a
+//! controlling terminal. A Ctrl-C that a user types is passed on. The wrapper does not wait for `cat`:
+//! background jobs of the command keep the pipe.
 //!
 //! A command that does not fit into the line follows in lines of its own, each after a mark ([`READ`]).
 //!

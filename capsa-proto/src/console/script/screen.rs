@@ -73,8 +73,8 @@ impl Screen {
         line.rsplit(|&b| b == b'\r').find(|part| !part.is_empty()).unwrap_or_default()
     }
 
-    /// The line from this count of visible bytes on, without its end, and whether it has one. `None` if
-    /// it is no longer kept.
+    /// The line from this count of visible bytes on, without its end, and whether it has one. `None` when
+    /// the screen has dropped its start.
     pub(super) fn line_from(&self, shown: u64) -> Option<(&[u8], bool)> {
         let len = usize::try_from(self.shown - shown).ok()?;
         let text = &self.text[self.text.len().checked_sub(len)?..];
