@@ -273,14 +273,24 @@ mod tests {
         }
     }
 
+    /// Whether this process runs one test only. If not, runs `test` in such a process: the other tests of
+    /// this one use the same watchdog.
+    fn is_alone(test: &str) -> bool {
+        const ALONE: &str = "CAPSA_TEST_ALONE";
+        if std::env::var_os(ALONE).is_some() {
+            return true;
+        }
+        let this = std::env::current_exe().unwrap();
+        let name = format!("watchdog::tests::{test}");
+        let output = Command::new(this).args([&name, "--exact"]).env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        false
+    }
+
     #[test]
     fn watchdog_that_closes_its_socket_is_replaced() {
-        const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "watchdog::tests::watchdog_that_closes_its_socket_is_replaced";
-        if std::env::var_os(ALONE).is_none() {
-            let this = std::env::current_exe().unwrap();
-            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
-            assert!(status.unwrap().success());
+        if !is_alone("watchdog_that_closes_its_socket_is_replaced") {
             return;
         }
         let sleeper = start("/bin/sleep", &["1000".into()]);
@@ -302,12 +312,7 @@ mod tests {
 
     #[test]
     fn dead_watchdog_is_replaced_when_a_child_exits() {
-        const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "watchdog::tests::dead_watchdog_is_replaced_when_a_child_exits";
-        if std::env::var_os(ALONE).is_none() {
-            let this = std::env::current_exe().unwrap();
-            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
-            assert!(status.unwrap().success());
+        if !is_alone("dead_watchdog_is_replaced_when_a_child_exits") {
             return;
         }
         let [first, second] = [0, 1].map(|_| start("/bin/sleep", &["1000".into()]));
@@ -327,12 +332,7 @@ mod tests {
 
     #[test]
     fn socket_has_no_number_of_a_standard_stream() {
-        const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "watchdog::tests::socket_has_no_number_of_a_standard_stream";
-        if std::env::var_os(ALONE).is_none() {
-            let this = std::env::current_exe().unwrap();
-            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
-            assert!(status.unwrap().success());
+        if !is_alone("socket_has_no_number_of_a_standard_stream") {
             return;
         }
         nix::unistd::close(0).unwrap();
@@ -345,12 +345,7 @@ mod tests {
 
     #[test]
     fn suspended_watchdog_is_replaced() {
-        const ALONE: &str = "CAPSA_TEST_ALONE";
-        let name = "watchdog::tests::suspended_watchdog_is_replaced";
-        if std::env::var_os(ALONE).is_none() {
-            let this = std::env::current_exe().unwrap();
-            let status = Command::new(this).args([name, "--exact"]).env(ALONE, "1").status();
-            assert!(status.unwrap().success());
+        if !is_alone("suspended_watchdog_is_replaced") {
             return;
         }
         let sleeper = start("/bin/sleep", &["1000".into()]);
