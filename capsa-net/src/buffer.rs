@@ -14,10 +14,10 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 /// The size of a chunk: 8 KiB.
-pub const CHUNK: usize = 8 << 10;
+pub(crate) const CHUNK: usize = 8 << 10;
 
 /// Chunks that a stream may always reserve: the space of one chunk, at any position within it.
-pub const GUARANTEED: usize = 2;
+pub(crate) const GUARANTEED: usize = 2;
 
 /// Free chunks that are kept for the next stream: 256 KiB.
 const SPARE: usize = 32;
@@ -26,7 +26,7 @@ type Chunk = Box<[u8; CHUNK]>;
 
 /// The memory of all streams of one network.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// Chunks that are reserved beyond the guaranteed ones of each stream.
     shared: usize,
     limit: usize,
@@ -35,12 +35,12 @@ pub struct Budget {
 
 impl Budget {
     /// A budget of `bytes` beyond the guaranteed chunks of each stream.
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         Self { shared: 0, limit: bytes / CHUNK, spare: Vec::new() }
     }
 
     /// Bytes that are reserved beyond the guaranteed ones.
-    pub fn reserved(&self) -> usize {
+    pub(crate) fn reserved(&self) -> usize {
         self.shared * CHUNK
     }
 
@@ -57,7 +57,7 @@ impl Budget {
 
 /// Bytes of a stream, from a position on.
 #[derive(Debug, Default)]
-pub struct StreamBuffer {
+pub(crate) struct StreamBuffer {
     /// The first position that is kept.
     start: u64,
     /// The position up to which space is reserved.
@@ -73,12 +73,12 @@ const fn index(position: u64) -> u64 {
 
 impl StreamBuffer {
     /// The first position that is kept.
-    pub fn start(&self) -> u64 {
+    pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
     /// The position up to which bytes can be stored.
-    pub fn reserved(&self) -> u64 {
+    pub(crate) fn reserved(&self) -> u64 {
         self.reserved
     }
 
@@ -92,7 +92,7 @@ impl StreamBuffer {
 
     /// Reserves space up to `end`, or as far as the budget allows. A reservation never shrinks.
     /// Returns the position up to which space is reserved.
-    pub fn reserve(&mut self, end: u64, budget: &mut Budget) -> u64 {
+    pub(crate) fn reserve(&mut self, end: u64, budget: &mut Budget) -> u64 {
         if end <= self.reserved {
             return self.reserved;
         }
@@ -109,7 +109,7 @@ impl StreamBuffer {
     /// # Panics
     ///
     /// When the bytes are not within the reserved space.
-    pub fn store(&mut self, position: u64, bytes: &[u8], budget: &mut Budget) {
+    pub(crate) fn store(&mut self, position: u64, bytes: &[u8], budget: &mut Budget) {
         let mut rest = bytes;
         let mut at = position;
         while !rest.is_empty() {
@@ -126,7 +126,7 @@ impl StreamBuffer {
     /// # Panics
     ///
     /// When the space is not reserved.
-    pub fn space(&mut self, position: u64, len: usize, budget: &mut Budget) -> &mut [u8] {
+    pub(crate) fn space(&mut self, position: u64, len: usize, budget: &mut Budget) -> &mut [u8] {
         assert!(
             position >= self.start && position + len as u64 <= self.reserved,
             "{len} bytes at {position} are outside of {}..{}",
@@ -147,12 +147,12 @@ impl StreamBuffer {
     /// # Panics
     ///
     /// When a byte of the range was not stored.
-    pub fn parts(&self, range: Range<u64>) -> Parts<'_> {
+    pub(crate) fn parts(&self, range: Range<u64>) -> Parts<'_> {
         Parts { buffer: self, range }
     }
 
     /// Discards the bytes before `position`.
-    pub fn release(&mut self, position: u64, budget: &mut Budget) {
+    pub(crate) fn release(&mut self, position: u64, budget: &mut Budget) {
         if position <= self.start {
             return;
         }
@@ -174,7 +174,7 @@ impl StreamBuffer {
     }
 
     /// Returns all chunks and the reservation to the budget.
-    pub fn clear(&mut self, budget: &mut Budget) {
+    pub(crate) fn clear(&mut self, budget: &mut Budget) {
         budget.shared -= shared(self.reserved_chunks());
         for chunk in self.chunks.drain(..).flatten() {
             budget.free(chunk);
@@ -184,17 +184,12 @@ impl StreamBuffer {
 
     /// Frees the chunk of the start if all stored bytes are released, and keeps the reservation.
     /// `end` is the position up to which bytes are stored.
-    pub fn shrink(&mut self, end: u64, budget: &mut Budget) {
+    pub(crate) fn shrink(&mut self, end: u64, budget: &mut Budget) {
         if self.start == end {
             for chunk in self.chunks.drain(..).flatten() {
                 budget.free(chunk);
             }
         }
-    }
-
-    /// The memory in use, in bytes.
-    pub fn allocated(&self) -> usize {
-        self.chunks.iter().flatten().count() * CHUNK
     }
 }
 
@@ -205,7 +200,7 @@ const fn shared(chunks: usize) -> usize {
 
 /// Stored bytes, in parts; see [`StreamBuffer::parts`].
 #[derive(Debug, Clone)]
-pub struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     buffer: &'a StreamBuffer,
     range: Range<u64>,
 }
@@ -235,6 +230,11 @@ mod tests {
 
     const KIB: u64 = 1 << 10;
 
+    /// The memory in use, in bytes.
+    fn allocated(buffer: &StreamBuffer) -> usize {
+        buffer.chunks.iter().flatten().count() * CHUNK
+    }
+
     fn read(buffer: &StreamBuffer, range: Range<u64>) -> Vec<u8> {
         buffer.parts(range).collect::<Vec<_>>().concat()
     }
@@ -259,7 +259,7 @@ mod tests {
         a.release(4 * CHUNK as u64, &mut budget);
         assert_eq!(b.reserve(1 << 20, &mut budget), 4 * CHUNK as u64);
         b.clear(&mut budget);
-        assert_eq!((budget.reserved(), b.allocated()), (0, 0));
+        assert_eq!((budget.reserved(), allocated(b)), (0, 0));
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
                 }
                 let end = model.len() as u64;
                 prop_assert!(buffer.reserved() >= end && end >= buffer.start());
-                prop_assert!(buffer.allocated() <= budget.reserved() + GUARANTEED * CHUNK);
+                prop_assert!(allocated(&buffer) <= budget.reserved() + GUARANTEED * CHUNK);
                 prop_assert_eq!(budget.shared, shared(buffer.reserved_chunks()));
                 prop_assert!(budget.shared <= budget.limit);
                 let kept = buffer.start()..end;

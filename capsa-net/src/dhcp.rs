@@ -10,9 +10,9 @@ use crate::wire::ethernet::MacAddress;
 use crate::wire::{ParseError, bytes_at};
 
 /// The server's port.
-pub const SERVER_PORT: u16 = 67;
+pub(crate) const SERVER_PORT: u16 = 67;
 /// The client's port.
-pub const CLIENT_PORT: u16 = 68;
+pub(crate) const CLIENT_PORT: u16 = 68;
 
 /// The shortest message that every client accepts (RFC 1542, 2.1).
 const MESSAGE_MIN: usize = 300;
@@ -48,28 +48,28 @@ mod option {
 
 /// What the server hands out.
 #[derive(Debug, Clone, Copy)]
-pub struct DhcpServer {
+pub(crate) struct DhcpServer {
     /// The guest's hardware address.
-    pub guest_mac: MacAddress,
+    pub(crate) guest_mac: MacAddress,
     /// The guest's address.
-    pub guest: Ipv4Addr,
+    pub(crate) guest: Ipv4Addr,
     /// The length of the network prefix.
-    pub prefix: u8,
+    pub(crate) prefix: u8,
     /// The gateway, which is also the server.
-    pub gateway: Ipv4Addr,
+    pub(crate) gateway: Ipv4Addr,
     /// The name server.
-    pub dns: Ipv4Addr,
+    pub(crate) dns: Ipv4Addr,
     /// The MTU of the link.
-    pub mtu: u16,
+    pub(crate) mtu: u16,
 }
 
 /// An answer of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DhcpAnswer {
+pub(crate) struct DhcpAnswer {
     /// Where to send it: the client has an address, or does not have one yet.
-    pub to: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
     /// The UDP payload.
-    pub message: Vec<u8>,
+    pub(crate) message: Vec<u8>,
 }
 
 /// The parts of a client's message that matter here.
@@ -141,7 +141,7 @@ impl DhcpServer {
     /// # Errors
     ///
     /// See [`ParseError`].
-    pub fn answer(&self, message: &[u8]) -> Result<Option<DhcpAnswer>, ParseError> {
+    pub(crate) fn answer(&self, message: &[u8]) -> Result<Option<DhcpAnswer>, ParseError> {
         let request = DhcpRequest::parse(message, self.guest_mac)?;
         let is_for_another = request.server.is_some_and(|server| server != self.gateway);
         let wanted = request.requested.unwrap_or(request.client);

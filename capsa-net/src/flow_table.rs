@@ -30,7 +30,7 @@ impl fmt::Debug for FlowId {
 
 /// The transport protocol of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TransportProtocol {
+pub(crate) enum TransportProtocol {
     /// TCP
     Tcp,
     /// UDP
@@ -39,13 +39,13 @@ pub enum TransportProtocol {
 
 /// The addresses of a flow, as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FlowAddresses {
+pub(crate) struct FlowAddresses {
     /// TCP or UDP.
-    pub protocol: TransportProtocol,
+    pub(crate) protocol: TransportProtocol,
     /// The guest's address and port.
-    pub guest: SocketAddr,
+    pub(crate) guest: SocketAddr,
     /// The address and port at the other end.
-    pub remote: SocketAddr,
+    pub(crate) remote: SocketAddr,
 }
 
 /// A secret key, and the hash functions that use it.

@@ -1,16 +1,17 @@
 //! A user-mode network stack for VMs, without I/O.
 //!
 //! A guest's Ethernet frames go in; socket calls for the host and frames for the guest come out. This crate
-//! opens no socket, reads no clock and starts no thread: [`Net`] is a state machine, and its driver is in
-//! `capsa-io`. So the stack is tested against another TCP, with loss and reordering, in virtual time.
+//! opens no socket, reads no clock and starts no thread: [`Net`] is a state machine. So the stack is tested
+//! against another TCP, with loss and reordering, in virtual time. It has no driver yet, and no backend uses
+//! it. IPv6, DNS and fragments are missing.
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | [`net`] | [`Net`]: the network behind one network card: flows, ARP, echo, refusals |
-//! | [`tcp`] | one TCP connection of the guest, mirrored onto a socket |
-//! | [`buffer`] | bytes of a stream in chunks, within the memory of one network |
-//! | [`flow_table`] | flows by their addresses and by their number |
-//! | [`dhcp`] | the DHCP server |
+//! | `net` | [`Net`]: the network behind one network card: flows, ARP, echo, refusals |
+//! | `tcp` | one TCP connection of the guest, mirrored onto a socket |
+//! | `buffer` | bytes of a stream in chunks, within the memory of one network |
+//! | `flow_table` | flows by their addresses and by their number |
+//! | `dhcp` | the DHCP server |
 //! | [`wire`] | packet formats |
 //!
 //! # Panics
@@ -24,14 +25,15 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-pub mod buffer;
-pub mod dhcp;
-pub mod flow_table;
+mod buffer;
+mod dhcp;
+mod flow_table;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
-pub mod net;
-pub mod tcp;
+mod net;
+mod tcp;
 pub mod wire;
 
 pub use flow_table::FlowId;
-pub use net::{Delivery, Net, NetAction, NetworkConfig};
+pub use net::{ConnectError, Counters, Delivery, Net, NetAction, NetworkConfig, SegmentBody};
+pub use tcp::{Interest, SocketAction};

@@ -19,7 +19,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId, FlowTable, HashKey, TransportProtocol};
 use crate::tcp::{Connection, Interest, SocketAction};
-use crate::wire::ethernet::MacAddress;
+use crate::wire::ethernet::{EtherType, MacAddress};
 use crate::wire::icmp::Unreachable;
 use crate::wire::tcp::TcpHeader;
 use crate::wire::{ParseError, tcp, udp};
@@ -330,7 +330,7 @@ impl Net {
         let len = header.header_len() + udp::HEADER_LEN + payload.len();
         if len <= usize::from(self.config.mtu) {
             let ports = (addresses.remote.port(), addresses.guest.port());
-            self.answer(|frame| udp::write(&header, ports, payload, frame));
+            self.answer(EtherType::Ipv4, |frame| udp::write(&header, ports, payload, frame));
         }
         self.update(flow);
     }
@@ -391,7 +391,7 @@ impl Net {
                 ..header
             };
             let ip = self.ip_header(&addresses);
-            self.begin_frame(head, &ip);
+            self.begin_frame(EtherType::of(addresses.guest.ip()), head);
             if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
                 self.flows.get(id)
             {

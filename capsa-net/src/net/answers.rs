@@ -16,31 +16,19 @@ impl Net {
         IpHeader { source, destination, protocol: 0, hop_limit: HOP_LIMIT }
     }
 
-    pub(super) fn begin_frame(&self, frame: &mut Vec<u8>, ip: &IpHeader) {
-        let is_v4 = ip.source.is_ipv4();
-        let header = EthernetHeader {
-            destination: self.config.guest_mac,
-            source: self.config.gateway_mac,
-            ether_type: if is_v4 { EtherType::Ipv4 } else { EtherType::Ipv6 },
-        };
+    /// Writes the header of a frame to the guest, in place of what `frame` holds.
+    pub(super) fn begin_frame(&self, ether_type: EtherType, frame: &mut Vec<u8>) {
+        let (destination, source) = (self.config.guest_mac, self.config.gateway_mac);
         frame.clear();
-        header.write(frame);
+        EthernetHeader { destination, source, ether_type }.write(frame);
     }
 
-    pub(super) fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let mut frame = Vec::new();
-        let header = EthernetHeader {
-            destination: self.config.guest_mac,
-            source: self.config.gateway_mac,
-            ether_type: EtherType::Ipv4,
-        };
-        header.write(&mut frame);
-        write(&mut frame);
-        self.push_answer(frame);
-    }
-
-    pub(super) fn push_answer(&mut self, frame: Vec<u8>) {
+    /// Queues the frame whose payload `write` appends.
+    pub(super) fn answer(&mut self, ether_type: EtherType, write: impl FnOnce(&mut Vec<u8>)) {
         if self.answers.len() < ANSWERS {
+            let mut frame = Vec::new();
+            self.begin_frame(ether_type, &mut frame);
+            write(&mut frame);
             self.answers.push_back(frame);
         }
     }
@@ -69,6 +57,6 @@ impl Net {
         quoted.extend_from_slice(&addresses.remote.port().to_be_bytes());
         quoted.extend_from_slice(&word.to_be_bytes());
         let ip = IpHeader { source: self.config.gateway.into(), ..self.ip_header(addresses) };
-        self.answer(|frame| reason.write(&ip, &quoted, IPV4_HEADER_LEN, frame));
+        self.answer(EtherType::Ipv4, |frame| reason.write(&ip, &quoted, IPV4_HEADER_LEN, frame));
     }
 }

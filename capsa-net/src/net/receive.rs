@@ -3,7 +3,6 @@
 //! A frame that is not from the guest's addresses is ignored, and so is one that is not for the network.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::ops::Range;
 
@@ -64,15 +63,7 @@ impl Net {
             target_mac: message.sender_mac,
             target: message.sender,
         };
-        let header = EthernetHeader {
-            destination: self.config.guest_mac,
-            source: self.config.gateway_mac,
-            ether_type: EtherType::Arp,
-        };
-        let mut frame = Vec::new();
-        header.write(&mut frame);
-        reply.write(&mut frame);
-        self.push_answer(frame);
+        self.answer(EtherType::Arp, |frame| reply.write(frame));
     }
 
     fn packet(
@@ -147,7 +138,9 @@ impl Net {
                 hop_limit: HOP_LIMIT,
             };
             let ports = (dhcp::SERVER_PORT, dhcp::CLIENT_PORT);
-            self.answer(|frame| udp::write(&header, ports, &answer.message, frame));
+            self.answer(EtherType::Ipv4, |frame| {
+                udp::write(&header, ports, &answer.message, frame)
+            });
         }
         Ok(())
     }
@@ -163,7 +156,7 @@ impl Net {
                 hop_limit: HOP_LIMIT,
                 ..*header
             };
-            self.answer(|frame| reply.write(&header, data, frame));
+            self.answer(EtherType::Ipv4, |frame| reply.write(&header, data, frame));
         }
     }
 
@@ -237,7 +230,7 @@ impl Net {
             ..TcpHeader::default()
         };
         let ip = self.ip_header(addresses);
-        self.answer(|frame| reset.write(&ip, core::iter::empty(), frame));
+        self.answer(EtherType::Ipv4, |frame| reset.write(&ip, core::iter::empty(), frame));
     }
 
     fn datagram(&mut self, ip: &IpHeader, datagram: &UdpDatagram, now: Instant) -> Option<FlowId> {

@@ -3,6 +3,7 @@
 use super::{ParseError, bytes_at, u16_at};
 use alloc::vec::Vec;
 use core::fmt;
+use core::net::IpAddr;
 
 /// The length of a frame's header.
 pub const HEADER_LEN: usize = 14;
@@ -40,6 +41,14 @@ pub enum EtherType {
 }
 
 impl EtherType {
+    /// The protocol of packets to and from `address`.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::Ipv4,
+            IpAddr::V6(_) => Self::Ipv6,
+        }
+    }
+
     const fn number(self) -> u16 {
         match self {
             Self::Ipv4 => 0x0800,
