@@ -452,6 +452,19 @@ impl VmConsole {
         block_on(self.inner.run(cmd, timeout))
     }
 
+    /// Blocking version of [`crate::VmConsole::run_in_login_shell`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn run_in_login_shell(
+        &mut self,
+        cmd: &str,
+        timeout: Option<Duration>,
+    ) -> Result<CommandOutput> {
+        block_on(self.inner.run_in_login_shell(cmd, timeout))
+    }
+
     /// Blocking version of [`crate::VmConsole::mount_shares`].
     ///
     /// # Errors

@@ -316,7 +316,7 @@ impl VmConsole {
     /// [`Error::KernelPanic`] and [`Error::EmergencyShell`] when the guest has one of these faults;
     /// [`Error::GuestEnded`] when the VM ends; [`Error::PatternNotFound`] when its console closes.
     pub async fn run_command(&mut self, cmd: &str, prompt: &str) -> Result<String> {
-        self.run_in_shell(cmd, Some(prompt), None).await.map(|reply| lossy(reply.output))
+        self.collect(cmd, Some(prompt), None).await.map(|reply| lossy(reply.output))
     }
 
     /// Like [`run_command`](Self::run_command), for at most `timeout`. The command is then
@@ -331,7 +331,7 @@ impl VmConsole {
         prompt: &str,
         timeout: Duration,
     ) -> Result<String> {
-        let reply = self.run_in_shell(cmd, Some(prompt), Some(timeout)).await?;
+        let reply = self.collect(cmd, Some(prompt), Some(timeout)).await?;
         Ok(lossy(reply.output))
     }
 
@@ -344,7 +344,24 @@ impl VmConsole {
     ///
     /// The same as [`run_command_timeout`](Self::run_command_timeout).
     pub async fn run(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<CommandOutput> {
-        self.run_in_shell(cmd, None, timeout).await
+        self.collect(cmd, None, timeout).await
+    }
+
+    /// Like [`run`](Self::run), in the login shell itself instead of a process of its own: `cd` and
+    /// variables last, and `exit` ends the shell. The shell has to be like dash, bash or busybox ash. A
+    /// command that is given up gets Ctrl-C only.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`run`](Self::run).
+    pub async fn run_in_login_shell(
+        &mut self,
+        cmd: &str,
+        timeout: Option<Duration>,
+    ) -> Result<CommandOutput> {
+        let id = self.reader.id;
+        let finished = self.begin(|state| state.vm.run_in_login_shell(id, cmd, timeout)).await?;
+        finished.script_result()
     }
 
     /// Begins a command whose output is read while it runs, or is too large to keep in memory.
@@ -396,7 +413,7 @@ impl VmConsole {
         }
     }
 
-    async fn run_in_shell(
+    async fn collect(
         &mut self,
         cmd: &str,
         prompt: Option<&str>,

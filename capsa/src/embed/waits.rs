@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use capsa_proto::console::{
-    Expect, Login, Matcher, Pattern, ReaderId, RunCommand, Script, ScriptError, Silence, WaitId,
-    WaitKind,
+    CommandScope, Expect, Login, Matcher, Pattern, ReaderId, RunCommand, Script, ScriptError,
+    Silence, WaitId, WaitKind,
 };
 use capsa_proto::lifecycle::VmStatus;
 use capsa_proto::time::Instant;
@@ -102,6 +102,24 @@ impl Vm {
     ) -> Result<WaitId> {
         let nonce = self.nonce(reader);
         self.script(reader, |now| RunCommand::new(command, None, nonce, now, timeout))
+    }
+
+    /// Like [`Vm::run`], in the login shell itself: `cd` and variables last, and `exit` ends the shell. The
+    /// shell has to be like dash, bash or busybox ash. A command that is given up gets Ctrl-C only.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Vm::run`].
+    pub fn run_in_login_shell(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| {
+            Ok(RunCommand::new(command, None, nonce, now, timeout)?.scope(CommandScope::Shell))
+        })
     }
 
     /// Like [`Vm::run`]; the wait ends when the `prompt` has appeared again.

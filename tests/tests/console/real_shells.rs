@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use capsa_proto::console::{
-    CommandOutput, Cursor, RunCommand, Script, ScriptAction, ScriptError, Scrollback,
+    CommandOutput, CommandScope, Cursor, RunCommand, Script, ScriptAction, ScriptError, Scrollback,
 };
 use capsa_proto::time::Instant;
 use capsa_testkit::vm::{PATIENCE, poll_fd};
@@ -30,6 +30,7 @@ struct RealShell {
     log: Scrollback,
     began: std::time::Instant,
     nonce: u64,
+    scope: CommandScope,
     /// Ends the last command.
     ender: Option<Ender>,
 }
@@ -50,6 +51,7 @@ impl RealShell {
             log: Scrollback::new(1 << 20),
             began: std::time::Instant::now(),
             nonce: 0xabc_0000,
+            scope: CommandScope::Process,
             ender: None,
         };
         drop(pty.slave);
@@ -123,7 +125,7 @@ impl RealShell {
         self.nonce += 1;
         let mut cursor = Cursor::at(self.log.end());
         let script = RunCommand::new(command, None, self.nonce, self.now(), Some(timeout));
-        let mut script = script.unwrap();
+        let mut script = script.unwrap().scope(self.scope);
         let result = self.drive(&mut script, &mut cursor, time);
         self.ender = script.abandon(self.now(), &cursor);
         result
@@ -184,6 +186,47 @@ fn real_shell_command_cannot_end_it() {
             assert_eq!(seen, (output.to_owned(), Some(status)), "{name}: {command:.40}");
         }
     });
+}
+
+#[test]
+fn real_shell_login_shell_scope_keeps_state() {
+    let is_posix = |name: &str| !["zsh", "fish"].contains(&name);
+    each_shell(|shell, name| {
+        if !is_posix(name) {
+            return;
+        }
+        shell.scope = CommandScope::Shell;
+        let long = format!("printf %s '{}'", "é".repeat(2000));
+        for (command, output, status) in [
+            ("cd /usr; number=7", "", 0),
+            ("pwd; echo $number", "/usr\n7\n", 0),
+            ("false", "", 1),
+            ("(exit 5)", "", 5),
+            ("cat; echo end", "end\n", 0),
+            (&long, &"é".repeat(2000), 0),
+        ] {
+            let reply = shell.run(command, PATIENCE).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let seen = (reply.text().into_owned(), reply.status);
+            assert_eq!(seen, (output.to_owned(), Some(status)), "{name}: {command:.40}");
+        }
+        let reply = shell.run("echo $(", PATIENCE).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_ne!(reply.status, Some(0), "{name}: a syntax error");
+        let error = shell.run("sleep 30", Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, ScriptError::TimedOut { .. }), "{name}: {error}");
+        let reply = shell.run("echo $number", PATIENCE).map(|reply| reply.text().into_owned());
+        assert_eq!(reply, Ok("7\n".into()), "{name}");
+    });
+}
+
+#[test]
+fn real_shell_exit_in_login_shell_is_an_error() {
+    let Some(mut outer) = RealShell::start(&["dash", "-i"]) else { return };
+    outer.write(b"dash -i\n");
+    outer.read_for(Duration::from_millis(300));
+    outer.scope = CommandScope::Shell;
+    let error = outer.run("exit 3", PATIENCE).unwrap_err();
+    assert!(matches!(error, ScriptError::ShellExited { .. }), "{error}");
+    assert_eq!(outer.run("echo ok", PATIENCE).map(|reply| reply.output), Ok(b"ok\n".into()));
 }
 
 #[test]

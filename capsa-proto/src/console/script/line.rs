@@ -165,6 +165,12 @@ fn wrap(word: &str, read: &str, nonce: u64, scope: CommandScope, stdin: Stdin) -
     format!(" /bin/sh -c '{program}' capsa {nonce:016x} {word}\n")
 }
 
+/// The line that prints the end mark of a command in the login shell which Ctrl-C has ended: its status is
+/// that of SIGINT.
+pub(super) fn end_of_interrupted(nonce: u64) -> String {
+    format!(" printf '%s:%s:%s:%d;\\n' capsa end {nonce:016x} 130\n")
+}
+
 /// The line that sends `request` to the wrapper: the name of a signal, or `ok`.
 pub(super) fn request(nonce: u64, request: &str) -> Vec<u8> {
     format!(" : {nonce:016x} {request}\n").into_bytes()

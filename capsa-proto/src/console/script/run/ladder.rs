@@ -10,7 +10,7 @@
 //! after [`BEGIN_LIMIT`]. While a flood that was in the pipe is printed, up to [`FLOOD_LIMIT`], the
 //! end mark is only late.
 
-use super::super::{InputKind, Script, ScriptContext, hint, line};
+use super::super::{CommandScope, InputKind, Script, ScriptContext, hint, line};
 use super::{INTERRUPT, OutputBuffer, RunCommand, RunState};
 use crate::console::{Cursor, Scrollback};
 use crate::time::{Deadline, Instant};
@@ -130,9 +130,14 @@ impl RunCommand {
         if !ladder.is_first_step() {
             self.input_kind = InputKind::Nudge;
         }
-        match self.has_listener() {
-            true => Some(line::request(self.nonce, request)),
-            false => (request != "ok").then(|| vec![INTERRUPT]),
+        match (self.scope, self.has_listener()) {
+            (_, true) => Some(line::request(self.nonce, request)),
+            (_, false) if request == "ok" => None,
+            // The shell abandons the rest of the line, which prints the end mark.
+            (CommandScope::Shell, _) => {
+                Some([&[INTERRUPT], line::end_of_interrupted(self.nonce).as_bytes()].concat())
+            }
+            (CommandScope::Process, _) => Some(vec![INTERRUPT]),
         }
     }
 
