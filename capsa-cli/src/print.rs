@@ -24,8 +24,8 @@ pub(crate) fn print(text: &str) -> Result<u8, CliError> {
     }
 }
 
-/// Prints a message on standard error. The message is lost if it cannot be written: a reader that
-/// stands still delays the first message by [`STALL_TIMEOUT`], and later ones not at all.
+/// Prints a message on standard error. The message is lost if it cannot be written: a stalled
+/// reader delays the first message by [`STALL_TIMEOUT`], and later ones not at all.
 pub(crate) fn print_message(text: &str) {
     static IS_STALLED: AtomicBool = AtomicBool::new(false);
     let mut stderr = io::stderr().lock();

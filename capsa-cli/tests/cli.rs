@@ -244,7 +244,7 @@ fn stuck_stdout_does_not_delay_sigterm() {
     assert_eq!(capsa.wait_for_end_unread(), 143);
 }
 
-/// A reader that stands still delays neither a stop nor the time limit, and every byte is either in the
+/// A stalled reader delays neither a stop nor the time limit, and every byte is either in the
 /// pipe or counted.
 #[test]
 fn stuck_stdout_does_not_delay_stop_or_limit() {

@@ -21,7 +21,7 @@ pub(crate) fn kills_in_cgroup() -> Option<u64> {
     cgroups.lines().find_map(|line| counted(&fs::read_to_string(counter_of(line)?).ok()?))
 }
 
-/// Whether the kernel log says that the process was killed for lack of memory.
+/// Whether the kernel log has the message that the process was killed for lack of memory.
 pub(crate) fn is_in_kernel_log(pid: u32) -> bool {
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     let uptime = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok());

@@ -1,7 +1,7 @@
 //! Opens, reads and writes files of a directory that a guest can write, without leaving the directory.
 //!
 //! A guest can replace any name in a share by a symbolic link to a file of the host, by a pipe, which
-//! blocks whatever opens it, or by a device. The functions here open regular files below the directory and
+//! blocks an ordinary open, or by a device. The functions here open regular files below the directory and
 //! nothing else, also while the guest changes names. On Linux, symbolic links are followed as long as they
 //! stay below the directory (openat2, Linux 5.6); on macOS and older kernels they are an error.
 //!

@@ -195,7 +195,7 @@ impl LinuxVmBuilder {
     ///
     /// The serial port stays: the kernel's messages go to both, and panics are recognised on both. The
     /// guest needs the driver `virtio_console`, and a getty on `hvc0`; [The
-    /// console](crate::manual::console#a-virtio-console) says which guests have them. A wait ends with
+    /// console](crate::manual::console#a-virtio-console) lists what a guest needs. A wait ends with
     /// an error when the guest has not opened the console two minutes after its start.
     pub fn virtio_console(mut self) -> Self {
         self.virtio_console = true;

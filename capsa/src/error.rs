@@ -227,7 +227,7 @@ impl Error {
         Self::from_violations(vec![run_dir_violation(&error)])
     }
 
-    /// The error of a wait that failed, on a VM that has ended as `report` says, if it has ended.
+    /// The error of a wait that failed, on a VM that has ended if there is a `report`.
     #[cfg(feature = "async")]
     pub(crate) fn with_end(self, report: Option<StopReport>) -> Self {
         match (self, report) {

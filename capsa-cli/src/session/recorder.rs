@@ -1,8 +1,8 @@
 //! Writes the console to files: `--log` with its bytes, and `--record` as an asciicast.
 //!
 //! If a file cannot be written, it is closed with an error message, and the VM keeps running. A log that is a
-//! FIFO needs no reader at the start; a reader that stands still holds up only the log, and the guest where
-//! the scrollback pauses it.
+//! FIFO needs no reader at the start; a stalled reader delays only the log, and the guest if the scrollback
+//! pauses it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

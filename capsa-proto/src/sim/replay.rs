@@ -88,7 +88,7 @@ pub enum ReplayError {
     #[error(
         "recording is incomplete: it has no end record after {events} events, so the guest's end is \
          unknown; record it again, or add the line [{at:?}, \"end\", \"cut\"] for a guest that \
-         stands still there"
+         prints nothing after that"
     )]
     NoEnd {
         /// The number of events.

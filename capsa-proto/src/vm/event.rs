@@ -41,7 +41,7 @@ pub enum VmEvent {
 }
 
 impl VmEvent {
-    /// Whether a second one says no more than the first.
+    /// Whether a second event adds nothing to the first.
     const fn is_edge(&self) -> bool {
         matches!(self, Self::ConsoleData | Self::ConsoleWritable | Self::DiskError(_))
     }

@@ -23,7 +23,7 @@ fn virtio_console_slow_reader_loses_no_byte() -> TestResult {
     vm.start()?;
     let mut console = vm.console()?;
     console.login_timeout("root", None, PATIENCE)?;
-    // The kernel of a VM that stood still prints about it.
+    // The guest kernel prints a message after a VM was stopped.
     console.run("dmesg -n 1", Some(PATIENCE))?;
     let mut numbers = console.spawn("seq 1 100000", None)?;
     let (mut chunk, mut got) = ([0; 1 << 16], Vec::new());
