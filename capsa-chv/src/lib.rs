@@ -200,6 +200,7 @@ impl HypervisorBackend for CloudHypervisor {
             ends_with_hypervisor: true,
         });
         LaunchPlan {
+            network: None,
             backend: KEY,
             run_dir: at.path().clone(),
             processes,

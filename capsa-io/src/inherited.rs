@@ -42,6 +42,8 @@ impl DescriptorSet {
                     set.blocking = Some(theirs.try_clone()?);
                     theirs.into()
                 }
+                // No backend plans one yet.
+                DescriptorKind::Network => return Err(io::ErrorKind::Unsupported.into()),
                 DescriptorKind::Events => set.pipe(Channel::Events)?,
                 DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
                 DescriptorKind::Overlay { at } => {

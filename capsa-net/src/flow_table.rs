@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::hash::{BuildHasher, Hash};
 use core::net::SocketAddr;
+
+pub(crate) use capsa_proto::spec::TransportProtocol;
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
@@ -26,15 +28,6 @@ impl fmt::Debug for FlowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flow {}.{}", self.index, self.generation)
     }
-}
-
-/// The transport protocol of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum TransportProtocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
 }
 
 /// The addresses of a flow, as the guest sees them.

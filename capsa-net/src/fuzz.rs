@@ -26,6 +26,9 @@ const CONFIG: NetworkConfig = NetworkConfig {
     mtu: 1500,
     flows: 8,
     memory: 128 << 10,
+    allow_private: true,
+    host_ports: BTreeSet::new(),
+    services: Vec::new(),
 };
 
 /// What remains of the input, byte by byte; zeros after its end.
@@ -100,13 +103,16 @@ pub fn network(data: &[u8]) {
         }
         while let Some(action) = net.poll_action() {
             let (flow, ends) = match action {
-                NetAction::Connect { flow, .. } | NetAction::OpenUdp { flow, .. } => {
+                NetAction::Connect { flow, .. }
+                | NetAction::OpenUdp { flow, .. }
+                | NetAction::OpenEcho { flow, .. } => {
                     flows.push(flow);
                     (flow, false)
                 }
+                NetAction::Resolve { .. } => continue,
                 NetAction::Socket { flow, action } => (flow, action != SocketAction::ShutDown),
                 NetAction::Interest { flow, .. } => (flow, false),
-                NetAction::CloseUdp { flow } => (flow, true),
+                NetAction::Close { flow } => (flow, true),
             };
             assert!(!closed.contains(&flow), "{action:?} after the end of the flow");
             if ends {

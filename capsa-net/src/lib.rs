@@ -35,5 +35,8 @@ mod tcp;
 pub mod wire;
 
 pub use flow_table::FlowId;
-pub use net::{ConnectError, Counters, Delivery, Net, NetAction, NetworkConfig, SegmentBody};
+pub use net::{
+    ConnectError, Counters, Delivery, Destination, Net, NetAction, NetworkConfig, QueryId,
+    QueryType, ResolveError, SegmentBody, ServiceName,
+};
 pub use tcp::{Interest, SocketAction};

@@ -4,14 +4,14 @@
 //! do.
 
 mod answers;
+mod interface;
 mod receive;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
-use core::net::{Ipv4Addr, SocketAddr};
-use core::ops::Range;
+use core::net::SocketAddr;
 use core::time::Duration;
 
 use capsa_proto::time::{Deadline, Instant};
@@ -19,10 +19,15 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId, FlowTable, HashKey, TransportProtocol};
 use crate::tcp::{Connection, Interest, SocketAction};
-use crate::wire::ethernet::{EtherType, MacAddress};
+use crate::wire::ethernet::EtherType;
 use crate::wire::icmp::Unreachable;
 use crate::wire::tcp::TcpHeader;
 use crate::wire::{ParseError, tcp, udp};
+
+pub use interface::{
+    ConnectError, Counters, Delivery, Destination, NetAction, NetworkConfig, QueryId, QueryType,
+    ResolveError, SegmentBody, ServiceName,
+};
 
 /// The hop limit of packets to the guest.
 const HOP_LIMIT: u8 = 64;
@@ -34,120 +39,6 @@ const UDP_TWO_WAY: Duration = Duration::from_secs(120);
 
 /// Answers that wait for the link, at most; further ones are dropped, as by a full queue of a router.
 const ANSWERS: usize = 64;
-
-/// The addresses and limits of a network.
-#[derive(Debug, Clone, Copy)]
-pub struct NetworkConfig {
-    /// The hardware address of the guest's card.
-    pub guest_mac: MacAddress,
-    /// The hardware address of the gateway: of everything but the guest.
-    pub gateway_mac: MacAddress,
-    /// The guest's address.
-    pub guest: Ipv4Addr,
-    /// The length of the network's prefix.
-    pub prefix: u8,
-    /// The gateway.
-    pub gateway: Ipv4Addr,
-    /// The name server.
-    pub dns: Ipv4Addr,
-    /// The largest IP packet of the link.
-    pub mtu: u16,
-    /// The maximum number of TCP connections and UDP flows together.
-    pub flows: usize,
-    /// Memory for streams in bytes, beyond 16 KiB for each direction of a connection.
-    pub memory: usize,
-}
-
-/// What the driver does on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetAction {
-    /// Connect a TCP socket, then call [`Net::handle_connected`] or [`Net::handle_connect_error`].
-    Connect {
-        /// The flow.
-        flow: FlowId,
-        /// Where to.
-        remote: SocketAddr,
-    },
-    /// Open a UDP socket that is connected to `remote`.
-    OpenUdp {
-        /// The flow.
-        flow: FlowId,
-        /// Where to.
-        remote: SocketAddr,
-    },
-    /// Close the socket of a UDP flow.
-    CloseUdp {
-        /// The flow.
-        flow: FlowId,
-    },
-    /// Do this with the socket of a TCP connection.
-    Socket {
-        /// The flow.
-        flow: FlowId,
-        /// What to do.
-        action: SocketAction,
-    },
-    /// Wait for this on the socket of a TCP connection; replaces what was waited for before.
-    Interest {
-        /// The flow.
-        flow: FlowId,
-        /// What to wait for.
-        interest: Interest,
-    },
-}
-
-/// Data of a frame for a socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Delivery {
-    /// Bytes for a TCP socket: write them, then call [`Net::taken`] with the number of bytes that the
-    /// socket took, before any other call.
-    Stream {
-        /// The flow.
-        flow: FlowId,
-        /// Where the bytes are in the frame.
-        data: Range<usize>,
-    },
-    /// A datagram for a UDP socket. It may be dropped.
-    Datagram {
-        /// The flow.
-        flow: FlowId,
-        /// Where the payload is in the frame.
-        data: Range<usize>,
-    },
-}
-
-/// Why a connection attempt failed, for the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The remote host refused it: the guest gets a reset.
-    Refused,
-    /// There is no route: the guest gets an ICMP error.
-    NetworkUnreachable,
-    /// The remote host does not answer: the guest gets an ICMP error.
-    HostUnreachable,
-    /// A policy forbids it: the guest gets a reset.
-    Prohibited,
-}
-
-/// The data of a frame for the guest, which follows the header that [`Net::poll_frame`] wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SegmentBody {
-    flow: FlowId,
-    range: Range<u64>,
-}
-
-/// What was dropped or refused, since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Counters {
-    /// Frames that are no packet of a supported format, or have a wrong checksum.
-    pub malformed: u64,
-    /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
-    pub ignored: u64,
-    /// Flows that were refused because the table was full.
-    pub refused: u64,
-}
 
 #[derive(Debug)]
 enum Transport {
@@ -198,9 +89,9 @@ impl Net {
     pub fn new(config: NetworkConfig, key: [u8; 16]) -> Self {
         let secret = HashKey::new(key);
         Self {
-            config,
             budget: Budget::new(config.memory),
             flows: FlowTable::new(config.flows, secret.clone()),
+            config,
             secret,
             queue: VecDeque::new(),
             answers: VecDeque::new(),
@@ -461,7 +352,7 @@ impl Net {
         }
         match flow.transport {
             Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
-            Transport::Udp { .. } => self.actions.push_back(NetAction::CloseUdp { flow: id }),
+            Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
         }
     }
 

@@ -5,6 +5,7 @@
 //! prints all of it.
 
 mod descriptors;
+mod network;
 mod vsock;
 
 use alloc::format;
@@ -23,6 +24,7 @@ use crate::spec::{ConsoleMode, Disk, RebootPolicy};
 use crate::text::shell_word;
 
 pub use descriptors::{DescriptorKind, DescriptorPlan, add_descriptor};
+pub use network::{MacAddress, NetworkLink, NetworkPlan};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
 /// Everything that is needed to run one VM.
@@ -48,6 +50,8 @@ pub struct LaunchPlan {
     /// A FIFO to which the hypervisor writes the output of the serial port, if the console is a virtio
     /// console beside it. Capsa creates it before the hypervisor starts.
     pub serial_port: Option<HostPath>,
+    /// The guest's network; `None` if the VM has no network card, or one that the hypervisor serves.
+    pub network: Option<NetworkPlan>,
     /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.
     pub vsock: Option<VsockPlan>,
     /// The messages to send in order once the control channel is connected. After the last one the

@@ -3,6 +3,8 @@
 //! A [`VmSpec`] is plain data and may be invalid. [`crate::capabilities::validate`] checks it, and a
 //! backend plans only its result. A spec contains nothing specific to one hypervisor.
 
+mod network;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -11,6 +13,11 @@ use serde::Serialize;
 
 use crate::cmdline::KernelCmdline;
 use crate::path::HostPath;
+
+pub use network::{
+    ForwardHost, NetworkMode, NetworkOptions, NetworkService, PortForward, ServiceTarget,
+    TransportProtocol,
+};
 
 /// The description of a VM.
 #[derive(Debug, Clone)]
@@ -27,6 +34,8 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// The guest's network.
     pub network: NetworkMode,
+    /// What a guest with NAT reaches beyond the internet, and what reaches it.
+    pub network_options: NetworkOptions,
     /// Whether the VM has a vsock device, for sockets between host and guest.
     pub vsock: bool,
     /// The vsock ports to use, for a backend that must know them before the start.
@@ -57,6 +66,7 @@ impl VmSpec {
             resources: ResourceConfig::default(),
             shares: Vec::new(),
             network: NetworkMode::default(),
+            network_options: NetworkOptions::default(),
             vsock: false,
             vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
@@ -210,22 +220,6 @@ pub struct Virtio9pConfig {
     pub tag: Option<String>,
     /// Message size in bytes; default: 262144.
     pub msize: Option<u32>,
-}
-
-/// The guest's network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum NetworkMode {
-    /// No network device.
-    None,
-    /// NAT: the guest can open connections; no connection to the guest is possible.
-    ///
-    /// On Linux the guest has the address 10.0.2.15 (by DHCP) and the name server 10.0.2.3.
-    /// **The guest reaches the host at 10.0.2.2, including services on the host's loopback.** If it
-    /// must not reach those, use [`NetworkMode::None`].
-    #[default]
-    Nat,
 }
 
 /// A vsock port.

@@ -85,6 +85,7 @@ pub(crate) fn plan(
     });
 
     LaunchPlan {
+        network: None,
         backend: "qemu",
         run_dir: at.path().clone(),
         processes,

@@ -172,6 +172,7 @@ impl HypervisorBackend for Vfkit {
         let spec = vm.spec();
         let socket = at.socket("rest.sock");
         LaunchPlan {
+            network: None,
             backend: KEY,
             run_dir: at.path().clone(),
             processes: vec![ProcessPlan {

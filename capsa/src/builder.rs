@@ -454,6 +454,7 @@ impl LinuxVmBuilder {
             resources: self.resources.clone(),
             shares,
             network: self.network,
+            network_options: capsa_proto::spec::NetworkOptions::default(),
             vsock: self.vsock,
             vsock_ports: self.vsock_ports.clone(),
             console: self.console,

@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use capsa_proto::time::Instant;
 
-use super::{Delivery, HOP_LIMIT, Net, NetAction, Transport};
+use super::{Delivery, Destination, HOP_LIMIT, Net, NetAction, Transport};
 use crate::dhcp::{self, DhcpServer};
 use crate::flow_table::{FlowAddresses, FlowId, TransportProtocol};
 use crate::tcp::Connection;
@@ -202,7 +202,10 @@ impl Net {
         let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
         match self.insert(addresses, Transport::Tcp(Box::new(connection))) {
             Some(flow) => {
-                self.actions.push_back(NetAction::Connect { flow, remote: addresses.remote });
+                self.actions.push_back(NetAction::Connect {
+                    flow,
+                    destination: Destination::Remote(addresses.remote),
+                });
             }
             None => {
                 self.counters.refused += 1;
@@ -251,7 +254,10 @@ impl Net {
         let transport = Transport::Udp { is_two_way: false, active_at: now };
         match self.insert(addresses, transport) {
             Some(flow) => {
-                self.actions.push_back(NetAction::OpenUdp { flow, remote: addresses.remote });
+                self.actions.push_back(NetAction::OpenUdp {
+                    flow,
+                    destination: Destination::Remote(addresses.remote),
+                });
                 Some(flow)
             }
             None => {

@@ -1,10 +1,11 @@
 //! A guest with another TCP, smoltcp, against the network, in virtual time.
 
 use super::*;
-use crate::wire::ethernet;
+use crate::wire::ethernet::{self, MacAddress};
 use crate::wire::ip::{self, IpPacket};
 use alloc::collections::BTreeMap;
 use alloc::vec;
+use core::net::Ipv4Addr;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp as guest_tcp;
@@ -142,6 +143,9 @@ impl World {
             mtu,
             flows: 64,
             memory,
+            allow_private: false,
+            host_ports: BTreeSet::new(),
+            services: Vec::new(),
         };
         let mut wire = Wire { mtu: usize::from(mtu), ..Wire::default() };
         let address = HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC.0));
@@ -275,8 +279,8 @@ impl World {
         while let Some(action) = self.net.poll_action() {
             moved = true;
             match action {
-                NetAction::Connect { flow, remote } => {
-                    assert_eq!(remote, SocketAddr::from((REMOTE, 80)));
+                NetAction::Connect { flow, destination } => {
+                    assert_eq!(destination, Destination::Remote((REMOTE, 80).into()));
                     self.hosts.insert(flow, HostSocket::default());
                 }
                 NetAction::Socket { flow, action } => {
@@ -293,7 +297,10 @@ impl World {
                 NetAction::Interest { flow, interest } => {
                     self.hosts.get_mut(&flow).unwrap().interest = interest;
                 }
-                NetAction::OpenUdp { .. } | NetAction::CloseUdp { .. } => {}
+                NetAction::OpenUdp { .. }
+                | NetAction::OpenEcho { .. }
+                | NetAction::Resolve { .. }
+                | NetAction::Close { .. } => {}
             }
         }
         moved

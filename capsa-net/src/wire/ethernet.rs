@@ -2,32 +2,12 @@
 
 use super::{ParseError, bytes_at, u16_at};
 use alloc::vec::Vec;
-use core::fmt;
 use core::net::IpAddr;
+
+pub use capsa_proto::plan::MacAddress;
 
 /// The length of a frame's header.
 pub const HEADER_LEN: usize = 14;
-
-/// A hardware address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl MacAddress {
-    /// The address of all stations of a link.
-    pub const BROADCAST: Self = Self([0xff; 6]);
-
-    /// Whether the address is of several stations; the broadcast address is one.
-    pub const fn is_multicast(self) -> bool {
-        self.0[0] & 1 != 0
-    }
-}
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 /// The protocol of a frame's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -89,6 +89,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         .collect();
     processes.push(process("vmm", Readiness::ControlConnected, true));
     LaunchPlan {
+        network: None,
         backend: "test",
         control: ControlPlan { protocol: Protocol::Qmp, endpoint: ControlEndpoint::SocketPair },
         run_dir,

@@ -47,6 +47,9 @@ pub enum DescriptorKind {
         /// The path.
         socket: HostPath,
     },
+    /// One of a pair of sockets, of the kind that the [network's link](super::NetworkPlan::link) has.
+    /// Capsa's network stack has the other.
+    Network,
     /// The unnamed file of an [overlay](super::OverlayPlan::Qcow2).
     Overlay {
         /// The path by which the hypervisor opens it.
@@ -63,6 +66,7 @@ impl fmt::Display for DescriptorPlan {
             DescriptorKind::Console | DescriptorKind::BlockingConsole => {
                 f.write_str("one of a pair of sockets: the console")
             }
+            DescriptorKind::Network => f.write_str("one of a pair of sockets: the network"),
             DescriptorKind::Events => f.write_str("the write end of a pipe: events"),
             DescriptorKind::Listener { socket } => write!(f, "a socket that listens on {socket}"),
             DescriptorKind::Overlay { at } => write!(f, "the file behind {at}"),

@@ -157,6 +157,7 @@ pub fn plan(
     time_limit: Option<Duration>,
 ) -> LaunchPlan {
     LaunchPlan {
+        network: None,
         backend: NAME,
         run_dir: at.path().clone(),
         processes: vec![ProcessPlan {

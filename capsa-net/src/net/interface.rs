@@ -1,0 +1,191 @@
+//! What goes into a [`Net`](super::Net) and comes out of it.
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::ops::Range;
+
+use crate::flow_table::FlowId;
+use crate::tcp::{Interest, SocketAction};
+use crate::wire::ethernet::MacAddress;
+
+/// The addresses and limits of a network.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The hardware address of the guest's card.
+    pub guest_mac: MacAddress,
+    /// The hardware address of the gateway: of everything but the guest.
+    pub gateway_mac: MacAddress,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The length of the network's prefix.
+    pub prefix: u8,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// The name server.
+    pub dns: Ipv4Addr,
+    /// The largest IP packet of the link.
+    pub mtu: u16,
+    /// The maximum number of TCP connections and UDP flows together.
+    pub flows: usize,
+    /// Memory for streams in bytes, beyond 16 KiB for each direction of a connection.
+    pub memory: usize,
+    /// The guest reaches private networks.
+    pub allow_private: bool,
+    /// Ports of the host's loopback that the guest reaches at the gateway's address, as
+    /// `host.capsa.internal`.
+    pub host_ports: BTreeSet<u16>,
+    /// Names in the guest's network, each with a port.
+    pub services: Vec<ServiceName>,
+}
+
+/// A name and a TCP port in the guest's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName {
+    /// The name, in lower case and without a trailing dot.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// Where a flow of the guest goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// An address that is not the guest network's own. The driver refuses it with
+    /// [`ConnectError::Prohibited`] if the kernel would route it to the host itself.
+    Remote(SocketAddr),
+    /// A port of the host's loopback: of 127.0.0.1, and if that refuses, of ::1.
+    Host(u16),
+    /// A service, by its index in [`NetworkConfig::services`].
+    Service(usize),
+}
+
+/// Identifies a query of the guest's resolver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryId(pub u64);
+
+/// What is asked about a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QueryType {
+    /// Its addresses: answer with [`Net::handle_addresses`].
+    Addresses,
+    /// Records of this type: answer with [`Net::handle_records`].
+    Records(u16),
+}
+
+/// Why a name was not resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResolveError {
+    /// There is no such name.
+    NoName,
+    /// No resolver answered, or its answer is not usable.
+    Failed,
+}
+
+/// What the driver does on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetAction {
+    /// Connect a TCP socket, then call [`Net::handle_connected`] or [`Net::handle_connect_error`].
+    Connect {
+        /// The flow.
+        flow: FlowId,
+        /// Where to.
+        destination: Destination,
+    },
+    /// Open a UDP socket that is connected to the destination.
+    OpenUdp {
+        /// The flow.
+        flow: FlowId,
+        /// Where to.
+        destination: Destination,
+    },
+    /// Open a socket for ICMP echo requests that is connected to `remote`.
+    OpenEcho {
+        /// The flow.
+        flow: FlowId,
+        /// Where to.
+        remote: IpAddr,
+    },
+    /// Resolve a name.
+    Resolve {
+        /// The query, for the answer.
+        query: QueryId,
+        /// The name, in lower case and without a trailing dot. It is absolute.
+        name: String,
+        /// What is asked.
+        query_type: QueryType,
+    },
+    /// Close the socket of a UDP flow, or of echo requests.
+    Close {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// Do this with the socket of a TCP connection.
+    Socket {
+        /// The flow.
+        flow: FlowId,
+        /// What to do.
+        action: SocketAction,
+    },
+    /// Wait for this on the socket of a TCP connection; replaces what was waited for before.
+    Interest {
+        /// The flow.
+        flow: FlowId,
+        /// What to wait for.
+        interest: Interest,
+    },
+}
+
+/// Data of a frame for a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// Bytes for a TCP socket: write them, then call [`Net::taken`] with the number of bytes that the
+    /// socket took, before any other call.
+    Stream {
+        /// The flow.
+        flow: FlowId,
+        /// Where the bytes are in the frame.
+        data: Range<usize>,
+    },
+    /// A datagram for a UDP socket. It may be dropped.
+    Datagram {
+        /// The flow.
+        flow: FlowId,
+        /// Where the payload is in the frame.
+        data: Range<usize>,
+    },
+}
+
+/// Why a connection attempt failed, for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The remote host refused it: the guest gets a reset.
+    Refused,
+    /// There is no route: the guest gets an ICMP error.
+    NetworkUnreachable,
+    /// The remote host does not answer: the guest gets an ICMP error.
+    HostUnreachable,
+    /// A policy forbids it: the guest gets a reset.
+    Prohibited,
+}
+
+/// The data of a frame for the guest, which follows the header that [`Net::poll_frame`] wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentBody {
+    pub(super) flow: FlowId,
+    pub(super) range: Range<u64>,
+}
+
+/// What was dropped or refused, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Frames that are no packet of a supported format, or have a wrong checksum.
+    pub malformed: u64,
+    /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
+    pub ignored: u64,
+    /// Flows that were refused because the table was full.
+    pub refused: u64,
+}

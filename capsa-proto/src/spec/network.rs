@@ -1,0 +1,100 @@
+//! The guest's network: what it reaches, and which connections reach it.
+
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::path::HostPath;
+
+/// The guest's network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum NetworkMode {
+    /// No network device.
+    None,
+    /// NAT: the guest can open connections to the internet. Connections to the guest are possible through
+    /// forwarded ports only.
+    ///
+    /// The guest has the address 10.0.2.15 (by DHCP), the gateway 10.0.2.2 and the name server 10.0.2.3.
+    /// Closed by default: the loopback and every other address of the host, private networks, link-local
+    /// addresses, and the metadata services of clouds.
+    #[default]
+    Nat,
+}
+
+/// What a guest with NAT reaches beyond the internet, and what reaches it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NetworkOptions {
+    /// The guest reaches private networks.
+    pub allow_private: bool,
+    /// Ports of the host's loopback that the guest reaches, as `host.capsa.internal`.
+    pub host_ports: BTreeSet<u16>,
+    /// Ports of the host that are forwarded to the guest.
+    pub forwards: Vec<PortForward>,
+    /// Names and ports in the guest's network that are served by the owner of the VM.
+    pub services: Vec<NetworkService>,
+    /// A file for the packets of the guest's network card, as pcapng.
+    pub pcap: Option<HostPath>,
+}
+
+/// TCP or UDP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportProtocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A port of the host, or a unix socket, that is forwarded to a port of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PortForward {
+    /// Where the host accepts connections or datagrams.
+    pub host: ForwardHost,
+    /// The port of the guest.
+    pub guest: u16,
+    /// TCP or UDP. A unix socket is a stream, so TCP.
+    pub protocol: TransportProtocol,
+}
+
+/// Where a forward accepts connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardHost {
+    /// A port of the host; 0: a free one.
+    Port {
+        /// The address; `None`: 127.0.0.1 and ::1.
+        address: Option<IpAddr>,
+        /// The port.
+        port: u16,
+    },
+    /// A unix socket, which only the owner's user can connect to.
+    Unix(HostPath),
+}
+
+/// A name and a port in the guest's network. Connections to it arrive at the owner of the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkService {
+    /// The name, in lower case: `llm.capsa.internal`.
+    pub name: String,
+    /// The TCP port.
+    pub port: u16,
+    /// What serves the connections.
+    pub target: ServiceTarget,
+}
+
+/// What serves the connections to a [`NetworkService`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceTarget {
+    /// A program that listens on this unix socket.
+    Unix(HostPath),
+    /// The owner takes each connection as a stream.
+    Owner,
+}
