@@ -105,8 +105,12 @@ impl Stdio {
     /// Reads standard input, and writes its bytes to the guest.
     pub(crate) fn read_input(&mut self, vm: &mut Vm) -> StdinRead {
         let mut chunk = [0; CHUNK];
+        let may_read = || self.terminal.as_ref().is_none_or(RawTerminal::is_foreground);
+        let was_allowed = may_read();
         let read = match read(io::stdin(), &mut chunk) {
             Ok(n @ 1..) => &chunk[..n],
+            // The shell has moved this program into the background after the poll.
+            Err(Errno::EIO) if !(was_allowed && may_read()) => return StdinRead::default(),
             Err(Errno::EINTR | Errno::EAGAIN) => return StdinRead::default(),
             // End of file, a closed terminal or a directory: there is no more input.
             Ok(0) | Err(_) => {

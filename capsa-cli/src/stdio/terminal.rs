@@ -4,12 +4,17 @@
 //! they belong to another program, and the kernel would stop this one (SIGTTOU). A shell's `fg` sends
 //! SIGCONT only to a stopped job: a loop calls [`RawTerminal::follow_foreground`] in each round, and
 //! waits no longer than [`RawTerminal::next_check`].
+//!
+//! A read in the background would stop this program (SIGTTIN). A shell that runs `fg` in that moment sends
+//! no SIGCONT, because it takes the job for a running one. So the signal is blocked, and such a read
+//! returns EIO.
 
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, isatty, tcgetpgrp};
 
@@ -35,6 +40,7 @@ impl RawTerminal {
             return Ok(None);
         }
         restore_before_panic_message();
+        SigSet::from(Signal::SIGTTIN).thread_block()?;
         let mut terminal = Self { original: tcgetattr(&stdin)?, was_foreground: is_foreground() };
         terminal.resume()?;
         Ok(Some(terminal))
@@ -47,12 +53,12 @@ impl RawTerminal {
 
     /// Makes the terminal raw if this program has come to the foreground.
     pub(crate) fn follow_foreground(&mut self) {
-        let is_foreground = is_foreground();
-        if is_foreground && !self.was_foreground {
+        if self.was_foreground {
+            self.was_foreground = is_foreground();
+        } else {
             // If the terminal is closed, reading standard input returns the error.
             let _ = self.resume();
         }
-        self.was_foreground = is_foreground;
     }
 
     /// When to call [`RawTerminal::follow_foreground`] again, besides in each round.
@@ -67,7 +73,9 @@ impl RawTerminal {
 
     /// Makes the terminal raw again. Does nothing in the background.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
-        if !is_foreground() {
+        // The shell may move this program to the foreground at any time: what this check sees counts.
+        self.was_foreground = is_foreground();
+        if !self.was_foreground {
             return Ok(());
         }
         // The modes may be the shell's: in the background, those of its line editor.
