@@ -10,7 +10,7 @@ use capsa_proto::host::{Arch, FileFacts, HEAD_BYTES, HostFacts};
 use capsa_proto::image_lock::PROBED_BYTES;
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2;
-use capsa_proto::spec::{ImageFormat, VmSpec};
+use capsa_proto::spec::{ForwardHost, ImageFormat, VmSpec};
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
@@ -38,6 +38,17 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         // What a nested share is mounted on.
         for (_, mount_point) in spec.shares.iter().filter_map(|share| share.outer(&spec.shares)) {
             look(&mount_point, &mut files);
+        }
+        let options = &spec.network_options;
+        let sockets = options.forwards.iter().filter_map(|forward| match &forward.host {
+            ForwardHost::Unix(path) => Some(path),
+            ForwardHost::Port { .. } => None,
+        });
+        for path in sockets.chain(&options.pcap) {
+            look(path, &mut files);
+            if let Some(parent) = path.parent() {
+                look(&parent, &mut files);
+            }
         }
         for disk in &spec.disks {
             // A file that cannot be opened is rejected elsewhere.

@@ -65,6 +65,13 @@ impl HostPath {
         Self(joined)
     }
 
+    /// The directory that contains it; `None` for `/`. Compares no files: a `..` is kept.
+    pub fn parent(&self) -> Option<Self> {
+        let (parent, name) = self.0.trim_end_matches('/').rsplit_once('/')?;
+        let parent = parent.trim_end_matches('/');
+        (!name.is_empty()).then(|| Self(if parent.is_empty() { "/" } else { parent }.to_owned()))
+    }
+
     /// The path with `suffix` at the end of its last name.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 
 mod disks;
 mod kernel_image;
+mod network;
 mod shares;
 mod supported;
 
@@ -48,6 +49,7 @@ pub fn validate(
     validation.resources();
     let shares = validation.shares();
     validation.virtio_console();
+    validation.out.extend(network::violations(&spec, host));
     validation.vsock_ports();
     validation.disk_errors();
     let cmdline = validation.cmdline(&shares);
@@ -69,6 +71,11 @@ fn field_order(field: &str) -> usize {
         "timeout",
         "shares",
         "network",
+        "allow_private",
+        "host_ports",
+        "forwards",
+        "services",
+        "network_pcap",
         "vsock",
         "vsock_ports",
     ];

@@ -1,11 +1,12 @@
 //! [`NetworkPlan`]: the network card of the guest and what is behind it.
 
+use alloc::format;
 use core::fmt;
 
 use serde::Serialize;
 
 use crate::path::HostPath;
-use crate::spec::NetworkOptions;
+use crate::spec::{NetworkMode, NetworkOptions, ServiceTarget, VmSpec};
 
 /// The network of a VM. Capsa's own network stack serves it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,6 +19,24 @@ pub struct NetworkPlan {
     pub link: NetworkLink,
     /// What the guest reaches, and what reaches it.
     pub options: NetworkOptions,
+}
+
+impl NetworkPlan {
+    /// The network of a VM, on this link; `None` if the VM has none.
+    pub fn new(spec: &VmSpec, link: NetworkLink, mtu: u16) -> Option<Self> {
+        let options = spec.network_options.clone();
+        let plan = Self { mac: MacAddress::GUEST, mtu, link, options };
+        (spec.network == NetworkMode::Nat).then_some(plan)
+    }
+
+    /// The unix socket that serves a service, by its index in [`NetworkOptions::services`]. The one of a
+    /// service of the owner is in the run directory, and exists while the owner listens.
+    pub fn service_socket(&self, index: usize, run_dir: &HostPath) -> Option<HostPath> {
+        Some(match &self.options.services.get(index)?.target {
+            ServiceTarget::Unix(path) => path.clone(),
+            ServiceTarget::Owner => run_dir.join(&format!("service_{index}")),
+        })
+    }
 }
 
 /// How frames travel between the hypervisor and the stack.
@@ -42,6 +61,9 @@ pub enum NetworkLink {
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
+    /// The address of every guest's card. No two guests share a link.
+    pub const GUEST: Self = Self([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]);
+
     /// The address of all stations of a link.
     pub const BROADCAST: Self = Self([0xff; 6]);
 

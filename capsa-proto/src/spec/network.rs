@@ -3,7 +3,8 @@
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::Serialize;
 
@@ -63,6 +64,29 @@ pub struct PortForward {
     pub protocol: TransportProtocol,
 }
 
+impl PortForward {
+    /// The address to connect to on this host; `None` for a unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            ForwardHost::Port { address, port } => {
+                Some(SocketAddr::new(address.unwrap_or(Ipv4Addr::LOCALHOST.into()), port))
+            }
+            ForwardHost::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for PortForward {
+    /// As after `--forward`: `8080:80`, `127.0.0.1:5353:53/udp`, `unix:/run/web.sock:80`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            TransportProtocol::Tcp => "",
+            TransportProtocol::Udp => "/udp",
+        };
+        write!(f, "{}:{}{protocol}", self.host, self.guest)
+    }
+}
+
 /// Where a forward accepts connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -76,6 +100,18 @@ pub enum ForwardHost {
     },
     /// A unix socket, which only the owner's user can connect to.
     Unix(HostPath),
+}
+
+impl fmt::Display for ForwardHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port { address: Some(address), port } => {
+                write!(f, "{}", SocketAddr::new(*address, *port))
+            }
+            Self::Port { address: None, port } => write!(f, "{port}"),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
 }
 
 /// A name and a port in the guest's network. Connections to it arrive at the owner of the VM.
