@@ -8,7 +8,6 @@ use core::fmt;
 use core::hash::{BuildHasher, Hash};
 use core::net::SocketAddr;
 
-pub(crate) use capsa_proto::spec::TransportProtocol;
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
@@ -30,11 +29,22 @@ impl fmt::Debug for FlowId {
     }
 }
 
+/// The protocol of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum FlowProtocol {
+    /// A TCP connection.
+    Tcp,
+    /// UDP datagrams.
+    Udp,
+    /// Echo requests of ICMP or ICMPv6. The identifier is the guest's port, and the remote port is 0.
+    Echo,
+}
+
 /// The addresses of a flow, as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FlowAddresses {
-    /// TCP or UDP.
-    pub(crate) protocol: TransportProtocol,
+    /// The protocol.
+    pub(crate) protocol: FlowProtocol,
     /// The guest's address and port.
     pub(crate) guest: SocketAddr,
     /// The address and port at the other end.
@@ -146,7 +156,7 @@ mod tests {
 
     fn addresses(port: u16) -> FlowAddresses {
         FlowAddresses {
-            protocol: TransportProtocol::Tcp,
+            protocol: FlowProtocol::Tcp,
             guest: SocketAddr::from(([10, 0, 2, 15], port)),
             remote: SocketAddr::from(([93, 184, 216, 34], 443)),
         }

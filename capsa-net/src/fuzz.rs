@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use capsa_proto::time::Instant;
 
 use crate::flow_table::FlowId;
-use crate::net::{ConnectError, Delivery, Net, NetAction, NetworkConfig};
+use crate::net::{ConnectError, Delivery, Ipv6Network, Net, NetAction, NetworkConfig};
 use crate::tcp::SocketAction;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
 use crate::wire::ip::{IpHeader, IpPacket, TCP, UDP};
@@ -23,6 +23,7 @@ const CONFIG: NetworkConfig = NetworkConfig {
     prefix: 24,
     gateway: Ipv4Addr::new(10, 0, 2, 2),
     dns: Ipv4Addr::new(10, 0, 2, 3),
+    ipv6: Some(Ipv6Network::DEFAULT),
     mtu: 1500,
     flows: 8,
     memory: 128 << 10,

@@ -12,6 +12,7 @@
 //! | `buffer` | bytes of a stream in chunks, within the memory of one network |
 //! | `flow_table` | flows by their addresses and by their number |
 //! | `dhcp` | the DHCP server |
+//! | `rate_limit` | a token bucket |
 //! | [`wire`] | packet formats |
 //!
 //! # Panics
@@ -31,12 +32,13 @@ mod flow_table;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod net;
+mod rate_limit;
 mod tcp;
 pub mod wire;
 
 pub use flow_table::FlowId;
 pub use net::{
-    ConnectError, Counters, Delivery, Destination, Net, NetAction, NetworkConfig, QueryId,
-    QueryType, ResolveError, SegmentBody, ServiceName,
+    ConnectError, Counters, Delivery, Destination, Ipv6Network, Net, NetAction, NetworkConfig,
+    Payload, QueryId, QueryType, ResolveError, SegmentBody, ServiceName,
 };
 pub use tcp::{Interest, SocketAction};

@@ -4,6 +4,7 @@
 //! do.
 
 mod answers;
+mod echo;
 mod interface;
 mod receive;
 
@@ -11,13 +12,15 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::hash::BuildHasher;
-use core::net::SocketAddr;
+use core::net::{Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
 use capsa_proto::time::{Deadline, Instant};
 
+use self::echo::{ECHO_IDLE, EchoLimits};
 use crate::buffer::Budget;
-use crate::flow_table::{FlowAddresses, FlowId, FlowTable, HashKey, TransportProtocol};
+use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol, FlowTable, HashKey};
+use crate::rate_limit::RateLimit;
 use crate::tcp::{Connection, Interest, SocketAction};
 use crate::wire::ethernet::EtherType;
 use crate::wire::icmp::Unreachable;
@@ -25,9 +28,12 @@ use crate::wire::tcp::TcpHeader;
 use crate::wire::{ParseError, tcp, udp};
 
 pub use interface::{
-    ConnectError, Counters, Delivery, Destination, NetAction, NetworkConfig, QueryId, QueryType,
-    ResolveError, SegmentBody, ServiceName,
+    ConnectError, Counters, Delivery, Destination, Ipv6Network, NetAction, NetworkConfig, Payload,
+    QueryId, QueryType, ResolveError, SegmentBody, ServiceName,
 };
+
+/// The address of the gateway on the link.
+const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
 /// The hop limit of packets to the guest.
 const HOP_LIMIT: u8 = 64;
@@ -37,6 +43,10 @@ const UDP_ONE_WAY: Duration = Duration::from_secs(30);
 /// A UDP flow with datagrams in both directions ends after this time without one.
 const UDP_TWO_WAY: Duration = Duration::from_secs(120);
 
+/// ICMP errors to the guest: 1000 a second, and 100 at once.
+const ERROR_INTERVAL: Duration = Duration::from_millis(1);
+const ERROR_BURST: u32 = 100;
+
 /// Answers that wait for the link, at most; further ones are dropped, as by a full queue of a router.
 const ANSWERS: usize = 64;
 
@@ -44,6 +54,7 @@ const ANSWERS: usize = 64;
 enum Transport {
     Tcp(Box<Connection>),
     Udp { is_two_way: bool, active_at: Instant },
+    Echo { active_at: Instant },
 }
 
 #[derive(Debug)]
@@ -81,6 +92,16 @@ pub struct Net {
     answers: VecDeque<Vec<u8>>,
     actions: VecDeque<NetAction>,
     timers: BTreeSet<(Instant, FlowId)>,
+    echo: EchoLimits,
+    /// The last packet that was reassembled, if the last frame had its last fragment.
+    reassembled: Vec<u8>,
+    has_ipv6_route: bool,
+    /// The identification of the last packet that was sent in fragments.
+    fragment_id: u32,
+    /// ICMP errors to the guest.
+    error_rate: RateLimit,
+    /// The time of the last call that has one.
+    last_call: Instant,
     counters: Counters,
 }
 
@@ -97,6 +118,12 @@ impl Net {
             answers: VecDeque::new(),
             actions: VecDeque::new(),
             timers: BTreeSet::new(),
+            echo: EchoLimits::new(),
+            reassembled: Vec::new(),
+            has_ipv6_route: false,
+            fragment_id: 0,
+            error_rate: RateLimit::new(ERROR_INTERVAL, ERROR_BURST),
+            last_call: Instant::ZERO,
             counters: Counters::default(),
         }
     }
@@ -120,6 +147,8 @@ impl Net {
 
     /// A frame of the guest. Returns its data, if it has data for a socket.
     pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Option<Delivery> {
+        self.last_call = now;
+        self.reassembled = Vec::new();
         match self.frame(frame, now) {
             Ok(delivery) => delivery,
             Err(ParseError::Unsupported) => {
@@ -131,6 +160,13 @@ impl Net {
                 None
             }
         }
+    }
+
+    /// The payload of a [`Delivery`] that [`handle_frame`](Self::handle_frame) returned for `frame`. Valid
+    /// until the next frame.
+    pub fn payload<'a>(&'a self, payload: &Payload, frame: &'a [u8]) -> &'a [u8] {
+        let bytes = if payload.is_reassembled { &self.reassembled } else { frame };
+        bytes.get(payload.range.clone()).unwrap_or_default()
     }
 
     /// The socket took the first `count` bytes of `data`, the data of a [`Delivery::Stream`].
@@ -149,8 +185,13 @@ impl Net {
         });
     }
 
-    /// The socket of an [`NetAction::Connect`] failed.
+    /// The socket of an [`NetAction::Connect`], [`NetAction::OpenUdp`] or [`NetAction::OpenEcho`] failed:
+    /// the flow ends.
     pub fn handle_connect_error(&mut self, flow: FlowId, error: ConnectError) {
+        if !matches!(self.flows.get(flow), Some((_, Flow { transport: Transport::Tcp(_), .. }))) {
+            self.handle_datagram_error(flow, error);
+            return self.remove(flow);
+        }
         let unreachable = match error {
             ConnectError::Refused | ConnectError::Prohibited => None,
             ConnectError::NetworkUnreachable => Some(Unreachable::Network),
@@ -211,27 +252,51 @@ impl Net {
         });
     }
 
-    /// A UDP socket received a datagram. One that is too long for the link is dropped.
+    /// A UDP socket received a datagram.
     pub fn handle_datagram(&mut self, flow: FlowId, payload: &[u8], now: Instant) {
         let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
         let Transport::Udp { is_two_way, active_at } = &mut flow_state.transport else { return };
         (*is_two_way, *active_at) = (true, now);
         let addresses = *addresses;
         let header = self.ip_header(&addresses);
-        let len = header.header_len() + udp::HEADER_LEN + payload.len();
-        if len <= usize::from(self.config.mtu) {
-            let ports = (addresses.remote.port(), addresses.guest.port());
-            self.answer(EtherType::Ipv4, |frame| udp::write(&header, ports, payload, frame));
+        let ports = (addresses.remote.port(), addresses.guest.port());
+        if payload.len() <= udp::PAYLOAD_MAX {
+            self.answer_packet(&header, |frame| udp::write(&header, ports, payload, frame));
         }
         self.update(flow);
     }
 
-    /// A UDP socket reports that no program receives at the remote port.
-    pub fn handle_port_unreachable(&mut self, flow: FlowId) {
-        if let Some((addresses, _)) = self.flows.get(flow) {
+    /// The socket of a UDP flow or of echo requests reports that a datagram did not arrive. The guest gets
+    /// an ICMP error; [`ConnectError::Refused`] means that no program receives at the remote port.
+    pub fn handle_datagram_error(&mut self, flow: FlowId, error: ConnectError) {
+        let reason = match error {
+            ConnectError::Refused => Unreachable::Port,
+            ConnectError::NetworkUnreachable => Unreachable::Network,
+            ConnectError::HostUnreachable => Unreachable::Host,
+            ConnectError::Prohibited => Unreachable::Prohibited,
+        };
+        self.answer_datagram_error(flow, reason);
+    }
+
+    /// A datagram of a UDP flow or an echo request is longer than packets to the remote end may be
+    /// (`EMSGSIZE`): `mtu` bytes with the IP header. The guest gets an ICMP error.
+    pub fn handle_too_big(&mut self, flow: FlowId, mtu: u16) {
+        self.answer_datagram_error(flow, Unreachable::TooBig { mtu });
+    }
+
+    fn answer_datagram_error(&mut self, flow: FlowId, reason: Unreachable) {
+        if let Some((addresses, Flow { transport, .. })) = self.flows.get(flow)
+            && !matches!(transport, Transport::Tcp(_))
+        {
             let addresses = *addresses;
-            self.answer_unreachable(&addresses, 0, Unreachable::Port);
+            self.answer_unreachable(&addresses, 0, reason);
         }
+    }
+
+    /// Whether the host has a route to the internet over IPv6. Without one, router advertisements offer
+    /// no default route. Initially false.
+    pub fn set_ipv6_route(&mut self, has_route: bool) {
+        self.has_ipv6_route = has_route;
     }
 
     /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
@@ -242,7 +307,7 @@ impl Net {
     /// `None` when the table of flows is full, or has a flow with these addresses.
     pub fn connect_guest(&mut self, port: u16, remote: SocketAddr, now: Instant) -> Option<FlowId> {
         let guest = SocketAddr::new(self.config.guest.into(), port);
-        let addresses = FlowAddresses { protocol: TransportProtocol::Tcp, guest, remote };
+        let addresses = FlowAddresses { protocol: FlowProtocol::Tcp, guest, remote };
         if self.flows.find(&addresses).is_some() {
             return None;
         }
@@ -325,7 +390,7 @@ impl Net {
                     connection.handle_timeout(now, &mut self.budget);
                     self.update(id);
                 }
-                Transport::Udp { .. } => self.remove(id),
+                Transport::Udp { .. } | Transport::Echo { .. } => self.remove(id),
             }
         }
     }
@@ -353,6 +418,10 @@ impl Net {
         match flow.transport {
             Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
             Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
+            Transport::Echo { .. } => {
+                self.echo.flows -= 1;
+                self.actions.push_back(NetAction::Close { flow: id });
+            }
         }
     }
 
@@ -397,6 +466,7 @@ impl Net {
                 let limit = if *is_two_way { UDP_TWO_WAY } else { UDP_ONE_WAY };
                 (Some(*active_at + limit), false)
             }
+            Transport::Echo { active_at } => (Some(*active_at + ECHO_IDLE), false),
         };
         if flow.timer != deadline {
             if let Some(at) = flow.timer {

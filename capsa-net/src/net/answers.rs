@@ -1,12 +1,13 @@
 //! Frames for the guest that belong to no connection: answers and errors.
 
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
-use super::{ANSWERS, HOP_LIMIT, Net};
-use crate::flow_table::{FlowAddresses, TransportProtocol};
-use crate::wire::ethernet::{EtherType, EthernetHeader};
-use crate::wire::icmp::Unreachable;
-use crate::wire::ip::{self, IPV4_HEADER_LEN, IpHeader};
+use super::{ANSWERS, GATEWAY_LINK_LOCAL, HOP_LIMIT, Net};
+use crate::flow_table::{FlowAddresses, FlowProtocol};
+use crate::wire::ethernet::{self, EtherType, EthernetHeader};
+use crate::wire::icmp::{self, Unreachable};
+use crate::wire::ip::{self, IpHeader};
 use crate::wire::udp;
 
 impl Net {
@@ -33,6 +34,28 @@ impl Net {
         }
     }
 
+    /// Queues the IP packet with this header that `write` appends, in fragments if it is longer than the
+    /// MTU.
+    pub(super) fn answer_packet(&mut self, header: &IpHeader, write: impl FnOnce(&mut Vec<u8>)) {
+        let ether_type = EtherType::of(header.source);
+        let answers = self.answers.len();
+        self.answer(ether_type, write);
+        let mtu = usize::from(self.config.mtu);
+        let is_too_long = |frame: &Vec<u8>| frame.len() > ethernet::HEADER_LEN + mtu;
+        if self.answers.len() > answers
+            && let Some(frame) = self.answers.pop_back_if(|frame| is_too_long(frame))
+        {
+            self.fragment_id = self.fragment_id.wrapping_add(1);
+            let packet = &frame[ethernet::HEADER_LEN..];
+            for fragment in ip::fragments(packet, mtu, self.fragment_id) {
+                let mut frame = Vec::new();
+                self.begin_frame(ether_type, &mut frame);
+                frame.extend(fragment);
+                self.answers.push_back(frame);
+            }
+        }
+    }
+
     /// An ICMP error about a packet of the guest. The quoted packet has the flow's addresses and ports,
     /// by which the guest finds its socket, and the `word` after them; the rest of it is not kept.
     pub(super) fn answer_unreachable(
@@ -41,22 +64,46 @@ impl Net {
         word: u32,
         reason: Unreachable,
     ) {
-        let protocol = match addresses.protocol {
-            TransportProtocol::Tcp => ip::TCP,
-            TransportProtocol::Udp => ip::UDP,
+        if !self.error_rate.allow(self.last_call) {
+            self.counters.limited += 1;
+            return;
+        }
+        let remote = addresses.remote;
+        let (guest_port, remote_port) =
+            (addresses.guest.port().to_be_bytes(), remote.port().to_be_bytes());
+        let (protocol, words) = match addresses.protocol {
+            FlowProtocol::Tcp => (ip::TCP, [guest_port, remote_port]),
+            FlowProtocol::Udp => (ip::UDP, [guest_port, remote_port]),
+            FlowProtocol::Echo => {
+                (icmp::protocol(remote.ip()), [icmp::request(remote.ip()), [0; 2]])
+            }
+        };
+        let word = match addresses.protocol {
+            FlowProtocol::Echo => u32::from(addresses.guest.port()) << 16,
+            _ => word,
         };
         let quoted_header = IpHeader {
             source: addresses.guest.ip(),
-            destination: addresses.remote.ip(),
+            destination: remote.ip(),
             protocol,
             hop_limit: HOP_LIMIT,
         };
         let mut quoted = Vec::new();
         quoted_header.write(udp::HEADER_LEN, &mut quoted);
-        quoted.extend_from_slice(&addresses.guest.port().to_be_bytes());
-        quoted.extend_from_slice(&addresses.remote.port().to_be_bytes());
+        quoted.extend_from_slice(words.as_flattened());
         quoted.extend_from_slice(&word.to_be_bytes());
-        let ip = IpHeader { source: self.config.gateway.into(), ..self.ip_header(addresses) };
-        self.answer(EtherType::Ipv4, |frame| reason.write(&ip, &quoted, IPV4_HEADER_LEN, frame));
+        let Some(source) = self.gateway_for(addresses.guest.ip()) else { return };
+        let ip = IpHeader { source, ..self.ip_header(addresses) };
+        let header_len = ip.header_len();
+        self.answer_packet(&ip, |frame| reason.write(&ip, &quoted, header_len, frame));
+    }
+
+    /// The gateway's address in packets to `guest`.
+    fn gateway_for(&self, guest: IpAddr) -> Option<IpAddr> {
+        match guest {
+            IpAddr::V4(_) => Some(self.config.gateway.into()),
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(GATEWAY_LINK_LOCAL.into()),
+            IpAddr::V6(_) => self.config.ipv6.map(|ipv6| ipv6.gateway.into()),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ops::Range;
 
 use crate::flow_table::FlowId;
@@ -25,6 +25,8 @@ pub struct NetworkConfig {
     pub gateway: Ipv4Addr,
     /// The name server.
     pub dns: Ipv4Addr,
+    /// The addresses of IPv6. Absent: the guest has no IPv6.
+    pub ipv6: Option<Ipv6Network>,
     /// The largest IP packet of the link.
     pub mtu: u16,
     /// The maximum number of TCP connections and UDP flows together.
@@ -38,6 +40,24 @@ pub struct NetworkConfig {
     pub host_ports: BTreeSet<u16>,
     /// Names in the guest's network, each with a port.
     pub services: Vec<ServiceName>,
+}
+
+/// The addresses of IPv6 in a network, whose prefix has 64 bits. The guest chooses its own addresses within
+/// the prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6Network {
+    /// The gateway. Its upper 64 bits are the prefix of the network.
+    pub gateway: Ipv6Addr,
+    /// The name server.
+    pub dns: Ipv6Addr,
+}
+
+impl Ipv6Network {
+    /// The addresses of IPv6 beside the IPv4 network 10.0.2.0/24.
+    pub const DEFAULT: Self = Self {
+        gateway: Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 2),
+        dns: Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 3),
+    };
 }
 
 /// A name and a TCP port in the guest's network.
@@ -100,7 +120,9 @@ pub enum NetAction {
         /// Where to.
         destination: Destination,
     },
-    /// Open a socket for ICMP echo requests that is connected to `remote`.
+    /// Open a socket for ICMP echo requests (`SOCK_DGRAM` with `IPPROTO_ICMP` or `IPPROTO_ICMPV6`) that is
+    /// connected to `remote`. Each [`Delivery::Echo`] is a message for it; give replies to
+    /// [`Net::handle_echo_reply`].
     OpenEcho {
         /// The flow.
         flow: FlowId,
@@ -152,22 +174,38 @@ pub enum Delivery {
     Datagram {
         /// The flow.
         flow: FlowId,
-        /// Where the payload is in the frame.
-        data: Range<usize>,
+        /// Where the payload is.
+        payload: Payload,
+    },
+    /// An echo request for the socket of an [`NetAction::OpenEcho`]. It may be dropped.
+    Echo {
+        /// The flow.
+        flow: FlowId,
+        /// Where the ICMP message is: a header of 8 bytes (type, code, checksum, the guest's identifier,
+        /// sequence number), and data. The host's kernel may replace the identifier.
+        payload: Payload,
     },
 }
 
-/// Why a connection attempt failed, for the guest.
+/// Where the payload of a [`Delivery`] is: [`Net::payload`] returns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    pub(super) range: Range<usize>,
+    /// The bytes are in the last reassembled packet, not in the frame.
+    pub(super) is_reassembled: bool,
+}
+
+/// Why a connection attempt or a datagram failed, for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The remote host refused it: the guest gets a reset.
+    /// The remote host refused it: the guest gets a reset, or for UDP an ICMP error (port unreachable).
     Refused,
     /// There is no route: the guest gets an ICMP error.
     NetworkUnreachable,
     /// The remote host does not answer: the guest gets an ICMP error.
     HostUnreachable,
-    /// A policy forbids it: the guest gets a reset.
+    /// A policy forbids it: the guest gets a reset, or for UDP and echo requests an ICMP error.
     Prohibited,
 }
 
@@ -188,4 +226,6 @@ pub struct Counters {
     pub ignored: u64,
     /// Flows that were refused because the table was full.
     pub refused: u64,
+    /// Echo requests, fragments and ICMP errors that were dropped because of a limit of rate or size.
+    pub limited: u64,
 }

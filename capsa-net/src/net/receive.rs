@@ -8,9 +8,9 @@ use core::ops::Range;
 
 use capsa_proto::time::Instant;
 
-use super::{Delivery, Destination, HOP_LIMIT, Net, NetAction, Transport};
+use super::{Delivery, Destination, HOP_LIMIT, Net, NetAction, Payload, Transport};
 use crate::dhcp::{self, DhcpServer};
-use crate::flow_table::{FlowAddresses, FlowId, TransportProtocol};
+use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::tcp::Connection;
 use crate::wire::ParseError;
 use crate::wire::arp::{ArpMessage, ArpOperation};
@@ -43,9 +43,13 @@ impl Net {
         };
         let shift =
             |data: Range<usize>| data.start + ethernet::HEADER_LEN..data.end + ethernet::HEADER_LEN;
+        let in_frame = |payload: Payload| Payload { range: shift(payload.range), ..payload };
         Ok(delivery.map(|delivery| match delivery {
             Delivery::Stream { flow, data } => Delivery::Stream { flow, data: shift(data) },
-            Delivery::Datagram { flow, data } => Delivery::Datagram { flow, data: shift(data) },
+            Delivery::Datagram { flow, payload } => {
+                Delivery::Datagram { flow, payload: in_frame(payload) }
+            }
+            Delivery::Echo { flow, payload } => Delivery::Echo { flow, payload: in_frame(payload) },
         }))
     }
 
@@ -109,13 +113,14 @@ impl Net {
             ip::UDP => {
                 let datagram = UdpDatagram::parse(header, payload)?;
                 let flow = self.datagram(header, &datagram, now);
-                let data = shift(datagram.payload);
-                Ok(flow.map(|flow| Delivery::Datagram { flow, data }))
+                let payload = Payload { range: shift(datagram.payload), is_reassembled: false };
+                Ok(flow.map(|flow| Delivery::Datagram { flow, payload }))
             }
             ip::ICMP => {
                 let echo = EchoMessage::parse(header, payload)?;
-                self.echo(header, &echo, &payload[echo.data.clone()]);
-                Ok(None)
+                let flow = self.echo(header, &echo, &payload[echo.data.clone()], now);
+                let payload = Payload { range: packet.payload.clone(), is_reassembled: false };
+                Ok(flow.map(|flow| Delivery::Echo { flow, payload }))
             }
             _ => Err(ParseError::Unsupported),
         }
@@ -138,26 +143,9 @@ impl Net {
                 hop_limit: HOP_LIMIT,
             };
             let ports = (dhcp::SERVER_PORT, dhcp::CLIENT_PORT);
-            self.answer(EtherType::Ipv4, |frame| {
-                udp::write(&header, ports, &answer.message, frame)
-            });
+            self.answer_packet(&header, |frame| udp::write(&header, ports, &answer.message, frame));
         }
         Ok(())
-    }
-
-    /// Answers echo requests to the gateway and the name server.
-    fn echo(&mut self, header: &IpHeader, echo: &EchoMessage, data: &[u8]) {
-        let ours = [self.config.gateway, self.config.dns].map(IpAddr::from);
-        if !echo.is_reply && ours.contains(&header.destination) {
-            let reply = EchoMessage { is_reply: true, ..echo.clone() };
-            let header = IpHeader {
-                source: header.destination,
-                destination: header.source,
-                hop_limit: HOP_LIMIT,
-                ..*header
-            };
-            self.answer(EtherType::Ipv4, |frame| reply.write(&header, data, frame));
-        }
     }
 
     fn segment(
@@ -168,7 +156,7 @@ impl Net {
         now: Instant,
     ) -> Option<(FlowId, Range<usize>)> {
         let addresses = FlowAddresses {
-            protocol: TransportProtocol::Tcp,
+            protocol: FlowProtocol::Tcp,
             guest: SocketAddr::new(ip.source, header.source),
             remote: SocketAddr::new(ip.destination, header.destination),
         };
@@ -233,12 +221,12 @@ impl Net {
             ..TcpHeader::default()
         };
         let ip = self.ip_header(addresses);
-        self.answer(EtherType::Ipv4, |frame| reset.write(&ip, core::iter::empty(), frame));
+        self.answer_packet(&ip, |frame| reset.write(&ip, core::iter::empty(), frame));
     }
 
     fn datagram(&mut self, ip: &IpHeader, datagram: &UdpDatagram, now: Instant) -> Option<FlowId> {
         let addresses = FlowAddresses {
-            protocol: TransportProtocol::Udp,
+            protocol: FlowProtocol::Udp,
             guest: SocketAddr::new(ip.source, datagram.source),
             remote: SocketAddr::new(ip.destination, datagram.destination),
         };

@@ -140,6 +140,7 @@ impl World {
             prefix: 24,
             gateway: GATEWAY,
             dns: Ipv4Addr::new(10, 0, 2, 3),
+            ipv6: Some(Ipv6Network::DEFAULT),
             mtu,
             flows: 64,
             memory,

@@ -4,6 +4,7 @@ use super::checksum::Sum;
 use super::ip::{ICMP, ICMPV6, IpHeader};
 use super::{ParseError, bytes_at, u16_at};
 use alloc::vec::Vec;
+use core::net::IpAddr;
 use core::ops::Range;
 
 /// The length of a header, with the four bytes that depend on the type.
@@ -27,26 +28,32 @@ pub struct EchoMessage {
 }
 
 impl EchoMessage {
+    /// Parses the header of a message to or from `remote`: whether it is the reply, and its sequence
+    /// number.
+    pub(crate) fn parse_header(remote: IpAddr, bytes: &[u8]) -> Result<(bool, u16), ParseError> {
+        let [kind, code] = bytes_at(bytes, 0)?;
+        let is_reply = match (remote.is_ipv4(), kind) {
+            (true, 8) | (false, 128) => false,
+            (true, 0) | (false, 129) => true,
+            _ => return Err(ParseError::Unsupported),
+        };
+        match code {
+            0 => Ok((is_reply, u16_at(bytes, 6)?)),
+            _ => Err(ParseError::Malformed),
+        }
+    }
+
     /// Parses the payload of a packet with the header `ip`.
     ///
     /// # Errors
     ///
     /// [`ParseError::Unsupported`] for other types of message.
     pub fn parse(ip: &IpHeader, bytes: &[u8]) -> Result<Self, ParseError> {
-        let [kind, code] = bytes_at(bytes, 0)?;
-        let is_reply = match (ip.source.is_ipv4(), kind) {
-            (true, 8) | (false, 128) => false,
-            (true, 0) | (false, 129) => true,
-            _ => return Err(ParseError::Unsupported),
-        };
-        if code != 0 {
-            return Err(ParseError::Malformed);
-        }
+        let (is_reply, sequence) = Self::parse_header(ip.source, bytes)?;
         if !sum_of(ip, bytes.len()).add(bytes).is_valid() {
             return Err(ParseError::Checksum);
         }
-        let (id, sequence) = (u16_at(bytes, 4)?, u16_at(bytes, 6)?);
-        Ok(Self { is_reply, id, sequence, data: HEADER_LEN..bytes.len() })
+        Ok(Self { is_reply, id: u16_at(bytes, 4)?, sequence, data: HEADER_LEN..bytes.len() })
     }
 
     /// Appends an echo message with `data`, and its IP header, to `frame`.
@@ -73,27 +80,51 @@ pub enum Unreachable {
     Port,
     /// A policy forbids it.
     Prohibited,
+    /// The packet is longer than a link allows, and must not be fragmented.
+    TooBig {
+        /// The longest packet that the link allows.
+        mtu: u16,
+    },
 }
 
 impl Unreachable {
-    const fn code(self, is_v4: bool) -> u8 {
+    /// The type and the code.
+    const fn kind(self, is_v4: bool) -> [u8; 2] {
         match (self, is_v4) {
-            (Self::Network, _) => 0,
-            (Self::Host, true) | (Self::Prohibited, false) => 1,
-            (Self::Host, false) | (Self::Port, true) => 3,
-            (Self::Port, false) => 4,
-            (Self::Prohibited, true) => 13,
+            (Self::Network, true) => [3, 0],
+            (Self::Host, true) => [3, 1],
+            (Self::Port, true) => [3, 3],
+            (Self::TooBig { .. }, true) => [3, 4],
+            (Self::Prohibited, true) => [3, 13],
+            (Self::Network, false) => [1, 0],
+            (Self::Prohibited, false) => [1, 1],
+            (Self::Host, false) => [1, 3],
+            (Self::Port, false) => [1, 4],
+            (Self::TooBig { .. }, false) => [2, 0],
         }
     }
 
     /// Appends an error about `packet`, an IP packet with a header of `header_len` bytes, to `frame`.
     /// The quoted header is the packet's own, so that the sender finds the connection.
     pub fn write(self, ip: &IpHeader, packet: &[u8], header_len: usize, frame: &mut Vec<u8>) {
-        let is_v4 = ip.source.is_ipv4();
-        let kind = if is_v4 { 3 } else { 1 };
+        let [kind, code] = self.kind(ip.source.is_ipv4());
+        let [a, b] = match self {
+            Self::TooBig { mtu } => mtu.to_be_bytes(),
+            _ => [0; 2],
+        };
         let quoted = &packet[..packet.len().min(header_len + QUOTED_PAYLOAD)];
-        write(ip, [kind, self.code(is_v4), 0, 0, 0, 0, 0, 0], &[quoted], frame);
+        write(ip, [kind, code, 0, 0, 0, 0, a, b], &[quoted], frame);
     }
+}
+
+/// The protocol number of ICMP for the version of `address`.
+pub(crate) fn protocol(address: IpAddr) -> u8 {
+    if address.is_ipv4() { ICMP } else { ICMPV6 }
+}
+
+/// The type and the code of an echo request to `address`.
+pub(crate) fn request(address: IpAddr) -> [u8; 2] {
+    [if address.is_ipv4() { 8 } else { 128 }, 0]
 }
 
 fn sum_of(ip: &IpHeader, len: usize) -> Sum {
@@ -105,7 +136,7 @@ fn sum_of(ip: &IpHeader, len: usize) -> Sum {
 
 fn write(ip: &IpHeader, mut header: [u8; HEADER_LEN], data: &[&[u8]], frame: &mut Vec<u8>) {
     let len = HEADER_LEN + data.iter().map(|part| part.len()).sum::<usize>();
-    let protocol = if ip.source.is_ipv4() { ICMP } else { ICMPV6 };
+    let protocol = protocol(ip.source);
     IpHeader { protocol, ..*ip }.write(len, frame);
     let mut sum = sum_of(ip, len);
     sum.add(&header);
@@ -123,7 +154,6 @@ fn write(ip: &IpHeader, mut header: [u8; HEADER_LEN], data: &[&[u8]], frame: &mu
 mod tests {
     use super::*;
     use crate::wire::ip::IpPacket;
-    use core::net::IpAddr;
 
     fn ip(v6: bool) -> IpHeader {
         let address = |n: u8| match v6 {

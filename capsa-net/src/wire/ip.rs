@@ -201,6 +201,46 @@ impl IpHeader {
     }
 }
 
+/// The fragments of `packet`, a whole packet as [`IpHeader::write`] writes it, so that each has at most
+/// `mtu` bytes.
+///
+/// # Panics
+///
+/// When `mtu` has no room for a header and 8 bytes.
+pub(crate) fn fragments(
+    packet: &[u8],
+    mtu: usize,
+    id: u32,
+) -> impl Iterator<Item = Vec<u8>> + use<'_> {
+    let is_v4 = packet[0] >> 4 == 4;
+    let (header, payload) = packet.split_at(if is_v4 { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN });
+    let header_len = header.len() + if is_v4 { 0 } else { IPV6_FRAGMENT_LEN };
+    let len = (mtu - header_len) & !7;
+    let count = payload.len().div_ceil(len);
+    payload.chunks(len).enumerate().map(move |(n, part)| {
+        let more = u16::from(n + 1 < count);
+        let mut fragment = header.to_vec();
+        if is_v4 {
+            fragment[2..4].copy_from_slice(&((header_len + part.len()) as u16).to_be_bytes());
+            fragment[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+            let place = (n * len / 8) as u16 | more << 13;
+            fragment[6..8].copy_from_slice(&place.to_be_bytes());
+            fragment[10..12].fill(0);
+            let sum = checksum(&fragment);
+            fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            let payload_len = (IPV6_FRAGMENT_LEN + part.len()) as u16;
+            fragment[4..6].copy_from_slice(&payload_len.to_be_bytes());
+            let protocol = core::mem::replace(&mut fragment[6], IPV6_FRAGMENT);
+            fragment.extend_from_slice(&[protocol, 0]);
+            fragment.extend_from_slice(&((n * len) as u16 | more).to_be_bytes());
+            fragment.extend_from_slice(&id.to_be_bytes());
+        }
+        fragment.extend_from_slice(part);
+        fragment
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,9 @@ use core::ops::Range;
 /// The length of a header.
 pub const HEADER_LEN: usize = 8;
 
+/// The longest payload of a datagram: that of a whole IPv4 packet.
+pub const PAYLOAD_MAX: usize = 0xffff - 20 - HEADER_LEN;
+
 /// A parsed datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpDatagram {
