@@ -26,6 +26,8 @@ pub(crate) struct DescriptorSet {
     /// A duplicate of the process's end of the console whose writes must block. The two ends share the
     /// flag for that.
     pub(crate) blocking: Option<UnixStream>,
+    /// The stack's end of the network's link.
+    pub(crate) network: Option<OwnedFd>,
 }
 
 impl DescriptorSet {
@@ -42,8 +44,12 @@ impl DescriptorSet {
                     set.blocking = Some(theirs.try_clone()?);
                     theirs.into()
                 }
-                // No backend plans one yet.
-                DescriptorKind::Network => return Err(io::ErrorKind::Unsupported.into()),
+                DescriptorKind::Network => {
+                    let (ours, theirs) = sys::socket_pair()?;
+                    ours.set_nonblocking(true)?;
+                    set.network = Some(ours.into());
+                    theirs.into()
+                }
                 DescriptorKind::Events => set.pipe(Channel::Events)?,
                 DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
                 DescriptorKind::Overlay { at } => {

@@ -7,6 +7,7 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`vm_io`] | the I/O of one VM: that of its processes, or of a simulated guest |
+//! | [`network`] | the network of a VM: the stack's link to the guest and its sockets |
 //! | [`context`] | says of an error what failed |
 //! | [`random`] | distinct numbers and names |
 //! | [`reactor`] | waits for many VMs at once |
@@ -28,6 +29,7 @@ pub mod context;
 pub mod ephemeral;
 pub mod facts;
 mod inherited;
+pub mod network;
 mod oom;
 pub mod probe;
 mod process;

@@ -13,6 +13,14 @@ pub fn number() -> u64 {
     RandomState::new().hash_one(std::process::id())
 }
 
+/// A secret key. The standard library's hash maps have keys from the system's randomness, and their hash
+/// function is a keyed one, so no output of it reveals another.
+pub(crate) fn key() -> [u8; 16] {
+    let keys = RandomState::new();
+    let [low, high] = [0_u8, 1].map(|half| keys.hash_one(half));
+    (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+}
+
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
 /// Whether [`name`] could have returned this text.

@@ -19,6 +19,11 @@ pub struct FlowId {
 }
 
 impl FlowId {
+    /// The place of the flow in the table: small, and used again after the flow has ended.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+
     /// The number of no flow.
     pub(crate) const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
 }

@@ -78,6 +78,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_io::clock::MonotonicClock;
+use capsa_io::network::Network;
 use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
 use capsa_proto::backend::HypervisorBackend;
@@ -138,7 +139,8 @@ impl Vm {
         let plan = Arc::new(plan);
         let run_dir = Path::new(plan.run_dir.as_str());
         let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
-        let io = ProcessIo::new(Arc::clone(&plan), run_dir, options.read_budget)?;
+        let network = plan.network.as_ref().map(Network::new).transpose()?;
+        let io = ProcessIo::new(Arc::clone(&plan), run_dir, network, options.read_budget)?;
         let mut vm = Self::with_io(plan, backend, Box::new(io), options, resources);
         vm.rejected = rejected;
         Ok(vm)

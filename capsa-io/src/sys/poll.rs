@@ -128,6 +128,10 @@ impl<F: AsFd> PollSource<F> {
         &mut self.io
     }
 
+    pub(crate) fn io_ref(&self) -> &F {
+        &self.io
+    }
+
     /// Sets which readiness is reported. Cheap when nothing changes. Without interest the source leaves
     /// the poller, which would report a closed peer all the same, without end.
     pub(crate) fn set_interest(&mut self, readable: bool, writable: bool) -> io::Result<()> {

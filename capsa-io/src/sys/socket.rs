@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, AddressFamily, Protocol, SocketAddrUnix, SocketType};
 
 use crate::context;
 
@@ -84,8 +84,24 @@ impl Address {
 
 fn unix_socket() -> io::Result<OwnedFd> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, os::SOCKET_FLAGS, None)?;
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    os::no_sigpipe(socket.as_fd())?;
+    prepare_socket(&socket)?;
+    Ok(socket)
+}
+
+fn prepare_socket(socket: &OwnedFd) -> io::Result<()> {
+    fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    os::no_sigpipe(socket.as_fd())
+}
+
+/// A socket of the internet that does not block.
+pub(crate) fn inet_socket(
+    family: AddressFamily,
+    kind: SocketType,
+    protocol: Option<Protocol>,
+) -> io::Result<OwnedFd> {
+    let socket = net::socket_with(family, kind, os::SOCKET_FLAGS, protocol)?;
+    prepare_socket(&socket)?;
+    set_nonblocking(socket.as_fd())?;
     Ok(socket)
 }
 

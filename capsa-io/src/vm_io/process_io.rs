@@ -19,6 +19,7 @@ use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
 use crate::inherited::DescriptorSet;
+use crate::network::Network;
 use crate::process::{self, ChildProcess, Inherited};
 use crate::run_dir::RunDir;
 use crate::stream::{ByteStream, ReadResult};
@@ -52,6 +53,9 @@ const fn exit_key(id: ProcessId) -> usize {
     5 + 2 * id.0
 }
 
+/// The poller's key of the network. `usize::MAX` is the poller's own.
+const NETWORK_KEY: usize = usize::MAX - 1;
+
 /// The processes and the channels of a VM.
 #[derive(Debug)]
 pub struct ProcessIo {
@@ -72,6 +76,8 @@ pub struct ProcessIo {
     /// The hypervisor's end of a [blocking](capsa_proto::plan::DescriptorKind::BlockingConsole) console,
     /// until it blocks.
     blocking: Option<UnixStream>,
+    /// `None` after the end.
+    network: Option<PollSource<Network>>,
 }
 
 /// What was read from a channel.
@@ -82,8 +88,8 @@ struct ChannelInput {
 }
 
 impl ProcessIo {
-    /// The I/O of a VM that is not started yet, for its run directory. One call reads at most
-    /// `read_budget` bytes of each kind, at least 1.
+    /// The I/O of a VM that is not started yet, for its run directory and its network. One call reads at
+    /// most `read_budget` bytes of each kind, at least 1.
     ///
     /// # Errors
     ///
@@ -91,10 +97,13 @@ impl ProcessIo {
     pub fn new(
         plan: Arc<LaunchPlan>,
         run_dir: impl Into<Option<RunDir>>,
+        network: Option<Network>,
         read_budget: usize,
     ) -> io::Result<Self> {
+        let poll = Poll::new()?;
         Ok(Self {
-            poll: Poll::new()?,
+            network: network.map(|network| poll.add(network, NETWORK_KEY)).transpose()?,
+            poll,
             ready: None,
             processes: plan.processes.iter().map(|_| None).collect(),
             streams: BTreeMap::new(),
@@ -267,7 +276,7 @@ impl ProcessIo {
         if let Some(run_dir) = &self.run_dir {
             run_dir.check_exists()?;
         }
-        let DescriptorSet { numbered, mut channels, blocking } =
+        let DescriptorSet { numbered, mut channels, blocking, network } =
             DescriptorSet::new(process, &plan.overlays)?;
         let mut inherited = Inherited { terminal: None, numbered };
         if id == plan.hypervisor() {
@@ -281,6 +290,11 @@ impl ProcessIo {
                 channels.push((Channel::SerialPort, ByteStream::File(fifo)));
             }
             self.blocking = blocking;
+            if let (Some(socket), Some(plan)) = (network, &plan.network)
+                && let Some(network) = &mut self.network
+            {
+                network.io().attach(&plan.link, socket)?;
+            }
             for overlay in &plan.overlays {
                 if let OverlayPlan::Clone { at, of } = overlay {
                     ephemeral::clone(of, at)?;
@@ -345,6 +359,18 @@ impl ProcessIo {
         true
     }
 
+    fn drive_network(&mut self, now: Instant, is_ready: bool) {
+        let Some(network) = &mut self.network else { return };
+        let network = network.io();
+        let is_due = network.poll_timeout().is_some_and(|deadline| deadline.at <= now);
+        if (is_ready || is_due || network.has_work())
+            && let Err(error) = network.on_ready(now)
+        {
+            tracing::warn!("the VM's network ends: {error}");
+            self.network = None;
+        }
+    }
+
     fn release(&mut self, core: &mut VmCore, now: Instant) {
         // Only a process that survived SIGKILL is left here.
         self.processes.iter_mut().rev().filter_map(Option::take).for_each(|mut it| it.give_up());
@@ -359,6 +385,7 @@ impl ProcessIo {
             core.handle_rest(&chunk[..n]);
         }
         self.streams.clear();
+        self.network = None;
         core.handle_released(now);
         self.run_dir = None;
     }
@@ -373,6 +400,7 @@ impl VmIo for ProcessIo {
         if waited.is_ok() {
             process::reap_dying(Duration::ZERO);
             self.read_channels(core, clock.now(), |key| ready.has(key));
+            self.drive_network(clock.now(), ready.has(NETWORK_KEY));
             // The hypervisor before its helper processes, which exit because it did.
             let exited = self.ids().rev().filter(|id| ready.has(exit_key(*id)));
             // While an exit is delayed, no deadline applies: the exit has happened before it.
@@ -427,11 +455,12 @@ impl VmIo for ProcessIo {
     }
 
     fn has_work(&self) -> bool {
-        self.more || self.poll.has_interest_changed()
+        let network = self.network.as_ref().map(PollSource::io_ref);
+        self.more || self.poll.has_interest_changed() || network.is_some_and(Network::has_work)
     }
 
     fn poll_timeout(&self) -> Option<Deadline> {
-        None
+        self.network.as_ref()?.io_ref().poll_timeout()
     }
 
     fn check_process(&self) -> io::Result<()> {

@@ -24,7 +24,7 @@ impl ConsoleTest {
         let run_dir = RunDirPlan::new(HostPath::new("/run/capsa/x").unwrap());
         let plan = sim::plan(&run_dir, ConsoleMode::Enabled, RebootPolicy::End, None);
         let plan = Arc::new(plan);
-        let mut io = ProcessIo::new(Arc::clone(&plan), None, read_budget).unwrap();
+        let mut io = ProcessIo::new(Arc::clone(&plan), None, None, read_budget).unwrap();
         let backend = Arc::new(SimBackend::default());
         let mut core = VmCore::new(plan, backend, console, Timing::default());
         let (ours, guest) = UnixStream::pair().unwrap();
@@ -128,7 +128,7 @@ fn exit_has_stderr_beyond_the_read_budget() {
     };
     plan.processes.insert(0, helper);
     let plan = Arc::new(plan);
-    let mut io = ProcessIo::new(Arc::clone(&plan), None, 1).unwrap();
+    let mut io = ProcessIo::new(Arc::clone(&plan), None, None, 1).unwrap();
     let backend = Arc::new(SimBackend::default());
     let mut core = VmCore::new(plan, backend, ConsoleMux::disabled(), Timing::default());
     let mut clock = MonotonicClock::new();

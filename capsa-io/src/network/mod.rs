@@ -1,0 +1,280 @@
+//! [`Network`]: the network of a VM.
+//!
+//! It drives Capsa's [network stack](capsa_net::Net): frames travel over a link to the hypervisor, and the
+//! flows of the guest over ordinary sockets of this process. It makes no decision about a flow, except
+//! one that needs the host: an address that the host's kernel would deliver to the host itself is
+//! refused.
+//!
+//! | file | contents |
+//! | --- | --- |
+//! | `link` | how frames travel |
+//! | `sockets` | the sockets of the flows |
+//!
+//! # Driving
+//!
+//! A network has a poller of its own, whose descriptor is readable when there is work.
+//!
+//! 1. When it is readable, when [`has_work`](Network::has_work), or when
+//!    [`poll_timeout`](Network::poll_timeout) has passed, call [`on_ready`](Network::on_ready).
+//! 2. A call is bounded: 64 frames in, 64 frames out, 256 KiB of the sockets.
+//!
+//! An idle network has no deadline, and no buffer: the buffers of a call belong to the calling thread.
+
+mod link;
+mod sockets;
+
+use std::cell::Cell;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use capsa_net::wire::ethernet::MacAddress;
+use capsa_net::{Counters, Net, NetworkConfig, SegmentBody, ServiceName};
+use capsa_proto::plan::{NetworkLink, NetworkPlan};
+use capsa_proto::time::{Deadline, Instant};
+
+use crate::random;
+use crate::sys::{Poll, PollSource, ReadyEvents};
+
+use self::link::{Batch, FrameLink, LinkInput, StreamLink};
+use self::sockets::SocketTable;
+
+/// Frames that a call receives, and that it sends, at most.
+const FRAMES: usize = 64;
+/// Bytes that a call sends to the guest, and that it reads from sockets, at most.
+const BYTES: usize = 256 << 10;
+
+/// Flows of one network, at most.
+const FLOWS: usize = 1024;
+/// Memory for the streams of one network.
+const MEMORY: usize = 64 << 20;
+
+/// What the poller reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Link,
+    /// The socket of the flow with this index.
+    Flow(usize),
+}
+
+impl Key {
+    fn encode(self) -> usize {
+        match self {
+            Self::Link => 0,
+            Self::Flow(index) => 4 * index + 1,
+        }
+    }
+
+    fn decode(key: usize) -> Self {
+        match key % 4 {
+            1 => Self::Flow(key / 4),
+            _ => Self::Link,
+        }
+    }
+}
+
+/// The network of a VM: the stack, its link and its sockets.
+#[derive(Debug)]
+pub struct Network {
+    net: Net,
+    poll: Poll,
+    link: Option<PollSource<FrameLink>>,
+    is_up: bool,
+    sockets: SocketTable,
+    /// Bytes that the current call may still read from sockets.
+    budget: usize,
+    /// A budget was exhausted: there is more work, although the poller may not report it again.
+    more: bool,
+}
+
+/// The buffers of a call.
+#[derive(Debug)]
+struct Buffers {
+    ready: ReadyEvents,
+    heads: Vec<Vec<u8>>,
+    bodies: Vec<SegmentBody>,
+    /// Bytes of the link, or a datagram of a socket.
+    input: Vec<u8>,
+}
+
+thread_local! {
+    /// Taken during a call.
+    static BUFFERS: Cell<Option<Box<Buffers>>> = const { Cell::new(None) };
+}
+
+impl Buffers {
+    fn take() -> Box<Self> {
+        let mut buffers = BUFFERS.take().unwrap_or_else(|| {
+            Box::new(Self {
+                ready: ReadyEvents::new(),
+                heads: vec![Vec::new(); FRAMES],
+                bodies: Vec::new(),
+                input: Vec::new(),
+            })
+        });
+        // A link may have kept the previous one.
+        buffers.input.resize(link::INPUT, 0);
+        buffers
+    }
+}
+
+impl Network {
+    /// The network of a plan.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left.
+    pub fn new(plan: &NetworkPlan) -> io::Result<Self> {
+        let options = &plan.options;
+        let service = |service: &capsa_proto::spec::NetworkService| ServiceName {
+            name: service.name.clone(),
+            port: service.port,
+        };
+        let config = NetworkConfig {
+            guest_mac: plan.mac,
+            gateway_mac: MacAddress([0x52, 0x55, 10, 0, 2, 2]),
+            guest: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            dns: Ipv4Addr::new(10, 0, 2, 3),
+            mtu: plan.mtu,
+            flows: FLOWS,
+            memory: MEMORY,
+            allow_private: options.allow_private,
+            host_ports: options.host_ports.clone(),
+            services: options.services.iter().map(service).collect(),
+        };
+        Ok(Self {
+            net: Net::new(config, random::key()),
+            poll: Poll::new()?,
+            link: None,
+            is_up: true,
+            sockets: SocketTable::default(),
+            budget: 0,
+            more: false,
+        })
+    }
+
+    /// Attaches the network to its end of a link.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be watched.
+    pub fn attach(&mut self, kind: &NetworkLink, socket: OwnedFd) -> io::Result<()> {
+        let link = match kind {
+            NetworkLink::Stream => FrameLink::Stream(StreamLink::new(socket)),
+            NetworkLink::Datagram | NetworkLink::VhostUser { .. } => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+        };
+        self.link = Some(self.poll.add(link, Key::Link.encode())?);
+        Ok(())
+    }
+
+    /// Takes the link up or down. While it is down, frames in both directions are dropped or wait.
+    pub fn set_link(&mut self, is_up: bool) {
+        self.is_up = is_up;
+        self.more = true;
+    }
+
+    /// What was dropped or refused.
+    pub fn counters(&self) -> Counters {
+        self.net.counters()
+    }
+
+    /// Does the pending work, bounded.
+    ///
+    /// # Errors
+    ///
+    /// In a forked child of the program, and when the poller fails.
+    pub fn on_ready(&mut self, now: Instant) -> io::Result<()> {
+        let mut buffers = Buffers::take();
+        let waited = self.poll.wait(Some(std::time::Duration::ZERO), &mut buffers.ready);
+        if waited.is_ok() {
+            self.work(&mut buffers, now);
+        }
+        BUFFERS.set(Some(buffers));
+        waited
+    }
+
+    /// Whether there is work that the descriptor may not report, because a budget was exhausted.
+    pub fn has_work(&self) -> bool {
+        self.more || self.poll.has_interest_changed()
+    }
+
+    /// When to call [`on_ready`](Self::on_ready) although nothing is readable.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        self.net.poll_timeout()
+    }
+
+    fn work(&mut self, buffers: &mut Buffers, now: Instant) {
+        (self.more, self.budget) = (false, BYTES);
+        self.net.handle_timeout(now);
+        for key in buffers.ready.keys() {
+            match Key::decode(key) {
+                Key::Link => {}
+                Key::Flow(index) => self.on_socket(index, &mut buffers.input, now),
+            }
+        }
+        let received = self.receive_frames(&mut buffers.input, now);
+        self.act(now);
+        if let Err(error) = received.and_then(|()| self.send_frames(buffers, now)) {
+            self.end_link(&error);
+        }
+    }
+
+    fn receive_frames(&mut self, input: &mut Vec<u8>, now: Instant) -> io::Result<()> {
+        // The link is out of `self` for the callback.
+        let Some(mut link) = self.link.take() else { return Ok(()) };
+        let received = link.io().receive(FRAMES, input, &mut |frame| {
+            if self.is_up {
+                self.handle_frame(frame, now);
+            }
+        });
+        self.link = Some(link);
+        self.more |= received? == LinkInput::More;
+        Ok(())
+    }
+
+    fn send_frames(&mut self, buffers: &mut Buffers, now: Instant) -> io::Result<()> {
+        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        link.io().flush()?;
+        if self.is_up && !link.io().is_full() {
+            buffers.bodies.clear();
+            let mut bytes = 0;
+            while bytes < BYTES && buffers.bodies.len() < FRAMES {
+                let head = &mut buffers.heads[buffers.bodies.len()];
+                let Some(body) = self.net.poll_frame(head, now) else { break };
+                bytes += head.len() + self.net.parts(&body).map(<[u8]>::len).sum::<usize>();
+                buffers.bodies.push(body);
+            }
+            let count = buffers.bodies.len();
+            if count > 0 {
+                let heads = &buffers.heads[..count];
+                link.io().send(&Batch { net: &self.net, heads, bodies: &buffers.bodies })?;
+                // Sending may change what the flows wait for.
+                self.act(now);
+            }
+            self.more |= bytes >= BYTES || count == FRAMES;
+        }
+        let Some(link) = self.link.as_mut() else { return Ok(()) };
+        let is_full = link.io().is_full();
+        link.set_interest(true, is_full)
+    }
+
+    fn end_link(&mut self, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                tracing::debug!("the hypervisor closed the network's link");
+            }
+            _ => tracing::warn!("the network's link ends: {error}"),
+        }
+        self.link = None;
+    }
+}
+
+impl AsFd for Network {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.as_fd()
+    }
+}

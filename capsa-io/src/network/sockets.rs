@@ -1,0 +1,353 @@
+//! The sockets of the flows: opens, reads, writes and closes them as the stack asks.
+
+use std::io::{self, IoSlice};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use capsa_net::{ConnectError, Delivery, Destination, FlowId, Interest, NetAction, SocketAction};
+use capsa_proto::time::Instant;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, connect, getpeername, recv, send,
+    shutdown, sockopt,
+};
+
+use super::{Key, Network, link};
+use crate::sys::{self, PollSource};
+
+/// Datagrams that are read from a socket in one call, at most.
+const DATAGRAMS: usize = 16;
+
+/// Parts of a stream that are written with one system call, at most.
+const PARTS: usize = 64;
+
+/// The sockets of the flows, by the index of the flow.
+#[derive(Debug, Default)]
+pub(super) struct SocketTable {
+    slots: Vec<Option<FlowSocket>>,
+    len: usize,
+}
+
+/// The socket of a flow.
+#[derive(Debug)]
+pub(super) struct FlowSocket {
+    flow: FlowId,
+    source: PollSource<OwnedFd>,
+    state: SocketState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SocketState {
+    /// A stream that connects. If it is refused, the next address is tried.
+    Connecting { next: Option<SocketAddr> },
+    /// A connected stream.
+    Stream { interest: Interest },
+    /// A connected socket for datagrams.
+    Datagram,
+}
+
+impl SocketTable {
+    fn get(&mut self, flow: FlowId) -> Option<&mut FlowSocket> {
+        self.at(flow.index()).filter(|socket| socket.flow == flow)
+    }
+
+    fn at(&mut self, index: usize) -> Option<&mut FlowSocket> {
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    fn insert(&mut self, socket: FlowSocket) {
+        let index = socket.flow.index();
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        self.len += usize::from(self.slots[index].is_none());
+        self.slots[index] = Some(socket);
+    }
+
+    fn remove(&mut self, flow: FlowId) -> Option<FlowSocket> {
+        self.get(flow)?;
+        let socket = self.slots[flow.index()].take();
+        self.len -= 1;
+        if self.len == 0 {
+            self.slots = Vec::new();
+        }
+        socket
+    }
+}
+
+impl Network {
+    // The guest to sockets.
+
+    pub(super) fn handle_frame(&mut self, frame: &[u8], now: Instant) {
+        match self.net.handle_frame(frame, now) {
+            Some(Delivery::Stream { flow, data }) => {
+                let data = &frame[data];
+                let sent = match self.sockets.get(flow) {
+                    Some(socket) => send_now(&socket.source, data),
+                    None => Ok(0),
+                };
+                self.net.taken(flow, data, *sent.as_ref().unwrap_or(&0), now);
+                if sent.is_err() {
+                    self.net.handle_socket_error(flow);
+                }
+            }
+            Some(Delivery::Datagram { flow, data }) => {
+                // The frame may have opened the flow.
+                self.act(now);
+                if let Some(socket) = self.sockets.get(flow)
+                    && send_now(&socket.source, &frame[data]).is_err_and(is_refused)
+                {
+                    self.net.handle_port_unreachable(flow);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Carries out what the stack asks for.
+    pub(super) fn act(&mut self, now: Instant) {
+        while let Some(action) = self.net.poll_action() {
+            match action {
+                NetAction::Connect { flow, destination } => self.connect(flow, destination, now),
+                NetAction::OpenUdp { flow, destination } => self.open_udp(flow, destination),
+                NetAction::Close { flow } => drop(self.sockets.remove(flow)),
+                NetAction::Socket { flow, action } => self.act_on_socket(flow, action),
+                NetAction::Interest { flow, interest } => self.set_interest(flow, interest),
+                NetAction::OpenEcho { .. } | NetAction::Resolve { .. } => {}
+            }
+        }
+    }
+
+    fn connect(&mut self, flow: FlowId, destination: Destination, now: Instant) {
+        let connected = match destination {
+            Destination::Remote(remote) => self.connect_to(flow, remote, None),
+            Destination::Host(port) => {
+                let next = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+                self.connect_to(flow, (Ipv4Addr::LOCALHOST, port).into(), Some(next))
+            }
+            Destination::Service(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+        };
+        match connected {
+            Ok(true) => self.handle_connected(flow, now),
+            Ok(false) => {}
+            Err(error) => self.net.handle_connect_error(flow, connect_error(&error)),
+        }
+    }
+
+    /// Connects a stream; `true` if it is connected already.
+    fn connect_to(
+        &mut self,
+        flow: FlowId,
+        remote: SocketAddr,
+        next: Option<SocketAddr>,
+    ) -> io::Result<bool> {
+        let socket = sys::inet_socket(family(remote), SocketType::STREAM, None)?;
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        let is_connected = match connect(&socket, &remote) {
+            Ok(()) => true,
+            Err(Errno::INPROGRESS | Errno::INTR) => false,
+            Err(error) => match next {
+                Some(next) if error == Errno::CONNREFUSED => {
+                    return self.connect_to(flow, next, None);
+                }
+                _ => return Err(error.into()),
+            },
+        };
+        self.insert(flow, socket, SocketState::Connecting { next })?;
+        Ok(is_connected)
+    }
+
+    fn open_udp(&mut self, flow: FlowId, destination: Destination) {
+        let remote = match destination {
+            Destination::Remote(remote) => remote,
+            Destination::Host(port) => (Ipv4Addr::LOCALHOST, port).into(),
+            Destination::Service(_) => return self.net.handle_port_unreachable(flow),
+        };
+        let open = || {
+            let socket = sys::inet_socket(family(remote), SocketType::DGRAM, None)?;
+            connect(&socket, &remote)?;
+            Ok(socket)
+        };
+        let opened = open().and_then(|socket| self.insert(flow, socket, SocketState::Datagram));
+        if opened.is_err() {
+            self.net.handle_port_unreachable(flow);
+        }
+    }
+
+    fn insert(&mut self, flow: FlowId, socket: OwnedFd, state: SocketState) -> io::Result<()> {
+        let mut source = self.poll.add(socket, Key::Flow(flow.index()).encode())?;
+        if let SocketState::Connecting { .. } = state {
+            source.set_interest(false, true)?;
+        }
+        self.sockets.insert(FlowSocket { flow, source, state });
+        Ok(())
+    }
+
+    fn act_on_socket(&mut self, flow: FlowId, action: SocketAction) {
+        match action {
+            SocketAction::ShutDown => {
+                if let Some(socket) = self.sockets.get(flow) {
+                    // It fails if the socket has failed, which reading reports.
+                    let _ = shutdown(socket.source.io_ref(), Shutdown::Write);
+                }
+            }
+            SocketAction::Close => drop(self.sockets.remove(flow)),
+            SocketAction::Reset => {
+                if let Some(socket) = self.sockets.remove(flow) {
+                    let _ =
+                        sockopt::set_socket_linger(socket.source.io_ref(), Some(Duration::ZERO));
+                }
+            }
+        }
+    }
+
+    fn set_interest(&mut self, flow: FlowId, interest: Interest) {
+        let Some(socket) = self.sockets.get(flow) else { return };
+        if let SocketState::Stream { interest: old } = &mut socket.state {
+            *old = interest;
+            let watched = socket.source.set_interest(interest.readable, interest.writable);
+            if let Err(error) = watched {
+                tracing::warn!("cannot watch a socket of the guest: {error}");
+                self.net.handle_socket_error(flow);
+            }
+        }
+    }
+
+    // Sockets to the guest.
+
+    /// A socket may be ready.
+    pub(super) fn on_socket(&mut self, index: usize, buffer: &mut [u8], now: Instant) {
+        let Some(socket) = self.sockets.at(index) else { return };
+        let flow = socket.flow;
+        match socket.state {
+            SocketState::Connecting { next } => self.finish_connect(flow, next, now),
+            SocketState::Stream { interest } => {
+                if interest.writable {
+                    self.write_waiting(flow, now);
+                }
+                if interest.readable {
+                    self.read_stream(flow, now);
+                }
+            }
+            SocketState::Datagram => self.read_datagrams(flow, buffer, now),
+        }
+        self.act(now);
+    }
+
+    fn finish_connect(&mut self, flow: FlowId, next: Option<SocketAddr>, now: Instant) {
+        let Some(socket) = self.sockets.get(flow) else { return };
+        let socket = socket.source.io_ref();
+        let error = match sockopt::socket_error(socket) {
+            Ok(Ok(())) => match getpeername(socket) {
+                Ok(_) => return self.handle_connected(flow, now),
+                // The readiness was that of an older socket with the same key.
+                Err(_) => return,
+            },
+            Ok(Err(error)) | Err(error) => error,
+        };
+        self.sockets.remove(flow);
+        let connected = match next {
+            Some(next) if error == Errno::CONNREFUSED => self.connect_to(flow, next, None),
+            _ => Err(error.into()),
+        };
+        match connected {
+            Ok(true) => self.handle_connected(flow, now),
+            Ok(false) => {}
+            Err(error) => self.net.handle_connect_error(flow, connect_error(&error)),
+        }
+    }
+
+    fn handle_connected(&mut self, flow: FlowId, now: Instant) {
+        let Some(socket) = self.sockets.get(flow) else { return };
+        socket.state = SocketState::Stream { interest: Interest::default() };
+        if socket.source.set_interest(false, false).is_err() {
+            self.net.handle_socket_error(flow);
+        }
+        self.net.handle_connected(flow, now);
+    }
+
+    fn write_waiting(&mut self, flow: FlowId, now: Instant) {
+        let Some(socket) = self.sockets.get(flow) else { return };
+        let slices: Vec<_> = self.net.waiting(flow).take(PARTS).map(IoSlice::new).collect();
+        let sent = link::send_slices(socket.source.io_ref().as_fd(), &slices);
+        match sent {
+            Ok(count) => self.net.drained(flow, count, now),
+            Err(_) => self.net.handle_socket_error(flow),
+        }
+    }
+
+    fn read_stream(&mut self, flow: FlowId, now: Instant) {
+        loop {
+            let Some(socket) = self.sockets.get(flow) else { return };
+            let space = self.net.space(flow);
+            let size = space.len().min(self.budget);
+            if size == 0 {
+                self.more |= self.budget == 0;
+                return;
+            }
+            match recv(socket.source.io_ref(), &mut space[..size], RecvFlags::empty()) {
+                Ok((0, _)) => return self.net.handle_eof(flow),
+                Ok((count, _)) => {
+                    self.budget -= count;
+                    self.net.filled(flow, count, now);
+                    if count < size {
+                        return;
+                    }
+                }
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => return self.net.handle_socket_error(flow),
+            }
+        }
+    }
+
+    fn read_datagrams(&mut self, flow: FlowId, buffer: &mut [u8], now: Instant) {
+        for _ in 0..DATAGRAMS {
+            let Some(socket) = self.sockets.get(flow) else { return };
+            match recv(socket.source.io_ref(), &mut *buffer, RecvFlags::empty()) {
+                Ok((count, _)) => self.net.handle_datagram(flow, &buffer[..count], now),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::CONNREFUSED) => self.net.handle_port_unreachable(flow),
+                Err(_) => {}
+            }
+        }
+        self.more = true;
+    }
+}
+
+fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
+    loop {
+        return match send(source.io_ref(), data, SendFlags::NOSIGNAL) {
+            Err(Errno::AGAIN) => Ok(0),
+            Err(Errno::INTR) => continue,
+            sent => sent,
+        };
+    }
+}
+
+fn is_refused(error: Errno) -> bool {
+    error == Errno::CONNREFUSED
+}
+
+fn family(remote: SocketAddr) -> AddressFamily {
+    match remote {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    }
+}
+
+/// What the guest learns of a connection that failed.
+fn connect_error(error: &io::Error) -> ConnectError {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) => {
+            ConnectError::NetworkUnreachable
+        }
+        Some(Errno::HOSTUNREACH | Errno::TIMEDOUT | Errno::HOSTDOWN) => {
+            ConnectError::HostUnreachable
+        }
+        Some(Errno::ACCESS | Errno::PERM) => ConnectError::Prohibited,
+        _ => ConnectError::Refused,
+    }
+}
