@@ -3,10 +3,12 @@
 //! [`receive`](self) takes the frames of the guest apart; this file has the flows, and what their sockets
 //! do.
 
+mod access;
 mod answers;
 mod echo;
 mod interface;
 mod receive;
+mod services;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
@@ -17,7 +19,9 @@ use core::time::Duration;
 
 use capsa_proto::time::{Deadline, Instant};
 
+use self::access::Refusal;
 use self::echo::{ECHO_IDLE, EchoLimits};
+use self::services::ServiceTable;
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol, FlowTable, HashKey};
 use crate::rate_limit::RateLimit;
@@ -46,6 +50,10 @@ const UDP_TWO_WAY: Duration = Duration::from_secs(120);
 /// ICMP errors to the guest: 1000 a second, and 100 at once.
 const ERROR_INTERVAL: Duration = Duration::from_millis(1);
 const ERROR_BURST: u32 = 100;
+/// TCP connections that connect to a host at a time; further ones wait for their turn.
+const CONNECTING: usize = 64;
+/// Flows of UDP and echo requests at a time; a further UDP flow ends the one that is the nearest to its end.
+const DATAGRAM_FLOWS: usize = 256;
 
 /// Answers that wait for the link, at most; further ones are dropped, as by a full queue of a router.
 const ANSWERS: usize = 64;
@@ -62,8 +70,10 @@ struct Flow {
     transport: Transport,
     /// What the driver was last asked to wait for.
     interest: Interest,
-    /// The driver was not asked to close the socket.
+    /// The driver was asked to open a socket, and not to close it.
     has_socket: bool,
+    /// The driver was asked to connect, and the socket is not connected yet.
+    is_connecting: bool,
     is_queued: bool,
     timer: Option<Instant>,
 }
@@ -83,6 +93,7 @@ struct Flow {
 #[derive(Debug)]
 pub struct Net {
     config: NetworkConfig,
+    services: ServiceTable,
     secret: HashKey,
     budget: Budget,
     flows: FlowTable<Flow>,
@@ -102,6 +113,12 @@ pub struct Net {
     error_rate: RateLimit,
     /// The time of the last call that has one.
     last_call: Instant,
+    /// The flows of UDP and echo requests, by the time of their end.
+    datagram_ends: BTreeSet<(Instant, FlowId)>,
+    /// How many flows are connecting.
+    connecting: usize,
+    /// Flows that wait for their turn to connect. Some have ended.
+    waiting_connects: VecDeque<(FlowId, Destination)>,
     counters: Counters,
 }
 
@@ -111,6 +128,7 @@ impl Net {
         let secret = HashKey::new(key);
         Self {
             budget: Budget::new(config.memory),
+            services: ServiceTable::new(&config),
             flows: FlowTable::new(config.flows, secret.clone()),
             config,
             secret,
@@ -124,6 +142,9 @@ impl Net {
             fragment_id: 0,
             error_rate: RateLimit::new(ERROR_INTERVAL, ERROR_BURST),
             last_call: Instant::ZERO,
+            datagram_ends: BTreeSet::new(),
+            connecting: 0,
+            waiting_connects: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -188,6 +209,9 @@ impl Net {
     /// The socket of an [`NetAction::Connect`], [`NetAction::OpenUdp`] or [`NetAction::OpenEcho`] failed:
     /// the flow ends.
     pub fn handle_connect_error(&mut self, flow: FlowId, error: ConnectError) {
+        if error == ConnectError::Prohibited {
+            Refusal::Host.count(&mut self.counters);
+        }
         if !matches!(self.flows.get(flow), Some((_, Flow { transport: Transport::Tcp(_), .. }))) {
             self.handle_datagram_error(flow, error);
             return self.remove(flow);
@@ -313,7 +337,11 @@ impl Net {
         }
         let sequence = self.initial_sequence(&addresses, now);
         let connection = Connection::to_guest(sequence, self.link_mss(&addresses), now);
-        self.insert(addresses, Transport::Tcp(Box::new(connection)))
+        let id = self.insert(addresses, Transport::Tcp(Box::new(connection)))?;
+        if let Some((_, flow)) = self.flows.get_mut(id) {
+            flow.has_socket = true;
+        }
+        Some(id)
     }
 
     // What the driver does.
@@ -373,8 +401,9 @@ impl Net {
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        let (at, _) = self.timers.first()?;
-        Some(Deadline { at: *at, why: "network timer" })
+        let first =
+            [self.timers.first(), self.datagram_ends.first()].into_iter().flatten().min()?;
+        Some(Deadline { at: first.0, why: "network timer" })
     }
 
     /// The deadline of [`poll_timeout`](Self::poll_timeout) has passed.
@@ -383,15 +412,15 @@ impl Net {
             && at <= now
         {
             self.timers.pop_first();
-            let Some((_, flow)) = self.flows.get_mut(id) else { continue };
-            flow.timer = None;
-            match &mut flow.transport {
-                Transport::Tcp(connection) => {
-                    connection.handle_timeout(now, &mut self.budget);
-                    self.update(id);
-                }
-                Transport::Udp { .. } | Transport::Echo { .. } => self.remove(id),
+            if let Some((_, flow)) = self.flows.get_mut(id) {
+                flow.timer = None;
             }
+            self.with_connection(id, |connection, budget| connection.handle_timeout(now, budget));
+        }
+        while let Some(&(at, id)) = self.datagram_ends.first()
+            && at <= now
+        {
+            self.remove(id);
         }
     }
 
@@ -401,7 +430,8 @@ impl Net {
         let flow = Flow {
             transport,
             interest: Interest::default(),
-            has_socket: true,
+            has_socket: false,
+            is_connecting: false,
             is_queued: false,
             timer: None,
         };
@@ -410,11 +440,38 @@ impl Net {
         Some(id)
     }
 
+    /// Connects the socket of a new flow, once it is its turn.
+    fn connect(&mut self, flow: FlowId, destination: Destination) {
+        if self.waiting_connects.len() >= 2 * self.config.flows {
+            // Most of these have ended.
+            self.waiting_connects.retain(|(flow, _)| self.flows.get(*flow).is_some());
+        }
+        self.waiting_connects.push_back((flow, destination));
+        self.start_connects();
+    }
+
+    fn start_connects(&mut self) {
+        while self.connecting < CONNECTING
+            && let Some((id, destination)) = self.waiting_connects.pop_front()
+        {
+            let Some((_, flow)) = self.flows.get_mut(id) else { continue };
+            (flow.has_socket, flow.is_connecting) = (true, true);
+            self.connecting += 1;
+            self.actions.push_back(NetAction::Connect { flow: id, destination });
+        }
+    }
+
+    /// Ends the flow of datagrams that is the nearest to its end, if there is no room for a further one.
+    fn make_room_for_datagrams(&mut self) {
+        if (self.datagram_ends.len() >= DATAGRAM_FLOWS || self.flows.len() >= self.config.flows)
+            && let Some(&(_, id)) = self.datagram_ends.first()
+        {
+            self.remove(id);
+        }
+    }
+
     fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.flows.remove(id) else { return };
-        if let Some(at) = flow.timer {
-            self.timers.remove(&(at, id));
-        }
         match flow.transport {
             Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
             Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
@@ -422,6 +479,14 @@ impl Net {
                 self.echo.flows -= 1;
                 self.actions.push_back(NetAction::Close { flow: id });
             }
+        }
+        if let Some(at) = flow.timer {
+            self.timers.remove(&(at, id));
+            self.datagram_ends.remove(&(at, id));
+        }
+        if flow.is_connecting {
+            self.connecting -= 1;
+            self.start_connects();
         }
     }
 
@@ -451,9 +516,15 @@ impl Net {
         let Some((_, flow)) = self.flows.get_mut(id) else { return };
         let (deadline, is_gone) = match &mut flow.transport {
             Transport::Tcp(connection) => {
-                if let Some(action) = connection.poll_action() {
+                if let Some(action) = connection.poll_action()
+                    && flow.has_socket
+                {
                     self.actions.push_back(NetAction::Socket { flow: id, action });
                     flow.has_socket = action == SocketAction::ShutDown;
+                }
+                if flow.is_connecting && !connection.is_connecting() {
+                    flow.is_connecting = false;
+                    self.connecting -= 1;
                 }
                 let interest = connection.interest(&mut self.budget);
                 if flow.has_socket && interest != flow.interest {
@@ -468,16 +539,21 @@ impl Net {
             }
             Transport::Echo { active_at } => (Some(*active_at + ECHO_IDLE), false),
         };
+        let timers = match flow.transport {
+            Transport::Tcp(_) => &mut self.timers,
+            Transport::Udp { .. } | Transport::Echo { .. } => &mut self.datagram_ends,
+        };
         if flow.timer != deadline {
             if let Some(at) = flow.timer {
-                self.timers.remove(&(at, id));
+                timers.remove(&(at, id));
             }
             flow.timer = deadline;
-            self.timers.extend(deadline.map(|at| (at, id)));
+            timers.extend(deadline.map(|at| (at, id)));
         }
         if is_gone {
             self.remove(id);
         }
+        self.start_connects();
     }
 
     /// RFC 6528: a keyed hash of the addresses, plus a clock that advances by one every 4 microseconds.

@@ -10,7 +10,7 @@ use capsa_proto::time::Instant;
 use super::{HOP_LIMIT, Net, NetAction, Transport};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::rate_limit::RateLimit;
-use crate::wire::icmp::{self, EchoMessage};
+use crate::wire::icmp::{self, EchoMessage, Unreachable};
 use crate::wire::ip::IpHeader;
 
 /// An echo flow ends after this time without a message.
@@ -77,15 +77,20 @@ impl Net {
             self.answer_packet(&header, |frame| reply.write(&header, data, frame));
             return None;
         }
-        if data.len() > DATA_MAX || !self.echo.rate.allow(now) {
-            self.counters.limited += 1;
-            return None;
-        }
         let addresses = FlowAddresses {
             protocol: FlowProtocol::Echo,
             guest: SocketAddr::new(header.source, echo.id),
             remote: SocketAddr::new(header.destination, 0),
         };
+        if let Err(refusal) = self.check_remote(header.destination) {
+            refusal.count(&mut self.counters);
+            self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
+            return None;
+        }
+        if data.len() > DATA_MAX || !self.echo.rate.allow(now) {
+            self.counters.limited += 1;
+            return None;
+        }
         self.echo_flow(addresses, now)
     }
 
@@ -102,7 +107,7 @@ impl Net {
         let is_full = self.echo.flows == FLOWS_MAX;
         let transport = Transport::Echo { active_at: now };
         let Some(flow) = (!is_full).then(|| self.insert(addresses, transport)).flatten() else {
-            self.counters.refused += 1;
+            self.counters.refused_full += 1;
             return None;
         };
         self.echo.flows += 1;

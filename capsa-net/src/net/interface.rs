@@ -224,8 +224,14 @@ pub struct Counters {
     pub malformed: u64,
     /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
     pub ignored: u64,
+    /// Flows to the host, or to another address of the guest's network, that were refused.
+    pub refused_host: u64,
+    /// Flows to private networks that were refused.
+    pub refused_private: u64,
+    /// Flows to addresses that no host of the internet has, or to metadata services, that were refused.
+    pub refused_special: u64,
     /// Flows that were refused because the table was full.
-    pub refused: u64,
+    pub refused_full: u64,
     /// Echo requests, fragments and ICMP errors that were dropped because of a limit of rate or size.
     pub limited: u64,
 }

@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use capsa_proto::time::Instant;
 
-use super::{Delivery, Destination, HOP_LIMIT, Net, NetAction, Payload, Transport};
+use super::{Delivery, HOP_LIMIT, Net, NetAction, Payload, Transport};
 use crate::dhcp::{self, DhcpServer};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::tcp::Connection;
@@ -186,17 +186,19 @@ impl Net {
 
     /// The guest opens a connection.
     fn open(&mut self, addresses: FlowAddresses, syn: &TcpHeader, now: Instant) {
+        let destination = match self.destination(FlowProtocol::Tcp, addresses.remote) {
+            Ok(destination) => destination,
+            Err(refusal) => {
+                refusal.count(&mut self.counters);
+                return self.refuse(&addresses, syn, 0);
+            }
+        };
         let sequence = self.initial_sequence(&addresses, now);
         let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
         match self.insert(addresses, Transport::Tcp(Box::new(connection))) {
-            Some(flow) => {
-                self.actions.push_back(NetAction::Connect {
-                    flow,
-                    destination: Destination::Remote(addresses.remote),
-                });
-            }
+            Some(flow) => self.connect(flow, destination),
             None => {
-                self.counters.refused += 1;
+                self.counters.refused_full += 1;
                 self.refuse(&addresses, syn, 0);
             }
         }
@@ -239,17 +241,23 @@ impl Net {
             self.update(id);
             return Some(id);
         }
+        let destination = match self.destination(FlowProtocol::Udp, addresses.remote) {
+            Ok(destination) => destination,
+            Err(refusal) => {
+                refusal.count(&mut self.counters);
+                self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
+                return None;
+            }
+        };
+        self.make_room_for_datagrams();
         let transport = Transport::Udp { is_two_way: false, active_at: now };
         match self.insert(addresses, transport) {
             Some(flow) => {
-                self.actions.push_back(NetAction::OpenUdp {
-                    flow,
-                    destination: Destination::Remote(addresses.remote),
-                });
+                self.actions.push_back(NetAction::OpenUdp { flow, destination });
                 Some(flow)
             }
             None => {
-                self.counters.refused += 1;
+                self.counters.refused_full += 1;
                 self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
                 None
             }

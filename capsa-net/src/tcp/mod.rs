@@ -363,6 +363,11 @@ impl Connection {
         }
     }
 
+    /// Whether the socket is connecting.
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.state == State::Connecting
+    }
+
     /// The sequence number of the guest's SYN.
     pub(crate) fn guest_sequence(&self) -> u32 {
         self.guest_start.wrapping_sub(1)
