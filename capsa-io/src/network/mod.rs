@@ -137,6 +137,7 @@ impl Network {
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: Ipv4Addr::new(10, 0, 2, 3),
+            ipv6: None,
             mtu: plan.mtu,
             flows: FLOWS,
             memory: MEMORY,

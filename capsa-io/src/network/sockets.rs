@@ -1,7 +1,7 @@
 //! The sockets of the flows: opens, reads, writes and closes them as the stack asks.
 
 use std::io::{self, IoSlice};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use capsa_net::{ConnectError, Delivery, Destination, FlowId, Interest, NetAction
 use capsa_proto::time::Instant;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, connect, getpeername, recv, send,
-    shutdown, sockopt,
+    AddressFamily, Protocol, RecvFlags, SendFlags, Shutdown, SocketType, connect, getpeername,
+    ipproto, recv, send, shutdown, sockopt,
 };
 
 use super::{Key, Network, link};
@@ -45,6 +45,8 @@ enum SocketState {
     Stream { interest: Interest },
     /// A connected socket for datagrams.
     Datagram,
+    /// A connected socket for echo requests.
+    Echo,
 }
 
 impl SocketTable {
@@ -92,13 +94,13 @@ impl Network {
                     self.net.handle_socket_error(flow);
                 }
             }
-            Some(Delivery::Datagram { flow, data }) => {
+            Some(Delivery::Datagram { flow, payload } | Delivery::Echo { flow, payload }) => {
                 // The frame may have opened the flow.
                 self.act(now);
-                if let Some(socket) = self.sockets.get(flow)
-                    && send_now(&socket.source, &frame[data]).is_err_and(is_refused)
-                {
-                    self.net.handle_port_unreachable(flow);
+                let Some(socket) = self.sockets.get(flow) else { return };
+                let sent = send_now(&socket.source, self.net.payload(&payload, frame));
+                if let Err(error) = sent {
+                    self.net.handle_datagram_error(flow, connect_error(&error.into()));
                 }
             }
             None => {}
@@ -114,7 +116,8 @@ impl Network {
                 NetAction::Close { flow } => drop(self.sockets.remove(flow)),
                 NetAction::Socket { flow, action } => self.act_on_socket(flow, action),
                 NetAction::Interest { flow, interest } => self.set_interest(flow, interest),
-                NetAction::OpenEcho { .. } | NetAction::Resolve { .. } => {}
+                NetAction::OpenEcho { flow, remote } => self.open_echo(flow, remote),
+                NetAction::Resolve { .. } => {}
             }
         }
     }
@@ -163,16 +166,36 @@ impl Network {
         let remote = match destination {
             Destination::Remote(remote) => remote,
             Destination::Host(port) => (Ipv4Addr::LOCALHOST, port).into(),
-            Destination::Service(_) => return self.net.handle_port_unreachable(flow),
+            Destination::Service(_) => {
+                return self.net.handle_datagram_error(flow, ConnectError::Refused);
+            }
         };
+        self.open_datagrams(flow, remote, None, SocketState::Datagram);
+    }
+
+    /// Opens a ping socket. The kernel may forbid it (`net.ipv4.ping_group_range`).
+    fn open_echo(&mut self, flow: FlowId, remote: IpAddr) {
+        let protocol = match remote {
+            IpAddr::V4(_) => ipproto::ICMP,
+            IpAddr::V6(_) => ipproto::ICMPV6,
+        };
+        self.open_datagrams(flow, (remote, 0).into(), Some(protocol), SocketState::Echo);
+    }
+
+    fn open_datagrams(
+        &mut self,
+        flow: FlowId,
+        remote: SocketAddr,
+        protocol: Option<Protocol>,
+        state: SocketState,
+    ) {
         let open = || {
-            let socket = sys::inet_socket(family(remote), SocketType::DGRAM, None)?;
+            let socket = sys::inet_socket(family(remote), SocketType::DGRAM, protocol)?;
             connect(&socket, &remote)?;
             Ok(socket)
         };
-        let opened = open().and_then(|socket| self.insert(flow, socket, SocketState::Datagram));
-        if opened.is_err() {
-            self.net.handle_port_unreachable(flow);
+        if let Err(error) = open().and_then(|socket| self.insert(flow, socket, state)) {
+            self.net.handle_datagram_error(flow, connect_error(&error));
         }
     }
 
@@ -231,7 +254,7 @@ impl Network {
                     self.read_stream(flow, now);
                 }
             }
-            SocketState::Datagram => self.read_datagrams(flow, buffer, now),
+            SocketState::Datagram | SocketState::Echo => self.read_datagrams(flow, buffer, now),
         }
         self.act(now);
     }
@@ -307,10 +330,15 @@ impl Network {
         for _ in 0..DATAGRAMS {
             let Some(socket) = self.sockets.get(flow) else { return };
             match recv(socket.source.io_ref(), &mut *buffer, RecvFlags::empty()) {
+                Ok((count, _)) if socket.state == SocketState::Echo => {
+                    self.net.handle_echo_reply(flow, &buffer[..count], now);
+                }
                 Ok((count, _)) => self.net.handle_datagram(flow, &buffer[..count], now),
                 Err(Errno::AGAIN) => return,
-                Err(Errno::CONNREFUSED) => self.net.handle_port_unreachable(flow),
-                Err(_) => {}
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    self.net.handle_datagram_error(flow, connect_error(&error.into()));
+                }
             }
         }
         self.more = true;
@@ -325,10 +353,6 @@ fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
             sent => sent,
         };
     }
-}
-
-fn is_refused(error: Errno) -> bool {
-    error == Errno::CONNREFUSED
 }
 
 fn family(remote: SocketAddr) -> AddressFamily {
