@@ -44,3 +44,5 @@ pub mod vsock;
 mod watchdog;
 
 pub use sys::ForkGuard;
+#[cfg(all(target_os = "linux", feature = "testing"))]
+pub use sys::tap;

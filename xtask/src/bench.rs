@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: what Capsa costs over driving a hypervisor without it.
 //!
 //! The bench of the console is in the package `bench`, which is outside of the workspace because of
-//! the crates that it compares with. The others are in the package `capsa-measure`.
+//! the crates that it compares with. The bench of the network is in `capsa-network-rig`. The others are in
+//! the package `capsa-measure`.
 
 use std::ffi::OsString;
 
@@ -14,6 +15,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let arguments: Vec<OsString> = arguments.finish();
     match arguments.first() {
         Some(name) if name == "console" => console(&arguments[1..]),
+        Some(name) if name == "network" => network(&arguments[1..]),
         _ => cargo::run_program("capsa-measure", "bench", &arguments),
     }
 }
@@ -27,4 +29,10 @@ fn console(arguments: &[OsString]) -> Outcome {
     let mut bench = cargo();
     bench.args(["run", "--quiet", "--release", "--manifest-path", "bench/Cargo.toml", "--"]);
     cargo::run(bench.arg(target_directory().join("release/fake-qemu")))
+}
+
+fn network(arguments: &[OsString]) -> Outcome {
+    let rig =
+        ["--release", "--package", "capsa-network-rig", "--bin", "network-rig", "--", "bench"];
+    cargo::run(cargo().args(["run", "--quiet"]).args(rig).args(arguments))
 }

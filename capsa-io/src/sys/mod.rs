@@ -27,6 +27,8 @@ mod linux;
 mod macos;
 mod poll;
 mod socket;
+#[cfg(all(target_os = "linux", feature = "testing"))]
+pub mod tap;
 mod unix;
 #[cfg(target_os = "linux")]
 mod vfork;

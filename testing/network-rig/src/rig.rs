@@ -1,0 +1,147 @@
+//! [`Rig`]: a host with servers, a remote network, and guests behind stacks.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use capsa_fixtures::command;
+
+use crate::RigError;
+use crate::namespace::Namespace;
+use crate::peers::{self, GATEWAY, RigProcess};
+
+/// The addresses of the host on the network that it shares with the remote network.
+pub const HOST: [&str; 2] = ["203.0.114.1", "2001:db9::1"];
+/// The addresses of the remote network.
+pub const REMOTE: [&str; 2] = ["203.0.114.2", "2001:db9::2"];
+
+/// The host of guests: servers on its loopback, and a remote network with the same servers.
+#[derive(Debug)]
+pub struct Rig {
+    program: PathBuf,
+    /// The host.
+    pub host: Namespace,
+    /// The remote network.
+    pub remote: Namespace,
+    _servers: [RigProcess; 2],
+}
+
+/// What connects a guest with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GuestStack {
+    /// Nothing: the traffic runs on the loopback of the host.
+    Loopback,
+    /// slirp4netns.
+    Slirp4netns,
+    /// pasta.
+    Pasta,
+    /// The stack of Capsa.
+    Capsa,
+}
+
+/// A guest with a configured card.
+#[derive(Debug)]
+pub struct RigGuest {
+    /// Its namespace; none for the loopback.
+    pub namespace: Option<Namespace>,
+    _stack: Option<RigProcess>,
+}
+
+/// The figures of one kind of traffic, by name.
+pub type Figures = BTreeMap<String, f64>;
+
+impl Rig {
+    /// Creates the host and the remote network. `program` is the program `network-rig`.
+    ///
+    /// # Errors
+    ///
+    /// When this host permits no namespaces, or has no `ip`.
+    pub fn new(program: &Path) -> Result<Self, RigError> {
+        let host = Namespace::new(program)?;
+        let remote = host.beside()?;
+        let addresses = |all: [&str; 2]| [format!("{}/24", all[0]), format!("{}/64", all[1])];
+        let (ours, theirs) = (addresses(HOST), addresses(REMOTE));
+        host.connect("out0", &[&ours[0], &ours[1]], &remote, &[&theirs[0], &theirs[1]])?;
+        for address in REMOTE {
+            let family = if address.contains(':') { "-6" } else { "-4" };
+            host.ip(&format!("{family} route add default via {address}"))?;
+        }
+        let servers = [serve(&host)?, serve(&remote)?];
+        Ok(Self { program: program.to_owned(), host, remote, _servers: servers })
+    }
+
+    /// A guest behind a stack.
+    ///
+    /// # Errors
+    ///
+    /// When the stack does not start.
+    pub fn guest(&self, stack: GuestStack, mtu: u16) -> Result<RigGuest, RigError> {
+        let (namespace, stack) = match stack {
+            GuestStack::Loopback => return Ok(RigGuest { namespace: None, _stack: None }),
+            GuestStack::Slirp4netns => {
+                let guest = self.host.beside()?;
+                let stack = peers::slirp4netns(&self.host, &guest, mtu)?;
+                (guest, stack)
+            }
+            GuestStack::Pasta => {
+                let guest = Namespace::new_unprivileged(&self.program)?;
+                let stack = peers::pasta(&self.program, &self.host, &guest, mtu)?;
+                (guest, stack)
+            }
+            GuestStack::Capsa => return Err("not there yet".into()),
+        };
+        Ok(RigGuest { namespace: Some(namespace), _stack: Some(stack) })
+    }
+
+    /// Runs traffic of a guest with the servers on the host's loopback, and returns its figures. `n` is the
+    /// number of the traffic: seconds, bytes or times.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub fn traffic(&self, guest: &RigGuest, name: &str, n: u64) -> Result<Figures, RigError> {
+        let address = if guest.namespace.is_some() { GATEWAY } else { "127.0.0.1" };
+        let server = SocketAddr::new(address.parse()?, crate::server::REQUESTS);
+        traffic(guest.namespace.as_ref().unwrap_or(&self.host), name, server, n)
+    }
+}
+
+/// Runs traffic in a namespace and returns its figures.
+///
+/// # Errors
+///
+/// When it fails.
+pub fn traffic(
+    guest: &Namespace,
+    name: &str,
+    server: SocketAddr,
+    n: u64,
+) -> Result<Figures, RigError> {
+    let mut command = guest.rig("traffic");
+    command.args([name, &server.to_string(), &n.to_string()]);
+    let text = command::text(&mut command)?;
+    let figure = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    Ok(text.lines().filter_map(figure).collect())
+}
+
+/// Starts the servers in a namespace.
+///
+/// # Errors
+///
+/// When they do not start.
+pub fn serve(namespace: &Namespace) -> Result<RigProcess, RigError> {
+    let mut servers = namespace.rig("serve").stdout(Stdio::piped()).spawn()?;
+    let output = servers.stdout.take().expect("piped");
+    let servers = RigProcess(servers);
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    if line != "ready\n" {
+        return Err("the servers did not start".into());
+    }
+    Ok(servers)
+}
