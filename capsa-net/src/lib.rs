@@ -38,7 +38,8 @@ pub mod wire;
 
 pub use flow_table::FlowId;
 pub use net::{
-    ConnectError, Counters, Delivery, Destination, Ipv6Network, Net, NetAction, NetworkConfig,
-    Payload, QueryId, QueryType, ResolveError, SegmentBody, ServiceName,
+    ConnectError, Counters, Delivery, Destination, Ipv6Network, LinkOffload, Net, NetAction,
+    NetworkConfig, Payload, QueryId, QueryType, ResolveError, SegmentBody, SegmentOffload,
+    ServiceName,
 };
 pub use tcp::{Interest, SocketAction};

@@ -32,12 +32,17 @@ use crate::wire::tcp::TcpHeader;
 use crate::wire::{ParseError, tcp, udp};
 
 pub use interface::{
-    ConnectError, Counters, Delivery, Destination, Ipv6Network, NetAction, NetworkConfig, Payload,
-    QueryId, QueryType, ResolveError, SegmentBody, ServiceName,
+    ConnectError, Counters, Delivery, Destination, Ipv6Network, LinkOffload, NetAction,
+    NetworkConfig, Payload, QueryId, QueryType, ResolveError, SegmentBody, SegmentOffload,
+    ServiceName,
 };
 
 /// The address of the gateway on the link.
 const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+/// The largest payload of a segment that the card of the guest cuts: with the headers of IPv4 and TCP, a
+/// packet of 65,535 bytes.
+const LARGE_SEGMENT: usize = 65_535 - 40;
 
 /// The hop limit of packets to the guest.
 const HOP_LIMIT: u8 = 64;
@@ -94,6 +99,7 @@ struct Flow {
 pub struct Net {
     config: NetworkConfig,
     services: ServiceTable,
+    offload: LinkOffload,
     secret: HashKey,
     budget: Budget,
     flows: FlowTable<Flow>,
@@ -131,6 +137,7 @@ impl Net {
             services: ServiceTable::new(&config),
             flows: FlowTable::new(config.flows, secret.clone()),
             config,
+            offload: LinkOffload::default(),
             secret,
             queue: VecDeque::new(),
             answers: VecDeque::new(),
@@ -147,6 +154,11 @@ impl Net {
             waiting_connects: VecDeque::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// The link was negotiated again: the network keeps to `offload` from now on.
+    pub fn set_link_offload(&mut self, offload: LinkOffload) {
+        self.offload = offload;
     }
 
     /// What was dropped or refused.
@@ -354,7 +366,7 @@ impl Net {
     /// The next frame for the guest: writes its header, or all of it, to `head`, whose old content is
     /// discarded. The frame is `head`, followed by the [`parts`](Self::parts) of the body.
     pub fn poll_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
-        let empty = |flow| SegmentBody { flow, range: 0..0 };
+        let empty = |flow| SegmentBody { flow, range: 0..0, offload: None };
         if let Some(answer) = self.answers.pop_front() {
             *head = answer;
             return Some(empty(FlowId::NONE));
@@ -365,10 +377,17 @@ impl Net {
             let addresses = *addresses;
             flow.is_queued = false;
             let Transport::Tcp(connection) = &mut flow.transport else { continue };
-            let Some((header, range)) = connection.poll_segment(now) else {
+            let is_ipv6 = addresses.guest.is_ipv6();
+            let is_large = match is_ipv6 {
+                true => self.offload.large_ipv6,
+                false => self.offload.large_ipv4,
+            };
+            let limit = if is_large { LARGE_SEGMENT } else { 0 };
+            let Some((header, range)) = connection.poll_segment(limit, now) else {
                 self.update_idle(id);
                 continue;
             };
+            let mss = connection.mss();
             let header = TcpHeader {
                 source: addresses.remote.port(),
                 destination: addresses.guest.port(),
@@ -376,14 +395,20 @@ impl Net {
             };
             let ip = self.ip_header(&addresses);
             self.begin_frame(EtherType::of(addresses.guest.ip()), head);
-            if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
+            let mut offload = None;
+            let len = (range.end - range.start) as usize;
+            if self.offload.completes_checksums {
+                let tcp_start = header.write_partial(&ip, len, head) as u16;
+                let mss = (len > usize::from(mss)).then_some(mss);
+                offload = Some(SegmentOffload { tcp_start, is_ipv6, mss });
+            } else if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
                 self.flows.get(id)
             {
                 header.write(&ip, connection.parts(range.clone()), head);
             }
             // Other flows are next.
             self.update(id);
-            return Some(SegmentBody { flow: id, range });
+            return Some(SegmentBody { flow: id, range, offload });
         }
         None
     }

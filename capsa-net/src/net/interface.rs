@@ -8,6 +8,7 @@ use core::ops::Range;
 
 use crate::flow_table::FlowId;
 use crate::tcp::{Interest, SocketAction};
+use crate::wire::checksum::ChecksumPolicy;
 use crate::wire::ethernet::MacAddress;
 
 /// The addresses and limits of a network.
@@ -209,11 +210,53 @@ pub enum ConnectError {
     Prohibited,
 }
 
+/// What the card of the guest does in place of this network, as negotiated for the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkOffload {
+    /// The guest's card sends TCP and UDP with any checksum: its checksums are not verified.
+    pub ignores_checksums: bool,
+    /// The card takes TCP segments whose checksum covers the pseudo header only.
+    pub completes_checksums: bool,
+    /// The card takes TCP segments over IPv4 that are larger than the link. Requires
+    /// `completes_checksums`.
+    pub large_ipv4: bool,
+    /// The same over IPv6.
+    pub large_ipv6: bool,
+}
+
+impl LinkOffload {
+    pub(super) fn checksum_policy(&self) -> ChecksumPolicy {
+        match self.ignores_checksums {
+            true => ChecksumPolicy::Ignore,
+            false => ChecksumPolicy::Verify,
+        }
+    }
+}
+
 /// The data of a frame for the guest, which follows the header that [`Net::poll_frame`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentBody {
     pub(super) flow: FlowId,
     pub(super) range: Range<u64>,
+    pub(super) offload: Option<SegmentOffload>,
+}
+
+impl SegmentBody {
+    /// What the guest's card has left to do. Always `None` on a link without [`LinkOffload`].
+    pub fn offload(&self) -> Option<SegmentOffload> {
+        self.offload
+    }
+}
+
+/// A TCP segment whose checksum the card of the guest completes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentOffload {
+    /// Where the TCP header starts in the frame.
+    pub tcp_start: u16,
+    /// Whether the packet is of IPv6.
+    pub is_ipv6: bool,
+    /// The payload of each segment that the card makes of the frame. `None`: the frame is one segment.
+    pub mss: Option<u16>,
 }
 
 /// What was dropped or refused, since the start.

@@ -87,7 +87,8 @@ impl Net {
         }
         // A client without an address asks from the unspecified one.
         if header.protocol == ip::UDP
-            && let Ok(datagram) = UdpDatagram::parse(header, payload)
+            && let Ok(datagram) =
+                UdpDatagram::parse_with(header, payload, self.offload.checksum_policy())
             && (datagram.source, datagram.destination) == (dhcp::CLIENT_PORT, dhcp::SERVER_PORT)
         {
             self.dhcp(&payload[datagram.payload])?;
@@ -103,7 +104,8 @@ impl Net {
         let shift = |data: Range<usize>| data.start + at..data.end + at;
         match header.protocol {
             ip::TCP => {
-                let (segment, data) = TcpHeader::parse(header, payload)?;
+                let (segment, data) =
+                    TcpHeader::parse_with(header, payload, self.offload.checksum_policy())?;
                 let delivery = self.segment(header, &segment, &payload[data.clone()], now);
                 Ok(delivery.map(|(flow, part)| Delivery::Stream {
                     flow,
@@ -111,7 +113,8 @@ impl Net {
                 }))
             }
             ip::UDP => {
-                let datagram = UdpDatagram::parse(header, payload)?;
+                let policy = self.offload.checksum_policy();
+                let datagram = UdpDatagram::parse_with(header, payload, policy)?;
                 let flow = self.datagram(header, &datagram, now);
                 let payload = Payload { range: shift(datagram.payload), is_reassembled: false };
                 Ok(flow.map(|flow| Delivery::Datagram { flow, payload }))

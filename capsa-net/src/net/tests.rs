@@ -1,5 +1,7 @@
 //! A guest with another TCP, smoltcp, against the network, in virtual time.
 
+mod card;
+
 use super::*;
 use crate::wire::ethernet::{self, MacAddress};
 use crate::wire::ip::{self, IpPacket};
@@ -128,6 +130,9 @@ struct World {
     longest_pause: Duration,
     /// Bytes of payload in the frames of the guest.
     uploaded: usize,
+    offload: LinkOffload,
+    /// The largest frame for the guest.
+    largest: usize,
     context: alloc::string::String,
 }
 
@@ -172,6 +177,8 @@ impl World {
             memory,
             longest_pause: Duration::ZERO,
             uploaded: 0,
+            offload: LinkOffload::default(),
+            largest: 0,
             context: alloc::format!("with seed {seed}, {link:?}, mtu {mtu}"),
         }
     }
@@ -243,12 +250,15 @@ impl World {
         while let Some(body) = self.net.poll_frame(&mut head, self.now) {
             moved = true;
             let frame = [&head[..], &self.net.parts(&body).collect::<Vec<_>>().concat()].concat();
-            assert!(frame.len() <= self.wire.mtu + ethernet::HEADER_LEN);
-            if self.random.u32(0..100) < self.link.repeated {
-                self.wire.to_guest.push_back(frame.clone());
-            }
-            if self.random.u32(0..100) >= self.link.lost {
-                self.wire.to_guest.push_back(frame);
+            self.largest = self.largest.max(frame.len());
+            for frame in card::finish(frame, body.offload()) {
+                assert!(frame.len() <= self.wire.mtu + ethernet::HEADER_LEN);
+                if self.random.u32(0..100) < self.link.repeated {
+                    self.wire.to_guest.push_back(frame.clone());
+                }
+                if self.random.u32(0..100) >= self.link.lost {
+                    self.wire.to_guest.push_back(frame);
+                }
             }
             if self.random.u32(0..8) == 0 {
                 break;
@@ -264,6 +274,10 @@ impl World {
             let segment = &frame[ethernet::HEADER_LEN..][packet.payload];
             self.uploaded += TcpHeader::parse(&packet.header, segment).unwrap().1.len();
         }
+        let frame = match self.offload.ignores_checksums {
+            true => &card::without_checksum(frame),
+            false => frame,
+        };
         let delivery = self.net.handle_frame(frame, self.now);
         if let Some(Delivery::Stream { flow, data }) = delivery {
             let host = self.hosts.get_mut(&flow).unwrap();

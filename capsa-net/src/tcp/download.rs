@@ -147,14 +147,19 @@ impl Download {
         Ok(())
     }
 
-    /// The next segment, with at most `max` bytes of data; it counts as sent.
-    pub(super) fn next(&mut self, max: usize, now: Instant) -> Option<Next> {
+    /// The next segment, with at most `mss` bytes of data, or `limit` if that is more; it counts as sent.
+    pub(super) fn next(&mut self, mss: u16, limit: usize, now: Instant) -> Option<Next> {
+        let mss = u64::from(mss);
         let start = self.next.min(self.end);
         let open = self.window_end.saturating_sub(start);
         let available = self.end - start;
-        let mut len = available.min(open).min(max as u64);
+        let mut len = available.min(open).min(mss.max(limit as u64));
+        // Segments are whole, except at the end of what there is.
+        if len > mss && len < available {
+            len -= len % mss;
+        }
         // A part of a segment waits while more is on its way: the window opens with its acknowledgement.
-        if len < available && len < max as u64 && self.buffer.start() < start {
+        if len < available && len < mss && self.buffer.start() < start {
             len = 0;
         }
         if core::mem::take(&mut self.is_probe_due) {

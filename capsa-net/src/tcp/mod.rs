@@ -312,8 +312,13 @@ impl Connection {
     // What goes to the guest.
 
     /// The next segment for the guest: its header, and the positions of its data for
-    /// [`parts`](Self::parts).
-    pub(crate) fn poll_segment(&mut self, now: Instant) -> Option<(TcpHeader, Range<u64>)> {
+    /// [`parts`](Self::parts). The data is at most `limit` bytes, or the [`mss`](Self::mss) if that is more.
+    pub(crate) fn poll_segment(
+        &mut self,
+        limit: usize,
+        now: Instant,
+    ) -> Option<(TcpHeader, Range<u64>)> {
+        let mss = self.mss();
         match &mut self.state {
             State::Opening { attempts, is_due, again_at } => {
                 if !core::mem::take(is_due) {
@@ -323,7 +328,7 @@ impl Connection {
                 *attempts += 1;
                 Some((self.syn(), 0..0))
             }
-            State::Open => match self.download.next(usize::from(self.mss()), now) {
+            State::Open => match self.download.next(mss, limit, now) {
                 Some(next) => {
                     let sequence = self.our_start.wrapping_add(next.range.start as u32);
                     let psh = !next.range.is_empty();
@@ -481,7 +486,7 @@ impl Connection {
     }
 
     /// The largest payload of a segment to the guest.
-    fn mss(&self) -> u16 {
+    pub(crate) fn mss(&self) -> u16 {
         self.guest_mss.min(self.link_mss)
     }
 

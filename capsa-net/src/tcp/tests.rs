@@ -48,7 +48,7 @@ impl Peer {
     }
 
     fn poll(&mut self) -> Option<(TcpHeader, Vec<u8>)> {
-        let (header, range) = self.connection.poll_segment(self.now)?;
+        let (header, range) = self.connection.poll_segment(0, self.now)?;
         let data = self.connection.parts(range).collect::<Vec<_>>().concat();
         Some((header, data))
     }

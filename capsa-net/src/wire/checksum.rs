@@ -5,6 +5,16 @@
 
 use core::net::IpAddr;
 
+/// Whether the checksums of TCP and UDP are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChecksumPolicy {
+    /// They are verified.
+    #[default]
+    Verify,
+    /// They are ignored: the sender left them to its card, or the bytes were only copied in memory.
+    Ignore,
+}
+
 /// A sum of 16-bit words in network order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sum {
@@ -51,11 +61,16 @@ impl Sum {
 
     /// The checksum: the complement of the folded sum.
     pub fn checksum(&self) -> u16 {
+        !self.folded()
+    }
+
+    /// The sum itself, folded to 16 bits.
+    pub fn folded(&self) -> u16 {
         let mut sum = self.total;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
         }
-        !(sum as u16)
+        sum as u16
     }
 
     /// Whether the summed packet, with its checksum field, is intact.

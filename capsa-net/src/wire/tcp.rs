@@ -3,7 +3,7 @@
 //! Other options are skipped. The stack does not offer selective acknowledgement and time stamps, so no
 //! correct peer sends them after the handshake.
 
-use super::checksum::Sum;
+use super::checksum::{ChecksumPolicy, Sum};
 use super::ip::{IpHeader, TCP};
 use super::{ParseError, bytes_at, u16_at, u32_at};
 use alloc::vec::Vec;
@@ -11,6 +11,9 @@ use core::ops::Range;
 
 /// The length of a header without options.
 pub const HEADER_LEN: usize = 20;
+
+/// Where the checksum is in a header.
+pub const CHECKSUM_AT: usize = 16;
 
 /// The largest shift of a window (RFC 7323, 2.3).
 const WINDOW_SCALE_MAX: u8 = 14;
@@ -86,6 +89,19 @@ impl TcpHeader {
     ///
     /// See [`ParseError`]. Malformed options end the parsing of options, and are no error (RFC 9293, MUST-6).
     pub fn parse(ip: &IpHeader, bytes: &[u8]) -> Result<(Self, Range<usize>), ParseError> {
+        Self::parse_with(ip, bytes, ChecksumPolicy::Verify)
+    }
+
+    /// Like [`parse`](Self::parse), with a policy for the checksum.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse).
+    pub fn parse_with(
+        ip: &IpHeader,
+        bytes: &[u8],
+        policy: ChecksumPolicy,
+    ) -> Result<(Self, Range<usize>), ParseError> {
         let [offset, flags] = bytes_at(bytes, 12)?;
         let data = usize::from(offset >> 4) * 4;
         if data < HEADER_LEN {
@@ -93,7 +109,7 @@ impl TcpHeader {
         }
         let options = bytes.get(HEADER_LEN..data).ok_or(ParseError::Truncated)?;
         let mut sum = Sum::of_pseudo_header(ip.source, ip.destination, TCP, bytes.len());
-        if !sum.add(bytes).is_valid() {
+        if policy == ChecksumPolicy::Verify && !sum.add(bytes).is_valid() {
             return Err(ParseError::Checksum);
         }
         let mut header = Self {
@@ -149,7 +165,22 @@ impl TcpHeader {
         data: impl Iterator<Item = &'a [u8]> + Clone,
         frame: &mut Vec<u8>,
     ) {
-        let len = self.header_len() + data.clone().map(<[u8]>::len).sum::<usize>();
+        let len = data.clone().map(<[u8]>::len).sum();
+        let start = self.write_partial(ip, len, frame);
+        let mut sum = Sum::default();
+        sum.add(&frame[start..]);
+        for part in data {
+            sum.add(part);
+        }
+        frame[start + CHECKSUM_AT..start + CHECKSUM_AT + 2]
+            .copy_from_slice(&sum.checksum().to_be_bytes());
+    }
+
+    /// Like [`write`](Self::write), with the sum of the pseudo header in place of the checksum: the
+    /// receiver's card adds the rest. `data` is the length of the payload. Returns where the TCP header
+    /// starts in `frame`.
+    pub fn write_partial(&self, ip: &IpHeader, data: usize, frame: &mut Vec<u8>) -> usize {
+        let len = self.header_len() + data;
         let ip = IpHeader { protocol: TCP, ..*ip };
         ip.write(len, frame);
         let start = frame.len();
@@ -171,12 +202,10 @@ impl TcpHeader {
         if let Some(shift) = self.window_scale {
             frame.extend_from_slice(&[1, 3, 3, shift]);
         }
-        let mut sum = Sum::of_pseudo_header(ip.source, ip.destination, TCP, len);
-        sum.add(&frame[start..]);
-        for part in data {
-            sum.add(part);
-        }
-        frame[start + 16..start + 18].copy_from_slice(&sum.checksum().to_be_bytes());
+        let sum = Sum::of_pseudo_header(ip.source, ip.destination, TCP, len);
+        frame[start + CHECKSUM_AT..start + CHECKSUM_AT + 2]
+            .copy_from_slice(&sum.folded().to_be_bytes());
+        start
     }
 }
 

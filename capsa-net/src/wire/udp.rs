@@ -1,6 +1,6 @@
 //! UDP headers (RFC 768).
 
-use super::checksum::Sum;
+use super::checksum::{ChecksumPolicy, Sum};
 use super::ip::{IpHeader, UDP};
 use super::{ParseError, u16_at};
 use alloc::vec::Vec;
@@ -30,6 +30,19 @@ impl UdpDatagram {
     ///
     /// See [`ParseError`]. A datagram without a checksum is valid in IPv4 only.
     pub fn parse(ip: &IpHeader, bytes: &[u8]) -> Result<Self, ParseError> {
+        Self::parse_with(ip, bytes, ChecksumPolicy::Verify)
+    }
+
+    /// Like [`parse`](Self::parse), with a policy for the checksum.
+    ///
+    /// # Errors
+    ///
+    /// As for [`parse`](Self::parse).
+    pub fn parse_with(
+        ip: &IpHeader,
+        bytes: &[u8],
+        policy: ChecksumPolicy,
+    ) -> Result<Self, ParseError> {
         let len = usize::from(u16_at(bytes, 4)?);
         let checksum = u16_at(bytes, 6)?;
         if len < HEADER_LEN {
@@ -38,6 +51,7 @@ impl UdpDatagram {
         let datagram = bytes.get(..len).ok_or(ParseError::Truncated)?;
         let mut sum = Sum::of_pseudo_header(ip.source, ip.destination, UDP, len);
         match checksum {
+            _ if policy == ChecksumPolicy::Ignore => {}
             0 if ip.source.is_ipv4() => {}
             0 => return Err(ParseError::Malformed),
             _ if sum.add(datagram).is_valid() => {}
