@@ -67,6 +67,7 @@ fn host() -> HostFacts {
         landlock: Some(3),
         socket_path_max: 107,
         image_locks: Default::default(),
+        used_devices: Default::default(),
         share_files: None,
         run_dir: path("/run/c/1"),
         resolved: Default::default(),
@@ -100,7 +101,14 @@ fn all_found() -> ProbeReport {
 }
 
 fn disk(at: &str, format: ImageFormat) -> Disk {
-    Disk { path: path(at), format, read_only: false, ephemeral: false, backing: Vec::new() }
+    Disk {
+        path: path(at),
+        format,
+        read_only: false,
+        ephemeral: false,
+        backing: Vec::new(),
+        allow_mounted: false,
+    }
 }
 
 fn share(host: &str, guest: &str, mode: MountMode, mechanism: ShareMechanism) -> Share {

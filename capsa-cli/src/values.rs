@@ -78,12 +78,13 @@ pub(crate) fn invalid_number(text: &str, Bounds(min, max): Bounds) -> String {
     format!("invalid number {text:?}: expected {min} to {max}")
 }
 
-/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:backing=PATH]…`; default: `rw`. A file whose name ends in a
+/// `FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:allow-mounted][:backing=PATH]…`; default: `rw`. A file whose name ends in a
 /// colon and one of these options, and a backing file with a colon in its path, have to be named in a
 /// config file.
 pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
     let mut path = text;
-    let (mut format, mut read_only, mut ephemeral) = (None, None, false);
+    let (mut format, mut read_only) = (None, None);
+    let (mut ephemeral, mut allow_mounted) = (false, false);
     let mut backing = Vec::new();
     while let Some((rest, option)) = path.rsplit_once(':') {
         let is_set = match option {
@@ -92,6 +93,7 @@ pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
             "ro" => read_only.replace(true).is_some(),
             "rw" => read_only.replace(false).is_some(),
             "ephemeral" => std::mem::replace(&mut ephemeral, true),
+            "allow-mounted" => std::mem::replace(&mut allow_mounted, true),
             _ => match option.strip_prefix("backing=") {
                 Some("") => {
                     return Err(format!("invalid disk {text:?}: the path of backing= is empty"));
@@ -120,6 +122,7 @@ pub(crate) fn disk(text: &str) -> Parsed<VmDisk> {
     disk.read_only = read_only == Some(true);
     disk.ephemeral = ephemeral;
     disk.backing = backing;
+    disk.allow_mounted = allow_mounted;
     Ok(disk)
 }
 
@@ -261,6 +264,7 @@ mod tests {
             ("a:rw", image("a")),
             ("a:rw:ephemeral", image("a").ephemeral()),
             ("a:backing=b", image("a").backing("b")),
+            ("/dev/x:allow-mounted", image("/dev/x").allow_mounted()),
             ("a:backing=/b:ro:backing=c=d", image("a").read_only().backing("/b").backing("c=d")),
         ] {
             assert_eq!(disk(text), Ok(want), "{text}");

@@ -1,6 +1,6 @@
 //! Collects host facts, so that the checks in `capsa-proto` are pure functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -25,6 +25,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
     let arch = arch();
     let mut files = BTreeMap::new();
     let mut image_locks = BTreeMap::new();
+    let mut used_devices = BTreeSet::new();
     let mut resolved = BTreeMap::new();
     if let Some(spec) = spec {
         process::reap_dying(process::REAP_LIMIT);
@@ -55,6 +56,9 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
             if let Ok(image) = open(Path::new(disk.path.as_str())) {
                 let locks = PROBED_BYTES.map(|byte| sys::lock_on(&image, byte));
                 image_locks.insert(disk.path.clone(), locks);
+                if is_used_device(Path::new(disk.path.as_str())) {
+                    used_devices.insert(disk.path.clone());
+                }
             }
         }
         for disk in spec.disks.iter().filter(|disk| disk.format == ImageFormat::Qcow2) {
@@ -79,6 +83,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         run_dir,
         files,
         image_locks,
+        used_devices,
         resolved,
         share_files: (!sys::host::opens_by_handle()).then(|| open_files_limits().1),
     }
@@ -184,6 +189,19 @@ fn head_and_size(path: &Path, is_device: bool, len: u64) -> io::Result<(Vec<u8>,
 fn open(path: &Path) -> io::Result<File> {
     // The path may have become a pipe since the check, and reads of some files in /proc block.
     OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
+
+/// Whether the kernel refuses exclusive use of a block device, because it or one of its partitions is
+/// mounted, or is part of another device (Linux).
+fn is_used_device(path: &Path) -> bool {
+    let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let exclusive = (OFlag::O_EXCL | OFlag::O_NONBLOCK).bits();
+    is_device
+        && OpenOptions::new()
+            .read(true)
+            .custom_flags(exclusive)
+            .open(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! that a VM spec names, and passes them as [`HostFacts`]. Every violation is then a function of plain
 //! values and has a unit test.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -76,6 +76,9 @@ pub struct HostFacts {
     /// The locks that other processes hold on the [probed bytes](crate::image_lock::PROBED_BYTES) of the
     /// disk images.
     pub image_locks: BTreeMap<HostPath, [Option<ImageLock>; 3]>,
+    /// The block devices among the disk images that the host uses itself: a file system of theirs, or of
+    /// one of their partitions, is mounted.
+    pub used_devices: BTreeSet<HostPath>,
     /// How many files of a share virtiofsd can keep open: it needs a descriptor for each file that the
     /// guest's kernel remembers. `None` where it may open files by handles and needs none.
     pub share_files: Option<u64>,

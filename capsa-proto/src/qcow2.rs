@@ -396,6 +396,7 @@ mod tests {
             landlock: None,
             socket_path_max: 107,
             image_locks: Default::default(),
+            used_devices: Default::default(),
             share_files: None,
             run_dir: path("/r"),
             resolved: [(path("/d/../link"), path("/e/base"))].into(),

@@ -119,6 +119,8 @@ pub struct Disk {
     /// The backing files that the image may have, directly and indirectly: files, and directories that
     /// contain them. Empty: the image may have none.
     pub backing: Vec<HostPath>,
+    /// The guest may write to a block device that the host has mounted.
+    pub allow_mounted: bool,
 }
 
 /// The format of a disk image.

@@ -51,7 +51,14 @@ fn over(base: &str, format: ImageFormat) -> Vec<u8> {
 }
 
 fn disk(at: &str, format: ImageFormat) -> Disk {
-    Disk { path: path(at), format, read_only: false, ephemeral: false, backing: Vec::new() }
+    Disk {
+        path: path(at),
+        format,
+        read_only: false,
+        ephemeral: false,
+        backing: Vec::new(),
+        allow_mounted: false,
+    }
 }
 
 fn host() -> HostFacts {
@@ -77,6 +84,7 @@ fn host() -> HostFacts {
         landlock: None,
         socket_path_max: 107,
         image_locks: Default::default(),
+        used_devices: Default::default(),
         share_files: None,
         run_dir: path("/run/capsa/x"),
         resolved: [(path("/work/../d.raw"), path("/d.raw"))].into(),

@@ -60,6 +60,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         socket_path_max: 103,
         resolved: Default::default(),
         image_locks: Default::default(),
+        used_devices: Default::default(),
         share_files: None,
         run_dir: path("/tmp/c/1"),
         files,
@@ -79,6 +80,7 @@ pub(crate) fn disk(at: &str) -> Disk {
         read_only: false,
         ephemeral: false,
         backing: Vec::new(),
+        allow_mounted: false,
     }
 }
 
@@ -514,6 +516,7 @@ fn any_disk() -> impl Strategy<Value = Disk> {
             read_only,
             ephemeral,
             backing: Vec::new(),
+            allow_mounted: false,
         },
     )
 }

@@ -414,6 +414,7 @@ impl LinuxVmBuilder {
                     read_only: disk.read_only,
                     ephemeral: disk.ephemeral,
                     backing,
+                    allow_mounted: disk.allow_mounted,
                 }
             })
             .collect();

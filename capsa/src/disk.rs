@@ -75,12 +75,20 @@ pub struct VmDisk {
     /// The backing files that the image may have, directly and indirectly: files, and directories that
     /// contain them. Default: none; then an image with a backing file is rejected.
     pub backing: Vec<PathBuf>,
+    /// Whether the guest may write to a block device that the host has mounted.
+    pub allow_mounted: bool,
 }
 
 impl VmDisk {
     /// A disk that the guest writes.
     pub fn new(image: DiskImage) -> Self {
-        Self { image, read_only: false, ephemeral: false, backing: Vec::new() }
+        Self {
+            image,
+            read_only: false,
+            ephemeral: false,
+            backing: Vec::new(),
+            allow_mounted: false,
+        }
     }
 
     /// Makes the disk read-only for the guest.
@@ -106,6 +114,14 @@ impl VmDisk {
     #[must_use]
     pub fn backing(mut self, allowed: impl Into<PathBuf>) -> Self {
         self.backing.push(allowed.into());
+        self
+    }
+
+    /// Allows a block device that is mounted on the host, whole or in part. Two systems that write one file
+    /// system destroy it, so such a device is rejected by default unless the disk is read-only or ephemeral.
+    #[must_use]
+    pub fn allow_mounted(mut self) -> Self {
+        self.allow_mounted = true;
         self
     }
 }

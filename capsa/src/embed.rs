@@ -370,7 +370,8 @@ impl Vm {
     pub fn vsock_connect(&self, port: u32) -> Result<VsockConnecting> {
         let vsock = self.plan.parts().vsock.as_ref().ok_or(Error::VsockNotEnabled)?;
         let route = vsock.to_guest(port).ok_or(Error::VsockPortNotNamed { port })?;
-        if *self.core.status() != VmStatus::Running {
+        // A paused guest answers when it is resumed.
+        if !matches!(self.core.status(), VmStatus::Running | VmStatus::Paused) {
             return Err(Error::NotRunning);
         }
         Ok(VsockConnecting::begin(route, port)?)

@@ -80,11 +80,12 @@ pub(crate) const SETTINGS: &[Setting] = &[
         repeats: true,
         field: "disks",
         kind: ValueKind::Text(|s, text| values::disk(text).map(|disk| s.add_disk(disk))),
-        placeholder: "FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:backing=PATH]…",
+        placeholder: "FILE[:raw|:qcow2][:ro|:rw][:ephemeral][:allow-mounted][:backing=PATH]…",
         completion: Completion::Files,
         help: "Attach a disk image: the first as /dev/vda, the next as /dev/vdb and so on. With \
                ephemeral, guest writes are discarded and the image does not change. backing allows a \
-               backing file of the image, or those in a directory; others are rejected. Replaces the \
+               backing file of the image, or those in a directory; others are rejected. allow-mounted \
+               allows a block device that the host has mounted. Replaces the \
                disk of the config file that has the same path",
         default: "rw",
         ..ROW
@@ -122,6 +123,14 @@ pub(crate) const SETTINGS: &[Setting] = &[
         kind: ValueKind::Switch(|s, on| s.last_disk().ephemeral = on),
         example: "true",
         help: "Whether guest writes are discarded when the VM ends",
+        default: "false",
+        ..ROW
+    },
+    Setting {
+        key: "disks.allow-mounted",
+        kind: ValueKind::Switch(|s, on| s.last_disk().allow_mounted = on),
+        example: "true",
+        help: "Whether guest writes to a block device that the host has mounted are allowed",
         default: "false",
         ..ROW
     },

@@ -104,6 +104,7 @@ mod tests {
             read_only: false,
             ephemeral,
             backing: Vec::new(),
+            allow_mounted: false,
         })
     }
 

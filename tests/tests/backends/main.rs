@@ -1,6 +1,7 @@
 //! The backends for cloud-hypervisor and vfkit: VMMs that misbehave, the stand-ins for both, and what the
 //! real cloud-hypervisor does.
 
+mod devices;
 mod faults;
 mod landlock;
 mod qcow2;

@@ -32,6 +32,18 @@ impl Validation<'_> {
                     "make it writable for this user, or attach it as read-only or ephemeral",
                 );
             }
+            if writes && !disk.allow_mounted && self.host.used_devices.contains(&disk.path) {
+                self.reject(
+                    &field,
+                    Kind::InUse,
+                    format!(
+                        "{} is in use by the host: it, or a part of it, is mounted, and two systems that \
+                         write one file system destroy it",
+                        disk.path
+                    ),
+                    "unmount it, attach it as read-only or ephemeral, or allow it: allow-mounted",
+                );
+            }
             if self.host.is_in_use(&disk.path, writes) {
                 let how = if writes { "" } else { " for writing" };
                 self.reject(

@@ -224,6 +224,7 @@ mod tests {
             files: BTreeMap::from(files),
             resolved: BTreeMap::new(),
             image_locks: BTreeMap::new(),
+            used_devices: Default::default(),
             share_files: None,
         }
     }

@@ -154,6 +154,7 @@ mod tests {
             read_only,
             ephemeral: !read_only,
             backing: Vec::new(),
+            allow_mounted: false,
         };
         let share = |mechanism| Share {
             host: path(),
