@@ -12,6 +12,8 @@ use capsa_net::{Net, SegmentBody};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
+use super::tap::TapLink;
+
 /// The size of the buffer for received bytes.
 pub(super) const INPUT: usize = 256 << 10;
 
@@ -41,6 +43,8 @@ pub(super) enum LinkInput {
 #[derive(Debug)]
 pub(super) enum FrameLink {
     Stream(StreamLink),
+    /// A tap device.
+    Tap(TapLink),
 }
 
 impl FrameLink {
@@ -58,6 +62,7 @@ impl FrameLink {
     ) -> io::Result<LinkInput> {
         match self {
             Self::Stream(link) => link.receive(limit, spare, handle),
+            Self::Tap(link) => link.receive(limit, spare, handle),
         }
     }
 
@@ -69,6 +74,7 @@ impl FrameLink {
     pub(super) fn send(&mut self, batch: &Batch<'_>) -> io::Result<()> {
         match self {
             Self::Stream(link) => link.send(batch),
+            Self::Tap(link) => link.send(batch),
         }
     }
 
@@ -80,6 +86,7 @@ impl FrameLink {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Stream(link) => link.flush(),
+            Self::Tap(_) => Ok(()),
         }
     }
 
@@ -87,6 +94,7 @@ impl FrameLink {
     pub(super) fn is_full(&self) -> bool {
         match self {
             Self::Stream(link) => !link.output.is_empty(),
+            Self::Tap(_) => false,
         }
     }
 }
@@ -95,6 +103,7 @@ impl AsFd for FrameLink {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Stream(link) => link.socket.as_fd(),
+            Self::Tap(link) => link.0.as_fd(),
         }
     }
 }

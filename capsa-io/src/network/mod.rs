@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
+//! | `tap` | a tap device as the link, in tests |
 //!
 //! # Driving
 //!
@@ -22,6 +23,7 @@
 
 mod link;
 mod sockets;
+mod tap;
 
 use std::cell::Cell;
 use std::io;
@@ -168,6 +170,17 @@ impl Network {
                 return Err(io::ErrorKind::Unsupported.into());
             }
         };
+        self.link = Some(self.poll.add(link, Key::Link.encode())?);
+        Ok(())
+    }
+
+    /// Attaches the network to a non-blocking tap device: the kernel of this host is the guest.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot be watched.
+    pub fn attach_tap(&mut self, tap: OwnedFd) -> io::Result<()> {
+        let link = FrameLink::Tap(tap::TapLink(tap));
         self.link = Some(self.poll.add(link, Key::Link.encode())?);
         Ok(())
     }

@@ -12,6 +12,7 @@
 //! - [`peers`]: slirp4netns and pasta as stacks.
 //! - [`rig`]: all of the above together.
 //! - [`server`]: the servers of the measurements and tests.
+//! - [`stack`]: the stack of Capsa in a process of its own.
 //! - [`traffic`]: what a guest does, and the protocol with the servers.
 //!
 //! The program `network-rig` runs these modules in processes of their own: a process changes its namespace
@@ -22,6 +23,7 @@ pub mod namespace;
 pub mod peers;
 pub mod rig;
 pub mod server;
+pub mod stack;
 pub mod traffic;
 
 /// The error of everything here.
@@ -30,7 +32,7 @@ pub type RigError = Box<dyn std::error::Error + Send + Sync>;
 use capsa_fixtures::task::Arguments;
 pub use namespace::Namespace;
 
-/// Runs the program `network-rig`: `bench`, `hold`, `in`, `unprivileged`, `serve` or `traffic`.
+/// Runs the program `network-rig`: `bench`, `hold`, `in`, `unprivileged`, `serve`, `stack` or `traffic`.
 pub fn main() -> std::process::ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     let text: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
@@ -41,6 +43,7 @@ pub fn main() -> std::process::ExitCode {
         ["unprivileged", _, ..] => Err(namespace::drop_privileges(&words[1], &words[2..])),
         ["bench", ..] => run_bench(&words[1..]),
         ["serve"] => server::serve(),
+        ["stack", mtu] => stack::run(mtu),
         ["traffic", name, server, n] => run_traffic(name, server, n),
         _ => Err(format!("unknown arguments {text:?}").into()),
     };

@@ -11,6 +11,7 @@ use capsa_fixtures::command;
 use crate::RigError;
 use crate::namespace::Namespace;
 use crate::peers::{self, GATEWAY, RigProcess};
+use crate::stack;
 
 /// The addresses of the host on the network that it shares with the remote network.
 pub const HOST: [&str; 2] = ["203.0.114.1", "2001:db9::1"];
@@ -78,21 +79,26 @@ impl Rig {
     ///
     /// When the stack does not start.
     pub fn guest(&self, stack: GuestStack, mtu: u16) -> Result<RigGuest, RigError> {
-        let (namespace, stack) = match stack {
+        let (namespace, process) = match stack {
             GuestStack::Loopback => return Ok(RigGuest { namespace: None, _stack: None }),
             GuestStack::Slirp4netns => {
                 let guest = self.host.beside()?;
-                let stack = peers::slirp4netns(&self.host, &guest, mtu)?;
-                (guest, stack)
+                let process = peers::slirp4netns(&self.host, &guest, mtu)?;
+                (guest, process)
             }
             GuestStack::Pasta => {
                 let guest = Namespace::new_unprivileged(&self.program)?;
-                let stack = peers::pasta(&self.program, &self.host, &guest, mtu)?;
-                (guest, stack)
+                let process = peers::pasta(&self.program, &self.host, &guest, mtu)?;
+                (guest, process)
             }
-            GuestStack::Capsa => return Err("not there yet".into()),
+            GuestStack::Capsa => {
+                let mut guest = self.host.beside()?;
+                let process = stack::start(&self.host, &mut guest, mtu, &[])?;
+                stack::configure(&guest)?;
+                (guest, process)
+            }
         };
-        Ok(RigGuest { namespace: Some(namespace), _stack: Some(stack) })
+        Ok(RigGuest { namespace: Some(namespace), _stack: Some(process) })
     }
 
     /// Runs traffic of a guest with the servers on the host's loopback, and returns its figures. `n` is the

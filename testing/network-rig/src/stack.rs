@@ -1,0 +1,77 @@
+//! The stack of Capsa behind a tap device, in a process of its own.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Stdio;
+
+use capsa_io::clock::MonotonicClock;
+use capsa_io::network::Network;
+use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
+use capsa_proto::spec::NetworkOptions;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::RigError;
+use crate::namespace::{Namespace, TAP};
+use crate::peers::RigProcess;
+use crate::server::{GREETING, REQUESTS, UDP_ECHO};
+
+/// Starts the stack for a guest, whose card gets the address by hand.
+///
+/// # Errors
+///
+/// When it does not start.
+pub fn start(
+    host: &Namespace,
+    guest: &mut Namespace,
+    mtu: u16,
+    options: &[&str],
+) -> Result<RigProcess, RigError> {
+    let tap = guest.create_tap()?;
+    let mut stack = host.rig("stack");
+    stack.arg(mtu.to_string()).args(options).stdin(tap).stdout(Stdio::null());
+    let stack = RigProcess(stack.spawn()?);
+    guest.ip(&format!("link set {TAP} address {} mtu {mtu} up", MacAddress::GUEST))?;
+    Ok(stack)
+}
+
+/// Gives the card of a guest its address, as DHCP would.
+///
+/// # Errors
+///
+/// When `ip` fails.
+pub fn configure(guest: &Namespace) -> Result<(), RigError> {
+    guest.ip(&format!("addr add 10.0.2.15/24 dev {TAP}"))?;
+    guest.ip("route add default via 10.0.2.2")
+}
+
+/// Runs the stack behind the tap device that is standard input, until the process is killed.
+pub(crate) fn run(mtu: &str) -> Result<(), RigError> {
+    let tap: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
+    fcntl(&tap, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+    let options = NetworkOptions {
+        host_ports: [REQUESTS, GREETING, UDP_ECHO].into(),
+        ..NetworkOptions::default()
+    };
+    let plan = NetworkPlan {
+        mac: MacAddress::GUEST,
+        mtu: mtu.parse()?,
+        link: NetworkLink::Stream,
+        options,
+    };
+    let mut network = Network::new(&plan)?;
+    network.attach_tap(tap)?;
+    let clock = MonotonicClock::new();
+    loop {
+        let timeout = match network.poll_timeout() {
+            _ if network.has_work() => PollTimeout::ZERO,
+            Some(deadline) => {
+                let left = clock.until(deadline).as_micros().div_ceil(1000);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+            None => PollTimeout::NONE,
+        };
+        poll(&mut [PollFd::new(network.as_fd(), PollFlags::POLLIN)], timeout)?;
+        network.on_ready(clock.now())?;
+    }
+}
