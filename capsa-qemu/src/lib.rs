@@ -4,7 +4,7 @@
 //!
 //! This backend runs on every host: with KVM if it is usable, with Hypervisor.framework on macOS, and
 //! otherwise in software emulation, with a warning because it is slow. It supports virtio-9p shares,
-//! and NAT without privileges or a helper process.
+//! and its network card is a socket of Capsa's own network stack.
 //!
 //! The facts here were measured on QEMU 7.2 and 10.0 (q35, Debian's kernels 6.1 and 6.12). The VM
 //! inherits the console and the control channel, and starts paused (`-S`) until Capsa sends `cont`, so
@@ -258,11 +258,12 @@ impl HypervisorBackend for Qemu {
 
 /// The blocker of NAT. `None` if QEMU was not probed (a dry run for another host).
 fn nat_blocker(found: &ProbeReport) -> Option<Reason> {
-    let has = found.output(PROGRAM)?.contains("-netdev user");
+    let has = found.output(PROGRAM)?.contains("-netdev stream");
+    let version = found.version(PROGRAM).map(|version| format!(" {version}")).unwrap_or_default();
     (!has).then(|| {
         Reason::new(
-            "this QEMU was built without user-mode networking (slirp)",
-            "set network to none, or install a QEMU build with slirp",
+            format!("QEMU{version} has no network over a socket (-netdev stream)"),
+            "install QEMU 7.2 or later, or set network to none",
         )
     })
 }

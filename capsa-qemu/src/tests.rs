@@ -11,14 +11,14 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::{ViolationKind as Kind, validate};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::DescriptorKind;
+use capsa_proto::plan::{DescriptorKind, NetworkLink};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy, Share,
     Virtio9pConfig, VirtioFsConfig,
 };
 
-const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev user,id=str\n-sandbox on[,\n";
+const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev stream,id=str\n-sandbox on[,\n";
 const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n\
                            name \"vhost-user-vsock-pci\", bus PCI\nname \"virtconsole\"\n";
 
@@ -176,6 +176,18 @@ fn plan_virtio_console_keeps_serial_port() {
     found.insert(DEVICES, ProbeResult::Output { program: "/bin/q".into(), output: without });
     let want = [("virtio_console".into(), Kind::Unsupported)];
     assert_eq!(rejected_on(virtio(), &host(), &found), want);
+}
+
+#[test]
+fn plan_network_card_is_inherited() {
+    let plan = plan(VmSpec { network: NetworkMode::Nat, ..spec() });
+    let want = "-netdev stream,id=net0,server=off,addr.type=fd,addr.str=4 -device \
+                virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56,host_mtu=65520";
+    assert!(args(&plan).contains(want), "{}", args(&plan));
+    assert_eq!(plan.processes[0].descriptors[1].kind, DescriptorKind::Network);
+    let network = plan.network.unwrap();
+    assert_eq!((network.link, network.mtu), (NetworkLink::Stream, 65520));
+    assert!(self::plan(spec()).network.is_none());
 }
 
 #[test]

@@ -10,12 +10,21 @@ use alloc::vec::Vec;
 
 use capsa_proto::capabilities::ValidatedSpec;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{NamedPort, OverlayPlan, RunDirPlan, VsockPlan};
-use capsa_proto::spec::{ConsoleMode, Disk, NetworkMode, VsockDirection};
+use capsa_proto::plan::{
+    DescriptorKind, DescriptorPlan, NamedPort, NetworkPlan, OverlayPlan, RunDirPlan, VsockPlan,
+    add_descriptor,
+};
+use capsa_proto::spec::{ConsoleMode, Disk, VsockDirection};
 
-pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<String> {
+/// The arguments, and the descriptors that they name.
+pub(crate) fn args(
+    vm: &ValidatedSpec,
+    network: Option<&NetworkPlan>,
+    at: &RunDirPlan,
+    rest: &HostPath,
+) -> (Vec<String>, Vec<DescriptorPlan>) {
     let spec = vm.spec();
-    let mut args = Vec::new();
+    let (mut args, mut descriptors) = (Vec::new(), Vec::new());
     let mut flag = |name: &str, value: String| args.extend([name.to_string(), value]);
 
     flag("--cpus", spec.resources.cpus.to_string());
@@ -36,9 +45,10 @@ pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<
     for share in vm.shares() {
         flag("--device", format!("virtio-fs,sharedDir={},mountTag={}", share.host, share.tag));
     }
-    if spec.network == NetworkMode::Nat {
-        // A bare `virtio-net` is an error. Without `mac` the address is random.
-        flag("--device", format!("virtio-net,nat,mac={}", mac(vm, at)));
+    if let Some(NetworkPlan { mac, .. }) = network {
+        let fd = add_descriptor(&mut descriptors, DescriptorKind::Network);
+        // Without `mac` the address is random.
+        flag("--device", format!("virtio-net,fd={fd},mac={mac}"));
     }
     // The guest has one vsock device. Each `--device virtio-vsock` adds a port to it.
     if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &spec.vsock_ports) {
@@ -56,7 +66,7 @@ pub(crate) fn args(vm: &ValidatedSpec, at: &RunDirPlan, rest: &HostPath) -> Vec<
     }
     flag("--device", "virtio-rng".to_string());
     flag("--restful-uri", format!("unix://{rest}"));
-    args
+    (args, descriptors)
 }
 
 /// Whether the guest writes to a clone of this disk. A read-only disk needs none.
@@ -74,33 +84,4 @@ pub(crate) fn clones(vm: &ValidatedSpec, at: &RunDirPlan) -> Vec<OverlayPlan> {
 
 fn clone_path(n: usize, at: &RunDirPlan) -> HostPath {
     at.path().join(&format!("disk{n}.raw"))
-}
-
-/// The MAC address of the VM's network card: locally administered, unicast.
-///
-/// macOS leases IP addresses per MAC address. So a VM should have the same address at each start, and
-/// two VMs that run at the same time must have different ones. A writable disk is used by one VM at a
-/// time, so the address is a hash of the writable disks' paths, or else of the run directory.
-fn mac(vm: &ValidatedSpec, at: &RunDirPlan) -> String {
-    let is_written = |disk: &&Disk| !disk.read_only && !disk.ephemeral;
-    let mut written = vm.disks().iter().filter(is_written).map(|disk| &disk.path).peekable();
-    let hash = match written.peek() {
-        Some(_) => fnv1a(written),
-        None => fnv1a([at.path()].into_iter()),
-    };
-    let [_, _, first, rest @ ..] = hash.to_be_bytes();
-    let mut text = format!("{:02x}", (first & 0xfc) | 0x02);
-    for byte in rest {
-        text.push_str(&format!(":{byte:02x}"));
-    }
-    text
-}
-
-/// 64-bit FNV-1a over paths, each terminated by NUL, which a path cannot contain.
-fn fnv1a<'a>(paths: impl Iterator<Item = &'a HostPath>) -> u64 {
-    paths
-        .flat_map(|path| path.as_str().bytes().chain([0]))
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
 }

@@ -76,7 +76,14 @@ fn device(text: &str, head: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Value, S
             ("virtio-blk", ("readonly", None)) => ("readOnly", true.into()),
             ("virtio-fs", ("sharedDir", Some(path))) => ("sharedDir", path.into()),
             ("virtio-fs", ("mountTag", Some(tag))) => ("mountTag", tag.into()),
+            ("virtio-net", ("nat", None) | ("fd", Some(_))) if shown.get("nat").is_some() => {
+                return Err("one of nat and fd".into());
+            }
             ("virtio-net", ("nat", None)) => ("nat", true.into()),
+            ("virtio-net", ("fd", Some(fd))) => {
+                fd.parse::<u32>().map_err(|_| format!("invalid file descriptor: {fd}"))?;
+                ("nat", false.into())
+            }
             ("virtio-net", ("mac", Some(mac))) => ("macAddress", mac_address(mac)?.into()),
             ("virtio-vsock", ("port", Some(port))) => {
                 let port: u32 = port.parse().map_err(|_| format!("invalid port {port:?}"))?;

@@ -4,7 +4,7 @@
 //!
 //! A VM is one `vfkit` process. Its command line is the whole configuration, and it boots the guest at
 //! once. Capsa polls the REST socket until Virtualization.framework reports the VM as running. There
-//! are no helper processes: the framework provides NAT and directory sharing.
+//! are no helper processes: the framework provides directory sharing, and Capsa the network.
 //!
 //! # Why the console is `stdio`
 //!
@@ -70,8 +70,8 @@ use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, Note,
-    ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
+    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, NetworkLink,
+    NetworkPlan, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
@@ -80,6 +80,10 @@ pub const KEY: &str = "vfkit";
 
 /// The oldest version that asks the guest to power off on SIGTERM. Up to 0.6.1, SIGTERM cut the power.
 pub const MIN_VERSION: Version = Version::new(0, 6, 2);
+
+/// The largest IP packet of the guest's network card. vfkit never sets another; with 4000 bytes,
+/// Virtualization.framework stalls the card under load.
+const MTU: u16 = 1500;
 
 /// The vfkit backend.
 #[derive(Debug, Clone, Copy, Default)]
@@ -171,15 +175,17 @@ impl HypervisorBackend for Vfkit {
     ) -> LaunchPlan {
         let spec = vm.spec();
         let socket = at.socket("rest.sock");
+        let network = NetworkPlan::new(spec, NetworkLink::Datagram, MTU);
+        let (args, descriptors) = args::args(vm, network.as_ref(), at, &socket);
         LaunchPlan {
-            network: None,
+            network,
             backend: KEY,
             run_dir: at.path().clone(),
             processes: vec![ProcessPlan {
                 name: KEY.to_string(),
                 program: found.program(KEY, KEY),
-                args: args::args(vm, at, &socket),
-                descriptors: Vec::new(),
+                args,
+                descriptors,
                 ready: Readiness::ControlConnected,
                 ends_with_hypervisor: true,
             }],

@@ -29,7 +29,6 @@ use crate::tests::{args, disk, path, spec, try_plan_in};
 /// What vfkit accepts and no plan produces: the reason, and the lines of the file.
 const NOT_PRODUCED: &[(&str, &[usize])] = &[
     ("a console must accept input and have a known path", &[56, 58, 59]),
-    ("a custom network needs a helper process", &[40, 48, 50, 51]),
     ("a socket path that a URL parser changes is rejected", &[73]),
     ("a VM without a CPU is rejected", &[18]),
     ("Capsa boots Linux kernels directly", &[2, 3, 4, 5, 12]),
@@ -41,7 +40,8 @@ const NOT_PRODUCED: &[(&str, &[usize])] = &[
     ("positional arguments are not used", &[79]),
     ("Rosetta is not supported", &[23, 25]),
     ("the log level is not set", &[66]),
-    ("the MAC address is derived from the disks", &[43, 44]),
+    ("the NAT of macOS is not used", &[41, 43, 44]),
+    ("the network card inherits its socket", &[48, 50, 51]),
     ("the wildcard vsock port is rejected", &[61]),
 ];
 
@@ -99,11 +99,11 @@ fn wanted(result: &Value) -> Result<(VmSpec, String), &'static str> {
                     cache: None,
                 }),
             }),
-            "virtionet" if !device["macAddress"].is_null() => {
-                return Err("the MAC address is derived from the disks");
+            "virtionet" if device["nat"] == true => {
+                return Err("the NAT of macOS is not used");
             }
-            "virtionet" if device["nat"] == true => spec.network = NetworkMode::Nat,
-            "virtionet" => return Err("a custom network needs a helper process"),
+            "virtionet" if device["unixSocketPath"].is_null() => spec.network = NetworkMode::Nat,
+            "virtionet" => return Err("the network card inherits its socket"),
             "virtioserial" if device["usesStdio"] == true => spec.console = ConsoleMode::Enabled,
             "virtioserial" => {
                 return Err("a console must accept input and have a known path");

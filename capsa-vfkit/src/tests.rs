@@ -13,7 +13,7 @@ use capsa_proto::backend::ProbeResult;
 use capsa_proto::capabilities::validate;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, OverlayPlan};
+use capsa_proto::plan::{Body, DescriptorKind, OverlayPlan};
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
     Virtio9pConfig, VirtioFsConfig, VsockDirection, VsockPort,
@@ -113,10 +113,6 @@ pub(crate) fn args(plan: &LaunchPlan) -> &[String] {
     &plan.processes[0].args
 }
 
-fn mac(plan: &LaunchPlan) -> &str {
-    args(plan).iter().find_map(|arg| arg.strip_prefix("virtio-net,nat,mac=")).unwrap()
-}
-
 #[test]
 fn plan_smallest_vm() {
     let plan = plan(spec());
@@ -148,7 +144,7 @@ fn plan_vm_with_all_devices() {
          reboot=t panic=0 root=/dev/vda systemd.mount-extra=t.1:/w:virtiofs:rw \
          dyndbg=\"file a,b +p\"|--device|virtio-blk,path=/b=2.raw|--device|virtio-blk,\
          path=/a \"x\".raw,readonly|--device|virtio-fs,sharedDir=/work,mountTag=t.1|--device|\
-         virtio-net,nat,mac=ca:ae:6c:05:d2:2d|--device|virtio-serial,stdio|--device|virtio-rng|\
+         virtio-net,fd=3,mac=52:54:00:12:34:56|--device|virtio-serial,stdio|--device|virtio-rng|\
          --restful-uri|unix:///tmp/c/1/rest.sock"
     );
     assert_eq!(plan.console, ConsolePlan::Pty { mode: ConsoleMode::Stdio });
@@ -172,7 +168,9 @@ fn plan_readme_example_is_accepted() {
     let console = ConsoleMode::Enabled;
     let plan = plan(VmSpec { initrd: Some(path("/i")), disks, console, ..VmSpec::new(path("/k")) });
     assert_eq!(plan.on_reboot, RebootPolicy::default());
-    assert!(mac(&plan).len() == 17, "with the default network");
+    let network = plan.network.expect("NAT is the default");
+    assert_eq!((network.link, network.mtu), (NetworkLink::Datagram, 1500));
+    assert_eq!(plan.processes[0].descriptors[0].kind, DescriptorKind::Network);
 }
 
 #[test]
@@ -199,25 +197,6 @@ fn cmdline_panic_depends_on_reboot_policy() {
     assert_eq!(notes(RebootPolicy::Auto, ConsoleMode::Enabled), [Info]);
     assert_eq!(notes(RebootPolicy::Auto, ConsoleMode::Disabled), [Warning]);
     assert_eq!(notes(RebootPolicy::Restart, ConsoleMode::Disabled), []);
-}
-
-#[test]
-fn mac_depends_on_writable_disks() {
-    let with = |disks: Vec<Disk>| VmSpec { disks, network: NetworkMode::Nat, ..spec() };
-    let macs = |disks: Vec<Disk>, run_dirs: [&str; 2]| {
-        run_dirs.map(|dir| mac(&try_plan_in(dir, with(disks.clone())).unwrap()).to_string())
-    };
-    let [here, there] = macs(vec![disk("/a")], ["/tmp/c/1", "/tmp/c/2"]);
-    assert_eq!(here, there, "the MAC address changed at the second start");
-    let [other, _] = macs(vec![disk("/b")], ["/tmp/c/1", "/tmp/c/2"]);
-    assert_ne!(here, other);
-
-    let read_only = Disk { read_only: true, ..disk("/a") };
-    let ephemeral = Disk { ephemeral: true, ..disk("/a") };
-    for disks in [vec![], vec![read_only], vec![ephemeral]] {
-        let [first, second] = macs(disks, ["/tmp/c/1", "/tmp/c/2"]);
-        assert_ne!(first, second, "two VMs that may run at the same time have one MAC address");
-    }
 }
 
 #[test]
@@ -452,7 +431,8 @@ fn expected(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
         devices.push(json!({ "kind": "virtiofs", "sharedDir": share.host, "mountTag": tag }));
     }
     if spec.network == NetworkMode::Nat {
-        devices.push(json!({ "kind": "virtionet", "nat": true, "macAddress": mac(plan) }));
+        let mac = "52:54:00:12:34:56";
+        devices.push(json!({ "kind": "virtionet", "nat": false, "macAddress": mac }));
     }
     for VsockPort { port, direction } in &spec.vsock_ports {
         devices.push(match direction {

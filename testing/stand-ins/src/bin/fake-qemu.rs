@@ -33,7 +33,7 @@ use capsa_stand_ins::{fake_qemu as fake, inherited};
 fn main() {
     let args: Vec<String> = env::args().skip(1).collect();
     match args.first().map(String::as_str) {
-        Some("-help") => println!("QEMU emulator version 9.0.0\n-netdev user"),
+        Some("-help") => println!("QEMU emulator version 9.0.0\n-netdev stream"),
         // Without a VM, for comparisons.
         Some("--ticks") => {
             fake::ticks(std::io::stdout(), args[1].parse().expect("a number"));

@@ -130,11 +130,10 @@ impl EmulatedVmBuilder {
     }
 
     fn net(&mut self, n: usize, net: &NetDevice) {
-        // The addresses that macOS uses for its guests.
-        self.push(&format!(
-            "-netdev user,id=net{n},net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.3,\
-             dhcpstart=192.168.64.15"
-        ));
+        // The stand-in serves no network itself.
+        let Some(fd) = net.fd else { return };
+        // QEMU inherits the socket under the same number.
+        self.push(&format!("-netdev dgram,id=net{n},local.type=fd,local.str={fd}"));
         let netdev = format!("net{n}");
         let mut device = json!({ "driver": "virtio-net-pci", "netdev": netdev, "romfile": "" });
         if !net.mac_address.is_empty() {
