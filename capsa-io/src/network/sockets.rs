@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::{Key, Network, link};
-use crate::sys::{self, PollSource};
+use crate::sys::{self, PollSource, RouteProtocol};
 
 /// Datagrams that are read from a socket in one call, at most.
 const DATAGRAMS: usize = 16;
@@ -124,7 +124,8 @@ impl Network {
 
     fn connect(&mut self, flow: FlowId, destination: Destination, now: Instant) {
         let connected = match destination {
-            Destination::Remote(remote) => self.connect_to(flow, remote, None),
+            Destination::Remote(remote) => open_remote(remote, RouteProtocol::Tcp)
+                .and_then(|remote| self.connect_to(flow, remote, None)),
             Destination::Host(port) => {
                 let next = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
                 self.connect_to(flow, (Ipv4Addr::LOCALHOST, port).into(), Some(next))
@@ -164,11 +165,9 @@ impl Network {
 
     fn open_udp(&mut self, flow: FlowId, destination: Destination) {
         let remote = match destination {
-            Destination::Remote(remote) => remote,
-            Destination::Host(port) => (Ipv4Addr::LOCALHOST, port).into(),
-            Destination::Service(_) => {
-                return self.net.handle_datagram_error(flow, ConnectError::Refused);
-            }
+            Destination::Remote(remote) => open_remote(remote, RouteProtocol::Udp),
+            Destination::Host(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+            Destination::Service(_) => Err(io::ErrorKind::ConnectionRefused.into()),
         };
         self.open_datagrams(flow, remote, None, SocketState::Datagram);
     }
@@ -179,17 +178,19 @@ impl Network {
             IpAddr::V4(_) => ipproto::ICMP,
             IpAddr::V6(_) => ipproto::ICMPV6,
         };
-        self.open_datagrams(flow, (remote, 0).into(), Some(protocol), SocketState::Echo);
+        let remote = open_remote((remote, 0).into(), RouteProtocol::Icmp);
+        self.open_datagrams(flow, remote, Some(protocol), SocketState::Echo);
     }
 
     fn open_datagrams(
         &mut self,
         flow: FlowId,
-        remote: SocketAddr,
+        remote: io::Result<SocketAddr>,
         protocol: Option<Protocol>,
         state: SocketState,
     ) {
         let open = || {
+            let remote = remote?;
             let socket = sys::inet_socket(family(remote), SocketType::DGRAM, protocol)?;
             connect(&socket, &remote)?;
             Ok(socket)
@@ -355,6 +356,17 @@ fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
     }
 }
 
+/// Checks that the host's kernel would not deliver what goes to `remote` to the host itself. Only the
+/// kernel knows: addresses and routes change while the VM runs.
+fn open_remote(remote: SocketAddr, protocol: RouteProtocol) -> io::Result<SocketAddr> {
+    // A mapped address reaches the same host as the address in it.
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    match sys::is_route_to_host(remote, protocol)? {
+        true => Err(io::ErrorKind::PermissionDenied.into()),
+        false => Ok(remote),
+    }
+}
+
 fn family(remote: SocketAddr) -> AddressFamily {
     match remote {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -364,6 +376,9 @@ fn family(remote: SocketAddr) -> AddressFamily {
 
 /// What the guest learns of a connection that failed.
 fn connect_error(error: &io::Error) -> ConnectError {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return ConnectError::Prohibited;
+    }
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NETUNREACH | Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) => {
             ConnectError::NetworkUnreachable
@@ -371,7 +386,6 @@ fn connect_error(error: &io::Error) -> ConnectError {
         Some(Errno::HOSTUNREACH | Errno::TIMEDOUT | Errno::HOSTDOWN) => {
             ConnectError::HostUnreachable
         }
-        Some(Errno::ACCESS | Errno::PERM) => ConnectError::Prohibited,
         _ => ConnectError::Refused,
     }
 }

@@ -19,6 +19,7 @@ use super::LockHolder;
 use super::{Poll, PollSource, unix};
 
 pub(crate) use super::byte_lock::lock_on;
+pub(crate) use super::netlink::is_route_to_host;
 pub(crate) use super::vfork::spawn;
 
 /// `sun_path` has 108 bytes, one of them for the NUL.

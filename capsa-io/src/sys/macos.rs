@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroI32;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +22,7 @@ use rustix::fs::{CWD, CloneFlags, OFlags, fclonefileat, fstat};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, sockopt};
 
-use super::LockHolder;
+use super::{LockHolder, RouteProtocol};
 use super::{Poll, PollSource, SpawnRequest, unix};
 
 /// `sun_path` has 104 bytes, one of them for the NUL.
@@ -171,6 +172,63 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<File>
 /// Opens a directory below `dir`, by a relative path without `..` or symbolic links.
 pub(crate) fn open_directory_beneath(dir: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     unix::open_each(dir, path, OFlags::RDONLY, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Whether `remote` is an address of this host, or the broadcast address of a link: an address of an
+/// interface, or of the loopback network.
+///
+/// # Errors
+///
+/// When the interfaces cannot be listed.
+pub(crate) fn is_route_to_host(remote: SocketAddr, _protocol: RouteProtocol) -> io::Result<bool> {
+    let ip = remote.ip();
+    let is_special = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast() || v4.is_multicast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    };
+    if ip.is_unspecified() || ip.is_loopback() || is_special {
+        return Ok(true);
+    }
+    let mut first = std::ptr::null_mut();
+    // SAFETY: `first` is valid for writing.
+    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let (mut next, mut found) = (first, false);
+    while !next.is_null() {
+        // SAFETY: the list has entries until a null pointer, and is freed below.
+        let entry = unsafe { &*next };
+        // SAFETY: the addresses of an entry are null or valid while the list lives.
+        let is_equal = |address| unsafe { ip_of(address) } == Some(ip);
+        let is_broadcast = entry.ifa_flags & libc::IFF_BROADCAST as libc::c_uint != 0;
+        found |= is_equal(entry.ifa_addr) || is_broadcast && is_equal(entry.ifa_dstaddr);
+        next = entry.ifa_next;
+    }
+    // SAFETY: the list is from getifaddrs, and is not used any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(found)
+}
+
+/// The IP address of a socket address.
+///
+/// # Safety
+///
+/// `address` is null, or points to a socket address that is as long as its family requires.
+unsafe fn ip_of(address: *const libc::sockaddr) -> Option<IpAddr> {
+    // SAFETY: as the caller ensures; a list entry is aligned for every family.
+    unsafe {
+        match i32::from(address.as_ref()?.sa_family) {
+            libc::AF_INET => {
+                let v4 = address.cast::<libc::sockaddr_in>().read_unaligned();
+                Some(IpAddr::from(v4.sin_addr.s_addr.to_ne_bytes()))
+            }
+            libc::AF_INET6 => {
+                let v6 = address.cast::<libc::sockaddr_in6>().read_unaligned();
+                Some(IpAddr::from(v6.sin6_addr.s6_addr))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The start time of a process, in microseconds. Together with the process id it is never reused.

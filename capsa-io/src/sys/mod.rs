@@ -16,6 +16,7 @@
 //! | [`lock_holder`] | the process with a `flock` on a file: `/proc/locks` | none |
 //! | [`start_time`] | `/proc` | `libproc` |
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
+//! | [`is_route_to_host`] | a request to the routing tables | the addresses of the interfaces |
 //! | [`open_pty`] | the same | the same |
 
 #[cfg(target_os = "linux")]
@@ -25,6 +26,8 @@ mod fork_guard;
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
+#[cfg(target_os = "linux")]
+mod netlink;
 mod poll;
 mod socket;
 #[cfg(all(target_os = "linux", feature = "testing"))]
@@ -40,8 +43,8 @@ use macos as os;
 
 pub use fork_guard::ForkGuard;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, lock_holder, lock_on, open_beneath,
-    open_directory_beneath, spawn, start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_route_to_host, lock_holder,
+    lock_on, open_beneath, open_directory_beneath, spawn, start_time,
 };
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
@@ -82,6 +85,14 @@ pub(crate) struct SpawnRequest<'a> {
     pub(crate) numbered: &'a [InheritedDescriptor],
     /// The watchdog's socket, with which it registers before it executes the program.
     pub(crate) watchdog: Option<BorrowedFd<'a>>,
+}
+
+/// The protocol of a packet to route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RouteProtocol {
+    Tcp,
+    Udp,
+    Icmp,
 }
 
 /// The first descriptor number after the standard streams.
