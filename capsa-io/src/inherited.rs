@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use capsa_proto::plan::{DescriptorKind, OverlayPlan, ProcessPlan};
+use capsa_proto::plan::{DescriptorKind, NetworkLink, NetworkPlan, OverlayPlan, ProcessPlan};
 use capsa_proto::vm::Channel;
 
 use crate::ephemeral;
@@ -33,7 +33,11 @@ pub(crate) struct DescriptorSet {
 impl DescriptorSet {
     /// Creates the descriptors of `process`. The run directory must exist, and the numbers must be
     /// [reserved](sys::ReservedNumbers).
-    pub(crate) fn new(process: &ProcessPlan, overlays: &[OverlayPlan]) -> io::Result<Self> {
+    pub(crate) fn new(
+        process: &ProcessPlan,
+        overlays: &[OverlayPlan],
+        network: Option<&NetworkPlan>,
+    ) -> io::Result<Self> {
         let mut set = Self::default();
         for plan in &process.descriptors {
             let descriptor = match &plan.kind {
@@ -45,10 +49,10 @@ impl DescriptorSet {
                     theirs.into()
                 }
                 DescriptorKind::Network => {
-                    let (ours, theirs) = sys::socket_pair()?;
-                    ours.set_nonblocking(true)?;
-                    set.network = Some(ours.into());
-                    theirs.into()
+                    let (ours, theirs) = network_pair(network)?;
+                    sys::set_nonblocking(ours.as_fd())?;
+                    set.network = Some(ours);
+                    theirs
                 }
                 DescriptorKind::Events => set.pipe(Channel::Events)?,
                 DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
@@ -80,5 +84,16 @@ impl DescriptorSet {
         sys::set_nonblocking(ours.as_fd())?;
         self.channels.push((channel, ByteStream::File(File::from(OwnedFd::from(ours)))));
         Ok(theirs.into())
+    }
+}
+
+/// The ends of a network's link.
+fn network_pair(plan: Option<&NetworkPlan>) -> io::Result<(OwnedFd, OwnedFd)> {
+    match plan.map(|plan| &plan.link) {
+        Some(NetworkLink::Stream) => sys::socket_pair().map(|(a, b)| (a.into(), b.into())),
+        Some(NetworkLink::Datagram) => sys::datagram_pair().map(|(a, b)| (a.into(), b.into())),
+        Some(NetworkLink::VhostUser { .. }) | None => {
+            Err(io::Error::other("the plan has no link that a process inherits"))
+        }
     }
 }

@@ -4,24 +4,25 @@
 //! batch: what its socket does not take is kept until [`flush`](FrameLink::flush). While [`is_full`](FrameLink::is_full),
 //! no further batch may be sent.
 
+mod datagram;
+mod stream;
+
 use std::io::{self, IoSlice};
-use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use capsa_net::{Net, SegmentBody};
+use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
-use super::tap::TapLink;
+pub(super) use datagram::DatagramLink;
+pub(super) use stream::StreamLink;
 
 /// The size of the buffer for received bytes.
 pub(super) const INPUT: usize = 256 << 10;
 
 /// The longest frame that a hypervisor sends. A longer one ends the link.
 const FRAME_MAX: usize = 68 << 10;
-
-/// The length that precedes a frame on a stream.
-const LENGTH: usize = 4;
 
 /// Frames for the guest: a header each, and the body that follows it.
 pub(super) struct Batch<'a> {
@@ -42,9 +43,10 @@ pub(super) enum LinkInput {
 /// The link between the hypervisor and the stack.
 #[derive(Debug)]
 pub(super) enum FrameLink {
+    /// A frame follows its length, 4 bytes in network byte order.
     Stream(StreamLink),
-    /// A tap device.
-    Tap(TapLink),
+    /// A datagram is a frame.
+    Datagram(DatagramLink),
 }
 
 impl FrameLink {
@@ -62,7 +64,7 @@ impl FrameLink {
     ) -> io::Result<LinkInput> {
         match self {
             Self::Stream(link) => link.receive(limit, spare, handle),
-            Self::Tap(link) => link.receive(limit, spare, handle),
+            Self::Datagram(link) => link.receive(limit, spare, handle),
         }
     }
 
@@ -71,10 +73,10 @@ impl FrameLink {
     /// # Errors
     ///
     /// When the link has ended.
-    pub(super) fn send(&mut self, batch: &Batch<'_>) -> io::Result<()> {
+    pub(super) fn send(&mut self, batch: &Batch<'_>, now: Instant) -> io::Result<()> {
         match self {
             Self::Stream(link) => link.send(batch),
-            Self::Tap(link) => link.send(batch),
+            Self::Datagram(link) => link.send(batch, now),
         }
     }
 
@@ -83,10 +85,10 @@ impl FrameLink {
     /// # Errors
     ///
     /// When the link has ended.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self, now: Instant) -> io::Result<()> {
         match self {
             Self::Stream(link) => link.flush(),
-            Self::Tap(_) => Ok(()),
+            Self::Datagram(link) => link.flush(now),
         }
     }
 
@@ -94,7 +96,23 @@ impl FrameLink {
     pub(super) fn is_full(&self) -> bool {
         match self {
             Self::Stream(link) => !link.output.is_empty(),
-            Self::Tap(_) => false,
+            Self::Datagram(link) => link.is_full(),
+        }
+    }
+
+    /// Whether the descriptor becomes writable when it takes more.
+    pub(super) fn waits_for_writable(&self) -> bool {
+        match self {
+            Self::Stream(_) => self.is_full(),
+            Self::Datagram(link) => link.waits_for_writable(),
+        }
+    }
+
+    /// When to flush although the descriptor is not writable.
+    pub(super) fn poll_timeout(&self) -> Option<Deadline> {
+        match self {
+            Self::Stream(_) => None,
+            Self::Datagram(link) => link.poll_timeout(),
         }
     }
 }
@@ -103,138 +121,8 @@ impl AsFd for FrameLink {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Stream(link) => link.socket.as_fd(),
-            Self::Tap(link) => link.0.as_fd(),
+            Self::Datagram(link) => link.descriptor.as_fd(),
         }
-    }
-}
-
-/// A stream socket. A frame follows its length, 4 bytes in network byte order.
-#[derive(Debug)]
-pub(super) struct StreamLink {
-    socket: OwnedFd,
-    /// The buffer, while it has received bytes at `start..end` that are not handled.
-    input: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// The end of a batch that the socket has not taken.
-    output: Vec<u8>,
-}
-
-impl StreamLink {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, input: Vec::new(), start: 0, end: 0, output: Vec::new() }
-    }
-
-    fn receive(
-        &mut self,
-        limit: usize,
-        spare: &mut Vec<u8>,
-        handle: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<LinkInput> {
-        if self.input.is_empty() {
-            mem::swap(&mut self.input, spare);
-        }
-        let received = self.receive_frames(limit, handle);
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-            if spare.is_empty() {
-                mem::swap(&mut self.input, spare);
-            } else {
-                self.input = Vec::new();
-            }
-        }
-        received
-    }
-
-    fn receive_frames(
-        &mut self,
-        limit: usize,
-        handle: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<LinkInput> {
-        let mut frames = 0;
-        loop {
-            while let Some(len) = self.next_frame()? {
-                if frames == limit {
-                    return Ok(LinkInput::More);
-                }
-                frames += 1;
-                let at = self.start + LENGTH;
-                handle(&self.input[at..at + len]);
-                self.start = at + len;
-            }
-            if self.start == self.end {
-                (self.start, self.end) = (0, 0);
-            } else if self.input.len() - self.start < LENGTH + FRAME_MAX {
-                self.input.copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, self.end - self.start);
-            }
-            let room = &mut self.input[self.end..];
-            let size = room.len();
-            match recv(&self.socket, room, RecvFlags::empty()) {
-                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok((count, _)) => {
-                    self.end += count;
-                    if count < size && self.next_frame()?.is_none() {
-                        return Ok(LinkInput::All);
-                    }
-                }
-                Err(Errno::AGAIN) => return Ok(LinkInput::All),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// The length of the next frame, if all of it is received.
-    fn next_frame(&self) -> io::Result<Option<usize>> {
-        let received = &self.input[self.start..self.end];
-        let Some((length, rest)) = received.split_first_chunk() else { return Ok(None) };
-        let len = u32::from_be_bytes(*length) as usize;
-        if len > FRAME_MAX {
-            let text = format!("a frame of {len} bytes; the limit is {FRAME_MAX}");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        Ok((len <= rest.len()).then_some(len))
-    }
-
-    fn send(&mut self, batch: &Batch<'_>) -> io::Result<()> {
-        let len = |(head, body): (&Vec<u8>, _)| {
-            let body = batch.net.parts(body).map(<[u8]>::len).sum::<usize>();
-            ((head.len() + body) as u32).to_be_bytes()
-        };
-        let frames = || batch.heads.iter().zip(batch.bodies);
-        let lengths: Vec<_> = frames().map(len).collect();
-        let mut slices = Vec::with_capacity(4 * lengths.len());
-        for (length, (head, body)) in lengths.iter().zip(frames()) {
-            slices.push(IoSlice::new(length));
-            slices.push(IoSlice::new(head));
-            slices.extend(batch.net.parts(body).map(IoSlice::new));
-        }
-        let mut left = send_slices(self.socket.as_fd(), &slices)?;
-        for slice in slices {
-            let sent = left.min(slice.len());
-            self.output.extend_from_slice(&slice[sent..]);
-            left -= sent;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let mut sent = 0;
-        while sent < self.output.len() {
-            match send(&self.socket, &self.output[sent..], SendFlags::NOSIGNAL) {
-                Ok(count) => sent += count,
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if sent == self.output.len() {
-            self.output = Vec::new();
-        } else {
-            self.output.drain(..sent);
-        }
-        Ok(())
     }
 }
 

@@ -9,7 +9,6 @@
 //! | --- | --- |
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
-//! | `tap` | a tap device as the link, in tests |
 //!
 //! # Driving
 //!
@@ -23,7 +22,6 @@
 
 mod link;
 mod sockets;
-mod tap;
 
 use std::cell::Cell;
 use std::io;
@@ -38,7 +36,7 @@ use capsa_proto::time::{Deadline, Instant};
 use crate::random;
 use crate::sys::{Poll, PollSource, ReadyEvents};
 
-use self::link::{Batch, FrameLink, LinkInput, StreamLink};
+use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
 use self::sockets::SocketTable;
 
 /// Frames that a call receives, and that it sends, at most.
@@ -158,17 +156,18 @@ impl Network {
         })
     }
 
-    /// Attaches the network to its end of a link.
+    /// Attaches the network to its end of a link, which must not block. The end of a
+    /// [datagram](NetworkLink::Datagram) link is a socket, or any other descriptor that takes and gives one
+    /// frame with each call, as a tap device does.
     ///
     /// # Errors
     ///
     /// When the socket cannot be watched.
-    pub fn attach(&mut self, kind: &NetworkLink, socket: OwnedFd) -> io::Result<()> {
+    pub fn attach(&mut self, kind: &NetworkLink, end: OwnedFd) -> io::Result<()> {
         let link = match kind {
-            NetworkLink::Stream => FrameLink::Stream(StreamLink::new(socket)),
-            NetworkLink::Datagram | NetworkLink::VhostUser { .. } => {
-                return Err(io::ErrorKind::Unsupported.into());
-            }
+            NetworkLink::Stream => FrameLink::Stream(StreamLink::new(end)),
+            NetworkLink::Datagram => FrameLink::Datagram(DatagramLink::new(end)),
+            NetworkLink::VhostUser { .. } => return Err(io::ErrorKind::Unsupported.into()),
         };
         self.link = Some(self.poll.add(link, Key::Link.encode())?);
         Ok(())
@@ -180,9 +179,7 @@ impl Network {
     ///
     /// When the device cannot be watched.
     pub fn attach_tap(&mut self, tap: OwnedFd) -> io::Result<()> {
-        let link = FrameLink::Tap(tap::TapLink(tap));
-        self.link = Some(self.poll.add(link, Key::Link.encode())?);
-        Ok(())
+        self.attach(&NetworkLink::Datagram, tap)
     }
 
     /// Takes the link up or down. While it is down, frames in both directions are dropped or wait.
@@ -218,7 +215,8 @@ impl Network {
 
     /// When to call [`on_ready`](Self::on_ready) although nothing is readable.
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        self.net.poll_timeout()
+        let link = self.link.as_ref().and_then(|link| link.io_ref().poll_timeout());
+        Deadline::earliest(self.net.poll_timeout(), link)
     }
 
     fn work(&mut self, buffers: &mut Buffers, now: Instant) {
@@ -252,7 +250,7 @@ impl Network {
 
     fn send_frames(&mut self, buffers: &mut Buffers, now: Instant) -> io::Result<()> {
         let Some(link) = self.link.as_mut() else { return Ok(()) };
-        link.io().flush()?;
+        link.io().flush(now)?;
         if self.is_up && !link.io().is_full() {
             buffers.bodies.clear();
             let mut bytes = 0;
@@ -265,15 +263,15 @@ impl Network {
             let count = buffers.bodies.len();
             if count > 0 {
                 let heads = &buffers.heads[..count];
-                link.io().send(&Batch { net: &self.net, heads, bodies: &buffers.bodies })?;
+                link.io().send(&Batch { net: &self.net, heads, bodies: &buffers.bodies }, now)?;
                 // Sending may change what the flows wait for.
                 self.act(now);
             }
             self.more |= bytes >= BYTES || count == FRAMES;
         }
         let Some(link) = self.link.as_mut() else { return Ok(()) };
-        let is_full = link.io().is_full();
-        link.set_interest(true, is_full)
+        let waits = link.io().waits_for_writable();
+        link.set_interest(true, waits)
     }
 
     fn end_link(&mut self, error: &io::Error) {

@@ -49,7 +49,9 @@ pub(crate) use os::{
 pub(crate) use poll::{Poll, PollSource, ReadyEvents};
 #[cfg(test)]
 pub(crate) use socket::listen_with_a_short_queue;
-pub(crate) use socket::{connect, connect_blocking, inet_socket, listen, socket_pair};
+pub(crate) use socket::{
+    connect, connect_blocking, datagram_pair, inet_socket, listen, socket_pair,
+};
 pub(crate) use unix::{
     ExitState, Pty, ReservedNumbers, at_exit, create_fifo, exit_state, is_writable, null, open_pty,
     prepare_exec, reap, set_nonblocking, signal_group, wait_exited,

@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -111,6 +111,19 @@ pub(crate) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
     let (one, other) = UnixStream::pair()?;
     for socket in [&one, &other] {
         os::no_sigpipe(socket.as_fd())?;
+    }
+    Ok((one, other))
+}
+
+/// A pair of connected sockets for datagrams, with buffers as for a network card: a sender that never waits
+/// fills small ones. macOS limits a datagram to the size of the sender's buffer.
+pub(crate) fn datagram_pair() -> io::Result<(UnixDatagram, UnixDatagram)> {
+    let (one, other) = UnixDatagram::pair()?;
+    for socket in [&one, &other] {
+        os::no_sigpipe(socket.as_fd())?;
+        // The system's limit may be lower.
+        let _ = net::sockopt::set_socket_send_buffer_size(socket, 1 << 20);
+        let _ = net::sockopt::set_socket_recv_buffer_size(socket, 4 << 20);
     }
     Ok((one, other))
 }

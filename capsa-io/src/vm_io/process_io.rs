@@ -277,7 +277,7 @@ impl ProcessIo {
             run_dir.check_exists()?;
         }
         let DescriptorSet { numbered, mut channels, blocking, network } =
-            DescriptorSet::new(process, &plan.overlays)?;
+            DescriptorSet::new(process, &plan.overlays, plan.network.as_ref())?;
         let mut inherited = Inherited { terminal: None, numbered };
         if id == plan.hypervisor() {
             if let ConsolePlan::Pty { .. } = plan.console {
