@@ -5,6 +5,7 @@
 
 mod access;
 mod answers;
+mod dns;
 mod echo;
 mod interface;
 mod receive;
@@ -20,6 +21,7 @@ use core::time::Duration;
 use capsa_proto::time::{Deadline, Instant};
 
 use self::access::Refusal;
+use self::dns::NameServer;
 use self::echo::{ECHO_IDLE, EchoLimits};
 use self::services::ServiceTable;
 use crate::buffer::Budget;
@@ -100,6 +102,7 @@ pub struct Net {
     config: NetworkConfig,
     services: ServiceTable,
     offload: LinkOffload,
+    name_server: NameServer,
     secret: HashKey,
     budget: Budget,
     flows: FlowTable<Flow>,
@@ -152,6 +155,7 @@ impl Net {
             datagram_ends: BTreeSet::new(),
             connecting: 0,
             waiting_connects: VecDeque::new(),
+            name_server: NameServer::new(),
             counters: Counters::default(),
         }
     }
@@ -426,9 +430,10 @@ impl Net {
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        let first =
-            [self.timers.first(), self.datagram_ends.first()].into_iter().flatten().min()?;
-        Some(Deadline { at: first.0, why: "network timer" })
+        let flows = [self.timers.first(), self.datagram_ends.first()].into_iter().flatten().min();
+        let at =
+            flows.map(|(at, _)| *at).into_iter().chain(self.name_server.poll_timeout()).min()?;
+        Some(Deadline { at, why: "network timer" })
     }
 
     /// The deadline of [`poll_timeout`](Self::poll_timeout) has passed.
@@ -447,6 +452,7 @@ impl Net {
         {
             self.remove(id);
         }
+        self.name_server_timeout(now);
     }
 
     // Flows.
@@ -497,6 +503,7 @@ impl Net {
 
     fn remove(&mut self, id: FlowId) {
         let Some(flow) = self.flows.remove(id) else { return };
+        self.name_server.remove(id);
         match flow.transport {
             Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
             Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
@@ -594,6 +601,10 @@ impl Net {
 }
 
 impl Flow {
+    fn is_received(&self) -> bool {
+        matches!(&self.transport, Transport::Tcp(connection) if connection.is_received())
+    }
+
     fn is_replaceable(&self) -> bool {
         matches!(&self.transport, Transport::Tcp(connection) if connection.is_replaceable())
     }

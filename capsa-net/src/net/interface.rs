@@ -277,4 +277,6 @@ pub struct Counters {
     pub refused_full: u64,
     /// Echo requests, fragments and ICMP errors that were dropped because of a limit of rate or size.
     pub limited: u64,
+    /// DNS queries that were too many, in a second or at one time.
+    pub queries_limited: u64,
 }

@@ -53,10 +53,11 @@ impl Net {
         }))
     }
 
-    /// Answers for the gateway and the name server only: an answer for the guest's own address would
+    /// Answers for the gateway, the name server and services only: an answer for the guest's own address would
     /// look like a duplicate of it, and one for any address would hide that nothing is there.
     fn arp(&mut self, message: &ArpMessage) {
-        let is_ours = [self.config.gateway, self.config.dns].contains(&message.target);
+        let is_ours = [self.config.gateway, self.config.dns].contains(&message.target)
+            || self.services.has_address(message.target.into());
         if message.operation != ArpOperation::Request || !is_ours {
             return;
         }
@@ -115,6 +116,12 @@ impl Net {
             ip::UDP => {
                 let policy = self.offload.checksum_policy();
                 let datagram = UdpDatagram::parse_with(header, payload, policy)?;
+                let server = SocketAddr::new(header.destination, datagram.destination);
+                if self.is_name_server(server) {
+                    let guest = SocketAddr::new(header.source, datagram.source);
+                    self.name_server_datagram(guest, server, &payload[datagram.payload], now);
+                    return Ok(None);
+                }
                 let flow = self.datagram(header, &datagram, now);
                 let payload = Payload { range: shift(datagram.payload), is_reassembled: false };
                 Ok(flow.map(|flow| Delivery::Datagram { flow, payload }))
@@ -184,11 +191,20 @@ impl Net {
         self.with_connection(id, |connection, budget| {
             offer = connection.handle_segment(header, data, now, budget);
         });
+        if self.name_server.has_stream(id) {
+            if let Some(part) = offer.take() {
+                self.taken(id, &data[part], 0, now);
+            }
+            self.move_stream(id, now);
+        }
         offer.map(|part| (id, part))
     }
 
     /// The guest opens a connection.
     fn open(&mut self, addresses: FlowAddresses, syn: &TcpHeader, now: Instant) {
+        if self.is_name_server(addresses.remote) {
+            return self.name_server_connection(addresses, syn, now);
+        }
         let destination = match self.destination(FlowProtocol::Tcp, addresses.remote) {
             Ok(destination) => destination,
             Err(refusal) => {
@@ -208,7 +224,7 @@ impl Net {
     }
 
     /// Answers a segment without a connection with a reset (RFC 9293, 3.10.7.1).
-    fn refuse(&mut self, addresses: &FlowAddresses, header: &TcpHeader, data: usize) {
+    pub(super) fn refuse(&mut self, addresses: &FlowAddresses, header: &TcpHeader, data: usize) {
         if header.flags.rst {
             return;
         }

@@ -378,6 +378,11 @@ impl Connection {
         self.guest_start.wrapping_sub(1)
     }
 
+    /// Whether the whole stream of the guest has arrived.
+    pub(crate) fn is_received(&self) -> bool {
+        self.upload.is_received()
+    }
+
     /// Whether the connection can be forgotten.
     pub(crate) fn is_gone(&self) -> bool {
         self.state == State::Gone

@@ -12,9 +12,11 @@
 //! | [`icmp`] | echo and unreachable messages of ICMP and ICMPv6 | RFC 792, RFC 4443 |
 //! | [`tcp`] | TCP headers, with the options MSS and window scale | RFC 9293, RFC 7323 |
 //! | [`udp`] | UDP headers | RFC 768 |
+//! | [`dns`] | DNS messages | RFC 1035, RFC 6891 |
 
 pub mod arp;
 pub mod checksum;
+pub mod dns;
 pub mod ethernet;
 pub mod icmp;
 pub mod ip;
