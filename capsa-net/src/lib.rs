@@ -2,12 +2,11 @@
 //!
 //! A guest's Ethernet frames go in; socket calls for the host and frames for the guest come out. This crate
 //! opens no socket, reads no clock and starts no thread: [`Net`] is a state machine. So the stack is tested
-//! against another TCP, with loss and reordering, in virtual time. `capsa-io` drives it. IPv6, DNS and
-//! fragments are missing.
+//! against another TCP, with loss and reordering, in virtual time. `capsa-io` drives it. DNS is missing.
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | `net` | [`Net`]: the network behind one network card: flows, ARP, echo, refusals |
+//! | `net` | [`Net`]: the network behind one network card: flows, ARP, NDP, echo, fragments, refusals |
 //! | `tcp` | one TCP connection of the guest, mirrored onto a socket |
 //! | `buffer` | bytes of a stream in chunks, within the memory of one network |
 //! | `flow_table` | flows by their addresses and by their number |

@@ -7,7 +7,9 @@ mod access;
 mod answers;
 mod dns;
 mod echo;
+mod fragments;
 mod interface;
+mod ndp;
 mod receive;
 mod services;
 
@@ -23,6 +25,8 @@ use capsa_proto::time::{Deadline, Instant};
 use self::access::Refusal;
 use self::dns::NameServer;
 use self::echo::{ECHO_IDLE, EchoLimits};
+use self::fragments::FragmentTable;
+use self::ndp::RouterState;
 use self::services::ServiceTable;
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol, FlowTable, HashKey};
@@ -41,6 +45,9 @@ pub use interface::{
 
 /// The address of the gateway on the link.
 const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+
+/// The smallest MTU of a link with IPv6 (RFC 8200, 5).
+const IPV6_MTU_MIN: u16 = 1280;
 
 /// The largest payload of a segment that the card of the guest cuts: with the headers of IPv4 and TCP, a
 /// packet of 65,535 bytes.
@@ -115,7 +122,8 @@ pub struct Net {
     echo: EchoLimits,
     /// The last packet that was reassembled, if the last frame had its last fragment.
     reassembled: Vec<u8>,
-    has_ipv6_route: bool,
+    fragments: FragmentTable,
+    router: RouterState,
     /// The identification of the last packet that was sent in fragments.
     fragment_id: u32,
     /// ICMP errors to the guest.
@@ -133,7 +141,8 @@ pub struct Net {
 
 impl Net {
     /// A network. `key` is random: it protects the flow table and the sequence numbers from guesses.
-    pub fn new(config: NetworkConfig, key: [u8; 16]) -> Self {
+    pub fn new(mut config: NetworkConfig, key: [u8; 16]) -> Self {
+        config.ipv6 = config.ipv6.filter(|_| config.mtu >= IPV6_MTU_MIN);
         let secret = HashKey::new(key);
         Self {
             budget: Budget::new(config.memory),
@@ -148,7 +157,8 @@ impl Net {
             timers: BTreeSet::new(),
             echo: EchoLimits::new(),
             reassembled: Vec::new(),
-            has_ipv6_route: false,
+            fragments: FragmentTable::default(),
+            router: RouterState::default(),
             fragment_id: 0,
             error_rate: RateLimit::new(ERROR_INTERVAL, ERROR_BURST),
             last_call: Instant::ZERO,
@@ -333,19 +343,17 @@ impl Net {
         }
     }
 
-    /// Whether the host has a route to the internet over IPv6. Without one, router advertisements offer
-    /// no default route. Initially false.
-    pub fn set_ipv6_route(&mut self, has_route: bool) {
-        self.has_ipv6_route = has_route;
-    }
-
     /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
     /// with [`SocketAction::Reset`] when the guest refuses it, or does not answer within a minute.
     ///
     /// # Errors
     ///
-    /// `None` when the table of flows is full, or has a flow with these addresses.
+    /// `None` when the table of flows is full, or has a flow with these addresses, and when `remote` is
+    /// not an IPv4 address.
     pub fn connect_guest(&mut self, port: u16, remote: SocketAddr, now: Instant) -> Option<FlowId> {
+        if !remote.is_ipv4() {
+            return None;
+        }
         let guest = SocketAddr::new(self.config.guest.into(), port);
         let addresses = FlowAddresses { protocol: FlowProtocol::Tcp, guest, remote };
         if self.flows.find(&addresses).is_some() {
@@ -430,14 +438,19 @@ impl Net {
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        let flows = [self.timers.first(), self.datagram_ends.first()].into_iter().flatten().min();
-        let at =
-            flows.map(|(at, _)| *at).into_iter().chain(self.name_server.poll_timeout()).min()?;
+        let flows = [self.timers.first(), self.datagram_ends.first()].into_iter().flatten();
+        let at = flows
+            .map(|(at, _)| *at)
+            .chain(self.name_server.poll_timeout())
+            .chain(self.fragments.poll_timeout())
+            .min()?;
         Some(Deadline { at, why: "network timer" })
     }
 
     /// The deadline of [`poll_timeout`](Self::poll_timeout) has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.last_call = now;
+        self.fragments.handle_timeout(now);
         while let Some(&(at, id)) = self.timers.first()
             && at <= now
         {

@@ -26,9 +26,9 @@ pub struct NetworkConfig {
     pub gateway: Ipv4Addr,
     /// The name server.
     pub dns: Ipv4Addr,
-    /// The addresses of IPv6. Absent: the guest has no IPv6.
+    /// The addresses of IPv6. Absent, or with an MTU below 1280: the guest has no IPv6.
     pub ipv6: Option<Ipv6Network>,
-    /// The largest IP packet of the link.
+    /// The largest IP packet of the link, at least 68 bytes.
     pub mtu: u16,
     /// The maximum number of TCP connections and UDP flows together.
     pub flows: usize,
@@ -59,6 +59,11 @@ impl Ipv6Network {
         gateway: Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 2),
         dns: Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 3),
     };
+
+    /// The prefix, with zeros in the lower 64 bits.
+    pub const fn prefix(&self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.gateway.to_bits() & !(u64::MAX as u128))
+    }
 }
 
 /// A name and a TCP port in the guest's network.
@@ -186,6 +191,20 @@ pub enum Delivery {
         /// sequence number), and data. The host's kernel may replace the identifier.
         payload: Payload,
     },
+}
+
+impl Delivery {
+    /// A delivery of a packet whose payload is at `start` in the frame, not in a reassembled packet.
+    pub(super) fn within_frame(self, start: usize) -> Self {
+        let shift = |range: Range<usize>| range.start + start..range.end + start;
+        let in_frame =
+            |payload: Payload| Payload { range: shift(payload.range), is_reassembled: false };
+        match self {
+            Self::Stream { flow, data } => Self::Stream { flow, data: shift(data) },
+            Self::Datagram { flow, payload } => Self::Datagram { flow, payload: in_frame(payload) },
+            Self::Echo { flow, payload } => Self::Echo { flow, payload: in_frame(payload) },
+        }
+    }
 }
 
 /// Where the payload of a [`Delivery`] is: [`Net::payload`] returns it.

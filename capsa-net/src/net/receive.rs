@@ -3,20 +3,22 @@
 //! A frame that is not from the guest's addresses is ignored, and so is one that is not for the network.
 
 use alloc::boxed::Box;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ops::Range;
 
 use capsa_proto::time::Instant;
 
-use super::{Delivery, HOP_LIMIT, Net, NetAction, Payload, Transport};
+use super::fragments::Reassembly;
+use super::{Delivery, GATEWAY_LINK_LOCAL, HOP_LIMIT, Net, NetAction, Payload, Transport};
 use crate::dhcp::{self, DhcpServer};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::tcp::Connection;
 use crate::wire::ParseError;
 use crate::wire::arp::{ArpMessage, ArpOperation};
-use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
-use crate::wire::icmp::{EchoMessage, Unreachable};
+use crate::wire::ethernet::{self, EtherType, EthernetHeader};
+use crate::wire::icmp::{self, EchoMessage, Unreachable};
 use crate::wire::ip::{self, IpHeader, IpPacket};
+use crate::wire::ndp;
 use crate::wire::tcp::{Flags, TcpHeader};
 use crate::wire::udp::{self, UdpDatagram};
 
@@ -27,30 +29,90 @@ impl Net {
         now: Instant,
     ) -> Result<Option<Delivery>, ParseError> {
         let header = EthernetHeader::parse(frame)?;
-        let is_for_us = header.destination == self.config.gateway_mac
-            || header.destination == MacAddress::BROADCAST;
-        if header.source != self.config.guest_mac || !is_for_us {
+        let is_unicast = header.destination == self.config.gateway_mac;
+        if header.source != self.config.guest_mac
+            || !(is_unicast || header.destination.is_multicast())
+        {
             return Err(ParseError::Unsupported);
         }
-        let packet = &frame[ethernet::HEADER_LEN..];
-        let delivery = match header.ether_type {
+        self.refresh_router(now);
+        let bytes = &frame[ethernet::HEADER_LEN..];
+        let packet = match header.ether_type {
             EtherType::Arp => {
-                self.arp(&ArpMessage::parse(packet)?);
-                None
+                self.arp(&ArpMessage::parse(bytes)?);
+                return Ok(None);
             }
-            EtherType::Ipv4 => self.packet(&IpPacket::parse_v4(packet)?, packet, now)?,
-            EtherType::Ipv6 => return Err(ParseError::Unsupported),
+            EtherType::Ipv4 => IpPacket::parse_v4(bytes)?,
+            EtherType::Ipv6 => IpPacket::parse_v6(bytes)?,
         };
-        let shift =
-            |data: Range<usize>| data.start + ethernet::HEADER_LEN..data.end + ethernet::HEADER_LEN;
-        let in_frame = |payload: Payload| Payload { range: shift(payload.range), ..payload };
-        Ok(delivery.map(|delivery| match delivery {
-            Delivery::Stream { flow, data } => Delivery::Stream { flow, data: shift(data) },
-            Delivery::Datagram { flow, payload } => {
-                Delivery::Datagram { flow, payload: in_frame(payload) }
+        let payload = &bytes[packet.payload.clone()];
+        let is_whole = packet.fragment.is_none();
+        if is_whole && self.configuration(&packet.header, payload, now)? {
+            return Ok(None);
+        }
+        // A packet to several stations never gets an answer.
+        if !is_unicast || !self.is_routed(&packet.header) {
+            return Err(ParseError::Unsupported);
+        }
+        let Some(fragment) = packet.fragment else {
+            let delivery = self.transport(&packet.header, payload, now)?;
+            return Ok(delivery.map(|delivery| {
+                delivery.within_frame(ethernet::HEADER_LEN + packet.payload.start)
+            }));
+        };
+        match self.fragments.add(&packet.header, &fragment, payload, now) {
+            Reassembly::Incomplete => Ok(None),
+            Reassembly::Dropped => Err(ParseError::Malformed),
+            Reassembly::Complete(payload) => {
+                let delivery = self.transport(&packet.header, &payload, now)?;
+                let delivery = match delivery {
+                    // The driver writes bytes of frames only; these bytes wait for the socket.
+                    Some(Delivery::Stream { flow, data }) => {
+                        self.taken(flow, &payload[data], 0, now);
+                        None
+                    }
+                    delivery => delivery,
+                };
+                self.reassembled = payload;
+                Ok(delivery)
             }
-            Delivery::Echo { flow, payload } => Delivery::Echo { flow, payload: in_frame(payload) },
-        }))
+        }
+    }
+
+    /// Whether a packet is from the guest to an address that is not its own.
+    fn is_routed(&self, header: &IpHeader) -> bool {
+        match (header.source, header.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let host = u32::MAX.checked_shr(self.config.prefix.into()).unwrap_or(0);
+                let broadcast = Ipv4Addr::from(self.config.guest.to_bits() | host);
+                source == self.config.guest
+                    && destination != source
+                    && !destination.is_multicast()
+                    && !destination.is_broadcast()
+                    && destination != broadcast
+                    && !destination.is_unspecified()
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let is_to_gateway = self.is_own_address(destination.into());
+                self.is_guest_address(source)
+                    && destination != source
+                    && !destination.is_multicast()
+                    && !destination.is_unspecified()
+                    // An address of the link reaches the link only.
+                    && (is_to_gateway || !source.is_unicast_link_local())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the guest may have the address: an address of the link or of the prefix that is not the
+    /// network's own.
+    pub(super) fn is_guest_address(&self, address: Ipv6Addr) -> bool {
+        let Some(ipv6) = self.config.ipv6 else { return false };
+        let is_in = |prefix: Ipv6Addr| (address.to_bits() ^ prefix.to_bits()) >> 64 == 0;
+        // The prefix itself is an address of its routers.
+        (is_in(GATEWAY_LINK_LOCAL) || is_in(ipv6.prefix()) && address != ipv6.prefix())
+            && !self.is_own_address(address.into())
     }
 
     /// Answers for the gateway, the name server and services only: an answer for the guest's own address would
@@ -71,38 +133,43 @@ impl Net {
         self.answer(EtherType::Arp, |frame| reply.write(frame));
     }
 
-    fn packet(
+    /// Handles a packet by which the guest asks for its configuration. Returns whether it is one. Its
+    /// addresses may be unspecified.
+    fn configuration(
         &mut self,
-        packet: &IpPacket,
-        bytes: &[u8],
+        header: &IpHeader,
+        payload: &[u8],
         now: Instant,
-    ) -> Result<Option<Delivery>, ParseError> {
-        let header = &packet.header;
-        let is_destination = |address: IpAddr| match address {
-            IpAddr::V4(v4) => !v4.is_multicast() && !v4.is_broadcast() && !v4.is_unspecified(),
-            IpAddr::V6(v6) => !v6.is_multicast() && !v6.is_unspecified(),
-        };
-        let payload = &bytes[packet.payload.clone()];
-        if packet.fragment.is_some() {
-            return Err(ParseError::Unsupported);
-        }
-        // A client without an address asks from the unspecified one.
+    ) -> Result<bool, ParseError> {
         if header.protocol == ip::UDP
+            && header.source.is_ipv4()
             && let Ok(datagram) =
                 UdpDatagram::parse_with(header, payload, self.offload.checksum_policy())
             && (datagram.source, datagram.destination) == (dhcp::CLIENT_PORT, dhcp::SERVER_PORT)
         {
             self.dhcp(&payload[datagram.payload])?;
-            return Ok(None);
+            return Ok(true);
         }
-        let is_from_guest = header.source == IpAddr::from(self.config.guest)
-            && header.destination != header.source
-            && is_destination(header.destination);
-        if !is_from_guest {
-            return Err(ParseError::Unsupported);
+        if header.protocol == ip::ICMPV6
+            && header.source.is_ipv6()
+            && let Some(ipv6) = self.config.ipv6
+            && ndp::is_ndp(payload)
+        {
+            self.solicitation(&ipv6, header, payload, now)?;
+            return Ok(true);
         }
-        let at = packet.payload.start;
-        let shift = |data: Range<usize>| data.start + at..data.end + at;
+        Ok(false)
+    }
+
+    /// The payload of a whole packet. The ranges of the delivery are within it.
+    fn transport(
+        &mut self,
+        header: &IpHeader,
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<Option<Delivery>, ParseError> {
+        let in_payload = |range: Range<usize>| Payload { range, is_reassembled: true };
+        let icmp = icmp::protocol(header.source);
         match header.protocol {
             ip::TCP => {
                 let (segment, data) =
@@ -110,7 +177,7 @@ impl Net {
                 let delivery = self.segment(header, &segment, &payload[data.clone()], now);
                 Ok(delivery.map(|(flow, part)| Delivery::Stream {
                     flow,
-                    data: shift(data.start + part.start..data.start + part.end),
+                    data: data.start + part.start..data.start + part.end,
                 }))
             }
             ip::UDP => {
@@ -123,13 +190,13 @@ impl Net {
                     return Ok(None);
                 }
                 let flow = self.datagram(header, &datagram, now);
-                let payload = Payload { range: shift(datagram.payload), is_reassembled: false };
+                let payload = in_payload(datagram.payload);
                 Ok(flow.map(|flow| Delivery::Datagram { flow, payload }))
             }
-            ip::ICMP => {
+            protocol if protocol == icmp => {
                 let echo = EchoMessage::parse(header, payload)?;
                 let flow = self.echo(header, &echo, &payload[echo.data.clone()], now);
-                let payload = Payload { range: packet.payload.clone(), is_reassembled: false };
+                let payload = in_payload(0..payload.len());
                 Ok(flow.map(|flow| Delivery::Echo { flow, payload }))
             }
             _ => Err(ParseError::Unsupported),

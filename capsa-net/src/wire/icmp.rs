@@ -127,14 +127,20 @@ pub(crate) fn request(address: IpAddr) -> [u8; 2] {
     [if address.is_ipv4() { 8 } else { 128 }, 0]
 }
 
-fn sum_of(ip: &IpHeader, len: usize) -> Sum {
+pub(super) fn sum_of(ip: &IpHeader, len: usize) -> Sum {
     match ip.source.is_ipv4() {
         true => Sum::default(),
         false => Sum::of_pseudo_header(ip.source, ip.destination, ICMPV6, len),
     }
 }
 
-fn write(ip: &IpHeader, mut header: [u8; HEADER_LEN], data: &[&[u8]], frame: &mut Vec<u8>) {
+/// Appends a message with its IP header; the checksum is not yet in `header`.
+pub(super) fn write(
+    ip: &IpHeader,
+    mut header: [u8; HEADER_LEN],
+    data: &[&[u8]],
+    frame: &mut Vec<u8>,
+) {
     let len = HEADER_LEN + data.iter().map(|part| part.len()).sum::<usize>();
     let protocol = protocol(ip.source);
     IpHeader { protocol, ..*ip }.write(len, frame);

@@ -1,7 +1,8 @@
 //! IPv4 and IPv6 headers (RFC 791, RFC 8200).
 //!
-//! IPv4 options and the IPv6 extension headers other than the fragment header are rejected: ordinary guests
-//! do not send them, and a policy cannot see the transport header behind them.
+//! IPv4 options and routing headers are rejected: ordinary guests do not send them. Of the other IPv6
+//! extension headers, a packet may have hop-by-hop and destination options, and after them a fragment
+//! header. The transport header follows at once, so that every fragment shows the protocol.
 
 use super::checksum::checksum;
 use super::{ParseError, bytes_at, u16_at, u32_at};
@@ -15,6 +16,11 @@ pub const IPV4_HEADER_LEN: usize = 20;
 pub const IPV6_HEADER_LEN: usize = 40;
 const IPV6_FRAGMENT_LEN: usize = 8;
 const IPV6_FRAGMENT: u8 = 44;
+const HOP_BY_HOP_OPTIONS: u8 = 0;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Headers with options in a packet, at most.
+const OPTION_HEADERS: usize = 7;
 
 /// ICMP for IPv4.
 pub const ICMP: u8 = 1;
@@ -85,12 +91,13 @@ impl IpPacket {
         }
         let payload = IPV4_HEADER_LEN..total;
         let flags = u16_at(&header, 6)?;
-        let fragment = fragment(
-            u32::from(u16_at(&header, 4)?),
-            usize::from(flags & 0x1fff) * 8,
-            flags & 0x2000 != 0,
-            payload.len(),
-        )?;
+        let (offset, more) = (usize::from(flags & 0x1fff) * 8, flags & 0x2000 != 0);
+        let id = u32::from(u16_at(&header, 4)?);
+        // The whole datagram has at most 64 KiB with its header.
+        if IPV4_HEADER_LEN + offset + payload.len() > 0xffff {
+            return Err(ParseError::Malformed);
+        }
+        let fragment = fragment(id, offset, more, payload.len())?;
         Ok(Self {
             header: IpHeader {
                 source: Ipv4Addr::from(bytes_at::<4>(&header, 12)?).into(),
@@ -107,7 +114,7 @@ impl IpPacket {
     ///
     /// # Errors
     ///
-    /// See [`ParseError`]; extension headers other than one fragment header are unsupported.
+    /// See [`ParseError`]; extension headers other than options and one fragment header are unsupported.
     pub fn parse_v6(bytes: &[u8]) -> Result<Self, ParseError> {
         let header = bytes_at::<IPV6_HEADER_LEN>(bytes, 0)?;
         if header[0] >> 4 != 6 {
@@ -127,6 +134,7 @@ impl IpPacket {
             payload: IPV6_HEADER_LEN..total,
             fragment: None,
         };
+        packet.skip_options(bytes)?;
         if packet.header.protocol == IPV6_FRAGMENT {
             let extension = &bytes[packet.payload.clone()];
             let flags = u16_at(extension, 2)?;
@@ -141,6 +149,40 @@ impl IpPacket {
             0 | 43 | IPV6_FRAGMENT | 50 | 51 | 60 | 135 | 139 | 140 => Err(ParseError::Unsupported),
             _ => Ok(packet),
         }
+    }
+
+    /// Skips the headers with options of an IPv6 packet.
+    fn skip_options(&mut self, bytes: &[u8]) -> Result<(), ParseError> {
+        for n in 0..=OPTION_HEADERS {
+            match self.header.protocol {
+                // Only the first header may have hop-by-hop options.
+                HOP_BY_HOP_OPTIONS if n == 0 => {}
+                DESTINATION_OPTIONS => {}
+                _ => return Ok(()),
+            }
+            let rest = &bytes[self.payload.clone()];
+            let [next, len] = bytes_at(rest, 0)?;
+            let len = (usize::from(len) + 1) * 8;
+            check_options(rest.get(2..len).ok_or(ParseError::Truncated)?)?;
+            self.header.protocol = next;
+            self.payload.start += len;
+        }
+        Err(ParseError::Unsupported)
+    }
+}
+
+/// Checks that a node which does not know the options of a header may skip them (RFC 8200, 4.2). The
+/// option for jumbograms is not such a one.
+fn check_options(mut options: &[u8]) -> Result<(), ParseError> {
+    loop {
+        options = match *options {
+            [] => return Ok(()),
+            [0, ref rest @ ..] => rest,
+            // The two highest bits are not zero: unknown options are an error.
+            [kind, ..] if kind >= 0x40 => return Err(ParseError::Unsupported),
+            [_, len, ref rest @ ..] => rest.get(usize::from(len)..).ok_or(ParseError::Malformed)?,
+            [_] => return Err(ParseError::Malformed),
+        };
     }
 }
 
@@ -295,13 +337,74 @@ mod tests {
         assert_eq!((&bytes[packet.payload], packet.header.protocol), (&b"8 bytes!"[..], UDP));
     }
 
+    /// Parses an IPv6 packet with these extension headers, and a payload of 8 bytes.
+    fn parse_extended(first: u8, extensions: &[[u8; 8]]) -> Result<IpPacket, ParseError> {
+        let mut bytes = Vec::new();
+        IpHeader { protocol: first, ..header(true) }.write(8 * extensions.len() + 8, &mut bytes);
+        bytes.extend_from_slice(extensions.as_flattened());
+        bytes.extend_from_slice(&[0; 8]);
+        parse(true, &bytes)
+    }
+
     #[test]
-    fn parse_v6_extension_headers_are_unsupported() {
-        for protocol in [0, 43, 60] {
-            let mut bytes = Vec::new();
-            IpHeader { protocol, ..header(true) }.write(8, &mut bytes);
-            bytes.extend_from_slice(&[UDP, 0, 0, 0, 0, 0, 0, 0]);
-            assert_eq!(parse(true, &bytes), Err(ParseError::Unsupported), "{protocol}");
+    fn parse_v6_options_are_skipped() {
+        // Padding in each form, and the router alert.
+        let hop_by_hop = [DESTINATION_OPTIONS, 0, 5, 2, 0, 0, 1, 0];
+        let destination = [UDP, 0, 1, 1, 0, 0, 0, 0];
+        let packet = parse_extended(HOP_BY_HOP_OPTIONS, &[hop_by_hop, destination]).unwrap();
+        assert_eq!((packet.header.protocol, packet.payload), (UDP, 56..64));
+        let chain = |len| {
+            let mut chain = alloc::vec![[DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0]; len];
+            chain[len - 1][0] = UDP;
+            parse_extended(DESTINATION_OPTIONS, &chain)
+        };
+        assert_eq!(chain(OPTION_HEADERS).map(|packet| packet.header.protocol), Ok(UDP));
+        assert_eq!(chain(OPTION_HEADERS + 1), Err(ParseError::Unsupported));
+    }
+
+    #[test]
+    fn parse_v6_hidden_transport_is_an_error() {
+        let pad = |next| [next, 0, 1, 4, 0, 0, 0, 0];
+        let cases: [(u8, &[[u8; 8]], _); 11] = [
+            // Hop-by-hop options that are not first; a jumbogram; an unknown option.
+            (60, &[pad(0), pad(UDP)], ParseError::Unsupported),
+            (0, &[[UDP, 0, 0xc2, 4, 0, 1, 0, 0]], ParseError::Unsupported),
+            (60, &[[UDP, 0, 0x80, 4, 0, 0, 0, 0]], ParseError::Unsupported),
+            // Headers after the fragment header.
+            (44, &[[60, 0, 0, 1, 0, 0, 0, 7], pad(UDP)], ParseError::Unsupported),
+            (44, &[[44, 0, 0, 1, 0, 0, 0, 7], [UDP, 0, 0, 1, 0, 0, 0, 7]], ParseError::Unsupported),
+            (44, &[[43, 0, 0, 0, 0, 0, 0, 7], pad(UDP)], ParseError::Unsupported),
+            // Routing, authentication, encryption.
+            (43, &[[UDP, 0, 0, 1, 0, 0, 0, 0]], ParseError::Unsupported),
+            (51, &[pad(UDP)], ParseError::Unsupported),
+            (50, &[pad(UDP)], ParseError::Unsupported),
+            // Lengths beyond the header, and beyond the packet.
+            (60, &[[UDP, 0, 1, 5, 0, 0, 0, 0]], ParseError::Malformed),
+            (60, &[[UDP, 2, 1, 4, 0, 0, 0, 0]], ParseError::Truncated),
+        ];
+        for (n, (first, extensions, error)) in cases.into_iter().enumerate() {
+            assert_eq!(parse_extended(first, extensions), Err(error), "{n}");
+        }
+    }
+
+    #[test]
+    fn fragments_of_a_packet_fit_the_mtu() {
+        for (v6, mtu) in [(false, 68), (false, 576), (true, 1280)] {
+            let mut whole = Vec::new();
+            header(v6).write(5001, &mut whole);
+            whole.extend((0..5001).map(|n| n as u8));
+            let (mut bytes, mut more) = (Vec::new(), true);
+            for fragment in fragments(&whole, mtu, 7) {
+                assert!(fragment.len() <= mtu);
+                let packet = parse(v6, &fragment).unwrap();
+                assert_eq!(packet.header, header(v6));
+                let place = packet.fragment.unwrap();
+                assert_eq!((place.id, place.offset), (7, bytes.len()));
+                bytes.extend_from_slice(&fragment[packet.payload]);
+                more = place.more;
+            }
+            assert!(!more);
+            assert_eq!(bytes, whole[header(v6).header_len()..]);
         }
     }
 

@@ -10,6 +10,7 @@
 //! | [`arp`] | ARP for IPv4 | RFC 826 |
 //! | [`ip`] | IPv4 and IPv6 headers | RFC 791, RFC 8200 |
 //! | [`icmp`] | echo and unreachable messages of ICMP and ICMPv6 | RFC 792, RFC 4443 |
+//! | [`ndp`] | neighbor discovery and router advertisements | RFC 4861, RFC 8106 |
 //! | [`tcp`] | TCP headers, with the options MSS and window scale | RFC 9293, RFC 7323 |
 //! | [`udp`] | UDP headers | RFC 768 |
 //! | [`dns`] | DNS messages | RFC 1035, RFC 6891 |
@@ -20,6 +21,7 @@ pub mod dns;
 pub mod ethernet;
 pub mod icmp;
 pub mod ip;
+pub mod ndp;
 pub mod tcp;
 pub mod udp;
 
