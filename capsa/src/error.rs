@@ -101,10 +101,7 @@ pub enum Error {
     },
 
     /// The time limit of a wait passed. Nothing is consumed: a later wait sees the same bytes.
-    #[error(
-        "operation timed out after {waited:?} waiting for {expected}{}{}",
-        why(.hint), last(.tail)
-    )]
+    #[error(fmt = fmt_timeout)]
     Timeout {
         /// What the call waited for.
         expected: String,
@@ -121,10 +118,7 @@ pub enum Error {
     NoPatterns,
 
     /// The guest ended before the wait or the command was over. Nothing is consumed.
-    #[error(
-        "guest ended while waiting for {expected}: {how}, {waited:?} after the wait began{}{}",
-        why(.hint), last(.tail)
-    )]
+    #[error(fmt = fmt_guest_ended)]
     GuestEnded {
         /// How the VM ended.
         how: Box<StopReport>,
@@ -139,11 +133,7 @@ pub enum Error {
     },
 
     /// The console closed while the VM runs, before the pattern matched. Nothing is consumed.
-    #[error(
-        "pattern not found in console output: {pattern}: the console closed, {waited:?} after the \
-         wait began{}{}",
-        why(.hint), last(.tail)
-    )]
+    #[error(fmt = fmt_pattern_not_found)]
     PatternNotFound {
         /// What the call waited for.
         pattern: String,
@@ -157,7 +147,7 @@ pub enum Error {
 
     /// The guest's kernel panicked before the wait was over. Nothing is consumed. The VM may have
     /// ended or may hang, depending on the guest's kernel and the hypervisor.
-    #[error("guest kernel panicked while waiting for {expected}: {line}{}", last(.tail))]
+    #[error(fmt = fmt_kernel_panic)]
     KernelPanic {
         /// What the call waited for.
         expected: String,
@@ -169,7 +159,7 @@ pub enum Error {
 
     /// The guest did not finish booting: it runs an emergency shell, or asks for a password to
     /// enter one. Nothing is consumed.
-    #[error("guest is in an emergency shell while waiting for {expected}: {line}{}", last(.tail))]
+    #[error(fmt = fmt_emergency_shell)]
     EmergencyShell {
         /// What the call waited for.
         expected: String,
@@ -243,6 +233,19 @@ impl Error {
         match self {
             Self::UnsupportedFeature(v) | Self::InvalidConfig(v) | Self::MissingConfig(v) => &v.0,
             _ => &[],
+        }
+    }
+
+    /// The last console output, at most 2 KiB, of a wait or a command that failed. `Display` contains its
+    /// last eight lines when it is formatted with `{:#}`.
+    pub fn tail(&self) -> Option<&str> {
+        match self {
+            Self::Timeout { tail, .. }
+            | Self::GuestEnded { tail, .. }
+            | Self::PatternNotFound { tail, .. }
+            | Self::KernelPanic { tail, .. }
+            | Self::EmergencyShell { tail, .. } => Some(tail),
+            _ => None,
         }
     }
 }
@@ -329,18 +332,76 @@ fn why(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!("; {}", escape_control_line(hint))).unwrap_or_default()
 }
 
-/// The last console lines, for the end of a message.
-fn last(tail: &str) -> String {
-    let lines: Vec<&str> = tail.trim_end().lines().collect();
-    match lines.as_slice() {
-        [] => "; no console output".into(),
-        lines => {
-            let last =
-                lines[lines.len().saturating_sub(8)..].iter().copied().map(escape_control_line);
-            let last: Vec<_> = last.collect();
-            format!("; last console output:\n  | {}", last.join("\n  | "))
-        }
+fn fmt_timeout(
+    expected: &str,
+    waited: &Duration,
+    tail: &str,
+    hint: &Option<String>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "operation timed out after {waited:?} waiting for {expected}{}", why(hint))?;
+    fmt_tail(tail, f)
+}
+
+fn fmt_guest_ended(
+    how: &StopReport,
+    expected: &str,
+    waited: &Duration,
+    tail: &str,
+    hint: &Option<String>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "guest ended while waiting for {expected}: {how}, {waited:?} after the wait began")?;
+    f.write_str(&why(hint))?;
+    fmt_tail(tail, f)
+}
+
+fn fmt_pattern_not_found(
+    pattern: &str,
+    waited: &Duration,
+    tail: &str,
+    hint: &Option<String>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "pattern not found in console output: {pattern}: the console closed, ")?;
+    write!(f, "{waited:?} after the wait began{}", why(hint))?;
+    fmt_tail(tail, f)
+}
+
+fn fmt_kernel_panic(
+    expected: &str,
+    line: &str,
+    tail: &str,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "guest kernel panicked while waiting for {expected}: {line}")?;
+    fmt_tail(tail, f)
+}
+
+fn fmt_emergency_shell(
+    expected: &str,
+    line: &str,
+    tail: &str,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "guest is in an emergency shell while waiting for {expected}: {line}")?;
+    fmt_tail(tail, f)
+}
+
+/// The last console lines at the end of a message, for `{:#}` only.
+fn fmt_tail(tail: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if !f.alternate() {
+        return Ok(());
     }
+    let lines: Vec<&str> = tail.trim_end().lines().collect();
+    if lines.is_empty() {
+        return f.write_str("; no console output");
+    }
+    f.write_str("; last console output:")?;
+    for line in &lines[lines.len().saturating_sub(8)..] {
+        write!(f, "\n  | {}", escape_control_line(line))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -364,10 +425,12 @@ mod tests {
         let pattern = "\"$ \"".into();
         let waited = Duration::from_millis(1500);
         let error = Error::PatternNotFound { pattern, waited, tail, hint: None };
-        let text = error.to_string();
-        let begin = "pattern not found in console output: \"$ \": the console closed, 1.5s after the \
-                     wait began; last console output:";
-        assert!(text.starts_with(begin), "{text}");
+        let message = "pattern not found in console output: \"$ \": the console closed, 1.5s after the \
+                       wait began";
+        assert_eq!(error.to_string(), message);
+        assert!(error.tail().unwrap().starts_with("boot"), "{error:?}");
+        let text = format!("{error:#}");
+        assert!(text.starts_with(&format!("{message}; last console output:")), "{text}");
         assert!(text.ends_with("\n  | boot\n  | \\u{1b}]0;owned\\u{7}# \\u{9b}2J"), "{text}");
     }
 }

@@ -62,7 +62,7 @@ impl TestVm {
             }
             GuestInterface::Shell => self.console.login_timeout("root", None, PATIENCE),
         };
-        ready.unwrap_or_else(|error| panic!("the guest is not ready: {error}"));
+        ready.unwrap_or_else(|error| panic!("the guest is not ready: {error:#}"));
     }
 
     /// Waits until the guest accepts input after a reboot.
@@ -90,7 +90,7 @@ impl TestVm {
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
         let seen = self.console.wait_for_timeout(text, PATIENCE);
-        seen.unwrap_or_else(|error| panic!("no {text:?} on the console: {error}"))
+        seen.unwrap_or_else(|error| panic!("no {text:?} on the console: {error:#}"))
     }
 
     /// Sends a line and checks that the guest echoes it.
@@ -139,7 +139,7 @@ impl TestVm {
             "cannot run {command}: the guest has no shell"
         );
         let reply = self.console.run(command, Some(PATIENCE));
-        let reply = reply.unwrap_or_else(|error| panic!("{command}: {error}"));
+        let reply = reply.unwrap_or_else(|error| panic!("{command}: {error:#}"));
         let output = String::from_utf8_lossy(&reply.output).trim_end().to_owned();
         (reply.status.expect("a command has a status"), output)
     }

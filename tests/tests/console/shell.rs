@@ -74,7 +74,8 @@ fn command_output_hostile_is_returned_unchanged() {
         let reply = command.wait().unwrap();
         assert!(streamed == text, "{start}: {} of {}", streamed.len(), text.len());
         assert_eq!((reply.status, reply.truncated), (Some(7), false), "{start}");
-        let error = console.wait_for_timeout("nothing of it", SOON).unwrap_err().to_string();
+        let error = console.wait_for_timeout("nothing of it", SOON).unwrap_err();
+        let error = format!("{error:#}");
         assert!(error.len() < 4096 && !error.contains('\x1b'), "{start}: {error}");
         vm.kill().unwrap();
         assert!(tail.join().unwrap() <= Some(3 * (64 << 10)), "{start}");

@@ -123,7 +123,8 @@ fn wait_error_names_near_misses() {
         ),
     ] {
         let error = console.wait_for_timeout(pattern, Duration::from_millis(1)).unwrap_err();
-        assert!(error.to_string().contains(expected), "{error}");
+        let error = format!("{error:#}");
+        assert!(error.contains(expected), "{error}");
     }
     vm.kill().unwrap();
 }
