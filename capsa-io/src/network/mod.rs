@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
+//! | `resolver` | the names that the guest asks for |
 //!
 //! # Driving
 //!
@@ -21,6 +22,7 @@
 //! An idle network has no deadline, and no buffer: the buffers of a call belong to the calling thread.
 
 mod link;
+mod resolver;
 mod sockets;
 
 use std::cell::Cell;

@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | [`Poll`], [`PollSource`] | epoll | kqueue |
 //! | [`ForkGuard`] | the same | the same |
+//! | [`addresses_of`] | `getaddrinfo` | the same |
 //! | [`ExitWatch`] | a pidfd | a kqueue with a process filter |
 //! | [`spawn`] | a child in the memory of its parent, as `vfork` | `fork` |
 //! | [`connect`], [`listen`] | Unix sockets, on paths of any length | on paths of 103 bytes |
@@ -29,6 +30,7 @@ mod macos;
 #[cfg(target_os = "linux")]
 mod netlink;
 mod poll;
+mod resolve;
 mod socket;
 #[cfg(all(target_os = "linux", feature = "testing"))]
 pub mod tap;
@@ -46,7 +48,8 @@ pub(crate) use os::{
     DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_route_to_host, lock_holder,
     lock_on, open_beneath, open_directory_beneath, spawn, start_time,
 };
-pub(crate) use poll::{Poll, PollSource, ReadyEvents};
+pub(crate) use poll::{Poll, PollSource, PollWaker, ReadyEvents};
+pub(crate) use resolve::{NameError, addresses_of};
 #[cfg(test)]
 pub(crate) use socket::listen_with_a_short_queue;
 pub(crate) use socket::{

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -70,6 +70,11 @@ impl Poll {
         self.poller.notify()
     }
 
+    /// Wakes this poller from other threads.
+    pub(crate) fn waker(&self) -> PollWaker {
+        PollWaker(Arc::downgrade(&self.poller))
+    }
+
     /// Waits until a source is ready, for at most `timeout`. `None`: no limit.
     ///
     /// # Errors
@@ -104,6 +109,21 @@ impl Poll {
 impl AsFd for Poll {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poller.as_fd()
+    }
+}
+
+/// Wakes a poller while that exists.
+#[derive(Debug, Clone)]
+pub(crate) struct PollWaker(Weak<Poller>);
+
+impl PollWaker {
+    /// Makes the current or next wait return.
+    pub(crate) fn wake(&self) {
+        if let Some(poller) = self.0.upgrade()
+            && let Err(error) = poller.notify()
+        {
+            tracing::error!("cannot wake a poller: {error}");
+        }
     }
 }
 
