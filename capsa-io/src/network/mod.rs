@@ -39,6 +39,7 @@ use crate::random;
 use crate::sys::{Poll, PollSource, ReadyEvents};
 
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
+use self::resolver::{ResolvedName, Resolver};
 use self::sockets::SocketTable;
 
 /// Frames that a call receives, and that it sends, at most.
@@ -83,6 +84,7 @@ pub struct Network {
     link: Option<PollSource<FrameLink>>,
     is_up: bool,
     sockets: SocketTable,
+    resolver: Resolver,
     /// Bytes that the current call may still read from sockets.
     budget: usize,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
@@ -147,9 +149,11 @@ impl Network {
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
         };
+        let poll = Poll::new()?;
         Ok(Self {
             net: Net::new(config, random::key()),
-            poll: Poll::new()?,
+            resolver: Resolver::new(poll.waker()),
+            poll,
             link: None,
             is_up: true,
             sockets: SocketTable::default(),
@@ -224,6 +228,7 @@ impl Network {
     fn work(&mut self, buffers: &mut Buffers, now: Instant) {
         (self.more, self.budget) = (false, BYTES);
         self.net.handle_timeout(now);
+        self.take_answers(now);
         for key in buffers.ready.keys() {
             match Key::decode(key) {
                 Key::Link => {}
@@ -234,6 +239,22 @@ impl Network {
         self.act(now);
         if let Err(error) = received.and_then(|()| self.send_frames(buffers, now)) {
             self.end_link(&error);
+        }
+    }
+
+    /// Hands the names that were resolved to the stack.
+    fn take_answers(&mut self, now: Instant) {
+        while let Some((query, answer)) = self.resolver.poll_answer() {
+            match answer {
+                ResolvedName::Addresses(addresses) => {
+                    let addresses = addresses.as_deref().map_err(|error| *error);
+                    self.net.handle_addresses(query, addresses, now);
+                }
+                ResolvedName::Records(message) => {
+                    let message = message.as_deref().map_err(|error| *error);
+                    self.net.handle_records(query, message, now);
+                }
+            }
         }
     }
 

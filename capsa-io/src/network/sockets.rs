@@ -117,7 +117,9 @@ impl Network {
                 NetAction::Socket { flow, action } => self.act_on_socket(flow, action),
                 NetAction::Interest { flow, interest } => self.set_interest(flow, interest),
                 NetAction::OpenEcho { flow, remote } => self.open_echo(flow, remote),
-                NetAction::Resolve { .. } => {}
+                NetAction::Resolve { query, name, query_type } => {
+                    self.resolver.resolve(query, name, query_type);
+                }
             }
         }
     }

@@ -127,10 +127,8 @@ impl Pool {
                 continue;
             }
             state.idle += 1;
-            let (after, timeout) = self
-                .has_work
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (after, timeout) =
+                self.has_work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = after;
             state.idle -= 1;
             if timeout.timed_out() && !state.has_next() {
