@@ -125,14 +125,29 @@ pub fn traffic(
     server: SocketAddr,
     n: u64,
 ) -> Result<Figures, RigError> {
-    let mut command = guest.rig("traffic");
-    command.args([name, &server.to_string(), &n.to_string()]);
-    let text = command::text(&mut command)?;
+    let text = output(guest, name, server, n)?;
     let figure = |line: &str| {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), value.parse().ok()?))
     };
     Ok(text.lines().filter_map(figure).collect())
+}
+
+/// Connects once from a namespace: `Connected`, or the kind of the error.
+///
+/// # Errors
+///
+/// When the program of the guest fails.
+pub fn connect(guest: &Namespace, server: SocketAddr) -> Result<String, RigError> {
+    let text = output(guest, "connect", server, 0)?;
+    let result = text.lines().find_map(|line| line.strip_prefix("result "));
+    Ok(result.ok_or("no result")?.to_owned())
+}
+
+fn output(guest: &Namespace, name: &str, server: SocketAddr, n: u64) -> Result<String, RigError> {
+    let mut command = guest.rig("traffic");
+    command.args([name, &server.to_string(), &n.to_string()]);
+    Ok(command::text(&mut command)?)
 }
 
 /// Starts the servers in a namespace.
