@@ -1,12 +1,13 @@
 //! [`Net`]: the network behind one network card of a guest.
 //!
-//! [`receive`](self) takes the frames of the guest apart; this file has the flows, and what their sockets
-//! do.
+//! This file has the calls of the driver. `receive` takes the frames of the guest apart, and `flows` has
+//! what they open.
 
 mod access;
 mod answers;
 mod dns;
 mod echo;
+mod flows;
 mod fragments;
 mod interface;
 mod ndp;
@@ -16,7 +17,6 @@ mod services;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use core::hash::BuildHasher;
 use core::net::{Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
@@ -24,18 +24,19 @@ use capsa_proto::time::{Deadline, Instant};
 
 use self::access::Refusal;
 use self::dns::NameServer;
-use self::echo::{ECHO_IDLE, EchoLimits};
+use self::echo::EchoLimits;
+use self::flows::{Flow, Transport};
 use self::fragments::FragmentTable;
 use self::ndp::RouterState;
 use self::services::ServiceTable;
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol, FlowTable, HashKey};
 use crate::rate_limit::RateLimit;
-use crate::tcp::{Connection, Interest, SocketAction};
+use crate::tcp::Connection;
 use crate::wire::ethernet::EtherType;
 use crate::wire::icmp::Unreachable;
 use crate::wire::tcp::TcpHeader;
-use crate::wire::{ParseError, tcp, udp};
+use crate::wire::{ParseError, udp};
 
 pub use interface::{
     ConnectError, Counters, Delivery, Destination, Ipv6Network, LinkOffload, NetAction,
@@ -56,41 +57,12 @@ const LARGE_SEGMENT: usize = 65_535 - 40;
 /// The hop limit of packets to the guest.
 const HOP_LIMIT: u8 = 64;
 
-/// A UDP flow whose remote end has not answered ends after this time without a datagram.
-const UDP_ONE_WAY: Duration = Duration::from_secs(30);
-/// A UDP flow with datagrams in both directions ends after this time without one.
-const UDP_TWO_WAY: Duration = Duration::from_secs(120);
-
 /// ICMP errors to the guest: 1000 a second, and 100 at once.
 const ERROR_INTERVAL: Duration = Duration::from_millis(1);
 const ERROR_BURST: u32 = 100;
-/// TCP connections that connect to a host at a time; further ones wait for their turn.
-const CONNECTING: usize = 64;
-/// Flows of UDP and echo requests at a time; a further UDP flow ends the one that is the nearest to its end.
-const DATAGRAM_FLOWS: usize = 256;
 
 /// Answers that wait for the link, at most; further ones are dropped, as by a full queue of a router.
 const ANSWERS: usize = 64;
-
-#[derive(Debug)]
-enum Transport {
-    Tcp(Box<Connection>),
-    Udp { is_two_way: bool, active_at: Instant },
-    Echo { active_at: Instant },
-}
-
-#[derive(Debug)]
-struct Flow {
-    transport: Transport,
-    /// What the driver was last asked to wait for.
-    interest: Interest,
-    /// The driver was asked to open a socket, and not to close it.
-    has_socket: bool,
-    /// The driver was asked to connect, and the socket is not connected yet.
-    is_connecting: bool,
-    is_queued: bool,
-    timer: Option<Instant>,
-}
 
 /// The network behind one network card of a guest.
 ///
@@ -466,160 +438,6 @@ impl Net {
             self.remove(id);
         }
         self.name_server_timeout(now);
-    }
-
-    // Flows.
-
-    fn insert(&mut self, addresses: FlowAddresses, transport: Transport) -> Option<FlowId> {
-        let flow = Flow {
-            transport,
-            interest: Interest::default(),
-            has_socket: false,
-            is_connecting: false,
-            is_queued: false,
-            timer: None,
-        };
-        let id = self.flows.insert(addresses, flow).ok()?;
-        self.update(id);
-        Some(id)
-    }
-
-    /// Connects the socket of a new flow, once it is its turn.
-    fn connect(&mut self, flow: FlowId, destination: Destination) {
-        if self.waiting_connects.len() >= 2 * self.config.flows {
-            // Most of these have ended.
-            self.waiting_connects.retain(|(flow, _)| self.flows.get(*flow).is_some());
-        }
-        self.waiting_connects.push_back((flow, destination));
-        self.start_connects();
-    }
-
-    fn start_connects(&mut self) {
-        while self.connecting < CONNECTING
-            && let Some((id, destination)) = self.waiting_connects.pop_front()
-        {
-            let Some((_, flow)) = self.flows.get_mut(id) else { continue };
-            (flow.has_socket, flow.is_connecting) = (true, true);
-            self.connecting += 1;
-            self.actions.push_back(NetAction::Connect { flow: id, destination });
-        }
-    }
-
-    /// Ends the flow of datagrams that is the nearest to its end, if there is no room for a further one.
-    fn make_room_for_datagrams(&mut self) {
-        if (self.datagram_ends.len() >= DATAGRAM_FLOWS || self.flows.len() >= self.config.flows)
-            && let Some(&(_, id)) = self.datagram_ends.first()
-        {
-            self.remove(id);
-        }
-    }
-
-    fn remove(&mut self, id: FlowId) {
-        let Some(flow) = self.flows.remove(id) else { return };
-        self.name_server.remove(id);
-        match flow.transport {
-            Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
-            Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
-            Transport::Echo { .. } => {
-                self.echo.flows -= 1;
-                self.actions.push_back(NetAction::Close { flow: id });
-            }
-        }
-        if let Some(at) = flow.timer {
-            self.timers.remove(&(at, id));
-            self.datagram_ends.remove(&(at, id));
-        }
-        if flow.is_connecting {
-            self.connecting -= 1;
-            self.start_connects();
-        }
-    }
-
-    fn with_connection(&mut self, id: FlowId, call: impl FnOnce(&mut Connection, &mut Budget)) {
-        if let Some((_, Flow { transport: Transport::Tcp(connection), .. })) =
-            self.flows.get_mut(id)
-        {
-            call(connection, &mut self.budget);
-            self.update(id);
-        }
-    }
-
-    /// After a change of a flow: its actions, its timer, its place in the queue.
-    fn update(&mut self, id: FlowId) {
-        self.update_idle(id);
-        if let Some((_, flow)) = self.flows.get_mut(id)
-            && matches!(flow.transport, Transport::Tcp(_))
-            && !flow.is_queued
-        {
-            flow.is_queued = true;
-            self.queue.push_back(id);
-        }
-    }
-
-    /// Like [`update`](Self::update), for a flow that has nothing to send.
-    fn update_idle(&mut self, id: FlowId) {
-        let Some((_, flow)) = self.flows.get_mut(id) else { return };
-        let (deadline, is_gone) = match &mut flow.transport {
-            Transport::Tcp(connection) => {
-                if let Some(action) = connection.poll_action()
-                    && flow.has_socket
-                {
-                    self.actions.push_back(NetAction::Socket { flow: id, action });
-                    flow.has_socket = action == SocketAction::ShutDown;
-                }
-                if flow.is_connecting && !connection.is_connecting() {
-                    flow.is_connecting = false;
-                    self.connecting -= 1;
-                }
-                let interest = connection.interest(&mut self.budget);
-                if flow.has_socket && interest != flow.interest {
-                    flow.interest = interest;
-                    self.actions.push_back(NetAction::Interest { flow: id, interest });
-                }
-                (connection.poll_timeout().map(|deadline| deadline.at), connection.is_gone())
-            }
-            Transport::Udp { is_two_way, active_at } => {
-                let limit = if *is_two_way { UDP_TWO_WAY } else { UDP_ONE_WAY };
-                (Some(*active_at + limit), false)
-            }
-            Transport::Echo { active_at } => (Some(*active_at + ECHO_IDLE), false),
-        };
-        let timers = match flow.transport {
-            Transport::Tcp(_) => &mut self.timers,
-            Transport::Udp { .. } | Transport::Echo { .. } => &mut self.datagram_ends,
-        };
-        if flow.timer != deadline {
-            if let Some(at) = flow.timer {
-                timers.remove(&(at, id));
-            }
-            flow.timer = deadline;
-            timers.extend(deadline.map(|at| (at, id)));
-        }
-        if is_gone {
-            self.remove(id);
-        }
-        self.start_connects();
-    }
-
-    /// RFC 6528: a keyed hash of the addresses, plus a clock that advances by one every 4 microseconds.
-    fn initial_sequence(&self, addresses: &FlowAddresses, now: Instant) -> u32 {
-        let hash = self.secret.hash_one(addresses) as u32;
-        hash.wrapping_add((now.as_micros() / 4) as u32)
-    }
-
-    fn link_mss(&self, addresses: &FlowAddresses) -> u16 {
-        let headers = self.ip_header(addresses).header_len() + tcp::HEADER_LEN;
-        self.config.mtu - headers as u16
-    }
-}
-
-impl Flow {
-    fn is_received(&self) -> bool {
-        matches!(&self.transport, Transport::Tcp(connection) if connection.is_received())
-    }
-
-    fn is_replaceable(&self) -> bool {
-        matches!(&self.transport, Transport::Tcp(connection) if connection.is_replaceable())
     }
 }
 

@@ -3,6 +3,7 @@
 mod card;
 
 use super::*;
+use crate::tcp::{Interest, SocketAction};
 use crate::wire::ethernet::{self, MacAddress};
 use crate::wire::ip::{self, IpPacket};
 use alloc::collections::BTreeMap;
