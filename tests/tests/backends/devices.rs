@@ -57,7 +57,6 @@ fn mounted_device_is_rejected_unless_allowed() {
     if run("mount", &[device.0.as_ref(), at.as_ref()]).is_none() {
         return skip("the loop device cannot be mounted");
     }
-    let reason_of = |disk| reason(disk).unwrap_or_default();
     let text = reason(disk().into()).expect("it is mounted");
     assert!(text.contains(&device.0) && text.contains("mounted"), "{text}");
     assert_eq!(reason(disk().read_only()), None);
