@@ -111,6 +111,10 @@ pub fn network(data: &[u8]) {
                     (flow, false)
                 }
                 NetAction::Resolve { .. } => continue,
+                NetAction::FindIpv6Route => {
+                    net.set_ipv6_route(true);
+                    continue;
+                }
                 NetAction::Socket { flow, action } => (flow, action != SocketAction::ShutDown),
                 NetAction::Interest { flow, .. } => (flow, false),
                 NetAction::Close { flow } => (flow, true),

@@ -31,7 +31,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use capsa_net::wire::ethernet::MacAddress;
-use capsa_net::{Counters, Net, NetworkConfig, SegmentBody, ServiceName};
+use capsa_net::{Counters, Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
 use capsa_proto::time::{Deadline, Instant};
 
@@ -141,7 +141,7 @@ impl Network {
             prefix: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: Ipv4Addr::new(10, 0, 2, 3),
-            ipv6: None,
+            ipv6: Some(Ipv6Network::DEFAULT),
             mtu: plan.mtu,
             flows: FLOWS,
             memory: MEMORY,
@@ -191,6 +191,9 @@ impl Network {
     /// Takes the link up or down. While it is down, frames in both directions are dropped or wait.
     pub fn set_link(&mut self, is_up: bool) {
         self.is_up = is_up;
+        if is_up {
+            self.net.announce_router();
+        }
         self.more = true;
     }
 

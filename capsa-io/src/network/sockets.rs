@@ -117,6 +117,7 @@ impl Network {
                 NetAction::Socket { flow, action } => self.act_on_socket(flow, action),
                 NetAction::Interest { flow, interest } => self.set_interest(flow, interest),
                 NetAction::OpenEcho { flow, remote } => self.open_echo(flow, remote),
+                NetAction::FindIpv6Route => self.net.set_ipv6_route(has_ipv6_route()),
                 NetAction::Resolve { query, name, query_type } => {
                     self.resolver.resolve(query, name, query_type);
                 }
@@ -367,6 +368,14 @@ fn open_remote(remote: SocketAddr, protocol: RouteProtocol) -> io::Result<Socket
         true => Err(io::ErrorKind::PermissionDenied.into()),
         false => Ok(remote),
     }
+}
+
+/// Whether the host has a route to the internet over IPv6. To connect a datagram socket sends nothing.
+fn has_ipv6_route() -> bool {
+    // An address of the global unicast space that is not assigned.
+    let internet = SocketAddr::from((Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9));
+    let socket = sys::inet_socket(AddressFamily::INET6, SocketType::DGRAM, None);
+    socket.is_ok_and(|socket| connect(&socket, &internet).is_ok())
 }
 
 fn family(remote: SocketAddr) -> AddressFamily {

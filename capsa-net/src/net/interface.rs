@@ -135,6 +135,9 @@ pub enum NetAction {
         /// Where to.
         remote: IpAddr,
     },
+    /// Find out whether the host has a route to the internet over IPv6, then call
+    /// [`Net::set_ipv6_route`].
+    FindIpv6Route,
     /// Resolve a name.
     Resolve {
         /// The query, for the answer.

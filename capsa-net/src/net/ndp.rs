@@ -3,12 +3,12 @@
 //! The network answers for its own addresses only. An answer to a probe for duplicate addresses would
 //! take the guest's address away from it. The guest's addresses are not kept: there is one card.
 
-use core::net::{IpAddr, Ipv6Addr};
+use core::net::IpAddr;
 use core::time::Duration;
 
 use capsa_proto::time::Instant;
 
-use super::{GATEWAY_LINK_LOCAL, Ipv6Network, Net};
+use super::{GATEWAY_LINK_LOCAL, Ipv6Network, Net, NetAction};
 use crate::wire::ParseError;
 use crate::wire::ethernet::EtherType;
 use crate::wire::ip::IpHeader;
@@ -29,24 +29,27 @@ pub(super) struct RouterState {
     has_route: bool,
     /// When the guest got the last advertisement. `None`: it has not asked.
     announced_at: Option<Instant>,
+    /// An advertisement waits for [`Net::set_ipv6_route`].
+    is_due: bool,
 }
 
 impl Net {
-    /// Whether the host has a route to the internet over IPv6. Without one, router advertisements offer
-    /// no default route, so that programs in the guest use IPv4 at once. Initially false.
+    /// Whether the host has a route to the internet over IPv6: the answer to
+    /// [`NetAction::FindIpv6Route`], which may also come without a question. Without a route, router
+    /// advertisements offer no default route, so that programs in the guest use IPv4 at once.
     pub fn set_ipv6_route(&mut self, has_route: bool) {
-        if self.router.has_route != has_route {
-            self.router.has_route = has_route;
-            if self.router.announced_at.is_some() {
-                self.announce_router();
-            }
+        let is_news = self.router.has_route != has_route && self.router.announced_at.is_some();
+        self.router.has_route = has_route;
+        if core::mem::take(&mut self.router.is_due) || is_news {
+            self.advertise();
         }
     }
 
     /// Sends a router advertisement without a question of the guest, e.g. after the link came up.
     pub fn announce_router(&mut self) {
-        if let Some(ipv6) = self.config.ipv6 {
-            self.advertise(&ipv6, ALL_NODES);
+        if self.config.ipv6.is_some() && !self.router.is_due {
+            self.router.is_due = true;
+            self.actions.push_back(NetAction::FindIpv6Route);
         }
     }
 
@@ -76,7 +79,7 @@ impl Net {
         };
         match solicitation {
             Solicitation::Router => {
-                self.advertise(ipv6, to);
+                self.announce_router();
                 self.router.announced_at = Some(now);
             }
             Solicitation::Neighbor { target } if self.is_own_address(target.into()) => {
@@ -90,7 +93,8 @@ impl Net {
         Ok(())
     }
 
-    fn advertise(&mut self, ipv6: &Ipv6Network, to: Ipv6Addr) {
+    fn advertise(&mut self) {
+        let Some(ipv6) = self.config.ipv6 else { return };
         let advertisement = RouterAdvertisement {
             source: GATEWAY_LINK_LOCAL,
             mac: self.config.gateway_mac,
@@ -100,6 +104,6 @@ impl Net {
             lifetime: LIFETIME,
             mtu: self.config.mtu,
         };
-        self.answer(EtherType::Ipv6, |frame| advertisement.write(to, frame));
+        self.answer(EtherType::Ipv6, |frame| advertisement.write(frame));
     }
 }

@@ -315,6 +315,7 @@ impl World {
                 }
                 NetAction::OpenUdp { .. }
                 | NetAction::OpenEcho { .. }
+                | NetAction::FindIpv6Route
                 | NetAction::Resolve { .. }
                 | NetAction::Close { .. } => {}
             }

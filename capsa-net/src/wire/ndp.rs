@@ -116,8 +116,8 @@ pub struct RouterAdvertisement {
 }
 
 impl RouterAdvertisement {
-    /// Appends the packet to `frame`.
-    pub fn write(&self, to: Ipv6Addr, frame: &mut Vec<u8>) {
+    /// Appends the packet, which is for all nodes, to `frame`.
+    pub fn write(&self, frame: &mut Vec<u8>) {
         let lifetime = self.lifetime.to_be_bytes();
         let mut options = Vec::new();
         options.extend_from_slice(&[option::SOURCE_MAC, 1]);
@@ -135,7 +135,7 @@ impl RouterAdvertisement {
         let [a, b] = self.router_lifetime.to_be_bytes();
         let header = [ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0, a, b];
         // The times for reachability are not specified.
-        icmp::write(&ip_header(self.source, to), header, &[&[0; 8], &options], frame);
+        icmp::write(&ip_header(self.source, ALL_NODES), header, &[&[0; 8], &options], frame);
     }
 }
 
@@ -231,7 +231,7 @@ mod tests {
             mtu: 1500,
         };
         let mut packet = Vec::new();
-        advertisement.write(ALL_NODES, &mut packet);
+        advertisement.write(&mut packet);
         read(&packet, |repr| match repr {
             NdiscRepr::RouterAdvert { router_lifetime, lladdr, mtu, prefix_info, .. } => {
                 assert_eq!((router_lifetime.secs(), mtu), (1800, Some(1500)));
