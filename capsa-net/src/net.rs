@@ -316,7 +316,7 @@ impl Net {
     }
 
     /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
-    /// with [`SocketAction::Reset`] when the guest refuses it, or does not answer within a minute.
+    /// with [`SocketAction::Reset`] when the guest refuses it, or does not answer within 30 seconds.
     ///
     /// # Errors
     ///
@@ -338,6 +338,26 @@ impl Net {
             flow.has_socket = true;
         }
         Some(id)
+    }
+
+    /// Opens a UDP flow to a port of the guest, which sees the datagrams as coming from `remote`: give them
+    /// to [`handle_datagram`](Self::handle_datagram).
+    ///
+    /// # Errors
+    ///
+    /// `None` when the table of flows is full, or has a flow with these addresses.
+    pub fn open_guest_udp(
+        &mut self,
+        port: u16,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Option<FlowId> {
+        let guest = SocketAddr::new(self.config.guest.into(), port);
+        let addresses = FlowAddresses { protocol: FlowProtocol::Udp, guest, remote };
+        if self.flows.find(&addresses).is_some() {
+            return None;
+        }
+        self.insert(addresses, Transport::Udp { is_two_way: false, active_at: now })
     }
 
     // What the driver does.

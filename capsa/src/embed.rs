@@ -139,7 +139,8 @@ impl Vm {
         let plan = Arc::new(plan);
         let run_dir = Path::new(plan.run_dir.as_str());
         let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
-        let network = plan.network.as_ref().map(Network::new).transpose()?;
+        let network =
+            plan.network.as_ref().map(Network::new).transpose().map_err(std::io::Error::from)?;
         let io = ProcessIo::new(Arc::clone(&plan), run_dir, network, options.read_budget)?;
         let mut vm = Self::with_io(plan, backend, Box::new(io), options, resources);
         vm.rejected = rejected;

@@ -10,6 +10,8 @@
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
 //! | `resolver` | the names that the guest asks for |
+//! | `bind`, `forwards` | forwarded ports: their sockets, their clients |
+//! | `services` | connections of the guest that arrive at a program, or at the owner of the VM |
 //!
 //! # Driving
 //!
@@ -21,11 +23,16 @@
 //!
 //! An idle network has no deadline, and no buffer: the buffers of a call belong to the calling thread.
 
+mod bind;
+mod forwards;
 mod link;
 mod resolver;
+mod services;
 mod sockets;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,24 +40,72 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use capsa_net::wire::ethernet::MacAddress;
 use capsa_net::{Counters, Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
+use capsa_proto::spec::PortForward;
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::random;
 use crate::sys::{Poll, PollSource, ReadyEvents};
 
+use self::bind::bind_forwards;
+use self::forwards::ForwardTable;
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
 use self::resolver::{ResolvedName, Resolver};
+use self::services::Service;
 use self::sockets::SocketTable;
+
+pub use self::bind::ForwardError;
 
 /// Frames that a call receives, and that it sends, at most.
 const FRAMES: usize = 64;
 /// Bytes that a call sends to the guest, and that it reads from sockets, at most.
 const BYTES: usize = 256 << 10;
 
+/// The address of the gateway, in every network.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+
 /// Flows of one network, at most.
 const FLOWS: usize = 1024;
 /// Memory for the streams of one network.
 const MEMORY: usize = 64 << 20;
+
+/// Why a network was not created.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// A forward cannot be bound.
+    Forward(ForwardError),
+    /// The network cannot wait for its sockets.
+    Poll(io::Error),
+}
+
+impl fmt::Display for NetworkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(error) => error.fmt(f),
+            Self::Poll(_) => f.write_str("cannot wait for the sockets of the network"),
+        }
+    }
+}
+
+impl std::error::Error for NetworkError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Forward(error) => error.source(),
+            Self::Poll(error) => Some(error),
+        }
+    }
+}
+
+impl From<NetworkError> for io::Error {
+    fn from(error: NetworkError) -> Self {
+        let kind = match &error {
+            NetworkError::Forward(ForwardError { error, .. }) | NetworkError::Poll(error) => {
+                error.kind()
+            }
+        };
+        Self::new(kind, error)
+    }
+}
 
 /// What the poller reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +113,8 @@ enum Key {
     Link,
     /// The socket of the flow with this index.
     Flow(usize),
+    /// The listener of a forward.
+    Forward(usize),
 }
 
 impl Key {
@@ -65,12 +122,14 @@ impl Key {
         match self {
             Self::Link => 0,
             Self::Flow(index) => 4 * index + 1,
+            Self::Forward(index) => 4 * index + 2,
         }
     }
 
     fn decode(key: usize) -> Self {
         match key % 4 {
             1 => Self::Flow(key / 4),
+            2 => Self::Forward(key / 4),
             _ => Self::Link,
         }
     }
@@ -85,6 +144,10 @@ pub struct Network {
     is_up: bool,
     sockets: SocketTable,
     resolver: Resolver,
+    forwards: ForwardTable,
+    services: Vec<Service>,
+    /// Flows that were refused because the host has no descriptor left, or too many flows.
+    refused_by_host: u64,
     /// Bytes that the current call may still read from sockets.
     budget: usize,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
@@ -123,12 +186,12 @@ impl Buffers {
 }
 
 impl Network {
-    /// The network of a plan.
+    /// The network of a plan. Its forwards are bound: clients can connect, and wait.
     ///
     /// # Errors
     ///
-    /// When the system has no descriptor left.
-    pub fn new(plan: &NetworkPlan) -> io::Result<Self> {
+    /// When a forward cannot be bound, or the system has no descriptor left.
+    pub fn new(plan: &NetworkPlan) -> Result<Self, NetworkError> {
         let options = &plan.options;
         let service = |service: &capsa_proto::spec::NetworkService| ServiceName {
             name: service.name.clone(),
@@ -139,7 +202,7 @@ impl Network {
             gateway_mac: MacAddress([0x52, 0x55, 10, 0, 2, 2]),
             guest: Ipv4Addr::new(10, 0, 2, 15),
             prefix: 24,
-            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            gateway: GATEWAY,
             dns: Ipv4Addr::new(10, 0, 2, 3),
             ipv6: Some(Ipv6Network::DEFAULT),
             mtu: plan.mtu,
@@ -149,14 +212,23 @@ impl Network {
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
         };
-        let poll = Poll::new()?;
+        let service = |service: &capsa_proto::spec::NetworkService| Service {
+            target: service.target.clone(),
+            connections: VecDeque::new(),
+        };
+        let services = options.services.iter().map(service).collect();
+        let poll = Poll::new().map_err(NetworkError::Poll)?;
+        let bound = bind_forwards(&options.forwards).map_err(NetworkError::Forward)?;
         Ok(Self {
             net: Net::new(config, random::key()),
             resolver: Resolver::new(poll.waker()),
+            forwards: ForwardTable::new(bound, &poll).map_err(NetworkError::Poll)?,
             poll,
             link: None,
             is_up: true,
             sockets: SocketTable::default(),
+            services,
+            refused_by_host: 0,
             budget: 0,
             more: false,
         })
@@ -197,6 +269,11 @@ impl Network {
         self.more = true;
     }
 
+    /// The forwards of the plan, with the ports that they have: a port of 0 is replaced.
+    pub fn forwards(&self) -> &[PortForward] {
+        self.forwards.forwards()
+    }
+
     /// What was dropped or refused.
     pub fn counters(&self) -> Counters {
         self.net.counters()
@@ -225,17 +302,20 @@ impl Network {
     /// When to call [`on_ready`](Self::on_ready) although nothing is readable.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let link = self.link.as_ref().and_then(|link| link.io_ref().poll_timeout());
-        Deadline::earliest(self.net.poll_timeout(), link)
+        let deadline = Deadline::earliest(self.net.poll_timeout(), link);
+        Deadline::earliest(deadline, self.forwards.poll_timeout())
     }
 
     fn work(&mut self, buffers: &mut Buffers, now: Instant) {
         (self.more, self.budget) = (false, BYTES);
         self.net.handle_timeout(now);
         self.take_answers(now);
+        self.retry_forwards(now);
         for key in buffers.ready.keys() {
             match Key::decode(key) {
                 Key::Link => {}
                 Key::Flow(index) => self.on_socket(index, &mut buffers.input, now),
+                Key::Forward(index) => self.on_listener(index, &mut buffers.input, now),
             }
         }
         let received = self.receive_frames(&mut buffers.input, now);

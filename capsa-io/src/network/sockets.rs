@@ -97,8 +97,12 @@ impl Network {
             Some(Delivery::Datagram { flow, payload } | Delivery::Echo { flow, payload }) => {
                 // The frame may have opened the flow.
                 self.act(now);
-                let Some(socket) = self.sockets.get(flow) else { return };
-                let sent = send_now(&socket.source, self.net.payload(&payload, frame));
+                let payload = self.net.payload(&payload, frame);
+                let Some(socket) = self.sockets.get(flow) else {
+                    self.forwards.reply(flow, payload);
+                    return;
+                };
+                let sent = send_now(&socket.source, payload);
                 if let Err(error) = sent {
                     self.net.handle_datagram_error(flow, connect_error(&error.into()));
                 }
@@ -113,8 +117,11 @@ impl Network {
             match action {
                 NetAction::Connect { flow, destination } => self.connect(flow, destination, now),
                 NetAction::OpenUdp { flow, destination } => self.open_udp(flow, destination),
-                NetAction::Close { flow } => drop(self.sockets.remove(flow)),
-                NetAction::Socket { flow, action } => self.act_on_socket(flow, action),
+                NetAction::Close { flow } => {
+                    self.sockets.remove(flow);
+                    self.forwards.forget(flow);
+                }
+                NetAction::Socket { flow, action } => self.act_on_socket(flow, action, now),
                 NetAction::Interest { flow, interest } => self.set_interest(flow, interest),
                 NetAction::OpenEcho { flow, remote } => self.open_echo(flow, remote),
                 NetAction::FindIpv6Route => self.net.set_ipv6_route(has_ipv6_route()),
@@ -133,7 +140,7 @@ impl Network {
                 let next = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
                 self.connect_to(flow, (Ipv4Addr::LOCALHOST, port).into(), Some(next))
             }
-            Destination::Service(_) => Err(io::ErrorKind::ConnectionRefused.into()),
+            Destination::Service(index) => self.connect_service(flow, index),
         };
         match connected {
             Ok(true) => self.handle_connected(flow, now),
@@ -204,15 +211,24 @@ impl Network {
     }
 
     fn insert(&mut self, flow: FlowId, socket: OwnedFd, state: SocketState) -> io::Result<()> {
-        let mut source = self.poll.add(socket, Key::Flow(flow.index()).encode())?;
-        if let SocketState::Connecting { .. } = state {
-            source.set_interest(false, true)?;
+        let mut source = self.poll.add_idle(socket, Key::Flow(flow.index()).encode());
+        match state {
+            SocketState::Connecting { .. } => source.set_interest(false, true)?,
+            SocketState::Stream { .. } => {}
+            SocketState::Datagram | SocketState::Echo => source.set_interest(true, false)?,
         }
         self.sockets.insert(FlowSocket { flow, source, state });
         Ok(())
     }
 
-    fn act_on_socket(&mut self, flow: FlowId, action: SocketAction) {
+    /// Gives a flow its connected stream.
+    pub(super) fn insert_stream(&mut self, flow: FlowId, mut source: PollSource<OwnedFd>) {
+        source.set_key(Key::Flow(flow.index()).encode());
+        let state = SocketState::Stream { interest: Interest::default() };
+        self.sockets.insert(FlowSocket { flow, source, state });
+    }
+
+    fn act_on_socket(&mut self, flow: FlowId, action: SocketAction, now: Instant) {
         match action {
             SocketAction::ShutDown => {
                 if let Some(socket) = self.sockets.get(flow) {
@@ -220,11 +236,15 @@ impl Network {
                     let _ = shutdown(socket.source.io_ref(), Shutdown::Write);
                 }
             }
-            SocketAction::Close => drop(self.sockets.remove(flow)),
+            SocketAction::Close => {
+                self.sockets.remove(flow);
+                self.forwards.forget(flow);
+            }
             SocketAction::Reset => {
-                if let Some(socket) = self.sockets.remove(flow) {
-                    let _ =
-                        sockopt::set_socket_linger(socket.source.io_ref(), Some(Duration::ZERO));
+                if let Some(socket) = self.sockets.remove(flow)
+                    && let Some(source) = self.forwards.handle_refused(flow, socket.source, now)
+                {
+                    reset(source.io_ref());
                 }
             }
         }
@@ -234,6 +254,7 @@ impl Network {
         let Some(socket) = self.sockets.get(flow) else { return };
         if let SocketState::Stream { interest: old } = &mut socket.state {
             *old = interest;
+            self.forwards.handle_open(flow);
             let watched = socket.source.set_interest(interest.readable, interest.writable);
             if let Err(error) = watched {
                 tracing::warn!("cannot watch a socket of the guest: {error}");
@@ -349,6 +370,12 @@ impl Network {
     }
 }
 
+/// Makes the close of a socket a reset for its peer.
+pub(super) fn reset(socket: &OwnedFd) {
+    // A socket that is not of TCP has no reset.
+    let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+}
+
 fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
     loop {
         return match send(source.io_ref(), data, SendFlags::NOSIGNAL) {
@@ -378,7 +405,7 @@ fn has_ipv6_route() -> bool {
     socket.is_ok_and(|socket| connect(&socket, &internet).is_ok())
 }
 
-fn family(remote: SocketAddr) -> AddressFamily {
+pub(super) fn family(remote: SocketAddr) -> AddressFamily {
     match remote {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,

@@ -40,6 +40,11 @@ pub(super) fn open_directory(path: &Path) -> io::Result<Option<(OwnedFd, PathBuf
 /// Close-on-exec from the beginning: another thread may fork at any time.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 
+/// Accepts a connection.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::net::accept_with(listener, SOCKET_FLAGS)
+}
+
 /// Nothing to do: on Linux, the standard library passes MSG_NOSIGNAL to every `send`.
 pub(super) fn no_sigpipe(_socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())

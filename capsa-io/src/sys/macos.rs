@@ -39,6 +39,11 @@ pub(super) fn open_directory(_path: &Path) -> io::Result<Option<(OwnedFd, PathBu
 /// macOS has no such flag; close-on-exec is set right after.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
 
+/// Accepts a connection.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::net::accept(listener)
+}
+
 /// Disables SIGPIPE for this socket, as the standard library does for its sockets.
 pub(super) fn no_sigpipe(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_nosigpipe(socket, true)?)

@@ -53,7 +53,8 @@ pub(crate) use resolve::{NameError, addresses_of};
 #[cfg(test)]
 pub(crate) use socket::listen_with_a_short_queue;
 pub(crate) use socket::{
-    connect, connect_blocking, datagram_pair, inet_socket, listen, socket_pair,
+    accept, connect, connect_blocking, datagram_pair, inet_socket, listen, listen_privately,
+    socket_pair,
 };
 pub(crate) use unix::{
     ExitState, Pty, ReservedNumbers, at_exit, create_fifo, exit_state, is_writable, null, open_pty,

@@ -65,6 +65,18 @@ impl Poll {
         })
     }
 
+    /// A source that is not watched until it gets an interest.
+    pub(crate) fn add_idle<F: AsFd>(&self, io: F, key: usize) -> PollSource<F> {
+        PollSource {
+            poller: Arc::clone(&self.poller),
+            fork_guard: self.fork_guard,
+            interest_changed: Arc::clone(&self.interest_changed),
+            io,
+            interest: Event::none(key),
+            is_added: false,
+        }
+    }
+
     /// Makes the current or next wait return.
     pub(crate) fn wake(&self) -> io::Result<()> {
         self.poller.notify()
@@ -150,6 +162,12 @@ impl<F: AsFd> PollSource<F> {
 
     pub(crate) fn io_ref(&self) -> &F {
         &self.io
+    }
+
+    /// Gives a source without interest another key.
+    pub(crate) fn set_key(&mut self, key: usize) {
+        debug_assert!(!self.is_added, "the poller has the old key");
+        self.interest.key = key;
     }
 
     /// Sets which readiness is reported. Cheap when nothing changes. Without interest the source leaves

@@ -5,10 +5,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, Protocol, SocketAddrUnix, SocketType};
 
 use crate::context;
@@ -48,6 +50,26 @@ fn listen_with(path: &Path, backlog: i32) -> io::Result<OwnedFd> {
     bound.and_then(|()| net::listen(&socket, backlog)).map_err(|errno| {
         context::failed(format!("cannot listen on {}", path.display()), errno.into())
     })?;
+    Ok(socket)
+}
+
+/// Listens on a path that only this user can connect to. The listener does not block.
+pub(crate) fn listen_privately(path: &Path) -> io::Result<OwnedFd> {
+    let socket = unix_socket()?;
+    set_nonblocking(socket.as_fd())?;
+    net::bind(&socket, &Address::new(path)?.socket()?)?;
+    // Nothing can connect before it listens.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Accepts a connection. It does not block.
+pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
+    let socket = os::accept(listener.as_fd())?;
+    if set_nonblocking(socket.as_fd()).and_then(|()| prepare_socket(&socket)).is_err() {
+        return Err(Errno::CONNABORTED);
+    }
     Ok(socket)
 }
 

@@ -34,8 +34,11 @@ const MSS_DEFAULT: u16 = 536;
 /// Smaller values would let a guest multiply the work for each byte (CVE-2019-11479).
 const MSS_MIN: u16 = 88;
 
-/// How often a SYN is sent before the guest counts as absent.
+/// How often the answer to a SYN is sent before the guest counts as absent.
 const SYN_ATTEMPTS: u32 = 6;
+
+/// How often a SYN is sent before the guest counts as absent: once a second, because a guest may still boot.
+const SYN_TO_GUEST_ATTEMPTS: u32 = 30;
 
 /// A connection without a byte in either direction ends after 2 hours.
 const IDLE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -324,7 +327,8 @@ impl Connection {
                 if !core::mem::take(is_due) {
                     return None;
                 }
-                *again_at = now + RETRANSMIT_FIRST * (1 << (*attempts).min(5));
+                let doublings = if self.is_from_guest { (*attempts).min(5) } else { 0 };
+                *again_at = now + RETRANSMIT_FIRST * (1 << doublings);
                 *attempts += 1;
                 Some((self.syn(), 0..0))
             }
@@ -417,7 +421,8 @@ impl Connection {
     pub(crate) fn handle_timeout(&mut self, now: Instant, budget: &mut Budget) {
         match &mut self.state {
             State::Opening { attempts, is_due, again_at } if now >= *again_at => {
-                if *attempts < SYN_ATTEMPTS {
+                let limit = if self.is_from_guest { SYN_ATTEMPTS } else { SYN_TO_GUEST_ATTEMPTS };
+                if *attempts < limit {
                     *is_due = true;
                 } else {
                     self.reset(SocketAction::Reset, budget);
