@@ -12,6 +12,7 @@
 //! | `flow_table` | flows by their addresses and by their number |
 //! | `dhcp` | the DHCP server |
 //! | `rate_limit` | a token bucket |
+//! | [`vhost`] | the back end of a vhost-user network card |
 //! | [`wire`] | packet formats |
 //!
 //! # Panics
@@ -33,6 +34,7 @@ pub mod fuzz;
 mod net;
 mod rate_limit;
 mod tcp;
+pub mod vhost;
 pub mod wire;
 
 pub use flow_table::FlowId;

@@ -9,7 +9,7 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 15] = [
+const TARGETS: [(&str, Body); 16] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
@@ -24,6 +24,7 @@ const TARGETS: [(&str, Body); 15] = [
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
     ("size", fuzz::size),
+    ("vhost", capsa_net::vhost::fuzz::vhost),
     ("vm", vm::simulate::run),
 ];
 
