@@ -113,7 +113,7 @@ impl DnsName {
         &self.0
     }
 
-    fn labels(&self) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn labels(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &self.0[..];
         core::iter::from_fn(move || {
             let len = usize::from(*rest.first()?);
