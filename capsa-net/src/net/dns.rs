@@ -571,3 +571,6 @@ impl Net {
         self.handle_socket_error(flow);
     }
 }
+
+#[cfg(test)]
+mod tests;

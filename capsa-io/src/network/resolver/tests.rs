@@ -1,1 +1,1 @@
-
+//! The resolver, with name servers played on loopback.

@@ -79,6 +79,13 @@ impl AnswerCache {
     }
 }
 
+#[cfg(test)]
+impl AnswerCache {
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+}
+
 fn seconds(time: Duration) -> u32 {
     time.as_secs() as u32
 }

@@ -281,8 +281,7 @@ fn upstream_aliases_are_at_most_8() {
     let asked = question("a0.example", record_type::A);
     let names: Vec<_> = (0..=9).map(|n| alloc::format!("a{n}.example")).collect();
     for (hops, is_ok) in [(8, true), (9, false)] {
-        let mut records: Vec<_> =
-            (0..hops).map(|n| alias(&names[n], &names[n + 1])).collect();
+        let mut records: Vec<_> = (0..hops).map(|n| alias(&names[n], &names[n + 1])).collect();
         records.push(address(&names[hops], 1));
         assert_eq!(parse_answer(&upstream(&asked, records), &asked).is_ok(), is_ok, "{hops}");
     }
@@ -326,11 +325,7 @@ fn upstream_names_in_data_are_expanded() {
             RData::MX(MX { preference: 5, exchange: target() }),
             [&[0, 5], wire.as_bytes()].concat(),
         ),
-        (
-            record_type::SRV,
-            RData::SRV(srv),
-            [&[0, 1, 0, 2, 0, 3], wire.as_bytes()].concat(),
-        ),
+        (record_type::SRV, RData::SRV(srv), [&[0, 1, 0, 2, 0, 3], wire.as_bytes()].concat()),
         (
             record_type::SOA,
             RData::SOA(soa),
