@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
+//! | `pcap` | a file of the packets |
 //! | `resolver` | the names that the guest asks for |
 //! | `bind`, `forwards` | forwarded ports: their sockets, their clients |
 //! | `services` | connections of the guest that arrive at a program, or at the owner of the VM |
@@ -26,6 +27,7 @@
 mod bind;
 mod forwards;
 mod link;
+mod pcap;
 mod resolver;
 mod services;
 mod sockets;
@@ -36,6 +38,7 @@ use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use capsa_net::wire::ethernet::MacAddress;
 use capsa_net::{Counters, Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
@@ -49,6 +52,7 @@ use crate::sys::{Poll, PollSource, ReadyEvents};
 use self::bind::bind_forwards;
 use self::forwards::ForwardTable;
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
+use self::pcap::{PacketCapture, PacketDirection};
 use self::resolver::{ResolvedName, Resolver};
 use self::services::Service;
 use self::sockets::SocketTable;
@@ -74,6 +78,8 @@ const MEMORY: usize = 64 << 20;
 pub enum NetworkError {
     /// A forward cannot be bound.
     Forward(ForwardError),
+    /// The capture file cannot be created.
+    Capture(io::Error),
     /// The network cannot wait for its sockets.
     Poll(io::Error),
 }
@@ -82,6 +88,7 @@ impl fmt::Display for NetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Forward(error) => error.fmt(f),
+            Self::Capture(_) => f.write_str("cannot create the capture file of the network"),
             Self::Poll(_) => f.write_str("cannot wait for the sockets of the network"),
         }
     }
@@ -91,7 +98,7 @@ impl std::error::Error for NetworkError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Forward(error) => error.source(),
-            Self::Poll(error) => Some(error),
+            Self::Capture(error) | Self::Poll(error) => Some(error),
         }
     }
 }
@@ -99,9 +106,9 @@ impl std::error::Error for NetworkError {
 impl From<NetworkError> for io::Error {
     fn from(error: NetworkError) -> Self {
         let kind = match &error {
-            NetworkError::Forward(ForwardError { error, .. }) | NetworkError::Poll(error) => {
-                error.kind()
-            }
+            NetworkError::Forward(ForwardError { error, .. })
+            | NetworkError::Capture(error)
+            | NetworkError::Poll(error) => error.kind(),
         };
         Self::new(kind, error)
     }
@@ -148,6 +155,7 @@ pub struct Network {
     services: Vec<Service>,
     /// Flows that were refused because the host has no descriptor left, or too many flows.
     refused_by_host: u64,
+    capture: Option<PacketCapture>,
     /// Bytes that the current call may still read from sockets.
     budget: usize,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
@@ -190,7 +198,8 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// When a forward cannot be bound, or the system has no descriptor left.
+    /// When a forward cannot be bound, the capture file cannot be created, or the system has no descriptor
+    /// left.
     pub fn new(plan: &NetworkPlan) -> Result<Self, NetworkError> {
         let options = &plan.options;
         let service = |service: &capsa_proto::spec::NetworkService| ServiceName {
@@ -219,7 +228,10 @@ impl Network {
         let services = options.services.iter().map(service).collect();
         let poll = Poll::new().map_err(NetworkError::Poll)?;
         let bound = bind_forwards(&options.forwards).map_err(NetworkError::Forward)?;
+        let capture =
+            options.pcap.as_ref().map(|path| PacketCapture::create(Path::new(path.as_str())));
         Ok(Self {
+            capture: capture.transpose().map_err(NetworkError::Capture)?,
             net: Net::new(config, random::key()),
             resolver: Resolver::new(poll.waker()),
             forwards: ForwardTable::new(bound, &poll).map_err(NetworkError::Poll)?,
@@ -323,6 +335,9 @@ impl Network {
         if let Err(error) = received.and_then(|()| self.send_frames(buffers, now)) {
             self.end_link(&error);
         }
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
     }
 
     /// Hands the names that were resolved to the stack.
@@ -346,6 +361,9 @@ impl Network {
         let Some(mut link) = self.link.take() else { return Ok(()) };
         let received = link.io().receive(FRAMES, input, &mut |frame| {
             if self.is_up {
+                if let Some(capture) = &mut self.capture {
+                    capture.add(PacketDirection::Sent, std::iter::once(frame), now);
+                }
                 self.handle_frame(frame, now);
             }
         });
@@ -363,6 +381,10 @@ impl Network {
             while bytes < BYTES && buffers.bodies.len() < FRAMES {
                 let head = &mut buffers.heads[buffers.bodies.len()];
                 let Some(body) = self.net.poll_frame(head, now) else { break };
+                if let Some(capture) = &mut self.capture {
+                    let parts = std::iter::once(&head[..]).chain(self.net.parts(&body));
+                    capture.add(PacketDirection::Received, parts, now);
+                }
                 bytes += head.len() + self.net.parts(&body).map(<[u8]>::len).sum::<usize>();
                 buffers.bodies.push(body);
             }
