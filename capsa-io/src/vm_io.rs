@@ -16,6 +16,7 @@ use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::VmCore;
 
 use crate::clock::MonotonicClock;
+use crate::network::Network;
 use crate::vsock::PortListener;
 
 pub use process_io::ProcessIo;
@@ -66,6 +67,16 @@ pub trait VmIo: AsFd + fmt::Debug + Send {
     ///
     /// `AddrInUse` when the port has a listener already; also when the run directory was removed.
     fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>>;
+
+    /// The VM's network, if it has one and has not ended.
+    fn network(&self) -> Option<&Network> {
+        None
+    }
+
+    /// The VM's network. Call [`on_ready`](Self::on_ready) after a change of it.
+    fn network_mut(&mut self) -> Option<&mut Network> {
+        None
+    }
 
     /// Removes the VM's files now.
     fn remove_files(&mut self);

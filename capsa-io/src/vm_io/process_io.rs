@@ -482,6 +482,14 @@ impl VmIo for ProcessIo {
         PortListener::bind(&socket).map(Some)
     }
 
+    fn network(&self) -> Option<&Network> {
+        self.network.as_ref().map(PollSource::io_ref)
+    }
+
+    fn network_mut(&mut self) -> Option<&mut Network> {
+        self.network.as_mut().map(PollSource::io)
+    }
+
     fn remove_files(&mut self) {
         self.run_dir = None;
     }
