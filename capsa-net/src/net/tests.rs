@@ -1,6 +1,8 @@
 //! A guest with another TCP, smoltcp, against the network, in virtual time.
 
 mod card;
+mod hostile;
+mod packets;
 
 use super::*;
 use crate::tcp::{Interest, SocketAction};
@@ -8,7 +10,7 @@ use crate::wire::ethernet::{self, MacAddress};
 use crate::wire::ip::{self, IpPacket};
 use alloc::collections::BTreeMap;
 use alloc::vec;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp as guest_tcp;
@@ -18,6 +20,8 @@ const GUEST_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const GATEWAY_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xca95, 0xa, 2, 0, 0, 0, 0x15);
+const REMOTE_V6: Ipv6Addr = Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 0x1111);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 
 /// What goes wrong on the link, in percent of the frames.
@@ -116,6 +120,7 @@ struct HostSocket {
 }
 
 struct World {
+    remote: IpAddr,
     net: Net,
     now: Instant,
     random: fastrand::Rng,
@@ -139,6 +144,11 @@ struct World {
 
 impl World {
     fn new(seed: u64, link: LinkFaults, mtu: u16, memory: usize) -> Self {
+        Self::with_remote(REMOTE.into(), seed, link, mtu, memory)
+    }
+
+    /// A guest that connects to `remote`, with addresses of its version.
+    fn with_remote(remote: IpAddr, seed: u64, link: LinkFaults, mtu: u16, memory: usize) -> Self {
         let config = NetworkConfig {
             guest_mac: GUEST_MAC,
             gateway_mac: GATEWAY_MAC,
@@ -161,10 +171,17 @@ impl World {
         guest.random_seed = seed;
         let mut interface = Interface::new(guest, &mut wire, time);
         interface.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::new(GUEST.into(), 24)).unwrap();
+            let (address, prefix) = match remote {
+                IpAddr::V4(_) => (GUEST.into(), 24),
+                IpAddr::V6(_) => (GUEST_V6.into(), 64),
+            };
+            addresses.push(IpCidr::new(address, prefix)).unwrap();
         });
-        interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        let routes = interface.routes_mut();
+        routes.add_default_ipv4_route(GATEWAY).unwrap();
+        routes.add_default_ipv6_route(Ipv6Network::DEFAULT.gateway).unwrap();
         Self {
+            remote,
             net: Net::new(config, [7; 16]),
             now: Instant::ZERO,
             random: fastrand::Rng::with_seed(seed),
@@ -190,7 +207,7 @@ impl World {
         let (rx, tx) = (self.random.usize(2000..200_000), self.random.usize(2000..200_000));
         let mut socket = guest_tcp::Socket::new(buffer(rx), buffer(tx));
         let port = 40_000 + self.guests.len() as u16;
-        socket.connect(self.interface.context(), (REMOTE, 80), port).unwrap();
+        socket.connect(self.interface.context(), (self.remote, 80), port).unwrap();
         let handle = self.sockets.add(socket);
         self.guests.push((handle, End { total: up, ..End::default() }));
     }
@@ -269,7 +286,9 @@ impl World {
     }
 
     fn deliver(&mut self, frame: &[u8]) {
-        if let Ok(packet) = IpPacket::parse_v4(&frame[ethernet::HEADER_LEN..])
+        let bytes = &frame[ethernet::HEADER_LEN..];
+        let parse = if self.remote.is_ipv4() { IpPacket::parse_v4 } else { IpPacket::parse_v6 };
+        if let Ok(packet) = parse(bytes)
             && packet.header.protocol == ip::TCP
         {
             let segment = &frame[ethernet::HEADER_LEN..][packet.payload];
@@ -296,7 +315,7 @@ impl World {
             moved = true;
             match action {
                 NetAction::Connect { flow, destination } => {
-                    assert_eq!(destination, Destination::Remote((REMOTE, 80).into()));
+                    assert_eq!(destination, Destination::Remote((self.remote, 80).into()));
                     self.hosts.insert(flow, HostSocket::default());
                 }
                 NetAction::Socket { flow, action } => {
@@ -419,6 +438,22 @@ fn streams_arrive_whole_on_a_perfect_link() {
             // pause is the delayed acknowledgement of the guest.
             assert_eq!(world.uploaded, 3 * 300_000, "{}", world.context);
             assert!(world.longest_pause < Duration::from_millis(50), "{:?}", world.longest_pause);
+        }
+    }
+}
+
+#[test]
+fn streams_arrive_whole_over_ipv6() {
+    let bad = LinkFaults { lost: 5, repeated: 3, delayed: 20 };
+    for (link, mtu) in [(LinkFaults::default(), 1280), (LinkFaults::default(), 65_520), (bad, 1500)]
+    {
+        for seed in 0..5 {
+            let mut world = World::with_remote(REMOTE_V6.into(), seed, link, mtu, 4 << 20);
+            for _ in 0..3 {
+                world.connect(100_000);
+            }
+            world.run(60_000);
+            world.check(100_000, 60_000);
         }
     }
 }

@@ -109,6 +109,8 @@ impl Unreachable {
     pub fn write(self, ip: &IpHeader, packet: &[u8], header_len: usize, frame: &mut Vec<u8>) {
         let [kind, code] = self.kind(ip.source.is_ipv4());
         let [a, b] = match self {
+            // Links of IPv6 have an MTU of 1280 bytes at least.
+            Self::TooBig { mtu } if ip.source.is_ipv6() => mtu.max(1280).to_be_bytes(),
             Self::TooBig { mtu } => mtu.to_be_bytes(),
             _ => [0; 2],
         };
@@ -135,7 +137,7 @@ pub(super) fn sum_of(ip: &IpHeader, len: usize) -> Sum {
 }
 
 /// Appends a message with its IP header; the checksum is not yet in `header`.
-pub(super) fn write(
+pub(crate) fn write(
     ip: &IpHeader,
     mut header: [u8; HEADER_LEN],
     data: &[&[u8]],
