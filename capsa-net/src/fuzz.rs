@@ -1,5 +1,7 @@
 //! Bodies of fuzz targets: they assert laws, and run on any bytes.
 
+mod dns;
+
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
@@ -15,6 +17,8 @@ use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
 use crate::wire::ip::{IpHeader, IpPacket, TCP, UDP};
 use crate::wire::tcp::{Flags, TcpHeader};
 use crate::wire::udp::UdpDatagram;
+
+pub use self::dns::dns;
 
 const CONFIG: NetworkConfig = NetworkConfig {
     guest_mac: MacAddress([2, 0, 0, 0, 0, 1]),

@@ -220,6 +220,13 @@ impl Net {
         self.resolved(query, known, now);
     }
 
+    /// Whether no query waits, and no connection exists.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn is_name_server_idle(&self) -> bool {
+        let NameServer { resolutions, by_question, streams, .. } = &self.name_server;
+        resolutions.is_empty() && by_question.is_empty() && streams.is_empty()
+    }
+
     /// A datagram for the server.
     pub(super) fn name_server_datagram(
         &mut self,

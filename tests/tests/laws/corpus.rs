@@ -9,13 +9,14 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 16] = [
+const TARGETS: [(&str, Body); 17] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
     ("console_ansi", console::fuzz::ansi),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
+    ("dns", capsa_net::fuzz::dns),
     ("duration", fuzz::duration),
     ("http", codec::fuzz::http),
     ("json_stream", codec::fuzz::json_stream),
