@@ -16,7 +16,7 @@ use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::VmCore;
 
 use crate::clock::MonotonicClock;
-use crate::network::Network;
+use crate::network::Counters;
 use crate::vsock::PortListener;
 
 pub use process_io::ProcessIo;
@@ -68,15 +68,19 @@ pub trait VmIo: AsFd + fmt::Debug + Send {
     /// `AddrInUse` when the port has a listener already; also when the run directory was removed.
     fn vsock_listen(&mut self, port: u32) -> io::Result<Option<PortListener>>;
 
-    /// The VM's network, if it has one and has not ended.
-    fn network(&self) -> Option<&Network> {
-        None
-    }
+    /// Listens on the socket of a service of the network that the owner serves, by its index. `None` when
+    /// the VM has no such service.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` when the service has a listener already; also when the run directory was removed.
+    fn service_listen(&mut self, index: usize) -> io::Result<Option<PortListener>>;
 
-    /// The VM's network. Call [`on_ready`](Self::on_ready) after a change of it.
-    fn network_mut(&mut self) -> Option<&mut Network> {
-        None
-    }
+    /// What the network counted, also after the end.
+    fn network_counters(&self) -> Counters;
+
+    /// Takes the link of the network up or down.
+    fn set_network_link(&mut self, is_up: bool);
 
     /// Removes the VM's files now.
     fn remove_files(&mut self);

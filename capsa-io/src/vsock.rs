@@ -125,7 +125,7 @@ impl PortListener {
     /// Listens on the socket of a port, non-blocking. The run directory must exist.
     pub(crate) fn bind(socket: &HostPath) -> io::Result<Self> {
         let path = PathBuf::from(socket.as_str());
-        let listener = UnixListener::bind(&path)?;
+        let listener = UnixListener::from(sys::listen(&path)?);
         let bound = Self { listener, fork_guard: ForkGuard::new(), path };
         bound.listener.set_nonblocking(true)?;
         Ok(bound)

@@ -15,6 +15,8 @@
 //! # }
 //! ```
 
+mod network;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -27,6 +29,8 @@ use crate::backend::{LaunchPlan, Rejection};
 use crate::console::{self, CommandOutput, ConsoleLog, Match, Pattern};
 use crate::disk_errors::DiskError;
 use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
+
+pub use network::ServiceListener;
 
 impl LinuxVmBuilder {
     /// Checks the description, plans the VM and creates its run directory. Nothing is started. Blocks

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "async")]
 mod futures;
+mod network;
 mod paths;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::backend::{BackendCapabilities, LaunchPlan, Rejection};
 use crate::embed::Options;
 use crate::{Error, Result, SharedDir, VmDisk, embed};
 
+use network::NetworkSettings;
 use paths::Paths;
 
 /// Describes a VM with a Linux guest, then builds it.
@@ -40,6 +42,7 @@ pub struct LinuxVmBuilder {
     resources: ResourceConfig,
     shares: Vec<SharedDir>,
     network: NetworkMode,
+    network_options: NetworkSettings,
     vsock: bool,
     vsock_ports: Vec<VsockPort>,
     pub(crate) console: ConsoleMode,
@@ -66,6 +69,7 @@ impl LinuxVmBuilder {
             resources: ResourceConfig::default(),
             shares: Vec::new(),
             network: NetworkMode::default(),
+            network_options: NetworkSettings::default(),
             vsock: false,
             vsock_ports: Vec::new(),
             console: ConsoleMode::default(),
@@ -429,6 +433,7 @@ impl LinuxVmBuilder {
                 mechanism: share.mechanism.clone(),
             })
             .collect();
+        let network_options = self.network_options.taken(&mut paths);
         let mut violations = paths.violations;
         if self.options.scrollback == 0 {
             violations.push(Violation::new(
@@ -455,7 +460,7 @@ impl LinuxVmBuilder {
             resources: self.resources.clone(),
             shares,
             network: self.network,
-            network_options: capsa_proto::spec::NetworkOptions::default(),
+            network_options,
             vsock: self.vsock,
             vsock_ports: self.vsock_ports.clone(),
             console: self.console,

@@ -64,6 +64,7 @@
 
 #[cfg(feature = "mio")]
 mod mio;
+mod network;
 mod options;
 mod pausing;
 #[cfg(feature = "tokio")]
@@ -78,13 +79,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capsa_io::clock::MonotonicClock;
-use capsa_io::network::Network;
 use capsa_io::run_dir::RunDir;
 use capsa_io::vm_io::{ProcessIo, VmIo};
 use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::ConsoleMux;
 use capsa_proto::lifecycle::{StopReport, VmStatus};
-use capsa_proto::spec::{ConsoleMode, GuestOs, ResourceConfig};
+use capsa_proto::spec::{ConsoleMode, GuestOs, PortForward, ResourceConfig};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{EventQueue, VmCore};
 
@@ -98,7 +98,10 @@ pub(crate) use options::Options;
 #[cfg(feature = "async")]
 #[cfg_attr(docsrs, doc(cfg(feature = "async")))]
 pub use crate::driver::Driver;
-pub use capsa_io::vsock::{Connecting as VsockConnecting, PortListener as VsockPortListener};
+pub use capsa_io::vsock::{
+    Connecting as VsockConnecting, PortListener as ServicePortListener,
+    PortListener as VsockPortListener,
+};
 pub use capsa_proto::console::{BlockingReader, Ended, Outcome, ReaderId, Scrollback, WaitId};
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, PauseRequest};
 pub use capsa_proto::vm::VmEvent;
@@ -125,6 +128,8 @@ pub struct Vm {
     plan: LaunchPlan,
     resources: ResourceConfig,
     rejected: Vec<Rejection>,
+    /// The forwards, bound.
+    forwards: Vec<PortForward>,
 }
 
 impl Vm {
@@ -137,13 +142,14 @@ impl Vm {
     ) -> Result<Self> {
         let Planned { backend, plan, rejected } = planned;
         let plan = Arc::new(plan);
+        // Before the run directory, which an error would leave behind for a moment.
+        let network = network::bind(&plan)?;
         let run_dir = Path::new(plan.run_dir.as_str());
         let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
-        let network =
-            plan.network.as_ref().map(Network::new).transpose().map_err(std::io::Error::from)?;
+        let forwards = network.as_ref().map(|network| network.forwards().to_vec());
         let io = ProcessIo::new(Arc::clone(&plan), run_dir, network, options.read_budget)?;
         let mut vm = Self::with_io(plan, backend, Box::new(io), options, resources);
-        vm.rejected = rejected;
+        (vm.rejected, vm.forwards) = (rejected, forwards.unwrap_or_default());
         Ok(vm)
     }
 
@@ -170,6 +176,7 @@ impl Vm {
             span,
             resources,
             rejected: Vec::new(),
+            forwards: Vec::new(),
         }
     }
 

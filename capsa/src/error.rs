@@ -93,6 +93,19 @@ pub enum Error {
         port: u32,
     },
 
+    /// The VM was built without a network.
+    #[error("network not enabled for this VM")]
+    NetworkNotEnabled,
+
+    /// The VM was built without this service.
+    #[error(
+        "service {address} was not declared when the VM was built: add it with `owner_service`"
+    )]
+    ServiceNotNamed {
+        /// The name and the port.
+        address: String,
+    },
+
     /// The guest has no listener on this vsock port.
     #[error("connection refused: the guest has no listener on vsock port {port}")]
     VsockRefused {

@@ -11,6 +11,7 @@ use crate::backend::{LaunchPlan, Rejection};
 use crate::disk_errors::DiskError;
 use crate::driver::{Shared, SharedState, Waiter};
 use crate::embed::{DEFAULT_GRACE, PauseRequest};
+use crate::network::{BoundForward, Counters};
 use crate::{
     ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
 };
@@ -240,6 +241,40 @@ impl VmHandle {
     /// The last error of each disk and operation, of those that the hypervisor has reported.
     pub fn disk_errors(&self) -> Vec<DiskError> {
         self.shared().lock().vm.disk_errors()
+    }
+
+    /// The forwards, in the order of the builder's calls, with the ports that were chosen for 0. They are
+    /// known before the start.
+    ///
+    /// ```no_run
+    /// # use capsa::{Capsa, LinuxBootConfig};
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = LinuxBootConfig::new("./vmlinuz").initrd("./initrd");
+    /// let vm = Capsa::vm(config).forward(0, 80).build().await?;
+    /// vm.start().await?;
+    /// let address = vm.forwards()[0].host.address().expect("a port");
+    /// let stream = std::net::TcpStream::connect(address)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn forwards(&self) -> Vec<BoundForward> {
+        self.shared().lock().vm.forwards()
+    }
+
+    /// What the guest's network carried, dropped and refused since the start; also after the end.
+    pub fn network_counters(&self) -> Counters {
+        self.shared().lock().vm.network_counters()
+    }
+
+    /// Takes the link of the guest's network down or up again, as if the cable was pulled. While it is down,
+    /// no packet passes in either direction. Connections survive a short interruption.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NetworkNotEnabled`]; [`Error::NotRunning`] when the VM has ended.
+    pub fn set_network_link(&self, is_up: bool) -> Result<()> {
+        self.shared().check_process()?;
+        self.shared().change(|state| state.vm.set_network_link(is_up))
     }
 
     /// Waits until the VM has ended and returns its last status. Any number of tasks may wait, also

@@ -33,6 +33,7 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`console`] | patterns, readers and writers, commands; escapes for what a guest prints |
+//! | [`network`] | what the guest reaches, forwarded ports, services for the guest |
 //! | [`vsock`] | streams between host and guest without a network |
 //! | [`backend`] | what each hypervisor supports; why a description was rejected; the launch plan |
 //! | [`host`] | run directories on this host, and their sweep |
@@ -49,6 +50,7 @@
 //! | run it from async code, on any executor | [`VmHandle`] |
 //! | wait for console output, log in, run commands | [`VmConsole`], [`manual::console`] |
 //! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`] |
+//! | decide what the guest reaches, forward ports, serve the guest | [`network`], `manual::network` |
 //! | make it faster | [`manual::performance`] |
 //! | share directories, read results safely | [`SharedDir`], `manual::shares` |
 //! | run it from your own event loop | [`embed::Vm`], [`manual::embedding`] |
@@ -114,6 +116,7 @@ pub mod host;
 #[doc(hidden)]
 pub mod internal;
 pub mod manual;
+pub mod network;
 #[cfg(feature = "recording")]
 #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod recording;

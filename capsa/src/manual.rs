@@ -24,6 +24,11 @@ pub mod migration {}
 #[doc = include_str!("manual/shares.md")]
 pub mod shares {}
 
+#[cfg(feature = "blocking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "blocking")))]
+#[doc = include_str!("manual/network.md")]
+pub mod network {}
+
 #[doc = include_str!("manual/performance.md")]
 pub mod performance {}
 

@@ -95,8 +95,11 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 ///
 /// # Errors
 ///
-/// When one cannot be bound, with its index.
-pub(super) fn bind_forwards(forwards: &[PortForward]) -> Result<Vec<BoundForward>, ForwardError> {
+/// Those that cannot be bound. Never empty.
+pub(super) fn bind_forwards(
+    forwards: &[PortForward],
+) -> Result<Vec<BoundForward>, Vec<ForwardError>> {
+    let (mut sockets, mut errors) = (Vec::new(), Vec::new());
     let bound = forwards.iter().enumerate().map(|(index, forward)| {
         let bound = match &forward.host {
             ForwardHost::Port { address, port } => bind_port(forward, *address, *port),
@@ -105,7 +108,13 @@ pub(super) fn bind_forwards(forwards: &[PortForward]) -> Result<Vec<BoundForward
         };
         bound.map_err(|error| ForwardError { index, error })
     });
-    bound.collect()
+    for result in bound {
+        match result {
+            Ok(bound) => sockets.push(bound),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(sockets) } else { Err(errors) }
 }
 
 fn bind_port(
@@ -223,7 +232,8 @@ mod tests {
         let taken = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
         let taken_port = taken.local_addr().unwrap().port();
         let forwards = [0, taken_port].map(|number| port(number, TransportProtocol::Tcp));
-        let error = bind_forwards(&forwards).unwrap_err();
+        let errors = bind_forwards(&forwards).unwrap_err();
+        let [error] = &errors[..] else { panic!("{errors:?}") };
         assert_eq!((error.index, error.error.kind()), (1, io::ErrorKind::AddrInUse));
     }
 
@@ -238,7 +248,7 @@ mod tests {
         let bound = bind().unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
-        assert_eq!(bind().unwrap_err().error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind().unwrap_err()[0].error.kind(), io::ErrorKind::AddrInUse);
         drop(bound);
         assert!(!path.exists());
 
@@ -247,7 +257,7 @@ mod tests {
         std::fs::write(&path, "of another program").unwrap();
         drop(bound);
         assert!(path.exists());
-        assert_eq!(bind().unwrap_err().error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind().unwrap_err()[0].error.kind(), io::ErrorKind::AddrInUse);
 
         // The file of an owner that was killed.
         std::fs::remove_file(&path).unwrap();

@@ -33,7 +33,6 @@ mod services;
 mod sockets;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
@@ -41,7 +40,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use capsa_net::wire::ethernet::MacAddress;
-use capsa_net::{Counters, Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
+use capsa_net::{Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
+use capsa_proto::path::HostPath;
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
 use capsa_proto::spec::PortForward;
 use capsa_proto::time::{Deadline, Instant};
@@ -54,10 +54,10 @@ use self::forwards::ForwardTable;
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
 use self::pcap::{PacketCapture, PacketDirection};
 use self::resolver::{ResolvedName, Resolver};
-use self::services::Service;
 use self::sockets::SocketTable;
 
 pub use self::bind::ForwardError;
+pub use capsa_net::Counters;
 
 /// Frames that a call receives, and that it sends, at most.
 const FRAMES: usize = 64;
@@ -76,8 +76,8 @@ const MEMORY: usize = 64 << 20;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum NetworkError {
-    /// A forward cannot be bound.
-    Forward(ForwardError),
+    /// Forwards cannot be bound. Never empty.
+    Forwards(Vec<ForwardError>),
     /// The capture file cannot be created.
     Capture(io::Error),
     /// The network cannot wait for its sockets.
@@ -87,7 +87,7 @@ pub enum NetworkError {
 impl fmt::Display for NetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Forward(error) => error.fmt(f),
+            Self::Forwards(_) => f.write_str("cannot bind the forwards of the network"),
             Self::Capture(_) => f.write_str("cannot create the capture file of the network"),
             Self::Poll(_) => f.write_str("cannot wait for the sockets of the network"),
         }
@@ -97,7 +97,7 @@ impl fmt::Display for NetworkError {
 impl std::error::Error for NetworkError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Forward(error) => error.source(),
+            Self::Forwards(errors) => errors.first().map(|error| error as _),
             Self::Capture(error) | Self::Poll(error) => Some(error),
         }
     }
@@ -106,11 +106,10 @@ impl std::error::Error for NetworkError {
 impl From<NetworkError> for io::Error {
     fn from(error: NetworkError) -> Self {
         let kind = match &error {
-            NetworkError::Forward(ForwardError { error, .. })
-            | NetworkError::Capture(error)
-            | NetworkError::Poll(error) => error.kind(),
+            NetworkError::Forwards(errors) => errors.first().map(|first| first.error.kind()),
+            NetworkError::Capture(error) | NetworkError::Poll(error) => Some(error.kind()),
         };
-        Self::new(kind, error)
+        Self::new(kind.unwrap_or(io::ErrorKind::Other), error)
     }
 }
 
@@ -152,7 +151,8 @@ pub struct Network {
     sockets: SocketTable,
     resolver: Resolver,
     forwards: ForwardTable,
-    services: Vec<Service>,
+    /// The sockets of the services.
+    services: Vec<HostPath>,
     /// Flows that were refused because the host has no descriptor left, or too many flows.
     refused_by_host: u64,
     capture: Option<PacketCapture>,
@@ -200,7 +200,7 @@ impl Network {
     ///
     /// When a forward cannot be bound, the capture file cannot be created, or the system has no descriptor
     /// left.
-    pub fn new(plan: &NetworkPlan) -> Result<Self, NetworkError> {
+    pub fn new(plan: &NetworkPlan, run_dir: &HostPath) -> Result<Self, NetworkError> {
         let options = &plan.options;
         let service = |service: &capsa_proto::spec::NetworkService| ServiceName {
             name: service.name.clone(),
@@ -221,13 +221,10 @@ impl Network {
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
         };
-        let service = |service: &capsa_proto::spec::NetworkService| Service {
-            target: service.target.clone(),
-            connections: VecDeque::new(),
-        };
-        let services = options.services.iter().map(service).collect();
+        let socket = |index| plan.service_socket(index, run_dir);
+        let services = (0..options.services.len()).filter_map(socket).collect();
         let poll = Poll::new().map_err(NetworkError::Poll)?;
-        let bound = bind_forwards(&options.forwards).map_err(NetworkError::Forward)?;
+        let bound = bind_forwards(&options.forwards).map_err(NetworkError::Forwards)?;
         let capture =
             options.pcap.as_ref().map(|path| PacketCapture::create(Path::new(path.as_str())));
         Ok(Self {

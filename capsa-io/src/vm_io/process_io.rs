@@ -19,7 +19,7 @@ use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
 use crate::inherited::DescriptorSet;
-use crate::network::Network;
+use crate::network::{Counters, Network};
 use crate::process::{self, ChildProcess, Inherited};
 use crate::run_dir::RunDir;
 use crate::stream::{ByteStream, ReadResult};
@@ -78,6 +78,8 @@ pub struct ProcessIo {
     blocking: Option<UnixStream>,
     /// `None` after the end.
     network: Option<PollSource<Network>>,
+    /// What the network counted until it ended.
+    last_counters: Counters,
 }
 
 /// What was read from a channel.
@@ -102,6 +104,7 @@ impl ProcessIo {
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         Ok(Self {
+            last_counters: Counters::default(),
             network: network.map(|network| poll.add(network, NETWORK_KEY)).transpose()?,
             poll,
             ready: None,
@@ -367,8 +370,13 @@ impl ProcessIo {
             && let Err(error) = network.on_ready(now)
         {
             tracing::warn!("the VM's network ends: {error}");
-            self.network = None;
+            self.end_network();
         }
+    }
+
+    fn end_network(&mut self) {
+        self.last_counters = self.network_counters();
+        self.network = None;
     }
 
     fn release(&mut self, core: &mut VmCore, now: Instant) {
@@ -385,7 +393,7 @@ impl ProcessIo {
             core.handle_rest(&chunk[..n]);
         }
         self.streams.clear();
-        self.network = None;
+        self.end_network();
         core.handle_released(now);
         self.run_dir = None;
     }
@@ -482,12 +490,21 @@ impl VmIo for ProcessIo {
         PortListener::bind(&socket).map(Some)
     }
 
-    fn network(&self) -> Option<&Network> {
-        self.network.as_ref().map(PollSource::io_ref)
+    fn service_listen(&mut self, index: usize) -> io::Result<Option<PortListener>> {
+        let network = self.plan.network.as_ref();
+        let socket = network.and_then(|plan| plan.service_socket(index, &self.plan.run_dir));
+        socket.map(|socket| PortListener::bind(&socket)).transpose()
     }
 
-    fn network_mut(&mut self) -> Option<&mut Network> {
-        self.network.as_mut().map(PollSource::io)
+    fn network_counters(&self) -> Counters {
+        let network = self.network.as_ref();
+        network.map_or(self.last_counters, |network| network.io_ref().counters())
+    }
+
+    fn set_network_link(&mut self, is_up: bool) {
+        if let Some(network) = &mut self.network {
+            network.io().set_link(is_up);
+        }
     }
 
     fn remove_files(&mut self) {

@@ -17,6 +17,7 @@ use capsa_proto::vm::{Channel, Output, VmCore};
 
 use super::{VmIo, log};
 use crate::clock::MonotonicClock;
+use crate::network::Counters;
 use crate::sys::{Poll, ReadyEvents};
 use crate::vsock::PortListener;
 
@@ -307,6 +308,16 @@ impl VmIo for SimulatedIo {
     fn vsock_listen(&mut self, _: u32) -> io::Result<Option<PortListener>> {
         Ok(None)
     }
+
+    fn service_listen(&mut self, _: usize) -> io::Result<Option<PortListener>> {
+        Ok(None)
+    }
+
+    fn network_counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    fn set_network_link(&mut self, _: bool) {}
 
     fn remove_files(&mut self) {}
 }

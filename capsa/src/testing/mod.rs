@@ -111,6 +111,9 @@ impl LinuxVmBuilder {
         for (field, device, is_set) in [
             ("vsock", "vsock device", spec.vsock),
             ("virtio_console", "virtio console", spec.virtio_console),
+            ("forwards", "network", !spec.network_options.forwards.is_empty()),
+            ("services", "network", !spec.network_options.services.is_empty()),
+            ("network_pcap", "network", spec.network_options.pcap.is_some()),
         ] {
             if is_set {
                 return Err(Error::from_violations(vec![Violation::new(

@@ -11,7 +11,7 @@
 //! | do either in an event loop | [`embed::Vm::vsock_connect`](crate::embed::Vm::vsock_connect), [`embed::Vm::vsock_listen`](crate::embed::Vm::vsock_listen) |
 
 #[cfg(feature = "async")]
-mod stream;
+pub(crate) mod stream;
 
 #[cfg(feature = "async")]
 #[cfg_attr(docsrs, doc(cfg(feature = "async")))]

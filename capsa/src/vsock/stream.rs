@@ -110,21 +110,28 @@ impl VsockListener {
     /// [`Error::GuestEnded`] when the VM has ended and no connection waits; [`Error::Io`] when a
     /// system call fails, for example because no descriptor is left, or the VM cannot be driven.
     pub async fn accept(&self) -> Result<VsockStream> {
-        let begin = Instant::now();
-        let connection =
-            async { VsockStream::new(self.inner.read_with(VsockPortListener::accept).await?) };
-        let waiter = Waiter::for_status(&self.shared)?;
-        let ended = poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            state.check_driver()?;
-            if let Some(how) = state.vm.stop_report() {
-                let expected = "a vsock connection from the guest".into();
-                return Poll::Ready(Err(ended(how, expected, begin)));
-            }
-            waiter.wait(&mut state, cx)
-        });
-        or(connection, ended).await
+        VsockStream::new(accept(&self.inner, &self.shared, "a vsock connection").await?)
     }
+}
+
+/// Returns the next connection from the guest, unless the VM ends before.
+pub(crate) async fn accept(
+    listener: &Async<VsockPortListener>,
+    shared: &Arc<Shared>,
+    what: &str,
+) -> Result<UnixStream> {
+    let begin = Instant::now();
+    let connection = async { Ok(listener.read_with(VsockPortListener::accept).await?) };
+    let waiter = Waiter::for_status(shared)?;
+    let ended = poll_fn(|cx| {
+        let mut state = shared.lock();
+        state.check_driver()?;
+        if let Some(how) = state.vm.stop_report() {
+            return Poll::Ready(Err(ended(how, format!("{what} from the guest"), begin)));
+        }
+        waiter.wait(&mut state, cx)
+    });
+    or(connection, ended).await
 }
 
 /// The error of a wait for a connection that the end of the VM ends.

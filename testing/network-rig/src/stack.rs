@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use capsa_io::clock::MonotonicClock;
 use capsa_io::network::Network;
+use capsa_proto::path::HostPath;
 use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
 use capsa_proto::spec::NetworkOptions;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -59,7 +60,7 @@ pub(crate) fn run(mtu: &str) -> Result<(), RigError> {
         link: NetworkLink::Stream,
         options,
     };
-    let mut network = Network::new(&plan)?;
+    let mut network = Network::new(&plan, &HostPath::new("/")?)?;
     network.attach_tap(tap)?;
     let clock = MonotonicClock::new();
     loop {

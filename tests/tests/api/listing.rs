@@ -14,7 +14,7 @@ use syn::{Fields, Item, UseTree, Visibility};
 
 const LISTING: &str = "docs/api/capsa.txt";
 /// The crates whose items `capsa` re-exports.
-const CRATES: [&str; 3] = ["capsa", "capsa-proto", "capsa-io"];
+const CRATES: [&str; 4] = ["capsa", "capsa-proto", "capsa-io", "capsa-net"];
 
 /// A module: its items, and where its children are.
 #[derive(Clone)]
@@ -267,7 +267,7 @@ impl Listing {
         for (file, block) in &self.impls {
             let of = text(&*block.self_ty);
             // The async and the blocking API have types of the same names.
-            let is_same_api = file.ends_with("blocking.rs") == module.file.ends_with("blocking.rs");
+            let is_same_api = is_blocking(file) == is_blocking(&module.file);
             let sources = workspace::root().join(module.package).join("src");
             let is_same_type = of.split('<').next() == Some(name) && file.starts_with(sources);
             if !is_same_type || !is_same_api {
@@ -295,6 +295,11 @@ impl Listing {
         let traits: Vec<_> = traits.into_iter().collect();
         members.push(format!("impl {}", traits.join(", ")));
     }
+}
+
+fn is_blocking(file: &Path) -> bool {
+    let capsa = workspace::root().join("capsa/src");
+    file.ends_with("blocking.rs") || file.starts_with(capsa.join("blocking"))
 }
 
 fn fields(fields: &Fields, needs_pub: bool, into: &mut Vec<String>) {
@@ -389,8 +394,8 @@ const EXHAUSTIVE: [(&str, &[&str]); 2] = [
             "VmStatus",
         ],
     ),
-    // There is no other level of a note, request for a pause, side of a socket, or part of a version.
-    ("complete", &["NoteLevel", "PauseRequest", "Version", "VsockDirection"]),
+    // There is no other level of a note, request for a pause, side of a socket, transport, or part of a version.
+    ("complete", &["NoteLevel", "PauseRequest", "TransportProtocol", "Version", "VsockDirection"]),
 ];
 
 /// Clippy's exhaustive lints check the types that `capsa` defines. They cannot check those of the other

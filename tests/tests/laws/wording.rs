@@ -43,6 +43,7 @@ const SHARED_NAMES: &[(&str, usize, &str)] = &[
     ("VmHandle", 2, BLOCKING),
     ("VmConsole", 2, BLOCKING),
     ("VsockListener", 2, BLOCKING),
+    ("ServiceListener", 2, BLOCKING),
     ("RunningCommand", 2, BLOCKING),
     ("Lines", 2, BLOCKING),
     ("ConsoleReader", 2, BLOCKING),

@@ -1,0 +1,99 @@
+//! The calls about the guest's network.
+
+use std::io;
+
+use capsa_io::network::{Network, NetworkError};
+use capsa_proto::capabilities::{Violation, ViolationKind};
+use capsa_proto::plan::LaunchPlan;
+use capsa_proto::spec::ServiceTarget;
+
+use super::{ServicePortListener, Vm};
+use crate::network::{BoundForward, Counters};
+use crate::{Error, Result};
+
+impl Vm {
+    /// The forwards, in the order of the builder's calls, with the ports that were chosen for 0. They are
+    /// known before the start.
+    pub fn forwards(&self) -> Vec<BoundForward> {
+        self.forwards.iter().cloned().map(BoundForward::new).collect()
+    }
+
+    /// What the guest's network carried, dropped and refused since the start; also after the end.
+    pub fn network_counters(&self) -> Counters {
+        self.io.network_counters()
+    }
+
+    /// Takes the link of the guest's network down or up again, as if the cable was pulled. While it is down,
+    /// no packet passes in either direction. Connections survive a short interruption.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NetworkNotEnabled`]; [`Error::NotRunning`] when the VM has ended.
+    pub fn set_network_link(&mut self, is_up: bool) -> Result<()> {
+        self.plan.parts().network.as_ref().ok_or(Error::NetworkNotEnabled)?;
+        if self.core.status().is_terminal() {
+            return Err(Error::NotRunning);
+        }
+        self.io.set_network_link(is_up);
+        Ok(())
+    }
+
+    /// Listens for the guest's connections to a service that this program serves
+    /// ([`owner_service`](crate::LinuxVmBuilder::owner_service)). It can be called before the start, so
+    /// that the listener exists when the guest boots. `address` is the service's name and port.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NetworkNotEnabled`]; [`Error::ServiceNotNamed`]; [`Error::NotRunning`] when the VM has
+    /// ended; [`Error::Io`] with `AddrInUse` when the service has a listener already, and when the run
+    /// directory was removed.
+    pub fn service_listen(&mut self, address: &str) -> Result<ServicePortListener> {
+        let network = self.plan.parts().network.as_ref().ok_or(Error::NetworkNotEnabled)?;
+        let index = network.options.services.iter().position(|service| {
+            service.target == ServiceTarget::Owner
+                && address.rsplit_once(':').is_some_and(|(name, port)| {
+                    name == service.name && port.parse() == Ok(service.port)
+                })
+        });
+        let index = index.ok_or_else(|| Error::ServiceNotNamed { address: address.to_owned() })?;
+        if self.core.status().is_terminal() {
+            return Err(Error::NotRunning);
+        }
+        self.io.service_listen(index)?.ok_or(Error::NotRunning)
+    }
+}
+
+/// Creates the network of a plan, with its forwards bound.
+pub(super) fn bind(plan: &LaunchPlan) -> Result<Option<Network>> {
+    let Some(network) = &plan.network else { return Ok(None) };
+    let failed = match Network::new(network, &plan.run_dir) {
+        Ok(network) => return Ok(Some(network)),
+        Err(error) => error,
+    };
+    let violation = |field: String, what: String, error: &io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let remedy = "use another one, or port 0 for a free one";
+            Violation::new(field, ViolationKind::InUse, format!("{what} is in use"), remedy)
+        }
+        _ => {
+            let reason = format!("cannot use {what}: {error}");
+            Violation::new(field, ViolationKind::NoAccess, reason, "use another one")
+        }
+    };
+    Err(Error::from_violations(match failed {
+        NetworkError::Forwards(errors) => {
+            let forwards = &network.options.forwards;
+            let of = |n: usize| forwards[n].host.to_string();
+            let errors = errors.iter();
+            let violations = errors.map(|failed| {
+                violation(format!("forwards[{}]", failed.index), of(failed.index), &failed.error)
+            });
+            violations.collect()
+        }
+        NetworkError::Capture(error) => {
+            let path = network.options.pcap.as_ref().map(ToString::to_string).unwrap_or_default();
+            vec![violation("network_pcap".into(), path, &error)]
+        }
+        other => return Err(io::Error::from(other).into()),
+    }))
+}
