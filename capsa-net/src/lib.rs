@@ -33,6 +33,8 @@ mod flow_table;
 pub mod fuzz;
 mod net;
 mod rate_limit;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod simulate;
 mod tcp;
 pub mod vhost;
 pub mod wire;

@@ -243,9 +243,9 @@ impl Net {
         &mut self,
         addresses: FlowAddresses,
         syn: &TcpHeader,
+        sequence: u32,
         now: Instant,
     ) {
-        let sequence = self.initial_sequence(&addresses, now);
         let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
         let inserted = match self.name_server.streams.len() < STREAMS {
             true => self.insert(addresses, Transport::Tcp(Box::new(connection))),

@@ -13,7 +13,7 @@ use super::{Destination, Net, NetAction};
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId};
 use crate::tcp::{Connection, Interest, SocketAction};
-use crate::wire::tcp;
+use crate::wire::tcp::{self, TcpHeader};
 
 /// A UDP flow whose remote end has not answered ends after this time without a datagram.
 const UDP_ONE_WAY: Duration = Duration::from_secs(30);
@@ -185,10 +185,11 @@ impl Net {
         self.start_connects();
     }
 
-    /// RFC 6528: a keyed hash of the addresses, plus a clock that advances by one every 4 microseconds.
+    /// RFC 6528: a keyed hash of the addresses, plus a clock. It advances 16 times in a microsecond, so that
+    /// the numbers of a connection are soon behind those of the next one with its addresses.
     pub(super) fn initial_sequence(&self, addresses: &FlowAddresses, now: Instant) -> u32 {
         let hash = self.secret.hash_one(addresses) as u32;
-        hash.wrapping_add((now.as_micros() / 4) as u32)
+        hash.wrapping_add((now.as_micros() << 4) as u32)
     }
 
     pub(super) fn link_mss(&self, addresses: &FlowAddresses) -> u16 {
@@ -202,7 +203,11 @@ impl Flow {
         matches!(&self.transport, Transport::Tcp(connection) if connection.is_received())
     }
 
-    pub(super) fn is_replaceable(&self) -> bool {
-        matches!(&self.transport, Transport::Tcp(connection) if connection.is_replaceable())
+    /// If a SYN replaces it: the first number that the next connection may start with.
+    pub(super) fn replaced_by(&self, syn: &TcpHeader) -> Option<u32> {
+        match &self.transport {
+            Transport::Tcp(connection) => connection.replaced_by(syn),
+            _ => None,
+        }
     }
 }

@@ -239,17 +239,18 @@ impl Net {
         };
         let is_new = header.flags.syn && !header.flags.ack && !header.flags.rst;
         let mut found = self.flows.find(&addresses);
+        let mut after = None;
         if is_new
             && let Some(old) = found
-            && self.flows.get(old).is_some_and(|(_, flow)| flow.is_replaceable())
+            && let Some(first) = self.flows.get(old).and_then(|(_, flow)| flow.replaced_by(header))
         {
             // The guest uses the port again; the old connection is complete.
             self.remove(old);
-            found = None;
+            (found, after) = (None, Some(first));
         }
         let Some(id) = found else {
             match is_new {
-                true => self.open(addresses, header, now),
+                true => self.open(addresses, header, after, now),
                 false => self.refuse(&addresses, header, data.len()),
             }
             return None;
@@ -267,10 +268,21 @@ impl Net {
         offer.map(|part| (id, part))
     }
 
-    /// The guest opens a connection.
-    fn open(&mut self, addresses: FlowAddresses, syn: &TcpHeader, now: Instant) {
+    /// The guest opens a connection. Its numbers start after those of an old connection.
+    fn open(
+        &mut self,
+        addresses: FlowAddresses,
+        syn: &TcpHeader,
+        after: Option<u32>,
+        now: Instant,
+    ) {
+        let initial = self.initial_sequence(&addresses, now);
+        let sequence = match after {
+            Some(after) if (initial.wrapping_sub(after) as i32) < 0 => after,
+            _ => initial,
+        };
         if self.is_name_server(addresses.remote) {
-            return self.name_server_connection(addresses, syn, now);
+            return self.name_server_connection(addresses, syn, sequence, now);
         }
         let destination = match self.destination(FlowProtocol::Tcp, addresses.remote) {
             Ok(destination) => destination,
@@ -279,7 +291,6 @@ impl Net {
                 return self.refuse(&addresses, syn, 0);
             }
         };
-        let sequence = self.initial_sequence(&addresses, now);
         let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
         match self.insert(addresses, Transport::Tcp(Box::new(connection))) {
             Some(flow) => self.connect(flow, destination),

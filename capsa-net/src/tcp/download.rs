@@ -65,6 +65,11 @@ impl Download {
         self.sent
     }
 
+    /// How many bytes the guest has acknowledged.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.buffer.start()
+    }
+
     /// Whether the guest has received the whole stream.
     pub(super) fn is_finished(&self) -> bool {
         self.is_acknowledged

@@ -217,7 +217,7 @@ impl Connection {
             State::Open => return self.while_open(header, data, now, budget),
             State::Lingering { .. } if header.flags.rst => self.state = State::Gone,
             State::Lingering { .. } => {
-                self.is_ack_due |= header.flags.fin || !data.is_empty();
+                self.is_ack_due |= header.flags.syn || header.flags.fin || !data.is_empty();
             }
             State::Resetting | State::Gone => {}
         }
@@ -284,6 +284,7 @@ impl Connection {
         let acknowledged = self.our_position(header.acknowledgement);
         let is_repeated =
             data.is_empty() && !header.flags.fin && self.download.window_is(acknowledged, window);
+        let before = (self.upload.acknowledgement(), self.download.acknowledged());
         if self.download.acknowledge(acknowledged, is_repeated, now, budget).is_err() {
             self.is_ack_due = true;
             return None;
@@ -300,10 +301,13 @@ impl Connection {
         {
             self.upload.finish(end);
         }
-        if !data.is_empty() {
+        let received = self.upload.receive(position, data, budget);
+        // Only progress counts: a closed window is probed for ever.
+        let after = (self.upload.acknowledgement(), self.download.acknowledged());
+        if received != ReceivedData::Stored || after != before {
             self.active_at = now;
         }
-        match self.upload.receive(position, data, budget) {
+        match received {
             ReceivedData::Offer(part) => Some(part),
             ReceivedData::Stored => {
                 self.after_upload(now, budget);
@@ -392,9 +396,16 @@ impl Connection {
         self.state == State::Gone
     }
 
-    /// Whether a new SYN of the guest may replace it.
-    pub(crate) fn is_replaceable(&self) -> bool {
-        matches!(self.state, State::Lingering { .. } | State::Gone)
+    /// Whether `syn` opens a new connection with the same addresses. It does when this one is complete,
+    /// and the number is not an old one: a SYN that was repeated or delayed is not new (RFC 9293, 3.6.1).
+    /// Returns the first number that the new connection may start with: it is beyond everything that was
+    /// sent here.
+    pub(crate) fn replaced_by(&self, syn: &TcpHeader) -> Option<u32> {
+        let is_complete =
+            matches!(self.state, State::Lingering { .. } | State::Resetting | State::Gone);
+        let is_new = self.guest_position(syn.sequence) >= self.upload.acknowledgement() as i64;
+        let sent = self.our_start.wrapping_add(self.download.sent() as u32);
+        (is_complete && is_new).then(|| sent.wrapping_add(u32::from(u16::MAX)))
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

@@ -1,13 +1,15 @@
 //! `cargo xtask simulate`: runs schedules of the whole VM in a simulated world, and counts what they
-//! covered.
+//! covered; `cargo xtask simulate network`: those of the network stack.
 //!
-//! The schedules and their laws are in `capsa_proto::vm::simulate`. This program takes seeds in order,
-//! on all cores, and stops at the first law that is broken.
+//! The schedules and their laws are in `capsa_proto::vm::simulate` and `capsa_net::simulate`. This program
+//! takes seeds in order, on all cores, and stops at the first law that is broken.
 
 mod coverage;
+mod network;
 
 use std::any::Any;
 use std::error::Error;
+use std::fmt::Display;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -18,6 +20,7 @@ use capsa_proto::vm::simulate::{Trace, compare_cuts, run_seed};
 use pico_args::Arguments;
 
 use coverage::Coverage;
+use network::NetworkCoverage;
 
 /// One schedule of this many is run again: twice the same, and with other cuts.
 const COMPARED: u64 = 32;
@@ -26,6 +29,22 @@ const COMPARED: u64 = 32;
 struct BrokenSchedule {
     seed: u64,
     message: String,
+}
+
+/// Counts over the schedules of one kind.
+trait ScheduleCoverage: Default + Display + Send {
+    /// Runs the schedule of a seed, the `n`th of this run, and counts it.
+    ///
+    /// # Errors
+    ///
+    /// The message of a broken law.
+    fn run(&mut self, seed: u64, n: u64) -> Result<(), String>;
+
+    /// Adds the counts of another thread.
+    fn add_all(&mut self, other: &Self);
+
+    /// The number of steps.
+    fn steps(&self) -> u64;
 }
 
 /// What the threads share.
@@ -37,7 +56,14 @@ struct Progress {
 }
 
 fn main() -> ExitCode {
-    match simulate(Arguments::from_env()) {
+    let mut arguments = Arguments::from_env();
+    let run = match arguments.subcommand() {
+        Ok(None) => simulate::<Coverage>(arguments),
+        Ok(Some(kind)) if kind == "network" => simulate::<NetworkCoverage>(arguments),
+        Ok(Some(kind)) => Err(format!("unknown simulation {kind:?}: expected network, or none").into()),
+        Err(error) => Err(error.into()),
+    };
+    match run {
         Ok(code) => code,
         Err(error) => {
             eprintln!("simulate: {error}");
@@ -46,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn simulate(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
+fn simulate<C: ScheduleCoverage>(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let schedules = number(&mut arguments, "--schedules", 1_000_000)?;
     let seed = number(&mut arguments, "--seed", 0)?;
     if let Some(extra) = arguments.finish().first() {
@@ -59,9 +85,9 @@ fn simulate(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let threads = std::thread::available_parallelism()?.get();
     let coverage = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads)
-            .map(|_| scope.spawn(|| run_schedules(&progress, seed, schedules)))
+            .map(|_| scope.spawn(|| run_schedules::<C>(&progress, seed, schedules)))
             .collect();
-        let mut all = Coverage::default();
+        let mut all = C::default();
         for thread in threads {
             match thread.join() {
                 Ok(coverage) => all.add_all(&coverage),
@@ -99,8 +125,8 @@ fn number(arguments: &mut Arguments, flag: &'static str, default: u64) -> Result
 }
 
 /// Runs schedules until there are enough, or until one has failed.
-fn run_schedules(progress: &Progress, seed: u64, schedules: u64) -> Coverage {
-    let mut coverage = Coverage::default();
+fn run_schedules<C: ScheduleCoverage>(progress: &Progress, seed: u64, schedules: u64) -> C {
+    let mut coverage = C::default();
     loop {
         let n = progress.next.fetch_add(1, Ordering::Relaxed);
         let has_failed = progress.failures.lock().is_ok_and(|failures| !failures.is_empty());
@@ -108,6 +134,18 @@ fn run_schedules(progress: &Progress, seed: u64, schedules: u64) -> Coverage {
             return coverage;
         }
         let seed = seed.wrapping_add(n);
+        let held = coverage.run(seed, n);
+        progress.done.fetch_add(1, Ordering::Relaxed);
+        if let Err(message) = held
+            && let Ok(mut failures) = progress.failures.lock()
+        {
+            failures.push(BrokenSchedule { seed, message });
+        }
+    }
+}
+
+impl ScheduleCoverage for Coverage {
+    fn run(&mut self, seed: u64, n: u64) -> Result<(), String> {
         let mut trace = Trace::of_seed(seed);
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
             let outcome = run_seed(seed, &mut trace);
@@ -115,21 +153,22 @@ fn run_schedules(progress: &Progress, seed: u64, schedules: u64) -> Coverage {
                 n.is_multiple_of(COMPARED) && compare_cuts(seed, &mut Trace::of_seed(seed));
             (outcome, compared)
         }));
-        progress.done.fetch_add(1, Ordering::Relaxed);
-        match outcome {
-            Ok((outcome, compared)) => coverage.add(&outcome, trace.steps(), compared),
-            Err(panic) => {
-                let message = message(&*panic, &trace);
-                if let Ok(mut failures) = progress.failures.lock() {
-                    failures.push(BrokenSchedule { seed, message });
-                }
-            }
-        }
+        let (outcome, compared) = outcome.map_err(|panic| message(&*panic, &trace))?;
+        self.add(&outcome, trace.steps(), compared);
+        Ok(())
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.add_all(other);
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps()
     }
 }
 
 /// The message of a broken law has the last steps; that of another panic does not.
-fn message(panic: &(dyn Any + Send), trace: &Trace) -> String {
+fn message(panic: &(dyn Any + Send), trace: &dyn Display) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a text");
     if text.starts_with("law broken") { text.into() } else { format!("panic: {text}\n{trace}") }

@@ -1,0 +1,431 @@
+//! [`NetSimulation`]: the network between the model guest and the model host, in virtual time.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use capsa_proto::time::Instant;
+
+use super::NetScheduleOutcome;
+use super::guest::{self, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, ModelGuest, REMOTE_PORT};
+use super::guest_tcp::GuestEnd;
+use super::host::{HostEnd, HostSocket};
+use super::link::{LinkErrors, LossyLink};
+use super::plan::{ConnectPlan, NetPlan};
+use super::random::ScheduleRandom;
+use super::trace::NetTrace;
+use crate::net::{Delivery, Destination, Net, NetAction, NetworkConfig};
+use crate::{FlowId, SocketAction};
+
+/// More turns than any schedule takes.
+const TURNS: u64 = 200_000;
+/// More frames than are due at one time.
+const FRAMES: u64 = 10_000;
+
+/// One schedule.
+pub(super) struct NetSimulation<'a> {
+    plan: NetPlan,
+    net: Net,
+    guest: ModelGuest,
+    sockets: BTreeMap<FlowId, HostSocket>,
+    /// The UDP sockets that are open, with the guest's socket.
+    udp: BTreeMap<FlowId, usize>,
+    closed: BTreeSet<FlowId>,
+    upward: LossyLink,
+    downward: LossyLink,
+    now: Instant,
+    random: ScheduleRandom,
+    /// Connections that the host opened, by their place in the plan.
+    forwarded: BTreeSet<usize>,
+    next_datagram: usize,
+    outcome: NetScheduleOutcome,
+    trace: &'a mut NetTrace,
+}
+
+impl<'a> NetSimulation<'a> {
+    pub(super) fn new(seed: u64, trace: &'a mut NetTrace) -> Self {
+        let mut random = ScheduleRandom::new(seed);
+        let mut plan = NetPlan::choose(&mut random);
+        plan.datagrams.sort_unstable();
+        let config = NetworkConfig {
+            guest_mac: GUEST_MAC,
+            gateway_mac: GATEWAY_MAC,
+            guest: GUEST,
+            prefix: 24,
+            gateway: GATEWAY,
+            dns: core::net::Ipv4Addr::new(10, 0, 2, 3),
+            ipv6: None,
+            mtu: plan.mtu,
+            flows: plan.flows,
+            memory: plan.memory,
+            allow_private: false,
+            host_ports: BTreeSet::new(),
+            services: Vec::new(),
+        };
+        Self {
+            net: Net::new(config, [7; 16]),
+            guest: ModelGuest::new(&plan),
+            plan,
+            sockets: BTreeMap::new(),
+            udp: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            upward: LossyLink::default(),
+            downward: LossyLink::default(),
+            now: Instant::ZERO,
+            random,
+            forwarded: BTreeSet::new(),
+            next_datagram: 0,
+            outcome: NetScheduleOutcome::default(),
+            trace,
+        }
+    }
+
+    pub(super) fn run(mut self) -> NetScheduleOutcome {
+        for _ in 0..TURNS {
+            let moved = self.turn();
+            self.guest.note_ends(self.now);
+            self.check_limits();
+            let next = self.next_at();
+            if moved {
+                self.now = self.now + Duration::from_micros(self.random.between(0, 100));
+            } else if let Some(next) = next {
+                self.now = self.now.max(next);
+            } else {
+                self.check_end();
+                return self.outcome;
+            }
+            self.pass_deadline();
+        }
+        self.trace
+            .fail(format_args!("the schedule does not end: {:?} {:?}", self.plan, self.sockets));
+    }
+
+    fn errors(&self) -> LinkErrors {
+        if self.now < self.plan.calm { self.plan.errors } else { LinkErrors::default() }
+    }
+
+    fn next_at(&self) -> Option<Instant> {
+        let sockets = self.sockets.values().filter_map(|socket| socket.next_at(self.now)).min();
+        let forwards = self.next_forward().map(|(at, _)| at);
+        let datagram = self.plan.datagrams.get(self.next_datagram).map(|(at, _)| *at);
+        let net = self.net.poll_timeout().map(|deadline| deadline.at);
+        let guest = self.guest.next_at(self.now);
+        let links = [self.upward.next_at(), self.downward.next_at()];
+        let all = [sockets, forwards, datagram, net, guest].into_iter().chain(links);
+        all.flatten().min()
+    }
+
+    /// One turn of everything. Returns whether something happened.
+    fn turn(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(frame) = self.upward.take(self.now) {
+            moved = true;
+            self.deliver(&frame);
+            if self.random.chance(20) {
+                break;
+            }
+        }
+        moved |= self.actions();
+        moved |= self.host();
+        moved |= self.actions();
+        moved |= self.frames();
+        while let Some(frame) = self.downward.take(self.now) {
+            moved = true;
+            match self.guest.handle(&frame, self.now, &mut self.random) {
+                Ok(None) => {}
+                Ok(Some(reply)) => self.send(reply),
+                Err(law) => self.trace.fail(format_args!("{law}: {:?}", self.guest)),
+            }
+        }
+        moved | self.programs()
+    }
+
+    fn send(&mut self, frame: Vec<u8>) {
+        let errors = self.errors();
+        self.trace.add(self.now, "guest sends", [frame.len() as u64, 0, 0]);
+        self.upward.send(frame, self.now, errors, &mut self.random);
+    }
+
+    /// A frame of the guest arrives at the network.
+    fn deliver(&mut self, frame: &[u8]) {
+        match self.net.handle_frame(frame, self.now) {
+            None => {}
+            Some(Delivery::Stream { flow, data }) => {
+                let data = &frame[data];
+                let count = match self.sockets.get_mut(&flow).filter(|s| s.end.is_none()) {
+                    Some(socket) => socket.take(core::iter::once(data), self.trace),
+                    None => self.trace.fail(format_args!("data for {flow:?}, which has no socket")),
+                };
+                self.trace.add(self.now, "data for socket", [data.len() as u64, count as u64, 0]);
+                self.net.taken(flow, data, count, self.now);
+            }
+            Some(Delivery::Datagram { flow, payload }) => {
+                let data = self.net.payload(&payload, frame).to_vec();
+                // The action that opens its socket comes first.
+                self.actions();
+                self.datagram(flow, &data);
+            }
+            Some(Delivery::Echo { .. }) => {
+                self.trace.fail(format_args!("an echo that was not sent"))
+            }
+        }
+    }
+
+    fn datagram(&mut self, flow: FlowId, data: &[u8]) {
+        let Some(&socket) = self.udp.get(&flow) else {
+            self.trace.fail(format_args!("a datagram for {flow:?}, which has no socket"));
+        };
+        if data != guest::datagram(socket as u64, data.len()) {
+            self.trace.fail(format_args!("a datagram for the host is wrong"));
+        }
+        self.outcome.datagrams += 1;
+        for _ in 0..self.random.between(0, 2) {
+            let len = self.random.skewed(u64::from(self.plan.mtu) - 28) as usize;
+            let answer = guest::datagram(socket as u64 + 1000, len);
+            self.net.handle_datagram(flow, &answer, self.now);
+        }
+    }
+
+    /// What the network asks for.
+    fn actions(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(action) = self.net.poll_action() {
+            moved = true;
+            self.action(action);
+        }
+        moved
+    }
+
+    fn action(&mut self, action: NetAction) {
+        match action {
+            NetAction::Connect { flow, destination } => {
+                let Destination::Remote(remote) = destination else {
+                    self.trace.fail(format_args!("a connection to {destination:?}"));
+                };
+                let slot = usize::from(remote.port() - REMOTE_PORT);
+                let Some(index) = self.guest.owner_of(true, slot) else {
+                    self.trace.fail(format_args!("a connection that no guest opened: {remote}"));
+                };
+                self.trace.add(self.now, "connect", [index as u64, 0, 0]);
+                let socket = HostSocket::new(index, &self.plan.connections[index], false, self.now);
+                self.sockets.insert(flow, socket);
+            }
+            NetAction::OpenUdp { flow, destination } => {
+                let Destination::Remote(remote) = destination else {
+                    self.trace.fail(format_args!("a datagram to {destination:?}"));
+                };
+                self.udp.insert(flow, usize::from(remote.port() - REMOTE_PORT));
+            }
+            NetAction::Close { flow } => {
+                if self.udp.remove(&flow).is_none() || !self.closed.insert(flow) {
+                    self.trace.fail(format_args!("{flow:?} has no UDP socket to close"));
+                }
+            }
+            NetAction::Interest { flow, interest } => match self.sockets.get_mut(&flow) {
+                Some(socket) if !matches!(socket.end, Some(HostEnd::Action(_))) => {
+                    socket.interest = interest;
+                }
+                _ => self.trace.fail(format_args!("an interest in {flow:?} after its end")),
+            },
+            NetAction::Socket { flow, action } => self.socket_action(flow, action),
+            _ => {
+                self.trace.fail(format_args!("unexpected {action:?}"));
+            }
+        }
+    }
+
+    fn socket_action(&mut self, flow: FlowId, action: SocketAction) {
+        let Some(socket) = self.sockets.get_mut(&flow) else {
+            self.trace.fail(format_args!("{action:?} of {flow:?}, which has no socket"));
+        };
+        let index = socket.connection;
+        self.trace.add(self.now, "socket action", [index as u64, action as u64, socket.taken]);
+        if matches!(socket.end, Some(HostEnd::Action(_))) {
+            self.trace.fail(format_args!("{action:?} of {flow:?} after its end"));
+        }
+        let has_all = socket.taken == self.plan.connections[index].upload;
+        match action {
+            SocketAction::ShutDown => {
+                if socket.is_shut_down || !has_all {
+                    self.trace.fail(format_args!("the stream to the host ends early: {socket:?}"));
+                }
+                socket.is_shut_down = true;
+            }
+            SocketAction::Close => {
+                // A flow without a socket error closes only when both directions are complete.
+                if socket.end.is_none() && socket.is_shut_down && !socket.has_given_all() {
+                    self.trace.fail(format_args!("a socket is closed early: {socket:?}"));
+                }
+                socket.end.get_or_insert(HostEnd::Action(action));
+                socket.is_shut_down |= has_all;
+                self.end(flow, action);
+            }
+            SocketAction::Reset => self.end(flow, action),
+        }
+    }
+
+    fn end(&mut self, flow: FlowId, action: SocketAction) {
+        if let Some(socket) = self.sockets.get_mut(&flow) {
+            socket.end = Some(HostEnd::Action(action));
+            socket.interest = Default::default();
+        }
+    }
+
+    /// The next connection that the host opens, and when.
+    fn next_forward(&self) -> Option<(Instant, usize)> {
+        (0..self.plan.connections.len())
+            .filter(|index| !self.plan.connections[*index].is_from_guest)
+            .filter(|index| !self.forwarded.contains(index))
+            .filter_map(|index| Some((self.guest.free_at(index)?, index)))
+            .min()
+    }
+
+    fn host(&mut self) -> bool {
+        let mut moved = false;
+        if let Some((at, index)) = self.next_forward()
+            && at <= self.now
+        {
+            moved = true;
+            self.forwarded.insert(index);
+            let plan = &self.plan.connections[index];
+            let port = guest::TCP_PORT + plan.slot as u16;
+            let remote = guest::remote_of(plan).into();
+            if let Some(flow) = self.net.connect_guest(port, remote, self.now) {
+                self.sockets.insert(flow, HostSocket::new(index, plan, true, self.now));
+            } else {
+                self.outcome.refused += 1;
+            }
+        }
+        for (flow, socket) in &mut self.sockets {
+            moved |= socket.act(*flow, &mut self.net, self.now, &mut self.random, self.trace);
+        }
+        moved
+    }
+
+    /// Frames for the guest, as many as its link takes.
+    fn frames(&mut self) -> bool {
+        let mut head = Vec::new();
+        for count in 0..FRAMES {
+            if self.random.chance(10) {
+                // The link takes no more now.
+                return true;
+            }
+            let Some(body) = self.net.poll_frame(&mut head, self.now) else { return count > 0 };
+            let mut frame = head.clone();
+            frame.extend(self.net.parts(&body).flatten());
+            if frame.len() > usize::from(self.plan.mtu) + crate::wire::ethernet::HEADER_LEN {
+                self.trace.fail(format_args!("a frame of {} bytes", frame.len()));
+            }
+            self.trace.add(self.now, "network sends", [frame.len() as u64, 0, 0]);
+            let errors = self.errors();
+            self.downward.send(frame, self.now, errors, &mut self.random);
+        }
+        self.trace.fail(format_args!("the network sends without end"));
+    }
+
+    /// The programs of the guest, and its TCP.
+    fn programs(&mut self) -> bool {
+        let mut moved = false;
+        while let Some((at, socket)) = self.plan.datagrams.get(self.next_datagram)
+            && *at <= self.now
+        {
+            moved = true;
+            self.next_datagram += 1;
+            let len = self.random.skewed(u64::from(self.plan.mtu) - 28) as usize;
+            let frame = guest::udp_frame(*socket, &guest::datagram(*socket as u64, len));
+            self.send(frame);
+        }
+        for index in 0..self.plan.connections.len() {
+            let had_tcp = self.guest.connections[index].tcp.is_some();
+            if let Some(frame) = self.guest.act(index, self.now, &mut self.random) {
+                moved = true;
+                self.send(frame);
+            }
+            moved |= !had_tcp && self.guest.connections[index].tcp.is_some();
+            let burst = self.random.between(1, 40);
+            for _ in 0..burst {
+                let Some(frame) = self.guest.poll(index, self.now) else { break };
+                moved = true;
+                self.send(frame);
+            }
+        }
+        moved
+    }
+
+    fn pass_deadline(&mut self) {
+        let is_due = |net: &Net, now| net.poll_timeout().is_some_and(|deadline| deadline.at <= now);
+        if is_due(&self.net, self.now) {
+            self.trace.add(self.now, "deadline", [0; 3]);
+            self.net.handle_timeout(self.now);
+            if is_due(&self.net, self.now) {
+                self.trace
+                    .fail(format_args!("a deadline in the past: {:?}", self.net.poll_timeout()));
+            }
+        }
+    }
+
+    fn check_limits(&mut self) {
+        let (reserved, flows) = (self.net.reserved(), self.net.flows());
+        if reserved > self.plan.memory || flows > self.plan.flows {
+            self.trace.fail(format_args!("{reserved} bytes, {flows} flows: {:?}", self.plan));
+        }
+        self.outcome.memory = self.outcome.memory.max(reserved as u64);
+    }
+
+    /// Nothing is left to do.
+    fn check_end(&mut self) {
+        let (reserved, flows) = (self.net.reserved(), self.net.flows());
+        if (reserved, flows) != (0, 0) || !self.udp.is_empty() {
+            self.trace
+                .fail(format_args!("{flows} flows, {reserved} bytes are left: {:?}", self.net));
+        }
+        if let Some(socket) = self.sockets.values().find(|socket| socket.end.is_none()) {
+            self.trace.fail(format_args!("a socket is left open: {socket:?}"));
+        }
+        let was_refused = self.net.counters().refused_full > 0 || self.outcome.refused > 0;
+        for (index, plan) in self.plan.connections.iter().enumerate() {
+            self.outcome.connections += 1;
+            let Some(tcp) = &self.guest.connections[index].tcp else {
+                let may_wait = was_refused || self.is_disturbed_by_reuse(index);
+                if !may_wait && plan.is_from_guest && plan.is_clean() {
+                    self.trace.fail(format_args!("connection {index} never began"));
+                }
+                continue;
+            };
+            self.outcome.bytes += tcp.received;
+            let mut sockets = self.sockets.values().filter(|socket| socket.connection == index);
+            self.outcome.bytes += sockets.clone().map(|socket| socket.taken).sum::<u64>();
+            let is_refused = tcp.end == Some(GuestEnd::Reset) && was_refused;
+            let is_disturbed = is_refused || self.is_disturbed_by_reuse(index);
+            if !plan.is_clean() {
+                let is_failed =
+                    matches!(plan.connect, ConnectPlan::Fails(..)) && plan.is_from_guest;
+                if is_failed && tcp.end.is_none() {
+                    self.trace.fail(format_args!("connection {index} did not fail: {tcp:?}"));
+                }
+                continue;
+            }
+            let is_whole = tcp.is_complete()
+                && tcp.end.is_none()
+                && (tcp.received, tcp.read) == (plan.download, plan.download)
+                && sockets.any(|socket| {
+                    socket.taken == plan.upload
+                        && socket.has_given_all()
+                        && socket.end == Some(HostEnd::Action(SocketAction::Close))
+                });
+            if is_whole {
+                self.outcome.complete += 1;
+            } else if !is_disturbed {
+                self.trace.fail(format_args!("connection {index} is not whole: {plan:?} {tcp:?}"));
+            }
+        }
+    }
+
+    /// Whether another connection had the same ports: an old one that is left may refuse the new one.
+    fn is_disturbed_by_reuse(&self, index: usize) -> bool {
+        let plan = &self.plan.connections[index];
+        self.plan.connections.iter().enumerate().any(|(other, o)| {
+            other != index && (o.is_from_guest, o.slot) == (plan.is_from_guest, plan.slot)
+        })
+    }
+}
