@@ -188,8 +188,11 @@ impl ModelGuest {
         let slot = usize::from(header.destination.wrapping_sub(TCP_PORT));
         let is_from_guest = ip.source == REMOTE;
         let mut owner = self.owner_of(is_from_guest, slot);
-        let is_new = header.flags.syn && !header.flags.ack;
-        if is_new && !is_from_guest {
+        // The SYN of a connection that the guest has aborted is not that of the next one.
+        let is_repeated = owner
+            .and_then(|old| self.connections[old].tcp.as_ref())
+            .is_some_and(|old| old.is_opened_by(header));
+        if header.flags.syn && !header.flags.ack && !is_from_guest && !is_repeated {
             let listener = self.listener_of(slot).filter(|index| self.is_free(*index, now));
             if let Some(index) = listener {
                 let mss = self.link_mss();

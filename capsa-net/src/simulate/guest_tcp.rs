@@ -159,9 +159,21 @@ impl GuestTcp {
         self.is_fin_acknowledged() && self.is_fin_received()
     }
 
+    /// Whether the SYN of the other side is the one of this connection.
+    pub(super) fn is_opened_by(&self, syn: &TcpHeader) -> bool {
+        syn.sequence.wrapping_add(1) == self.their_start
+    }
+
     /// A window so large that a stream of `len` bytes takes at most some hundred segments.
     pub(super) fn grow_for(&mut self, len: u64) {
         self.capacity = self.capacity.max(len / 300);
+    }
+
+    /// Whether the programs have nothing left to do. The network forgets a closed connection after 10
+    /// seconds, so the guest may get a reset if all acknowledgements until then were lost.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_over = self.is_fin_acknowledged() || self.end == Some(GuestEnd::Reset);
+        self.is_closed && self.is_fin_received() && is_over
     }
 
     pub(super) fn is_open(&self) -> bool {

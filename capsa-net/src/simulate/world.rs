@@ -405,8 +405,7 @@ impl<'a> NetSimulation<'a> {
                 }
                 continue;
             }
-            let is_whole = tcp.is_complete()
-                && tcp.end.is_none()
+            let is_whole = tcp.is_whole()
                 && (tcp.received, tcp.read) == (plan.download, plan.download)
                 && sockets.any(|socket| {
                     socket.taken == plan.upload
