@@ -60,7 +60,9 @@ fn main() -> ExitCode {
     let run = match arguments.subcommand() {
         Ok(None) => simulate::<Coverage>(arguments),
         Ok(Some(kind)) if kind == "network" => simulate::<NetworkCoverage>(arguments),
-        Ok(Some(kind)) => Err(format!("unknown simulation {kind:?}: expected network, or none").into()),
+        Ok(Some(kind)) => {
+            Err(format!("unknown simulation {kind:?}: expected network, or none").into())
+        }
         Err(error) => Err(error.into()),
     };
     match run {
