@@ -285,7 +285,9 @@ impl Network {
 
     /// What was dropped or refused.
     pub fn counters(&self) -> Counters {
-        self.net.counters()
+        let mut counters = self.net.counters();
+        counters.refused_resources = self.refused_by_host;
+        counters
     }
 
     /// Does the pending work, bounded.
@@ -415,3 +417,6 @@ impl AsFd for Network {
         self.poll.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

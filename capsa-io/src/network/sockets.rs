@@ -58,6 +58,11 @@ impl SocketTable {
         self.slots.get_mut(index)?.as_mut()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     fn insert(&mut self, socket: FlowSocket) {
         let index = socket.flow.index();
         if self.slots.len() <= index {
@@ -145,7 +150,10 @@ impl Network {
         match connected {
             Ok(true) => self.handle_connected(flow, now),
             Ok(false) => {}
-            Err(error) => self.net.handle_connect_error(flow, connect_error(&error)),
+            Err(error) => {
+                let error = self.connect_error(&error);
+                self.net.handle_connect_error(flow, error);
+            }
         }
     }
 
@@ -206,8 +214,18 @@ impl Network {
             Ok(socket)
         };
         if let Err(error) = open().and_then(|socket| self.insert(flow, socket, state)) {
-            self.net.handle_datagram_error(flow, connect_error(&error));
+            let error = self.connect_error(&error);
+            self.net.handle_connect_error(flow, error);
         }
+    }
+
+    /// What the guest learns of a flow that was not opened.
+    fn connect_error(&mut self, error: &io::Error) -> ConnectError {
+        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+        if let Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) = errno {
+            self.refused_by_host += 1;
+        }
+        connect_error(error)
     }
 
     fn insert(&mut self, flow: FlowId, socket: OwnedFd, state: SocketState) -> io::Result<()> {
@@ -303,7 +321,10 @@ impl Network {
         match connected {
             Ok(true) => self.handle_connected(flow, now),
             Ok(false) => {}
-            Err(error) => self.net.handle_connect_error(flow, connect_error(&error)),
+            Err(error) => {
+                let error = self.connect_error(&error);
+                self.net.handle_connect_error(flow, error);
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 //! [`PollSource`] owns the descriptor and ensures that.
 
 use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,9 +18,41 @@ use super::ForkGuard;
 /// A poller. Its own descriptor is readable when one of its sources is ready.
 #[derive(Debug)]
 pub(crate) struct Poll {
-    poller: Arc<Poller>,
+    poller: Arc<OwnPoller>,
     fork_guard: ForkGuard,
     interest_changed: Arc<AtomicBool>,
+}
+
+/// A poller that only the process that created it drops. Dropping it deregisters its own descriptors, which
+/// in a forked child would affect the parent's poller.
+#[derive(Debug)]
+struct OwnPoller {
+    poller: ManuallyDrop<Poller>,
+    fork_guard: ForkGuard,
+}
+
+impl OwnPoller {
+    fn new() -> io::Result<Self> {
+        let poller = ManuallyDrop::new(Poller::new()?);
+        Ok(Self { poller, fork_guard: ForkGuard::new() })
+    }
+}
+
+impl Deref for OwnPoller {
+    type Target = Poller;
+
+    fn deref(&self) -> &Poller {
+        &self.poller
+    }
+}
+
+impl Drop for OwnPoller {
+    fn drop(&mut self) {
+        if self.fork_guard.is_same_process() {
+            // SAFETY: it is dropped only here.
+            unsafe { ManuallyDrop::drop(&mut self.poller) }
+        }
+    }
 }
 
 /// A buffer for the events of a wait.
@@ -42,7 +76,7 @@ impl ReadyEvents {
 
 impl Poll {
     pub(crate) fn new() -> io::Result<Self> {
-        let poller = Arc::new(Poller::new()?);
+        let poller = Arc::new(OwnPoller::new()?);
         Ok(Self { poller, fork_guard: ForkGuard::new(), interest_changed: Arc::default() })
     }
 
@@ -126,7 +160,7 @@ impl AsFd for Poll {
 
 /// Wakes a poller while that exists.
 #[derive(Debug, Clone)]
-pub(crate) struct PollWaker(Weak<Poller>);
+pub(crate) struct PollWaker(Weak<OwnPoller>);
 
 impl PollWaker {
     /// Makes the current or next wait return.
@@ -142,7 +176,7 @@ impl PollWaker {
 /// A descriptor that is watched while this value lives.
 #[derive(Debug)]
 pub(crate) struct PollSource<F: AsFd> {
-    poller: Arc<Poller>,
+    poller: Arc<OwnPoller>,
     fork_guard: ForkGuard,
     interest_changed: Arc<AtomicBool>,
     io: F,

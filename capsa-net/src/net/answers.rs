@@ -80,7 +80,9 @@ impl Net {
         };
         let word = match addresses.protocol {
             FlowProtocol::Echo => u32::from(addresses.guest.port()) << 16,
-            _ => word,
+            // Its length: of the header only. It has no checksum.
+            FlowProtocol::Udp => (udp::HEADER_LEN as u32) << 16,
+            FlowProtocol::Tcp => word,
         };
         let quoted_header = IpHeader {
             source: addresses.guest.ip(),

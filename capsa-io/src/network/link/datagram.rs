@@ -14,7 +14,7 @@ use super::{Batch, LinkInput};
 const NO_BUFFER_DELAY: Duration = Duration::from_micros(50);
 
 /// Writes a frame.
-type WriteFrame = fn(BorrowedFd<'_>, &[IoSlice<'_>]) -> Result<usize, Errno>;
+pub(in crate::network) type WriteFrame = fn(BorrowedFd<'_>, &[IoSlice<'_>]) -> Result<usize, Errno>;
 
 /// A descriptor that takes and gives one frame with each call.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl DatagramLink {
         Self::with_write(descriptor, |descriptor, frame| writev(descriptor, frame))
     }
 
-    fn with_write(descriptor: OwnedFd, write: WriteFrame) -> Self {
+    pub(in crate::network) fn with_write(descriptor: OwnedFd, write: WriteFrame) -> Self {
         Self { descriptor, write, output: VecDeque::new(), retry_at: None }
     }
 
