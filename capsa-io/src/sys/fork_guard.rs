@@ -34,10 +34,29 @@ impl ForkGuard {
     }
 }
 
+/// Runs `act` in a forked child; returns whether it succeeds.
+#[cfg(test)]
+pub(crate) fn run_in_fork(act: impl FnOnce()) -> bool {
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::ForkResult;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    // SAFETY: the only other thread is the test harness's, which waits.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        ForkResult::Parent { child } => {
+            matches!(waitpid(child, None).unwrap(), WaitStatus::Exited(_, 0))
+        }
+        ForkResult::Child => {
+            let failed = catch_unwind(AssertUnwindSafe(act)).is_err();
+            // SAFETY: nothing of this copy is used after it.
+            unsafe { nix::libc::_exit(failed.into()) }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::run_in_fork;
     use std::io::Read;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::process::Command;
     use std::time::Duration;
 
@@ -45,29 +64,11 @@ mod tests {
     use capsa_proto::path::HostPath;
     use capsa_proto::plan::{ProcessPlan, Readiness, Signal};
     use capsa_proto::time::Instant;
-    use nix::libc;
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
 
     use crate::process::{ChildProcess, Inherited};
     use crate::run_dir::RunDir;
     use crate::sys::{ExitState, Poll, ReadyEvents, exit_state};
     use crate::vm_io::process_io::tests::ConsoleTest;
-
-    /// Runs `act` in a forked child; returns whether it succeeds.
-    fn run_in_fork(act: impl FnOnce()) -> bool {
-        // SAFETY: the only other thread is the test harness's, which waits.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Parent { child } => {
-                matches!(waitpid(child, None).unwrap(), WaitStatus::Exited(_, 0))
-            }
-            ForkResult::Child => {
-                let failed = catch_unwind(AssertUnwindSafe(act)).is_err();
-                // SAFETY: nothing of this copy is used after it.
-                unsafe { libc::_exit(failed.into()) }
-            }
-        }
-    }
 
     fn sleeper(poll: &Poll) -> ChildProcess {
         let plan = ProcessPlan {

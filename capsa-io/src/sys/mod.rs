@@ -44,6 +44,8 @@ use linux as os;
 use macos as os;
 
 pub use fork_guard::ForkGuard;
+#[cfg(test)]
+pub(crate) use fork_guard::run_in_fork;
 pub(crate) use os::{
     DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_route_to_host, lock_holder,
     lock_on, open_beneath, open_directory_beneath, spawn, start_time,

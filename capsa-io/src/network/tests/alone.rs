@@ -6,14 +6,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use capsa_proto::spec::NetworkOptions;
-use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork, geteuid};
+use nix::unistd::geteuid;
 use smoltcp::socket::{icmp, tcp};
 
 use super::guest::{GATEWAY, NetworkTest};
 use super::{host_ports, listener};
+use crate::sys::run_in_fork;
 
 const ALONE: &str = "CAPSA_TEST_ALONE";
 
@@ -45,19 +44,14 @@ fn forked_child_leaves_the_connections_of_its_parent() {
     test.until("the connection", |test| test.tcp(handle).may_send());
     let (mut stream, _) = listener.accept().unwrap();
     stream.write_all(b"before").unwrap();
-    let now = test.clock.now();
-    // SAFETY: the only other thread is the test harness's, which waits.
-    match unsafe { fork() }.unwrap() {
-        ForkResult::Child => {
-            let is_refused = test.network.on_ready(now).is_err();
-            drop(test.network);
-            // SAFETY: nothing of this copy is used after it.
-            unsafe { libc::_exit(i32::from(!is_refused)) }
-        }
-        ForkResult::Parent { child } => {
-            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
-        }
-    }
+    let mut owner = Some(test);
+    let went_well = run_in_fork(|| {
+        let mut test = owner.take().unwrap();
+        assert!(test.network.on_ready(test.clock.now()).is_err());
+        drop(test);
+    });
+    assert!(went_well, "see above");
+    let mut test = owner.unwrap();
     test.until("the bytes", |test| test.tcp(handle).can_recv());
     test.tcp(handle).send_slice(b"after").unwrap();
     test.run(Duration::from_millis(20));

@@ -110,16 +110,16 @@ impl Card {
     }
 }
 
-pub(super) struct Receive(Vec<u8>);
-pub(super) struct Transmit<'a>(&'a mut Card);
+pub(super) struct ReceivedFrame(Vec<u8>);
+pub(super) struct FrameSender<'a>(&'a mut Card);
 
-impl RxToken for Receive {
+impl RxToken for ReceivedFrame {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         f(&self.0)
     }
 }
 
-impl TxToken for Transmit<'_> {
+impl TxToken for FrameSender<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = vec![0; len];
         let result = f(&mut frame);
@@ -129,16 +129,16 @@ impl TxToken for Transmit<'_> {
 }
 
 impl Device for Card {
-    type RxToken<'a> = Receive;
-    type TxToken<'a> = Transmit<'a>;
+    type RxToken<'a> = ReceivedFrame;
+    type TxToken<'a> = FrameSender<'a>;
 
-    fn receive(&mut self, _: GuestInstant) -> Option<(Receive, Transmit<'_>)> {
+    fn receive(&mut self, _: GuestInstant) -> Option<(ReceivedFrame, FrameSender<'_>)> {
         let frame = self.received.pop_front()?;
-        Some((Receive(frame), Transmit(self)))
+        Some((ReceivedFrame(frame), FrameSender(self)))
     }
 
-    fn transmit(&mut self, _: GuestInstant) -> Option<Transmit<'_>> {
-        Some(Transmit(self))
+    fn transmit(&mut self, _: GuestInstant) -> Option<FrameSender<'_>> {
+        Some(FrameSender(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
