@@ -3,6 +3,7 @@
 mod guest;
 mod logins;
 mod nano;
+mod network;
 mod qemu;
 mod sessions;
 mod soak;
