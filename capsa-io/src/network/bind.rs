@@ -44,7 +44,7 @@ impl std::error::Error for ForwardError {
 
 /// A forward with its sockets.
 #[derive(Debug)]
-pub(super) struct BoundForward {
+pub(super) struct ForwardSockets {
     /// The forward, with the port that it has.
     pub(super) forward: PortForward,
     pub(super) sockets: Vec<BoundSocket>,
@@ -98,13 +98,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 /// Those that cannot be bound. Never empty.
 pub(super) fn bind_forwards(
     forwards: &[PortForward],
-) -> Result<Vec<BoundForward>, Vec<ForwardError>> {
+) -> Result<Vec<ForwardSockets>, Vec<ForwardError>> {
     let (mut sockets, mut errors) = (Vec::new(), Vec::new());
     let bound = forwards.iter().enumerate().map(|(index, forward)| {
         let bound = match &forward.host {
             ForwardHost::Port { address, port } => bind_port(forward, *address, *port),
             ForwardHost::Unix(path) => bind_path(Path::new(path.as_str()))
-                .map(|socket| BoundForward { forward: forward.clone(), sockets: vec![socket] }),
+                .map(|socket| ForwardSockets { forward: forward.clone(), sockets: vec![socket] }),
         };
         bound.map_err(|error| ForwardError { index, error })
     });
@@ -121,7 +121,7 @@ fn bind_port(
     forward: &PortForward,
     address: Option<IpAddr>,
     port: u16,
-) -> io::Result<BoundForward> {
+) -> io::Result<ForwardSockets> {
     let protocol = forward.protocol;
     let mut attempts = if port == 0 { ATTEMPTS } else { 1 };
     loop {
@@ -138,7 +138,7 @@ fn bind_port(
             }
         }
         let host = ForwardHost::Port { address, port: bound };
-        return Ok(BoundForward { forward: PortForward { host, ..forward.clone() }, sockets });
+        return Ok(ForwardSockets { forward: PortForward { host, ..forward.clone() }, sockets });
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
         PortForward { host: ForwardHost::Port { address: None, port }, guest: 22, protocol }
     }
 
-    fn number(bound: &BoundForward) -> u16 {
+    fn number(bound: &ForwardSockets) -> u16 {
         match bound.forward.host {
             ForwardHost::Port { port, .. } => port,
             ForwardHost::Unix(_) => 0,

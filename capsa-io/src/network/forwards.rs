@@ -17,7 +17,7 @@ use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
 
-use super::bind::{BoundForward, BoundSocket};
+use super::bind::{BoundSocket, ForwardSockets};
 use super::sockets::reset;
 use super::{GATEWAY, Key, Network};
 use crate::sys::{self, Poll, PollSource};
@@ -80,9 +80,9 @@ struct WaitingClient {
 }
 
 impl ForwardTable {
-    pub(super) fn new(bound: Vec<BoundForward>, poll: &Poll) -> std::io::Result<Self> {
+    pub(super) fn new(bound: Vec<ForwardSockets>, poll: &Poll) -> std::io::Result<Self> {
         let mut table = Self { last_port: *PORTS.end(), ..Self::default() };
-        for BoundForward { forward, sockets } in bound {
+        for ForwardSockets { forward, sockets } in bound {
             for socket in sockets {
                 let key = Key::Forward(table.listeners.len()).encode();
                 table.listeners.push(ForwardListener {

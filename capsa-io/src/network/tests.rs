@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use capsa_proto::path::HostPath;
+use capsa_proto::plan::{NetworkLink, NetworkPlan};
 use capsa_proto::spec::{
     ForwardHost, NetworkOptions, NetworkService, PortForward, ServiceTarget, TransportProtocol,
 };
@@ -281,23 +282,19 @@ fn unix_socket_is_forwarded() {
 #[test]
 fn services_arrive_at_a_program_and_at_the_owner() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let listener = UnixListener::bind(&path).unwrap();
-    let service = |target| NetworkService { name: "x.capsa.internal".into(), port: 80, target };
-    let path = HostPath::new(path.to_str().unwrap()).unwrap();
+    let run_dir = HostPath::new(dir.path().to_str().unwrap()).unwrap();
+    let path = HostPath::new(dir.path().join("s").to_str().unwrap()).unwrap();
     for target in [ServiceTarget::Unix(path), ServiceTarget::Owner] {
-        let services = vec![service(target.clone())];
-        let mut test = NetworkTest::new(NetworkOptions { services, ..NetworkOptions::default() });
+        let service = NetworkService { name: "x.capsa.internal".into(), port: 80, target };
+        let options = NetworkOptions { services: vec![service], ..NetworkOptions::default() };
+        let plan = NetworkPlan { mac: guest::MAC, mtu: 1500, link: NetworkLink::Stream, options };
+        let mut test = NetworkTest::with_plan(&plan, &run_dir);
+        assert!(!test.connects((SERVICE, 80), 39_999), "nothing listens");
+        let socket = plan.service_socket(0, &run_dir).unwrap();
+        let listener = UnixListener::bind(socket.as_str()).unwrap();
         let handle = test.connect((SERVICE, 80), 40_000);
         test.until("the connection", |test| test.tcp(handle).may_send());
-        let mut server = match target {
-            ServiceTarget::Unix(_) => listener.accept().unwrap().0,
-            ServiceTarget::Owner => {
-                assert!(test.network.has_service_connection(0));
-                test.network.take_service_connection(0).unwrap()
-            }
-        };
-        assert!(!test.network.has_service_connection(0));
+        let mut server = listener.accept().unwrap().0;
         server.write_all(b"from the host").unwrap();
         server.shutdown(Shutdown::Write).unwrap();
         assert_eq!(exchange(&mut test, handle, b"from the guest"), b"from the host");

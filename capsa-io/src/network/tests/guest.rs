@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
+use capsa_proto::path::HostPath;
 use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
 use capsa_proto::spec::NetworkOptions;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -165,7 +166,11 @@ impl NetworkTest {
 
     pub(super) fn with_link(options: NetworkOptions, link: NetworkLink) -> Self {
         let plan = NetworkPlan { mac: MAC, mtu: 1500, link, options };
-        let mut network = Network::new(&plan).unwrap();
+        Self::with_plan(&plan, &HostPath::new("/nonexistent").unwrap())
+    }
+
+    pub(super) fn with_plan(plan: &NetworkPlan, run_dir: &HostPath) -> Self {
+        let mut network = Network::new(plan, run_dir).unwrap();
         let (ours, end) = if let NetworkLink::Datagram = plan.link {
             let (ours, theirs) = sys::datagram_pair().unwrap();
             theirs.set_nonblocking(true).unwrap();
