@@ -6,17 +6,19 @@
 
 mod datagram;
 mod stream;
+mod vring;
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use capsa_net::{Net, SegmentBody};
+use capsa_net::{LinkOffload, Net, SegmentBody};
 use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 pub(super) use datagram::DatagramLink;
 pub(super) use stream::StreamLink;
+pub(super) use vring::VringLink;
 
 /// The size of the buffer for received bytes.
 pub(super) const INPUT: usize = 256 << 10;
@@ -47,9 +49,26 @@ pub(super) enum FrameLink {
     Stream(StreamLink),
     /// A datagram is a frame.
     Datagram(DatagramLink),
+    /// Frames are in the memory of the guest.
+    Vring(Box<VringLink>),
 }
 
 impl FrameLink {
+    /// The poller reported the source of the link with this index.
+    pub(super) fn on_event(&mut self, index: usize) {
+        if let Self::Vring(link) = self {
+            link.on_event(index);
+        }
+    }
+
+    /// What the guest's card does from now on, if that has changed.
+    pub(super) fn poll_offload(&mut self) -> Option<LinkOffload> {
+        match self {
+            Self::Vring(link) => link.poll_offload(),
+            Self::Stream(_) | Self::Datagram(_) => None,
+        }
+    }
+
     /// Passes at most `limit` received frames to `handle`. `spare` is a buffer of [`INPUT`] bytes, which the
     /// link may exchange for its own.
     ///
@@ -65,6 +84,7 @@ impl FrameLink {
         match self {
             Self::Stream(link) => link.receive(limit, spare, handle),
             Self::Datagram(link) => link.receive(limit, spare, handle),
+            Self::Vring(link) => Ok(link.receive(limit, spare, handle)),
         }
     }
 
@@ -77,6 +97,10 @@ impl FrameLink {
         match self {
             Self::Stream(link) => link.send(batch),
             Self::Datagram(link) => link.send(batch, now),
+            Self::Vring(link) => {
+                link.send(batch);
+                Ok(())
+            }
         }
     }
 
@@ -89,6 +113,10 @@ impl FrameLink {
         match self {
             Self::Stream(link) => link.flush(),
             Self::Datagram(link) => link.flush(now),
+            Self::Vring(link) => {
+                link.flush();
+                Ok(())
+            }
         }
     }
 
@@ -97,6 +125,7 @@ impl FrameLink {
         match self {
             Self::Stream(link) => !link.output.is_empty(),
             Self::Datagram(link) => link.is_full(),
+            Self::Vring(link) => link.is_full(),
         }
     }
 
@@ -105,13 +134,15 @@ impl FrameLink {
         match self {
             Self::Stream(_) => self.is_full(),
             Self::Datagram(link) => link.waits_for_writable(),
+            // The guest kicks when it has posted buffers.
+            Self::Vring(_) => false,
         }
     }
 
     /// When to flush although the descriptor is not writable.
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         match self {
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Vring(_) => None,
             Self::Datagram(link) => link.poll_timeout(),
         }
     }
@@ -122,6 +153,7 @@ impl AsFd for FrameLink {
         match self {
             Self::Stream(link) => link.socket.as_fd(),
             Self::Datagram(link) => link.descriptor.as_fd(),
+            Self::Vring(link) => link.listener.as_fd(),
         }
     }
 }

@@ -47,11 +47,11 @@ use capsa_proto::spec::PortForward;
 use capsa_proto::time::{Deadline, Instant};
 
 use crate::random;
-use crate::sys::{Poll, PollSource, ReadyEvents};
+use crate::sys::{self, Poll, PollSource, ReadyEvents};
 
 use self::bind::bind_forwards;
 use self::forwards::ForwardTable;
-use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink};
+use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink, VringLink};
 use self::pcap::{PacketCapture, PacketDirection};
 use self::resolver::{ResolvedName, Resolver};
 use self::sockets::SocketTable;
@@ -116,7 +116,8 @@ impl From<NetworkError> for io::Error {
 /// What the poller reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Key {
-    Link,
+    /// A source of the link.
+    Link(usize),
     /// The socket of the flow with this index.
     Flow(usize),
     /// The listener of a forward.
@@ -126,7 +127,7 @@ enum Key {
 impl Key {
     fn encode(self) -> usize {
         match self {
-            Self::Link => 0,
+            Self::Link(index) => 4 * index,
             Self::Flow(index) => 4 * index + 1,
             Self::Forward(index) => 4 * index + 2,
         }
@@ -136,7 +137,7 @@ impl Key {
         match key % 4 {
             1 => Self::Flow(key / 4),
             2 => Self::Forward(key / 4),
-            _ => Self::Link,
+            _ => Self::Link(key / 4),
         }
     }
 }
@@ -256,7 +257,20 @@ impl Network {
             NetworkLink::Datagram => FrameLink::Datagram(DatagramLink::new(end)),
             NetworkLink::VhostUser { .. } => return Err(io::ErrorKind::Unsupported.into()),
         };
-        self.link = Some(self.poll.add(link, Key::Link.encode())?);
+        self.link = Some(self.poll.add(link, Key::Link(0).encode())?);
+        Ok(())
+    }
+
+    /// Listens for a hypervisor that speaks vhost-user. A connection that ends is replaced by the next.
+    ///
+    /// # Errors
+    ///
+    /// When the path cannot be listened on.
+    pub fn listen(&mut self, path: &Path) -> io::Result<()> {
+        let listener = sys::listen_privately(path)?;
+        let key_of = |index| Key::Link(index).encode();
+        let link = FrameLink::Vring(Box::new(VringLink::new(listener, &self.poll, key_of)));
+        self.link = Some(self.poll.add(link, Key::Link(0).encode())?);
         Ok(())
     }
 
@@ -324,7 +338,11 @@ impl Network {
         self.retry_forwards(now);
         for key in buffers.ready.keys() {
             match Key::decode(key) {
-                Key::Link => {}
+                Key::Link(index) => {
+                    if let Some(link) = &mut self.link {
+                        link.io().on_event(index);
+                    }
+                }
                 Key::Flow(index) => self.on_socket(index, &mut buffers.input, now),
                 Key::Forward(index) => self.on_listener(index, &mut buffers.input, now),
             }
@@ -366,6 +384,9 @@ impl Network {
                 self.handle_frame(frame, now);
             }
         });
+        if let Some(offload) = link.io().poll_offload() {
+            self.net.set_link_offload(offload);
+        }
         self.link = Some(link);
         self.more |= received? == LinkInput::More;
         Ok(())

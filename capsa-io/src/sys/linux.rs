@@ -10,9 +10,9 @@ use capsa_proto::host::{Arch, KvmDevice, KvmFacts, KvmGroup, Os};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::Mode;
-use rustix::fs::{Mode as RawMode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
+use rustix::fs::{FileType, Mode as RawMode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::net::{RecvFlags, SocketFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::LockHolder;
@@ -39,6 +39,19 @@ pub(super) fn open_directory(path: &Path) -> io::Result<Option<(OwnedFd, PathBuf
 
 /// Close-on-exec from the beginning: another thread may fork at any time.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
+
+/// Descriptors that a socket receives are close-on-exec from the beginning, too.
+pub(super) const RECEIVE_FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
+
+/// `TMPFS_MAGIC`: the file system of a memfd.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Whether a file is in memory, so that no access to it waits for anything.
+pub(crate) fn is_memory_file(file: BorrowedFd<'_>) -> bool {
+    let is_file = rustix::fs::fstat(file)
+        .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile);
+    is_file && rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == TMPFS)
+}
 
 /// Accepts a connection.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

@@ -20,7 +20,7 @@ use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
 use rustix::fs::{CWD, CloneFlags, OFlags, fclonefileat, fstat};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, sockopt};
+use rustix::net::{RecvFlags, SocketFlags, sockopt};
 
 use super::{LockHolder, RouteProtocol};
 use super::{Poll, PollSource, SpawnRequest, unix};
@@ -38,6 +38,13 @@ pub(super) fn open_directory(_path: &Path) -> io::Result<Option<(OwnedFd, PathBu
 
 /// macOS has no such flag; close-on-exec is set right after.
 pub(super) const SOCKET_FLAGS: SocketFlags = SocketFlags::empty();
+
+pub(super) const RECEIVE_FLAGS: RecvFlags = RecvFlags::empty();
+
+/// No hypervisor of this system shares its memory as a file.
+pub(crate) fn is_memory_file(_file: BorrowedFd<'_>) -> bool {
+    false
+}
 
 /// Accepts a connection.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

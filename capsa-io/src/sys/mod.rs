@@ -19,6 +19,7 @@
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`is_route_to_host`] | a request to the routing tables | the addresses of the interfaces |
 //! | [`open_pty`] | the same | the same |
+//! | [`is_memory_file`] | a file of tmpfs | never |
 
 #[cfg(target_os = "linux")]
 mod byte_lock;
@@ -47,8 +48,8 @@ pub use fork_guard::ForkGuard;
 #[cfg(test)]
 pub(crate) use fork_guard::run_in_fork;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_route_to_host, lock_holder,
-    lock_on, open_beneath, open_directory_beneath, spawn, start_time,
+    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_memory_file, is_route_to_host,
+    lock_holder, lock_on, open_beneath, open_directory_beneath, spawn, start_time,
 };
 pub(crate) use poll::{Poll, PollSource, PollWaker, ReadyEvents};
 pub(crate) use resolve::{NameError, addresses_of};
@@ -56,7 +57,7 @@ pub(crate) use resolve::{NameError, addresses_of};
 pub(crate) use socket::listen_with_a_short_queue;
 pub(crate) use socket::{
     accept, connect, connect_blocking, datagram_pair, inet_socket, listen, listen_privately,
-    socket_pair,
+    receive_with_descriptors, socket_pair,
 };
 pub(crate) use unix::{
     ExitState, Pty, ReservedNumbers, at_exit, create_fifo, exit_state, is_writable, null, open_pty,

@@ -16,7 +16,7 @@ use polling::{Event, Events, PollMode, Poller};
 use super::ForkGuard;
 
 /// A poller. Its own descriptor is readable when one of its sources is ready.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Poll {
     poller: Arc<OwnPoller>,
     fork_guard: ForkGuard,
@@ -82,10 +82,24 @@ impl Poll {
 
     /// Watches `io` for reading. It can be called while another thread waits.
     pub(crate) fn add<F: AsFd>(&self, io: F, key: usize) -> io::Result<PollSource<F>> {
+        self.add_with_mode(io, key, PollMode::Level)
+    }
+
+    /// Watches an event counter without reading it: each time that it is increased is reported once.
+    pub(crate) fn add_edge<F: AsFd>(&self, io: F, key: usize) -> io::Result<PollSource<F>> {
+        self.add_with_mode(io, key, PollMode::Edge)
+    }
+
+    fn add_with_mode<F: AsFd>(
+        &self,
+        io: F,
+        key: usize,
+        mode: PollMode,
+    ) -> io::Result<PollSource<F>> {
         let interest = Event::readable(key);
         // SAFETY: `PollSource` owns the descriptor and deletes it from the poller before closing it.
         unsafe {
-            self.poller.add_with_mode(&io.as_fd(), interest, PollMode::Level)?;
+            self.poller.add_with_mode(&io.as_fd(), interest, mode)?;
         }
         let (poller, interest_changed) =
             (Arc::clone(&self.poller), Arc::clone(&self.interest_changed));

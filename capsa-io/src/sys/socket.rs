@@ -3,7 +3,8 @@
 //! A path may be longer than a socket address, where the system can name the directory by a descriptor.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -11,11 +12,17 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, Protocol, SocketAddrUnix, SocketType};
+use rustix::net::{
+    self, AddressFamily, Protocol, RecvAncillaryBuffer, RecvAncillaryMessage, ReturnFlags,
+    SocketAddrUnix, SocketType,
+};
 
 use crate::context;
 
 use super::{SOCKET_PATH_MAX, os, set_nonblocking};
+
+/// Descriptors that are received at once, at most.
+const DESCRIPTORS_MAX: usize = 16;
 
 /// The number of connections that wait until a listener accepts them.
 const BACKLOG: i32 = 128;
@@ -71,6 +78,30 @@ pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
         return Err(Errno::CONNABORTED);
     }
     Ok(socket)
+}
+
+/// Receives bytes, and the descriptors that came with them.
+pub(crate) fn receive_with_descriptors(
+    socket: impl AsFd,
+    into: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let slices = &mut [IoSliceMut::new(into)];
+    let received = net::recvmsg(socket, slices, &mut control, os::RECEIVE_FLAGS)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    for descriptor in &*descriptors {
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+    }
+    Ok(received.bytes)
 }
 
 /// The address of a path: the path itself, or another one for the same file that is short enough.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use capsa_proto::lifecycle::{Cause, Phase};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, LaunchPlan, OverlayPlan, ProcessId, Readiness, Signal,
+    ConsolePlan, ControlEndpoint, LaunchPlan, NetworkLink, OverlayPlan, ProcessId, Readiness,
+    Signal,
 };
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
@@ -293,10 +294,14 @@ impl ProcessIo {
                 channels.push((Channel::SerialPort, ByteStream::File(fifo)));
             }
             self.blocking = blocking;
-            if let (Some(socket), Some(plan)) = (network, &plan.network)
-                && let Some(network) = &mut self.network
-            {
-                network.io().attach(&plan.link, socket)?;
+            if let (Some(plan), Some(card)) = (&plan.network, &mut self.network) {
+                match (&plan.link, network) {
+                    (NetworkLink::VhostUser { socket }, _) => {
+                        card.io().listen(Path::new(socket.as_str()))?;
+                    }
+                    (link, Some(end)) => card.io().attach(link, end)?,
+                    (_, None) => {}
+                }
             }
             for overlay in &plan.overlays {
                 if let OverlayPlan::Clone { at, of } = overlay {

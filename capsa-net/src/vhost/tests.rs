@@ -12,7 +12,7 @@ use crate::net::SegmentOffload;
 const MEMORY: usize = 8 << 20;
 const ALL: u64 = FeatureBits::OFFERED;
 
-struct ModelGuest {
+struct VringGuest {
     device: VhostDevice,
     memory: ModelMemory,
     /// Of frames for the guest, and of frames of the guest.
@@ -22,7 +22,7 @@ struct ModelGuest {
     posted: BTreeMap<u16, Vec<(u64, u32)>>,
 }
 
-impl ModelGuest {
+impl VringGuest {
     fn new(features: u64) -> Self {
         let mut world = Self {
             device: VhostDevice::new(),
@@ -158,7 +158,7 @@ proptest! {
         event_idx in any::<bool>(),
     ) {
         let features = if event_idx { ALL } else { ALL & !FeatureBits::EVENT_IDX };
-        let mut world = ModelGuest::new(features);
+        let mut world = VringGuest::new(features);
         let mut posted = posted.iter().cycle();
         let mut kicked = true;
         for (n, (len, lens, is_indirect)) in frames.iter().enumerate() {
@@ -204,13 +204,13 @@ proptest! {
 
 #[test]
 fn frames_are_read_with_few_accesses() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     for n in 0..64 {
         world.transmit(&frame(1514, n), &[], true);
         world.post(2000);
         world.post(2000);
     }
-    let accesses = |world: &ModelGuest| world.memory.accesses.replace(0);
+    let accesses = |world: &VringGuest| world.memory.accesses.replace(0);
     accesses(&world);
     let mut buffer = Vec::new();
     for _ in 0..64 {
@@ -228,7 +228,7 @@ fn frames_are_read_with_few_accesses() {
 
 #[test]
 fn offload_of_segment_is_in_header() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     let all = crate::LinkOffload {
         ignores_checksums: true,
         completes_checksums: true,
@@ -248,14 +248,14 @@ fn offload_of_segment_is_in_header() {
     assert_eq!(received[..12], [1, 1, 54, 0, 180, 5, 34, 0, 16, 0, 10, 0]);
     assert_eq!(received.len(), 12 + 40_000);
     assert_eq!(world.received().unwrap()[..12], [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
-    let mut without = ModelGuest::new(ALL & !FeatureBits::GUEST_CSUM);
+    let mut without = VringGuest::new(ALL & !FeatureBits::GUEST_CSUM);
     without.post(4096);
     assert!(!without.device.offload().large_ipv4);
 }
 
 #[test]
 fn send_without_enough_room_waits_or_drops() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     world.post(100);
     assert_eq!(world.send(&frame(500, 0)), Ok(FrameSent::Full));
     assert!(world.post(1000));
@@ -272,7 +272,7 @@ fn send_without_enough_room_waits_or_drops() {
     assert_eq!(world.send(&frame(9000, 0)), Ok(FrameSent::Dropped));
     assert_eq!(world.send(&frame(900, 0)), Ok(FrameSent::Sent));
     // Without merging a frame takes one chain.
-    let mut world = ModelGuest::new(ALL & !FeatureBits::MRG_RXBUF);
+    let mut world = VringGuest::new(ALL & !FeatureBits::MRG_RXBUF);
     world.post(100);
     assert_eq!(world.send(&frame(500, 0)), Ok(FrameSent::Dropped));
     assert_eq!(world.send(&frame(80, 0)), Ok(FrameSent::Sent));
@@ -299,7 +299,7 @@ fn ring_hostile_chain_is_error() {
         ("loop in table", [(table, 32, 4, 0), (0, 0, 0, 0)], [(BUFFERS, 9, 1, 0); 2], Loop),
     ];
     for (what, descriptors, entries, error) in cases {
-        let mut world = ModelGuest::new(ALL);
+        let mut world = VringGuest::new(ALL);
         for (n, (at, len, flags, next)) in descriptors.into_iter().enumerate() {
             world.raw_descriptor(n as u16, at, len, flags, next);
         }
@@ -317,14 +317,14 @@ fn ring_hostile_chain_is_error() {
 
 #[test]
 fn ring_index_jump_is_error() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     world.raw_available(RING_SIZE + 1, 0);
     assert_eq!(world.error(), VhostError::Ring(1, RingError::Index));
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     world.raw_available(1, RING_SIZE);
     assert_eq!(world.error(), VhostError::Ring(1, RingError::Descriptor));
     // A huge chain is not a frame.
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     world.raw_descriptor(0, BUFFERS, 1 << 20, 0, 0);
     world.raw_available(1, 0);
     assert_eq!(world.receive(), Ok(Some(Vec::new())));
@@ -332,7 +332,7 @@ fn ring_index_jump_is_error() {
 
 #[test]
 fn memory_shrunk_is_error_of_ring() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     world.transmit(&frame(100, 0), &[], false);
     world.post(1000);
     world.memory.bytes.borrow_mut().truncate(BUFFERS as usize);
@@ -345,7 +345,7 @@ fn memory_shrunk_is_error_of_ring() {
 
 #[test]
 fn rings_continue_after_restart() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     for n in 0..5 {
         world.transmit(&frame(100, n), &[], false);
     }
@@ -411,7 +411,7 @@ fn message_hostile_is_error() {
         (message(5, &word(1)), 1, Length { request: 5, len: 8 }),
     ];
     for (bytes, descriptors, error) in cases {
-        let mut world = ModelGuest::new(ALL);
+        let mut world = VringGuest::new(ALL);
         assert_eq!(world.message(&bytes, descriptors), Err(error), "{bytes:?}");
     }
     for (flags, len, error) in [
@@ -428,7 +428,7 @@ fn message_hostile_is_error() {
 
 #[test]
 fn message_needs_reply_is_acknowledged() {
-    let mut world = ModelGuest::new(ALL);
+    let mut world = VringGuest::new(ALL);
     let mut bytes = message(3, &[]);
     bytes[4] |= 8;
     // Not negotiated.
