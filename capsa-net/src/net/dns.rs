@@ -84,13 +84,13 @@ pub(super) struct NameServer {
 #[derive(Debug)]
 struct Resolution {
     question: (String, QueryType),
-    clients: Vec<WaitingClient>,
+    clients: Vec<WaitingQuery>,
     ends_at: Instant,
 }
 
 /// A query that waits for a name.
 #[derive(Debug, PartialEq, Eq)]
-struct WaitingClient {
+struct WaitingQuery {
     query: DnsQuery,
     reply_to: ReplyTo,
 }
@@ -347,11 +347,11 @@ impl Net {
             let known = known.clone();
             return self.answer_query(&query, reply_to, &known, ttl, false, now);
         }
-        self.resolve(question, WaitingClient { query, reply_to }, now);
+        self.resolve(question, WaitingQuery { query, reply_to }, now);
     }
 
     /// Asks the driver, or waits for what it was asked already.
-    fn resolve(&mut self, question: (String, QueryType), client: WaitingClient, now: Instant) {
+    fn resolve(&mut self, question: (String, QueryType), client: WaitingQuery, now: Instant) {
         let server = &mut self.name_server;
         let running = server.by_question.get(&question).copied();
         let is_full = server.resolutions.len() >= RESOLUTIONS;
@@ -371,7 +371,7 @@ impl Net {
             }
             _ => {
                 self.counters.queries_limited += 1;
-                let WaitingClient { query, reply_to } = client;
+                let WaitingQuery { query, reply_to } = client;
                 let busy = KnownName::Unknown(BUSY);
                 return self.answer_query(&query, reply_to, &busy, 0, false, now);
             }
@@ -392,7 +392,7 @@ impl Net {
         };
         server.by_question.remove(&question);
         let ttl = server.cache.insert(question, &known, now);
-        for WaitingClient { query, reply_to } in clients {
+        for WaitingQuery { query, reply_to } in clients {
             if let ReplyTo::Stream(flow) = reply_to
                 && let Some(stream) = self.name_server.streams.get_mut(&flow)
             {

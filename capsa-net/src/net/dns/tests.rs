@@ -1,5 +1,8 @@
 //! A guest that asks the name server, over UDP and TCP.
 
+mod attacks;
+mod streams;
+
 use super::*;
 use crate::net::{NetworkConfig, ServiceName};
 use crate::wire::ethernet::{self, EthernetHeader, MacAddress};
@@ -45,7 +48,7 @@ impl TcpClient {
     }
 }
 
-struct Guest {
+struct NameClient {
     net: Net,
     now: Instant,
     /// Datagrams to the guest, with its port.
@@ -58,7 +61,7 @@ struct Guest {
 /// What the server asked the driver.
 type Asked = (QueryId, String, QueryType);
 
-impl Guest {
+impl NameClient {
     fn new() -> Self {
         let service = |name: &str, port| ServiceName { name: name.into(), port };
         let config = NetworkConfig {
@@ -281,7 +284,7 @@ fn upstream(name: &str, texts: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn addresses_are_resolved_once_for_both_families() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     guest.send(5000, &query(1, "Example.com", A));
     let (id, name, query_type) = guest.asked_once();
     // No case of the guest reaches another server.
@@ -307,7 +310,7 @@ fn addresses_are_resolved_once_for_both_families() {
 
 #[test]
 fn queries_of_one_name_are_coalesced() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     guest.send(5000, &query(1, "example.com", A));
     guest.send(5000, &query(2, "example.com", AAAA));
     guest.send(5001, &query(1, "EXAMPLE.com", A));
@@ -324,7 +327,7 @@ fn queries_of_one_name_are_coalesced() {
 
 #[test]
 fn name_that_does_not_exist_is_kept_for_5_seconds() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     guest.send(5000, &query(1, "no.example", A));
     let (id, ..) = guest.asked_once();
     guest.net.handle_addresses(id, Err(ResolveError::NoName), guest.now);
@@ -347,7 +350,7 @@ fn name_that_does_not_exist_is_kept_for_5_seconds() {
 
 #[test]
 fn own_names_need_no_resolver() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     for (name, expected) in [
         ("host.capsa.internal", [10, 0, 2, 2]),
         ("HOST.Capsa.Internal", [10, 0, 2, 2]),
@@ -380,7 +383,7 @@ fn own_names_need_no_resolver() {
 
 #[test]
 fn own_addresses_have_names_and_closed_ones_none() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     let ptr = record_type::PTR;
     for (name, expected) in [
         ("2.2.0.10.in-addr.arpa", "gateway.capsa.internal"),
@@ -402,7 +405,7 @@ fn own_addresses_have_names_and_closed_ones_none() {
 
 #[test]
 fn records_come_from_the_upstream_answer() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     guest.send(5000, &query(1, "Example.com", TXT));
     let (id, name, query_type) = guest.asked_once();
     assert_eq!((&name[..], query_type), ("example.com", QueryType::Records(TXT)));
@@ -423,7 +426,7 @@ fn records_come_from_the_upstream_answer() {
 
 #[test]
 fn names_that_text_cannot_express_do_not_exist() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     for label in [&b"a b"[..], b"a.b", b"a\0b", b"a%eth0", b"::1", b"*", b"\xc3\xa9"] {
         let mut message = query(1, "xxx", A);
         message.splice(12..17, [&[label.len() as u8], label, &[0]].concat());
@@ -440,7 +443,7 @@ fn names_that_text_cannot_express_do_not_exist() {
 
 #[test]
 fn queries_beyond_the_limits_fail_and_are_counted() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     for n in 0..70 {
         guest.send(5000, &query(n, &alloc::format!("n{n}.example"), A));
     }
@@ -466,7 +469,7 @@ fn queries_beyond_the_limits_fail_and_are_counted() {
 
 #[test]
 fn queries_beyond_the_rate_are_dropped() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     for _ in 0..1000 {
         guest.send(5000, &query(1, "host.capsa.internal", A));
     }
@@ -481,7 +484,7 @@ fn queries_beyond_the_rate_are_dropped() {
 
 #[test]
 fn cache_is_bounded() {
-    let mut guest = Guest::new();
+    let mut guest = NameClient::new();
     for n in 0..2000 {
         guest.now = guest.now + QUERY_INTERVAL;
         guest.send(5000, &query(1, &alloc::format!("n{n}.example"), A));
@@ -495,196 +498,4 @@ fn cache_is_bounded() {
     for n in 1800..2000 {
         guest.ask(&alloc::format!("n{n}.example"), A);
     }
-}
-
-#[test]
-fn truncated_answer_is_complete_over_tcp() {
-    let mut guest = Guest::new();
-    let texts: Vec<Vec<u8>> = (0..10).map(|n| vec![n; 200]).collect();
-    guest.send(5000, &query(1, "example.com", TXT));
-    let (id, ..) = guest.asked_once();
-    guest.net.handle_records(id, Ok(&upstream("example.com", &texts)), guest.now);
-    guest.receive();
-    let answer = guest.answer();
-    assert_eq!((answer[2] & 2, answer[7]), (2, 0));
-    guest.connect(6000);
-    guest.write(&prefixed(&query(1, "example.com", TXT)), 1000);
-    let [answer] = &guest.client.messages()[..] else { panic!() };
-    assert_eq!(data(answer, "example.com", TXT), texts);
-    // The connection has no socket, so the driver is asked for nothing.
-    assert_eq!(guest.asked(), []);
-}
-
-#[test]
-fn tcp_queries_are_pipelined_in_any_segments() {
-    for max in [1, 7, 100, 1000] {
-        let mut guest = Guest::new();
-        guest.connect(6000);
-        let queries = [
-            prefixed(&query(1, "slow.example", A)),
-            prefixed(&query(2, "host.capsa.internal", A)),
-            prefixed(&query(3, "quick.example", A)),
-        ];
-        guest.write(&queries.concat(), max);
-        let asked = guest.asked();
-        assert_eq!(asked.len(), 2);
-        for (id, name, _) in asked.iter().rev() {
-            guest.addresses(
-                *id,
-                if name == "slow.example" { &["192.0.2.1"] } else { &["192.0.2.3"] },
-            );
-        }
-        // An answer does not wait for those to earlier queries.
-        let messages = guest.client.messages();
-        let ids: Vec<_> = messages.iter().map(|message| message[1]).collect();
-        assert_eq!(ids, [2, 3, 1], "{max}");
-        assert_eq!(data(&messages[1], "quick.example", A), [[192, 0, 2, 3]]);
-    }
-}
-
-#[test]
-fn tcp_half_close_is_answered_before_the_end() {
-    let mut guest = Guest::new();
-    guest.connect(6000);
-    // A query, and half a query that has no end.
-    let bytes = [prefixed(&query(1, "example.com", A)), vec![0, 40, 1, 2]].concat();
-    guest.send_segment(Flags { fin: true, ..Flags::default() }, &bytes);
-    guest.receive();
-    assert!(!guest.client.has_seen_end);
-    let (id, ..) = guest.asked_once();
-    guest.addresses(id, &["192.0.2.1"]);
-    assert_eq!(guest.client.messages().len(), 1);
-    assert!(guest.client.has_seen_end && !guest.client.was_reset);
-    guest.pass(Duration::from_secs(60));
-    assert_eq!((guest.net.flows(), guest.net.name_server.streams.len()), (0, 0));
-    assert_eq!(guest.asked(), []);
-}
-
-#[test]
-fn tcp_connection_without_queries_ends() {
-    let mut guest = Guest::new();
-    guest.connect(6000);
-    assert!(guest.client.is_open);
-    guest.pass(Duration::from_secs(20));
-    guest.write(&prefixed(&query(1, "host.capsa.internal", A)), 1000);
-    guest.pass(Duration::from_secs(29));
-    assert!(!guest.client.has_seen_end);
-    guest.pass(Duration::from_secs(1));
-    assert!(guest.client.has_seen_end && !guest.client.was_reset);
-    // A guest that does not close its side.
-    guest.pass(STREAM_END);
-    assert!(guest.client.was_reset);
-    assert_eq!((guest.net.flows(), guest.net.name_server.streams.len()), (0, 0));
-}
-
-#[test]
-fn tcp_connections_are_bounded() {
-    let mut guest = Guest::new();
-    for port in 0..40 {
-        guest.connect(6000 + port);
-        assert_eq!(guest.client.is_open, usize::from(port) < STREAMS);
-        assert_eq!(guest.client.was_reset, usize::from(port) >= STREAMS);
-    }
-    assert_eq!(guest.net.counters().refused_full, 8);
-}
-
-#[test]
-fn tcp_query_beyond_the_limit_waits() {
-    let mut guest = Guest::new();
-    guest.connect(6000);
-    let queries = (0..40).map(|n| prefixed(&query(n, &alloc::format!("n{n}.example"), A)));
-    guest.write(&queries.collect::<Vec<_>>().concat(), 1000);
-    let mut asked = guest.asked();
-    assert_eq!(asked.len(), STREAM_QUERIES);
-    let mut answered = 0;
-    while let Some((id, ..)) = asked.pop() {
-        guest.addresses(id, &["192.0.2.1"]);
-        answered += 1;
-        asked.extend(guest.asked());
-        assert!(asked.len() <= STREAM_QUERIES);
-    }
-    assert_eq!((answered, guest.client.messages().len()), (40, 40));
-}
-
-#[test]
-fn tcp_client_that_does_not_read_is_not_read() {
-    let mut guest = Guest::new();
-    let texts: Vec<Vec<u8>> = (0..60).map(|n| vec![n; 255]).collect();
-    guest.send(5000, &query(1, "example.com", TXT));
-    let (id, ..) = guest.asked_once();
-    guest.net.handle_records(id, Ok(&upstream("example.com", &texts)), guest.now);
-    guest.connect(6000);
-    // From here no segment is acknowledged. 300 answers of 15 KiB.
-    for n in 0..300 {
-        guest.now = guest.now + QUERY_INTERVAL;
-        guest.send_segment(Flags::default(), &prefixed(&query(n, "example.com", TXT)));
-        // The answer is too long for the cache, so it is asked for again.
-        for (id, ..) in guest.asked() {
-            guest.net.handle_records(id, Ok(&upstream("example.com", &texts)), guest.now);
-        }
-        let mut head = Vec::new();
-        while guest.net.poll_frame(&mut head, guest.now).is_some() {}
-        let output: usize = guest.net.name_server.streams.values().map(|s| s.output.len()).sum();
-        assert!(output < STREAM_OUTPUT + (STREAM_QUERIES + 1) * 16_000, "{output}");
-        assert!(guest.net.reserved() <= 1 << 20);
-    }
-}
-
-#[test]
-fn attack_4_two_questions_in_one_query_fail() {
-    let mut guest = Guest::new();
-    let mut two = query(1, "host.capsa.internal", A);
-    let at = two.len() - 11;
-    two.splice(at..at, *b"\x01b\x07example\0\0\x01\0\x01");
-    two[5] = 2;
-    guest.send(5000, &two);
-    assert_eq!(guest.asked(), []);
-    assert_eq!(guest.answer()[3] & 0xf, 1);
-    guest.connect(6000);
-    guest.write(&prefixed(&two), 100);
-    assert_eq!(guest.client.messages()[0][3] & 0xf, 1);
-}
-
-#[test]
-fn attack_6_junk_on_port_53_is_dropped() {
-    let mut guest = Guest::new();
-    for junk in
-        [&b""[..], b"x", b"SSH-2.0-x\r\n", &[0xff; 400], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
-    {
-        guest.send(5000, junk);
-        guest.connect(6000);
-        guest.write(junk, 100);
-        guest.send_segment(Flags { fin: true, ..Flags::default() }, &[]);
-        guest.receive();
-        assert_eq!(guest.asked(), []);
-        assert!(guest.client.messages().iter().all(|answer| answer[3] & 0xf != 0));
-        assert!(guest.datagrams.drain(..).all(|(_, answer)| answer[3] & 0xf != 0));
-    }
-    // Lengths that no query has, and longer ones than the server reads.
-    for bytes in [[0, 0], [0, 11], [0x10, 1], [0xff, 0xff]] {
-        guest.connect(7000 + u16::from(bytes[1]));
-        guest.write(&bytes, 2);
-        assert!(guest.client.was_reset, "{bytes:?}");
-    }
-    assert_eq!(guest.ask("host.capsa.internal", A).0, 0);
-}
-
-#[test]
-fn attack_7_answers_updates_and_notifies_do_nothing() {
-    let mut guest = Guest::new();
-    let message = query(1, "host.capsa.internal", A);
-    // An answer that the guest sends gets none: two servers could answer each other without end.
-    let mut answer = message.clone();
-    answer[2] |= 0x80;
-    guest.send(53, &answer);
-    guest.send(5000, &upstream("example.com", &[b"\x01a".to_vec()]));
-    assert_eq!((guest.datagrams.len(), guest.asked()), (0, vec![]));
-    for opcode in [1, 2, 4, 5, 6, 15] {
-        let mut other = message.clone();
-        other[2] = opcode << 3;
-        guest.send(5000, &other);
-        assert_eq!(guest.asked(), []);
-        assert_eq!(guest.answer()[3] & 0xf, 4, "{opcode}");
-    }
-    assert_eq!(guest.net.counters().malformed, 2);
 }
