@@ -9,8 +9,8 @@
 
 mod cache;
 mod names;
+mod streams;
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,17 +20,16 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use self::cache::AnswerCache;
-use super::{HOP_LIMIT, Net, NetAction, QueryId, QueryType, ResolveError, Transport};
-use crate::flow_table::{FlowAddresses, FlowId};
+use self::streams::DnsStream;
+use super::{HOP_LIMIT, Net, NetAction, QueryId, QueryType, ResolveError};
+use crate::flow_table::FlowId;
 use crate::rate_limit::RateLimit;
-use crate::tcp::Connection;
 use crate::wire::dns::{
     self, DnsName, DnsQuery, DnsQuestion, DnsRecord, DnsResponse, ExtendedError, InvalidQuery,
     ResponseCode, record_type,
 };
 use crate::wire::ethernet::EtherType;
 use crate::wire::ip::{self, IpHeader};
-use crate::wire::tcp::TcpHeader;
 use crate::wire::udp;
 
 /// Names that are being resolved, at most.
@@ -51,19 +50,6 @@ const OWN_TTL: u32 = 30;
 const QUERY_INTERVAL: Duration = Duration::from_millis(5);
 /// Queries that may come at once.
 const QUERY_BURST: u32 = 400;
-
-/// Connections over TCP, at most.
-const STREAMS: usize = 32;
-/// Queries of one connection that wait for an answer, at most; further ones are not read.
-const STREAM_QUERIES: usize = 16;
-/// Answers that wait for one connection, in bytes: beyond it no query is read.
-const STREAM_OUTPUT: usize = 64 << 10;
-/// The longest query over TCP.
-const STREAM_MESSAGE: usize = 4 << 10;
-/// A connection without a query ends after this time.
-const STREAM_IDLE: Duration = Duration::from_secs(30);
-/// The time that a guest has to end a connection that the server has ended.
-const STREAM_END: Duration = Duration::from_secs(10);
 
 const UNANSWERED: ExtendedError = ExtendedError { code: 22, text: "no resolver answered" };
 const UNUSABLE: ExtendedError = ExtendedError { code: 0, text: "the answer is not usable" };
@@ -114,18 +100,6 @@ enum KnownName {
     Unknown(ExtendedError),
 }
 
-/// A connection to the server.
-#[derive(Debug)]
-struct DnsStream {
-    output: Vec<u8>,
-    /// Queries without an answer.
-    waiting: usize,
-    /// The server has ended the connection.
-    is_ended: bool,
-    /// The last query, or the end.
-    active_at: Instant,
-}
-
 impl NameServer {
     pub(super) fn new() -> Self {
         Self {
@@ -152,13 +126,6 @@ impl NameServer {
     /// Whether the flow ends in the server.
     pub(super) fn has_stream(&self, flow: FlowId) -> bool {
         self.streams.contains_key(&flow)
-    }
-}
-
-impl DnsStream {
-    fn ends_at(&self) -> Option<Instant> {
-        let limit = if self.is_ended { STREAM_END } else { STREAM_IDLE };
-        (self.waiting == 0).then(|| self.active_at + limit)
     }
 }
 
@@ -236,46 +203,6 @@ impl Net {
         now: Instant,
     ) {
         self.query(payload, ReplyTo::Datagram { guest, server }, now);
-    }
-
-    /// A connection to the server: it is open at once.
-    pub(super) fn name_server_connection(
-        &mut self,
-        addresses: FlowAddresses,
-        syn: &TcpHeader,
-        sequence: u32,
-        now: Instant,
-    ) {
-        let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
-        let inserted = match self.name_server.streams.len() < STREAMS {
-            true => self.insert(addresses, Transport::Tcp(Box::new(connection))),
-            false => None,
-        };
-        let Some(flow) = inserted else {
-            self.counters.refused_full += 1;
-            return self.refuse(&addresses, syn, 0);
-        };
-        let stream = DnsStream { output: Vec::new(), waiting: 0, is_ended: false, active_at: now };
-        self.name_server.streams.insert(flow, stream);
-        self.handle_connected(flow, now);
-    }
-
-    /// Moves the bytes of a connection to the server: answers that fit, then queries, while both are
-    /// possible.
-    pub(super) fn move_stream(&mut self, flow: FlowId, now: Instant) {
-        loop {
-            self.write_stream(flow, now);
-            let Some(message) = self.read_stream(flow, now) else { break };
-            self.query(&message, ReplyTo::Stream(flow), now);
-        }
-        // The guest has sent all its queries, and has every answer.
-        if let Some(stream) = self.name_server.streams.get_mut(&flow)
-            && stream.waiting == 0
-            && stream.output.is_empty()
-            && self.is_received(flow)
-        {
-            self.end_stream(flow, now);
-        }
     }
 
     /// What has waited too long.
@@ -501,81 +428,6 @@ impl Net {
                 }
             }
         }
-    }
-
-    /// The next query of a connection.
-    fn read_stream(&mut self, flow: FlowId, now: Instant) -> Option<Vec<u8>> {
-        let stream = self.name_server.streams.get_mut(&flow)?;
-        let is_busy = stream.waiting >= STREAM_QUERIES || stream.output.len() >= STREAM_OUTPUT;
-        if is_busy || stream.is_ended {
-            return None;
-        }
-        let is_received = self.is_received(flow);
-        let mut bytes = self.waiting(flow).flatten().copied();
-        let len = match [bytes.next(), bytes.next()] {
-            [Some(high), Some(low)] => usize::from(u16::from_be_bytes([high, low])),
-            _ => 0,
-        };
-        let message: Vec<u8> = bytes.take(len).collect();
-        let waiting: usize = self.waiting(flow).map(<[u8]>::len).sum();
-        if (2..).contains(&waiting) && !(dns::HEADER_LEN..=STREAM_MESSAGE).contains(&len) {
-            self.counters.malformed += 1;
-            self.abort_stream(flow);
-            return None;
-        }
-        if waiting < 2 || message.len() < len {
-            // The guest sends no more: a part of a query has no end.
-            if is_received && waiting > 0 {
-                self.drained(flow, waiting, now);
-            }
-            return None;
-        }
-        if let Some(stream) = self.name_server.streams.get_mut(&flow) {
-            stream.active_at = now;
-        }
-        self.drained(flow, 2 + len, now);
-        Some(message)
-    }
-
-    /// Hands answers to the connection, as far as it has space for them.
-    fn write_stream(&mut self, flow: FlowId, now: Instant) {
-        let Some(stream) = self.name_server.streams.get_mut(&flow) else { return };
-        let mut output = core::mem::take(&mut stream.output);
-        let mut written = 0;
-        while written < output.len() {
-            let space = self.space(flow);
-            let count = space.len().min(output.len() - written);
-            if count == 0 {
-                break;
-            }
-            space[..count].copy_from_slice(&output[written..written + count]);
-            self.filled(flow, count, now);
-            written += count;
-        }
-        output.drain(..written);
-        if let Some(stream) = self.name_server.streams.get_mut(&flow) {
-            stream.output = output;
-        }
-    }
-
-    /// Whether the guest has sent the end of its stream.
-    fn is_received(&self, flow: FlowId) -> bool {
-        matches!(self.flows.get(flow), Some((_, state)) if state.is_received())
-    }
-
-    /// Sends the end of the stream to the guest.
-    fn end_stream(&mut self, flow: FlowId, now: Instant) {
-        if let Some(stream) = self.name_server.streams.get_mut(&flow)
-            && !stream.is_ended
-        {
-            (stream.is_ended, stream.active_at) = (true, now);
-            self.handle_eof(flow);
-        }
-    }
-
-    fn abort_stream(&mut self, flow: FlowId) {
-        self.name_server.streams.remove(&flow);
-        self.handle_socket_error(flow);
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::net::{NetworkConfig, ServiceName};
 use crate::wire::ethernet::{self, EthernetHeader, MacAddress};
 use crate::wire::ip::IpPacket;
-use crate::wire::tcp::Flags;
+use crate::wire::tcp::{Flags, TcpHeader};
 use crate::wire::udp::UdpDatagram;
 use alloc::collections::BTreeSet;
 use alloc::vec;

@@ -1,6 +1,7 @@
 //! Queries over TCP.
 
 use super::*;
+use crate::net::dns::streams::{STREAM_END, STREAM_OUTPUT, STREAM_QUERIES, STREAMS};
 
 #[test]
 fn truncated_answer_is_complete_over_tcp() {
