@@ -1,4 +1,4 @@
-//! [`ModelGuest`]: the programs and the kernel of the model guest.
+//! [`NetGuest`]: the programs and the kernel of the model guest.
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use capsa_proto::time::Instant;
 
-use super::guest_tcp::{BrokenLaw, GuestEnd, GuestTcp, byte_at, upload_of};
+use super::guest_tcp::{BrokenLaw, GuestTcp, GuestTcpEnd, byte_at, upload_of};
 use super::plan::{ConnectionPlan, NetPlan, Pace, SideEnd};
 use super::random::ScheduleRandom;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
@@ -51,13 +51,13 @@ pub(super) struct GuestConnection {
 
 /// The model guest.
 #[derive(Debug)]
-pub(super) struct ModelGuest {
+pub(super) struct NetGuest {
     pub(super) connections: Vec<GuestConnection>,
     mtu: u16,
     pub(super) datagrams_received: u64,
 }
 
-impl ModelGuest {
+impl NetGuest {
     pub(super) fn new(plan: &NetPlan) -> Self {
         let connection = |plan: &ConnectionPlan| GuestConnection {
             plan: plan.clone(),
@@ -173,7 +173,7 @@ impl ModelGuest {
             && let Some(tcp) = &mut self.connections[index].tcp
             && !tcp.is_open()
         {
-            tcp.end.get_or_insert(GuestEnd::Reset);
+            tcp.end.get_or_insert(GuestTcpEnd::Reset);
         }
     }
 

@@ -39,7 +39,7 @@ enum TcpPhase {
 
 /// How a connection of the guest ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GuestEnd {
+pub(super) enum GuestTcpEnd {
     /// The other side reset it, or an ICMP error reported that there is no way.
     Reset,
     /// The program aborted it.
@@ -56,7 +56,7 @@ pub(super) type BrokenLaw = &'static str;
 pub(super) struct GuestTcp {
     connection: usize,
     phase: TcpPhase,
-    pub(super) end: Option<GuestEnd>,
+    pub(super) end: Option<GuestTcpEnd>,
     /// The number of our first byte, and of the other side's.
     our_start: u32,
     their_start: u32,
@@ -172,7 +172,7 @@ impl GuestTcp {
     /// Whether the programs have nothing left to do. The network forgets a closed connection after 10
     /// seconds, so the guest may get a reset if all acknowledgements until then were lost.
     pub(super) fn is_whole(&self) -> bool {
-        let is_over = self.is_fin_acknowledged() || self.end == Some(GuestEnd::Reset);
+        let is_over = self.is_fin_acknowledged() || self.end == Some(GuestTcpEnd::Reset);
         self.is_closed && self.is_fin_received() && is_over
     }
 
@@ -203,7 +203,7 @@ impl GuestTcp {
 
     /// Aborts the connection. The reset is sent by the caller.
     pub(super) fn abort(&mut self) -> TcpHeader {
-        self.end = Some(GuestEnd::Aborted);
+        self.end = Some(GuestTcpEnd::Aborted);
         let flags = Flags { rst: true, ..Flags::default() };
         self.header(self.our_start.wrapping_add(self.sent as u32), flags)
     }
@@ -228,7 +228,7 @@ impl GuestTcp {
             TcpPhase::SynSent => {
                 let is_ours = flags.ack && header.acknowledgement == self.our_start;
                 if is_ours && flags.rst {
-                    self.end = Some(GuestEnd::Reset);
+                    self.end = Some(GuestTcpEnd::Reset);
                 } else if is_ours && flags.syn {
                     self.handle_syn(header);
                     self.open(u64::from(header.window));
@@ -241,7 +241,7 @@ impl GuestTcp {
             TcpPhase::SynReceived => {
                 if flags.rst {
                     if header.sequence == self.their_start {
-                        self.end = Some(GuestEnd::Reset);
+                        self.end = Some(GuestTcpEnd::Reset);
                     }
                     return Ok(());
                 }
@@ -261,7 +261,7 @@ impl GuestTcp {
             if self.is_complete() {
                 // The programs are gone, and a reset changes nothing.
             } else if position == self.expected() as i64 {
-                self.end = Some(GuestEnd::Reset);
+                self.end = Some(GuestTcpEnd::Reset);
             } else if position > self.expected() as i64 {
                 self.ack_at = Some(now);
             }
@@ -382,7 +382,7 @@ impl GuestTcp {
         if !self.is_complete() && self.timer.is_some_and(|at| at <= now) {
             self.tries += 1;
             if self.tries > TRIES {
-                self.end = Some(GuestEnd::GaveUp);
+                self.end = Some(GuestTcpEnd::GaveUp);
                 return None;
             }
             self.backoff += 1;

@@ -1,4 +1,4 @@
-//! [`HostSocket`]: a socket of the model host, with the program at its other end.
+//! [`ModelSocket`]: a socket of the model host, with the program at its other end.
 
 use core::time::Duration;
 
@@ -24,7 +24,7 @@ pub(super) enum HostEnd {
 
 /// A TCP socket of the host.
 #[derive(Debug)]
-pub(super) struct HostSocket {
+pub(super) struct ModelSocket {
     pub(super) connection: usize,
     plan: ConnectionPlan,
     connects: Option<(Instant, Option<ConnectError>)>,
@@ -39,7 +39,7 @@ pub(super) struct HostSocket {
     pub(super) end: Option<HostEnd>,
 }
 
-impl HostSocket {
+impl ModelSocket {
     pub(super) fn new(
         connection: usize,
         plan: &ConnectionPlan,

@@ -7,9 +7,9 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::NetScheduleOutcome;
-use super::guest::{self, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, ModelGuest, REMOTE_PORT};
-use super::guest_tcp::GuestEnd;
-use super::host::{HostEnd, HostSocket};
+use super::guest::{self, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, NetGuest, REMOTE_PORT};
+use super::guest_tcp::GuestTcpEnd;
+use super::host::{HostEnd, ModelSocket};
 use super::link::{LinkErrors, LossyLink};
 use super::plan::{ConnectPlan, NetPlan};
 use super::random::ScheduleRandom;
@@ -26,8 +26,8 @@ const FRAMES: u64 = 10_000;
 pub(super) struct NetSimulation<'a> {
     plan: NetPlan,
     net: Net,
-    guest: ModelGuest,
-    sockets: BTreeMap<FlowId, HostSocket>,
+    guest: NetGuest,
+    sockets: BTreeMap<FlowId, ModelSocket>,
     /// The UDP sockets that are open, with the guest's socket.
     udp: BTreeMap<FlowId, usize>,
     closed: BTreeSet<FlowId>,
@@ -64,7 +64,7 @@ impl<'a> NetSimulation<'a> {
         };
         Self {
             net: Net::new(config, [7; 16]),
-            guest: ModelGuest::new(&plan),
+            guest: NetGuest::new(&plan),
             plan,
             sockets: BTreeMap::new(),
             udp: BTreeMap::new(),
@@ -207,7 +207,8 @@ impl<'a> NetSimulation<'a> {
                     self.trace.fail(format_args!("a connection that no guest opened: {remote}"));
                 };
                 self.trace.add(self.now, "connect", [index as u64, 0, 0]);
-                let socket = HostSocket::new(index, &self.plan.connections[index], false, self.now);
+                let socket =
+                    ModelSocket::new(index, &self.plan.connections[index], false, self.now);
                 self.sockets.insert(flow, socket);
             }
             NetAction::OpenUdp { flow, destination } => {
@@ -291,7 +292,7 @@ impl<'a> NetSimulation<'a> {
             let port = guest::TCP_PORT + plan.slot as u16;
             let remote = guest::remote_of(plan).into();
             if let Some(flow) = self.net.connect_guest(port, remote, self.now) {
-                self.sockets.insert(flow, HostSocket::new(index, plan, true, self.now));
+                self.sockets.insert(flow, ModelSocket::new(index, plan, true, self.now));
             } else {
                 self.outcome.refused += 1;
             }
@@ -395,7 +396,7 @@ impl<'a> NetSimulation<'a> {
             self.outcome.bytes += tcp.received;
             let mut sockets = self.sockets.values().filter(|socket| socket.connection == index);
             self.outcome.bytes += sockets.clone().map(|socket| socket.taken).sum::<u64>();
-            let is_refused = tcp.end == Some(GuestEnd::Reset) && was_refused;
+            let is_refused = tcp.end == Some(GuestTcpEnd::Reset) && was_refused;
             let is_disturbed = is_refused || self.is_disturbed_by_reuse(index);
             if !plan.is_clean() {
                 let is_failed =
