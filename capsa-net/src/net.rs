@@ -91,6 +91,9 @@ pub struct Net {
     answers: VecDeque<Vec<u8>>,
     actions: VecDeque<NetAction>,
     timers: BTreeSet<(Instant, FlowId)>,
+    /// The connections that are complete, by the time at which they are forgotten: they make room for new
+    /// flows.
+    closed: BTreeSet<(Instant, FlowId)>,
     echo: EchoLimits,
     /// The last packet that was reassembled, if the last frame had its last fragment.
     reassembled: Vec<u8>,
@@ -127,6 +130,7 @@ impl Net {
             answers: VecDeque::new(),
             actions: VecDeque::new(),
             timers: BTreeSet::new(),
+            closed: BTreeSet::new(),
             echo: EchoLimits::new(),
             reassembled: Vec::new(),
             fragments: FragmentTable::default(),
@@ -447,6 +451,7 @@ impl Net {
             && at <= now
         {
             self.timers.pop_first();
+            self.closed.remove(&(at, id));
             if let Some((_, flow)) = self.flows.get_mut(id) {
                 flow.timer = None;
             }

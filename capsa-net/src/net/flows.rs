@@ -51,6 +51,11 @@ impl Net {
         addresses: FlowAddresses,
         transport: Transport,
     ) -> Option<FlowId> {
+        if self.flows.len() >= self.config.flows
+            && let Some(&(_, oldest)) = self.closed.first()
+        {
+            self.remove(oldest);
+        }
         let flow = Flow {
             transport,
             interest: Interest::default(),
@@ -108,6 +113,7 @@ impl Net {
         if let Some(at) = flow.timer {
             self.timers.remove(&(at, id));
             self.datagram_ends.remove(&(at, id));
+            self.closed.remove(&(at, id));
         }
         if flow.is_connecting {
             self.connecting -= 1;
@@ -137,6 +143,10 @@ impl Net {
         {
             flow.is_queued = true;
             self.queue.push_back(id);
+            if self.queue.len() > 2 * self.config.flows {
+                // Most of these have ended while the link took no frames.
+                self.queue.retain(|id| self.flows.get(*id).is_some());
+            }
         }
     }
 
@@ -178,6 +188,9 @@ impl Net {
             }
             flow.timer = deadline;
             timers.extend(deadline.map(|at| (at, id)));
+            if matches!(&flow.transport, Transport::Tcp(connection) if connection.is_closed()) {
+                self.closed.extend(deadline.map(|at| (at, id)));
+            }
         }
         if is_gone {
             self.remove(id);

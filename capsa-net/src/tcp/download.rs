@@ -15,7 +15,7 @@ const CAPACITY: u64 = 1 << 20;
 /// The first timeout of a retransmission; each further one is twice as long.
 pub(super) const RETRANSMIT_FIRST: Duration = Duration::from_secs(1);
 const RETRANSMIT_MAX: Duration = Duration::from_secs(60);
-/// Timeouts in a row after which the guest counts as lost.
+/// Timeouts in a row without an answer, after which the guest counts as lost.
 const ATTEMPTS: u32 = 10;
 
 /// What to send next.
@@ -49,7 +49,10 @@ pub(super) struct Download {
     repeated: u32,
     /// Repeated acknowledgements below this position belong to a loss that is being repaired.
     recovery: u64,
+    /// Timeouts in a row without progress.
     attempts: u32,
+    /// Of these, the ones that the guest did not answer.
+    unanswered: u32,
     /// When to send again, or to probe a closed window.
     retransmit_at: Option<Instant>,
     is_probe_due: bool,
@@ -134,12 +137,16 @@ impl Download {
             return Err(NeverSent);
         }
         let start = self.buffer.start();
+        if position == start && self.window_end <= start {
+            // The guest is alive and keeps its window closed.
+            self.unanswered = 0;
+        }
         if position > start {
             self.is_acknowledged = self.is_fin_sent() && position == self.sent;
             self.buffer.release(position.min(self.end), budget);
             self.next = self.next.max(position);
             self.repeated = 0;
-            self.attempts = 0;
+            (self.attempts, self.unanswered) = (0, 0);
             self.retransmit_at = self.is_unacknowledged().then(|| now + RETRANSMIT_FIRST);
             self.buffer.shrink(self.end, budget);
         } else if position == start && is_repeated && self.is_unacknowledged() {
@@ -188,13 +195,14 @@ impl Download {
     /// counts as alive.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         self.attempts += 1;
+        self.unanswered += 1;
         let delay = RETRANSMIT_FIRST.saturating_mul(1 << self.attempts.min(6)).min(RETRANSMIT_MAX);
         self.retransmit_at = Some(now + delay);
         let is_closed = self.window_end <= self.buffer.start();
         self.next = self.buffer.start();
         self.is_probe_due = is_closed;
         self.recovery = self.sent;
-        self.attempts <= ATTEMPTS
+        self.unanswered <= ATTEMPTS
     }
 
     /// The bytes of `range`, which [`next`](Self::next) returned.

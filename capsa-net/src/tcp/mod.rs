@@ -376,6 +376,11 @@ impl Connection {
         }
     }
 
+    /// Whether it is complete, and only answers repeated segments.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Lingering { .. })
+    }
+
     /// Whether the socket is connecting.
     pub(crate) fn is_connecting(&self) -> bool {
         self.state == State::Connecting
