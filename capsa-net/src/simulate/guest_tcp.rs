@@ -267,7 +267,8 @@ impl GuestTcp {
             }
             return Ok(());
         }
-        if flags.syn || !flags.ack {
+        // As Linux does: a segment beyond the window is ignored, with its acknowledgement.
+        if flags.syn || !flags.ack || position > (self.expected() + self.window()) as i64 {
             self.ack_at = Some(now);
             return Ok(());
         }

@@ -63,7 +63,7 @@ pub(super) struct Download {
 pub(super) struct NeverSent;
 
 impl Download {
-    /// The position after everything that was sent, for segments without data.
+    /// The position after everything that was sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
@@ -71,6 +71,15 @@ impl Download {
     /// How many bytes the guest has acknowledged.
     pub(super) fn acknowledged(&self) -> u64 {
         self.buffer.start()
+    }
+
+    /// The position for segments without data: after everything that was sent, and within the window of
+    /// the guest. A guest ignores a segment that is beyond it, with the acknowledgement that it has.
+    pub(super) fn acceptable(&self) -> u64 {
+        match self.is_acknowledged {
+            true => self.sent,
+            false => self.sent.min(self.window_end.max(self.buffer.start())),
+        }
     }
 
     /// Whether the guest has received the whole stream.

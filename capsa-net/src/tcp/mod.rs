@@ -348,7 +348,7 @@ impl Connection {
             State::Lingering { .. } => self.acknowledgement(),
             State::Resetting => {
                 self.state = State::Gone;
-                let sequence = self.our_start.wrapping_add(self.download.sent() as u32);
+                let sequence = self.our_start.wrapping_add(self.download.acceptable() as u32);
                 Some((self.header(sequence, Flags { rst: true, ..Flags::default() }), 0..0))
             }
             State::Connecting | State::Gone => None,
@@ -520,7 +520,7 @@ impl Connection {
         if !self.is_ack_due {
             return None;
         }
-        let sequence = self.our_start.wrapping_add(self.download.sent() as u32);
+        let sequence = self.our_start.wrapping_add(self.download.acceptable() as u32);
         Some((self.header(sequence, Flags::default()), 0..0))
     }
 
