@@ -45,10 +45,12 @@ impl Measured {
 pub(crate) fn run(program: &Path, mut arguments: Arguments) -> Result<(), RigError> {
     let rounds: usize = arguments.opt_value_from_str("--rounds")?.unwrap_or(7);
     let only: Option<String> = arguments.opt_value_from_str("--stack")?;
+    let traffic: Option<String> = arguments.opt_value_from_str("--traffic")?;
+    let only_mtu: Option<u16> = arguments.opt_value_from_str("--mtu")?;
     finish(arguments).map_err(|error| error.to_string())?;
     let rig = Rig::new(program)?;
     let mut guests = Vec::new();
-    for mtu in MTUS {
+    for mtu in MTUS.into_iter().filter(|mtu| only_mtu.is_none_or(|only| only == *mtu)) {
         for (name, stack) in [
             ("loopback", Loopback),
             ("slirp4netns", Slirp4netns),
@@ -68,6 +70,9 @@ pub(crate) fn run(program: &Path, mut arguments: Arguments) -> Result<(), RigErr
     println!("load before: {}", load());
     for round in 0..rounds {
         for (name, n, _) in TRAFFIC {
+            if traffic.as_ref().is_some_and(|traffic| traffic != name) {
+                continue;
+            }
             for index in 0..guests.len() {
                 // Each round begins with another stack.
                 let (stack, mtu, guest) = &guests[(index + round) % guests.len()];
