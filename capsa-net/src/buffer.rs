@@ -93,15 +93,32 @@ impl StreamBuffer {
     /// Reserves space up to `end`, or as far as the budget allows. A reservation never shrinks.
     /// Returns the position up to which space is reserved.
     pub(crate) fn reserve(&mut self, end: u64, budget: &mut Budget) -> u64 {
+        let before = self.reserved_chunks();
+        self.reserved = self.reservable(end, budget);
+        budget.shared += shared(self.reserved_chunks()) - shared(before);
+        self.reserved
+    }
+
+    /// What [`reserve`](Self::reserve) would return.
+    pub(crate) fn reservable(&self, end: u64, budget: &Budget) -> u64 {
         if end <= self.reserved {
             return self.reserved;
         }
-        let before = self.reserved_chunks();
-        let available = before.max(GUARANTEED) + (budget.limit - budget.shared);
+        let available = self.reserved_chunks().max(GUARANTEED) + (budget.limit - budget.shared);
         let last = (index(self.start) + available as u64) * CHUNK as u64;
-        self.reserved = end.min(last).max(self.reserved);
-        budget.shared += shared(self.reserved_chunks()) - shared(before);
-        self.reserved
+        end.min(last).max(self.reserved)
+    }
+
+    /// Returns the reservation beyond `end` to the budget, where no bytes are stored. Only for space that
+    /// was not promised to a peer.
+    pub(crate) fn unreserve(&mut self, end: u64, budget: &mut Budget) {
+        let before = self.reserved_chunks();
+        self.reserved = end.max(self.start).min(self.reserved);
+        let after = self.reserved_chunks();
+        budget.shared -= shared(before) - shared(after);
+        for chunk in self.chunks.drain(after.min(self.chunks.len())..).flatten() {
+            budget.free(chunk);
+        }
     }
 
     /// Stores `bytes` at `position`.
@@ -127,19 +144,39 @@ impl StreamBuffer {
     ///
     /// When the space is not reserved.
     pub(crate) fn space(&mut self, position: u64, len: usize, budget: &mut Budget) -> &mut [u8] {
+        self.spaces(position, len, budget).next().unwrap_or_default()
+    }
+
+    /// Space for `len` bytes at `position`, in parts.
+    ///
+    /// # Panics
+    ///
+    /// When the space is not reserved.
+    pub(crate) fn spaces(
+        &mut self,
+        position: u64,
+        len: usize,
+        budget: &mut Budget,
+    ) -> impl Iterator<Item = &mut [u8]> {
+        let end = position + len as u64;
         assert!(
-            position >= self.start && position + len as u64 <= self.reserved,
+            position >= self.start && end <= self.reserved,
             "{len} bytes at {position} are outside of {}..{}",
             self.start,
             self.reserved
         );
-        let n = (index(position) - index(self.start)) as usize;
-        while self.chunks.len() <= n {
-            self.chunks.push_back(None);
+        let first = (index(position) - index(self.start)) as usize;
+        let count = if len == 0 { 0 } else { (index(end - 1) - index(position) + 1) as usize };
+        if self.chunks.len() < first + count {
+            self.chunks.resize_with(first + count, || None);
         }
-        let chunk = self.chunks[n].get_or_insert_with(|| budget.chunk());
-        let at = (position % CHUNK as u64) as usize;
-        &mut chunk[at..CHUNK.min(at + len)]
+        let begin = index(position) * CHUNK as u64;
+        self.chunks.range_mut(first..first + count).zip(0_u64..).map(move |(chunk, n)| {
+            let begin = begin + n * CHUNK as u64;
+            let from = position.saturating_sub(begin) as usize;
+            let to = (end - begin).min(CHUNK as u64) as usize;
+            &mut chunk.get_or_insert_with(|| budget.chunk())[from..to]
+        })
     }
 
     /// The stored bytes of `range`, in parts.

@@ -92,10 +92,12 @@ pub fn network(data: &[u8]) {
                 net.handle_connect_error(flow, error);
             }
             (11, Some(flow)) => {
-                let space = net.space(flow);
-                let count = space.len().min(usize::from(input.u16()));
-                space[..count].fill(b'x');
-                net.filled(flow, count, now);
+                let mut space = 0;
+                for part in net.spaces(flow, usize::from(input.u16())) {
+                    part.fill(b'x');
+                    space += part.len();
+                }
+                net.filled(flow, space.min(usize::from(input.u16())), now);
             }
             (12, Some(flow)) => net.handle_eof(flow),
             (13, Some(flow)) => {

@@ -239,20 +239,20 @@ impl Net {
         self.with_connection(flow, |connection, budget| connection.handle_error(budget));
     }
 
-    /// Space for bytes of a TCP socket. Empty when none can be read now. After reading, call
-    /// [`filled`](Self::filled).
-    pub fn space(&mut self, flow: FlowId) -> &mut [u8] {
-        match self.flows.get_mut(flow) {
-            Some((_, Flow { transport: Transport::Tcp(connection), .. })) => {
-                connection.space(&mut self.budget)
-            }
-            _ => &mut [],
-        }
+    /// Space for at most `len` bytes of a TCP socket, in parts. None when no bytes can be read now. After
+    /// reading, call [`filled`](Self::filled), even if there was nothing to read.
+    pub fn spaces(&mut self, flow: FlowId, len: usize) -> impl Iterator<Item = &mut [u8]> {
+        let connection = match self.flows.get_mut(flow) {
+            Some((_, Flow { transport: Transport::Tcp(connection), .. })) => Some(connection),
+            _ => None,
+        };
+        let budget = &mut self.budget;
+        connection.map(|connection| connection.spaces(len, budget)).into_iter().flatten()
     }
 
-    /// A TCP socket gave `count` bytes, which are in its [`space`](Self::space).
+    /// A TCP socket gave `count` bytes, which are in its [`spaces`](Self::spaces).
     pub fn filled(&mut self, flow: FlowId, count: usize, now: Instant) {
-        self.with_connection(flow, |connection, _| connection.filled(count, now));
+        self.with_connection(flow, |connection, budget| connection.filled(count, now, budget));
     }
 
     /// A TCP socket has no more bytes.

@@ -1,23 +1,26 @@
 //! The sockets of the flows: opens, reads, writes and closes them as the stack asks.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use capsa_net::{ConnectError, Delivery, Destination, FlowId, Interest, NetAction, SocketAction};
 use capsa_proto::time::Instant;
-use rustix::io::Errno;
+use rustix::io::{Errno, readv};
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, Shutdown, SocketType, connect, getpeername,
     ipproto, recv, send, shutdown, sockopt,
 };
 
-use super::{Key, Network, link};
+use super::{BYTES, Key, Network, link};
 use crate::sys::{self, PollSource, RouteProtocol};
 
 /// Datagrams that are read from a socket in one call, at most.
 const DATAGRAMS: usize = 16;
+
+/// Bytes of the first read from a stream in a call, at most.
+const READ_FIRST: usize = 16 << 10;
 
 /// Parts of a stream that are written with one system call, at most.
 const PARTS: usize = 64;
@@ -348,22 +351,27 @@ impl Network {
     }
 
     fn read_stream(&mut self, flow: FlowId, now: Instant) {
+        // A stream that has little to say gets little memory.
+        let mut len = READ_FIRST;
         loop {
             let Some(socket) = self.sockets.get(flow) else { return };
-            let space = self.net.space(flow);
-            let size = space.len().min(self.budget);
+            let spaces = self.net.spaces(flow, len.min(self.budget));
+            let mut spaces: Vec<_> = spaces.map(IoSliceMut::new).collect();
+            let size: usize = spaces.iter().map(|space| space.len()).sum();
             if size == 0 {
                 self.more |= self.budget == 0;
                 return;
             }
-            match recv(socket.source.io_ref(), &mut space[..size], RecvFlags::empty()) {
-                Ok((0, _)) => return self.net.handle_eof(flow),
-                Ok((count, _)) => {
+            let count = readv(socket.source.io_ref(), &mut spaces);
+            self.net.filled(flow, *count.as_ref().unwrap_or(&0), now);
+            match count {
+                Ok(0) => return self.net.handle_eof(flow),
+                Ok(count) => {
                     self.budget -= count;
-                    self.net.filled(flow, count, now);
                     if count < size {
                         return;
                     }
+                    len = BYTES;
                 }
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}

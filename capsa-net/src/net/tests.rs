@@ -369,9 +369,11 @@ impl World {
                     host.end.has_finished = true;
                     self.net.handle_eof(flow);
                 } else {
-                    let space = self.net.space(flow);
-                    let count = space.len().min(bytes.len());
-                    space[..count].copy_from_slice(&bytes[..count]);
+                    let mut count = 0;
+                    for space in self.net.spaces(flow, bytes.len()) {
+                        space.copy_from_slice(&bytes[count..count + space.len()]);
+                        count += space.len();
+                    }
                     host.end.sent += count;
                     self.net.filled(flow, count, self.now);
                 }

@@ -195,14 +195,16 @@ impl ModelSocket {
             trace.add(now, "socket ends", [self.connection as u64, self.sent, 0]);
             return net.handle_eof(flow);
         }
-        let space = net.space(flow);
-        if space.is_empty() {
-            trace.fail(format_args!("the network waits for bytes without room for them: {self:?}"));
-        }
-        let count = (space.len() as u64).min(left).min(random.skewed(40_000).max(1));
         let stream = download_of(self.connection);
-        for (byte, at) in space[..count as usize].iter_mut().zip(self.sent..) {
-            *byte = byte_at(stream, at);
+        let mut count = 0;
+        for space in net.spaces(flow, left.min(random.skewed(40_000).max(1)) as usize) {
+            for (byte, at) in space.iter_mut().zip(self.sent + count..) {
+                *byte = byte_at(stream, at);
+            }
+            count += space.len() as u64;
+        }
+        if count == 0 {
+            trace.fail(format_args!("the network waits for bytes without room for them: {self:?}"));
         }
         self.sent += count;
         trace.add(now, "socket gives", [self.connection as u64, count, 0]);

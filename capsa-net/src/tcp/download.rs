@@ -92,25 +92,30 @@ impl Download {
         self.retransmit_at
     }
 
-    /// How many bytes can be read from the socket now.
-    pub(super) fn room(&mut self, budget: &mut Budget) -> usize {
-        if self.is_ended {
-            return 0;
-        }
-        let reserved = self.buffer.reserve(self.buffer.start() + CAPACITY, budget);
-        (reserved - self.end) as usize
+    /// Whether bytes can be read from the socket now. Nothing is reserved before they are: an idle
+    /// connection leaves the memory to the others.
+    pub(super) fn has_room(&self, budget: &Budget) -> bool {
+        let limit = self.buffer.start() + CAPACITY;
+        !self.is_ended && self.buffer.reservable(limit, budget) > self.end
     }
 
-    /// Space for bytes of the socket.
-    pub(super) fn space(&mut self, budget: &mut Budget) -> &mut [u8] {
-        let room = self.room(budget);
-        self.buffer.space(self.end, room, budget)
+    /// Space for at most `len` bytes of the socket, in parts. [`filled`](Self::filled) ends the use of it.
+    pub(super) fn spaces(
+        &mut self,
+        len: usize,
+        budget: &mut Budget,
+    ) -> impl Iterator<Item = &mut [u8]> {
+        let limit = self.buffer.start() + CAPACITY;
+        let end = if self.is_ended { self.end } else { limit.min(self.end + len as u64) };
+        let reserved = self.buffer.reserve(end, budget).min(end);
+        self.buffer.spaces(self.end, (reserved - self.end) as usize, budget)
     }
 
     /// The socket gave `count` bytes, which are in the space.
-    pub(super) fn filled(&mut self, count: usize) {
+    pub(super) fn filled(&mut self, count: usize, budget: &mut Budget) {
         self.end += count as u64;
         debug_assert!(self.end <= self.buffer.reserved());
+        self.buffer.unreserve(self.end, budget);
     }
 
     /// The socket has no more bytes.
@@ -219,13 +224,20 @@ impl Download {
         self.buffer.parts(range)
     }
 
+    /// The guest has received the whole stream, although it did not acknowledge it.
+    pub(super) fn complete(&mut self, budget: &mut Budget) {
+        (self.is_acknowledged, self.next) = (true, self.sent);
+        self.clear(budget);
+    }
+
     /// Returns the memory.
     pub(super) fn clear(&mut self, budget: &mut Budget) {
         self.buffer.clear(budget);
         self.retransmit_at = None;
     }
 
-    fn is_fin_sent(&self) -> bool {
+    /// Whether the end of the stream was sent.
+    pub(super) fn is_fin_sent(&self) -> bool {
         self.is_ended && self.sent > self.end
     }
 

@@ -159,18 +159,22 @@ impl Connection {
         }
     }
 
-    /// Space for bytes of the socket; empty when nothing can be read now.
-    pub(crate) fn space(&mut self, budget: &mut Budget) -> &mut [u8] {
-        match self.state {
-            State::Open => self.download.space(budget),
-            _ => &mut [],
-        }
+    /// Space for at most `len` bytes of the socket, in parts; none when nothing can be read now.
+    pub(crate) fn spaces(
+        &mut self,
+        len: usize,
+        budget: &mut Budget,
+    ) -> impl Iterator<Item = &mut [u8]> {
+        let download = (self.state == State::Open).then_some(&mut self.download);
+        download.map(|download| download.spaces(len, budget)).into_iter().flatten()
     }
 
-    /// The socket gave `count` bytes into [`space`](Self::space).
-    pub(crate) fn filled(&mut self, count: usize, now: Instant) {
-        self.active_at = now;
-        self.download.filled(count);
+    /// The socket gave `count` bytes into [`spaces`](Self::spaces), or none.
+    pub(crate) fn filled(&mut self, count: usize, now: Instant, budget: &mut Budget) {
+        if count > 0 {
+            self.active_at = now;
+        }
+        self.download.filled(count, budget);
     }
 
     /// The socket has no more bytes.
@@ -270,6 +274,12 @@ impl Connection {
         if header.flags.rst {
             // Only a reset that is exactly in order ends the connection (RFC 5961, 3.2).
             match position - self.upload.acknowledgement() as i64 {
+                // The guest has closed its socket and forgotten it, so it has received everything: only our
+                // FIN came again. What it sent before still goes to the socket.
+                0 if self.upload.is_received() && self.download.is_fin_sent() => {
+                    self.download.complete(budget);
+                    self.after_upload(now, budget);
+                }
                 0 => self.abort(SocketAction::Reset, budget),
                 n if (0..=self.upload.window() as i64).contains(&n) => self.is_ack_due = true,
                 _ => {}
@@ -369,7 +379,7 @@ impl Connection {
     pub(crate) fn interest(&mut self, budget: &mut Budget) -> Interest {
         match self.state {
             State::Open => Interest {
-                readable: self.download.room(budget) > 0,
+                readable: self.download.has_room(budget),
                 writable: self.upload.is_waiting(),
             },
             _ => Interest::default(),

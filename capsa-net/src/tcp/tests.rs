@@ -86,10 +86,14 @@ impl Peer {
     fn host(&mut self, data: &[u8]) {
         let mut rest = data;
         while !rest.is_empty() {
-            let space = self.connection.space(&mut self.budget);
-            let (now, later) = rest.split_at(space.len().min(rest.len()));
-            space[..now.len()].copy_from_slice(now);
-            self.connection.filled(now.len(), self.now);
+            let mut later = rest;
+            for space in self.connection.spaces(rest.len(), &mut self.budget) {
+                let (now, after) = later.split_at(space.len());
+                space.copy_from_slice(now);
+                later = after;
+            }
+            let count = rest.len() - later.len();
+            self.connection.filled(count, self.now, &mut self.budget);
             rest = later;
         }
     }
@@ -171,6 +175,22 @@ fn three_repeated_acknowledgements_send_again_at_once() {
         fixture.guest(&[], 0, 10_000);
     }
     assert_eq!(fixture.poll(), None);
+}
+
+#[test]
+fn reset_after_both_ends_loses_no_byte() {
+    let mut fixture = Peer::open();
+    fixture.guest(b"upload", 0, 10_000);
+    fixture.with_flags(FIN, 0);
+    fixture.sent += 1;
+    fixture.host(b"download");
+    fixture.connection.handle_eof();
+    while fixture.poll().is_some() {}
+    // The guest has acknowledged our FIN, which is lost, and has forgotten the connection.
+    fixture.with_flags(RST, 0);
+    assert_eq!(fixture.connection.poll_action(), None);
+    assert_eq!(fixture.drain(), 6);
+    assert_eq!(fixture.connection.poll_action(), Some(SocketAction::Close));
 }
 
 #[test]

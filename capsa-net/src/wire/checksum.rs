@@ -47,9 +47,11 @@ impl Sum {
             self.is_odd = false;
             rest = tail;
         }
-        // Words of four bytes: their halves are added when the sum is folded.
+        // Words of four bytes in the order of this CPU: the sum in the other order has the same bytes
+        // (RFC 1071, 2B), and the compiler adds several words at once.
         let (words, tail) = rest.as_chunks::<4>();
-        self.total += words.iter().map(|w| u64::from(u32::from_be_bytes(*w))).sum::<u64>();
+        let native = words.iter().map(|w| u64::from(u32::from_ne_bytes(*w))).sum::<u64>();
+        self.total += u64::from(u16::from_be(fold(native)));
         let (pairs, tail) = tail.as_chunks::<2>();
         self.total += pairs.iter().map(|w| u64::from(u16::from_be_bytes(*w))).sum::<u64>();
         if let [last] = tail {
@@ -66,17 +68,20 @@ impl Sum {
 
     /// The sum itself, folded to 16 bits.
     pub fn folded(&self) -> u16 {
-        let mut sum = self.total;
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum as u16
+        fold(self.total)
     }
 
     /// Whether the summed packet, with its checksum field, is intact.
     pub fn is_valid(&self) -> bool {
         self.checksum() == 0
     }
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
 }
 
 /// The checksum of `bytes`.

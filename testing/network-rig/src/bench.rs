@@ -93,6 +93,7 @@ fn measure(
     (name, n): (&'static str, u64),
     mut add: impl FnMut(&'static str, f64),
 ) {
+    let before = guest.cpu_seconds().unwrap_or_default();
     let figures = rig.traffic(guest, name, n).unwrap_or_else(|error| {
         eprintln!("{name}: {error}");
         Figures::new()
@@ -101,7 +102,15 @@ fn measure(
     let rate = |seconds| Some(figure("bytes")? / figure(seconds)? / f64::from(1 << 20));
     match name {
         // A transfer that did not end in time counts as 0.
-        "upload" | "download" => add(name, rate("seconds").unwrap_or(0.0)),
+        "upload" | "download" => {
+            add(name, rate("seconds").unwrap_or(0.0));
+            let cpu = guest.cpu_seconds().unwrap_or_default() - before;
+            let gibibytes = figure("bytes").unwrap_or(0.0) / f64::from(1 << 30);
+            add(
+                if name == "upload" { "upload-cpu" } else { "download-cpu" },
+                1e3 * cpu / gibibytes,
+            );
+        }
         "upload-slowly" => {
             add(name, rate("read_seconds").unwrap_or(0.0));
             add("gap", figure("gap").unwrap_or(f64::INFINITY) * 1e3);

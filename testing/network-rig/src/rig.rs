@@ -47,11 +47,26 @@ pub enum GuestStack {
 pub struct RigGuest {
     /// Its namespace; none for the loopback.
     pub namespace: Option<Namespace>,
-    _stack: Option<RigProcess>,
+    stack: Option<RigProcess>,
 }
 
 /// The figures of one kind of traffic, by name.
 pub type Figures = BTreeMap<String, f64>;
+
+impl RigGuest {
+    /// The time that the stack has run on a CPU, in seconds. It includes what the guest's kernel does with a
+    /// frame of the stack.
+    ///
+    /// # Errors
+    ///
+    /// Without `/proc/PID/schedstat`.
+    pub fn cpu_seconds(&self) -> Result<f64, RigError> {
+        let Some(stack) = &self.stack else { return Ok(0.0) };
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", stack.0.id()))?;
+        let nanos: u64 = text.split(' ').next().unwrap_or_default().parse()?;
+        Ok(nanos as f64 / 1e9)
+    }
+}
 
 impl Rig {
     /// Creates the host and the remote network. `program` is the program `network-rig`.
@@ -80,7 +95,7 @@ impl Rig {
     /// When the stack does not start.
     pub fn guest(&self, stack: GuestStack, mtu: u16) -> Result<RigGuest, RigError> {
         let (namespace, process) = match stack {
-            GuestStack::Loopback => return Ok(RigGuest { namespace: None, _stack: None }),
+            GuestStack::Loopback => return Ok(RigGuest { namespace: None, stack: None }),
             GuestStack::Slirp4netns => {
                 let guest = self.host.beside()?;
                 let process = peers::slirp4netns(&self.host, &guest, mtu)?;
@@ -98,7 +113,7 @@ impl Rig {
                 (guest, process)
             }
         };
-        Ok(RigGuest { namespace: Some(namespace), _stack: Some(process) })
+        Ok(RigGuest { namespace: Some(namespace), stack: Some(process) })
     }
 
     /// Runs traffic of a guest with the servers on the host's loopback, and returns its figures. `n` is the

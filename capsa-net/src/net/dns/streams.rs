@@ -129,12 +129,15 @@ impl Net {
         let mut output = core::mem::take(&mut stream.output);
         let mut written = 0;
         while written < output.len() {
-            let space = self.space(flow);
-            let count = space.len().min(output.len() - written);
+            let mut count = 0;
+            for space in self.spaces(flow, output.len() - written) {
+                let from = written + count;
+                space.copy_from_slice(&output[from..from + space.len()]);
+                count += space.len();
+            }
             if count == 0 {
                 break;
             }
-            space[..count].copy_from_slice(&output[written..written + count]);
             self.filled(flow, count, now);
             written += count;
         }
