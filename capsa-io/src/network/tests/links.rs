@@ -144,7 +144,7 @@ fn refused_datagrams_are_sent_later_in_order() {
     }
     test.card.replace(theirs);
     let link = FrameLink::Datagram(DatagramLink::with_write(ours.into(), refusing));
-    test.network.link = Some(test.network.poll.add(link, Key::Link.encode()).unwrap());
+    test.network.link = Some(test.network.poll.add(link, Key::Link(0).encode()).unwrap());
     let handle = test.connect((GATEWAY, port), 40_000);
     assert!(exchange(&mut test, handle, b"request") == answer);
     assert_eq!(server.join().unwrap(), b"request");

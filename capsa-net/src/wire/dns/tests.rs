@@ -61,7 +61,8 @@ fn query_with_other_than_one_question_is_format_error() {
 
 #[test]
 fn query_that_is_malformed_is_format_error() {
-    let bad: [&dyn Fn(&mut Vec<u8>); 11] = [
+    type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let bad: [Change<'_>; 11] = [
         // Answers and authorities in a query.
         &|message| message[7] = 1,
         &|message| message[9] = 1,
