@@ -11,6 +11,7 @@ pub(crate) enum Subcommand {
     Stop,
     Pause,
     Resume,
+    Network,
     Console,
     Gc,
     Backends,
@@ -70,6 +71,12 @@ pub(crate) const COMMANDS: &[CommandRow] = &[
             "resume",
             "Resume a guest that was paused, by `capsa pause` or at a disk error",
         )
+    },
+    CommandRow {
+        operands: "up|down NAME",
+        max_operands: 2,
+        words: &["up", "down"],
+        ..plain(Subcommand::Network, "network", "Take the link of a guest's network up or down")
     },
     CommandRow {
         operands: "NAME",

@@ -89,6 +89,7 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
         Subcommand::Ps => running::ps(json),
         Subcommand::Stop => running::stop(arguments),
         Subcommand::Pause | Subcommand::Resume => running::pause(arguments),
+        Subcommand::Network => running::network(arguments),
         Subcommand::Gc => running::gc(arguments),
         Subcommand::Console => running::console(arguments),
         Subcommand::Backends => {

@@ -7,9 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use capsa::network::TransportProtocol;
 use capsa::vsock::VsockDirection;
 use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VmDisk};
 use humantime::DurationError;
+
+use crate::settings::{ForwardSetting, ServiceSetting};
 
 type Parsed<T> = Result<T, String>;
 
@@ -173,6 +176,37 @@ pub(crate) fn vsock(text: &str) -> Parsed<VsockRelay> {
     Ok(VsockRelay { direction, port, socket: socket.into() })
 }
 
+/// A port of TCP or UDP.
+pub(crate) fn port(text: &str) -> Parsed<u16> {
+    let port = text.parse().ok().filter(|port| *port != 0);
+    port.ok_or_else(|| format!("invalid port {text:?}: expected 1 to 65535"))
+}
+
+/// `[ADDR:]HOSTPORT:GUESTPORT[/udp]`, `unix:PATH:GUESTPORT`. The path may contain colons.
+pub(crate) fn forward(text: &str) -> Parsed<ForwardSetting> {
+    let invalid = |reason: String| format!("invalid forward {text:?}: {reason}");
+    let (ports, protocol) = match text.rsplit_once('/') {
+        Some((ports, "udp")) => (ports, TransportProtocol::Udp),
+        Some((ports, "tcp")) => (ports, TransportProtocol::Tcp),
+        _ => (text, TransportProtocol::Tcp),
+    };
+    let form = || invalid("expected [ADDR:]HOSTPORT:GUESTPORT[/udp] or unix:PATH:GUESTPORT".into());
+    let (host, guest) = ports.rsplit_once(':').ok_or_else(form)?;
+    let host = host.parse().map_err(|_| form())?;
+    Ok(ForwardSetting { host, guest: port(guest).map_err(invalid)?, protocol })
+}
+
+/// `NAME:PORT=unix:PATH`.
+pub(crate) fn service(text: &str) -> Parsed<ServiceSetting> {
+    let parts = text.split_once('=').and_then(|(address, target)| {
+        let path = target.strip_prefix("unix:").filter(|path| !path.is_empty())?;
+        address.contains(':').then_some((address, path))
+    });
+    let form = || format!("invalid service {text:?}: expected NAME:PORT=unix:PATH");
+    let (address, path) = parts.ok_or_else(form)?;
+    Ok(ServiceSetting { address: address.into(), unix: path.into() })
+}
+
 /// A VM's name: letters, digits, `-`, `_` and `.`, at most 64, beginning with neither `-` nor `.`.
 pub(crate) fn name(text: &str) -> Parsed<String> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -311,6 +345,32 @@ mod tests {
         for text in ["", "listen", "listen:1", "listen:1:", "listen::s", "listen:-1:s", "both:1:s"]
         {
             assert!(vsock(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn forward_has_host_and_guest_port() {
+        for (text, host, guest, protocol) in [
+            ("8080:80", "8080", 80, TransportProtocol::Tcp),
+            ("0:22/tcp", "0", 22, TransportProtocol::Tcp),
+            ("0.0.0.0:53:5353/udp", "0.0.0.0:53", 5353, TransportProtocol::Udp),
+            ("[::1]:1:65535", "[::1]:1", 65535, TransportProtocol::Tcp),
+            ("unix:/run/a:b/c:80", "unix:/run/a:b/c", 80, TransportProtocol::Tcp),
+        ] {
+            let host = host.parse().unwrap();
+            assert_eq!(forward(text), Ok(ForwardSetting { host, guest, protocol }), "{text}");
+        }
+        for text in ["", "80", ":80", "80:", "80:0", "80:65536", "x:80", "unix::80", "80:80/sctp"] {
+            assert!(forward(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn service_has_name_port_and_socket() {
+        let want = ServiceSetting { address: "a.b:80".into(), unix: "./s=1".into() };
+        assert_eq!(service("a.b:80=unix:./s=1"), Ok(want));
+        for text in ["", "a:80", "a:80=", "a:80=unix:", "a:80=/s", "a=unix:/s"] {
+            assert!(service(text).is_err(), "{text}");
         }
     }
 

@@ -172,6 +172,7 @@ impl Net {
     pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Option<Delivery> {
         self.last_call = now;
         self.reassembled = Vec::new();
+        self.counters.bytes_from_guest += frame.len() as u64;
         match self.frame(frame, now) {
             Ok(delivery) => delivery,
             Err(ParseError::Unsupported) => {
@@ -374,6 +375,12 @@ impl Net {
     /// The next frame for the guest: writes its header, or all of it, to `head`, whose old content is
     /// discarded. The frame is `head`, followed by the [`parts`](Self::parts) of the body.
     pub fn poll_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
+        let body = self.next_frame(head, now)?;
+        self.counters.bytes_to_guest += head.len() as u64 + (body.range.end - body.range.start);
+        Some(body)
+    }
+
+    fn next_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
         let empty = |flow| SegmentBody { flow, range: 0..0, offload: None };
         if let Some(answer) = self.answers.pop_front() {
             *head = answer;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::mistake::Mistake;
 use crate::settings::{SECTIONS, Section, Setting, Settings, Shape, ValueKind};
@@ -46,7 +46,14 @@ impl<'f> ConfigReader<'f> {
             }
         }
         for section in SECTIONS {
-            if let Some((key, value)) = document.get_key_value(section.name) {
+            let found = match section.name.split_once('.') {
+                None => document.get_key_value(section.name),
+                Some((outer, inner)) => document
+                    .get(outer)
+                    .and_then(|outer| outer.get_ref().as_table())
+                    .and_then(|outer| outer.get_key_value(inner)),
+            };
+            if let Some((key, value)) = found {
                 for table in self.tables(section, key.span(), value) {
                     self.table(&table);
                 }
@@ -115,7 +122,9 @@ impl<'f> ConfigReader<'f> {
             return self.mistake(value.span(), reason, hint);
         };
         for (key, _) in keys {
-            if section.row(key.get_ref()).is_none() {
+            let inner = format!("{}.{}", section.name, key.get_ref());
+            let is_section = SECTIONS.iter().any(|section| section.name == inner);
+            if !is_section && section.row(key.get_ref()).is_none() {
                 self.unknown_key(table, key.get_ref(), key.span());
             }
         }
@@ -156,6 +165,21 @@ impl<'f> ConfigReader<'f> {
                     false
                 }
                 _ => self.settings.vsock.last().is_some_and(|relay| relay.socket != Path::new("")),
+            },
+            "network.forward" => match (span("host"), span("unix")) {
+                (Some(_), Some(unix)) => {
+                    let reason = format!("{header} has both host and unix");
+                    self.mistake(unix, reason, "remove one of them");
+                    false
+                }
+                (None, None) => {
+                    let at = span("guest").unwrap_or(table.at.clone());
+                    let reason = format!("{header} has neither host nor unix");
+                    let hint = "add host = \"127.0.0.1:8080\" or unix = \"./web.sock\"";
+                    self.mistake(at, reason, hint);
+                    false
+                }
+                _ => true,
             },
             "cmdline" => {
                 let settings = &self.settings;
@@ -219,11 +243,33 @@ impl<'f> ConfigReader<'f> {
                 }
                 return true;
             }
+            (ValueKind::Port(set), DeValue::Integer(number)) => {
+                port(number).map(|port| set(settings, port))
+            }
+            (ValueKind::Ports(set), DeValue::Array(list)) => {
+                for item in list.iter() {
+                    let parsed = match item.get_ref() {
+                        DeValue::Integer(number) => port(number),
+                        other => Err(format!("has {} as an item", type_of(other))),
+                    };
+                    match parsed {
+                        Ok(port) => set(&mut self.settings, port),
+                        Err(reason) => {
+                            let reason = format!("{}: {reason}", row.key_name());
+                            let hint = format!("for example, {}", assignment(row));
+                            self.mistakes.push(Mistake::new(item.span(), reason, hint));
+                        }
+                    }
+                }
+                return true;
+            }
             (ValueKind::Path(set), DeValue::String(text)) => values::path(text.as_ref().as_ref())
                 .map(|path| set(settings, self.directory.join(path))),
             (
                 ValueKind::Switch(_)
                 | ValueKind::Number(..)
+                | ValueKind::Port(_)
+                | ValueKind::Ports(_)
                 | ValueKind::List(_)
                 | ValueKind::Paths(_),
                 _,
@@ -278,6 +324,15 @@ impl<'f> ConfigReader<'f> {
 
     fn mistake(&mut self, at: Range<usize>, reason: impl Into<String>, hint: impl Into<String>) {
         self.mistakes.push(Mistake::new(at, reason, hint));
+    }
+}
+
+/// A port, in any notation of TOML.
+fn port(number: &DeInteger<'_>) -> Result<u16, String> {
+    let digits = number.as_str().replace('_', "");
+    match u32::from_str_radix(&digits, number.radix()) {
+        Ok(number) => values::port(&number.to_string()),
+        Err(_) => values::port(&digits),
     }
 }
 

@@ -7,14 +7,25 @@ use crate::values::Bounds;
 
 /// The schema, draft 2020-12.
 pub(crate) fn schema() -> Value {
-    let sections =
-        SECTIONS.iter().map(|section| (section.name.to_owned(), section_schema(section)));
+    let mut sections = Map::new();
+    for section in SECTIONS {
+        // A section inside another follows it.
+        let (into, name) = match section.name.split_once('.') {
+            None => (&mut sections, section.name),
+            Some((outer, inner)) => {
+                let outer =
+                    sections.get_mut(outer).and_then(|outer| outer["properties"].as_object_mut());
+                (outer.expect("the outer section is a table"), inner)
+            }
+        };
+        into.insert(name.to_owned(), section_schema(section));
+    }
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Config file of capsa",
         "type": "object",
         "additionalProperties": false,
-        "properties": sections.collect::<Map<_, _>>(),
+        "properties": sections,
     })
 }
 
@@ -50,11 +61,17 @@ fn value(row: &Setting) -> Value {
         ValueKind::Number(Bounds(min, max), _) => {
             json!({"type": "integer", "minimum": min, "maximum": max})
         }
+        ValueKind::Port(_) => port(),
+        ValueKind::Ports(_) => json!({"type": "array", "items": port()}),
         ValueKind::Switch(_) => json!({"type": "boolean"}),
         ValueKind::Choice(_) => json!({"enum": row.words()}),
     };
     value["description"] = format!("{}; {} = {}", row.help(), row.key_name(), row.example).into();
     value
+}
+
+fn port() -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": u16::MAX})
 }
 
 #[cfg(test)]
@@ -66,7 +83,8 @@ mod tests {
         let schema = schema();
         assert_eq!(schema["additionalProperties"], false);
         for section in SECTIONS {
-            let of = &schema["properties"][section.name];
+            let path = section.name.replace('.', "/properties/");
+            let of = schema.pointer(&format!("/properties/{path}")).unwrap();
             let table = match section.shape {
                 Shape::One => of,
                 Shape::Many => &of["items"],

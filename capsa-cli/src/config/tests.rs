@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use capsa::{
-    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, SharedDir,
+    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, RebootPolicy, ShareMechanism,
+    SharedDir,
 };
 
 use super::*;
+use crate::flags::Arguments;
 use crate::settings::{SECTIONS, Shape};
+use crate::values;
 
 /// The file of the specification, and the keys that it does not have.
 const WHOLE: &str = r#"
@@ -40,6 +42,21 @@ grace = "10s"
 
 [network]
 mode = "nat"
+allow-private = true
+allow-host-ports = [5432]
+pcap = "/r.pcapng"
+
+[[network.forward]]
+host = "127.0.0.1:0"
+guest = 80
+
+[[network.forward]]
+unix = "dns.sock"
+guest = 53
+
+[[network.service]]
+address = "llm.capsa.internal:80"
+unix = "llm.sock"
 
 [console]
 mode = "enabled"
@@ -89,7 +106,20 @@ fn config_complete_file_is_read() {
     );
     assert_eq!((settings.cpus, settings.memory_mb), (Some(2), Some(2048)));
     assert_eq!(settings.timeout, Some(Duration::from_secs(300)));
-    assert_eq!(settings.network, Some(NetworkMode::Nat));
+    let flags = "--network nat --allow-private --allow-host-port 5432 --network-pcap /r.pcapng";
+    let words = format!("run {flags}");
+    let flags = Arguments::parse(words.split(' ').map(Into::into).collect()).unwrap();
+    let mut from_flags = Settings::default();
+    flags.apply(&mut from_flags).unwrap();
+    let mut want = from_flags.network;
+    let forward = |n| Some(format!("network.forward[{n}]"));
+    want.forwards = vec![
+        (forward(0), values::forward("127.0.0.1:0:80").unwrap()),
+        (forward(1), values::forward("unix:/etc/vms/dns.sock:53").unwrap()),
+    ];
+    let service = values::service("llm.capsa.internal:80=unix:/etc/vms/llm.sock").unwrap();
+    want.services = vec![(Some("network.service[0]".into()), service)];
+    assert_eq!(settings.network, want);
     assert_eq!(settings.console, Some(ConsoleMode::Enabled));
     assert_eq!(settings.shares[1].0.as_deref(), Some("shares.workspace"));
     assert_eq!(
@@ -120,8 +150,12 @@ fn config_every_key_accepts_its_example() {
                     text.push_str(&format!("{} = {}\n", other.key_name(), other.example));
                 }
             }
-            if row.key == "vsock.port" {
-                text.push_str("listen = \"s\"\n");
+            match row.key {
+                "vsock.port" => text.push_str("listen = \"s\"\n"),
+                "network.forward.guest" | "network.forward.protocol" => {
+                    text.push_str("host = \"0\"\n");
+                }
+                _ => {}
             }
             let settings = parse(&text, Path::new(""));
             assert!(settings.is_ok(), "{text}: {settings:?}");

@@ -11,14 +11,21 @@ use super::protocol::{CONTROL_SOCKET, SocketReply, SocketRequest, to_line};
 /// sends none.
 const REPLY_LIMIT: Duration = Duration::from_secs(35);
 
+/// How long the counters of a run may take. A list of VMs does not wait longer for one that is suspended.
+const COUNTERS_LIMIT: Duration = Duration::from_secs(1);
+
 /// Sends a request to the run with this run directory. Returns its reply and the connection, which
 /// may have buffered bytes behind the reply.
 pub(super) fn request(
     run_dir: &Path,
     request: &SocketRequest,
 ) -> io::Result<(BufReader<UnixStream>, SocketReply)> {
+    let limit = match request {
+        SocketRequest::Counters {} => COUNTERS_LIMIT,
+        _ => REPLY_LIMIT,
+    };
     let stream = capsa::internal::connect(&run_dir.join(CONTROL_SOCKET))?;
-    exchange(stream, request, REPLY_LIMIT)
+    exchange(stream, request, limit)
 }
 
 fn exchange(

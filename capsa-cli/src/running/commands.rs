@@ -1,4 +1,4 @@
-//! `capsa ps`, `capsa stop`, `capsa pause`, `capsa resume` and `capsa gc`.
+//! `capsa ps`, `capsa stop`, `capsa pause`, `capsa resume`, `capsa network` and `capsa gc`.
 
 use std::fmt::Write as _;
 use std::io::BufRead;
@@ -24,8 +24,10 @@ pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
         let vms: Vec<Value> = all.iter().map(RunningVm::json).collect();
         return print(&json_output::document("ps", json!({"vms": vms})));
     }
-    let mut rows =
-        vec![["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE", "STATUS"].map(String::from)];
+    let mut rows = vec![
+        ["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE", "FORWARDS", "STATUS"]
+            .map(String::from),
+    ];
     for vm in &all {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let info = vm.info.as_ref();
@@ -36,6 +38,7 @@ pub(crate) fn ps(json: bool) -> Result<u8, CliError> {
             vm.owner.to_string(),
             or_none(info.map(|info| since(info.started))),
             or_none(info.map(|info| if info.has_console { "yes" } else { "no" }.into())),
+            or_none(info.map(|info| info.forwards.join(",")).filter(|text| !text.is_empty())),
             or_none(info.map(RunInfo::status_and_errors)),
         ]);
     }
@@ -102,6 +105,22 @@ pub(crate) fn pause(arguments: &Arguments) -> Result<u8, CliError> {
     let vm = registry::find(name)?;
     vm.request(&request)?;
     print_end(&vm, status)
+}
+
+/// `capsa network`: takes the link of a VM's network up or down.
+pub(crate) fn network(arguments: &Arguments) -> Result<u8, CliError> {
+    let command = Some(arguments.command);
+    let [state, name] = &arguments.operands[..] else {
+        return Err(usage("expected up or down, and the name or ID of a VM", command));
+    };
+    let up = match state.as_str() {
+        "up" => true,
+        "down" => false,
+        _ => return Err(usage(format!("invalid state {state:?}: expected up or down"), command)),
+    };
+    let vm = registry::find(name)?;
+    vm.request(&SocketRequest::Link { up })?;
+    print_end(&vm, &format!("network {state}"))
 }
 
 /// Prints how a request ended. A hypervisor can write to the run directory, so that the texts may have

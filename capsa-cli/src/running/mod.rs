@@ -11,7 +11,7 @@
 //! | `client` | connects to a control socket and sends a request |
 //! | `registry` | lists the running VMs, finds one by name, reserves a name |
 //! | `attach` | `capsa console` |
-//! | `commands` | `capsa ps`, `stop`, `pause`, `resume` and `gc` |
+//! | `commands` | `capsa ps`, `stop`, `pause`, `resume`, `network` and `gc` |
 //!
 //! # Files in the run directory
 //!
@@ -36,6 +36,12 @@
 //! > {"do":"kill"}                   end the VM at once
 //! < {"ok":true}
 //! < {"code":137,"ended_by":"owner", …}
+//!
+//! > {"do":"link","up":false}        take the link of the network down, or up again
+//! < {"ok":true}
+//!
+//! > {"do":"counters"}               what the network counted
+//! < {"ok":true,"counters":{"flows":3,…}}
 //!
 //! > {"do":"pause"}                  pause the guest; or "resume"
 //! < {"ok":true}                     when it is paused
@@ -76,6 +82,6 @@ mod registry;
 mod server;
 
 pub(crate) use attach::console;
-pub(crate) use commands::{gc, pause, ps, stop};
+pub(crate) use commands::{gc, network, pause, ps, stop};
 pub(crate) use registry::reserve_name;
 pub(crate) use server::{ClientCommand, ControlServer, ControlSource};

@@ -2,6 +2,8 @@
 //!
 //! The module header of [`crate::running`] describes the protocol.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The control socket's name in the run directory.
@@ -29,6 +31,9 @@ pub(crate) struct RunInfo {
     /// The last error of each disk and operation, as text.
     #[serde(default)]
     pub(crate) disk_errors: Vec<String>,
+    /// The forwards, as after `--forward`, with the ports that were chosen.
+    #[serde(default)]
+    pub(crate) forwards: Vec<String>,
 }
 
 impl RunInfo {
@@ -51,6 +56,10 @@ pub(super) enum SocketRequest {
     Pause {},
     /// Resume the guest. The reply comes when it runs.
     Resume {},
+    /// Take the link of the network up or down.
+    Link { up: bool },
+    /// Reply with the counters of the network.
+    Counters {},
     /// Attach to the console, and become the input owner if `input` is set and there is none.
     Console { input: bool },
 }
@@ -65,6 +74,9 @@ pub(super) struct SocketReply {
     /// Of a console: whether the client became the input owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) input: Option<bool>,
+    /// What the network counted, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) counters: Option<BTreeMap<String, u64>>,
 }
 
 impl SocketReply {
@@ -75,12 +87,17 @@ impl SocketReply {
 
     /// A client that is attached to the console.
     pub(super) fn attached(input: bool) -> Self {
-        Self { ok: true, input: Some(input), reason: None }
+        Self { ok: true, input: Some(input), ..Self::default() }
+    }
+
+    /// The counters of the network.
+    pub(super) fn counters(counters: BTreeMap<String, u64>) -> Self {
+        Self { ok: true, counters: Some(counters), ..Self::default() }
     }
 
     /// A request that is not carried out.
     pub(super) fn rejected(reason: String) -> Self {
-        Self { ok: false, reason: Some(reason), input: None }
+        Self { ok: false, reason: Some(reason), ..Self::default() }
     }
 }
 
@@ -103,6 +120,8 @@ mod tests {
             (r#"{"do":"kill"}"#, SocketRequest::Kill {}),
             (r#"{"do":"pause"}"#, SocketRequest::Pause {}),
             (r#"{"do":"resume"}"#, SocketRequest::Resume {}),
+            (r#"{"do":"link","up":false}"#, SocketRequest::Link { up: false }),
+            (r#"{"do":"counters"}"#, SocketRequest::Counters {}),
             (r#"{"do":"console","input":true}"#, SocketRequest::Console { input: true }),
         ] {
             assert_eq!(serde_json::from_str::<SocketRequest>(text).unwrap(), want);

@@ -3,6 +3,7 @@
 //! A VM is found by its run directory. The lock in there proves that the owner is alive, so a
 //! process that has the owner's old process id is never mistaken for it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
@@ -57,7 +58,15 @@ impl RunningVm {
             "console": self.info.as_ref().map(|info| info.has_console),
             "status": self.info.as_ref().map(|info| &info.status),
             "disk_errors": self.info.as_ref().map(|info| &info.disk_errors),
+            "forwards": self.info.as_ref().map(|info| &info.forwards),
+            "network": self.network_counters(),
         })
+    }
+
+    /// What the network counted. `None` if its run does not reply.
+    fn network_counters(&self) -> Option<BTreeMap<String, u64>> {
+        self.info.as_ref()?;
+        client::request(&self.run_dir, &SocketRequest::Counters {}).ok()?.1.counters
     }
 
     /// Whether its run still answers requests. It does so until the VM has ended and every client

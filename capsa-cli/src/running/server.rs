@@ -95,6 +95,7 @@ impl ControlServer {
             has_console: plan.console() != ConsoleMode::Disabled,
             status: vm.status().to_string(),
             disk_errors: Vec::new(),
+            forwards: vm.forwards().iter().map(ToString::to_string).collect(),
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
         Ok(Self { run_dir, info, listener, clients: Vec::new(), input_owner: None, last_id: 0 })
@@ -259,6 +260,19 @@ impl ControlServer {
             }
             SocketRequest::Pause {} => client.await_pause(PauseRequest::Pause, vm.pause()),
             SocketRequest::Resume {} => client.await_pause(PauseRequest::Resume, vm.resume()),
+            SocketRequest::Link { up } => {
+                client.state = ClientState::Closing;
+                client.send(&match vm.set_network_link(*up) {
+                    Ok(()) => SocketReply::accepted(),
+                    Err(error) => SocketReply::rejected(error.to_string()),
+                });
+            }
+            SocketRequest::Counters {} => {
+                client.state = ClientState::Closing;
+                let counters = vm.network_counters().named();
+                let counters = counters.map(|(name, count)| (name.to_owned(), count));
+                client.send(&SocketReply::counters(counters.into()));
+            }
             SocketRequest::Console { .. }
                 if vm.launch_plan().console() == ConsoleMode::Disabled =>
             {

@@ -4,6 +4,8 @@
 //! value overrides the file's and a list grows.
 
 mod names;
+mod network;
+mod sections;
 mod setting;
 mod table;
 
@@ -14,15 +16,17 @@ use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
     Accelerator, Capsa, ConsoleMode, DiskImage, LinuxBootConfig, LinuxVmBuilder, MountMode,
-    NetworkMode, RebootPolicy, SharedDir, VmDisk,
+    RebootPolicy, SharedDir, VmDisk,
 };
 use tracing::level_filters::LevelFilter;
 
 use crate::spans::SourceSpans;
 use crate::values::VsockRelay;
 
+pub(crate) use network::{ForwardSetting, GuestNetwork, ServiceSetting};
+pub(crate) use sections::SECTIONS;
 pub(crate) use setting::{Section, Setting, Shape, ValueKind};
-pub(crate) use table::{SECTIONS, SETTINGS, flags_of};
+pub(crate) use table::{SETTINGS, flags_of};
 
 /// The table of the config file that describes a disk or share; `None` for one from a flag.
 pub(crate) type Origin = Option<String>;
@@ -41,7 +45,7 @@ pub(crate) struct Settings {
     pub(crate) memory_mb: Option<u32>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Option<Duration>,
-    pub(crate) network: Option<NetworkMode>,
+    pub(crate) network: GuestNetwork,
     pub(crate) vsock: Vec<VsockRelay>,
     pub(crate) cmdline: Vec<String>,
     pub(crate) cmdline_override: Option<String>,
@@ -131,6 +135,8 @@ impl Settings {
             "disk" | "disks" => drop(self.disks.pop()),
             "shares" => drop(self.shares.pop()),
             "vsock" => drop(self.vsock.pop()),
+            "network.forward" => drop(self.network.forwards.pop()),
+            "network.service" => drop(self.network.services.pop()),
             _ => {}
         }
     }
@@ -165,11 +171,11 @@ impl Settings {
         let mut builder = Capsa::vm(config)
             .shares(self.shares.iter().map(|(_, share)| share.clone()))
             .console(self.console())
-            .network(self.network.unwrap_or_default())
             .accelerator(self.accelerator.unwrap_or_default())
             .on_reboot(self.on_reboot.unwrap_or_default())
             .on_disk_error(self.on_disk_error.unwrap_or_default())
             .cmdline_args(self.cmdline.iter().map(String::as_str));
+        builder = self.network.describe(builder);
         if self.virtio_console {
             builder = builder.virtio_console();
         }

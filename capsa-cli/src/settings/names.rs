@@ -53,6 +53,14 @@ impl Settings {
         let (flag, origins): (_, Vec<&Origin>) = match list {
             "disks" => ("--disk", self.disks.iter().map(|(origin, _)| origin).collect()),
             "shares" => ("--share", self.shares.iter().map(|(origin, _)| origin).collect()),
+            "forwards" => {
+                let forwards = self.network.forwards.iter();
+                ("--forward", forwards.map(|(origin, _)| origin).collect())
+            }
+            "services" => {
+                let services = self.network.services.iter();
+                ("--service", services.map(|(origin, _)| origin).collect())
+            }
             _ => return None,
         };
         let (n, rest) = rest.split_once(']')?;

@@ -9,7 +9,7 @@ use crate::commands::Subcommand;
 use crate::values::{self, Bounds};
 
 /// A row of the table.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Setting {
     /// `--cpus`; empty for what only a config file can set.
     pub(crate) flag: &'static str,
@@ -53,6 +53,10 @@ pub(crate) enum ValueKind {
     Paths(fn(&mut Settings, PathBuf)),
     /// A whole number.
     Number(Bounds, fn(&mut Settings, u32)),
+    /// A port of TCP or UDP.
+    Port(fn(&mut Settings, u16)),
+    /// A list of ports. Each occurrence of the flag adds one.
+    Ports(fn(&mut Settings, u16)),
     /// `512M`; the function receives MiB.
     Size(fn(&mut Settings, u32)),
     /// `5m`.
@@ -104,6 +108,7 @@ impl Setting {
             ValueKind::Choice(choices) => words(choices).join("|"),
             ValueKind::Path(_) | ValueKind::Paths(_) => "FILE".into(),
             ValueKind::Number(..) => "N".into(),
+            ValueKind::Port(_) | ValueKind::Ports(_) => "PORT".into(),
             ValueKind::Size(_) => "SIZE".into(),
             ValueKind::Time(_) => "TIME".into(),
             ValueKind::String(_) | ValueKind::Text(_) | ValueKind::List(_) => {
@@ -141,7 +146,7 @@ impl Setting {
 
     /// The key's name in its section.
     pub(crate) fn key_name(&self) -> &'static str {
-        self.key.split_once('.').map_or("", |(_, name)| name)
+        self.key.rsplit_once('.').map_or("", |(_, name)| name)
     }
 
     /// The library's name of the field: `memory`, `cmdline_override`.
@@ -184,6 +189,7 @@ impl Setting {
                 set(settings, values::path(text.as_ref())?);
             }
             ValueKind::Number(bounds, set) => set(settings, values::number(text, bounds)?),
+            ValueKind::Port(set) | ValueKind::Ports(set) => set(settings, values::port(text)?),
             ValueKind::Size(set) => set(settings, values::memory_mb(text)?),
             ValueKind::Time(set) => set(settings, values::duration(text)?),
             ValueKind::String(set) => set(settings, text.into()),
@@ -204,7 +210,8 @@ impl ValueKind {
             Self::Paths(_) => "a list of paths in quotes".into(),
             Self::Size(_) => "a size in quotes".into(),
             Self::Time(_) => "a time in quotes".into(),
-            Self::Number(..) => "a whole number".into(),
+            Self::Number(..) | Self::Port(_) => "a whole number".into(),
+            Self::Ports(_) => "a list of whole numbers".into(),
             Self::Switch(_) => "true or false".into(),
             Self::Choice(choices) => {
                 let quoted: Vec<_> = words(choices).iter().map(|w| format!("{w:?}")).collect();
@@ -234,7 +241,7 @@ impl Section {
         let section = self.keys;
         SETTINGS
             .iter()
-            .filter(move |row| row.key.split_once('.').is_some_and(|(s, _)| s == section))
+            .filter(move |row| row.key.rsplit_once('.').is_some_and(|(s, _)| s == section))
     }
 
     /// The row of the key with this name.

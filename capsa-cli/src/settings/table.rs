@@ -7,18 +7,19 @@
 use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
-    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, NetworkMode, RebootPolicy,
-    ShareMechanism, Virtio9pConfig, VirtioFsConfig,
+    Accelerator, ConsoleMode, DiskImage, ImageFormat, MountMode, RebootPolicy, ShareMechanism,
+    Virtio9pConfig, VirtioFsConfig,
 };
 use tracing::level_filters::LevelFilter;
 
-use super::setting::{Completion, Section, Setting, Shape, ValueKind};
-use super::{ProgressMode, Settings};
+use super::ProgressMode;
+use super::network;
+use super::setting::{Completion, Setting, ValueKind};
 use crate::commands::Subcommand;
 use crate::values::{self, Bounds};
 
 /// The row that the others are based on: a flag of `capsa run`.
-const ROW: Setting = Setting {
+pub(super) const ROW: Setting = Setting {
     flag: "",
     short: None,
     commands: &[Subcommand::Run],
@@ -35,7 +36,23 @@ const ROW: Setting = Setting {
 };
 
 /// All settings, in the order of help.
-pub(crate) const SETTINGS: &[Setting] = &[
+pub(crate) const SETTINGS: &[Setting] = &{
+    let mut all = [ROW; DEVICES.len() + network::ROWS.len() + OTHERS.len()];
+    let mut n = 0;
+    while n < all.len() {
+        let (after_devices, rest) = (n.wrapping_sub(DEVICES.len()), network::ROWS.len());
+        all[n] = match n {
+            _ if n < DEVICES.len() => DEVICES[n],
+            _ if after_devices < rest => network::ROWS[after_devices],
+            _ => OTHERS[after_devices - rest],
+        };
+        n += 1;
+    }
+    all
+};
+
+/// The VM itself, without its network.
+const DEVICES: &[Setting] = &[
     Setting {
         flag: "--config",
         kind: ValueKind::Path(|s, path| s.options.config = Some(path)),
@@ -240,18 +257,10 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "512M",
         ..ROW
     },
-    Setting {
-        flag: "--network",
-        key: "network.mode",
-        kind: ValueKind::Choice(&[
-            ("none", |s| s.network = Some(NetworkMode::None)),
-            ("nat", |s| s.network = Some(NetworkMode::Nat)),
-        ]),
-        example: "\"nat\"",
-        help: "Guest network",
-        default: "nat",
-        ..ROW
-    },
+];
+
+/// The rest of `capsa run`, and the flags of the other commands.
+const OTHERS: &[Setting] = &[
     Setting {
         flag: "--vsock",
         repeats: true,
@@ -534,50 +543,6 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// All sections of the config file, in the order of help.
-pub(crate) const SECTIONS: &[Section] = &[
-    one("guest", "The guest"),
-    one("boot", "What the guest boots"),
-    Section {
-        name: "disk",
-        shape: Shape::One,
-        keys: "disks",
-        help: "The first disk, /dev/vda",
-        begin: Settings::begin_disk,
-    },
-    Section {
-        name: "disks",
-        shape: Shape::Many,
-        keys: "disks",
-        help: "More disks, in the order of the guest's devices",
-        begin: Settings::begin_disk,
-    },
-    one("resources", "Resources and time limits"),
-    one("network", "The guest's network"),
-    one("console", "The guest's console"),
-    Section {
-        name: "shares",
-        shape: Shape::Named,
-        keys: "shares",
-        help: "Host directories that the guest mounts",
-        begin: Settings::begin_share,
-    },
-    Section {
-        name: "vsock",
-        shape: Shape::Many,
-        keys: "vsock",
-        help: "vsock ports that are forwarded to unix sockets; each has listen or connect",
-        begin: |settings, _| settings.begin_vsock(),
-    },
-    one("cmdline", "The kernel command line"),
-    one("backend", "The hypervisor"),
-    one("login", "The login for `capsa run -- COMMAND`"),
-];
-
-const fn one(name: &'static str, help: &'static str) -> Section {
-    Section { name, shape: Shape::One, keys: name, help, begin: |_, _| {} }
-}
-
 /// The flags of a command.
 pub(crate) fn flags_of(command: Subcommand) -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(move |row| !row.flag.is_empty() && row.commands.contains(&command))
@@ -586,6 +551,7 @@ pub(crate) fn flags_of(command: Subcommand) -> impl Iterator<Item = &'static Set
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::SECTIONS;
 
     #[test]
     fn settings_table_rows_are_complete_and_unique() {
@@ -595,7 +561,7 @@ mod tests {
             assert!(row.flag.is_empty() || row.flag.starts_with("--"), "{name}");
             assert!(row.flag.is_empty() || !row.commands.is_empty(), "{name}");
             assert_eq!(row.key.is_empty(), row.example.is_empty(), "{name}");
-            assert!(row.key.is_empty() || row.key.matches('.').count() == 1, "{name}");
+            assert!(row.key.is_empty() || row.key.contains('.'), "{name}");
             for other in &SETTINGS[..n] {
                 assert!(row.flag.is_empty() || row.flag != other.flag, "{name} occurs twice");
                 assert!(row.short.is_none() || row.short != other.short, "{name}: short flag");

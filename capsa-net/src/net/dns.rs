@@ -227,6 +227,7 @@ impl Net {
 
     /// A message of the guest.
     fn query(&mut self, message: &[u8], reply_to: ReplyTo, now: Instant) {
+        self.counters.queries += 1;
         if !self.name_server.rate.allow(now) {
             self.counters.queries_limited += 1;
             if let ReplyTo::Stream(flow) = reply_to {

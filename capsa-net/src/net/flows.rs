@@ -65,6 +65,7 @@ impl Net {
             timer: None,
         };
         let id = self.flows.insert(addresses, flow).ok()?;
+        self.counters.flows += 1;
         self.update(id);
         Some(id)
     }

@@ -281,10 +281,18 @@ pub struct SegmentOffload {
     pub mss: Option<u16>,
 }
 
-/// What was dropped or refused, since the start.
+/// What the network carried, dropped and refused, since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Counters {
+    /// TCP connections, UDP flows and flows of echo requests, in both directions.
+    pub flows: u64,
+    /// Bytes of the frames that the guest sent.
+    pub bytes_from_guest: u64,
+    /// Bytes of the frames for the guest.
+    pub bytes_to_guest: u64,
+    /// DNS queries of the guest.
+    pub queries: u64,
     /// Frames that are no packet of a supported format, or have a wrong checksum.
     pub malformed: u64,
     /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
@@ -304,4 +312,25 @@ pub struct Counters {
     pub limited: u64,
     /// DNS queries that were too many, in a second or at one time.
     pub queries_limited: u64,
+}
+
+impl Counters {
+    /// All counters with their names, for output.
+    pub fn named(&self) -> [(&'static str, u64); 13] {
+        [
+            ("flows", self.flows),
+            ("bytes_from_guest", self.bytes_from_guest),
+            ("bytes_to_guest", self.bytes_to_guest),
+            ("queries", self.queries),
+            ("malformed", self.malformed),
+            ("ignored", self.ignored),
+            ("refused_host", self.refused_host),
+            ("refused_private", self.refused_private),
+            ("refused_special", self.refused_special),
+            ("refused_full", self.refused_full),
+            ("refused_resources", self.refused_resources),
+            ("limited", self.limited),
+            ("queries_limited", self.queries_limited),
+        ]
+    }
 }

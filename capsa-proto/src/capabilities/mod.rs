@@ -120,10 +120,8 @@ pub struct ImageFormatSupport {
 pub struct NetworkModeSupport {
     /// No network device.
     pub none: bool,
-    /// NAT: the guest gets an address and a default route by DHCP and can open connections; no
-    /// connection to the guest is possible. On QEMU and cloud-hypervisor the guest reaches the host's
-    /// loopback at 10.0.2.2, including services that listen on 127.0.0.1 only; on vfkit it reaches
-    /// services that listen on all of the host's addresses, at its default gateway.
+    /// NAT: the guest gets an address and a default route by DHCP and can open connections. Capsa's own
+    /// network stack serves it.
     pub nat: bool,
 }
 

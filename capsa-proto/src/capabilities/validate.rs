@@ -72,7 +72,7 @@ fn field_order(field: &str) -> usize {
         "shares",
         "network",
         "allow_private",
-        "host_ports",
+        "allow_host_ports",
         "forwards",
         "services",
         "network_pcap",

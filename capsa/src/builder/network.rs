@@ -32,7 +32,7 @@ impl NetworkSettings {
                     ForwardHost::Port { address: *address, port: *port }
                 }
                 ListenPlace::Unix(path) => {
-                    ForwardHost::Unix(paths.taken(&format!("forwards[{n}].host"), path))
+                    ForwardHost::Unix(paths.taken(&format!("forwards[{n}].unix"), path))
                 }
             };
             PortForward { host, guest: *guest, protocol: *protocol }

@@ -160,6 +160,17 @@ impl BoundForward {
     }
 }
 
+impl fmt::Display for BoundForward {
+    /// As after `--forward` of the command: `8080:80`, `127.0.0.1:5353:53/udp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            TransportProtocol::Tcp => "",
+            TransportProtocol::Udp => "/udp",
+        };
+        write!(f, "{}:{}{protocol}", self.host, self.guest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

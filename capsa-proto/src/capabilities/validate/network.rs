@@ -28,7 +28,12 @@ pub(super) fn violations(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
     }
     for port in options.host_ports.iter().filter(|port| **port == 0) {
         let reason = format!("invalid port {port}: expected 1 to 65535");
-        found.reject("host_ports".into(), Kind::OutOfRange, reason, "use the port of a service");
+        found.reject(
+            "allow_host_ports".into(),
+            Kind::OutOfRange,
+            reason,
+            "use the port of a service",
+        );
     }
     for (n, forward) in options.forwards.iter().enumerate() {
         found.forward(n, forward, &options.forwards[..n]);
@@ -56,7 +61,7 @@ impl NetworkViolations<'_> {
         let NetworkOptions { allow_private, host_ports, forwards, services, pcap } = options;
         let fields = [
             ("allow_private", *allow_private),
-            ("host_ports", !host_ports.is_empty()),
+            ("allow_host_ports", !host_ports.is_empty()),
             ("forwards", !forwards.is_empty()),
             ("services", !services.is_empty()),
             ("network_pcap", pcap.is_some()),
@@ -294,11 +299,11 @@ mod tests {
             pcap: Some(path("/run/dir")),
         };
         let own = |field: &str| (field.to_string(), Kind::Malformed);
-        let fields = ["allow_private", "host_ports", "forwards", "services", "network_pcap"];
+        let fields = ["allow_private", "allow_host_ports", "forwards", "services", "network_pcap"];
         let mut want = fields.map(own).to_vec();
         want.extend(
             [
-                ("host_ports", Kind::OutOfRange),
+                ("allow_host_ports", Kind::OutOfRange),
                 ("forwards[0]", Kind::OutOfRange),
                 ("forwards[1]", Kind::Duplicate),
                 ("forwards[2]", Kind::Duplicate),
