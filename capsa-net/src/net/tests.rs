@@ -1,8 +1,11 @@
 //! A guest with another TCP, smoltcp, against the network, in virtual time.
 
+mod attacks;
 mod card;
 mod hostile;
 mod packets;
+mod segments;
+mod tcp_attacks;
 
 use super::*;
 use crate::tcp::{Interest, SocketAction};

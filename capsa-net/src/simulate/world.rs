@@ -407,7 +407,8 @@ impl<'a> NetSimulation<'a> {
                 continue;
             }
             let is_whole = tcp.is_whole()
-                && (tcp.received, tcp.read) == (plan.download, plan.download)
+                && tcp.received == plan.download
+                && (tcp.read == plan.download || tcp.end.is_some())
                 && sockets.any(|socket| {
                     socket.taken == plan.upload
                         && socket.has_given_all()

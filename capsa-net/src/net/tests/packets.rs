@@ -21,9 +21,12 @@ pub(super) struct PacketTest {
 
 impl PacketTest {
     pub(super) fn new(mtu: u16) -> Self {
-        let world = World::new(1, LinkFaults::default(), mtu, 1 << 20);
+        Self::of(World::new(1, LinkFaults::default(), mtu, 1 << 20).net)
+    }
+
+    pub(super) fn of(net: Net) -> Self {
         let now = Instant::ZERO + Duration::from_secs(1);
-        Self { net: world.net, now, actions: Vec::new(), packets: Vec::new() }
+        Self { net, now, actions: Vec::new(), packets: Vec::new() }
     }
 
     /// The guest sends a frame to the gateway.
