@@ -19,7 +19,10 @@ use capsa_proto::spec::{
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{icmp, tcp};
 
-use self::guest::{GATEWAY, NetworkTest};
+use self::guest::GATEWAY;
+
+pub(super) use self::alone::is_alone;
+pub(super) use self::guest::NetworkTest;
 
 /// The address of the first service.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 32);

@@ -15,7 +15,7 @@ use capsa_net::wire::dns::{self, DnsName, DnsQuestion};
 use crate::random;
 
 /// The time for a server to answer.
-const TIME: Duration = Duration::from_secs(2);
+pub(super) const TIME: Duration = Duration::from_secs(2);
 /// Servers that are asked, at most: as many as glibc asks.
 const SERVERS: usize = 3;
 /// Bytes of a configuration file that are read.

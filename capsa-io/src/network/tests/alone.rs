@@ -17,15 +17,14 @@ use crate::sys::run_in_fork;
 const ALONE: &str = "CAPSA_TEST_ALONE";
 
 /// Whether this process is the one of the test. Otherwise runs the test in one, started by `wrapper`.
-fn is_alone(name: &str, wrapper: &[&str]) -> bool {
+pub(in crate::network) fn is_alone(name: &str, wrapper: &[&str]) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
     let this = std::env::current_exe().unwrap();
-    let name = format!("network::tests::alone::{name}");
     let mut words = wrapper.iter().map(std::ffi::OsStr::new).chain([this.as_os_str()]);
     let mut command = Command::new(words.next().unwrap());
-    command.args(words).args([&name, "--exact", "--nocapture"]).env(ALONE, "1");
+    command.args(words).args([name, "--exact", "--nocapture"]).env(ALONE, "1");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -35,7 +34,7 @@ fn is_alone(name: &str, wrapper: &[&str]) -> bool {
 
 #[test]
 fn forked_child_leaves_the_connections_of_its_parent() {
-    if !is_alone("forked_child_leaves_the_connections_of_its_parent", &[]) {
+    if !is_alone("network::tests::alone::forked_child_leaves_the_connections_of_its_parent", &[]) {
         return;
     }
     let (listener, port) = listener();
@@ -62,7 +61,7 @@ fn forked_child_leaves_the_connections_of_its_parent() {
 
 #[test]
 fn exhausted_descriptors_refuse_flows_and_end_nothing() {
-    if !is_alone("exhausted_descriptors_refuse_flows_and_end_nothing", &[]) {
+    if !is_alone("network::tests::alone::exhausted_descriptors_refuse_flows_and_end_nothing", &[]) {
         return;
     }
     let (listener, port) = listener();
@@ -121,7 +120,10 @@ fn local_addresses_are_refused_as_the_kernel_routes_them() {
         println!("SKIPPED: this host permits no network namespaces");
         return;
     }
-    if !is_alone("local_addresses_are_refused_as_the_kernel_routes_them", wrapper) {
+    if !is_alone(
+        "network::tests::alone::local_addresses_are_refused_as_the_kernel_routes_them",
+        wrapper,
+    ) {
         return;
     }
     let setup = Command::new("sh").args(["-c", SETUP]).output().unwrap();

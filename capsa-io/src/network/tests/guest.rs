@@ -151,7 +151,7 @@ impl Device for Card {
 }
 
 /// A network with its guest, both driven by this thread.
-pub(super) struct NetworkTest {
+pub(in crate::network) struct NetworkTest {
     pub(super) network: Network,
     pub(super) clock: MonotonicClock,
     pub(super) card: Card,
@@ -160,7 +160,7 @@ pub(super) struct NetworkTest {
 }
 
 impl NetworkTest {
-    pub(super) fn new(options: NetworkOptions) -> Self {
+    pub(in crate::network) fn new(options: NetworkOptions) -> Self {
         Self::with_link(options, NetworkLink::Stream)
     }
 
@@ -217,7 +217,11 @@ impl NetworkTest {
 
     /// Drives both sides until `is_done`.
     #[track_caller]
-    pub(super) fn until(&mut self, what: &str, mut is_done: impl FnMut(&mut Self) -> bool) {
+    pub(in crate::network) fn until(
+        &mut self,
+        what: &str,
+        mut is_done: impl FnMut(&mut Self) -> bool,
+    ) {
         let end = std::time::Instant::now() + PATIENCE;
         while !is_done(self) {
             assert!(std::time::Instant::now() < end, "not in time: {what}");
@@ -237,7 +241,7 @@ impl NetworkTest {
         self.sockets.get_mut(handle)
     }
 
-    pub(super) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
+    pub(in crate::network) fn udp(&mut self, handle: SocketHandle) -> &mut udp::Socket<'static> {
         self.sockets.get_mut(handle)
     }
 
@@ -259,7 +263,7 @@ impl NetworkTest {
         handle
     }
 
-    pub(super) fn bind_udp(&mut self, port: u16) -> SocketHandle {
+    pub(in crate::network) fn bind_udp(&mut self, port: u16) -> SocketHandle {
         let metadata = || vec![udp::PacketMetadata::EMPTY; 16];
         let buffer = || udp::PacketBuffer::new(metadata(), vec![0; 1 << 16]);
         let handle = self.sockets.add(udp::Socket::new(buffer(), buffer()));
