@@ -1,6 +1,7 @@
 //! Bodies of fuzz targets: they assert laws, and run on any bytes.
 
 mod dns;
+mod packets;
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -19,6 +20,7 @@ use crate::wire::tcp::{Flags, TcpHeader};
 use crate::wire::udp::UdpDatagram;
 
 pub use self::dns::dns;
+pub use self::packets::packets;
 
 const CONFIG: NetworkConfig = NetworkConfig {
     guest_mac: MacAddress([2, 0, 0, 0, 0, 1]),
@@ -215,11 +217,16 @@ fn check_frame(frame: &[u8]) -> Option<u32> {
     assert_eq!(header.destination, CONFIG.guest_mac);
     let packet = &frame[ethernet::HEADER_LEN..];
     assert!(packet.len() <= usize::from(CONFIG.mtu));
-    if header.ether_type != EtherType::Ipv4 {
+    let parse = match header.ether_type {
+        EtherType::Arp => return None,
+        EtherType::Ipv4 => IpPacket::parse_v4,
+        EtherType::Ipv6 => IpPacket::parse_v6,
+    };
+    let ip = parse(packet).expect("a packet is well-formed");
+    let payload = &packet[ip.payload];
+    if ip.fragment.is_some() {
         return None;
     }
-    let ip = IpPacket::parse_v4(packet).expect("a packet is well-formed");
-    let payload = &packet[ip.payload];
     match ip.header.protocol {
         UDP => {
             UdpDatagram::parse(&ip.header, payload).expect("a datagram is well-formed");

@@ -9,7 +9,7 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 17] = [
+const TARGETS: [(&str, Body); 18] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
@@ -22,6 +22,7 @@ const TARGETS: [(&str, Body); 17] = [
     ("json_stream", codec::fuzz::json_stream),
     ("lifecycle", lifecycle::fuzz::run),
     ("network", capsa_net::fuzz::network),
+    ("packets", capsa_net::fuzz::packets),
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
     ("size", fuzz::size),

@@ -253,6 +253,12 @@ fn attack_41_messages_of_routers_are_ignored() {
         assert_eq!(test.send(&fragment), None);
     }
     assert!(test.packets.is_empty());
+    // The first fragment looks like a whole question.
+    let fragment = [&[ICMPV6, 0, 0, 1, 0, 0, 0, 2][..], &question[40..]].concat();
+    let (source, destination) = (link_local.into(), GATEWAY_LINK_LOCAL.into());
+    let ip = IpHeader { source, destination, protocol: 44, hop_limit: 255 };
+    assert_eq!(test.send(&packet(ip, &fragment)), None);
+    assert!(test.packets.is_empty());
     // Offers and acknowledgements of DHCP, to all, to the gateway and to the server's port.
     for (destination, ports) in [
         ([255, 255, 255, 255], (67, 68)),
