@@ -15,7 +15,7 @@ use capsa_net::FlowId;
 use capsa_proto::spec::{PortForward, TransportProtocol};
 use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto, sockopt};
+use rustix::net::{RecvFlags, recvfrom, sendto, sockopt};
 
 use super::bind::{BoundSocket, ForwardSockets};
 use super::sockets::reset;
@@ -143,7 +143,7 @@ impl ForwardTable {
         let Some((listener, client)) = self.receivers.get(&flow) else { return false };
         let socket = self.listeners[*listener].source.io_ref();
         // A datagram may be lost.
-        let _ = sendto(socket, payload, SendFlags::NOSIGNAL, client);
+        let _ = sendto(socket, payload, sys::NO_SIGPIPE, client);
         true
     }
 

@@ -14,7 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use capsa_net::{LinkOffload, Net, SegmentBody};
 use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, sendmsg};
+
+use crate::sys;
 
 pub(super) use datagram::DatagramLink;
 pub(super) use stream::StreamLink;
@@ -162,7 +164,7 @@ impl AsFd for FrameLink {
 pub(super) fn send_slices(socket: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     loop {
         let control = &mut SendAncillaryBuffer::default();
-        return match sendmsg(socket, slices, control, SendFlags::NOSIGNAL) {
+        return match sendmsg(socket, slices, control, sys::NO_SIGPIPE) {
             Err(Errno::AGAIN) => Ok(0),
             Err(Errno::INTR) => continue,
             sent => Ok(sent?),

@@ -9,8 +9,8 @@ use capsa_net::{ConnectError, Delivery, Destination, FlowId, Interest, NetAction
 use capsa_proto::time::Instant;
 use rustix::io::{Errno, readv};
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, Shutdown, SocketType, connect, getpeername,
-    ipproto, recv, send, shutdown, sockopt,
+    AddressFamily, Protocol, RecvFlags, Shutdown, SocketType, connect, getpeername, ipproto, recv,
+    send, shutdown, sockopt,
 };
 
 use super::{BYTES, Key, Network, link};
@@ -407,7 +407,7 @@ pub(super) fn reset(socket: &OwnedFd) {
 
 fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
     loop {
-        return match send(source.io_ref(), data, SendFlags::NOSIGNAL) {
+        return match send(source.io_ref(), data, sys::NO_SIGPIPE) {
             Err(Errno::AGAIN) => Ok(0),
             Err(Errno::INTR) => continue,
             sent => sent,

@@ -12,7 +12,7 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use rustix::fs::{FileType, Mode as RawMode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::LockHolder;
@@ -52,6 +52,9 @@ pub(crate) fn is_memory_file(file: BorrowedFd<'_>) -> bool {
         .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile);
     is_file && rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == TMPFS)
 }
+
+/// What keeps a call that sends from raising SIGPIPE.
+pub(crate) const NO_SIGPIPE: SendFlags = SendFlags::NOSIGNAL;
 
 /// Accepts a connection.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

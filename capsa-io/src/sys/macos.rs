@@ -20,7 +20,7 @@ use polling::os::kqueue::{PollerKqueueExt, Process, ProcessOps};
 use polling::{PollMode, Poller};
 use rustix::fs::{CWD, CloneFlags, OFlags, fclonefileat, fstat};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags, sockopt};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 
 use super::{LockHolder, RouteProtocol};
 use super::{Poll, PollSource, SpawnRequest, unix};
@@ -45,6 +45,9 @@ pub(super) const RECEIVE_FLAGS: RecvFlags = RecvFlags::empty();
 pub(crate) fn is_memory_file(_file: BorrowedFd<'_>) -> bool {
     false
 }
+
+/// macOS has no such flag; each socket has the option.
+pub(crate) const NO_SIGPIPE: SendFlags = SendFlags::empty();
 
 /// Accepts a connection.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

@@ -48,8 +48,9 @@ pub use fork_guard::ForkGuard;
 #[cfg(test)]
 pub(crate) use fork_guard::run_in_fork;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, SOCKET_PATH_MAX, clone_file, host, is_memory_file, is_route_to_host,
-    lock_holder, lock_on, open_beneath, open_directory_beneath, spawn, start_time,
+    DESCRIPTORS, ExitWatch, NO_SIGPIPE, SOCKET_PATH_MAX, clone_file, host, is_memory_file,
+    is_route_to_host, lock_holder, lock_on, open_beneath, open_directory_beneath, spawn,
+    start_time,
 };
 pub(crate) use poll::{Poll, PollSource, PollWaker, ReadyEvents};
 pub(crate) use resolve::{NameError, addresses_of};

@@ -5,7 +5,9 @@ use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, recv, send};
+
+use crate::sys;
 
 use super::{Batch, FRAME_MAX, LinkInput, send_slices};
 
@@ -126,7 +128,7 @@ impl StreamLink {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         let mut sent = 0;
         while sent < self.output.len() {
-            match send(&self.socket, &self.output[sent..], SendFlags::NOSIGNAL) {
+            match send(&self.socket, &self.output[sent..], sys::NO_SIGPIPE) {
                 Ok(count) => sent += count,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}

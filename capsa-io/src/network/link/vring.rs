@@ -26,7 +26,7 @@ use capsa_net::vhost::{
 };
 use capsa_net::{LinkOffload, SegmentOffload};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::send;
 
 use super::{Batch, LinkInput};
 use crate::sys::{self, Poll, PollSource};
@@ -310,7 +310,7 @@ impl FrontEnd {
         self.carry_out(effect, descriptors, poll, key_of)?;
         if let Some(reply) = reply {
             // The replies to all messages fit into the socket's buffer, if the hypervisor reads them.
-            let sent = send(self.socket.io(), &reply, SendFlags::NOSIGNAL)?;
+            let sent = send(self.socket.io(), &reply, sys::NO_SIGPIPE)?;
             if sent != reply.len() {
                 return Err(io::ErrorKind::WriteZero.into());
             }

@@ -13,7 +13,9 @@ use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
 use capsa_proto::spec::NetworkOptions;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
+
+use crate::sys;
 
 use super::GuestFiles;
 use crate::clock::MonotonicClock;
@@ -92,7 +94,7 @@ impl TestFrontEnd {
         if !descriptors.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
         }
-        let sent = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+        let sent = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, sys::NO_SIGPIPE);
         sent == Ok(bytes.len())
     }
 
