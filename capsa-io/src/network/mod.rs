@@ -274,15 +274,6 @@ impl Network {
         Ok(())
     }
 
-    /// Attaches the network to a non-blocking tap device: the kernel of this host is the guest.
-    ///
-    /// # Errors
-    ///
-    /// When the device cannot be watched.
-    pub fn attach_tap(&mut self, tap: OwnedFd) -> io::Result<()> {
-        self.attach(&NetworkLink::Datagram, tap)
-    }
-
     /// Takes the link up or down. While it is down, frames in both directions are dropped or wait.
     pub fn set_link(&mut self, is_up: bool) {
         self.is_up = is_up;

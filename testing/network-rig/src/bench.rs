@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use capsa_fixtures::command;
 use capsa_fixtures::task::{Arguments, finish};
 
 use crate::RigError;
-use crate::rig::{Figures, GuestStack, Rig, RigGuest};
+use crate::engine::EngineCost;
+use crate::rig::{self, Figures, GuestStack, Rig, RigGuest};
 use GuestStack::{Capsa, Loopback, Pasta, Slirp4netns};
 
-const MTUS: [u16; 2] = [1500, 65520];
+pub(crate) const MTUS: [u16; 2] = [1500, 65520];
 
 /// The rate of the reader that is slower than the guest: 50 MiB/s.
 const SLOW: u64 = 50 << 20;
@@ -82,9 +84,31 @@ pub(crate) fn run(program: &Path, mut arguments: Arguments) -> Result<(), RigErr
             }
         }
     }
+    let engine = match traffic.is_none() && only.is_none() {
+        true => {
+            for _ in 0..rounds {
+                measured.add(Capsa, 1500, "dhcp", rig.lease_micros()?);
+            }
+            Some(engine(program)?)
+        }
+        false => None,
+    };
     println!("load after: {}\n", load());
     print_table(&measured);
+    crate::goals::print(&measured, engine.as_ref());
     Ok(())
+}
+
+/// The cost of the stack without sockets, in a process of its own.
+fn engine(program: &Path) -> Result<EngineCost, RigError> {
+    let text = command::text(std::process::Command::new(program).arg("engine"))?;
+    let figures = rig::figures(&text);
+    let figure = |name: &str| figures.get(name).copied().ok_or(format!("no {name}"));
+    Ok(EngineCost {
+        idle_flow: figure("idle_flow")?,
+        lookup_ratio: figure("lookup_ratio")?,
+        beyond_cap: figure("beyond_cap")?,
+    })
 }
 
 fn measure(

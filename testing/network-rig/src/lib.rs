@@ -19,6 +19,8 @@
 //! before it has threads.
 
 mod bench;
+mod engine;
+mod goals;
 pub mod namespace;
 pub mod peers;
 pub mod rig;
@@ -32,7 +34,7 @@ pub type RigError = Box<dyn std::error::Error + Send + Sync>;
 use capsa_fixtures::task::Arguments;
 pub use namespace::Namespace;
 
-/// Runs the program `network-rig`: `bench`, `hold`, `in`, `unprivileged`, `serve`, `stack` or `traffic`.
+/// Runs the program `network-rig`: `bench`, `engine`, `hold`, `in`, `unprivileged`, `serve`, `stack` or `traffic`.
 pub fn main() -> std::process::ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     let text: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
@@ -42,6 +44,7 @@ pub fn main() -> std::process::ExitCode {
         ["in", pid, _, ..] => Err(namespace::join(pid, &words[2], &words[3..])),
         ["unprivileged", _, ..] => Err(namespace::drop_privileges(&words[1], &words[2..])),
         ["bench", ..] => run_bench(&words[1..]),
+        ["engine"] => run_engine(),
         ["serve"] => server::serve(),
         ["stack", mtu] => stack::run(mtu),
         ["traffic", name, server, n] => run_traffic(name, server, n),
@@ -58,4 +61,11 @@ fn run_traffic(name: &str, server: &str, n: &str) -> Result<(), RigError> {
 
 fn run_bench(arguments: &[std::ffi::OsString]) -> Result<(), RigError> {
     bench::run(&std::env::current_exe()?, Arguments::from_vec(arguments.to_vec()))
+}
+
+fn run_engine() -> Result<(), RigError> {
+    let cost = engine::measure()?;
+    println!("idle_flow {}\nlookup_ratio {}", cost.idle_flow, cost.lookup_ratio);
+    println!("beyond_cap {}", cost.beyond_cap);
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use capsa_fixtures::command;
 
 use crate::RigError;
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, TAP};
 use crate::peers::{self, GATEWAY, RigProcess};
 use crate::stack;
 
@@ -107,13 +107,37 @@ impl Rig {
                 (guest, process)
             }
             GuestStack::Capsa => {
-                let mut guest = self.host.beside()?;
-                let process = stack::start(&self.host, &mut guest, mtu, &[])?;
-                stack::configure(&guest)?;
-                (guest, process)
+                let guest = self.unconfigured_guest(mtu)?;
+                let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
+                stack::configure(namespace)?;
+                return Ok(guest);
             }
         };
         Ok(RigGuest { namespace: Some(namespace), stack: Some(process) })
+    }
+
+    /// A guest behind the stack of Capsa whose card is up, without an address of IPv4.
+    ///
+    /// # Errors
+    ///
+    /// When the stack does not start.
+    pub fn unconfigured_guest(&self, mtu: u16) -> Result<RigGuest, RigError> {
+        let mut guest = self.host.beside()?;
+        let process = stack::start(&self.host, &mut guest, mtu)?;
+        Ok(RigGuest { namespace: Some(guest), stack: Some(process) })
+    }
+
+    /// The microseconds that a guest waits for a lease.
+    ///
+    /// # Errors
+    ///
+    /// When it gets none.
+    pub fn lease_micros(&self) -> Result<f64, RigError> {
+        let guest = self.unconfigured_guest(1500)?;
+        let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
+        namespace.ip(&format!("route add default dev {TAP}"))?;
+        let figures = traffic(namespace, "dhcp", SocketAddr::from(([255; 4], 67)), 0)?;
+        Ok(*figures.get("micros").ok_or("no lease")?)
     }
 
     /// Runs traffic of a guest with the servers on the host's loopback, and returns its figures. `n` is the
@@ -140,12 +164,16 @@ pub fn traffic(
     server: SocketAddr,
     n: u64,
 ) -> Result<Figures, RigError> {
-    let text = output(guest, name, server, n)?;
+    Ok(figures(&output(guest, name, server, n)?))
+}
+
+/// The figures that a program printed.
+pub(crate) fn figures(text: &str) -> Figures {
     let figure = |line: &str| {
         let (name, value) = line.split_once(' ')?;
         Some((name.to_owned(), value.parse().ok()?))
     };
-    Ok(text.lines().filter_map(figure).collect())
+    text.lines().filter_map(figure).collect()
 }
 
 /// Connects once from a namespace: `Connected`, or the kind of the error.

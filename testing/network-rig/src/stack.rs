@@ -8,7 +8,7 @@ use capsa_io::clock::MonotonicClock;
 use capsa_io::network::Network;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
-use capsa_proto::spec::NetworkOptions;
+use capsa_proto::spec::{ForwardHost, NetworkOptions, PortForward, TransportProtocol};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -17,20 +17,18 @@ use crate::namespace::{Namespace, TAP};
 use crate::peers::RigProcess;
 use crate::server::{GREETING, REQUESTS, UDP_ECHO};
 
+/// The port of the host, of TCP and of UDP, that is forwarded to the servers of a guest.
+pub const FORWARDED: u16 = 7001;
+
 /// Starts the stack for a guest, whose card gets the address by hand.
 ///
 /// # Errors
 ///
 /// When it does not start.
-pub fn start(
-    host: &Namespace,
-    guest: &mut Namespace,
-    mtu: u16,
-    options: &[&str],
-) -> Result<RigProcess, RigError> {
+pub fn start(host: &Namespace, guest: &mut Namespace, mtu: u16) -> Result<RigProcess, RigError> {
     let tap = guest.create_tap()?;
     let mut stack = host.rig("stack");
-    stack.arg(mtu.to_string()).args(options).stdin(tap).stdout(Stdio::null());
+    stack.arg(mtu.to_string()).stdin(tap).stdout(Stdio::null());
     let stack = RigProcess(stack.spawn()?);
     guest.ip(&format!("link set {TAP} address {} mtu {mtu} up", MacAddress::GUEST))?;
     Ok(stack)
@@ -52,16 +50,20 @@ pub(crate) fn run(mtu: &str) -> Result<(), RigError> {
     fcntl(&tap, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
     let options = NetworkOptions {
         host_ports: [REQUESTS, GREETING, UDP_ECHO].into(),
+        forwards: vec![
+            forward(FORWARDED, REQUESTS, TransportProtocol::Tcp),
+            forward(FORWARDED, UDP_ECHO, TransportProtocol::Udp),
+        ],
         ..NetworkOptions::default()
     };
     let plan = NetworkPlan {
         mac: MacAddress::GUEST,
         mtu: mtu.parse()?,
-        link: NetworkLink::Stream,
+        link: NetworkLink::Datagram,
         options,
     };
     let mut network = Network::new(&plan, &HostPath::new("/")?)?;
-    network.attach_tap(tap)?;
+    network.attach(&plan.link, tap)?;
     let clock = MonotonicClock::new();
     loop {
         let timeout = match network.poll_timeout() {
@@ -75,4 +77,8 @@ pub(crate) fn run(mtu: &str) -> Result<(), RigError> {
         poll(&mut [PollFd::new(network.as_fd(), PollFlags::POLLIN)], timeout)?;
         network.on_ready(clock.now())?;
     }
+}
+
+fn forward(port: u16, guest: u16, protocol: TransportProtocol) -> PortForward {
+    PortForward { host: ForwardHost::Port { address: None, port }, guest, protocol }
 }

@@ -203,6 +203,7 @@ pub(crate) fn run(name: &str, server: SocketAddr, n: u64) -> Result<(), RigError
         "flows" => flows(server, n)?,
         "connect" => connect(server),
         "udp" => udp(server, n)?,
+        "dhcp" => dhcp(server)?,
         "ping" => ping(server.ip(), n)?,
         other => return Err(format!("unknown traffic {other}").into()),
     }
@@ -307,7 +308,7 @@ fn connect(server: SocketAddr) {
 fn udp(server: SocketAddr, n: u64) -> io::Result<()> {
     let any: IpAddr = if server.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(SocketAddr::new(server.ip(), crate::server::UDP_ECHO))?;
+    socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
     let mut buffer = vec![0; 65536];
     let mut intact = 0;
@@ -341,5 +342,37 @@ fn ping(remote: IpAddr, n: u64) -> Result<(), RigError> {
             u64::from(len == message.len() && buffer[0] == reply && buffer[7..len] == message[7..]);
     }
     println!("intact {intact}");
+    Ok(())
+}
+
+/// Asks for a lease, and takes it.
+fn dhcp(server: SocketAddr) -> Result<(), RigError> {
+    let socket = UdpSocket::bind(SocketAddr::from(([0; 4], 68)))?;
+    socket.set_broadcast(true)?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let message = |kind: u8, options: &[u8]| {
+        // A request of a card of Ethernet, answered by broadcast, with a number.
+        let mut message = vec![1, 1, 6, 0, 1, 2, 3, 4, 0, 0, 0x80, 0];
+        message.resize(28, 0);
+        message.extend(capsa_proto::plan::MacAddress::GUEST.0);
+        message.resize(236, 0);
+        message.extend([99, 130, 83, 99, 53, 1, kind]);
+        message.extend(options);
+        message.push(255);
+        message
+    };
+    let mut answer = [0; 1500];
+    let begin = Instant::now();
+    socket.send_to(&message(1, &[]), server)?;
+    socket.recv(&mut answer)?;
+    let [a, b, c, d] = answer[16..20] else { unreachable!("four bytes") };
+    // The address, and the identity of the server.
+    socket.send_to(&message(3, &[50, 4, a, b, c, d, 54, 4, 10, 0, 2, 2]), server)?;
+    let len = socket.recv(&mut answer)?;
+    let time = begin.elapsed();
+    if !answer[..len].windows(3).any(|option| option == [53, 1, 5]) {
+        return Err("the lease was refused".into());
+    }
+    println!("micros {}", time.as_secs_f64() * 1e6);
     Ok(())
 }

@@ -3,11 +3,19 @@
 //! No packet leaves the namespaces. Where they, or tap devices, are not permitted, the tests are skipped.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
+use capsa_fixtures::host::find_program;
 use capsa_fixtures::programs::TestProgram;
-use capsa_fixtures::skip;
-use capsa_network_rig::rig::{Figures, GuestStack, HOST, REMOTE, Rig, RigGuest, connect, traffic};
-use capsa_network_rig::server::REQUESTS;
+use capsa_fixtures::{command, skip};
+use capsa_network_rig::namespace::TAP;
+use capsa_network_rig::rig::{
+    Figures, GuestStack, HOST, REMOTE, Rig, RigGuest, connect, serve, traffic,
+};
+use capsa_network_rig::server::{REQUESTS, UDP_ECHO};
+use capsa_network_rig::stack::FORWARDED;
+use capsa_network_rig::{Namespace, RigError};
 
 const MIB: u64 = 1 << 20;
 
@@ -20,13 +28,22 @@ struct Guest {
 impl Guest {
     /// Skips the calling test where the host does not permit a guest.
     fn new(mtu: u16) -> Option<Self> {
-        let new = || {
-            let rig = Rig::new(TestProgram::new("network-rig").path())?;
-            let guest = rig.guest(GuestStack::Capsa, mtu)?;
-            Ok(Self { rig, guest })
-        };
-        let outcome: Result<_, capsa_network_rig::RigError> = new();
-        outcome.map_err(skip).ok()
+        Self::with(|rig| rig.guest(GuestStack::Capsa, mtu))
+    }
+
+    fn with(guest: impl FnOnce(&Rig) -> Result<RigGuest, RigError>) -> Option<Self> {
+        let rig = Rig::new(TestProgram::new("network-rig").path());
+        let new = rig.and_then(|rig| Ok(Self { guest: guest(&rig)?, rig }));
+        new.map_err(skip).ok()
+    }
+
+    /// A guest without an address of IPv4.
+    fn unconfigured() -> Option<Self> {
+        Self::with(|rig| rig.unconfigured_guest(1500))
+    }
+
+    fn namespace(&self) -> &Namespace {
+        self.guest.namespace.as_ref().expect("a guest behind a stack")
     }
 
     /// Traffic with the servers on the host's loopback, at the gateway.
@@ -37,15 +54,13 @@ impl Guest {
 
     /// Traffic with another server.
     fn traffic_to(&self, server: SocketAddr, name: &str, n: u64) -> Figures {
-        let namespace = self.guest.namespace.as_ref().expect("a guest behind a stack");
-        let figures = traffic(namespace, name, server, n);
+        let figures = traffic(self.namespace(), name, server, n);
         figures.unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// The result of a connection attempt.
     fn connect(&self, server: SocketAddr) -> String {
-        let namespace = self.guest.namespace.as_ref().expect("a guest behind a stack");
-        connect(namespace, server).unwrap_or_else(|error| panic!("{server}: {error}"))
+        connect(self.namespace(), server).unwrap_or_else(|error| panic!("{server}: {error}"))
     }
 
     /// Asserts that traffic transfers `bytes`, unchanged, and that the guest sent no segment twice.
@@ -113,7 +128,8 @@ fn kernel_guest_reaches_remote_server() {
     let server = address(REMOTE[0], REQUESTS);
     let figures = guest.traffic_to(server, "upload-bytes", MIB);
     assert_eq!((figures["bytes"] as u64, figures["intact"]), (MIB, 1.0), "{figures:?}");
-    assert_eq!(guest.traffic_to(server, "udp", 50)["intact"], 50.0);
+    let udp = address(REMOTE[0], UDP_ECHO);
+    assert_eq!(guest.traffic_to(udp, "udp", 50)["intact"], 50.0);
     assert_eq!(guest.traffic_to(server, "ping", 3)["intact"], 3.0);
 }
 
@@ -136,5 +152,61 @@ fn kernel_guest_learns_why_a_connection_failed() {
         (address("10.0.2.2", 1), "ConnectionRefused"),
     ] {
         assert_eq!(guest.connect(server), expected, "{server}");
+    }
+}
+
+#[test]
+fn kernel_guest_gets_ipv6_by_advertisement() {
+    let Some(guest) = Guest::new(1500) else { return };
+    let server = address(REMOTE[1], REQUESTS);
+    wait_until("an address", || {
+        let mut show = guest.namespace().command("ip");
+        let shown = command::text(show.args(["-6", "addr", "show", "scope", "global"]));
+        shown.is_ok_and(|text| text.contains("inet6") && !text.contains("tentative"))
+    });
+    let figures = guest.traffic_to(server, "upload-bytes", MIB);
+    assert_eq!((figures["bytes"] as u64, figures["intact"]), (MIB, 1.0), "{figures:?}");
+    let udp = address(REMOTE[1], UDP_ECHO);
+    assert_eq!(guest.traffic_to(udp, "udp", 50)["intact"], 50.0);
+    assert_eq!(guest.traffic_to(server, "ping", 3)["intact"], 3.0);
+    assert_eq!(guest.connect(address(HOST[1], REQUESTS)), "ConnectionRefused");
+}
+
+#[test]
+fn kernel_guest_gets_a_lease_by_udhcpc() {
+    let Some(busybox) = find_program("busybox") else { return skip("no busybox") };
+    let Some(guest) = Guest::unconfigured() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("script");
+    let text = "#!/bin/sh\nif [ $1 = bound ]; then echo $ip/$mask $router $dns $lease; fi\n";
+    std::fs::write(&script, text).expect("a script");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("a script");
+    let mut client = guest.namespace().command(busybox);
+    client.args(["udhcpc", "-i", TAP, "-n", "-q", "-f", "-s"]).arg(script);
+    let lease = command::text(&mut client).expect("a lease");
+    assert_eq!(lease.trim(), "10.0.2.15/24 10.0.2.2 10.0.2.3 86400");
+}
+
+#[test]
+fn kernel_guest_serves_forwarded_ports() {
+    let Some(guest) = Guest::new(1500) else { return };
+    let _servers = serve(guest.namespace()).expect("servers in the guest");
+    let from_host = |name, n| {
+        let figures = traffic(&guest.rig.host, name, address("127.0.0.1", FORWARDED), n);
+        figures.unwrap_or_else(|error| panic!("{name}: {error}"))
+    };
+    for name in ["upload-bytes", "download-bytes"] {
+        let figures = from_host(name, 4 * MIB);
+        assert_eq!((figures["bytes"] as u64, figures["intact"]), (4 * MIB, 1.0), "{figures:?}");
+    }
+    assert_eq!(from_host("flows", 20)["intact"], 20.0);
+    assert_eq!(from_host("udp", 20)["intact"], 20.0);
+}
+
+fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_true() {
+        assert!(Instant::now() < end, "{what}: not after 20 s");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
