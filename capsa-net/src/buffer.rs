@@ -19,6 +19,9 @@ pub(crate) const CHUNK: usize = 8 << 10;
 /// Chunks that a stream may always reserve: the space of one chunk, at any position within it.
 pub(crate) const GUARANTEED: usize = 2;
 
+/// The longest list of chunks that an empty buffer keeps.
+const LIST: usize = 8;
+
 /// Free chunks that are kept for the next stream: 256 KiB.
 const SPARE: usize = 32;
 
@@ -42,6 +45,12 @@ impl Budget {
     /// Bytes that are reserved beyond the guaranteed ones.
     pub(crate) fn reserved(&self) -> usize {
         self.shared * CHUNK
+    }
+
+    /// The memory of free chunks, in bytes.
+    #[cfg(test)]
+    pub(crate) fn spare(&self) -> usize {
+        self.spare.len() * CHUNK
     }
 
     fn chunk(&mut self) -> Chunk {
@@ -226,7 +235,18 @@ impl StreamBuffer {
             for chunk in self.chunks.drain(..).flatten() {
                 budget.free(chunk);
             }
+            if self.chunks.capacity() > LIST {
+                // An idle stream keeps no list for a long window.
+                self.chunks = VecDeque::new();
+            }
         }
+    }
+
+    /// The memory that the buffer has allocated, in bytes.
+    #[cfg(test)]
+    pub(crate) fn allocated(&self) -> usize {
+        let list = self.chunks.capacity() * size_of::<Option<Chunk>>();
+        self.chunks.iter().flatten().count() * CHUNK + list
     }
 }
 
@@ -267,7 +287,7 @@ mod tests {
 
     const KIB: u64 = 1 << 10;
 
-    /// The memory in use, in bytes.
+    /// The memory of chunks in use, in bytes.
     fn allocated(buffer: &StreamBuffer) -> usize {
         buffer.chunks.iter().flatten().count() * CHUNK
     }

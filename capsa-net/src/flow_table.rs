@@ -103,6 +103,19 @@ impl<F> FlowTable<F> {
         self.by_addresses.len()
     }
 
+    /// The memory that the table has allocated, in bytes.
+    #[cfg(test)]
+    pub(crate) fn allocated(&self) -> usize {
+        let slots = self.slots.capacity() * size_of::<FlowSlot<F>>();
+        slots + self.free.capacity() * size_of::<u32>() + self.by_addresses.allocation_size()
+    }
+
+    /// The flows.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &F> {
+        self.slots.iter().filter_map(|slot| slot.flow.as_ref()).map(|(_, flow)| flow)
+    }
+
     pub(crate) fn find(&self, addresses: &FlowAddresses) -> Option<FlowId> {
         self.by_addresses.get(addresses).copied()
     }

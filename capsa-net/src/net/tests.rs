@@ -3,6 +3,7 @@
 mod attacks;
 mod card;
 mod hostile;
+mod memory;
 mod packets;
 mod segments;
 mod tcp_attacks;

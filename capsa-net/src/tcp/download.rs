@@ -230,6 +230,12 @@ impl Download {
         self.clear(budget);
     }
 
+    /// The memory that the stream has allocated, in bytes.
+    #[cfg(test)]
+    pub(super) fn allocated(&self) -> usize {
+        self.buffer.allocated()
+    }
+
     /// Returns the memory.
     pub(super) fn clear(&mut self, budget: &mut Budget) {
         self.buffer.clear(budget);

@@ -140,6 +140,9 @@ impl Upload {
             self.buffer.store(start + count as u64, &data[count..], budget);
         }
         self.advance(end);
+        if !self.is_waiting() && self.ranges.is_empty() {
+            self.buffer.shrink(self.received, budget);
+        }
         self.open_window(budget);
     }
 
@@ -203,6 +206,16 @@ impl Upload {
             self.received = self.received.max(range.end);
             self.ranges.remove(0);
         }
+        if self.ranges.is_empty() && self.ranges.capacity() > 0 {
+            // An idle connection has no list.
+            self.ranges = Vec::new();
+        }
+    }
+
+    /// The memory that the stream has allocated, in bytes.
+    #[cfg(test)]
+    pub(super) fn allocated(&self) -> usize {
+        self.buffer.allocated() + self.ranges.capacity() * size_of::<Range<u64>>()
     }
 }
 

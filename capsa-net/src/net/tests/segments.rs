@@ -176,18 +176,27 @@ impl SegmentTest {
         connection
     }
 
+    /// The socket gives as much of `data` as there is space for. Returns how much that is.
+    pub(super) fn give_some(&mut self, flow: FlowId, data: &[u8]) -> usize {
+        let mut count = 0;
+        for space in self.net.spaces(flow, data.len()) {
+            let len = space.len().min(data.len() - count);
+            space[..len].copy_from_slice(&data[count..count + len]);
+            count += len;
+        }
+        self.net.filled(flow, count, self.now);
+        self.poll();
+        count
+    }
+
     /// The socket gives `data`.
     pub(super) fn give(&mut self, flow: FlowId, data: &[u8]) {
-        let mut rest = data;
-        while !rest.is_empty() {
-            let space = self.net.space(flow);
-            assert!(!space.is_empty(), "no space");
-            let count = space.len().min(rest.len());
-            space[..count].copy_from_slice(&rest[..count]);
-            self.net.filled(flow, count, self.now);
-            rest = &rest[count..];
+        let mut given = 0;
+        while given < data.len() {
+            let count = self.give_some(flow, &data[given..]);
+            assert!(count > 0, "no space");
+            given += count;
         }
-        self.poll();
     }
 
     pub(super) fn has_reset(&self) -> bool {
