@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use capsa_proto::backend::{Availability, Feature, MissingFeature, ProbeReport};
-use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 
 use crate::{KEY, MIN_VERSION, landlock};
@@ -23,9 +23,8 @@ pub(crate) fn availability(host: &HostFacts, found: &ProbeReport) -> Availabilit
         ));
     }
     let no_shares = MissingFeature::of(Feature::VirtioFs, virtiofsd::blockers(found));
-    let no_nat = MissingFeature::of(Feature::Nat, passt::blockers(found));
     let mut availability = found.availability(KEY, blockers);
-    availability.missing_features.extend(no_shares.chain(no_nat));
+    availability.missing_features.extend(no_shares);
     availability.warnings.extend(landlock::note(host));
     availability
 }

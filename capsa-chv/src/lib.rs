@@ -2,8 +2,7 @@
 //!
 //! This crate does no I/O: it computes data from the VM spec, the host facts and the probe report.
 //!
-//! A VM is one `cloud-hypervisor` process. One virtiofsd per share and one passt for NAT start before
-//! it. The process starts without a VM, and `vm.create` on the REST socket carries the whole
+//! A VM is one `cloud-hypervisor` process. One virtiofsd per share starts before it. The process starts without a VM, and `vm.create` on the REST socket carries the whole
 //! configuration, so no path of the user passes through an option parser. The console is a pty that
 //! Capsa opens, as the process's standard input and output: the serial mode `Tty` loses no output on
 //! any version, while the mode `Socket` drops output from before the first connection (before v53).
@@ -44,12 +43,12 @@ use capsa_proto::backend::{
 };
 use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
-use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
     ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, LONGEST_SOCKET_NAME,
-    LaunchPlan, Message, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan,
-    add_descriptor,
+    LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol, Readiness,
+    RunDirPlan, StopAction, VsockPlan, add_descriptor,
 };
 use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
 use serde_json::Value;
@@ -65,6 +64,13 @@ pub const KEY: &str = "cloud-hypervisor";
 /// (GHSA-jmr4-g2hv-mjj6).
 pub const MIN_VERSION: Version = Version::new(50, 1, 0);
 
+/// The name of the socket of the network in the run directory.
+pub(crate) const NETWORK_SOCKET: &str = "net.sock";
+
+/// The largest IP packet of the link. A larger one would not make it faster: with the offloads of
+/// vhost-user, TCP segments of 64 KiB cross it whole.
+const MTU: u16 = 1500;
+
 /// The Cloud Hypervisor backend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloudHypervisor;
@@ -76,7 +82,6 @@ static CAPABILITIES: BackendCapabilities = {
     supports.boot_methods.linux_direct_without_initrd = true;
     supports.image_formats.raw = true;
     supports.image_formats.qcow2 = true;
-    // passt provides NAT, if it is found.
     supports.network_modes.none = true;
     supports.network_modes.nat = true;
     supports.virtio_fs = true;
@@ -126,9 +131,6 @@ impl HypervisorBackend for CloudHypervisor {
         if spec.is_none_or(|spec| !spec.shares.is_empty()) {
             probes.push(virtiofsd::probe());
         }
-        if spec.is_none_or(|spec| spec.network == NetworkMode::Nat) {
-            probes.push(passt::probe());
-        }
         ProbePlan { probes }
     }
 
@@ -154,7 +156,7 @@ impl HypervisorBackend for CloudHypervisor {
     /// Capsa alone connects to the API socket, and does so on a path of any length.
     fn longest_socket_name(&self, spec: &VmSpec) -> usize {
         let vsock = if spec.vsock { LONGEST_SOCKET_NAME } else { 0 };
-        let network = if spec.network == NetworkMode::Nat { passt::SOCKET_NAME.len() } else { 0 };
+        let network = if spec.network == NetworkMode::Nat { NETWORK_SOCKET.len() } else { 0 };
         vsock.max(network).max(virtiofsd::longest_socket_name(&spec.shares))
     }
 
@@ -172,6 +174,7 @@ impl HypervisorBackend for CloudHypervisor {
         let api = add_descriptor(&mut descriptors, listener);
         let events = add_descriptor(&mut descriptors, DescriptorKind::Events);
         let overlays = vm_config::overlays(vm, at, host);
+        let link = NetworkLink::VhostUser { socket: at.socket(NETWORK_SOCKET) };
         for overlay in &overlays {
             add_descriptor(&mut descriptors, DescriptorKind::Overlay { at: overlay.at().clone() });
         }
@@ -181,9 +184,6 @@ impl HypervisorBackend for CloudHypervisor {
             .enumerate()
             .map(|(n, share)| virtiofsd::process(share, n, at, found))
             .collect();
-        if spec.network == NetworkMode::Nat {
-            processes.push(passt::process(at, found));
-        }
         processes.push(ProcessPlan {
             name: KEY.to_string(),
             program: found.program(KEY, KEY),
@@ -200,7 +200,7 @@ impl HypervisorBackend for CloudHypervisor {
             ends_with_hypervisor: true,
         });
         LaunchPlan {
-            network: None,
+            network: NetworkPlan::new(spec, link, MTU),
             backend: KEY,
             run_dir: at.path().clone(),
             processes,

@@ -15,7 +15,7 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::validate;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, OverlayPlan};
+use capsa_proto::plan::{Body, MacAddress, NetworkLink, OverlayPlan};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
@@ -92,7 +92,6 @@ fn found(hypervisor: &str, helper: &str) -> ProbeReport {
     let mut found = ProbeReport::default();
     found.insert(KEY, output(hypervisor));
     found.insert(virtiofsd::KEY, output(helper));
-    found.insert(passt::KEY, output("--vhost-user"));
     found
 }
 
@@ -303,7 +302,7 @@ fn probe_covers_needed_helpers_only() {
         BACKEND.probe(Arch::X86_64, spec).probes.iter().map(|q| q.key).collect()
     };
     assert_eq!(keys(Some(&spec())), [KEY]);
-    assert_eq!(keys(None), [KEY, virtiofsd::KEY, passt::KEY]);
+    assert_eq!(keys(None), [KEY, virtiofsd::KEY]);
 }
 
 #[test]
@@ -378,12 +377,28 @@ fn availability_old_virtiofsd_is_missing_feature() {
 }
 
 #[test]
-fn plan_nat_uses_passt_vsock_is_builtin() {
-    let plan = plan(VmSpec { network: NetworkMode::Nat, vsock: true, ..spec() });
+fn plan_nat_is_vhost_user_vsock_is_builtin() {
+    let spec = VmSpec {
+        network: NetworkMode::Nat,
+        on_reboot: RebootPolicy::Restart,
+        vsock: true,
+        ..spec()
+    };
+    let plan = plan(spec);
     let names: Vec<_> = plan.processes.iter().map(|p| p.name.as_str()).collect();
-    assert_eq!(names, ["passt", KEY]);
+    assert_eq!(names, [KEY]);
+    let network = plan.network.as_ref().unwrap();
+    let socket = path("/run/c/1/net.sock");
+    assert_eq!((&network.link, network.mtu), (&NetworkLink::VhostUser { socket }, 1500));
     let body = created(&plan);
-    assert_eq!(body["net"], json!([{ "vhost_user": true, "vhost_socket": "/run/c/1/net.sock" }]));
+    let net = json!([{
+        "vhost_user": true,
+        "vhost_socket": "/run/c/1/net.sock",
+        "mac": MacAddress::GUEST.to_string(),
+        "num_queues": 2,
+        "queue_size": 1024,
+    }]);
+    assert_eq!(body["net"], net);
     assert_eq!(body["memory"]["shared"], json!(true));
     assert_eq!(body["vsock"], json!({ "cid": 3, "socket": "/run/c/1/vsock" }));
     assert_eq!(plan.vsock.unwrap().listener(7).unwrap().as_str(), "/run/c/1/vsock_7");
@@ -543,14 +558,7 @@ fn validate_rejects_unsupported_specs() {
                 s.shares = auto(ShareMechanism::Auto);
                 s.on_reboot = RebootPolicy::Restart;
             }),
-            "on_reboot: rebooting with shares or NAT",
-        ),
-        (
-            Box::new(|s| {
-                s.network = NetworkMode::Nat;
-                s.on_reboot = RebootPolicy::Restart;
-            }),
-            "on_reboot: rebooting with shares or NAT",
+            "on_reboot: rebooting with shares is",
         ),
         (Box::new(|s| s.resources.cpus = 256), "cpus: 256 CPUs exceed the limit of 255"),
     ];
@@ -572,13 +580,7 @@ fn validate_rejects_by_probe_report() {
 
     let old = found("cloud-hypervisor v51.1", "virtiofsd 1.14.0");
     let nat = VmSpec { network: NetworkMode::Nat, ..spec() };
-    assert!(rejected(nat.clone(), &host(), &old).contains("NAT does not work with version 51.1.0"));
-    let mut no_passt = all_found();
-    no_passt.insert(passt::KEY, ProbeResult::NotFound { tried: vec!["passt".into()] });
-    let text = rejected(nat.clone(), &host(), &no_passt);
-    assert!(text.contains("network: passt was not found") && text.contains("qemu"), "{text}");
-    no_passt.insert(passt::KEY, self::output("Usage: passt"));
-    assert!(rejected(nat, &host(), &no_passt).contains("no vhost-user mode"));
+    assert!(rejected(nat, &host(), &old).contains("NAT is not supported with version 51.1.0"));
     let with = |read_only| VmSpec {
         disks: vec![Disk { read_only, ..disk("/plain.qcow2", ImageFormat::Qcow2) }],
         ..spec()

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use capsa_proto::backend::{ProbeReport, ProbeResult, Version};
 use capsa_proto::capabilities::{Violation, ViolationKind as Kind};
-use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::{FileFacts, HostFacts, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::{self, Overlay, Qcow2Header};
@@ -18,7 +18,7 @@ use crate::vm_config::needs_overlay;
 /// Versions up to 50.2 overwrite the header of qcow2 images (issue 8358); 52.0 does not.
 const QCOW2_WRITES: Version = Version::new(52, 0, 0);
 
-/// Older versions make passt exit (fixed in March 2026).
+/// Older versions send a wrong vhost-user message (issue 7766), and NAT is untested with them.
 const VHOST_USER_NET: Version = Version::new(52, 0, 0);
 
 /// Older versions do not resolve a relative backing file name against the image's directory (pull
@@ -119,12 +119,9 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
             reject(
                 "network".into(),
                 Kind::Unsupported,
-                format!("NAT does not work with version {version}: it makes passt exit"),
+                format!("NAT is not supported with version {version}: its vhost-user has errors"),
                 "use cloud-hypervisor 52.0 or later, the qemu backend, or set network to none",
             );
-        }
-        for reason in helper_needed(passt::blockers(found)) {
-            reject("network".into(), Kind::Unsupported, reason.what, &reason.remedy);
         }
     }
 
@@ -138,15 +135,14 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         ),
     }
 
-    let has_helpers = !spec.shares.is_empty() || spec.network == NetworkMode::Nat;
-    if spec.on_reboot == RebootPolicy::Restart && has_helpers {
+    if spec.on_reboot == RebootPolicy::Restart && !spec.shares.is_empty() {
         reject(
             "on_reboot".into(),
             Kind::Unsupported,
-            "rebooting with shares or NAT is not supported: virtiofsd and passt accept one connection \
-             only, and a reboot closes it"
+            "rebooting with shares is not supported: virtiofsd accepts one connection only, and a reboot \
+             closes it"
                 .into(),
-            "set on_reboot to end, remove shares and network, or use the qemu backend",
+            "set on_reboot to end, remove the shares, or use the qemu backend",
         );
     }
     out

@@ -4,19 +4,20 @@
 //! since [`MIN_VERSION`](crate::MIN_VERSION).
 
 use alloc::format;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use serde_json::{Value, json};
 
 use capsa_proto::capabilities::ValidatedSpec;
-use capsa_proto::helper::{passt, virtiofsd};
+use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::HostFacts;
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{GUEST_CID, OverlayPlan, RunDirPlan, VsockPlan};
+use capsa_proto::plan::{GUEST_CID, MacAddress, OverlayPlan, RunDirPlan, VsockPlan};
 use capsa_proto::qcow2::{self, Overlay};
 use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, NetworkMode};
 
-use crate::landlock;
+use crate::{NETWORK_SOCKET, landlock};
 
 pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -> Value {
     let spec = vm.spec();
@@ -45,13 +46,19 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         let disks = vm.disks().iter().enumerate();
         config["disks"] = disks.map(|(n, disk)| disk_config(n, disk, at, host)).collect();
     }
-    // virtiofsd and passt map guest memory, so it must be shared with them. Nothing else needs that.
+    // virtiofsd and the network access guest memory, so it must be shared. Nothing else needs that.
     let has_nat = spec.network == NetworkMode::Nat;
     if has_nat || !vm.shares().is_empty() {
         config["memory"]["shared"] = json!(true);
     }
     if has_nat {
-        config["net"] = json!([{ "vhost_user": true, "vhost_socket": passt::socket(at) }]);
+        config["net"] = json!([{
+            "vhost_user": true,
+            "vhost_socket": at.socket(NETWORK_SOCKET),
+            "mac": MacAddress::GUEST.to_string(),
+            "num_queues": 2,
+            "queue_size": 1024,
+        }]);
     }
     if spec.vsock {
         config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::socket(at) });

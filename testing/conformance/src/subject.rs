@@ -39,9 +39,6 @@ pub struct BackendTraits {
     pub bad_kernel: &'static [&'static str],
     /// The stop report after another process has sent SIGTERM to the hypervisor.
     pub sigterm: SigtermResult,
-    /// The addresses that NAT may assign to the guest, and the address that forwards to the host's
-    /// loopback. `None`: any address, and the gateway forwards to the host's other addresses.
-    pub nat: Option<(&'static [&'static str], &'static str)>,
     /// Whether helper processes serve shares, and not the hypervisor.
     pub share_helpers: bool,
     /// Whether the hypervisor quits within the limit of a stop when it is asked to. vfkit
@@ -82,7 +79,6 @@ const QEMU: BackendTraits = BackendTraits {
     nano_accelerator: Accelerator::Emulation,
     bad_kernel: &["qemu exited with status 1", "kernel"],
     sigterm: SigtermResult::Lost,
-    nat: Some((&["10.0.2.15"], "10.0.2.2")),
     share_helpers: true,
     quits_in_time: true,
     commas: true,
@@ -95,8 +91,6 @@ const CLOUD_HYPERVISOR: BackendTraits = BackendTraits {
     // The failed operation, then the chain of causes.
     bad_kernel: &["boot the guest", ": "],
     sigterm: SigtermResult::PowerOff,
-    // passt assigns the second address if the host has no default route.
-    nat: Some((&["10.0.2.15", "169.254.2.1"], "10.0.2.2")),
     ..QEMU
 };
 
@@ -106,7 +100,6 @@ const VFKIT: BackendTraits = BackendTraits {
     bad_kernel: &["vfkit exited with status 1", "The virtual machine failed to start"],
     // vfkit presses the power button.
     sigterm: SigtermResult::PowerOff,
-    nat: None,
     share_helpers: false,
     quits_in_time: false,
     commas: false,
@@ -120,7 +113,6 @@ const VFKIT_STAND_IN: &str = "vfkit-stand-in";
 /// The helper programs: leaf, subjects, program, and the environment variable with its path.
 const HELPERS: &[(&str, &[&str], &str, &str)] = &[
     ("virtio_fs", &["qemu", CLH, CHV_STAND_IN], "virtiofsd", "CAPSA_VIRTIOFSD"),
-    ("network_modes.nat", &[CLH, CHV_STAND_IN], "passt", "CAPSA_PASST"),
     ("vsock", &["qemu", CHV_STAND_IN], "vhost-device-vsock", "CAPSA_VHOST_DEVICE_VSOCK"),
     // The stand-in searches for these programs itself, without an environment variable.
     ("virtio_fs", &[VFKIT_STAND_IN], "virtiofsd", ""),

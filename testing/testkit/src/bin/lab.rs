@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(1200);
 /// The environment variables that programs in the lab get, besides those that begin with `CAPSA_`.
 const KEPT: [&str; 5] = ["PATH", "HOME", "CARGO_HOME", "CARGO_TARGET_DIR", "RUST_BACKTRACE"];
 
-const NOT_KEPT: [&str; 5] =
-    ["CAPSA_CLOUD_HYPERVISOR", "CAPSA_PASST", "CAPSA_BACKEND", SKIP_LOG, programs::DIRECTORY];
+const NOT_KEPT: [&str; 4] =
+    ["CAPSA_CLOUD_HYPERVISOR", "CAPSA_BACKEND", SKIP_LOG, programs::DIRECTORY];
 
 fn main() -> std::process::ExitCode {
     capsa_fixtures::task::main("lab", run)
@@ -42,8 +42,8 @@ fn run(arguments: Arguments) -> Outcome {
         skip_task("xtask lab", "no cloud-hypervisor in PATH or CAPSA_CLOUD_HYPERVISOR");
         return Ok(());
     };
-    use Requirement::{GuestTools, Passt, Qemu, Virtiofsd};
-    setup::ensure(&[Qemu, GuestTools, Virtiofsd, Passt])?;
+    use Requirement::{GuestTools, Qemu, Virtiofsd};
+    setup::ensure(&[Qemu, GuestTools, Virtiofsd])?;
 
     let mut last = Instant::now();
     // Prints the time of a phase when it ends.
@@ -104,6 +104,5 @@ fn environment(hypervisor: &Path, programs: &Path) -> Vec<(OsString, OsString)> 
         (programs::DIRECTORY.into(), programs.into()),
         ("TMPDIR".into(), "/run/tmp".into()),
     ];
-    let passt = host::passt::find().map(|path| ("CAPSA_PASST".into(), path.into()));
-    kept.chain(ours).chain(passt).collect()
+    kept.chain(ours).collect()
 }
