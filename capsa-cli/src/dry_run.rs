@@ -75,11 +75,11 @@ mod tests {
 
     #[test]
     fn dry_run_text_lists_rejected_backends() {
-        let reasons = vec![capsa::backend::Reason::new("no passt", "install it")];
+        let reasons = vec![capsa::backend::Reason::new("no program", "install it")];
         let rejected = [capsa::internal::rejection("cloud-hypervisor", reasons)];
         let text = text(&plans()[0], &rejected);
         assert!(
-            text.contains("# rejected backend: cloud-hypervisor: no passt (install it)\n"),
+            text.contains("# rejected backend: cloud-hypervisor: no program (install it)\n"),
             "{text}"
         );
     }

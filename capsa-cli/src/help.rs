@@ -103,8 +103,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
 pub(crate) const ENVIRONMENT: &[(&str, &str)] = &[
     ("CAPSA_BACKEND", "Backend, if neither a flag nor the config file names one"),
     (
-        "CAPSA_QEMU, CAPSA_CLOUD_HYPERVISOR, CAPSA_VFKIT, CAPSA_VIRTIOFSD, CAPSA_PASST, \
-         CAPSA_VHOST_DEVICE_VSOCK",
+        "CAPSA_QEMU, CAPSA_CLOUD_HYPERVISOR, CAPSA_VFKIT, CAPSA_VIRTIOFSD, CAPSA_VHOST_DEVICE_VSOCK",
         "Path of the program, in place of a search",
     ),
     ("CAPSA_LOG", "Log level, if --log-level is not given"),

@@ -58,30 +58,3 @@ fn missing_helper_marks_features_missing() {
     assert_eq!(text.matches("virtiofsd was not found").count(), 1, "reported once: {text}");
     assert!(text.contains("\n         hint: install virtiofsd"), "{text}");
 }
-
-#[test]
-fn cloud_hypervisor_nat_needs_passt() {
-    if !cfg!(target_os = "linux") {
-        return capsa_testkit::skip("other backends come first elsewhere");
-    }
-    // Any program that prints a version suffices, because no VM is started.
-    let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("cloud-hypervisor");
-    std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v53.0.0\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, mode).unwrap();
-    for (passt, want) in [("/no/such/passt", "missing"), ("with", "yes")] {
-        let helper = dir.path().join("passt");
-        std::fs::write(&helper, "#!/bin/sh\necho ' --vhost-user'\n").unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&helper, mode).unwrap();
-        let passt = if passt == "with" { helper.as_path() } else { passt.as_ref() };
-        let mut command = capsa();
-        command.arg("backends").env("CAPSA_PASST", passt);
-        let output = command.env("CAPSA_CLOUD_HYPERVISOR", &program).output().unwrap();
-        let table = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(row(&table, "NAT")[0], want, "{table}");
-        let is_reported = table.contains("\n  no NAT: passt was not found");
-        assert_eq!(is_reported, want == "missing", "{table}");
-    }
-}

@@ -21,7 +21,7 @@
 //! | [`console`] | scrollback, pattern matching, waits, and scripts for login and commands |
 //! | [`codec`] | the control protocols HTTP/1.1 and QMP, and the recording format |
 //! | [`cmdline`] | the kernel command line: parse, merge, build |
-//! | [`helper`] | helper processes: virtiofsd, passt, vhost-device-vsock |
+//! | [`helper`] | helper processes: virtiofsd, vhost-device-vsock |
 //! | [`qcow2`] | image headers, backing chains, and empty overlays |
 //! | [`image_lock`] | how the locks on a disk image tell whether it is in use |
 //! | [`sim`] | simulated guests, for tests without a hypervisor |

@@ -77,7 +77,7 @@
 //! | variable | effect |
 //! | --- | --- |
 //! | `CAPSA_BACKEND` | the backend, if the program forces none |
-//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_PASST`, `CAPSA_VHOST_DEVICE_VSOCK` | the path of the program; disables the search |
+//! | `CAPSA_QEMU`, `CAPSA_CLOUD_HYPERVISOR`, `CAPSA_VFKIT`, `CAPSA_VIRTIOFSD`, `CAPSA_VHOST_DEVICE_VSOCK` | the path of the program; disables the search |
 //! | `CAPSA_RUN_DIR` | the directory of run directories; default: `$XDG_RUNTIME_DIR/capsa`, otherwise `/tmp/capsa-UID` |
 //! | `TMPDIR` | on Linux, the directory for data that guests write to ephemeral disks; default: `/var/tmp` |
 //!

@@ -4,6 +4,5 @@
 //! before the hypervisor, which connects to their sockets; the lifecycle supervises both alike. All
 //! helpers speak vhost-user, so several backends use the same ones.
 
-pub mod passt;
 pub mod vhost_device_vsock;
 pub mod virtiofsd;
