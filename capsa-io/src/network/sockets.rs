@@ -210,13 +210,19 @@ impl Network {
         protocol: Option<Protocol>,
         state: SocketState,
     ) {
+        let mut is_forbidden = false;
         let open = || {
             let remote = remote?;
-            let socket = sys::inet_socket(family(remote), SocketType::DGRAM, protocol)?;
+            let opened = sys::inet_socket(family(remote), SocketType::DGRAM, protocol);
+            is_forbidden =
+                opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            let socket = if is_forbidden { Err(Errno::HOSTUNREACH.into()) } else { opened }?;
             connect(&socket, &remote)?;
             Ok(socket)
         };
-        if let Err(error) = open().and_then(|socket| self.insert(flow, socket, state)) {
+        let opened = open();
+        self.refused_by_host += u64::from(is_forbidden);
+        if let Err(error) = opened.and_then(|socket| self.insert(flow, socket, state)) {
             let error = self.connect_error(&error);
             self.net.handle_connect_error(flow, error);
         }

@@ -305,8 +305,8 @@ pub struct Counters {
     pub refused_special: u64,
     /// Flows that were refused because the table was full.
     pub refused_full: u64,
-    /// Flows that were refused because the host has no descriptor or memory for a socket. The driver counts
-    /// them.
+    /// Flows that were refused because the host has no descriptor or memory for a socket, or does not permit
+    /// it (`net.ipv4.ping_group_range`). The driver counts them.
     pub refused_resources: u64,
     /// Echo requests, fragments and ICMP errors that were dropped because of a limit of rate or size.
     pub limited: u64,

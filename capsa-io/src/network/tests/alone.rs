@@ -1,18 +1,18 @@
 //! What needs a process of its own: a fork, a limit of descriptors, a network namespace.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use capsa_proto::spec::NetworkOptions;
+use capsa_proto::spec::{NetworkOptions, TransportProtocol};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
 use smoltcp::socket::{icmp, tcp};
 
 use super::guest::{GATEWAY, NetworkTest};
-use super::{host_ports, listener};
-use crate::sys::run_in_fork;
+use super::{any_port, forward, host_port, host_ports, listener};
+use crate::sys::{DESCRIPTORS, run_in_fork};
 
 const ALONE: &str = "CAPSA_TEST_ALONE";
 
@@ -88,6 +88,60 @@ fn exhausted_descriptors_refuse_flows_and_end_nothing() {
     assert!(test.tcp(first).may_send());
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     assert!(test.connects((GATEWAY, port), 42_000));
+}
+
+/// The number of open descriptors.
+fn descriptors() -> usize {
+    std::fs::read_dir(DESCRIPTORS).unwrap().count()
+}
+
+#[test]
+fn many_connections_leave_no_descriptor() {
+    if !is_alone("network::tests::alone::many_connections_leave_no_descriptor", &[]) {
+        return;
+    }
+    let (listener, port) = listener();
+    let mut test = NetworkTest::new(host_ports([port]));
+    let before = descriptors();
+    for n in 0..2_000 {
+        let handle = test.connect((GATEWAY, port), 20_000 + n);
+        test.until("the connection", |test| test.tcp(handle).may_send());
+        drop(listener.accept().unwrap());
+        // Half of them end with a reset.
+        match n % 2 {
+            0 => test.tcp(handle).abort(),
+            _ => test.tcp(handle).close(),
+        }
+        test.until("the end", |test| test.network.sockets.is_empty());
+        test.sockets.remove(handle);
+    }
+    assert_eq!(descriptors(), before);
+}
+
+#[test]
+fn flood_of_a_forward_is_bounded() {
+    if !is_alone("network::tests::alone::flood_of_a_forward_is_bounded", &[]) {
+        return;
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let mut test = NetworkTest::new(forward(any_port(), 22, TransportProtocol::Tcp));
+    // The guest does not answer.
+    test.network.set_link(false);
+    let before = descriptors();
+    let mut clients = Vec::new();
+    for _ in 0..1_200 {
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, host_port(&test))).unwrap();
+        clients.push(client);
+        test.step();
+    }
+    test.until("refusals", |test| test.network.counters().refused_resources >= 100);
+    assert!(descriptors() - before - clients.len() <= 1_024);
+    // The guest is back: the waiting connections are refused, or work.
+    test.network.set_link(true);
+    let handle = test.listen(22);
+    test.until("a connection", |test| test.tcp(handle).may_send());
+    clients.clear();
 }
 
 /// A host on a link of this one.
