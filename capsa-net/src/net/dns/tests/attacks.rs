@@ -60,3 +60,20 @@ fn attack_7_answers_updates_and_notifies_do_nothing() {
     }
     assert_eq!(guest.net.counters().malformed, 2);
 }
+
+#[test]
+fn attack_7_query_in_fragments_is_answered_once() {
+    let mut guest = NameClient::new();
+    let message = query(1, "host.capsa.internal", A);
+    let frame = guest.frame(|ip, frame| udp::write(ip, (5000, 53), &message, frame), ip::UDP);
+    let fragments: Vec<Vec<u8>> = ip::fragments(&frame[ethernet::HEADER_LEN..], 44, 1).collect();
+    assert!(fragments.len() > 2);
+    for fragment in &fragments {
+        assert_eq!(guest.datagrams, []);
+        let frame = [&frame[..ethernet::HEADER_LEN], fragment].concat();
+        assert_eq!(guest.net.handle_frame(&frame, guest.now), None);
+        guest.receive();
+    }
+    assert_eq!(data(&guest.answer(), "host.capsa.internal", A), [[10, 0, 2, 2]]);
+    assert_eq!(guest.asked(), []);
+}
