@@ -12,7 +12,9 @@
 //!   is accepted: another file system could block.
 //! - The kick events are never read. The poller reports each new kick, because it is edge-triggered. So a
 //!   hypervisor that also reads them cannot block this process.
-//! - A call event is written without blocking, and only when it is writable.
+//! - A call event is written only when it is writable, and does not block. A hypervisor that fills the event
+//!   and changes this flag, both between the check and the write, would block this process: the kernel has
+//!   no write for events that takes the flag as an argument.
 
 use std::collections::VecDeque;
 use std::fs::File;
