@@ -46,7 +46,7 @@ pub fn main() -> std::process::ExitCode {
         ["bench", ..] => run_bench(&words[1..]),
         ["engine"] => run_engine(),
         ["serve"] => server::serve(),
-        ["stack", mtu] => stack::run(mtu),
+        ["stack", mtu, forwards] => stack::run(mtu, forwards == "true"),
         ["traffic", name, server, n] => run_traffic(name, server, n),
         _ => Err(format!("unknown arguments {text:?}").into()),
     };

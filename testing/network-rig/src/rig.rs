@@ -107,7 +107,7 @@ impl Rig {
                 (guest, process)
             }
             GuestStack::Capsa => {
-                let guest = self.unconfigured_guest(mtu)?;
+                let guest = self.unconfigured_guest(mtu, false)?;
                 let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
                 stack::configure(namespace)?;
                 return Ok(guest);
@@ -116,14 +116,15 @@ impl Rig {
         Ok(RigGuest { namespace: Some(namespace), stack: Some(process) })
     }
 
-    /// A guest behind the stack of Capsa whose card is up, without an address of IPv4.
+    /// A guest behind the stack of Capsa whose card is up, without an address of IPv4. One guest at a time can
+    /// have forwards.
     ///
     /// # Errors
     ///
     /// When the stack does not start.
-    pub fn unconfigured_guest(&self, mtu: u16) -> Result<RigGuest, RigError> {
+    pub fn unconfigured_guest(&self, mtu: u16, with_forwards: bool) -> Result<RigGuest, RigError> {
         let mut guest = self.host.beside()?;
-        let process = stack::start(&self.host, &mut guest, mtu)?;
+        let process = stack::start(&self.host, &mut guest, mtu, with_forwards)?;
         Ok(RigGuest { namespace: Some(guest), stack: Some(process) })
     }
 
@@ -133,7 +134,7 @@ impl Rig {
     ///
     /// When it gets none.
     pub fn lease_micros(&self) -> Result<f64, RigError> {
-        let guest = self.unconfigured_guest(1500)?;
+        let guest = self.unconfigured_guest(1500, false)?;
         let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
         namespace.ip(&format!("route add default dev {TAP}"))?;
         let figures = traffic(namespace, "dhcp", SocketAddr::from(([255; 4], 67)), 0)?;

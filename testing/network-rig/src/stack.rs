@@ -20,15 +20,21 @@ use crate::server::{GREETING, REQUESTS, UDP_ECHO};
 /// The port of the host, of TCP and of UDP, that is forwarded to the servers of a guest.
 pub const FORWARDED: u16 = 7001;
 
-/// Starts the stack for a guest, whose card gets the address by hand.
+/// Starts the stack for a guest, whose card gets the address by hand. `with_forwards` forwards
+/// [`FORWARDED`], which one stack of a host can.
 ///
 /// # Errors
 ///
 /// When it does not start.
-pub fn start(host: &Namespace, guest: &mut Namespace, mtu: u16) -> Result<RigProcess, RigError> {
+pub fn start(
+    host: &Namespace,
+    guest: &mut Namespace,
+    mtu: u16,
+    with_forwards: bool,
+) -> Result<RigProcess, RigError> {
     let tap = guest.create_tap()?;
     let mut stack = host.rig("stack");
-    stack.arg(mtu.to_string()).stdin(tap).stdout(Stdio::null());
+    stack.args([mtu.to_string(), with_forwards.to_string()]).stdin(tap).stdout(Stdio::null());
     let stack = RigProcess(stack.spawn()?);
     guest.ip(&format!("link set {TAP} address {} mtu {mtu} up", MacAddress::GUEST))?;
     Ok(stack)
@@ -45,15 +51,16 @@ pub fn configure(guest: &Namespace) -> Result<(), RigError> {
 }
 
 /// Runs the stack behind the tap device that is standard input, until the process is killed.
-pub(crate) fn run(mtu: &str) -> Result<(), RigError> {
+pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
     let tap: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
     fcntl(&tap, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+    let forwards = [
+        forward(FORWARDED, REQUESTS, TransportProtocol::Tcp),
+        forward(FORWARDED, UDP_ECHO, TransportProtocol::Udp),
+    ];
     let options = NetworkOptions {
         host_ports: [REQUESTS, GREETING, UDP_ECHO].into(),
-        forwards: vec![
-            forward(FORWARDED, REQUESTS, TransportProtocol::Tcp),
-            forward(FORWARDED, UDP_ECHO, TransportProtocol::Udp),
-        ],
+        forwards: if with_forwards { forwards.into() } else { Vec::new() },
         ..NetworkOptions::default()
     };
     let plan = NetworkPlan {

@@ -14,7 +14,7 @@ use capsa_network_rig::rig::{
     Figures, GuestStack, HOST, REMOTE, Rig, RigGuest, connect, serve, traffic,
 };
 use capsa_network_rig::server::{REQUESTS, UDP_ECHO};
-use capsa_network_rig::stack::FORWARDED;
+use capsa_network_rig::stack::{self, FORWARDED};
 use capsa_network_rig::{Namespace, RigError};
 
 const MIB: u64 = 1 << 20;
@@ -39,7 +39,7 @@ impl Guest {
 
     /// A guest without an address of IPv4.
     fn unconfigured() -> Option<Self> {
-        Self::with(|rig| rig.unconfigured_guest(1500))
+        Self::with(|rig| rig.unconfigured_guest(1500, true))
     }
 
     fn namespace(&self) -> &Namespace {
@@ -189,7 +189,8 @@ fn kernel_guest_gets_a_lease_by_udhcpc() {
 
 #[test]
 fn kernel_guest_serves_forwarded_ports() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = Guest::unconfigured() else { return };
+    stack::configure(guest.namespace()).expect("an address");
     let _servers = serve(guest.namespace()).expect("servers in the guest");
     let from_host = |name, n| {
         let figures = traffic(&guest.rig.host, name, address("127.0.0.1", FORWARDED), n);

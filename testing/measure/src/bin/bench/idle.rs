@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use capsa::NetworkMode;
 use capsa::testing::{self, GuestReply, ScriptedGuest};
 use capsa_fixtures::nano;
 use capsa_fixtures::programs::TestProgram;
@@ -25,13 +26,15 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let vms: usize = arguments.opt_value_from_str("--vms")?.unwrap_or(200);
     let seconds: u64 = arguments.opt_value_from_str("--seconds")?.unwrap_or(10);
     let api: Option<String> = arguments.opt_value_from_str("--api")?;
+    let with_network = arguments.contains("--network");
     finish(arguments)?;
-    let Some(api) = api else { return each_in_its_own_process(vms, seconds) };
+    let Some(api) = api else { return each_in_its_own_process(vms, seconds, with_network) };
     if api == "login" {
         return login_beside_idle_vms();
     }
     let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
-    let vm = || idle::vm(fake.path(), guest.kernel());
+    let mode = if with_network { NetworkMode::Nat } else { NetworkMode::None };
+    let vm = || idle::vm(fake.path(), guest.kernel()).network(mode);
     let time = Duration::from_secs(seconds);
     let (name, cost) = match api.as_str() {
         "embed" => ("`embed::Vm`, one `poll(2)` loop", idle::embedded(vms, time, vm)?),
@@ -51,13 +54,17 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     Ok(())
 }
 
-fn each_in_its_own_process(vms: usize, seconds: u64) -> Outcome {
-    println!("{vms} idle VMs on the fake QEMU, {seconds} s\n");
+fn each_in_its_own_process(vms: usize, seconds: u64, with_network: bool) -> Outcome {
+    let card = if with_network { " with a network card each" } else { "" };
+    println!("{vms} idle VMs{card} on the fake QEMU, {seconds} s\n");
     println!("| | threads | descriptors each | memory each, without scrollback | wake-ups |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     for api in ["embed", "handle", "login"] {
         let mut this = Command::new(std::env::current_exe()?);
         this.args(["idle", "--api", api, "--vms", &vms.to_string()]);
+        if with_network {
+            this.arg("--network");
+        }
         if !this.args(["--seconds", &seconds.to_string()]).status()?.success() {
             return Err(format!("cannot measure {api}").into());
         }
