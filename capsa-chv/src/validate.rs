@@ -112,17 +112,16 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         }
     }
 
-    if spec.network == NetworkMode::Nat {
-        if let Some(version) = found.version(KEY)
-            && version < VHOST_USER_NET
-        {
-            reject(
-                "network".into(),
-                Kind::Unsupported,
-                format!("NAT is not supported with version {version}: its vhost-user has errors"),
-                "use cloud-hypervisor 52.0 or later, the qemu backend, or set network to none",
-            );
-        }
+    if spec.network == NetworkMode::Nat
+        && let Some(version) = found.version(KEY)
+        && version < VHOST_USER_NET
+    {
+        reject(
+            "network".into(),
+            Kind::Unsupported,
+            format!("NAT is not supported with version {version}: its vhost-user has errors"),
+            "use cloud-hypervisor 52.0 or later, the qemu backend, or set network to none",
+        );
     }
 
     match spec.accelerator {
