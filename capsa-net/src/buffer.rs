@@ -19,9 +19,6 @@ pub(crate) const CHUNK: usize = 8 << 10;
 /// Chunks that a stream may always reserve: the space of one chunk, at any position within it.
 pub(crate) const GUARANTEED: usize = 2;
 
-/// The longest list of chunks that an empty buffer keeps.
-const LIST: usize = 8;
-
 /// Free chunks that are kept for the next stream: 256 KiB.
 const SPARE: usize = 32;
 
@@ -235,10 +232,8 @@ impl StreamBuffer {
             for chunk in self.chunks.drain(..).flatten() {
                 budget.free(chunk);
             }
-            if self.chunks.capacity() > LIST {
-                // An idle stream keeps no list for a long window.
-                self.chunks = VecDeque::new();
-            }
+            // An idle stream keeps no list.
+            self.chunks = VecDeque::new();
         }
     }
 

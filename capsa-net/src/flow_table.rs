@@ -130,6 +130,10 @@ impl<F> FlowTable<F> {
             return Err(TableFull);
         }
         let index = self.free.pop().unwrap_or_else(|| {
+            if self.slots.len() == self.slots.capacity() {
+                // An eighth more, not twice as much: a slot is large.
+                self.slots.reserve_exact((self.slots.len() / 8).max(16));
+            }
             self.slots.push(FlowSlot { generation: 0, flow: None });
             (self.slots.len() - 1) as u32
         });

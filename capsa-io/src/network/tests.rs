@@ -167,6 +167,30 @@ fn reset_is_passed_on_in_both_directions() {
 }
 
 #[test]
+fn attack_40_spoofed_answers_are_not_delivered() {
+    let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut test = NetworkTest::new(host_ports([port]));
+    let handle = test.bind_udp(5000);
+    test.udp(handle).send_slice(b"ping", (GATEWAY, port)).unwrap();
+    let mut client = None;
+    test.until("the datagram", |_| match server.recv_from(&mut [0; 64]) {
+        Ok((_, from)) => client.insert(from).is_ipv4(),
+        Err(_) => false,
+    });
+    // Another program of the host sends to the socket of the flow, before its remote end does.
+    let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    for _ in 0..10 {
+        let _ = stranger.send_to(b"spoof", client.unwrap());
+    }
+    server.send_to(b"pong", client.unwrap()).unwrap();
+    test.until("the answer", |test| test.udp(handle).can_recv());
+    assert_eq!(test.udp(handle).recv().unwrap().0, b"pong");
+    assert!(!test.udp(handle).can_recv());
+}
+
+#[test]
 fn datagrams_travel_both_ways_and_errors_back() {
     let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     server.set_nonblocking(true).unwrap();
