@@ -20,12 +20,12 @@ use capsa_network_rig::{Namespace, RigError};
 const MIB: u64 = 1 << 20;
 
 /// A guest behind the stack.
-struct Guest {
+struct KernelGuest {
     rig: Rig,
     guest: RigGuest,
 }
 
-impl Guest {
+impl KernelGuest {
     /// Skips the calling test where the host does not permit a guest.
     fn new(mtu: u16) -> Option<Self> {
         Self::with(|rig| rig.guest(GuestStack::Capsa, mtu))
@@ -79,7 +79,7 @@ fn address(ip: &str, port: u16) -> SocketAddr {
 #[test]
 fn kernel_guest_bulk_arrives_intact() {
     for mtu in [1500, 65520] {
-        let Some(guest) = Guest::new(mtu) else { return };
+        let Some(guest) = KernelGuest::new(mtu) else { return };
         guest.transfers("upload-bytes", 32 * MIB, 32 * MIB);
         guest.transfers("download-bytes", 32 * MIB, 32 * MIB);
     }
@@ -87,13 +87,13 @@ fn kernel_guest_bulk_arrives_intact() {
 
 #[test]
 fn kernel_guest_runs_100_flows_at_once() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     assert_eq!(guest.traffic("flows", 100)["intact"], 100.0);
 }
 
 #[test]
 fn kernel_guest_half_closed_by_server_still_sends() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     let figures = guest.traffic("half-close", 3 * MIB);
     for (bytes, intact) in [("bytes", "intact"), ("later_bytes", "later_intact")] {
         assert_eq!(figures[bytes] as u64, 3 * MIB, "{figures:?}");
@@ -104,27 +104,27 @@ fn kernel_guest_half_closed_by_server_still_sends() {
 #[test]
 fn kernel_guest_half_closed_still_receives() {
     // The server answers after the end of the guest's stream.
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     guest.transfers("upload-bytes", 1, 1);
 }
 
 #[test]
 fn kernel_guest_with_slow_peer_retransmits_nothing() {
     for mtu in [1500, 65520] {
-        let Some(guest) = Guest::new(mtu) else { return };
+        let Some(guest) = KernelGuest::new(mtu) else { return };
         guest.transfers("upload-slowly", 8 * MIB, 16 * MIB);
     }
 }
 
 #[test]
 fn kernel_guest_that_reads_slowly_gets_all() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     guest.transfers("download-slowly", 8 * MIB, 16 * MIB);
 }
 
 #[test]
 fn kernel_guest_reaches_remote_server() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     let server = address(REMOTE[0], REQUESTS);
     let figures = guest.traffic_to(server, "upload-bytes", MIB);
     assert_eq!((figures["bytes"] as u64, figures["intact"]), (MIB, 1.0), "{figures:?}");
@@ -135,7 +135,7 @@ fn kernel_guest_reaches_remote_server() {
 
 #[test]
 fn kernel_guest_reaches_no_server_of_the_host() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     // A server listens on each of these.
     for server in [address(HOST[0], REQUESTS), address("127.0.0.1", REQUESTS)] {
         assert_eq!(guest.connect(server), "ConnectionRefused", "{server}");
@@ -144,7 +144,7 @@ fn kernel_guest_reaches_no_server_of_the_host() {
 
 #[test]
 fn kernel_guest_learns_why_a_connection_failed() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     guest.rig.host.ip("route add unreachable 203.0.115.0/24").expect("a route");
     for (server, expected) in [
         (address(REMOTE[0], 1), "ConnectionRefused"),
@@ -157,7 +157,7 @@ fn kernel_guest_learns_why_a_connection_failed() {
 
 #[test]
 fn kernel_guest_gets_ipv6_by_advertisement() {
-    let Some(guest) = Guest::new(1500) else { return };
+    let Some(guest) = KernelGuest::new(1500) else { return };
     let server = address(REMOTE[1], REQUESTS);
     wait_until("an address", || {
         let mut show = guest.namespace().command("ip");
@@ -175,7 +175,7 @@ fn kernel_guest_gets_ipv6_by_advertisement() {
 #[test]
 fn kernel_guest_gets_a_lease_by_udhcpc() {
     let Some(busybox) = find_program("busybox") else { return skip("no busybox") };
-    let Some(guest) = Guest::unconfigured() else { return };
+    let Some(guest) = KernelGuest::unconfigured() else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let script = directory.path().join("script");
     let text = "#!/bin/sh\nif [ $1 = bound ]; then echo $ip/$mask $router $dns $lease; fi\n";
@@ -189,7 +189,7 @@ fn kernel_guest_gets_a_lease_by_udhcpc() {
 
 #[test]
 fn kernel_guest_serves_forwarded_ports() {
-    let Some(guest) = Guest::unconfigured() else { return };
+    let Some(guest) = KernelGuest::unconfigured() else { return };
     stack::configure(guest.namespace()).expect("an address");
     let _servers = serve(guest.namespace()).expect("servers in the guest");
     let from_host = |name, n| {
