@@ -308,7 +308,8 @@ impl<'f> ConfigReader<'f> {
 
     /// A section that does not exist, or a key outside of any section.
     fn unknown_section(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>) {
-        let names = || SECTIONS.iter().map(|section| section.name);
+        let names =
+            || SECTIONS.iter().map(|section| section.name).filter(|name| !name.contains('.'));
         let owner = SECTIONS.iter().find(|section| section.row(name).is_some());
         let reason = match value {
             DeValue::Table(_) | DeValue::Array(_) => format!("unknown section {name:?}"),

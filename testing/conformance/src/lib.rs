@@ -24,6 +24,7 @@
 //! | [`disks`] | formats, order, read-only, ephemeral |
 //! | [`shares`] | both directions, and read-only on the host |
 //! | [`network`] | NAT: the address of the guest, the host |
+//! | [`reach`] | NAT: closed ports of the host, forwards, services |
 //! | [`vsock`] | streams in both directions, many on a port |
 //! | [`leaks`] | resources after many VMs |
 
@@ -37,6 +38,7 @@ pub mod fixture;
 pub mod leaks;
 pub mod network;
 pub mod outside;
+pub mod reach;
 pub mod shares;
 pub mod stops;
 pub mod subject;
@@ -94,6 +96,7 @@ pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
         disks::SCENARIOS,
         shares::SCENARIOS,
         network::SCENARIOS,
+        reach::SCENARIOS,
         vsock::SCENARIOS,
         leaks::SCENARIOS,
     ];
