@@ -1,8 +1,8 @@
 //! Connections and datagrams from clients on the host to the guest.
 //!
 //! A connection waits until the guest accepts it. A guest that boots does not answer, or refuses until its
-//! program listens; so until a forward has worked once, a refusal is tried again for [`PATIENCE`]. Later a
-//! refusal reaches the client as a reset.
+//! program listens; so until a forward has worked once, a refusal is tried again for [`PATIENCE`], which
+//! begins when the guest has sent its first frame. Later a refusal reaches the client as a reset.
 //!
 //! The guest sees the gateway as the other end, with a port for each client.
 
@@ -45,6 +45,8 @@ pub(super) struct ForwardTable {
     forwards: Vec<PortForward>,
     listeners: Vec<ForwardListener>,
     last_port: u16,
+    /// When the guest sent its first frame. Before that, it has no network.
+    guest_seen_at: Option<Instant>,
     /// Connections that the guest has not accepted yet.
     opening: HashMap<FlowId, ClientOrigin>,
     /// Connections that the guest refused, in the order in which they are tried again.
@@ -113,6 +115,11 @@ impl ForwardTable {
         Deadline::earliest(retry, rests)
     }
 
+    /// The guest has sent a frame.
+    pub(super) fn handle_guest_frame(&mut self, now: Instant) {
+        self.guest_seen_at.get_or_insert(now);
+    }
+
     /// The guest has accepted the connection of this flow.
     pub(super) fn handle_open(&mut self, flow: FlowId) {
         if let Some(origin) = self.opening.remove(&flow) {
@@ -129,7 +136,8 @@ impl ForwardTable {
         now: Instant,
     ) -> Option<PollSource<OwnedFd>> {
         let Some(origin) = self.opening.remove(&flow) else { return Some(source) };
-        let is_over = now >= origin.accepted_at + PATIENCE || self.waiting.len() >= WAITING;
+        let begin = self.guest_seen_at.map(|seen_at| seen_at.max(origin.accepted_at));
+        let is_over = begin.is_some_and(|at| now >= at + PATIENCE) || self.waiting.len() >= WAITING;
         let has_worked = self.listeners[origin.listener].has_worked;
         if is_over || has_worked || source.set_interest(false, false).is_err() {
             return Some(source);

@@ -90,6 +90,7 @@ impl Network {
     // The guest to sockets.
 
     pub(super) fn handle_frame(&mut self, frame: &[u8], now: Instant) {
+        self.forwards.handle_guest_frame(now);
         match self.net.handle_frame(frame, now) {
             Some(Delivery::Stream { flow, data }) => {
                 let data = &frame[data];

@@ -243,6 +243,24 @@ fn early_client_waits_until_the_guest_listens() {
 }
 
 #[test]
+fn early_client_waits_while_the_guest_boots() {
+    let mut test = NetworkTest::new(forward(any_port(), 22, TransportProtocol::Tcp));
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, host_port(&test))).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let begin = test.clock.now();
+    let mut wait = |test: &mut NetworkTest, seconds: std::ops::Range<u64>| {
+        for second in seconds {
+            test.network.on_ready(begin + Duration::from_secs(second)).unwrap();
+            test.card.receive();
+        }
+        client.read(&mut [0]).map_err(|error| error.kind())
+    };
+    assert_eq!(wait(&mut test, 0..300), Err(ErrorKind::WouldBlock));
+    test.network.handle_frame(&[0; 60], begin + Duration::from_secs(300));
+    assert_eq!(wait(&mut test, 300..500), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
 fn refusal_after_the_forward_has_worked_resets_the_client() {
     let mut test = NetworkTest::new(forward(any_port(), 22, TransportProtocol::Tcp));
     let port = host_port(&test);
