@@ -61,8 +61,8 @@ pub(crate) const DOCUMENTATION: Check = Check(
 pub(crate) const PACKAGES: Check = Check(
     "packages for crates.io",
     &[
-        "package", "--no-verify", "--allow-dirty", "--quiet", "-p", "capsa-proto", "-p", "capsa-io",
-        "-p", "capsa-qemu", "-p", "capsa-chv", "-p", "capsa-vfkit", "-p", "capsa-vm", "-p", "capsa-cli",
+        "package", "--no-verify", "--allow-dirty", "--quiet", "-p", "capsa-proto", "-p", "capsa-net",
+        "-p", "capsa-io", "-p", "capsa-qemu", "-p", "capsa-chv", "-p", "capsa-vfkit", "-p", "capsa-vm", "-p", "capsa-cli",
     ],
     None,
 );
