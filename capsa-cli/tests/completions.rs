@@ -21,7 +21,7 @@ const CAPSA: &str = env!("CARGO_BIN_EXE_capsa");
 /// working directory has the files.
 const CASES: &[(&str, &[&str])] = &[
     ("capsa con", &["config", "console"]),
-    ("capsa run --net", &["--network"]),
+    ("capsa run --net", &["--network", "--network-pcap"]),
     ("capsa run --network n", &["nat", "none"]),
     ("capsa run --backend q", &["qemu"]),
     ("capsa run --backend ", &["cloud-hypervisor", "qemu", "vfkit"]),

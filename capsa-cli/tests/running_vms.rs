@@ -28,7 +28,10 @@ fn ps_lists_vm_and_stop_powers_off() {
     let (code, stdout, _) = capsa.ask(&["ps"]);
     assert_eq!(code, 0);
     let rows: Vec<Vec<&str>> = stdout.lines().map(|l| l.split_whitespace().collect()).collect();
-    assert_eq!(rows[0], ["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE", "STATUS"]);
+    assert_eq!(
+        rows[0],
+        ["NAME", "ID", "BACKEND", "OWNER", "SINCE", "CONSOLE", "FORWARDS", "STATUS"]
+    );
     assert_eq!(rows[1].last(), Some(&"running"));
     let owner = capsa.pid().to_string();
     assert_eq!((rows[1][0], rows[1][2], rows[1][3]), ("kept", "qemu", owner.as_str()));

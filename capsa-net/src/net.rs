@@ -321,7 +321,7 @@ impl Net {
     }
 
     /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
-    /// with [`SocketAction::Reset`] when the guest refuses it, or does not answer within 30 seconds.
+    /// with [`SocketAction::Reset`](crate::SocketAction::Reset) when the guest refuses it, or does not answer within 30 seconds.
     ///
     /// # Errors
     ///

@@ -6,6 +6,8 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ops::Range;
 
+#[cfg(doc)]
+use super::Net;
 use crate::flow_table::FlowId;
 use crate::tcp::{Interest, SocketAction};
 use crate::wire::checksum::ChecksumPolicy;

@@ -18,6 +18,8 @@
 //! The program `network-rig` runs these modules in processes of their own: a process changes its namespace
 //! before it has threads.
 
+#![cfg(target_os = "linux")]
+
 mod bench;
 mod engine;
 mod goals;

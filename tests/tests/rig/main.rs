@@ -2,6 +2,8 @@
 //!
 //! No packet leaves the namespaces. Where they, or tap devices, are not permitted, the tests are skipped.
 
+#![cfg(target_os = "linux")]
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
