@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use capsa_proto::spec::{ForwardHost, PortForward, TransportProtocol};
@@ -188,11 +189,13 @@ fn bind_path(path: &Path) -> io::Result<BoundSocket> {
     Ok(BoundSocket { socket, file })
 }
 
+/// Whether no process has the socket of this file. A socket of another type asks, so that a listener gets no
+/// connection.
 fn is_abandoned(path: &Path) -> bool {
     let is_socket =
         std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    is_socket
-        && sys::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    is_socket && connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]
@@ -248,7 +251,10 @@ mod tests {
         let bound = bind().unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
+        let listener = &bound[0].sockets[0].socket;
+        assert!(sys::accept(listener).is_ok());
         assert_eq!(bind().unwrap_err()[0].error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(sys::accept(listener).unwrap_err(), Errno::AGAIN, "the listener gets no client");
         drop(bound);
         assert!(!path.exists());
 

@@ -181,7 +181,7 @@ pub(super) fn check_supported(config: &Config) -> Result<(), String> {
             Device::Blk(_) | Device::Fs(_) | Device::Vsock(_) | Device::Rng | Device::Balloon => {
                 true
             }
-            Device::Net(net) => net.nat,
+            Device::Net(net) => net.fd.is_some(),
             Device::Serial(serial) => !serial.uses_pty,
             _ => false,
         };
