@@ -138,7 +138,7 @@ impl Checker<'_> {
         }
     }
 
-    /// `--log` and `--record` truncate their files, so no other setting may use the same file.
+    /// `--log`, `--record` and `--network-pcap` truncate their files, so no other setting may use the same file.
     fn written_files(&mut self) {
         let settings = self.settings;
         let mut used: Vec<(String, &Path)> = Vec::new();
@@ -170,6 +170,14 @@ impl Checker<'_> {
                 self.add(field, reason, "use a file that this user can write or create");
             }
             used.push((format!("the {field}"), path));
+        }
+        // The library checks its directory.
+        let pcap = settings.network.pcap.as_deref();
+        if let Some(path) = pcap
+            && let Some((what, _)) = used.iter().find(|(_, other)| is_same_file(path, other))
+        {
+            let reason = format!("{} is the same file as {what}", path.display());
+            self.add("network_pcap", reason, "use another path: this file would be overwritten");
         }
     }
 

@@ -188,6 +188,11 @@ fn invalid_flags_are_rejected_before_any_write() {
         ),
         (vec!["--log".into(), at("nano.elf")], 111, "same file as the kernel"),
         (
+            ["--log", &at("new"), "--network-pcap", &at("link")].map(String::from).to_vec(),
+            111,
+            "same file as the log",
+        ),
+        (
             vec!["--disk".into(), at("disk"), "--record".into(), at("disk")],
             111,
             "same file as disk 1",

@@ -18,7 +18,7 @@ pub(crate) struct GuestNetwork {
     host_ports: Vec<u16>,
     pub(crate) forwards: Vec<(Origin, ForwardSetting)>,
     pub(crate) services: Vec<(Origin, ServiceSetting)>,
-    pcap: Option<PathBuf>,
+    pub(crate) pcap: Option<PathBuf>,
 }
 
 /// A port of the host, or a unix socket, that is forwarded to the guest.

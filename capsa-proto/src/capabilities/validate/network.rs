@@ -42,7 +42,7 @@ pub(super) fn violations(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
         found.service(n, service, &options.services[..n]);
     }
     if let Some(path) = &options.pcap {
-        found.pcap(path);
+        found.pcap(path, spec);
     }
     found.out
 }
@@ -117,11 +117,17 @@ impl NetworkViolations<'_> {
         }
     }
 
-    fn pcap(&mut self, path: &HostPath) {
+    fn pcap(&mut self, path: &HostPath, spec: &VmSpec) {
         let field = || String::from("network_pcap");
         if matches!(self.host.file(path), FileFacts::Directory { .. }) {
             let reason = format!("{path} is a directory");
             self.reject(field(), Kind::WrongType, reason, "give the path of a file");
+        }
+        // The capture replaces the content of its file.
+        let read = [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten();
+        if read.chain(spec.disks.iter().map(|disk| &disk.path)).any(|used| used == path) {
+            let reason = format!("{path} is a file of the VM, which the capture would overwrite");
+            self.reject(field(), Kind::Duplicate, reason, "use another file");
         }
         self.parent(field(), path);
     }
@@ -361,5 +367,6 @@ mod tests {
         assert_eq!(pcap("/none/p"), [Kind::Missing]);
         assert_eq!(pcap("/p"), [Kind::NoAccess]);
         assert_eq!(pcap("/run/p"), []);
+        assert!(pcap(VmSpec::new(path("/k")).kernel.as_str()).contains(&Kind::Duplicate));
     }
 }
