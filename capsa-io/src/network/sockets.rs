@@ -22,6 +22,9 @@ const DATAGRAMS: usize = 16;
 /// Bytes of the first read from a stream in a call, at most.
 const READ_FIRST: usize = 16 << 10;
 
+/// How often the route of a flow of datagrams is checked.
+const ROUTE_CHECK: Duration = Duration::from_secs(1);
+
 /// Parts of a stream that are written with one system call, at most.
 const PARTS: usize = 64;
 
@@ -38,6 +41,17 @@ pub(super) struct FlowSocket {
     flow: FlowId,
     source: PollSource<OwnedFd>,
     state: SocketState,
+    /// Where datagrams go, if that is beyond the host.
+    route: Option<CheckedRoute>,
+}
+
+/// A route that does not lead to the host itself. The kernel may change it while the socket is open.
+#[derive(Debug, Clone, Copy)]
+struct CheckedRoute {
+    remote: SocketAddr,
+    protocol: RouteProtocol,
+    /// When it was checked; `None`: when the socket was opened.
+    at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +120,10 @@ impl Network {
             Some(Delivery::Datagram { flow, payload } | Delivery::Echo { flow, payload }) => {
                 // The frame may have opened the flow.
                 self.act(now);
+                if !self.is_beyond_host(flow, now) {
+                    self.net.handle_connect_error(flow, ConnectError::Prohibited);
+                    return self.act(now);
+                }
                 let payload = self.net.payload(&payload, frame);
                 let Some(socket) = self.sockets.get(flow) else {
                     self.forwards.reply(flow, payload);
@@ -117,6 +135,23 @@ impl Network {
                 }
             }
             None => {}
+        }
+    }
+
+    /// Whether the datagrams of a flow still leave the host. Asks the kernel once in [`ROUTE_CHECK`].
+    fn is_beyond_host(&mut self, flow: FlowId, now: Instant) -> bool {
+        let Some(FlowSocket { route: Some(route), .. }) = self.sockets.get(flow) else {
+            return true;
+        };
+        match route.at {
+            Some(at) if now >= at + ROUTE_CHECK => {
+                route.at = Some(now);
+                open_remote(route.remote, route.protocol).is_ok()
+            }
+            _ => {
+                route.at.get_or_insert(now);
+                true
+            }
         }
     }
 
@@ -191,7 +226,10 @@ impl Network {
             Destination::Host(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
             Destination::Service(_) => Err(io::ErrorKind::ConnectionRefused.into()),
         };
+        let is_remote = matches!(destination, Destination::Remote(_));
+        let route = remote.as_ref().ok().filter(|_| is_remote).copied();
         self.open_datagrams(flow, remote, None, SocketState::Datagram);
+        self.keep_route(flow, route, RouteProtocol::Udp);
     }
 
     /// Opens a ping socket. The kernel may forbid it (`net.ipv4.ping_group_range`).
@@ -201,7 +239,15 @@ impl Network {
             IpAddr::V6(_) => ipproto::ICMPV6,
         };
         let remote = open_remote((remote, 0).into(), RouteProtocol::Icmp);
+        let route = remote.as_ref().ok().copied();
         self.open_datagrams(flow, remote, Some(protocol), SocketState::Echo);
+        self.keep_route(flow, route, RouteProtocol::Icmp);
+    }
+
+    fn keep_route(&mut self, flow: FlowId, remote: Option<SocketAddr>, protocol: RouteProtocol) {
+        if let Some(socket) = self.sockets.get(flow) {
+            socket.route = remote.map(|remote| CheckedRoute { remote, protocol, at: None });
+        }
     }
 
     fn open_datagrams(
@@ -245,7 +291,7 @@ impl Network {
             SocketState::Stream { .. } => {}
             SocketState::Datagram | SocketState::Echo => source.set_interest(true, false)?,
         }
-        self.sockets.insert(FlowSocket { flow, source, state });
+        self.sockets.insert(FlowSocket { flow, source, state, route: None });
         Ok(())
     }
 
@@ -253,7 +299,7 @@ impl Network {
     pub(super) fn insert_stream(&mut self, flow: FlowId, mut source: PollSource<OwnedFd>) {
         source.set_key(Key::Flow(flow.index()).encode());
         let state = SocketState::Stream { interest: Interest::default() };
-        self.sockets.insert(FlowSocket { flow, source, state });
+        self.sockets.insert(FlowSocket { flow, source, state, route: None });
     }
 
     fn act_on_socket(&mut self, flow: FlowId, action: SocketAction, now: Instant) {

@@ -216,12 +216,19 @@ fn local_addresses_are_refused_as_the_kernel_routes_them() {
     }
     assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
     // An address of the link beyond the host is tried. Another one has no route.
-    let handle = test.connect((NEIGHBOUR, 80), 41_000);
+    let stream = test.connect((NEIGHBOUR, 80), 41_000);
     test.run(Duration::from_millis(100));
-    assert_eq!(test.tcp(handle).state(), tcp::State::SynSent);
+    assert_eq!(test.tcp(stream).state(), tcp::State::SynSent);
     assert_eq!(test.network.counters().refused_host, 9);
-    // The address moves to the host while the network runs.
+    // The address moves to the host while the network runs, and has an open flow.
+    test.udp(handle).send_slice(b"beyond the host", (NEIGHBOUR, 80)).unwrap();
+    test.run(Duration::from_millis(100));
     let added = Command::new("ip").args(["addr", "add", "20.1.1.9/24", "dev", "dummy0"]).status();
     assert!(added.unwrap().success());
     assert!(!test.connects((NEIGHBOUR, 80), 41_001));
+    let refused = test.network.counters().refused_host;
+    test.run(Duration::from_secs(1));
+    test.udp(handle).send_slice(b"to the host", (NEIGHBOUR, 80)).unwrap();
+    test.until("a refusal", |test| test.network.counters().refused_host > refused);
+    assert_eq!(udp.recv(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
