@@ -53,6 +53,13 @@ pub(crate) fn is_memory_file(file: BorrowedFd<'_>) -> bool {
     is_file && rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type == TMPFS)
 }
 
+/// Whether a descriptor is an event counter (eventfd): a write to it raises no signal, and waits for nothing if
+/// it does not block.
+pub(crate) fn is_event_counter(descriptor: BorrowedFd<'_>) -> bool {
+    let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    std::fs::read_link(link).is_ok_and(|kind| kind.as_os_str() == "anon_inode:[eventfd]")
+}
+
 /// What keeps a call that sends from raising SIGPIPE.
 pub(crate) const NO_SIGPIPE: SendFlags = SendFlags::NOSIGNAL;
 

@@ -46,6 +46,11 @@ pub(crate) fn is_memory_file(_file: BorrowedFd<'_>) -> bool {
     false
 }
 
+/// No hypervisor of this system has one.
+pub(crate) fn is_event_counter(_descriptor: BorrowedFd<'_>) -> bool {
+    false
+}
+
 /// macOS has no such flag; each socket has the option.
 pub(crate) const NO_SIGPIPE: SendFlags = SendFlags::empty();
 

@@ -19,6 +19,7 @@
 //! | [`host`] | `/proc`, `/dev/kvm` | `sysctl` |
 //! | [`is_route_to_host`] | a request to the routing tables | the addresses of the interfaces |
 //! | [`open_pty`] | the same | the same |
+//! | [`is_event_counter`] | an eventfd | never |
 //! | [`is_memory_file`] | a file of tmpfs | never |
 
 #[cfg(target_os = "linux")]
@@ -48,9 +49,9 @@ pub use fork_guard::ForkGuard;
 #[cfg(test)]
 pub(crate) use fork_guard::run_in_fork;
 pub(crate) use os::{
-    DESCRIPTORS, ExitWatch, NO_SIGPIPE, SOCKET_PATH_MAX, clone_file, host, is_memory_file,
-    is_route_to_host, lock_holder, lock_on, open_beneath, open_directory_beneath, spawn,
-    start_time,
+    DESCRIPTORS, ExitWatch, NO_SIGPIPE, SOCKET_PATH_MAX, clone_file, host, is_event_counter,
+    is_memory_file, is_route_to_host, lock_holder, lock_on, open_beneath, open_directory_beneath,
+    spawn, start_time,
 };
 pub(crate) use poll::{Poll, PollSource, PollWaker, ReadyEvents};
 pub(crate) use resolve::{NameError, addresses_of};

@@ -327,6 +327,10 @@ impl FrontEnd {
         poll: &Poll,
         key_of: fn(usize) -> usize,
     ) -> io::Result<()> {
+        let is_event = matches!(effect, MessageEffect::Kick(_) | MessageEffect::Call(_));
+        if is_event && !descriptors.iter().all(|event| sys::is_event_counter(event.as_fd())) {
+            return Err(invalid("an event of a ring is not an eventfd"));
+        }
         match effect {
             MessageEffect::Memory => {
                 if !descriptors.iter().all(|file| sys::is_memory_file(file.as_fd())) {

@@ -273,6 +273,9 @@ fn vring_hostile_messages_end_connection() {
     cases.push(("memory is on a disk", message(5, &region), &file_of_memory));
     let file_of_kick = [file.as_fd()];
     cases.push(("kick is a file", kick, &file_of_kick));
+    // A write to it would raise SIGPIPE.
+    let pipe_of_call = [pipe.as_fd()];
+    cases.push(("call is a pipe", message(13, &0u64.to_le_bytes()), &pipe_of_call));
     for (what, bytes, descriptors) in cases {
         let guest = TestFrontEnd::connect(&network.path);
         network.run();
