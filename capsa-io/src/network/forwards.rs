@@ -192,10 +192,9 @@ impl Network {
             self.open_client(client.source, client.origin, now);
         }
         for listener in &mut self.forwards.listeners {
-            if listener.rests_until.is_some_and(|until| until <= now)
-                && listener.source.set_interest(true, false).is_ok()
-            {
-                listener.rests_until = None;
+            if listener.rests_until.is_some_and(|until| until <= now) {
+                let watched = listener.source.set_interest(true, false);
+                listener.rests_until = watched.is_err().then_some(now + REST);
             }
         }
         self.act(now);

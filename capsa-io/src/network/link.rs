@@ -86,7 +86,7 @@ impl FrameLink {
         match self {
             Self::Stream(link) => link.receive(limit, spare, handle),
             Self::Datagram(link) => link.receive(limit, spare, handle),
-            Self::Vring(link) => Ok(link.receive(limit, spare, handle)),
+            Self::Vring(link) => link.receive(limit, spare, handle),
         }
     }
 

@@ -115,18 +115,18 @@ impl VringLink {
         limit: usize,
         buffer: &mut Vec<u8>,
         handle: &mut dyn FnMut(&[u8]),
-    ) -> LinkInput {
+    ) -> io::Result<LinkInput> {
         if self.has_message {
             // Frames wait for the next call: what the guest accepts may be negotiated now.
             self.receive_messages();
-            return LinkInput::More;
+            return Ok(LinkInput::More);
         }
         if std::mem::take(&mut self.has_client) {
-            self.accept();
+            self.accept()?;
         }
-        let Some(front_end) = &mut self.connection else { return LinkInput::All };
+        let Some(front_end) = &mut self.connection else { return Ok(LinkInput::All) };
         if !self.has_frames {
-            return LinkInput::All;
+            return Ok(LinkInput::All);
         }
         let mut input = LinkInput::More;
         for _ in 0..limit {
@@ -144,7 +144,7 @@ impl VringLink {
             }
         }
         front_end.publish();
-        input
+        Ok(input)
     }
 
     pub(super) fn send(&mut self, batch: &Batch<'_>) {
@@ -177,11 +177,20 @@ impl VringLink {
         front_end.publish();
     }
 
-    fn accept(&mut self) {
-        let socket = match sys::accept(&self.listener) {
+    /// Accepts a connection, in place of the one that there is. If the process has no descriptor left, that
+    /// one gives up its descriptors first; without it, the link ends, because the listener would stay readable.
+    fn accept(&mut self) -> io::Result<()> {
+        let mut accepted = sys::accept(&self.listener);
+        if let Err(Errno::MFILE | Errno::NFILE) = accepted
+            && self.connection.is_some()
+        {
+            self.disconnect();
+            accepted = sys::accept(&self.listener);
+        }
+        let socket = match accepted {
             Ok(socket) => socket,
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
-            Err(error) => return tracing::warn!("cannot accept the hypervisor's network: {error}"),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => return Ok(()),
+            Err(error) => return Err(error.into()),
         };
         match self.poll.add(socket, (self.key_of)(CONNECTION)) {
             Ok(socket) => {
@@ -191,6 +200,7 @@ impl VringLink {
             }
             Err(error) => tracing::warn!("cannot watch the hypervisor's network: {error}"),
         }
+        Ok(())
     }
 
     fn disconnect(&mut self) {
