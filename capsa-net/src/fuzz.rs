@@ -3,7 +3,6 @@
 mod dns;
 mod packets;
 
-use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use alloc::collections::BTreeSet;
@@ -12,7 +11,7 @@ use alloc::vec::Vec;
 use capsa_proto::time::Instant;
 
 use crate::flow_table::FlowId;
-use crate::net::{ConnectError, Delivery, Ipv6Network, Net, NetAction, NetworkConfig};
+use crate::net::{ConnectError, Delivery, Net, NetAction, NetworkConfig};
 use crate::tcp::SocketAction;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
 use crate::wire::ip::{IpHeader, IpPacket, TCP, UDP};
@@ -22,20 +21,13 @@ use crate::wire::udp::UdpDatagram;
 pub use self::dns::dns;
 pub use self::packets::packets;
 
-const CONFIG: NetworkConfig = NetworkConfig {
-    guest_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-    gateway_mac: MacAddress([2, 0, 0, 0, 0, 2]),
-    guest: Ipv4Addr::new(10, 0, 2, 15),
-    prefix: 24,
-    gateway: Ipv4Addr::new(10, 0, 2, 2),
-    dns: Ipv4Addr::new(10, 0, 2, 3),
-    ipv6: Some(Ipv6Network::DEFAULT),
-    mtu: 1500,
-    flows: 8,
-    memory: 128 << 10,
-    allow_private: true,
-    host_ports: BTreeSet::new(),
-    services: Vec::new(),
+const CONFIG: NetworkConfig = {
+    let mut config = NetworkConfig::new(MacAddress([2, 0, 0, 0, 0, 1]), 1500);
+    // The corpora have frames to this address.
+    config.gateway_mac = MacAddress([2, 0, 0, 0, 0, 2]);
+    (config.flows, config.memory) = (8, 128 << 10);
+    config.allow_private = true;
+    config
 };
 
 /// What remains of the input, byte by byte; zeros after its end.

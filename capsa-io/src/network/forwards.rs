@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use capsa_net::FlowId;
+use capsa_net::{FlowId, NetworkConfig};
 use capsa_proto::spec::{PortForward, TransportProtocol};
 use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use rustix::net::{RecvFlags, recvfrom, sendto, sockopt};
 
 use super::bind::{BoundSocket, ForwardSockets};
 use super::sockets::reset;
-use super::{GATEWAY, Key, Network};
+use super::{Key, Network};
 use crate::sys::{self, Poll, PollSource};
 
 /// How long a connection waits for a guest that refuses it, if the forward has not worked yet.
@@ -169,7 +169,7 @@ impl ForwardTable {
             port if port >= *PORTS.end() => *PORTS.start(),
             port => port + 1,
         };
-        (GATEWAY, self.last_port).into()
+        (NetworkConfig::GATEWAY, self.last_port).into()
     }
 }
 

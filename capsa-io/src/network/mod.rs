@@ -35,12 +35,10 @@ mod sockets;
 use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use capsa_net::wire::ethernet::MacAddress;
-use capsa_net::{Ipv6Network, Net, NetworkConfig, SegmentBody, ServiceName};
+use capsa_net::{Net, NetworkConfig, SegmentBody, ServiceName};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
 use capsa_proto::spec::PortForward;
@@ -63,14 +61,6 @@ pub use capsa_net::Counters;
 const FRAMES: usize = 64;
 /// Bytes that a call sends to the guest, and that it reads from sockets, at most.
 const BYTES: usize = 256 << 10;
-
-/// The address of the gateway, in every network.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-
-/// Flows of one network, at most.
-const FLOWS: usize = 1024;
-/// Memory for the streams of one network.
-const MEMORY: usize = 64 << 20;
 
 /// Why a network was not created.
 #[derive(Debug)]
@@ -208,19 +198,10 @@ impl Network {
             port: service.port,
         };
         let config = NetworkConfig {
-            guest_mac: plan.mac,
-            gateway_mac: MacAddress([0x52, 0x55, 10, 0, 2, 2]),
-            guest: Ipv4Addr::new(10, 0, 2, 15),
-            prefix: 24,
-            gateway: GATEWAY,
-            dns: Ipv4Addr::new(10, 0, 2, 3),
-            ipv6: Some(Ipv6Network::DEFAULT),
-            mtu: plan.mtu,
-            flows: FLOWS,
-            memory: MEMORY,
             allow_private: options.allow_private,
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
+            ..NetworkConfig::new(plan.mac, plan.mtu)
         };
         let socket = |index| plan.service_socket(index, run_dir);
         let services = (0..options.services.len()).filter_map(socket).collect();

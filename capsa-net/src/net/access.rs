@@ -239,19 +239,10 @@ mod tests {
     fn net(allow_private: bool) -> Net {
         let service = |port| ServiceName { name: String::from("llm.capsa.internal"), port };
         let config = NetworkConfig {
-            guest_mac: MacAddress([2, 0, 0, 0, 0, 1]),
-            gateway_mac: MacAddress([2, 0, 0, 0, 0, 2]),
-            guest: Ipv4Addr::new(10, 0, 2, 15),
-            prefix: 24,
-            gateway: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
-            ipv6: Some(Ipv6Network::DEFAULT),
-            mtu: 1500,
-            flows: 8,
-            memory: 0,
             allow_private,
             host_ports: BTreeSet::from([8080]),
             services: vec![service(80), service(443)],
+            ..NetworkConfig::new(MacAddress::GUEST, 1500)
         };
         Net::new(config, [7; 16])
     }

@@ -68,6 +68,37 @@ impl Ipv6Network {
     }
 }
 
+impl NetworkConfig {
+    /// The gateway's address.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+    /// The hardware address of the gateway.
+    pub const GATEWAY_MAC: MacAddress = MacAddress([0x52, 0x55, 10, 0, 2, 2]);
+    /// The guest's address.
+    pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+    /// The address of the name server.
+    pub const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+
+    /// A network with the addresses that the guests of Capsa have, 1024 flows and 64 MiB. Everything but the
+    /// internet is closed, and there is no service.
+    pub const fn new(guest_mac: MacAddress, mtu: u16) -> Self {
+        Self {
+            guest_mac,
+            gateway_mac: Self::GATEWAY_MAC,
+            guest: Self::GUEST,
+            prefix: 24,
+            gateway: Self::GATEWAY,
+            dns: Self::DNS,
+            ipv6: Some(Ipv6Network::DEFAULT),
+            mtu,
+            flows: 1024,
+            memory: 64 << 20,
+            allow_private: false,
+            host_ports: BTreeSet::new(),
+            services: Vec::new(),
+        }
+    }
+}
+
 /// A name and a TCP port in the guest's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceName {
@@ -295,7 +326,7 @@ pub struct Counters {
     pub bytes_to_guest: u64,
     /// DNS queries of the guest.
     pub queries: u64,
-    /// Frames that are no packet of a supported format, or have a wrong checksum.
+    /// Frames that are not packets of a supported format, or have a wrong checksum.
     pub malformed: u64,
     /// Frames with addresses that are not the guest's, or of a protocol that is not supported.
     pub ignored: u64,

@@ -154,19 +154,10 @@ impl World {
     /// A guest that connects to `remote`, with addresses of its version.
     fn with_remote(remote: IpAddr, seed: u64, link: LinkFaults, mtu: u16, memory: usize) -> Self {
         let config = NetworkConfig {
-            guest_mac: GUEST_MAC,
             gateway_mac: GATEWAY_MAC,
-            guest: GUEST,
-            prefix: 24,
-            gateway: GATEWAY,
-            dns: Ipv4Addr::new(10, 0, 2, 3),
-            ipv6: Some(Ipv6Network::DEFAULT),
-            mtu,
             flows: 64,
             memory,
-            allow_private: false,
-            host_ports: BTreeSet::new(),
-            services: Vec::new(),
+            ..NetworkConfig::new(GUEST_MAC, mtu)
         };
         let mut wire = Wire { mtu: usize::from(mtu), ..Wire::default() };
         let address = HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC.0));

@@ -7,7 +7,7 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::NetScheduleOutcome;
-use super::guest::{self, GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, NetGuest, REMOTE_PORT};
+use super::guest::{self, GATEWAY_MAC, GUEST_MAC, NetGuest, REMOTE_PORT};
 use super::guest_tcp::GuestTcpEnd;
 use super::host::{HostEnd, ModelSocket};
 use super::link::{LinkErrors, LossyLink};
@@ -48,19 +48,11 @@ impl<'a> NetSimulation<'a> {
         let mut plan = NetPlan::choose(&mut random);
         plan.datagrams.sort_unstable();
         let config = NetworkConfig {
-            guest_mac: GUEST_MAC,
             gateway_mac: GATEWAY_MAC,
-            guest: GUEST,
-            prefix: 24,
-            gateway: GATEWAY,
-            dns: core::net::Ipv4Addr::new(10, 0, 2, 3),
             ipv6: None,
-            mtu: plan.mtu,
             flows: plan.flows,
             memory: plan.memory,
-            allow_private: false,
-            host_ports: BTreeSet::new(),
-            services: Vec::new(),
+            ..NetworkConfig::new(GUEST_MAC, plan.mtu)
         };
         Self {
             net: Net::new(config, [7; 16]),

@@ -13,8 +13,6 @@ use capsa_proto::time::Instant;
 
 use crate::RigError;
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY_MAC: MacAddress = MacAddress([0x52, 0x55, 10, 0, 2, 2]);
 const NOW: Instant = Instant::from_micros(1_000_000);
 
 /// A guest with open connections.
@@ -28,19 +26,10 @@ struct Connections {
 impl Connections {
     fn open(count: usize, memory: usize) -> Result<Self, RigError> {
         let config = NetworkConfig {
-            guest_mac: MacAddress::GUEST,
-            gateway_mac: GATEWAY_MAC,
-            guest: GUEST,
-            prefix: 24,
-            gateway: Ipv4Addr::new(10, 0, 2, 2),
-            dns: Ipv4Addr::new(10, 0, 2, 3),
             ipv6: None,
-            mtu: 1500,
             flows: count,
             memory,
-            allow_private: false,
-            host_ports: Default::default(),
-            services: Vec::new(),
+            ..NetworkConfig::new(MacAddress::GUEST, 1500)
         };
         let net = Net::new(config, [7; 16]);
         let mut connections = Self { net, open: Vec::with_capacity(count), head: Vec::new() };
@@ -82,13 +71,18 @@ impl Connections {
     fn handle(&mut self, header: &TcpHeader, data: &[u8]) -> Option<(FlowId, usize)> {
         let mut frame = Vec::new();
         let ethernet = EthernetHeader {
-            destination: GATEWAY_MAC,
+            destination: NetworkConfig::GATEWAY_MAC,
             source: MacAddress::GUEST,
             ether_type: EtherType::Ipv4,
         };
         ethernet.write(&mut frame);
         let remote = IpAddr::V4(Ipv4Addr::new(203, 0, 114, 2));
-        let ip = IpHeader { source: GUEST.into(), destination: remote, protocol: 6, hop_limit: 64 };
+        let ip = IpHeader {
+            source: NetworkConfig::GUEST.into(),
+            destination: remote,
+            protocol: 6,
+            hop_limit: 64,
+        };
         header.write(&ip, std::iter::once(data), &mut frame);
         frame.extend_from_slice(data);
         match self.net.handle_frame(&frame, NOW) {
@@ -115,14 +109,18 @@ impl Connections {
         for (_, header) in self.open.iter().step_by(self.open.len() / 10).take(10) {
             let mut frame = Vec::new();
             let ethernet = EthernetHeader {
-                destination: GATEWAY_MAC,
+                destination: NetworkConfig::GATEWAY_MAC,
                 source: MacAddress::GUEST,
                 ether_type: EtherType::Ipv4,
             };
             ethernet.write(&mut frame);
             let remote = IpAddr::V4(Ipv4Addr::new(203, 0, 114, 2));
-            let ip =
-                IpHeader { source: GUEST.into(), destination: remote, protocol: 6, hop_limit: 64 };
+            let ip = IpHeader {
+                source: NetworkConfig::GUEST.into(),
+                destination: remote,
+                protocol: 6,
+                hop_limit: 64,
+            };
             header.write(&ip, std::iter::empty(), &mut frame);
             frames.push(frame);
         }

@@ -14,7 +14,6 @@ use alloc::vec;
 use core::net::Ipv4Addr;
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const GUEST_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const GATEWAY_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
@@ -65,24 +64,17 @@ impl NameClient {
     fn new() -> Self {
         let service = |name: &str, port| ServiceName { name: name.into(), port };
         let config = NetworkConfig {
-            guest_mac: GUEST_MAC,
             gateway_mac: GATEWAY_MAC,
-            guest: GUEST,
-            prefix: 24,
-            gateway: GATEWAY,
-            dns: DNS,
             ipv6: None,
-            mtu: 1500,
             flows: 100,
             memory: 1 << 20,
-            allow_private: false,
-            host_ports: BTreeSet::new(),
             services: vec![
                 service("llm.capsa.internal", 80),
                 service("a.b.capsa.internal", 81),
                 service("llm.capsa.internal", 443),
                 service("other.example", 80),
             ],
+            ..NetworkConfig::new(GUEST_MAC, 1500)
         };
         Self {
             net: Net::new(config, [7; 16]),

@@ -42,21 +42,8 @@ pub(super) struct OpenConnection {
 }
 
 pub(super) fn config(flows: usize, memory: usize) -> NetworkConfig {
-    NetworkConfig {
-        guest_mac: GUEST_MAC,
-        gateway_mac: GATEWAY_MAC,
-        guest: GUEST,
-        prefix: 24,
-        gateway: GATEWAY,
-        dns: Ipv4Addr::new(10, 0, 2, 3),
-        ipv6: Some(Ipv6Network::DEFAULT),
-        mtu: 1500,
-        flows,
-        memory,
-        allow_private: false,
-        host_ports: BTreeSet::new(),
-        services: Vec::new(),
-    }
+    let base = NetworkConfig::new(GUEST_MAC, 1500);
+    NetworkConfig { gateway_mac: GATEWAY_MAC, flows, memory, ..base }
 }
 
 impl SegmentTest {
