@@ -146,7 +146,7 @@ impl Net {
         }
     }
 
-    /// The link was negotiated again: the network keeps to `offload` from now on.
+    /// The link was negotiated again: from now on, the guest's card has these offloads.
     pub fn set_link_offload(&mut self, offload: LinkOffload) {
         self.offload = offload;
     }
@@ -302,16 +302,6 @@ impl Net {
             ConnectError::HostUnreachable => Unreachable::Host,
             ConnectError::Prohibited => Unreachable::Prohibited,
         };
-        self.answer_datagram_error(flow, reason);
-    }
-
-    /// A datagram of a UDP flow or an echo request is longer than packets to the remote end may be
-    /// (`EMSGSIZE`): `mtu` bytes with the IP header. The guest gets an ICMP error.
-    pub fn handle_too_big(&mut self, flow: FlowId, mtu: u16) {
-        self.answer_datagram_error(flow, Unreachable::TooBig { mtu });
-    }
-
-    fn answer_datagram_error(&mut self, flow: FlowId, reason: Unreachable) {
         if let Some((addresses, Flow { transport, .. })) = self.flows.get(flow)
             && !matches!(transport, Transport::Tcp(_))
         {
@@ -321,7 +311,8 @@ impl Net {
     }
 
     /// Opens a connection to a port of the guest, which sees it as coming from `remote`. The flow ends
-    /// with [`SocketAction::Reset`](crate::SocketAction::Reset) when the guest refuses it, or does not answer within 30 seconds.
+    /// with [`SocketAction::Reset`](crate::SocketAction::Reset) when the guest refuses it, or does not answer
+    /// within 30 seconds.
     ///
     /// # Errors
     ///

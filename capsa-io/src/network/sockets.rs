@@ -130,7 +130,10 @@ impl Network {
                     return;
                 };
                 let sent = send_now(&socket.source, payload);
-                if let Err(error) = sent {
+                // The kernel fragments a datagram; one that it cannot send at all is lost.
+                if let Err(error) = sent
+                    && error != Errno::MSGSIZE
+                {
                     self.net.handle_datagram_error(flow, connect_error(&error.into()));
                 }
             }

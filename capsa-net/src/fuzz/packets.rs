@@ -209,8 +209,7 @@ impl PacketWorld {
                 message[0] = kind;
                 self.net.handle_echo_reply(flow, &message, self.now);
             }
-            3 => self.net.handle_too_big(flow, len),
-            4 => self.net.handle_connect_error(flow, ConnectError::HostUnreachable),
+            3 | 4 => self.net.handle_connect_error(flow, ConnectError::HostUnreachable),
             _ => self.net.handle_datagram_error(flow, ConnectError::Refused),
         }
     }

@@ -80,11 +80,6 @@ pub enum Unreachable {
     Port,
     /// A policy forbids it.
     Prohibited,
-    /// The packet is longer than a link allows, and must not be fragmented.
-    TooBig {
-        /// The longest packet that the link allows.
-        mtu: u16,
-    },
 }
 
 impl Unreachable {
@@ -94,13 +89,11 @@ impl Unreachable {
             (Self::Network, true) => [3, 0],
             (Self::Host, true) => [3, 1],
             (Self::Port, true) => [3, 3],
-            (Self::TooBig { .. }, true) => [3, 4],
             (Self::Prohibited, true) => [3, 13],
             (Self::Network, false) => [1, 0],
             (Self::Prohibited, false) => [1, 1],
             (Self::Host, false) => [1, 3],
             (Self::Port, false) => [1, 4],
-            (Self::TooBig { .. }, false) => [2, 0],
         }
     }
 
@@ -108,14 +101,8 @@ impl Unreachable {
     /// The quoted header is the packet's own, so that the sender finds the connection.
     pub fn write(self, ip: &IpHeader, packet: &[u8], header_len: usize, frame: &mut Vec<u8>) {
         let [kind, code] = self.kind(ip.source.is_ipv4());
-        let [a, b] = match self {
-            // Links of IPv6 have an MTU of 1280 bytes at least.
-            Self::TooBig { mtu } if ip.source.is_ipv6() => mtu.max(1280).to_be_bytes(),
-            Self::TooBig { mtu } => mtu.to_be_bytes(),
-            _ => [0; 2],
-        };
         let quoted = &packet[..packet.len().min(header_len + QUOTED_PAYLOAD)];
-        write(ip, [kind, code, 0, 0, 0, 0, a, b], &[quoted], frame);
+        write(ip, [kind, code, 0, 0, 0, 0, 0, 0], &[quoted], frame);
     }
 }
 

@@ -391,24 +391,6 @@ fn datagram_errors_become_icmp_errors() {
 }
 
 #[test]
-fn too_big_error_states_the_mtu() {
-    for (ip, kind, mtu, expected) in [
-        (to(REMOTE), [3, 4], 1400, 1400u32),
-        (to(REMOTE_V6), [2, 0], 1400, 1400),
-        // Links of IPv6 have an MTU of 1280 at least.
-        (to(REMOTE_V6), [2, 0], 600, 1280),
-    ] {
-        let mut test = PacketTest::new(1500);
-        test.send(&datagram(&ip, b"data"));
-        let flow = test.opened();
-        test.net.handle_too_big(flow, mtu);
-        test.poll();
-        let (_, payload) = test.packet();
-        assert_eq!((&payload[..2], &payload[4..8]), (&kind[..], &expected.to_be_bytes()[..]));
-    }
-}
-
-#[test]
 fn icmp_errors_are_limited_in_rate() {
     let mut test = PacketTest::new(1500);
     test.send(&datagram(&to(REMOTE), b"data"));
