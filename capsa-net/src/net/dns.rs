@@ -4,8 +4,8 @@
 //! [`NetAction::Resolve`]. A connection over TCP ends here: it is a flow like any other whose bytes go to
 //! this server in place of a socket, so it has no action for the driver.
 //!
-//! A query that finds the server busy, a resolver without an answer or a name that does not exist gets an
-//! answer that says so. Only what is no query, and what exceeds the rate, is dropped without an answer.
+//! A query gets an error as its answer when the server is busy, when the resolver has no answer, and when the
+//! name does not exist. The server drops messages that are not queries, and queries beyond the rate limit.
 
 mod cache;
 mod names;

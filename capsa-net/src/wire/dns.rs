@@ -135,7 +135,7 @@ pub struct DnsQuery {
 /// Why a message is not a query that can be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InvalidQuery {
-    /// It is no query: it has no header, or is an answer. An answer to it could start a loop.
+    /// It is not a query: it has no header, or it is an answer. An answer to an answer could start a loop.
     NoQuery,
     /// This is the answer to it.
     Answer(Vec<u8>),

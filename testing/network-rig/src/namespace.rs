@@ -27,8 +27,8 @@ use rustix::net::{
 
 use crate::RigError;
 
-/// The user that [`Namespace::new_unprivileged`] runs as.
-const NOBODY: u32 = 65534;
+/// The user and the group that [`Namespace::new_unprivileged`] runs as.
+const UNPRIVILEGED_ID: u32 = 65534;
 
 /// The name of the tap device of a guest.
 pub const TAP: &str = "tap0";
@@ -266,8 +266,8 @@ pub(crate) fn drop_privileges(program: &OsStr, arguments: &[std::ffi::OsString])
             nix::sys::stat::FchmodatFlags::FollowSymlink,
         )?;
         nix::unistd::setgroups(&[])?;
-        nix::unistd::setgid(Gid::from_raw(NOBODY))?;
-        nix::unistd::setuid(Uid::from_raw(NOBODY))?;
+        nix::unistd::setgid(Gid::from_raw(UNPRIVILEGED_ID))?;
+        nix::unistd::setuid(Uid::from_raw(UNPRIVILEGED_ID))?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         Ok(())
     };
