@@ -488,6 +488,31 @@ fn missing_files_are_all_reported_with_hints() {
 }
 
 #[test]
+fn dry_run_prints_options_of_network() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = nano::write_to(dir.path()).unwrap();
+    let vm = ["run", "linux", "--kernel", kernel.to_str().unwrap(), "--backend", "qemu"];
+    let network = "--allow-private --allow-host-port 22 --forward 8080:80 --forward 53:53/udp \
+                   --service a.b:80=unix:/tmp/s --network-pcap /tmp/p --dry-run";
+    let (code, stdout, stderr) =
+        ask(&[&vm[..], &network.split_whitespace().collect::<Vec<_>>()].concat());
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    for line in [
+        "# network: private networks are open",
+        "# network: port 22 of the host's loopback is open",
+        "# forward: 8080 to TCP port 80 of the guest",
+        "# forward: 53 to UDP port 53 of the guest",
+        "# service: a.b:80, served by unix:/tmp/s",
+        "# packet capture: /tmp/p",
+    ] {
+        assert!(stdout.lines().any(|printed| printed == line), "{line}: {stdout}");
+    }
+}
+
+#[test]
 fn dry_run_prints_plan_of_unavailable_backend() {
     let dir = tempfile::tempdir().unwrap();
     let kernel = nano::write_to(dir.path()).unwrap();

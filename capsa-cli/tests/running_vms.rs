@@ -38,12 +38,41 @@ fn ps_lists_vm_and_stop_powers_off() {
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["kind"], &json["vms"][0]["name"]), (&"ps".into(), &"kept".into()));
+    assert!(json["vms"][0]["network"].is_null(), "{json}");
 
     let (code, stdout, stderr) = capsa.ask(&["stop", "kept"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert_eq!(stdout, "kept: guest powered off, as asked\n");
     assert_eq!(capsa.wait_for_end().0, 0);
     assert_eq!(capsa.ask(&["ps"]).1.lines().count(), 1);
+}
+
+#[test]
+fn ps_shows_forwards_and_counters_of_network() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut arguments = common::nano_arguments(dir.path(), Nano::default());
+    let network = arguments.iter().position(|word| word == "none").unwrap();
+    arguments[network] = "nat".into();
+    arguments.extend(["--name", "kept", "--forward", "0:80"].map(Into::into));
+    let run_dir = common::run_dir(dir.path());
+    let mut capsa = CapsaProcess::with(dir, &arguments, &run_dir);
+    capsa.wait_until_listed("kept");
+    capsa.wait_for(nano::READY);
+    let (_, json, _) = capsa.ask(&["ps", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let vm = &json["vms"][0];
+    assert_eq!(vm["network"]["refused_host"], 0, "{vm}");
+    let forward = vm["forwards"][0].to_string();
+    assert!(forward.contains("80") && !forward.contains("\"0\""), "{vm}");
+    for state in ["down", "up"] {
+        let (code, stdout, stderr) = capsa.ask(&["network", state, "kept"]);
+        assert_eq!((code, stdout, stderr), (0, format!("kept: network {state}\n"), String::new()));
+    }
+    capsa.write(&[nano::POWER_OFF]);
+    assert_eq!(capsa.wait_for_end().0, 0);
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub enum Error {
     },
 
     /// The VM was built without a network.
-    #[error("network not enabled for this VM")]
+    #[error("network not enabled for this VM: build it with `NetworkMode::Nat`, the default")]
     NetworkNotEnabled,
 
     /// The VM was built without this service.

@@ -269,9 +269,14 @@ impl ControlServer {
             }
             SocketRequest::Counters {} => {
                 client.state = ClientState::Closing;
-                let counters = vm.network_counters().named();
-                let counters = counters.map(|(name, count)| (name.to_owned(), count));
-                client.send(&SocketReply::counters(counters.into()));
+                client.send(&match capsa::internal::parts(vm.launch_plan()).network {
+                    Some(_) => {
+                        let counters = vm.network_counters().named();
+                        let counters = counters.map(|(name, count)| (name.to_owned(), count));
+                        SocketReply::counters(counters.into())
+                    }
+                    None => SocketReply::rejected("the VM has no network".into()),
+                });
             }
             SocketRequest::Console { .. }
                 if vm.launch_plan().console() == ConsoleMode::Disabled =>

@@ -12,6 +12,9 @@ use capsa_proto::plan::{
     self, Body, ConsolePlan, ControlEndpoint, CrashReporting, Message, OverlayPlan, ProcessPlan,
     StopAction,
 };
+use capsa_proto::spec::{
+    NetworkOptions, NetworkService, PortForward, ServiceTarget, TransportProtocol,
+};
 use capsa_proto::text::shell_word;
 use serde::{Serialize, Serializer};
 
@@ -168,6 +171,9 @@ impl fmt::Display for LaunchPlan {
                 comment(f, "console: a pty as the hypervisor's standard input and output")?;
             }
         }
+        if let Some(network) = &plan.network {
+            network_options(f, &network.options)?;
+        }
         for overlay in &plan.overlays {
             let what = match overlay {
                 OverlayPlan::Qcow2 { .. } => "an empty overlay",
@@ -223,6 +229,34 @@ fn program(f: &mut fmt::Formatter<'_>, process: &ProcessPlan) -> fmt::Result {
         }
     }
     writeln!(f)
+}
+
+/// What a guest reaches beyond the internet, and what reaches it.
+fn network_options(f: &mut fmt::Formatter<'_>, options: &NetworkOptions) -> fmt::Result {
+    if options.allow_private {
+        comment(f, "network: private networks are open")?;
+    }
+    for port in &options.host_ports {
+        comment(f, &format!("network: port {port} of the host's loopback is open"))?;
+    }
+    for PortForward { host, guest, protocol } in &options.forwards {
+        let protocol = match protocol {
+            TransportProtocol::Tcp => "TCP",
+            TransportProtocol::Udp => "UDP",
+        };
+        comment(f, &format!("forward: {host} to {protocol} port {guest} of the guest"))?;
+    }
+    for NetworkService { name, port, target } in &options.services {
+        let target = match target {
+            ServiceTarget::Unix(path) => format!("unix:{path}"),
+            ServiceTarget::Owner => "the owner".to_owned(),
+        };
+        comment(f, &format!("service: {name}:{port}, served by {target}"))?;
+    }
+    if let Some(path) = &options.pcap {
+        comment(f, &format!("packet capture: {path}"))?;
+    }
+    Ok(())
 }
 
 /// A text as a comment of one line.

@@ -5,7 +5,7 @@ use std::io;
 use capsa_io::network::{Network, NetworkError};
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::plan::LaunchPlan;
-use capsa_proto::spec::ServiceTarget;
+use capsa_proto::spec::{ForwardHost, ServiceTarget};
 
 use super::{ServicePortListener, Vm};
 use crate::network::{BoundForward, Counters};
@@ -70,29 +70,35 @@ pub(super) fn bind(plan: &LaunchPlan) -> Result<Option<Network>> {
         Ok(network) => return Ok(Some(network)),
         Err(error) => error,
     };
-    let violation = |field: String, what: String, error: &io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            let remedy = "use another one, or port 0 for a free one";
-            Violation::new(field, ViolationKind::InUse, format!("{what} is in use"), remedy)
-        }
-        _ => {
-            let reason = format!("cannot use {what}: {error}");
-            Violation::new(field, ViolationKind::NoAccess, reason, "use another one")
-        }
+    let violation = |field: String, what: String, error: &io::Error, remedies: [&str; 2]| {
+        let (kind, reason, remedy) = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                (ViolationKind::InUse, format!("{what} is in use"), remedies[0])
+            }
+            _ => (ViolationKind::NoAccess, format!("cannot use {what}: {error}"), remedies[1]),
+        };
+        Violation::new(field, kind, reason, remedy)
     };
     Err(Error::from_violations(match failed {
         NetworkError::Forwards(errors) => {
             let forwards = &network.options.forwards;
-            let of = |n: usize| forwards[n].host.to_string();
-            let errors = errors.iter();
-            let violations = errors.map(|failed| {
-                violation(format!("forwards[{}]", failed.index), of(failed.index), &failed.error)
+            let violations = errors.iter().map(|failed| {
+                let host = &forwards[failed.index].host;
+                let remedies = match host {
+                    ForwardHost::Port { .. } => [
+                        "use another port, or port 0 for a free one",
+                        "use an address of this host and a port that this user may bind",
+                    ],
+                    ForwardHost::Unix(_) => ["use another path, or remove the file"; 2],
+                };
+                let field = format!("forwards[{}]", failed.index);
+                violation(field, host.to_string(), &failed.error, remedies)
             });
             violations.collect()
         }
         NetworkError::Capture(error) => {
             let path = network.options.pcap.as_ref().map(ToString::to_string).unwrap_or_default();
-            vec![violation("network_pcap".into(), path, &error)]
+            vec![violation("network_pcap".into(), path, &error, ["use another file"; 2])]
         }
         other => return Err(io::Error::from(other).into()),
     }))

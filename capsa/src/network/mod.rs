@@ -106,7 +106,8 @@ impl FromStr for ListenAddress {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(Self::unix(path));
         }
-        let port = || text.parse::<u16>().ok().map(Self::from);
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = || text.parse::<u16>().ok().filter(|_| is_number).map(Self::from);
         let address = || text.parse::<SocketAddr>().ok().map(Self::from);
         port().or_else(address).ok_or_else(|| InvalidListenAddress { text: text.into() })
     }

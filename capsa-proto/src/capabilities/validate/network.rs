@@ -67,7 +67,7 @@ impl NetworkViolations<'_> {
             ("network_pcap", pcap.is_some()),
         ];
         for (field, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
-            let remedy = "set network to nat, or remove it";
+            let remedy = "set network to nat, or remove this option";
             self.reject(field.into(), Kind::Malformed, "the VM has no network", remedy);
         }
     }
