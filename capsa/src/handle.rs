@@ -266,8 +266,9 @@ impl VmHandle {
         self.shared().lock().vm.network_counters()
     }
 
-    /// Takes the link of the guest's network down or up again, as if the cable was pulled. While it is down,
-    /// no packet passes in either direction. Connections survive a short interruption.
+    /// Takes the link of the guest's network down or up again. While it is down, no packet passes in either
+    /// direction; the guest's card does not report a lost carrier. Connections survive a short
+    /// interruption.
     ///
     /// # Errors
     ///

@@ -15,7 +15,11 @@ impl Network {
         let socket = self.services.get(index).ok_or(io::ErrorKind::ConnectionRefused)?;
         let ours =
             sys::connect(Path::new(socket.as_str())).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => io::ErrorKind::ConnectionRefused.into(),
+                // The guest is allowed to connect, so a missing permission of this process is no refusal by
+                // address.
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                    io::ErrorKind::ConnectionRefused.into()
+                }
                 _ => error,
             })?;
         let source = self.poll.add_idle(ours.into(), 0);
