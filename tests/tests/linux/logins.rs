@@ -83,6 +83,7 @@ fn busybox_login_beside_noise() {
     console.run(noise, Some(PATIENCE)).unwrap();
     for (user, password, id) in [("user", Some("secret"), "1000"), ("root", None, "0")] {
         console.write_line("exit").unwrap();
+        console.wait_for_timeout("login: ", PATIENCE).unwrap();
         console.login_timeout(user, password, PATIENCE).unwrap();
         let reply = console.run("id -u", Some(PATIENCE)).unwrap();
         assert!(reply.text().lines().any(|line| line == id), "{reply:?}");

@@ -22,9 +22,10 @@ fn boot(guest: SoakGuest) -> Option<Session> {
     guest.boot().map_err(skip).ok()
 }
 
-fn assert_clean(report: &SoakReport) {
-    eprintln!("{}", report.summary());
-    assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
+fn assert_clean(report: &SoakReport, what: &str) {
+    let summary = report.summary();
+    eprintln!("{summary}");
+    assert!(report.failures.is_empty(), "{what}: {}\n{summary}", report.failures.join("\n"));
 }
 
 #[test]
@@ -34,11 +35,13 @@ fn command_given_up_early_leaves_any_login_shell() {
     for shell in LOGIN_SHELLS {
         if shell != first {
             block_on(session.console.write_line("exit")).unwrap();
+            // The prompt of the shell that ends would be taken for the end of the next login.
+            block_on(session.console.wait_for_timeout("login: ", PATIENCE)).unwrap();
             block_on(session.console.login_timeout(shell, None, PATIENCE)).unwrap();
         }
         let report = soak::give_up(&mut session.console, SEED, GIVE_UPS, PATIENCE / 4);
         eprint!("{shell}: ");
-        assert_clean(&report);
+        assert_clean(&report, shell);
     }
 }
 
@@ -55,5 +58,5 @@ fn random_commands_keep_console_of_debian() {
 fn random_commands(guest: SoakGuest) {
     let Some(session) = boot(guest) else { return };
     let report = soak::soak(guest, session, SEED, COMMANDS, |failure| eprintln!("{failure}"));
-    assert_clean(&report.unwrap());
+    assert_clean(&report.unwrap(), &format!("{guest:?}"));
 }
