@@ -1,7 +1,8 @@
 //! A short soak of the console: `cargo xtask soak` runs a long one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use capsa::{Error, VmConsole};
 use capsa_testkit::guest::LOGIN_SHELLS;
 use capsa_testkit::soak::{self, Session, SoakGuest, SoakReport};
 use capsa_testkit::{host, skip};
@@ -22,27 +23,34 @@ fn boot(guest: SoakGuest) -> Option<Session> {
     guest.boot().map_err(skip).ok()
 }
 
-fn assert_clean(report: &SoakReport, what: &str) {
-    let summary = report.summary();
-    eprintln!("{summary}");
-    assert!(report.failures.is_empty(), "{what}: {}\n{summary}", report.failures.join("\n"));
+fn assert_clean(what: &str, report: &SoakReport) {
+    eprintln!("{what}: {}", report.summary());
+    assert!(report.failures.is_empty(), "{what}: {}", report.failures.join("\n"));
 }
 
 #[test]
 fn command_given_up_early_leaves_any_login_shell() {
     let first = LOGIN_SHELLS[0];
     let Some(mut session) = boot(SoakGuest::Shell(first)) else { return };
+    let began = Instant::now();
     for shell in LOGIN_SHELLS {
         if shell != first {
-            block_on(session.console.write_line("exit")).unwrap();
-            // The prompt of the shell that ends would be taken for the end of the next login.
-            block_on(session.console.wait_for_timeout("login: ", PATIENCE)).unwrap();
-            block_on(session.console.login_timeout(shell, None, PATIENCE)).unwrap();
+            let login = block_on(log_in_again(&mut session.console, shell));
+            login.unwrap_or_else(|e| panic!("{shell}: login after {:.1?}: {e:#}", began.elapsed()));
         }
-        let report = soak::give_up(&mut session.console, SEED, GIVE_UPS, PATIENCE / 4);
-        eprint!("{shell}: ");
-        assert_clean(&report, shell);
+        let report = soak::give_up(&mut session.console, SEED, GIVE_UPS, PATIENCE);
+        assert_clean(&format!("{shell}, {:.1?} after the boot", began.elapsed()), &report);
     }
+}
+
+/// Leaves the shell and logs in as another user. A login accepts the prompt of the shell that is about to
+/// exit, so this waits for the login prompt first, and for another one that the login reads.
+async fn log_in_again(console: &mut VmConsole, user: &str) -> Result<(), Error> {
+    console.write_line("exit").await?;
+    console.wait_for_timeout("login: ", PATIENCE).await?;
+    console.write_line("").await?;
+    console.login_timeout(user, None, PATIENCE).await?;
+    Ok(())
 }
 
 #[test]
@@ -58,5 +66,5 @@ fn random_commands_keep_console_of_debian() {
 fn random_commands(guest: SoakGuest) {
     let Some(session) = boot(guest) else { return };
     let report = soak::soak(guest, session, SEED, COMMANDS, |failure| eprintln!("{failure}"));
-    assert_clean(&report.unwrap(), &format!("{guest:?}"));
+    assert_clean(&format!("{guest:?}"), &report.unwrap());
 }

@@ -65,6 +65,11 @@ pub(super) fn shows_prompt(log: &Scrollback, from: u64) -> bool {
     screen(log, from).prompt_kind().is_some()
 }
 
+/// Whether the line with the wrapper was echoed, with its end.
+pub(super) fn shows_echo(log: &Scrollback, from: u64) -> bool {
+    screen(log, from).has_line_with(br#"printf "%s:%s:%s"#)
+}
+
 /// The last line, if it is a prompt of a shell or of a login.
 pub(super) fn prompt_line(log: &Scrollback, from: u64) -> Option<Vec<u8>> {
     let screen = screen(log, from);

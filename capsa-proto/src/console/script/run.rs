@@ -477,7 +477,6 @@ impl Script for RunCommand {
             Overflow::Pause => STREAM_AHEAD,
             Overflow::DropOldest => OUTPUT_LIMIT,
         };
-        let was_silent = self.is_silent(now, closed);
         loop {
             let is_full = self.is_streamed && self.collected.len() >= ahead && !ends;
             self.is_paused = is_full && cursor.offset() < log.end();
@@ -528,7 +527,7 @@ impl Script for RunCommand {
             let error = self.context.not_met(now, log, closed, expected, near_match);
             self.given_up_at = (!closed).then_some(*cursor);
             self.fail(error, log, cursor)
-        } else if was_silent && self.is_not_taken(log) {
+        } else if self.is_not_taken(now, log) {
             let tail = self.context.tail(log);
             self.fail(ScriptError::NotLoggedIn { tail }, log, cursor)
         } else if let Some(request) = self.poll_ladder(now) {
@@ -557,8 +556,8 @@ impl Script for RunCommand {
         let echo = self.echo_until.filter(|_| self.is_released());
         let echo = echo.map(|at| Deadline { at, why: "the terminal may have no echo" });
         let soon = Deadline::earliest(Deadline::earliest(echo, self.probe_at()), soon);
-        let soon =
-            Deadline::earliest(self.ladder.as_ref().and_then(SignalLadder::poll_timeout), soon);
+        let ladder = self.ladder.as_ref().and_then(SignalLadder::poll_timeout);
+        let soon = Deadline::earliest(Deadline::earliest(ladder, self.not_taken_at()), soon);
         Deadline::earliest(self.context.deadline("console command timed out"), soon)
     }
 

@@ -108,6 +108,12 @@ impl Screen {
         memmem::find(&self.text, words).is_some()
     }
 
+    /// Whether a line that has its end contains these words.
+    pub(super) fn has_line_with(&self, words: &[u8]) -> bool {
+        let found = memmem::find(&self.text, words);
+        found.is_some_and(|at| self.text[at..].contains(&b'\n'))
+    }
+
     fn push_text(&mut self, byte: u8) {
         if self.in_message {
             self.in_message = byte != b'\n';

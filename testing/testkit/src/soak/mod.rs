@@ -212,7 +212,7 @@ fn one_command(
             return Ok(());
         }
         Some(Err(Error::Timeout { .. })) if limit != PATIENCE => {}
-        Some(Err(error)) => return Err(format!("{shown}: {}", shorten(&error.to_string()))),
+        Some(Err(error)) => return Err(format!("{shown}: {}", explain(&error))),
         None => {}
     }
     report.given_up[way] += 1;
@@ -232,14 +232,23 @@ fn expect_echo(console: &mut VmConsole, id: u64, limit: Duration) -> Result<(), 
     match block_on(console.run(&format!("echo ok {id}"), Some(limit))) {
         Ok(reply) if reply.success() && reply.text() == format!("ok {id}\n") => Ok(()),
         Ok(reply) => Err(format!("echo ok: {reply:?}")),
-        Err(error) => Err(format!("echo ok: {}", shorten(&error.to_string()))),
+        Err(error) => Err(format!("echo ok: {}", explain(&error))),
     }
 }
 
+/// The error with the end of the console's output.
+fn explain(error: &Error) -> String {
+    let tail = error.tail().unwrap_or_default();
+    let cut = tail.char_indices().rev().nth(399).map_or(0, |(at, _)| at);
+    format!("{} (the console's end: {:?})", shorten(&error.to_string()), &tail[cut..])
+}
+
+/// How a command is given up.
+const WAYS: [&str; 3] = ["limit", "future dropped after", "running command dropped after"];
+
 fn describe(command: &SoakCommand, way: usize, limit: Duration) -> String {
     let mut text = format!("{:?}", shorten(&command.text));
-    let how = ["limit", "future dropped after", "running command dropped after"][way];
-    let _ = write!(text, " ({how} {limit:?})");
+    let _ = write!(text, " ({} {limit:?})", WAYS[way]);
     if let Expected::Result(output, status) = &command.expected {
         let output = shorten(&String::from_utf8_lossy(output));
         let _ = write!(text, ", expected status {status}, output {output:?}");

@@ -32,14 +32,17 @@ pub fn give_up(console: &mut VmConsole, seed: u64, times: u32, limit: Duration) 
         report.failures.push(failure);
         return report;
     }
-    let limit = limit + began.elapsed();
-    for n in order {
+    let idle = began.elapsed();
+    let limit = limit + idle;
+    let mut recoveries = Vec::new();
+    for (done, n) in order.into_iter().enumerate() {
         let after = LATEST * n / times.max(1);
         let mut text = COMMANDS[rng.usize(..COMMANDS.len())].to_owned();
         let way = rng.usize(..4);
         if way == 3 {
             text = format!(": {}; {text}", "x".repeat(2500));
         }
+        let began = Instant::now();
         let ended = match way {
             0 => Some(block_on(console.run(&text, Some(after)))),
             1 => block_on(poll_for(after, console.run(&text, None))),
@@ -49,17 +52,22 @@ pub fn give_up(console: &mut VmConsole, seed: u64, times: u32, limit: Duration) 
             },
         };
         report.given_up[way.min(2)] += 1;
+        let given_up = began.elapsed();
         let began = Instant::now();
         let outcome = match ended {
             None | Some(Err(Error::Timeout { .. })) => expect_echo(console, rng.u64(..), limit),
-            Some(ended) => Err(format!("{ended:?}")),
+            Some(Ok(reply)) => Err(format!("ended: {reply:?}")),
+            Some(Err(error)) => Err(super::explain(&error)),
         };
+        recoveries.push(began.elapsed());
         report.longest_recovery = report.longest_recovery.max(began.elapsed());
         if let Err(failure) = outcome {
             let text = super::shorten(&text);
-            report
-                .failures
-                .push(format!("{text:?} given up after {after:?}, way {way}: {failure}"));
+            report.failures.push(format!(
+                "give-up {done} of {times}: {text:?} given up after {after:?} (took {given_up:.2?}), \
+                 way: {}; then {failure}; echo on the idle console {idle:.2?}, recoveries {recoveries:.2?}",
+                super::WAYS[way.min(2)]
+            ));
             break;
         }
     }

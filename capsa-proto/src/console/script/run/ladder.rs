@@ -1,14 +1,20 @@
 //! [`SignalLadder`]: the requests that end a command which was given up.
 //!
 //! ```text
-//! begin mark    0    0.1  0.3  0.6   0.9   1.2   1.5   2.0 s
-//!               INT  INT  INT  TERM  TERM  KILL  KILL  ok, stuck
+//! begin mark    0    0.1  0.3  0.6   0.9   1.2   1.5   2.0   3.0 ...  10.0 s
+//!               INT  INT  INT  TERM  TERM  KILL  KILL  KILL  KILL ... ok, stuck
 //! ```
 //!
 //! Nothing is requested before the begin mark: a line editor could take it. A request is repeated
-//! because dash loses a SIGINT that arrives while it forks. Without a begin mark the ladder is stuck
-//! after [`BEGIN_LIMIT`]. While a flood that was in the pipe is printed, up to [`FLOOD_LIMIT`], the
-//! end mark is only late.
+//! because dash loses a SIGINT that arrives while it forks. The end mark may only be late: in a guest
+//! that gets little processor time the wrapper takes seconds for each request, so SIGKILL is repeated
+//! [`KILLS`] times; while a flood that was in the pipe is printed, up to [`FLOOD_LIMIT`], the
+//! ladder waits. A command that is ended by Ctrl-C only is stuck after 2 s.
+//!
+//! Without a begin mark the ladder is stuck after [`BEGIN_LIMIT`] without output: fish echoes the line
+//! character by character, for many seconds in such a guest. A prompt after the echo shows earlier that
+//! no shell took the line, after [`PROMPT_PAUSE`]: a line that was typed ahead is echoed before the
+//! prompt too, and again after it. A prompt alone was there before the line.
 
 use super::super::{CommandScope, InputKind, Script, ScriptContext, hint, line};
 use super::{INTERRUPT, OutputBuffer, RunCommand, RunState};
@@ -19,8 +25,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-/// How long a shell may take to begin a command that was given up.
+/// How long a shell that prints nothing may take to begin a command that was given up, and one that does.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+const ECHO_LIMIT: Duration = Duration::from_secs(60);
+
+/// The silence after the echo and a prompt which shows that no shell took the command.
+const PROMPT_PAUSE: Duration = Duration::from_secs(3);
+
+/// How often SIGKILL is repeated after the last step.
+const KILLS: usize = 8;
+const KILL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long output may go on after the last step, and the silence that ends it.
 const FLOOD_LIMIT: Duration = Duration::from_secs(30);
@@ -45,14 +59,16 @@ pub(super) struct SignalLadder {
     /// The next step; `None` before the begin mark.
     step: Option<usize>,
     next: Option<Instant>,
-    /// The time of the last step.
+    /// The time of the last step, or of the give-up.
     stepped: Instant,
+    /// The end of the output at the last search for a prompt.
+    checked: Option<u64>,
 }
 
 impl SignalLadder {
     fn new(now: Instant, has_begun: bool) -> Self {
         let (step, pause) = if has_begun { (Some(0), Duration::ZERO) } else { (None, BEGIN_LIMIT) };
-        Self { step, next: Some(now + pause), stepped: now }
+        Self { step, next: Some(now + pause), stepped: now, checked: None }
     }
 
     /// Whether all steps were in vain. The command may still end later.
@@ -69,6 +85,7 @@ impl SignalLadder {
         &mut self,
         now: Instant,
         has_begun: bool,
+        has_listener: bool,
         silent_since: Instant,
     ) -> Option<&'static str> {
         if has_begun && self.step.is_none() {
@@ -78,6 +95,10 @@ impl SignalLadder {
             return None;
         }
         match self.step {
+            None if now < silent_since + BEGIN_LIMIT && now < self.stepped + ECHO_LIMIT => {
+                self.next = Some(silent_since + BEGIN_LIMIT);
+                None
+            }
             Some(step) if step < STEPS.len() => {
                 let (request, pause) = STEPS[step];
                 (self.step, self.next, self.stepped) = (Some(step + 1), Some(now + pause), now);
@@ -86,6 +107,10 @@ impl SignalLadder {
             Some(_) if now < silent_since + FLOOD_PAUSE && now < self.stepped + FLOOD_LIMIT => {
                 self.next = Some(silent_since + FLOOD_PAUSE);
                 None
+            }
+            Some(step) if has_listener && step < STEPS.len() + KILLS => {
+                (self.step, self.next) = (Some(step + 1), Some(now + KILL_PAUSE));
+                Some("KILL")
             }
             step => {
                 self.next = None;
@@ -124,13 +149,15 @@ impl RunCommand {
 
     /// The input that ends a command which was given up.
     pub(super) fn poll_ladder(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let (has_begun, silent_since) = (self.has_begun(), self.context.silent_since());
+        let (has_begun, has_listener) = (self.has_begun(), self.has_listener());
+        let silent_since = self.context.silent_since();
         let ladder = self.ladder.as_mut()?;
-        let request = ladder.poll(now, has_begun, silent_since.unwrap_or_default())?;
+        let silent_since = silent_since.unwrap_or_default();
+        let request = ladder.poll(now, has_begun, has_listener, silent_since)?;
         if !ladder.is_first_step() {
             self.input_kind = InputKind::Nudge;
         }
-        match (self.scope, self.has_listener()) {
+        match (self.scope, has_listener) {
             (_, true) => Some(line::request(self.nonce, request)),
             (_, false) if request == "ok" => None,
             // The shell abandons the rest of the line, which prints the end mark.
@@ -145,10 +172,26 @@ impl RunCommand {
         matches!(self.state, RunState::BeginLine | RunState::Output | RunState::EndLine)
     }
 
+    /// When to search for a prompt of a shell that did not take the command, if nothing more is printed.
+    pub(super) fn not_taken_at(&self) -> Option<Deadline> {
+        let ladder = self.ladder.as_ref()?;
+        let is_checked = ladder.checked == Some(self.polled_end);
+        if !matches!(self.state, RunState::Begin | RunState::ExpectMore(_))
+            || (is_checked && ladder.is_stuck())
+        {
+            return None;
+        }
+        let pause = if is_checked { BEGIN_LIMIT } else { PROMPT_PAUSE };
+        let at = self.context.silent_since()? + pause;
+        Some(Deadline { at, why: "a prompt may show that no shell took the command" })
+    }
+
     /// Whether a prompt shows that no shell took the command that was given up.
-    pub(super) fn is_not_taken(&self, log: &Scrollback) -> bool {
-        self.ladder.is_some()
-            && matches!(self.state, RunState::Begin)
-            && hint::shows_prompt(log, self.since)
+    pub(super) fn is_not_taken(&mut self, now: Instant, log: &Scrollback) -> bool {
+        let is_due = self.not_taken_at().is_some_and(|due| now >= due.at);
+        let Some(ladder) = self.ladder.as_mut().filter(|_| is_due) else { return false };
+        let is_checked = ladder.checked.replace(self.polled_end) == Some(self.polled_end);
+        hint::shows_prompt(log, self.since)
+            && (is_checked || ladder.is_stuck() || hint::shows_echo(log, self.since))
     }
 }

@@ -85,11 +85,13 @@ fn run_long_command_is_split_into_lines() {
 
 #[test]
 fn run_given_up_ends_by_repeated_signals() {
+    let all = ["INT", "INT", "INT", "TERM", "TERM"].into_iter().chain(["KILL"; 10]).chain(["ok"]);
+    let all: Vec<&str> = all.collect();
     let cases: [(&'static [&'static str], &[&str]); 4] = [
         (&[], &["INT", "KILL", "ok"]),
         (&["INT"], &["INT", "INT", "INT", "TERM", "KILL", "ok"]),
         (&["INT", "TERM"], &["INT", "INT", "INT", "TERM", "TERM", "KILL", "KILL", "ok"]),
-        (&["INT", "TERM", "KILL"], &["INT", "INT", "INT", "TERM", "TERM", "KILL", "KILL", "ok"]),
+        (&["INT", "TERM", "KILL"], &all),
     ];
     for (ignored, requests) in cases {
         let mut guest = shell(|_| (b"working...", None));
@@ -123,8 +125,10 @@ fn run_given_up_waits_for_begin_mark() {
     ));
     let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-    assert_eq!(rest.poll_output(at(9_999), &log, &mut cursor, false), ScriptAction::Wait);
-    assert_eq!(rest.shell_use(), ShellUse::Busy);
+    for millis in [0, 9_999] {
+        assert_eq!(rest.poll_output(at(millis), &log, &mut cursor, false), ScriptAction::Wait);
+        assert_eq!(rest.shell_use(), ShellUse::Busy);
+    }
     assert_eq!(rest.poll_output(at(10_000), &log, &mut cursor, false), ScriptAction::Wait);
     assert_eq!(rest.shell_use(), ShellUse::Stuck("x".into()));
     log.push(b"capsa:begin:000000000000beef\r\n");
@@ -143,17 +147,50 @@ fn run_given_up_waits_for_begin_mark() {
 
 #[test]
 fn run_given_up_at_a_prompt_is_over() {
-    for (shown, is_over) in [("\r\nvm login: ", true), ("x\r\n# ", true), ("x\r\n", false)] {
+    const ECHO: &str = r#" /bin/sh -c 'printf "%s:%s:%s\n" capsa begin $1;'"#;
+    for (shown, over_after) in [
+        (format!("{ECHO}\r\nvm login: "), Some(3)),
+        (format!("{ECHO}\r\nx\r\n# "), Some(3)),
+        // A slow shell has not echoed the line yet, or not all of it.
+        ("\r\nvm login: ".into(), Some(10)),
+        ("x\r\n# ".into(), Some(10)),
+        (format!("# {ECHO}"), None),
+        (format!("{ECHO}\r\n"), None),
+        ("x\r\n".into(), None),
+    ] {
         let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
         let mut script = command("x", None);
         let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
         log.push(shown.as_bytes());
         let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
-        assert_eq!(rest.poll_output(Instant::ZERO, &log, &mut cursor, false), ScriptAction::Wait);
-        let later = Instant::ZERO + Duration::from_secs(1);
-        let ended = rest.poll_output(later, &log, &mut cursor, false) != ScriptAction::Wait;
-        assert_eq!(ended, is_over, "{shown}");
+        let (mut now, mut over) = (Instant::ZERO, None);
+        loop {
+            if rest.poll_output(now, &log, &mut cursor, false) != ScriptAction::Wait {
+                over = Some(now.since(Instant::ZERO).as_secs());
+                break;
+            }
+            let Some(due) = rest.poll_timeout() else { break };
+            assert!(due.at > now, "busy loop: {due}");
+            now = due.at;
+        }
+        assert_eq!(over, over_after, "{shown}");
     }
+}
+
+#[test]
+fn run_given_up_in_a_slow_echo_is_not_stuck() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", None);
+    let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+    let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
+    let mut uses = (0..70).map(|second| {
+        log.push(b"y");
+        let now = Instant::ZERO + Duration::from_secs(second);
+        assert_eq!(rest.poll_output(now, &log, &mut cursor, false), ScriptAction::Wait);
+        rest.shell_use()
+    });
+    assert!(uses.by_ref().take(60).all(|shell| shell == ShellUse::Busy));
+    assert_eq!(uses.last(), Some(ShellUse::Stuck("x".into())));
 }
 
 #[test]
