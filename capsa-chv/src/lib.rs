@@ -50,7 +50,7 @@ use capsa_proto::plan::{
     LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol, Readiness,
     RunDirPlan, StopAction, VsockPlan, add_descriptor,
 };
-use capsa_proto::spec::{ConsoleMode, NetworkMode, VmSpec};
+use capsa_proto::spec::{ConsoleMode, VmSpec};
 use serde_json::Value;
 
 /// The key of its probe in a [`ProbeReport`].
@@ -156,7 +156,7 @@ impl HypervisorBackend for CloudHypervisor {
     /// Capsa alone connects to the API socket, and does so on a path of any length.
     fn longest_socket_name(&self, spec: &VmSpec) -> usize {
         let vsock = if spec.vsock { LONGEST_SOCKET_NAME } else { 0 };
-        let network = if spec.network == NetworkMode::Nat { NETWORK_SOCKET.len() } else { 0 };
+        let network = if spec.network.has_card() { NETWORK_SOCKET.len() } else { 0 };
         vsock.max(network).max(virtiofsd::longest_socket_name(&spec.shares))
     }
 

@@ -10,7 +10,7 @@ use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::{FileFacts, HostFacts, Reason};
 use capsa_proto::path::HostPath;
 use capsa_proto::qcow2::{self, Overlay, Qcow2Header};
-use capsa_proto::spec::{Accelerator, ImageFormat, NetworkMode, RebootPolicy, VmSpec};
+use capsa_proto::spec::{Accelerator, ImageFormat, RebootPolicy, VmSpec};
 
 use crate::KEY;
 use crate::vm_config::needs_overlay;
@@ -112,7 +112,7 @@ pub(crate) fn validate(spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> 
         }
     }
 
-    if spec.network == NetworkMode::Nat
+    if spec.network.has_card()
         && let Some(version) = found.version(KEY)
         && version < VHOST_USER_NET
     {

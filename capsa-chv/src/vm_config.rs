@@ -15,7 +15,7 @@ use capsa_proto::host::HostFacts;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{GUEST_CID, MacAddress, OverlayPlan, RunDirPlan, VsockPlan};
 use capsa_proto::qcow2::{self, Overlay};
-use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat, NetworkMode};
+use capsa_proto::spec::{ConsoleMode, Disk, ImageFormat};
 
 use crate::{NETWORK_SOCKET, landlock};
 
@@ -47,7 +47,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
         config["disks"] = disks.map(|(n, disk)| disk_config(n, disk, at, host)).collect();
     }
     // virtiofsd and the network access guest memory, so it must be shared. Nothing else needs that.
-    let has_nat = spec.network == NetworkMode::Nat;
+    let has_nat = spec.network.has_card();
     if has_nat || !vm.shares().is_empty() {
         config["memory"]["shared"] = json!(true);
     }

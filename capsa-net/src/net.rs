@@ -5,6 +5,7 @@
 
 mod access;
 mod answers;
+mod audit;
 mod dns;
 mod echo;
 mod flows;
@@ -23,6 +24,7 @@ use core::time::Duration;
 use capsa_proto::time::{Deadline, Instant};
 
 use self::access::Refusal;
+use self::audit::AuditQueue;
 use self::dns::NameServer;
 use self::echo::EchoLimits;
 use self::flows::{Flow, Transport};
@@ -112,6 +114,7 @@ pub struct Net {
     /// Flows that wait for their turn to connect. Some have ended.
     waiting_connects: VecDeque<(FlowId, Destination)>,
     counters: Counters,
+    events: AuditQueue,
 }
 
 impl Net {
@@ -143,6 +146,7 @@ impl Net {
             waiting_connects: VecDeque::new(),
             name_server: NameServer::new(),
             counters: Counters::default(),
+            events: AuditQueue::default(),
         }
     }
 

@@ -17,6 +17,7 @@
 //! | [`capabilities`] | what a backend supports, and the validation that returns all violations at once |
 //! | [`backend`] | [`backend::HypervisorBackend`]: the interface of a backend |
 //! | [`plan`] | [`plan::LaunchPlan`]: the exact programs, arguments and control messages |
+//! | [`policy`] | [`policy::NetworkPolicy`]: what a guest may reach, and the verdicts that follow |
 //! | [`lifecycle`] | state machine from `Created` to a terminal status |
 //! | [`console`] | scrollback, pattern matching, waits, and scripts for login and commands |
 //! | [`codec`] | the control protocols HTTP/1.1 and QMP, and the recording format |
@@ -60,6 +61,7 @@ pub mod image_lock;
 pub mod lifecycle;
 pub mod path;
 pub mod plan;
+pub mod policy;
 pub mod qcow2;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]

@@ -41,7 +41,7 @@ use capsa_proto::codec::qmp::QmpMessage;
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
 use capsa_proto::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
-use capsa_proto::spec::{Disk, NetworkMode, ShareMechanism, VmSpec};
+use capsa_proto::spec::{Disk, ShareMechanism, VmSpec};
 use serde_json::Value;
 
 /// The oldest supported QEMU. `-action` exists since 6.0; 6.2 is the oldest version still in use.
@@ -181,7 +181,7 @@ impl HypervisorBackend for Qemu {
         for reason in accel::choose(spec.accelerator, host).blockers {
             reject("accelerator", reason);
         }
-        let nat = nat_blocker(found).into_iter().filter(|_| spec.network == NetworkMode::Nat);
+        let nat = nat_blocker(found).into_iter().filter(|_| spec.network.has_card());
         nat.for_each(|reason| reject("network", reason));
         let vsock = vsock_blocker(host, found).into_iter().filter(|_| spec.vsock);
         vsock.for_each(|reason| reject("vsock", reason));

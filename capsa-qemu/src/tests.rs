@@ -14,6 +14,7 @@ use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{DescriptorKind, NetworkLink};
 use capsa_proto::qcow2::Overlay;
+use capsa_proto::spec::NetworkMode;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy, Share,
     Virtio9pConfig, VirtioFsConfig,
@@ -366,11 +367,18 @@ fn validate_devices_share_one_limit() {
         vsock,
         ..spec()
     };
-    let (none, nat) = (NetworkMode::None, NetworkMode::Nat);
-    for spec in [with(28, 0, none, false), with(27, 0, nat, false), with(20, 6, nat, true)] {
+    for spec in [
+        with(28, 0, NetworkMode::None, false),
+        with(27, 0, NetworkMode::Nat, false),
+        with(20, 6, NetworkMode::Nat, true),
+    ] {
         try_plan(spec, &host(), &found()).unwrap();
     }
-    for spec in [with(29, 0, none, false), with(28, 0, nat, false), with(20, 7, nat, true)] {
+    for spec in [
+        with(29, 0, NetworkMode::None, false),
+        with(28, 0, NetworkMode::Nat, false),
+        with(20, 7, NetworkMode::Nat, true),
+    ] {
         assert_eq!(rejected(spec), [("disks".into(), Kind::Unsupported)]);
     }
 }

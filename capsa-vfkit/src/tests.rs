@@ -430,7 +430,7 @@ fn expected(spec: &VmSpec, plan: &LaunchPlan) -> grammar::ParsedArgs {
         };
         devices.push(json!({ "kind": "virtiofs", "sharedDir": share.host, "mountTag": tag }));
     }
-    if spec.network == NetworkMode::Nat {
+    if spec.network.has_card() {
         let mac = "52:54:00:12:34:56";
         devices.push(json!({ "kind": "virtionet", "nat": false, "macAddress": mac }));
     }

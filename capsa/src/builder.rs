@@ -459,7 +459,7 @@ impl LinuxVmBuilder {
             disks,
             resources: self.resources.clone(),
             shares,
-            network: self.network,
+            network: self.network.clone(),
             network_options,
             vsock: self.vsock,
             vsock_ports: self.vsock_ports.clone(),

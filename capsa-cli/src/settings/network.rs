@@ -40,7 +40,7 @@ pub(crate) struct ServiceSetting {
 impl GuestNetwork {
     /// Sets the network of the VM.
     pub(super) fn describe(&self, vm: LinuxVmBuilder) -> LinuxVmBuilder {
-        let mut vm = vm.network(self.mode.unwrap_or_default());
+        let mut vm = vm.network(self.mode.clone().unwrap_or_default());
         if self.allow_private {
             vm = vm.allow_private();
         }

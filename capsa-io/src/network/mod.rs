@@ -41,6 +41,7 @@ use std::path::Path;
 use capsa_net::{Net, NetworkConfig, SegmentBody, ServiceName};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
+use capsa_proto::policy::{PolicyMistake, PolicyRules};
 use capsa_proto::spec::PortForward;
 use capsa_proto::time::{Deadline, Instant};
 
@@ -68,6 +69,8 @@ const BYTES: usize = 256 << 10;
 pub enum NetworkError {
     /// Forwards cannot be bound. Never empty.
     Forwards(Vec<ForwardError>),
+    /// The policy has mistakes. Never empty.
+    Policy(Vec<PolicyMistake>),
     /// The capture file cannot be created.
     Capture(io::Error),
     /// The network cannot wait for its sockets.
@@ -78,6 +81,10 @@ impl fmt::Display for NetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Forwards(_) => f.write_str("cannot bind the forwards of the network"),
+            Self::Policy(mistakes) => {
+                f.write_str("the policy of the network has mistakes")?;
+                mistakes.iter().try_for_each(|mistake| write!(f, "; {}", mistake.reason))
+            }
             Self::Capture(_) => f.write_str("cannot create the capture file of the network"),
             Self::Poll(_) => f.write_str("cannot wait for the sockets of the network"),
         }
@@ -88,6 +95,7 @@ impl std::error::Error for NetworkError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Forwards(errors) => errors.first().map(|error| error as _),
+            Self::Policy(_) => None,
             Self::Capture(error) | Self::Poll(error) => Some(error),
         }
     }
@@ -97,6 +105,7 @@ impl From<NetworkError> for io::Error {
     fn from(error: NetworkError) -> Self {
         let kind = match &error {
             NetworkError::Forwards(errors) => errors.first().map(|first| first.error.kind()),
+            NetworkError::Policy(_) => Some(io::ErrorKind::InvalidInput),
             NetworkError::Capture(error) | NetworkError::Poll(error) => Some(error.kind()),
         };
         Self::new(kind.unwrap_or(io::ErrorKind::Other), error)
@@ -197,10 +206,12 @@ impl Network {
             name: service.name.clone(),
             port: service.port,
         };
+        let policy = plan.policy.as_ref().map(PolicyRules::new);
         let config = NetworkConfig {
             allow_private: options.allow_private,
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
+            policy: policy.transpose().map_err(NetworkError::Policy)?,
             ..NetworkConfig::new(plan.mac, plan.mtu)
         };
         let socket = |index| plan.service_socket(index, run_dir);

@@ -183,6 +183,8 @@ impl Network {
         let connected = match destination {
             Destination::Remote(remote) => open_remote(remote, RouteProtocol::Tcp)
                 .and_then(|remote| self.connect_to(flow, remote, None)),
+            Destination::Name(addresses) => first_remote(&addresses, RouteProtocol::Tcp)
+                .and_then(|remote| self.connect_to(flow, remote, None)),
             Destination::Host(port) => {
                 let next = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
                 self.connect_to(flow, (Ipv4Addr::LOCALHOST, port).into(), Some(next))
@@ -226,10 +228,11 @@ impl Network {
     fn open_udp(&mut self, flow: FlowId, destination: Destination) {
         let remote = match destination {
             Destination::Remote(remote) => open_remote(remote, RouteProtocol::Udp),
+            Destination::Name(ref addresses) => first_remote(addresses, RouteProtocol::Udp),
             Destination::Host(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
             Destination::Service(_) => Err(io::ErrorKind::ConnectionRefused.into()),
         };
-        let is_remote = matches!(destination, Destination::Remote(_));
+        let is_remote = matches!(destination, Destination::Remote(_) | Destination::Name(_));
         let route = remote.as_ref().ok().filter(|_| is_remote).copied();
         self.open_datagrams(flow, remote, None, SocketState::Datagram);
         self.keep_route(flow, route, RouteProtocol::Udp);
@@ -480,6 +483,18 @@ fn open_remote(remote: SocketAddr, protocol: RouteProtocol) -> io::Result<Socket
         true => Err(io::ErrorKind::PermissionDenied.into()),
         false => Ok(remote),
     }
+}
+
+/// The first of the addresses of a name that is not the host's.
+fn first_remote(addresses: &[SocketAddr], protocol: RouteProtocol) -> io::Result<SocketAddr> {
+    let mut error = io::ErrorKind::PermissionDenied.into();
+    for remote in addresses {
+        match open_remote(*remote, protocol) {
+            Ok(remote) => return Ok(remote),
+            Err(failed) => error = failed,
+        }
+    }
+    Err(error)
 }
 
 /// Whether the host has a route to the internet over IPv6. To connect a datagram socket sends nothing.

@@ -332,7 +332,13 @@ fn services_arrive_at_a_program_and_at_the_owner() {
     for target in [ServiceTarget::Unix(path), ServiceTarget::Owner] {
         let service = NetworkService { name: "x.capsa.internal".into(), port: 80, target };
         let options = NetworkOptions { services: vec![service], ..NetworkOptions::default() };
-        let plan = NetworkPlan { mac: guest::MAC, mtu: 1500, link: NetworkLink::Stream, options };
+        let plan = NetworkPlan {
+            mac: guest::MAC,
+            mtu: 1500,
+            link: NetworkLink::Stream,
+            policy: None,
+            options,
+        };
         let mut test = NetworkTest::with_plan(&plan, &run_dir);
         assert!(!test.connects((SERVICE, 80), 39_999), "nothing listens");
         let socket = plan.service_socket(0, &run_dir).unwrap();

@@ -6,6 +6,8 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::ops::Range;
 
+use capsa_proto::policy::PolicyRules;
+
 #[cfg(doc)]
 use super::Net;
 use crate::flow_table::FlowId;
@@ -43,6 +45,8 @@ pub struct NetworkConfig {
     pub host_ports: BTreeSet<u16>,
     /// Names in the guest's network, each with a port.
     pub services: Vec<ServiceName>,
+    /// The rules for what the guest reaches. `None`: the internet, and what the fields above open.
+    pub policy: Option<PolicyRules>,
 }
 
 /// The addresses of IPv6 in a network, whose prefix has 64 bits. The guest chooses its own addresses within
@@ -95,6 +99,7 @@ impl NetworkConfig {
             allow_private: false,
             host_ports: BTreeSet::new(),
             services: Vec::new(),
+            policy: None,
         }
     }
 }
@@ -109,11 +114,15 @@ pub struct ServiceName {
 }
 
 /// Where a flow of the guest goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
     /// An address that is not the guest network's own. The driver refuses it with
     /// [`ConnectError::Prohibited`] if the kernel would route it to the host itself.
     Remote(SocketAddr),
+    /// The addresses of a name, in the order of the resolver, never empty. The driver tries one after the
+    /// other, and refuses with [`ConnectError::Prohibited`] if the kernel would route all of them to the
+    /// host itself.
+    Name(Vec<SocketAddr>),
     /// A port of the host's loopback: of 127.0.0.1, and if that refuses, of ::1.
     Host(u16),
     /// A service, by its index in [`NetworkConfig::services`].
@@ -336,6 +345,8 @@ pub struct Counters {
     pub refused_private: u64,
     /// Flows to addresses that no host of the internet has, or to metadata services, that were refused.
     pub refused_special: u64,
+    /// Flows that the policy refused.
+    pub refused_policy: u64,
     /// Flows that were refused because the table was full.
     pub refused_full: u64,
     /// Flows that were refused because the host has no descriptor or memory for a socket, or does not permit
@@ -349,7 +360,7 @@ pub struct Counters {
 
 impl Counters {
     /// All counters with their names, for output.
-    pub fn named(&self) -> [(&'static str, u64); 13] {
+    pub fn named(&self) -> [(&'static str, u64); 14] {
         [
             ("flows", self.flows),
             ("bytes_from_guest", self.bytes_from_guest),
@@ -360,6 +371,7 @@ impl Counters {
             ("refused_host", self.refused_host),
             ("refused_private", self.refused_private),
             ("refused_special", self.refused_special),
+            ("refused_policy", self.refused_policy),
             ("refused_full", self.refused_full),
             ("refused_resources", self.refused_resources),
             ("limited", self.limited),

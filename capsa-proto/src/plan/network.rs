@@ -6,6 +6,7 @@ use core::fmt;
 use serde::Serialize;
 
 use crate::path::HostPath;
+use crate::policy::NetworkPolicy;
 use crate::spec::{NetworkMode, NetworkOptions, ServiceTarget, VmSpec};
 
 /// The network of a VM. Capsa's own network stack serves it.
@@ -17,6 +18,8 @@ pub struct NetworkPlan {
     pub mtu: u16,
     /// How frames travel between the hypervisor and the stack.
     pub link: NetworkLink,
+    /// The rules for what the guest reaches. `None`: the internet, and what the options open.
+    pub policy: Option<NetworkPolicy>,
     /// What the guest reaches, and what reaches it.
     pub options: NetworkOptions,
 }
@@ -25,8 +28,12 @@ impl NetworkPlan {
     /// The network of a VM, on this link; `None` if the VM has none.
     pub fn new(spec: &VmSpec, link: NetworkLink, mtu: u16) -> Option<Self> {
         let options = spec.network_options.clone();
-        let plan = Self { mac: MacAddress::GUEST, mtu, link, options };
-        (spec.network == NetworkMode::Nat).then_some(plan)
+        let policy = match &spec.network {
+            NetworkMode::None => return None,
+            NetworkMode::Nat => None,
+            NetworkMode::Policy(policy) => Some(policy.clone()),
+        };
+        Some(Self { mac: MacAddress::GUEST, mtu, link, policy, options })
     }
 
     /// The unix socket that serves a service, by its index in [`NetworkOptions::services`]. The one of a

@@ -9,9 +9,10 @@ use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::Serialize;
 
 use crate::path::HostPath;
+use crate::policy::NetworkPolicy;
 
 /// The guest's network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NetworkMode {
@@ -25,6 +26,15 @@ pub enum NetworkMode {
     /// addresses, and the metadata services of clouds.
     #[default]
     Nat,
+    /// NAT to the targets of a policy only. Everything else is refused.
+    Policy(NetworkPolicy),
+}
+
+impl NetworkMode {
+    /// Whether the guest has a network card.
+    pub const fn has_card(&self) -> bool {
+        !matches!(self, Self::None)
+    }
 }
 
 /// What a guest with NAT reaches beyond the internet, and what reaches it.

@@ -67,6 +67,7 @@ pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
         mac: MacAddress::GUEST,
         mtu: mtu.parse()?,
         link: NetworkLink::Datagram,
+        policy: None,
         options,
     };
     let mut network = Network::new(&plan, &HostPath::new("/")?)?;

@@ -10,6 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::super::{Violation, ViolationKind as Kind};
 use crate::host::{FileFacts, HostFacts};
 use crate::path::HostPath;
+use crate::policy::{NetworkPolicy, PolicyMistake, PolicyRules};
 use crate::spec::{
     ForwardHost, NetworkMode, NetworkOptions, NetworkService, PortForward, ServiceTarget,
     TransportProtocol, VmSpec,
@@ -34,6 +35,9 @@ pub(super) fn violations(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
             reason,
             "use the port of a service",
         );
+    }
+    if let NetworkMode::Policy(policy) = &spec.network {
+        found.policy(policy, options);
     }
     for (n, forward) in options.forwards.iter().enumerate() {
         found.forward(n, forward, &options.forwards[..n]);
@@ -69,6 +73,26 @@ impl NetworkViolations<'_> {
         for (field, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
             let remedy = "set network to nat, or remove this option";
             self.reject(field.into(), Kind::Malformed, "the VM has no network", remedy);
+        }
+    }
+
+    fn policy(&mut self, policy: &NetworkPolicy, options: &NetworkOptions) {
+        for PolicyMistake { place, reason, remedy } in
+            PolicyRules::new(policy).err().unwrap_or_default()
+        {
+            self.reject(format!("network.{place}"), Kind::Malformed, reason, &remedy);
+        }
+        let options = [
+            ("allow_private", options.allow_private, "allow \"private:*\" in the policy"),
+            (
+                "allow_host_ports",
+                !options.host_ports.is_empty(),
+                "allow \"host:PORT\" in the policy",
+            ),
+        ];
+        for (field, _, remedy) in options.into_iter().filter(|(_, is_set, _)| *is_set) {
+            let reason = "the network has a policy, which this option does not change";
+            self.reject(field.into(), Kind::Malformed, reason, remedy);
         }
     }
 

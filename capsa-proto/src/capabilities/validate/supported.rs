@@ -79,12 +79,12 @@ impl BackendCapabilities {
             };
             unsupported(&field("mechanism"), reason, remedy);
         }
-        match spec.network {
+        match &spec.network {
             NetworkMode::None if !self.network_modes.none => {
                 let reason = "VMs without a network are not supported";
                 unsupported("network", reason, "set network to nat");
             }
-            NetworkMode::Nat if !self.network_modes.nat => {
+            NetworkMode::Nat | NetworkMode::Policy(_) if !self.network_modes.nat => {
                 let remedy = "set network to none, or use the qemu backend";
                 unsupported("network", "NAT is not supported", remedy);
             }
@@ -123,7 +123,7 @@ impl BackendCapabilities {
     /// reason and the remedy of a VM with too many.
     fn too_many_devices(&self, spec: &VmSpec) -> Option<(&'static str, String, String)> {
         let (disks, shares) = (spec.disks.len(), spec.shares.len());
-        let network = usize::from(spec.network != NetworkMode::None);
+        let network = usize::from(spec.network.has_card());
         let vsock = usize::from(spec.vsock);
         let console = usize::from(spec.virtio_console);
         let count = disks + shares + network + vsock + console;

@@ -40,6 +40,7 @@ impl TestNetwork {
             mac: MAC,
             mtu: 1500,
             link: NetworkLink::VhostUser { socket: HostPath::new(path.to_str().unwrap()).unwrap() },
+            policy: None,
             options: NetworkOptions::default(),
         };
         let mut network = Network::new(&plan, &run_dir).unwrap();
