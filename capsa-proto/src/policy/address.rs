@@ -2,6 +2,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::target::IpNetwork;
+
 /// What an address is, by the registries of IANA for special addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressClass {
@@ -53,6 +55,13 @@ impl AddressClass {
             Self::Special
         }
     }
+}
+
+/// Whether all addresses of a network are in one range of special addresses.
+pub(super) fn is_special_range(network: &IpNetwork) -> bool {
+    let is_within = |start: IpAddr, prefix| IpNetwork::masked(start, prefix).covers(network);
+    SPECIAL_V4.iter().any(|(start, prefix)| is_within((*start).into(), *prefix))
+        || SPECIAL_V6.iter().any(|(start, prefix)| is_within((*start).into(), *prefix))
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> (Ipv4Addr, u8) {

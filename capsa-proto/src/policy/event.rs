@@ -7,7 +7,7 @@ use core::time::Duration;
 use serde::Serialize;
 
 use super::target::PolicyProtocol;
-use super::verdict::VerdictReason;
+use super::verdict::{PolicyDestination, VerdictReason};
 use crate::time::Instant;
 
 /// Something that happened in the network of a VM.
@@ -45,6 +45,95 @@ pub struct NetworkEvent {
     pub totals: Option<FlowTotals>,
     /// How many further events of this kind and reason were left out in the last second.
     pub repeated: u32,
+}
+
+impl NetworkEvent {
+    /// What the guest asked for, in the form that [`PolicyRules::explain`](super::PolicyRules::explain) takes.
+    pub fn destination(&self) -> Option<PolicyDestination> {
+        let is_query =
+            matches!(self.kind, NetworkEventKind::DnsAnswered | NetworkEventKind::DnsRefused);
+        let (name, address, port) = (self.name.clone(), self.address, self.port.unwrap_or(0));
+        Some(match (name, address, self.protocol) {
+            (Some(name), _, _) if is_query => PolicyDestination::Query { name },
+            (Some(name), Some(address), Some(protocol)) => {
+                PolicyDestination::Resolved { protocol, name, address, port }
+            }
+            (Some(name), None, Some(protocol)) => PolicyDestination::Name { protocol, name, port },
+            (None, Some(address), Some(protocol)) => {
+                PolicyDestination::Address { protocol, address, port }
+            }
+            (None, None, Some(protocol)) => PolicyDestination::Host { protocol, port },
+            _ => return None,
+        })
+    }
+
+    /// A line of the log, as JSON without a line feed. `time` is in the form of RFC 3339.
+    ///
+    /// The names of the fields are stable; a field without a value is left out. Control characters of names
+    /// are escaped.
+    pub fn to_json(&self, time: &str, vm: &str) -> String {
+        let line = LogLine {
+            time,
+            vm,
+            seq: self.seq,
+            event: self.kind,
+            verdict: if self.is_allowed { "allowed" } else { "refused" },
+            rule: self.rule.as_deref(),
+            reason: self.reason,
+            protocol: self.protocol,
+            name: self.name.as_deref(),
+            stated_name: self.stated_name.as_deref(),
+            address: self.address,
+            port: self.port,
+            destination: self.destination(),
+            flow: self.flow,
+            bytes_up: self.totals.map(|totals| totals.bytes_up),
+            bytes_down: self.totals.map(|totals| totals.bytes_down),
+            duration_ms: self.totals.map(|totals| totals.duration.as_millis() as u64),
+            repeated: self.repeated,
+        };
+        // Only a key that is no text can fail, and there is none.
+        serde_json::to_string(&line).unwrap_or_default()
+    }
+}
+
+/// The fields of a line, in their order.
+#[derive(Serialize)]
+struct LogLine<'a> {
+    time: &'a str,
+    vm: &'a str,
+    seq: u64,
+    event: NetworkEventKind,
+    verdict: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    reason: VerdictReason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<PolicyProtocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stated_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<PolicyDestination>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_up: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_down: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    repeated: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What a flow carried.

@@ -8,17 +8,22 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `target` | [`PolicyTarget`]: the grammar of rules |
-//! | `rules` | [`PolicyRules`]: the check of a policy, and its verdicts |
+//! | `check` | mistakes of a policy, and what deserves a warning |
+//! | `rules` | [`PolicyRules`]: the verdicts |
 //! | `verdict` | [`PolicyVerdict`], [`VerdictReason`], [`PolicyDestination`] |
 //! | `address` | [`AddressClass`]: public, private and special addresses |
 //! | `event` | [`NetworkEvent`]: what the network reports |
+//! | `suggest` | the smallest policy for what was seen |
 //!
 //! This module resolves no name, and does not know which addresses belong to the host: the driver asks the
 //! kernel.
 
 mod address;
+mod check;
 mod event;
+mod punycode;
 mod rules;
+mod suggest;
 mod target;
 mod verdict;
 
@@ -29,8 +34,10 @@ use core::time::Duration;
 use serde::Serialize;
 
 pub use address::{AddressClass, behind_nat64, is_within_v4, is_within_v6};
+pub use check::{PolicyMistake, PolicyWarning};
 pub use event::{FlowTotals, NetworkEvent, NetworkEventKind};
-pub use rules::{PolicyMistake, PolicyRules};
+pub use rules::PolicyRules;
+pub use suggest::suggest;
 pub use target::{
     IpNetwork, NamePattern, PolicyProtocol, PolicyTarget, TargetError, TargetHost, TargetPort,
 };
@@ -222,3 +229,6 @@ impl Default for PolicyLimits {
 
 /// For how long the guest may keep a synthetic address.
 pub const SYNTHETIC_TTL: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

@@ -8,23 +8,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use serde::Serialize;
-
+use super::address::behind_nat64;
+use super::check::{self, CheckedTargets, PolicyMistake};
 use super::target::{IpNetwork, NamePattern, PolicyProtocol, PolicyTarget, TargetHost, TargetPort};
 use super::verdict::{PolicyDestination, PolicyVerdict, VerdictReason as Reason};
 use super::{AddressClass, NetworkPolicy, PolicyLimits, PolicyMode, ResolveMode, StreamCheck};
-
-/// A part of a policy that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct PolicyMistake {
-    /// Where, as in a file: `allow[2]`, `deny[0]`.
-    pub place: String,
-    /// What is wrong.
-    pub reason: String,
-    /// What to write in place.
-    pub remedy: String,
-}
 
 /// A policy whose rules were parsed and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +37,12 @@ struct IndexedRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct RuleIndex {
     rules: Vec<IndexedRule>,
-    names: BTreeMap<NamePattern, Vec<usize>>,
-    /// By the length of the prefix, longest first where it matters to nobody.
+    exact: BTreeMap<String, Vec<usize>>,
+    /// `*.` by what follows.
+    one_label: BTreeMap<String, Vec<usize>>,
+    /// `**.` by what follows.
+    any_depth: BTreeMap<String, Vec<usize>>,
+    /// By the length of the prefix.
     networks: BTreeMap<u8, BTreeMap<IpNetwork, Vec<usize>>>,
     internet: Vec<usize>,
     private: Vec<usize>,
@@ -64,26 +56,20 @@ impl PolicyRules {
     ///
     /// With every mistake of the policy.
     pub fn new(policy: &NetworkPolicy) -> Result<Self, Vec<PolicyMistake>> {
-        let mut mistakes = Vec::new();
+        let CheckedTargets { allow, deny } = check::targets(policy)?;
         let mut rules = Self {
             mode: policy.mode,
             limits: policy.limits.clone(),
             allow: RuleIndex::default(),
             deny: RuleIndex::default(),
         };
-        for (n, text) in policy.deny.iter().enumerate() {
-            match text.parse() {
-                Ok(target) => rules.deny.insert(text, target, ResolveMode::default(), None),
-                Err(error) => mistakes.push(mistake("deny", n, text, &error)),
-            }
+        for (text, target) in policy.deny.iter().zip(deny) {
+            rules.deny.insert(text, target, ResolveMode::default(), None);
         }
-        for (n, rule) in policy.allow.iter().enumerate() {
-            match rule.to.parse() {
-                Ok(target) => rules.allow.insert(&rule.to, target, rule.resolve, rule.check),
-                Err(error) => mistakes.push(mistake("allow", n, &rule.to, &error)),
-            }
+        for (rule, target) in policy.allow.iter().zip(allow) {
+            rules.allow.insert(&rule.to, target, rule.resolve, rule.check);
         }
-        if mistakes.is_empty() { Ok(rules) } else { Err(mistakes) }
+        Ok(rules)
     }
 
     /// Whether refusals are carried out.
@@ -127,6 +113,9 @@ impl PolicyRules {
 
     /// A flow to a name, before the name is resolved.
     pub fn name(&self, protocol: PolicyProtocol, name: &str, port: u16) -> PolicyVerdict {
+        if let Some(verdict) = reserved_port(protocol, port) {
+            return verdict;
+        }
         if let Some(rule) = self.deny.name_rules(name).find(|rule| rule.covers(protocol, port)) {
             return refused(Some(rule), Reason::Denied);
         }
@@ -149,7 +138,7 @@ impl PolicyRules {
             return by_name;
         }
         let covers = |rule: &&IndexedRule| rule.covers(protocol, port);
-        if let Some(rule) = self.deny.address_rules(address).find(covers) {
+        if let Some(rule) = self.denied_address(protocol, address, port) {
             return refused(Some(rule), Reason::Denied);
         }
         match AddressClass::of(address) {
@@ -167,10 +156,29 @@ impl PolicyRules {
         }
     }
 
+    /// The exception that matches an address, or the IPv4 address behind NAT64 in it.
+    fn denied_address(
+        &self,
+        protocol: PolicyProtocol,
+        address: IpAddr,
+        port: u16,
+    ) -> Option<&IndexedRule> {
+        let embedded = match address {
+            IpAddr::V6(v6) => behind_nat64(v6).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
+        let spellings = core::iter::once(address).chain(embedded);
+        let mut rules = spellings.flat_map(|address| self.deny.address_rules(address));
+        rules.find(|rule| rule.covers(protocol, port))
+    }
+
     /// A flow to an address that the guest knows.
     pub fn address(&self, protocol: PolicyProtocol, address: IpAddr, port: u16) -> PolicyVerdict {
+        if let Some(verdict) = reserved_port(protocol, port) {
+            return verdict;
+        }
         let covers = |rule: &&IndexedRule| rule.covers(protocol, port);
-        if let Some(rule) = self.deny.address_rules(address).find(covers) {
+        if let Some(rule) = self.denied_address(protocol, address, port) {
             return refused(Some(rule), Reason::Denied);
         }
         if AddressClass::of(address) == AddressClass::Special {
@@ -228,15 +236,15 @@ impl PolicyRules {
 
     /// Whether names that this rule allows are without limit: those of wildcards and groups.
     pub fn is_open_ended(&self, name: &str) -> bool {
-        !self.allow.names.contains_key(&NamePattern::Exact(name.into()))
+        !self.allow.exact.contains_key(name)
     }
 
-    fn name_rule(
-        &self,
+    fn name_rule<'a>(
+        &'a self,
         protocol: PolicyProtocol,
-        name: &str,
+        name: &'a str,
         port: u16,
-    ) -> Result<&IndexedRule, PolicyVerdict> {
+    ) -> Result<&'a IndexedRule, PolicyVerdict> {
         let rules = || self.allow.name_rules(name).chain(self.allow.groups());
         if let Some(rule) = rules().find(|rule| rule.covers(protocol, port)) {
             return Ok(rule);
@@ -258,7 +266,14 @@ impl RuleIndex {
     ) {
         let index = self.rules.len();
         match &target.host {
-            TargetHost::Name(pattern) => self.names.entry(pattern.clone()).or_default().push(index),
+            TargetHost::Name(pattern) => {
+                let (names, name) = match pattern {
+                    NamePattern::Exact(name) => (&mut self.exact, name),
+                    NamePattern::OneLabel(suffix) => (&mut self.one_label, suffix),
+                    NamePattern::AnyDepth(suffix) => (&mut self.any_depth, suffix),
+                };
+                names.entry(name.clone()).or_default().push(index);
+            }
             TargetHost::Network(network) => {
                 let networks = self.networks.entry(network.prefix()).or_default();
                 networks.entry(*network).or_default().push(index);
@@ -275,18 +290,12 @@ impl RuleIndex {
     }
 
     /// The rules that match a name, whatever their ports.
-    fn name_rules(&self, name: &str) -> impl Iterator<Item = &IndexedRule> {
-        let exact = NamePattern::Exact(name.into());
-        let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
-        let patterns = parents.enumerate().flat_map(|(n, parent)| {
-            let one = (n == 0).then(|| NamePattern::OneLabel(parent.into()));
-            one.into_iter().chain([NamePattern::AnyDepth(parent.into())])
-        });
-        let patterns: Vec<NamePattern> = core::iter::once(exact).chain(patterns).collect();
-        patterns
-            .into_iter()
-            .filter_map(|pattern| self.names.get(&pattern))
-            .flat_map(|indexes| self.at(indexes))
+    fn name_rules<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a IndexedRule> {
+        let parents = || name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+        let one_label = parents().take(1).filter_map(|parent| self.one_label.get(parent));
+        let any_depth = parents().filter_map(|parent| self.any_depth.get(parent));
+        let found = self.exact.get(name).into_iter().chain(one_label).chain(any_depth);
+        found.flat_map(|indexes| self.at(indexes))
     }
 
     /// The rules that match an address, whatever their ports: networks, and the group of the address.
@@ -329,10 +338,16 @@ fn refused(rule: Option<&IndexedRule>, reason: Reason) -> PolicyVerdict {
     PolicyVerdict { is_allowed: false, rule: rule.map(|rule| rule.text.clone()), reason }
 }
 
-fn mistake(list: &str, n: usize, text: &str, error: &super::TargetError) -> PolicyMistake {
-    PolicyMistake {
-        place: alloc::format!("{list}[{n}]"),
-        reason: alloc::format!("{text:?}: {error}"),
-        remedy: error.remedy(),
+/// Ports that no rule opens: the network's own name server answers at port 53, and other ways to
+/// resolve names would leave it out.
+pub(super) fn reserved_port(protocol: PolicyProtocol, port: u16) -> Option<PolicyVerdict> {
+    use PolicyProtocol::{Tcp, Udp};
+    match (protocol, port) {
+        (Tcp | Udp, 53) => {
+            Some(PolicyVerdict { is_allowed: true, rule: None, reason: Reason::OwnNetwork })
+        }
+        // DNS over TLS or QUIC, LLMNR, multicast DNS, NetBIOS.
+        (Tcp | Udp, 853 | 5355) | (Udp, 5353 | 137) => Some(refused(None, Reason::Protocol)),
+        _ => None,
     }
 }

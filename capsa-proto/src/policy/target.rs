@@ -16,6 +16,7 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use super::address::{is_within_v4, is_within_v6};
+use super::punycode;
 use super::verdict::PolicyDestination;
 
 /// A name may have at most this many bytes, without the trailing dot.
@@ -163,9 +164,10 @@ impl TargetError {
                 "use letters, digits, - and _ in labels of at most 63 bytes, 253 bytes in all"
                     .into()
             }
-            Self::NotAscii { .. } => {
-                "write the name as its DNS form, which starts with xn--".into()
-            }
+            Self::NotAscii { name } => match punycode::to_ascii(name) {
+                Some(ascii) => alloc::format!("write {ascii}, the form of the name in the DNS"),
+                None => "write the form of the name in the DNS, which starts with xn--".into(),
+            },
             Self::Wildcard(_) => "name at least two labels after it, as in *.example.org; \
                  internet stands for every public host"
                 .into(),
@@ -222,6 +224,45 @@ impl IpNetwork {
         match (self.address, address) {
             (IpAddr::V4(network), IpAddr::V4(v4)) => is_within_v4(v4, network, self.prefix),
             (IpAddr::V6(network), IpAddr::V6(v6)) => is_within_v6(v6, network, self.prefix),
+            _ => false,
+        }
+    }
+}
+
+impl IpNetwork {
+    /// Whether it contains every address of the other.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.address)
+    }
+}
+
+impl NamePattern {
+    /// The name, without the wildcard before it.
+    pub fn suffix(&self) -> &str {
+        let (Self::Exact(name) | Self::OneLabel(name) | Self::AnyDepth(name)) = self;
+        name
+    }
+
+    /// Whether a name in lower case matches.
+    pub fn matches(&self, name: &str) -> bool {
+        let before = |suffix: &str| name.strip_suffix(suffix)?.strip_suffix('.');
+        match self {
+            Self::Exact(exact) => name == exact,
+            Self::OneLabel(suffix) => {
+                before(suffix).is_some_and(|rest| !rest.is_empty() && !rest.contains('.'))
+            }
+            Self::AnyDepth(suffix) => before(suffix).is_some_and(|rest| !rest.is_empty()),
+        }
+    }
+
+    /// Whether every name of the other matches too.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Exact(name)) => self.matches(name),
+            (Self::OneLabel(suffix), Self::OneLabel(other)) => suffix == other,
+            (Self::AnyDepth(suffix), Self::OneLabel(other) | Self::AnyDepth(other)) => {
+                suffix == other || self.matches(other)
+            }
             _ => false,
         }
     }
@@ -326,7 +367,9 @@ fn parse_network(text: &str) -> Result<Option<IpNetwork>, TargetError> {
     let unwrapped: String = text.chars().filter(|char| !matches!(char, '[' | ']')).collect();
     let looks_like_address = text.contains([':', '/', '['])
         || text.rsplit('.').next().is_some_and(|label| {
-            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit())
+            let is_number = !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
+            // Programs take these for an address too.
+            is_number || label.starts_with("0x") || label.starts_with("0X")
         });
     if !looks_like_address {
         return Ok(None);
