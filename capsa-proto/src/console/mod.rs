@@ -70,7 +70,6 @@
 
 #[cfg(all(test, feature = "regex"))]
 mod chunking;
-mod crash;
 mod cursor;
 mod expect;
 mod fault;
@@ -94,10 +93,10 @@ mod shutdown;
 mod strip;
 mod wait;
 
-pub use crash::ConsoleCrash;
 pub use cursor::Cursor;
 pub use expect::{Expect, Outcome};
 pub use fault::{FaultReport, GuestFault};
+pub use fault_check::ConsoleCrash;
 pub use input_log::{InputRecord, RecordedInput};
 pub use lines::LineSplitter;
 pub use matcher::{Matcher, PatternMatch, Search};

@@ -17,7 +17,7 @@ use core::ops::Bound;
 use core::time::Duration;
 
 use self::shell::AbandonedCommand;
-use super::crash::CrashCheck;
+use super::fault_check::CrashCheck;
 use super::input_log::{InputLogs, InputRecord};
 use super::serial_port::SerialPort;
 use super::wait::{BlockingReader, Ended, PendingWait, ReaderId, WaitId, WaitKind};
@@ -109,7 +109,7 @@ impl ConsoleMux {
     /// The console is a virtio console with a serial port beside it, whose output comes through
     /// [`handle_serial_bytes`](Self::handle_serial_bytes).
     #[must_use]
-    pub fn with_serial_port(mut self) -> Self {
+    pub(crate) fn with_serial_port(mut self) -> Self {
         self.serial_port = Some(SerialPort::new());
         self
     }
@@ -170,14 +170,14 @@ impl ConsoleMux {
 
     /// The guest was started. A wait ends if the guest does not open a virtio console within
     /// [`OPEN_LIMIT`](super::OPEN_LIMIT).
-    pub fn handle_started(&mut self, now: Instant) {
+    pub(crate) fn handle_started(&mut self, now: Instant) {
         if let Some(port) = &mut self.serial_port {
             port.handle_started(now);
         }
     }
 
     /// The guest's driver has opened the virtio console.
-    pub fn handle_opened(&mut self) {
+    pub(crate) fn handle_opened(&mut self) {
         if let Some(port) = &mut self.serial_port {
             port.handle_opened();
         }
@@ -185,7 +185,7 @@ impl ConsoleMux {
 
     /// Takes output of the serial port beside a virtio console. `true` when a line of it is that of a
     /// kernel panic.
-    pub fn handle_serial_bytes(&mut self, now: Instant, bytes: &[u8]) -> bool {
+    pub(crate) fn handle_serial_bytes(&mut self, now: Instant, bytes: &[u8]) -> bool {
         self.serial_port.as_mut().is_some_and(|port| port.handle_bytes(now, bytes))
     }
 

@@ -3,8 +3,7 @@
 //! Its output is kept for errors, and guest faults and crashes are recognised in it. No reader sees it.
 //! It explains a virtio console without output: the guest has not opened it, or its kernel panicked.
 
-use super::crash::CrashCheck;
-use super::fault_check::FaultCheck;
+use super::fault_check::{CrashCheck, FaultCheck};
 use super::{ConsoleCrash, FaultReport, NearMatch, Scrollback, Stripper};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
