@@ -79,11 +79,14 @@ struct Watchdog {
 pub(crate) fn spawn(request: SpawnRequest<'_>) -> io::Result<u32> {
     let mut slot = lock();
     let watchdog = Watchdog::alive(&mut slot)?;
-    let mut spawned = watchdog.spawn_registered(request);
+    let registered = |watchdog: &Watchdog| {
+        sys::spawn(&SpawnRequest { watchdog: Some(watchdog.line.as_fd()), ..request })
+    };
+    let mut spawned = registered(watchdog);
     if spawned.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
         // The watchdog has died since it was checked, so the child could not register itself.
         watchdog.replace()?;
-        spawned = watchdog.spawn_registered(request);
+        spawned = registered(watchdog);
     }
     match spawned {
         Ok(pid) => {
@@ -193,10 +196,6 @@ impl Watchdog {
         }
         drop(old_line);
         sent
-    }
-
-    fn spawn_registered(&self, request: SpawnRequest<'_>) -> io::Result<u32> {
-        sys::spawn(&SpawnRequest { watchdog: Some(self.line.as_fd()), ..request })
     }
 
     /// Sends the whole list to the shell.

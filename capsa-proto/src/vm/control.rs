@@ -139,10 +139,15 @@ impl ControlClient {
             Link::Closed => {}
             Link::Qmp(decoder) => {
                 if let Err(error) = decoder.handle_bytes(bytes) {
-                    self.lose(Some(error));
-                    return;
+                    return self.lose(Some(error));
                 }
-                self.poll_qmp();
+                while let Link::Qmp(decoder) = &mut self.link {
+                    match decoder.poll_message() {
+                        Ok(Some(message)) => self.take_message(message),
+                        Ok(None) => return,
+                        Err(error) => self.lose(Some(error)),
+                    }
+                }
             }
             Link::Http(response) => {
                 let outcome = response.handle_bytes(bytes);
@@ -171,16 +176,6 @@ impl ControlClient {
     /// What arrived, oldest first.
     pub fn poll_event(&mut self) -> Option<ControlEvent> {
         self.events.pop_front()
-    }
-
-    fn poll_qmp(&mut self) {
-        while let Link::Qmp(decoder) = &mut self.link {
-            match decoder.poll_message() {
-                Ok(Some(message)) => self.take_message(message),
-                Ok(None) => return,
-                Err(error) => self.lose(Some(error)),
-            }
-        }
     }
 
     fn take_message(&mut self, message: QmpMessage) {

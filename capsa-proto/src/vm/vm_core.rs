@@ -234,8 +234,11 @@ impl VmCore {
         self.input(now, Input::LaunchFailed(id, cause));
     }
 
-    /// The socket of the process exists.
+    /// The process is ready: its socket exists, it inherits the socket, or its control channel is up.
     pub fn handle_ready(&mut self, now: Instant, id: ProcessId) {
+        if id == self.plan.hypervisor() {
+            self.events.push(VmEvent::ControlReady);
+        }
         self.input(now, Input::Ready(id));
     }
 
@@ -458,7 +461,7 @@ impl VmCore {
 
     fn check_ready(&mut self, now: Instant, id: ProcessId) {
         match self.plan.process(id).ready {
-            Readiness::Immediate => self.ready(now, id),
+            Readiness::Immediate => self.handle_ready(now, id),
             Readiness::SocketExists(_) => self.outputs.push_back(Output::CheckSocket(id)),
             Readiness::ControlConnected => {
                 if self.plan.is_polled(id) && !self.control.is_up() && !self.control.is_connected()
@@ -473,15 +476,8 @@ impl VmCore {
     /// The hypervisor is ready when its control channel is up.
     fn check_control_ready(&mut self, now: Instant) {
         if self.lifecycle.phase() == Phase::StartingHypervisor && self.control.is_up() {
-            self.ready(now, self.plan.hypervisor());
+            self.handle_ready(now, self.plan.hypervisor());
         }
-    }
-
-    fn ready(&mut self, now: Instant, id: ProcessId) {
-        if id == self.plan.hypervisor() {
-            self.events.push(VmEvent::ControlReady);
-        }
-        self.input(now, Input::Ready(id));
     }
 
     fn connect_control(&mut self) {

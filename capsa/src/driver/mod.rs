@@ -394,7 +394,9 @@ impl SharedState {
         while let Some(event) = self.vm.poll_event() {
             match event {
                 VmEvent::Status(status) => {
-                    self.note_pause(&status, wake);
+                    self.wakers.take_status(wake);
+                    self.has_run |= status == VmStatus::Running;
+                    self.note_pause(&status);
                     if status.is_terminal() {
                         self.wakers.take_data(wake);
                         self.wakers.take_writable(wake);
@@ -420,10 +422,7 @@ impl SharedState {
         if self.has_ended() && self.relays == 0 {
             return DriveOutcome::Over;
         }
-        match (self.vm.next_timeout(), timer) {
-            (Some(a), Some(b)) => DriveOutcome::Again(Some(a.min(b))),
-            (a, b) => DriveOutcome::Again(a.or(b)),
-        }
+        DriveOutcome::Again(self.vm.next_timeout().into_iter().chain(timer).min())
     }
 
     /// Records that the driver has failed, kills the VM, which nothing watches any more, and moves

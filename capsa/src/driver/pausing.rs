@@ -21,9 +21,7 @@ pub(crate) struct PauseOutcomes {
 }
 
 impl SharedState {
-    pub(super) fn note_pause(&mut self, status: &VmStatus, wake: &mut Vec<Waker>) {
-        self.wakers.take_status(wake);
-        self.has_run |= *status == VmStatus::Running;
+    pub(super) fn note_pause(&mut self, status: &VmStatus) {
         match status {
             VmStatus::Running => self.pauses[PauseRequest::Resume as usize].reached += 1,
             VmStatus::Paused => self.pauses[PauseRequest::Pause as usize].reached += 1,
