@@ -98,7 +98,9 @@ fn measure_all(fake: &str) -> Result<()> {
 
 /// Runs one measurement in a new process, which prints numbers.
 fn run_self(words: &[&str]) -> Result<Vec<f64>> {
-    let output = Command::new(std::env::current_exe()?).args(words).output()?;
+    // Otherwise glibc keeps freed buffers of the earlier rounds, which the memory figures would count.
+    let mut program = Command::new(std::env::current_exe()?);
+    let output = program.args(words).env("MALLOC_MMAP_THRESHOLD_", "65536").output()?;
     let text = String::from_utf8(output.stdout)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
