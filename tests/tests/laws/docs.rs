@@ -306,30 +306,73 @@ fn readme_fits_on_a_page() {
     assert!(readme.lines().count() <= 90, "{} lines", readme.lines().count());
 }
 
-/// The paths of the architecture page: at most this many files, and this many functions.
+/// The paths of the architecture page: this many files and hops.
 const PATHS: [(&str, usize, usize); 3] = [
-    ("## The path of `start`", 12, 25),
-    ("## The path of one console byte", 12, 19),
-    ("## The path of `stop`", 9, 19),
+    ("## The path of `start`", 10, 34),
+    ("## The path of one console byte", 11, 20),
+    ("## The path of `stop`", 9, 28),
 ];
+
+/// A function on a path: its file and its name.
+type PathStep = (String, String);
 
 #[test]
 fn paths_stay_short() {
     let page = fs::read_to_string(workspace::root().join(ARCHITECTURE)).unwrap();
-    for (heading, max_files, max_functions) in PATHS {
+    let mut broken = Vec::new();
+    for (heading, max_files, max_hops) in PATHS {
         let (_, section) = page.split_once(heading).expect(heading);
         let section = section.split("\n## ").next().unwrap_or_default();
-        let steps = section.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(": "));
-        let steps: Vec<_> = steps.filter(|(file, _)| file.ends_with(".rs")).collect();
-        let files: BTreeSet<_> =
-            steps.iter().map(|(file, _)| *file).filter(|file| file.contains("/src/")).collect();
-        let functions: usize = steps
-            .iter()
-            .filter(|(file, _)| file.contains("/src/"))
-            .map(|(_, functions)| functions.split(", ").count())
-            .sum();
-        println!("{heading}: {} files, {functions} functions", files.len());
-        assert!(files.len() <= max_files, "{heading}: {} files: {files:#?}", files.len());
-        assert!(functions <= max_functions, "{heading}: {functions} functions");
+        let section = section.split("\nLeaves: ").next().unwrap_or_default();
+        let (functions, hops) = path_hops(section);
+        let files: BTreeSet<_> = functions.iter().map(|(file, _)| file).collect();
+        let gaps = hops.iter().filter(|(from, to)| !calls(from, &to.1));
+        broken.extend(gaps.map(|(from, to)| format!("{heading}: {from:?} does not call {to:?}")));
+        let counted = (files.len(), hops.len());
+        if counted.0 > max_files || counted.1 > max_hops {
+            broken.push(format!("{heading}: {counted:?} files and hops: {files:#?}"));
+        }
+        println!("{heading}: {counted:?} files and hops, {} functions", functions.len());
     }
+    assert_none("each path is as short as the page says, and has no gap", broken);
+}
+
+/// The functions that a section names, and the calls from one to the next: a comma in inline code, or an
+/// arrow between two pieces of it.
+fn path_hops(section: &str) -> (BTreeSet<PathStep>, BTreeSet<(PathStep, PathStep)>) {
+    let (mut functions, mut hops) = (BTreeSet::new(), BTreeSet::new());
+    let mut last: Option<PathStep> = None;
+    for (n, piece) in section.split('`').enumerate() {
+        if n % 2 == 0 {
+            last = last.filter(|_| piece.trim() == "→");
+            continue;
+        }
+        let named = piece.split_once(".rs: ").filter(|(file, _)| file.contains("/src/"));
+        let Some((file, names)) = named else { continue };
+        for name in names.split(", ") {
+            let step = (format!("{file}.rs"), name.to_owned());
+            hops.extend(last.replace(step.clone()).map(|last| (last, step.clone())));
+            functions.insert(step);
+        }
+    }
+    (functions, hops)
+}
+
+/// Whether a function of this name calls one that is called `callee`.
+fn calls((file, name): &PathStep, callee: &str) -> bool {
+    let text = fs::read_to_string(workspace::root().join(file)).unwrap_or_default();
+    let (text, call) = (code(&text), format!("{callee}("));
+    let mut end = None;
+    text.lines().any(|line| {
+        let indent = line.len() - line.trim_start().len();
+        if has_word(line, &format!("fn {name}")) {
+            end = Some(format!("{}}}", " ".repeat(indent)));
+            return false;
+        }
+        end = end.take().filter(|end| end != line);
+        end.is_some()
+            && line
+                .match_indices(&call)
+                .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+    })
 }
