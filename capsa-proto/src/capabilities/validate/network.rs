@@ -115,9 +115,21 @@ impl NetworkViolations<'_> {
             self.socket_path(field(), path);
             self.parent(field(), path);
         }
-        if before.iter().any(|other| overlap(forward, other)) {
-            let reason = format!("{} is forwarded twice", forward.host);
-            self.reject(field(), Kind::Duplicate, reason, "forward it once");
+        if let ForwardHost::Port { address: Some(address), .. } = &forward.host
+            && (address.is_multicast() || *address == IpAddr::V4(Ipv4Addr::BROADCAST))
+        {
+            let reason = format!("invalid address {address}: expected an address of this host");
+            let remedy = "use an address such as 127.0.0.1, or 0.0.0.0 for all of IPv4";
+            self.reject(field(), Kind::Malformed, reason, remedy);
+        }
+        if let Some(other) = before.iter().find(|other| overlap(forward, other)) {
+            let reason = format!("{} is in use by the forward {other}", forward.host);
+            self.reject(
+                field(),
+                Kind::Duplicate,
+                reason,
+                "use another port, or remove one of the two",
+            );
         }
     }
 
@@ -207,7 +219,7 @@ fn overlap(one: &PortForward, other: &PortForward) -> bool {
 fn name_error(name: &str) -> Option<(&'static str, &'static str)> {
     let is_label = |label: &str| {
         let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        (1..=63).contains(&label.len())
+        !label.is_empty()
             && label.bytes().all(is_allowed)
             && !label.starts_with('-')
             && !label.ends_with('-')
@@ -217,7 +229,11 @@ fn name_error(name: &str) -> Option<(&'static str, &'static str)> {
     let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
     if name.bytes().any(|b| b.is_ascii_uppercase()) {
         Some(("expected lower case", "write it in lower case"))
-    } else if name.len() > 253 || !name.split('.').all(is_label) {
+    } else if name.len() > 253 {
+        Some(("expected at most 253 bytes", "use a shorter name"))
+    } else if name.split('.').any(|label| label.len() > 63) {
+        Some(("expected labels of at most 63 bytes", "use a shorter label"))
+    } else if !name.split('.').all(is_label) {
         Some(("expected labels of letters, digits and hyphens, separated by dots", remedy))
     } else if name.rsplit('.').next().is_some_and(is_number) {
         Some(("expected a name, not an address", remedy))
@@ -380,6 +396,32 @@ mod tests {
         ] {
             assert!(name_error(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn service_name_too_long_names_the_limit() {
+        let reason = |name: &str| name_error(name).unwrap().0;
+        assert!(reason(&"a".repeat(64)).contains("63 bytes"));
+        assert!(reason(&["a"; 128].join(".")).contains("253 bytes"));
+    }
+
+    #[test]
+    fn forward_on_multicast_or_broadcast_is_rejected() {
+        for address in ["224.0.0.1", "239.1.2.3", "ff02::1", "255.255.255.255"] {
+            let forwards = vec![tcp(Some(address), 80)];
+            let options = NetworkOptions { forwards, ..NetworkOptions::default() };
+            let want = [("forwards[0]".to_string(), Kind::Malformed)];
+            assert_eq!(found(NetworkMode::Nat, options), want, "{address}");
+        }
+    }
+
+    #[test]
+    fn forward_overlap_names_the_other_forward() {
+        let forwards = vec![tcp(Some("127.0.0.1"), 8080), tcp(None, 8080)];
+        let network_options = NetworkOptions { forwards, ..NetworkOptions::default() };
+        let spec = VmSpec { network_options, ..VmSpec::new(path("/k")) };
+        let found = violations(&spec, &host());
+        assert_eq!(found[0].reason, "8080 is in use by the forward 127.0.0.1:8080:80");
     }
 
     #[test]
