@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use capsa::network::TransportProtocol;
+use capsa::network::{InvalidListenAddress, TransportProtocol};
 use capsa::vsock::VsockDirection;
 use capsa::{DiskImage, ImageFormat, MountMode, SharedDir, VmDisk};
 use humantime::DurationError;
@@ -178,22 +178,29 @@ pub(crate) fn vsock(text: &str) -> Parsed<VsockRelay> {
 
 /// A port of TCP or UDP.
 pub(crate) fn port(text: &str) -> Parsed<u16> {
-    let port = text.parse().ok().filter(|port| *port != 0);
+    // The parser of numbers accepts a sign.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = text.parse().ok().filter(|port| is_number && *port != 0);
     port.ok_or_else(|| format!("invalid port {text:?}: expected 1 to 65535"))
 }
 
 /// `[ADDR:]HOSTPORT:GUESTPORT[/udp]`, `unix:PATH:GUESTPORT`. The path may contain colons.
 pub(crate) fn forward(text: &str) -> Parsed<ForwardSetting> {
     let invalid = |reason: String| format!("invalid forward {text:?}: {reason}");
-    let (ports, protocol) = match text.rsplit_once('/') {
-        Some((ports, "udp")) => (ports, TransportProtocol::Udp),
-        Some((ports, "tcp")) => (ports, TransportProtocol::Tcp),
-        _ => (text, TransportProtocol::Tcp),
-    };
     let form = || invalid("expected [ADDR:]HOSTPORT:GUESTPORT[/udp] or unix:PATH:GUESTPORT".into());
-    let (host, guest) = ports.rsplit_once(':').ok_or_else(form)?;
-    let host = host.parse().map_err(|_| form())?;
-    Ok(ForwardSetting { host, guest: port(guest).map_err(invalid)?, protocol })
+    let parts = text.rsplit_once(':').filter(|(host, _)| *host != "unix");
+    let (host, guest) = parts.ok_or_else(form)?;
+    let (guest, protocol) = match guest.split_once('/') {
+        None => (guest, TransportProtocol::Tcp),
+        Some((guest, "tcp")) => (guest, TransportProtocol::Tcp),
+        Some((guest, "udp")) => (guest, TransportProtocol::Udp),
+        Some((_, other)) => {
+            return Err(invalid(format!("invalid protocol {other:?}: expected tcp or udp")));
+        }
+    };
+    let host = host.parse().map_err(|error: InvalidListenAddress| invalid(error.to_string()))?;
+    let guest = port(guest).map_err(|reason| invalid(format!("guest: {reason}")))?;
+    Ok(ForwardSetting { host, guest, protocol })
 }
 
 /// `NAME:PORT=unix:PATH`.
@@ -362,6 +369,25 @@ mod tests {
         }
         for text in ["", "80", ":80", "80:", "80:0", "80:65536", "x:80", "unix::80", "80:80/sctp"] {
             assert!(forward(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn forward_error_names_the_wrong_part() {
+        let (port, address) = ("expected 1 to 65535", "expected a port, an address with a port");
+        for (text, part, accepted) in [
+            ("80:80/sctp", "invalid protocol \"sctp\"", "expected tcp or udp"),
+            ("unix:/run/s:80/sctp", "invalid protocol \"sctp\"", "expected tcp or udp"),
+            ("80:x", "guest: invalid port \"x\"", port),
+            ("80:+80", "guest: invalid port \"+80\"", port),
+            ("+80:80", "invalid address \"+80\"", address),
+            ("::1:80:80", "invalid address \"::1:80\"", address),
+            ("[::1]:80", "invalid address \"[::1]\"", address),
+            ("80", "", "expected [ADDR:]HOSTPORT:GUESTPORT"),
+            ("unix:/run/s", "", "expected [ADDR:]HOSTPORT:GUESTPORT"),
+        ] {
+            let error = forward(text).unwrap_err();
+            assert!(error.contains(part) && error.contains(accepted), "{text}: {error}");
         }
     }
 
