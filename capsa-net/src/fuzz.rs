@@ -1,5 +1,6 @@
 //! Bodies of fuzz targets: they assert laws, and run on any bytes.
 
+mod dhcp;
 mod dns;
 mod packets;
 
@@ -18,6 +19,7 @@ use crate::wire::ip::{IpHeader, IpPacket, TCP, UDP};
 use crate::wire::tcp::{Flags, TcpHeader};
 use crate::wire::udp::UdpDatagram;
 
+pub use self::dhcp::dhcp;
 pub use self::dns::dns;
 pub use self::packets::packets;
 

@@ -9,13 +9,14 @@ use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 18] = [
+const TARGETS: [(&str, Body); 19] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
     ("console_ansi", console::fuzz::ansi),
     ("console_matching", console::fuzz::matching),
     ("console_scripts", console::fuzz::scripts),
+    ("dhcp", capsa_net::fuzz::dhcp),
     ("dns", capsa_net::fuzz::dns),
     ("duration", fuzz::duration),
     ("http", codec::fuzz::http),
