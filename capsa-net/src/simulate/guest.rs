@@ -49,6 +49,104 @@ pub(super) struct GuestConnection {
     aborted_at: Option<Instant>,
 }
 
+/// What is known of a connection of a guest.
+#[derive(Debug)]
+pub(super) struct GuestView {
+    /// Bytes that have arrived in order, and those that the program has read.
+    pub(super) received: u64,
+    pub(super) read: u64,
+    /// Whether the programs have nothing left to do.
+    pub(super) is_whole: bool,
+    pub(super) end: Option<GuestTcpEnd>,
+}
+
+/// A guest of the simulation: its programs and its kernel.
+pub(super) trait SimulatedGuest: core::fmt::Debug {
+    /// The latest connection that the guest has opened with the ports of a slot.
+    fn owner_of(&self, slot: usize) -> Option<usize>;
+
+    /// When the host may open a connection, if it is known.
+    fn free_at(&self, index: usize) -> Option<Instant>;
+
+    /// Notes which connections have ended.
+    fn note_ends(&mut self, now: Instant);
+
+    /// A frame from the network. Returns a frame that answers it at once.
+    fn handle(
+        &mut self,
+        frame: &[u8],
+        now: Instant,
+        random: &mut ScheduleRandom,
+    ) -> Result<Option<Vec<u8>>, BrokenLaw>;
+
+    /// What the programs of one connection do. Returns a frame to send, if one is due at once.
+    fn act(
+        &mut self,
+        index: usize,
+        now: Instant,
+        random: &mut ScheduleRandom,
+    ) -> Result<Option<Vec<u8>>, BrokenLaw>;
+
+    /// The next frame of a connection.
+    fn poll(&mut self, index: usize, now: Instant) -> Option<Vec<u8>>;
+
+    /// When something is due.
+    fn next_at(&mut self, now: Instant) -> Option<Instant>;
+
+    /// What is known of a connection that has begun.
+    fn view(&self, index: usize) -> Option<GuestView>;
+}
+
+impl SimulatedGuest for NetGuest {
+    fn owner_of(&self, slot: usize) -> Option<usize> {
+        self.owner_of(true, slot)
+    }
+
+    fn free_at(&self, index: usize) -> Option<Instant> {
+        self.free_at(index)
+    }
+
+    fn note_ends(&mut self, now: Instant) {
+        self.note_ends(now);
+    }
+
+    fn handle(
+        &mut self,
+        frame: &[u8],
+        now: Instant,
+        random: &mut ScheduleRandom,
+    ) -> Result<Option<Vec<u8>>, BrokenLaw> {
+        self.handle(frame, now, random)
+    }
+
+    fn act(
+        &mut self,
+        index: usize,
+        now: Instant,
+        random: &mut ScheduleRandom,
+    ) -> Result<Option<Vec<u8>>, BrokenLaw> {
+        Ok(self.act(index, now, random))
+    }
+
+    fn poll(&mut self, index: usize, now: Instant) -> Option<Vec<u8>> {
+        self.poll(index, now)
+    }
+
+    fn next_at(&mut self, now: Instant) -> Option<Instant> {
+        NetGuest::next_at(self, now)
+    }
+
+    fn view(&self, index: usize) -> Option<GuestView> {
+        let tcp = self.connections[index].tcp.as_ref()?;
+        Some(GuestView {
+            received: tcp.received,
+            read: tcp.read,
+            is_whole: tcp.is_whole(),
+            end: tcp.end,
+        })
+    }
+}
+
 /// The model guest.
 #[derive(Debug)]
 pub(super) struct NetGuest {

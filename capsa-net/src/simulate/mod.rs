@@ -12,6 +12,7 @@
 //! | `link` | one direction of the link |
 //! | `guest_tcp` | one connection of the guest: a small TCP with its own logic |
 //! | `guest` | the programs and the kernel of the guest |
+//! | `smoltcp_guest` | a guest with the TCP of smoltcp and the same programs, in one schedule of four |
 //! | `host` | the sockets of the host |
 //! | `world` | the turns, time, and the laws |
 //! | `trace` | the last steps, for the message of a failure |
@@ -35,6 +36,7 @@ mod host;
 mod link;
 mod plan;
 mod random;
+mod smoltcp_guest;
 #[cfg(test)]
 mod tests;
 mod trace;

@@ -1,5 +1,6 @@
 //! [`NetSimulation`]: the network between the model guest and the model host, in virtual time.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -7,12 +8,13 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::NetScheduleOutcome;
-use super::guest::{self, GATEWAY_MAC, GUEST_MAC, NetGuest, REMOTE_PORT};
+use super::guest::{self, GATEWAY_MAC, GUEST_MAC, NetGuest, REMOTE_PORT, SimulatedGuest};
 use super::guest_tcp::GuestTcpEnd;
 use super::host::{HostEnd, ModelSocket};
 use super::link::{LinkErrors, LossyLink};
 use super::plan::{ConnectPlan, NetPlan};
 use super::random::ScheduleRandom;
+use super::smoltcp_guest::smoltcp_guest;
 use super::trace::NetTrace;
 use crate::net::{Delivery, Destination, Net, NetAction, NetworkConfig};
 use crate::{FlowId, SocketAction};
@@ -22,11 +24,14 @@ const TURNS: u64 = 200_000;
 /// More frames than are due at one time.
 const FRAMES: u64 = 10_000;
 
+/// One schedule of this many has a guest with smoltcp.
+const SMOLTCP: u64 = 4;
+
 /// One schedule.
 pub(super) struct NetSimulation<'a> {
     plan: NetPlan,
     net: Net,
-    guest: NetGuest,
+    guest: Box<dyn SimulatedGuest>,
     sockets: BTreeMap<FlowId, ModelSocket>,
     /// The UDP sockets that are open, with the guest's socket.
     udp: BTreeMap<FlowId, usize>,
@@ -47,6 +52,10 @@ impl<'a> NetSimulation<'a> {
         let mut random = ScheduleRandom::new(seed);
         let mut plan = NetPlan::choose(&mut random);
         plan.datagrams.sort_unstable();
+        let guest: Box<dyn SimulatedGuest> = match seed % SMOLTCP {
+            n if n == SMOLTCP - 1 => smoltcp_guest(&mut plan, &mut random),
+            _ => Box::new(NetGuest::new(&plan)),
+        };
         let config = NetworkConfig {
             gateway_mac: GATEWAY_MAC,
             ipv6: None,
@@ -56,7 +65,7 @@ impl<'a> NetSimulation<'a> {
         };
         Self {
             net: Net::new(config, [7; 16]),
-            guest: NetGuest::new(&plan),
+            guest,
             plan,
             sockets: BTreeMap::new(),
             udp: BTreeMap::new(),
@@ -96,7 +105,7 @@ impl<'a> NetSimulation<'a> {
         if self.now < self.plan.calm { self.plan.errors } else { LinkErrors::default() }
     }
 
-    fn next_at(&self) -> Option<Instant> {
+    fn next_at(&mut self) -> Option<Instant> {
         let sockets = self.sockets.values().filter_map(|socket| socket.next_at(self.now)).min();
         let forwards = self.next_forward().map(|(at, _)| at);
         let datagram = self.plan.datagrams.get(self.next_datagram).map(|(at, _)| *at);
@@ -195,7 +204,7 @@ impl<'a> NetSimulation<'a> {
                     self.trace.fail(format_args!("a connection to {destination:?}"));
                 };
                 let slot = usize::from(remote.port() - REMOTE_PORT);
-                let Some(index) = self.guest.owner_of(true, slot) else {
+                let Some(index) = self.guest.owner_of(slot) else {
                     self.trace.fail(format_args!("a connection that no guest opened: {remote}"));
                 };
                 self.trace.add(self.now, "connect", [index as u64, 0, 0]);
@@ -329,12 +338,16 @@ impl<'a> NetSimulation<'a> {
             self.send(frame);
         }
         for index in 0..self.plan.connections.len() {
-            let had_tcp = self.guest.connections[index].tcp.is_some();
-            if let Some(frame) = self.guest.act(index, self.now, &mut self.random) {
-                moved = true;
-                self.send(frame);
+            let had_begun = self.guest.view(index).is_some();
+            match self.guest.act(index, self.now, &mut self.random) {
+                Ok(None) => {}
+                Ok(Some(frame)) => {
+                    moved = true;
+                    self.send(frame);
+                }
+                Err(law) => self.trace.fail(format_args!("{law}: {:?}", self.guest)),
             }
-            moved |= !had_tcp && self.guest.connections[index].tcp.is_some();
+            moved |= !had_begun && self.guest.view(index).is_some();
             let burst = self.random.between(1, 40);
             for _ in 0..burst {
                 let Some(frame) = self.guest.poll(index, self.now) else { break };
@@ -378,7 +391,7 @@ impl<'a> NetSimulation<'a> {
         let was_refused = self.net.counters().refused_full > 0 || self.outcome.refused > 0;
         for (index, plan) in self.plan.connections.iter().enumerate() {
             self.outcome.connections += 1;
-            let Some(tcp) = &self.guest.connections[index].tcp else {
+            let Some(tcp) = self.guest.view(index) else {
                 let may_wait = was_refused || self.is_disturbed_by_reuse(index);
                 if !may_wait && plan.is_from_guest && plan.is_clean() {
                     self.trace.fail(format_args!("connection {index} never began"));
@@ -398,7 +411,7 @@ impl<'a> NetSimulation<'a> {
                 }
                 continue;
             }
-            let is_whole = tcp.is_whole()
+            let is_whole = tcp.is_whole
                 && tcp.received == plan.download
                 && (tcp.read == plan.download || tcp.end.is_some())
                 && sockets.any(|socket| {
