@@ -300,8 +300,11 @@ impl<'f> ConfigReader<'f> {
         let elsewhere = SECTIONS.iter().find(|other| other.row(name).is_some());
         let hint = match (suggest::closest(name, names()), elsewhere) {
             (Some(meant), _) => format!("did you mean {meant}?"),
-            (None, Some(other)) => format!("{name} is a key of {}", other.header()),
-            (None, None) => format!("known keys: {}", names().collect::<Vec<_>>().join(", ")),
+            // A table in a section is too far from the others for a key that was meant for one of them.
+            (None, Some(other)) if !table.section.name.contains('.') => {
+                format!("{name} is a key of {}", other.header())
+            }
+            (None, _) => format!("known keys: {}", names().collect::<Vec<_>>().join(", ")),
         };
         self.mistake(at, format!("{} has no key {name:?}", table.header), hint);
     }

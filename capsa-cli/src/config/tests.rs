@@ -212,3 +212,20 @@ fn config_mistakes_match_the_snapshot() {
         assert!(now == snapshots, "{path} differs; run with CAPSA_BLESS=1 and look at the diff");
     }
 }
+
+#[test]
+fn network_field_from_a_file_has_its_key() {
+    let mut settings = parse(WHOLE, Path::new("/etc/vms")).unwrap();
+    settings.spans.set_source(Path::new("vm.toml"), WHOLE.into());
+    assert_eq!(settings.name_of("allow_host_ports"), "network.allow-host-ports");
+    assert_eq!(settings.name_of("network_pcap"), "network.pcap");
+    assert_eq!(settings.name_of("forwards"), "network.forward");
+}
+
+#[test]
+fn unknown_key_of_a_service_lists_its_keys() {
+    let text = "[[network.service]]\nname = \"a\"\n";
+    let mistakes = parse(text, Path::new("")).unwrap_err();
+    let message = failure(Path::new("vm.toml"), text, mistakes).to_string();
+    assert!(message.contains("known keys: address, unix"), "{message}");
+}

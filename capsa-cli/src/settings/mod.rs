@@ -251,6 +251,16 @@ mod tests {
     }
 
     #[test]
+    fn network_field_from_a_flag_has_its_name() {
+        let flags = "--allow-private --allow-host-port 1 --forward 80:80 --network-pcap /p";
+        let all = with_flags(Settings::default(), flags);
+        assert_eq!(all.name_of("allow_private"), "--allow-private");
+        assert_eq!(all.name_of("allow_host_ports"), "--allow-host-port");
+        assert_eq!(all.name_of("forwards"), "--forward");
+        assert_eq!(all.name_of("network_pcap"), "--network-pcap");
+    }
+
+    #[test]
     fn same_disk_flag_twice_adds_two_disks() {
         assert_eq!(with_flags(Settings::default(), "--disk /d --disk /d").disks.len(), 2);
     }

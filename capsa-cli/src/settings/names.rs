@@ -3,6 +3,7 @@
 //! The library names the fields of a VM in its own way. `shares[0].host` is `shares.workspace.host`
 //! where the first share is from a config file, and `--share 1` where it is from a flag.
 
+use super::setting::Setting;
 use super::{Origin, SETTINGS, Settings};
 use crate::failure::SourceSpan;
 
@@ -18,11 +19,30 @@ impl Settings {
                 }
             };
         }
+        if let Some(name) = self.network_name(field) {
+            return name;
+        }
         // The message about an item of these lists contains the item.
         match field.split_once('[') {
             Some((list @ ("cmdline" | "vsock_ports"), _)) => list.replace("_ports", ""),
             _ => field.replace('_', "-"),
         }
+    }
+
+    /// The name of an option of the network: its key where the config file sets it, otherwise its flag.
+    fn network_name(&self, field: &str) -> Option<String> {
+        let is_option = |row: &&Setting| !row.flag.is_empty() && row.field() == field;
+        let row = super::network::ROWS.iter().find(is_option).filter(|_| field != "network")?;
+        let table = match field {
+            "forwards" => self.network.forwards.iter().any(|(origin, _)| origin.is_some()),
+            "services" => self.network.services.iter().any(|(origin, _)| origin.is_some()),
+            _ => false,
+        };
+        Some(match (table, self.spans.of(row.key)) {
+            (true, _) => format!("network.{}", field.trim_end_matches('s')),
+            (false, Some(_)) => row.key.into(),
+            (false, None) => row.flag.into(),
+        })
     }
 
     /// Where the config file sets a field of the library; `None` if it does not.
