@@ -288,8 +288,7 @@ fn target_warnings(rule: &AllowRule, target: &PolicyTarget) -> Vec<&'static str>
                      names to whoever asks for them inside TLS (domain fronting)",
                 );
             }
-            let matches = |name: &&str| pattern.matches(name);
-            if is_tls && DNS_OVER_HTTPS.iter().any(|name| matches(name)) {
+            if is_tls && DNS_OVER_HTTPS.iter().any(|name| pattern.matches(name)) {
                 out.push("a server of DNS over HTTPS is among these names: it resolves any name");
             }
         }
