@@ -4,6 +4,11 @@
 //! first needed, and cached. [`CACHE_MAX`] bounds the cache: when it is full, all states but the
 //! current one are dropped. So the memory is bounded, and the work per byte is bounded by the size of
 //! the expression, even if the guest's output needs new states all the time.
+//!
+//! The lazy DFA of `regex-automata` 0.4 cannot replace it. It reports a match one byte late, so each chunk
+//! would need `next_eoi_state` at its end; when that call clears the full cache, the state of the search is
+//! lost, and the output would have to be searched again. Without a cache the search is too slow:
+//! `docs/measurements.md` has the figures.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
