@@ -2,6 +2,7 @@
 //!
 //! [`crate::session`] runs it.
 
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::time::Instant;
 
@@ -71,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
     let user = settings.user.as_deref();
     let password = password.and_then(Result::ok);
     let words = arguments.guest_command.as_ref().filter(|_| has_job);
-    let job = words.map(|words| JobPlan::new(words, user, password)).transpose()?;
+    let job = words.map(|words| JobPlan::new(words, user, password, options.tty)).transpose()?;
     // Before any file is created: a running VM with this name may write the same log.
     let name_lock = settings.name.as_deref().map(running::reserve_name).transpose()?;
     let plan = vm.launch_plan();
@@ -156,7 +157,7 @@ fn checked<T>(
 fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliError> {
     let command = Some(Subcommand::Run);
     let Some(words) = &arguments.guest_command else {
-        for flag in ["--user", "--password-file"] {
+        for flag in ["--user", "--password-file", "--tty"] {
             if arguments.has(flag) {
                 return Err(usage(format!("{flag} requires -- COMMAND"), command));
             }
@@ -167,7 +168,21 @@ fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliEr
         return Err(usage("-- COMMAND needs --console enabled, its default", command));
     }
     // Its words are checked first: a mistake in them is one of the command line.
-    JobPlan::new(words, None, None)?;
+    JobPlan::new(words, None, None, false)?;
+    if settings.options.tty && !settings.options.dry_run {
+        check_terminal(settings.options.json)?;
+    }
     settings.console = Some(ConsoleMode::Enabled);
     Ok(true)
+}
+
+/// Whether `--tty` can be had.
+fn check_terminal(json: bool) -> Result<(), CliError> {
+    let reason = match (json, io::stdin().is_terminal(), io::stdout().is_terminal()) {
+        (true, ..) => "--json needs standard output; it cannot be used with --tty",
+        (_, false, _) => "--tty needs a terminal, and standard input is not one",
+        (_, _, false) => "--tty needs a terminal, and standard output is not one",
+        _ => return Ok(()),
+    };
+    Err(usage(reason, Some(Subcommand::Run)))
 }

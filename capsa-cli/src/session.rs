@@ -39,6 +39,7 @@ use crate::reporter::Reporter;
 use crate::running::{ClientCommand, ControlServer, ControlSource};
 use crate::stdio::Stdio;
 use crate::stdio::escape::EscapeCommand;
+use crate::stdio::input::StdinWriter;
 use crate::stdio::output::StdoutWriter;
 use crate::stdio::poll_set::PollSet;
 use crate::values::VsockRelay;
@@ -112,6 +113,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     let console_was_shown = stdio.is_some();
     // Restores the terminal before the final messages.
     drop(stdio);
+    let job = job.map(Job::into_report);
     driven.map_err(|error| {
         CliError::new(failure::HYPERVISOR, format!("cannot continue to run the VM: {error}"))
     })?;
@@ -125,7 +127,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     }
     let Some(report) = report else { return Ok(failure::HYPERVISOR) };
     let signal = signal.map(|(signal, _)| signal);
-    let outcome = RunOutcome { report, signal, job: job.map(Job::into_report) };
+    let outcome = RunOutcome { report, signal, job };
     // Before this run's own output, which may fail or block.
     if let Some(control) = control {
         control.finish(&outcome.json());
@@ -253,6 +255,12 @@ impl<'r> RunLoop<'r> {
         self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
     }
 
+    /// Standard input, if the guest has it.
+    fn input(&mut self) -> Option<&mut StdinWriter> {
+        let of_job = self.job.as_mut().and_then(Job::input_mut);
+        self.stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job)
+    }
+
     /// Starts the VM, and publishes it before the name lock is released.
     fn start(&mut self) -> Result<(), CliError> {
         let failed = |error: String| CliError::new(START, format!("cannot start the VM: {error}"));
@@ -357,8 +365,10 @@ impl<'r> RunLoop<'r> {
             poll_set.readable(SessionSource::Vm, self.vm.as_fd());
             self.relays.register(&mut poll_set, SessionSource::Relay);
         }
-        if let Some(stdio) = &self.stdio {
-            stdio.register(&mut poll_set, &stdin, (!has_ended).then_some(SessionSource::Input));
+        let input = self.stdio.as_ref().map(|stdio| &stdio.input);
+        let input = input.or_else(|| self.job.as_ref()?.input());
+        if let Some(input) = input.filter(|_| !has_ended) {
+            input.register(&mut poll_set, &stdin, SessionSource::Input);
         }
         if let Some(output) = self.output().filter(|output| !output.is_empty()) {
             poll_set.writable(SessionSource::Output, output.as_fd());
@@ -373,7 +383,7 @@ impl<'r> RunLoop<'r> {
             false => {
                 let check = self.run_dir_checked;
                 let check = check.map(|at| RUN_DIR_CHECK.1.saturating_sub(at.elapsed()));
-                let terminal = self.stdio.as_ref().and_then(Stdio::next_check);
+                let terminal = input.and_then(StdinWriter::next_check);
                 let deadline = self.deadline.filter(|_| !self.time_limit_hit);
                 let deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                 let of_vm = [self.vm.next_timeout(), deadline];
@@ -397,8 +407,9 @@ impl<'r> RunLoop<'r> {
             }
             SessionSource::Input if has_ended => {}
             SessionSource::Input => {
-                let Some(stdio) = &mut self.stdio else { return };
-                let input = stdio.read_input(&mut self.vm);
+                let of_job = self.job.as_mut().and_then(Job::input_mut);
+                let input = self.stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job);
+                let Some(input) = input.map(|input| input.read(&mut self.vm)) else { return };
                 if let Some(recorder) = &mut self.recorder
                     && !input.bytes.is_empty()
                 {
@@ -418,7 +429,7 @@ impl<'r> RunLoop<'r> {
 
     fn on_control_ready(&mut self, source: ControlSource) {
         let input_is_free =
-            self.stdio.as_ref().is_none_or(|stdio| !stdio.is_input_open()) && self.job.is_none();
+            self.stdio.as_ref().is_none_or(|stdio| !stdio.input.is_open()) && self.job.is_none();
         let Some(control) = &mut self.control else { return };
         for command in control.on_ready(source, &mut self.vm, input_is_free) {
             match command {
@@ -551,15 +562,15 @@ impl<'r> RunLoop<'r> {
             }
             SignalRequest::Suspend => {
                 self.reporter.clear();
-                if let Some(stdio) = &self.stdio {
-                    stdio.suspend();
+                if let Some(input) = self.input() {
+                    input.suspend();
                 }
                 // Returns at SIGCONT, which is then read as a signal of its own.
                 let _ = raise(Signal::SIGSTOP);
             }
             SignalRequest::Resume => {
-                if let Some(stdio) = &mut self.stdio {
-                    stdio.resume();
+                if let Some(input) = self.input() {
+                    input.resume();
                 }
             }
         }

@@ -92,6 +92,58 @@ fn shares_are_mounted_before_the_command() {
     }
 }
 
+/// `capsa run … --tty -- sh -c SCRIPT` on a terminal of 40 rows and 100 columns.
+fn on_terminal(dir: tempfile::TempDir, script: &str) -> Option<Terminal> {
+    let config = dir.path().join("linux-vm.toml");
+    let words = ["-q", "-t", "--name", "tty", "--", "sh", "-c", script].map(OsString::from);
+    let arguments = [&["run".into(), "--config".into(), config.into()], &words[..]].concat();
+    let run_dir = run_dir(dir.path());
+    Terminal::in_run_dir(dir, &run_dir, &arguments)
+}
+
+#[test]
+fn tty_command_reads_keys_and_knows_size() {
+    let Some((_guest, dir)) = guest() else { return };
+    let script = "stty size; seq 1 100 | less; echo \"$TERM\"; [ -t 1 ] && exit 7";
+    let Some(mut terminal) = on_terminal(dir, script) else { return };
+    let before = terminal.before.clone();
+    terminal.wait_for(b"40 100\r\n");
+    terminal.wait_until_raw();
+    // A screen of the pager; then single keys, without Enter.
+    terminal.wait_for(b"39");
+    terminal.forget();
+    terminal.write(b"G");
+    terminal.wait_for(b"100");
+    terminal.write(b"q");
+    terminal.wait_for(b"vt220\r\n");
+    assert_eq!(terminal.wait_for_end(), 7);
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn tty_interrupt_ends_command_only() {
+    let Some((_guest, dir)) = guest() else { return };
+    let Some(mut terminal) = on_terminal(dir, "echo begin; sleep 100") else { return };
+    let before = terminal.before.clone();
+    terminal.wait_for(b"begin\r\n");
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.write(b"\x03");
+    assert_eq!(terminal.wait_for_end(), 130);
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn tty_is_restored_after_sigterm() {
+    let Some((_guest, dir)) = guest() else { return };
+    let Some(mut terminal) = on_terminal(dir, "echo begin; sleep 100") else { return };
+    let before = terminal.before.clone();
+    terminal.wait_for(b"begin\r\n");
+    terminal.wait_until_raw();
+    terminal.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(terminal.wait_for_end(), 143);
+    assert_eq!(terminal.modes(), before);
+}
+
 #[test]
 fn command_output_is_streamed() {
     let Some((_guest, dir)) = guest() else { return };

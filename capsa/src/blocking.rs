@@ -486,6 +486,19 @@ impl VmConsole {
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
         self.inner.spawn(cmd, timeout).map(RunningCommand)
     }
+
+    /// Blocking version of [`crate::VmConsole::spawn_on_terminal`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn spawn_on_terminal(
+        &mut self,
+        cmd: &str,
+        timeout: Option<Duration>,
+    ) -> Result<RunningCommand<'_>> {
+        self.inner.spawn_on_terminal(cmd, timeout).map(RunningCommand)
+    }
 }
 
 /// A running command; the blocking version of [`crate::console::RunningCommand`].

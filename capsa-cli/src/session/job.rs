@@ -5,19 +5,22 @@
 //! standard input.
 //!
 //! Output goes to standard output as it arrives. If standard output is closed, the command is
-//! interrupted. Then the shell shuts the guest down, because many guests ignore the power button, which
+//! interrupted. With `-t` the command has the guest's terminal, and this program's terminal is raw while it
+//! runs. Then the shell shuts the guest down, because many guests ignore the power button, which
 //! the session presses if the guest still runs after a while. With `--json` the output is kept for the JSON document at the end.
 
-use std::io;
 use std::time::Duration;
+use std::{env, io};
 
 use capsa::console::SHUTDOWN_COMMAND;
 use capsa::embed::{Ended, ReaderId, Vm, WaitId};
 use capsa::{Error, VmStatus};
+use rustix::termios::tcgetwinsize;
 
 use crate::commands::Subcommand;
 use crate::failure::CliError;
 use crate::flags::usage;
+use crate::stdio::input::StdinWriter;
 use crate::stdio::output::StdoutWriter;
 
 /// Output beyond this is left out of the JSON document.
@@ -29,6 +32,8 @@ pub(crate) struct JobPlan {
     line: String,
     user: String,
     password: Option<String>,
+    /// The command has the guest's terminal.
+    on_terminal: bool,
 }
 
 impl JobPlan {
@@ -37,6 +42,7 @@ impl JobPlan {
         words: &[std::ffi::OsString],
         user: Option<&str>,
         password: Option<String>,
+        on_terminal: bool,
     ) -> Result<Self, CliError> {
         let invalid = |what: &str| usage(what, Some(Subcommand::Run));
         let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
@@ -48,9 +54,27 @@ impl JobPlan {
             line: shell_words::join(words),
             user: user.unwrap_or("root").to_owned(),
             password,
+            on_terminal,
         })
     }
+
+    /// The command in the guest's terminal. It first prints [`BEGIN`]; then it reads what is typed. The
+    /// traps let the command handle its signals: without them the shell would end before it.
+    fn line_on_terminal(&self) -> String {
+        let term = env::var("TERM").unwrap_or_else(|_| "dumb".into());
+        let size = match tcgetwinsize(io::stdin()) {
+            Ok(size) if size.ws_row > 0 && size.ws_col > 0 => {
+                format!("stty rows {} cols {} 2>/dev/null;", size.ws_row, size.ws_col)
+            }
+            _ => String::new(),
+        };
+        let term = shell_words::quote(&term);
+        format!("printf '\\036';trap : 2 3;{size}TERM={term};export TERM;{}", self.line)
+    }
 }
+
+/// The first byte of a command on the terminal: it may read what is typed.
+const BEGIN: u8 = 0x1e;
 
 /// How a job ended.
 #[derive(Debug)]
@@ -81,6 +105,10 @@ pub(crate) struct Job {
     state: JobState,
     sink: OutputSink,
     truncated: bool,
+    /// Whether the output begins with [`BEGIN`].
+    begin_expected: bool,
+    /// Standard input, while the command has the guest's terminal.
+    input: Option<StdinWriter>,
     /// The command that shuts the guest down.
     shutdown: Option<WaitId>,
 }
@@ -122,7 +150,26 @@ impl Job {
             OutputSink::Stdout(StdoutWriter::new()?)
         };
         let reader = vm.add_reader();
-        Ok(Self { plan, reader, state: JobState::Starting, sink, truncated: false, shutdown: None })
+        Ok(Self {
+            begin_expected: plan.on_terminal,
+            plan,
+            reader,
+            state: JobState::Starting,
+            sink,
+            truncated: false,
+            input: None,
+            shutdown: None,
+        })
+    }
+
+    /// Standard input, while the command reads it.
+    pub(crate) fn input(&self) -> Option<&StdinWriter> {
+        self.input.as_ref()
+    }
+
+    /// The same, to move its bytes.
+    pub(crate) fn input_mut(&mut self) -> Option<&mut StdinWriter> {
+        self.input.as_mut()
     }
 
     /// The writer to standard output, unless the output is kept.
@@ -148,21 +195,33 @@ impl Job {
             vm.take(self.reader);
         }
         let JobState::Running(run) = self.state else { return None };
+        if let Some(input) = &mut self.input {
+            input.transfer(vm);
+        }
         if let OutputSink::Stdout(output) = &self.sink {
             if output.is_broken() {
                 vm.cancel(run);
-                self.state = JobState::Finished(JobEnd::OutputClosed);
-                return Some(JobEvent::Finished);
+                return self.finish(JobEnd::OutputClosed);
             }
             if output.unwritten() > buffer {
                 return None;
             }
         }
         let bytes = vm.take_output(run);
-        (!bytes.is_empty()).then(|| {
-            self.put(bytes);
-            JobEvent::Output
-        })
+        if bytes.is_empty() {
+            return None;
+        }
+        self.put(bytes);
+        if self.plan.on_terminal && self.input.is_none() {
+            match StdinWriter::new() {
+                Ok(input) => self.input = Some(input),
+                Err(error) => {
+                    vm.cancel(run);
+                    return self.fail(format!("cannot use the terminal: {error}"));
+                }
+            }
+        }
+        Some(JobEvent::Output)
     }
 
     /// Begins to shut the guest down through the shell, which may take as long as `limit`. `false` where
@@ -230,8 +289,7 @@ impl Job {
                                 "the guest's shell reported no exit status of the command".into(),
                             );
                         };
-                        self.state = JobState::Finished(JobEnd::Exited(status));
-                        Some(JobEvent::Finished)
+                        self.finish(JobEnd::Exited(status))
                     }
                     Ended::Script(Err(error)) => {
                         self.fail(format!("cannot run the command: {error}"))
@@ -262,11 +320,18 @@ impl Job {
     }
 
     fn run(&mut self, vm: &mut Vm) -> Option<JobEvent> {
-        let started = vm.spawn(self.reader, &self.plan.line, None);
+        let started = match self.plan.on_terminal {
+            false => vm.spawn(self.reader, &self.plan.line, None),
+            true => vm.spawn_on_terminal(self.reader, &self.plan.line_on_terminal(), None),
+        };
         self.enter(started, JobState::Running)
     }
 
-    fn put(&mut self, bytes: Vec<u8>) {
+    fn put(&mut self, mut bytes: Vec<u8>) {
+        if self.begin_expected && bytes.first() == Some(&BEGIN) {
+            self.begin_expected = false;
+            bytes.remove(0);
+        }
         match &mut self.sink {
             OutputSink::Stdout(output) => output.put(bytes),
             OutputSink::Kept(kept) => {
@@ -292,7 +357,13 @@ impl Job {
     }
 
     fn fail(&mut self, reason: String) -> Option<JobEvent> {
-        self.state = JobState::Finished(JobEnd::Failed(reason));
+        self.finish(JobEnd::Failed(reason))
+    }
+
+    /// Ends the job, and restores the terminal.
+    fn finish(&mut self, end: JobEnd) -> Option<JobEvent> {
+        self.input = None;
+        self.state = JobState::Finished(end);
         Some(JobEvent::Finished)
     }
 }
@@ -304,7 +375,7 @@ mod tests {
     #[test]
     fn job_line_keeps_its_words() {
         let words = ["sh", "-c", "echo 'a b'; exit 7", ""].map(Into::into);
-        let plan = JobPlan::new(&words, None, None).unwrap();
+        let plan = JobPlan::new(&words, None, None, false).unwrap();
         assert_eq!(
             shell_words::split(&plan.line).unwrap(),
             words.map(|w| w.into_string().unwrap())
@@ -317,7 +388,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let raw = std::ffi::OsString::from_vec(b"\xff".to_vec());
         for words in [vec![], vec![raw]] {
-            assert_eq!(JobPlan::new(&words, None, None).unwrap_err().code, 2);
+            assert_eq!(JobPlan::new(&words, None, None, false).unwrap_err().code, 2);
         }
     }
 }

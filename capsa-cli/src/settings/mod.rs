@@ -77,6 +77,7 @@ pub(crate) struct FlagOptions {
     pub(crate) kill: bool,
     pub(crate) all: bool,
     pub(crate) read_only: bool,
+    pub(crate) tty: bool,
     pub(crate) man: bool,
 }
 

@@ -422,6 +422,13 @@ const OTHERS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        flag: "--tty",
+        short: Some('t'),
+        kind: ValueKind::Switch(|s, on| s.options.tty = on),
+        help: "-- COMMAND has the guest's terminal, and this terminal is raw while it runs",
+        ..ROW
+    },
+    Setting {
         flag: "--log",
         key: "console.log",
         kind: ValueKind::Path(|s, path| s.log = Some(path)),

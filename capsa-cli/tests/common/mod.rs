@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use capsa_testkit::nano::Nano;
 use capsa_testkit::skip;
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -300,7 +300,7 @@ impl Terminal {
     /// terminal.
     pub(crate) fn in_run_dir(dir: TempDir, run_dir: &Path, arguments: &[OsString]) -> Option<Self> {
         let mut command = capsa();
-        command.args(arguments).env("CAPSA_RUN_DIR", run_dir);
+        command.args(arguments).env("CAPSA_RUN_DIR", run_dir).env("TERM", "vt220");
         Self::of(dir, command)
     }
 
@@ -317,7 +317,8 @@ impl Terminal {
     }
 
     fn of(dir: TempDir, mut command: Command) -> Option<Self> {
-        let pty = openpty(None, None).map_err(skip).ok()?;
+        let size = Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(&size, None).map_err(skip).ok()?;
         let before = tcgetattr(&pty.slave).unwrap();
         let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
         let child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();

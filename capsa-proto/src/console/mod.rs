@@ -106,7 +106,7 @@ pub use near_match::NearMatch;
 pub use pattern::{Pattern, PatternError};
 pub use script::{
     COMMAND_MAX, CommandOutput, CommandScope, InputKind, Login, OUTPUT_LIMIT, RunCommand, Script,
-    ScriptAction, ScriptError, ScriptPoll, ShellUse, Silence, Stdin,
+    ScriptAction, ScriptError, ScriptPoll, ShellUse, Silence,
 };
 pub use scrollback::{DEFAULT_CAPACITY, Overflow, Scrollback};
 pub use serial_port::OPEN_LIMIT;

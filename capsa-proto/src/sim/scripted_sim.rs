@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::line_discipline::LineDiscipline;
+use crate::console::CommandScope;
 use super::scripted::{GuestEnd, GuestReply, GuestStep, ScriptedGuest};
 use super::shell_input::{ShellLine, ShellReader};
 use super::{GuestSim, SimAction};
@@ -176,7 +177,8 @@ impl ScriptedSim {
             }
             ShellLine::Part { nonce } => self.print(format!("capsa:more:{nonce:016x}\r\n")),
             ShellLine::Request { .. } => {}
-            ShellLine::Run { command, nonce, has_listener } => {
+            ShellLine::Run { command, nonce, scope } => {
+                let has_listener = scope != CommandScope::Shell;
                 if has_listener {
                     self.state = SimState::InCommand(nonce);
                 }
@@ -184,7 +186,8 @@ impl ScriptedSim {
                 let Some(reply) = self.guest.reply_to(&command) else { return };
                 let status = reply.status;
                 self.reply(reply);
-                self.print(format!("capsa:end:{nonce:016x}:{status};\r\n"));
+                let begin = if scope == CommandScope::Terminal { "\x18" } else { "" };
+                self.print(format!("{begin}capsa:end:{nonce:016x}:{status};\r\n"));
                 if has_listener {
                     return;
                 }

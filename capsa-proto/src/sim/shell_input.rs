@@ -4,6 +4,7 @@
 //! It understands only the lines of `console/script/line.rs`. A test checks that the two agree.
 
 use super::line_discipline::INTERRUPT;
+use crate::console::CommandScope;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -15,8 +16,8 @@ pub(super) enum ShellLine {
     Plain(String),
     /// A line of a long command; more lines follow.
     Part { nonce: u64 },
-    /// A command and the nonce of its marks. `has_listener`: the wrapper takes requests.
-    Run { command: String, nonce: u64, has_listener: bool },
+    /// A command, the nonce of its marks and its wrapper.
+    Run { command: String, nonce: u64, scope: CommandScope },
     /// A request to the wrapper of a command.
     Request { nonce: u64, request: String },
 }
@@ -28,7 +29,7 @@ pub(super) struct ShellReader(Option<LongCommand>);
 #[derive(Debug)]
 struct LongCommand {
     nonce: u64,
-    has_listener: bool,
+    scope: CommandScope,
     payload: String,
 }
 
@@ -42,9 +43,9 @@ impl ShellReader {
                 self.0 = Some(long);
                 return ShellLine::Part { nonce };
             }
-            let LongCommand { nonce, has_listener, payload } = long;
+            let LongCommand { nonce, scope, payload } = long;
             let command = if line == "." { unescape(&payload) } else { String::new() };
-            return ShellLine::Run { command, nonce, has_listener };
+            return ShellLine::Run { command, nonce, scope };
         }
         self.parse(line).unwrap_or_else(|| ShellLine::Plain(String::from(line)))
     }
@@ -53,25 +54,27 @@ impl ShellReader {
         if let Some((nonce, request)) = line.strip_prefix(" : ").and_then(|l| l.split_once(' ')) {
             return Some(ShellLine::Request { nonce: hex(nonce)?, request: request.into() });
         }
-        let (program, nonce, payload) = match line.strip_prefix(" /bin/sh -c '") {
+        let (program, scope, nonce, payload) = match line.strip_prefix(" /bin/sh -c '") {
             Some(rest) => {
                 let (program, words) = rest.split_once("' capsa ")?;
                 let (nonce, payload) = words.split_once(' ')?;
-                (program, nonce, payload.strip_prefix('\'')?.strip_suffix('\'')?)
+                let is_own = program.contains("$1:ok) exit;;");
+                let scope = if is_own { CommandScope::Process } else { CommandScope::Terminal };
+                (program, scope, nonce, payload.strip_prefix('\'')?.strip_suffix('\'')?)
             }
             None => {
                 let (_, rest) = line.split_once(" capsa begin ")?;
                 let (nonce, rest) = rest.split_once(";command eval \"$(printf %b ")?;
                 let payload = rest.strip_prefix('\'').and_then(|rest| rest.split_once('\''));
-                (line, nonce, payload.map_or("", |(payload, _)| payload))
+                (line, CommandScope::Shell, nonce, payload.map_or("", |(payload, _)| payload))
             }
         };
-        let (nonce, has_listener) = (hex(nonce)?, program.contains("$1:ok) exit;;"));
+        let nonce = hex(nonce)?;
         if program.contains(" capsa more ") {
-            self.0 = Some(LongCommand { nonce, has_listener, payload: String::new() });
+            self.0 = Some(LongCommand { nonce, scope, payload: String::new() });
             return Some(ShellLine::Part { nonce });
         }
-        Some(ShellLine::Run { command: unescape(payload), nonce, has_listener })
+        Some(ShellLine::Run { command: unescape(payload), nonce, scope })
     }
 }
 
@@ -127,7 +130,7 @@ fn hex(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console::{CommandScope, Cursor, RunCommand, Script, ScriptAction, Scrollback};
+    use crate::console::{Cursor, RunCommand, Script, ScriptAction, Scrollback};
     use crate::time::Instant;
     use alloc::string::ToString;
     use proptest::prelude::*;
@@ -157,8 +160,8 @@ mod tests {
     }
 
     fn check(command: &str) {
-        for (scope, has_listener) in [(CommandScope::Process, true), (CommandScope::Shell, false)] {
-            let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe, has_listener };
+        for scope in [CommandScope::Process, CommandScope::Terminal, CommandScope::Shell] {
+            let run = ShellLine::Run { command: command.to_string(), nonce: 0xcafe, scope };
             assert_eq!(round_trip(command, scope), run);
         }
     }

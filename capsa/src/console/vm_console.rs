@@ -12,7 +12,7 @@ use capsa_proto::console::{CommandOutput, Pattern};
 
 use super::{ConsoleLog, ConsoleReader, ConsoleWriter, RunningCommand};
 use crate::driver::{Shared, SharedState, WaitKey};
-use crate::embed::{Ended, Outcome, ReaderId, WaitId};
+use crate::embed::{Ended, Outcome, ReaderId, Vm, WaitId};
 use crate::error::{hint, lossy};
 use crate::{Error, Result, StopReport};
 
@@ -386,11 +386,34 @@ impl VmConsole {
     /// [`Error::Script`] when the command cannot be typed. [`RunningCommand::wait`] returns the
     /// other errors.
     pub fn spawn(&mut self, cmd: &str, timeout: Option<Duration>) -> Result<RunningCommand<'_>> {
+        self.begin_streaming(|vm, reader| vm.spawn(reader, cmd, timeout))
+    }
+
+    /// Like [`spawn`](Self::spawn), for a pager, an editor or a shell: the command has the guest's terminal.
+    /// It reads what another console of the VM writes once it has printed something; before that, the
+    /// shell would. Its output is not changed. The terminal's size is what `stty rows ROWS cols
+    /// COLUMNS` sets in the guest. A command that is given up gets Ctrl-C only.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`spawn`](Self::spawn).
+    pub fn spawn_on_terminal(
+        &mut self,
+        cmd: &str,
+        timeout: Option<Duration>,
+    ) -> Result<RunningCommand<'_>> {
+        self.begin_streaming(|vm, reader| vm.spawn_on_terminal(reader, cmd, timeout))
+    }
+
+    fn begin_streaming(
+        &mut self,
+        begin: impl FnOnce(&mut Vm, ReaderId) -> Result<WaitId>,
+    ) -> Result<RunningCommand<'_>> {
         let (shared, reader) = (&*self.reader.shared, self.reader.id);
         shared.check_process()?;
         let id = shared.change(|state| {
             state.check_driver()?;
-            state.vm.spawn(reader, cmd, timeout)
+            begin(&mut state.vm, reader)
         })?;
         Ok(RunningCommand::new(ActiveWait { shared, id }, reader))
     }

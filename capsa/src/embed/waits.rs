@@ -177,6 +177,27 @@ impl Vm {
         })
     }
 
+    /// Like [`Vm::spawn`], for a pager, an editor or a shell: the command has the guest's terminal. It reads
+    /// what is [written](Vm::write) to the console once it has printed something; before that, the shell
+    /// would. Its output is not changed. The terminal's size is what `stty rows ROWS cols COLUMNS` sets in
+    /// the guest. A command that is given up gets Ctrl-C only.
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Vm::run`].
+    pub fn spawn_on_terminal(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| {
+            let script = RunCommand::new(command, None, nonce, now, timeout)?;
+            Ok(script.scope(CommandScope::Terminal).streamed())
+        })
+    }
+
     /// Takes the output that a [spawned](Vm::spawn) command has printed since the last
     /// call. The output of a failed command stays available until [`Vm::take_ended`].
     pub fn take_output(&mut self, wait: WaitId) -> Vec<u8> {

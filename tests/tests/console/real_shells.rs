@@ -131,6 +131,30 @@ impl RealShell {
         result
     }
 
+    /// Runs a command on the terminal. `keys` are typed when it has printed `ready`.
+    fn run_on_terminal(&mut self, command: &str, keys: &[u8]) -> CommandOutput {
+        self.nonce += 1;
+        let (mut cursor, mut typed) = (Cursor::at(self.log.end()), false);
+        let script = RunCommand::new(command, None, self.nonce, self.now(), Some(PATIENCE));
+        let mut script = script.unwrap().scope(CommandScope::Terminal).streamed();
+        let mut output = Vec::new();
+        loop {
+            let result = self.drive(&mut script, &mut cursor, Duration::from_millis(5));
+            output.extend(script.take_output());
+            if let Some(result) = result {
+                let mut reply = result.unwrap_or_else(|error| panic!("{command}: {error}"));
+                reply.output.splice(..0, output);
+                return reply;
+            }
+            if !typed && output.ends_with(b"ready") {
+                typed = true;
+                // dash loses a SIGINT that arrives while it forks.
+                self.read_for(Duration::from_millis(100));
+                self.write(keys);
+            }
+        }
+    }
+
     fn run(&mut self, command: &str, timeout: Duration) -> Result<CommandOutput, ScriptError> {
         self.run_for(command, timeout, PATIENCE + timeout).expect("it ends by its timeout")
     }
@@ -215,6 +239,41 @@ fn real_shell_login_shell_scope_keeps_state() {
         assert!(matches!(error, ScriptError::TimedOut { .. }), "{name}: {error}");
         let reply = shell.run("echo $number", PATIENCE).map(|reply| reply.text().into_owned());
         assert_eq!(reply, Ok("7\n".into()), "{name}");
+    });
+}
+
+#[test]
+fn real_shell_terminal_scope_gives_the_terminal() {
+    let long = format!("printf %s {}; printf ready; read x", "x".repeat(3000));
+    let cases: [(&str, &[u8], &str, i32); 8] = [
+        ("[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all", b"", "all\r\n", 0),
+        ("stty rows 12 cols 77; stty size", b"", "12 77\r\n", 0),
+        (
+            "stty -icanon -echo; printf ready; k=$(dd bs=1 count=1 2>/dev/null); echo \" key $k\"",
+            b"q",
+            "ready key q\r\n",
+            0,
+        ),
+        ("printf ready; sleep 60", b"\x03", "ready^C", 130),
+        (
+            "stty -echo; trap 'echo int; exit 9' INT; printf ready; while :; do sleep 0.1; done",
+            b"\x03",
+            "readyint\r\n",
+            9,
+        ),
+        ("stty raw -echo; exit 3", b"", "", 3),
+        // What is typed and not read does not reach the login shell.
+        ("stty -echo; printf ready; sleep 0.3", b"echo typed\rexit\rand more", "ready", 0),
+        (&long, b"\r", &format!("{}ready\r\n", "x".repeat(3000)), 0),
+    ];
+    each_shell(|shell, name| {
+        for (command, keys, output, status) in cases {
+            let reply = shell.run_on_terminal(command, keys);
+            let seen = (reply.text().into_owned(), reply.status);
+            assert_eq!(seen, (output.to_owned(), Some(status)), "{name}: {command:.40}");
+            let next = shell.run("echo ok", PATIENCE).map(|reply| reply.text().into_owned());
+            assert_eq!(next, Ok("ok\n".into()), "{name}: after {command:.40}");
+        }
     });
 }
 

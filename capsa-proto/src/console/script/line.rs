@@ -56,14 +56,18 @@ const OWN_PROCESS: &str = concat!(
     "case $b:$k in $1:ok) exit;;$1:*) kill -$k -$p||kill -$k $p;;esac;done 2>/dev/null; }",
 );
 
-/// Gives the terminal to the command. Ctrl-C ends the command and not the wrapper.
-const ON_TERMINAL: &str =
-    r#"trap : 2 3;/bin/sh -c "$(printf %b "$2")";printf "%s:%s:%s:%d;\n" capsa end $1 $?"#;
+/// Gives the terminal to the command, and restores its modes. Ctrl-C ends the command and not the wrapper.
+/// Then it discards what was typed for the command, up to the line ` : ID ok`.
+const ON_TERMINAL: &str = concat!(
+    r#"trap : 2 3;m=$(stty -g 2>/dev/null);/bin/sh -c "$(printf %b "$2")";s=$?;stty "$m" 2>/dev/null;"#,
+    r#"printf "\030%s:%s:%s:%d;\n" capsa end $1 $s;"#,
+    "while read -r l;do case $l in *$1*ok) exit;;esac;done",
+);
 
 /// Runs the command in the login shell. `command` makes `eval` an ordinary command, whose syntax errors
 /// do not abandon the line.
 const IN_SHELL: &str =
-    r#"command eval "$(printf %b "$2")"INPUT;printf "%s:%s:%s:%d;\n" capsa end $1 $?"#;
+    r#"command eval "$(printf %b "$2")" </dev/null;printf "%s:%s:%s:%d;\n" capsa end $1 $?"#;
 
 /// Reads the command from the console: lines that begin with `+`, up to the line `.`. With any other line
 /// the command is empty.
@@ -80,21 +84,14 @@ pub enum CommandScope {
     /// with the command, and `exit` cannot end the login shell. The default.
     #[default]
     Process,
+    /// In a process of its own that has the guest's terminal, for pagers, editors and shells: it reads
+    /// what is written to the console, and its output is not changed. Write only after the command has
+    /// printed something: the shell would take input before that. A command that was given up gets
+    /// Ctrl-C only.
+    Terminal,
     /// In the login shell itself, which has to be like dash, bash or busybox ash: `cd` and variables
     /// last, `exit` ends the shell. A command that was given up gets Ctrl-C only.
     Shell,
-}
-
-/// The standard input of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Stdin {
-    /// `/dev/null`: a command that reads gets the end of file. The default. In a guest without that
-    /// device (an initramfs that mounts no `/dev`) the command fails with the shell's message.
-    #[default]
-    Null,
-    /// The console, for commands such as `stty`. A command that reads waits for further console input,
-    /// or until the timeout.
-    Terminal,
 }
 
 /// The marks that the guest prints around the output of a command. The nonce identifies the command.
@@ -111,6 +108,12 @@ impl Marks {
     pub(super) fn new(nonce: u64) -> Self {
         let mark = |what| format!("capsa:{what}:{nonce:016x}");
         Self { begin: mark("begin"), end: mark("end") + ":", more: mark("more") }
+    }
+
+    /// The end mark of a command on a terminal. Output that may begin a mark is held back until the next
+    /// byte, so this mark begins with a byte that no program prints last: CAN.
+    pub(super) fn end_on_terminal(nonce: u64) -> String {
+        format!("\x18{}", Self::new(nonce).end)
     }
 }
 
@@ -135,12 +138,12 @@ impl EncodedCommand {
 
     /// The lines to write. Before each line but the first, wait for [`Marks::more`]: a busy shell may
     /// drop input.
-    pub(super) fn lines(&self, nonce: u64, scope: CommandScope, stdin: Stdin) -> VecDeque<Vec<u8>> {
-        let line = wrap(&format!("'{}'", self.payload), "", nonce, scope, stdin);
+    pub(super) fn lines(&self, nonce: u64, scope: CommandScope) -> VecDeque<Vec<u8>> {
+        let line = wrap(&format!("'{}'", self.payload), "", nonce, scope);
         if line.len() <= LINE_MAX {
             return VecDeque::from([line.into_bytes()]);
         }
-        let first = wrap("\"$capsa_command\"", READ, nonce, scope, stdin);
+        let first = wrap("\"$capsa_command\"", READ, nonce, scope);
         let pieces = self.payload.as_bytes().chunks(PIECE_MAX);
         let pieces = pieces.map(|piece| [b"+", piece, b"\n"].concat());
         core::iter::once(first.into_bytes()).chain(pieces).chain([b".\n".to_vec()]).collect()
@@ -148,16 +151,15 @@ impl EncodedCommand {
 }
 
 /// The line with the wrapper. `word` is the command as a shell word.
-fn wrap(word: &str, read: &str, nonce: u64, scope: CommandScope, stdin: Stdin) -> String {
-    let program = match (scope, stdin) {
-        (CommandScope::Process, Stdin::Null) => OWN_PROCESS,
-        (CommandScope::Process, Stdin::Terminal) => ON_TERMINAL,
-        (CommandScope::Shell, _) => IN_SHELL,
+fn wrap(word: &str, read: &str, nonce: u64, scope: CommandScope) -> String {
+    let program = match scope {
+        CommandScope::Process => OWN_PROCESS,
+        CommandScope::Terminal => ON_TERMINAL,
+        CommandScope::Shell => IN_SHELL,
     };
     let program = [read, BEGIN, program].concat();
     if scope == CommandScope::Shell {
-        let input = if stdin == Stdin::Null { " </dev/null" } else { "" };
-        let program = program.replace("$1", &format!("{nonce:016x}")).replace("INPUT", input);
+        let program = program.replace("$1", &format!("{nonce:016x}"));
         return format!(" {}\n", program.replace("\"$2\"", word));
     }
     let (program, word) =
@@ -216,13 +218,13 @@ mod tests {
     use alloc::string::ToString;
     use proptest::prelude::*;
 
-    fn typed(command: &str, scope: CommandScope, stdin: Stdin) -> Vec<String> {
-        let lines = EncodedCommand::parse(command).expect("typeable").lines(7, scope, stdin);
+    fn typed(command: &str, scope: CommandScope) -> Vec<String> {
+        let lines = EncodedCommand::parse(command).expect("typeable").lines(7, scope);
         lines.into_iter().map(|l| String::from_utf8(l).expect("ASCII")).collect()
     }
 
     fn own_process(command: &str) -> Vec<String> {
-        typed(command, CommandScope::Process, Stdin::Null)
+        typed(command, CommandScope::Process)
     }
 
     #[test]
@@ -232,7 +234,7 @@ mod tests {
         assert!(line.ends_with("' capsa 0000000000000007 'echo \\0047hi\\0047'\n"), "{line}");
         assert!(line.len() < 550, "{}", line.len());
         assert_eq!(
-            typed("$1", CommandScope::Shell, Stdin::Null),
+            typed("$1", CommandScope::Shell),
             [" printf \"%s:%s:%s\\n\" capsa begin 0000000000000007;\
               command eval \"$(printf %b '$1')\" </dev/null;\
               printf \"%s:%s:%s:%d;\\n\" capsa end 0000000000000007 $?\n"]
@@ -248,14 +250,6 @@ mod tests {
             "command of 65537 bytes is longer than 65536 bytes"
         );
         assert!(EncodedCommand::parse(&"x".repeat(COMMAND_MAX)).is_ok());
-    }
-
-    #[test]
-    fn stdin_terminal_omits_dev_null() {
-        for scope in [CommandScope::Process, CommandScope::Shell] {
-            let lines = typed("cat", scope, Stdin::Terminal).concat();
-            assert!(!lines.contains("/dev/null"), "{lines}");
-        }
     }
 
     proptest! {

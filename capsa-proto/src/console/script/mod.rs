@@ -24,7 +24,7 @@ mod silence;
 mod test_guest;
 
 pub(super) use clean::without_wrappers;
-pub use line::{COMMAND_MAX, CommandScope, Stdin};
+pub use line::{COMMAND_MAX, CommandScope};
 pub use login::Login;
 pub use run::{OUTPUT_LIMIT, RunCommand};
 pub use silence::Silence;

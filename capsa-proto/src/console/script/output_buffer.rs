@@ -1,7 +1,7 @@
 //! [`OutputBuffer`]: collects the output of a command, up to a limit.
 //!
 //! It reverts the terminal's change of `\n` to `\r\n` and nothing else: a lone `\r`, control bytes and
-//! invalid UTF-8 are output of the command.
+//! invalid UTF-8 are output of the command. The output of a command on a terminal is not changed.
 
 use alloc::vec::Vec;
 
@@ -10,6 +10,8 @@ use alloc::vec::Vec;
 pub(super) struct OutputBuffer {
     bytes: Vec<u8>,
     limit: usize,
+    /// Whether `\r\n` is kept.
+    is_unchanged: bool,
     /// Whether the last byte was a `\r`, which is dropped if a `\n` follows.
     pending_cr: bool,
     /// The length of the output, including bytes beyond the limit.
@@ -18,7 +20,12 @@ pub(super) struct OutputBuffer {
 
 impl OutputBuffer {
     pub(super) fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), limit, pending_cr: false, len: 0 }
+        Self { bytes: Vec::new(), limit, is_unchanged: false, pending_cr: false, len: 0 }
+    }
+
+    /// Keeps `\r\n`.
+    pub(super) fn set_unchanged(&mut self) {
+        self.is_unchanged = true;
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
@@ -26,6 +33,9 @@ impl OutputBuffer {
     }
 
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        if self.is_unchanged {
+            return self.keep(bytes);
+        }
         while let Some(&first) = bytes.first() {
             if core::mem::take(&mut self.pending_cr) && first != b'\n' {
                 self.keep(b"\r");
@@ -49,7 +59,7 @@ impl OutputBuffer {
         if bytes.is_empty() {
             return;
         }
-        let mut same = Self::new(usize::MAX);
+        let mut same = Self { is_unchanged: self.is_unchanged, ..Self::new(usize::MAX) };
         same.push(bytes);
         self.len = self.len.saturating_sub(same.len);
         self.pending_cr = false;

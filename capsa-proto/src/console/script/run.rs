@@ -20,7 +20,7 @@ use super::line::{self, EncodedCommand, Marks, StatusParse, parse_status};
 use super::output_buffer::OutputBuffer;
 use super::{
     CommandOutput, CommandScope, InputKind, Script, ScriptAction, ScriptContext, ScriptError,
-    ScriptPoll, ShellUse, Stdin, hint,
+    ScriptPoll, ShellUse, hint,
 };
 use crate::console::fault_check::SILENCE;
 use crate::console::near_match::near_match;
@@ -54,9 +54,8 @@ const SHOWN_MAX: usize = 80;
 
 /// A running command.
 ///
-/// The guest has to be at the prompt of a shell; any login shell will do for [`CommandScope::Process`].
-/// The command has no terminal, `TERM=dumb` and `PAGER=cat`, unless its input is
-/// [`Stdin::Terminal`]. Programs that write into a pipe in blocks do so here too.
+/// The guest has to be at the prompt of a shell; any login shell will do but for [`CommandScope::Shell`].
+/// The command has no terminal, `TERM=dumb` and `PAGER=cat`, unless its scope is another. Programs that write into a pipe in blocks do so here too.
 ///
 /// At a timeout the script ends at once. [`Script::abandon`] gives the script that then ends the
 /// command in the guest. If the console closes or the guest reboots, the script ends immediately.
@@ -91,7 +90,6 @@ pub struct RunCommand {
     shown: String,
     nonce: u64,
     scope: CommandScope,
-    stdin: Stdin,
     prompt: Option<Matcher>,
     state: RunState,
     /// The search of the current state.
@@ -189,7 +187,6 @@ impl RunCommand {
             shown,
             nonce,
             scope: CommandScope::default(),
-            stdin: Stdin::Null,
             prompt: prompt.filter(|p| !p.is_empty()).map(|p| Matcher::new([p])),
             state: RunState::Start,
             search: None,
@@ -236,16 +233,13 @@ impl RunCommand {
         self.output_limit(usize::MAX)
     }
 
-    /// Sets the standard input of the command.
-    #[must_use]
-    pub fn stdin(mut self, stdin: Stdin) -> Self {
-        self.stdin = stdin;
-        self
-    }
-
     /// Sets where the command runs.
     #[must_use]
     pub fn scope(mut self, scope: CommandScope) -> Self {
+        if scope == CommandScope::Terminal {
+            self.end = Matcher::new([Marks::end_on_terminal(self.nonce)]);
+            self.collected.set_unchanged();
+        }
         self.scope = scope;
         self
     }
@@ -257,7 +251,7 @@ impl RunCommand {
 
     /// Whether the wrapper reads the console while the command runs.
     fn has_listener(&self) -> bool {
-        self.scope == CommandScope::Process && self.stdin == Stdin::Null
+        self.scope == CommandScope::Process
     }
 
     fn step(&mut self, log: &Scrollback, cursor: &mut Cursor, shell: &ShellUse) -> RunStep {
@@ -268,7 +262,7 @@ impl RunCommand {
                 RunStep::NeedOutput
             }
             RunState::Start => RunStep::Enter(RunState::WriteLine(
-                self.command.lines(self.nonce, self.scope, self.stdin),
+                self.command.lines(self.nonce, self.scope),
             )),
             // The wrapper reads a command that was given up: this line is no part of it.
             RunState::WriteLine(_) if self.ladder.is_some() => {
@@ -301,9 +295,11 @@ impl RunCommand {
             RunState::Output => self.output(log, cursor),
             RunState::EndLine if !line_end(log, cursor) => RunStep::NeedOutput,
             RunState::EndLine => RunStep::Enter(RunState::Release),
-            RunState::Release if !has_listener => RunStep::Enter(RunState::Prompt),
+            RunState::Release if self.scope == CommandScope::Shell => {
+                RunStep::Enter(RunState::Prompt)
+            }
             // Processes of the command may have missed the signal that ended it.
-            RunState::Release if self.ladder.take().is_some() => {
+            RunState::Release if self.ladder.take().is_some() && has_listener => {
                 self.input_kind = InputKind::Nudge;
                 RunStep::Write(line::request(self.nonce, "KILL"))
             }

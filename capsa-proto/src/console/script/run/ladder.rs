@@ -164,7 +164,7 @@ impl RunCommand {
             (CommandScope::Shell, _) => {
                 Some([&[INTERRUPT], line::end_of_interrupted(self.nonce).as_bytes()].concat())
             }
-            (CommandScope::Process, _) => Some(vec![INTERRUPT]),
+            (CommandScope::Process | CommandScope::Terminal, _) => Some(vec![INTERRUPT]),
         }
     }
 

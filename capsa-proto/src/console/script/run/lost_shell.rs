@@ -9,7 +9,7 @@
 use super::{RunCommand, RunState};
 use crate::console::Scrollback;
 use crate::console::fault_check::SILENCE;
-use crate::console::script::{Stdin, hint};
+use crate::console::script::{CommandScope, hint};
 use crate::time::{Deadline, Instant};
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -107,7 +107,7 @@ impl RunCommand {
     /// read what is typed.
     fn probe_silence(&self) -> Option<Instant> {
         let may_probe =
-            matches!(self.state, RunState::Output) && self.stdin == Stdin::Null && !self.is_paused;
+            matches!(self.state, RunState::Output) && self.scope != CommandScope::Terminal && !self.is_paused;
         self.context.silent_since().filter(|_| may_probe)
     }
 

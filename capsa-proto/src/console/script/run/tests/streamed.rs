@@ -64,6 +64,27 @@ fn streamed_output_is_available_before_end_mark() {
 }
 
 #[test]
+fn streamed_terminal_output_is_unchanged_and_not_late() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", None).scope(CommandScope::Terminal).streamed();
+    let mut poll = |script: &mut RunCommand, printed: &[u8]| {
+        log.push(printed);
+        script.poll_output(Instant::ZERO, &log, &mut cursor, false)
+    };
+    assert!(matches!(poll(&mut script, b""), ScriptAction::Write(_)));
+    poll(&mut script, BEGIN);
+    for printed in [&b"one\r\n"[..], b"c", b"ap\r", b"\n", b"capsa:end:000000000000beef:0;\r\n"] {
+        assert_eq!(poll(&mut script, printed), ScriptAction::Wait);
+        assert_eq!(script.take_output(), printed);
+    }
+    poll(&mut script, b"\x18");
+    assert!(matches!(poll(&mut script, END), ScriptAction::Write(_)));
+    let done = poll(&mut script, b"abc : 000000000000beef ok\r\n");
+    let ScriptAction::Done(Ok(reply)) = done else { panic!("done") };
+    assert_eq!((reply.output, reply.status), (b"".to_vec(), Some(3)));
+}
+
+#[test]
 fn streamed_slow_taker_pauses_guest_loses_nothing() {
     let mut guest: VecDeque<u8> = VecDeque::new();
     (0..1_000_000u32).for_each(|n| guest.push_back(b'a' + (n % 23) as u8));
