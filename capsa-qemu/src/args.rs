@@ -283,7 +283,8 @@ impl QemuArgs {
 /// The block node of a disk's image, with a node for each backing file that validation allowed. So QEMU
 /// opens no file that an image names, even if the image was changed since it was checked.
 ///
-/// QEMU (10.0) has no option to reject an external data file; validation does.
+/// QEMU (10.0) has no option to reject an external data file: `data-file` cannot be null, and a node there is
+/// an error for an image without such a file. Validation rejects it.
 fn image(disk: &Disk, host: &HostFacts) -> Value {
     let chain = match disk.format {
         ImageFormat::Raw => Vec::new(),

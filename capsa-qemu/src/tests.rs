@@ -256,6 +256,29 @@ fn plan_nested_share_is_mounted_after_outer() {
 }
 
 #[test]
+fn plan_shares_of_three_levels_are_in_order() {
+    let guests = ["/a/b/c", "/a", "/x", "/a/b"];
+    let shares = guests.map(|guest| Share {
+        host: path("/work"),
+        guest: guest.into(),
+        mode: MountMode::ReadWrite,
+        mechanism: ShareMechanism::Auto,
+    });
+    let plan = try_plan(VmSpec { shares: shares.into(), ..spec() }, &host(), &found()).unwrap();
+    let places = |text: &str, words: [&str; 3]| {
+        let places = words.map(|word| text.find(word).unwrap_or_else(|| panic!("{word}: {text}")));
+        assert!(places.is_sorted(), "{words:?}: {text}");
+    };
+    places(&plan.cmdline, ["capsa1:/a:", "capsa3:/a/b:", "capsa0:/a/b/c:"]);
+    let mounts = ["capsa1 /a; }", "capsa3 /a/b; }", "capsa0 /a/b/c; }"];
+    places(&plan.mount_shares_command().unwrap(), mounts);
+    let printed: Vec<_> = plan.notes.iter().map(|note| note.text.as_str()).collect();
+    places(&printed.join("\n"), ["capsa1 /a\n", "capsa3 /a/b\n", "capsa0 /a/b/c"]);
+    let inside = "/a/b/c is mounted inside the share /a/b,";
+    assert!(printed.iter().any(|note| note.contains(inside)), "{printed:?}");
+}
+
+#[test]
 fn plan_without_virtiofsd_uses_9p_with_note() {
     let mut found = found();
     found.insert(virtiofsd::KEY, ProbeResult::NotFound { tried: vec!["virtiofsd".into()] });
