@@ -72,11 +72,17 @@ pub fn blockers(found: &ProbeReport) -> Vec<Reason> {
     what.map(|what| Reason::new(what, INSTALL)).into_iter().collect()
 }
 
-/// A note if virtiofsd can keep open fewer files than a source tree with its packages has.
+/// A note if virtiofsd can keep open fewer files than a source tree with its packages has, and a warning if
+/// it is fewer than a source tree has.
+///
+/// An ordinary user has no other remedy: virtiofsd (1.14, on Linux 6.18) cannot open files by handles in
+/// its user namespace, and the guest's kernel forgets files only when it needs memory.
 pub fn note(host: &HostFacts) -> Option<Note> {
     const MANY: u64 = 100_000;
+    const FEW: u64 = 10_000;
     let limit = host.share_files.filter(|limit| *limit < MANY)?;
-    Some(Note::info(format!(
+    let note = if limit < FEW { Note::warning } else { Note::info };
+    Some(note(format!(
         "the guest can use about {limit} files of a share at a time; for more, raise the hard limit of open \
          files (`ulimit -Hn`, LimitNOFILE= of a service), or run as root"
     )))

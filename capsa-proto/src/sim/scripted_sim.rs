@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::line_discipline::LineDiscipline;
-use crate::console::CommandScope;
 use super::scripted::{GuestEnd, GuestReply, GuestStep, ScriptedGuest};
 use super::shell_input::{ShellLine, ShellReader};
 use super::{GuestSim, SimAction};
 use crate::backend::GuestEvent;
+use crate::console::CommandScope;
 use crate::lifecycle::Exit;
 use crate::time::{Deadline, Instant};
 

@@ -261,9 +261,9 @@ impl RunCommand {
                 cursor.before(log, log.end());
                 RunStep::NeedOutput
             }
-            RunState::Start => RunStep::Enter(RunState::WriteLine(
-                self.command.lines(self.nonce, self.scope),
-            )),
+            RunState::Start => {
+                RunStep::Enter(RunState::WriteLine(self.command.lines(self.nonce, self.scope)))
+            }
             // The wrapper reads a command that was given up: this line is no part of it.
             RunState::WriteLine(_) if self.ladder.is_some() => {
                 self.state = RunState::Begin;

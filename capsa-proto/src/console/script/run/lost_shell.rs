@@ -106,8 +106,9 @@ impl RunCommand {
     /// The silence in which a prompt may show that the shell exited. A command on the terminal would
     /// read what is typed.
     fn probe_silence(&self) -> Option<Instant> {
-        let may_probe =
-            matches!(self.state, RunState::Output) && self.scope != CommandScope::Terminal && !self.is_paused;
+        let may_probe = matches!(self.state, RunState::Output)
+            && self.scope != CommandScope::Terminal
+            && !self.is_paused;
         self.context.silent_since().filter(|_| may_probe)
     }
 
