@@ -26,8 +26,9 @@ use capsa_proto::time::{Deadline, Instant};
 use core::ops::Range;
 use core::time::Duration;
 
-/// The shift of the windows that the guest learns: 1 MiB fits.
-const WINDOW_SCALE: u8 = 8;
+/// The shift of the windows that the guest learns: 1 MiB fits, less the space that is kept back for
+/// rounding.
+const WINDOW_SCALE: u8 = 4;
 
 /// The largest payload of a peer that does not state one (RFC 9293, MUST-15).
 const MSS_DEFAULT: u16 = 536;
@@ -500,7 +501,7 @@ impl Connection {
             return;
         }
         self.upload.open_window(budget);
-        if self.upload.has_window_update(u64::from(self.mss())) {
+        if self.upload.has_window_update(u64::from(self.mss()), self.window_shift()) {
             self.is_ack_due = true;
         }
         if self.upload.is_finished() && !self.is_shut_down {
@@ -543,28 +544,32 @@ impl Connection {
     /// A header with the current acknowledgement and window.
     fn header(&mut self, sequence: u32, flags: Flags) -> TcpHeader {
         self.is_ack_due = false;
-        self.upload.announce();
-        let shift = if self.guest_scale.is_some() { WINDOW_SCALE } else { 0 };
+        // The window of a SYN is not scaled.
+        let window = self.upload.announce(if flags.syn { 0 } else { self.window_shift() });
         let acknowledged = self.upload.acknowledgement() as u32;
         TcpHeader {
             sequence,
             acknowledgement: self.guest_start.wrapping_add(acknowledged),
             flags: Flags { ack: true, ..flags },
-            window: u16::try_from(self.upload.window() >> shift).unwrap_or(u16::MAX),
+            window,
             ..TcpHeader::default()
         }
     }
 
+    /// The shift of the windows that this guest learns.
+    fn window_shift(&self) -> u8 {
+        if self.guest_scale.is_some() { WINDOW_SCALE } else { 0 }
+    }
+
     fn syn(&mut self) -> TcpHeader {
         let sequence = self.our_start.wrapping_sub(1);
+        // Nothing is reserved before the guest has answered our SYN, so its window is 0: a guest does not
+        // send data with its answer.
         let header = self.header(sequence, Flags { syn: true, ..Flags::default() });
         // An answer scales windows only if the guest offered it.
         let scales = !self.is_from_guest || self.guest_scale.is_some();
         TcpHeader {
             flags: Flags { ack: self.is_from_guest, ..header.flags },
-            // Not scaled. Nothing is reserved before the guest has answered our SYN, and a guest does not
-            // send data with its answer.
-            window: u16::try_from(self.upload.window()).unwrap_or(u16::MAX),
             mss: Some(self.link_mss),
             window_scale: scales.then_some(WINDOW_SCALE),
             ..header

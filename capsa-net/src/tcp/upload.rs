@@ -21,6 +21,9 @@ const WINDOW_MIN: u64 = 64 << 10;
 /// The largest window: 1 MiB.
 const WINDOW_MAX: u64 = 1 << 20;
 
+/// The part of the reserved space that the guest learns of only when the window is rounded up: a 64th.
+const ROUNDING: u64 = 64;
+
 /// What to do with the data of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReceivedData {
@@ -74,14 +77,33 @@ impl Upload {
 
     /// Whether the window has grown enough for a segment that announces it: by two segments, or by a
     /// chunk. Smaller steps make a guest send small segments (RFC 9293, 3.8.6.2.2).
-    pub(super) fn has_window_update(&self, mss: u64) -> bool {
-        let growth = self.buffer.reserved() - self.announced.max(self.received);
+    pub(super) fn has_window_update(&self, mss: u64, shift: u8) -> bool {
+        let largest = self.received + (u64::from(u16::MAX) << shift);
+        let growth = self.limit().min(largest).saturating_sub(self.announced.max(self.received));
         self.end.is_none() && growth >= (2 * mss).min(CHUNK as u64)
     }
 
-    /// The guest is about to learn the current window.
-    pub(super) fn announce(&mut self) {
-        self.announced = self.buffer.reserved();
+    /// The window for a header, in units of `1 << shift` bytes; the guest is about to learn it.
+    ///
+    /// The end of the window must not move back (RFC 7323, 2.4): a guest may then take data that it has
+    /// sent for data that it may not send, and never repeat it. So the window is rounded up if that keeps
+    /// its end, as Linux does. If there is no space for that, the end moves back by less than a unit.
+    pub(super) fn announce(&mut self, shift: u8) -> u16 {
+        let reserved = self.buffer.reserved();
+        let end = self.limit().max(self.announced).min(reserved);
+        let down = end.saturating_sub(self.received) >> shift;
+        let up = self.announced.saturating_sub(self.received).div_ceil(1 << shift);
+        let has_space = self.received + (up << shift) <= reserved;
+        let window = if has_space { down.max(up) } else { down };
+        let window = u16::try_from(window).unwrap_or(u16::MAX);
+        self.announced = self.announced.max(self.received + (u64::from(window) << shift));
+        window
+    }
+
+    /// The end of the window, as far as the guest learns of it without rounding.
+    fn limit(&self) -> u64 {
+        let (start, end) = (self.buffer.start(), self.buffer.reserved());
+        end - (end - start) / ROUNDING
     }
 
     /// Reserves space for the window.
