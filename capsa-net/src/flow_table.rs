@@ -8,7 +8,7 @@ use core::fmt;
 use core::hash::{BuildHasher, Hash};
 use core::net::SocketAddr;
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
 /// Identifies a flow. The number of a removed flow is never used again.
@@ -79,7 +79,9 @@ impl BuildHasher for HashKey {
 pub(crate) struct FlowTable<F> {
     slots: Vec<FlowSlot<F>>,
     free: Vec<u32>,
-    by_addresses: HashMap<FlowAddresses, FlowId, HashKey>,
+    /// The indexes of the flows, by their addresses. These are in the slot only: they are large.
+    by_addresses: HashTable<u32>,
+    secret: HashKey,
     capacity: usize,
 }
 
@@ -89,14 +91,20 @@ struct FlowSlot<F> {
     flow: Option<(FlowAddresses, F)>,
 }
 
+impl<F> FlowSlot<F> {
+    fn has(&self, addresses: &FlowAddresses) -> bool {
+        self.flow.as_ref().is_some_and(|(own, _)| own == addresses)
+    }
+}
+
 /// The table has its maximum number of flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TableFull;
 
 impl<F> FlowTable<F> {
     pub(crate) fn new(capacity: usize, secret: HashKey) -> Self {
-        let by_addresses = HashMap::with_hasher(secret);
-        Self { slots: Vec::new(), free: Vec::new(), by_addresses, capacity }
+        let by_addresses = HashTable::new();
+        Self { slots: Vec::new(), free: Vec::new(), by_addresses, secret, capacity }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -117,7 +125,10 @@ impl<F> FlowTable<F> {
     }
 
     pub(crate) fn find(&self, addresses: &FlowAddresses) -> Option<FlowId> {
-        self.by_addresses.get(addresses).copied()
+        let hash = self.secret.hash_one(addresses);
+        let index =
+            *self.by_addresses.find(hash, |index| self.slots[*index as usize].has(addresses))?;
+        Some(FlowId { index, generation: self.slots[index as usize].generation })
     }
 
     /// Adds a flow. The table has none with these addresses.
@@ -126,6 +137,7 @@ impl<F> FlowTable<F> {
         addresses: FlowAddresses,
         flow: F,
     ) -> Result<FlowId, TableFull> {
+        debug_assert_eq!(self.find(&addresses), None, "two flows have the same addresses");
         if self.len() == self.capacity {
             return Err(TableFull);
         }
@@ -140,8 +152,11 @@ impl<F> FlowTable<F> {
         let slot = &mut self.slots[index as usize];
         slot.flow = Some((addresses, flow));
         let id = FlowId { index, generation: slot.generation };
-        let previous = self.by_addresses.insert(addresses, id);
-        debug_assert_eq!(previous, None, "two flows have the same addresses");
+        let (slots, secret) = (&self.slots, &self.secret);
+        self.by_addresses.insert_unique(secret.hash_one(addresses), index, |index| {
+            let flow = slots[*index as usize].flow.as_ref();
+            secret.hash_one(flow.expect("an index of the table has a flow").0)
+        });
         Ok(id)
     }
 
@@ -162,7 +177,10 @@ impl<F> FlowTable<F> {
             return None;
         }
         let (addresses, flow) = slot.flow.take()?;
-        self.by_addresses.remove(&addresses);
+        let hash = self.secret.hash_one(addresses);
+        if let Ok(entry) = self.by_addresses.find_entry(hash, |index| *index == id.index) {
+            entry.remove();
+        }
         // A slot whose generations are used up is never used again.
         if let Some(next) = slot.generation.checked_add(1) {
             slot.generation = next;
