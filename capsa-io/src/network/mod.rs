@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
+//! | `connects` | the sockets that are connecting |
 //! | `pcap` | a file of the packets |
 //! | `resolver` | the names that the guest asks for |
 //! | `bind`, `forwards` | forwarded ports: their sockets, their clients |
@@ -25,6 +26,7 @@
 //! An idle network has no deadline, and no buffer: the buffers of a call belong to the calling thread.
 
 mod bind;
+mod connects;
 mod forwards;
 mod link;
 mod pcap;
@@ -49,6 +51,7 @@ use crate::random;
 use crate::sys::{self, Poll, PollSource, ReadyEvents};
 
 use self::bind::bind_forwards;
+use self::connects::ConnectTable;
 use self::forwards::ForwardTable;
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink, VringLink};
 use self::pcap::{PacketCapture, PacketDirection};
@@ -149,6 +152,7 @@ pub struct Network {
     link: Option<PollSource<FrameLink>>,
     is_up: bool,
     sockets: SocketTable,
+    connects: ConnectTable,
     resolver: Resolver,
     forwards: ForwardTable,
     /// The sockets of the services.
@@ -229,6 +233,7 @@ impl Network {
             link: None,
             is_up: true,
             sockets: SocketTable::default(),
+            connects: ConnectTable::default(),
             services,
             refused_by_host: 0,
             budget: 0,
@@ -311,6 +316,7 @@ impl Network {
     pub fn poll_timeout(&self) -> Option<Deadline> {
         let link = self.link.as_ref().and_then(|link| link.io_ref().poll_timeout());
         let deadline = Deadline::earliest(self.net.poll_timeout(), link);
+        let deadline = Deadline::earliest(deadline, self.connects.poll_timeout());
         Deadline::earliest(deadline, self.forwards.poll_timeout())
     }
 
@@ -319,6 +325,7 @@ impl Network {
         self.net.handle_timeout(now);
         self.take_answers(now);
         self.retry_forwards(now);
+        self.try_further_addresses(now);
         for key in buffers.ready.keys() {
             match Key::decode(key) {
                 Key::Link(index) => {

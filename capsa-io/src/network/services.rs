@@ -1,17 +1,22 @@
 //! Names and ports in the guest's network that a program of the host serves, or the owner of the VM.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use capsa_net::FlowId;
 
-use super::Network;
-use crate::sys;
+use super::{Key, Network};
+use crate::sys::{self, PollSource};
 
 impl Network {
-    /// Connects a flow to the socket of a service. A service of the owner has one only while the owner
+    /// Connects to the socket of a service. A service of the owner has one only while the owner
     /// listens.
-    pub(super) fn connect_service(&mut self, flow: FlowId, index: usize) -> io::Result<bool> {
+    pub(super) fn connect_service(
+        &mut self,
+        flow: FlowId,
+        index: usize,
+    ) -> io::Result<PollSource<OwnedFd>> {
         let socket = self.services.get(index).ok_or(io::ErrorKind::ConnectionRefused)?;
         let ours =
             sys::connect(Path::new(socket.as_str())).map_err(|error| match error.kind() {
@@ -22,8 +27,6 @@ impl Network {
                 }
                 _ => error,
             })?;
-        let source = self.poll.add_idle(ours.into(), 0);
-        self.insert_stream(flow, source);
-        Ok(true)
+        Ok(self.poll.add_idle(ours.into(), Key::Flow(flow.index()).encode()))
     }
 }

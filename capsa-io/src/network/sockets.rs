@@ -9,8 +9,8 @@ use capsa_net::{ConnectError, Delivery, Destination, FlowId, Interest, NetAction
 use capsa_proto::time::Instant;
 use rustix::io::{Errno, readv};
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, Shutdown, SocketType, connect, getpeername, ipproto, recv,
-    send, shutdown, sockopt,
+    AddressFamily, Protocol, RecvFlags, Shutdown, SocketType, connect, ipproto, recv, send,
+    shutdown, sockopt,
 };
 
 use super::{BYTES, Key, Network, link};
@@ -56,8 +56,6 @@ struct CheckedRoute {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SocketState {
-    /// A stream that connects. If it is refused, the next address is tried.
-    Connecting { next: Option<SocketAddr> },
     /// A connected stream.
     Stream { interest: Interest },
     /// A connected socket for datagrams.
@@ -101,6 +99,11 @@ impl SocketTable {
 }
 
 impl Network {
+    #[cfg(test)]
+    pub(super) fn has_no_socket(&self) -> bool {
+        self.sockets.is_empty() && self.connects.is_empty()
+    }
+
     // The guest to sockets.
 
     pub(super) fn handle_frame(&mut self, frame: &[u8], now: Instant) {
@@ -179,52 +182,6 @@ impl Network {
         }
     }
 
-    fn connect(&mut self, flow: FlowId, destination: Destination, now: Instant) {
-        let connected = match destination {
-            Destination::Remote(remote) => open_remote(remote, RouteProtocol::Tcp)
-                .and_then(|remote| self.connect_to(flow, remote, None)),
-            Destination::Name(addresses) => first_remote(&addresses, RouteProtocol::Tcp)
-                .and_then(|remote| self.connect_to(flow, remote, None)),
-            Destination::Host(port) => {
-                let next = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-                self.connect_to(flow, (Ipv4Addr::LOCALHOST, port).into(), Some(next))
-            }
-            Destination::Service(index) => self.connect_service(flow, index),
-        };
-        match connected {
-            Ok(true) => self.handle_connected(flow, now),
-            Ok(false) => {}
-            Err(error) => {
-                let error = self.connect_error(&error);
-                self.net.handle_connect_error(flow, error);
-            }
-        }
-    }
-
-    /// Connects a stream; `true` if it is connected already.
-    fn connect_to(
-        &mut self,
-        flow: FlowId,
-        remote: SocketAddr,
-        next: Option<SocketAddr>,
-    ) -> io::Result<bool> {
-        let socket = sys::inet_socket(family(remote), SocketType::STREAM, None)?;
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_nodelay(&socket, true)?;
-        let is_connected = match connect(&socket, &remote) {
-            Ok(()) => true,
-            Err(Errno::INPROGRESS | Errno::INTR) => false,
-            Err(error) => match next {
-                Some(next) if error == Errno::CONNREFUSED => {
-                    return self.connect_to(flow, next, None);
-                }
-                _ => return Err(error.into()),
-            },
-        };
-        self.insert(flow, socket, SocketState::Connecting { next })?;
-        Ok(is_connected)
-    }
-
     fn open_udp(&mut self, flow: FlowId, destination: Destination) {
         let remote = match destination {
             Destination::Remote(remote) => open_remote(remote, RouteProtocol::Udp),
@@ -282,7 +239,7 @@ impl Network {
     }
 
     /// What the guest learns of a flow that was not opened.
-    fn connect_error(&mut self, error: &io::Error) -> ConnectError {
+    pub(super) fn connect_error(&mut self, error: &io::Error) -> ConnectError {
         let errno = error.raw_os_error().map(Errno::from_raw_os_error);
         if let Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) = errno {
             self.refused_by_host += 1;
@@ -293,7 +250,6 @@ impl Network {
     fn insert(&mut self, flow: FlowId, socket: OwnedFd, state: SocketState) -> io::Result<()> {
         let mut source = self.poll.add_idle(socket, Key::Flow(flow.index()).encode());
         match state {
-            SocketState::Connecting { .. } => source.set_interest(false, true)?,
             SocketState::Stream { .. } => {}
             SocketState::Datagram | SocketState::Echo => source.set_interest(true, false)?,
         }
@@ -317,10 +273,12 @@ impl Network {
                 }
             }
             SocketAction::Close => {
+                self.connects.remove(flow);
                 self.sockets.remove(flow);
                 self.forwards.forget(flow);
             }
             SocketAction::Reset => {
+                self.connects.remove(flow);
                 if let Some(socket) = self.sockets.remove(flow)
                     && let Some(source) = self.forwards.handle_refused(flow, socket.source, now)
                 {
@@ -347,10 +305,12 @@ impl Network {
 
     /// A socket may be ready.
     pub(super) fn on_socket(&mut self, index: usize, buffer: &mut [u8], now: Instant) {
+        if self.on_connecting(index, now) {
+            return self.act(now);
+        }
         let Some(socket) = self.sockets.at(index) else { return };
         let flow = socket.flow;
         match socket.state {
-            SocketState::Connecting { next } => self.finish_connect(flow, next, now),
             SocketState::Stream { interest } => {
                 if interest.writable {
                     self.write_waiting(flow, now);
@@ -362,41 +322,6 @@ impl Network {
             SocketState::Datagram | SocketState::Echo => self.read_datagrams(flow, buffer, now),
         }
         self.act(now);
-    }
-
-    fn finish_connect(&mut self, flow: FlowId, next: Option<SocketAddr>, now: Instant) {
-        let Some(socket) = self.sockets.get(flow) else { return };
-        let socket = socket.source.io_ref();
-        let error = match sockopt::socket_error(socket) {
-            Ok(Ok(())) => match getpeername(socket) {
-                Ok(_) => return self.handle_connected(flow, now),
-                // The readiness was that of an older socket with the same key.
-                Err(_) => return,
-            },
-            Ok(Err(error)) | Err(error) => error,
-        };
-        self.sockets.remove(flow);
-        let connected = match next {
-            Some(next) if error == Errno::CONNREFUSED => self.connect_to(flow, next, None),
-            _ => Err(error.into()),
-        };
-        match connected {
-            Ok(true) => self.handle_connected(flow, now),
-            Ok(false) => {}
-            Err(error) => {
-                let error = self.connect_error(&error);
-                self.net.handle_connect_error(flow, error);
-            }
-        }
-    }
-
-    fn handle_connected(&mut self, flow: FlowId, now: Instant) {
-        let Some(socket) = self.sockets.get(flow) else { return };
-        socket.state = SocketState::Stream { interest: Interest::default() };
-        if socket.source.set_interest(false, false).is_err() {
-            self.net.handle_socket_error(flow);
-        }
-        self.net.handle_connected(flow, now);
     }
 
     fn write_waiting(&mut self, flow: FlowId, now: Instant) {
@@ -476,7 +401,7 @@ fn send_now(source: &PollSource<OwnedFd>, data: &[u8]) -> Result<usize, Errno> {
 
 /// Checks that the host's kernel would not deliver what goes to `remote` to the host itself. Only the
 /// kernel knows: addresses and routes change while the VM runs.
-fn open_remote(remote: SocketAddr, protocol: RouteProtocol) -> io::Result<SocketAddr> {
+pub(super) fn open_remote(remote: SocketAddr, protocol: RouteProtocol) -> io::Result<SocketAddr> {
     // A mapped address reaches the same host as the address in it.
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     match sys::is_route_to_host(remote, protocol)? {

@@ -103,7 +103,27 @@ fn connection_carries_both_ways_after_half_close() {
     let data = bytes(1 << 20);
     assert!(exchange(&mut test, handle, &data) == answer);
     assert!(server.join().unwrap() == data);
-    test.until("the end of the flow", |test| test.network.sockets.is_empty());
+    test.until("the end of the flow", |test| test.network.has_no_socket());
+}
+
+#[test]
+fn next_address_is_tried_when_one_is_silent() {
+    let (silent, port) = listener();
+    let Ok(answering) = TcpListener::bind((Ipv6Addr::LOCALHOST, port)) else { return };
+    // A listener without room: the kernel drops the SYNs of further clients.
+    rustix::net::listen(&silent, 0).unwrap();
+    let address = silent.local_addr().unwrap();
+    let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(100));
+    let clients: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
+    assert!(clients.len() < 8, "the listener has room for any number of clients");
+    let server = serve(answering, Duration::ZERO, b"from ::1".to_vec());
+    let mut test = NetworkTest::new(host_ports([port]));
+    let began = Instant::now();
+    let handle = test.connect((GATEWAY, port), 40_000);
+    assert_eq!(exchange(&mut test, handle, b"x"), b"from ::1");
+    assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+    assert_eq!(server.join().unwrap(), b"x");
+    test.until("the end of the flow", |test| test.network.has_no_socket());
 }
 
 #[test]
@@ -155,7 +175,7 @@ fn reset_is_passed_on_in_both_directions() {
     test.until("the connection", |test| test.tcp(handle).may_send());
     let (mut stream, _) = listener.accept().unwrap();
     test.tcp(handle).abort();
-    test.until("the reset of the guest", |test| test.network.sockets.is_empty());
+    test.until("the reset of the guest", |test| test.network.has_no_socket());
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 
     let handle = test.connect((GATEWAY, port), 40_001);

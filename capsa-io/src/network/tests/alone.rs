@@ -112,7 +112,7 @@ fn many_connections_leave_no_descriptor() {
             0 => test.tcp(handle).abort(),
             _ => test.tcp(handle).close(),
         }
-        test.until("the end", |test| test.network.sockets.is_empty());
+        test.until("the end", |test| test.network.has_no_socket());
         test.sockets.remove(handle);
     }
     assert_eq!(descriptors(), before);
