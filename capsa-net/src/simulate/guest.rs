@@ -61,7 +61,7 @@ pub(super) struct GuestView {
 }
 
 /// A guest of the simulation: its programs and its kernel.
-pub(super) trait SimulatedGuest: core::fmt::Debug {
+pub(super) trait GuestKernel: core::fmt::Debug {
     /// The latest connection that the guest has opened with the ports of a slot.
     fn owner_of(&self, slot: usize) -> Option<usize>;
 
@@ -97,7 +97,7 @@ pub(super) trait SimulatedGuest: core::fmt::Debug {
     fn view(&self, index: usize) -> Option<GuestView>;
 }
 
-impl SimulatedGuest for NetGuest {
+impl GuestKernel for NetGuest {
     fn owner_of(&self, slot: usize) -> Option<usize> {
         self.owner_of(true, slot)
     }

@@ -15,7 +15,7 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
-use super::guest::{GATEWAY, GUEST, GUEST_MAC, GuestView, SimulatedGuest, TCP_PORT, remote_of};
+use super::guest::{GATEWAY, GUEST, GUEST_MAC, GuestKernel, GuestView, TCP_PORT, remote_of};
 use super::guest_tcp::{BrokenLaw, GuestTcpEnd, byte_at, download_of, upload_of};
 use super::plan::{ConnectionPlan, NetPlan, Pace, SideEnd};
 use super::random::ScheduleRandom;
@@ -208,7 +208,7 @@ impl SmoltcpProgram {
     }
 }
 
-impl SimulatedGuest for SmoltcpGuest {
+impl GuestKernel for SmoltcpGuest {
     fn owner_of(&self, slot: usize) -> Option<usize> {
         let is_owner =
             |p: &SmoltcpProgram| p.has_begun && p.plan.is_from_guest && p.plan.slot == slot;

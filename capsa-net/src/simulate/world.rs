@@ -8,7 +8,7 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::NetScheduleOutcome;
-use super::guest::{self, GATEWAY_MAC, GUEST_MAC, NetGuest, REMOTE_PORT, SimulatedGuest};
+use super::guest::{self, GATEWAY_MAC, GUEST_MAC, GuestKernel, NetGuest, REMOTE_PORT};
 use super::guest_tcp::GuestTcpEnd;
 use super::host::{HostEnd, ModelSocket};
 use super::link::{LinkErrors, LossyLink};
@@ -31,7 +31,7 @@ const SMOLTCP: u64 = 4;
 pub(super) struct NetSimulation<'a> {
     plan: NetPlan,
     net: Net,
-    guest: Box<dyn SimulatedGuest>,
+    guest: Box<dyn GuestKernel>,
     sockets: BTreeMap<FlowId, ModelSocket>,
     /// The UDP sockets that are open, with the guest's socket.
     udp: BTreeMap<FlowId, usize>,
@@ -52,7 +52,7 @@ impl<'a> NetSimulation<'a> {
         let mut random = ScheduleRandom::new(seed);
         let mut plan = NetPlan::choose(&mut random);
         plan.datagrams.sort_unstable();
-        let guest: Box<dyn SimulatedGuest> = match seed % SMOLTCP {
+        let guest: Box<dyn GuestKernel> = match seed % SMOLTCP {
             n if n == SMOLTCP - 1 => smoltcp_guest(&mut plan, &mut random),
             _ => Box::new(NetGuest::new(&plan)),
         };
