@@ -13,6 +13,7 @@ mod fragments;
 mod interface;
 mod ndp;
 mod receive;
+mod rules;
 mod services;
 
 use alloc::boxed::Box;
@@ -441,6 +442,7 @@ impl Net {
             .map(|(at, _)| *at)
             .chain(self.name_server.poll_timeout())
             .chain(self.fragments.poll_timeout())
+            .chain(self.events.poll_timeout())
             .min()?;
         Some(Deadline { at, why: "network timer" })
     }
@@ -465,6 +467,7 @@ impl Net {
             self.remove(id);
         }
         self.name_server_timeout(now);
+        self.events.handle_timeout(now);
     }
 }
 

@@ -47,6 +47,8 @@ pub struct NetworkConfig {
     pub services: Vec<ServiceName>,
     /// The rules for what the guest reaches. `None`: the internet, and what the fields above open.
     pub policy: Option<PolicyRules>,
+    /// Report events without a policy too: see [`Net::poll_event`]. With a policy they are always reported.
+    pub audit: bool,
 }
 
 /// The addresses of IPv6 in a network, whose prefix has 64 bits. The guest chooses its own addresses within
@@ -100,6 +102,7 @@ impl NetworkConfig {
             host_ports: BTreeSet::new(),
             services: Vec::new(),
             policy: None,
+            audit: false,
         }
     }
 }

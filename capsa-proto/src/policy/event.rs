@@ -7,7 +7,7 @@ use core::time::Duration;
 use serde::Serialize;
 
 use super::target::PolicyProtocol;
-use super::verdict::{PolicyDestination, VerdictReason};
+use super::verdict::{PolicyDestination, PolicyVerdict, VerdictReason};
 use crate::time::Instant;
 
 /// Something that happened in the network of a VM.
@@ -48,6 +48,27 @@ pub struct NetworkEvent {
 }
 
 impl NetworkEvent {
+    /// An event with a verdict, and nothing else. The queue of the network sets its number.
+    pub fn new(at: Instant, kind: NetworkEventKind, verdict: PolicyVerdict) -> Self {
+        let PolicyVerdict { is_allowed, rule, reason } = verdict;
+        Self {
+            seq: 0,
+            at,
+            kind,
+            is_allowed,
+            rule,
+            reason,
+            protocol: None,
+            name: None,
+            stated_name: None,
+            address: None,
+            port: None,
+            flow: None,
+            totals: None,
+            repeated: 0,
+        }
+    }
+
     /// What the guest asked for, in the form that [`PolicyRules::explain`](super::PolicyRules::explain) takes.
     pub fn destination(&self) -> Option<PolicyDestination> {
         let is_query =

@@ -22,6 +22,13 @@ pub struct PolicyVerdict {
     pub reason: VerdictReason,
 }
 
+impl PolicyVerdict {
+    /// A verdict that no rule decides.
+    pub const fn without_rule(is_allowed: bool, reason: VerdictReason) -> Self {
+        Self { is_allowed, rule: None, reason }
+    }
+}
+
 /// Why a flow or a query is allowed or refused. The names are stable: they are in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
