@@ -34,7 +34,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     }
     let (fake, guest) = (TestProgram::new("fake-qemu"), NanoGuest::for_any(nano::Nano::default()));
     let mode = if with_network { NetworkMode::Nat } else { NetworkMode::None };
-    let vm = || idle::vm(fake.path(), guest.kernel()).network(mode);
+    let vm = || idle::vm(fake.path(), guest.kernel()).network(mode.clone());
     let time = Duration::from_secs(seconds);
     let (name, cost) = match api.as_str() {
         "embed" => ("`embed::Vm`, one `poll(2)` loop", idle::embedded(vms, time, vm)?),
