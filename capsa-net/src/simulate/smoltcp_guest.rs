@@ -24,6 +24,9 @@ use crate::wire::ethernet;
 /// Without an answer for this long, a connection ends.
 const GIVES_UP: u64 = 100;
 
+/// Frames of the guest that its card holds, at most.
+const QUEUED: usize = 64;
+
 /// Frames on their way between smoltcp and the link.
 #[derive(Debug, Default)]
 struct FrameQueues {
@@ -55,12 +58,14 @@ impl Device for FrameQueues {
     type TxToken<'a> = NewFrame<'a>;
 
     fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(ArrivedFrame, NewFrame<'_>)> {
-        let frame = self.to_guest.pop_front()?;
+        let is_full = self.from_guest.len() >= QUEUED;
+        let frame = self.to_guest.pop_front_if(|_| !is_full)?;
         Some((ArrivedFrame(frame), NewFrame(&mut self.from_guest)))
     }
 
     fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<NewFrame<'_>> {
-        Some(NewFrame(&mut self.from_guest))
+        let is_full = self.from_guest.len() >= QUEUED;
+        (!is_full).then_some(NewFrame(&mut self.from_guest))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
