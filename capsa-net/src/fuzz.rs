@@ -22,6 +22,7 @@ use crate::wire::udp::UdpDatagram;
 pub use self::dhcp::dhcp;
 pub use self::dns::dns;
 pub use self::packets::packets;
+pub use crate::inspect::fuzz_inspect as inspect;
 
 const CONFIG: NetworkConfig = {
     let mut config = NetworkConfig::new(MacAddress([2, 0, 0, 0, 0, 1]), 1500);

@@ -93,7 +93,7 @@ impl NetworkEvent {
     /// The names of the fields are stable; a field without a value is left out. Control characters of names
     /// are escaped.
     pub fn to_json(&self, time: &str, vm: &str) -> String {
-        let line = LogLine {
+        let line = EventLine {
             time,
             vm,
             seq: self.seq,
@@ -120,7 +120,7 @@ impl NetworkEvent {
 
 /// The fields of a line, in their order.
 #[derive(Serialize)]
-struct LogLine<'a> {
+struct EventLine<'a> {
     time: &'a str,
     vm: &'a str,
     seq: u64,

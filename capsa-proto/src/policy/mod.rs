@@ -230,5 +230,42 @@ impl Default for PolicyLimits {
 /// For how long the guest may keep a synthetic address.
 pub const SYNTHETIC_TTL: Duration = Duration::from_secs(30);
 
+/// The body of a fuzz target: lines are rules, `!` before exceptions, `?` before destinations. No text
+/// panics, what is printed parses to the same, and an exception covers what it names.
+#[cfg(feature = "fuzz")]
+pub fn fuzz(data: &[u8]) {
+    let Ok(text) = core::str::from_utf8(data) else { return };
+    let (mut policy, mut destinations) = (NetworkPolicy::new(), Vec::new());
+    for line in text.lines().take(64) {
+        if let Some(destination) = line.strip_prefix('?') {
+            destinations.extend(destination.parse::<PolicyDestination>());
+        } else if let Some(target) = line.strip_prefix('!') {
+            policy = policy.deny(target);
+        } else {
+            policy = policy.allow(line);
+        }
+    }
+    for rule in &policy.allow {
+        if let Ok(target) = rule.to.parse::<PolicyTarget>() {
+            assert_eq!(alloc::format!("{target}").parse(), Ok(target));
+        }
+    }
+    let _ = policy.warnings();
+    let Ok(rules) = PolicyRules::new(&policy) else { return };
+    for destination in destinations {
+        assert_eq!(alloc::format!("{destination}").parse(), Ok(destination.clone()));
+        let verdict = rules.explain(&destination);
+        assert_eq!(verdict.is_allowed, verdict.reason.is_allowed(), "{destination}");
+        let suggested = suggest([destination.clone()]);
+        // What the grammar has no rule for cannot be suggested.
+        if verdict.is_allowed
+            && let Ok(rules) = PolicyRules::new(&suggested)
+            && !matches!(destination, PolicyDestination::Query { .. })
+        {
+            assert!(rules.explain(&destination).is_allowed, "{destination}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

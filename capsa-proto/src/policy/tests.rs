@@ -1,3 +1,5 @@
+//! The grammar of rules, mistakes, verdicts and suggestions.
+
 use super::*;
 use alloc::string::ToString;
 use alloc::vec;

@@ -85,6 +85,11 @@ pub enum VerdictReason {
 }
 
 impl VerdictReason {
+    /// Whether it is a reason to allow.
+    pub const fn is_allowed(self) -> bool {
+        matches!(self, Self::Allowed | Self::OwnNetwork)
+    }
+
     /// For a line of output: what is wrong or right, in a few words.
     pub const fn describe(self) -> &'static str {
         match self {

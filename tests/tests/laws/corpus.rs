@@ -4,12 +4,12 @@
 use std::fs;
 
 use capsa_cli::fuzz;
-use capsa_proto::{cmdline, codec, console, lifecycle, qcow2, vm};
+use capsa_proto::{cmdline, codec, console, lifecycle, policy, qcow2, vm};
 use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 19] = [
+const TARGETS: [(&str, Body); 21] = [
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),
@@ -20,10 +20,12 @@ const TARGETS: [(&str, Body); 19] = [
     ("dns", capsa_net::fuzz::dns),
     ("duration", fuzz::duration),
     ("http", codec::fuzz::http),
+    ("inspect", capsa_net::fuzz::inspect),
     ("json_stream", codec::fuzz::json_stream),
     ("lifecycle", lifecycle::fuzz::run),
     ("network", capsa_net::fuzz::network),
     ("packets", capsa_net::fuzz::packets),
+    ("policy", policy::fuzz),
     ("qcow2", qcow2::fuzz),
     ("qmp", codec::fuzz::qmp),
     ("size", fuzz::size),
