@@ -229,8 +229,8 @@ impl GuestKernel for SmoltcpGuest {
             let Some(handle) = program.handle else { continue };
             let socket = self.sockets.get_mut::<Socket<'_>>(handle);
             let state = socket.state();
-            program.has_begun |=
-                !matches!(state, State::Listen | State::SynReceived | State::Closed);
+            // A socket that listens is closed only after a connection.
+            program.has_begun |= !matches!(state, State::Listen | State::SynReceived);
             // The program may still read the end of the stream.
             let has_end = !matches!(socket.recv(|_| (0, ())), Err(RecvError::InvalidState));
             let is_whole = program.is_closed && has_end;
