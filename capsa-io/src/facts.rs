@@ -45,7 +45,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
             ForwardHost::Unix(path) => Some(path),
             ForwardHost::Port { .. } => None,
         });
-        for path in sockets.chain(&options.pcap) {
+        for path in sockets.chain(&options.pcap).chain(&options.log) {
             look(path, &mut files);
             if let Some(parent) = path.parent() {
                 look(&parent, &mut files);

@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
+use capsa_proto::policy::{NetworkEvent, PolicyRules};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::VmCore;
 
@@ -81,6 +82,13 @@ pub trait VmIo: AsFd + fmt::Debug + Send {
 
     /// Takes the link of the network up or down.
     fn set_network_link(&mut self, is_up: bool);
+
+    /// Replaces the policy of the network.
+    fn set_network_policy(&mut self, policy: PolicyRules, now: Instant);
+
+    /// Takes the events of the network since the last call, also after the end. Of too many the oldest are
+    /// dropped.
+    fn take_network_events(&mut self) -> Vec<NetworkEvent>;
 
     /// Removes the VM's files now.
     fn remove_files(&mut self);

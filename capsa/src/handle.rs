@@ -11,7 +11,7 @@ use crate::backend::{LaunchPlan, Rejection};
 use crate::disk_errors::DiskError;
 use crate::driver::{Shared, SharedState, Waiter};
 use crate::embed::{DEFAULT_GRACE, PauseRequest};
-use crate::network::{BoundForward, Counters};
+use crate::network::{BoundForward, Counters, NetworkEvent, NetworkPolicy};
 use crate::{
     ConsoleMode, Error, GuestOs, ResourceConfig, Result, StopReport, VmConsole, VmStatus, stdio,
 };
@@ -276,6 +276,38 @@ impl VmHandle {
     pub fn set_network_link(&self, is_up: bool) -> Result<()> {
         self.shared().check_process()?;
         self.shared().change(|state| state.vm.set_network_link(is_up))
+    }
+
+    /// Replaces the policy of the guest's network, or sets one where the network is NAT. Flows that the new
+    /// policy does not allow end at once.
+    ///
+    /// ```no_run
+    /// use capsa::network::NetworkPolicy;
+    ///
+    /// # fn main_(vm: &capsa::VmHandle) -> capsa::Result<()> {
+    /// // The packages are installed: the tests that follow need no network but their database.
+    /// vm.set_network_policy(NetworkPolicy::new().allow("10.1.2.3:5432"))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] with every mistake of the policy, which then changes nothing;
+    /// [`Error::NetworkNotEnabled`]; [`Error::NotRunning`] when the VM has ended.
+    pub fn set_network_policy(&self, policy: NetworkPolicy) -> Result<()> {
+        self.shared().check_process()?;
+        self.shared().change(|state| state.vm.set_network_policy(policy))
+    }
+
+    /// Takes what happened in the guest's network since the last call, also after the end: which flows and
+    /// queries were allowed or refused, by which rule, and why. There are no events without a policy, unless
+    /// the VM has a [`network_log`](crate::LinuxVmBuilder::network_log).
+    ///
+    /// The VM keeps the newest 1024 events. A gap between the [`seq`](crate::network::NetworkEvent::seq) of
+    /// two events is the number of those that were dropped.
+    pub fn network_events(&self) -> Vec<NetworkEvent> {
+        self.shared().lock().vm.network_events()
     }
 
     /// Waits until the VM has ended and returns its last status. Any number of tasks may wait, also

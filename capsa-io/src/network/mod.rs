@@ -10,6 +10,7 @@
 //! | `link` | how frames travel |
 //! | `sockets` | the sockets of the flows |
 //! | `connects` | the sockets that are connecting |
+//! | `events` | the events for the owner of the VM, and their log |
 //! | `pcap` | a file of the packets |
 //! | `resolver` | the names that the guest asks for |
 //! | `bind`, `forwards` | forwarded ports: their sockets, their clients |
@@ -27,6 +28,7 @@
 
 mod bind;
 mod connects;
+mod events;
 mod forwards;
 mod link;
 mod pcap;
@@ -43,7 +45,7 @@ use std::path::Path;
 use capsa_net::{Net, NetworkConfig, SegmentBody, ServiceName};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{NetworkLink, NetworkPlan};
-use capsa_proto::policy::{PolicyMistake, PolicyRules};
+use capsa_proto::policy::{NetworkEvent, PolicyMistake, PolicyRules};
 use capsa_proto::spec::PortForward;
 use capsa_proto::time::{Deadline, Instant};
 
@@ -52,6 +54,7 @@ use crate::sys::{self, Poll, PollSource, ReadyEvents};
 
 use self::bind::bind_forwards;
 use self::connects::ConnectTable;
+use self::events::EventOutput;
 use self::forwards::ForwardTable;
 use self::link::{Batch, DatagramLink, FrameLink, LinkInput, StreamLink, VringLink};
 use self::pcap::{PacketCapture, PacketDirection};
@@ -76,6 +79,8 @@ pub enum NetworkError {
     Policy(Vec<PolicyMistake>),
     /// The capture file cannot be created.
     Capture(io::Error),
+    /// The log cannot be opened.
+    Log(io::Error),
     /// The network cannot wait for its sockets.
     Poll(io::Error),
 }
@@ -89,6 +94,7 @@ impl fmt::Display for NetworkError {
                 mistakes.iter().try_for_each(|mistake| write!(f, "; {}", mistake.reason))
             }
             Self::Capture(_) => f.write_str("cannot create the capture file of the network"),
+            Self::Log(_) => f.write_str("cannot open the log of the network"),
             Self::Poll(_) => f.write_str("cannot wait for the sockets of the network"),
         }
     }
@@ -99,7 +105,7 @@ impl std::error::Error for NetworkError {
         match self {
             Self::Forwards(errors) => errors.first().map(|error| error as _),
             Self::Policy(_) => None,
-            Self::Capture(error) | Self::Poll(error) => Some(error),
+            Self::Capture(error) | Self::Log(error) | Self::Poll(error) => Some(error),
         }
     }
 }
@@ -109,7 +115,9 @@ impl From<NetworkError> for io::Error {
         let kind = match &error {
             NetworkError::Forwards(errors) => errors.first().map(|first| first.error.kind()),
             NetworkError::Policy(_) => Some(io::ErrorKind::InvalidInput),
-            NetworkError::Capture(error) | NetworkError::Poll(error) => Some(error.kind()),
+            NetworkError::Capture(error)
+            | NetworkError::Log(error)
+            | NetworkError::Poll(error) => Some(error.kind()),
         };
         Self::new(kind.unwrap_or(io::ErrorKind::Other), error)
     }
@@ -160,6 +168,7 @@ pub struct Network {
     /// Flows that were refused because the host has no descriptor left, or too many flows.
     refused_by_host: u64,
     capture: Option<PacketCapture>,
+    events: EventOutput,
     /// Bytes that the current call may still read from sockets.
     budget: usize,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
@@ -216,6 +225,7 @@ impl Network {
             host_ports: options.host_ports.clone(),
             services: options.services.iter().map(service).collect(),
             policy: policy.transpose().map_err(NetworkError::Policy)?,
+            audit: options.log.is_some(),
             ..NetworkConfig::new(plan.mac, plan.mtu)
         };
         let socket = |index| plan.service_socket(index, run_dir);
@@ -226,6 +236,7 @@ impl Network {
             options.pcap.as_ref().map(|path| PacketCapture::create(Path::new(path.as_str())));
         Ok(Self {
             capture: capture.transpose().map_err(NetworkError::Capture)?,
+            events: EventOutput::new(options, run_dir).map_err(NetworkError::Log)?,
             net: Net::new(config, random::key()),
             resolver: Resolver::new(poll.waker()),
             forwards: ForwardTable::new(bound, &poll).map_err(NetworkError::Poll)?,
@@ -280,6 +291,18 @@ impl Network {
         self.more = true;
     }
 
+    /// Replaces the policy. Flows that it does not allow end.
+    pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
+        self.net.set_policy(policy, now);
+        self.more = true;
+    }
+
+    /// Takes the events since the last call. Of too many the oldest are dropped, so that the first
+    /// [number](NetworkEvent::seq) shows how many.
+    pub fn take_events(&mut self) -> Vec<NetworkEvent> {
+        self.events.take()
+    }
+
     /// The forwards of the plan, with the ports that they have: a port of 0 is replaced.
     pub fn forwards(&self) -> &[PortForward] {
         self.forwards.forwards()
@@ -289,6 +312,7 @@ impl Network {
     pub fn counters(&self) -> Counters {
         let mut counters = self.net.counters();
         counters.refused_resources = self.refused_by_host;
+        counters.dropped_log_lines = self.events.dropped_lines();
         counters
     }
 
@@ -345,6 +369,10 @@ impl Network {
         if let Some(capture) = &mut self.capture {
             capture.flush();
         }
+        while let Some(event) = self.net.poll_event() {
+            self.events.add(event, now);
+        }
+        self.events.flush();
     }
 
     /// Hands the names that were resolved to the stack.

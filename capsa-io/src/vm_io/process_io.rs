@@ -13,6 +13,7 @@ use capsa_proto::plan::{
     ConsolePlan, ControlEndpoint, LaunchPlan, NetworkLink, OverlayPlan, ProcessId, Readiness,
     Signal,
 };
+use capsa_proto::policy::{NetworkEvent, PolicyRules};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
 
@@ -81,6 +82,8 @@ pub struct ProcessIo {
     network: Option<PollSource<Network>>,
     /// What the network counted until it ended.
     last_counters: Counters,
+    /// Its events that were not taken.
+    last_events: Vec<NetworkEvent>,
 }
 
 /// What was read from a channel.
@@ -106,6 +109,7 @@ impl ProcessIo {
         let poll = Poll::new()?;
         Ok(Self {
             last_counters: Counters::default(),
+            last_events: Vec::new(),
             network: network.map(|network| poll.add(network, NETWORK_KEY)).transpose()?,
             poll,
             ready: None,
@@ -381,6 +385,9 @@ impl ProcessIo {
 
     fn end_network(&mut self) {
         self.last_counters = self.network_counters();
+        if self.network.is_some() {
+            self.last_events = self.take_network_events();
+        }
         self.network = None;
     }
 
@@ -509,6 +516,19 @@ impl VmIo for ProcessIo {
     fn set_network_link(&mut self, is_up: bool) {
         if let Some(network) = &mut self.network {
             network.io().set_link(is_up);
+        }
+    }
+
+    fn set_network_policy(&mut self, policy: PolicyRules, now: Instant) {
+        if let Some(network) = &mut self.network {
+            network.io().set_policy(policy, now);
+        }
+    }
+
+    fn take_network_events(&mut self) -> Vec<NetworkEvent> {
+        match &mut self.network {
+            Some(network) => network.io().take_events(),
+            None => std::mem::take(&mut self.last_events),
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use capsa_proto::lifecycle::{Cause, Exit};
 use capsa_proto::plan::{ConsolePlan, ProcessId, Signal};
+use capsa_proto::policy::{NetworkEvent, PolicyRules};
 use capsa_proto::sim::{GuestSim, QmpServer, SimAction, SimulatedGuest, event_name};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{Channel, Output, VmCore};
@@ -318,6 +319,12 @@ impl VmIo for SimulatedIo {
     }
 
     fn set_network_link(&mut self, _: bool) {}
+
+    fn set_network_policy(&mut self, _: PolicyRules, _: Instant) {}
+
+    fn take_network_events(&mut self) -> Vec<NetworkEvent> {
+        Vec::new()
+    }
 
     fn remove_files(&mut self) {}
 }

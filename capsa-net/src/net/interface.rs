@@ -359,11 +359,14 @@ pub struct Counters {
     pub limited: u64,
     /// DNS queries that were too many, in a second or at one time.
     pub queries_limited: u64,
+    /// Lines of the log that could not be written, or were left out because the file took none. The driver
+    /// counts them.
+    pub dropped_log_lines: u64,
 }
 
 impl Counters {
     /// All counters with their names, for output.
-    pub fn named(&self) -> [(&'static str, u64); 14] {
+    pub fn named(&self) -> [(&'static str, u64); 15] {
         [
             ("flows", self.flows),
             ("bytes_from_guest", self.bytes_from_guest),
@@ -379,6 +382,7 @@ impl Counters {
             ("refused_resources", self.refused_resources),
             ("limited", self.limited),
             ("queries_limited", self.queries_limited),
+            ("dropped_log_lines", self.dropped_log_lines),
         ]
     }
 }

@@ -6,6 +6,8 @@ mod network;
 mod shares;
 mod supported;
 
+pub use network::policy_rules;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

@@ -50,6 +50,10 @@ pub struct NetworkOptions {
     pub services: Vec<NetworkService>,
     /// A file for the packets of the guest's network card, as pcapng.
     pub pcap: Option<HostPath>,
+    /// A file to which the events of the network are appended, as JSON lines.
+    pub log: Option<HostPath>,
+    /// The name of the VM in that file. `None`: the last component of its run directory.
+    pub log_name: Option<String>,
 }
 
 /// TCP or UDP.

@@ -256,6 +256,9 @@ fn network_options(f: &mut fmt::Formatter<'_>, options: &NetworkOptions) -> fmt:
     if let Some(path) = &options.pcap {
         comment(f, &format!("packet capture: {path}"))?;
     }
+    if let Some(path) = &options.log {
+        comment(f, &format!("network log: {path}"))?;
+    }
     Ok(())
 }
 

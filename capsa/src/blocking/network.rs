@@ -6,7 +6,7 @@ use futures_lite::future::block_on;
 
 use super::VmHandle;
 use crate::Result;
-use crate::network::{BoundForward, Counters};
+use crate::network::{BoundForward, Counters, NetworkEvent, NetworkPolicy};
 
 impl VmHandle {
     /// The same as [`crate::VmHandle::forwards`].
@@ -26,6 +26,20 @@ impl VmHandle {
     /// The same as [`crate::VmHandle::set_network_link`].
     pub fn set_network_link(&self, is_up: bool) -> Result<()> {
         self.inner.set_network_link(is_up)
+    }
+
+    /// The same as [`crate::VmHandle::set_network_policy`].
+    ///
+    /// # Errors
+    ///
+    /// The same as [`crate::VmHandle::set_network_policy`].
+    pub fn set_network_policy(&self, policy: NetworkPolicy) -> Result<()> {
+        self.inner.set_network_policy(policy)
+    }
+
+    /// The same as [`crate::VmHandle::network_events`].
+    pub fn network_events(&self) -> Vec<NetworkEvent> {
+        self.inner.network_events()
     }
 
     /// Blocking version of [`crate::VmHandle::service_listen`].

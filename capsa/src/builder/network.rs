@@ -21,6 +21,8 @@ pub(super) struct NetworkSettings {
     /// The addresses as text, and the unix socket of each one that the owner does not serve.
     services: Vec<(String, Option<PathBuf>)>,
     pcap: Option<PathBuf>,
+    log: Option<PathBuf>,
+    log_name: Option<String>,
 }
 
 impl NetworkSettings {
@@ -65,6 +67,8 @@ impl NetworkSettings {
             forwards,
             services,
             pcap: self.pcap.as_ref().and_then(|path| paths.take("network_pcap", path)),
+            log: self.log.as_ref().and_then(|path| paths.take("network_log", path)),
+            log_name: self.log_name.clone(),
         }
     }
 }
@@ -140,6 +144,24 @@ impl LinuxVmBuilder {
     /// tcpdump read. The file is replaced if it exists.
     pub fn network_pcap(mut self, path: impl Into<PathBuf>) -> Self {
         self.network_options.pcap = Some(path.into());
+        self
+    }
+
+    /// Appends what happens in the guest's network to a file, one JSON object on each line: which flows and
+    /// queries were allowed or refused, by which rule, and why. The manual, `manual::policy`, lists the
+    /// fields. The file is created if it does not exist.
+    ///
+    /// Lines that the file does not take at once, on a full disk for example, are left out and counted
+    /// ([`Counters::dropped_log_lines`](crate::network::Counters::dropped_log_lines)).
+    pub fn network_log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.network_options.log = Some(path.into());
+        self
+    }
+
+    /// Sets the field `vm` of the lines of [`network_log`](Self::network_log), for a file that several VMs
+    /// append to. Default: the last component of the VM's run directory.
+    pub fn network_log_name(mut self, name: impl Into<String>) -> Self {
+        self.network_options.log_name = Some(name.into());
         self
     }
 }

@@ -3,12 +3,12 @@
 use std::io;
 
 use capsa_io::network::{Network, NetworkError};
-use capsa_proto::capabilities::{Violation, ViolationKind};
+use capsa_proto::capabilities::{Violation, ViolationKind, policy_rules};
 use capsa_proto::plan::LaunchPlan;
 use capsa_proto::spec::{ForwardHost, ServiceTarget};
 
 use super::{ServicePortListener, Vm};
-use crate::network::{BoundForward, Counters};
+use crate::network::{BoundForward, Counters, NetworkEvent, NetworkPolicy};
 use crate::{Error, Result};
 
 impl Vm {
@@ -37,6 +37,33 @@ impl Vm {
         }
         self.io.set_network_link(is_up);
         Ok(())
+    }
+
+    /// Replaces the policy of the guest's network, or sets one where the network is NAT. Flows that the new
+    /// policy does not allow end at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] with every mistake of the policy, which then changes nothing;
+    /// [`Error::NetworkNotEnabled`]; [`Error::NotRunning`] when the VM has ended.
+    pub fn set_network_policy(&mut self, policy: NetworkPolicy) -> Result<()> {
+        self.plan.parts().network.as_ref().ok_or(Error::NetworkNotEnabled)?;
+        let rules = policy_rules(&policy).map_err(Error::from_violations)?;
+        if self.core.status().is_terminal() {
+            return Err(Error::NotRunning);
+        }
+        self.io.set_network_policy(rules, self.clock.now());
+        Ok(())
+    }
+
+    /// Takes what happened in the guest's network since the last call, also after the end: which flows and
+    /// queries were allowed or refused, by which rule, and why. There are no events without a policy, unless
+    /// the VM has a [`network_log`](crate::LinuxVmBuilder::network_log).
+    ///
+    /// The VM keeps the newest 1024 events. A gap between the [`seq`](crate::network::NetworkEvent::seq) of
+    /// two events is the number of those that were dropped.
+    pub fn network_events(&mut self) -> Vec<NetworkEvent> {
+        self.io.take_network_events()
     }
 
     /// Listens for the guest's connections to a service that this program serves
@@ -100,6 +127,10 @@ pub(super) fn bind(plan: &LaunchPlan) -> Result<Option<Network>> {
         NetworkError::Capture(error) => {
             let path = network.options.pcap.as_ref().map(ToString::to_string).unwrap_or_default();
             vec![violation("network_pcap".into(), path, &error, ["use another file"; 2])]
+        }
+        NetworkError::Log(error) => {
+            let path = network.options.log.as_ref().map(ToString::to_string).unwrap_or_default();
+            vec![violation("network_log".into(), path, &error, ["use another file"; 2])]
         }
         other => return Err(io::Error::from(other).into()),
     }))

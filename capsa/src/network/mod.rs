@@ -9,7 +9,9 @@
 //! | open what is closed by default | [`LinuxVmBuilder::allow_private`](crate::LinuxVmBuilder::allow_private), [`LinuxVmBuilder::allow_host_port`](crate::LinuxVmBuilder::allow_host_port) |
 //! | connect to a server in the guest | [`LinuxVmBuilder::forward`](crate::LinuxVmBuilder::forward), [`VmHandle::forwards`](crate::VmHandle::forwards) |
 //! | serve connections of the guest | [`LinuxVmBuilder::service`](crate::LinuxVmBuilder::service), [`VmHandle::service_listen`](crate::VmHandle::service_listen) |
-//! | see what happens | [`VmHandle::network_counters`](crate::VmHandle::network_counters), [`LinuxVmBuilder::network_pcap`](crate::LinuxVmBuilder::network_pcap) |
+//! | allow some targets only | [`NetworkPolicy`], [`NetworkMode::Policy`](crate::NetworkMode::Policy), [`VmHandle::set_network_policy`](crate::VmHandle::set_network_policy) |
+//! | check a policy without a VM | [`PolicyRules::new`], [`PolicyRules::explain`] |
+//! | see what happens | [`VmHandle::network_events`](crate::VmHandle::network_events), [`LinuxVmBuilder::network_log`](crate::LinuxVmBuilder::network_log), [`VmHandle::network_counters`](crate::VmHandle::network_counters), [`LinuxVmBuilder::network_pcap`](crate::LinuxVmBuilder::network_pcap) |
 
 #[cfg(feature = "async")]
 mod stream;
@@ -26,6 +28,11 @@ use capsa_proto::spec::{ForwardHost, PortForward};
 pub use stream::{ServiceListener, ServiceStream};
 
 pub use capsa_io::network::Counters;
+pub use capsa_proto::policy::{
+    AllowRule, DestinationError, FlowTotals, NetworkEvent, NetworkEventKind, NetworkPolicy,
+    PolicyDestination, PolicyLimits, PolicyMistake, PolicyMode, PolicyProtocol, PolicyRules,
+    PolicyVerdict, PolicyWarning, ResolveMode, StreamCheck, TargetError, VerdictReason, suggest,
+};
 pub use capsa_proto::spec::TransportProtocol;
 
 /// Where this host accepts the connections of a forward: a port, or a unix socket.

@@ -114,6 +114,7 @@ impl LinuxVmBuilder {
             ("forwards", "network", !spec.network_options.forwards.is_empty()),
             ("services", "network", !spec.network_options.services.is_empty()),
             ("network_pcap", "network", spec.network_options.pcap.is_some()),
+            ("network_log", "network", spec.network_options.log.is_some()),
         ] {
             if is_set {
                 return Err(Error::from_violations(vec![Violation::new(

@@ -46,9 +46,30 @@ pub(super) fn violations(spec: &VmSpec, host: &HostFacts) -> Vec<Violation> {
         found.service(n, service, &options.services[..n]);
     }
     if let Some(path) = &options.pcap {
-        found.pcap(path, spec);
+        found.written_file("network_pcap", path, spec);
+    }
+    if let Some(path) = &options.log {
+        found.written_file("network_log", path, spec);
+        if options.pcap.as_ref() == Some(path) {
+            let reason = format!("{path} is the packet capture");
+            found.reject("network_log".into(), Kind::Duplicate, reason, "use another file");
+        }
     }
     found.out
+}
+
+/// The rules of a policy.
+///
+/// # Errors
+///
+/// With a violation for every mistake.
+pub fn policy_rules(policy: &NetworkPolicy) -> Result<PolicyRules, Vec<Violation>> {
+    PolicyRules::new(policy).map_err(|mistakes| {
+        let violation = |PolicyMistake { place, reason, remedy }| {
+            Violation::new(format!("network.{place}"), Kind::Malformed, reason, remedy)
+        };
+        mistakes.into_iter().map(violation).collect()
+    })
 }
 
 struct NetworkViolations<'a> {
@@ -62,13 +83,14 @@ impl NetworkViolations<'_> {
     }
 
     fn without_network(&mut self, options: &NetworkOptions) {
-        let NetworkOptions { allow_private, host_ports, forwards, services, pcap } = options;
+        let NetworkOptions { allow_private, host_ports, forwards, services, pcap, log, .. } = options;
         let fields = [
             ("allow_private", *allow_private),
             ("allow_host_ports", !host_ports.is_empty()),
             ("forwards", !forwards.is_empty()),
             ("services", !services.is_empty()),
             ("network_pcap", pcap.is_some()),
+            ("network_log", log.is_some()),
         ];
         for (field, _) in fields.into_iter().filter(|(_, is_set)| *is_set) {
             let remedy = "set network to nat, or remove this option";
@@ -77,11 +99,7 @@ impl NetworkViolations<'_> {
     }
 
     fn policy(&mut self, policy: &NetworkPolicy, options: &NetworkOptions) {
-        for PolicyMistake { place, reason, remedy } in
-            PolicyRules::new(policy).err().unwrap_or_default()
-        {
-            self.reject(format!("network.{place}"), Kind::Malformed, reason, &remedy);
-        }
+        self.out.extend(policy_rules(policy).err().unwrap_or_default());
         let options = [
             ("allow_private", options.allow_private, "allow \"private:*\" in the policy"),
             (
@@ -153,16 +171,15 @@ impl NetworkViolations<'_> {
         }
     }
 
-    fn pcap(&mut self, path: &HostPath, spec: &VmSpec) {
-        let field = || String::from("network_pcap");
+    fn written_file(&mut self, field: &str, path: &HostPath, spec: &VmSpec) {
+        let field = || String::from(field);
         if matches!(self.host.file(path), FileFacts::Directory { .. }) {
             let reason = format!("{path} is a directory");
             self.reject(field(), Kind::WrongType, reason, "give the path of a file");
         }
-        // The capture replaces the content of its file.
         let read = [Some(&spec.kernel), spec.initrd.as_ref()].into_iter().flatten();
         if read.chain(spec.disks.iter().map(|disk| &disk.path)).any(|used| used == path) {
-            let reason = format!("{path} is a file of the VM, which the capture would overwrite");
+            let reason = format!("{path} is a file of the VM, which would be overwritten");
             self.reject(field(), Kind::Duplicate, reason, "use another file");
         }
         self.parent(field(), path);
@@ -317,6 +334,8 @@ mod tests {
             ],
             services: vec![service("llm.capsa.internal", 80), service("llm.capsa.internal", 81)],
             pcap: Some(path("/run/p")),
+            log: Some(path("/run/l")),
+            log_name: None,
         };
         assert_eq!(found(NetworkMode::Nat, options), []);
     }
@@ -343,10 +362,13 @@ mod tests {
                 NetworkService { target: ServiceTarget::Unix(path(&long)), ..service("b", 1) },
             ],
             pcap: Some(path("/run/dir")),
+            log: Some(path("/none/l")),
+            log_name: None,
         };
         let own = |field: &str| (field.to_string(), Kind::Malformed);
         let fields = ["allow_private", "allow_host_ports", "forwards", "services", "network_pcap"];
         let mut want = fields.map(own).to_vec();
+        want.push(own("network_log"));
         want.extend(
             [
                 ("allow_host_ports", Kind::OutOfRange),
@@ -363,6 +385,7 @@ mod tests {
                 ("services[1]", Kind::Duplicate),
                 ("services[2]", Kind::TooLong),
                 ("network_pcap", Kind::WrongType),
+                ("network_log", Kind::Missing),
             ]
             .map(|(field, kind)| (field.to_string(), kind)),
         );

@@ -1,0 +1,241 @@
+//! [`EventOutput`]: the events of the network, for the owner of the VM and for a log of JSON lines.
+//!
+//! Both are bounded, and neither waits: of too many events the owner gets the newest, and a log whose file
+//! takes no bytes loses whole lines, which are counted.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use capsa_proto::path::HostPath;
+use capsa_proto::policy::NetworkEvent;
+use capsa_proto::spec::NetworkOptions;
+use capsa_proto::time::Instant;
+use nix::libc;
+
+/// Events that the owner has not taken, at most.
+const EVENTS: usize = 1024;
+/// Bytes of lines that the file has not taken, at most.
+const BUFFER: usize = 64 << 10;
+
+/// Where events go.
+#[derive(Debug)]
+pub(super) struct EventOutput {
+    events: VecDeque<NetworkEvent>,
+    log: Option<NetworkLog>,
+}
+
+impl EventOutput {
+    /// # Errors
+    ///
+    /// When the log cannot be opened.
+    pub(super) fn new(options: &NetworkOptions, run_dir: &HostPath) -> io::Result<Self> {
+        let id = Path::new(run_dir.as_str()).file_name().unwrap_or_default().to_string_lossy();
+        let vm = options.log_name.clone().unwrap_or_else(|| id.into_owned());
+        let log = options.log.as_ref().map(|path| NetworkLog::open(Path::new(path.as_str()), vm));
+        Ok(Self { events: VecDeque::new(), log: log.transpose()? })
+    }
+
+    pub(super) fn add(&mut self, event: NetworkEvent, now: Instant) {
+        if let Some(log) = &mut self.log {
+            log.add(&event, now);
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Writes what the log's file takes.
+    pub(super) fn flush(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Vec<NetworkEvent> {
+        std::mem::take(&mut self.events).into()
+    }
+
+    pub(super) fn dropped_lines(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.dropped)
+    }
+}
+
+/// A file to which lines are appended.
+#[derive(Debug)]
+struct NetworkLog {
+    file: File,
+    vm: String,
+    /// Bytes that the file has not taken. The first line may be written in part.
+    buffer: Vec<u8>,
+    /// Lines that were left out because the buffer was full.
+    dropped: u64,
+    /// An error of the file was logged, and no write succeeded since.
+    has_failed: bool,
+}
+
+impl NetworkLog {
+    /// Opens the file, or creates it so that only this user can read it.
+    fn open(path: &Path, vm: String) -> io::Result<Self> {
+        let mut options = File::options();
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
+        // With a reader of its own, a pipe without another one can be opened, and takes bytes until it is
+        // full.
+        let is_pipe = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+        let file = options.read(is_pipe).open(path)?;
+        if file.metadata()?.is_file() {
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok(Self { file, vm, buffer: Vec::new(), dropped: 0, has_failed: false })
+    }
+
+    fn add(&mut self, event: &NetworkEvent, now: Instant) {
+        let age = Duration::from_micros(now.as_micros().saturating_sub(event.at.as_micros()));
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = event.to_json(&rfc3339(wall.saturating_sub(age)), &self.vm);
+        if self.buffer.len() + line.len() >= BUFFER {
+            self.flush();
+        }
+        if self.buffer.len() + line.len() >= BUFFER {
+            self.dropped += 1;
+            return;
+        }
+        self.buffer.extend_from_slice(line.as_bytes());
+        self.buffer.push(b'\n');
+    }
+
+    fn flush(&mut self) {
+        let mut written = 0;
+        while written < self.buffer.len() {
+            match self.file.write(&self.buffer[written..]) {
+                Ok(n @ 1..) => {
+                    written += n;
+                    self.has_failed = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock && !self.has_failed => {
+                    tracing::warn!("the network's log takes no lines: {error}");
+                    self.has_failed = true;
+                    break;
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.buffer.drain(..written);
+    }
+}
+
+impl Drop for NetworkLog {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// A time since 1970 in UTC, in milliseconds: `2026-11-28T07:03:49.120Z`.
+fn rfc3339(since_1970: Duration) -> String {
+    let (days, second) = (since_1970.as_secs() / 86_400, since_1970.as_secs() % 86_400);
+    // Days since 0000-03-01, in eras of 400 years: the year begins in March, so that a leap day ends it.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, is_next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year + is_next;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let milli = since_1970.subsec_millis();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capsa_proto::policy::{NetworkEventKind, PolicyVerdict, VerdictReason};
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    fn event(seq: u64) -> NetworkEvent {
+        let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
+        let mut event =
+            NetworkEvent::new(Instant::ZERO, NetworkEventKind::PolicyChanged, verdict);
+        event.seq = seq;
+        event
+    }
+
+    fn output(log: &Path) -> EventOutput {
+        let options = NetworkOptions {
+            log: Some(HostPath::new(log.to_str().unwrap()).unwrap()),
+            ..NetworkOptions::default()
+        };
+        EventOutput::new(&options, &HostPath::new("/run/capsa/id").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn event_time_is_rfc3339() {
+        for (seconds, want) in [
+            (0, "1970-01-01T00:00:00.007Z"),
+            (951_782_400, "2000-02-29T00:00:00.007Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.007Z"),
+            (1_798_761_600, "2027-01-01T00:00:00.007Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.007Z"),
+        ] {
+            assert_eq!(rfc3339(Duration::from_millis(seconds * 1000 + 7)), want);
+        }
+    }
+
+    #[test]
+    fn event_queue_full_keeps_the_newest() {
+        let mut output =
+            EventOutput::new(&NetworkOptions::default(), &HostPath::new("/r").unwrap()).unwrap();
+        (0..EVENTS as u64 + 5).for_each(|seq| output.add(event(seq), Instant::ZERO));
+        let taken = output.take();
+        assert_eq!((taken.len(), taken[0].seq), (EVENTS, 5));
+        assert!(output.take().is_empty());
+    }
+
+    #[test]
+    fn event_log_is_appended_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "before\n").unwrap();
+        let mut output = output(&path);
+        output.add(event(3), Instant::from_micros(1_000_000));
+        output.flush();
+        let text = fs::read_to_string(&path).unwrap();
+        let line: serde_json::Value =
+            serde_json::from_str(text.strip_prefix("before\n").unwrap()).unwrap();
+        assert_eq!((&line["vm"], &line["seq"]), (&"id".into(), &3.into()));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn event_log_pipe_without_reader_drops_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let mut output = output(&path);
+        for seq in 0..4000 {
+            output.add(event(seq), Instant::ZERO);
+            output.flush();
+        }
+        assert!(output.dropped_lines() > 0);
+    }
+
+    #[test]
+    fn event_log_full_disk_counts_lines() {
+        if !Path::new("/dev/full").exists() {
+            return;
+        }
+        let mut output = output(Path::new("/dev/full"));
+        for seq in 0..4000 {
+            output.add(event(seq), Instant::ZERO);
+            output.flush();
+        }
+        assert!(output.dropped_lines() > 3000);
+    }
+}
