@@ -161,8 +161,7 @@ mod tests {
 
     fn event(seq: u64) -> NetworkEvent {
         let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
-        let mut event =
-            NetworkEvent::new(Instant::ZERO, NetworkEventKind::PolicyChanged, verdict);
+        let mut event = NetworkEvent::new(Instant::ZERO, NetworkEventKind::PolicyChanged, verdict);
         event.seq = seq;
         event
     }

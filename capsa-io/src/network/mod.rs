@@ -115,9 +115,9 @@ impl From<NetworkError> for io::Error {
         let kind = match &error {
             NetworkError::Forwards(errors) => errors.first().map(|first| first.error.kind()),
             NetworkError::Policy(_) => Some(io::ErrorKind::InvalidInput),
-            NetworkError::Capture(error)
-            | NetworkError::Log(error)
-            | NetworkError::Poll(error) => Some(error.kind()),
+            NetworkError::Capture(error) | NetworkError::Log(error) | NetworkError::Poll(error) => {
+                Some(error.kind())
+            }
         };
         Self::new(kind.unwrap_or(io::ErrorKind::Other), error)
     }

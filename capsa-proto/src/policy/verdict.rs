@@ -178,6 +178,7 @@ pub enum PolicyDestination {
 /// Why a text is no [`PolicyDestination`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("invalid destination {text:?}: {error}")]
+#[non_exhaustive]
 pub struct DestinationError {
     /// The text.
     pub text: String,

@@ -395,7 +395,17 @@ const EXHAUSTIVE: [(&str, &[&str]); 2] = [
         ],
     ),
     // There is no other level of a note, request for a pause, side of a socket, transport, or part of a version.
-    ("complete", &["NoteLevel", "PauseRequest", "TransportProtocol", "Version", "VsockDirection"]),
+    (
+        "complete",
+        &[
+            "NoteLevel",
+            "PauseRequest",
+            "PolicyProtocol",
+            "TransportProtocol",
+            "Version",
+            "VsockDirection",
+        ],
+    ),
 ];
 
 /// Clippy's exhaustive lints check the types that `capsa` defines. They cannot check those of the other

@@ -83,7 +83,8 @@ impl NetworkViolations<'_> {
     }
 
     fn without_network(&mut self, options: &NetworkOptions) {
-        let NetworkOptions { allow_private, host_ports, forwards, services, pcap, log, .. } = options;
+        let NetworkOptions { allow_private, host_ports, forwards, services, pcap, log, .. } =
+            options;
         let fields = [
             ("allow_private", *allow_private),
             ("allow_host_ports", !host_ports.is_empty()),
