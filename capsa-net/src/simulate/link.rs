@@ -41,6 +41,10 @@ impl LossyLink {
             self.put(frame.clone(), now, errors, random);
         }
         if random.chance(errors.corrupted) {
+            if frame.get(12..14) == Some(&[8, 6]) {
+                // ARP has no checksum of its own: the card drops the frame.
+                return;
+            }
             let at = random.between(0, frame.len() as u64 - 1) as usize;
             frame[at] ^= 1 << random.between(0, 7);
         }
