@@ -14,14 +14,34 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints a text. Returns the exit code of a command that only prints.
 pub(crate) fn print(text: &str) -> Result<u8, CliError> {
+    write(text.as_bytes())
+}
+
+fn write(bytes: &[u8]) -> Result<u8, CliError> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(CliError::new(OUTPUT, format!("cannot write to standard output: {error}"))
                 .hint("free disk space, or redirect standard output elsewhere"))
         }
         _ => Ok(OK),
     }
+}
+
+/// Prints a text, until standard output accepts nothing for `stall`; `None` for any time. Returns whether
+/// all is written, or has no reader.
+pub(crate) fn print_within(text: &str, stall: Option<Duration>) -> Result<bool, CliError> {
+    let Some(stall) = stall else { return print(text).map(|_| true) };
+    let stdout = io::stdout();
+    for part in text.as_bytes().chunks(PIPE_BUF) {
+        let mut poll_set = PollSet::new();
+        poll_set.writable((), stdout.as_fd());
+        if poll_set.wait(Some(stall)).is_ok_and(|ready| ready.is_empty()) {
+            return Ok(false);
+        }
+        write(part)?;
+    }
+    Ok(true)
 }
 
 /// Prints a message on standard error. The message is lost if it cannot be written: a stalled

@@ -109,6 +109,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     let ends_line = session.output().is_some_and(StdoutWriter::is_mid_line);
     let unwritten = session.unwritten();
     let is_lossy = session.output().is_some_and(StdoutWriter::is_lossy);
+    let stall = session.stop.stall_timeout();
     let RunLoop { vm, stdio, signal, job, control, .. } = session;
     let console_was_shown = stdio.is_some();
     // Restores the terminal before the final messages.
@@ -142,7 +143,7 @@ pub(crate) fn run(vm: Vm, mut plan: SessionPlan, reporter: &Reporter) -> Result<
     {
         reporter.error(&cause);
     }
-    let reported = outcome.report(reporter, console_tail, wants_json);
+    let reported = outcome.report(reporter, console_tail, wants_json.then_some(stall));
     let hint = match start_error {
         Some(error) => failure::hint_of_start(&error),
         None if outcome.is_failure() => failure::hint_of_console(vm.scrollback().tail(HINT_TAIL)),
@@ -205,6 +206,17 @@ enum StopRequest {
     /// A signal, a key, a control client or the time limit.
     Stop,
     Kill,
+}
+
+impl StopRequest {
+    /// How long standard output may accept nothing after the VM's end; `None` for any time.
+    fn stall_timeout(self) -> Option<Duration> {
+        match self {
+            Self::None => None,
+            Self::Stop => Some(STALL_TIMEOUT),
+            Self::Kill => Some(STALL_TIMEOUT_KILLED),
+        }
+    }
 }
 
 impl<'r> RunLoop<'r> {
@@ -347,12 +359,7 @@ impl<'r> RunLoop<'r> {
 
     /// How long standard output may still block after the VM's end; `None` for any time.
     fn drain_time(&self, ended: Instant, last_progress: Instant) -> Option<Duration> {
-        let stall = match self.stop {
-            StopRequest::None => return None,
-            StopRequest::Stop => STALL_TIMEOUT,
-            StopRequest::Kill => STALL_TIMEOUT_KILLED,
-        };
-        let stall = stall.saturating_sub(last_progress.elapsed());
+        let stall = self.stop.stall_timeout()?.saturating_sub(last_progress.elapsed());
         Some(stall.min(DRAIN_TIMEOUT.saturating_sub(ended.elapsed())))
     }
 

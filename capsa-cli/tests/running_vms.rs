@@ -123,6 +123,27 @@ fn stop_kills_vm_after_grace_period() {
 }
 
 #[test]
+fn json_report_into_full_pipe_ends_with_stop() {
+    if !common::has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut words = common::nano_arguments(dir.path(), Nano::default());
+    let console = words.iter().position(|word| word == "stdio").unwrap();
+    words[console] = "enabled".into();
+    words.extend(["--json", "--timeout", "1s", "--grace", "1s"].map(Into::into));
+    let (_reader, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[b'x'; 64 << 10]).unwrap();
+    let mut command = capsa();
+    command.args(words).env("CAPSA_RUN_DIR", run_dir(dir.path()));
+    let child = command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn();
+    let output = child.unwrap().wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("the JSON report is not written"), "{stderr}");
+    assert_eq!(output.status.code(), Some(114), "{stderr}");
+}
+
+#[test]
 fn names_are_unique_and_unknown_ones_rejected() {
     let Some(mut capsa) = start(Nano::default(), &[]) else { return };
     capsa.wait_for(nano::READY);

@@ -1,7 +1,6 @@
 //! `capsa ps`, `capsa stop`, `capsa pause`, `capsa resume`, `capsa network` and `capsa gc`.
 
 use std::fmt::Write as _;
-use std::io::BufRead;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -70,17 +69,14 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<u8, CliError> {
     let requested: Vec<_> = vms.iter().map(|vm| (vm, vm.request(&request))).collect();
     let (mut stopped, mut failed) = (Vec::new(), None);
     for (vm, requested) in requested {
-        let (mut stream, _) = match requested {
-            Ok(reply) => reply,
+        let end = requested.and_then(|(stream, accepted)| vm.await_end(stream, &accepted));
+        let end = match end {
+            Ok(end) => end,
             Err(failure) => {
                 failed = Some(failure);
                 continue;
             }
         };
-        let mut last = String::new();
-        let _ = stream.read_line(&mut last);
-        // A run that was killed sends no report, and its VM has ended with it.
-        let end: Value = serde_json::from_str(&last).unwrap_or(Value::Null);
         let report = end["report"].as_str().unwrap_or("ended without a report");
         match arguments.settings.options.json {
             true => stopped.push(json!({"name": vm.name(), "id": vm.id, "end": end})),

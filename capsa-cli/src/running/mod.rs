@@ -30,7 +30,7 @@
 //!
 //! ```text
 //! > {"do":"stop","grace":30.0}      ask the guest to power off; null or no `grace`: the run's own
-//! < {"ok":true}
+//! < {"ok":true,"grace":30.0}       the grace period that counts
 //! < {"code":0,"ended_by":"guest-power-off","report":"guest powered off, as asked", …}
 //!
 //! > {"do":"kill"}                   end the VM at once
@@ -62,7 +62,8 @@
 //!   after `--` uses the console. The first that asks gets it, and keeps it until it disconnects.
 //! - **Limits**: 64 clients; more wait in the listener's backlog. A request that has no `\n` within
 //!   1024 bytes is rejected. Input beyond the VM's input queue of 256 KiB is lost.
-//! - **Suspended runs** do not reply: a client gives up 35 seconds after its request.
+//! - **Suspended runs** do not reply: a client gives up 35 seconds after its request, and 30 seconds after
+//!   the grace period of a stop.
 //! - **Idle clients** stay connected, without a time limit, and count as clients.
 //! - **Slow clients**: a console client that has 2 MiB to read is disconnected, so that it never
 //!   slows down the guest. The run writes without blocking.

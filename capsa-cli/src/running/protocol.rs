@@ -3,6 +3,7 @@
 //! The module header of [`crate::running`] describes the protocol.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,13 +75,21 @@ pub(super) struct SocketReply {
     /// Of a console: whether the client became the input owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) input: Option<bool>,
+    /// Of a stop: the grace period, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) grace: Option<f64>,
     /// What the network counted, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) counters: Option<BTreeMap<String, u64>>,
 }
 
 impl SocketReply {
-    /// A stop or kill that is under way; a pause or resume that is done.
+    /// A stop that is under way; the VM ends after this grace period at the latest.
+    pub(super) fn stopping(grace: Duration) -> Self {
+        Self { grace: Some(grace.as_secs_f64()), ..Self::accepted() }
+    }
+
+    /// A kill that is under way; a pause or resume that is done.
     pub(super) fn accepted() -> Self {
         Self { ok: true, ..Self::default() }
     }

@@ -80,9 +80,7 @@ impl RunningVm {
         &self,
         request: &SocketRequest,
     ) -> Result<(BufReader<UnixStream>, SocketReply), CliError> {
-        let failed = |reason: String| {
-            CliError::new(NO_VM, format!("cannot control {}: {reason}", self.label()))
-        };
+        let failed = |reason: String| self.not_controlled(&reason);
         if self.info.is_none() {
             return Err(failed("the VM was not started by `capsa run`".into()).hint(format!(
                 "process {} owns the VM; use that program to control it",
@@ -95,6 +93,23 @@ impl RunningVm {
             return Ok((stream, reply));
         }
         Err(failed(reply.reason.unwrap_or_else(|| "its run rejected the request".into())))
+    }
+
+    /// Waits for the report of a stop that was `accepted`; null for a run that ended without one.
+    pub(super) fn await_end(
+        &self,
+        mut stream: BufReader<UnixStream>,
+        accepted: &SocketReply,
+    ) -> Result<Value, CliError> {
+        let end = client::read_end(&mut stream, accepted).map_err(|error| {
+            self.not_controlled(&format!("it has not ended after the request to stop: {error}"))
+                .hint(format!("end its owner: kill -9 {}", self.owner))
+        });
+        Ok(end?.unwrap_or_default())
+    }
+
+    fn not_controlled(&self, reason: &str) -> CliError {
+        CliError::new(NO_VM, format!("cannot control {}: {reason}", self.label()))
     }
 }
 

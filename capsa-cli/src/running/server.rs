@@ -47,6 +47,8 @@ pub(crate) enum ClientCommand {
 #[derive(Debug)]
 pub(crate) struct ControlServer {
     run_dir: PathBuf,
+    /// The grace period of a stop that names none.
+    grace: Duration,
     info: RunInfo,
     listener: UnixListener,
     clients: Vec<ClientConnection>,
@@ -81,7 +83,7 @@ enum ClientState {
 
 impl ControlServer {
     /// Listens in the run directory, and publishes the run's information there.
-    pub(crate) fn bind(vm: &Vm, name: Option<&str>) -> io::Result<Self> {
+    pub(crate) fn bind(vm: &Vm, name: Option<&str>, grace: Duration) -> io::Result<Self> {
         let plan = vm.launch_plan();
         let run_dir = plan.run_dir().to_owned();
         let listener = capsa::internal::listen(&run_dir.join(CONTROL_SOCKET))?;
@@ -98,7 +100,8 @@ impl ControlServer {
             forwards: vm.forwards().iter().map(ToString::to_string).collect(),
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
-        Ok(Self { run_dir, info, listener, clients: Vec::new(), input_owner: None, last_id: 0 })
+        let (clients, input_owner, last_id) = (Vec::new(), None, 0);
+        Ok(Self { run_dir, grace, info, listener, clients, input_owner, last_id })
     }
 
     /// Publishes the hypervisor's process id, the status and the disk errors. On a write error the old
@@ -251,7 +254,7 @@ impl ControlServer {
                 let grace = grace.and_then(|grace| Duration::try_from_secs_f64(grace).ok());
                 commands.push(ClientCommand::Stop(grace));
                 client.state = ClientState::AwaitingEnd;
-                client.send(&SocketReply::accepted());
+                client.send(&SocketReply::stopping(grace.unwrap_or(self.grace)));
             }
             SocketRequest::Kill {} => {
                 commands.push(ClientCommand::Kill);

@@ -1,12 +1,14 @@
 //! The outcome of a run: its exit code and its final report, as text and as JSON.
 
+use std::time::Duration;
+
 use capsa::console::escape_control_line;
 use capsa::{EndedBy, StopReport, StopStep, VmStatus};
 use serde_json::{Value, json};
 
 use crate::failure::{self, CliError};
 use crate::json_output;
-use crate::print::{print, print_message};
+use crate::print::{print_message, print_within};
 use crate::reporter::Reporter;
 use crate::session::job::{JobEnd, JobReport};
 
@@ -66,13 +68,13 @@ impl RunOutcome {
         self.job.as_ref().map(|job| &job.end)
     }
 
-    /// Prints the outcome on standard error, and as JSON on standard output if `wants_json`.
-    /// `console_tail` is the end of a console that was not shown.
+    /// Prints the outcome on standard error, and as JSON on standard output if `json` has the time for which
+    /// standard output may accept nothing. `console_tail` is the end of a console that was not shown.
     pub(crate) fn report(
         &self,
         reporter: &Reporter,
         console_tail: Option<&[u8]>,
-        wants_json: bool,
+        json: Option<Option<Duration>>,
     ) -> Result<(), CliError> {
         if let Some(JobEnd::Failed(reason)) = self.job_end()
             && self.signal.is_none()
@@ -85,8 +87,10 @@ impl RunOutcome {
         if self.job.as_ref().is_some_and(|job| job.truncated) {
             reporter.error("the command's output is incomplete: it exceeds what capsa keeps");
         }
-        if wants_json {
-            print(&json_output::document("run", self.json()))?;
+        if let Some(stall) = json
+            && !print_within(&json_output::document("run", self.json()), stall)?
+        {
+            reporter.warn("the JSON report is not written: standard output accepted none for too long");
         }
         let needs_tail = self.is_failure() || self.code() == failure::TIME_LIMIT;
         if let Some(tail) = console_tail.filter(|_| needs_tail && !reporter.is_json()) {

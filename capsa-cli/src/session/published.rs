@@ -12,7 +12,7 @@ pub(super) const RUN_DIR_CHECK: (Duration, Duration) =
 impl RunLoop<'_> {
     /// Publishes this run for `capsa ps`. If that fails, the VM runs without a control socket.
     pub(super) fn bind_control(&mut self) {
-        match ControlServer::bind(&self.vm, self.name.as_deref()) {
+        match ControlServer::bind(&self.vm, self.name.as_deref(), self.grace) {
             Ok(control) => self.control = Some(control),
             Err(error) => self.reporter.warn(&format!(
                 "`capsa ps` does not list this VM: cannot create its control socket: {error}"
