@@ -161,6 +161,7 @@ impl ChildProcess {
         tracing::error!(pid = self.pid(), "process survived SIGKILL");
         self.exit = None;
         self.reaped = true;
+        watchdog::give_up(self.pid());
     }
 
     /// Kills the process group and waits for the exit of the child, at most `limit`. `None` when other
@@ -352,6 +353,9 @@ mod tests {
             assert!(status.unwrap().success());
             return;
         }
+        // A child that survives SIGKILL is waited for no more.
+        let mut survivor = spawn("exec sleep 1000").process;
+        survivor.give_up();
         for round in 0..300 {
             let barrier = std::sync::Barrier::new(4);
             let children = [(); 4].map(|()| spawn("exec sleep 1000").process);
@@ -365,6 +369,7 @@ mod tests {
             });
             assert_eq!(watchdog::live(), 0, "round {round}");
         }
+        survivor.reap(REAP_LIMIT);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,10 @@ const SHELL_LIMIT: Duration = Duration::from_millis(500);
 
 static WATCHDOG: Mutex<Option<Watchdog>> = Mutex::new(None);
 
+/// The process that started the last watchdog, read without the lock: in a forked child another thread
+/// of its parent may hold it for ever.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
 struct Watchdog {
     /// The process id of the shell.
     shell: u32,
@@ -67,6 +72,8 @@ struct Watchdog {
     /// Non-blocking, also for the children that register themselves.
     line: UnixStream,
     live: BTreeSet<u32>,
+    /// Those of them that survived SIGKILL.
+    given_up: BTreeSet<u32>,
     /// Shells that were killed because they did not read, until they are reaped.
     killed: Vec<u32>,
 }
@@ -106,7 +113,7 @@ pub(crate) fn spawn(request: SpawnRequest<'_>) -> io::Result<u32> {
 pub(crate) fn deregister(pid: u32) {
     if let Some(watchdog) = lock().as_mut()
         && watchdog.fork_guard.is_same_process()
-        && watchdog.live.remove(&pid)
+        && watchdog.remove(pid)
         && let Err(error) = watchdog.line.write_all(format!("- {pid}\n").as_bytes())
         && (error.kind() == io::ErrorKind::WouldBlock || !watchdog.live.is_empty())
         && let Err(error) = watchdog.replace()
@@ -116,15 +123,29 @@ pub(crate) fn deregister(pid: u32) {
     // A dead watchdog without children is replaced at the next spawn.
 }
 
-/// The number of children that are not reaped.
+/// Counts a child that survived SIGKILL no more; it stays in the list.
+pub(crate) fn give_up(pid: u32) {
+    if let Some(watchdog) = lock().as_mut()
+        && watchdog.fork_guard.is_same_process()
+        && watchdog.live.contains(&pid)
+    {
+        watchdog.given_up.insert(pid);
+    }
+}
+
+/// The number of children that are not reaped, without those that were given up.
 pub(crate) fn live() -> usize {
-    lock().as_ref().map_or(0, |watchdog| watchdog.live.len())
+    lock().as_ref().map_or(0, |watchdog| watchdog.live.len() - watchdog.given_up.len())
 }
 
 /// Kills and reaps the children that are left, and ends the watchdog; called when the program ends.
 /// It waits for the children at most [`EXIT_LIMIT`], and usually a millisecond for the shell.
 extern "C" fn end() {
-    // Another thread may hold the lock; in a forked child, for ever.
+    // A forked child has none of its parent's children to end.
+    if OWNER.load(Ordering::Relaxed) != std::process::id() {
+        return;
+    }
+    // Another thread may hold the lock.
     let begin = Instant::now();
     let mut slot = loop {
         match WATCHDOG.try_lock() {
@@ -178,8 +199,14 @@ impl Watchdog {
         static AT_EXIT: Once = Once::new();
         AT_EXIT.call_once(|| sys::at_exit(end));
         let (shell, line) = start_shell()?;
-        let (live, killed) = (BTreeSet::new(), Vec::new());
-        Ok(Self { shell, fork_guard: ForkGuard::new(), line, live, killed })
+        OWNER.store(std::process::id(), Ordering::Relaxed);
+        let (live, given_up, killed) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        Ok(Self { shell, fork_guard: ForkGuard::new(), line, live, given_up, killed })
+    }
+
+    fn remove(&mut self, pid: u32) -> bool {
+        self.given_up.remove(&pid);
+        self.live.remove(&pid)
     }
 
     /// Replaces the shell. SIGKILL ends the old one before its socket closes, so it kills no group. The
@@ -307,6 +334,24 @@ mod tests {
             assert_eq!(wait_exited(pid, PATIENCE), ExitState::Exited);
             sys::reap(pid);
         }
+    }
+
+    #[test]
+    fn end_in_fork_does_not_wait_for_the_lock() {
+        if !is_alone("end_in_fork_does_not_wait_for_the_lock") {
+            return;
+        }
+        let sleeper = start("/bin/sleep", &["1000".into()]);
+        let held = lock();
+        assert!(sys::run_in_fork(|| {
+            let begin = Instant::now();
+            end();
+            assert!(begin.elapsed() < EXIT_LIMIT / 2, "{:?}", begin.elapsed());
+        }));
+        drop(held);
+        assert_eq!(exit_state(sleeper), ExitState::Runs);
+        end();
+        assert_eq!(exit_state(sleeper), ExitState::Unknown, "reaped");
     }
 
     #[test]
