@@ -213,6 +213,18 @@ fn real_shell_command_cannot_end_it() {
 }
 
 #[test]
+fn real_shell_late_output_of_job_is_discarded() {
+    let directory = tempfile::tempdir().unwrap();
+    each_shell(|shell, name| {
+        let file = directory.path().join(name).display().to_string();
+        let job = format!("(sleep 0.3; echo late; echo alive >{file}) & echo now");
+        assert_eq!(shell.run(&job, PATIENCE).unwrap().text(), "now\n", "{name}");
+        let wait = format!("until [ -s {file} ]; do sleep 0.1; done; cat {file}");
+        assert_eq!(shell.run(&wait, PATIENCE).unwrap().text(), "alive\n", "{name}");
+    });
+}
+
+#[test]
 fn real_shell_login_shell_scope_keeps_state() {
     let is_posix = |name: &str| !["zsh", "fish"].contains(&name);
     each_shell(|shell, name| {

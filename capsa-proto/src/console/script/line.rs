@@ -18,8 +18,9 @@
 //! the console meanwhile: the line ` : ID INT` sends that signal to the process group of the command,
 //! ` : ID ok` ends the wrapper; the host writes it after the end mark. `:` does nothing in every shell,
 //! so a line that arrives too late at the login shell does no harm. This needs neither job control nor a
-//! controlling terminal. A Ctrl-C that a user types is passed on. The wrapper does not wait for `cat`:
-//! background jobs of the command keep the pipe.
+//! controlling terminal. A Ctrl-C that a user types is passed on. The wrapper does not wait for
+//! background jobs of the command, which keep the pipe. What they print after the end mark is read and
+//! discarded: it would be part of the next command's output, and without a reader SIGPIPE would end them.
 //!
 //! A command that does not fit into the line follows in lines of its own, each after a mark ([`READ`]).
 //!
@@ -47,13 +48,14 @@ const PIECE_MAX: usize = 3000;
 /// Prints the begin mark. `$1` is the ID.
 const BEGIN: &str = r#"printf "%s:%s:%s\n" capsa begin $1;"#;
 
-/// Runs the command, `$2`, in a process of its own.
+/// Runs the command, `$2`, in a process of its own. `\041` is `!`.
 const OWN_PROCESS: &str = concat!(
     "exec 3<&0;s=;trap : 2 3;command -v setsid >/dev/null&&s=setsid;export TERM=dumb PAGER=cat;",
     r#"{ trap : 2 3;(trap : 2 3;$s /bin/sh -c "echo \$\$;exec /bin/sh -c \"\$1\" 2>&1" sh "$(printf %b "$2")" </dev/null 3<&-;exit);"#,
     r#"printf "%s:%s:%s:%d;\n" capsa end $1 $?; } 2>/dev/null|"#,
     r#"{ read -r p;trap "kill -INT -$p" 2;exec 4<&0;cat <&4 & while read -r a b k <&3;do "#,
-    "case $b:$k in $1:ok) exit;;$1:*) kill -$k -$p||kill -$k $p;;esac;done 2>/dev/null; }",
+    r#"case $b:$k in $1:ok) eval "kill \$$(printf "\041")";cat <&4 >/dev/null& exit;;"#,
+    "$1:*) kill -$k -$p||kill -$k $p;;esac;done 2>/dev/null; }",
 );
 
 /// Gives the terminal to the command, and restores its modes. Ctrl-C ends the command and not the wrapper.
@@ -232,7 +234,7 @@ mod tests {
         let [line] = &own_process("echo 'hi'")[..] else { panic!("one line") };
         assert!(line.starts_with(r#" /bin/sh -c 'printf "%s:%s:%s\n" capsa begin $1;exec 3<&0;"#));
         assert!(line.ends_with("' capsa 0000000000000007 'echo \\0047hi\\0047'\n"), "{line}");
-        assert!(line.len() < 550, "{}", line.len());
+        assert!(line.len() < 610, "{}", line.len());
         assert_eq!(
             typed("$1", CommandScope::Shell),
             [" printf \"%s:%s:%s\\n\" capsa begin 0000000000000007;\
