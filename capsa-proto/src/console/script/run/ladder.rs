@@ -40,6 +40,9 @@ const KILL_PAUSE: Duration = Duration::from_secs(1);
 const FLOOD_LIMIT: Duration = Duration::from_secs(30);
 const FLOOD_PAUSE: Duration = Duration::from_millis(500);
 
+/// A poll that comes so much too late proves nothing.
+const LATE: Duration = Duration::from_secs(1);
+
 /// The pause after a begin mark that came late. The end mark may be right behind it.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -91,7 +94,11 @@ impl SignalLadder {
         if has_begun && self.step.is_none() {
             (self.step, self.next) = (Some(0), Some(now + FIRST_PAUSE));
         }
-        if self.next.is_none_or(|next| now < next) {
+        let next = self.next.filter(|next| now >= *next)?;
+        // A program or a host that was suspended has read nothing meanwhile: the wait begins again.
+        if now > next + LATE && self.step.is_none_or(|step| step >= STEPS.len()) {
+            let pause = if self.step.is_none() { BEGIN_LIMIT } else { KILL_PAUSE };
+            (self.next, self.stepped) = (Some(now + pause), now);
             return None;
         }
         match self.step {
@@ -181,15 +188,22 @@ impl RunCommand {
         {
             return None;
         }
-        let pause = if is_checked { BEGIN_LIMIT } else { PROMPT_PAUSE };
-        let at = self.context.silent_since()? + pause;
+        let silent_since = self.context.silent_since()?;
+        let at = match ladder.next {
+            Some(next) if is_checked => next.max(silent_since + BEGIN_LIMIT),
+            _ => silent_since + PROMPT_PAUSE,
+        };
         Some(Deadline { at, why: "a prompt may show that no shell took the command" })
     }
 
     /// Whether a prompt shows that no shell took the command that was given up.
     pub(super) fn is_not_taken(&mut self, now: Instant, log: &Scrollback) -> bool {
-        let is_due = self.not_taken_at().is_some_and(|due| now >= due.at);
-        let Some(ladder) = self.ladder.as_mut().filter(|_| is_due) else { return false };
+        let Some(due) = self.not_taken_at().filter(|due| now >= due.at) else { return false };
+        if now > due.at + LATE {
+            self.context.restart_silence();
+            return false;
+        }
+        let Some(ladder) = &mut self.ladder else { return false };
         let is_checked = ladder.checked.replace(self.polled_end) == Some(self.polled_end);
         hint::shows_prompt(log, self.since)
             && (is_checked || ladder.is_stuck() || hint::shows_echo(log, self.since))

@@ -125,7 +125,7 @@ fn run_given_up_waits_for_begin_mark() {
     ));
     let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
     let at = |millis| Instant::ZERO + Duration::from_millis(millis);
-    for millis in [0, 9_999] {
+    for millis in [0, 3_000, 9_999] {
         assert_eq!(rest.poll_output(at(millis), &log, &mut cursor, false), ScriptAction::Wait);
         assert_eq!(rest.shell_use(), ShellUse::Busy);
     }
@@ -175,6 +175,23 @@ fn run_given_up_at_a_prompt_is_over() {
         }
         assert_eq!(over, over_after, "{shown}");
     }
+}
+
+#[test]
+fn run_given_up_in_a_suspended_program_is_not_stuck() {
+    let (mut log, mut cursor) = (Scrollback::default(), Cursor::at(0));
+    let mut script = command("x", None);
+    let _ = script.poll_output(Instant::ZERO, &log, &mut cursor, false);
+    let (mut rest, mut cursor) = script.abandon(Instant::ZERO, &cursor).expect("it may run");
+    let at = |secs| Instant::ZERO + Duration::from_secs(secs);
+    for secs in [0, 240, 249] {
+        assert_eq!(rest.poll_output(at(secs), &log, &mut cursor, false), ScriptAction::Wait);
+        assert_eq!(rest.shell_use(), ShellUse::Busy);
+    }
+    log.push(b"capsa:begin:000000000000beef\r\n");
+    assert_eq!(rest.poll_output(at(250), &log, &mut cursor, false), ScriptAction::Wait);
+    let due = rest.poll_timeout().expect("a signal").at;
+    assert!(matches!(rest.poll_output(due, &log, &mut cursor, false), ScriptAction::Write(_)));
 }
 
 #[test]
