@@ -90,7 +90,8 @@ impl RunOutcome {
         if let Some(stall) = json
             && !print_within(&json_output::document("run", self.json()), stall)?
         {
-            reporter.warn("the JSON report is not written: standard output accepted none for too long");
+            reporter
+                .warn("the JSON report is not written: standard output accepted none for too long");
         }
         let needs_tail = self.is_failure() || self.code() == failure::TIME_LIMIT;
         if let Some(tail) = console_tail.filter(|_| needs_tail && !reporter.is_json()) {

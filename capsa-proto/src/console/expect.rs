@@ -6,6 +6,7 @@
 
 use super::fault_check::{FaultCheck, last_fault};
 use super::near_match::near_match;
+use super::script::{ECHO_WINDOW, without_wrappers};
 use super::{Cursor, FaultReport, Matcher, NearMatch, Scrollback, Search};
 use crate::time::{Deadline, Instant};
 use alloc::string::String;
@@ -204,8 +205,8 @@ impl TimeLimit {
 /// The last bytes since `offset`, at most [`TAIL`], for an error message.
 pub(super) fn tail_since(log: &Scrollback, offset: u64) -> Vec<u8> {
     // One wrapper may be longer than what is kept of the rest.
-    let since = offset.max(log.end().saturating_sub(2 * TAIL));
-    let mut tail = super::script::without_wrappers(log.since(since));
+    let since = offset.max(log.end().saturating_sub(ECHO_WINDOW as u64));
+    let mut tail = without_wrappers(log.since(since));
     tail.drain(..tail.len().saturating_sub(TAIL as usize));
     tail
 }

@@ -2,8 +2,10 @@
 //!
 //! The search covers the last [`WINDOW`] bytes and the first [`PATTERNS_MAX`] literals. Text and literal
 //! are compared under several normalizations, each of which ignores a difference that people overlook.
+//! The wrappers of commands are no output.
 
 use super::kernel_log::find_across_kernel_log;
+use super::script::without_wrappers;
 use super::{Pattern, Stripper};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -77,7 +79,8 @@ impl fmt::Display for NearMatch {
 
 /// The output in `unread` that comes closest to one of the patterns.
 pub(super) fn near_match(patterns: &[Pattern], unread: &[u8]) -> Option<NearMatch> {
-    let unread = &unread[unread.len().saturating_sub(WINDOW)..];
+    let unread = without_wrappers(&unread[unread.len().saturating_sub(WINDOW)..]);
+    let unread = &unread[..];
     let literals = || {
         let all = patterns.iter().filter_map(|p| Some((p, p.as_literal()?))).take(PATTERNS_MAX);
         all.filter(|(_, literal)| (1..=LITERAL_MAX).contains(&literal.len()))
@@ -222,6 +225,16 @@ mod tests {
     fn describe(patterns: &[&str], text: &str) -> String {
         let patterns: Vec<Pattern> = patterns.iter().map(Pattern::literal).collect();
         near_match(&patterns, text.as_bytes()).map(|found| found.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn near_match_never_quotes_a_wrapper() {
+        let echo = r#"# /bin/sh -c 'printf "%s:%s:%s\n" capsa begin $1;' capsa 0000000000000007 'make OK'"#;
+        let output = "capsa:begin:0000000000000007\r\nok\r\ncapsa:end:0000000000000007:0;\r\n";
+        let text = format!("{echo}\r\n{output} : 0000000000000007 ok\r\n# ");
+        assert_eq!(describe(&["make ok"], &text), "");
+        assert_eq!(describe(&["capsa:begin:8"], &text), "");
+        assert_eq!(describe(&["OK"], &text), r#""OK" matches "ok" except for letter case"#);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Only error texts use it. The input is the end of the output, as [`Screen`] has it.
 
+use super::clean::{ECHO_WINDOW, without_wrappers};
 use super::screen::{PIECE, PromptKind, Screen, WINDOW};
 use crate::console::{NearMatch, Scrollback};
 use alloc::string::String;
@@ -21,7 +22,7 @@ pub(super) fn for_command_not_taken(log: &Scrollback, from: u64) -> Option<NearM
         }
         Some(PromptKind::Shell) => "the input did not reach this prompt",
         None if log.since(from).is_empty() => {
-            return Some(last_line(&screen, "no output, and no echo of the input"));
+            return Some(last_line(log, from, "no output, and no echo of the input"));
         }
         None if screen.has(b"capsa begin") => {
             let explanation = "the input was echoed, but no shell ran it";
@@ -29,7 +30,7 @@ pub(super) fn for_command_not_taken(log: &Scrollback, from: u64) -> Option<NearM
         }
         None => return None,
     };
-    Some(last_line(&screen, explanation))
+    Some(last_line(log, from, explanation))
 }
 
 /// Whether a login prompt shows that the shell of the command has exited. Other output may be the
@@ -37,14 +38,14 @@ pub(super) fn for_command_not_taken(log: &Scrollback, from: u64) -> Option<NearM
 pub(super) fn for_lost_shell(log: &Scrollback, from: u64) -> Option<NearMatch> {
     let screen = screen(log, from);
     let is_login = screen.prompt_kind() == Some(PromptKind::Login);
-    is_login.then(|| last_line(&screen, "the user is no longer logged in"))
+    is_login.then(|| last_line(log, from, "the user is no longer logged in"))
 }
 
 /// Whether another prompt than the expected one came after a command.
 pub(super) fn for_other_prompt(log: &Scrollback, from: u64) -> Option<NearMatch> {
     let screen = screen(log, from);
     let is_prompt = screen.prompt_kind() == Some(PromptKind::Shell);
-    is_prompt.then(|| last_line(&screen, "this is a different prompt"))
+    is_prompt.then(|| last_line(log, from, "this is a different prompt"))
 }
 
 /// Why a login found no prompt.
@@ -57,7 +58,7 @@ pub(super) fn for_no_prompt(log: &Scrollback, from: u64, enters: u32) -> Option<
         }
         _ => return None,
     };
-    Some(last_line(&screen, explanation))
+    Some(last_line(log, from, explanation))
 }
 
 /// Whether the last line is a prompt.
@@ -79,13 +80,20 @@ pub(super) fn prompt_line(log: &Scrollback, from: u64) -> Option<Vec<u8>> {
 
 /// The end of the output since `from`.
 fn screen(log: &Scrollback, from: u64) -> Screen {
-    let mut screen = Screen::default();
     let since = from.max(log.end().saturating_sub(WINDOW as u64));
-    log.since(since).chunks(PIECE).for_each(|piece| screen.push(piece));
+    screen_of(log.since(since))
+}
+
+fn screen_of(output: &[u8]) -> Screen {
+    let mut screen = Screen::default();
+    output.chunks(PIECE).for_each(|piece| screen.push(piece));
     screen
 }
 
-fn last_line(screen: &Screen, explanation: &'static str) -> NearMatch {
+/// The last line since `from`, which is empty if it is the echo of a wrapper.
+fn last_line(log: &Scrollback, from: u64, explanation: &'static str) -> NearMatch {
+    let since = from.max(log.end().saturating_sub(ECHO_WINDOW as u64));
+    let screen = screen_of(&without_wrappers(log.since(since)));
     let line = screen.line();
     let line = String::from_utf8_lossy(&line[line.len().saturating_sub(SHOWN_MAX)..]).into();
     NearMatch::LastLine { line, explanation }

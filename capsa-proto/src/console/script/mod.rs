@@ -23,7 +23,7 @@ mod silence;
 #[cfg(test)]
 mod test_guest;
 
-pub(super) use clean::without_wrappers;
+pub(super) use clean::{ECHO_WINDOW, without_wrappers};
 pub use line::{COMMAND_MAX, CommandScope};
 pub use login::Login;
 pub use run::{OUTPUT_LIMIT, RunCommand};
