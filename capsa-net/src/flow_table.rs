@@ -124,6 +124,12 @@ impl<F> FlowTable<F> {
         self.slots.iter().filter_map(|slot| slot.flow.as_ref()).map(|(_, flow)| flow)
     }
 
+    /// The numbers of the flows.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = FlowId> {
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.flow.is_some());
+        slots.map(|(index, slot)| FlowId { index: index as u32, generation: slot.generation })
+    }
+
     pub(crate) fn find(&self, addresses: &FlowAddresses) -> Option<FlowId> {
         let hash = self.secret.hash_one(addresses);
         let index =

@@ -2,7 +2,7 @@
 //!
 //! A guest's Ethernet frames go in; socket calls for the host and frames for the guest come out. This crate
 //! opens no socket, reads no clock and starts no thread: [`Net`] is a state machine. So the stack is tested
-//! against another TCP, with loss and reordering, in virtual time. `capsa-io` drives it. DNS is missing.
+//! against another TCP, with loss and reordering, in virtual time. `capsa-io` drives it.
 //!
 //! | module | contents |
 //! | --- | --- |

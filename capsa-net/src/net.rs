@@ -11,8 +11,11 @@ mod echo;
 mod flows;
 mod fragments;
 mod interface;
+mod names;
 mod ndp;
+mod opening;
 mod receive;
+mod records;
 mod rules;
 mod services;
 
@@ -22,6 +25,7 @@ use alloc::vec::Vec;
 use core::net::{Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
+use capsa_proto::policy::{PolicyVerdict, VerdictReason};
 use capsa_proto::time::{Deadline, Instant};
 
 use self::access::Refusal;
@@ -30,6 +34,7 @@ use self::dns::NameServer;
 use self::echo::EchoLimits;
 use self::flows::{Flow, Transport};
 use self::fragments::FragmentTable;
+use self::names::{NamePool, PinnedNames};
 use self::ndp::RouterState;
 use self::services::ServiceTable;
 use crate::buffer::Budget;
@@ -116,6 +121,10 @@ pub struct Net {
     waiting_connects: VecDeque<(FlowId, Destination)>,
     counters: Counters,
     events: AuditQueue,
+    /// The number of the next flow in events.
+    next_flow: u64,
+    names: NamePool,
+    pinned: PinnedNames,
 }
 
 impl Net {
@@ -148,6 +157,9 @@ impl Net {
             name_server: NameServer::new(),
             counters: Counters::default(),
             events: AuditQueue::default(),
+            next_flow: 0,
+            names: NamePool::default(),
+            pinned: PinnedNames::default(),
         }
     }
 
@@ -219,6 +231,8 @@ impl Net {
     pub fn handle_connect_error(&mut self, flow: FlowId, error: ConnectError) {
         if error == ConnectError::Prohibited {
             Refusal::Host.count(&mut self.counters);
+            let verdict = PolicyVerdict::without_rule(false, VerdictReason::HostAddress);
+            self.report_refused_flow(flow, verdict, self.last_call);
         }
         if !matches!(self.flows.get(flow), Some((_, Flow { transport: Transport::Tcp(_), .. }))) {
             self.handle_datagram_error(flow, error);
@@ -289,6 +303,9 @@ impl Net {
         let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
         let Transport::Udp { is_two_way, active_at } = &mut flow_state.transport else { return };
         (*is_two_way, *active_at) = (true, now);
+        if let Some(record) = &mut flow_state.record {
+            record.bytes_down += payload.len() as u64;
+        }
         let addresses = *addresses;
         let header = self.ip_header(&addresses);
         let ports = (addresses.remote.port(), addresses.guest.port());
@@ -335,9 +352,7 @@ impl Net {
         let sequence = self.initial_sequence(&addresses, now);
         let connection = Connection::to_guest(sequence, self.link_mss(&addresses), now);
         let id = self.insert(addresses, Transport::Tcp(Box::new(connection)))?;
-        if let Some((_, flow)) = self.flows.get_mut(id) {
-            flow.has_socket = true;
-        }
+        self.accept(id, now);
         Some(id)
     }
 
@@ -358,7 +373,9 @@ impl Net {
         if self.flows.find(&addresses).is_some() {
             return None;
         }
-        self.insert(addresses, Transport::Udp { is_two_way: false, active_at: now })
+        let id = self.insert(addresses, Transport::Udp { is_two_way: false, active_at: now })?;
+        self.accept(id, now);
+        Some(id)
     }
 
     // What the driver does.
@@ -371,6 +388,7 @@ impl Net {
     /// The next frame for the guest: writes its header, or all of it, to `head`, whose old content is
     /// discarded. The frame is `head`, followed by the [`parts`](Self::parts) of the body.
     pub fn poll_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
+        self.last_call = now;
         let body = self.next_frame(head, now)?;
         self.counters.bytes_to_guest += head.len() as u64 + (body.range.end - body.range.start);
         Some(body)

@@ -4,13 +4,21 @@
 //! one of the internet. A [`NetworkConfig`] opens ports of the host's loopback, services, and private
 //! networks; nothing opens link-local addresses and the metadata services of clouds.
 //!
+//! Under a policy, its rules decide in place of that. [`Net::judge`] gives the one verdict on a new flow.
+//!
 //! This module sees addresses only. Which further addresses belong to the host, the driver asks the
 //! kernel at each connect ([`ConnectError::Prohibited`](super::ConnectError::Prohibited)).
 
+use alloc::sync::Arc;
 use core::net::{IpAddr, SocketAddr};
 
-use capsa_proto::policy::{AddressClass, PolicyProtocol, behind_nat64, is_within_v4, is_within_v6};
+use capsa_proto::policy::{
+    AddressClass, PolicyMode, PolicyProtocol, PolicyRules, PolicyVerdict, VerdictReason,
+    behind_nat64, is_within_v4, is_within_v6,
+};
+use capsa_proto::time::Instant;
 
+use super::names::{self, NameIndex};
 use super::{Counters, Destination, Net, NetworkConfig};
 use crate::flow_table::FlowProtocol;
 
@@ -39,20 +47,153 @@ impl Refusal {
     }
 }
 
+/// The verdict on a new flow, and where it goes.
+#[derive(Debug)]
+pub(super) struct FlowVerdict {
+    pub(super) verdict: PolicyVerdict,
+    /// The name that its address stands for.
+    pub(super) name: Option<Arc<str>>,
+    /// Where it goes. In a policy that records, a flow that is not allowed may have one.
+    pub(super) route: Option<FlowRoute>,
+}
+
+/// Where a new flow goes.
+#[derive(Debug)]
+pub(super) enum FlowRoute {
+    To(Destination),
+    /// To the addresses of its name, which have to be resolved.
+    Name(NameIndex),
+}
+
+impl FlowVerdict {
+    /// The verdict on a flow that goes to `destination` if it is allowed.
+    fn of(verdict: PolicyVerdict, destination: Destination) -> Self {
+        let route = verdict.is_allowed.then_some(FlowRoute::To(destination));
+        Self { verdict, name: None, route }
+    }
+
+    fn refused(reason: VerdictReason) -> Self {
+        Self { verdict: PolicyVerdict::without_rule(false, reason), name: None, route: None }
+    }
+}
+
+impl Refusal {
+    /// The counter of a reason.
+    pub(super) fn of(reason: VerdictReason) -> Self {
+        match reason {
+            VerdictReason::HostAddress => Self::Host,
+            VerdictReason::PrivateAddress => Self::Private,
+            VerdictReason::SpecialAddress => Self::Special,
+            _ => Self::Policy,
+        }
+    }
+
+    fn reason(self) -> VerdictReason {
+        match self {
+            Self::Host => VerdictReason::HostAddress,
+            Self::Private => VerdictReason::PrivateAddress,
+            Self::Special => VerdictReason::SpecialAddress,
+            Self::Policy => VerdictReason::NoRule,
+        }
+    }
+}
+
 impl Net {
-    /// Where a flow to `remote` goes.
+    /// The one verdict on a flow to `remote`.
+    pub(super) fn judge(
+        &self,
+        protocol: FlowProtocol,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> FlowVerdict {
+        let Some(policy) = &self.config.policy else {
+            return match self.destination(protocol, remote) {
+                Ok(destination) => {
+                    let reason = match destination {
+                        Destination::Service(_) => VerdictReason::OwnNetwork,
+                        _ => VerdictReason::Allowed,
+                    };
+                    FlowVerdict::of(PolicyVerdict::without_rule(true, reason), destination)
+                }
+                Err(refusal) => FlowVerdict::refused(refusal.reason()),
+            };
+        };
+        let (address, port) = (remote.ip(), remote.port());
+        let kind = policy_protocol(protocol);
+        if self.is_gateway(address) {
+            return FlowVerdict::of(policy.host(kind, port), Destination::Host(port));
+        }
+        if protocol == FlowProtocol::Tcp
+            && let Some(index) = self.services.service_at(remote)
+        {
+            let verdict = PolicyVerdict::without_rule(true, VerdictReason::OwnNetwork);
+            return FlowVerdict::of(verdict, Destination::Service(index));
+        }
+        if is_own_network(&self.config, address) {
+            return FlowVerdict::refused(VerdictReason::HostAddress);
+        }
+        if names::is_synthetic(address) {
+            let Some((index, name)) = self.names.name(address) else {
+                return FlowVerdict::refused(VerdictReason::UnknownAddress);
+            };
+            let verdict = policy.name(kind, name, port);
+            let is_carried = verdict.is_allowed || policy.mode() == PolicyMode::Record;
+            let route = is_carried.then_some(FlowRoute::Name(index));
+            return FlowVerdict { verdict, name: Some(name.clone()), route };
+        }
+        let mut by_name = None;
+        for name in self.pinned.names(address, now) {
+            let verdict = policy.resolved(kind, name, address, port);
+            let is_allowed = verdict.is_allowed;
+            if is_allowed || by_name.is_none() {
+                by_name = Some((verdict, name.clone()));
+            }
+            if is_allowed {
+                break;
+            }
+        }
+        let by_address = policy.address(kind, address, port);
+        let (verdict, name) = match by_name {
+            Some((verdict, name)) if verdict.is_allowed || !by_address.is_allowed => {
+                (verdict, Some(name))
+            }
+            _ => (by_address, None),
+        };
+        let is_carried = verdict.is_allowed || is_recorded(policy, address);
+        let route = is_carried.then_some(FlowRoute::To(Destination::Remote(remote)));
+        FlowVerdict { verdict, name, route }
+    }
+
+    /// The verdict on an address that the resolver gave for the name of a flow, and whether the flow may
+    /// go to it.
+    pub(super) fn judge_resolved(
+        &self,
+        protocol: FlowProtocol,
+        name: &str,
+        address: SocketAddr,
+    ) -> (PolicyVerdict, bool) {
+        let refused = |reason| (PolicyVerdict::without_rule(false, reason), false);
+        let Some(policy) = &self.config.policy else {
+            return refused(VerdictReason::NoRule);
+        };
+        if is_own_network(&self.config, address.ip()) {
+            return refused(VerdictReason::HostAddress);
+        }
+        let kind = policy_protocol(protocol);
+        let verdict = policy.resolved(kind, name, address.ip(), address.port());
+        let is_carried = verdict.is_allowed || is_recorded(policy, address.ip());
+        (verdict, is_carried)
+    }
+
+    /// Where a flow to `remote` goes, in a network without a policy.
     pub(super) fn destination(
         &self,
         protocol: FlowProtocol,
         remote: SocketAddr,
     ) -> Result<Destination, Refusal> {
         let port = remote.port();
-        let policy = self.config.policy.as_ref();
         if self.is_gateway(remote.ip()) {
-            let is_open = match policy {
-                Some(policy) => policy.host(policy_protocol(protocol), port).is_allowed,
-                None => self.config.host_ports.contains(&port),
-            };
+            let is_open = self.config.host_ports.contains(&port);
             return if is_open { Ok(Destination::Host(port)) } else { Err(Refusal::Host) };
         }
         if protocol == FlowProtocol::Tcp
@@ -60,16 +201,7 @@ impl Net {
         {
             return Ok(Destination::Service(index));
         }
-        match policy {
-            Some(_) if is_own_network(&self.config, remote.ip()) => return Err(Refusal::Host),
-            Some(policy) => {
-                let protocol = policy_protocol(protocol);
-                if !policy.address(protocol, remote.ip(), port).is_allowed {
-                    return Err(Refusal::Policy);
-                }
-            }
-            None => self.check_remote(remote.ip())?,
-        }
+        self.check_remote(remote.ip())?;
         Ok(Destination::Remote(remote))
     }
 
@@ -87,7 +219,7 @@ impl Net {
     }
 
     /// Whether the address stands for the host.
-    fn is_gateway(&self, address: IpAddr) -> bool {
+    pub(super) fn is_gateway(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => v4 == self.config.gateway,
             IpAddr::V6(v6) => self.config.ipv6.is_some_and(|ipv6| ipv6.gateway == v6),
@@ -95,7 +227,12 @@ impl Net {
     }
 }
 
-fn policy_protocol(protocol: FlowProtocol) -> PolicyProtocol {
+/// Whether a policy that records carries a flow to the address although no rule allows it.
+fn is_recorded(policy: &PolicyRules, address: IpAddr) -> bool {
+    policy.mode() == PolicyMode::Record && AddressClass::of(address) != AddressClass::Special
+}
+
+pub(super) fn policy_protocol(protocol: FlowProtocol) -> PolicyProtocol {
     match protocol {
         FlowProtocol::Tcp => PolicyProtocol::Tcp,
         FlowProtocol::Udp => PolicyProtocol::Udp,
@@ -104,7 +241,7 @@ fn policy_protocol(protocol: FlowProtocol) -> PolicyProtocol {
 }
 
 /// Whether the address is in the guest's own network, directly or behind NAT64.
-fn is_own_network(config: &NetworkConfig, address: IpAddr) -> bool {
+pub(super) fn is_own_network(config: &NetworkConfig, address: IpAddr) -> bool {
     let is_own_v4 = |v4| is_within_v4(v4, config.gateway, config.prefix);
     match address {
         IpAddr::V4(v4) => is_own_v4(v4),

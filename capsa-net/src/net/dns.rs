@@ -9,6 +9,7 @@
 
 mod cache;
 mod names;
+mod policy;
 mod streams;
 
 use alloc::collections::BTreeMap;
@@ -71,6 +72,8 @@ pub(super) struct NameServer {
 struct Resolution {
     question: (String, QueryType),
     clients: Vec<WaitingQuery>,
+    /// Flows to the name, under a policy. Some have ended.
+    flows: Vec<FlowId>,
     ends_at: Instant,
 }
 
@@ -89,7 +92,7 @@ enum ReplyTo {
 
 /// What is known about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum KnownName {
+pub(super) enum KnownName {
     /// Its addresses, of both families.
     Addresses(Vec<IpAddr>),
     /// Its aliases, and its records of one type.
@@ -130,8 +133,11 @@ impl NameServer {
 }
 
 impl Net {
-    /// Whether a flow to this address ends in the name server.
+    /// Whether a flow to this address ends in the name server. Under a policy, this is the only one.
     pub(super) fn is_name_server(&self, remote: SocketAddr) -> bool {
+        if self.config.policy.is_some() && remote.port() == dns::PORT {
+            return true;
+        }
         let is_own = match remote.ip() {
             IpAddr::V4(v4) => v4 == self.config.dns,
             IpAddr::V6(v6) => self.config.ipv6.is_some_and(|ipv6| ipv6.dns == v6),
@@ -249,6 +255,9 @@ impl Net {
         if let Some(own) = self.own_name(&query.question) {
             return self.answer_query(&query, reply_to, &own, OWN_TTL, true, now);
         }
+        if !self.check_query(&query, reply_to, now) {
+            return;
+        }
         let query_type = match query.question.record_type {
             record_type::A | record_type::AAAA => QueryType::Addresses,
             0 | record_type::OPT | record_type::FIRST_META..=record_type::LAST_META => {
@@ -273,30 +282,19 @@ impl Net {
         let question = (name, query_type);
         if let Some((known, ttl)) = self.name_server.cache.find(&question, now) {
             let known = known.clone();
-            return self.answer_query(&query, reply_to, &known, ttl, false, now);
+            return self.answer_known(&query, reply_to, &known, ttl, now);
         }
         self.resolve(question, WaitingQuery { query, reply_to }, now);
     }
 
     /// Asks the driver, or waits for what it was asked already.
     fn resolve(&mut self, question: (String, QueryType), client: WaitingQuery, now: Instant) {
+        let running = self.resolution(question, now);
         let server = &mut self.name_server;
-        let running = server.by_question.get(&question).copied();
-        let is_full = server.resolutions.len() >= RESOLUTIONS;
         let resolution = match running.and_then(|id| server.resolutions.get_mut(&id)) {
             // The guest repeats its query: it gets one answer.
             Some(resolution) if resolution.clients.contains(&client) => return,
             Some(resolution) if resolution.clients.len() < CLIENTS => resolution,
-            None if !is_full => {
-                let query = QueryId(server.next_query);
-                server.next_query += 1;
-                let (name, query_type) = question.clone();
-                self.actions.push_back(NetAction::Resolve { query, name, query_type });
-                server.by_question.insert(question.clone(), query);
-                let ends_at = now + RESOLVE_TIME;
-                let resolution = Resolution { question, clients: Vec::new(), ends_at };
-                server.resolutions.entry(query).or_insert(resolution)
-            }
             _ => {
                 self.counters.queries_limited += 1;
                 let WaitingQuery { query, reply_to } = client;
@@ -312,10 +310,31 @@ impl Net {
         resolution.clients.push(client);
     }
 
+    /// The resolution of a question, which may be running already. `None` when there are too many.
+    fn resolution(&mut self, question: (String, QueryType), now: Instant) -> Option<QueryId> {
+        let server = &mut self.name_server;
+        if let Some(running) = server.by_question.get(&question) {
+            return Some(*running);
+        }
+        if server.resolutions.len() >= RESOLUTIONS {
+            return None;
+        }
+        let query = QueryId(server.next_query);
+        server.next_query += 1;
+        let (name, query_type) = question.clone();
+        self.actions.push_back(NetAction::Resolve { query, name, query_type });
+        server.by_question.insert(question.clone(), query);
+        let ends_at = now + RESOLVE_TIME;
+        let (clients, flows) = (Vec::new(), Vec::new());
+        server.resolutions.insert(query, Resolution { question, clients, flows, ends_at });
+        Some(query)
+    }
+
     /// The driver has resolved a name, or its time is over.
     fn resolved(&mut self, query: QueryId, known: KnownName, now: Instant) {
         let server = &mut self.name_server;
-        let Some(Resolution { question, clients, .. }) = server.resolutions.remove(&query) else {
+        let Some(Resolution { question, clients, flows, .. }) = server.resolutions.remove(&query)
+        else {
             return;
         };
         server.by_question.remove(&question);
@@ -326,10 +345,13 @@ impl Net {
             {
                 stream.waiting -= 1;
             }
-            self.answer_query(&query, reply_to, &known, ttl, false, now);
+            self.answer_known(&query, reply_to, &known, ttl, now);
             if let ReplyTo::Stream(flow) = reply_to {
                 self.move_stream(flow, now);
             }
+        }
+        for flow in flows {
+            self.flow_resolved(flow, &known, now);
         }
     }
 

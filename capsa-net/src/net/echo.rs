@@ -7,7 +7,8 @@ use core::time::Duration;
 
 use capsa_proto::time::Instant;
 
-use super::{HOP_LIMIT, Net, NetAction, Transport};
+use super::access::FlowVerdict;
+use super::{HOP_LIMIT, Net, Transport};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::rate_limit::RateLimit;
 use crate::wire::icmp::{self, EchoMessage, Unreachable};
@@ -47,6 +48,9 @@ impl Net {
         };
         *active_at = now;
         let data = &message[icmp::HEADER_LEN..];
+        if let Some(record) = &mut flow_state.record {
+            record.bytes_down += data.len() as u64;
+        }
         let reply =
             EchoMessage { is_reply: true, id: addresses.guest.port(), sequence, data: 0..0 };
         let header = self.ip_header(&addresses);
@@ -82,28 +86,48 @@ impl Net {
             guest: SocketAddr::new(header.source, echo.id),
             remote: SocketAddr::new(header.destination, 0),
         };
-        if let Err(refusal) = self.check_remote(header.destination) {
-            refusal.count(&mut self.counters);
-            self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
-            return None;
-        }
+        let open = self.flows.find(&addresses);
+        let admitted = match open {
+            Some(_) => None,
+            None => {
+                let admitted = self.admit(&addresses, now);
+                if admitted.is_none() {
+                    self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
+                    return None;
+                }
+                admitted
+            }
+        };
         if data.len() > DATA_MAX || !self.echo.rate.allow(now) {
             self.counters.limited += 1;
             return None;
         }
-        self.echo_flow(addresses, now)
-    }
-
-    fn echo_flow(&mut self, addresses: FlowAddresses, now: Instant) -> Option<FlowId> {
-        if let Some(id) = self.flows.find(&addresses) {
-            if let Some((_, flow)) = self.flows.get_mut(id)
-                && let Transport::Echo { active_at } = &mut flow.transport
-            {
+        let flow = match admitted {
+            Some(admitted) => self.open_echo(addresses, admitted, now)?,
+            None => open?,
+        };
+        // While the name of the flow is resolved, requests are dropped.
+        if !self.has_socket(flow) {
+            return None;
+        }
+        if let Some((_, state)) = self.flows.get_mut(flow) {
+            if let Transport::Echo { active_at } = &mut state.transport {
                 *active_at = now;
             }
-            self.update(id);
-            return Some(id);
+            if let Some(record) = &mut state.record {
+                record.bytes_up += data.len() as u64;
+            }
         }
+        self.update(flow);
+        Some(flow)
+    }
+
+    fn open_echo(
+        &mut self,
+        addresses: FlowAddresses,
+        admitted: FlowVerdict,
+        now: Instant,
+    ) -> Option<FlowId> {
         let is_full = self.echo.flows == FLOWS_MAX;
         let transport = Transport::Echo { active_at: now };
         let Some(flow) = (!is_full).then(|| self.insert(addresses, transport)).flatten() else {
@@ -111,8 +135,7 @@ impl Net {
             return None;
         };
         self.echo.flows += 1;
-        let remote = addresses.remote.ip();
-        self.actions.push_back(NetAction::OpenEcho { flow, remote });
+        self.start_flow(flow, admitted, now);
         Some(flow)
     }
 

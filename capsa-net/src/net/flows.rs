@@ -9,6 +9,7 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::echo::ECHO_IDLE;
+use super::records::FlowRecord;
 use super::{Destination, Net, NetAction};
 use crate::buffer::Budget;
 use crate::flow_table::{FlowAddresses, FlowId};
@@ -43,6 +44,10 @@ pub(super) struct Flow {
     pub(super) is_connecting: bool,
     pub(super) is_queued: bool,
     pub(super) timer: Option<Instant>,
+    /// A client of a forward opened it, not the guest.
+    pub(super) is_from_host: bool,
+    /// With a policy, or with events.
+    pub(super) record: Option<Box<FlowRecord>>,
 }
 
 impl Net {
@@ -63,6 +68,8 @@ impl Net {
             is_connecting: false,
             is_queued: false,
             timer: None,
+            is_from_host: false,
+            record: None,
         };
         let id = self.flows.insert(addresses, flow).ok()?;
         self.counters.flows += 1;
@@ -101,15 +108,20 @@ impl Net {
     }
 
     pub(super) fn remove(&mut self, id: FlowId) {
+        self.report_closed(id);
         let Some(flow) = self.flows.remove(id) else { return };
+        if let Some(index) = flow.record.and_then(|record| record.name_index) {
+            self.names.release(index, self.last_call);
+        }
         self.name_server.remove(id);
+        let is_datagrams = !matches!(flow.transport, Transport::Tcp(_));
         match flow.transport {
             Transport::Tcp(mut connection) => connection.clear(&mut self.budget),
-            Transport::Udp { .. } => self.actions.push_back(NetAction::Close { flow: id }),
-            Transport::Echo { .. } => {
-                self.echo.flows -= 1;
-                self.actions.push_back(NetAction::Close { flow: id });
-            }
+            Transport::Udp { .. } => {}
+            Transport::Echo { .. } => self.echo.flows -= 1,
+        }
+        if is_datagrams && flow.has_socket {
+            self.actions.push_back(NetAction::Close { flow: id });
         }
         if let Some(at) = flow.timer {
             self.timers.remove(&(at, id));
@@ -191,6 +203,7 @@ impl Net {
             timers.extend(deadline.map(|at| (at, id)));
             if matches!(&flow.transport, Transport::Tcp(connection) if connection.is_closed()) {
                 self.closed.extend(deadline.map(|at| (at, id)));
+                self.report_closed(id);
             }
         }
         if is_gone {

@@ -9,7 +9,7 @@ use core::ops::Range;
 use capsa_proto::time::Instant;
 
 use super::fragments::Reassembly;
-use super::{Delivery, GATEWAY_LINK_LOCAL, HOP_LIMIT, Net, NetAction, Payload, Transport};
+use super::{Delivery, GATEWAY_LINK_LOCAL, HOP_LIMIT, Net, Payload, Transport};
 use crate::dhcp::{self, DhcpServer};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 use crate::tcp::Connection;
@@ -284,16 +284,12 @@ impl Net {
         if self.is_name_server(addresses.remote) {
             return self.name_server_connection(addresses, syn, sequence, now);
         }
-        let destination = match self.destination(FlowProtocol::Tcp, addresses.remote) {
-            Ok(destination) => destination,
-            Err(refusal) => {
-                refusal.count(&mut self.counters);
-                return self.refuse(&addresses, syn, 0);
-            }
+        let Some(admitted) = self.admit(&addresses, now) else {
+            return self.refuse(&addresses, syn, 0);
         };
         let connection = Connection::from_guest(syn, sequence, self.link_mss(&addresses), now);
         match self.insert(addresses, Transport::Tcp(Box::new(connection))) {
-            Some(flow) => self.connect(flow, destination),
+            Some(flow) => self.start_flow(flow, admitted, now),
             None => {
                 self.counters.refused_full += 1;
                 self.refuse(&addresses, syn, 0);
@@ -329,35 +325,39 @@ impl Net {
             guest: SocketAddr::new(ip.source, datagram.source),
             remote: SocketAddr::new(ip.destination, datagram.destination),
         };
-        if let Some(id) = self.flows.find(&addresses) {
-            if let Some((_, flow)) = self.flows.get_mut(id)
-                && let Transport::Udp { active_at, .. } = &mut flow.transport
-            {
+        let id = match self.flows.find(&addresses) {
+            Some(id) => id,
+            None => self.open_datagrams(addresses, now)?,
+        };
+        // While the name of the flow is resolved, datagrams are dropped.
+        if !self.has_socket(id) {
+            return None;
+        }
+        if let Some((_, flow)) = self.flows.get_mut(id) {
+            if let Transport::Udp { active_at, .. } = &mut flow.transport {
                 *active_at = now;
             }
-            self.update(id);
-            return Some(id);
-        }
-        let destination = match self.destination(FlowProtocol::Udp, addresses.remote) {
-            Ok(destination) => destination,
-            Err(refusal) => {
-                refusal.count(&mut self.counters);
-                self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
-                return None;
+            if let Some(record) = &mut flow.record {
+                record.bytes_up += datagram.payload.len() as u64;
             }
+        }
+        self.update(id);
+        Some(id)
+    }
+
+    fn open_datagrams(&mut self, addresses: FlowAddresses, now: Instant) -> Option<FlowId> {
+        let Some(admitted) = self.admit(&addresses, now) else {
+            self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
+            return None;
         };
         self.make_room_for_datagrams();
         let transport = Transport::Udp { is_two_way: false, active_at: now };
-        match self.insert(addresses, transport) {
-            Some(flow) => {
-                self.actions.push_back(NetAction::OpenUdp { flow, destination });
-                Some(flow)
-            }
-            None => {
-                self.counters.refused_full += 1;
-                self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
-                None
-            }
-        }
+        let Some(flow) = self.insert(addresses, transport) else {
+            self.counters.refused_full += 1;
+            self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
+            return None;
+        };
+        self.start_flow(flow, admitted, now);
+        Some(flow)
     }
 }

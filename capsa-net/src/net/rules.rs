@@ -1,4 +1,6 @@
-//! The policy of a network while it runs.
+//! The policy of a network is replaced while it runs.
+
+use alloc::vec::Vec;
 
 use capsa_proto::policy::{
     NetworkEvent, NetworkEventKind, PolicyRules, PolicyVerdict, VerdictReason,
@@ -6,13 +8,22 @@ use capsa_proto::policy::{
 use capsa_proto::time::Instant;
 
 use super::Net;
+use crate::flow_table::FlowId;
 
 impl Net {
-    /// Replaces the policy, or sets one where the network had none. Flows that it does not allow are reset,
-    /// and reported with the reason [`VerdictReason::PolicyChanged`].
+    /// Replaces the policy, or sets one where the network had none. Flows that it does not allow are reset
+    /// at once, and reported with the reason [`VerdictReason::PolicyChanged`]. Clients of forwards stay
+    /// connected.
     pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
         self.config.policy = Some(policy);
         let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
         self.report(NetworkEvent::new(now, NetworkEventKind::PolicyChanged, verdict));
+        let flows: Vec<FlowId> = self.flows.ids().collect();
+        for id in flows {
+            if let Err(mut verdict) = self.is_still_allowed(id, now) {
+                verdict.reason = VerdictReason::PolicyChanged;
+                self.refuse_flow(id, verdict, now);
+            }
+        }
     }
 }

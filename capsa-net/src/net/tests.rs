@@ -5,6 +5,8 @@ mod card;
 mod hostile;
 mod memory;
 mod packets;
+mod policy;
+mod policy_attacks;
 mod segments;
 mod tcp_attacks;
 

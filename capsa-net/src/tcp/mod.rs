@@ -407,6 +407,11 @@ impl Connection {
         self.upload.is_received()
     }
 
+    /// The bytes of payload from the guest, and those that the guest has acknowledged.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.upload.received(), self.download.acknowledged())
+    }
+
     /// Whether the connection can be forgotten.
     pub(crate) fn is_gone(&self) -> bool {
         self.state == State::Gone

@@ -60,6 +60,11 @@ impl Upload {
         self.received + u64::from(self.is_received())
     }
 
+    /// How many bytes the guest has sent in order.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Whether the whole stream is received.
     pub(super) fn is_received(&self) -> bool {
         self.end == Some(self.received)

@@ -62,6 +62,10 @@ pub mod record_type {
     pub const DNAME: u16 = 39;
     /// The pseudo-record of EDNS.
     pub const OPT: u16 = 41;
+    /// The end points of a service.
+    pub const SVCB: u16 = 64;
+    /// The end points of a web server.
+    pub const HTTPS: u16 = 65;
     /// The types from this one on belong to the protocol: transfers, signatures, `ANY`.
     pub const FIRST_META: u16 = 128;
     /// The last of them.

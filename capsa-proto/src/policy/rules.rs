@@ -172,6 +172,22 @@ impl PolicyRules {
         rules.find(|rule| rule.covers(protocol, port))
     }
 
+    /// An address in the answer to a query for an allowed name: allowed if a rule may allow a flow to it.
+    pub fn answer(&self, name: &str, address: IpAddr) -> PolicyVerdict {
+        let mut denied = self.deny.address_rules(address);
+        if let Some(rule) = denied.find(|rule| rule.target.port == TargetPort::Any) {
+            return refused(Some(rule), Reason::Denied);
+        }
+        match AddressClass::of(address) {
+            AddressClass::Special => refused(None, Reason::SpecialAddress),
+            AddressClass::Private => match self.allow.address_rules(address).next() {
+                Some(rule) => allowed(rule),
+                None => refused(None, Reason::PrivateAddress),
+            },
+            AddressClass::Public => self.query(name),
+        }
+    }
+
     /// A flow to an address that the guest knows.
     pub fn address(&self, protocol: PolicyProtocol, address: IpAddr, port: u16) -> PolicyVerdict {
         if let Some(verdict) = reserved_port(protocol, port) {

@@ -38,7 +38,8 @@ impl Net {
         }
         if question.record_type == record_type::PTR {
             let address = reverse(&name)?;
-            if let Some(own) = self.own_reverse(address) {
+            let pooled = self.names.name(address).map(|(_, name)| name.to_string());
+            if let Some(own) = self.own_reverse(address).or(pooled) {
                 let target = DnsName::from_text(&own)?;
                 let record = DnsRecord::pointer(question.name.clone(), &target, OWN_TTL);
                 return Some(KnownName::Records(vec![record]));

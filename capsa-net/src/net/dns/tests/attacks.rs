@@ -77,3 +77,64 @@ fn attack_7_query_in_fragments_is_answered_once() {
     assert_eq!(data(&guest.answer(), "host.capsa.internal", A), [[10, 0, 2, 2]]);
     assert_eq!(guest.asked(), []);
 }
+
+#[test]
+fn attack_9_foreign_records_and_loops_are_unused() {
+    let mut guest = NameClient::new();
+    let asked = DnsQuery::parse(&query(1, "a.example", TXT)).unwrap();
+    let record = |owner: &str, record_type, data: Vec<u8>| DnsRecord {
+        owner: DnsName::from_text(owner).unwrap(),
+        record_type,
+        ttl: 300,
+        data,
+    };
+    let alias = |owner: &str, target: &str| {
+        let target = DnsName::from_text(target).unwrap();
+        record(owner, record_type::CNAME, target.as_bytes().to_vec())
+    };
+    let text = |owner: &str| record(owner, TXT, b"\x01x".to_vec());
+    let hops = |count: usize| {
+        let name = |n: usize| match n {
+            0 => String::from("a.example"),
+            n => alloc::format!("n{n}.example"),
+        };
+        let mut records: Vec<_> = (0..count).map(|n| alias(&name(n), &name(n + 1))).collect();
+        records.push(text(&name(count)));
+        records
+    };
+    let loops = vec![alias("a.example", "b.example"), alias("b.example", "a.example")];
+    for (records, expected) in [
+        (vec![text("a.example")], (0, 1)),
+        // Of another owner.
+        (vec![text("b.example")], (0, 0)),
+        (vec![alias("b.example", "a.example"), text("b.example")], (0, 0)),
+        (hops(8), (0, 9)),
+        (hops(9), (2, 0)),
+        (loops, (2, 0)),
+    ] {
+        let response = DnsResponse {
+            query: &asked,
+            code: ResponseCode::NoError,
+            is_authoritative: false,
+            records: &records,
+            negative_ttl: None,
+            error: None,
+        };
+        guest.send(5000, &query(1, "a.example", TXT));
+        let (id, ..) = guest.asked_once();
+        guest.net.handle_records(id, Ok(&response.write(65_535)), guest.now);
+        guest.receive();
+        let answer = guest.answer();
+        assert_eq!((answer[3] & 0xf, u16::from_be_bytes([answer[6], answer[7]])), expected);
+        guest.pass(Duration::from_secs(60));
+    }
+    // A name that is compressed to itself.
+    let mut message = upstream("a.example", &[b"\x01x".to_vec()]);
+    let at = 12 + 11 + 4;
+    message[at..at + 2].copy_from_slice(&[0xc0, at as u8]);
+    guest.send(5000, &query(1, "a.example", TXT));
+    let (id, ..) = guest.asked_once();
+    guest.net.handle_records(id, Ok(&message), guest.now);
+    guest.receive();
+    assert_eq!(guest.answer()[3] & 0xf, 2);
+}

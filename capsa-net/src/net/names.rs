@@ -1,0 +1,226 @@
+//! The names that addresses stand for: [`NamePool`] and [`PinnedNames`].
+//!
+//! Under a policy, the guest gets an address of 198.18.0.0/15 for each name, and no address of the host's
+//! side. A connection to it is a connection to the name. Where a rule asks for real addresses, those that
+//! the resolver gave are pinned to the name. Both tables are bounded. They do not know what is allowed.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr};
+use core::time::Duration;
+
+use capsa_proto::policy::is_within_v4;
+use capsa_proto::time::Instant;
+
+/// Names that have an address, at most.
+pub(super) const POOL_NAMES: usize = 1024;
+/// An address is not given to another name before this time has passed without a query or flow.
+pub(super) const HOLD: Duration = Duration::from_secs(10 * 60);
+
+/// The range that is reserved for benchmarks: no host of the internet has an address in it.
+const RANGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+const PREFIX: u8 = 15;
+
+/// Names with pinned addresses, at most.
+const PINNED_NAMES: usize = 256;
+/// Addresses that are pinned to one name, at most.
+const PINNED_ADDRESSES: usize = 64;
+/// For how long an address is pinned. The resolver of the host gives no time.
+const PIN_TIME: Duration = Duration::from_secs(10 * 60);
+/// Names of one pinned address that are looked at.
+const NAMES_OF_ADDRESS: usize = 16;
+
+/// Whether the address is in the range of the pool.
+pub(super) fn is_synthetic(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if is_within_v4(v4, RANGE, PREFIX))
+}
+
+/// The number of a name in the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NameIndex(usize);
+
+/// One address for each name.
+#[derive(Debug, Default)]
+pub(super) struct NamePool {
+    names: Vec<PooledName>,
+    by_name: BTreeMap<Arc<str>, NameIndex>,
+    /// The names that no flow uses, by the time of their last use.
+    unused: BTreeSet<(Instant, NameIndex)>,
+}
+
+#[derive(Debug)]
+struct PooledName {
+    name: Arc<str>,
+    used_at: Instant,
+    flows: usize,
+}
+
+impl NamePool {
+    /// The address of a name. `None` when all addresses belong to names that were used lately.
+    pub(super) fn address(&mut self, name: &str, now: Instant) -> Option<Ipv4Addr> {
+        let index = match self.by_name.get(name) {
+            Some(index) => *index,
+            None => self.insert(name, now)?,
+        };
+        self.touch(index, now);
+        Some(Ipv4Addr::from_bits(RANGE.to_bits() + 1 + index.0 as u32))
+    }
+
+    /// The name of an address that was handed out.
+    pub(super) fn name(&self, address: IpAddr) -> Option<(NameIndex, &Arc<str>)> {
+        let IpAddr::V4(v4) = address else { return None };
+        let index = v4.to_bits().checked_sub(RANGE.to_bits() + 1)? as usize;
+        self.names.get(index).map(|pooled| (NameIndex(index), &pooled.name))
+    }
+
+    /// A flow uses the address from now on.
+    pub(super) fn acquire(&mut self, index: NameIndex) {
+        if let Some(pooled) = self.names.get_mut(index.0) {
+            pooled.flows += 1;
+            self.unused.remove(&(pooled.used_at, index));
+        }
+    }
+
+    /// A flow has used the address until now.
+    pub(super) fn release(&mut self, index: NameIndex, now: Instant) {
+        if let Some(pooled) = self.names.get_mut(index.0) {
+            pooled.flows -= 1;
+        }
+        self.touch(index, now);
+    }
+
+    fn insert(&mut self, name: &str, now: Instant) -> Option<NameIndex> {
+        let name: Arc<str> = name.into();
+        let pooled = PooledName { name: name.clone(), used_at: now, flows: 0 };
+        let index = if self.names.len() < POOL_NAMES {
+            self.names.push(pooled);
+            NameIndex(self.names.len() - 1)
+        } else {
+            let (_, index) = self.unused.first().filter(|(at, _)| *at + HOLD <= now).copied()?;
+            self.unused.pop_first();
+            let old = core::mem::replace(&mut self.names[index.0], pooled);
+            self.by_name.remove(&old.name);
+            index
+        };
+        self.by_name.insert(name, index);
+        Some(index)
+    }
+
+    fn touch(&mut self, index: NameIndex, now: Instant) {
+        let Some(pooled) = self.names.get_mut(index.0) else { return };
+        if pooled.flows == 0 {
+            self.unused.remove(&(pooled.used_at, index));
+            pooled.used_at = now.max(pooled.used_at);
+            self.unused.insert((pooled.used_at, index));
+        }
+    }
+}
+
+/// Real addresses of names.
+#[derive(Debug, Default)]
+pub(super) struct PinnedNames {
+    names: BTreeMap<Arc<str>, Vec<(IpAddr, Instant)>>,
+    by_address: BTreeSet<(IpAddr, Arc<str>)>,
+}
+
+impl PinnedNames {
+    /// Pins the addresses that the guest gets for a name. Returns those that are pinned.
+    pub(super) fn pin(&mut self, name: &str, addresses: &[IpAddr], now: Instant) -> Vec<IpAddr> {
+        if !self.names.contains_key(name) && self.names.len() >= PINNED_NAMES {
+            let end = |pins: &Vec<(IpAddr, Instant)>| pins.iter().map(|(_, until)| *until).max();
+            let first = self.names.iter().min_by_key(|(_, pins)| end(pins));
+            if let Some(first) = first.map(|(name, _)| name.clone()) {
+                self.remove(&first);
+            }
+        }
+        let name: Arc<str> = name.into();
+        let pins = self.names.entry(name.clone()).or_default();
+        pins.retain(|(address, until)| {
+            let is_kept = *until > now;
+            if !is_kept {
+                self.by_address.remove(&(*address, name.clone()));
+            }
+            is_kept
+        });
+        let mut pinned = Vec::new();
+        for address in addresses {
+            match pins.iter().position(|(own, _)| own == address) {
+                Some(index) => pins[index].1 = now + PIN_TIME,
+                None if pins.len() < PINNED_ADDRESSES => {
+                    pins.push((*address, now + PIN_TIME));
+                    self.by_address.insert((*address, name.clone()));
+                }
+                None => continue,
+            }
+            pinned.push(*address);
+        }
+        pinned
+    }
+
+    /// The names that an address is pinned to.
+    pub(super) fn names(&self, address: IpAddr, now: Instant) -> impl Iterator<Item = &Arc<str>> {
+        let start = (address, Arc::from(""));
+        let all = self.by_address.range(start..).take_while(move |(own, _)| *own == address);
+        all.take(NAMES_OF_ADDRESS).map(|(_, name)| name).filter(move |name| {
+            let pins = self.names.get(*name).into_iter().flatten();
+            pins.into_iter().any(|(own, until)| *own == address && *until > now)
+        })
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        for (address, _) in self.names.remove(name).unwrap_or_default() {
+            self.by_address.remove(&(address, name.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+
+    const START: Instant = Instant::ZERO;
+
+    #[test]
+    fn pool_address_is_not_reused_within_the_hold() {
+        let mut pool = NamePool::default();
+        let first = pool.address("n0.example", START).unwrap();
+        for n in 1..POOL_NAMES {
+            assert_ne!(pool.address(&format!("n{n}.example"), START), Some(first));
+        }
+        assert_eq!(pool.address("other.example", START), None);
+        assert_eq!(pool.address("n0.example", START), Some(first));
+        let (index, _) = pool.name(first.into()).unwrap();
+        pool.acquire(index);
+        let later = START + HOLD;
+        for n in 1..POOL_NAMES {
+            // A flow uses the first one.
+            assert_ne!(pool.address(&format!("m{n}.example"), later), Some(first));
+        }
+        assert_eq!(pool.address("other.example", later), None);
+        pool.release(index, later);
+        assert_eq!(pool.address("other.example", later + Duration::from_secs(599)), None);
+        assert_eq!(pool.address("other.example", later + HOLD), Some(first));
+        assert_eq!(pool.name(first.into()).map(|(_, name)| &**name), Some("other.example"));
+        assert_eq!((pool.names.len(), pool.by_name.len()), (POOL_NAMES, POOL_NAMES));
+    }
+
+    #[test]
+    fn pins_are_bounded_and_end() {
+        let mut pins = PinnedNames::default();
+        let address = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0x5db8_0000 + n));
+        let many: Vec<IpAddr> = (0..100).map(address).collect();
+        assert_eq!(pins.pin("many.example", &many, START), many[..64]);
+        assert_eq!(pins.names(address(63), START).count(), 1);
+        assert_eq!(pins.names(address(64), START).count(), 0);
+        assert_eq!(pins.names(address(0), START + PIN_TIME).count(), 0);
+        assert_eq!(pins.pin("many.example", &many[99..], START + PIN_TIME), many[99..]);
+        for n in 0..1000 {
+            pins.pin(&format!("n{n}.example"), &[address(n)], START);
+            assert!(pins.names.len() <= PINNED_NAMES && pins.by_address.len() <= 257);
+        }
+        assert_eq!(pins.names(address(999), START).count(), 1);
+        assert_eq!(pins.names(address(1), START).count(), 0);
+    }
+}
