@@ -143,11 +143,12 @@ impl Network {
         let mut has_failed = false;
         for source in std::mem::take(&mut pending.attempts) {
             match connect_result(source.io_ref()) {
-                Ok(true) => {
+                Ok(Some(remote)) => {
+                    self.net.set_remote_address(pending.flow, remote.ip());
                     self.handle_connected(pending.flow, source, now);
                     return true;
                 }
-                Ok(false) => pending.attempts.push(source),
+                Ok(None) => pending.attempts.push(source),
                 Err(error) => {
                     pending.note(error);
                     has_failed = true;
@@ -197,11 +198,14 @@ impl Network {
     }
 }
 
-/// Whether a socket is connected; an error if it has failed.
-fn connect_result(socket: &OwnedFd) -> io::Result<bool> {
+/// What a socket is connected to, if it is; an error if it has failed.
+fn connect_result(socket: &OwnedFd) -> io::Result<Option<SocketAddr>> {
     match sockopt::socket_error(socket) {
         // The readiness may be that of another socket of the flow.
-        Ok(Ok(())) => Ok(getpeername(socket).is_ok()),
+        Ok(Ok(())) => {
+            let remote = getpeername(socket).ok().flatten();
+            Ok(remote.and_then(|remote| remote.try_into().ok()))
+        }
         Ok(Err(error)) | Err(error) => Err(error.into()),
     }
 }

@@ -191,6 +191,9 @@ impl Network {
         };
         let is_remote = matches!(destination, Destination::Remote(_) | Destination::Name(_));
         let route = remote.as_ref().ok().filter(|_| is_remote).copied();
+        if let Some(remote) = route {
+            self.net.set_remote_address(flow, remote.ip());
+        }
         self.open_datagrams(flow, remote, None, SocketState::Datagram);
         self.keep_route(flow, route, RouteProtocol::Udp);
     }

@@ -474,12 +474,6 @@ impl Connection {
         }
     }
 
-    /// The memory that the connection has allocated, with its own, in bytes.
-    #[cfg(test)]
-    pub(crate) fn allocated(&self) -> usize {
-        size_of::<Self>() + self.upload.allocated() + self.download.allocated()
-    }
-
     /// Returns the memory to the budget.
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         self.upload.clear(budget);

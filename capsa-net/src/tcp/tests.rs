@@ -4,6 +4,13 @@ use super::*;
 use alloc::vec;
 use alloc::vec::Vec;
 
+impl Connection {
+    /// The memory that the connection has allocated, with its own, in bytes.
+    pub(crate) fn allocated(&self) -> usize {
+        size_of::<Self>() + self.upload.allocated() + self.download.allocated()
+    }
+}
+
 /// The guest's and our initial sequence numbers: both wrap within the tests.
 const GUEST_START: u32 = 0xffff_ff00;
 const OUR_START: u32 = 0xffff_fff0;
