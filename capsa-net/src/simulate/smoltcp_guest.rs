@@ -151,6 +151,8 @@ fn socket(plan: &ConnectionPlan, random: &mut ScheduleRandom) -> Socket<'static>
     };
     let mut socket = Socket::new(buffer(plan.download), buffer(plan.upload));
     socket.set_timeout(Some(smoltcp::time::Duration::from_secs(GIVES_UP)));
+    // smoltcp 0.14 stops its timer when one expires while the window is closed, and never probes the window.
+    socket.set_keep_alive(Some(smoltcp::time::Duration::from_secs(10)));
     socket.set_nagle_enabled(random.chance(50));
     if random.chance(50) {
         socket.set_ack_delay(None);
