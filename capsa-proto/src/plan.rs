@@ -24,7 +24,7 @@ use crate::spec::{ConsoleMode, Disk, RebootPolicy};
 use crate::text::shell_word;
 
 pub use descriptors::{DescriptorKind, DescriptorPlan, add_descriptor};
-pub use network::{MacAddress, NetworkLink, NetworkPlan};
+pub use network::{CarrierPlan, MacAddress, NetworkLink, NetworkPlan};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
 
 /// Everything that is needed to run one VM.
@@ -267,7 +267,7 @@ impl ConsolePlan {
 }
 
 /// A control message to the hypervisor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// The purpose, as a verb phrase for messages: `start the guest`.
     pub purpose: &'static str,
@@ -277,7 +277,7 @@ pub struct Message {
 }
 
 /// The content of a [`Message`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Body {
     /// A QMP command.

@@ -16,9 +16,9 @@ use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, DescriptorPlan,
-    LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol, Readiness,
-    RunDirPlan, StopAction, VsockPlan, add_descriptor,
+    Body, CarrierPlan, ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind,
+    DescriptorPlan, LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol,
+    Readiness, RunDirPlan, StopAction, VsockPlan, add_descriptor,
 };
 use capsa_proto::qcow2;
 use capsa_proto::spec::{ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy};
@@ -33,6 +33,9 @@ const FIRMWARE_RESETS_WITHIN: Duration = Duration::from_millis(250);
 /// The largest IP packet of the guest's network card. A guest in emulation sends twice as fast with it as
 /// with 1500 bytes, because each frame costs it the same.
 const MTU: u16 = 65520;
+
+/// The name of the network card's backend.
+const NETDEV: &str = "net0";
 
 pub(crate) fn plan(
     vm: &ValidatedSpec,
@@ -57,6 +60,7 @@ pub(crate) fn plan(
         args.disk(n, disk, spec.on_disk_error, host);
     }
     let network = NetworkPlan::new(spec, NetworkLink::Stream, MTU);
+    let network = network.map(|plan| NetworkPlan { carrier: Some(carrier()), ..plan });
     if let Some(network) = &network {
         args.network(network);
     }
@@ -120,6 +124,18 @@ pub(crate) fn plan(
         on_reboot: spec.on_reboot,
         time_limit: spec.time_limit,
         notes,
+    }
+}
+
+/// `set_link` on a netdev changes its card too.
+fn carrier() -> CarrierPlan {
+    let message = |purpose, up| {
+        let arguments = Some(json!({"name": NETDEV, "up": up}));
+        Message { purpose, body: Body::Qmp { execute: "set_link", arguments } }
+    };
+    CarrierPlan {
+        up: message("take the network link up", true),
+        down: message("take the network link down", false),
     }
 }
 
@@ -238,10 +254,10 @@ impl QemuArgs {
     /// The network card on an inherited socket. `stream` exists since 7.2.
     fn network(&mut self, plan: &NetworkPlan) {
         let fd = add_descriptor(&mut self.descriptors, DescriptorKind::Network);
-        let netdev = format!("stream,id=net0,server=off,addr.type=fd,addr.str={fd}");
+        let netdev = format!("stream,id={NETDEV},server=off,addr.type=fd,addr.str={fd}");
         let NetworkPlan { mac, mtu, .. } = plan;
         // No boot ROM: QEMU boots the kernel directly, and loading a ROM takes time.
-        let device = format!("virtio-net-pci,netdev=net0,romfile=,mac={mac},host_mtu={mtu}");
+        let device = format!("virtio-net-pci,netdev={NETDEV},romfile=,mac={mac},host_mtu={mtu}");
         self.push(&["-netdev", &netdev, "-device", &device]);
     }
 

@@ -12,13 +12,14 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::{ViolationKind as Kind, validate};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{DescriptorKind, NetworkLink};
+use capsa_proto::plan::{Body, DescriptorKind, NetworkLink};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::NetworkMode;
 use capsa_proto::spec::{
     Accelerator, ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy, Share,
     Virtio9pConfig, VirtioFsConfig,
 };
+use serde_json::json;
 
 const HELP: &str = "QEMU emulator version 10.0.2 (Debian)\n-netdev stream,id=str\n-sandbox on[,\n";
 const ALL_DEVICES: &str = "name \"virtio-9p-pci\", bus PCI\nname \"vhost-user-fs-pci\", bus PCI\n\
@@ -189,6 +190,12 @@ fn plan_network_card_is_inherited() {
     assert_eq!(plan.processes[0].descriptors[1].kind, DescriptorKind::Network);
     let network = plan.network.unwrap();
     assert_eq!((network.link, network.mtu), (NetworkLink::Stream, 65520));
+    let carrier = network.carrier.unwrap();
+    for (message, up) in [(carrier.up, true), (carrier.down, false)] {
+        let want =
+            Body::Qmp { execute: "set_link", arguments: Some(json!({"name": "net0", "up": up})) };
+        assert_eq!(message.body, want);
+    }
     assert!(self::plan(spec()).network.is_none());
 }
 

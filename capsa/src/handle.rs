@@ -267,8 +267,8 @@ impl VmHandle {
     }
 
     /// Takes the link of the guest's network down or up again. While it is down, no packet passes in either
-    /// direction; the guest's card does not report a lost carrier. Connections survive a short
-    /// interruption.
+    /// direction. On QEMU the guest's card loses its carrier; on the other backends the guest sees no change
+    /// but that. Connections survive a short interruption.
     ///
     /// # Errors
     ///

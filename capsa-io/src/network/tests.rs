@@ -358,6 +358,7 @@ fn services_arrive_at_a_program_and_at_the_owner() {
             link: NetworkLink::Stream,
             policy: None,
             options,
+            carrier: None,
         };
         let mut test = NetworkTest::with_plan(&plan, &run_dir);
         assert!(!test.connects((SERVICE, 80), 39_999), "nothing listens");

@@ -5,6 +5,7 @@ use core::fmt;
 
 use serde::Serialize;
 
+use super::Message;
 use crate::path::HostPath;
 use crate::policy::NetworkPolicy;
 use crate::spec::{NetworkMode, NetworkOptions, ServiceTarget, VmSpec};
@@ -22,6 +23,8 @@ pub struct NetworkPlan {
     pub policy: Option<NetworkPolicy>,
     /// What the guest reaches, and what reaches it.
     pub options: NetworkOptions,
+    /// How the guest sees the link go down and up; `None` if the hypervisor cannot show it.
+    pub carrier: Option<CarrierPlan>,
 }
 
 impl NetworkPlan {
@@ -33,7 +36,7 @@ impl NetworkPlan {
             NetworkMode::Nat => None,
             NetworkMode::Policy(policy) => Some(policy.clone()),
         };
-        Some(Self { mac: MacAddress::GUEST, mtu, link, policy, options })
+        Some(Self { mac: MacAddress::GUEST, mtu, link, policy, options, carrier: None })
     }
 
     /// The unix socket that serves a service, by its index in [`NetworkOptions::services`]. The one of a
@@ -44,6 +47,15 @@ impl NetworkPlan {
             ServiceTarget::Owner => run_dir.join(&format!("service_{index}")),
         })
     }
+}
+
+/// The messages that change the carrier of the guest's card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CarrierPlan {
+    /// Takes the carrier up.
+    pub up: Message,
+    /// Takes it down.
+    pub down: Message,
 }
 
 /// How frames travel between the hypervisor and the stack.

@@ -6,6 +6,7 @@
 //! one for the processes of a host and one for simulated guests, and the simulation in
 //! `vm/simulate` checks the laws.
 
+mod carrier;
 mod pausing;
 
 use alloc::collections::VecDeque;
@@ -15,6 +16,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use serde_json::Value;
+
+use carrier::Carrier;
 
 use super::control::{ControlClient, ControlEvent};
 use super::event::{EventQueue, VmEvent};
@@ -113,6 +116,7 @@ pub struct VmCore {
     lifecycle: Lifecycle,
     console: ConsoleMux,
     control: ControlClient,
+    carrier: Carrier,
     /// [`Output::Connect`] for the control channel was queued and is not answered.
     connecting: bool,
     /// `None` after invalid events.
@@ -140,6 +144,7 @@ impl VmCore {
             lifecycle: Lifecycle::new(Arc::clone(&plan), timing),
             console,
             control: ControlClient::new(plan.control.protocol),
+            carrier: Carrier::default(),
             connecting: false,
             pipe_decoder: Some(JsonStream::new()),
             stderr: plan.processes.iter().map(|_| StderrTail::default()).collect(),
@@ -434,6 +439,7 @@ impl VmCore {
                     self.log(LogRecord::Status(status.clone()));
                     if status == VmStatus::Running {
                         self.console.handle_started(now);
+                        self.send_carrier(now);
                     }
                     self.events.push(VmEvent::Status(status));
                 }
@@ -506,6 +512,7 @@ impl VmCore {
                 ControlEvent::Reply(message, reply) => {
                     let outcome = self.backend.reply(&message, &reply);
                     self.log(LogRecord::Replied(message.clone(), reply));
+                    self.handle_carrier_reply(now, &message);
                     self.input(now, Input::Replied(message, outcome));
                 }
                 ControlEvent::Event(event) => {

@@ -24,8 +24,8 @@ impl Vm {
     }
 
     /// Takes the link of the guest's network down or up again. While it is down, no packet passes in either
-    /// direction; the guest's card does not report a lost carrier. Connections survive a short
-    /// interruption.
+    /// direction. On QEMU the guest's card loses its carrier; on the other backends the guest sees no change
+    /// but that. Connections survive a short interruption.
     ///
     /// # Errors
     ///
@@ -36,6 +36,7 @@ impl Vm {
             return Err(Error::NotRunning);
         }
         self.io.set_network_link(is_up);
+        self.core.set_carrier(self.clock.now(), is_up);
         Ok(())
     }
 

@@ -69,6 +69,7 @@ pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
         link: NetworkLink::Datagram,
         policy: None,
         options,
+        carrier: None,
     };
     let mut network = Network::new(&plan, &HostPath::new("/")?)?;
     network.attach(&plan.link, tap)?;

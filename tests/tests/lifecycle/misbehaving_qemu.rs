@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use capsa::blocking::VmHandle;
 use capsa::console::Overflow;
 use capsa::internal::BuilderForTests as _;
-use capsa::{EndedBy, Error, LinuxVmBuilder, StopStep, VmStatus};
+use capsa::{EndedBy, Error, LinuxVmBuilder, NetworkMode, StopStep, VmStatus};
 use capsa_testkit::fake;
 use capsa_testkit::processes::runs;
 use capsa_testkit::run_isolated;
@@ -171,5 +171,30 @@ fn pause_between_event_and_reply_ends() {
     let again = vm.clone();
     in_time("the second pause", move || again.pause()).unwrap();
     assert_eq!(vm.status(), VmStatus::Paused);
+    vm.kill().unwrap();
+}
+
+#[test]
+fn network_link_changes_reach_the_hypervisor() {
+    run_isolated!();
+    let vm = start(fake::vm("up show show serve").network(NetworkMode::Nat));
+    let mut console = vm.console().unwrap();
+    for is_up in [false, true] {
+        vm.set_network_link(is_up).unwrap();
+        console.wait_for(&format!("\"up\":{is_up}")).unwrap();
+        console.wait_for("set_link").unwrap();
+    }
+    vm.kill().unwrap();
+}
+
+#[test]
+fn network_link_rejected_keeps_vm_running() {
+    run_isolated!();
+    let vm = start(fake::vm("up reject show serve").network(NetworkMode::Nat));
+    let mut console = vm.console().unwrap();
+    vm.set_network_link(false).unwrap();
+    vm.set_network_link(true).unwrap();
+    console.wait_for("\"up\":true").unwrap();
+    assert_eq!(vm.status(), VmStatus::Running);
     vm.kill().unwrap();
 }

@@ -3,11 +3,40 @@
 use std::time::Duration;
 
 use capsa::testing::{self, TestResult};
-use capsa::{Capsa, DiskImage, LinuxBootConfig};
-use capsa_testkit::{guest, skip};
+use capsa::{Capsa, DiskImage, LinuxBootConfig, NetworkMode};
+use capsa_testkit::{guest, skip, vm};
 
 /// For emulation on a loaded host.
 const PATIENCE: Duration = Duration::from_secs(900);
+
+/// The guest sees the link go down and up, and its connections work afterwards.
+#[test]
+fn link_down_and_up_changes_the_carrier() -> TestResult {
+    let Some(guest) = vm::linux_guest() else { return Ok(()) };
+    let vm = vm::linux(&guest).network(NetworkMode::Nat).build_blocking()?;
+    let _shown = testing::show_on_failure(&vm);
+    vm.start()?;
+    let mut console = vm.console()?;
+    console.login_timeout("root", None, PATIENCE)?;
+    let mut run = |command: &str| -> Result<String, capsa::Error> {
+        Ok(console.run(command, Some(PATIENCE))?.text().trim().to_owned())
+    };
+    let routed = "for i in $(seq 300); do ip -4 route | grep -q default && break; sleep 0.1; done";
+    run(routed)?;
+    assert_eq!(run("cat /sys/class/net/eth0/carrier")?, "1");
+    for (is_up, carrier) in [(false, "0"), (true, "1"), (false, "0"), (true, "1")] {
+        vm.set_network_link(is_up)?;
+        let wait = format!(
+            "for i in $(seq 300); do [ $(cat /sys/class/net/eth0/carrier) = {carrier} ] && break; \
+             sleep 0.1; done; cat /sys/class/net/eth0/carrier"
+        );
+        assert_eq!(run(&wait)?, carrier);
+    }
+    let host = run("nslookup host.capsa.internal 10.0.2.3")?;
+    assert!(host.contains("10.0.2.2"), "{host}");
+    vm.stop()?;
+    Ok(())
+}
 
 /// The two DHCP clients of Debian, and IPv6 by router advertisement.
 #[test]

@@ -165,7 +165,7 @@ impl NetworkTest {
     }
 
     pub(super) fn with_link(options: NetworkOptions, link: NetworkLink) -> Self {
-        let plan = NetworkPlan { mac: MAC, mtu: 1500, link, policy: None, options };
+        let plan = NetworkPlan { mac: MAC, mtu: 1500, link, policy: None, options, carrier: None };
         Self::with_plan(&plan, &HostPath::new("/nonexistent").unwrap())
     }
 

@@ -3,8 +3,10 @@
 use super::*;
 use crate::lifecycle::fuzz::plan;
 use crate::lifecycle::{EndedBy, StartError};
-use crate::plan::{ControlEndpoint, Protocol, StopAction};
+use crate::path::HostPath;
+use crate::plan::{CarrierPlan, ControlEndpoint, NetworkLink, NetworkPlan, Protocol, StopAction};
 use crate::sim::{QmpServer, SimBackend, event_name};
+use crate::spec::VmSpec;
 use alloc::string::String;
 use alloc::vec;
 
@@ -195,4 +197,74 @@ fn late_call_not_ready_times_out_next() {
     assert!(core.poll_timeout().is_some_and(|deadline| deadline.at <= late));
     core.handle_timeout(late);
     assert_eq!(outputs(&mut core), [Output::Signal(ProcessId(0), Signal::Kill)]);
+}
+
+/// The carrier commands that a VMM received, which it answers only in `exchange`.
+fn carrier_commands(core: &mut VmCore) -> Vec<String> {
+    outputs(core);
+    let bytes: Vec<u8> = core.outgoing(Channel::Control).unwrap().drain(..).collect();
+    let text = String::from_utf8(bytes).unwrap();
+    let commands = ["link_up", "link_down"];
+    let named = |line: &str| commands.into_iter().find(|name| line.contains(name)).map(Into::into);
+    text.lines().filter_map(named).collect()
+}
+
+fn plan_with_carrier() -> LaunchPlan {
+    let spec = VmSpec::new(HostPath::new("/kernel").unwrap());
+    let network = NetworkPlan::new(&spec, NetworkLink::Stream, 1500).unwrap();
+    let carrier =
+        CarrierPlan { up: Message::qmp("up", "link_up"), down: Message::qmp("down", "link_down") };
+    LaunchPlan { network: Some(NetworkPlan { carrier: Some(carrier), ..network }), ..plan(0) }
+}
+
+#[test]
+fn carrier_set_before_start_is_sent_when_running() {
+    let mut core = core_of(plan_with_carrier());
+    core.set_carrier(NOW, false);
+    core.start(NOW).unwrap();
+    outputs(&mut core);
+    core.handle_connected(NOW, Channel::Control);
+    let mut server = QmpServer::new();
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        core.handle_bytes(NOW, Channel::Control, &server.take_outgoing());
+        outputs(&mut core);
+        let bytes: Vec<u8> = core.outgoing(Channel::Control).unwrap().drain(..).collect();
+        server.handle_bytes(&bytes);
+        while let Some(command) = server.poll_command() {
+            server.accept(&command);
+            sent.push(command.execute);
+        }
+    }
+    assert_eq!(sent, ["qmp_capabilities", "cont", "link_down"]);
+}
+
+#[test]
+fn carrier_requests_wait_for_the_reply() {
+    let mut core = started(plan_with_carrier());
+    outputs(&mut core);
+    core.handle_connected(NOW, Channel::Control);
+    let mut server = QmpServer::new();
+    exchange(&mut core, &mut server);
+    core.set_carrier(NOW, true);
+    assert!(carrier_commands(&mut core).is_empty(), "it is up");
+    for _ in 0..1000 {
+        core.set_carrier(NOW, false);
+        core.set_carrier(NOW, true);
+    }
+    core.set_carrier(NOW, false);
+    core.set_carrier(NOW, true);
+    assert_eq!(carrier_commands(&mut core), ["link_down"], "the others wait");
+    core.handle_bytes(NOW, Channel::Control, b"{\"return\": {}}\n");
+    assert_eq!(carrier_commands(&mut core), ["link_up"], "the last request decides");
+    core.handle_bytes(NOW, Channel::Control, b"{\"error\": {\"class\": \"x\", \"desc\": \"y\"}}\n");
+    assert!(carrier_commands(&mut core).is_empty(), "a rejected message is not repeated");
+    assert_eq!(*core.status(), VmStatus::Running);
+}
+
+#[test]
+fn carrier_without_messages_sends_nothing() {
+    let (mut core, _) = running();
+    core.set_carrier(NOW, false);
+    assert!(core.outgoing(Channel::Control).unwrap().is_empty());
 }

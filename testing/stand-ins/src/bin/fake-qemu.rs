@@ -8,6 +8,7 @@
 //! | `greet` | sends the greeting of QMP on the control channel |
 //! | `reply` | replies to the next command with success |
 //! | `reject` | replies to the next command with an error |
+//! | `show` | the same, and sends the command to the console |
 //! | `serve` | replies to every command with success; exits after `quit` |
 //! | `up` | all of `greet reply reply` |
 //! | `control=TEXT`, `control*N` | sends a line, or N bytes without a line end, on the control channel |
@@ -103,6 +104,11 @@ impl FakeQemu {
             "reply" => {
                 self.command()?;
                 self.send(r#"{"return": {}}"#)?;
+            }
+            "show" => {
+                let command = self.command()?;
+                self.send(r#"{"return": {}}"#)?;
+                self.console.as_ref()?.write_all(command.as_bytes()).ok()?;
             }
             "reject" => {
                 self.command()?;

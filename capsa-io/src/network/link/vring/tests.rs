@@ -42,6 +42,7 @@ impl TestNetwork {
             link: NetworkLink::VhostUser { socket: HostPath::new(path.to_str().unwrap()).unwrap() },
             policy: None,
             options: NetworkOptions::default(),
+            carrier: None,
         };
         let mut network = Network::new(&plan, &run_dir).unwrap();
         network.listen(&path).unwrap();
