@@ -43,6 +43,8 @@ const LOCK_PREFIX: &str = "capsa ";
 /// The file with the owner's child processes: one `PID START-TIME` per line. It exists from the first
 /// process of the VM on.
 const CHILDREN: &str = "children";
+/// How the symbolic links begin that name the sockets of forwards, which are outside of the directory.
+const FORWARD_PREFIX: &str = "forward_";
 
 /// The base directory of run directories: `$CAPSA_RUN_DIR`, otherwise `$XDG_RUNTIME_DIR/capsa`,
 /// otherwise `/tmp/capsa-UID`.
@@ -213,6 +215,16 @@ impl RunDir {
     /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Records the socket of a forward, so that a sweep can remove it after this process was killed.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written.
+    pub fn record_forward(&self, index: usize, socket: &Path) -> io::Result<()> {
+        let link = self.path.join(format!("{FORWARD_PREFIX}{index}"));
+        std::os::unix::fs::symlink(socket, link)
     }
 
     /// Records a child process, so that a sweep can kill it if the watchdog did not.

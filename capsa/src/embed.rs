@@ -84,7 +84,7 @@ use capsa_io::vm_io::{ProcessIo, VmIo};
 use capsa_proto::backend::HypervisorBackend;
 use capsa_proto::console::ConsoleMux;
 use capsa_proto::lifecycle::{StopReport, VmStatus};
-use capsa_proto::spec::{ConsoleMode, GuestOs, PortForward, ResourceConfig};
+use capsa_proto::spec::{ConsoleMode, ForwardHost, GuestOs, PortForward, ResourceConfig};
 use capsa_proto::time::{Deadline, Instant};
 use capsa_proto::vm::{EventQueue, VmCore};
 
@@ -147,6 +147,11 @@ impl Vm {
         let run_dir = Path::new(plan.run_dir.as_str());
         let run_dir = RunDir::create_and_sweep(run_dir).map_err(Error::from_run_dir)?;
         let forwards = network.as_ref().map(|network| network.forwards().to_vec());
+        for (n, forward) in forwards.iter().flatten().enumerate() {
+            if let ForwardHost::Unix(path) = &forward.host {
+                run_dir.record_forward(n, Path::new(path.as_str())).map_err(Error::from_run_dir)?;
+            }
+        }
         let io = ProcessIo::new(Arc::clone(&plan), run_dir, network, options.read_budget)?;
         let mut vm = Self::with_io(plan, backend, Box::new(io), options, resources);
         (vm.rejected, vm.forwards) = (rejected, forwards.unwrap_or_default());

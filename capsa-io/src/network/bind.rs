@@ -191,7 +191,7 @@ fn bind_path(path: &Path) -> io::Result<BoundSocket> {
 
 /// Whether no process has the socket of this file. A socket of another type asks, so that a listener gets no
 /// connection.
-fn is_abandoned(path: &Path) -> bool {
+pub(crate) fn is_abandoned(path: &Path) -> bool {
     let is_socket =
         std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(path));

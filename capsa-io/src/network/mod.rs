@@ -62,6 +62,7 @@ use self::resolver::{ResolvedName, Resolver};
 use self::sockets::SocketTable;
 
 pub use self::bind::ForwardError;
+pub(crate) use self::bind::is_abandoned;
 pub use capsa_net::Counters;
 
 /// Frames that a call receives, and that it sends, at most.

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::lock::{self, LONGEST_PAUSE};
 use super::{
-    LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base, missing_parent,
-    open_base, remove,
+    FORWARD_PREFIX, LOCK, LOCK_PREFIX, LOCK_TIMEOUT, is_run_dir_name, kill_children, lock_base,
+    missing_parent, open_base, remove,
 };
+use crate::network::is_abandoned;
 
 /// The longest time for which a sweep holds the lock of the base directory without a pause. A build
 /// sweeps for at most this time.
@@ -159,12 +160,27 @@ fn remove_unowned(path: PathBuf) -> Option<RemovedRunDir> {
         return None;
     }
     let killed = kill_children(&path);
+    remove_forwards(&path);
     if let Err(error) = remove(&path) {
         tracing::warn!(path = %path.display(), "cannot remove a leftover run directory: {error}");
         return None;
     }
     tracing::info!(path = %path.display(), ?killed, "swept the run directory of a dead owner");
     Some(RemovedRunDir { path, killed })
+}
+
+/// Removes the sockets of forwards that no process listens on.
+fn remove_forwards(run_dir: &Path) {
+    let Ok(entries) = fs::read_dir(run_dir) else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(FORWARD_PREFIX.as_bytes())
+            && let Ok(socket) = fs::read_link(entry.path())
+            && is_abandoned(&socket)
+            && let Err(error) = fs::remove_file(&socket)
+        {
+            tracing::warn!(path = %socket.display(), "cannot remove a leftover socket: {error}");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +204,24 @@ mod tests {
         let swept = sweep(base.path()).unwrap();
         assert_eq!(swept, [RemovedRunDir { path: left, killed: vec![] }]);
         assert!(owned.path().exists());
+    }
+
+    #[test]
+    fn attack_47_sweep_removes_sockets_of_dead_owners() {
+        use std::os::unix::net::UnixListener;
+        let (base, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let left = base.path().join("left");
+        leftover(&left);
+        let at = ["dead", "live", "file"].map(|name| outside.path().join(name));
+        drop(UnixListener::bind(&at[0]).unwrap());
+        let _live = UnixListener::bind(&at[1]).unwrap();
+        fs::write(&at[2], "of the user").unwrap();
+        for (n, path) in at.iter().enumerate() {
+            std::os::unix::fs::symlink(path, left.join(format!("{FORWARD_PREFIX}{n}"))).unwrap();
+        }
+        sweep(base.path()).unwrap();
+        assert_eq!(at.map(|path| path.exists()), [false, true, true]);
+        assert!(!left.exists());
     }
 
     #[test]
