@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,9 +46,14 @@ struct Owner {
 
 impl Owner {
     fn start(backend: &str, guest: &NanoGuest, base: &Path) -> Self {
+        Self::start_with(backend, guest, base, &[])
+    }
+
+    fn start_with(backend: &str, guest: &NanoGuest, base: &Path, more: &[&Path]) -> Self {
         let mut process = Command::new(TestProgram::new("owner"))
             .args([guest.kernel(), guest.dir()])
             .arg(backend)
+            .args(more)
             .env("CAPSA_RUN_DIR", base)
             .stdout(Stdio::piped())
             .spawn()
@@ -136,4 +142,26 @@ fn killed_at_every_moment(backend: &str) {
     last.wait_for("stopped");
     last.process.wait().unwrap();
     assert_eq!(run_dirs(), 0);
+}
+
+/// No process keeps the listener of a forward, and the next start removes its socket.
+#[test]
+fn owner_killed_leaves_no_forward_after_sweep() {
+    let Some(guest) = NanoGuest::without_power_button() else { return };
+    if host::find_program("virtiofsd").is_none() {
+        skip("virtiofsd is not installed");
+        return;
+    }
+    let base = tempfile::tempdir_in("/tmp").unwrap();
+    let socket = base.path().join("ssh.sock");
+    let mut owner = Owner::start_with("qemu", &guest, base.path(), &[&socket]);
+    owner.wait_for("ready");
+    drop(UnixStream::connect(&socket).unwrap());
+    owner.kill();
+    assert!(UnixStream::connect(&socket).is_err(), "a process still listens");
+    assert!(socket.exists(), "a killed owner removes no socket");
+    let mut last = Owner::start("qemu", &guest, base.path());
+    last.wait_for("built");
+    assert!(!socket.exists(), "the sweep of a start removes the socket");
+    last.kill();
 }

@@ -1,14 +1,15 @@
 //! A program that owns a VM, for tests that kill it. It prints a word for each step.
 //!
-//! `owner KERNEL SHARE BACKEND`: boots the nano guest with a share on `qemu` or on the stand-in for
-//! `vfkit`, waits until it is ready, stops it.
+//! `owner KERNEL SHARE BACKEND [SOCKET]`: boots the nano guest with a share on `qemu` or on the stand-in for
+//! `vfkit`, waits until it is ready, stops it. With a socket, it is forwarded to port 22 of the guest.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use capsa::internal::BuilderForTests as _;
-use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode};
+use capsa::network::ListenAddress;
+use capsa::{Accelerator, Capsa, LinuxBootConfig, MountMode, NetworkMode};
 
 fn print(word: &str) {
     println!("{word}");
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
 fn run() -> capsa::Result<()> {
     let mut args = std::env::args().skip(1);
     let (Some(kernel), Some(share), Some(backend)) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: owner KERNEL SHARE BACKEND");
+        eprintln!("usage: owner KERNEL SHARE BACKEND [SOCKET]");
         std::process::exit(2);
     };
     print("begin");
@@ -44,7 +45,11 @@ fn run() -> capsa::Result<()> {
             .memory_mb(32)
             .share(share, "/share", MountMode::ReadOnly),
     };
-    let vm = builder.backend(backend).no_network().console_enabled().build_blocking()?;
+    let builder = match args.next() {
+        Some(socket) => builder.network(NetworkMode::Nat).forward(ListenAddress::unix(socket), 22),
+        None => builder.no_network(),
+    };
+    let vm = builder.backend(backend).console_enabled().build_blocking()?;
     print("built");
     vm.start()?;
     print("running");
