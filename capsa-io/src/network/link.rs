@@ -82,11 +82,12 @@ impl FrameLink {
         limit: usize,
         spare: &mut Vec<u8>,
         handle: &mut dyn FnMut(&[u8]),
+        now: Instant,
     ) -> io::Result<LinkInput> {
         match self {
             Self::Stream(link) => link.receive(limit, spare, handle),
             Self::Datagram(link) => link.receive(limit, spare, handle),
-            Self::Vring(link) => link.receive(limit, spare, handle),
+            Self::Vring(link) => Ok(link.receive(limit, spare, handle, now)),
         }
     }
 
@@ -116,7 +117,7 @@ impl FrameLink {
             Self::Stream(link) => link.flush(),
             Self::Datagram(link) => link.flush(now),
             Self::Vring(link) => {
-                link.flush();
+                link.flush(now);
                 Ok(())
             }
         }
@@ -131,6 +132,14 @@ impl FrameLink {
         }
     }
 
+    /// Whether the link takes what its descriptor reports as readable.
+    pub(super) fn waits_for_readable(&self) -> bool {
+        match self {
+            Self::Stream(_) | Self::Datagram(_) => true,
+            Self::Vring(link) => link.accepts(),
+        }
+    }
+
     /// Whether the descriptor becomes writable when it takes more.
     pub(super) fn waits_for_writable(&self) -> bool {
         match self {
@@ -141,11 +150,12 @@ impl FrameLink {
         }
     }
 
-    /// When to flush although the descriptor is not writable.
+    /// When to flush although the descriptor is not ready.
     pub(super) fn poll_timeout(&self) -> Option<Deadline> {
         match self {
-            Self::Stream(_) | Self::Vring(_) => None,
+            Self::Stream(_) => None,
             Self::Datagram(link) => link.poll_timeout(),
+            Self::Vring(link) => link.poll_timeout(),
         }
     }
 }

@@ -395,14 +395,15 @@ impl Network {
     fn receive_frames(&mut self, input: &mut Vec<u8>, now: Instant) -> io::Result<()> {
         // The link is out of `self` for the callback.
         let Some(mut link) = self.link.take() else { return Ok(()) };
-        let received = link.io().receive(FRAMES, input, &mut |frame| {
+        let mut handle = |frame: &[u8]| {
             if self.is_up {
                 if let Some(capture) = &mut self.capture {
                     capture.add(PacketDirection::Sent, std::iter::once(frame), now);
                 }
                 self.handle_frame(frame, now);
             }
-        });
+        };
+        let received = link.io().receive(FRAMES, input, &mut handle, now);
         if let Some(offload) = link.io().poll_offload() {
             self.net.set_link_offload(offload);
         }
@@ -437,8 +438,8 @@ impl Network {
             self.more |= bytes >= BYTES || count == FRAMES;
         }
         let Some(link) = self.link.as_mut() else { return Ok(()) };
-        let waits = link.io().waits_for_writable();
-        link.set_interest(true, waits)
+        let (readable, writable) = (link.io().waits_for_readable(), link.io().waits_for_writable());
+        link.set_interest(readable, writable)
     }
 
     fn end_link(&mut self, error: &io::Error) {

@@ -2,7 +2,7 @@
 //!
 //! The link listens for the life of the VM: a hypervisor connects at its start, and again when the guest
 //! reboots. One connection is served; a new one replaces it. An error of a connection ends the connection,
-//! and never the link.
+//! and never the link. When a connection cannot be accepted, the link tries again after [`REST`].
 //!
 //! # What a hypervisor can do
 //!
@@ -13,20 +13,26 @@
 //! - The kick events are never read. The poller reports each new kick, because it is edge-triggered. So a
 //!   hypervisor that also reads them cannot block this process.
 //! - A call event is written only when it is writable, and does not block. A hypervisor that fills the event
-//!   and changes this flag, both between the check and the write, would block this process: the kernel has
-//!   no write for events that takes the flag as an argument.
+//!   and clears `O_NONBLOCK`, both between the check and the write, blocks the calling thread until it reads
+//!   the event or ends. This is a known limit (`SECURITY.md`). The flag belongs to the open file, which an
+//!   eventfd shares with the hypervisor: `/proc/self/fd` opens no second one (`ENXIO`). `RWF_NOWAIT` is
+//!   rejected for a write (`EOPNOTSUPP`), since `fs/eventfd.c` has no `write_iter`. A read before the write
+//!   leaves the same gap. A write of 0 blocks only at a count of 2^64 - 1, but is lost where the event is
+//!   polled, and while its interrupt is masked.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use capsa_net::vhost::{
     FrameSent, HEADER_LEN, MAX_DESCRIPTORS, MAX_PAYLOAD, MemoryFault, MemoryFiles, MessageEffect,
     MessageHeader, VhostDevice, VhostError,
 };
 use capsa_net::{LinkOffload, SegmentOffload};
+use capsa_proto::time::{Deadline, Instant};
 use rustix::io::Errno;
 use rustix::net::send;
 
@@ -35,6 +41,9 @@ use crate::sys::{self, Poll, PollSource};
 
 /// Messages that are handled in one call, at most.
 const MESSAGES: usize = 16;
+/// How long the listener has no interest after a connection that could not be accepted: its readiness would
+/// not end.
+const REST: Duration = Duration::from_secs(1);
 
 /// The sources of a link, by their index: the listener is the first.
 const CONNECTION: usize = 1;
@@ -48,6 +57,8 @@ pub(in crate::network) struct VringLink {
     poll: Poll,
     /// The poller's key of the source with this index.
     key_of: fn(usize) -> usize,
+    /// The listener has no interest until then.
+    rests_until: Option<Instant>,
     connection: Option<FrontEnd>,
     /// What the driver accepts was negotiated, and not taken yet.
     offload: Option<LinkOffload>,
@@ -83,6 +94,7 @@ impl VringLink {
             listener,
             poll: poll.clone(),
             key_of,
+            rests_until: None,
             connection: None,
             offload: None,
             has_client: false,
@@ -106,6 +118,16 @@ impl VringLink {
         self.offload.take()
     }
 
+    /// Whether the listener takes a connection now.
+    pub(super) fn accepts(&self) -> bool {
+        self.rests_until.is_none()
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Deadline> {
+        let why = "a connection of the hypervisor could not be accepted";
+        self.rests_until.map(|at| Deadline { at, why })
+    }
+
     pub(super) fn is_full(&self) -> bool {
         !self.backlog.is_empty()
     }
@@ -115,18 +137,19 @@ impl VringLink {
         limit: usize,
         buffer: &mut Vec<u8>,
         handle: &mut dyn FnMut(&[u8]),
-    ) -> io::Result<LinkInput> {
+        now: Instant,
+    ) -> LinkInput {
         if self.has_message {
             // Frames wait for the next call: what the guest accepts may be negotiated now.
             self.receive_messages();
-            return Ok(LinkInput::More);
+            return LinkInput::More;
         }
         if std::mem::take(&mut self.has_client) {
-            self.accept()?;
+            self.accept(now);
         }
-        let Some(front_end) = &mut self.connection else { return Ok(LinkInput::All) };
+        let Some(front_end) = &mut self.connection else { return LinkInput::All };
         if !self.has_frames {
-            return Ok(LinkInput::All);
+            return LinkInput::All;
         }
         let mut input = LinkInput::More;
         for _ in 0..limit {
@@ -144,7 +167,7 @@ impl VringLink {
             }
         }
         front_end.publish();
-        Ok(input)
+        input
     }
 
     pub(super) fn send(&mut self, batch: &Batch<'_>) {
@@ -160,7 +183,10 @@ impl VringLink {
         front_end.publish();
     }
 
-    pub(super) fn flush(&mut self) {
+    pub(super) fn flush(&mut self, now: Instant) {
+        if self.rests_until.is_some_and(|until| until <= now) {
+            self.rests_until = None;
+        }
         let Some(front_end) = &mut self.connection else { return };
         if self.backlog.is_empty() {
             return;
@@ -178,8 +204,8 @@ impl VringLink {
     }
 
     /// Accepts a connection, in place of the one that there is. If the process has no descriptor left, that
-    /// one gives up its descriptors first; without it, the link ends, because the listener would stay readable.
-    fn accept(&mut self) -> io::Result<()> {
+    /// one gives up its descriptors first.
+    fn accept(&mut self, now: Instant) {
         let mut accepted = sys::accept(&self.listener);
         if let Err(Errno::MFILE | Errno::NFILE) = accepted
             && self.connection.is_some()
@@ -189,8 +215,12 @@ impl VringLink {
         }
         let socket = match accepted {
             Ok(socket) => socket,
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => return Ok(()),
-            Err(error) => return Err(error.into()),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => return,
+            Err(error) => {
+                tracing::warn!("cannot accept the hypervisor's network connection: {error}");
+                self.rests_until = Some(now + REST);
+                return;
+            }
         };
         match self.poll.add(socket, (self.key_of)(CONNECTION)) {
             Ok(socket) => {
@@ -200,7 +230,6 @@ impl VringLink {
             }
             Err(error) => tracing::warn!("cannot watch the hypervisor's network: {error}"),
         }
-        Ok(())
     }
 
     fn disconnect(&mut self) {

@@ -11,15 +11,17 @@ use capsa_net::vhost::{FeatureBits, MemoryFiles};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
 use capsa_proto::spec::NetworkOptions;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
 
 use crate::sys;
 
-use super::GuestFiles;
+use super::{GuestFiles, REST};
 use crate::clock::MonotonicClock;
 use crate::network::Network;
+use crate::network::tests::is_alone;
 
 const MEMORY: u64 = 4 << 20;
 const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -300,4 +302,36 @@ fn vring_hostile_messages_end_connection() {
     (&guest.socket).read_exact(&mut reply).unwrap();
     assert_eq!(reply[12..], FeatureBits::OFFERED.to_le_bytes());
     assert!(network.run() < 3);
+}
+
+#[test]
+fn exhausted_descriptors_delay_the_connection() {
+    let name = "network::link::vring::tests::exhausted_descriptors_delay_the_connection";
+    if !is_alone(name, &[]) {
+        return;
+    }
+    let mut network = TestNetwork::new();
+    network.run();
+    let mut front_end = TestFrontEnd::connect(&network.path);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 100, hard).unwrap();
+    let mut fill = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        fill.push(file);
+    }
+    network.run();
+    let deadline = network.network.poll_timeout().expect("a time to try again");
+    assert!(deadline.at <= network.clock.now() + REST);
+    std::thread::sleep(REST);
+    // The second attempt fails too, and the third is as soon after it.
+    network.run();
+    fill.clear();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    std::thread::sleep(REST);
+    network.run();
+    front_end.set_up(&mut network);
+    front_end.post_buffers(4);
+    assert!(front_end.request());
+    network.run();
+    assert_eq!(front_end.replies(), 1);
 }
