@@ -38,7 +38,7 @@ fn ps_lists_vm_and_stop_powers_off() {
     let (_, json, _) = capsa.ask(&["ps", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["kind"], &json["vms"][0]["name"]), (&"ps".into(), &"kept".into()));
-    assert!(json["vms"][0]["network"].is_null(), "{json}");
+    assert!(json["vms"][0]["network"].is_null() && json["vms"][0]["link"].is_null(), "{json}");
 
     let (code, stdout, stderr) = capsa.ask(&["stop", "kept"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -57,6 +57,7 @@ fn ps_shows_forwards_and_counters_of_network() {
     let network = arguments.iter().position(|word| word == "none").unwrap();
     arguments[network] = "nat".into();
     arguments.extend(["--name", "kept", "--forward", "0:80"].map(Into::into));
+    arguments.extend(["--service", "a.b:80=unix:/s"].map(Into::into));
     let run_dir = common::run_dir(dir.path());
     let mut capsa = CapsaProcess::with(dir, &arguments, &run_dir);
     capsa.wait_until_listed("kept");
@@ -65,11 +66,17 @@ fn ps_shows_forwards_and_counters_of_network() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let vm = &json["vms"][0];
     assert_eq!(vm["network"]["refused_host"], 0, "{vm}");
+    assert_eq!((&vm["link"], &vm["services"][0]), (&"up".into(), &"a.b:80=unix:/s".into()));
     let forward = vm["forwards"][0].to_string();
     assert!(forward.contains("80") && !forward.contains("\"0\""), "{vm}");
     for state in ["down", "up"] {
         let (code, stdout, stderr) = capsa.ask(&["network", state, "kept"]);
         assert_eq!((code, stdout, stderr), (0, format!("kept: network {state}\n"), String::new()));
+        let (_, json, _) = capsa.ask(&["ps", "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["vms"][0]["link"], state);
+        let shows_down = capsa.ask(&["ps"]).1.contains("running; network down");
+        assert_eq!(shows_down, state == "down");
     }
     capsa.write(&[nano::POWER_OFF]);
     assert_eq!(capsa.wait_for_end().0, 0);

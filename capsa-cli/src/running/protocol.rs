@@ -35,13 +35,28 @@ pub(crate) struct RunInfo {
     /// The forwards, as after `--forward`, with the ports that were chosen.
     #[serde(default)]
     pub(crate) forwards: Vec<String>,
+    /// The services, as after `--service`.
+    #[serde(default)]
+    pub(crate) services: Vec<String>,
+    /// The link of the network; `None` without a network.
+    #[serde(default)]
+    pub(crate) link: Option<LinkState>,
+}
+
+/// Whether frames pass between the guest and its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LinkState {
+    Up,
+    Down,
 }
 
 impl RunInfo {
-    /// The status, followed by the disk errors.
+    /// The status, followed by a link that is down and by the disk errors.
     pub(super) fn status_and_errors(&self) -> String {
+        let link = if self.link == Some(LinkState::Down) { "; network down" } else { "" };
         let errors = self.disk_errors.iter().map(|error| format!("; {error}"));
-        format!("{}{}", self.status, errors.collect::<String>())
+        format!("{}{link}{}", self.status, errors.collect::<String>())
     }
 }
 

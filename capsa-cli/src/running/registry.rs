@@ -59,6 +59,8 @@ impl RunningVm {
             "status": self.info.as_ref().map(|info| &info.status),
             "disk_errors": self.info.as_ref().map(|info| &info.disk_errors),
             "forwards": self.info.as_ref().map(|info| &info.forwards),
+            "services": self.info.as_ref().map(|info| &info.services),
+            "link": self.info.as_ref().and_then(|info| info.link),
             "network": self.network_counters(),
         })
     }

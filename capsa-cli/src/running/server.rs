@@ -17,7 +17,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::protocol::{
-    CONTROL_SOCKET, MAX_REQUEST_LEN, RUN_INFO_FILE, RunInfo, SocketReply, SocketRequest, to_line,
+    CONTROL_SOCKET, LinkState, MAX_REQUEST_LEN, RUN_INFO_FILE, RunInfo, SocketReply, SocketRequest,
+    to_line,
 };
 use crate::stdio::poll_set::PollSet;
 
@@ -88,6 +89,8 @@ impl ControlServer {
         let run_dir = plan.run_dir().to_owned();
         let listener = capsa::internal::listen(&run_dir.join(CONTROL_SOCKET))?;
         listener.set_nonblocking(true)?;
+        let network = capsa::internal::parts(plan).network.as_ref();
+        let services = network.iter().flat_map(|network| &network.options.services);
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let info = RunInfo {
             name: name.map(ToOwned::to_owned),
@@ -98,6 +101,8 @@ impl ControlServer {
             status: vm.status().to_string(),
             disk_errors: Vec::new(),
             forwards: vm.forwards().iter().map(ToString::to_string).collect(),
+            services: services.map(|service| service.to_string()).collect(),
+            link: network.map(|_| LinkState::Up),
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
         let (clients, input_owner, last_id) = (Vec::new(), None, 0);
@@ -265,10 +270,16 @@ impl ControlServer {
             SocketRequest::Resume {} => client.await_pause(PauseRequest::Resume, vm.resume()),
             SocketRequest::Link { up } => {
                 client.state = ClientState::Closing;
-                client.send(&match vm.set_network_link(*up) {
-                    Ok(()) => SocketReply::accepted(),
-                    Err(error) => SocketReply::rejected(error.to_string()),
-                });
+                match vm.set_network_link(*up) {
+                    Ok(()) => {
+                        // Before the reply, so that a client that has it reads the new state.
+                        self.info.link = Some(if *up { LinkState::Up } else { LinkState::Down });
+                        let _ =
+                            replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
+                        client.send(&SocketReply::accepted());
+                    }
+                    Err(error) => client.send(&SocketReply::rejected(error.to_string())),
+                }
             }
             SocketRequest::Counters {} => {
                 client.state = ClientState::Closing;

@@ -139,6 +139,17 @@ pub struct NetworkService {
     pub target: ServiceTarget,
 }
 
+impl fmt::Display for NetworkService {
+    /// As after `--service`: `llm.capsa.internal:80=unix:/run/llm.sock`. Without a target if the owner is it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)?;
+        match &self.target {
+            ServiceTarget::Unix(path) => write!(f, "=unix:{path}"),
+            ServiceTarget::Owner => Ok(()),
+        }
+    }
+}
+
 /// What serves the connections to a [`NetworkService`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
