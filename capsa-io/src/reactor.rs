@@ -67,18 +67,19 @@ impl Reactor {
     }
 
     /// Waits, then adds the keys of the readable descriptors and the woken keys to `into`; a key may
-    /// be added twice. One thread waits at a time.
+    /// be added twice. Returns whether a key was woken. One thread waits at a time.
     ///
     /// # Errors
     ///
     /// When the poller is broken.
-    pub fn wait(&self, timeout: Option<Duration>, into: &mut Vec<usize>) -> io::Result<()> {
+    pub fn wait(&self, timeout: Option<Duration>, into: &mut Vec<usize>) -> io::Result<bool> {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         self.poll.wait(timeout, &mut ready)?;
         into.extend(ready.keys());
-        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
-        into.extend(std::mem::take(&mut *woken));
-        Ok(())
+        let woken = std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_woken = !woken.is_empty();
+        into.extend(woken);
+        Ok(is_woken)
     }
 
     /// Checks that this is the process that created the reactor.
@@ -127,10 +128,10 @@ mod tests {
         for key in [7, 3, 7] {
             reactor.wake(key);
         }
-        reactor.wait(None, &mut keys).unwrap();
+        assert!(reactor.wait(None, &mut keys).unwrap());
         assert_eq!(keys, [3, 7]);
         keys.clear();
-        reactor.wait(Some(Duration::ZERO), &mut keys).unwrap();
+        assert!(!reactor.wait(Some(Duration::ZERO), &mut keys).unwrap());
         assert!(keys.is_empty(), "{keys:?}");
     }
 

@@ -461,6 +461,9 @@ struct DriverThread {
     reactor: Reactor,
     /// Held to add, find or remove one VM.
     vms: Mutex<RegisteredVms>,
+    /// How often the thread let output accumulate.
+    #[cfg(test)]
+    pauses: std::sync::atomic::AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -481,7 +484,12 @@ static THREAD: Mutex<Option<Arc<DriverThread>>> = Mutex::new(None);
 
 impl DriverThread {
     fn start() -> io::Result<Arc<Self>> {
-        let thread = Arc::new(Self { reactor: Reactor::new()?, vms: Mutex::default() });
+        let thread = Arc::new(Self {
+            reactor: Reactor::new()?,
+            vms: Mutex::default(),
+            #[cfg(test)]
+            pauses: Default::default(),
+        });
         let theirs = Arc::clone(&thread);
         std::thread::Builder::new().name("capsa".into()).spawn(move || theirs.run())?;
         Ok(thread)
@@ -508,12 +516,16 @@ impl DriverThread {
         loop {
             keys.clear();
             let (began, timeout) = (Instant::now(), deadlines.next_timeout());
-            if let Err(error) = self.reactor.wait(timeout, &mut keys) {
-                return self.fail(&error);
-            }
+            // Not of a handle, and not of a deadline.
+            let is_output = match self.reactor.wait(timeout, &mut keys) {
+                Ok(is_woken) => !is_woken && !keys.is_empty(),
+                Err(error) => return self.fail(&error),
+            };
             if timeout != Some(Duration::ZERO)
-                && let Some(pause) = throttle.pause_after(began.elapsed())
+                && let Some(pause) = throttle.pause_after(began.elapsed(), is_output)
             {
+                #[cfg(test)]
+                self.pauses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 std::thread::sleep(pause);
             }
             deadlines.take_due(Instant::now(), &mut keys);

@@ -58,6 +58,21 @@ fn working_vm_drives_no_idle_vm() {
 }
 
 #[test]
+fn work_of_handles_is_never_delayed() {
+    let thread = DriverThread::start().unwrap();
+    let vm = thread.register(testing::vm(shell()).build_embedded().unwrap()).unwrap();
+    for _ in 0..100 {
+        let before = vm.lock().drives;
+        vm.change(|_| ());
+        let deadline = Instant::now() + PATIENCE;
+        while vm.lock().drives == before {
+            assert!(Instant::now() < deadline, "the VM is not driven");
+        }
+    }
+    assert_eq!(thread.pauses.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[test]
 fn timers_of_many_vms_drive_only_their_own() {
     let vms: Vec<_> = (0..20).map(|_| started(ScriptedGuest::new().hang())).collect();
     let (late, rest) = vms.split_last().unwrap();
