@@ -3,6 +3,7 @@
 //! `polling` requires, as a safety condition, that a descriptor is removed before it is closed.
 //! [`PollSource`] owns the descriptor and ensures that.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -59,9 +60,25 @@ impl Drop for OwnPoller {
 #[derive(Debug)]
 pub(crate) struct ReadyEvents(Events);
 
+thread_local! {
+    static READY: Cell<Option<ReadyEvents>> = const { Cell::new(None) };
+}
+
 impl ReadyEvents {
     pub(crate) fn new() -> Self {
         Self(Events::new())
+    }
+
+    /// The buffer of this thread, for one call; [`keep`](Self::keep) returns it. It has room for 1024
+    /// events: one for each VM would be most of the memory of an idle VM.
+    pub(crate) fn take() -> Self {
+        READY.try_with(Cell::take).ok().flatten().unwrap_or_else(Self::new)
+    }
+
+    /// Keeps the buffer for the next [`take`](Self::take) of this thread.
+    pub(crate) fn keep(self) {
+        // While the thread ends it has no place for the buffer.
+        let _ = READY.try_with(|ready| ready.set(Some(self)));
     }
 
     /// The keys of the ready sources.

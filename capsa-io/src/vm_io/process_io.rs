@@ -64,8 +64,6 @@ pub struct ProcessIo {
     plan: Arc<LaunchPlan>,
     read_budget: usize,
     poll: Poll,
-    /// The buffer of a call; taken while it is in use.
-    ready: Option<ReadyEvents>,
     processes: Vec<Option<ChildProcess>>,
     streams: BTreeMap<Channel, PollSource<ByteStream>>,
     /// `None` after the end.
@@ -112,7 +110,6 @@ impl ProcessIo {
             last_events: Vec::new(),
             network: network.map(|network| poll.add(network, NETWORK_KEY)).transpose()?,
             poll,
-            ready: None,
             processes: plan.processes.iter().map(|_| None).collect(),
             streams: BTreeMap::new(),
             run_dir: run_dir.into(),
@@ -415,7 +412,7 @@ impl VmIo for ProcessIo {
     fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
         self.more = false;
         self.read.fill(0);
-        let mut ready = self.ready.take().unwrap_or_else(ReadyEvents::new);
+        let mut ready = ReadyEvents::take();
         let waited = self.poll.wait(Some(Duration::ZERO), &mut ready);
         if waited.is_ok() {
             process::reap_dying(Duration::ZERO);
@@ -433,7 +430,7 @@ impl VmIo for ProcessIo {
             }
             self.act(core, clock);
         }
-        self.ready = Some(ready);
+        ready.keep();
         waited
     }
 

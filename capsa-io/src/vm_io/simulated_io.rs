@@ -56,7 +56,6 @@ pub struct SimulatedIo {
     more: bool,
     /// It has no source; a wake makes it readable.
     poll: Poll,
-    ready: ReadyEvents,
 }
 
 impl SimulatedIo {
@@ -79,7 +78,6 @@ impl SimulatedIo {
             budget: 0,
             more: false,
             poll: Poll::new()?,
-            ready: ReadyEvents::new(),
         })
     }
 
@@ -230,7 +228,10 @@ impl SimulatedIo {
 
 impl VmIo for SimulatedIo {
     fn on_ready(&mut self, core: &mut VmCore, clock: &mut MonotonicClock) -> io::Result<()> {
-        self.poll.wait(Some(Duration::ZERO), &mut self.ready)?;
+        let mut ready = ReadyEvents::take();
+        let waited = self.poll.wait(Some(Duration::ZERO), &mut ready);
+        ready.keep();
+        waited?;
         self.more = false;
         self.budget = self.read_budget.min(CONSOLE_BUDGET);
         self.run(core, clock);

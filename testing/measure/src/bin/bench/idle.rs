@@ -22,6 +22,9 @@ const BESIDE: [usize; 4] = [1, 50, 500, 2000];
 /// smallest.
 const FLAT: f64 = 1.5;
 
+/// The most memory of an idle VM, in KiB: a third more than was measured.
+const MEMORY: f64 = 20.0;
+
 pub(crate) fn run(mut arguments: Arguments) -> Outcome {
     let vms: usize = arguments.opt_value_from_str("--vms")?.unwrap_or(200);
     let seconds: u64 = arguments.opt_value_from_str("--seconds")?.unwrap_or(10);
@@ -51,6 +54,10 @@ pub(crate) fn run(mut arguments: Arguments) -> Outcome {
         each(cost.bytes) / 1024.0,
         cost.wakeups
     );
+    let memory = each(cost.bytes) / 1024.0;
+    if memory > MEMORY {
+        return Err(format!("too much: {memory:.1} KiB for each VM, at most {MEMORY} KiB").into());
+    }
     Ok(())
 }
 
