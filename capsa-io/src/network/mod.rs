@@ -172,6 +172,10 @@ pub struct Network {
     events: EventOutput,
     /// Bytes that the current call may still read from sockets.
     budget: usize,
+    /// Bytes that each ready flow of the current call may read, so that one fast stream does not take all.
+    share: usize,
+    /// The first flow that found the budget exhausted. The next call begins with it.
+    starved: Option<usize>,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
     more: bool,
 }
@@ -249,6 +253,8 @@ impl Network {
             services,
             refused_by_host: 0,
             budget: 0,
+            share: 0,
+            starved: None,
             more: false,
         })
     }
@@ -351,7 +357,12 @@ impl Network {
         self.take_answers(now);
         self.retry_forwards(now);
         self.try_further_addresses(now);
-        for key in buffers.ready.keys() {
+        let is_flow = |key: &usize| matches!(Key::decode(*key), Key::Flow(_));
+        let flows = buffers.ready.keys().filter(is_flow).count();
+        self.share = sockets::READ_FIRST.max(BYTES / flows.max(1));
+        let starved = self.starved.take().map(|index| Key::Flow(index).encode());
+        let start = buffers.ready.keys().position(|key| Some(key) == starved).unwrap_or(0);
+        for key in buffers.ready.keys().skip(start).chain(buffers.ready.keys().take(start)) {
             match Key::decode(key) {
                 Key::Link(index) => {
                     if let Some(link) = &mut self.link {

@@ -20,7 +20,7 @@ use crate::sys::{self, PollSource, RouteProtocol};
 const DATAGRAMS: usize = 16;
 
 /// Bytes of the first read from a stream in a call, at most.
-const READ_FIRST: usize = 16 << 10;
+pub(super) const READ_FIRST: usize = 16 << 10;
 
 /// How often the route of a flow of datagrams is checked.
 const ROUTE_CHECK: Duration = Duration::from_secs(1);
@@ -339,14 +339,17 @@ impl Network {
 
     fn read_stream(&mut self, flow: FlowId, now: Instant) {
         // A stream that has little to say gets little memory.
-        let mut len = READ_FIRST;
+        let (mut len, mut left) = (READ_FIRST, self.share);
         loop {
             let Some(socket) = self.sockets.get(flow) else { return };
-            let spaces = self.net.spaces(flow, len.min(self.budget));
+            let spaces = self.net.spaces(flow, len.min(left).min(self.budget));
             let mut spaces: Vec<_> = spaces.map(IoSliceMut::new).collect();
             let size: usize = spaces.iter().map(|space| space.len()).sum();
             if size == 0 {
-                self.more |= self.budget == 0;
+                self.more |= left == 0 || self.budget == 0;
+                if self.budget == 0 {
+                    self.starved.get_or_insert(flow.index());
+                }
                 return;
             }
             let count = readv(socket.source.io_ref(), &mut spaces);
@@ -355,6 +358,7 @@ impl Network {
                 Ok(0) => return self.net.handle_eof(flow),
                 Ok(count) => {
                     self.budget -= count;
+                    left -= count;
                     if count < size {
                         return;
                     }

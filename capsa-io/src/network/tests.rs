@@ -107,6 +107,31 @@ fn connection_carries_both_ways_after_half_close() {
 }
 
 #[test]
+fn fast_streams_share_the_bytes_of_a_call() {
+    let (listener, port) = listener();
+    let mut test = NetworkTest::new(host_ports([port]));
+    let mut open = |from| {
+        let handle = test.connect((GATEWAY, port), from);
+        test.until("the connection", |test| test.tcp(handle).may_send());
+        listener.accept().unwrap().0
+    };
+    let mut streams = [open(40_000), open(40_001)];
+    // The network receives the last segment of each handshake.
+    test.run(Duration::from_millis(20));
+    for stream in &mut streams {
+        stream.set_nonblocking(true).unwrap();
+        while stream.write(&[1; 1 << 16]).is_ok() {}
+    }
+    test.network.on_ready(test.clock.now()).unwrap();
+    test.card.receive();
+    // The port of the guest in a TCP segment over IPv4.
+    let ports = test.card.received.iter().map(|frame| [frame[36], frame[37]]);
+    let ports: BTreeSet<_> = ports.map(u16::from_be_bytes).collect();
+    assert_eq!(ports, BTreeSet::from([40_000, 40_001]));
+    assert!(test.network.has_work());
+}
+
+#[test]
 fn next_address_is_tried_when_one_is_silent() {
     let (silent, port) = listener();
     let Ok(answering) = TcpListener::bind((Ipv6Addr::LOCALHOST, port)) else { return };

@@ -22,7 +22,7 @@ fn open(test: &mut SegmentTest, count: u16) -> Vec<OpenConnection> {
 }
 
 #[test]
-fn idle_flow_costs_at_most_600_bytes() {
+fn idle_flow_costs_at_most_480_bytes() {
     const FLOWS: u16 = 10_000;
     let mut test = SegmentTest::new(FLOWS.into(), 4 << 20);
     let connections = open(&mut test, FLOWS);
@@ -38,7 +38,7 @@ fn idle_flow_costs_at_most_600_bytes() {
     }
     assert_eq!((test.net.flows(), test.net.counters().refused_full), (FLOWS.into(), 0));
     let bytes = (allocated(&test.net) + test.net.budget.spare()) / usize::from(FLOWS);
-    assert!(bytes <= 600, "{bytes} bytes a flow");
+    assert!(bytes <= 480, "{bytes} bytes a flow");
 }
 
 #[test]
