@@ -110,10 +110,23 @@ pub(crate) fn problems(
     checker.arguments();
     checker.written_files();
     checker.sockets();
+    checker.policy();
     if let Some(error) = unreadable_password {
         checker.password(error);
     }
     checker.problems
+}
+
+/// Rules of a policy belong to a network with one: the field, the reason and the remedy of each that does
+/// not.
+pub(crate) fn policy_problems(settings: &Settings) -> Vec<(String, String, String)> {
+    let problem = |field: &str| {
+        let reason = "the network has no policy, so this rule or limit would have no effect";
+        let hint = "use --network policy, or mode = \"policy\" in the config file, which refuses what no \
+                    rule allows; or remove it";
+        (field.to_owned(), reason.to_owned(), hint.to_owned())
+    };
+    settings.network.unused_rules().into_iter().map(problem).collect()
 }
 
 struct Checker<'s> {
@@ -138,7 +151,7 @@ impl Checker<'_> {
         }
     }
 
-    /// `--log`, `--record` and `--network-pcap` truncate their files, so no other setting may use the same file.
+    /// No other setting may use a file that is written.
     fn written_files(&mut self) {
         let settings = self.settings;
         let mut used: Vec<(String, &Path)> = Vec::new();
@@ -171,13 +184,21 @@ impl Checker<'_> {
             }
             used.push((format!("the {field}"), path));
         }
-        // The library checks its directory.
-        let pcap = settings.network.pcap.as_deref();
-        if let Some(path) = pcap
-            && let Some((what, _)) = used.iter().find(|(_, other)| is_same_file(path, other))
-        {
-            let reason = format!("{} is the same file as {what}", path.display());
-            self.add("network_pcap", reason, "use another path: this file would be overwritten");
+        // The library checks their directories.
+        let network = &settings.network;
+        for (field, path) in [("network_pcap", &network.pcap), ("network_log", &network.log)] {
+            if let Some(path) = path
+                && let Some((what, _)) = used.iter().find(|(_, other)| is_same_file(path, other))
+            {
+                let reason = format!("{} is the same file as {what}", path.display());
+                self.add(field, reason, "use another path: this file would be overwritten");
+            }
+        }
+    }
+
+    fn policy(&mut self) {
+        for (field, reason, hint) in policy_problems(self.settings) {
+            self.add(&field, reason, hint);
         }
     }
 

@@ -73,10 +73,14 @@ pub(crate) const COMMANDS: &[CommandRow] = &[
         )
     },
     CommandRow {
-        operands: "up|down NAME",
-        max_operands: 2,
-        words: &["up", "down"],
-        ..plain(Subcommand::Network, "network", "Take the link of a guest's network up or down")
+        operands: "up|down|set|check|explain|suggest …",
+        max_operands: usize::MAX,
+        words: &["up", "down", "set", "check", "explain", "suggest"],
+        ..plain(
+            Subcommand::Network,
+            "network",
+            "Control a guest's network; check and explain a policy",
+        )
     },
     CommandRow {
         operands: "NAME",

@@ -24,6 +24,8 @@ use crate::json_output;
 
 /// The guest powered off or rebooted.
 pub(crate) const OK: u8 = 0;
+/// `capsa network explain`: the policy refuses a destination.
+pub(crate) const REFUSED: u8 = 1;
 /// The command line is invalid.
 pub(crate) const USAGE: u8 = 2;
 /// The configuration is invalid or unsupported. The codes from 111 on collide with few commands that
@@ -53,6 +55,7 @@ pub(crate) const SIGNAL: u8 = 128;
 /// The exit codes for help.
 pub(crate) const EXIT_CODES: &[(&str, &str)] = &[
     ("0", "the guest powered off or rebooted, on its own or on request"),
+    ("1", "of `network explain`: the policy refuses a destination"),
     ("2", "invalid command line"),
     ("111", "invalid configuration, or the backend does not support it"),
     ("112", "no backend is available on this host"),

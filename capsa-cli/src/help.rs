@@ -53,6 +53,10 @@ pub(crate) fn of(command: Subcommand) -> String {
     match command {
         Subcommand::Run => run_details(&mut out),
         Subcommand::Config => config_keys(&mut out),
+        Subcommand::Network => {
+            out.push_str("\nForms:\n");
+            NETWORK_FORMS.iter().for_each(|(form, what)| entry(&mut out, form, what));
+        }
         _ => {}
     }
     out
@@ -82,6 +86,19 @@ pub(crate) fn flag_help(flag: &Setting) -> String {
     let repeats = if flag.repeats { " [may be repeated]" } else { "" };
     format!("{}{repeats}", flag.help())
 }
+
+/// What `capsa network` does.
+pub(crate) const NETWORK_FORMS: &[(&str, &str)] = &[
+    ("up NAME, down NAME", "Take the link of a running VM's network up or down"),
+    ("set NAME FILE", "Replace the policy of a running VM's network by that of a config file"),
+    ("check FILE", "Check the policy of a config file, and print what it allows, with warnings"),
+    (
+        "explain FILE DEST…",
+        "Print whether the policy allows destinations such as pypi.org:443, udp://9.9.9.9:53, 10.1.2.3:22, \
+         icmp://1.1.1.1, host:8080 or dns:pypi.org, by which rule, and why",
+    ),
+    ("suggest LOG", "Print the smallest policy for the flows in a file that --network-log wrote"),
+];
 
 /// Command lines to start with.
 pub(crate) const EXAMPLES: &str = "\

@@ -14,6 +14,7 @@
 //! | `stdio` | the console on standard input and output: raw mode, escape keys, slow readers |
 //! | `running` | `ps`, `stop`, `gc` and `console`, and the control socket that they use |
 //! | `backends`, `doctor` | what this host supports |
+//! | `policy` | `network check`, `explain` and `suggest` |
 //! | `failure`, `reporter`, `log`, `json_output`, `print` | errors, exit codes, progress, log, JSON |
 
 mod backends;
@@ -29,6 +30,7 @@ pub mod fuzz;
 mod help;
 mod json_output;
 mod log;
+mod policy;
 mod print;
 mod reporter;
 mod run;
@@ -89,7 +91,7 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
         Subcommand::Ps => running::ps(json),
         Subcommand::Stop => running::stop(arguments),
         Subcommand::Pause | Subcommand::Resume => running::pause(arguments),
-        Subcommand::Network => running::network(arguments),
+        Subcommand::Network => network_command(arguments),
         Subcommand::Gc => running::gc(arguments),
         Subcommand::Console => running::console(arguments),
         Subcommand::Backends => {
@@ -126,6 +128,23 @@ fn run(arguments: &Arguments) -> Result<u8, CliError> {
 /// The shells that have completions: `bash, zsh or fish`.
 fn shells() -> String {
     values::alternatives(Subcommand::Completions.row().words)
+}
+
+/// `capsa network`: the link and the policy of a VM that runs, and policies in files.
+fn network_command(arguments: &Arguments) -> Result<u8, CliError> {
+    let operands: Vec<&str> = arguments.operands.iter().map(String::as_str).collect();
+    match operands[..] {
+        [state @ ("up" | "down"), name] => running::set_link(name, state),
+        ["set", name, file] => running::set_policy(name, file),
+        ["check", file] => policy::check(arguments, file),
+        ["explain", file, ..] => policy::explain(arguments, file, &arguments.operands[2..]),
+        ["suggest", log] => policy::suggestion(log),
+        _ => {
+            let forms: Vec<_> = help::NETWORK_FORMS.iter().map(|(form, _)| *form).collect();
+            let what = format!("expected one of: {}", forms.join(", "));
+            Err(usage(what, Some(arguments.command)))
+        }
+    }
 }
 
 /// `capsa config check FILE`, `capsa config schema`.

@@ -52,6 +52,15 @@ pub(crate) fn memory_mb(text: &str) -> Parsed<u32> {
     u32::try_from(bytes / MIB).or_else(|_| invalid(TOO_LARGE))
 }
 
+/// A number of bytes: `20MB`, `2GiB`, `1000`. `MB` is a power of 1000, `MiB` of 1024.
+pub(crate) fn byte_count(text: &str) -> Parsed<u64> {
+    let is_short = text.bytes().filter(u8::is_ascii_digit).count() <= MAX_DIGITS;
+    let parsed = parse_size::Config::new().with_decimal().parse_size(text).ok();
+    parsed
+        .filter(|_| is_short)
+        .ok_or_else(|| format!("invalid size {text:?}: expected e.g. 20MB or 2GiB"))
+}
+
 /// A time: `90s`, `5m`, `1h 30m`.
 pub(crate) fn duration(text: &str) -> Parsed<Duration> {
     humantime::parse_duration(text).map_err(|error| {

@@ -21,7 +21,7 @@ const CAPSA: &str = env!("CARGO_BIN_EXE_capsa");
 /// working directory has the files.
 const CASES: &[(&str, &[&str])] = &[
     ("capsa con", &["config", "console"]),
-    ("capsa run --net", &["--network", "--network-pcap"]),
+    ("capsa run --net", &["--network", "--network-log", "--network-pcap"]),
     ("capsa run --network n", &["nat", "none"]),
     ("capsa run --backend q", &["qemu"]),
     ("capsa run --backend ", &["cloud-hypervisor", "qemu", "vfkit"]),
@@ -30,6 +30,8 @@ const CASES: &[(&str, &[&str])] = &[
     ("capsa run li", &["linux"]),
     ("capsa config ch", &["check"]),
     ("capsa config check go", &["good.toml"]),
+    ("capsa network ex", &["explain"]),
+    ("capsa network explain go", &["good.toml"]),
     ("capsa completions f", &["fish"]),
     ("capsa help doc", &["doctor"]),
     ("capsa stop k", &["kept"]),
@@ -84,7 +86,7 @@ fn bash_completes_all_words() {
     // bash splits words at `=`.
     let equals = ["capsa", "run", "--network", "=", "no"];
     assert_eq!(completed(vm.dir(), &equals), ["none"]);
-    assert_eq!(completed(vm.dir(), &equals[..4]), ["none", "nat"]);
+    assert_eq!(completed(vm.dir(), &equals[..4]), ["none", "nat", "policy", "record"]);
     end(vm);
 }
 

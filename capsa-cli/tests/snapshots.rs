@@ -141,7 +141,7 @@ fn bash_completes_commands_flags_and_files() {
     let dir = directory();
     for (words, want) in [
         (&["capsa", "con"][..], &["console", "config"][..]),
-        (&["capsa", "run", "--net"], &["--network", "--network-pcap"]),
+        (&["capsa", "run", "--net"], &["--network", "--network-pcap", "--network-log"]),
         (&["capsa", "run", "--network", "n"], &["none", "nat"]),
         (&["capsa", "run", "--kernel", "na"], &["nano.elf"]),
         (&["capsa", "run", "li"], &["linux"]),

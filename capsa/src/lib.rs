@@ -51,6 +51,7 @@
 //! | wait for console output, log in, run commands | [`VmConsole`], [`manual::console`] |
 //! | connect to a program in the guest | [`LinuxVmBuilder::vsock`], [`VmHandle::vsock_connect`] |
 //! | decide what the guest reaches, forward ports, serve the guest | [`network`], `manual::network` |
+//! | allow a guest a few targets only | [`network::NetworkPolicy`], [`manual::policy`] |
 //! | make it faster | [`manual::performance`] |
 //! | share directories, read results safely | [`SharedDir`], `manual::shares` |
 //! | run it from your own event loop | [`embed::Vm`], [`manual::embedding`] |

@@ -29,6 +29,9 @@ pub mod shares {}
 #[doc = include_str!("manual/network.md")]
 pub mod network {}
 
+#[doc = include_str!("manual/policy.md")]
+pub mod policy {}
+
 #[doc = include_str!("manual/performance.md")]
 pub mod performance {}
 

@@ -31,7 +31,7 @@ fn operands(row: &CommandRow) -> Operands {
             Operands::Vms
         }
         Subcommand::Help => Operands::Commands,
-        Subcommand::Config => Operands::Files,
+        Subcommand::Config | Subcommand::Network => Operands::Files,
         _ if row.words.is_empty() => Operands::Nothing,
         _ => Operands::Words(row.words.join(" ")),
     }
@@ -108,12 +108,12 @@ fn zsh() -> String {
             Operands::Words(words) => format!("1:what:({words})"),
             Operands::Vms => format!("*:VM:($({VM_NAMES}))"),
             Operands::Commands => format!("1:command:({})", commands()),
-            Operands::Files => "1:what:(check schema)' '2:file:_files".into(),
+            Operands::Files => format!("1:what:({})' '*:file:_files", row.words.join(" ")),
             Operands::Nothing => String::new(),
         };
         if !operand.is_empty() {
             let quoted = match row.command {
-                Subcommand::Config => format!("'{operand}'"),
+                Subcommand::Config | Subcommand::Network => format!("'{operand}'"),
                 _ => quoted(&operand),
             };
             let _ = write!(out, " \\\n            {quoted}");

@@ -23,6 +23,11 @@ pub(crate) fn page() -> String {
         for flag in flags_of(row.command) {
             flag_entry(&mut out, flag);
         }
+        if row.command == Subcommand::Network {
+            for (form, what) in help::NETWORK_FORMS {
+                entry(&mut out, form, what);
+            }
+        }
         if row.command == Subcommand::Run {
             text(&mut out, "On a terminal all keys go to the guest, Ctrl-C included, except:");
             for (keys, what) in KEYS {

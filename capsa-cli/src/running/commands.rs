@@ -103,20 +103,19 @@ pub(crate) fn pause(arguments: &Arguments) -> Result<u8, CliError> {
     print_end(&vm, status)
 }
 
-/// `capsa network`: takes the link of a VM's network up or down.
-pub(crate) fn network(arguments: &Arguments) -> Result<u8, CliError> {
-    let command = Some(arguments.command);
-    let [state, name] = &arguments.operands[..] else {
-        return Err(usage("expected up or down, and the name or ID of a VM", command));
-    };
-    let up = match state.as_str() {
-        "up" => true,
-        "down" => false,
-        _ => return Err(usage(format!("invalid state {state:?}: expected up or down"), command)),
-    };
+/// `capsa network up` and `down`: takes the link of a VM's network up or down.
+pub(crate) fn set_link(name: &str, state: &str) -> Result<u8, CliError> {
     let vm = registry::find(name)?;
-    vm.request(&SocketRequest::Link { up })?;
+    vm.request(&SocketRequest::Link { up: state == "up" })?;
     print_end(&vm, &format!("network {state}"))
+}
+
+/// `capsa network set`: replaces the policy of a VM's network by that of a config file.
+pub(crate) fn set_policy(name: &str, file: &str) -> Result<u8, CliError> {
+    let (policy, _) = crate::policy::rules(file)?;
+    let vm = registry::find(name)?;
+    vm.request(&SocketRequest::Policy { policy })?;
+    print_end(&vm, "network policy set")
 }
 
 /// Prints how a request ended. A hypervisor can write to the run directory, so that the texts may have

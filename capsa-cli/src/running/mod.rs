@@ -40,6 +40,9 @@
 //! > {"do":"link","up":false}        take the link of the network down, or up again
 //! < {"ok":true}
 //!
+//! > {"do":"policy","policy":{…}}    replace the policy of the network
+//! < {"ok":true}
+//!
 //! > {"do":"counters"}               what the network counted
 //! < {"ok":true,"counters":{"flows":3,…}}
 //!
@@ -61,7 +64,7 @@
 //! - **Input owner**: at most one client, and none while the run's own standard input or a command
 //!   after `--` uses the console. The first that asks gets it, and keeps it until it disconnects.
 //! - **Limits**: 64 clients; more wait in the listener's backlog. A request that has no `\n` within
-//!   1024 bytes is rejected. Input beyond the VM's input queue of 256 KiB is lost.
+//!   256 KiB is rejected. Input beyond the VM's input queue of 256 KiB is lost.
 //! - **Suspended runs** do not reply: a client gives up 35 seconds after its request, and 30 seconds after
 //!   the grace period of a stop.
 //! - **Idle clients** stay connected, without a time limit, and count as clients.
@@ -83,6 +86,6 @@ mod registry;
 mod server;
 
 pub(crate) use attach::console;
-pub(crate) use commands::{gc, network, pause, ps, stop};
+pub(crate) use commands::{gc, pause, ps, set_link, set_policy, stop};
 pub(crate) use registry::reserve_name;
 pub(crate) use server::{ClientCommand, ControlServer, ControlSource};

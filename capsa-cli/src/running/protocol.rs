@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use capsa::network::NetworkPolicy;
 use serde::{Deserialize, Serialize};
 
 /// The control socket's name in the run directory.
@@ -12,8 +13,8 @@ pub(super) const CONTROL_SOCKET: &str = "control";
 /// The name of the file with the [`RunInfo`] in the run directory.
 pub(super) const RUN_INFO_FILE: &str = "run.json";
 
-/// A request with more bytes than this is rejected.
-pub(super) const MAX_REQUEST_LEN: usize = 1024;
+/// A request with more bytes than this is rejected. A policy with a thousand rules has fewer.
+pub(super) const MAX_REQUEST_LEN: usize = 256 << 10;
 
 /// A run's description of itself, for `capsa ps`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub(crate) struct RunInfo {
     /// The link of the network; `None` without a network.
     #[serde(default)]
     pub(crate) link: Option<LinkState>,
+    /// `none`, `nat`, `policy` or `record`.
+    #[serde(default)]
+    pub(crate) network_mode: String,
 }
 
 /// Whether frames pass between the guest and its network.
@@ -74,6 +78,8 @@ pub(super) enum SocketRequest {
     Resume {},
     /// Take the link of the network up or down.
     Link { up: bool },
+    /// Replace the policy of the network.
+    Policy { policy: NetworkPolicy },
     /// Reply with the counters of the network.
     Counters {},
     /// Attach to the console, and become the input owner if `input` is set and there is none.
@@ -153,6 +159,12 @@ mod tests {
         }
         let no_grace = serde_json::from_str::<SocketRequest>(r#"{"do":"stop"}"#);
         assert_eq!(no_grace.unwrap(), SocketRequest::Stop { grace: None });
+        let policy = SocketRequest::Policy { policy: NetworkPolicy::new().allow("a.org:443") };
+        let line = String::from_utf8(to_line(&policy)).unwrap();
+        assert_eq!(serde_json::from_str::<SocketRequest>(&line).unwrap(), policy);
+        // A limit of a newer client is not ignored.
+        let newer = line.replacen("\"flows\"", "\"new\":1,\"flows\"", 1);
+        assert!(newer != line && serde_json::from_str::<SocketRequest>(&newer).is_err());
         for text in ["{}", "[]", r#"{"do": "reboot"}"#, r#"{"do": "kill", "x": 1}"#] {
             assert!(serde_json::from_str::<SocketRequest>(text).is_err(), "{text}");
         }

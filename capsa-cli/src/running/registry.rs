@@ -61,6 +61,7 @@ impl RunningVm {
             "forwards": self.info.as_ref().map(|info| &info.forwards),
             "services": self.info.as_ref().map(|info| &info.services),
             "link": self.info.as_ref().and_then(|info| info.link),
+            "network_mode": self.info.as_ref().map(|info| &info.network_mode),
             "network": self.network_counters(),
         })
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use capsa::embed::{PauseRequest, ReaderId, Vm};
+use capsa::network::{NetworkPolicy, PolicyMode};
 use capsa::{ConsoleMode, VmStatus};
 use serde::Serialize;
 use serde_json::Value;
@@ -82,6 +83,15 @@ enum ClientState {
     Closing,
 }
 
+/// The mode of a network with this policy, as after `--network`.
+fn mode_name(policy: Option<&NetworkPolicy>) -> &'static str {
+    match policy.map(|policy| policy.mode) {
+        None => "nat",
+        Some(PolicyMode::Record) => "record",
+        Some(_) => "policy",
+    }
+}
+
 impl ControlServer {
     /// Listens in the run directory, and publishes the run's information there.
     pub(crate) fn bind(vm: &Vm, name: Option<&str>, grace: Duration) -> io::Result<Self> {
@@ -103,6 +113,10 @@ impl ControlServer {
             forwards: vm.forwards().iter().map(ToString::to_string).collect(),
             services: services.map(|service| service.to_string()).collect(),
             link: network.map(|_| LinkState::Up),
+            network_mode: match network {
+                Some(network) => mode_name(network.policy.as_ref()).into(),
+                None => "none".into(),
+            },
         };
         replace_file(&run_dir.join(RUN_INFO_FILE), &to_line(&info))?;
         let (clients, input_owner, last_id) = (Vec::new(), None, 0);
@@ -274,6 +288,18 @@ impl ControlServer {
                     Ok(()) => {
                         // Before the reply, so that a client that has it reads the new state.
                         self.info.link = Some(if *up { LinkState::Up } else { LinkState::Down });
+                        let _ =
+                            replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
+                        client.send(&SocketReply::accepted());
+                    }
+                    Err(error) => client.send(&SocketReply::rejected(error.to_string())),
+                }
+            }
+            SocketRequest::Policy { policy } => {
+                client.state = ClientState::Closing;
+                match vm.set_network_policy(policy.clone()) {
+                    Ok(()) => {
+                        self.info.network_mode = mode_name(Some(policy)).into();
                         let _ =
                             replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
                         client.send(&SocketReply::accepted());

@@ -5,6 +5,7 @@
 
 mod names;
 mod network;
+mod policy;
 mod sections;
 mod setting;
 mod table;
@@ -137,6 +138,7 @@ impl Settings {
             "shares" => drop(self.shares.pop()),
             "vsock" => drop(self.vsock.pop()),
             "network.forward" => drop(self.network.forwards.pop()),
+            "network.allow" => drop(self.network.allow.pop()),
             "network.service" => drop(self.network.services.pop()),
             _ => {}
         }
@@ -176,7 +178,7 @@ impl Settings {
             .on_reboot(self.on_reboot.unwrap_or_default())
             .on_disk_error(self.on_disk_error.unwrap_or_default())
             .cmdline_args(self.cmdline.iter().map(String::as_str));
-        builder = self.network.describe(builder);
+        builder = self.network.describe(builder, self.name.as_deref());
         if self.virtio_console {
             builder = builder.virtio_console();
         }

@@ -22,6 +22,15 @@ impl Settings {
         if let Some(name) = self.network_name(field) {
             return name;
         }
+        if let Some(n) = field.strip_prefix("network.deny[").and_then(|n| n.strip_suffix(']')) {
+            // The items of the file precede those of flags.
+            let in_file = |n: &usize| self.spans.of(&format!("network.deny[{n}]")).is_some();
+            let n = n.parse::<usize>().unwrap_or_default();
+            return match in_file(&n) {
+                true => field.into(),
+                false => format!("--deny {}", n - (0..n).filter(in_file).count() + 1),
+            };
+        }
         // The message about an item of these lists contains the item.
         match field.split_once('[') {
             Some((list @ ("cmdline" | "vsock_ports"), _)) => list.replace("_ports", ""),
@@ -50,6 +59,8 @@ impl Settings {
         let spans = &self.spans;
         if let Some((_, origins, n, rest)) = self.item(field) {
             let table = origins[n].as_ref()?;
+            // The target of a rule is what can have a mistake.
+            let rest = if field.starts_with("network.allow[") { ".to" } else { rest };
             let key = format!("{table}{}", rest.replace('_', "-"));
             return spans.of(&key).or_else(|| spans.of(table));
         }
@@ -62,6 +73,9 @@ impl Settings {
         }
         if field == "cmdline" {
             return spans.of("cmdline.override").or_else(|| spans.of("cmdline.extra"));
+        }
+        if field.starts_with("network.") {
+            return spans.of(&field.replace('_', "-"));
         }
         let row = SETTINGS.iter().find(|row| row.field() == field)?;
         spans.of(row.key)
@@ -76,6 +90,10 @@ impl Settings {
             "forwards" => {
                 let forwards = self.network.forwards.iter();
                 ("--forward", forwards.map(|(origin, _)| origin).collect())
+            }
+            "network.allow" => {
+                let rules = self.network.allow.iter();
+                ("--allow", rules.map(|(origin, _)| origin).collect())
             }
             "services" => {
                 let services = self.network.services.iter();

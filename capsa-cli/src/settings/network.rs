@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use capsa::network::{ListenAddress, TransportProtocol};
-use capsa::{LinuxVmBuilder, NetworkMode};
+use capsa::LinuxVmBuilder;
+use capsa::network::{AllowRule, ListenAddress, PolicyLimits, TransportProtocol};
 
+use super::policy::NetworkChoice;
 use super::setting::{Completion, Setting, ValueKind};
 use super::table::ROW;
 use super::{Origin, Settings};
@@ -13,12 +14,17 @@ use crate::values;
 /// What flags and the config file set of the guest's network.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct GuestNetwork {
-    mode: Option<NetworkMode>,
-    allow_private: bool,
-    host_ports: Vec<u16>,
+    pub(super) mode: Option<NetworkChoice>,
+    pub(super) allow_private: bool,
+    pub(super) host_ports: Vec<u16>,
     pub(crate) forwards: Vec<(Origin, ForwardSetting)>,
     pub(crate) services: Vec<(Origin, ServiceSetting)>,
     pub(crate) pcap: Option<PathBuf>,
+    pub(crate) log: Option<PathBuf>,
+    /// The rules of a policy.
+    pub(crate) allow: Vec<(Origin, AllowRule)>,
+    pub(crate) deny: Vec<String>,
+    pub(crate) limits: PolicyLimits,
 }
 
 /// A port of the host, or a unix socket, that is forwarded to the guest.
@@ -39,8 +45,8 @@ pub(crate) struct ServiceSetting {
 
 impl GuestNetwork {
     /// Sets the network of the VM.
-    pub(super) fn describe(&self, vm: LinuxVmBuilder) -> LinuxVmBuilder {
-        let mut vm = vm.network(self.mode.clone().unwrap_or_default());
+    pub(super) fn describe(&self, vm: LinuxVmBuilder, name: Option<&str>) -> LinuxVmBuilder {
+        let mut vm = vm.network(self.mode());
         if self.allow_private {
             vm = vm.allow_private();
         }
@@ -58,6 +64,12 @@ impl GuestNetwork {
         }
         if let Some(path) = &self.pcap {
             vm = vm.network_pcap(path);
+        }
+        if let Some(path) = &self.log {
+            vm = vm.network_log(path);
+        }
+        if let Some(name) = name {
+            vm = vm.network_log_name(name);
         }
         vm
     }
@@ -88,12 +100,15 @@ pub(super) const ROWS: &[Setting] = &[
         flag: "--network",
         key: "network.mode",
         kind: ValueKind::Choice(&[
-            ("none", |s| s.network.mode = Some(NetworkMode::None)),
-            ("nat", |s| s.network.mode = Some(NetworkMode::Nat)),
+            ("none", |s| s.network.mode = Some(NetworkChoice::None)),
+            ("nat", |s| s.network.mode = Some(NetworkChoice::Nat)),
+            ("policy", |s| s.network.mode = Some(NetworkChoice::Policy)),
+            ("record", |s| s.network.mode = Some(NetworkChoice::Record)),
         ]),
         example: "\"nat\"",
-        help: "Guest network",
-        default: "nat",
+        help: "Guest network. nat: the internet; policy: what the rules allow; record: everything but the \
+               host, with an event for what the rules would refuse",
+        default: "policy with a rule that allows something, else nat",
         ..ROW
     },
     Setting {
@@ -200,6 +215,15 @@ pub(super) const ROWS: &[Setting] = &[
         completion: Completion::Files,
         example: "\"./net.pcapng\"",
         help: "File for the packets of the guest's network card, in the format pcapng",
+        ..ROW
+    },
+    Setting {
+        flag: "--network-log",
+        key: "network.log",
+        kind: ValueKind::Path(|s, path| s.network.log = Some(path)),
+        completion: Completion::Files,
+        example: "\"./net.jsonl\"",
+        help: "File to which the events of the network are appended, as JSON lines",
         ..ROW
     },
 ];

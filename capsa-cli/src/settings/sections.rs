@@ -24,6 +24,14 @@ pub(crate) const SECTIONS: &[Section] = &[
     one("resources", "Resources and time limits"),
     one("network", "The guest's network"),
     Section {
+        name: "network.allow",
+        shape: Shape::Many,
+        keys: "network.allow",
+        help: "What the guest may reach: see the manual, `policy`",
+        begin: Settings::begin_allow,
+    },
+    one("network.limits", "Limits of a network with a policy"),
+    Section {
         name: "network.forward",
         shape: Shape::Many,
         keys: "network.forward",

@@ -14,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::ProgressMode;
 use super::network;
+use super::policy;
 use super::setting::{Completion, Setting, ValueKind};
 use crate::commands::Subcommand;
 use crate::values::{self, Bounds};
@@ -37,15 +38,14 @@ pub(super) const ROW: Setting = Setting {
 
 /// All settings, in the order of help.
 pub(crate) const SETTINGS: &[Setting] = &{
-    let mut all = [ROW; DEVICES.len() + network::ROWS.len() + OTHERS.len()];
-    let mut n = 0;
+    const PARTS: [&[Setting]; 4] = [DEVICES, network::ROWS, policy::ROWS, OTHERS];
+    let mut all = [ROW; DEVICES.len() + network::ROWS.len() + policy::ROWS.len() + OTHERS.len()];
+    let (mut n, mut part, mut begin) = (0, 0, 0);
     while n < all.len() {
-        let (after_devices, rest) = (n.wrapping_sub(DEVICES.len()), network::ROWS.len());
-        all[n] = match n {
-            _ if n < DEVICES.len() => DEVICES[n],
-            _ if after_devices < rest => network::ROWS[after_devices],
-            _ => OTHERS[after_devices - rest],
-        };
+        while n - begin == PARTS[part].len() {
+            (begin, part) = (n, part + 1);
+        }
+        all[n] = PARTS[part][n - begin];
         n += 1;
     }
     all
@@ -497,6 +497,7 @@ const OTHERS: &[Setting] = &[
             Subcommand::Run,
             Subcommand::Ps,
             Subcommand::Stop,
+            Subcommand::Network,
             Subcommand::Gc,
             Subcommand::Backends,
             Subcommand::Doctor,

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `target` | [`PolicyTarget`]: the grammar of rules |
 //! | `check` | mistakes of a policy, and what deserves a warning |
+//! | `describe` | a policy as text, as it is understood |
 //! | `rules` | [`PolicyRules`]: the verdicts |
 //! | `verdict` | [`PolicyVerdict`], [`VerdictReason`], [`PolicyDestination`] |
 //! | `address` | [`AddressClass`]: public, private and special addresses |
@@ -20,6 +21,7 @@
 
 mod address;
 mod check;
+mod describe;
 mod event;
 mod punycode;
 mod rules;
@@ -31,7 +33,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use address::{AddressClass, behind_nat64, is_within_v4, is_within_v6};
 pub use check::{PolicyMistake, PolicyWarning};
@@ -55,7 +57,8 @@ pub use verdict::{DestinationError, PolicyDestination, PolicyVerdict, VerdictRea
 /// assert!(rules.explain(&"files.pythonhosted.org:443".parse().unwrap()).is_allowed);
 /// assert!(!rules.explain(&"pypi.org:80".parse().unwrap()).is_allowed);
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NetworkPolicy {
     /// Whether refusals are carried out.
@@ -111,7 +114,7 @@ impl NetworkPolicy {
 }
 
 /// Whether refusals are carried out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum PolicyMode {
@@ -124,17 +127,21 @@ pub enum PolicyMode {
 }
 
 /// A target that a policy allows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct AllowRule {
     /// The target, in the form of [`PolicyTarget`].
     pub to: String,
     /// Why, for people.
+    #[serde(default)]
     pub because: Option<String>,
     /// Which addresses the guest sees for a name of this rule.
+    #[serde(default)]
     pub resolve: ResolveMode,
     /// What is checked in the bytes of a connection to a name. `None`: [`StreamCheck::Tls`] at port 443,
     /// [`StreamCheck::Http`] at port 80, otherwise nothing.
+    #[serde(default)]
     pub check: Option<StreamCheck>,
 }
 
@@ -167,7 +174,7 @@ impl AllowRule {
 }
 
 /// Which addresses the guest sees for a name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ResolveMode {
@@ -181,7 +188,7 @@ pub enum ResolveMode {
 }
 
 /// What is checked in the first bytes of a connection to a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum StreamCheck {
@@ -194,7 +201,8 @@ pub enum StreamCheck {
 }
 
 /// Limits of rate and number in a policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PolicyLimits {
     /// TCP connections, UDP flows and flows of echo requests at one time.

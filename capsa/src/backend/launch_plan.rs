@@ -172,6 +172,11 @@ impl fmt::Display for LaunchPlan {
             }
         }
         if let Some(network) = &plan.network {
+            if let Some(policy) = &network.policy {
+                for line in policy.to_string().lines() {
+                    comment(f, &format!("network policy: {line}"))?;
+                }
+            }
             network_options(f, &network.options)?;
         }
         for overlay in &plan.overlays {

@@ -1,0 +1,240 @@
+//! `capsa network check`, `explain` and `suggest`: policies without a VM.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use capsa::console::escape_control_line;
+use capsa::network::{
+    NetworkPolicy, PolicyDestination, PolicyMistake, PolicyRules, PolicyVerdict, VerdictReason,
+    suggest,
+};
+use serde_json::{Value, json};
+
+use crate::config::{self, ConfigFile};
+use crate::failure::{CONFIG, CliError, OK, REFUSED, invalid_file};
+use crate::flags::{Arguments, usage};
+use crate::json_output;
+use crate::print::{print, print_message};
+use crate::settings::Settings;
+
+/// `capsa network check FILE`.
+pub(crate) fn check(arguments: &Arguments, file: &str) -> Result<u8, CliError> {
+    let (settings, _) = read(file)?;
+    let policy = settings.network.policy();
+    let warnings = policy.as_ref().map(NetworkPolicy::warnings).unwrap_or_default();
+    if arguments.settings.options.json {
+        let content = json!({"file": file, "problems": [], "warnings": warnings, "policy": policy});
+        return print(&json_output::document("network-check", content));
+    }
+    let mut out = format!("{file}: no errors\n");
+    for warning in &warnings {
+        let field = format!("network.{}", warning.place);
+        let name = settings.name_of(&field);
+        let place = match settings.span_of(&field) {
+            Some(span) => format!("{}:{}: {name}", span.file, span.line),
+            None => name,
+        };
+        let _ = writeln!(out, "warning: {}: {}", escape_control_line(&place), warning.reason);
+    }
+    match policy {
+        Some(policy) => policy
+            .to_string()
+            .lines()
+            .for_each(|line| out.push_str(&(escape_control_line(line) + "\n"))),
+        None => out.push_str("the network has no policy\n"),
+    }
+    print(&out)
+}
+
+/// `capsa network explain FILE DEST…`.
+pub(crate) fn explain(
+    arguments: &Arguments,
+    file: &str,
+    wanted: &[String],
+) -> Result<u8, CliError> {
+    let command = Some(arguments.command);
+    if wanted.is_empty() {
+        return Err(usage("expected a destination, such as pypi.org:443 or dns:pypi.org", command));
+    }
+    let mut failure = None;
+    let mut destinations = Vec::new();
+    for text in wanted {
+        match text.parse::<PolicyDestination>() {
+            Ok(destination) => destinations.push(destination),
+            Err(error) => {
+                let what = || CliError::usage("invalid destinations");
+                let hint = "write pypi.org:443, udp://9.9.9.9:53, icmp://1.1.1.1, host:8080 or dns:pypi.org";
+                failure = Some(failure.unwrap_or_else(what).problem(error.to_string(), hint));
+            }
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let (_, rules) = rules(file)?;
+    let verdicts: Vec<PolicyVerdict> =
+        destinations.iter().map(|destination| rules.explain(destination)).collect();
+    let word = |verdict: &PolicyVerdict| if verdict.is_allowed { "allowed" } else { "refused" };
+    let all = destinations.iter().zip(&verdicts);
+    let text = match arguments.settings.options.json {
+        true => {
+            let all: Vec<Value> = all
+                .map(|(destination, verdict)| {
+                    let PolicyVerdict { rule, reason, .. } = verdict;
+                    json!({
+                        "destination": destination.to_string(),
+                        "verdict": word(verdict),
+                        "rule": rule,
+                        "reason": reason,
+                    })
+                })
+                .collect();
+            json_output::document("network-explain", json!({"file": file, "verdicts": all}))
+        }
+        false => all
+            .map(|(destination, verdict)| {
+                let rule = verdict.rule.iter().map(|rule| format!(" ({rule})")).collect::<String>();
+                let (word, reason) = (word(verdict), verdict.reason);
+                escape_control_line(&format!("{destination}: {word}: {reason}{rule}")) + "\n"
+            })
+            .collect(),
+    };
+    print(&text)?;
+    Ok(if verdicts.iter().all(|verdict| verdict.is_allowed) { OK } else { REFUSED })
+}
+
+/// `capsa network suggest LOG`: the smallest policy for the flows in a log, as TOML.
+pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
+    let failed = |error: std::io::Error| {
+        CliError::new(CONFIG, format!("cannot read {file}: {error}"))
+            .hint("name a file that --network-log wrote")
+    };
+    let lines = BufReader::new(File::open(file).map_err(failed)?).split(b'\n');
+    let (mut seen, mut skipped) = (Vec::new(), 0);
+    for line in lines {
+        match flow_of(&line.map_err(failed)?) {
+            Ok(flow) => seen.extend(flow),
+            Err(NoEvent) => skipped += 1,
+        }
+        // A log may be longer than the memory.
+        if seen.len() >= 4096 {
+            seen.sort_by_key(ToString::to_string);
+            seen.dedup();
+        }
+    }
+    if skipped > 0 {
+        print_message(&format!("capsa: {skipped} lines of {file} are no events of a network\n"));
+    }
+    let (policy, left_out) = without_mistakes(suggest(seen));
+    for PolicyMistake { reason, remedy, .. } in left_out {
+        let text = format!("capsa: left out: {reason}; {remedy}");
+        print_message(&(escape_control_line(&text) + "\n"));
+    }
+    let mut out = String::from("[network]\nmode = \"policy\"\n");
+    for rule in &policy.allow {
+        let _ = write!(out, "\n[[network.allow]]\nto = \"{}\"\n", rule.to);
+    }
+    print(&out)
+}
+
+/// A line that is no event.
+struct NoEvent;
+
+/// The destination of a flow that was opened; `None` for other events, and for the guest's own network.
+fn flow_of(line: &[u8]) -> Result<Option<PolicyDestination>, NoEvent> {
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let event: Value = serde_json::from_slice(line).map_err(|_| NoEvent)?;
+    let kind = event["event"].as_str().ok_or(NoEvent)?;
+    let own = serde_json::to_value(VerdictReason::OwnNetwork).unwrap_or_default();
+    if kind != "flow-opened" || event["reason"] == own {
+        return Ok(None);
+    }
+    let destination = event["destination"].as_str().ok_or(NoEvent)?;
+    destination.parse().map(Some).map_err(|_| NoEvent)
+}
+
+/// The rules that a policy can have, and the mistakes of the others.
+fn without_mistakes(policy: NetworkPolicy) -> (NetworkPolicy, Vec<PolicyMistake>) {
+    let mut mistakes = Vec::new();
+    let mut kept = NetworkPolicy::new();
+    for rule in policy.allow {
+        match PolicyRules::new(&NetworkPolicy::new().allow_rule(rule.clone())) {
+            Ok(_) => kept = kept.allow_rule(rule),
+            Err(found) => mistakes.extend(found),
+        }
+    }
+    (kept, mistakes)
+}
+
+/// The policy of a config file, and its rules.
+///
+/// # Errors
+///
+/// When the file has mistakes, or its network has no policy.
+pub(crate) fn rules(file: &str) -> Result<(NetworkPolicy, PolicyRules), CliError> {
+    let (settings, rules) = read(file)?;
+    settings.network.policy().zip(rules).ok_or_else(|| {
+        CliError::new(CONFIG, format!("the network of {file} has no policy"))
+            .hint("add [network] mode = \"policy\", and [[network.allow]] for each target")
+    })
+}
+
+/// The settings of a config file and the rules of its policy. Of the rest of the VM only the syntax is
+/// checked.
+fn read(file: &str) -> Result<(Settings, Option<PolicyRules>), CliError> {
+    let path = Path::new(file);
+    let ConfigFile { settings, mistakes, is_broken } = config::read(path)?;
+    let policy = settings.network.policy();
+    let rules = policy.map(|policy| PolicyRules::new(&policy)).transpose();
+    let problems = crate::check::policy_problems(&settings);
+    let found = rules.as_ref().err().into_iter().flatten().map(|mistake| {
+        (format!("network.{}", mistake.place), mistake.reason.clone(), mistake.remedy.clone())
+    });
+    // The library reports these when it plans a VM.
+    let options = settings.network.nat_options().into_iter().map(|(field, remedy)| {
+        let reason = "the network has a policy, which this option does not change";
+        (field.to_owned(), reason.to_owned(), remedy.to_owned())
+    });
+    let mut found: Vec<_> = found.chain(problems).chain(options).collect();
+    if is_broken {
+        found.clear();
+    }
+    let others = (!found.is_empty()).then(|| {
+        let failure = CliError::new(CONFIG, invalid_file(path, found.len()));
+        found.into_iter().fold(failure, |failure, (field, reason, hint)| {
+            let name = settings.name_of(&field);
+            failure.problem_in(settings.span_of(&field), format!("{name}: {reason}"), hint)
+        })
+    });
+    match CliError::of_file(path, mistakes, others) {
+        Some(failure) => Err(failure),
+        None => Ok((settings, rules.unwrap_or_default())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flow_of_line_is_its_destination() {
+        let flow =
+            |line: &str| flow_of(line.as_bytes()).ok().map(|flow| flow.map(|d| d.to_string()));
+        let line = |event: &str, reason: &str| {
+            format!(r#"{{"event":"{event}","reason":"{reason}","destination":"pypi.org:443"}}"#)
+        };
+        assert_eq!(flow(&line("flow-opened", "no-rule")), Some(Some("pypi.org:443".into())));
+        for other in
+            [line("flow-refused", "no-rule"), line("flow-opened", "own-network"), "".into()]
+        {
+            assert_eq!(flow(&other), Some(None), "{other}");
+        }
+        for broken in ["{", "[]", r#"{"event":"flow-opened"}"#] {
+            assert_eq!(flow(broken), None, "{broken}");
+        }
+    }
+}
