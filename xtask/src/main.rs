@@ -3,6 +3,7 @@
 //! This package depends on no other package of the workspace, so that it builds in seconds. A task
 //! that needs one is a program there, which is built and run from here.
 
+mod attacks;
 mod bench;
 mod cargo;
 mod check_command;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use pico_args::Arguments;
 
-use crate::{Outcome, bench, check_command, checks, conformance, fuzz, simulate, test};
+use crate::{Outcome, attacks, bench, check_command, checks, conformance, fuzz, simulate, test};
 use TaskAction::{Here, Program};
 
 /// The code that runs a task.
@@ -17,6 +17,7 @@ pub(crate) enum TaskAction {
 }
 
 const TASKS: &[(&str, TaskAction)] = &[
+    ("attacks", Here(attacks::run)),
     ("bench", Here(bench::run)),
     ("check-command", Here(check_command::run)),
     ("check-macos", Program("capsa-fixtures", "check-macos")),

@@ -15,7 +15,7 @@ use crate::cargo::{cargo, target_directory};
 use crate::{Outcome, check_command, checks, finish};
 
 /// The environment variable that names the file to which each skipped test appends a line.
-const SKIP_LOG: &str = "CAPSA_SKIP_LOG";
+pub(crate) const SKIP_LOG: &str = "CAPSA_SKIP_LOG";
 
 /// The environment variable that names the directory of the programs that tests start.
 const PROGRAMS: &str = "CAPSA_TEST_PROGRAMS";
@@ -31,6 +31,15 @@ const TESTS: &[&str] = &["test", "--workspace", "--all-features", "--no-fail-fas
 /// `testing/fixtures/src/guest/lock.rs`.
 fn threads(cores: usize) -> usize {
     (cores / 2).clamp(2, 4)
+}
+
+/// Sets the number of [`threads`], unless the environment has one.
+pub(crate) fn limit_threads(cargo: &mut Command) -> io::Result<()> {
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        let cores = std::thread::available_parallelism()?.get();
+        cargo.env("RUST_TEST_THREADS", threads(cores).to_string());
+    }
+    Ok(())
 }
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
@@ -61,10 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     steps.run("tests", || {
         let mut cargo = cargo();
         cargo.args(TESTS).env(SKIP_LOG, &log).env(PROGRAMS, target_directory().join("debug"));
-        if std::env::var_os("RUST_TEST_THREADS").is_none() {
-            let cores = std::thread::available_parallelism()?.get();
-            cargo.env("RUST_TEST_THREADS", threads(cores).to_string());
-        }
+        limit_threads(&mut cargo)?;
         count_tests(&mut cargo, &mut count)
     })?;
     count.skip(&fs::read_to_string(&log).unwrap_or_default());

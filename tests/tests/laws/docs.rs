@@ -145,6 +145,38 @@ fn page_functions_are_in_their_files() {
 }
 
 #[test]
+fn attack_tests_exist() {
+    let mut pages = pages();
+    pages.retain(|page| page.path == "docs/network-attacks.md");
+    let mut broken = Vec::new();
+    let mut last = 0;
+    for (place, line) in prose(&pages[0]) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, number, _, tests, _] = cells[..] else { continue };
+        let Ok(number) = number.parse::<u32>() else { continue };
+        if !(last + 1..=52).contains(&number) {
+            broken.push(format!("{place}: attack {number} after {last}"));
+        }
+        last = number;
+        let mut file = "";
+        for text in tests.split('`').skip(1).step_by(2) {
+            let name = text.split_once(": ").map_or(text, |(path, name)| {
+                file = path;
+                name
+            });
+            let source = fs::read_to_string(workspace::root().join(file)).unwrap_or_default();
+            let lines: Vec<&str> = source.lines().map(str::trim).collect();
+            let head = format!("fn {name}() ");
+            if !lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&head)) {
+                broken.push(format!("{place}: {file} has no test {name}"));
+            }
+        }
+    }
+    assert_none("each attack has a row at most, in order, and each test is in its file", broken);
+    assert!(last > 0, "the page has no table");
+}
+
+#[test]
 fn page_identifiers_are_in_the_sources() {
     let sources = Source::all();
     let has_names = |source: &&Source| source.is_rust() || source.path.ends_with("Cargo.toml");
