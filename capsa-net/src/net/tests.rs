@@ -2,6 +2,7 @@
 
 mod attacks;
 mod card;
+mod event_attacks;
 mod hostile;
 mod memory;
 mod packets;
