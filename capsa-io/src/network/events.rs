@@ -20,6 +20,8 @@ use nix::libc;
 const EVENTS: usize = 1024;
 /// Bytes of lines that the file has not taken, at most.
 const BUFFER: usize = 64 << 10;
+/// Bytes of lines in a run of the VM, at most: a guest causes lines, and must not fill the disk.
+const LOG: usize = 256 << 20;
 
 /// Where events go.
 #[derive(Debug)]
@@ -72,7 +74,9 @@ struct NetworkLog {
     vm: String,
     /// Bytes that the file has not taken. The first line may be written in part.
     buffer: Vec<u8>,
-    /// Lines that were left out because the buffer was full.
+    /// How many further bytes of lines are taken.
+    room: usize,
+    /// Lines that were left out because the buffer was full, or [`LOG`] was reached.
     dropped: u64,
     /// An error of the file was logged, and no write succeeded since.
     has_failed: bool,
@@ -90,7 +94,7 @@ impl NetworkLog {
         if file.metadata()?.is_file() {
             file.set_permissions(Permissions::from_mode(0o600))?;
         }
-        Ok(Self { file, vm, buffer: Vec::new(), dropped: 0, has_failed: false })
+        Ok(Self { file, vm, buffer: Vec::new(), room: LOG, dropped: 0, has_failed: false })
     }
 
     fn add(&mut self, event: &NetworkEvent, now: Instant) {
@@ -100,10 +104,11 @@ impl NetworkLog {
         if self.buffer.len() + line.len() >= BUFFER {
             self.flush();
         }
-        if self.buffer.len() + line.len() >= BUFFER {
+        if self.buffer.len() + line.len() >= BUFFER || line.len() >= self.room {
             self.dropped += 1;
             return;
         }
+        self.room -= line.len() + 1;
         self.buffer.extend_from_slice(line.as_bytes());
         self.buffer.push(b'\n');
     }
@@ -210,6 +215,21 @@ mod tests {
             serde_json::from_str(text.strip_prefix("before\n").unwrap()).unwrap();
         assert_eq!((&line["vm"], &line["seq"]), (&"id".into(), &3.into()));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn event_log_has_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut output = output(&path);
+        output.log.as_mut().unwrap().room = 1000;
+        for seq in 0..4000 {
+            output.add(event(seq), Instant::ZERO);
+        }
+        output.flush();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!((800..=1000).contains(&text.len()), "{}", text.len());
+        assert_eq!(text.lines().count() as u64 + output.dropped_lines(), 4000);
     }
 
     #[test]
