@@ -110,14 +110,19 @@ fn message(transaction: u32, client: Ipv4Addr, options: &[u8]) -> Vec<u8> {
     message
 }
 
-/// The options of a message, the last one of each kind. `None` if they are cut off.
+/// The options of a message, the last one of each kind. `None` if they are malformed.
 fn options(message: &[u8]) -> Option<BTreeMap<u8, &[u8]>> {
     let mut found = BTreeMap::new();
     let mut input = message.get(HEADER_LEN..)?;
     while let Some(kind) = input.split_off_first().filter(|kind| **kind != 255) {
         if *kind != 0 {
             let len = usize::from(*input.split_off_first()?);
-            found.insert(*kind, input.split_off(..len)?);
+            let value = input.split_off(..len)?;
+            if *kind == 53 && value.is_empty() {
+                // A message without a kind, even if another option has one.
+                return None;
+            }
+            found.insert(*kind, value);
         }
     }
     Some(found)

@@ -58,6 +58,8 @@ pub(super) struct GuestView {
     /// Whether the programs have nothing left to do.
     pub(super) is_whole: bool,
     pub(super) end: Option<GuestTcpEnd>,
+    /// The guest has dropped it because of a defect of its own.
+    pub(super) is_lost: bool,
 }
 
 /// A guest of the simulation: its programs and its kernel.
@@ -143,6 +145,7 @@ impl GuestKernel for NetGuest {
             read: tcp.read,
             is_whole: tcp.is_whole(),
             end: tcp.end,
+            is_lost: false,
         })
     }
 }

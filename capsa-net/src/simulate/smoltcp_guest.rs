@@ -88,6 +88,8 @@ struct SmoltcpProgram {
     is_closed: bool,
     has_seen_end: bool,
     end: Option<GuestTcpEnd>,
+    /// smoltcp sent acknowledgements without end, and the guest has dropped the socket.
+    is_lost: bool,
     acts_at: Instant,
 }
 
@@ -137,6 +139,7 @@ impl SmoltcpGuest {
                 is_closed: false,
                 has_seen_end: false,
                 end: None,
+                is_lost: false,
                 acts_at: plan.begins,
             });
         }
@@ -261,7 +264,7 @@ impl GuestKernel for SmoltcpGuest {
         random: &mut ScheduleRandom,
     ) -> Result<Option<Vec<u8>>, BrokenLaw> {
         let program = &mut self.programs[index];
-        if program.has_vanished(now) || program.acts_at > now {
+        if program.has_vanished(now) || program.acts_at > now || program.is_lost {
             return Ok(None);
         }
         let Some(handle) = program.handle else {
@@ -296,6 +299,7 @@ impl GuestKernel for SmoltcpGuest {
     fn poll(&mut self, _: usize, now: Instant) -> Option<Vec<u8>> {
         if self.queues.from_guest.is_empty() {
             self.interface.poll(time(now), &mut self.queues, &mut self.sockets);
+            self.drop_endless();
         }
         while let Some(frame) = self.queues.from_guest.pop_front() {
             if !self.is_of_vanished(&frame, 34, now) {
@@ -335,6 +339,7 @@ impl GuestKernel for SmoltcpGuest {
             read: program.received,
             is_whole: program.is_closed && program.has_seen_end,
             end: program.end,
+            is_lost: program.is_lost,
         })
     }
 }
@@ -344,6 +349,24 @@ fn is_opening(socket: &Socket<'_>) -> bool {
 }
 
 impl SmoltcpGuest {
+    /// smoltcp 0.14 can have a socket that sends the same acknowledgement for ever, in no time. The guest
+    /// forgets it, as if its kernel were gone.
+    fn drop_endless(&mut self) {
+        let (frames, len) = (&self.queues.from_guest, ethernet::HEADER_LEN + 40);
+        let Some(first) = frames.front().filter(|first| first.len() == len) else { return };
+        if frames.len() < QUEUED || frames.iter().any(|frame| frame != first) {
+            return;
+        }
+        let slot = u16::from_be_bytes([first[34], first[35]]).wrapping_sub(TCP_PORT);
+        if let Some(program) = self.programs.get_mut(usize::from(slot))
+            && let Some(handle) = program.handle.take()
+        {
+            self.sockets.remove(handle);
+            (program.end, program.is_lost) = (Some(GuestTcpEnd::GaveUp), true);
+            self.queues.from_guest.clear();
+        }
+    }
+
     /// Whether the frame is one of a connection whose kernel is gone; its port is at `at`.
     fn is_of_vanished(&self, frame: &[u8], at: usize, now: Instant) -> bool {
         let Some([high, low]) = frame.get(at..at + 2) else { return false };

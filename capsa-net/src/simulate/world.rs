@@ -402,7 +402,7 @@ impl<'a> NetSimulation<'a> {
             let mut sockets = self.sockets.values().filter(|socket| socket.connection == index);
             self.outcome.bytes += sockets.clone().map(|socket| socket.taken).sum::<u64>();
             let is_refused = tcp.end == Some(GuestTcpEnd::Reset) && was_refused;
-            let is_disturbed = is_refused || self.is_disturbed_by_reuse(index);
+            let is_disturbed = is_refused || tcp.is_lost || self.is_disturbed_by_reuse(index);
             if !plan.is_clean() {
                 let is_failed =
                     matches!(plan.connect, ConnectPlan::Fails(..)) && plan.is_from_guest;
