@@ -174,7 +174,7 @@ pub struct Network {
     budget: usize,
     /// Bytes that each ready flow of the current call may read, so that one fast stream does not take all.
     share: usize,
-    /// The first flow that found the budget exhausted. The next call begins with it.
+    /// The first flow that read nothing as the budget was exhausted. The next call begins with it.
     starved: Option<usize>,
     /// A budget was exhausted: there is more work, although the poller may not report it again.
     more: bool,

@@ -347,7 +347,7 @@ impl Network {
             let size: usize = spaces.iter().map(|space| space.len()).sum();
             if size == 0 {
                 self.more |= left == 0 || self.budget == 0;
-                if self.budget == 0 {
+                if self.budget == 0 && left == self.share {
                     self.starved.get_or_insert(flow.index());
                 }
                 return;
