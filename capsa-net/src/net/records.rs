@@ -11,10 +11,10 @@ use capsa_proto::policy::{
 };
 use capsa_proto::time::Instant;
 
-use super::access::policy_protocol;
+use super::Net;
+use super::access::{FlowVerdict, policy_protocol};
 use super::flows::{Flow, Transport};
 use super::names::NameIndex;
-use super::{Net, access};
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 
 /// What is known about a flow beyond its addresses.
@@ -174,27 +174,25 @@ impl Net {
     /// Whether the policy allows what a flow of the guest does.
     pub(super) fn is_still_allowed(&self, id: FlowId, now: Instant) -> Result<(), PolicyVerdict> {
         let Some((addresses, flow)) = self.flows.get(id) else { return Ok(()) };
-        if flow.is_from_host || self.name_server.has_stream(id) {
+        let is_closed =
+            matches!(&flow.transport, Transport::Tcp(connection) if connection.is_closed());
+        if flow.is_from_host || is_closed || self.name_server.has_stream(id) {
             return Ok(());
         }
-        let (protocol, port) = (addresses.protocol, addresses.remote.port());
-        let Some((record, name)) = flow.record.as_deref().and_then(|record| {
-            let name = record.name.as_deref()?;
-            Some((record, name))
-        }) else {
-            let access::FlowVerdict { verdict, route, .. } =
-                self.judge(protocol, addresses.remote, now);
+        let (protocol, remote) = (addresses.protocol, addresses.remote);
+        if protocol != FlowProtocol::Echo && self.is_name_server(remote) {
+            // It goes to another name server, from the time before there was a policy.
+            return Err(PolicyVerdict::without_rule(false, VerdictReason::Protocol));
+        }
+        let record = flow.record.as_deref().filter(|record| !record.addresses.is_empty());
+        let Some((record, name)) = record.and_then(|own| Some((own, own.name.as_deref()?))) else {
+            // By its address, or by a name that is not resolved yet.
+            let FlowVerdict { verdict, route, .. } = self.judge(protocol, remote, now);
             return if route.is_some() { Ok(()) } else { Err(verdict) };
         };
-        if record.addresses.is_empty() {
-            // It waits for its name, whose addresses are judged then.
-            let access::FlowVerdict { verdict, route, .. } =
-                self.judge(protocol, addresses.remote, now);
-            return if route.is_some() { Ok(()) } else { Err(verdict) };
-        }
         for address in &record.addresses {
-            let (verdict, is_carried) =
-                self.judge_resolved(protocol, name, (*address, port).into());
+            let address = (*address, remote.port()).into();
+            let (verdict, is_carried) = self.judge_resolved(protocol, name, address);
             if !is_carried {
                 return Err(verdict);
             }

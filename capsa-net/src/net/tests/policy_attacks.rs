@@ -288,6 +288,18 @@ fn attack_49_replaced_policy_ends_flows() {
     assert_eq!(test.net.flows(), 0);
 }
 
+#[test]
+fn attack_49_first_policy_ends_flows_to_name_servers() {
+    let mut test = PolicyTest::new(&[]);
+    test.net = Net::new(super::segments::config(64, 0), [7; 16]);
+    let server = Ipv4Addr::new(8, 8, 8, 8);
+    assert!(test.datagram(server, 53).is_some() && test.connect(server, 53).is_some());
+    assert!(test.connect(server, 443).is_some());
+    test.net.set_policy(rules(&allow(&["internet:*", "udp://internet:*"])), test.now);
+    test.poll();
+    assert_eq!(test.net.flows(), 1);
+}
+
 const NAMES: [&str; 5] = ["a.example", "b.example", "x.a.example", "y.x.a.example", "c.test"];
 const ADDRESSES: [&str; 8] = [
     "93.184.216.34",
