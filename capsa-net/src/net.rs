@@ -11,6 +11,7 @@ mod echo;
 mod flows;
 mod fragments;
 mod interface;
+mod limits;
 mod names;
 mod ndp;
 mod opening;

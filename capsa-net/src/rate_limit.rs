@@ -20,7 +20,12 @@ impl RateLimit {
 
     /// Whether an event is within the limit. If so, it is counted.
     pub(crate) fn allow(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.max(now) + self.interval;
+        self.allow_many(1, now)
+    }
+
+    /// Whether `count` events are within the limit together. If so, they are counted.
+    pub(crate) fn allow_many(&mut self, count: u32, now: Instant) -> bool {
+        let full_at = self.full_at.max(now) + self.interval * count;
         let is_allowed = full_at.since(now) <= self.interval * self.burst;
         if is_allowed {
             self.full_at = full_at;
