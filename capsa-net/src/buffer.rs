@@ -216,6 +216,11 @@ impl StreamBuffer {
         }
     }
 
+    /// Whether any byte can be stored.
+    pub(crate) fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
     /// Returns all chunks and the reservation to the budget.
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         budget.shared -= shared(self.reserved_chunks());

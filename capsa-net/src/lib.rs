@@ -31,10 +31,6 @@ mod dhcp;
 mod flow_table;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the flows of a policy use it in a following change")
-)]
 mod inspect;
 mod net;
 mod rate_limit;

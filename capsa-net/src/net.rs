@@ -10,6 +10,7 @@ mod dns;
 mod echo;
 mod flows;
 mod fragments;
+mod held;
 mod interface;
 mod limits;
 mod names;
@@ -35,6 +36,7 @@ use self::dns::NameServer;
 use self::echo::EchoLimits;
 use self::flows::{Flow, Transport};
 use self::fragments::FragmentTable;
+use self::limits::NetworkLimits;
 use self::names::{NamePool, PinnedNames};
 use self::ndp::RouterState;
 use self::services::ServiceTable;
@@ -126,6 +128,10 @@ pub struct Net {
     next_flow: u64,
     names: NamePool,
     pinned: PinnedNames,
+    /// When the first bytes of held connections must be complete.
+    held_ends: BTreeSet<(Instant, FlowId)>,
+    /// Of the policy.
+    limits: Option<Box<NetworkLimits>>,
 }
 
 impl Net {
@@ -133,6 +139,10 @@ impl Net {
     pub fn new(mut config: NetworkConfig, key: [u8; 16]) -> Self {
         config.ipv6 = config.ipv6.filter(|_| config.mtu >= IPV6_MTU_MIN);
         let secret = HashKey::new(key);
+        let limits = config.policy.as_ref().map(|policy| {
+            config.flows = config.flows.min(policy.limits().flows);
+            Box::new(NetworkLimits::new(policy.limits()))
+        });
         Self {
             budget: Budget::new(config.memory),
             services: ServiceTable::new(&config),
@@ -161,6 +171,8 @@ impl Net {
             next_flow: 0,
             names: NamePool::default(),
             pinned: PinnedNames::default(),
+            held_ends: BTreeSet::new(),
+            limits,
         }
     }
 
@@ -191,6 +203,7 @@ impl Net {
         self.last_call = now;
         self.reassembled = Vec::new();
         self.counters.bytes_from_guest += frame.len() as u64;
+        self.count_frame_from_guest(frame.len(), now);
         match self.frame(frame, now) {
             Ok(delivery) => delivery,
             Err(ParseError::Unsupported) => {
@@ -216,6 +229,7 @@ impl Net {
         self.with_connection(flow, |connection, budget| {
             connection.taken(data, count, now, budget);
         });
+        self.count_payload(count, now);
     }
 
     // What the sockets do.
@@ -267,6 +281,7 @@ impl Net {
             Some((_, Flow { transport: Transport::Tcp(connection), .. })) => Some(connection),
             _ => None,
         };
+        let len = self.limits.as_ref().map_or(len, |limits| limits.payload(len));
         let budget = &mut self.budget;
         connection.map(|connection| connection.spaces(len, budget)).into_iter().flatten()
     }
@@ -274,6 +289,7 @@ impl Net {
     /// A TCP socket gave `count` bytes, which are in its [`spaces`](Self::spaces).
     pub fn filled(&mut self, flow: FlowId, count: usize, now: Instant) {
         self.with_connection(flow, |connection, budget| connection.filled(count, now, budget));
+        self.count_payload(count, now);
     }
 
     /// A TCP socket has no more bytes.
@@ -284,12 +300,18 @@ impl Net {
     /// The bytes that wait for a TCP socket, in parts. After writing, call [`drained`](Self::drained).
     pub fn waiting(&self, flow: FlowId) -> impl Iterator<Item = &[u8]> + Clone {
         let parts = match self.flows.get(flow) {
+            Some((_, flow)) if flow.is_held() => None,
             Some((_, Flow { transport: Transport::Tcp(connection), .. })) => {
                 Some(connection.waiting())
             }
             _ => None,
         };
-        parts.into_iter().flatten()
+        let left = self.limits.as_ref().map_or(usize::MAX, |limits| limits.payload(usize::MAX));
+        parts.into_iter().flatten().scan(left, |left, part| {
+            let part = &part[..part.len().min(*left)];
+            *left -= part.len();
+            (!part.is_empty()).then_some(part)
+        })
     }
 
     /// A TCP socket took the first `count` of the waiting bytes.
@@ -297,10 +319,16 @@ impl Net {
         self.with_connection(flow, |connection, budget| {
             connection.drained(count, now, budget);
         });
+        self.count_payload(count, now);
     }
 
     /// A UDP socket received a datagram.
     pub fn handle_datagram(&mut self, flow: FlowId, payload: &[u8], now: Instant) {
+        let allowed = self.limited_payload(payload.len());
+        self.count_payload(allowed, now);
+        if allowed < payload.len() {
+            return;
+        }
         let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
         let Transport::Udp { is_two_way, active_at } = &mut flow_state.transport else { return };
         (*is_two_way, *active_at) = (true, now);
@@ -390,8 +418,13 @@ impl Net {
     /// discarded. The frame is `head`, followed by the [`parts`](Self::parts) of the body.
     pub fn poll_frame(&mut self, head: &mut Vec<u8>, now: Instant) -> Option<SegmentBody> {
         self.last_call = now;
+        if self.is_paused_to_guest(now) {
+            return None;
+        }
         let body = self.next_frame(head, now)?;
-        self.counters.bytes_to_guest += head.len() as u64 + (body.range.end - body.range.start);
+        let len = head.len() + (body.range.end - body.range.start) as usize;
+        self.counters.bytes_to_guest += len as u64;
+        self.count_frame_to_guest(len, now);
         Some(body)
     }
 
@@ -461,6 +494,8 @@ impl Net {
             .map(|(at, _)| *at)
             .chain(self.name_server.poll_timeout())
             .chain(self.fragments.poll_timeout())
+            .chain(self.held_poll_timeout())
+            .chain(self.link_poll_timeout())
             .chain(self.events.poll_timeout())
             .min()?;
         Some(Deadline { at, why: "network timer" })
@@ -470,6 +505,7 @@ impl Net {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.last_call = now;
         self.fragments.handle_timeout(now);
+        self.held_timeout(now);
         while let Some(&(at, id)) = self.timers.first()
             && at <= now
         {

@@ -405,6 +405,9 @@ impl Network {
 
     fn receive_frames(&mut self, input: &mut Vec<u8>, now: Instant) -> io::Result<()> {
         // The link is out of `self` for the callback.
+        if self.net.paused_from_guest(now).is_some() {
+            return Ok(());
+        }
         let Some(mut link) = self.link.take() else { return Ok(()) };
         let mut handle = |frame: &[u8]| {
             if self.is_up {
@@ -450,7 +453,9 @@ impl Network {
         }
         let Some(link) = self.link.as_mut() else { return Ok(()) };
         let (readable, writable) = (link.io().waits_for_readable(), link.io().waits_for_writable());
-        link.set_interest(readable, writable)
+        // A paused link stays readable.
+        let is_paused = self.net.paused_from_guest(now).is_some();
+        link.set_interest(readable && !is_paused, writable)
     }
 
     fn end_link(&mut self, error: &io::Error) {

@@ -8,7 +8,7 @@
 
 mod http;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 use alloc::string::String;

@@ -57,7 +57,7 @@ fn records(message: &[u8], lens: &[usize]) -> Vec<u8> {
     out
 }
 
-fn client_hello(name: &str) -> Vec<u8> {
+pub(crate) fn client_hello(name: &str) -> Vec<u8> {
     let key_share = (51, vec![9; 1200]);
     records(&hello(&[key_share, names(&[(0, name.as_bytes())])]), &[])
 }

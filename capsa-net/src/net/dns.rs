@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
+use capsa_proto::policy::{NetworkEvent, NetworkEventKind, PolicyVerdict, VerdictReason};
 use capsa_proto::time::Instant;
 
 use self::cache::AnswerCache;
@@ -234,8 +235,14 @@ impl Net {
     /// A message of the guest.
     fn query(&mut self, message: &[u8], reply_to: ReplyTo, now: Instant) {
         self.counters.queries += 1;
-        if !self.name_server.rate.allow(now) {
+        let is_within = match &mut self.limits {
+            Some(limits) => limits.allow_query(now),
+            None => self.name_server.rate.allow(now),
+        };
+        if !is_within {
             self.counters.queries_limited += 1;
+            let verdict = PolicyVerdict::without_rule(false, VerdictReason::QueryRate);
+            self.report(NetworkEvent::new(now, NetworkEventKind::Limit, verdict));
             if let ReplyTo::Stream(flow) = reply_to {
                 self.abort_stream(flow);
             }

@@ -88,7 +88,9 @@ impl Net {
     }
 
     fn start_connects(&mut self) {
-        while self.connecting < CONNECTING
+        let limit =
+            self.config.policy.as_ref().map_or(CONNECTING, |policy| policy.limits().connecting);
+        while self.connecting < limit
             && let Some((id, destination)) = self.waiting_connects.pop_front()
         {
             let Some((_, flow)) = self.flows.get_mut(id) else { continue };
@@ -109,6 +111,7 @@ impl Net {
 
     pub(super) fn remove(&mut self, id: FlowId) {
         self.report_closed(id);
+        self.forget_held(id);
         let Some(flow) = self.flows.remove(id) else { return };
         if let Some(index) = flow.record.and_then(|record| record.name_index) {
             self.names.release(index, self.last_call);
@@ -166,6 +169,7 @@ impl Net {
     /// Like [`update`](Self::update), for a flow that has nothing to send.
     pub(super) fn update_idle(&mut self, id: FlowId) {
         let Some((_, flow)) = self.flows.get_mut(id) else { return };
+        let is_held = flow.is_held();
         let (deadline, is_gone) = match &mut flow.transport {
             Transport::Tcp(connection) => {
                 if let Some(action) = connection.poll_action()
@@ -178,7 +182,8 @@ impl Net {
                     flow.is_connecting = false;
                     self.connecting -= 1;
                 }
-                let interest = connection.interest(&mut self.budget);
+                let mut interest = connection.interest(&mut self.budget);
+                interest.writable &= !is_held;
                 if flow.has_socket && interest != flow.interest {
                     flow.interest = interest;
                     self.actions.push_back(NetAction::Interest { flow: id, interest });

@@ -6,9 +6,15 @@
 
 use core::time::Duration;
 
-use capsa_proto::policy::PolicyLimits;
+use alloc::vec::Vec;
+
+use capsa_proto::policy::{
+    NetworkEvent, NetworkEventKind, PolicyLimits, PolicyVerdict, VerdictReason,
+};
 use capsa_proto::time::Instant;
 
+use super::Net;
+use crate::flow_table::FlowId;
 use crate::rate_limit::RateLimit;
 
 /// How long a link may send at full speed after it was idle.
@@ -136,6 +142,66 @@ impl ByteRate {
         let elapsed = now.since(self.counted_at).as_micros();
         let gained = elapsed.saturating_mul(self.per_second.into()) / 1_000_000;
         i64::try_from(gained).unwrap_or(i64::MAX)
+    }
+}
+
+impl Net {
+    /// Until when the driver takes no frame from the guest, because the limit of bytes in a second is
+    /// reached. [`poll_timeout`](Self::poll_timeout) has this time too.
+    pub fn paused_from_guest(&self, now: Instant) -> Option<Instant> {
+        self.limits.as_ref()?.from_guest.as_ref()?.paused_until(now)
+    }
+
+    /// Why no further flow may be opened now. A flow that may is counted.
+    pub(super) fn limit_of_new_flow(&mut self, now: Instant) -> Option<VerdictReason> {
+        let limits = self.limits.as_deref_mut()?;
+        if limits.is_used_up() {
+            return Some(VerdictReason::TotalBytes);
+        }
+        (!limits.allow_flow(now)).then_some(VerdictReason::FlowRate)
+    }
+
+    /// How many of `len` bytes of payload may pass.
+    pub(super) fn limited_payload(&self, len: usize) -> usize {
+        self.limits.as_ref().map_or(len, |limits| limits.payload(len))
+    }
+
+    /// Bytes of payload have passed. With the last one that may, all flows end.
+    pub(super) fn count_payload(&mut self, len: usize, now: Instant) {
+        let Some(limits) = self.limits.as_deref_mut().filter(|_| len > 0) else { return };
+        limits.count_payload(len);
+        if limits.is_used_up() {
+            let verdict = PolicyVerdict::without_rule(false, VerdictReason::TotalBytes);
+            self.report(NetworkEvent::new(now, NetworkEventKind::Limit, verdict.clone()));
+            let flows: Vec<FlowId> = self.flows.ids().collect();
+            for id in flows {
+                self.refuse_flow(id, verdict.clone(), now);
+            }
+        }
+    }
+
+    pub(super) fn is_paused_to_guest(&self, now: Instant) -> bool {
+        let rate = self.limits.as_ref().and_then(|limits| limits.to_guest.as_ref());
+        rate.is_some_and(|rate| rate.paused_until(now).is_some())
+    }
+
+    pub(super) fn count_frame_to_guest(&mut self, len: usize, now: Instant) {
+        if let Some(rate) = self.limits.as_mut().and_then(|limits| limits.to_guest.as_mut()) {
+            rate.count(len, now);
+        }
+    }
+
+    pub(super) fn count_frame_from_guest(&mut self, len: usize, now: Instant) {
+        if let Some(rate) = self.limits.as_mut().and_then(|limits| limits.from_guest.as_mut()) {
+            rate.count(len, now);
+        }
+    }
+
+    /// When frames may pass again in a direction that is paused.
+    pub(super) fn link_poll_timeout(&self) -> Option<Instant> {
+        let limits = self.limits.as_ref()?;
+        let rates = [&limits.to_guest, &limits.from_guest].into_iter().flatten();
+        rates.filter_map(|rate| rate.paused_until(self.last_call)).min()
     }
 }
 

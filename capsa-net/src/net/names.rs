@@ -67,6 +67,11 @@ impl NamePool {
         Some(Ipv4Addr::from_bits(RANGE.to_bits() + 1 + index.0 as u32))
     }
 
+    /// Whether a name has an address.
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// The name of an address that was handed out.
     pub(super) fn name(&self, address: IpAddr) -> Option<(NameIndex, &Arc<str>)> {
         let IpAddr::V4(v4) = address else { return None };
@@ -156,6 +161,11 @@ impl PinnedNames {
             pinned.push(*address);
         }
         pinned
+    }
+
+    /// Whether a name has pinned addresses.
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.names.contains_key(name)
     }
 
     /// The names that an address is pinned to.

@@ -21,9 +21,10 @@ impl Net {
     /// The verdict on a new flow of the guest. `None`: it was counted and reported as refused, and the
     /// guest gets an error. Limits of new flows are checked here.
     pub(super) fn admit(&mut self, addresses: &FlowAddresses, now: Instant) -> Option<FlowVerdict> {
-        let judged = self.judge(addresses.protocol, addresses.remote, now);
+        let mut judged = self.judge(addresses.protocol, addresses.remote, now);
         if judged.route.is_some() {
-            return Some(judged);
+            let Some(reason) = self.limit_of_new_flow(now) else { return Some(judged) };
+            (judged.verdict.is_allowed, judged.verdict.reason) = (false, reason);
         }
         Refusal::of(judged.verdict.reason).count(&mut self.counters);
         let kind = NetworkEventKind::FlowRefused;
@@ -109,6 +110,7 @@ impl Net {
     /// Opens the socket of a flow: the place for checks of its first bytes.
     fn open_socket(&mut self, id: FlowId, destination: Destination, now: Instant) {
         self.report_opened(id, NetworkEventKind::FlowOpened, now);
+        self.hold(id);
         let Some((_, flow)) = self.flows.get_mut(id) else { return };
         let action = match (&flow.transport, destination) {
             (Transport::Tcp(_), destination) => return self.connect(id, destination),

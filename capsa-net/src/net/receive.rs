@@ -259,6 +259,15 @@ impl Net {
         self.with_connection(id, |connection, budget| {
             offer = connection.handle_segment(header, data, now, budget);
         });
+        if self.is_held(id) {
+            if let Some(part) = offer.take() {
+                self.taken(id, &data[part], 0, now);
+            }
+            self.inspect_held(id, now);
+        }
+        if let Some(part) = &mut offer {
+            part.end = part.start + self.limited_payload(part.len());
+        }
         if self.name_server.has_stream(id) {
             if let Some(part) = offer.take() {
                 self.taken(id, &data[part], 0, now);
@@ -331,6 +340,12 @@ impl Net {
         };
         // While the name of the flow is resolved, datagrams are dropped.
         if !self.has_socket(id) {
+            return None;
+        }
+        let len = datagram.payload.len();
+        let allowed = self.limited_payload(len);
+        self.count_payload(allowed, now);
+        if allowed < len {
             return None;
         }
         if let Some((_, flow)) = self.flows.get_mut(id) {

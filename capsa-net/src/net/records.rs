@@ -2,6 +2,7 @@
 //! none.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -14,6 +15,7 @@ use capsa_proto::time::Instant;
 use super::Net;
 use super::access::{FlowVerdict, policy_protocol};
 use super::flows::{Flow, Transport};
+use super::held::HeldStream;
 use super::names::NameIndex;
 use crate::flow_table::{FlowAddresses, FlowId, FlowProtocol};
 
@@ -31,6 +33,10 @@ pub(super) struct FlowRecord {
     pub(super) opened_at: Instant,
     /// It was reported as open, and not as closed.
     pub(super) is_reported: bool,
+    /// Its first bytes are inspected before they reach the socket.
+    pub(super) held: Option<HeldStream>,
+    /// The name in its first bytes, if that is another.
+    pub(super) stated_name: Option<String>,
     /// Payload of datagrams.
     pub(super) bytes_up: u64,
     pub(super) bytes_down: u64,
@@ -71,6 +77,7 @@ impl Net {
             event.name = record.name.as_deref().map(Into::into);
             event.address = record.addresses.first().copied();
         }
+        event.stated_name = record.stated_name.clone();
         if *is_from_host {
             event.port = Some(addresses.guest.port());
         }
@@ -106,6 +113,8 @@ impl Net {
             addresses: Vec::new(),
             opened_at: now,
             is_reported: false,
+            held: None,
+            stated_name: None,
             bytes_up: 0,
             bytes_down: 0,
         }));

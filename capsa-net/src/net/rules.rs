@@ -1,5 +1,6 @@
 //! The policy of a network is replaced while it runs.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use capsa_proto::policy::{
@@ -8,6 +9,7 @@ use capsa_proto::policy::{
 use capsa_proto::time::Instant;
 
 use super::Net;
+use super::limits::NetworkLimits;
 use crate::flow_table::FlowId;
 
 impl Net {
@@ -15,6 +17,11 @@ impl Net {
     /// at once, and reported with the reason [`VerdictReason::PolicyChanged`]. Clients of forwards stay
     /// connected.
     pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
+        let before = self.config.policy.as_ref().map(PolicyRules::limits);
+        match (&mut self.limits, before) {
+            (Some(limits), Some(before)) => limits.replace(before, policy.limits()),
+            _ => self.limits = Some(Box::new(NetworkLimits::new(policy.limits()))),
+        }
         self.config.policy = Some(policy);
         let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
         self.report(NetworkEvent::new(now, NetworkEventKind::PolicyChanged, verdict));

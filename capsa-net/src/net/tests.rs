@@ -8,6 +8,7 @@ mod memory;
 mod packets;
 mod policy;
 mod policy_attacks;
+mod policy_streams;
 mod segments;
 mod tcp_attacks;
 

@@ -173,9 +173,10 @@ impl Upload {
         self.open_window(budget);
     }
 
-    /// The bytes that wait for the socket.
+    /// The bytes that wait for the socket. None after [`clear`](Self::clear).
     pub(super) fn waiting(&self) -> Parts<'_> {
-        self.buffer.parts(self.buffer.start()..self.received)
+        let start = self.buffer.start();
+        self.buffer.parts(start..if self.buffer.has_chunks() { self.received } else { start })
     }
 
     /// Whether bytes wait for the socket.

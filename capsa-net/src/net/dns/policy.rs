@@ -53,7 +53,16 @@ impl Net {
             return false;
         }
         let code = match query.question.record_type {
-            record_type::A | record_type::AAAA => return true,
+            record_type::A | record_type::AAAA => {
+                let is_new = policy.is_open_ended(&name) && !self.is_known_name(&name, now);
+                let is_within = !is_new
+                    || self.limits.as_mut().is_none_or(|limits| limits.allow_name(&name, now));
+                if !is_within {
+                    let verdict = refusal(VerdictReason::NameBudget);
+                    self.refuse_query(query, reply_to, ResponseCode::ServerFailure, verdict, now);
+                }
+                return is_within;
+            }
             // A client does without them, and they have addresses that are not the pool's.
             record_type::SVCB | record_type::HTTPS => {
                 let nothing = KnownName::Records(Vec::new());
@@ -74,6 +83,15 @@ impl Net {
         };
         self.refuse_query(query, reply_to, code, refusal(VerdictReason::RecordType), now);
         false
+    }
+
+    /// Whether the name was asked for before, and resolved.
+    fn is_known_name(&self, name: &str, now: Instant) -> bool {
+        let question = (String::from(name), QueryType::Addresses);
+        self.names.has_name(name)
+            || self.pinned.has_name(name)
+            || self.name_server.by_question.contains_key(&question)
+            || self.name_server.cache.find(&question, now).is_some()
     }
 
     /// Answers a query with what the resolver knows, as far as the policy allows it.

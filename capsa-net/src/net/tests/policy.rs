@@ -97,6 +97,24 @@ impl PolicyTest {
         self.poll();
     }
 
+    /// The port of the last packet.
+    pub(super) fn last_port(&self) -> u16 {
+        self.port
+    }
+
+    /// How many of `count` queries get an answer.
+    pub(super) fn count_answers(&mut self, name: &str, count: usize) -> usize {
+        let name = DnsName::from_text(name).unwrap();
+        let question = DnsQuestion { name, record_type: record_type::A };
+        self.packets.clear();
+        for _ in 0..count {
+            let (port, mut packet) = (self.next_port(), Vec::new());
+            udp::write(&to(DNS), (port, 53), &dns::write_query(7, &question), &mut packet);
+            self.send(&packet);
+        }
+        self.packets.len()
+    }
+
     pub(super) fn next_port(&mut self) -> u16 {
         self.port = self.port.checked_add(1).unwrap_or(1000);
         self.port

@@ -1,0 +1,314 @@
+//! The first bytes of connections under a policy, and its limits.
+
+use super::packets::to;
+use super::policy::{PolicyTest, allow};
+use super::segments::GUEST_START;
+use super::*;
+use crate::inspect::tests::client_hello;
+use crate::wire::ip::IpHeader;
+use crate::wire::tcp::Flags;
+use alloc::format;
+use capsa_proto::policy::{
+    AllowRule, NetworkEventKind as Kind, NetworkPolicy, PolicyLimits, ResolveMode, StreamCheck,
+    VerdictReason as Reason,
+};
+
+const NAME: &str = "allowed.example";
+
+/// A connection that is established on both sides.
+struct Stream {
+    flow: FlowId,
+    address: Ipv4Addr,
+    source: u16,
+    port: u16,
+    /// The next number of the network.
+    acknowledgement: u32,
+    /// Bytes that the socket got.
+    socket: Vec<u8>,
+}
+
+impl PolicyTest {
+    fn open(&mut self, address: Ipv4Addr, port: u16) -> Stream {
+        let (flow, _) = self.connect(address, port).expect("the flow is allowed");
+        let source = self.last_port();
+        self.packets.clear();
+        self.net.handle_connected(flow, self.now);
+        self.poll();
+        let (answer, _) = segment(&self.packets[0]);
+        assert!(answer.flags.syn && answer.flags.ack);
+        let acknowledgement = answer.sequence.wrapping_add(1);
+        let mut stream =
+            Stream { flow, address, source, port, acknowledgement, socket: Vec::new() };
+        self.give(&mut stream, 0, b"");
+        stream
+    }
+
+    /// The guest sends bytes at this offset; the socket takes all that it may.
+    fn give(&mut self, stream: &mut Stream, offset: usize, data: &[u8]) {
+        self.packets.clear();
+        let ip = IpHeader { protocol: ip::TCP, ..to(stream.address) };
+        let header = TcpHeader {
+            source: stream.source,
+            destination: stream.port,
+            sequence: GUEST_START.wrapping_add(1 + offset as u32),
+            acknowledgement: stream.acknowledgement,
+            flags: Flags { ack: true, ..Flags::default() },
+            window: 65_535,
+            ..TcpHeader::default()
+        };
+        let mut packet = Vec::new();
+        header.write(&ip, core::iter::once(data), &mut packet);
+        packet.extend_from_slice(data);
+        let mut frame = Vec::new();
+        let (destination, source) = (GATEWAY_MAC, GUEST_MAC);
+        ethernet::EthernetHeader { destination, source, ether_type: EtherType::Ipv4 }
+            .write(&mut frame);
+        frame.extend_from_slice(&packet);
+        if let Some(Delivery::Stream { flow, data }) = self.net.handle_frame(&frame, self.now) {
+            let data = &frame[data];
+            stream.socket.extend_from_slice(data);
+            self.net.taken(flow, data, data.len(), self.now);
+        }
+        let waiting: Vec<u8> = self.net.waiting(stream.flow).flatten().copied().collect();
+        stream.socket.extend_from_slice(&waiting);
+        self.net.drained(stream.flow, waiting.len(), self.now);
+        self.poll();
+    }
+}
+
+fn segment(packet: &[u8]) -> (TcpHeader, Vec<u8>) {
+    let parsed = IpPacket::parse_v4(packet).unwrap();
+    let payload = &packet[parsed.payload];
+    let (header, data) = TcpHeader::parse(&parsed.header, payload).unwrap();
+    (header, payload[data].to_vec())
+}
+
+fn test(targets: &[&str]) -> PolicyTest {
+    PolicyTest::new(targets).with(NAME, &["93.184.216.34"])
+}
+
+#[test]
+fn held_handshake_passes_unchanged() {
+    for chunk in [1, 7, 500, 2000] {
+        let mut test = test(&["allowed.example:443"]);
+        let address = test.address(NAME);
+        let mut stream = test.open(address, 443);
+        let mut bytes = client_hello(NAME);
+        bytes.extend_from_slice(b"more of the handshake");
+        let mut at = 0;
+        for part in bytes.chunks(chunk) {
+            test.give(&mut stream, at, part);
+            at += part.len();
+            if at < bytes.len() - 21 {
+                assert!(stream.socket.is_empty(), "{} bytes after {at}", stream.socket.len());
+            }
+        }
+        assert!(stream.socket == bytes, "chunks of {chunk}");
+        assert!(!test.has_reset());
+    }
+}
+
+#[test]
+fn attack_22_fronting_by_server_name_is_reset() {
+    let mut test = test(&["allowed.example:443"]);
+    let address = test.address(NAME);
+    let mut stream = test.open(address, 443);
+    test.events();
+    test.give(&mut stream, 0, &client_hello("other.example"));
+    assert!(test.has_reset() && stream.socket.is_empty());
+    let event = test.events().into_iter().find(|event| event.kind == Kind::FlowRefused).unwrap();
+    assert_eq!(event.reason, Reason::ServerName);
+    assert_eq!(event.stated_name.as_deref(), Some("other.example"));
+    assert_eq!(event.name.as_deref(), Some(NAME));
+    assert_eq!(test.net.flows(), 0);
+}
+
+#[test]
+fn attack_21_server_name_of_another_address() {
+    let rule = AllowRule::new("allowed.example:443").resolve(ResolveMode::Real);
+    let other = AllowRule::new("other.example:443").resolve(ResolveMode::Real);
+    let mut test = PolicyTest::of(&NetworkPolicy::new().allow_rule(rule).allow_rule(other))
+        .with(NAME, &["93.184.216.34"])
+        .with("other.example", &["93.184.216.35"]);
+    let (address, _) = (test.address(NAME), test.address("other.example"));
+    for (name, passes) in [(NAME, true), ("other.example", false)] {
+        let mut stream = test.open(address, 443);
+        test.give(&mut stream, 0, &client_hello(name));
+        assert_eq!((test.has_reset(), stream.socket.is_empty()), (!passes, !passes), "{name}");
+    }
+    // An address that no name has is not open at all.
+    assert!(test.connect(Ipv4Addr::new(93, 184, 216, 36), 443).is_none());
+}
+
+#[test]
+fn attack_24_handshake_without_end_is_reset() {
+    let mut test = test(&["allowed.example:443"]);
+    let address = test.address(NAME);
+    let mut stream = test.open(address, 443);
+    // Nothing is held, so a connection may be opened in advance.
+    test.pass(Duration::from_secs(60));
+    assert!(!test.has_reset());
+    test.give(&mut stream, 0, &client_hello(NAME)[..100]);
+    test.pass(Duration::from_millis(4900));
+    assert!(!test.has_reset());
+    test.pass(Duration::from_millis(200));
+    assert!(test.has_reset() && stream.socket.is_empty());
+    let events = test.events();
+    let refused = events.iter().find(|event| event.kind == Kind::FlowRefused).unwrap();
+    assert_eq!(refused.reason, Reason::Incomplete);
+}
+
+#[test]
+fn attack_24_overlapping_rewrite_does_not_count() {
+    let mut test = test(&["allowed.example:443"]);
+    let address = test.address(NAME);
+    let mut stream = test.open(address, 443);
+    let (right, wrong) = (client_hello("allowed.example"), client_hello("another.example"));
+    assert_eq!(right.len(), wrong.len());
+    // The bytes with the name come first; then all bytes again, with another name.
+    let middle = right.len() - 40;
+    test.give(&mut stream, 0, &right[..middle + 30]);
+    test.give(&mut stream, middle, &wrong[middle..]);
+    assert!(!test.has_reset() || stream.socket.is_empty());
+    if !stream.socket.is_empty() {
+        assert!(stream.socket[..middle + 30] == right[..middle + 30]);
+    }
+}
+
+#[test]
+fn attack_25_tunnel_to_443_is_reset() {
+    let mut test = test(&["allowed.example:443"]);
+    let address = test.address(NAME);
+    let mut stream = test.open(address, 443);
+    test.give(&mut stream, 0, b"SSH-2.0-OpenSSH_9.2\r\n");
+    assert!(test.has_reset() && stream.socket.is_empty());
+}
+
+#[test]
+fn attack_27_request_to_another_host_is_reset() {
+    for (host, passes) in [(NAME, true), ("other.example", false)] {
+        let mut test = test(&["allowed.example:80"]);
+        let address = test.address(NAME);
+        let mut stream = test.open(address, 80);
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        test.give(&mut stream, 0, request.as_bytes());
+        assert_eq!(test.has_reset(), !passes, "{host}");
+        assert_eq!(stream.socket == request.as_bytes(), passes, "{host}");
+    }
+}
+
+#[test]
+fn attack_28_quic_is_refused_at_once() {
+    let mut test = test(&["allowed.example:443"]);
+    let address = test.address(NAME);
+    assert!(test.datagram(address, 443).is_none());
+}
+
+#[test]
+fn stream_without_check_is_not_held() {
+    let rule = AllowRule::new("allowed.example:443").check(StreamCheck::None);
+    let mut test = PolicyTest::of(&NetworkPolicy::new().allow_rule(rule).allow("1.1.1.1:443"))
+        .with(NAME, &["93.184.216.34"]);
+    let address = test.address(NAME);
+    for address in [address, Ipv4Addr::new(1, 1, 1, 1)] {
+        let mut stream = test.open(address, 443);
+        test.give(&mut stream, 0, b"anything");
+        assert_eq!(stream.socket, b"anything");
+    }
+}
+
+fn limited(change: impl FnOnce(&mut PolicyLimits)) -> PolicyTest {
+    let mut limits = PolicyLimits::default();
+    change(&mut limits);
+    let policy = allow(&["allowed.example:*", "**.wild.example:443", "1.1.1.1:*"]).limits(limits);
+    PolicyTest::of(&policy).with(NAME, &["93.184.216.34"])
+}
+
+#[test]
+fn attack_51_total_of_bytes_is_counted_exactly() {
+    for already in [0, 400] {
+        let mut test = limited(|limits| limits.total_bytes = Some(1000));
+        let address = Ipv4Addr::new(1, 1, 1, 1);
+        let mut stream = test.open(address, 7);
+        if already > 0 {
+            // Bytes to the guest count too.
+            let mut spaces = test.net.spaces(stream.flow, already);
+            let size: usize = spaces.by_ref().map(|space| space.len()).sum();
+            drop(spaces);
+            assert_eq!(size, already);
+            test.net.filled(stream.flow, already, test.now);
+        }
+        test.give(&mut stream, 0, &[1; 1400]);
+        assert_eq!(stream.socket.len(), 1000 - already);
+        assert!(test.has_reset());
+        assert_eq!(test.net.flows(), 0);
+        let events = test.events();
+        assert!(
+            events
+                .iter()
+                .any(|event| (event.kind, event.reason) == (Kind::Limit, Reason::TotalBytes))
+        );
+        assert!(test.connect(address, 7).is_none());
+        assert_eq!(test.last(), (Kind::FlowRefused, Reason::TotalBytes));
+    }
+}
+
+#[test]
+fn rate_of_new_flows_is_limited() {
+    let mut test = limited(|limits| limits.flows_per_second = 10);
+    let open = |test: &mut PolicyTest| {
+        (0..50).filter(|_| test.connect(Ipv4Addr::new(1, 1, 1, 1), 7).is_some()).count()
+    };
+    assert_eq!(open(&mut test), 20);
+    assert!(test.events().iter().any(|event| event.reason == Reason::FlowRate));
+    test.pass(Duration::from_secs(1));
+    assert_eq!(open(&mut test), 10);
+}
+
+#[test]
+fn rate_of_queries_is_limited() {
+    let mut test = limited(|limits| limits.queries_per_second = 2);
+    for _ in 0..6 {
+        test.address(NAME);
+    }
+    assert_eq!(test.count_answers(NAME, 10), 0);
+    assert!(test.events().iter().any(|event| event.reason == Reason::QueryRate));
+    test.pass(Duration::from_secs(1));
+    assert_eq!(test.count_answers(NAME, 10), 2);
+}
+
+#[test]
+fn attack_2_labels_under_a_wildcard_are_limited() {
+    let mut test = limited(|limits| limits.queries_per_second = 10_000);
+    let name = |n: usize| format!("{n:060}.wild.example");
+    for n in 0..200 {
+        test.set(&name(n), &["93.184.216.34"]);
+    }
+    let codes: Vec<u8> = (0..200).map(|n| test.ask(&name(n), 1).0).collect();
+    let answered = codes.iter().filter(|code| **code == 0).count();
+    assert_eq!(answered, 4096 / name(0).len());
+    assert_eq!(test.asked.len(), answered);
+    assert!(codes[answered..].iter().all(|code| *code == 2), "SERVFAIL");
+    assert!(test.events().iter().any(|event| event.reason == Reason::NameBudget));
+    // Names that are known, and names of exact rules, are answered still.
+    assert_eq!(test.ask(&name(0), 1).0, 0);
+    assert_eq!(test.ask(NAME, 1).0, 0);
+}
+
+#[test]
+fn bytes_per_second_slow_the_link_both_ways() {
+    let mut test = limited(|limits| limits.bytes_per_second = Some(100_000));
+    let address = Ipv4Addr::new(1, 1, 1, 1);
+    let mut stream = test.open(address, 7);
+    let mut at = 0;
+    while test.net.paused_from_guest(test.now).is_none() {
+        test.give(&mut stream, at, &[1; 1000]);
+        at += 1000;
+        assert!(at < 100_000, "no pause after {at} bytes");
+    }
+    let resumes = test.net.poll_timeout().expect("a time to resume").at;
+    let until = test.net.paused_from_guest(test.now).unwrap();
+    assert!(resumes <= until && until.since(test.now) < Duration::from_secs(1));
+    test.now = until;
+    assert_eq!(test.net.paused_from_guest(test.now), None);
+}
