@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn policy_text_has_a_line_for_each_rule() {
         let mut policy = NetworkPolicy::new()
-            .allow_rule(AllowRule::new("tcp://PyPI.org.:443").because("packages"))
+            .allow_rule(AllowRule::new("pypi.org").because("packages"))
             .allow_rule(AllowRule::new("*.x.org:22").resolve(ResolveMode::Real))
             .allow("host:80")
             .deny("10.0.0.0/8:*");
@@ -103,7 +103,7 @@ mod tests {
         let text = policy.to_string();
         let lines: alloc::vec::Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "refuses what no rule allows");
-        assert_eq!(lines[1], "allow \"tcp://PyPI.org.:443\" (packages)");
+        assert_eq!(lines[1], "allow \"pypi.org\" (packages)");
         assert_eq!(lines[2], "allow *.x.org:22, real addresses");
         assert_eq!(lines[3], "allow host:80");
         assert_eq!(lines[4], "deny 10.0.0.0/8:*");
