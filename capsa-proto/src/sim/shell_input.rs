@@ -58,8 +58,9 @@ impl ShellReader {
             Some(rest) => {
                 let (program, words) = rest.split_once("' capsa ")?;
                 let (nonce, payload) = words.split_once(' ')?;
-                let is_own = program.contains("$1:ok) exit;;");
-                let scope = if is_own { CommandScope::Process } else { CommandScope::Terminal };
+                let has_terminal = program.contains("stty -g");
+                let scope =
+                    if has_terminal { CommandScope::Terminal } else { CommandScope::Process };
                 (program, scope, nonce, payload.strip_prefix('\'')?.strip_suffix('\'')?)
             }
             None => {
