@@ -28,6 +28,7 @@
 //! Reactor.ready ──▶ Reactor.woken
 //! ```
 
+mod deadlines;
 mod future;
 #[cfg(test)]
 mod hostile_tests;
@@ -38,7 +39,7 @@ mod throttle;
 mod unblock;
 mod wakers;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -54,6 +55,7 @@ use capsa_proto::lifecycle::{StopReport, VmStatus};
 
 use crate::Result;
 use crate::embed::{self, VmEvent};
+use deadlines::Deadlines;
 use throttle::Throttle;
 use wakers::Wakers;
 
@@ -572,40 +574,5 @@ impl DriverThread {
 
     fn vms(&self) -> MutexGuard<'_, RegisteredVms> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// When each VM must be driven, if nothing happens before.
-#[derive(Debug, Default)]
-struct Deadlines {
-    by_time: BTreeSet<(Instant, usize)>,
-    by_key: HashMap<usize, Instant>,
-}
-
-impl Deadlines {
-    fn set(&mut self, key: usize, at: Option<Instant>) {
-        let before = match at {
-            Some(at) => self.by_key.insert(key, at),
-            None => self.by_key.remove(&key),
-        };
-        if let Some(before) = before {
-            self.by_time.remove(&(before, key));
-        }
-        self.by_time.extend(at.map(|at| (at, key)));
-    }
-
-    fn next_timeout(&self) -> Option<Duration> {
-        let (at, _) = self.by_time.first()?;
-        Some(at.saturating_duration_since(Instant::now()))
-    }
-
-    /// Moves the keys whose time has come to `keys`.
-    fn take_due(&mut self, now: Instant, keys: &mut Vec<usize>) {
-        while let Some(&(at, key)) = self.by_time.first()
-            && at <= now
-        {
-            self.set(key, None);
-            keys.push(key);
-        }
     }
 }
