@@ -107,6 +107,11 @@ impl<F> FlowTable<F> {
         Self { slots: Vec::new(), free: Vec::new(), by_addresses, secret, capacity }
     }
 
+    /// Sets the maximum number of flows. Flows beyond it stay.
+    pub(crate) fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.by_addresses.len()
     }
@@ -144,7 +149,7 @@ impl<F> FlowTable<F> {
         flow: F,
     ) -> Result<FlowId, TableFull> {
         debug_assert_eq!(self.find(&addresses), None, "two flows have the same addresses");
-        if self.len() == self.capacity {
+        if self.len() >= self.capacity {
             return Err(TableFull);
         }
         let index = self.free.pop().unwrap_or_else(|| {

@@ -140,7 +140,7 @@ impl Net {
         config.ipv6 = config.ipv6.filter(|_| config.mtu >= IPV6_MTU_MIN);
         let secret = HashKey::new(key);
         let limits = config.policy.as_ref().map(|policy| {
-            config.flows = config.flows.min(policy.limits().flows);
+            config.flows = policy.limits().flows;
             Box::new(NetworkLimits::new(policy.limits()))
         });
         Self {

@@ -131,7 +131,7 @@ impl Net {
         let is_full = self.echo.flows == FLOWS_MAX;
         let transport = Transport::Echo { active_at: now };
         let Some(flow) = (!is_full).then(|| self.insert(addresses, transport)).flatten() else {
-            self.counters.refused_full += 1;
+            self.refuse_full(&addresses, admitted, now);
             return None;
         };
         self.echo.flows += 1;

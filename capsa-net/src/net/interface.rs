@@ -34,7 +34,7 @@ pub struct NetworkConfig {
     pub ipv6: Option<Ipv6Network>,
     /// The largest IP packet of the link, at least 68 bytes.
     pub mtu: u16,
-    /// The maximum number of TCP connections and UDP flows together.
+    /// The maximum number of TCP connections and UDP flows together. The limit of a policy replaces it.
     pub flows: usize,
     /// Memory for streams in bytes, beyond 16 KiB for each direction of a connection.
     pub memory: usize,

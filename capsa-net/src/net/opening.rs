@@ -27,16 +27,31 @@ impl Net {
             (judged.verdict.is_allowed, judged.verdict.reason) = (false, reason);
         }
         Refusal::of(judged.verdict.reason).count(&mut self.counters);
-        let kind = NetworkEventKind::FlowRefused;
-        let is_synthetic =
-            judged.name.is_some() && super::names::is_synthetic(addresses.remote.ip());
-        let mut event = self.flow_event(kind, addresses, judged.verdict, now);
-        event.name = judged.name.as_deref().map(Into::into);
+        self.report_refused(addresses, judged, now);
+        None
+    }
+
+    /// The table has no room for a flow that was admitted: it is counted and reported as refused.
+    pub(super) fn refuse_full(
+        &mut self,
+        addresses: &FlowAddresses,
+        mut admitted: FlowVerdict,
+        now: Instant,
+    ) {
+        self.counters.refused_full += 1;
+        (admitted.verdict.is_allowed, admitted.verdict.reason) = (false, VerdictReason::FlowLimit);
+        self.report_refused(addresses, admitted, now);
+    }
+
+    fn report_refused(&mut self, addresses: &FlowAddresses, judged: FlowVerdict, now: Instant) {
+        let FlowVerdict { verdict, name, .. } = judged;
+        let is_synthetic = name.is_some() && super::names::is_synthetic(addresses.remote.ip());
+        let mut event = self.flow_event(NetworkEventKind::FlowRefused, addresses, verdict, now);
+        event.name = name.as_deref().map(Into::into);
         if is_synthetic {
             event.address = None;
         }
         self.report(event);
-        None
     }
 
     /// Opens the socket of a flow that was admitted, once its name is resolved.

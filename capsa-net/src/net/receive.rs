@@ -300,7 +300,7 @@ impl Net {
         match self.insert(addresses, Transport::Tcp(Box::new(connection))) {
             Some(flow) => self.start_flow(flow, admitted, now),
             None => {
-                self.counters.refused_full += 1;
+                self.refuse_full(&addresses, admitted, now);
                 self.refuse(&addresses, syn, 0);
             }
         }
@@ -368,7 +368,7 @@ impl Net {
         self.make_room_for_datagrams();
         let transport = Transport::Udp { is_two_way: false, active_at: now };
         let Some(flow) = self.insert(addresses, transport) else {
-            self.counters.refused_full += 1;
+            self.refuse_full(&addresses, admitted, now);
             self.answer_unreachable(&addresses, 0, Unreachable::Prohibited);
             return None;
         };

@@ -15,13 +15,15 @@ use crate::flow_table::FlowId;
 impl Net {
     /// Replaces the policy, or sets one where the network had none. Flows that it does not allow are reset
     /// at once, and reported with the reason [`VerdictReason::PolicyChanged`]. Clients of forwards stay
-    /// connected.
+    /// connected. A smaller limit of flows ends none.
     pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
         let before = self.config.policy.as_ref().map(PolicyRules::limits);
         match (&mut self.limits, before) {
             (Some(limits), Some(before)) => limits.replace(before, policy.limits()),
             _ => self.limits = Some(Box::new(NetworkLimits::new(policy.limits()))),
         }
+        self.config.flows = policy.limits().flows;
+        self.flows.set_capacity(self.config.flows);
         self.config.policy = Some(policy);
         let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
         self.report(NetworkEvent::new(now, NetworkEventKind::PolicyChanged, verdict));

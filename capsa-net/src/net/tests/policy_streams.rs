@@ -1,7 +1,7 @@
 //! The first bytes of connections under a policy, and its limits.
 
 use super::packets::to;
-use super::policy::{PolicyTest, allow};
+use super::policy::{PolicyTest, allow, rules};
 use super::segments::GUEST_START;
 use super::*;
 use crate::inspect::tests::client_hello;
@@ -263,6 +263,33 @@ fn rate_of_new_flows_is_limited() {
     assert!(test.events().iter().any(|event| event.reason == Reason::FlowRate));
     test.pass(Duration::from_secs(1));
     assert_eq!(open(&mut test), 10);
+}
+
+#[test]
+fn limit_of_flows_is_that_of_the_policy() {
+    let address = Ipv4Addr::new(1, 1, 1, 1);
+    let open = |test: &mut PolicyTest| (0..50).filter(|_| test.connect(address, 7).is_some()).count();
+    let policy = |flows| {
+        let mut policy = allow(&["1.1.1.1:7"]);
+        (policy.limits.flows, policy.limits.flows_per_second) = (flows, 100_000);
+        policy.limits.connecting = 10_000;
+        policy
+    };
+    let mut test = PolicyTest::of(&policy(20));
+    assert_eq!(open(&mut test), 20);
+    let event = test.events().pop().unwrap();
+    assert_eq!((event.kind, event.reason), (Kind::FlowRefused, Reason::FlowLimit));
+    assert_eq!(event.rule.as_deref(), Some("1.1.1.1:7"));
+    assert_eq!(test.net.counters().refused_full, 30);
+    // A new policy has its own limit; a smaller one ends no flow.
+    for (flows, opened) in [(25, 5), (10, 0), (2000, 50)] {
+        test.net.set_policy(rules(&policy(flows)), test.now);
+        assert_eq!(open(&mut test), opened, "{flows}");
+    }
+    assert_eq!(test.net.flows(), 75);
+    // More than without a policy.
+    let mut test = PolicyTest::of(&policy(2000));
+    assert_eq!((0..30).map(|_| open(&mut test)).sum::<usize>(), 1500);
 }
 
 #[test]
