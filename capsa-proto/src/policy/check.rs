@@ -42,7 +42,7 @@ pub(super) struct CheckedTargets {
     pub(super) deny: Vec<PolicyTarget>,
 }
 
-/// Names under which anybody can have a name, or whose servers also serve other names.
+/// Domains in which every customer can have a name, or whose servers serve other names too.
 const SHARED_HOSTING: &[&str] = &[
     "akamaiedge.net",
     "amazonaws.com",
@@ -277,15 +277,14 @@ fn target_warnings(rule: &AllowRule, target: &PolicyTarget) -> Vec<&'static str>
                 let name = pattern.suffix();
                 name == domain || name.ends_with(&format!(".{domain}"))
             };
-            if is_wildcard && SHARED_HOSTING.iter().any(|domain| is_under(domain)) {
+            let is_shared = is_wildcard && SHARED_HOSTING.iter().any(|domain| is_under(domain));
+            if is_shared {
+                out.push("names and servers of this domain are available to every customer");
+            }
+            if is_shared || (is_wildcard && is_tls) {
                 out.push(
-                    "anybody can have a name or a server there, and one server may serve other \
-                     names to whoever asks for them inside TLS (domain fronting)",
-                );
-            } else if is_wildcard && is_tls {
-                out.push(
-                    "a server of these names that belongs to a content network may serve other \
-                     names to whoever asks for them inside TLS (domain fronting)",
+                    "a server of a content network may be among these names: a client can ask such \
+                     a server for another name inside TLS (domain fronting)",
                 );
             }
             if is_tls && DNS_OVER_HTTPS.iter().any(|name| pattern.matches(name)) {

@@ -133,6 +133,11 @@ impl PolicyRules {
         address: IpAddr,
         port: u16,
     ) -> PolicyVerdict {
+        let class = AddressClass::of(address);
+        if self.mode == PolicyMode::Record && class == AddressClass::Special {
+            // The one refusal that is carried out, whatever the rules.
+            return refused(None, Reason::SpecialAddress);
+        }
         let by_name = self.name(protocol, name, port);
         if !by_name.is_allowed {
             return by_name;
@@ -141,7 +146,7 @@ impl PolicyRules {
         if let Some(rule) = self.denied_address(protocol, address, port) {
             return refused(Some(rule), Reason::Denied);
         }
-        match AddressClass::of(address) {
+        match class {
             AddressClass::Special => refused(None, Reason::SpecialAddress),
             AddressClass::Private => match self.allow.address_rules(address).find(covers) {
                 Some(rule) => allowed(rule),

@@ -223,6 +223,19 @@ fn resolvers_beside_ours_are_never_allowed() {
 }
 
 #[test]
+fn recording_policy_gives_reason_of_its_refusals() {
+    let record = PolicyRules::new(&NetworkPolicy::new().record()).unwrap();
+    for (destination, reason) in [
+        ("a.org=127.0.0.1:80", VerdictReason::SpecialAddress),
+        ("169.254.169.254:80", VerdictReason::SpecialAddress),
+        ("host:80", VerdictReason::HostAddress),
+        ("a.org=10.0.0.1:80", VerdictReason::NoRule),
+    ] {
+        assert_eq!(explain(&record, destination).2, reason, "{destination}");
+    }
+}
+
+#[test]
 fn warnings_name_what_is_easily_overlooked() {
     let policy = policy(
         &["*.cloudfront.net:443", "*.cloudflare-dns.com:443", "internet:443", "a.org:443"],
@@ -232,7 +245,10 @@ fn warnings_name_what_is_easily_overlooked() {
     let has = |place: &str, text: &str| {
         warnings.iter().any(|warning| warning.place == place && warning.reason.contains(text))
     };
-    assert!(has("allow[0]", "domain fronting"), "{warnings:#?}");
+    assert!(has("allow[0]", "available to every customer"), "{warnings:#?}");
+    for place in ["allow[0]", "allow[1]"] {
+        assert!(has(place, "domain fronting"), "{warnings:#?}");
+    }
     assert!(has("allow[1]", "DNS over HTTPS"), "{warnings:#?}");
     assert!(has("allow[2]", "every public host"), "{warnings:#?}");
     assert!(!warnings.iter().any(|warning| warning.place == "allow[3]"), "{warnings:#?}");
