@@ -125,11 +125,12 @@ pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
         }
     }
     if skipped > 0 {
-        print_message(&format!("capsa: {skipped} lines of {file} are no events of a network\n"));
+        let text = format!("capsa: warning: {skipped} lines of {file} are not network events");
+        print_message(&(escape_control_line(&text) + "\n"));
     }
     let (policy, left_out) = without_mistakes(suggest(seen));
     for PolicyMistake { reason, remedy, .. } in left_out {
-        let text = format!("capsa: left out: {reason}; {remedy}");
+        let text = format!("capsa: warning: left out {reason}; {remedy}");
         print_message(&(escape_control_line(&text) + "\n"));
     }
     let mut out = String::from("[network]\nmode = \"policy\"\n");
@@ -139,7 +140,7 @@ pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
     print(&out)
 }
 
-/// A line that is no event.
+/// A line that is not an event.
 struct NoEvent;
 
 /// The destination of a flow that was opened; `None` for other events, and for the guest's own network.

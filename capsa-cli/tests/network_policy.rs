@@ -188,7 +188,7 @@ fn network_suggest_allows_what_was_seen() {
     write(dir.path(), "seen.jsonl", &log.concat());
     let log = dir.path().join("seen.jsonl");
     let (code, policy, stderr) = ask(dir.path(), &["network", "suggest", log.to_str().unwrap()]);
-    assert_eq!((code, stderr.contains("1 lines")), (0, true), "{stderr}");
+    assert_eq!((code, stderr.contains("warning: 1 lines of ")), (0, true), "{stderr}");
     assert_eq!(policy.matches("[[network.allow]]").count(), 2, "{policy}");
     write(dir.path(), "p.toml", &policy);
     let again = "network explain p.toml pypi.org=151.101.0.223:443 pypi.org:443 10.1.2.3:22";
