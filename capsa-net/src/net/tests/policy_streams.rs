@@ -268,7 +268,8 @@ fn rate_of_new_flows_is_limited() {
 #[test]
 fn limit_of_flows_is_that_of_the_policy() {
     let address = Ipv4Addr::new(1, 1, 1, 1);
-    let open = |test: &mut PolicyTest| (0..50).filter(|_| test.connect(address, 7).is_some()).count();
+    let open =
+        |test: &mut PolicyTest| (0..50).filter(|_| test.connect(address, 7).is_some()).count();
     let policy = |flows| {
         let mut policy = allow(&["1.1.1.1:7"]);
         (policy.limits.flows, policy.limits.flows_per_second) = (flows, 100_000);
