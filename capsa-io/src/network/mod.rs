@@ -301,6 +301,7 @@ impl Network {
     /// Replaces the policy. Flows that it does not allow end.
     pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
         self.net.set_policy(policy, now);
+        self.record_events(now);
         self.more = true;
     }
 
@@ -381,6 +382,11 @@ impl Network {
         if let Some(capture) = &mut self.capture {
             capture.flush();
         }
+        self.record_events(now);
+    }
+
+    /// Adds the stack's new events to those for the owner and the log.
+    fn record_events(&mut self, now: Instant) {
         while let Some(event) = self.net.poll_event() {
             self.events.add(event, now);
         }

@@ -3,6 +3,7 @@
 
 mod failed_starts;
 mod misbehaving_qemu;
+mod network_policy;
 mod run_dir;
 mod stops;
 mod validation;

@@ -7,8 +7,8 @@
 //! | --- | --- |
 //! | `greet` | sends the greeting of QMP on the control channel |
 //! | `reply` | replies to the next command with success |
+//! | `show` | replies to the next command with success, and sends the command to the console |
 //! | `reject` | replies to the next command with an error |
-//! | `show` | the same, and sends the command to the console |
 //! | `serve` | replies to every command with success; exits after `quit` |
 //! | `up` | all of `greet reply reply` |
 //! | `control=TEXT`, `control*N` | sends a line, or N bytes without a line end, on the control channel |
