@@ -100,8 +100,7 @@ impl Vm {
         command: &str,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| RunCommand::new(command, None, nonce, now, timeout))
+        self.command(reader, command, timeout, |script| script)
     }
 
     /// Like [`Vm::run`], in the login shell itself: `cd` and variables last, and `exit` ends the shell. The
@@ -116,10 +115,7 @@ impl Vm {
         command: &str,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| {
-            Ok(RunCommand::new(command, None, nonce, now, timeout)?.scope(CommandScope::Shell))
-        })
+        self.command(reader, command, timeout, |script| script.scope(CommandScope::Shell))
     }
 
     /// Like [`Vm::run`]; the wait ends when the `prompt` has appeared again.
@@ -171,10 +167,7 @@ impl Vm {
         command: &str,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| {
-            Ok(RunCommand::new(command, None, nonce, now, timeout)?.streamed())
-        })
+        self.command(reader, command, timeout, RunCommand::streamed)
     }
 
     /// Like [`Vm::spawn`], for a pager, an editor or a shell: the command has the guest's terminal. It reads
@@ -191,11 +184,8 @@ impl Vm {
         command: &str,
         timeout: Option<Duration>,
     ) -> Result<WaitId> {
-        let nonce = self.nonce(reader);
-        self.script(reader, |now| {
-            let script = RunCommand::new(command, None, nonce, now, timeout)?;
-            Ok(script.scope(CommandScope::Terminal).streamed())
-        })
+        let on_terminal = |script: RunCommand| script.scope(CommandScope::Terminal).streamed();
+        self.command(reader, command, timeout, on_terminal)
     }
 
     /// Takes the output that a [spawned](Vm::spawn) command has printed since the last
@@ -208,6 +198,17 @@ impl Vm {
     fn nonce(&mut self, reader: ReaderId) -> u64 {
         let offset = self.core.console().offset(reader);
         self.io.nonce(offset).unwrap_or_else(capsa_io::random::number)
+    }
+
+    fn command(
+        &mut self,
+        reader: ReaderId,
+        command: &str,
+        timeout: Option<Duration>,
+        adapt: impl FnOnce(RunCommand) -> RunCommand,
+    ) -> Result<WaitId> {
+        let nonce = self.nonce(reader);
+        self.script(reader, |now| Ok(adapt(RunCommand::new(command, None, nonce, now, timeout)?)))
     }
 
     fn script<S: Script + Send + 'static>(
