@@ -67,7 +67,7 @@ pub(super) fn read_end(
 }
 
 /// Reads a line that comes within `limit`.
-pub(super) fn read_line(stream: &mut BufReader<UnixStream>, limit: Duration) -> io::Result<String> {
+fn read_line(stream: &mut BufReader<UnixStream>, limit: Duration) -> io::Result<String> {
     stream.get_ref().set_read_timeout(Some(limit))?;
     let mut line = String::new();
     stream.read_line(&mut line).map_err(|error| match error.kind() {

@@ -129,6 +129,10 @@ impl ControlServer {
         self.info.hypervisor = vm.hypervisor_pid();
         self.info.status = vm.status().to_string();
         self.info.disk_errors = vm.disk_errors().iter().map(ToString::to_string).collect();
+        self.write_info();
+    }
+
+    fn write_info(&self) {
         let _ = replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
     }
 
@@ -237,14 +241,15 @@ impl ControlServer {
         let client = &mut self.clients[at];
         match client.state {
             ClientState::AwaitingRequest => {
+                let known = client.request.len();
                 client.request.extend_from_slice(bytes);
-                let Some(end) = client.request.iter().position(|byte| *byte == b'\n') else {
+                let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
                     if client.request.len() > MAX_REQUEST_LEN {
                         client.reject(format!("the request exceeds {MAX_REQUEST_LEN} bytes"));
                     }
                     return;
                 };
-                let rest = client.request.split_off(end + 1);
+                let rest = client.request.split_off(known + end + 1);
                 let request = std::mem::take(&mut client.request);
                 match serde_json::from_slice(&request) {
                     Ok(request) => self.serve(at, &request, vm, input_is_free, commands),
@@ -283,29 +288,15 @@ impl ControlServer {
             SocketRequest::Pause {} => client.await_pause(PauseRequest::Pause, vm.pause()),
             SocketRequest::Resume {} => client.await_pause(PauseRequest::Resume, vm.resume()),
             SocketRequest::Link { up } => {
-                client.state = ClientState::Closing;
-                match vm.set_network_link(*up) {
-                    Ok(()) => {
-                        // Before the reply, so that a client that has it reads the new state.
-                        self.info.link = Some(if *up { LinkState::Up } else { LinkState::Down });
-                        let _ =
-                            replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
-                        client.send(&SocketReply::accepted());
-                    }
-                    Err(error) => client.send(&SocketReply::rejected(error.to_string())),
-                }
+                let link = if *up { LinkState::Up } else { LinkState::Down };
+                let changed = vm.set_network_link(*up).map(|()| self.info.link = Some(link));
+                self.answer_change(at, changed);
             }
             SocketRequest::Policy { policy } => {
-                client.state = ClientState::Closing;
-                match vm.set_network_policy(policy.clone()) {
-                    Ok(()) => {
-                        self.info.network_mode = mode_name(Some(policy)).into();
-                        let _ =
-                            replace_file(&self.run_dir.join(RUN_INFO_FILE), &to_line(&self.info));
-                        client.send(&SocketReply::accepted());
-                    }
-                    Err(error) => client.send(&SocketReply::rejected(error.to_string())),
-                }
+                let changed = vm.set_network_policy(policy.clone());
+                let changed =
+                    changed.map(|()| self.info.network_mode = mode_name(Some(policy)).into());
+                self.answer_change(at, changed);
             }
             SocketRequest::Counters {} => {
                 client.state = ClientState::Closing;
@@ -331,6 +322,20 @@ impl ControlServer {
                 client.send(&SocketReply::attached(owns_input));
                 client.state = ClientState::Console(vm.add_reader());
             }
+        }
+    }
+
+    /// Publishes a change of the network, and then replies, so that a client that has the reply reads the
+    /// new state.
+    fn answer_change(&mut self, at: usize, changed: capsa::Result<()>) {
+        self.write_info();
+        let client = &mut self.clients[at];
+        match changed {
+            Ok(()) => {
+                client.state = ClientState::Closing;
+                client.send(&SocketReply::accepted());
+            }
+            Err(error) => client.reject(error.to_string()),
         }
     }
 
