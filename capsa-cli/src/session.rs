@@ -267,12 +267,6 @@ impl<'r> RunLoop<'r> {
         self.stdio.as_ref().map(|stdio| &stdio.output).or_else(of_job)
     }
 
-    /// Standard input, if the guest has it.
-    fn input(&mut self) -> Option<&mut StdinWriter> {
-        let of_job = self.job.as_mut().and_then(Job::input_mut);
-        self.stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job)
-    }
-
     /// Starts the VM, and publishes it before the name lock is released.
     fn start(&mut self) -> Result<(), CliError> {
         let failed = |error: String| CliError::new(START, format!("cannot start the VM: {error}"));
@@ -414,9 +408,8 @@ impl<'r> RunLoop<'r> {
             }
             SessionSource::Input if has_ended => {}
             SessionSource::Input => {
-                let of_job = self.job.as_mut().and_then(Job::input_mut);
-                let input = self.stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job);
-                let Some(input) = input.map(|input| input.read(&mut self.vm)) else { return };
+                let Some(input) = input_of(&mut self.stdio, &mut self.job) else { return };
+                let input = input.read(&mut self.vm);
                 if let Some(recorder) = &mut self.recorder
                     && !input.bytes.is_empty()
                 {
@@ -569,14 +562,14 @@ impl<'r> RunLoop<'r> {
             }
             SignalRequest::Suspend => {
                 self.reporter.clear();
-                if let Some(input) = self.input() {
+                if let Some(input) = input_of(&mut self.stdio, &mut self.job) {
                     input.suspend();
                 }
                 // Returns at SIGCONT, which is then read as a signal of its own.
                 let _ = raise(Signal::SIGSTOP);
             }
             SignalRequest::Resume => {
-                if let Some(input) = self.input() {
+                if let Some(input) = input_of(&mut self.stdio, &mut self.job) {
                     input.resume();
                 }
             }
@@ -593,4 +586,13 @@ impl<'r> RunLoop<'r> {
         self.stop = StopRequest::Kill;
         let _ = self.vm.kill();
     }
+}
+
+/// Standard input, if the guest has it.
+fn input_of<'a>(
+    stdio: &'a mut Option<Stdio>,
+    job: &'a mut Option<Job>,
+) -> Option<&'a mut StdinWriter> {
+    let of_job = job.as_mut().and_then(Job::input_mut);
+    stdio.as_mut().map(|stdio| &mut stdio.input).or(of_job)
 }
