@@ -176,7 +176,7 @@ fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliEr
     Ok(true)
 }
 
-/// Whether `--tty` can be had.
+/// Checks that `--tty` has a terminal.
 fn check_terminal(json: bool) -> Result<(), CliError> {
     let reason = match (json, io::stdin().is_terminal(), io::stdout().is_terminal()) {
         (true, ..) => "--json needs standard output; it cannot be used with --tty",

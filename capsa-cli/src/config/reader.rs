@@ -300,7 +300,7 @@ impl<'f> ConfigReader<'f> {
         let elsewhere = SECTIONS.iter().find(|other| other.row(name).is_some());
         let hint = match (suggest::closest(name, names()), elsewhere) {
             (Some(meant), _) => format!("did you mean {meant}?"),
-            // A table in a section is too far from the others for a key that was meant for one of them.
+            // A key in a table of a section, such as [[network.allow]], is rarely meant for another section.
             (None, Some(other)) if !table.section.name.contains('.') => {
                 format!("{name} is a key of {}", other.header())
             }

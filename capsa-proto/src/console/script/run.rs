@@ -54,8 +54,9 @@ const SHOWN_MAX: usize = 80;
 
 /// A running command.
 ///
-/// The guest has to be at the prompt of a shell; any login shell will do but for [`CommandScope::Shell`].
-/// The command has no terminal, `TERM=dumb` and `PAGER=cat`, unless its scope is another. Programs that write into a pipe in blocks do so here too.
+/// The guest has to be at the prompt of a login shell: of any one, except for [`CommandScope::Shell`].
+/// A command in the scope [`CommandScope::Process`] has no terminal, `TERM=dumb` and `PAGER=cat`; programs
+/// that write into a pipe in blocks do so here too.
 ///
 /// At a timeout the script ends at once. [`Script::abandon`] gives the script that then ends the
 /// command in the guest. If the console closes or the guest reboots, the script ends immediately.
