@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 
+use capsa::backend::Violation;
+use capsa::network::PolicyRules;
 use capsa::vsock::VsockDirection;
 use capsa::{CmdlineArg, Error, KernelCmdline, LinuxVmBuilder};
 use nix::unistd::{AccessFlags, access};
@@ -110,23 +112,24 @@ pub(crate) fn problems(
     checker.arguments();
     checker.written_files();
     checker.sockets();
-    checker.policy();
+    checker.unused_rules();
     if let Some(error) = unreadable_password {
         checker.password(error);
     }
     checker.problems
 }
 
-/// Rules of a policy belong to a network with one: the field, the reason and the remedy of each that does
-/// not.
-pub(crate) fn policy_problems(settings: &Settings) -> Vec<(String, String, String)> {
-    let problem = |field: &str| {
-        let reason = "the network has no policy, so this rule or limit would have no effect";
-        let hint = "use --network policy, or mode = \"policy\" in the config file, which refuses what no \
-                    rule allows; or remove it";
-        (field.to_owned(), reason.to_owned(), hint.to_owned())
-    };
-    settings.network.unused_rules().into_iter().map(problem).collect()
+/// The rules of a network's policy, without the rest of the VM; `None` if the network has no policy.
+pub(crate) fn policy_rules(settings: &Settings) -> Result<Option<PolicyRules>, Vec<Problem>> {
+    let mut checker = Checker { settings, problems: Vec::new() };
+    let rules = settings.network.policy_rules().unwrap_or_else(|violations| {
+        for Violation { field, reason, remedy, .. } in violations {
+            checker.add(&field, reason, remedy);
+        }
+        None
+    });
+    checker.unused_rules();
+    if checker.problems.is_empty() { Ok(rules) } else { Err(checker.problems) }
 }
 
 struct Checker<'s> {
@@ -196,9 +199,12 @@ impl Checker<'_> {
         }
     }
 
-    fn policy(&mut self) {
-        for (field, reason, hint) in policy_problems(self.settings) {
-            self.add(&field, reason, hint);
+    fn unused_rules(&mut self) {
+        for field in self.settings.network.unused_rules() {
+            let reason = "the network has no policy, so this rule or limit would have no effect";
+            let hint = "use --network policy, or mode = \"policy\" in the config file, which refuses what \
+                        no rule allows; or remove it";
+            self.add(field, reason, hint);
         }
     }
 

@@ -12,8 +12,9 @@ use capsa::network::{
 };
 use serde_json::{Value, json};
 
+use crate::check;
 use crate::config::{self, ConfigFile};
-use crate::failure::{CONFIG, CliError, OK, REFUSED, invalid_file};
+use crate::failure::{CONFIG, CliError, OK, REFUSED};
 use crate::flags::{Arguments, usage};
 use crate::json_output;
 use crate::print::{print, print_message};
@@ -112,23 +113,22 @@ pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
             .hint("name a file that --network-log wrote")
     };
     let lines = BufReader::new(File::open(file).map_err(failed)?).split(b'\n');
-    let (mut seen, mut skipped) = (Vec::new(), 0);
-    for line in lines {
-        match flow_of(&line.map_err(failed)?) {
-            Ok(flow) => seen.extend(flow),
-            Err(NoEvent) => skipped += 1,
-        }
-        // A log may be longer than the memory.
-        if seen.len() >= 4096 {
-            seen.sort_by_key(ToString::to_string);
-            seen.dedup();
-        }
+    let (mut failure, mut skipped) = (None, 0);
+    let lines = lines.map_while(|line| line.map_err(|error| failure = Some(error)).ok());
+    let policy = suggest(lines.filter_map(|line| {
+        flow_of(&line).unwrap_or_else(|NoEvent| {
+            skipped += 1;
+            None
+        })
+    }));
+    if let Some(error) = failure {
+        return Err(failed(error));
     }
     if skipped > 0 {
         let text = format!("capsa: warning: {skipped} lines of {file} are not network events");
         print_message(&(escape_control_line(&text) + "\n"));
     }
-    let (policy, left_out) = without_mistakes(suggest(seen));
+    let (policy, left_out) = without_mistakes(policy);
     for PolicyMistake { reason, remedy, .. } in left_out {
         let text = format!("capsa: warning: left out {reason}; {remedy}");
         print_message(&(escape_control_line(&text) + "\n"));
@@ -189,31 +189,15 @@ pub(crate) fn rules(file: &str) -> Result<(NetworkPolicy, PolicyRules), CliError
 fn read(file: &str) -> Result<(Settings, Option<PolicyRules>), CliError> {
     let path = Path::new(file);
     let ConfigFile { settings, mistakes, is_broken } = config::read(path)?;
-    let policy = settings.network.policy();
-    let rules = policy.map(|policy| PolicyRules::new(&policy)).transpose();
-    let problems = crate::check::policy_problems(&settings);
-    let found = rules.as_ref().err().into_iter().flatten().map(|mistake| {
-        (format!("network.{}", mistake.place), mistake.reason.clone(), mistake.remedy.clone())
-    });
-    // The library reports these when it plans a VM.
-    let options = settings.network.nat_options().into_iter().map(|(field, remedy)| {
-        let reason = "the network has a policy, which this option does not change";
-        (field.to_owned(), reason.to_owned(), remedy.to_owned())
-    });
-    let mut found: Vec<_> = found.chain(problems).chain(options).collect();
-    if is_broken {
-        found.clear();
-    }
-    let others = (!found.is_empty()).then(|| {
-        let failure = CliError::new(CONFIG, invalid_file(path, found.len()));
-        found.into_iter().fold(failure, |failure, (field, reason, hint)| {
-            let name = settings.name_of(&field);
-            failure.problem_in(settings.span_of(&field), format!("{name}: {reason}"), hint)
-        })
-    });
-    match CliError::of_file(path, mistakes, others) {
+    let (rules, problems) = match check::policy_rules(&settings) {
+        Ok(rules) => (rules, Vec::new()),
+        // It is unknown what the lines that are not TOML were to set.
+        Err(_) if is_broken => (None, Vec::new()),
+        Err(problems) => (None, problems),
+    };
+    match CliError::of_file(path, mistakes, check::failure(&settings, None, problems)) {
         Some(failure) => Err(failure),
-        None => Ok((settings, rules.unwrap_or_default())),
+        None => Ok((settings, rules)),
     }
 }
 

@@ -5,6 +5,7 @@ use capsa_proto::lifecycle::Timing;
 use capsa_proto::plan;
 
 pub use capsa_io::run_dir::{connect, listen};
+pub use capsa_proto::capabilities::{options_beside_policy, policy_rules};
 pub use capsa_proto::text::escape_control_line;
 
 use crate::LinuxVmBuilder;

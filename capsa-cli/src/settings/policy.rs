@@ -1,7 +1,11 @@
 //! The settings of a network with a policy: their rows of the table, and the policy that they describe.
 
 use capsa::NetworkMode;
-use capsa::network::{AllowRule, NetworkPolicy, PolicyLimits, ResolveMode, StreamCheck};
+use capsa::backend::Violation;
+use capsa::internal::{options_beside_policy, policy_rules};
+use capsa::network::{
+    AllowRule, NetworkPolicy, PolicyLimits, PolicyRules, ResolveMode, StreamCheck,
+};
 
 use super::Settings;
 use super::network::GuestNetwork;
@@ -42,15 +46,17 @@ impl GuestNetwork {
         Some(policy.limits(self.limits.clone()))
     }
 
-    /// The options of NAT that a network with a policy has: the field of each, and the rule to write.
-    pub(crate) fn nat_options(&self) -> Vec<(&'static str, &'static str)> {
-        let options = [
-            ("allow_private", self.allow_private, "allow \"private:*\" in the policy"),
-            ("allow_host_ports", !self.host_ports.is_empty(), "allow \"host:PORT\" in the policy"),
-        ];
-        let has_policy = self.policy().is_some();
-        let found = options.into_iter().filter(|(_, is_set, _)| has_policy && *is_set);
-        found.map(|(field, _, remedy)| (field, remedy)).collect()
+    /// The rules of the policy; `None` if the network has none.
+    ///
+    /// # Errors
+    ///
+    /// With every mistake of the policy, and each option of the network that a policy excludes.
+    pub(crate) fn policy_rules(&self) -> Result<Option<PolicyRules>, Vec<Violation>> {
+        let Some(policy) = self.policy() else { return Ok(None) };
+        let has_host_ports = !self.host_ports.is_empty();
+        let mut found: Vec<_> = options_beside_policy(self.allow_private, has_host_ports).collect();
+        let rules = policy_rules(&policy).map_err(|mistakes| found.extend(mistakes)).ok();
+        if found.is_empty() { Ok(rules) } else { Err(found) }
     }
 
     /// The settings of a policy that a network without one has: the field of each.
@@ -144,70 +150,66 @@ pub(super) const ROWS: &[Setting] = &[
         help: "Exception of a policy: a target as after --allow, which always wins",
         ..ROW
     },
+    limit(
+        "network.limits.flows",
+        ValueKind::Number(Bounds(1, 65_536), |s, n| s.network.limits.flows = n as usize),
+        "Flows at one time",
+        "1024",
+    ),
+    limit(
+        "network.limits.flows-per-second",
+        ValueKind::Number(Bounds(1, u32::MAX), |s, n| s.network.limits.flows_per_second = n),
+        "New flows in a second; twice as many may come at once",
+        "200",
+    ),
+    limit(
+        "network.limits.connecting",
+        ValueKind::Number(Bounds(1, u32::MAX), |s, n| s.network.limits.connecting = n as usize),
+        "Connections that wait for the remote host",
+        "64",
+    ),
     Setting {
-        key: "network.limits.flows",
-        kind: ValueKind::Number(Bounds(1, 65_536), |s, n| s.network.limits.flows = n as usize),
-        example: "1024",
-        help: "Flows at one time",
-        default: "1024",
-        ..ROW
-    },
-    Setting {
-        key: "network.limits.flows-per-second",
-        kind: ValueKind::Number(Bounds(1, u32::MAX), |s, n| s.network.limits.flows_per_second = n),
-        example: "200",
-        help: "New flows in a second; twice as many may come at once",
-        default: "200",
-        ..ROW
-    },
-    Setting {
-        key: "network.limits.connecting",
-        kind: ValueKind::Number(Bounds(1, u32::MAX), |s, n| {
-            s.network.limits.connecting = n as usize;
-        }),
-        example: "64",
-        help: "Connections that wait for the remote host",
-        default: "64",
-        ..ROW
-    },
-    Setting {
-        key: "network.limits.bytes-per-second",
-        kind: ValueKind::Text(|s, text| {
-            values::byte_count(text).map(|n| s.network.limits.bytes_per_second = Some(n))
-        }),
         example: "\"20MB\"",
-        help: "Bytes in a second, in each direction",
-        default: "no limit",
-        ..ROW
+        ..limit(
+            "network.limits.bytes-per-second",
+            ValueKind::Text(|s, text| {
+                values::byte_count(text).map(|n| s.network.limits.bytes_per_second = Some(n))
+            }),
+            "Bytes in a second, in each direction",
+            "no limit",
+        )
     },
     Setting {
-        key: "network.limits.total-bytes",
-        kind: ValueKind::Text(|s, text| {
-            values::byte_count(text).map(|n| s.network.limits.total_bytes = Some(n))
-        }),
         example: "\"2GB\"",
-        help: "Bytes in both directions together; then all flows end",
-        default: "no limit",
-        ..ROW
+        ..limit(
+            "network.limits.total-bytes",
+            ValueKind::Text(|s, text| {
+                values::byte_count(text).map(|n| s.network.limits.total_bytes = Some(n))
+            }),
+            "Bytes in both directions together; then all flows end",
+            "no limit",
+        )
     },
-    Setting {
-        key: "network.limits.queries-per-second",
-        kind: ValueKind::Number(Bounds(1, u32::MAX), |s, n| {
-            s.network.limits.queries_per_second = n;
-        }),
-        example: "20",
-        help: "DNS queries in a second; three times as many may come at once",
-        default: "20",
-        ..ROW
-    },
-    Setting {
-        key: "network.limits.name-bytes-per-minute",
-        kind: ValueKind::Number(Bounds(1, u32::MAX), |s, n| {
-            s.network.limits.name_bytes_per_minute = n;
-        }),
-        example: "4096",
-        help: "Bytes of names under wildcards and groups that were not asked before, in a minute",
-        default: "4096",
-        ..ROW
-    },
+    limit(
+        "network.limits.queries-per-second",
+        ValueKind::Number(Bounds(1, u32::MAX), |s, n| s.network.limits.queries_per_second = n),
+        "DNS queries in a second; three times as many may come at once",
+        "20",
+    ),
+    limit(
+        "network.limits.name-bytes-per-minute",
+        ValueKind::Number(Bounds(1, u32::MAX), |s, n| s.network.limits.name_bytes_per_minute = n),
+        "Bytes of names under wildcards and groups that were not asked before, in a minute",
+        "4096",
+    ),
 ];
+
+/// A limit, whose example is its default.
+const fn limit(
+    key: &'static str,
+    kind: ValueKind,
+    help: &'static str,
+    default: &'static str,
+) -> Setting {
+    Setting { key, kind, example: default, help, default, ..ROW }
+}

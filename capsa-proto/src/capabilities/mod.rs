@@ -20,7 +20,7 @@ use crate::plan::Note;
 use crate::spec::{Disk, MountMode, VmSpec};
 use crate::text::shell_word;
 
-pub use validate::{policy_rules, validate};
+pub use validate::{options_beside_policy, policy_rules, validate};
 
 /// What a backend supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

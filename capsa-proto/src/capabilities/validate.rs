@@ -6,7 +6,7 @@ mod network;
 mod shares;
 mod supported;
 
-pub use network::policy_rules;
+pub use network::{options_beside_policy, policy_rules};
 
 use alloc::format;
 use alloc::string::{String, ToString};

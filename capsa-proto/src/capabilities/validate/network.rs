@@ -72,6 +72,21 @@ pub fn policy_rules(policy: &NetworkPolicy) -> Result<PolicyRules, Vec<Violation
     })
 }
 
+/// A violation for each of these options of NAT that is set beside a policy.
+pub fn options_beside_policy(
+    allow_private: bool,
+    has_host_ports: bool,
+) -> impl Iterator<Item = Violation> {
+    let options = [
+        ("allow_private", allow_private, "allow \"private:*\" in the policy"),
+        ("allow_host_ports", has_host_ports, "allow \"host:PORT\" in the policy"),
+    ];
+    options.into_iter().filter(|(_, is_set, _)| *is_set).map(|(field, _, remedy)| {
+        let reason = "the network has a policy, which this option does not change";
+        Violation::new(field, Kind::Malformed, reason, remedy)
+    })
+}
+
 struct NetworkViolations<'a> {
     host: &'a HostFacts,
     out: Vec<Violation>,
@@ -101,18 +116,8 @@ impl NetworkViolations<'_> {
 
     fn policy(&mut self, policy: &NetworkPolicy, options: &NetworkOptions) {
         self.out.extend(policy_rules(policy).err().unwrap_or_default());
-        let options = [
-            ("allow_private", options.allow_private, "allow \"private:*\" in the policy"),
-            (
-                "allow_host_ports",
-                !options.host_ports.is_empty(),
-                "allow \"host:PORT\" in the policy",
-            ),
-        ];
-        for (field, _, remedy) in options.into_iter().filter(|(_, is_set, _)| *is_set) {
-            let reason = "the network has a policy, which this option does not change";
-            self.reject(field.into(), Kind::Malformed, reason, remedy);
-        }
+        let has_host_ports = !options.host_ports.is_empty();
+        self.out.extend(options_beside_policy(options.allow_private, has_host_ports));
     }
 
     fn forward(&mut self, n: usize, forward: &PortForward, before: &[PortForward]) {
