@@ -5,6 +5,7 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,6 +56,52 @@ fn exit_code_is_command_status() {
         assert_eq!((output.status.code(), stdout_text.as_str()), (Some(code), stdout), "{stderr}");
         // A kernel panic would have an exit code and a message of its own.
         assert_eq!(stderr, "");
+    }
+}
+
+/// A guest under a policy: an allowed port of the host, refusals without a wait, and the log.
+#[test]
+fn policy_allows_host_port_and_refuses_the_rest() {
+    let Some((_guest, dir)) = guest() else { return };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in server.incoming() {
+            let _ = client.unwrap().write_all(b"from the host\n");
+        }
+    });
+    let (target, log) = (format!("host:{port}"), dir.path().join("net.jsonl"));
+    let script = format!(
+        "for i in $(seq 300); do ip -4 route | grep -q default && break; sleep 0.1; done
+         nc host.capsa.internal {port} </dev/null
+         for target in 'host.capsa.internal 1' '203.0.113.1 80' '169.254.169.254 80'; do
+             timeout 60 nc $target </dev/null 2>&1
+         done
+         nslookup example.com 2>&1
+         nslookup host.capsa.internal"
+    );
+    let flags = ["-q", "--network", "policy", "--allow", &target, "--network-log"];
+    let command = ["--", "sh", "-c", &script];
+    let arguments = [&flags[..], &[log.to_str().unwrap()], &command].concat();
+    let output = run(dir.path(), &arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("from the host"), "{text}");
+    assert_eq!(text.matches("Connection refused").count(), 3, "{text}");
+    assert!(text.contains("example.com: NXDOMAIN") && text.contains(": 10.0.2.2"), "{text}");
+    let log = fs::read_to_string(log).unwrap();
+    for (event, reason, destination) in [
+        ("flow-opened", "allowed", target.as_str()),
+        ("flow-closed", "allowed", target.as_str()),
+        ("flow-refused", "port", "host:1"),
+        ("flow-refused", "special-address", "203.0.113.1:80"),
+        ("flow-refused", "special-address", "169.254.169.254:80"),
+        ("dns-refused", "no-rule", "dns:example.com"),
+    ] {
+        let has = |line: &str| {
+            let part = |key: &str, value: &str| line.contains(&format!("\"{key}\":\"{value}\""));
+            part("event", event) && part("reason", reason) && part("destination", destination)
+        };
+        assert!(log.lines().any(has), "{event} {reason} {destination}: {log}");
     }
 }
 
