@@ -1,5 +1,6 @@
 //! `capsa network check`, `explain` and `suggest`: policies without a VM.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -113,17 +114,18 @@ pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
             .hint("name a file that --network-log wrote")
     };
     let lines = BufReader::new(File::open(file).map_err(failed)?).split(b'\n');
-    let (mut failure, mut skipped) = (None, 0);
-    let lines = lines.map_while(|line| line.map_err(|error| failure = Some(error)).ok());
-    let policy = suggest(lines.filter_map(|line| {
-        flow_of(&line).unwrap_or_else(|NoEvent| {
-            skipped += 1;
-            None
-        })
-    }));
-    if let Some(error) = failure {
-        return Err(failed(error));
+    let (mut opened, mut to_host, mut skipped) = (BTreeMap::new(), BTreeSet::new(), 0);
+    for line in lines {
+        match flow_of(&line.map_err(failed)?) {
+            Ok(Some(SeenFlow::Opened(flow))) => _ = opened.insert(flow.to_string(), flow),
+            Ok(Some(SeenFlow::ToHost(flow))) => _ = to_host.insert(flow.to_string()),
+            Ok(None) => {}
+            Err(NoEvent) => skipped += 1,
+        }
     }
+    // No rule opens these.
+    opened.retain(|text, _| !to_host.contains(text));
+    let policy = suggest(opened.into_values());
     if skipped > 0 {
         let text = format!("capsa: warning: {skipped} lines of {file} are not network events");
         print_message(&(escape_control_line(&text) + "\n"));
@@ -143,19 +145,31 @@ pub(crate) fn suggestion(file: &str) -> Result<u8, CliError> {
 /// A line that is not an event.
 struct NoEvent;
 
-/// The destination of a flow that was opened; `None` for other events, and for the guest's own network.
-fn flow_of(line: &[u8]) -> Result<Option<PolicyDestination>, NoEvent> {
+/// A flow in a log.
+#[derive(Debug, PartialEq)]
+enum SeenFlow {
+    Opened(PolicyDestination),
+    /// It was refused because its address belongs to the host, maybe after it was opened.
+    ToHost(PolicyDestination),
+}
+
+/// The flow of a line; `None` for other events, and for the guest's own network.
+fn flow_of(line: &[u8]) -> Result<Option<SeenFlow>, NoEvent> {
     if line.is_empty() {
         return Ok(None);
     }
     let event: Value = serde_json::from_slice(line).map_err(|_| NoEvent)?;
     let kind = event["event"].as_str().ok_or(NoEvent)?;
-    let own = serde_json::to_value(VerdictReason::OwnNetwork).unwrap_or_default();
-    if kind != "flow-opened" || event["reason"] == own {
-        return Ok(None);
-    }
+    let is_for = |reason: VerdictReason| {
+        serde_json::to_value(reason).is_ok_and(|reason| event["reason"] == reason)
+    };
+    let make = match kind {
+        "flow-opened" if !is_for(VerdictReason::OwnNetwork) => SeenFlow::Opened,
+        "flow-refused" if is_for(VerdictReason::HostAddress) => SeenFlow::ToHost,
+        _ => return Ok(None),
+    };
     let destination = event["destination"].as_str().ok_or(NoEvent)?;
-    destination.parse().map(Some).map_err(|_| NoEvent)
+    destination.parse().map(|flow| Some(make(flow))).map_err(|_| NoEvent)
 }
 
 /// The rules that a policy can have, and the mistakes of the others.
@@ -207,12 +221,14 @@ mod tests {
 
     #[test]
     fn flow_of_line_is_its_destination() {
-        let flow =
-            |line: &str| flow_of(line.as_bytes()).ok().map(|flow| flow.map(|d| d.to_string()));
+        let flow = |line: &str| flow_of(line.as_bytes()).ok();
         let line = |event: &str, reason: &str| {
             format!(r#"{{"event":"{event}","reason":"{reason}","destination":"pypi.org:443"}}"#)
         };
-        assert_eq!(flow(&line("flow-opened", "no-rule")), Some(Some("pypi.org:443".into())));
+        let pypi = || "pypi.org:443".parse().unwrap();
+        assert_eq!(flow(&line("flow-opened", "no-rule")), Some(Some(SeenFlow::Opened(pypi()))));
+        let closed = flow(&line("flow-refused", "host-address"));
+        assert_eq!(closed, Some(Some(SeenFlow::ToHost(pypi()))));
         for other in
             [line("flow-refused", "no-rule"), line("flow-opened", "own-network"), "".into()]
         {

@@ -180,6 +180,8 @@ fn network_suggest_allows_what_was_seen() {
         line("flow-opened", "no-rule", "pypi.org=151.101.64.223:443"),
         line("flow-opened", "private-address", "10.1.2.3:22"),
         line("dns-answered", "no-rule", "dns:other.org"),
+        line("flow-opened", "no-rule", "self.org=93.184.216.1:80"),
+        line("flow-refused", "host-address", "self.org=93.184.216.1:80"),
         line("flow-refused", "special-address", "169.254.169.254:80"),
         line("flow-opened", "own-network", "10.0.2.3:53"),
         "{\"event\":\"flow-op".to_owned(),
