@@ -57,6 +57,8 @@ pub struct NetScheduleOutcome {
     pub datagrams: u64,
     /// Connections of the host that found the table full.
     pub refused: u64,
+    /// Connections that a defect of the guest ended.
+    pub lost_by_guest: u64,
     /// The most memory that was reserved.
     pub memory: u64,
 }
@@ -69,6 +71,7 @@ impl NetScheduleOutcome {
         self.bytes += other.bytes;
         self.datagrams += other.datagrams;
         self.refused += other.refused;
+        self.lost_by_guest += other.lost_by_guest;
         self.memory = self.memory.max(other.memory);
     }
 }

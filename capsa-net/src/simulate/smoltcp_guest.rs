@@ -20,6 +20,8 @@ use super::guest_tcp::{BrokenLaw, GuestTcpEnd, byte_at, download_of, upload_of};
 use super::plan::{ConnectionPlan, NetPlan, Pace, SideEnd};
 use super::random::ScheduleRandom;
 use crate::wire::ethernet;
+use crate::wire::ip::{self, IpPacket};
+use crate::wire::tcp::TcpHeader;
 
 /// Without an answer for this long, a connection ends.
 const GIVES_UP: u64 = 100;
@@ -88,7 +90,8 @@ struct SmoltcpProgram {
     is_closed: bool,
     has_seen_end: bool,
     end: Option<GuestTcpEnd>,
-    /// smoltcp sent acknowledgements without end, and the guest has dropped the socket.
+    was_reset: bool,
+    /// A defect of smoltcp ended it: see `note_ends` and `drop_endless`.
     is_lost: bool,
     acts_at: Instant,
 }
@@ -139,6 +142,7 @@ impl SmoltcpGuest {
                 is_closed: false,
                 has_seen_end: false,
                 end: None,
+                was_reset: false,
                 is_lost: false,
                 acts_at: plan.begins,
             });
@@ -154,8 +158,6 @@ fn socket(plan: &ConnectionPlan, random: &mut ScheduleRandom) -> Socket<'static>
     };
     let mut socket = Socket::new(buffer(plan.download), buffer(plan.upload));
     socket.set_timeout(Some(smoltcp::time::Duration::from_secs(GIVES_UP)));
-    // smoltcp 0.14 stops its timer when one expires while the window is closed, and never probes the window.
-    socket.set_keep_alive(Some(smoltcp::time::Duration::from_secs(10)));
     socket.set_nagle_enabled(random.chance(50));
     if random.chance(50) {
         socket.set_ack_delay(None);
@@ -239,7 +241,12 @@ impl GuestKernel for SmoltcpGuest {
             // The program may still read the end of the stream.
             let has_end = !matches!(socket.recv(|_| (0, ())), Err(RecvError::InvalidState));
             let is_whole = program.is_closed && has_end;
-            if program.has_begun && state == State::Closed && !is_whole {
+            // smoltcp 0.14 stops its timer when one expires while the window is closed. It then never probes
+            // the window, and gives up with bytes that it has not sent.
+            program.is_lost =
+                state == State::Closed && !program.was_reset && socket.send_queue() > 0;
+            let is_over = program.is_lost || (state == State::Closed && !is_whole);
+            if program.has_begun && is_over {
                 program.end = Some(GuestTcpEnd::Reset);
             }
         }
@@ -251,6 +258,9 @@ impl GuestKernel for SmoltcpGuest {
         now: Instant,
         _: &mut ScheduleRandom,
     ) -> Result<Option<Vec<u8>>, BrokenLaw> {
+        if let Some(program) = reset_slot(frame).and_then(|slot| self.programs.get_mut(slot)) {
+            program.was_reset = true;
+        }
         if !self.is_of_vanished(frame, 36, now) {
             self.queues.to_guest.push_back(frame.to_vec());
         }
@@ -342,6 +352,14 @@ impl GuestKernel for SmoltcpGuest {
             is_lost: program.is_lost,
         })
     }
+}
+
+/// The slot of the connection that a frame resets.
+fn reset_slot(frame: &[u8]) -> Option<usize> {
+    let packet = frame.get(ethernet::HEADER_LEN..)?;
+    let ip = IpPacket::parse_v4(packet).ok().filter(|ip| ip.header.protocol == ip::TCP)?;
+    let (header, _) = TcpHeader::parse(&ip.header, &packet[ip.payload]).ok()?;
+    header.flags.rst.then(|| usize::from(header.destination.wrapping_sub(TCP_PORT)))
 }
 
 fn is_opening(socket: &Socket<'_>) -> bool {

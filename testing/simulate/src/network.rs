@@ -55,6 +55,7 @@ impl fmt::Display for NetworkCoverage {
             ("TCP connections", sum.connections),
             ("connections with both streams whole", sum.complete),
             ("connections that found the table full", sum.refused),
+            ("connections that a defect of the guest ended", sum.lost_by_guest),
             ("bytes that arrived in both directions", sum.bytes),
             ("datagrams that arrived at the host", sum.datagrams),
             ("most memory reserved, in bytes", sum.memory),
