@@ -25,6 +25,8 @@ use crate::wire::tcp::TcpHeader;
 
 /// Without an answer for this long, a connection ends.
 const GIVES_UP: u64 = 100;
+/// Longer than any timer of a TCP.
+const SILENT: Duration = Duration::from_secs(90);
 
 /// Frames of the guest that its card holds, at most.
 const QUEUED: usize = 64;
@@ -91,6 +93,8 @@ struct SmoltcpProgram {
     has_seen_end: bool,
     end: Option<GuestTcpEnd>,
     was_reset: bool,
+    /// When it sent its last frame.
+    sent_at: Instant,
     /// A defect of smoltcp ended it: see `note_ends` and `drop_endless`.
     is_lost: bool,
     acts_at: Instant,
@@ -143,6 +147,7 @@ impl SmoltcpGuest {
                 has_seen_end: false,
                 end: None,
                 was_reset: false,
+                sent_at: Instant::ZERO,
                 is_lost: false,
                 acts_at: plan.begins,
             });
@@ -231,7 +236,7 @@ impl GuestKernel for SmoltcpGuest {
         Some(self.programs[index].plan.begins)
     }
 
-    fn note_ends(&mut self, _: Instant) {
+    fn note_ends(&mut self, now: Instant) {
         for program in self.programs.iter_mut().filter(|program| program.end.is_none()) {
             let Some(handle) = program.handle else { continue };
             let socket = self.sockets.get_mut::<Socket<'_>>(handle);
@@ -241,10 +246,11 @@ impl GuestKernel for SmoltcpGuest {
             // The program may still read the end of the stream.
             let has_end = !matches!(socket.recv(|_| (0, ())), Err(RecvError::InvalidState));
             let is_whole = program.is_closed && has_end;
-            // smoltcp 0.14 stops its timer when one expires while the window is closed. It then never probes
-            // the window, and gives up with bytes that it has not sent.
-            program.is_lost =
-                state == State::Closed && !program.was_reset && socket.send_queue() > 0;
+            // smoltcp 0.14 stops its timer when one expires while the window is closed. It then never sends
+            // what is left, nor a probe, and gives up. A TCP that works is not silent for so long.
+            let is_silent = now >= program.sent_at + SILENT && !program.was_reset;
+            let has_unsent = socket.send_queue() > 0 || (program.is_closed && has_end);
+            program.is_lost = state == State::Closed && is_silent && has_unsent;
             let is_over = program.is_lost || (state == State::Closed && !is_whole);
             if program.has_begun && is_over {
                 program.end = Some(GuestTcpEnd::Reset);
@@ -312,6 +318,10 @@ impl GuestKernel for SmoltcpGuest {
             self.drop_endless();
         }
         while let Some(frame) = self.queues.from_guest.pop_front() {
+            if let Some(program) = slot_at(&frame, 34).and_then(|slot| self.programs.get_mut(slot))
+            {
+                program.sent_at = now;
+            }
             if !self.is_of_vanished(&frame, 34, now) {
                 return Some(frame);
             }
@@ -354,6 +364,12 @@ impl GuestKernel for SmoltcpGuest {
     }
 }
 
+/// The slot of the guest's port, which is at `at`.
+fn slot_at(frame: &[u8], at: usize) -> Option<usize> {
+    let port = u16::from_be_bytes(*frame.get(at..)?.first_chunk()?);
+    Some(usize::from(port.wrapping_sub(TCP_PORT)))
+}
+
 /// The slot of the connection that a frame resets.
 fn reset_slot(frame: &[u8]) -> Option<usize> {
     let packet = frame.get(ethernet::HEADER_LEN..)?;
@@ -387,9 +403,8 @@ impl SmoltcpGuest {
 
     /// Whether the frame is one of a connection whose kernel is gone; its port is at `at`.
     fn is_of_vanished(&self, frame: &[u8], at: usize, now: Instant) -> bool {
-        let Some([high, low]) = frame.get(at..at + 2) else { return false };
-        let slot = u16::from_be_bytes([*high, *low]).wrapping_sub(TCP_PORT);
-        let vanished = |p: &SmoltcpProgram| p.plan.slot == usize::from(slot) && p.has_vanished(now);
+        let slot = slot_at(frame, at);
+        let vanished = |p: &SmoltcpProgram| Some(p.plan.slot) == slot && p.has_vanished(now);
         self.programs.iter().any(vanished)
     }
 }
