@@ -57,7 +57,7 @@ pub struct NetScheduleOutcome {
     pub datagrams: u64,
     /// Connections of the host that found the table full.
     pub refused: u64,
-    /// Connections that a defect of the guest ended.
+    /// Connections that nothing disturbs, and that a defect of the guest ended.
     pub lost_by_guest: u64,
     /// The most memory that was reserved.
     pub memory: u64,

@@ -93,7 +93,7 @@ struct SmoltcpProgram {
     has_seen_end: bool,
     end: Option<GuestTcpEnd>,
     was_reset: bool,
-    /// When it sent its last frame.
+    /// When it last sent data, or the end of its stream.
     sent_at: Instant,
     /// A defect of smoltcp ended it: see `note_ends` and `drop_endless`.
     is_lost: bool,
@@ -246,8 +246,9 @@ impl GuestKernel for SmoltcpGuest {
             // The program may still read the end of the stream.
             let has_end = !matches!(socket.recv(|_| (0, ())), Err(RecvError::InvalidState));
             let is_whole = program.is_closed && has_end;
-            // smoltcp 0.14 stops its timer when one expires while the window is closed. It then never sends
-            // what is left, nor a probe, and gives up. A TCP that works is not silent for so long.
+            // smoltcp 0.14 repeats a segment beyond a closed window, stops its timer when one expires while
+            // the window is closed, and forgets a FIN. It then sends nothing of what is left, nor a probe,
+            // and gives up. A TCP that works is not silent for so long.
             let is_silent = now >= program.sent_at + SILENT && !program.was_reset;
             let has_unsent = socket.send_queue() > 0 || (program.is_closed && has_end);
             program.is_lost = state == State::Closed && is_silent && has_unsent;
@@ -264,7 +265,9 @@ impl GuestKernel for SmoltcpGuest {
         now: Instant,
         _: &mut ScheduleRandom,
     ) -> Result<Option<Vec<u8>>, BrokenLaw> {
-        if let Some(program) = reset_slot(frame).and_then(|slot| self.programs.get_mut(slot)) {
+        if segment(frame).is_some_and(|(header, _)| header.flags.rst)
+            && let Some(program) = slot_at(frame, 36).and_then(|slot| self.programs.get_mut(slot))
+        {
             program.was_reset = true;
         }
         if !self.is_of_vanished(frame, 36, now) {
@@ -318,7 +321,12 @@ impl GuestKernel for SmoltcpGuest {
             self.drop_endless();
         }
         while let Some(frame) = self.queues.from_guest.pop_front() {
-            if let Some(program) = slot_at(&frame, 34).and_then(|slot| self.programs.get_mut(slot))
+            // An acknowledgement alone has no answer.
+            let is_answered = segment(&frame)
+                .is_some_and(|(header, len)| header.flags.syn || header.flags.fin || len > 0);
+            if is_answered
+                && let Some(program) =
+                    slot_at(&frame, 34).and_then(|slot| self.programs.get_mut(slot))
             {
                 program.sent_at = now;
             }
@@ -370,12 +378,12 @@ fn slot_at(frame: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(port.wrapping_sub(TCP_PORT)))
 }
 
-/// The slot of the connection that a frame resets.
-fn reset_slot(frame: &[u8]) -> Option<usize> {
+/// The TCP segment in a frame, and the length of its data.
+fn segment(frame: &[u8]) -> Option<(TcpHeader, usize)> {
     let packet = frame.get(ethernet::HEADER_LEN..)?;
     let ip = IpPacket::parse_v4(packet).ok().filter(|ip| ip.header.protocol == ip::TCP)?;
-    let (header, _) = TcpHeader::parse(&ip.header, &packet[ip.payload]).ok()?;
-    header.flags.rst.then(|| usize::from(header.destination.wrapping_sub(TCP_PORT)))
+    let (header, data) = TcpHeader::parse(&ip.header, &packet[ip.payload]).ok()?;
+    Some((header, data.len()))
 }
 
 fn is_opening(socket: &Socket<'_>) -> bool {

@@ -399,7 +399,7 @@ impl<'a> NetSimulation<'a> {
                 continue;
             };
             self.outcome.bytes += tcp.received;
-            self.outcome.lost_by_guest += u64::from(tcp.is_lost);
+            self.outcome.lost_by_guest += u64::from(tcp.is_lost && plan.is_clean());
             let mut sockets = self.sockets.values().filter(|socket| socket.connection == index);
             self.outcome.bytes += sockets.clone().map(|socket| socket.taken).sum::<u64>();
             let is_refused = tcp.end == Some(GuestTcpEnd::Reset) && was_refused;
