@@ -131,7 +131,9 @@ impl Download {
     /// The window of the guest, from the segment with this sequence number.
     pub(super) fn set_window(&mut self, sequence: i64, acknowledged: i64, window: u64) {
         let Ok(acknowledged) = u64::try_from(acknowledged) else { return };
-        if (sequence, acknowledged) >= self.window_from {
+        // A segment that acknowledges more is newer, even if its number is lower: a guest that repeats what
+        // was beyond our window goes back.
+        if acknowledged > self.window_from.1 || (sequence, acknowledged) >= self.window_from {
             self.window_from = (sequence, acknowledged);
             self.window_end = acknowledged + window;
         }
