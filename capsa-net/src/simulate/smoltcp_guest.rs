@@ -93,7 +93,9 @@ struct SmoltcpProgram {
     has_seen_end: bool,
     end: Option<GuestTcpEnd>,
     was_reset: bool,
-    /// When it last sent data, or the end of its stream.
+    /// What the network has acknowledged.
+    acknowledged: u32,
+    /// When it last sent what the network waits for.
     sent_at: Instant,
     /// A defect of smoltcp ended it: see `note_ends` and `drop_endless`.
     is_lost: bool,
@@ -147,6 +149,7 @@ impl SmoltcpGuest {
                 has_seen_end: false,
                 end: None,
                 was_reset: false,
+                acknowledged: 0,
                 sent_at: Instant::ZERO,
                 is_lost: false,
                 acts_at: plan.begins,
@@ -247,8 +250,8 @@ impl GuestKernel for SmoltcpGuest {
             let has_end = !matches!(socket.recv(|_| (0, ())), Err(RecvError::InvalidState));
             let is_whole = program.is_closed && has_end;
             // smoltcp 0.14 repeats a segment beyond a closed window, stops its timer when one expires while
-            // the window is closed, and forgets a FIN. It then sends nothing of what is left, nor a probe,
-            // and gives up. A TCP that works is not silent for so long.
+            // the window is closed, and forgets a FIN. It then sends nothing that the network waits for, and
+            // gives up. A TCP that works does not do so for so long.
             let is_silent = now >= program.sent_at + SILENT && !program.was_reset;
             let has_unsent = socket.send_queue() > 0 || (program.is_closed && has_end);
             program.is_lost = state == State::Closed && is_silent && has_unsent;
@@ -265,10 +268,14 @@ impl GuestKernel for SmoltcpGuest {
         now: Instant,
         _: &mut ScheduleRandom,
     ) -> Result<Option<Vec<u8>>, BrokenLaw> {
-        if segment(frame).is_some_and(|(header, _)| header.flags.rst)
+        if let Some((header, _)) = segment(frame)
             && let Some(program) = slot_at(frame, 36).and_then(|slot| self.programs.get_mut(slot))
         {
-            program.was_reset = true;
+            program.was_reset |= header.flags.rst;
+            let newer = header.acknowledgement.wrapping_sub(program.acknowledged) as i32 > 0;
+            if header.flags.ack && (newer || header.flags.syn) {
+                program.acknowledged = header.acknowledgement;
+            }
         }
         if !self.is_of_vanished(frame, 36, now) {
             self.queues.to_guest.push_back(frame.to_vec());
@@ -321,14 +328,16 @@ impl GuestKernel for SmoltcpGuest {
             self.drop_endless();
         }
         while let Some(frame) = self.queues.from_guest.pop_front() {
-            // An acknowledgement alone has no answer.
-            let is_answered = segment(&frame)
-                .is_some_and(|(header, len)| header.flags.syn || header.flags.fin || len > 0);
-            if is_answered
+            if let Some((header, len)) = segment(&frame)
                 && let Some(program) =
                     slot_at(&frame, 34).and_then(|slot| self.programs.get_mut(slot))
             {
-                program.sent_at = now;
+                // An acknowledgement alone has no answer, and a probe beyond what is missing moves nothing.
+                let has_content = header.flags.fin || len > 0;
+                let ahead = header.sequence.wrapping_sub(program.acknowledged) as i32;
+                if header.flags.syn || (has_content && ahead <= 0) {
+                    program.sent_at = now;
+                }
             }
             if !self.is_of_vanished(&frame, 34, now) {
                 return Some(frame);
