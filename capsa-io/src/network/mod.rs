@@ -410,10 +410,10 @@ impl Network {
     }
 
     fn receive_frames(&mut self, input: &mut Vec<u8>, now: Instant) -> io::Result<()> {
-        // The link is out of `self` for the callback.
         if self.net.paused_from_guest(now).is_some() {
             return Ok(());
         }
+        // The link is out of `self` for the callback.
         let Some(mut link) = self.link.take() else { return Ok(()) };
         let mut handle = |frame: &[u8]| {
             if self.is_up {

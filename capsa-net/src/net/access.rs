@@ -45,6 +45,25 @@ impl Refusal {
             Self::Policy => &mut counters.refused_policy,
         } += 1;
     }
+
+    /// The counter of a reason.
+    pub(super) fn of(reason: VerdictReason) -> Self {
+        match reason {
+            VerdictReason::HostAddress => Self::Host,
+            VerdictReason::PrivateAddress => Self::Private,
+            VerdictReason::SpecialAddress => Self::Special,
+            _ => Self::Policy,
+        }
+    }
+
+    fn reason(self) -> VerdictReason {
+        match self {
+            Self::Host => VerdictReason::HostAddress,
+            Self::Private => VerdictReason::PrivateAddress,
+            Self::Special => VerdictReason::SpecialAddress,
+            Self::Policy => VerdictReason::NoRule,
+        }
+    }
 }
 
 /// The verdict on a new flow, and where it goes.
@@ -74,27 +93,6 @@ impl FlowVerdict {
 
     fn refused(reason: VerdictReason) -> Self {
         Self { verdict: PolicyVerdict::without_rule(false, reason), name: None, route: None }
-    }
-}
-
-impl Refusal {
-    /// The counter of a reason.
-    pub(super) fn of(reason: VerdictReason) -> Self {
-        match reason {
-            VerdictReason::HostAddress => Self::Host,
-            VerdictReason::PrivateAddress => Self::Private,
-            VerdictReason::SpecialAddress => Self::Special,
-            _ => Self::Policy,
-        }
-    }
-
-    fn reason(self) -> VerdictReason {
-        match self {
-            Self::Host => VerdictReason::HostAddress,
-            Self::Private => VerdictReason::PrivateAddress,
-            Self::Special => VerdictReason::SpecialAddress,
-            Self::Policy => VerdictReason::NoRule,
-        }
     }
 }
 

@@ -129,6 +129,10 @@ impl Net {
         match is_recording {
             true => {
                 self.report_refused_flow(id, verdict, now);
+                // The flow goes on, so its end is reported too.
+                if let Some(record) = self.record_mut(id) {
+                    record.is_reported = true;
+                }
                 self.update(id);
             }
             false => self.refuse_flow(id, verdict, now),
