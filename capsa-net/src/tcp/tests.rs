@@ -363,3 +363,17 @@ fn window_end_does_not_move_back_when_rounded() {
     let held = fixture.sent + u32::try_from(fixture.connection.upload.window()).unwrap();
     assert!(end <= held, "{end} bytes are promised, there is space for {held}");
 }
+
+/// A guest that repeats what was lost has numbers that go back.
+#[test]
+fn window_of_segment_that_acknowledges_more_counts() {
+    let mut fixture = Peer::open();
+    let sequence = GUEST_START.wrapping_add(1 + 5000);
+    let ahead = TcpHeader { sequence, ..fixture.segment(0, 100) };
+    fixture.handle(&ahead, &[]);
+    while fixture.poll().is_some() {}
+    fixture.host(&[1; 500]);
+    assert_eq!(fixture.poll().map(|(_, data)| data.len()), Some(100));
+    fixture.guest(&[], 100, 10_000);
+    assert_eq!(fixture.poll().map(|(_, data)| data.len()), Some(400));
+}
