@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use super::target::{PolicyProtocol, PolicyTarget, TargetHost};
+use super::target::{PolicyProtocol, PolicyTarget, TargetHost, TargetPort};
 use super::{AllowRule, NetworkPolicy, PolicyLimits, PolicyMode, ResolveMode, StreamCheck};
 
 impl fmt::Display for NetworkPolicy {
@@ -49,13 +49,15 @@ impl AllowRule {
         let target: PolicyTarget = self.to.parse().ok()?;
         let has_name =
             matches!(target.host, TargetHost::Name(_) | TargetHost::Internet | TargetHost::Private);
-        let by_port = |port| (target.port == super::TargetPort::One(port)).then_some(());
         match self.check {
             _ if !has_name || target.protocol != PolicyProtocol::Tcp => None,
             Some(check) => Some(check),
-            None if by_port(443).is_some() => Some(StreamCheck::Tls),
-            None if by_port(80).is_some() => Some(StreamCheck::Http),
-            None => None,
+            None => match target.port {
+                TargetPort::One(port) => {
+                    Some(StreamCheck::of_port(port)).filter(|check| *check != StreamCheck::None)
+                }
+                TargetPort::Any => None,
+            },
         }
     }
 }

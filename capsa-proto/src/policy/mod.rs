@@ -200,6 +200,17 @@ pub enum StreamCheck {
     None,
 }
 
+impl StreamCheck {
+    /// What a rule without [`AllowRule::check`] checks at a port.
+    pub(crate) const fn of_port(port: u16) -> Self {
+        match port {
+            443 => Self::Tls,
+            80 => Self::Http,
+            _ => Self::None,
+        }
+    }
+}
+
 /// Limits of rate and number in a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

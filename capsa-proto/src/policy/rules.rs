@@ -248,11 +248,7 @@ impl PolicyRules {
     /// What is checked in the bytes of an allowed connection to a name.
     pub fn stream_check(&self, name: &str, port: u16) -> StreamCheck {
         let rule = self.name_rule(PolicyProtocol::Tcp, name, port).ok();
-        rule.and_then(|rule| rule.check).unwrap_or(match port {
-            443 => StreamCheck::Tls,
-            80 => StreamCheck::Http,
-            _ => StreamCheck::None,
-        })
+        rule.and_then(|rule| rule.check).unwrap_or(StreamCheck::of_port(port))
     }
 
     /// Whether names that this rule allows are without limit: those of wildcards and groups.
