@@ -324,9 +324,7 @@ impl Net {
 
     /// A UDP socket received a datagram.
     pub fn handle_datagram(&mut self, flow: FlowId, payload: &[u8], now: Instant) {
-        let allowed = self.limited_payload(payload.len());
-        self.count_payload(allowed, now);
-        if allowed < payload.len() {
+        if !self.pass_datagram(payload.len(), now) {
             return;
         }
         let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };

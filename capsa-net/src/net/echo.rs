@@ -40,14 +40,18 @@ impl Net {
     /// The socket of an echo flow received the ICMP message `message`: a header of 8 bytes, and data. The
     /// guest gets its own identifier back. Messages other than echo replies are ignored.
     pub fn handle_echo_reply(&mut self, flow: FlowId, message: &[u8], now: Instant) {
-        let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
-        let Transport::Echo { active_at } = &mut flow_state.transport else { return };
+        let Some((addresses, _)) = self.flows.get(flow) else { return };
         let addresses = *addresses;
         let Ok((true, sequence)) = EchoMessage::parse_header(addresses.remote.ip(), message) else {
             return;
         };
-        *active_at = now;
         let data = &message[icmp::HEADER_LEN..];
+        if !self.pass_datagram(data.len(), now) {
+            return;
+        }
+        let Some((_, flow_state)) = self.flows.get_mut(flow) else { return };
+        let Transport::Echo { active_at } = &mut flow_state.transport else { return };
+        *active_at = now;
         if let Some(record) = &mut flow_state.record {
             record.bytes_down += data.len() as u64;
         }
@@ -108,6 +112,9 @@ impl Net {
         };
         // While the name of the flow is resolved, requests are dropped.
         if !self.has_socket(flow) {
+            return None;
+        }
+        if !self.pass_datagram(data.len(), now) {
             return None;
         }
         if let Some((_, state)) = self.flows.get_mut(flow) {

@@ -166,6 +166,13 @@ impl Net {
         self.limits.as_ref().map_or(len, |limits| limits.payload(len))
     }
 
+    /// Whether a datagram with this payload may pass. If so, it is counted; otherwise the limit is reached.
+    pub(super) fn pass_datagram(&mut self, len: usize, now: Instant) -> bool {
+        let allowed = self.limited_payload(len);
+        self.count_payload(allowed, now);
+        allowed == len
+    }
+
     /// Bytes of payload have passed. With the last one that may, all flows end.
     pub(super) fn count_payload(&mut self, len: usize, now: Instant) {
         let Some(limits) = self.limits.as_deref_mut().filter(|_| len > 0) else { return };

@@ -342,10 +342,7 @@ impl Net {
         if !self.has_socket(id) {
             return None;
         }
-        let len = datagram.payload.len();
-        let allowed = self.limited_payload(len);
-        self.count_payload(allowed, now);
-        if allowed < len {
+        if !self.pass_datagram(datagram.payload.len(), now) {
             return None;
         }
         if let Some((_, flow)) = self.flows.get_mut(id) {
