@@ -217,6 +217,7 @@ impl HypervisorBackend for CloudHypervisor {
             shares: vm.mounts(),
             serial_port: spec.virtio_console.then(|| vm_config::serial_port(at)),
             vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
+            agent: None,
             boot: vec![
                 Message::http(
                     "create the VM",

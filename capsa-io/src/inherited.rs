@@ -48,6 +48,7 @@ impl DescriptorSet {
                     set.blocking = Some(theirs.try_clone()?);
                     theirs.into()
                 }
+                DescriptorKind::Agent { transport } => set.pair(Channel::Agent(*transport))?.into(),
                 DescriptorKind::Network => {
                     let (ours, theirs) = network_pair(network)?;
                     sys::set_nonblocking(ours.as_fd())?;

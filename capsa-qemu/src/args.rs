@@ -109,6 +109,7 @@ pub(crate) fn plan(
         shares: vm.mounts(),
         serial_port: spec.virtio_console.then(|| serial_port(at)),
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
+        agent: None,
         boot: vec![
             Message::qmp("negotiate capabilities", "qmp_capabilities"),
             Message::qmp("start the guest", "cont"),

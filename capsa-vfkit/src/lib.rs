@@ -202,6 +202,7 @@ impl HypervisorBackend for Vfkit {
             shares: vm.mounts(),
             serial_port: None,
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
+            agent: None,
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             power_button: Some(change_state("press the power button", "Stop")),
             pause: change_state("pause the guest", "Pause"),

@@ -46,13 +46,14 @@ const fn key(channel: Channel) -> usize {
         Channel::Console => 1,
         Channel::Events => 2,
         Channel::SerialPort => 3,
-        Channel::Stderr(id) => 4 + 2 * id.0,
+        Channel::Agent(transport) => 4 + transport as usize,
+        Channel::Stderr(id) => 7 + 2 * id.0,
     }
 }
 
 /// The poller's key of the exit of a process.
 const fn exit_key(id: ProcessId) -> usize {
-    5 + 2 * id.0
+    8 + 2 * id.0
 }
 
 /// The poller's key of the network. `usize::MAX` is the poller's own.

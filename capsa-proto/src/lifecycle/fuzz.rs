@@ -98,6 +98,7 @@ pub(crate) fn plan(helpers: usize) -> LaunchPlan {
         shares: Vec::new(),
         serial_port: None,
         vsock: None,
+        agent: None,
         overlays: vec![],
         disks: vec![],
         boot: vec![

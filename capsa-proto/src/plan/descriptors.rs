@@ -11,6 +11,7 @@ use core::fmt;
 
 use serde::Serialize;
 
+use super::AgentTransport;
 use crate::path::HostPath;
 
 /// The number of the first descriptor after the standard streams.
@@ -38,6 +39,11 @@ pub enum DescriptorKind {
     /// would drop what the socket does not take. Capsa makes them block before it sends the boot
     /// messages, because the process makes its descriptors non-blocking when it starts.
     BlockingConsole,
+    /// One of a pair of connected sockets: the host's end of a transport of the agent.
+    Agent {
+        /// The transport, which is not vsock.
+        transport: AgentTransport,
+    },
     /// The write end of a pipe, to which the hypervisor writes its events as a sequence of JSON
     /// objects.
     Events,
@@ -67,6 +73,9 @@ impl fmt::Display for DescriptorPlan {
                 f.write_str("one of a pair of sockets: the console")
             }
             DescriptorKind::Network => f.write_str("one of a pair of sockets: the network"),
+            DescriptorKind::Agent { transport } => {
+                write!(f, "one of a pair of sockets: the agent's {transport}")
+            }
             DescriptorKind::Events => f.write_str("the write end of a pipe: events"),
             DescriptorKind::Listener { socket } => write!(f, "a socket that listens on {socket}"),
             DescriptorKind::Overlay { at } => write!(f, "the file behind {at}"),

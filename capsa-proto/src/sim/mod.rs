@@ -175,6 +175,7 @@ pub fn plan(
         shares: Vec::new(),
         serial_port: None,
         vsock: None,
+        agent: None,
         boot: Vec::new(),
         power_button: Some(Message::qmp("ask the guest to power off", "system_powerdown")),
         pause: Message::qmp("pause the guest", "stop"),

@@ -29,7 +29,7 @@ use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
 use crate::lifecycle::{
     Action, Cause, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing, VmStatus,
 };
-use crate::plan::{LaunchPlan, Message, ProcessId, Readiness, Signal};
+use crate::plan::{AgentTransport, LaunchPlan, Message, ProcessId, Readiness, Signal};
 use crate::time::{Deadline, Instant};
 
 /// A stream of bytes between the VM's processes and the core.
@@ -45,6 +45,8 @@ pub enum Channel {
     SerialPort,
     /// The standard error of a process.
     Stderr(ProcessId),
+    /// A transport of the guest's agent, both ways.
+    Agent(AgentTransport),
 }
 
 /// What the driver must do.
@@ -272,7 +274,7 @@ impl VmCore {
                 self.connecting = false;
                 self.control.handle_connected();
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
         }
         self.check_control_ready(now);
     }
@@ -307,6 +309,7 @@ impl VmCore {
                 }
             }
             Channel::Stderr(id) => self.handle_stderr(now, id, bytes),
+            Channel::Agent(_) => {}
         }
     }
 
@@ -318,7 +321,7 @@ impl VmCore {
                 self.control.handle_eof();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
         }
     }
 
@@ -330,7 +333,7 @@ impl VmCore {
                 self.control.handle_lost();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
         }
     }
 
@@ -356,7 +359,7 @@ impl VmCore {
         match channel {
             Channel::Console => Some(self.console.outgoing()),
             Channel::Control => Some(self.control.outgoing()),
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => None,
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => None,
         }
     }
 
@@ -365,7 +368,7 @@ impl VmCore {
         match channel {
             Channel::Console => self.console.wants_write(),
             Channel::Control => !self.control.outgoing().is_empty(),
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => false,
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => false,
         }
     }
 
@@ -375,7 +378,7 @@ impl VmCore {
             Channel::Console => self.console.is_connected(),
             Channel::Control => self.control.is_connected(),
             Channel::Events => self.pipe_decoder.is_some(),
-            Channel::SerialPort | Channel::Stderr(_) => true,
+            Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => true,
         }
     }
 

@@ -29,7 +29,9 @@ impl Simulation<'_> {
             Channel::Console => &mut self.console,
             Channel::Events => &mut self.events,
             Channel::Stderr(id) => &mut self.stderr[id.0],
-            Channel::SerialPort => unreachable!("the simulated plans have no serial port"),
+            Channel::SerialPort | Channel::Agent(_) => {
+                unreachable!("the simulated plans have no serial port and no agent")
+            }
         }
     }
 
