@@ -29,6 +29,8 @@ pub mod context;
 pub mod ephemeral;
 pub mod facts;
 mod inherited;
+#[cfg(feature = "kernel-modules")]
+pub mod kernel_modules;
 pub mod network;
 mod oom;
 pub mod probe;
