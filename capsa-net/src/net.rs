@@ -202,6 +202,7 @@ impl Net {
     pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Option<Delivery> {
         self.last_call = now;
         self.reassembled = Vec::new();
+        self.end_flows_after_delivery(now);
         self.counters.bytes_from_guest += frame.len() as u64;
         self.count_frame_from_guest(frame.len(), now);
         match self.frame(frame, now) {
@@ -324,7 +325,7 @@ impl Net {
 
     /// A UDP socket received a datagram.
     pub fn handle_datagram(&mut self, flow: FlowId, payload: &[u8], now: Instant) {
-        if !self.pass_datagram(payload.len(), now) {
+        if !self.may_pass(payload.len(), now) {
             return;
         }
         let Some((addresses, flow_state)) = self.flows.get_mut(flow) else { return };
@@ -340,6 +341,7 @@ impl Net {
             self.answer_packet(&header, |frame| udp::write(&header, ports, payload, frame));
         }
         self.update(flow);
+        self.count_payload(payload.len(), now);
     }
 
     /// The socket of a UDP flow or of echo requests reports that a datagram did not arrive. The guest gets
@@ -493,7 +495,7 @@ impl Net {
             .chain(self.name_server.poll_timeout())
             .chain(self.fragments.poll_timeout())
             .chain(self.held_poll_timeout())
-            .chain(self.link_poll_timeout())
+            .chain(self.limits_poll_timeout())
             .chain(self.events.poll_timeout())
             .min()?;
         Some(Deadline { at, why: "network timer" })
@@ -502,6 +504,7 @@ impl Net {
     /// The deadline of [`poll_timeout`](Self::poll_timeout) has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.last_call = now;
+        self.end_flows_after_delivery(now);
         self.fragments.handle_timeout(now);
         self.held_timeout(now);
         while let Some(&(at, id)) = self.timers.first()

@@ -46,7 +46,7 @@ impl Net {
             return;
         };
         let data = &message[icmp::HEADER_LEN..];
-        if !self.pass_datagram(data.len(), now) {
+        if !self.may_pass(data.len(), now) {
             return;
         }
         let Some((_, flow_state)) = self.flows.get_mut(flow) else { return };
@@ -60,6 +60,7 @@ impl Net {
         let header = self.ip_header(&addresses);
         self.answer_packet(&header, |frame| reply.write(&header, data, frame));
         self.update(flow);
+        self.count_payload(data.len(), now);
     }
 
     /// An echo message of the guest. Returns the flow that it is for.
@@ -114,9 +115,10 @@ impl Net {
         if !self.has_socket(flow) {
             return None;
         }
-        if !self.pass_datagram(data.len(), now) {
+        if !self.may_pass(data.len(), now) {
             return None;
         }
+        self.count_delivery(data.len(), now);
         if let Some((_, state)) = self.flows.get_mut(flow) {
             if let Transport::Echo { active_at } = &mut state.transport {
                 *active_at = now;

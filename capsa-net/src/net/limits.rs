@@ -31,6 +31,8 @@ pub(super) struct NetworkLimits {
     pub(super) from_guest: Option<ByteRate>,
     /// Bytes of payload that may still pass.
     left: Option<u64>,
+    /// The last of these bytes are in a datagram for a socket: all flows end once the driver has it.
+    ends_at: Option<Instant>,
 }
 
 impl NetworkLimits {
@@ -47,14 +49,17 @@ impl NetworkLimits {
             to_guest: limits.bytes_per_second.map(ByteRate::new),
             from_guest: limits.bytes_per_second.map(ByteRate::new),
             left: limits.total_bytes,
+            ends_at: None,
         }
     }
 
     /// New limits. Bytes that have passed stay counted.
     pub(super) fn replace(&mut self, before: &PolicyLimits, limits: &PolicyLimits) {
         let passed = before.total_bytes.zip(self.left).map_or(0, |(total, left)| total - left);
+        let ends_at = self.ends_at;
         *self = Self::new(limits);
         self.left = self.left.map(|total| total.saturating_sub(passed));
+        self.ends_at = ends_at.filter(|_| self.is_used_up());
     }
 
     /// Whether a new flow is within the rate. If so, it is counted.
@@ -166,11 +171,21 @@ impl Net {
         self.limits.as_ref().map_or(len, |limits| limits.payload(len))
     }
 
-    /// Whether a datagram with this payload may pass. If so, it is counted; otherwise the limit is reached.
-    pub(super) fn pass_datagram(&mut self, len: usize, now: Instant) -> bool {
+    /// Whether a datagram with this payload may pass. Otherwise the limit is reached.
+    pub(super) fn may_pass(&mut self, len: usize, now: Instant) -> bool {
         let allowed = self.limited_payload(len);
-        self.count_payload(allowed, now);
+        if allowed < len {
+            self.count_payload(allowed, now);
+        }
         allowed == len
+    }
+
+    /// A datagram with this payload is on its way to its socket. If it is the last one, the flows end at the
+    /// next call of the driver that has a time: its flow has to exist until it is sent.
+    pub(super) fn count_delivery(&mut self, len: usize, now: Instant) {
+        let Some(limits) = self.limits.as_deref_mut().filter(|_| len > 0) else { return };
+        limits.count_payload(len);
+        limits.ends_at = limits.is_used_up().then_some(now);
     }
 
     /// Bytes of payload have passed. With the last one that may, all flows end.
@@ -178,12 +193,23 @@ impl Net {
         let Some(limits) = self.limits.as_deref_mut().filter(|_| len > 0) else { return };
         limits.count_payload(len);
         if limits.is_used_up() {
-            let verdict = PolicyVerdict::without_rule(false, VerdictReason::TotalBytes);
-            self.report(NetworkEvent::new(now, NetworkEventKind::Limit, verdict.clone()));
-            let flows: Vec<FlowId> = self.flows.ids().collect();
-            for id in flows {
-                self.refuse_flow(id, verdict.clone(), now);
-            }
+            self.end_flows_at_limit(now);
+        }
+    }
+
+    /// Ends all flows if a datagram was the last one that may pass.
+    pub(super) fn end_flows_after_delivery(&mut self, now: Instant) {
+        if self.limits.as_mut().is_some_and(|limits| limits.ends_at.take().is_some()) {
+            self.end_flows_at_limit(now);
+        }
+    }
+
+    fn end_flows_at_limit(&mut self, now: Instant) {
+        let verdict = PolicyVerdict::without_rule(false, VerdictReason::TotalBytes);
+        self.report(NetworkEvent::new(now, NetworkEventKind::Limit, verdict.clone()));
+        let flows: Vec<FlowId> = self.flows.ids().collect();
+        for id in flows {
+            self.refuse_flow(id, verdict.clone(), now);
         }
     }
 
@@ -204,11 +230,12 @@ impl Net {
         }
     }
 
-    /// When frames may pass again in a direction that is paused.
-    pub(super) fn link_poll_timeout(&self) -> Option<Instant> {
+    /// When frames may pass again in a direction that is paused, or all flows end.
+    pub(super) fn limits_poll_timeout(&self) -> Option<Instant> {
         let limits = self.limits.as_ref()?;
         let rates = [&limits.to_guest, &limits.from_guest].into_iter().flatten();
-        rates.filter_map(|rate| rate.paused_until(self.last_call)).min()
+        let resumes = rates.filter_map(|rate| rate.paused_until(self.last_call));
+        resumes.chain(limits.ends_at).min()
     }
 }
 

@@ -342,9 +342,10 @@ impl Net {
         if !self.has_socket(id) {
             return None;
         }
-        if !self.pass_datagram(datagram.payload.len(), now) {
+        if !self.may_pass(datagram.payload.len(), now) {
             return None;
         }
+        self.count_delivery(datagram.payload.len(), now);
         if let Some((_, flow)) = self.flows.get_mut(id) {
             if let Transport::Udp { active_at, .. } = &mut flow.transport {
                 *active_at = now;

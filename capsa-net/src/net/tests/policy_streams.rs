@@ -7,6 +7,7 @@ use super::*;
 use crate::inspect::tests::client_hello;
 use crate::wire::ip::IpHeader;
 use crate::wire::tcp::Flags;
+use crate::wire::udp;
 use alloc::format;
 use capsa_proto::policy::{
     AllowRule, NetworkEventKind as Kind, NetworkPolicy, PolicyLimits, ResolveMode, StreamCheck,
@@ -220,7 +221,9 @@ fn stream_without_check_is_not_held() {
 fn limited(change: impl FnOnce(&mut PolicyLimits)) -> PolicyTest {
     let mut limits = PolicyLimits::default();
     change(&mut limits);
-    let policy = allow(&["allowed.example:*", "**.wild.example:443", "1.1.1.1:*"]).limits(limits);
+    let policy =
+        allow(&["allowed.example:*", "**.wild.example:443", "1.1.1.1:*", "udp://1.1.1.1:*"])
+            .limits(limits);
     PolicyTest::of(&policy).with(NAME, &["93.184.216.34"])
 }
 
@@ -250,6 +253,40 @@ fn attack_51_total_of_bytes_is_counted_exactly() {
         );
         assert!(test.connect(address, 7).is_none());
         assert_eq!(test.last(), (Kind::FlowRefused, Reason::TotalBytes));
+    }
+}
+
+#[test]
+fn last_datagram_within_the_total_is_delivered() {
+    for total in [8, 12] {
+        let mut test = limited(|limits| limits.total_bytes = Some(total));
+        // The guest sends four bytes; the driver carries out all actions before it has them.
+        let open = test.datagram(Ipv4Addr::new(1, 1, 1, 1), 7);
+        let [NetAction::OpenUdp { flow, .. }] = test.actions[..] else { panic!("{open:?}") };
+        test.actions.clear();
+        let (port, mut packet) = (test.last_port(), Vec::new());
+        udp::write(&to(Ipv4Addr::new(1, 1, 1, 1)), (port, 7), b"more", &mut packet);
+        let delivery = test.send(&packet);
+        assert!(matches!(delivery, Some(Delivery::Datagram { flow: own, .. }) if own == flow));
+        assert_eq!((&test.actions[..], test.net.flows()), (&[][..], 1));
+        if total > 8 {
+            // The last bytes are for the guest.
+            test.packets.clear();
+            test.net.handle_datagram(flow, b"last", test.now);
+            test.poll();
+            assert!(test.packets[0].ends_with(b"last"));
+        } else {
+            assert_eq!(test.net.poll_timeout().map(|deadline| deadline.at), Some(test.now));
+            test.net.handle_timeout(test.now);
+            test.poll();
+        }
+        assert_eq!(test.actions, [NetAction::Close { flow }]);
+        assert_eq!(test.net.flows(), 0);
+        let events = test.events();
+        let last = events.last().unwrap();
+        assert_eq!((last.kind, last.reason), (Kind::FlowRefused, Reason::TotalBytes));
+        let totals = last.totals.unwrap();
+        assert_eq!((totals.bytes_up, totals.bytes_down), (8, total - 8));
     }
 }
 
