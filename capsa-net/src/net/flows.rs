@@ -113,8 +113,12 @@ impl Net {
         self.report_closed(id);
         self.forget_held(id);
         let Some(flow) = self.flows.remove(id) else { return };
-        if let Some(index) = flow.record.and_then(|record| record.name_index) {
-            self.names.release(index, self.last_call);
+        if let Some(record) = &flow.record {
+            match (record.name_index, &record.name, record.addresses.first()) {
+                (Some(index), ..) => self.names.release(index, self.last_call),
+                (None, Some(name), Some(address)) => self.pinned.release(name, *address),
+                _ => {}
+            }
         }
         self.name_server.remove(id);
         let is_datagrams = !matches!(flow.transport, Transport::Tcp(_));

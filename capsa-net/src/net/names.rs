@@ -8,6 +8,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr};
+use core::ops::RangeInclusive;
 use core::time::Duration;
 
 use capsa_proto::policy::is_within_v4;
@@ -26,8 +27,9 @@ const PREFIX: u8 = 15;
 const PINNED_NAMES: usize = 256;
 /// Addresses that are pinned to one name, at most.
 const PINNED_ADDRESSES: usize = 64;
-/// For how long an address is pinned. The resolver of the host gives no time.
-const PIN_TIME: Duration = Duration::from_secs(10 * 60);
+/// An address is pinned for as long as the guest may keep the answer, within these bounds: programs connect
+/// a little after that, and names move to other addresses.
+const PIN_TIME: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(10 * 60);
 /// Names of one pinned address that are looked at.
 const NAMES_OF_ADDRESS: usize = 16;
 
@@ -125,15 +127,38 @@ impl NamePool {
 /// Real addresses of names.
 #[derive(Debug, Default)]
 pub(super) struct PinnedNames {
-    names: BTreeMap<Arc<str>, Vec<(IpAddr, Instant)>>,
+    names: BTreeMap<Arc<str>, Vec<PinnedAddress>>,
     by_address: BTreeSet<(IpAddr, Arc<str>)>,
 }
 
+#[derive(Debug)]
+struct PinnedAddress {
+    address: IpAddr,
+    until: Instant,
+    /// The address stays pinned while a flow uses it.
+    flows: usize,
+}
+
+impl PinnedAddress {
+    fn is_pinned(&self, now: Instant) -> bool {
+        self.flows > 0 || self.until > now
+    }
+}
+
 impl PinnedNames {
-    /// Pins the addresses that the guest gets for a name. Returns those that are pinned.
-    pub(super) fn pin(&mut self, name: &str, addresses: &[IpAddr], now: Instant) -> Vec<IpAddr> {
+    /// Pins the addresses that the guest gets for a name, and may keep for the time `ttl`. Returns those that
+    /// are pinned.
+    pub(super) fn pin(
+        &mut self,
+        name: &str,
+        addresses: &[IpAddr],
+        ttl: Duration,
+        now: Instant,
+    ) -> Vec<IpAddr> {
+        let until = now + ttl.clamp(*PIN_TIME.start(), *PIN_TIME.end());
         if !self.names.contains_key(name) && self.names.len() >= PINNED_NAMES {
-            let end = |pins: &Vec<(IpAddr, Instant)>| pins.iter().map(|(_, until)| *until).max();
+            let end =
+                |pins: &Vec<PinnedAddress>| pins.iter().map(|pin| (pin.flows > 0, pin.until)).max();
             let first = self.names.iter().min_by_key(|(_, pins)| end(pins));
             if let Some(first) = first.map(|(name, _)| name.clone()) {
                 self.remove(&first);
@@ -141,19 +166,19 @@ impl PinnedNames {
         }
         let name: Arc<str> = name.into();
         let pins = self.names.entry(name.clone()).or_default();
-        pins.retain(|(address, until)| {
-            let is_kept = *until > now;
+        pins.retain(|pin| {
+            let is_kept = pin.is_pinned(now);
             if !is_kept {
-                self.by_address.remove(&(*address, name.clone()));
+                self.by_address.remove(&(pin.address, name.clone()));
             }
             is_kept
         });
         let mut pinned = Vec::new();
         for address in addresses {
-            match pins.iter().position(|(own, _)| own == address) {
-                Some(index) => pins[index].1 = now + PIN_TIME,
+            match pins.iter().position(|pin| pin.address == *address) {
+                Some(index) => pins[index].until = pins[index].until.max(until),
                 None if pins.len() < PINNED_ADDRESSES => {
-                    pins.push((*address, now + PIN_TIME));
+                    pins.push(PinnedAddress { address: *address, until, flows: 0 });
                     self.by_address.insert((*address, name.clone()));
                 }
                 None => continue,
@@ -173,14 +198,33 @@ impl PinnedNames {
         let start = (address, Arc::from(""));
         let all = self.by_address.range(start..).take_while(move |(own, _)| *own == address);
         all.take(NAMES_OF_ADDRESS).map(|(_, name)| name).filter(move |name| {
-            let pins = self.names.get(*name).into_iter().flatten();
-            pins.into_iter().any(|(own, until)| *own == address && *until > now)
+            let mut pins = self.names.get(*name).into_iter().flatten();
+            pins.any(|pin| pin.address == address && pin.is_pinned(now))
         })
     }
 
+    /// A flow to the name uses the address from now on.
+    pub(super) fn acquire(&mut self, name: &str, address: IpAddr) {
+        if let Some(pin) = self.pin_mut(name, address) {
+            pin.flows += 1;
+        }
+    }
+
+    /// A flow to the name has used the address until now.
+    pub(super) fn release(&mut self, name: &str, address: IpAddr) {
+        if let Some(pin) = self.pin_mut(name, address) {
+            // The pin may be younger than the flow, if there were too many names.
+            pin.flows = pin.flows.saturating_sub(1);
+        }
+    }
+
+    fn pin_mut(&mut self, name: &str, address: IpAddr) -> Option<&mut PinnedAddress> {
+        self.names.get_mut(name)?.iter_mut().find(|pin| pin.address == address)
+    }
+
     fn remove(&mut self, name: &Arc<str>) {
-        for (address, _) in self.names.remove(name).unwrap_or_default() {
-            self.by_address.remove(&(address, name.clone()));
+        for pin in self.names.remove(name).unwrap_or_default() {
+            self.by_address.remove(&(pin.address, name.clone()));
         }
     }
 }
@@ -221,16 +265,43 @@ mod tests {
         let mut pins = PinnedNames::default();
         let address = |n: u32| IpAddr::from(Ipv4Addr::from_bits(0x5db8_0000 + n));
         let many: Vec<IpAddr> = (0..100).map(address).collect();
-        assert_eq!(pins.pin("many.example", &many, START), many[..64]);
+        let longest = *PIN_TIME.end();
+        assert_eq!(pins.pin("many.example", &many, longest, START), many[..64]);
         assert_eq!(pins.names(address(63), START).count(), 1);
         assert_eq!(pins.names(address(64), START).count(), 0);
-        assert_eq!(pins.names(address(0), START + PIN_TIME).count(), 0);
-        assert_eq!(pins.pin("many.example", &many[99..], START + PIN_TIME), many[99..]);
+        let end = START + longest;
+        assert_eq!(pins.names(address(0), end).count(), 0);
+        assert_eq!(pins.pin("many.example", &many[99..], longest, end), many[99..]);
         for n in 0..1000 {
-            pins.pin(&format!("n{n}.example"), &[address(n)], START);
+            pins.pin(&format!("n{n}.example"), &[address(n)], longest, START);
             assert!(pins.names.len() <= PINNED_NAMES && pins.by_address.len() <= 257);
         }
         assert_eq!(pins.names(address(999), START).count(), 1);
         assert_eq!(pins.names(address(1), START).count(), 0);
+    }
+
+    #[test]
+    fn pin_lasts_for_the_answer_and_its_flows() {
+        let mut pins = PinnedNames::default();
+        let address = IpAddr::from(Ipv4Addr::new(93, 184, 216, 34));
+        let is_pinned = |pins: &PinnedNames, secs| {
+            pins.names(address, START + Duration::from_secs(secs)).count()
+        };
+        for (ttl, time) in [(0, 60), (30, 60), (300, 300), (86_400, 600)] {
+            pins = PinnedNames::default();
+            pins.pin("a.example", &[address], Duration::from_secs(ttl), START);
+            assert_eq!((is_pinned(&pins, time - 1), is_pinned(&pins, time)), (1, 0), "{ttl}");
+        }
+        // A shorter answer ends no pin early.
+        pins.pin("a.example", &[address], Duration::ZERO, START);
+        assert_eq!(is_pinned(&pins, 599), 1);
+        pins.acquire("a.example", address);
+        assert_eq!(is_pinned(&pins, 86_400), 1);
+        for n in 0..1000 {
+            pins.pin(&format!("n{n}.example"), &[address], Duration::from_secs(600), START);
+        }
+        assert!(pins.has_name("a.example") && !pins.has_name("n0.example"));
+        pins.release("a.example", address);
+        assert_eq!(is_pinned(&pins, 86_400), 0);
     }
 }

@@ -63,6 +63,9 @@ impl Net {
                     Destination::Remote(remote) if name.is_some() => Some(remote.ip()),
                     _ => None,
                 };
+                if let (Some(name), Some(address)) = (&name, address) {
+                    self.pinned.acquire(name, address);
+                }
                 self.record(id, verdict, name, None, now);
                 if let Some(record) = self.record_mut(id) {
                     record.addresses.extend(address);

@@ -9,6 +9,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::IpAddr;
+use core::time::Duration;
 
 use capsa_proto::policy::{
     AddressClass, NetworkEvent, NetworkEventKind, PolicyMode, PolicyVerdict, ResolveMode,
@@ -122,7 +123,8 @@ impl Net {
         let (answer, ttl) = match (known, mode) {
             (KnownName::Addresses(all), Some(ResolveMode::Real)) => {
                 let open = self.open_addresses(query, &name, all, now);
-                (KnownName::Addresses(self.pinned.pin(&name, &open, now)), ttl)
+                let time = Duration::from_secs(ttl.into());
+                (KnownName::Addresses(self.pinned.pin(&name, &open, time, now)), ttl)
             }
             (KnownName::Addresses(all), Some(_)) if !all.is_empty() => {
                 let Some(address) = self.names.address(&name, now) else {
