@@ -59,7 +59,10 @@ impl AuditQueue {
         self.handle_timeout(event.at);
         let is_refusal = matches!(
             event.kind,
-            NetworkEventKind::FlowRefused | NetworkEventKind::DnsRefused | NetworkEventKind::Limit
+            NetworkEventKind::FlowRefused
+                | NetworkEventKind::FlowCheckFailed
+                | NetworkEventKind::DnsRefused
+                | NetworkEventKind::Limit
         );
         if !is_refusal || event.totals.is_some() {
             return self.report(event);

@@ -7,7 +7,9 @@ use core::time::Duration;
 
 use alloc::vec::Vec;
 
-use capsa_proto::policy::{PolicyMode, PolicyVerdict, StreamCheck, VerdictReason};
+use capsa_proto::policy::{
+    NetworkEventKind, PolicyMode, PolicyVerdict, StreamCheck, VerdictReason,
+};
 use capsa_proto::time::Instant;
 
 use super::Net;
@@ -128,10 +130,9 @@ impl Net {
         verdict.rule = rule;
         match is_recording {
             true => {
-                self.report_refused_flow(id, verdict, now);
-                // The flow goes on, so its end is reported too.
-                if let Some(record) = self.record_mut(id) {
-                    record.is_reported = true;
+                let kind = NetworkEventKind::FlowCheckFailed;
+                if let Some(event) = self.recorded_event(id, kind, Some(verdict), now) {
+                    self.report(event);
                 }
                 self.update(id);
             }

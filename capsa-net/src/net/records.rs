@@ -61,7 +61,7 @@ impl Net {
     }
 
     /// An event about a flow of the table.
-    fn recorded_event(
+    pub(super) fn recorded_event(
         &self,
         id: FlowId,
         kind: NetworkEventKind,
@@ -81,7 +81,9 @@ impl Net {
         if *is_from_host {
             event.port = Some(addresses.guest.port());
         }
-        if record.is_reported && kind != NetworkEventKind::FlowOpened {
+        let is_end =
+            !matches!(kind, NetworkEventKind::FlowOpened | NetworkEventKind::FlowCheckFailed);
+        if record.is_reported && is_end {
             let (bytes_up, bytes_down) = match transport {
                 Transport::Tcp(connection) => connection.totals(),
                 _ => (record.bytes_up, record.bytes_down),

@@ -187,6 +187,8 @@ pub enum NetworkEventKind {
     FlowClosed,
     /// A flow was refused, or ended by the policy.
     FlowRefused,
+    /// The first bytes of a flow do not pass their check, in a policy that records: the flow goes on.
+    FlowCheckFailed,
     /// A DNS query was answered.
     DnsAnswered,
     /// A DNS query was refused.

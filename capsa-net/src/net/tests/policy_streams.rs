@@ -257,6 +257,28 @@ fn attack_51_total_of_bytes_is_counted_exactly() {
 }
 
 #[test]
+fn record_reports_first_bytes_and_carries_them() {
+    let policy = allow(&["allowed.example:443"]).record();
+    let mut test = PolicyTest::of(&policy).with(NAME, &["93.184.216.34"]);
+    let address = test.address(NAME);
+    let mut stream = test.open(address, 443);
+    let bytes = client_hello("other.example");
+    test.give(&mut stream, 0, &bytes);
+    assert!(stream.socket == bytes && !test.has_reset());
+    let mut events = test.events().split_off(1);
+    let event = events.pop().unwrap();
+    assert_eq!((event.kind, event.reason), (Kind::FlowCheckFailed, Reason::ServerName));
+    assert_eq!((event.is_allowed, event.flow, event.totals), (false, Some(0), None));
+    assert_eq!(event.stated_name.as_deref(), Some("other.example"));
+    // The flow ends later, with its totals.
+    test.net.handle_socket_error(stream.flow);
+    test.poll();
+    let event = test.events().pop().unwrap();
+    assert_eq!((event.kind, event.is_allowed), (Kind::FlowClosed, true));
+    assert_eq!(event.totals.unwrap().bytes_up, bytes.len() as u64);
+}
+
+#[test]
 fn last_datagram_within_the_total_is_delivered() {
     for total in [8, 12] {
         let mut test = limited(|limits| limits.total_bytes = Some(total));
