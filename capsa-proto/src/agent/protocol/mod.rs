@@ -27,6 +27,7 @@
 mod bytes;
 mod frame;
 mod message;
+mod server;
 
 pub use bytes::{Field, FieldReader, FieldWriter, List};
 pub use frame::{
@@ -37,6 +38,7 @@ pub use message::{
     CommandSpec, FileKind, GuestMessage, GuestState, HostMessage, MessageError, MountSpec,
     Operation, OperationEnd, OperationId, OutputStream, PowerAction, TerminalSize, WriteMode,
 };
+pub use server::{AgentServer, ServerEvent};
 
 /// The version of the protocol. Both ends must have the same, because Capsa brings its own agent.
 pub const VERSION: u16 = 1;
