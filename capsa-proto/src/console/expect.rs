@@ -145,7 +145,7 @@ impl Expect {
         let (_, faults) = self.search.as_ref()?;
         let tail = || tail_since(log, cursor.offset());
         let waited = self.clock.waited(now);
-        let panic = if closed { faults.report(log) } else { faults.confirmed(now, log) };
+        let panic = if closed { faults.at_end(log) } else { faults.confirmed(now, log) };
         if let Some(FaultReport { line, .. }) = panic {
             Some(Outcome::Panicked { tail: tail(), waited, line })
         } else if closed {

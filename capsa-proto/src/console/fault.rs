@@ -8,10 +8,11 @@
 //! | --- | --- |
 //! | a kernel panic, the last line of a panic, the first message of a kernel | anywhere in a line |
 //! | an emergency shell, a refused login | at the start of a line |
-//! | a restart, the countdown after a panic | at the start of a line, or after time stamps |
+//! | a restart, a power-off, the countdown after a panic | at the start of a line, or after time stamps |
 //!
 //! Escape sequences before the text do not matter. The first message of a kernel invalidates all faults
-//! before it.
+//! before it. The message of a restart or a power-off invalidates the panics before it: a kernel that
+//! panicked prints none, so their text was printed by a program.
 //!
 //! # Work and state
 //!
@@ -52,15 +53,17 @@ const LINE_PREFIX_MAX: usize = 128;
 enum KernelText {
     Panic,
     Restart,
+    PowerOff,
     /// The first message of a kernel.
     Boot,
     /// The countdown after a panic.
     Countdown,
 }
 
-const KERNEL_TEXTS: [(KernelText, &str); 4] = [
+const KERNEL_TEXTS: [(KernelText, &str); 5] = [
     (KernelText::Panic, PANIC),
     (KernelText::Restart, "reboot: Restarting system"),
+    (KernelText::PowerOff, "reboot: Power down"),
     (KernelText::Boot, "Linux version "),
     (KernelText::Countdown, "Rebooting in "),
 ];
@@ -96,7 +99,7 @@ pub enum GuestFault {
 impl fmt::Display for GuestFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::KernelPanic => "the guest's kernel panicked",
+            Self::KernelPanic => "the console shows a kernel panic",
             Self::EmergencyShell => "the guest is in an emergency shell",
             Self::LoginIncorrect => "the guest refused the login",
         })
@@ -138,6 +141,15 @@ pub(super) struct CrashMessage {
     pub(super) at: u64,
 }
 
+/// The last text that says whether a kernel panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PanicText {
+    /// Whether it is the text of a panic, not one that a kernel prints only if it did not panic.
+    pub(super) is_panic: bool,
+    /// The offset of the text.
+    at: u64,
+}
+
 /// Recognises guest faults in the output of one console.
 #[derive(Clone)]
 pub(super) struct FaultDetector {
@@ -152,7 +164,9 @@ pub(super) struct FaultDetector {
     /// The last other fault since the kernel booted.
     other: Option<DetectedFault>,
     crash: Option<CrashMessage>,
-    panic_lines: u64,
+    panic_text: Option<PanicText>,
+    /// Whether the VM ended, and not by a panic.
+    ended_without_panic: bool,
     #[cfg(test)]
     work: DetectorWork,
 }
@@ -179,7 +193,8 @@ impl FaultDetector {
             panics: Vec::new(),
             other: None,
             crash: None,
-            panic_lines: 0,
+            panic_text: None,
+            ended_without_panic: false,
             #[cfg(test)]
             work: DetectorWork::default(),
         }
@@ -230,9 +245,23 @@ impl FaultDetector {
         self.crash
     }
 
-    /// How often the text of a panic was printed, anywhere in a line.
-    pub(super) fn panic_lines(&self) -> u64 {
-        self.panic_lines
+    /// The last text that says whether a kernel panicked, anywhere in a line.
+    pub(super) fn panic_text(&self) -> Option<PanicText> {
+        self.panic_text
+    }
+
+    /// The VM ended, and not by a panic: the text of one explains no wait from now on.
+    pub(super) fn handle_end_without_panic(&mut self) {
+        self.ended_without_panic = true;
+    }
+
+    /// Whether the VM ended, and not by a panic.
+    pub(super) fn ended_without_panic(&self) -> bool {
+        self.ended_without_panic
+    }
+
+    fn shows_panic(&self) -> bool {
+        self.panic_text.is_some_and(|text| text.is_panic)
     }
 
     fn has_fault(&self) -> bool {
@@ -249,7 +278,8 @@ impl FaultDetector {
     ) -> Option<u64> {
         let matters = match KERNEL_TEXTS[text].0 {
             KernelText::Panic | KernelText::Restart => true,
-            KernelText::Boot => self.has_fault(),
+            KernelText::Boot => self.has_fault() || self.shows_panic(),
+            KernelText::PowerOff => self.shows_panic(),
             KernelText::Countdown => {
                 let is_open =
                     |p: &DetectedFault| !p.is_complete && self.searched < p.at + TRACE_MAX;
@@ -305,18 +335,22 @@ impl FaultDetector {
             KernelText::Panic => self.handle_panic(kept, start, at),
             KernelText::Restart if starts_line(kept, start, at) => {
                 self.crash = Some(CrashMessage { crash: ConsoleCrash::Restart, at });
+                self.refute_panics(at);
+                // The text of a panic may be on another console.
+                self.panic_text = Some(PanicText { is_panic: false, at });
             }
+            KernelText::PowerOff if starts_line(kept, start, at) => self.refute_panics(at),
             KernelText::Countdown if starts_line(kept, start, at) => self.complete_panics(at),
-            KernelText::Restart | KernelText::Countdown => {}
+            KernelText::Restart | KernelText::PowerOff | KernelText::Countdown => {}
             KernelText::Boot => {
-                self.panics.retain(|panic| panic.at > at);
+                self.refute_panics(at);
                 self.other = self.other.filter(|other| other.at > at);
             }
         }
     }
 
     fn handle_panic(&mut self, kept: &[u8], start: u64, at: u64) {
-        self.panic_lines += 1;
+        self.panic_text = Some(PanicText { is_panic: true, at });
         let before = &kept[..(at - start) as usize];
         let is_end = before.ends_with(PANIC_END);
         let line = if is_end { at - PANIC_END.len() as u64 } else { at };
@@ -332,6 +366,14 @@ impl FaultDetector {
         }
         let fault = GuestFault::KernelPanic;
         self.panics.push(DetectedFault { fault, at, text: PANIC, is_complete: false });
+    }
+
+    /// A kernel that has panicked does not print the text at this offset.
+    fn refute_panics(&mut self, at: u64) {
+        self.panics.retain(|panic| panic.at > at);
+        if let Some(text) = self.panic_text.as_mut().filter(|text| text.is_panic && text.at < at) {
+            *text = PanicText { is_panic: false, at };
+        }
     }
 
     /// The last line of a panic is at this offset.

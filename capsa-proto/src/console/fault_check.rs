@@ -29,7 +29,7 @@
 //! `device_shutdown`, where Linux 6.15 disables virtio consoles (`virtio_dev_shutdown`); stable kernels
 //! have this too, among them Debian's 6.1.192. Such a restart is not recognised.
 
-use super::fault::{CrashMessage, DetectedFault};
+use super::fault::{CrashMessage, DetectedFault, PanicText};
 use super::kernel_log::Timestamp;
 use super::{Cursor, FaultReport, GuestFault, Scrollback};
 use crate::time::{Deadline, Instant};
@@ -100,6 +100,12 @@ impl FaultCheck {
         Some(FaultReport { fault, line: String::from_utf8_lossy(line).trim_end().into() })
     }
 
+    /// The fault that was found, as an explanation of the end of the VM.
+    pub(super) fn at_end(&self, log: &Scrollback) -> Option<FaultReport> {
+        let is_refuted = log.faults().ended_without_panic();
+        self.report(log).filter(|report| report.fault != GuestFault::KernelPanic || !is_refuted)
+    }
+
     /// The time since which the guest has printed nothing.
     pub(super) fn silent_since(&self) -> Option<Instant> {
         self.silent.map(|(_, since)| since)
@@ -138,6 +144,10 @@ const fn settle_time(crash: ConsoleCrash) -> Duration {
     }
 }
 
+/// How much longer the console is silent before a panic counts while the output of a command is read: the
+/// command may have printed the text and be silent, and its own end tells.
+const COMMAND_SETTLE_TIME: Duration = Duration::from_secs(55);
+
 /// Prefixes of lines without a time stamp that a kernel prints after such a message.
 const FURTHER_MESSAGES: &[&[u8]] = &[b"reboot: ", b"---[ end Kernel panic", b"Rebooting in "];
 
@@ -157,36 +167,49 @@ pub(super) struct CrashCheck {
     seen: Option<CrashMessage>,
     /// When `seen` settles, until it is decided.
     settles_at: Option<Instant>,
-    panic_lines: u64,
+    panic_text: Option<PanicText>,
 }
 
 impl CrashCheck {
     /// Takes in what was recognised in the new output. Returns `true` if it contains the text of a
-    /// panic, anywhere in a line and followed by anything.
-    pub(super) fn observe(&mut self, now: Instant, log: &Scrollback) -> bool {
+    /// panic, anywhere in a line and followed by anything, and `false` if it contains a text that a
+    /// kernel prints only if it did not panic. The last one counts.
+    pub(super) fn observe(&mut self, now: Instant, log: &Scrollback) -> Option<bool> {
         let faults = log.faults();
         if faults.crash_message() != self.seen {
             self.seen = faults.crash_message();
             self.settles_at = self.seen.map(|message| now + settle_time(message.crash));
         }
-        let before = core::mem::replace(&mut self.panic_lines, faults.panic_lines());
-        before != self.panic_lines
+        let before = core::mem::replace(&mut self.panic_text, faults.panic_text());
+        self.panic_text.filter(|_| before != self.panic_text).map(|text| text.is_panic)
     }
 
     /// When to call [`CrashCheck::poll_crash`].
-    pub(super) fn poll_timeout(&self) -> Option<Deadline> {
-        self.settles_at.map(|at| Deadline { at, why: "a crash message may be confirmed" })
+    pub(super) fn poll_timeout(&self, in_command: bool) -> Option<Deadline> {
+        let at = self.settles_at? + self.delay(in_command);
+        Some(Deadline { at, why: "a crash message may be confirmed" })
     }
 
     /// The crash, once, when its message is confirmed to be the last one. Reads the bytes after the
     /// message, once for each message.
-    pub(super) fn poll_crash(&mut self, now: Instant, log: &Scrollback) -> Option<ConsoleCrash> {
-        self.settles_at.take_if(|at| *at <= now)?;
+    pub(super) fn poll_crash(
+        &mut self,
+        now: Instant,
+        log: &Scrollback,
+        in_command: bool,
+    ) -> Option<ConsoleCrash> {
+        let delay = self.delay(in_command);
+        self.settles_at.take_if(|at| *at + delay <= now)?;
         let CrashMessage { crash, at } = self.seen?;
         // If the message was dropped meanwhile, much other output followed it.
         let is_last =
             at >= log.start() && log.since(at).split(is_line_end).skip(1).all(is_kernel_line);
         is_last.then_some(crash)
+    }
+
+    fn delay(&self, in_command: bool) -> Duration {
+        let is_panic = self.seen.is_some_and(|message| message.crash == ConsoleCrash::Panic);
+        if in_command && is_panic { COMMAND_SETTLE_TIME } else { Duration::ZERO }
     }
 }
 

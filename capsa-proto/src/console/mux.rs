@@ -155,9 +155,14 @@ impl ConsoleMux {
         self.scrollback.room(slowest).min(self.scrollback.capacity())
     }
 
-    /// Takes output, at most `window` bytes. `true` when a line of it is that of a
-    /// kernel panic.
-    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8], events: &mut EventQueue) -> bool {
+    /// Takes output, at most `window` bytes. `true` when a line of it is that of a kernel panic,
+    /// `false` when the kernel restarts or powers off after that, or boots.
+    pub fn handle_bytes(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        events: &mut EventQueue,
+    ) -> Option<bool> {
         self.scrollback.push(bytes);
         events.push(VmEvent::ConsoleData);
         if let Some(port) = &mut self.serial_port {
@@ -183,10 +188,10 @@ impl ConsoleMux {
         }
     }
 
-    /// Takes output of the serial port beside a virtio console. `true` when a line of it is that of a
-    /// kernel panic.
-    pub(crate) fn handle_serial_bytes(&mut self, now: Instant, bytes: &[u8]) -> bool {
-        self.serial_port.as_mut().is_some_and(|port| port.handle_bytes(now, bytes))
+    /// Takes output of the serial port beside a virtio console. The result is that of
+    /// [`handle_bytes`](Self::handle_bytes).
+    pub(crate) fn handle_serial_bytes(&mut self, now: Instant, bytes: &[u8]) -> Option<bool> {
+        self.serial_port.as_mut().and_then(|port| port.handle_bytes(now, bytes))
     }
 
     /// Takes output that was still in the system when the VM ended, beyond the capacity. The driver
@@ -203,6 +208,12 @@ impl ConsoleMux {
             self.close_at = Some(now + CLOSE_DELAY);
         }
         self.mark_closed(now, events);
+    }
+
+    /// The VM has ended, and not by a panic: the text of one is a hint and not the error of a wait. Called
+    /// before [`close`](Self::close).
+    pub(crate) fn handle_end_without_panic(&mut self) {
+        self.scrollback.handle_end_without_panic();
     }
 
     /// The VM has ended: no output follows, and every wait ends.
@@ -248,7 +259,7 @@ impl ConsoleMux {
             .filter(|_| open().next().is_some())
             .map(|at| Deadline { at, why: "the console closed, how the VM ended is unknown" });
         let is_running = !self.is_paused();
-        let crash = self.crash_check.poll_timeout().filter(|_| is_running);
+        let crash = self.crash_check.poll_timeout(self.reads_command()).filter(|_| is_running);
         let serial = self.serial_port.as_ref().filter(|_| is_running);
         let serial = serial.and_then(|port| port.poll_timeout(open().next().is_some()));
         let abandoned = self.abandoned.as_ref().filter(|_| is_running);
@@ -270,7 +281,9 @@ impl ConsoleMux {
         let serial = self.serial_port.as_mut().filter(|_| is_running);
         let serial = serial.and_then(|port| port.poll(now));
         self.poll_waits(now, events);
-        let crash = is_running.then(|| self.crash_check.poll_crash(now, &self.scrollback));
+        let in_command = self.reads_command();
+        let log = &self.scrollback;
+        let crash = is_running.then(|| self.crash_check.poll_crash(now, log, in_command));
         crash.flatten().or(serial)
     }
 

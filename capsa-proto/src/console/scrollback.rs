@@ -180,6 +180,11 @@ impl Scrollback {
         }
     }
 
+    /// The VM has ended, and not by a panic.
+    pub(super) fn handle_end_without_panic(&mut self) {
+        self.faults.handle_end_without_panic();
+    }
+
     /// The guest faults that were recognised in all output so far.
     pub(super) fn faults(&self) -> &FaultDetector {
         &self.faults

@@ -48,8 +48,8 @@ impl SerialPort {
         self.is_opened = true;
     }
 
-    /// Takes output of the port. `true` when a line of it is that of a kernel panic.
-    pub(super) fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) -> bool {
+    /// Takes output of the port. The result is that of [`CrashCheck::observe`].
+    pub(super) fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) -> Option<bool> {
         self.log.push(bytes);
         self.faults.observe(now, &self.log);
         self.panic = None;
@@ -71,7 +71,9 @@ impl SerialPort {
         let why = "the guest has not opened its virtio console";
         let open = open.map(|at| Deadline { at, why });
         let panic = self.faults.confirmed_at().filter(|_| self.may_have_panicked());
-        [open, panic, self.crash_check.poll_timeout()].into_iter().fold(None, Deadline::earliest)
+        [open, panic, self.crash_check.poll_timeout(false)]
+            .into_iter()
+            .fold(None, Deadline::earliest)
     }
 
     /// Time has passed. Gives the crash that the kernel's last lines show, once.
@@ -79,7 +81,7 @@ impl SerialPort {
         if self.may_have_panicked() {
             self.panic = self.faults.confirmed(now, &self.log);
         }
-        self.crash_check.poll_crash(now, &self.log)
+        self.crash_check.poll_crash(now, &self.log, false)
     }
 
     /// Whether no output is to be expected on the virtio console.

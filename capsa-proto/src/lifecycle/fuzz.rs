@@ -204,6 +204,7 @@ impl<I: Iterator<Item = u8>> Choices<I> {
                 Input::ConsoleCrash(self.one_of(&[ConsoleCrash::Panic, ConsoleCrash::Restart]))
             }
             10 if hypervisor && self.flip() => Input::ConsolePanic,
+            10 if hypervisor && self.flip() => Input::ConsoleNoPanic,
             10 if hypervisor => Input::Guest(GuestEvent::Panicked),
             11 if hypervisor && self.below(4) == 0 => Input::Guest(GuestEvent::PoweredOff),
             12 if process.alive && process.killed => {
@@ -320,6 +321,7 @@ impl ProcessSim {
             Input::Guest(GuestEvent::CpuFailed),
             Input::Guest(GuestEvent::Panicked),
             Input::ConsolePanic,
+            Input::ConsoleNoPanic,
             Input::ConsoleCrash(ConsoleCrash::Panic),
             Input::ControlLost,
             Input::Stop { grace: Duration::ZERO },

@@ -83,6 +83,8 @@ pub enum Input {
     /// A line of a kernel panic is on the console. It only explains a reset or exit that follows,
     /// because a guest can print any text.
     ConsolePanic,
+    /// The guest's kernel restarts, powers off or boots, so the text of a panic before that is none.
+    ConsoleNoPanic,
     /// The last output on the console is a crash message of the guest's kernel. Used only if the
     /// hypervisor does not report guest crashes ([`CrashReporting::ConsoleOnly`]).
     ///

@@ -45,7 +45,10 @@ pub struct Lifecycle {
     /// When the grace period of the stop ends, if one was requested.
     stop_by: Option<Instant>,
     last_reset: Option<Instant>,
+    /// The console shows the text of a panic.
     panic_seen: bool,
+    /// The hypervisor reported a panic, in a phase where that does not end the VM.
+    panic_reported: bool,
     time_limit_hit: bool,
     /// What ends the VM when [`LifecycleTimer::Cause`] expires.
     likely_cause: Option<EndedBy>,
@@ -80,6 +83,7 @@ impl Lifecycle {
             stop_by: None,
             last_reset: None,
             panic_seen: false,
+            panic_reported: false,
             time_limit_hit: false,
             likely_cause: None,
             cause: None,
@@ -288,7 +292,9 @@ impl Lifecycle {
             }
 
             // Text on the console proves nothing; it may explain an exit that follows.
-            (_, I::ConsolePanic | I::Guest(GuestEvent::Panicked)) => self.note_panic(),
+            (_, I::ConsolePanic) => self.panic_seen |= self.panic_is_cause(),
+            (_, I::Guest(GuestEvent::Panicked)) => self.panic_reported |= self.panic_is_cause(),
+            (_, I::ConsoleNoPanic) => self.panic_seen = false,
 
             // It concerns the waits on the console alone.
             (_, I::Guest(GuestEvent::ConsoleOpened)) => {}
@@ -504,6 +510,9 @@ impl Lifecycle {
     fn enter(&mut self, now: Instant, phase: Phase) {
         if phase == Phase::ShutdownRequested {
             self.resume_for_stop();
+        }
+        if phase == Phase::Ended && self.cause == Some(EndedBy::GuestReboot) && self.panic_seen {
+            self.cause = Some(EndedBy::GuestPanic);
         }
         self.phase = phase;
         self.reset_timers(now);

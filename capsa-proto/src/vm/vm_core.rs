@@ -27,7 +27,8 @@ use crate::codec::json_stream::JsonStream;
 use crate::codec::qmp::{QmpError, QmpMessage};
 use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
 use crate::lifecycle::{
-    Action, Cause, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing, VmStatus,
+    Action, Cause, EndedBy, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing,
+    VmStatus,
 };
 use crate::plan::{AgentTransport, LaunchPlan, Message, ProcessId, Readiness, Signal};
 use crate::time::{Deadline, Instant};
@@ -294,9 +295,8 @@ impl VmCore {
     pub fn handle_bytes(&mut self, now: Instant, channel: Channel, bytes: &[u8]) {
         match channel {
             Channel::Console => {
-                if self.console.handle_bytes(now, bytes, &mut self.events) {
-                    self.input(now, Input::ConsolePanic);
-                }
+                let panicked = self.console.handle_bytes(now, bytes, &mut self.events);
+                self.handle_panic_text(now, panicked);
             }
             Channel::Control => {
                 self.control.handle_bytes(bytes);
@@ -304,9 +304,8 @@ impl VmCore {
             }
             Channel::Events => self.handle_pipe_bytes(now, bytes),
             Channel::SerialPort => {
-                if self.console.handle_serial_bytes(now, bytes) {
-                    self.input(now, Input::ConsolePanic);
-                }
+                let panicked = self.console.handle_serial_bytes(now, bytes);
+                self.handle_panic_text(now, panicked);
             }
             Channel::Stderr(id) => self.handle_stderr(now, id, bytes),
             Channel::Agent(_) => {}
@@ -399,6 +398,9 @@ impl VmCore {
 
     /// All resources are released: the console is closed, and every wait ends.
     pub fn handle_released(&mut self, now: Instant) {
+        if self.report().is_some_and(|report| report.ended_by != EndedBy::GuestPanic) {
+            self.console.handle_end_without_panic();
+        }
         self.console.close(now, &mut self.events);
     }
 
@@ -462,6 +464,14 @@ impl VmCore {
         self.log(LogRecord::Input(input.clone()));
         // Only requests of the owner can be invalid, and they do not come through here.
         let _ = self.lifecycle.handle_input(now, input);
+    }
+
+    fn handle_panic_text(&mut self, now: Instant, panicked: Option<bool>) {
+        match panicked {
+            Some(true) => self.input(now, Input::ConsolePanic),
+            Some(false) => self.input(now, Input::ConsoleNoPanic),
+            None => {}
+        }
     }
 
     fn log(&mut self, record: LogRecord) {

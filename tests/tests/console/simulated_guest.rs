@@ -108,6 +108,66 @@ fn guest_ending_in_command_ends_wait() {
     }
 }
 
+const QUOTED_PANIC: &str = "[    1.500000] Kernel panic - not syncing: quoted\n\
+                            ---[ end Kernel panic - not syncing: quoted ]---\n";
+
+/// A panic is one only if the guest resets right after its text.
+#[test]
+fn quoted_panic_is_hint_of_guests_end() {
+    let rest = "[    2.000000] reboot: Restarting system\n";
+    let quoted = || QUOTED_PANIC.to_owned();
+    for (answer, ended_by) in [
+        (GuestReply::power_off().with_output(quoted()), EndedBy::GuestPowerOff),
+        (GuestReply::reboot().with_output(quoted() + rest), EndedBy::GuestReboot),
+        (GuestReply::reboot().with_output(quoted()), EndedBy::GuestPanic),
+        (GuestReply::panic("sysrq").with_output(rest), EndedBy::GuestPanic),
+    ] {
+        let (vm, mut console) = logged_in(shell().on("end", answer.clone()));
+        let error = console.run("end", Some(PATIENCE)).unwrap_err();
+        vm.wait_timeout(PATIENCE).unwrap();
+        assert_eq!(vm.stop_report().unwrap().ended_by, ended_by, "{answer:?}");
+        let later = console.wait_for("never").unwrap_err();
+        for error in [error, later] {
+            match &error {
+                Error::KernelPanic { .. } => assert_eq!(ended_by, EndedBy::GuestPanic, "{error}"),
+                Error::GuestEnded { how, hint, .. } => {
+                    assert_eq!((&how.ended_by, &ended_by), (&ended_by, &how.ended_by));
+                    assert_ne!(ended_by, EndedBy::GuestPanic, "{error}");
+                    let is_refuted = ended_by == EndedBy::GuestReboot;
+                    assert_eq!(hint.is_none(), is_refuted, "{error}");
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn quoted_panic_does_not_explain_lost_vmm() {
+    let answer = GuestReply::exit(3).with_output(QUOTED_PANIC);
+    let (vm, mut console) = logged_in(shell().on("end", answer));
+    let error = console.run("end", Some(PATIENCE)).unwrap_err();
+    assert!(matches!(error, Error::GuestEnded { hint: Some(_), .. }), "{error}");
+    vm.wait_timeout(PATIENCE).unwrap();
+    let report = vm.stop_report().unwrap();
+    assert!(matches!(report.ended_by, EndedBy::HypervisorLost { .. }), "{report}");
+}
+
+/// The reboot policy restarts the VM, so it has no end that tells.
+#[test]
+fn quoted_panic_before_reboot_is_a_reboot() {
+    for (rest, is_panic) in [("[    2.000000] reboot: Restarting system\n", false), ("", true)] {
+        let answer = GuestReply::reboot().with_output(QUOTED_PANIC.to_owned() + rest);
+        let vm = testing::vm(shell().on("end", answer)).on_reboot(RebootPolicy::Restart);
+        let vm = vm.build_blocking().unwrap();
+        vm.start().unwrap();
+        let mut console = vm.console().unwrap();
+        console.login_timeout("root", Some("secret"), PATIENCE).unwrap();
+        let error = console.run("end", Some(PATIENCE)).unwrap_err();
+        assert_eq!(matches!(error, Error::KernelPanic { .. }), is_panic, "{error}");
+    }
+}
+
 #[test]
 fn vmm_exit_or_kill_is_a_failure() {
     for (answer, exit) in [

@@ -35,6 +35,30 @@ fn session_debian_all_console_guarantees() -> TestResult {
     session(vm::debian(&guest), Some("capsa"))
 }
 
+/// The text of a whole panic in a command's output, and then an end that the guest wants.
+#[test]
+fn busybox_quoting_panic_ends_without_panic() -> TestResult {
+    let guest_or_skip = guest_or_skip(|| guest::linux(Variant::Cloud));
+    let Some(guest) = guest_or_skip else { return Ok(()) };
+    let quote = "printf '[    5.000000] Kernel panic - not syncing: x\\n\
+                 ---[ end Kernel panic - not syncing: x ]---\\n'; sleep 1";
+    for (end, ended_by) in
+        [("poweroff -f", EndedBy::GuestPowerOff), ("reboot -f", EndedBy::GuestReboot)]
+    {
+        let vm = vm::linux(&guest).build_blocking()?;
+        let _shown = testing::show_on_failure(&vm);
+        vm.start()?;
+        let mut console = vm.console()?;
+        console.login_timeout("root", None, PATIENCE)?;
+        let reply = console.run(&format!("{quote}; echo alive"), Some(PATIENCE))?;
+        assert!(reply.text().ends_with("alive\n"), "{reply:?}");
+        let error = console.run(&format!("{quote}; {end}"), Some(PATIENCE)).unwrap_err();
+        let Error::GuestEnded { how, .. } = &error else { Err(error)? };
+        assert_eq!(how.ended_by, ended_by);
+    }
+    Ok(())
+}
+
 /// A guest; `None`, and the test counts as skipped, where it cannot be built or booted.
 fn guest_or_skip<G>(make: impl FnOnce() -> Result<G, Unavailable>) -> Option<G> {
     if host::find_program("qemu-system-x86_64").is_none() {

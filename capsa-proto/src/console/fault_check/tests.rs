@@ -51,6 +51,8 @@ fn fault_texts_at_line_start_are_recognised() {
         ("# grep 'Login incorrect' log\r\n", None),
         ("---[ end Kernel panic - not syncing: x ]---\r\n", None),
         ("Kernel panic - not syncing: x\r\n[    0.000000] Linux version 6.1\r\n", None),
+        ("Kernel panic - not syncing: x\r\n[    2.000000] reboot: Power down\r\n", None),
+        ("Kernel panic - not syncing: x\r\n[    2.000000] reboot: Restarting system\r\n", None),
         ("all is well", None),
     ] {
         let expected = expected.map(|(fault, line)| (fault, String::from(line)));
@@ -113,12 +115,16 @@ fn detect_crash(text: &str) -> Option<ConsoleCrash> {
         for bytes in text.as_bytes().chunks(chunk) {
             log.push(bytes);
             check.observe(at(0), &log);
-            assert_eq!(check.poll_crash(at(199), &log), None, "too early");
+            assert_eq!(check.poll_crash(at(199), &log, false), None, "too early");
         }
         let is_panic = text.contains("panic");
-        assert!(!is_panic || check.poll_crash(at(4999), &log).is_none(), "too early");
-        let crash = check.poll_crash(at(if is_panic { 5000 } else { 200 }), &log);
-        assert_eq!((check.poll_timeout(), check.poll_crash(at(9999), &log)), (None, None), "once");
+        assert!(!is_panic || check.poll_crash(at(4999), &log, false).is_none(), "too early");
+        let crash = check.poll_crash(at(if is_panic { 5000 } else { 200 }), &log, false);
+        assert_eq!(
+            (check.poll_timeout(false), check.poll_crash(at(9999), &log, false)),
+            (None, None),
+            "once"
+        );
         crash
     });
     assert!(answers.iter().all(|other| *other == answers[0]), "chunking made a difference");
@@ -162,26 +168,42 @@ fn crash_message_as_last_line_is_recognised() {
 }
 
 #[test]
+fn crash_in_command_needs_longer_silence() {
+    for (text, in_command, after) in [
+        ("[    1.500000] Kernel panic - not syncing: x\r\n", false, 5_000),
+        ("[    1.500000] Kernel panic - not syncing: x\r\n", true, 60_000),
+        ("[    1.500000] reboot: Restarting system\r\n", true, 200),
+    ] {
+        let (mut log, mut check) = (Scrollback::default(), CrashCheck::default());
+        log.push(text.as_bytes());
+        check.observe(at(0), &log);
+        assert_eq!(check.poll_timeout(in_command).map(|due| due.at), Some(at(after)), "{text}");
+        assert_eq!(check.poll_crash(at(after - 1), &log, in_command), None, "{text}");
+        assert!(check.poll_crash(at(after), &log, in_command).is_some(), "{text}");
+    }
+}
+
+#[test]
 fn crash_output_after_settle_time_is_ignored() {
     let (mut log, mut check) = (Scrollback::default(), CrashCheck::default());
     log.push(b"[    1.500000] reboot: Restarting system\r\n");
-    assert!(!check.observe(at(0), &log));
-    assert_eq!(check.poll_timeout().unwrap().at, at(200));
-    assert_eq!(check.poll_crash(at(200), &log), Some(ConsoleCrash::Restart));
+    assert_eq!(check.observe(at(0), &log), Some(false));
+    assert_eq!(check.poll_timeout(false).unwrap().at, at(200));
+    assert_eq!(check.poll_crash(at(200), &log, false), Some(ConsoleCrash::Restart));
     log.push(b"Welcome!\r\n");
     check.observe(at(300), &log);
-    assert_eq!(check.poll_timeout(), None);
+    assert_eq!(check.poll_timeout(false), None);
 }
 
 #[test]
 fn crash_scan_reports_panic_anywhere_in_line() {
     let (mut log, mut check) = (Scrollback::new(64), CrashCheck::default());
     log.push(b"it says: Kernel panic - not syncing, it says");
-    assert!(check.observe(at(0), &log));
-    assert_eq!(check.poll_timeout(), None);
+    assert_eq!(check.observe(at(0), &log), Some(true));
+    assert_eq!(check.poll_timeout(false), None);
     // Other output pushes the message out of the scrollback before it is confirmed.
     log.push(b"\nreboot: Restarting system\n");
     check.observe(at(0), &log);
     log.push(&[b'x'; 64]);
-    assert_eq!(check.poll_crash(at(200), &log), None);
+    assert_eq!(check.poll_crash(at(200), &log, false), None);
 }

@@ -14,6 +14,15 @@ pub(super) struct AbandonedCommand {
 }
 
 impl ConsoleMux {
+    /// Whether the output of a command is read.
+    pub(super) fn reads_command(&self) -> bool {
+        let mut open = self.waits.values().filter(|wait| wait.ended.is_none());
+        open.any(|wait| match &wait.kind {
+            WaitKind::Script(script) => script.shell_use() == ShellUse::Busy,
+            WaitKind::Expect(_) => false,
+        })
+    }
+
     /// The use of the shell by other scripts than this one.
     pub(super) fn shell_use(&self, id: WaitId) -> ShellUse {
         let waits = self.waits.iter().filter(|(other, wait)| **other != id && wait.ended.is_none());

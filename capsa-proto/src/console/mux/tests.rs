@@ -83,7 +83,7 @@ fn paused_guest_is_not_judged_by_its_silence() {
         let mut queue = EventQueue::default();
         let mut console = connected(old.len(), Overflow::Pause);
         let reader = console.add_reader();
-        assert!(console.handle_bytes(at(0), old, &mut queue), "a panic line");
+        assert_eq!(console.handle_bytes(at(0), old, &mut queue), Some(true), "a panic line");
         assert_eq!(console.poll_timeout(), None);
         assert_eq!(console.handle_timeout(at(5900), &mut queue), None);
         assert_eq!(console.take(reader), old);
@@ -245,7 +245,11 @@ fn serial_port_panic_ends_waits() {
         let (mut console, reader, mut queue) = with_serial_port();
         console.handle_opened();
         let wait = console.begin(at(0), reader, expect("login: ", None), &mut queue);
-        assert!(console.handle_serial_bytes(at(0), PANIC), "the VM is notified of the text");
+        assert_eq!(
+            console.handle_serial_bytes(at(0), PANIC),
+            Some(true),
+            "the VM is notified of the text"
+        );
         if goes_on {
             console.handle_bytes(at(100), b"printed by a program", &mut queue);
         }

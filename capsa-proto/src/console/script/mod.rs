@@ -404,7 +404,7 @@ impl ScriptContext {
     /// The fault that is confirmed now. A closed console confirms it too.
     fn fault(&self, now: Instant, log: &Scrollback, closed: bool) -> Option<FaultReport> {
         let faults = self.faults.as_ref()?;
-        if closed { faults.report(log) } else { faults.confirmed(now, log) }
+        if closed { faults.at_end(log) } else { faults.confirmed(now, log) }
     }
 
     fn panicked(&self, log: &Scrollback, expected: String, report: FaultReport) -> ScriptError {

@@ -52,13 +52,11 @@ impl Lifecycle {
     }
 
     pub(super) fn cause_of_exit(&self, exit: &Exit) -> EndedBy {
-        if self.panic_seen {
-            EndedBy::GuestPanic
-        } else if exit.code == Some(0) {
+        match exit.code {
+            Some(0) if self.panic_seen || self.panic_reported => EndedBy::GuestPanic,
             // A backend without events: an exit with status 0 without a stop is a power-off.
-            EndedBy::GuestPowerOff
-        } else {
-            self.hypervisor_lost(&exit.to_string())
+            Some(0) => EndedBy::GuestPowerOff,
+            _ => self.hypervisor_lost(&exit.to_string()),
         }
     }
 
@@ -90,8 +88,8 @@ impl Lifecycle {
 
     pub(super) fn guest_reset(&mut self, now: Instant) {
         if !self.restarts_on_reboot() {
-            let cause = if self.panic_seen { EndedBy::GuestPanic } else { EndedBy::GuestReboot };
-            self.guest_crashed(now, cause);
+            // Or a panic: all output of the console is known at the end only.
+            self.guest_crashed(now, EndedBy::GuestReboot);
         } else if self.last_reset.is_none_or(|last| last + self.plan.reset_debounce <= now) {
             self.last_reset = Some(now);
             self.actions.push_back(Action::AnnounceReboot);
@@ -115,8 +113,8 @@ impl Lifecycle {
 
     /// If the guest restarts, a panic before the restart does not explain a later exit. Not every
     /// hypervisor reports the reset in between.
-    pub(super) fn note_panic(&mut self) {
-        self.panic_seen |= !self.restarts_on_reboot() && !self.is_console_only();
+    pub(super) fn panic_is_cause(&self) -> bool {
+        !self.restarts_on_reboot() && !self.is_console_only()
     }
 
     pub(super) fn grace_ended(&mut self, now: Instant) {

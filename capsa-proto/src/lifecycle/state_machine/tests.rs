@@ -1,6 +1,7 @@
 //! One test per rule. `lifecycle/fuzz.rs` checks the invariants with random inputs.
 
 mod diagram;
+mod panic_text;
 mod pausing;
 
 use super::*;
@@ -388,15 +389,6 @@ fn vcpu_failure_is_not_power_off() {
 }
 
 #[test]
-fn reset_after_console_panic_is_panic() {
-    let mut vm = LifecycleTest::running(&plan(0));
-    vm.input(Input::ConsolePanic);
-    assert_eq!(*vm.lifecycle.status(), VmStatus::Running, "console text alone does not end the VM");
-    vm.input(Input::Guest(GuestEvent::Reset)).input(Input::HypervisorExited(Exit::with_code(0)));
-    assert_eq!(vm.report().ended_by, EndedBy::GuestPanic);
-}
-
-#[test]
 fn reset_with_restart_policy_announces_reboot() {
     let mut plan = plan(0);
     plan.on_reboot = RebootPolicy::Restart;
@@ -414,17 +406,6 @@ fn reset_with_restart_policy_announces_reboot() {
     vm.now = vm.now + Duration::from_secs(1);
     vm.input(Input::Guest(GuestEvent::Reset));
     assert_eq!(announced(&vm), 2);
-}
-
-#[test]
-fn panic_before_restart_is_not_cause_of_later_exit() {
-    let mut plan = plan(0);
-    plan.on_reboot = RebootPolicy::Restart;
-    let mut vm = LifecycleTest::running(&plan);
-    // The guest restarts, and this hypervisor does not report it.
-    vm.input(Input::ConsolePanic);
-    vm.input(Input::HypervisorExited(Exit::with_code(0)));
-    assert_eq!(vm.report().ended_by, EndedBy::GuestPowerOff);
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn inputs(plan: &LaunchPlan) -> Vec<Input> {
         Input::ControlLost,
         Input::EventsLost(String::new()),
         Input::ConsolePanic,
+        Input::ConsoleNoPanic,
         Input::ConsoleCrash(ConsoleCrash::Panic),
         Input::ConsoleCrash(ConsoleCrash::Restart),
         Input::HypervisorExited(Exit::with_code(0)),
