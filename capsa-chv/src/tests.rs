@@ -69,6 +69,7 @@ fn host() -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
+        agent: None,
         run_dir: path("/run/c/1"),
         resolved: Default::default(),
         files: BTreeMap::from([

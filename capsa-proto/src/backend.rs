@@ -22,7 +22,7 @@ use crate::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use crate::cmdline::KernelCmdline;
 use crate::codec::qmp::QmpMessage;
 use crate::host::{Arch, HostFacts, Os, Reason};
-use crate::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Message, Note, RunDirPlan};
+use crate::plan::{AgentTransport, LONGEST_SOCKET_NAME, LaunchPlan, Message, Note, RunDirPlan};
 use crate::spec::{Disk, VmSpec};
 
 pub use disk_error::{DiskError, DiskErrors, DiskOperation, disk_error};
@@ -58,6 +58,12 @@ pub trait HypervisorBackend: Send + Sync + fmt::Debug {
 
     /// The device path of the first disk in the guest.
     fn default_root_device(&self) -> &str;
+
+    /// How this backend connects the guest agent, the preferred way first; empty if it cannot.
+    fn agent_transports(&self, arch: Arch) -> &'static [AgentTransport] {
+        let _ = arch;
+        &[]
+    }
 
     /// The blockers of virtio-fs shares on this host, for a backend whose capabilities include them.
     fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::image_lock::{self, ImageLock};
 use crate::path::HostPath;
-use crate::plan::Note;
+use crate::plan::{AgentProgram, Note};
 
 /// The host's operating system, as far as backends care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -82,6 +82,8 @@ pub struct HostFacts {
     /// How many files of a share virtiofsd can keep open: it needs a descriptor for each file that the
     /// guest's kernel remembers. `None` where it may open files by handles and needs none.
     pub share_files: Option<u64>,
+    /// The guest agent for this architecture, if this build contains one.
+    pub agent: Option<AgentProgram>,
 }
 
 impl HostFacts {

@@ -24,7 +24,7 @@ use crate::qcow2::Overlay;
 use crate::spec::{ConsoleMode, Disk, RebootPolicy};
 use crate::text::shell_word;
 
-pub use agent::{AgentPlan, AgentTransport};
+pub use agent::{AGENT_PATH, AgentInitrd, AgentPlan, AgentProgram, AgentTransport, initrd_path};
 pub use descriptors::{DescriptorKind, DescriptorPlan, add_descriptor};
 pub use network::{CarrierPlan, MacAddress, NetworkLink, NetworkPlan};
 pub use vsock::{GUEST_CID, NamedPort, VsockPlan, VsockRoute};
@@ -56,7 +56,7 @@ pub struct LaunchPlan {
     pub network: Option<NetworkPlan>,
     /// How the guest's vsock ports are connected; `None` if the VM has no vsock device.
     pub vsock: Option<VsockPlan>,
-    /// How the agent in the guest is reached; `None` without an agent.
+    /// The guest agent; `None` if the VM has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentPlan>,
     /// The messages to send in order once the control channel is connected. After the last one the

@@ -54,6 +54,8 @@ pub struct VmSpec {
     pub on_disk_error: DiskErrorPolicy,
     /// How long the VM may run; `None`: without limit.
     pub time_limit: Option<Duration>,
+    /// Whether the guest gets the agent.
+    pub agent: AgentMode,
 }
 
 impl VmSpec {
@@ -76,7 +78,17 @@ impl VmSpec {
             on_reboot: RebootPolicy::default(),
             on_disk_error: DiskErrorPolicy::default(),
             time_limit: None,
+            agent: AgentMode::default(),
         }
+    }
+
+    /// The number of disks, shares, network, vsock and virtio console devices.
+    pub(crate) fn device_count(&self) -> usize {
+        self.disks.len()
+            + self.shares.len()
+            + usize::from(self.network.has_card())
+            + usize::from(self.vsock)
+            + usize::from(self.virtio_console)
     }
 }
 
@@ -271,6 +283,23 @@ pub enum Accelerator {
     Hvf,
     /// Software emulation: slow, but works on every host.
     Emulation,
+}
+
+/// Whether the guest gets Capsa's agent: a program that runs commands in the guest for the host.
+///
+/// Capsa adds it to a copy of the initrd.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AgentMode {
+    /// No agent.
+    #[default]
+    Off,
+    /// The agent if the VM can have it, otherwise a note with the reason.
+    Auto,
+    /// The agent. A VM that cannot have it is rejected: one without an initrd, with an initrd that is not an
+    /// initramfs, or with an overridden kernel command line.
+    Required,
 }
 
 /// What an error of the host at reading or writing a disk's image does, e.g. a full file system.

@@ -89,6 +89,7 @@ fn host() -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
+        agent: None,
         run_dir: path("/run/capsa/x"),
         resolved: [(path("/work/../d.raw"), path("/d.raw"))].into(),
         files,

@@ -62,6 +62,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
+        agent: None,
         run_dir: path("/tmp/c/1"),
         files,
     }

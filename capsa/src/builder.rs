@@ -12,8 +12,8 @@ use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline, is_repeatable};
 use capsa_proto::console::Overflow;
 use capsa_proto::spec::{
-    Accelerator, ConsoleMode, Disk, DiskErrorPolicy, MountMode, NetworkMode, RebootPolicy,
-    ResourceConfig, Share, ShareMechanism, VmSpec, VsockDirection, VsockPort,
+    Accelerator, AgentMode, ConsoleMode, Disk, DiskErrorPolicy, MountMode, NetworkMode,
+    RebootPolicy, ResourceConfig, Share, ShareMechanism, VmSpec, VsockDirection, VsockPort,
 };
 
 use crate::backend::choice::{self, BackendChoice, Planned, Strictness};
@@ -52,6 +52,7 @@ pub struct LinuxVmBuilder {
     on_reboot: RebootPolicy,
     on_disk_error: DiskErrorPolicy,
     timeout: Option<Duration>,
+    agent: AgentMode,
     pub(crate) choice: BackendChoice,
     #[cfg(feature = "testing")]
     pub(crate) simulated: Option<capsa_proto::sim::SimulatedGuest>,
@@ -79,6 +80,7 @@ impl LinuxVmBuilder {
             on_reboot: RebootPolicy::default(),
             on_disk_error: DiskErrorPolicy::default(),
             timeout: None,
+            agent: AgentMode::default(),
             choice: BackendChoice::default(),
             #[cfg(feature = "testing")]
             simulated: None,
@@ -264,6 +266,13 @@ impl LinuxVmBuilder {
     /// is full. Default: the guest gets an I/O error.
     pub fn on_disk_error(mut self, policy: DiskErrorPolicy) -> Self {
         self.on_disk_error = policy;
+        self
+    }
+
+    /// Gives the guest Capsa's agent, which runs commands in the guest; see [`agent`](crate::agent).
+    /// Default: no agent.
+    pub fn agent(mut self, mode: AgentMode) -> Self {
+        self.agent = mode;
         self
     }
 
@@ -470,6 +479,7 @@ impl LinuxVmBuilder {
             on_reboot: self.on_reboot,
             on_disk_error: self.on_disk_error,
             time_limit: self.timeout,
+            agent: self.agent,
         };
         (spec, violations)
     }

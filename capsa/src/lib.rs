@@ -35,6 +35,7 @@
 //! | [`console`] | patterns, readers and writers, commands; escapes for what a guest prints |
 //! | [`network`] | what the guest reaches, forwarded ports, services for the guest |
 //! | [`vsock`] | streams between host and guest without a network |
+//! | [`agent`] | commands in the guest without a console or a network |
 //! | [`backend`] | what each hypervisor supports; why a description was rejected; the launch plan |
 //! | [`host`] | run directories on this host, and their sweep |
 //! | [`cmdline`] | the kernel command line: parse, change, build |
@@ -104,6 +105,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 
+pub mod agent;
 pub mod backend;
 mod builder;
 pub mod cmdline;

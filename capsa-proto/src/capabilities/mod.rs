@@ -16,7 +16,8 @@ use core::fmt;
 
 use serde::Serialize;
 
-use crate::plan::Note;
+use crate::path::HostPath;
+use crate::plan::{AgentProgram, AgentTransport, Note, RunDirPlan, initrd_path};
 use crate::spec::{Disk, MountMode, VmSpec};
 use crate::text::shell_word;
 
@@ -215,6 +216,7 @@ pub struct ValidatedSpec {
     spec: VmSpec,
     cmdline: String,
     shares: Vec<PlannedShare>,
+    agent: Option<ValidatedAgent>,
     notes: Vec<Note>,
 }
 
@@ -244,10 +246,37 @@ impl ValidatedSpec {
         validate::in_mount_order(&self.shares)
     }
 
+    /// The guest agent; `None` if the VM has none.
+    pub const fn agent(&self) -> Option<&ValidatedAgent> {
+        self.agent.as_ref()
+    }
+
+    /// The initrd that the hypervisor opens: the one [with the agent](crate::plan::AgentInitrd), or the
+    /// user's.
+    pub fn initrd(&self, at: &RunDirPlan) -> Option<HostPath> {
+        match &self.agent {
+            Some(_) => Some(initrd_path(at)),
+            None => self.spec.initrd.clone(),
+        }
+    }
+
     /// Warnings and notes for the user.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }
+}
+
+/// What the guest agent needs in a VM that can have it.
+#[derive(Debug, Clone)]
+pub struct ValidatedAgent {
+    /// How the backend connects it.
+    pub transports: &'static [AgentTransport],
+    /// The user's initrd.
+    pub initrd: HostPath,
+    /// The guest's own init, if the user set `rdinit=`.
+    pub init: Option<String>,
+    /// The agent.
+    pub program: AgentProgram,
 }
 
 /// A share with its mechanism and tag chosen.

@@ -1,5 +1,6 @@
 //! Validates a VM spec in one pass and collects every violation.
 
+mod agent;
 mod disks;
 mod kernel_image;
 mod network;
@@ -12,13 +13,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{PlannedShare, ValidatedSpec, Violation, ViolationKind as Kind};
+use super::{PlannedShare, ValidatedAgent, ValidatedSpec, Violation, ViolationKind as Kind};
 use crate::backend::{HypervisorBackend, ProbeReport};
 use crate::cmdline::{CmdlineArg, CmdlineError, KernelCmdline, MAX_LEN};
 use crate::host::{FileFacts, HostFacts};
 use crate::path::HostPath;
-use crate::plan::Note;
-use crate::spec::{ConsoleMode, Disk, VmSpec};
+use crate::plan::{AGENT_PATH, Note};
+use crate::spec::{AgentMode, ConsoleMode, Disk, VmSpec};
 use shares::{chosen, mount_extra};
 
 pub(super) use shares::in_mount_order;
@@ -54,12 +55,17 @@ pub fn validate(
     validation.out.extend(network::violations(&spec, host));
     validation.vsock_ports();
     validation.disk_errors();
-    let cmdline = validation.cmdline(&shares);
+    let agent = validation.agent();
+    let cmdline = validation.cmdline(&shares, agent.is_some());
     validation.run_dir();
     let Validation { mut out, notes, .. } = validation;
     out.sort_by_key(|violation| field_order(&violation.field));
     out.extend(backend.validate(&spec, host, found));
-    if out.is_empty() { Ok(ValidatedSpec { cmdline, shares, notes, spec }) } else { Err(out) }
+    if out.is_empty() {
+        Ok(ValidatedSpec { cmdline, shares, agent, notes, spec })
+    } else {
+        Err(out)
+    }
 }
 
 /// The place of a field in the order of the fields. Those not listed come last.
@@ -281,7 +287,28 @@ impl Validation<'_> {
         }
     }
 
-    fn cmdline(&mut self, shares: &[PlannedShare]) -> String {
+    /// The agent, if the VM has one.
+    fn agent(&mut self) -> Option<ValidatedAgent> {
+        let is_required = match self.spec.agent {
+            AgentMode::Off => return None,
+            AgentMode::Auto => false,
+            AgentMode::Required => true,
+        };
+        match agent::agent(self.spec, self.backend, self.host) {
+            Ok(agent) => return Some(agent),
+            Err(None) => {}
+            Err(Some(reason)) if is_required => {
+                let what = format!("the guest cannot have the agent: {}", reason.what);
+                self.unsupported("agent", what, format!("{}, or turn it off", reason.remedy));
+            }
+            Err(Some(reason)) => {
+                self.notes.push(Note::info(format!("the guest has no agent: {reason}")));
+            }
+        }
+        None
+    }
+
+    fn cmdline(&mut self, shares: &[PlannedShare], has_agent: bool) -> String {
         let user = &self.spec.cmdline;
         let mut whole = KernelCmdline::new();
         if let Some(text) = user.override_text() {
@@ -324,6 +351,14 @@ impl Validation<'_> {
             for mount in mounts {
                 whole.append(mount);
             }
+        }
+        if has_agent {
+            // The kernel forgets the arguments for init that precede `rdinit=` (`rdinit_setup` in
+            // `init/main.c`), so it is the first.
+            whole.remove("rdinit");
+            let mut first = KernelCmdline::new();
+            first.arg(CmdlineArg::kv("rdinit", AGENT_PATH)).merge(&whole);
+            whole = first;
         }
         whole.build_checked(MAX_LEN).unwrap_or_else(|error| {
             let (kind, remedy) = match error {

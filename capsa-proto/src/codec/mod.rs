@@ -1,4 +1,4 @@
-//! The control protocols: HTTP/1.1 for cloud-hypervisor and vfkit, QMP for QEMU.
+//! The control protocols: HTTP/1.1 for cloud-hypervisor and vfkit, QMP for QEMU; and file formats.
 //!
 //! Encoders produce the bytes to send, decoders parse the bytes that were received. They do no I/O, and
 //! know neither hypervisors nor the meaning of a message.
@@ -9,6 +9,7 @@
 //! | [`qmp`] | JSON objects, one per line, in both directions |
 //! | [`json_stream`] | JSON objects without a separator, in one direction |
 //! | [`vsock`] | one line in each direction, before the bytes of the guest |
+//! | [`cpio`] | an archive of files, which the kernel unpacks as an initramfs; only written |
 //! | `asciicast` | a file format: a recorded console session |
 //!
 //! The peer runs untrusted code, so every decoder accepts hostile input: the constants here bound its
@@ -22,6 +23,7 @@
 #[cfg_attr(docsrs, doc(cfg(feature = "recording")))]
 pub mod asciicast;
 mod backlog;
+pub mod cpio;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]
 pub mod fuzz;

@@ -56,6 +56,11 @@ pub enum DescriptorKind {
     /// One of a pair of sockets, of the kind that the [network's link](super::NetworkPlan::link) has.
     /// Capsa's network stack has the other.
     Network,
+    /// The unnamed file with the initrd of a VM [with the agent](super::AgentInitrd).
+    Initrd {
+        /// The path by which the hypervisor opens it.
+        at: HostPath,
+    },
     /// The unnamed file of an [overlay](super::OverlayPlan::Qcow2).
     Overlay {
         /// The path by which the hypervisor opens it.
@@ -78,7 +83,9 @@ impl fmt::Display for DescriptorPlan {
             }
             DescriptorKind::Events => f.write_str("the write end of a pipe: events"),
             DescriptorKind::Listener { socket } => write!(f, "a socket that listens on {socket}"),
-            DescriptorKind::Overlay { at } => write!(f, "the file behind {at}"),
+            DescriptorKind::Initrd { at } | DescriptorKind::Overlay { at } => {
+                write!(f, "the file behind {at}")
+            }
         }
     }
 }

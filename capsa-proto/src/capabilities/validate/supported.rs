@@ -126,7 +126,7 @@ impl BackendCapabilities {
         let network = usize::from(spec.network.has_card());
         let vsock = usize::from(spec.vsock);
         let console = usize::from(spec.virtio_console);
-        let count = disks + shares + network + vsock + console;
+        let count = spec.device_count();
         let max = self.max_devices.filter(|max| count > *max as usize)?;
         let reason = format!(
             "{count} devices exceed the limit of {max}: {disks} disks, {shares} shares, {network} \
