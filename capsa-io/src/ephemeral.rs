@@ -51,13 +51,14 @@ fn cannot(dir: &Path, error: io::Error) -> io::Error {
     context::failed(format!("cannot make an overlay in {} (TMPDIR)", dir.display()), error)
 }
 
-fn directory() -> PathBuf {
+/// The directory of overlays.
+pub(crate) fn directory() -> PathBuf {
     let named = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     named.unwrap_or_else(|| PathBuf::from("/var/tmp"))
 }
 
-/// The standard library sets close-on-exec, so no child inherits the file unless it is passed on.
-fn nameless(dir: &Path) -> io::Result<File> {
+/// A new file without a name. The standard library sets close-on-exec, so no child inherits the file unless it is passed on.
+pub(crate) fn nameless(dir: &Path) -> io::Result<File> {
     let path = dir.join(format!("capsa-{}", random::name()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     fs::remove_file(&path)?;

@@ -9,12 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use capsa_proto::plan::{DescriptorKind, NetworkLink, NetworkPlan, OverlayPlan, ProcessPlan};
+use capsa_proto::agent::protocol::NONCE_LEN;
+use capsa_proto::plan::{
+    DescriptorKind, DescriptorPlan, LaunchPlan, NetworkLink, NetworkPlan, OverlayPlan, ProcessPlan,
+};
 use capsa_proto::vm::Channel;
 
-use crate::ephemeral;
 use crate::stream::ByteStream;
 use crate::sys::{self, InheritedDescriptor};
+use crate::{ephemeral, initrd};
 
 /// The descriptors of a process that is about to start.
 #[derive(Debug, Default)]
@@ -31,16 +34,17 @@ pub(crate) struct DescriptorSet {
 }
 
 impl DescriptorSet {
-    /// Creates the descriptors of `process`. The run directory must exist, and the numbers must be
+    /// Creates the descriptors of `process`, and with them the initrd with this `nonce` of the agent. The run
+    /// directory must exist, and the numbers must be
     /// [reserved](sys::ReservedNumbers).
     pub(crate) fn new(
+        plan: &LaunchPlan,
         process: &ProcessPlan,
-        overlays: &[OverlayPlan],
-        network: Option<&NetworkPlan>,
+        nonce: &[u8; NONCE_LEN],
     ) -> io::Result<Self> {
         let mut set = Self::default();
-        for plan in &process.descriptors {
-            let descriptor = match &plan.kind {
+        for DescriptorPlan { number, kind } in &process.descriptors {
+            let descriptor = match kind {
                 DescriptorKind::Control => set.pair(Channel::Control)?.into(),
                 DescriptorKind::Console => set.pair(Channel::Console)?.into(),
                 DescriptorKind::BlockingConsole => {
@@ -50,7 +54,7 @@ impl DescriptorSet {
                 }
                 DescriptorKind::Agent { transport } => set.pair(Channel::Agent(*transport))?.into(),
                 DescriptorKind::Network => {
-                    let (ours, theirs) = network_pair(network)?;
+                    let (ours, theirs) = network_pair(plan.network.as_ref())?;
                     sys::set_nonblocking(ours.as_fd())?;
                     set.network = Some(ours);
                     theirs
@@ -58,15 +62,20 @@ impl DescriptorSet {
                 DescriptorKind::Events => set.pipe(Channel::Events)?,
                 DescriptorKind::Listener { socket } => sys::listen(Path::new(socket.as_str()))?,
                 DescriptorKind::Overlay { at } => {
-                    let overlay = overlays.iter().find_map(|overlay| match overlay {
+                    let overlay = plan.overlays.iter().find_map(|overlay| match overlay {
                         OverlayPlan::Qcow2 { at: path, overlay } if path == at => Some(overlay),
                         _ => None,
                     });
                     let missing = || io::Error::other(format!("the plan has no overlay at {at}"));
-                    ephemeral::overlay(overlay.ok_or_else(missing)?, at, plan.number)?.into()
+                    ephemeral::overlay(overlay.ok_or_else(missing)?, at, *number)?.into()
+                }
+                DescriptorKind::Initrd { at } => {
+                    let agent = plan.agent.as_ref().map(|agent| &agent.initrd);
+                    let missing = || io::Error::other(format!("the plan has no initrd at {at}"));
+                    initrd::unnamed(agent.ok_or_else(missing)?, *number, nonce)?.into()
                 }
             };
-            set.numbered.push(InheritedDescriptor { number: plan.number, descriptor });
+            set.numbered.push(InheritedDescriptor { number: *number, descriptor });
         }
         Ok(set)
     }

@@ -29,6 +29,7 @@ pub mod context;
 pub mod ephemeral;
 pub mod facts;
 mod inherited;
+mod initrd;
 #[cfg(feature = "kernel-modules")]
 pub mod kernel_modules;
 pub mod network;

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use capsa_proto::agent::protocol::NONCE_LEN;
 use capsa_proto::lifecycle::{Cause, Phase};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, LaunchPlan, NetworkLink, OverlayPlan, ProcessId, Readiness,
-    Signal,
+    ConsolePlan, ControlEndpoint, DescriptorKind, DescriptorPlan, LaunchPlan, NetworkLink,
+    OverlayPlan, ProcessId, Readiness, Signal,
 };
 use capsa_proto::policy::{NetworkEvent, PolicyRules};
 use capsa_proto::time::{Deadline, Instant};
@@ -21,6 +22,7 @@ use super::{VmIo, log};
 use crate::clock::MonotonicClock;
 use crate::ephemeral;
 use crate::inherited::DescriptorSet;
+use crate::initrd;
 use crate::network::{Counters, Network};
 use crate::process::{self, ChildProcess, Inherited};
 use crate::run_dir::RunDir;
@@ -282,8 +284,12 @@ impl ProcessIo {
         if let Some(run_dir) = &self.run_dir {
             run_dir.check_exists()?;
         }
+        let nonce = match plan.agent {
+            Some(_) => initrd::nonce()?,
+            None => [0; NONCE_LEN],
+        };
         let DescriptorSet { numbered, mut channels, blocking, network } =
-            DescriptorSet::new(process, &plan.overlays, plan.network.as_ref())?;
+            DescriptorSet::new(&plan, process, &nonce)?;
         let mut inherited = Inherited { terminal: None, numbered };
         if id == plan.hypervisor() {
             if let ConsolePlan::Pty { .. } = plan.console {
@@ -304,6 +310,14 @@ impl ProcessIo {
                     (link, Some(end)) => card.io().attach(link, end)?,
                     (_, None) => {}
                 }
+            }
+            if let Some(agent) = &plan.agent {
+                let is_inherited =
+                    |d: &DescriptorPlan| matches!(d.kind, DescriptorKind::Initrd { .. });
+                if !process.descriptors.iter().any(is_inherited) {
+                    initrd::named(&agent.initrd, &nonce)?;
+                }
+                core.handle_agent_nonce(nonce);
             }
             for overlay in &plan.overlays {
                 if let OverlayPlan::Clone { at, of } = overlay {

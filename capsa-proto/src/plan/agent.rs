@@ -178,7 +178,7 @@ mod tests {
         }
         assert!(contains(&tail, b"capsa-agent/rdinit\0") && contains(&tail, b"/sbin/init"));
         let tail = initrd(None).tail(8, &[0; NONCE_LEN]);
-        assert_eq!(&tail[..10], b"\0\0\0\x0070701");
+        assert_eq!(&tail[..10], b"\0\0\0\x00070701");
         assert!(!contains(&tail, b"rdinit"));
     }
 }

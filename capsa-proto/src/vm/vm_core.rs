@@ -6,6 +6,7 @@
 //! one for the processes of a host and one for simulated guests, and the simulation in
 //! `vm/simulate` checks the laws.
 
+mod agent_nonce;
 mod carrier;
 mod pausing;
 
@@ -22,6 +23,7 @@ use carrier::Carrier;
 use super::control::{ControlClient, ControlEvent};
 use super::event::{EventQueue, VmEvent};
 use super::stderr::StderrTail;
+use crate::agent::protocol::NONCE_LEN;
 use crate::backend::{ControlReply, DiskError, DiskErrors, GuestEvent, HypervisorBackend};
 use crate::codec::json_stream::JsonStream;
 use crate::codec::qmp::{QmpError, QmpMessage};
@@ -126,6 +128,7 @@ pub struct VmCore {
     pipe_decoder: Option<JsonStream>,
     stderr: Vec<StderrTail>,
     disk_errors: DiskErrors,
+    agent_nonce: Option<[u8; NONCE_LEN]>,
     outputs: VecDeque<Output>,
     events: EventQueue,
 }
@@ -152,6 +155,7 @@ impl VmCore {
             pipe_decoder: Some(JsonStream::new()),
             stderr: plan.processes.iter().map(|_| StderrTail::default()).collect(),
             disk_errors: DiskErrors::default(),
+            agent_nonce: None,
             outputs: VecDeque::new(),
             events: EventQueue::default(),
             plan,
