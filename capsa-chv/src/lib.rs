@@ -46,11 +46,11 @@ use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::helper::virtiofsd;
 use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind, LONGEST_SOCKET_NAME,
-    LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol, Readiness,
-    RunDirPlan, StopAction, VsockPlan, add_descriptor,
+    AgentPlan, AgentTransport, ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting,
+    DescriptorKind, LONGEST_SOCKET_NAME, LaunchPlan, Message, NetworkLink, NetworkPlan, Note,
+    ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan, add_descriptor,
 };
-use capsa_proto::spec::{ConsoleMode, VmSpec};
+use capsa_proto::spec::{AgentMode, ConsoleMode, VmSpec};
 use serde_json::Value;
 
 /// The key of its probe in a [`ProbeReport`].
@@ -149,13 +149,18 @@ impl HypervisorBackend for CloudHypervisor {
         "/dev/vda"
     }
 
+    fn agent_transports(&self, _: Arch) -> &'static [AgentTransport] {
+        &[AgentTransport::Vsock]
+    }
+
     fn validate(&self, spec: &VmSpec, host: &HostFacts, found: &ProbeReport) -> Vec<Violation> {
         validate::validate(spec, host, found)
     }
 
     /// Capsa alone connects to the API socket, and does so on a path of any length.
     fn longest_socket_name(&self, spec: &VmSpec) -> usize {
-        let vsock = if spec.vsock { LONGEST_SOCKET_NAME } else { 0 };
+        let vsock =
+            if spec.vsock || spec.agent != AgentMode::Off { LONGEST_SOCKET_NAME } else { 0 };
         let network = if spec.network.has_card() { NETWORK_SOCKET.len() } else { 0 };
         vsock.max(network).max(virtiofsd::longest_socket_name(&spec.shares))
     }
@@ -173,6 +178,11 @@ impl HypervisorBackend for CloudHypervisor {
         let listener = DescriptorKind::Listener { socket: socket.clone() };
         let api = add_descriptor(&mut descriptors, listener);
         let events = add_descriptor(&mut descriptors, DescriptorKind::Events);
+        let agent = vm.agent().map(|agent| AgentPlan::new(agent, at));
+        if let Some(plan) = &agent {
+            let at = plan.initrd.at.clone();
+            add_descriptor(&mut descriptors, DescriptorKind::Initrd { at });
+        }
         let overlays = vm_config::overlays(vm, at, host);
         let link = NetworkLink::VhostUser { socket: at.socket(NETWORK_SOCKET) };
         for overlay in &overlays {
@@ -217,7 +227,7 @@ impl HypervisorBackend for CloudHypervisor {
             shares: vm.mounts(),
             serial_port: spec.virtio_console.then(|| vm_config::serial_port(at)),
             vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
-            agent: None,
+            agent: agent.map(|plan| plan.with_vsock(VsockPlan::any_port(at))),
             boot: vec![
                 Message::http(
                     "create the VM",

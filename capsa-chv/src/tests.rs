@@ -1,5 +1,6 @@
 //! Tests of exact plans, of each blocker and of each violation.
 
+mod agent;
 mod reply;
 mod virtio_console;
 
@@ -15,7 +16,7 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::validate;
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, MacAddress, NetworkLink, OverlayPlan};
+use capsa_proto::plan::{AgentProgram, Body, MacAddress, NetworkLink, OverlayPlan};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::{
     Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
@@ -69,12 +70,12 @@ fn host() -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
-        agent: None,
+        agent: Ok(AgentProgram(b"agent")),
         run_dir: path("/run/c/1"),
         resolved: Default::default(),
         files: BTreeMap::from([
             (path("/k"), file(kernel)),
-            (path("/i"), file(vec![1; 1024])),
+            (path("/i"), file(b"\x1f\x8b".to_vec())),
             (path("/raw"), file(vec![0; 1024])),
             (path("/plain.qcow2"), standalone()),
             (path("/over.qcow2"), over("/raw")),

@@ -39,7 +39,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
             config["console"]["mode"] = json!("Tty");
         }
     }
-    if let Some(initrd) = &spec.initrd {
+    if let Some(initrd) = vm.initrd(at) {
         config["payload"]["initramfs"] = json!(initrd);
     }
     if !vm.disks().is_empty() {
@@ -60,7 +60,7 @@ pub(crate) fn vm_config(vm: &ValidatedSpec, at: &RunDirPlan, host: &HostFacts) -
             "queue_size": 1024,
         }]);
     }
-    if spec.vsock {
+    if spec.vsock || vm.agent().is_some() {
         config["vsock"] = json!({ "cid": GUEST_CID, "socket": VsockPlan::socket(at) });
     }
     landlock::add_to(&mut config, vm, host);

@@ -82,8 +82,8 @@ pub struct HostFacts {
     /// How many files of a share virtiofsd can keep open: it needs a descriptor for each file that the
     /// guest's kernel remembers. `None` where it may open files by handles and needs none.
     pub share_files: Option<u64>,
-    /// The guest agent for this architecture, if this build contains one.
-    pub agent: Option<AgentProgram>,
+    /// The guest agent of this build; without one, why not.
+    pub agent: Result<AgentProgram, &'static str>,
 }
 
 impl HostFacts {

@@ -398,7 +398,7 @@ mod tests {
             image_locks: Default::default(),
             used_devices: Default::default(),
             share_files: None,
-            agent: None,
+            agent: Err("none"),
             run_dir: path("/r"),
             resolved: [(path("/d/../link"), path("/e/base"))].into(),
             files: files

@@ -10,18 +10,21 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use capsa_proto::agent::protocol::SERIAL_NAME;
 use capsa_proto::backend::ProbeReport;
-use capsa_proto::capabilities::{PlannedMechanism, PlannedShare, ValidatedSpec};
+use capsa_proto::capabilities::{PlannedMechanism, PlannedShare, ValidatedAgent, ValidatedSpec};
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, FileFacts, HostFacts};
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
-    Body, CarrierPlan, ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, DescriptorKind,
-    DescriptorPlan, LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol,
-    Readiness, RunDirPlan, StopAction, VsockPlan, add_descriptor,
+    AgentPlan, AgentTransport, Body, CarrierPlan, ConsolePlan, ControlEndpoint, ControlPlan,
+    CrashReporting, DescriptorKind, DescriptorPlan, LaunchPlan, Message, NetworkLink, NetworkPlan,
+    Note, ProcessPlan, Protocol, Readiness, RunDirPlan, StopAction, VsockPlan, add_descriptor,
 };
 use capsa_proto::qcow2;
-use capsa_proto::spec::{ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy};
+use capsa_proto::spec::{
+    ConsoleMode, Disk, DiskErrorPolicy, ImageFormat, MountMode, RebootPolicy, VmSpec,
+};
 use serde_json::{Value, json};
 
 use crate::{PROGRAM, accel};
@@ -33,6 +36,10 @@ const FIRMWARE_RESETS_WITHIN: Duration = Duration::from_millis(250);
 /// The largest IP packet of the guest's network card. A guest in emulation sends twice as fast with it as
 /// with 1500 bytes, because each frame costs it the same.
 const MTU: u16 = 65520;
+
+/// The bus of virtio consoles and ports. The guest's driver waits for each write, so a hand-over to another
+/// thread only takes time.
+const VIRTIO_SERIAL: &str = "virtio-serial-pci,ioeventfd=off";
 
 /// The name of the network card's backend.
 const NETDEV: &str = "net0";
@@ -53,7 +60,7 @@ pub(crate) fn plan(
     let mut args = QemuArgs::default();
     args.base(vm, host, accel.accel);
     args.sandbox(found);
-    args.boot(vm);
+    args.boot(vm, at);
     args.control();
     args.console(spec.console, spec.virtio_console, at);
     for (n, disk) in spec.disks.iter().enumerate() {
@@ -69,6 +76,9 @@ pub(crate) fn plan(
     }
     for (n, share) in vm.shares().iter().enumerate() {
         args.share(n, share, at);
+    }
+    if let Some(agent) = vm.agent() {
+        args.agent(agent, spec);
     }
 
     let mut processes: Vec<ProcessPlan> = vm
@@ -109,7 +119,7 @@ pub(crate) fn plan(
         shares: vm.mounts(),
         serial_port: spec.virtio_console.then(|| serial_port(at)),
         vsock: spec.vsock.then(|| VsockPlan::any_port(at)),
-        agent: None,
+        agent: vm.agent().map(|agent| AgentPlan::new(agent, at)),
         boot: vec![
             Message::qmp("negotiate capabilities", "qmp_capabilities"),
             Message::qmp("start the guest", "cont"),
@@ -189,10 +199,13 @@ impl QemuArgs {
         }
     }
 
-    fn boot(&mut self, vm: &ValidatedSpec) {
+    fn boot(&mut self, vm: &ValidatedSpec, at: &RunDirPlan) {
         self.push(&["-kernel", vm.spec().kernel.as_str()]);
-        if let Some(initrd) = &vm.spec().initrd {
+        if let Some(initrd) = vm.initrd(at) {
             self.push(&["-initrd", initrd.as_str()]);
+            if vm.agent().is_some() {
+                add_descriptor(&mut self.descriptors, DescriptorKind::Initrd { at: initrd });
+            }
         }
         self.push(&["-append", vm.cmdline()]);
     }
@@ -217,10 +230,30 @@ impl QemuArgs {
         // A virtconsole drops what its socket does not take: `flush_buf` in `hw/char/virtio-console.c`
         // (7.2, 10.0).
         self.inherited("console", DescriptorKind::BlockingConsole);
-        // The guest's driver waits for each write, so a hand-over to another thread only takes time.
-        self.push(&["-device", "virtio-serial-pci,ioeventfd=off"]);
+        self.push(&["-device", VIRTIO_SERIAL]);
         // With an id, QEMU reports when the guest opens it: `VSERPORT_CHANGE`.
         self.push(&["-device", "virtconsole,id=console,chardev=console"]);
+    }
+
+    /// The agent's ports: they come last, so that the other devices have the same slots without them.
+    fn agent(&mut self, agent: &ValidatedAgent, spec: &VmSpec) {
+        for &transport in agent.transports {
+            let id = match transport {
+                AgentTransport::VirtioSerial => "agent",
+                AgentTransport::SerialPort => "agent-serial",
+                AgentTransport::Vsock => continue,
+            };
+            self.inherited(id, DescriptorKind::Agent { transport });
+            if transport == AgentTransport::SerialPort {
+                self.push(&["-device", &format!("isa-serial,chardev={id},index=1")]);
+                continue;
+            }
+            if !spec.virtio_console {
+                self.push(&["-device", VIRTIO_SERIAL]);
+            }
+            // Without an id, so that QEMU reports no `VSERPORT_CHANGE`, which is that of the console.
+            self.push(&["-device", &format!("virtserialport,chardev={id},name={SERIAL_NAME}")]);
+        }
     }
 
     /// A character device on an inherited socket that is connected already. `fd=` exists since 2.12.

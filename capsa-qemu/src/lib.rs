@@ -40,7 +40,7 @@ use capsa_proto::cmdline::KernelCmdline;
 use capsa_proto::codec::qmp::QmpMessage;
 use capsa_proto::helper::{vhost_device_vsock, virtiofsd};
 use capsa_proto::host::{Arch, HostFacts, Os, Reason};
-use capsa_proto::plan::{LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
+use capsa_proto::plan::{AgentTransport, LONGEST_SOCKET_NAME, LaunchPlan, Note, RunDirPlan};
 use capsa_proto::spec::{Disk, ShareMechanism, VmSpec};
 use serde_json::Value;
 
@@ -161,6 +161,14 @@ impl HypervisorBackend for Qemu {
 
     fn default_root_device(&self) -> &str {
         "/dev/vda"
+    }
+
+    fn agent_transports(&self, arch: Arch) -> &'static [AgentTransport] {
+        match arch {
+            Arch::X86_64 => &[AgentTransport::VirtioSerial, AgentTransport::SerialPort],
+            // `virt` has one serial port.
+            _ => &[AgentTransport::VirtioSerial],
+        }
     }
 
     fn virtio_fs_blockers(&self, host: &HostFacts, found: &ProbeReport) -> Vec<Reason> {

@@ -1,5 +1,6 @@
 //! Tests of exact plans, of each blocker and of each violation.
 
+mod agent;
 mod disks;
 mod events;
 
@@ -12,7 +13,7 @@ use capsa_proto::backend::{Feature, ProbeResult};
 use capsa_proto::capabilities::{ViolationKind as Kind, validate};
 use capsa_proto::host::{FileFacts, KVM_API, KvmDevice, KvmFacts};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, DescriptorKind, NetworkLink};
+use capsa_proto::plan::{AgentProgram, Body, DescriptorKind, NetworkLink};
 use capsa_proto::qcow2::Overlay;
 use capsa_proto::spec::NetworkMode;
 use capsa_proto::spec::{
@@ -89,7 +90,7 @@ fn host() -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
-        agent: None,
+        agent: Ok(AgentProgram(b"agent")),
         run_dir: path("/run/capsa/x"),
         resolved: [(path("/work/../d.raw"), path("/d.raw"))].into(),
         files,

@@ -8,13 +8,14 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use capsa_proto::agent::protocol::VSOCK_PORT;
 use capsa_proto::capabilities::ValidatedSpec;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{
     DescriptorKind, DescriptorPlan, NamedPort, NetworkPlan, OverlayPlan, RunDirPlan, VsockPlan,
     add_descriptor,
 };
-use capsa_proto::spec::{ConsoleMode, Disk, VsockDirection};
+use capsa_proto::spec::{ConsoleMode, Disk, VsockDirection, VsockPort};
 
 /// The arguments, and the descriptors that they name.
 pub(crate) fn args(
@@ -31,7 +32,7 @@ pub(crate) fn args(
     flag("--memory", spec.resources.memory_mb.to_string());
     // vfkit requires all three or none. The capability table requires an initrd.
     flag("--kernel", spec.kernel.to_string());
-    if let Some(initrd) = &spec.initrd {
+    if let Some(initrd) = vm.initrd(at) {
         flag("--initrd", initrd.to_string());
     }
     flag("--kernel-cmdline", vm.cmdline().to_string());
@@ -51,7 +52,9 @@ pub(crate) fn args(
         flag("--device", format!("virtio-net,fd={fd},mac={mac}"));
     }
     // The guest has one vsock device. Each `--device virtio-vsock` adds a port to it.
-    if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &spec.vsock_ports) {
+    let own = vm.agent().map(|_| AGENT_PORT);
+    let ports: Vec<_> = spec.vsock_ports.iter().copied().chain(own).collect();
+    if let VsockPlan::NamedPorts(ports) = VsockPlan::named_ports(at, &ports) {
         for NamedPort { port, socket } in ports {
             let mode = match port.direction {
                 VsockDirection::ToGuest => "connect",
@@ -67,6 +70,14 @@ pub(crate) fn args(
     flag("--device", "virtio-rng".to_string());
     flag("--restful-uri", format!("unix://{rest}"));
     (args, descriptors)
+}
+
+/// The vsock port of the guest agent.
+const AGENT_PORT: VsockPort = VsockPort { port: VSOCK_PORT, direction: VsockDirection::ToGuest };
+
+/// The vsock device with the agent's port.
+pub(crate) fn agent_port(at: &RunDirPlan) -> VsockPlan {
+    VsockPlan::named_ports(at, &[AGENT_PORT])
 }
 
 /// Whether the guest writes to a clone of this disk. A read-only disk needs none.

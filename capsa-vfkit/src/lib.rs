@@ -70,8 +70,9 @@ use capsa_proto::capabilities::{BackendCapabilities, ValidatedSpec, Violation};
 use capsa_proto::cmdline::{CmdlineArg, KernelCmdline};
 use capsa_proto::host::{Arch, HostFacts, Os};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting, LaunchPlan, Message, NetworkLink,
-    NetworkPlan, Note, ProcessPlan, Protocol, Readiness, RunDirPlan, Signal, StopAction, VsockPlan,
+    AgentPlan, AgentTransport, ConsolePlan, ControlEndpoint, ControlPlan, CrashReporting,
+    LaunchPlan, Message, NetworkLink, NetworkPlan, Note, ProcessPlan, Protocol, Readiness,
+    RunDirPlan, Signal, StopAction, VsockPlan,
 };
 use capsa_proto::spec::{ConsoleMode, RebootPolicy, VmSpec};
 
@@ -162,6 +163,10 @@ impl HypervisorBackend for Vfkit {
         "/dev/vda"
     }
 
+    fn agent_transports(&self, _: Arch) -> &'static [AgentTransport] {
+        &[AgentTransport::Vsock]
+    }
+
     fn validate(&self, spec: &VmSpec, host: &HostFacts, _: &ProbeReport) -> Vec<Violation> {
         validate::validate(spec, host)
     }
@@ -202,7 +207,9 @@ impl HypervisorBackend for Vfkit {
             shares: vm.mounts(),
             serial_port: None,
             vsock: spec.vsock.then(|| VsockPlan::named_ports(at, &spec.vsock_ports)),
-            agent: None,
+            agent: vm
+                .agent()
+                .map(|agent| AgentPlan::new(agent, at).with_vsock(args::agent_port(at))),
             boot: vec![Message::http("wait until the guest runs", "GET", reply::STATE, None)],
             power_button: Some(change_state("press the power button", "Stop")),
             pause: change_state("pause the guest", "Pause"),

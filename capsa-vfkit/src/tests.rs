@@ -13,10 +13,10 @@ use capsa_proto::backend::ProbeResult;
 use capsa_proto::capabilities::validate;
 use capsa_proto::host::{Arch, FileFacts, KvmFacts, Os};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{Body, DescriptorKind, OverlayPlan};
+use capsa_proto::plan::{AgentProgram, Body, DescriptorKind, OverlayPlan, VsockRoute};
 use capsa_proto::spec::{
-    Accelerator, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share, ShareMechanism,
-    Virtio9pConfig, VirtioFsConfig, VsockDirection, VsockPort,
+    Accelerator, AgentMode, Disk, ImageFormat, MountMode, NetworkMode, RebootPolicy, Share,
+    ShareMechanism, Virtio9pConfig, VirtioFsConfig, VsockDirection, VsockPort,
 };
 
 use super::*;
@@ -48,7 +48,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         .shares
         .iter()
         .map(|share| (share.host.clone(), FileFacts::Directory { writable: true }));
-    let initrd = spec.initrd.iter().map(|initrd| (initrd.clone(), file(&[1])));
+    let initrd = spec.initrd.iter().map(|initrd| (initrd.clone(), file(b"070701")));
     let mut files: alloc::collections::BTreeMap<_, _> = disks.chain(dirs).chain(initrd).collect();
     files.insert(spec.kernel.clone(), kernel());
     HostFacts {
@@ -62,7 +62,7 @@ fn host(spec: &VmSpec) -> HostFacts {
         image_locks: Default::default(),
         used_devices: Default::default(),
         share_files: None,
-        agent: None,
+        agent: Ok(AgentProgram(b"agent")),
         run_dir: path("/tmp/c/1"),
         files,
     }
@@ -112,6 +112,24 @@ fn rejected(spec: VmSpec) -> String {
 
 pub(crate) fn args(plan: &LaunchPlan) -> &[String] {
     &plan.processes[0].args
+}
+
+#[test]
+fn plan_agent_adds_vsock_port_and_initrd() {
+    let plan = plan(VmSpec { agent: AgentMode::Required, ..spec() });
+    let args = args(&plan).join(" ");
+    assert!(
+        args.contains("virtio-vsock,port=1023,socketURL=/tmp/c/1/guest_1023,connect"),
+        "{args}"
+    );
+    assert!(args.contains("--initrd /tmp/c/1/initrd "), "{args}");
+    let agent = plan.agent.unwrap();
+    let Some(VsockRoute::Direct(socket)) = agent.vsock_route() else { panic!("{agent:?}") };
+    assert_eq!(*socket, path("/tmp/c/1/guest_1023"));
+    let port = VsockPort { port: 1023, direction: VsockDirection::ToGuest };
+    let taken = VmSpec { vsock: true, vsock_ports: vec![port], ..spec() };
+    let reason = rejected(VmSpec { agent: AgentMode::Required, ..taken });
+    assert!(reason.contains("it uses the vsock port 1023"), "{reason}");
 }
 
 #[test]

@@ -42,11 +42,9 @@ pub(super) fn agent(
     if transports.is_empty() {
         return Err(cannot(&format!("{name} has no transport for it"), "use the qemu backend"));
     }
-    let Some(program) = host.agent else {
-        let arch = host.arch.as_str();
-        let what = format!("this build of Capsa contains no agent for {arch}");
-        return Err(cannot(&what, "build it with the feature agent on that architecture"));
-    };
+    let program = host.agent.map_err(|why| {
+        cannot(&format!("this build of Capsa contains no agent ({why})"), "use another build")
+    })?;
     let uses_port = VsockPort { port: VSOCK_PORT, direction: VsockDirection::ToGuest };
     if transports.contains(&AgentTransport::Vsock) && spec.vsock_ports.contains(&uses_port) {
         let what = format!("it uses the vsock port {VSOCK_PORT}, which vsock_ports lists");

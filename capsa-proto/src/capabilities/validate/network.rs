@@ -300,7 +300,7 @@ mod tests {
             image_locks: BTreeMap::new(),
             used_devices: Default::default(),
             share_files: None,
-            agent: None,
+            agent: Err("none"),
         }
     }
 
