@@ -186,6 +186,27 @@ pub enum FileKind {
     Other,
 }
 
+/// An entry of a directory: the output of [`Operation::Stat`] and [`Operation::ReadDir`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileEntry {
+    /// The name in its directory; the path for [`Operation::Stat`].
+    pub name: Vec<u8>,
+    /// The type.
+    pub kind: FileKind,
+    /// The permission bits, with set-id and sticky bits.
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The length in bytes.
+    pub size: u64,
+    /// When the content was modified: nanoseconds since 1970.
+    pub modified: i64,
+    /// The target of a symlink.
+    pub target: Option<Vec<u8>>,
+}
+
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperationEnd {
@@ -360,6 +381,7 @@ macro_rules! fields {
 }
 
 fields!(TerminalSize { rows, columns });
+fields!(FileEntry { name, kind, mode, uid, gid, size, modified, target });
 fields!(MountSpec { kind, source, target, options, read_only });
 
 impl Field for CommandSpec {

@@ -35,8 +35,9 @@ pub use frame::{
     put_sync,
 };
 pub use message::{
-    CommandSpec, FileKind, GuestMessage, GuestState, HostMessage, MessageError, MountSpec,
-    Operation, OperationEnd, OperationId, OutputStream, PowerAction, TerminalSize, WriteMode,
+    CommandSpec, FileEntry, FileKind, GuestMessage, GuestState, HostMessage, MessageError,
+    MountSpec, Operation, OperationEnd, OperationId, OutputStream, PowerAction, TerminalSize,
+    WriteMode,
 };
 pub use server::{AgentServer, ServerEvent};
 

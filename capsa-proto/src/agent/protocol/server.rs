@@ -69,7 +69,7 @@ pub enum ServerEvent {
 }
 
 /// The host broke the protocol.
-struct Violation;
+struct ProtocolViolation;
 
 impl AgentServer {
     /// An agent with this many transports, in a guest that is booting.
@@ -142,12 +142,12 @@ impl AgentServer {
             Ok(Some(FrameEvent::Frame(_))) if self.active != Some(transport) => Some(Ok(None)),
             Ok(Some(FrameEvent::Frame(frame))) => Some(match HostMessage::read(frame) {
                 Ok(message) => self.handle_message(message),
-                Err(_) => Err(Violation),
+                Err(_) => Err(ProtocolViolation),
             }),
-            Err(_) => Some(Err(Violation)),
+            Err(_) => Some(Err(ProtocolViolation)),
         };
         let handled = handled.map(|handled| {
-            handled.unwrap_or_else(|Violation| {
+            handled.unwrap_or_else(|ProtocolViolation| {
                 decoder.resync();
                 if self.active == Some(transport) {
                     self.end_session();
@@ -183,7 +183,7 @@ impl AgentServer {
     fn handle_message(
         &mut self,
         message: HostMessage<'_>,
-    ) -> Result<Option<ServerEvent>, Violation> {
+    ) -> Result<Option<ServerEvent>, ProtocolViolation> {
         if let HostMessage::Begin(id, operation) = message {
             return self.begin(id, operation).map(|()| None);
         }
@@ -199,7 +199,7 @@ impl AgentServer {
             HostMessage::Input(_, bytes) => {
                 let held = streams.input.len() + streams.taken as usize;
                 if streams.is_input_ended || held + bytes.len() > INITIAL_WINDOW as usize {
-                    return Err(Violation);
+                    return Err(ProtocolViolation);
                 }
                 streams.input.extend(bytes);
                 None
@@ -210,7 +210,7 @@ impl AgentServer {
             }
             HostMessage::Window(_, stream, bytes) => {
                 let on_the_way = &mut streams.on_the_way[index(stream)];
-                *on_the_way = on_the_way.checked_sub(bytes).ok_or(Violation)?;
+                *on_the_way = on_the_way.checked_sub(bytes).ok_or(ProtocolViolation)?;
                 None
             }
             HostMessage::Signal(_, number) => Some(ServerEvent::Signal(id, number)),
@@ -229,9 +229,9 @@ impl AgentServer {
         })
     }
 
-    fn begin(&mut self, id: OperationId, operation: Operation) -> Result<(), Violation> {
+    fn begin(&mut self, id: OperationId, operation: Operation) -> Result<(), ProtocolViolation> {
         if id == 0 || self.operations.contains_key(&id) {
-            return Err(Violation);
+            return Err(ProtocolViolation);
         }
         if self.operations.len() >= MAX_OPERATIONS {
             self.put(&GuestMessage::Finished(id, OperationEnd::Failed(TOO_MANY)));
@@ -504,7 +504,7 @@ mod tests {
 
     /// A step of the host or of the program.
     #[derive(Debug, Clone)]
-    enum Step {
+    enum ServerStep {
         Bytes(usize, Vec<u8>),
         Frame(u8, u32, Vec<u8>),
         Sync(usize, u64),
@@ -519,22 +519,22 @@ mod tests {
         Sent(usize),
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = ServerStep> {
         let id = || 0..5_u32;
         let bytes = || prop::collection::vec(any::<u8>(), 0..40);
         prop_oneof![
-            1 => (0..2_usize, bytes()).prop_map(|(to, bytes)| Step::Bytes(to, bytes)),
-            1 => (0..9_u8, id(), bytes()).prop_map(|(kind, id, bytes)| Step::Frame(kind, id, bytes)),
-            1 => (0..2_usize, 0..4_u64).prop_map(|(to, session)| Step::Sync(to, session)),
-            3 => id().prop_map(Step::Begin),
-            3 => (id(), 0..MAX_PAYLOAD).prop_map(|(id, length)| Step::Input(id, length)),
-            2 => (id(), 0..MAX_PAYLOAD as u32).prop_map(|(id, bytes)| Step::Window(id, bytes)),
-            1 => (0..2_usize).prop_map(Step::Close),
-            1 => Just(Step::Ready),
-            4 => id().prop_map(Step::Output),
-            2 => id().prop_map(Step::Take),
-            2 => id().prop_map(Step::Finish),
-            2 => (0..100_000_usize).prop_map(Step::Sent),
+            1 => (0..2_usize, bytes()).prop_map(|(to, bytes)| ServerStep::Bytes(to, bytes)),
+            1 => (0..9_u8, id(), bytes()).prop_map(|(kind, id, bytes)| ServerStep::Frame(kind, id, bytes)),
+            1 => (0..2_usize, 0..4_u64).prop_map(|(to, session)| ServerStep::Sync(to, session)),
+            3 => id().prop_map(ServerStep::Begin),
+            3 => (id(), 0..MAX_PAYLOAD).prop_map(|(id, length)| ServerStep::Input(id, length)),
+            2 => (id(), 0..MAX_PAYLOAD as u32).prop_map(|(id, bytes)| ServerStep::Window(id, bytes)),
+            1 => (0..2_usize).prop_map(ServerStep::Close),
+            1 => Just(ServerStep::Ready),
+            4 => id().prop_map(ServerStep::Output),
+            2 => id().prop_map(ServerStep::Take),
+            2 => id().prop_map(ServerStep::Finish),
+            2 => (0..100_000_usize).prop_map(ServerStep::Sent),
         ]
     }
 
@@ -546,26 +546,26 @@ mod tests {
             for step in steps {
                 let mut bytes = Vec::new();
                 match step {
-                    Step::Bytes(to, bytes) => server.handle_bytes(to, &bytes),
-                    Step::Frame(kind, id, payload) => put_frame(kind, id, &payload, &mut bytes),
-                    Step::Sync(to, session) => server.handle_bytes(to, &sync(session)),
-                    Step::Begin(id) => HostMessage::Begin(id, run()).write(&mut bytes),
-                    Step::Input(id, n) => HostMessage::Input(id, &vec![1; n]).write(&mut bytes),
-                    Step::Window(id, n) => {
+                    ServerStep::Bytes(to, bytes) => server.handle_bytes(to, &bytes),
+                    ServerStep::Frame(kind, id, payload) => put_frame(kind, id, &payload, &mut bytes),
+                    ServerStep::Sync(to, session) => server.handle_bytes(to, &sync(session)),
+                    ServerStep::Begin(id) => HostMessage::Begin(id, run()).write(&mut bytes),
+                    ServerStep::Input(id, n) => HostMessage::Input(id, &vec![1; n]).write(&mut bytes),
+                    ServerStep::Window(id, n) => {
                         HostMessage::Window(id, OutputStream::Stdout, n).write(&mut bytes);
                     }
-                    Step::Close(transport) => server.handle_close(transport),
-                    Step::Ready => server.set_state(GuestState::Ready),
-                    Step::Output(id) => {
+                    ServerStep::Close(transport) => server.handle_close(transport),
+                    ServerStep::Ready => server.set_state(GuestState::Ready),
+                    ServerStep::Output(id) => {
                         let room = server.output_room(id, OutputStream::Stdout);
                         server.put_output(id, OutputStream::Stdout, &vec![2; room]);
                     }
-                    Step::Take(id) => server.handle_taken(id, server.input(id).len()),
-                    Step::Finish(id) if running.remove(&id) => {
+                    ServerStep::Take(id) => server.handle_taken(id, server.input(id).len()),
+                    ServerStep::Finish(id) if running.remove(&id) => {
                         server.finish(id, OperationEnd::Done);
                     }
-                    Step::Finish(_) => {}
-                    Step::Sent(n) => server.handle_sent(n.min(server.output().len())),
+                    ServerStep::Finish(_) => {}
+                    ServerStep::Sent(n) => server.handle_sent(n.min(server.output().len())),
                 }
                 server.handle_bytes(server.active().unwrap_or(0), &bytes);
                 while let Some(event) = server.poll() {

@@ -1,0 +1,188 @@
+//! The guest around the agent: process 1 and its root, the devices, and how far it has booted.
+//!
+//! The agent has file systems of its own for that, mounted before init starts and then taken out of the tree:
+//! only descriptors lead to them, so that nothing in the guest can unmount or hide them.
+
+use alloc::vec::Vec;
+
+use crate::sys::{self, Errno, Fd, O_DIRECTORY, O_PATH, Outcome};
+
+/// After this time in an initramfs that should have been left, the guest is ready there.
+const LONGEST_BOOT: u64 = 60_000;
+
+/// The drivers of transports.
+const DRIVERS: [&[u8]; 2] = [b"vmw_vsock_virtio_transport", b"virtio_console"];
+
+/// Where `modprobe` is.
+const MODPROBE: [&[u8]; 4] =
+    [b"/sbin/modprobe", b"/usr/sbin/modprobe", b"/bin/modprobe", b"/usr/bin/modprobe"];
+
+/// The signal of systemd for powering off: SIGRTMIN+4.
+const SYSTEMD_POWER_OFF: i32 = 38;
+
+/// Inits whose power off is the program [`POWER_OFF`].
+const INITS: [&[u8]; 5] = [b"init", b"openrc-init", b"runit", b"runit-init", b"s6-svscan"];
+
+const POWER_OFF: [&[u8]; 2] = [b"/sbin/poweroff", b"/usr/sbin/poweroff"];
+
+/// What the agent knows about the guest.
+pub(crate) struct BootedGuest {
+    /// `None` when the agent does not run in a guest.
+    system: Option<OwnMounts>,
+    null: Fd,
+}
+
+/// The agent's own file systems.
+pub(crate) struct OwnMounts {
+    pub(crate) proc: Fd,
+    pub(crate) sys: Fd,
+    pub(crate) dev: Fd,
+    /// The root at the start: the device and inode of its directory.
+    first_root: RootId,
+    begin: u64,
+}
+
+type RootId = ([u32; 2], u64);
+
+impl BootedGuest {
+    /// No guest: operations run in the agent's own root.
+    pub(crate) fn none() -> Outcome<Self> {
+        let null = sys::open_at(None, b"/dev/null", sys::O_READ_WRITE, 0)?;
+        Ok(Self { system: None, null })
+    }
+
+    /// The guest that this process has booted. `directory` exists in the initramfs.
+    pub(crate) fn mount(directory: &[u8]) -> Outcome<Self> {
+        let mounted = |kind: &[u8]| {
+            sys::mount(kind, directory, kind, 0, b"")?;
+            let opened = sys::open_at(None, directory, O_DIRECTORY, 0);
+            sys::unmount_lazily(directory)?;
+            opened
+        };
+        let (proc, sys, dev) = (mounted(b"proc")?, mounted(b"sysfs")?, mounted(b"devtmpfs")?);
+        let null = sys::open_at(Some(&dev), b"null", sys::O_READ_WRITE, 0)?;
+        let first_root = root_id(None, b"/")?;
+        let system = OwnMounts { proc, sys, dev, first_root, begin: sys::now() };
+        Ok(Self { system: Some(system), null })
+    }
+
+    pub(crate) fn system(&self) -> Option<&OwnMounts> {
+        self.system.as_ref()
+    }
+
+    /// `/dev/null`.
+    pub(crate) fn null(&self) -> &Fd {
+        &self.null
+    }
+
+    /// Makes the root of process 1 that of this process.
+    pub(crate) fn enter_root(&self) -> Outcome<()> {
+        let Some(system) = &self.system else { return Ok(()) };
+        let root = sys::open_at(Some(&system.proc), b"1/root", O_DIRECTORY | O_PATH, 0)?;
+        sys::change_root(&root)
+    }
+
+    /// Starts `modprobe` for drivers of transports that neither the kernel nor the initrd has loaded.
+    pub(crate) fn load_drivers(&self) {
+        let Some(system) = &self.system else { return };
+        let is_missing = |name: &&[u8]| {
+            sys::stat_at(Some(&system.sys), &[b"module/", *name].concat(), true).is_err()
+        };
+        let missing = DRIVERS.into_iter().filter(is_missing);
+        let options = [&b"modprobe"[..], b"-a", b"-q"];
+        let args: Vec<_> = options.into_iter().chain(missing).map(<[u8]>::to_vec).collect();
+        if args.len() == options.len() || !matches!(sys::fork(), Ok(None)) {
+            return;
+        }
+        sys::begin_session();
+        sys::reset_signals();
+        if self.enter_root().is_ok() {
+            for program in MODPROBE {
+                let _ = sys::exec(program, &args, &[]);
+            }
+        }
+        sys::exit(127)
+    }
+
+    /// Ends the guest through process 1, if that can; whether it was asked. Call it in the guest's root.
+    pub(crate) fn ask_init_to_end(&self) -> Outcome<bool> {
+        let Some(system) = &self.system else { return Err(Errno::EINVAL) };
+        let program = sys::read_link(Some(&system.proc), b"1/exe").unwrap_or_default();
+        let program = program.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        if program == b"systemd" {
+            return sys::kill(1, SYSTEMD_POWER_OFF).map(|()| true);
+        }
+        if program.starts_with(b"busybox") {
+            // Its init, or a script that has a trap for it. A process 1 without a handler ignores signals.
+            let handles = system.init_handles(sys::SIGUSR2);
+            return if handles { sys::kill(1, sys::SIGUSR2).map(|()| true) } else { Ok(false) };
+        }
+        if !INITS.contains(&program) {
+            return Ok(false);
+        }
+        let Some(power_off) =
+            POWER_OFF.into_iter().find(|path| sys::stat_at(None, path, true).is_ok())
+        else {
+            return Ok(false);
+        };
+        if sys::fork()?.is_none() {
+            sys::begin_session();
+            let env = [b"PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_vec()];
+            let Errno(errno) = sys::exec(power_off, &[b"poweroff".to_vec()], &env);
+            sys::exit(errno)
+        }
+        Ok(true)
+    }
+
+    /// Opens the agent's end of a new terminal.
+    pub(crate) fn open_terminal(&self) -> Outcome<Fd> {
+        let flags = sys::O_READ_WRITE | sys::O_NO_TERMINAL | sys::O_NONBLOCK;
+        let (proc, root) = match &self.system {
+            Some(system) => (Some(&system.proc), &b"1/root"[..]),
+            None => (None, &b""[..]),
+        };
+        let open = |path: &[u8]| sys::open_at(proc, &[root, path].concat(), flags, 0);
+        let terminal = open(b"/dev/ptmx").or_else(|_| open(b"/dev/pts/ptmx"))?;
+        terminal.unlock_terminal()?;
+        Ok(terminal)
+    }
+
+    /// Whether process 1 has reached its final root: it has left the initramfs, or stays there because the
+    /// kernel command line names no other root.
+    pub(crate) fn is_ready(&self) -> bool {
+        let Some(system) = &self.system else { return true };
+        let Ok(root) = root_id(Some(&system.proc), b"1/root/") else { return false };
+        if root != system.first_root || sys::now() - system.begin >= LONGEST_BOOT {
+            return true;
+        }
+        let exists = |path: &[u8]| sys::stat_at(Some(&system.proc), path, true).is_ok();
+        !system.has_argument(b"root=") && !exists(b"1/root/etc/initrd-release")
+    }
+}
+
+impl OwnMounts {
+    /// Whether process 1 has a handler for a signal.
+    fn init_handles(&self, signal: i32) -> bool {
+        let status = sys::read_file(Some(&self.proc), b"1/status", 64 * 1024).unwrap_or_default();
+        let lines = status.split(|&byte| byte == b'\n');
+        let caught = lines.filter_map(|line| line.strip_prefix(b"SigCgt:")).next();
+        let caught = caught.and_then(|mask| hexadecimal(mask.trim_ascii()));
+        caught.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+    }
+
+    /// Whether an argument of the kernel begins like this.
+    fn has_argument(&self, name: &[u8]) -> bool {
+        let line: Vec<u8> = sys::read_file(Some(&self.proc), b"cmdline", 4096).unwrap_or_default();
+        line.split(u8::is_ascii_whitespace).any(|argument| argument.starts_with(name))
+    }
+}
+
+/// A hexadecimal number.
+fn hexadecimal(text: &[u8]) -> Option<u64> {
+    u64::from_str_radix(core::str::from_utf8(text).ok()?, 16).ok()
+}
+
+fn root_id(directory: Option<&Fd>, path: &[u8]) -> Outcome<RootId> {
+    let stat = sys::stat_at(directory, path, true)?;
+    Ok((stat.device, stat.inode))
+}
