@@ -300,6 +300,23 @@ fn real_shell_exit_in_login_shell_is_an_error() {
     assert_eq!(outer.run("echo ok", PATIENCE).map(|reply| reply.output), Ok(b"ok\n".into()));
 }
 
+/// dash loses a SIGINT that arrives while it forks, so an interrupt is repeated until the command has ended.
+#[test]
+fn real_shell_dash_is_free_after_100_give_ups() {
+    const COMMANDS: [&str; 3] =
+        ["while :; do /bin/true; done", "sleep 30; sleep 30", "while :; do (:); done"];
+    let Some(mut shell) = RealShell::start(&["dash", "-i"]) else { return };
+    for n in 0..100 {
+        shell.scope = if n % 2 == 0 { CommandScope::Process } else { CommandScope::Shell };
+        let command = COMMANDS[n % COMMANDS.len()];
+        let moment = Duration::from_millis(n as u64 * 2);
+        let ended = shell.run_for(command, PATIENCE, moment);
+        assert!(ended.is_none(), "{command}: {ended:?}");
+        let reply = shell.run("echo ok", PATIENCE).map(|reply| reply.text().into_owned());
+        assert_eq!(reply, Ok("ok\n".into()), "{command} after {moment:?}");
+    }
+}
+
 #[test]
 fn real_shell_give_up_at_any_time_frees_it() {
     const COMMANDS: [&str; 6] = [
