@@ -153,7 +153,8 @@ to standard error. On a terminal all keys go to the guest, Ctrl-C included, exce
 ";
 
 const SIGNALS: &str = "
-A serial console has no window size; run `stty rows R cols C` in the guest to set it.
+A serial console has no window size; run `stty rows R cols C` in the guest to set it. With --tty the
+guest gets the size of the terminal at the start of the command; a later change does not reach it.
 
 SIGTERM, SIGINT and SIGHUP ask the guest to power off. A second signal, at least one second later,
 kills the VM. `capsa help` lists the exit codes.
