@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use capsa::ConsoleMode;
+use capsa::agent::AgentMode;
 use capsa::backend::NoteLevel;
 use capsa::console::Overflow;
 
@@ -18,7 +19,7 @@ use crate::print::print;
 use crate::reporter::Reporter;
 use crate::session::job::JobPlan;
 use crate::session::{self, SessionPlan};
-use crate::settings::{ProgressMode, Settings};
+use crate::settings::{CommandRoute, ProgressMode, Settings};
 use crate::{config, dry_run, files, running};
 
 /// Size of the scrollback, in bytes. It serves clients that attach; when it is full the guest is
@@ -46,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments, logs: bool) -> Result<u8, CliError> {
         return Err(failure.expect("the file has mistakes"));
     }
     let problems = check::problems(&settings, unreadable);
-    let builder = settings.builder();
+    let builder = settings.builder().agent(settings.agent_mode(has_job));
     if options.dry_run {
         let plan = checked(&settings, problems, builder.plan())?;
         return print(&if json {
@@ -157,7 +158,7 @@ fn checked<T>(
 fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliError> {
     let command = Some(Subcommand::Run);
     let Some(words) = &arguments.guest_command else {
-        for flag in ["--user", "--password-file", "--tty"] {
+        for flag in ["--user", "--password-file", "--tty", "--via"] {
             if arguments.has(flag) {
                 return Err(usage(format!("{flag} requires -- COMMAND"), command));
             }
@@ -171,6 +172,12 @@ fn has_job(arguments: &Arguments, settings: &mut Settings) -> Result<bool, CliEr
     JobPlan::new(words, None, None, false)?;
     if settings.options.tty && !settings.options.dry_run {
         check_terminal(settings.options.json)?;
+    }
+    if settings.options.via == Some(CommandRoute::Agent) && settings.agent == Some(AgentMode::Off) {
+        return Err(usage(
+            "--via agent needs the agent; remove --no-agent or --agent off",
+            command,
+        ));
     }
     settings.console = Some(ConsoleMode::Enabled);
     Ok(true)

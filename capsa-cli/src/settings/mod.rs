@@ -3,6 +3,7 @@
 //! The table of settings is in [`table`]. Flags are applied to the settings of the config file, so that a single
 //! value overrides the file's and a list grows.
 
+mod agent;
 mod names;
 mod network;
 mod policy;
@@ -13,6 +14,7 @@ mod table;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use capsa::agent::AgentMode;
 use capsa::disk_errors::DiskErrorPolicy;
 use capsa::vsock::VsockDirection;
 use capsa::{
@@ -24,6 +26,7 @@ use tracing::level_filters::LevelFilter;
 use crate::spans::SourceSpans;
 use crate::values::VsockRelay;
 
+pub(crate) use agent::CommandRoute;
 pub(crate) use network::{ForwardSetting, GuestNetwork, ServiceSetting};
 pub(crate) use sections::SECTIONS;
 pub(crate) use setting::{Section, Setting, Shape, ValueKind};
@@ -54,6 +57,7 @@ pub(crate) struct Settings {
     pub(crate) accelerator: Option<Accelerator>,
     pub(crate) on_reboot: Option<RebootPolicy>,
     pub(crate) on_disk_error: Option<DiskErrorPolicy>,
+    pub(crate) agent: Option<AgentMode>,
     pub(crate) name: Option<String>,
     pub(crate) user: Option<String>,
     pub(crate) password_file: Option<PathBuf>,
@@ -79,6 +83,7 @@ pub(crate) struct FlagOptions {
     pub(crate) all: bool,
     pub(crate) read_only: bool,
     pub(crate) tty: bool,
+    pub(crate) via: Option<CommandRoute>,
     pub(crate) man: bool,
 }
 
@@ -177,6 +182,7 @@ impl Settings {
             .accelerator(self.accelerator.unwrap_or_default())
             .on_reboot(self.on_reboot.unwrap_or_default())
             .on_disk_error(self.on_disk_error.unwrap_or_default())
+            .agent(self.agent.unwrap_or_default())
             .cmdline_args(self.cmdline.iter().map(String::as_str));
         builder = self.network.describe(builder, self.name.as_deref());
         if self.virtio_console {

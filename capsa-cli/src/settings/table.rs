@@ -13,6 +13,7 @@ use capsa::{
 use tracing::level_filters::LevelFilter;
 
 use super::ProgressMode;
+use super::agent;
 use super::network;
 use super::policy;
 use super::setting::{Completion, Setting, ValueKind};
@@ -38,8 +39,9 @@ pub(super) const ROW: Setting = Setting {
 
 /// All settings, in the order of help.
 pub(crate) const SETTINGS: &[Setting] = &{
-    const PARTS: [&[Setting]; 4] = [DEVICES, network::ROWS, policy::ROWS, OTHERS];
-    let mut all = [ROW; DEVICES.len() + network::ROWS.len() + policy::ROWS.len() + OTHERS.len()];
+    const PARTS: [&[Setting]; 5] = [DEVICES, network::ROWS, policy::ROWS, agent::ROWS, OTHERS];
+    const PEERS: usize = network::ROWS.len() + policy::ROWS.len() + agent::ROWS.len();
+    let mut all = [ROW; DEVICES.len() + PEERS + OTHERS.len()];
     let (mut n, mut part, mut begin) = (0, 0, 0);
     while n < all.len() {
         while n - begin == PARTS[part].len() {
