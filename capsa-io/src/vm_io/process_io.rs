@@ -11,8 +11,8 @@ use std::time::Duration;
 use capsa_proto::agent::protocol::NONCE_LEN;
 use capsa_proto::lifecycle::{Cause, Phase};
 use capsa_proto::plan::{
-    ConsolePlan, ControlEndpoint, DescriptorKind, DescriptorPlan, LaunchPlan, NetworkLink,
-    OverlayPlan, ProcessId, Readiness, Signal,
+    AgentPlan, AgentTransport, ConsolePlan, ControlEndpoint, DescriptorKind, DescriptorPlan,
+    LaunchPlan, NetworkLink, OverlayPlan, ProcessId, Readiness, Signal, VsockRoute,
 };
 use capsa_proto::policy::{NetworkEvent, PolicyRules};
 use capsa_proto::time::{Deadline, Instant};
@@ -30,7 +30,7 @@ use crate::stream::{ByteStream, ReadResult};
 use crate::sys::{self, Poll, PollSource, Pty, ReadyEvents, ReservedNumbers};
 use crate::vsock::PortListener;
 
-/// The largest number of bytes read from the console in one call.
+/// The largest number of bytes read from the console, or from the agent, in one call.
 const CONSOLE_BUDGET: usize = 256 * 1024;
 
 /// The largest number of bytes read from another channel in one call.
@@ -139,9 +139,19 @@ impl ProcessIo {
     }
 
     fn connect(&mut self, core: &mut VmCore, now: Instant, channel: Channel) {
-        let connected = match &self.plan.control.endpoint {
-            ControlEndpoint::Socket(socket) => ByteStream::connect(socket.as_str()),
-            ControlEndpoint::SocketPair => Err(io::ErrorKind::NotConnected.into()),
+        let socket = match (channel, &self.plan.control.endpoint) {
+            (Channel::Agent(_), _) => {
+                let route = self.plan.agent.as_ref().and_then(AgentPlan::vsock_route);
+                route.map(|route| match route {
+                    VsockRoute::Handshake(socket) | VsockRoute::Direct(socket) => socket,
+                })
+            }
+            (_, ControlEndpoint::Socket(socket)) => Some(socket),
+            (_, ControlEndpoint::SocketPair) => None,
+        };
+        let connected = match socket {
+            Some(socket) => ByteStream::connect(socket.as_str()),
+            None => Err(io::ErrorKind::NotConnected.into()),
         };
         match connected.and_then(|stream| self.attach(channel, stream)) {
             Ok(()) => core.handle_connected(now, channel),
@@ -152,7 +162,10 @@ impl ProcessIo {
 
     /// How many bytes may still be read from a channel in this call.
     fn budget(&self, channel: Channel) -> usize {
-        let limit = if channel == Channel::Console { CONSOLE_BUDGET } else { CHANNEL_BUDGET };
+        let limit = match channel {
+            Channel::Console | Channel::Agent(_) => CONSOLE_BUDGET,
+            _ => CHANNEL_BUDGET,
+        };
         self.read_budget.min(limit).saturating_sub(self.read[key(channel)])
     }
 
@@ -162,7 +175,8 @@ impl ProcessIo {
         let stderr = self.ids().rev().map(Channel::Stderr);
         let mut inputs = Vec::new();
         let events = [Channel::SerialPort, Channel::Control, Channel::Events];
-        for channel in stderr.chain(events) {
+        let channels = stderr.chain(AgentTransport::ALL.map(Channel::Agent)).chain(events);
+        for channel in channels {
             if is_ready(key(channel)) {
                 inputs.extend(self.read_channel(channel, self.budget(channel)));
             }
@@ -482,6 +496,11 @@ impl VmIo for ProcessIo {
     }
 
     fn sync(&mut self, core: &mut VmCore, now: Instant) {
+        if core.agent().is_some() {
+            for transport in AgentTransport::ALL {
+                self.sync_channel(core, now, Channel::Agent(transport));
+            }
+        }
         self.sync_channel(core, now, Channel::Control);
         self.sync_channel(core, now, Channel::Console);
     }

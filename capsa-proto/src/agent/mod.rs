@@ -6,9 +6,16 @@
 //!
 //! | item | what it is |
 //! | --- | --- |
+//! | [`AgentClient`] | the host's end: finds the agent, and carries out operations |
 //! | [`protocol`] | frames and messages; compiled into the guest's program as well |
 //!
 //! The host connects, and the guest never decides what the host does next: every byte that arrives here is
 //! hostile. A message that breaks the protocol ends the session, not the VM.
 
+mod client;
 pub mod protocol;
+
+pub use client::{
+    ANSWER_LIMIT, AgentClient, AgentError, AgentEvent, AgentState, AgentViolation, CANCEL_LIMIT,
+    INPUT_QUEUE, MAX_BEGUN, OperationHandle, OperationRefused,
+};

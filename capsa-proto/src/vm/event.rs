@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::string::String;
 
+use crate::agent::AgentEvent;
 use crate::backend::DiskError;
 use crate::console::WaitId;
 use crate::lifecycle::{PauseRequest, VmStatus};
@@ -38,6 +39,8 @@ pub enum VmEvent {
     /// The host failed to read or write a disk's image. The same error of a disk is reported again
     /// after 10 seconds at the earliest.
     DiskError(DiskError),
+    /// Something happened to the agent in the guest, or to one of its operations.
+    Agent(AgentEvent),
 }
 
 impl VmEvent {

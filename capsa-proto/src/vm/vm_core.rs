@@ -6,8 +6,9 @@
 //! one for the processes of a host and one for simulated guests, and the simulation in
 //! `vm/simulate` checks the laws.
 
-mod agent_nonce;
+mod agent;
 mod carrier;
+mod output;
 mod pausing;
 
 use alloc::collections::VecDeque;
@@ -16,88 +17,23 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use serde_json::Value;
-
 use carrier::Carrier;
+
+pub use output::{Channel, LogRecord, Output};
 
 use super::control::{ControlClient, ControlEvent};
 use super::event::{EventQueue, VmEvent};
 use super::stderr::StderrTail;
-use crate::agent::protocol::NONCE_LEN;
-use crate::backend::{ControlReply, DiskError, DiskErrors, GuestEvent, HypervisorBackend};
+use crate::agent::AgentClient;
+use crate::backend::{DiskError, DiskErrors, GuestEvent, HypervisorBackend};
 use crate::codec::json_stream::JsonStream;
-use crate::codec::qmp::{QmpError, QmpMessage};
 use crate::console::{ConsoleMux, DRAIN_LIMIT, Overflow};
 use crate::lifecycle::{
     Action, Cause, EndedBy, Exit, Input, InvalidState, Lifecycle, Phase, StopReport, Timing,
     VmStatus,
 };
-use crate::plan::{AgentTransport, LaunchPlan, Message, ProcessId, Readiness, Signal};
+use crate::plan::{LaunchPlan, Message, ProcessId, Readiness};
 use crate::time::{Deadline, Instant};
-
-/// A stream of bytes between the VM's processes and the core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Channel {
-    /// The control socket of the hypervisor, both ways.
-    Control,
-    /// The guest's console, both ways.
-    Console,
-    /// The event pipe of the hypervisor.
-    Events,
-    /// The output of the serial port beside a virtio console.
-    SerialPort,
-    /// The standard error of a process.
-    Stderr(ProcessId),
-    /// A transport of the guest's agent, both ways.
-    Agent(AgentTransport),
-}
-
-/// What the driver must do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Output {
-    /// Launch this process, and call [`VmCore::handle_connected`] for each channel whose other end it
-    /// inherits. If that fails, call [`VmCore::handle_launch_failed`] before the next
-    /// [`VmCore::poll_output`].
-    Launch(ProcessId),
-    /// Check whether the socket of this process exists, and if it does, call
-    /// [`VmCore::handle_ready`].
-    CheckSocket(ProcessId),
-    /// Connect this channel, whose endpoint is a socket, and call [`VmCore::handle_connected`] or
-    /// [`VmCore::handle_connect_failed`].
-    Connect(Channel),
-    /// Send a signal to the group of this process.
-    Signal(ProcessId, Signal),
-    /// Write this to the log.
-    Log(LogRecord),
-    /// The VM has ended: read what [`VmCore::drain_limit`] allows from the console, close all channels,
-    /// call [`VmCore::handle_released`], and remove the VM's files. The last output.
-    Release,
-}
-
-/// What happened, for the log of the driver.
-#[derive(Debug, Clone, PartialEq)]
-pub enum LogRecord {
-    /// An input of the lifecycle.
-    Input(Input),
-    /// A control message was sent.
-    Sent(Message),
-    /// A control message was answered.
-    Replied(Message, ControlReply),
-    /// The hypervisor sent an event on the control channel.
-    ControlEvent(QmpMessage),
-    /// The hypervisor wrote an event to the event pipe.
-    PipeEvent(Value),
-    /// The control channel is up.
-    ControlUp,
-    /// The control channel is broken.
-    ControlLost(Option<QmpError>),
-    /// A process exited; its name.
-    Exited(String, Exit),
-    /// The status changed.
-    Status(VmStatus),
-    /// The host failed to read or write a disk's image.
-    DiskError(DiskError),
-}
 
 /// A whole VM as one state machine.
 ///
@@ -122,13 +58,13 @@ pub struct VmCore {
     console: ConsoleMux,
     control: ControlClient,
     carrier: Carrier,
+    agent: Option<AgentClient>,
     /// [`Output::Connect`] for the control channel was queued and is not answered.
     connecting: bool,
     /// `None` after invalid events.
     pipe_decoder: Option<JsonStream>,
     stderr: Vec<StderrTail>,
     disk_errors: DiskErrors,
-    agent_nonce: Option<[u8; NONCE_LEN]>,
     outputs: VecDeque<Output>,
     events: EventQueue,
 }
@@ -151,11 +87,11 @@ impl VmCore {
             console,
             control: ControlClient::new(plan.control.protocol),
             carrier: Carrier::default(),
+            agent: plan.agent.as_ref().map(AgentClient::of_plan),
             connecting: false,
             pipe_decoder: Some(JsonStream::new()),
             stderr: plan.processes.iter().map(|_| StderrTail::default()).collect(),
             disk_errors: DiskErrors::default(),
-            agent_nonce: None,
             outputs: VecDeque::new(),
             events: EventQueue::default(),
             plan,
@@ -231,12 +167,13 @@ impl VmCore {
 
     /// The next event for the owner; `None` when there is none.
     pub fn poll_event(&mut self) -> Option<VmEvent> {
-        self.events.pop()
+        let agent = |core: &mut Self| core.agent.as_mut()?.poll_event().map(VmEvent::Agent);
+        self.events.pop().or_else(|| agent(self))
     }
 
     /// Whether an event waits for the owner.
     pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
+        !self.events.is_empty() || self.agent.as_ref().is_some_and(AgentClient::has_events)
     }
 
     // The driver: processes.
@@ -279,19 +216,24 @@ impl VmCore {
                 self.connecting = false;
                 self.control.handle_connected();
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
+            Channel::Agent(transport) => self.handle_agent_connected(now, transport),
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
         self.check_control_ready(now);
     }
 
     /// The channel could not be connected. A hypervisor that starts is not ready yet.
     pub fn handle_connect_failed(&mut self, now: Instant, channel: Channel, why: String) {
-        if channel == Channel::Control {
-            self.connecting = false;
-            if self.control.wants_connection() {
-                self.control.handle_connect_failed(why);
-                self.handle_control_events(now);
+        match channel {
+            Channel::Control => {
+                self.connecting = false;
+                if self.control.wants_connection() {
+                    self.control.handle_connect_failed(why);
+                    self.handle_control_events(now);
+                }
             }
+            Channel::Agent(transport) => self.handle_agent_closed(now, transport),
+            _ => {}
         }
     }
 
@@ -312,7 +254,7 @@ impl VmCore {
                 self.handle_panic_text(now, panicked);
             }
             Channel::Stderr(id) => self.handle_stderr(now, id, bytes),
-            Channel::Agent(_) => {}
+            Channel::Agent(transport) => self.handle_agent_bytes(now, transport, bytes),
         }
     }
 
@@ -324,7 +266,8 @@ impl VmCore {
                 self.control.handle_eof();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
+            Channel::Agent(transport) => self.handle_agent_closed(now, transport),
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
     }
 
@@ -336,7 +279,8 @@ impl VmCore {
                 self.control.handle_lost();
                 self.handle_control_events(now);
             }
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => {}
+            Channel::Agent(transport) => self.handle_agent_closed(now, transport),
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => {}
         }
     }
 
@@ -362,7 +306,8 @@ impl VmCore {
         match channel {
             Channel::Console => Some(self.console.outgoing()),
             Channel::Control => Some(self.control.outgoing()),
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => None,
+            Channel::Agent(transport) => self.agent_outgoing(transport),
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => None,
         }
     }
 
@@ -371,7 +316,10 @@ impl VmCore {
         match channel {
             Channel::Console => self.console.wants_write(),
             Channel::Control => !self.control.outgoing().is_empty(),
-            Channel::Events | Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => false,
+            Channel::Agent(transport) => {
+                self.agent_outgoing(transport).is_some_and(|bytes| !bytes.is_empty())
+            }
+            Channel::Events | Channel::SerialPort | Channel::Stderr(_) => false,
         }
     }
 
@@ -381,7 +329,8 @@ impl VmCore {
             Channel::Console => self.console.is_connected(),
             Channel::Control => self.control.is_connected(),
             Channel::Events => self.pipe_decoder.is_some(),
-            Channel::SerialPort | Channel::Stderr(_) | Channel::Agent(_) => true,
+            Channel::Agent(transport) => self.is_agent_open(transport),
+            Channel::SerialPort | Channel::Stderr(_) => true,
         }
     }
 
@@ -413,6 +362,9 @@ impl VmCore {
     /// Time has passed. May be called at any time.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.lifecycle.handle_timeout(now);
+        if let Some(agent) = &mut self.agent {
+            agent.handle_timeout(now);
+        }
         if self.console.poll_timeout().is_some_and(|deadline| deadline.at <= now)
             && let Some(crash) = self.console.handle_timeout(now, &mut self.events)
         {
@@ -425,7 +377,9 @@ impl VmCore {
         if !self.outputs.is_empty() {
             return Some(Deadline { at: Instant::ZERO, why: "queued outputs" });
         }
-        Deadline::earliest(self.lifecycle.poll_timeout(), self.console.poll_timeout())
+        let agent = self.agent.as_ref().and_then(AgentClient::poll_timeout);
+        let vm = Deadline::earliest(self.lifecycle.poll_timeout(), self.console.poll_timeout());
+        Deadline::earliest(vm, agent)
     }
 
     /// The next output; `None` when there is none.
@@ -434,7 +388,10 @@ impl VmCore {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
             }
-            match self.lifecycle.poll_action()? {
+            let Some(action) = self.lifecycle.poll_action() else {
+                return self.poll_agent_output();
+            };
+            match action {
                 Action::Launch(id) => return Some(Output::Launch(id)),
                 Action::CheckReady(id) => self.check_ready(now, id),
                 Action::Send(message) => self.send(now, message),
@@ -450,10 +407,14 @@ impl VmCore {
                         self.console.handle_started(now);
                         self.send_carrier(now);
                     }
+                    self.handle_agent_status(now, &status);
                     self.events.push(VmEvent::Status(status));
                 }
                 Action::AnnounceReboot => {
                     self.events.push(VmEvent::Rebooted);
+                    if let Some(agent) = &mut self.agent {
+                        agent.handle_reboot(now);
+                    }
                     self.console.handle_reboot(now, &mut self.events);
                 }
                 Action::AnnounceRejection(request, reason) => {

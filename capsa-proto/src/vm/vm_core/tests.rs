@@ -4,6 +4,7 @@ use super::*;
 use crate::lifecycle::fuzz::plan;
 use crate::lifecycle::{EndedBy, StartError};
 use crate::path::HostPath;
+use crate::plan::Signal;
 use crate::plan::{CarrierPlan, ControlEndpoint, NetworkLink, NetworkPlan, Protocol, StopAction};
 use crate::sim::{QmpServer, SimBackend, event_name};
 use crate::spec::VmSpec;
