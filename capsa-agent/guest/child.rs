@@ -37,10 +37,13 @@ pub(crate) fn run(
 
 fn work(operation: &Operation, guest: &BootedGuest, streams: ChildStreams) -> Outcome<()> {
     sys::begin_session();
-    match streams {
+    guest.enter_root()?;
+    match &streams {
         ChildStreams::Pipes(pipes) => {
-            for (number, pipe) in (0..).zip(&pipes) {
-                pipe.as_ref().unwrap_or_else(|| guest.null()).duplicate_to(number)?;
+            let null = sys::open_at(None, b"/dev/null", sys::O_READ_WRITE, 0);
+            let null = null.as_ref().unwrap_or_else(|_| guest.null());
+            for (number, pipe) in (0..).zip(pipes) {
+                pipe.as_ref().unwrap_or(null).duplicate_to(number)?;
             }
         }
         ChildStreams::Terminal(terminal) => {
@@ -51,7 +54,6 @@ fn work(operation: &Operation, guest: &BootedGuest, streams: ChildStreams) -> Ou
             }
         }
     }
-    guest.enter_root()?;
     match operation {
         Operation::Run(command) => Err(run_command(command)),
         _ => {
