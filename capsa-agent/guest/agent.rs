@@ -15,7 +15,9 @@ use crate::protocol::{
 use crate::sys::{self, Errno, Fd, Outcome, POLL_ERROR, POLL_HANGUP, POLL_IN, POLL_OUT, PollEntry};
 
 /// How long the loop sleeps at most while something may appear without an event: the final root, a driver.
-const BOOT_TICK: u64 = 50;
+const BOOT_TICK: u64 = 100;
+/// The same when the end of a child reports the state of the guest.
+const WAITING_TICK: u64 = 500;
 /// The same when the guest has been ready for a while.
 const SLOW_TICK: u64 = 2_000;
 /// For how long after it is ready the guest is looked at often.
@@ -86,7 +88,7 @@ impl Agent {
 
     /// Looks at what changes without an event.
     fn look(&mut self, now: u64) {
-        if self.ready_since.is_none() && self.guest.is_ready() {
+        if self.ready_since.is_none() && self.guest.is_ready(now) {
             self.ready_since = Some(now);
             self.server.set_state(GuestState::Ready);
             self.guest.load_drivers();
@@ -94,7 +96,12 @@ impl Agent {
         }
         self.links.open_missing(&self.guest, now, self.ready_since);
         let is_settled = self.ready_since.is_some_and(|since| now - since >= SETTLING);
-        self.next_look = now + if is_settled { SLOW_TICK } else { BOOT_TICK };
+        self.next_look = now
+            + match self.guest.waits_for_child() {
+                _ if is_settled => SLOW_TICK,
+                true => WAITING_TICK,
+                false => BOOT_TICK,
+            };
     }
 
     /// Collects the descriptors to wait for, and returns how long to wait at most.
@@ -266,7 +273,12 @@ impl Agent {
         // Signals of one kind that wait are one.
         let _ = self.children.read(&mut self.buffer);
         while let Some((pid, end)) = sys::reap_child() {
-            let Some((id, job)) = self.jobs.iter_mut().find(|(_, job)| job.pid == pid) else {
+            // The id of a process that is reaped may belong to another one.
+            let mut running = self.jobs.iter_mut().filter(|(_, job)| !job.is_draining());
+            let Some((id, job)) = running.find(|(_, job)| job.pid == pid) else {
+                self.guest.handle_child_end(pid, end);
+                // It may be what the guest waits for.
+                self.next_look = 0;
                 continue;
             };
             if job.handle_end(end) {

@@ -5,10 +5,18 @@
 
 use alloc::vec::Vec;
 
-use crate::sys::{self, Errno, Fd, O_DIRECTORY, O_PATH, Outcome};
+use crate::sys::{self, ChildEnd, Errno, Fd, O_DIRECTORY, O_PATH, Outcome};
 
-/// After this time in an initramfs that should have been left, the guest is ready there.
+/// How long the agent waits for the final root, and then for systemd; later, the guest is ready as it is.
 const LONGEST_BOOT: u64 = 60_000;
+
+/// How long the agent waits for another init to mount `/proc`.
+const OTHER_INIT: u64 = 3_000;
+
+/// systemd may not answer at the first attempt.
+const SYSTEMCTL_ATTEMPTS: u32 = 5;
+
+const SYSTEMCTL: [&[u8]; 2] = [b"/usr/bin/systemctl", b"/bin/systemctl"];
 
 /// The drivers of transports.
 const DRIVERS: [&[u8]; 2] = [b"vmw_vsock_virtio_transport", b"virtio_console"];
@@ -28,7 +36,9 @@ const POWER_OFF: [&[u8]; 2] = [b"/sbin/poweroff", b"/usr/sbin/poweroff"];
 /// What the agent knows about the guest.
 pub(crate) struct BootedGuest {
     /// `None` when the agent does not run in a guest.
-    system: Option<OwnMounts>,
+    mounts: Option<OwnMounts>,
+    stage: BootStage,
+    stage_since: u64,
     null: Fd,
 }
 
@@ -39,7 +49,21 @@ pub(crate) struct OwnMounts {
     pub(crate) dev: Fd,
     /// The root at the start: the device and inode of its directory.
     first_root: RootId,
-    begin: u64,
+    /// Whether the kernel command line names a root.
+    names_root: bool,
+}
+
+/// How far the guest has booted.
+#[derive(Debug, Clone, Copy)]
+enum BootStage {
+    /// Process 1 is in the initramfs and will leave it.
+    Initrd,
+    /// Process 1 is in its final root. So often `systemctl` has failed.
+    Init { attempts: u32 },
+    /// `systemctl` waits for systemd.
+    Systemctl { pid: i32, attempts: u32 },
+    /// Operations can run.
+    Up,
 }
 
 type RootId = ([u32; 2], u64);
@@ -48,7 +72,7 @@ impl BootedGuest {
     /// No guest: operations run in the agent's own root.
     pub(crate) fn none() -> Outcome<Self> {
         let null = sys::open_at(None, b"/dev/null", sys::O_READ_WRITE, 0)?;
-        Ok(Self { system: None, null })
+        Ok(Self { mounts: None, null, stage: BootStage::Up, stage_since: 0 })
     }
 
     /// The guest that this process has booted. `directory` exists in the initramfs.
@@ -62,12 +86,13 @@ impl BootedGuest {
         let (proc, sys, dev) = (mounted(b"proc")?, mounted(b"sysfs")?, mounted(b"devtmpfs")?);
         let null = sys::open_at(Some(&dev), b"null", sys::O_READ_WRITE, 0)?;
         let first_root = root_id(None, b"/")?;
-        let system = OwnMounts { proc, sys, dev, first_root, begin: sys::now() };
-        Ok(Self { system: Some(system), null })
+        let names_root = has_argument(&proc, b"root=");
+        let mounts = OwnMounts { proc, sys, dev, first_root, names_root };
+        Ok(Self { mounts: Some(mounts), null, stage: BootStage::Initrd, stage_since: sys::now() })
     }
 
-    pub(crate) fn system(&self) -> Option<&OwnMounts> {
-        self.system.as_ref()
+    pub(crate) fn mounts(&self) -> Option<&OwnMounts> {
+        self.mounts.as_ref()
     }
 
     /// `/dev/null`.
@@ -77,16 +102,16 @@ impl BootedGuest {
 
     /// Makes the root of process 1 that of this process.
     pub(crate) fn enter_root(&self) -> Outcome<()> {
-        let Some(system) = &self.system else { return Ok(()) };
-        let root = sys::open_at(Some(&system.proc), b"1/root", O_DIRECTORY | O_PATH, 0)?;
+        let Some(mounts) = &self.mounts else { return Ok(()) };
+        let root = sys::open_at(Some(&mounts.proc), b"1/root", O_DIRECTORY | O_PATH, 0)?;
         sys::change_root(&root)
     }
 
     /// Starts `modprobe` for drivers of transports that neither the kernel nor the initrd has loaded.
     pub(crate) fn load_drivers(&self) {
-        let Some(system) = &self.system else { return };
+        let Some(mounts) = &self.mounts else { return };
         let is_missing = |name: &&[u8]| {
-            sys::stat_at(Some(&system.sys), &[b"module/", *name].concat(), true).is_err()
+            sys::stat_at(Some(&mounts.sys), &[b"module/", *name].concat(), true).is_err()
         };
         let missing = DRIVERS.into_iter().filter(is_missing);
         let options = [&b"modprobe"[..], b"-a", b"-q"];
@@ -94,30 +119,22 @@ impl BootedGuest {
         if args.len() == options.len() || !matches!(sys::fork(), Ok(None)) {
             return;
         }
-        sys::begin_session();
-        sys::reset_signals();
-        if self.enter_root().is_ok() {
-            for program in MODPROBE {
-                let _ = sys::exec(program, &args, &[]);
-            }
-        }
-        sys::exit(127)
+        self.exec_in_root(&MODPROBE, &args)
     }
 
     /// Ends the guest through process 1, if that can; whether it was asked. Call it in the guest's root.
     pub(crate) fn ask_init_to_end(&self) -> Outcome<bool> {
-        let Some(system) = &self.system else { return Err(Errno::EINVAL) };
-        let program = sys::read_link(Some(&system.proc), b"1/exe").unwrap_or_default();
-        let program = program.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let Some(mounts) = &self.mounts else { return Err(Errno::EINVAL) };
+        let program = mounts.init_program();
         if program == b"systemd" {
             return sys::kill(1, SYSTEMD_POWER_OFF).map(|()| true);
         }
         if program.starts_with(b"busybox") {
             // Its init, or a script that has a trap for it. A process 1 without a handler ignores signals.
-            let handles = system.init_handles(sys::SIGUSR2);
+            let handles = mounts.init_handles(sys::SIGUSR2);
             return if handles { sys::kill(1, sys::SIGUSR2).map(|()| true) } else { Ok(false) };
         }
-        if !INITS.contains(&program) {
+        if !INITS.contains(&&program[..]) {
             return Ok(false);
         }
         let Some(power_off) =
@@ -137,8 +154,8 @@ impl BootedGuest {
     /// Opens the agent's end of a new terminal.
     pub(crate) fn open_terminal(&self) -> Outcome<Fd> {
         let flags = sys::O_READ_WRITE | sys::O_NO_TERMINAL | sys::O_NONBLOCK;
-        let (proc, root) = match &self.system {
-            Some(system) => (Some(&system.proc), &b"1/root"[..]),
+        let (proc, root) = match &self.mounts {
+            Some(mounts) => (Some(&mounts.proc), &b"1/root"[..]),
             None => (None, &b""[..]),
         };
         let open = |path: &[u8]| sys::open_at(proc, &[root, path].concat(), flags, 0);
@@ -147,20 +164,98 @@ impl BootedGuest {
         Ok(terminal)
     }
 
-    /// Whether process 1 has reached its final root: it has left the initramfs, or stays there because the
-    /// kernel command line names no other root.
-    pub(crate) fn is_ready(&self) -> bool {
-        let Some(system) = &self.system else { return true };
-        let Ok(root) = root_id(Some(&system.proc), b"1/root/") else { return false };
-        if root != system.first_root || sys::now() - system.begin >= LONGEST_BOOT {
-            return true;
+    /// Whether operations can run: process 1 has reached its final root, and init has mounted file systems there.
+    /// Call it again and again until it is true.
+    pub(crate) fn is_ready(&mut self, now: u64) -> bool {
+        let Some(mounts) = &self.mounts else { return true };
+        let waited = now - self.stage_since;
+        let (is_passed, limit) = match self.stage {
+            BootStage::Initrd => (mounts.is_root_final(), LONGEST_BOOT),
+            BootStage::Init { .. } if mounts.init_program() != b"systemd" => {
+                (mounts.exists(b"1/root/proc/1"), OTHER_INIT)
+            }
+            BootStage::Init { attempts } => {
+                if attempts < SYSTEMCTL_ATTEMPTS && mounts.exists(b"1/root/run/systemd/private") {
+                    self.start_systemctl(attempts);
+                }
+                (attempts >= SYSTEMCTL_ATTEMPTS, LONGEST_BOOT)
+            }
+            BootStage::Systemctl { .. } => (false, LONGEST_BOOT),
+            BootStage::Up => return true,
+        };
+        if !is_passed && waited < limit {
+            return false;
         }
-        let exists = |path: &[u8]| sys::stat_at(Some(&system.proc), path, true).is_ok();
-        !system.has_argument(b"root=") && !exists(b"1/root/etc/initrd-release")
+        self.stage = match self.stage {
+            BootStage::Initrd => BootStage::Init { attempts: 0 },
+            _ => BootStage::Up,
+        };
+        self.stage_since = now;
+        self.is_ready(now)
+    }
+
+    /// Whether the guest becomes ready with the end of a child.
+    pub(crate) fn waits_for_child(&self) -> bool {
+        matches!(self.stage, BootStage::Systemctl { .. })
+    }
+
+    /// A child has ended that is no operation.
+    pub(crate) fn handle_child_end(&mut self, pid: i32, end: ChildEnd) {
+        if let BootStage::Systemctl { pid: waiting, attempts } = self.stage
+            && waiting == pid
+        {
+            self.stage = match end {
+                ChildEnd::Exited(0) => BootStage::Up,
+                _ => BootStage::Init { attempts: attempts + 1 },
+            };
+        }
+    }
+
+    /// Waits for `sysinit.target` of systemd: the file systems are mounted, and `/run` is filled. systemd has that in
+    /// its queue already, so that nothing is started that would not be.
+    fn start_systemctl(&mut self, attempts: u32) {
+        match sys::fork() {
+            Ok(Some(pid)) => self.stage = BootStage::Systemctl { pid, attempts },
+            Ok(None) => {
+                let args = ["systemctl", "--quiet", "--no-ask-password", "start", "sysinit.target"];
+                self.exec_in_root(&SYSTEMCTL, &args.map(|arg| arg.as_bytes().to_vec()))
+            }
+            Err(_) => self.stage = BootStage::Init { attempts: attempts + 1 },
+        }
+    }
+
+    /// Becomes the first of these programs that exists, in the guest's root.
+    fn exec_in_root(&self, programs: &[&[u8]], args: &[Vec<u8>]) -> ! {
+        sys::begin_session();
+        sys::reset_signals();
+        if self.enter_root().is_ok() {
+            for program in programs {
+                let _ = sys::exec(program, args, &[]);
+            }
+        }
+        sys::exit(127)
     }
 }
 
 impl OwnMounts {
+    /// Whether process 1 has left the initramfs, or stays there because the kernel command line names no other
+    /// root.
+    fn is_root_final(&self) -> bool {
+        let Ok(root) = root_id(Some(&self.proc), b"1/root/") else { return false };
+        root != self.first_root || !self.names_root && !self.exists(b"1/root/etc/initrd-release")
+    }
+
+    /// Whether a file of `/proc` exists.
+    fn exists(&self, path: &[u8]) -> bool {
+        sys::stat_at(Some(&self.proc), path, true).is_ok()
+    }
+
+    /// The name of the program of process 1.
+    fn init_program(&self) -> Vec<u8> {
+        let path = sys::read_link(Some(&self.proc), b"1/exe").unwrap_or_default();
+        path.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec()
+    }
+
     /// Whether process 1 has a handler for a signal.
     fn init_handles(&self, signal: i32) -> bool {
         let status = sys::read_file(Some(&self.proc), b"1/status", 64 * 1024).unwrap_or_default();
@@ -169,12 +264,12 @@ impl OwnMounts {
         let caught = caught.and_then(|mask| hexadecimal(mask.trim_ascii()));
         caught.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
     }
+}
 
-    /// Whether an argument of the kernel begins like this.
-    fn has_argument(&self, name: &[u8]) -> bool {
-        let line: Vec<u8> = sys::read_file(Some(&self.proc), b"cmdline", 4096).unwrap_or_default();
-        line.split(u8::is_ascii_whitespace).any(|argument| argument.starts_with(name))
-    }
+/// Whether an argument of the kernel begins like this.
+fn has_argument(proc: &Fd, name: &[u8]) -> bool {
+    let line = sys::read_file(Some(proc), b"cmdline", 4096).unwrap_or_default();
+    line.split(u8::is_ascii_whitespace).any(|argument| argument.starts_with(name))
 }
 
 /// A hexadecimal number.

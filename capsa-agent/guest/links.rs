@@ -46,18 +46,20 @@ impl Links {
 
     /// Opens what is there. `ready_since`: when the guest became ready.
     pub(crate) fn open_missing(&mut self, guest: &BootedGuest, now: u64, ready_since: Option<u64>) {
-        let Some(system) = guest.system().filter(|_| !self.is_served) else { return };
-        if self.listener.is_none() {
+        let Some(mounts) = guest.mounts().filter(|_| !self.is_served) else { return };
+        // To ask for a socket would start `modprobe` as long as there is no driver.
+        let has_vsock = || sys::stat_at(Some(&mounts.dev), b"vsock", false).is_ok();
+        if self.listener.is_none() && has_vsock() {
             self.listener = sys::listen_vsock(VSOCK_PORT).ok();
         }
         if self.open[VIRTIO_SERIAL].is_none() {
-            self.open[VIRTIO_SERIAL] = open_virtio_serial(&system.sys, &system.dev).ok();
+            self.open[VIRTIO_SERIAL] = open_virtio_serial(&mounts.sys, &mounts.dev).ok();
         }
         let is_late = ready_since.is_some_and(|since| now - since >= SERIAL_DELAY);
         if is_late && self.open[VSOCK].is_none() && self.open[VIRTIO_SERIAL].is_none() {
             let port = &mut self.open[SERIAL];
             if port.is_none() {
-                *port = open_serial(&system.dev).ok();
+                *port = open_serial(&mounts.dev).ok();
             }
         }
     }
