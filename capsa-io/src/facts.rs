@@ -86,7 +86,7 @@ pub fn host_facts(spec: Option<&VmSpec>, run_dir: HostPath) -> HostFacts {
         used_devices,
         resolved,
         share_files: (!sys::host::opens_by_handle()).then(|| open_files_limits().1),
-        agent: Err("the feature `agent` of Capsa is off"),
+        agent: Err("capsa-io contains none"),
     }
 }
 

@@ -98,6 +98,7 @@
 //! - `tokio`: `embed::TokioVm`, and tokio's traits for the halves of a console.
 //! - `testing`: the module [`testing`], with simulated guests. Enable it in `[dev-dependencies]`.
 //! - `recording`: the module [`recording`].
+//! - `agent`: the program of the guest [`agent`]; without it no guest can have the agent.
 //!
 //! Without features there is no async code: [`embed`] runs VMs. A feature only adds API. No feature is needed to
 //! use [`VmHandle`] under tokio, and no runtime is a default dependency.

@@ -14,7 +14,7 @@ use capsa_proto::capabilities::{
 };
 use capsa_proto::host::{HostFacts, Os, Reason};
 use capsa_proto::path::HostPath;
-use capsa_proto::plan::{LaunchPlan, OverlayPlan, RunDirPlan};
+use capsa_proto::plan::{AgentProgram, LaunchPlan, OverlayPlan, RunDirPlan};
 use capsa_proto::spec::{Accelerator, GuestOs, VmSpec};
 use capsa_qemu::Qemu;
 use capsa_vfkit::Vfkit;
@@ -141,7 +141,8 @@ pub(crate) struct BackendChoice {
 
 /// Chooses a backend and plans the VM. Blocks: inspects files and probes programs.
 pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> Result<Planned> {
-    let host = facts::host_facts(Some(&spec), planned_run_dir()?);
+    let mut host = facts::host_facts(Some(&spec), planned_run_dir()?);
+    host.agent = agent_program();
     check_names(&choice.programs, &host)?;
     let variable = std::env::var(FORCE).ok().filter(|name| !name.is_empty());
     let ephemeral = spec.disks.iter().position(|disk| disk.ephemeral);
@@ -154,6 +155,14 @@ pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> 
         Strictness::DryRun => {}
     }
     Ok(planned)
+}
+
+/// The guest agent of this build.
+fn agent_program() -> std::result::Result<AgentProgram, &'static str> {
+    #[cfg(feature = "agent")]
+    return capsa_agent::program().map(AgentProgram);
+    #[cfg(not(feature = "agent"))]
+    Err("the feature `agent` of Capsa is off")
 }
 
 /// Rejects a VM whose run directory or overlays could not be created. Creates the base directory of

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use capsa_proto::capabilities::PlannedShare;
 use capsa_proto::plan::{
-    self, Body, ConsolePlan, ControlEndpoint, CrashReporting, Message, OverlayPlan, ProcessPlan,
-    StopAction,
+    self, AgentInitrd, Body, ConsolePlan, ControlEndpoint, CrashReporting, Message, OverlayPlan,
+    ProcessPlan, StopAction,
 };
 use capsa_proto::spec::{
     NetworkOptions, NetworkService, PortForward, ServiceTarget, TransportProtocol,
@@ -178,6 +178,12 @@ impl fmt::Display for LaunchPlan {
                 }
             }
             network_options(f, &network.options)?;
+        }
+        if let Some(agent) = &plan.agent {
+            let transports: Vec<_> = agent.transports.iter().map(ToString::to_string).collect();
+            let AgentInitrd { at, over, .. } = &agent.initrd;
+            comment(f, &format!("guest agent: by {}", transports.join(", ")))?;
+            comment(f, &format!("initrd: {at}, a copy of {over} with the agent"))?;
         }
         for overlay in &plan.overlays {
             let what = match overlay {
