@@ -61,6 +61,24 @@ fn exit_code_is_command_status() {
 
 /// A guest under a policy: an allowed port of the host, refusals without a wait, and the log.
 #[test]
+fn command_quoting_panic_is_not_exit_115() {
+    let Some((_guest, dir)) = guest() else { return };
+    let quote = "printf '[    5.000000] Kernel panic - not syncing: x\\n\
+                 ---[ end Kernel panic - not syncing: x ]---\\n'";
+    for (end, code, line) in [
+        ("sleep 1; exit 4", 4, ""),
+        ("poweroff -f; sleep 60", 117, "guest powered off"),
+        ("reboot -f; sleep 60", 117, "guest rebooted"),
+    ] {
+        let script = format!("{quote}; {end}");
+        let output = run(dir.path(), &["--", "sh", "-c", &script]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(line) && !stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[test]
 fn policy_allows_host_port_and_refuses_the_rest() {
     let Some((_guest, dir)) = guest() else { return };
     let server = TcpListener::bind("127.0.0.1:0").unwrap();

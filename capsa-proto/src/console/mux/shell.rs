@@ -14,13 +14,14 @@ pub(super) struct AbandonedCommand {
 }
 
 impl ConsoleMux {
-    /// Whether the output of a command is read.
+    /// Whether the output of a command is read, or the command is being ended.
     pub(super) fn reads_command(&self) -> bool {
         let mut open = self.waits.values().filter(|wait| wait.ended.is_none());
-        open.any(|wait| match &wait.kind {
-            WaitKind::Script(script) => script.shell_use() == ShellUse::Busy,
-            WaitKind::Expect(_) => false,
-        })
+        self.abandoned.is_some()
+            || open.any(|wait| match &wait.kind {
+                WaitKind::Script(script) => script.shell_use() == ShellUse::Busy,
+                WaitKind::Expect(_) => false,
+            })
     }
 
     /// The use of the shell by other scripts than this one.

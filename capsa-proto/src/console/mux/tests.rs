@@ -93,6 +93,28 @@ fn paused_guest_is_not_judged_by_its_silence() {
     }
 }
 
+/// While the output of a command is read, it is the command that may be silent.
+#[test]
+fn panic_text_in_command_counts_after_a_minute() {
+    let mut queue = EventQueue::default();
+    let mut console = connected(4096, Overflow::DropOldest);
+    let reader = console.add_reader();
+    let run = RunCommand::new("cat log", None, 7, at(0), None).unwrap();
+    let run = console.begin(at(0), reader, WaitKind::Script(Box::new(run)), &mut queue);
+    let text = b"[    1.500000] Kernel panic - not syncing: x\r\n";
+    console.handle_bytes(at(0), text, &mut queue);
+    assert_eq!(console.handle_timeout(at(20_000), &mut queue), None);
+    console.cancel(at(20_000), run);
+    assert_eq!(console.handle_timeout(at(20_000), &mut queue), None, "it is being ended");
+    console.handle_bytes(at(20_000), b"^C\r\n", &mut queue);
+    assert_eq!(console.handle_timeout(at(60_000), &mut queue), None, "the guest lives");
+    let run = RunCommand::new("true", None, 8, at(60_000), None).unwrap();
+    console.begin(at(60_000), reader, WaitKind::Script(Box::new(run)), &mut queue);
+    console.handle_bytes(at(60_000), text, &mut queue);
+    assert_eq!(console.handle_timeout(at(119_999), &mut queue), None);
+    assert_eq!(console.handle_timeout(at(120_000), &mut queue), Some(ConsoleCrash::Panic));
+}
+
 #[test]
 fn cancelled_wait_consumes_nothing() {
     let mut queue = EventQueue::default();
