@@ -68,6 +68,7 @@ impl Agent {
     pub(crate) fn run(mut self) {
         let mut entries = Vec::new();
         let mut sources = Vec::new();
+        let mut turn = 0;
         while !(self.links.is_served && self.links.open[0].is_none()) {
             let now = sys::now();
             if now >= self.next_look {
@@ -77,10 +78,13 @@ impl Agent {
             self.flush(now);
             let longest = self.collect(now, &mut entries, &mut sources);
             sys::poll(&mut entries, longest);
-            for (entry, source) in entries.iter().zip(&sources) {
-                if entry.occurred != 0 {
-                    self.handle(*source, entry.occurred);
-                }
+            // The first outputs may fill what the transport takes: each time, another one is the first.
+            turn = (turn + 1) % entries.len();
+            let (later, first) = entries.split_at(turn);
+            let (later_sources, first_sources) = sources.split_at(turn);
+            let found = first.iter().zip(first_sources).chain(later.iter().zip(later_sources));
+            for (entry, source) in found.filter(|(entry, _)| entry.occurred != 0) {
+                self.handle(*source, entry.occurred);
             }
         }
         self.jobs.values_mut().for_each(OperationProcess::cancel);

@@ -37,6 +37,7 @@ pub(crate) fn run(
 
 fn work(operation: &Operation, guest: &BootedGuest, streams: ChildStreams) -> Outcome<()> {
     sys::begin_session();
+    guest.set_out_of_memory_score(b"0");
     guest.enter_root()?;
     match &streams {
         ChildStreams::Pipes(pipes) => {

@@ -13,8 +13,8 @@ const LONGEST_BOOT: u64 = 60_000;
 /// How long the agent waits for another init to mount `/proc`.
 const OTHER_INIT: u64 = 3_000;
 
-/// systemd may not answer at the first attempt.
-const SYSTEMCTL_ATTEMPTS: u32 = 5;
+/// systemd may not answer at the first attempt, for instance while it changes to the final root.
+const SYSTEMCTL_ATTEMPTS: u32 = 20;
 
 const SYSTEMCTL: [&[u8]; 2] = [b"/usr/bin/systemctl", b"/bin/systemctl"];
 
@@ -151,6 +151,16 @@ impl BootedGuest {
         Ok(true)
     }
 
+    /// Sets whether the kernel may kill this process when memory is short: the agent is killed last.
+    pub(crate) fn set_out_of_memory_score(&self, score: &[u8]) {
+        if let Some(mounts) = &self.mounts
+            && let Ok(file) =
+                sys::open_at(Some(&mounts.proc), b"self/oom_score_adj", sys::O_WRITE, 0)
+        {
+            let _ = file.write(score);
+        }
+    }
+
     /// Opens the agent's end of a new terminal.
     pub(crate) fn open_terminal(&self) -> Outcome<Fd> {
         let flags = sys::O_READ_WRITE | sys::O_NO_TERMINAL | sys::O_NONBLOCK;
@@ -226,6 +236,7 @@ impl BootedGuest {
 
     /// Becomes the first of these programs that exists, in the guest's root.
     fn exec_in_root(&self, programs: &[&[u8]], args: &[Vec<u8>]) -> ! {
+        self.set_out_of_memory_score(b"0");
         sys::begin_session();
         sys::reset_signals();
         if self.enter_root().is_ok() {

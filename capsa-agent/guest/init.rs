@@ -3,13 +3,14 @@
 //! Nothing of the agent is left in the initramfs then, and init has the arguments, the environment and the
 //! descriptors that the kernel gave.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::agent::Agent;
 use crate::guest::BootedGuest;
 use crate::links::Links;
 use crate::protocol::NONCE_LEN;
-use crate::sys::{self, Errno, Outcome, Start};
+use crate::sys::{self, Errno, Fd, Outcome, Start};
 
 const DIRECTORY: &[u8] = b"/capsa-agent";
 const PROGRAM: &[u8] = b"/capsa-agent/agent";
@@ -37,22 +38,35 @@ pub(crate) fn run(start: &Start) -> Outcome<()> {
     }
     let guest = BootedGuest::mount(DIRECTORY);
     let _ = sys::remove_at(None, DIRECTORY, true);
-    if let (Ok(nonce), Ok(guest)) = (nonce, guest)
-        && let Ok(None) = sys::fork()
-    {
-        start.rename(NAME);
-        let served = serve(nonce, guest);
-        sys::exit(served.err().map_or(0, |Errno(errno)| errno));
+    let started = nonce.and_then(|nonce| {
+        let guest = guest?;
+        if sys::fork()?.is_none() {
+            start.rename(NAME);
+            let served = serve(nonce, guest);
+            sys::exit(served.err().map_or(0, |Errno(errno)| errno));
+        }
+        Ok(())
+    });
+    if let Err(errno) = started {
+        report("cannot start the agent", errno);
     }
     let args = start.args().skip(1).map(<[u8]>::to_vec);
     let args: Vec<_> = core::iter::once(init.to_vec()).chain(args).collect();
     let env: Vec<_> = start.env().map(<[u8]>::to_vec).collect();
-    Err(sys::exec(init, &args, &env))
+    let errno = sys::exec(init, &args, &env);
+    report("cannot execute the guest's init", errno);
+    Err(errno)
+}
+
+/// Prints a failure on the console.
+fn report(failure: &str, Errno(errno): Errno) {
+    let _ = Fd::inherited(2).write(format!("capsa-agent: {failure}: errno {errno}\n").as_bytes());
 }
 
 fn serve(nonce: [u8; NONCE_LEN], guest: BootedGuest) -> Outcome<()> {
     sys::set_name(&NAME[1..]);
     sys::begin_session();
+    guest.set_out_of_memory_score(b"-1000");
     for number in 0..3 {
         guest.null().duplicate_to(number)?;
     }

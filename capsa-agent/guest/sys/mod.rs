@@ -130,6 +130,20 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     exit(101)
 }
 
+/// `alloc` is compiled with unwinding and refers to this. Nothing unwinds here.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    exit(101)
+}
+
+/// As [`_Unwind_Resume`].
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() -> ! {
+    exit(101)
+}
+
 /// Ends the process.
 pub(crate) fn exit(status: i32) -> ! {
     loop {

@@ -188,6 +188,22 @@ fn held_output_stops_one_command_alone() {
 }
 
 #[test]
+fn floods_share_the_transport() {
+    const SHARE: usize = 1_000_000;
+    let mut agent = ServedAgent::start();
+    let ids: Vec<u32> = (0..12).map(|_| agent.begin(Operation::Run(command(&["yes"])))).collect();
+    let lengths = |agent: &ServedAgent| -> Vec<usize> {
+        ids.iter().map(|&id| agent.collected(id).stdout.len()).collect()
+    };
+    agent.wait_until(|agent| {
+        let lengths = lengths(agent);
+        let most = *lengths.iter().max().unwrap();
+        assert!(most < 8 * SHARE, "{lengths:?}");
+        lengths.iter().all(|length| *length >= SHARE)
+    });
+}
+
+#[test]
 fn fifty_commands_run_at_once() {
     let mut agent = ServedAgent::start();
     let wait = CommandSpec { has_input: true, ..shell("echo up; read line; echo $line") };
