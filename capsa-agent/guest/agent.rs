@@ -36,6 +36,8 @@ pub(crate) struct Agent {
     children: Fd,
     ready_since: Option<u64>,
     next_look: u64,
+    /// The output that was read last.
+    last_output: (OperationId, usize),
     buffer: Vec<u8>,
 }
 
@@ -60,6 +62,7 @@ impl Agent {
             children: sys::watch_children()?,
             ready_since: None,
             next_look: 0,
+            last_output: (0, 0),
             buffer: vec![0; MAX_PAYLOAD],
         })
     }
@@ -68,7 +71,6 @@ impl Agent {
     pub(crate) fn run(mut self) {
         let mut entries = Vec::new();
         let mut sources = Vec::new();
-        let mut turn = 0;
         while !(self.links.is_served && self.links.open[0].is_none()) {
             let now = sys::now();
             if now >= self.next_look {
@@ -78,8 +80,13 @@ impl Agent {
             self.flush(now);
             let longest = self.collect(now, &mut entries, &mut sources);
             sys::poll(&mut entries, longest);
-            // The first outputs may fill what the transport takes: each time, another one is the first.
-            turn = (turn + 1) % entries.len();
+            // The first outputs may fill what the transport takes: the one after the last that was read is the
+            // first.
+            let turn = sources.iter().position(|source| match source {
+                WatchedFd::Output(id, stream) => (*id, *stream) > self.last_output,
+                _ => false,
+            });
+            let turn = turn.unwrap_or(0);
             let (later, first) = entries.split_at(turn);
             let (later_sources, first_sources) = sources.split_at(turn);
             let found = first.iter().zip(first_sources).chain(later.iter().zip(later_sources));
@@ -309,6 +316,7 @@ impl Agent {
             return;
         }
         if let OutputRead::Bytes(n) = job.read_output(stream, &mut self.buffer[..room]) {
+            self.last_output = (id, stream);
             self.server.put_output(id, STREAMS[stream], &self.buffer[..n]);
         }
     }
