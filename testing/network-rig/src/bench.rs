@@ -1,5 +1,5 @@
-//! `cargo xtask bench network`: the stack of Capsa, slirp4netns and pasta behind the same guest, in turn, with
-//! the goals of the project.
+//! `cargo xtask bench network`: the stack of Capsa without and with a policy, slirp4netns and pasta behind the
+//! same guest, in turn, with the goals of the project.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use capsa_fixtures::task::{Arguments, finish};
 use crate::RigError;
 use crate::engine::EngineCost;
 use crate::rig::{self, Figures, GuestStack, Rig, RigGuest};
-use GuestStack::{Capsa, Loopback, Pasta, Slirp4netns};
+use GuestStack::{Capsa, CapsaPolicy, Loopback, Pasta, Slirp4netns};
 
 pub(crate) const MTUS: [u16; 2] = [1500, 65520];
 
@@ -18,13 +18,19 @@ pub(crate) const MTUS: [u16; 2] = [1500, 65520];
 const SLOW: u64 = 50 << 20;
 
 /// What is measured: the name of the traffic, its number, the figure, and how the table names it.
-const TRAFFIC: [(&str, u64, &str); 5] = [
+const TRAFFIC: [(&str, u64, &str); 7] = [
     ("upload", 1_000_000, "guest to host, MiB/s"),
     ("download", 1_000_000, "host to guest, MiB/s"),
     ("upload-slowly", SLOW, "to a reader of 50 MiB/s, MiB/s"),
     ("connects", 300, "connect, read, close, us"),
     ("round-trips", 2000, "round trip of a byte, us"),
+    (REFUSED_QUERY, 2000, "query of DNS that is refused, us"),
+    (CACHED_QUERY, 2000, "query of DNS with a cached answer, us"),
 ];
+
+/// The queries of a guest under a policy. On the loopback, a datagram of the same length goes both ways.
+pub(crate) const REFUSED_QUERY: &str = "query=refused.example";
+pub(crate) const CACHED_QUERY: &str = "query=allowed.example";
 
 /// The values of all rounds.
 #[derive(Debug, Default)]
@@ -58,6 +64,7 @@ pub(crate) fn run(program: &Path, mut arguments: Arguments) -> Result<(), RigErr
             ("slirp4netns", Slirp4netns),
             ("pasta", Pasta),
             ("capsa", Capsa),
+            ("capsa-policy", CapsaPolicy),
         ] {
             if only.as_ref().is_some_and(|only| !only.split(',').any(|it| it == name)) {
                 continue;
@@ -78,13 +85,17 @@ pub(crate) fn run(program: &Path, mut arguments: Arguments) -> Result<(), RigErr
             for index in 0..guests.len() {
                 // Each round begins with another stack.
                 let (stack, mtu, guest) = &guests[(index + round) % guests.len()];
+                if name.starts_with("query=") && ![Loopback, CapsaPolicy].contains(stack) {
+                    continue;
+                }
                 measure(&rig, guest, (name, n), |figure, value| {
                     measured.add(*stack, *mtu, figure, value);
                 });
             }
         }
     }
-    let engine = match traffic.is_none() && only.is_none() {
+    let has_capsa = guests.iter().any(|(stack, ..)| *stack == Capsa);
+    let engine = match traffic.is_none() && has_capsa {
         true => {
             for _ in 0..rounds {
                 measured.add(Capsa, 1500, "dhcp", rig.lease_micros()?);
@@ -108,6 +119,9 @@ fn engine(program: &Path) -> Result<EngineCost, RigError> {
         idle_flow: figure("idle_flow")?,
         lookup_ratio: figure("lookup_ratio")?,
         beyond_cap: figure("beyond_cap")?,
+        verdict: figure("verdict")?,
+        refused_query: figure("refused_query")?,
+        cached_query: figure("cached_query")?,
     })
 }
 
@@ -145,15 +159,15 @@ fn measure(
 }
 
 fn print_table(measured: &Measured) {
-    println!("| | MTU | loopback | slirp4netns | pasta | capsa |");
-    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
+    println!("| | MTU | loopback | slirp4netns | pasta | capsa | capsa-policy |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     let rows = TRAFFIC.map(|(name, _, label)| (name, label));
     let more =
         [("gap", "longest gap of that reader, ms"), ("retransmitted", "segments sent again")];
     for (name, label) in rows.into_iter().chain(more) {
         for mtu in MTUS {
             print!("| {label} | {mtu} |");
-            for stack in [Loopback, Slirp4netns, Pasta, Capsa] {
+            for stack in [Loopback, Slirp4netns, Pasta, Capsa, CapsaPolicy] {
                 match measured.median(stack, mtu, name) {
                     Some(value) => print!(" {value:.0} |"),
                     None => print!(" – |"),

@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant as Monotonic;
+use std::time::{Duration, Instant as Monotonic};
 
+use capsa_net::wire::dns::{self, DnsName, DnsQuestion, record_type};
 use capsa_net::wire::ethernet::{EtherType, EthernetHeader};
 use capsa_net::wire::ip::IpHeader;
 use capsa_net::wire::tcp::{Flags, TcpHeader};
+use capsa_net::wire::udp;
 use capsa_net::{Delivery, FlowId, Net, NetAction, NetworkConfig};
 use capsa_proto::plan::MacAddress;
+use capsa_proto::policy::{PolicyDestination, PolicyRules};
 use capsa_proto::time::Instant;
 
-use crate::RigError;
+use crate::{RigError, stack};
 
 const NOW: Instant = Instant::from_micros(1_000_000);
 
@@ -133,6 +136,98 @@ impl Connections {
     }
 }
 
+/// The microseconds of a verdict, of a refused query, and of one with a cached answer.
+fn policy_costs() -> Result<(f64, f64, f64), RigError> {
+    let policy = stack::policy();
+    let mistakes = |mistakes| format!("the policy has mistakes: {mistakes:?}");
+    let rules = PolicyRules::new(&policy).map_err(mistakes)?;
+    let mut verdict = 0.0_f64;
+    for (destination, is_allowed) in [
+        ("n500.registry.example:443", true),
+        ("a.b.c.d.n502.example:443", true),
+        ("a.b.c.d.e.f.refused.example:443", false),
+        ("n500.registry.example=93.184.216.34:443", true),
+        ("93.3.231.9:443", true),
+        ("93.184.216.34:443", false),
+        ("dns:a.b.c.d.e.f.refused.example", false),
+    ] {
+        let destination = destination.parse::<PolicyDestination>()?;
+        if rules.explain(&destination).is_allowed != is_allowed {
+            return Err(format!("unexpected verdict on {destination}").into());
+        }
+        verdict = verdict.max(median_micros(|| {
+            std::hint::black_box(rules.explain(std::hint::black_box(&destination)));
+        }));
+    }
+    let config =
+        NetworkConfig { policy: Some(rules), ..NetworkConfig::new(MacAddress::GUEST, 1500) };
+    let mut net = Net::new(config, [7; 16]);
+    let (mut head, mut now) = (Vec::new(), NOW);
+    let mut cost = |name: &str| {
+        let frame = query_frame(name)?;
+        let mut answers = 0;
+        let micros = median_micros(|| {
+            // Within the rate of queries.
+            now = now + Duration::from_micros(10);
+            net.handle_frame(&frame, now);
+            while let Some(action) = net.poll_action() {
+                if let NetAction::Resolve { query, .. } = action {
+                    net.handle_addresses(query, Ok(&[Ipv4Addr::new(203, 0, 114, 2).into()]), now);
+                }
+            }
+            while net.poll_frame(&mut head, now).is_some() {
+                answers += 1;
+            }
+            while net.poll_event().is_some() {}
+        });
+        match answers >= QUERIES {
+            true => Ok::<f64, RigError>(micros),
+            false => Err(format!("{answers} answers for {name}").into()),
+        }
+    };
+    Ok((verdict, cost(stack::REFUSED_NAME)?, cost(stack::ALLOWED_NAME)?))
+}
+
+/// How often something is done to measure its time.
+const QUERIES: usize = 20_000;
+
+/// The median time of a call, in microseconds, over groups of calls.
+fn median_micros(mut call: impl FnMut()) -> f64 {
+    const GROUP: usize = 100;
+    let mut times: Vec<f64> = (0..QUERIES / GROUP)
+        .map(|_| {
+            let begin = Monotonic::now();
+            for _ in 0..GROUP {
+                call();
+            }
+            begin.elapsed().as_secs_f64() * 1e6 / GROUP as f64
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// A frame with a query for the address of a name.
+fn query_frame(name: &str) -> Result<Vec<u8>, RigError> {
+    let name = DnsName::from_text(name).ok_or("the name is too long")?;
+    let question = DnsQuestion { name, record_type: record_type::A };
+    let mut frame = Vec::new();
+    let ethernet = EthernetHeader {
+        destination: NetworkConfig::GATEWAY_MAC,
+        source: MacAddress::GUEST,
+        ether_type: EtherType::Ipv4,
+    };
+    ethernet.write(&mut frame);
+    let ip = IpHeader {
+        source: NetworkConfig::GUEST.into(),
+        destination: NetworkConfig::DNS.into(),
+        protocol: 17,
+        hop_limit: 64,
+    };
+    udp::write(&ip, (4000, dns::PORT), &dns::write_query(7, &question), &mut frame);
+    Ok(frame)
+}
+
 /// The private memory of this process, in bytes.
 fn memory() -> Result<i64, RigError> {
     let text = fs::read_to_string("/proc/self/smaps_rollup")?;
@@ -150,6 +245,12 @@ pub(crate) struct EngineCost {
     pub(crate) lookup_ratio: f64,
     /// Memory of 1,000 connections whose sockets and programs take nothing, beyond the cap, in bytes.
     pub(crate) beyond_cap: f64,
+    /// The slowest kind of verdict in a policy of 1,000 rules, in microseconds.
+    pub(crate) verdict: f64,
+    /// A DNS query for a name that this policy does not allow, with its answer and event, in microseconds.
+    pub(crate) refused_query: f64,
+    /// The same for an allowed name whose addresses are known.
+    pub(crate) cached_query: f64,
 }
 
 /// Measures, in a process that did nothing before.
@@ -188,7 +289,11 @@ pub(crate) fn measure() -> Result<EngineCost, RigError> {
     let list = (slow.open.capacity() * size_of::<(FlowId, TcpHeader)>()) as i64;
     // 16 KiB for each direction of a connection, and the shared memory.
     let cap = (MEMORY + SLOW * (32 << 10)) as i64;
+    let (verdict, refused_query, cached_query) = policy_costs()?;
     Ok(EngineCost {
+        verdict,
+        refused_query,
+        cached_query,
         idle_flow,
         lookup_ratio: ratios[ratios.len() / 2],
         beyond_cap: (most - list - cap) as f64,

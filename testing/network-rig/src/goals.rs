@@ -1,8 +1,8 @@
 //! The goals of the network stack, each with its anchor in the same run.
 
-use crate::bench::{MTUS, Measured};
+use crate::bench::{CACHED_QUERY, MTUS, Measured, REFUSED_QUERY};
 use crate::engine::EngineCost;
-use crate::rig::GuestStack::{Capsa, Loopback, Pasta, Slirp4netns};
+use crate::rig::GuestStack::{Capsa, CapsaPolicy, Loopback, Pasta, Slirp4netns};
 
 /// A value that has to be at least, or at most, its goal.
 struct Goal {
@@ -41,6 +41,9 @@ pub(crate) fn print(measured: &Measured, engine: Option<&EngineCost>) {
         at_most("N6", "a segment among 10,000 flows, to 10 flows", cost.lookup_ratio, 1.1);
         let beyond = cost.beyond_cap / f64::from(1 << 20);
         at_most("N7", "1,000 slow flows, MiB beyond the cap", beyond, 1.0);
+        at_most("N9", "a verdict of 1,000 rules, us", cost.verdict, 1.0);
+        at_most("N9", "a refused query without sockets, us", cost.refused_query, 20.0);
+        at_most("N9", "a cached answer without sockets, us", cost.cached_query, 200.0);
     }
 }
 
@@ -60,7 +63,12 @@ fn traffic_goals(measured: &Measured) -> Vec<Option<Goal>> {
         let what = |text: &str| format!("MTU {mtu}: {text}");
         let to = |stack, figure| ratio(stack, mtu, figure);
         let of = |figure| measured.median(Capsa, mtu, figure);
-        let above_loopback = |figure| Some(of(figure)? - measured.median(Loopback, mtu, figure)?);
+        let above = |stack, figure| {
+            Some(measured.median(stack, mtu, figure)? - measured.median(Loopback, mtu, figure)?)
+        };
+        let above_loopback = |figure| above(Capsa, figure);
+        // Of a policy to none.
+        let policy = |figure| Some(measured.median(CapsaPolicy, mtu, figure)? / of(figure)?);
         goals.extend([
             at_least("N1", what("host to guest, to slirp4netns"), to(Slirp4netns, "download"), 1.5),
             at_least("N1", what("host to guest, to pasta"), to(Pasta, "download"), 1.0),
@@ -87,6 +95,20 @@ fn traffic_goals(measured: &Measured) -> Vec<Option<Goal>> {
                 what("round trip of a byte, us beyond loopback"),
                 above_loopback("round-trips"),
                 60.0,
+            ),
+            at_least("N9", what("guest to host, policy to none"), policy("upload"), 0.95),
+            at_least("N9", what("host to guest, policy to none"), policy("download"), 0.95),
+            at_most(
+                "N9",
+                what("a refused query, us beyond loopback"),
+                above(CapsaPolicy, REFUSED_QUERY),
+                20.0,
+            ),
+            at_most(
+                "N9",
+                what("a cached answer, us beyond loopback"),
+                above(CapsaPolicy, CACHED_QUERY),
+                200.0,
             ),
         ]);
     }

@@ -8,6 +8,7 @@
 //!   guest ── tap ── stack in the host ── veth ── remote
 //! ```
 //!
+//! - `name_server`: the name server of the host.
 //! - [`namespace`]: creates namespaces and runs programs in them.
 //! - [`peers`]: slirp4netns and pasta as stacks.
 //! - [`rig`]: all of the above together.
@@ -23,6 +24,7 @@
 mod bench;
 mod engine;
 mod goals;
+mod name_server;
 pub mod namespace;
 pub mod peers;
 pub mod rig;
@@ -48,7 +50,7 @@ pub fn main() -> std::process::ExitCode {
         ["bench", ..] => run_bench(&words[1..]),
         ["engine"] => run_engine(),
         ["serve"] => server::serve(),
-        ["stack", mtu, forwards] => stack::run(mtu, forwards == "true"),
+        ["stack", mtu, options] => stack::run(mtu, options),
         ["traffic", name, server, n] => run_traffic(name, server, n),
         _ => Err(format!("unknown arguments {text:?}").into()),
     };
@@ -69,5 +71,7 @@ fn run_engine() -> Result<(), RigError> {
     let cost = engine::measure()?;
     println!("idle_flow {}\nlookup_ratio {}", cost.idle_flow, cost.lookup_ratio);
     println!("beyond_cap {}", cost.beyond_cap);
+    println!("verdict {}\nrefused_query {}", cost.verdict, cost.refused_query);
+    println!("cached_query {}", cost.cached_query);
     Ok(())
 }

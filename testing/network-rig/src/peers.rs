@@ -13,6 +13,9 @@ use crate::namespace::{Namespace, TAP, unprivileged};
 /// The address at which every stack of the rig shows the host's loopback.
 pub const GATEWAY: &str = "10.0.2.2";
 
+/// The name server of the guests of Capsa.
+pub(crate) const NAME_SERVER: &str = "10.0.2.3";
+
 /// A process that ends with its owner.
 #[derive(Debug)]
 pub struct RigProcess(pub Child);

@@ -10,8 +10,8 @@ use capsa_fixtures::command;
 
 use crate::RigError;
 use crate::namespace::{Namespace, TAP};
-use crate::peers::{self, GATEWAY, RigProcess};
-use crate::stack;
+use crate::peers::{self, GATEWAY, NAME_SERVER, RigProcess};
+use crate::stack::{self, StackOptions};
 
 /// The addresses of the host on the network that it shares with the remote network.
 pub const HOST: [&str; 2] = ["203.0.114.1", "2001:db9::1"];
@@ -40,6 +40,8 @@ pub enum GuestStack {
     Pasta,
     /// The stack of Capsa.
     Capsa,
+    /// The stack of Capsa under [`stack::policy`].
+    CapsaPolicy,
 }
 
 /// A guest with a configured card.
@@ -106,8 +108,12 @@ impl Rig {
                 let process = peers::pasta(&self.program, &self.host, &guest, mtu)?;
                 (guest, process)
             }
-            GuestStack::Capsa => {
-                let guest = self.unconfigured_guest(mtu, false)?;
+            GuestStack::Capsa | GuestStack::CapsaPolicy => {
+                let options = match stack {
+                    GuestStack::CapsaPolicy => StackOptions::Policy,
+                    _ => StackOptions::Nat,
+                };
+                let guest = self.unconfigured_guest(mtu, options)?;
                 let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
                 stack::configure(namespace)?;
                 return Ok(guest);
@@ -116,15 +122,18 @@ impl Rig {
         Ok(RigGuest { namespace: Some(namespace), stack: Some(process) })
     }
 
-    /// A guest behind the stack of Capsa whose card is up, without an address of IPv4. One guest at a time can
-    /// have forwards.
+    /// A guest behind the stack of Capsa whose card is up, without an address of IPv4.
     ///
     /// # Errors
     ///
     /// When the stack does not start.
-    pub fn unconfigured_guest(&self, mtu: u16, with_forwards: bool) -> Result<RigGuest, RigError> {
+    pub fn unconfigured_guest(
+        &self,
+        mtu: u16,
+        options: StackOptions,
+    ) -> Result<RigGuest, RigError> {
         let mut guest = self.host.beside()?;
-        let process = stack::start(&self.host, &mut guest, mtu, with_forwards)?;
+        let process = stack::start(&self.host, &mut guest, mtu, options)?;
         Ok(RigGuest { namespace: Some(guest), stack: Some(process) })
     }
 
@@ -134,7 +143,7 @@ impl Rig {
     ///
     /// When it gets none.
     pub fn lease_micros(&self) -> Result<f64, RigError> {
-        let guest = self.unconfigured_guest(1500, false)?;
+        let guest = self.unconfigured_guest(1500, StackOptions::Nat)?;
         let namespace = guest.namespace.as_ref().expect("a guest behind a stack");
         namespace.ip(&format!("route add default dev {TAP}"))?;
         let figures = traffic(namespace, "dhcp", SocketAddr::from(([255; 4], 67)), 0)?;
@@ -148,8 +157,14 @@ impl Rig {
     ///
     /// When it fails.
     pub fn traffic(&self, guest: &RigGuest, name: &str, n: u64) -> Result<Figures, RigError> {
-        let address = if guest.namespace.is_some() { GATEWAY } else { "127.0.0.1" };
-        let server = SocketAddr::new(address.parse()?, crate::server::REQUESTS);
+        let (address, port) = match (name.starts_with("query="), &guest.namespace) {
+            // Of a guest: the name server. On the loopback, each datagram comes back.
+            (true, Some(_)) => (NAME_SERVER, 53),
+            (true, None) => ("127.0.0.1", crate::server::UDP_ECHO),
+            (false, Some(_)) => (GATEWAY, crate::server::REQUESTS),
+            (false, None) => ("127.0.0.1", crate::server::REQUESTS),
+        };
+        let server = SocketAddr::new(address.parse()?, port);
         traffic(guest.namespace.as_ref().unwrap_or(&self.host), name, server, n)
     }
 }
@@ -183,9 +198,33 @@ pub(crate) fn figures(text: &str) -> Figures {
 ///
 /// When the program of the guest fails.
 pub fn connect(guest: &Namespace, server: SocketAddr) -> Result<String, RigError> {
-    let text = output(guest, "connect", server, 0)?;
-    let result = text.lines().find_map(|line| line.strip_prefix("result "));
-    Ok(result.ok_or("no result")?.to_owned())
+    Ok(result(guest, "connect", server)?.ok_or("no result")?)
+}
+
+/// Runs traffic in a namespace and returns its result, if it has one.
+///
+/// # Errors
+///
+/// When it fails.
+pub fn result(
+    guest: &Namespace,
+    name: &str,
+    server: SocketAddr,
+) -> Result<Option<String>, RigError> {
+    let text = output(guest, name, server, 0)?;
+    Ok(text.lines().find_map(|line| line.strip_prefix("result ")).map(str::to_owned))
+}
+
+/// The names that the name server in a namespace was asked for.
+///
+/// # Errors
+///
+/// When it does not answer.
+pub fn asked_names(host: &Namespace) -> Result<Vec<String>, RigError> {
+    let server = SocketAddr::from(([127, 0, 0, 1], crate::server::REQUESTS));
+    let text = output(host, "asked-names", server, 0)?;
+    // The figures come after the names.
+    Ok(text.lines().filter(|line| !line.contains(' ')).map(str::to_owned).collect())
 }
 
 fn output(guest: &Namespace, name: &str, server: SocketAddr, n: u64) -> Result<String, RigError> {

@@ -1,11 +1,12 @@
 //! The servers of the measurements and tests: one program, on fixed ports.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::RigError;
+use crate::name_server;
 use crate::traffic::{Report, TestBytes, TrafficRequest};
 
 /// The port of [`TrafficRequest`]s.
@@ -14,6 +15,11 @@ pub const REQUESTS: u16 = 5001;
 pub const GREETING: u16 = 5002;
 /// The UDP port that sends each datagram back.
 pub const UDP_ECHO: u16 = 5003;
+/// The port that answers each HTTP request with [`HTTP_ANSWER`].
+pub const HTTP: u16 = 80;
+
+/// The first line of an HTTP answer.
+pub const HTTP_ANSWER: &str = "HTTP/1.1 204 No Content";
 
 /// The report of the last [`TrafficRequest::HalfClose`].
 static HALF_CLOSED: Mutex<Report> = Mutex::new(Report::NONE);
@@ -23,8 +29,16 @@ pub(crate) fn serve() -> Result<(), RigError> {
     let open = |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
     let (requests, greeting) = (open(REQUESTS)?, open(GREETING)?);
     let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, UDP_ECHO))?;
+    let (http, names) = (open(HTTP)?, name_server::open()?);
     println!("ready");
     std::thread::spawn(move || echo_datagrams(&udp));
+    std::thread::spawn(move || name_server::serve(&names));
+    std::thread::spawn(move || {
+        for connection in http.incoming().flatten() {
+            // A connection that ends early has no answer.
+            let _ = answer_request(&connection);
+        }
+    });
     std::thread::spawn(move || {
         for connection in greeting.incoming().flatten() {
             let _ = (&connection).write_all(b"x");
@@ -47,6 +61,12 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
+fn answer_request(connection: &TcpStream) -> io::Result<()> {
+    let mut lines = BufReader::new(connection).lines();
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    write!(&mut &*connection, "{HTTP_ANSWER}\r\nConnection: close\r\n\r\n")
+}
+
 fn handle(connection: &TcpStream) -> io::Result<()> {
     connection.set_nodelay(true)?;
     let mut requests = BufReader::with_capacity(TrafficRequest::LEN, connection);
@@ -61,6 +81,7 @@ fn handle(connection: &TcpStream) -> io::Result<()> {
             let end = Instant::now() + Duration::from_micros(micros);
             TestBytes::new().send(stream, |_| Instant::now() < end, None)
         }
+        TrafficRequest::AskedNames => stream.write_all(name_server::asked().as_bytes()),
         TrafficRequest::Echo => {
             let mut buffer = [0; 4096];
             loop {

@@ -1,5 +1,6 @@
 //! The stack of Capsa behind a tap device, in a process of its own.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
@@ -8,20 +9,61 @@ use capsa_io::clock::MonotonicClock;
 use capsa_io::network::Network;
 use capsa_proto::path::HostPath;
 use capsa_proto::plan::{MacAddress, NetworkLink, NetworkPlan};
+use capsa_proto::policy::{NetworkPolicy, PolicyLimits};
 use capsa_proto::spec::{ForwardHost, NetworkOptions, PortForward, TransportProtocol};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::RigError;
+use crate::name_server;
 use crate::namespace::{Namespace, TAP};
 use crate::peers::RigProcess;
-use crate::server::{GREETING, REQUESTS, UDP_ECHO};
+use crate::server::{GREETING, HTTP, REQUESTS, UDP_ECHO};
 
 /// The port of the host, of TCP and of UDP, that is forwarded to the servers of a guest.
 pub const FORWARDED: u16 = 7001;
 
-/// Starts the stack for a guest, whose card gets the address by hand. `with_forwards` forwards
-/// [`FORWARDED`], which one stack of a host can.
+/// The name that [`policy`] allows.
+pub const ALLOWED_NAME: &str = "allowed.example";
+/// A name that it does not allow.
+pub const REFUSED_NAME: &str = "refused.example";
+
+/// The rules of [`policy`].
+const RULES: usize = 1000;
+
+/// What a stack permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StackOptions {
+    /// The servers of the host, and the internet.
+    Nat,
+    /// The same, and [`FORWARDED`] is forwarded: one stack of a host can have it.
+    Forwards,
+    /// What [`policy`] allows. The host's resolver asks the name server of the rig.
+    Policy,
+}
+
+/// A policy of 1,000 rules that allows the servers of the host, and those of the remote network by the name
+/// [`ALLOWED_NAME`]. Its limits of rates are not reached.
+pub fn policy() -> NetworkPolicy {
+    let servers = [
+        format!("host:{REQUESTS}"),
+        format!("host:{GREETING}"),
+        format!("{ALLOWED_NAME}:{REQUESTS}"),
+        format!("{ALLOWED_NAME}:{HTTP}"),
+    ];
+    let others = (servers.len()..RULES).map(|n| match n % 4 {
+        0 => format!("n{n}.registry.example:443"),
+        1 => format!("*.n{n}.example:443"),
+        2 => format!("**.n{n}.example:443"),
+        _ => format!("93.{}.{}.0/{}:443", n / 256, n % 256, 24 + n % 5),
+    });
+    let mut limits = PolicyLimits::default();
+    (limits.flows_per_second, limits.queries_per_second) = (100_000, 100_000);
+    let rules = servers.into_iter().chain(others);
+    rules.fold(NetworkPolicy::new(), NetworkPolicy::allow).limits(limits)
+}
+
+/// Starts the stack for a guest, whose card gets the address by hand.
 ///
 /// # Errors
 ///
@@ -30,11 +72,11 @@ pub fn start(
     host: &Namespace,
     guest: &mut Namespace,
     mtu: u16,
-    with_forwards: bool,
+    options: StackOptions,
 ) -> Result<RigProcess, RigError> {
     let tap = guest.create_tap()?;
     let mut stack = host.rig("stack");
-    stack.args([mtu.to_string(), with_forwards.to_string()]).stdin(tap).stdout(Stdio::null());
+    stack.args([mtu.to_string(), format!("{options:?}")]).stdin(tap).stdout(Stdio::null());
     let stack = RigProcess(stack.spawn()?);
     guest.ip(&format!("link set {TAP} address {} mtu {mtu} up", MacAddress::GUEST))?;
     Ok(stack)
@@ -51,7 +93,12 @@ pub fn configure(guest: &Namespace) -> Result<(), RigError> {
 }
 
 /// Runs the stack behind the tap device that is standard input, until the process is killed.
-pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
+pub(crate) fn run(mtu: &str, options: &str) -> Result<(), RigError> {
+    let policy = (options == format!("{:?}", StackOptions::Policy)).then(policy);
+    let with_forwards = options == format!("{:?}", StackOptions::Forwards);
+    if policy.is_some() {
+        name_server::use_for_names()?;
+    }
     let tap: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
     fcntl(&tap, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
     let forwards = [
@@ -59,7 +106,10 @@ pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
         forward(FORWARDED, UDP_ECHO, TransportProtocol::Udp),
     ];
     let options = NetworkOptions {
-        host_ports: [REQUESTS, GREETING, UDP_ECHO].into(),
+        host_ports: match policy {
+            Some(_) => BTreeSet::new(),
+            None => [REQUESTS, GREETING, UDP_ECHO].into(),
+        },
         forwards: if with_forwards { forwards.into() } else { Vec::new() },
         ..NetworkOptions::default()
     };
@@ -67,7 +117,7 @@ pub(crate) fn run(mtu: &str, with_forwards: bool) -> Result<(), RigError> {
         mac: MacAddress::GUEST,
         mtu: mtu.parse()?,
         link: NetworkLink::Datagram,
-        policy: None,
+        policy,
         options,
         carrier: None,
     };

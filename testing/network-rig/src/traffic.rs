@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use capsa_net::wire::dns::{self, DnsName, DnsQuestion, record_type};
+
 use crate::RigError;
 
 /// What a client wants of the server.
@@ -28,6 +30,8 @@ pub enum TrafficRequest {
     HalfClose(u64),
     /// Answer with the report of the last [`TrafficRequest::HalfClose`].
     HalfClosed,
+    /// Answer with the names that the name server was asked for.
+    AskedNames,
 }
 
 impl TrafficRequest {
@@ -45,6 +49,7 @@ impl TrafficRequest {
             b'e' => Self::Echo,
             b'h' => Self::HalfClose(value),
             b'r' => Self::HalfClosed,
+            b'n' => Self::AskedNames,
             _ => return Err(ErrorKind::InvalidData.into()),
         })
     }
@@ -62,6 +67,7 @@ impl TrafficRequest {
             Self::Echo => (b'e', 0),
             Self::HalfClose(count) => (b'h', count),
             Self::HalfClosed => (b'r', 0),
+            Self::AskedNames => (b'n', 0),
         };
         let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_nodelay(true)?;
@@ -205,7 +211,14 @@ pub(crate) fn run(name: &str, server: SocketAddr, n: u64) -> Result<(), RigError
         "udp" => udp(server, n)?,
         "dhcp" => dhcp(server)?,
         "ping" => ping(server.ip(), n)?,
-        other => return Err(format!("unknown traffic {other}").into()),
+        "asked-names" => {
+            io::copy(&mut TrafficRequest::AskedNames.open(server)?, &mut io::stdout()).map(drop)?
+        }
+        other => match other.split_once('=') {
+            Some(("query", name)) => queries(server, name, n)?,
+            Some(("http", host)) => http(server, host)?,
+            _ => return Err(format!("unknown traffic {other}").into()),
+        },
     }
     println!("seconds {}", begin.elapsed().as_secs_f64());
     println!("retransmitted {}", retransmitted()? - before);
@@ -319,6 +332,56 @@ fn udp(server: SocketAddr, n: u64) -> io::Result<()> {
         intact += u64::from(buffer[..len] == datagram);
     }
     println!("intact {intact}");
+    Ok(())
+}
+
+/// `n` queries for the IPv4 address of a name, after the first one. Prints the code of the answer, its first
+/// address, and the median of the times.
+fn queries(server: SocketAddr, name: &str, n: u64) -> Result<(), RigError> {
+    let question = DnsQuestion {
+        name: DnsName::from_text(name).ok_or("the name is too long")?,
+        record_type: record_type::A,
+    };
+    let socket = UdpSocket::bind((IpAddr::from([0; 4]), 0))?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut buffer = [0; 1500];
+    let mut ask = |id: u16| -> io::Result<(Duration, Vec<u8>)> {
+        let query = dns::write_query(id, &question);
+        let begin = Instant::now();
+        socket.send(&query)?;
+        loop {
+            let len = socket.recv(&mut buffer)?;
+            if buffer[..len].starts_with(&id.to_be_bytes()) {
+                return Ok((begin.elapsed(), buffer[..len].to_vec()));
+            }
+        }
+    };
+    let (_, first) = ask(0)?;
+    let times = (0..n).map(|id| Ok(ask(id as u16 + 1)?.0)).collect::<io::Result<Vec<_>>>()?;
+    // The loopback of the host sends the query back.
+    if let Ok(answer) = dns::parse_answer(&first, &question) {
+        println!("code {}", answer.code);
+        if let Some([a, b, c, d]) = answer.records.first().map(|record| &record.data[..]) {
+            println!("result {a}.{b}.{c}.{d}");
+        }
+    }
+    if n > 0 {
+        print_median("micros", times);
+    }
+    Ok(())
+}
+
+/// A request with this `Host`. Prints the first line of the answer, or the kind of the error.
+fn http(server: SocketAddr, host: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer) {
+        Ok(_) => println!("result {}", answer.lines().next().unwrap_or_default()),
+        Err(error) => println!("result {:?}", error.kind()),
+    }
     Ok(())
 }
 

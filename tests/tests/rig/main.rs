@@ -13,10 +13,10 @@ use capsa_fixtures::programs::TestProgram;
 use capsa_fixtures::{command, skip};
 use capsa_network_rig::namespace::TAP;
 use capsa_network_rig::rig::{
-    Figures, GuestStack, HOST, REMOTE, Rig, RigGuest, connect, serve, traffic,
+    Figures, GuestStack, HOST, REMOTE, Rig, RigGuest, asked_names, connect, result, serve, traffic,
 };
-use capsa_network_rig::server::{REQUESTS, UDP_ECHO};
-use capsa_network_rig::stack::{self, FORWARDED};
+use capsa_network_rig::server::{HTTP, HTTP_ANSWER, REQUESTS, UDP_ECHO};
+use capsa_network_rig::stack::{self, ALLOWED_NAME, FORWARDED, REFUSED_NAME, StackOptions};
 use capsa_network_rig::{Namespace, RigError};
 
 const MIB: u64 = 1 << 20;
@@ -41,7 +41,7 @@ impl KernelGuest {
 
     /// A guest without an address of IPv4.
     fn unconfigured() -> Option<Self> {
-        Self::with(|rig| rig.unconfigured_guest(1500, true))
+        Self::with(|rig| rig.unconfigured_guest(1500, StackOptions::Forwards))
     }
 
     fn namespace(&self) -> &Namespace {
@@ -204,6 +204,36 @@ fn kernel_guest_serves_forwarded_ports() {
     }
     assert_eq!(from_host("flows", 20)["intact"], 20.0);
     assert_eq!(from_host("udp", 20)["intact"], 20.0);
+}
+
+#[test]
+fn kernel_guest_under_policy_reaches_named_host() {
+    let Some(guest) = KernelGuest::with(|rig| rig.guest(GuestStack::CapsaPolicy, 1500)) else {
+        return;
+    };
+    let result_of = |name: &str, server| {
+        let result = result(guest.namespace(), name, server);
+        result.unwrap_or_else(|error| panic!("{name}: {error}")).unwrap_or_default()
+    };
+    // The name server of the guest, and one of the remote network, in whose place the stack answers.
+    for server in [address("10.0.2.3", 53), address(REMOTE[0], 53)] {
+        let figures = guest.traffic_to(server, &format!("query={REFUSED_NAME}"), 0);
+        assert_eq!(figures["code"], 3.0, "{server}: {figures:?}");
+    }
+    assert_eq!(guest.connect(address(REMOTE[0], REQUESTS)), "ConnectionRefused");
+    let name = format!("query={ALLOWED_NAME}");
+    let named = result_of(&name, address("10.0.2.3", 53));
+    assert!(named.starts_with("198.18."), "{named:?}");
+    let figures = guest.traffic_to(address(&named, REQUESTS), "upload-bytes", MIB);
+    assert_eq!((figures["bytes"] as u64, figures["intact"]), (MIB, 1.0), "{figures:?}");
+    assert_eq!(guest.connect(address(&named, UDP_ECHO)), "ConnectionRefused");
+    for (host, expected) in [(ALLOWED_NAME, HTTP_ANSWER), (REFUSED_NAME, "ConnectionReset")] {
+        let got = result_of(&format!("http={host}"), address(&named, HTTP));
+        assert_eq!(got, expected, "{host}");
+    }
+    let asked = |namespace| asked_names(namespace).expect("the names");
+    assert_eq!(asked(&guest.rig.host), [ALLOWED_NAME]);
+    assert!(asked(&guest.rig.remote).is_empty(), "a query left the host");
 }
 
 fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
