@@ -367,10 +367,10 @@ impl Net {
     ///
     /// # Errors
     ///
-    /// `None` when the table of flows is full, or has a flow with these addresses, and when `remote` is
-    /// not an IPv4 address.
+    /// `None` when the table of flows is full, or has a flow with these addresses, when the limit of all bytes
+    /// is reached, and when `remote` is not an IPv4 address.
     pub fn connect_guest(&mut self, port: u16, remote: SocketAddr, now: Instant) -> Option<FlowId> {
-        if !remote.is_ipv4() {
+        if !remote.is_ipv4() || self.is_used_up() {
             return None;
         }
         let guest = SocketAddr::new(self.config.guest.into(), port);
@@ -390,7 +390,8 @@ impl Net {
     ///
     /// # Errors
     ///
-    /// `None` when the table of flows is full, or has a flow with these addresses.
+    /// `None` when the table of flows is full, or has a flow with these addresses, and when the limit of all
+    /// bytes is reached.
     pub fn open_guest_udp(
         &mut self,
         port: u16,
@@ -399,7 +400,7 @@ impl Net {
     ) -> Option<FlowId> {
         let guest = SocketAddr::new(self.config.guest.into(), port);
         let addresses = FlowAddresses { protocol: FlowProtocol::Udp, guest, remote };
-        if self.flows.find(&addresses).is_some() {
+        if self.flows.find(&addresses).is_some() || self.is_used_up() {
             return None;
         }
         let id = self.insert(addresses, Transport::Udp { is_two_way: false, active_at: now })?;

@@ -87,13 +87,18 @@ impl Net {
         self.start_connects();
     }
 
-    fn start_connects(&mut self) {
+    pub(super) fn start_connects(&mut self) {
         let limit =
             self.config.policy.as_ref().map_or(CONNECTING, |policy| policy.limits().connecting);
         while self.connecting < limit
             && let Some((id, destination)) = self.waiting_connects.pop_front()
         {
             let Some((_, flow)) = self.flows.get_mut(id) else { continue };
+            if !matches!(&flow.transport, Transport::Tcp(connection) if connection.is_connecting())
+            {
+                // It was refused in the meantime.
+                continue;
+            }
             (flow.has_socket, flow.is_connecting) = (true, true);
             self.connecting += 1;
             self.actions.push_back(NetAction::Connect { flow: id, destination });

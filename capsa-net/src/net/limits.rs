@@ -6,15 +6,12 @@
 
 use core::time::Duration;
 
-use alloc::vec::Vec;
-
 use capsa_proto::policy::{
     NetworkEvent, NetworkEventKind, PolicyLimits, PolicyVerdict, VerdictReason,
 };
 use capsa_proto::time::Instant;
 
 use super::Net;
-use crate::flow_table::FlowId;
 use crate::rate_limit::RateLimit;
 
 /// How long a link may send at full speed after it was idle.
@@ -166,6 +163,11 @@ impl Net {
         (!limits.allow_flow(now)).then_some(VerdictReason::FlowRate)
     }
 
+    /// Whether no further byte of payload may pass.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.limits.as_ref().is_some_and(|limits| limits.is_used_up())
+    }
+
     /// How many of `len` bytes of payload may pass.
     pub(super) fn limited_payload(&self, len: usize) -> usize {
         self.limits.as_ref().map_or(len, |limits| limits.payload(len))
@@ -204,13 +206,12 @@ impl Net {
         }
     }
 
-    fn end_flows_at_limit(&mut self, now: Instant) {
+    /// Ends all flows: no further byte may pass.
+    pub(super) fn end_flows_at_limit(&mut self, now: Instant) {
         let verdict = PolicyVerdict::without_rule(false, VerdictReason::TotalBytes);
         self.report(NetworkEvent::new(now, NetworkEventKind::Limit, verdict.clone()));
-        let flows: Vec<FlowId> = self.flows.ids().collect();
-        for id in flows {
-            self.refuse_flow(id, verdict.clone(), now);
-        }
+        let flows = self.flows.ids().map(|id| (id, verdict.clone())).collect();
+        self.refuse_flows(flows, now);
     }
 
     pub(super) fn is_paused_to_guest(&self, now: Instant) -> bool {

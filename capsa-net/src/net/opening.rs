@@ -5,6 +5,7 @@
 //! 3. [`Net::flow_resolved`] judges each address of the name, and opens the socket with those that are
 //!    allowed.
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
 use capsa_proto::policy::{NetworkEventKind, PolicyVerdict, VerdictReason};
@@ -97,7 +98,7 @@ impl Net {
         let is_usable = |address: &&IpAddr| protocol != FlowProtocol::Echo || address.is_ipv4();
         let mut carried = None;
         let mut refused = None;
-        let mut open = alloc::vec::Vec::new();
+        let mut open = Vec::new();
         for address in resolved.iter().filter(is_usable) {
             let (verdict, is_carried) =
                 self.judge_resolved(protocol, &name, (*address, port).into());
@@ -144,6 +145,17 @@ impl Net {
         };
         flow.has_socket = true;
         self.actions.push_back(action);
+    }
+
+    /// Ends several flows: see [`refuse_flow`](Self::refuse_flow).
+    pub(super) fn refuse_flows(&mut self, refused: Vec<(FlowId, PolicyVerdict)>, now: Instant) {
+        // The end of one must not be the turn of another one to connect.
+        let waiting = core::mem::take(&mut self.waiting_connects);
+        for (id, verdict) in refused {
+            self.refuse_flow(id, verdict, now);
+        }
+        self.waiting_connects = waiting;
+        self.start_connects();
     }
 
     /// Ends a flow of the table that must not go on: the guest gets an error.

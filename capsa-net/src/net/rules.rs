@@ -15,7 +15,8 @@ use crate::flow_table::FlowId;
 impl Net {
     /// Replaces the policy, or sets one where the network had none. Flows that it does not allow are reset
     /// at once, and reported with the reason [`VerdictReason::PolicyChanged`]. Clients of forwards stay
-    /// connected. A smaller limit of flows ends none.
+    /// connected. A smaller limit of flows ends none;
+    /// one of all bytes ends all flows if as many have passed.
     pub fn set_policy(&mut self, policy: PolicyRules, now: Instant) {
         let before = self.config.policy.as_ref().map(PolicyRules::limits);
         match (&mut self.limits, before) {
@@ -27,12 +28,15 @@ impl Net {
         self.config.policy = Some(policy);
         let verdict = PolicyVerdict::without_rule(true, VerdictReason::PolicyChanged);
         self.report(NetworkEvent::new(now, NetworkEventKind::PolicyChanged, verdict));
-        let flows: Vec<FlowId> = self.flows.ids().collect();
-        for id in flows {
-            if let Err(mut verdict) = self.is_still_allowed(id, now) {
-                verdict.reason = VerdictReason::PolicyChanged;
-                self.refuse_flow(id, verdict, now);
-            }
+        let refused = self.flows.ids().filter_map(|id| {
+            let mut verdict = self.is_still_allowed(id, now).err()?;
+            verdict.reason = VerdictReason::PolicyChanged;
+            Some((id, verdict))
+        });
+        let refused: Vec<(FlowId, PolicyVerdict)> = refused.collect();
+        self.refuse_flows(refused, now);
+        if self.is_used_up() {
+            self.end_flows_at_limit(now);
         }
     }
 }

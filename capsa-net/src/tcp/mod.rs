@@ -175,7 +175,10 @@ impl Connection {
         if count > 0 {
             self.active_at = now;
         }
-        self.download.filled(count, budget);
+        // A policy may have ended the connection since the driver learned that the socket is readable.
+        if self.state == State::Open {
+            self.download.filled(count, budget);
+        }
     }
 
     /// The socket has no more bytes.

@@ -2,7 +2,7 @@
 
 use super::packets::to;
 use super::policy::{PolicyTest, allow, rules};
-use super::segments::GUEST_START;
+use super::segments::{GUEST_START, syn};
 use super::*;
 use crate::inspect::tests::client_hello;
 use crate::wire::ip::IpHeader;
@@ -254,6 +254,59 @@ fn attack_51_total_of_bytes_is_counted_exactly() {
         assert!(test.connect(address, 7).is_none());
         assert_eq!(test.last(), (Kind::FlowRefused, Reason::TotalBytes));
     }
+}
+
+#[test]
+fn limit_within_an_event_of_a_socket_ends_the_flow() {
+    let mut test = limited(|limits| limits.total_bytes = Some(1000));
+    let mut stream = test.open(Ipv4Addr::new(1, 1, 1, 1), 7);
+    let given: usize = test.net.spaces(stream.flow, 400).map(|space| space.len()).sum();
+    test.net.filled(stream.flow, given, test.now);
+    // The socket is writable and readable: the driver writes, and then reads.
+    test.give(&mut stream, 0, &[1; 600]);
+    assert_eq!(test.net.spaces(stream.flow, 1000).count(), 0);
+    test.net.filled(stream.flow, 0, test.now);
+    test.poll();
+    assert_eq!((stream.socket.len(), test.net.flows()), (600, 0));
+}
+
+#[test]
+fn limit_that_is_reached_permits_no_flow() {
+    let mut test = limited(|limits| limits.total_bytes = Some(1000));
+    let mut stream = test.open(Ipv4Addr::new(1, 1, 1, 1), 7);
+    test.give(&mut stream, 0, &[1; 600]);
+    // A new policy permits less than what has passed.
+    let mut limits = PolicyLimits::default();
+    limits.total_bytes = Some(600);
+    test.net.set_policy(rules(&allow(&["1.1.1.1:*"]).limits(limits)), test.now);
+    test.poll();
+    assert_eq!(test.net.flows(), 0);
+    let client = SocketAddr::from((GATEWAY, 5000));
+    assert_eq!(test.net.connect_guest(22, client, test.now), None);
+    assert_eq!(test.net.open_guest_udp(22, client, test.now), None);
+}
+
+#[test]
+fn replaced_policy_starts_no_waiting_connect() {
+    let mut test = limited(|limits| limits.connecting = 1);
+    let address = Ipv4Addr::new(1, 1, 1, 1);
+    assert!(test.connect(address, 7).is_some());
+    let ip = IpHeader { protocol: ip::TCP, ..to(address) };
+    for port in 8..11 {
+        let (source, mut packet) = (test.next_port(), Vec::new());
+        let header = TcpHeader { destination: port, ..syn(source) };
+        header.write(&ip, core::iter::empty(), &mut packet);
+        test.actions.clear();
+        test.send(&packet);
+        assert_eq!(test.actions, []);
+    }
+    test.net.set_policy(rules(&allow(&["1.1.1.1:10"])), test.now);
+    test.poll();
+    let is_connect = |action: &&NetAction| matches!(action, NetAction::Connect { .. });
+    let connects: Vec<_> = test.actions.iter().filter(is_connect).collect();
+    let [NetAction::Connect { destination, .. }] = connects[..] else { panic!("{connects:?}") };
+    assert_eq!(*destination, Destination::Remote((address, 10).into()));
+    assert_eq!(test.net.flows(), 1);
 }
 
 #[test]
