@@ -1,7 +1,8 @@
 //! [`NetGuest`]: the programs and the kernel of the model guest.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use core::time::Duration;
 
 use capsa_proto::time::Instant;
@@ -9,7 +10,9 @@ use capsa_proto::time::Instant;
 use super::guest_tcp::{BrokenLaw, GuestTcp, GuestTcpEnd, byte_at, upload_of};
 use super::plan::{ConnectionPlan, NetPlan, Pace, SideEnd};
 use super::random::ScheduleRandom;
+use crate::wire::dns;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader, MacAddress};
+use crate::wire::icmp::EchoMessage;
 use crate::wire::ip::{self, IpHeader, IpPacket};
 use crate::wire::tcp::{self, Flags, TcpHeader};
 use crate::wire::udp::{self, UdpDatagram};
@@ -18,7 +21,7 @@ pub(super) const GUEST_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 pub(super) const GATEWAY_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const REMOTE: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
+pub(super) const REMOTE: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 
 /// The first port of the guest's connections, of its UDP sockets, and of the other side.
 pub(super) const TCP_PORT: u16 = 40_000;
@@ -44,6 +47,8 @@ pub(super) fn datagram(number: u64, len: usize) -> Vec<u8> {
 pub(super) struct GuestConnection {
     pub(super) plan: ConnectionPlan,
     pub(super) tcp: Option<GuestTcp>,
+    /// The other end; `None` while the guest does not know the address of its name.
+    remote: Option<Ipv4Addr>,
     acts_at: Instant,
     /// When the connection was aborted: the numbers of a new one with its ports have to be beyond its own.
     aborted_at: Option<Instant>,
@@ -97,6 +102,12 @@ pub(super) trait GuestKernel: core::fmt::Debug {
 
     /// What is known of a connection that has begun.
     fn view(&self, index: usize) -> Option<GuestView>;
+
+    /// The guest knows the other end of the connections of a slot, under a policy.
+    fn set_remote(&mut self, _slot: usize, _remote: Ipv4Addr) {}
+
+    /// The same for a UDP socket.
+    fn set_udp_remote(&mut self, _socket: usize, _remote: Ipv4Addr) {}
 }
 
 impl GuestKernel for NetGuest {
@@ -148,6 +159,18 @@ impl GuestKernel for NetGuest {
             is_lost: false,
         })
     }
+
+    fn set_remote(&mut self, slot: usize, remote: Ipv4Addr) {
+        for connection in &mut self.connections {
+            if connection.plan.is_from_guest && connection.plan.slot == slot {
+                connection.remote = Some(remote);
+            }
+        }
+    }
+
+    fn set_udp_remote(&mut self, socket: usize, remote: Ipv4Addr) {
+        self.udp_remotes.insert(socket as u64, remote);
+    }
 }
 
 /// The model guest.
@@ -156,13 +179,17 @@ pub(super) struct NetGuest {
     pub(super) connections: Vec<GuestConnection>,
     mtu: u16,
     pub(super) datagrams_received: u64,
+    /// The other ends of UDP sockets, where it is not [`REMOTE`].
+    udp_remotes: BTreeMap<u64, Ipv4Addr>,
 }
 
 impl NetGuest {
     pub(super) fn new(plan: &NetPlan) -> Self {
+        let has_policy = plan.policy.is_some();
         let connection = |plan: &ConnectionPlan| GuestConnection {
             plan: plan.clone(),
             tcp: None,
+            remote: (!has_policy || !plan.is_from_guest).then_some(*remote_of(plan).ip()),
             acts_at: plan.begins,
             aborted_at: None,
         };
@@ -170,6 +197,7 @@ impl NetGuest {
             connections: plan.connections.iter().map(connection).collect(),
             mtu: plan.mtu,
             datagrams_received: 0,
+            udp_remotes: BTreeMap::new(),
         }
     }
 
@@ -195,6 +223,7 @@ impl NetGuest {
 
     /// When that is, if it is known.
     pub(super) fn free_at(&self, index: usize) -> Option<Instant> {
+        self.connections[index].remote?;
         let plan = &self.connections[index].plan;
         let mut free_at = plan.begins;
         for old in &self.connections[..index] {
@@ -249,7 +278,8 @@ impl NetGuest {
                 if data != datagram(number + 1000, data.len()) {
                     return Err("a datagram for the guest is wrong");
                 }
-                if ip.header.source != REMOTE || parsed.source != REMOTE_PORT + number as u16 {
+                let remote = self.udp_remotes.get(&number).copied().unwrap_or(REMOTE);
+                if ip.header.source != remote || parsed.source != REMOTE_PORT + number as u16 {
                     return Err("a datagram for the guest is not from the remote end of its flow");
                 }
                 self.datagrams_received += 1;
@@ -287,7 +317,10 @@ impl NetGuest {
         random: &mut ScheduleRandom,
     ) -> Result<Option<Vec<u8>>, BrokenLaw> {
         let slot = usize::from(header.destination.wrapping_sub(TCP_PORT));
-        let is_from_guest = ip.source == REMOTE;
+        let is_from_guest = self.connections.iter().any(|connection| {
+            let GuestConnection { plan, remote, .. } = connection;
+            plan.is_from_guest && plan.slot == slot && remote.map(IpAddr::V4) == Some(ip.source)
+        });
         let mut owner = self.owner_of(is_from_guest, slot);
         // The SYN of a connection that the guest has aborted is not that of the next one.
         let is_repeated = owner
@@ -443,10 +476,10 @@ impl GuestConnection {
     }
 
     fn frame(&self, header: &TcpHeader, range: core::ops::Range<u64>, index: usize) -> Vec<u8> {
-        let remote = remote_of(&self.plan);
-        let ports = (TCP_PORT + self.plan.slot as u16, remote.port());
+        let remote = self.remote.unwrap_or(REMOTE);
+        let ports = (TCP_PORT + self.plan.slot as u16, remote_of(&self.plan).port());
         let data: Vec<u8> = range.map(|at| byte_at(upload_of(index), at)).collect();
-        tcp_frame(ports, *remote.ip(), header, &data)
+        tcp_frame(ports, remote, header, &data)
     }
 }
 
@@ -471,16 +504,51 @@ fn tcp_frame(ports: (u16, u16), remote: Ipv4Addr, header: &TcpHeader, data: &[u8
     frame
 }
 
-/// A datagram of the guest's UDP socket `socket`.
-pub(super) fn udp_frame(socket: usize, data: &[u8]) -> Vec<u8> {
+/// The ports of the guest's UDP socket `socket` and of its other end.
+pub(super) fn udp_ports(socket: usize) -> (u16, u16) {
+    (UDP_PORT + socket as u16, REMOTE_PORT + socket as u16)
+}
+
+/// A datagram of the guest.
+pub(super) fn udp_frame(ports: (u16, u16), remote: Ipv4Addr, data: &[u8]) -> Vec<u8> {
     let ip = IpHeader {
         source: GUEST.into(),
-        destination: REMOTE.into(),
+        destination: remote.into(),
         protocol: ip::UDP,
         hop_limit: 64,
     };
     let mut frame = Vec::new();
     begin(&mut frame);
-    udp::write(&ip, (UDP_PORT + socket as u16, REMOTE_PORT + socket as u16), data, &mut frame);
+    udp::write(&ip, ports, data, &mut frame);
     frame
+}
+
+/// An echo request of the guest.
+pub(super) fn echo_frame(remote: Ipv4Addr, id: u16) -> Vec<u8> {
+    let ip = IpHeader {
+        source: GUEST.into(),
+        destination: remote.into(),
+        protocol: ip::ICMP,
+        hop_limit: 64,
+    };
+    let mut frame = Vec::new();
+    begin(&mut frame);
+    let echo = EchoMessage { is_reply: false, id, sequence: 1, data: 0..0 };
+    echo.write(&ip, b"an echo request", &mut frame);
+    frame
+}
+
+/// The server, the port and the message of a frame for the guest from a name server.
+pub(super) fn dns_answer(frame: &[u8]) -> Option<(Ipv4Addr, u16, &[u8])> {
+    let header = EthernetHeader::parse(frame).ok()?;
+    if header.destination != GUEST_MAC || header.ether_type != EtherType::Ipv4 {
+        return None;
+    }
+    let packet = &frame[ethernet::HEADER_LEN..];
+    let parsed = IpPacket::parse_v4(packet).ok()?;
+    let IpAddr::V4(server) = parsed.header.source else { return None };
+    let payload = &packet[parsed.payload];
+    let datagram = UdpDatagram::parse(&parsed.header, payload).ok()?;
+    let is_answer = parsed.header.protocol == ip::UDP && datagram.source == dns::PORT;
+    is_answer.then_some((server, datagram.destination, &payload[datagram.payload]))
 }

@@ -32,7 +32,7 @@ pub(super) struct ModelSocket {
     /// Bytes that the socket takes before it blocks.
     room: u64,
     pub(super) taken: u64,
-    sent: u64,
+    pub(super) sent: u64,
     has_given_eof: bool,
     pub(super) is_shut_down: bool,
     acts_at: Instant,

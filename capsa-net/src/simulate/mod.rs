@@ -8,6 +8,8 @@
 //! | module | what it has |
 //! | --- | --- |
 //! | `plan` | what a schedule consists of |
+//! | `policy` | the resolvers of both sides under a policy, and its laws, in one schedule of four |
+//! | `policy_plan` | the policies of a schedule, and what the guest tries |
 //! | `random` | the decisions, from the seed |
 //! | `link` | one direction of the link |
 //! | `guest_tcp` | one connection of the guest: a small TCP with its own logic |
@@ -28,6 +30,10 @@
 //! - memory and flows stay within their limits;
 //! - after a deadline was handled, the next one is not in the past;
 //! - datagrams arrive unchanged, from the remote end of their flow;
+//! - under a policy, no socket is opened and no query leaves for what the pure verdict denies, and what the
+//!   policy that replaces another denies is closed at once;
+//! - each event has the rule and the reason of the pure verdict;
+//! - first bytes that are to be checked do not reach a socket before that, and the limit of all bytes is kept;
 //! - the work of a turn, and the number of turns, are bounded.
 
 mod guest;
@@ -35,6 +41,8 @@ mod guest_tcp;
 mod host;
 mod link;
 mod plan;
+mod policy;
+mod policy_plan;
 mod random;
 mod smoltcp_guest;
 #[cfg(test)]
@@ -59,6 +67,10 @@ pub struct NetScheduleOutcome {
     pub refused: u64,
     /// Connections that nothing disturbs, and that a defect of the guest ended.
     pub lost_by_guest: u64,
+    /// Queries of the host's resolver, and sockets, that a policy allowed.
+    pub allowed: u64,
+    /// Refusals of a policy that were reported.
+    pub denied: u64,
     /// The most memory that was reserved.
     pub memory: u64,
 }
@@ -72,6 +84,8 @@ impl NetScheduleOutcome {
         self.datagrams += other.datagrams;
         self.refused += other.refused;
         self.lost_by_guest += other.lost_by_guest;
+        self.allowed += other.allowed;
+        self.denied += other.denied;
         self.memory = self.memory.max(other.memory);
     }
 }

@@ -6,6 +6,7 @@ use core::time::Duration;
 use capsa_proto::time::Instant;
 
 use super::link::LinkErrors;
+use super::policy_plan::PolicyPlan;
 use super::random::ScheduleRandom;
 use crate::net::ConnectError;
 
@@ -76,6 +77,7 @@ pub(super) struct NetPlan {
     pub(super) connections: Vec<ConnectionPlan>,
     /// The times of datagrams, and the socket of each.
     pub(super) datagrams: Vec<(Instant, usize)>,
+    pub(super) policy: Option<PolicyPlan>,
 }
 
 impl NetPlan {
@@ -103,6 +105,7 @@ impl NetPlan {
             calm: Instant::ZERO + CALM,
             connections,
             datagrams,
+            policy: None,
         }
     }
 }

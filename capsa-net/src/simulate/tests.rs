@@ -3,29 +3,27 @@
 use std::eprintln;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{NetTrace, run_seed};
+use super::{NetScheduleOutcome, NetTrace, run_seed};
 
 /// How many schedules an ordinary test runs; `cargo xtask simulate network` runs more.
 const SCHEDULES: u64 = 1000;
 
 #[test]
 fn network_schedules_break_no_law() {
-    let (mut connections, mut complete) = (0, 0);
+    let mut sum = NetScheduleOutcome::default();
     for seed in 0..SCHEDULES {
         let mut trace = NetTrace::of_seed(seed);
         match catch_unwind(AssertUnwindSafe(|| run_seed(seed, &mut trace))) {
-            Ok(outcome) => {
-                connections += outcome.connections;
-                complete += outcome.complete;
-            }
+            Ok(outcome) => sum.add(&outcome),
             Err(_) => {
                 eprintln!("{trace}");
                 panic!("a law is broken with seed {seed}");
             }
         }
     }
-    // The laws of whole connections are not empty.
-    assert!(complete * 2 > connections, "{complete} of {connections} connections are complete");
+    // The laws of whole connections and of policies are not empty.
+    assert!(sum.complete * 9 > sum.connections * 4, "{sum:?}");
+    assert!(sum.allowed > 500 && sum.denied > 500, "{sum:?}");
 }
 
 #[test]

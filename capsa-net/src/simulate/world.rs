@@ -5,6 +5,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use capsa_proto::policy::PolicyProtocol;
 use capsa_proto::time::Instant;
 
 use super::NetScheduleOutcome;
@@ -12,7 +13,9 @@ use super::guest::{self, GATEWAY_MAC, GUEST_MAC, GuestKernel, NetGuest, REMOTE_P
 use super::guest_tcp::GuestTcpEnd;
 use super::host::{HostEnd, ModelSocket};
 use super::link::{LinkErrors, LossyLink};
-use super::plan::{ConnectPlan, NetPlan};
+use super::plan::{ConnectPlan, ConnectionPlan, NetPlan};
+use super::policy::PolicyWorld;
+use super::policy_plan::PolicyPlan;
 use super::random::ScheduleRandom;
 use super::smoltcp_guest::smoltcp_guest;
 use super::trace::NetTrace;
@@ -26,6 +29,8 @@ const FRAMES: u64 = 10_000;
 
 /// One schedule of this many has a guest with smoltcp.
 const SMOLTCP: u64 = 4;
+/// One of this many, and another one, has a policy.
+const POLICY: u64 = 4;
 
 /// One schedule.
 pub(super) struct NetSimulation<'a> {
@@ -43,6 +48,9 @@ pub(super) struct NetSimulation<'a> {
     /// Connections that the host opened, by their place in the plan.
     forwarded: BTreeSet<usize>,
     next_datagram: usize,
+    policy: Option<PolicyWorld>,
+    /// Payload that has passed in datagrams of the guest.
+    datagram_bytes: u64,
     outcome: NetScheduleOutcome,
     trace: &'a mut NetTrace,
 }
@@ -52,6 +60,10 @@ impl<'a> NetSimulation<'a> {
         let mut random = ScheduleRandom::new(seed);
         let mut plan = NetPlan::choose(&mut random);
         plan.datagrams.sort_unstable();
+        if seed % POLICY == 1 {
+            let policy = PolicyPlan::choose(&plan.connections, plan.flows, &mut random);
+            plan.policy = Some(policy);
+        }
         let guest: Box<dyn GuestKernel> = match seed % SMOLTCP {
             n if n == SMOLTCP - 1 => smoltcp_guest(&mut plan, &mut random),
             _ => Box::new(NetGuest::new(&plan)),
@@ -61,11 +73,13 @@ impl<'a> NetSimulation<'a> {
             ipv6: None,
             flows: plan.flows,
             memory: plan.memory,
+            policy: plan.policy.as_ref().map(|policy| policy.policies[0].1.clone()),
             ..NetworkConfig::new(GUEST_MAC, plan.mtu)
         };
         Self {
             net: Net::new(config, [7; 16]),
             guest,
+            policy: plan.policy.clone().map(PolicyWorld::new),
             plan,
             sockets: BTreeMap::new(),
             udp: BTreeMap::new(),
@@ -76,6 +90,7 @@ impl<'a> NetSimulation<'a> {
             random,
             forwarded: BTreeSet::new(),
             next_datagram: 0,
+            datagram_bytes: 0,
             outcome: NetScheduleOutcome::default(),
             trace,
         }
@@ -112,7 +127,8 @@ impl<'a> NetSimulation<'a> {
         let net = self.net.poll_timeout().map(|deadline| deadline.at);
         let guest = self.guest.next_at(self.now);
         let links = [self.upward.next_at(), self.downward.next_at()];
-        let all = [sockets, forwards, datagram, net, guest].into_iter().chain(links);
+        let policy = self.policy.as_ref().and_then(PolicyWorld::next_at);
+        let all = [sockets, forwards, datagram, net, guest, policy].into_iter().chain(links);
         all.flatten().min()
     }
 
@@ -132,13 +148,18 @@ impl<'a> NetSimulation<'a> {
         moved |= self.frames();
         while let Some(frame) = self.downward.take(self.now) {
             moved = true;
+            if let Some(policy) = &mut self.policy
+                && policy.handle_frame(&frame, self.trace)
+            {
+                continue;
+            }
             match self.guest.handle(&frame, self.now, &mut self.random) {
                 Ok(None) => {}
                 Ok(Some(reply)) => self.send(reply),
                 Err(law) => self.trace.fail(format_args!("{law}: {:?}", self.guest)),
             }
         }
-        moved | self.programs()
+        moved | self.policy() | self.programs()
     }
 
     fn send(&mut self, frame: Vec<u8>) {
@@ -166,8 +187,15 @@ impl<'a> NetSimulation<'a> {
                 self.actions();
                 self.datagram(flow, &data);
             }
-            Some(Delivery::Echo { .. }) => {
-                self.trace.fail(format_args!("an echo that was not sent"))
+            Some(Delivery::Echo { flow, payload }) => {
+                let mut message = self.net.payload(&payload, frame).to_vec();
+                self.actions();
+                if self.policy.is_none() || !self.udp.contains_key(&flow) {
+                    self.trace.fail(format_args!("an echo that was not sent, or has no socket"));
+                }
+                self.datagram_bytes += message.len() as u64 - 8;
+                message[0] = 0;
+                self.net.handle_echo_reply(flow, &message, self.now);
             }
         }
     }
@@ -180,6 +208,7 @@ impl<'a> NetSimulation<'a> {
             self.trace.fail(format_args!("a datagram for the host is wrong"));
         }
         self.outcome.datagrams += 1;
+        self.datagram_bytes += data.len() as u64;
         for _ in 0..self.random.between(0, 2) {
             let len = self.random.skewed(u64::from(self.plan.mtu) - 28) as usize;
             let answer = guest::datagram(socket as u64 + 1000, len);
@@ -200,12 +229,10 @@ impl<'a> NetSimulation<'a> {
     fn action(&mut self, action: NetAction) {
         match action {
             NetAction::Connect { flow, destination } => {
-                let Destination::Remote(remote) = destination else {
-                    self.trace.fail(format_args!("a connection to {destination:?}"));
-                };
-                let slot = usize::from(remote.port() - REMOTE_PORT);
+                let slot =
+                    usize::from(self.open(flow, PolicyProtocol::Tcp, &destination) - REMOTE_PORT);
                 let Some(index) = self.guest.owner_of(slot) else {
-                    self.trace.fail(format_args!("a connection that no guest opened: {remote}"));
+                    self.trace.fail(format_args!("a connection of no guest: {destination:?}"));
                 };
                 self.trace.add(self.now, "connect", [index as u64, 0, 0]);
                 let socket =
@@ -213,12 +240,24 @@ impl<'a> NetSimulation<'a> {
                 self.sockets.insert(flow, socket);
             }
             NetAction::OpenUdp { flow, destination } => {
-                let Destination::Remote(remote) = destination else {
-                    self.trace.fail(format_args!("a datagram to {destination:?}"));
+                let port = self.open(flow, PolicyProtocol::Udp, &destination);
+                self.udp.insert(flow, usize::from(port - REMOTE_PORT));
+            }
+            NetAction::OpenEcho { flow, remote } => {
+                self.open(flow, PolicyProtocol::Icmp, &Destination::Remote((remote, 0).into()));
+                self.udp.insert(flow, usize::MAX);
+            }
+            NetAction::Resolve { query, name, query_type } => {
+                let Some(policy) = &mut self.policy else {
+                    self.trace.fail(format_args!("a query for {name}"));
                 };
-                self.udp.insert(flow, usize::from(remote.port() - REMOTE_PORT));
+                self.outcome.allowed += 1;
+                policy.resolve(query, &name, query_type, self.now, self.trace);
             }
             NetAction::Close { flow } => {
+                if let Some(policy) = &mut self.policy {
+                    policy.close(flow);
+                }
                 if self.udp.remove(&flow).is_none() || !self.closed.insert(flow) {
                     self.trace.fail(format_args!("{flow:?} has no UDP socket to close"));
                 }
@@ -236,7 +275,67 @@ impl<'a> NetSimulation<'a> {
         }
     }
 
+    /// The network opens a socket. Returns the port of its other end.
+    fn open(&mut self, flow: FlowId, protocol: PolicyProtocol, destination: &Destination) -> u16 {
+        let port = match (destination, &self.policy) {
+            (Destination::Remote(remote), _) => remote.port(),
+            (Destination::Host(port), Some(_)) => *port,
+            (Destination::Name(all), Some(_)) if !all.is_empty() => all[0].port(),
+            _ => self.trace.fail(format_args!("a socket to {destination:?}")),
+        };
+        if let Some(policy) = &mut self.policy {
+            self.outcome.allowed += 1;
+            let chosen = policy.open(flow, protocol, destination, &mut self.random, self.trace);
+            if let Some(address) = chosen {
+                self.net.set_remote_address(flow, address);
+            }
+        }
+        port
+    }
+
+    /// The resolvers and the policy.
+    fn policy(&mut self) -> bool {
+        let Some(policy) = &mut self.policy else { return false };
+        let mut moved = policy.act(&mut self.net, self.now);
+        let mut frames = Vec::new();
+        while let Some(frame) = policy.poll(self.now) {
+            frames.push(frame);
+        }
+        for (slot, target) in policy.plan.tcp.iter().enumerate() {
+            if let Some(address) = policy.address(*target) {
+                self.guest.set_remote(slot, address);
+            }
+        }
+        moved |= !frames.is_empty();
+        frames.into_iter().for_each(|frame| self.send(frame));
+        self.actions();
+        self.events();
+        if let Some(rules) = self.policy.as_mut().and_then(|policy| policy.replace(self.now)) {
+            moved = true;
+            self.trace.add(self.now, "policy replaced", [0; 3]);
+            self.net.set_policy(rules, self.now);
+            self.actions();
+        }
+        if let Some(policy) = &mut self.policy {
+            for (flow, _) in self.sockets.iter().filter(|(_, socket)| socket.end.is_some()) {
+                policy.close(*flow);
+            }
+            policy.check_flows(self.trace);
+        }
+        moved
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.net.poll_event() {
+            if let Some(policy) = &mut self.policy {
+                policy.check_event(&event, self.trace);
+            }
+        }
+    }
+
     fn socket_action(&mut self, flow: FlowId, action: SocketAction) {
+        let is_open = self.sockets.get(&flow).map(|socket| socket.connection);
+        let is_open = is_open.is_none_or(|index| self.is_open(&self.plan.connections[index]));
         let Some(socket) = self.sockets.get_mut(&flow) else {
             self.trace.fail(format_args!("{action:?} of {flow:?}, which has no socket"));
         };
@@ -254,8 +353,9 @@ impl<'a> NetSimulation<'a> {
                 socket.is_shut_down = true;
             }
             SocketAction::Close => {
-                // A flow without a socket error closes only when both directions are complete.
-                if socket.end.is_none() && socket.is_shut_down && !socket.has_given_all() {
+                // A flow that no error and no policy ends closes only when both directions are complete.
+                if is_open && socket.end.is_none() && socket.is_shut_down && !socket.has_given_all()
+                {
                     self.trace.fail(format_args!("a socket is closed early: {socket:?}"));
                 }
                 socket.end.get_or_insert(HostEnd::Action(action));
@@ -270,6 +370,9 @@ impl<'a> NetSimulation<'a> {
         if let Some(socket) = self.sockets.get_mut(&flow) {
             socket.end = Some(HostEnd::Action(action));
             socket.interest = Default::default();
+        }
+        if let Some(policy) = &mut self.policy {
+            policy.close(flow);
         }
     }
 
@@ -333,8 +436,17 @@ impl<'a> NetSimulation<'a> {
         {
             moved = true;
             self.next_datagram += 1;
+            let socket = *socket;
             let len = self.random.skewed(u64::from(self.plan.mtu) - 28) as usize;
-            let frame = guest::udp_frame(*socket, &guest::datagram(*socket as u64, len));
+            let remote = match &self.policy {
+                Some(policy) => policy.address(policy.plan.udp[socket]),
+                None => Some(guest::REMOTE),
+            };
+            // The guest knows no address yet.
+            let Some(remote) = remote else { continue };
+            self.guest.set_udp_remote(socket, remote);
+            let data = guest::datagram(socket as u64, len);
+            let frame = guest::udp_frame(guest::udp_ports(socket), remote, &data);
             self.send(frame);
         }
         for index in 0..self.plan.connections.len() {
@@ -388,12 +500,13 @@ impl<'a> NetSimulation<'a> {
         if let Some(socket) = self.sockets.values().find(|socket| socket.end.is_none()) {
             self.trace.fail(format_args!("a socket is left open: {socket:?}"));
         }
+        self.check_policy_end();
         let was_refused = self.net.counters().refused_full > 0 || self.outcome.refused > 0;
         for (index, plan) in self.plan.connections.iter().enumerate() {
             self.outcome.connections += 1;
             let Some(tcp) = self.guest.view(index) else {
                 let may_wait = was_refused || self.is_disturbed_by_reuse(index);
-                if !may_wait && plan.is_from_guest && plan.is_clean() {
+                if !may_wait && self.is_open(plan) && plan.is_from_guest && plan.is_clean() {
                     self.trace.fail(format_args!("connection {index} never began"));
                 }
                 continue;
@@ -403,7 +516,10 @@ impl<'a> NetSimulation<'a> {
             let mut sockets = self.sockets.values().filter(|socket| socket.connection == index);
             self.outcome.bytes += sockets.clone().map(|socket| socket.taken).sum::<u64>();
             let is_refused = tcp.end == Some(GuestTcpEnd::Reset) && was_refused;
-            let is_disturbed = is_refused || tcp.is_lost || self.is_disturbed_by_reuse(index);
+            let is_disturbed = is_refused
+                || tcp.is_lost
+                || !self.is_open(plan)
+                || self.is_disturbed_by_reuse(index);
             if !plan.is_clean() {
                 let is_failed =
                     matches!(plan.connect, ConnectPlan::Fails(..)) && plan.is_from_guest;
@@ -425,6 +541,36 @@ impl<'a> NetSimulation<'a> {
             } else if !is_disturbed {
                 self.trace.fail(format_args!("connection {index} is not whole: {plan:?} {tcp:?}"));
             }
+        }
+    }
+
+    fn check_policy_end(&mut self) {
+        self.events();
+        let Some(policy) = &self.policy else { return };
+        self.outcome.denied += policy.refusals;
+        let from_guest = self.sockets.values().filter_map(|socket| {
+            let plan = &self.plan.connections[socket.connection];
+            plan.is_from_guest.then_some((plan.slot, socket.taken))
+        });
+        if let Some((slot, _)) =
+            from_guest.clone().find(|(slot, taken)| *taken > 0 && policy.is_surely_held(*slot))
+        {
+            self.trace.fail(format_args!("bytes of slot {slot} were not checked: {:?}", self.plan));
+        }
+        let streams: u64 = self.sockets.values().map(|socket| socket.taken + socket.sent).sum();
+        let passed = streams + self.datagram_bytes;
+        if policy.total_bytes().is_some_and(|total| passed > total) {
+            self.trace.fail(format_args!("{passed} bytes have passed: {:?}", self.plan));
+        }
+    }
+
+    /// Whether no policy is in the way of a connection.
+    fn is_open(&self, plan: &ConnectionPlan) -> bool {
+        let Some(policy) = &self.policy else { return true };
+        match plan.is_from_guest {
+            true => policy.is_surely_open(plan.slot),
+            // A limit or another policy may end it.
+            false => policy.plan.has_default_limits,
         }
     }
 

@@ -58,6 +58,8 @@ impl fmt::Display for NetworkCoverage {
             ("connections that a defect of the guest ended", sum.lost_by_guest),
             ("bytes that arrived in both directions", sum.bytes),
             ("datagrams that arrived at the host", sum.datagrams),
+            ("sockets and queries that a policy allowed", sum.allowed),
+            ("refusals of a policy", sum.denied),
             ("most memory reserved, in bytes", sum.memory),
             ("run twice with the same steps", self.compared),
         ] {
