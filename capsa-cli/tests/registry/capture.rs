@@ -1,9 +1,14 @@
 //! Reads the refusals in a capture of the guest's packets, and how long the guest waited for each.
+//!
+//! Captures are those of `--network-pcap`, pcapng, and those of QEMU, pcap; both with microseconds and in the
+//! order of bytes of the host.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 const PACKET_BLOCK: u32 = 6;
+/// The first word of a pcap file, and the length of its header.
+const PCAP: (u32, usize) = (0xa1b2_c3d4, 24);
 /// The length of an Ethernet header.
 const ETHERNET: usize = 14;
 const TCP: u8 = 6;
@@ -62,8 +67,16 @@ fn refusals_in(content: &[u8]) -> Vec<SeenRefusal> {
 /// The time in microseconds and the bytes of each packet.
 fn packets(content: &[u8]) -> Vec<(u64, &[u8])> {
     let word = |at: usize| u32::from_ne_bytes(content[at..at + 4].try_into().expect("four bytes"));
-    let (mut at, mut found) = (0, Vec::new());
+    let (is_pcap, mut at) = if word(0) == PCAP.0 { (true, PCAP.1) } else { (false, 0) };
+    let mut found = Vec::new();
     while at < content.len() {
+        if is_pcap {
+            let len = word(at + 8) as usize;
+            let micros = u64::from(word(at)) * 1_000_000 + u64::from(word(at + 4));
+            found.push((micros, &content[at + 16..][..len]));
+            at += 16 + len;
+            continue;
+        }
         if word(at) == PACKET_BLOCK {
             let micros = u64::from(word(at + 12)) << 32 | u64::from(word(at + 16));
             found.push((micros, &content[at + 28..][..word(at + 20) as usize]));
@@ -93,8 +106,22 @@ fn name(mut question: &[u8]) -> String {
     labels.join(".")
 }
 
-/// A capture with these packets.
-fn capture(all: &[(u64, Vec<u8>)]) -> Vec<u8> {
+/// A pcap file with these packets.
+fn pcap(all: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let mut out = PCAP.0.to_ne_bytes().to_vec();
+    out.resize(PCAP.1, 0);
+    for (micros, frame) in all {
+        let len = frame.len() as u32;
+        for word in [(micros / 1_000_000) as u32, (micros % 1_000_000) as u32, len, len] {
+            out.extend(word.to_ne_bytes());
+        }
+        out.extend(frame);
+    }
+    out
+}
+
+/// A pcapng file with these packets.
+fn pcapng(all: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (micros, frame) in all {
         let padded = frame.len().next_multiple_of(4);
@@ -136,7 +163,7 @@ fn dns(from: u16, to: u16, id: u16, code: u8) -> Vec<u8> {
 #[test]
 fn capture_refusals_are_timed_from_first_packet() {
     const GUEST: u16 = 40_000;
-    let seen = refusals_in(&capture(&[
+    let all = [
         (1_000, tcp(GUEST, 8443, SYN)),
         (1_500, tcp(GUEST, 8443, SYN)),
         (1_900, tcp(8443, GUEST, RST | ACK)),
@@ -149,7 +176,9 @@ fn capture_refusals_are_timed_from_first_packet() {
         (1 << 33, dns(GUEST, DNS, 8, 0)),
         ((1 << 33) + 40, dns(DNS, GUEST, 8, 0)),
         ((1 << 33) + 60, dns(DNS, GUEST, 7, NXDOMAIN)),
-    ]));
+    ];
     let refusal = |what: &str, micros| SeenRefusal { what: what.to_owned(), micros };
-    assert_eq!(seen, [refusal("8443", 900), refusal("a.org", 60)]);
+    for file in [pcap(&all), pcapng(&all)] {
+        assert_eq!(refusals_in(&file), [refusal("8443", 900), refusal("a.org", 60)]);
+    }
 }

@@ -31,7 +31,7 @@ fetch() {
     run "curl$1" curl --silent --show-error --fail --retry 0 "https://$2/debian/dists/stable/Release"
     run "wget$1" wget --progress=dot:mega --tries=1 --output-document=- "https://$2/debian/dists/stable/Release"
     run "git$1" git clone --quiet "https://$3/capsa/hello.git" "/tmp/git$1"
-    # Of an index that it cannot reach, pip prints the name with `--verbose` only.
+    # Of an index that it cannot reach, pip prints the name with `-vv` only.
     what="https://$4/packages/hello_capsa-1.0-py3-none-any.whl"
     [ -n "$1" ] || what=hello-capsa
     run "pip$1" pip install --quiet --retries 0 --no-deps --target "/tmp/pip$1" "$what"
