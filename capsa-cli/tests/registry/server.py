@@ -2,8 +2,8 @@
 
 Usage: server.py DIRECTORY ADDRESS IPV6_ADDRESS NAME...
 
-Answers each DNS query with the two addresses, and serves the names below at port 443, with a certificate
-of its own authority, `ca.pem`. Writes each name that it is asked for into `queries.log`, and each request
+Answers each DNS query with the two addresses, and serves the names at port 80, and at the ports 443 and 8443
+with a certificate of its own authority, `ca.pem`. A name that is no registry has the content of all. Writes each name that it is asked for into `queries.log`, and each request
 into `requests.log`. Prints `ready` when it serves.
 """
 
@@ -122,7 +122,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         host = self.headers.get("Host", "").split(":")[0]
         path = self.path.split("?")[0].strip("/")
         log("requests.log", f"{host}/{path}")
-        file = ROOT / "www" / host / path
+        places = list((ROOT / "www").iterdir())
+        places = [place for place in places if place.name == host] or places
+        file = next((place / path for place in places if (place / path).exists()), ROOT / "none")
         if file.is_dir():
             file /= "index.html"
         if ".." in path.split("/") or host not in NAMES or not file.is_file():
@@ -130,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = file.read_bytes()
         self.send_response(200)
         kind = "text/html" if file.suffix == ".html" else "application/octet-stream"
-        self.send_header("Content-Type", "application/json" if "npmjs" in host and kind == "text/html" else kind)
+        self.send_header("Content-Type", "application/json" if "npmjs" in str(file) and kind == "text/html" else kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
@@ -149,6 +151,8 @@ class Server(http.server.ThreadingHTTPServer):
     def get_request(self):
         stream, address = self.socket.accept()
         stream.settimeout(60)
+        if not self.context:
+            return stream, address
         # The handshake is done by the thread of the connection.
         return self.context.wrap_socket(stream, server_side=True, do_handshake_on_connect=False), address
 
@@ -189,8 +193,10 @@ for part in debian, pip, npm, git, certificate:
 for name in "queries.log", "requests.log":
     (ROOT / name).touch()
 resolve()
-server = Server(("::", 443), Handler)
-server.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-server.context.load_cert_chain(ROOT / "server.pem", ROOT / "server.key")
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(ROOT / "server.pem", ROOT / "server.key")
+for port in 80, 443, 8443:
+    server = Server(("::", port), Handler)
+    server.context = None if port == 80 else context
+    threading.Thread(target=server.serve_forever).start()
 print("ready", flush=True)
-server.serve_forever()

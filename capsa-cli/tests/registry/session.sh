@@ -40,6 +40,7 @@ fetch() {
 }
 
 fetch "" deb.debian.org github.com pypi.org registry.npmjs.org
+run http curl --silent --show-error --fail http://deb.debian.org/debian/dists/stable/Release
 run files cat /tmp/git/hello /tmp/pip/hello_capsa.py /tmp/npm/node_modules/hello-capsa/index.js
 [ "$1" = refused ] || exit 0
 other=mirror.example.net
