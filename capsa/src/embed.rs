@@ -62,6 +62,7 @@
 //!
 #![doc = include_str!("embed/bounds.md")]
 
+mod agent;
 #[cfg(feature = "mio")]
 mod mio;
 mod network;
@@ -101,6 +102,12 @@ pub use crate::driver::Driver;
 pub use capsa_io::vsock::{
     Connecting as VsockConnecting, PortListener as ServicePortListener,
     PortListener as VsockPortListener,
+};
+pub use capsa_proto::agent::protocol::{
+    CommandSpec, Operation, OperationEnd, OutputStream, TerminalSize, WriteMode,
+};
+pub use capsa_proto::agent::{
+    AgentError, AgentEvent, AgentState, AgentViolation, OperationHandle, OperationRefused,
 };
 pub use capsa_proto::console::{BlockingReader, Ended, Outcome, ReaderId, Scrollback, WaitId};
 pub use capsa_proto::lifecycle::{DEFAULT_GRACE, PauseRequest};

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use capsa_io::run_dir::LockTimeout;
+use capsa_proto::agent::{AgentError, OperationRefused};
 use capsa_proto::capabilities::{Violation, ViolationKind};
 use capsa_proto::console::{FaultReport, NearMatch, ScriptError};
 use capsa_proto::host::Reason;
@@ -91,6 +92,30 @@ pub enum Error {
     VsockPortNotNamed {
         /// The port number.
         port: u32,
+    },
+
+    /// The VM was built without an agent.
+    #[error(
+        "the VM has no agent in its guest: build it with `agent(AgentMode::Auto)` or \
+         `AgentMode::Required`"
+    )]
+    AgentNotEnabled,
+
+    /// The agent in the guest did not finish an operation.
+    #[error(transparent)]
+    Agent(AgentError),
+
+    /// An operation for the agent is invalid.
+    #[error(transparent)]
+    Operation(#[from] OperationRefused),
+
+    /// The guest could not do what the agent was asked for.
+    #[error("{operation} failed in the guest: {}", errno_text(*.errno))]
+    GuestErrno {
+        /// What failed, and its object.
+        operation: String,
+        /// The error number of Linux.
+        errno: i32,
     },
 
     /// The VM was built without a network.
@@ -322,6 +347,32 @@ impl fmt::Display for Violations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&list(&self.0))
     }
+}
+
+/// The error numbers of Linux that a command or a file usually has.
+fn errno_text(errno: i32) -> String {
+    let text = match errno {
+        1 => "operation not permitted",
+        2 => "no such file or directory",
+        5 => "I/O error",
+        7 => "argument list too long",
+        8 => "the program's format is not supported",
+        11 => "too many processes",
+        12 => "out of memory",
+        13 => "permission denied",
+        17 => "the file exists",
+        20 => "not a directory",
+        21 => "is a directory",
+        22 => "invalid argument",
+        26 => "the program is being written",
+        28 => "no space left on the disk",
+        30 => "the file system is read-only",
+        36 => "the name is too long",
+        39 => "the directory is not empty",
+        40 => "too many symbolic links",
+        _ => return format!("error number {errno} of Linux"),
+    };
+    format!("{text} (error number {errno} of Linux)")
 }
 
 /// Formats one item as `: item`, several as one line each.

@@ -136,6 +136,9 @@ pub mod blocking;
 #[cfg(feature = "async")]
 mod driver;
 #[cfg(feature = "async")]
+#[cfg_attr(docsrs, doc(cfg(feature = "async")))]
+pub mod exec;
+#[cfg(feature = "async")]
 mod handle;
 #[cfg(feature = "async")]
 mod stdio;

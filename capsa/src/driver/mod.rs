@@ -61,7 +61,7 @@ use wakers::Wakers;
 
 pub use future::Driver;
 pub(crate) use unblock::unblock;
-pub(crate) use wakers::{WaitKey, WaiterId};
+pub(crate) use wakers::{OperationPart, WaitKey, WaiterId};
 
 /// A VM that the driver thread drives.
 pub(crate) fn on_thread(vm: embed::Vm) -> Result<Arc<Shared>> {
@@ -414,6 +414,7 @@ impl SharedState {
                     self.wakers.take_writable(wake);
                 }
                 VmEvent::Ended(wait) => self.wakers.take_ended(wait, wake),
+                VmEvent::Agent(event) => self.wakers.take_agent(event, wake),
                 _ => {}
             }
         }

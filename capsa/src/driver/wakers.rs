@@ -8,7 +8,7 @@ use std::mem;
 use std::task::Waker;
 use std::time::Instant;
 
-use crate::embed::{ReaderId, WaitId};
+use crate::embed::{AgentEvent, OperationHandle, OutputStream, ReaderId, WaitId};
 
 /// What a future waits for, and which future it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,21 @@ pub(crate) enum WaitKey {
     Data(ReaderId),
     Writable(WaiterId),
     Ended(WaitId),
+    Operation(OperationHandle, OperationPart),
     Timer(Instant, WaiterId),
+}
+
+/// The part of an operation of the agent that a future waits for. Each has one waiter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum OperationPart {
+    Stdout,
+    Stderr,
+    Input,
+    End,
+}
+
+impl OperationPart {
+    pub(crate) const ALL: [Self; 4] = [Self::Stdout, Self::Stderr, Self::Input, Self::End];
 }
 
 /// Distinguishes waiters for the same event.
@@ -30,6 +44,7 @@ pub(super) struct Wakers {
     data: BTreeMap<ReaderId, Waker>,
     writable: BTreeMap<WaiterId, Waker>,
     ended: BTreeMap<WaitId, Waker>,
+    operations: BTreeMap<(OperationHandle, OperationPart), Waker>,
     timers: BTreeMap<(Instant, WaiterId), Waker>,
     last_id: u64,
     /// Wakers that were replaced or removed. They must not be dropped under a lock.
@@ -48,6 +63,7 @@ impl Wakers {
             WaitKey::Data(reader) => self.data.insert(reader, waker),
             WaitKey::Writable(id) => self.writable.insert(id, waker),
             WaitKey::Ended(wait) => self.ended.insert(wait, waker),
+            WaitKey::Operation(handle, part) => self.operations.insert((handle, part), waker),
             WaitKey::Timer(at, id) => self.timers.insert((at, id), waker),
         };
         self.discarded.extend(replaced);
@@ -59,6 +75,7 @@ impl Wakers {
             WaitKey::Data(reader) => self.data.remove(&reader),
             WaitKey::Writable(id) => self.writable.remove(&id),
             WaitKey::Ended(wait) => self.ended.remove(&wait),
+            WaitKey::Operation(handle, part) => self.operations.remove(&(handle, part)),
             WaitKey::Timer(at, id) => self.timers.remove(&(at, id)),
         };
         self.discarded.extend(removed);
@@ -89,6 +106,23 @@ impl Wakers {
         wake.extend(self.ended.remove(&wait));
     }
 
+    /// Moves the wakers that wait for what happened to an operation, or for any change of the agent's state,
+    /// to `wake`.
+    pub(super) fn take_agent(&mut self, event: AgentEvent, wake: &mut Vec<Waker>) {
+        let (handle, parts) = match event {
+            AgentEvent::Output(handle, OutputStream::Stdout) => {
+                (handle, &[OperationPart::Stdout][..])
+            }
+            AgentEvent::Output(handle, OutputStream::Stderr) => {
+                (handle, &[OperationPart::Stderr][..])
+            }
+            AgentEvent::Writable(handle) => (handle, &[OperationPart::Input][..]),
+            AgentEvent::Ended(handle) => (handle, &OperationPart::ALL[..]),
+            _ => return self.take_status(wake),
+        };
+        wake.extend(parts.iter().filter_map(|part| self.operations.remove(&(handle, *part))));
+    }
+
     /// Moves the wakers whose time has come to `wake`.
     pub(super) fn take_due(&mut self, now: Instant, wake: &mut Vec<Waker>) {
         while let Some(timer) = self.timers.first_entry()
@@ -100,10 +134,12 @@ impl Wakers {
 
     /// Moves all wakers to `wake`.
     pub(super) fn take_all(&mut self, wake: &mut Vec<Waker>) {
-        let Self { status, data, writable, ended, timers, last_id, discarded } = mem::take(self);
+        let Self { status, data, writable, ended, operations, timers, last_id, discarded } =
+            mem::take(self);
         (self.last_id, self.discarded) = (last_id, discarded);
         wake.extend(status.into_values().chain(data.into_values()).chain(writable.into_values()));
         wake.extend(ended.into_values().chain(timers.into_values()));
+        wake.extend(operations.into_values());
     }
 
     /// The time of the first timer.

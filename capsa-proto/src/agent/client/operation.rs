@@ -72,6 +72,7 @@ struct OutputWindow {
     window: u32,
     /// How many bytes were taken and not reported to the agent.
     taken: u32,
+    is_ignored: bool,
 }
 
 /// The input.
@@ -93,7 +94,12 @@ impl OperationEntry {
             Operation::WriteFile { .. } => true,
             _ => false,
         };
-        let output = || OutputWindow { bytes: VecDeque::new(), window: INITIAL_WINDOW, taken: 0 };
+        let output = || OutputWindow {
+            bytes: VecDeque::new(),
+            window: INITIAL_WINDOW,
+            taken: 0,
+            is_ignored: false,
+        };
         Self {
             is_command: matches!(operation, Operation::Run(_)),
             stage: OperationStage::Waiting(Box::new(operation)),
@@ -195,9 +201,13 @@ impl OperationEntry {
     /// Output that arrived and that arrives later is discarded.
     pub(super) fn discard_output(&mut self) {
         self.is_orphan = true;
-        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
-            self.take_output(stream);
-        }
+        self.ignore_output(OutputStream::Stdout);
+        self.ignore_output(OutputStream::Stderr);
+    }
+
+    pub(super) fn ignore_output(&mut self, stream: OutputStream) {
+        self.take_output(stream);
+        self.output(stream).is_ignored = true;
     }
 
     // The agent.
@@ -207,14 +217,14 @@ impl OperationEntry {
         stream: OutputStream,
         bytes: &[u8],
     ) -> Result<(), AgentViolation> {
-        let is_orphan = self.is_orphan || self.is_stuck;
+        let is_stuck = self.is_stuck;
         let output = self.output(stream);
         let (got, window) = (bytes.len(), output.window);
         let Some(left) = u32::try_from(got).ok().and_then(|got| window.checked_sub(got)) else {
             return Err(AgentViolation::OutputBeyondWindow { got, window });
         };
         output.window = left;
-        if is_orphan {
+        if output.is_ignored || is_stuck {
             output.taken += got as u32;
         } else {
             output.bytes.extend(bytes);

@@ -72,6 +72,11 @@ impl AgentClient {
         self.change(handle, |entry| entry.take_output(stream)).unwrap_or_default()
     }
 
+    /// Discards an output, what has arrived and what arrives later, so that it does not stop the operation.
+    pub fn ignore_output(&mut self, handle: OperationHandle, stream: OutputStream) {
+        self.change(handle, |entry| entry.ignore_output(stream));
+    }
+
     /// Sends a signal of Linux, 1 to 64, to the process group of a command.
     pub fn signal(&mut self, handle: OperationHandle, number: i32) {
         self.change(handle, |entry| entry.signal(number));
@@ -117,7 +122,15 @@ impl AgentClient {
         self.table.entry(handle).is_none_or(OperationEntry::is_finished)
     }
 
-    /// How the operation has ended; `None` while it runs, and after this was taken. Output that was not
+    /// How the operation has ended; `None` while it runs, and after [`take_end`](Self::take_end).
+    pub fn end(&self, handle: OperationHandle) -> Option<&Result<OperationEnd, AgentError>> {
+        match &self.table.entry(handle).filter(|entry| !entry.is_orphan)?.stage {
+            OperationStage::Finished(end) => Some(end),
+            OperationStage::Waiting(_) | OperationStage::Running => None,
+        }
+    }
+
+    /// Like [`end`](Self::end), and forgets the operation. Output that was not
     /// read is discarded.
     pub fn take_end(
         &mut self,
