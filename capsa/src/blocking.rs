@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod exec;
 mod network;
 
 use std::io;
@@ -30,6 +31,7 @@ use crate::console::{self, CommandOutput, ConsoleLog, Match, Pattern};
 use crate::disk_errors::DiskError;
 use crate::{GuestOs, LinuxVmBuilder, ResourceConfig, Result, StopReport, VmStatus};
 
+pub use exec::{Child, ChildOutput, ChildStdin, Command};
 pub use network::ServiceListener;
 
 impl LinuxVmBuilder {

@@ -35,7 +35,8 @@
 //! | [`console`] | patterns, readers and writers, commands; escapes for what a guest prints |
 //! | [`network`] | what the guest reaches, forwarded ports, services for the guest |
 //! | [`vsock`] | streams between host and guest without a network |
-//! | [`agent`] | commands in the guest without a console or a network |
+//! | [`agent`] | the agent in the guest: when a VM has one |
+//! | [`exec`] | commands in the guest through its agent: outputs, input, exit status, signals |
 //! | [`backend`] | what each hypervisor supports; why a description was rejected; the launch plan |
 //! | [`host`] | run directories on this host, and their sweep |
 //! | [`cmdline`] | the kernel command line: parse, change, build |

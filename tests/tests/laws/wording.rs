@@ -48,6 +48,10 @@ const SHARED_NAMES: &[(&str, usize, &str)] = &[
     ("Lines", 2, BLOCKING),
     ("ConsoleReader", 2, BLOCKING),
     ("ConsoleWriter", 2, BLOCKING),
+    ("Command", 2, BLOCKING),
+    ("Child", 2, BLOCKING),
+    ("ChildOutput", 2, BLOCKING),
+    ("ChildStdin", 2, BLOCKING),
     ("LaunchPlan", 2, "the plan of the core, and the view of it in the public API"),
     ("ExitWatch", 2, "one for each operating system"),
 ];

@@ -1,0 +1,167 @@
+//! Commands in the guest; the blocking version of [`crate::exec`].
+
+use std::ffi::OsStr;
+use std::io;
+use std::time::Duration;
+
+use futures_lite::future::block_on;
+use futures_lite::{AsyncReadExt, AsyncWriteExt};
+
+use super::VmHandle;
+use crate::Result;
+use crate::exec::{self, ExecOutput, ExecStdio, ExitStatus};
+
+impl VmHandle {
+    /// The same as [`crate::VmHandle::exec`].
+    pub fn exec<I, S>(&self, args: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        Command(self.inner.exec(args))
+    }
+}
+
+/// A command in the guest; the blocking version of [`exec::Command`].
+#[derive(Debug, Clone)]
+pub struct Command(exec::Command);
+
+macro_rules! settings {
+    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {$(
+        #[doc = concat!("The same as [`exec::Command::", stringify!($name), "`].")]
+        pub fn $name(&mut self, $($argument: $kind),*) -> &mut Self {
+            self.0.$name($($argument),*);
+            self
+        }
+    )*};
+}
+
+impl Command {
+    settings! {
+        arg(arg: impl AsRef<OsStr>);
+        args(args: impl IntoIterator<Item = impl AsRef<OsStr>>);
+        env(key: impl AsRef<OsStr>, value: impl AsRef<OsStr>);
+        current_dir(path: impl AsRef<OsStr>);
+        user(user: impl AsRef<OsStr>);
+        stdin(stdin: ExecStdio);
+        stdout(stdout: ExecStdio);
+        stderr(stderr: ExecStdio);
+        timeout(timeout: Duration);
+        terminal(rows: u16, columns: u16);
+        output_limit(bytes: usize);
+    }
+
+    /// The same as [`exec::Command::spawn`].
+    ///
+    /// # Errors
+    ///
+    /// The same as [`exec::Command::spawn`].
+    pub fn spawn(&self) -> Result<Child> {
+        let mut inner = self.0.spawn()?;
+        Ok(Child {
+            stdin: inner.stdin.take().map(ChildStdin),
+            stdout: inner.stdout.take().map(ChildOutput),
+            stderr: inner.stderr.take().map(ChildOutput),
+            inner,
+        })
+    }
+
+    /// Blocking version of [`exec::Command::output`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn output(&self) -> Result<ExecOutput> {
+        block_on(self.0.output())
+    }
+
+    /// Blocking version of [`exec::Command::status`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn status(&self) -> Result<ExitStatus> {
+        block_on(self.0.status())
+    }
+}
+
+/// A command that runs in the guest; the blocking version of [`exec::Child`].
+#[derive(Debug)]
+pub struct Child {
+    /// Its input, if it is piped. Dropping it ends the input.
+    pub stdin: Option<ChildStdin>,
+    /// Its standard output, if it is piped.
+    pub stdout: Option<ChildOutput>,
+    /// Its standard error, if it is piped.
+    pub stderr: Option<ChildOutput>,
+    inner: exec::Child,
+}
+
+impl Child {
+    /// The same as [`exec::Child::id`].
+    pub fn id(&self) -> Option<u32> {
+        self.inner.id()
+    }
+
+    /// Blocking version of [`exec::Child::wait`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.stdin = None;
+        block_on(self.inner.wait())
+    }
+
+    /// Blocking version of [`exec::Child::wait_with_output`].
+    ///
+    /// # Errors
+    ///
+    /// The same as the async version.
+    pub fn wait_with_output(mut self) -> Result<ExecOutput> {
+        self.stdin = None;
+        self.inner.stdout = self.stdout.take().map(|output| output.0);
+        self.inner.stderr = self.stderr.take().map(|output| output.0);
+        block_on(self.inner.wait_with_output())
+    }
+
+    /// The same as [`exec::Child::kill`].
+    pub fn kill(&mut self) {
+        self.inner.kill();
+    }
+
+    /// The same as [`exec::Child::signal`].
+    pub fn signal(&mut self, number: i32) {
+        self.inner.signal(number);
+    }
+
+    /// The same as [`exec::Child::resize`].
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        self.inner.resize(rows, columns);
+    }
+}
+
+/// The standard input of a command; the blocking version of [`exec::ChildStdin`].
+#[derive(Debug)]
+pub struct ChildStdin(exec::ChildStdin);
+
+impl io::Write for ChildStdin {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        block_on(AsyncWriteExt::write(&mut self.0, bytes))
+    }
+
+    /// What was written is on its way to the agent already.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An output of a command; the blocking version of [`exec::ChildOutput`].
+#[derive(Debug)]
+pub struct ChildOutput(exec::ChildOutput);
+
+impl io::Read for ChildOutput {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        block_on(AsyncReadExt::read(&mut self.0, buf))
+    }
+}
