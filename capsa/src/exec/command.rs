@@ -27,6 +27,7 @@ pub struct Command {
 
 /// What a standard stream of a command is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExecStdio {
     /// A stream of [`Child`].
     Piped,
