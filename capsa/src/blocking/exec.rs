@@ -26,29 +26,71 @@ impl VmHandle {
 #[derive(Debug, Clone)]
 pub struct Command(exec::Command);
 
-macro_rules! settings {
-    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {$(
-        #[doc = concat!("The same as [`exec::Command::", stringify!($name), "`].")]
-        pub fn $name(&mut self, $($argument: $kind),*) -> &mut Self {
-            self.0.$name($($argument),*);
-            self
-        }
-    )*};
-}
-
 impl Command {
-    settings! {
-        arg(arg: impl AsRef<OsStr>);
-        args(args: impl IntoIterator<Item = impl AsRef<OsStr>>);
-        env(key: impl AsRef<OsStr>, value: impl AsRef<OsStr>);
-        current_dir(path: impl AsRef<OsStr>);
-        user(user: impl AsRef<OsStr>);
-        stdin(stdin: ExecStdio);
-        stdout(stdout: ExecStdio);
-        stderr(stderr: ExecStdio);
-        timeout(timeout: Duration);
-        terminal(rows: u16, columns: u16);
-        output_limit(bytes: usize);
+    /// The same as [`exec::Command::arg`].
+    pub fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
+        self.0.arg(arg);
+        self
+    }
+
+    /// The same as [`exec::Command::args`].
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> &mut Self {
+        self.0.args(args);
+        self
+    }
+
+    /// The same as [`exec::Command::env`].
+    pub fn env(&mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
+        self.0.env(key, value);
+        self
+    }
+
+    /// The same as [`exec::Command::current_dir`].
+    pub fn current_dir(&mut self, path: impl AsRef<OsStr>) -> &mut Self {
+        self.0.current_dir(path);
+        self
+    }
+
+    /// The same as [`exec::Command::user`].
+    pub fn user(&mut self, user: impl AsRef<OsStr>) -> &mut Self {
+        self.0.user(user);
+        self
+    }
+
+    /// The same as [`exec::Command::stdin`].
+    pub fn stdin(&mut self, stdin: ExecStdio) -> &mut Self {
+        self.0.stdin(stdin);
+        self
+    }
+
+    /// The same as [`exec::Command::stdout`].
+    pub fn stdout(&mut self, stdout: ExecStdio) -> &mut Self {
+        self.0.stdout(stdout);
+        self
+    }
+
+    /// The same as [`exec::Command::stderr`].
+    pub fn stderr(&mut self, stderr: ExecStdio) -> &mut Self {
+        self.0.stderr(stderr);
+        self
+    }
+
+    /// The same as [`exec::Command::timeout`].
+    pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.0.timeout(timeout);
+        self
+    }
+
+    /// The same as [`exec::Command::terminal`].
+    pub fn terminal(&mut self, rows: u16, columns: u16) -> &mut Self {
+        self.0.terminal(rows, columns);
+        self
+    }
+
+    /// The same as [`exec::Command::output_limit`].
+    pub fn output_limit(&mut self, bytes: usize) -> &mut Self {
+        self.0.output_limit(bytes);
+        self
     }
 
     /// The same as [`exec::Command::spawn`].
@@ -87,6 +129,7 @@ impl Command {
 
 /// A command that runs in the guest; the blocking version of [`exec::Child`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Child {
     /// Its input, if it is piped. Dropping it ends the input.
     pub stdin: Option<ChildStdin>,

@@ -22,6 +22,7 @@ use crate::{Error, Result};
 /// stops the command after 256 KiB; one that is dropped is discarded. Dropping the child kills its process
 /// group.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Child {
     /// Its input, if it is piped. Dropping it ends the input.
     pub stdin: Option<ChildStdin>,

@@ -9,7 +9,8 @@ use std::fs;
 use capsa_testkit::workspace;
 
 /// What only the async and blocking APIs have, and what an event loop calls instead.
-const NOT_IN_EMBED: [(&str, &[&str]); 7] = [
+const NOT_IN_EMBED: [(&str, &[&str]); 8] = [
+    ("an operation is a value: `begin_operation`", &["exec<I, S>"]),
     ("the owner of the loop waits: `poll_event`", &["wait", "wait_timeout", "keep_running"]),
     ("a console is a reader of the VM: `add_reader`", &["console", "reader", "split", "log_to"]),
     ("every wait takes a timeout", &["login_timeout", "run_command_timeout"]),
@@ -20,7 +21,7 @@ const NOT_IN_EMBED: [(&str, &[&str]); 7] = [
 ];
 
 /// What only the embedded API has: the driving of the VM, readers by their ids, and waits by theirs.
-const ONLY_IN_EMBED: [&[&str]; 3] = [
+const ONLY_IN_EMBED: [&[&str]; 4] = [
     &["next_timeout", "on_ready", "poll_event"],
     &[
         "add_reader",
@@ -36,6 +37,20 @@ const ONLY_IN_EMBED: [&[&str]; 3] = [
         "is_pausing",
     ],
     &["take_output", "take_ended", "cancel"],
+    &[
+        "agent_state",
+        "begin_operation",
+        "write_input",
+        "end_input",
+        "read_operation",
+        "ignore_operation_output",
+        "signal_command",
+        "resize_command",
+        "command_pid",
+        "operation_end",
+        "cancel_operation",
+        "drop_operation",
+    ],
 ];
 
 /// The methods of a type, each with its parameters.
@@ -66,6 +81,8 @@ fn blocking_api_has_methods_of_async_api() {
         ("RunningCommand", "console::"),
         ("ConsoleReader", "console::"),
         ("Lines", "console::"),
+        ("Command", "exec::"),
+        ("Child", "exec::"),
     ] {
         let mut of_async = methods(&format!("capsa::{module}{name}"));
         let mut blocking = methods(&format!("capsa::blocking::{name}"));

@@ -57,6 +57,7 @@ const OUTGOING_LIMIT: usize = 64 * 1024;
 
 /// How far the agent is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AgentState {
     /// The VM has not started.
     Waiting,
