@@ -136,6 +136,20 @@ fn attack_24_handshake_in_pieces_is_reassembled() {
 }
 
 #[test]
+fn handshake_may_end_before_a_long_record() {
+    let message = hello(&[names(&[(0, b"allowed.example")])]);
+    let mut bytes = vec![22, 3, 1, 0x40, 0];
+    bytes.extend(&message);
+    for len in 0..bytes.len() {
+        let Inspection::Incomplete { needed } = tls(&bytes[..len]) else {
+            panic!("{len} bytes of {}", bytes.len());
+        };
+        assert!(needed > len && needed <= bytes.len(), "{needed} after {len}");
+    }
+    assert_eq!(tls(&bytes), Inspection::Passed);
+}
+
+#[test]
 fn attack_25_bytes_that_are_no_handshake() {
     let junk: [&[u8]; 7] = [
         b"SSH-2.0-OpenSSH_9.2\r\n",

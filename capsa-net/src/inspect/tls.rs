@@ -51,17 +51,20 @@ pub(super) fn server_name(bytes: &[u8]) -> Result<String, Unreadable> {
         if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
             return Err(NOT_TLS);
         }
+        let mut wanted = MESSAGE_HEADER;
         if let Some([_, a, b, c]) = message.first_chunk::<MESSAGE_HEADER>() {
-            let len = MESSAGE_HEADER + u32::from_be_bytes([0, *a, *b, *c]) as usize;
-            if len > HELD_MAX {
+            wanted += u32::from_be_bytes([0, *a, *b, *c]) as usize;
+            if wanted > HELD_MAX {
                 return Err(Unreadable::Refused(VerdictReason::Incomplete));
             }
-            if let Some(hello) = message.get(MESSAGE_HEADER..len) {
+            if let Some(hello) = message.get(MESSAGE_HEADER..wanted) {
                 return name_of_hello(hello);
             }
         }
         if bytes.len() < end {
-            return Err(Unreadable::Incomplete { needed: end });
+            // The handshake may end before its record does.
+            let needed = bytes.len() + wanted - message.len();
+            return Err(Unreadable::Incomplete { needed: needed.min(end) });
         }
         at = end;
     }
