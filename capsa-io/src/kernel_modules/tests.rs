@@ -30,9 +30,9 @@ fn module(modinfo: &[&str]) -> Vec<u8> {
     elf
 }
 
-struct Tree(tempfile::TempDir);
+struct ModuleDir(tempfile::TempDir);
 
-impl Tree {
+impl ModuleDir {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -69,7 +69,7 @@ fn zstd(content: &[u8]) -> Vec<u8> {
 
 #[test]
 fn modules_come_after_those_they_need() {
-    let tree = Tree::new()
+    let tree = ModuleDir::new()
         .with(
             "kernel/fs/fuse/virtiofs.ko.xz",
             &xz(&module(&["license=GPL", "depends=fuse,virtio"])),
@@ -90,21 +90,21 @@ fn modules_come_after_those_they_need() {
 #[test]
 fn modules_in_a_circle_come_once() {
     let tree =
-        Tree::new().with("a.ko", &module(&["depends=b"])).with("b.ko", &module(&["depends=a"]));
+        ModuleDir::new().with("a.ko", &module(&["depends=b"])).with("b.ko", &module(&["depends=a"]));
     assert_eq!(tree.collect(&["a"]).unwrap().0, ["b", "a"]);
 }
 
 #[test]
 fn content_is_decompressed() {
     let content = module(&["description=x"]);
-    let tree = Tree::new().with("a.ko.xz", &xz(&content));
+    let tree = ModuleDir::new().with("a.ko.xz", &xz(&content));
     let set = ModuleTree::open(tree.0.path()).unwrap().collect(&["a"]).unwrap();
     assert_eq!(set.modules, [KernelModule { name: "a".to_owned(), content }]);
 }
 
 #[test]
 fn unusable_module_is_named() {
-    let tree = Tree::new()
+    let tree = ModuleDir::new()
         .with("text.ko", b"no ELF")
         .with("cut.ko.xz", &xz(&module(&[]))[..40])
         .with("needy.ko", &module(&["depends=nothing"]))
@@ -117,7 +117,7 @@ fn unusable_module_is_named() {
 
 #[test]
 fn directory_without_modules_is_refused() {
-    let tree = Tree::new().with("notes.txt", b"");
+    let tree = ModuleDir::new().with("notes.txt", b"");
     let error = ModuleTree::open(tree.0.path()).unwrap_err().to_string();
     assert!(error.contains("no kernel modules in"), "{error}");
     let absent = ModuleTree::open(&tree.0.path().join("absent")).unwrap_err();
@@ -127,7 +127,7 @@ fn directory_without_modules_is_refused() {
 #[test]
 fn endless_module_is_refused() {
     let zeros = gzip(&vec![0; MAX_MODULE as usize + 1]);
-    let tree = Tree::new().with("bomb.ko.gz", &zeros);
+    let tree = ModuleDir::new().with("bomb.ko.gz", &zeros);
     let error = tree.collect(&["bomb"]).unwrap_err().to_string();
     assert!(error.contains("more than 64 MiB"), "{error}");
 }
