@@ -159,10 +159,10 @@ pub(crate) fn plan(spec: VmSpec, choice: &BackendChoice, strict: Strictness) -> 
 
 /// The guest agent of this build.
 fn agent_program() -> std::result::Result<AgentProgram, &'static str> {
+    let program = Err("the feature `agent` of Capsa is off");
     #[cfg(feature = "agent")]
-    return capsa_agent::program().map(AgentProgram);
-    #[cfg(not(feature = "agent"))]
-    Err("the feature `agent` of Capsa is off")
+    let program = program.or_else(|_: &str| capsa_agent::program().map(AgentProgram));
+    program
 }
 
 /// Rejects a VM whose run directory or overlays could not be created. Creates the base directory of
