@@ -92,9 +92,10 @@ fn set_signal_mask(mask: u64) {
     let _ = unsafe { call(nr::RT_SIGPROCMASK, [2, &raw const mask as usize, 0, 8, 0, 0]) };
 }
 
-/// A descriptor that becomes readable when a child ends. Also ignores writes to closed pipes, which return an
-/// error then.
+/// A descriptor that becomes readable when a child ends. Also gives all signals their default actions, but ignores
+/// writes to closed pipes, which return an error then.
 pub(crate) fn watch_children() -> Outcome<Fd> {
+    (1..=SIGNALS).for_each(|signal| set_signal(signal, 0));
     set_signal(SIGPIPE, 1);
     let mask = 1_u64 << (SIGCHLD - 1);
     set_signal_mask(mask);
@@ -105,9 +106,9 @@ pub(crate) fn watch_children() -> Outcome<Fd> {
     Ok(Fd(fd as i32))
 }
 
-/// Gives signals their default actions, and blocks none.
+/// Undoes [`watch_children`] in a child.
 pub(crate) fn reset_signals() {
-    (1..=SIGNALS).for_each(|signal| set_signal(signal, 0));
+    set_signal(SIGPIPE, 0);
     set_signal_mask(0);
 }
 
