@@ -3,6 +3,7 @@
 //! Input and output are its standard streams.
 
 use alloc::vec;
+use alloc::vec::Vec;
 
 use crate::guest::BootedGuest;
 use crate::protocol::{
@@ -160,10 +161,9 @@ fn remove_tree(parent: Option<&Fd>, path: &[u8], device: Option<[u32; 2]>) -> Ou
 fn mount_at(mount: &MountSpec) -> Outcome<()> {
     make_directories(&mount.target, 0o755)?;
     let mounts = sys::read_file(None, b"/proc/self/mounts", 1024 * 1024).unwrap_or_default();
-    let wanted = [&mount.source, &mount.target, &mount.kind];
+    let wanted = [&mount.source, &mount.target, &mount.kind].map(|text| escaped(text));
     let is_mounted = mounts.split(|&byte| byte == b'\n').any(|line| {
-        // A space in a name is written as an escape; such a mount is not found.
-        line.split(|&byte| byte == b' ').take(3).eq(wanted.map(|text| &text[..]))
+        line.split(|&byte| byte == b' ').take(3).eq(wanted.iter().map(|text| &text[..]))
     });
     if is_mounted {
         return Ok(());
@@ -171,6 +171,22 @@ fn mount_at(mount: &MountSpec) -> Outcome<()> {
     // MS_RDONLY.
     let flags = usize::from(mount.read_only);
     sys::mount(&mount.source, &mount.target, &mount.kind, flags, &mount.options)
+}
+
+/// A name as `/proc/self/mounts` has it: in octal where it would end a field.
+fn escaped(name: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::new();
+    for &byte in name {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => {
+                let digits = [byte >> 6, byte >> 3 & 7, byte & 7];
+                escaped.push(b'\\');
+                escaped.extend(digits.map(|digit| b'0' + digit));
+            }
+            _ => escaped.push(byte),
+        }
+    }
+    escaped
 }
 
 /// Ends the guest.

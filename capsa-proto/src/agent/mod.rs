@@ -13,6 +13,9 @@
 //! hostile. A message that breaks the protocol ends the session, not the VM.
 
 mod client;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod protocol;
 
 pub use client::{

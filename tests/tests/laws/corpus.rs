@@ -4,12 +4,13 @@
 use std::fs;
 
 use capsa_cli::fuzz;
-use capsa_proto::{cmdline, codec, console, lifecycle, policy, qcow2, vm};
+use capsa_proto::{agent, cmdline, codec, console, lifecycle, policy, qcow2, vm};
 use capsa_testkit::workspace;
 
 type Body = fn(&[u8]);
 
-const TARGETS: [(&str, Body); 21] = [
+const TARGETS: [(&str, Body); 22] = [
+    ("agent_server", agent::fuzz::server),
     ("asciicast", codec::fuzz::asciicast),
     ("cmdline", cmdline::fuzz::run),
     ("config", fuzz::config),

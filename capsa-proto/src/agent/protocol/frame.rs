@@ -186,8 +186,6 @@ impl FrameDecoder {
 
     fn fail(&mut self, error: FrameError) -> Result<Option<FrameEvent<'_>>, FrameError> {
         self.error = Some(error);
-        self.buffer.clear();
-        self.at = 0;
         Err(error)
     }
 }
