@@ -89,8 +89,9 @@ fn modules_come_after_those_they_need() {
 
 #[test]
 fn modules_in_a_circle_come_once() {
-    let tree =
-        ModuleDir::new().with("a.ko", &module(&["depends=b"])).with("b.ko", &module(&["depends=a"]));
+    let tree = ModuleDir::new()
+        .with("a.ko", &module(&["depends=b"]))
+        .with("b.ko", &module(&["depends=a"]));
     assert_eq!(tree.collect(&["a"]).unwrap().0, ["b", "a"]);
 }
 
