@@ -27,12 +27,12 @@ pub(crate) struct ServedAgent {
     socket: UnixStream,
     decoder: FrameDecoder,
     last_id: u32,
-    running: BTreeMap<u32, Collected>,
+    running: BTreeMap<u32, RunningOperation>,
 }
 
 /// What is known about an operation.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct Collected {
+pub(crate) struct RunningOperation {
     pub(crate) pid: Option<u32>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
@@ -130,7 +130,7 @@ impl ServedAgent {
         self.last_id += 1;
         let id = self.last_id;
         let window = INITIAL_WINDOW as usize;
-        self.running.insert(id, Collected { window, ..Collected::default() });
+        self.running.insert(id, RunningOperation { window, ..RunningOperation::default() });
         self.send(&HostMessage::Begin(id, operation));
         id
     }
@@ -141,7 +141,7 @@ impl ServedAgent {
     }
 
     /// What is known about an operation.
-    pub(crate) fn collected(&self, id: u32) -> &Collected {
+    pub(crate) fn collected(&self, id: u32) -> &RunningOperation {
         &self.running[&id]
     }
 
@@ -153,7 +153,7 @@ impl ServedAgent {
     }
 
     /// Waits until an operation has ended.
-    pub(crate) fn finish(&mut self, id: u32) -> Collected {
+    pub(crate) fn finish(&mut self, id: u32) -> RunningOperation {
         self.wait_until(|agent| agent.running[&id].end.is_some());
         self.running.remove(&id).unwrap()
     }
@@ -176,13 +176,13 @@ impl ServedAgent {
     }
 
     /// Runs a command without input to its end.
-    pub(crate) fn run(&mut self, args: &[&str]) -> Collected {
+    pub(crate) fn run(&mut self, args: &[&str]) -> RunningOperation {
         let id = self.begin(Operation::Run(command(args)));
         self.finish(id)
     }
 
     /// Carries an operation out to its end.
-    pub(crate) fn carry_out(&mut self, operation: Operation) -> Collected {
+    pub(crate) fn carry_out(&mut self, operation: Operation) -> RunningOperation {
         let id = self.begin(operation);
         self.finish(id)
     }
@@ -237,7 +237,7 @@ impl ServedAgent {
     }
 }
 
-fn running(all: &mut BTreeMap<u32, Collected>, id: u32) -> &mut Collected {
+fn running(all: &mut BTreeMap<u32, RunningOperation>, id: u32) -> &mut RunningOperation {
     all.get_mut(&id).expect("a running operation")
 }
 
